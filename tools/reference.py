@@ -36,8 +36,8 @@ from agent.monitors import Monitor
 from agent.qmp.queries import QUERIES, Query, QueryPolicy
 from agent.session import host_process
 from agent.session.api import MonitorState, MonitorStatus, PollOutcome
-from agent.session.identity import Build
-from agent.session.session import THREADS
+from agent.session.identity import QemuBuild
+from agent.session.session import DISCOVER_PROCESS
 
 EXAMPLES = Path(__file__).parents[1] / "tests/golden/records.jsonl"
 """One record of each type from a real run; `make examples` writes the file."""
@@ -167,7 +167,7 @@ def _make_sample_agent() -> Agent:
             MonitorState.UP,
             "",
             vm,
-            Build("0", "0"),
+            QemuBuild("0", "0"),
             now,
             (("nodes", "not JSON"),),
         )
@@ -326,7 +326,7 @@ def events_of(command: str) -> list[str]:
     """Return the names of the events after which the agent sends a command."""
     senders = {c.name for c in ALL if command in (sent.name for sent in c.commands(ALL_FEATURES))}
     if command in (sent.name for sent in host_process.COMMANDS):
-        senders.add(THREADS)
+        senders.add(DISCOVER_PROCESS)
     return [row.name for row in ROWS if senders & set(row.invalidates)]
 
 

@@ -7,7 +7,7 @@ from agent.alerts.disk_usage import DiskUsage
 from agent.alerts.highest_writes import HighestWriteStore
 from agent.alerts.levels import MAX_BYTES
 from agent.alerts.pool_usage import PoolUsage
-from agent.alerts.process_state import EMPTY, VmProcessState
+from agent.alerts.process_state import EMPTY_SET, VmProcessState
 from agent.alerts.rules import HOUR
 from agent.alerts.space_metrics import space_figures, space_sample
 from agent.alerts.store import AlertStore
@@ -323,7 +323,7 @@ class DiskAlerts:
 
         The agent sends at most one command after each read of a slot, because another client may have set a threshold since the read.
         """
-        fresh_slots, state.fresh_slots = state.fresh_slots, EMPTY
+        fresh_slots, state.fresh_slots = state.fresh_slots, EMPTY_SET
         commands = []
         for device in sorted(fresh_slots & state.trackers.keys()):
             threshold = state.trackers[device].take_threshold()

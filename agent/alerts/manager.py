@@ -15,8 +15,8 @@ from agent.alerts.guest_policy import GuestAlertPolicy
 from agent.alerts.highest_writes import HighestWriteStore
 from agent.alerts.levels import ResolvedLevel
 from agent.alerts.notes import AlertNotes, Note
-from agent.alerts.process_state import EMPTY, VmProcessState
-from agent.alerts.processes import ProcessLookup, ProcessRegistry
+from agent.alerts.process_state import EMPTY_SET, VmProcessState
+from agent.alerts.processes import IsProcessAlive, ProcessRegistry
 from agent.alerts.run_state_alerts import RunStateAlerts
 from agent.alerts.shared_uuid_alerts import SharedUuidAlerts
 from agent.alerts.store import AlertStore
@@ -60,7 +60,7 @@ class AlertManager:
         host: str,
         policy_lookup: PolicyLookup,
         size_lookup: DeviceSizeLookup = lambda _vm, _path: None,
-        is_alive: ProcessLookup = lambda _pid: False,
+        is_alive: IsProcessAlive = lambda _pid: False,
         pool_lookup: PoolLookup = lambda _vm, _device, _path: UNKNOWN_POOL,
     ) -> None:
         """Create a manager without alerts.
@@ -253,8 +253,8 @@ class AlertManager:
         """Return the names of the collectors that have to run now, and clear the set."""
         state = self._processes.attached(vm)
         if state is None:
-            return EMPTY
-        due, state.refreshes = state.refreshes, EMPTY
+            return EMPTY_SET
+        due, state.refreshes = state.refreshes, EMPTY_SET
         return due
 
     def pending_commands(self, vm: Vm) -> list[tuple[str, Command]]:

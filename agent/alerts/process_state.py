@@ -10,7 +10,7 @@ from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.model.family import Sample
 from agent.model.record import Severity, Vm
 
-EMPTY: frozenset[str] = frozenset()
+EMPTY_SET: frozenset[str] = frozenset()
 """An empty set that all states share, because a separate empty set takes 216 bytes."""
 
 
@@ -82,10 +82,10 @@ class VmProcessState:
     io_status_ns: int = 0
     io_errors_ns: int = 0
     io_error_full: bool = False
-    failed_jobs: frozenset[str] = EMPTY
+    failed_jobs: frozenset[str] = EMPTY_SET
     migration_ns: int = 0
-    refreshes: frozenset[str] = EMPTY
-    fresh_slots: frozenset[str] = EMPTY
+    refreshes: frozenset[str] = EMPTY_SET
+    fresh_slots: frozenset[str] = EMPTY_SET
     has_run_state: bool = False
     gone_at: float | None = None
     gone_for_good: bool = False

@@ -11,14 +11,14 @@ from itertools import count
 from agent.alerts.process_state import VmProcessState
 from agent.model.record import Vm
 
-ProcessLookup = Callable[[int], bool]
-"""Returns whether a QEMU process is alive."""
+IsProcessAlive = Callable[[int], bool]
+"""Returns whether the QEMU process with a pid is alive."""
 
 
 class ProcessRegistry:
     """All processes that are attached, or that were attached less than `AWAY_SECONDS` ago."""
 
-    def __init__(self, is_alive: ProcessLookup) -> None:
+    def __init__(self, is_alive: IsProcessAlive) -> None:
         self._is_alive = is_alive
         self._by_uuid: dict[str, list[VmProcessState]] = {}
         self._owners = count(1)
@@ -116,7 +116,7 @@ class ProcessRegistry:
         return [state for state in self.of_uuid(uuid) if state.gone_at is None and state.run.running]
 
     def is_unique(self, uuid: str) -> bool:
-        """Return whether the guest of at most one process of a UUID runs. False if a run state is unknown."""
+        """Return whether it is certain that no two guests with this UUID run. False if the run state of a process is unknown."""
         are_known = all(state.has_run_state and state.gone_at is None for state in self.of_uuid(uuid))
         return are_known and len(self.running(uuid)) < 2
 

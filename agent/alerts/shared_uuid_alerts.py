@@ -7,7 +7,7 @@ that are still true. If the guests of several processes run at the same time, th
 from collections.abc import Iterator
 
 from agent.alerts.disk_alerts import DiskAlerts
-from agent.alerts.process_state import EMPTY, VmProcessState
+from agent.alerts.process_state import EMPTY_SET, VmProcessState
 from agent.alerts.processes import ProcessRegistry
 from agent.alerts.rules import UUID_CLASH_HELP
 from agent.alerts.run_state_alerts import RunStateAlerts
@@ -50,7 +50,7 @@ class SharedUuidAlerts:
         primary.trackers, primary.restored_disks = {}, {}
         self._store.reassign(kept, successor.vm, successor.owner)
         self._run_states.on_attached(successor)
-        successor.refreshes |= {"block", "nodes"} if primary.gone_at is None else EMPTY
+        successor.refreshes |= {"block", "nodes"} if primary.gone_at is None else EMPTY_SET
         yield from self._store.resolve(ended, time_ns, reason)
         if has_ended:
             self._processes.remove(primary)

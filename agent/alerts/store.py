@@ -145,7 +145,7 @@ class AlertStore:
     def resolve(
         self, alerts: Iterable[Alert], time_ns: int, reason: str, extra: Mapping[str, Any] | None = None
     ) -> Iterator[Record]:
-        """Resolve those of the alerts that fire. Yield the record of each alert right after this alert is resolved.
+        """Resolve alerts, and ignore alerts that do not fire. Yield the record of each alert right after this alert is resolved.
 
         Args:
             alerts: The alerts.

@@ -142,7 +142,7 @@ class ThresholdSlot:
             self._change_state(SlotInput.FAIL)
 
     def on_fired(self, node: str, value: int) -> None:
-        """Handle the event of the agent's own threshold. UNREAD keeps the threshold, and the first read then reports it as missed."""
+        """Handle the event of the agent's own threshold. In UNREAD, keep the threshold: the first read then reports the event as missed."""
         if self.threshold == (node, value) and self.state is not SlotState.UNREAD:
             self.threshold = None
             self._change_state(SlotInput.FIRE)

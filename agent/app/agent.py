@@ -133,7 +133,7 @@ class Agent:
             self._supervisors = SupervisorGroup(self._context, self.observer, tasks)
             self.health.supervisors = self._supervisors
             self._discovery = DiscoveryManager(self._supervisors, tasks)
-            self._discovery.set(build_discoverers(self.config))
+            self._discovery.set_discoverers(build_discoverers(self.config))
             tasks.create_task(self._run_alert_loop(), name="alert loop")
             tasks.create_task(self.storage.run(), name="storage")
             tasks.create_task(self.reload.run(self, read), name="reload")
@@ -163,7 +163,7 @@ class Agent:
             self.guests.apply(config.guest_agent)
         if before.alerts.alertmanager != config.alerts.alertmanager:
             self._restart_alertmanager()
-        self._discovery.set(build_discoverers(config))
+        self._discovery.set_discoverers(build_discoverers(config))
         polled = ("intervals", "allow", "alerts", "labels", "guest_agent")
         if any(getattr(before, name) != getattr(config, name) for name in polled):
             self._supervisors.resync()

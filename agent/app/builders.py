@@ -7,7 +7,7 @@ from pathlib import Path
 from agent.alerts.guest_policy import GuestAlertPolicy
 from agent.alerts.levels import Level, parse_level
 from agent.alerts.threshold_types import ThresholdMode, ThresholdPolicy
-from agent.collectors import Intervals
+from agent.collectors import PollIntervals
 from agent.common.config_types import expand_secret_path, matches_vm
 from agent.common.errors import SubcommandError
 from agent.config.model import Config, GuestAlertsConfig, WriteThresholdConfig
@@ -85,7 +85,7 @@ def session_settings(config: Config) -> SessionSettings:
     return SessionSettings(
         host=config.host,
         changes=frozenset(changes),
-        intervals=Intervals(**config.intervals.model_dump(exclude={"storage"})),
+        intervals=PollIntervals(**config.intervals.model_dump(exclude={"storage"})),
         response_seconds=config.timeouts.response,
         greeting_seconds=config.timeouts.greeting,
         max_retry_seconds=config.timeouts.retry,

@@ -127,7 +127,7 @@ class SessionDispatcher:
         """Count a refused connection to a `listen` address."""
         self._metrics.connections_refused.labels(address, reason).inc()
 
-    def on_response(self, seconds: float) -> None:
+    def on_response_time(self, seconds: float) -> None:
         """Add one of QEMU's response times, in seconds, to the histogram."""
         self._metrics.response_seconds.observe(seconds)
 

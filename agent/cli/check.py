@@ -158,7 +158,7 @@ async def _check_monitor(monitor: Monitor, context: SessionContext, slots: async
             return _failed(f"{name}: {error}")
         try:
             replies = await client.execute(
-                (*identity.IDENTITY, identity.LIST_COMMANDS), deadline=context.settings.response_seconds
+                (*identity.IDENTITY_COMMANDS, identity.QUERY_COMMANDS), deadline=context.settings.response_seconds
             )
         except QmpError as error:
             return _failed(f"{name}: {error}")

@@ -25,7 +25,7 @@ from agent.collectors import (
     runstate,
     threads,
 )
-from agent.collectors.base import Collector, Facts, Intervals
+from agent.collectors.base import Collector, PollIntervals, VmFacts
 
 ALL: tuple[Collector, ...] = (
     runstate.COLLECTOR,
@@ -53,7 +53,7 @@ ALL: tuple[Collector, ...] = (
     net.COLLECTOR,
 )
 
-ALL_FEATURES = Facts(
+ALL_FEATURES = VmFacts(
     balloon="/machine/peripheral/balloon0",
     guest_stats_seconds=5,
     hv_balloon=True,
@@ -61,4 +61,4 @@ ALL_FEATURES = Facts(
 )
 """Facts about a VM with all features that collectors poll, to list all commands."""
 
-__all__ = ["ALL", "ALL_FEATURES", "Collector", "Facts", "Intervals"]
+__all__ = ["ALL", "ALL_FEATURES", "Collector", "PollIntervals", "VmFacts"]

@@ -15,7 +15,7 @@ Replies = Sequence[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Intervals:
+class PollIntervals:
     """Polling intervals of the collectors whose results no event reports, in seconds.
 
     Attributes:
@@ -34,7 +34,7 @@ class Intervals:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class VmFacts:
     """Facts about one VM, discovered at attach and at each resync.
 
     Attributes:
@@ -115,7 +115,7 @@ class Poll(NamedTuple):
     time_ns: int = 0
     at: float = 0.0
 
-    def matching(self, sample: Sample) -> Sample | None:
+    def find_matching(self, sample: Sample) -> Sample | None:
         """Return this poll's sample of the same family and labels; None if this poll has no such sample."""
         return next((own for own in self.samples if own.family is sample.family and own.labels == sample.labels), None)
 
@@ -135,27 +135,27 @@ class Transition:
     severity: Severity = Severity.INFO
 
 
-def no_commands(_facts: Facts) -> tuple[()]:
+def no_commands(_facts: VmFacts) -> tuple[()]:
     """Return no command. Use it as `Collector.commands` of a collector that reads only files."""
     return ()
 
 
-def no_files(_facts: Facts) -> tuple[()]:
+def no_files(_facts: VmFacts) -> tuple[()]:
     """Return no file. Use it as `Collector.files` of a collector that reads no file."""
     return ()
 
 
-def at_poll_interval(_samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:
+def at_poll_interval(_samples: Sequence[Sample], _facts: VmFacts, intervals: PollIntervals) -> float | None:
     """Return the poll interval. Use it as `Collector.next_poll_delay`."""
     return intervals.poll
 
 
-def on_event_only(_samples: Sequence[Sample], facts: Facts, intervals: Intervals) -> float | None:
+def on_event_only(_samples: Sequence[Sample], facts: VmFacts, intervals: PollIntervals) -> float | None:
     """Return None to wait for an event; if no events arrive, return the poll interval. Use it as `Collector.next_poll_delay`."""
     return None if facts.receives_events else intervals.poll
 
 
-def _never(_samples: Sequence[Sample], _facts: Facts, _intervals: Intervals) -> float | None:
+def _never(_samples: Sequence[Sample], _facts: VmFacts, _intervals: PollIntervals) -> float | None:
     return None
 
 
@@ -189,18 +189,18 @@ class Collector:
 
     name: str
     families: tuple[Family, ...]
-    commands: Callable[[Facts], Sequence[Command]]
+    commands: Callable[[VmFacts], Sequence[Command]]
     collect: Callable[[Replies], Iterable[Sample]]
-    next_poll_delay: Callable[[Sequence[Sample], Facts, Intervals], float | None] = _never
+    next_poll_delay: Callable[[Sequence[Sample], VmFacts, PollIntervals], float | None] = _never
     topology: Callable[[Sequence[Sample]], object] = lambda _samples: None
     invalidates: tuple[str, ...] = ()
     derive: Callable[[Poll, Poll], Sequence[Sample]] = _keep_samples
     transitions: Callable[[Poll, Poll], Iterable[Transition]] = _no_transitions
     from_event: Mapping[str, Callable[[Mapping[str, Any]], Iterable[Sample]]] = field(default_factory=dict)
-    files: Callable[[Facts], Sequence[FileRequest]] = no_files
+    files: Callable[[VmFacts], Sequence[FileRequest]] = no_files
     waits_for_storage: bool = False
 
-    def missing_command(self, facts: Facts) -> str:
+    def missing_command(self, facts: VmFacts) -> str:
         """Return the name of the collector's first command that QEMU does not support; empty if QEMU supports all of them."""
         return next((command.name for command in self.commands(facts) if not facts.has_command(command.name)), "")
 

@@ -2,7 +2,7 @@
 
 In an event, QEMU names a disk by the QOM path of its device, by its block backend or by its top block node. The top node can be a filter
 that a mirror, a commit or a backup has inserted. query-block and query-blockstats omit such a filter (QEMU 2.9 to 11.1).
-query-named-block-nodes lists the filter: since QEMU 10.1 with its children, and before with the file name of the node below.
+query-named-block-nodes lists the filter. It has the filter's children (QEMU 10.1), or the file name of the node below (older versions).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -65,7 +65,7 @@ def _short_device_name(name: str) -> str:
 
 
 class BlockGraph:
-    """The names of the disks of one VM at one time. A later job or snapshot adds names.
+    """The names of the disks of one VM at one time. Jobs and snapshots that start later add names.
 
     Create it with `from_replies` or `from_samples`.
     """
@@ -107,7 +107,7 @@ class BlockGraph:
         return graph
 
     def device(self, *names: Any) -> str | None:
-        """Return the stable name of a disk, given some of the names that QEMU uses for it. The first name of exactly one disk decides.
+        """Return the stable name of the disk that has one of these names. The first name that belongs to exactly one disk decides.
 
         Args:
             names: QOM paths, device ids, block backends and node names. For an event, give its `qom-path`, `device` and `node-name`.

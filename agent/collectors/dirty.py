@@ -6,7 +6,7 @@ The agent starts no measurement, because a measurement is a change to QEMU and s
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.collectors.base import Collector, Facts, Intervals, Replies, optional, require_type
+from agent.collectors.base import Collector, PollIntervals, Replies, VmFacts, optional, require_type
 from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.model.family import Sample, Values
 from agent.model.metrics.memory import DIRTY_RATE, VCPU_DIRTY
@@ -22,7 +22,7 @@ _PER_SECOND = {"second": 1, "millisecond": 1000}
 """How many of a `calc-time-unit` (QEMU 8.2) make a second. Older versions have no unit and use seconds."""
 
 
-def _commands(facts: Facts) -> tuple[Command, ...]:
+def _commands(facts: VmFacts) -> tuple[Command, ...]:
     if not facts.has_command("query-dirty-rate"):
         return ()
     return (
@@ -54,7 +54,7 @@ def _merge_by_vcpu(known: Mapping[int, Values], rows: Any, key: str) -> dict[int
     return merged
 
 
-def _next_poll_delay(samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:
+def _next_poll_delay(samples: Sequence[Sample], _facts: VmFacts, intervals: PollIntervals) -> float | None:
     if any(sample.values.get("status") == "measuring" for sample in samples):
         return intervals.migration
     return intervals.poll if any("limit_bytes_per_second" in sample.values for sample in samples) else None

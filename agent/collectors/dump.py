@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.collectors.base import Collector, Facts, Intervals, Replies, require_type
+from agent.collectors.base import Collector, PollIntervals, Replies, VmFacts, require_type
 from agent.model.family import Sample
 from agent.model.metrics.memory import DUMP
 from agent.model.reader import FieldReader
@@ -22,7 +22,7 @@ def _read_samples(event_data: Mapping[str, Any]) -> Iterable[Sample]:
     return (Sample(DUMP, (), values),) if values.get("status", "none") != "none" else ()
 
 
-def _next_poll_delay(samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:
+def _next_poll_delay(samples: Sequence[Sample], _facts: VmFacts, intervals: PollIntervals) -> float | None:
     return intervals.migration if any(sample.values["status"] == "active" for sample in samples) else None
 
 

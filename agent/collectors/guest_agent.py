@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agent.collectors.base import Collector, Facts, Replies, on_event_only, optional, require_type
+from agent.collectors.base import Collector, Replies, VmFacts, on_event_only, optional, require_type
 from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.model.family import Sample
 from agent.model.metrics.guest import GUEST_AGENT
@@ -24,7 +24,7 @@ _LISTENING_SOCKET = re.compile(r"(disconnected:)?unix:(/.*),server(?:=on)?", re.
 """`filename` of a character device on a Unix socket that QEMU listens on (QEMU 2.6 to 11.1)."""
 
 
-def _commands(facts: Facts) -> Sequence[Command]:
+def _commands(facts: VmFacts) -> Sequence[Command]:
     if facts.guest_agent_port is None:
         return ()
     return (Command("query-chardev"), Command("qom-get", {"path": facts.guest_agent_port, "property": "chardev"}))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.base import Collector, Facts, Intervals, Replies, optional
+from agent.collectors.base import Collector, PollIntervals, Replies, VmFacts, optional
 from agent.model.family import Sample
 from agent.model.metrics.memory import GUEST_MEMORY
 from agent.model.reader import FieldReader
@@ -11,7 +11,7 @@ from agent.qmp.commands import Command
 _read = FieldReader(GUEST_MEMORY)
 
 
-def _commands(facts: Facts) -> Sequence[Command]:
+def _commands(facts: VmFacts) -> Sequence[Command]:
     if facts.balloon is None or facts.guest_stats_seconds == 0:
         return ()
     return (Command("qom-get", {"path": facts.balloon, "property": "guest-stats"}),)
@@ -24,7 +24,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
     return (Sample(GUEST_MEMORY, (), _read(stats)),)
 
 
-def _next_poll_delay(_samples: Sequence[Sample], facts: Facts, intervals: Intervals) -> float | None:
+def _next_poll_delay(_samples: Sequence[Sample], facts: VmFacts, intervals: PollIntervals) -> float | None:
     return max(intervals.guest_memory, facts.guest_stats_seconds) if facts.guest_stats_seconds else None
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from agent.collectors.base import Collector, Facts, Replies, require_type
+from agent.collectors.base import Collector, Replies, VmFacts, require_type
 from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample, Values
 from agent.model.metrics.inventory import INVENTORY, TPM
@@ -87,7 +87,7 @@ def _collect_tpms(replies: Replies) -> Iterable[Sample]:
             yield Sample(TPM, (sanitize(name),), _read_tpm(tpm))
 
 
-def _tpm_commands(facts: Facts) -> tuple[Command, ...]:
+def _tpm_commands(facts: VmFacts) -> tuple[Command, ...]:
     return (Command("query-tpm"),) if facts.has_command("query-tpm") else ()  # a QEMU may be built without it
 
 

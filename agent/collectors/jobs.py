@@ -7,7 +7,7 @@ rate, so the agent derives the rate from two polls.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from agent.collectors.base import Collector, Facts, Intervals, Poll, Replies, on_event_only, require_type
+from agent.collectors.base import Collector, Poll, PollIntervals, Replies, VmFacts, on_event_only, require_type
 from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.model.family import Sample, Values
 from agent.model.metrics.jobs import JOB
@@ -23,7 +23,7 @@ _WAITING_STATUSES = frozenset({"paused", "standby", "waiting", "pending", "concl
 """Statuses in which a job makes no progress. An event reports when such a status ends, so the job needs no polling."""
 
 
-def _commands(facts: Facts) -> tuple[Command, ...]:
+def _commands(facts: VmFacts) -> tuple[Command, ...]:
     return (Command("query-block-jobs"), *((Command("query-jobs"),) if facts.has_command("query-jobs") else ()))
 
 
@@ -50,7 +50,7 @@ def _to_sample(name: str, job: dict[str, Any]) -> Sample:
 def _derive(before: Poll, now: Poll) -> Sequence[Sample]:
     seconds = now.at - before.at
     return [
-        Sample(job.family, job.labels, job.values | _rate_fields(before.matching(job), job.values, seconds))
+        Sample(job.family, job.labels, job.values | _rate_fields(before.find_matching(job), job.values, seconds))
         for job in now.samples
     ]
 
@@ -64,11 +64,11 @@ def _rate_fields(before: Sample | None, values: Values, seconds: float) -> Value
     return {"progress_per_second": rate} | ({"remaining_seconds": remaining / rate} if rate > 0 else {})
 
 
-def _next_poll_delay(samples: Sequence[Sample], facts: Facts, intervals: Intervals) -> float | None:
+def _next_poll_delay(samples: Sequence[Sample], facts: VmFacts, intervals: PollIntervals) -> float | None:
     return min(_delays_of_jobs(samples, intervals), default=on_event_only(samples, facts, intervals))
 
 
-def _delays_of_jobs(samples: Sequence[Sample], intervals: Intervals) -> Iterator[float]:
+def _delays_of_jobs(samples: Sequence[Sample], intervals: PollIntervals) -> Iterator[float]:
     for sample in samples:
         status = sample.values.get("status", "running")
         if status == "ready":  # a mirror can be ready for days, and then only copies the guest's writes

@@ -8,7 +8,7 @@ interval of their own. Measured on QEMU 7.2, the main loop takes 1.4 times as lo
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.collectors.base import Collector, Facts, Intervals, Replies, require_type
+from agent.collectors.base import Collector, PollIntervals, Replies, VmFacts, require_type
 from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.model.family import Family, Sample, Values
 from agent.model.metrics.kvm import KVM, KVM_VCPU
@@ -45,7 +45,7 @@ def _values_by_name(entry: Mapping[str, Any]) -> Values:
     return {as_text(stat.get("name")): stat.get("value") for stat in as_list_of_objects(entry.get("stats"))}
 
 
-def _next_poll_delay(samples: Sequence[Sample], _facts: Facts, intervals: Intervals) -> float | None:
+def _next_poll_delay(samples: Sequence[Sample], _facts: VmFacts, intervals: PollIntervals) -> float | None:
     return intervals.kvm if samples else None  # a VM without KVM has no statistics
 
 

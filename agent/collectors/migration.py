@@ -6,7 +6,7 @@ If QEMU emits no MIGRATION events, the migration is polled at the poll interval.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.collectors.base import Collector, Facts, Intervals, Poll, Replies, Transition, require_type
+from agent.collectors.base import Collector, Poll, PollIntervals, Replies, Transition, VmFacts, require_type
 from agent.model.family import Sample, Values
 from agent.model.metrics.migration import INACTIVE_STATUSES, MIGRATION, MIGRATION_ENDED
 from agent.model.reader import FieldReader
@@ -50,7 +50,7 @@ def _remaining_time(values: Values) -> Values:
     return {"remaining_seconds": values["ram_remaining_bytes"] / speed}
 
 
-def _next_poll_delay(samples: Sequence[Sample], facts: Facts, intervals: Intervals) -> float | None:
+def _next_poll_delay(samples: Sequence[Sample], facts: VmFacts, intervals: PollIntervals) -> float | None:
     if any(_in_progress(sample.values) for sample in samples):
         return intervals.migration
     return None if facts.migration_events else intervals.poll

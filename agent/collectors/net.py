@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agent.collectors.base import Collector, Facts, Replies, at_poll_interval, no_commands
+from agent.collectors.base import Collector, Replies, VmFacts, at_poll_interval, no_commands
 from agent.host.procfs import Numbers, parse_net_dev, parse_single_number
 from agent.host.types import FileReply, FileRequest, Interface
 from agent.model.family import Sample
@@ -16,7 +16,7 @@ _read = FieldReader(NET)
 _COUNTERS = [f"{direction}_{what}" for direction in ("rx", "tx") for what in ("bytes", "packets", "errors", "dropped")]
 
 
-def _files(facts: Facts) -> Sequence[FileRequest]:
+def _files(facts: VmFacts) -> Sequence[FileRequest]:
     same_netns = [i for i in facts.interfaces if i.same_netns]
     files = [FileRequest(f"/sys/class/net/{i.name}/statistics/{name}", i) for i in same_netns for name in _COUNTERS]
     other_netns = tuple(i for i in facts.interfaces if not i.same_netns)

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from agent.collectors.base import Collector, Facts, Replies, require_type
+from agent.collectors.base import Collector, Replies, VmFacts, require_type
 from agent.collectors.block import backing_layers, disks_by_name, nodes_to_storage
 from agent.collectors.block_graph import FILTERS, BlockGraph
 from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
@@ -41,11 +41,11 @@ _MAX_BITMAPS = 64
 _MAX_SNAPSHOTS = 32
 _MAX_TEXT = 96
 
-Nodes = Mapping[str, Mapping[str, Any]]
+NodesByName = Mapping[str, Mapping[str, Any]]
 """Block nodes by name, as in the reply to query-named-block-nodes."""
 
 
-def _commands(facts: Facts) -> tuple[Command, ...]:
+def _commands(facts: VmFacts) -> tuple[Command, ...]:
     if facts.repeated_images > _MAX_REPEATED_IMAGES:
         return (_QUERY_STATS,)
     # With `flat`, QEMU does not list the backing chain of each node again with the node (QEMU 5.0).
@@ -125,7 +125,7 @@ def _bitmap_samples(device: str, layer: str, node: Mapping[str, Any]) -> Iterato
             yield Sample(BLOCK_BITMAP, (device, layer, sanitize(name)), _read_bitmap(bitmap))
 
 
-def _layers_of_disk(nodes: Nodes, disk: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _layers_of_disk(nodes: NodesByName, disk: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each layer of a disk and the layer's node name. Filter nodes are omitted."""
     names = [name for node in nodes_to_storage(disk) if isinstance(name := node.get("node-name"), str)]
     without_filters = [name for name in names if str(nodes.get(name, {}).get("drv")) not in FILTERS]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agent.collectors.base import Collector, Facts, Replies, at_poll_interval, no_commands
+from agent.collectors.base import Collector, Replies, VmFacts, at_poll_interval, no_commands
 from agent.host.procfs import family_numbers_parser, group_by_subject, parse_pressure, parse_single_number
 from agent.host.types import FileReply, FileRequest
 from agent.model.family import Sample
@@ -25,7 +25,7 @@ _CGROUP_PARSERS = {
 }
 
 
-def _process_files(facts: Facts) -> Sequence[FileRequest]:
+def _process_files(facts: VmFacts) -> Sequence[FileRequest]:
     if facts.process is None:
         return ()
     task = facts.process
@@ -40,7 +40,7 @@ def _collect_process(replies: Replies) -> Iterable[Sample]:
         yield Sample(PROCESS, (), _read_process({**files, "known": {"pid": task.id, **task.values}}))
 
 
-def _cgroup_files(facts: Facts) -> Sequence[FileRequest]:
+def _cgroup_files(facts: VmFacts) -> Sequence[FileRequest]:
     if facts.cgroup is None:
         return ()
     return [FileRequest(f"{facts.cgroup}/{name}", facts.cgroup) for name in _CGROUP_PARSERS]

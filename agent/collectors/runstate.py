@@ -17,7 +17,9 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 def _derive(before: Poll, now: Poll) -> Sequence[Sample]:
     return [
-        Sample(s.family, s.labels, s.values | {"since_timestamp_seconds": _status_since(before.matching(s), s, now)})
+        Sample(
+            s.family, s.labels, s.values | {"since_timestamp_seconds": _status_since(before.find_matching(s), s, now)}
+        )
         for s in now.samples
     ]
 

@@ -19,7 +19,7 @@ Location = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class ConfigProblem:
     """One problem of a config file.
 
     Attributes:
@@ -46,7 +46,7 @@ class ConfigError(Exception):
         problems: all problems of the file.
     """
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    def __init__(self, problems: Sequence[ConfigProblem]) -> None:
         super().__init__("\n".join(map(str, problems)))
         self.problems = problems
 
@@ -77,9 +77,9 @@ def read(path: Path, model: type[Model]) -> Model:
     try:
         text = path.read_text("utf-8")
     except OSError as error:
-        raise ConfigError([Problem(name, 0, "", f"cannot be read: {error.strerror}")]) from error
+        raise ConfigError([ConfigProblem(name, 0, "", f"cannot be read: {error.strerror}")]) from error
     except UnicodeDecodeError as error:
-        raise ConfigError([Problem(name, 0, "", f"is not UTF-8 text at byte {error.start}")]) from error
+        raise ConfigError([ConfigProblem(name, 0, "", f"is not UTF-8 text at byte {error.start}")]) from error
     return validate(text, name, model)
 
 
@@ -98,16 +98,16 @@ def validate(text: str, name: str, model: type[Model]) -> Model:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         lines: dict[Location, int] = {}
         duplicates = list(_find_duplicates(node, (), lines))
-        problems = [Problem(name, line, _key_text(location), "duplicate key") for location, line in duplicates]
+        problems = [ConfigProblem(name, line, _key_text(location), "duplicate key") for location, line in duplicates]
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError([_problem_of_yaml(name, error)]) from error
     except (ArithmeticError, AttributeError, LookupError, RecursionError, ValueError) as error:
         # PyYAML raises these errors for invalid values, such as the date 2024-13-45, and for an alias that contains itself.
-        raise ConfigError([Problem(name, 0, "", f"is not YAML: {error}")]) from error
+        raise ConfigError([ConfigProblem(name, 0, "", f"is not YAML: {error}")]) from error
     if not isinstance(values, dict):
         text = "should be a mapping; the minimal config is\n\n  monitors:\n    - dial: /run/qemu/*.qmp\n"
-        raise ConfigError([Problem(name, 0, "", text)])
+        raise ConfigError([ConfigProblem(name, 0, "", text)])
     try:
         config = model.model_validate(values)
     except ValidationError as error:
@@ -145,10 +145,10 @@ def _find_duplicates(
             yield from _find_duplicates(value, (*location, index), lines)
 
 
-def _problem_of_yaml(name: str, error: yaml.YAMLError) -> Problem:
+def _problem_of_yaml(name: str, error: yaml.YAMLError) -> ConfigProblem:
     mark = getattr(error, "problem_mark", None)
     reason = getattr(error, "problem", None) or str(error)
-    return Problem(name, mark.line + 1 if mark else 0, "", f"is not YAML: {reason}")
+    return ConfigProblem(name, mark.line + 1 if mark else 0, "", f"is not YAML: {reason}")
 
 
 def _key_text(location: Location) -> str:
@@ -157,11 +157,13 @@ def _key_text(location: Location) -> str:
     return text.removeprefix(".")
 
 
-def _problem_of_value(name: str, detail: ErrorDetails, lines: dict[Location, int], model: type[BaseModel]) -> Problem:
+def _problem_of_value(
+    name: str, detail: ErrorDetails, lines: dict[Location, int], model: type[BaseModel]
+) -> ConfigProblem:
     tagged = tuple(detail["loc"])  # pydantic adds the tag of a monitor entry to the location
     location = tuple(part for part in tagged if not str(part).startswith(TAG_PREFIX))
     line = next((lines[location[:n]] for n in range(len(location), -1, -1) if location[:n] in lines), 0)
-    return Problem(name, line, _key_text(location), _problem_text(detail, tagged, model))
+    return ConfigProblem(name, line, _key_text(location), _problem_text(detail, tagged, model))
 
 
 def _problem_text(detail: ErrorDetails, location: Location, model: type[BaseModel]) -> str:
@@ -230,13 +232,13 @@ def _keys_at(location: Location, model: Any) -> list[str]:
         if part in ENTRY_TYPES:
             model, entry_keys = ENTRY_TYPES[str(part)], tuple(tag.removeprefix(TAG_PREFIX) for tag in ENTRY_TYPES)
         elif isinstance(part, str) and model is not None:
-            model = next(sections(model.model_fields[part].annotation), None)
+            model = next(section_models_in(model.model_fields[part].annotation), None)
     return list(dict.fromkeys((*model.model_fields, *entry_keys))) if model is not None else []
 
 
-def sections(annotation: Any) -> Iterator[type[BaseModel]]:
+def section_models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     """Yield the pydantic models of sections in the type annotation of a key."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
-        yield from sections(inner)
+        yield from section_models_in(inner)

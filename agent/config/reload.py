@@ -17,7 +17,7 @@ LIVE_SECTIONS = frozenset(
 """Sections that a running agent applies. Other sections need a restart, because records in the queues and open sockets depend on them."""
 
 
-def merge(running: Config, loaded: Config) -> tuple[Config, list[str]]:
+def merge_live_sections(running: Config, loaded: Config) -> tuple[Config, list[str]]:
     """Replace the live sections of the running config by those of a newly loaded config.
 
     Returns:
@@ -72,7 +72,7 @@ class ConfigReloader:
             self.error = "; ".join(map(str, error.problems))
             _log.error("config: reload failed: %s; the previous config stays in use", self.error)
             return
-        config, self.needs_restart = merge(agent.config, loaded)
+        config, self.needs_restart = merge_live_sections(agent.config, loaded)
         agent.apply(config)
         self.error, self.loaded_at = None, time.time()
         _log.info("config: reloaded")

@@ -1,6 +1,6 @@
 r"""The guest agent's protocol: bytes in, replies out. Pure: no socket, no clock, no asyncio.
 
-Facts about qemu-ga 2.6 to 11.1: it speaks JSON like QMP, but sends no greeting, no events and no ids. It executes one command at a time,
+VmFacts about qemu-ga 2.6 to 11.1: it speaks JSON like QMP, but sends no greeting, no events and no ids. It executes one command at a time,
 and a reply ends with a line feed. A reply may never arrive, or may arrive after the client stopped waiting. So the client synchronizes at
 connect and after each timeout: it sends the byte 0xFF, which resets the guest agent's parser, and `guest-sync-delimited` with a number.
 The guest agent replies with an error to the byte, then with 0xFF and the number. Everything up to this reply is discarded.

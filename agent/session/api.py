@@ -7,14 +7,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from agent.collectors import ALL, Collector, Intervals
+from agent.collectors import ALL, Collector, PollIntervals
 from agent.host import LabelsConfig
 from agent.model.family import Family, Sample
 from agent.model.record import Record, Vm
 from agent.monitors import Monitor
 from agent.qmp.commands import AllowList, Change, Command
-from agent.session.collector_failures import Degraded
-from agent.session.identity import Build
+from agent.session.collector_failures import DegradedCollectors
+from agent.session.identity import QemuBuild
 from agent.session.scheduler import Pacer
 from agent.session.uuid_clash import GRACE_SECONDS
 
@@ -68,9 +68,9 @@ class MonitorStatus:
     state: MonitorState
     reason: str
     vm: Vm | None
-    build: Build | None
+    build: QemuBuild | None
     since_ns: int
-    degraded: Degraded = ()
+    degraded: DegradedCollectors = ()
     clash: tuple[str, ...] = ()
 
 
@@ -146,7 +146,7 @@ class SessionObserver(Protocol):
     def on_connection_refused(self, address: str, reason: str) -> None:
         """Handle an incoming connection that the agent refused; `address` is the agent's own address."""
 
-    def on_response(self, seconds: float) -> None:
+    def on_response_time(self, seconds: float) -> None:
         """Handle the response time in seconds of the commands that one write sent; after a timeout, the timeout."""
 
     def on_collector_run(self, collector: str, outcome: PollOutcome) -> None:
@@ -231,7 +231,7 @@ class SessionSettings:
 
     host: str
     changes: frozenset[Change] = frozenset()
-    intervals: Intervals = field(default_factory=Intervals)
+    intervals: PollIntervals = field(default_factory=PollIntervals)
     response_seconds: float = 5.0
     greeting_seconds: float = 3.0
     max_retry_seconds: float = 30.0
@@ -291,7 +291,7 @@ class SessionContext:
         self.storage = storage
         self.root = root
         self.random = random
-        self.build_commands: dict[Build, frozenset[str]] = {}
+        self.build_commands: dict[QemuBuild, frozenset[str]] = {}
         self.first_polls = first_polls or Pacer(FIRST_POLL_SPACING_SECONDS, FIRST_POLL_MAX_DELAY_SECONDS)
         self.attached_vms = 0
         self.demands: dict[Vm, Callable[[Sequence[str]], None]] = {}

@@ -8,7 +8,7 @@ from agent.model.record import sanitize
 MAX_CAUSE = 200
 """Maximum length of a failure's cause, in characters."""
 
-Degraded = tuple[tuple[str, str], ...]
+DegradedCollectors = tuple[tuple[str, str], ...]
 """Pairs of a failing collector's name and the cause."""
 
 
@@ -22,20 +22,20 @@ class _Failure:
 class CollectorFailures:
     """Failing collectors of one VM. The agent does not poll a failing collector for a time, which doubles with each failure in a row.
 
-    After a failure that one of several collectors caused, all of them are suspects: each is polled alone, until its answer can be read.
+    If one of several collectors caused a failure, all of them are isolated: the agent polls each alone until its reply can be read.
     """
 
-    __slots__ = ("_failures", "_suspects")
+    __slots__ = ("_failures", "_isolated")
 
     def __init__(self) -> None:
         self._failures: dict[str, _Failure] = {}
-        self._suspects: list[str] = []
+        self._isolated: list[str] = []
 
     def __contains__(self, name: object) -> bool:
         return name in self._failures
 
     @property
-    def degraded(self) -> Degraded:
+    def degraded(self) -> DegradedCollectors:
         """The failing collectors and their causes, sorted by name."""
         return tuple((name, failure.cause) for name, failure in sorted(self._failures.items()))
 
@@ -53,27 +53,27 @@ class CollectorFailures:
         count = previous.count + 1 if previous is not None else 1
         delay = min(max_seconds, first_seconds * 2.0 ** min(count - 1, 30))
         self._failures[name] = _Failure(sanitize(cause, MAX_CAUSE), count, now + delay)
-        self.acquit(name)
+        self.end_isolation(name)
         return delay
 
     def clear(self, name: str) -> bool:
         """Remove a collector's failures; return False if it had none."""
-        self.acquit(name)
+        self.end_isolation(name)
         return self._failures.pop(name, None) is not None
 
-    def suspect(self, name: str) -> None:
-        """Poll a collector alone from now on, because it or another one caused a failure."""
-        if name not in self._suspects:
-            self._suspects.append(name)
+    def isolate(self, name: str) -> None:
+        """Poll a collector alone from now on, because this collector or another collector in the same write caused a failure."""
+        if name not in self._isolated:
+            self._isolated.append(name)
 
-    def acquit(self, name: str) -> None:
-        """Remove a collector from the suspects."""
-        if name in self._suspects:
-            self._suspects.remove(name)
+    def end_isolation(self, name: str) -> None:
+        """Poll a collector together with other collectors again."""
+        if name in self._isolated:
+            self._isolated.remove(name)
 
-    def is_alone(self, name: str) -> bool:
+    def is_isolated(self, name: str) -> bool:
         """Return whether a collector has to be polled alone."""
-        return name in self._failures or name in self._suspects
+        return name in self._failures or name in self._isolated
 
     def retry_at(self, name: str) -> float:
         """Return the monotonic time from which the agent may poll a collector again; `-inf` if the collector does not fail."""

@@ -49,7 +49,7 @@ class DiscoveryManager:
         self._running: dict[str, tuple[_DiscoveredMonitors, asyncio.Task[None]]] = {}
         self._discoverers: dict[str, Discoverer] = {}
 
-    def set(self, discoverers: Mapping[str, Discoverer]) -> None:
+    def set_discoverers(self, discoverers: Mapping[str, Discoverer]) -> None:
         """Run exactly these discoverers, given by name. A running discoverer whose name is among them keeps running."""
         removed = [self._running.pop(name) for name in self._running.keys() - discoverers.keys()]
         for name in discoverers.keys() - self._running.keys():

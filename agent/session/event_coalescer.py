@@ -16,7 +16,7 @@ WINDOW_SECONDS = 1.0
 MAX_WINDOWS = 256
 """Maximum number of open windows, because QEMU's data decides how many keys there are. Beyond it, the oldest window ends early."""
 
-Key = tuple[object, ...]
+EventKey = tuple[object, ...]
 """Values that are equal for repetitions of one event, such as the event's name and its device."""
 
 
@@ -50,9 +50,9 @@ class EventCoalescer:
     """
 
     def __init__(self) -> None:
-        self._windows: dict[Key, _Window] = {}
+        self._windows: dict[EventKey, _Window] = {}
 
-    def add(self, key: Key, event: Event, time_ns: int, now: float) -> Iterator[CoalescedEvent]:
+    def add(self, key: EventKey, event: Event, time_ns: int, now: float) -> Iterator[CoalescedEvent]:
         """Add an event and yield the reports to emit now; `take_due` yields later reports.
 
         Args:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from agent.collectors.base import Facts
+from agent.collectors.base import VmFacts
 from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.host import Process, QemuProcess, UnknownProcessError, find_process, interfaces_of, read_libvirt_labels
 from agent.host.types import FileReply, FileRequest, Interface, Task
@@ -61,7 +61,7 @@ Execute = Callable[[Sequence[Command]], Awaitable[list[CommandResult]]]
 """Executes commands on QEMU and returns their results in the same order."""
 
 T = TypeVar("T")
-Nics = Mapping[str, Mapping[str, Any]]
+NicsByMac = Mapping[str, Mapping[str, Any]]
 """Properties of network cards by MAC address in lower case."""
 
 
@@ -77,7 +77,7 @@ class HostProcess:
         self._context = context
         self._process: Process | None = None
         self._interface_names: frozenset[str] = frozenset()
-        self._nics: Nics = {}
+        self._nics: NicsByMac = {}
 
     def close(self) -> None:
         """Close the process's directory in /proc."""
@@ -91,7 +91,7 @@ class HostProcess:
             self._process.read_files(files) if self._process is not None else [FileReply(file, None) for file in files]
         )
 
-    async def discover(self, execute: Execute, socket_owner: int | None, vm: Vm, facts: Facts) -> Facts:
+    async def discover(self, execute: Execute, socket_owner: int | None, vm: Vm, facts: VmFacts) -> VmFacts:
         """Find the VM's process, and return the facts with the process's threads, cgroup and network interfaces.
 
         Args:
@@ -214,7 +214,7 @@ def _parse_machine(kvm: Any, machine: Any) -> Iterator[tuple[str, Any]]:
         yield "accelerator", "kvm" if enabled else "other"
 
 
-async def _query_nics(execute: Execute) -> Nics:
+async def _query_nics(execute: Execute) -> NicsByMac:
     """Return the properties of the guest's network cards."""
     listings = await execute([Command("qom-list", {"path": container}) for container in DEVICE_CONTAINERS])
     paths = [

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent.collectors.base import Facts
+from agent.collectors.base import VmFacts
 from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
 from agent.model.record import Vm, sanitize
 from agent.qmp.commands import Command
@@ -16,22 +16,22 @@ _UUID5_NAMESPACE = uuid.UUID("5f0b6f6e-8c3e-5d0a-9a39-6e1f1f2d7a10")
 """Namespace of the UUIDs that the agent derives for VMs without a UUID."""
 _NIL_UUID = str(uuid.UUID(int=0))
 
-IDENTITY = (Command("query-uuid"), Command("query-name"))
+IDENTITY_COMMANDS = (Command("query-uuid"), Command("query-name"))
 """Commands that identify a VM. The version of its QEMU is in the greeting."""
 
-RUN_STATE = Command("query-status")
+QUERY_RUN_STATE = Command("query-status")
 """Queries whether the guest runs or waits for a migration."""
 
 DEVICE_CONTAINERS = ("/machine/peripheral", "/machine/peripheral-anon")
 """QOM paths of the devices: those with an id, and those without."""
 
-FEATURES = (
+FEATURE_COMMANDS = (
     Command("query-migrate-capabilities"),
     *(Command("qom-list", {"path": container}) for container in DEVICE_CONTAINERS),
 )
 """Commands that query the features of a VM."""
 
-LIST_COMMANDS = Command("query-commands")
+QUERY_COMMANDS = Command("query-commands")
 """Lists the commands of a QEMU. All VMs of one build have the same commands, so the agent queries one VM of each build."""
 
 ENABLE_MIGRATION_EVENTS = Command(
@@ -51,7 +51,7 @@ _HV_BALLOON_TYPES = ("child<hv-balloon",)
 
 
 @dataclass(frozen=True, slots=True)
-class Build:
+class QemuBuild:
     """The version of a QEMU.
 
     Attributes:
@@ -63,9 +63,9 @@ class Build:
     package: str
 
 
-def build_of(greeting: Greeting) -> Build:
+def build_of(greeting: Greeting) -> QemuBuild:
     """Return the version in a QMP greeting."""
-    return Build(".".join(map(str, greeting.version)), sanitize(greeting.package, 128))
+    return QemuBuild(".".join(map(str, greeting.version)), sanitize(greeting.package, 128))
 
 
 def identify(
@@ -76,7 +76,7 @@ def identify(
     shared_address: str = "",
     arguments: Callable[[], Sequence[str]] = tuple,
 ) -> Vm:
-    """Return the VM that the replies to IDENTITY describe.
+    """Return the VM that the replies to IDENTITY_COMMANDS describe.
 
     A VM that was started without a UUID reports only zeros. The agent then derives a UUID from the host's name and the monitor's name.
     This UUID stays the same when the VM or the agent restarts. If VMs connect to an address of the agent, the agent derives the UUID from
@@ -85,7 +85,7 @@ def identify(
     Args:
         host: the host's name.
         monitor: the monitor's name.
-        replies: the replies to IDENTITY.
+        replies: the replies to IDENTITY_COMMANDS.
         shared_address: the agent's address that VMs connect to; empty if the agent connects to the monitor.
         arguments: returns QEMU's command line, or an empty sequence if the command line is unknown.
 
@@ -118,7 +118,7 @@ def balloon_path(replies: Sequence[Any], types: tuple[str, ...] = _BALLOON_TYPES
     """Return the QOM path of the VM's balloon device; None if the VM has no balloon. QEMU allows one balloon.
 
     Args:
-        replies: the replies to FEATURES.
+        replies: the replies to FEATURE_COMMANDS.
         types: prefixes of the QOM types of the balloon.
     """
     for container, children in zip(DEVICE_CONTAINERS, replies[1:], strict=True):
@@ -129,7 +129,7 @@ def balloon_path(replies: Sequence[Any], types: tuple[str, ...] = _BALLOON_TYPES
 
 
 def migration_events_enabled(replies: Sequence[Any]) -> bool:
-    """Return whether the replies to FEATURES show that QEMU emits MIGRATION events."""
+    """Return whether the replies to FEATURE_COMMANDS show that QEMU emits MIGRATION events."""
     capabilities = as_list_of_objects(replies[0])
     return any(c.get("capability") == "events" and c.get("state") is True for c in capabilities)
 
@@ -159,19 +159,19 @@ def parse_stats_interval(reply: Any) -> int:
 
 
 def parse_command_names(reply: Any) -> frozenset[str]:
-    """Return the names in the reply to LIST_COMMANDS; an empty set if the reply is an error."""
+    """Return the names in the reply to QUERY_COMMANDS; an empty set if the reply is an error."""
     return frozenset(as_text(command.get("name")) for command in as_list_of_objects(reply)) - {""}
 
 
-def facts_of(replies: Sequence[Any], greeting: Greeting, commands: frozenset[str] = frozenset()) -> Facts:
+def facts_of(replies: Sequence[Any], greeting: Greeting, commands: frozenset[str] = frozenset()) -> VmFacts:
     """Return the facts about a VM.
 
     Args:
-        replies: the replies to FEATURES.
+        replies: the replies to FEATURE_COMMANDS.
         greeting: QEMU's greeting.
         commands: the names of QEMU's commands; empty if they are unknown.
     """
-    return Facts(
+    return VmFacts(
         balloon=balloon_path(replies),
         hv_balloon=balloon_path(replies, _HV_BALLOON_TYPES) is not None,
         migration_events=migration_events_enabled(replies),

@@ -71,13 +71,15 @@ class OwnershipRegistry:
         Returns:
             None if the claim is acquired. Otherwise another claim on the VM, with equal or better priority; call again when it is released.
         """
-        while rivals := [held for key in _keys(claim) for held in self._held.get(key, ()) if claim.same_vm(held)]:
+        while rivals := [
+            held for key in _keys_of_claim(claim) for held in self._held.get(key, ()) if claim.same_vm(held)
+        ]:
             for rival in rivals:
                 if rival.priority <= claim.priority:
                     return rival
                 rival.preempt()
             await asyncio.wait({rivals[0].released})
-        for key in _keys(claim):
+        for key in _keys_of_claim(claim):
             self._held.setdefault(key, []).append(claim)
         if len(self._held[claim.uuid]) > 1:
             self._shared_uuids.add(claim.uuid)
@@ -86,7 +88,7 @@ class OwnershipRegistry:
 
     def release(self, claim: OwnershipClaim) -> None:
         """Release a claim if it was acquired, and wake the supervisors that wait for it."""
-        for key in _keys(claim):
+        for key in _keys_of_claim(claim):
             remaining = [other for other in self._held.pop(key, ()) if other is not claim]
             if remaining:
                 self._held[key] = remaining
@@ -96,5 +98,5 @@ class OwnershipRegistry:
             claim.released.set_result(None)
 
 
-def _keys(claim: OwnershipClaim) -> tuple[str | int, ...]:
+def _keys_of_claim(claim: OwnershipClaim) -> tuple[str | int, ...]:
     return (claim.uuid,) if claim.pid is None else (claim.uuid, claim.pid)

@@ -7,7 +7,7 @@ from itertools import islice
 from math import inf
 from typing import NamedTuple, Self
 
-from agent.collectors import Collector, Facts
+from agent.collectors import Collector, VmFacts
 from agent.collectors.base import Poll
 from agent.model.family import Sample
 from agent.model.metrics.migration import MIGRATION_ENDED
@@ -78,7 +78,7 @@ class Poller:
             failures: the VM's failing collectors; kept when the VM is attached again.
             on_degraded: called when `failures` changes.
         """
-        self.facts = Facts()
+        self.facts = VmFacts()
         self.phase = context.random()
         self._context = context
         self._observer = observer
@@ -128,7 +128,7 @@ class Poller:
             try:
                 replies = await self._executor.execute([command for _, commands in batch for command in commands])
             except (BusyError, StalledError) as error:
-                self._observer.on_response(self._context.settings.response_seconds)
+                self._observer.on_response_time(self._context.settings.response_seconds)
                 for collector, _ in batch:
                     self._observer.on_collector_run(collector.name, PollOutcome.TIMEOUT)
                 await self._executor.wait_until_responsive(error)
@@ -136,11 +136,11 @@ class Poller:
             except ProtocolError as error:
                 for collector, _ in batch:
                     if len(batch) > 1:
-                        self._suspect(collector.name)
+                        self._isolate(collector.name)
                     else:
                         self._switch_off(collector.name, str(error))
                 raise
-            self._observer.on_response(time.monotonic() - when.monotonic)
+            self._observer.on_response_time(time.monotonic() - when.monotonic)
             for reason, messages in self._executor.take_skipped_messages():
                 self._observer.on_messages_skipped(self._vm, reason, messages)
             self._handle_batch(batch, replies, when)
@@ -172,19 +172,19 @@ class Poller:
         for collector, own in replies_by_collector:
             if len(unclear) > 1 and collector.name in unclear:
                 self._observer.on_collector_run(collector.name, PollOutcome.ERROR)
-                self._suspect(collector.name)
+                self._isolate(collector.name)
             else:
                 self._handle_replies(collector, own, when)
 
-    def _suspect(self, name: str) -> None:
-        """Poll a collector alone at once, because it or another one caused a failure."""
-        self._failures.suspect(name)
+    def _isolate(self, name: str) -> None:
+        """Poll a collector alone at once, because this collector or another collector in the same write caused a failure."""
+        self._failures.isolate(name)
         self._schedule.plan(name, time.monotonic())
 
     def _batches(self, names: Iterable[str]) -> Iterator[Batch[Collector]]:
-        """Yield batches of collectors whose commands fit one write. Each failing or suspect collector gets a batch of its own."""
+        """Yield batches of collectors whose commands fit one write. Each failing or isolated collector gets a batch of its own."""
         remaining: Batch[Collector] = []
-        alone: Batch[Collector] = []
+        isolated: Batch[Collector] = []
         for name in names:
             collector = self._collectors.by_name.get(name)
             if collector is None or collector.host_only:
@@ -193,11 +193,11 @@ class Poller:
             if not commands:  # the VM has no such feature any more, such as a balloon
                 self._clear_failure(name)
             elif not self._is_off(name):
-                (alone if self._failures.is_alone(name) else remaining).append((collector, commands))
+                (isolated if self._failures.is_isolated(name) else remaining).append((collector, commands))
         while remaining:
             batch, remaining = split_batch(remaining)
             yield batch
-        yield from ([one] for one in alone)
+        yield from ([entry] for entry in isolated)
 
     def poll_host(self, names: Iterable[str] | None = None) -> None:
         """Poll collectors that read only the kernel's files. A file takes microseconds, and QEMU is not involved.

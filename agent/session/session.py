@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from math import inf
 
-from agent.collectors import Facts
+from agent.collectors import VmFacts
 from agent.collectors.block import count_repeated_images
 from agent.collectors.nodes import supports_flat
 from agent.host.qemu_processes import command_line, is_qemu
@@ -43,13 +43,13 @@ MAX_RESYNC_DELAY_SECONDS = 10.0
 MAX_BUILDS = 64
 """Maximum number of QEMU builds whose command names are kept. A host usually has fewer than ten."""
 
-DISCOVER = "discover"
+DISCOVER_FEATURES = "discover"
 """Name in the schedule for the discovery of the VM's features. After it, all collectors are polled."""
 
-DISCOVERY = "discovery"
+DISCOVERY_FAILURE = "discovery"
 """Name of this discovery in the list of failing collectors."""
 
-THREADS = "threads"
+DISCOVER_PROCESS = "threads"
 """Name in the schedule for the discovery of the VM's process. It is due after an event that changes its threads or network interfaces."""
 
 
@@ -112,7 +112,7 @@ class Session:
         """Make all collectors due after a delay that depends on the VM, so that the resyncs of many VMs are spread over time."""
         if self._poller is not None:
             delay = self._poller.phase * min(self._context.settings.intervals.poll, MAX_RESYNC_DELAY_SECONDS)
-            self._schedule.plan(DISCOVER, time.monotonic() + delay)
+            self._schedule.plan(DISCOVER_FEATURES, time.monotonic() + delay)
             self._wake()
 
     async def identify(self, monitor: Monitor) -> Vm:
@@ -124,7 +124,9 @@ class Session:
         Raises:
             QmpError: the connection ended.
         """
-        *replies, status = await self._executor.execute_with_retry((*identity.IDENTITY, identity.RUN_STATE))
+        *replies, status = await self._executor.execute_with_retry(
+            (*identity.IDENTITY_COMMANDS, identity.QUERY_RUN_STATE)
+        )
         self._migration.on_attach(status.get("status", "") if isinstance(status, dict) else "")
         return identity.identify(
             self._context.settings.host,
@@ -158,8 +160,8 @@ class Session:
         )
         thresholds = ThresholdWriter(self._context, self._executor, self._schedule, vm)
         self._probe.poller = poller
-        self._schedule.plan(DISCOVER, self._context.first_polls.reserve_time(time.monotonic()))
-        self._schedule.plan(THREADS, inf)
+        self._schedule.plan(DISCOVER_FEATURES, self._context.first_polls.reserve_time(time.monotonic()))
+        self._schedule.plan(DISCOVER_PROCESS, inf)
         self._events.attach(vm, lambda event, time_ns: self._on_event(poller, thresholds, event, time_ns))
         self._client.ended.add_done_callback(lambda _: self._wake())
         self._context.attached_vms += 1
@@ -195,21 +197,21 @@ class Session:
 
     def _demand(self, names: Sequence[str]) -> None:
         """Make collectors due now. Before the first discovery, only the discovery is made due, because it polls everything."""
-        self._schedule.demand(names if self._discovered else (DISCOVER,), time.monotonic())
+        self._schedule.demand(names if self._discovered else (DISCOVER_FEATURES,), time.monotonic())
         self._wake()
 
     async def _poll_or_wait(self, poller: Poller, thresholds: ThresholdWriter, vm: Vm, names: Sequence[str]) -> None:
         """Run what is due, given by names in the schedule. If nothing is due, wait until something is due."""
         if not names:
             await self._wait_until_due()
-        elif DISCOVER in names:
+        elif DISCOVER_FEATURES in names:
             await self._discover(poller, vm)
         else:
-            if THREADS in names:
+            if DISCOVER_PROCESS in names:
                 poller.facts = await self._discover_process(vm, poller.facts)
-            poller.poll_host(None if THREADS in names else names)
+            poller.poll_host(None if DISCOVER_PROCESS in names else names)
             if not await poller.poll(names):
-                self._schedule.plan(DISCOVER, time.monotonic())
+                self._schedule.plan(DISCOVER_FEATURES, time.monotonic())
             await thresholds.apply(receives_events=poller.facts.receives_events)
 
     async def _wait_until_due(self) -> None:
@@ -230,7 +232,7 @@ class Session:
         """Discover the VM's features, make the changes to QEMU that the config allows, and make all collectors due."""
         execute, client = self._executor.execute_with_retry, self._client
         self._executor.unreadable = ""
-        replies = await execute(identity.FEATURES)
+        replies = await execute(identity.FEATURE_COMMANDS)
         assert client.greeting is not None
         facts = identity.facts_of(replies, client.greeting, await self._command_names(client.greeting))
         if facts.balloon is not None:
@@ -252,24 +254,26 @@ class Session:
         now = time.monotonic()
         self._report_discovery(vm, now)
         poller.plan_all(now)
-        self._schedule.plan(DISCOVER, now + self._context.settings.intervals.resync * (0.9 + 0.2 * poller.phase))
+        self._schedule.plan(
+            DISCOVER_FEATURES, now + self._context.settings.intervals.resync * (0.9 + 0.2 * poller.phase)
+        )
         self._discovered = True
 
     def _report_discovery(self, vm: Vm, now: float) -> None:
         """Report a failure if a reply of the discovery could not be read. The next resync repeats the discovery."""
         if cause := self._executor.unreadable:
             seconds = self._context.settings.intervals.resync
-            self._failures.add(DISCOVERY, cause, now, seconds, seconds)
+            self._failures.add(DISCOVERY_FAILURE, cause, now, seconds, seconds)
             _log.warning("%s: discovery of features is incomplete until the next resync: %s", vm.name, cause)
             self._on_degraded()
-        elif self._failures.clear(DISCOVERY):
+        elif self._failures.clear(DISCOVERY_FAILURE):
             self._on_degraded()
 
     async def _command_names(self, greeting: Greeting) -> frozenset[str]:
         """Return the names of this QEMU's commands. QEMU is queried only if no VM of the same build was queried before."""
         build, known = identity.build_of(greeting), self._context.build_commands
         if build not in known:
-            (reply,) = await self._executor.execute_with_retry((identity.LIST_COMMANDS,))
+            (reply,) = await self._executor.execute_with_retry((identity.QUERY_COMMANDS,))
             if isinstance(reply, UnreadableReplyError):
                 return frozenset()
             if len(known) >= MAX_BUILDS:
@@ -277,7 +281,7 @@ class Session:
             known[build] = identity.parse_command_names(reply)
         return known[build]
 
-    async def _discover_process(self, vm: Vm, facts: Facts) -> Facts:
+    async def _discover_process(self, vm: Vm, facts: VmFacts) -> VmFacts:
         """Find the VM's process, report the sample that describes the VM, and return the facts with the process's data added."""
         time_ns = time.time_ns()
         facts = await self._process.discover(self._executor.execute_with_retry, self._client.peer_pid, vm, facts)

@@ -55,7 +55,7 @@ class MonitorSupervisor:
         self._observer = observer
         self._claims = claims
         self._vm: Vm | None = None
-        self._build: identity.Build | None = None
+        self._build: identity.QemuBuild | None = None
         self._status: MonitorStatus | None = None
         self._detached_ns: int | None = None
         self._session: Session | None = None
@@ -158,7 +158,7 @@ class MonitorSupervisor:
         try:
             while (better := await self._claims.acquire(claim)) is not None:
                 self._set_state(MonitorState.STANDBY, f"{vm.name} is watched over {better.name}")
-                await self._stand_by(client, better)
+                await self._wait_in_standby(client, better)
                 if client.ended.done():
                     return True
                 events.discard_buffered()  # the session over the better monitor has reported them
@@ -167,7 +167,7 @@ class MonitorSupervisor:
             self._claims.release(claim)
             self._clash = ()
 
-    async def _stand_by(self, client: MonitorConnection, better: OwnershipClaim) -> None:
+    async def _wait_in_standby(self, client: MonitorConnection, better: OwnershipClaim) -> None:
         """Wait until the better monitor is lost, but at most one resync interval. After that, the caller claims the VM again."""
         if not self._monitor.inbound:
             client.close()
@@ -210,7 +210,7 @@ class MonitorSupervisor:
             self._set_state(state, reason)
         return time.monotonic() - attached_at >= self._context.settings.max_retry_seconds
 
-    def _attached_fields(self, build: identity.Build, client: MonitorConnection) -> dict[str, Any]:
+    def _attached_fields(self, build: identity.QemuBuild, client: MonitorConnection) -> dict[str, Any]:
         return {
             "monitor": sanitize(self._monitor.name),
             "qemu_version": build.version,
@@ -253,7 +253,7 @@ class MonitorSupervisor:
             self._set_state(self._status.state, self._status.reason)
 
     def _report_clash(self, names: tuple[str, ...]) -> None:
-        """Report the status with a UUID clash: the names of all monitors whose VMs run with this UUID; empty if there is no clash."""
+        """Store the names of all monitors whose VMs run with this UUID, and report the status. Without a clash, there are no names."""
         self._clash = names
         self._report_problems()
 

@@ -12,7 +12,7 @@ import orjson
 
 from agent.app.builders import StartError, build_discoverers, build_sink, session_settings
 from agent.cli.format import format_record
-from agent.collectors import ALL, ALL_FEATURES, Intervals
+from agent.collectors import ALL, ALL_FEATURES, PollIntervals
 from agent.collectors.base import Poll
 from agent.config.loader import ConfigError, validate
 from agent.config.model import Config
@@ -26,14 +26,14 @@ from agent.qmp.commands import Command
 from agent.qmp.errors import CommandError, ProtocolError, QmpError
 from agent.qmp.protocol import Event, Message
 from agent.session.api import MonitorState, MonitorStatus
-from agent.session.identity import Build, identify
+from agent.session.identity import QemuBuild, identify
 from agent.session.poller import MAX_SAMPLES
 from tests.lab.qmp_bytes import cut, ready
 from tests.unit.collectors.test_collectors import check_sample
 
 MAX_BYTES: Final = 4096
 """Maximum length of a message in the fuzzed protocol: short, so that inputs reach it."""
-INTERVALS: Final = Intervals(poll=10, guest_memory=30, migration=1, resync=300)
+INTERVALS: Final = PollIntervals(poll=10, guest_memory=30, migration=1, resync=300)
 VM: Final = Vm("hv7", "5f0c2c9e-1111-4111-8111-111111111111", "web-3", "/run/web-3.qmp")
 
 _CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -113,7 +113,7 @@ def collectors(data: bytes) -> None:
     assert wait is None or wait > 0
     snapshot = Snapshot()
     monitor = Monitor(vm.monitor, (vm.monitor,), _no_connection)
-    snapshot.update_status(MonitorStatus(monitor, MonitorState.UP, "", vm, Build("7.2.22", "Debian"), 1))
+    snapshot.update_status(MonitorStatus(monitor, MonitorState.UP, "", vm, QemuBuild("7.2.22", "Debian"), 1))
     snapshot.replace_samples(vm, collector.families, samples, 10**18)
     for sample in samples:
         check_sample(collector.name, sample)

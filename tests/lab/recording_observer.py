@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from agent.collectors import Intervals
+from agent.collectors import PollIntervals
 from agent.model.family import Family, Sample
 from agent.model.record import Record, Vm
 from agent.monitors import Monitor
@@ -17,7 +17,7 @@ from agent.session.api import MonitorState, MonitorStatus, PollOutcome, SessionC
 from agent.session.supervisor import SupervisorGroup
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
 
-QUICK = Intervals(poll=0.06, guest_memory=0.06, migration=0.06, resync=60.0)
+QUICK = PollIntervals(poll=0.06, guest_memory=0.06, migration=0.06, resync=60.0)
 """Just above the slack within which polls share one write."""
 
 STALL_SECONDS = 0.3
@@ -66,8 +66,8 @@ class RecordingObserver:
     def on_connection_refused(self, address: str, reason: str) -> None:
         self._add("on_connection_refused", (address, reason))
 
-    def on_response(self, seconds: float) -> None:
-        self._add("on_response", seconds)
+    def on_response_time(self, seconds: float) -> None:
+        self._add("on_response_time", seconds)
 
     def on_collector_run(self, collector: str, outcome: PollOutcome) -> None:
         self._add("on_collector_run", (collector, outcome))

@@ -10,7 +10,7 @@ from agent.model.record import Record, Vm
 from agent.monitors import Monitor
 from agent.monitors.base import ConnectionOpener
 from agent.session.api import MonitorState, MonitorStatus
-from agent.session.identity import Build
+from agent.session.identity import QemuBuild
 
 UUIDS = ["11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"]
 SECOND = 1_000_000_000
@@ -35,7 +35,7 @@ def status(
 ) -> MonitorStatus:
     """Return the status of a VM's monitor. A different key means a monitor at another socket."""
     monitor = Monitor(owner.monitor, (owner.monitor, key), OPEN)
-    return MonitorStatus(monitor, state, reason, owner, Build("7.2.22", package), 5 * SECOND)
+    return MonitorStatus(monitor, state, reason, owner, QemuBuild("7.2.22", package), 5 * SECOND)
 
 
 def poll(snapshot: Snapshot, owner: Vm, collector: str, *replies: Any, at: int = 7) -> None:

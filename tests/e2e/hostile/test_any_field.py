@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agent.app.agent import Agent
 from agent.cli.format import format_record
-from agent.collectors import ALL, Facts, Intervals
+from agent.collectors import ALL, PollIntervals, VmFacts
 from agent.config.model import Config
 from agent.delivery.sinks.jsonl import JsonLinesSink
 from agent.exposition.prometheus import render
@@ -21,7 +21,7 @@ from agent.qmp.errors import QmpError
 from agent.qmp.protocol import Event
 from agent.session.api import MonitorState, MonitorStatus
 from agent.session.event_handler import EventHandler
-from agent.session.identity import Build, identify
+from agent.session.identity import QemuBuild, identify
 from tests.lab.agent_process import Scrape
 from tests.lab.hostile_host import CONTROL_CHARACTERS
 from tests.lab.record_validation import parse_cloudevent, schema_violations
@@ -29,7 +29,7 @@ from tests.unit.collectors.test_collectors import QEMU_REPLIES, any_json, copy_w
 
 NO_DEADLINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """The first draw builds a table of all characters, which takes seconds on a machine under load."""
-INTERVALS = Intervals(poll=10, guest_memory=30, migration=1, resync=300)
+INTERVALS = PollIntervals(poll=10, guest_memory=30, migration=1, resync=300)
 COLLECTORS = {collector.name: collector for collector in ALL}
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
     ['"', "\\", "\n", 'x="y"} 1\nforged 1', "\x1b[31m", "\u2028", "\x00", "a" * 10_000, "{}", "%s", "../.."]
@@ -50,7 +50,7 @@ class RecordingAgent(Agent):
         """Report a VM as attached."""
         self.vm = vm
         monitor = Monitor(vm.monitor, (vm.monitor,), _connect)
-        self.observer.on_status(MonitorStatus(monitor, MonitorState.UP, "", vm, Build("7.2.22", "Debian"), 1))
+        self.observer.on_status(MonitorStatus(monitor, MonitorState.UP, "", vm, QemuBuild("7.2.22", "Debian"), 1))
 
 
 async def _connect(*_: Any, **__: Any) -> Any:
@@ -91,7 +91,7 @@ async def test_any_value_in_a_field_of_a_reply_gives_well_formed_output(app: Rec
         with contextlib.suppress(QmpError):
             samples = tuple(collector.collect(mutated))
             app.observer.on_samples(app.vm, collector.families, samples, 1_700_000_000_000_000_000)
-            wait = collector.next_poll_delay(samples, Facts(guest_stats_seconds=5), INTERVALS)
+            wait = collector.next_poll_delay(samples, VmFacts(guest_stats_seconds=5), INTERVALS)
             assert wait is None or wait > 0
         assert_well_formed(app)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import collectors
-from agent.collectors import ALL, Collector, Facts, Intervals
+from agent.collectors import ALL, Collector, PollIntervals, VmFacts
 from agent.collectors.block import count_repeated_images
 from agent.collectors.block_graph import stable_name
 from agent.collectors.guest import GUEST_COLLECTORS
@@ -31,7 +31,7 @@ from tests.lab.fixtures import StartGuest
 
 BY_NAME = {collector.name: collector for collector in ALL}
 CASES = {name: golden_files.load(f"collectors/{name}.json") for name in BY_NAME}
-INTERVALS = Intervals(poll=10, guest_memory=30, migration=1, resync=300)
+INTERVALS = PollIntervals(poll=10, guest_memory=30, migration=1, resync=300)
 
 
 def decode_subject(encoded: Any) -> Any:
@@ -176,7 +176,7 @@ def test_samples_of_replies_with_any_replaced_field_have_valid_fields(data: st.D
     except QmpError:
         return
     BY_NAME[name].topology(samples)
-    delay = BY_NAME[name].next_poll_delay(samples, Facts(guest_stats_seconds=5), INTERVALS)
+    delay = BY_NAME[name].next_poll_delay(samples, VmFacts(guest_stats_seconds=5), INTERVALS)
     assert delay is None or delay > 0
     for sample in samples:
         check_sample(name, sample)
@@ -242,7 +242,7 @@ def test_a_disks_topology_changes_with_its_nodes_only() -> None:
     ("version", "arguments"), [((4, 2), None), ((5, 0), {"flat": True}), ((11, 1), {"flat": True})]
 )
 def test_flat_node_lists_are_requested_where_qemu_supports_them(version: tuple[int, int], arguments: Any) -> None:
-    assert BY_NAME["nodes"].commands(Facts(version=version))[0].arguments == arguments
+    assert BY_NAME["nodes"].commands(VmFacts(version=version))[0].arguments == arguments
 
 
 def test_a_long_chain_is_not_listed_without_flat() -> None:
@@ -254,7 +254,7 @@ def test_a_long_chain_is_not_listed_without_flat() -> None:
         for _ in range(215 - layers):
             chain = chain["backing"]
         assert count_repeated_images([chain]) == images
-        commands = BY_NAME["nodes"].commands(Facts(version=(4, 2), repeated_images=images))
+        commands = BY_NAME["nodes"].commands(VmFacts(version=(4, 2), repeated_images=images))
         assert len(commands) == (2 if layers == 3 else 1)
     with pytest.raises(UnexpectedReplyError, match="backing chains are too long"):
         list(BY_NAME["nodes"].collect([[disk]]))
@@ -289,8 +289,8 @@ async def test_a_real_writers_samples_match_its_reply(start_guest: StartGuest) -
 @pytest.mark.parametrize("status", ["none", "completed", "failed", "cancelled"])
 def test_an_ended_migration_is_polled_only_without_migration_events(status: str) -> None:
     samples = collect("migration", {"status": status})
-    assert BY_NAME["migration"].next_poll_delay(samples, Facts(migration_events=True), INTERVALS) is None
-    assert BY_NAME["migration"].next_poll_delay(samples, Facts(migration_events=False), INTERVALS) == 10
+    assert BY_NAME["migration"].next_poll_delay(samples, VmFacts(migration_events=True), INTERVALS) is None
+    assert BY_NAME["migration"].next_poll_delay(samples, VmFacts(migration_events=False), INTERVALS) == 10
 
 
 @pytest.mark.parametrize(
@@ -299,18 +299,18 @@ def test_an_ended_migration_is_polled_only_without_migration_events(status: str)
 @pytest.mark.parametrize("events", [True, False])
 def test_a_migration_in_any_other_state_is_polled_each_second(status: str, events: bool) -> None:  # noqa: FBT001
     samples = collect("migration", {"status": status})
-    assert BY_NAME["migration"].next_poll_delay(samples, Facts(migration_events=events), INTERVALS) == 1
+    assert BY_NAME["migration"].next_poll_delay(samples, VmFacts(migration_events=events), INTERVALS) == 1
 
 
 def test_guest_memory_is_polled_no_more_often_than_the_guest_updates_it() -> None:
     delay = BY_NAME["guest_memory"].next_poll_delay
-    assert delay((), Facts("/b", guest_stats_seconds=5), INTERVALS) == 30
-    assert delay((), Facts("/b", guest_stats_seconds=90), INTERVALS) == 90
-    assert delay((), Facts("/b", guest_stats_seconds=0), INTERVALS) is None
+    assert delay((), VmFacts("/b", guest_stats_seconds=5), INTERVALS) == 30
+    assert delay((), VmFacts("/b", guest_stats_seconds=90), INTERVALS) == 90
+    assert delay((), VmFacts("/b", guest_stats_seconds=0), INTERVALS) is None
 
 
 def test_only_disks_are_polled_from_qemu_at_an_interval() -> None:
-    quiet = Facts("/b", guest_stats_seconds=0, migration_events=True)
+    quiet = VmFacts("/b", guest_stats_seconds=0, migration_events=True)
     delays = {c.name: c.next_poll_delay((), quiet, INTERVALS) for c in ALL if not c.host_only}
     assert delays == dict.fromkeys(delays) | {"block": 10}
 
@@ -319,11 +319,11 @@ def test_host_collectors_read_files_at_each_poll_and_send_no_command() -> None:
     host_only = [c for c in ALL if c.host_only]
     assert [c.name for c in host_only] == ["vcpu", "iothread", "process", "cgroup", "net"]
     task, same_netns, far = Task(5), Interface("tap0"), Interface("tap1", same_netns=False)
-    facts = Facts("/b", 5, process=task, vcpus=(task,), iothreads=(task,), cgroup="/c", interfaces=(same_netns, far))
+    facts = VmFacts("/b", 5, process=task, vcpus=(task,), iothreads=(task,), cgroup="/c", interfaces=(same_netns, far))
     assert all(
         c.files(facts) and not c.commands(facts) and c.next_poll_delay((), facts, INTERVALS) == 10 for c in host_only
     )
-    assert not [c.name for c in ALL if c.files(Facts("/b", 5))]
+    assert not [c.name for c in ALL if c.files(VmFacts("/b", 5))]
 
 
 COLLECTORS_OF_ALL_VMS = {collector.name for collector in ALL if not collector.host_only} - {
@@ -337,19 +337,19 @@ COLLECTORS_OF_ALL_VMS = {collector.name for collector in ALL if not collector.ho
 @pytest.mark.parametrize(
     ("facts", "applicable"),
     [
-        (Facts(), COLLECTORS_OF_ALL_VMS),
-        (Facts("/b"), {*COLLECTORS_OF_ALL_VMS, "balloon"}),
-        (Facts("/b", 5), {*COLLECTORS_OF_ALL_VMS, "balloon", "guest_memory"}),
-        (Facts(None, 5), COLLECTORS_OF_ALL_VMS),
-        (Facts(hv_balloon=True), {*COLLECTORS_OF_ALL_VMS, "hv_balloon"}),
-        (Facts(guest_agent_port="/machine/peripheral/p0"), {*COLLECTORS_OF_ALL_VMS, "guest_agent"}),
+        (VmFacts(), COLLECTORS_OF_ALL_VMS),
+        (VmFacts("/b"), {*COLLECTORS_OF_ALL_VMS, "balloon"}),
+        (VmFacts("/b", 5), {*COLLECTORS_OF_ALL_VMS, "balloon", "guest_memory"}),
+        (VmFacts(None, 5), COLLECTORS_OF_ALL_VMS),
+        (VmFacts(hv_balloon=True), {*COLLECTORS_OF_ALL_VMS, "hv_balloon"}),
+        (VmFacts(guest_agent_port="/machine/peripheral/p0"), {*COLLECTORS_OF_ALL_VMS, "guest_agent"}),
         (
-            Facts(commands=frozenset({"query-status", "query-blockstats"})),
+            VmFacts(commands=frozenset({"query-status", "query-blockstats"})),
             COLLECTORS_OF_ALL_VMS - {"dirty", "kvm", "tpm", "vnc", "spice"},
         ),
     ],
 )
-def test_collectors_apply_only_to_vms_with_their_feature(facts: Facts, applicable: set[str]) -> None:
+def test_collectors_apply_only_to_vms_with_their_feature(facts: VmFacts, applicable: set[str]) -> None:
     assert {collector.name for collector in ALL if collector.commands(facts)} == applicable
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.collectors import Facts, Intervals
+from agent.collectors import PollIntervals, VmFacts
 from agent.collectors.base import Poll, Transition
 from agent.model.family import Family
 from agent.model.metrics.jobs import JOB
@@ -18,7 +18,7 @@ from tests.lab.record_validation import schema_violations
 from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
 from tests.unit.collectors.test_collectors import BY_NAME, collect
 
-INTERVALS = Intervals(poll=10, migration=1)
+INTERVALS = PollIntervals(poll=10, migration=1)
 
 
 def polls(name: str, *rounds: tuple[float, Any]) -> list[Poll]:
@@ -72,7 +72,7 @@ def test_another_job_of_the_same_name_gets_no_rate_from_the_first() -> None:
     ],
 )
 def test_jobs_are_polled_only_while_one_makes_progress(jobs: Any, delay: float | None) -> None:
-    assert BY_NAME["jobs"].next_poll_delay(collect("jobs", jobs), Facts(), INTERVALS) == delay
+    assert BY_NAME["jobs"].next_poll_delay(collect("jobs", jobs), VmFacts(), INTERVALS) == delay
 
 
 async def test_a_real_mirror_is_polled_while_it_runs_and_the_layers_after_its_end(
@@ -82,7 +82,7 @@ async def test_a_real_mirror_is_polled_while_it_runs_and_the_layers_after_its_en
     await guest.wait_until_booted()
     await guest.command("blockdev-add", driver="null-co", node_name="target", size=64 << 20)
     observer = RecordingObserver()
-    context = quick_context(intervals=Intervals(migration=0.05))
+    context = quick_context(intervals=PollIntervals(migration=0.05))
     async with supervised(observer, guest.monitor, context=context):
         await observer.wait_for_polls(1, "nodes")
         await guest.command(
@@ -143,7 +143,7 @@ def test_a_run_state_starts_at_the_first_poll_that_reports_it() -> None:
 def test_collectors_are_polled_again_while_something_is_in_progress(
     name: str, replies: Any, delay: float | None
 ) -> None:
-    assert BY_NAME[name].next_poll_delay(collect(name, *replies), Facts(), INTERVALS) == delay
+    assert BY_NAME[name].next_poll_delay(collect(name, *replies), VmFacts(), INTERVALS) == delay
 
 
 def test_dump_completed_and_hv_balloon_events_are_read_as_samples() -> None:
@@ -232,7 +232,8 @@ def test_a_migration_that_ended_before_the_attach_is_not_reported() -> None:
 def test_a_completed_migration_without_figures_is_polled_until_they_arrive() -> None:
     early = DONE | {"total-time": 0}
     assert (
-        BY_NAME["migration"].next_poll_delay(collect("migration", early), Facts(migration_events=True), INTERVALS) == 1
+        BY_NAME["migration"].next_poll_delay(collect("migration", early), VmFacts(migration_events=True), INTERVALS)
+        == 1
     )
     (ended,) = transitions("migration", ACTIVE, early, DONE)
     assert ended.values["elapsed_seconds"] == 2

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import monitors
-from agent.config.loader import ConfigError, load, sections, validate
+from agent.config.loader import ConfigError, load, section_models_in, validate
 from agent.config.model import Config
 from agent.delivery.sinks.config import SinkConfig
 from agent.monitors import DialConfig, DiscovererConfig
@@ -118,7 +118,7 @@ def test_every_sink_config_is_registered() -> None:
     sinks = {
         name: section.model_construct(path=Path("/r.jsonl"))
         for name, field in Config.model_fields.items()
-        for section in sections(field.annotation)
+        for section in section_models_in(field.annotation)
         if issubclass(section, SinkConfig)
     }
     everything = load(FOLDER / "minimal.good.yml").model_copy(update=sinks)

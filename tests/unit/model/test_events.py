@@ -12,7 +12,7 @@ from agent.collectors import ALL
 from agent.model.event_row import Category, device_name
 from agent.model.events import EVENTS, ROWS, find_event_row
 from agent.model.record import Severity
-from agent.session.session import THREADS
+from agent.session.session import DISCOVER_PROCESS
 from tests.lab import golden_files
 
 DEBUG, INFO, WARNING, ERROR, CRITICAL = Severity
@@ -43,7 +43,10 @@ def test_each_event_has_one_row_and_its_help_is_a_sentence() -> None:
 
 
 def test_events_invalidate_existing_collectors_only() -> None:
-    assert {name for row in ROWS for name in row.invalidates} <= {THREADS, *(collector.name for collector in ALL)}
+    assert {name for row in ROWS for name in row.invalidates} <= {
+        DISCOVER_PROCESS,
+        *(collector.name for collector in ALL),
+    }
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent.collectors import Intervals
+from agent.collectors import PollIntervals
 from agent.monitors import DialPerPollDiscoverer, Monitor, MonitorPriority
 from agent.monitors.dial import tcp_connector, unix_connector
 from agent.monitors.dial_per_poll import dial_per_poll_opener
@@ -69,7 +69,7 @@ async def test_polls_are_jittered_and_collectors_of_one_poll_stay_together(
 
     monkeypatch.setattr(Schedule, "plan", record_plan)
     observer = RecordingObserver()
-    context = quick_context(intervals=Intervals(poll=600, migration=600), random=lambda: 1.0)  # the longest jitter
+    context = quick_context(intervals=PollIntervals(poll=600, migration=600), random=lambda: 1.0)  # the longest jitter
     async with supervised(observer, context=context) as fleet:
         fleet.on_monitor_added(monitor_dialed_per_poll(fake.path))
         await observer.wait_for_polls(1, "migration")

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel
 
 from agent.cli import schema
-from agent.config.loader import load, sections
+from agent.config.loader import load, section_models_in
 from agent.config.model import Config
 from agent.model.events import ROWS
 from agent.model.metrics import FAMILIES
@@ -71,7 +71,7 @@ def keys(model: type[BaseModel], above: str = "") -> Iterator[str]:
     """Yield the path of every key that a section may have."""
     for name, field in model.model_fields.items():
         yield f"{above}{name}"
-        for inner in sections(field.annotation):
+        for inner in section_models_in(field.annotation):
             yield from keys(inner, f"{above}{name}.")
 
 
@@ -106,7 +106,7 @@ def test_every_key_has_a_description_for_the_schema() -> None:
     def check(model: type[BaseModel]) -> None:
         for name, field in model.model_fields.items():
             assert field.description, f"{model.__name__}.{name}"
-            for inner in sections(field.annotation):
+            for inner in section_models_in(field.annotation):
                 check(inner)
 
     check(Config)

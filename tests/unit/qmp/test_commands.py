@@ -89,8 +89,8 @@ def test_a_change_is_refused_until_it_is_permitted_by_name() -> None:
 
 def test_every_command_that_the_agent_sends_is_permitted() -> None:
     for command in (
-        *identity.IDENTITY,
-        *identity.FEATURES,
+        *identity.IDENTITY_COMMANDS,
+        *identity.FEATURE_COMMANDS,
         identity.get_stats_interval("/machine/peripheral/balloon0"),
     ):
         assert AllowList().encode(command)

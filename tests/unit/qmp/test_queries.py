@@ -13,7 +13,7 @@ from tools import reference
 
 QEMU = golden_files.load("queries.json")
 COLLECTED = {command.name for collector in ALL for command in collector.commands(ALL_FEATURES)}
-ATTACH = {command.name for command in (*identity.IDENTITY, *identity.FEATURES, *host_process.COMMANDS)}
+ATTACH = {command.name for command in (*identity.IDENTITY_COMMANDS, *identity.FEATURE_COMMANDS, *host_process.COMMANDS)}
 
 
 @pytest.mark.parametrize("version", QEMU)
@@ -38,7 +38,7 @@ def test_the_permitted_queries_are_exactly_those_that_the_agent_sends() -> None:
     allowed = {row.name for row in QUERIES if row.policy is not QueryPolicy.REFUSED}
     assert allowed | {"qom-get", "qom-list"} == READS
     assert all(re.fullmatch(r"query-[a-z0-9-]+", name) for name in allowed), "each is permitted by its full name"
-    sent = COLLECTED | ATTACH | {identity.LIST_COMMANDS.name, "query-yank"}
+    sent = COLLECTED | ATTACH | {identity.QUERY_COMMANDS.name, "query-yank"}
     assert {name for name in sent if name.startswith("query-")} == allowed
 
 

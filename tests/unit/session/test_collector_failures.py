@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.collectors import ALL, Intervals
+from agent.collectors import ALL, PollIntervals
 from agent.collectors.base import Collector
 from agent.qmp.commands import Command
 from agent.session.api import CollectorIndex, MonitorState, MonitorStatus, PollOutcome
@@ -141,7 +141,7 @@ async def test_an_error_of_qemu_after_an_unreadable_reply_is_not_polled_again_at
 async def test_events_and_resyncs_do_not_poll_a_collector_that_is_off(fake: FakeQemu) -> None:
     fake.replies["query-status"] = ["not an object"]
     observer = RecordingObserver()
-    context = quick_context(intervals=Intervals(poll=30), random=lambda: 0.0)  # a resync is at once
+    context = quick_context(intervals=PollIntervals(poll=30), random=lambda: 0.0)  # a resync is at once
     async with supervised(observer, fake.path, context=context) as group:
         await observer.wait_until(lambda: observer.calls_of("on_status") and failing_collectors(observer))
         polls = fake.count("query-status")

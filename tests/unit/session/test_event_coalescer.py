@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.collectors import Intervals
+from agent.collectors import PollIntervals
 from agent.exposition.snapshot import Snapshot
 from agent.model.record import RecordEncoder, Severity
 from agent.qmp.protocol import Event
@@ -93,7 +93,7 @@ def count(observer: RecordingObserver) -> int:
 async def test_a_flood_is_read_at_once_and_reported_in_few_records_with_exact_counts(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     total = 20_000
-    context = quick_context(intervals=Intervals(), response_seconds=5.0)
+    context = quick_context(intervals=PollIntervals(), response_seconds=5.0)
     async with supervised(observer, fake.path, context=context):
         await observer.wait_for_polls()
         start = time.monotonic()
@@ -123,7 +123,7 @@ async def test_a_flood_is_read_at_once_and_reported_in_few_records_with_exact_co
 
 async def test_held_events_are_reported_before_the_vm_is_gone(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    async with supervised(observer, fake.path, context=quick_context(intervals=Intervals())):
+    async with supervised(observer, fake.path, context=quick_context(intervals=PollIntervals())):
         await observer.wait_for_polls()
         fake.send_raw(line({"event": "BLOCK_IO_ERROR", "data": FAILED}) * 7)
         fake.emit("RESUME")
@@ -150,7 +150,9 @@ async def test_a_real_failing_disk_gives_a_few_records_a_second(start_guest: Sta
             record.data.get("count", 1) > 1 for record in observer.records("event.block")
         )
 
-    async with supervised(observer, guest.monitor, context=quick_context(intervals=Intervals(), response_seconds=5.0)):
+    async with supervised(
+        observer, guest.monitor, context=quick_context(intervals=PollIntervals(), response_seconds=5.0)
+    ):
         start = time.monotonic()
         await observer.wait_until(enough)
         seconds = time.monotonic() - start

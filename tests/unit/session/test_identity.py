@@ -90,12 +90,14 @@ def test_an_inbound_vm_of_which_nothing_is_known_is_not_mistaken_for_another() -
 @pytest.mark.parametrize(
     ("version", "package", "build"),
     [
-        ((7, 2, 22), "Debian 1:7.2", identity.Build("7.2.22", "Debian 1:7.2")),
-        ((0, 0, 0), "", identity.Build("0.0.0", "")),
-        ((11, 1, 3), "a\nb" + "x" * 500, identity.Build("11.1.3", "a\ufffdb" + "x" * 125)),
+        ((7, 2, 22), "Debian 1:7.2", identity.QemuBuild("7.2.22", "Debian 1:7.2")),
+        ((0, 0, 0), "", identity.QemuBuild("0.0.0", "")),
+        ((11, 1, 3), "a\nb" + "x" * 500, identity.QemuBuild("11.1.3", "a\ufffdb" + "x" * 125)),
     ],
 )
-def test_the_build_comes_from_the_greeting(version: tuple[int, int, int], package: str, build: identity.Build) -> None:
+def test_the_build_comes_from_the_greeting(
+    version: tuple[int, int, int], package: str, build: identity.QemuBuild
+) -> None:
     assert identity.build_of(Greeting(version, package, oob=True)) == build
 
 

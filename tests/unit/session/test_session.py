@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.collectors import ALL, Collector, Intervals
+from agent.collectors import ALL, Collector, PollIntervals
 from agent.collectors.base import Replies
 from agent.model.family import Sample
 from agent.model.metrics.guest import GUEST_AGENT
@@ -72,7 +72,7 @@ async def test_everything_is_polled_once_at_attach(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.replies["query-migrate-capabilities"] = EVENTS_ENABLED
     give_balloon(fake, interval=7)
-    async with supervised(observer, fake.path, context=quick_context(intervals=Intervals())):
+    async with supervised(observer, fake.path, context=quick_context(intervals=PollIntervals())):
         await observer.wait_until(lambda: observer.outcomes("kvm"))
     assert executed(fake) == [
         *[
@@ -111,7 +111,7 @@ async def test_migration_is_polled_until_the_first_migration_event(fake: FakeQem
 
 async def test_an_event_polls_at_once_what_it_invalidates(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    async with supervised(observer, fake.path, context=quick_context(intervals=Intervals())):
+    async with supervised(observer, fake.path, context=quick_context(intervals=PollIntervals())):
         await observer.wait_for_polls()
         fake.replies["query-status"] = {"status": "paused", "running": False}
         fake.emit("STOP")
@@ -129,7 +129,7 @@ async def test_an_event_polls_at_once_what_it_invalidates(fake: FakeQemu) -> Non
 
 async def test_a_burst_of_events_polls_no_more_often_than_the_spacing(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    async with supervised(observer, fake.path, context=quick_context(intervals=Intervals())):
+    async with supervised(observer, fake.path, context=quick_context(intervals=PollIntervals())):
         await observer.wait_for_polls()
         asked, start = fake.count("query-status"), time.monotonic()
         while fake.count("query-status") < asked + 3:
@@ -144,7 +144,7 @@ async def test_a_burst_of_events_polls_no_more_often_than_the_spacing(fake: Fake
 async def test_the_balloon_size_comes_from_its_event_without_a_command(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     give_balloon(fake, interval=0)
-    async with supervised(observer, fake.path, context=quick_context(intervals=Intervals())):
+    async with supervised(observer, fake.path, context=quick_context(intervals=PollIntervals())):
         await observer.wait_for_polls(1, "balloon")
         fake.emit("BALLOON_CHANGE", {"actual": 5}, at=9)
         await observer.wait_until(lambda: observer.records("event.balloon_change"))
@@ -235,7 +235,7 @@ def has_guest_agent(fake: FakeQemu, *, connected: bool) -> None:
 async def test_the_guest_agents_channel_is_polled_at_attach_and_after_its_event(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     has_guest_agent(fake, connected=False)
-    async with supervised(observer, fake.path, context=quick_context(intervals=Intervals())):
+    async with supervised(observer, fake.path, context=quick_context(intervals=PollIntervals())):
         await observer.wait_for_polls(1, "guest_agent")
         has_guest_agent(fake, connected=True)
         fake.emit("VSERPORT_CHANGE", {"id": "port0", "open": True})
@@ -249,7 +249,7 @@ async def test_the_guest_agents_channel_is_polled_at_attach_and_after_its_event(
 async def test_a_port_is_queried_for_its_name_only_once(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     has_guest_agent(fake, connected=True)
-    async with supervised(observer, fake.path, context=quick_context(intervals=Intervals())) as group:
+    async with supervised(observer, fake.path, context=quick_context(intervals=PollIntervals())) as group:
         await observer.wait_for_polls(1, "guest_agent")
         group.resync()
         await observer.wait_for_polls(1, "guest_agent")
@@ -362,7 +362,7 @@ async def test_migration_is_polled_if_its_events_cannot_be_enabled(fake: FakeQem
 
 async def test_each_resync_discovers_the_features_again(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    context = quick_context(intervals=Intervals(poll=0.05, guest_memory=0.05, resync=0.1))
+    context = quick_context(intervals=PollIntervals(poll=0.05, guest_memory=0.05, resync=0.1))
     async with supervised(observer, fake.path, context=context):
         await observer.wait_for_polls(2)
         give_balloon(fake, interval=5)
@@ -377,7 +377,7 @@ async def test_each_resync_discovers_the_features_again(fake: FakeQemu) -> None:
 
 async def test_polls_are_planned_in_shared_slots(fake: FakeQemu, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = record_plans(monkeypatch, "block")
-    observer, context = RecordingObserver(), quick_context(intervals=Intervals(poll=0.25))
+    observer, context = RecordingObserver(), quick_context(intervals=PollIntervals(poll=0.25))
     async with supervised(observer, fake.path, context=context):
         await observer.wait_for_polls(4)
         assert context.attached_vms == 1
@@ -397,7 +397,7 @@ async def test_a_collector_with_a_longer_interval_is_polled_at_that_interval(
     async with supervised(
         observer,
         fake.path,
-        context=quick_context(collectors=CollectorIndex([*ALL, slow]), intervals=Intervals(poll=0.25)),
+        context=quick_context(collectors=CollectorIndex([*ALL, slow]), intervals=PollIntervals(poll=0.25)),
     ):
         await observer.wait_until(lambda: len(observer.outcomes("slow")) >= 4)
     gaps = [later - before for before, later in pairwise(asked[2:])]
@@ -410,7 +410,7 @@ async def test_a_vm_without_events_is_not_polled_twice_in_a_row_at_attach(
     monkeypatch.setattr(Client, "receives_events", False)
     observer, began = RecordingObserver(), time.monotonic()
     async with supervised(
-        observer, fake.path, context=quick_context(intervals=Intervals(poll=3.0), random=lambda: 0.0)
+        observer, fake.path, context=quick_context(intervals=PollIntervals(poll=3.0), random=lambda: 0.0)
     ):
         await observer.wait_for_polls(2)
     assert time.monotonic() - began > 0.1 * 0.9 * 3.0

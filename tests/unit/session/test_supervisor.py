@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from agent.collectors import Intervals
+from agent.collectors import PollIntervals
 from agent.model.record import Severity, Vm
 from agent.qmp.client import Client
 from agent.qmp.protocol import Event
@@ -243,7 +243,7 @@ async def test_gone_has_the_cause_and_the_next_attached_has_the_time_of_lost_eve
 
 async def test_the_end_of_a_connection_is_noticed_at_once(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    async with supervised(observer, fake.path, context=quick_context(intervals=Intervals(poll=3600, resync=3600))):
+    async with supervised(observer, fake.path, context=quick_context(intervals=PollIntervals(poll=3600, resync=3600))):
         await observer.wait_for_polls(1, "migration")
         fake.drop()
         await observer.wait_until(lambda: observer.records("vm.gone"))

@@ -3,7 +3,7 @@
 import pytest
 
 from agent.collectors import ALL
-from agent.collectors.base import Collector, Intervals, at_poll_interval, no_commands
+from agent.collectors.base import Collector, PollIntervals, at_poll_interval, no_commands
 from agent.host.types import FileRequest
 from agent.session.api import CollectorIndex, MonitorState
 from tests.lab.fake_qemu import FakeQemu
@@ -57,7 +57,7 @@ async def test_host_collectors_are_polled_while_qemu_stalls_during_a_resync(fake
     clock = Collector(
         "clock", (), no_commands, lambda _: (), at_poll_interval, files=lambda _: (FileRequest("/proc/uptime"),)
     )
-    quick = Intervals(poll=0.06, resync=0.3)
+    quick = PollIntervals(poll=0.06, resync=0.3)
     context = quick_context(collectors=CollectorIndex((*ALL, clock)), intervals=quick, response_seconds=STALL_SECONDS)
     async with supervised(observer, fake.path, context=context):
         await observer.wait_for_polls(collector="clock")

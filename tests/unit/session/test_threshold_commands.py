@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.collectors import Intervals
+from agent.collectors import PollIntervals
 from agent.model.record import Vm
 from agent.qmp.commands import Change, Command
 from tests.lab.fake_qemu import FakeError, FakeQemu
@@ -14,7 +14,7 @@ from tests.lab.recording_observer import STALL_SECONDS, RecordingObserver, quick
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
 from tests.lab.transcript import UUID
 
-SLOW = Intervals(poll=30)
+SLOW = PollIntervals(poll=30)
 
 
 def threshold(node: str, value: int = 5) -> Command:

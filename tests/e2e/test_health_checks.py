@@ -106,7 +106,7 @@ async def test_a_stuck_alert_loop_fails_liveness(folder: Path, monkeypatch: pyte
 
     async with running(folder) as (app, url):
         await until_answers(f"{url}/healthz", 200)
-        monkeypatch.setattr(app.alerts.manager, "notes_due", lambda: [("note", 1)])
+        monkeypatch.setattr(app.alerts.manager.notes, "notes_due", lambda: [("note", 1)])
         monkeypatch.setattr(app.publisher.delivery, "persist_note", never)
         await until_answers(f"{url}/healthz", 503, "the alert loop has not run for")
 

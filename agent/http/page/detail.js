@@ -1,15 +1,15 @@
-/** One VM in detail: its gauges, and a table for each of its metric families. */
+/** The detail section: the gauges of one VM, and a table for each metric family of this VM. */
 
 import { el, renderList, setAttribute, setText } from "./dom.js";
 import { clock, fieldName, fieldRate, fieldValue } from "./format.js";
-import { gauges, stateOf } from "./vms.js";
+import { createGauges, stateOf } from "./vms.js";
 
 const TITLES = { block: "Disks", block_backing: "Backing layers", block_layer: "Layers", guest_memory: "Memory reported by the guest", vcpu: "vCPUs", iothread: "I/O threads", process: "QEMU process", cgroup: "cgroup", net: "Network", job: "Jobs" };
 
-const title = (name) => TITLES[name] ?? fieldName(name)[0].toUpperCase() + fieldName(name).slice(1);
+const familyTitle = (name) => TITLES[name] ?? fieldName(name)[0].toUpperCase() + fieldName(name).slice(1);
 
-/** Render a family as a table with a row for each field and a column for each subject. Fields that are zero everywhere are optional. */
-function family() {
+/** Create the table of a metric family: a row for each field, a column for each subject. Rows in which all values are zero can be hidden. */
+function createFamilyTable() {
   const [head, body] = [el("tr", { role: "row" }), el("tbody", { role: "rowgroup" })];
   const [heading, help] = [el("h3"), el("p", { class: "more" })];
   const table = el("table", { class: "family", role: "table" }, el("thead", { role: "rowgroup" }, head), body);
@@ -17,8 +17,8 @@ function family() {
   return {
     node: el("section", { class: "card" }, heading, help, box),
     update({ family: current, showZeros }) {
-      setText(heading, title(current.name));
-      setAttribute(box, "aria-label", title(current.name));
+      setText(heading, familyTitle(current.name));
+      setAttribute(box, "aria-label", familyTitle(current.name));
       setText(help, `${current.help} (${current.source})`);
       const columns = current.subjects.map((subject) => subject.labels.join(" ")); // no labels for the VM as a whole
       renderList(head, ["", ...columns.map((name, index) => ({ name, index }))], (column) => column.index ?? "", () => {
@@ -27,15 +27,15 @@ function family() {
       });
       const isZero = (field) => field.kind === "detail" || current.subjects.every(({ values }) => [0, "", undefined].includes(values[field.name]));
       const fields = current.fields.filter((field) => showZeros || !isZero(field));
-      renderList(body, fields, (field) => `${field.name} ${columns.length}`, (field) => row(field, columns.length));
-      for (const field of fields) fill(body, current, field);
+      renderList(body, fields, (field) => `${field.name} ${columns.length}`, (field) => createFieldRow(field, columns.length));
+      for (const field of fields) updateFieldRow(body, current, field);
     },
   };
 }
 
 const cellsOfRow = new WeakMap();
 
-function row(field, count) {
+function createFieldRow(field, count) {
   const cells = Array.from({ length: count }, () => {
     const [value, more] = [el("span", { class: "value" }), el("span", { class: "more" })];
     return { value, more, node: el("td", { role: "cell" }, value, more) };
@@ -45,7 +45,7 @@ function row(field, count) {
   return { node, update() {} };
 }
 
-function fill(body, family, field) {
+function updateFieldRow(body, family, field) {
   const row = [...body.children].find((node) => node.dataset.field === field.name);
   cellsOfRow.get(row).forEach(({ value, more }, index) => {
     const subject = family.subjects[index];
@@ -55,10 +55,10 @@ function fill(body, family, field) {
   });
 }
 
-/** Whether a family has values that the rest of the page does not show. */
+/** Return whether a family has values that other parts of the page do not show. */
 const isShown = ({ name, subjects }) => !["runstate", "block_space"].includes(name) && !(name === "migration" && subjects[0].values.status === "none");
 
-export class Detail {
+export class DetailSection {
   #section = document.getElementById("detail");
   #families = document.getElementById("families");
   #showZeros = document.getElementById("show-zeros");
@@ -74,14 +74,14 @@ export class Detail {
     this.uuid = uuid;
     this.#section.replaceChildren();
     setAttribute(this.#section, "hidden", !uuid);
-    this.#parts = uuid ? this.#build() : null;
+    this.#parts = uuid ? this.#createHeader() : null;
   }
 
-  #build() {
+  #createHeader() {
     const name = el("h2", { id: "detail-title", tabindex: "-1" });
     const [state, reason] = [el("span", { class: "state" }), el("span", { class: "more" })];
     const facts = el("dl", { class: "facts" });
-    const vmGauges = gauges();
+    const vmGauges = createGauges();
     const titled = { CPU: vmGauges.cpu, "Disk I/O": vmGauges.io, Memory: vmGauges.memory };
     const cards = Object.entries(titled).map(([label, part]) => el("div", { class: "card gauge" }, el("h3", {}, label), el("div", { class: "figures" }, part.value, part.more), part.line.node));
     const back = el("p", {}, el("a", { href: "#/" }, "← All VMs"));
@@ -111,6 +111,6 @@ export class Detail {
     const isKnown = [vm.now?.cpu !== undefined, vm.now?.read !== undefined || vm.now?.write !== undefined, vm.memory !== undefined];
     cards.forEach((card, index) => setAttribute(card, "hidden", !isKnown[index]));
     const families = host.detail?.uuid === vm.uuid ? host.detail.families.filter(isShown) : [];
-    renderList(this.#families.querySelector(".families"), families.map((known) => ({ family: known, showZeros: this.#showZeros.checked })), (item) => item.family.name, family);
+    renderList(this.#families.querySelector(".families"), families.map((known) => ({ family: known, showZeros: this.#showZeros.checked })), (item) => item.family.name, createFamilyTable);
   }
 }

@@ -2,17 +2,17 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Create an element. Attributes that are undefined or false are left out; functions are event listeners. */
+/** Create an HTML element. Attributes that are undefined or false are left out. A function becomes a listener of the event. */
 export function el(tag, attributes = {}, ...children) {
-  return build(document.createElement(tag), attributes, children);
+  return fillElement(document.createElement(tag), attributes, children);
 }
 
-/** Create an SVG element. */
+/** Create an SVG element, with attributes as for `el`. */
 export function svg(tag, attributes = {}, ...children) {
-  return build(document.createElementNS(SVG, tag), attributes, children);
+  return fillElement(document.createElementNS(SVG, tag), attributes, children);
 }
 
-function build(node, attributes, children) {
+function fillElement(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === "function") node.addEventListener(name, value);
     else if (value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
@@ -26,7 +26,7 @@ export function setText(node, value) {
   if (node.textContent !== value) node.textContent = value;
 }
 
-/** Set an attribute; undefined, false and null remove it. */
+/** Set an attribute of an element. The values undefined, false and null remove the attribute. */
 export function setAttribute(node, name, value) {
   if (value === undefined || value === false || value === null) node.removeAttribute(name);
   else if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value);
@@ -35,9 +35,9 @@ export function setAttribute(node, name, value) {
 const renderedParts = new WeakMap();
 
 /**
- * Render one child for each item, in order. A child is created once for each key and then updated, so that focus, selection and open
- * details are kept.
- * @param key item => key
+ * Render a child element for each item, in order. A child is created once for each key, and then only updated. So it keeps the focus, the
+ * selection and open details.
+ * @param key item => the key of the item's child
  * @param create item => {node, update(item)}
  */
 export function renderList(parent, items, key, create) {
@@ -55,5 +55,5 @@ export function renderList(parent, items, key, create) {
   for (const item of items) current.get(key(item)).update(item);
 }
 
-/** Create a table cell, which shows its column's name on a narrow screen. */
+/** Create a table cell. On a narrow screen, the cell shows the label, the name of its column. */
 export const cell = (label, ...children) => el("td", { role: "cell", "data-label": label }, ...children);

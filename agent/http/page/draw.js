@@ -1,4 +1,4 @@
-/** Small drawings: a sparkline of the last minutes, and a bar of a disk's used space with its levels. */
+/** Small SVG drawings: a sparkline of the last minutes, and a bar of a disk's used space with marks at the alert levels. */
 
 import { setAttribute, svg } from "./dom.js";
 
@@ -7,15 +7,15 @@ const HEIGHT = 28;
 
 /**
  * Create a sparkline of one or two lines.
- * @returns {{node, update(points: [time, ...values][], minTop: number, label: string)}} `minTop` is the lowest value of the top edge.
+ * @returns {{node, update(points: [time, ...values][], minTop: number, label: string)}} `minTop` is the smallest value that the top edge stands for.
  */
-export function sparkline(...classes) {
+export function createSparkline(...classes) {
   const lines = classes.map((name) => [svg("path", { class: `area ${name}` }), svg("path", { class: `line ${name}` })]);
   const node = svg("svg", { class: "spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" }, ...lines.flat());
-  return { node, update: (points, minTop, label) => trace(node, lines, points, minTop, label) };
+  return { node, update: (points, minTop, label) => drawLines(node, lines, points, minTop, label) };
 }
 
-function trace(node, lines, points, minTop, label) {
+function drawLines(node, lines, points, minTop, label) {
   setAttribute(node, "aria-label", label);
   const [from, to] = [points[0]?.[0] ?? 0, points.at(-1)?.[0] ?? 0];
   const top = Math.max(minTop, ...points.flatMap((point) => point.slice(1)).filter((value) => value !== null));
@@ -32,10 +32,10 @@ function trace(node, lines, points, minTop, label) {
 }
 
 /**
- * Create a bar of used space with marks.
- * @returns {{node, update(share: number, marks: number[], label: string, level: string)}} shares are from 0 to 1; `level` is ok, warning or critical.
+ * Create a bar of used space, with a mark at each alert level.
+ * @returns {{node, update(share: number, marks: number[], label: string, level: string)}} `share` and `marks` are from 0 to 1; `level` is ok, warning or critical.
  */
-export function fullness() {
+export function createUsageBar() {
   const fill = svg("rect", { class: "fill", height: 10, width: 0 });
   const marks = svg("g", { class: "marks" });
   const node = svg("svg", { class: "fullness", viewBox: "0 0 1000 10", preserveAspectRatio: "none", role: "img" }, svg("rect", { class: "rest", width: 1000, height: 10 }), fill, marks);

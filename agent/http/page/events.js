@@ -1,31 +1,31 @@
-/** The events section: events, alerts and lifecycle records as they arrive, with filters. Samples are not shown. */
+/** The events section: a live list of events, alerts and lifecycle records, with filters. It shows no samples. */
 
 import { el, renderList, setAttribute, setText } from "./dom.js";
 import { clock, compareNames, fieldName, fieldValue } from "./format.js";
-import { stream } from "./live.js";
+import { openStream } from "./live.js";
 
-const KEPT = 500;
-const SHOWN = 200;
+const MAX_KEPT = 500;
+const MAX_SHOWN = 200;
 const SEVERITIES = ["debug", "info", "warning", "error", "critical"];
-const HIDDEN = new Set(["event", "category", "alert", "fingerprint", "since_timestamp_seconds"]);
-const BYTES = new Set(["actual", "write-threshold", "amount-exceeded"]); // QEMU's own fields, whose names have no unit
+const HIDDEN_FIELDS = new Set(["event", "category", "alert", "fingerprint", "since_timestamp_seconds"]);
+const BYTE_FIELDS = new Set(["actual", "write-threshold", "amount-exceeded"]); // QEMU's own fields, whose names have no unit
 
-function* describe(data, subject) {
+function* describeFields(data, subject) {
   for (const [name, value] of Object.entries(data)) {
-    if (name === "qemu" && value && typeof value === "object") yield* describe(value, subject);
-    else if (!HIDDEN.has(name) && ![0, "", null, subject].includes(value)) yield `${fieldName(name).replaceAll("-", " ")} ${fieldValue(BYTES.has(name) ? `${name}_bytes` : name, value)}`;
+    if (name === "qemu" && value && typeof value === "object") yield* describeFields(value, subject);
+    else if (!HIDDEN_FIELDS.has(name) && ![0, "", null, subject].includes(value)) yield `${fieldName(name).replaceAll("-", " ")} ${fieldValue(BYTE_FIELDS.has(name) ? `${name}_bytes` : name, value)}`;
   }
 }
 
 function toEntry(record) {
   const subject = record.subject ?? "";
-  const description = [...describe(record.data, subject)].join(" · ").slice(0, 400);
+  const description = [...describeFields(record.data, subject)].join(" · ").slice(0, 400);
   const time = Date.parse(record.time) / 1000;
   const type = fieldName(record.type.replace(/^qemu\./, "")).replace(".", " · ");
   return { record, id: record.id, time, type, subject, description, vm: record.vmname ?? record.partitionkey ?? "", rank: SEVERITIES.indexOf(record.severity) };
 }
 
-function row(entry) {
+function createEventRow(entry) {
   const part = (name, value) => el("span", { class: name }, value);
   const more = el("pre", { tabindex: "0", "aria-label": "Record as JSON" });
   const node = el(
@@ -41,7 +41,7 @@ function row(entry) {
   return { node, update() {} };
 }
 
-export class Events {
+export class EventsSection {
   #section = document.getElementById("events");
   #severity = document.getElementById("events-severity");
   #vm = document.getElementById("events-vm");
@@ -58,7 +58,7 @@ export class Events {
     this.#section.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
     this.#pause.addEventListener("click", () => this.#togglePause());
     const url = () => `records?recent&type=qemu.event.,qemu.alert.,qemu.vm.,qemu.agent.&after=${encodeURIComponent(this.#last)}`;
-    stream(url, {
+    openStream(url, {
       message: (record, id) => this.#add(record, id),
       missed: ({ records }) => this.#add({ id: `missed-${performance.now()}`, type: "page.missed", severity: "warning", time: new Date().toISOString(), data: { records } }),
     });
@@ -66,7 +66,7 @@ export class Events {
 
   #last = "";
 
-  /** Show only the events of one VM, by UUID; an empty one shows all. */
+  /** Show only the events of the VM with this UUID; an empty UUID shows the events of all VMs. */
   showOnly(uuid) {
     this.#onlyUuid = uuid;
     setAttribute(this.#vm.parentElement, "hidden", uuid !== "");
@@ -77,7 +77,7 @@ export class Events {
     if (id) this.#last = id;
     const list = this.#paused ? this.#waiting : this.#kept;
     list.unshift(toEntry(record));
-    list.splice(KEPT);
+    list.splice(MAX_KEPT);
     if (this.#renderScheduled) return;
     this.#renderScheduled = true; // a burst of events is rendered once per frame
     requestAnimationFrame(() => {
@@ -88,7 +88,7 @@ export class Events {
 
   #togglePause() {
     this.#paused = !this.#paused;
-    if (!this.#paused) this.#kept = [...this.#waiting.splice(0), ...this.#kept].slice(0, KEPT);
+    if (!this.#paused) this.#kept = [...this.#waiting.splice(0), ...this.#kept].slice(0, MAX_KEPT);
     this.#render();
   }
 
@@ -102,8 +102,8 @@ export class Events {
       (!this.#vm.value || this.#onlyUuid || entry.vm === this.#vm.value) &&
       (!this.#onlyUuid || entry.record.vmuuid === this.#onlyUuid) &&
       words.every((word) => `${entry.vm} ${entry.type} ${entry.subject} ${entry.description}`.toLowerCase().includes(word));
-    const shown = this.#kept.filter(matches).slice(0, SHOWN);
-    renderList(this.#section.querySelector("ol"), shown, (entry) => entry.id, row);
+    const shown = this.#kept.filter(matches).slice(0, MAX_SHOWN);
+    renderList(this.#section.querySelector("ol"), shown, (entry) => entry.id, createEventRow);
     const placeholder = this.#section.querySelector(".none");
     setAttribute(placeholder, "hidden", shown.length > 0);
     setText(placeholder, this.#kept.length ? "No event matches the filters." : "No events yet.");

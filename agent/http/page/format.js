@@ -2,7 +2,7 @@
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
 
-/** Format bytes to three digits: `1.5 GiB`. */
+/** Format a size in bytes with three digits: `1.5 GiB`. */
 export function bytes(size) {
   let unit = 0;
   while (Math.abs(size) >= 999.5 && unit < UNITS.length - 1) {
@@ -12,17 +12,17 @@ export function bytes(size) {
   return `${number(size)} ${UNITS[unit]}`;
 }
 
-/** Format a number to three digits. */
+/** Format a number with three digits. */
 export function number(value) {
   const size = Math.abs(value);
   if (size >= 1e6) return value.toExponential(2);
   return size >= 99.95 ? value.toFixed(0) : String(Number(value.toPrecision(size < 0.01 ? 1 : 3)));
 }
 
-/** Format a share from 0 to 1 as percent. */
+/** Format a share from 0 to 1 as a percentage. */
 export const percent = (share) => `${number(Number((share * 100).toFixed(1)))} %`;
 
-/** Format seconds in their two largest units: `2 h 5 min`. */
+/** Format a duration in seconds in at most two units: `2 h 5 min`. */
 export function duration(seconds) {
   if (seconds < 0.9995) return `${Math.round(seconds * 1000)} ms`;
   if (seconds < 59.5) return `${Math.round(seconds)} s`;
@@ -41,7 +41,7 @@ export function clock(seconds) {
   return day + at.toLocaleTimeString("sv");
 }
 
-/** Format a sample's field in the unit of its name. */
+/** Format the value of a field. The name of the field, such as `read_bytes_total`, has the unit. */
 export function fieldValue(name, value) {
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (typeof value === "object" && value !== null) return JSON.stringify(value);
@@ -54,7 +54,7 @@ export function fieldValue(name, value) {
   return Number.isInteger(value) ? String(value) : number(value);
 }
 
-/** Format a counter's rate in the unit of its name; seconds per second are a share. */
+/** Format the rate of a counter. The name of the counter has the unit. Seconds per second are a percentage. */
 export function fieldRate(name, value) {
   if (name.includes("bytes")) return `${bytes(value)}/s`;
   if (name.includes("seconds")) return percent(value);
@@ -73,5 +73,5 @@ const UNIT_SUFFIXES = [
   [/_seconds$/, "_time"],
 ];
 
-/** A field's name in words, without the unit that its value shows: `read_bytes_total` is `read`, `read_seconds_total` is `read time`. */
+/** Return the name of a field in words and without its unit: `read` for `read_bytes_total`, `read time` for `read_seconds_total`. */
 export const fieldName = (name) => UNIT_SUFFIXES.reduce((words, [suffix, word]) => words.replace(suffix, word), name).replaceAll("_", " ");

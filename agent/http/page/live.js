@@ -1,15 +1,15 @@
-/** Streams of server-sent events that reconnect by themselves, and the host's state assembled from the overview stream. */
+/** Streams of server-sent events that reconnect by themselves, and the host's state as the overview stream reports it. */
 
-const POINTS = 60;
+const MAX_POINTS = 60;
 const RETRY_MS = { first: 500, max: 10_000 };
 
 /**
- * Open a stream and reopen it whenever it ends. A browser by itself gives up after an error response.
+ * Open a stream, and open it again whenever it ends. (EventSource itself does not reconnect after an error response.)
  * @param url () => the URL, evaluated for each connection
  * @param listeners {{open(), message(value, id), missed(value), disconnected()}}
  * @returns {{close()}}
  */
-export function stream(url, listeners) {
+export function openStream(url, listeners) {
   let source, timer;
   let delay = RETRY_MS.first;
   const connect = () => {
@@ -37,7 +37,7 @@ export function stream(url, listeners) {
 }
 
 /** The host's state, built from the messages of one connection. */
-export class Host {
+export class HostState {
   constructor() {
     this.vms = new Map();
     this.history = new Map();
@@ -47,7 +47,7 @@ export class Host {
     this.detail = null;
   }
 
-  /** Apply the changes of one message. */
+  /** Update the state with the changes in a message. */
   apply(changes) {
     for (const uuid of changes.gone ?? []) {
       this.vms.delete(uuid);
@@ -65,6 +65,6 @@ export class Host {
     const points = this.history.get(uuid) ?? [];
     if (!now.time || now.time <= (points.at(-1)?.[0] ?? 0)) return;
     points.push([now.time, ...["cpu", "read", "write", "reads", "writes", "memory"].map((name) => now[name] ?? null)]);
-    this.history.set(uuid, points.slice(-POINTS));
+    this.history.set(uuid, points.slice(-MAX_POINTS));
   }
 }

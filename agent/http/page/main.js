@@ -1,16 +1,16 @@
-/** The page: renders the overview stream as it arrives. The location `#/vm/UUID` shows one VM in detail. */
+/** The page: renders each message of the overview stream. The location `#/vm/UUID` shows the detail of one VM. */
 
 import { setAttribute, setText } from "./dom.js";
-import { Detail } from "./detail.js";
-import { Events } from "./events.js";
-import { Host, stream } from "./live.js";
+import { DetailSection } from "./detail.js";
+import { EventsSection } from "./events.js";
+import { HostState, openStream } from "./live.js";
 import * as sections from "./sections.js";
-import { Vms } from "./vms.js";
+import { VmsSection } from "./vms.js";
 
 const byId = (id) => document.getElementById(id);
 
-const [vms, detail, events] = [new Vms(), new Detail(), new Events()];
-let host = new Host();
+const [vms, detail, events] = [new VmsSection(), new DetailSection(), new EventsSection()];
+let host = new HostState();
 let connection = null;
 
 const selectedUuid = () => decodeURIComponent(/^#\/vm\/([^/]+)$/.exec(location.hash)?.[1] ?? "");
@@ -21,27 +21,27 @@ function render() {
   setAttribute(byId("no-vms"), "hidden", uuid !== "" || host.vms.size > 0 || !host.agent);
   vms.update(host);
   detail.update(host);
-  sections.alerts(host, uuid);
-  sections.activity(host, uuid);
-  sections.disks(host, uuid);
-  sections.agent(host);
+  sections.renderAlerts(host, uuid);
+  sections.renderActivities(host, uuid);
+  sections.renderDisks(host, uuid);
+  sections.renderAgent(host);
   const [count, firing] = [host.vms.size, host.alerts.length];
   setText(byId("host"), host.agent?.host ?? "");
   setText(byId("counts"), `${count} VM${count === 1 ? "" : "s"} · ${firing || "no"} alert${firing === 1 ? "" : "s"}`);
   document.title = `${firing ? `(${firing}) ` : ""}${uuid && host.vms.has(uuid) ? `${host.vms.get(uuid).name} · ` : ""}${host.agent?.host ?? ""} · qmp-agent`;
 }
 
-/** Connect for the selected VM. The old state stays visible until the first message of the new connection. */
+/** Open the overview stream with the detail of the selected VM. The old state stays visible until the first message of the new stream. */
 function connect() {
   connection?.close();
   let isFirst = true;
   const url = () => `overview/live${selectedUuid() ? `?vm=${encodeURIComponent(selectedUuid())}` : ""}`;
-  connection = stream(url, {
+  connection = openStream(url, {
     open: () => {
       isFirst = true;
     },
     message: (changes) => {
-      if (isFirst) host = new Host();
+      if (isFirst) host = new HostState();
       isFirst = false;
       host.apply(changes);
       showConnection(true);
@@ -57,7 +57,7 @@ function showConnection(up) {
   document.body.classList.toggle("stale", !up);
 }
 
-function route() {
+function showSelectedVm() {
   const uuid = selectedUuid();
   if (location.hash && !location.hash.startsWith("#/")) return; // an anchor on this page
   detail.open(uuid);
@@ -68,5 +68,5 @@ function route() {
   window.scrollTo(0, 0);
 }
 
-window.addEventListener("hashchange", route);
-route();
+window.addEventListener("hashchange", showSelectedVm);
+showSelectedVm();

@@ -1,7 +1,7 @@
 /** The smaller sections: alerts, thin disks, migrations and jobs, and the agent. An empty section is hidden. */
 
 import { cell, el, renderList, setAttribute, setText } from "./dom.js";
-import { fullness } from "./draw.js";
+import { createUsageBar } from "./draw.js";
 import { bytes, clock, compareNames, duration, fieldName, percent } from "./format.js";
 
 const byId = (id) => document.getElementById(id);
@@ -10,7 +10,7 @@ const link = (uuid, name) => el("a", { href: `#/vm/${uuid}` }, name);
 
 // Alerts.
 
-function alert(first) {
+function createAlertItem(first) {
   const what = el("b", {}, fieldName(first.alert));
   const detail = el("span", { class: "what" });
   const since = el("span", { class: "more" });
@@ -29,16 +29,16 @@ function alert(first) {
   };
 }
 
-export function alerts(host, uuid) {
+export function renderAlerts(host, uuid) {
   const shown = host.alerts.filter((known) => !uuid || known.uuid === uuid);
   setAttribute(byId("alerts"), "hidden", shown.length === 0);
-  renderList(byId("alerts").querySelector("ul"), shown, (known) => known.fingerprint, alert);
+  renderList(byId("alerts").querySelector("ul"), shown, (known) => known.fingerprint, createAlertItem);
 }
 
 // Thin disks.
 
-function disk({ vm, disk: first }) {
-  const bar = fullness();
+function createDiskRow({ vm, disk: first }) {
+  const bar = createUsageBar();
   const [used, free, growth, timeToFull] = ["used", "value", "more", "value"].map((name) => el("span", { class: name }));
   const levelList = el("ol", { class: "levels", "aria-label": "Levels" });
   const note = el("span", { class: "more" });
@@ -73,18 +73,18 @@ function disk({ vm, disk: first }) {
   };
 }
 
-export function disks(host, uuid) {
+export function renderDisks(host, uuid) {
   const shown = [...host.vms.values()]
     .filter((vm) => !uuid || vm.uuid === uuid)
     .flatMap((vm) => (vm.disks ?? []).filter((known) => known.limit_bytes).map((known) => ({ vm, disk: known })));
   shown.sort((a, b) => b.disk.used_bytes / b.disk.limit_bytes - a.disk.used_bytes / a.disk.limit_bytes);
   setAttribute(byId("disks"), "hidden", shown.length === 0);
-  renderList(byId("disks").querySelector("tbody"), shown, (item) => `${item.vm.uuid} ${item.disk.device}`, disk);
+  renderList(byId("disks").querySelector("tbody"), shown, (item) => `${item.vm.uuid} ${item.disk.device}`, createDiskRow);
 }
 
 // Migrations and jobs.
 
-function activityRow(first) {
+function createActivityRow(first) {
   const [name, status, done, remaining] = ["", "more", "more", "value"].map((style) => el("span", { class: style }));
   const bar = el("progress", { max: 1, "aria-label": "Progress" });
   const progress = cell("Progress", bar, done);
@@ -124,15 +124,15 @@ function activitiesOf(vm) {
   return activities;
 }
 
-export function activity(host, uuid) {
+export function renderActivities(host, uuid) {
   const shown = [...host.vms.values()].filter((vm) => !uuid || vm.uuid === uuid).flatMap(activitiesOf);
   setAttribute(byId("activity"), "hidden", shown.length === 0);
-  renderList(byId("activity").querySelector("tbody"), shown, (item) => item.key, activityRow);
+  renderList(byId("activity").querySelector("tbody"), shown, (item) => item.key, createActivityRow);
 }
 
 // The agent.
 
-function fact(first) {
+function createFact(first) {
   const value = el("dd");
   return {
     node: el("div", {}, el("dt", {}, first[0]), value),
@@ -143,7 +143,7 @@ function fact(first) {
   };
 }
 
-function facts(agent, monitors) {
+function agentFacts(agent, monitors) {
   const { sink, journal, queues } = agent;
   const states = [...Map.groupBy(monitors, (known) => known.state)].map(([state, all]) => `${all.length} ${state}`);
   const waiting = queues.reduce((sum, queue) => sum + queue.records, 0);
@@ -163,7 +163,7 @@ function facts(agent, monitors) {
 
 const LOOKS = { up: "good", stalled: "bad", denied: "bad", busy: "warning" };
 
-function monitor(first) {
+function createMonitorRow(first) {
   const [state, vm, reason] = [el("span", { class: "state" }), el("span"), el("span", { class: "what" })];
   const cells = [cell("State", state), cell("VM", vm), cell("Reason", reason)];
   const node = el("tr", { role: "row" }, el("th", { role: "rowheader", scope: "row" }, first.monitor), ...cells);
@@ -179,13 +179,13 @@ function monitor(first) {
   };
 }
 
-export function agent(host) {
+export function renderAgent(host) {
   if (!host.agent) return;
   setAttribute(byId("agent"), "hidden", false);
-  renderList(byId("agent").querySelector(".facts"), facts(host.agent, host.monitors), ([name]) => name, fact);
+  renderList(byId("agent").querySelector(".facts"), agentFacts(host.agent, host.monitors), ([name]) => name, createFact);
   const sorted = [...host.monitors].sort((a, b) => (a.state === "up") - (b.state === "up") || compareNames(a.monitor, b.monitor));
   setAttribute(byId("agent").querySelector("table"), "hidden", sorted.length === 0);
-  renderList(byId("agent").querySelector("tbody"), sorted, (known) => known.monitor, monitor);
+  renderList(byId("agent").querySelector("tbody"), sorted, (known) => known.monitor, createMonitorRow);
   const problems = [...host.agent.unready_reasons, ...host.agent.warnings];
   setAttribute(byId("problems"), "hidden", problems.length === 0);
   renderList(byId("problems"), problems, (problem) => problem, (problem) => ({ node: el("li", {}, problem), update() {} }));

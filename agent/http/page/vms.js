@@ -1,10 +1,10 @@
-/** The table of VMs with state, CPU, disk I/O and memory; it can be sorted and filtered. */
+/** The table of VMs with state, CPU, disk I/O and memory. The user can sort and filter the table. */
 
 import { cell, el, renderList, setAttribute, setText } from "./dom.js";
-import { sparkline } from "./draw.js";
+import { createSparkline } from "./draw.js";
 import { bytes, compareNames, number } from "./format.js";
 
-/** A VM's state as a word, and its appearance: good, idle, warning or bad. */
+/** Return the state of a VM as a word, and the look of this word: good, idle, warning or bad. */
 export function stateOf(vm) {
   if (vm.state !== "up") return { word: vm.state, look: "bad" };
   const word = vm.status ?? "up";
@@ -13,60 +13,60 @@ export function stateOf(vm) {
   return { word, look: bad ? "bad" : "idle" };
 }
 
-const now = (vm, name) => vm.now?.[name];
-const sum = (...values) => (values.every((value) => value === undefined) ? undefined : values.reduce((a, b) => (a ?? 0) + (b ?? 0), 0));
+const currentValue = (vm, name) => vm.now?.[name];
+const sumOfKnown = (...values) => (values.every((value) => value === undefined) ? undefined : values.reduce((a, b) => (a ?? 0) + (b ?? 0), 0));
 
 const COLUMNS = [
   { name: "VM", sort: () => 0, isKnown: () => true },
   { name: "State", sort: (vm) => `${stateOf(vm).look} ${stateOf(vm).word}`, isKnown: () => true },
-  { name: "CPU", sort: (vm) => -(now(vm, "cpu") ?? -1), isKnown: (vm) => now(vm, "cpu") !== undefined },
-  { name: "Disk I/O", sort: (vm) => -(sum(now(vm, "read"), now(vm, "write")) ?? -1), isKnown: (vm) => now(vm, "write") !== undefined || now(vm, "read") !== undefined },
+  { name: "CPU", sort: (vm) => -(currentValue(vm, "cpu") ?? -1), isKnown: (vm) => currentValue(vm, "cpu") !== undefined },
+  { name: "Disk I/O", sort: (vm) => -(sumOfKnown(currentValue(vm, "read"), currentValue(vm, "write")) ?? -1), isKnown: (vm) => currentValue(vm, "write") !== undefined || currentValue(vm, "read") !== undefined },
   { name: "Memory", sort: (vm) => -(vm.memory?.used_bytes ?? vm.memory?.resident_bytes ?? vm.memory?.total_bytes ?? -1), isKnown: (vm) => vm.memory !== undefined },
 ];
 
-const pick = (points, ...columns) => points.map((point) => [point[0], ...columns.map((column) => point[column])]);
+const pickColumns = (points, ...columns) => points.map((point) => [point[0], ...columns.map((column) => point[column])]);
 
-/** CPU, disk I/O and memory with their sparklines, for the table and for the detail of a VM. */
-export function gauges() {
-  const cpu = { value: el("span", { class: "value" }), more: el("span", { class: "more" }), line: sparkline("cpu") };
+/** Create the elements for CPU, disk I/O and memory of a VM, each with a sparkline. The table and the detail section use them. */
+export function createGauges() {
+  const cpu = { value: el("span", { class: "value" }), more: el("span", { class: "more" }), line: createSparkline("cpu") };
   const [read, write] = [el("span"), el("span")];
   const both = [el("abbr", { class: "read", title: "read" }, "R"), " ", read, "  ", el("abbr", { class: "write", title: "written" }, "W"), " ", write];
-  const io = { read, write, value: el("span", { class: "value" }, ...both), more: el("span", { class: "more" }), line: sparkline("read", "write") };
-  const memory = { value: el("span", { class: "value" }), more: el("span", { class: "more" }), line: sparkline("memory") };
+  const io = { read, write, value: el("span", { class: "value" }, ...both), more: el("span", { class: "more" }), line: createSparkline("read", "write") };
+  const memory = { value: el("span", { class: "value" }), more: el("span", { class: "more" }), line: createSparkline("memory") };
   const update = (vm, points) => {
-    const used = now(vm, "cpu");
+    const used = currentValue(vm, "cpu");
     setText(cpu.value, used === undefined ? "" : `${number(used * 100)} %`);
     setText(cpu.more, used === undefined || !vm.vcpus ? "" : `of ${vm.vcpus} vCPU${vm.vcpus > 1 ? "s" : ""}`);
-    cpu.line.update(pick(points, 1), vm.vcpus || 1, "CPU in the last minutes");
-    const [read, write] = [now(vm, "read"), now(vm, "write")];
-    const unknown = sum(read, write) === undefined;
+    cpu.line.update(pickColumns(points, 1), vm.vcpus || 1, "CPU in the last minutes");
+    const [read, write] = [currentValue(vm, "read"), currentValue(vm, "write")];
+    const unknown = sumOfKnown(read, write) === undefined;
     setText(io.read, unknown ? "" : `${bytes(read ?? 0)}/s`);
     setText(io.write, unknown ? "" : `${bytes(write ?? 0)}/s`);
     setAttribute(io.value, "hidden", unknown);
-    setText(io.more, unknown ? "" : `${number(sum(now(vm, "reads"), now(vm, "writes")))} IOPS`);
-    io.line.update(pick(points, 2, 3), 1024, "Bytes read and written in the last minutes");
+    setText(io.more, unknown ? "" : `${number(sumOfKnown(currentValue(vm, "reads"), currentValue(vm, "writes")))} IOPS`);
+    io.line.update(pickColumns(points, 2, 3), 1024, "Bytes read and written in the last minutes");
     const { used_bytes: guestUsed, total_bytes: total, resident_bytes: resident } = vm.memory ?? {};
     const shown = [guestUsed, resident, total].find((size) => size !== undefined);
     setText(memory.value, shown === undefined ? "" : bytes(shown));
     setText(memory.more, guestUsed !== undefined ? `of ${bytes(total)}` : resident !== undefined ? "resident" : "");
-    memory.line.update(pick(points, 6), total ?? 1, "Memory in use in the last minutes");
+    memory.line.update(pickColumns(points, 6), total ?? 1, "Memory in use in the last minutes");
   };
   return { cpu, io, memory, update };
 }
 
-const gauge = (part) => el("div", { class: "gauge" }, el("div", { class: "figures" }, part.value, part.more), part.line.node);
+const gaugeElement = (part) => el("div", { class: "gauge" }, el("div", { class: "figures" }, part.value, part.more), part.line.node);
 
-function row(vm) {
+function createVmRow(vm) {
   const link = el("a", { href: `#/vm/${vm.uuid}` });
   const state = el("span", { class: "state" });
   const reason = el("span", { class: "more" });
-  const parts = gauges();
+  const parts = createGauges();
   const cells = [
     el("th", { role: "rowheader", scope: "row" }, link),
     cell("State", state, reason),
-    cell("CPU", gauge(parts.cpu)),
-    cell("Disk I/O", gauge(parts.io)),
-    cell("Memory", gauge(parts.memory)),
+    cell("CPU", gaugeElement(parts.cpu)),
+    cell("Disk I/O", gaugeElement(parts.io)),
+    cell("Memory", gaugeElement(parts.memory)),
   ];
   return {
     node: el("tr", { role: "row" }, ...cells),
@@ -88,8 +88,8 @@ function row(vm) {
   };
 }
 
-/** The section; `update(host)` renders the present state. */
-export class Vms {
+/** The section with the table of VMs. `update(host)` renders the present state. */
+export class VmsSection {
   #section = document.getElementById("vms");
   #filter = document.getElementById("vms-filter");
   #sort = { index: 0, descending: false };
@@ -129,7 +129,7 @@ export class Vms {
       this.#section.querySelector("tbody"),
       shown.map((vm) => ({ vm, points: host.history.get(vm.uuid) ?? [], alerts: alerts.get(vm.uuid)?.length, visible })),
       (item) => item.vm.uuid,
-      (item) => row(item.vm),
+      (item) => createVmRow(item.vm),
     );
     setAttribute(this.#section.querySelector(".none"), "hidden", shown.length > 0);
   }

@@ -101,7 +101,7 @@ class DiskAlerts:
                 yield from self._resolve_corrupt_image(state, device, by_layer, time_ns)
             yield from self._remove_unplugged_disks(state, layers, time_ns)
 
-    def space(self, state: VmProcessState) -> list[Sample]:
+    def space_samples(self, state: VmProcessState) -> list[Sample]:
         """Return a VM's space samples; the same list object as before if nothing changed."""
         if state.space_changed:
             samples = (space_sample(device, tracker) for device, tracker in state.trackers.items())

@@ -116,7 +116,7 @@ class AlertManager:
             for_good: Whether the guest shut down or migrated away. Otherwise, the VM's alerts are kept for `AWAY_SECONDS`.
             time_ns: When the VM was detached, in nanoseconds since the epoch.
         """
-        state = self._processes.attached(vm)
+        state = self._processes.find_attached(vm)
         if state is None:
             return []
         state.gone_at, state.gone_for_good = (now - AWAY_SECONDS if for_good else now), for_good
@@ -156,7 +156,7 @@ class AlertManager:
         """
         if name not in HANDLED_EVENTS and name not in self.store.resolving_events:
             return []  # a fast path, because most events change no alert
-        state = self._processes.attached(event.vm)
+        state = self._processes.find_attached(event.vm)
         if state is None:
             return []
         if event.time_ns > now_ns:  # from a host whose clock is ahead
@@ -173,7 +173,7 @@ class AlertManager:
             running: Whether the guest runs.
             status: QEMU's RunState.
         """
-        state = self._processes.attached(vm)
+        state = self._processes.find_attached(vm)
         if state is None:
             return []
         pending = self._with_notes(self._run_states.on_poll(state, status, time_ns, running=running))
@@ -181,7 +181,7 @@ class AlertManager:
 
     def on_migration(self, vm: Vm, status: str, time_ns: int) -> list[PendingAlert]:
         """Handle a poll of the migration; `time_ns` is when the query was sent, in nanoseconds since the epoch."""
-        state = self._processes.attached(vm)
+        state = self._processes.find_attached(vm)
         return self._with_notes(self._run_states.on_migration(state, status, time_ns)) if state is not None else []
 
     def on_jobs(self, vm: Vm, samples: Iterable[Sample], time_ns: int, now_ns: int) -> list[PendingAlert]:
@@ -193,12 +193,12 @@ class AlertManager:
             time_ns: When the query was sent, in nanoseconds since the epoch.
             now_ns: The current time in nanoseconds since the epoch.
         """
-        state = self._processes.attached(vm)
+        state = self._processes.find_attached(vm)
         return self._with_notes(self._events.on_jobs(state, samples, time_ns, now_ns)) if state is not None else []
 
     def on_guest_channel(self, vm: Vm, time_ns: int, *, connected: bool) -> list[PendingAlert]:
         """Handle a poll of the guest agent's channel; `connected` says whether the guest has opened it."""
-        state = self._processes.attached(vm)
+        state = self._processes.find_attached(vm)
         if state is None:
             return []
         return self._with_notes(self._guests.on_channel(state, time_ns, connected=connected))
@@ -207,7 +207,7 @@ class AlertManager:
         self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
     ) -> list[PendingAlert]:
         """Handle all samples of these families, as the guest agent reported them."""
-        state = self._processes.attached(vm)
+        state = self._processes.find_attached(vm)
         return self._with_notes(self._guests.on_samples(state, families, samples, time_ns)) if state is not None else []
 
     def on_samples(
@@ -225,13 +225,13 @@ class AlertManager:
         Returns:
             The alert records to send, and the VM's space samples. If no space sample has changed, the list is the same object as before.
         """
-        state = self._processes.attached(vm)
+        state = self._processes.find_attached(vm)
         if state is None:
             return [], []
         records = self._disks.on_samples(state, samples, families, now, time_ns) if state.is_active else ()
         pending = self._with_notes(records)
         pending += self._with_notes(self._run_states.on_devices(state, samples, families, time_ns))
-        return pending, self._disks.space(state) if state.is_active else []
+        return pending, self._disks.space_samples(state) if state.is_active else []
 
     def _with_notes(self, records: Iterable[Record]) -> list[PendingAlert]:
         return [PendingAlert(record, self.notes.note_of_vm(record.vm.uuid)) for record in records]
@@ -240,7 +240,7 @@ class AlertManager:
 
     def _active_process(self, vm: Vm) -> VmProcessState | None:
         """Return the process that is attached as this VM, if the agent evaluates its disks."""
-        state = self._processes.attached(vm)
+        state = self._processes.find_attached(vm)
         return state if state is not None and state.is_active else None
 
     def levels(self, vm: Vm, device: str) -> tuple[ResolvedLevel, ...]:
@@ -251,7 +251,7 @@ class AlertManager:
 
     def refreshes_due(self, vm: Vm) -> frozenset[str]:
         """Return the names of the collectors that have to run now, and clear the set."""
-        state = self._processes.attached(vm)
+        state = self._processes.find_attached(vm)
         if state is None:
             return EMPTY_SET
         due, state.refreshes = state.refreshes, EMPTY_SET

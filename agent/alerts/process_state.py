@@ -94,7 +94,7 @@ class VmProcessState:
     space_changed: bool = True
 
     def is_process(self, vm: Vm, pid: int | None) -> bool:
-        """Return whether an attached VM runs in this process. The pids decide, or the monitors if a pid is unknown."""
+        """Return whether an attached VM runs in this process. Compare the pids, or the monitors if a pid is unknown."""
         if pid is not None and self.pid is not None:
             return pid == self.pid
         return vm.monitor == self.vm.monitor and not self.gone_for_good

@@ -37,7 +37,7 @@ class ProcessRegistry:
         """Return the processes of a UUID, the primary first."""
         return self._by_uuid.get(uuid, [])
 
-    def attached(self, vm: Vm) -> VmProcessState | None:
+    def find_attached(self, vm: Vm) -> VmProcessState | None:
         """Return the process that is attached as this VM; None if no process is."""
         for state in self._by_uuid.get(vm.uuid, ()):
             if state.gone_at is None and (state.vm is vm or state.vm == vm):

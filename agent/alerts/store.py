@@ -124,7 +124,7 @@ class AlertStore:
     def _put(self, alert: Alert) -> None:
         self._firing.setdefault(alert.owner, {})[alert.key] = alert
 
-    def _pop(self, alert: Alert) -> Alert | None:
+    def _remove(self, alert: Alert) -> Alert | None:
         alerts = self._firing.get(alert.owner, {})
         known = alerts.pop(alert.key, None)
         if not alerts:
@@ -154,7 +154,7 @@ class AlertStore:
             extra: Fields to add to the records.
         """
         for alert in list(alerts):
-            known = self._pop(alert)
+            known = self._remove(alert)
             if known is not None:
                 yield known.to_record("resolved", time_ns, {"resolved_by": reason, **(extra or {})})
 
@@ -171,7 +171,7 @@ class AlertStore:
     def reassign(self, alerts: Iterable[Alert], vm: Vm, owner: int) -> None:
         """Move alerts to another process of the VM, such as the destination of a migration."""
         for alert in list(alerts):
-            self._pop(alert)
+            self._remove(alert)
             self._put(replace(alert, vm=vm, owner=owner))
 
     # Persistence.

@@ -24,7 +24,7 @@ from agent.alerts.threshold_types import (
     ThresholdPolicy,
 )
 
-REFRESH_SHARE = 0.01
+LAYER_REFRESH_SHARE = 0.01
 """The layers of a file are polled again after writes have extended the file by this share of its limit."""
 MAX_EXCEEDED_LEVELS = 1000
 """Maximum number of exceeded levels to restore from a note."""
@@ -105,7 +105,7 @@ class ThresholdTracker:
             return False
         level = self._next_level()
         is_near_level = level is not None and usage.used + written > level.bytes
-        return is_near_level or written > max(usage.limit * REFRESH_SHARE, 1)
+        return is_near_level or written > max(usage.limit * LAYER_REFRESH_SHARE, 1)
 
     def on_layers(self, form: DiskLayer, storage: DiskLayer, offset: int, now: float) -> Iterator[LevelCrossing]:
         """Handle a poll of the layers; yield the levels that were crossed since the last comparison.
@@ -181,7 +181,7 @@ class ThresholdTracker:
         return next((level for level in self.levels if level.text not in self._exceeded), None)
 
     def next_threshold(self) -> Threshold | None:
-        """Return the threshold to set now; None if there is no level to set it for or the slot must not be set now."""
+        """Return the threshold to set now; None if every level is exceeded, or if the agent must not set the slot now."""
         level = self._next_level()
         if self.policy.mode is not ThresholdMode.ARM or self.slot.state is not SlotState.EMPTY:
             return None

@@ -107,7 +107,7 @@ class Poll(NamedTuple):
 
     Attributes:
         samples: the samples.
-        time_ns: the time before the commands were sent, in nanoseconds since the epoch.
+        time_ns: the time just before the commands were sent, in nanoseconds since the epoch.
         at: the same time in seconds on the monotonic clock, for rates.
     """
 

@@ -18,7 +18,7 @@ _read_vcpu = FieldReader(VCPU_DIRTY)
 
 _MAX_VCPUS = 4096
 
-_PER_SECOND = {"second": 1, "millisecond": 1000}
+_UNITS_PER_SECOND = {"second": 1, "millisecond": 1000}
 """How many of a `calc-time-unit` (QEMU 8.2) make a second. Older versions have no unit and use seconds."""
 
 
@@ -40,7 +40,9 @@ def _collect(replies: Replies) -> Iterable[Sample]:
     if measurement.get("status") not in ("unstarted", None):
         unit = as_text(measurement.get("calc-time-unit", "second"))
         seconds = measurement.get("calc-time")
-        duration = {"seconds": seconds / _PER_SECOND[unit]} if type(seconds) is int and unit in _PER_SECOND else {}
+        duration = (
+            {"seconds": seconds / _UNITS_PER_SECOND[unit]} if type(seconds) is int and unit in _UNITS_PER_SECOND else {}
+        )
         samples.append(Sample(DIRTY_RATE, (), _read(measurement | duration)))
     return samples
 

@@ -1,1 +1,1 @@
-"""The config file: its model, its loader and live reload."""
+"""The config file: its sections and keys, its loader, and its reload in a running agent."""

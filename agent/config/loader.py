@@ -172,8 +172,8 @@ def _problem_text(detail: ErrorDetails, location: Location, model: type[BaseMode
     kind, given = detail["type"], detail["input"]
     if kind == "extra_forbidden":
         key = _key_text(tuple(part for part in location if isinstance(part, str) and not part.startswith(TAG_PREFIX)))
-        if key in RENAMED:
-            return f"unknown key; it was renamed to {RENAMED[key]}"
+        if key in RENAMED_KEYS:
+            return f"unknown key; it was renamed to {RENAMED_KEYS[key]}"
         known = _keys_at(location[:-1], model)
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
         return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; known keys: {', '.join(known)}"
@@ -181,7 +181,7 @@ def _problem_text(detail: ErrorDetails, location: Location, model: type[BaseMode
     return f"{text}, not {given!r}" if isinstance(given, str | int | float) and not _SECRET_KEYS & {*location} else text
 
 
-RENAMED: Mapping[str, str] = {
+RENAMED_KEYS: Mapping[str, str] = {
     "alerts.alertmanager.resend": "resend_interval",
     "jsonl.file": "path",
     "jsonl.keep": "max_files",
@@ -203,7 +203,7 @@ RENAMED: Mapping[str, str] = {
     "timeouts.reply": "response",
     "timeouts.stop": "shutdown",
 }
-"""The new name of each renamed key, by the old key without list indices."""
+"""The new name of each renamed key, by its old name without list indices."""
 
 _SECRET_KEYS = frozenset({"password_file", "key", "key_file", "basic_auth_users", "url"})
 """Keys whose values are not shown in problems, because an operator may have written a secret instead of the path of its file."""

@@ -59,7 +59,7 @@ class DiscoveryManager:
         self._discoverers = {name: self._discoverers[name] for name in self._running}
         for discovered, task in removed:
             task.cancel()
-            self._tasks.create_task(self._dismiss_unshared(discovered), name="dismiss monitors")
+            self._tasks.create_task(self._dismiss_monitors(discovered), name="dismiss monitors")
 
     async def storage_pools(self) -> list[StoragePool]:
         """Return the storage pools of all managers that have some.
@@ -79,7 +79,7 @@ class DiscoveryManager:
             raise StoragePoolsError(str(errors[0]))
         return pools
 
-    async def _dismiss_unshared(self, removed: _DiscoveredMonitors) -> None:
+    async def _dismiss_monitors(self, removed: _DiscoveredMonitors) -> None:
         """Dismiss the monitors of a removed discoverer that no other discoverer has found."""
         await asyncio.sleep(GRACE_SECONDS)
         for key, monitor in removed.monitors.items():

@@ -134,7 +134,7 @@ def migration_events_enabled(replies: Sequence[Any]) -> bool:
     return any(c.get("capability") == "events" and c.get("state") is True for c in capabilities)
 
 
-def get_stats_interval(balloon: str) -> Command:
+def get_stats_interval_command(balloon: str) -> Command:
     """Return the command that reads the interval at which QEMU polls a balloon's guest statistics.
 
     Args:
@@ -143,7 +143,7 @@ def get_stats_interval(balloon: str) -> Command:
     return Command("qom-get", {"path": balloon, "property": _STATS_INTERVAL_PROPERTY})
 
 
-def set_stats_interval(balloon: str, seconds: int) -> Command:
+def set_stats_interval_command(balloon: str, seconds: int) -> Command:
     """Return the command that sets the interval at which QEMU polls a balloon's guest statistics.
 
     Args:
@@ -154,7 +154,7 @@ def set_stats_interval(balloon: str, seconds: int) -> Command:
 
 
 def parse_stats_interval(reply: Any) -> int:
-    """Return the interval in seconds in the reply to `get_stats_interval`; 0 if QEMU does not poll or the reply is invalid."""
+    """Return the interval in seconds in the reply to `get_stats_interval_command`; 0 if QEMU does not poll or the reply is invalid."""
     return reply if type(reply) is int and 0 < reply < 1 << 31 else 0
 
 

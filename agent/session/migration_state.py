@@ -62,7 +62,7 @@ _ROLE_BY_PHASE = {
     MigrationPhase.RECEIVED: "destination",
 }
 
-_TRANSFERRING = frozenset(
+_TRANSFERRING_STATUSES = frozenset(
     {"active", "postcopy-device", "postcopy-active", "postcopy-paused", "postcopy-recover-setup", "postcopy-recover"}
 )
 """Migration statuses in which a source reports transferred bytes. A process in such a status that reports none is a destination."""
@@ -96,7 +96,7 @@ class MigrationState:
         return self.phase is MigrationPhase.INCOMING
 
     @property
-    def runs(self) -> bool:
+    def has_vm(self) -> bool:
         """True if the VM is certainly in this process: it is not migrating in and has not migrated away."""
         return self.phase in (MigrationPhase.PRESENT, MigrationPhase.RECEIVED)
 
@@ -137,7 +137,7 @@ class MigrationState:
             case MigrationPhase.RECEIVED if before == "completed" and not completed:
                 self.phase = MigrationPhase.PRESENT  # another migration has begun, and it can only be outgoing
             case MigrationPhase.UNKNOWN | MigrationPhase.PRESENT if first and not source:
-                if completed or self._last_status in _TRANSFERRING:
+                if completed or self._last_status in _TRANSFERRING_STATUSES:
                     self.phase = MigrationPhase.RECEIVED
                 return False if completed else None
         return None

@@ -17,7 +17,7 @@ class OwnershipClaim:
         priority: priority of the monitor; a lower value is better.
         name: the monitor's name, for people.
         preempt: called once when a better monitor claims the VM. It ends the session, and the supervisor then releases the claim.
-        runs: returns whether the VM is certainly in this QEMU process, and not in another process because of a migration.
+        has_vm: returns whether the VM is certainly in this QEMU process, and not in another process because of a migration.
         on_clash: called with the names of all monitors whose VMs run with this UUID; called with an empty tuple when the clash ends.
         released: a future that is done when the claim was released.
     """
@@ -27,7 +27,7 @@ class OwnershipClaim:
     priority: MonitorPriority
     name: str
     preempt: Callable[[], None]
-    runs: Callable[[], bool] = lambda: True
+    has_vm: Callable[[], bool] = lambda: True
     on_clash: Callable[[tuple[str, ...]], None] = lambda _names: None
     released: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -57,7 +57,7 @@ class OwnershipRegistry:
 
     def claims_by_shared_uuid(self) -> dict[str, list[OwnershipClaim]]:
         """Return the claims on running VMs by UUID, for each UUID that several running VMs have."""
-        running = {uuid: [claim for claim in self._held[uuid] if claim.runs()] for uuid in sorted(self._shared_uuids)}
+        running = {uuid: [claim for claim in self._held[uuid] if claim.has_vm()] for uuid in sorted(self._shared_uuids)}
         return {uuid: claims for uuid, claims in running.items() if len(claims) > 1}
 
     @property

@@ -47,7 +47,7 @@ DISCOVER_FEATURES = "discover"
 """Name in the schedule for the discovery of the VM's features. After it, all collectors are polled."""
 
 DISCOVERY_FAILURE = "discovery"
-"""Name of this discovery in the list of failing collectors."""
+"""Name in the list of failing collectors for the discovery of the VM's features."""
 
 DISCOVER_PROCESS = "threads"
 """Name in the schedule for the discovery of the VM's process. It is due after an event that changes its threads or network interfaces."""
@@ -201,7 +201,7 @@ class Session:
         self._wake()
 
     async def _poll_or_wait(self, poller: Poller, thresholds: ThresholdWriter, vm: Vm, names: Sequence[str]) -> None:
-        """Run what is due, given by names in the schedule. If nothing is due, wait until something is due."""
+        """Run the due polls and discoveries, given by their names in the schedule. If none is due, wait until one is due."""
         if not names:
             await self._wait_until_due()
         elif DISCOVER_FEATURES in names:
@@ -294,9 +294,9 @@ class Session:
         If QEMU does not poll them and the config allows the change, set the interval first.
         """
         execute = self._executor.execute_with_retry
-        seconds = identity.parse_stats_interval((await execute((identity.get_stats_interval(balloon),)))[0])
+        seconds = identity.parse_stats_interval((await execute((identity.get_stats_interval_command(balloon),)))[0])
         settings = self._context.settings
         if seconds == 0 and Change.GUEST_STATS_INTERVAL in settings.changes:
-            (result,) = await execute((identity.set_stats_interval(balloon, settings.guest_stats_seconds),))
+            (result,) = await execute((identity.set_stats_interval_command(balloon, settings.guest_stats_seconds),))
             return 0 if isinstance(result, QmpError) else settings.guest_stats_seconds
         return seconds

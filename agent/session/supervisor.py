@@ -152,7 +152,7 @@ class MonitorSupervisor:
             priority,
             sanitize(self._monitor.name),
             client.preempt,
-            runs=lambda: self._migration.runs,
+            has_vm=lambda: self._migration.has_vm,
             on_clash=self._report_clash,
         )
         try:

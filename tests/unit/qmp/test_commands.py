@@ -91,10 +91,12 @@ def test_every_command_that_the_agent_sends_is_permitted() -> None:
     for command in (
         *identity.IDENTITY_COMMANDS,
         *identity.FEATURE_COMMANDS,
-        identity.get_stats_interval("/machine/peripheral/balloon0"),
+        identity.get_stats_interval_command("/machine/peripheral/balloon0"),
     ):
         assert AllowList().encode(command)
-    assert AllowList([Change.GUEST_STATS_INTERVAL]).encode(identity.set_stats_interval("/machine/peripheral/b", 10))
+    assert AllowList([Change.GUEST_STATS_INTERVAL]).encode(
+        identity.set_stats_interval_command("/machine/peripheral/b", 10)
+    )
     assert AllowList([Change.MIGRATION_EVENTS]).encode(identity.ENABLE_MIGRATION_EVENTS)
 
 

@@ -48,7 +48,7 @@ from agent.runtime.logging import configure_logging
 from agent.runtime.systemd import SystemdNotifier
 from agent.session.api import SessionContext
 from agent.session.discovery_manager import DiscoveryManager
-from agent.session.supervisor import SupervisorGroup
+from agent.session.supervisor_group import SupervisorGroup
 
 _log = logging.getLogger("agent")
 

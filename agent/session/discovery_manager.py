@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from agent.host.pools.libvirt import StoragePool, StoragePoolsError
 from agent.monitors import Discoverer, Monitor, StoragePoolLister
 from agent.qmp.errors import QmpError
-from agent.session.supervisor import SupervisorGroup
+from agent.session.supervisor_group import SupervisorGroup
 
 GRACE_SECONDS = 1.0
 """How long the monitors of a removed discoverer stay connected, so that another discoverer can find them."""

@@ -1,11 +1,7 @@
-"""Supervision of monitors: connects to each monitor, and connects again after each connection has ended.
-
-A monitor that hangs, violates the protocol or disappears does not affect other monitors.
-"""
+"""Supervision of one monitor: connects to the monitor, and connects again after each connection has ended."""
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -32,9 +28,6 @@ from agent.session.event_handler import EventHandler
 from agent.session.migration_state import MigrationState
 from agent.session.ownership import OwnershipClaim, OwnershipRegistry
 from agent.session.session import Session
-from agent.session.uuid_clash import UuidClashDetector
-
-_log = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS = 0.2
 """Delay of the first attempt to connect again."""
@@ -121,7 +114,7 @@ class MonitorSupervisor:
                 )
             return False
         except QmpError as error:
-            self._set_state(_state_after(error), str(error))
+            self._set_state(state_after(error), str(error))
             return False
         with contextlib.closing(client):
             session = self._session = Session(
@@ -275,103 +268,6 @@ _STATE_AFTER_ERROR = {
 """State of a monitor after a failed attempt to connect; the first entry that matches the error decides."""
 
 
-def _state_after(error: QmpError) -> MonitorState:
+def state_after(error: QmpError) -> MonitorState:
+    """Return the state of a monitor after a failed attempt to connect."""
     return next(state for error_type, state in _STATE_AFTER_ERROR.items() if isinstance(error, error_type))
-
-
-class SupervisorGroup:
-    """Supervises all monitors that discoverers find, each in a task of its own."""
-
-    def __init__(self, context: SessionContext, observer: SessionObserver, tasks: asyncio.TaskGroup) -> None:
-        self._context = context
-        self._observer = observer
-        self._tasks = tasks
-        self._claims = OwnershipRegistry(self._start_clash_checks)
-        self._clashes = UuidClashDetector(context.settings.uuid_clash_seconds)
-        self._clash_timer: asyncio.TimerHandle | None = None
-        self._supervisors: dict[tuple[object, ...], MonitorSupervisor] = {}
-        self._running: dict[MonitorSupervisor, asyncio.Task[None]] = {}
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._supervisors
-
-    def __len__(self) -> int:
-        return len(self._supervisors)
-
-    def on_monitor_added(self, monitor: Monitor) -> None:
-        """Start to supervise a monitor. A monitor that is supervised already is connected again if it had been removed."""
-        if monitor.key in self._supervisors:
-            self._supervisors[monitor.key].restore()
-        else:
-            supervisor = MonitorSupervisor(monitor, self._context, self._observer, self._claims)
-            self._supervisors[monitor.key] = supervisor
-            self._running[supervisor] = self._tasks.create_task(
-                self._run_supervisor(monitor, supervisor), name=f"supervise {monitor.name}"
-            )
-
-    def on_monitor_removed(self, monitor: Monitor) -> None:
-        """Stop supervising a monitor as soon as its open connection ends."""
-        if monitor.key in self._supervisors:
-            self._supervisors[monitor.key].remove()
-
-    def dismiss(self, monitor: Monitor) -> None:
-        """Stop supervising a monitor now, and close its connection."""
-        if (supervisor := self._supervisors.pop(monitor.key, None)) is not None:
-            self._running[supervisor].cancel()
-
-    def on_status(self, discoverer: Monitor, error: QmpError | None, note: str = "") -> None:
-        """Report the state of a discoverer. People see a discoverer as an entry among the monitors.
-
-        Args:
-            discoverer: the discoverer's entry.
-            error: why the discoverer cannot find monitors; None if it works.
-            note: a text about the discoverer for people; may be empty.
-        """
-        state, reason = (MonitorState.UP, note) if error is None else (_state_after(error), str(error))
-        self._observer.on_status(MonitorStatus(discoverer, state, reason, None, None, time.time_ns()))
-
-    def remove_status(self, discoverer: Monitor) -> None:
-        """Remove the entry of a discoverer that has ended."""
-        self._observer.on_monitor_removed(discoverer)
-
-    def overdue_by(self, now: float) -> dict[str, float]:
-        """Return by how many seconds the next poll of each attached VM is overdue, by monitor name; negative if it is not overdue."""
-        overdue = ((sanitize(supervisor.name), supervisor.overdue_by(now)) for supervisor in self._running)
-        return {name: seconds for name, seconds in overdue if seconds is not None}
-
-    def resync(self) -> None:
-        """Run all collectors of all VMs again, spread over a few seconds."""
-        for supervisor in self._supervisors.values():
-            supervisor.resync()
-
-    def on_connection_refused(self, address: str, reason: str) -> None:
-        """Report a refused incoming connection."""
-        self._observer.on_connection_refused(address, reason)
-
-    def _start_clash_checks(self) -> None:
-        """Check for clashes of UUIDs soon, and repeat the check while VMs share a UUID."""
-        if self._clash_timer is None:
-            self._clash_timer = asyncio.get_running_loop().call_later(
-                min(1.0, self._context.settings.uuid_clash_seconds), self._check_clashes
-            )
-
-    def _check_clashes(self) -> None:
-        self._clash_timer = None
-        self._clashes.update(self._claims.claims_by_shared_uuid(), time.monotonic())
-        if self._claims.has_shared_uuid or self._clashes.active:
-            self._start_clash_checks()
-
-    async def _run_supervisor(self, monitor: Monitor, supervisor: MonitorSupervisor) -> None:
-        try:
-            while True:
-                try:
-                    return await supervisor.run()
-                except Exception:  # noqa: BLE001 - a bug that one VM triggers must not end the supervision of others
-                    _log.exception("monitor %s: internal error: the agent connects again", sanitize(monitor.name))
-                    await asyncio.sleep(self._context.settings.max_retry_seconds)
-        finally:
-            del self._running[supervisor]
-            # The monitor may have been dismissed and found again. A new supervisor is then responsible for the monitor.
-            if self._supervisors.get(monitor.key, supervisor) is supervisor:
-                self._supervisors.pop(monitor.key, None)
-                self._observer.on_monitor_removed(monitor)

@@ -14,7 +14,7 @@ from agent.monitors.base import qmp_opener
 from agent.monitors.dial import unix_connector
 from agent.qmp.commands import Change
 from agent.session.api import MonitorState, MonitorStatus, PollOutcome, SessionContext, SessionSettings, VmChange
-from agent.session.supervisor import SupervisorGroup
+from agent.session.supervisor_group import SupervisorGroup
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
 
 QUICK = PollIntervals(poll=0.06, guest_memory=0.06, migration=0.06, resync=60.0)

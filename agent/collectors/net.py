@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, Replies, VmFacts, at_poll_interval, no_commands
-from agent.host.procfs import Numbers, parse_net_dev, parse_single_number
+from agent.host.procfs import NumbersByName, parse_net_dev, parse_single_number
 from agent.host.types import FileReply, FileRequest, Interface
 from agent.model.family import Sample
 from agent.model.metrics.host import NET
@@ -24,7 +24,7 @@ def _files(facts: VmFacts) -> Sequence[FileRequest]:
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
-    counters_by_name: dict[str, tuple[Interface, Numbers]] = {}
+    counters_by_name: dict[str, tuple[Interface, NumbersByName]] = {}
     for reply in replies:
         if not isinstance(reply, FileReply) or reply.text is None:
             continue
@@ -40,7 +40,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
         yield Sample(NET, (sanitize(interface.name),), values)
 
 
-def _in_guest_directions(interface: Interface, counters: Numbers) -> Numbers:
+def _in_guest_directions(interface: Interface, counters: NumbersByName) -> NumbersByName:
     """Return the counters with the guest's directions. On a tap, the host sends what the guest receives."""
     if interface.directions_swapped:
         return counters

@@ -2,7 +2,7 @@
 
 The socket's owner is the pid that opened the other end of the monitor's socket (SO_PEERCRED). It can be a manager that opened the socket
 and passed it to QEMU. The ids of the vCPU threads and iothreads come from QEMU. A QEMU in a pid namespace reports the ids of that
-namespace, and other threads can have these ids on the host. So a process counts as the QEMU only after both were checked.
+namespace, and other threads can have these ids on the host. So the agent checks the owner and the thread ids.
 """
 
 import os
@@ -124,12 +124,12 @@ def _pid_namespace_depth(process: Process) -> int:
 def _map_thread_ids(process: Process, threads: Sequence[int]) -> Mapping[int, int] | None:
     """Map the thread ids that QEMU reports to the ids on this host; None if the process lacks any of them."""
     if _pid_namespace_depth(process) == 1:
-        known = {thread: thread for thread in threads if process.read(f"task/{thread}/stat") is not None}
+        host_ids = {thread: thread for thread in threads if process.read(f"task/{thread}/stat") is not None}
     else:
         tasks = [name for name in process.list_directory("task")[:_MAX_THREADS] if name.isdecimal()]
         inner = {task: _ids_in_pid_namespaces(process.read(f"task/{task}/status")) for task in tasks}
-        known = {ids[-1]: int(task) for task, ids in inner.items() if ids and ids[-1] in threads}
-    return known if known.keys() >= set(threads) else None
+        host_ids = {ids[-1]: int(task) for task, ids in inner.items() if ids and ids[-1] in threads}
+    return host_ids if host_ids.keys() >= set(threads) else None
 
 
 def _start_time(process: Process) -> float | None:

@@ -11,12 +11,12 @@ from agent.host.types import FileReply
 from agent.model.family import Family
 from agent.model.metrics.host import PROCESS
 
-Numbers = dict[str, Any]
+NumbersByName = dict[str, Any]
 
 Parser = Callable[[str], Any]
 """Parses one file's text."""
 
-_STAT = {
+_STAT_FIELDS = {
     "minor_faults": 10,
     "major_faults": 12,
     "user": 14,
@@ -28,7 +28,7 @@ _STAT = {
 }
 """Fields of /proc/PID/stat, numbered from 1 as in proc(5)."""
 
-_STATES = {
+_PROCESS_STATES = {
     "R": "running",
     "S": "sleeping",
     "D": "disk-sleep",
@@ -46,19 +46,19 @@ def parse_number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 20 else None
 
 
-def _numbers(pairs: Iterable[tuple[str, str]]) -> Numbers:
+def _numbers(pairs: Iterable[tuple[str, str]]) -> NumbersByName:
     return {name: value for name, text in pairs if (value := parse_number(text)) is not None}
 
 
-def parse_stat(text: str) -> Numbers:
+def parse_stat(text: str) -> NumbersByName:
     """Parse /proc/PID/stat or a thread's stat. Times are in clock ticks."""
     # The name in parentheses may contain any character. Field 3 follows it.
     fields = text.rpartition(")")[2].split()
-    values = _numbers((name, fields[at - 3]) for name, at in _STAT.items() if at - 3 < len(fields))
-    return values | {"state": _STATES.get(fields[0], fields[0])} if fields else values
+    values = _numbers((name, fields[at - 3]) for name, at in _STAT_FIELDS.items() if at - 3 < len(fields))
+    return values | {"state": _PROCESS_STATES.get(fields[0], fields[0])} if fields else values
 
 
-def parse_schedstat(text: str) -> Numbers:
+def parse_schedstat(text: str) -> NumbersByName:
     """Parse /proc/PID/schedstat: nanoseconds on a CPU, nanoseconds of waiting for a CPU, and number of time slices."""
     return _numbers(zip(("run", "delay", "slices"), text.split(), strict=False))
 
@@ -84,7 +84,7 @@ def family_numbers_parser(family: Family, file: str) -> Parser:
     return keyed_numbers_parser(*(path.removeprefix(f"{file}.") for path in paths if path.startswith(f"{file}.")))
 
 
-def parse_pressure(text: str) -> Numbers:
+def parse_pressure(text: str) -> NumbersByName:
     """Parse a pressure file such as /proc/pressure/cpu: the totals of `some` and `full`, in microseconds."""
     rows = (line.split() for line in text.splitlines())
     return _numbers((row[0], row[-1].removeprefix("total=")) for row in rows if row and row[-1].startswith("total="))
@@ -95,7 +95,7 @@ def parse_single_number(text: str) -> Any:
     return parse_number(text.strip())
 
 
-def parse_net_dev(text: str) -> dict[str, Numbers]:
+def parse_net_dev(text: str) -> dict[str, NumbersByName]:
     """Parse /proc/PID/net/dev: counters by interface, named as in /sys/class/net/INTERFACE/statistics."""
     names = ("bytes", "packets", "errors", "dropped", "fifo", "frame", "compressed", "multicast")
     columns = (*(f"rx_{name}" for name in names), *(f"tx_{name}" for name in names))

@@ -26,7 +26,7 @@ _DEADLINE_SECONDS = 5.0
 _MAX_SOCKETS = 1_000_000
 """Maximum number of Unix sockets to read. A busy host has some thousands."""
 
-_INTERPRETER = re.compile(r"python[0-9.]*|perl|ruby|(ba|da)?sh")
+_INTERPRETER_NAME = re.compile(r"python[0-9.]*|perl|ruby|(ba|da)?sh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,9 @@ def socket_owners(inodes: set[int], proc: Path = PROC) -> Mapping[int, int]:
 def program_name(argv: list[str]) -> str:
     """Return a process's name for the operator: the name of its executable, or of the script that an interpreter runs."""
     words = [os.path.basename(word) for word in argv if word and not word.startswith("-")]  # noqa: PTH119 - any text
-    return (words[1] if len(words) > 1 and _INTERPRETER.fullmatch(words[0]) else words[0]) if words else "a process"
+    return (
+        (words[1] if len(words) > 1 and _INTERPRETER_NAME.fullmatch(words[0]) else words[0]) if words else "a process"
+    )
 
 
 def is_agent(pid: int, proc: Path = PROC) -> bool:

@@ -33,7 +33,7 @@ class MonitorConnection(Protocol):
 
     @property
     def can_probe(self) -> bool:
-        """True if a stalled QEMU can be probed: it accepts out-of-band commands."""
+        """True if the connection supports out-of-band commands, by which the agent probes a stalled QEMU."""
 
     @property
     def receives_events(self) -> bool:

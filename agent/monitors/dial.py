@@ -96,20 +96,20 @@ class DialDiscoverer:
 
     async def run(self, listener: DiscoveryListener) -> None:
         """Report new and removed monitors to `listener` until cancelled."""
-        known: dict[tuple[object, ...], Monitor] = {}
+        reported: dict[tuple[object, ...], Monitor] = {}
         with _DirectoryWatcher(self.pattern) as watcher:
             while True:
                 if self._can_scan():
-                    self._report_changes(known, listener)
+                    self._report_changes(reported, listener)
                 await watcher.wait(self._scan_seconds)
 
-    def _report_changes(self, known: dict[tuple[object, ...], Monitor], listener: DiscoveryListener) -> None:
+    def _report_changes(self, reported: dict[tuple[object, ...], Monitor], listener: DiscoveryListener) -> None:
         """Scan once and report new and removed monitors. When this function returns, the memory of the scan is free."""
         current = self.scan()
-        for key in known.keys() - current.keys():
-            listener.on_monitor_removed(known.pop(key))
-        for key in current.keys() - known.keys():
-            known[key] = current[key]
+        for key in reported.keys() - current.keys():
+            listener.on_monitor_removed(reported.pop(key))
+        for key in current.keys() - reported.keys():
+            reported[key] = current[key]
             listener.on_monitor_added(current[key])
 
 

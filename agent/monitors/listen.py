@@ -366,8 +366,8 @@ def allowed_ids(config: ListenConfig, agent_uid: int) -> tuple[set[int], set[int
     """
     if config.users is not None:
         return _ids_of_names(config.users, _uid_of_user), _ids_of_names(config.groups, _gid_of_group)
-    known = {user.pw_name: user.pw_uid for user in pwd.getpwall()}
-    return {agent_uid, *(known[name] for name in DEFAULT_USERS if name in known)}, _ids_of_names(
+    uids_by_name = {user.pw_name: user.pw_uid for user in pwd.getpwall()}
+    return {agent_uid, *(uids_by_name[name] for name in DEFAULT_USERS if name in uids_by_name)}, _ids_of_names(
         config.groups, _gid_of_group
     )
 

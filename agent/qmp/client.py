@@ -140,7 +140,7 @@ class Client(asyncio.Protocol):
 
     @property
     def can_probe(self) -> bool:
-        """True if a stalled QEMU can be probed: it accepts out-of-band commands."""
+        """True if QEMU accepts out-of-band commands, by which the agent probes a stalled QEMU."""
         return self._qmp.oob
 
     @property

@@ -15,7 +15,7 @@ import orjson
 _BLANK = b" \t\r"
 _HEAD_BYTES = 64
 _FIRST_KEY = re.compile(rb'\{\s*"(return|error|timestamp|event|id)"')
-_NEXT_MESSAGE = re.compile(rb'\}\s*\{\s*"(return|error|timestamp|event|id)"')
+_MESSAGE_BOUNDARY = re.compile(rb'\}\s*\{\s*"(return|error|timestamp|event|id)"')
 """Matches where a message ends and another one begins on the same line. Inside one message, a comma separates two objects."""
 _ID_AT_END = re.compile(rb'"id":\s*\d+[\s}]*\Z')
 
@@ -122,7 +122,7 @@ class FrameSplitter:
 
 def _guess_kind(text: bytes, *, oversized: bool) -> MessageKind:
     match = _FIRST_KEY.match(text[:_HEAD_BYTES])
-    if match is None or _NEXT_MESSAGE.search(text, match.end()):
+    if match is None or _MESSAGE_BOUNDARY.search(text, match.end()):
         return MessageKind.UNKNOWN
     if match[1] in (b"timestamp", b"event"):
         return MessageKind.EVENT

@@ -220,7 +220,7 @@ class Connection:
         return commands.marker_request(self._last_id)
 
     def probe(self) -> tuple[int, Request]:
-        """Return the number and the bytes of an out-of-band probe. Requires `oob`."""
+        """Return the number and the bytes of an out-of-band probe. QEMU must have offered out-of-band execution."""
         assert self.oob
         self._last_id += 1
         self._probe = self._last_id

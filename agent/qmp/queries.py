@@ -42,10 +42,10 @@ class Query:
 
 _POLLED, _EVENT, _ATTACH, _REFUSED = QueryPolicy.POLLED, QueryPolicy.EVENT, QueryPolicy.ATTACH, QueryPolicy.REFUSED
 
-_FIXED = "Describes the build or the command line of QEMU, which does not change"
-_MODULES = "Lists types, which loads modules: this can crash a QEMU whose package was upgraded"
-_CPU_MODELS = "For the manager that starts or migrates a VM; creates vCPU models to inspect them"
-_CONFIDENTIAL = "For the manager that launches or attests a confidential guest"
+_REASON_FIXED = "Describes the build or the command line of QEMU, which does not change"
+_REASON_LOADS_MODULES = "Lists types, which loads modules: this can crash a QEMU whose package was upgraded"
+_REASON_CPU_MODELS = "For the manager that starts or migrates a VM; creates vCPU models to inspect them"
+_REASON_CONFIDENTIAL = "For the manager that launches or attests a confidential guest"
 
 QUERIES = (
     Query(
@@ -54,7 +54,7 @@ QUERIES = (
         "Replaces query-kvm since 10.2; query-kvm exists in every version and is shorter.",
     ),
     Query("query-acpi-ospm-status", _REFUSED, "ACPI_DEVICE_OST reports the same after each change."),
-    Query("query-audiodevs", _REFUSED, f"{_FIXED}."),
+    Query("query-audiodevs", _REFUSED, f"{_REASON_FIXED}."),
     Query("query-balloon", _EVENT, "Size of the balloon; BALLOON_CHANGE reports it, too."),
     Query(
         "query-block",
@@ -77,7 +77,7 @@ QUERIES = (
         _EVENT,
         "Consoles, serial ports and monitors, for the inventory, and whether the guest agent is connected.",
     ),
-    Query("query-chardev-backends", _REFUSED, f"{_FIXED}."),
+    Query("query-chardev-backends", _REFUSED, f"{_REASON_FIXED}."),
     Query("query-colo-status", _REFUSED, "For the manager of the replication; COLO_EXIT reports its end."),
     Query(
         "query-command-line-options",
@@ -85,26 +85,26 @@ QUERIES = (
         "Describes the command line of this build, for management; loads modules.",
     ),
     Query("query-commands", QueryPolicy.BUILD, "Names of the supported commands, so that the agent sends no others."),
-    Query("query-cpu-definitions", _REFUSED, f"{_MODULES}."),
-    Query("query-cpu-model-baseline", _REFUSED, f"{_CPU_MODELS}."),
-    Query("query-cpu-model-comparison", _REFUSED, f"{_CPU_MODELS}."),
-    Query("query-cpu-model-expansion", _REFUSED, f"{_CPU_MODELS}."),
+    Query("query-cpu-definitions", _REFUSED, f"{_REASON_LOADS_MODULES}."),
+    Query("query-cpu-model-baseline", _REFUSED, f"{_REASON_CPU_MODELS}."),
+    Query("query-cpu-model-comparison", _REFUSED, f"{_REASON_CPU_MODELS}."),
+    Query("query-cpu-model-expansion", _REFUSED, f"{_REASON_CPU_MODELS}."),
     Query("query-cpus", _REFUSED, "Interrupts every vCPU (until 5.2)."),
     Query("query-cpus-fast", _EVENT, "Thread ids of the vCPUs, for their CPU time in /proc; interrupts no vCPU."),
-    Query("query-cryptodev", _REFUSED, f"{_FIXED}."),
+    Query("query-cryptodev", _REFUSED, f"{_REASON_FIXED}."),
     Query("query-current-machine", _REFUSED, "A shorter command, qom-get, returns the machine type."),
     Query(
         "query-dirty-rate",
         _ATTACH,
         "Result of another client's measurement; polled during a measurement. A measurement is a change.",
     ),
-    Query("query-display-options", _REFUSED, f"{_FIXED}."),
+    Query("query-display-options", _REFUSED, f"{_REASON_FIXED}."),
     Query("query-dump", _EVENT, "Progress of a dump of the guest's memory."),
-    Query("query-dump-guest-memory-capability", _REFUSED, f"{_FIXED}."),
+    Query("query-dump-guest-memory-capability", _REFUSED, f"{_REASON_FIXED}."),
     Query("query-events", _REFUSED, "Names of QEMU's events; the agent has a table of its own (until 5.2)."),
     Query("query-fdsets", _REFUSED, "File descriptors that a manager passed, for its own use."),
     Query("query-firmware-log", _REFUSED, "Reads a megabyte of the guest's memory."),
-    Query("query-gic-capabilities", _REFUSED, f"{_FIXED}."),
+    Query("query-gic-capabilities", _REFUSED, f"{_REASON_FIXED}."),
     Query("query-hotpluggable-cpus", _REFUSED, "Slots for further vCPUs; query-cpus-fast reports the existing ones."),
     Query(
         "query-hv-balloon-status-report",
@@ -114,7 +114,7 @@ QUERIES = (
     Query("query-iothreads", _EVENT, "Thread ids of the I/O threads, for their CPU time in /proc."),
     Query("query-jobs", _EVENT, "Status and progress of jobs; polled while one runs."),
     Query("query-kvm", _EVENT, "Whether KVM runs the guest."),
-    Query("query-machines", _REFUSED, f"{_MODULES}."),
+    Query("query-machines", _REFUSED, f"{_REASON_LOADS_MODULES}."),
     Query("query-memdev", _EVENT, "Memory backends and their host nodes, for the inventory."),
     Query("query-memory-devices", _EVENT, "Memory devices that were plugged in."),
     Query("query-memory-size-summary", _EVENT, "Size of the guest's memory."),
@@ -145,8 +145,8 @@ QUERIES = (
         "Re-arms NIC_RX_FILTER_CHANGED, an event that a manager may depend on.",
     ),
     Query("query-s390x-cpu-polarization", _REFUSED, "CPU_POLARIZATION_CHANGE reports each change."),
-    Query("query-sev*", _REFUSED, f"{_CONFIDENTIAL}."),
-    Query("query-sgx*", _REFUSED, f"{_CONFIDENTIAL}."),
+    Query("query-sev*", _REFUSED, f"{_REASON_CONFIDENTIAL}."),
+    Query("query-sgx*", _REFUSED, f"{_REASON_CONFIDENTIAL}."),
     Query("query-spice", _EVENT, "The SPICE display and its clients."),
     Query(
         "query-stats",
@@ -155,10 +155,10 @@ QUERIES = (
     ),
     Query("query-stats-schemas", _REFUSED, "Units of KVM's statistics; the agent has a table of its own."),
     Query("query-status", _EVENT, "Run state of the VM."),
-    Query("query-target", _REFUSED, f"{_FIXED}."),
+    Query("query-target", _REFUSED, f"{_REASON_FIXED}."),
     Query("query-tpm", _ATTACH, "TPMs."),
-    Query("query-tpm-models", _REFUSED, f"{_FIXED}."),
-    Query("query-tpm-types", _REFUSED, f"{_FIXED}."),
+    Query("query-tpm-models", _REFUSED, f"{_REASON_FIXED}."),
+    Query("query-tpm-types", _REFUSED, f"{_REASON_FIXED}."),
     Query("query-uuid", _ATTACH, "UUID of the VM."),
     Query("query-vcpu-dirty-limit", _ATTACH, "Dirty limits of the vCPUs; polled while one is set."),
     Query("query-version", _REFUSED, "The greeting has the version."),
@@ -174,7 +174,7 @@ QUERIES = (
 _BY_NAME: Mapping[str, Query] = {row.name: row for row in QUERIES}
 
 
-def query_of(name: str) -> Query | None:
+def find_query(name: str) -> Query | None:
     """Return the row of a query, or None if it is unknown."""
     return _BY_NAME.get(name) or next(
         (r for r in QUERIES if r.name.endswith("*") and name.startswith(r.name[:-1])), None

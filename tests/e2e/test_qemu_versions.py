@@ -19,7 +19,7 @@ from agent.cli.demo.control import GuestError
 from agent.cli.demo.guest import Guest, GuestOptions, until
 from agent.cli.schema import record_schema
 from agent.model.events import EVENTS
-from agent.qmp.queries import query_of
+from agent.qmp.queries import find_query
 from tests.lab import golden_files, provoke
 from tests.lab.agent_process import AgentProcess, run_command
 from tests.lab.provoke import CASES, EventCase
@@ -149,7 +149,7 @@ FIGURES: Final = (
 async def test_every_query_command_has_a_row_in_the_table_of_queries(watched: WatchedQemu) -> None:
     names = {command["name"] for command in await watched.guest.command("query-commands")}
     queries = sorted(name for name in names if name.startswith(("query-", "x-query-")))
-    unknown = [name for name in queries if query_of(name) is None]
+    unknown = [name for name in queries if find_query(name) is None]
     if watched.qemu.version[:2] > NEWEST_KNOWN and unknown:
         pytest.skip(f"QEMU {watched.qemu} is newer than the table and has more: {unknown}")
     assert unknown == []

@@ -136,10 +136,10 @@ class LibvirtDiscoverer:
                 self._state, connected_at = DaemonState.REACHABLE, time.monotonic()
                 await self._list_domains_until_disconnect(events, self._daemon, listener)
             except QmpError as error:
-                self._end_connections(error)
+                self._handle_connection_failure(error)
                 self._report_status(listener, error)
             except BaseException:
-                self._end_connections(TransportLostError("the agent stops"))
+                self._handle_connection_failure(TransportLostError("the agent stops"))
                 raise
             finally:
                 events.close()
@@ -222,7 +222,7 @@ class LibvirtDiscoverer:
             self._reported = status
             listener.on_status(self._status_source, error, note)
 
-    def _end_connections(self, error: QmpError) -> None:
+    def _handle_connection_failure(self, error: QmpError) -> None:
         """Enter the state after a failure, and end the connections to the domains, because their state is unknown now."""
         state = self._state.after_failure(error, connected=self._daemon is not None)
         if state is not DaemonState.HUNG:

@@ -27,7 +27,7 @@ _STOP_REASONS = {
 """virDomainEventStoppedDetailType."""
 
 _CONTINUES_ELSEWHERE = (3, 4)
-"""Details of STOPPED after which the VM continues elsewhere or in a file."""
+"""Details of the type STOPPED that mean that the VM continues on another host, or was saved to a file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,10 +24,18 @@ FileSizes = Mapping[str, tuple[int, int]]
 
 # --- Run state ---
 
-_STATES = {1: "running", 2: "io-error", 3: "paused", 4: "shutdown", 5: "shutdown", 6: "guest-panicked", 7: "suspended"}
+_RUN_STATES = {
+    1: "running",
+    2: "io-error",
+    3: "paused",
+    4: "shutdown",
+    5: "shutdown",
+    6: "guest-panicked",
+    7: "suspended",
+}
 """QEMU's run state by virDomainState. Only Xen's domains have the state 2 (blocked)."""
 
-_PAUSED_STATES = {
+_PAUSED_RUN_STATES = {
     2: "finish-migrate",
     3: "save-vm",
     5: "io-error",
@@ -47,9 +55,9 @@ STATUS_RUNNING = {"status": "running", "running": True}
 def query_status(stats: Stats) -> CommandResult:
     """Return the result of query-status."""
     state = stats.get("state.state")
-    run_state = _STATES.get(state, "") if isinstance(state, int) else ""
+    run_state = _RUN_STATES.get(state, "") if isinstance(state, int) else ""
     if run_state == "paused":
-        run_state = _PAUSED_STATES.get(stats.get("state.reason", 0), run_state)
+        run_state = _PAUSED_RUN_STATES.get(stats.get("state.reason", 0), run_state)
     return (
         {"status": run_state, "running": run_state == "running"} if run_state else _missing_value_error("state.state")
     )
@@ -100,7 +108,7 @@ def query_memory_size_summary(stats: Stats, devices: Devices) -> CommandResult:
 def guest_stats(stats: Stats) -> dict[str, Any]:
     """Return the value of the balloon device's property guest-stats."""
     values = {name: value * unit for key, (name, unit) in _GUEST_STATS.items() if type(value := stats.get(key)) is int}
-    return _select(stats, {"balloon.last-update": "last-update"}) | {"stats": values}
+    return _rename_values(stats, {"balloon.last-update": "last-update"}) | {"stats": values}
 
 
 # --- Disks ---
@@ -154,17 +162,17 @@ def query_blockstats(stats: Stats, devices: Devices) -> list[dict[str, Any]]:
         backing: dict[str, Any] | None = None
         for layer in reversed(disk.layers):
             image = images.get((disk.target, layer.index), {})
-            offset = _select(image, {"allocation": "wr_highest_offset"})
+            offset = _rename_values(image, {"allocation": "wr_highest_offset"})
             entry = _node_name(layer.format_node) | {"parent": _node_name(layer.storage_node) | {"stats": offset}}
             entry |= {"backing": backing} if backing is not None else {}
             if layer is disk.layers[0]:
-                entry |= {"qdev": disk.alias, "target": disk.target, "stats": _select(image, _BLOCK_COUNTERS)}
+                entry |= {"qdev": disk.alias, "target": disk.target, "stats": _rename_values(image, _BLOCK_COUNTERS)}
             backing = entry
         result.append(backing if backing is not None else {"qdev": disk.alias, "target": disk.target})
     return result
 
 
-def _select(image: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def _rename_values(image: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """Return the values of an image under new names; `names` has the new name by the old name. Missing values are left out."""
     return {name: image[key] for key, name in names.items() if key in image}
 
@@ -186,7 +194,7 @@ def query_named_block_nodes(stats: Stats, devices: Devices, sizes: FileSizes) ->
                 "file": layer.path,
                 "node-name": layer.format_node,
                 "drv": layer.format,
-                "image": _select(image, {"capacity": "virtual-size"}),
+                "image": _rename_values(image, {"capacity": "virtual-size"}),
             }
             # libvirt does not report whether QEMU may write to a backing image or to a storage node.
             format_node |= {"ro": disk.read_only} if depth == 0 else {}
@@ -223,7 +231,7 @@ def _storage_size(image: Mapping[str, Any], layer: ImageLayer, file_size: tuple[
     if file_size is not None:
         allocated, size = file_size
         return {"actual-size": allocated, "virtual-size": -(-size // 512) * 512}
-    return _select(image, {"physical": "virtual-size" if layer.protocol == "host_device" else "actual-size"})
+    return _rename_values(image, {"physical": "virtual-size" if layer.protocol == "host_device" else "actual-size"})
 
 
 # --- Commands ---

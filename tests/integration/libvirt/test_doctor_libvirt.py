@@ -43,7 +43,7 @@ sys.stdin.read()
 """A program that stands for a VM manager: it connects to the sockets and ports of its arguments, and stays connected."""
 
 
-VMS: Final = f"doctor{os.getpid()}-"
+VM_NAME_PREFIX: Final = f"doctor{os.getpid()}-"
 """Prefix of the VMs' names; another test run on this machine has another."""
 
 
@@ -68,7 +68,7 @@ class VmHost:
         text = (
             text.replace(str(self.libvirtd.folder), "LIBVIRT")
             .replace(str(self.folder), "FOLDER")
-            .replace(VMS, "doctor-")
+            .replace(VM_NAME_PREFIX, "doctor-")
         )
         return re.sub(r"(pid ?\W?) \d+", r"\1 N", text)
 
@@ -114,9 +114,7 @@ async def vm_host(libvirtd: Libvirtd, open_folder: Path) -> AsyncIterator[VmHost
     }
     async with AsyncExitStack() as stack:
         for name, options in monitors.items():
-            qemu = (
-                f"qemu-system-x86_64 -name {VMS}{name} -uuid {UUIDS[name]} -S -machine none -nodefaults -display none"
-            )
+            qemu = f"qemu-system-x86_64 -name {VM_NAME_PREFIX}{name} -uuid {UUIDS[name]} -S -machine none -nodefaults -display none"
             await start_process(stack, *qemu.split(), *options.split(), umask=0o77 if name == "denied" else 0)
         held = (folder / "held.qmp", folder / "private/denied.qmp", folder / "free.qmp", folder / "watched.qmp")
         await until(lambda: all(path.is_socket() for path in held), 60)
@@ -129,13 +127,13 @@ async def vm_host(libvirtd: Libvirtd, open_folder: Path) -> AsyncIterator[VmHost
         assert manager.stdout is not None
         async with asyncio.timeout(20):
             assert await manager.stdout.readline() == b"held\n"
-        await libvirtd.domain(f"{VMS}libvirt", identity="00000000-0000-4000-8000-00000000000f")
+        await libvirtd.domain(f"{VM_NAME_PREFIX}libvirt", identity="00000000-0000-4000-8000-00000000000f")
         yield vm_host
 
 
 async def doctor(*options: str | Path) -> str:
     """Return doctor's output about the VMs of this test."""
-    result = await run_command("doctor", "--vm", f"{VMS}*", *options)
+    result = await run_command("doctor", "--vm", f"{VM_NAME_PREFIX}*", *options)
     assert (result.status, result.log) == (0, "")
     return result.out
 
@@ -173,7 +171,7 @@ async def test_doctor_reports_the_vms_that_a_config_reaches_and_what_blocks_the_
 
 
 async def test_doctors_json_has_a_field_for_everything_that_it_reports(vm_host: VmHost) -> None:
-    vms = {vm["name"].removeprefix(VMS): vm for vm in json.loads(await doctor("--json", "--user", "root"))}
+    vms = {vm["name"].removeprefix(VM_NAME_PREFIX): vm for vm in json.loads(await doctor("--json", "--user", "root"))}
     assert vms.keys() == {"libvirt", *UUIDS}
     held = vms["held"]
     assert held["monitors"][0] | {"holder_pid": 0} == {
@@ -193,7 +191,7 @@ async def test_doctors_json_has_a_field_for_everything_that_it_reports(vm_host: 
 
 
 async def test_the_config_that_doctor_proposes_reaches_the_vms(vm_host: VmHost) -> None:
-    vms = {vm["name"].removeprefix(VMS): vm for vm in json.loads(await doctor("--json", "--user", "root"))}
+    vms = {vm["name"].removeprefix(VM_NAME_PREFIX): vm for vm in json.loads(await doctor("--json", "--user", "root"))}
     proposed_names = ("free", "tcp", "waits", "denied")
     lines = [line for name in proposed_names for line in vms[name]["steps"] if line.startswith("    - ")]
     async with AgentProcess(vm_host.folder, yaml.safe_load("\n".join(["monitors:", *lines])), name="named") as agent:
@@ -203,7 +201,7 @@ async def test_the_config_that_doctor_proposes_reaches_the_vms(vm_host: VmHost) 
 
 async def test_the_commands_that_doctor_proposes_give_the_user_access(vm_host: VmHost) -> None:
     def report_of_denied_vm(text: str) -> dict[str, Any]:
-        return next(vm for vm in json.loads(text) if vm["name"] == f"{VMS}denied")
+        return next(vm for vm in json.loads(text) if vm["name"] == f"{VM_NAME_PREFIX}denied")
 
     path = write_config(vm_host, "denied", [{"dial": f"{vm_host.folder}/private/*.qmp"}])
     monitor = vm_host.folder / "private" / "denied.qmp"
@@ -225,13 +223,15 @@ async def test_a_directory_of_the_agents_group_and_a_group_umask_give_the_user_a
         assert await (await asyncio.create_subprocess_shell(line)).wait() == 0
     async with AsyncExitStack() as stack:
         monitor = f"unix:{folder}/doctor-shared.qmp,server=on,wait=off"
-        qemu = f"qemu-system-x86_64 -name {VMS}shared -S -machine none -nodefaults -display none -qmp {monitor}"
+        qemu = (
+            f"qemu-system-x86_64 -name {VM_NAME_PREFIX}shared -S -machine none -nodefaults -display none -qmp {monitor}"
+        )
         await start_process(stack, *qemu.split(), umask=0o007)
         await until((folder / "doctor-shared.qmp").is_socket, 60)
         assert await may_write(folder / "doctor-shared.qmp", "nogroup")
         path = write_config(vm_host, "shared", [{"dial": f"{folder}/*.qmp"}])
         output = json.loads(await doctor("--config", path, "--user", "nobody", "--json"))
-        assert [vm["state"] for vm in output if vm["name"] == f"{VMS}shared"] == ["configured"]
+        assert [vm["state"] for vm in output if vm["name"] == f"{VM_NAME_PREFIX}shared"] == ["configured"]
 
 
 async def may_write(path: Path, group: str = "65534") -> bool:

@@ -13,7 +13,7 @@ SIZE: Final = 14 * MIB
 LEVELS: Final = [f"used {SIZE * percent // 100 // 1024}KiB" for percent in (5, 20, 35, 50, 65, 80, 95)]
 """Levels of used bytes: those of a share of the size do not apply to a file with room in its file system."""
 MIRROR_LEVELS: Final = ["used 2MiB", "used 12MiB", "used 14MiB", "used 22MiB"]
-PACE: Final[dict[str, Any]] = {"pause_seconds": 0.004}
+WRITE_PACE: Final[dict[str, Any]] = {"pause_seconds": 0.004}
 
 
 async def wait_until_armed(agent: AlertWatcher, guest: ThinGuest, node: str = "disk0-storage") -> int:
@@ -32,16 +32,18 @@ async def wait_until_armed(agent: AlertWatcher, guest: ThinGuest, node: str = "d
 
 async def test_each_level_is_reported_once_under_continuous_writes(folder: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        guests = [await stack.enter_async_context(thin_guest(folder, "file", disk_mib=SIZE // MIB, **PACE))]
+        guests = [await stack.enter_async_context(thin_guest(folder, "file", disk_mib=SIZE // MIB, **WRITE_PACE))]
         nbd = await stack.enter_async_context(network_device(folder / "nbd", SIZE))
         await make_qcow2(f"nbd+unix:///?socket={folder}/nbd", 2 * SIZE)
-        guests.append(await stack.enter_async_context(thin_guest(folder, "network", disk_mib=28, storage=nbd, **PACE)))
+        guests.append(
+            await stack.enter_async_context(thin_guest(folder, "network", disk_mib=28, storage=nbd, **WRITE_PACE))
+        )
         if LoopDevice.is_available():
             loop = await stack.enter_async_context(LoopDevice(folder / "lv.raw", SIZE))
             await make_qcow2(loop.path, 2 * SIZE)
             device = {"driver": "host_device", "filename": loop.path}
             guests.append(
-                await stack.enter_async_context(thin_guest(folder, "loop", disk_mib=28, storage=device, **PACE))
+                await stack.enter_async_context(thin_guest(folder, "loop", disk_mib=28, storage=device, **WRITE_PACE))
             )
         agent = await stack.enter_async_context(AlertWatcher(folder, levels=LEVELS, poll=60))
         for guest in guests:

@@ -6,7 +6,7 @@ import pytest
 
 from agent.collectors import ALL, ALL_FEATURES
 from agent.qmp.commands import READS
-from agent.qmp.queries import QUERIES, QueryPolicy, query_of
+from agent.qmp.queries import QUERIES, QueryPolicy, find_query
 from agent.session import host_process, identity
 from tests.lab import golden_files
 from tools import reference
@@ -19,12 +19,12 @@ ATTACH = {command.name for command in (*identity.IDENTITY_COMMANDS, *identity.FE
 @pytest.mark.parametrize("version", QEMU)
 def test_the_table_has_every_query_of_a_qemu_version(version: str) -> None:
     assert len(QEMU[version]) > 50
-    assert [name for name in QEMU[version] if query_of(name) is None] == []
+    assert [name for name in QEMU[version] if find_query(name) is None] == []
 
 
 def test_an_unknown_query_has_no_row() -> None:
-    assert query_of("query-something-new") is None
-    assert query_of("x-query-something-new") is query_of("x-query-jit")
+    assert find_query("query-something-new") is None
+    assert find_query("x-query-something-new") is find_query("x-query-jit")
 
 
 def test_rows_are_unique_and_sorted_and_the_reason_is_a_sentence() -> None:

@@ -16,6 +16,7 @@ WHERE = 'vm_uuid="$uuid"'
 DISK = "{{device}}"
 NO_TAP = "no tap interface"
 NO_JOB = "no active job"
+NO_GUEST_AGENT = "no guest agent is queried (guest_agent.enabled)"
 
 
 def disk_rate(counter: str) -> str:
@@ -214,6 +215,37 @@ JOBS = (
     graph_panel("Remaining time", "s", (f"qemu_job_remaining_seconds{{{WHERE}}}", "{{job}}"), empty=NO_JOB),
 )
 
+GUEST = (
+    graph_panel(
+        "File systems in the guest",
+        "percentunit",
+        (
+            f"qemu_guest_filesystem_used_bytes{{{WHERE}}} / qemu_guest_filesystem_size_bytes{{{WHERE}}}",
+            "{{mountpoint}} {{device}}",
+        ),
+        thresholds=((0.9, "orange"), (0.97, "red")),
+        empty=NO_GUEST_AGENT,
+    ),
+    graph_panel(
+        "Load",
+        "short",
+        (f"qemu_guest_load_average_1m{{{WHERE}}}", "1 min"),
+        (f"qemu_guest_load_average_15m{{{WHERE}}}", "15 min"),
+        empty="no guest agent of 10.0 or newer is queried",
+    ),
+    state_timeline_panel(
+        "Guest agent",
+        {0: ("absent", "orange"), 1: ("connected", "green")},
+        (f"qemu_guest_agent_connected{{{WHERE}}}", "{{instance}}"),
+    ),
+    graph_panel(
+        "Clock offset",
+        "s",
+        (f"qemu_guest_clock_offset_seconds{{{WHERE}}}", "{{instance}}"),
+        empty=NO_GUEST_AGENT,
+    ),
+)
+
 VM = Dashboard(
     "qemu-vm",
     "QEMU VM",
@@ -235,5 +267,6 @@ VM = Dashboard(
         "Memory": MEMORY,
         "Network": NETWORK,
         "Jobs": JOBS,
+        "Inside the guest": GUEST,
     },
 )

@@ -150,6 +150,32 @@ def summarize_jobs(polls: Polls) -> list[dict[str, Any]]:
     ]
 
 
+_CHANNEL_STATES: Mapping[Any, str] = {True: "connected", False: "absent"}
+"""State of a guest agent that is not queried, by whether the guest has opened its channel."""
+
+
+def summarize_guest(polls: Polls) -> dict[str, Any]:
+    """Return what the guest agent reports: its state, the operating system, the addresses and the file systems, as far as known."""
+    channel, session, system = (_vm_values(polls, f"guest_{name}") for name in ("agent", "agent_session", "os"))
+    filesystems = polls["guest_filesystem"].current if "guest_filesystem" in polls else {}
+    addresses = polls["guest_address"].current.values() if "guest_address" in polls else ()
+    parts: dict[str, Any] = {
+        "agent": session.get("state", _CHANNEL_STATES.get(channel.get("connected", ""))),
+        "reason": session.get("reason"),
+        "frozen": _vm_values(polls, "guest_freeze").get("frozen"),
+        "hostname": system.get("hostname"),
+        "system": system.get("name"),
+        "kernel": system.get("kernel"),
+        "addresses": [values[kind] for values in addresses for kind in ("ipv4", "ipv6") if kind in values],
+        "filesystems": [
+            {"mountpoint": mountpoint, "device": device, "type": kind}
+            | {name: values[name] for name in ("used_bytes", "size_bytes") if name in values}
+            for (mountpoint, device, kind), values in filesystems.items()
+        ],
+    }
+    return {name: value for name, value in parts.items() if value}
+
+
 def summarize(polls: Polls) -> dict[str, Any]:
     """Return the summary of a VM, without unknown values."""
     now = {name: value for name, value in latest_point(polls)._asdict().items() if value is not None}
@@ -159,6 +185,7 @@ def summarize(polls: Polls) -> dict[str, Any]:
         "disks": summarize_disks(polls),
         "migration": summarize_migration(polls),
         "jobs": summarize_jobs(polls),
+        "guest": summarize_guest(polls),
         "vcpus": len(polls["vcpu"].current) if "vcpu" in polls else 0,
     }
     return {name: value for name, value in parts.items() if value} | _vm_values(polls, "runstate")

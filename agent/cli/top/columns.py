@@ -62,6 +62,17 @@ def _smallest_of_disks(name: str) -> Callable[[Vm], Any]:
     return lambda vm: min((disk[name] for disk in vm.get("disks", ()) if name in disk), default=None)
 
 
+def filesystem_share(filesystem: Mapping[str, Any]) -> float | None:
+    """Return the used share of a guest's file system; None if it is unknown."""
+    used, size = filesystem.get("used_bytes"), filesystem.get("size_bytes")
+    return used / size if used is not None and size else None
+
+
+def _fullest_filesystem(vm: Vm) -> float | None:
+    shares = map(filesystem_share, vm.get("guest", {}).get("filesystems", ()))
+    return max((share for share in shares if share is not None), default=None)
+
+
 COLUMNS: Sequence[Column] = (
     Column("VM", "n", 0, lambda vm: vm["name"], str, descending=False, sort_key=natural_key),
     Column("STATE", "s", 10, state, str, descending=False),
@@ -74,6 +85,7 @@ COLUMNS: Sequence[Column] = (
     Column("MEM%", "p", 5, _memory_share, _format_percent),
     Column("FREE", "d", 6, _smallest_of_disks("free_bytes"), format_size, descending=False),
     Column("FULL", "f", 5, _smallest_of_disks("time_to_full_seconds"), format_seconds, descending=False),
+    Column("GUEST%", "g", 6, _fullest_filesystem, _format_percent),
     Column("ALERTS", "a", 6, lambda vm: vm["alerts"] or None, lambda count: str(count or "")),
 )
 

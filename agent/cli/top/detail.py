@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from agent.cli.format import HIDDEN_FIELDS, format_value
-from agent.cli.top.columns import Vm, state
+from agent.cli.top.columns import Vm, filesystem_share, state
 from agent.cli.top.text import ScreenLine, TextStyle, fit, format_number, format_seconds, format_size, wrap_words
 from agent.common.units import format_bytes
 
@@ -46,6 +46,7 @@ def _styled_lines(
         )
         for disk in vm["disks"]:
             yield _format_disk(disk), TextStyle.PLAIN
+    yield from _guest_lines(vm.get("guest", {}))
     for family in families:
         yield from _family_lines(family, width)
 
@@ -93,6 +94,35 @@ def _format_disk(disk: Mapping[str, Any]) -> str:
     used = disk.get("used_bytes", 0)
     levels = "  ".join(f"{text}{' exceeded' if used > at else ''}" for text, at in disk.get("levels", ()))
     return _format_disk_row(disk["device"], *rates, *space, format_seconds(disk.get("time_to_full_seconds")), levels)
+
+
+def _guest_lines(guest: Mapping[str, Any]) -> Iterator[tuple[str, TextStyle]]:
+    """Yield what the guest agent reports: state, operating system, addresses and file systems."""
+    if not guest:
+        return
+    words = [f"guest agent {guest['agent']}" if "agent" in guest else "", guest.get("reason", "")]
+    words += ["file systems frozen" if guest.get("frozen") else ""]
+    words += [guest.get(name, "") for name in ("hostname", "system", "kernel")]
+    words += [" ".join(guest.get("addresses", ()))]
+    yield "", TextStyle.PLAIN
+    yield "   ".join(filter(None, words)), TextStyle.PLAIN
+    filesystems = [f for f in guest.get("filesystems", ()) if filesystem_share(f) is not None]
+    if filesystems:
+        yield _format_filesystem_row("FILE SYSTEM", "SIZE", "USED", "FREE", "USED%", "DEVICE"), TextStyle.HEAD
+        for filesystem in sorted(filesystems, key=lambda f: -(filesystem_share(f) or 0)):
+            yield _format_filesystem(filesystem), TextStyle.PLAIN
+
+
+def _format_filesystem(filesystem: Mapping[str, Any]) -> str:
+    used, size = filesystem["used_bytes"], filesystem["size_bytes"]
+    sizes = (format_size(value) for value in (size, used, size - used))
+    device = f"{filesystem['device']} {filesystem['type']}"
+    return _format_filesystem_row(filesystem["mountpoint"], *sizes, format_number(100 * used / size), device)
+
+
+def _format_filesystem_row(name: str, *texts: str) -> str:
+    *values, device = texts
+    return " ".join([fit(name, 20), *(fit(text, 7, right=True) for text in values), " " + device])
 
 
 def _family_lines(family: Mapping[str, Any], width: int) -> Iterator[tuple[str, TextStyle]]:

@@ -55,6 +55,14 @@ function updateFieldRow(body, family, field) {
   });
 }
 
+/** Return the facts about the inside of a guest, by title. */
+function guestFacts(guest) {
+  if (!guest) return {};
+  const { agent, reason, frozen, hostname, system, kernel, addresses } = guest;
+  const state = [agent, reason, frozen && "file systems frozen"].filter(Boolean).join(": ");
+  return { "Guest agent": state, Guest: [hostname, system, kernel].filter(Boolean).join(" · "), Addresses: (addresses ?? []).join(", ") };
+}
+
 /** Return whether a family has values that other parts of the page do not show. */
 const isShown = ({ name, subjects }) => !["runstate", "block_space"].includes(name) && !(name === "migration" && subjects[0].values.status === "none");
 
@@ -102,7 +110,7 @@ export class DetailSection {
     setText(reason, vm?.reason ?? "");
     for (const part of [facts, ...cards]) setAttribute(part, "hidden", !vm);
     if (!vm) return;
-    const identity = { UUID: vm.uuid, Monitor: vm.monitor, QEMU: vm.qemu, "Last response": vm.last_response ? clock(vm.last_response) : "", "Collectors off": (vm.degraded ?? []).map(({ collector, cause }) => `${collector}: ${cause}`).join("; ") };
+    const identity = { UUID: vm.uuid, Monitor: vm.monitor, QEMU: vm.qemu, "Last response": vm.last_response ? clock(vm.last_response) : "", ...guestFacts(vm.guest), "Collectors off": (vm.degraded ?? []).map(({ collector, cause }) => `${collector}: ${cause}`).join("; ") };
     renderList(facts, Object.entries(identity).filter(([, value]) => value), ([key]) => key, ([key]) => {
       const value = el("dd");
       return { node: el("div", {}, el("dt", {}, key), value), update: ([, current]) => setText(value, current) };

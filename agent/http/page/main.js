@@ -24,6 +24,7 @@ function render() {
   sections.renderAlerts(host, uuid);
   sections.renderActivities(host, uuid);
   sections.renderDisks(host, uuid);
+  sections.renderFilesystems(host, uuid);
   sections.renderAgent(host);
   const [count, firing] = [host.vms.size, host.alerts.length];
   setText(byId("host"), host.agent?.host ?? "");

@@ -82,6 +82,47 @@ export function renderDisks(host, uuid) {
   renderList(byId("disks").querySelector("tbody"), shown, (item) => `${item.vm.uuid} ${item.disk.device}`, createDiskRow);
 }
 
+// File systems in guests.
+
+function createFilesystemRow({ vm, filesystem: first }) {
+  const bar = fullness();
+  const [used, free, device] = ["used", "value", "more"].map((name) => el("span", { class: name }));
+  const node = el(
+    "tr",
+    { role: "row" },
+    el("th", { role: "rowheader", scope: "row" }, link(vm.uuid, vm.name), ` ${first.mountpoint}`),
+    cell("Used", bar.node, el("div", { class: "under" }, used)),
+    cell("Free", free),
+    cell("Device", device),
+  );
+  return {
+    node,
+    update({ filesystem: current, severity }) {
+      const usedText = `${bytes(current.used_bytes)} of ${bytes(current.size_bytes)}`;
+      const share = current.used_bytes / current.size_bytes;
+      bar.update(share, [], `${usedText} used`, severity ?? "ok");
+      setText(used, `${usedText} · ${percent(share)}`);
+      setText(free, bytes(current.size_bytes - current.used_bytes));
+      setText(device, `${current.device} ${current.type}`);
+    },
+  };
+}
+
+/** Return the severity of a file system's alert; undefined if none fires. */
+function severityOf(host, vm, { mountpoint }) {
+  const firing = host.alerts.filter((known) => known.alert === "guest_filesystem_space" && known.uuid === vm.uuid && known.subject === mountpoint);
+  return firing.some((known) => known.severity === "critical") ? "critical" : firing[0]?.severity;
+}
+
+export function renderFilesystems(host, uuid) {
+  const shown = [...host.vms.values()]
+    .filter((vm) => !uuid || vm.uuid === uuid)
+    .flatMap((vm) => (vm.guest?.filesystems ?? []).map((known) => ({ vm, filesystem: known, severity: severityOf(host, vm, known) })));
+  shown.sort((a, b) => b.filesystem.used_bytes / b.filesystem.size_bytes - a.filesystem.used_bytes / a.filesystem.size_bytes);
+  setAttribute(byId("filesystems"), "hidden", shown.length === 0);
+  renderList(byId("filesystems").querySelector("tbody"), shown, (item) => `${item.vm.uuid} ${item.filesystem.mountpoint} ${item.filesystem.device}`, createFilesystemRow);
+}
+
 // Migrations and jobs.
 
 function createActivityRow(first) {

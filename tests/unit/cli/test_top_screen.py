@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.cli.top.columns import COLUMNS, sort_by_column
+from agent.cli.top.detail import detail
 from agent.cli.top.screen import TopScreen, table
 from agent.cli.top.text import fit, format_number, format_seconds, format_size
 
@@ -25,6 +26,42 @@ def vm(name: str, **more: Any) -> dict[str, Any]:
 def host(*vms: dict[str, Any]) -> dict[str, Any]:
     agent = {"host": "hv7", "unready_reasons": []}
     return {"vms": {entry["uuid"]: entry for entry in vms}, "alerts": [], "monitors": [], "agent": agent}
+
+
+GUEST = {
+    "agent": "up",
+    "system": "Debian GNU/Linux 12 (bookworm)",
+    "hostname": "web-3",
+    "addresses": ["192.0.2.7", "2001:db8::7"],
+    "filesystems": [
+        {"mountpoint": "/", "device": "vda1", "type": "ext4", "used_bytes": 50 << 30, "size_bytes": 100 << 30},
+        {"mountpoint": "/data", "device": "vdb", "type": "xfs", "used_bytes": 99 << 30, "size_bytes": 110 << 30},
+        {"mountpoint": "/old", "device": "vdc", "type": "xfs"},
+    ],
+}
+
+
+def test_a_vms_details_have_its_guests_file_systems_the_fullest_first() -> None:
+    lines = [line.text for line in detail(vm("web-3", guest=GUEST), (), (), 0)]
+    (about,) = [line for line in lines if "guest agent" in line]
+    assert about.split("   ") == [
+        "guest agent up",
+        "web-3",
+        "Debian GNU/Linux 12 (bookworm)",
+        "192.0.2.7 2001:db8::7",
+    ]
+    rows = [line.split() for line in lines[lines.index(about) + 1 :]]
+    assert rows == [
+        ["FILE", "SYSTEM", "SIZE", "USED", "FREE", "USED%", "DEVICE"],
+        ["/data", "110G", "99G", "11G", "90.0", "vdb", "xfs"],
+        ["/", "100G", "50G", "50G", "50.0", "vda1", "ext4"],
+    ]
+
+
+def test_a_column_has_the_fullest_file_system_of_each_guest() -> None:
+    column = next(column for column in COLUMNS if column.title == "GUEST%")
+    assert column.text(column.value(vm("web-3", guest=GUEST))) == "90.0"
+    assert column.value(vm("db-1")) is None
 
 
 def names(screen: TopScreen) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from agent.guest.api import GuestAgentState
 from agent.session.api import MonitorState
 from deploy.prometheus import libvirt_names
 from tests.lab.machine import require
@@ -64,7 +65,8 @@ def test_an_alert_uses_series_that_the_agent_exports(rule: dict[str, Any]) -> No
     names = set(re.findall(r"\b(?:qemu|qmp)_\w+", rule["expr"]))
     assert names or "up{" in rule["expr"]
     assert names <= exported_series()
-    assert set(re.findall(r'\bstate="([^"]+)"', rule["expr"])) <= {state.value for state in MonitorState}
+    states = {state.value for state in (*MonitorState, *GuestAgentState)}
+    assert set(re.findall(r'\bstate="([^"]+)"', rule["expr"])) <= states
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: str(rule["alert"]))

@@ -17,7 +17,7 @@ _AUDIT = command_audit.CommandAudit()
 @pytest.fixture(scope="session", autouse=True)
 def _audited() -> Iterator[None]:
     """Record the commands of this process, and of the agents that the tests start as processes of their own."""
-    command_audit.install(_AUDIT)
+    command_audit.start_recording(_AUDIT)
     with tempfile.TemporaryDirectory(prefix="qmp-wire-") as folder:
         os.environ[command_audit.TRACE] = folder
         yield

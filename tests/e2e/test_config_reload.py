@@ -13,7 +13,7 @@ from tests.lab.agent_process import AgentProcess
 from tests.lab.fake_qemu import FakeQemu
 
 UUIDS = {letter: f"{letter * 8}-1111-4111-8111-111111111111" for letter in "abcd"}
-QUICK = {"poll": "100ms"}
+QUICK_CONFIG = {"poll": "100ms"}
 
 
 class Host:
@@ -39,7 +39,11 @@ class Host:
         return await self._stack.enter_async_context(self.running)
 
     def _config(self, patterns: tuple[str, ...], more: dict[str, Any]) -> dict[str, Any]:
-        return {"monitors": [{"dial": f"{self.folder}/{pattern}"} for pattern in patterns], "intervals": QUICK, **more}
+        return {
+            "monitors": [{"dial": f"{self.folder}/{pattern}"} for pattern in patterns],
+            "intervals": QUICK_CONFIG,
+            **more,
+        }
 
     async def reload(self, *patterns: str, **more: Any) -> None:
         """Write a new config, reload it, and wait until it is applied."""

@@ -40,7 +40,7 @@ sys.exit(main(["run", "--config", sys.argv[1]]))
 
 
 @asynccontextmanager
-async def running(folder: Path, **more: Any) -> AsyncIterator[tuple[Agent, str]]:
+async def run_agent(folder: Path, **more: Any) -> AsyncIterator[tuple[Agent, str]]:
     """Run an agent with short health limits in this process while the block runs. Yield the agent and its endpoint's URL."""
     config = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
@@ -73,7 +73,7 @@ async def test_stuck_sessions_fail_liveness_and_readiness(folder: Path, monkeypa
             await release.wait()  # as a bug would, without a deadline
         return ()
 
-    async with FakeQemu(folder / "a.qmp") as fake, running(folder) as (app, url):
+    async with FakeQemu(folder / "a.qmp") as fake, run_agent(folder) as (app, url):
         monkeypatch.setattr(app.alerts, "pending_commands", pending_commands)
         await fake.wait_for("query-blockstats", 3)
         await until_answers(f"{url}/healthz", 200, "ok")
@@ -86,7 +86,7 @@ async def test_stuck_sessions_fail_liveness_and_readiness(folder: Path, monkeypa
 
 
 async def test_a_hanging_qemu_fails_readiness_but_not_liveness(folder: Path) -> None:
-    async with FakeQemu(folder / "a.qmp") as fake, running(folder) as (app, url):
+    async with FakeQemu(folder / "a.qmp") as fake, run_agent(folder) as (app, url):
         await fake.wait_for("query-blockstats", 3)
         fake.hang("query-blockstats")
         await until_answers(f"{url}/readyz", 503, "none of 1 monitors is up: 1 stalled")
@@ -104,7 +104,7 @@ async def test_a_stuck_alert_loop_fails_liveness(folder: Path, monkeypatch: pyte
         await asyncio.Event().wait()
         return True
 
-    async with running(folder) as (app, url):
+    async with run_agent(folder) as (app, url):
         await until_answers(f"{url}/healthz", 200)
         monkeypatch.setattr(app.alerts.manager.notes, "notes_due", lambda: [("note", 1)])
         monkeypatch.setattr(app.publisher.delivery, "persist_note", never)
@@ -127,7 +127,7 @@ async def test_a_hanging_sink_fails_readiness_and_does_not_delay_the_end(
             assert "Traceback" not in agent.log
         reader = os.open(folder / "pipe", os.O_RDONLY | os.O_NONBLOCK)
         try:
-            async with running(folder, **jsonl, **quick) as (app, url):
+            async with run_agent(folder, **jsonl, **quick) as (app, url):
                 app.publisher.delivery.timings = replace(app.publisher.delivery.timings, unready_after=0.3)
                 await until_answers(f"{url}/readyz", 503, "nothing is delivered to", "it has not answered for")
                 while True:  # so that the sink's thread can end

@@ -67,7 +67,7 @@ async def agent(kafka: KafkaCluster, topics: dict[str, str], folder: Path) -> As
         await agent.kill()
 
 
-async def read_all(kafka: KafkaCluster, topics: dict[str, str]) -> list[Message]:
+async def read_messages(kafka: KafkaCluster, topics: dict[str, str]) -> list[Message]:
     """Return all messages of the topics, in order within each partition."""
     schema = validator(record_schema())
     kinds = {topic: kind for kind, topic in topics.items()}
@@ -124,7 +124,7 @@ async def test_each_vms_records_arrive_complete_in_order_and_in_the_right_topic(
     assert ended.status == 0, ended.log
     assert ended.out == ""
 
-    messages = await read_all(kafka, topics)
+    messages = await read_messages(kafka, topics)
     assert sorted(message.sequence for message in messages) == list(range(1, len(messages) + 1))
     assert {message.key for message in messages} == {writer.uuid, idle.uuid}
     for message in messages:
@@ -174,7 +174,7 @@ async def test_records_that_wait_for_a_paused_broker_are_delivered_at_shutdown(
         broker.resume()
     ended = await agent.stop()
     assert ended.status == 0, ended.log
-    messages = await read_all(kafka, topics)
+    messages = await read_messages(kafka, topics)
     assert sorted(message.sequence for message in messages) == list(range(1, len(messages) + 1))
     events = [message.type for message in messages if message.kind == "events"]
     assert events == ["qemu.vm.attached", "qemu.event.stop", "qemu.event.resume", "qemu.vm.detached"]
@@ -202,7 +202,7 @@ async def test_records_that_wait_when_the_agent_is_killed_are_delivered_by_the_n
     await agent.start()
     await until(lambda: "records are delivered" in agent.log, 60)
     assert (await agent.stop()).status == 0
-    messages = [message for message in await read_all(kafka, topics) if message.kind == "events"]
+    messages = [message for message in await read_messages(kafka, topics) if message.kind == "events"]
     runs: dict[str, list[str]] = {}
     for message in messages:
         runs.setdefault(message.event.get_id().partition("-")[0], []).append(message.type)

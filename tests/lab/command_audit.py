@@ -162,7 +162,7 @@ class CommandAudit:
                 self.add_guest_write(bytes.fromhex(line.decode()))
 
 
-def install(audit: CommandAudit) -> None:
+def start_recording(audit: CommandAudit) -> None:
     """Let the audit record what clients in this process send and what scripted monitors in this process receive."""
     write, guest_write, record_request = Client._write, GuestAgentClient._write, FakeQemu.record_request
 

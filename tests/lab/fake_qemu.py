@@ -214,7 +214,7 @@ class _Client:
             self._writer.write(raw)
 
     async def serve(self) -> None:
-        tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._work())]
+        tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._reply_in_order())]
         try:
             self.send(self._fake.greeting)
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -237,11 +237,11 @@ class _Client:
                 return
             requests, text, broken = split_json_values(text + decoder.decode(data))
             for request in requests:
-                await self._take(request)
+                await self._handle_request(request)
             if broken:
                 self.send(error("GenericError", "JSON parse error, expecting value"))
 
-    async def _take(self, request: Any) -> None:
+    async def _handle_request(self, request: Any) -> None:
         if not isinstance(request, dict):
             self.send(error("GenericError", "QMP input must be a JSON object"))
             return
@@ -257,7 +257,7 @@ class _Client:
         else:
             self.send(await self._fake.answer(request["exec-oob"], request.get("arguments", {})) | identity)
 
-    async def _work(self) -> None:
+    async def _reply_in_order(self) -> None:
         """Reply to the in-band commands, one after the other."""
         while True:
             request = await self._in_band.get()

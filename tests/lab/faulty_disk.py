@@ -142,9 +142,9 @@ class FailsOnce:
         self.failed = ""
         self._error_name = error_name
         self._at = at
-        self.connect = connect_with_hooks(*((lambda _: None, self._count) if after else (self._count,)))
+        self.connect = connect_with_hooks(*((lambda _: None, self._count_call) if after else (self._count_call,)))
 
-    def _count(self, sql: str) -> None:
+    def _count_call(self, sql: str) -> None:
         self.calls += 1
         if self.calls == self._at:
             self.failed = sql

@@ -49,14 +49,14 @@ class Broker:
         self._log = folder / "log"
         self._properties = folder / "server.properties"
 
-    def format(self, cluster: str, properties: Mapping[str, object]) -> None:
+    def format_storage(self, cluster: str, properties: Mapping[str, object]) -> None:
         """Write the broker's properties and format its data directory. Kafka's own tool for this would start a slow Java process."""
         data = self.folder / "data"
         data.mkdir(parents=True)
         settings = {**properties, "node.id": self.identity, "log.dirs": data}
         self._properties.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         (data / "meta.properties").write_text(
-            f"version=1\ncluster.id={cluster}\nnode.id={self.identity}\ndirectory.id={_identity()}\n"
+            f"version=1\ncluster.id={cluster}\nnode.id={self.identity}\ndirectory.id={_new_cluster_id()}\n"
         )
 
     async def start(self) -> None:
@@ -91,14 +91,14 @@ class Broker:
             self.resume()
             self.process.terminate()
             with contextlib.suppress(TimeoutError):
-                await until(self._ended, _STOP_SECONDS)
+                await until(self._has_ended, _STOP_SECONDS)
             await self.kill()
 
     async def kill(self) -> None:
         """Kill the broker with SIGKILL."""
         if self.process is not None:
             self.process.kill()
-            await until(self._ended, _STOP_SECONDS)
+            await until(self._has_ended, _STOP_SECONDS)
             self.process = None
 
     async def pause(self) -> None:
@@ -106,14 +106,14 @@ class Broker:
         if self.process is not None:
             self.process.send_signal(signal.SIGSTOP)
             threads = Path(f"/proc/{self.process.pid}/task")
-            await until(lambda: all(_state(thread) == "T" for thread in threads.iterdir()), 60)
+            await until(lambda: all(_thread_state(thread) == "T" for thread in threads.iterdir()), 60)
 
     def resume(self) -> None:
         """Continue the broker with SIGCONT."""
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
 
-    def _ended(self) -> bool:
+    def _has_ended(self) -> bool:
         return self.process is None or self.process.poll() is not None
 
     def _log_since(self, begin: int) -> bytes:
@@ -163,10 +163,10 @@ class KafkaCluster:
             BrokerError: a broker does not start in time.
             MissingDependencyError: Java or Maven is missing.
         """
-        cluster = _identity()
+        cluster = _new_cluster_id()
         await asyncio.to_thread(_warm_up)
         for broker in self.brokers:
-            broker.format(cluster, server_properties(broker, self.brokers, self.security) | self._properties)
+            broker.format_storage(cluster, server_properties(broker, self.brokers, self.security) | self._properties)
         try:
             async with asyncio.TaskGroup() as tasks:
                 for broker in self.brokers:
@@ -257,11 +257,11 @@ def _warm_up() -> None:
     home = kafka_home()
     with tempfile.TemporaryDirectory(prefix="qmp-kafka-") as folder:
         broker = Broker(Path(folder), 1)
-        broker.format(_identity(), server_properties(broker, [broker], Security()))
+        broker.format_storage(_new_cluster_id(), server_properties(broker, [broker], Security()))
         warm(home, broker._properties)
 
 
-def _identity() -> str:
+def _new_cluster_id() -> str:
     """Return a new cluster id in Kafka's format. It does not begin with a dash, which Kafka's tools would take for an option."""
     return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=").replace("-", "A")
 
@@ -273,6 +273,6 @@ if __name__ == "__main__":
         sys.exit(str(missing))
 
 
-def _state(thread: Path) -> str:
+def _thread_state(thread: Path) -> str:
     """Return the kernel's letter for the state of a thread, such as R (running) and T (stopped)."""
     return (thread / "stat").read_text().rpartition(")")[2].split()[0]

@@ -72,7 +72,7 @@ class FakeHost:
         self.table: dict[int, SocketEntry] = {}
         self._inodes = iter(range(1, 1000))
 
-    def process(self, pid: int, line: str, uid: int = 0, fds: Mapping[int, int] | None = None) -> Path:
+    def add_process(self, pid: int, line: str, uid: int = 0, fds: Mapping[int, int] | None = None) -> Path:
         """Add a process and return its directory."""
         folder = self.proc / str(pid)
         (folder / "fd").mkdir(parents=True)
@@ -82,25 +82,25 @@ class FakeHost:
             (folder / "fd" / str(fd)).symlink_to(f"socket:[{inode}]")
         return folder
 
-    def listener(self, path: str) -> int:
+    def add_listener(self, path: str) -> int:
         """Add a listening socket and return its inode."""
         inode = next(self._inodes)
         self.table[inode] = SocketEntry(LISTENS, path)
         return inode
 
-    def connection(self, path: str) -> tuple[int, int]:
+    def add_connection(self, path: str) -> tuple[int, int]:
         """Add a connection to a path and return the inodes of the server's and of the client's end."""
         server, client = next(self._inodes), next(self._inodes)
         self.table |= {server: SocketEntry(ESTABLISHED, path, client), client: SocketEntry(ESTABLISHED, "", server)}
         return server, client
 
-    def libvirt(self, pid: int, manager: int, **values: str) -> None:
+    def add_libvirt(self, pid: int, manager: int, **values: str) -> None:
         """Add a libvirt domain and, unless its pid is 0, its libvirtd. The values fill in LIBVIRT."""
         path = f"{values['folder']}/domain-3-{values['name']}/monitor.sock"
-        server, client = self.connection(path)
-        self.process(pid, LIBVIRT.format(**values), uid=1000, fds={33: self.listener(path), 40: server})
+        server, client = self.add_connection(path)
+        self.add_process(pid, LIBVIRT.format(**values), uid=1000, fds={33: self.add_listener(path), 40: server})
         if manager:
-            self.process(manager, "/usr/sbin/libvirtd --timeout 120", fds={17: client})
+            self.add_process(manager, "/usr/sbin/libvirtd --timeout 120", fds={17: client})
 
     def inspect(self, monitors: Sequence[Mapping[str, object]] = (), pattern: str = "*") -> list[VmReport]:
         """Return doctor's reports for this host.

@@ -26,7 +26,7 @@ from tests.lab.agent_process import AgentProcess, Record
 from tests.lab.qemus import find_qemu
 from tools.reference import EXAMPLES
 
-LONG = 60.0
+LONG_TIMEOUT = 60.0
 
 _FOLDER = "/run/qemu"
 
@@ -84,7 +84,9 @@ async def _run_and_collect(folder: Path) -> list[Record]:
         await running.enter_async_context(agent)
         await running.enter_async_context(full)
         await running.enter_async_context(bad)
-        await asyncio.gather(web.wait_until_booted(LONG), db.wait_until_booted(LONG), agent.wait_for_record("vm.busy"))
+        await asyncio.gather(
+            web.wait_until_booted(LONG_TIMEOUT), db.wait_until_booted(LONG_TIMEOUT), agent.wait_for_record("vm.busy")
+        )
         for action in (_stop_reset_and_unplug, _exceed_threshold, _snapshot_and_stream, _panic_guest, _migrate_to_null):
             await action(db, agent)
         await agent.wait_for_record("alert.disk_full", vm=full.uuid, state="firing")
@@ -126,7 +128,7 @@ async def _trigger_kvm_samples(folder: Path, agent: AgentProcess) -> None:
         await guest.wait_until_booted()
         await guest.command("set-vcpu-dirty-limit", dirty_rate=100)
         for family in ("kvm", "kvm_vcpu", "vcpu_dirty"):
-            await agent.wait_for_record(f"sample.{family}", vm=guest.uuid, timeout=LONG)
+            await agent.wait_for_record(f"sample.{family}", vm=guest.uuid, timeout=LONG_TIMEOUT)
 
 
 async def _trigger_events(guest: Guest, agent: AgentProcess) -> None:
@@ -134,7 +136,7 @@ async def _trigger_events(guest: Guest, agent: AgentProcess) -> None:
         if find_qemu().version >= case.since:
             await provoke.ensure_running(guest)
             await case.provoke(guest)
-            await agent.wait_for_record(f"event.{case.event.lower()}", vm=guest.uuid, timeout=LONG)
+            await agent.wait_for_record(f"event.{case.event.lower()}", vm=guest.uuid, timeout=LONG_TIMEOUT)
 
 
 async def _trigger_manager_samples(guest: Guest, agent: AgentProcess) -> None:
@@ -145,7 +147,7 @@ async def _trigger_manager_samples(guest: Guest, agent: AgentProcess) -> None:
     await guest.command("object-add", qom_type="memory-backend-ram", id="memory1", size=128 << 20)
     await guest.command("device_add", driver="pc-dimm", id="dimm1", memdev="memory1")
     for family in ("dirty_rate", "block_bitmap", "memory_device", "block_timed"):
-        await agent.wait_for_record(f"sample.{family}", vm=guest.uuid, timeout=LONG)
+        await agent.wait_for_record(f"sample.{family}", vm=guest.uuid, timeout=LONG_TIMEOUT)
 
 
 async def _stop_reset_and_unplug(guest: Guest, agent: AgentProcess) -> None:
@@ -161,7 +163,7 @@ async def _stop_reset_and_unplug(guest: Guest, agent: AgentProcess) -> None:
 async def _exceed_threshold(guest: Guest, agent: AgentProcess) -> None:
     threshold = await guest.highest_written_offset() + (1 << 20)
     await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=threshold)
-    await agent.wait_for_record("alert.write_threshold", vm=guest.uuid, state="firing", timeout=LONG)
+    await agent.wait_for_record("alert.write_threshold", vm=guest.uuid, state="firing", timeout=LONG_TIMEOUT)
 
 
 async def _snapshot_and_stream(guest: Guest, agent: AgentProcess) -> None:
@@ -176,7 +178,7 @@ async def _snapshot_and_stream(guest: Guest, agent: AgentProcess) -> None:
     await asyncio.sleep(2)  # for several polls of the job
     with contextlib.suppress(GuestError):  # the job may have ended
         await guest.command("block-job-set-speed", device="pull0", speed=0)
-    await agent.wait_for_record("event.block_job_completed", vm=guest.uuid, timeout=LONG)
+    await agent.wait_for_record("event.block_job_completed", vm=guest.uuid, timeout=LONG_TIMEOUT)
 
 
 async def _panic_guest(guest: Guest, agent: AgentProcess) -> None:
@@ -188,12 +190,12 @@ async def _panic_guest(guest: Guest, agent: AgentProcess) -> None:
 
 async def _migrate_to_null(guest: Guest, agent: AgentProcess) -> None:
     await guest.command("migrate", uri="exec:cat >/dev/null")
-    await agent.wait_for_record("migration.ended", vm=guest.uuid, timeout=LONG)
+    await agent.wait_for_record("migration.ended", vm=guest.uuid, timeout=LONG_TIMEOUT)
     await guest.command("cont")
 
 
 async def _stall_and_balloon(guest: Guest, agent: AgentProcess) -> None:
-    await agent.wait_for_record("sample.guest_memory", vm=guest.uuid, timeout=LONG)
+    await agent.wait_for_record("sample.guest_memory", vm=guest.uuid, timeout=LONG_TIMEOUT)
     await guest.command("balloon", value=96 << 20)
     await agent.wait_for_record("event.balloon_change", vm=guest.uuid)
     guest.send_signal(signal.SIGSTOP)

@@ -25,31 +25,31 @@ def host(tmp_path: Path) -> FakeHost:
 
 def add_managed_vms(host: FakeHost) -> None:
     """Add a VM of each manager."""
-    server, client = host.connection("/run/qmeventd.sock")
-    qmp = host.listener("/run/qemu-server/104.qmp")
-    host.process(104, PROXMOX.format(reconnect="reconnect-ms=5000"), fds={9: qmp, 10: client})
-    host.process(90, "/usr/sbin/qmeventd /var/run/qmeventd.sock", fds={5: server})
+    server, client = host.add_connection("/run/qmeventd.sock")
+    qmp = host.add_listener("/run/qemu-server/104.qmp")
+    host.add_process(104, PROXMOX.format(reconnect="reconnect-ms=5000"), fds={9: qmp, 10: client})
+    host.add_process(90, "/usr/sbin/qmeventd /var/run/qmeventd.sock", fds={5: server})
 
     ctrl = host.proc.parent / "run/ganeti/kvm-hypervisor/ctrl"
     ctrl.mkdir(parents=True)
     for pid, name in ((200, "db.example.com"), (201, "ns.example.com")):
-        fds = {9: host.listener(f"{ctrl}/{name}.qmp"), 10: host.listener(f"{ctrl}/{name}.kvmd")}
+        fds = {9: host.add_listener(f"{ctrl}/{name}.qmp"), 10: host.add_listener(f"{ctrl}/{name}.kvmd")}
         if name == "db.example.com":
-            fds[11], kvmd = host.connection(f"{ctrl}/{name}.kvmd")
-            host.process(91, "/usr/sbin/ganeti-kvmd -f", fds={6: kvmd})
+            fds[11], kvmd = host.add_connection(f"{ctrl}/{name}.kvmd")
+            host.add_process(91, "/usr/sbin/ganeti-kvmd -f", fds={6: kvmd})
         (ctrl / f"{name}.kvmd").touch()
         line = GANETI.replace("db.example.com", name).replace("/var/run/ganeti", str(ctrl.parents[1]))
-        host.process(pid, line.replace("4f6a01", f"4f6{pid}"), fds=fds)
+        host.add_process(pid, line.replace("4f6a01", f"4f6{pid}"), fds=fds)
 
-    server, client = host.connection("/run/incus/v1/qemu.monitor")
-    folder = host.process(300, INCUS, uid=4242, fds={8: server})
+    server, client = host.add_connection("/run/incus/v1/qemu.monitor")
+    folder = host.add_process(300, INCUS, uid=4242, fds={8: server})
     conf = folder / "root/run/incus/v1/qemu.conf"
     conf.parent.mkdir(parents=True)
     conf.write_text(INCUS_CONF)
-    host.process(92, "/opt/incus/bin/incusd --group incus-admin", fds={21: client})
+    host.add_process(92, "/opt/incus/bin/incusd --group incus-admin", fds={21: client})
 
     system = "/var/lib/libvirt/qemu"
-    host.libvirt(
+    host.add_libvirt(
         *(400, 93),
         name="ovirt-vm",
         binary="libexec/qemu-kvm",
@@ -57,7 +57,7 @@ def add_managed_vms(host: FakeHost) -> None:
         uuid="36e1b0ac-febf-4924-9fe7-305a1589eb00",
         smbios="-smbios type=1,manufacturer=oVirt,product=RHEL,version=8.6,uuid=36e1b0ac-febf-4924-9fe7-305a1589eb00",
     )
-    host.libvirt(
+    host.add_libvirt(
         *(500, 0),
         name="default_vmi",
         binary="libexec/qemu-kvm",
@@ -65,7 +65,7 @@ def add_managed_vms(host: FakeHost) -> None:
         uuid="b56f06f0-07e9-4fe5-8913-18a14e83a4d1",
         smbios="-smbios type=1,manufacturer=KubeVirt,product=None,uuid=b56f06f0-07e9-4fe5-8913-18a14e83a4d1",
     )
-    host.libvirt(
+    host.add_libvirt(
         *(600, 0),
         name="laptop",
         binary="bin/qemu-system-x86_64",
@@ -117,10 +117,10 @@ def test_a_shared_socket_may_be_held_by_its_manager(host: FakeHost) -> None:
     folder = host.proc.parent / "qemu-server"
     folder.mkdir()
     (folder / "104.qmp").touch()
-    server, client = host.connection(f"{folder}/104.qmp")
+    server, client = host.add_connection(f"{folder}/104.qmp")
     line = PROXMOX.format(reconnect="reconnect=5").replace("/var/run/qemu-server", str(folder))
-    host.process(104, line, fds={9: host.listener(f"{folder}/104.qmp"), 10: server})
-    host.process(90, "/usr/bin/perl -T /usr/sbin/qm status 104", fds={7: client})
+    host.add_process(104, line, fds={9: host.add_listener(f"{folder}/104.qmp"), 10: server})
+    host.add_process(90, "/usr/bin/perl -T /usr/sbin/qm status 104", fds={7: client})
     (vm,) = host.inspect([{"dial_per_poll": f"{folder}/*.qmp"}])
     assert (vm.monitors[0].state, vm.monitors[0].holder) == ("held", "qm")
     assert (vm.state, vm.entry) == ("configured", f"dial_per_poll: {folder}/*.qmp")
@@ -148,9 +148,9 @@ def test_a_vm_of_a_refused_user_gets_the_entry_that_allows_it(host: FakeHost) ->
 
 
 def test_a_hotplugged_monitor_of_the_agent_counts_as_watched(host: FakeHost) -> None:
-    server, client = host.connection("/run/qmp-agent/own/104.qmp")
-    host.process(104, PROXMOX.format(reconnect="reconnect-ms=5000"), fds={10: server})
-    host.process(90, "/usr/bin/python3 /usr/bin/qmp-agent run", fds={7: client})
+    server, client = host.add_connection("/run/qmp-agent/own/104.qmp")
+    host.add_process(104, PROXMOX.format(reconnect="reconnect-ms=5000"), fds={10: server})
+    host.add_process(90, "/usr/bin/python3 /usr/bin/qmp-agent run", fds={7: client})
     (vm,) = host.inspect([{"dial_per_poll": "/run/qemu-server/*.qmp", "hotplug_dir": "/run/qmp-agent/own"}])
     assert vm.state == "watched"
     assert "  /run/qmp-agent/own/104.qmp: held by qmp-agent (pid 90)" in list(render([vm]))
@@ -168,9 +168,9 @@ def test_an_existing_listen_address_is_used_without_a_config_change(host: FakeHo
 def test_vms_with_the_same_uuid_are_named_whatever_the_pattern(host: FakeHost) -> None:
     line = "qemu-system-x86_64 -name {} -uuid 5f0c2c9e-1111-4111-8111-111111111111"
     for pid, name in ((7, "original"), (8, "clone"), (9, "clone2")):
-        host.process(pid, line.format(name))
-    host.process(10, "qemu-system-x86_64 -name first")  # without -uuid, two VMs are no clash
-    host.process(11, "qemu-system-x86_64 -name second")
+        host.add_process(pid, line.format(name))
+    host.add_process(10, "qemu-system-x86_64 -name first")  # without -uuid, two VMs are no clash
+    host.add_process(11, "qemu-system-x86_64 -name second")
     (vm,) = host.inspect(pattern="original")
     assert vm.same_uuid == ("clone (pid 8)", "clone2 (pid 9)")
     assert "  UUID clash: clone (pid 8), clone2 (pid 9) run with the same UUID" in list(render([vm]))
@@ -178,7 +178,7 @@ def test_vms_with_the_same_uuid_are_named_whatever_the_pattern(host: FakeHost) -
 
 
 def test_existing_proxmox_args_are_kept(host: FakeHost) -> None:
-    host.process(104, PROXMOX.format(reconnect="reconnect-ms=5000"))
+    host.add_process(104, PROXMOX.format(reconnect="reconnect-ms=5000"))
     conf = host.proc.parent / "etc/pve/qemu-server/104.conf"
     conf.parent.mkdir(parents=True)
     added = "-chardev socket,id=qmp-agent,path=/run/qmp-agent/monitor.sock,reconnect-ms=5000 -mon chardev=qmp-agent,mode=control"
@@ -195,7 +195,7 @@ def test_existing_proxmox_args_are_kept(host: FakeHost) -> None:
 
 
 def test_qemu_before_9_2_gets_reconnect_in_seconds(host: FakeHost) -> None:
-    host.process(104, PROXMOX.format(reconnect="reconnect=5"))
+    host.add_process(104, PROXMOX.format(reconnect="reconnect=5"))
     command, *_, note = host.inspect()[0].steps[1:3]
     assert ",reconnect=5 " in command
     assert "9.2" in note
@@ -213,8 +213,8 @@ def test_vms_are_selected_by_name_uuid_or_pattern(host: FakeHost) -> None:
     [(":4444", "127.0.0.1:4444"), ("0.0.0.0:4444", "127.0.0.1:4444"), ("192.0.2.7:4444", "192.0.2.7:4444")],
 )
 def test_a_free_tcp_monitor_is_dialled_at_a_reachable_address(host: FakeHost, listens: str, dial: str) -> None:
-    host.process(
-        7, f"qemu-system-x86_64 -name a -qmp tcp:{listens},server=on,wait=off", fds={5: host.listener("tcp:4444")}
+    host.add_process(
+        7, f"qemu-system-x86_64 -name a -qmp tcp:{listens},server=on,wait=off", fds={5: host.add_listener("tcp:4444")}
     )
     assert host.inspect()[0].steps[-1] == f"    - dial: tcp:{dial}"
     assert host.inspect([{"dial": f"tcp:{dial}"}])[0].state == "configured"
@@ -277,7 +277,7 @@ def test_command_render(line: str, expected: CommandLine) -> None:
 
 
 def test_a_config_file_is_read_in_the_processs_view_and_only_if_regular(host: FakeHost) -> None:
-    folder = host.process(7, "qemu-system-x86_64 -readconfig fifo -readconfig /etc/qemu.conf")
+    folder = host.add_process(7, "qemu-system-x86_64 -readconfig fifo -readconfig /etc/qemu.conf")
     assert config_files(["qemu", "-readconfig", "/etc/qemu.conf", "-S"]) == ["/etc/qemu.conf"]
     (folder / "cwd").mkdir()
     os.mkfifo(folder / "cwd" / "fifo")  # opening it would block
@@ -295,7 +295,7 @@ def test_a_command_line_cannot_inject_commands_or_terminal_escapes(host: FakeHos
     line = (
         PROXMOX.format(reconnect="reconnect=5").replace("web,", "'$(reboot)\x1b[2J',").replace("/qemu-server/", "/x/")
     )
-    host.process(
+    host.add_process(
         7, line.replace("/var/run/x/104.pid", "/run/incus/qemu.pid").replace("-name '", "-name ").replace("',d", ",d")
     )
     text = "\n".join(render(host.inspect()))
@@ -311,9 +311,9 @@ def test_a_script_is_named_instead_of_its_interpreter() -> None:
 
 
 def test_the_default_user_is_that_of_the_running_agent(host: FakeHost) -> None:
-    host.process(7, "/usr/bin/python3 /usr/bin/qmp-agent run --config /etc/qmp-agent/agent.yaml", uid=65534)
-    host.process(8, "/usr/bin/python3 /usr/bin/qmp-agent doctor")
-    host.process(9, "/usr/bin/python3 /usr/bin/qmp-agent demo", uid=65534)
+    host.add_process(7, "/usr/bin/python3 /usr/bin/qmp-agent run --config /etc/qmp-agent/agent.yaml", uid=65534)
+    host.add_process(8, "/usr/bin/python3 /usr/bin/qmp-agent doctor")
+    host.add_process(9, "/usr/bin/python3 /usr/bin/qmp-agent demo", uid=65534)
     assert [is_agent(pid, host.proc) for pid in (7, 8, 9)] == [True, False, True]
     assert agent_user(proc=host.proc).name == "nobody"
     assert agent_user("root", host.proc) == User("root", 0, frozenset({0}))

@@ -67,7 +67,7 @@ class AlertmanagerClient:
         async with aiohttp.ClientSession(timeout=timeout) as session:
             while True:
                 changed.clear()
-                alerts = self.compose(store, time.time())
+                alerts = self.compose_request(store, time.time())
                 # After a failure, a request without alerts shows whether Alertmanager accepts requests again.
                 if alerts or self.error is not None:
                     failures = 0 if await self._send(session, alerts) else failures + 1
@@ -76,7 +76,7 @@ class AlertmanagerClient:
                     async with asyncio.timeout(wait):
                         await changed.wait()
 
-    def compose(self, alerts: Iterable[Alert], now: float) -> list[dict[str, Any]]:
+    def compose_request(self, alerts: Iterable[Alert], now: float) -> list[dict[str, Any]]:
         """Return the body of a request: the firing alerts, and the alerts that were resolved within the last `resolved_seconds`.
 
         Args:

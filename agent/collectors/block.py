@@ -25,7 +25,7 @@ _HISTOGRAMS = {f"{op}_latency_histogram": f"{op}_total_time_ns" for op in ("rd",
 _MAX_INTERVALS = 16
 """Maximum number of `timed_stats` intervals of a disk."""
 
-_MAX_DEPTH = 64
+_MAX_BACKING_LAYERS = 64
 """Maximum number of reported layers of a backing chain. libvirt permits 200 layers, which would be too many series."""
 
 _MAX_NODES = 16
@@ -68,7 +68,7 @@ def nodes_to_storage(disk: dict[str, Any]) -> list[dict[str, Any]]:
 def backing_layers(disk: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the backing images of a disk, from the top to the base. Filter nodes are omitted."""
     layer = _skip_filters(disk)
-    for _ in range(_MAX_DEPTH):
+    for _ in range(_MAX_BACKING_LAYERS):
         backing = layer.get("backing")
         if not isinstance(backing, dict):
             return
@@ -94,7 +94,7 @@ def _skip_filters(node: dict[str, Any]) -> dict[str, Any]:
 def count_repeated_images(reply: Any) -> int:
     """Return how many images query-named-block-nodes would list without `flat`.
 
-    That command lists each image of a backing chain with all images below it. At most `_MAX_DEPTH` backing images of a chain are counted.
+    That command lists each image of a backing chain with all images below it. At most `_MAX_BACKING_LAYERS` of a chain are counted.
 
     Args:
         reply: the reply to query-blockstats.

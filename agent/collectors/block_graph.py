@@ -32,7 +32,7 @@ FILTERS = frozenset(
 )
 """Filter drivers, which store no data (QEMU's BlockDriver.is_filter, 2.6 to 11.1)."""
 
-_MAX_DEPTH = 256
+_MAX_CHAIN_LENGTH = 256
 """Maximum length of a backing chain; libvirt permits 200 layers."""
 _OTHER_DATA_CHILDREN = frozenset({"target"})
 """Kinds of children whose data is not the disk's data, such as the target of a backup's filter."""
@@ -190,7 +190,7 @@ def _names_of_disk(disk: Mapping[str, Any]) -> Iterator[Any]:
     """Yield the names of a disk in the reply to query-blockstats, and the names of all nodes below it."""
     yield disk.get("qdev")
     yield disk.get("device")
-    pending, remaining_nodes = [disk], _MAX_DEPTH * 2
+    pending, remaining_nodes = [disk], _MAX_CHAIN_LENGTH * 2
     while pending and remaining_nodes:
         node = pending.pop()
         remaining_nodes -= 1

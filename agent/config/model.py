@@ -96,9 +96,9 @@ class TimeoutsConfig(Section):
     """How long the agent waits for QEMU, and for delivery when it stops."""
 
     greeting: PositiveSeconds = 3.0
-    """How long the agent waits for a monitor's greeting. If none arrives, the monitor is busy, because another client holds it."""
+    """How long a monitor may take to send its greeting. A monitor that takes longer is busy, because another client holds it."""
     response: PositiveSeconds = 5.0
-    """How long the agent waits for a response of QEMU. If none arrives, the VM is stalled, and no command is sent until the response."""
+    """How long QEMU may take to respond. After that, the VM is stalled, and the agent sends no command until the response arrives."""
     retry: PositiveSeconds = 30.0
     """Maximum time between two attempts to connect."""
     shutdown: PositiveSeconds = 10.0
@@ -161,22 +161,22 @@ class GuestFilesystemConfig(Section):
     mountpoint: str = "*"
     """Mountpoint of the file systems in the guest; * and ? are wildcards."""
     levels: list[LevelText]
-    """Overrides guest.levels; none at all for an empty list."""
+    """Levels of these file systems; by default guest.levels. With an empty list, they have no alerts."""
 
 
 class GuestAlertsConfig(Section):
     """Alerts from inside guests. They need `guest_agent.enabled`."""
 
     levels: list[LevelText] = ["90%", "95%"]
-    """Levels of the guests' file systems in percent of the size, bytes used or bytes free, in any order."""
+    """Levels of the guests' file systems, in percent of the size, in bytes used or in bytes free, in any order."""
     hysteresis: Annotated[float, Field(ge=0, le=50)] = 2.0
-    """A level is resolved when usage falls below it by this percentage of the file system's size."""
+    """Percentage of the file system's size by which the usage has to fall below a level before the level's alert is resolved."""
     filesystems: list[GuestFilesystemConfig] = []
-    """Overrides for some file systems; the first match wins."""
+    """Other levels for some file systems. The first entry that matches a file system applies."""
     frozen: PositiveSeconds = 120.0
     """How long the file systems of a guest may stay frozen, as during a snapshot."""
     clock_offset: PositiveSeconds = 10.0
-    """How far the guest's clock may be from the host's, in two polls in a row."""
+    """How far the guest's clock may differ from the host's clock. The alert fires after two such polls in a row."""
 
 
 class AlertsConfig(Section):

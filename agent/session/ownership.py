@@ -56,7 +56,7 @@ class OwnershipRegistry:
         self._on_shared_uuid = on_shared_uuid
 
     def claims_by_shared_uuid(self) -> dict[str, list[OwnershipClaim]]:
-        """Return the claims on running VMs by UUID, for each UUID that several running VMs have."""
+        """Return the claims on running VMs by UUID. Only the UUIDs that several running VMs have are included."""
         running = {uuid: [claim for claim in self._held[uuid] if claim.has_vm()] for uuid in sorted(self._shared_uuids)}
         return {uuid: claims for uuid, claims in running.items() if len(claims) > 1}
 

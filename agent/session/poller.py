@@ -96,7 +96,7 @@ class Poller:
         self._topologies: dict[str, object] = {}  # by collector
         self._previous: dict[str, Poll] = {}  # by collector
 
-    def plan_all(self, now: float) -> None:
+    def plan_all_collectors(self, now: float) -> None:
         """Make all collectors due now whose commands QEMU supports."""
         for name, collector in self._collectors.by_name.items():
             if name in self._unsupported:

@@ -51,7 +51,7 @@ class Schedule:
         self._taken_at: dict[str, float] = {}
 
     def demand(self, names: Iterable[str], now: float) -> None:
-        """Make polls due now, but not earlier than `SPACING_SECONDS` after the poll of the same name before. Ignore unknown names."""
+        """Make polls due now. A poll that ran less than `SPACING_SECONDS` ago is due after this time. Unknown names are ignored."""
         for name in names:
             if self._due_at.get(name, -inf) > now:  # leave a poll that is due already, such as in a burst of events
                 earliest = max(now, self._taken_at.get(name, -inf) + SPACING_SECONDS)

@@ -253,7 +253,7 @@ class Session:
         poller.facts = await self._discover_process(vm, facts)
         now = time.monotonic()
         self._report_discovery(vm, now)
-        poller.plan_all(now)
+        poller.plan_all_collectors(now)
         self._schedule.plan(
             DISCOVER_FEATURES, now + self._context.settings.intervals.resync * (0.9 + 0.2 * poller.phase)
         )

@@ -36,7 +36,9 @@ def parse_time(text: str) -> float:
 
 
 def test_labels_are_stable_and_annotations_have_the_figures() -> None:
-    (body,) = AlertmanagerClient("http://am:9093/", RESEND, {"cluster": "eu1"}).compose([alert_of(since=NOW - 5)], NOW)
+    (body,) = AlertmanagerClient("http://am:9093/", RESEND, {"cluster": "eu1"}).compose_request(
+        [alert_of(since=NOW - 5)], NOW
+    )
     assert body["labels"] == {
         "alertname": "write_threshold",
         "severity": "warning",
@@ -53,46 +55,48 @@ def test_labels_are_stable_and_annotations_have_the_figures() -> None:
 
 
 def test_the_summary_has_the_size_of_a_foreign_threshold() -> None:
-    (body,) = AlertmanagerClient("http://am:9093/", RESEND, {}).compose([alert_of(level="threshold 1441792")], NOW)
+    (body,) = AlertmanagerClient("http://am:9093/", RESEND, {}).compose_request(
+        [alert_of(level="threshold 1441792")], NOW
+    )
     assert body["annotations"]["summary"] == "web-3 disk0: write threshold of 1.38 MiB"
 
 
 def test_empty_labels_are_left_out() -> None:
-    (body,) = AlertmanagerClient("http://am", RESEND, {"cluster": ""}).compose([alert_of(level="")], NOW)
+    (body,) = AlertmanagerClient("http://am", RESEND, {"cluster": ""}).compose_request([alert_of(level="")], NOW)
     assert {"level", "cluster"}.isdisjoint(body["labels"])
 
 
 def test_a_firing_alert_ends_some_intervals_after_each_request() -> None:
     client = AlertmanagerClient("http://am", RESEND, {})
     for now in (NOW, NOW + RESEND, NOW + 9 * RESEND):
-        (body,) = client.compose([alert_of()], now)
+        (body,) = client.compose_request([alert_of()], now)
         assert parse_time(body["endsAt"]) == now + ENDS_AFTER_INTERVALS * RESEND
         assert parse_time(body["startsAt"]) == NOW
 
 
 def test_a_resolved_alert_is_sent_for_a_limited_time() -> None:
     client = AlertmanagerClient("http://am", RESEND, {})
-    client.compose([alert_of("80%"), alert_of("90%")], NOW)
+    client.compose_request([alert_of("80%"), alert_of("90%")], NOW)
     for now in (NOW + 1, NOW + RESOLVED_SECONDS):
-        firing, resolved = client.compose([alert_of("90%")], now)
+        firing, resolved = client.compose_request([alert_of("90%")], now)
         assert (firing["labels"]["level"], resolved["labels"]["level"]) == ("90%", "80%")
         assert parse_time(resolved["endsAt"]) == NOW + 1
-    assert len(client.compose([alert_of("90%")], NOW + RESOLVED_SECONDS + 1)) == 1
+    assert len(client.compose_request([alert_of("90%")], NOW + RESOLVED_SECONDS + 1)) == 1
 
 
 def test_an_alert_that_fires_again_is_not_resolved() -> None:
     client = AlertmanagerClient("http://am", RESEND, {})
-    client.compose([alert_of()], NOW)
-    client.compose([], NOW + 1)
-    (body,) = client.compose([alert_of(since=NOW + 2)], NOW + 2)
+    client.compose_request([alert_of()], NOW)
+    client.compose_request([], NOW + 1)
+    (body,) = client.compose_request([alert_of(since=NOW + 2)], NOW + 2)
     assert parse_time(body["endsAt"]) > parse_time(body["startsAt"]) == NOW + 2
 
 
 def test_no_alert_ends_before_it_starts_when_clocks_differ() -> None:
     # Alertmanager rejects such an alert. QEMU's clock, which gives the start, may have been set back since.
     client = AlertmanagerClient("http://am", RESEND, {})
-    client.compose([alert_of(since=NOW + 1000)], NOW)
-    (body,) = client.compose([], NOW + 1)
+    client.compose_request([alert_of(since=NOW + 1000)], NOW)
+    (body,) = client.compose_request([], NOW + 1)
     assert body["endsAt"] == body["startsAt"]
 
 

@@ -118,7 +118,7 @@ class AgentHealth:
         return self.progress.hang_reason(vms_up=self.monitor_states()[MonitorState.UP], hang_seconds=hang_seconds)
 
     def summary(self) -> str:
-        """Return the monitors by state and the reasons against readiness, in one line."""
+        """Return one line with the number of monitors in each state, and the reasons why the agent is not ready."""
         states = ", ".join(f"{number} {state.value}" for state, number in self.monitor_states().items())
         return "; ".join([f"monitors: {states or 'none'}", *self.unready_reasons()])
 

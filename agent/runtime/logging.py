@@ -20,24 +20,29 @@ class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
         colour = _COLOURS.get(record.levelno, "")
-        return f"{when} {colour}{record.levelname.lower():7} {_line(record)}{colour and chr(27) + '[0m'}"
+        return f"{when} {colour}{record.levelname.lower():7} {_one_line_text(record)}{colour and chr(27) + '[0m'}"
 
 
 class _JournaldFormatter(logging.Formatter):
     """Formats text with the priority prefix that journald reads (sd-daemon(3)). It has no time, because journald adds one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return f"<{_SYSLOG_PRIORITIES.get(record.levelno, 6)}>{_line(record)}"
+        return f"<{_SYSLOG_PRIORITIES.get(record.levelno, 6)}>{_one_line_text(record)}"
 
 
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         when = datetime.fromtimestamp(record.created, UTC)
-        entry = {"time": when, "level": record.levelname.lower(), "logger": record.name, "message": _line(record)}
+        entry = {
+            "time": when,
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": _one_line_text(record),
+        }
         return orjson.dumps(entry, option=orjson.OPT_UTC_Z).decode()
 
 
-def _line(record: logging.LogRecord) -> str:
+def _one_line_text(record: logging.LogRecord) -> str:
     """Return the message as one line without control characters. An exception follows it, with the place where it was raised."""
     text = record.getMessage()
     if record.exc_info and record.exc_info[1] is not None:

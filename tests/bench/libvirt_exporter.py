@@ -16,7 +16,7 @@ import orjson
 from agent.cli.demo.images import MissingDependencyError
 from tests.bench.process import cpu_seconds
 from tests.bench.table import Row
-from tests.lab.libvirt import MONITOR, Libvirtd, exporter
+from tests.lab.libvirt import MONITOR, Libvirtd, run_exporter
 from tests.lab.machine import free_port
 
 EACH_SECONDS: Final = 1.0
@@ -39,7 +39,7 @@ async def libvirt_exporter(*, short: bool) -> list[Row]:
             qemus, daemon = _pids(str(monitors)), _pids(str(folder / "libvirtd.conf"))
             assert len(qemus) == domains
             idle = await _spent([*qemus, *daemon], seconds)
-            async with exporter(libvirtd) as (address, pid):
+            async with run_exporter(libvirtd) as (address, pid):
                 theirs = await _scrape_cost(
                     address, {"exporter": [pid], "libvirtd": daemon, "QEMU": qemus}, seconds, domains
                 )

@@ -56,7 +56,7 @@ class WatchedFolder:
             yield guest
 
     @asynccontextmanager
-    async def undisturbed(self) -> AsyncIterator[None]:
+    async def assert_undisturbed(self) -> AsyncIterator[None]:
         """Assert that the bystander is polled all the time while the block runs."""
         polls = [*self.polls(0)]
         yield
@@ -115,7 +115,7 @@ async def watched() -> AsyncIterator[WatchedFolder]:
 
 
 async def test_a_monitor_with_another_client_is_busy_until_that_disconnects(watched: WatchedFolder) -> None:
-    async with watched.undisturbed():
+    async with watched.assert_undisturbed():
         busy = await watched.agent.wait_for_record("vm.busy")
         assert busy["severity"] == "warning"
         assert "another client" in busy["data"]["reason"]
@@ -142,7 +142,7 @@ async def test_a_vm_is_attached_when_its_socket_appears(watched: WatchedFolder) 
 
 
 async def test_a_crashed_vm_has_no_series_and_is_attached_again_after_a_restart(watched: WatchedFolder) -> None:
-    async with watched.guest("crashing", kind=GuestKind.WRITER) as guest, watched.undisturbed():
+    async with watched.guest("crashing", kind=GuestKind.WRITER) as guest, watched.assert_undisturbed():
         await watched.agent.wait_for_record("sample.block", vm=guest.uuid, device="disk0")
         assert "qemu_block_writes_total" in (await watched.agent.metrics()).names_of(guest.uuid)
         begin = watched.agent.mark()
@@ -163,7 +163,7 @@ async def test_a_crashed_vm_has_no_series_and_is_attached_again_after_a_restart(
 
 async def test_a_lost_connection_is_reestablished_and_the_gap_in_events_is_reported(watched: WatchedFolder) -> None:
     """A running QEMU never closes a connection. A proxy between agent and QEMU can do so."""
-    async with FakeQemu(watched.folder / "dropping.qmp") as fake, watched.undisturbed():
+    async with FakeQemu(watched.folder / "dropping.qmp") as fake, watched.assert_undisturbed():
         await watched.agent.wait_for_record("vm.attached", vm=UUID, reattached=False)
         begin = watched.agent.mark()
         fake.drop()
@@ -175,7 +175,7 @@ async def test_a_lost_connection_is_reestablished_and_the_gap_in_events_is_repor
 
 
 async def test_a_vm_that_hangs_is_stalled_and_recovers(watched: WatchedFolder) -> None:
-    async with watched.guest("hanging") as guest, watched.undisturbed():
+    async with watched.guest("hanging") as guest, watched.assert_undisturbed():
         begin = watched.agent.mark()
         guest.send_signal(signal.SIGSTOP)
         stalled = await watched.agent.wait_for_record("vm.stalled", vm=guest.uuid, since=begin)
@@ -194,7 +194,7 @@ async def test_a_vm_that_hangs_is_stalled_and_recovers(watched: WatchedFolder) -
 
 
 async def test_a_vm_that_is_killed_while_it_hangs_is_gone(watched: WatchedFolder) -> None:
-    async with watched.guest("hopeless") as guest, watched.undisturbed():
+    async with watched.guest("hopeless") as guest, watched.assert_undisturbed():
         begin = watched.agent.mark()
         guest.send_signal(signal.SIGSTOP)
         await watched.agent.wait_for_record("vm.stalled", vm=guest.uuid, since=begin)

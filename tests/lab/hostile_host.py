@@ -53,7 +53,7 @@ class HostileHost:
         self.monitor = folder / "evil.qmp"
 
     @contextlib.asynccontextmanager
-    async def undisturbed(self) -> AsyncIterator[None]:
+    async def assert_undisturbed(self) -> AsyncIterator[None]:
         """Assert that the normal VM is polled on time while the block runs, and that the agent's memory stays within its limit."""
         begin, before = len(self._polls), resident_memory(self.agent)
         self._log_begin = len(self.log())

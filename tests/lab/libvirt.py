@@ -305,7 +305,7 @@ class Libvirtd:
 
 
 @contextlib.asynccontextmanager
-async def exporter(libvirtd: Libvirtd) -> AsyncIterator[tuple[str, int]]:
+async def run_exporter(libvirtd: Libvirtd) -> AsyncIterator[tuple[str, int]]:
     """Run Debian's prometheus-libvirt-exporter on a libvirtd while the block runs. Yield the exporter's address and pid."""
     require("prometheus-libvirt-exporter", "prometheus-libvirt-exporter")
     address = f"127.0.0.1:{free_port()}"

@@ -57,7 +57,7 @@ class Disk:
         )
 
     def layer_samples(self, device: str = "disk0") -> list[Sample]:
-        """Return the samples of the `nodes` collector."""
+        """Return the samples that the `nodes` collector would make of a disk."""
         samples = []
         for name, layer in zip(("format", "storage"), self.layers(), strict=True):
             values = {"node": layer.node, "driver": layer.driver, "path": layer.path, "size_bytes": layer.size}

@@ -5,7 +5,15 @@ from typing import Any
 
 from agent.cli.format import HIDDEN_FIELDS, format_value
 from agent.cli.top.columns import Vm, filesystem_share, state
-from agent.cli.top.text import ScreenLine, TextStyle, fit, format_number, format_seconds, format_size, wrap_words
+from agent.cli.top.text import (
+    ScreenLine,
+    TextStyle,
+    fit_to_width,
+    format_number,
+    format_seconds,
+    format_size,
+    wrap_words,
+)
 from agent.common.units import format_bytes
 
 
@@ -21,7 +29,7 @@ def detail(
         width: the maximum width of a line in characters; 0 for no maximum.
     """
     for text, style in _styled_lines(vm, alerts, families, width or 120):
-        yield ScreenLine(fit(text, width) if width else text.rstrip(), style)
+        yield ScreenLine(fit_to_width(text, width) if width else text.rstrip(), style)
 
 
 def _styled_lines(
@@ -80,7 +88,7 @@ def _progress_lines(vm: Vm) -> Iterator[str]:
 
 def _format_disk_row(name: str, *texts: str) -> str:
     *values, levels = texts
-    return " ".join([fit(name, 20), *(fit(text, 7, right=True) for text in values), " " + levels])
+    return " ".join([fit_to_width(name, 20), *(fit_to_width(text, 7, right=True) for text in values), " " + levels])
 
 
 def _format_disk(disk: Mapping[str, Any]) -> str:
@@ -122,7 +130,7 @@ def _format_filesystem(filesystem: Mapping[str, Any]) -> str:
 
 def _format_filesystem_row(name: str, *texts: str) -> str:
     *values, device = texts
-    return " ".join([fit(name, 20), *(fit(text, 7, right=True) for text in values), " " + device])
+    return " ".join([fit_to_width(name, 20), *(fit_to_width(text, 7, right=True) for text in values), " " + device])
 
 
 def _family_lines(family: Mapping[str, Any], width: int) -> Iterator[tuple[str, TextStyle]]:

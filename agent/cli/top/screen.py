@@ -6,7 +6,7 @@ from typing import Any
 
 from agent.cli.top.columns import COLUMNS, Column, Vm, sort_by_column, state
 from agent.cli.top.detail import detail
-from agent.cli.top.text import ScreenLine, TextStyle, fit, wrap_words
+from agent.cli.top.text import ScreenLine, TextStyle, fit_to_width, wrap_words
 
 MIN_NAME_WIDTH = 12
 KEYS_TEXT = "q quit  Enter detail  / filter  < > or a column's key: sort  R reverse  ? keys"
@@ -108,7 +108,7 @@ class TopScreen:
             width: the width of the screen in characters.
             height: the number of lines.
         """
-        head = [ScreenLine(fit(self._summary_text(), width)), self._problems_line(width)]
+        head = [ScreenLine(fit_to_width(self._summary_text(), width)), self._problems_line(width)]
         foot = (
             f"Filter: {self._filter}_"
             if self._editing_filter
@@ -124,7 +124,7 @@ class TopScreen:
             else self._table_lines(width, room)
         )
         body = body[:room] + [ScreenLine("")] * (room - len(body))
-        return [*head, *body, ScreenLine(fit(foot, width), TextStyle.SOFT)][:height]
+        return [*head, *body, ScreenLine(fit_to_width(foot, width), TextStyle.SOFT)][:height]
 
     def _summary_text(self) -> str:
         agent = self.host.get("agent")
@@ -140,9 +140,9 @@ class TopScreen:
         agent = self.host.get("agent", {})
         reasons = [self.error] if self.error else agent.get("unready_reasons", [])
         if reasons:
-            return ScreenLine(fit("; ".join(reasons), width), TextStyle.BAD)
+            return ScreenLine(fit_to_width("; ".join(reasons), width), TextStyle.BAD)
         warnings = agent.get("warnings", [])
-        return ScreenLine(fit("; ".join(warnings), width), TextStyle.WARNING) if warnings else ScreenLine("")
+        return ScreenLine(fit_to_width("; ".join(warnings), width), TextStyle.WARNING) if warnings else ScreenLine("")
 
     def _table_lines(self, width: int, room: int) -> list[ScreenLine]:
         shown = self.vms()
@@ -174,7 +174,7 @@ class TopScreen:
     def _keys_lines(self, width: int) -> list[ScreenLine]:
         sorts = [f"{column.key} {column.title}" for column in COLUMNS]
         return [
-            ScreenLine(fit(row, width))
+            ScreenLine(fit_to_width(row, width))
             for row in ("Sort by:", *wrap_words(sorts, width), "", *wrap_words(KEYS_TEXT.split("  "), width))
         ]
 
@@ -201,13 +201,13 @@ def table(vms: Sequence[Vm], width: int, sort: str = "") -> list[ScreenLine]:
     name = max(MIN_NAME_WIDTH, longest) if not width else max(1, min(max(MIN_NAME_WIDTH, longest), width - fixed))
 
     def line(texts: Sequence[str]) -> str:
-        cells = [fit(texts[0], name)]
+        cells = [fit_to_width(texts[0], name)]
         cells += [
-            fit(text, c.width, right=c.descending or c.title in ("FREE", "FULL"))
+            fit_to_width(text, c.width, right=c.descending or c.title in ("FREE", "FULL"))
             for text, c in zip(texts[1:], shown[1:], strict=True)
         ]
         row = " ".join(cells)
-        return fit(row, width) if width else row.rstrip()
+        return fit_to_width(row, width) if width else row.rstrip()
 
     lines = [ScreenLine(line([f"{c.title}*" if c.title == sort else c.title for c in shown]), TextStyle.HEAD)]
     return lines + [ScreenLine(line([c.text(c.value(vm)) for c in shown]), _style_of(vm)) for vm in vms]

@@ -41,7 +41,7 @@ def _text_columns(text: str) -> int:
     return len(text) if text.isascii() else sum(map(_character_columns, text))
 
 
-def fit(text: str, width: int, *, right: bool = False) -> str:
+def fit_to_width(text: str, width: int, *, right: bool = False) -> str:
     """Replace control characters in a text, and cut or pad it to a width in terminal columns. A cut text ends in a plus sign."""
     fitted = sanitize(text, 4096)
     if _text_columns(fitted) > width:

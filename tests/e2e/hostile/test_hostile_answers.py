@@ -53,7 +53,7 @@ async def test_hostile_names_do_not_inject_into_labels_logs_page_or_terminal(hos
     version = {"qemu": {"major": 7, "minor": 2, "micro": HOSTILE_TEXT}, "package": HOSTILE_TEXT}
     evil.greeting = {"QMP": {"version": version, "capabilities": ["oob", HOSTILE_TEXT]}}
     before = {path.name for path in host.folder.iterdir()}
-    async with host.undisturbed(), evil:
+    async with host.assert_undisturbed(), evil:
         await host.agent.wait_for_record("vm.attached", vm="eeeeeeee-1111-4111-8111-111111111111")
         await evil.wait_for("query-blockstats", 3)
         for name in ("BLOCK_IO_ERROR", "STOP", "SHUTDOWN", "JOB_STATUS_CHANGE", "BLOCK_JOB_ERROR", HOSTILE_TEXT):
@@ -77,7 +77,7 @@ async def test_huge_numbers_do_no_harm(host: HostileHost, number: str) -> None:
     evil = FakeQemu(host.monitor, replies={"query-uuid": {"UUID": "eeeeeeee-1111-4111-8111-111111111112"}})
     stats = ",".join(f'"{key}":{number}' for key in ("rd_bytes", "wr_bytes", "wr_total_time_ns", "wr_highest_offset"))
     raw = f'{{"return":[{{"qdev":"d","node-name":"n","stats":{{{stats}}}}}]}}\r\n'
-    async with host.undisturbed(), evil:
+    async with host.assert_undisturbed(), evil:
         evil.hang("query-blockstats")
         await evil.wait_for("query-blockstats")
         evil.send_raw(raw.encode())
@@ -87,7 +87,7 @@ async def test_huge_numbers_do_no_harm(host: HostileHost, number: str) -> None:
 
 async def test_duplicate_keys_count_once_and_unexpected_replies_close_the_connection(host: HostileHost) -> None:
     evil = FakeQemu(host.monitor, replies={"query-uuid": {"UUID": "eeeeeeee-1111-4111-8111-111111111113"}})
-    async with host.undisturbed(), evil:
+    async with host.assert_undisturbed(), evil:
         await evil.wait_for("query-blockstats", 2)
         evil.send_raw(b'{"event":"STOP","event":"RESUME","data":{},"data":{"x":1},"timestamp":5,"timestamp":null}\r\n')
         await host.agent.wait_for_record("event.resume", vm="vm1")
@@ -120,7 +120,7 @@ async def test_events_between_replies_and_cut_at_every_byte_are_all_reported(hos
         return evil.transcript.answer("query-status", arguments)["return"]
 
     evil.replies["query-status"] = event_before_status
-    async with host.undisturbed(), evil:
+    async with host.assert_undisturbed(), evil:
         await evil.wait_for("query-blockstats", 2)
         for byte in next_event():
             evil.send_raw(bytes([byte]))
@@ -140,7 +140,7 @@ async def test_a_million_device_names_exhaust_neither_memory_nor_cpu(host: Hosti
     evil = Monitors(host.folder, 1)  # vm0.qmp
     evil.answers = CyclingReplies(evil.answers, {b"query-blockstats": replies})
     before = resident_memory(host.agent)
-    async with host.undisturbed(), evil:
+    async with host.assert_undisturbed(), evil:
         await until(lambda: evil.answered[b"query-blockstats"] >= polls, 240)
         series = await host.assert_no_injection()
         assert len(series.matching("qemu_block_read_bytes_total", vm="vm0")) <= 4096
@@ -175,7 +175,7 @@ async def test_an_event_storm_is_counted_completely_and_delays_no_other_vm(host:
     event = line(
         {"event": "RTC_CHANGE", "data": {"offset": 1, "qom-path": "/x"}, "timestamp": {"seconds": 1, "microseconds": 1}}
     )
-    async with host.undisturbed(), evil:
+    async with host.assert_undisturbed(), evil:
         await evil.wait_for("query-blockstats")
         for _ in range(20):
             evil.send_raw(event * 500)

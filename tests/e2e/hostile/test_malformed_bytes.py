@@ -59,7 +59,7 @@ async def host(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hostil
 async def test_malformed_bytes_lead_to_a_state_with_a_reason_and_affect_no_other_vm(
     host: HostileHost, chunks: Sequence[bytes], state: str, reason: str
 ) -> None:
-    async with host.undisturbed(), raw_monitor(host.monitor, chunks):
+    async with host.assert_undisturbed(), raw_monitor(host.monitor, chunks):
         if "|" in state:
             await host.assert_no_injection()
         else:
@@ -69,5 +69,5 @@ async def test_malformed_bytes_lead_to_a_state_with_a_reason_and_affect_no_other
 
 @pytest.mark.parametrize("length", range(0, len(READY), 40))
 async def test_a_monitor_that_closes_in_the_middle_of_a_message_is_gone(host: HostileHost, length: int) -> None:
-    async with host.undisturbed(), raw_monitor(host.monitor, [READY[:length]], hang_up=True):
+    async with host.assert_undisturbed(), raw_monitor(host.monitor, [READY[:length]], hang_up=True):
         await host.wait_for_state("gone", "closed the connection|reset|Connection")

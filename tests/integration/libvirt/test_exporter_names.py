@@ -14,7 +14,7 @@ from agent.cli.demo.guest import until
 from tests.integration.libvirt.conftest import QUICK
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartPrometheus
-from tests.lab.libvirt import MONITOR, Domain, Libvirtd, exporter
+from tests.lab.libvirt import MONITOR, Domain, Libvirtd, run_exporter
 from tests.lab.prometheus import Prometheus
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -108,7 +108,7 @@ async def test_the_recording_rules_produce_the_series_of_debians_exporter(
 ) -> None:
     monitor = {"libvirt": libvirtd.uri} if transport == "libvirt" else {"dial": f"{libvirtd.folder}/qmp/*.qmp"}
     names, targets = (OVER_LIBVIRT, {}) if transport == "libvirt" else (OVER_A_MONITOR, DEVICES)
-    async with AgentProcess(folder, {**QUICK, "monitors": [monitor]}) as agent, exporter(libvirtd) as (address, _):
+    async with AgentProcess(folder, {**QUICK, "monitors": [monitor]}) as agent, run_exporter(libvirtd) as (address, _):
         rules = FOLDER / "libvirt-names-debian.yml"
         prometheus = await start_prometheus(f"127.0.0.1:{agent.port}", rules=rules, job="qmp-agent")
         theirs: SeriesValues = {}
@@ -132,7 +132,7 @@ async def test_the_recording_rules_produce_the_series_of_debians_exporter(
 async def all_series(libvirtd: Libvirtd) -> SeriesValues:
     """Return all libvirt series of the exporter."""
     series: SeriesValues = {}
-    async with exporter(libvirtd) as (address, _):
+    async with run_exporter(libvirtd) as (address, _):
 
         async def has_series() -> bool:
             series.update(await scrape_exporter(address))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from agent.cli.top.columns import COLUMNS, sort_by_column
 from agent.cli.top.detail import detail
 from agent.cli.top.screen import TopScreen, table
-from agent.cli.top.text import fit, format_number, format_seconds, format_size
+from agent.cli.top.text import fit_to_width, format_number, format_seconds, format_size
 
 
 def vm(name: str, **more: Any) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def names(screen: TopScreen) -> list[str]:
 
 @given(st.text(), st.integers(0, 40), st.booleans())
 def test_fitted_text_has_the_given_width_and_no_control_characters(text: str, width: int, right: bool) -> None:  # noqa: FBT001 - hypothesis passes it by position
-    fitted = fit(text, width, right=right)
+    fitted = fit_to_width(text, width, right=right)
     if fitted.isascii():
         assert len(fitted) == width
     assert not any(ord(character) < 32 or ord(character) == 127 for character in fitted)
@@ -88,7 +88,7 @@ def test_fitted_text_has_the_given_width_and_no_control_characters(text: str, wi
     ],
 )
 def test_long_text_is_cut_and_wide_characters_take_two_columns(text: str, width: int, fitted: str) -> None:
-    assert fit(text, width) == fitted
+    assert fit_to_width(text, width) == fitted
 
 
 def test_values_are_short() -> None:

@@ -295,7 +295,7 @@ class Poller:
                     Record(record_type, self._vm, values, time.time_ns(), severity=transition.severity)
                 )
         except CommandError as error:
-            _log.debug("%s: collector %s: QEMU refused: %s", self._vm.name, collector.name, error)
+            _log.debug("%s: collector %s: QEMU refused a command: %s", self._vm.name, collector.name, error)
             self._clear_failure(collector.name)
         except QmpError as error:
             self._switch_off(collector.name, str(error))

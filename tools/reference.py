@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from agent.alerts.pool_alerts import POOL_ALERT_TEXTS
 from agent.alerts.rules import ALERTS
 from agent.app.agent import Agent
 from agent.cli import schema
@@ -215,6 +216,7 @@ def records_document(examples: Iterable[str]) -> str:
             "qemu.alert.write_threshold", "A thin disk exceeded an alert level, or is below it again.", by_type
         ),
     ]
+    parts += [_record_type_section(f"qemu.alert.{alert}", text, by_type) for alert, text in POOL_ALERT_TEXTS.items()]
     parts += [_record_type_section(f"qemu.alert.{alert}", text, by_type) for alert, text in ALERTS.items()]
     parts += [
         "## The agent\n",

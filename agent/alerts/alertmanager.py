@@ -101,7 +101,13 @@ class AlertmanagerClient:
 
     def _to_json(self, alert: Alert, ends_at: float) -> dict[str, Any]:
         labels = {"alertname": alert.name, "severity": alert.severity.label, "host": alert.vm.host, "vm": alert.vm.name}
-        labels |= {"vm_uuid": alert.vm.uuid, "device": alert.subject, "level": alert.level, "monitor": alert.instance}
+        labels |= {
+            "vm_uuid": alert.vm.uuid,
+            "device": alert.device,
+            "pool": alert.pool,
+            "level": alert.level,
+            "monitor": alert.instance,
+        }
         labels |= self._labels
         annotations = {key: str(value) for key, value in alert.data.items()} | {"summary": _summary(alert)}
         started = alert.since_ns / 1e9

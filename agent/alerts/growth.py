@@ -7,6 +7,7 @@ minute, but not that a large one is full tomorrow.
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 WINDOWS = (10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1800.0, 5400.0, 21600.0, 86400.0)
 """Windows of a forecast, in seconds."""
@@ -17,6 +18,12 @@ DAY_SECONDS = 86400.0
 
 LOOK_AHEAD = 6.0
 """How many times its window a forecast may look ahead. The longest window has no such limit."""
+
+STEADY_SHARE = 0.5
+"""A window counts only if the next shorter one shows at least this share of its growth: otherwise the growth is ending.
+
+The day has no such limit.
+"""
 
 TOLERANCE = 0.6
 """How far the measured time may differ from the window, as a share of the window."""
@@ -59,6 +66,8 @@ def _tiers() -> tuple[_Tier, ...]:
 class Growth:
     """Used space over the last day. Times are in seconds since the epoch, because they outlive the process."""
 
+    kept_points: int = 0
+    """Number of points that `to_note` got so far."""
     _tiers: tuple[_Tier, ...] = field(default_factory=_tiers)
     _last: tuple[float, float] | None = None
 
@@ -68,8 +77,10 @@ class Growth:
             for tier in self._tiers:
                 while tier.points and tier.points[-2] > at:
                     del tier.points[-2:]
+        newest = self._tiers[-1].points[-2:]
         for tier in self._tiers:
             tier.add(at, used)
+        self.kept_points += self._tiers[-1].points[-2:] != newest
         self._last = at, used
 
     def rate(self, window: float) -> float | None:
@@ -89,13 +100,15 @@ class Growth:
 
     def time_to_full(self, free: int) -> float | None:
         """Return the seconds until `free` bytes are used; None if they are not in sight."""
+        newer = inf
         for window in WINDOWS:
             rate = self.rate(window)
-            if rate is None or rate <= 0:
+            if rate is None:
                 continue
-            seconds = free / rate
-            if seconds <= window * LOOK_AHEAD or window == WINDOWS[-1]:
-                return seconds
+            continues = newer >= rate * STEADY_SHARE or window == WINDOWS[-1]
+            if rate > 0 and continues and (free / rate <= window * LOOK_AHEAD or window == WINDOWS[-1]):
+                return free / rate
+            newer = rate
         return None
 
     # Persistence.

@@ -15,6 +15,7 @@ from agent.alerts.guest_policy import GuestAlertPolicy
 from agent.alerts.highest_writes import HighestWriteStore
 from agent.alerts.levels import ResolvedLevel
 from agent.alerts.notes import AlertNotes, Note
+from agent.alerts.pool_usage import MAX_GROWERS, Grower, PoolUsage
 from agent.alerts.process_state import EMPTY_SET, VmProcessState
 from agent.alerts.processes import IsProcessAlive, ProcessRegistry
 from agent.alerts.run_state_alerts import RunStateAlerts
@@ -248,6 +249,16 @@ class AlertManager:
         state = self._active_process(vm)
         tracker = state.trackers.get(device) if state is not None else None
         return tracker.levels if tracker is not None else ()
+
+    def growers(self, pool: PoolUsage) -> list[Grower]:
+        """Return the disks on a pool that grow, the fastest first."""
+        growers = []
+        for vm, device, layer in pool.images:
+            state = self._active_process(vm) if layer == "storage" else None
+            tracker = state.trackers.get(device) if state is not None else None
+            if tracker is not None and (rate := tracker.usage.growth_rate):
+                growers.append(Grower(vm.name, device, rate))
+        return sorted(growers, key=lambda grower: -grower.rate)[:MAX_GROWERS]
 
     def refreshes_due(self, vm: Vm) -> frozenset[str]:
         """Return the names of the collectors that have to run now, and clear the set."""

@@ -1,8 +1,8 @@
 """Usage of pools: which images are on a pool, what they may grow to, and how fast the pool fills. Pure: the caller passes the time."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 from agent.alerts.growth import DAY_SECONDS, Growth
@@ -103,11 +103,14 @@ class PoolUsage:
         time_to_full: seconds until it is full; None while that is not in sight.
         provisioned: bytes that its images may grow to. An image that several VMs use counts once.
         vm_names: names of the VMs with images on it, sorted.
-        has_levels: whether the config has alert levels for it.
+        has_levels: whether the config has alert levels of space for it.
+        last_rate: growth between the last two readings in bytes per second.
+        owner: number that identifies the pool in the alert store; those of VMs' processes are positive.
     """
 
     pool: Pool
     name: str
+    owner: int
     images: dict[tuple[Vm, str, str], Image] = field(default_factory=dict)
     reading: PoolReading | None = None
     read_at: float = 0.0
@@ -121,6 +124,7 @@ class PoolUsage:
     provisioned: int = 0
     vm_names: Sequence[str] = ()
     has_levels: bool = False
+    last_rate: float = 0.0
 
     @property
     def free(self) -> int | None:
@@ -145,8 +149,11 @@ class PoolUsage:
 
     def on_reading(self, reading: PoolReading, now: float) -> None:
         """Handle new figures."""
+        used_before, read_before = self.used, self.read_at
         self.reading, self.error, self.silent_since = reading, "", None
         self.read_at = now if reading.read_at is None else min(reading.read_at, now)
+        if self.used is not None and used_before is not None and self.read_at > read_before:
+            self.last_rate = (self.used - used_before) / (self.read_at - read_before)
         if self.used is not None:
             self.growth.add(self.read_at, self.used)
         self.time_to_full = self.growth.time_to_full(self.free) if self.free is not None else None
@@ -226,6 +233,9 @@ class PoolRegistry:
 
     def __init__(self) -> None:
         self.pools: dict[str, PoolUsage] = {}
+        self.on_pool: Callable[[PoolUsage], None] = lambda _usage: None
+        """Called with each new pool."""
+        self._owners = count(1)
         self._placements: dict[Vm, list[Placement]] = {}
         self._by_disk: dict[tuple[Vm, str], tuple[str, PoolUsage | UnknownPool]] = {}
 
@@ -269,10 +279,15 @@ class PoolRegistry:
     def _usage(self, pool: Pool) -> PoolUsage:
         usage = self.pools.get(pool.key)
         if usage is None:
-            taken = {(other.name, other.pool.kind) for other in self.pools.values()}
-            name = sanitize(pool.name)
-            name = name if (name, pool.kind) not in taken else f"{name} ({pool.key.partition(':')[2]})"
-            usage = self.pools[pool.key] = PoolUsage(pool, name)
+            usage = self.add(pool, pool.name)
+            self.on_pool(usage)
+        return usage
+
+    def add(self, pool: Pool, name: str) -> PoolUsage:
+        """Add a pool, and return it. A name that another pool has gets the pool's key too."""
+        name, taken = sanitize(name), {other.name for other in self.pools.values()}
+        name = name if name not in taken else f"{name} ({pool.key.partition(':')[2]})"
+        usage = self.pools[pool.key] = PoolUsage(pool, name, -next(self._owners))
         return usage
 
     def of_vm(self, vm: Vm) -> list[PoolUsage]:

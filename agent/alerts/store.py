@@ -51,6 +51,16 @@ class Alert:
         return self.name, self.subject, self.level
 
     @property
+    def pool(self) -> str:
+        """The pool that it is about; empty for an alert of a VM."""
+        return "" if self.vm.uuid else self.subject
+
+    @property
+    def device(self) -> str:
+        """The device of the VM that it is about; empty for an alert of a pool."""
+        return self.subject if self.vm.uuid else ""
+
+    @property
     def fingerprint(self) -> str:
         """Identity of the alert for consumers of records. It stays the same when the agent restarts and when the alert fires again."""
         parts = f"{self.vm.host}\n{self.vm.uuid}\n{self.name}\n{self.subject}\n{self.level}"

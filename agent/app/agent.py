@@ -7,6 +7,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 
 from agent.alerts.alertmanager import AlertmanagerClient
+from agent.alerts.pool_usage import PoolRegistry
 from agent.app.alert_publisher import AlertPublisher
 from agent.app.builders import (
     StartError,
@@ -68,15 +69,18 @@ class Agent:
         self.snapshot = Snapshot(SeriesLimits(**config.limits.model_dump()))
         self.publisher = RecordPublisher(config.host, sink or build_sink(config), delivery_settings(config))
         report = ReportFile()
+        pools = PoolRegistry()
+        self.alerts = AlertPublisher(config.host, config.alerts, self.publisher, pools)
         self.storage = StorageMonitor(
             config.host,
             self.publisher.publish,
             self.snapshot,
+            pools,
+            self.alerts,
             sources=(LvmThinSource(report), ZfsSource(report)),
             fallback=LibvirtSource(self._storage_pools),
             interval=config.intervals.storage,
         )
-        self.alerts = AlertPublisher(config.host, config.alerts, self.publisher, self.storage.registry.of_image)
         self.metrics = SelfMetrics()
         self.reload = ConfigReloader()
         self.progress = Progress()
@@ -161,6 +165,8 @@ class Agent:
             self.alerts.set_policy(config.alerts)
         if before.guest_agent != config.guest_agent:
             self.guests.apply(config.guest_agent)
+        if before.alerts.pool != config.alerts.pool:
+            self.alerts.set_pool_policy(config.alerts.pool)
         if before.alerts.alertmanager != config.alerts.alertmanager:
             self._restart_alertmanager()
         self._discovery.set_discoverers(build_discoverers(config))

@@ -9,11 +9,12 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
-from agent.alerts.disk_alerts import PoolLookup
 from agent.alerts.manager import AlertManager, PendingAlert
-from agent.app.builders import device_size_of, guest_alert_policy, is_qemu, threshold_policy
+from agent.alerts.pool_alerts import PoolAlerts
+from agent.alerts.pool_usage import PoolRegistry, PoolUsage
+from agent.app.builders import device_size_of, guest_alert_policy, is_qemu, pool_policy, threshold_policy
 from agent.app.publisher import RecordPublisher
-from agent.config.model import AlertsConfig
+from agent.config.model import AlertsConfig, PoolAlertsConfig
 from agent.model.family import Family, Sample
 from agent.model.metrics.guest import GUEST_AGENT
 from agent.model.metrics.migration import MIGRATION
@@ -32,13 +33,17 @@ class AlertPublisher:
     """Connects the alert manager to the sessions and to delivery. Implements the sessions' ThresholdController.
 
     Attributes:
+        pools: the alerts of pools.
         manager: the alert manager.
         changed: set when an alert fires or is resolved.
     """
 
-    def __init__(self, host: str, config: AlertsConfig, publisher: RecordPublisher, pool_lookup: PoolLookup) -> None:
+    def __init__(self, host: str, config: AlertsConfig, publisher: RecordPublisher, pools: PoolRegistry) -> None:
         self.manager = AlertManager(
-            host, partial(threshold_policy, config.write_threshold), device_size_of, is_qemu, pool_lookup
+            host, partial(threshold_policy, config.write_threshold), device_size_of, is_qemu, pools.of_image
+        )
+        self.pools = PoolAlerts(
+            host, self.manager.store, pools, partial(pool_policy, config.pool), self.manager.growers
         )
         self.manager.set_guest_policy(guest_alert_policy(config.guest))
         self.changed = asyncio.Event()
@@ -46,12 +51,38 @@ class AlertPublisher:
 
     def restore(self) -> None:
         """Restore the alerts of the previous run from the journal."""
-        self.manager.notes.restore(self._publisher.delivery.stored_notes, time.monotonic())
+        notes = self._publisher.delivery.stored_notes
+        self.manager.notes.restore(notes, time.monotonic())
+        self.pools.restore(notes, time.time())
 
     def set_policy(self, config: AlertsConfig) -> None:
         """Apply a new config to all disks and guests."""
         self.manager.set_policy(partial(threshold_policy, config.write_threshold))
         self.manager.set_guest_policy(guest_alert_policy(config.guest))
+
+    def set_pool_policy(self, config: PoolAlertsConfig) -> None:
+        """Apply a new config of the alerts of pools."""
+        for usage in self.pools.set_policy(partial(pool_policy, config)):
+            self.on_pool_reading(usage)
+
+    def on_pool_reading(self, usage: PoolUsage) -> None:
+        """Update the alerts of a pool after it was read."""
+        self._publish_pool(usage, self.pools.on_reading(usage, time.time_ns()))
+
+    def on_pool_error(self, usage: PoolUsage) -> None:
+        """Update the alerts of a pool that answers, but whose figures cannot be read."""
+        self._publish_pool(usage, self.pools.on_answer(usage, time.time_ns()))
+
+    def on_pool_silence(self, usage: PoolUsage) -> None:
+        """Update the alerts of a pool that does not answer."""
+        self._publish_pool(usage, self.pools.on_silence(usage, time.time_ns()))
+
+    def on_pool_removed(self, usage: PoolUsage) -> None:
+        """Resolve the alerts of a pool that no VM uses any more."""
+        self._publish_pool(usage, self.pools.on_removed(usage, time.time_ns()))
+
+    def _publish_pool(self, usage: PoolUsage, records: Iterable[Record]) -> None:
+        self._publish([PendingAlert(record, self.pools.note_of(usage)) for record in records])
 
     def on_event(self, record: Record) -> None:
         """Update the alerts after an event."""
@@ -106,7 +137,7 @@ class AlertPublisher:
         """Update the alerts that depend on time, and store the state notes that are due. Call this about once a second."""
         self._publish(self.manager.tick(time.monotonic(), time.time_ns()))
         delivery = self._publisher.delivery
-        notes = [StateNote(*note) for note in self.manager.notes.notes_due()]
+        notes = [StateNote(*note) for note in (*self.manager.notes.notes_due(), *self.pools.notes_due())]
         await asyncio.gather(*(delivery.persist_note(note, STORE_SECONDS) for note in notes))  # all in one commit
 
     def refreshes_due(self, vm: Vm) -> frozenset[str]:
@@ -133,6 +164,6 @@ class AlertPublisher:
             self._publisher.publish(record, StateNote(*alert.note))
             level = logging.WARNING if record.data["state"] == "firing" else logging.INFO
             what = " of ".join(filter(None, (record.data["alert"], record.subject)))
-            _log.log(level, "%s: alert %s %s", record.vm.name, what, record.data["state"])
+            _log.log(level, "%s: alert %s %s", record.vm.name or record.vm.host, what, record.data["state"])
         if pending:
             self.changed.set()

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from agent.alerts.guest_policy import GuestAlertPolicy
 from agent.alerts.levels import Level, parse_level
+from agent.alerts.pool_levels import PoolPolicy, parse_pool_level
+from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.threshold_types import ThresholdMode, ThresholdPolicy
 from agent.collectors import PollIntervals
 from agent.common.config_types import expand_secret_path, matches_vm
 from agent.common.errors import SubcommandError
-from agent.config.model import Config, GuestAlertsConfig, WriteThresholdConfig
+from agent.config.model import Config, GuestAlertsConfig, PoolAlertsConfig, WriteThresholdConfig
 from agent.delivery.pipeline import DeliverySettings
 from agent.delivery.sinks import factory
 from agent.delivery.sinks.base import Sink
@@ -59,6 +61,12 @@ def guest_alert_policy(config: GuestAlertsConfig) -> GuestAlertPolicy:
 
     defaults = tuple(map(parse_level, config.levels))
     return GuestAlertPolicy(levels, config.hysteresis / 100, config.frozen, config.clock_offset)
+
+
+def pool_policy(config: PoolAlertsConfig, usage: PoolUsage) -> PoolPolicy:
+    """Return the policy of a pool's alerts: the first matching entry of `pools`, else the defaults."""
+    levels = next((entry.levels for entry in config.pools if fnmatchcase(usage.name, entry.pool)), config.levels)
+    return PoolPolicy(tuple(map(parse_pool_level, levels)), config.hysteresis / 100)
 
 
 def is_qemu(pid: int) -> bool:

@@ -259,11 +259,11 @@ class AlertMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the current values."""
-        labels = ["vm_uuid", "vm", "alert", "device", "level", "severity"]
+        labels = ["vm_uuid", "vm", "alert", "device", "pool", "level", "severity"]
         firing = GaugeMetricFamily("qemu_alert_firing", "A constant 1 for each firing alert.", labels=labels)
         # A set, because two VMs with one UUID and one name may have the same alert, and a series must not appear twice.
         for values in sorted(
-            {(a.vm.uuid, a.vm.name, a.name, a.subject, a.level, a.severity.label) for a in self._store}
+            {(a.vm.uuid, a.vm.name, a.name, a.device, a.pool, a.level, a.severity.label) for a in self._store}
         ):
             firing.add_metric(values, 1)
         yield firing

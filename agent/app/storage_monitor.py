@@ -5,8 +5,10 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from math import inf
 
 from agent.alerts.pool_usage import Placement, PoolRegistry, PoolUsage
+from agent.app.alert_publisher import AlertPublisher
 from agent.app.pool_placement import PoolPlacement
 from agent.app.storage_gate import StorageGate
 from agent.exposition.snapshot import Snapshot
@@ -32,7 +34,16 @@ _log = logging.getLogger("agent")
 CHECK_SECONDS = 5.0
 """A file system is checked at least this often, because it may stop to answer."""
 
-KEEP_UNUSED_SECONDS = 60.0
+FASTEST_SECONDS = 0.5
+"""Shortest time between two reads of a pool that is close to an alert level."""
+
+LEVEL_SHARE = 0.25
+"""A pool is read again after this share of the time until it exceeds its next level."""
+
+SILENT_SECONDS = 1.0
+"""Time between two checks of a pool that does not answer. Only one request waits for it."""
+
+KEEP_UNUSED_SECONDS = 300.0
 """How long a pool without a running VM is kept."""
 
 READ_SECONDS = 20.0
@@ -54,6 +65,8 @@ class StorageMonitor:
         host: str,
         publish: Callable[[Record], None],
         snapshot: Snapshot,
+        registry: PoolRegistry,
+        alerts: AlertPublisher,
         sources: Sequence[PoolSource] = (),
         fallback: PoolSource | None = None,
         interval: float = 30.0,
@@ -64,11 +77,14 @@ class StorageMonitor:
             host: name of this host.
             publish: publishes a record.
             snapshot: receives the samples of the pools.
+            registry: the pools.
+            alerts: the alerts of the pools.
             sources: further kinds of pools; they come before file systems and devices.
             fallback: source for images whose location the agent cannot find, or None.
             interval: seconds between two records of a pool.
         """
-        self.registry = PoolRegistry()
+        self.registry = registry
+        self._alerts = alerts
         self.interval = interval
         self._vm = Vm(host, "", "")
         self._publish = publish
@@ -203,24 +219,43 @@ class StorageMonitor:
         now, key = time.time(), usage.pool.key
         if isinstance(reading, PoolReading):
             usage.on_reading(reading, now)
+            self._alerts.on_pool_reading(usage)
         elif isinstance(reading, PoolUnresponsiveError):
             usage.silent_since = usage.silent_since or now
+            if usage.pool.kind is not PoolKind.FILESYSTEM or self._reader.is_unresponsive(mount_device(usage.pool)):
+                self._alerts.on_pool_silence(usage)
         else:
-            usage.error = str(reading)
+            usage.error, usage.silent_since = str(reading), None
+            self._alerts.on_pool_error(usage)
+        self._due[key] = min(self._due.get(key, inf), time.monotonic() + self._delay(usage))
+        self._report(usage, now)
+
+    def _report(self, usage: PoolUsage, now: float) -> None:
+        """Update the series of a pool, and publish its record at the interval."""
+        is_due = time.monotonic() - self._published_at.get(usage.pool.key, -inf) >= self.interval - SLACK_SECONDS
+        if is_due:
+            usage.growers = self._alerts.manager.growers(usage)
         sample = usage.sample(now)
         self._snapshot.replace_host_sample(sample)
-        if time.monotonic() - self._published_at.get(key, float("-inf")) >= self.interval - SLACK_SECONDS:
-            self._published_at[key] = time.monotonic()
+        if is_due:
+            self._published_at[usage.pool.key] = time.monotonic()
             self._publish(Record(POOL.type, self._vm, sample.data, time.time_ns(), sample.subject))
 
     def _delay(self, usage: PoolUsage) -> float:
-        """Return the seconds until the next read of a pool."""
-        return min(CHECK_SECONDS, self.interval) if usage.pool.kind is PoolKind.FILESYSTEM else self.interval
+        """Return the seconds until the next read of a pool: a part of the time until its next level, if it grows."""
+        if usage.pool.kind is not PoolKind.FILESYSTEM:
+            return self.interval
+        if usage.silent_since is not None:
+            return SILENT_SECONDS
+        until_level = self._alerts.pools.seconds_until_level(usage)
+        near = until_level * LEVEL_SHARE if until_level is not None else CHECK_SECONDS
+        return min(CHECK_SECONDS, self.interval, max(near, FASTEST_SECONDS))
 
     def _forget_unused(self) -> None:
         now = time.time()
         for usage in self.registry:
             if usage.unused_since is not None and now - usage.unused_since > KEEP_UNUSED_SECONDS:
+                self._alerts.on_pool_removed(usage)
                 self.registry.forget(usage)
                 self._placement.forget(usage.pool)
                 self._published_at.pop(usage.pool.key, None)

@@ -2,15 +2,18 @@
 
 from typing import Any
 
+from agent.alerts.pool_levels import PoolMeasure
 from agent.alerts.rules import ALERTS
 from agent.alerts.threshold_types import DetectedBy, LimitedBy
 from agent.config.model import Config
 from agent.delivery.drops import DropReason
+from agent.host.pools.base import PoolKind
 from agent.model.event_row import Category
 from agent.model.events import ROWS
 from agent.model.family import Family, Field, FieldKind
 from agent.model.metrics import FAMILIES, TRANSITIONS
 from agent.model.metrics.block import BLOCK_SPACE
+from agent.model.metrics.pool import POOL
 from agent.model.record import Severity
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -127,6 +130,11 @@ def _data_schemas() -> dict[str, dict[str, Any]]:
     data_schemas["qemu.alert.write_threshold"] = _object_schema(
         _THRESHOLD_ALERT_FIELDS, required=("alert", "state", "fingerprint", "device", "level", "detected_by")
     )
+    for alert, (properties, needed) in POOL_ALERTS.items():
+        required = ("alert", "state", "fingerprint", "pool", "kind", *needed)
+        data_schemas[f"qemu.alert.{alert}"] = _object_schema(
+            _POOL_ALERT_FIELDS | {"alert": {"const": alert}} | properties, required=required
+        )
     for alert in sorted(ALERTS):
         body = _object_schema(
             _ALERT_FIELDS | {"alert": {"const": alert}, "help": _NONEMPTY_TEXT, "event": _NONEMPTY_TEXT},
@@ -185,7 +193,8 @@ _ALERT_FIELDS: dict[str, Any] = {
     "resolved_by": {
         "type": "string",
         "description": "What resolved the alert: an event such as RESUME, running, run_state, space, level_gone, replaced, repaired, "
-        "unplugged, unmounted, thawed, clock, time, migration, migrated, located, uuid_unique, connected or vm_gone.",
+        "unplugged, responsive, pool_unused, unmounted, thawed, clock, time, migration, migrated, located, uuid_unique, "
+        "connected or vm_gone.",
     },
 }
 
@@ -224,6 +233,31 @@ _THRESHOLD_ALERT_FIELDS = _ALERT_FIELDS | {
     "growth_bytes_per_second": {"type": "number"},
     "time_to_full_seconds": {"type": "number"},
 }
+
+_POOL_ALERT_FIELDS = (
+    _ALERT_FIELDS
+    | {"pool": _NONEMPTY_TEXT, "kind": {"enum": [kind.value for kind in PoolKind]}}
+    | {
+        field.name: {**_JSON_TYPES[field.kind], "description": field.help}
+        for field in POOL.fields
+        if field.name not in ("key", "responsive", "provisioned_bytes", "commitment_ratio", "images", "exceeded_levels")
+    }
+)
+
+POOL_ALERTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "pool_filling": (
+        {
+            "level": {**_NONEMPTY_TEXT, "description": "The level as in the config."},
+            "measure": {
+                "enum": [measure.value for measure in PoolMeasure],
+                "description": "The quantity that the level is about.",
+            },
+        },
+        ("level",),
+    ),
+    "pool_unresponsive": ({"help": _NONEMPTY_TEXT}, ()),
+}
+"""Further fields of the alerts of pools, and those that are required."""
 
 _DROPPED_RECORDS_FIELDS = {
     "reason": {"enum": [drop.value for drop in DropReason]},

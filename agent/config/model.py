@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Tag, model_validator
 
 from agent.alerts.levels import parse_level
+from agent.alerts.pool_levels import parse_pool_level
 from agent.alerts.threshold_types import ThresholdMode
 from agent.common.config_types import HostPort, PositiveSeconds, SecretPath, Section
 from agent.common.units import Bytes, Seconds
@@ -179,11 +180,41 @@ class GuestAlertsConfig(Section):
     """How far the guest's clock may differ from the host's clock. The alert fires after two such polls in a row."""
 
 
+def _pool_level(value: str) -> str:
+    return parse_pool_level(value).text
+
+
+PoolLevelText = Annotated[str, AfterValidator(_pool_level)]
+"""A level of a pool, such as `85%`, `free 20GiB`, `full in 2h`, `inodes 90%` or `metadata 75%`."""
+
+
+class PoolOverrideConfig(Section):
+    """Other levels for some pools."""
+
+    pool: str
+    """Name of the pools, such as a mount point; * and ? are wildcards."""
+    levels: list[PoolLevelText]
+    """Levels of these pools; none turns their alerts off, and the disks on them have alerts of their own."""
+
+
+class PoolAlertsConfig(Section):
+    """Alerts when the storage that images share fills up: one alert for all VMs on a pool."""
+
+    levels: list[PoolLevelText] = ["85%", "95%", "full in 2h", "inodes 90%", "metadata 75%", "metadata 85%"]
+    """Levels in percent in use, free bytes, time until it is full at its present growth, inodes and an LVM thin pool's metadata."""
+    hysteresis: Annotated[float, Field(ge=0, le=50)] = 2.0
+    """Percentage of the size by which the usage has to fall below a level before its alert is resolved."""
+    pools: list[PoolOverrideConfig] = []
+    """Other levels for some pools; the first entry that matches a pool applies."""
+
+
 class AlertsConfig(Section):
     """Alerts. The agent emits each alert as a record and as a metric."""
 
     write_threshold: WriteThresholdConfig = WriteThresholdConfig()
     """Alerts when the usage of a thin disk exceeds a level, before the disk is full."""
+    pool: PoolAlertsConfig = PoolAlertsConfig()
+    """Alerts when the storage that images share fills up."""
     guest: GuestAlertsConfig = GuestAlertsConfig()
     """Alerts from inside guests. They need `guest_agent.enabled`."""
     alertmanager: AlertmanagerConfig | None = None

@@ -17,7 +17,7 @@ MIB = 1 << 20
 
 def pool(free: int | None = None, *, kind: PoolKind = PoolKind.FILESYSTEM, has_levels: bool = True) -> PoolUsage:
     """Return a pool of 1000 GiB with this much free; None is a pool that was not read yet."""
-    usage = PoolUsage(Pool("filesystem:8:1", kind, "/images"), "/images", has_levels=has_levels)
+    usage = PoolUsage(Pool("filesystem:8:1", kind, "/images"), "/images", -1, has_levels=has_levels)
     if free is not None:
         usage.on_reading(PoolReading(1000 * GIB, free), 0.0)
     return usage

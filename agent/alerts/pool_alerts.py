@@ -1,0 +1,192 @@
+"""Alerts of pools: one for each exceeded level of a pool, for all VMs on it, and one for a pool that does not answer. Pure."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from agent.alerts.pool_levels import (
+    PoolLevel,
+    PoolPolicyLookup,
+    bytes_until,
+    is_exceeded,
+    is_highest,
+)
+from agent.alerts.pool_usage import MAX_NAMES, Grower, PoolRegistry, PoolUsage, growers_data
+from agent.alerts.store import Alert, AlertStore
+from agent.host.pools.base import Pool, PoolKind
+from agent.model.record import Record, Severity, Vm
+
+NOTE_PREFIX = "pools/"
+"""Prefix of the names of the pools' notes; a pool's key follows."""
+
+MAX_EXCEEDED = 1000
+
+Note = tuple[str, Any]
+
+GrowersLookup = Callable[[PoolUsage], Sequence[Grower]]
+"""Returns the disks on a pool that grow fastest."""
+
+FILLING, UNRESPONSIVE = "pool_filling", "pool_unresponsive"
+
+POOL_ALERT_TEXTS = {
+    FILLING: "A pool exceeded an alert level, or is below it again. One alert stands for all VMs on the pool.",
+    UNRESPONSIVE: "A pool does not answer, or answers again.",
+}
+"""Descriptions of the alerts, for the reference."""
+
+UNRESPONSIVE_HELP = (
+    "The storage does not answer. Guests hang when they access it. "
+    "The agent sends no command that waits for storage to the VMs on it."
+)
+
+
+class PoolAlerts:
+    """The alerts of all pools."""
+
+    def __init__(
+        self,
+        host: str,
+        store: AlertStore,
+        registry: PoolRegistry,
+        policy_lookup: PoolPolicyLookup,
+        growers_lookup: GrowersLookup = lambda _usage: (),
+    ) -> None:
+        """Create the alerts.
+
+        Args:
+            host: this host's name.
+            store: the firing alerts.
+            registry: the pools.
+            policy_lookup: returns the config's policy for a pool.
+            growers_lookup: returns the disks on a pool that grow fastest.
+        """
+        self._vm = Vm(host, "", "")
+        self._store = store
+        self._registry = registry
+        self._policy_lookup = policy_lookup
+        self._growers_lookup = growers_lookup
+        self._stored: dict[str, int] = {}
+        registry.on_pool = self.on_pool
+
+    def set_policy(self, policy_lookup: PoolPolicyLookup) -> list[PoolUsage]:
+        """Use another policy; return the pools whose levels have to be compared."""
+        self._policy_lookup = policy_lookup
+        usages = list(self._registry)
+        for usage in usages:
+            self.on_pool(usage)
+        return usages
+
+    def on_pool(self, usage: PoolUsage) -> None:
+        """Handle a new pool."""
+        usage.has_levels = usage.pool.kind is not PoolKind.DEVICE and self._policy_lookup(usage).watches_space
+
+    def on_reading(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
+        """Handle new figures of a pool."""
+        yield from self.on_answer(usage, now_ns)
+        yield from self._compare(usage, now_ns)
+
+    def on_answer(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
+        """Handle a pool that answers, with figures or with an error."""
+        silent = self._store.find(usage.owner, UNRESPONSIVE, usage.name)
+        if silent is not None:
+            yield from self._store.resolve([silent], now_ns, "responsive", self._data(usage, now_ns))
+
+    def on_silence(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
+        """Handle a pool that does not answer."""
+        data = {"help": UNRESPONSIVE_HELP} | self._data(usage, now_ns)
+        yield from self._store.fire(self._alert(UNRESPONSIVE, usage, "", Severity.ERROR, now_ns, data))
+
+    def on_removed(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
+        """Handle a pool that no VM uses any more."""
+        yield from self._store.resolve(self._store.of_owner(usage.owner), now_ns, "pool_unused")
+
+    def _compare(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
+        """Fire and resolve the levels of a pool."""
+        policy = self._policy_lookup(usage)
+        for level in policy.levels if usage.pool.kind is not PoolKind.DEVICE else ():
+            firing = level.text in usage.exceeded
+            exceeded = is_exceeded(level, usage, policy.hysteresis, firing=firing)
+            if exceeded is True:
+                usage.exceeded |= {level.text}
+                severity = Severity.CRITICAL if is_highest(level, policy, usage) else Severity.WARNING
+                data = self._level_data(usage, level, now_ns)
+                yield from self._store.fire(self._alert(FILLING, usage, level.text, severity, now_ns, data))
+            elif exceeded is False and firing:
+                usage.exceeded -= {level.text}
+                yield from self._resolve_level(usage, level.text, now_ns, "space")
+        for text in sorted(usage.exceeded - {level.text for level in policy.levels}):
+            usage.exceeded -= {text}
+            yield from self._resolve_level(usage, text, now_ns, "level_gone")
+
+    def _resolve_level(self, usage: PoolUsage, text: str, now_ns: int, reason: str) -> Iterator[Record]:
+        alert = self._store.find(usage.owner, FILLING, usage.name, text)
+        yield from self._store.resolve(filter(None, [alert]), now_ns, reason, self._data(usage, now_ns))
+
+    def _alert(
+        self, name: str, usage: PoolUsage, level: str, severity: Severity, now_ns: int, data: Mapping[str, Any]
+    ) -> Alert:
+        return Alert(name, self._vm, usage.name, level, severity, now_ns, data, owner=usage.owner)
+
+    def _level_data(self, usage: PoolUsage, level: PoolLevel, now_ns: int) -> dict[str, Any]:
+        return {"measure": level.measure.value} | self._data(usage, now_ns)
+
+    def _data(self, usage: PoolUsage, now_ns: int) -> dict[str, Any]:
+        """Return the fields of a pool's alerts: the pool, its figures, and the VMs on it."""
+        identity = {"pool": usage.name, "kind": usage.pool.kind.value} | (
+            {"type": usage.pool.type} if usage.pool.type else {}
+        )
+        vms = {"vms": len(usage.vm_names), "vm_names": list(usage.vm_names[:MAX_NAMES])}
+        usage.growers = self._growers_lookup(usage)
+        growers = {"growers": growers_data(usage.growers)} if usage.growers else {}
+        return {**identity, **usage.figures(now_ns / 1e9), **vms, **growers}
+
+    def seconds_until_level(self, usage: PoolUsage) -> float | None:
+        """Return the seconds until the pool exceeds its next level of space if it grows as it did last; None if it does not grow."""
+        rate = usage.last_rate
+        if rate <= 0:
+            return None
+        gaps = (bytes_until(level, usage) for level in self._policy_lookup(usage).levels)
+        return min((gap / rate for gap in gaps if gap is not None and gap >= 0), default=None)
+
+    # Persistence.
+
+    def note_of(self, usage: PoolUsage) -> Note:
+        """Return the note to store for the next run of the agent."""
+        pool = usage.pool
+        return NOTE_PREFIX + pool.key, {
+            "name": usage.name,
+            "pool": [pool.kind.value, pool.name, pool.type, pool.path],
+            "exceeded": sorted(usage.exceeded),
+            "firing": self._store.to_note(usage.owner),
+            "growth": usage.growth.to_note(),
+        }
+
+    def notes_due(self) -> list[Note]:
+        """Return the notes to store now: of pools whose history has a new point, and of pools that are gone."""
+        usages = [usage for usage in self._registry if usage.pool.kind is not PoolKind.DEVICE]
+        due = [
+            self.note_of(usage) for usage in usages if usage.growth.kept_points != self._stored.get(usage.pool.key, 0)
+        ]
+        gone = self._stored.keys() - {usage.pool.key for usage in usages}
+        self._stored = {usage.pool.key: usage.growth.kept_points for usage in usages if usage.growth.kept_points}
+        return [*due, *((NOTE_PREFIX + key, None) for key in gone)]
+
+    def restore(self, notes: Mapping[str, object], now: float) -> None:
+        """Restore the notes of an earlier run at `now`, in seconds since the epoch. Invalid ones are ignored."""
+        for name, note in notes.items():
+            if name.startswith(NOTE_PREFIX) and isinstance(note, dict):
+                self._restore(name.removeprefix(NOTE_PREFIX), note, now)
+
+    def _restore(self, key: str, note: Mapping[str, Any], now: float) -> None:
+        match note.get("pool"), note.get("name"):
+            case [[str(kind), str(pool_name), str(pool_type), str(path)], str(name)] if kind in list(PoolKind):
+                usage = self._registry.add(Pool(key, PoolKind(kind), pool_name, pool_type, path), name)
+            case _:
+                return
+        usage.unused_since = now
+        exceeded = note.get("exceeded")
+        texts: Iterable[object] = exceeded[:MAX_EXCEEDED] if isinstance(exceeded, list) else ()
+        usage.exceeded = frozenset(text for text in texts if isinstance(text, str))
+        usage.growth.restore(note.get("growth"), now)
+        self._store.restore(self._vm, usage.owner, note.get("firing"))
+        self._stored[key] = usage.growth.kept_points
+        self.on_pool(usage)

@@ -92,7 +92,7 @@ def test_the_shipped_config_has_the_defaults_except_for_its_monitors() -> None:
 def test_the_shipped_config_documents_every_key() -> None:
     text = (ROOT / "config/agent.yaml").read_text()
     uncommented = re.sub(r"^( *)# ( *(- )?([a-z_]+:|\{))", r"\1\2", text, flags=re.MULTILINE)
-    uncommented = re.sub(r"^( *(?:disks|channels|filesystems):) \[\]", r"\1", uncommented, flags=re.MULTILINE)
+    uncommented = re.sub(r"^( *(?:disks|pools|channels|filesystems):) \[\]", r"\1", uncommented, flags=re.MULTILINE)
     assert set(keys(Config)) - set(paths(yaml.safe_load(uncommented))) == set()
 
 

@@ -16,8 +16,8 @@ class DiskBacklog:
     def __init__(self) -> None:
         self.after_row = 0
         self.last_row = 0
-        self.skipped_through_row = 0
-        """Rows up to and including this one stay in the journal until the next start, because they cannot be read now."""
+        self.postponed_through_row = 0
+        """Rows up to and including this one are not deleted, because some of them are postponed."""
         self.waiting = QueueSize()
         """Size of the backlog."""
         self.stored = QueueSize()
@@ -26,6 +26,8 @@ class DiskBacklog:
         """Rows up to and including this one are delivered. The next transaction deletes them."""
         self._deletable = QueueSize()
         """Size of the delivered rows that are not deleted yet."""
+        self._postponed_after_row = 0
+        self._postponed = QueueSize()
 
     def __bool__(self) -> bool:
         return self.last_row > self.after_row
@@ -61,10 +63,36 @@ class DiskBacklog:
             self.after_row = last_read_row
         return taken, lost
 
-    def skip(self) -> None:
-        """Leave the backlog in the journal until the next start."""
-        self.after_row = self.skipped_through_row = self.last_row
+    @property
+    def postponed_records(self) -> int:
+        """Number of postponed records."""
+        return self._postponed.records
+
+    def postpone(self) -> None:
+        """Leave the backlog in the journal until `resume`, or until the next start."""
+        if not self._postponed.records:
+            self._postponed_after_row = self.after_row
+        self._postponed.records += self.waiting.records
+        self._postponed.bytes += self.waiting.bytes
+        self.after_row = self.postponed_through_row = self.last_row
         self.waiting = QueueSize()
+
+    def resume(self) -> bool:
+        """Put the postponed records back at the front of the backlog.
+
+        A deletion covers all rows up to the last delivered one. So this has to wait until no delivered row is left to be deleted.
+
+        Returns:
+            whether there was something to put back, and it was possible.
+        """
+        if not self._postponed.records or self._deletable.records:
+            return False
+        self.last_row = self.last_row if self else self.postponed_through_row
+        self.after_row, self.postponed_through_row, self._delivered_through_row = self._postponed_after_row, 0, 0
+        self.waiting.records += self._postponed.records
+        self.waiting.bytes += self._postponed.bytes
+        self._postponed = QueueSize()
+        return True
 
     def on_trimmed(self, deleted: RowsSummary, last_row: int) -> None:
         """Remove the oldest rows from the backlog: the journal deleted them to make room.
@@ -91,13 +119,13 @@ class DiskBacklog:
         Returns:
             how many records of the old backlog the file lacks.
         """
-        old_records = self.waiting.records
+        old_records = self.waiting.records + self._postponed.records
         self.stored = QueueSize(stored.records, stored.bytes)
         self.waiting = QueueSize(stored.records, stored.bytes)
         self.waiting.subtract(len(copied), total_bytes(copied))
         self.after_row = max(copied_rows, default=0)
         self.last_row = last_row if self.waiting.records else self.after_row
-        self.skipped_through_row = 0
+        self.postponed_through_row, self._postponed = 0, QueueSize()
         self._delivered_through_row, self._deletable = 0, QueueSize()
         return max(0, old_records - self.waiting.records)
 
@@ -113,7 +141,7 @@ class DiskBacklog:
         """Return the delivered rows that the next transaction should delete; None if there are none."""
         if not self._deletable.records:
             return None
-        return Deletion(self.skipped_through_row, self._delivered_through_row, replace(self._deletable))
+        return Deletion(self.postponed_through_row, self._delivered_through_row, replace(self._deletable))
 
     def on_deleted(self, deletion: "Deletion") -> None:
         """Subtract the size of delivered rows, after a transaction deleted them."""

@@ -79,6 +79,11 @@ class PendingWrites:
         return bool(self._waiting)
 
     @property
+    def in_transaction(self) -> bool:
+        """True if a transaction is under way."""
+        return bool(self._writing)
+
+    @property
     def busy(self) -> bool:
         """True if records wait for a transaction, or if a transaction is under way."""
         return bool(self._waiting or self._writing)

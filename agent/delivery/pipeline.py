@@ -66,10 +66,18 @@ class DeliveryPipeline:
         durable = settings.directory is not None
         eighth = settings.memory // 8  # alerts are few
         self.alerts = RecordQueue(
-            QUEUE_NAMES[0], QueueLimits(eighth, settings.alerts_disk), self.drops, durable=durable
+            QUEUE_NAMES[0],
+            QueueLimits(eighth, settings.alerts_disk),
+            self.drops,
+            durable=durable,
+            backlog_seconds=timings.journal_hang,
         )
         self.events = RecordQueue(
-            QUEUE_NAMES[1], QueueLimits(3 * eighth, settings.events_disk), self.drops, durable=durable
+            QUEUE_NAMES[1],
+            QueueLimits(3 * eighth, settings.events_disk),
+            self.drops,
+            durable=durable,
+            backlog_seconds=timings.postpone_backlog_after,
         )
         self.samples = RecordQueue(
             QUEUE_NAMES[2],
@@ -77,6 +85,7 @@ class DeliveryPipeline:
             self.drops,
             durable=False,
             linger_seconds=timings.linger,
+            backlog_seconds=timings.postpone_backlog_after,
         )
         self.queues = (self.alerts, self.events, self.samples)
         self._queue_by_kind = {"alert": self.alerts, "sample": self.samples}

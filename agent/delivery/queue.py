@@ -21,7 +21,14 @@ class RecordQueue(QueueParts):
     """One queue of records; `agent.delivery.transitions` has the states of a record."""
 
     def __init__(
-        self, name: str, limits: QueueLimits, drops: DropLedger, *, durable: bool, linger_seconds: float = 0.0
+        self,
+        name: str,
+        limits: QueueLimits,
+        drops: DropLedger,
+        *,
+        durable: bool,
+        linger_seconds: float = 0.0,
+        backlog_seconds: float = 60.0,
     ) -> None:
         """Set up an empty queue.
 
@@ -31,9 +38,11 @@ class RecordQueue(QueueParts):
             drops: counts the dropped records.
             durable: whether every record is journaled.
             linger_seconds: how long a record may wait for other records, so that they share a batch.
+            backlog_seconds: how long records in memory wait for older ones on a disk that hangs or fails.
         """
         super().__init__(name, limits, drops, durable=durable)
         self.linger_seconds = linger_seconds
+        self.backlog_seconds = backlog_seconds
         self.sent_at = 0.0
         """Time at which the sink received the batch in flight, by time.monotonic."""
         self.journaling = QueueJournaling(self)
@@ -123,6 +132,7 @@ class RecordQueue(QueueParts):
         """Remove the batch in flight: the sink has acknowledged or rejected each of its records."""
         self.journaling.finish(self.in_flight)
         self.in_flight = ()
+        self.journaling.resume_backlog()
         self.update_events()
 
     # For the stop of the agent, and for its metrics.

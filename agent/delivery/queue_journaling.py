@@ -45,6 +45,13 @@ class QueueJournaling:
         self._delete_later([record for record in records if record.row is not None])
         self._pending.discard_done_prefix()
 
+    def resume_backlog(self) -> None:
+        """Deliver next what was postponed, if that is possible: no later row may be in flight, or delivered but not deleted."""
+        if self.hangs or not self.available or self._parts.in_flight or self._pending.in_transaction:
+            return
+        if self._parts.backlog.resume():
+            self._parts.update_events()
+
     def _delete_later(self, journaled: Sequence[EncodedRecord]) -> None:
         if journaled:
             self._parts.backlog.mark_deletable(journaled)
@@ -102,6 +109,7 @@ class QueueJournaling:
     def on_resumed(self) -> None:
         """Use the journal again: its file works again."""
         self.available = True
+        self.resume_backlog()
         if self._pending.has_waiting:
             self.dirty.set()
 
@@ -113,10 +121,12 @@ class QueueJournaling:
         self.hangs = hangs
         if hangs:
             self._parts.nonempty.set()
+        else:
+            self.resume_backlog()
 
-    def skip_backlog(self) -> None:
-        """Leave the backlog on disk until the next start, because it cannot be read now. Continue with the records in memory."""
-        self._parts.backlog.skip()
+    def postpone_backlog(self) -> None:
+        """Leave the backlog on disk until the disk works, because it cannot be read now. Continue with the records in memory."""
+        self._parts.backlog.postpone()
         self._parts.update_events()
 
     # For the journal: its transactions.
@@ -167,6 +177,7 @@ class QueueJournaling:
         self._delete_later([record for record in written if record.done])
         self._pending.discard_done_prefix()
         self._shrink_tail_if_full()
+        self.resume_backlog()
         if self._pending.has_waiting or self.excess_bytes:
             self.dirty.set()
         self._parts.nonempty.set()

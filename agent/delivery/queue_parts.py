@@ -46,7 +46,7 @@ class QueueParts:
         self._drops = drops
 
     def __len__(self) -> int:
-        return len(self.in_flight) + self.backlog.waiting.records + len(self.tail)
+        return len(self.in_flight) + self.backlog.waiting.records + self.backlog.postponed_records + len(self.tail)
 
     def records_in_memory(self) -> Iterator[EncodedRecord]:
         """Iterate over the records that are in memory, oldest first: the batch in flight and the tail."""

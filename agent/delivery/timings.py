@@ -19,7 +19,8 @@ class DeliveryTimings:
         journal_retry: wait before the next attempt to use a journal that failed.
         journal_hang: how long a call to the journal's disk may take before alerts are sent without waiting for the journal.
         delete_delay: how long the deletion of delivered rows waits for records to write, so that both share a transaction.
-        skip_backlog_after: how long the journal may be unreadable before the agent leaves the backlog on disk until the next start.
+        postpone_backlog_after: how long the journal may be unreadable before newer events and samples than its backlog are sent.
+            Alerts wait `journal_hang`.
     """
 
     linger: float = 0.25
@@ -31,4 +32,4 @@ class DeliveryTimings:
     journal_retry: float = 5.0
     journal_hang: float = 5.0
     delete_delay: float = 1.0
-    skip_backlog_after: float = 60.0
+    postpone_backlog_after: float = 60.0

@@ -74,10 +74,12 @@ class HangingDisk:
     Attributes:
         hanging: whether commits hang.
         begun: set when a commit begins to hang.
+        prefix: statements that begin with this text hang.
     """
 
     def __init__(self) -> None:
         self.hanging = False
+        self.prefix = "COMMIT"
         self.begun = threading.Event()
         self._released = threading.Event()
         self.connect = connect_with_hooks(self._before)
@@ -92,7 +94,7 @@ class HangingDisk:
         self._released.set()
 
     def _before(self, sql: str) -> None:
-        if self.hanging and sql == "COMMIT":
+        if self.hanging and sql.startswith(self.prefix):
             self.begun.set()
             self._released.wait(30)
 

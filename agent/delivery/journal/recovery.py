@@ -189,7 +189,7 @@ class QueueCopyPlan:
             rows_known: whether the agent has read which rows the old file has.
         """
         records = [record for record in queue.in_flight if queue.durable or record.row is not None]
-        if not rows_known or queue.backlog.skipped_through_row:
+        if not rows_known or queue.backlog.postponed_records:
             return cls(records)
         return cls(records, [], queue.backlog.after_row, queue.backlog.last_row)
 

@@ -86,6 +86,11 @@ def delete_rows(queue: str, after_row: int, last_row: int) -> Change:
     )
 
 
+def delete_all_after(row: int) -> Change:
+    """Delete the rows of all queues after a row."""
+    return lambda db: _execute(db, "DELETE FROM records WHERE row > ?", (row,))
+
+
 def insert_dead_letter(reason: str, record: EncodedRecord, limit: int) -> Change:
     """Return a change that adds a dead letter and keeps only the newest `limit` dead letters."""
 

@@ -41,6 +41,16 @@ class Transaction:
         self._rows: dict[str, list[int]] = {queue.name: [] for queue in queues}
         self._trims: list[BacklogTrim] = []
 
+    def delete_all_after(self, row: int) -> None:
+        """Delete the rows of all queues after a row. It must be the first change."""
+        assert not self.changes
+        self.changes.append(statements.delete_all_after(row))
+
+    @property
+    def last_row(self) -> int:
+        """The last inserted row; 0 if there is none. Valid after the commit."""
+        return max((row for rows in self._rows.values() for row in rows), default=0)
+
     def delete_delivered(self) -> None:
         """Delete the rows of delivered records."""
         for queue in self._queues:

@@ -82,7 +82,11 @@ class Journal:
         self._file_lock = asyncio.Lock()  # one operation on the file at a time, because each changes the queues' rows
         self._read_error: JournalError | None = None
         self._stopping = asyncio.Event()
-        self._worked_at = time.monotonic()
+        self._reads: dict[str, asyncio.Task[None]] = {}  # by queue
+        self._last_row = 0  # the last row that was certainly committed
+        self._is_uncertain = (
+            False  # whether the file may have later rows: a commit that failed may be on disk after all
+        )
         for queue in queues:
             queue.journaling.dirty = self._dirty
 
@@ -111,37 +115,48 @@ class Journal:
     async def fetch_backlog(self, queue: RecordQueue, max_records: int, max_bytes: int) -> None:
         """Read the oldest records of a queue's backlog and put them in flight. If the file cannot be read now, return after a wait.
 
-        If the file is damaged, `run` quarantines it, and the backlog is then what could be recovered. If the file stays unreadable for
-        `skip_backlog_after`, the backlog stays on disk until the next start, and the records in memory are delivered now.
+        If the file is damaged, `run` quarantines it, and the backlog is then what could be recovered. If the file cannot be read for the
+        queue's `backlog_seconds`, the backlog is postponed until it can, and the records in memory are delivered now.
 
         Args:
             queue: the queue; it has a backlog, and none of its records is in flight.
             max_records: how many records to read at most.
             max_bytes: bytes of bodies to read at most; the first record is read whatever its size.
         """
-        async with self._file_lock:
-            if self._database is not None and self._read_error is None:
-                read_records = self._database.read_records
-                try:
-                    batch = await self._thread.call(
-                        read_records, queue.name, queue.backlog.after_row, max_records, max_bytes
-                    )
-                except JournalError as error:
-                    self._read_error = error  # `run` handles it
-                    self._dirty.set()
-                else:
-                    queue.take_from_disk(*batch)
-                    return
-        if self._database is None and time.monotonic() - self._worked_at > self._timings.skip_backlog_after:
-            _log.error(
-                "journal %s: cannot be read: %s; its records stay on disk until the next start", self.path, self.error
-            )
-            queue.journaling.skip_backlog()
-            return
-        await asyncio.sleep(self._timings.journal_retry)
+        reading = self._reads.get(queue.name)
+        if reading is None:
+            reading = self._reads[queue.name] = asyncio.create_task(self._read_backlog(queue, max_records, max_bytes))
+        timeout = max(0.0, queue.backlog_seconds - self.silent_seconds(time.monotonic()))
+        if (await asyncio.wait({reading}, timeout=timeout))[0]:
+            del self._reads[queue.name]
+            reading.result()
+        elif queue.backlog:
+            _log.error("journal %s: the disk does not respond: newer %s are delivered first", self.path, queue.name)
+            queue.journaling.postpone_backlog()
+
+    async def _read_backlog(self, queue: RecordQueue, max_records: int, max_bytes: int) -> None:
+        while queue.backlog and not queue.in_flight:
+            async with self._file_lock:
+                if self._database is not None and self._read_error is None:
+                    read_records, after_row = self._database.read_records, queue.backlog.after_row
+                    try:
+                        batch = await self._thread.call(read_records, queue.name, after_row, max_records, max_bytes)
+                    except JournalError as error:
+                        self._read_error = error  # `run` handles it
+                        self._dirty.set()
+                    else:
+                        if queue.backlog and queue.backlog.after_row == after_row and not queue.in_flight:
+                            queue.take_from_disk(*batch)
+                        return  # otherwise the backlog was postponed meanwhile
+            await asyncio.sleep(self._timings.journal_retry)
+
+    def _cancel_reads(self) -> None:
+        for reading in self._reads.values():
+            reading.cancel()
 
     def stop(self) -> None:
         """Make `run` return."""
+        self._cancel_reads()
         self._stopping.set()
         self._dirty.set()
 
@@ -167,6 +182,7 @@ class Journal:
 
     def release_lock(self) -> None:
         """Release the lock of the directory, and end the thread after its current call."""
+        self._cancel_reads()
         self._thread.shutdown()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
@@ -224,7 +240,7 @@ class Journal:
             return await self._write_locked(database)
 
     async def _write_locked(self, database: JournalDatabase) -> bool:
-        transaction = Transaction(self._queues)
+        transaction = self._new_transaction()
         transaction.delete_delivered()
         transaction.insert_waiting()
         for queue in self._queues:
@@ -247,7 +263,7 @@ class Journal:
             await self._handle_failure(error)
             return False
         self.commits += 1
-        self._worked_at = time.monotonic()
+        self._last_row, self._is_uncertain = max(self._last_row, transaction.last_row), False
         self._stored_drops = unreported
         for _, stored in notes:
             if not stored.done():
@@ -256,6 +272,13 @@ class Journal:
         if self.error is not None:
             self._mark_working()
         return True
+
+    def _new_transaction(self) -> Transaction:
+        """Return a transaction that first removes what a failed one may have left on disk."""
+        transaction = Transaction(self._queues)
+        if self._is_uncertain:
+            transaction.delete_all_after(self._last_row)
+        return transaction
 
     # Opening the file, and handling its failures.
 
@@ -285,6 +308,7 @@ class Journal:
         self.notes = await self._thread.call(opened.notes)
         self._drops.load_unreported(self.notes.pop(UNREPORTED_DROPS, None))
         self._database, self._identity, self._stored_drops = opened, opened.identity, None
+        self._last_row, self._is_uncertain = opened.last_row, False
         for queue, stored in zip(self._queues, summaries, strict=True):
             plan = plans[queue.name] if plans else QueueCopyPlan()
             queue.journaling.on_opened(stored, opened.last_row, plan.in_flight, plan.in_flight_rows)
@@ -310,7 +334,6 @@ class Journal:
         if self.error not in (None, _NOT_OPENED):
             _log.info("journal %s: works again: records are journaled", self.path)
         self.error = None
-        self._worked_at = time.monotonic()
         for queue in self._queues:
             queue.journaling.on_resumed()
 
@@ -324,6 +347,7 @@ class Journal:
     async def _handle_failure(self, error: JournalError) -> None:
         """Make room on a full disk, or replace a damaged file. After any other failure, close the file until the next attempt."""
         self._mark_failed(f"{self.path}: {error}")
+        self._is_uncertain = True
         opened, self._read_error = self._database, None
         if error.fault is JournalFault.FULL and opened is not None:
             await self._make_room(opened)
@@ -336,7 +360,7 @@ class Journal:
 
     async def _make_room(self, opened: JournalDatabase) -> None:
         """Drop a quarter of the samples on disk, because they are the least valuable records. SQLite reuses their pages in the file."""
-        transaction = Transaction(self._queues)
+        transaction = self._new_transaction()
         transaction.delete_delivered()
         for queue in self._queues:
             if not queue.durable and queue.backlog:

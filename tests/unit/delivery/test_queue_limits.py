@@ -285,6 +285,59 @@ async def test_alerts_are_delivered_while_the_journals_disk_hangs(folder: Path, 
         assert pipeline.stored_notes == {"alert": 5}
 
 
+@pytest.mark.parametrize("statement", ["COMMIT", "SELECT"])
+async def test_alerts_do_not_wait_for_older_ones_on_a_disk_that_hangs(
+    folder: Path, hanging: HangingDisk, statement: str
+) -> None:
+    """What is on the disk follows once it works again, and nothing is lost or delivered twice."""
+    sink, source = ScriptedSink(up=False), RecordSource("qemu.alert.disk_full", size=1000)
+    timings = replace(SHORT_TIMINGS, journal_hang=0.1)
+    async with running(
+        make_pipeline(sink, folder, connect=hanging.connect, timings=timings, memory=4 << 20)
+    ) as pipeline:
+        for _ in range(15):
+            for record in source.take(100):
+                pipeline.put(record)
+            await journal_caught_up(pipeline.alerts)
+        await eventually(lambda: is_journaled(pipeline.alerts))
+        assert pipeline.alerts.backlog.waiting.records > 500
+        hanging.prefix, hanging.hanging = statement, True
+        pipeline.put(source.next())
+        if statement == "COMMIT":
+            await asyncio.to_thread(hanging.begun.wait, DEADLINE_SECONDS)
+        sink.up = True
+        await sink.until(lambda: source.ids[-1] in sink.ids)
+        assert len(set(sink.ids)) < 1501, "the others are on the disk"
+        assert len(pipeline.alerts) == 1501 - len(set(sink.ids))
+        pipeline.put(source.next())
+        await sink.until(lambda: source.ids[-1] in sink.ids)
+        hanging.release()
+        await sink.until(lambda: set(sink.ids) == set(source.ids))
+        await eventually(lambda: len(pipeline.alerts) == 0 and pipeline.alerts.backlog.stored.records == 0)
+    assert dropped(pipeline) == 0
+    assert deduplicated(sink.ids) == sink.ids
+
+
+async def test_a_postponed_backlog_is_delivered_after_a_restart(folder: Path, hanging: HangingDisk) -> None:
+    sink, source = ScriptedSink(up=False), RecordSource("qemu.alert.disk_full", size=1000)
+    timings = replace(SHORT_TIMINGS, journal_hang=0.1)
+    async with running(
+        make_pipeline(sink, folder, connect=hanging.connect, timings=timings, memory=4 << 20), stop_seconds=1
+    ) as pipeline:
+        for _ in range(15):
+            for record in source.take(100):
+                pipeline.put(record)
+            await journal_caught_up(pipeline.alerts)
+        await eventually(lambda: is_journaled(pipeline.alerts))
+        hanging.prefix, hanging.hanging = "SELECT", True
+        sink.up = True
+        await sink.until(lambda: source.ids[-1] in sink.ids)
+    hanging.release()
+    second = ScriptedSink()
+    async with running(make_pipeline(second, folder)):
+        await second.until(lambda: {*sink.ids, *second.ids} == set(source.ids))
+
+
 async def test_a_disk_that_hangs_is_reported_until_it_continues(folder: Path, hanging: HangingDisk) -> None:
     sink, source = ScriptedSink(), RecordSource()
     timings = replace(SHORT_TIMINGS, unready_after=0.2)

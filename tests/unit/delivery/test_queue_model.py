@@ -33,6 +33,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.rows: dict[int, EncodedRecord] = {}
         self.last_row = 0
         self.writing: list[EncodedRecord] | None = None
+        self.in_order = True
         self.delivered: list[str] = []
         self.open_journal([])
 
@@ -108,6 +109,18 @@ class QueueMachine(RuleBasedStateMachine):
         else:
             self.queue.take_from_memory(count, 1 << 20)
 
+    @precondition(lambda self: self.queue.backlog and not self.queue.in_flight)
+    @rule()
+    def hang(self) -> None:
+        """Let the disk hang: newer records are delivered first."""
+        self.queue.journaling.on_hang(hangs=True)
+        self.queue.journaling.postpone_backlog()
+        self.in_order = False
+
+    @rule()
+    def respond(self) -> None:
+        self.queue.journaling.on_hang(hangs=False)
+
     @precondition(lambda self: self.queue.in_flight)
     @rule()
     def ack(self) -> None:
@@ -128,15 +141,19 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def delivered_in_order(self) -> None:
         assert deduplicated(self.delivered) == self.delivered
-        assert self.delivered == sorted(self.delivered, key=self.source.ids.index)
+        if self.in_order:
+            assert self.delivered == sorted(self.delivered, key=self.source.ids.index)
 
     def teardown(self) -> None:
         if self.writing is not None:
             self.commit()
         self.queue.journaling.on_resumed()
+        self.respond()
         for _ in range(len(self.source.ids) + 2):
             if self.queue.in_flight:
                 self.ack()
+            self.start_write()
+            self.commit()
             self.take(100)
         assert len(self.delivered) + sum(self.drops.totals.values()) == len(self.source.ids)
         self.queue.drop_remaining()

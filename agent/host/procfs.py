@@ -46,7 +46,7 @@ def parse_number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 20 else None
 
 
-def _numbers(pairs: Iterable[tuple[str, str]]) -> NumbersByName:
+def _parse_numbers(pairs: Iterable[tuple[str, str]]) -> NumbersByName:
     return {name: value for name, text in pairs if (value := parse_number(text)) is not None}
 
 
@@ -54,13 +54,13 @@ def parse_stat(text: str) -> NumbersByName:
     """Parse /proc/PID/stat or a thread's stat. Times are in clock ticks."""
     # The name in parentheses may contain any character. Field 3 follows it.
     fields = text.rpartition(")")[2].split()
-    values = _numbers((name, fields[at - 3]) for name, at in _STAT_FIELDS.items() if at - 3 < len(fields))
+    values = _parse_numbers((name, fields[at - 3]) for name, at in _STAT_FIELDS.items() if at - 3 < len(fields))
     return values | {"state": _PROCESS_STATES.get(fields[0], fields[0])} if fields else values
 
 
 def parse_schedstat(text: str) -> NumbersByName:
     """Parse /proc/PID/schedstat: nanoseconds on a CPU, nanoseconds of waiting for a CPU, and number of time slices."""
-    return _numbers(zip(("run", "delay", "slices"), text.split(), strict=False))
+    return _parse_numbers(zip(("run", "delay", "slices"), text.split(), strict=False))
 
 
 def keyed_numbers_parser(*names: str) -> Parser:
@@ -87,7 +87,9 @@ def family_numbers_parser(family: Family, file: str) -> Parser:
 def parse_pressure(text: str) -> NumbersByName:
     """Parse a pressure file such as /proc/pressure/cpu: the totals of `some` and `full`, in microseconds."""
     rows = (line.split() for line in text.splitlines())
-    return _numbers((row[0], row[-1].removeprefix("total=")) for row in rows if row and row[-1].startswith("total="))
+    return _parse_numbers(
+        (row[0], row[-1].removeprefix("total=")) for row in rows if row and row[-1].startswith("total=")
+    )
 
 
 def parse_single_number(text: str) -> Any:
@@ -103,7 +105,7 @@ def parse_net_dev(text: str) -> dict[str, NumbersByName]:
     for line in text.splitlines():
         name, colon, values = line.strip().partition(":")
         if colon:
-            counters[name] = _numbers(zip(columns, values.split(), strict=False))
+            counters[name] = _parse_numbers(zip(columns, values.split(), strict=False))
     return counters
 
 

@@ -137,11 +137,11 @@ class DialPerPollConnection:
 
     def close(self) -> None:
         """End the connection now."""
-        self._end(NotConnectedError("closed by the agent"))
+        self._end_connection(NotConnectedError("closed by the agent"))
 
     def preempt(self) -> None:
         """End the connection now because a better one to the same VM exists."""
-        self._end(PreemptedError("a preferred monitor of this VM is available"))
+        self._end_connection(PreemptedError("a preferred monitor of this VM is available"))
 
     async def _connect_and_execute(self, commands: Sequence[Command]) -> list[CommandResult]:
         """Connect, execute commands and disconnect.
@@ -169,7 +169,7 @@ class DialPerPollConnection:
         except BusyError:
             raise
         except (NotConnectedError, ProtocolError) as error:
-            self._end(error)
+            self._end_connection(error)
             raise self.ended.result() from error
         finally:
             self._client = None
@@ -209,7 +209,7 @@ class DialPerPollConnection:
         if self.ended.done():
             raise self.ended.result()
 
-    def _end(self, cause: QmpError) -> None:
+    def _end_connection(self, cause: QmpError) -> None:
         if not self.ended.done():
             self.ended.set_result(cause)
         if self._client is not None:

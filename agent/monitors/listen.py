@@ -179,7 +179,7 @@ class ListenDiscoverer:
                     with contextlib.closing(self.bind()) as server, self._removing_socket_file():
                         logged = ""
                         _log.info("%s: listening", self.address)
-                        await self._serve(server, listener)
+                        await self._accept_until_file_changes(server, listener)
                 except OSError as error:
                     if str(error) != logged:
                         logged = str(error)
@@ -195,7 +195,7 @@ class ListenDiscoverer:
                 if connection.transport is None:
                     connection.sock.close()
 
-    async def _serve(self, server: socket.socket, listener: DiscoveryListener) -> None:
+    async def _accept_until_file_changes(self, server: socket.socket, listener: DiscoveryListener) -> None:
         """Accept connections until the socket file is removed or replaced.
 
         Raises:

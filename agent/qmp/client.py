@@ -281,13 +281,13 @@ class Client(asyncio.Protocol):
 
     def close(self) -> None:
         """End the connection now. Every waiting call raises NotConnectedError."""
-        self._end(NotConnectedError("closed by the agent"))
+        self._end_connection(NotConnectedError("closed by the agent"))
         # The traceback refers to the waiting calls and so to this object. Only the garbage collector would free this cycle.
         self.ended.result().__traceback__ = None
 
     def preempt(self) -> None:
         """End the connection now because a monitor with a better priority leads to the same VM."""
-        self._end(PreemptedError("a preferred monitor of this VM is available"))
+        self._end_connection(PreemptedError("a preferred monitor of this VM is available"))
 
     def _write_or_hold(self, data: Request) -> None:
         """Write a request, or hold it while reading pauses after a flood."""
@@ -295,9 +295,9 @@ class Client(asyncio.Protocol):
         if self._pause_turns:
             self._held_requests.append(data)
         else:
-            self._write(data)
+            self._write_request(data)
 
-    def _write(self, data: Request) -> None:
+    def _write_request(self, data: Request) -> None:
         assert self._transport is not None
         if self._transport.get_extra_info("ssl_object") is None:
             self._transport.write(data)
@@ -307,7 +307,7 @@ class Client(asyncio.Protocol):
             for number in data:
                 self._transport.write(bytes((number,)))
         if self._transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
-            self._end(
+            self._end_connection(
                 UnreadRequestsError(f"the peer does not read its requests: more than {MAX_UNREAD_BYTES} bytes wait")
             )
 
@@ -326,7 +326,7 @@ class Client(asyncio.Protocol):
             if self._in_step is not None:
                 self._send_marker_or_resume()
         except ProtocolError as error:
-            self._end(error)
+            self._end_connection(error)
         if self._held_requests:
             self._write_held_requests()
         if len(data) >= FLOOD_BYTES and self._transport is not None and not self.ended.done():
@@ -354,10 +354,10 @@ class Client(asyncio.Protocol):
     def _write_held_requests(self) -> None:
         held, self._held_requests = self._held_requests, []
         for data in held if not self.ended.done() else ():
-            self._write(data)
+            self._write_request(data)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102 - defined by asyncio
-        self._end(NotConnectedError(str(exc) if exc else "QEMU closed the connection"))
+        self._end_connection(NotConnectedError(str(exc) if exc else "QEMU closed the connection"))
 
     def _dispatch_message(self, message: object) -> None:
         match message:
@@ -377,7 +377,7 @@ class Client(asyncio.Protocol):
                 if not self._ready.done():
                     self._ready.set_result(None)
 
-    def _end(self, cause: QmpError) -> None:
+    def _end_connection(self, cause: QmpError) -> None:
         if self.ended.done():
             return
         self.ended.set_result(cause)

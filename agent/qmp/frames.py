@@ -82,7 +82,7 @@ class FrameSplitter:
             if not text:
                 continue
             if not self._lines and text != b"{":
-                yield self._parse(text, len(line))
+                yield self._parse_message(text, len(line))
             else:
                 yield from self._add_pretty_line(text, indented=line[0] in _BLANK)
 
@@ -93,14 +93,14 @@ class FrameSplitter:
         ):  # `{` begins the next message, and the end of this message is missing
             yield self._make_unreadable(self._take_pretty_lines(), "the message has no end")
             if text != b"{":
-                yield self._parse(text, len(text))
+                yield self._parse_message(text, len(text))
                 return
         self._lines_bytes += len(text)
         if self._lines_bytes <= self._max_bytes:
             self._lines += text
         if not indented and text == b"}":
             size = self._lines_bytes
-            yield self._parse(self._take_pretty_lines(), size)
+            yield self._parse_message(self._take_pretty_lines(), size)
 
     def _take_pretty_lines(self) -> bytes:
         """Return the lines of the pretty-printed message, and begin a new message."""
@@ -108,7 +108,7 @@ class FrameSplitter:
         self._lines, self._lines_bytes = bytearray(), 0
         return text
 
-    def _parse(self, text: bytes, size: int) -> Any:
+    def _parse_message(self, text: bytes, size: int) -> Any:
         if size > self._max_bytes:
             return self._make_unreadable(text, f"the message is longer than {self._max_bytes} bytes", oversized=True)
         try:

@@ -164,7 +164,7 @@ class CommandAudit:
 
 def start_recording(audit: CommandAudit) -> None:
     """Let the audit record what clients in this process send and what scripted monitors in this process receive."""
-    write, guest_write, record_request = Client._write, GuestAgentClient._write, FakeQemu.record_request
+    write, guest_write, record_request = Client._write_request, GuestAgentClient._write, FakeQemu.record_request
 
     def audited_write(self: Client, data: Request) -> None:
         audit.add_write(data)
@@ -179,7 +179,7 @@ def start_recording(audit: CommandAudit) -> None:
             audit.add_requests([request])
         await record_request(self, request)
 
-    Client._write = audited_write  # type: ignore[method-assign]  # that is the hook
+    Client._write_request = audited_write  # type: ignore[method-assign]  # that is the hook
     GuestAgentClient._write = audited_guest_write  # type: ignore[method-assign]  # that is the hook
     FakeQemu.record_request = audited_record_request  # type: ignore[method-assign]
 
@@ -190,7 +190,7 @@ def main() -> int:
 
     folder = os.environ.get(TRACE)
     if folder is not None:
-        path, write = Path(folder) / f"{os.getpid()}.wire", Client._write
+        path, write = Path(folder) / f"{os.getpid()}.wire", Client._write_request
 
         def traced_write(self: Client, data: Request) -> None:
             with path.open("ab", buffering=0) as file:  # unbuffered: the agent may be killed at any moment
@@ -205,7 +205,7 @@ def main() -> int:
             guest_write(self, data)
 
         GuestAgentClient._write = traced_guest_write  # type: ignore[method-assign]  # that is the hook
-        Client._write = traced_write  # type: ignore[method-assign]  # that is the hook
+        Client._write_request = traced_write  # type: ignore[method-assign]  # that is the hook
     return qmp_agent()
 
 

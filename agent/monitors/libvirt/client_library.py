@@ -69,16 +69,16 @@ class LibvirtConnection:
             self._handle = open_connection(self._api, self._uri, read_only=self._read_only, keepalive=self._keepalive)
         return self._handle
 
-    def domain(self, uuid: str) -> Any:
+    def look_up_domain(self, uuid: str) -> Any:
         """Return libvirt's object of a domain (virDomain). The call blocks."""
         return self.handle().lookupByUUIDString(uuid)
 
-    def domains(self, uuids: Iterable[str]) -> list[Any]:
+    def look_up_domains(self, uuids: Iterable[str]) -> list[Any]:
         """Return libvirt's objects of these domains, without domains that no longer exist. The call blocks."""
         domains = []
         for uuid in uuids:
             try:
-                domains.append(self.domain(uuid))
+                domains.append(self.look_up_domain(uuid))
             except self._api.libvirtError as error:
                 if error.get_error_code() != self._api.VIR_ERR_NO_DOMAIN:
                     raise
@@ -89,7 +89,7 @@ class LibvirtConnection:
         """True once the connection was established."""
         return self._handle is not None
 
-    def lost(self) -> bool:
+    def is_lost(self) -> bool:
         """Return whether the connection was established and has ended."""
         return self._handle is not None and not is_alive(self._handle)
 
@@ -133,7 +133,7 @@ def to_qmp_error(api: Any, error: Any, connection: LibvirtConnection | None = No
         connection: the connection of the failed call; None if the connection could not be opened.
     """
     text = error.get_error_message() or str(error)
-    if connection is None or connection.lost():
+    if connection is None or connection.is_lost():
         return (
             DeniedError(text)
             if is_denied(api, error)

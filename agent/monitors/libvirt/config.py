@@ -8,7 +8,7 @@ from pydantic import AfterValidator
 from agent.monitors.base import AllowedChanges, Discoverer, DiscovererConfig
 
 
-def _uri(value: str) -> str:
+def _check_uri(value: str) -> str:
     if not re.fullmatch(r"qemu(\+[a-z]+)?://\S*", value):
         raise ValueError("should be libvirt's URI of a QEMU host, such as qemu:///system")
     return value
@@ -17,7 +17,7 @@ def _uri(value: str) -> str:
 class LibvirtConfig(DiscovererConfig):
     """The domains of a libvirtd."""
 
-    libvirt: Annotated[str, AfterValidator(_uri)]
+    libvirt: Annotated[str, AfterValidator(_check_uri)]
     """libvirt's URI, such as qemu:///system. It needs qmp-agent[libvirt]; docs/monitors.md has the permissions."""
     read_only: bool = False
     """Use a read-only connection: no events from QEMU and no thresholds. The agent also uses one if libvirt permits no other."""

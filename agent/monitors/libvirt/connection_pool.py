@@ -102,19 +102,19 @@ class ConnectionPool:
         for connection in self._in_use:
             connection.retired = True
         for connection in self._idle:
-            self._close(connection)
+            self._close_in_background(connection)
         self._idle.clear()
 
     def _take_connection(self) -> LibvirtConnection:
         """Return an idle connection, or a new one if none is idle."""
         while self._idle:
             connection = self._idle.pop()
-            if not connection.lost():
+            if not connection.is_lost():
                 return connection
-            self._close(connection)
+            self._close_in_background(connection)
         return LibvirtConnection(self._api, self._uri, read_only=self.read_only, keepalive=self._keepalive)
 
-    def _close(self, connection: LibvirtConnection) -> None:
+    def _close_in_background(self, connection: LibvirtConnection) -> None:
         run_in_thread(self._loop, connection.close, lambda _: None)
 
     def _call_and_convert_errors(
@@ -143,7 +143,7 @@ class ConnectionPool:
             self._slots.release()
         self._in_use.remove(call.connection)
         if call.connection.retired:
-            self._close(call.connection)
+            self._close_in_background(call.connection)
         else:
             self._idle.append(call.connection)
         set_outcome(call.outcome, outcome)

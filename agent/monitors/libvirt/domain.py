@@ -74,7 +74,7 @@ class DomainConnection:
             self._allow.encode(command)  # raises for a command that is not allowed, also if it would be translated
         if self._execution is not None and not self._execution.done():
             raise StalledError("earlier commands are still running")
-        self._execution = asyncio.ensure_future(self._execute(commands))
+        self._execution = asyncio.ensure_future(self._execute_or_fail_all(commands))
         if await self._wait_for_results(self._execution, deadline):
             return self._execution.result()
         full = f"; {MAX_HUNG} calls hang in libvirtd, which is the limit" if self._daemon.pool.hung >= MAX_HUNG else ""
@@ -109,7 +109,7 @@ class DomainConnection:
         if self._execution is not None:
             self._execution.cancel()
 
-    async def _execute(self, commands: Sequence[Command]) -> list[CommandResult]:
+    async def _execute_or_fail_all(self, commands: Sequence[Command]) -> list[CommandResult]:
         try:
             return await self._executor.execute(commands)
         except CommandError as error:

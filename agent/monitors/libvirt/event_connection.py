@@ -58,7 +58,7 @@ class EventConnection:
         self.dropped = 0
         """Number of dropped messages. A drop ends the connection, because the agent queries everything again after it reconnects."""
         self._on_message = on_message
-        self._inbox = EventInbox(self._deliver, self._on_overflow)
+        self._inbox = EventInbox(self._deliver_message, self._on_overflow)
         self._loop = asyncio.get_running_loop()
         self._handle: Any = None
         self._call_lock = threading.Lock()  # one call at a time, see connection_pool
@@ -85,7 +85,7 @@ class EventConnection:
         self._closing = True
         run_in_thread(self._loop, self._close, lambda _: None)
 
-    def _deliver(self, message: Message | _ConnectionClosed) -> None:
+    def _deliver_message(self, message: Message | _ConnectionClosed) -> None:
         if isinstance(message, _ConnectionClosed):
             self.ended.set()
         elif not self._closing:
@@ -179,7 +179,7 @@ class EventInbox:
             deliver: called on the event loop with each message.
             on_overflow: called on the event loop with the number of messages that were dropped.
         """
-        self._deliver = deliver
+        self._deliver_message = deliver
         self._on_overflow = on_overflow
         self._dropped = 0
         self._loop = asyncio.get_running_loop()
@@ -196,13 +196,13 @@ class EventInbox:
             if len(self._pending) > 1:
                 return  # a flush is scheduled already
         with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._flush)
+            self._loop.call_soon_threadsafe(self._flush_pending)
 
-    def _flush(self) -> None:
+    def _flush_pending(self) -> None:
         with self._lock:
             pending, self._pending = self._pending, deque()
             dropped, self._dropped = self._dropped, 0
         for message in pending:
-            self._deliver(message)
+            self._deliver_message(message)
         if dropped:
             self._on_overflow(dropped)

@@ -83,9 +83,9 @@ class PassthroughExecutor:
         """Send one command and return its result. This method runs in a thread."""
         self.current_command = name
         try:
-            text = self._daemon.qemu.qemuMonitorCommand(connection.domain(self._uuid), request, 0)
+            text = self._daemon.qemu.qemuMonitorCommand(connection.look_up_domain(self._uuid), request, 0)
         except self._daemon.api.libvirtError as error:
-            if connection.lost() or error.get_error_code() == self._daemon.api.VIR_ERR_NO_DOMAIN:
+            if connection.is_lost() or error.get_error_code() == self._daemon.api.VIR_ERR_NO_DOMAIN:
                 raise
             return CommandError("GenericError", error.get_error_message())
         return _parse_reply(text)
@@ -167,7 +167,7 @@ class TranslatingExecutor:
             return devices, None
         self._devices = None
         try:
-            xml: str = await self._daemon.pool.run(lambda connection: connection.domain(self._uuid).XMLDesc(0))
+            xml: str = await self._daemon.pool.run(lambda connection: connection.look_up_domain(self._uuid).XMLDesc(0))
             devices = self._devices = parse_devices(xml)
         except (CommandError, UnreadableReplyError) as error:
             return NO_DEVICES, error
@@ -220,7 +220,7 @@ class TranslatingExecutor:
         """Make a change by a call of libvirt's; `change` gets libvirt's object of the domain, in a thread."""
 
         def call(connection: LibvirtConnection) -> dict[str, Any]:
-            change(connection.domain(self._uuid))
+            change(connection.look_up_domain(self._uuid))
             return {}
 
         try:
@@ -233,14 +233,14 @@ class TranslatingExecutor:
         targets = [disk.target for disk in devices.disks.values() if disk.layers and disk.layers[0].protocol == "file"]
 
         def read(connection: LibvirtConnection) -> FileSizes:
-            domain = connection.domain(self._uuid)
+            domain = connection.look_up_domain(self._uuid)
             sizes: dict[str, tuple[int, int]] = {}
             for target in targets:
                 try:
                     _, allocation, physical = domain.blockInfo(target)
                     sizes[target] = allocation, physical
                 except self._daemon.api.libvirtError:  # libvirtd cannot read this file
-                    if connection.lost():
+                    if connection.is_lost():
                         raise
             return sizes
 

@@ -104,9 +104,9 @@ class StatsBatcher:
                 request.needs_own_call = True  # to find the domain for which the call fails
             return
         for request in requests:
-            self._complete(request, outcome)
+            self._complete_request(request, outcome)
 
-    def _complete(self, request: _StatsRequest, outcome: dict[str, Stats] | QmpError) -> None:
+    def _complete_request(self, request: _StatsRequest, outcome: dict[str, Stats] | QmpError) -> None:
         if request in self._requests:
             self._requests.remove(request)
         if request.stats.done():
@@ -121,7 +121,7 @@ class StatsBatcher:
 
     def _call_libvirt(self, connection: LibvirtConnection, uuids: list[str], groups: int) -> dict[str, Stats]:
         """Return the statistics of these domains by UUID. This method runs in a thread."""
-        domains = connection.domains(uuids)
+        domains = connection.look_up_domains(uuids)
         results = connection.handle().domainListGetStats(domains, groups, self._flags) if domains else []
         return {domain.UUIDString(): stats | self._busy_mark(domain, stats) for domain, stats in results}
 

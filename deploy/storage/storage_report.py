@@ -192,9 +192,10 @@ def zfs_pools(zpool: str, zfs: str, device_of: Callable[[str], str | None]) -> l
     pools: dict[str, dict[str, Any]] = {}
     volumes, quotas = [], set()
     for line in zfs.splitlines():
-        name, kind, *texts = line.split("\t")
-        if len(texts) != len(ZFS[-1].split(",")) - 2:
+        fields = line.split("\t")
+        if len(fields) != len(ZFS[-1].split(",")):
             continue
+        name, kind, *texts = fields
         used, available, referenced, size, quota, own_quota, reserved = map(number, texts)
         root = name.partition("/")[0]
         if name == root and used is not None and available is not None:

@@ -1,4 +1,4 @@
-"""The program that reports thin pools, with the recorded output of real tools. tests/lab/lvm_recorder.py records that of LVM."""
+"""The program that reports thin pools, with the recorded output of real tools. tests/lab/storage_recorder.py records it."""
 
 import ast
 import json
@@ -15,12 +15,13 @@ import pytest
 
 from agent.host.pools.report import ReportFile
 from deploy.storage import storage_report
-from deploy.storage.storage_report import CommandError, lvm_pools, run
+from deploy.storage.storage_report import CommandError, lvm_pools, run, zfs_pools
 
 ROOT: Final = Path(__file__).parents[3]
 GOLDEN: Final = ROOT / "tests/golden/storage"
 PROGRAM: Final = ROOT / "deploy/storage/storage_report.py"
 LVM: Final = sorted(GOLDEN.glob("lvm-*.json"))
+ZFS: Final = sorted(GOLDEN.glob("zfs-*.json"))
 MIB: Final = 1 << 20
 
 
@@ -108,6 +109,52 @@ def test_the_states_of_the_kernels_document_are_known(target: str, state: str) -
 def test_output_that_is_no_report_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"report|Expecting value"):
         lvm_pools(text)
+
+
+# --- ZFS ---
+
+
+@pytest.fixture(params=ZFS, ids=lambda path: path.stem)
+def tank(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Return the pool `tank` of a real ZFS; its volumes by name."""
+    record = recorded(request.param)
+    pools = by_name(zfs_pools(record["used.zpool"], record["used.zfs"], lambda name: f"230:{len(name)}"))
+    return pools["tank"] | {"volumes": by_name(pools["tank"]["volumes"])}
+
+
+def test_a_zfs_pool_has_the_size_and_free_space_that_its_file_systems_see(tank: dict[str, Any]) -> None:
+    assert (tank["kind"], tank["state"]) == ("zfs", "ok")
+    assert 800 * MIB < tank["size_bytes"] < 1024 * MIB
+    assert tank["size_bytes"] - tank["free_bytes"] > (64 + 20 + 5) * MIB  # a reservation, a file and a volume
+
+
+def test_a_quota_holds_for_all_file_systems_below_it(tank: dict[str, Any]) -> None:
+    assert {name for name, volume in tank["volumes"].items() if volume.get("quota")} == {
+        "tank/limited",
+        "tank/limited/child",
+        "tank/ref",
+    }
+
+
+def test_volumes_have_their_sizes_devices_and_reservations(tank: dict[str, Any]) -> None:
+    sparse, full, odd = (tank["volumes"][name] for name in ("tank/sparse", "tank/full", "tank/vm images/disk 0"))
+    assert (sparse["size_bytes"], sparse["device"], sparse["reserved"]) == (1024 * MIB, "230:11", False)
+    assert 5 * MIB < sparse["allocated_bytes"] < 6 * MIB
+    assert (full["size_bytes"], full["reserved"]) == (64 * MIB, True)
+    assert (odd["size_bytes"], odd["reserved"]) == (64 * MIB, False)
+    assert "device" not in tank["volumes"]["tank/vm"]
+    assert tank["volumes"]["tank/vm"]["file_system"] == "tank/vm"
+
+
+@pytest.mark.parametrize("path", ZFS, ids=lambda path: path.stem)
+def test_a_degraded_zfs_pool_with_an_odd_name_has_its_state(path: Path) -> None:
+    record = recorded(path)
+    pool = by_name(zfs_pools(record["used.zpool"], record["used.zfs"], lambda _: None))["odd:pool.1_x-y"]
+    assert pool["state"] == "DEGRADED"
+
+
+def test_lines_of_another_form_are_left_out() -> None:
+    assert zfs_pools("tank\tONLINE\n", "no datasets available\ntank\tfilesystem\t-\t-\t1\t-\t0\t0\t0\n", str) == []
 
 
 # --- The program ---

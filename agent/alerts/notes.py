@@ -49,6 +49,8 @@ class AlertNotes:
             vm = Vm(self._host, uuid, uuid, str(monitor or ""))
             state = self._processes.add(vm, pid if type(pid) is int else None, instance=str(instance or ""))
             state.gone_at = now
+            # A restored pid shows that it is the same process. Another process of the VM may not have started its guest yet.
+            state.run.has_started = state.pid is not None and process.get("has_started") is True
             disks = process.get("disks")
             state.restored_disks = disks if isinstance(disks, dict) else {}
             self._store.restore(vm, state.owner, process.get("firing"))
@@ -56,7 +58,9 @@ class AlertNotes:
     def note_of_vm(self, uuid: str) -> Note:
         """Return a VM's note; its value is None if the VM has no state to store."""
         processes = [self._process_fields(state) for state in self._processes.of_uuid(uuid)]
-        has_state = any(process["disks"] or process["firing"] for process in processes)
+        has_state = any(process["disks"] or process["firing"] or process["has_started"] for process in processes)
+        for state in self._processes.of_uuid(uuid):
+            state.is_start_stored = state.run.has_started
         (self._stored_uuids.add if has_state else self._stored_uuids.discard)(uuid)
         return VM_NOTE_PREFIX + uuid, {"processes": processes} if has_state else None
 
@@ -64,10 +68,12 @@ class AlertNotes:
         disks = dict(state.restored_disks)
         disks |= {device: tracker.to_note() for device, tracker in state.trackers.items() if tracker.has_state}
         identity = {"monitor": state.vm.monitor, "pid": state.pid, "instance": state.instance}
-        return {**identity, "disks": disks, "firing": self._store.to_note(state.owner)}
+        has_started = state.run.has_started and state.pid is not None
+        return {**identity, "has_started": has_started, "disks": disks, "firing": self._store.to_note(state.owner)}
 
     def notes_due(self) -> list[Note]:
-        """Return the notes to store now: the notes of images whose highest write offset grew, and of VMs that are gone."""
-        gone_uuids = sorted(uuid for uuid in self._stored_uuids if uuid not in self._processes)
+        """Return the notes to store now: those of images whose highest write offset grew, and of VMs that are gone or have started."""
+        started = {state.vm.uuid for state in self._processes if state.run.has_started and not state.is_start_stored}
+        uuids = sorted(started.union(uuid for uuid in self._stored_uuids if uuid not in self._processes))
         images = [(IMAGE_NOTE_PREFIX + path, note) for path, note in self._highest_writes.notes_due()]
-        return [*(self.note_of_vm(uuid) for uuid in gone_uuids), *images]
+        return [*(self.note_of_vm(uuid) for uuid in uuids), *images]

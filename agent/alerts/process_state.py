@@ -59,6 +59,7 @@ class VmProcessState:
         migration_ns: Time of the newest migration status.
         refreshes: Names of the collectors to run now.
         fresh_slots: Devices whose threshold slot was read, and for which no command or event followed.
+        is_start_stored: Whether the VM's note shows that the guest has run or was reset.
         has_run_state: Whether the run state was polled since the process was attached.
         gone_at: Monotonic time in seconds at which the process was detached; None while it is attached.
         gone_for_good: Whether the guest shut down or migrated away.
@@ -86,6 +87,7 @@ class VmProcessState:
     migration_ns: int = 0
     refreshes: frozenset[str] = EMPTY_SET
     fresh_slots: frozenset[str] = EMPTY_SET
+    is_start_stored: bool = False
     has_run_state: bool = False
     gone_at: float | None = None
     gone_for_good: bool = False

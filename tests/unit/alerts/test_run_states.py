@@ -223,6 +223,34 @@ def test_a_recovery_that_failed_is_known_after_a_restart_of_the_agent(scenario: 
 # --- Restarts ---
 
 
+@pytest.mark.parametrize(("has_run", "pid", "fires"), [(True, 7, True), (False, 7, False), (True, 8, False)])
+def test_a_reset_of_a_stopped_guest_is_known_after_a_restart_of_the_agent(
+    has_run: bool,  # noqa: FBT001 - a parameter of the test
+    pid: int,
+    fires: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    scenario = AlertScenario()
+    scenario.live_pids = {7}
+    scenario.attach(pid=7)
+    scenario.run_state("running" if has_run else "prelaunch", 1)
+    scenario.tick(2)
+    scenario.restart(3)
+    scenario.attach(at=4, pid=pid)
+    scenario.run_state("prelaunch", 5)
+    assert scenario.tick(64) == []
+    assert scenario.tick(66) == ([("reset_stopped", "", "firing")] if fires else [])
+
+
+def test_a_guest_that_runs_is_stored_once() -> None:
+    scenario = AlertScenario()
+    scenario.attach(at=2, pid=7)
+    scenario.run_state("running", 3)
+    assert len(scenario.manager.notes.notes_due()) == 1
+    assert scenario.manager.notes.notes_due() == []
+    scenario.run_state("paused", 4)
+    assert scenario.manager.notes.notes_due() == []
+
+
 def test_a_pause_outlives_a_restart_of_the_agent(scenario: AlertScenario) -> None:
     scenario.io_error(10.0)
     scenario.restart()

@@ -289,7 +289,7 @@ async def test_alerts_are_delivered_while_the_journals_disk_hangs(folder: Path, 
 async def test_alerts_do_not_wait_for_older_ones_on_a_disk_that_hangs(
     folder: Path, hanging: HangingDisk, statement: str
 ) -> None:
-    """What is on the disk follows once it works again, and nothing is lost or delivered twice."""
+    """The alerts on the disk follow when it works again, and none is lost or delivered twice."""
     sink, source = ScriptedSink(up=False), RecordSource("qemu.alert.disk_full", size=1000)
     timings = replace(SHORT_TIMINGS, journal_hang=0.1)
     async with running(

@@ -153,7 +153,7 @@ class DiskAlerts:
             tracker = state.trackers[device] = self._new_tracker(state, device)
         form, storage = (DiskLayer.from_values(by_layer[layer].values) for layer in ("format", "storage"))
         self._set_device_size(state, storage)
-        state.fresh_slots |= {device}
+        state.fresh_slots |= {device} if storage.write_threshold is not None else EMPTY_SET
         tracker.usage.pool = self._pool_lookup(state.vm, device, storage.path)
         offset = max(state.offsets.get(storage.node, 0), self._highest_writes.offset_of(storage.path, form.size))
         crossings = tracker.on_layers(form, storage, offset, now)

@@ -90,7 +90,7 @@ class DiskUsage:
     @property
     def can_outgrow_size(self) -> bool:
         """True if the file can grow beyond the virtual size, or has done so, because the image has or had internal snapshots."""
-        return bool(self.format.snapshots) or self.storage.allocated > self._max_file_bytes
+        return bool(self.format.snapshots) or (self.storage.allocated or 0) > self._max_file_bytes
 
     @property
     def pool_free(self) -> int | None:
@@ -112,12 +112,12 @@ class DiskUsage:
     @property
     def used(self) -> int:
         """Bytes in use; valid only if `is_measured`."""
-        return self.storage.allocated if self.measure == "allocated" else self.offset
+        return self.storage.allocated or 0 if self.measure == "allocated" else self.offset
 
     @property
     def is_measured(self) -> bool:
         """True if the usage is known. QEMU reports the offset 0 until the guest writes to an image that QEMU has opened."""
-        return self.measure == "allocated" or self.offset > 0
+        return self.storage.allocated is not None if self.measure == "allocated" else self.offset > 0
 
     @property
     def is_raw(self) -> bool:
@@ -183,8 +183,9 @@ class DiskUsage:
             self._restored_write = ("", 0)
         self.format, self.storage, self.is_polled = form, storage, True
         self.offset = self._layers_offset = max(self.offset, offset)
-        self._layers_allocated = storage.allocated
-        self._was_thin = self._was_thin or storage.allocated < form.size or self.can_outgrow_size
+        self._layers_allocated = storage.allocated or 0
+        has_holes = storage.allocated is not None and storage.allocated < form.size
+        self._was_thin = self._was_thin or has_holes or self.can_outgrow_size
         self._add_point(now)
         return bool(path_before) and path_before != storage.path
 
@@ -199,7 +200,7 @@ class DiskUsage:
     def raise_offset(self, offset: int) -> None:
         """Handle the event of any client's threshold: it shows that the guest has written up to this offset in the storage."""
         offset = min(offset, MAX_BYTES)
-        if self.measure == "allocated":
+        if self.storage.allocated is not None and self.measure == "allocated":
             # A file grows at its end. So the bytes beyond the end that was polled last were not allocated at that poll.
             grown = max(0, offset - max(self._layers_offset, self.storage.size))
             self.storage.allocated = max(self.storage.allocated, self._layers_allocated + grown)

@@ -118,7 +118,9 @@ class ThresholdTracker:
         """
         is_replaced = self.usage.on_layers(form, storage, offset, now, had_alert=bool(self._exceeded))
         threshold = storage.write_threshold
-        has_fired = self.slot.on_read(storage.node, threshold, is_level=self._is_own_level(threshold))
+        has_fired = threshold is not None and self.slot.on_read(
+            storage.node, threshold, is_level=self._is_own_level(threshold)
+        )
         yield from self._compare_levels(DetectedBy.MISSED if has_fired else DetectedBy.LEVEL, is_replaced=is_replaced)
 
     def _is_own_level(self, threshold: int) -> bool:
@@ -144,7 +146,7 @@ class ThresholdTracker:
         usage = self.usage
         if not usage.is_limit_known or not usage.limit:
             return
-        if usage.measure == "offset" and not usage.is_raw and not usage.is_measured:
+        if not usage.is_measured and (usage.measure == "allocated" or not usage.is_raw):
             return  # the usage is unknown
         levels, used, slack = self.levels, usage.used, int(usage.limit * self.policy.hysteresis)
         for level in levels:

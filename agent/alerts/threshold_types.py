@@ -100,9 +100,10 @@ class DiskLayer:
         node: The name of the layer's block node.
         driver: The node's driver.
         path: Path of the layer's file or device.
-        size: The layer's size in bytes.
-        allocated: Bytes that the host has allocated for the layer.
-        write_threshold: The value in the node's threshold slot, in bytes; 0 if it is empty. QEMU reports values above 2^63 as negative.
+        size: The layer's size in bytes; 0 if unknown.
+        allocated: Bytes that the host has allocated for the layer; None if unknown.
+        write_threshold: The value in the node's threshold slot, in bytes; 0 if it is empty, None if unknown. QEMU reports values above
+            2^63 as negative.
         read_only: Whether the layer is read-only.
         cluster: Size of a cluster of the image in bytes; 0 if unknown.
         snapshots: Number of internal snapshots in the image.
@@ -112,8 +113,8 @@ class DiskLayer:
     driver: str = ""
     path: str = ""
     size: int = 0
-    allocated: int = 0
-    write_threshold: int = 0
+    allocated: int | None = None
+    write_threshold: int | None = None
     read_only: bool = False
     cluster: int = 0
     snapshots: int = 0
@@ -127,14 +128,14 @@ class DiskLayer:
             return value if type(value) is int and value >= 0 else 0
 
         node, driver, path = (str(values.get(name, "")) for name in ("node", "driver", "path"))
-        threshold = values.get("write_threshold_bytes", 0)
+        threshold = values.get("write_threshold_bytes")
         return cls(
             node,
             driver,
             path,
             number("size_bytes"),
-            number("allocated_bytes"),
-            threshold if type(threshold) is int else 0,
+            number("allocated_bytes") if "allocated_bytes" in values else None,
+            threshold if type(threshold) is int else None,
             values.get("read_only") is True,
             number("cluster_bytes"),
             number("internal_snapshots"),

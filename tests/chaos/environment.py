@@ -1,4 +1,4 @@
-"""The environment of a run: three brokers, one agent at a time, an issuer of events and a file system for the journal."""
+"""The environment of a run: three brokers, one agent at a time, an event issuer, and a file system for the journal."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaConsumer
 
 from agent.delivery.drops import DropReason
 from agent.delivery.journal.writer import FILE as JOURNAL
-from tests.chaos import numbered
+from tests.chaos import numbered_events
 from tests.chaos.issuer_process import Disk, Issuer, eventually
 from tests.lab.agent_process import AgentProcess
 from tests.lab.kafka import Broker, KafkaCluster
@@ -27,12 +27,12 @@ from tests.lab.kafka import Broker, KafkaCluster
 REQUEST_TIMEOUT_SECONDS: Final = 3.0
 DISK_BYTES: Final = 384 << 20
 MEMORY_BUDGET: Final = 12 << 20
-"""Small, so that a second or two without Kafka leaves records on disk only."""
-WINDOW_SECONDS: Final = 1.0
-"""An event counts as accepted if it was written this long before its agent's end."""
+"""Bytes of memory for records. It is small, so that after a second or two without Kafka some records are only on disk."""
+CRASH_WINDOW_SECONDS: Final = 1.0
+"""An event counts as accepted if it was written at least this long before its agent exited."""
 STOP_SECONDS: Final = 5.0
-MAX_WAITING: Final = 20_000
-"""Records that may wait while all works: a few seconds' worth, on a busy machine."""
+MAX_WAITING_RECORDS: Final = 20_000
+"""How many records may wait while everything works: those of a few seconds, on a busy machine."""
 RECOVER_SECONDS: Final = 120.0
 VMS: Final = 20
 PARTITIONS: Final = 6
@@ -43,7 +43,7 @@ REPLICATED: Final = {"min.insync.replicas": "2", "unclean.leader.election.enable
 
 
 class ExitKind(StrEnum):
-    """How an agent ended."""
+    """How an agent exited."""
 
     KILLED = auto()
     TERMINATED = auto()
@@ -51,7 +51,13 @@ class ExitKind(StrEnum):
 
 @dataclass(slots=True)
 class AgentRun:
-    """One process of the agent, in nanoseconds of the monotonic clock; `ended_ns` is just before the signal was sent."""
+    """One process of the agent.
+
+    Attributes:
+        started_ns: when it was started, by the monotonic clock in nanoseconds.
+        ended_ns: the time just before the signal that ended it, by the same clock.
+        exit: how it exited; None while it runs.
+    """
 
     started_ns: int
     ended_ns: int = 0
@@ -60,13 +66,13 @@ class AgentRun:
 
 @dataclass(frozen=True, slots=True)
 class Topics:
-    """Topics.
+    """Names of the Kafka topics.
 
     Attributes:
-        events: three replicas; two of them must be in sync.
-        samples: the same.
-        alerts: the same.
-        single: one partition and one replica, for one event type; it has no leader while that broker is down.
+        events: topic with three replicas, of which two must be in sync.
+        samples: topic with the same replicas.
+        alerts: topic with the same replicas.
+        single: topic of one event type, with one partition and one replica. It has no leader while the broker of the replica is down.
     """
 
     events: str
@@ -76,7 +82,7 @@ class Topics:
 
     @classmethod
     def named(cls, prefix: str) -> Self:
-        """Return topics whose names have a prefix."""
+        """Return topics whose names begin with a prefix."""
         return cls(*(f"{prefix}.{name}" for name in ("events", "samples", "alerts", "single")))
 
     async def create(self, cluster: KafkaCluster) -> None:
@@ -86,14 +92,14 @@ class Topics:
         await cluster.create_topic(self.single)
 
     def config(self) -> dict[str, object]:
-        """Return the section of the agent's config."""
-        route = {"type": f"qemu.event.{numbered.READY.lower()}", "topic": self.single}
+        """Return the section `kafka.topics` of the agent's config."""
+        route = {"type": f"qemu.event.{numbered_events.READY.lower()}", "topic": self.single}
         return {"events": self.events, "samples": self.samples, "alerts": self.alerts, "routes": [route]}
 
 
 @dataclass(slots=True)
 class Environment:
-    """Brokers, issuer, disk and agent of a run; `running` makes it.
+    """Brokers, issuer, disk and agent of a run; `running` creates it.
 
     Attributes:
         folder: the directory of the run.
@@ -107,8 +113,8 @@ class Environment:
         processes: all processes of the agent.
         faults: how often each fault was injected.
         expected_drops: reasons and times, in seconds since the epoch, of events that the agent may report as dropped.
-        problems: problems that no record shows.
-        recoveries: seconds from the end of each fault until all worked.
+        problems: problems that do not appear in any topic.
+        recoveries: seconds from the end of each fault until everything worked.
     """
 
     folder: Path
@@ -135,7 +141,7 @@ class Environment:
         await topics.create(cluster)
         with Disk.mounted(folder / "disk", DISK_BYTES) as disk:
             async with Issuer(folder, VMS, seed) as issuer:
-                agent = _agent(folder, cluster, topics, issuer, disk)
+                agent = _make_agent(folder, cluster, topics, issuer, disk)
                 env = cls(folder, cluster, topics, issuer, disk, agent, rate, report)
                 try:
                     await env.start_agent()
@@ -151,7 +157,7 @@ class Environment:
         await self.agent.start()
 
     async def start_agent_for(self, seconds: float) -> None:
-        """Start an agent, and kill it after so many seconds, whether it has started or not."""
+        """Start an agent, and kill it after `seconds`, even if it is still starting."""
         self.processes.append(AgentRun(time.monotonic_ns()))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -185,13 +191,13 @@ class Environment:
         return {}
 
     async def is_healthy(self) -> bool:
-        """Return whether the agent is attached to all VMs, journals, delivers, and has delivered most records."""
+        """Return whether the agent watches all VMs, journals and delivers, and has few waiting records."""
         metrics = await self.metrics()
         return (
             metrics.get("qmp_agent_sink_up") == 1
             and metrics.get("qmp_agent_journal_up") == 1
             and metrics['qmp_agent_monitors{state="up"}'] == self.issuer.vms
-            and metrics['qmp_agent_queue_records{queue="events"}'] < MAX_WAITING
+            and metrics['qmp_agent_queue_records{queue="events"}'] < MAX_WAITING_RECORDS
         )
 
     async def wait_recovered(self) -> None:
@@ -201,20 +207,20 @@ class Environment:
             await eventually(self.is_healthy, RECOVER_SECONDS / 3, "the agent is healthy")
         except AssertionError:
             self.report("the machine is slow: the rate is halved until the agent is healthy")
-            await self.issuer.rate(self.rate / 2)
+            await self.issuer.set_rate(self.rate / 2)
             await eventually(self.is_healthy, RECOVER_SECONDS, "the agent is healthy")
-            await self.issuer.rate(self.rate)
+            await self.issuer.set_rate(self.rate)
         self.recoveries.append(time.monotonic() - begin)
         self.report(f"healthy after {self.recoveries[-1]:.1f} s")
 
     async def wait_delivered(self) -> None:
         """Pause the issuer until everything is delivered."""
-        await self.issuer.rate(0)
-        await eventually(self._empty, RECOVER_SECONDS, "everything is delivered")
-        await self.issuer.rate(self.rate)
+        await self.issuer.set_rate(0)
+        await eventually(self._events_are_delivered, RECOVER_SECONDS, "everything is delivered")
+        await self.issuer.set_rate(self.rate)
 
     async def wait_fresh_event(self) -> float:
-        """Wait until an event that is issued from now on is delivered; return the seconds that it took."""
+        """Wait until an event is delivered that is issued after this call. Return how many seconds that took."""
         begin, since_ms = time.monotonic(), time.time_ns() // 1_000_000
         async with asyncio.timeout(RECOVER_SECONDS), self._consumer() as consumer:
             async for message in consumer:
@@ -227,16 +233,16 @@ class Environment:
 
     async def finish(self) -> None:
         """Stop the issuer, wait until everything is delivered and all drops are reported, and stop the agent."""
-        await self.issuer.rate(0)
-        await eventually(self._empty, RECOVER_SECONDS, "everything is delivered")
+        await self.issuer.set_rate(0)
+        await eventually(self._events_are_delivered, RECOVER_SECONDS, "everything is delivered")
         await self.terminate_agent()
-        await self.start_agent()  # it reports drops that the one before had only stored
+        await self.start_agent()  # it reports drops that the agent before had only stored
         await self.wait_recovered()
-        await eventually(self._empty, RECOVER_SECONDS, "everything is delivered")
+        await eventually(self._events_are_delivered, RECOVER_SECONDS, "everything is delivered")
         await self.terminate_agent()
         await self.issuer.count()
 
-    async def _empty(self) -> bool:
+    async def _events_are_delivered(self) -> bool:
         return (await self.metrics()).get('qmp_agent_queue_records{queue="events"}') == 0
 
     # Faults.
@@ -246,7 +252,7 @@ class Environment:
         self.faults[fault] += times
         self.report(fault)
 
-    def damage(self, draw: random.Random) -> None:
+    def overwrite_page(self, draw: random.Random) -> None:
         """Overwrite a random page in the middle of the journal's file."""
         with (self.disk.folder / "journal" / JOURNAL).open("r+b") as file:
             pages = file.seek(0, 2) // PAGE_BYTES
@@ -255,7 +261,7 @@ class Environment:
             file.seek(page * PAGE_BYTES)
             file.write(draw.randbytes(PAGE_BYTES))
 
-    async def broker_of_single(self) -> Broker:
+    async def broker_of_single_replica_topic(self) -> Broker:
         """Return the broker of the topic with one replica."""
         async with self.cluster._admin() as admin:
             (topic,) = await admin.describe_topics([self.topics.single])
@@ -264,10 +270,10 @@ class Environment:
         return self.cluster.brokers[leader - 1]
 
 
-def _agent(folder: Path, cluster: KafkaCluster, topics: Topics, issuer: Issuer, disk: Disk) -> AgentProcess:
+def _make_agent(folder: Path, cluster: KafkaCluster, topics: Topics, issuer: Issuer, disk: Disk) -> AgentProcess:
     agent = AgentProcess(folder, {})
     config = {
-        "host": numbered.HOST,
+        "host": numbered_events.HOST,
         "monitors": [{"dial": issuer.monitors}],
         "kafka": {
             "bootstrap_servers": cluster.bootstrap,

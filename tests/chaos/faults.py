@@ -1,4 +1,4 @@
-"""The faults; a short script that has each of them, and a long one that is random."""
+"""Faults of brokers, of the agent and of the journal's disk, and the scripts that inject them."""
 
 import asyncio
 import contextlib
@@ -9,39 +9,39 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from typing import Final
 
 from agent.delivery.drops import DropReason
+from tests.chaos.environment import CRASH_WINDOW_SECONDS, REQUEST_TIMEOUT_SECONDS, Environment
 from tests.chaos.issuer_process import eventually
-from tests.chaos.participants import REQUEST_TIMEOUT_SECONDS, WINDOW_SECONDS, Environment
 from tests.lab.kafka import Broker
 
-LONGER_SECONDS: Final = 2 * REQUEST_TIMEOUT_SECONDS + 1.5
-"""How long a broker is down until requests to it time out, its partitions have no leader, and their batches time out too."""
-MEMORY_SECONDS: Final = 3.0
-"""How long it takes, roughly, to fill the memory that the agent may use."""
-DETECT_SECONDS: Final = 15.0
-"""How long it takes at most until the journal meets the full disk: its file has some free pages."""
+BROKER_OUTAGE_SECONDS: Final = 2 * REQUEST_TIMEOUT_SECONDS + 1.5
+"""How long a broker must be down so that requests to it time out, and then the batches for its partitions too."""
+FILL_MEMORY_SECONDS: Final = 3.0
+"""Approximate time in which events fill the memory that the agent may use for records."""
+DETECT_FULL_DISK_SECONDS: Final = 15.0
+"""Maximum time until the journal reports that the disk is full. Until then, it writes to the free pages of its file."""
 
 BACKLOG_RECORDS: Final = 10_000
 BACKLOG_SECONDS: Final = 30.0
-"""How many records wait in the journal before it is damaged, and how long that takes at most."""
+"""How many records must wait in the journal before it is damaged, and the maximum time until they do."""
 
 # Faults of the brokers.
 
 
 @contextlib.asynccontextmanager
-async def killed(env: Environment, brokers: Sequence[Broker]) -> AsyncIterator[None]:
-    """Kill brokers with SIGKILL; they serve again after the block."""
-    _count(env, "killed", brokers)
-    await _together(broker.kill() for broker in brokers)
+async def brokers_killed(env: Environment, brokers: Sequence[Broker]) -> AsyncIterator[None]:
+    """Kill brokers with SIGKILL, and start them again after the block."""
+    _count_broker_fault(env, "killed", brokers)
+    await _await_together(broker.kill() for broker in brokers)
     try:
         yield
     finally:
-        await _together(broker.start() for broker in brokers)
+        await _await_together(broker.start() for broker in brokers)
 
 
 @contextlib.asynccontextmanager
-async def paused(env: Environment, brokers: Sequence[Broker]) -> AsyncIterator[None]:
-    """Freeze brokers while the block runs: connections stay open, no request is answered."""
-    _count(env, "paused", brokers)
+async def brokers_paused(env: Environment, brokers: Sequence[Broker]) -> AsyncIterator[None]:
+    """Freeze brokers while the block runs. Their connections stay open, but they answer no request."""
+    _count_broker_fault(env, "paused", brokers)
     for broker in brokers:
         await broker.pause()
     try:
@@ -51,13 +51,13 @@ async def paused(env: Environment, brokers: Sequence[Broker]) -> AsyncIterator[N
             broker.resume()
 
 
-def _count(env: Environment, what: str, brokers: Sequence[Broker]) -> None:
+def _count_broker_fault(env: Environment, fault: str, brokers: Sequence[Broker]) -> None:
     number = {1: "one broker", len(env.cluster.brokers): "all brokers"}.get(len(brokers), f"{len(brokers)} brokers")
-    env.count_fault(f"{number} {what}")
+    env.count_fault(f"{number} {fault}")
 
 
-async def _together(starts: Iterable[Awaitable[None]]) -> None:
-    """Await all concurrently: several brokers serve only after most of them have started."""
+async def _await_together(starts: Iterable[Awaitable[None]]) -> None:
+    """Await all concurrently, because brokers serve only after most of them have started."""
     await asyncio.gather(*starts)
 
 
@@ -102,113 +102,117 @@ AGENT_FAULTS: Final[tuple[Callable[[Environment, random.Random], Awaitable[None]
     agent_frozen,
 )
 
-# Faults of the journal's disk. The agent must not be killed meanwhile: records that it cannot journal are in memory only.
+# Faults of the journal's disk. A script must not kill the agent during such a fault: records that it cannot journal are only in memory.
 
 
 @contextlib.asynccontextmanager
 async def disk_full(env: Environment) -> AsyncIterator[None]:
-    """Fill the journal's disk while the block runs. After it, the agent journals again and has delivered all records.
+    """Fill the journal's disk while the block runs. After the block, wait until the agent journals again and has delivered all records.
 
-    So the brokers must serve again by the end of the block.
+    The brokers must serve again by the end of the block.
     """
     if env.disk.mount_error is not None:
         env.report(f"the disk cannot be filled: {env.disk.mount_error}")
         yield
         return
     env.count_fault("journal's disk full")
-    begin = time.time()
+    began_at = time.time()
     env.disk.fill()
     try:
         yield
     finally:
         env.disk.free()
-    await eventually(lambda: _is_journaling(env, up=True), DETECT_SECONDS, "the agent journals again")
+    await eventually(lambda: _journal_has_state(env, up=True), DETECT_FULL_DISK_SECONDS, "the agent journals again")
     await env.wait_delivered()  # a kill would lose records that are in memory only, without a report
-    env.expected_drops.append((DropReason.JOURNAL_UNAVAILABLE, begin - MEMORY_SECONDS, time.time()))
+    env.expected_drops.append((DropReason.JOURNAL_UNAVAILABLE, began_at - FILL_MEMORY_SECONDS, time.time()))
 
 
 async def full_disk_detected(env: Environment) -> None:
     """Wait until the agent reports that it cannot journal."""
     if env.disk.mount_error is None:
         await eventually(
-            lambda: _is_journaling(env, up=False), DETECT_SECONDS, "the agent reports that it cannot journal"
+            lambda: _journal_has_state(env, up=False),
+            DETECT_FULL_DISK_SECONDS,
+            "the agent reports that it cannot journal",
         )
 
 
-async def _is_journaling(env: Environment, *, up: bool) -> bool:
+async def _journal_has_state(env: Environment, *, up: bool) -> bool:
     return (await env.metrics()).get("qmp_agent_journal_up") == up
 
 
 # Scripts.
 
 
-async def short(env: Environment, draw: random.Random) -> None:
-    """Inject each kind of fault; kill and stop the agent with and without a working Kafka."""
+async def short_script(env: Environment, draw: random.Random) -> None:
+    """Inject each kind of fault once. Kill and stop the agent while Kafka works, and while it does not."""
     await env.wait_recovered()  # the agent delivers
-    single = await env.broker_of_single()
-    others = [broker for broker in env.cluster.brokers if broker is not single]
-    draw.shuffle(others)
-    async with disk_full(env), paused(env, env.cluster.brokers):
+    single_broker = await env.broker_of_single_replica_topic()
+    other_brokers = [broker for broker in env.cluster.brokers if broker is not single_broker]
+    draw.shuffle(other_brokers)
+    async with disk_full(env), brokers_paused(env, env.cluster.brokers):
         await full_disk_detected(env)
-        await asyncio.sleep(MEMORY_SECONDS)  # records that memory cannot hold now are dropped, and must be reported
+        await asyncio.sleep(
+            FILL_MEMORY_SECONDS
+        )  # records that memory cannot hold now are dropped, and must be reported
     await env.wait_recovered()
     await agent_killed(env)
-    async with killed(env, others[:1]):
+    async with brokers_killed(env, other_brokers[:1]):
         await agent_killed(env)
         await asyncio.sleep(1.0)
-    async with paused(env, [single]):  # the topic with one replica has no leader
-        await asyncio.sleep(LONGER_SECONDS)
-    async with paused(env, others):  # too few for acknowledgements and for elections
+    async with brokers_paused(env, [single_broker]):  # the topic with one replica has no leader
+        await asyncio.sleep(BROKER_OUTAGE_SECONDS)
+    async with brokers_paused(env, other_brokers):  # too few for acknowledgements and for elections
         await asyncio.sleep(1.0)
         await agent_killed(env)
     await env.wait_recovered()
-    async with killed(env, env.cluster.brokers):
+    async with brokers_killed(env, env.cluster.brokers):
         await agent_terminated(env)
         await agent_killed_at_start(env, draw)
 
 
-async def damage(env: Environment, draw: random.Random) -> None:
+async def damage_script(env: Environment, draw: random.Random) -> None:
     """Overwrite a page of the journal while it has a backlog and the agent is down."""
 
     async def has_backlog() -> bool:
         return (await env.metrics()).get('qmp_agent_queue_records{queue="events"}', 0) > BACKLOG_RECORDS
 
-    async with paused(env, env.cluster.brokers):
+    async with brokers_paused(env, env.cluster.brokers):
         await eventually(has_backlog, BACKLOG_SECONDS, f"{BACKLOG_RECORDS} records wait")
-        await env.issuer.rate(0)
-        await asyncio.sleep(1.5 * WINDOW_SECONDS)  # so that only the damage loses records
+        await env.issuer.set_rate(0)
+        await asyncio.sleep(1.5 * CRASH_WINDOW_SECONDS)  # so that only the damage loses records
         if draw.random() < 0.5:
             await env.terminate_agent()
         else:
             await env.kill_agent()
         env.count_fault("page of the journal overwritten")
-        env.damage(draw)
+        env.overwrite_page(draw)
         env.expected_drops.append((DropReason.CORRUPT, 0.0, time.time()))
         await env.start_agent()
-        await env.issuer.rate(env.rate)
+        await env.issuer.set_rate(env.rate)
 
 
-async def long(env: Environment, draw: random.Random, seconds: float) -> None:
-    """Run the short script, and then random faults, single and concurrent ones, for so many seconds in all."""
+async def long_script(env: Environment, draw: random.Random, seconds: float) -> None:
+    """Run the short script, and then inject random faults, one at a time or several at once, until `seconds` have passed."""
     deadline = time.monotonic() + seconds
-    await short(env, draw)
+    await short_script(env, draw)
     while time.monotonic() < deadline:
         await env.wait_recovered()
-        await _episode(env, draw)
+        await _inject_random_faults(env, draw)
 
 
-async def _episode(env: Environment, draw: random.Random) -> None:
+async def _inject_random_faults(env: Environment, draw: random.Random) -> None:
     brokers = draw.sample(env.cluster.brokers, draw.choice((0, 1, 1, 1, 2, 2, 3)))
-    broker_fault = draw.choice((killed, paused))
-    full = draw.random() < 0.25
+    broker_fault = draw.choice((brokers_killed, brokers_paused))
+    fills_disk = draw.random() < 0.25
     async with contextlib.AsyncExitStack() as stack:
-        if full:
+        if fills_disk:
             await stack.enter_async_context(disk_full(env))
         if brokers:
             await stack.enter_async_context(broker_fault(env, brokers))
             await asyncio.sleep(draw.uniform(0.0, 2.0))
-        if not full:
+        if not fills_disk:
             for _ in range(draw.randint(0 if brokers else 1, 4)):
                 await draw.choice(AGENT_FAULTS)(env, draw)
                 await asyncio.sleep(draw.uniform(0.0, 2.0))
-        await asyncio.sleep(draw.uniform(0.0, 1.5 * LONGER_SECONDS))
+        await asyncio.sleep(draw.uniform(0.0, 1.5 * BROKER_OUTAGE_SECONDS))

@@ -1,8 +1,9 @@
-"""Scripted monitors that issue numbered events at a given rate, and log them.
+"""Scripted QMP monitors that issue numbered events at a given rate, and log them.
 
-This is a process of its own, `python -m tests.chaos.issuer`, so that neither the agent nor the judge slows it down. Like QEMU, each monitor
-serves one client at a time, and issues nothing without a client. Commands are lines of standard input: `rate N` sets the rate of all
-VMs together in events per second, `count` prints a line of JSON. The process ends with its standard input.
+They run in a process of their own, `python -m tests.chaos.issuer`, so that neither the agent nor the judge slows them down. Like QEMU, each
+monitor serves one client at a time, and issues no events without a client. The process reads commands from standard input, one per line.
+`rate N` sets the events per second of all VMs together; `count` prints the number of issued events as JSON. The process exits when its
+standard input is closed.
 """
 
 import argparse
@@ -17,96 +18,96 @@ from collections import deque
 from pathlib import Path
 from typing import Any, Final, TextIO, cast
 
-from tests.chaos import numbered
+from tests.chaos import numbered_events
 from tests.lab.fake_qemu import OUT_OF_BAND, error, split_json_values
 from tests.lab.transcript import Transcript
 
 TICK_SECONDS: Final = 0.01
-MAX_DUE_SECONDS: Final = 0.2
-"""How much a late tick may catch up."""
+MAX_CATCH_UP_SECONDS: Final = 0.2
+"""How much time a late tick may catch up: a longer delay issues fewer events."""
 SEND_BUFFER_BYTES: Final = 32 << 10
 MAX_WRITE_EVENTS: Final = 24
 """Largest number of events in one write."""
 
 
 class Monitor:
-    """One VM's monitor."""
+    """The scripted monitor of one VM."""
 
     def __init__(self, vm: int, log: TextIO, transcript: Transcript) -> None:
         self.vm = vm
         self.issued = 0
         self._log = log
         self._transcript = transcript
-        self._client: _Client | None = None
-        self._waiting: deque[_Client] = deque()
+        self._client: _ClientConnection | None = None
+        self._waiting: deque[_ClientConnection] = deque()
         self._connection = -1
         self._unwritten: tuple[int, int, int] | None = None
 
     @property
     def ready(self) -> bool:
-        """True if a client has negotiated and has read all earlier events."""
+        """True if a client has negotiated capabilities, and the kernel has taken all earlier events."""
         client = self._client
         return (
             client is not None and client.negotiated and not client.transport.is_closing() and self._unwritten is None
         )
 
     def emit(self, count: int) -> int:
-        """Issue events in one write; return how many were issued."""
+        """Issue `count` events in one write. Return how many were issued: 0 if the client has disconnected."""
         assert self._client is not None
         first, wall_us = self.issued, time.time_ns() // 1000
         transport = self._client.transport
-        transport.write(b"".join(numbered.encode(self.vm, first + i, wall_us + i) for i in range(count)))
+        transport.write(b"".join(numbered_events.encode(self.vm, first + i, wall_us + i) for i in range(count)))
         if transport.is_closing():  # the client is gone: nothing was written
             return 0
         self.issued += count
         self._unwritten = (first, count, wall_us)
         if not transport.get_write_buffer_size():
-            self.written()
+            self.log_write()
         return count
 
-    def written(self, *, whole: bool = True) -> None:
-        """Log the last write: the kernel has it, or, if not `whole`, the client has disconnected."""
+    def log_write(self, *, whole: bool = True) -> None:
+        """Log the last write. Pass `whole=False` if the client disconnected before the kernel took all of it."""
         if self._unwritten is not None:
             first, count, wall_us = self._unwritten
             at_ns = time.monotonic_ns() if whole else 0
-            self._log.write(numbered.write_line(self.vm, self._connection, first, count, wall_us, at_ns))
+            self._log.write(numbered_events.write_line(self.vm, self._connection, first, count, wall_us, at_ns))
             self._unwritten = None
 
-    def on_connect(self, client: "_Client") -> None:
-        """Greet a client as soon as it is the only one."""
+    def on_connect(self, client: "_ClientConnection") -> None:
+        """Greet a client; if another client is connected, greet it after that client has disconnected."""
         self._waiting.append(client)
-        self._next()
+        self._greet_next_client()
 
-    def on_disconnect(self, client: "_Client") -> None:
+    def on_disconnect(self, client: "_ClientConnection") -> None:
         """Handle the disconnect of a client."""
         if client is not self._client:
             self._waiting.remove(client)
             return
-        self.written(whole=False)
-        self._log.write(numbered.ended_line(self.vm, self._connection, time.monotonic_ns()))
+        self.log_write(whole=False)
+        self._log.write(numbered_events.ended_line(self.vm, self._connection, time.monotonic_ns()))
         self._client = None
-        self._next()
+        self._greet_next_client()
 
-    def _next(self) -> None:
+    def _greet_next_client(self) -> None:
         if self._client is None and self._waiting:
             self._client = self._waiting.popleft()
             self._connection += 1
-            self._log.write(numbered.connected_line(self.vm, self._connection, time.monotonic_ns()))
+            self._log.write(numbered_events.connected_line(self.vm, self._connection, time.monotonic_ns()))
             self._client.send(self._transcript.greeting)
 
     def answer(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Return the reply to a command."""
         match command:
             case "query-uuid":
-                return {"return": {"UUID": numbered.uuid_of(self.vm)}}
+                return {"return": {"UUID": numbered_events.uuid_of(self.vm)}}
             case "query-name":
-                return {"return": {"name": numbered.name_of(self.vm)}}
+                return {"return": {"name": numbered_events.name_of(self.vm)}}
             case _:
                 return self._transcript.answer(command, arguments)
 
 
-class _Client(asyncio.Protocol):
-    """One connection."""
+class _ClientConnection(asyncio.Protocol):
+    """The connection of one client to a scripted monitor."""
 
     transport: asyncio.Transport
 
@@ -116,7 +117,7 @@ class _Client(asyncio.Protocol):
         self._text = ""
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send a message other than an event."""
+        """Send a message that is not an event."""
         self.transport.write(json.dumps(message).encode() + b"\r\n")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -130,7 +131,7 @@ class _Client(asyncio.Protocol):
         self._monitor.on_disconnect(self)
 
     def resume_writing(self) -> None:
-        self._monitor.written()
+        self._monitor.log_write()
 
     def data_received(self, data: bytes) -> None:
         requests, self._text, _ = split_json_values(self._text + data.decode())
@@ -151,7 +152,7 @@ class _Client(asyncio.Protocol):
 
 
 class EventLoad:
-    """All monitors and their rate."""
+    """Issues events at all monitors, at the rate that is set."""
 
     def __init__(self, monitors: list[Monitor], log: TextIO, seed: int) -> None:
         self._monitors = monitors
@@ -160,12 +161,12 @@ class EventLoad:
         self._rate = 0.0
 
     async def issue(self) -> None:
-        """Issue events, until cancelled."""
+        """Issue events until cancelled."""
         due, before = 0.0, time.monotonic()
         while True:
             await asyncio.sleep(TICK_SECONDS)
             now = time.monotonic()
-            due, before = min(due + self._rate * (now - before), self._rate * MAX_DUE_SECONDS), now
+            due, before = min(due + self._rate * (now - before), self._rate * MAX_CATCH_UP_SECONDS), now
             ready = [monitor for monitor in self._monitors if monitor.ready]
             while due >= 1 and ready:
                 monitor = self._random.choice(ready)
@@ -174,7 +175,7 @@ class EventLoad:
                     ready.remove(monitor)
 
     async def read_commands(self) -> None:
-        """Execute the commands of standard input until it ends."""
+        """Execute commands from standard input until it is closed."""
         commands = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
         while line := (await commands.readline()).decode():
@@ -204,8 +205,8 @@ async def main() -> None:
     with options.log.open("w") as log:
         monitors = [Monitor(vm, log, transcript) for vm in range(options.vms)]
         for monitor in monitors:
-            path = options.folder / f"{numbered.name_of(monitor.vm)}.qmp"
-            await loop.create_unix_server(lambda monitor=monitor: _Client(monitor), os.fspath(path))  # type: ignore[misc]
+            path = options.folder / f"{numbered_events.name_of(monitor.vm)}.qmp"
+            await loop.create_unix_server(lambda monitor=monitor: _ClientConnection(monitor), os.fspath(path))  # type: ignore[misc]
         load = EventLoad(monitors, log, options.seed)
         task = asyncio.create_task(load.issue())
         await asyncio.wait({task, asyncio.create_task(load.read_commands())}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""The issuer's process, and a file system for the journal that can be filled."""
+"""The process of the event issuer, and a small file system for the journal, which a test can fill."""
 
 import asyncio
 import contextlib
@@ -18,15 +18,15 @@ _ANSWER_SECONDS: Final = 20.0
 
 
 async def eventually(predicate: Callable[[], Awaitable[object]], seconds: float, what: str) -> None:
-    """Wait until a predicate holds; it is evaluated a few times a second.
+    """Wait until a predicate is true. It is called a few times per second.
 
     Args:
         predicate: what to wait for.
         seconds: the deadline.
-        what: describes it in the error.
+        what: a description of the predicate, for the error.
 
     Raises:
-        AssertionError: it does not hold in time.
+        AssertionError: the predicate is not true in time.
     """
     deadline = time.monotonic() + seconds
     while not await predicate():
@@ -35,11 +35,11 @@ async def eventually(predicate: Callable[[], Awaitable[object]], seconds: float,
 
 
 class Issuer:
-    """The process of `issuer.py`, which runs inside `async with`.
+    """The process of `issuer.py`. It runs inside `async with`.
 
     Attributes:
-        monitors: glob pattern of its monitors' sockets.
-        log: its log of issued events.
+        monitors: glob pattern of the monitors' sockets.
+        log: path of the log of issued events.
     """
 
     def __init__(self, folder: Path, vms: int, seed: int) -> None:
@@ -52,8 +52,8 @@ class Issuer:
         self._process: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
 
-    async def rate(self, rate: float) -> None:
-        """Set the rate in events per second."""
+    async def set_rate(self, rate: float) -> None:
+        """Set how many events per second all VMs together issue."""
         await self._send(f"rate {rate}")
 
     async def count(self) -> tuple[int, int]:
@@ -100,8 +100,8 @@ class Disk:
     """A small file system for the journal.
 
     Attributes:
-        folder: its mount point, or a plain directory.
-        mount_error: why it is not mounted and cannot be filled, or None. Mounting needs root.
+        folder: the mount point; a plain directory if mounting failed.
+        mount_error: why mounting failed, so that the disk cannot be filled; None if it is mounted. Mounting needs root.
     """
 
     def __init__(self, folder: Path, mount_error: str | None) -> None:
@@ -112,7 +112,7 @@ class Disk:
     @classmethod
     @contextlib.contextmanager
     def mounted(cls, folder: Path, size: int) -> Iterator[Self]:
-        """Mount a file system: ext4 in a file, where an fsync has its real cost; else tmpfs; else none."""
+        """Mount ext4 in a file, where an fsync has its real cost. If that fails, mount a tmpfs; if that fails too, mount nothing."""
         folder.mkdir(parents=True)
         image = folder.with_suffix(".ext4")
         mount_error = None
@@ -135,7 +135,7 @@ class Disk:
                 file.write(bytes(4096))
 
     def free(self) -> None:
-        """Free the space again."""
+        """Delete the file that fills the file system."""
         self._ballast.unlink(missing_ok=True)
 
 
@@ -146,7 +146,7 @@ def _mount_ext4(image: Path, folder: Path, size: int) -> str:
 
 
 def _run(*command: str | Path) -> str:
-    """Run a command; return its error, empty if it succeeds."""
+    """Run a command. Return its error; empty if it succeeds."""
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -1,8 +1,8 @@
-"""Reads all topics, and compares them with the issuer's log.
+"""Reads all topics, and compares them with the issuer's log of events.
 
-An event counts as accepted if it was written to an agent's socket more than a window before that agent was killed, or disconnected after
-SIGTERM. Between reading an event and journaling it, milliseconds pass in which a crash loses the event. The judge measures the window
-that was needed: how long before its agent's end the oldest lost event was written.
+The agent needs some milliseconds between reading an event and journaling it. A crash in this time loses the event. So an event counts as
+accepted only if it was written to the agent's socket at least `CRASH_WINDOW_SECONDS` before the agent was killed, or before it disconnected
+after SIGTERM. The judge also measures how long this window had to be: the time between the oldest lost event and the end of its agent.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ import orjson
 from aiokafka import AIOKafkaConsumer
 
 from agent.delivery.drops import DropReason
-from tests.chaos import numbered
-from tests.chaos.numbered import Connection, Issued
-from tests.chaos.participants import WINDOW_SECONDS, AgentRun, Environment, ExitKind
+from tests.chaos import numbered_events
+from tests.chaos.environment import CRASH_WINDOW_SECONDS, AgentRun, Environment, ExitKind
+from tests.chaos.numbered_events import Connection, IssuedEvents
 
 _READ_SECONDS: Final = 120.0
 _EXAMPLES: Final = 5
@@ -28,25 +28,28 @@ _EXAMPLE_CHARACTERS: Final = 600
 
 @dataclass(slots=True)
 class LostAtExit:
-    """Events that were lost with agents that ended in one way.
+    """Events that were lost because agents exited in one way, by SIGKILL or by SIGTERM.
 
     Attributes:
-        lost: number of events that were written to them and not delivered.
-        window_seconds: how long before its agent's end the oldest of these was written.
+        lost: number of events that were written to such an agent's socket and not delivered.
+        window_seconds: the longest time between the write of such an event and the exit of its agent.
     """
 
     lost: int = 0
     window_seconds: float = 0.0
 
     def add(self, seconds: float) -> None:
-        """Add an event that was written so many seconds before the end."""
+        """Add an event that was written `seconds` before the exit of its agent."""
         self.lost += 1
         self.window_seconds = max(self.window_seconds, seconds)
 
 
 @dataclass(slots=True)
 class Verdict:
-    """The findings. Every count of `wrong` must be 0, and no more events may be missing than are reported as dropped."""
+    """The findings of a run.
+
+    Each count in `wrong` must be 0. At most as many events may be missing as the agent reports as dropped.
+    """
 
     issued: int = 0
     accepted: int = 0
@@ -65,7 +68,7 @@ class Verdict:
             self.examples.append(f"{what}: {str(example)[:_EXAMPLE_CHARACTERS]}")
 
     def problems(self) -> list[str]:
-        """Return the broken guarantees."""
+        """Return the broken guarantees, with examples; empty if none is broken."""
         problems = [f"{count} {what}" for what, count in self.wrong.items() if count]
         if self.missing > self.reported.total():
             problems.append(
@@ -74,7 +77,7 @@ class Verdict:
         return problems + self.examples if problems else []
 
 
-WRONG: Final = (
+PROBLEM_KINDS: Final = (
     "out of order",
     "wrong payload",
     "never issued",
@@ -88,18 +91,20 @@ WRONG: Final = (
 
 async def judge(env: Environment) -> Verdict:
     """Judge a finished run."""
-    verdict = Verdict(wrong=Counter(dict.fromkeys(WRONG, 0)))
-    issued = await asyncio.to_thread(Issued.read, env.issuer.log, env.issuer.vms)
-    delivered = _Delivered(issued, env.expected_drops, verdict)
-    await read(env, (env.topics.events, env.topics.single), delivered.add)
-    for vm, of_vm in enumerate(issued):
-        _find_missing(vm, of_vm, delivered.seen[vm], env, verdict)
+    verdict = Verdict(wrong=Counter(dict.fromkeys(PROBLEM_KINDS, 0)))
+    issued = await asyncio.to_thread(IssuedEvents.read, env.issuer.log, env.issuer.vms)
+    delivered = _MessageChecker(issued, env.expected_drops, verdict)
+    await read_topics(env, (env.topics.events, env.topics.single), delivered.add)
+    for vm, vm_events in enumerate(issued):
+        _count_missing_events(vm, vm_events, delivered.seen[vm], env, verdict)
     verdict.issued = sum(map(len, issued))
     return verdict
 
 
-async def read(env: Environment, topics: Sequence[str], handle: Callable[[str, int, bytes, bytes], None]) -> None:
-    """Call `handle` with topic, partition, key and value of every message, those of each partition in order."""
+async def read_topics(
+    env: Environment, topics: Sequence[str], on_message: Callable[[str, int, bytes, bytes], None]
+) -> None:
+    """Call `on_message` with the topic, partition, key and value of each message. Messages of one partition come in order."""
     async with (
         asyncio.timeout(_READ_SECONDS),
         AIOKafkaConsumer(*topics, auto_offset_reset="earliest", **env.cluster.client) as consumer,
@@ -108,23 +113,26 @@ async def read(env: Environment, topics: Sequence[str], handle: Callable[[str, i
         while any([await consumer.position(place) < end for place, end in ends.items()]):
             for place, messages in (await consumer.getmany(timeout_ms=1000)).items():
                 for message in messages:
-                    handle(place.topic, place.partition, message.key, message.value)
+                    on_message(place.topic, place.partition, message.key, message.value)
 
 
-class _Delivered:
-    """Checks every message."""
+class _MessageChecker:
+    """Checks each delivered message against the issued events."""
 
     def __init__(
-        self, issued: Sequence[Issued], expected_drops: Sequence[tuple[DropReason, float, float]], verdict: Verdict
+        self,
+        issued: Sequence[IssuedEvents],
+        expected_drops: Sequence[tuple[DropReason, float, float]],
+        verdict: Verdict,
     ) -> None:
-        self.seen = [bytearray(len(of_vm)) for of_vm in issued]
+        self.seen = [bytearray(len(vm_events)) for vm_events in issued]
         self._issued = issued
         self._expected_drops = expected_drops
         self._verdict = verdict
         self._ids: set[str] = set()
         self._last: dict[tuple[int, str], int] = {}
         self._partitions: dict[tuple[str, str], int] = {}
-        self._vms = {numbered.uuid_of(vm): vm for vm in range(len(issued))}
+        self._vms = {numbered_events.uuid_of(vm): vm for vm in range(len(issued))}
 
     def add(self, topic: str, partition: int, key: bytes, value: bytes) -> None:
         """Check the next message of a partition."""
@@ -161,25 +169,25 @@ class _Delivered:
         if n <= self._last.get((vm, topic), -1):
             self._verdict.add_problem("out of order", event)
         self._last[vm, topic] = n
-        if not _matches(vm, n, self._issued[vm].wall_us[n], key, event):
+        if not _matches_issued_event(vm, n, self._issued[vm].wall_us[n], key, event):
             self._verdict.add_problem("wrong payload", event)
 
 
-def _matches(vm: int, n: int, wall_us: int, key: bytes, event: Mapping[str, Any]) -> bool:
+def _matches_issued_event(vm: int, n: int, wall_us: int, key: bytes, event: Mapping[str, Any]) -> bool:
     """Return whether a delivered event has the content of the issued one."""
-    kind, data = numbered.kind_of(n), numbered.payload(vm, n)
+    kind, data = numbered_events.event_name(n), numbered_events.payload(vm, n)
     moment = datetime.fromisoformat(event["time"])
     return (
         event["type"] == f"qemu.event.{kind.lower()}"
         and event["data"] == {"event": kind, "category": "job", "qemu": data}
         and round(moment.timestamp() * 1e6) == wall_us
-        and key.decode() == event["partitionkey"] == numbered.uuid_of(vm)
-        and (event["host"], event["vmname"]) == (numbered.HOST, numbered.name_of(vm))
+        and key.decode() == event["partitionkey"] == numbered_events.uuid_of(vm)
+        and (event["host"], event["vmname"]) == (numbered_events.HOST, numbered_events.name_of(vm))
         and event["subject"] == data["device"]
     )
 
 
-def _find_missing(vm: int, issued: Issued, seen: bytearray, env: Environment, verdict: Verdict) -> None:
+def _count_missing_events(vm: int, issued: IssuedEvents, seen: bytearray, env: Environment, verdict: Verdict) -> None:
     ends = [_end_of_connection(connection, env.processes) for connection in issued.connections]
 
     def is_expected(n: int, *reasons: DropReason) -> bool:
@@ -188,14 +196,14 @@ def _find_missing(vm: int, issued: Issued, seen: bytearray, env: Environment, ve
 
     for number, (connection, (end_ns, _)) in enumerate(zip(issued.connections, ends, strict=True)):
         if connection.ended_ns is not None and connection.ended_ns < end_ns:
-            verdict.add_problem("unexpected disconnect", f"{numbered.name_of(vm)}, connection {number}")
+            verdict.add_problem("unexpected disconnect", f"{numbered_events.name_of(vm)}, connection {number}")
     for n, (written_ns, number) in enumerate(zip(issued.written_ns, issued.connection, strict=True)):
         end_ns, kind = ends[number]
-        accepted = 0 < written_ns < end_ns - WINDOW_SECONDS * 1e9
+        accepted = 0 < written_ns < end_ns - CRASH_WINDOW_SECONDS * 1e9
         verdict.accepted += accepted
         if seen[n]:
             continue
-        if not accepted:  # on a full disk it may have been dropped and reported before that end
+        if not accepted:  # on a full disk, the agent may have dropped and reported the event before it exited
             if not is_expected(n, DropReason.JOURNAL_UNAVAILABLE):
                 verdict.exits[kind].add((end_ns - written_ns) / 1e9 if written_ns else 0.0)
             continue
@@ -203,12 +211,13 @@ def _find_missing(vm: int, issued: Issued, seen: bytearray, env: Environment, ve
         if not is_expected(n, *DropReason):
             early = (end_ns - written_ns) / 1e9
             verdict.add_problem(
-                "missing without a cause", f"{numbered.name_of(vm)} n={n}, {early:.1f} s before the agent was {kind}"
+                "missing without a cause",
+                f"{numbered_events.name_of(vm)} n={n}, {early:.1f} s before the agent was {kind}",
             )
 
 
 def _end_of_connection(connection: Connection, processes: Sequence[AgentRun]) -> tuple[int, ExitKind]:
-    """Return when the agent with a connection ended, as far as it concerns what it had read, and how."""
+    """Return until when the agent with a connection could still accept events, by the monotonic clock in nanoseconds, and how it exited."""
     process = processes[bisect_right(processes, connection.connected_ns, key=lambda run: run.started_ns) - 1]
     assert process.exit is not None
     if process.exit is ExitKind.TERMINATED and connection.ended_ns is not None:

@@ -1,4 +1,4 @@
-"""One run: start, faults, verdict, and the table of its figures."""
+"""One run of the chaos tests: start, faults, verdict, and a table of figures."""
 
 import asyncio
 import random
@@ -10,15 +10,15 @@ from typing import Final
 
 import orjson
 
+from tests.chaos.environment import CRASH_WINDOW_SECONDS, Environment, ExitKind
 from tests.chaos.issuer_process import eventually
-from tests.chaos.judge import WRONG, Verdict, judge, read
-from tests.chaos.participants import WINDOW_SECONDS, Environment, ExitKind
+from tests.chaos.judge import PROBLEM_KINDS, Verdict, judge, read_topics
 from tests.lab.kafka import KafkaCluster
 
 Script = Callable[[Environment, random.Random], Awaitable[None]]
 
 _ATTACH_SECONDS: Final = 20.0
-_ENOUGH_SECONDS: Final = 60.0
+_MIN_EVENTS_SECONDS: Final = 60.0
 _PROGRESS_SECONDS: Final = 5.0
 
 
@@ -27,9 +27,9 @@ class Plan:
     """The plan of a run.
 
     Attributes:
-        script: the faults.
-        seed: of the script and the issuer.
-        rate: events a second.
+        script: injects the faults.
+        seed: seed of the random choices of the script and of the issuer.
+        rate: events per second.
         min_events: how many events to issue at least.
         report: called with lines of progress.
     """
@@ -57,7 +57,7 @@ class Result:
 
 
 async def run(folder: Path, cluster: KafkaCluster, plan: Plan) -> Result:
-    """Issue events, inject faults, and judge. If there are problems, the topics are dumped into the empty `folder`, beside the logs."""
+    """Issue events, inject faults, and compare the topics with the issued events. If there are problems, write the topics into `folder`."""
     begin = time.monotonic()
 
     def report(text: str) -> None:
@@ -65,14 +65,14 @@ async def run(folder: Path, cluster: KafkaCluster, plan: Plan) -> Result:
 
     async with Environment.running(folder, cluster, plan.seed, plan.rate, report) as env:
 
-        async def attached() -> bool:
+        async def all_attached() -> bool:
             return (await env.issuer.count())[1] == env.issuer.vms
 
-        async def enough() -> bool:
+        async def enough_issued() -> bool:
             return (await env.issuer.count())[0] >= plan.min_events
 
-        await eventually(attached, _ATTACH_SECONDS, "all VMs are attached")
-        await env.issuer.rate(plan.rate)
+        await eventually(all_attached, _ATTACH_SECONDS, "all VMs are attached")
+        await env.issuer.set_rate(plan.rate)
         progress = asyncio.create_task(_report_progress(env))
         try:
             await plan.script(env, random.Random(plan.seed))
@@ -81,13 +81,13 @@ async def run(folder: Path, cluster: KafkaCluster, plan: Plan) -> Result:
         fresh = await env.wait_fresh_event()
         report(f"a fresh event after {fresh:.1f} s")
         await env.wait_recovered()
-        await eventually(enough, _ENOUGH_SECONDS, "enough events are issued")
+        await eventually(enough_issued, _MIN_EVENTS_SECONDS, "enough events are issued")
         await env.finish()
         report("judging")
         verdict = await judge(env)
         problems = verdict.problems() + env.problems
         if problems:
-            await _dump(env)
+            await _write_topics(env)
         return Result(verdict, problems, _table(env, verdict, fresh, time.monotonic() - begin))
 
 
@@ -101,14 +101,14 @@ async def _report_progress(env: Environment) -> None:
         env.report(f"{issued:,} issued, {ready} VMs attached, {state}")
 
 
-async def _dump(env: Environment) -> None:
+async def _write_topics(env: Environment) -> None:
     topics = env.topics
     with (env.folder / "topics.jsonl").open("wb") as file:
 
         def write(topic: str, partition: int, key: bytes, value: bytes) -> None:
             file.write(orjson.dumps([topic, partition, key.decode()])[:-1] + b"," + value + b"]\n")
 
-        await read(env, (topics.events, topics.single, topics.alerts), write)
+        await read_topics(env, (topics.events, topics.single, topics.alerts), write)
 
 
 def _table(env: Environment, verdict: Verdict, fresh: float, seconds: float) -> str:
@@ -121,8 +121,8 @@ def _table(env: Environment, verdict: Verdict, fresh: float, seconds: float) -> 
         ("delivered again (same id)", f"{verdict.duplicates:,}"),
         ("accepted, but missing", f"{verdict.missing:,}"),
         ("reported as dropped", ", ".join(f"{n:,} {reason}" for reason, n in verdict.reported.items()) or 0),
-        *((what, verdict.wrong[what]) for what in WRONG),
-        (f"lost with a kill -9, of the last {WINDOW_SECONDS:g} s", f"{killed.lost:,}"),
+        *((what, verdict.wrong[what]) for what in PROBLEM_KINDS),
+        (f"lost with a kill -9, of the last {CRASH_WINDOW_SECONDS:g} s", f"{killed.lost:,}"),
         ("the oldest of these was written before the kill", f"{killed.window_seconds * 1000:.0f} ms"),
         ("lost with a SIGTERM", f"{terminated.lost:,}"),
         ("the oldest of these was written before the agent disconnected", f"{terminated.window_seconds * 1000:.0f} ms"),

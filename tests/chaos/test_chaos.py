@@ -1,4 +1,4 @@
-"""The short form: each fault once in a fixed script, against three brokers and a real agent."""
+"""Two fixed scripts of faults, against three brokers and a real agent."""
 
 import shutil
 import tempfile
@@ -18,7 +18,7 @@ MIN_EVENTS: Final = 100_000
 
 
 @pytest.fixture(scope="module")
-def kept(request: pytest.FixtureRequest) -> Iterator[Path]:
+def kept_folder(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A directory that stays behind when a test fails."""
     failed = request.session.testsfailed
     folder = Path(tempfile.mkdtemp(prefix="qmp-chaos-"))
@@ -28,9 +28,9 @@ def kept(request: pytest.FixtureRequest) -> Iterator[Path]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def brokers(kept: Path) -> AsyncIterator[KafkaCluster]:
+async def brokers(kept_folder: Path) -> AsyncIterator[KafkaCluster]:
     """Three brokers; every test leaves all of them running."""
-    async with KafkaCluster(kept / "kafka", 3) as cluster:
+    async with KafkaCluster(kept_folder / "kafka", 3) as cluster:
         yield cluster
 
 
@@ -40,14 +40,18 @@ def assert_guarantees_hold(result: Result, folder: Path) -> None:
 
 
 async def test_accepted_events_are_delivered_unchanged_and_in_order_under_all_faults(
-    brokers: KafkaCluster, kept: Path
+    brokers: KafkaCluster, kept_folder: Path
 ) -> None:
-    result = await run(kept / "faults", brokers, Plan(faults.short, SEED, rate=3000, min_events=MIN_EVENTS))
-    assert_guarantees_hold(result, kept)
+    result = await run(
+        kept_folder / "faults", brokers, Plan(faults.short_script, SEED, rate=3000, min_events=MIN_EVENTS)
+    )
+    assert_guarantees_hold(result, kept_folder)
     assert result.verdict.issued >= MIN_EVENTS
     assert result.verdict.delivered > 0.9 * MIN_EVENTS
 
 
-async def test_records_lost_in_a_damaged_journal_are_counted_and_reported(brokers: KafkaCluster, kept: Path) -> None:
-    result = await run(kept / "damage", brokers, Plan(faults.damage, SEED, rate=3000))
-    assert_guarantees_hold(result, kept)
+async def test_records_lost_in_a_damaged_journal_are_counted_and_reported(
+    brokers: KafkaCluster, kept_folder: Path
+) -> None:
+    result = await run(kept_folder / "damage", brokers, Plan(faults.damage_script, SEED, rate=3000))
+    assert_guarantees_hold(result, kept_folder)

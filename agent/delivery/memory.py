@@ -97,7 +97,7 @@ class PendingWrites:
         self._waiting = deque(records)
 
     def start_transaction(self) -> list[EncodedRecord]:
-        """Start a transaction with the oldest waiting records, and return these. `commit_transaction` or `fail_transaction` must follow."""
+        """Start a transaction and return its records, the oldest waiting ones. `commit_transaction` or `fail_transaction` must follow."""
         assert not self._writing
         while self._waiting and len(self._writing) < MAX_TRANSACTION_RECORDS:
             record = self._waiting.popleft()

@@ -129,7 +129,7 @@ class DeliveryPipeline:
         return self.journal.notes if self.journal is not None else {}
 
     def unready_reasons(self) -> list[str]:
-        """Return why records are not delivered or not journaled, for the operator; empty if they are."""
+        """Return reasons, for the operator, why records are not delivered or not journaled; empty if there are none."""
         reasons, now = [], time.monotonic()
         sink = self.supervisor.sink.name
         silent = max(queue.silent_seconds(now) for queue in self.queues)

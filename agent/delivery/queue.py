@@ -63,9 +63,9 @@ class RecordQueue(QueueParts):
                 self.journaling.write_later(record)
         if self.tail.bytes > self.limits.memory:
             self.journaling.shrink_tail()
-            self.update_events()
+            self.wake_waiting_tasks()
         elif was_empty:  # with earlier records, the events are set already
-            self.update_events()
+            self.wake_waiting_tasks()
 
     # For the sender.
 
@@ -97,7 +97,7 @@ class RecordQueue(QueueParts):
         self._stopping.set()
 
     def take_from_memory(self, max_records: int, max_bytes: int) -> None:
-        """Put the oldest records of the tail in flight. There must be no backlog.
+        """Take the oldest records of the tail, and put them in flight. There must be no backlog.
 
         Args:
             max_records: how many records to take at most.
@@ -116,7 +116,7 @@ class RecordQueue(QueueParts):
         self.in_flight = batch
 
     def take_from_disk(self, records: Sequence[EncodedRecord], corrupt: int, last_read_row: int) -> None:
-        """Put records in flight that the journal read from the backlog.
+        """Take records that the journal has read from the backlog, and put them in flight.
 
         Args:
             records: the intact records, oldest first.
@@ -126,14 +126,14 @@ class RecordQueue(QueueParts):
         assert not self.in_flight
         self.in_flight, lost = self.backlog.take(records, corrupt, last_read_row)
         self.count_corrupt(lost)
-        self.update_events()
+        self.wake_waiting_tasks()
 
     def ack(self) -> None:
         """Remove the batch in flight: the sink has acknowledged or rejected each of its records."""
         self.journaling.finish(self.in_flight)
         self.in_flight = ()
         self.journaling.resume_backlog()
-        self.update_events()
+        self.wake_waiting_tasks()
 
     # For the stop of the agent, and for its metrics.
 
@@ -142,7 +142,7 @@ class RecordQueue(QueueParts):
         await self.empty.wait()
 
     def drop_remaining(self) -> None:
-        """Drop the records that are neither delivered nor journaled: the agent stops."""
+        """Drop the records that are neither delivered nor journaled, because the agent stops."""
         undelivered = [record for record in self.records_in_memory() if record.row is None and not record.done]
         for record in undelivered:
             record.state = FINISHED[record.state]

@@ -50,7 +50,7 @@ class QueueJournaling:
         if self.hangs or not self.available or self._parts.in_flight or self._pending.in_transaction:
             return
         if self._parts.backlog.resume():
-            self._parts.update_events()
+            self._parts.wake_waiting_tasks()
 
     def _delete_later(self, journaled: Sequence[EncodedRecord]) -> None:
         if journaled:
@@ -102,7 +102,7 @@ class QueueJournaling:
         self._delete_later([record for record in copied if record.done])
         unwritten = (record for record in parts.records_in_memory() if record.row is None)
         self._pending.replace_waiting(unwritten if parts.durable else ())
-        parts.update_events()
+        parts.wake_waiting_tasks()
         if self._pending.has_waiting:
             self.dirty.set()
 
@@ -127,12 +127,12 @@ class QueueJournaling:
     def postpone_backlog(self) -> None:
         """Leave the backlog on disk until the disk works, because it cannot be read now. Continue with the records in memory."""
         self._parts.backlog.postpone()
-        self._parts.update_events()
+        self._parts.wake_waiting_tasks()
 
     # For the journal: its transactions.
 
     @property
-    def has_writes(self) -> bool:
+    def has_waiting_writes(self) -> bool:
         """True if the journal has records to write."""
         return self._pending.has_waiting
 
@@ -202,7 +202,7 @@ class QueueJournaling:
             last_row: the last deleted row.
         """
         self._parts.backlog.on_trimmed(deleted, last_row)
-        self._parts.update_events()
+        self._parts.wake_waiting_tasks()
         self._parts.count_deleted(deleted)
 
     def _shrink_tail_if_full(self) -> None:

@@ -57,8 +57,8 @@ class QueueParts:
         """How many bytes of memory the records take."""
         return self.tail.bytes + total_bytes(self.in_flight)
 
-    def update_events(self) -> None:
-        """Set `nonempty` and `empty` after records were added or removed."""
+    def wake_waiting_tasks(self) -> None:
+        """Set or clear `nonempty` and `empty` after records were added or removed."""
         if self.in_flight or self.backlog or self.tail:
             self.nonempty.set()
             self.empty.clear()

@@ -7,7 +7,7 @@ from agent.model.record import OVERHEAD_BYTES, EncodedRecord
 
 
 def total_bytes(records: Sequence[EncodedRecord]) -> int:
-    """Return how many bytes of a queue's limit records take: their bodies and an overhead for each record."""
+    """Return how many bytes of a queue's limit these records take: their bodies, and an overhead for each record."""
     return sum([len(record.body) for record in records]) + OVERHEAD_BYTES * len(records)
 
 

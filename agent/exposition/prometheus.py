@@ -141,7 +141,7 @@ def _render_vm_metrics(views: list[VmView]) -> Iterator[str]:
         "qemu_vm_info",
         "gauge",
         "1 for each attached VM; the labels describe the VM.",
-        [(_info_labels(view), 1) for view in views],
+        [(_vm_info_labels(view), 1) for view in views],
     )
     up = [(view.labels, view.status.state is MonitorState.UP) for view in views]
     yield _render_metric(
@@ -191,7 +191,7 @@ def _render_monitor_metrics(snapshot: Snapshot) -> Iterator[str]:
         yield _render_metric("qmp_agent_monitor_state", "gauge", "1 for each monitor and its present state.", states)
 
 
-def _info_labels(view: VmView) -> str:
+def _vm_info_labels(view: VmView) -> str:
     build = view.status.build
     version, package = (build.version, build.package) if build is not None else ("", "")
     monitor = view.status.vm.monitor if view.status.vm is not None else ""

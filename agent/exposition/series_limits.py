@@ -27,7 +27,7 @@ def _count_series(family: Family, values: Values) -> int:
 
 
 def has_same_series(family: Family, previous: Mapping[tuple[str, ...], Values], samples: Collection[Sample]) -> bool:
-    """Return whether these samples have the series of the previous ones, so that the limits need not be applied again.
+    """Return whether samples have the same series as the samples before. If so, the limits need not be applied again.
 
     The answer is False for a histogram, because the number of its bins may have changed.
     """

@@ -170,7 +170,7 @@ class Snapshot:
         polls.update({sample.labels: sample.values for sample in admitted}, time_ns)
 
     def replace_host_sample(self, sample: Sample) -> None:
-        """Store the latest sample of a subject of the host, such as a storage pool. No limit applies: no guest chooses their names."""
+        """Store the latest sample of a subject of the host, such as a storage pool. No limit applies, because no guest chooses the name."""
         self.host.setdefault(sample.family.name, {})[sample.labels] = sample.values
 
     def remove_host_sample(self, family: Family, labels: Labels) -> None:

@@ -62,7 +62,7 @@ class History:
         self._numbers.extend([nan if value is None else value for value in point])
 
     @property
-    def last_time(self) -> float:
+    def last_point_time(self) -> float:
         """Time of the last point, seconds since the epoch; 0 if there is none."""
         return self._numbers[-_WIDTH] if self._numbers else 0.0
 
@@ -73,7 +73,7 @@ _WIDTH = len(Point._fields)
 def update_history(polls: Polls, history: History) -> None:
     """Append a point for the last two polls, if they are later than the last point by at least `MIN_INTERVAL_NS`."""
     time_ns = polls["block"].time_ns
-    if polls["block"].previous_ns and time_ns / 1e9 - history.last_time >= MIN_INTERVAL_NS / 1e9:
+    if polls["block"].previous_ns and time_ns / 1e9 - history.last_point_time >= MIN_INTERVAL_NS / 1e9:
         history.append(latest_point(polls))
 
 

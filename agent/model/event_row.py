@@ -1,4 +1,4 @@
-"""A row of the event table: what the agent makes of one QMP event. Pure."""
+"""The type of a row of the event table: how the agent classifies one QMP event. Pure."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping

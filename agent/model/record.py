@@ -261,7 +261,7 @@ class RecordEncoder:
     def encode_samples(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> list[EncodedRecord]:
         """Return the records of a VM's samples of one poll, encoded with the next ids.
 
-        The bodies are the same as those of a `Record` for each sample, in a third of the time.
+        The result is the same as if each sample were a `Record`, but this takes a third of the time.
 
         Args:
             vm: the VM.
@@ -276,7 +276,7 @@ class RecordEncoder:
             number += 1
             record_id = f"{run_id}-{number}"
             attributes = f',"id":"{record_id}","type":"{family.type}{time_and_severity}{number}"'
-            subject_and_labels, data = _subject_and_labels(family, labels), encode_json(values)
+            subject_and_labels, data = _encode_subject_and_labels(family, labels), encode_json(values)
             separator = b"," if labels and len(data) > len("{}") else b""
             body = b"".join((head, attributes.encode(), subject_and_labels, separator, data[1:], b"}"))
             encoded.append(EncodedRecord(record_id, key, family.type, time_ns, body, vm, severity))
@@ -285,7 +285,7 @@ class RecordEncoder:
 
 
 @lru_cache(maxsize=16384)
-def _subject_and_labels(family: Family, labels: tuple[str, ...]) -> bytes:
+def _encode_subject_and_labels(family: Family, labels: tuple[str, ...]) -> bytes:
     """Return the part of a sample's JSON from its subject to the last label in its data.
 
     VMs share the names of most disks, vCPUs and interfaces. So few entries of the cache serve all VMs.

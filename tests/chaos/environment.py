@@ -69,7 +69,7 @@ class Topics:
     """Names of the Kafka topics.
 
     Attributes:
-        events: topic with three replicas, of which two must be in sync.
+        events: topic with three replicas; two of them must be in sync.
         samples: topic with the same replicas.
         alerts: topic with the same replicas.
         single: topic of one event type, with one partition and one replica. It has no leader while the broker of the replica is down.

@@ -72,7 +72,7 @@ def to_journal_error(error: Exception) -> JournalError:
 
 
 @contextlib.contextmanager
-def _sqlite_errors_converted() -> Iterator[None]:
+def _convert_sqlite_errors() -> Iterator[None]:
     """Raise a JournalError in place of an error of SQLite."""
     try:
         yield
@@ -164,7 +164,7 @@ class JournalDatabase:
 
     def refresh_last_row(self) -> None:
         """Read `last_row` from the file."""
-        with _sqlite_errors_converted():
+        with _convert_sqlite_errors():
             self._read_last_row(self._connection())
 
     def close(self) -> None:
@@ -223,7 +223,7 @@ class JournalDatabase:
         corrupt, size, last_row = 0, 0, after_row
         query = f"{_READ} LIMIT {max_records:d}"
         with (
-            _sqlite_errors_converted(),
+            _convert_sqlite_errors(),
             contextlib.closing(self._connection().execute(query, (queue, after_row))) as rows,
         ):
             for row in rows:
@@ -242,7 +242,7 @@ class JournalDatabase:
 
     def dead_letters(self) -> Iterator[tuple[str, EncodedRecord]]:
         """Yield the reason and the record of each dead letter, oldest first."""
-        with _sqlite_errors_converted():
+        with _convert_sqlite_errors():
             for reason, *row in self._connection().execute(_READ_DEAD_LETTERS):
                 record = record_from_row(row)
                 if record is not None:
@@ -251,7 +251,7 @@ class JournalDatabase:
     def summarize_rows(self, queue: str) -> RowsSummary:
         """Return a summary of a queue's rows in the file."""
         summary = RowsSummary()
-        with _sqlite_errors_converted():
+        with _convert_sqlite_errors():
             rows = self._connection().execute(
                 "SELECT type, count(*), sum(length(body)), min(time_ns), max(time_ns) FROM records WHERE queue = ? GROUP BY type",
                 (queue,),
@@ -262,12 +262,12 @@ class JournalDatabase:
 
     def notes(self) -> dict[str, Any]:
         """Return the values of the notes, by name. Notes that are not valid JSON are left out."""
-        with _sqlite_errors_converted():
+        with _convert_sqlite_errors():
             return read_notes(self._connection())
 
     def checkpoint(self) -> None:
         """Checkpoint the write-ahead log and restart it. The next writes reuse its space, so they succeed on a full disk."""
-        with _sqlite_errors_converted():
+        with _convert_sqlite_errors():
             self._connection().execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
 
     def _connection(self) -> sqlite3.Connection:

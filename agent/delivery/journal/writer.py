@@ -113,7 +113,7 @@ class Journal:
         await stored
 
     async def fetch_backlog(self, queue: RecordQueue, max_records: int, max_bytes: int) -> None:
-        """Read the oldest records of a queue's backlog and put them in flight. If the file cannot be read now, return after a wait.
+        """Read the oldest records of a queue's backlog and put them in flight. If the file cannot be read now, wait and return.
 
         If the file is damaged, `run` quarantines it, and the backlog is then what could be recovered. If the file cannot be read for the
         queue's `backlog_seconds`, the backlog is postponed until it can, and the records in memory are delivered now.
@@ -168,7 +168,7 @@ class Journal:
             for queue in self._queues:
                 queue.journaling.write_all_later()
             while self._database is not None and await self._write(self._database):
-                if not self._has_writes():
+                if not self._has_waiting_writes():
                     return
 
     async def close(self) -> None:
@@ -217,11 +217,13 @@ class Journal:
             async with asyncio.timeout(self._timings.journal_retry):
                 await self._stopping.wait()
 
-    def _has_writes(self) -> bool:
-        return any(queue.journaling.has_writes for queue in self._queues) or bool(self._dead_letters or self._notes)
+    def _has_waiting_writes(self) -> bool:
+        return any(queue.journaling.has_waiting_writes for queue in self._queues) or bool(
+            self._dead_letters or self._notes
+        )
 
     def _must_write_now(self) -> bool:
-        return self._has_writes() or self._read_error is not None or self._stopping.is_set()
+        return self._has_waiting_writes() or self._read_error is not None or self._stopping.is_set()
 
     async def _wait_for_batch(self) -> None:
         """Wait `delete_delay` before deletions, or until there are records to write: both then share a transaction."""
@@ -237,9 +239,9 @@ class Journal:
     async def _write(self, database: JournalDatabase) -> bool:
         """Commit all waiting writes and deletions in one transaction; return whether the transaction is on disk."""
         async with self._file_lock:
-            return await self._write_locked(database)
+            return await self._commit_waiting_changes(database)
 
-    async def _write_locked(self, database: JournalDatabase) -> bool:
+    async def _commit_waiting_changes(self, database: JournalDatabase) -> bool:
         transaction = self._new_transaction()
         transaction.delete_delivered()
         transaction.insert_waiting()

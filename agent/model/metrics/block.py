@@ -287,12 +287,12 @@ BLOCK_DEVICE = Family(
     ("device",),
     (
         Field("io-status", "io_status", STATE, "I/O status of the device: ok, failed, nospace."),
-        Field("type", "kind", TEXT, "Type of the device; most report unknown."),
+        Field("type", "kind", TEXT, "Type of the device; most devices report `unknown`."),
         Field("removable", "removable", FLAG, "Whether the medium is removable."),
         Field("locked", "locked", FLAG, "Whether the guest has locked the medium."),
         Field("tray_open", "tray_open", FLAG, "Whether the tray is open."),
         Field("inserted.node-name", "node", TEXT, "Node name of the inserted medium."),
-        Field("inserted.group", "throttle_group", TEXT, "Name of the throttle group that shares the limits."),
+        Field("inserted.group", "throttle_group", TEXT, "Name of the throttle group; its disks share the limits."),
         Field(
             "inserted.iops_size",
             "throttle_iops_size_bytes",

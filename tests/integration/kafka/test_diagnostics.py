@@ -1,4 +1,4 @@
-"""Every reason for which Kafka is not usable has its own text, within bounded time."""
+"""Each reason why Kafka cannot be used has a text of its own, which is reported within bounded time."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ from tests.lab.secured_kafka import MECHANISMS, PASSWORD, USER, Listeners
 
 @pytest.fixture
 async def leak_check(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
-    """Check that a test leaves nothing behind."""
+    """Check that a test leaves no tasks, connections or warnings behind."""
     async with no_leaks(caplog):
         yield
 
@@ -38,7 +38,7 @@ def black_hole() -> Iterator[str]:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def write(sasl: SaslConfig, password: str) -> None:
+def write_password(sasl: SaslConfig, password: str) -> None:
     Path(sasl.password_file).write_text(f"{password}\nsecond line\n")
 
 
@@ -51,7 +51,7 @@ def sasl_config(mechanism: str, name: str, file: Path) -> SaslConfig:
 
 
 def server_config(server: str, topic: str = "any", **more: Any) -> KafkaConfig:
-    """Return a config with one server."""
+    """Return a config with one bootstrap server."""
     return kafka_config([server], single_topic(topic), request_timeout=1.0, **more)
 
 
@@ -61,8 +61,8 @@ def credentials(listeners: Listeners, mechanism: str, password: str = PASSWORD, 
     return sasl_config(mechanism, name, file)
 
 
-async def delivers(listeners: Listeners, config: KafkaConfig, topic: str) -> None:
-    """Check that records are delivered."""
+async def check_delivers(listeners: Listeners, config: KafkaConfig, topic: str) -> None:
+    """Check that a sink with this config delivers records to a topic."""
     source = RecordSource()
     async with open_sink(config) as sink:
         assert await sink.send([*source.take(5)]) == []
@@ -154,7 +154,9 @@ async def test_only_a_user_with_the_right_password_is_accepted(
         error = await open_error(server_config(server, topic, tls=tls, sasl=credentials(listeners, mechanism)))
         assert error == f"{server} does not support SASL mechanism {mechanism}; change kafka.sasl.mechanism"
         return
-    await delivers(listeners, server_config(server, topic, tls=tls, sasl=credentials(listeners, mechanism)), topic)
+    await check_delivers(
+        listeners, server_config(server, topic, tls=tls, sasl=credentials(listeners, mechanism)), topic
+    )
     text = f"{server} rejects user {{}}: wrong user name, password or mechanism; check kafka.sasl"
     assert await open_error(
         server_config(server, topic, tls=tls, sasl=credentials(listeners, mechanism, "wrong"))
@@ -179,8 +181,8 @@ async def test_the_password_file_is_read_at_each_connect(listeners: Listeners, t
     sasl = credentials(listeners, "SCRAM-SHA-256", "old")
     config = server_config(listeners.clear, topic, sasl=sasl)
     assert "rejects user" in await open_error(config)
-    write(sasl, PASSWORD)
-    await delivers(listeners, config, topic)
+    write_password(sasl, PASSWORD)
+    await check_delivers(listeners, config, topic)
 
 
 async def test_a_missing_password_file_is_reported(listeners: Listeners) -> None:
@@ -221,7 +223,7 @@ async def test_a_broker_certificate_of_another_host_is_reported(listeners: Liste
 
 async def test_the_client_certificate_is_required_and_checked(listeners: Listeners, topic: str) -> None:
     ours, foreign = listeners.certificates, listeners.foreign
-    await delivers(
+    await check_delivers(
         listeners, server_config(listeners.mutual, topic, tls=tls_config(ours.authority, ours.client)), topic
     )
     for tls in (tls_config(ours.authority), tls_config(ours.authority, foreign.client)):

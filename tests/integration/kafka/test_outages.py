@@ -1,4 +1,4 @@
-"""Errors that every record would meet are outages: records wait, the cause is reported, and nothing becomes a dead letter."""
+"""Errors that affect every record are outages: records wait, the cause is reported, and no record becomes a dead letter."""
 
 import asyncio
 import subprocess
@@ -38,7 +38,7 @@ def topic_name() -> str:
     return f"test-{uuid4()}"
 
 
-def pipeline_to(
+def make_kafka_pipeline(
     kafka: KafkaCluster,
     topic: str,
     folder: Path,
@@ -62,20 +62,20 @@ async def set_topic_config(kafka: KafkaCluster, topic: str, **config: str) -> No
 
 
 async def put_until_unready(pipeline: DeliveryPipeline, source: RecordSource, reason: str) -> None:
-    """Put records until the pipeline is not ready for a reason; brokers apply changes a little later than they confirm them."""
+    """Put records until the pipeline reports a reason. Brokers apply a change a little later than they confirm it."""
     async with asyncio.timeout(DEADLINE_SECONDS):
         while not any(reason in text for text in pipeline.unready_reasons()):
             pipeline.put(source.next())
             await asyncio.sleep(0.05)
 
 
-async def all_delivered(pipeline: DeliveryPipeline, source: RecordSource) -> None:
+async def wait_all_delivered(pipeline: DeliveryPipeline, source: RecordSource) -> None:
     """Wait until the sink has all records of a source."""
     await eventually(lambda: pipeline.supervisor.delivered == len(source.ids) and pipeline.unready_reasons() == [])
 
 
 def assert_in_order(delivered: list[str], source: RecordSource) -> None:
-    """Check that each of the three VMs' records are complete and in order."""
+    """Check that the records of each of the three VMs are complete and in order."""
     for vm in range(3):
         expected = source.ids[vm::3]
         assert [record_id for record_id in deduplicated(delivered) if record_id in set(expected)] == expected
@@ -95,7 +95,7 @@ async def test_a_clock_that_differs_from_the_brokers_loses_no_record(
         return time.time_ns() + hours * 3600 * 10**9
 
     source = RecordSource(start_ns=clock())
-    async with running(pipeline_to(kafka, topic_name, folder, clock=clock)) as pipeline:
+    async with running(make_kafka_pipeline(kafka, topic_name, folder, clock=clock)) as pipeline:
         for _ in range(30):
             for record in source.take(10):
                 pipeline.put(record)
@@ -111,10 +111,10 @@ async def test_a_clock_that_differs_from_the_brokers_loses_no_record(
 
 
 async def test_a_record_from_the_future_gets_the_time_of_sending(kafka: KafkaCluster, folder: Path, topic: str) -> None:
-    """QEMU's events have any time that a hostile QEMU chooses."""
+    """A hostile QEMU can send any time in an event."""
     future, past = RecordSource(start_ns=TWO_HOURS_NS * 10**6), RecordSource(run=1, start_ns=-TWO_HOURS_NS)
     before = time.time_ns() // 1_000_000
-    async with running(pipeline_to(kafka, topic, folder)) as pipeline:
+    async with running(make_kafka_pipeline(kafka, topic, folder)) as pipeline:
         pipeline.put(future.next())
         pipeline.put(past.next())
         await eventually(lambda: pipeline.supervisor.delivered == 2)
@@ -128,7 +128,7 @@ async def test_timestamps_are_tried_again_after_a_while(kafka: KafkaCluster, fol
     await kafka.create_topic(topic_name, config={"message.timestamp.before.max.ms": "3600000"})
     old, new = RecordSource(start_ns=time.time_ns() - TWO_HOURS_NS), RecordSource(run=1, start_ns=time.time_ns())
     timings = replace(TIMINGS, workaround=0.5)
-    async with running(pipeline_to(kafka, topic_name, folder, timings=timings)) as pipeline:
+    async with running(make_kafka_pipeline(kafka, topic_name, folder, timings=timings)) as pipeline:
         pipeline.put(old.next())
         await eventually(lambda: pipeline.supervisor.delivered == 1)
         await eventually(lambda: pipeline.warnings() == [])
@@ -144,7 +144,7 @@ async def test_records_wait_while_a_topic_is_deleted(kafka: KafkaCluster, folder
     await kafka.create_topic(topic_name)
     source = RecordSource()
     timings = replace(TIMINGS, check=0.5)
-    async with running(pipeline_to(kafka, topic_name, folder, timings=timings)) as pipeline:
+    async with running(make_kafka_pipeline(kafka, topic_name, folder, timings=timings)) as pipeline:
         pipeline.put(source.next())
         await eventually(lambda: pipeline.supervisor.delivered == 1)
         async with kafka._admin() as admin:
@@ -152,7 +152,7 @@ async def test_records_wait_while_a_topic_is_deleted(kafka: KafkaCluster, folder
         await put_until_unready(pipeline, source, f"topic {topic_name} does not exist")
         waiting = [record.id for record in (*pipeline.events.in_flight, *pipeline.events.tail.records)]
         await kafka.create_topic(topic_name)
-        await all_delivered(pipeline, source)
+        await wait_all_delivered(pipeline, source)
     assert dropped(pipeline) == 0
     assert waiting
     assert deduplicated(ids(await read_topic(kafka, topic_name))) == waiting
@@ -183,13 +183,13 @@ async def test_records_wait_while_a_permission_is_withdrawn(
     await kafka.create_topic(topic_name)
     await add_acl(kafka, topic_name, ALL, ALLOW)
     source = RecordSource()
-    async with running(pipeline_to(kafka, topic_name, folder)) as pipeline:
+    async with running(make_kafka_pipeline(kafka, topic_name, folder)) as pipeline:
         pipeline.put(source.next())
         await eventually(lambda: pipeline.supervisor.delivered == 1)
         await add_acl(kafka, topic_name, operation, DENY)
         await put_until_unready(pipeline, source, "authorized")
         await remove_acls(kafka, topic_name)
-        await all_delivered(pipeline, source)
+        await wait_all_delivered(pipeline, source)
     assert dropped(pipeline) == 0
     assert deduplicated(ids(await read_topic(kafka, topic_name))) == source.ids
 
@@ -202,13 +202,13 @@ async def test_records_wait_while_the_topic_accepts_no_record_at_all(
 ) -> None:
     await kafka.create_topic(topic_name)
     source = RecordSource(size=500)
-    async with running(pipeline_to(kafka, topic_name, folder)) as pipeline:
+    async with running(make_kafka_pipeline(kafka, topic_name, folder)) as pipeline:
         pipeline.put(source.next())
         await eventually(lambda: pipeline.supervisor.delivered == 1)
         await set_topic_config(kafka, topic_name, max_message_bytes="100")
         await put_until_unready(pipeline, source, "raise its max.message.bytes")
         await set_topic_config(kafka, topic_name, max_message_bytes="1000000")
-        await all_delivered(pipeline, source)
+        await wait_all_delivered(pipeline, source)
     assert dropped(pipeline) == 0
     assert_in_order(ids(await read_topic(kafka, topic_name)), source)
 
@@ -219,7 +219,7 @@ async def test_a_single_record_that_is_too_large_delays_no_later_ones(
 ) -> None:
     await kafka.create_topic(topic_name, config={"max.message.bytes": "2000"})
     source, (rejected,) = RecordSource(), large_records(1, size)
-    async with running(pipeline_to(kafka, topic_name, folder)) as pipeline:
+    async with running(make_kafka_pipeline(kafka, topic_name, folder)) as pipeline:
         pipeline.put(source.next())
         await eventually(lambda: pipeline.supervisor.delivered == 1)
         pipeline.put(rejected)
@@ -237,7 +237,7 @@ async def test_a_record_that_only_its_key_makes_too_large_delays_no_later_ones(
     source, (rejected,) = RecordSource(), large_records(1, 1500)
     rejected.key = "k" * 255
     await kafka.create_topic(topic_name, config={"max.message.bytes": str(len(rejected.body) + more)})
-    async with running(pipeline_to(kafka, topic_name, folder, compression="none")) as pipeline:
+    async with running(make_kafka_pipeline(kafka, topic_name, folder, compression="none")) as pipeline:
         pipeline.put(source.next())
         await eventually(lambda: pipeline.supervisor.delivered == 1)
         pipeline.put(rejected)
@@ -253,7 +253,7 @@ async def test_compressed_records_beside_a_larger_one_are_no_outage(
     """Each record has more bytes than the topic accepts, but is sent with fewer."""
     await kafka.create_topic(topic_name, config={"max.message.bytes": "1500"})
     source, (rejected,) = RecordSource(size=4000), large_records(1, 20_000)
-    async with running(pipeline_to(kafka, topic_name, folder, compression="gzip")) as pipeline:
+    async with running(make_kafka_pipeline(kafka, topic_name, folder, compression="gzip")) as pipeline:
         pipeline.put(source.next())
         await eventually(lambda: pipeline.supervisor.delivered == 1)
         pipeline.put(rejected)
@@ -268,7 +268,7 @@ async def test_only_records_larger_than_the_lowered_limit_are_rejected(
 ) -> None:
     await kafka.create_topic(topic_name)
     source, rejected = RecordSource(), large_records(3, 3000)
-    async with running(pipeline_to(kafka, topic_name, folder)) as pipeline:
+    async with running(make_kafka_pipeline(kafka, topic_name, folder)) as pipeline:
         await set_topic_config(kafka, topic_name, max_message_bytes="2000")
         await asyncio.sleep(1.0)  # until the broker applies it
         for number, record in enumerate(source.take(30)):
@@ -286,11 +286,11 @@ async def test_batches_fit_a_lowered_limit_after_one_rejection(
 ) -> None:
     await kafka.create_topic(topic_name, config={"max.message.bytes": "5000"})
     source = RecordSource()
-    async with running(pipeline_to(kafka, topic_name, folder, compression="none")) as pipeline:
+    async with running(make_kafka_pipeline(kafka, topic_name, folder, compression="none")) as pipeline:
         for _ in range(10):
             for record in source.take(50):
                 pipeline.put(record)
-            await all_delivered(pipeline, source)
+            await wait_all_delivered(pipeline, source)
         assert pipeline.supervisor.reconnects == 1
     assert ids(await read_topic(kafka, topic_name)) == source.ids
 
@@ -309,7 +309,7 @@ async def test_a_quota_delays_records_and_loses_none(kafka: KafkaCluster, folder
     await asyncio.to_thread(set_quota, "--add-config", "producer_byte_rate=20000")
     records = large_records(20, 10_000)
     config: dict[str, Any] = {"client_id": client, "compression": "none", "request_timeout": 1.0}
-    async with running(pipeline_to(kafka, topic, folder, **config)) as pipeline:
+    async with running(make_kafka_pipeline(kafka, topic, folder, **config)) as pipeline:
         for record in records:
             pipeline.put(record)
             await asyncio.sleep(0.02)
@@ -331,7 +331,7 @@ async def test_a_fenced_producer_is_replaced(
         return await send_batch(self, *args, **more)
 
     monkeypatch.setattr(AIOKafkaProducer, "send_batch", fenced)
-    async with running(pipeline_to(kafka, topic, folder)) as pipeline:
+    async with running(make_kafka_pipeline(kafka, topic, folder)) as pipeline:
         for record in source.take(10):
             pipeline.put(record)
         await eventually(lambda: pipeline.supervisor.delivered == 10)

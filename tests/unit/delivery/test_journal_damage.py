@@ -1,4 +1,4 @@
-"""Unusable journals of every kind: the agent starts, delivers, reports the error, and journals again when possible."""
+"""Damaged and unusable journals: the agent starts, delivers, reports the error, and journals again as soon as possible."""
 
 import contextlib
 import json
@@ -31,11 +31,11 @@ from tests.lab.scripted_sink import (
     running,
 )
 
-PAGE = 4096
+PAGE_BYTES = 4096
 
 
-def remove(folder: Path) -> None:
-    """Remove a journal's files."""
+def remove_journal_files(folder: Path) -> None:
+    """Remove all files of a journal."""
     for file in folder.glob(f"{FILE}*"):
         file.unlink()
 
@@ -48,7 +48,13 @@ async def leave_undelivered(folder: Path, source: RecordSource, count: int, *, m
 
 
 async def check_works_from_memory(folder: Path, *words: str, repair: Callable[[], object]) -> None:
-    """Check that an agent works without its journal and reports why, and that it journals after the repair."""
+    """Check that delivery works without the journal.
+
+    Args:
+        folder: the journal's directory.
+        words: words that the reported reason must have.
+        repair: makes the journal work again.
+    """
     sink, source = ScriptedSink(), RecordSource()
     async with running(make_pipeline(sink, folder)) as pipeline:
         for _ in range(2):
@@ -68,7 +74,7 @@ async def check_works_from_memory(folder: Path, *words: str, repair: Callable[[]
     assert dropped(pipeline) == 0
 
 
-async def test_a_file_that_is_no_database_is_quarantined_unchanged(folder: Path) -> None:
+async def test_a_journal_file_that_is_no_database_is_quarantined_unchanged(folder: Path) -> None:
     (folder / FILE).write_bytes(b"this is not a database\n" * 1000)
     sink, source = ScriptedSink(), RecordSource()
     async with running(make_pipeline(sink, folder)) as pipeline:
@@ -88,17 +94,17 @@ async def test_an_empty_file_becomes_a_new_journal(folder: Path) -> None:
     assert quarantined_files(folder) == []
 
 
-async def test_a_directory_in_place_of_the_journal_is_left_alone(folder: Path) -> None:
+async def test_a_directory_at_the_journals_path_is_not_quarantined(folder: Path) -> None:
     (folder / FILE).mkdir()
     await check_works_from_memory(folder, str(folder / FILE), "unable to open", repair=(folder / FILE).rmdir)
 
 
-async def test_a_directory_that_cannot_be_made_is_reported(folder: Path) -> None:
+async def test_a_journal_directory_that_cannot_be_created_is_reported(folder: Path) -> None:
     (folder / "file").touch()
     await check_works_from_memory(folder / "file" / "journal", "Not a directory", repair=(folder / "file").unlink)
 
 
-async def test_a_read_only_directory_is_reported(folder: Path) -> None:
+async def test_a_read_only_journal_directory_is_reported(folder: Path) -> None:
     def repair() -> None:
         subprocess.run(["mount", "-o", "remount,rw", folder / "disk"], check=True)
 
@@ -121,7 +127,7 @@ async def test_a_journal_that_becomes_read_only_is_not_quarantined(folder: Path)
     assert quarantined_files(folder) == []
 
 
-async def test_a_journal_of_a_newer_format_is_quarantined_and_delivered(folder: Path) -> None:
+async def test_a_journal_of_a_newer_format_is_quarantined_and_its_records_delivered(folder: Path) -> None:
     source = RecordSource()
     await leave_undelivered(folder, source, 20)
     with contextlib.closing(sqlite3.connect(folder / FILE)) as db:
@@ -151,7 +157,7 @@ async def test_a_second_agent_waits_for_the_journal_of_the_first(folder: Path) -
             assert second_pipeline.unready_reasons() == []
 
 
-async def test_a_removed_journal_is_created_again_and_its_records_are_reported(folder: Path) -> None:
+async def test_a_removed_journal_is_created_again_and_its_records_count_as_dropped(folder: Path) -> None:
     sink, source = ScriptedSink(up=False), RecordSource(size=1000)
     async with running(make_pipeline(sink, folder, memory=100_000)) as pipeline:
         queue = pipeline.events
@@ -159,7 +165,7 @@ async def test_a_removed_journal_is_created_again_and_its_records_are_reported(f
             pipeline.put(record)
             await journal_caught_up(queue)
         await eventually(lambda: is_journaled(queue))
-        remove(folder)
+        remove_journal_files(folder)
         pipeline.put(source.next())
         await eventually(lambda: is_journaled(queue) and (folder / FILE).exists())
         assert list(pipeline.drops.totals) == [("events", "corrupt")]
@@ -179,8 +185,8 @@ async def test_records_before_and_after_a_damaged_page_are_delivered(folder: Pat
     source = RecordSource(EVENT if queue == "events" else SAMPLE)
     await leave_undelivered(folder, source, 3000)
     data = bytearray((folder / FILE).read_bytes())
-    at = data.index(source.bodies[source.ids[1500]]) // PAGE * PAGE
-    data[at : at + PAGE] = b"\xff" * PAGE
+    at = data.index(source.bodies[source.ids[1500]]) // PAGE_BYTES * PAGE_BYTES
+    data[at : at + PAGE_BYTES] = b"\xff" * PAGE_BYTES
     (folder / FILE).write_bytes(data)
     sink = ScriptedSink()
     async with running(make_pipeline(sink, folder)) as pipeline:
@@ -188,14 +194,14 @@ async def test_records_before_and_after_a_damaged_page_are_delivered(folder: Pat
         await sink.until(lambda: dropped(pipeline) == 0 or sink.drop_reports)
     missing = [number for number, record_id in enumerate(source.ids) if record_id not in set(sink.ids)]
     assert sink.ids == [record_id for record_id in source.ids if record_id in set(sink.ids)]
-    assert 1 <= len(missing) <= PAGE // 400
+    assert 1 <= len(missing) <= PAGE_BYTES // 400
     assert missing == list(range(missing[0], missing[-1] + 1)), "that page, and no others"
     assert 1500 in missing
     assert [json.loads(record.body)["data"]["records"] for record in sink.drop_reports] in ([], [len(missing)])
     assert len(quarantined_files(folder)) == 1
 
 
-async def test_a_page_damaged_while_running_loses_only_its_records(folder: Path) -> None:
+async def test_a_page_damaged_while_the_agent_runs_loses_only_its_own_records(folder: Path) -> None:
     def without_cache(path: Path) -> sqlite3.Connection:
         db = connect(path)
         db.execute("PRAGMA cache_size = 1")
@@ -215,10 +221,10 @@ async def test_a_page_damaged_while_running_loses_only_its_records(folder: Path)
         pipeline.journal._database.checkpoint()
         path = folder / FILE
         data = bytearray(path.read_bytes())
-        at = data.index(source.bodies[source.ids[in_flight + 100]]) // PAGE * PAGE
+        at = data.index(source.bodies[source.ids[in_flight + 100]]) // PAGE_BYTES * PAGE_BYTES
         with path.open("r+b") as file:
             file.seek(at)
-            file.write(b"\xff" * PAGE)
+            file.write(b"\xff" * PAGE_BYTES)
         sink.up = True
         await sink.until(lambda: sink.drop_reports)
         pipeline.put(source.next())
@@ -295,7 +301,7 @@ async def test_a_damaged_file_that_cannot_be_replaced_stays_in_place(folder: Pat
     assert len(quarantined_files(folder)) == 1
 
 
-async def test_without_any_journal_records_are_delivered_from_memory(folder: Path) -> None:
+async def test_records_are_delivered_from_memory_if_no_journal_can_be_opened(folder: Path) -> None:
     def refuse(path: Path) -> sqlite3.Connection:
         raise sqlite_error("SQLITE_CANTOPEN")
 

@@ -1,4 +1,4 @@
-"""A disk that fails at any step: accepted records are delivered in order, and the journal resumes."""
+"""A disk that fails once, at any step: accepted records are delivered in order, and the journal works again."""
 
 import asyncio
 from dataclasses import dataclass
@@ -21,19 +21,19 @@ from tests.lab.scripted_sink import (
     running,
 )
 
-CONCURRENT = 10
+CONCURRENT_RUNS = 10
 MEMORY = 5400
 """Bytes for all queues: about three records for events, four for samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The outcome of a run.
+    """The records that two runs of the agent delivered and dropped.
 
     Attributes:
-        sources: the sources of the records, by type.
-        delivered: the ids that were delivered, in order.
-        dropped: how many records were counted as dropped.
+        sources: the sources of the records, by record type.
+        delivered: ids of the delivered records, in the order of their delivery.
+        dropped: number of records that were counted as dropped.
     """
 
     sources: dict[str, RecordSource]
@@ -41,8 +41,8 @@ class Outcome:
     dropped: int
 
 
-async def run(folder: Path, disk: FailsOnce) -> Outcome:
-    """Put records while the sink fails and recovers, stop, and start again."""
+async def deliver_over_a_restart(folder: Path, disk: FailsOnce) -> Outcome:
+    """Put records while the sink fails and recovers; then stop, start again, and return what was delivered."""
     sources = {EVENT: RecordSource(EVENT), SAMPLE: RecordSource(SAMPLE, run=1)}
     first, second = ScriptedSink(up=False), ScriptedSink()
     pipeline = make_pipeline(first, folder, memory=MEMORY, connect=disk.connect)
@@ -73,8 +73,8 @@ async def run(folder: Path, disk: FailsOnce) -> Outcome:
     return Outcome(sources, first.ids + second.ids, dropped(restarted) + dropped(pipeline))
 
 
-def check(outcome: Outcome, disk: FailsOnce) -> None:
-    """Check that only samples that were counted are missing, and that each queue's records are in order."""
+def check_outcome(outcome: Outcome, disk: FailsOnce) -> None:
+    """Check that no event is missing, that missing samples were counted as dropped, and that the records of each queue are in order."""
     for source in outcome.sources.values():
         delivered = [record_id for record_id in deduplicated(outcome.delivered) if record_id in source.bodies]
         assert delivered == [record_id for record_id in source.ids if record_id in set(delivered)], "in order"
@@ -86,8 +86,8 @@ def check(outcome: Outcome, disk: FailsOnce) -> None:
 
 async def test_without_a_fault_no_record_is_lost(folder: Path) -> None:
     disk = FailsOnce("", 0)
-    outcome = await run(folder, disk)
-    check(outcome, disk)
+    outcome = await deliver_over_a_restart(folder, disk)
+    check_outcome(outcome, disk)
     assert outcome.dropped == 0
     assert disk.calls > 60
 
@@ -97,15 +97,15 @@ async def test_without_a_fault_no_record_is_lost(folder: Path) -> None:
 async def test_a_fault_at_any_step_loses_no_event_and_keeps_the_order(folder: Path, name: str, *, after: bool) -> None:
     async def fails_at(at: int) -> bool:
         disk = FailsOnce(name, at, after=after)
-        outcome = await run(folder / str(at), disk)
+        outcome = await deliver_over_a_restart(folder / str(at), disk)
         try:
-            check(outcome, disk)
+            check_outcome(outcome, disk)
         except AssertionError as error:
             error.add_note(f"{name} at {at}: {disk.failed}")
             raise
         return bool(disk.failed)
 
     at = 1
-    while all(await asyncio.gather(*(fails_at(number) for number in range(at, at + CONCURRENT)))):
-        at += CONCURRENT
+    while all(await asyncio.gather(*(fails_at(number) for number in range(at, at + CONCURRENT_RUNS)))):
+        at += CONCURRENT_RUNS
     assert at > 60

@@ -29,14 +29,14 @@ from tests.lab.scripted_sink import (
 
 
 @pytest.fixture
-def small(folder: Path) -> Iterator[Path]:
-    """A file system of half a megabyte."""
+def small_disk(folder: Path) -> Iterator[Path]:
+    """The mount point of a file system of 512 KiB."""
     with tmpfs(folder / "disk", "size=512k"):
         yield folder / "disk"
 
 
-def fill(folder: Path) -> Path:
-    """Fill a file system to the last byte, and return the file that fills it."""
+def fill_disk(folder: Path) -> Path:
+    """Fill a file system to the last byte, with a file whose path is returned."""
     filler = folder / "filler"
     with filler.open("wb", buffering=0) as file:
         for size in (4096, 1):
@@ -50,7 +50,7 @@ def fill(folder: Path) -> Path:
 
 
 def connect_100_pages(path: Path) -> sqlite3.Connection:
-    """Connect to a file that SQLite limits to 100 pages."""
+    """Open a database that SQLite limits to 100 pages, which acts like a full disk."""
     db = connect(path)
     db.execute("PRAGMA max_page_count = 100")
     return db
@@ -76,12 +76,12 @@ async def test_samples_make_room_for_events_on_a_full_disk(folder: Path) -> None
     assert len(deduplicated(sink.ids)) + dropped(pipeline) == 900
 
 
-async def test_events_are_delivered_from_memory_while_the_disk_is_full(small: Path) -> None:
+async def test_events_are_delivered_from_memory_while_the_disk_is_full(small_disk: Path) -> None:
     sink, source = ScriptedSink(), RecordSource()
-    async with running(make_pipeline(sink, small)) as pipeline:
+    async with running(make_pipeline(sink, small_disk)) as pipeline:
         pipeline.put(source.next())
         await sink.until(lambda: sink.ids == source.ids)
-        filler = fill(small)
+        filler = fill_disk(small_disk)
         sink.up = False
         for _ in range(200):  # more than the free pages hold
             pipeline.put(source.next())
@@ -97,17 +97,17 @@ async def test_events_are_delivered_from_memory_while_the_disk_is_full(small: Pa
         await sink.until(lambda: deduplicated(sink.ids) == source.ids)
         await eventually(lambda: pipeline.unready_reasons() == [])
     assert dropped(pipeline) == 0
-    assert quarantined_files(small) == []
+    assert quarantined_files(small_disk) == []
 
 
-async def test_a_start_on_a_full_disk_loses_no_journaled_record(small: Path) -> None:
+async def test_a_start_on_a_full_disk_loses_no_journaled_record(small_disk: Path) -> None:
     source, fresh = RecordSource(run=1), RecordSource(run=2)
-    async with running(make_pipeline(ScriptedSink(up=False), small), stop_seconds=1) as pipeline:
+    async with running(make_pipeline(ScriptedSink(up=False), small_disk), stop_seconds=1) as pipeline:
         for record in source.take(50):
             pipeline.put(record)
-    filler = fill(small)
+    filler = fill_disk(small_disk)
     sink = ScriptedSink()
-    async with running(make_pipeline(sink, small)) as pipeline:
+    async with running(make_pipeline(sink, small_disk)) as pipeline:
         pipeline.put(fresh.next())
         await sink.until(lambda: fresh.ids[0] in sink.ids)
         filler.unlink()
@@ -117,23 +117,23 @@ async def test_a_start_on_a_full_disk_loses_no_journaled_record(small: Path) -> 
     assert dropped(pipeline) == 0
 
 
-@pytest.mark.parametrize("spare", [0, 20, 28, 60, 76, 100])
+@pytest.mark.parametrize("free_kib", [0, 20, 28, 60, 76, 100])
 @pytest.mark.parametrize("damaged", [False, True], ids=["intact", "damaged"])
 async def test_a_start_on_an_almost_full_disk_quarantines_and_loses_nothing_intact(
-    small: Path, spare: int, *, damaged: bool
+    small_disk: Path, free_kib: int, *, damaged: bool
 ) -> None:
     """SQLite needs space for its log and its shared memory even to read a journal."""
     source, fresh = RecordSource(run=1), RecordSource(run=2)
-    async with running(make_pipeline(ScriptedSink(up=False), small), stop_seconds=1) as pipeline:
+    async with running(make_pipeline(ScriptedSink(up=False), small_disk), stop_seconds=1) as pipeline:
         for record in source.take(50):
             pipeline.put(record)
     if damaged:
-        with contextlib.closing(sqlite3.connect(small / FILE)) as db:
+        with contextlib.closing(sqlite3.connect(small_disk / FILE)) as db:
             db.execute("PRAGMA user_version = 7")
-    filler = fill(small)
-    os.truncate(filler, filler.stat().st_size - spare * 1024)
+    filler = fill_disk(small_disk)
+    os.truncate(filler, filler.stat().st_size - free_kib * 1024)
     sink = ScriptedSink()
-    async with running(make_pipeline(sink, small)) as pipeline:
+    async with running(make_pipeline(sink, small_disk)) as pipeline:
         pipeline.put(fresh.next())
         await sink.until(lambda: fresh.ids[0] in sink.ids)
         await asyncio.sleep(0.2)
@@ -142,24 +142,24 @@ async def test_a_start_on_an_almost_full_disk_quarantines_and_loses_nothing_inta
         await eventually(lambda: pipeline.unready_reasons() == [])
     assert [record_id for record_id in deduplicated(sink.ids) if record_id in source.bodies] == source.ids
     assert dropped(pipeline) == 0
-    assert len(quarantined_files(small)) == damaged
+    assert len(quarantined_files(small_disk)) == damaged
 
 
-async def test_a_stop_on_a_full_disk_loses_only_what_has_no_room(small: Path) -> None:
+async def test_a_stop_on_a_full_disk_loses_only_records_that_have_no_room(small_disk: Path) -> None:
     sink, source = ScriptedSink(up=False), RecordSource()
-    async with running(make_pipeline(sink, small), stop_seconds=1) as pipeline:
+    async with running(make_pipeline(sink, small_disk), stop_seconds=1) as pipeline:
         for record in source.take(20):
             pipeline.put(record)
         await eventually(lambda: is_journaled(pipeline.events))
-        filler = fill(small)
+        filler = fill_disk(small_disk)
         for record in source.take(1000):
             pipeline.put(record)
     stopped = dropped(pipeline)
     assert pipeline.drops.totals == {("events", "shutdown"): stopped}
     filler.unlink()
     sink = ScriptedSink()
-    async with running(make_pipeline(sink, small)) as pipeline:
+    async with running(make_pipeline(sink, small_disk)) as pipeline:
         await sink.until(lambda: len(sink.ids) >= 1020 - stopped)
     assert sink.ids == source.ids[: 1020 - stopped]
     assert stopped <= 1000
-    assert (small / FILE).exists()
+    assert (small_disk / FILE).exists()

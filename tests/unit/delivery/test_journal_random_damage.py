@@ -1,4 +1,4 @@
-"""Random damage of the journal's bytes: the agent starts, delivers nothing but what it was given, and journals again."""
+"""Random damage of the journal's bytes: the agent starts, delivers only unchanged records, and journals again."""
 
 import json
 import random
@@ -27,12 +27,12 @@ from tests.lab.scripted_sink import (
     running,
 )
 
-SECONDS = 10.0
+STOP_SECONDS = 10.0
 QUEUES = {"events": EVENT, "samples": SAMPLE}
 
 
 @dataclass(frozen=True, slots=True)
-class Journal:
+class JournalFiles:
     """A journal's files and their contents.
 
     Attributes:
@@ -45,7 +45,7 @@ class Journal:
 
 
 @cache
-def journal(*, closed: bool) -> Journal:
+def make_journal(*, closed: bool) -> JournalFiles:
     """Return a journal with freed pages; if not closed, it is as a crash leaves it."""
     draw = random.Random(1)
     bodies: dict[str, dict[str, bytes]] = {queue: {} for queue in QUEUES}
@@ -70,7 +70,7 @@ def journal(*, closed: bool) -> Journal:
             if path.with_name(FILE + suffix).exists():
                 shutil.copy(path.with_name(FILE + suffix), copy / (FILE + suffix))
         database.close()
-        return Journal({file.name.removeprefix(FILE): file.read_bytes() for file in copy.iterdir()}, bodies)
+        return JournalFiles({file.name.removeprefix(FILE): file.read_bytes() for file in copy.iterdir()}, bodies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,8 @@ class Damage:
         suffix: the file's suffix.
         at: where the damage starts, as a fraction of the file's length.
         length: bytes of damage.
-        what: cut, zero, noise or flip.
-        seed: of the random bytes.
+        what: `cut`, `zero`, `noise` or `flip`.
+        seed: seed of the random bytes.
     """
 
     suffix: str
@@ -111,8 +111,8 @@ class Damage:
         files[self.suffix] = bytes(data)
 
 
-def damages(*suffixes: str) -> st.SearchStrategy[list[Damage]]:
-    """Return a strategy of damages: anywhere in the files, and often in the first pages, which have the structure."""
+def damage_lists(*suffixes: str) -> st.SearchStrategy[list[Damage]]:
+    """Return a strategy of damage_lists: anywhere in the files, and often in the first pages, which have the structure."""
     at = st.one_of(st.floats(0, 1, exclude_max=True), st.floats(0, 0.05))
     length = st.sampled_from((1, 8, 100, 512, 4096, 20_000))
     damage = st.builds(
@@ -126,8 +126,13 @@ def damages(*suffixes: str) -> st.SearchStrategy[list[Damage]]:
     return st.lists(damage, min_size=1, max_size=3)
 
 
-async def check(before: Journal, damaged: list[Damage]) -> None:
-    """Start delivery with a damaged journal, and check the guarantees."""
+async def check_guarantees(before: JournalFiles, damaged: list[Damage]) -> None:
+    """Start delivery with a damaged journal, and check the delivery guarantees.
+
+    Args:
+        before: the journal before the damage.
+        damaged: the damage.
+    """
     files = dict(before.files)
     for damage in damaged:
         damage.apply(files)
@@ -136,7 +141,7 @@ async def check(before: Journal, damaged: list[Damage]) -> None:
         for suffix, data in files.items():
             (folder / (FILE + suffix)).write_bytes(data)
         sink, event, sample = ScriptedSink(), RecordSource(run=8), RecordSource(SAMPLE, run=9)
-        async with running(make_pipeline(sink, folder), stop_seconds=SECONDS) as pipeline:
+        async with running(make_pipeline(sink, folder), stop_seconds=STOP_SECONDS) as pipeline:
             pipeline.put(event.next())
             pipeline.put(sample.next())
             await sink.until(lambda: {*event.ids, *sample.ids} <= set(sink.ids))
@@ -160,18 +165,18 @@ async def check(before: Journal, damaged: list[Damage]) -> None:
 
 @settings(max_examples=120, deadline=None)
 @example([Damage("", 0.0053991136509337415, 1, "zero", 0)])  # SQLite returns one row twice
-@given(damages(""))
+@given(damage_lists(""))
 async def test_a_closed_journal_may_be_damaged_anywhere(damaged: list[Damage]) -> None:
-    await check(journal(closed=True), damaged)
+    await check_guarantees(make_journal(closed=True), damaged)
 
 
 @settings(max_examples=120, deadline=None)
-@given(damages("", "-wal", "-shm"))
+@given(damage_lists("", "-wal", "-shm"))
 async def test_a_crashed_journal_may_be_damaged_anywhere(damaged: list[Damage]) -> None:
-    await check(journal(closed=False), damaged)
+    await check_guarantees(make_journal(closed=False), damaged)
 
 
 async def test_an_intact_journal_is_delivered_completely() -> None:
     for closed in (True, False):
-        before = journal(closed=closed)
-        await check(before, [])
+        before = make_journal(closed=closed)
+        await check_guarantees(before, [])

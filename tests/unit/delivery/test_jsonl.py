@@ -1,4 +1,4 @@
-"""The JSON lines sink: whole lines, rotation without loss, full disks."""
+"""The JSON lines sink: whole lines, rotation without lost records, and full disks."""
 
 import asyncio
 import contextlib
@@ -16,23 +16,23 @@ from agent.delivery.sinks.jsonl import JsonLinesSink
 from agent.model.record import EncodedRecord
 from tests.lab.faulty_disk import resize, tmpfs
 from tests.lab.scripted_sink import RecordSource, eventually, make_pipeline, running
-from tests.unit.delivery.test_journal_full import fill
+from tests.unit.delivery.test_journal_full import fill_disk
 
 
-def ids(*paths: Path) -> list[str]:
+def read_ids(*paths: Path) -> list[str]:
     """Return the ids of the records in files, and check that the files have only whole lines."""
     lines = [line for path in paths for line in path.read_bytes().split(b"\n")[:-1]]
     assert all(path.read_bytes().endswith(b"\n") for path in paths)
     return [json.loads(line)["id"] for line in lines]
 
 
-def rotated(path: Path) -> list[Path]:
-    """Return the rotated files and the current one, oldest first."""
+def rotated_files(path: Path) -> list[Path]:
+    """Return the rotated files files and the current one, oldest first."""
     older = sorted(path.parent.glob(f"{path.name}.*"), key=lambda file: int(file.suffix[1:]), reverse=True)
     return [*older, path]
 
 
-def descriptors() -> int:
+def count_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - counted, not opened
 
 
@@ -46,7 +46,7 @@ async def test_each_record_is_one_line(folder: Path) -> None:
     await send(sink, [*source.take(3)])
     await send(sink, [*source.take(2)])
     await sink.close()
-    assert ids(folder / "records.jsonl") == source.ids
+    assert read_ids(folder / "records.jsonl") == source.ids
     assert (folder / "records.jsonl").stat().st_mode & 0o777 == 0o640
 
 
@@ -57,7 +57,7 @@ async def test_opening_removes_a_line_that_a_kill_left_incomplete(folder: Path) 
     await sink.open()
     await send(sink, [*source.take(1)])
     await sink.close()
-    assert ids(path) == ["a", *source.ids]
+    assert read_ids(path) == ["a", *source.ids]
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ async def test_rotated_files_have_every_record(folder: Path, max_files: int) -> 
     for _ in range(40):
         await send(sink, [*source.take(10)])
     await sink.close()
-    files = rotated(path)
+    files = rotated_files(path)
     assert len(files) == max_files + 1
-    delivered = ids(*files)
+    delivered = read_ids(*files)
     assert delivered == source.ids[-len(delivered) :]
     assert all(20_000 <= file.stat().st_size < 30_000 for file in files[:-1])
 
@@ -126,8 +126,8 @@ async def test_concurrent_batches_rotate_the_file_once(folder: Path, monkeypatch
     for _ in range(3):
         await asyncio.gather(*(send(sink, [*source.take(4)]) for _ in range(3)))
     await sink.close()
-    assert all(file.stat().st_size >= 1000 for file in rotated(path)[:-1])
-    assert sorted(ids(*rotated(path))) == sorted(source.ids)
+    assert all(file.stat().st_size >= 1000 for file in rotated_files(path)[:-1])
+    assert sorted(read_ids(*rotated_files(path))) == sorted(source.ids)
 
 
 async def test_without_rotated_files_the_file_is_replaced(folder: Path) -> None:
@@ -137,9 +137,9 @@ async def test_without_rotated_files_the_file_is_replaced(folder: Path) -> None:
     for _ in range(40):
         await send(sink, [*source.take(10)])
     await sink.close()
-    assert rotated(path) == [path]
+    assert rotated_files(path) == [path]
     assert path.stat().st_size < 30_000
-    assert ids(path)[-1] == source.ids[-1]
+    assert read_ids(path)[-1] == source.ids[-1]
 
 
 async def test_a_failed_rotation_writes_no_record_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ async def test_a_failed_rotation_writes_no_record_twice(folder: Path, monkeypatc
             await sink.open()
     await send(sink, records)
     await sink.close()
-    assert ids(*rotated(path)) == source.ids
+    assert read_ids(*rotated_files(path)) == source.ids
 
 
 async def test_failed_opens_and_rotations_leak_no_file_descriptor(
@@ -170,8 +170,8 @@ async def test_failed_opens_and_rotations_leak_no_file_descriptor(
     path = folder / "records.jsonl"
     path.write_bytes(b"torn")
     sink = JsonLinesSink(path, rotate_bytes=5)
-    await asyncio.to_thread(descriptors)  # starts the thread
-    before = descriptors()
+    await asyncio.to_thread(count_descriptors)  # starts the thread
+    before = count_descriptors()
 
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
@@ -181,7 +181,7 @@ async def test_failed_opens_and_rotations_leak_no_file_descriptor(
         for _ in range(5):
             with pytest.raises(SinkError, match="No space left"):
                 await sink.open()
-    assert descriptors() == before
+    assert count_descriptors() == before
     await sink.open()
     open_sink = os.open
 
@@ -195,7 +195,7 @@ async def test_failed_opens_and_rotations_leak_no_file_descriptor(
         with pytest.raises(SinkError):
             await sink.send([*RecordSource().take(1)])
         await sink.close()
-    assert descriptors() == before
+    assert count_descriptors() == before
 
 
 async def test_a_full_device_is_reported() -> None:
@@ -214,7 +214,7 @@ async def test_a_missing_directory_is_reported(folder: Path) -> None:
 async def test_a_full_disk_delays_records_until_there_is_room(folder: Path) -> None:
     with tmpfs(folder / "disk", "size=256k"):
         path, source = folder / "disk" / "records.jsonl", RecordSource()
-        filler = fill(folder / "disk")
+        filler = fill_disk(folder / "disk")
         pipeline = make_pipeline(JsonLinesSink(path), None)
         async with running(pipeline):
             for record in source.take(100):
@@ -222,7 +222,7 @@ async def test_a_full_disk_delays_records_until_there_is_room(folder: Path) -> N
             await eventually(lambda: any("No space left" in reason for reason in pipeline.unready_reasons()))
             filler.unlink()
             await eventually(lambda: pipeline.unready_reasons() == [])
-        assert ids(path) == source.ids
+        assert read_ids(path) == source.ids
 
 
 async def test_a_disk_that_fills_up_leaves_whole_lines_and_repeats_none(folder: Path) -> None:
@@ -235,7 +235,7 @@ async def test_a_disk_that_fills_up_leaves_whole_lines_and_repeats_none(folder: 
         for _ in range(3):
             with pytest.raises(SinkError, match="No space left"):
                 await sink.send(records)
-            written = ids(path)
+            written = read_ids(path)
             assert written == source.ids[: len(written)]
             assert 0 < len(written) < 200
             await sink.close()
@@ -243,12 +243,12 @@ async def test_a_disk_that_fills_up_leaves_whole_lines_and_repeats_none(folder: 
         filler.unlink()
         with pytest.raises(SinkError, match="No space left"):
             await sink.send(records)
-        assert len(ids(path)) > len(written)
+        assert len(read_ids(path)) > len(written)
         resize(folder / "disk", "1m")
         await send(sink, records)
         await send(sink, [*source.take(3)])
         await sink.close()
-        assert ids(path) == source.ids
+        assert read_ids(path) == source.ids
 
 
 async def test_reopening_the_file_waits_for_the_write_of_another_queue(
@@ -274,7 +274,7 @@ async def test_reopening_the_file_waits_for_the_write_of_another_queue(
     await sink.open()
     await sending
     await sink.close()
-    assert ids(folder / "records.jsonl") == source.ids
+    assert read_ids(folder / "records.jsonl") == source.ids
 
 
 async def test_a_failed_write_to_a_file_without_append_mode_is_cut_back(
@@ -287,10 +287,10 @@ async def test_a_failed_write_to_a_file_without_append_mode_is_cut_back(
         records = [*source.take(200)]
         with pytest.raises(SinkError, match="No space left"):
             await sink.send(records)
-        assert ids(folder / "disk" / "out") == source.ids[: len(ids(folder / "disk" / "out"))]
+        assert read_ids(folder / "disk" / "out") == source.ids[: len(read_ids(folder / "disk" / "out"))]
         resize(folder / "disk", "1m")
         await send(sink, records)
-        assert ids(folder / "disk" / "out") == source.ids
+        assert read_ids(folder / "disk" / "out") == source.ids
 
 
 async def test_a_pipe_that_is_full_gets_the_rest_of_a_line_later(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,7 +325,7 @@ async def test_standard_output_stays_open(folder: Path, monkeypatch: pytest.Monk
         await sink.close()
         os.fstat(file.fileno())
     assert sink.name == "standard output"
-    assert ids(folder / "out") == source.ids
+    assert read_ids(folder / "out") == source.ids
 
 
 async def test_a_closed_standard_output_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

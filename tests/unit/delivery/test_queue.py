@@ -1,4 +1,4 @@
-"""Guarantees of every kind of queue while the agent runs: order, exact counts, no unnecessary drops."""
+"""Guarantees of each kind of queue while the agent runs: order, exact counts, and no unnecessary drops."""
 
 import asyncio
 from pathlib import Path
@@ -114,7 +114,7 @@ async def test_rejected_records_become_dead_letters_and_the_others_are_delivered
         assert [record.body for _, record in dead_letters] == [source.bodies[i] for i in source.ids[7:60:11]]
 
 
-async def test_a_stop_delivers_what_is_left_while_the_sink_works(kind: QueueKind, folder: Path) -> None:
+async def test_a_stop_delivers_the_remaining_records_while_the_sink_works(kind: QueueKind, folder: Path) -> None:
     sink, source = ScriptedSink(), RecordSource(kind.type)
     async with running(make_pipeline(sink, kind.folder(folder))) as pipeline:
         for record in source.take(2500):
@@ -123,7 +123,7 @@ async def test_a_stop_delivers_what_is_left_while_the_sink_works(kind: QueueKind
     assert dropped(pipeline) == 0
 
 
-async def test_a_stop_with_a_sink_that_is_down_keeps_its_deadline(kind: QueueKind, folder: Path) -> None:
+async def test_a_stop_keeps_its_deadline_while_the_sink_is_down(kind: QueueKind, folder: Path) -> None:
     sink, source = ScriptedSink(up=False), RecordSource(kind.type)
     async with asyncio.timeout(60), running(make_pipeline(sink, kind.folder(folder)), stop_seconds=1) as pipeline:
         for record in source.take(2500):
@@ -140,7 +140,7 @@ async def test_a_stop_with_a_sink_that_is_down_keeps_its_deadline(kind: QueueKin
         assert pipeline.drops.totals == {("events", "shutdown"): 2500}
 
 
-async def test_a_stop_with_a_sink_that_hangs_keeps_its_deadline(kind: QueueKind, folder: Path) -> None:
+async def test_a_stop_keeps_its_deadline_while_the_sink_hangs(kind: QueueKind, folder: Path) -> None:
     sink, source = ScriptedSink(), RecordSource(kind.type)
     sink.gate.clear()
     async with asyncio.timeout(60), running(make_pipeline(sink, kind.folder(folder)), stop_seconds=1) as pipeline:

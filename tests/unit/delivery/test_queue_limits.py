@@ -1,4 +1,4 @@
-"""Limits of queues: disk while all works, memory while nothing does, time at a stop."""
+"""Limits of queues: disk while everything works, memory while nothing works, and time at a stop."""
 
 import asyncio
 import contextlib
@@ -37,13 +37,16 @@ from tests.lab.scripted_sink import (
 
 @pytest.fixture
 def hanging() -> Iterator[HangingDisk]:
-    """A disk that a test lets hang; the end of the test releases it."""
+    """A disk that hangs if a test sets its `hanging`. It works again after the test."""
     disk = HangingDisk()
     yield disk
     disk.release()
 
 
-STORAGE = [(MEMORY, "none"), *((kind, disk) for kind in (DURABLE, SPILLING) for disk in ("works", "hangs", "fails"))]
+QUEUE_KINDS_AND_DISKS = [
+    (MEMORY, "none"),
+    *((kind, disk) for kind in (DURABLE, SPILLING) for disk in ("works", "hangs", "fails")),
+]
 
 
 def records_in_memory() -> int:
@@ -210,7 +213,9 @@ async def test_unreported_drops_survive_a_restart_and_are_reported_once(folder: 
     assert sink.drop_reports == [], "each drop is reported once"
 
 
-@pytest.mark.parametrize(("kind", "disk"), STORAGE, ids=lambda it: it.name if isinstance(it, QueueKind) else it)
+@pytest.mark.parametrize(
+    ("kind", "disk"), QUEUE_KINDS_AND_DISKS, ids=lambda it: it.name if isinstance(it, QueueKind) else it
+)
 async def test_memory_stays_bounded_while_100000_records_cannot_be_sent(
     kind: QueueKind, disk: str, folder: Path, hanging: HangingDisk
 ) -> None:
@@ -242,7 +247,7 @@ async def test_memory_stays_bounded_while_100000_records_cannot_be_sent(
 
 
 @pytest.mark.parametrize("kind", [DURABLE, SPILLING], ids=lambda kind: kind.name)
-async def test_a_disk_that_hangs_delays_neither_delivery_nor_a_stop(
+async def test_a_hanging_disk_delays_neither_delivery_nor_a_stop(
     kind: QueueKind, folder: Path, hanging: HangingDisk
 ) -> None:
     sink, source = ScriptedSink(), RecordSource(kind.type)
@@ -369,7 +374,7 @@ async def test_a_journal_that_opens_late_does_not_delay_the_start(folder: Path, 
     assert sink.ids == source.ids[1:]
 
 
-async def test_drops_of_a_durable_queue_without_a_journal_have_their_own_reason(folder: Path) -> None:
+async def test_drops_of_a_durable_queue_have_their_own_reason_while_the_journal_fails(folder: Path) -> None:
     sink, source, disk = ScriptedSink(up=False), RecordSource(size=1000), FailingDisk("BEGIN")
     async with running(make_pipeline(sink, folder, memory=200_000, connect=disk.connect), stop_seconds=1) as pipeline:
         disk.error_name = "SQLITE_READONLY"
@@ -384,7 +389,7 @@ async def test_drops_of_a_durable_queue_without_a_journal_have_their_own_reason(
     assert len(deduplicated(sink.ids)) + dropped(pipeline) == 1000
 
 
-async def test_without_a_journal_its_state_is_not_reported(folder: Path) -> None:
+async def test_a_pipeline_without_a_journal_reports_no_journal_error(folder: Path) -> None:
     sink, source = ScriptedSink(up=False), RecordSource(MEMORY.type)
     async with running(make_pipeline(sink, None), stop_seconds=1) as pipeline:
         pipeline.put(source.next())
@@ -420,7 +425,7 @@ async def test_a_batch_that_is_full_does_not_linger() -> None:
         await queue.linger(1000, 1000)
 
 
-async def test_a_slow_disk_costs_no_record_that_a_working_one_would_keep(folder: Path, hanging: HangingDisk) -> None:
+async def test_a_slow_disk_drops_no_record_that_a_fast_disk_would_store(folder: Path, hanging: HangingDisk) -> None:
     sink, source = ScriptedSink(), RecordSource(size=2000)
     timings = replace(SHORT_TIMINGS, journal_hang=0.05)
     async with running(

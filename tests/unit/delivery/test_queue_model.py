@@ -1,4 +1,4 @@
-"""Random walks through the states of records and of sinks: every transition is legal, and no record is lost or out of order."""
+"""Random walks through the states of records and sinks: each transition is legal, and no record is lost or out of order."""
 
 import asyncio
 from collections import deque
@@ -21,7 +21,7 @@ IN_MEMORY = {RecordState.QUEUED, RecordState.WRITING, RecordState.JOURNALED}
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """One queue with a journal that is a dict, and a sink that is a list."""
+    """A durable queue. A dict of rows stands for its journal, and a list of ids for its sink."""
 
     durable = True
 
@@ -43,7 +43,7 @@ class QueueMachine(RuleBasedStateMachine):
             contents.add(record.type, 1, record.size, record.time_ns, record.time_ns)
         self.queue.journaling.on_opened(contents, self.last_row, copied, sorted(self.rows)[: len(copied)])
 
-    def stored(self, record: EncodedRecord, row: int) -> EncodedRecord:
+    def journaled_copy(self, record: EncodedRecord, row: int) -> EncodedRecord:
         fields = (record.id, record.key, record.type, record.time_ns, record.body)
         return EncodedRecord(*fields, row=row, state=RecordState.JOURNALED)
 
@@ -68,7 +68,7 @@ class QueueMachine(RuleBasedStateMachine):
                 del self.rows[row]
         rows = range(self.last_row + 1, self.last_row + 1 + len(self.writing))
         self.last_row += len(self.writing)
-        self.rows |= {row: self.stored(record, row) for row, record in zip(rows, self.writing, strict=True)}
+        self.rows |= {row: self.journaled_copy(record, row) for row, record in zip(rows, self.writing, strict=True)}
         self.writing = None
         self.queue.journaling.on_committed(rows, self.deletion)
 
@@ -93,7 +93,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.rows.clear()
         for record in (*copied, *waiting):
             self.last_row += 1
-            self.rows[self.last_row] = self.stored(record, self.last_row)
+            self.rows[self.last_row] = self.journaled_copy(record, self.last_row)
         self.open_journal(copied)
 
     @precondition(lambda self: not self.queue.in_flight)
@@ -105,7 +105,7 @@ class QueueMachine(RuleBasedStateMachine):
                 rows = [row for row in sorted(self.rows) if row > after][:count]
                 self.queue.take_from_disk([self.rows[row] for row in rows], 0, rows[-1] if rows else after)
                 for row in rows:  # read again, if at all, as a new object
-                    self.rows[row] = self.stored(self.rows[row], row)
+                    self.rows[row] = self.journaled_copy(self.rows[row], row)
         else:
             self.queue.take_from_memory(count, 1 << 20)
 
@@ -161,7 +161,7 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 class SpillingQueueMachine(QueueMachine):
-    """A queue that is journaled only if its memory is full."""
+    """A queue whose records are journaled only if they do not fit into memory."""
 
     durable = False
 
@@ -174,13 +174,13 @@ TestDurableQueue.settings = TestSpillingQueue.settings = settings(
 
 
 class RandomSink(ScriptedSink):
-    """A sink whose calls have random outcomes, until these are used up."""
+    """A sink whose first calls have the given outcomes. Later calls succeed."""
 
     def __init__(self, outcomes: list[str]) -> None:
         super().__init__()
         self.outcomes = deque(outcomes)
 
-    def fail(self) -> None:
+    def raise_next_outcome(self) -> None:
         match self.outcomes.popleft() if self.outcomes else "ok":
             case "fail":
                 raise SinkError("scripted")
@@ -190,19 +190,19 @@ class RandomSink(ScriptedSink):
     async def open(self) -> None:
         await super().open()
         try:
-            self.fail()
+            self.raise_next_outcome()
         except SinkError:
             self.is_open = False
             raise
 
     async def send(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
-        self.fail()
+        self.raise_next_outcome()
         return await super().send(batch)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from(("ok", "fail", "retry")), max_size=12))
-async def test_every_batch_is_delivered_whatever_a_sink_does(outcomes: list[str]) -> None:
+async def test_every_batch_is_delivered_after_any_failures_of_a_sink(outcomes: list[str]) -> None:
     sink, sources = RandomSink(outcomes), [RecordSource(run=run) for run in range(3)]
     supervisor = SinkSupervisor(sink, SHORT_TIMINGS)
     async with asyncio.timeout(60):

@@ -1,4 +1,4 @@
-"""Rows of the journal: each record has one, unchanged and in order, for any number of records in a transaction."""
+"""Rows of the journal: each record has a row of its own, unchanged and in order, for any number of records in a transaction."""
 
 from pathlib import Path
 

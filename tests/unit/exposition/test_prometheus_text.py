@@ -20,7 +20,7 @@ from tests.unit.collectors.test_collectors import CASES, decode_reply
 HOSTILE = 'a"b\\c\nd\\n{}=,#\u00e9'
 
 
-def series(snapshot: Snapshot) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+def parse_series(snapshot: Snapshot) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     """Parse the text with prometheus_client and return the value of each series; fail on duplicates."""
     counts: Counter[Any] = Counter()
     values = {}
@@ -33,9 +33,9 @@ def series(snapshot: Snapshot) -> dict[tuple[str, frozenset[tuple[str, str]]], f
     return values
 
 
-def named(snapshot: Snapshot, name: str) -> list[tuple[dict[str, str], float]]:
+def series_named(snapshot: Snapshot, name: str) -> list[tuple[dict[str, str], float]]:
     """Return the labels and the value of each series with this name."""
-    return [(dict(labels), value) for (known, labels), value in series(snapshot).items() if known == name]
+    return [(dict(labels), value) for (known, labels), value in parse_series(snapshot).items() if known == name]
 
 
 def two_vms() -> Snapshot:
@@ -67,18 +67,18 @@ def test_without_vms_the_text_is_empty() -> None:
 def test_values_are_parsed_back_unchanged() -> None:
     snapshot = two_vms()
     evil = {"vm": HOSTILE, "vm_uuid": vm(1).uuid}
-    assert ({**evil, "device": HOSTILE}, 2**64 - 1) in named(snapshot, "qemu_block_reads_total")
-    assert ({**evil, "device": HOSTILE}, 0.1 + 0.2) in named(snapshot, "qemu_block_read_seconds_total")
-    assert named(snapshot, "qemu_runstate_running") == [({"vm": "vm1", "vm_uuid": vm().uuid}, 1), (evil, 0)]
-    assert ({**evil, "status": HOSTILE}, 1) in named(snapshot, "qemu_runstate_status")
-    assert [value for _, value in named(snapshot, "qemu_vm_up")] == [1, 0]
-    assert [value for _, value in named(snapshot, "qemu_vm_last_response_timestamp_seconds")] == [7, 7]
-    assert {labels["event"]: value for labels, value in named(snapshot, "qemu_vm_events_total")} == {
+    assert ({**evil, "device": HOSTILE}, 2**64 - 1) in series_named(snapshot, "qemu_block_reads_total")
+    assert ({**evil, "device": HOSTILE}, 0.1 + 0.2) in series_named(snapshot, "qemu_block_read_seconds_total")
+    assert series_named(snapshot, "qemu_runstate_running") == [({"vm": "vm1", "vm_uuid": vm().uuid}, 1), (evil, 0)]
+    assert ({**evil, "status": HOSTILE}, 1) in series_named(snapshot, "qemu_runstate_status")
+    assert [value for _, value in series_named(snapshot, "qemu_vm_up")] == [1, 0]
+    assert [value for _, value in series_named(snapshot, "qemu_vm_last_response_timestamp_seconds")] == [7, 7]
+    assert {labels["event"]: value for labels, value in series_named(snapshot, "qemu_vm_events_total")} == {
         "STOP": 2,
         "RESUME": 1,
         "unknown": 1,
     }
-    info = {labels["vm"]: labels for labels, _ in named(snapshot, "qemu_vm_info")}
+    info = {labels["vm"]: labels for labels, _ in series_named(snapshot, "qemu_vm_info")}
     assert (info["vm1"]["qemu_version"], info["vm1"]["qemu_package"]) == ("7.2.22", "Debian")
     assert info[HOSTILE]["monitor"] == f"/run/{HOSTILE}.qmp"
 
@@ -89,7 +89,7 @@ def test_every_sample_of_the_golden_files_has_a_series() -> None:
             snapshot = Snapshot()
             snapshot.update_status(status(vm()))
             poll(snapshot, vm(), name, *map(decode_reply, case["replies"]))
-            known = series(snapshot)
+            known = parse_series(snapshot)
             for sample in case["samples"]:
                 family = BY_NAME[sample["family"]]
                 own = {"vm": "vm1", "vm_uuid": vm().uuid, **dict(zip(family.labels, sample["labels"], strict=True))}
@@ -102,14 +102,16 @@ def test_every_sample_of_the_golden_files_has_a_series() -> None:
 def test_a_vm_that_is_gone_has_no_series() -> None:
     snapshot = two_vms()
     snapshot.update_status(status(vm(), MonitorState.GONE))
-    assert {own["vm"] for _, labels in series(snapshot) if "vm" in (own := dict(labels))} == {HOSTILE}
+    assert {own["vm"] for _, labels in parse_series(snapshot) if "vm" in (own := dict(labels))} == {HOSTILE}
 
 
 def test_two_monitors_of_one_vm_export_each_series_once() -> None:
     snapshot = two_vms()
 
     def read() -> list[float]:
-        return [value for labels, value in named(snapshot, "qemu_block_read_bytes_total") if labels["vm"] == "vm1"]
+        return [
+            value for labels, value in series_named(snapshot, "qemu_block_read_bytes_total") if labels["vm"] == "vm1"
+        ]
 
     before = read()
     for monitor in ("/run/b", "/run/c"):
@@ -125,7 +127,7 @@ def test_a_field_that_qemu_does_not_report_has_no_series() -> None:
     snapshot = Snapshot()
     snapshot.update_status(status(vm()))
     poll(snapshot, vm(), "block", [{"qdev": "a", "stats": {"rd_bytes": 1}}, {"qdev": "b", "stats": {"wr_bytes": 2}}])
-    assert [labels["device"] for labels, _ in named(snapshot, "qemu_block_read_bytes_total")] == ["a"]
+    assert [labels["device"] for labels, _ in series_named(snapshot, "qemu_block_read_bytes_total")] == ["a"]
     assert "unmap" not in render(snapshot)
 
 
@@ -133,13 +135,13 @@ def test_each_collector_that_is_off_has_a_series() -> None:
     snapshot = Snapshot()
     snapshot.update_status(replace(status(vm()), degraded=(("block", "not JSON"), ('a"b', "too long"))))
     labels = {"vm": "vm1", "vm_uuid": vm().uuid}
-    assert named(snapshot, "qmp_agent_collector_degraded") == [
+    assert series_named(snapshot, "qmp_agent_collector_degraded") == [
         ({**labels, "collector": "block"}, 1),
         ({**labels, "collector": 'a"b'}, 1),
     ]
     assert promtool_check(render(snapshot)) == []
     snapshot.update_status(status(vm()))
-    assert named(snapshot, "qmp_agent_collector_degraded") == []
+    assert series_named(snapshot, "qmp_agent_collector_degraded") == []
 
 
 @pytest.mark.parametrize("family", BY_NAME)
@@ -152,7 +154,7 @@ def test_every_family_can_be_rendered(family: str) -> None:
     values = {f.name: by_kind.get(f.kind.value, 1) for f in known.fields}
     put(snapshot, vm(), known, (tuple(f"label {n}" for n in range(len(known.labels))), values))
     assert promtool_check(render(snapshot)) == []
-    rendered = {name for name, _ in series(snapshot) if name.startswith(f"qemu_{family}_")}
+    rendered = {name for name, _ in parse_series(snapshot) if name.startswith(f"qemu_{family}_")}
     suffixes = {"histogram": ("_bucket", "_sum", "_count"), "text": (), "detail": ()}
     assert rendered == {known.series(f) + suffix for f in known.fields for suffix in suffixes.get(f.kind.value, ("",))}
 
@@ -165,13 +167,13 @@ def test_a_latency_histogram_is_a_prometheus_histogram() -> None:
     poll(snapshot, vm(), "block", [{"qdev": "disk0", "stats": stats}])
     assert promtool_check(render(snapshot)) == []
     name = "qemu_block_write_latency_seconds"
-    assert {labels["le"]: value for labels, value in named(snapshot, f"{name}_bucket")} == {
+    assert {labels["le"]: value for labels, value in series_named(snapshot, f"{name}_bucket")} == {
         "1e-05": 1,
         "0.001": 1,
         "+Inf": 5,
     }
-    assert [value for _, value in named(snapshot, f"{name}_count")] == [5]
-    assert [value for _, value in named(snapshot, f"{name}_sum")] == [2.5]
+    assert [value for _, value in series_named(snapshot, f"{name}_count")] == [5]
+    assert [value for _, value in series_named(snapshot, f"{name}_sum")] == [2.5]
     assert f"# TYPE {name} histogram\n" in render(snapshot)
 
 
@@ -184,4 +186,6 @@ def test_any_name_and_any_number_are_parsed_back(name: str, disk: str, value: fl
     owner = vm(0, name)
     snapshot.update_status(status(owner))
     put(snapshot, owner, BY_NAME["block"], ((disk,), {"idle_seconds": value}))
-    assert named(snapshot, "qemu_block_idle_seconds") == [({"vm": name, "vm_uuid": owner.uuid, "device": disk}, value)]
+    assert series_named(snapshot, "qemu_block_idle_seconds") == [
+        ({"vm": name, "vm_uuid": owner.uuid, "device": disk}, value)
+    ]

@@ -1,4 +1,4 @@
-"""The snapshot: families are replaced whole, each UUID has one view, and series are limited."""
+"""The snapshot: a family is replaced as a whole, each UUID has one view, and the number of series is limited."""
 
 import time
 from typing import Any
@@ -16,71 +16,71 @@ from tests.lab.snapshots import BY_NAME, SECOND, event, poll, put, status, vm
 BLOCK, BALLOON = BY_NAME["block"], BY_NAME["balloon"]
 
 
-def view(snapshot: Snapshot, owner: Vm) -> VmView:
+def view_of(snapshot: Snapshot, owner: Vm) -> VmView:
     (only,) = [view for known, view in snapshot.views() if known == owner]
     return only
 
 
-def subjects(snapshot: Snapshot, owner: Vm, family: str) -> list[tuple[str, ...]]:
-    polls = view(snapshot, owner).polls
+def subjects_of(snapshot: Snapshot, owner: Vm, family: str) -> list[tuple[str, ...]]:
+    polls = view_of(snapshot, owner).polls
     return list(polls[family].current) if family in polls else []
 
 
-def attached(*vms: Vm) -> Snapshot:
+def make_snapshot(*vms: Vm) -> Snapshot:
     snapshot = Snapshot()
     for known in vms:
         snapshot.update_status(status(known))
     return snapshot
 
 
-def disks(*names: str) -> list[dict[str, Any]]:
+def block_replies(*names: str) -> list[dict[str, Any]]:
     return [{"qdev": name, "stats": {"rd_bytes": 5}} for name in names]
 
 
 def test_a_family_is_replaced_whole_so_that_an_unplugged_disk_is_gone() -> None:
-    snapshot = attached(vm())
-    poll(snapshot, vm(), "block", disks("disk0", "disk1"))
+    snapshot = make_snapshot(vm())
+    poll(snapshot, vm(), "block", block_replies("disk0", "disk1"))
     poll(snapshot, vm(), "runstate", {"status": "running", "running": True})
-    poll(snapshot, vm(), "block", disks("disk1"), at=8)
-    assert subjects(snapshot, vm(), "block") == [("disk1",)]
-    assert subjects(snapshot, vm(), "runstate") == [()]
-    assert view(snapshot, vm()).last_response_ns == 8 * SECOND
+    poll(snapshot, vm(), "block", block_replies("disk1"), at=8)
+    assert subjects_of(snapshot, vm(), "block") == [("disk1",)]
+    assert subjects_of(snapshot, vm(), "runstate") == [()]
+    assert view_of(snapshot, vm()).last_response_ns == 8 * SECOND
     poll(snapshot, vm(), "block", [])
-    assert subjects(snapshot, vm(), "block") == []
+    assert subjects_of(snapshot, vm(), "block") == []
 
 
 def test_a_merged_backing_chain_is_gone_with_the_first_poll_without_it() -> None:
-    snapshot = attached(vm())
+    snapshot = make_snapshot(vm())
     poll(snapshot, vm(), "block", [{"qdev": "d", "stats": {}, "backing": {"stats": {"wr_highest_offset": 1}}}])
-    assert subjects(snapshot, vm(), "block_backing") == [("d", "1")]
-    poll(snapshot, vm(), "block", disks("d"))
-    assert subjects(snapshot, vm(), "block_backing") == []
+    assert subjects_of(snapshot, vm(), "block_backing") == [("d", "1")]
+    poll(snapshot, vm(), "block", block_replies("d"))
+    assert subjects_of(snapshot, vm(), "block_backing") == []
 
 
 @pytest.mark.parametrize(
     "state", [MonitorState.GONE, MonitorState.CONNECTING, MonitorState.BUSY, MonitorState.NEGOTIATING]
 )
 def test_a_detached_vm_has_no_view_and_a_new_one_when_it_is_attached_again(state: MonitorState) -> None:
-    snapshot = attached(vm())
-    poll(snapshot, vm(), "block", disks("disk0"))
+    snapshot = make_snapshot(vm())
+    poll(snapshot, vm(), "block", block_replies("disk0"))
     snapshot.update_status(status(vm(), state))
     assert list(snapshot.views()) == []
-    poll(snapshot, vm(), "block", disks("disk0"))  # too late
+    poll(snapshot, vm(), "block", block_replies("disk0"))  # too late
     snapshot.update_status(status(vm()))
-    assert view(snapshot, vm()).polls == {}
+    assert view_of(snapshot, vm()).polls == {}
 
 
 def test_a_stalled_vm_keeps_its_last_samples() -> None:
-    snapshot = attached(vm())
-    poll(snapshot, vm(), "block", disks("disk0"))
+    snapshot = make_snapshot(vm())
+    poll(snapshot, vm(), "block", block_replies("disk0"))
     snapshot.update_status(status(vm(), MonitorState.STALLED, reason="hangs"))
-    assert subjects(snapshot, vm(), "block") == [("disk0",)]
-    assert view(snapshot, vm()).status.reason == "hangs"
+    assert subjects_of(snapshot, vm(), "block") == [("disk0",)]
+    assert view_of(snapshot, vm()).status.reason == "hangs"
 
 
-def test_of_two_vms_with_one_uuid_the_first_is_used_until_only_the_other_runs() -> None:
+def test_the_first_of_two_vms_with_one_uuid_is_used_until_only_the_other_runs() -> None:
     first, second = vm(monitor="/run/a"), vm(name="an impostor, or the destination", monitor="/run/b")
-    snapshot = attached(first, second, vm(1, "other"))
+    snapshot = make_snapshot(first, second, vm(1, "other"))
 
     def set_running(owner: Vm, *, running: bool) -> None:
         poll(snapshot, owner, "runstate", {"running": running, "status": "running" if running else "postmigrate"})
@@ -102,7 +102,7 @@ def test_of_two_vms_with_one_uuid_the_first_is_used_until_only_the_other_runs() 
 
 
 def test_monitors_in_every_state_are_known_until_they_end() -> None:
-    snapshot = attached(vm())
+    snapshot = make_snapshot(vm())
     busy = MonitorStatus(status(vm(1, monitor="/run/x")).monitor, MonitorState.BUSY, "held", None, None, 0)
     snapshot.update_status(busy)
     assert [known.state for known in snapshot.monitors.values()] == [MonitorState.UP, MonitorState.BUSY]
@@ -118,45 +118,45 @@ def count_series(snapshot: Snapshot) -> int:
 
 
 def test_subjects_beyond_a_vms_series_limit_get_no_series_and_are_counted() -> None:
-    snapshot = attached(vm(), vm(1, "other"))
+    snapshot = make_snapshot(vm(), vm(1, "other"))
     snapshot.limits = SeriesLimits(series_per_vm=3)
-    poll(snapshot, vm(), "block", disks("a", "b", "c", "d", "e"))
-    assert subjects(snapshot, vm(), "block") == [("a",), ("b",), ("c",)]
+    poll(snapshot, vm(), "block", block_replies("a", "b", "c", "d", "e"))
+    assert subjects_of(snapshot, vm(), "block") == [("a",), ("b",), ("c",)]
     assert count_series(snapshot) == 3
     poll(snapshot, vm(), "runstate", {"status": "running", "running": True})  # has no subjects: not limited
     put(snapshot, vm(), BY_NAME["job"], (("j",), {"progress": 1}))
-    assert subjects(snapshot, vm(), "runstate") == [()]
-    assert subjects(snapshot, vm(), "job") == []
+    assert subjects_of(snapshot, vm(), "runstate") == [()]
+    assert subjects_of(snapshot, vm(), "job") == []
     assert f'qemu_vm_series_limit_dropped_subjects{{vm_uuid="{vm().uuid}",vm="vm1"}} 3\n' in render(snapshot)
-    poll(snapshot, vm(1, "other"), "block", disks("a", "b", "c"))
+    poll(snapshot, vm(1, "other"), "block", block_replies("a", "b", "c"))
     assert count_series(snapshot) == 6
-    poll(snapshot, vm(), "block", disks("e"))  # departed subjects free their series
-    assert subjects(snapshot, vm(), "block") == [("e",)]
-    assert view(snapshot, vm()).dropped_subjects.total() == 1
+    poll(snapshot, vm(), "block", block_replies("e"))  # departed subjects free their series
+    assert subjects_of(snapshot, vm(), "block") == [("e",)]
+    assert view_of(snapshot, vm()).dropped_subjects.total() == 1
 
 
 def test_each_field_of_a_subject_counts_as_a_series() -> None:
-    snapshot = attached(vm())
+    snapshot = make_snapshot(vm())
     snapshot.limits = SeriesLimits(series_per_vm=5)
     two = {"rd_bytes": 1, "wr_bytes": 2}
     poll(snapshot, vm(), "block", [{"qdev": name, "stats": two} for name in "abcd"])
-    assert subjects(snapshot, vm(), "block") == [("a",), ("b",)]
+    assert subjects_of(snapshot, vm(), "block") == [("a",), ("b",)]
 
 
 def test_each_bucket_of_a_histogram_counts_as_a_series() -> None:
-    snapshot = attached(vm())
+    snapshot = make_snapshot(vm())
     family = next(f for f in BY_NAME.values() for field in f.fields if field.kind is FieldKind.HISTOGRAM and f.labels)
     field = next(field for field in family.fields if field.kind is FieldKind.HISTOGRAM)
     value = {"boundaries_seconds": [0.1, 1.0], "counts": [1, 2, 3], "sum_seconds": 4.0}
     labels = [tuple(f"{name}{n}" for name in family.labels) for n in range(3)]
     snapshot.limits = SeriesLimits(series_per_vm=11)
     put(snapshot, vm(), family, *((subject, {field.name: value}) for subject in labels))
-    assert subjects(snapshot, vm(), family.name) == labels[:2]
+    assert subjects_of(snapshot, vm(), family.name) == labels[:2]
     assert sum(line.startswith(family.series(field)) for line in render(snapshot).splitlines()) == 10
 
 
 def test_a_histogram_with_more_bins_than_before_is_limited_again() -> None:
-    snapshot = attached(vm())
+    snapshot = make_snapshot(vm())
     family = next(f for f in BY_NAME.values() for field in f.fields if field.kind is FieldKind.HISTOGRAM and f.labels)
     field = next(field for field in family.fields if field.kind is FieldKind.HISTOGRAM)
     labels = [tuple(f"{name}{n}" for name in family.labels) for n in range(2)]
@@ -164,31 +164,31 @@ def test_a_histogram_with_more_bins_than_before_is_limited_again() -> None:
     for bins, admitted in ((3, labels), (7, labels[:1])):
         value = {"boundaries_seconds": [float(n) for n in range(bins - 1)], "counts": [1] * bins, "sum_seconds": 4.0}
         put(snapshot, vm(), family, *((subject, {field.name: value}) for subject in labels))
-        assert subjects(snapshot, vm(), family.name) == admitted
+        assert subjects_of(snapshot, vm(), family.name) == admitted
 
 
 def test_new_names_beyond_the_hourly_limit_get_no_series() -> None:
-    snapshot = attached(vm())
+    snapshot = make_snapshot(vm())
     snapshot.limits = SeriesLimits(new_subjects_per_hour=3)
-    poll(snapshot, vm(), "block", disks("a", "b"), at=10_000)
-    poll(snapshot, vm(), "block", disks("c", "d", "a"), at=10_010)
-    assert subjects(snapshot, vm(), "block") == [("c",), ("a",)]
-    poll(snapshot, vm(), "block", disks("e", "b"), at=10_020)
-    assert subjects(snapshot, vm(), "block") == [("b",)]
-    poll(snapshot, vm(), "block", disks("e", "b"), at=10_000 + 3601)
-    assert subjects(snapshot, vm(), "block") == [("e",), ("b",)]
+    poll(snapshot, vm(), "block", block_replies("a", "b"), at=10_000)
+    poll(snapshot, vm(), "block", block_replies("c", "d", "a"), at=10_010)
+    assert subjects_of(snapshot, vm(), "block") == [("c",), ("a",)]
+    poll(snapshot, vm(), "block", block_replies("e", "b"), at=10_020)
+    assert subjects_of(snapshot, vm(), "block") == [("b",)]
+    poll(snapshot, vm(), "block", block_replies("e", "b"), at=10_000 + 3601)
+    assert subjects_of(snapshot, vm(), "block") == [("e",), ("b",)]
 
 
 def test_subjects_that_stay_are_not_new_when_the_next_hour_begins() -> None:
-    snapshot = attached(vm())
+    snapshot = make_snapshot(vm())
     snapshot.limits = SeriesLimits(new_subjects_per_hour=3)
-    poll(snapshot, vm(), "block", disks("a", "b", "c"), at=10_000)
-    poll(snapshot, vm(), "block", disks("a", "b", "c", "d", "e", "f", "g"), at=10_000 + 3601)
-    assert subjects(snapshot, vm(), "block") == [("a",), ("b",), ("c",), ("d",), ("e",), ("f",)]
+    poll(snapshot, vm(), "block", block_replies("a", "b", "c"), at=10_000)
+    poll(snapshot, vm(), "block", block_replies("a", "b", "c", "d", "e", "f", "g"), at=10_000 + 3601)
+    assert subjects_of(snapshot, vm(), "block") == [("a",), ("b",), ("c",), ("d",), ("e",), ("f",)]
 
 
 def test_hundreds_of_thousands_of_names_use_bounded_memory_and_time() -> None:
-    snapshot = attached(vm())
+    snapshot = make_snapshot(vm())
     with_series: set[tuple[str, ...]] = set()
     spent = 0.0
     for step in range(50):
@@ -196,19 +196,21 @@ def test_hundreds_of_thousands_of_names_use_bounded_memory_and_time() -> None:
         start = time.process_time()
         snapshot.replace_samples(vm(), (BLOCK,), samples, (10_000 + step) * SECOND)
         spent += time.process_time() - start
-        with_series.update(subjects(snapshot, vm(), "block"))
+        with_series.update(subjects_of(snapshot, vm(), "block"))
     assert (
-        len(with_series) == len(view(snapshot, vm()).limiter._departed_subjects) == SeriesLimits().new_subjects_per_hour
+        len(with_series)
+        == len(view_of(snapshot, vm()).limiter._departed_subjects)
+        == SeriesLimits().new_subjects_per_hour
     )
     assert spent < 2.5  # seconds: 10 us for each name on a busy machine
-    assert view(snapshot, vm()).dropped_subjects["block"] == 5000
+    assert view_of(snapshot, vm()).dropped_subjects["block"] == 5000
     put(snapshot, vm(), BLOCK, *(((str(n),), {"reads_total": n}) for n in range(50_000)))
-    assert len(subjects(snapshot, vm(), "block")) == 0
+    assert len(subjects_of(snapshot, vm(), "block")) == 0
     assert count_series(snapshot) == 0
 
 
 def test_the_stored_values_of_a_subject_can_be_looked_up() -> None:
-    snapshot = attached(vm())
+    snapshot = make_snapshot(vm())
     put(snapshot, vm(), BLOCK, (("d",), {"reads_total": 5}))
     sample = Sample(BLOCK, ("d",), {})
     assert snapshot.stored_values(vm(), sample) == {"reads_total": 5}
@@ -218,11 +220,11 @@ def test_the_stored_values_of_a_subject_can_be_looked_up() -> None:
 
 
 def test_events_are_counted_by_name_and_unknown_ones_under_one_name() -> None:
-    snapshot = attached(vm())
+    snapshot = make_snapshot(vm())
     for name in ("STOP", "STOP", "RESUME", "NEVER_HEARD_OF", "UNKNOWN", "ANOTHER"):
         snapshot.count_event(event(vm(), name))
     snapshot.count_event(event(vm(1), "STOP"))
-    assert view(snapshot, vm()).events == {"STOP": 2, "RESUME": 1, "unknown": 3}
+    assert view_of(snapshot, vm()).events == {"STOP": 2, "RESUME": 1, "unknown": 3}
 
 
 def test_a_restarted_qemu_keeps_its_view_when_the_old_connection_ends_later() -> None:
@@ -234,30 +236,30 @@ def test_a_restarted_qemu_keeps_its_view_when_the_old_connection_ends_later() ->
 
 
 def test_identical_samples_change_nothing_except_in_a_new_view() -> None:
-    snapshot = attached(vm())
+    snapshot = make_snapshot(vm())
     families, samples = (BY_NAME["block_space"],), [Sample(BY_NAME["block_space"], ("disk0",), {"used_bytes": 5})]
     for second in (1, 2):
         snapshot.replace_samples(vm(), families, samples, second * SECOND)
-    assert view(snapshot, vm()).polls["block_space"].time_ns == SECOND
+    assert view_of(snapshot, vm()).polls["block_space"].time_ns == SECOND
     snapshot.update_status(status(vm(), MonitorState.GONE))
     snapshot.update_status(status(vm()))
     snapshot.replace_samples(vm(), families, samples, 3 * SECOND)
-    assert subjects(snapshot, vm(), "block_space") == [("disk0",)]
+    assert subjects_of(snapshot, vm(), "block_space") == [("disk0",)]
 
 
 def test_an_empty_family_has_no_dropped_subjects_any_more() -> None:
-    snapshot = attached(vm())
+    snapshot = make_snapshot(vm())
     snapshot.limits = SeriesLimits(series_per_vm=0)
-    poll(snapshot, vm(), "block", disks("disk0"))
-    assert view(snapshot, vm()).dropped_subjects.total() == 1
+    poll(snapshot, vm(), "block", block_replies("disk0"))
+    assert view_of(snapshot, vm()).dropped_subjects.total() == 1
     poll(snapshot, vm(), "block", [])
-    assert view(snapshot, vm()).dropped_subjects.total() == 0
+    assert view_of(snapshot, vm()).dropped_subjects.total() == 0
 
 
 def test_new_limits_apply_to_identical_samples_too() -> None:
-    snapshot = attached(vm())
+    snapshot = make_snapshot(vm())
     families, samples = (BY_NAME["block_space"],), [Sample(BY_NAME["block_space"], ("disk0",), {"used_bytes": 5})]
     snapshot.replace_samples(vm(), families, samples, SECOND)
     snapshot.limits = SeriesLimits(series_per_vm=0)
     snapshot.replace_samples(vm(), families, samples, 2 * SECOND)
-    assert subjects(snapshot, vm(), "block_space") == []
+    assert subjects_of(snapshot, vm(), "block_space") == []

@@ -19,7 +19,7 @@ SERIES = [
 ]
 
 
-def read(field: Field, raw: Any, *, unavailable: frozenset[int] = frozenset()) -> Any:
+def read_field(field: Field, raw: Any, *, unavailable: frozenset[int] = frozenset()) -> Any:
     return FieldReader(Family("f", "s", "h.", (), (field,), unavailable))({field.path: raw}).get(field.name)
 
 
@@ -81,7 +81,7 @@ def test_texts_and_details_have_no_series() -> None:
     ],
 )
 def test_numbers_are_converted_to_base_units_exactly(unit: Unit, raw: Any, value: Any) -> None:
-    assert read(Field("x", "y", FieldKind.GAUGE, "H.", unit), raw) == value
+    assert read_field(Field("x", "y", FieldKind.GAUGE, "H.", unit), raw) == value
 
 
 @pytest.mark.parametrize(
@@ -97,20 +97,24 @@ def test_numbers_are_converted_to_base_units_exactly(unit: Unit, raw: Any, value
 )
 def test_values_of_a_wrong_type_are_omitted(kind: FieldKind, good: list[Any], bad: list[Any]) -> None:
     field = Field("x", "y", kind, "H.")
-    assert [read(field, raw) for raw in good] == good
-    assert [read(field, raw) for raw in bad] == [None] * len(bad)
+    assert [read_field(field, raw) for raw in good] == good
+    assert [read_field(field, raw) for raw in bad] == [None] * len(bad)
 
 
 def test_numbers_that_mean_unknown_are_omitted_in_families_that_use_them() -> None:
     field = Field("x", "y", FieldKind.GAUGE, "H.")
-    assert [read(field, raw, unavailable=GUEST_MEMORY.unavailable) for raw in (-1, 2**64 - 1, 0)] == [None, None, 0]
-    assert [read(field, raw) for raw in (-1, 2**64 - 1)] == [-1, 2**64 - 1]
+    assert [read_field(field, raw, unavailable=GUEST_MEMORY.unavailable) for raw in (-1, 2**64 - 1, 0)] == [
+        None,
+        None,
+        0,
+    ]
+    assert [read_field(field, raw) for raw in (-1, 2**64 - 1)] == [-1, 2**64 - 1]
     assert BLOCK.unavailable == MIGRATION.unavailable == frozenset()
 
 
 def test_states_and_texts_are_sanitized_and_truncated() -> None:
-    assert read(Field("x", "y", FieldKind.STATE, "H."), "a\nb" + "x" * 100) == "a\ufffdb" + "x" * 61
-    assert read(Field("x", "y", FieldKind.TEXT, "H."), "a\u202eb" + "x" * 2000) == "a\ufffdb" + "x" * 1021
+    assert read_field(Field("x", "y", FieldKind.STATE, "H."), "a\nb" + "x" * 100) == "a\ufffdb" + "x" * 61
+    assert read_field(Field("x", "y", FieldKind.TEXT, "H."), "a\u202eb" + "x" * 2000) == "a\ufffdb" + "x" * 1021
 
 
 def test_a_path_through_a_non_object_returns_no_value() -> None:

@@ -32,14 +32,14 @@ HOSTILE = [
 ]
 
 
-def encoded(record: Record, encoder: RecordEncoder | None = None) -> dict[str, Any]:
+def encode_to_dict(record: Record, encoder: RecordEncoder | None = None) -> dict[str, Any]:
     body = (encoder or RecordEncoder())(record).body
     parse_cloudevent(body)
     event: dict[str, Any] = json.loads(body)
     return event
 
 
-def stop(vm: Vm = VM, time_ns: int = 0, subject: str = "", severity: Severity = Severity.INFO) -> Record:
+def stop_record(vm: Vm = VM, time_ns: int = 0, subject: str = "", severity: Severity = Severity.INFO) -> Record:
     data = {"event": "STOP", "category": "runstate", "qemu": {}}
     return Record("qemu.event.stop", vm, data, time_ns, subject, severity)
 
@@ -50,7 +50,7 @@ def stop(vm: Vm = VM, time_ns: int = 0, subject: str = "", severity: Severity = 
 def test_sequence_numbers_increase_by_one_over_all_records_of_a_run() -> None:
     encoder = RecordEncoder()
     other = Vm("host1", "", "", "/run/vm2.qmp")
-    events = [encoded(stop(vm), encoder) for vm in (VM, other, VM, VM)]
+    events = [encode_to_dict(stop_record(vm), encoder) for vm in (VM, other, VM, VM)]
     assert [event["sequence"] for event in events] == ["1", "2", "3", "4"]
     assert [event["id"] for event in events] == [f"{encoder.run_id}-{number}" for number in range(1, 5)]
 
@@ -75,12 +75,12 @@ def test_the_ids_of_a_later_run_sort_after_those_of_an_earlier_run(start: int, l
     ],
 )
 def test_times_are_in_utc_and_exact_to_the_microsecond(time_ns: int, text: str) -> None:
-    assert encoded(stop(time_ns=time_ns))["time"] == text
+    assert encode_to_dict(stop_record(time_ns=time_ns))["time"] == text
 
 
 @given(st.integers(0, (1 << 33) * 10**6))
 def test_every_microsecond_survives_encoding(micros: int) -> None:
-    read = parse_cloudevent(RecordEncoder()(stop(time_ns=micros * 1000)).body).get_time()
+    read = parse_cloudevent(RecordEncoder()(stop_record(time_ns=micros * 1000)).body).get_time()
     assert read is not None
     since = read - datetime(1970, 1, 1, tzinfo=UTC)
     assert (since.days * 86400 + since.seconds) * 10**6 + since.microseconds == micros
@@ -90,7 +90,9 @@ def test_every_microsecond_survives_encoding(micros: int) -> None:
 
 
 def test_a_cloudevents_reader_returns_every_attribute_and_the_data() -> None:
-    event = parse_cloudevent(RecordEncoder(0)(stop(time_ns=5 * 10**9, subject="disk0", severity=Severity.ERROR)).body)
+    event = parse_cloudevent(
+        RecordEncoder(0)(stop_record(time_ns=5 * 10**9, subject="disk0", severity=Severity.ERROR)).body
+    )
     assert event.get_attributes() == {
         "specversion": "1.0",
         "id": "0000000000-1",
@@ -110,12 +112,12 @@ def test_a_cloudevents_reader_returns_every_attribute_and_the_data() -> None:
 
 
 def test_a_record_without_a_subject_has_none() -> None:
-    assert "subject" not in encoded(stop())
+    assert "subject" not in encode_to_dict(stop_record())
 
 
 def test_a_monitor_without_a_known_vm_is_identified_by_its_address() -> None:
     vm = Vm("host1", "", "", "/run/vm 1.qmp")
-    event = encoded(Record("qemu.vm.busy", vm, {"reason": "x"}, 0))
+    event = encode_to_dict(Record("qemu.vm.busy", vm, {"reason": "x"}, 0))
     assert event["source"] == "/hosts/host1/monitors/run%2Fvm%201.qmp"
     assert event["partitionkey"] == vm.key == "/run/vm 1.qmp"
     assert not {"vmuuid", "vmname"} & event.keys()
@@ -136,8 +138,8 @@ def test_the_agent_itself_is_identified_by_its_host() -> None:
 
 
 def test_all_records_of_a_vm_have_the_same_key_and_source() -> None:
-    records = [stop(), Record("qemu.vm.gone", VM, {"reason": "x"}, 0), Record("qemu.sample.balloon", VM, {}, 0)]
-    events = [encoded(record) for record in records]
+    records = [stop_record(), Record("qemu.vm.gone", VM, {"reason": "x"}, 0), Record("qemu.sample.balloon", VM, {}, 0)]
+    events = [encode_to_dict(record) for record in records]
     assert {(event["partitionkey"], event["source"]) for event in events} == {(VM.key, f"/hosts/host1/vms/{UUID}")}
     assert [record.kind == "sample" for record in records] == [False, False, True]
 
@@ -146,7 +148,7 @@ def test_all_records_of_a_vm_have_the_same_key_and_source() -> None:
 @pytest.mark.parametrize("known", [UUID, ""])
 def test_records_are_valid_for_any_name(name: str, known: str) -> None:
     for vm in (Vm(name, known, name, name), Vm("host1", known, name, name), Vm(name, known, "vm1", "/run/x")):
-        body = RecordEncoder()(stop(vm, subject=name)).body
+        body = RecordEncoder()(stop_record(vm, subject=name)).body
         assert schema_violations(body) == []
         assert len(body) < 8192 + 3 * len(name)  # the address comes from the operator and is complete
         parse_cloudevent(body)
@@ -155,7 +157,7 @@ def test_records_are_valid_for_any_name(name: str, known: str) -> None:
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_any_name_results_in_a_source_that_is_a_uri(name: str) -> None:
     if name.strip("/"):
-        assert schema_violations(RecordEncoder()(stop(Vm(name, "", "", name))).body) == []
+        assert schema_violations(RecordEncoder()(stop_record(Vm(name, "", "", name))).body) == []
 
 
 def test_sources_of_different_monitors_differ() -> None:
@@ -191,7 +193,7 @@ def test_severities_are_ordered_and_named() -> None:
 @pytest.mark.parametrize("number", [2**64, 3 * (2**63 - 1), -(2**63) - 1, 10**30])
 def test_integers_beyond_64_bits_become_floats(number: int) -> None:
     data = {"transferred_bytes": number, "qemu": {"list": [number, {"nested": number}], "small": 2**64 - 1}}
-    event = encoded(Record("qemu.migration.ended", VM, data, 0))
+    event = encode_to_dict(Record("qemu.migration.ended", VM, data, 0))
     nested = {"list": [float(number), {"nested": float(number)}], "small": 2**64 - 1}
     assert event["data"] == {"transferred_bytes": float(number), "qemu": nested}
     assert isinstance(event["data"]["transferred_bytes"], float)
@@ -234,4 +236,4 @@ def test_samples_encoded_together_have_the_bytes_of_single_records(samples: list
     together, single = RecordEncoder(0), RecordEncoder(0)
     expected = [single(Record(s.family.type, VM, s.data, time_ns, s.subject)) for s in samples]
     assert [asdict(record) for record in together.encode_samples(VM, samples, time_ns)] == [asdict(r) for r in expected]
-    assert together(stop()).id == single(stop()).id
+    assert together(stop_record()).id == single(stop_record()).id

@@ -144,8 +144,8 @@ class KafkaTopicsConfig(Section):
             return self.samples
         return self.alerts if record_type.startswith("qemu.alert.") else self.events
 
-    def all(self) -> set[str]:
-        """Return every topic."""
+    def all_topics(self) -> set[str]:
+        """Return the names of all topics that records are sent to."""
         return {self.events, self.samples, self.alerts, *(route.topic for route in self.routes)}
 
 

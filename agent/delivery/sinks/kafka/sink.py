@@ -125,7 +125,7 @@ class KafkaSink:
                     "request_timeout_ms": int(self._config.request_timeout * 1000)
                 }
                 self._producer = await start_producer(self._config, options, self._timings.close)
-                for topic in sorted(self._config.topics.all()):
+                for topic in sorted(self._config.topics.all_topics()):
                     await self._ensure_topic(self._producer, topic, options)
         except SinkError:
             await self.close()
@@ -290,7 +290,7 @@ class KafkaSink:
         start = 0
         while start < len(records):
             batch = producer.create_batch()
-            latest_ms = self._latest_timestamp(topic)
+            latest_ms = self._latest_allowed_timestamp(topic)
             end, size = self._fill_batch(batch, records, start, latest_ms, self._workarounds.max_batch_bytes(topic))
             ids = [record.id for record in records[start:end]]
             try:
@@ -310,7 +310,7 @@ class KafkaSink:
             self._smallest_accepted[topic] = min(records[start:end], key=_body_bytes)
             start = end
 
-    def _latest_timestamp(self, topic: str) -> int:
+    def _latest_allowed_timestamp(self, topic: str) -> int:
         """Return the latest allowed timestamp of a record, in milliseconds since the epoch; NO_TIMESTAMP if records get no timestamp."""
         return self._clock() // 1_000_000 if self._workarounds.has_timestamps(topic) else NO_TIMESTAMP
 
@@ -399,6 +399,10 @@ def _single_record_batch_bytes(producer: AIOKafkaProducer, record: EncodedRecord
 
 
 def _raise_topic_error(topic_error: Sequence[Any]) -> None:
-    """Raise the error in Kafka's response on one topic, if there is an error: code, and from some versions on a text."""
+    """Raise the error that Kafka returned on one topic, if there is an error.
+
+    Args:
+        topic_error: the topic, the error code (0 for none) and, in newer versions of the protocol, a text.
+    """
     if topic_error[1]:
         raise for_code(topic_error[1])(topic_error[2] if len(topic_error) > 2 and topic_error[2] else topic_error[0])

@@ -31,7 +31,7 @@ class SizeLimit:
     smallest_other: int | None
 
     def is_record_too_large(self, size: int) -> bool:
-        """Return whether a rejected record of `size` bytes is too large, which means that the topic accepts smaller records."""
+        """Return whether a rejected record of `size` bytes is too large for the topic, while the topic accepts other records."""
         if self.max_message_bytes is not None and size <= self.max_message_bytes:
             return False  # the limit was raised after the rejection
         if self.max_message_bytes is not None and self.smallest_other is not None:

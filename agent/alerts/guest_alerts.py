@@ -97,6 +97,14 @@ class GuestAlerts:
             elif sample.family is GUEST_AGENT_SESSION:
                 yield from self._on_session(state, str(sample.values.get("state", "")), time_ns)
 
+    def on_disabled(self, state: VmProcessState, time_ns: int) -> Iterator[Record]:
+        """Resolve the alerts that only a further query could resolve."""
+        guest = state.guest
+        guest.agent_silent_ns = guest.frozen_ns = guest.clock_polls = 0
+        names = {FILESYSTEM, FROZEN, CLOCK} if guest.agent_lost_ns else {FILESYSTEM, FROZEN, CLOCK, LOST}
+        alerts = [alert for alert in self._store.of_owner(state.owner) if alert.name in names]
+        yield from self._store.resolve(alerts, time_ns, "disabled")
+
     def _on_filesystems(self, state: VmProcessState, samples: Sequence[Sample], time_ns: int) -> Iterator[Record]:
         mounted = {sample.subject: sample for sample in samples if sample.family is GUEST_FILESYSTEM}
         known = [alert for alert in self._store.of_owner(state.owner) if alert.name == FILESYSTEM]

@@ -211,6 +211,11 @@ class AlertManager:
         state = self._processes.find_attached(vm)
         return self._with_notes(self._guests.on_samples(state, families, samples, time_ns)) if state is not None else []
 
+    def on_guest_disabled(self, vm: Vm, time_ns: int) -> list[PendingAlert]:
+        """Handle a VM whose guest agent is no longer queried."""
+        state = self._processes.find_attached(vm)
+        return self._with_notes(self._guests.on_disabled(state, time_ns)) if state is not None else []
+
     def on_samples(
         self, vm: Vm, samples: Sequence[Sample], now: float, time_ns: int, *, families: Collection[Family] = ()
     ) -> tuple[list[PendingAlert], list[Sample]]:

@@ -133,6 +133,10 @@ class AlertPublisher:
         """Update the alerts after a query of a guest agent."""
         self._publish(self.manager.on_guest_samples(vm, families, samples, time_ns))
 
+    def on_guest_disabled(self, vm: Vm, time_ns: int) -> None:
+        """Resolve the alerts about the inside of a guest that is no longer queried."""
+        self._publish(self.manager.on_guest_disabled(vm, time_ns))
+
     async def tick(self) -> None:
         """Update the alerts that depend on time, and store the state notes that are due. Call this about once a second."""
         self._publish(self.manager.tick(time.monotonic(), time.time_ns()))

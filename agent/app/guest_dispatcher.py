@@ -32,6 +32,10 @@ class GuestDispatcher:
         """Remove the last values from the snapshot. Alerts keep firing, because what they report may still be so."""
         self._snapshot.replace_samples(vm, families, (), time_ns)
 
+    def on_guest_disabled(self, vm: Vm, time_ns: int) -> None:
+        """Resolve the alerts that would need further values."""
+        self._alerts.on_guest_disabled(vm, time_ns)
+
     def on_guest_command(self, command: str, outcome: CommandOutcome) -> None:
         """Count a command."""
         self._metrics.guest_commands[command, outcome.value] += 1

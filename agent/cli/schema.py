@@ -193,7 +193,7 @@ _ALERT_FIELDS: dict[str, Any] = {
     "resolved_by": {
         "type": "string",
         "description": "What resolved the alert: an event such as RESUME, running, run_state, space, level_gone, replaced, repaired, "
-        "unplugged, responsive, pool_unused, unmounted, thawed, clock, time, migration, migrated, located, uuid_unique, "
+        "unplugged, responsive, pool_unused, unmounted, thawed, clock, disabled, time, migration, migrated, located, uuid_unique, "
         "connected or vm_gone.",
     },
 }

@@ -47,6 +47,9 @@ class GuestObserver(Protocol):
     def on_guest_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
         """Handle the loss of a guest agent: the last values of these families are out of date."""
 
+    def on_guest_disabled(self, vm: Vm, time_ns: int) -> None:
+        """Handle a VM whose guest agent is no longer queried, because the config has changed."""
+
     def on_guest_command(self, command: str, outcome: CommandOutcome) -> None:
         """Handle the outcome of one command."""
 

@@ -3,16 +3,17 @@
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Sequence
 
 from agent.common.config_types import matches_vm
 from agent.guest.api import GuestFacts, GuestObserver
 from agent.guest.channels import ChannelOpener, opener_of
 from agent.guest.config import GuestAgentConfig
-from agent.guest.session import FIRST_RETRY_SECONDS, GuestSession
+from agent.guest.session import FAMILIES, FIRST_RETRY_SECONDS, GuestSession
 from agent.model.family import Family, Sample, Values
 from agent.model.metrics.about import ABOUT
-from agent.model.metrics.guest import GUEST_AGENT
+from agent.model.metrics.guest import GUEST_AGENT, GUEST_AGENT_SESSION
 from agent.model.metrics.migration import INACTIVE_STATUSES, MIGRATION
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Vm
@@ -62,11 +63,16 @@ class GuestAgentManager:
         """Use another config: all sessions start again, once their VMs are polled again."""
         self._config = config
         for vm in list(self._facts):
+            had_session = vm in self._sessions
             self.on_vm_gone(vm)
+            if had_session:
+                self._observer.on_guest_lost(vm, (*FAMILIES, GUEST_AGENT_SESSION), time.time_ns())
+            if had_session and not self._selects(vm):
+                self._observer.on_guest_disabled(vm, time.time_ns())
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample]) -> None:
         """Handle a poll of the VM, which may be of any family."""
-        reads = [read for family, read in _READS if family in families] if self._config.enabled else []
+        reads = [read for family, read in _READS if family in families]
         if not reads or not self._selects(vm):
             return
         facts = self._facts.setdefault(vm, GuestFacts())
@@ -93,7 +99,7 @@ class GuestAgentManager:
             task.cancel()
 
     def _selects(self, vm: Vm) -> bool:
-        return any(matches_vm(pattern, vm.name, vm.uuid) for pattern in self._config.vms)
+        return self._config.enabled and any(matches_vm(pattern, vm.name, vm.uuid) for pattern in self._config.vms)
 
     def _start(self, vm: Vm, facts: GuestFacts, opener: ChannelOpener) -> None:
         """Start the session with a VM's guest agent, unless it runs."""

@@ -1,6 +1,7 @@
 """Replies of real guest agents, stored as files: the default replies of FakeGuestAgent.
 
-`python -m tests.lab.guest_transcript` captures them from the qemu-ga of this machine. Names and addresses of the machine are replaced.
+`python -m tests.lab.guest_transcript` captures them from the qemu-ga of this machine, and of the other releases that
+were fetched. The name and the kernel of the machine are replaced.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 from agent.qga.commands import READS
 from tests.lab.guest_agent import GuestAgentProcess
+from tests.lab.qemus import OTHER_RELEASES
 
 FOLDER: Final = Path(__file__).parent.parent / "golden" / "guest_agent"
 
@@ -38,10 +40,15 @@ async def capture(path: Path) -> dict[str, dict[str, Any]]:
 
 
 async def main() -> None:
-    """Write the transcript of this machine's qemu-ga."""
-    with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
-        async with GuestAgentProcess(Path(folder)) as guest_agent:
-            replies = await capture(guest_agent.socket)
+    """Write the transcripts of all releases that are available."""
+    for release in ("", *OTHER_RELEASES):
+        with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
+            async with GuestAgentProcess(Path(folder), release=release) as guest_agent:
+                _write(await capture(guest_agent.socket))
+
+
+def _write(replies: dict[str, dict[str, Any]]) -> None:
+    """Write the replies to the file of their release."""
     text = json.dumps(replies, indent=1).replace(socket.gethostname(), "guest1")
     text = text.replace(os.uname().release, "6.1.0-40-cloud-amd64")
     major, minor, *_ = re.findall(r"\d+", replies["guest-info"]["return"]["version"])

@@ -32,12 +32,14 @@ class RecordingGuestObserver:
     Attributes:
         samples: VM, families and samples of each call, oldest first.
         lost: the VMs whose values were lost, oldest first.
+        disabled: the VMs that the config excluded, oldest first.
         commands: how many commands had each outcome.
     """
 
     def __init__(self) -> None:
         self.samples: list[tuple[Vm, Sequence[Family], Sequence[Sample]]] = []
         self.lost: list[Vm] = []
+        self.disabled: list[Vm] = []
         self.commands: Counter[tuple[str, CommandOutcome]] = Counter()
         self._changed = asyncio.Event()
 
@@ -50,6 +52,11 @@ class RecordingGuestObserver:
         assert families
         assert time_ns > 0
         self.lost.append(vm)
+        self._changed.set()
+
+    def on_guest_disabled(self, vm: Vm, time_ns: int) -> None:
+        assert time_ns > 0
+        self.disabled.append(vm)
         self._changed.set()
 
     def on_guest_command(self, command: str, outcome: CommandOutcome) -> None:

@@ -7,7 +7,8 @@ from agent.alerts.levels import parse_level
 from agent.model.family import Sample
 from agent.model.metrics.guest import GUEST_AGENT_SESSION, GUEST_CLOCK, GUEST_FREEZE
 from agent.model.record import Severity
-from tests.lab.alert_scenario import AlertScenario, Change
+from tests.lab.alert_scenario import SECOND, AlertScenario, Change
+from tests.lab.thin_disks import VM
 
 LOST = ("guest_agent_lost", "")
 DATA = ("guest_filesystem_space", "/data")
@@ -192,3 +193,20 @@ def test_an_offset_within_the_uncertainty_fires_nothing(scenario: AlertScenario)
     clock(scenario, 910, 11.0)
     clock(scenario, 1210, 0.0)
     assert clock(scenario, 1510, 11.0) == [], "not in a row"
+
+
+def test_alerts_of_a_guest_that_is_no_longer_queried_end(scenario: AlertScenario) -> None:
+    scenario.guest_channel(5, connected=True)
+    scenario.guest_filesystems(10, data=91)
+    freeze(scenario, 10, frozen=True)
+    freeze(scenario, 200, frozen=True)
+    scenario.manager.on_guest_disabled(VM, 300 * SECOND)
+    assert scenario.firing() == set()
+
+
+def test_an_agent_that_closed_its_channel_stays_lost_without_queries(scenario: AlertScenario) -> None:
+    scenario.guest_channel(10, connected=True)
+    scenario.guest_channel(20, connected=False)
+    scenario.tick(320)
+    assert scenario.manager.on_guest_disabled(VM, 330 * SECOND) == []
+    assert scenario.firing() == {LOST}

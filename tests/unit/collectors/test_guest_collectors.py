@@ -52,7 +52,7 @@ def check_guest_sample(sample: Sample) -> None:
 # --- Real replies ---
 
 
-@pytest.mark.parametrize("release", ["7.2"])
+@pytest.mark.parametrize("release", ["7.2", "10.0", "11.1"])
 def test_real_replies_result_in_the_samples_of_the_golden_file(release: str) -> None:
     replies = load(release)
     samples = {}

@@ -276,9 +276,14 @@ async def test_a_new_config_starts_the_sessions_again(guest: FakeGuestAgent) -> 
         manager.apply(guest_config())
         attach(manager, guest)
         await observer.wait_for_state("up")
-        manager.apply(guest_config(enabled=False))
+        manager.apply(guest_config(timeout=50))
+        assert (observer.lost, observer.disabled) == ([VM], [])
+        attach(manager, guest)
+        await observer.wait_until(lambda: guest.clients == 2)
+        manager.apply(guest_config(vms=["db-*"]))
         attach(manager, guest)
         assert len(manager) == 0
+    assert (observer.lost, observer.disabled) == ([VM, VM], [VM]), "no stale values and no alert without an end"
 
 
 async def test_a_bug_that_a_guest_triggers_does_not_end_the_other_sessions(

@@ -1,7 +1,7 @@
 """The closed list of guest agent commands."""
 
 import re
-from pathlib import Path
+from fnmatch import fnmatchcase
 
 import orjson
 import pytest
@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from agent.qga.commands import MAX_SYNC_NUMBER, READS, ROWS, encode, synchronization
 from agent.qga.errors import GuestCommandRefusedError
-
-ROOT = Path(__file__).parents[3]
+from tests.lab.guest_transcript import load
 
 CHANGING = re.compile(r"exec|file|ssh|set|freeze$|freeze-|thaw|trim|shutdown|suspend|password")
 
@@ -72,3 +71,13 @@ def test_a_synchronization_takes_a_number_only(number: int) -> None:
 def test_each_command_has_one_row() -> None:
     names = [row.name for row in ROWS]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("release", ["7.2", "10.0", "11.1"])
+def test_every_command_of_a_real_guest_agent_has_a_row(release: str) -> None:
+    info = load(release)["guest-info"]["return"]
+    assert info["version"].startswith(release)
+    names = {command["name"] for command in info["supported_commands"]}
+    assert len(names) > 40
+    unknown = {name for name in names if not any(fnmatchcase(name, row.name) for row in ROWS)}
+    assert unknown == set()

@@ -2,12 +2,14 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from agent.cli.http_client import EndpointCredentials
+from agent.common.paths import CONFIG_PATH
 from agent.common.units import parse_bytes, parse_seconds
-from agent.config.loader import DEFAULT_PATH
-from agent.config.model import AlertmanagerConfig
 from agent.model.record import Severity
+
+if TYPE_CHECKING:
+    from agent.config.model import AlertmanagerConfig
 
 
 def add_no_options(_: argparse.ArgumentParser) -> None:
@@ -17,7 +19,7 @@ def add_no_options(_: argparse.ArgumentParser) -> None:
 def add_config_option(command: argparse.ArgumentParser) -> None:
     """Add --config."""
     command.add_argument(
-        "--config", type=Path, default=None, metavar="FILE", help=f"the config file; default: {DEFAULT_PATH}"
+        "--config", type=Path, default=None, metavar="FILE", help=f"the config file; default: {CONFIG_PATH}"
     )
 
 
@@ -133,11 +135,6 @@ def _add_endpoint_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--password-file", type=Path, metavar="FILE", help="file whose first line is the password")
 
 
-def credentials_from(parsed: argparse.Namespace) -> EndpointCredentials:
-    """Return the credentials that the options of a client of the endpoint name."""
-    return EndpointCredentials(parsed.ca, parsed.cert, parsed.user, parsed.password_file)
-
-
 def parse_duration(text: str) -> float:
     """Parse a duration such as `30s`, or a number of seconds. Return seconds.
 
@@ -177,12 +174,14 @@ def parse_speed(text: str) -> float:
     return speed
 
 
-def parse_alertmanager_url(text: str) -> AlertmanagerConfig:
+def parse_alertmanager_url(text: str) -> "AlertmanagerConfig":
     """Parse the URL of an Alertmanager.
 
     Raises:
         argparse.ArgumentTypeError: the text is no URL.
     """
+    from agent.config.model import AlertmanagerConfig  # noqa: PLC0415 - pydantic takes longer to import than `version` runs
+
     try:
         return AlertmanagerConfig(url=text)
     except ValueError as error:

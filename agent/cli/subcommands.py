@@ -1,4 +1,4 @@
-"""The command `qmp-agent`: parses the command line and runs a subcommand."""
+"""The subcommands of `qmp-agent`. The command line loads this module after it has parsed the arguments, because it imports the agent."""
 
 import argparse
 import asyncio
@@ -9,18 +9,18 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
 import uvloop
 
-from agent import __version__
 from agent.app.agent import run
-from agent.cli import arguments
+from agent.cli.http_client import EndpointCredentials
 from agent.common.config_types import expand_secret_path
 from agent.common.errors import SubcommandError
-from agent.config.loader import DEFAULT_PATH, ConfigError, load
+from agent.common.paths import CONFIG_PATH
+from agent.config.loader import ConfigError, load
 from agent.config.model import Config, WebConfig
 from agent.http.web_config import EndpointError, LoadedWebConfig
 from agent.monitors import DialConfig
@@ -30,92 +30,31 @@ USAGE_ERROR = 2
 THREAD_EXIT_SECONDS = 2.0
 """How long a finished `run` waits for its threads before the process exits."""
 
-
 Handler = Callable[[argparse.Namespace], int]
 """Runs a subcommand with its parsed options, and returns the exit status."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the subcommand that the arguments name.
+def execute(parsed: argparse.Namespace) -> int:
+    """Run the subcommand that the arguments name, and print its errors.
 
     Args:
-        argv: the arguments after the program's name; None for those of the process.
+        parsed: the parsed arguments.
 
     Returns:
-        The exit status: 0 after success, 1 after a failure, 2 for a wrong command line or config, 130 after Ctrl-C.
+        The exit status: 0 after success, 1 after a failure, 2 for a wrong config.
     """
-    parsed = _build_parser().parse_args(argv)
-    handler: Handler = parsed.handler
     try:
-        return handler(parsed)
+        return SUBCOMMANDS[parsed.subcommand](parsed)
     except ConfigError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         return USAGE_ERROR
     except SubcommandError as error:
         print(f"qmp-agent: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:  # the reader has closed the pipe, as in `qmp-agent tail | head`
         with contextlib.suppress(OSError):
             sys.stdout.close()
         return 0
-
-
-def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="qmp-agent",
-        description="Monitors the QEMU virtual machines of this host.",
-    )
-    parser.add_argument("--version", action="version", version=f"qmp-agent {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, handler, add_options, text in _subcommands():
-        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-        command.set_defaults(handler=handler)
-        add_options(command)
-    return parser
-
-
-def _subcommands() -> tuple[tuple[str, Handler, Callable[[argparse.ArgumentParser], None], str], ...]:
-    """Return the table of subcommands: the name, the function that runs it, the function that adds its options, and its help."""
-    return (
-        ("run", _execute_run, arguments.add_config_option, "watch the VMs of this host until SIGTERM"),
-        (
-            "check",
-            _execute_check,
-            arguments.add_check_options,
-            "check the config, then the monitors, the journal, the endpoint and the sink that it names",
-        ),
-        ("tail", _execute_tail, arguments.add_tail_options, "follow the records of the running agent"),
-        ("top", _execute_top, arguments.add_top_options, "show the VMs of the running agent in the terminal"),
-        (
-            "journal",
-            _execute_journal,
-            arguments.add_journal_options,
-            "show, export or replay the records in the journal",
-        ),
-        (
-            "record",
-            _execute_record,
-            arguments.add_record_options,
-            "record the QMP traffic of one monitor, for a bug report; secrets are removed",
-        ),
-        (
-            "replay",
-            _execute_replay,
-            arguments.add_replay_options,
-            "replay recorded QMP traffic to an agent, and print its records",
-        ),
-        (
-            "doctor",
-            _execute_doctor,
-            arguments.add_doctor_options,
-            "report whether the agent can watch each VM on this host, and which change allows it; run it as root",
-        ),
-        ("schema", _execute_schema, arguments.add_schema_options, "print the JSON schema of records or of the config"),
-        ("demo", _execute_demo, arguments.add_demo_options, "boot two small guests, watch them and provoke events"),
-        ("version", _execute_version, arguments.add_no_options, "print the version"),
-    )
 
 
 def _run_loop(main: Coroutine[Any, Any, None]) -> None:
@@ -124,7 +63,7 @@ def _run_loop(main: Coroutine[Any, Any, None]) -> None:
 
 
 def _execute_run(parsed: argparse.Namespace) -> int:
-    read = partial(load, parsed.config or DEFAULT_PATH)
+    read = partial(load, parsed.config or CONFIG_PATH)
     config = read()
     configure_logging(config.log.level, config.log.format)
     faulthandler.enable()  # systemd's watchdog ends the process with SIGABRT; the log then shows where it hung
@@ -147,7 +86,7 @@ async def _exit_after(main: Coroutine[Any, Any, None]) -> None:
 def _execute_check(parsed: argparse.Namespace) -> int:
     from agent.cli.check import check  # noqa: PLC0415 - `qmp-agent run` does not need it
 
-    path = parsed.config or DEFAULT_PATH
+    path = parsed.config or CONFIG_PATH
     config = load(path)
     print(f"{path}: the config is valid")
     if parsed.syntax:
@@ -167,7 +106,7 @@ def _execute_check(parsed: argparse.Namespace) -> int:
 def _execute_tail(parsed: argparse.Namespace) -> int:
     from agent.cli.tail import TailOptions, tail  # noqa: PLC0415 - as above
 
-    url, credentials = _endpoint_url(parsed), arguments.credentials_from(parsed)
+    url, credentials = _endpoint_url(parsed), _credentials_from(parsed)
     _run_loop(tail(TailOptions(url, parsed.vm, parsed.type, parsed.severity, parsed.json, credentials)))
     return 0
 
@@ -175,7 +114,7 @@ def _execute_tail(parsed: argparse.Namespace) -> int:
 def _execute_top(parsed: argparse.Namespace) -> int:
     from agent.cli.top.terminal import TopOptions, print_once, run_top  # noqa: PLC0415 - curses needs a terminal
 
-    options = TopOptions(_endpoint_url(parsed), parsed.interval, parsed.vm, arguments.credentials_from(parsed))
+    options = TopOptions(_endpoint_url(parsed), parsed.interval, parsed.vm, _credentials_from(parsed))
     asyncio.run(print_once(options) if parsed.once else run_top(options))
     return 0
 
@@ -184,7 +123,7 @@ def _endpoint_url(parsed: argparse.Namespace) -> str:
     """Return the URL of the agent's endpoint: from the option --url, else from the config, else the default."""
     if parsed.url:
         return str(parsed.url).rstrip("/")
-    path = parsed.config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
+    path = parsed.config or (CONFIG_PATH if CONFIG_PATH.exists() else None)
     web = load(path).web if path is not None else WebConfig()
     scheme = "http"
     if web.config_file is not None:
@@ -194,10 +133,15 @@ def _endpoint_url(parsed: argparse.Namespace) -> str:
     return f"{scheme}://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104 - compared, not bound
 
 
+def _credentials_from(parsed: argparse.Namespace) -> EndpointCredentials:
+    """Return the credentials that the options of a client of the endpoint name."""
+    return EndpointCredentials(parsed.ca, parsed.cert, parsed.user, parsed.password_file)
+
+
 def _execute_journal(parsed: argparse.Namespace) -> int:
     from agent.cli import journal  # noqa: PLC0415 - as above
 
-    directory = load(parsed.config or DEFAULT_PATH).journal.directory
+    directory = load(parsed.config or CONFIG_PATH).journal.directory
     match parsed.action:
         case "show":
             for text in journal.show(directory):
@@ -241,7 +185,7 @@ def _execute_doctor(parsed: argparse.Namespace) -> int:
     from agent.cli.doctor.rendering import render  # noqa: PLC0415 - as above
     from agent.host import permissions  # noqa: PLC0415 - as above
 
-    path = parsed.config or (DEFAULT_PATH if DEFAULT_PATH.exists() else None)
+    path = parsed.config or (CONFIG_PATH if CONFIG_PATH.exists() else None)
     try:
         user = permissions.agent_user(parsed.user)
     except KeyError:
@@ -270,10 +214,15 @@ def _execute_demo(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _execute_version(_: argparse.Namespace) -> int:
-    print(f"qmp-agent {__version__}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+SUBCOMMANDS: dict[str, Handler] = {
+    "run": _execute_run,
+    "check": _execute_check,
+    "tail": _execute_tail,
+    "top": _execute_top,
+    "journal": _execute_journal,
+    "record": _execute_record,
+    "replay": _execute_replay,
+    "doctor": _execute_doctor,
+    "schema": _execute_schema,
+    "demo": _execute_demo,
+}

@@ -12,8 +12,6 @@ from pydantic_core import ErrorDetails
 
 from agent.config.model import ENTRY_TYPES, TAG_PREFIX, Config
 
-DEFAULT_PATH = Path("/etc/qmp-agent/agent.yaml")
-
 Location = tuple[str | int, ...]
 """The keys and the list indices that lead to a value, from the root of the file."""
 

@@ -1,0 +1,75 @@
+"""The command `qmp-agent`: parses the command line and runs a subcommand."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from agent import __version__
+from agent.cli import arguments
+
+INTERRUPTED = 128 + 2
+"""Exit status after Ctrl-C, as shells report it: 128 and the number of SIGINT."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the subcommand that the arguments name.
+
+    Args:
+        argv: the arguments after the program's name; None for those of the process.
+
+    Returns:
+        The exit status: 0 after success, 1 after a failure, 2 for a wrong command line or config, 130 after Ctrl-C.
+    """
+    parsed = _build_parser().parse_args(argv)
+    if parsed.subcommand == "version":
+        print(f"qmp-agent {__version__}")
+        return 0
+    try:
+        from agent.cli import subcommands  # noqa: PLC0415 - imports the agent, which --help and `version` need not wait for
+
+        return subcommands.execute(parsed)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
+    "run": (arguments.add_config_option, "watch the VMs of this host until SIGTERM"),
+    "check": (
+        arguments.add_check_options,
+        "check the config, then the monitors, the journal, the endpoint and the sink that it names",
+    ),
+    "tail": (arguments.add_tail_options, "follow the records of the running agent"),
+    "top": (arguments.add_top_options, "show the VMs of the running agent in the terminal"),
+    "journal": (arguments.add_journal_options, "show, export or replay the records in the journal"),
+    "record": (
+        arguments.add_record_options,
+        "record the QMP traffic of one monitor, for a bug report; secrets are removed",
+    ),
+    "replay": (arguments.add_replay_options, "replay recorded QMP traffic to an agent, and print its records"),
+    "doctor": (
+        arguments.add_doctor_options,
+        "report whether the agent can watch each VM on this host, and which change allows it; run it as root",
+    ),
+    "schema": (arguments.add_schema_options, "print the JSON schema of records or of the config"),
+    "demo": (arguments.add_demo_options, "boot two small guests, watch them and provoke events"),
+    "version": (arguments.add_no_options, "print the version"),
+}
+"""By name, the function that adds the options of a subcommand, and its help."""
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qmp-agent",
+        description="Monitors the QEMU virtual machines of this host.",
+    )
+    parser.add_argument("--version", action="version", version=f"qmp-agent {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (add_options, text) in SUBCOMMANDS.items():
+        command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        command.set_defaults(subcommand=name)
+        add_options(command)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

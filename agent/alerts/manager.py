@@ -265,6 +265,14 @@ class AlertManager:
                 growers.append(Grower(vm.name, device, rate))
         return sorted(growers, key=lambda grower: -grower.rate)[:MAX_GROWERS]
 
+    def subject_of(self, event: Record) -> str:
+        """Return the subject of an event about a disk: the disk's stable name, or QEMU's name for it if the disk is unknown."""
+        state = self._processes.find_attached(event.vm)
+        if state is None:
+            return event.subject
+        device, is_certain = self._disks.device_of(state, event.subject, event.data["qemu"])
+        return device if is_certain else event.subject
+
     def refreshes_due(self, vm: Vm) -> frozenset[str]:
         """Return the names of the collectors that have to run now, and clear the set."""
         state = self._processes.find_attached(vm)

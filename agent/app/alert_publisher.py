@@ -84,6 +84,10 @@ class AlertPublisher:
     def _publish_pool(self, usage: PoolUsage, records: Iterable[Record]) -> None:
         self._publish([PendingAlert(record, self.pools.note_of(usage)) for record in records])
 
+    def subject_of(self, event: Record) -> str:
+        """Return the subject of an event about a disk: the disk's stable name, or QEMU's name for it if the disk is unknown."""
+        return self.manager.subject_of(event)
+
     def on_event(self, record: Record) -> None:
         """Update the alerts after an event."""
         if pending := self.manager.on_event(record, record.data["event"], time.time_ns()):

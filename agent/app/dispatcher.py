@@ -10,6 +10,7 @@ from agent.app.self_metrics import SelfMetrics
 from agent.app.storage_monitor import StorageMonitor
 from agent.exposition.snapshot import Snapshot
 from agent.guest.manager import GuestAgentManager
+from agent.model.event_row import Category
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.guest import GUEST_AGENT
@@ -69,6 +70,8 @@ class SessionDispatcher:
 
     def on_event(self, record: Record) -> None:
         """Publish an event and update the snapshot."""
+        if record.data["category"] == Category.BLOCK and record.subject:
+            record = record._replace(subject=self._alerts.subject_of(record))
         self._publisher.publish(record)
         self._snapshot.count_event(record)
 

@@ -5,11 +5,13 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from agent.app.agent import Agent
 from agent.cli.demo.guest import until
+from agent.collectors.block_graph import stable_name
 from agent.config.model import Config
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.thin_guests import ListSink
@@ -59,3 +61,22 @@ async def test_a_quick_resume_ends_the_alert_and_coalesced_events_leave_before_i
         if "alert " in record.getMessage()
     }
     assert levels == {"firing": "WARNING", "resolved": "INFO"}
+
+
+async def test_an_event_that_names_a_node_has_the_disk_as_its_subject(fake: FakeQemu) -> None:
+    (disk, *_) = fake.transcript.answer("query-blockstats", {})["return"]
+    top, storage = disk["node-name"], disk["parent"]["node-name"]
+    threshold = {"write-threshold": 1 << 20, "amount-exceeded": 1}
+    async with monitored(fake) as sink:
+        await until(lambda: any(record["type"] == "qemu.sample.block_names" for record in sink.records), 5)
+        fake.emit("BLOCK_WRITE_THRESHOLD", {"node-name": storage} | threshold)
+        fake.emit("BLOCK_IO_ERROR", {"device": "", "node-name": top, "operation": "read", "action": "report"})
+        fake.emit("BLOCK_WRITE_THRESHOLD", {"node-name": "unknown-node"} | threshold)
+        await until(lambda: len(block_events(sink)) == 3, 5)
+        subjects = [(record["subject"], record["data"]["qemu"]["node-name"]) for record in block_events(sink)]
+        name = stable_name(disk)
+        assert subjects == [(name, storage), (name, top), ("unknown-node", "unknown-node")]
+
+
+def block_events(sink: ListSink) -> list[dict[str, Any]]:
+    return [record for record in sink.records if record["type"].startswith("qemu.event.block_")]

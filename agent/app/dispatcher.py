@@ -13,6 +13,7 @@ from agent.guest.manager import GuestAgentManager
 from agent.model.event_row import Category
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK_SPACE
+from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.metrics.guest import GUEST_AGENT
 from agent.model.metrics.jobs import JOB
 from agent.model.metrics.migration import MIGRATION
@@ -97,6 +98,8 @@ class SessionDispatcher:
         self._guests.on_samples(vm, families, samples)
         if families[0].name.startswith("block"):
             spaces = self._alerts.on_block_samples(vm, families, samples, time_ns)
+            if not self._snapshot.has_samples(vm, BLOCK_LAYER):  # the allocated bytes of files are out of date
+                spaces = [space for space in spaces if space.values["measure"] != "allocated"]
             self._snapshot.replace_samples(vm, (BLOCK_SPACE,), spaces, time_ns)
         if RUNSTATE in families:
             self._alerts.on_run_state(vm, samples, time_ns)
@@ -106,6 +109,10 @@ class SessionDispatcher:
             self._alerts.on_guest_channel(vm, samples, time_ns)
         if JOB in families:
             self._alerts.on_jobs(vm, samples, time_ns)
+
+    def on_samples_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
+        """Remove the last values from the snapshot. Alerts keep firing, because their causes may still exist."""
+        self._snapshot.replace_samples(vm, families, (), time_ns)
 
     def on_status(self, status: MonitorStatus) -> None:
         """Update the snapshot and log the new state of a monitor."""

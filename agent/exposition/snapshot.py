@@ -183,6 +183,11 @@ class Snapshot:
         polls = view.polls.get(sample.family.name) if view is not None else None
         return polls.current.get(sample.labels) if polls is not None else None
 
+    def has_samples(self, vm: Vm, family: Family) -> bool:
+        """Return whether a VM has samples of a family now."""
+        view = self._views.get(vm)
+        return view is not None and family.name in view.polls and bool(view.polls[family.name].current)
+
     def count_event(self, record: Record) -> None:
         """Count an event of QEMU. All events without a row in the event table count under one name, because QEMU may send any name."""
         view = self._views.get(record.vm)

@@ -137,6 +137,9 @@ class SessionObserver(Protocol):
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Handle a poll: all samples of these families at `time_ns`. A subject, such as a disk, without a sample no longer exists."""
 
+    def on_samples_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
+        """Handle a poll that failed: the last values of these families are out of date."""
+
     def on_status(self, status: MonitorStatus) -> None:
         """Handle a change of a monitor's status."""
 

@@ -270,6 +270,8 @@ class Poller:
                     )
             self._poll_invalidated(collector, samples)
             self._clear_failure(collector.name)
+        else:
+            self._observer.on_samples_lost(self._vm, collector.families, when.time_ns)
         self._plan_next_poll(collector, samples, when.monotonic)
 
     def _collect_samples(

@@ -1,0 +1,73 @@
+"""Samples of a collector whose last poll failed: they leave the snapshot, and so /metrics and the page."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from agent.app.agent import Agent
+from agent.cli.demo.guest import until
+from agent.config.model import Config
+from agent.exposition.prometheus import render
+from agent.model.metrics.block import BLOCK, BLOCK_SPACE
+from agent.model.metrics.block_layers import BLOCK_LAYER
+from agent.model.metrics.runstate import RUNSTATE
+from tests.lab.fake_qemu import FakeError, FakeQemu
+from tests.lab.thin_guests import ListSink
+
+
+@contextlib.asynccontextmanager
+async def running_agent(fake: FakeQemu) -> AsyncIterator[Agent]:
+    """Run an agent that watches the scripted VM while the block runs."""
+    config = {
+        "monitors": [{"dial": str(fake.path)}],
+        "web": {"listen_address": "127.0.0.1:0"},
+        "intervals": {"poll": "200ms", "resync": "1s"},
+    }
+    agent = Agent(Config.model_validate(config), ListSink())
+    async with agent.running():
+        await until(lambda: [*agent.snapshot.views()], 5)
+        yield agent
+
+
+@pytest.mark.parametrize(
+    ("command", "series"),
+    [
+        ("query-block", "qemu_block_device_"),
+        ("query-status", "qemu_runstate_"),
+        ("query-blockstats", "qemu_block_read"),
+    ],
+)
+@pytest.mark.parametrize("reply", [b'{"return":[{"device":"d",}]}\r\n', FakeError()], ids=["unreadable", "refused"])
+async def test_the_series_of_a_failed_poll_end_and_come_back(
+    fake: FakeQemu, command: str, series: str, reply: Any
+) -> None:
+    async with running_agent(fake) as agent:
+        await until(lambda: series in render(agent.snapshot), 5)
+        before = render(agent.snapshot)
+        fake.replies[command] = reply
+        fake.emit("STOP")
+        fake.emit("DEVICE_TRAY_MOVED", {"device": "cd0", "id": "cd0", "tray-open": True})
+        await until(lambda: series not in render(agent.snapshot), 5)
+        assert "qemu_vm_up" in render(agent.snapshot)
+        del fake.replies[command]
+        await until(lambda: series in render(agent.snapshot), 10)
+        assert count(render(agent.snapshot), series) == count(before, series)
+
+
+async def test_the_usage_of_files_ends_while_their_layers_are_unknown(fake: FakeQemu) -> None:
+    async with running_agent(fake) as agent:
+        (vm, view), *_ = agent.snapshot.views()
+        await until(lambda: agent.snapshot.has_samples(vm, BLOCK_LAYER), 5)
+        agent.observer.on_samples_lost(vm, (BLOCK_LAYER,), 1)
+        revision = view.revision
+        await until(lambda: view.revision >= revision + 3, 5)
+        spaces = view.polls[BLOCK_SPACE.name].current.values() if BLOCK_SPACE.name in view.polls else ()
+        assert [values for values in spaces if values["measure"] == "allocated"] == []
+        assert agent.snapshot.has_samples(vm, BLOCK)
+        assert agent.snapshot.has_samples(vm, RUNSTATE)
+
+
+def count(text: str, series: str) -> int:
+    return sum(line.startswith(series) for line in text.splitlines())

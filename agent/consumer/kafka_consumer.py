@@ -1,0 +1,244 @@
+"""Reads topics of the agent as a member of a consumer group: each record once and in order, gaps reported, offsets committed afterwards.
+
+    async with RecordConsumer(["qemu.alerts"], group="pager", client={"bootstrap_servers": "kafka-1:9092"}) as consumer:
+        async for items in consumer:
+            for item in items:
+                ...
+
+The consumer commits a batch when the caller asks for the next one. So a service that is killed receives the batch again: handling is at
+least once. After a start, and after a rebalance, the consumer first reads again the last records before the committed offset without
+handing them on. It then knows what came before, so that repetitions and gaps are recognised across restarts without a store.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError
+
+from agent.consumer.record_orderer import Gap, OrderSettings, RecordOrderer
+from agent.consumer.stream_record import MessageFormatError, Position, StreamRecord
+
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignMessage:
+    """A message that is not a record of the agent.
+
+    Attributes:
+        position: where the message is.
+        cause: what is wrong with it.
+    """
+
+    position: Position
+    cause: str
+
+
+ConsumedItem = StreamRecord | Gap | ForeignMessage
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerSettings:
+    """Settings of a `RecordConsumer`.
+
+    Attributes:
+        order: how long and how many records wait for their predecessors.
+        reread: how many messages of each partition before the committed offset are read again after a start.
+        batch: maximum number of messages that are read at once.
+        poll_seconds: how long to wait for messages before an empty batch is returned.
+        request_seconds: deadline of each request to Kafka.
+    """
+
+    order: OrderSettings = field(default_factory=OrderSettings)
+    reread: int = 10_000
+    batch: int = 1000
+    poll_seconds: float = 0.5
+    request_seconds: float = 30.0
+
+
+class _Partition:
+    """State of an assigned partition.
+
+    Attributes:
+        orderer: the partition's orderer.
+        committed: the offset of the first message to hand on.
+        next_offset: the offset after the last message that was read.
+    """
+
+    def __init__(self, orderer: RecordOrderer, committed: int) -> None:
+        self.orderer = orderer
+        self.committed = committed
+        self.next_offset = committed
+        self._is_rereading = True
+
+    def add(self, message: ConsumerRecord) -> list[ConsumedItem]:
+        """Add the partition's next message, and return what can be handed on."""
+        position = Position(message.topic, message.partition, message.offset)
+        items: list[ConsumedItem] = []
+        if self._is_rereading and message.offset >= self.committed:
+            self._is_rereading = False
+            self.orderer.release_all()  # handed on before the restart
+        self.next_offset = max(self.next_offset, message.offset + 1)
+        try:
+            items += self.orderer.add(StreamRecord.parse(position, message.value, message.headers))
+        except MessageFormatError as error:
+            items.append(ForeignMessage(position, str(error)))
+        return [] if self._is_rereading else items
+
+    def release_overdue(self) -> list[ConsumedItem]:
+        """Return the records that have waited too long for their predecessors."""
+        return [] if self._is_rereading else [*self.orderer.release_overdue()]
+
+    @property
+    def handled_offset(self) -> int:
+        """The offset to commit once all items that were returned are handled."""
+        held = self.orderer.first_held_offset
+        return self.next_offset if held is None or self._is_rereading else min(held, self.next_offset)
+
+
+class RecordConsumer:
+    """A member of a consumer group. Use it as an async context manager, and iterate over it.
+
+    Each iteration yields a list: records, gaps, and messages that are not records of the agent. A list is empty if nothing arrived.
+    """
+
+    def __init__(
+        self,
+        topics: Iterable[str],
+        *,
+        group: str,
+        client: Mapping[str, Any],
+        settings: ConsumerSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Set up a consumer.
+
+        Args:
+            topics: names of the topics.
+            group: name of the consumer group. Its members share the partitions.
+            client: aiokafka's keyword arguments for the connection, such as `bootstrap_servers`. A group without committed
+                offsets begins at the oldest record, unless `auto_offset_reset` is `latest`.
+            settings: the settings.
+            clock: returns the time in seconds; it never goes back.
+        """
+        self._topics = list(topics)
+        self._settings = settings or ConsumerSettings()
+        self._clock = clock
+        self._reset_to_end = client.get("auto_offset_reset", "earliest") == "latest"
+        options = {"auto_offset_reset": "earliest", **client}
+        self._consumer = AIOKafkaConsumer(
+            group_id=group, enable_auto_commit=False, max_poll_records=self._settings.batch, **options
+        )
+        self._partitions: dict[TopicPartition, _Partition] = {}
+        self._handled: Mapping[TopicPartition, tuple[_Partition, int]] = {}
+
+    async def __aenter__(self) -> Self:
+        """Connect, and join the group.
+
+        Raises:
+            KafkaError: the consumer cannot connect.
+            TimeoutError: Kafka did not answer in time.
+        """
+        self._consumer.subscribe(self._topics, listener=_Rebalance(self))
+        try:
+            async with asyncio.timeout(self._settings.request_seconds):
+                await self._consumer.start()
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stop()
+
+    async def _stop(self) -> None:
+        with contextlib.suppress(TimeoutError, KafkaError):
+            async with asyncio.timeout(self._settings.request_seconds):
+                await self._consumer.stop()
+
+    async def __aiter__(self) -> AsyncIterator[list[ConsumedItem]]:
+        """Yield what arrived. The next iteration commits what was yielded before it."""
+        while True:
+            yield await self._read()
+            await self.commit()
+
+    async def commit(self) -> None:
+        """Commit the last batch. Call it if you leave the loop after you have handled the whole batch."""
+        offsets = {
+            name: offset
+            for name, (partition, offset) in self._handled.items()
+            if offset > partition.committed and self._partitions.get(name) is partition
+        }
+        if not offsets:
+            return
+        try:
+            async with asyncio.timeout(self._settings.request_seconds):
+                await self._consumer.commit(offsets)
+        except (KafkaError, TimeoutError) as error:
+            _log.warning("consumer group: commit failed, the next batch commits again: %r", error)
+            return
+        for name, offset in offsets.items():
+            self._partitions[name].committed = offset
+
+    async def _read(self) -> list[ConsumedItem]:
+        """Return the items of the next messages."""
+        await self._set_up_new_partitions()
+        poll_ms = int(self._settings.poll_seconds * 1000)
+        messages: Mapping[TopicPartition, Sequence[ConsumerRecord]] = await self._consumer.getmany(timeout_ms=poll_ms)
+        items: list[ConsumedItem] = []
+        for name, received in messages.items():
+            partition = self._partitions.get(name)
+            if (
+                partition is not None
+            ):  # else it was assigned during the request, and is read again from the right offset
+                items += [item for message in received for item in partition.add(message)]
+        for partition in self._partitions.values():
+            items += partition.release_overdue()
+        self._handled = {name: (partition, partition.handled_offset) for name, partition in self._partitions.items()}
+        return items
+
+    async def _set_up_new_partitions(self) -> None:
+        """Begin to read the partitions that were assigned since the last call, some messages before the committed offset."""
+        new = [name for name in self._consumer.assignment() if name not in self._partitions]
+        if not new:
+            return
+        try:
+            async with asyncio.timeout(self._settings.request_seconds):
+                first = await self._consumer.beginning_offsets(new)
+                end = await self._consumer.end_offsets(new)
+                committed = {name: await self._consumer.committed(name) for name in new}
+        except (KafkaError, TimeoutError) as error:
+            _log.warning("consumer group: Kafka does not report the offsets, trying again: %r", error)
+            return
+        assigned = self._consumer.assignment()
+        for name in filter(assigned.__contains__, new):
+            default = end[name] if self._reset_to_end else first[name]
+            start = default if committed[name] is None else min(max(committed[name], first[name]), end[name])
+            begin = max(first[name], start - self._settings.reread)
+            orderer = RecordOrderer(self._settings.order, self._clock, complete=begin == 0)
+            self._partitions[name] = _Partition(orderer, start)
+            self._consumer.seek(name, begin)
+
+    def forget(self, names: Iterable[TopicPartition]) -> None:
+        """Forget the state of partitions that another member of the group may read now."""
+        for name in names:
+            self._partitions.pop(name, None)
+
+
+class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
+    """Passes the loss of partitions on to the consumer."""
+
+    def __init__(self, consumer: RecordConsumer) -> None:
+        self._consumer = consumer
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        self._consumer.forget(revoked)
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Do nothing: the next read sets up new partitions, because aiokafka only logs the errors of a listener."""

@@ -1,0 +1,164 @@
+"""A record as a consumer receives it: parsed from a Kafka message in either content mode of CloudEvents. Pure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Self
+
+import orjson
+
+from agent.model.record import CONTENT_TYPE
+
+_HEADER_PREFIX: Final = "ce_"
+
+
+class MessageFormatError(ValueError):
+    """A Kafka message is not a record of the agent. The message of the error is the cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Place of a message in Kafka.
+
+    Attributes:
+        topic: the topic.
+        partition: the number of the partition.
+        offset: the offset in the partition.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamRecord:
+    """A record of the agent.
+
+    Attributes:
+        position: where the record is in Kafka.
+        attributes: all attributes of the CloudEvent, by name, without `data`.
+        data: the fields; docs/records.md has those of each type.
+        time: when it happened.
+    """
+
+    position: Position
+    attributes: Mapping[str, Any]
+    data: Mapping[str, Any]
+    time: datetime
+
+    @property
+    def id(self) -> str:
+        """Identity of the record. Repetitions have the same id and source."""
+        return str(self.attributes["id"])
+
+    @property
+    def source(self) -> str:
+        """URI reference of the VM, the monitor or the host that the record is about."""
+        return str(self.attributes["source"])
+
+    @property
+    def type(self) -> str:
+        """Type of the record, such as `qemu.alert.disk_full`."""
+        return str(self.attributes["type"])
+
+    @property
+    def subject(self) -> str:
+        """The device, vCPU or job within the VM; empty for the VM as a whole."""
+        return self.attribute("subject")
+
+    @property
+    def host(self) -> str:
+        """Name of the agent's host."""
+        return self.attribute("host")
+
+    @property
+    def vm_uuid(self) -> str:
+        """UUID of the VM; empty for a record of a host or of a monitor."""
+        return self.attribute("vmuuid")
+
+    @property
+    def vm_name(self) -> str:
+        """Name of the VM; empty for a record of a host or of a monitor."""
+        return self.attribute("vmname")
+
+    @property
+    def severity(self) -> str:
+        """Severity in capitals, such as `WARN`; empty if the record has none."""
+        return self.attribute("severitytext")
+
+    @property
+    def sequence(self) -> str:
+        """Order of the record among those of its source. Compare it as text."""
+        return self.attribute("sequence")
+
+    @property
+    def previous_sequence(self) -> str:
+        """`sequence` of the previous record of the source in the topic; empty for the first one of a run of the agent."""
+        return self.attribute("previoussequence")
+
+    def attribute(self, name: str) -> str:
+        """Return an attribute as text; an empty text if the record does not have the attribute."""
+        value = self.attributes.get(name)
+        return "" if value is None else str(value)
+
+    @classmethod
+    def parse(cls, position: Position, value: bytes | None, headers: Iterable[tuple[str, bytes]]) -> Self:
+        """Parse a Kafka message, in structured or in binary mode.
+
+        Args:
+            position: where the message is.
+            value: the message's value; None for a tombstone.
+            headers: the message's headers.
+
+        Raises:
+            MessageFormatError: the message is not a record of the agent.
+        """
+        if value is None:
+            raise MessageFormatError("the message is a tombstone")
+        text_headers = {name.lower(): header for name, header in headers}
+        content_type = _decode(text_headers.get("content-type", b""))
+        try:
+            decoded = orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            raise MessageFormatError(f"the value is not JSON: {error}") from error
+        if content_type.startswith(CONTENT_TYPE) or f"{_HEADER_PREFIX}id" not in text_headers:
+            if not isinstance(decoded, dict):
+                raise MessageFormatError("the value is not a JSON object")
+            data = decoded.pop("data", None)
+            attributes = decoded
+        else:
+            data = decoded
+            attributes = {
+                name.removeprefix(_HEADER_PREFIX): _decode(header)
+                for name, header in text_headers.items()
+                if name.startswith(_HEADER_PREFIX)
+            }
+            attributes["datacontenttype"] = content_type
+        return cls(position, attributes, _checked_data(data), _checked_time(attributes))
+
+
+def _decode(header: bytes) -> str:
+    try:
+        return header.decode()
+    except UnicodeDecodeError as error:
+        raise MessageFormatError(f"a header is not UTF-8: {error}") from error
+
+
+def _checked_data(data: object) -> Mapping[str, Any]:
+    if not isinstance(data, dict):
+        raise MessageFormatError("data is not a JSON object")
+    return data
+
+
+def _checked_time(attributes: Mapping[str, Any]) -> datetime:
+    """Return the time of a record whose required attributes are valid."""
+    for name in ("id", "source", "type", "time"):
+        if not isinstance(attributes.get(name), str) or not attributes[name]:
+            raise MessageFormatError(f"the attribute {name} is missing or is not text")
+    if attributes.get("specversion") != "1.0":
+        raise MessageFormatError("specversion is not 1.0")
+    try:
+        return datetime.fromisoformat(attributes["time"])
+    except ValueError as error:
+        raise MessageFormatError(f"time is not a timestamp: {error}") from error

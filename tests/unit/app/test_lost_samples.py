@@ -18,12 +18,12 @@ from tests.lab.thin_guests import ListSink
 
 
 @contextlib.asynccontextmanager
-async def running_agent(fake: FakeQemu) -> AsyncIterator[Agent]:
+async def running_agent(fake: FakeQemu, resync: str = "1s") -> AsyncIterator[Agent]:
     """Run an agent that watches the scripted VM while the block runs."""
     config = {
         "monitors": [{"dial": str(fake.path)}],
         "web": {"listen_address": "127.0.0.1:0"},
-        "intervals": {"poll": "200ms", "resync": "1s"},
+        "intervals": {"poll": "200ms", "resync": resync},
     }
     agent = Agent(Config.model_validate(config), ListSink())
     async with agent.running():
@@ -57,7 +57,7 @@ async def test_the_series_of_a_failed_poll_end_and_come_back(
 
 
 async def test_the_usage_of_files_ends_while_their_layers_are_unknown(fake: FakeQemu) -> None:
-    async with running_agent(fake) as agent:
+    async with running_agent(fake, resync="1h") as agent:
         (vm, view), *_ = agent.snapshot.views()
         await until(lambda: agent.snapshot.has_samples(vm, BLOCK_LAYER), 5)
         agent.observer.on_samples_lost(vm, (BLOCK_LAYER,), 1)

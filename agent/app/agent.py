@@ -91,7 +91,13 @@ class Agent:
             self.publisher, self.snapshot, self.alerts, self.storage, self.metrics, self.progress, self.guests
         )
         self.health = AgentHealth(
-            lambda: self.config, self.snapshot, self.publisher.delivery, self.reload, self.progress, self._limits
+            lambda: self.config,
+            self.snapshot,
+            self.publisher.delivery,
+            self.reload,
+            self.progress,
+            self.alerts.manager.store,
+            self._limits,
         )
         self.view = EndpointView(config.host, self.snapshot, self.publisher, self.alerts, self.metrics, self.health)
         self.endpoint = self.health.endpoint = build_endpoint(self.view, config)

@@ -172,6 +172,7 @@ class AlertPublisher:
             self._publisher.publish(record, StateNote(*alert.note))
             level = logging.WARNING if record.data["state"] == "firing" else logging.INFO
             what = " of ".join(filter(None, (record.data["alert"], record.subject)))
-            _log.log(level, "%s: alert %s %s", record.vm.name or record.vm.host, what, record.data["state"])
+            cause = f": {monitors}" if (monitors := record.data.get("monitors")) else ""
+            _log.log(level, "%s: alert %s %s%s", record.vm.name or record.vm.host, what, record.data["state"], cause)
         if pending:
             self.changed.set()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent.alerts.alertmanager import AlertmanagerClient
+from agent.alerts.store import AlertStore
 from agent.app.progress import Progress
 from agent.config.model import Config
 from agent.config.reload import ConfigReloader
@@ -46,6 +47,7 @@ class AgentHealth:
         delivery: has the state of the sink and the journal.
         reload: has the outcome of the latest config reload.
         progress: has the times of the latest progress.
+        alerts: the firing alerts.
         limits: when the agent counts as hung, and a session as stuck.
         supervisors: the supervisors of all monitors; None before the agent starts them.
         endpoint: the HTTP endpoint; None before it is built.
@@ -57,6 +59,7 @@ class AgentHealth:
     delivery: DeliveryPipeline
     reload: ConfigReloader
     progress: Progress
+    alerts: AlertStore
     limits: HealthLimits
     supervisors: SupervisorGroup | None = None
     endpoint: HttpEndpoint | None = None
@@ -102,12 +105,11 @@ class AgentHealth:
         return _shorten(warnings, MAX_NAMED_COLLECTORS, "more collectors are off")
 
     def _clash_warnings(self) -> list[str]:
-        """Return a warning for each UUID that several running VMs have, with the names of these VMs."""
-        clashes = {
-            status.vm.uuid: status.clash for status in self.snapshot.monitors.values() if status.vm and status.clash
-        }
+        """Return a warning for each UUID that several running VMs have, with their monitors."""
         warnings = [
-            f"UUID clash: {', '.join(names)}: several VMs run with UUID {uuid}" for uuid, names in clashes.items()
+            f"UUID clash: {alert.data['monitors']}: several VMs run with UUID {alert.vm.uuid}"
+            for alert in self.alerts
+            if alert.name == "uuid_clash"
         ]
         return _shorten(warnings, MAX_NAMED_MONITORS, "more UUID clashes")
 

@@ -47,3 +47,9 @@ def pid_if_qemu(pid: int | None, proc: Path = PROC) -> int | None:
 def list_qemus(proc: Path = PROC) -> list[int]:
     """Return the pids of all QEMU system emulators, sorted."""
     return sorted(pid for pid in list_pids(proc) if is_qemu(command_line(pid, proc)))
+
+
+def start_ticks(pid: int, proc: Path = PROC) -> int:
+    """Return when a process started, in clock ticks since the host's boot; 0 if that cannot be read."""
+    fields = read_file(proc / str(pid) / "stat").rpartition(b") ")[2].split()
+    return int(fields[19]) if len(fields) > 19 and fields[19].isdigit() else 0

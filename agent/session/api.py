@@ -16,7 +16,6 @@ from agent.qmp.commands import AllowList, Change, Command
 from agent.session.collector_failures import DegradedCollectors
 from agent.session.identity import QemuBuild
 from agent.session.scheduler import Pacer
-from agent.session.uuid_clash import GRACE_SECONDS
 
 FIRST_POLL_SPACING_SECONDS = 0.0015
 """Time between the first polls of two VMs. A first poll takes 1.3 ms, and 15 KiB of memory until its records are sent."""
@@ -61,7 +60,6 @@ class MonitorStatus:
         build: the version of the VM's QEMU; None until known.
         since_ns: when the state began, in nanoseconds since the epoch.
         degraded: the failing collectors and their causes. The agent watches the VM without the samples of these collectors.
-        clash: names of all monitors, with this monitor, whose VMs run with this VM's UUID; empty if no other VM has the UUID.
     """
 
     monitor: Monitor
@@ -71,7 +69,6 @@ class MonitorStatus:
     build: QemuBuild | None
     since_ns: int
     degraded: DegradedCollectors = ()
-    clash: tuple[str, ...] = ()
 
 
 class PollOutcome(StrEnum):
@@ -225,7 +222,6 @@ class SessionSettings:
         greeting_seconds: time after which a monitor that sends no greeting is busy.
         max_retry_seconds: maximum time between two connection attempts.
         probe_seconds: interval and timeout of the out-of-band probes of a stalled QEMU.
-        uuid_clash_seconds: how long several VMs have to run with one UUID before the agent reports a clash.
         max_collector_off_seconds: maximum time for which a failing collector is off.
         guest_stats_seconds: interval at which QEMU polls the guest's memory statistics. The agent sets it if QEMU has none and
             Change.GUEST_STATS_INTERVAL is allowed.
@@ -239,7 +235,6 @@ class SessionSettings:
     greeting_seconds: float = 3.0
     max_retry_seconds: float = 30.0
     probe_seconds: float = 2.0
-    uuid_clash_seconds: float = GRACE_SECONDS
     max_collector_off_seconds: float = 600.0
     guest_stats_seconds: int = 10
     labels: LabelsConfig = field(default_factory=lambda: LabelsConfig(libvirt_xml_dirs=[]))

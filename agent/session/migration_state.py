@@ -96,11 +96,6 @@ class MigrationState:
         return self.phase is MigrationPhase.INCOMING
 
     @property
-    def has_vm(self) -> bool:
-        """True if the VM is certainly in this process: it is not migrating in and has not migrated away."""
-        return self.phase in (MigrationPhase.PRESENT, MigrationPhase.RECEIVED)
-
-    @property
     def role(self) -> str | None:
         """The process's role in the VM's last migration: `source` or `destination`; None if the role is unknown."""
         return _ROLE_BY_PHASE.get(self.phase)

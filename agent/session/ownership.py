@@ -17,8 +17,6 @@ class OwnershipClaim:
         priority: priority of the monitor; a lower value is better.
         name: the monitor's name, for people.
         preempt: called once when a better monitor claims the VM. It ends the session, and the supervisor then releases the claim.
-        has_vm: returns whether the VM is certainly in this QEMU process, and not in another process because of a migration.
-        on_clash: called with the names of all monitors whose VMs run with this UUID; called with an empty tuple when the clash ends.
         released: a future that is done when the claim was released.
     """
 
@@ -27,8 +25,6 @@ class OwnershipClaim:
     priority: MonitorPriority
     name: str
     preempt: Callable[[], None]
-    has_vm: Callable[[], bool] = lambda: True
-    on_clash: Callable[[tuple[str, ...]], None] = lambda _names: None
     released: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def same_vm(self, other: "OwnershipClaim") -> bool:
@@ -45,25 +41,8 @@ class OwnershipClaim:
 class OwnershipRegistry:
     """Decides which monitor's session watches a VM: the session whose claim has the best priority."""
 
-    def __init__(self, on_shared_uuid: Callable[[], None] = lambda: None) -> None:
-        """Create an empty registry.
-
-        Args:
-            on_shared_uuid: called when a claim is acquired on a VM that has the UUID of another VM.
-        """
+    def __init__(self) -> None:
         self._held: dict[str | int, list[OwnershipClaim]] = {}  # by pid and by UUID
-        self._shared_uuids: set[str] = set()
-        self._on_shared_uuid = on_shared_uuid
-
-    def claims_by_shared_uuid(self) -> dict[str, list[OwnershipClaim]]:
-        """Return the claims on running VMs by UUID. Only the UUIDs that several running VMs have are included."""
-        running = {uuid: [claim for claim in self._held[uuid] if claim.has_vm()] for uuid in sorted(self._shared_uuids)}
-        return {uuid: claims for uuid, claims in running.items() if len(claims) > 1}
-
-    @property
-    def has_shared_uuid(self) -> bool:
-        """True if any two VMs have the same UUID."""
-        return bool(self._shared_uuids)
 
     async def acquire(self, claim: OwnershipClaim) -> OwnershipClaim | None:
         """Acquire a claim. First preempt the claims on the same VM with worse priorities, and wait until they are released.
@@ -81,9 +60,6 @@ class OwnershipRegistry:
             await asyncio.wait({rivals[0].released})
         for key in _keys_of_claim(claim):
             self._held.setdefault(key, []).append(claim)
-        if len(self._held[claim.uuid]) > 1:
-            self._shared_uuids.add(claim.uuid)
-            self._on_shared_uuid()
         return None
 
     def release(self, claim: OwnershipClaim) -> None:
@@ -92,8 +68,6 @@ class OwnershipRegistry:
             remaining = [other for other in self._held.pop(key, ()) if other is not claim]
             if remaining:
                 self._held[key] = remaining
-        if len(self._held.get(claim.uuid, ())) < 2:
-            self._shared_uuids.discard(claim.uuid)
         if not claim.released.done():
             claim.released.set_result(None)
 

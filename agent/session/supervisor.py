@@ -54,7 +54,6 @@ class MonitorSupervisor:
         self._session: Session | None = None
         self._migration = MigrationState()
         self._failures = CollectorFailures()
-        self._clash: tuple[str, ...] = ()
         self._up_reason = ""
         self._removed = asyncio.get_running_loop().create_future()  # an Event allocates 0.7 KB for its waiters
 
@@ -145,8 +144,6 @@ class MonitorSupervisor:
             priority,
             sanitize(self._monitor.name),
             client.preempt,
-            has_vm=lambda: self._migration.has_vm,
-            on_clash=self._report_clash,
         )
         try:
             while (better := await self._claims.acquire(claim)) is not None:
@@ -158,7 +155,6 @@ class MonitorSupervisor:
             return await self._attach(client, session, vm, events.dropped)
         finally:
             self._claims.release(claim)
-            self._clash = ()
 
     async def _wait_in_standby(self, client: MonitorConnection, better: OwnershipClaim) -> None:
         """Wait until the better monitor is lost, but at most one resync interval. After that, the caller claims the VM again."""
@@ -229,26 +225,21 @@ class MonitorSupervisor:
         """Set the state and its reason, and report the status if it changed. Return whether the state changed, and not only its reason."""
         before = self._status
         attached = state in (MonitorState.UP, MonitorState.STALLED)
-        degraded, clash = (self._failures.degraded, self._clash) if attached else ((), ())
+        degraded = self._failures.degraded if attached else ()
         if before is not None and (state, reason) == (before.state, before.reason):
-            if (degraded, clash) == (before.degraded, before.clash):
+            if degraded == before.degraded:
                 return False
             since_ns = before.since_ns
         else:
             since_ns = time.time_ns()
-        self._status = MonitorStatus(self._monitor, state, reason, self._vm, self._build, since_ns, degraded, clash)
+        self._status = MonitorStatus(self._monitor, state, reason, self._vm, self._build, since_ns, degraded)
         self._observer.on_status(self._status)
         return before is None or state is not before.state
 
     def _report_problems(self) -> None:
-        """Report the status with the failing collectors and the UUID clash of this moment."""
+        """Report the status with the failing collectors of this moment."""
         if self._status is not None:
             self._set_state(self._status.state, self._status.reason)
-
-    def _report_clash(self, names: tuple[str, ...]) -> None:
-        """Store the names of all monitors whose VMs run with this UUID, and report the status. Without a clash, there are no names."""
-        self._clash = names
-        self._report_problems()
 
     def _report_change(self, change: VmChange, data: Mapping[str, Any], severity: Severity = Severity.INFO) -> None:
         vm = self._vm or Vm(self._context.settings.host, "", "", self._monitor.name)

@@ -13,7 +13,6 @@ from agent.qmp.errors import QmpError
 from agent.session.api import MonitorState, MonitorStatus, SessionContext, SessionObserver
 from agent.session.ownership import OwnershipRegistry
 from agent.session.supervisor import MonitorSupervisor, state_after
-from agent.session.uuid_clash import UuidClashDetector
 
 _log = logging.getLogger(__name__)
 
@@ -25,9 +24,7 @@ class SupervisorGroup:
         self._context = context
         self._observer = observer
         self._tasks = tasks
-        self._claims = OwnershipRegistry(self._start_clash_checks)
-        self._clashes = UuidClashDetector(context.settings.uuid_clash_seconds)
-        self._clash_timer: asyncio.TimerHandle | None = None
+        self._claims = OwnershipRegistry()
         self._supervisors: dict[tuple[object, ...], MonitorSupervisor] = {}
         self._running: dict[MonitorSupervisor, asyncio.Task[None]] = {}
 
@@ -86,19 +83,6 @@ class SupervisorGroup:
     def on_connection_refused(self, address: str, reason: str) -> None:
         """Report a refused incoming connection."""
         self._observer.on_connection_refused(address, reason)
-
-    def _start_clash_checks(self) -> None:
-        """Check for clashes of UUIDs soon, and repeat the check while VMs share a UUID."""
-        if self._clash_timer is None:
-            self._clash_timer = asyncio.get_running_loop().call_later(
-                min(1.0, self._context.settings.uuid_clash_seconds), self._check_clashes
-            )
-
-    def _check_clashes(self) -> None:
-        self._clash_timer = None
-        self._clashes.update(self._claims.claims_by_shared_uuid(), time.monotonic())
-        if self._claims.has_shared_uuid or self._clashes.active:
-            self._start_clash_checks()
 
     async def _run_supervisor(self, monitor: Monitor, supervisor: MonitorSupervisor) -> None:
         try:

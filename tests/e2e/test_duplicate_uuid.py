@@ -24,7 +24,7 @@ async def test_two_vms_with_one_uuid_are_watched_and_their_clash_is_reported_and
             return (text in ready) is with_clash
 
         await until(lambda: is_ready(with_clash=True), 60)
-        assert agent.log.count(text) == 1
+        assert agent.log.count(f"alert uuid_clash firing: {clone.monitor}, {first.monitor}") == 1
         await agent.wait_for_record("alert.uuid_clash", state="firing")
         await clone.stop()
         await until(lambda: is_ready(with_clash=False), 60)

@@ -37,11 +37,18 @@ class MonitorSocket:
 
 @dataclass(frozen=True, slots=True)
 class CommandLine:
-    """A parsed command line of QEMU. `name` and `uuid` are empty if the command line does not have them."""
+    """A parsed command line of QEMU. `name` and `uuid` are empty if the command line does not have them.
+
+    Attributes:
+        name, uuid: those of the VM.
+        monitors: the sockets of its QMP monitors.
+        incoming: whether the process waits at its start for a VM that migrates in or is restored.
+    """
 
     name: str
     uuid: str
     monitors: tuple[MonitorSocket, ...]
+    incoming: bool = False
 
 
 def config_files(argv: Sequence[str]) -> list[str]:
@@ -57,6 +64,7 @@ def parse_argv(argv: Sequence[str], files: Sequence[str] = ()) -> CommandLine:
         files: the texts of the files that `config_files` returns.
     """
     name = uuid = ""
+    incoming = False
     chardevs: dict[str, MonitorSocket] = {}
     monitors: list[MonitorSocket | str] = []
     for option, value in [*_iterate_options(argv), *(pair for text in files for pair in _options_of_config_file(text))]:
@@ -66,6 +74,8 @@ def parse_argv(argv: Sequence[str], files: Sequence[str] = ()) -> CommandLine:
                 name = properties.get("guest") or properties.get("", name)
             case "uuid":
                 uuid = value
+            case "incoming":
+                incoming = True
             case "smbios" if properties.get("type") == "1":
                 uuid = uuid or properties.get("uuid", "")
             case "qmp" | "qmp-pretty":
@@ -77,7 +87,7 @@ def parse_argv(argv: Sequence[str], files: Sequence[str] = ()) -> CommandLine:
             case "object" if "monitor-qmp" in (properties.get(""), properties.get("qom-type")):
                 monitors.append(properties.get("chardev", ""))
     sockets = (chardevs.get(m) if isinstance(m, str) else m for m in monitors)
-    return CommandLine(name, uuid, tuple(s for s in sockets if s is not None))
+    return CommandLine(name, uuid, tuple(s for s in sockets if s is not None), incoming)
 
 
 def _iterate_options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -37,7 +37,14 @@ def inspect_host(host: HostView, pattern: str = "*") -> list[VmReport]:
     all_vms = [_VmInspector(pid, host) for pid in qemu_processes.list_qemus(host.proc)]
     selected = [vm for vm in all_vms if vm.matches(pattern)]
     holders = socket_owners({entry.peer for vm in selected for entry in vm.connections()}, host.proc)
-    reports = (replace(vm.report(holders), same_uuid=vm.same_uuid(all_vms)) for vm in selected)
+    reports = (
+        replace(
+            vm.report(holders),
+            same_uuid=vm.same_uuid(all_vms, migrating=False),
+            migration_ends=vm.same_uuid(all_vms, migrating=True),
+        )
+        for vm in selected
+    )
     return sorted(reports, key=lambda report: (report.name, report.pid))
 
 
@@ -47,6 +54,8 @@ class _VmInspector:
     Attributes:
         vm: the facts about the VM that advice depends on.
         uuid: the VM's UUID; empty if the command line does not have it.
+        incoming: whether the process waits at its start for a VM that migrates in.
+        start: a value that orders the processes by their start.
     """
 
     def __init__(self, pid: int, host: HostView) -> None:
@@ -55,6 +64,8 @@ class _VmInspector:
         line = parse_argv(argv, files)
         self._host = host
         self.uuid = sanitize(line.uuid)
+        self.incoming = line.incoming
+        self.start = qemu_processes.start_ticks(pid, host.proc), pid
         name, args = sanitize(line.name or f"pid {pid}"), _read_proxmox_args(argv, host.root)
         self.vm = VmContext(argv, name, pid, process_user(pid, host.proc), args)
         self._inodes = socket_inodes(pid, host.proc)
@@ -65,10 +76,17 @@ class _VmInspector:
         """Return whether the VM's name or UUID matches a pattern."""
         return fnmatchcase(self.vm.name, pattern) or fnmatchcase(self.uuid, pattern)
 
-    def same_uuid(self, others: Iterable["_VmInspector"]) -> tuple[str, ...]:
-        """Return the names and pids of the other VMs that have this VM's UUID."""
-        clashing = (vm for vm in others if vm is not self and self.uuid and vm.uuid == self.uuid)
-        return tuple(f"{vm.vm.name} (pid {vm.vm.pid})" for vm in clashing)
+    def same_uuid(self, others: Iterable["_VmInspector"], *, migrating: bool) -> tuple[str, ...]:
+        """Return the names and pids of other processes with this VM's UUID.
+
+        Args:
+            others: all processes.
+            migrating: whether to return those that may be the other end of a migration within this host, or all others. The destination
+                of a migration starts after the source, and with `-incoming`.
+        """
+        sharing = (vm for vm in others if vm is not self and self.uuid and vm.uuid == self.uuid)
+        chosen = (vm for vm in sharing if max(vm, self, key=lambda end: end.start).incoming is migrating)
+        return tuple(f"{vm.vm.name} (pid {vm.vm.pid})" for vm in chosen)
 
     def connections(self) -> Iterator[SocketEntry]:
         """Yield this process's end of each connection. Some ends may belong to monitors that were added after QEMU's start."""

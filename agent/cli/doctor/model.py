@@ -71,6 +71,7 @@ class VmReport:
         steps: the change that lets the agent watch the VM, line by line; empty if no change is needed.
         section: the section of docs/monitors.md that explains the steps.
         same_uuid: names and pids of the other VMs on this host with the same UUID.
+        migration_ends: names and pids of the processes with the same UUID that may be the other end of a migration within this host.
     """
 
     name: str
@@ -84,6 +85,7 @@ class VmReport:
     steps: tuple[str, ...]
     section: str
     same_uuid: tuple[str, ...] = ()
+    migration_ends: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ def render(reports: Sequence[VmReport]) -> Iterator[str]:
         yield f"{vm.name}  uuid {vm.uuid or 'none'}  pid {vm.pid}  manager {vm.manager}"
         if vm.same_uuid:
             yield f"  UUID clash: {', '.join(vm.same_uuid)} run with the same UUID"
+        if vm.migration_ends:
+            yield f"  migration within this host: {', '.join(vm.migration_ends)} has the same UUID"
         yield from _monitor_lines(vm)
         if vm.missing:
             yield f"  {vm.missing}"

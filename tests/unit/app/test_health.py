@@ -40,9 +40,12 @@ async def test_the_warnings_about_collectors_are_limited_in_number() -> None:
 
 async def test_vms_that_run_with_one_uuid_are_one_warning() -> None:
     agent = scripted_agent()
-    monitors = ("/run/vm1.qmp", "/run/vm2.qmp")
     for number in (1, 2):
         clone = replace(vm(number), uuid="u")
-        agent.snapshot.update_status(replace(status(clone), clash=monitors))
+        agent.snapshot.update_status(status(clone))
+        agent.alerts.manager.on_attached(clone, 1, number)
+    for time_ns in (2, 3):
+        for number in (1, 2):
+            agent.alerts.manager.on_run_state(replace(vm(number), uuid="u"), time_ns, running=True, status="running")
+    await agent.alerts.tick()
     assert agent.health.warnings() == ["UUID clash: /run/vm1.qmp, /run/vm2.qmp: several VMs run with UUID u"]
-    assert agent.health.unready_reasons() == []

@@ -177,6 +177,31 @@ def test_vms_with_the_same_uuid_are_named_whatever_the_pattern(host: FakeHost) -
     assert {vm.same_uuid for vm in host.inspect(pattern="*st")} == {()}
 
 
+@pytest.mark.parametrize(("source", "destination", "ticks"), [(8, 7, (40, 50)), (7, 8, (0, 0))], ids=["ticks", "pids"])
+def test_a_migration_within_the_host_is_no_uuid_clash(
+    host: FakeHost, source: int, destination: int, ticks: tuple[int, int]
+) -> None:
+    """The destination has started later. Its pid can be the lower one."""
+    line = "qemu-system-x86_64 -name {} -uuid 5f0c2c9e-1111-4111-8111-111111111111"
+    folders = (
+        host.add_process(source, line.format("source")),
+        host.add_process(destination, line.format("target") + " -incoming defer"),
+    )
+    for folder, started in zip(folders, ticks, strict=True):
+        (folder / "stat").write_text(f"{folder.name} (qemu x) S {'1 ' * 18}{started} 0 0")
+    reports = host.inspect()
+    assert [report.same_uuid for report in reports] == [(), ()]
+    assert reports[0].migration_ends == (f"target (pid {destination})",)
+    assert f"  migration within this host: source (pid {source}) has the same UUID" in list(render(reports))
+
+
+def test_an_older_process_with_incoming_and_a_newer_one_without_are_a_clash(host: FakeHost) -> None:
+    line = "qemu-system-x86_64 -name {} -uuid 5f0c2c9e-1111-4111-8111-111111111111"
+    host.add_process(7, line.format("migrated") + " -incoming defer")
+    host.add_process(8, line.format("clone"))
+    assert [report.same_uuid for report in host.inspect()] == [("migrated (pid 7)",), ("clone (pid 8)",)]
+
+
 def test_existing_proxmox_args_are_kept(host: FakeHost) -> None:
     host.add_process(104, PROXMOX.format(reconnect="reconnect-ms=5000"))
     conf = host.proc.parent / "etc/pve/qemu-server/104.conf"

@@ -147,15 +147,25 @@ class AlertWatcher:
         url: The URL of the agent's endpoint.
     """
 
-    def __init__(self, folder: Path, *, poll: float = 1.0, resync: float = 300.0, **thresholds: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        poll: float = 1.0,
+        resync: float = 300.0,
+        storage: float = 30.0,
+        pool_levels: Sequence[str] | None = None,
+        **thresholds: Any,
+    ) -> None:
         self.url = ""
         self._sink = ListSink()
         config = {
             "monitors": [{"dial": f"{folder}/*.qmp"}],
             "host": "hv7",
             "web": {"listen_address": "127.0.0.1:0"},
-            "intervals": {"poll": poll, "resync": resync},
-            "alerts": {"write_threshold": {"mode": "arm", **thresholds}},
+            "intervals": {"poll": poll, "resync": resync, "storage": storage},
+            "alerts": {"write_threshold": {"mode": "arm", **thresholds}}
+            | ({"pool": {"levels": list(pool_levels)}} if pool_levels is not None else {}),
         }
         self.app = Agent(Config.model_validate(config), self._sink)
         self._stack = contextlib.AsyncExitStack()
@@ -171,7 +181,8 @@ class AlertWatcher:
     def alerts(self) -> list[Data]:
         """The data of all alert records in order. Each also has the record's `subject`, `vm` and `severity`."""
         return [
-            record["data"] | {"subject": record.get("subject"), "vm": record["vmname"], "severity": record["severity"]}
+            record["data"]
+            | {"subject": record.get("subject"), "vm": record.get("vmname", ""), "severity": record["severity"]}
             for record in self._sink.records
             if record["type"].startswith("qemu.alert.")
         ]
@@ -212,7 +223,15 @@ class AlertWatcher:
 
     def space(self, vm: str, device: str = "disk0") -> Data:
         """Return the values of a disk's space sample; empty if there is no sample."""
+        return dict(self.values(vm, "block_space").get((device,), {}))
+
+    def values(self, vm: str, family: str) -> Mapping[Any, Data]:
+        """Return the last values of a VM's family, by labels."""
         for view_vm, view in self.app.snapshot.views():
-            if view_vm.name == vm:
-                return dict(view.polls["block_space"].current.get((device,), {})) if "block_space" in view.polls else {}
+            if view_vm.name == vm and family in view.polls:
+                return view.polls[family].current
         return {}
+
+    def records(self, type_: str) -> list[Data]:
+        """Return the data of all records of a type, in order."""
+        return [record["data"] for record in self._sink.records if record["type"] == type_]

@@ -4,7 +4,8 @@ from dashboards.agent import AGENT
 from dashboards.fleet import FLEET
 from dashboards.host import HOST
 from dashboards.migrations import MIGRATIONS
+from dashboards.storage import STORAGE
 from dashboards.thin import THIN
 from dashboards.vm import VM
 
-DASHBOARDS = (FLEET, HOST, VM, THIN, MIGRATIONS, AGENT)
+DASHBOARDS = (FLEET, HOST, VM, THIN, STORAGE, MIGRATIONS, AGENT)

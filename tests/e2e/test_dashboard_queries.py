@@ -29,6 +29,10 @@ NO_RESULT: Final = {
     "qemu_migration_cpu_throttle_ratio": "auto-converge throttles vCPUs only after several passes that did not converge",
     "qemu_cgroup_memory_bytes": "QEMU may run in a cgroup without memory accounting",
     "qemu_cgroup_memory_limit_bytes": "as above, and the cgroup needs a limit",
+    "qemu_pool_metadata_": "the guests' images are not on an LVM thin pool",
+    "qemu_pool_inodes": "the file system of the guests' images may have no fixed number of inodes",
+    "qemu_pool_time_to_full_seconds": "the guests do not fill the file system of their images within an hour",
+    "qemu_pool_growth_day_bytes_per_second": "the guests run for less than a quarter of an hour",
 } | ({} if ROOT else {"qemu_net_": "only root can create a tap interface"})
 """Parts of queries that have no result in this test, with the reason."""
 
@@ -54,6 +58,7 @@ def substitute(query: str, agent: AgentProcess, guest: Guest) -> str:
         "$hosts": ".*",
         "$host": agent.url.removeprefix("http://"),
         "$vm": ".*",
+        "$pool": ".*",
         "$uuid": guest.uuid,
     }
     for name, value in values.items():
@@ -135,7 +140,7 @@ async def test_every_query_of_every_panel_has_a_result(
         await kafka.create_topic(topic)
     config = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
-        "intervals": {"poll": "1s", "guest_memory": "1s", "resync": "5s"},
+        "intervals": {"poll": "1s", "guest_memory": "1s", "resync": "5s", "storage": "1s"},
         "allow": {"guest_stats_interval": "1s"},
         "alerts": {
             "write_threshold": {"mode": "arm", "levels": ["used 640KiB", "used 13MiB", "used 32MiB", "used 63MiB"]}

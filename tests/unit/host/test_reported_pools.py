@@ -1,4 +1,5 @@
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from agent.host.pools.base import (
     UnknownPool,
 )
 from agent.host.pools.lvm_thin import LvmThinSource
-from agent.host.pools.report import MAX_BYTES, STALE_SECONDS, ReportError, ReportFile, volume_name
+from agent.host.pools.report import MAX_BYTES, STALE_SECONDS, ReportError, ReportFile, StorageReport, volume_name
 from agent.host.pools.zfs import ZfsSource
 
 GIB = 1 << 30
@@ -233,3 +234,10 @@ def test_unknown_fields_of_a_newer_report_are_ignored(tmp_path: Path) -> None:
 )
 def test_a_device_path_names_its_volume(path: str, name: str) -> None:
     assert volume_name(path) == name
+
+
+def test_the_documented_example_of_a_report_is_valid() -> None:
+    text = (Path(__file__).parents[3] / "docs/storage.md").read_text()
+    (example,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    report = StorageReport.model_validate_json(example)
+    assert [volume.device for volume in report.pools[0].volumes] == ["253:7"]

@@ -48,7 +48,7 @@ def storage_of(agent: AlertWatcher, vm: str = "vm1", layer: str = "storage") -> 
 def pool_of(agent: AlertWatcher, vm: str = "vm1", layer: str = "storage") -> Data:
     """Return the last figures of the pool of an image; empty if there are none."""
     storage = storage_of(agent, vm, layer)
-    return dict(agent.app.snapshot.host.get("pool", {}).get((storage.get("pool"), storage.get("kind")), {}))
+    return dict(agent.app.snapshot.host.get("pool", {}).get((storage.get("pool", ""), storage.get("kind", "")), {}))
 
 
 async def fresh(values: Callable[[], Data]) -> Data:
@@ -87,7 +87,7 @@ async def check_figures(agent: AlertWatcher, guest: ThinGuest, images: Path) -> 
 @pytest.mark.parametrize("kind", FILE_SYSTEMS)
 async def test_a_filling_pool_is_reported_before_the_guest_pauses(folder: Path, kind: str) -> None:
     async with file_system(kind, folder) as images:
-        options = {
+        options: dict[str, Any] = {
             "disk_mib": 1024,
             "storage": await image(images),
             "disk_options": "werror=stop",

@@ -1,7 +1,7 @@
 """The part of a queue that is only in the journal, and the size of all rows that the queue has in the journal. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from agent.delivery.sizes import QueueSize, RowsSummary, total_bytes
 from agent.model.record import EncodedRecord
@@ -16,17 +16,14 @@ class DiskBacklog:
     def __init__(self) -> None:
         self.after_row = 0
         self.last_row = 0
-        self.postponed_through_row = 0
-        """Rows up to and including this one are not deleted, because some of them are postponed."""
         self.waiting = QueueSize()
         """Size of the backlog."""
         self.stored = QueueSize()
         """Size of all rows of the queue in the journal, including delivered rows that are not deleted yet."""
-        self._delivered_through_row = 0
-        """Rows up to and including this one are delivered. The next transaction deletes them."""
-        self._deletable = QueueSize()
-        """Size of the delivered rows that are not deleted yet."""
-        self._postponed_after_row = 0
+        self._deletions: dict[int, Deletion] = {}
+        """Delivered rows that are not deleted yet, by `Deletion.after_row`. Each gap between postponed rows has an entry of its own."""
+        self._postponed_rows: list[tuple[int, int]] = []
+        """Ranges of postponed rows in rising order: the row before the first one, and the last one."""
         self._postponed = QueueSize()
 
     def __bool__(self) -> bool:
@@ -70,28 +67,30 @@ class DiskBacklog:
 
     def postpone(self) -> None:
         """Leave the backlog in the journal until `resume`, or until the next start."""
-        if not self._postponed.records:
-            self._postponed_after_row = self.after_row
+        if not self:
+            return
+        self._postponed_rows.append((self.after_row, self.last_row))
         self._postponed.records += self.waiting.records
         self._postponed.bytes += self.waiting.bytes
-        self.after_row = self.postponed_through_row = self.last_row
+        self.after_row = self.last_row
         self.waiting = QueueSize()
 
     def resume(self) -> bool:
         """Put the postponed records back at the front of the backlog.
 
-        A deletion covers all rows up to the last delivered one. So this has to wait until no delivered row is left to be deleted.
+        The backlog is a range of rows. So this has to wait until no delivered row is left to be deleted in this range.
 
         Returns:
             whether there was something to put back, and it was possible.
         """
-        if not self._postponed.records or self._deletable.records:
+        if not self._postponed_rows or self._deletions:
             return False
-        self.last_row = self.last_row if self else self.postponed_through_row
-        self.after_row, self.postponed_through_row, self._delivered_through_row = self._postponed_after_row, 0, 0
+        if not self:
+            self.last_row = self._postponed_rows[-1][1]
+        self.after_row = self._postponed_rows[0][0]
         self.waiting.records += self._postponed.records
         self.waiting.bytes += self._postponed.bytes
-        self._postponed = QueueSize()
+        self._postponed_rows, self._postponed = [], QueueSize()
         return True
 
     def on_trimmed(self, deleted: RowsSummary, last_row: int) -> None:
@@ -125,35 +124,47 @@ class DiskBacklog:
         self.waiting.subtract(len(copied), total_bytes(copied))
         self.after_row = max(copied_rows, default=0)
         self.last_row = last_row if self.waiting.records else self.after_row
-        self.postponed_through_row, self._postponed = 0, QueueSize()
-        self._delivered_through_row, self._deletable = 0, QueueSize()
+        self._postponed_rows, self._postponed = [], QueueSize()
+        self._deletions = {}
         return max(0, old_records - self.waiting.records)
 
     # Deleting rows.
 
     def mark_deletable(self, records: Sequence[EncodedRecord]) -> None:
-        """Let the next commit delete the rows of delivered records."""
-        if records:
-            self._delivered_through_row = max(self._delivered_through_row, *(record.row or 0 for record in records))
-            self._deletable.add(records)
+        """Let the next commits delete the rows of delivered records."""
+        by_gap: dict[int, list[EncodedRecord]] = {}
+        if self._postponed_rows:
+            for record in records:
+                by_gap.setdefault(self._row_before_gap(record.row or 0), []).append(record)
+        elif records:
+            by_gap[0] = list(records)
+        for after_row, group in by_gap.items():
+            deletion = self._deletions.setdefault(after_row, Deletion(after_row))
+            deletion.last_row = max(deletion.last_row, *(record.row or 0 for record in group))
+            deletion.size.add(group)
+
+    def _row_before_gap(self, row: int) -> int:
+        """Return the last postponed row before a delivered row; 0 if there is none."""
+        return max((last_row for _, last_row in self._postponed_rows if last_row < row), default=0)
 
     def next_deletion(self) -> "Deletion | None":
         """Return the delivered rows that the next transaction should delete; None if there are none."""
-        if not self._deletable.records:
-            return None
-        return Deletion(self.postponed_through_row, self._delivered_through_row, replace(self._deletable))
+        return next((replace(deletion, size=replace(deletion.size)) for deletion in self._deletions.values()), None)
 
     def on_deleted(self, deletion: "Deletion") -> None:
         """Subtract the size of delivered rows, after a transaction deleted them."""
-        for size in (self.stored, self._deletable):
+        remaining = self._deletions[deletion.after_row].size
+        for size in (self.stored, remaining):
             size.subtract(deletion.size.records, deletion.size.bytes)
+        if not remaining.records:
+            del self._deletions[deletion.after_row]
 
     def bytes_over(self, limit: int) -> int:
         """Return how many bytes the queue's rows are over a limit; 0 or negative if they are within it. Delivered rows do not count."""
-        return self.stored.bytes - self._deletable.bytes - limit
+        return self.stored.bytes - sum(deletion.size.bytes for deletion in self._deletions.values()) - limit
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Deletion:
     """Delivered rows of a queue that a transaction deletes.
 
@@ -164,5 +175,5 @@ class Deletion:
     """
 
     after_row: int
-    last_row: int
-    size: QueueSize
+    last_row: int = 0
+    size: QueueSize = field(default_factory=QueueSize)

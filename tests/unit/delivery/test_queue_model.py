@@ -166,10 +166,47 @@ class SpillingQueueMachine(QueueMachine):
     durable = False
 
 
+def test_rows_delivered_before_a_hang_are_deleted_after_it() -> None:
+    machine = QueueMachine()
+    machine.put(3)
+    machine.start_write()
+    machine.commit()
+    machine.put(3)
+    machine.respond()
+    machine.put(1)
+    machine.take(1)
+    machine.ack()
+    machine.hang()
+    machine.start_write()
+    machine.commit()
+    machine.rows_are_counted()
+    machine.teardown()
+
+
+def test_a_record_delivered_between_two_hangs_is_delivered_once() -> None:
+    machine = QueueMachine()
+    machine.put(3)
+    machine.start_write()
+    machine.commit()
+    machine.put(3)
+    machine.hang()
+    machine.start_write()
+    machine.put(1)
+    machine.take(1)
+    machine.ack()
+    machine.commit()
+    machine.put(1)
+    machine.hang()
+    machine.start_write()
+    machine.commit()
+    machine.teardown()
+    machine.delivered_in_order()
+
+
 TestDurableQueue = QueueMachine.TestCase
 TestSpillingQueue = SpillingQueueMachine.TestCase
 TestDurableQueue.settings = TestSpillingQueue.settings = settings(
-    max_examples=40, stateful_step_count=40, deadline=None
+    max_examples=60, stateful_step_count=60, deadline=None
 )
 
 

@@ -167,9 +167,9 @@ async def _check_monitor(monitor: Monitor, context: SessionContext, slots: async
         vm = identity.identify(context.settings.host, monitor.name, replies[:-1])
         assert client.greeting is not None
         build = identity.build_of(client.greeting)
-        if commands := identity.parse_command_names(replies[-1]):
+        if build.version and (commands := identity.parse_command_names(replies[-1])):
             context.build_commands[build] = commands
-        return _passed(f"{name}: {vm.name} ({vm.uuid}), QEMU {build.version}")
+        return _passed(f"{name}: {vm.name} ({vm.uuid}), QEMU {build.version or 'of an unknown version'}")
 
 
 def _limitations_without(available: frozenset[str], collectors: Iterable[Collector]) -> Iterator[str]:

@@ -53,8 +53,8 @@ def _commands(facts: VmFacts) -> tuple[Command, ...]:
 
 
 def supports_flat(version: tuple[int, int]) -> bool:
-    """Return whether query-named-block-nodes has the argument `flat` in this major and minor version of QEMU."""
-    return version >= (5, 0)
+    """Return whether query-named-block-nodes has the argument `flat` in this major and minor version of QEMU; True if it is unknown."""
+    return version >= (5, 0) or version == (0, 0)
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:

@@ -60,6 +60,19 @@ class Greeting:
     oob: bool
 
 
+UNKNOWN_VERSION = (0, 0, 0)
+
+
+def parse_version(version: Any, *, oob: bool) -> Greeting:
+    """Return a greeting with the version in the reply to query-version, which is also a part of QEMU's greeting."""
+    version = version if isinstance(version, dict) else {}
+    numbers = version.get("qemu")
+    numbers = numbers if isinstance(numbers, dict) else {}
+    major, minor, micro = (n if type(n := numbers.get(k)) is int else 0 for k in ("major", "minor", "micro"))
+    package = version.get("package")
+    return Greeting((major, minor, micro), package if isinstance(package, str) else "", oob)
+
+
 @dataclass(frozen=True, slots=True)
 class Ready:
     """QEMU accepted the negotiation. Commands can be sent now."""
@@ -310,13 +323,7 @@ class Connection:
         offered = body.get("capabilities")
         self.oob = isinstance(offered, list) and "oob" in offered
         self.state = ConnectionState.NEGOTIATING
-        version = body.get("version")
-        version = version if isinstance(version, dict) else {}
-        numbers = version.get("qemu")
-        numbers = numbers if isinstance(numbers, dict) else {}
-        major, minor, micro = (n if type(n := numbers.get(k)) is int else 0 for k in ("major", "minor", "micro"))
-        package = version.get("package")
-        return Greeting((major, minor, micro), package if isinstance(package, str) else "", self.oob)
+        return parse_version(body.get("version"), oob=self.oob)
 
     def _accept_reply(self, value: dict[str, Any]) -> Message | None:
         error: CommandError | None = None

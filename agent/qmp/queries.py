@@ -161,7 +161,7 @@ QUERIES = (
     Query("query-tpm-types", _REFUSED, f"{_REASON_FIXED}."),
     Query("query-uuid", _ATTACH, "UUID of the VM."),
     Query("query-vcpu-dirty-limit", _ATTACH, "Dirty limits of the vCPUs; polled while one is set."),
-    Query("query-version", _REFUSED, "The greeting has the version."),
+    Query("query-version", _ATTACH, "Version of QEMU, over libvirt with passthrough. Otherwise the greeting has it."),
     Query("query-vm-generation-id", _REFUSED, "For the guest, which uses the id to detect that it was cloned."),
     Query("query-vnc", _REFUSED, "Reports one display only; query-vnc-servers reports all."),
     Query("query-vnc-servers", _EVENT, "VNC displays and their clients."),

@@ -10,7 +10,7 @@ from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
 from agent.model.record import Vm, sanitize
 from agent.qmp.commands import Command
 from agent.qmp.errors import UnreadableReplyError
-from agent.qmp.protocol import Greeting
+from agent.qmp.protocol import UNKNOWN_VERSION, Greeting
 
 _UUID5_NAMESPACE = uuid.UUID("5f0b6f6e-8c3e-5d0a-9a39-6e1f1f2d7a10")
 """Namespace of the UUIDs that the agent derives for VMs without a UUID."""
@@ -55,7 +55,7 @@ class QemuBuild:
     """The version of a QEMU.
 
     Attributes:
-        version: the version number, such as 7.2.22.
+        version: the version number, such as 7.2.22; empty if unknown.
         package: the distribution's version text, such as `Debian 1:7.2+dfsg-7`; may be empty.
     """
 
@@ -65,7 +65,8 @@ class QemuBuild:
 
 def build_of(greeting: Greeting) -> QemuBuild:
     """Return the version in a QMP greeting."""
-    return QemuBuild(".".join(map(str, greeting.version)), sanitize(greeting.package, 128))
+    version = ".".join(map(str, greeting.version)) if greeting.version != UNKNOWN_VERSION else ""
+    return QemuBuild(version, sanitize(greeting.package, 128))
 
 
 def identify(

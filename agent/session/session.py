@@ -276,9 +276,12 @@ class Session:
             (reply,) = await self._executor.execute_with_retry((identity.QUERY_COMMANDS,))
             if isinstance(reply, UnreadableReplyError):
                 return frozenset()
+            names = identity.parse_command_names(reply)
+            if not build.version:  # the commands of another VM may differ
+                return names
             if len(known) >= MAX_BUILDS:
                 known.clear()
-            known[build] = identity.parse_command_names(reply)
+            known[build] = names
         return known[build]
 
     async def _discover_process(self, vm: Vm, facts: VmFacts) -> VmFacts:

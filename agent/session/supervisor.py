@@ -202,7 +202,7 @@ class MonitorSupervisor:
     def _attached_fields(self, build: identity.QemuBuild, client: MonitorConnection) -> dict[str, Any]:
         return {
             "monitor": sanitize(self._monitor.name),
-            "qemu_version": build.version,
+            "qemu_version": build.version or None,
             "qemu_package": build.package,
             "pid": pid_if_qemu(client.peer_pid),
             "reattached": self._detached_ns is not None,

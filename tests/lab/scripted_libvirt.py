@@ -90,13 +90,12 @@ class ScriptedConnection:
         self.closed = True
 
     def registerCloseCallback(self, *_: object) -> None:
+        self._call(self._library.register)
+
+    def domainEventRegisterAny(self, *_: object) -> None:
         self._call(lambda: None)
 
-    unregisterCloseCallback = domainEventRegisterAny = registerCloseCallback
-
-    def getVersion(self) -> int:
-        self._call(self._library.version)
-        return 7_002_000
+    unregisterCloseCallback = domainEventRegisterAny
 
     def listAllDomains(self, _flags: int) -> Any:
         return reply_with(self._library.listing())
@@ -133,7 +132,7 @@ class ScriptedLibrary(SimpleNamespace):
     Attributes:
         connections: all connections that were opened.
         shared: number of calls that were made while another call on the same connection was in progress.
-        version: the function that getVersion calls.
+        register: the function that registerCloseCallback calls.
         domains: the domains by UUID.
         listing: returns the result of listAllDomains, or an exception to raise.
     """
@@ -145,7 +144,7 @@ class ScriptedLibrary(SimpleNamespace):
         super().__init__(
             connections=[],
             shared=0,
-            version=lambda: None,
+            register=lambda: None,
             domains=domains,
             listing=lambda: list(domains.values()),
             VIR_DOMAIN_EVENT_ID_LIFECYCLE=0,

@@ -167,13 +167,13 @@ class LibvirtDiscoverer:
         try:
             if not (await asyncio.wait({opening}, timeout=RESPONSE_SECONDS))[0]:
                 self._on_hung(listener)
-            version, read_only = await opening
+            read_only = await opening
         finally:
             opening.cancel()
         pool.read_only = read_only
         stats = StatsBatcher(events.api, pool)
         passthrough = self._passthrough and not read_only
-        return LibvirtDaemon(events.api, events.qemu, pool, stats, version, read_only, passthrough)
+        return LibvirtDaemon(events.api, events.qemu, pool, stats, read_only, passthrough)
 
     async def _list_domains_until_disconnect(
         self, events: EventConnection, daemon: LibvirtDaemon, listener: DiscoveryListener

@@ -1,6 +1,7 @@
 """A connection to one running domain."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from agent.qmp.errors import (
     UnclearReplyError,
     UnreadableReplyError,
 )
-from agent.qmp.protocol import Greeting, SkippedMessages
+from agent.qmp.protocol import UNKNOWN_VERSION, Greeting, SkippedMessages, parse_version
 
 REASON_SECONDS = 1.0
 """How long to wait for libvirt's event with the reason, after a call has failed because the domain ended."""
+
+QUERY_VERSION = Command("query-version")
 
 
 class DomainConnection:
@@ -41,7 +44,7 @@ class DomainConnection:
         pid: int | None,
         migration_phase: Callable[[], DomainMigrationPhase],
     ) -> None:
-        self.greeting: Greeting | None = Greeting(daemon.version, "", oob=False)
+        self.greeting: Greeting | None = Greeting(UNKNOWN_VERSION, "", oob=False)
         self.ended: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
         self.peer_pid = pid
         self.skipped_messages = SkippedMessages()  # libvirt reads QEMU's messages
@@ -80,6 +83,20 @@ class DomainConnection:
         full = f"; {MAX_HUNG} calls hang in libvirtd, which is the limit" if self._daemon.pool.hung >= MAX_HUNG else ""
         name = f" to {self._executor.current_command}" if self._executor.current_command else ""
         raise StalledError(f"no reply from libvirt{name} within {deadline:g} s{full}")
+
+    async def read_version(self, deadline: float) -> None:
+        """Read the version of the domain's QEMU into `greeting`, if commands go to QEMU. It may differ from the one that libvirtd starts.
+
+        A QEMU that does not reply within `deadline` seconds keeps an unknown version.
+
+        Raises:
+            QmpError: the connection has ended.
+        """
+        if not self._daemon.passthrough:
+            return
+        with contextlib.suppress(StalledError):
+            (reply,) = await self.execute((QUERY_VERSION,), deadline=deadline)
+            self.greeting = parse_version(reply, oob=False)
 
     async def wait_idle(self) -> None:
         """Wait until all results have arrived. There is no deadline.

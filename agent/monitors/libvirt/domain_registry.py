@@ -68,7 +68,7 @@ class DomainRegistry:
         allow: AllowList,
         on_event: EventCallback,
         *,
-        deadline: float,  # noqa: ARG002 - ConnectionOpener's signature
+        deadline: float,
     ) -> MonitorConnection:
         """Return a connection to a domain.
 
@@ -86,6 +86,7 @@ class DomainRegistry:
         )
         self._connections[uuid] = connection
         connection.ended.add_done_callback(lambda _: self._forget_connection(uuid, connection))
+        await connection.read_version(deadline)
         return connection
 
     def end_all_connections(self, cause: QmpError) -> None:

@@ -64,12 +64,11 @@ class EventConnection:
         self._call_lock = threading.Lock()  # one call at a time, see connection_pool
         self._closing = False
 
-    async def open(self, uri: str, *, read_only: bool) -> tuple[tuple[int, int, int], bool]:
+    async def open(self, uri: str, *, read_only: bool) -> bool:
         """Connect and register for events.
 
         Returns:
-            The version of the QEMU that libvirtd starts, as major, minor and micro; and whether the connection is read-only. The
-            connection is also read-only if libvirt does not permit the agent another one.
+            True if the connection is read-only: as asked, or because libvirt does not permit the agent another one.
 
         Raises:
             DeniedError: not even a read-only connection is permitted.
@@ -77,8 +76,8 @@ class EventConnection:
         """
         done: asyncio.Future[Any] = self._loop.create_future()
         run_in_thread(self._loop, lambda: self._open(uri, read_only=read_only), partial(set_outcome, done))
-        opened: tuple[tuple[int, int, int], bool] = await done
-        return opened
+        is_read_only: bool = await done
+        return is_read_only
 
     def close(self) -> None:
         """Close the connection in the background."""
@@ -100,21 +99,20 @@ class EventConnection:
     def _open(self, uri: str, *, read_only: bool) -> Any:
         with self._call_lock:
             try:
-                number, read_only = self._connect_and_register(uri, read_only=read_only)
+                read_only = self._connect_and_register(uri, read_only=read_only)
             except self.api.libvirtError as error:
                 return to_qmp_error(self.api, error)
         if self._closing:
             self._close()
-        return (number // 1_000_000, number // 1000 % 1000, number % 1000), read_only
+        return read_only
 
-    def _connect_and_register(self, uri: str, *, read_only: bool) -> tuple[int, bool]:
+    def _connect_and_register(self, uri: str, *, read_only: bool) -> bool:
         handle, read_only = self._connect(uri, read_only=read_only)
         self._handle = handle
         put = self._inbox.put
         handle.registerCloseCallback(lambda _connection, _reason, _: put(_ConnectionClosed()), None)
         handle.domainEventRegisterAny(None, self.api.VIR_DOMAIN_EVENT_ID_LIFECYCLE, _lifecycle_callback(put), None)
-        read_only = read_only or not self._register_events(handle)
-        return handle.getVersion(), read_only
+        return read_only or not self._register_events(handle)
 
     def _register_events(self, handle: Any) -> bool:
         """Register for QEMU's events; return False if libvirt does not permit it."""

@@ -32,7 +32,6 @@ class LibvirtDaemon:
         qemu: the module libvirt_qemu.
         pool: makes calls to the libvirtd.
         stats: fetches domains' statistics from the libvirtd.
-        version: version of the QEMU that the libvirtd starts, as major, minor and micro.
         read_only: whether connections are read-only.
         passthrough: whether commands go through libvirt to QEMU.
     """
@@ -41,7 +40,6 @@ class LibvirtDaemon:
     qemu: Any
     pool: ConnectionPool
     stats: StatsBatcher
-    version: tuple[int, int, int]
     read_only: bool
     passthrough: bool
 

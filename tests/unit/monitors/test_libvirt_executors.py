@@ -14,6 +14,7 @@ from agent.monitors.libvirt.lifecycle import DomainMigrationPhase
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
 from agent.qmp.commands import AllowList, Command
 from agent.qmp.errors import CommandError, StalledError, UnclearReplyError, UnreadableReplyError
+from agent.session.identity import build_of
 from tests.lab.scripted_libvirt import REFUSED, ScriptedDomain, ScriptedError, ScriptedLibrary, ScriptedQemuLibrary
 
 XML = (
@@ -35,7 +36,7 @@ def library() -> ScriptedLibrary:
 def daemon_of(library: ScriptedLibrary) -> LibvirtDaemon:
     pool = ConnectionPool(library, "test")
     stats = StatsBatcher(library, pool)
-    return LibvirtDaemon(library, ScriptedQemuLibrary(), pool, stats, (7, 2, 0), read_only=False, passthrough=False)
+    return LibvirtDaemon(library, ScriptedQemuLibrary(), pool, stats, read_only=False, passthrough=False)
 
 
 async def results_of(executor: DomainExecutor, *commands: Command) -> list[Any]:
@@ -114,6 +115,20 @@ async def test_refused_statistics_of_one_domain_do_not_affect_others(library: Sc
     )
     assert first == good == STATS
     assert isinstance(bad, CommandError)
+
+
+@pytest.mark.parametrize(("passthrough", "version"), [(True, "5.2.1"), (False, "")])
+async def test_the_version_is_that_of_the_running_qemu_or_unknown(
+    library: ScriptedLibrary, *, passthrough: bool, version: str
+) -> None:
+    reply = '{"return":{"qemu":{"micro":1,"minor":2,"major":5},"package":"Debian"}}'
+    library.domains["a"] = ScriptedDomain("a", replies={"query-version": reply})
+    host = replace(daemon_of(library), passthrough=passthrough)
+    connection = DomainConnection(host, "a", "vm", AllowList(), lambda _: None, None, lambda: DomainMigrationPhase.NONE)
+    await connection.read_version(10)
+    assert connection.greeting is not None
+    assert build_of(connection.greeting).version == version
+    connection.close()
 
 
 async def test_a_stall_names_the_command_that_hangs(library: ScriptedLibrary) -> None:

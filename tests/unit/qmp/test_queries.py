@@ -5,6 +5,7 @@ import re
 import pytest
 
 from agent.collectors import ALL, ALL_FEATURES
+from agent.monitors.libvirt.domain import QUERY_VERSION
 from agent.qmp.commands import READS
 from agent.qmp.queries import QUERIES, QueryPolicy, find_query
 from agent.session import host_process, identity
@@ -38,7 +39,7 @@ def test_the_permitted_queries_are_exactly_those_that_the_agent_sends() -> None:
     allowed = {row.name for row in QUERIES if row.policy is not QueryPolicy.REFUSED}
     assert allowed | {"qom-get", "qom-list"} == READS
     assert all(re.fullmatch(r"query-[a-z0-9-]+", name) for name in allowed), "each is permitted by its full name"
-    sent = COLLECTED | ATTACH | {identity.QUERY_COMMANDS.name, "query-yank"}
+    sent = COLLECTED | ATTACH | {identity.QUERY_COMMANDS.name, "query-yank", QUERY_VERSION.name}
     assert {name for name in sent if name.startswith("query-")} == allowed
 
 

@@ -1,59 +1,176 @@
-"""Client of Prometheus' Alertmanager, API v2.
-
-The client sends alerts like Prometheus: it repeats a firing alert, and it repeats a resolved alert for `RESOLVED_SECONDS`.
-Alertmanager resolves an alert if nothing repeats it before its `endsAt`. So no alert fires for ever after the agent has died.
-"""
+"""Client of Prometheus' Alertmanager, API v2. Like Prometheus, it sends every alert to each member of a high-availability set."""
 
 import asyncio
 import contextlib
 import logging
 import re
 import time
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import aiohttp
+import orjson
+from pydantic import Field, StringConstraints
 
-from agent.alerts.store import Alert, AlertStore
+from agent.alerts.alertmanager_request import AlertmanagerRequests, AlertmanagerSettings
+from agent.alerts.store import AlertStore
 from agent.common.backoff import back_off
-from agent.common.units import format_bytes
+from agent.common.config_types import PositiveSeconds
+from agent.common.http_credentials import HttpClientConfig, HttpCredentials
+from agent.common.units import Seconds
 
 _log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 10.0
 """Timeout of one request."""
-RESOLVED_SECONDS = 900.0
-"""How long a resolved alert is repeated. Prometheus uses the same time (rules/alerting.go: resolvedRetention)."""
-ENDS_AFTER_INTERVALS = 4
-"""Number of resend intervals after which Alertmanager resolves a firing alert that is not sent again."""
+MAX_ALERTS_PER_REQUEST = 256
+"""Maximum number of alerts in a request. Prometheus uses the same number (--alertmanager.notification-batch-size)."""
+MAX_RESPONSE_BYTES = 1 << 20
+"""Maximum size of a response that the agent reads."""
+
+
+class AlertmanagerConfig(HttpClientConfig):
+    """Sends alerts to Prometheus' Alertmanager directly, without Prometheus."""
+
+    urls: Annotated[
+        list[Annotated[str, StringConstraints(pattern=r"^https?://[^/]+(/.*)?$")]], Field(min_length=1, max_length=20)
+    ]
+    """URLs of all members of a high-availability set, without /api/v2. Each member receives every alert."""
+    resend_interval: Annotated[Seconds, Field(ge=1)] = 60.0
+    """How often the agent sends firing alerts again. Alertmanager resolves an alert that it does not receive for four intervals."""
+    labels: dict[str, str] = {}
+    """Labels to add to every alert, such as {cluster: eu1}."""
+    watchdog: PositiveSeconds | None = None
+    """How long `agent_lost` may fire after the agent's last request; by default never. It needs inhibition rules (docs/operations.md)."""
+
+    def settings(self) -> AlertmanagerSettings:
+        """Return what requests contain besides the alerts."""
+        return AlertmanagerSettings(self.resend_interval, self.labels, self.watchdog)
+
+
+class AlertmanagerMember:
+    """One Alertmanager.
+
+    Attributes:
+        name: The URL without user and password, for messages.
+        error: Why the last request failed; None if it succeeded or none was sent.
+        up: Whether the last request succeeded; None if none was sent.
+        sent: Number of alerts sent.
+        failed_requests: Number of failed requests.
+        wake: Set when an alert fires or is resolved.
+    """
+
+    def __init__(self, url: str, credentials: HttpCredentials) -> None:
+        self.name = re.sub(r"//[^/@]*@", "//", url)
+        self.error: str | None = None
+        self.up: bool | None = None
+        self.sent = 0
+        self.failed_requests = 0
+        self.wake = asyncio.Event()
+        self._url = url.rstrip("/")
+        self._credentials = credentials
+        self._earlier_runs_ended = False
+        # Since the last success. A set, because a rejected client certificate causes two errors by turns.
+        self._logged_errors: set[str] = set()
+
+    async def run(
+        self,
+        session: aiohttp.ClientSession,
+        requests: AlertmanagerRequests,
+        compose: Callable[[], list[dict[str, Any]]],
+    ) -> None:
+        """Send the alerts at each wake and after each resend interval, until cancelled."""
+        failures = 0
+        while True:
+            self.wake.clear()
+            alerts = compose()
+            # After a failure, a request without alerts shows whether Alertmanager accepts requests again.
+            if alerts or self.error is not None:
+                failures = 0 if await self.send(session, requests, alerts) else failures + 1
+            resend_seconds = (requests.settings or AlertmanagerSettings()).resend_seconds
+            wait = back_off(failures, 1.0, resend_seconds) if failures else resend_seconds
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self.wake.wait()
+
+    async def send(
+        self, session: aiohttp.ClientSession, requests: AlertmanagerRequests, alerts: list[dict[str, Any]]
+    ) -> bool:
+        """Send the alerts, and return whether Alertmanager accepted all of them."""
+        error = None
+        try:
+            options = await self._credentials.request_options()
+            watchdog = requests.settings is not None and requests.settings.watchdog_seconds is not None
+            if watchdog and not self._earlier_runs_ended:
+                found = await self._request(session, "GET", options, params=requests.lost_alerts_filter())
+                if ended := requests.end_earlier_runs(orjson.loads(found), time.time()):
+                    await self._request(session, "POST", options, json=ended)
+                self._earlier_runs_ended = True
+            for start in range(0, max(1, len(alerts)), MAX_ALERTS_PER_REQUEST):
+                batch = alerts[start : start + MAX_ALERTS_PER_REQUEST]
+                await self._request(session, "POST", options, json=batch)
+                self.sent += len(batch)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as failure:
+            error = self._describe(failure)
+        if error is not None:
+            self.failed_requests += 1
+            if error not in self._logged_errors:
+                self._logged_errors.add(error)
+                _log.warning("Alertmanager at %s: cannot send alerts: %s", self.name, error)
+        elif self.error is not None:
+            self._logged_errors.clear()
+            _log.info("Alertmanager at %s: alerts are sent", self.name)
+        self.error, self.up = error, error is None
+        return error is None
+
+    async def _request(
+        self, session: aiohttp.ClientSession, method: str, options: dict[str, Any], **more: Any
+    ) -> bytes:
+        """Send one request and return the response's body.
+
+        Raises:
+            ValueError: Alertmanager rejected the request.
+            aiohttp.ClientError, TimeoutError, OSError: there is no response.
+        """
+        url = f"{self._url}/api/v2/alerts"
+        # A redirect would turn a POST into a GET, which Alertmanager answers without taking the alerts.
+        async with session.request(method, url, allow_redirects=False, **options, **more) as response:
+            body = bytearray()
+            async for chunk in response.content.iter_chunked(1 << 16):
+                body += chunk
+                if len(body) > MAX_RESPONSE_BYTES:
+                    raise ValueError(f"HTTP {response.status}: the response is larger than {MAX_RESPONSE_BYTES} bytes")
+            if 300 <= response.status < 400:
+                raise ValueError(
+                    f"HTTP {response.status}: redirect to {response.headers.get('Location', 'nowhere')[:200]}"
+                )
+            if response.status // 100 != 2:
+                raise ValueError(f"HTTP {response.status}: {body[:300].decode(errors='replace')}")
+            return bytes(body)
+
+    def _describe(self, failure: Exception) -> str:
+        if isinstance(failure, OSError) and failure.filename and not isinstance(failure, aiohttp.ClientError):
+            return f"{failure.filename}: {failure.strerror}"
+        return str(failure).replace(self._url, self.name) or f"no response within {REQUEST_SECONDS:g} s"
 
 
 class AlertmanagerClient:
-    """Sends the firing and the recently resolved alerts to one Alertmanager.
+    """Sends the firing and the recently resolved alerts to each member of a set. A member that fails does not delay the others.
 
     Attributes:
-        name: The Alertmanager's URL without user and password, for messages.
-        error: Why the last request failed; None if the last request succeeded or none was sent.
-        resolved_seconds: How long a resolved alert is repeated.
+        members: The members, in the order of the config.
     """
 
-    def __init__(self, url: str, resend_seconds: float, labels: Mapping[str, str]) -> None:
+    def __init__(self, config: AlertmanagerConfig, requests: AlertmanagerRequests) -> None:
         """Create a client.
 
         Args:
-            url: URL of the Alertmanager, without /api/v2.
-            resend_seconds: Seconds between two requests while no alert fires or is resolved.
-            labels: Labels to add to every alert.
+            config: The members and their credentials.
+            requests: Composes the requests.
         """
-        self.name = re.sub(r"//[^/@]*@", "//", url)
-        self.error: str | None = None
-        self._url = url.rstrip("/")
-        self._resend_seconds = resend_seconds
-        self.resolved_seconds = RESOLVED_SECONDS
-        self._labels = labels
-        self._firing: dict[str, Alert] = {}
-        self._resolved: dict[str, tuple[Alert, float]] = {}
+        credentials = HttpCredentials(config)
+        self.members: Sequence[AlertmanagerMember] = [AlertmanagerMember(url, credentials) for url in config.urls]
+        self._requests = requests
 
     async def run(self, store: AlertStore, changed: asyncio.Event) -> None:
         """Send the alerts after each change and after each resend interval, until cancelled.
@@ -62,83 +179,41 @@ class AlertmanagerClient:
             store: The firing alerts.
             changed: Set by the caller when an alert fires or is resolved.
         """
-        failures = 0
-        timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+
+        def compose() -> list[dict[str, Any]]:
+            return self._requests.compose(store, time.time())
+
+        async with _new_session() as session, asyncio.TaskGroup() as tasks:
+            for member in self.members:
+                tasks.create_task(member.run(session, self._requests, compose), name=f"alertmanager {member.name}")
             while True:
+                await changed.wait()
                 changed.clear()
-                alerts = self.compose_request(store, time.time())
-                # After a failure, a request without alerts shows whether Alertmanager accepts requests again.
-                if alerts or self.error is not None:
-                    failures = 0 if await self._send(session, alerts) else failures + 1
-                wait = back_off(failures, 1.0, self._resend_seconds) if failures else self._resend_seconds
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(wait):
-                        await changed.wait()
+                for member in self.members:
+                    member.wake.set()
 
-    def compose_request(self, alerts: Iterable[Alert], now: float) -> list[dict[str, Any]]:
-        """Return the body of a request: the firing alerts, and the alerts that were resolved within the last `resolved_seconds`.
+    async def probe(self) -> None:
+        """Send a request without alerts to each member, so that its `up` and `error` are known."""
+        async with _new_session() as session:
+            await asyncio.gather(*(member.send(session, self._requests, []) for member in self.members))
 
-        Args:
-            alerts: The firing alerts.
-            now: The current time in seconds since the epoch.
-        """
-        firing = {alert.fingerprint: alert for alert in alerts}
-        for fingerprint, alert in self._firing.items():
-            if fingerprint not in firing:
-                self._resolved[fingerprint] = (alert, now)
-        self._firing = firing
-        self._resolved = {
-            fingerprint: (alert, resolved_at)
-            for fingerprint, (alert, resolved_at) in self._resolved.items()
-            if fingerprint not in firing and now - resolved_at < self.resolved_seconds
-        }
-        ends_at = now + ENDS_AFTER_INTERVALS * self._resend_seconds
+    def unready_reasons(self) -> list[str]:
+        """Return why no Alertmanager gets the alerts, a reason for each member; empty if at least one gets them."""
+        reasons = self._errors()
+        return reasons if len(reasons) == len(self.members) else []
+
+    def warnings(self) -> list[str]:
+        """Return why some members do not get the alerts, although others do."""
+        reasons = self._errors()
+        return reasons if len(reasons) < len(self.members) else []
+
+    def _errors(self) -> list[str]:
         return [
-            *(self._to_json(alert, ends_at) for alert in firing.values()),
-            *(self._to_json(alert, resolved_at) for alert, resolved_at in self._resolved.values()),
+            f"alerts cannot be sent to Alertmanager at {member.name}: {member.error}"
+            for member in self.members
+            if member.error is not None
         ]
 
-    def _to_json(self, alert: Alert, ends_at: float) -> dict[str, Any]:
-        labels = {"alertname": alert.name, "severity": alert.severity.label, "host": alert.vm.host, "vm": alert.vm.name}
-        labels |= {
-            "vm_uuid": alert.vm.uuid,
-            "device": alert.device,
-            "pool": alert.pool,
-            "level": alert.level,
-            "monitor": alert.instance,
-        }
-        labels |= self._labels
-        annotations = {key: str(value) for key, value in alert.data.items()} | {"summary": _summary(alert)}
-        started = alert.since_ns / 1e9
-        return {
-            "labels": {key: value for key, value in labels.items() if value},
-            "annotations": annotations | {"fingerprint": alert.fingerprint},
-            "startsAt": _rfc3339(started),
-            "endsAt": _rfc3339(max(ends_at, started)),  # Alertmanager rejects an alert that ends before it starts
-        }
 
-    async def _send(self, session: aiohttp.ClientSession, alerts: list[dict[str, Any]]) -> bool:
-        """Send the alerts in one request; return whether Alertmanager accepted it."""
-        try:
-            async with session.post(f"{self._url}/api/v2/alerts", json=alerts) as response:
-                body = (await response.text())[:300]
-                error = None if response.status == 200 else f"HTTP {response.status}: {body}"
-        except (aiohttp.ClientError, TimeoutError, OSError) as failure:
-            error = str(failure).replace(self._url, self.name) or f"no response within {REQUEST_SECONDS:g} s"
-        if error is not None and error != self.error:
-            _log.warning("Alertmanager at %s: cannot send alerts: %s", self.name, error)
-        self.error = error
-        return error is None
-
-
-def _summary(alert: Alert) -> str:
-    """Return a text of one line about an alert, such as `web-3 disk0: write threshold 80%`."""
-    source = " ".join(filter(None, (alert.vm.name, alert.subject)))
-    # The level of another client's threshold is not from the config: it has the form `threshold BYTES`.
-    level = re.sub(r"^threshold (\d+)$", lambda match: f"of {format_bytes(int(match[1]))}", alert.level)
-    return " ".join(filter(None, (f"{source}:", alert.name.replace("_", " "), level)))
-
-
-def _rfc3339(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+def _new_session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS))

@@ -24,6 +24,7 @@ from agent.app.health import AgentHealth, HealthLimits
 from agent.app.progress import Progress
 from agent.app.publisher import RecordPublisher
 from agent.app.self_metrics import (
+    AlertmanagerMetrics,
     AlertMetrics,
     ConfigReloadMetrics,
     DeliveryMetrics,
@@ -106,6 +107,7 @@ class Agent:
             DeliveryMetrics(self.publisher.delivery),
             MonitorMetrics(self.snapshot),
             AlertMetrics(self.alerts.manager.store),
+            AlertmanagerMetrics(lambda: self.health.alertmanager),
             ConfigReloadMetrics(self.reload),
             HttpEndpointMetrics(self.endpoint),
         )
@@ -154,8 +156,10 @@ class Agent:
         if self._alertmanager is not None:
             self._alertmanager.cancel()
         client = self._alertmanager = None
-        if (config := self.config.alerts.alertmanager) is not None:
-            client = AlertmanagerClient(config.url, config.resend_interval, config.labels)
+        config = self.config.alerts.alertmanager
+        self.alerts.requests.settings = config.settings() if config is not None else None
+        if config is not None:
+            client = AlertmanagerClient(config, self.alerts.requests)
             run = client.run(self.alerts.manager.store, self.alerts.changed)
             self._alertmanager = self._tasks.create_task(run, name="alertmanager")
         self.health.alertmanager = client

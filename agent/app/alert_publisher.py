@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 
+from agent.alerts.alertmanager_request import AlertmanagerRequests
 from agent.alerts.manager import AlertManager, PendingAlert
 from agent.alerts.pool_alerts import PoolAlerts
 from agent.alerts.pool_usage import PoolRegistry, PoolUsage
@@ -35,6 +36,7 @@ class AlertPublisher:
     Attributes:
         pools: the alerts of pools.
         manager: the alert manager.
+        requests: composes the requests to Alertmanager.
         changed: set when an alert fires or is resolved.
     """
 
@@ -46,6 +48,7 @@ class AlertPublisher:
             host, self.manager.store, pools, partial(pool_policy, config.pool), self.manager.growers
         )
         self.manager.set_guest_policy(guest_alert_policy(config.guest))
+        self.requests = AlertmanagerRequests(host, time.time())
         self.changed = asyncio.Event()
         self._publisher = publisher
 
@@ -172,6 +175,8 @@ class AlertPublisher:
             self._publisher.publish(record, StateNote(*alert.note))
             level = logging.WARNING if record.data["state"] == "firing" else logging.INFO
             what = " of ".join(filter(None, (record.data["alert"], record.subject)))
+            if record.data["state"] == "resolved":
+                self.requests.on_resolved(record.data["fingerprint"], record.data["resolved_by"])
             cause = f": {monitors}" if (monitors := record.data.get("monitors")) else ""
             _log.log(level, "%s: alert %s %s%s", record.vm.name or record.vm.host, what, record.data["state"], cause)
         if pending:

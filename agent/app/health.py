@@ -78,10 +78,8 @@ class AgentHealth:
         overdue = self.supervisors.overdue_by(time.monotonic()) if self.supervisors is not None else {}
         stuck = [name for name, seconds in overdue.items() if seconds > self.limits.stuck_seconds]
         reasons += [f"{name} is up, but its polls are overdue" for name in stuck[:MAX_NAMED_MONITORS]]
-        if self.alertmanager is not None and self.alertmanager.error is not None:
-            reasons.append(
-                f"alerts cannot be sent to Alertmanager at {self.alertmanager.name}: {self.alertmanager.error}"
-            )
+        if self.alertmanager is not None:
+            reasons += self.alertmanager.unready_reasons()
         return reasons + self.delivery.unready_reasons()
 
     def warnings(self) -> list[str]:
@@ -91,6 +89,7 @@ class AgentHealth:
             *self.reload.warnings(),
             *filter(None, [config_error]),
             *self.delivery.warnings(),
+            *(self.alertmanager.warnings() if self.alertmanager is not None else ()),
             *self._collector_warnings(),
             *self._clash_warnings(),
         ]

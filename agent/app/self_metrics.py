@@ -15,6 +15,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from agent import __version__
+from agent.alerts.alertmanager import AlertmanagerClient
 from agent.alerts.store import AlertStore
 from agent.config.reload import ConfigReloader
 from agent.delivery.pipeline import DeliveryPipeline
@@ -267,6 +268,38 @@ class AlertMetrics(Collector):
         ):
             firing.add_metric(values, 1)
         yield firing
+
+
+class AlertmanagerMetrics(Collector):
+    """The members of the configured Alertmanager."""
+
+    def __init__(self, client: Callable[[], AlertmanagerClient | None]) -> None:
+        self._client = client
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the current values."""
+        client = self._client()
+        members = client.members if client is not None else ()
+        labels = ["alertmanager"]
+        up = GaugeMetricFamily(
+            "qmp_agent_alertmanager_up",
+            "Whether the last request to this Alertmanager succeeded: 1 or 0; absent before the first request.",
+            labels=labels,
+        )
+        sent = CounterMetricFamily(
+            "qmp_agent_alertmanager_alerts_sent", "Total number of alerts sent to this Alertmanager.", labels=labels
+        )
+        failed = CounterMetricFamily(
+            "qmp_agent_alertmanager_requests_failed",
+            "Total number of requests to this Alertmanager that failed.",
+            labels=labels,
+        )
+        for member in members:
+            if member.up is not None:
+                up.add_metric([member.name], member.up)
+            sent.add_metric([member.name], member.sent)
+            failed.add_metric([member.name], member.failed_requests)
+        yield from (up, sent, failed)
 
 
 class ConfigReloadMetrics(Collector):

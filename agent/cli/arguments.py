@@ -9,7 +9,7 @@ from agent.common.units import parse_bytes, parse_seconds
 from agent.model.record import Severity
 
 if TYPE_CHECKING:
-    from agent.config.model import AlertmanagerConfig
+    from agent.alerts.alertmanager import AlertmanagerConfig
 
 
 def add_no_options(_: argparse.ArgumentParser) -> None:
@@ -180,9 +180,9 @@ def parse_alertmanager_url(text: str) -> "AlertmanagerConfig":
     Raises:
         argparse.ArgumentTypeError: the text is no URL.
     """
-    from agent.config.model import AlertmanagerConfig  # noqa: PLC0415 - pydantic takes longer to import than `version` runs
+    from agent.alerts.alertmanager import AlertmanagerConfig  # noqa: PLC0415 - pydantic takes longer to import than `version` runs
 
     try:
-        return AlertmanagerConfig(url=text)
+        return AlertmanagerConfig(urls=[text])
     except ValueError as error:
         raise argparse.ArgumentTypeError("should be a URL, such as http://127.0.0.1:9093") from error

@@ -1,13 +1,16 @@
-"""`qmp-agent check`: tries to reach every monitor, broker and file of a config. It watches no VM and delivers no record."""
+"""`qmp-agent check`: tries to reach every monitor, broker, Alertmanager and file of a config. It watches no VM and delivers no record."""
 
 import asyncio
 import contextlib
 import errno
 import os
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from agent.alerts.alertmanager import AlertmanagerClient
+from agent.alerts.alertmanager_request import AlertmanagerRequests
 from agent.app.builders import build_discoverers, build_sink, session_settings
 from agent.cli.journal import quarantined_files
 from agent.collectors import ALL_FEATURES, Collector
@@ -65,6 +68,8 @@ async def check(config: Config) -> AsyncIterator[Finding]:
     for finding in _check_journal(config):
         yield finding
     yield await _check_endpoint(config)
+    for finding in await _check_alertmanagers(config):
+        yield finding
     yield await _check_sink(config)
 
 
@@ -201,6 +206,18 @@ async def _check_endpoint(config: Config) -> Finding:
         f"endpoint: {address} is readable by every client that reaches it; web.config_file can require authentication"
     )
     return _passed(text)
+
+
+async def _check_alertmanagers(config: Config) -> list[Finding]:
+    """Send a request without alerts to each Alertmanager."""
+    if config.alerts.alertmanager is None:
+        return []
+    client = AlertmanagerClient(config.alerts.alertmanager, AlertmanagerRequests(config.host, time.time()))
+    await client.probe()
+    return [
+        Finding(member.error is None, f"Alertmanager: {member.name}{f': {member.error}' if member.error else ''}")
+        for member in client.members
+    ]
 
 
 async def _check_sink(config: Config) -> Finding:

@@ -181,6 +181,7 @@ def _problem_text(detail: ErrorDetails, location: Location, model: type[BaseMode
 
 RENAMED_KEYS: Mapping[str, str] = {
     "alerts.alertmanager.resend": "resend_interval",
+    "alerts.alertmanager.url": "urls, a list",
     "jsonl.file": "path",
     "jsonl.keep": "max_files",
     "jsonl.rotate": "max_size",
@@ -203,7 +204,7 @@ RENAMED_KEYS: Mapping[str, str] = {
 }
 """The new name of each renamed key, by its old name without list indices."""
 
-_SECRET_KEYS = frozenset({"password_file", "key", "key_file", "basic_auth_users", "url"})
+_SECRET_KEYS = frozenset({"password_file", "key", "key_file", "basic_auth_users", "urls", "bearer_token_file"})
 """Keys whose values are not shown in problems, because an operator may have written a secret instead of the path of its file."""
 
 

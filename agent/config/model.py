@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Tag, model_validator
 
+from agent.alerts.alertmanager import AlertmanagerConfig
 from agent.alerts.levels import parse_level
 from agent.alerts.pool_levels import parse_pool_level
 from agent.alerts.threshold_types import ThresholdMode
@@ -141,17 +142,6 @@ class WriteThresholdConfig(Section):
     """Percentage of the disk's size by which the usage has to fall below a level before the level's alert is resolved."""
     disks: list[DiskConfig] = []
     """Another mode or other levels for some disks. The first entry that matches a disk applies."""
-
-
-class AlertmanagerConfig(Section):
-    """Sends alerts to Prometheus' Alertmanager directly, without Prometheus."""
-
-    url: Annotated[str, StringConstraints(pattern=r"^https?://[^/]+(/.*)?$")]
-    """URL of the Alertmanager, without /api/v2."""
-    resend_interval: Annotated[Seconds, Field(ge=1)] = 60.0
-    """How often the agent sends firing alerts again. Alertmanager resolves an alert that it does not receive for four intervals."""
-    labels: dict[str, str] = {}
-    """Labels to add to every alert, such as {cluster: eu1}."""
 
 
 class GuestFilesystemConfig(Section):

@@ -21,6 +21,7 @@ import yaml
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
+from agent.alerts.alertmanager_request import AGENT_LOST, AGENT_RUNNING
 from agent.cli.demo.guest import GuestKind, until
 from agent.common.config_types import expand_secret_path
 from agent.config.loader import load
@@ -120,7 +121,7 @@ def test_alertmanager_accepts_the_stacks_config_whose_inhibitions_name_real_aler
     for rule in settings["inhibit_rules"]:
         for matcher, names in (
             (rule["source_matchers"][0], agent_alerts),
-            (rule["target_matchers"][0], prometheus_alerts),
+            (rule["target_matchers"][0], prometheus_alerts | {AGENT_LOST, AGENT_RUNNING}),
         ):
             assert set(re.findall(r'"([^"]+)"', matcher)[0].split("|")) <= names
 
@@ -174,7 +175,7 @@ async def test_the_agents_alert_for_a_paused_guest_inhibits_prometheus_own(
         config = {
             "monitors": [{"dial": str(guest.monitor)}],
             "intervals": {"poll": "500ms"},
-            "alerts": {"alertmanager": {"url": f"http://{address}"}},
+            "alerts": {"alertmanager": {"urls": [f"http://{address}"]}},
         }
         async with AgentProcess(folder, config) as agent:
             await start_prometheus(

@@ -244,7 +244,7 @@ async def test_unreachable_kafka_is_reported_and_the_vms_stay_watched(folder: Pa
     with socket.create_server(("127.0.0.1", 0)) as silent:
         server = "no-such-host.invalid:9092" if fault == "dns" else f"127.0.0.1:{silent.getsockname()[1]}"
         kafka = {"bootstrap_servers": [server], "request_timeout": "1s"}
-        alerts = {"alertmanager": {"url": f"http://{server}"}}
+        alerts = {"alertmanager": {"urls": [f"http://{server}"]}}
         async with bystander(folder) as fake, watching_agent(folder, kafka=kafka, alerts=alerts) as agent:
             cause = "name resolution fails" if fault == "dns" else "no answer in time"
 

@@ -36,7 +36,9 @@ def config(folder: Path) -> dict[str, Any]:
         "intervals": {"poll": "100ms"},
         "timeouts": {"greeting": "500ms"},  # `check` finds the monitor held
         "kafka": {"bootstrap_servers": [f"127.0.0.1:{free_port()}"], "sasl": sasl},
-        "alerts": {"alertmanager": {"url": f"http://agent:{ALERTS}@127.0.0.1:{free_port()}", "resend_interval": "1s"}},
+        "alerts": {
+            "alertmanager": {"urls": [f"http://agent:{ALERTS}@127.0.0.1:{free_port()}"], "resend_interval": "1s"}
+        },
         "log": {"level": "debug"},
     }
 
@@ -89,7 +91,7 @@ async def test_error_messages_do_not_quote_misplaced_secrets(folder: Path) -> No
     wrong["kafka"]["sasl"]["password_file"] = KAFKA
     wrong["kafka"]["tls"] = {"key": KAFKA}
     wrong["kafka"]["sasl"]["password"] = KAFKA
-    wrong["alerts"]["alertmanager"]["url"] = f"alice:{ALERTS}@somewhere"
+    wrong["alerts"]["alertmanager"]["urls"] = [f"alice:{ALERTS}@somewhere"]
     path = folder / "agent.yaml"
     path.write_text(yaml.safe_dump(wrong))
     ended = await run_command("check", "--config", path)
@@ -107,7 +109,7 @@ from agent.cli.main import main
 async def tick(self):
     text = str(self.config)
     raise RuntimeError("a bug")
-Agent._tick = tick
+Agent._run_alert_loop = tick
 sys.exit(main(["run", "--config", {str(agent.config)!r}]))
 """
     process = await asyncio.create_subprocess_exec(

@@ -1,7 +1,9 @@
 """Runs a real Alertmanager that sends its notifications to a webhook receiver in this process."""
 
 import asyncio
+import contextlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,32 @@ class Alertmanager(Server):
     """An Alertmanager process that groups alerts by VM.
 
     Attributes:
+        client: aiohttp's keyword arguments for the requests of the tests, such as `headers` and `ssl`.
         notifications: The notifications that the receiver got, oldest first. Each is `{"status", "groupLabels", "alerts": [...]}`.
     """
 
     program = "prometheus-alertmanager"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        web_config: Mapping[str, Any] | None = None,
+        inhibit_rules: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Choose the port.
+
+        Args:
+            folder: The directory for data, log and config.
+            web_config: TLS and users, in the format of exporter-toolkit; with `tls_server_config` the URL begins with https.
+            inhibit_rules: The inhibition rules of the config.
+        """
         super().__init__(folder)
+        self._web_config = web_config
+        self._inhibit_rules = inhibit_rules
+        if web_config is not None and "tls_server_config" in web_config:
+            self.url = self.url.replace("http:", "https:")
+        self.client: dict[str, Any] = {}
         self.notifications: AlertList = []
         self._receiver: web.AppRunner | None = None
 
@@ -31,7 +52,16 @@ class Alertmanager(Server):
         """Write the config file, and return the command-line arguments without the listen address."""
         config_file = self.folder / "alertmanager.json"
         config_file.write_text(json.dumps(self._config(await self._listen())))  # JSON is YAML
-        return [f"--config.file={config_file}", f"--storage.path={self.folder / 'data'}", "--cluster.listen-address="]
+        arguments = [
+            f"--config.file={config_file}",
+            f"--storage.path={self.folder / 'data'}",
+            "--cluster.listen-address=",
+        ]
+        if self._web_config is not None:
+            web_config = self.folder / "web.json"
+            web_config.write_text(json.dumps(self._web_config))
+            arguments.append(f"--web.config.file={web_config}")
+        return arguments
 
     async def alerts(self) -> AlertList:
         """Return the active alerts. Each is `{"labels", "annotations", "fingerprint", "startsAt", "endsAt", ...}`."""
@@ -54,6 +84,7 @@ class Alertmanager(Server):
         waits = {"group_wait": "100ms", "group_interval": "200ms", "repeat_interval": "1h"}
         return {
             "route": {"receiver": "test", "group_by": ["vm"], **waits},
+            "inhibit_rules": list(self._inhibit_rules),
             "receivers": [{"name": "test", "webhook_configs": [{"url": receiver, "send_resolved": True}]}],
         }
 
@@ -71,9 +102,18 @@ class Alertmanager(Server):
         self.notifications.append(await request.json())
         return web.Response()
 
+    async def _ready(self) -> bool:
+        with contextlib.suppress(aiohttp.ClientConnectionError):
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"{self.url}/-/ready", **self.client) as response,
+            ):
+                return response.status == 200
+        return False
+
     async def _get(self, name: str) -> AlertList:
         url = f"{self.url}/api/v2/{name}"
-        async with asyncio.timeout(5), aiohttp.ClientSession() as session, session.get(url) as response:
+        async with asyncio.timeout(5), aiohttp.ClientSession() as session, session.get(url, **self.client) as response:
             assert response.status == 200, await response.text()
             alerts: AlertList = await response.json()
         return alerts

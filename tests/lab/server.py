@@ -50,7 +50,7 @@ class Server(ABC):
         """
         require(self.program, self.program)
         self.folder.mkdir(parents=True, exist_ok=True)
-        listen = f"--web.listen-address={self.url.removeprefix('http://')}"
+        listen = f"--web.listen-address={self.url.partition('//')[2]}"
         command = ["setpriv", "--pdeathsig", "KILL", self.program, *await self.arguments(), "--log.level=warn", listen]
         with self._log.open("ab") as log:
             # Not asyncio's process: it may outlive the event loop of one test.

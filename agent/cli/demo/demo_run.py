@@ -12,6 +12,7 @@ from pathlib import Path
 
 import orjson
 
+from agent.alerts.alertmanager import AlertmanagerConfig
 from agent.app.agent import Agent
 from agent.app.builders import StartError
 from agent.cli.demo.control import GuestError
@@ -19,7 +20,7 @@ from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
 from agent.cli.demo.images import MissingDependencyError, cache_folder, linux_image
 from agent.cli.format import format_record
 from agent.common.errors import SubcommandError
-from agent.config.model import AlertmanagerConfig, AlertsConfig, AllowConfig, Config, IntervalsConfig, WebConfig
+from agent.config.model import AlertsConfig, AllowConfig, Config, IntervalsConfig, WebConfig
 from agent.delivery.sinks.jsonl import JsonLinesConfig
 from agent.http.record_stream import Subscriber
 from agent.monitors import DialConfig

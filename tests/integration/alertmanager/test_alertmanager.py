@@ -1,106 +1,34 @@
-"""Alerts sent to Alertmanager: the request bodies, and a real Alertmanager's state."""
+"""Alerts sent to a real Alertmanager: grouping, resolution, outages, credentials, a high-availability set and the watchdog."""
 
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import aiohttp
+import bcrypt
 import pytest
+import yaml
+from aiohttp import encode_basic_auth, web
+from aiohttp.test_utils import TestServer
 
-from agent.alerts.alertmanager import ENDS_AFTER_INTERVALS, RESOLVED_SECONDS, AlertmanagerClient
-from agent.alerts.store import Alert
+from agent.alerts.alertmanager import AlertmanagerClient
 from agent.app.agent import Agent
+from agent.cli.check import check
 from agent.cli.demo.guest import until
 from agent.config.model import Config
-from agent.model.record import Severity, Vm
 from tests.lab.alertmanager import Alertmanager
 from tests.lab.fake_qemu import FakeQemu
+from tests.lab.kafka_security import Certificates
+from tests.lab.machine import free_port
 from tests.lab.thin_guests import ListSink
-
-NOW = 1_700_000_000.0
-RESEND = 60.0
-
-
-def alert_of(level: str = "80%", since: float = NOW, **data: object) -> Alert:
-    vm = Vm("hv7", "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1", "web-3", "/run/web.qmp")
-    return Alert("write_threshold", vm, "disk0", level, Severity.WARNING, int(since * 1e9), {"used_bytes": 5, **data})
 
 
 def parse_time(text: str) -> float:
     assert text.endswith("Z")
     return datetime.fromisoformat(text).timestamp()
-
-
-# --- Request bodies ---
-
-
-def test_labels_are_stable_and_annotations_have_the_figures() -> None:
-    (body,) = AlertmanagerClient("http://am:9093/", RESEND, {"cluster": "eu1"}).compose_request(
-        [alert_of(since=NOW - 5)], NOW
-    )
-    assert body["labels"] == {
-        "alertname": "write_threshold",
-        "severity": "warning",
-        "host": "hv7",
-        "vm": "web-3",
-        "vm_uuid": "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1",
-        "device": "disk0",
-        "level": "80%",
-        "cluster": "eu1",
-    }
-    summary = "web-3 disk0: write threshold 80%"
-    assert body["annotations"] == {"used_bytes": "5", "summary": summary, "fingerprint": alert_of().fingerprint}
-    assert parse_time(body["startsAt"]) == NOW - 5
-
-
-def test_the_summary_has_the_size_of_a_foreign_threshold() -> None:
-    (body,) = AlertmanagerClient("http://am:9093/", RESEND, {}).compose_request(
-        [alert_of(level="threshold 1441792")], NOW
-    )
-    assert body["annotations"]["summary"] == "web-3 disk0: write threshold of 1.38 MiB"
-
-
-def test_empty_labels_are_left_out() -> None:
-    (body,) = AlertmanagerClient("http://am", RESEND, {"cluster": ""}).compose_request([alert_of(level="")], NOW)
-    assert {"level", "cluster"}.isdisjoint(body["labels"])
-
-
-def test_a_firing_alert_ends_some_intervals_after_each_request() -> None:
-    client = AlertmanagerClient("http://am", RESEND, {})
-    for now in (NOW, NOW + RESEND, NOW + 9 * RESEND):
-        (body,) = client.compose_request([alert_of()], now)
-        assert parse_time(body["endsAt"]) == now + ENDS_AFTER_INTERVALS * RESEND
-        assert parse_time(body["startsAt"]) == NOW
-
-
-def test_a_resolved_alert_is_sent_for_a_limited_time() -> None:
-    client = AlertmanagerClient("http://am", RESEND, {})
-    client.compose_request([alert_of("80%"), alert_of("90%")], NOW)
-    for now in (NOW + 1, NOW + RESOLVED_SECONDS):
-        firing, resolved = client.compose_request([alert_of("90%")], now)
-        assert (firing["labels"]["level"], resolved["labels"]["level"]) == ("90%", "80%")
-        assert parse_time(resolved["endsAt"]) == NOW + 1
-    assert len(client.compose_request([alert_of("90%")], NOW + RESOLVED_SECONDS + 1)) == 1
-
-
-def test_an_alert_that_fires_again_is_not_resolved() -> None:
-    client = AlertmanagerClient("http://am", RESEND, {})
-    client.compose_request([alert_of()], NOW)
-    client.compose_request([], NOW + 1)
-    (body,) = client.compose_request([alert_of(since=NOW + 2)], NOW + 2)
-    assert parse_time(body["endsAt"]) > parse_time(body["startsAt"]) == NOW + 2
-
-
-def test_no_alert_ends_before_it_starts_when_clocks_differ() -> None:
-    # Alertmanager rejects such an alert. QEMU's clock, which gives the start, may have been set back since.
-    client = AlertmanagerClient("http://am", RESEND, {})
-    client.compose_request([alert_of(since=NOW + 1000)], NOW)
-    (body,) = client.compose_request([], NOW + 1)
-    assert body["endsAt"] == body["startsAt"]
-
-
-# --- A real Alertmanager ---
 
 
 class MonitoringAgent:
@@ -112,22 +40,36 @@ class MonitoringAgent:
         self.url = url
 
     async def readiness(self) -> tuple[int, str]:
-        async with aiohttp.ClientSession() as session, session.get(f"{self.url}/readyz") as response:
+        return await self._get("/readyz")
+
+    async def metrics(self) -> str:
+        return (await self._get("/metrics"))[1]
+
+    async def _get(self, path: str) -> tuple[int, str]:
+        async with aiohttp.ClientSession() as session, session.get(self.url + path) as response:
             return response.status, await response.text()
 
 
 @contextlib.asynccontextmanager
-async def monitored(fake: FakeQemu, url: str) -> AsyncIterator[MonitoringAgent]:
+async def monitored(fake: FakeQemu, *urls: str, **options: Any) -> AsyncIterator[MonitoringAgent]:
+    """Run an agent that sends alerts to these Alertmanagers. The options are keys of the config section."""
+    alertmanager = {"urls": list(urls), "resend_interval": 1, "labels": {"cluster": "eu1"}} | options
     config = {
         "monitors": [{"dial": str(fake.path)}],
         "host": "hv7",
         "web": {"listen_address": "127.0.0.1:0"},
-        "alerts": {"alertmanager": {"url": url, "resend_interval": 1, "labels": {"cluster": "eu1"}}},
+        "alerts": {"alertmanager": alertmanager},
     }
     app = Agent(Config.model_validate(config), ListSink())
     async with app.running() as own:
         await until(lambda: any(s.state.value == "up" for s in app.snapshot.monitors.values()), 60)
         yield MonitoringAgent(fake, app, own)
+
+
+def resolution_causes(alertmanager: Alertmanager) -> dict[str, str]:
+    """Return the annotation `resolved_by` of each alert in the receiver's notifications of resolved alerts, by alert name."""
+    alerts = [alert for notification in alertmanager.notifications for alert in notification["alerts"]]
+    return {a["labels"]["alertname"]: a["annotations"]["resolved_by"] for a in alerts if a["status"] == "resolved"}
 
 
 @pytest.fixture
@@ -169,12 +111,15 @@ async def test_an_alert_is_sent_kept_alive_grouped_and_resolved(fake: FakeQemu, 
 
         await until(resolved_names, 60)
         assert resolved_names() == {"guest_panicked"}
+        assert resolution_causes(alertmanager) == {"guest_panicked": "RESUME"}
         assert (await agent.readiness())[0] == 200
 
     async def is_silent() -> bool:
         return await alertmanager.alerts() == []
 
     await until(is_silent, 60)  # an agent that ended leaves no alert firing
+    await until(lambda: "watchdog" in resolution_causes(alertmanager), 60)
+    assert resolution_causes(alertmanager)["watchdog"] == "agent lost"
 
 
 async def test_an_unreachable_alertmanager_is_reported_and_retried(fake: FakeQemu, alertmanager: Alertmanager) -> None:
@@ -205,9 +150,148 @@ async def test_the_error_clears_although_the_alert_was_resolved_meanwhile(
         fake.emit("GUEST_PANICKED", {"action": "pause"})
         client = agent.app.health.alertmanager
         assert client is not None
-        client.resolved_seconds = 0.0
-        await until(lambda: client.error is not None, 60)
+        (member,) = client.members
+        agent.app.alerts.requests.resolved_seconds = 0.0
+        await until(lambda: member.error is not None, 60)
         fake.emit("RESUME")
         await until(lambda: len(agent.app.alerts.manager.store) == 0, 60)
         await alertmanager.start()
-        await until(lambda: client.error is None, 60)
+        await until(lambda: member.error is None, 60)
+
+
+# --- A high-availability set ---
+
+
+async def test_each_member_of_a_set_receives_the_alerts_and_has_a_state(
+    fake: FakeQemu, alertmanager: Alertmanager, folder: Path
+) -> None:
+    async with Alertmanager(folder / "second") as second:
+        await second.stop()
+        async with monitored(fake, alertmanager.url, second.url) as agent:
+            fake.emit("GUEST_PANICKED", {"action": "pause"})
+            await until(lambda: alertmanager.notifications, 60)
+
+            async def names_the_failed_member() -> bool:
+                return f"alerts cannot be sent to Alertmanager at {second.url}" in (await agent.readiness())[1]
+
+            await until(names_the_failed_member, 60)
+            assert (await agent.readiness())[0] == 200, "one member is enough"
+            metrics = await agent.metrics()
+            assert f'qmp_agent_alertmanager_up{{alertmanager="{alertmanager.url}"}} 1.0' in metrics
+            assert f'qmp_agent_alertmanager_up{{alertmanager="{second.url}"}} 0.0' in metrics
+            assert f'qmp_agent_alertmanager_alerts_sent_total{{alertmanager="{second.url}"}} 0.0' in metrics
+            await second.start()
+            await until(lambda: second.notifications, 60)
+            await until(lambda: all(member.up for member in client_of(agent).members), 60)
+
+
+def client_of(agent: MonitoringAgent) -> AlertmanagerClient:
+    client = agent.app.health.alertmanager
+    assert client is not None
+    return client
+
+
+async def test_check_reports_each_member(alertmanager: Alertmanager) -> None:
+    unused = f"http://127.0.0.1:{free_port()}"
+    config = {"monitors": [{"dial": "/nowhere"}], "alerts": {"alertmanager": {"urls": [alertmanager.url, unused]}}}
+    findings = [finding async for finding in check(Config.model_validate(config))]
+    first, second = (finding for finding in findings if finding.text.startswith("Alertmanager: "))
+    assert (first.ok, first.text) == (True, f"Alertmanager: {alertmanager.url}")
+    assert not second.ok
+    assert second.text.startswith(f"Alertmanager: {unused}: Cannot connect")
+
+
+# --- Credentials ---
+
+
+async def test_tls_a_client_certificate_and_a_password_are_read_again(fake: FakeQemu, folder: Path) -> None:
+    own, foreign = Certificates.make(folder / "own"), Certificates.make(folder / "foreign")
+    password = folder / "password"
+    tls = {"cert_file": str(own.server), "key_file": str(own.server)}
+    tls |= {"client_auth_type": "RequireAndVerifyClientCert", "client_ca_file": str(own.authority)}
+    users = {"hv7": bcrypt.hashpw(b"right", bcrypt.gensalt(4)).decode()}
+    web_config = {"tls_server_config": tls, "basic_auth_users": users}
+    alertmanager = Alertmanager(folder / "secured", web_config=web_config)
+    context = ssl.create_default_context(cafile=own.authority)
+    context.load_cert_chain(own.client)
+    alertmanager.client = {"ssl": context, "headers": {"Authorization": encode_basic_auth("hv7", "right")}}
+    client, authority = folder / "client.pem", folder / "authority.pem"
+    options = {
+        "tls": {"ca": str(authority), "certificate": str(client)},
+        "basic_auth": {"username": "hv7", "password_file": str(password)},
+    }
+    async with alertmanager, monitored(fake, alertmanager.url, **options) as agent:
+        fake.emit("GUEST_PANICKED", {"action": "pause"})
+        (member,) = client_of(agent).members
+
+        async def error_has(text: str) -> None:
+            await until(lambda: member.error is not None and text in member.error, 60)
+
+        await error_has(f"{authority}: No such file or directory")
+        authority.write_bytes(foreign.authority.read_bytes())
+        client.write_bytes(foreign.client.read_bytes())
+        await error_has(f"{password}: No such file or directory")
+        password.write_text("wrong\n")
+        await error_has("certificate verify failed")
+        authority.write_bytes(own.authority.read_bytes())
+        await error_has("BAD_CERTIFICATE")
+        client.write_bytes(own.client.read_bytes())
+        await error_has("HTTP 401")
+        password.write_text("right\n")
+        await until(lambda: alertmanager.notifications, 60)
+        await until(lambda: member.error is None, 60)
+
+
+async def test_a_bearer_token_is_read_for_each_request_and_redirects_are_errors(fake: FakeQemu, folder: Path) -> None:
+    token, received = folder / "token", []
+    token.write_text("first\n")
+
+    async def receive(request: web.Request) -> web.Response:
+        received.append(request.headers.get("Authorization"))
+        if received[-1] == "Bearer third":
+            raise web.HTTPFound("https://elsewhere/login")
+        return web.Response(status=200 if received[-1] == "Bearer second" else 403, text="wrong token")
+
+    app = web.Application()
+    app.router.add_post("/am/api/v2/alerts", receive)
+    async with (
+        TestServer(app) as server,
+        monitored(fake, str(server.make_url("/am/")), bearer_token_file=str(token)) as agent,
+    ):
+        fake.emit("GUEST_PANICKED", {"action": "pause"})
+        (member,) = client_of(agent).members
+        await until(lambda: member.error == "HTTP 403: wrong token", 60)
+        token.write_text("second\n")
+        await until(lambda: member.up and "Bearer second" in received, 60)
+        token.write_text("third\n")
+        await until(lambda: member.error == "HTTP 302: redirect to https://elsewhere/login", 60)
+
+
+# --- The watchdog ---
+
+
+async def test_a_dead_agent_fires_agent_lost_before_its_alerts_end(fake: FakeQemu, folder: Path) -> None:
+    settings = yaml.safe_load((Path(__file__).parents[3] / "deploy/compose/alertmanager.yml").read_text())
+    rules = [rule for rule in settings["inhibit_rules"] if "agent_lost" in str(rule)]
+    assert len(rules) == 2
+    async with Alertmanager(folder / "alertmanager", inhibit_rules=rules) as alertmanager:
+
+        def notified() -> list[tuple[str, str]]:
+            alerts = [alert for notification in alertmanager.notifications for alert in notification["alerts"]]
+            return [(alert["labels"]["alertname"], alert["status"]) for alert in alerts]
+
+        async with monitored(fake, alertmanager.url, watchdog="1d") as agent:
+            fake.emit("GUEST_PANICKED", {"action": "pause"})
+            await until(lambda: ("guest_panicked", "firing") in notified(), 60)
+            member = client_of(agent).members[0]
+            await until(lambda: member.sent >= 9, 60)  # three requests
+            assert {name for name, _ in notified()} == {"guest_panicked"}, "the watchdog's alerts inhibit each other"
+        # The agent has ended: nothing repeats its alerts.
+        await until(lambda: ("guest_panicked", "resolved") in notified(), 60)
+        assert resolution_causes(alertmanager)["guest_panicked"] == "agent lost"
+        assert ("agent_lost", "firing") in notified()
+        assert notified().index(("agent_lost", "firing")) < notified().index(("guest_panicked", "resolved"))
+        async with monitored(fake, alertmanager.url, watchdog="1d"):
+            await until(lambda: ("agent_lost", "resolved") in notified(), 60)
+            assert resolution_causes(alertmanager)["agent_lost"] == "agent started"
+        assert "agent_running" not in {name for name, _ in notified()}

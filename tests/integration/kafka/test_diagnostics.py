@@ -12,8 +12,9 @@ from uuid import uuid4
 
 import pytest
 
+from agent.common.client_tls import ClientTlsConfig
 from agent.common.config_types import expand_secret_path
-from agent.delivery.sinks.kafka.config import KafkaConfig, SaslConfig, TlsConfig
+from agent.delivery.sinks.kafka.config import KafkaConfig, SaslConfig
 from tests.lab.kafka import KafkaCluster
 from tests.lab.kafka_sink import TIMINGS, kafka_config, no_leaks, open_error, open_sink, read_topic, single_topic
 from tests.lab.machine import free_port
@@ -42,8 +43,8 @@ def write_password(sasl: SaslConfig, password: str) -> None:
     Path(sasl.password_file).write_text(f"{password}\nsecond line\n")
 
 
-def tls_config(ca: Path | None = None, certificate: Path | None = None) -> TlsConfig:
-    return TlsConfig.model_validate({"ca": ca and str(ca), "certificate": certificate and str(certificate)})
+def tls_config(ca: Path | None = None, certificate: Path | None = None) -> ClientTlsConfig:
+    return ClientTlsConfig.model_validate({"ca": ca and str(ca), "certificate": certificate and str(certificate)})
 
 
 def sasl_config(mechanism: str, name: str, file: Path) -> SaslConfig:

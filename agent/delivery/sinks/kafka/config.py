@@ -1,44 +1,13 @@
 """The config section of Kafka: how to connect, and the topic of each type of record."""
 
-import ssl
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
+from agent.common.client_tls import ClientTlsConfig
 from agent.common.config_types import HostPort, PositiveSeconds, SecretPath, Section, Topic, expand_secret_path
 from agent.common.units import Bytes
 from agent.delivery.sinks.config import SinkConfig
-
-
-class TlsConfig(Section):
-    """TLS to the brokers."""
-
-    ca: SecretPath | None = None
-    """CA certificates to trust; without it, those of the system."""
-    certificate: SecretPath | None = None
-    """Client certificate, if the brokers require one."""
-    key: SecretPath | None = None
-    """Key of the client certificate, if it is not in the same file."""
-
-    def ssl_context(self) -> ssl.SSLContext:
-        """Read the certificate files, and return a context of the ssl module.
-
-        Raises:
-            OSError: a file cannot be read, or has no certificate or key; the error names the file.
-        """
-        ca, certificate, key = (
-            expand_secret_path(file) if file is not None else None for file in (self.ca, self.certificate, self.key)
-        )
-        file = ca
-        try:
-            context = ssl.create_default_context(cafile=ca)
-            if certificate is not None:
-                file = certificate
-                context.load_cert_chain(certificate, key)
-        except OSError as error:
-            why = error.reason if isinstance(error, ssl.SSLError) and error.reason else error.strerror
-            raise OSError(error.errno, why, file) from error
-        return context
 
 
 class SaslConfig(Section):
@@ -65,7 +34,7 @@ class KafkaConnectionConfig(SinkConfig):
 
     bootstrap_servers: Annotated[list[HostPort], Field(min_length=1)]
     """Addresses of some brokers, host:port; the agent learns the other brokers from them."""
-    tls: TlsConfig | None = None
+    tls: ClientTlsConfig | None = None
     """TLS; `tls: {}` trusts the system's CA certificates. Without it, connections are not encrypted."""
     sasl: SaslConfig | None = None
     """SASL credentials. Without them, the agent is anonymous, or identified by its client certificate."""
@@ -108,9 +77,9 @@ class KafkaConnectionConfig(SinkConfig):
         Raises:
             OSError: a path starts with `$CREDENTIALS_DIRECTORY`, which is not set.
         """
-        paths = [self.tls.ca, self.tls.certificate, self.tls.key] if self.tls is not None else []
+        paths = list(self.tls.paths) if self.tls is not None else []
         paths += [self.sasl.password_file] if self.sasl is not None else []
-        for path in filter(None, paths):
+        for path in paths:
             expand_secret_path(path)
 
 

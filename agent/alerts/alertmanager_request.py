@@ -1,0 +1,174 @@
+"""Bodies of requests to Prometheus' Alertmanager, API v2. Pure: the caller passes the time.
+
+A firing alert is repeated, and so is a resolved alert for `RESOLVED_SECONDS`, as Prometheus does. Alertmanager itself resolves an alert
+that nothing repeats before its `endsAt`, which happens after the agent has died. The annotation `resolved_by` separates the two cases: a
+firing alert already has the value `agent lost`, and only the agent replaces it.
+
+The watchdog is a pair of alerts of the host that inhibit each other in Alertmanager. `agent_running` ends soon after the last request, and
+`agent_lost` ends much later. So `agent_lost` fires when, and only when, the requests stop.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from agent.alerts.store import Alert
+from agent.common.units import format_bytes
+
+RESOLVED_SECONDS = 900.0
+"""How long a resolved alert is repeated. Prometheus uses the same time (rules/alerting.go: resolvedRetention)."""
+ENDS_AFTER_INTERVALS = 4
+"""Number of resend intervals after which Alertmanager resolves a firing alert that is not sent again."""
+RUNNING_INTERVALS = 3
+"""Number of resend intervals after which `agent_running` ends. It is less, so that `agent_lost` fires before other alerts end."""
+LOST = "agent lost"
+"""Value of the annotation `resolved_by` if Alertmanager resolved the alert because the agent sent nothing more."""
+AGENT_LOST = "agent_lost"
+AGENT_RUNNING = "agent_running"
+
+
+@dataclass(frozen=True, slots=True)
+class AlertmanagerSettings:
+    """Settings of requests: the parts besides the alerts.
+
+    Attributes:
+        resend_seconds: Seconds between two requests while nothing changes.
+        labels: Labels to add to every alert.
+        watchdog_seconds: How long `agent_lost` may fire after the agent's last request; None for no watchdog.
+    """
+
+    resend_seconds: float = 60.0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    watchdog_seconds: float | None = None
+
+
+class AlertmanagerRequests:
+    """Composes the requests of one run of the agent.
+
+    Attributes:
+        settings: What requests contain besides the alerts; None if no Alertmanager is configured.
+        resolved_seconds: How long a resolved alert is repeated.
+    """
+
+    def __init__(self, host: str, started: float, settings: AlertmanagerSettings | None = None) -> None:
+        """Start without alerts.
+
+        Args:
+            host: The name of this host.
+            started: When this run of the agent began, in seconds since the epoch.
+            settings: The first value of the attribute.
+        """
+        self.settings = settings
+        self.resolved_seconds = RESOLVED_SECONDS
+        self._host = host
+        self._started = started
+        self._run = _rfc3339(started)
+        self._firing: dict[str, Alert] = {}
+        self._resolved: dict[str, tuple[Alert, float, str]] = {}  # with the time and the cause of the resolution
+        self._causes: dict[str, str] = {}
+
+    def on_resolved(self, fingerprint: str, cause: str) -> None:
+        """Store why an alert was resolved, until the next request."""
+        if self.settings is not None:
+            self._causes[fingerprint] = cause
+
+    def compose(self, alerts: Iterable[Alert], now: float) -> list[dict[str, Any]]:
+        """Return the body of a request: the firing alerts, the alerts that were resolved within `resolved_seconds`, and the watchdog's.
+
+        Args:
+            alerts: The firing alerts.
+            now: The current time in seconds since the epoch.
+        """
+        settings = self.settings or AlertmanagerSettings()
+        self._update(alerts, now)
+        ends_at = now + ENDS_AFTER_INTERVALS * settings.resend_seconds
+        return [
+            *self._watchdog(settings, now),
+            *(_to_json(alert, ends_at, LOST, settings.labels) for alert in self._firing.values()),
+            *(_to_json(alert, ended, cause, settings.labels) for alert, ended, cause in self._resolved.values()),
+        ]
+
+    def _update(self, alerts: Iterable[Alert], now: float) -> None:
+        firing = {alert.fingerprint: alert for alert in alerts}
+        for fingerprint, alert in self._firing.items():
+            if fingerprint not in firing:
+                self._resolved[fingerprint] = (alert, now, self._causes.get(fingerprint, ""))
+        self._firing = firing
+        self._causes.clear()
+        self._resolved = {
+            fingerprint: (alert, ended, cause)
+            for fingerprint, (alert, ended, cause) in self._resolved.items()
+            if fingerprint not in firing and now - ended < self.resolved_seconds
+        }
+
+    def _watchdog(self, settings: AlertmanagerSettings, now: float) -> Iterator[dict[str, Any]]:
+        """Yield the watchdog's alerts. The one that inhibits comes first, so that Alertmanager knows it before the other one."""
+        if settings.watchdog_seconds is None:
+            return
+        for name, severity, seconds, summary in (
+            (AGENT_RUNNING, "none", RUNNING_INTERVALS * settings.resend_seconds, "the agent sends alerts"),
+            (AGENT_LOST, "critical", settings.watchdog_seconds, "the agent stopped sending alerts"),
+        ):
+            labels = {"alertname": name, "severity": severity, "host": self._host, "run": self._run}
+            yield {
+                "labels": labels | settings.labels,
+                "annotations": {"summary": f"{self._host}: {summary}"},
+                "startsAt": _rfc3339(self._started),
+                "endsAt": _rfc3339(max(now, self._started) + seconds),
+            }
+
+    def lost_alerts_filter(self) -> list[tuple[str, str]]:
+        """Return the query parameters with which Alertmanager returns the alerts `agent_lost` of this host."""
+        host = self._host.replace("\\", "\\\\").replace('"', '\\"')
+        return [("filter", f'alertname="{AGENT_LOST}"'), ("filter", f'host="{host}"')]
+
+    def end_earlier_runs(self, alerts: object, now: float) -> list[dict[str, Any]]:
+        """Return the body of a request that resolves `agent_lost` of earlier runs, because the agent runs again.
+
+        Args:
+            alerts: What Alertmanager returned; values of another form are ignored.
+            now: The current time in seconds since the epoch.
+        """
+        ended = []
+        for alert in alerts if isinstance(alerts, list) else ():
+            labels = alert.get("labels") if isinstance(alert, dict) else None
+            if isinstance(labels, dict) and labels.get("alertname") == AGENT_LOST and labels.get("run") != self._run:
+                begin = {"startsAt": alert["startsAt"]} if isinstance(alert.get("startsAt"), str) else {}
+                annotations = {"summary": f"{self._host}: the agent runs again", "resolved_by": "agent started"}
+                ended.append({"labels": labels, "annotations": annotations, **begin, "endsAt": _rfc3339(now)})
+        return ended
+
+
+def _to_json(alert: Alert, ends_at: float, resolved_by: str, extra_labels: Mapping[str, str]) -> dict[str, Any]:
+    labels = {"alertname": alert.name, "severity": alert.severity.label, "host": alert.vm.host, "vm": alert.vm.name}
+    labels |= {
+        "vm_uuid": alert.vm.uuid,
+        "device": alert.device,
+        "pool": alert.pool,
+        "level": alert.level,
+        "monitor": alert.instance,
+    }
+    labels |= extra_labels
+    annotations = {key: str(value) for key, value in alert.data.items()} | {"summary": _summary(alert)}
+    annotations |= {"fingerprint": alert.fingerprint, "resolved_by": resolved_by}
+    started = alert.since_ns / 1e9
+    return {
+        "labels": {key: value for key, value in labels.items() if value},
+        "annotations": {key: value for key, value in annotations.items() if value},
+        "startsAt": _rfc3339(started),
+        "endsAt": _rfc3339(max(ends_at, started)),  # Alertmanager rejects an alert that ends before it starts
+    }
+
+
+def _summary(alert: Alert) -> str:
+    """Return a text of one line about an alert, such as `web-3 disk0: write threshold 80%`."""
+    source = " ".join(filter(None, (alert.vm.name, alert.subject)))
+    # The level of another client's threshold is not from the config: it has the form `threshold BYTES`.
+    level = re.sub(r"^threshold (\d+)$", lambda match: f"of {format_bytes(int(match[1]))}", alert.level)
+    return " ".join(filter(None, (f"{source}:", alert.name.replace("_", " "), level)))
+
+
+def _rfc3339(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,42 @@
+"""TLS of a client: the certificates that it trusts, and its own certificate."""
+
+import ssl
+
+from agent.common.config_types import SecretPath, Section, expand_secret_path
+
+
+class ClientTlsConfig(Section):
+    """TLS to a server."""
+
+    ca: SecretPath | None = None
+    """CA certificates to trust; without it, those of the system."""
+    certificate: SecretPath | None = None
+    """Client certificate, if the server requires one."""
+    key: SecretPath | None = None
+    """Key of the client certificate, if it is not in the same file."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of the configured files, as in the config."""
+        return tuple(filter(None, (self.ca, self.certificate, self.key)))
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """Read the certificate files, and return a context of the ssl module.
+
+        Raises:
+            OSError: a file cannot be read, or has no certificate or key; the error names the file.
+        """
+        ca, certificate, key = (
+            expand_secret_path(file) if file is not None else None for file in (self.ca, self.certificate, self.key)
+        )
+        file = ca
+        try:
+            context = ssl.create_default_context(cafile=ca)
+            if certificate is not None:
+                file = certificate
+                # Without a callback, OpenSSL asks for a key's passphrase on the terminal.
+                context.load_cert_chain(certificate, key, password=lambda: "")
+        except OSError as error:
+            why = error.reason if isinstance(error, ssl.SSLError) and error.reason else error.strerror
+            raise OSError(error.errno, why, file) from error
+        return context

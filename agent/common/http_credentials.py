@@ -1,0 +1,97 @@
+"""Credentials of an HTTP client: TLS, basic authentication or a bearer token, all from files that are read again."""
+
+import asyncio
+import base64
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import StringConstraints, model_validator
+
+from agent.common.client_tls import ClientTlsConfig
+from agent.common.config_types import SecretPath, Section, expand_secret_path
+
+if TYPE_CHECKING:
+    import ssl
+
+READ_SECONDS = 5.0
+"""Maximum time to read the files, whose storage may hang."""
+MAX_SECRET_BYTES = 64 * 1024
+"""Maximum size of a file with a password or a token."""
+
+
+class BasicAuthConfig(Section):
+    """User and password of HTTP basic authentication."""
+
+    username: Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^:]+$")]
+    """User name."""
+    password_file: SecretPath
+    """File with the password in its first line; read for each request."""
+
+
+class HttpClientConfig(Section):
+    """How an HTTP client authenticates itself and the server."""
+
+    tls: ClientTlsConfig | None = None
+    """Certificates for https; without it, the client trusts the system's CA certificates. Changed files are read again."""
+    basic_auth: BasicAuthConfig | None = None
+    """User and password."""
+    bearer_token_file: SecretPath | None = None
+    """File with a bearer token in its first line; read for each request."""
+
+    @model_validator(mode="after")
+    def _check_one_kind(self) -> "HttpClientConfig":
+        if self.basic_auth is not None and self.bearer_token_file is not None:
+            raise ValueError("basic_auth and bearer_token_file exclude each other: remove one of them")
+        return self
+
+
+def read_secret(path: str) -> str:
+    """Return the first line of a file that has a secret. Blocks.
+
+    Args:
+        path: the path, which may begin with `${CREDENTIALS_DIRECTORY}`.
+
+    Raises:
+        OSError: the file cannot be read; the error names the file.
+    """
+    file = expand_secret_path(path)
+    try:
+        with file.open(encoding="utf-8") as opened:
+            return opened.read(MAX_SECRET_BYTES).split("\n", 1)[0].rstrip("\r")
+    except UnicodeDecodeError as error:
+        raise OSError(0, "is not UTF-8 text", str(file)) from error
+
+
+class HttpCredentials:
+    """Reads the files of an `HttpClientConfig` for each request. A new TLS context is made only if a certificate file has changed."""
+
+    def __init__(self, config: HttpClientConfig) -> None:
+        self._config = config
+        self._context: ssl.SSLContext | None = None
+        self._signature: object = None
+
+    async def request_options(self) -> dict[str, Any]:
+        """Read the files, and return aiohttp's keyword arguments for a request.
+
+        Raises:
+            OSError: a file cannot be read; the error names the file.
+            TimeoutError: the files' storage does not respond.
+        """
+        async with asyncio.timeout(READ_SECONDS):
+            return await asyncio.to_thread(self._read)
+
+    def _read(self) -> dict[str, Any]:
+        config = self._config
+        options: dict[str, Any] = {}
+        if (tls := config.tls) is not None:
+            stats = [expand_secret_path(path).stat() for path in tls.paths]
+            signature = [(stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats]
+            if self._context is None or signature != self._signature:
+                self._context, self._signature = tls.ssl_context(), signature
+            options["ssl"] = self._context
+        if (user := config.basic_auth) is not None:
+            # aiohttp's encode_basic_auth, which newer releases alone have.
+            pair = f"{user.username}:{read_secret(user.password_file)}".encode()
+            options["headers"] = {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
+        elif config.bearer_token_file is not None:
+            options["headers"] = {"Authorization": f"Bearer {read_secret(config.bearer_token_file).strip()}"}
+        return options

@@ -147,6 +147,11 @@ class DiskBacklog:
         """Return the last postponed row before a delivered row; 0 if there is none."""
         return max((last_row for _, last_row in self._postponed_rows if last_row < row), default=0)
 
+    @property
+    def has_deletions(self) -> bool:
+        """True if there are delivered rows to delete."""
+        return bool(self._deletions)
+
     def next_deletion(self) -> "Deletion | None":
         """Return the delivered rows that the next transaction should delete; None if there are none."""
         return next((replace(deletion, size=replace(deletion.size)) for deletion in self._deletions.values()), None)

@@ -178,7 +178,7 @@ class QueueJournaling:
         self._pending.discard_done_prefix()
         self._shrink_tail_if_full()
         self.resume_backlog()
-        if self._pending.has_waiting or self.excess_bytes:
+        if self._pending.has_waiting or self._parts.backlog.has_deletions or self.excess_bytes:
             self.dirty.set()
         self._parts.nonempty.set()
 

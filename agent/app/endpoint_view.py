@@ -20,6 +20,8 @@ _ALERT_FIELDS = (
     "growth_bytes_per_second",
     "time_to_full_seconds",
     "detected_by",
+    "vms",
+    "vm_names",
 )
 """Fields of an alert's data that /overview contains. The alert's record has all fields."""
 

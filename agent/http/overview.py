@@ -12,8 +12,10 @@ import orjson
 from agent.exposition.rates import PollPair
 from agent.exposition.snapshot import Snapshot, VmView
 from agent.exposition.summary import summarize
+from agent.host.pools.base import PoolKind
 from agent.model.family import Family, FieldKind
 from agent.model.metrics import FAMILIES
+from agent.model.metrics.pool import POOL
 from agent.model.record import Vm, encode_json, sanitize
 
 
@@ -88,7 +90,19 @@ class Overview:
             }
             for status in self._source.snapshot.monitors.values()
         ]
-        return {"monitors": monitors, "alerts": self._source.firing_alerts(), "agent": self._source.health()}
+        return {
+            "monitors": monitors,
+            "alerts": self._source.firing_alerts(),
+            "pools": _pools(self._source.snapshot),
+            "agent": self._source.health(),
+        }
+
+
+def _pools(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """Return the pools that images share, without block devices with one image."""
+    pools = snapshot.host.get(POOL.name, {}).items()
+    shared = ({"pool": name, "kind": kind, **values} for (name, kind), values in pools if kind != PoolKind.DEVICE)
+    return sorted(shared, key=lambda pool: str(pool["pool"]))
 
 
 class OverviewCursor:

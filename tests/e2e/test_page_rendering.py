@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from playwright.async_api import expect
 
+from agent.model.family import Sample
+from agent.model.metrics.pool import POOL
 from agent.model.record import Vm
 from tests.lab.browser import chromium, open_page
 from tests.lab.endpoint import RunningEndpoint
@@ -62,3 +64,30 @@ async def test_a_collector_that_is_off_is_shown_with_its_cause(folder: Path) -> 
             await expect(facts).to_contain_text("block: not JSON: <b>; nodes: the answer is too long")
             endpoint.view.snapshot.update_status(status(degraded))
             await expect(facts).not_to_contain_text("block")
+
+
+async def test_a_pool_shows_its_space_its_vms_and_that_it_does_not_answer(folder: Path) -> None:
+    pool = {
+        "type": "xfs",
+        "responsive": True,
+        "size_bytes": 100 << 30,
+        "used_bytes": 60 << 30,
+        "free_bytes": 20 << 30,
+        "commitment_ratio": 1.5,
+        "time_to_full_seconds": 7200,
+        "vms": 6,
+        "vm_names": ["a", "b", "c", "d", "<b>", "f"],
+    }
+    async with RunningEndpoint(folder).open() as endpoint:
+        endpoint.view.health = agent_state  # type: ignore[method-assign]
+        snapshot = endpoint.view.snapshot
+        snapshot.update_status(status(Vm("hv1", "1" * 36, "a", "/run/a.qmp")))
+        snapshot.replace_host_sample(Sample(POOL, ("/srv/images", "filesystem"), pool))
+        async with chromium() as browser, open_page(browser, endpoint.url) as page:
+            row = page.locator("#pools tbody tr")
+            for text in ("/srv/images", "xfs", "60 GiB of 80 GiB · 75", "150", "committed", "2 h", "a, b, c, d and 2 more"):
+                await expect(row).to_contain_text(text)
+            snapshot.replace_host_sample(Sample(POOL, ("/srv/images", "filesystem"), pool | {"responsive": False}))
+            await expect(row).to_contain_text("xfs · does not answer")
+            snapshot.remove_host_sample(POOL, ("/srv/images", "filesystem"))
+            await expect(page.locator("#pools")).to_be_hidden()

@@ -30,7 +30,7 @@ _SECONDS: Final = 600
 _BUILD_SECONDS: Final = 3600
 _DISKS: Final = ("vda", "vdb", "vdc", "vdd")
 _EXCLUDED: Final = re.compile(
-    r"(lib/modules|boot|var|usr/(share|src|include|lib/(gcc|linux-kbuild.*)|lib/x86_64-linux-gnu/perl.*))(/|$)"
+    r"((usr/)?lib/(modules|firmware)|boot|var|usr/(share|src|include|libexec|lib/(gcc|linux-kbuild.*)|lib/x86_64-linux-gnu/perl.*))(/|$)"
 )
 """Files of the unpacked packages that the guest does not need."""
 
@@ -237,7 +237,7 @@ def _run_guest(scenario: _Scenario, root: Path, scratch: Path) -> dict[str, str]
     initramfs = scratch / "initramfs"
     initramfs.write_bytes(_initramfs(scenario, root))
     serial = scratch / "serial"
-    command = ["qemu-system-x86_64", "-accel", "tcg", "-m", "1024", "-nodefaults", "-display", "none", "-no-reboot"]
+    command = ["qemu-system-x86_64", "-accel", "tcg", "-m", "2048", "-nodefaults", "-display", "none", "-no-reboot"]
     command += ["-kernel", os.fspath(kernel), "-initrd", os.fspath(initramfs), "-append", "console=ttyS0 quiet"]
     command += ["-serial", f"file:{serial}"]
     for disk in _DISKS:

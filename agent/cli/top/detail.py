@@ -100,7 +100,9 @@ def _format_disk(disk: Mapping[str, Any]) -> str:
     )
     space = (format_size(disk.get(name)) for name in ("size_bytes", "used_bytes", "free_bytes"))
     used = disk.get("used_bytes", 0)
-    levels = "  ".join(f"{text}{' exceeded' if used > at else ''}" for text, at in disk.get("levels", ()))
+    limit = [f"limit: {disk.get('pool') or disk['limited_by'].replace('_', ' ')}"] if "limited_by" in disk else []
+    exceeded = (f"{text}{' exceeded' if used > at else ''}" for text, at in disk.get("levels", ()))
+    levels = "  ".join([*limit, *exceeded])
     return _format_disk_row(disk["device"], *rates, *space, format_seconds(disk.get("time_to_full_seconds")), levels)
 
 

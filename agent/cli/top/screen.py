@@ -6,10 +6,11 @@ from typing import Any
 
 from agent.cli.top.columns import COLUMNS, Column, Vm, sort_by_column, state
 from agent.cli.top.detail import detail
+from agent.cli.top.pools import pool_lines
 from agent.cli.top.text import ScreenLine, TextStyle, fit_to_width, wrap_words
 
 MIN_NAME_WIDTH = 12
-KEYS_TEXT = "q quit  Enter detail  / filter  < > or a column's key: sort  R reverse  ? keys"
+KEYS_TEXT = "q quit  Enter detail  / filter  < > or a column's key: sort  R reverse  S storage  ? keys"
 
 
 @dataclass
@@ -21,6 +22,7 @@ class TopScreen:
         error: why the last request to the agent failed; empty if it succeeded.
         selected: the UUID of the VM in the selected row of the table.
         opened: the UUID of the VM whose details are shown; empty while the table is shown.
+        storage: whether the pools are shown instead of the VMs.
         ended: whether the user has quit.
     """
 
@@ -28,6 +30,7 @@ class TopScreen:
     error: str = ""
     selected: str = ""
     opened: str = ""
+    storage: bool = False
     ended: bool = False
     _sort_title: str = "CPU%"
     _reverse: bool = False
@@ -55,11 +58,13 @@ class TopScreen:
             self._move_selection(name)
         elif name == "q":
             self.ended = True
+        elif name == "S" and not self.opened:
+            self.storage, self._first_row = not self.storage, 0
         elif name == "?":
             self._showing_keys = not self._showing_keys
-        elif self.opened or self._showing_keys:
+        elif self.opened or self._showing_keys or self.storage:
             if name in ("ESCAPE", "BACKSPACE", "ENTER", "LEFT"):
-                self.opened, self._first_row, self._showing_keys = "", 0, False
+                self.opened, self._first_row, self._showing_keys, self.storage = "", 0, False, False
         else:
             self._on_table_key(name)
 
@@ -75,7 +80,7 @@ class TopScreen:
     def _move_selection(self, name: str) -> None:
         steps = {"UP": -1, "k": -1, "DOWN": 1, "j": 1, "PAGE_UP": -self._page_rows, "PAGE_DOWN": self._page_rows}
         step = steps.get(name, 1_000_000 if name == "END" else -1_000_000)
-        if self.opened:
+        if self.opened or self.storage:
             self._first_row = max(0, self._first_row + step)
             return
         order = [vm["uuid"] for vm in self.vms()]
@@ -121,6 +126,8 @@ class TopScreen:
             if self._showing_keys
             else self._detail_lines(width, room)
             if self.opened
+            else self._pool_lines(width, room)
+            if self.storage
             else self._table_lines(width, room)
         )
         body = body[:room] + [ScreenLine("")] * (room - len(body))
@@ -170,6 +177,11 @@ class TopScreen:
         )
         self._first_row = min(self._first_row, max(0, len(lines) - room))
         return lines[self._first_row :]
+
+    def _pool_lines(self, width: int, room: int) -> list[ScreenLine]:
+        head, *lines = pool_lines(self.host.get("pools", ()), width)
+        self._first_row = min(self._first_row, max(0, len(lines) - room + 1))
+        return [head, *lines[self._first_row :]]
 
     def _keys_lines(self, width: int) -> list[ScreenLine]:
         sorts = [f"{column.key} {column.title}" for column in COLUMNS]

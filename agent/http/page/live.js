@@ -43,6 +43,7 @@ export class HostState {
     this.history = new Map();
     this.monitors = [];
     this.alerts = [];
+    this.pools = [];
     this.agent = null;
     this.detail = null;
   }
@@ -58,7 +59,7 @@ export class HostState {
       this.vms.set(uuid, vm);
       this.#addPoint(uuid, vm.now ?? {});
     }
-    for (const part of ["monitors", "alerts", "agent", "detail"]) if (part in changes) this[part] = changes[part];
+    for (const part of ["monitors", "alerts", "pools", "agent", "detail"]) if (part in changes) this[part] = changes[part];
   }
 
   #addPoint(uuid, now) {

@@ -23,6 +23,7 @@ function render() {
   detail.update(host);
   sections.renderAlerts(host, uuid);
   sections.renderActivities(host, uuid);
+  sections.renderPools(host, uuid);
   sections.renderDisks(host, uuid);
   sections.renderFilesystems(host, uuid);
   sections.renderAgent(host);

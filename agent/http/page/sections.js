@@ -14,7 +14,7 @@ function createAlertItem(first) {
   const what = el("b", {}, fieldName(first.alert));
   const detail = el("span", { class: "what" });
   const since = el("span", { class: "more" });
-  const node = el("li", { "data-severity": first.severity }, el("span", { class: "severity" }, first.severity), el("span", {}, what, " ", link(first.uuid, first.vm), first.subject ? ` ${first.subject}` : ""), detail, since);
+  const node = el("li", { "data-severity": first.severity }, el("span", { class: "severity" }, first.severity), el("span", {}, what, ...(first.uuid ? [" ", link(first.uuid, first.vm)] : []), first.subject ? ` ${first.subject}` : ""), detail, since);
   return {
     node,
     update(current) {
@@ -22,6 +22,7 @@ function createAlertItem(first) {
         current.level && `level ${current.level.replace(/^threshold (\d+)$/, (_, size) => bytes(Number(size)))} exceeded`,
         current.free_bytes !== undefined && `${bytes(current.free_bytes)} free`,
         current.growth_bytes_per_second > 0 && `growing ${bytes(current.growth_bytes_per_second)}/s`,
+        current.vm_names && nameVms(current),
       ];
       setText(detail, description.filter(Boolean).join(" · "));
       setText(since, `since ${clock(current.since)}`);
@@ -33,6 +34,60 @@ export function renderAlerts(host, uuid) {
   const shown = host.alerts.filter((known) => !uuid || known.uuid === uuid);
   setAttribute(byId("alerts"), "hidden", shown.length === 0);
   renderList(byId("alerts").querySelector("ul"), shown, (known) => known.fingerprint, createAlertItem);
+}
+
+/** Return the VMs on a pool as a text: the first names, and the number of the others. */
+function nameVms({ vms, vm_names: names }) {
+  const first = names.slice(0, 4);
+  return `${first.join(", ")}${vms > first.length ? ` and ${vms - first.length} more` : ""}`;
+}
+
+// Storage pools.
+
+function createPoolRow(first) {
+  const bar = createUsageBar();
+  const [kind, used, committed, free, timeToFull, growth, vms] = ["more", "used", "more", "value", "value", "more", ""].map((name) => el("span", { class: name }));
+  const node = el(
+    "tr",
+    { role: "row" },
+    el("th", { role: "rowheader", scope: "row" }, first.pool, " ", kind),
+    cell("Used", bar.node, el("div", { class: "under" }, used, committed)),
+    cell("Free", free),
+    cell("Time to full", timeToFull, growth),
+    cell("VMs", vms),
+  );
+  return {
+    node,
+    update({ severity, ...current }) {
+      const known = current.free_bytes !== undefined;
+      const usable = current.used_bytes + current.free_bytes;
+      const usedText = known ? `${bytes(current.used_bytes)} of ${bytes(usable)} · ${percent(current.used_bytes / usable)}` : "";
+      const state = current.responsive ? current.error ?? current.problem : "does not answer";
+      setText(kind, [current.type ?? current.kind.replace("_", " "), state].filter(Boolean).join(" · "));
+      setAttribute(kind, "data-look", state ? "bad" : undefined);
+      setAttribute(bar.node, "hidden", !known);
+      if (known) bar.update(current.used_bytes / usable, [], `${usedText} used`, severity ?? "ok");
+      setText(used, usedText);
+      setText(committed, current.commitment_ratio !== undefined ? `${percent(current.commitment_ratio)} committed` : "");
+      setText(free, known ? bytes(current.free_bytes) : "unknown");
+      setText(timeToFull, current.time_to_full_seconds !== undefined ? duration(current.time_to_full_seconds) : "not in sight");
+      setText(growth, current.growth_bytes_per_second > 0 ? `growing ${bytes(current.growth_bytes_per_second)}/s` : "");
+      setText(vms, nameVms(current));
+    },
+  };
+}
+
+/** Return the severity of a pool's alerts; undefined if none fires. */
+function severityOfPool(host, { pool }) {
+  const firing = host.alerts.filter((known) => known.alert.startsWith("pool_") && known.subject === pool);
+  return firing.some((known) => ["critical", "error"].includes(known.severity)) ? "critical" : firing[0]?.severity;
+}
+
+export function renderPools(host, uuid) {
+  const used = new Set((host.vms.get(uuid)?.disks ?? []).map((known) => known.pool));
+  const shown = host.pools.filter((known) => !uuid || used.has(known.pool)).map((known) => ({ ...known, severity: severityOfPool(host, known) }));
+  setAttribute(byId("pools"), "hidden", shown.length === 0);
+  renderList(byId("pools").querySelector("tbody"), shown, (known) => `${known.kind} ${known.pool}`, createPoolRow);
 }
 
 // Thin disks.
@@ -85,7 +140,7 @@ export function renderDisks(host, uuid) {
 // File systems in guests.
 
 function createFilesystemRow({ vm, filesystem: first }) {
-  const bar = fullness();
+  const bar = createUsageBar();
   const [used, free, device] = ["used", "value", "more"].map((name) => el("span", { class: name }));
   const node = el(
     "tr",

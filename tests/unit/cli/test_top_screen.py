@@ -198,3 +198,50 @@ def test_keys_filter_open_and_quit() -> None:
     assert names(screen) == ["db-1"]
     screen.on_key("q")
     assert screen.ended
+
+
+POOL = {
+    "pool": "/srv/images",
+    "kind": "filesystem",
+    "type": "xfs",
+    "responsive": True,
+    "size_bytes": 100 << 30,
+    "used_bytes": 60 << 30,
+    "free_bytes": 20 << 30,
+    "commitment_ratio": 1.5,
+    "growth_bytes_per_second": 1 << 20,
+    "time_to_full_seconds": 20_480,
+    "exceeded_levels": 0,
+    "vms": 6,
+}
+
+
+def test_the_storage_view_has_the_fullest_pool_first_and_names_what_is_wrong() -> None:
+    hung = {"pool": "/nfs", "kind": "filesystem", "type": "nfs4", "responsive": False, "vms": 2}
+    full = POOL | {"pool": "pve/data", "kind": "lvm_thin", "type": "", "free_bytes": 0, "exceeded_levels": 2}
+    screen = TopScreen(host(vm("web-3")) | {"pools": [hung, POOL, full]})
+    screen.on_key("S")
+    lines = screen.lines(120, 12)
+    rows = [line.text.split() for line in lines[3:6]]
+    assert rows == [
+        ["pve/data", "lvm_thin", "100G", "60G", "0", "100", "150", "1.0M", "6h", "6"],
+        ["/srv/images", "xfs", "100G", "60G", "20G", "75.0", "150", "1.0M", "6h", "6"],
+        ["/nfs", "nfs4", "2", "does", "not", "answer"],
+    ]
+    assert [line.style for line in lines[3:6]] == ["warning", "", "bad"]
+    screen.on_key("ESCAPE")
+    assert "web-3" in screen.lines(120, 12)[3].text
+
+
+def test_a_host_without_known_storage_gets_a_hint() -> None:
+    screen = TopScreen(host(vm("web-3")) | {"pools": []}, storage=True)
+    assert "qmp-agent doctor" in screen.lines(120, 6)[3].text
+
+
+def test_a_disks_line_has_what_limits_it() -> None:
+    disks = [
+        {"device": "disk0", "limited_by": "pool", "pool": "/srv/images", "used_bytes": 1, "limit_bytes": 2},
+        {"device": "disk1", "limited_by": "virtual_size", "used_bytes": 1, "limit_bytes": 2},
+    ]
+    lines = [line.text for line in detail(vm("web-3", disks=disks), (), (), 0)]
+    assert [line.split("limit: ")[1] for line in lines if "limit: " in line] == ["/srv/images", "virtual size"]

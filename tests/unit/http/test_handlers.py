@@ -144,7 +144,7 @@ async def test_the_overview_stream_starts_with_everything_and_goes_on_with_chang
     async with client.get("/overview/live") as response, asyncio.timeout(TIMEOUT_SECONDS):
         first = await message(response)
         assert first["vms"].keys() == {vm().uuid, vm(1).uuid}
-        assert first.keys() == {"vms", "history", "monitors", "alerts", "agent"}
+        assert first.keys() == {"vms", "history", "monitors", "alerts", "pools", "agent"}
         view.reasons = ["nothing is delivered"]
         assert await message(response) == {"agent": {"unready_reasons": ["nothing is delivered"]}}
         poll(view.snapshot, vm(), "runstate", {"status": "paused", "running": False})

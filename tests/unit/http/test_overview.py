@@ -7,8 +7,10 @@ import orjson
 import pytest
 
 from agent.http.overview import Overview, OverviewCursor
+from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
 from agent.model.metrics.memory import BALLOON, GUEST_MEMORY
+from agent.model.metrics.pool import POOL
 from agent.model.record import encode_json
 from tests.lab.snapshots import OneVmSource, disk_counters, status, vm
 
@@ -29,12 +31,23 @@ def decoded(changes: dict[str, Any] | None) -> Any:
 
 def test_a_client_gets_everything_then_the_changes_then_nothing(source: OneVmSource) -> None:
     cursor = new_cursor(source)
-    assert decoded(cursor.changes()).keys() == {"vms", "history", "monitors", "alerts", "agent"}
+    assert decoded(cursor.changes()).keys() == {"vms", "history", "monitors", "alerts", "pools", "agent"}
     assert cursor.changes() is None
     source.put(BALLOON, 10, ((), {"actual_bytes": 100}))
     assert decoded(cursor.changes())["vms"][vm().uuid]["memory"] == {"total_bytes": 100}
     source.error = "x"
     assert decoded(cursor.changes()) == {"agent": {"error": "x"}}
+
+
+def test_pools_are_listed_by_name_without_devices_of_one_image(source: OneVmSource) -> None:
+    cursor = new_cursor(source)
+    cursor.changes()
+    for name, kind in (("/srv", "filesystem"), ("/dev/vg/lv", "device"), ("/data", "filesystem")):
+        source.snapshot.replace_host_sample(Sample(POOL, (name, kind), {"size_bytes": 100, "free_bytes": 40}))
+    figures = {"kind": "filesystem", "size_bytes": 100, "free_bytes": 40}
+    assert decoded(cursor.changes()) == {"pools": [{"pool": "/data", **figures}, {"pool": "/srv", **figures}]}
+    source.snapshot.remove_host_sample(POOL, ("/data", "filesystem"))
+    assert decoded(cursor.changes()) == {"pools": [{"pool": "/srv", **figures}]}
 
 
 def test_a_slow_client_gets_only_the_last_of_several_changes(source: OneVmSource) -> None:

@@ -45,6 +45,7 @@ class DiskUsage:
     is_polled: bool = False
     pool: PoolUsage | UnknownPool | None = UNKNOWN_POOL
     _was_thin: bool = False  # whether the storage had unallocated bytes at any poll
+    _pool_mark: tuple[float, int] = (-1.0, 0)  # when the pool was read last, and the usage at the first poll after that
     _layers_offset: int = 0  # the highest write offset and the allocated bytes when the layers were polled last
     _layers_allocated: int = 0
     _restored_write: tuple[str, int] = (
@@ -79,9 +80,19 @@ class DiskUsage:
             own, limited_by, reach = 0, LimitedBy.UNKNOWN, MAX_BYTES
         else:
             own, limited_by, reach = self.format.size, LimitedBy.VIRTUAL_SIZE, self._max_file_bytes
-        if free is not None and self.used + free < reach:
-            return self.used + free, LimitedBy.POOL
+        if free is not None and self._used_at_reading + free < reach:
+            return self._used_at_reading + free, LimitedBy.POOL
         return own, limited_by
+
+    @property
+    def _used_at_reading(self) -> int:
+        """The usage when the pool was read last: what the disk has used since then is no longer free in the pool."""
+        read_at, used = self._pool_mark
+        return used if isinstance(self.pool, PoolUsage) and self.pool.read_at == read_at else self.used
+
+    def _mark_pool(self) -> None:
+        if isinstance(self.pool, PoolUsage) and self.pool.read_at != self._pool_mark[0]:
+            self._pool_mark = self.pool.read_at, self.used
 
     @property
     def _max_file_bytes(self) -> int:
@@ -155,6 +166,7 @@ class DiskUsage:
     def on_offset(self, offset: int, now: float) -> None:
         """Handle a poll of the highest write offset in the storage."""
         self.offset = max(self.offset, offset)
+        self._mark_pool()
         if self.measure == "offset":
             self._add_point(now)
 
@@ -186,6 +198,7 @@ class DiskUsage:
         self._layers_allocated = storage.allocated or 0
         has_holes = storage.allocated is not None and storage.allocated < form.size
         self._was_thin = self._was_thin or has_holes or self.can_outgrow_size
+        self._mark_pool()
         self._add_point(now)
         return bool(path_before) and path_before != storage.path
 

@@ -111,6 +111,11 @@ class Growth:
             newer = rate
         return None
 
+    def soonest(self, free: int, window: float) -> float | None:
+        """Return the shortest time in which `free` bytes are used at the growth over any window up to this one; None without growth."""
+        rates = (self.rate(shorter) for shorter in WINDOWS if shorter <= max(window, RECENT_SECONDS))
+        return min((free / rate for rate in rates if rate is not None and rate > 0), default=None)
+
     # Persistence.
 
     def to_note(self) -> list[list[int]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
+from agent.alerts.growth import LOOK_AHEAD
 from agent.alerts.pool_usage import PoolUsage
 from agent.common.units import parse_bytes, parse_seconds
 
@@ -96,8 +97,7 @@ def is_exceeded(level: PoolLevel, usage: PoolUsage, hysteresis: float, *, firing
         firing: whether the level is exceeded already; then it stays so within the hysteresis.
     """
     if level.seconds is not None:
-        limit = level.seconds * (TIME_HYSTERESIS if firing else 1)
-        return None if usage.free is None else usage.time_to_full is not None and usage.time_to_full <= limit
+        return _is_full_within(level.seconds, usage, firing=firing)
     shares = _used_and_size(level.measure, usage)
     if shares is None:
         return None
@@ -105,6 +105,17 @@ def is_exceeded(level: PoolLevel, usage: PoolUsage, hysteresis: float, *, firing
     slack = size * hysteresis if firing else 0.0
     at = size * level.percent / 100 if level.percent is not None else size - (level.free or 0)
     return used > at - slack if firing else used > at
+
+
+def _is_full_within(seconds: float, usage: PoolUsage, *, firing: bool) -> bool | None:
+    """Return whether a pool is full in this time; None if its free bytes are unknown."""
+    if usage.free is None:
+        return None
+    if not firing:
+        return usage.time_to_full is not None and usage.time_to_full <= seconds
+    # A pause of the writer is no reason to resolve: the growth of the last minutes counts, too.
+    soonest = usage.growth.soonest(usage.free, seconds / LOOK_AHEAD)
+    return soonest is not None and soonest <= seconds * TIME_HYSTERESIS
 
 
 def _used_and_size(measure: PoolMeasure, usage: PoolUsage) -> tuple[int, int] | None:

@@ -111,6 +111,15 @@ def test_a_forecast_fires_on_steady_growth_and_ends_with_it() -> None:
     assert ended == [filling("full in 2h", "resolved")]
 
 
+def test_a_pause_of_the_writer_does_not_resolve_a_forecast() -> None:
+    pool = PoolScenario("full in 2h")
+    for step in range(120):
+        pool.read(900 - 2 * step)
+    paused = [change for _ in range(12) for change in pool.read(662)]
+    again = [change for step in range(60) for change in pool.read(662 - 2 * step)]
+    assert paused + again == []
+
+
 def test_a_short_burst_is_no_forecast() -> None:
     pool = PoolScenario("full in 2h")
     assert [change for step in range(3) for change in pool.read(900 - 2 * step)] == []

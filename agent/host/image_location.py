@@ -126,10 +126,10 @@ class ImageLocator:
             return ImageLocation(driver, local, device=device or "")
         if tables is None:
             return UnknownPool("the process of the VM is unknown: `qemu.sample.about` has the reason")
-        mount = mount_of(tables.theirs, _parent(local))
+        mount = mount_of(tables.theirs, local)
         if mount is None:
             return UnknownPool(f"the mounts of process {tables.pid} cannot be read")
-        kept = self._kept.get((mount.device, _reachable(tables, mount, _parent(local))))
+        kept = self._kept.get((mount.device, _reachable(tables, mount, _place(mount, local))))
         if kept is None or time.monotonic() - kept[0] >= KEEP_SECONDS:
             return None
         return _location(driver, local, kept[1])
@@ -139,10 +139,10 @@ class ImageLocator:
         known, local = self.known_location(tables, driver, path), local_path(driver, path)
         if known is not None or tables is None or isinstance(local, UnknownPool):
             return known or UnknownPool("the process of the VM is unknown")
-        mount = mount_of(tables.theirs, _parent(local))
+        mount = mount_of(tables.theirs, local)
         assert mount is not None
         try:
-            return _location(driver, local, await self._locate_directory(tables, mount, _parent(local)))
+            return _location(driver, local, await self._locate_directory(tables, mount, _place(mount, local)))
         except PoolUnresponsiveError:
             return ImageLocation(driver, local, mount, mount.point)
         except PoolReadError as error:
@@ -184,6 +184,11 @@ class ImageLocator:
                 break
             top = above
         return top
+
+
+def _place(mount: Mount, path: str) -> str:
+    """Return the directory of an image; the image itself if it is a mount point, such as that of a FUSE export."""
+    return path if mount.point == path else _parent(path)
 
 
 def _parent(path: str) -> str:

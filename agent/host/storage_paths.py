@@ -3,20 +3,16 @@
 import re
 from collections.abc import Iterable, Sequence
 
-MAX_PATHS = 64
+MAX_PATHS = 256
 
-_PATH = re.compile(r'(?:^|[=":])(/[^",]+)')
+_PATH = re.compile(r'(?:^|[=":])(/(?!/)[^",]+)')
 _NO_IMAGES = ("/dev/", "/proc/", "/sys/", "/run/", "/usr/")
 
 
 def image_paths(argv: Iterable[str]) -> Sequence[str]:
-    """Return the absolute paths on a command line that may be images: one for each directory.
+    """Return the absolute paths on a command line that may be images.
 
-    Sockets, firmware and devices are left out by their usual directories. Another file does no harm: its directory is checked too.
+    Sockets, firmware and devices are left out by their usual directories. Another file does no harm: its storage is checked too.
     """
-    by_directory: dict[str, str] = {}
-    for argument in argv:
-        for path in _PATH.findall(argument):
-            if not path.startswith(_NO_IMAGES):
-                by_directory.setdefault(path.rpartition("/")[0], path)
-    return list(by_directory.values())[:MAX_PATHS]
+    paths = (path for argument in argv for path in _PATH.findall(argument) if not path.startswith(_NO_IMAGES))
+    return list(dict.fromkeys(paths))[:MAX_PATHS]

@@ -34,6 +34,8 @@ QUICK: Final[dict[str, Any]] = {
 }
 FUSE: Final = Path("/dev/fuse")
 OTHER_UUID: Final = "00000000-1111-4111-8111-111111111111"
+LONGEST_REPLY_SECONDS: Final = 1.0
+"""Maximum time of a reply of a QEMU whose main loop does not hang: far more than it takes, for a machine under load."""
 LONGEST_GAP_SECONDS: Final = 30.0
 """Maximum time between two polls of a VM that has no failure: far more than the interval, for a machine under load."""
 
@@ -85,28 +87,105 @@ async def fuse(folder: Path) -> AsyncIterator[tuple[Path, asyncio.subprocess.Pro
         await process.wait()
 
 
-async def test_a_vm_on_hung_storage_is_stalled_only_when_its_main_loop_hangs(folder: Path) -> None:
+def on_fuse(folder: Path, served: Path) -> Guest:
+    """Return a guest with an idle disk on the FUSE export."""
+    disk = ("-blockdev", f"file,node-name=hung,filename={served}", "-device", "virtio-blk-pci,drive=hung,id=hung")
+    return Guest(folder, "vm1", GuestOptions(kind=GuestKind.WRITER, extra=disk))
+
+
+async def longest_reply(guest: Guest, seconds: float) -> float:
+    """Return the longest time that `query-status` took within some seconds."""
+    longest, end = 0.0, time.monotonic() + seconds
+    while (started := time.monotonic()) < end:
+        await guest.command("query-status")
+        longest = max(longest, time.monotonic() - started)
+        await asyncio.sleep(0.01)
+    return longest
+
+
+async def test_a_vm_on_hung_storage_keeps_running_because_no_command_waits_for_it(folder: Path) -> None:
     async with fuse(folder) as (served, server), bystander(folder) as other:
-        disk = ("-blockdev", f"file,node-name=hung,filename={served}", "-device", "virtio-blk-pci,drive=hung,id=hung")
-        slow = {"poll": "200ms", "resync": "4s"}
-        async with (
-            Guest(folder, "vm1", GuestOptions(kind=GuestKind.WRITER, extra=disk)) as guest,
-            watching_agent(folder, intervals=slow) as agent,
-        ):
-            await agent.wait_for_record("sample.block", vm=guest.uuid, device="hung")
-            await until(lambda: other.count("query-blockstats") > 2, 60)
+        intervals = {"poll": "200ms", "resync": "2s"}
+        async with on_fuse(folder, served) as guest, watching_agent(folder, intervals=intervals) as agent:
+            storage = await agent.wait_for_record("sample.block_storage", vm=guest.uuid, device="hung")
+            assert storage["data"]["pool"] == str(served)
+            await agent.wait_for_record("sample.pool", pool=str(served))
             server.send_signal(signal.SIGSTOP)
             try:
-                begin = agent.mark()
-                # The commands of each poll do not wait for storage; those of the resync do.
-                stalled = await agent.wait_for_record("vm.stalled", vm=guest.uuid, since=begin)
-                assert "no reply to " in stalled["data"]["reason"]
-                await until(lambda: "its main loop does not: it hangs, on storage most often" in agent.log, 60)
+                begin, stopped = agent.mark(), time.monotonic()
+                watching = asyncio.create_task(longest_reply(guest, 12))
+                silent = await agent.wait_for_record("alert.pool_unresponsive", since=begin, state="firing")
+                assert time.monotonic() - stopped < 10
+                assert (silent["subject"], silent["data"]["vm_names"]) == (str(served), ["vm1"])
                 polls = other.count("query-blockstats")
                 await until(lambda: other.count("query-blockstats") > polls + 5, 60)
+                assert await watching < LONGEST_REPLY_SECONDS
+                metrics = await agent.metrics()
+                assert metrics.value("qemu_pool_responsive", pool=str(served)) == 0
+                assert metrics.value("qmp_agent_collector_runs_total", collector="nodes", outcome="deferred") > 0
                 assert (await agent.get("/healthz"))[0] == 200
             finally:
                 server.send_signal(signal.SIGCONT)
+            await agent.wait_for_record("alert.pool_unresponsive", since=begin, state="resolved")
+            await agent.wait_for_record("sample.block", vm=guest.uuid, since=agent.mark())
+            assert not [*agent.find_records("vm.stalled", vm=guest.uuid)]
+            assert max(poll_gaps(agent, OTHER_UUID)) < LONGEST_GAP_SECONDS
+
+
+async def test_an_agent_that_starts_on_hung_storage_sends_no_command_that_waits_for_it(folder: Path) -> None:
+    async with fuse(folder) as (served, server), on_fuse(folder, served) as guest:
+        server.send_signal(signal.SIGSTOP)
+        try:
+            async with watching_agent(folder) as agent:
+                silent = await agent.wait_for_record("alert.pool_unresponsive", state="firing")
+                assert silent["data"]["vm_names"] == ["vm1"]
+                assert await longest_reply(guest, 3) < LONGEST_REPLY_SECONDS
+                assert not [*agent.find_records("sample.block_layer", vm=guest.uuid)]
+                server.send_signal(signal.SIGCONT)
+                await agent.wait_for_record("sample.block_layer", vm=guest.uuid, device="hung")
+                await agent.wait_for_record("alert.pool_unresponsive", state="resolved")
+                assert not [*agent.find_records("vm.stalled", vm=guest.uuid)]
+        finally:
+            server.send_signal(signal.SIGCONT)
+
+
+async def test_an_agent_ends_in_time_while_storage_hangs(folder: Path) -> None:
+    async with fuse(folder) as (served, server), on_fuse(folder, served), watching_agent(folder) as agent:
+        await agent.wait_for_record("sample.pool", pool=str(served))
+        server.send_signal(signal.SIGSTOP)
+        try:
+            await agent.wait_for_record("alert.pool_unresponsive", state="firing")
+            stopping = time.monotonic()
+            assert (await agent.stop()).status == 0
+            assert time.monotonic() - stopping < 10
+        finally:
+            server.send_signal(signal.SIGCONT)
+
+
+async def ask_about_storage(guest: Guest) -> None:
+    """Send the command that waits for storage again and again: the kernel answers it from its cache for a second."""
+    while True:
+        await guest.command("query-named-block-nodes")
+        await asyncio.sleep(0.1)
+
+
+async def test_a_vm_is_stalled_when_another_client_makes_its_main_loop_wait_for_storage(folder: Path) -> None:
+    async with fuse(folder) as (served, server), bystander(folder) as other:
+        guest, agent = on_fuse(folder, served), watching_agent(folder)
+        async with guest, agent:
+            await agent.wait_for_record("sample.block", vm=guest.uuid, device="hung")
+            server.send_signal(signal.SIGSTOP)
+            begin = agent.mark()
+            asking = asyncio.create_task(ask_about_storage(guest))
+            try:
+                stalled = await agent.wait_for_record("vm.stalled", vm=guest.uuid, since=begin)
+                assert "no reply to " in stalled["data"]["reason"]
+                await until(lambda: "the main loop hangs, most often on storage" in agent.log, 60)
+                polls = other.count("query-blockstats")
+                await until(lambda: other.count("query-blockstats") > polls + 5, 60)
+            finally:
+                server.send_signal(signal.SIGCONT)
+                asking.cancel()
             await agent.wait_for_record("vm.recovered", vm=guest.uuid, since=begin)
             await agent.wait_for_record("sample.block", vm=guest.uuid, since=agent.mark())
             assert max(poll_gaps(agent, OTHER_UUID)) < LONGEST_GAP_SECONDS

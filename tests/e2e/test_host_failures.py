@@ -122,7 +122,7 @@ async def test_a_vm_on_hung_storage_keeps_running_because_no_command_waits_for_i
                 assert await watching < LONGEST_REPLY_SECONDS
                 metrics = await agent.metrics()
                 assert metrics.value("qemu_pool_responsive", pool=str(served)) == 0
-                assert metrics.value("qmp_agent_collector_runs_total", collector="nodes", outcome="deferred") > 0
+                assert metrics.value("qmp_agent_collector_runs_total", collector="nodes", outcome="deferred")
                 assert (await agent.get("/healthz"))[0] == 200
             finally:
                 server.send_signal(signal.SIGCONT)

@@ -1,0 +1,144 @@
+"""Pools under real guests: the figures of a small file system, the alert before the guest is paused, and one alert for many guests."""
+
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from agent.alerts.pool_usage import PoolUsage
+from agent.cli.demo.guest import until
+from tests.lab.thin_guests import MIB, AlertWatcher, make_qcow2, run, thin_guest
+
+SIZE: Final = 60 * MIB
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount file systems")
+
+
+@contextlib.asynccontextmanager
+async def small_file_system(folder: Path, size: int = SIZE) -> AsyncIterator[Path]:
+    """Mount a tmpfs of this size; yield its mount point."""
+    point = folder / "pool"
+    point.mkdir()
+    await run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(point))
+    try:
+        yield point
+    finally:
+        await run("umount", "--lazy", str(point))
+
+
+def pool_alerts(agent: AlertWatcher, name: str = "pool_filling") -> list[dict[str, Any]]:
+    return [alert for alert in agent.alerts if alert["alert"] == name]
+
+
+def pool_of(agent: AlertWatcher, point: Path) -> PoolUsage:
+    return next(usage for usage in agent.app.storage.registry if usage.name == str(point))
+
+
+async def image(point: Path, name: str, mib: int = 1024) -> dict[str, Any]:
+    """Create a qcow2 image; return the options of its storage node."""
+    path = f"{point}/{name}.qcow2"
+    await make_qcow2(path, mib * MIB)
+    return {"driver": "file", "filename": path}
+
+
+@needs_root
+async def test_a_guest_on_a_small_file_system_is_announced_before_it_is_paused(folder: Path) -> None:
+    async with small_file_system(folder) as point:
+        options: dict[str, Any] = {"disk_mib": 1024, "disk_options": "werror=stop", "pause_seconds": 0.03}
+        async with (
+            AlertWatcher(folder, mode="observe", levels=["80%", "90%"], poll=1) as agent,
+            thin_guest(folder, storage=await image(point, "a"), **options) as guest,
+        ):
+            forecasts: dict[float, tuple[int, float]] = {}
+
+            async def is_paused() -> bool:
+                for usage in agent.app.storage.registry:
+                    if usage.name == str(point) and usage.time_to_full is not None and usage.free is not None:
+                        forecasts[usage.read_at] = usage.free, usage.time_to_full
+                return bool((await guest.command("query-status"))["status"] == "io-error")
+
+            await until(lambda: agent.space(guest.name), 60)
+            space, usage = agent.space(guest.name), pool_of(agent, point)
+            assert usage.reading is not None
+            assert (usage.reading.size_bytes, space["limited_by"], space["pool"]) == (SIZE, "pool", str(point))
+            await until(is_paused, 300)
+            paused = time.time()
+            await until(lambda: [alert for alert in agent.alerts if alert["alert"] == "disk_full"], 20)
+            (full,) = [alert for alert in agent.alerts if alert["alert"] == "disk_full"]
+            levels = [alert["level"] for alert in pool_alerts(agent) if alert["state"] == "firing"]
+            assert levels[-2:] == ["85%", "95%"]
+            assert full["limited_by"] == "pool"
+            assert full["free_bytes"] < SIZE * 0.03
+            assert not [alert for alert in agent.alerts if alert["alert"] == "write_threshold"]
+            for alert in pool_alerts(agent):
+                if alert.get("level") in ("85%", "95%"):
+                    at = int(alert["level"][:2]) / 100
+                    assert at < alert["used_bytes"] / SIZE < at + 0.04, "the alert came late"
+            late = {at: forecast for at, forecast in forecasts.items() if 5 < paused - at < 60}
+            assert late, forecasts
+            errors = {at: seconds / (paused - at) - 1 for at, (_, seconds) in late.items()}
+            assert max(map(abs, errors.values())) < 0.25, errors
+
+
+@needs_root
+async def test_six_guests_on_one_pool_have_one_alert_that_names_them(folder: Path) -> None:
+    async with small_file_system(folder) as point, contextlib.AsyncExitStack() as guests:
+        agent = await guests.enter_async_context(AlertWatcher(folder, mode="observe", levels=["50%"], poll=1))
+        for number in range(6):
+            storage = await image(point, str(number))
+            await guests.enter_async_context(
+                thin_guest(folder, f"vm{number}", storage=storage, disk_mib=1024, memory_mib=16, pause_seconds=0.1)
+            )
+        await until(lambda: len(pool_of(agent, point).vm_names) == 6 if pools(agent, point) else False, 120)
+        await run("fallocate", "-l", str(int(SIZE * 0.9)), f"{point}/other")
+        await until(lambda: any(alert["level"] == "85%" for alert in pool_alerts(agent)), 30)
+        (alert,) = [alert for alert in pool_alerts(agent) if alert["level"] == "85%"]
+        assert alert["vm_names"] == [f"vm{number}" for number in range(6)]
+        assert (alert["subject"], alert["vm"], alert["vms"]) == (str(point), "", 6)
+        assert not [alert for alert in agent.alerts if alert["alert"] == "write_threshold"]
+        (point / "other").unlink()
+        await until(
+            lambda: any(alert["state"] == "resolved" for alert in pool_alerts(agent) if alert["level"] == "85%"), 60
+        )
+
+
+def pools(agent: AlertWatcher, point: Path) -> list[PoolUsage]:
+    return [usage for usage in agent.app.storage.registry if usage.name == str(point)]
+
+
+@needs_root
+async def test_a_nearly_full_disk_with_room_in_its_pool_fires_nothing(folder: Path) -> None:
+    async with small_file_system(folder, 1024 * MIB) as point:
+        storage = await image(point, "a", 100)
+        await run("qemu-io", "-f", "qcow2", "-c", "write 0 97M", storage["filename"])
+        async with (
+            AlertWatcher(folder, mode="observe", levels=["80%", "90%", "95%"], poll=0.2, resync=1) as agent,
+            thin_guest(folder, storage=storage, disk_mib=100, extra=["-S"]) as guest,
+        ):
+            await until(lambda: agent.space(guest.name).get("limited_by") == "virtual_size", 60)
+            runs = agent.app.metrics.collector_runs
+            await until(lambda: runs["nodes", "ok"] > 3, 60)
+            assert agent.space(guest.name)["free_bytes"] <= 3 * MIB
+            assert agent.alerts == []
+
+
+@needs_root
+async def test_a_file_past_its_virtual_size_is_limited_by_its_pool(folder: Path) -> None:
+    async with small_file_system(folder, 1024 * MIB) as point:
+        storage = await image(point, "a", 64)
+        for number in range(2):
+            await run("qemu-io", "-f", "qcow2", "-c", f"write -P {number + 1} 0 60M", storage["filename"])
+            await run("qemu-img", "snapshot", "-c", f"s{number}", storage["filename"])
+        async with (
+            AlertWatcher(folder, mode="observe", levels=["80%", "90%", "95%"], poll=0.2, resync=1) as agent,
+            thin_guest(folder, storage=storage, disk_mib=64, extra=["-S"]) as guest,
+        ):
+            await until(lambda: agent.space(guest.name).get("limited_by") == "pool", 60)
+            space = agent.space(guest.name)
+            assert space["used_bytes"] > 120 * MIB
+            assert space["limit_bytes"] > 900 * MIB
+            assert agent.alerts == []

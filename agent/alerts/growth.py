@@ -25,6 +25,11 @@ STEADY_SHARE = 0.5
 The day has no such limit.
 """
 
+SAME_SHARE = 0.1
+"""Difference of two rates, as a share, up to which the growth was the same."""
+
+SMOOTHING_WINDOWS = 2
+
 TOLERANCE = 0.6
 """How far the measured time may differ from the window, as a share of the window."""
 
@@ -101,15 +106,25 @@ class Growth:
     def time_to_full(self, free: int) -> float | None:
         """Return the seconds until `free` bytes are used; None if they are not in sight."""
         newer = inf
-        for window in WINDOWS:
+        for index, window in enumerate(WINDOWS):
             rate = self.rate(window)
             if rate is None:
                 continue
             continues = newer >= rate * STEADY_SHARE or window == WINDOWS[-1]
             if rate > 0 and continues and (free / rate <= window * LOOK_AHEAD or window == WINDOWS[-1]):
-                return free / rate
+                return free / self._smoothed(rate, index)
             newer = rate
         return None
+
+    def _smoothed(self, rate: float, index: int) -> float:
+        """Return the growth over the longest of the next windows over which it was nearly the same: it varies less."""
+        smoothed = rate
+        for window in WINDOWS[index + 1 : index + 1 + SMOOTHING_WINDOWS]:
+            longer = self.rate(window)
+            if longer is None or abs(longer - rate) > rate * SAME_SHARE:
+                break
+            smoothed = longer
+        return smoothed
 
     def soonest(self, free: int, window: float) -> float | None:
         """Return the shortest time in which `free` bytes are used at the growth over any window up to this one; None without growth."""

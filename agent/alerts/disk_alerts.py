@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import Any
 
 from agent.alerts.disk_usage import DiskUsage
-from agent.alerts.highest_writes import HighestWriteStore
+from agent.alerts.highest_writes import HighestWriteStore, ImageKey
 from agent.alerts.levels import MAX_BYTES
 from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.process_state import EMPTY_SET, VmProcessState
@@ -30,6 +30,9 @@ DeviceSizeLookup = Callable[[Vm, str], int | None]
 """Returns the current size in bytes of a host block device that a VM uses, given the device's path; None if the size is unknown."""
 
 
+DeviceIdentityLookup = Callable[[Vm, str], str]
+"""Returns what identifies a host block device that a VM uses, given the device's path; empty if unknown."""
+
 PoolLookup = Callable[[Vm, str, str], PoolUsage | UnknownPool | None]
 """Returns the pool of the image of a VM's disk, given the device and the image's path; None while the agent looks for it."""
 
@@ -44,12 +47,14 @@ class DiskAlerts:
         policy_lookup: PolicyLookup,
         size_lookup: DeviceSizeLookup,
         pool_lookup: PoolLookup,
+        identity_lookup: DeviceIdentityLookup,
     ) -> None:
         self._store = store
         self._highest_writes = highest_writes
         self._policy_lookup = policy_lookup
         self._size_lookup = size_lookup
         self._pool_lookup = pool_lookup
+        self._identity_lookup = identity_lookup
 
     def set_policy(self, policy_lookup: PolicyLookup, states: Iterable[VmProcessState]) -> None:
         """Use another policy. The policy applies to each disk from its next poll, and this poll is due now."""
@@ -134,7 +139,8 @@ class DiskAlerts:
     def _store_highest_write(self, usage: DiskUsage) -> None:
         """Store the highest write offset of a disk's image, because QEMU resets it when it opens the image again."""
         if usage.measure == "offset" and not usage.is_raw:
-            self._highest_writes.raise_offset(usage.storage.path, usage.format.size, usage.offset)
+            image = ImageKey(usage.storage.path, usage.format.size, usage.storage.identity)
+            self._highest_writes.raise_offset(image, usage.offset)
 
     def _set_device_size(self, state: VmProcessState, storage: DiskLayer) -> None:
         """Set a block device's size to the size in the host's kernel, because QEMU does not notice that a device was extended."""
@@ -153,9 +159,12 @@ class DiskAlerts:
             tracker = state.trackers[device] = self._new_tracker(state, device)
         form, storage = (DiskLayer.from_values(by_layer[layer].values) for layer in ("format", "storage"))
         self._set_device_size(state, storage)
+        if storage.driver == "host_device":
+            storage.identity = self._identity_lookup(state.vm, storage.path)
         state.fresh_slots |= {device} if storage.write_threshold is not None else EMPTY_SET
         tracker.usage.pool = self._pool_lookup(state.vm, device, storage.path)
-        offset = max(state.offsets.get(storage.node, 0), self._highest_writes.offset_of(storage.path, form.size))
+        image = ImageKey(storage.path, form.size, storage.identity)
+        offset = max(state.offsets.get(storage.node, 0), self._highest_writes.offset_of(image))
         crossings = tracker.on_layers(form, storage, offset, now)
         yield from self._report_crossings(state, device, tracker, crossings, time_ns)
         self._store_highest_write(tracker.usage)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from agent.alerts.image_size import max_file_bytes
 from agent.alerts.levels import MAX_BYTES
 from agent.alerts.pool_usage import PoolUsage
-from agent.alerts.threshold_types import DiskLayer, LimitedBy, parse_name_and_bytes
+from agent.alerts.threshold_types import DiskLayer, LimitedBy, is_same_identity, parse_name_and_bytes
 from agent.host.pools.base import UnknownPool
 
 GROWTH_SECONDS = 600.0
@@ -48,10 +48,11 @@ class DiskUsage:
     _pool_mark: tuple[float, int] = (-1.0, 0)  # when the pool was read last, and the usage at the first poll after that
     _layers_offset: int = 0  # the highest write offset and the allocated bytes when the layers were polled last
     _layers_allocated: int = 0
-    _restored_write: tuple[str, int] = (
+    _restored_write: tuple[str, int, str] = (
         "",
         0,
-    )  # the storage's path and highest write offset in the note of an earlier run
+        "",
+    )  # path, highest write offset and identity in an earlier run's note
     _points: "array[float]" = field(
         default_factory=lambda: array("d")
     )  # a time, the usage at this time, the next time and so on; tuples would take 7 KiB
@@ -183,16 +184,17 @@ class DiskUsage:
         Returns:
             True if another image replaced the disk's image.
         """
-        path_before = self.storage.path if self.is_polled else self._restored_write[0]
+        path_before, _, identity_before = self._highest_write
+        is_same = path_before == storage.path and is_same_identity(identity_before, storage.identity)
         if self.is_polled and storage.node != self.storage.node:
             self.past_nodes = {**self.past_nodes, self.storage.node: self.storage.path}
-        if storage.path != self.storage.path:
+        if not self.is_polled or not is_same:
             del self._points[:]
             self.offset, self._was_thin = 0, False
-            if storage.path == self._restored_write[0]:
+            if not self.is_polled and is_same:
                 self.offset = self._restored_write[1]
                 self._was_thin = had_alert
-            self._restored_write = ("", 0)
+            self._restored_write = ("", 0, "")
         self.format, self.storage, self.is_polled = form, storage, True
         self.offset = self._layers_offset = max(self.offset, offset)
         self._layers_allocated = storage.allocated or 0
@@ -200,7 +202,7 @@ class DiskUsage:
         self._was_thin = self._was_thin or has_holes or self.can_outgrow_size
         self._mark_pool()
         self._add_point(now)
-        return bool(path_before) and path_before != storage.path
+        return bool(path_before) and not is_same
 
     def _add_point(self, now: float) -> None:
         if not self.is_measured:
@@ -220,9 +222,16 @@ class DiskUsage:
         self.offset = max(self.offset, offset)
 
     def to_note(self) -> list[str | int]:
-        """Return the storage's path and its highest write offset, for the next run of the agent."""
-        return list((self.storage.path, self.offset) if self.is_polled else self._restored_write)
+        """Return the storage's path, its highest write offset and its identity, for the next run of the agent."""
+        return list(self._highest_write)
+
+    @property
+    def _highest_write(self) -> tuple[str, int, str]:
+        return (self.storage.path, self.offset, self.storage.identity) if self.is_polled else self._restored_write
 
     def restore(self, note: object) -> None:
         """Restore a note that `to_note` returned in an earlier run. An invalid note is ignored."""
-        self._restored_write = parse_name_and_bytes(note) or ("", 0)
+        match note:
+            case [path, offset, str(identity)]:
+                place = parse_name_and_bytes([path, offset])
+                self._restored_write = (*place, identity) if place is not None else ("", 0, "")

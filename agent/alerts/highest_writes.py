@@ -6,9 +6,10 @@ keeps the offset when a VM is powered off, when a disk is unplugged and when the
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent.alerts.levels import MAX_BYTES
+from agent.alerts.threshold_types import is_same_identity
 
 MAX_IMAGES = 16384
 """Maximum number of images. Beyond it, the agent forgets the image that it polled longest ago."""
@@ -16,19 +17,38 @@ PERSIST_GROWTH_DIVISOR = 256
 """The agent persists an offset again after it has grown by more than the image's size divided by this number."""
 
 
+class ImageKey(NamedTuple):
+    """What identifies an image.
+
+    Attributes:
+        path: The path of its file or device.
+        size: Its virtual size in bytes. If the size at a path changes, the path has another image.
+        identity: The identity of the device at the path; empty if unknown. If it changes, the path has another image too.
+    """
+
+    path: str
+    size: int
+    identity: str = ""
+
+
 @dataclass(slots=True)
 class HighestWrite:
     """The highest write offset of one image.
 
     Attributes:
-        size: The image's virtual size in bytes. If the size at a path changes, the path has another image.
+        size, identity: Those of the image; see `ImageKey`.
         offset: The highest write offset that was ever polled, in bytes.
         persisted_offset: The offset in the image's stored note; 0 if no note is stored.
     """
 
     size: int
+    identity: str
     offset: int
     persisted_offset: int = 0
+
+    def is_of(self, image: ImageKey) -> bool:
+        """Return whether this is the highest write offset of an image at the same path."""
+        return self.size == image.size and is_same_identity(self.identity, image.identity)
 
 
 class HighestWriteStore:
@@ -38,20 +58,20 @@ class HighestWriteStore:
         self._by_path: dict[str, HighestWrite] = {}  # the image that was polled last is the last entry
         self._forgotten_paths: list[str] = []
 
-    def offset_of(self, path: str, size: int) -> int:
-        """Return the highest write offset of the image with this path and size; 0 if the image is unknown."""
-        write = self._by_path.get(path)
-        return write.offset if write is not None and write.size == size else 0
+    def offset_of(self, image: ImageKey) -> int:
+        """Return the highest write offset of an image; 0 if the image is unknown."""
+        write = self._by_path.get(image.path)
+        return write.offset if write is not None and write.is_of(image) else 0
 
-    def raise_offset(self, path: str, size: int, offset: int) -> None:
+    def raise_offset(self, image: ImageKey, offset: int) -> None:
         """Store the highest write offset of an image, unless a higher offset is stored already."""
-        if not path or not offset:
+        if not image.path or not offset:
             return
-        write = self._by_path.pop(path, None)
-        if write is None or write.size != size:
-            write = HighestWrite(size, 0)
-        write.offset = max(write.offset, offset)
-        self._by_path[path] = write
+        write = self._by_path.pop(image.path, None)
+        if write is None or not write.is_of(image):
+            write = HighestWrite(image.size, image.identity, 0)
+        write.offset, write.identity = max(write.offset, offset), image.identity or write.identity
+        self._by_path[image.path] = write
         while len(self._by_path) > MAX_IMAGES:
             oldest_path = next(iter(self._by_path))
             if self._by_path.pop(oldest_path).persisted_offset:
@@ -65,10 +85,10 @@ class HighestWriteStore:
             grown = write.offset - write.persisted_offset
             if grown > write.size // PERSIST_GROWTH_DIVISOR or not write.persisted_offset:
                 write.persisted_offset = write.offset
-                yield path, [write.size, write.offset]
+                yield path, [write.size, write.offset, write.identity]
 
     def restore(self, path: str, note: object) -> None:
         """Restore an image from the note that an earlier run stored. An invalid note is ignored."""
         match note:
-            case [int(size), int(offset)] if 0 < offset <= MAX_BYTES and size >= 0:
-                self._by_path[path] = HighestWrite(size, offset, persisted_offset=offset)
+            case [int(size), int(offset), str(identity)] if 0 < offset <= MAX_BYTES and size >= 0:
+                self._by_path[path] = HighestWrite(size, identity, offset, persisted_offset=offset)

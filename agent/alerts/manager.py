@@ -7,7 +7,7 @@ The journal stores the record and the note in one transaction. So each alert is 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from agent.alerts.disk_alerts import DeviceSizeLookup, DiskAlerts, PolicyLookup, PoolLookup
+from agent.alerts.disk_alerts import DeviceIdentityLookup, DeviceSizeLookup, DiskAlerts, PolicyLookup, PoolLookup
 from agent.alerts.disk_usage import UNKNOWN_POOL
 from agent.alerts.event_alerts import HANDLED_EVENTS, EventAlerts
 from agent.alerts.guest_alerts import GuestAlerts
@@ -63,6 +63,7 @@ class AlertManager:
         size_lookup: DeviceSizeLookup = lambda _vm, _path: None,
         is_alive: IsProcessAlive = lambda _pid: False,
         pool_lookup: PoolLookup = lambda _vm, _device, _path: UNKNOWN_POOL,
+        identity_lookup: DeviceIdentityLookup = lambda _vm, _path: "",
     ) -> None:
         """Create a manager without alerts.
 
@@ -72,11 +73,12 @@ class AlertManager:
             size_lookup: Returns the size of a block device of the host.
             is_alive: Returns whether the QEMU process with a pid is alive.
             pool_lookup: Returns the pool of the image of a VM's disk.
+            identity_lookup: Returns what identifies a block device of the host.
         """
         highest_writes = HighestWriteStore()
         self.store = AlertStore()
         self._processes = ProcessRegistry(is_alive)
-        self._disks = DiskAlerts(self.store, highest_writes, policy_lookup, size_lookup, pool_lookup)
+        self._disks = DiskAlerts(self.store, highest_writes, policy_lookup, size_lookup, pool_lookup, identity_lookup)
         self._run_states = RunStateAlerts(self.store)
         self._events = EventAlerts(self.store, self._disks, self._run_states)
         self._guests = GuestAlerts(self.store)

@@ -107,6 +107,7 @@ class DiskLayer:
         read_only: Whether the layer is read-only.
         cluster: Size of a cluster of the image in bytes; 0 if unknown.
         snapshots: Number of internal snapshots in the image.
+        identity: Identifies the block device among all devices that ever had its path; empty for a file, and if unknown.
     """
 
     node: str = ""
@@ -118,6 +119,7 @@ class DiskLayer:
     read_only: bool = False
     cluster: int = 0
     snapshots: int = 0
+    identity: str = ""
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> "DiskLayer":
@@ -137,9 +139,14 @@ class DiskLayer:
             number("allocated_bytes") if "allocated_bytes" in values else None,
             threshold if type(threshold) is int else None,
             values.get("read_only") is True,
-            number("cluster_bytes"),
-            number("internal_snapshots"),
+            cluster=number("cluster_bytes"),
+            snapshots=number("internal_snapshots"),
         )
+
+
+def is_same_identity(first: str, second: str) -> bool:
+    """Return whether two identities of block devices at one path may be those of one device: they are equal, or one is unknown."""
+    return not first or not second or first == second
 
 
 def parse_name_and_bytes(note: object) -> tuple[str, int] | None:

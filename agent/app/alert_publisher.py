@@ -13,7 +13,14 @@ from agent.alerts.alertmanager_request import AlertmanagerRequests
 from agent.alerts.manager import AlertManager, PendingAlert
 from agent.alerts.pool_alerts import PoolAlerts
 from agent.alerts.pool_usage import PoolRegistry, PoolUsage
-from agent.app.builders import device_size_of, guest_alert_policy, is_qemu, pool_policy, threshold_policy
+from agent.app.builders import (
+    device_identity_of,
+    device_size_of,
+    guest_alert_policy,
+    is_qemu,
+    pool_policy,
+    threshold_policy,
+)
 from agent.app.publisher import RecordPublisher
 from agent.config.model import AlertsConfig, PoolAlertsConfig
 from agent.model.family import Family, Sample
@@ -42,7 +49,12 @@ class AlertPublisher:
 
     def __init__(self, host: str, config: AlertsConfig, publisher: RecordPublisher, pools: PoolRegistry) -> None:
         self.manager = AlertManager(
-            host, partial(threshold_policy, config.write_threshold), device_size_of, is_qemu, pools.of_image
+            host,
+            partial(threshold_policy, config.write_threshold),
+            device_size_of,
+            is_qemu,
+            pools.of_image,
+            device_identity_of,
         )
         self.pools = PoolAlerts(
             host, self.manager.store, pools, partial(pool_policy, config.pool), self.manager.growers

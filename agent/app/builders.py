@@ -16,7 +16,7 @@ from agent.config.model import Config, GuestAlertsConfig, PoolAlertsConfig, Writ
 from agent.delivery.pipeline import DeliverySettings
 from agent.delivery.sinks import factory
 from agent.delivery.sinks.base import Sink
-from agent.host import device_size
+from agent.host import device_identity, device_size
 from agent.host.qemu_processes import pid_if_qemu
 from agent.http.handlers import AgentView, create_application
 from agent.http.server import HttpEndpoint
@@ -77,6 +77,11 @@ def is_qemu(pid: int) -> bool:
 def device_size_of(vm: Vm, path: str) -> int | None:
     """Return the size of a VM's block device in bytes. None if the size is unknown, or if the VM may run on another host (TCP monitor)."""
     return None if vm.monitor.startswith("tcp:") else device_size(path)
+
+
+def device_identity_of(vm: Vm, path: str) -> str:
+    """Return what identifies a VM's block device; empty if it is unknown, or if the VM may run on another host."""
+    return "" if vm.monitor.startswith("tcp:") else device_identity(path)
 
 
 def session_settings(config: Config) -> SessionSettings:

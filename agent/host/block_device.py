@@ -11,6 +11,9 @@ import stat
 from pathlib import Path
 
 _SECTOR_BYTES = 512
+
+MAX_IDENTITY_CHARACTERS = 256
+"""Maximum length of a device's identity. The UUID of a logical volume has 68 characters."""
 _SYS = Path("/sys")
 
 _mapper_numbers: dict[str, str] = {}
@@ -34,6 +37,23 @@ def device_size(path: str, sys: Path = _SYS) -> int | None:
         return int((sys / "dev/block" / number / "size").read_text()) * _SECTOR_BYTES or None
     except (OSError, ValueError):
         return None
+
+
+def device_identity(path: str, sys: Path = _SYS) -> str:
+    """Return a name that no other block device has, also after a restart of the host, such as the UUID of a logical volume.
+
+    Args:
+        path: the path that QEMU reports. Outside /dev it is ignored.
+        sys: the /sys directory.
+
+    Returns:
+        an empty string if the path is ignored, or if the kernel reports no such name.
+    """
+    number = device_number(path, sys)
+    if not number:
+        return ""
+    names = (_read(sys / "dev/block" / number / name) for name in ("dm/uuid", "wwid", "device/wwid"))
+    return next(filter(None, names), "")[:MAX_IDENTITY_CHARACTERS]
 
 
 def device_number(path: str, sys: Path = _SYS) -> str | None:

@@ -28,18 +28,25 @@ class AlertScenario:
         manager: The alert manager.
         emitted: All emitted alert records, oldest first.
         notes: The state notes that a journal would have stored, by name.
+        identity: What identifies every block device; empty if unknown.
         live_pids: The pids of processes that run although no session is attached to them.
     """
 
     def __init__(self, mode: ThresholdMode = ThresholdMode.OBSERVE) -> None:
         self.mode = mode
         self.live_pids: set[int] = set()
+        self.identity = ""
         self.manager = self._new_manager()
         self.emitted: list[Record] = []
         self.notes: dict[str, Any] = {}
 
     def _new_manager(self) -> AlertManager:
-        return AlertManager(HOST, lambda _vm, _disk: policy(self.mode), is_alive=lambda pid: pid in self.live_pids)
+        return AlertManager(
+            HOST,
+            lambda _vm, _disk: policy(self.mode),
+            is_alive=lambda pid: pid in self.live_pids,
+            identity_lookup=lambda _vm, _path: self.identity,
+        )
 
     def _changes(self, pending: list[PendingAlert]) -> list[Change]:
         for alert in pending:

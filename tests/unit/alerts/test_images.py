@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.alerts.highest_writes import MAX_IMAGES, HighestWriteStore
+from agent.alerts.highest_writes import MAX_IMAGES, HighestWriteStore, ImageKey
 from agent.alerts.threshold_types import ThresholdMode
 from tests.lab.alert_scenario import AlertScenario
 from tests.lab.thin_disks import GIB, VM, Disk
@@ -64,6 +64,38 @@ def test_another_image_at_the_same_path_starts_without_usage() -> None:
     assert scenario.disks(11, disk0=Disk(offset=0, size=200 * GIB)) == []
 
 
+@pytest.mark.parametrize("agent_restarts", [False, True])
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_recreated_volume_of_the_same_path_and_size_starts_without_usage(
+    agent_restarts: bool,  # noqa: FBT001 - a table
+    quick: bool,  # noqa: FBT001 - a table
+) -> None:
+    scenario = AlertScenario()
+    scenario.identity = "LVM-1"
+    scenario.attach(pid=1)
+    scenario.disks(1, disk0=Disk(offset=96 * GIB))
+    scenario.tick(2)
+    scenario.detach(at=10, for_good=not quick)
+    if not quick:
+        scenario.tick(11)
+    if agent_restarts:
+        scenario.restart(now=20)
+    scenario.identity = "LVM-2"
+    scenario.attach(at=20, pid=2)
+    scenario.disks(21, disk0=Disk(offset=0))
+    assert scenario.firing() == set()
+    assert "used_bytes" not in scenario.space()
+
+
+@pytest.mark.parametrize("identity", ["", "LVM-1"])
+def test_a_volume_whose_identity_is_unknown_for_a_time_keeps_its_usage(identity: str) -> None:
+    scenario = scenario_with_disk(Disk(offset=96 * GIB))
+    for at, now in ((10, identity), (20, ""), (30, identity)):
+        scenario.identity = now
+        assert scenario.disks(at, disk0=Disk(offset=0)) == []
+    assert scenario.space()["used_bytes"] == 96 * GIB
+
+
 def test_a_replaced_image_resolves_the_levels_of_the_first() -> None:
     scenario = scenario_with_disk(Disk(offset=96 * GIB))
     assert scenario.disks(10, disk0=Disk(offset=0, path="/dev/vg/b", node="n2")) == [(*LEVEL, "resolved")] * 3
@@ -78,23 +110,23 @@ def test_a_mirror_target_as_full_as_its_source_changes_nothing() -> None:
 
 def test_images_are_persisted_as_they_grow_and_forgotten_one_by_one() -> None:
     highest_writes = HighestWriteStore()
-    highest_writes.raise_offset("/a", 1000, 100)
-    assert list(highest_writes.notes_due()) == [("/a", [1000, 100])]
-    highest_writes.raise_offset("/a", 1000, 101)
+    highest_writes.raise_offset(ImageKey("/a", 1000), 100)
+    assert list(highest_writes.notes_due()) == [("/a", [1000, 100, ""])]
+    highest_writes.raise_offset(ImageKey("/a", 1000), 101)
     assert list(highest_writes.notes_due()) == []
-    highest_writes.raise_offset("/a", 1000, 200)
-    assert list(highest_writes.notes_due()) == [("/a", [1000, 200])]
+    highest_writes.raise_offset(ImageKey("/a", 1000), 200)
+    assert list(highest_writes.notes_due()) == [("/a", [1000, 200, ""])]
     for number in range(MAX_IMAGES):
-        highest_writes.raise_offset(f"/{number}", 1, 1)
+        highest_writes.raise_offset(ImageKey(f"/{number}", 1), 1)
     assert ("/a", None) in list(highest_writes.notes_due())
-    assert highest_writes.offset_of("/a", 1000) == 0
+    assert highest_writes.offset_of(ImageKey("/a", 1000)) == 0
 
 
 @pytest.mark.parametrize("note", [None, 5, [], [1], ["a", 2], [1, -2], [True, 2**64], {"size": 1}])
 def test_invalid_image_notes_are_ignored(note: object) -> None:
     highest_writes = HighestWriteStore()
     highest_writes.restore("/a", note)
-    assert highest_writes.offset_of("/a", 1) == 0
+    assert highest_writes.offset_of(ImageKey("/a", 1)) == 0
 
 
 # --- Corrupt images ---

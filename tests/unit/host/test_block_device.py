@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.block_device import device_number, device_size
+from agent.host.block_device import device_identity, device_number, device_size
 
 MIB = 1 << 20
 
@@ -49,6 +49,17 @@ def sys(tmp_path: Path) -> Path:
 )
 def test_a_device_is_found_in_sysfs_if_its_node_is_hidden(sys: Path, path: str, number: str | None) -> None:
     assert device_number(path, sys) == number
+
+
+def test_a_device_is_identified_by_its_uuid_or_its_world_wide_name(sys: Path) -> None:
+    (sys / "dev/block/253:900/dm").mkdir(exist_ok=True)
+    (sys / "dev/block/253:900/dm/uuid").write_text("LVM-abc\n")
+    assert device_identity("/dev/vg-1/vm-100-disk-0", sys) == "LVM-abc"
+    assert device_identity("/dev/sdz", sys) == ""
+    (sys / "dev/block/8:400/device").mkdir()
+    (sys / "dev/block/8:400/device/wwid").write_text("naa.5000\n")
+    assert device_identity("/dev/sdz", sys) == "naa.5000"
+    assert device_identity("/srv/sdz", sys) == device_identity("/dev/null", sys) == ""
 
 
 def test_a_hidden_device_has_its_current_size(sys: Path) -> None:

@@ -85,7 +85,15 @@ async def test_a_pool_shows_its_space_its_vms_and_that_it_does_not_answer(folder
         snapshot.replace_host_sample(Sample(POOL, ("/srv/images", "filesystem"), pool))
         async with chromium() as browser, open_page(browser, endpoint.url) as page:
             row = page.locator("#pools tbody tr")
-            for text in ("/srv/images", "xfs", "60 GiB of 80 GiB · 75", "150", "committed", "2 h", "a, b, c, d and 2 more"):
+            for text in (
+                "/srv/images",
+                "xfs",
+                "60 GiB of 80 GiB · 75",
+                "150",
+                "committed",
+                "2 h",
+                "a, b, c, d and 2 more",
+            ):
                 await expect(row).to_contain_text(text)
             snapshot.replace_host_sample(Sample(POOL, ("/srv/images", "filesystem"), pool | {"responsive": False}))
             await expect(row).to_contain_text("xfs · does not answer")

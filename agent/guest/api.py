@@ -61,7 +61,8 @@ class GuestFacts:
     Attributes:
         connected: whether the guest has opened the channel; None if that is unknown.
         socket: the Unix socket of the channel, as QEMU reports it; empty if it reports none.
-        client_connected: whether a client was connected to the socket at the last poll.
+        client_connected: whether another client was connected to the socket at the last poll.
+        in_use: whether this session is connected to the socket. QEMU then reports a client.
         running: whether the guest runs.
         migrating: whether the VM is migrating.
         responsive: whether QEMU responds.
@@ -71,6 +72,7 @@ class GuestFacts:
     connected: bool | None = None
     socket: str = ""
     client_connected: bool = False
+    in_use: bool = False
     running: bool = False
     migrating: bool = False
     responsive: bool = True

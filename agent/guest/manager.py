@@ -130,7 +130,8 @@ def _read_channel(facts: GuestFacts, samples: Sequence[Sample]) -> None:
     unplugged: Values = {"connected": False}
     values = next((sample.values for sample in samples if sample.family is GUEST_AGENT), unplugged)
     facts.connected = values.get("connected")
-    facts.socket, facts.client_connected = values.get("socket", ""), values.get("client_connected", False)
+    facts.socket = values.get("socket", "")
+    facts.client_connected = values.get("client_connected", False) and not facts.in_use
 
 
 def _read_run_state(facts: GuestFacts, samples: Sequence[Sample]) -> None:

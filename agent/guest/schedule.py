@@ -53,7 +53,12 @@ class GuestSchedule:
         if name in self._due and name not in self._failures:
             self._due[name] = now
 
-    def restart(self) -> None:
-        """Run all collectors at once that did not fail, because the guest may have restarted."""
+    def demand_all(self) -> None:
+        """Run all collectors at once that did not fail."""
         for name in self._due.keys() - self._failures.keys():
             self._due[name] = -inf
+
+    def reset(self) -> None:
+        """Run all collectors at once and forget their failures, because another guest agent may respond now."""
+        self._failures.clear()
+        self.demand_all()

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -104,6 +104,7 @@ class GuestSession:
         self._info_at = 0.0
         self._frozen = False
         self._has_values = False
+        self._unreadable: set[str] = set()
 
     def on_facts(self) -> None:
         """Handle a change of `facts`."""
@@ -132,7 +133,7 @@ class GuestSession:
             state, cause = obstacle
             if state is GuestAgentState.ABSENT:
                 self._lose_values()
-                self._schedule.restart()
+                self._schedule.reset()
                 self._frozen = False
             self._set_state(state, cause)
             self._changed.clear()
@@ -159,7 +160,7 @@ class GuestSession:
         """
         if self._state is not GuestAgentState.UNRESPONSIVE:
             self._set_state(GuestAgentState.CONNECTING)
-        with contextlib.closing(await self._opener(self.facts)) as channel:
+        with contextlib.closing(await self._opener(self.facts)) as channel, self._use_channel():
             channel.ended.add_done_callback(lambda _: self._changed.set())
             try:
                 await self._read_info(channel)
@@ -175,6 +176,14 @@ class GuestSession:
                     raise channel.ended.result()
                 if self.facts.obstacle() is None:
                     await self._wait(self._next_at() - time.monotonic())
+
+    @contextlib.contextmanager
+    def _use_channel(self) -> Iterator[None]:
+        self.facts.in_use = True
+        try:
+            yield
+        finally:
+            self.facts.in_use = False
 
     def _next_at(self) -> float:
         return min(self._schedule.next_at(), self._info_at)
@@ -220,16 +229,21 @@ class GuestSession:
             self._schedule.demand("freeze", start)  # a freeze makes the guest agent refuse most commands
             return
         except UnreadableGuestReplyError as error:
-            _log.warning("%s: guest agent: %s: %s", self._vm.name, name, sanitize(str(error), MAX_REASON))
+            level = logging.DEBUG if name in self._unreadable else logging.WARNING
+            _log.log(level, "%s: guest agent: %s: %s", self._vm.name, name, sanitize(str(error), MAX_REASON))
+            self._unreadable.add(name)
             self._schedule.failed(name, start)
             return
         except GuestTimeoutError:
             self._schedule.failed(name, start)
             raise
+        except GuestAgentError:
+            raise
         except Exception:  # noqa: BLE001 - a bug in one collector must not end the session
             _log.exception("%s: guest agent: %s: internal error", self._vm.name, name)
             self._schedule.failed(name, start)
             return
+        self._unreadable.discard(name)
         self._schedule.done(name, start)
         self._report(collector.families, samples, exchanges[0].sent_ns)
 
@@ -240,7 +254,7 @@ class GuestSession:
             before, self._frozen = self._frozen, any(sample.values["frozen"] for sample in samples)
             if before and not self._frozen:
                 self._info_at = 0.0  # the permitted commands have changed
-                self._schedule.restart()
+                self._schedule.demand_all()
 
     async def _exchange(self, channel: GuestChannel, command: str) -> Exchange:
         """Execute one command; its reply may be an error of the guest agent.

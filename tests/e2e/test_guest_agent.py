@@ -14,27 +14,15 @@ from tests.lab.agent_process import AgentProcess
 from tests.lab.fake_guest_agent import FakeGuestAgent
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.guest_agent import GuestAgentProcess
+from tests.lab.guest_channel import set_channel
 
-PORT = "/machine/peripheral/port0"
 QUICK = {"filesystems": "200ms", "freeze": "200ms", "os": "1s", "clock": "1s"}
-
-
-def open_channel(fake: FakeQemu, *, connected: bool) -> None:
-    """Give a fake QEMU the channel of a guest agent."""
-    children = [{"name": "port0", "type": "child<virtserialport>"}]
-    properties = {"name": "org.qemu.guest_agent.0", "chardev": "qga0"}
-    fake.replies["qom-list"] = lambda asked: children if asked["path"] == "/machine/peripheral" else []
-    fake.replies["qom-get"] = lambda asked: properties[asked["property"]] if asked["path"] == PORT else "none-machine"
-    chardev = {"label": "qga0", "filename": "disconnected:unix:/none,server=on", "frontend-open": connected}
-    fake.replies["query-chardev"] = [chardev]
-    fake.emit("VSERPORT_CHANGE", {"id": "port0", "open": connected})
 
 
 @pytest.fixture
 async def vm(folder: Path) -> AsyncIterator[FakeQemu]:
     async with FakeQemu(folder / "vm1.qmp") as running:
-        running.replies["query-status"] = {"status": "running", "running": True}
-        open_channel(running, connected=True)
+        set_channel(running, connected=True)
         yield running
 
 
@@ -82,7 +70,7 @@ async def test_a_guest_agent_that_hangs_or_closes_its_channel_leaves_no_stale_se
         await guest_agent.stop()
         await guest_agent.start()
         await agent.wait_for_record("sample.guest_filesystem", since=mark)
-        open_channel(vm, connected=False)
+        set_channel(vm, connected=False)
         await agent.wait_for_record("sample.guest_agent_session", since=mark, state="absent")
         scrape = await agent.metrics()
         assert scrape.matching("qemu_guest_filesystem_size_bytes") == []

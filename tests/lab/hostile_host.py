@@ -126,12 +126,13 @@ class HostileHost:
 
 
 @contextlib.asynccontextmanager
-async def hostile_host(folder: Path, *, response_timeout: str) -> AsyncIterator[HostileHost]:
+async def hostile_host(folder: Path, *, response_timeout: str, **more: Any) -> AsyncIterator[HostileHost]:
     """Run an agent while the block runs. The normal VM is attached and polled when the block begins.
 
     Args:
         folder: Directory of the monitors.
         response_timeout: The config's `timeouts.response`, such as `1s`.
+        more: Further sections of the config.
     """
     polls: list[float] = []
     good = FakeQemu(folder / "good.qmp")
@@ -146,6 +147,7 @@ async def hostile_host(folder: Path, *, response_timeout: str) -> AsyncIterator[
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "intervals": {"poll": f"{POLL_SECONDS * 1000:g}ms"},
         "timeouts": {"response": response_timeout, "greeting": "1s", "retry": "1s"},
+        **more,
     }
     async with good, AgentProcess(folder, config) as agent:
         await agent.wait_for_record("vm.attached", vm="good")

@@ -184,6 +184,20 @@ async def test_a_reply_that_cannot_be_read_costs_only_its_collector(guest: FakeG
     assert observer.count(GUEST_FILESYSTEM) == 1
 
 
+async def test_a_channel_that_closes_during_a_command_is_no_failure_of_its_collector(
+    guest: FakeGuestAgent, caplog: pytest.LogCaptureFixture
+) -> None:
+    observer = RecordingGuestObserver()
+    guest.raw["guest-get-fsinfo"] = b""
+    async with managed(observer, guest_config(retry=1)) as manager:
+        attach(manager, guest)
+        await guest.wait_for("guest-get-fsinfo")
+        del guest.raw["guest-get-fsinfo"]
+        guest.drop()
+        await observer.wait_until(lambda: observer.count(GUEST_FILESYSTEM))
+    assert "internal error" not in caplog.text
+
+
 async def test_while_file_systems_are_frozen_only_their_state_is_queried(guest: FakeGuestAgent) -> None:
     observer = RecordingGuestObserver()
     async with managed(observer, guest_config(intervals=FAST)) as manager:
@@ -217,6 +231,18 @@ async def test_a_channel_of_another_client_is_busy(guest: FakeGuestAgent) -> Non
         report_run_state(manager, running=True)
         report_channel(manager, guest.path, client=True)
         await observer.wait_for_state("busy")
+
+
+async def test_the_sessions_own_connection_is_no_other_client(guest: FakeGuestAgent) -> None:
+    observer = RecordingGuestObserver()
+    async with managed(observer, guest_config(timeout=SHORT, intervals=FAST)) as manager:
+        attach(manager, guest)
+        await observer.wait_for_state("up")
+        report_channel(manager, guest.path, client=True)
+        guest.silent = True
+        await observer.wait_for_state("unresponsive")
+        await guest.wait_for("guest-sync-delimited", 4)
+        assert "busy" not in observer.states()
 
 
 async def test_a_socket_of_another_process_gets_no_byte(guest: FakeGuestAgent) -> None:

@@ -187,4 +187,4 @@ async def test_a_guest_that_reboots_again_and_again_is_queried_again(host: Hosti
             await host.agent.wait_for_record("sample.guest_agent_session", vm=UUID, since=mark, state="absent")
             set_channel(fake, connected=True)
             await host.agent.wait_for_record("sample.guest_agent_session", vm=UUID, since=mark, state="up")
-        assert guest.clients > 5
+        assert guest.clients >= 5

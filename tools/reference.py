@@ -69,7 +69,14 @@ _RECORDS_INTRO = """Every record is a [CloudEvents 1.0](https://cloudevents.io/)
 
 - `id` is unique: deduplicate on it.
 - `partitionkey` is the Kafka key. It is the VM's UUID, which keeps a VM's records in order.
-- `sequence` numbers the records of one run of the agent without gaps.
+- `sequence` orders the records of a `source`, as text, over restarts of the agent. It has no gaps within a run.
+- `previoussequence` is the `sequence` of the previous record of the same source in the same topic. If a consumer of the topic has not
+  received that record, the record is lost or still on its way. The first record of a run in a topic has no `previoussequence`.
+- `time` is when it happened, `recordedtime` when the agent made the record.
+- `severitytext` and `severitynumber` are OpenTelemetry's severities: DEBUG 5, INFO 9, WARN 13, ERROR 17, FATAL 21.
+- `sampledrate` is the number of events that the record represents; it is absent for a single event.
+- `causationid` is the `id` of the record of the event or sample that caused this record; it is absent if the cause is unknown.
+- `dataschema` names the JSON schema of `data` and its version. The version changes only if consumers have to change.
 - `data` is flat. Its fields have the names and units of the [metrics](metrics.md).
 
 The examples are from a real run with QEMU {version}.

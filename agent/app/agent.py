@@ -68,7 +68,9 @@ class Agent:
         self.config = config
         self._limits = limits or HealthLimits()
         self.snapshot = Snapshot(SeriesLimits(**config.limits.model_dump()))
-        self.publisher = RecordPublisher(config.host, sink or build_sink(config), delivery_settings(config))
+        self.publisher = RecordPublisher(
+            config.host, sink or build_sink(config), delivery_settings(config), config.sink.topic_for
+        )
         report = ReportFile()
         pools = PoolRegistry()
         self.alerts = AlertPublisher(config.host, config.alerts, self.publisher, pools)

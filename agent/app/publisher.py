@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from agent.delivery.drops import DropReport
 from agent.delivery.pipeline import DeliveryPipeline, DeliverySettings
@@ -21,12 +21,14 @@ class RecordPublisher:
         published: number of published records by kind, such as `event`.
     """
 
-    def __init__(self, host: str, sink: Sink, settings: DeliverySettings) -> None:
+    def __init__(
+        self, host: str, sink: Sink, settings: DeliverySettings, topic_of: Callable[[str], str] = lambda _type: ""
+    ) -> None:
         self.delivery = DeliveryPipeline(sink, settings, self._report_drops)
         self.broadcaster = RecordBroadcaster()
         self.published: Counter[str] = Counter()
         self._host = host
-        self._encode = RecordEncoder()
+        self._encode = RecordEncoder(topic_of=topic_of)
 
     def publish(self, record: Record, note: StateNote | None = None) -> None:
         """Publish a record without blocking.

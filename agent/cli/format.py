@@ -7,7 +7,7 @@ from typing import Any
 from agent.common.units import format_bytes
 from agent.model.record import sanitize
 
-_COLOURS = {"debug": "2", "warning": "33", "error": "31", "critical": "1;31"}
+_COLOURS = {"DEBUG": "2", "WARN": "33", "ERROR": "31", "FATAL": "1;31"}
 _ALERT_COLOUR = "1;35"
 
 
@@ -25,7 +25,7 @@ def format_record(event: Mapping[str, Any], *, width: int = 0, colour: bool = Fa
     values = "  ".join(_format_fields(event["data"], subject))
     text = f"{time}  {event.get('vmname', event['partitionkey']):12.20}  {kind:27} {subject:10}  {values}"
     text = sanitize(text[:width] if width else text, 4096).rstrip()
-    code = _ALERT_COLOUR if kind.startswith("alert.") else _COLOURS.get(event["severity"])
+    code = _ALERT_COLOUR if kind.startswith("alert.") else _COLOURS.get(event["severitytext"])
     return f"\x1b[{code}m{text}\x1b[0m" if colour and code else text
 
 

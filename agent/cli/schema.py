@@ -15,8 +15,10 @@ from agent.model.metrics import FAMILIES, TRANSITIONS
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.pool import POOL
 from agent.model.record import Severity
+from agent.model.sequences import DIGITS
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_SEQUENCE_PATTERN = f"^[0-9A-HJKMNP-TV-Z]{{10}}[0-9]{{{DIGITS}}}$"
 _NONEMPTY_TEXT = {"type": "string", "minLength": 1}
 
 _JSON_TYPES: dict[FieldKind, dict[str, Any]] = {
@@ -77,12 +79,34 @@ def record_schema() -> dict[str, Any]:
             "host": _NONEMPTY_TEXT,
             "vmuuid": {"type": "string", "format": "uuid"},
             "vmname": _NONEMPTY_TEXT,
-            "severity": {"enum": [severity.label for severity in Severity]},
+            "dataschema": {
+                "type": "string",
+                "pattern": "^urn:qmp-agent:[a-z][a-z0-9_.]*:[1-9][0-9]*$",
+                "format": "uri",
+            },
+            "severitytext": {"enum": [severity.text for severity in Severity]},
+            "severitynumber": {"enum": [severity.number for severity in Severity]},
             "sequence": {
                 "type": "string",
-                "pattern": "^[0-9]+$",
-                "description": "Counter of the records of one run of the agent.",
+                "pattern": _SEQUENCE_PATTERN,
+                "description": "Position among the records of the source, over all runs of the agent; compare it as text.",
             },
+            "previoussequence": {
+                "type": "string",
+                "pattern": _SEQUENCE_PATTERN,
+                "description": "The sequence of the source's previous record of this kind in this topic; absent in the first one of a run.",
+            },
+            "recordedtime": {"type": "string", "format": "date-time", "description": "When the agent made the record."},
+            "sampledrate": {
+                "type": "integer",
+                "minimum": 2,
+                "description": "Number of events that were coalesced into the record; absent for a single event.",
+            },
+            "causationid": {
+                **_NONEMPTY_TEXT,
+                "description": "The id of the record of the event or sample that caused this record; absent if unknown.",
+            },
+            "correlationid": {**_NONEMPTY_TEXT, "description": "Shared by all records of one operation."},
             "partitionkey": {
                 **_NONEMPTY_TEXT,
                 "description": "Kafka message key: the VM's UUID, else its monitor's address; the host for records of the agent itself.",
@@ -97,8 +121,11 @@ def record_schema() -> dict[str, Any]:
             "time",
             "datacontenttype",
             "host",
-            "severity",
+            "dataschema",
+            "severitytext",
+            "severitynumber",
             "sequence",
+            "recordedtime",
             "partitionkey",
             "data",
         ],

@@ -6,7 +6,7 @@ A component creates a `Record`. A `RecordEncoder` gives the record an id, and en
 import itertools
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from agent.model.family import Family, Sample
+from agent.model.schema_versions import dataschema
+from agent.model.sequences import SequenceRegistry, TopicOf
 
 
 class Severity(IntEnum):
@@ -29,11 +31,23 @@ class Severity(IntEnum):
 
     @property
     def label(self) -> str:
-        """The severity as text, such as `warning`; records have it in this form."""
+        """The severity in lower case, such as `warning`: for labels of metrics and options of commands."""
         return _LABELS[self]
+
+    @property
+    def text(self) -> str:
+        """The attribute `severitytext`, such as `WARN`: the short name in OpenTelemetry."""
+        return _TEXTS[self]
+
+    @property
+    def number(self) -> int:
+        """The attribute `severitynumber`: the number in OpenTelemetry."""
+        return 5 + 4 * self
 
 
 _LABELS = [severity.name.lower() for severity in Severity]
+_TEXTS = ["DEBUG", "INFO", "WARN", "ERROR", "FATAL"]
+_SEVERITY_ATTRIBUTES = [f'"severitytext":"{severity.text}","severitynumber":{severity.number}' for severity in Severity]
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 """Matches control characters, which CloudEvents forbids in attributes, and characters that reorder or break a line on a terminal."""
@@ -60,6 +74,7 @@ class Vm:
         uuid: the VM's UUID; empty if the monitor has not reported it yet.
         name: the VM's name; if the VM has no name, its UUID.
         monitor: the monitor's address, as in the config. If both the address and the UUID are empty, the source is the agent itself.
+        source: the attribute `source`.
         key: the partition key: the VM's UUID, else the monitor's address, else the host's name. Records with one key stay in order.
         json_head: the first attributes of the source's records, which are the same in all of them, as the start of a JSON object.
     """
@@ -68,6 +83,7 @@ class Vm:
     uuid: str
     name: str
     monitor: str = ""
+    source: str = field(init=False, repr=False, compare=False)
     key: str = field(init=False, repr=False, compare=False)
     json_head: bytes = field(init=False, repr=False, compare=False)
     _hash: int = field(init=False, repr=False, compare=False)
@@ -77,14 +93,12 @@ class Vm:
         path = (
             f"/vms/{self.uuid}" if self.uuid else f"/monitors/{_percent_encode(self.monitor)}" if self.monitor else ""
         )
-        envelope = {
-            "specversion": "1.0",
-            "source": f"/hosts/{_percent_encode(self.host)}{path}",
-            "datacontenttype": "application/json",
-        }
+        source = f"/hosts/{_percent_encode(self.host)}{path}"
+        envelope = {"specversion": "1.0", "source": source, "datacontenttype": "application/json"}
         envelope |= {"host": sanitize(self.host), "partitionkey": key}
         if self.uuid:
             envelope |= {"vmuuid": self.uuid, "vmname": sanitize(self.name)}
+        object.__setattr__(self, "source", source)
         object.__setattr__(self, "key", key)
         object.__setattr__(self, "json_head", orjson.dumps(envelope)[:-1])
         object.__setattr__(self, "_hash", hash((self.host, self.uuid, self.name, self.monitor)))
@@ -111,6 +125,9 @@ class Record(NamedTuple):
         time_ns: nanoseconds since the epoch. For an event, it is QEMU's timestamp; for a sample, the time just before the query was sent.
         subject: the device, vCPU or job within the VM; empty for the VM as a whole.
         severity: the severity.
+        sample_rate: number of events that the record represents: one that it has, and others that were coalesced into it.
+        causation_id: id of the record of what caused this one; empty if unknown.
+        correlation_id: identifier that all records of one operation share, such as a migration; empty if there is none.
     """
 
     type: str
@@ -119,6 +136,9 @@ class Record(NamedTuple):
     time_ns: int
     subject: str = ""
     severity: Severity = Severity.INFO
+    sample_rate: int = 1
+    causation_id: str = ""
+    correlation_id: str = ""
 
     @property
     def kind(self) -> str:
@@ -219,16 +239,26 @@ CONTENT_TYPE = "application/cloudevents+json"
 class RecordEncoder:
     """Gives records their ids and encodes them. Each run of the agent has one encoder."""
 
-    def __init__(self, started_ns: int | None = None) -> None:
+    def __init__(
+        self,
+        started_ns: int | None = None,
+        topic_of: TopicOf = _kind_of_type,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
         """Set up an encoder.
 
         Args:
             started_ns: when this run of the agent started, nanoseconds since the epoch; None for now.
+            topic_of: returns the topic of a record type; by default, each kind has a topic.
+            clock: returns nanoseconds since the epoch.
         """
-        millis = (time.time_ns() if started_ns is None else started_ns) // 1_000_000
+        millis = (clock() if started_ns is None else started_ns) // 1_000_000
         self.run_id = "".join(_BASE32[millis >> shift & 31] for shift in range(45, -1, -5))
         """First part of each id of this run: the start in milliseconds, as ten Crockford base-32 digits. So runs sort by time."""
-        self._sequence = 0
+        self._count = 0
+        self._sequences = SequenceRegistry(self.run_id)
+        self._topic_of = lru_cache(maxsize=1024)(topic_of)
+        self._clock = clock
         self._last_second = 0, _format_second(0)
 
     def _format_time(self, time_ns: int) -> str:
@@ -239,6 +269,11 @@ class RecordEncoder:
         micros = nanos // 1000
         return f"{self._last_second[1]}.{micros:06d}Z" if micros else f"{self._last_second[1]}Z"
 
+    def _time_and_severity(self, time_ns: int, severity: Severity) -> str:
+        """Return the JSON members that are the same for all samples of a poll."""
+        time, recorded = self._format_time(time_ns), self._format_time(self._clock())
+        return f'"time":"{time}","recordedtime":"{recorded}",{_SEVERITY_ATTRIBUTES[severity]}'
+
     def __call__(self, record: Record, note: StateNote | None = None) -> EncodedRecord:
         """Encode a record.
 
@@ -246,17 +281,17 @@ class RecordEncoder:
             record: the record, which gets the next id. The numbers in ids have no gaps, so that consumers can detect a loss.
             note: a note that the journal stores together with the record.
         """
-        self._sequence = number = self._sequence + 1
-        record_type, vm, data, time_ns, device, severity = record
+        self._count = number = self._count + 1
+        vm, severity = record.vm, record.severity
         record_id = f"{self.run_id}-{number}"
-        subject = f',"subject":{orjson.dumps(sanitize(device)).decode()}' if device else ""
+        sequence = self._sequences.of_source(vm.source).next_attributes(self._topic_of(record.type))
         # Concatenated by hand: a dict would take three times as long to build and encode.
         middle = (
-            f',"id":"{record_id}","type":{_to_json_string(record_type)},"time":"{self._format_time(time_ns)}"'
-            f',"severity":"{_LABELS[severity]}","sequence":"{number}"{subject},"data":'
+            f',"id":"{record_id}",{sequence},{self._time_and_severity(record.time_ns, severity)}'
+            f"{_encode_optional_attributes(record)}{_encode_type_and_subject(record.type, record.subject)}"
         )
-        body = b"".join((vm.json_head, middle.encode(), encode_json(data), b"}"))
-        return EncodedRecord(record_id, vm.key, record_type, time_ns, body, vm, severity, note)
+        body = b"".join((vm.json_head, middle.encode(), encode_json(record.data), b"}"))
+        return EncodedRecord(record_id, vm.key, record.type, record.time_ns, body, vm, severity, note)
 
     def encode_samples(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> list[EncodedRecord]:
         """Return the records of a VM's samples of one poll, encoded with the next ids.
@@ -268,31 +303,48 @@ class RecordEncoder:
             samples: the samples.
             time_ns: time of the poll, nanoseconds since the epoch.
         """
-        run_id, head, key, number = self.run_id, vm.json_head, vm.key, self._sequence
+        run_id, head, key, number, topic_of = self.run_id, vm.json_head, vm.key, self._count, self._topic_of
+        next_attributes = self._sequences.of_source(vm.source).next_attributes
         severity = Severity.INFO
-        time_and_severity = f'","time":"{self._format_time(time_ns)}","severity":"{_LABELS[severity]}","sequence":"'
+        time_and_severity = self._time_and_severity(time_ns, severity)
         encoded = []
         for family, labels, values in samples:
             number += 1
-            record_id = f"{run_id}-{number}"
-            attributes = f',"id":"{record_id}","type":"{family.type}{time_and_severity}{number}"'
-            subject_and_labels, data = _encode_subject_and_labels(family, labels), encode_json(values)
+            record_id, record_type = f"{run_id}-{number}", family.type
+            attributes = f',"id":"{record_id}",{next_attributes(topic_of(record_type))},{time_and_severity}'
+            type_and_labels, data = _encode_type_and_labels(family, labels), encode_json(values)
             separator = b"," if labels and len(data) > len("{}") else b""
-            body = b"".join((head, attributes.encode(), subject_and_labels, separator, data[1:], b"}"))
-            encoded.append(EncodedRecord(record_id, key, family.type, time_ns, body, vm, severity))
-        self._sequence = number
+            body = b"".join((head, attributes.encode(), type_and_labels, separator, data[1:], b"}"))
+            encoded.append(EncodedRecord(record_id, key, record_type, time_ns, body, vm, severity))
+        self._count = number
         return encoded
 
 
+def _encode_optional_attributes(record: Record) -> str:
+    """Return the JSON members that most records do not have."""
+    text = f',"sampledrate":{record.sample_rate}' if record.sample_rate > 1 else ""
+    if record.causation_id:
+        text += f',"causationid":{_to_json_string(record.causation_id)}'
+    if record.correlation_id:
+        text += f',"correlationid":{_to_json_string(record.correlation_id)}'
+    return text
+
+
+def _encode_type_and_subject(record_type: str, subject: str) -> str:
+    """Return the part of a record's JSON from its type to the start of its data."""
+    subject = f',"subject":{orjson.dumps(sanitize(subject)).decode()}' if subject else ""
+    schema = _to_json_string(dataschema(record_type))
+    return f',"type":{_to_json_string(record_type)},"dataschema":{schema}{subject},"data":'
+
+
 @lru_cache(maxsize=16384)
-def _encode_subject_and_labels(family: Family, labels: tuple[str, ...]) -> bytes:
-    """Return the part of a sample's JSON from its subject to the last label in its data.
+def _encode_type_and_labels(family: Family, labels: tuple[str, ...]) -> bytes:
+    """Return the part of a sample's JSON from its type to the last label in its data.
 
     VMs share the names of most disks, vCPUs and interfaces. So few entries of the cache serve all VMs.
     """
-    subject = f',"subject":{orjson.dumps(sanitize(labels[0])).decode()}' if labels and labels[0] else ""
     data = encode_json(dict(zip(family.labels, labels, strict=True)))[:-1]
-    return f'{subject},"data":'.encode() + data
+    return _encode_type_and_subject(family.type, labels[0] if labels else "").encode() + data
 
 
 @lru_cache(maxsize=1024)

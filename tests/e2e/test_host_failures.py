@@ -27,6 +27,7 @@ from tests.chaos.issuer_process import eventually
 from tests.lab.agent_process import COMMAND, AgentProcess, Record, record_time
 from tests.lab.command_audit import TRACE
 from tests.lab.fake_qemu import FakeQemu
+from tests.lab.record_checks import record_number
 
 QUICK: Final[dict[str, Any]] = {
     "intervals": {"poll": "200ms"},
@@ -389,5 +390,5 @@ async def _terminate_after(folder: Path, name: str, delay: float, *, started: bo
         records = [json.loads(line) for line in text.splitlines()]
         attached = {r["vmuuid"] for r in records if r["type"] == "qemu.vm.attached"}
         assert {r["vmuuid"] for r in records if r["type"] == "qemu.vm.detached"} == attached
-        assert sorted(int(r["sequence"]) for r in records) == list(range(1, len(records) + 1))
+        assert sorted(record_number(r["id"]) for r in records) == list(range(1, len(records) + 1))
     return process.returncode, log.decode()

@@ -248,7 +248,7 @@ async def test_an_exceeded_threshold_is_reported_with_qemus_values(environment: 
     await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 20)
     qemu_event = (await guest.wait_for_event("BLOCK_WRITE_THRESHOLD"))["data"]
     alert = await environment.agent.wait_for_record("alert.write_threshold", vm=guest.uuid, state="firing")
-    assert (alert["subject"], alert["severity"]) == ("disk0", "warning")
+    assert (alert["subject"], alert["severitytext"]) == ("disk0", "WARN")
     assert alert["data"]["level_bytes"] == qemu_event["write-threshold"]
     assert alert["data"]["exceeded_by_bytes"] == qemu_event["amount-exceeded"]
     assert alert["data"]["layer"] == "storage"

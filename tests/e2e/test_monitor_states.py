@@ -117,7 +117,7 @@ async def watched() -> AsyncIterator[WatchedFolder]:
 async def test_a_monitor_with_another_client_is_busy_until_that_disconnects(watched: WatchedFolder) -> None:
     async with watched.assert_undisturbed():
         busy = await watched.agent.wait_for_record("vm.busy")
-        assert busy["severity"] == "warning"
+        assert busy["severitytext"] == "WARN"
         assert "another client" in busy["data"]["reason"]
         assert busy["partitionkey"] == str(watched.held.monitor), "its UUID is not known yet"
         await watched.wait_for_state(watched.held, "busy")
@@ -179,7 +179,7 @@ async def test_a_vm_that_hangs_is_stalled_and_recovers(watched: WatchedFolder) -
         begin = watched.agent.mark()
         guest.send_signal(signal.SIGSTOP)
         stalled = await watched.agent.wait_for_record("vm.stalled", vm=guest.uuid, since=begin)
-        assert stalled["severity"] == "error"
+        assert stalled["severitytext"] == "ERROR"
         series = await watched.agent.metrics()
         assert series.value("qemu_vm_up", vm_uuid=guest.uuid) == 0
         assert series.value("qmp_agent_monitor_state", monitor=str(guest.monitor)) == 1

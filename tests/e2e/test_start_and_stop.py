@@ -12,7 +12,7 @@ from agent.cli.demo.guest import GuestKind, until
 from agent.cli.schema import record_schema
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartGuest
-from tests.lab.record_checks import sort_events, validate_record, validator
+from tests.lab.record_checks import record_number, sort_events, validate_record, validator
 
 
 def files_of(records: Path) -> list[Path]:
@@ -65,7 +65,7 @@ async def test_only_max_files_rotated_files_are_kept(start_guest: StartGuest, fo
         oldest = records.with_name("records.jsonl.2")
 
         def starts_at() -> int:
-            return int(json.loads(oldest.read_bytes().partition(b"\n")[0])["sequence"]) if oldest.exists() else 1
+            return record_number(json.loads(oldest.read_bytes().partition(b"\n")[0])["id"]) if oldest.exists() else 1
 
         await until(lambda: starts_at() > 1, 60)
         await agent.stop()
@@ -94,5 +94,5 @@ async def test_an_agent_stops_within_a_second_of_a_signal(
         assert time.monotonic() - start < 1.0
     assert ended.status == 0
     assert "Traceback" not in ended.log
-    last = max(agent.records(), key=lambda record: int(record["sequence"]))
+    last = max(agent.records(), key=lambda record: record_number(record["id"]))
     assert last["type"] == "qemu.vm.detached"

@@ -181,7 +181,7 @@ async def test_tail_filters_by_vm_type_and_severity(environment: Environment) ->
             validate_record(json.dumps(records[name]), schema)
     assert records["vm"]["vmuuid"] == records["uuid"]["vmuuid"] == environment.idle.uuid
     assert records["type"]["type"].startswith("qemu.event.")
-    assert records["severity"]["severity"] == "warning"
+    assert records["severity"]["severitytext"] == "WARN"
     assert records["severity"]["vmuuid"] == environment.writer.uuid
 
 

@@ -48,4 +48,9 @@ def sort_events(events: Sequence[BaseCloudEvent]) -> list[BaseCloudEvent]:
 
 def sequence_number(event: BaseCloudEvent) -> int:
     """Return the number of an event within its run of the agent."""
-    return int(event.get_extension("sequence"))
+    return record_number(event.get_id())
+
+
+def record_number(record_id: str) -> int:
+    """Return the number in an id: the position of the record in its run of the agent."""
+    return int(record_id.partition("-")[2])

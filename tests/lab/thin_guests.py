@@ -179,10 +179,11 @@ class AlertWatcher:
 
     @property
     def alerts(self) -> list[Data]:
-        """The data of all alert records in order. Each also has the record's `subject`, `vm` and `severity`."""
+        """The data of all alert records in order. Each also has the record's `subject`, `vm` and `severitytext`."""
         return [
             record["data"]
-            | {"subject": record.get("subject"), "vm": record.get("vmname", ""), "severity": record["severity"]}
+            | {"subject": record.get("subject"), "vm": record.get("vmname", "")}
+            | {"severitytext": record["severitytext"]}
             for record in self._sink.records
             if record["type"].startswith("qemu.alert.")
         ]

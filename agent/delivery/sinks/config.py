@@ -10,3 +10,7 @@ class SinkConfig(Section):
 
     journaled: ClassVar[bool] = True
     """True if events and alerts stay in the journal until the sink acknowledges them."""
+
+    def topic_for(self, _record_type: str) -> str:
+        """Return the topic of a record type; empty for a destination that has no topics."""
+        return ""

@@ -6,7 +6,8 @@ import { openStream } from "./live.js";
 
 const MAX_KEPT = 500;
 const MAX_SHOWN = 200;
-const SEVERITIES = ["debug", "info", "warning", "error", "critical"];
+const SEVERITIES = { DEBUG: "debug", INFO: "info", WARN: "warning", ERROR: "error", FATAL: "critical" };
+const RANKS = Object.keys(SEVERITIES);
 const HIDDEN_FIELDS = new Set(["event", "category", "alert", "fingerprint", "since_timestamp_seconds"]);
 const BYTE_FIELDS = new Set(["actual", "write-threshold", "amount-exceeded"]); // QEMU's own fields, whose names have no unit
 
@@ -22,7 +23,7 @@ function toEntry(record) {
   const description = [...describeFields(record.data, subject)].join(" · ").slice(0, 400);
   const time = Date.parse(record.time) / 1000;
   const type = fieldName(record.type.replace(/^qemu\./, "")).replace(".", " · ");
-  return { record, id: record.id, time, type, subject, description, vm: record.vmname ?? record.partitionkey ?? "", rank: SEVERITIES.indexOf(record.severity) };
+  return { record, id: record.id, time, type, subject, description, vm: record.vmname ?? record.partitionkey ?? "", severity: SEVERITIES[record.severitytext] ?? "", rank: RANKS.indexOf(record.severitytext) };
 }
 
 function createEventRow(entry) {
@@ -30,11 +31,11 @@ function createEventRow(entry) {
   const more = el("pre", { tabindex: "0", "aria-label": "Record as JSON" });
   const node = el(
     "li",
-    { "data-severity": entry.record.severity },
+    { "data-severity": entry.severity },
     el(
       "details",
       { toggle: () => setText(more, JSON.stringify(entry.record, null, 2)) },
-      el("summary", {}, el("time", { datetime: entry.record.time }, clock(entry.time)), part("severity", entry.record.severity), part("who", entry.vm), part("type", entry.type), part("subject", entry.subject), part("what", entry.description)),
+      el("summary", {}, el("time", { datetime: entry.record.time }, clock(entry.time)), part("severity", entry.severity), part("who", entry.vm), part("type", entry.type), part("subject", entry.subject), part("what", entry.description)),
       more,
     ),
   );
@@ -60,7 +61,7 @@ export class EventsSection {
     const url = () => `records?recent&type=qemu.event.,qemu.alert.,qemu.vm.,qemu.agent.&after=${encodeURIComponent(this.#last)}`;
     openStream(url, {
       message: (record, id) => this.#add(record, id),
-      missed: ({ records }) => this.#add({ id: `missed-${performance.now()}`, type: "page.missed", severity: "warning", time: new Date().toISOString(), data: { records } }),
+      missed: ({ records }) => this.#add({ id: `missed-${performance.now()}`, type: "page.missed", severitytext: "WARN", time: new Date().toISOString(), data: { records } }),
     });
   }
 

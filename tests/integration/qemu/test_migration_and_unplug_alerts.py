@@ -78,7 +78,7 @@ async def test_disk_full_is_critical_until_the_guest_resumes(folder: Path) -> No
     async with AlertWatcher(folder, levels=["used 12MiB"], poll=60) as agent, thin_guest(folder, **options) as guest:
         await until(lambda: agent.alerts, 60)
         (alert,) = agent.alerts
-        assert (alert["alert"], alert["state"], alert["severity"]) == ("disk_full", "firing", "critical")
+        assert (alert["alert"], alert["state"], alert["severitytext"]) == ("disk_full", "firing", "FATAL")
         assert (alert["subject"], alert["detected_by"], alert["measure"]) == ("disk0", "enospc", "allocated")
         await guest.command("cont")
         await until(lambda: len(agent.alerts) > 1, 60)
@@ -93,7 +93,7 @@ async def test_a_guest_paused_before_the_agent_attached_is_reported(folder: Path
         async with AlertWatcher(folder, levels=["used 12MiB"], poll=60) as agent:
             await until(lambda: agent.alerts, 60)
             (alert,) = agent.alerts
-            assert (alert["alert"], alert["detected_by"], alert["severity"]) == ("disk_full", "missed", "critical")
+            assert (alert["alert"], alert["detected_by"], alert["severitytext"]) == ("disk_full", "missed", "FATAL")
             assert (alert["subject"], alert["path"]) == ("disk0", f"{folder}/{guest.name}-disk0.qcow2")
             await guest.command("cont")
             await until(lambda: len(agent.alerts) > 1, 60)

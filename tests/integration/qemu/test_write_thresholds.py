@@ -64,7 +64,7 @@ async def test_each_level_is_reported_once_under_continuous_writes(folder: Path)
                 alert
             )
             assert 0 < alert["used_bytes"] - alert["level_bytes"] <= 2 * MIB
-            assert alert["severity"] == ("critical" if alert["level"] == LEVELS[-1] else "warning")
+            assert alert["severitytext"] == ("FATAL" if alert["level"] == LEVELS[-1] else "WARN")
 
 
 async def test_observe_mode_detects_levels_by_polls_and_sets_nothing(folder: Path) -> None:

@@ -192,10 +192,10 @@ async def test_unreported_drops_survive_a_restart_and_are_reported_once(folder: 
         await sink.until(lambda: len(sink.drop_reports) == 2)
         assert not pipeline.drops.has_unreported
     reports = [json.loads(record.body) for record in sink.drop_reports]
-    assert [(report["subject"], report["severity"], report["data"]) for report in reports] == [
+    assert [(report["subject"], report["severitytext"], report["data"]) for report in reports] == [
         (
             "samples",
-            "error",
+            "ERROR",
             {
                 "reason": "queue_full",
                 "queue": "samples",
@@ -204,7 +204,7 @@ async def test_unreported_drops_survive_a_restart_and_are_reported_once(folder: 
                 "last_timestamp_seconds": START_NS / 1e9 + 5,
             },
         ),
-        ("events", "error", {"reason": "corrupt", "queue": "events", "records": 2}),
+        ("events", "ERROR", {"reason": "corrupt", "queue": "events", "records": 2}),
     ]
     sink = ScriptedSink()
     async with running(make_pipeline(sink, folder)) as pipeline:

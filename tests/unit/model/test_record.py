@@ -47,11 +47,10 @@ def stop_record(vm: Vm = VM, time_ns: int = 0, subject: str = "", severity: Seve
 # --- Ids ---
 
 
-def test_sequence_numbers_increase_by_one_over_all_records_of_a_run() -> None:
+def test_the_numbers_in_ids_increase_by_one_over_all_records_of_a_run() -> None:
     encoder = RecordEncoder()
     other = Vm("host1", "", "", "/run/vm2.qmp")
     events = [encode_to_dict(stop_record(vm), encoder) for vm in (VM, other, VM, VM)]
-    assert [event["sequence"] for event in events] == ["1", "2", "3", "4"]
     assert [event["id"] for event in events] == [f"{encoder.run_id}-{number}" for number in range(1, 5)]
 
 
@@ -91,7 +90,9 @@ def test_every_microsecond_survives_encoding(micros: int) -> None:
 
 def test_a_cloudevents_reader_returns_every_attribute_and_the_data() -> None:
     event = parse_cloudevent(
-        RecordEncoder(0)(stop_record(time_ns=5 * 10**9, subject="disk0", severity=Severity.ERROR)).body
+        RecordEncoder(0, clock=lambda: 6 * 10**9)(
+            stop_record(time_ns=5 * 10**9, subject="disk0", severity=Severity.ERROR)
+        ).body
     )
     assert event.get_attributes() == {
         "specversion": "1.0",
@@ -105,14 +106,25 @@ def test_a_cloudevents_reader_returns_every_attribute_and_the_data() -> None:
         "vmuuid": UUID,
         "vmname": "vm1",
         "partitionkey": UUID,
-        "severity": "error",
-        "sequence": "1",
+        "dataschema": "urn:qmp-agent:qemu.event:1",
+        "recordedtime": "1970-01-01T00:00:06Z",
+        "severitytext": "ERROR",
+        "severitynumber": 17,
+        "sequence": "0000000000000000000001",
     }
     assert event.get_data() == {"event": "STOP", "category": "runstate", "qemu": {}}
 
 
-def test_a_record_without_a_subject_has_none() -> None:
-    assert "subject" not in encode_to_dict(stop_record())
+def test_optional_attributes_are_absent_without_a_value() -> None:
+    optional = {"subject", "previoussequence", "sampledrate", "causationid", "correlationid"}
+    assert not optional & encode_to_dict(stop_record()).keys()
+
+
+def test_a_record_has_the_optional_attributes_of_its_cause_and_count() -> None:
+    record = stop_record()._replace(sample_rate=30, causation_id="0000000000-7", correlation_id='m"1')
+    event = encode_to_dict(record)
+    assert (event["sampledrate"], event["causationid"], event["correlationid"]) == (30, "0000000000-7", 'm"1')
+    assert schema_violations(RecordEncoder()(record).body) == []
 
 
 def test_a_monitor_without_a_known_vm_is_identified_by_its_address() -> None:
@@ -188,6 +200,8 @@ def test_safe_text_is_unchanged(text: str) -> None:
 
 def test_severities_are_ordered_and_named() -> None:
     assert [severity.label for severity in sorted(Severity)] == ["debug", "info", "warning", "error", "critical"]
+    assert [severity.text for severity in sorted(Severity)] == ["DEBUG", "INFO", "WARN", "ERROR", "FATAL"]
+    assert [severity.number for severity in sorted(Severity)] == [5, 9, 13, 17, 21]  # OpenTelemetry's numbers
 
 
 @pytest.mark.parametrize("number", [2**64, 3 * (2**63 - 1), -(2**63) - 1, 10**30])
@@ -233,7 +247,7 @@ _samples = st.one_of(
 
 @given(st.lists(_samples, max_size=5), st.integers(0, 2**62))
 def test_samples_encoded_together_have_the_bytes_of_single_records(samples: list[Sample], time_ns: int) -> None:
-    together, single = RecordEncoder(0), RecordEncoder(0)
+    together, single = RecordEncoder(0, clock=lambda: 7), RecordEncoder(0, clock=lambda: 7)
     expected = [single(Record(s.family.type, VM, s.data, time_ns, s.subject)) for s in samples]
     assert [asdict(record) for record in together.encode_samples(VM, samples, time_ns)] == [asdict(r) for r in expected]
     assert together(stop_record()).id == single(stop_record()).id

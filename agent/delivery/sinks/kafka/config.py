@@ -140,3 +140,7 @@ class KafkaConfig(KafkaConnectionConfig):
     """Largest record to send; larger ones become dead letters. The topics' max.message.bytes must allow it."""
     request_timeout: PositiveSeconds = 10.0
     """Time limit of one request to a broker."""
+
+    def topic_for(self, record_type: str) -> str:
+        """Return the topic of a record type."""
+        return self.topics.topic_for(record_type)

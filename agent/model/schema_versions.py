@@ -1,0 +1,31 @@
+"""The `dataschema` of records: a URI with the schema's name and version for each record type.
+
+The version of a schema changes only if a new version is incompatible: consumers of the old version could not read the new data.
+A new optional field is compatible, so it changes no version.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Final
+
+EVENT_SCHEMA: Final = "qemu.event"
+"""Schema of the data of all events. QEMU defines what is in its field `qemu`."""
+
+SCHEMA_VERSIONS: Final[Mapping[str, int]] = {}
+"""Versions of the schemas by name. Schemas that are not in the table have version 1."""
+
+
+def schema_name(record_type: str) -> str:
+    """Return the name of the schema of a record type: the type itself, except that all events share one schema."""
+    return EVENT_SCHEMA if record_type.startswith(f"{EVENT_SCHEMA}.") else record_type
+
+
+def schema_uri(name: str) -> str:
+    """Return the URI of the current version of a schema, such as `urn:qmp-agent:qemu.sample.block:1`."""
+    return f"urn:qmp-agent:{name}:{SCHEMA_VERSIONS.get(name, 1)}"
+
+
+@lru_cache(maxsize=1024)
+def dataschema(record_type: str) -> str:
+    """Return the attribute `dataschema` of the records of a type."""
+    return schema_uri(schema_name(record_type))

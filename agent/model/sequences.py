@@ -1,0 +1,70 @@
+"""The attributes `sequence` and `previoussequence`, by which consumers order the records of a source and detect a lost one."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+TopicOf = Callable[[str], str]
+"""Returns the topic of a record type."""
+
+DIGITS: Final = 12
+"""Digits of the number in a sequence. At 10,000 records a second from one source, they suffice for three years."""
+
+MAX_SOURCES: Final = 16384
+"""Maximum number of sources whose state is kept; beyond it, the state of the source that was silent for longest is discarded."""
+
+
+class SourceSequence:
+    """The sequence of one source: it has no gaps, and its texts are in lexicographical order."""
+
+    __slots__ = ("_last", "_run_id", "number")
+
+    def __init__(self, run_id: str, number: int) -> None:
+        self.number = number
+        """Number of the newest record."""
+        self._run_id = run_id
+        self._last: dict[str, str] = {}  # the newest record's sequence, by topic
+
+    def next_attributes(self, topic: str) -> str:
+        """Return the JSON members `sequence` and `previoussequence` of the next record.
+
+        The first record in a topic has no `previoussequence`.
+        """
+        self.number = number = self.number + 1
+        sequence = f"{self._run_id}{number:0{DIGITS}d}"
+        previous = self._last.get(topic)
+        self._last[topic] = sequence
+        if previous is None:
+            return f'"sequence":"{sequence}"'
+        return f'"sequence":"{sequence}","previoussequence":"{previous}"'
+
+
+class SequenceRegistry:
+    """The sequences of all sources of one run of the agent."""
+
+    def __init__(self, run_id: str, max_sources: int = MAX_SOURCES) -> None:
+        """Create a registry without sources.
+
+        Args:
+            run_id: the first part of each sequence. The run id of a later run sorts after the run ids of earlier runs.
+            max_sources: maximum number of sources to keep.
+        """
+        self._run_id = run_id
+        self._max_sources = max_sources
+        self._sequences: OrderedDict[str, SourceSequence] = (
+            OrderedDict()
+        )  # the source that was silent for longest comes first
+        self._highest_discarded = 0
+
+    def of_source(self, source: str) -> SourceSequence:
+        """Return the sequence of a source."""
+        sequence = self._sequences.get(source)
+        if sequence is not None:
+            self._sequences.move_to_end(source)
+            return sequence
+        if len(self._sequences) >= self._max_sources:
+            _, discarded = self._sequences.popitem(last=False)
+            self._highest_discarded = max(self._highest_discarded, discarded.number)
+        # A source whose state was discarded continues after its last number, so its order is kept.
+        sequence = self._sequences[source] = SourceSequence(self._run_id, self._highest_discarded)
+        return sequence

@@ -1,0 +1,82 @@
+"""Sequences: ordered as text over all runs, without gaps, and a lost record shows in the next one of its source and topic."""
+
+import json
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.model.family import Sample
+from agent.model.metrics.runstate import RUNSTATE
+from agent.model.record import Record, RecordEncoder, Vm
+from agent.model.sequences import SequenceRegistry
+
+VMS = [Vm("host1", f"00000000-0000-4000-8000-00000000000{n}", f"vm{n}") for n in range(3)]
+TYPES = ["qemu.event.stop", "qemu.alert.disk_full", "qemu.sample.runstate", "qemu.vm.gone"]
+_steps = st.lists(st.tuples(st.sampled_from(VMS), st.sampled_from(TYPES)), max_size=40)
+
+
+def encode_all(encoder: RecordEncoder, steps: list[tuple[Vm, str]]) -> list[dict[str, Any]]:
+    """Return the records of these sources and types as JSON objects. Samples are encoded as samples of a poll."""
+    bodies = []
+    for vm, record_type in steps:
+        if record_type == RUNSTATE.type:
+            bodies += [record.body for record in encoder.encode_samples(vm, [Sample(RUNSTATE, (), {})] * 2, 0)]
+        else:
+            bodies.append(encoder(Record(record_type, vm, {}, 0)).body)
+    return list(map(json.loads, bodies))
+
+
+@given(_steps)
+def test_a_source_has_a_sequence_without_gaps(steps: list[tuple[Vm, str]]) -> None:
+    records = encode_all(RecordEncoder(), steps)
+    for vm in VMS:
+        numbers = [int(record["sequence"][10:]) for record in records if record["source"] == vm.source]
+        assert numbers == list(range(1, len(numbers) + 1))
+
+
+@given(_steps, _steps, st.integers(0, 2**60), st.integers(1_000_000, 2**50))
+def test_sequences_are_in_order_as_text_over_restarts(
+    before: list[tuple[Vm, str]], after: list[tuple[Vm, str]], start_ns: int, uptime_ns: int
+) -> None:
+    records = encode_all(RecordEncoder(start_ns), before) + encode_all(RecordEncoder(start_ns + uptime_ns), after)
+    for vm in VMS:
+        sequences = [record["sequence"] for record in records if record["source"] == vm.source]
+        assert sequences == sorted(set(sequences))
+
+
+@given(_steps, st.data())
+def test_a_lost_record_shows_in_the_next_record_of_its_source_and_topic(
+    steps: list[tuple[Vm, str]], data: st.DataObject
+) -> None:
+    """A consumer of one topic keeps the last sequence of each source, and compares it with `previoussequence`."""
+    topic_of = {"qemu.alert.disk_full": "alerts", "qemu.sample.runstate": "samples"}
+    records = encode_all(RecordEncoder(topic_of=lambda record_type: topic_of.get(record_type, "events")), steps)
+    delivered = [record for record in records if topic_of.get(record["type"], "events") == "events"]
+    lost = data.draw(st.sets(st.integers(0, max(0, len(delivered) - 1))))
+    last: dict[str, str] = {}
+    for number, record in enumerate(delivered):
+        source = record["source"]
+        if number in lost:
+            last[source] = f"lost after {last.get(source)}"
+            continue
+        assert (record.get("previoussequence") == last.get(source)) == ("lost" not in last.get(source, ""))
+        last[source] = record["sequence"]
+
+
+@given(st.lists(st.sampled_from("abcde"), max_size=30), st.integers(1, 4))
+def test_a_source_whose_state_was_discarded_keeps_its_order(sources: list[str], max_sources: int) -> None:
+    registry, last = SequenceRegistry("0000000000", max_sources), dict[str, str]()
+    for source in sources:
+        attributes = json.loads(f"{{{registry.of_source(source).next_attributes('')}}}")
+        assert attributes["sequence"] > last.get(source, "")
+        assert attributes.get("previoussequence") in {None, last.get(source)}
+        last[source] = attributes["sequence"]
+
+
+def test_the_source_that_was_silent_for_longest_is_discarded_first() -> None:
+    registry = SequenceRegistry("0000000000", max_sources=2)
+    for source in ("a", "b", "a", "c"):
+        registry.of_source(source).next_attributes("")
+    assert "previoussequence" in registry.of_source("a").next_attributes("")
+    assert "previoussequence" not in registry.of_source("b").next_attributes("")

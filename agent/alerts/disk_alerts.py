@@ -209,6 +209,8 @@ class DiskAlerts:
             if tracker.slot.owns(node, threshold):
                 state.fresh_slots -= {device}
                 crossings = tracker.on_event(node, threshold, exceeded_by)
+                if isinstance(tracker.usage.pool, PoolUsage):
+                    tracker.usage.pool.on_read_request(tracker.usage.pool)
                 yield from self._report_crossings(state, device, tracker, crossings, event.time_ns)
                 if node not in tracker.usage.past_nodes:
                     return

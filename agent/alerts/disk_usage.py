@@ -75,15 +75,18 @@ class DiskUsage:
     @property
     def _limit(self) -> tuple[int, LimitedBy]:
         free = self.pool_free
-        if self.measure == "offset":
-            own, limited_by, reach = self.storage.size, LimitedBy.DEVICE, self.storage.size
-        elif self.can_outgrow_size:
-            own, limited_by, reach = 0, LimitedBy.UNKNOWN, MAX_BYTES
-        else:
-            own, limited_by, reach = self.format.size, LimitedBy.VIRTUAL_SIZE, self._max_file_bytes
-        if free is not None and self._used_at_reading + free < reach:
+        if free is not None and self._used_at_reading + free < self.reach:
             return self._used_at_reading + free, LimitedBy.POOL
-        return own, limited_by
+        if self.measure == "offset":
+            return self.storage.size, LimitedBy.DEVICE
+        return (0, LimitedBy.UNKNOWN) if self.can_outgrow_size else (self.format.size, LimitedBy.VIRTUAL_SIZE)
+
+    @property
+    def reach(self) -> int:
+        """The usage that the disk can grow to if its pool has room, in bytes."""
+        if self.measure == "offset":
+            return self.storage.size
+        return MAX_BYTES if self.can_outgrow_size else self._max_file_bytes
 
     @property
     def _used_at_reading(self) -> int:

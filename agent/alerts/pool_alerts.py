@@ -113,6 +113,8 @@ class PoolAlerts:
             elif exceeded is False and firing:
                 usage.exceeded -= {level.text}
                 yield from self._resolve_level(usage, level.text, now_ns, "space")
+        gaps = [gap for level in policy.levels if (gap := bytes_until(level, usage)) is not None and gap >= 0]
+        usage.bytes_until_level = int(min(gaps)) if gaps else None
         for text in sorted(usage.exceeded - {level.text for level in policy.levels}):
             usage.exceeded -= {text}
             yield from self._resolve_level(usage, text, now_ns, "level_gone")
@@ -141,11 +143,8 @@ class PoolAlerts:
 
     def seconds_until_level(self, usage: PoolUsage) -> float | None:
         """Return the seconds until the pool exceeds its next level of space if it grows as it did last; None if it does not grow."""
-        rate = usage.last_rate
-        if rate <= 0:
-            return None
-        gaps = (bytes_until(level, usage) for level in self._policy_lookup(usage).levels)
-        return min((gap / rate for gap in gaps if gap is not None and gap >= 0), default=None)
+        gap, rate = usage.bytes_until_level, usage.last_rate
+        return gap / rate if gap is not None and rate > 0 else None
 
     # Persistence.
 

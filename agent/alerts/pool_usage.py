@@ -104,6 +104,8 @@ class PoolUsage:
         provisioned: bytes that its images may grow to. An image that several VMs use counts once.
         vm_names: names of the VMs with images on it, sorted.
         has_levels: whether the config has alert levels of space for it.
+        bytes_until_level: bytes that can be written until the next level of space is exceeded; None if there is none.
+        on_read_request: called when the pool has to be read now.
         last_rate: growth between the last two readings in bytes per second.
         owner: number that identifies the pool in the alert store; those of VMs' processes are positive.
     """
@@ -124,6 +126,8 @@ class PoolUsage:
     provisioned: int = 0
     vm_names: Sequence[str] = ()
     has_levels: bool = False
+    bytes_until_level: int | None = None
+    on_read_request: Callable[["PoolUsage"], None] = lambda _usage: None
     last_rate: float = 0.0
 
     @property
@@ -235,6 +239,8 @@ class PoolRegistry:
         self.pools: dict[str, PoolUsage] = {}
         self.on_pool: Callable[[PoolUsage], None] = lambda _usage: None
         """Called with each new pool."""
+        self.on_read_request: Callable[[PoolUsage], None] = lambda _usage: None
+        """Called with a pool that has to be read now."""
         self._owners = count(1)
         self._placements: dict[Vm, list[Placement]] = {}
         self._by_disk: dict[tuple[Vm, str], tuple[str, PoolUsage | UnknownPool]] = {}
@@ -288,7 +294,11 @@ class PoolRegistry:
         name, taken = sanitize(name), {other.name for other in self.pools.values()}
         name = name if name not in taken else f"{name} ({pool.key.partition(':')[2]})"
         usage = self.pools[pool.key] = PoolUsage(pool, name, -next(self._owners))
+        usage.on_read_request = self._request_read
         return usage
+
+    def _request_read(self, usage: PoolUsage) -> None:
+        self.on_read_request(usage)
 
     def of_vm(self, vm: Vm) -> list[PoolUsage]:
         """Return the pools of a VM's images."""

@@ -183,17 +183,31 @@ class ThresholdTracker:
         return next((level for level in self.levels if level.text not in self._exceeded), None)
 
     def next_threshold(self) -> Threshold | None:
-        """Return the threshold to set now; None if every level is exceeded, or if the agent must not set the slot now."""
-        level = self._next_level()
-        if self.policy.mode is not ThresholdMode.ARM or self.slot.state is not SlotState.EMPTY:
+        """Return the threshold to set now; None if there is no level to set it for or the slot must not be set now."""
+        if self.policy.mode is not ThresholdMode.ARM or self.slot.state is not SlotState.EMPTY or self.usage.is_raw:
             return None
-        usage = self.usage
-        if usage.is_raw or level is None:
+        usage, level = self.usage, self._next_level()
+        gaps = [level.bytes - usage.used] if level is not None else []
+        if (until_pool_level := self._bytes_until_pool_level()) is not None:
+            gaps.append(until_pool_level)
+        if not gaps:
             return None
         # A file grows at its end. So the bytes that are not allocated yet are beyond its current end.
         end = max(usage.offset, usage.storage.size) if usage.measure == "allocated" else usage.offset
-        value = end + level.bytes - usage.used
+        value = end + min(gaps)
         return (usage.storage.node, value) if end <= value <= MAX_BYTES else None
+
+    def _bytes_until_pool_level(self) -> int | None:
+        """Return the bytes after which this disk alone has filled its pool up to the pool's next level; None if it cannot do so.
+
+        The threshold makes QEMU report such a write at once, and the agent then reads the pool. If others write too, the agent notices the
+        level when it reads the pool the next time.
+        """
+        usage = self.usage
+        if not usage.is_thin or not isinstance(usage.pool, PoolUsage) or usage.pool.bytes_until_level is None:
+            return None
+        gap = usage.pool.bytes_until_level
+        return gap if usage.pool.has_levels and usage.used + gap < usage.reach else None
 
     def take_threshold(self) -> Threshold | None:
         """Return the threshold to set now as `next_threshold` does, and count it as set from now on."""

@@ -86,6 +86,7 @@ class StorageMonitor:
         self.registry = registry
         self._alerts = alerts
         self.interval = interval
+        registry.on_read_request = self._read_now
         self._vm = Vm(host, "", "")
         self._publish = publish
         self._snapshot = snapshot
@@ -168,6 +169,10 @@ class StorageMonitor:
                             await self._woken.wait()
         finally:
             await self._reader.close()
+
+    def _read_now(self, usage: PoolUsage) -> None:
+        self._due[usage.pool.key] = time.monotonic()
+        self._wake()
 
     def _wake(self) -> None:
         self._woken.set()

@@ -11,6 +11,7 @@ import pytest
 
 from agent.alerts.pool_usage import PoolUsage
 from agent.cli.demo.guest import until
+from tests.integration.qemu.test_write_thresholds import wait_until_armed
 from tests.lab.thin_guests import MIB, AlertWatcher, make_qcow2, run, thin_guest
 
 SIZE: Final = 60 * MIB
@@ -82,6 +83,22 @@ async def test_a_guest_on_a_small_file_system_is_announced_before_it_is_paused(f
             assert late, forecasts
             errors = {at: seconds / (paused - at) - 1 for at, (_, seconds) in late.items()}
             assert max(map(abs, errors.values())) < 0.25, errors
+
+
+@needs_root
+async def test_a_write_threshold_announces_the_level_of_a_pool_at_once(folder: Path) -> None:
+    async with small_file_system(folder) as point:
+        options: dict[str, Any] = {"disk_mib": 1024, "disk_options": "werror=stop", "pause_seconds": 0.01}
+        async with (
+            AlertWatcher(folder, mode="arm", poll=60) as agent,
+            thin_guest(folder, storage=await image(point, "a"), extra=["-S"], **options) as guest,
+        ):
+            threshold = await wait_until_armed(agent, guest)
+            assert abs(threshold - SIZE * 0.85) < SIZE * 0.05, "the offset at which the pool is at its first level"
+            await guest.command("cont")
+            await guest.wait_for_event("BLOCK_WRITE_THRESHOLD", 120)
+            await until(lambda: any(alert["level"] == "85%" for alert in pool_alerts(agent)), 20)
+            assert not [alert for alert in agent.alerts if alert["alert"] == "write_threshold"]
 
 
 @needs_root

@@ -189,3 +189,32 @@ def test_the_time_to_full_of_a_disk_on_a_filling_pool_is_that_of_the_pool() -> N
 
 def test_free_bytes_are_never_negative() -> None:
     assert tracker_of(file_disk(100 * GIB + 4096), UnknownPool("")).usage.free == 0
+
+
+def filling_pool(free: int, until_level: int | None) -> PoolUsage:
+    """Return a pool that reaches its next level after this many bytes."""
+    place = pool(free)
+    place.bytes_until_level = until_level
+    return place
+
+
+def test_the_threshold_of_a_disk_is_where_it_fills_its_pool_up_to_a_level() -> None:
+    disk = file_disk(10 * GIB, offset=11 * GIB)
+    assert tracker_of(disk, filling_pool(50 * GIB, 5 * GIB), "80%").next_threshold() == (disk.node, 16 * GIB)
+    assert tracker_of(disk, filling_pool(50 * GIB, 5 * GIB), "used 12GiB").next_threshold() == (disk.node, 13 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("disk", "place", "mode"),
+    [
+        (file_disk(10 * GIB), filling_pool(500 * GIB, 200 * GIB), ThresholdMode.ARM),  # it cannot grow so far
+        (file_disk(10 * GIB), filling_pool(50 * GIB, None), ThresholdMode.ARM),  # all levels are exceeded
+        (file_disk(10 * GIB), filling_pool(50 * GIB, 5 * GIB), ThresholdMode.OBSERVE),
+        (file_disk(10 * GIB, format_driver="raw"), filling_pool(50 * GIB, 5 * GIB), ThresholdMode.ARM),
+        (file_disk(100 * GIB), filling_pool(50 * GIB, 5 * GIB), ThresholdMode.ARM),  # it is fully allocated
+    ],
+)
+def test_no_threshold_is_set_for_a_pool_where_no_write_can_reach_it(
+    disk: Disk, place: PoolUsage, mode: ThresholdMode
+) -> None:
+    assert tracker_of(disk, place, "80%", mode=mode).next_threshold() is None

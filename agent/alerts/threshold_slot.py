@@ -111,7 +111,8 @@ class ThresholdSlot:
         Args:
             node: The storage node.
             value: The value in its slot; 0 if the slot is empty.
-            is_level: Whether the agent itself would set this value. Then an earlier run set the value but could not store it.
+            is_level: Whether the value is one of the agent's own levels. Such a value counts as set by the agent: an earlier run may have
+                set it without storing that in the journal.
 
         Returns:
             True if the agent's threshold has fired or was cleared since the last read.

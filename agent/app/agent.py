@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 from agent.alerts.alertmanager import AlertmanagerClient
 from agent.alerts.pool_usage import PoolRegistry
-from agent.app.alert_publisher import AlertPublisher
+from agent.app.alert_bridge import AlertBridge
 from agent.app.builders import (
     StartError,
     build_discoverers,
@@ -73,7 +73,7 @@ class Agent:
         )
         report = ReportFile()
         pools = PoolRegistry()
-        self.alerts = AlertPublisher(config.host, config.alerts, self.publisher, pools)
+        self.alerts = AlertBridge(config.host, config.alerts, self.publisher, pools)
         self.storage = StorageMonitor(
             config.host,
             self.publisher.publish,
@@ -124,7 +124,9 @@ class Agent:
 
     @contextlib.asynccontextmanager
     async def running(self, read: Callable[[], Config] | None = None) -> AsyncIterator[str]:
-        """Run the agent while the block runs, and yield the endpoint's URL. Then deliver the remaining records within `timeouts.shutdown`.
+        """Run the agent while the `with` block runs, and yield the endpoint's URL.
+
+        At the end of the block, deliver the remaining records within `timeouts.shutdown`.
 
         Args:
             read: reads the config for a reload; None disables reloads.

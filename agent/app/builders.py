@@ -101,7 +101,7 @@ def session_settings(config: Config) -> SessionSettings:
         intervals=PollIntervals(**config.intervals.model_dump(exclude={"storage"})),
         response_seconds=config.timeouts.response,
         greeting_seconds=config.timeouts.greeting,
-        max_retry_seconds=config.timeouts.retry,
+        max_retry_seconds=config.timeouts.max_retry_delay,
         guest_stats_seconds=round(config.allow.guest_stats_interval or 0),
         labels=config.labels,
     )

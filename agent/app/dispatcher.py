@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 
-from agent.app.alert_publisher import AlertPublisher
+from agent.app.alert_bridge import AlertBridge
 from agent.app.progress import Progress
 from agent.app.publisher import RecordPublisher
 from agent.app.self_metrics import SelfMetrics
@@ -55,7 +55,7 @@ class SessionDispatcher:
         self,
         publisher: RecordPublisher,
         snapshot: Snapshot,
-        alerts: AlertPublisher,
+        alerts: AlertBridge,
         storage: StorageMonitor,
         metrics: SelfMetrics,
         progress: Progress,

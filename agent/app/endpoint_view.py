@@ -5,7 +5,7 @@ from typing import Any
 
 from agent import __version__
 from agent.alerts.store import Alert
-from agent.app.alert_publisher import AlertPublisher
+from agent.app.alert_bridge import AlertBridge
 from agent.app.health import AgentHealth
 from agent.app.publisher import RecordPublisher
 from agent.app.self_metrics import SelfMetrics
@@ -34,7 +34,7 @@ class EndpointView:
         host: str,
         snapshot: Snapshot,
         publisher: RecordPublisher,
-        alerts: AlertPublisher,
+        alerts: AlertBridge,
         metrics: SelfMetrics,
         health: AgentHealth,
     ) -> None:

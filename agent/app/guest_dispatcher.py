@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from agent.app.alert_publisher import AlertPublisher
+from agent.app.alert_bridge import AlertBridge
 from agent.app.dispatcher import store_and_publish
 from agent.app.publisher import RecordPublisher
 from agent.app.self_metrics import SelfMetrics
@@ -16,7 +16,7 @@ class GuestDispatcher:
     """Implements GuestObserver for all sessions with guest agents."""
 
     def __init__(
-        self, publisher: RecordPublisher, snapshot: Snapshot, alerts: AlertPublisher, metrics: SelfMetrics
+        self, publisher: RecordPublisher, snapshot: Snapshot, alerts: AlertBridge, metrics: SelfMetrics
     ) -> None:
         self._publisher = publisher
         self._snapshot = snapshot

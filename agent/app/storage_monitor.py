@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from math import inf
 
 from agent.alerts.pool_usage import Placement, PoolRegistry, PoolUsage
-from agent.app.alert_publisher import AlertPublisher
+from agent.app.alert_bridge import AlertBridge
 from agent.app.pool_placement import PoolPlacement
 from agent.app.storage_gate import StorageGate
 from agent.exposition.snapshot import Snapshot
@@ -66,7 +66,7 @@ class StorageMonitor:
         publish: Callable[[Record], None],
         snapshot: Snapshot,
         registry: PoolRegistry,
-        alerts: AlertPublisher,
+        alerts: AlertBridge,
         sources: Sequence[PoolSource] = (),
         fallback: PoolSource | None = None,
         interval: float = 30.0,

@@ -97,7 +97,7 @@ class _DiscoveryRecorder:
 
 @contextlib.asynccontextmanager
 async def _run_discoverer(discoverer: Discoverer) -> AsyncIterator[tuple[list[Monitor], list[Finding]]]:
-    """Run a discoverer while the block runs. Yield the monitors that it found, and the findings about the discoverer itself."""
+    """Run a discoverer while the `with` block runs. Yield the monitors that it found, and the findings about the discoverer itself."""
     if isinstance(discoverer, DialDiscoverer):
         monitors = list(discoverer.scan().values())
         yield monitors, [] if monitors else [_explain_no_monitors(discoverer.pattern)]

@@ -31,7 +31,7 @@ def quarantined_files(directory: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _open_readonly(path: Path) -> Iterator[JournalDatabase]:
-    """Open a journal file for reading while the block runs. An agent may write to the file meanwhile.
+    """Open a journal file for reading while the `with` block runs. An agent may write to the file meanwhile.
 
     Raises:
         JournalToolError: the file does not exist or cannot be read.

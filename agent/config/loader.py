@@ -200,6 +200,7 @@ RENAMED_KEYS: Mapping[str, str] = {
     "monitors.hotplug": "hotplug_dir",
     "prometheus": "web, with listen_address and config_file",
     "timeouts.reply": "response",
+    "timeouts.retry": "max_retry_delay",
     "timeouts.stop": "shutdown",
 }
 """The new name of each renamed key, by its old name without list indices."""

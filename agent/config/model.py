@@ -101,7 +101,7 @@ class TimeoutsConfig(Section):
     """How long a monitor may take to send its greeting. A monitor that takes longer is busy, because another client holds it."""
     response: PositiveSeconds = 5.0
     """How long QEMU may take to respond. After that, the VM is stalled, and the agent sends no command until the response arrives."""
-    retry: PositiveSeconds = 30.0
+    max_retry_delay: PositiveSeconds = 30.0
     """Maximum time between two attempts to connect."""
     shutdown: PositiveSeconds = 10.0
     """Maximum time to deliver the remaining records at shutdown."""

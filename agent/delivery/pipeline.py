@@ -155,7 +155,7 @@ class DeliveryPipeline:
 
     @contextlib.asynccontextmanager
     async def running(self, stop_seconds: float) -> AsyncIterator[None]:
-        """Deliver while the block runs; when it ends, deliver or journal the remaining records.
+        """Deliver while the `with` block runs; when it ends, deliver or journal the remaining records.
 
         Args:
             stop_seconds: how long the delivery and journaling of the remaining records may take.

@@ -81,7 +81,7 @@ class GuestAgentConfig(Section):
     """Sockets of the channels; the first match wins. By default the agent uses the socket that QEMU reports."""
     timeout: Annotated[Seconds, Field(ge=0.1, le=60)] = 5.0
     """How long a guest agent may take to answer a command."""
-    retry: Annotated[Seconds, Field(ge=1)] = 300.0
+    max_retry_delay: Annotated[Seconds, Field(ge=1)] = 300.0
     """Maximum time between two attempts, while a guest agent does not respond. The first retry follows after ten seconds."""
     intervals: GuestIntervalsConfig = GuestIntervalsConfig()
     """How often the agent queries a guest agent."""

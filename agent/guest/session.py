@@ -123,7 +123,7 @@ class GuestSession:
                 if self.facts.obstacle() is None:
                     failures = failures + 1 if time.monotonic() - started < STABLE_SECONDS else 1
                     self._on_failure(error)
-                    await self._pause(back_off(failures - 1, self._first_retry_seconds, self._config.retry))
+                    await self._pause(back_off(failures - 1, self._first_retry_seconds, self._config.max_retry_delay))
             else:
                 failures = 0
 

@@ -74,7 +74,7 @@ def keyed_numbers_parser(*names: str) -> Parser:
 
 
 def family_numbers_parser(family: Family, file: str) -> Parser:
-    """Return a `keyed_numbers_parser` of the lines of a file that a family of metrics has fields for.
+    """Return a `keyed_numbers_parser` for one file. It parses the lines for which a family of metrics has fields.
 
     Args:
         family: the family; the paths of its fields begin with the file's name, such as `status.VmRSS`.

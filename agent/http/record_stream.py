@@ -64,7 +64,7 @@ class StreamLimit:
 
     @contextmanager
     def acquire(self) -> Iterator[None]:
-        """Occupy one stream while the block runs.
+        """Occupy one stream while the `with` block runs.
 
         Raises:
             TooManySubscribersError: all streams are in use.
@@ -107,7 +107,7 @@ class RecordBroadcaster:
 
     @contextmanager
     def subscribe(self, subscriber: Subscriber, *, recent: bool = False, after: str = "") -> Iterator[Subscriber]:
-        """Deliver records to a subscriber while the block runs.
+        """Deliver records to a subscriber while the `with` block runs.
 
         Args:
             subscriber: the receiver.

@@ -96,7 +96,7 @@ class HttpEndpoint:
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:
-        """Serve while the block runs, and yield the endpoint's URL.
+        """Serve while the `with` block runs, and yield the endpoint's URL.
 
         Raises:
             EndpointError: the address is not available, or the web config is invalid.
@@ -125,7 +125,10 @@ class HttpEndpoint:
                 await self._runner.cleanup()
 
     async def _start_servers(self, web_config: LoadedWebConfig, sockets: Sequence[socket.socket]) -> None:
-        """Accept new connections with the TLS of a web config. Its access control applies to the next request on an open connection."""
+        """Replace the servers, so that new connections use the TLS of a web config.
+
+        Open connections stay. The web config's access control applies to their next requests.
+        """
         loop = asyncio.get_running_loop()
         assert self._runner.server is not None
         factory = self._connections.wrap(self._runner.server)

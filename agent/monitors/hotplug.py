@@ -38,7 +38,7 @@ _MONITOR_TYPE = "child<monitor-qmp>"
 
 
 class DialPerPollConfig(DiscovererConfig):
-    """Monitors that the agent shares with another client, such as Proxmox' tools: it connects for each poll and misses most events."""
+    """Monitors that the agent shares with another client, such as Proxmox. The agent connects for each poll and misses most events."""
 
     dial_per_poll: DialAddress
     """A Unix socket, a glob pattern of sockets, or tcp:host:port."""

@@ -17,7 +17,7 @@ YOUNG_THRESHOLDS = (2_000, 10)
 
 @contextlib.contextmanager
 def scheduled_collection(interval_seconds: float = 120.0) -> Iterator[None]:
-    """Run full garbage collections only at an interval while the block runs. Objects that exist before the block are never inspected."""
+    """Run full garbage collections only at an interval while the `with` block runs. Never inspect objects that exist before."""
     loop = asyncio.get_running_loop()
     previous = gc.get_threshold()
     gc.collect()

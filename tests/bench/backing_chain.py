@@ -63,7 +63,7 @@ class OldQemuProxy:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Serve while the block runs."""
+        """Serve while the `with` block runs."""
         server = await asyncio.start_unix_server(self._serve, self.path)
         async with server:
             yield

@@ -30,7 +30,7 @@ def two_disks() -> list[dict[str, Any]]:
 
 
 class Monitors:
-    """A number of monitors at `folder`/vm<number>.qmp. As an async context manager they listen while the block runs.
+    """A number of monitors at `folder`/vm<number>.qmp. As an async context manager they listen while the `with` block runs.
 
     Attributes:
         paths: The sockets.

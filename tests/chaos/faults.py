@@ -40,7 +40,7 @@ async def brokers_killed(env: Environment, brokers: Sequence[Broker]) -> AsyncIt
 
 @contextlib.asynccontextmanager
 async def brokers_paused(env: Environment, brokers: Sequence[Broker]) -> AsyncIterator[None]:
-    """Freeze brokers while the block runs. Their connections stay open, but they answer no request."""
+    """Freeze brokers while the `with` block runs. Their connections stay open, but they answer no request."""
     _count_broker_fault(env, "paused", brokers)
     for broker in brokers:
         await broker.pause()
@@ -107,7 +107,7 @@ AGENT_FAULTS: Final[tuple[Callable[[Environment, random.Random], Awaitable[None]
 
 @contextlib.asynccontextmanager
 async def disk_full(env: Environment) -> AsyncIterator[None]:
-    """Fill the journal's disk while the block runs. After the block, wait until the agent journals again and has delivered all records.
+    """Fill the journal's disk while the `with` block runs. After it, wait until the agent journals again and has delivered all records.
 
     The brokers must serve again by the end of the block.
     """

@@ -85,7 +85,7 @@ def network_card() -> Iterator[list[str]]:
 
 @asynccontextmanager
 async def read_disk(guest: Guest) -> AsyncIterator[None]:
-    """Read from a guest's disk while the block runs. The guest itself only writes."""
+    """Read from a guest's disk while the `with` block runs. The guest itself only writes."""
 
     async def read() -> None:
         line = 'qemu-io -d /machine/peripheral/disk0/virtio-backend "aio_read 0 4k"'

@@ -41,7 +41,7 @@ sys.exit(main(["run", "--config", sys.argv[1]]))
 
 @asynccontextmanager
 async def run_agent(folder: Path, **more: Any) -> AsyncIterator[tuple[Agent, str]]:
-    """Run an agent with short health limits in this process while the block runs. Yield the agent and its endpoint's URL."""
+    """Run an agent with short health limits in this process while the `with` block runs. Yield the agent and its endpoint's URL."""
     config = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "web": {"listen_address": "127.0.0.1:0"},

@@ -132,7 +132,7 @@ async def environment() -> AsyncIterator[Environment]:
 
 @asynccontextmanager
 async def paused(guest: Guest) -> AsyncIterator[None]:
-    """Pause a guest while the block runs. Its values do not change meanwhile."""
+    """Pause a guest while the `with` block runs. Its values do not change meanwhile."""
     await guest.command("stop")
     try:
         yield

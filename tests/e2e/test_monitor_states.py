@@ -57,7 +57,7 @@ class WatchedFolder:
 
     @asynccontextmanager
     async def assert_undisturbed(self) -> AsyncIterator[None]:
-        """Assert that the bystander is polled all the time while the block runs."""
+        """Assert that the bystander is polled all the time while the `with` block runs."""
         polls = [*self.polls(0)]
         yield
         await self.wait_for_polls(1)

@@ -116,7 +116,7 @@ def record_time(record: Record) -> float:
 
 
 class AgentProcess:
-    """A process `qmp-agent run`. As an async context manager, it runs while the block runs.
+    """A process `qmp-agent run`. As an async context manager, it runs while the `with` block runs.
 
     Attributes:
         config: The config file.

@@ -14,7 +14,7 @@ _PROGRAM = "chromium"
 
 @contextlib.asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
-    """Run a browser while the block runs.
+    """Run a browser while the `with` block runs.
 
     Raises:
         MissingDependencyError: Chromium is not installed.

@@ -19,7 +19,7 @@ Answer = Callable[[dict[str, Any]], bytes | None]
 
 
 class FakeGuestAgent:
-    """A guest agent at a Unix socket. As an async context manager it listens while the block runs.
+    """A guest agent at a Unix socket. As an async context manager it listens while the `with` block runs.
 
     Attributes:
         path: the socket.

@@ -35,7 +35,7 @@ Reply = Any | FakeError | Callable[[dict[str, Any]], Any]
 
 
 class FakeQemu:
-    """A QMP monitor at a Unix socket. As an async context manager, it listens while the block runs.
+    """A QMP monitor at a Unix socket. As an async context manager, it listens while the `with` block runs.
 
     Attributes:
         path: The path of the socket.

@@ -155,7 +155,7 @@ class FailsOnce:
 
 @contextlib.contextmanager
 def tmpfs(folder: Path, options: str) -> Iterator[None]:
-    """Mount a tmpfs at a new directory while the block runs. Skip the test if this user may not mount."""
+    """Mount a tmpfs at a new directory while the `with` block runs. Skip the test if this user may not mount."""
     folder.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False)
     if done.returncode:

@@ -77,7 +77,7 @@ FILE_SYSTEMS: Final[dict[str, tuple[str, Callable[[Path, Path], Awaitable[Path]]
 
 @contextlib.asynccontextmanager
 async def file_system(kind: str, folder: Path) -> AsyncIterator[Path]:
-    """Mount a file system while the block runs; yield the directory for images, which every user may write.
+    """Mount a file system while the `with` block runs; yield the directory for images, which every user may write.
 
     Args:
         kind: a key of FILE_SYSTEMS.

@@ -54,7 +54,7 @@ def _build(release: str, scratch: Path) -> None:
 
 
 class GuestAgentProcess:
-    """qemu-ga that listens at `socket`. As an async context manager it runs while the block runs.
+    """qemu-ga that listens at `socket`. As an async context manager it runs while the `with` block runs.
 
     Attributes:
         socket: its socket.

@@ -54,7 +54,7 @@ class HostileHost:
 
     @contextlib.asynccontextmanager
     async def assert_undisturbed(self) -> AsyncIterator[None]:
-        """Assert that the normal VM is polled on time while the block runs, and that the agent's memory stays within its limit."""
+        """Assert that the normal VM is polled on time while the `with` block runs, and that the agent's memory stays within its limit."""
         begin, before = len(self._polls), resident_memory(self.agent)
         self._log_begin = len(self.log())
         yield
@@ -127,7 +127,7 @@ class HostileHost:
 
 @contextlib.asynccontextmanager
 async def hostile_host(folder: Path, *, response_timeout: str, **more: Any) -> AsyncIterator[HostileHost]:
-    """Run an agent while the block runs. The normal VM is attached and polled when the block begins.
+    """Run an agent while the `with` block runs. The normal VM is attached and polled when the block begins.
 
     Args:
         folder: Directory of the monitors.

@@ -123,7 +123,7 @@ class Broker:
 
 
 class KafkaCluster:
-    """A cluster of one or more brokers. As an async context manager, it runs while the block runs.
+    """A cluster of one or more brokers. As an async context manager, it runs while the `with` block runs.
 
     Attributes:
         brokers: the brokers, in the order of `bootstrap`.

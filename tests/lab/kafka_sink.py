@@ -76,7 +76,7 @@ def _connections() -> set[str]:
 
 @contextlib.asynccontextmanager
 async def open_sink(config: KafkaConfig, timings: KafkaTimings = TIMINGS) -> AsyncIterator[KafkaSink]:
-    """Keep a sink open while the block runs."""
+    """Keep a sink open while the `with` block runs."""
     sink = KafkaSink(config, timings)
     await sink.open()
     try:

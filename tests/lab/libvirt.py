@@ -87,7 +87,7 @@ class Domain:
 
 @dataclass(slots=True)
 class Libvirtd:
-    """A libvirtd process with its domains. As an async context manager, both run while the block runs.
+    """A libvirtd process with its domains. As an async context manager, both run while the `with` block runs.
 
     Attributes:
         folder: the directory for all files that libvirtd writes.
@@ -306,7 +306,7 @@ class Libvirtd:
 
 @contextlib.asynccontextmanager
 async def run_exporter(libvirtd: Libvirtd) -> AsyncIterator[tuple[str, int]]:
-    """Run Debian's prometheus-libvirt-exporter on a libvirtd while the block runs. Yield the exporter's address and pid."""
+    """Run Debian's prometheus-libvirt-exporter on a libvirtd while the `with` block runs. Yield the exporter's address and pid."""
     require("prometheus-libvirt-exporter", "prometheus-libvirt-exporter")
     address = f"127.0.0.1:{free_port()}"
     process = await asyncio.create_subprocess_exec(

@@ -142,7 +142,7 @@ def quick_context(*changes: Change, **options: Any) -> SessionContext:
 async def supervised(
     observer: RecordingObserver, *paths: Path, context: SessionContext | None = None
 ) -> AsyncIterator[SupervisorGroup]:
-    """Run sessions for the monitors at these paths while the block runs."""
+    """Run sessions for the monitors at these paths while the `with` block runs."""
     started: asyncio.Future[SupervisorGroup] = asyncio.get_running_loop().create_future()
 
     async def run() -> None:

@@ -30,7 +30,7 @@ async def connected(
 async def scripted_peer(
     folder: Path, talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 ) -> AsyncIterator[Path]:
-    """Run a server while the block runs. It calls `talk` for each client, and then closes the connection."""
+    """Run a server while the `with` block runs. It calls `talk` for each client, and then closes the connection."""
     running: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

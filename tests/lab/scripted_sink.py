@@ -175,7 +175,7 @@ def make_pipeline(
 
 @contextlib.asynccontextmanager
 async def running(pipeline: DeliveryPipeline, stop_seconds: float = 15.0) -> AsyncIterator[DeliveryPipeline]:
-    """Run a pipeline while the block runs. The block must end before a deadline."""
+    """Run a pipeline while the `with` block runs. The block must end before a deadline."""
     async with asyncio.timeout(3 * DEADLINE_SECONDS), pipeline.running(stop_seconds):
         yield pipeline
 

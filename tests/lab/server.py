@@ -20,7 +20,7 @@ class ServerError(Exception):
 
 
 class Server(ABC):
-    """A server process such as Prometheus or Alertmanager. As an async context manager, it runs while the block runs.
+    """A server process such as Prometheus or Alertmanager. As an async context manager, it runs while the `with` block runs.
 
     The server can be stopped, and started again at the same address.
 

@@ -16,11 +16,11 @@ from tests.lab.agent_process import COMMAND
 
 
 class Terminal:
-    """`qmp-agent` on a pseudo-terminal. As an async context manager, it runs while the block runs.
+    """`qmp-agent` on a pseudo-terminal. As an async context manager, it runs while the `with` block runs.
 
     Attributes:
         screen: the content of the terminal's screen.
-        process: the process of `qmp-agent`, while the block runs.
+        process: the process of `qmp-agent`, while the `with` block runs.
     """
 
     def __init__(self, *arguments: str, columns: int = 120, rows: int = 30) -> None:

@@ -68,7 +68,7 @@ class LoopDevice:
 
 @contextlib.asynccontextmanager
 async def network_device(socket: Path, size: int) -> AsyncIterator[Mapping[str, Any]]:
-    """Serve a sparse file as a network block device while the block runs. Yield the options of QEMU's driver for this device."""
+    """Serve a sparse file as a network block device while the `with` block runs. Yield the options of QEMU's driver for this device."""
     file = socket.with_suffix(".raw")
     with file.open("wb") as image:
         image.truncate(size)

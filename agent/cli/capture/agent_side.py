@@ -36,7 +36,7 @@ class RequestFrames:
 
 @contextlib.asynccontextmanager
 async def running_agent(monitor: Path, config: Config, listen: str) -> AsyncIterator[None]:
-    """Run an agent that watches one monitor and prints its records, while the block runs.
+    """Run an agent that watches one monitor and prints its records, while the `with` block runs.
 
     Args:
         monitor: the path of the monitor's socket.

@@ -90,7 +90,7 @@ async def _prepare_linux_image() -> None:
 async def _run_guests(
     folder: Path, records: Path, alerts: AlertsConfig
 ) -> AsyncIterator[tuple[Subscriber, tuple[Guest, Guest]]]:
-    """Run two guests and the agent while the block runs. Yield a subscriber of the agent's records, and the guests."""
+    """Run two guests and the agent while the `with` block runs. Yield a subscriber of the agent's records, and the guests."""
     web = Guest(folder, "web-1", GuestOptions(kind=GuestKind.LINUX, memory_mib=MEMORY_MIB, disk_mib=256))
     db = Guest(folder, "db-1", GuestOptions(kind=GuestKind.WRITER, disk_mib=1024))
     async with _run_agent(folder, records, alerts) as (agent, url):

@@ -126,7 +126,7 @@ _KEY_NAMES = {
 
 @contextlib.contextmanager
 def _full_screen() -> Iterator[curses.window]:
-    """Switch the terminal to full-screen mode while the block runs.
+    """Switch the terminal to full-screen mode while the `with` block runs.
 
     Raises:
         TopError: curses does not support this terminal.

@@ -74,7 +74,7 @@ async def take(reader: RecordConsumer, count: int) -> list[object]:
 
 @contextlib.asynccontextmanager
 async def reading(kafka: KafkaCluster, topic: str) -> AsyncIterator[list[ConsumedItem]]:
-    """Append what a member of the topic's group receives to a list while the block runs."""
+    """Append what a member of the topic's group receives to a list while the `with` block runs."""
     received: list[ConsumedItem] = []
 
     async def read() -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @asynccontextmanager
 async def scraping_all_the_time(agent: AgentProcess) -> AsyncIterator[list[float]]:
-    """Scrape ten times a second while the block runs; yield the durations in seconds."""
+    """Scrape ten times a second while the `with` block runs; yield the durations in seconds."""
     durations: list[float] = []
 
     async def scrape() -> None:

@@ -42,7 +42,7 @@ async def domains(libvirtd: Libvirtd) -> AsyncIterator[list[Domain]]:
 
 @asynccontextmanager
 async def paused(libvirtd: Libvirtd, agent: AgentProcess, domain: Domain) -> AsyncIterator[Scrape]:
-    """Pause a domain while the block runs. Yield a scrape whose figures were polled after the pause began."""
+    """Pause a domain while the `with` block runs. Yield a scrape whose figures were polled after the pause began."""
     await libvirtd.virsh("suspend", domain.name)
     try:
         for _ in range(2):  # the first poll may have started before the pause

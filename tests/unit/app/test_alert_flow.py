@@ -21,7 +21,7 @@ NOSPACE = {"device": "", "qom-path": "/machine/peripheral/disk0", "operation": "
 
 @contextlib.asynccontextmanager
 async def monitored(fake: FakeQemu) -> AsyncIterator[ListSink]:
-    """Run an agent that watches the scripted VM while the block runs. Yield the agent's sink."""
+    """Run an agent that watches the scripted VM while the `with` block runs. Yield the agent's sink."""
     sink = ListSink()
     config = {"monitors": [{"dial": str(fake.path)}], "web": {"listen_address": "127.0.0.1:0"}}
     agent = Agent(Config.model_validate(config), sink)

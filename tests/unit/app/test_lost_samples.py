@@ -19,7 +19,7 @@ from tests.lab.thin_guests import ListSink
 
 @contextlib.asynccontextmanager
 async def running_agent(fake: FakeQemu, resync: str = "1s") -> AsyncIterator[Agent]:
-    """Run an agent that watches the scripted VM while the block runs."""
+    """Run an agent that watches the scripted VM while the `with` block runs."""
     config = {
         "monitors": [{"dial": str(fake.path)}],
         "web": {"listen_address": "127.0.0.1:0"},

@@ -56,7 +56,7 @@ class Listener:
 
 @contextlib.asynccontextmanager
 async def discovering(pattern: Path | str, scan_seconds: float = NEVER) -> AsyncIterator[Listener]:
-    """Run discovery while the block runs."""
+    """Run discovery while the `with` block runs."""
     listener = Listener()
     task = asyncio.create_task(DialDiscoverer(str(pattern), scan_seconds).run(listener))
     try:

@@ -45,7 +45,7 @@ class RecordingListener(SimpleNamespace):
 
 @contextlib.asynccontextmanager
 async def discovering(libvirt: LibvirtDiscoverer) -> AsyncIterator[RecordingListener]:
-    """Run discovery while the block runs."""
+    """Run discovery while the `with` block runs."""
     reports = RecordingListener()
     task = asyncio.create_task(libvirt.run(cast("Any", reports)))
     try:

@@ -23,7 +23,7 @@ from tests.lab.scripted_peer import TIMEOUT_SECONDS
 
 @contextlib.asynccontextmanager
 async def listening(observer: RecordingObserver, discoverer: ListenDiscoverer) -> AsyncIterator[None]:
-    """Accept connections of monitors and supervise these monitors while the block runs."""
+    """Accept connections of monitors and supervise these monitors while the `with` block runs."""
     async with supervised(observer, context=quick_context(greeting_seconds=0.3, response_seconds=5)) as fleet:
         task = asyncio.create_task(discoverer.run(fleet))
         try:

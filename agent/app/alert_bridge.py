@@ -37,7 +37,7 @@ STORE_SECONDS = 2.0
 """Maximum time that a threshold command waits for the journal to store its state note."""
 
 
-class AlertPublisher:
+class AlertBridge:
     """Connects the alert manager to the sessions and to delivery. Implements the sessions' ThresholdController.
 
     Attributes:

@@ -102,7 +102,7 @@ async def test_the_figures_equal_those_of_the_machine(folder: Path, release: str
 async def test_a_guest_agent_that_hangs_restarts_and_is_killed_is_reported(folder: Path) -> None:
     observer = RecordingGuestObserver()
     async with GuestAgentProcess(folder) as guest_agent:
-        quick = config(guest_agent, timeout=0.3, retry=1, intervals={"freeze": 0.2})
+        quick = config(guest_agent, timeout=0.3, max_retry_delay=1, intervals={"freeze": 0.2})
         async with managed(observer, quick) as manager:
             report_run_state(manager, running=True)
             report_channel(manager, guest_agent.socket)

@@ -131,7 +131,7 @@ async def test_a_reboot_loses_the_values_and_queries_everything_again(guest: Fak
 
 async def test_a_guest_agent_that_does_not_answer_is_unresponsive_until_it_does(guest: FakeGuestAgent) -> None:
     observer = RecordingGuestObserver()
-    async with managed(observer, guest_config(timeout=SHORT, intervals=FAST, retry=1)) as manager:
+    async with managed(observer, guest_config(timeout=SHORT, intervals=FAST, max_retry_delay=1)) as manager:
         attach(manager, guest)
         await observer.wait_until(lambda: observer.count(GUEST_FILESYSTEM))
         guest.silent = True
@@ -145,7 +145,7 @@ async def test_a_guest_agent_that_does_not_answer_is_unresponsive_until_it_does(
 async def test_attempts_to_reach_a_silent_guest_agent_become_rare(guest: FakeGuestAgent) -> None:
     observer = RecordingGuestObserver()
     guest.silent = True
-    async with managed(observer, guest_config(timeout=SHORT, retry=3600)) as manager:
+    async with managed(observer, guest_config(timeout=SHORT, max_retry_delay=3600)) as manager:
         attach(manager, guest)
         await guest.wait_for("guest-sync-delimited", 4)
     times = observer.commands["guest-info", CommandOutcome.TIMEOUT]
@@ -156,7 +156,7 @@ async def test_attempts_to_reach_a_silent_guest_agent_become_rare(guest: FakeGue
 async def test_one_command_that_hangs_costs_only_its_collector(guest: FakeGuestAgent) -> None:
     observer = RecordingGuestObserver()
     guest.raw["guest-get-fsinfo"] = b""
-    async with managed(observer, guest_config(timeout=SHORT, retry=1)) as manager:
+    async with managed(observer, guest_config(timeout=SHORT, max_retry_delay=1)) as manager:
         attach(manager, guest)
         await observer.wait_until(lambda: observer.count(GUEST_OS))
     assert guest.count("guest-get-fsinfo") == 1
@@ -189,7 +189,7 @@ async def test_a_channel_that_closes_during_a_command_is_no_failure_of_its_colle
 ) -> None:
     observer = RecordingGuestObserver()
     guest.raw["guest-get-fsinfo"] = b""
-    async with managed(observer, guest_config(retry=1)) as manager:
+    async with managed(observer, guest_config(max_retry_delay=1)) as manager:
         attach(manager, guest)
         await guest.wait_for("guest-get-fsinfo")
         del guest.raw["guest-get-fsinfo"]

@@ -183,6 +183,7 @@ def _execute_doctor(parsed: argparse.Namespace) -> int:
     from agent.cli.doctor.inspection import inspect_host  # noqa: PLC0415 - as above
     from agent.cli.doctor.model import HostView  # noqa: PLC0415 - as above
     from agent.cli.doctor.rendering import render  # noqa: PLC0415 - as above
+    from agent.cli.doctor.storage import add_images  # noqa: PLC0415 - as above
     from agent.host import permissions  # noqa: PLC0415 - as above
 
     path = parsed.config or (CONFIG_PATH if CONFIG_PATH.exists() else None)
@@ -191,7 +192,8 @@ def _execute_doctor(parsed: argparse.Namespace) -> int:
     except KeyError:
         print(f"qmp-agent: user {parsed.user} does not exist on this host", file=sys.stderr)
         return USAGE_ERROR
-    reports = inspect_host(HostView(user, load(path) if path is not None else None), parsed.vm)
+    host = HostView(user, load(path) if path is not None else None)
+    reports = add_images(inspect_host(host, parsed.vm), user, host.proc)
     if parsed.json:
         print(json.dumps([dataclasses.asdict(vm) for vm in reports], indent=2))
     else:

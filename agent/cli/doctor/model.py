@@ -56,6 +56,23 @@ class MonitorReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageReport:
+    """One image that a VM has open.
+
+    Attributes:
+        path: its path in the mount namespace of QEMU.
+        pool: kind and name of its pool; empty if the pool is unknown.
+        problem: why the pool is unknown, or the permission that the agent's user lacks; empty if there is no problem.
+        steps: the commands that give the permission, as root.
+    """
+
+    path: str
+    pool: str = ""
+    problem: str = ""
+    steps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class VmReport:
     """One VM.
 
@@ -72,6 +89,7 @@ class VmReport:
         section: the section of docs/monitors.md that explains the steps.
         same_uuid: names and pids of the other VMs on this host with the same UUID.
         migration_ends: names and pids of the processes with the same UUID that may be the other end of a migration within this host.
+        images: the images that QEMU has open; empty without the permission to see its open files.
     """
 
     name: str
@@ -86,6 +104,7 @@ class VmReport:
     section: str
     same_uuid: tuple[str, ...] = ()
     migration_ends: tuple[str, ...] = ()
+    images: tuple[ImageReport, ...] = ()
 
 
 @dataclass(frozen=True)

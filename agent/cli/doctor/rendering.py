@@ -17,6 +17,7 @@ def render(reports: Sequence[VmReport]) -> Iterator[str]:
         if vm.missing:
             yield f"  {vm.missing}"
         yield from _state_lines(vm)
+        yield from _image_lines(vm)
     if not reports:
         yield "no matching QEMU process is visible to this user"
 
@@ -40,6 +41,14 @@ def _state_lines(vm: VmReport) -> Iterator[str]:
             configured = f" although configured ({vm.entry})" if vm.entry else ""
             yield f"  not watched{configured}; to watch it (docs/monitors.md#{vm.section}),"
             yield from (f"    {step}" for step in vm.steps)
+
+
+def _image_lines(vm: VmReport) -> Iterator[str]:
+    for image in vm.images:
+        yield f"  image {image.path}: {image.pool or 'pool unknown'}"
+        if image.problem:
+            yield f"    {image.problem}{'; as root:' if image.steps else ''}"
+        yield from (f"      {step}" for step in image.steps)
 
 
 def _describe_socket(monitor: MonitorReport) -> str:

@@ -37,8 +37,8 @@ async def image(directory: Path, name: str = "vm1", *, form: str = "qcow2", mib:
 
 async def limit_writes(guest: ThinGuest) -> None:
     """Have the guest write at a steady speed, whatever the load of the machine is."""
-    limits = dict.fromkeys(("bps", "bps_rd", "iops", "iops_rd", "iops_wr"), 0)
-    await guest.command("block_set_io_throttle", id="disk0", bps_wr=SPEED, **limits)
+    line = f"block_set_io_throttle /machine/peripheral/disk0/virtio-backend 0 0 {SPEED} 0 0 0"
+    assert await guest.command("human-monitor-command", command_line=line) == ""
 
 
 def fill(directory: Path, room: int) -> None:

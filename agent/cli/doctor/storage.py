@@ -1,0 +1,126 @@
+"""Finds the pool of each image that a QEMU has open, and what keeps the agent from knowing it."""
+
+import asyncio
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from agent.cli.doctor.model import ImageReport, VmReport
+from agent.host.filesystem_reader import FileSystemReader
+from agent.host.image_location import ImageLocator, MountTables
+from agent.host.permissions import User, blocked_paths, describe_denial, fix_commands
+from agent.host.pools.base import ImageLocation, Pool, PoolSource, UnknownPool
+from agent.host.pools.device import DeviceSource
+from agent.host.pools.filesystem import FileSystemSource
+from agent.host.pools.lvm_thin import LvmThinSource
+from agent.host.pools.report import ReportFile
+from agent.host.pools.zfs import ZfsSource
+from agent.model.record import sanitize
+
+MAX_IMAGES = 256
+"""Maximum number of images of one VM."""
+
+MIN_BYTES = 64 << 10
+"""Files below this size are left out: PID files, NVRAM templates."""
+
+_NO_IMAGES = ("/usr/", "/proc/", "/sys/", "/dev/shm/", "/dev/hugepages", "/var/log/", "/memfd:")  # noqa: S108 - compared
+
+
+def add_images(reports: Sequence[VmReport], user: User, proc: Path) -> list[VmReport]:
+    """Return the reports with the images of each VM. Blocks.
+
+    Args:
+        reports: the reports of the VMs.
+        user: the user that the agent runs as.
+        proc: the /proc directory.
+    """
+    return asyncio.run(_add_images(reports, user, proc))
+
+
+async def _add_images(reports: Sequence[VmReport], user: User, proc: Path) -> list[VmReport]:
+    reader = FileSystemReader()
+    finder = _PoolFinder(reader, user, proc)
+    try:
+        await finder.refresh()
+        return [replace(vm, images=await finder.images_of(vm.pid)) for vm in reports]
+    finally:
+        await reader.close()
+
+
+class _PoolFinder:
+    """Finds the pools of images as the agent does."""
+
+    def __init__(self, reader: FileSystemReader, user: User, proc: Path) -> None:
+        report = ReportFile()
+        self._sources: Sequence[PoolSource] = (
+            LvmThinSource(report),
+            ZfsSource(report),
+            FileSystemSource(reader),
+            DeviceSource(),
+        )
+        self._locator = ImageLocator(reader)
+        self._user = user
+        self._proc = proc
+
+    async def refresh(self) -> None:
+        """Read the lists of volumes."""
+        for source in self._sources:
+            await source.refresh()
+
+    async def images_of(self, pid: int) -> tuple[ImageReport, ...]:
+        """Return the reports of the images that a process has open."""
+        tables = MountTables.of_process(pid, self._proc.parent)
+        return tuple([await self._inspect(tables, driver, path) for driver, path in open_images(pid, self._proc)])
+
+    async def _inspect(self, tables: MountTables, driver: str, path: str) -> ImageReport:
+        shown = sanitize(path, 4096)
+        location = await self._locator.locate(tables, driver, path)
+        pool = _pool_of(location, self._sources) if isinstance(location, ImageLocation) else location
+        if isinstance(pool, UnknownPool):
+            return ImageReport(shown, problem=sanitize(pool.reason, 4096))
+        name = sanitize(f"{pool.type or pool.kind.value.replace('_', ' ')} {pool.name}", 4096)
+        blocked = blocked_paths(str(Path(path).parent), self._user) if driver == "file" else []
+        if not blocked:
+            return ImageReport(shown, name)
+        steps = [command for step in blocked for command in fix_commands(step, self._user)]
+        return ImageReport(shown, name, describe_denial(blocked[0], self._user), tuple(steps))
+
+
+def _pool_of(location: ImageLocation, sources: Sequence[PoolSource]) -> Pool | UnknownPool:
+    for source in sources:
+        pool = source.find(location)
+        if pool is not None:
+            return pool
+    return UnknownPool("its kind of storage is unknown")
+
+
+def open_images(pid: int, proc: Path) -> Iterator[tuple[str, str]]:
+    """Yield QEMU's driver and the path of each image that a process has open; none without the permission to see its open files.
+
+    A file that is only written, such as a log, is no image.
+    """
+    found: dict[str, str] = {}
+    try:
+        descriptors = sorted((proc / str(pid) / "fd").iterdir())
+    except OSError:
+        return
+    for descriptor in descriptors:
+        try:
+            path, status = str(descriptor.readlink()), descriptor.stat()
+            flags = _open_flags(proc / str(pid) / "fdinfo" / descriptor.name)
+        except (OSError, ValueError):
+            continue
+        is_file = stat.S_ISREG(status.st_mode) and status.st_size >= MIN_BYTES
+        if path.startswith(_NO_IMAGES) or path.endswith(" (deleted)") or flags & os.O_ACCMODE == os.O_WRONLY:
+            continue
+        if is_file or stat.S_ISBLK(status.st_mode):
+            found.setdefault(path, "file" if is_file else "host_device")
+    yield from ((driver, path) for path, driver in list(found.items())[:MAX_IMAGES])
+
+
+def _open_flags(path: Path) -> int:
+    """Return the flags with which a file was opened."""
+    lines = path.read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("flags:")).split()[1], 8)

@@ -25,6 +25,7 @@ from agent.collectors import ALL, ALL_FEATURES
 from agent.config.model import Config
 from agent.exposition.prometheus import render
 from agent.exposition.series_limits import SeriesLimits
+from agent.model.agent_life import AGENT_LIFE
 from agent.model.event_row import EventRow
 from agent.model.events import ROWS
 from agent.model.family import Family, Field, FieldKind, Sample
@@ -227,6 +228,7 @@ def records_document(examples: Iterable[str]) -> str:
     parts += [_record_type_section(f"qemu.alert.{alert}", text, by_type) for alert, text in ALERTS.items()]
     parts += [
         "## The agent\n",
+        *(_record_type_section(f"qemu.{family.name}", family.help, by_type) for family in AGENT_LIFE),
         _record_type_section(
             "qemu.agent.records_dropped", "Number of records that could not be delivered, by reason.", by_type
         ),

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 from agent.alerts.alertmanager import AlertmanagerClient
 from agent.alerts.pool_usage import PoolRegistry
+from agent.app.agent_life import AgentLife, AgentLifeMetrics
 from agent.app.alert_bridge import AlertBridge
 from agent.app.builders import (
     StartError,
@@ -85,6 +86,9 @@ class Agent:
             interval=config.intervals.storage,
         )
         self.metrics = SelfMetrics()
+        self.life = AgentLife(
+            lambda: self.config, self.publisher, self.snapshot, self.alerts.manager.store, self.metrics
+        )
         self.reload = ConfigReloader()
         self.progress = Progress()
         self.guests = GuestAgentManager(
@@ -112,6 +116,7 @@ class Agent:
             AlertmanagerMetrics(lambda: self.health.alertmanager),
             ConfigReloadMetrics(self.reload),
             HttpEndpointMetrics(self.endpoint),
+            AgentLifeMetrics(self.life),
         )
         self.watching: asyncio.Task[None]
         """The task that watches VMs. It runs until it is cancelled; it ends earlier only with an error."""
@@ -135,12 +140,16 @@ class Agent:
             StartError: the endpoint cannot listen on its address.
         """
         async with self._serving_endpoint() as url, self.publisher.delivery.running(self.config.timeouts.shutdown):
+            self.life.on_started()
             self.alerts.restore()
             self.watching = asyncio.create_task(self._watch(read or (lambda: self.config)), name="watch")
             try:
                 yield url
             finally:
+                has_failed = self.watching.done()
                 await _cancel(self.watching)  # each session publishes a `detached` record
+                if not has_failed:
+                    self.life.on_stopping()
 
     async def _watch(self, read: Callable[[], Config]) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -151,6 +160,7 @@ class Agent:
             self._discovery = DiscoveryManager(self._supervisors, tasks)
             self._discovery.set_discoverers(build_discoverers(self.config))
             tasks.create_task(self._run_alert_loop(), name="alert loop")
+            tasks.create_task(self.life.run(), name="heartbeat")
             tasks.create_task(self.storage.run(), name="storage")
             tasks.create_task(self.reload.run(self, read), name="reload")
             self._restart_alertmanager()

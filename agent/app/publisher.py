@@ -30,8 +30,13 @@ class RecordPublisher:
         self._host = host
         self._encode = RecordEncoder(topic_of=topic_of)
 
-    def publish(self, record: Record, note: StateNote | None = None) -> None:
-        """Publish a record without blocking.
+    @property
+    def run_id(self) -> str:
+        """The first part of the ids of this run's records."""
+        return self._encode.run_id
+
+    def publish(self, record: Record, note: StateNote | None = None) -> str:
+        """Publish a record without blocking, and return its id.
 
         Args:
             record: the record.
@@ -41,6 +46,7 @@ class RecordPublisher:
         self.published[record.kind] += 1
         self.delivery.put(encoded)
         self.broadcaster.publish(encoded)
+        return encoded.id
 
     def publish_samples(self, vm: Vm, samples: Sequence[Sample], time_ns: int) -> None:
         """Publish the samples of one poll together, without blocking.

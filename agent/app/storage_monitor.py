@@ -63,7 +63,7 @@ class StorageMonitor:
     def __init__(
         self,
         host: str,
-        publish: Callable[[Record], None],
+        publish: Callable[[Record], object],
         snapshot: Snapshot,
         registry: PoolRegistry,
         alerts: AlertBridge,

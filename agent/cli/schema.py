@@ -8,6 +8,7 @@ from agent.alerts.threshold_types import DetectedBy, LimitedBy
 from agent.config.model import Config
 from agent.delivery.drops import DropReason
 from agent.host.pools.base import PoolKind
+from agent.model.agent_life import AGENT_LIFE
 from agent.model.event_row import Category
 from agent.model.events import ROWS
 from agent.model.family import Family, Field, FieldKind
@@ -146,7 +147,7 @@ def record_schema() -> dict[str, Any]:
 def _data_schemas() -> dict[str, dict[str, Any]]:
     """Return the schema of `data` by record type, without events: the data of all events have one schema."""
     data_schemas = {family.type: _sample_schema(family) for family in FAMILIES if family is not BLOCK_SPACE}
-    data_schemas |= {f"qemu.{family.name}": _sample_schema(family) for family in TRANSITIONS}
+    data_schemas |= {f"qemu.{family.name}": _sample_schema(family) for family in (*TRANSITIONS, *AGENT_LIFE)}
     data_schemas |= {
         f"qemu.vm.{change}": _object_schema(change_fields, required=needed)
         for change, (change_fields, needed) in LIFECYCLE_CHANGES.items()

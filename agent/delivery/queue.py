@@ -45,6 +45,8 @@ class RecordQueue(QueueParts):
         self.backlog_seconds = backlog_seconds
         self.sent_at = 0.0
         """Time at which the sink received the batch in flight, by time.monotonic."""
+        self.last_delivered_id = ""
+        """Id of the last record that the sink has acknowledged; empty if there is none. The sink may have rejected the record."""
         self.journaling = QueueJournaling(self)
         self._stopping = asyncio.Event()
 
@@ -130,6 +132,8 @@ class RecordQueue(QueueParts):
 
     def ack(self) -> None:
         """Remove the batch in flight: the sink has acknowledged or rejected each of its records."""
+        if self.in_flight:
+            self.last_delivered_id = self.in_flight[-1].id
         self.journaling.finish(self.in_flight)
         self.in_flight = ()
         self.journaling.resume_backlog()
@@ -151,6 +155,12 @@ class RecordQueue(QueueParts):
     def oldest_age_seconds(self) -> float:
         """Return the age of the oldest record in flight; 0 if none is in flight."""
         return max(0.0, time.time() - self.in_flight[0].time_ns / 1e9) if self.in_flight else 0.0
+
+    def oldest_waiting_ns(self) -> int | None:
+        """Return the time of the oldest waiting record, nanoseconds since the epoch; None if none waits, or if it is only on disk."""
+        if self.in_flight:
+            return self.in_flight[0].time_ns
+        return self.tail.records[0].time_ns if self.tail and not self.backlog else None
 
     def silent_seconds(self, now: float) -> float:
         """Return how long the batch in flight has waited for the sink; 0 if no batch is in flight.

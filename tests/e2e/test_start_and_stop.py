@@ -29,7 +29,7 @@ async def test_without_a_sink_only_records_go_to_standard_output(start_guest: St
     assert ended.status == 0
     schema = validator(record_schema())
     events = sort_events([validate_record(line, schema) for line in ended.out.splitlines()])
-    assert events[-1].get_type() == "qemu.vm.detached"
+    assert [event.get_type() for event in events[-2:]] == ["qemu.vm.detached", "qemu.agent.stopping"]
     entries = [json.loads(line) for line in ended.log.splitlines()]
     assert any(entry["message"] == f"vm1 at {guest.monitor}: up" for entry in entries)
     assert all(entry["level"] == "info" for entry in entries)
@@ -50,7 +50,7 @@ async def test_rotation_loses_and_tears_no_line(start_guest: StartGuest, folder:
     assert all(path.stat().st_size >= 4096 for path in rotated)
     whole = b"".join(path.read_bytes() for path in (*reversed(rotated), current))
     events = sort_events([JSONFormat().read(None, line) for line in whole.splitlines()])
-    assert events[-1].get_type() == "qemu.vm.detached"
+    assert events[-1].get_type() == "qemu.agent.stopping"
 
 
 async def test_only_max_files_rotated_files_are_kept(start_guest: StartGuest, folder: Path) -> None:
@@ -95,4 +95,4 @@ async def test_an_agent_stops_within_a_second_of_a_signal(
     assert ended.status == 0
     assert "Traceback" not in ended.log
     last = max(agent.records(), key=lambda record: record_number(record["id"]))
-    assert last["type"] == "qemu.vm.detached"
+    assert last["type"] == "qemu.agent.stopping"

@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self
 
+from agent.cli.demo import guest_agent
 from agent.cli.demo.control import ControlClient, GuestError
 from agent.cli.demo.images import MissingDependencyError, boot_sector, linux_image
 
@@ -43,6 +44,8 @@ class GuestOptions:
         disk_mib: virtual size of `disk0` in MiB. Its file grows with the writes.
         span_mib: size in MiB of the part of the disk that the guest writes again and again; default: the whole disk.
         write_kib: size of one write in KiB; default: 4 (the maximum of a boot sector is 63), for Linux 1024.
+        guest_agent: whether the Linux runs qemu-ga, with a file system of 32 MiB on a disk of its own.
+        fill_seconds: time between two files of 256 KiB that fill this file system; default: it stays empty.
         pause_seconds: time between two writes; default: 2 ms, for Linux 1 s.
         disk_options: additional properties of the disk device, such as `werror=stop`.
         faults: `inject-error` rules of QEMU's blkdebug driver for `disk0-storage`; without any, it is a plain file.
@@ -57,6 +60,8 @@ class GuestOptions:
     span_mib: int | None = None
     write_kib: int | None = None
     pause_seconds: float | None = None
+    guest_agent: bool = False
+    fill_seconds: float | None = None
     disk_options: str = ""
     faults: Sequence[Mapping[str, Any]] = ()
     extra: Sequence[str] = ()
@@ -241,6 +246,7 @@ class Guest:
             case GuestKind.LINUX:
                 arguments += [*await self._linux_arguments(), *await self._disk0_arguments()]
                 arguments += ["-device", "virtio-balloon-pci,id=balloon0"]
+                arguments += self._guest_agent_arguments() if options.guest_agent else []
         return arguments
 
     def _boot_disk_arguments(self) -> list[str]:
@@ -264,14 +270,23 @@ class Guest:
     async def _linux_arguments(self) -> list[str]:
         options = self.options
         image = await asyncio.to_thread(linux_image)
-        writer_options = {
+        writer_options: dict[str, object] = {
             "WRITE_KIB": options.write_kib or 1024,
             "PAUSE_SECONDS": 1 if options.pause_seconds is None else options.pause_seconds,
             "SPAN_MIB": options.span_mib or options.disk_mib,
         }
+        if options.guest_agent:
+            writer_options |= {"GUEST_NAME": self.name, "FILL_SECONDS": options.fill_seconds or ""}
+        initramfs = image.agent_initramfs if options.guest_agent else image.initramfs
         line = " ".join(["console=ttyS0", "quiet", *(f"{name}={value}" for name, value in writer_options.items())])
         console = ["-chardev", f"file,id=serial,path={self._serial}", "-serial", "chardev:serial"]
-        return ["-kernel", os.fspath(image.kernel), "-initrd", os.fspath(image.initramfs), "-append", line, *console]
+        return ["-kernel", os.fspath(image.kernel), "-initrd", os.fspath(initramfs), "-append", line, *console]
+
+    def _guest_agent_arguments(self) -> list[str]:
+        disk = self.folder / f"{self.name}-data.raw"
+        disk.touch()
+        os.truncate(disk, 32 << 20)
+        return guest_agent.qemu_arguments(self.folder, self.name, disk)
 
     async def _disk0_arguments(self) -> list[str]:
         """Return the arguments of `disk0`: a device, its qcow2 node `disk0-format`, and that node's file node `disk0-storage`."""

@@ -15,10 +15,12 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Final
+
+from agent.cli.demo import guest_agent
 
 SECTOR_BYTES: Final = 512
 
@@ -37,6 +39,8 @@ class LinuxImage:
 
     kernel: Path
     initramfs: Path
+    agent_initramfs: Path
+    """With the guest agent; see agent/cli/demo/guest_agent.py."""
 
 
 def cache_folder() -> Path:
@@ -148,6 +152,7 @@ for module in $(cat /modules/order); do
 done
 [ -b /dev/vda ] || exec echo "no driver made a disk /dev/vda"
 blocks=$((${SPAN_MIB:-32} * 1024 / ${WRITE_KIB:-1024}))
+[ -e /guest-agent ] && . /guest-agent
 echo READY
 block=0
 while true; do
@@ -170,9 +175,9 @@ def linux_image(cache: Path | None = None) -> LinuxImage:
         MissingDependencyError: something that the build needs is missing.
     """
     # The name depends on the recipe and not on the kernel's version, so that a cached image needs no package list.
-    recipe = hashlib.sha256(_INIT.encode()).hexdigest()[:12]
+    recipe = hashlib.sha256((_INIT + guest_agent.SCRIPT).encode()).hexdigest()[:12]
     folder = build_once((cache or cache_folder()) / f"linux-guest-{recipe}", _build_linux)
-    return LinuxImage(kernel=folder / "vmlinuz", initramfs=folder / "initramfs")
+    return LinuxImage(folder / "vmlinuz", folder / "initramfs", folder / "agent-initramfs")
 
 
 def _build_linux(scratch: Path) -> None:
@@ -184,14 +189,28 @@ def _build_linux(scratch: Path) -> None:
     shutil.copy(busybox, root / "bin" / "busybox")
     (root / "init").write_text(_INIT)
     (root / "init").chmod(0o755)
-    kernel, modules = _kernel_files(_download_kernel(scratch))
+    package = _download_kernel(scratch)
+    kernel, modules = _kernel_files(package, _DRIVERS)
     (built / "vmlinuz").write_bytes(kernel)
+    _add_modules(root, modules, "order")
+    (built / "initramfs").write_bytes(_archive(root))
+    if not guest_agent.PROGRAM.exists():
+        raise MissingDependencyError(f"{guest_agent.PROGRAM} is missing: install the package qemu-guest-agent")
+    _add_modules(root, _kernel_files(package, guest_agent.DRIVERS)[1], "agent-order")
+    guest_agent.add_files(root, lambda program: run_program("ldd", os.fspath(program)))
+    (built / "agent-initramfs").write_bytes(_archive(root))
+
+
+def _add_modules(root: Path, modules: Mapping[str, bytes], order: str) -> None:
     for name, content in modules.items():
         (root / "modules" / f"{name}.ko").write_bytes(content)
-    (root / "modules" / "order").write_text("\n".join(modules))
+    (root / "modules" / order).write_text("\n".join(modules))
+
+
+def _archive(root: Path) -> bytes:
+    """Return a directory as an initramfs."""
     names = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
-    archive = run_program("cpio", "-o", "-H", "newc", "-R", "0:0", "--quiet", cwd=root, stdin="\n".join(names).encode())
-    (built / "initramfs").write_bytes(archive)
+    return run_program("cpio", "-o", "-H", "newc", "-R", "0:0", "--quiet", cwd=root, stdin="\n".join(names).encode())
 
 
 def _download_kernel(folder: Path) -> Path:
@@ -206,7 +225,7 @@ def _download_kernel(folder: Path) -> Path:
     return next(folder.glob("linux-image-*.deb"))
 
 
-def _kernel_files(package: Path) -> tuple[bytes, dict[str, bytes]]:
+def _kernel_files(package: Path, drivers: Sequence[str]) -> tuple[bytes, dict[str, bytes]]:
     """Return the kernel in a package, and the modules of the drivers by name, in loading order.
 
     The dependencies differ between kernels, so they are read from the modules. A module that is not in the package is
@@ -231,7 +250,7 @@ def _kernel_files(package: Path) -> tuple[bytes, dict[str, bytes]]:
                         load(needed)
                     loaded[name] = module
 
-        for driver in _DRIVERS:
+        for driver in drivers:
             load(driver)
         return read(next(name for name in members if name.startswith("vmlinuz"))), loaded
 

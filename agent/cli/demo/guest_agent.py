@@ -1,0 +1,90 @@
+"""The parts of the Linux guest that run the real guest agent, qemu-ga: QEMU's arguments, and the files in the guest.
+
+The guest has a file system on a disk of its own, a network interface without a network, and the channel of the guest agent. A second
+channel leads to a shell in the guest, for tests.
+"""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+PROGRAM: Final = Path("/usr/sbin/qemu-ga")
+"""Debian's qemu-ga, from the package qemu-guest-agent."""
+
+DRIVERS: Final = ("virtio_console", "virtio_net", "ext4")
+
+SCRIPT: Final = """\
+for module in $(cat /modules/agent-order); do
+    [ -e /sys/module/$module ] || insmod /modules/$module.ko
+done
+hostname ${GUEST_NAME:-linux-guest}
+ip link set lo up
+ip addr add 10.0.2.15/24 dev eth0
+ip link set eth0 up
+mke2fs /dev/vdb >/dev/null
+mount -t ext4 /dev/vdb /data
+for port in /sys/class/virtio-ports/*; do
+    case "$(cat $port/name)" in
+    org.qemu.guest_agent.0) export CHANNEL=/dev/${port##*/} ;;
+    lab.shell.0) shell=/dev/${port##*/} ;;
+    esac
+done
+qemu-ga -d -m virtio-serial -p $CHANNEL -t /run -f /run/qemu-ga.pid -l /run/qemu-ga.log
+while true; do
+    sh 0<>$shell 1>&0 2>&0
+    sleep 0.2
+done &
+if [ -n "$FILL_SECONDS" ]; then
+    number=0
+    while true; do
+        dd if=/dev/zero of=/data/$number bs=256k count=1 2>/dev/null || rm -f /data/*
+        number=$((number + 1))
+        sleep $FILL_SECONDS
+    done &
+fi
+"""
+"""Runs in the guest before it writes to /dev/vda. FILL_SECONDS: time between two files that fill /data."""
+
+_OS_RELEASE: Final = """\
+ID=busybox
+NAME="Busybox"
+PRETTY_NAME="Busybox, the guest of qmp-agent's demo"
+VERSION_ID=1
+"""
+
+
+def add_files(root: Path, libraries: Callable[[Path], bytes]) -> None:
+    """Add the guest agent's files to the root of an initramfs.
+
+    Args:
+        root: the directory.
+        libraries: returns the output of `ldd` for a program.
+    """
+    for name in ("data", "etc", "run", "usr/sbin"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    (root / "guest-agent").write_text(SCRIPT)
+    (root / "etc/os-release").write_text(_OS_RELEASE)
+    shutil.copy(PROGRAM, root / "bin" / "qemu-ga")
+    for library in re.findall(r"(/\S+) \(0x", libraries(PROGRAM).decode()):
+        target = root / library.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(library, target)
+
+
+def qemu_arguments(folder: Path, name: str, disk: Path) -> list[str]:
+    """Return QEMU's arguments of the channels, of the network card and of the disk of the guest's file system.
+
+    Args:
+        folder: the directory of the sockets NAME.qga and NAME.shell.
+        name: the guest's name.
+        disk: the raw image of the file system.
+    """
+    arguments = ["-device", "virtio-serial-pci,id=serial0"]
+    for chardev, port, suffix in (("qga0", "org.qemu.guest_agent.0", "qga"), ("shell0", "lab.shell.0", "shell")):
+        arguments += ["-chardev", f"socket,id={chardev},path={folder / name}.{suffix},server=on,wait=off"]
+        arguments += ["-device", f"virtserialport,id={chardev}-port,chardev={chardev},name={port}"]
+    arguments += ["-netdev", "user,id=net0,restrict=on", "-device", "virtio-net-pci,id=nic0,netdev=net0"]
+    arguments += ["-blockdev", f"driver=raw,node-name=data,file.driver=file,file.filename={disk}"]
+    return [*arguments, "-device", "virtio-blk-pci,id=data0,drive=data"]

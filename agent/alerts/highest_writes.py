@@ -18,7 +18,7 @@ PERSIST_GROWTH_DIVISOR = 256
 
 
 class ImageKey(NamedTuple):
-    """The identity of an image.
+    """Identity of an image.
 
     Attributes:
         path: The path of its file or device.

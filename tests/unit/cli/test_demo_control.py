@@ -62,10 +62,18 @@ async def test_an_event_before_the_greeting_is_kept(monitor: FakeMonitor) -> Non
     await serving
 
 
-@pytest.mark.parametrize("stray", [GREETING, {}, {"id": "other", "return": 1}, {"return": 2}, [], 5])
+OWN = "the command's own id"
+
+
+@pytest.mark.parametrize("stray", [GREETING, {}, {"id": "other", "return": 1}, {"return": 2}, {"id": OWN}, [], 5])
 async def test_a_message_that_is_no_reply_to_the_command_is_ignored(monitor: FakeMonitor, stray: Any) -> None:
     client, serving = await opened(monitor, GREETING)
-    monitor.answer = lambda request: [stray, EVENT, {"return": {"running": True}, "id": request.get("id")}]
+
+    def answer(request: dict[str, Any]) -> list[Any]:
+        own = {"id": request["id"]}
+        return [own if stray == {"id": OWN} else stray, EVENT, {"return": {"running": True}} | own]
+
+    monitor.answer = answer
     assert await client.command("query-status") == {"running": True}
     await client.close()
     await serving

@@ -9,6 +9,8 @@
 # every ten seconds, each disk needs 10 MB a day.
 # Compaction: none. Compaction keeps only the last record of each key. The key is a VM, so only one event of each VM would remain.
 # Replication: 3. Two replicas must have a record before the agent deletes it from its journal (acks=all), so one broker may be down.
+# Timestamps: the broker's (LogAppendTime). So no clock of a host makes a record unacceptable, or delays or ends windows of all hosts in a
+# stream processor. The time of the event is in the record.
 # Record size: 1 MB at most (`kafka.max_message_bytes`), which topics accept by default (max.message.bytes).
 set -eu
 bootstrap=${1:?give the address of a broker, such as kafka-1:9092} partitions=${2:-12} replication=${3:-3}
@@ -17,7 +19,7 @@ create() {
     kafka-topics.sh --bootstrap-server "$bootstrap" --create --if-not-exists --topic "$1" \
         --partitions "$partitions" --replication-factor "$replication" \
         --config min.insync.replicas="$((replication > 1 ? replication - 1 : 1))" \
-        --config cleanup.policy=delete --config retention.ms="$2"
+        --config message.timestamp.type=LogAppendTime --config cleanup.policy=delete --config retention.ms="$2"
 }
 create qemu.events $((7 * day))
 create qemu.alerts $((7 * day))

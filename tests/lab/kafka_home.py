@@ -13,8 +13,9 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from agent.cli.demo.images import MissingDependencyError, build_once, cache_folder
+from agent.cli.demo.images import build_once, cache_folder
 from tests.lab.machine import require
+from tests.lab.maven import fetch_jars
 
 POM: Final = Path(__file__).parent / "kafka" / "pom.xml"
 
@@ -86,12 +87,4 @@ def _archive(home: Path) -> Path:
 
 
 def _fetch(scratch: Path) -> None:
-    require("mvn", "Maven")
-    folder = scratch / "built"
-    command = ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={folder}"]
-    try:
-        subprocess.run([*command, "-DincludeScope=runtime"], check=True, capture_output=True, text=True)
-    except subprocess.CalledProcessError as error:
-        errors = [line for line in error.stdout.splitlines() if "ERROR] " in line and "problems were" not in line]
-        cause = next((line.partition("ERROR] ")[2] for line in errors if line.strip()), "no error message")
-        raise MissingDependencyError(f"mvn cannot fetch Kafka: {cause}; it needs a network or Maven's cache") from error
+    fetch_jars(POM, scratch / "built", "Kafka")

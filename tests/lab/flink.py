@@ -50,7 +50,7 @@ def _version() -> str:
 
 
 def _fetch(scratch: Path) -> None:
-    """Fetch Flink from its Python package, of which only the jars are needed, and from Maven Central what the package lacks."""
+    """Fetch Flink from its Python package, which has most jars, and from Maven Central."""
     built, downloaded = scratch / "built", scratch / "downloaded"
     package = f"apache-flink-libraries=={_version()}"
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(downloaded), package]

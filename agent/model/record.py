@@ -259,19 +259,10 @@ class RecordEncoder:
         self._sequences = SequenceRegistry(self.run_id)
         self._topic_of = lru_cache(maxsize=1024)(topic_of)
         self._clock = clock
-        self._last_second = 0, _format_second(0)
-
-    def _format_time(self, time_ns: int) -> str:
-        """Return an RFC 3339 timestamp with microseconds. The calculation uses integers, because a float has an error of 200 ns today."""
-        seconds, nanos = divmod(time_ns, 1_000_000_000)
-        if seconds != self._last_second[0]:
-            self._last_second = seconds, _format_second(seconds)
-        micros = nanos // 1000
-        return f"{self._last_second[1]}.{micros:06d}Z" if micros else f"{self._last_second[1]}Z"
 
     def _time_and_severity(self, time_ns: int, severity: Severity) -> str:
         """Return the JSON members that are the same for all samples of a poll."""
-        time, recorded = self._format_time(time_ns), self._format_time(self._clock())
+        time, recorded = _format_time(time_ns), _format_time(self._clock())
         return f'"time":"{time}","recordedtime":"{recorded}",{_SEVERITY_ATTRIBUTES[severity]}'
 
     def __call__(self, record: Record, note: StateNote | None = None) -> EncodedRecord:
@@ -382,6 +373,14 @@ def _large_integers_as_floats(value: Any) -> Any:
     return [_large_integers_as_floats(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
+def _format_time(time_ns: int) -> str:
+    """Return an RFC 3339 timestamp with microseconds. The calculation uses integers, because a float has an error of 200 ns today."""
+    seconds, nanos = divmod(time_ns, 1_000_000_000)
+    micros = nanos // 1000
+    return f"{_format_second(seconds)}.{micros:06d}Z" if micros else f"{_format_second(seconds)}Z"
+
+
+@lru_cache(maxsize=4)
 def _format_second(seconds: int) -> str:
     """Return the UTC date and time of a number of seconds since the epoch, in ISO 8601 without an offset."""
     return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()

@@ -34,6 +34,7 @@ from agent.app.agent import Agent
 from agent.app.builders import build_sink
 from agent.config.model import Config
 from agent.delivery.sinks.base import Sink
+from agent.delivery.sinks.kafka.message import structured_message
 from agent.model.record import EncodedRecord
 from agent.runtime.gc import scheduled_collection
 
@@ -53,8 +54,8 @@ class Batch:
     def __init__(self) -> None:
         self._builder = BatchBuilder(1 << 20, ZSTD)
 
-    def add(self, time_ns: int, key: bytes, value: bytes) -> None:
-        self._builder.append(timestamp=time_ns // 1_000_000, key=key, value=value)
+    def add(self, time_ns: int, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]] = ()) -> None:
+        self._builder.append(timestamp=time_ns // 1_000_000, key=key, value=value, headers=headers)
 
     def build(self) -> None:
         self._builder.close()
@@ -75,7 +76,7 @@ class DiscardingSink:
     async def send(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
         discarded = Batch()
         for entry in batch:
-            discarded.add(entry.time_ns, entry.key.encode(), entry.body)
+            discarded.add(entry.time_ns, *structured_message(entry))
         discarded.build()
         return ()
 

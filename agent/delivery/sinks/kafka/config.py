@@ -8,6 +8,7 @@ from agent.common.client_tls import ClientTlsConfig
 from agent.common.config_types import HostPort, PositiveSeconds, SecretPath, Section, Topic, expand_secret_path
 from agent.common.units import Bytes
 from agent.delivery.sinks.config import SinkConfig
+from agent.delivery.sinks.kafka.message import ContentMode
 
 
 class SaslConfig(Section):
@@ -136,6 +137,9 @@ class KafkaConfig(KafkaConnectionConfig):
     """Create missing topics. Without it, records wait until the topic exists."""
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "zstd"
     """Compression codec. zstd compresses well and is fast; gzip blocks the agent for about 20 ms per batch."""
+    content_mode: ContentMode = ContentMode.STRUCTURED
+    """How records become messages, as in CloudEvents' Kafka binding. structured: the value is the whole record, and headers have the
+    attributes for filters. binary: the value is the record's `data`, and headers have all attributes."""
     max_message_bytes: Annotated[Bytes, Field(ge=8192, le=1 << 30)] = 1_000_000
     """Largest record to send; larger ones become dead letters. The topics' max.message.bytes must allow it."""
     request_timeout: PositiveSeconds = 10.0

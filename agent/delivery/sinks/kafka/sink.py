@@ -1,6 +1,4 @@
-"""Kafka sink. Records follow the CloudEvents Kafka binding 1.0.2 in structured mode.
-
-The body is the whole CloudEvent, and the key identifies the VM.
+"""Kafka sink. Messages follow the CloudEvents Kafka binding 1.0.2, and their key identifies the VM.
 
 An error that affects every record is an outage: the records wait. A record becomes a dead letter only if Kafka rejects it as too large and
 accepts other records. A timestamp never prevents delivery: if Kafka rejects the timestamp of a record, the record is sent without one.
@@ -9,6 +7,7 @@ accepts other records. A timestamp never prevents delivery: if Kafka rejects the
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,20 +29,13 @@ from aiokafka.partitioner import murmur2
 from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.kafka.config import KafkaConfig
 from agent.delivery.sinks.kafka.diagnostics import PROBE_SECONDS, explain_error
+from agent.delivery.sinks.kafka.message import MESSAGE_ENCODERS, KafkaMessage
+from agent.delivery.sinks.kafka.oversize import OversizeHandler
 from agent.delivery.sinks.kafka.producer import discard_producer, start_producer
-from agent.delivery.sinks.kafka.size_limits import SizeLimit, read_max_message_bytes
 from agent.delivery.sinks.kafka.topic_workarounds import TopicWorkarounds
-from agent.model.record import CONTENT_TYPE, EncodedRecord
+from agent.model.record import EncodedRecord
 
 _log = logging.getLogger(__name__)
-
-HEADERS = [("content-type", f"{CONTENT_TYPE}; charset=UTF-8".encode())]
-
-MAX_RECORD_OVERHEAD_BYTES = 512
-"""Upper bound of the bytes that the key, the headers and the framing add to the body of a record."""
-
-TYPICAL_OVERHEAD_BYTES = 256
-"""Typical bytes that the headers and the framing add to the key and the body of a record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,18 +85,12 @@ class KafkaSink:
         self._timings = timings or KafkaTimings()
         self._producer: AIOKafkaProducer | None = None
         self._clock = clock
+        self._encode = MESSAGE_ENCODERS[config.content_mode]
         self._workarounds = TopicWorkarounds(self._timings.workaround)
+        self._oversize = OversizeHandler(config, self._workarounds)
         # The records of the batches in progress, by id:
-        self._suspects: set[str] = set()  # one of them made Kafka reject their batch as too large
-        self._too_large: dict[
-            str, int
-        ] = {}  # rejected as too large in a batch of their own, in this attempt, with its bytes
         self._rejected: set[str] = set()
         self._acknowledged: set[str] = set()
-        # Batches of several records that were rejected as too large in this attempt: topic, bytes, and ids of the records.
-        self._oversized_batches: list[tuple[str, int, list[str]]] = []
-        # By topic: the smallest record of the last batch that the topic accepted.
-        self._smallest_accepted: dict[str, EncodedRecord] = {}
 
     def warnings(self) -> list[str]:
         """Return conditions that the operator should check, although records are delivered."""
@@ -168,9 +154,9 @@ class KafkaSink:
             raise SinkError("the connection is closed")
         results = await self._send_all(producer, self._group_by_partition(producer, batch))
         failures = [result for result in results if isinstance(result, BaseException)]
-        await self._handle_oversized_batches()
-        if self._too_large:
-            await self._reject_too_large(producer, batch)
+        self._rejected |= await self._oversize.find_too_large(
+            batch, lambda record: _batch_bytes(producer, self._encode(record))
+        )
         # Raise a failure that needs a wait first, because other failures are retried immediately.
         for failure in sorted(failures, key=lambda failure: isinstance(failure, _RETRY_NOW)):
             if isinstance(failure, Exception) and not isinstance(failure, SinkError):
@@ -181,7 +167,7 @@ class KafkaSink:
         rejected = [record for record in batch if record.id in self._rejected]
         self._rejected -= ids
         self._acknowledged -= ids
-        self._suspects -= ids
+        self._oversize.on_records_done(ids)
         return rejected
 
     async def _send_all(
@@ -218,55 +204,14 @@ class KafkaSink:
             for topic in topics - metadata.topics(exclude_internal_topics=False):
                 raise SinkError(_missing_topic_error(topic))
 
-    async def _handle_oversized_batches(self) -> None:
-        """After batches were rejected as too large, make the batches of the topic smaller, or send their records one by one."""
-        oversized_batches, self._oversized_batches = self._oversized_batches, []
-        for topic, size, ids in oversized_batches:
-            limit = await read_max_message_bytes(self._config.client_options(), topic)
-            if limit is not None and size > limit:
-                self._workarounds.limit_batches(topic, limit)
-            else:
-                self._suspects.update(ids)
-
-    async def _reject_too_large(self, producer: AIOKafkaProducer, batch: Sequence[EncodedRecord]) -> None:
-        """Reject records that Kafka did not accept even in a batch of their own, if the topic accepts other records.
-
-        Raises:
-            SinkError: the limit of a topic is too low for any record; records wait until the limit is raised.
-        """
-        suspects: dict[str, list[EncodedRecord]] = {}
-        for record in batch:
-            if record.id in self._too_large:
-                suspects.setdefault(self._config.topics.topic_for(record.type), []).append(record)
-        sizes, self._too_large = self._too_large, {}
-        for topic, records in suspects.items():
-            others = [
-                record
-                for record in batch
-                if record not in records and self._config.topics.topic_for(record.type) == topic
-            ]
-            smallest = min(others, key=_body_bytes, default=self._smallest_accepted.get(topic))
-            limit = SizeLimit(
-                await read_max_message_bytes(self._config.client_options(), topic),
-                _single_record_batch_bytes(producer, smallest) if smallest is not None else None,
-            )
-            for record in records:
-                if not limit.is_record_too_large(sizes[record.id]):
-                    raise SinkError(
-                        f"topic {topic} rejects even records of {len(record.body)} bytes as too large: "
-                        f"raise its max.message.bytes to {self._config.max_message_bytes} or more"
-                    )
-                self._rejected.add(record.id)
-
     def _group_by_partition(
         self, producer: AIOKafkaProducer, batch: Sequence[EncodedRecord]
     ) -> dict[tuple[str, int], list[EncodedRecord]]:
         """Return the records of a batch that are not acknowledged or rejected yet, by topic and partition."""
         partitions: dict[tuple[str, int], list[EncodedRecord]] = {}
         routes: dict[tuple[str, str], list[EncodedRecord]] = {}  # one lookup for all records of a type and a VM
-        max_body = self._config.max_message_bytes - MAX_RECORD_OVERHEAD_BYTES
         for record in batch:
-            if _body_bytes(record) > max_body:
+            if self._exceeds_max_message_bytes(record):
                 self._rejected.add(record.id)
             if record.id not in self._rejected and record.id not in self._acknowledged:
                 records = routes.get(route := (record.type, record.key))
@@ -274,6 +219,14 @@ class KafkaSink:
                     records = routes[route] = partitions.setdefault(self._choose_partition(producer, *route), [])
                 records.append(record)
         return partitions
+
+    def _exceeds_max_message_bytes(self, record: EncodedRecord) -> bool:
+        """Return whether a record is larger than the configured maximum.
+
+        Its message need not be encoded to know that a small record is not: the key and the headers only repeat parts of the body.
+        """
+        limit = self._config.max_message_bytes
+        return len(record.body) > limit // 4 and self._encode(record).max_bytes > limit
 
     def _choose_partition(self, producer: AIOKafkaProducer, record_type: str, key: str) -> tuple[str, int]:
         """Return the topic of a record type and the partition of a key, which Kafka's Java client would choose too."""
@@ -296,10 +249,7 @@ class KafkaSink:
             try:
                 await (await producer.send_batch(batch, topic, partition=partition))
             except _TOO_LARGE:
-                if len(ids) == 1:
-                    self._too_large[ids[0]] = batch.size()
-                else:
-                    self._oversized_batches.append((topic, size, ids))
+                self._oversize.on_batch_rejected(topic, size, batch.size(), ids)
                 raise
             except InvalidTimestampError as error:
                 if latest_ms == NO_TIMESTAMP:
@@ -307,7 +257,7 @@ class KafkaSink:
                 self._stop_timestamps(topic)
                 raise
             self._acknowledged.update(ids)
-            self._smallest_accepted[topic] = min(records[start:end], key=_body_bytes)
+            self._oversize.on_batch_accepted(topic, records[start:end])
             start = end
 
     def _latest_allowed_timestamp(self, topic: str) -> int:
@@ -336,18 +286,19 @@ class KafkaSink:
             max_bytes: maximum bytes of the batch; the first record is added whatever its size.
 
         Returns:
-            the index of the first record that is not in the batch, and the bytes of the batch.
+            the index of the first record that is not in the batch, and the bytes of the batch before compression.
         """
-        end, size = start, 0
+        end = start
         while end < len(records):
-            record_bytes = _body_bytes(records[end]) + len(records[end].key) + TYPICAL_OVERHEAD_BYTES
-            if (size and size + record_bytes > max_bytes) or not _append_record(batch, records[end], latest_ms):
+            message = self._encode(records[end])
+            timestamp = _limit_timestamp(records[end].time_ns, latest_ms)
+            is_full = end > start and max_bytes < math.inf and batch.size() + message.max_bytes > max_bytes
+            if is_full or not _append(batch, message, timestamp):
                 break
-            size += record_bytes
             end += 1
-            if self._suspects and not self._suspects.isdisjoint(record.id for record in records[end - 1 : end + 1]):
+            if self._oversize.has_suspect(records[end - 1 : end + 1]):
                 break
-        return end, size
+        return end, batch.size()
 
     async def close(self) -> None:
         """Discard the producer and its unsent records."""
@@ -374,27 +325,24 @@ def hash_key(key: str) -> int:
     return int(murmur2(key.encode())) & 0x7FFFFFFF
 
 
-def _append_record(batch: Any, record: EncodedRecord, latest_ms: int) -> bool:
-    """Add a record to a batch; return whether the batch had room for it.
+def _limit_timestamp(time_ns: int, latest_ms: int) -> int:
+    """Return the timestamp of a record in milliseconds since the epoch, or NO_TIMESTAMP.
 
-    aiokafka's docstring is wrong: the timestamp is in milliseconds. QEMU may send any time in an event, so the timestamp is limited to
-    the range from 1970 to `latest_ms`.
+    QEMU may send any time in an event, so the timestamp is limited to the range from 1970 to `latest_ms`.
     """
-    timestamp = latest_ms
-    if latest_ms != NO_TIMESTAMP:
-        timestamp = max(0, min(record.time_ns // 1_000_000, latest_ms))
-    metadata = batch.append(key=record.key.encode(), value=record.body, timestamp=timestamp, headers=HEADERS)
-    return metadata is not None
+    return latest_ms if latest_ms == NO_TIMESTAMP else max(0, min(time_ns // 1_000_000, latest_ms))
 
 
-def _body_bytes(record: EncodedRecord) -> int:
-    return len(record.body)
+def _append(batch: Any, message: KafkaMessage, timestamp_ms: int) -> bool:
+    """Add a message to a batch; return whether the batch had room for it. aiokafka's docstring is wrong: timestamps are in milliseconds."""
+    key, value, headers = message
+    return batch.append(key=key, value=value, timestamp=timestamp_ms, headers=headers) is not None
 
 
-def _single_record_batch_bytes(producer: AIOKafkaProducer, record: EncodedRecord) -> int:
-    """Return the bytes of a batch that has only this record, compressed as the producer compresses batches."""
+def _batch_bytes(producer: AIOKafkaProducer, message: KafkaMessage) -> int:
+    """Return the bytes of a batch that has only this message, compressed as the producer compresses batches."""
     batch = producer.create_batch()
-    _append_record(batch, record, NO_TIMESTAMP)
+    _append(batch, message, NO_TIMESTAMP)
     return len(batch._build())  # noqa: SLF001 - aiokafka's public `size` is the size before the compression
 
 

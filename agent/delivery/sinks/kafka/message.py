@@ -1,0 +1,101 @@
+"""Kafka messages of records, in both content modes of the CloudEvents Kafka binding. Pure.
+
+In structured mode the value is the whole record, and headers repeat the attributes by which consumers filter records without parsing them.
+In binary mode the value is the data of the record, and only headers have the attributes.
+"""
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import orjson
+
+from agent.model.record import CONTENT_TYPE, EncodedRecord
+
+Header = tuple[str, bytes]
+
+
+class ContentMode(StrEnum):
+    """How the parts of a record are divided between the value and the headers of a message."""
+
+    STRUCTURED = "structured"
+    BINARY = "binary"
+
+
+HEADER_PREFIX = "ce_"
+FILTER_ATTRIBUTES = (
+    "specversion",
+    "severitytext",
+    "severitynumber",
+    "host",
+    "source",
+    "vmname",
+    "type",
+    "subject",
+    "id",
+)
+"""Attributes that are headers in structured mode too. All attributes would add 20 % to a compressed batch, these add a tenth.
+
+The order matters: attributes with few values come first, so that compression finds them in the previous message.
+"""
+
+_STRUCTURED_TYPE: Header = ("content-type", f"{CONTENT_TYPE}; charset=utf-8".encode())
+_FILTER_HEADERS = [(name, f"{HEADER_PREFIX}{name}") for name in FILTER_ATTRIBUTES]
+_DATA_MEMBER = b',"data":'
+"""Start of the last member of a record's JSON. It cannot occur before it, because a quote in a JSON string is escaped."""
+
+_FRAMING_BYTES = 64
+"""Upper bound of the bytes that Kafka adds to the key, the value and the headers of a message."""
+_HEADER_FRAMING_BYTES = 8
+"""Upper bound of the bytes that Kafka adds to the name and the value of a header."""
+
+
+class KafkaMessage(NamedTuple):
+    """A record as a Kafka message, without its timestamp.
+
+    Attributes:
+        key: the partition key.
+        value: the value.
+        headers: the headers: names and values.
+    """
+
+    key: bytes
+    value: bytes
+    headers: list[Header]
+
+    @property
+    def max_bytes(self) -> int:
+        """Upper bound of the bytes that the message takes in a batch before compression."""
+        header_bytes = sum(len(name) + len(value) + _HEADER_FRAMING_BYTES for name, value in self.headers)
+        return len(self.key) + len(self.value) + header_bytes + _FRAMING_BYTES
+
+
+MessageEncoder = Callable[[EncodedRecord], KafkaMessage]
+
+
+def structured_message(record: EncodedRecord) -> KafkaMessage:
+    """Return the message of a record in structured mode."""
+    attributes, _ = _split_body(record)
+    headers = [_STRUCTURED_TYPE]
+    headers += [(header, str(attributes[name]).encode()) for name, header in _FILTER_HEADERS if name in attributes]
+    return KafkaMessage(record.key.encode(), record.body, headers)
+
+
+def binary_message(record: EncodedRecord) -> KafkaMessage:
+    """Return the message of a record in binary mode."""
+    attributes, data = _split_body(record)
+    headers = [("content-type", attributes.pop("datacontenttype").encode())]
+    headers += [(f"{HEADER_PREFIX}{name}", str(value).encode()) for name, value in attributes.items()]
+    return KafkaMessage(record.key.encode(), data, headers)
+
+
+MESSAGE_ENCODERS: dict[ContentMode, MessageEncoder] = {
+    ContentMode.STRUCTURED: structured_message,
+    ContentMode.BINARY: binary_message,
+}
+
+
+def _split_body(record: EncodedRecord) -> tuple[dict[str, Any], bytes]:
+    """Return the attributes of a record, and its data as JSON."""
+    attributes, _, data = record.body.partition(_DATA_MEMBER)
+    return orjson.loads(attributes + b"}"), data[:-1]

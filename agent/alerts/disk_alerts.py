@@ -1,7 +1,7 @@
 """Alerts of disks: exceeded levels, QEMU's write thresholds, and corrupt images. Pure: it returns records and commands."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from agent.alerts.disk_usage import DiskUsage
 from agent.alerts.highest_writes import HighestWriteStore, ImageKey
@@ -35,6 +35,18 @@ DeviceIdentityLookup = Callable[[Vm, str], str]
 
 PoolLookup = Callable[[Vm, str, str], PoolUsage | UnknownPool | None]
 """Returns the pool of the image of a VM's disk, given the device and the image's path; None while the agent looks for it."""
+
+MAX_ALIASES = 4 * MAX_DISKS
+"""Maximum number of other names of the disks of a VM; the names that were polled longest ago are forgotten."""
+
+Value = TypeVar("Value")
+
+
+def _put_bounded(values: dict[str, Value], key: str, value: Value, maximum: int) -> None:
+    """Put a value into a dictionary, which then forgets its oldest entry beyond the maximum."""
+    values[key] = value
+    if len(values) > maximum:
+        del values[next(iter(values))]
 
 
 class DiskAlerts:
@@ -116,12 +128,11 @@ class DiskAlerts:
     def _on_counters(self, state: VmProcessState, sample: Sample, now: float) -> None:
         for alias in ("backend", "node"):
             if (name := sample.values.get(alias)) and state.aliases.get(name) != sample.subject:
-                state.aliases[name] = sample.subject
+                _put_bounded(state.aliases, name, sample.subject, MAX_ALIASES)
         node, offset = sample.values.get("storage_node", ""), sample.values.get("storage_write_highest_offset_bytes")
         if type(offset) is not int or not 0 <= offset <= MAX_BYTES:
             return
-        if len(state.offsets) < MAX_DISKS or node in state.offsets:
-            state.offsets[node] = offset
+        _put_bounded(state.offsets, node, offset, MAX_DISKS)
         tracker = state.trackers.get(sample.subject)
         if tracker is None:
             return

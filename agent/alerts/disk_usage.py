@@ -18,6 +18,9 @@ GROWTH_SECONDS = 600.0
 MAX_GROWTH_POINTS = 64
 """Maximum number of measurements in that period."""
 
+MAX_PAST_NODES = 64
+"""Maximum number of earlier storage nodes of a disk; older ones are forgotten."""
+
 FILE_DRIVERS = frozenset({"file", "nfs", "ssh", "gluster", "vvfat", "ftp", "ftps", "http", "https"})
 """Storage drivers whose allocated bytes are the usage. The size of such a storage does not limit what can be written to it."""
 
@@ -190,7 +193,8 @@ class DiskUsage:
         path_before, _, identity_before = self._highest_write
         is_same = path_before == storage.path and is_same_identity(identity_before, storage.identity)
         if self.is_polled and storage.node != self.storage.node:
-            self.past_nodes = {**self.past_nodes, self.storage.node: self.storage.path}
+            newest = list(self.past_nodes.items())[1 - MAX_PAST_NODES :]
+            self.past_nodes = dict(newest) | {self.storage.node: self.storage.path}
         if not self.is_polled or not is_same:
             del self._points[:]
             self.offset, self._was_thin = 0, False

@@ -22,6 +22,9 @@ HANDLED_EVENTS = frozenset({"BLOCK_WRITE_THRESHOLD", "MIGRATION", *RUN_STATE_EVE
 
 _JOB_FAILED = next(rule for rule in EVENT_RULES if rule.alert == "job_failed")
 
+MAX_FAILED_JOBS = 256
+"""Maximum number of failed jobs between two polls of the jobs that are remembered as reported."""
+
 
 class EventAlerts:
     """Alerts that events fire and resolve, and alerts of failed jobs, for all VMs."""
@@ -75,7 +78,7 @@ class EventAlerts:
         fields |= {key: sanitize(data[key]) for key in rule.copies if isinstance(data.get(key), str)}
         if rule.alert == "image_corrupted":
             fields |= self._disks.image_fields(state, data)
-        if rule.alert == "job_failed":
+        if rule.alert == "job_failed" and len(state.failed_jobs) < MAX_FAILED_JOBS:
             state.failed_jobs |= {event.subject}
         attributes = {"until_ns": until_ns, "resolved_by": rule.resolved_by, "status": rule.status}
         yield from self._store.fire(state.alert(rule.alert, device, rule.severity, event.time_ns, fields, **attributes))

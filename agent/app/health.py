@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent.alerts.alertmanager import AlertmanagerClient
-from agent.alerts.store import AlertStore
+from agent.alerts.store import MAX_SUBJECT_ALERTS, AlertStore
 from agent.app.progress import Progress
 from agent.config.model import Config
 from agent.config.reload import ConfigReloader
@@ -92,6 +92,7 @@ class AgentHealth:
             *(self.alertmanager.warnings() if self.alertmanager is not None else ()),
             *self._collector_warnings(),
             *self._clash_warnings(),
+            *self._alert_warnings(),
         ]
 
     def _collector_warnings(self) -> list[str]:
@@ -111,6 +112,14 @@ class AgentHealth:
             if alert.name == "uuid_clash"
         ]
         return _shorten(warnings, MAX_NAMED_MONITORS, "more UUID clashes")
+
+    def _alert_warnings(self) -> list[str]:
+        """Return a warning for each VM with so many firing alerts that further ones do not fire."""
+        warnings = [
+            f"{vm.name}: {MAX_SUBJECT_ALERTS} alerts fire, which is the maximum: further alerts of its devices do not"
+            for vm in self.alerts.vms_at_limit()
+        ]
+        return _shorten(warnings, MAX_NAMED_MONITORS, "more VMs with too many alerts")
 
     def hang_reason(self) -> str:
         """Return why the agent makes no progress and should be restarted; empty if it makes progress."""

@@ -268,6 +268,11 @@ class AlertMetrics(Collector):
         ):
             firing.add_metric(values, 1)
         yield firing
+        yield CounterMetricFamily(
+            "qmp_agent_alerts_suppressed",
+            "Total number of alerts that did not fire because their VM had too many.",
+            value=self._store.suppressed,
+        )
 
 
 class AlertmanagerMetrics(Collector):

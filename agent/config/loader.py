@@ -205,7 +205,18 @@ RENAMED_KEYS: Mapping[str, str] = {
 }
 """The new name of each renamed key, by its old name without list indices."""
 
-_SECRET_KEYS = frozenset({"password_file", "key", "key_file", "basic_auth_users", "urls", "bearer_token_file"})
+_SECRET_KEYS = frozenset(
+    {
+        "password_file",
+        "key",
+        "key_file",
+        "basic_auth_users",
+        "urls",
+        "bearer_token_file",
+        "client_secret_file",
+        "token_file",
+    }
+)
 """Keys whose values are not shown in problems, because an operator may have written a secret instead of the path of its file."""
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -38,7 +38,7 @@ class Broker:
         process: the process; None while the broker does not run.
     """
 
-    def __init__(self, folder: Path, identity: int) -> None:
+    def __init__(self, folder: Path, identity: int, java_options: Sequence[str] = ()) -> None:
         self.identity = identity
         self.folder = folder
         self.ports = {name: free_port() for name in ("CLIENT", "INTERNAL", "CONTROLLER")}
@@ -46,6 +46,7 @@ class Broker:
         self.internal = f"127.0.0.1:{self.ports['INTERNAL']}"
         self.controller = f"{identity}@127.0.0.1:{self.ports['CONTROLLER']}"
         self.process: subprocess.Popen[bytes] | None = None
+        self._java_options = java_options
         self._log = folder / "log"
         self._properties = folder / "server.properties"
 
@@ -70,7 +71,9 @@ class Broker:
             begin = log.tell()
             # Not an asyncio process: a broker outlives the event loop of one test.
             self.process = subprocess.Popen(  # noqa: ASYNC220 - the fork takes no time
-                [*java_command(kafka_home()), "kafka.Kafka", str(self._properties)], stdout=log, stderr=log
+                [*java_command(kafka_home()), *self._java_options, "kafka.Kafka", str(self._properties)],
+                stdout=log,
+                stderr=log,
             )
 
         def settled() -> bool:
@@ -137,6 +140,7 @@ class KafkaCluster:
         *,
         security: Security | None = None,
         properties: Mapping[str, object] | None = None,
+        java_options: Sequence[str] = (),
     ) -> None:
         """Choose the ports.
 
@@ -145,9 +149,10 @@ class KafkaCluster:
             brokers: number of brokers. A cluster of three works while one broker is down.
             security: TLS and authentication of the client listeners; None for plain text without authentication.
             properties: additional broker properties, such as `auto.create.topics.enable`.
+            java_options: additional options of the brokers' Java, such as `-Dname=value`.
         """
         self.security = security or Security()
-        self.brokers = [Broker(folder / f"broker{number}", number) for number in range(1, brokers + 1)]
+        self.brokers = [Broker(folder / f"broker{number}", number, java_options) for number in range(1, brokers + 1)]
         self.bootstrap = [broker.address for broker in self.brokers]
         self._properties = dict(properties or {})
 

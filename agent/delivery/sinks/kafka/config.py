@@ -5,29 +5,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from agent.common.client_tls import ClientTlsConfig
-from agent.common.config_types import HostPort, PositiveSeconds, SecretPath, Section, Topic, expand_secret_path
+from agent.common.config_types import HostPort, PositiveSeconds, Section, Topic, expand_secret_path
 from agent.common.units import Bytes
 from agent.delivery.sinks.config import SinkConfig
 from agent.delivery.sinks.kafka.message import ContentMode
-
-
-class SaslConfig(Section):
-    """Credentials for the brokers."""
-
-    mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
-    """SASL mechanism; PLAIN needs TLS to be safe."""
-    username: Annotated[str, StringConstraints(min_length=1, max_length=255)]
-    """User name."""
-    password_file: SecretPath
-    """File with the password in its first line; read at each connect."""
-
-    def password(self) -> str:
-        """Return the password.
-
-        Raises:
-            OSError: the file cannot be read.
-        """
-        return expand_secret_path(self.password_file).read_text("utf-8").split("\n", 1)[0]
+from agent.delivery.sinks.kafka.sasl_config import SaslConfig
 
 
 class KafkaConnectionConfig(SinkConfig):
@@ -65,11 +47,7 @@ class KafkaConnectionConfig(SinkConfig):
         if self.tls is not None:
             options["ssl_context"] = self.tls.ssl_context()
         if self.sasl is not None:
-            options |= {
-                "sasl_mechanism": self.sasl.mechanism,
-                "sasl_plain_username": self.sasl.username,
-                "sasl_plain_password": self.sasl.password(),
-            }
+            options |= self.sasl.client_options()
         return options
 
     def check_secret_paths(self) -> None:
@@ -79,7 +57,7 @@ class KafkaConnectionConfig(SinkConfig):
             OSError: a path starts with `$CREDENTIALS_DIRECTORY`, which is not set.
         """
         paths = list(self.tls.paths) if self.tls is not None else []
-        paths += [self.sasl.password_file] if self.sasl is not None else []
+        paths += self.sasl.paths if self.sasl is not None else []
         for path in paths:
             expand_secret_path(path)
 

@@ -4,7 +4,7 @@ import asyncio
 import socket
 import ssl
 
-from aiokafka.conn import create_conn
+from aiokafka.conn import AIOKafkaConnection, create_conn
 from aiokafka.errors import (
     AuthenticationFailedError,
     ClusterAuthorizationFailedError,
@@ -20,8 +20,10 @@ from aiokafka.errors import (
     UnknownTopicOrPartitionError,
     UnsupportedSaslMechanismError,
 )
+from aiokafka.protocol.admin import ApiVersionRequest
 
 from agent.delivery.sinks.kafka.config import KafkaConnectionConfig
+from agent.delivery.sinks.kafka.tokens import TokenError
 from agent.model.record import sanitize
 
 PROBE_SECONDS = 5.0
@@ -38,17 +40,21 @@ async def explain_error(
         config: how to connect.
         probe_seconds: deadline of each connection.
     """
-    if isinstance(error, KafkaConnectionError):
+    if isinstance(error, KafkaConnectionError) or (isinstance(error, TimeoutError) and _uses_tokens(config)):
         return await _explain_connection_failure(error, config, probe_seconds)
     if isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return _describe_error(error, ", ".join(config.bootstrap_servers), config)
 
 
-async def _explain_connection_failure(
-    error: KafkaConnectionError, config: KafkaConnectionConfig, probe_seconds: float
-) -> str:
+def _uses_tokens(config: KafkaConnectionConfig) -> bool:
+    return config.sasl is not None and config.sasl.mechanism == "OAUTHBEARER"
+
+
+async def _explain_connection_failure(error: BaseException, config: KafkaConnectionConfig, probe_seconds: float) -> str:
     """Connect to each bootstrap server, and return why that fails: aiokafka only logs why its own attempts failed."""
+    # A server that completes Kafka's handshake rejects what follows, or is slow.
+    otherwise = error if isinstance(error, TimeoutError) else ConnectionResetError()
     causes = []
     for server in config.bootstrap_servers:
         host, _, port = server.rpartition(":")
@@ -61,30 +67,53 @@ async def _explain_connection_failure(
                     request_timeout_ms=int(probe_seconds * 1000),
                     **config.security_options(),
                 )
-            connection.close()
+                try:
+                    if _uses_tokens(config):
+                        await _check_token(connection)
+                finally:
+                    connection.close()
         except Exception as cause:  # noqa: BLE001 - aiokafka raises anything at a server that is not Kafka
             causes.append(_describe_error(cause, server, config))
-        else:  # the server completes Kafka's handshake, but rejects what follows
-            causes.append(_describe_error(ConnectionResetError(), server, config))
+        else:
+            causes.append(_describe_error(otherwise, server, config))
     return "; ".join(dict.fromkeys(causes)) or sanitize(f"no broker accepts the connection: {error}", 500)
 
 
+class _TokenRejectedError(Exception):
+    """The broker did not accept the token."""
+
+
+async def _check_token(connection: AIOKafkaConnection) -> None:
+    """Send a request on a connection that a token should have authenticated: aiokafka does not read the broker's answer to the token.
+
+    Raises:
+        _TokenRejectedError: the broker still waits for a token, or closes the connection.
+    """
+    try:
+        response = await connection.send(ApiVersionRequest())
+    except KafkaConnectionError as error:
+        raise _TokenRejectedError from error
+    if response.error_code:
+        raise _TokenRejectedError
+
+
 def _describe_error(error: BaseException, server: str, config: KafkaConnectionConfig) -> str:  # noqa: C901, PLR0911, PLR0912 - a table of errors and texts
-    user = config.sasl.username if config.sasl is not None else ""
+    user = config.sasl.identity if config.sasl is not None else "user ANONYMOUS"
     cause = error.__cause__ if isinstance(error, KafkaConnectionError) and error.__cause__ is not None else error
     match cause:
+        case TokenError():
+            return str(cause.args[0])
+        case _TokenRejectedError():
+            return f"{server} rejects {user}: {_REJECTION_HINT}"
         case AuthenticationFailedError() | SaslAuthenticationFailed():
-            return f"{server} rejects user {user}: wrong user name, password or mechanism; check kafka.sasl"
+            return f"{server} rejects {user}: wrong user name, password or mechanism; check kafka.sasl"
         case UnsupportedSaslMechanismError():
             mechanism = config.sasl.mechanism if config.sasl else ""
             return f"{server} does not support SASL mechanism {mechanism}; change kafka.sasl.mechanism"
         case IllegalSaslStateError():
             return f"{server} does not offer SASL on this port: remove kafka.sasl, or use a SASL listener"
         case TopicAuthorizationFailedError() | ClusterAuthorizationFailedError():
-            return (
-                f"user {user or 'ANONYMOUS'} is not authorized: {sanitize(str(error), 200)}: "
-                "grant it Describe and Write on the topics"
-            )
+            return f"{user} is not authorized: {sanitize(str(error), 200)}: grant it Describe and Write on the topics"
         case UnknownTopicOrPartitionError():
             return "a topic was deleted: create it again, or set kafka.create_topics"
         case InvalidProducerEpoch() | OutOfOrderSequenceNumber() | ProducerFenced() | UnknownProducerId():
@@ -107,6 +136,11 @@ def _describe_error(error: BaseException, server: str, config: KafkaConnectionCo
             return f"{cause.filename or server}: {cause.strerror or cause}"
         case _:
             return sanitize(f"{server}: {type(cause).__name__}: {cause}", 500)
+
+
+_REJECTION_HINT = (
+    "check the scope and the audience, and the brokers' config of issuer, audience and keys; their log has the reason"
+)
 
 
 def _listener_hint(config: KafkaConnectionConfig) -> str:

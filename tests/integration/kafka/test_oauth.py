@@ -1,0 +1,172 @@
+"""SASL OAUTHBEARER with a real broker, and with tokens of a real OpenID provider."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiokafka.errors import KafkaError
+
+from agent.delivery.sinks.kafka.config import KafkaConfig
+from agent.delivery.sinks.kafka.sasl_config import OauthConfig, SaslConfig
+from agent.delivery.sinks.kafka.tokens import EndpointTokenProvider, parse_token
+from tests.lab.kafka import KafkaCluster
+from tests.lab.kafka_sink import ids, kafka_config, no_leaks, open_error, open_sink, read_topic, single_topic
+from tests.lab.machine import free_port
+from tests.lab.oidc_provider import AUDIENCE, CLIENT, SECRET, OidcProvider
+from tests.lab.scripted_sink import RecordSource
+
+TOPIC = "oauth"
+TOKEN_SECONDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class OauthBroker:
+    """A broker with a listener that takes tokens, and ends a connection when its token expires."""
+
+    address: str
+    cluster: KafkaCluster
+    provider: OidcProvider
+
+
+@contextlib.asynccontextmanager
+async def oauth_broker(folder: Path) -> AsyncIterator[OauthBroker]:
+    async with OidcProvider(TOKEN_SECONDS) as provider:
+        allowed = f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={provider.keys_url}"
+        cluster = KafkaCluster(folder / "kafka", java_options=[allowed])
+        (broker,) = cluster.brokers
+        address = f"127.0.0.1:{free_port()}"
+        addresses = {name: f"{name}://127.0.0.1:{port}" for name, port in broker.ports.items()}
+        addresses["OAUTH"] = f"OAUTH://{address}"
+        security = "org.apache.kafka.common.security.oauthbearer"
+        cluster._properties |= {
+            "listeners": ",".join(addresses.values()),
+            "advertised.listeners": ",".join(addresses[name] for name in ("CLIENT", "INTERNAL", "OAUTH")),
+            "listener.security.protocol.map": "CLIENT:PLAINTEXT,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT,OAUTH:SASL_PLAINTEXT",
+            "listener.name.oauth.sasl.enabled.mechanisms": "OAUTHBEARER",
+            "listener.name.oauth.oauthbearer.sasl.jaas.config": f"{security}.OAuthBearerLoginModule required;",
+            "listener.name.oauth.oauthbearer.sasl.server.callback.handler.class": f"{security}.OAuthBearerValidatorCallbackHandler",
+            "listener.name.oauth.oauthbearer.connections.max.reauth.ms": 60_000,  # or the token's lifetime, if it is less
+            "sasl.oauthbearer.jwks.endpoint.url": provider.keys_url,
+            "sasl.oauthbearer.expected.issuer": provider.issuer,
+            "sasl.oauthbearer.expected.audience": AUDIENCE,
+            "sasl.oauthbearer.clock.skew.seconds": 0,
+        }
+        async with cluster:
+            await cluster.create_topic(TOPIC)
+            yield OauthBroker(address, cluster, provider)
+
+
+def secret_file(folder: Path, secret: str) -> str:
+    file = folder / f"secret-{secret.replace('/', '-')}"
+    file.write_text(f"{secret}\n")
+    return str(file)
+
+
+def config(server: str, sasl: dict[str, Any]) -> KafkaConfig:
+    sasl = {"mechanism": "OAUTHBEARER", **sasl}
+    return kafka_config([server], single_topic(TOPIC), sasl=SaslConfig.model_validate(sasl), request_timeout=2.0)
+
+
+async def test_records_are_delivered_while_tokens_expire(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with oauth_broker(folder) as broker:
+        oauth = {"token_url": broker.provider.token_url, "client_id": CLIENT, "scope": "kafka"}
+        right = {"oauth": oauth | {"client_secret_file": secret_file(folder, SECRET)}}
+        source, sent = RecordSource(), []
+        caplog.set_level(logging.INFO)
+        async with no_leaks(caplog):
+            async with open_sink(config(broker.address, right)) as sink:
+                end = time.monotonic() + 3 * TOKEN_SECONDS
+                while time.monotonic() < end:
+                    batch = [*source.take(10)]
+                    assert await sink.send(batch) == []
+                    sent += [record.id for record in batch]
+                    await asyncio.sleep(0.2)  # the tokens have to expire meanwhile
+            assert sorted(ids(await read_topic(broker.cluster, TOPIC))) == sorted(sent), "each record, once"
+            connects = [record for record in caplog.records if "Authenticated via OAUTHBEARER" in record.getMessage()]
+            assert len(connects) >= 4, "a producer has two connections, and the broker ends each when its token expires"
+
+            wrong = {"oauth": oauth | {"client_secret_file": secret_file(folder, "wrong")}}
+            error = await open_error(config(broker.address, wrong))
+            rejected = f"no token: {oauth['token_url']}: HTTP 401: invalid_client: client authentication failed"
+            assert error == f"{rejected}; check kafka.sasl.oauth"
+
+            # The other way to get tokens: another program writes them to a file.
+            file = folder / "token"
+            provider = EndpointTokenProvider(OauthConfig.model_validate(right["oauth"]), {})
+            file.write_text(await provider.token() + "\n")
+            async with open_sink(config(broker.address, {"token_file": str(file)})) as sink:
+                assert await sink.send([*source.take(10)]) == []
+            file.write_text("garbage\n")
+            error = await open_error(config(broker.address, {"token_file": str(file)}))
+            assert error.startswith(f"{broker.address} rejects the token in {file}: check the scope")
+            file.unlink()
+            error = await open_error(config(broker.address, {"token_file": str(file)}))
+            assert error == f"no token: {file}: No such file or directory; check kafka.sasl.token_file"
+
+
+async def test_a_token_is_shared_replaced_before_it_expires_and_kept_during_an_outage(folder: Path) -> None:
+    now = 0.0
+    async with OidcProvider(100) as endpoint:
+        values = {
+            "token_url": endpoint.token_url,
+            "client_id": CLIENT,
+            "client_secret_file": secret_file(folder, SECRET),
+        }
+        provider = EndpointTokenProvider(OauthConfig.model_validate(values), {"logicalCluster": "lkc-1"}, lambda: now)
+        first, second = await asyncio.gather(provider.token(), provider.token())
+        assert first == second
+        now = 79.0
+        assert await provider.token() == first
+        now = 81.0
+        third = await provider.token()
+        assert third != first
+    now = 170.0
+    assert await provider.token() == third, "it is valid until 181"
+    now = 182.0
+    with pytest.raises(KafkaError, match=r"no token: .*Cannot connect"):
+        await provider.token()
+    assert provider.extensions() == {"logicalCluster": "lkc-1"}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        (200, b"{}", "no access_token"),
+        (200, b"[1]", "no access_token"),
+        (200, b'{"access_token": "a\\u0001b"}', "no access_token"),
+        (400, b'{"error": "invalid_scope", "error_description": 5}', "^HTTP 400: invalid_scope$"),
+        (302, b"<html>", "^HTTP 302$"),
+    ],
+)
+def test_a_response_without_a_token_is_an_error(status: int, body: bytes, error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        parse_token(status, body, 0.0)
+
+
+def test_a_token_without_a_known_lifetime_is_used_once() -> None:
+    for lifetime in ("", ', "expires_in": true', ', "expires_in": "soon"'):
+        assert not parse_token(200, b'{"access_token": "t"' + lifetime.encode() + b"}", 0.0).is_fresh(0.0)
+    assert parse_token(200, b'{"access_token": "t", "expires_in": "10"}', 0.0).is_fresh(7.9)
+
+
+@pytest.mark.parametrize(
+    ("sasl", "error"),
+    [
+        ({"mechanism": "OAUTHBEARER"}, "either oauth or token_file"),
+        ({"mechanism": "OAUTHBEARER", "token_file": "/t", "username": "u"}, "takes no username"),
+        ({"mechanism": "PLAIN", "username": "u"}, "PLAIN needs username and password_file"),
+        (
+            {"mechanism": "PLAIN", "username": "u", "password_file": "/p", "token_file": "/t"},
+            "need mechanism OAUTHBEARER",
+        ),
+    ],
+)
+def test_credentials_of_another_mechanism_are_rejected(sasl: dict[str, Any], error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        SaslConfig.model_validate(sasl)

@@ -15,7 +15,7 @@ help:
 	@echo "make fuzz [FOR=60] [F=protocol]  fuzz the protocol, the collectors and the config, guided by coverage"
 	@echo "make bench [PARTS=poll] [SHORT=1] [JSON=FILE]   measure the agent's cost and latency"
 	@echo "make bench-check                 fail if a benchmark ratio is worse than its baseline"
-	@echo "make check                       check formatting, lint, imports and types"
+	@echo "make check                       check formatting, lint, imports, types and the compatibility of schemas"
 	@echo "make format                      fix formatting, and lint errors that can be fixed automatically"
 	@echo "make generate                    generate schemas, dashboards and references from the code"
 	@echo "make golden                      rewrite the golden files of recorded replies; review the difference"
@@ -60,6 +60,7 @@ check: $(VENV)/dev
 	$(BIN)/ruff check -q .
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/mypy
+	$(BIN)/python -m tools.schemas check
 
 format: $(VENV)/dev
 	$(BIN)/ruff format -q .
@@ -68,6 +69,7 @@ format: $(VENV)/dev
 generate: $(VENV)/dev
 	$(BIN)/qmp-agent schema config > config/agent.schema.json
 	$(BIN)/qmp-agent schema record > config/record.schema.json
+	$(BIN)/python -m tools.schemas write
 	$(BIN)/python -m dashboards
 	$(BIN)/python -m tools.reference metrics > docs/metrics.md
 	$(BIN)/python -m tools.reference records > docs/records.md

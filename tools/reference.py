@@ -20,7 +20,6 @@ from typing import Any
 from agent.alerts.pool_alerts import POOL_ALERT_TEXTS
 from agent.alerts.rules import ALERTS
 from agent.app.agent import Agent
-from agent.cli import schema
 from agent.collectors import ALL, ALL_FEATURES
 from agent.config.model import Config
 from agent.exposition.prometheus import render
@@ -36,6 +35,7 @@ from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, Severity, Vm
 from agent.monitors import Monitor
 from agent.qmp.queries import QUERIES, Query, QueryPolicy
+from agent.schemas.data import LIFECYCLE_CHANGES
 from agent.session import host_process
 from agent.session.api import MonitorState, MonitorStatus, PollOutcome
 from agent.session.identity import QemuBuild
@@ -80,7 +80,8 @@ _RECORDS_INTRO = """Every record is a [CloudEvents 1.0](https://cloudevents.io/)
 - In Kafka, headers repeat `specversion`, `id`, `source`, `type`, `subject`, `host`, `vmname`, `severitytext` and `severitynumber` with the
   prefix `ce_`. So consumers can filter without parsing the value. With `kafka.content_mode: binary`, the value is `data` alone, and
   headers have all attributes.
-- `dataschema` names the JSON schema of `data` and its version. The version changes only if consumers have to change.
+- `dataschema` names the JSON schema of `data` and its version; `config/schemas/` has a file for each. A version stays as long as
+  consumers of it can read all records: new fields may come, so ignore fields that you do not know.
 - `data` is flat. Its fields have the names and units of the [metrics](metrics.md).
 
 The examples are from a real run with QEMU {version}.
@@ -260,7 +261,7 @@ _LIFECYCLE_TEXTS = {
     "stalled": "A VM does not respond in time.",
     "recovered": "A VM that was stalled, or whose monitor was busy, responds again.",
 }
-assert _LIFECYCLE_TEXTS.keys() == schema.LIFECYCLE_CHANGES.keys()
+assert _LIFECYCLE_TEXTS.keys() == LIFECYCLE_CHANGES.keys()
 
 
 def _event_row(row: EventRow) -> str:

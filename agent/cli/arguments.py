@@ -111,7 +111,9 @@ def add_doctor_options(command: argparse.ArgumentParser) -> None:
 
 def add_schema_options(command: argparse.ArgumentParser) -> None:
     """Add the options of `schema`."""
-    command.add_argument("of", choices=("record", "config"))
+    command.add_argument(
+        "of", choices=("record", "config", "data"), help="data: the data of each record type, as one object by type"
+    )
 
 
 def add_demo_options(command: argparse.ArgumentParser) -> None:

@@ -202,10 +202,12 @@ def _execute_doctor(parsed: argparse.Namespace) -> int:
 
 
 def _execute_schema(parsed: argparse.Namespace) -> int:
-    from agent.cli import schema  # noqa: PLC0415 - as above
+    from agent.config.schema import config_schema  # noqa: PLC0415 - as above
+    from agent.schemas.data import published_schemas  # noqa: PLC0415
+    from agent.schemas.record import record_schema  # noqa: PLC0415
 
-    value = schema.record_schema() if parsed.of == "record" else schema.config_schema()
-    print(json.dumps(value, indent=2))
+    schemas = {"record": record_schema, "config": config_schema, "data": published_schemas}
+    print(json.dumps(schemas[parsed.of](), indent=2))
     return 0
 
 

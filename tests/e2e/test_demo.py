@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from agent.cli.demo.guest import until
-from agent.cli.schema import record_schema
+from agent.schemas.record import record_schema
 from tests.lab.agent_process import COMMAND, run_command
 from tests.lab.alertmanager import Alertmanager
 from tests.lab.record_checks import sort_events, validate_record, validator

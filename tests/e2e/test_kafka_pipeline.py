@@ -15,7 +15,7 @@ from cloudevents.core.bindings.kafka import KafkaMessage, from_structured_event
 from jsonschema import Draft202012Validator
 
 from agent.cli.demo.guest import GuestKind, until
-from agent.cli.schema import record_schema
+from agent.schemas.record import record_schema
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartGuest
 from tests.lab.kafka import KafkaCluster

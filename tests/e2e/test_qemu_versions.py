@@ -17,9 +17,9 @@ import yaml
 
 from agent.cli.demo.control import GuestError
 from agent.cli.demo.guest import Guest, GuestOptions, until
-from agent.cli.schema import record_schema
 from agent.model.events import EVENTS
 from agent.qmp.queries import find_query
+from agent.schemas.record import record_schema
 from tests.lab import golden_files, provoke
 from tests.lab.agent_process import AgentProcess, run_command
 from tests.lab.provoke import CASES, EventCase

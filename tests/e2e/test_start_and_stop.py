@@ -9,7 +9,7 @@ import pytest
 from cloudevents.core.formats.json import JSONFormat
 
 from agent.cli.demo.guest import GuestKind, until
-from agent.cli.schema import record_schema
+from agent.schemas.record import record_schema
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartGuest
 from tests.lab.record_checks import record_number, sort_events, validate_record, validator

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.cli.demo.guest import until
-from agent.cli.schema import record_schema
+from agent.schemas.record import record_schema
 from tests.bench.process import resident_bytes
 from tests.lab.agent_process import COMMAND, AgentProcess, Scrape
 from tests.lab.fake_qemu import FakeQemu

@@ -9,7 +9,7 @@ from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 from jsonschema import Draft202012Validator, FormatChecker
 
-from agent.cli.schema import record_schema
+from agent.schemas.record import record_schema
 
 FORMATS = FormatChecker()
 """Formats that jsonschema checks only with further packages."""

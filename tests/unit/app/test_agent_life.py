@@ -13,8 +13,8 @@ import pytest
 from agent import __version__
 from agent.app.agent import Agent
 from agent.cli.demo.guest import until
-from agent.cli.schema import record_schema
 from agent.config.model import Config
+from agent.schemas.record import record_schema
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.record_checks import validate_record, validator
 from tests.lab.scripted_sink import ScriptedSink

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from agent.cli import schema
+from agent.config.schema import config_schema
 from agent.model.events import ROWS
 from agent.model.record import Record, RecordEncoder, Vm
+from agent.schemas.record import record_schema
 from tests.lab import golden_files
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.record_validation import parse_cloudevent, schema_violations
@@ -120,7 +121,7 @@ def test_a_record_with_a_wrong_attribute_is_rejected(attributes: dict[str, Any])
 
 @pytest.mark.parametrize("name", ["record", "config"])
 def test_the_published_files_match_the_code(name: str) -> None:
-    generated = schema.record_schema() if name == "record" else schema.config_schema()
+    generated = record_schema() if name == "record" else config_schema()
     Draft202012Validator.check_schema(generated)
     file = Path(golden_files.FOLDER).parents[1] / "config" / f"{'agent' if name == 'config' else name}.schema.json"
     assert json.loads(file.read_text("utf-8")) == json.loads(json.dumps(generated))

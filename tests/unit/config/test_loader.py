@@ -188,7 +188,7 @@ def test_arbitrary_text_raises_only_config_errors(text: str) -> None:
 def test_the_json_schema_accepts_good_files_and_rejects_most_bad_ones() -> None:
     from jsonschema import Draft202012Validator  # noqa: PLC0415 - a large import for this test only
 
-    from agent.cli.schema import config_schema  # noqa: PLC0415
+    from agent.config.schema import config_schema  # noqa: PLC0415
 
     validator = Draft202012Validator(config_schema())
     for path in FOLDER.glob("*.good.yml"):

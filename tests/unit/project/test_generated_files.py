@@ -10,14 +10,15 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from agent.cli import schema
 from agent.config.loader import load, section_models_in
 from agent.config.model import Config
+from agent.config.schema import config_schema
 from agent.model.events import ROWS
 from agent.model.metrics import FAMILIES
+from agent.schemas.record import record_schema
 from dashboards import DASHBOARDS
 from tests.lab.record_checks import validate_record, validator
-from tools import reference
+from tools import reference, schemas
 
 ROOT = Path(__file__).parents[3]
 
@@ -25,13 +26,18 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.parametrize(
     ("file", "generate"),
     [
-        ("config/agent.schema.json", schema.config_schema),
-        ("config/record.schema.json", schema.record_schema),
+        ("config/agent.schema.json", config_schema),
+        ("config/record.schema.json", record_schema),
         *((f"dashboards/{each.uid}.json", lambda each=each: json.loads(each.json())) for each in DASHBOARDS),
     ],
 )
 def test_a_generated_json_file_is_up_to_date(file: str, generate: Any) -> None:
     assert json.loads((ROOT / file).read_text()) == json.loads(json.dumps(generate())), "run `make generate`"
+
+
+def test_the_schema_files_of_the_record_types_are_up_to_date() -> None:
+    files = {path: path.read_text() for path in schemas.DIRECTORY.glob("*.json") if path != schemas.RELEASED}
+    assert files == schemas.schema_files(), "run `make generate`"
 
 
 @pytest.mark.parametrize(
@@ -54,13 +60,13 @@ def test_the_documents_have_every_series_and_every_type_of_record() -> None:
         for field in family.exported_fields()
         if f"| `{(s := family.series(field))}` |" not in metrics
     ] == []
-    types = schema.record_schema()["properties"]["type"]["anyOf"][0]["enum"]
+    types = record_schema()["properties"]["type"]["anyOf"][0]["enum"]
     assert [name for name in types if f"### {name}\n" not in records] == []
     assert [row.name for row in ROWS if f"| `qemu.event.{row.name.lower()}` |" not in records] == []
 
 
 def test_every_example_record_is_valid() -> None:
-    record_validator = validator(schema.record_schema())
+    record_validator = validator(record_schema())
     examples = reference.EXAMPLES.read_text().splitlines()
     types = [validate_record(line, record_validator).get_type() for line in examples]
     assert types == sorted(set(types))

@@ -13,7 +13,8 @@ LAZY = (
     "agent.cli.demo",
     "agent.cli.doctor",
     "agent.cli.top",
-    "agent.cli.schema",
+    "agent.config.schema",
+    "agent.schemas",
 )
 
 

@@ -1,26 +1,23 @@
-"""JSON schemas of records and of the config, generated from the tables in agent/model/ and the types in agent/config/. Pure."""
+"""JSON schemas of the data of records, a schema for each record type. Pure."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from agent.alerts.pool_levels import PoolMeasure
 from agent.alerts.rules import ALERTS
 from agent.alerts.threshold_types import DetectedBy, LimitedBy
-from agent.config.model import Config
 from agent.delivery.drops import DropReason
 from agent.host.pools.base import PoolKind
 from agent.model.agent_life import AGENT_LIFE
 from agent.model.event_row import Category
-from agent.model.events import ROWS
 from agent.model.family import Family, Field, FieldKind
 from agent.model.metrics import FAMILIES, TRANSITIONS
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.pool import POOL
-from agent.model.record import Severity
-from agent.model.sequences import DIGITS
+from agent.model.schema_versions import EVENT_SCHEMA, schema_uri
 
-_DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_SEQUENCE_PATTERN = f"^[0-9A-HJKMNP-TV-Z]{{10}}[0-9]{{{DIGITS}}}$"
-_NONEMPTY_TEXT = {"type": "string", "minLength": 1}
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+NONEMPTY_TEXT = {"type": "string", "minLength": 1}
 
 _JSON_TYPES: dict[FieldKind, dict[str, Any]] = {
     FieldKind.COUNTER: {"type": "number", "minimum": 0},
@@ -43,108 +40,26 @@ _JSON_TYPES: dict[FieldKind, dict[str, Any]] = {
 }
 
 
-def config_schema() -> dict[str, Any]:
-    """Return the JSON schema of the config file."""
-    return {"$schema": _DIALECT, "title": "Config of qmp-agent", **Config.model_json_schema()}
+def data_schemas() -> dict[str, dict[str, Any]]:
+    """Return the schema of the data of each record type, by type. The schema of all events has the key EVENT_SCHEMA.
+
+    The schemas accept what this version of the agent sends, and nothing else.
+    """
+    return {EVENT_SCHEMA: _EVENT_DATA} | _schemas_by_type()
 
 
-def record_schema() -> dict[str, Any]:
-    """Return the JSON schema of a record: CloudEvents attributes, extensions, and the data of each record type."""
-    event_types = {f"qemu.event.{row.name.lower()}" for row in ROWS}
-    data_schemas = _data_schemas()
-    return {
-        "$schema": _DIALECT,
-        "title": "Record of qmp-agent: a CloudEvents 1.0 event in JSON structured mode",
-        "type": "object",
-        "properties": {
-            "specversion": {"const": "1.0"},
-            "id": {
-                "type": "string",
-                "pattern": "^[0-9A-HJKMNP-TV-Z]{10}-[0-9]+$",
-                "description": "Unique: deduplicate on it.",
-            },
-            "source": {
-                "type": "string",
-                "pattern": "^/hosts/[^/]+(/(vms|monitors)/[^/]+)?$",
-                "format": "uri-reference",
-            },
-            "type": {
-                "anyOf": [
-                    {"enum": sorted(data_schemas)},
-                    {"type": "string", "pattern": "^qemu\\.event\\.[a-z][a-z0-9_]*$"},
-                ]
-            },
-            "subject": {**_NONEMPTY_TEXT, "description": "Device, node, job or other subject within the VM."},
-            "time": {"type": "string", "format": "date-time"},
-            "datacontenttype": {"const": "application/json"},
-            "host": _NONEMPTY_TEXT,
-            "vmuuid": {"type": "string", "format": "uuid"},
-            "vmname": _NONEMPTY_TEXT,
-            "dataschema": {
-                "type": "string",
-                "pattern": "^urn:qmp-agent:[a-z][a-z0-9_.]*:[1-9][0-9]*$",
-                "format": "uri",
-            },
-            "severitytext": {"enum": [severity.text for severity in Severity]},
-            "severitynumber": {"enum": [severity.number for severity in Severity]},
-            "sequence": {
-                "type": "string",
-                "pattern": _SEQUENCE_PATTERN,
-                "description": "Position among the records of the source, over all runs of the agent; compare it as text.",
-            },
-            "previoussequence": {
-                "type": "string",
-                "pattern": _SEQUENCE_PATTERN,
-                "description": "The sequence of the source's previous record of this kind in this topic; absent in the first one of a run.",
-            },
-            "recordedtime": {"type": "string", "format": "date-time", "description": "When the agent made the record."},
-            "sampledrate": {
-                "type": "integer",
-                "minimum": 2,
-                "description": "Number of events that were coalesced into the record; absent for a single event.",
-            },
-            "causationid": {
-                **_NONEMPTY_TEXT,
-                "description": "The id of the record of the event or sample that caused this record; absent if unknown.",
-            },
-            "correlationid": {**_NONEMPTY_TEXT, "description": "Shared by all records of one operation."},
-            "partitionkey": {
-                **_NONEMPTY_TEXT,
-                "description": "Kafka message key: the VM's UUID, else its monitor's address; the host for records of the agent itself.",
-            },
-            "data": {"type": "object"},
-        },
-        "required": [
-            "specversion",
-            "id",
-            "source",
-            "type",
-            "time",
-            "datacontenttype",
-            "host",
-            "dataschema",
-            "severitytext",
-            "severitynumber",
-            "sequence",
-            "recordedtime",
-            "partitionkey",
-            "data",
-        ],
-        "additionalProperties": False,
-        "allOf": [
-            *(
-                {"if": _has_type(name), "then": {"properties": {"data": body}}}
-                for name, body in sorted(data_schemas.items())
-            ),
-            {
-                "if": {"properties": {"type": {"enum": sorted(event_types)}}},
-                "then": {"properties": {"data": _EVENT_DATA}},
-            },
-        ],
-    }
+def published_schema(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of a record type as consumers get it: with its URI, and open to fields of later versions of the agent."""
+    head = {"$schema": DIALECT, "$id": schema_uri(name), "title": f"Data of {name}"}
+    return head | {key: value for key, value in schema.items() if key != "additionalProperties"}
 
 
-def _data_schemas() -> dict[str, dict[str, Any]]:
+def published_schemas() -> dict[str, dict[str, Any]]:
+    """Return the schemas as consumers get them, by name."""
+    return {name: published_schema(name, schema) for name, schema in sorted(data_schemas().items())}
+
+
+def _schemas_by_type() -> dict[str, dict[str, Any]]:
     """Return the schema of `data` by record type, without events: the data of all events have one schema."""
     data_schemas = {family.type: _sample_schema(family) for family in FAMILIES if family is not BLOCK_SPACE}
     data_schemas |= {f"qemu.{family.name}": _sample_schema(family) for family in (*TRANSITIONS, *AGENT_LIFE)}
@@ -165,15 +80,11 @@ def _data_schemas() -> dict[str, dict[str, Any]]:
         )
     for alert in sorted(ALERTS):
         body = _object_schema(
-            _ALERT_FIELDS | {"alert": {"const": alert}, "help": _NONEMPTY_TEXT, "event": _NONEMPTY_TEXT},
+            _ALERT_FIELDS | {"alert": {"const": alert}, "help": NONEMPTY_TEXT, "event": NONEMPTY_TEXT},
             required=("alert", "state", "fingerprint"),
         )
         data_schemas[f"qemu.alert.{alert}"] = body | {"additionalProperties": True}
     return data_schemas
-
-
-def _has_type(name: str) -> dict[str, Any]:
-    return {"properties": {"type": {"const": name}}}
 
 
 def _object_schema(properties: dict[str, Any], required: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -181,7 +92,7 @@ def _object_schema(properties: dict[str, Any], required: tuple[str, ...] = ()) -
 
 
 def _sample_schema(family: Family) -> dict[str, Any]:
-    properties: dict[str, Any] = dict.fromkeys(family.labels, _NONEMPTY_TEXT)
+    properties: dict[str, Any] = dict.fromkeys(family.labels, NONEMPTY_TEXT)
     properties |= {field.name: _field_schema(family, field) for field in family.fields}
     return {"description": family.help, **_object_schema(properties, family.labels)}
 
@@ -192,7 +103,7 @@ def _field_schema(family: Family, field: Field) -> dict[str, Any]:
 
 _EVENT_DATA = _object_schema(
     {
-        "event": _NONEMPTY_TEXT,
+        "event": NONEMPTY_TEXT,
         "category": {"enum": [c.value for c in Category]},
         "qemu": {
             "type": "object",
@@ -210,7 +121,7 @@ _EVENT_DATA = _object_schema(
 )
 
 _ALERT_FIELDS: dict[str, Any] = {
-    "alert": _NONEMPTY_TEXT,
+    "alert": NONEMPTY_TEXT,
     "state": {"enum": ["firing", "resolved"]},
     "fingerprint": {
         "type": "string",
@@ -229,7 +140,7 @@ _ALERT_FIELDS: dict[str, Any] = {
 _THRESHOLD_ALERT_FIELDS = _ALERT_FIELDS | {
     "alert": {"const": "write_threshold"},
     "level": {
-        **_NONEMPTY_TEXT,
+        **NONEMPTY_TEXT,
         "description": "The level as in the config; `threshold N` for a threshold of another client.",
     },
     "detected_by": {
@@ -240,7 +151,7 @@ _THRESHOLD_ALERT_FIELDS = _ALERT_FIELDS | {
         "enum": ["agent", "other"],
         "description": "Who set the level: the agent's config, or another client of QEMU.",
     },
-    "device": _NONEMPTY_TEXT,
+    "device": NONEMPTY_TEXT,
     "layer": {"enum": ["format", "storage", "backing", "node"]},
     "node": {"type": "string"},
     "path": {"type": "string"},
@@ -264,7 +175,7 @@ _THRESHOLD_ALERT_FIELDS = _ALERT_FIELDS | {
 
 _POOL_ALERT_FIELDS = (
     _ALERT_FIELDS
-    | {"pool": _NONEMPTY_TEXT, "kind": {"enum": [kind.value for kind in PoolKind]}}
+    | {"pool": NONEMPTY_TEXT, "kind": {"enum": [kind.value for kind in PoolKind]}}
     | {
         field.name: {**_JSON_TYPES[field.kind], "description": field.help}
         for field in POOL.fields
@@ -275,7 +186,7 @@ _POOL_ALERT_FIELDS = (
 POOL_ALERTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "pool_filling": (
         {
-            "level": {**_NONEMPTY_TEXT, "description": "The level as in the config."},
+            "level": {**NONEMPTY_TEXT, "description": "The level as in the config."},
             "measure": {
                 "enum": [measure.value for measure in PoolMeasure],
                 "description": "The quantity that the level is about.",
@@ -283,13 +194,13 @@ POOL_ALERTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         },
         ("level",),
     ),
-    "pool_unresponsive": ({"help": _NONEMPTY_TEXT}, ()),
+    "pool_unresponsive": ({"help": NONEMPTY_TEXT}, ()),
 }
 """Further fields of the alerts of pools, and those that are required."""
 
 _DROPPED_RECORDS_FIELDS = {
     "reason": {"enum": [drop.value for drop in DropReason]},
-    "queue": _NONEMPTY_TEXT,
+    "queue": NONEMPTY_TEXT,
     "records": {
         "type": "integer",
         "minimum": 1,
@@ -318,8 +229,8 @@ _SESSION_END = (
 LIFECYCLE_CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "attached": (
         {
-            "monitor": _NONEMPTY_TEXT,
-            "qemu_version": _NONEMPTY_TEXT,
+            "monitor": NONEMPTY_TEXT,
+            "qemu_version": NONEMPTY_TEXT,
             "qemu_package": {"type": "string"},
             "pid": {"type": "integer", "description": "Process ID of QEMU; absent if unknown."},
             "reattached": {

@@ -1,0 +1,1 @@
+"""JSON schemas of records, generated from the tables in agent/model and agent/alerts. Pure."""

@@ -1,0 +1,113 @@
+"""The JSON schema of a record: CloudEvents attributes, extensions, and the data of each record type. Pure."""
+
+from typing import Any
+
+from agent.model.record import Severity
+from agent.model.schema_versions import EVENT_SCHEMA, schema_uri
+from agent.model.sequences import DIGITS
+from agent.schemas.data import DIALECT, NONEMPTY_TEXT, data_schemas
+
+_EVENT_PATTERN = r"^qemu\.event\.[a-z][a-z0-9_]*$"
+_SEQUENCE_PATTERN = f"^[0-9A-HJKMNP-TV-Z]{{10}}[0-9]{{{DIGITS}}}$"
+
+
+def record_schema() -> dict[str, Any]:
+    """Return the JSON schema of a record: CloudEvents attributes, extensions, and the data of each record type."""
+    by_type = data_schemas()
+    event_data = by_type.pop(EVENT_SCHEMA)
+    return {
+        "$schema": DIALECT,
+        "title": "Record of qmp-agent: a CloudEvents 1.0 event in JSON structured mode",
+        "type": "object",
+        "properties": {
+            "specversion": {"const": "1.0"},
+            "id": {
+                "type": "string",
+                "pattern": "^[0-9A-HJKMNP-TV-Z]{10}-[0-9]+$",
+                "description": "Unique: deduplicate on it.",
+            },
+            "source": {
+                "type": "string",
+                "pattern": "^/hosts/[^/]+(/(vms|monitors)/[^/]+)?$",
+                "format": "uri-reference",
+            },
+            "type": {
+                "anyOf": [
+                    {"enum": sorted(by_type)},
+                    {"type": "string", "pattern": _EVENT_PATTERN},
+                ]
+            },
+            "subject": {**NONEMPTY_TEXT, "description": "Device, node, job or other subject within the VM."},
+            "time": {"type": "string", "format": "date-time"},
+            "datacontenttype": {"const": "application/json"},
+            "host": NONEMPTY_TEXT,
+            "vmuuid": {"type": "string", "format": "uuid"},
+            "vmname": NONEMPTY_TEXT,
+            "dataschema": {
+                "type": "string",
+                "pattern": "^urn:qmp-agent:[a-z][a-z0-9_.]*:[1-9][0-9]*$",
+                "format": "uri",
+            },
+            "severitytext": {"enum": [severity.text for severity in Severity]},
+            "severitynumber": {"enum": [severity.number for severity in Severity]},
+            "sequence": {
+                "type": "string",
+                "pattern": _SEQUENCE_PATTERN,
+                "description": "Position among the records of the source, over all runs of the agent; compare it as text.",
+            },
+            "previoussequence": {
+                "type": "string",
+                "pattern": _SEQUENCE_PATTERN,
+                "description": "The sequence of the source's previous record of this kind in this topic; absent in the first one of a run.",
+            },
+            "recordedtime": {"type": "string", "format": "date-time", "description": "When the agent made the record."},
+            "sampledrate": {
+                "type": "integer",
+                "minimum": 2,
+                "description": "Number of events that were coalesced into the record; absent for a single event.",
+            },
+            "causationid": {
+                **NONEMPTY_TEXT,
+                "description": "The id of the record of the event or sample that caused this record; absent if unknown.",
+            },
+            "correlationid": {**NONEMPTY_TEXT, "description": "Shared by all records of one operation."},
+            "partitionkey": {
+                **NONEMPTY_TEXT,
+                "description": "Kafka message key: the VM's UUID, else its monitor's address; the host for records of the agent itself.",
+            },
+            "data": {"type": "object"},
+        },
+        "required": [
+            "specversion",
+            "id",
+            "source",
+            "type",
+            "time",
+            "datacontenttype",
+            "host",
+            "dataschema",
+            "severitytext",
+            "severitynumber",
+            "sequence",
+            "recordedtime",
+            "partitionkey",
+            "data",
+        ],
+        "additionalProperties": False,
+        "allOf": [
+            *(_rule({"const": name}, name, body) for name, body in sorted(by_type.items())),
+            _rule({"pattern": _EVENT_PATTERN}, EVENT_SCHEMA, event_data),
+        ],
+    }
+
+
+def _rule(types: dict[str, Any], name: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Return the rule that the data of some types has a schema.
+
+    Args:
+        types: the condition on the type.
+        name: the name of the schema.
+        body: the schema.
+    """
+    then = {"dataschema": {"const": schema_uri(name)}, "data": body}
+    return {"if": {"properties": {"type": types}}, "then": {"properties": then}}

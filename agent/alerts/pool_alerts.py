@@ -82,7 +82,7 @@ class PoolAlerts:
     def on_reading(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
         """Handle new figures of a pool."""
         yield from self.on_answer(usage, now_ns)
-        yield from self._compare(usage, now_ns)
+        yield from self.compare(usage, now_ns)
 
     def on_answer(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
         """Handle a pool that answers, with figures or with an error."""
@@ -99,8 +99,8 @@ class PoolAlerts:
         """Handle a pool that no VM uses any more."""
         yield from self._store.resolve(self._store.of_owner(usage.owner), now_ns, "pool_unused")
 
-    def _compare(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
-        """Fire and resolve the levels of a pool."""
+    def compare(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
+        """Fire and resolve the levels of a pool, by its last figures."""
         policy = self._policy_lookup(usage)
         for level in policy.levels if usage.pool.kind is not PoolKind.DEVICE else ():
             firing = level.text in usage.exceeded

@@ -78,7 +78,7 @@ class AlertBridge:
     def set_pool_policy(self, config: PoolAlertsConfig) -> None:
         """Apply a new config of the alerts of pools."""
         for usage in self.pools.set_policy(partial(pool_policy, config)):
-            self.on_pool_reading(usage)
+            self._publish_pool(usage, self.pools.compare(usage, time.time_ns()))
 
     def on_pool_reading(self, usage: PoolUsage) -> None:
         """Update the alerts of a pool after it was read."""

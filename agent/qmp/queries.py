@@ -59,7 +59,7 @@ QUERIES = (
     Query(
         "query-block",
         _EVENT,
-        "Throttle limits, trays, I/O status. Accesses the storage, which can hang, so it is sent rarely.",
+        "Throttle limits, trays, I/O status. Accesses the storage, which can hang: sent rarely, and never while it does not answer.",
     ),
     Query(
         "query-block-exports",
@@ -132,7 +132,7 @@ QUERIES = (
     Query(
         "query-named-block-nodes",
         _EVENT,
-        "Layers of disks. Accesses the storage, which can hang, so it is sent rarely.",
+        "Layers of disks. Accesses the storage, which can hang: sent rarely, and never while it does not answer.",
     ),
     Query("query-pci", _EVENT, "PCI devices, for the inventory."),
     Query("query-pr-managers", _REFUSED, "PR_MANAGER_STATUS_CHANGED reports each relevant change."),

@@ -11,9 +11,12 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from agent.cli.demo.guest import until
+from tests.integration.qemu.test_pools import SIZE as POOL_SIZE
+from tests.integration.qemu.test_pools import image as pool_image
+from tests.integration.qemu.test_pools import needs_root, small_file_system
 from tests.lab.agent_process import AgentProcess
 from tests.lab.kafka import KafkaCluster
-from tests.lab.thin_guests import MIB, ThinGuest, make_qcow2, network_device, thin_guest
+from tests.lab.thin_guests import MIB, ThinGuest, make_qcow2, network_device, run, thin_guest
 
 SIZE: Final = 32 * MIB
 LEVELS: Final = ["10%", "25%", "40%", "55%"]
@@ -38,15 +41,19 @@ class AlertsTopic:
     async def __aexit__(self, *_: object) -> None:
         await self._consumer.stop()
 
-    async def firing(self) -> list[dict[str, Any]]:
-        """Return the data of all firing alert records so far. A record that was delivered twice is returned once."""
+    async def alerts(self) -> list[dict[str, Any]]:
+        """Return the data of all alert records so far. A record that was delivered twice is returned once."""
         end = (await self._consumer.end_offsets([self._at]))[self._at]
         while await self._consumer.position(self._at) < end:
             for messages in (await self._consumer.getmany(timeout_ms=200)).values():
                 for message in messages:
                     record = json.loads(message.value)
                     self._records[record["id"]] = record
-        return [r["data"] for r in self._records.values() if r["data"]["state"] == "firing"]
+        return [record["data"] for record in self._records.values()]
+
+    async def firing(self) -> list[dict[str, Any]]:
+        """Return the data of all firing alert records so far."""
+        return [alert for alert in await self.alerts() if alert["state"] == "firing"]
 
     async def levels(self) -> list[str]:
         return [alert["level"] for alert in await self.firing()]
@@ -162,3 +169,41 @@ async def test_killed_after_delivery_it_repeats_no_level(
     assert (await agent.stop()).status == 0
     assert await have_fired_once(topic, LEVELS[:3])
     assert {alert["detected_by"] for alert in await topic.firing()} == {"event"}
+
+
+async def has_read(agent: AgentProcess, point: Path) -> bool:
+    """Return whether the agent has read a pool."""
+    return (await agent.metrics()).value("qemu_pool_free_bytes", pool=str(point)) is not None
+
+
+@needs_root
+async def test_the_alerts_of_a_pool_are_emitted_once_although_the_agent_is_killed(
+    agent: AgentProcess, topic: AlertsTopic, folder: Path
+) -> None:
+    async def changes() -> list[tuple[str, str]]:
+        alerts = [alert for alert in await topic.alerts() if alert["alert"] == "pool_filling"]
+        return [(alert["level"], alert["state"]) for alert in alerts if alert["level"].endswith("%")]
+
+    async def are(*expected: tuple[str, str]) -> bool:
+        found = await changes()
+        assert len(found) == len(set(found)), found
+        return found == [*expected]
+
+    async with small_file_system(folder) as point:
+        storage = await pool_image(point, "a")
+        async with thin_guest(folder, storage=storage, disk_mib=1024, extra=["-S"]):
+            await agent.start()
+            await until(lambda: has_read(agent, point), 60)
+            await run("fallocate", "-l", str(int(POOL_SIZE * 0.88)), f"{point}/first")
+            await until(lambda: are(("85%", "firing")), 60)
+            await agent.kill()
+            await agent.start()
+            await until(lambda: has_read(agent, point), 60)
+            await run("fallocate", "-l", str(int(POOL_SIZE * 0.08)), f"{point}/second")
+            await until(lambda: are(("85%", "firing"), ("95%", "firing")), 60)
+            await agent.kill()
+            (point / "first").unlink()
+            (point / "second").unlink()
+            await agent.start()
+            resolved = ("85%", "resolved"), ("95%", "resolved")
+            await until(lambda: are(("85%", "firing"), ("95%", "firing"), *resolved), 60)

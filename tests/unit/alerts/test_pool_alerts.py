@@ -154,7 +154,7 @@ def test_a_level_that_the_config_no_longer_has_is_resolved() -> None:
     pool = PoolScenario("85%", "95%")
     pool.read(100)
     (usage,) = pool.alerts.set_policy(lambda _usage: PoolPolicy((parse_pool_level("95%"),)))
-    records = pool.alerts.on_reading(usage, int(pool.now * SECOND))
+    records = pool.alerts.compare(usage, int(pool.now * SECOND))
     assert [(record.data["level"], record.data["resolved_by"]) for record in records] == [("85%", "level_gone")]
 
 

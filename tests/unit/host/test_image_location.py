@@ -1,14 +1,19 @@
 """The path of an image on this host, from what QEMU reports."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from agent.host.filesystem_reader import FileSystemReader
+from agent.host.filesystem_reader import FileSystemFigures, FileSystemReader
 from agent.host.image_location import ImageLocator, MountTables, local_path, read_mounts
-from agent.host.pools.base import ImageLocation, UnknownPool
+from agent.host.mounts import Mount
+from agent.host.pools.base import ImageLocation, Pool, PoolReading, UnknownPool
+from agent.host.pools.filesystem import FileSystemSource
+
+ROOT_MOUNT = Mount(1, 0, "8:1", "/", "/", "xfs", "/dev/sda1")
 
 
 @pytest.mark.parametrize(
@@ -99,3 +104,83 @@ async def test_a_directory_that_is_known_needs_no_question(reader: FileSystemRea
     assert locator.known_location(tables, "file", str(tmp_path / "a")) is None
     location = await locator.locate(tables, "file", str(tmp_path / "a"))
     assert locator.known_location(tables, "file", str(tmp_path / "a")) == location
+
+
+class QuotaReader(FileSystemReader):
+    """A reader of a file system of 100 bytes, in which some directories have a quota of another size.
+
+    Attributes:
+        asked: The paths whose figures were asked for.
+    """
+
+    def __init__(self, **quotas: int) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+        self._quotas = {f"/{name}": size for name, size in quotas.items()}
+
+    async def statvfs(self, path: str, mount: str) -> FileSystemFigures:  # noqa: ARG002 - the reader's signature
+        self.asked.append(path)
+        size = next((size for top, size in self._quotas.items() if f"{path}/".startswith(f"{top}/")), 100)
+        return FileSystemFigures(size, 0, 0, 0, 0)
+
+    async def realpath(self, path: str, mount: str) -> str:  # noqa: ARG002 - the reader's signature
+        return path
+
+
+@pytest.mark.parametrize(
+    ("directory", "quota"), [("/srv/vm1/disks", "/srv"), ("/srv", "/srv"), ("/srv2/a", ""), ("", "")]
+)
+async def test_the_topmost_directory_of_a_quota_stands_for_it(directory: str, quota: str) -> None:
+    tables = MountTables(1, (ROOT_MOUNT,), (ROOT_MOUNT,))
+    location = await ImageLocator(QuotaReader(srv=20)).locate(tables, "file", f"{directory}/a.qcow2")
+    assert isinstance(location, ImageLocation)
+    assert (location.quota, location.directory) == (quota, quota or "/")
+    pool = FileSystemSource(QuotaReader()).find(location)
+    assert isinstance(pool, Pool)
+    assert (pool.name, pool.key) == (quota or "/", f"filesystem:8:1{':' if quota else ''}{quota}")
+
+
+async def test_an_image_that_is_a_mount_point_is_on_its_own_mount() -> None:
+    export = Mount(2, 1, "0:50", "/", "/images/exported", "fuse", "fuse")
+    tables = MountTables(1, (ROOT_MOUNT, export), (ROOT_MOUNT, export))
+    location = await ImageLocator(QuotaReader()).locate(tables, "file", "/images/exported")
+    assert isinstance(location, ImageLocation)
+    assert (location.mount, location.directory) == (export, "/images/exported")
+
+
+@pytest.mark.parametrize(
+    ("own", "asked"),
+    [
+        (Mount(7, 6, "8:1", "/", "/host", "xfs", "/dev/sda1"), "/host/images"),
+        (Mount(7, 6, "8:1", "/images", "/data", "xfs", "/dev/sda1"), "/data"),
+        (Mount(7, 6, "8:1", "/other", "/data", "xfs", "/dev/sda1"), "/proc/1/root/"),
+        (Mount(7, 6, "8:9", "/", "/images", "xfs", "/dev/sdb1"), "/proc/1/root/"),
+    ],
+)
+async def test_an_agent_in_a_container_reads_its_own_mount_or_qemus_root(own: Mount, asked: str) -> None:
+    tables = MountTables(1, (ROOT_MOUNT,), (Mount(6, 0, "0:99", "/", "/", "overlay", "overlay"), own))
+    reader = QuotaReader()
+    assert isinstance(await ImageLocator(reader).locate(tables, "file", "/images/a.qcow2"), ImageLocation)
+    assert reader.asked[0] == asked
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make mount namespaces")
+async def test_a_mount_that_only_qemu_has_is_read_through_qemus_root(reader: FileSystemReader, tmp_path: Path) -> None:
+    script = f"mount -t tmpfs -o size=8M tmpfs {tmp_path} && echo mounted && exec sleep 60"
+    process = await asyncio.create_subprocess_exec(
+        *("unshare", "--mount", "--propagation", "private", "sh", "-c", script), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"mounted\n"
+        location = await ImageLocator(reader).locate(MountTables.of_process(process.pid), "file", f"{tmp_path}/a")
+        assert isinstance(location, ImageLocation)
+        assert location.directory == f"/proc/{process.pid}/root{tmp_path}"
+        pool = FileSystemSource(reader).find(location)
+        assert isinstance(pool, Pool)
+        reading = (await FileSystemSource(reader).read([pool]))[pool.key]
+        assert isinstance(reading, PoolReading)
+        assert (pool.name, reading.size_bytes) == (str(tmp_path), 8 << 20)
+    finally:
+        process.kill()
+        await process.wait()

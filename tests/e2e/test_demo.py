@@ -34,6 +34,8 @@ EXPECTED_TYPES: Final = frozenset(
         "qemu.event.balloon_change",
         "qemu.event.block_write_threshold",
         "qemu.alert.write_threshold",
+        "qemu.sample.guest_filesystem",
+        "qemu.sample.guest_os",
     }
 )
 

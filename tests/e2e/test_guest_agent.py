@@ -31,7 +31,7 @@ def agent_of(folder: Path, **guest_agent: Any) -> AgentProcess:
         "enabled": True,
         "channels": [{"socket": f"{folder}/{{monitor}}.qga"}],
         "timeout": "1s",
-        "retry": "1s",
+        "max_retry_delay": "1s",
         "intervals": QUICK,
     }
     return AgentProcess(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}], "guest_agent": config | guest_agent})

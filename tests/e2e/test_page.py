@@ -74,6 +74,22 @@ async def test_a_filling_disk_has_a_bar_levels_and_an_alert(environment: Environ
         await expect(alert).to_contain_text(re.compile("write threshold.*disk0.*level used 640KiB exceeded.*free"))
 
 
+async def test_a_guests_file_systems_system_and_addresses_are_shown(environment: Environment) -> None:
+    await environment.agent.wait_for_record("alert.guest_filesystem_space", vm=environment.linux.uuid)
+    async with open_page(environment.browser, environment.agent.url) as page:
+        filesystem = page.locator("#filesystems tbody tr").filter(has_text="web-1")
+        await expect(filesystem.get_by_role("rowheader")).to_have_text("web-1 /data")
+        await expect(filesystem.get_by_role("cell").first).to_contain_text(re.compile(r"[\d.]+ KiB of [\d.]+ MiB"))
+        await expect(filesystem.locator("svg").first).to_have_attribute("aria-label", re.compile("used$"))
+        alert = page.locator("#alerts li").filter(has_text="guest filesystem space")
+        await expect(alert).to_contain_text(re.compile("web-1 /data.*free"))
+    async with open_page(environment.browser, f"{environment.agent.url}/#/vm/{environment.linux.uuid}") as page:
+        facts = page.locator("#detail .facts")
+        await expect(facts).to_contain_text("Guest agentup")
+        await expect(facts).to_contain_text("web-1 · Busybox, the guest of qmp-agent's demo · 6.")
+        await expect(facts).to_contain_text("Addresses10.0.2.15")
+
+
 async def test_sections_without_content_are_hidden(environment: Environment) -> None:
     async with open_page(environment.browser, f"{environment.agent.url}/#/vm/{environment.hostile.uuid}") as page:
         await expect(page.get_by_role("heading", name="pwned")).to_be_visible()

@@ -10,7 +10,8 @@ from tests.lab.agent_process import AgentProcess
 _QUICK: Final = {
     "intervals": {"poll": "1s", "guest_memory": "1s"},
     "allow": {"guest_stats_interval": "1s"},
-    "alerts": {"write_threshold": {"levels": ["used 640KiB", "used 63MiB"]}},
+    "alerts": {"write_threshold": {"levels": ["used 640KiB", "used 63MiB"]}, "guest": {"levels": ["used 1KiB"]}},
+    "guest_agent": {"enabled": True, "intervals": {"filesystems": "1s"}},
 }
 
 
@@ -18,7 +19,7 @@ async def watch_guests(running: AsyncExitStack, folder: Path, name: str) -> tupl
     """Start an agent and three guests: a writer, an idle guest with this name, and a Linux. Wait for the Linux's memory statistics."""
     writer = Guest(folder, "db-1", GuestOptions(kind=GuestKind.WRITER))
     hostile = Guest(folder, "hostile", GuestOptions(extra=("-name", f"guest={name}")))
-    linux = Guest(folder, "web-1", GuestOptions(kind=GuestKind.LINUX))
+    linux = Guest(folder, "web-1", GuestOptions(kind=GuestKind.LINUX, guest_agent=True))
     for guest in (writer, hostile, linux):
         await running.enter_async_context(guest)
     agent = await running.enter_async_context(

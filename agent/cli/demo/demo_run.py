@@ -22,6 +22,7 @@ from agent.cli.format import format_record
 from agent.common.errors import SubcommandError
 from agent.config.model import AlertsConfig, AllowConfig, Config, IntervalsConfig, WebConfig
 from agent.delivery.sinks.jsonl import JsonLinesConfig
+from agent.guest.config import GuestAgentConfig, GuestIntervalsConfig
 from agent.http.record_stream import Subscriber
 from agent.monitors import DialConfig
 from agent.runtime.logging import configure_logging
@@ -30,6 +31,8 @@ LISTEN_ADDRESSES = ("127.0.0.1:9179", "127.0.0.1:0")
 """Addresses for the endpoint: the default address, or any free port if the default address is in use."""
 
 MEMORY_MIB = 128
+
+GUEST_INTERVALS = GuestIntervalsConfig(filesystems=2.0, cpu=5.0, disks=5.0, network=5.0, freeze=5.0)
 
 PRINTED_SAMPLES = frozenset(
     f"qemu.sample.{name}" for name in ("block", "balloon", "guest_memory", "runstate", "migration", "job")
@@ -91,14 +94,16 @@ async def _run_guests(
     folder: Path, records: Path, alerts: AlertsConfig
 ) -> AsyncIterator[tuple[Subscriber, tuple[Guest, Guest]]]:
     """Run two guests and the agent while the `with` block runs. Yield a subscriber of the agent's records, and the guests."""
-    web = Guest(folder, "web-1", GuestOptions(kind=GuestKind.LINUX, memory_mib=MEMORY_MIB, disk_mib=256))
+    linux = GuestOptions(kind=GuestKind.LINUX, memory_mib=MEMORY_MIB, disk_mib=256, guest_agent=True, fill_seconds=0.3)
+    web = Guest(folder, "web-1", linux)
     db = Guest(folder, "db-1", GuestOptions(kind=GuestKind.WRITER, disk_mib=1024))
     async with _run_agent(folder, records, alerts) as (agent, url):
         # Subscribe before the guests start, to get every record.
         with agent.publisher.broadcaster.subscribe(Subscriber()) as subscriber:
             async with web, db:
                 _print(
-                    f"booting two guests: {web.name} runs Linux with a balloon, {db.name} only writes to a thin disk"
+                    f"booting two guests: {web.name} runs Linux with a balloon and a guest agent, and fills a file system; "
+                    f"{db.name} only writes to a thin disk"
                 )
                 _print(f"page     {url}/\n  metrics  {url}/metrics\n  records  {_own_command()} tail --url {url}")
                 yield subscriber, (web, db)
@@ -122,6 +127,7 @@ async def _run_agent(folder: Path, records: Path, alerts: AlertsConfig) -> Async
                 intervals=IntervalsConfig(poll=2.0, guest_memory=5.0),
                 allow=AllowConfig(guest_stats_interval=2.0),
                 alerts=alerts,
+                guest_agent=GuestAgentConfig(enabled=True, intervals=GUEST_INTERVALS),
             )
         )
         try:

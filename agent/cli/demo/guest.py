@@ -45,6 +45,7 @@ class GuestOptions:
         span_mib: size in MiB of the part of the disk that the guest writes again and again; default: the whole disk.
         write_kib: size of one write in KiB; default: 4 (the maximum of a boot sector is 63), for Linux 1024.
         guest_agent: whether the Linux runs qemu-ga, with a file system of 32 MiB on a disk of its own.
+        guest_shell: whether a channel leads to a shell in this guest; see tests/lab/guest_shell.py.
         fill_seconds: time between two files of 256 KiB that fill this file system; default: it stays empty.
         pause_seconds: time between two writes; default: 2 ms, for Linux 1 s.
         disk_options: additional properties of the disk device, such as `werror=stop`.
@@ -61,6 +62,7 @@ class GuestOptions:
     write_kib: int | None = None
     pause_seconds: float | None = None
     guest_agent: bool = False
+    guest_shell: bool = False
     fill_seconds: float | None = None
     disk_options: str = ""
     faults: Sequence[Mapping[str, Any]] = ()
@@ -286,7 +288,7 @@ class Guest:
         disk = self.folder / f"{self.name}-data.raw"
         disk.touch()
         os.truncate(disk, 32 << 20)
-        return guest_agent.qemu_arguments(self.folder, self.name, disk)
+        return guest_agent.qemu_arguments(self.folder, self.name, disk, shell=self.options.guest_shell)
 
     async def _disk0_arguments(self) -> list[str]:
         """Return the arguments of `disk0`: a device, its qcow2 node `disk0-format`, and that node's file node `disk0-storage`."""

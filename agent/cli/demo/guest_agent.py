@@ -1,7 +1,7 @@
 """The parts of the Linux guest that run the real guest agent, qemu-ga: QEMU's arguments, and the files in the guest.
 
-The guest has a file system on a disk of its own, a network interface without a network, and the channel of the guest agent. A second
-channel leads to a shell in the guest, for tests.
+The guest has a file system on a disk of its own, a network interface without a network, and the channel of the guest agent. For tests, a
+second channel leads to a shell in the guest.
 """
 
 import re
@@ -32,10 +32,16 @@ for port in /sys/class/virtio-ports/*; do
     esac
 done
 qemu-ga -d -m virtio-serial -p $CHANNEL -t /run -f /run/qemu-ga.pid -l /run/qemu-ga.log
-while true; do
-    sh 0<>$shell 1>&0 2>&0
-    sleep 0.2
-done &
+if [ -n "$shell" ]; then
+    exec 3<>$shell
+    while true; do
+        if read -r line <&3; then
+            eval "$line" >&3 2>&3 </dev/null
+        else
+            sleep 0.2
+        fi
+    done &
+fi
 if [ -n "$FILL_SECONDS" ]; then
     number=0
     while true; do
@@ -73,16 +79,18 @@ def add_files(root: Path, libraries: Callable[[Path], bytes]) -> None:
         shutil.copy(library, target)
 
 
-def qemu_arguments(folder: Path, name: str, disk: Path) -> list[str]:
+def qemu_arguments(folder: Path, name: str, disk: Path, *, shell: bool) -> list[str]:
     """Return QEMU's arguments of the channels, of the network card and of the disk of the guest's file system.
 
     Args:
-        folder: the directory of the sockets NAME.qga and NAME.shell.
+        folder: the directory of the sockets, NAME.qga and NAME.shell.
         name: the guest's name.
         disk: the raw image of the file system.
+        shell: whether there is a channel to a shell.
     """
     arguments = ["-device", "virtio-serial-pci,id=serial0"]
-    for chardev, port, suffix in (("qga0", "org.qemu.guest_agent.0", "qga"), ("shell0", "lab.shell.0", "shell")):
+    channels = [("qga0", "org.qemu.guest_agent.0", "qga"), *([("shell0", "lab.shell.0", "shell")] if shell else [])]
+    for chardev, port, suffix in channels:
         arguments += ["-chardev", f"socket,id={chardev},path={folder / name}.{suffix},server=on,wait=off"]
         arguments += ["-device", f"virtserialport,id={chardev}-port,chardev={chardev},name={port}"]
     arguments += ["-netdev", "user,id=net0,restrict=on", "-device", "virtio-net-pci,id=nic0,netdev=net0"]

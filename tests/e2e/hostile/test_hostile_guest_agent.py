@@ -32,7 +32,13 @@ async def host(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hostil
         ("filesystems", "load", "cpu", "disks", "network", "users", "os", "clock", "freeze"), "200ms"
     )
     channels = [{"socket": f"{folder}/{{monitor}}.qga"}]
-    guest_agent = {"enabled": True, "channels": channels, "timeout": "500ms", "retry": "1s", "intervals": intervals}
+    guest_agent = {
+        "enabled": True,
+        "channels": channels,
+        "timeout": "500ms",
+        "max_retry_delay": "1s",
+        "intervals": intervals,
+    }
     async with hostile_host(folder, response_timeout="20s", guest_agent=guest_agent) as running:
         yield running
 

@@ -40,7 +40,7 @@ def config(folder: Path) -> dict[str, Any]:
     return {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "intervals": {"poll": "500ms", "migration": "100ms", "resync": "5s"},
-        "guest_agent": {"enabled": True, "timeout": "2s", "retry": "2s", "intervals": QUICK},
+        "guest_agent": {"enabled": True, "timeout": "2s", "max_retry_delay": "2s", "intervals": QUICK},
         "alerts": {"guest": {"levels": ["50%"], "frozen": "2s"}},
     }
 
@@ -48,7 +48,7 @@ def config(folder: Path) -> dict[str, Any]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def environment(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Environment]:
     folder = Path(tmp_path_factory.mktemp("g"))
-    options = GuestOptions(kind=GuestKind.LINUX, guest_agent=True, pause_seconds=5)
+    options = GuestOptions(kind=GuestKind.LINUX, guest_agent=True, guest_shell=True, pause_seconds=5)
     async with AsyncExitStack() as running:
         guest = await running.enter_async_context(Guest(folder, "web-1", options))
         await guest.wait_until_booted()

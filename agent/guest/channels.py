@@ -1,7 +1,6 @@
 """Ways to reach a guest agent: the Unix socket of its channel."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import PurePath
 from typing import Any, Protocol
@@ -12,7 +11,7 @@ from agent.guest.config import GuestAgentConfig
 from agent.host.qemu_processes import pid_if_qemu
 from agent.model.record import Vm
 from agent.monitors.dial import unix_connector
-from agent.qga.client import GuestAgentClient
+from agent.qga.client import GuestAgentClient, PeerCheck
 from agent.qga.errors import GuestAgentError, GuestChannelDeniedError, GuestChannelError
 
 
@@ -30,25 +29,56 @@ class GuestChannel(Protocol):
         """End the connection now."""
 
 
-ChannelOpener = Callable[[GuestFacts], Awaitable[GuestChannel]]
-"""Opens a channel; raises what `GuestAgentClient.open` raises."""
+SHARED_SOCKETS = ("/run/qemu-server/", "/var/run/qemu-server/")
+"""Directories of Proxmox' sockets. Its tools connect to a channel for each command, so the agent must not hold it."""
+SHARED_TIMEOUT_SECONDS = 1.0
+"""Maximum timeout of a command on a shared channel. Proxmox' tools wait 3 s for a guest agent to respond, the queue included."""
 
 
-def opener_of(vm: Vm, config: GuestAgentConfig) -> ChannelOpener:
-    """Return the opener of a VM's channel: the socket of the config if it names one, else the socket that QEMU reports."""
-    entry = next((entry for entry in config.channels if matches_vm(entry.vm, vm.name, vm.uuid)), None)
-    if entry is None:
-        return partial(_open_reported, config.timeout)
-    return partial(_open_configured, config.timeout, entry.socket, vm)
+class ChannelSource(Protocol):
+    """Opens the channel of one VM's guest agent."""
+
+    def is_shared(self, facts: GuestFacts) -> bool:
+        """Return whether another client needs the channel, too. The agent then connects for each round of queries only."""
+
+    async def open(self, facts: GuestFacts) -> GuestChannel:
+        """Open the channel; raises what `GuestAgentClient.open` raises."""
 
 
-async def _open_reported(timeout: float, facts: GuestFacts) -> GuestChannel:  # noqa: ASYNC109 - the client's deadline
-    """Open the socket that QEMU reports. QEMU chooses this path, so only QEMU itself may listen there."""
-    if not facts.socket:
-        raise GuestChannelError("the channel is not on a Unix socket that QEMU listens on: set guest_agent.channels")
-    return await GuestAgentClient.open(
-        unix_connector(facts.socket), deadline=timeout, check_peer=partial(_check_peer, facts.pid)
-    )
+class SocketSource:
+    """Opens the Unix socket of a channel: the one that the config names, or else the one that QEMU reports."""
+
+    def __init__(self, vm: Vm, config: GuestAgentConfig) -> None:
+        self._vm = vm
+        self._timeout = config.timeout
+        self._entry = next((entry for entry in config.channels if matches_vm(entry.vm, vm.name, vm.uuid)), None)
+
+    def is_shared(self, facts: GuestFacts) -> bool:
+        """Return whether another client needs the channel, too: the config says so, or it is Proxmox' socket."""
+        if self._entry is not None and self._entry.shared is not None:
+            return self._entry.shared
+        return (self._entry.socket if self._entry is not None else facts.socket).startswith(SHARED_SOCKETS)
+
+    async def open(self, facts: GuestFacts) -> GuestChannel:
+        """Connect. QEMU chooses the path that it reports, so only QEMU itself may listen there.
+
+        Raises:
+            GuestChannelError: there is no Unix socket, or it cannot be reached.
+        """
+        if self._entry is not None:
+            path = socket_path(self._entry.socket, self._vm)
+            check: PeerCheck = _accept_any_peer
+        elif facts.socket:
+            path, check = facts.socket, partial(_check_peer, facts.pid)
+        else:
+            raise GuestChannelError(
+                "the channel is not on a Unix socket that QEMU listens on: set guest_agent.channels"
+            )
+        return await GuestAgentClient.open(unix_connector(path), deadline=self._timeout, check_peer=check)
+
+
+def _accept_any_peer(_pid: int | None) -> str:
+    return ""
 
 
 def _check_peer(expected: int | None, pid: int | None) -> str:
@@ -60,10 +90,6 @@ def _check_peer(expected: int | None, pid: int | None) -> str:
     if expected is None and pid_if_qemu(pid) is None:
         return f"process {pid} listens at the channel, and it is not a QEMU"
     return ""
-
-
-async def _open_configured(timeout: float, socket: str, vm: Vm, _facts: GuestFacts) -> GuestChannel:  # noqa: ASYNC109 - as above
-    return await GuestAgentClient.open(unix_connector(socket_path(socket, vm)), deadline=timeout)
 
 
 def socket_path(pattern: str, vm: Vm) -> str:

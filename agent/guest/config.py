@@ -68,6 +68,8 @@ class GuestChannelConfig(Section):
     """Name or UUID of the VMs; * and ? are wildcards."""
     socket: Annotated[str, AfterValidator(_socket)]
     """Path of the Unix socket. {name} and {uuid} stand for the VM's, {monitor} for the file name of its QMP socket without suffix."""
+    shared: bool | None = None
+    """Connect for each round of queries only, because another client needs the channel, too. By default only for Proxmox' sockets."""
 
 
 class GuestAgentConfig(Section):

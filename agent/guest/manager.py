@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from agent.common.config_types import matches_vm
 from agent.guest.api import GuestFacts, GuestObserver
-from agent.guest.channels import ChannelOpener, opener_of
+from agent.guest.channels import ChannelSource, SocketSource
 from agent.guest.config import GuestAgentConfig
 from agent.guest.session import FAMILIES, FIRST_RETRY_SECONDS, GuestSession
 from agent.model.family import Family, Sample, Values
@@ -79,7 +79,7 @@ class GuestAgentManager:
         for read in reads:
             read(facts, samples)
         if GUEST_AGENT in families and facts.connected is not None:
-            self._start(vm, facts, opener_of(vm, self._config))
+            self._start(vm, facts, SocketSource(vm, self._config))
         if (session := self._sessions.get(vm)) is not None:
             session.on_facts()
 
@@ -101,14 +101,14 @@ class GuestAgentManager:
     def _selects(self, vm: Vm) -> bool:
         return self._config.enabled and any(matches_vm(pattern, vm.name, vm.uuid) for pattern in self._config.vms)
 
-    def _start(self, vm: Vm, facts: GuestFacts, opener: ChannelOpener) -> None:
+    def _start(self, vm: Vm, facts: GuestFacts, source: ChannelSource) -> None:
         """Start the session with a VM's guest agent, unless it runs."""
         if self._tasks is None or vm in self._sessions:
             return
         session = self._sessions[vm] = GuestSession(
             vm,
             self._config,
-            opener,
+            source,
             self._observer,
             spread=self._spread,
             first_retry_seconds=self._first_retry_seconds,

@@ -14,7 +14,7 @@ from typing import Any
 from agent.collectors.guest import GUEST_COLLECTORS, Exchange, GuestCollector
 from agent.common.backoff import back_off
 from agent.guest.api import CommandOutcome, GuestAgentState, GuestFacts, GuestObserver
-from agent.guest.channels import ChannelOpener, GuestChannel
+from agent.guest.channels import SHARED_TIMEOUT_SECONDS, ChannelSource, GuestChannel
 from agent.guest.config import GuestAgentConfig
 from agent.guest.schedule import GuestSchedule
 from agent.model.family import Family, Sample
@@ -72,7 +72,7 @@ class GuestSession:
         self,
         vm: Vm,
         config: GuestAgentConfig,
-        opener: ChannelOpener,
+        source: ChannelSource,
         observer: GuestObserver,
         *,
         spread: Callable[[], float],
@@ -83,7 +83,7 @@ class GuestSession:
         Args:
             vm: the VM.
             config: the config.
-            opener: opens the channel.
+            source: opens the channel.
             observer: receives samples and outcomes.
             spread: returns a number from 0 to 1, to spread the queries of many VMs.
             first_retry_seconds: delay before the first retry.
@@ -91,7 +91,7 @@ class GuestSession:
         self.facts = GuestFacts()
         self._vm = vm
         self._config = config
-        self._opener = opener
+        self._source = source
         self._observer = observer
         self._spread = spread
         self._first_retry_seconds = first_retry_seconds
@@ -126,6 +126,7 @@ class GuestSession:
                     await self._pause(back_off(failures - 1, self._first_retry_seconds, self._config.max_retry_delay))
             else:
                 failures = 0
+                await self._pause(self._next_at() - time.monotonic())
 
     async def _wait_until_possible(self) -> None:
         """Wait until nothing prevents a query."""
@@ -153,17 +154,19 @@ class GuestSession:
                 await self._changed.wait()
 
     async def _connect(self) -> None:
-        """Connect, and query until an obstacle appears.
+        """Connect, and query until an obstacle appears; on a shared channel, query only what is due.
 
         Raises:
             GuestAgentError: the channel cannot be opened, or the guest agent does not respond.
         """
-        if self._state is not GuestAgentState.UNRESPONSIVE:
+        shared = self._source.is_shared(self.facts)
+        if self._state is not GuestAgentState.UNRESPONSIVE and not (shared and self._state is GuestAgentState.UP):
             self._set_state(GuestAgentState.CONNECTING)
-        with contextlib.closing(await self._opener(self.facts)) as channel, self._use_channel():
+        with contextlib.closing(await self._source.open(self.facts)) as channel, self._use_channel():
             channel.ended.add_done_callback(lambda _: self._changed.set())
             try:
-                await self._read_info(channel)
+                if not shared or self._state is not GuestAgentState.UP:
+                    await self._read_info(channel)
             except GuestTimeoutError:
                 if self.facts.client_connected:
                     raise GuestChannelBusyError(
@@ -174,6 +177,8 @@ class GuestSession:
                 await self._run_due(channel)
                 if channel.ended.done():
                     raise channel.ended.result()
+                if shared and self._next_at() > time.monotonic():
+                    return
                 if self.facts.obstacle() is None:
                     await self._wait(self._next_at() - time.monotonic())
 
@@ -184,6 +189,12 @@ class GuestSession:
             yield
         finally:
             self.facts.in_use = False
+
+    @property
+    def _timeout(self) -> float:
+        """Timeout of a command in seconds."""
+        shared = self._source.is_shared(self.facts)
+        return min(self._config.timeout, SHARED_TIMEOUT_SECONDS) if shared else self._config.timeout
 
     def _next_at(self) -> float:
         return min(self._schedule.next_at(), self._info_at)
@@ -271,7 +282,7 @@ class GuestSession:
     async def _execute(self, channel: GuestChannel, command: str) -> Any:
         """Return a command's value, or the error of the guest agent."""
         try:
-            value = await channel.execute(command, deadline=self._config.timeout)
+            value = await channel.execute(command, deadline=self._timeout)
         except GuestAgentError as error:
             self._observer.on_guest_command(command, _first_match(_OUTCOMES, error))
             if isinstance(error, GuestCommandError):

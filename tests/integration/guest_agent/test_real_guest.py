@@ -1,7 +1,5 @@
 """A real Linux guest with a real guest agent: every figure equals the one read inside, and every state is reported."""
 
-import asyncio
-import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -14,6 +12,7 @@ import pytest_asyncio
 
 from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
 from tests.lab.agent_process import AgentProcess
+from tests.lab.guest_agent_probe import GuestAgentProbe
 from tests.lab.guest_shell import GuestShell, guest_shell
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -183,13 +182,5 @@ async def test_a_reboot_loses_the_guest_agent_until_the_guest_is_up(environment:
 
 async def execute(guest: Guest, command: str) -> Any:
     """Execute a command over the guest's channel, as a manager does, and return its value."""
-    reader, writer = await asyncio.open_unix_connection(guest.folder / f"{guest.name}.qga")
-    try:
-        writer.write(b'\xff{"execute":"guest-sync-delimited","arguments":{"id":7}}\n')
-        async with asyncio.timeout(60):
-            await reader.readuntil(b'\xff{"return": 7}\n')
-            writer.write(json.dumps({"execute": command}).encode() + b"\n")
-            reply = json.loads(await reader.readline())
-    finally:
-        writer.close()
-    return reply["return"]
+    async with GuestAgentProbe(guest.folder / f"{guest.name}.qga") as probe:
+        return await probe.execute(command)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from agent.guest.api import CommandOutcome
+from agent.guest.api import CommandOutcome, GuestFacts
+from agent.guest.channels import SocketSource
 from agent.guest.manager import GuestAgentManager
 from agent.model.metrics.guest import (
     GUEST_AGENT_SESSION,
@@ -21,6 +22,7 @@ from agent.model.metrics.guest import (
     GUEST_OS,
 )
 from tests.lab.fake_guest_agent import FakeGuestAgent
+from tests.lab.guest_agent_probe import GuestAgentProbe
 from tests.lab.recording_guest_observer import (
     SHORT,
     VM,
@@ -272,6 +274,39 @@ async def test_the_config_can_name_the_socket(guest: FakeGuestAgent) -> None:
         report_run_state(manager, vm, running=True)
         report_channel(manager, "", vm)
         await observer.wait_for_state("up", vm)
+
+
+async def test_a_shared_channel_is_held_only_during_queries(guest: FakeGuestAgent) -> None:
+    observer = RecordingGuestObserver()
+    channels = [{"socket": str(guest.path), "shared": True}]
+    async with managed(observer, guest_config(channels=channels, intervals={"freeze": 0.2})) as manager:
+        report_run_state(manager, running=True)
+        report_channel(manager, guest.path)
+        await observer.wait_until(lambda: observer.count(GUEST_OS))
+        for _ in range(3):
+            asked = guest.count("guest-fsfreeze-status")
+            async with GuestAgentProbe(guest.path) as other:  # waits until the agent has disconnected
+                await other.execute("guest-fsfreeze-status")
+            await guest.wait_for("guest-fsfreeze-status", asked + 2)
+    assert observer.states() == ["connecting", "up"], "not connecting at each visit"
+    assert guest.count("guest-info") == 1
+    assert guest.count("guest-sync-delimited") >= 4, "each visit synchronizes"
+
+
+@pytest.mark.parametrize(
+    ("entry", "reported", "shared"),
+    [
+        (None, "/var/run/qemu-server/100.qga", True),
+        (None, "/run/qemu-server/100.qga", True),
+        (None, "/run/qemu/vm1.qga", False),
+        ({"socket": "/run/qemu-server/{monitor}.qga"}, "", True),
+        ({"socket": "/run/qemu-server/{monitor}.qga", "shared": False}, "", False),
+        ({"socket": "/run/qemu/{monitor}.qga", "shared": True}, "", True),
+    ],
+)
+def test_proxmox_channels_are_shared_by_default(entry: dict[str, Any] | None, reported: str, shared: bool) -> None:  # noqa: FBT001 - a parameter
+    source = SocketSource(VM, guest_config(channels=[entry] if entry is not None else []))
+    assert source.is_shared(GuestFacts(socket=reported)) is shared
 
 
 @pytest.mark.parametrize("name", ["../../etc", ".hidden", "a/b", ""])

@@ -39,6 +39,9 @@ class DiskUsage:
         past_nodes: The paths of earlier storage nodes by node name. A snapshot or a completed mirror changes the storage node.
         is_polled: Whether the layers were polled.
         pool: The pool that the image is on; None while the agent looks for it.
+        limit: The usage at which the disk is full, in bytes; 0 if unknown.
+        limited_by: The first thing that stops the growth of the disk's usage; it is full then.
+        reach: The usage that the disk can grow to if its pool has room, in bytes.
     """
 
     format: DiskLayer = field(default_factory=DiskLayer)
@@ -47,6 +50,10 @@ class DiskUsage:
     past_nodes: dict[str, str] = field(default_factory=dict)
     is_polled: bool = False
     pool: PoolUsage | UnknownPool | None = UNKNOWN_POOL
+    limit: int = 0
+    limited_by: LimitedBy = LimitedBy.UNKNOWN
+    reach: int = 0
+    _max_file_bytes: int = 0  # size of the file if it is fully allocated and has no internal snapshots
     _was_thin: bool = False  # whether the storage had unallocated bytes at any poll
     _pool_mark: tuple[float, int] = (-1.0, 0)  # when the pool was read last, and the usage at the first poll after that
     _layers_offset: int = 0  # the highest write offset and the allocated bytes when the layers were polled last
@@ -65,31 +72,17 @@ class DiskUsage:
         """The quantity in `used`: `offset`, the highest write offset of a device; or `allocated`, the allocated bytes of a file."""
         return "allocated" if self.storage.driver in FILE_DRIVERS else "offset"
 
-    @property
-    def limit(self) -> int:
-        """The usage at which the disk is full, in bytes; 0 if unknown. `limited_by` says what it is."""
-        return self._limit[0]
-
-    @property
-    def limited_by(self) -> LimitedBy:
-        """The first thing that stops the growth of the disk's usage."""
-        return self._limit[1]
-
-    @property
-    def _limit(self) -> tuple[int, LimitedBy]:
-        free = self.pool_free
-        if free is not None and self._used_at_reading + free < self.reach:
-            return self._used_at_reading + free, LimitedBy.POOL
+    def update_limit(self) -> None:
+        """Compute the limit again. It is stored, because each poll needs it several times."""
+        used, free = self._used_at_reading, self.pool_free
         if self.measure == "offset":
-            return self.storage.size, LimitedBy.DEVICE
-        return (0, LimitedBy.UNKNOWN) if self.can_outgrow_size else (self.format.size, LimitedBy.VIRTUAL_SIZE)
-
-    @property
-    def reach(self) -> int:
-        """The usage that the disk can grow to if its pool has room, in bytes."""
-        if self.measure == "offset":
-            return self.storage.size
-        return MAX_BYTES if self.can_outgrow_size else self._max_file_bytes
+            self.reach, own = self.storage.size, (self.storage.size, LimitedBy.DEVICE)
+        elif self.can_outgrow_size:
+            self.reach, own = MAX_BYTES, (0, LimitedBy.UNKNOWN)
+        else:
+            self.reach, own = self._max_file_bytes, (self.format.size, LimitedBy.VIRTUAL_SIZE)
+        is_pool_first = free is not None and used + free < self.reach
+        self.limit, self.limited_by = (used + (free or 0), LimitedBy.POOL) if is_pool_first else own
 
     @property
     def _used_at_reading(self) -> int:
@@ -100,10 +93,6 @@ class DiskUsage:
     def _mark_pool(self) -> None:
         if isinstance(self.pool, PoolUsage) and self.pool.read_at != self._pool_mark[0]:
             self._pool_mark = self.pool.read_at, self.used
-
-    @property
-    def _max_file_bytes(self) -> int:
-        return max_file_bytes(self.format.driver, self.format.size, self.format.cluster)
 
     @property
     def can_outgrow_size(self) -> bool:
@@ -174,6 +163,7 @@ class DiskUsage:
         """Handle a poll of the highest write offset in the storage."""
         self.offset = max(self.offset, offset)
         self._mark_pool()
+        self.update_limit()
         if self.measure == "offset":
             self._add_point(now)
 
@@ -203,11 +193,13 @@ class DiskUsage:
                 self._was_thin = had_alert
             self._restored_write = ("", 0, "")
         self.format, self.storage, self.is_polled = form, storage, True
+        self._max_file_bytes = max_file_bytes(form.driver, form.size, form.cluster)
         self.offset = self._layers_offset = max(self.offset, offset)
         self._layers_allocated = storage.allocated or 0
         has_holes = storage.allocated is not None and storage.allocated < form.size
         self._was_thin = self._was_thin or has_holes or self.can_outgrow_size
         self._mark_pool()
+        self.update_limit()
         self._add_point(now)
         return bool(path_before) and not is_same
 
@@ -227,6 +219,7 @@ class DiskUsage:
             grown = max(0, offset - max(self._layers_offset, self.storage.size))
             self.storage.allocated = max(self.storage.allocated, self._layers_allocated + grown)
         self.offset = max(self.offset, offset)
+        self.update_limit()
 
     def to_note(self) -> list[str | int]:
         """Return the storage's path, its highest write offset and its identity, for the next run of the agent."""

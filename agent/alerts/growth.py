@@ -5,7 +5,7 @@ minute, but not that a large one is full tomorrow.
 """
 
 from array import array
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from math import inf
 
@@ -41,26 +41,34 @@ class _Tier:
     Attributes:
         spacing: seconds between two points.
         length: seconds that the points cover.
-        points: time and used bytes in turn; tuples would take ten times as much.
+        times: times of the points.
+        used: used bytes at these times. Arrays take a tenth of the memory of tuples.
     """
 
     spacing: float
     length: float
-    points: "array[float]" = field(default_factory=lambda: array("d"))
+    times: "array[float]" = field(default_factory=lambda: array("d"))
+    used: "array[float]" = field(default_factory=lambda: array("d"))
 
-    def add(self, at: float, used: float) -> None:
-        if self.points and at - self.points[-2] < self.spacing:
-            return
-        self.points.extend((at, used))
-        while at - self.points[0] > self.length + self.spacing:
-            del self.points[:2]
+    def add(self, at: float, used: float) -> bool:
+        """Add a point unless the last one is too near; return whether it was added."""
+        if self.times and at - self.times[-1] < self.spacing:
+            return False
+        self.times.append(at)
+        self.used.append(used)
+        old = bisect_left(self.times, at - self.length - self.spacing)
+        del self.times[:old], self.used[:old]
+        return True
 
     def before(self, at: float) -> tuple[float, float] | None:
         """Return the newest point that is not newer than `at`."""
-        for index in range(len(self.points) - 2, -1, -2):
-            if self.points[index] <= at:
-                return self.points[index], self.points[index + 1]
-        return None
+        index = bisect_right(self.times, at) - 1
+        return (self.times[index], self.used[index]) if index >= 0 else None
+
+    def forget_after(self, at: float) -> None:
+        """Remove the points that are newer than `at`."""
+        end = bisect_right(self.times, at)
+        del self.times[end:], self.used[end:]
 
 
 def _tiers() -> tuple[_Tier, ...]:
@@ -80,12 +88,11 @@ class Growth:
         """Add a measurement. If the clock was set back, the points after it are forgotten."""
         if self._last is not None and at < self._last[0]:
             for tier in self._tiers:
-                while tier.points and tier.points[-2] > at:
-                    del tier.points[-2:]
-        newest = self._tiers[-1].points[-2:]
-        for tier in self._tiers:
+                tier.forget_after(at)
+        *finer, day = self._tiers
+        for tier in finer:
             tier.add(at, used)
-        self.kept_points += self._tiers[-1].points[-2:] != newest
+        self.kept_points += day.add(at, used)
         self._last = at, used
 
     def rate(self, window: float) -> float | None:
@@ -135,7 +142,8 @@ class Growth:
 
     def to_note(self) -> list[list[int]]:
         """Return the points of the day, as JSON values."""
-        return [[int(at), int(used)] for at, used in _pairs(self._tiers[-1].points)]
+        day = self._tiers[-1]
+        return [[int(at), int(used)] for at, used in zip(day.times, day.used, strict=True)]
 
     def restore(self, note: object, now: float) -> None:
         """Restore the points of an earlier run; other values, and points that are too old or in the future, are ignored."""
@@ -143,7 +151,3 @@ class Growth:
             match point:
                 case [int(at), int(used)] if now - DAY_SECONDS * (1 + TOLERANCE) <= at <= now and 0 <= used < 1 << 63:
                     self._tiers[-1].add(at, used)
-
-
-def _pairs(points: Sequence[float]) -> Iterator[tuple[float, float]]:
-    return zip(points[::2], points[1::2], strict=True)

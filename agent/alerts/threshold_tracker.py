@@ -46,10 +46,10 @@ class ThresholdTracker:
     slot: ThresholdSlot = field(default_factory=ThresholdSlot)
     shown_limit: int = 0
     _exceeded: frozenset[str] = frozenset()
-    _levels: tuple[tuple[int, tuple[Level, ...]], tuple[ResolvedLevel, ...]] = (
-        (0, ()),
+    _levels: tuple[tuple[int, tuple[Level, ...], bool], tuple[ResolvedLevel, ...]] = (
+        (0, (), False),
         (),
-    )  # a cache: the limit and the config's levels that were resolved last, and the result
+    )  # a cache: the limit, the config's levels and whether all apply, as they were resolved last, and the result
 
     @property
     def levels(self) -> tuple[ResolvedLevel, ...]:
@@ -60,10 +60,11 @@ class ThresholdTracker:
         """
         if self.policy.mode is ThresholdMode.OFF or not self.usage.is_thin:
             return ()
-        policy = tuple(level for level in self.policy.levels if level.used is not None or self._is_limit_watched)
-        key = self.usage.limit, policy
+        key = self.usage.limit, self.policy.levels, self._is_limit_watched
         if self._levels[0] != key:
-            self._levels = key, resolve_levels(policy, self.usage.limit)
+            limit, levels, is_watched = key
+            applying = [level for level in levels if is_watched or level.used is not None]
+            self._levels = key, resolve_levels(applying, limit)
         return self._levels[1]
 
     @property
@@ -148,7 +149,10 @@ class ThresholdTracker:
             return
         if not usage.is_measured and (usage.measure == "allocated" or not usage.is_raw):
             return  # the usage is unknown
-        levels, used, slack = self.levels, usage.used, int(usage.limit * self.policy.hysteresis)
+        levels = self.levels
+        if not levels and not self._exceeded:
+            return
+        used, slack = usage.used, int(usage.limit * self.policy.hysteresis)
         for level in levels:
             if used > level.bytes and level.text not in self._exceeded:
                 yield level, True

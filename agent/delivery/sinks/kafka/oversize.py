@@ -90,7 +90,9 @@ class OversizeHandler:
             others = [
                 record for record in batch if record.id not in sizes and self._config.topic_for(record.type) == topic
             ]
-            smallest = min(others, key=_body_bytes, default=self._smallest_accepted.get(topic))
+            if (accepted := self._smallest_accepted.get(topic)) is not None:
+                others.append(accepted)  # the others may be too large too
+            smallest = min(others, key=_body_bytes, default=None)
             limit = SizeLimit(
                 await read_max_message_bytes(self._config.client_options(), topic),
                 batch_size(smallest) if smallest is not None else None,

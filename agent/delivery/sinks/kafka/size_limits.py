@@ -35,7 +35,7 @@ class SizeLimit:
         if self.max_message_bytes is not None and size <= self.max_message_bytes:
             return False  # the limit was raised after the rejection
         if self.max_message_bytes is not None and self.smallest_other is not None:
-            return self.smallest_other <= self.max_message_bytes
+            return min(self.smallest_other, TYPICAL_RECORD_BYTES) <= self.max_message_bytes
         return size >= TYPICAL_RECORD_BYTES
 
 

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Create the agent's topics: deploy/kafka/topics.sh BOOTSTRAP [PARTITIONS] [REPLICATION]
+# With DEAD_LETTERS=TOPIC in the environment, it also creates a topic for dead letters.
 # Needs Kafka's kafka-topics.sh in PATH. Existing topics are left unchanged.
 #
 # Partitions: the key is the VM's UUID, so all records of a VM are in one partition, in order. The number of partitions limits the number
@@ -19,8 +20,12 @@ create() {
     kafka-topics.sh --bootstrap-server "$bootstrap" --create --if-not-exists --topic "$1" \
         --partitions "$partitions" --replication-factor "$replication" \
         --config min.insync.replicas="$((replication > 1 ? replication - 1 : 1))" \
-        --config message.timestamp.type=LogAppendTime --config cleanup.policy=delete --config retention.ms="$2"
+        --config message.timestamp.type=LogAppendTime --config cleanup.policy=delete --config retention.ms="$2" ${3:+"$3" "$4"}
 }
 create qemu.events $((7 * day))
 create qemu.alerts $((7 * day))
 create qemu.samples $day
+# For `kafka.topics.dead_letters`, if it is set. A record that qemu.events rejects is whole here up to 16 MiB.
+if [ -n "${DEAD_LETTERS:-}" ]; then
+    create "$DEAD_LETTERS" $((7 * day)) --config max.message.bytes=16777216
+fi

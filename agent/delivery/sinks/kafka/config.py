@@ -80,6 +80,8 @@ class KafkaTopicsConfig(Section):
     """Topic of samples."""
     alerts: Topic = "qemu.alerts"
     """Topic of alerts."""
+    dead_letters: Topic | None = None
+    """Topic of records that their own topic rejects as too large. Without it, only the journal stores dead letters."""
     routes: list[TopicRouteConfig] = []
     """Topics of some types; the first match wins."""
 
@@ -94,7 +96,8 @@ class KafkaTopicsConfig(Section):
 
     def all_topics(self) -> set[str]:
         """Return the names of all topics that records are sent to."""
-        return {self.events, self.samples, self.alerts, *(route.topic for route in self.routes)}
+        dead_letters = [self.dead_letters] if self.dead_letters is not None else []
+        return {self.events, self.samples, self.alerts, *dead_letters, *(route.topic for route in self.routes)}
 
 
 class KafkaTopicCreationConfig(Section):

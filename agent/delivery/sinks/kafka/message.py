@@ -5,6 +5,7 @@ In binary mode the value is the data of the record, and only headers have the at
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -38,6 +39,9 @@ FILTER_ATTRIBUTES = (
 
 The order matters: attributes with few values come first, so that compression finds them in the previous message.
 """
+
+NO_TIMESTAMP = -1
+"""Kafka's value for a record without a timestamp. Brokers accept this value regardless of their clocks and limits."""
 
 _STRUCTURED_TYPE: Header = ("content-type", f"{CONTENT_TYPE}; charset=utf-8".encode())
 _FILTER_HEADERS = [(name, f"{HEADER_PREFIX}{name}") for name in FILTER_ATTRIBUTES]
@@ -93,6 +97,12 @@ MESSAGE_ENCODERS: dict[ContentMode, MessageEncoder] = {
     ContentMode.STRUCTURED: structured_message,
     ContentMode.BINARY: binary_message,
 }
+
+
+def without_data(record: EncodedRecord) -> EncodedRecord:
+    """Return a record with its attributes only, for a topic that does not accept its size."""
+    attributes, _, _ = record.body.partition(_DATA_MEMBER)
+    return replace(record, body=attributes + _DATA_MEMBER + b"null}")
 
 
 def _split_body(record: EncodedRecord) -> tuple[dict[str, Any], bytes]:

@@ -28,8 +28,9 @@ from aiokafka.partitioner import murmur2
 
 from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.kafka.config import KafkaConfig
+from agent.delivery.sinks.kafka.dead_letters import DeadLetterTopic
 from agent.delivery.sinks.kafka.diagnostics import PROBE_SECONDS, explain_error
-from agent.delivery.sinks.kafka.message import MESSAGE_ENCODERS, KafkaMessage
+from agent.delivery.sinks.kafka.message import MESSAGE_ENCODERS, NO_TIMESTAMP, KafkaMessage
 from agent.delivery.sinks.kafka.oversize import OversizeHandler
 from agent.delivery.sinks.kafka.producer import discard_producer, start_producer
 from agent.delivery.sinks.kafka.topic_workarounds import TopicWorkarounds
@@ -58,9 +59,6 @@ class KafkaTimings:
     probe: float = PROBE_SECONDS
     workaround: float = 600.0
 
-
-NO_TIMESTAMP = -1
-"""Kafka's value for a record without a timestamp. Brokers accept this value regardless of their clocks and limits."""
 
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 _RETRY_NOW = (*_TOO_LARGE, InvalidTimestampError)
@@ -91,6 +89,9 @@ class KafkaSink:
         # The records of the batches in progress, by id:
         self._rejected: set[str] = set()
         self._acknowledged: set[str] = set()
+        self._dead_letters: DeadLetterTopic | None = None
+        if config.topics.dead_letters is not None:
+            self._dead_letters = DeadLetterTopic(config.topics.dead_letters, self._encode, config.topics.topic_for)
 
     def warnings(self) -> list[str]:
         """Return conditions that the operator should check, although records are delivered."""
@@ -165,10 +166,25 @@ class KafkaSink:
             raise failure
         ids = {record.id for record in batch}
         rejected = [record for record in batch if record.id in self._rejected]
+        if rejected and self._dead_letters is not None:
+            await self._send_dead_letters(producer, self._dead_letters, rejected)
         self._rejected -= ids
         self._acknowledged -= ids
         self._oversize.on_records_done(ids)
         return rejected
+
+    async def _send_dead_letters(
+        self, producer: AIOKafkaProducer, dead_letters: DeadLetterTopic, records: Sequence[EncodedRecord]
+    ) -> None:
+        """Send rejected records to the topic for dead letters.
+
+        Raises:
+            SinkError: some are not acknowledged.
+        """
+        try:
+            await dead_letters.send(producer, records, self._timings.acknowledge)
+        except KafkaError as failure:
+            raise SinkError(await explain_error(failure, self._config, self._timings.probe)) from failure
 
     async def _send_all(
         self, producer: AIOKafkaProducer, partitions: Mapping[tuple[str, int], Sequence[EncodedRecord]]

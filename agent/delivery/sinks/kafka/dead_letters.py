@@ -1,0 +1,97 @@
+"""A topic for records that the other topics reject, beside the dead letters in the journal.
+
+A dead letter is the record's own message, with headers on the rejection. If the topic rejects it too, it gets the attributes without data.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
+
+from agent.delivery.sinks.base import SinkError
+from agent.delivery.sinks.kafka.message import NO_TIMESTAMP, KafkaMessage, MessageEncoder, without_data
+from agent.model.record import EncodedRecord
+
+REASON_HEADER = "dead_letter_reason"
+TOPIC_HEADER = "dead_letter_topic"
+BYTES_HEADER = "dead_letter_bytes"
+TRUNCATED_HEADER = "dead_letter_truncated"
+
+
+class DeadLetterTopic:
+    """Sends rejected records to the topic. If a send fails, the next attempt skips the records that Kafka has acknowledged."""
+
+    def __init__(self, topic: str, encode: MessageEncoder, topic_for: Callable[[str], str]) -> None:
+        """Set up without records.
+
+        Args:
+            topic: the topic for dead letters.
+            encode: makes the message of a record.
+            topic_for: returns the topic that rejected the records of a type.
+        """
+        self._topic = topic
+        self._encode = encode
+        self._topic_for = topic_for
+        # The records of the batches in progress, by id:
+        self._acknowledged: set[str] = set()
+        self._too_large: set[str] = set()
+
+    async def send(self, producer: AIOKafkaProducer, records: Sequence[EncodedRecord], seconds: float) -> None:
+        """Send rejected records, and wait until Kafka acknowledges them.
+
+        Args:
+            producer: the sink's producer.
+            records: the records; each is too large for its topic.
+            seconds: deadline of each record.
+
+        Raises:
+            SinkError: a record is not acknowledged. The caller opens the sink again and sends the records again.
+            KafkaError: Kafka rejects a dead letter for another reason than its size.
+        """
+        for record in records:
+            if record.id not in self._acknowledged:
+                try:
+                    async with asyncio.timeout(seconds):
+                        await self._send_record(producer, record)
+                except TimeoutError:
+                    raise SinkError(f"topic {self._topic}: no acknowledgement for {seconds:g} s") from None
+                self._acknowledged.add(record.id)
+        ids = {record.id for record in records}
+        self._acknowledged -= ids
+        self._too_large -= ids
+
+    async def _send_record(self, producer: AIOKafkaProducer, record: EncodedRecord) -> None:
+        truncated = record.id in self._too_large
+        try:
+            acknowledgement = await self._enqueue(producer, record, truncated=truncated)
+        except MessageSizeTooLargeError:  # from aiokafka itself, which has not sent it
+            truncated = True
+            acknowledgement = await self._enqueue(producer, record, truncated=True)
+        try:
+            await acknowledgement
+        except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
+            self._too_large.add(record.id)
+            text = f"topic {self._topic} rejects even records without data as too large: raise its max.message.bytes"
+            raise SinkError(text, retry_now=not truncated) from error
+
+    async def _enqueue(
+        self, producer: AIOKafkaProducer, record: EncodedRecord, *, truncated: bool
+    ) -> asyncio.Future[object]:
+        """Give the producer a dead letter, and return the future of its acknowledgement."""
+        message = self._encode(without_data(record) if truncated else record)
+        key, value, headers = self._with_rejection(message, record, truncated=truncated)
+        acknowledgement: asyncio.Future[object] = await producer.send(
+            self._topic, value=value, key=key, headers=headers, timestamp_ms=NO_TIMESTAMP
+        )
+        return acknowledgement
+
+    def _with_rejection(self, message: KafkaMessage, record: EncodedRecord, *, truncated: bool) -> KafkaMessage:
+        headers = [
+            *message.headers,
+            (REASON_HEADER, b"too_large"),
+            (TOPIC_HEADER, self._topic_for(record.type).encode()),
+            (BYTES_HEADER, str(len(record.body)).encode()),
+            (TRUNCATED_HEADER, b"true" if truncated else b"false"),
+        ]
+        return message._replace(headers=headers)

@@ -49,8 +49,10 @@ _LABELS = [severity.name.lower() for severity in Severity]
 _TEXTS = ["DEBUG", "INFO", "WARN", "ERROR", "FATAL"]
 _SEVERITY_ATTRIBUTES = [f'"severitytext":"{severity.text}","severitynumber":{severity.number}' for severity in Severity]
 
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Matches control characters, which CloudEvents forbids in attributes, and characters that reorder or break a line on a terminal."""
+_NONCHARACTERS = "\ufdd0-\ufdef" + "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
+_UNSAFE = re.compile(rf"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff{_NONCHARACTERS}]")
+"""Matches what CloudEvents forbids in attributes (control characters, surrogates and noncharacters), and characters that reorder or break
+a line on a terminal."""
 
 
 def sanitize(text: str, limit: int = 255) -> str:
@@ -322,8 +324,11 @@ def _encode_optional_attributes(record: Record) -> str:
 
 
 def _encode_type_and_subject(record_type: str, subject: str) -> str:
-    """Return the part of a record's JSON from its type to the start of its data."""
-    subject = f',"subject":{orjson.dumps(sanitize(subject)).decode()}' if subject else ""
+    """Return the part of a record's JSON from its type to the start of its data.
+
+    A blank subject is left out: CloudEvents' SDK for Go refuses the whole record because of it.
+    """
+    subject = f',"subject":{orjson.dumps(sanitize(subject)).decode()}' if subject.strip() else ""
     schema = _to_json_string(dataschema(record_type))
     return f',"type":{_to_json_string(record_type)},"dataschema":{schema}{subject},"data":'
 

@@ -75,8 +75,9 @@ class ProcessRegistry:
     def successor(self, uuid: str) -> VmProcessState | None:
         """Return the process that has to become the primary of a UUID now; None if the primary stays.
 
-        The destination of a migration becomes the primary when its guest runs and the source's guest does not. Until then the source
-        writes to the disks, and the source continues if the migration fails. Two clones keep their own alerts, even if one is paused.
+        The destination of a migration becomes the primary when its guest runs and the source's guest does not, because it was migrated.
+        Until then the source writes to the disks, and the source continues if the migration fails. Two clones keep their own alerts, even
+        if one is paused, and even if the other was restored from a file, which QEMU treats like a migration.
         """
         if uuid not in self._by_uuid:
             return None
@@ -89,7 +90,8 @@ class ProcessRegistry:
             return successor if primary.pid is None or not may_live else None
         if running is None or primary.run.running is not False:
             return None
-        has_migrated = running.run.was_incoming or primary.run.status == "postmigrate"
+        status = primary.run.status
+        has_migrated = status == "postmigrate" or (status == "finish-migrate" and running.run.was_incoming)
         return running if has_migrated else None
 
     def has_ended(self, state: VmProcessState, successor: VmProcessState) -> bool:

@@ -308,6 +308,8 @@ def test_a_migration_source_is_active_until_it_stops() -> None:
     assert send_event(manager, "STOP") == []
     assert manager.refreshes_due(VM_AT_OTHER_MONITOR) == set()
     assert send_event(manager, "RESUME", VM_AT_OTHER_MONITOR) == []
+    assert manager.refreshes_due(VM_AT_OTHER_MONITOR) == set(), "the source may have stopped for another reason"
+    manager.on_run_state(VM, 100, running=False, status="finish-migrate")
     assert manager.refreshes_due(VM_AT_OTHER_MONITOR) == {"block", "nodes"}
     pending, spaces = manager.on_samples(
         VM_AT_OTHER_MONITOR, agent.qemu.samples(agent.qemu.reply(with_nodes=True)), 1, 1

@@ -1,5 +1,7 @@
 """Alerts of several processes with one UUID: a restarted VM, a migration within the host, and clones. Each process has its own alerts."""
 
+import pytest
+
 from tests.lab.alert_scenario import AlertScenario, other_vm
 from tests.lab.thin_disks import GIB, VM, Disk
 
@@ -85,6 +87,26 @@ def test_a_paused_clone_hands_nothing_over() -> None:
     scenario.run_state("running", 12, CLONE)
     scenario.tick(13)
     assert scenario.disks(14, VM, disk0=Disk(offset=91 * GIB)) == [("write_threshold", "disk0", "firing")]
+
+
+@pytest.mark.parametrize("status", ["io-error", "guest-panicked"])
+def test_a_clone_that_was_restored_from_a_file_takes_nothing_over(status: str) -> None:
+    """It has waited for an incoming migration. But the other VM has stopped for another reason than a migration."""
+    scenario = AlertScenario()
+    scenario.attach(VM, pid=1)
+    scenario.run_state("running", 1, VM)
+    scenario.disks(2, VM, disk0=Disk(offset=85 * GIB))
+    scenario.attach(CLONE, pid=2)
+    scenario.run_state("inmigrate", 3, CLONE)
+    scenario.io_error(10, VM)
+    scenario.event("STOP", 10.1, VM)
+    scenario.run_state(status, 10.2, VM)
+    firing = scenario.firing()
+    assert scenario.run_state("running", 11, CLONE) == []
+    assert scenario.event("RESUME", 11.1, CLONE) == []
+    scenario.tick(12)
+    assert scenario.firing() == firing
+    assert scenario.event("RESUME", 20, VM) != []
 
 
 def test_the_end_of_a_clone_resolves_its_own_alerts_only() -> None:

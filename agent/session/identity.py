@@ -91,16 +91,17 @@ def identify(
         arguments: returns QEMU's command line, or an empty sequence if the command line is unknown.
 
     Raises:
-        UnreadableReplyError: a reply cannot be read, so the VM cannot be identified.
+        UnreadableReplyError: a reply cannot be read, so the VM cannot be identified. A VM with a UUID needs no name.
     """
-    for reply in replies:
-        if isinstance(reply, UnreadableReplyError):
-            raise reply
+    if isinstance(replies[0], UnreadableReplyError):
+        raise replies[0]
     uuid_reply, name_reply = map(as_object, replies)
     try:
         vm_uuid = str(uuid.UUID(uuid_reply.get("UUID")))
     except (ValueError, TypeError, AttributeError):
         vm_uuid = _NIL_UUID
+    if vm_uuid == _NIL_UUID and isinstance(replies[1], UnreadableReplyError):
+        raise replies[1]
     name = sanitize(as_text(name_reply.get("name")))
     if vm_uuid == _NIL_UUID:
         key = _key_at_shared_address(shared_address, name, arguments) if shared_address else ""

@@ -17,7 +17,7 @@ from agent.model.metrics.about import ABOUT
 from agent.model.record import Vm, sanitize
 from agent.monitors import Monitor, MonitorConnection
 from agent.qmp.commands import Change, Command
-from agent.qmp.errors import QmpError, UnreadableReplyError
+from agent.qmp.errors import QmpError, UnclearReplyError, UnreadableReplyError
 from agent.qmp.protocol import Event, Greeting
 from agent.session import identity
 from agent.session.api import MonitorState, SessionContext, SessionObserver
@@ -122,11 +122,12 @@ class Session:
             monitor: the monitor of the connection.
 
         Raises:
-            QmpError: the connection ended.
+            QmpError: the connection ended, or a reply that identifies the VM cannot be read.
         """
-        *replies, status = await self._executor.execute_with_retry(
-            (*identity.IDENTITY_COMMANDS, identity.QUERY_RUN_STATE)
-        )
+        commands = (*identity.IDENTITY_COMMANDS, identity.QUERY_RUN_STATE)
+        *replies, status = await self._executor.execute_with_retry(commands)
+        if any(isinstance(reply, UnclearReplyError) for reply in (*replies, status)):
+            *replies, status = [(await self._executor.execute_with_retry((command,)))[0] for command in commands]
         self._migration.on_attach(status.get("status", "") if isinstance(status, dict) else "")
         return identity.identify(
             self._context.settings.host,

@@ -19,6 +19,7 @@ from agent.qmp.errors import (
     QmpError,
     StalledError,
     TransportLostError,
+    UnreadableReplyError,
     UnreadRequestsError,
 )
 from agent.session import identity
@@ -133,6 +134,9 @@ class MonitorSupervisor:
             self._set_state(MonitorState.NEGOTIATING)
         try:
             vm = await session.identify(self._monitor)
+        except _VM_MAY_LIVE as error:
+            self._set_state(MonitorState.CONNECTING, f"cannot be identified: {error}")
+            return False
         except QmpError as error:
             self._set_state(MonitorState.GONE, str(error))
             return False
@@ -182,7 +186,7 @@ class MonitorSupervisor:
         except PreemptedError as error:
             reason = str(error)
             return True
-        except (TransportLostError, ProtocolError, UnreadRequestsError) as error:  # the VM itself has not ended
+        except _VM_MAY_LIVE as error:
             reason, state = str(error), MonitorState.CONNECTING
         except QmpError as error:
             shut_down = session.shutdown_reason is not None
@@ -246,6 +250,9 @@ class MonitorSupervisor:
         known = {key: value for key, value in data.items() if value is not None}
         self._observer.on_lifecycle(change, Record(change.type, vm, known, time.time_ns(), severity=severity))
 
+
+_VM_MAY_LIVE = (TransportLostError, ProtocolError, UnreadRequestsError, UnreadableReplyError)
+"""Errors that end the agent's use of a connection although the VM itself has not ended."""
 
 _SEVERITIES = {VmChange.BUSY: Severity.WARNING, VmChange.STALLED: Severity.ERROR}
 """Severity of the record of a change, if it is not info."""

@@ -201,3 +201,34 @@ async def test_an_unreadable_reply_in_discovery_degrades_the_vm_until_the_next_r
         group.resync()
         await observer.wait_until(lambda: "discovery" not in failing_collectors(observer))
     assert observer.types("vm") == ["vm.attached", "vm.detached"]
+
+
+@pytest.mark.parametrize("reply", [TRAILING_COMMA, b"5\r\n"], ids=["its own reply", "any reply"])
+async def test_a_vm_that_cannot_be_identified_is_not_gone(fake: FakeQemu, reply: bytes) -> None:
+    fake.replies["query-uuid"] = reply
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path):
+        await observer.wait_until(
+            lambda: observer.calls_of("on_status") and "cannot be identified" in last_status(observer).reason
+        )
+        assert last_status(observer).state is MonitorState.CONNECTING
+        assert MonitorState.GONE not in observer.states()
+        del fake.replies["query-uuid"]
+        await observer.wait_until(lambda: MonitorState.UP in observer.states())
+
+
+@pytest.mark.parametrize(
+    ("command", "reply"),
+    [("query-name", TRAILING_COMMA), ("query-name", b"5\r\n"), ("query-status", TRAILING_COMMA)],
+    ids=["name", "any reply", "run state"],
+)
+async def test_a_vm_with_a_uuid_is_watched_without_its_name_and_run_state(
+    fake: FakeQemu, command: str, reply: bytes
+) -> None:
+    fake.replies[command] = reply
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path):
+        await observer.wait_until(lambda: observer.records("vm.attached"))
+        await observer.wait_for_polls(2, "block")
+        (attached,) = observer.records("vm.attached")
+        assert (attached.vm.name == attached.vm.uuid) is (command == "query-name")

@@ -80,7 +80,8 @@ class DiskUsage:
         elif self.can_outgrow_size:
             self.reach, own = MAX_BYTES, (0, LimitedBy.UNKNOWN)
         else:
-            self.reach, own = self._max_file_bytes, (self.format.size, LimitedBy.VIRTUAL_SIZE)
+            limited_by = LimitedBy.UNKNOWN if free is None else LimitedBy.VIRTUAL_SIZE
+            self.reach, own = self._max_file_bytes, (self.format.size, limited_by)
         is_pool_first = free is not None and used + free < self.reach
         self.limit, self.limited_by = (used + (free or 0), LimitedBy.POOL) if is_pool_first else own
 

@@ -71,9 +71,9 @@ class ThresholdTracker:
     def _is_limit_watched(self) -> bool:
         """True if the disk itself has an alert before it reaches its limit."""
         usage = self.usage
-        if not isinstance(usage.pool, PoolUsage) or usage.limited_by is LimitedBy.DEVICE:
-            return True
-        return usage.limited_by is LimitedBy.POOL and not usage.pool.has_levels
+        if isinstance(usage.pool, PoolUsage) and usage.limited_by is LimitedBy.POOL:
+            return not usage.pool.has_levels
+        return usage.limited_by is not LimitedBy.VIRTUAL_SIZE
 
     @property
     def exceeded_levels(self) -> int:

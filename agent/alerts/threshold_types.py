@@ -41,7 +41,7 @@ class LimitedBy(StrEnum):
     POOL = "pool"
     """The free space of the pool that the image is on."""
     UNKNOWN = "unknown"
-    """The image can grow beyond the size of the disk, and its pool is unknown."""
+    """The pool of the image is unknown. The limit is then the size of the disk, unless the image can grow beyond it."""
 
 
 class ResolvedReason(StrEnum):

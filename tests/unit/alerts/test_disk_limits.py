@@ -128,7 +128,7 @@ def test_a_disk_fires_if_its_pool_has_no_levels() -> None:
 
 def test_an_unknown_pool_leaves_the_virtual_size_as_the_only_limit() -> None:
     tracker = tracker_of(file_disk(97 * GIB), UnknownPool("the process is unknown"), "95%")
-    assert limit(tracker) == (LimitedBy.VIRTUAL_SIZE, 100 * GIB, 3 * GIB)
+    assert limit(tracker) == (LimitedBy.UNKNOWN, 100 * GIB, 3 * GIB)
     assert tracker.exceeded_levels == 1
 
 
@@ -137,7 +137,8 @@ def test_a_pool_that_cannot_be_read_counts_as_unknown() -> None:
     place.error = "permission denied"
     tracker = tracker_of(file_disk(97 * GIB), place)
     assert tracker.usage.is_limit_known
-    assert tracker.usage.limited_by is LimitedBy.VIRTUAL_SIZE
+    assert tracker.usage.limited_by is LimitedBy.UNKNOWN
+    assert tracker.exceeded_levels == 3
 
 
 @pytest.mark.parametrize("place", [None, pool()])

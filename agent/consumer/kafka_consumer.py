@@ -67,21 +67,29 @@ class _Partition:
 
     Attributes:
         orderer: the partition's orderer.
-        committed: the offset of the first message to hand on.
+        committed: the committed offset; None if the group has committed none.
         next_offset: the offset after the last message that was read.
     """
 
-    def __init__(self, orderer: RecordOrderer, committed: int) -> None:
+    def __init__(self, orderer: RecordOrderer, committed: int | None, first_offset: int) -> None:
+        """Set up the state before the first message is read.
+
+        Args:
+            orderer: the partition's orderer.
+            committed: the committed offset.
+            first_offset: the offset of the first message to hand on.
+        """
         self.orderer = orderer
         self.committed = committed
-        self.next_offset = committed
+        self.next_offset = first_offset
+        self._first_offset = first_offset
         self._is_rereading = True
 
     def add(self, message: ConsumerRecord) -> list[ConsumedItem]:
         """Add the partition's next message, and return what can be handed on."""
         position = Position(message.topic, message.partition, message.offset)
         items: list[ConsumedItem] = []
-        if self._is_rereading and message.offset >= self.committed:
+        if self._is_rereading and message.offset >= self._first_offset:
             self._is_rereading = False
             self.orderer.release_all()  # handed on before the restart
         self.next_offset = max(self.next_offset, message.offset + 1)
@@ -148,7 +156,8 @@ class RecordConsumer:
         self._consumer.subscribe(self._topics, listener=_Rebalance(self))
         try:
             async with asyncio.timeout(self._settings.request_seconds):
-                await self._consumer.start()
+                await self._consumer.start()  # returns when the group has assigned partitions
+            await self._set_up_new_partitions()
         except BaseException:
             await self._stop()
             raise
@@ -173,7 +182,7 @@ class RecordConsumer:
         offsets = {
             name: offset
             for name, (partition, offset) in self._handled.items()
-            if offset > partition.committed and self._partitions.get(name) is partition
+            if offset != partition.committed and self._partitions.get(name) is partition
         }
         if not offsets:
             return
@@ -184,7 +193,7 @@ class RecordConsumer:
             _log.warning("consumer group: commit failed, the next batch commits again: %r", error)
             return
         for name, offset in offsets.items():
-            self._partitions[name].committed = offset
+            self._handled[name][0].committed = offset  # a rebalance may have taken the partition meanwhile
 
     async def _read(self) -> list[ConsumedItem]:
         """Return the items of the next messages."""
@@ -222,7 +231,7 @@ class RecordConsumer:
             start = default if committed[name] is None else min(max(committed[name], first[name]), end[name])
             begin = max(first[name], start - self._settings.reread)
             orderer = RecordOrderer(self._settings.order, self._clock, complete=begin == 0)
-            self._partitions[name] = _Partition(orderer, start)
+            self._partitions[name] = _Partition(orderer, committed[name], start)
             self._consumer.seek(name, begin)
 
     def forget(self, names: Iterable[TopicPartition]) -> None:

@@ -3,8 +3,8 @@
 
     pager.py --kafka kafka-1:9092 --url https://events.pagerduty.com/v2/enqueue --key ROUTING_KEY
 
-A batch of alerts is committed after all its pages were accepted. So the service may be killed, or end because the URL does not answer:
-after its next start it sends the batch again. The receiver recognises repetitions by `dedup_key`.
+At each start it pages for all firing alerts. Later it commits alerts after their pages were accepted. If it is killed, or the URL does not
+answer, the next start sends the pages again. The receiver recognises repetitions by `dedup_key`.
 """
 
 import argparse
@@ -15,10 +15,10 @@ import aiohttp
 
 from agent.consumer.kafka_consumer import ConsumedItem, RecordConsumer
 from agent.consumer.record_orderer import Gap
+from agent.consumer.state_reader import StateReader
 from agent.consumer.stream_record import StreamRecord
 
 PAGED = {"ERROR", "FATAL"}
-TIMEOUT = aiohttp.ClientTimeout(total=30)
 
 
 def to_page(item: ConsumedItem, key: str) -> dict[str, Any] | None:
@@ -38,22 +38,26 @@ def to_page(item: ConsumedItem, key: str) -> dict[str, Any] | None:
     return None
 
 
-async def run(bootstrap: str, topic: str, group: str, url: str, key: str) -> None:
-    """Send pages until cancelled, or until the URL refuses one."""
-    consumer = RecordConsumer([topic], group=group, client={"bootstrap_servers": bootstrap})
-    async with consumer, aiohttp.ClientSession(timeout=TIMEOUT, raise_for_status=True) as http:
-        async for items in consumer:
-            for page in filter(None, (to_page(item, key) for item in items)):
-                async with http.post(url, json=page):
+async def run(kafka: str, topics: tuple[str, str], url: str, key: str) -> None:
+    """Send pages until cancelled, or until the URL refuses one. The topics are those of alerts and of states."""
+    client = {"bootstrap_servers": kafka}
+    alerts = RecordConsumer(topics[:1], group="pager", client={**client, "auto_offset_reset": "latest"})
+    async with alerts, StateReader(topics[1], client=client) as states, aiohttp.ClientSession() as http:
+        unsent: list[ConsumedItem] = [*states.state.alerts()]
+        async for items in alerts:
+            for page in filter(None, (to_page(item, key) for item in (*unsent, *items))):
+                async with http.post(url, json=page, raise_for_status=True):
                     pass
+            unsent.clear()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kafka", required=True, help="addresses of brokers, host:port, separated by commas")
-    parser.add_argument("--topic", default="qemu.alerts", help="topic of alerts (default: %(default)s)")
-    parser.add_argument("--group", default="pager", help="consumer group (default: %(default)s)")
+    parser.add_argument(
+        "--topics", nargs=2, default=("qemu.alerts", "qemu.state"), help="topics of alerts and of states"
+    )
     parser.add_argument("--url", required=True, help="URL that accepts pages")
     parser.add_argument("--key", required=True, help="routing key")
     options = parser.parse_args()
-    asyncio.run(run(options.kafka, options.topic, options.group, options.url, options.key))
+    asyncio.run(run(options.kafka, options.topics, options.url, options.key))

@@ -55,3 +55,29 @@ CREATE TABLE qemu_samples (
   'format' = 'json',
   'json.ignore-parse-errors' = 'true'
 );
+
+CREATE TABLE qemu_state (
+  `key` STRING,
+  `type` STRING,
+  host STRING,
+  vmuuid STRING,
+  vmname STRING,
+  `time` STRING,
+  data ROW<
+    run_state STRING,
+    `running` BOOLEAN,
+    qemu_version STRING,
+    monitor_state STRING,
+    alert STRING,
+    fingerprint STRING>,
+  PRIMARY KEY (`key`) NOT ENFORCED
+) WITH (
+  'connector' = 'upsert-kafka',
+  'topic' = 'qemu.state',
+  'properties.bootstrap.servers' = 'kafka-1:9092',
+  'properties.group.id' = 'qemu-flink-state',
+  'key.format' = 'raw',
+  'value.format' = 'json',
+  'value.json.ignore-parse-errors' = 'true',
+  'value.fields-include' = 'EXCEPT_KEY'
+);

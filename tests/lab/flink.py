@@ -5,6 +5,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import re
 import subprocess
@@ -40,7 +41,8 @@ def flink_home() -> Path:
         MissingDependencyError: Java or Maven is missing, or the jars cannot be fetched.
     """
     require("java", "a Java runtime, 17 or newer,")
-    return build_once(cache_folder() / f"flink-{_version()}", _fetch)
+    jars = hashlib.sha256(POM.read_bytes()).hexdigest()[:8]
+    return build_once(cache_folder() / f"flink-{_version()}-{jars}", _fetch)
 
 
 def _version() -> str:

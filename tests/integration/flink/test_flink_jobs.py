@@ -23,8 +23,8 @@ START_SECONDS: Final = 1_795_600_800
 RESULT_SECONDS: Final = 240.0
 """Deadline of a result: generous, for a machine under load."""
 MIB: Final = 1 << 20
-RECORDS: Final = ("qemu.events", "qemu.samples")
-RESULTS: Final = ("fleet.silent_hosts", "fleet.top_talkers", "fleet.filling_pools")
+RECORDS: Final = ("qemu.events", "qemu.samples", "qemu.state")
+RESULTS: Final = ("fleet.silent_hosts", "fleet.top_talkers", "fleet.filling_pools", "fleet.vms")
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Stream:
     async def send(self, topic: str, records: Iterable[Record]) -> None:
         """Send records to a topic. Kafka's timestamps are the times of the records."""
         encoders: dict[str, RecordEncoder] = {}
-        async with AIOKafkaProducer(**self.kafka.client) as producer:
+        async with AIOKafkaProducer(compression_type="zstd", **self.kafka.client) as producer:
             for record in records:
                 encode = encoders.setdefault(record.vm.host, RecordEncoder(START_SECONDS * 10**9))
                 encoded = encode(record)
@@ -49,6 +49,14 @@ class Stream:
                     await producer.send(self.topics[topic], encoded.body, key=encoded.key.encode(), timestamp_ms=millis)
             await producer.flush()
 
+    async def send_states(self, states: Iterable[tuple[str, Record | None]]) -> None:
+        """Send records to the topic of states by key. None sends a tombstone."""
+        encode = RecordEncoder(START_SECONDS * 10**9)
+        async with AIOKafkaProducer(compression_type="zstd", **self.kafka.client) as producer:
+            for key, record in states:
+                value = None if record is None else encode(record).body
+                await producer.send_and_wait(self.topics["qemu.state"], value, key=key.encode())
+
     async def collect_results(self) -> None:
         """Store the results of the jobs as they arrive, until cancelled. A raw key is a text, and the value of a tombstone is None."""
         names = {self.topics[name]: name for name in RESULTS}
@@ -56,6 +64,11 @@ class Stream:
             async for message in consumer:
                 key = json.loads(message.key) if message.key.startswith(b"{") else message.key.decode()
                 self.results[names[message.topic]].append((key, message.value and json.loads(message.value)))
+
+    def present(self, topic: str) -> dict[str, dict[str, Any]]:
+        """Return what is left in a compacted topic of results."""
+        self.jobs.check()
+        return {key: value for key, value in dict(self.results[topic]).items() if value is not None}
 
     async def wait_for_results(self, topic: str, count: int) -> list[tuple[Any, Any]]:
         """Return the keys and values of a topic when it has at least this many."""
@@ -75,7 +88,7 @@ async def stream(kafka: KafkaCluster, folder: Path) -> AsyncIterator[Stream]:
         await kafka.create_topic(name)
     replacements = {f"'{name}'": f"'{topic}'" for name, topic in topics.items()}
     replacements["latest-offset"] = "earliest-offset"
-    names = ("silent_hosts", "top_talkers", "shared_pools")
+    names = ("silent_hosts", "top_talkers", "shared_pools", "current_state")
     async with FlinkJobs(folder / "flink", names, kafka.bootstrap[0], replacements) as jobs:
         stream = Stream(kafka, topics, jobs)
         collector = asyncio.create_task(stream.collect_results())
@@ -129,7 +142,30 @@ def pools_and_growth(seconds: int) -> list[Record]:
     return records
 
 
-async def test_the_shipped_jobs_report_silent_hosts_top_talkers_and_filling_pools(stream: Stream) -> None:
+def vm_state(host: str, vm: int, *, running: bool) -> tuple[str, Record]:
+    """Return the key and the record of a VM's state on a host."""
+    source = Vm(host, f"vm-{vm}", f"name-{vm}")
+    data = {"running": running, "run_state": "running" if running else "postmigrate", "monitor_state": "up"}
+    return f"/hosts/{host}/state/vms/{vm}", Record("qemu.state.vm", source, data, START_SECONDS * 10**9)
+
+
+def fleet_changes() -> list[tuple[str, Record | None]]:
+    """Return the states of three VMs: one has moved from hv0 to hv1 with an alert, one is still on both hosts, and one is gone."""
+    alert = Record("qemu.state.alert", Vm("hv1", "vm-1", "name-1"), {"alert": "disk_full"}, START_SECONDS * 10**9)
+    moved, *_ = vm_state("hv0", 1, running=True)
+    gone, *_ = vm_state("hv0", 3, running=True)
+    return [
+        *(vm_state("hv0", vm, running=True) for vm in (1, 2, 3)),
+        ("/hosts/hv1/state/alerts/f", alert),
+        *(vm_state("hv1", vm, running=True) for vm in (1, 2)),
+        *(vm_state("hv0", vm, running=False) for vm in (1, 2)),
+        (moved, None),
+        (gone, None),
+    ]
+
+
+async def test_the_shipped_jobs_report_the_fleet(stream: Stream) -> None:
+    await stream.send_states(fleet_changes())
     samples = [sample for seconds in range(0, 190, 10) for sample in disk_counters(seconds)]
     samples += [sample for seconds in range(0, 190, 30) for sample in pools_and_growth(seconds)]
     await stream.send("qemu.samples", sorted(samples, key=lambda sample: sample.time_ns))
@@ -157,3 +193,12 @@ async def test_the_shipped_jobs_report_silent_hosts_top_talkers_and_filling_pool
     assert (pools[0]["hosts"], pools[0]["vms"], pools[0]["fastest_vm"]) == (2, 3, "vm-2")
     assert pools[0]["growth_bytes_per_second"] == pytest.approx(25e6)
     assert pools[0]["time_to_full_seconds"] == pytest.approx(40.0)
+
+    def has_settled() -> bool:
+        vms = stream.present("fleet.vms")
+        return {key: (vm["host"], vm["firing_alerts"]) for key, vm in vms.items()} == {
+            "vm-1": ("hv1", 1),
+            "vm-2": ("hv1", 0),
+        }
+
+    await until(has_settled, RESULT_SECONDS)

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -59,8 +59,8 @@ async def receiver() -> AsyncIterator[Receiver]:
     await runner.cleanup()
 
 
-async def start_pager(kafka: KafkaCluster, topic: str, url: str) -> asyncio.subprocess.Process:
-    options = ("--kafka", kafka.bootstrap[0], "--topic", topic, "--group", topic, "--url", url, "--key", "secret")
+async def start_pager(kafka: KafkaCluster, topics: Sequence[str], url: str) -> asyncio.subprocess.Process:
+    options = ("--kafka", kafka.bootstrap[0], "--topics", *topics, "--url", url, "--key", "secret")
     environment = {**os.environ, "PYTHONPATH": str(PAGER.parents[2])}
     command = ("setpriv", "--pdeathsig", "KILL", sys.executable, str(PAGER), *options)
     return await asyncio.create_subprocess_exec(*command, env=environment, stderr=asyncio.subprocess.DEVNULL)
@@ -74,10 +74,12 @@ class AlertSource:
         self._topic = topic
         self._encode = RecordEncoder(START_NS)
 
-    async def send(self, name: str, state: str, severity: Severity = Severity.CRITICAL, *, lost: bool = False) -> None:
+    async def send(
+        self, name: str, state: str, severity: Severity = Severity.CRITICAL, *, lost: bool = False, kind: str = "alert."
+    ) -> None:
         """Send an alert, or only count it as sent."""
         data = {"alert": name, "state": state, "fingerprint": f"fingerprint of {name}"}
-        encoded = self._encode(Record(f"qemu.alert.{name}", VM, data, START_NS, "disk0", severity))
+        encoded = self._encode(Record(f"qemu.{kind}{name}", VM, data, START_NS, "disk0", severity))
         if not lost:
             async with AIOKafkaProducer(**self._kafka.client) as producer:
                 await producer.send_and_wait(self._topic, encoded.body, key=encoded.key.encode())
@@ -86,12 +88,17 @@ class AlertSource:
 async def test_each_alert_is_paged_although_the_pager_is_killed_and_its_receiver_fails(
     kafka: KafkaCluster, topic: str, receiver: Receiver
 ) -> None:
+    states = f"{topic}-state"
+    await kafka.create_topic(states, config={"cleanup.policy": "compact"})
     alerts = AlertSource(kafka, topic)
+    await alerts.send("before_the_first_start", "firing")
+    await AlertSource(kafka, states).send("", "firing", kind="state.alert")
+    pager = await start_pager(kafka, (topic, states), receiver.url)
+    await until(lambda: receiver.pages, DEADLINE_SECONDS)
     await alerts.send("disk_full", "firing")
     await alerts.send("watchdog", "firing", Severity.WARNING)
-    pager = await start_pager(kafka, topic, receiver.url)
-    await until(lambda: receiver.pages, DEADLINE_SECONDS)
-    assert receiver.pages[0]["payload"]["summary"] == "disk_full: db-1 disk0 on hv7"
+    await until(lambda: len(receiver.pages) > 1, DEADLINE_SECONDS)
+    assert receiver.pages[1]["payload"]["summary"] == "disk_full: db-1 disk0 on hv7"
     pager.kill()
     await pager.wait()
 
@@ -99,16 +106,17 @@ async def test_each_alert_is_paged_although_the_pager_is_killed_and_its_receiver
     await alerts.send("disk_full", "resolved", Severity.INFO)
     await alerts.send("io_error_stop", "firing", lost=True)
     await alerts.send("guest_panicked", "firing")
-    pager = await start_pager(kafka, topic, receiver.url)
+    pager = await start_pager(kafka, (topic, states), receiver.url)
     async with asyncio.timeout(DEADLINE_SECONDS):
         assert await pager.wait() != 0
 
     receiver.status = 202
-    pager = await start_pager(kafka, topic, receiver.url)
+    pager = await start_pager(kafka, (topic, states), receiver.url)
     await until(lambda: ("trigger", "fingerprint of guest_panicked") in receiver.actions(), DEADLINE_SECONDS)
     pager.kill()
     await pager.wait()
     assert list(dict.fromkeys(receiver.actions())) == [
+        ("trigger", "fingerprint of "),
         ("trigger", "fingerprint of disk_full"),
         ("resolve", "fingerprint of disk_full"),
         ("trigger", f"lost {VM.source}"),

@@ -4,9 +4,10 @@ The state of a VM's alerts is a note in the journal. An alert and its note are s
 """
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 from agent.alerts.alertmanager_request import AlertmanagerRequests
@@ -21,6 +22,7 @@ from agent.app.builders import (
     pool_policy,
     threshold_policy,
 )
+from agent.app.causes import CauseOf, no_cause
 from agent.app.publisher import RecordPublisher
 from agent.config.model import AlertsConfig, PoolAlertsConfig
 from agent.model.family import Family, Sample
@@ -63,6 +65,16 @@ class AlertBridge:
         self.requests = AlertmanagerRequests(host, time.time())
         self.changed = asyncio.Event()
         self._publisher = publisher
+        self._cause_of: CauseOf = no_cause
+
+    @contextlib.contextmanager
+    def caused_by(self, cause_of: CauseOf) -> Iterator[None]:
+        """Give the alerts that are published during the block the causes that `cause_of` returns. The block must not wait."""
+        self._cause_of = cause_of
+        try:
+            yield
+        finally:
+            self._cause_of = no_cause
 
     def restore(self) -> None:
         """Restore the alerts of the previous run from the journal."""
@@ -183,7 +195,7 @@ class AlertBridge:
     def _publish(self, pending: Sequence[PendingAlert]) -> None:
         """Publish alerts, each in one transaction with its state note."""
         for alert in pending:
-            record = alert.record
+            record = alert.record._replace(causation_id=self._cause_of(alert.record))
             self._publisher.publish(record, StateNote(*alert.note))
             level = logging.WARNING if record.data["state"] == "firing" else logging.INFO
             what = " of ".join(filter(None, (record.data["alert"], record.subject)))

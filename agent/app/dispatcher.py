@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from agent.app.alert_bridge import AlertBridge
+from agent.app.causes import EventCauses, PublishedSamples
 from agent.app.progress import Progress
 from agent.app.publisher import RecordPublisher
 from agent.app.self_metrics import SelfMetrics
@@ -40,12 +41,11 @@ def store_and_publish(
     families: Sequence[Family],
     samples: Sequence[Sample],
     time_ns: int,
-) -> None:
+) -> PublishedSamples:
     """Update the snapshot with the samples of one poll and publish them. On-change families are published only if their values changed."""
     changed = [s for s in samples if not (s.family.on_change and snapshot.stored_values(vm, s) == s.values)]
     snapshot.replace_samples(vm, families, samples, time_ns)
-    if changed:
-        publisher.publish_samples(vm, changed, time_ns)
+    return PublishedSamples(changed, publisher.publish_samples(vm, changed, time_ns) if changed else ())
 
 
 class SessionDispatcher:
@@ -68,34 +68,44 @@ class SessionDispatcher:
         self._metrics = metrics
         self._progress = progress
         self._guests = guests
+        self._causes = EventCauses()
 
     def on_event(self, record: Record) -> None:
         """Publish an event and update the snapshot."""
+        event = record
         if record.data["category"] == Category.BLOCK and record.subject:
             record = record._replace(subject=self._alerts.subject_of(record))
-        self._publisher.publish(record)
+        self._causes.on_published(event, self._publisher.publish(record))
         self._snapshot.count_event(record)
 
     def on_event_read(self, event: Record) -> None:
         """Update the alerts at once. `on_event` gets repeated events later, coalesced into one record."""
-        self._alerts.on_event(event)
+        record_id = self._causes.id_of(event)
+        with self._alerts.caused_by(lambda _alert: record_id):
+            self._alerts.on_event(event)
 
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
         """Publish a lifecycle change and update the alerts."""
-        self._publisher.publish(record)
+        causation_id = self._causes.of_lifecycle(change, record.vm)
+        record_id = self._publisher.publish(record._replace(causation_id=causation_id))
         if change in (VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT):
             self._storage.on_detached(record.vm)
-        self._alerts.on_lifecycle(change, record)
+        with self._alerts.caused_by(lambda _alert: record_id):
+            self._alerts.on_lifecycle(change, record)
 
     def on_transition(self, record: Record) -> None:
         """Publish a transition."""
-        self._publisher.publish(record)
+        self._publisher.publish(record._replace(causation_id=self._causes.of_transition(record)))
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Publish samples, and update the snapshot, the alerts and the session with the guest agent."""
-        store_and_publish(self._snapshot, self._publisher, vm, families, samples, time_ns)
+        published = store_and_publish(self._snapshot, self._publisher, vm, families, samples, time_ns)
         self._storage.on_samples(vm, families, samples)
         self._guests.on_samples(vm, families, samples)
+        with self._alerts.caused_by(published.cause_of):
+            self._update_alerts(vm, families, samples, time_ns)
+
+    def _update_alerts(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         if families[0].name.startswith("block"):
             spaces = self._alerts.on_block_samples(vm, families, samples, time_ns)
             if not self._snapshot.has_samples(vm, BLOCK_LAYER):  # the allocated bytes of files are out of date

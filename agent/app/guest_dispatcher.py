@@ -25,8 +25,9 @@ class GuestDispatcher:
 
     def on_guest_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Publish samples, and update the snapshot and the alerts."""
-        store_and_publish(self._snapshot, self._publisher, vm, families, samples, time_ns)
-        self._alerts.on_guest_samples(vm, families, samples, time_ns)
+        published = store_and_publish(self._snapshot, self._publisher, vm, families, samples, time_ns)
+        with self._alerts.caused_by(published.cause_of):
+            self._alerts.on_guest_samples(vm, families, samples, time_ns)
 
     def on_guest_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
         """Remove the last values from the snapshot. Alerts keep firing, because what they report may still be so."""

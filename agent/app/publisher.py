@@ -9,7 +9,7 @@ from agent.delivery.pipeline import DeliveryPipeline, DeliverySettings
 from agent.delivery.sinks.base import Sink
 from agent.http.record_stream import RecordBroadcaster
 from agent.model.family import Sample
-from agent.model.record import Record, RecordEncoder, Severity, StateNote, Vm
+from agent.model.record import EncodedRecord, Record, RecordEncoder, Severity, StateNote, Vm
 
 
 class RecordPublisher:
@@ -48,8 +48,8 @@ class RecordPublisher:
         self.broadcaster.publish(encoded)
         return encoded.id
 
-    def publish_samples(self, vm: Vm, samples: Sequence[Sample], time_ns: int) -> None:
-        """Publish the samples of one poll together, without blocking.
+    def publish_samples(self, vm: Vm, samples: Sequence[Sample], time_ns: int) -> Sequence[EncodedRecord]:
+        """Publish the samples of one poll together, without blocking. Return their records in the same order.
 
         Args:
             vm: the VM.
@@ -60,6 +60,7 @@ class RecordPublisher:
         self.published["sample"] += len(encoded)
         self.delivery.put_samples(encoded)
         self.broadcaster.publish_samples(encoded)
+        return encoded
 
     def _report_drops(self, report: DropReport) -> None:
         """Publish a record that reports dropped records."""

@@ -12,7 +12,7 @@ help:
 	@echo "make flaky [N=20] [T=PATH] [LOAD=8]   run tests N times under load, and report each test that failed"
 	@echo "make chaos [MINUTES=10] [SEED=N] let brokers, agents and disks fail, and check the delivered records"
 	@echo "make soak [MINUTES=60]           watch VMs that start, end, hang and send garbage, and check for leaks"
-	@echo "make fuzz [FOR=60] [F=protocol]  fuzz the protocol, the collectors and the config, guided by coverage"
+	@echo "make fuzz [FOR=60] [F=protocol]  fuzz the protocols, the collectors and the config, guided by coverage"
 	@echo "make bench [PARTS=poll] [SHORT=1] [JSON=FILE]   measure the agent's cost and latency"
 	@echo "make bench-check                 fail if a benchmark ratio is worse than its baseline"
 	@echo "make check                       check formatting, lint, imports, types and the compatibility of schemas"
@@ -43,7 +43,7 @@ soak: lab-test
 # New inputs are stored in .fuzz. tests/fuzz/__main__.py explains how to use them.
 fuzz: $(VENV)/dev
 	$(BIN)/pip install -q --group fuzz
-	for target in $(or $(F),protocol collectors config); do \
+	for target in $(or $(F),protocol collectors config guest_protocol guest_collectors); do \
 		$(BIN)/python -m tests.fuzz $$target --seconds $(or $(FOR),60) || exit 1; \
 	done
 

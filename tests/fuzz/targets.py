@@ -28,6 +28,7 @@ from agent.qmp.protocol import Event, Message
 from agent.session.api import MonitorState, MonitorStatus
 from agent.session.identity import QemuBuild, identify
 from agent.session.poller import MAX_SAMPLES
+from tests.fuzz.guest_targets import guest_collectors, guest_protocol
 from tests.lab.qmp_bytes import cut, ready
 from tests.unit.collectors.test_collectors import check_sample
 
@@ -172,4 +173,6 @@ TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "protocol": protocol,
     "collectors": collectors,
     "config": config,
+    "guest_protocol": guest_protocol,
+    "guest_collectors": guest_collectors,
 }

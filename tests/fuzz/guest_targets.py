@@ -1,0 +1,92 @@
+"""Fuzzing targets of the guest agent: bytes that a guest sends, and replies as JSON."""
+
+import contextlib
+import re
+from collections.abc import Mapping
+from itertools import islice
+from typing import Final
+
+import orjson
+
+from agent.alerts.manager import AlertManager
+from agent.collectors.guest import GUEST_COLLECTORS, Exchange, GuestCollector
+from agent.exposition.prometheus import render
+from agent.exposition.snapshot import Snapshot
+from agent.guest.session import MAX_SAMPLES, info_of
+from agent.model.record import Vm
+from agent.monitors import Monitor
+from agent.qga.errors import GuestAgentError, GuestCommandError
+from agent.qga.protocol import MAX_REPLY_BYTES, GuestConnection, GuestReply, SyncState
+from agent.session.api import MonitorState, MonitorStatus
+from agent.session.identity import QemuBuild
+from tests.lab.qmp_bytes import cut
+from tests.lab.thin_disks import policy
+from tests.unit.collectors.test_guest_collectors import check_guest_sample
+
+VM: Final = Vm("hv7", "5f0c2c9e-1111-4111-8111-111111111111", "web-3", "/run/web-3.qmp")
+_SERIES: Final = re.compile(r'[a-z0-9_]+(\{([a-z0-9_]+="([^"\\\n]|\\["\\n])*",?)+\})? (-?[0-9.e+-]+|\+Inf)')
+_COLLECTORS: Final[Mapping[bytes, GuestCollector]] = {
+    collector.name.encode(): collector for collector in GUEST_COLLECTORS
+}
+
+
+def guest_protocol(data: bytes) -> None:
+    """Check that bytes from a guest result in the same replies however they are cut, within bounds, and that it can synchronize."""
+    if not data:
+        return
+    size, stream = data[0] + 1, data[1:]
+    assert _replies(stream, size) == _replies(stream, len(stream) + 1), "the replies depend on how the bytes are cut"
+
+
+def _replies(stream: bytes, size: int) -> list[str]:
+    """Feed bytes in chunks of `size` to a connection that sends a command whenever it is ready, and then synchronize it."""
+    connection = GuestConnection(first_number=40)
+    connection.sync()  # its number is 41, which inputs can reach
+    seen: list[str] = []
+    for chunk in cut(stream, [size] * (len(stream) // size)):
+        for message in connection.receive(chunk):
+            if connection.state is SyncState.READY:
+                connection.send("guest-info")
+            seen.append(
+                repr(message) if not isinstance(message, GuestReply) else f"{message.value!r} {message.error!r}"
+            )
+        assert len(connection._buffer) <= MAX_REPLY_BYTES
+    connection.sync()
+    list(connection.receive(b'x\n\xff{"return": 42}\n'))
+    assert connection.state is SyncState.READY
+    return seen
+
+
+def guest_collectors(data: bytes) -> None:
+    """Check that a collector, given its name and the guest agent's replies as JSON, returns valid samples, series and alerts."""
+    name, _, text = data.partition(b"\n")
+    collector = _COLLECTORS.get(name)
+    try:
+        replies = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return
+    with contextlib.suppress(GuestAgentError):
+        info_of(replies)
+    if collector is None or not isinstance(replies, list) or len(replies) != len(collector.commands):
+        return
+    values = [GuestCommandError("GenericError", "x") if value == "error" else value for value in replies]
+    try:
+        exchanges = [Exchange(value, 10**18, 10**18 + 10**6) for value in values]
+        samples = tuple(islice(collector.collect(exchanges), MAX_SAMPLES))
+    except GuestAgentError:
+        return
+    snapshot, alerts = Snapshot(), AlertManager("hv7", lambda _vm, _disk: policy())
+    monitor = Monitor(VM.monitor, (VM.monitor,), _no_connection)
+    snapshot.update_status(MonitorStatus(monitor, MonitorState.UP, "", VM, QemuBuild("7.2.22", "Debian"), 1))
+    snapshot.replace_samples(VM, collector.families, samples, 10**18)
+    alerts.on_attached(VM)
+    for time_ns in (10**18, 10**18 + 10**12):
+        alerts.on_guest_samples(VM, collector.families, samples, time_ns)
+    for sample in samples:
+        check_guest_sample(sample)
+    for series in render(snapshot).splitlines():
+        assert series.startswith("# ") or _SERIES.fullmatch(series), series
+
+
+async def _no_connection(*_: object, **__: object) -> None:
+    raise AssertionError("no target connects")

@@ -116,6 +116,12 @@ def add_schema_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_register_schemas_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of `register-schemas`."""
+    command.add_argument("url", help="URL of the registry's API, such as http://registry:8081")
+    _add_credentials_options(command, "the registry")
+
+
 def add_demo_options(command: argparse.ArgumentParser) -> None:
     """Add the options of `demo`."""
     command.add_argument(
@@ -131,9 +137,14 @@ def _add_endpoint_options(command: argparse.ArgumentParser) -> None:
     """Add the options of a client of the agent's endpoint."""
     add_config_option(command)
     command.add_argument("--url", help="URL of the agent's endpoint; default: the config's, else http://127.0.0.1:9179")
-    command.add_argument("--ca", type=Path, metavar="FILE", help="certificate authorities of the endpoint")
+    _add_credentials_options(command, "the endpoint")
+
+
+def _add_credentials_options(command: argparse.ArgumentParser, server: str) -> None:
+    """Add the options of an HTTP client's credentials for a server."""
+    command.add_argument("--ca", type=Path, metavar="FILE", help=f"certificate authorities of {server}")
     command.add_argument("--cert", type=Path, metavar="FILE", help="the client's certificate and its key")
-    command.add_argument("--user", default="", help="user name for the endpoint")
+    command.add_argument("--user", default="", help=f"user name for {server}")
     command.add_argument("--password-file", type=Path, metavar="FILE", help="file whose first line is the password")
 
 

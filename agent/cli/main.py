@@ -51,6 +51,10 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = 
         "report whether the agent can watch each VM on this host, and which change allows it; run it as root",
     ),
     "schema": (arguments.add_schema_options, "print the JSON schema of records or of the config"),
+    "register-schemas": (
+        arguments.add_register_schemas_options,
+        "register the JSON schemas of records in a schema registry with Confluent's API",
+    ),
     "demo": (arguments.add_demo_options, "boot two small guests, watch them and provoke events"),
     "version": (arguments.add_no_options, "print the version"),
 }

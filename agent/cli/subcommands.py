@@ -211,6 +211,21 @@ def _execute_schema(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _execute_register_schemas(parsed: argparse.Namespace) -> int:
+    from agent.cli.schema_registry import register_schemas  # noqa: PLC0415 - as above
+
+    rejected = []
+
+    async def print_registrations() -> None:
+        async for registration in register_schemas(parsed.url, _credentials_from(parsed)):
+            if registration.error:
+                rejected.append(registration)
+            print(f"{registration.subject}: {registration.error or f'id {registration.id}'}", flush=True)
+
+    _run_loop(print_registrations())
+    return 1 if rejected else 0
+
+
 def _execute_demo(parsed: argparse.Namespace) -> int:
     from agent.cli.demo.demo_run import run_demo  # noqa: PLC0415 - as above
 
@@ -228,5 +243,6 @@ SUBCOMMANDS: dict[str, Handler] = {
     "replay": _execute_replay,
     "doctor": _execute_doctor,
     "schema": _execute_schema,
+    "register-schemas": _execute_register_schemas,
     "demo": _execute_demo,
 }

@@ -1,0 +1,1 @@
+"""Schemas of records in a real schema registry."""

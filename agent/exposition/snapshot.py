@@ -67,10 +67,14 @@ def escape_label(value: str) -> str:
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
-def _is_running(view: VmView) -> object:
-    """Return whether a VM's guest runs; None if the agent has not polled that yet."""
+_HANDED_OVER = frozenset({"finish-migrate", "postmigrate"})
+"""Run states of the source of a migration whose guest runs in the destination, or will run there."""
+
+
+def _run_state(view: VmView) -> object:
+    """Return QEMU's RunState of a VM; None if the agent has not polled that yet."""
     polls = view.polls.get(RUNSTATE.name)
-    return polls.current.get((), {}).get("running") if polls is not None else None
+    return polls.current.get((), {}).get("status") if polls is not None else None
 
 
 class Snapshot:
@@ -87,13 +91,13 @@ class Snapshot:
     def views(self) -> Iterator[tuple[Vm, VmView]]:
         """Yield the VMs, one for each UUID.
 
-        Several VMs have one UUID during a migration within the host. The first of them is used until it stops running and another one
-        runs. So a compromised QEMU cannot replace another VM by reporting that VM's UUID.
+        Several VMs have one UUID during a migration within the host. The first of them is used until its guest has stopped for the
+        migration and another one runs. So neither a clone nor a compromised QEMU replaces another VM by reporting that VM's UUID.
         """
         holders: dict[str, VmView] = {}
         for vm, view in self._views.items():
             holder = holders.setdefault(vm.uuid, view)
-            if _is_running(holder) is False and _is_running(view):
+            if _run_state(holder) in _HANDED_OVER and _run_state(view) == "running":
                 holders[vm.uuid] = view
         return ((vm, view) for vm, view in self._views.items() if holders[vm.uuid] is view)
 

@@ -159,6 +159,7 @@ class Connection:
         """Id of the pending probe; 0 if none is pending."""
         self._markers: list[int] = []  # ids of the markers without a reply
         self._marker_is_in_flight = False  # whether QEMU certainly has not replied to the newest marker
+        self._unreadable_replies = 0  # upper bound of the unreadable replies since replies were in step
         self._requests_in_qemu = 0  # upper bound of the requests in QEMU, markers included, while out of step
 
     @property
@@ -249,7 +250,8 @@ class Connection:
             reason: why the message cannot be read.
 
         Raises:
-            ProtocolError: the message arrived during the handshake, so the peer does not speak QMP.
+            ProtocolError: the message arrived during the handshake, so the peer does not speak QMP; or all replies that can still arrive
+                may have been unreadable, those to markers included, so that no command will ever get a reply.
         """
         if self.state is not ConnectionState.READY:
             raise ProtocolError(reason)
@@ -262,10 +264,14 @@ class Connection:
             self.out_of_step, self._requests_in_qemu = True, failed
         if kind is MessageKind.UNKNOWN:
             self._marker_is_in_flight = False  # the message may have been the reply to the marker
+        if self.out_of_step:
+            self._unreadable_replies += 1
         error_type = UnreadableReplyError if failed == 1 else UnclearReplyError
         for _ in range(failed):
             command = self._pending.pop(0)
             yield Reply(None, error_type(f"unreadable reply to {command.name}: {reason}"))
+        if self._unreadable_replies >= self._requests_in_qemu >= MAX_COMMANDS_IN_FLIGHT:
+            raise ProtocolError(f"no reply can be read: {reason}")
 
     def _correct_kind(self, kind: MessageKind) -> MessageKind:
         """Correct the guessed kind of an unreadable message by the requests that are pending."""
@@ -368,6 +374,7 @@ class Connection:
         self._markers = [marker for marker in self._markers if marker > number]
         self._requests_in_qemu = len(self._markers)
         self.out_of_step = bool(self._markers)
+        self._unreadable_replies = 0
 
     def _accept_event(self, value: dict[str, Any]) -> Event:
         name, data, stamp = value["event"], value.get("data", {}), value.get("timestamp")

@@ -78,7 +78,16 @@ def test_a_stalled_vm_keeps_its_last_samples() -> None:
     assert view_of(snapshot, vm()).status.reason == "hangs"
 
 
-def test_the_first_of_two_vms_with_one_uuid_is_used_until_only_the_other_runs() -> None:
+@pytest.mark.parametrize("stopped", ["paused", "io-error", "prelaunch", "shutdown"])
+def test_a_clone_does_not_take_the_place_of_a_stopped_vm(stopped: str) -> None:
+    first, clone = vm(monitor="/run/a"), vm(name="clone", monitor="/run/b")
+    snapshot = make_snapshot(first, clone)
+    poll(snapshot, first, "runstate", {"running": False, "status": stopped})
+    poll(snapshot, clone, "runstate", {"running": True, "status": "running"})
+    assert [known for known, _ in snapshot.views()] == [first]
+
+
+def test_the_first_of_two_vms_with_one_uuid_is_used_until_the_other_has_taken_over() -> None:
     first, second = vm(monitor="/run/a"), vm(name="an impostor, or the destination", monitor="/run/b")
     snapshot = make_snapshot(first, second, vm(1, "other"))
 

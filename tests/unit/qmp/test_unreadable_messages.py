@@ -220,6 +220,16 @@ def test_an_unreadable_reply_to_the_marker_leaves_no_command_waiting() -> None:
     assert receive(connection, {"return": 3}) == [Reply(3)]
 
 
+@pytest.mark.parametrize("count", [1, MAX_COMMANDS_IN_FLIGHT])
+def test_a_connection_on_which_not_even_a_marker_can_be_read_ends(count: int) -> None:
+    connection = ready()
+    connection.send([STATUS] * count)
+    with pytest.raises(ProtocolError, match="no reply can be read"):
+        for _ in range(2 * MAX_COMMANDS_IN_FLIGHT):
+            receive_all(connection, b"5\r\n")
+            connection.next_marker()
+
+
 def test_a_marker_waits_while_qemu_may_hold_seven_commands() -> None:
     connection = ready()
     connection.send([STATUS] * MAX_COMMANDS_IN_FLIGHT)

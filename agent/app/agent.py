@@ -140,6 +140,7 @@ class Agent:
             StartError: the endpoint cannot listen on its address.
         """
         async with self._serving_endpoint() as url, self.publisher.delivery.running(self.config.timeouts.shutdown):
+            self.publisher.continue_after_last_run()
             self.life.on_started()
             self.alerts.restore()
             self.watching = asyncio.create_task(self._watch(read or (lambda: self.config)), name="watch")
@@ -161,6 +162,7 @@ class Agent:
             self._discovery.set_discoverers(build_discoverers(self.config))
             tasks.create_task(self._run_alert_loop(), name="alert loop")
             tasks.create_task(self.life.run(), name="heartbeat")
+            tasks.create_task(self.publisher.store_run_id(), name="run id")
             tasks.create_task(self.storage.run(), name="storage")
             tasks.create_task(self.reload.run(self, read), name="reload")
             self._restart_alertmanager()

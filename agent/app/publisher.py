@@ -11,6 +11,11 @@ from agent.http.record_stream import RecordBroadcaster
 from agent.model.family import Sample
 from agent.model.record import EncodedRecord, Record, RecordEncoder, Severity, StateNote, Vm
 
+RUN_ID_NOTE = "records.run_id"
+"""Name of the note with the id of the last run."""
+STORE_SECONDS = 60.0
+"""Deadline for storing the note, which nothing waits for."""
+
 
 class RecordPublisher:
     """Publishes records to delivery and to the live stream.
@@ -34,6 +39,15 @@ class RecordPublisher:
     def run_id(self) -> str:
         """The first part of the ids of this run's records."""
         return self._encode.run_id
+
+    def continue_after_last_run(self) -> None:
+        """Choose ids that sort after those of the last run, even if the clock was set back. Call this before the first record."""
+        if isinstance(run_id := self.delivery.stored_notes.get(RUN_ID_NOTE), str):
+            self._encode.continue_after(run_id)
+
+    async def store_run_id(self) -> None:
+        """Store the id of this run for the next one."""
+        await self.delivery.persist_note(StateNote(RUN_ID_NOTE, self.run_id), STORE_SECONDS)
 
     def publish(self, record: Record, note: StateNote | None = None) -> str:
         """Publish a record without blocking, and return its id.

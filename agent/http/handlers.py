@@ -12,7 +12,7 @@ from agent.exposition.prometheus import render_chunks
 from agent.http.overview import Overview, OverviewCursor, OverviewSource
 from agent.http.record_stream import RecordBroadcaster
 from agent.http.sse import DEFAULT_TIMING, EventStreams, StreamTiming
-from agent.model.record import encode_json
+from agent.model.json_encoding import encode_json
 
 MAX_BLOCKING_SECONDS = 0.005
 """Maximum time that a scrape blocks the event loop. Events wait meanwhile."""

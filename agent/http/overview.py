@@ -14,9 +14,10 @@ from agent.exposition.snapshot import Snapshot, VmView
 from agent.exposition.summary import summarize
 from agent.host.pools.base import PoolKind
 from agent.model.family import Family, FieldKind
+from agent.model.json_encoding import encode_json
 from agent.model.metrics import FAMILIES
 from agent.model.metrics.pool import POOL
-from agent.model.record import Vm, encode_json, sanitize
+from agent.model.record import Vm, sanitize
 
 
 class OverviewSource(Protocol):

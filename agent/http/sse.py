@@ -10,7 +10,8 @@ from aiohttp import web
 
 from agent.http.overview import Overview, OverviewCursor
 from agent.http.record_stream import MAX_STREAMS, RecordBroadcaster, StreamLimit, Subscriber, TooManySubscribersError
-from agent.model.record import Severity, encode_json
+from agent.model.json_encoding import encode_json
+from agent.model.record import Severity
 
 _HEADERS = {"Content-Type": "text/event-stream"}
 

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import orjson
 
 from agent.model.family import Family, Sample
+from agent.model.json_encoding import encode_json
 from agent.model.schema_versions import dataschema
-from agent.model.sequences import SequenceRegistry, TopicOf
+from agent.model.sequences import SequenceRegistry, TopicOf, format_run_id, run_id_after
 
 
 class Severity(IntEnum):
@@ -234,7 +235,6 @@ class EncodedRecord:
         return len(self.body) + OVERHEAD_BYTES
 
 
-_BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 CONTENT_TYPE = "application/cloudevents+json"
 
 
@@ -254,13 +254,18 @@ class RecordEncoder:
             topic_of: returns the topic of a record type; by default, each kind has a topic.
             clock: returns nanoseconds since the epoch.
         """
-        millis = (clock() if started_ns is None else started_ns) // 1_000_000
-        self.run_id = "".join(_BASE32[millis >> shift & 31] for shift in range(45, -1, -5))
-        """First part of each id of this run: the start in milliseconds, as ten Crockford base-32 digits. So runs sort by time."""
+        self.run_id = format_run_id((clock() if started_ns is None else started_ns) // 1_000_000)
+        """First part of each id and of each sequence of this run. The run ids of later runs sort after it."""
         self._count = 0
         self._sequences = SequenceRegistry(self.run_id)
         self._topic_of = lru_cache(maxsize=1024)(topic_of)
         self._clock = clock
+
+    def continue_after(self, run_id: str) -> None:
+        """Choose another run id if that of an earlier run is not smaller than this one, because the clock was set back between the runs."""
+        if run_id >= self.run_id and (following := run_id_after(run_id)) is not None:
+            self.run_id = following
+            self._sequences = SequenceRegistry(following)
 
     def _time_and_severity(self, time_ns: int, severity: Severity) -> str:
         """Return the JSON members that are the same for all samples of a poll."""
@@ -346,36 +351,6 @@ def _encode_type_and_labels(family: Family, labels: tuple[str, ...]) -> bytes:
 @lru_cache(maxsize=1024)
 def _to_json_string(text: str) -> str:
     return orjson.dumps(text).decode()
-
-
-def encode_json(data: Mapping[str, Any]) -> bytes:
-    """Return untrusted values as JSON. A value that JSON cannot represent is replaced, so that the other values are not lost."""
-    try:
-        return orjson.dumps(data)
-    except TypeError:
-        return orjson.dumps({key: _to_encodable(value) for key, value in data.items()})
-
-
-def _to_encodable(value: Any) -> Any:
-    """Return the closest value that JSON can represent. For a value that is nested too deep or has another type, return an empty object."""
-    try:
-        value = _large_integers_as_floats(value)
-        orjson.dumps(value)
-    except (TypeError, RecursionError):  # orjson reads 1024 levels and writes 254
-        return {}
-    return value
-
-
-def _large_integers_as_floats(value: Any) -> Any:
-    """Return the value with a float in place of each integer that exceeds 64 bits. A sum of counters can exceed 64 bits."""
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
-        try:
-            return float(value)
-        except OverflowError:
-            return None
-    if isinstance(value, Mapping):
-        return {key: _large_integers_as_floats(inner) for key, inner in value.items()}
-    return [_large_integers_as_floats(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _format_time(time_ns: int) -> str:

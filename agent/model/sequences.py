@@ -4,6 +4,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
+_BASE32: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_RUN_DIGITS: Final = 10
+
 TopicOf = Callable[[str], str]
 """Returns the topic of a record type."""
 
@@ -12,6 +15,22 @@ DIGITS: Final = 12
 
 MAX_SOURCES: Final = 16384
 """Maximum number of sources whose state is kept; beyond it, the state of the source that was silent for longest is discarded."""
+
+
+def format_run_id(millis: int) -> str:
+    """Return the id of a run that starts at `millis`, milliseconds since the epoch: ten Crockford base-32 digits, which sort by time."""
+    return "".join(_BASE32[millis >> shift & 31] for shift in range(5 * (_RUN_DIGITS - 1), -1, -5))
+
+
+def run_id_after(run_id: str) -> str | None:
+    """Return the id that follows a run id; None if the text is not a run id, or is the last one."""
+    if len(run_id) != _RUN_DIGITS or not set(run_id) <= set(_BASE32):
+        return None
+    millis = 0
+    for digit in run_id:
+        millis = millis << 5 | _BASE32.index(digit)
+    following = format_run_id(millis + 1)
+    return following if following > run_id else None
 
 
 class SourceSequence:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from agent import __version__
 from agent.app.agent import Agent
 from agent.cli.demo.guest import until
 from agent.config.model import Config
+from agent.model.record import RecordEncoder
 from agent.schemas.record import record_schema
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.record_checks import validate_record, validator
@@ -134,6 +136,18 @@ async def test_the_start_reports_that_the_previous_run_stopped(tmp_path: Path) -
         await until(lambda: heartbeats(second), DEADLINE_SECONDS)
     assert "previous_run" not in life_of(first)[0]["data"]
     assert life_of(second)[0]["data"]["previous_run"] == "stopped"
+
+
+async def test_records_sort_after_those_of_a_run_that_had_a_later_clock(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    agent = Agent(config, before := ListSink())
+    agent.publisher._encode = RecordEncoder(time.time_ns() + 10**15)
+    async with agent.running():
+        await agent.publisher.store_run_id()
+    async with running_agent(config) as (_, after):
+        await until(lambda: heartbeats(after), DEADLINE_SECONDS)
+    assert min(record["sequence"] for record in after.records) > max(record["sequence"] for record in before.records)
+    assert life_of(after)[0]["data"]["run"] == after.records[0]["id"].partition("-")[0]
 
 
 async def test_an_agent_that_fails_does_not_report_that_it_stops(

@@ -49,7 +49,7 @@ def test_both_content_modes_give_the_same_record(record: StreamRecord) -> None:
 
 
 def test_an_absent_attribute_is_empty() -> None:
-    value = {"specversion": "1.0", "id": "a", "source": "/hosts/h", "type": "qemu.agent.started"}
+    value: dict[str, object] = {"specversion": "1.0", "id": "a", "source": "/hosts/h", "type": "qemu.agent.started"}
     value |= {"time": "2026-11-21T16:21:13Z", "data": {}}
     record = StreamRecord.parse(POSITION, orjson.dumps(value), [])
     assert (record.previous_sequence, record.vm_uuid, record.subject) == ("", "", "")

@@ -8,10 +8,10 @@ import pytest
 
 from agent.http.overview import Overview, OverviewCursor
 from agent.model.family import Sample
+from agent.model.json_encoding import encode_json
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
 from agent.model.metrics.memory import BALLOON, GUEST_MEMORY
 from agent.model.metrics.pool import POOL
-from agent.model.record import encode_json
 from tests.lab.snapshots import OneVmSource, disk_counters, status, vm
 
 

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,6 +73,25 @@ def test_a_source_whose_state_was_discarded_keeps_its_order(sources: list[str], 
         assert attributes["sequence"] > last.get(source, "")
         assert attributes.get("previoussequence") in {None, last.get(source)}
         last[source] = attributes["sequence"]
+
+
+@given(st.integers(0, 2**50 - 2), st.integers(0, 2**50 - 2))
+def test_a_run_after_the_clock_was_set_back_sorts_after_the_run_before(before_ms: int, now_ms: int) -> None:
+    before, now = RecordEncoder(before_ms * 1_000_000), RecordEncoder(now_ms * 1_000_000)
+    unchanged = now.run_id
+    now.continue_after(before.run_id)
+    assert now.run_id > before.run_id
+    assert now.run_id == unchanged or before_ms >= now_ms
+    (first,) = encode_all(before, [(VMS[0], TYPES[0])])
+    (second,) = encode_all(now, [(VMS[0], TYPES[0])])
+    assert (second["sequence"], second["id"]) > (first["sequence"], first["id"])
+
+
+@pytest.mark.parametrize("run_id", ["", "01M7ZEJTQ", "01M7ZEJTQU", "ZZZZZZZZZZ", "é" * 10])
+def test_a_text_that_is_no_run_id_changes_nothing(run_id: str) -> None:
+    encoder = RecordEncoder(0)
+    encoder.continue_after(run_id)
+    assert encoder.run_id == "0000000000"
 
 
 def test_the_source_that_was_silent_for_longest_is_discarded_first() -> None:

@@ -1,0 +1,36 @@
+"""Encoding of untrusted values as JSON. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+
+def encode_json(data: Mapping[str, Any]) -> bytes:
+    """Return untrusted values as JSON. A value that JSON cannot represent is replaced, so that the other values are not lost."""
+    try:
+        return orjson.dumps(data)
+    except TypeError:
+        return orjson.dumps({key: _to_encodable(value) for key, value in data.items()})
+
+
+def _to_encodable(value: Any) -> Any:
+    """Return the closest value that JSON can represent. For a value that is nested too deep or has another type, return an empty object."""
+    try:
+        value = _large_integers_as_floats(value)
+        orjson.dumps(value)
+    except (TypeError, RecursionError):  # orjson reads 1024 levels and writes 254
+        return {}
+    return value
+
+
+def _large_integers_as_floats(value: Any) -> Any:
+    """Return the value with a float in place of each integer that exceeds 64 bits. A sum of counters can exceed 64 bits."""
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        try:
+            return float(value)
+        except OverflowError:
+            return None
+    if isinstance(value, Mapping):
+        return {key: _large_integers_as_floats(inner) for key, inner in value.items()}
+    return [_large_integers_as_floats(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -17,6 +17,9 @@ MAX_NAMES = 32
 
 MAX_GROWERS = 5
 
+UNCHANGED_SHARE = 0.001
+"""Change of a pool's free space or inodes, as a share of its size, up to which a check between two regular readings shows nothing new."""
+
 DEVICE_DRIVERS = frozenset({"host_device", "host_cdrom"})
 
 
@@ -151,6 +154,17 @@ class PoolUsage:
         self.provisioned = sum(by_path.values())
         self.vm_names = sorted({sanitize(vm.name) for vm, _, _ in self.images})
 
+    def is_unchanged(self, reading: PoolReading) -> bool:
+        """Return whether a reading shows nothing new: the pool answered before, and its figures differ by a thousandth at most."""
+        known = self.reading
+        if known is None or self.error or self.silent_since is not None or known.problem != reading.problem:
+            return False
+        return (
+            known.size_bytes == reading.size_bytes
+            and _is_near(known.free_bytes, reading.free_bytes, reading.size_bytes)
+            and _is_near(known.free_inodes, reading.free_inodes, reading.inodes)
+        )
+
     def on_reading(self, reading: PoolReading, now: float) -> None:
         """Handle new figures."""
         used_before, read_before = self.used, self.read_at
@@ -202,6 +216,13 @@ class PoolUsage:
         )
         values |= {"error": self.error} if self.error else {}
         return Sample(POOL, (self.name, self.pool.kind.value), values)
+
+
+def _is_near(before: int | None, after: int | None, size: int | None) -> bool:
+    """Return whether two figures differ by a thousandth of the size at most."""
+    if before is None or after is None or size is None:
+        return before == after
+    return abs(before - after) <= size * UNCHANGED_SHARE
 
 
 def growers_data(growers: Sequence[Grower]) -> list[dict[str, Any]]:

@@ -43,6 +43,12 @@ LEVEL_SHARE = 0.25
 SILENT_SECONDS = 1.0
 """Time between two checks of a pool that does not answer. Only one request waits for it."""
 
+LOCAL_TYPES = frozenset({"btrfs", "ext2", "ext3", "ext4", "tmpfs", "xfs", "zfs"})
+"""Types of file systems whose size the kernel knows without asking a device or a server."""
+
+BURST_BYTES_PER_SECOND = 2 << 30
+"""The fastest growth of a pool to expect between two regular reads."""
+
 KEEP_UNUSED_SECONDS = 300.0
 """How long a pool without a running VM is kept."""
 
@@ -179,7 +185,7 @@ class StorageMonitor:
 
     async def _refresh_sources(self) -> None:
         while True:
-            changed = [await source.refresh() for source in (*self._sources, *filter(None, (self._fallback,)))]
+            changed = [await _refresh(source) for source in (*self._sources, *filter(None, (self._fallback,)))]
             if any(changed):
                 self._placement.find_again()
             await asyncio.sleep(self.interval)
@@ -223,6 +229,8 @@ class StorageMonitor:
     def _on_reading(self, usage: PoolUsage, reading: PoolReading | PoolReadError) -> None:
         now, key = time.time(), usage.pool.key
         if isinstance(reading, PoolReading):
+            if usage.is_unchanged(reading) and not self._is_record_due(usage) and self._delay(usage) >= CHECK_SECONDS:
+                return  # the pool answers: between two records, that is all that a check is for
             usage.on_reading(reading, now)
             self._alerts.on_pool_reading(usage)
         elif isinstance(reading, PoolUnresponsiveError):
@@ -237,7 +245,7 @@ class StorageMonitor:
 
     def _report(self, usage: PoolUsage, now: float) -> None:
         """Update the series of a pool, and publish its record at the interval."""
-        is_due = time.monotonic() - self._published_at.get(usage.pool.key, -inf) >= self.interval - SLACK_SECONDS
+        is_due = self._is_record_due(usage)
         if is_due:
             usage.growers = self._alerts.manager.growers(usage)
         sample = usage.sample(now)
@@ -246,6 +254,10 @@ class StorageMonitor:
             self._published_at[usage.pool.key] = time.monotonic()
             self._publish(Record(POOL.type, self._vm, sample.data, time.time_ns(), sample.subject))
 
+    def _is_record_due(self, usage: PoolUsage) -> bool:
+        published_at = self._published_at.get(usage.pool.key, -inf)
+        return time.monotonic() - published_at >= self.interval - SLACK_SECONDS
+
     def _delay(self, usage: PoolUsage) -> float:
         """Return the seconds until the next read of a pool: a part of the time until its next level, if it grows."""
         if usage.pool.kind is not PoolKind.FILESYSTEM:
@@ -253,8 +265,20 @@ class StorageMonitor:
         if usage.silent_since is not None:
             return SILENT_SECONDS
         until_level = self._alerts.pools.seconds_until_level(usage)
-        near = until_level * LEVEL_SHARE if until_level is not None else CHECK_SECONDS
-        return min(CHECK_SECONDS, self.interval, max(near, FASTEST_SECONDS))
+        longest = self._longest_delay(usage)
+        near = until_level * LEVEL_SHARE if until_level is not None else longest
+        return min(longest, self.interval, max(near, FASTEST_SECONDS))
+
+    def _longest_delay(self, usage: PoolUsage) -> float:
+        """Return the maximum seconds until the next read of a file system.
+
+        A file system on a local device answers from memory, so a check does not show that its device hangs. It is read often only while
+        a burst of writes could reach a level before the next regular read.
+        """
+        if usage.pool.type not in LOCAL_TYPES or usage.reading is None:
+            return CHECK_SECONDS
+        gap = usage.bytes_until_level
+        return max(CHECK_SECONDS, gap / BURST_BYTES_PER_SECOND) if gap is not None else self.interval
 
     def _forget_unused(self) -> None:
         now = time.time()
@@ -265,3 +289,12 @@ class StorageMonitor:
                 self._placement.forget(usage.pool)
                 self._published_at.pop(usage.pool.key, None)
                 self._snapshot.remove_host_sample(POOL, (usage.name, usage.pool.kind.value))
+
+
+async def _refresh(source: PoolSource) -> bool:
+    """Refresh a source; return whether it knows other pools now. A bug in one source must not end the reading of pools."""
+    try:
+        return await source.refresh()
+    except Exception:  # noqa: BLE001 - it is logged
+        _log.exception("pools of %s: internal error", type(source).__name__)
+        return False

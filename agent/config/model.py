@@ -91,7 +91,7 @@ class IntervalsConfig(Section):
     resync: Annotated[Seconds, Field(ge=1)] = 300.0
     """Interval at which the agent polls all data again, because an event may have been lost."""
     storage: Annotated[Seconds, Field(ge=1)] = 30.0
-    """The pools under the images. File systems are checked every five seconds at least, and faster near an alert level."""
+    """The pools under the images. Network file systems are read every five seconds at least, and each pool faster near an alert level."""
 
 
 class TimeoutsConfig(Section):

@@ -19,6 +19,7 @@ from tests.bench.host import host
 from tests.bench.libvirt_exporter import libvirt_exporter
 from tests.bench.poll import poll
 from tests.bench.scrape import scrape
+from tests.bench.storage import storage
 from tests.bench.table import Row, markdown, plain
 
 PARTS: dict[str, Callable[..., Awaitable[list[Row]]]] = {
@@ -29,6 +30,7 @@ PARTS: dict[str, Callable[..., Awaitable[list[Row]]]] = {
     "host": host,
     "exporter": libvirt_exporter,
     "chain": backing_chain,
+    "storage": storage,
 }
 
 

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test flaky chaos soak fuzz bench bench-check check format generate golden package requirements examples shots lab-demo lab-test clean
+.PHONY: help demo test flaky chaos soak fleet fuzz bench bench-check check format generate golden package requirements examples shots lab-demo lab-test clean
 
 help:
 	@echo "make demo [FOR=30s] [OUT=FILE] [ALERTMANAGER=URL]   run two small guests and watch them"
@@ -12,6 +12,7 @@ help:
 	@echo "make flaky [N=20] [T=PATH] [LOAD=8]   run tests N times under load, and report each test that failed"
 	@echo "make chaos [MINUTES=10] [SEED=N] let brokers, agents and disks fail, and check the delivered records"
 	@echo "make soak [MINUTES=60]           watch VMs that start, end, hang and send garbage, and check for leaks"
+	@echo "make fleet [MINUTES=10]          run five agents under the Flink jobs, and kill one of them"
 	@echo "make fuzz [FOR=60] [F=protocol]  fuzz the protocols, the collectors and the config, guided by coverage"
 	@echo "make bench [PARTS=poll] [SHORT=1] [JSON=FILE]   measure the agent's cost and latency"
 	@echo "make bench-check                 fail if a benchmark ratio is worse than its baseline"
@@ -39,6 +40,9 @@ chaos: lab-test
 
 soak: lab-test
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED)) --chart soak.svg
+
+fleet: lab-test
+	$(BIN)/python -m tests.fleet --minutes $(or $(MINUTES),10)
 
 # New inputs are stored in .fuzz. tests/fuzz/__main__.py explains how to use them.
 fuzz: $(VENV)/dev

@@ -49,6 +49,10 @@ class FleetState:
         """Yield the state of each VM once."""
         return (record for record in map(self.vm, list(self._keys_of_vm)) if record is not None)
 
+    def of_all_hosts(self) -> Iterable[StreamRecord]:
+        """Yield the state of each VM on each host. Two hosts have a VM that migrates."""
+        return self._of_type(VM_TYPE)
+
     def alerts(self) -> Iterable[StreamRecord]:
         """Yield the state of each firing alert; its data is that of the alert's record."""
         return self._of_type(ALERT_TYPE)

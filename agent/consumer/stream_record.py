@@ -103,7 +103,7 @@ class StreamRecord:
         return "" if value is None else str(value)
 
     @classmethod
-    def parse(cls, position: Position, value: bytes | None, headers: Iterable[tuple[str, bytes]]) -> Self:
+    def parse(cls, position: Position, value: bytes | None, headers: Iterable[tuple[str, bytes | None]]) -> Self:
         """Parse a Kafka message, in structured or in binary mode.
 
         Args:
@@ -116,7 +116,7 @@ class StreamRecord:
         """
         if value is None:
             raise MessageFormatError("the message is a tombstone")
-        text_headers = {name.lower(): header for name, header in headers}
+        text_headers = {name.lower(): header or b"" for name, header in headers}
         content_type = _decode(text_headers.get("content-type", b""))
         try:
             decoded = orjson.loads(value)

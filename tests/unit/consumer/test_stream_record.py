@@ -10,7 +10,8 @@ from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 
 from agent.consumer.stream_record import MessageFormatError, Position, StreamRecord
-from agent.model.record import CONTENT_TYPE
+from agent.delivery.sinks.kafka.message import MESSAGE_ENCODERS, ContentMode
+from agent.model.record import CONTENT_TYPE, Record, RecordEncoder, Severity, Vm
 
 POSITION: Final = Position("qemu.events", 3, 7)
 ATTRIBUTES: Final = {
@@ -48,6 +49,22 @@ def test_both_content_modes_give_the_same_record(record: StreamRecord) -> None:
     assert record.position == POSITION
 
 
+@pytest.mark.parametrize("mode", ContentMode)
+def test_the_agents_own_messages_are_read_in_both_content_modes(mode: ContentMode) -> None:
+    encode = RecordEncoder(0)
+    vm = Vm("hv7", ATTRIBUTES["vmuuid"], "größe")  # type: ignore[arg-type]  # the table has a timestamp too
+    first, second = (
+        encode(Record("qemu.event.stop", vm, {"n": n}, 5 * 10**9, "disk0", Severity.ERROR)) for n in (1, 2)
+    )
+    before, record = (
+        StreamRecord.parse(POSITION, message.value, message.headers)
+        for message in map(MESSAGE_ENCODERS[mode], (first, second))
+    )
+    assert (record.id, record.previous_sequence, record.data) == (second.id, before.sequence, {"n": 2})
+    assert (record.vm_name, record.severity, record.subject) == ("größe", "ERROR", "disk0")
+    assert record.time == datetime(1970, 1, 1, 0, 0, 5, tzinfo=UTC)
+
+
 def test_an_absent_attribute_is_empty() -> None:
     value: dict[str, object] = {"specversion": "1.0", "id": "a", "source": "/hosts/h", "type": "qemu.agent.started"}
     value |= {"time": "2026-11-21T16:21:13Z", "data": {}}
@@ -74,6 +91,7 @@ def test_structured_mode_wins_over_copies_in_headers() -> None:
         (b'{"data":{},"id":1,"source":"b","type":"c","time":"now","specversion":"1.0"}', [], "the attribute id"),
         (b"{}", [("ce_id", b"\xff")], "not UTF-8"),
         (b"{}", [("ce_id", b"a")], "the attribute source"),
+        (b"{}", [("ce_id", None)], "the attribute id"),
     ],
 )
 def test_a_message_that_is_no_record_is_refused(

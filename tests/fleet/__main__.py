@@ -1,0 +1,152 @@
+"""Fleet test: `python -m tests.fleet --minutes 10`. Five agents with 200 scripted VMs under the Flink jobs; one agent is killed.
+
+The run has a real Kafka and a real Flink. It passes if the job of silent hosts reports the killed agent within 90 seconds, reports it as
+back after its restart, and reports no other host in the whole run.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from aiokafka import AIOKafkaConsumer
+
+from agent.cli.demo.guest import until
+from tests.bench.monitors import Monitors
+from tests.lab.agent_process import AgentProcess
+from tests.lab.flink import FlinkJobs
+from tests.lab.kafka import KafkaCluster
+
+HOSTS: Final = 5
+VMS_PER_HOST: Final = 40
+PARTITIONS: Final = 6
+SILENT_SECONDS: Final = 90.0
+"""A killed agent must be reported within this time."""
+START_SECONDS: Final = 240.0
+TOPICS: Final = ("qemu.events", "qemu.alerts", "qemu.samples", "qemu.state")
+RESULTS: Final = ("fleet.silent_hosts", "fleet.top_talkers")
+
+
+@dataclass(slots=True)
+class Fleet:
+    """The participants of a run.
+
+    Attributes:
+        agents: The agents by the names of their hosts.
+        jobs: The Flink jobs.
+        silent: Hosts that the job reported, with the time; False stands for a host that is back.
+        results: The number of messages by topic.
+    """
+
+    agents: dict[str, AgentProcess]
+    jobs: FlinkJobs
+    silent: list[tuple[float, str, bool]] = field(default_factory=list)
+    results: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RESULTS, 0))
+
+    async def collect(self, kafka: KafkaCluster) -> None:
+        """Store the results of the jobs as they arrive, until cancelled."""
+        async with AIOKafkaConsumer(*RESULTS, auto_offset_reset="earliest", **kafka.client) as consumer:
+            async for message in consumer:
+                self.results[message.topic] += 1
+                if message.topic == "fleet.silent_hosts":
+                    self.silent.append((time.monotonic(), message.key.decode(), message.value is not None))
+
+    def reported(self, host: str, *, silent: bool) -> float | None:
+        """Return when a host was first reported as silent or as back; None if it was not."""
+        return next((at for at, name, is_silent in self.silent if (name, is_silent) == (host, silent)), None)
+
+
+def print_line(text: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+    sys.stdout.flush()
+
+
+@contextlib.asynccontextmanager
+async def running_fleet(folder: Path, kafka: KafkaCluster) -> AsyncIterator[Fleet]:
+    """Run the VMs, the agents and the jobs while the block runs."""
+    for topic in TOPICS:
+        policy = "compact" if topic == "qemu.state" else "delete"
+        config = {"message.timestamp.type": "LogAppendTime", "cleanup.policy": policy}
+        await kafka.create_topic(topic, partitions=PARTITIONS, config=config)
+    for topic in RESULTS:
+        await kafka.create_topic(topic, partitions=PARTITIONS)
+    (folder / "vms").mkdir()
+    async with AsyncExitStack() as stack:
+        vms = await stack.enter_async_context(Monitors(folder / "vms", HOSTS * VMS_PER_HOST))
+        agents = {}
+        for number in range(HOSTS):
+            paths = vms.paths[number * VMS_PER_HOST : (number + 1) * VMS_PER_HOST]
+            config = {
+                "host": f"hv{number}",
+                "monitors": [{"dial": str(path)} for path in paths],
+                "kafka": {"bootstrap_servers": kafka.bootstrap},
+            }
+            agent = AgentProcess(folder, config, name=f"hv{number}")
+            agents[f"hv{number}"] = await stack.enter_async_context(agent)
+        jobs = FlinkJobs(folder / "flink", ("silent_hosts", "top_talkers"), kafka.bootstrap[0])
+        fleet = Fleet(agents, await stack.enter_async_context(jobs))
+        collector = asyncio.create_task(fleet.collect(kafka))
+        try:
+            yield fleet
+        finally:
+            collector.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await collector
+
+
+async def run(minutes: float) -> list[str]:
+    """Run the test, and return what is wrong."""
+    problems = []
+    with tempfile.TemporaryDirectory(prefix="qmp-") as name:
+        async with KafkaCluster(Path(name, "kafka")) as kafka, running_fleet(Path(name), kafka) as fleet:
+            print_line(f"{HOSTS} agents with {VMS_PER_HOST} VMs each are running")
+            await until(lambda: fleet.results["fleet.top_talkers"] or fleet.jobs.check(), START_SECONDS)
+            print_line("the jobs report results")
+            killed, agent = next(iter(fleet.agents.items()))
+            await asyncio.sleep(minutes * 60 / 2)
+            print_line(f"{killed} is killed; silent hosts so far: {fleet.silent}")
+            await agent.kill()
+            killed_at = time.monotonic()
+            await asyncio.sleep(minutes * 60 / 2)
+            silent_at = fleet.reported(killed, silent=True)
+            seconds = None if silent_at is None else silent_at - killed_at
+            print_line(f"{killed} was reported as silent after {seconds and round(seconds, 1)} s")
+            if seconds is None or seconds > SILENT_SECONDS:
+                problems.append(f"{killed} was not reported within {SILENT_SECONDS:g} s")
+            await agent.start()
+            started_at = time.monotonic()
+            with contextlib.suppress(TimeoutError):
+                await until(lambda: fleet.reported(killed, silent=False), SILENT_SECONDS)
+            back_at = fleet.reported(killed, silent=False)
+            if back_at is None:
+                problems.append(f"{killed} was not reported as back")
+            else:
+                print_line(f"{killed} was reported as back {back_at - started_at:.1f} s after its restart")
+            problems += [f"{host} was reported as silent" for _, host, _ in fleet.silent if host != killed]
+            problems += [] if len(fleet.silent) == 2 else [f"reported: {fleet.silent}"]
+            print_line(f"results by topic: {fleet.results}")
+            fleet.jobs.check()
+    return problems
+
+
+def main() -> int:
+    """Run the test, and return 0 only if it passes."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fleet", description="Runs a fleet under the Flink jobs.")
+    parser.add_argument("--minutes", type=float, default=10.0, help="half of this time is before the kill")
+    problems = asyncio.run(run(parser.parse_args().minutes))
+    for problem in problems:
+        print_line(f"failed: {problem}")
+    print_line("failed" if problems else "passed")
+    return bool(problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

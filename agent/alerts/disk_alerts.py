@@ -13,6 +13,7 @@ from agent.alerts.space_metrics import space_figures, space_sample
 from agent.alerts.store import AlertStore
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.alerts.threshold_types import DetectedBy, DiskLayer, LevelCrossing, ThresholdPolicy
+from agent.collectors.base import MAX_SAMPLES
 from agent.host.pools.base import UnknownPool
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK
@@ -116,7 +117,8 @@ class DiskAlerts:
             for device, by_layer in layers.items():
                 yield from self._on_layers(state, device, by_layer, now, time_ns)
                 yield from self._resolve_corrupt_image(state, device, by_layer, time_ns)
-            yield from self._remove_unplugged_disks(state, layers, time_ns)
+            if len(samples) < MAX_SAMPLES:  # a disk beyond a truncated reply may still exist
+                yield from self._remove_unplugged_disks(state, layers, time_ns)
 
     def space_samples(self, state: VmProcessState) -> list[Sample]:
         """Return a VM's space samples; the same list object as before if nothing changed."""

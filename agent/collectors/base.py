@@ -10,6 +10,9 @@ from agent.model.record import Severity
 from agent.qmp.commands import Command
 from agent.qmp.errors import QmpError, UnexpectedReplyError, UnreadableReplyError
 
+MAX_SAMPLES = 4096
+"""Maximum number of samples of one poll of a collector. One reply could have a million samples, whose records would delay all other VMs."""
+
 Replies = Sequence[Any]
 """Results of a collector's poll: QEMU's reply or a QmpError for each command, in order, and then a FileReply for each file."""
 

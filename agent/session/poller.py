@@ -8,7 +8,7 @@ from math import inf
 from typing import NamedTuple, Self
 
 from agent.collectors import Collector, VmFacts
-from agent.collectors.base import Poll
+from agent.collectors.base import MAX_SAMPLES, Poll
 from agent.model.family import Sample
 from agent.model.metrics.migration import MIGRATION_ENDED
 from agent.model.record import Record, Vm
@@ -23,9 +23,6 @@ from agent.session.migration_state import MigrationState
 from agent.session.scheduler import SLACK_SECONDS, Batch, Schedule, next_poll_time, split_batch
 
 _log = logging.getLogger(__name__)
-
-MAX_SAMPLES = 4096
-"""Maximum number of samples of one poll of a collector. One reply could have a million samples, whose records would delay all other VMs."""
 
 
 class PollTime(NamedTuple):

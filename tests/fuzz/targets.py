@@ -13,7 +13,7 @@ import orjson
 from agent.app.builders import StartError, build_discoverers, build_sink, session_settings
 from agent.cli.format import format_record
 from agent.collectors import ALL, ALL_FEATURES, PollIntervals
-from agent.collectors.base import Poll
+from agent.collectors.base import MAX_SAMPLES, Poll
 from agent.config.loader import ConfigError, validate
 from agent.config.model import Config
 from agent.exposition.prometheus import render
@@ -27,7 +27,6 @@ from agent.qmp.errors import CommandError, ProtocolError, QmpError
 from agent.qmp.protocol import Event, Message
 from agent.session.api import MonitorState, MonitorStatus
 from agent.session.identity import QemuBuild, identify
-from agent.session.poller import MAX_SAMPLES
 from tests.fuzz.guest_targets import guest_collectors, guest_protocol
 from tests.lab.qmp_bytes import cut, ready
 from tests.unit.collectors.test_collectors import check_sample

@@ -3,6 +3,7 @@
 from agent.alerts.space_metrics import space_figures
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.alerts.threshold_types import DetectedBy, DiskLayer, ThresholdMode
+from agent.collectors.base import MAX_SAMPLES
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
 from agent.model.metrics.block_layers import BLOCK_LAYER
@@ -37,3 +38,19 @@ def test_no_threshold_is_set_while_the_slot_is_unknown() -> None:
     assert manager.pending_commands(VM) == []
     manager.on_samples(VM, [disk.counter_sample(), *disk.layer_samples()], 2.0, 2, families=families)
     assert len(manager.pending_commands(VM)) == 1
+
+
+def test_a_disk_beyond_the_samples_of_a_truncated_reply_is_not_unplugged() -> None:
+    manager, disk = alert_manager(ThresholdMode.OBSERVE), Disk(offset=85 * GIB)
+    manager.on_attached(VM)
+    families = (BLOCK, BLOCK_LAYER)
+    fired, _ = manager.on_samples(VM, [disk.counter_sample(), *disk.layer_samples()], 1.0, 1, families=families)
+    assert [alert.record.data["state"] for alert in fired] == ["firing"]
+    others = [
+        sample
+        for number in range(MAX_SAMPLES // 2)
+        for sample in Disk(path="/dev/vg/b").layer_samples(f"other{number}")
+    ]
+    assert manager.on_samples(VM, others, 2.0, 2, families=families)[0] == []
+    (resolved, *_), _ = manager.on_samples(VM, others[:-2], 3.0, 3, families=families)
+    assert resolved.record.data["resolved_by"] == "unplugged"

@@ -49,7 +49,7 @@ def test_a_disk_beyond_the_samples_of_a_truncated_reply_is_not_unplugged() -> No
     others = [
         sample
         for number in range(MAX_SAMPLES // 2)
-        for sample in Disk(path="/dev/vg/b").layer_samples(f"other{number}")
+        for sample in Disk(path="/dev/vg/b", node="b").layer_samples(f"other{number}")
     ]
     assert manager.on_samples(VM, others, 2.0, 2, families=families)[0] == []
     (resolved, *_), _ = manager.on_samples(VM, others[:-2], 3.0, 3, families=families)

@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from tests.lab.machine import free_port
 from tests.lab.server import Server
 
 AlertList = list[dict[str, Any]]
@@ -20,6 +21,7 @@ class Alertmanager(Server):
 
     Attributes:
         client: aiohttp's keyword arguments for the requests of the tests, such as `headers` and `ssl`.
+        cluster_address: The address at which other members of its set reach it; empty without a set.
         notifications: The notifications that the receiver got, oldest first. Each is `{"status", "groupLabels", "alerts": [...]}`.
     """
 
@@ -31,6 +33,7 @@ class Alertmanager(Server):
         *,
         web_config: Mapping[str, Any] | None = None,
         inhibit_rules: Sequence[Mapping[str, Any]] = (),
+        peer: str | None = None,
     ) -> None:
         """Choose the port.
 
@@ -38,10 +41,13 @@ class Alertmanager(Server):
             folder: The directory for data, log and config.
             web_config: TLS and users, in the format of exporter-toolkit; with `tls_server_config` the URL begins with https.
             inhibit_rules: The inhibition rules of the config.
+            peer: The cluster address of another member of the same high-availability set; empty for the first member, None for no set.
         """
         super().__init__(folder)
         self._web_config = web_config
         self._inhibit_rules = inhibit_rules
+        self._peer = peer
+        self.cluster_address = f"127.0.0.1:{free_port()}" if peer is not None else ""
         if web_config is not None and "tls_server_config" in web_config:
             self.url = self.url.replace("http:", "https:")
         self.client: dict[str, Any] = {}
@@ -55,8 +61,13 @@ class Alertmanager(Server):
         arguments = [
             f"--config.file={config_file}",
             f"--storage.path={self.folder / 'data'}",
-            "--cluster.listen-address=",
+            f"--cluster.listen-address={self.cluster_address}",
         ]
+        if self._peer is not None:
+            # A member waits for this time, so that the member before it can notify and report that.
+            arguments += ["--cluster.peer-timeout=5s", "--cluster.settle-timeout=1s"]
+        if self._peer:
+            arguments.append(f"--cluster.peer={self._peer}")
         if self._web_config is not None:
             web_config = self.folder / "web.json"
             web_config.write_text(json.dumps(self._web_config))
@@ -70,6 +81,13 @@ class Alertmanager(Server):
     async def groups(self) -> AlertList:
         """Return the groups of active alerts. Each is `{"labels", "alerts", ...}`."""
         return await self._get("alerts/groups")
+
+    async def peers(self) -> AlertList:
+        """Return the members of the set that this one knows, itself included. Each is `{"name", "address"}`."""
+        url = f"{self.url}/api/v2/status"
+        async with asyncio.timeout(5), aiohttp.ClientSession() as session, session.get(url, **self.client) as response:
+            peers: AlertList = (await response.json())["cluster"]["peers"]
+        return peers
 
     def statuses(self) -> list[str]:
         """Return the status of each notification, `firing` or `resolved`, oldest first."""

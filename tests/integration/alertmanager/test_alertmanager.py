@@ -185,6 +185,34 @@ async def test_each_member_of_a_set_receives_the_alerts_and_has_a_state(
             await until(lambda: all(member.up for member in client_of(agent).members), 60)
 
 
+async def test_a_set_notifies_once_and_goes_on_when_a_member_ends(fake: FakeQemu, folder: Path) -> None:
+    async with (
+        Alertmanager(folder / "first", peer="") as first,
+        Alertmanager(folder / "second", peer=first.cluster_address) as second,
+        monitored(fake, first.url, second.url, resend_interval=30) as agent,
+    ):
+        await until_connected(first, second)
+        fake.emit("GUEST_PANICKED", {"action": "pause"})
+        await until(lambda: first.notifications or second.notifications, 60)
+        notifier, other = (first, second) if first.notifications else (second, first)
+        await notifier.stop()
+        fake.emit("WATCHDOG", {"action": "none"})
+        await until(lambda: other.notifications, 60)
+        names = [{a["labels"]["alertname"] for a in notification["alerts"]} for notification in other.notifications]
+        assert names[0] == {"guest_panicked", "watchdog"}, "the panic alone was not notified a second time"
+        await until(lambda: any(member.error for member in client_of(agent).members), 60)
+        assert (await agent.readiness())[0] == 200
+
+
+async def until_connected(*members: Alertmanager) -> None:
+    """Wait until the members know each other."""
+
+    async def connected() -> bool:
+        return all([len(await member.peers()) == len(members) for member in members])
+
+    await until(connected, 60)
+
+
 def client_of(agent: MonitoringAgent) -> AlertmanagerClient:
     client = agent.app.health.alertmanager
     assert client is not None

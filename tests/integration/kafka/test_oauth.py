@@ -99,12 +99,15 @@ async def test_records_are_delivered_while_tokens_expire(folder: Path, caplog: p
             # The other way to get tokens: another program writes them to a file.
             file = folder / "token"
             provider = EndpointTokenProvider(OauthConfig.model_validate(right["oauth"]), {})
-            file.write_text(await provider.token() + "\n")
+            token = await provider.token()
+            file.write_text(f"{token}\n")
             async with open_sink(config(broker.address, {"token_file": str(file)})) as sink:
                 assert await sink.send([*source.take(10)]) == []
             file.write_text("garbage\n")
             error = await open_error(config(broker.address, {"token_file": str(file)}))
             assert error.startswith(f"{broker.address} rejects the token in {file}: check the scope")
+            for secret in (SECRET, token[-40:]):
+                assert secret not in caplog.text
             file.unlink()
             error = await open_error(config(broker.address, {"token_file": str(file)}))
             assert error == f"no token: {file}: No such file or directory; check kafka.sasl.token_file"

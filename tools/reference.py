@@ -33,6 +33,7 @@ from agent.model.metrics.about import ABOUT
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, Severity, Vm
+from agent.model.state import STATES
 from agent.monitors import Monitor
 from agent.qmp.queries import QUERIES, Query, QueryPolicy
 from agent.schemas.data import LIFECYCLE_CHANGES
@@ -237,6 +238,11 @@ def records_document(examples: Iterable[str]) -> str:
             "qemu.agent.records_dropped", "Number of records that could not be delivered, by reason.", by_type
         ),
     ]
+    parts += [
+        "## States\n",
+        _STATES_INTRO,
+        *(_record_type_section(f"qemu.{family.name}", family.help, by_type) for family in STATES),
+    ]
     parts += ["## Events\n", _EVENTS_INTRO, "".join(map(_event_row, ROWS))]
     parts += [
         _record_type_section(f"qemu.event.{row.name.lower()}", row.help, by_type)
@@ -245,6 +251,11 @@ def records_document(examples: Iterable[str]) -> str:
     ]
     return "\n".join(parts)
 
+
+_STATES_INTRO = """The topic `qemu.state` is compacted: Kafka keeps the last record of each key, `partitionkey`. A record without a value
+deletes its key. `source` and the key are `/hosts/<host>/state/vms/<uuid>`, `/hosts/<host>/state/alerts/<fingerprint>` or
+`/hosts/<host>/state`. A consumer that reads the topic from its beginning knows the present state of all hosts.
+"""
 
 _EVENTS_INTRO = """`data.qemu` is QEMU's own data, complete. An event that is not in this table is passed through with category `unknown`.
 

@@ -34,6 +34,7 @@ from agent.app.self_metrics import (
     RecordMetrics,
     SelfMetrics,
 )
+from agent.app.state_publisher import StateMetrics, StatePublisher, StateSources
 from agent.app.storage_monitor import StorageMonitor
 from agent.config.model import Config
 from agent.config.reload import ConfigReloader
@@ -54,6 +55,9 @@ from agent.session.discovery_manager import DiscoveryManager
 from agent.session.supervisor_group import SupervisorGroup
 
 _log = logging.getLogger("agent")
+
+STATE_STOP_SHARE = 0.2
+"""Share of `timeouts.shutdown` for the host's last record in the topic of states."""
 
 
 class Agent:
@@ -89,13 +93,21 @@ class Agent:
         self.life = AgentLife(
             lambda: self.config, self.publisher, self.snapshot, self.alerts.manager.store, self.metrics
         )
+        self.states = self._build_states(config, pools)
         self.reload = ConfigReloader()
         self.progress = Progress()
         self.guests = GuestAgentManager(
             config.guest_agent, GuestDispatcher(self.publisher, self.snapshot, self.alerts, self.metrics)
         )
         self.observer = SessionDispatcher(
-            self.publisher, self.snapshot, self.alerts, self.storage, self.metrics, self.progress, self.guests
+            self.publisher,
+            self.snapshot,
+            self.alerts,
+            self.storage,
+            self.metrics,
+            self.progress,
+            self.guests,
+            self.states,
         )
         self.health = AgentHealth(
             lambda: self.config,
@@ -106,7 +118,9 @@ class Agent:
             self.alerts.manager.store,
             self._limits,
         )
-        self.view = EndpointView(config.host, self.snapshot, self.publisher, self.alerts, self.metrics, self.health)
+        self.view = EndpointView(
+            config.host, self.snapshot, self.publisher, self.alerts, self.metrics, self.health, self.states
+        )
         self.endpoint = self.health.endpoint = build_endpoint(self.view, config)
         self.metrics.register(
             RecordMetrics(self.publisher.published),
@@ -118,6 +132,8 @@ class Agent:
             HttpEndpointMetrics(self.endpoint),
             AgentLifeMetrics(self.life),
         )
+        if self.states is not None:
+            self.metrics.register(StateMetrics(self.states))
         self.watching: asyncio.Task[None]
         """The task that watches VMs. It runs until it is cancelled; it ends earlier only with an error."""
         self._context = SessionContext(session_settings(config), thresholds=self.alerts, storage=self.storage.gate)
@@ -126,6 +142,16 @@ class Agent:
         self._discovery: DiscoveryManager
         self._tasks: asyncio.TaskGroup
         self._alertmanager: asyncio.Task[None] | None = None
+
+    def _build_states(self, config: Config, pools: PoolRegistry) -> StatePublisher | None:
+        """Return the publisher of the topic of states; None if there is no such topic."""
+        if config.kafka is None or config.kafka.topics.state is None:
+            return None
+        sources = StateSources(config.host, self.snapshot, self.alerts.manager.store, pools, self.life.run_fields)
+        states = StatePublisher(sources, self.publisher)
+        self.alerts.on_record = states.on_alert
+        self.snapshot.on_replaced = states.on_samples
+        return states
 
     @contextlib.asynccontextmanager
     async def running(self, read: Callable[[], Config] | None = None) -> AsyncIterator[str]:
@@ -148,9 +174,12 @@ class Agent:
                 yield url
             finally:
                 has_failed = self.watching.done()
+                if self.states is not None:
+                    self.states.stop_watching()
                 await _cancel(self.watching)  # each session publishes a `detached` record
                 if not has_failed:
                     self.life.on_stopping()
+                    await self._stop_states()
 
     async def _watch(self, read: Callable[[], Config]) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -163,9 +192,16 @@ class Agent:
             tasks.create_task(self._run_alert_loop(), name="alert loop")
             tasks.create_task(self.life.run(), name="heartbeat")
             tasks.create_task(self.publisher.store_run_id(), name="run id")
+            if self.states is not None:
+                self.states.restore(self.publisher.delivery.stored_notes)
+                tasks.create_task(self.states.run(), name="states")
             tasks.create_task(self.storage.run(), name="storage")
             tasks.create_task(self.reload.run(self, read), name="reload")
             self._restart_alertmanager()
+
+    async def _stop_states(self) -> None:
+        if self.states is not None and not self.publisher.delivery.supervisor.failing:
+            await self.states.stop(self.config.timeouts.shutdown * STATE_STOP_SHARE)
 
     def _restart_alertmanager(self) -> None:
         """Replace the Alertmanager client by a client for the current config, or by none if the config has no Alertmanager."""

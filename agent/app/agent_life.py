@@ -80,7 +80,7 @@ class AgentLife:
         """Publish `qemu.agent.started`. Delivery must run already, because the journal has how the previous run ended."""
         note = self._publisher.delivery.stored_notes.get(RUN_NOTE)
         previous = _PREVIOUS_RUN.get(note) if isinstance(note, str) else None
-        data = self._run_fields() | {"heartbeat_interval_seconds": self.interval}
+        data = self.run_fields()
         if previous is not None:
             data["previous_run"] = previous
         self._publish(STARTED, data, StateNote(RUN_NOTE, "started"))
@@ -94,7 +94,7 @@ class AgentLife:
 
     def on_stopping(self) -> None:
         """Publish `qemu.agent.stopping`, after the sessions have ended."""
-        self._publish(STOPPING, self._run_fields(), StateNote(RUN_NOTE, "stopped"))
+        self._publish(STOPPING, self.run_fields(), StateNote(RUN_NOTE, "stopped"))
 
     def delivered_at(self) -> float:
         """Return the time of the last delivered heartbeat, in seconds since the epoch; before the first one, the agent's start."""
@@ -105,7 +105,7 @@ class AgentLife:
 
     def heartbeat(self) -> dict[str, Any]:
         """Return the data of a heartbeat at this moment."""
-        data = self._run_fields() | {"heartbeat_interval_seconds": self.interval} | self._vm_fields()
+        data = self.run_fields() | self._vm_fields()
         data |= {"monitors": len(self._snapshot.monitors), "firing_alerts": len(self._alerts)}
         delivery = self._publisher.delivery
         for queue in delivery.queues:
@@ -125,12 +125,14 @@ class AgentLife:
             counts["vms_stalled"] += view.status.state is MonitorState.STALLED
         return counts
 
-    def _run_fields(self) -> dict[str, Any]:
+    def run_fields(self) -> dict[str, Any]:
+        """Return the fields that describe this run of the agent."""
         return {
             "version": __version__,
             "config_digest": self._config_digest(),
             "run": self._publisher.run_id,
             "started_timestamp_seconds": self._started_ns / 1e9,
+            "heartbeat_interval_seconds": self.interval,
         }
 
     def _config_digest(self) -> str:

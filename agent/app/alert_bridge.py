@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 from agent.alerts.alertmanager_request import AlertmanagerRequests
@@ -39,6 +39,11 @@ STORE_SECONDS = 2.0
 """Maximum time that a threshold command waits for the journal to store its state note."""
 
 
+def is_for_good(change: VmChange, record: Record) -> bool:
+    """Return whether a detached VM is known to have ended on this host: its guest shut down or migrated away."""
+    return "shutdown_reason" in record.data or change is VmChange.MIGRATED_OUT
+
+
 class AlertBridge:
     """Connects the alert manager to the sessions and to delivery. Implements the sessions' ThresholdController.
 
@@ -47,6 +52,7 @@ class AlertBridge:
         manager: the alert manager.
         requests: composes the requests to Alertmanager.
         changed: set when an alert fires or is resolved.
+        on_record: called with the record of each alert that fires or is resolved.
     """
 
     def __init__(self, host: str, config: AlertsConfig, publisher: RecordPublisher, pools: PoolRegistry) -> None:
@@ -64,6 +70,7 @@ class AlertBridge:
         self.manager.set_guest_policy(guest_alert_policy(config.guest))
         self.requests = AlertmanagerRequests(host, time.time())
         self.changed = asyncio.Event()
+        self.on_record: Callable[[Record], None] = lambda _record: None
         self._publisher = publisher
         self._cause_of: CauseOf = no_cause
 
@@ -125,7 +132,7 @@ class AlertBridge:
         if change is VmChange.ATTACHED:
             self._publish(self.manager.on_attached(record.vm, record.time_ns, record.data.get("pid")))
         elif change in (VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT):
-            for_good = "shutdown_reason" in record.data or change is VmChange.MIGRATED_OUT
+            for_good = is_for_good(change, record)
             gone = self.manager.on_gone(record.vm, time.monotonic(), for_good=for_good, time_ns=record.time_ns)
             self._publish(gone)
 
@@ -197,6 +204,7 @@ class AlertBridge:
         for alert in pending:
             record = alert.record._replace(causation_id=self._cause_of(alert.record))
             self._publisher.publish(record, StateNote(*alert.note))
+            self.on_record(record)
             level = logging.WARNING if record.data["state"] == "firing" else logging.INFO
             what = " of ".join(filter(None, (record.data["alert"], record.subject)))
             if record.data["state"] == "resolved":

@@ -3,11 +3,12 @@
 import logging
 from collections.abc import Sequence
 
-from agent.app.alert_bridge import AlertBridge
+from agent.app.alert_bridge import AlertBridge, is_for_good
 from agent.app.causes import EventCauses, PublishedSamples
 from agent.app.progress import Progress
 from agent.app.publisher import RecordPublisher
 from agent.app.self_metrics import SelfMetrics
+from agent.app.state_publisher import StatePublisher
 from agent.app.storage_monitor import StorageMonitor
 from agent.exposition.snapshot import Snapshot
 from agent.guest.manager import GuestAgentManager
@@ -17,7 +18,7 @@ from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.metrics.guest import GUEST_AGENT
 from agent.model.metrics.jobs import JOB
-from agent.model.metrics.migration import MIGRATION
+from agent.model.metrics.migration import MIGRATION, MIGRATION_ENDED
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, Vm
 from agent.monitors import Monitor
@@ -32,6 +33,9 @@ _LOG_LEVELS = {
     MonitorState.DENIED: logging.WARNING,
     MonitorState.STALLED: logging.WARNING,
 }
+
+_DETACHING = frozenset({VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT})
+"""Changes after which the agent is not attached to the VM."""
 
 
 def store_and_publish(
@@ -60,6 +64,7 @@ class SessionDispatcher:
         metrics: SelfMetrics,
         progress: Progress,
         guests: GuestAgentManager,
+        states: StatePublisher | None = None,
     ) -> None:
         self._publisher = publisher
         self._snapshot = snapshot
@@ -69,6 +74,7 @@ class SessionDispatcher:
         self._progress = progress
         self._guests = guests
         self._causes = EventCauses()
+        self._states = states
 
     def on_event(self, record: Record) -> None:
         """Publish an event and update the snapshot."""
@@ -88,14 +94,18 @@ class SessionDispatcher:
         """Publish a lifecycle change and update the alerts."""
         causation_id = self._causes.of_lifecycle(change, record.vm)
         record_id = self._publisher.publish(record._replace(causation_id=causation_id))
-        if change in (VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT):
+        if change in _DETACHING:
             self._storage.on_detached(record.vm)
         with self._alerts.caused_by(lambda _alert: record_id):
             self._alerts.on_lifecycle(change, record)
+        if self._states is not None and change in _DETACHING:
+            self._states.on_vm_gone(record.vm, for_good=is_for_good(change, record))
 
     def on_transition(self, record: Record) -> None:
         """Publish a transition."""
         self._publisher.publish(record._replace(causation_id=self._causes.of_transition(record)))
+        if self._states is not None and record.type == f"qemu.{MIGRATION_ENDED.name}":
+            self._states.on_migration_ended(record)
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Publish samples, and update the snapshot, the alerts and the session with the guest agent."""
@@ -129,6 +139,8 @@ class SessionDispatcher:
         self._snapshot.update_status(status)
         if status.vm is not None:
             self._update_guest(status.vm, status.state)
+            if self._states is not None:
+                self._states.on_vm_changed(status.vm)
         name = f"{status.vm.name} at {status.monitor.name}" if status.vm else status.monitor.name
         level = _LOG_LEVELS.get(status.state, logging.INFO)
         _log.log(level, "%s: %s%s", name, status.state.value, f": {status.reason}" if status.reason else "")

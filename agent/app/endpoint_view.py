@@ -9,6 +9,7 @@ from agent.app.alert_bridge import AlertBridge
 from agent.app.health import AgentHealth
 from agent.app.publisher import RecordPublisher
 from agent.app.self_metrics import SelfMetrics
+from agent.app.state_publisher import StatePublisher
 from agent.delivery.pipeline import DeliveryPipeline
 from agent.exposition.snapshot import Snapshot
 from agent.model.record import Vm
@@ -37,6 +38,7 @@ class EndpointView:
         alerts: AlertBridge,
         metrics: SelfMetrics,
         health: AgentHealth,
+        states: StatePublisher | None = None,
     ) -> None:
         self.snapshot = snapshot
         self.broadcaster = publisher.broadcaster
@@ -45,6 +47,7 @@ class EndpointView:
         self._alerts = alerts.manager
         self._metrics = metrics
         self._health = health
+        self._states = states
 
     def render_self_metrics(self) -> bytes:
         """Return the agent's own series in the text format."""
@@ -80,6 +83,10 @@ class EndpointView:
     def levels_in_bytes(self, vm: Vm, device: str) -> list[tuple[str, int]]:
         """Return the alert levels of a disk, each as its text in the config and as a number of bytes."""
         return [(level.text, level.bytes) for level in self._alerts.levels(vm, device)]
+
+    def resync(self) -> int | None:
+        """Write the topic of states again. Return the number of states; None if there is no such topic."""
+        return self._states.resync() if self._states is not None else None
 
     def on_scrape(self, seconds: float) -> None:
         """Record how long a scrape took."""

@@ -15,6 +15,8 @@ RUN_ID_NOTE = "records.run_id"
 """Name of the note with the id of the last run."""
 STORE_SECONDS = 60.0
 """Deadline for storing the note, which nothing waits for."""
+NOTE_SECONDS = 2.0
+"""Maximum time that a record of a state waits for the journal to store its note."""
 
 
 class RecordPublisher:
@@ -61,6 +63,21 @@ class RecordPublisher:
         self.delivery.put(encoded)
         self.broadcaster.publish(encoded)
         return encoded.id
+
+    def encode_state(self, record: Record) -> EncodedRecord:
+        """Return a record of a state, encoded with the next id, and send it to the live stream's subscribers."""
+        encoded = self._encode(record)
+        self.published[record.kind] += 1
+        self.broadcaster.publish(encoded)
+        return encoded
+
+    async def deliver_state(self, records: Sequence[EncodedRecord]) -> None:
+        """Deliver records of states past the queues. Return when the sink has acknowledged them, without a deadline."""
+        await self.delivery.deliver_unqueued("state", records)
+
+    async def persist_note(self, note: StateNote) -> bool:
+        """Store a note in the journal within `NOTE_SECONDS`. Return whether it is on disk."""
+        return await self.delivery.persist_note(note, NOTE_SECONDS)
 
     def publish_samples(self, vm: Vm, samples: Sequence[Sample], time_ns: int) -> Sequence[EncodedRecord]:
         """Publish the samples of one poll together, without blocking. Return their records in the same order.

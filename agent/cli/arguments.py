@@ -55,6 +55,11 @@ def add_top_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--once", action="store_true", help="print the table, or with --vm the details, and exit")
 
 
+def add_resync_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of `resync`."""
+    _add_endpoint_options(command)
+
+
 def add_journal_options(command: argparse.ArgumentParser) -> None:
     """Add the options of `journal`."""
     add_config_option(command)

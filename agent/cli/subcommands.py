@@ -119,6 +119,16 @@ def _execute_top(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _execute_resync(parsed: argparse.Namespace) -> int:
+    from agent.cli.resync import resync  # noqa: PLC0415 - as above
+
+    async def main() -> None:
+        print(f"{await resync(_endpoint_url(parsed), _credentials_from(parsed))} states are written again")
+
+    _run_loop(main())
+    return 0
+
+
 def _endpoint_url(parsed: argparse.Namespace) -> str:
     """Return the URL of the agent's endpoint: from the option --url, else from the config, else the default."""
     if parsed.url:
@@ -238,6 +248,7 @@ SUBCOMMANDS: dict[str, Handler] = {
     "check": _execute_check,
     "tail": _execute_tail,
     "top": _execute_top,
+    "resync": _execute_resync,
     "journal": _execute_journal,
     "record": _execute_record,
     "replay": _execute_replay,

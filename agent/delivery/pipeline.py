@@ -104,6 +104,17 @@ class DeliveryPipeline:
         """Accept the samples of one poll. Never waits."""
         self.samples.put_all(records)
 
+    async def deliver_unqueued(self, name: str, records: Sequence[EncodedRecord]) -> None:
+        """Send records that no queue holds, until the sink accepts them. The caller can make them again, so they are not journaled.
+
+        Args:
+            name: name under which rejected records are counted as dropped.
+            records: the records.
+        """
+        rejected = await self.supervisor.deliver(records)
+        if rejected:
+            self.drops.add_records(name, DropReason.REJECTED, rejected, time.monotonic())
+
     async def persist_note(self, note: StateNote, seconds: float) -> bool:
         """Store a note in the journal, where it survives a restart of the agent.
 

@@ -4,7 +4,7 @@ All samples of one family of a VM are replaced at once. So a reader never gets a
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from agent.exposition.rates import Labels, PollPair, Subjects
@@ -86,6 +86,8 @@ class Snapshot:
         self.monitors: dict[tuple[object, ...], MonitorStatus] = {}
         self.host: dict[str, Subjects] = {}
         """Samples of the host itself, such as its pools: by family name, the values of each subject."""
+        self.on_replaced: Callable[[Vm, Sequence[Family]], None] = lambda _vm, _families: None
+        """Called after the samples of some families of an attached VM were replaced."""
         self._views: dict[Vm, VmView] = {}
 
     def views(self) -> Iterator[tuple[Vm, VmView]]:
@@ -153,6 +155,7 @@ class Snapshot:
             self._replace_family(view, family, family_samples, time_ns)
         if BLOCK in families and BLOCK.name in view.polls:  # the one family that is part of every poll
             update_history(view.polls, view.history)
+        self.on_replaced(vm, families)
 
     def _replace_family(self, view: VmView, family: Family, samples: Sequence[Sample], time_ns: int) -> None:
         """Replace all samples of one family."""

@@ -1,9 +1,13 @@
-"""Request handlers of the endpoint: /metrics, /healthz, /readyz, /overview and the page. They only read, and send no command to QEMU."""
+"""Request handlers of the endpoint: /metrics, /healthz, /readyz, /overview, the page and /resync.
+
+They send no command to QEMU. All only read, except /resync, which has the agent write the topic of states again.
+"""
 
 import asyncio
 import gzip
 import time
 from importlib.resources import files
+from math import ceil
 from typing import Protocol
 
 from aiohttp import web
@@ -18,6 +22,9 @@ MAX_BLOCKING_SECONDS = 0.005
 """Maximum time that a scrape blocks the event loop. Events wait meanwhile."""
 GZIP_LEVEL = 1
 """gzip's lowest compression level. It compresses nearly as well as the highest, because labels repeat."""
+
+RESYNC_SECONDS = 10.0
+"""Shortest time between two resyncs of the topic of states."""
 
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -56,6 +63,9 @@ class AgentView(OverviewSource, Protocol):
     def warnings(self) -> list[str]:
         """Return problems that need attention although the agent is ready."""
 
+    def resync(self) -> int | None:
+        """Write the topic of states again. Return the number of states; None if there is no such topic."""
+
     def on_scrape(self, seconds: float) -> None:
         """Record the duration of a scrape of /metrics, in seconds."""
 
@@ -71,6 +81,7 @@ def create_application(view: AgentView, timing: StreamTiming = DEFAULT_TIMING) -
     app.router.add_get("/metrics", handlers.metrics)
     app.router.add_get("/healthz", handlers.healthz)
     app.router.add_get("/readyz", handlers.readyz)
+    app.router.add_post("/resync", handlers.resync)
     app.router.add_get("/records", streams.records)
     app.router.add_get("/overview", handlers.overview)
     app.router.add_get("/overview/live", streams.overview)
@@ -96,6 +107,7 @@ class _RequestHandlers:
         self._view = view
         self._overview = overview
         self._page_files = _read_page_files()
+        self._resync_allowed_at = float("-inf")
 
     async def metrics(self, request: web.Request) -> web.Response:
         start = resumed = time.perf_counter()
@@ -128,6 +140,22 @@ class _RequestHandlers:
             raise web.HTTPNotFound
         body, content_type = file
         return web.Response(body=body, content_type=content_type, charset="utf-8")
+
+    async def resync(self, request: web.Request) -> web.Response:
+        """Have the agent write the topic of states again.
+
+        A page of another site can send a request of a simple content type without the user's knowledge, so JSON is required.
+        """
+        if request.content_type != "application/json":
+            raise web.HTTPUnsupportedMediaType(text="the content type should be application/json\n")
+        if (wait := self._resync_allowed_at - time.monotonic()) > 0:
+            headers = {"Retry-After": str(ceil(wait))}
+            raise web.HTTPTooManyRequests(text="the last resync was requested too recently\n", headers=headers)
+        entities = self._view.resync()
+        if entities is None:
+            raise web.HTTPConflict(text="there is no topic of states: set kafka and kafka.topics.state\n")
+        self._resync_allowed_at = time.monotonic() + RESYNC_SECONDS
+        return web.json_response({"entities": entities}, status=202)
 
     async def overview(self, request: web.Request) -> web.Response:
         """Return the host overview as JSON. The query parameter `vm` is the UUID of a VM whose values are all added."""

@@ -19,6 +19,7 @@ _RUN_FIELDS = (
     Field(
         "started", "started_timestamp_seconds", GAUGE, "Time at which the agent started, in seconds since the epoch."
     ),
+    Field("interval", "heartbeat_interval_seconds", GAUGE, "Time between two heartbeats in seconds."),
 )
 
 QUEUES = ("alerts", "events", "samples")
@@ -58,7 +59,6 @@ STARTED = Family(
     (),
     (
         *_RUN_FIELDS,
-        Field("interval", "heartbeat_interval_seconds", GAUGE, "Time between two heartbeats in seconds."),
         Field(
             "previous",
             "previous_run",
@@ -75,7 +75,6 @@ HEARTBEAT = Family(
     (),
     (
         *_RUN_FIELDS,
-        Field("interval", "heartbeat_interval_seconds", GAUGE, "Time until the next heartbeat in seconds."),
         Field("vms", "vms", GAUGE, "Number of attached VMs."),
         Field("vms.running", "vms_running", GAUGE, "Number of attached VMs whose vCPUs run."),
         Field("vms.stopped", "vms_stopped", GAUGE, "Number of attached VMs whose vCPUs are stopped, such as paused."),

@@ -15,6 +15,7 @@ from agent.model.metrics import FAMILIES, TRANSITIONS
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.pool import POOL
 from agent.model.schema_versions import EVENT_SCHEMA, schema_uri
+from agent.model.state import ALERT_STATE, STATES
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 NONEMPTY_TEXT = {"type": "string", "minLength": 1}
@@ -62,11 +63,13 @@ def published_schemas() -> dict[str, dict[str, Any]]:
 def _schemas_by_type() -> dict[str, dict[str, Any]]:
     """Return the schema of `data` by record type, without events: the data of all events have one schema."""
     data_schemas = {family.type: _sample_schema(family) for family in FAMILIES if family is not BLOCK_SPACE}
-    data_schemas |= {f"qemu.{family.name}": _sample_schema(family) for family in (*TRANSITIONS, *AGENT_LIFE)}
+    data_schemas |= {f"qemu.{family.name}": _sample_schema(family) for family in (*TRANSITIONS, *AGENT_LIFE, *STATES)}
     data_schemas |= {
         f"qemu.vm.{change}": _object_schema(change_fields, required=needed)
         for change, (change_fields, needed) in LIFECYCLE_CHANGES.items()
     }
+    alert_state = _object_schema(_ALERT_FIELDS, required=("alert", "state", "fingerprint"))
+    data_schemas[f"qemu.{ALERT_STATE.name}"] = alert_state | {"additionalProperties": True}
     data_schemas["qemu.agent.records_dropped"] = _object_schema(
         _DROPPED_RECORDS_FIELDS, required=("reason", "queue", "records")
     )

@@ -28,7 +28,7 @@ def record_schema() -> dict[str, Any]:
             },
             "source": {
                 "type": "string",
-                "pattern": "^/hosts/[^/]+(/(vms|monitors)/[^/]+)?$",
+                "pattern": "^/hosts/[^/]+(/(vms|monitors)/[^/]+|/state(/(vms|alerts)/[^/]+)?)?$",
                 "format": "uri-reference",
             },
             "type": {
@@ -73,7 +73,7 @@ def record_schema() -> dict[str, Any]:
             "correlationid": {**NONEMPTY_TEXT, "description": "Shared by all records of one operation."},
             "partitionkey": {
                 **NONEMPTY_TEXT,
-                "description": "Kafka message key: the VM's UUID, else its monitor's address; the host for records of the agent itself.",
+                "description": "Kafka key: the VM's UUID, else its monitor; the host for the agent's own records; the source for states.",
             },
             "data": {"type": "object"},
         },

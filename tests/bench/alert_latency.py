@@ -87,7 +87,7 @@ async def measure(events: int) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory(prefix="qmp-") as name, tempfile.TemporaryDirectory(dir=MEMORY) as disks:
         folder, guests = Path(name), Path(disks)
         async with KafkaCluster(folder / "kafka") as kafka:
-            for topic in ("qemu.events", "qemu.samples", "qemu.alerts"):
+            for topic in ("qemu.events", "qemu.samples", "qemu.alerts", "qemu.state"):
                 await kafka.create_topic(topic, partitions=4)
             config = Config.model_validate(
                 {

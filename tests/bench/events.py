@@ -131,7 +131,7 @@ class _broker:  # noqa: N801 - used as a function
         self._folder = tempfile.TemporaryDirectory(prefix="qmp-")
         self._kafka = KafkaCluster(Path(self._folder.name) / "kafka")
         await self._kafka.start()
-        for topic in ("qemu.events", "qemu.samples", "qemu.alerts"):
+        for topic in ("qemu.events", "qemu.samples", "qemu.alerts", "qemu.state"):
             await self._kafka.create_topic(topic, partitions=4)
         return self._kafka.bootstrap[0]
 

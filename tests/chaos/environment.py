@@ -72,29 +72,34 @@ class Topics:
         events: topic with three replicas; two of them must be in sync.
         samples: topic with the same replicas.
         alerts: topic with the same replicas.
+        state: compacted topic of states.
         single: topic of one event type, with one partition and one replica. It has no leader while the broker of the replica is down.
     """
 
     events: str
     samples: str
     alerts: str
+    state: str
     single: str
 
     @classmethod
     def named(cls, prefix: str) -> Self:
         """Return topics whose names begin with a prefix."""
-        return cls(*(f"{prefix}.{name}" for name in ("events", "samples", "alerts", "single")))
+        return cls(*(f"{prefix}.{name}" for name in ("events", "samples", "alerts", "state", "single")))
 
     async def create(self, cluster: KafkaCluster) -> None:
         """Create all topics."""
         for name in (self.events, self.samples, self.alerts):
             await cluster.create_topic(name, partitions=PARTITIONS, replication=3, config=REPLICATED)
+        compacted = {**REPLICATED, "cleanup.policy": "compact"}
+        await cluster.create_topic(self.state, partitions=PARTITIONS, replication=3, config=compacted)
         await cluster.create_topic(self.single)
 
     def config(self) -> dict[str, object]:
         """Return the section `kafka.topics` of the agent's config."""
         route = {"type": f"qemu.event.{numbered_events.READY.lower()}", "topic": self.single}
-        return {"events": self.events, "samples": self.samples, "alerts": self.alerts, "routes": [route]}
+        kinds = {"events": self.events, "samples": self.samples, "alerts": self.alerts, "state": self.state}
+        return {**kinds, "routes": [route]}
 
 
 @dataclass(slots=True)

@@ -76,7 +76,7 @@ async def agent(kafka: KafkaCluster, topic: AlertsTopic, folder: Path) -> AsyncI
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "kafka": {
             "bootstrap_servers": kafka.bootstrap,
-            "topics": {"events": other_records, "samples": other_records, "alerts": topic.name},
+            "topics": {"events": other_records, "samples": other_records, "alerts": topic.name, "state": None},
         },
         "alerts": {"write_threshold": {"mode": "arm", "levels": LEVELS}},
     }

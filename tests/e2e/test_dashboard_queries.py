@@ -145,7 +145,7 @@ async def test_every_query_of_every_panel_has_a_result(
         "alerts": {
             "write_threshold": {"mode": "arm", "levels": ["used 640KiB", "used 13MiB", "used 32MiB", "used 63MiB"]}
         },
-        "kafka": {"bootstrap_servers": kafka.bootstrap, "topics": topics},
+        "kafka": {"bootstrap_servers": kafka.bootstrap, "topics": {**topics, "state": None}},
     }
     async with AgentProcess(folder, config) as agent, read_disk(linux):
         prometheus = await start_prometheus(agent.url.removeprefix("http://"))

@@ -296,6 +296,8 @@ async def test_the_topic_script_creates_topics_and_changes_none_that_exist(kafka
             assert settings["retention.ms"] == str(days * 86_400_000)
             assert settings["cleanup.policy"] == "delete"
             assert settings["min.insync.replicas"] == "1"
-        await admin.delete_topics(["qemu.events", "qemu.alerts", "qemu.samples"])
+        (answer,) = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, "qemu.state")])
+        assert {entry[0]: entry[1] for entry in answer.resources[0][4]}["cleanup.policy"] == "compact"
+        await admin.delete_topics(["qemu.events", "qemu.alerts", "qemu.samples", "qemu.state"])
     finally:
         await admin.close()

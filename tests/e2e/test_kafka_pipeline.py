@@ -58,7 +58,7 @@ async def agent(kafka: KafkaCluster, topics: dict[str, str], folder: Path) -> As
     config = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "intervals": {"poll": "100ms"},
-        "kafka": {"bootstrap_servers": kafka.bootstrap, "topics": topics},
+        "kafka": {"bootstrap_servers": kafka.bootstrap, "topics": {**topics, "state": None}},
     }
     agent = AgentProcess(folder, config)
     try:

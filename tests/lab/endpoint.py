@@ -30,6 +30,8 @@ class FakeView:
         self.warned: list[str] = []
         self.hung = ""
         self.scrapes: list[float] = []
+        self.states: int | None = 0
+        self.resyncs = 0
 
     def render_self_metrics(self) -> bytes:
         return b"# TYPE qmp_agent_x gauge\nqmp_agent_x 1.0\n"
@@ -51,6 +53,10 @@ class FakeView:
 
     def levels_in_bytes(self, _vm: Vm, _device: str, /) -> list[tuple[str, int]]:
         return [("80%", 80)]
+
+    def resync(self) -> int | None:
+        self.resyncs += 1
+        return self.states
 
     def on_scrape(self, seconds: float) -> None:
         self.scrapes.append(seconds)

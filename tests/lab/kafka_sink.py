@@ -38,7 +38,7 @@ def ids(messages: Iterable[ConsumerRecord]) -> list[str]:
 
 def single_topic(name: str) -> KafkaTopicsConfig:
     """Return a topics config with one topic for all records. The topic's name is not checked."""
-    topics: KafkaTopicsConfig = KafkaTopicsConfig.model_construct(events=name, samples=name, alerts=name)
+    topics: KafkaTopicsConfig = KafkaTopicsConfig.model_construct(events=name, samples=name, alerts=name, state=None)
     return topics
 
 

@@ -96,7 +96,7 @@ async def test_record_types_and_routes_select_the_topic(kafka: KafkaCluster) -> 
     by_prefix = {"qemu.event.job": names["jobs"], "qemu.sample.block": names["block"], "qemu.": names["events"]}
     routes = [TopicRouteConfig(type=prefix, topic=topic) for prefix, topic in by_prefix.items()]
     topics = KafkaTopicsConfig(
-        events=names["events"], samples=names["samples"], alerts=names["alerts"], routes=routes[:2]
+        events=names["events"], samples=names["samples"], alerts=names["alerts"], state=None, routes=routes[:2]
     )
     source = RecordSource()
     async with open_sink(
@@ -113,7 +113,7 @@ async def test_record_types_and_routes_select_the_topic(kafka: KafkaCluster) -> 
 
 async def test_a_missing_topic_is_reported_and_used_once_it_exists(kafka: KafkaCluster, topic: str) -> None:
     later = f"test-later-{uuid4()}"
-    config = kafka_config(kafka.bootstrap, KafkaTopicsConfig(events=topic, samples=later, alerts=topic))
+    config = kafka_config(kafka.bootstrap, KafkaTopicsConfig(events=topic, samples=later, alerts=topic, state=None))
     error = await open_error(config)
     assert error == (
         f"topic {later} does not exist, or the agent is not authorized to see it: create it, or set kafka.create_topics"
@@ -216,7 +216,7 @@ async def test_a_rejected_record_is_found_while_another_queue_delivers(kafka: Ka
     records, rejected = [*source.take(20)], large_records(1, 60_000)
     records[10:10] = rejected
     async with open_sink(
-        kafka_config(kafka.bootstrap, KafkaTopicsConfig(events=names[0], samples=names[1], alerts=names[0]))
+        kafka_config(kafka.bootstrap, KafkaTopicsConfig(events=names[0], samples=names[1], alerts=names[0], state=None))
     ) as sink:
         for _ in range(5):
             try:

@@ -32,7 +32,7 @@ def config_of(folder: Path, **sections: Any) -> Config:
             "host": "hv7",
             "monitors": [{"dial": f"{folder}/*.qmp"}],
             "web": {"listen_address": "127.0.0.1:0"},
-            "kafka": {"bootstrap_servers": ["127.0.0.1:1"]},
+            "kafka": {"bootstrap_servers": ["127.0.0.1:1"], "topics": {"state": None}},
             "journal": {"directory": str(folder / "journal")},
             **sections,
         }

@@ -10,6 +10,7 @@ from agent.common.units import Bytes
 from agent.delivery.sinks.config import SinkConfig
 from agent.delivery.sinks.kafka.message import ContentMode
 from agent.delivery.sinks.kafka.sasl_config import SaslConfig
+from agent.model.state import STATE_PREFIX
 
 
 class KafkaConnectionConfig(SinkConfig):
@@ -82,11 +83,15 @@ class KafkaTopicsConfig(Section):
     """Topic of alerts."""
     dead_letters: Topic | None = None
     """Topic of records that their own topic rejects as too large. Without it, only the journal stores dead letters."""
+    state: Topic | None = "qemu.state"
+    """Compacted topic of the present state of VMs, alerts and hosts; null turns it off."""
     routes: list[TopicRouteConfig] = []
     """Topics of some types; the first match wins."""
 
     def topic_for(self, record_type: str) -> str:
         """Return the topic of a record type."""
+        if record_type.startswith(STATE_PREFIX) and self.state is not None:
+            return self.state
         for route in self.routes:
             if record_type.startswith(route.type):
                 return route.topic
@@ -96,8 +101,8 @@ class KafkaTopicsConfig(Section):
 
     def all_topics(self) -> set[str]:
         """Return the names of all topics that records are sent to."""
-        dead_letters = [self.dead_letters] if self.dead_letters is not None else []
-        return {self.events, self.samples, self.alerts, *dead_letters, *(route.topic for route in self.routes)}
+        optional = [topic for topic in (self.state, self.dead_letters) if topic is not None]
+        return {self.events, self.samples, self.alerts, *optional, *(route.topic for route in self.routes)}
 
 
 class KafkaTopicCreationConfig(Section):

@@ -59,19 +59,19 @@ class KafkaMessage(NamedTuple):
 
     Attributes:
         key: the partition key.
-        value: the value.
+        value: the value; None for a tombstone, which deletes its key from a compacted topic.
         headers: the headers: names and values.
     """
 
     key: bytes
-    value: bytes
+    value: bytes | None
     headers: list[Header]
 
     @property
     def max_bytes(self) -> int:
         """Upper bound of the bytes that the message takes in a batch before compression."""
         header_bytes = sum(len(name) + len(value) + _HEADER_FRAMING_BYTES for name, value in self.headers)
-        return len(self.key) + len(self.value) + header_bytes + _FRAMING_BYTES
+        return len(self.key) + len(self.value or b"") + header_bytes + _FRAMING_BYTES
 
 
 MessageEncoder = Callable[[EncodedRecord], KafkaMessage]
@@ -79,6 +79,8 @@ MessageEncoder = Callable[[EncodedRecord], KafkaMessage]
 
 def structured_message(record: EncodedRecord) -> KafkaMessage:
     """Return the message of a record in structured mode."""
+    if not record.body:
+        return _tombstone(record)
     attributes, _ = _split_body(record)
     headers = [_STRUCTURED_TYPE]
     headers += [(header, str(attributes[name]).encode()) for name, header in _FILTER_HEADERS if name in attributes]
@@ -87,10 +89,17 @@ def structured_message(record: EncodedRecord) -> KafkaMessage:
 
 def binary_message(record: EncodedRecord) -> KafkaMessage:
     """Return the message of a record in binary mode."""
+    if not record.body:
+        return _tombstone(record)
     attributes, data = _split_body(record)
     headers = [("content-type", attributes.pop("datacontenttype").encode())]
     headers += [(f"{HEADER_PREFIX}{name}", str(value).encode()) for name, value in attributes.items()]
     return KafkaMessage(record.key.encode(), data, headers)
+
+
+def _tombstone(record: EncodedRecord) -> KafkaMessage:
+    """Return the message that deletes a record's key. It is no CloudEvent, so it has no headers."""
+    return KafkaMessage(record.key.encode(), None, [])
 
 
 MESSAGE_ENCODERS: dict[ContentMode, MessageEncoder] = {

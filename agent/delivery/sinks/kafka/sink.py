@@ -136,7 +136,9 @@ class KafkaSink:
         await admin.start()
         try:
             with contextlib.suppress(TopicAlreadyExistsError):
-                new_topic = NewTopic(topic, create.partitions, 1)
+                is_compacted = topic == self._config.topics.state
+                settings = {"cleanup.policy": "compact"} if is_compacted else {}
+                new_topic = NewTopic(topic, create.partitions, 1, topic_configs=settings)
                 new_topic.replication_factor = create.replication_factor  # NewTopic's constructor refuses -1
                 response = await admin.create_topics([new_topic])
                 _raise_topic_error(response.topic_errors[0])

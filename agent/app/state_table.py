@@ -1,0 +1,106 @@
+"""The states that the compacted topic should have, and those that it has. Pure.
+
+A change of an entity that waits replaces the earlier change. So the table is bounded by the number of entities, however long Kafka lags.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agent.model.record import Severity
+from agent.model.state import StateEntity
+
+
+@dataclass(frozen=True, slots=True)
+class EntityState:
+    """The state of one entity.
+
+    Attributes:
+        entity: the entity.
+        type: type of the record.
+        data: data of the record.
+        subject: subject of the record.
+        severity: severity of the record.
+    """
+
+    entity: StateEntity
+    type: str
+    data: Mapping[str, Any]
+    subject: str = ""
+    severity: Severity = Severity.INFO
+
+
+class StateTable:
+    """The state of each entity by its path. None in a change stands for a tombstone."""
+
+    def __init__(self) -> None:
+        self._present: dict[str, EntityState] = {}
+        self._written: dict[str, EntityState | None] = {}  # by path; None if the topic may have an unknown state
+        self._in_flight: dict[str, EntityState | None] = {}
+        self._pending: dict[str, None] = {}  # in the order of the changes
+
+    def __len__(self) -> int:
+        return len(self._present)
+
+    @property
+    def pending(self) -> int:
+        """Number of entities whose change is not written yet."""
+        return len(self._pending) + len(self._in_flight)
+
+    def get(self, path: str) -> EntityState | None:
+        """Return the present state of an entity; None if it has none."""
+        return self._present.get(path)
+
+    def add_written(self, path: str) -> None:
+        """Note that an earlier run has written a state of this entity. Until it has a state again or is removed, the topic keeps it."""
+        self._written.setdefault(path, None)
+
+    def put(self, state: EntityState) -> None:
+        """Set the state of an entity."""
+        path = state.entity.path
+        self._present[path] = state
+        if self._latest_written(path) == state:
+            self._pending.pop(path, None)
+        else:
+            self._pending.setdefault(path)
+
+    def remove(self, path: str) -> None:
+        """Remove an entity. If the topic may have a state of it, a tombstone follows."""
+        self._present.pop(path, None)
+        if path in self._written or path in self._in_flight:
+            self._pending.setdefault(path)
+        else:
+            self._pending.pop(path, None)
+
+    def write_all_again(self) -> int:
+        """Write the state of every entity again. Return the number of entities."""
+        for path in self._present:
+            self._pending.setdefault(path)
+        return len(self._present)
+
+    def start_writing(self, max_changes: int) -> dict[str, EntityState | None]:
+        """Return the oldest changes, by path. `on_written` or `on_failed` must follow."""
+        assert not self._in_flight
+        for path in list(self._pending)[:max_changes]:
+            del self._pending[path]
+            self._in_flight[path] = self._present.get(path)
+        return dict(self._in_flight)
+
+    def on_written(self) -> None:
+        """Report that the topic has the changes that `start_writing` returned."""
+        for path, state in self._in_flight.items():
+            if state is None:
+                self._written.pop(path, None)
+            else:
+                self._written[path] = state
+        self._in_flight.clear()
+
+    def on_failed(self) -> None:
+        """Report that the topic may or may not have the changes: they are written again, before all others."""
+        for path in self._in_flight:
+            self._written[path] = None
+        self._pending = dict.fromkeys(self._in_flight) | self._pending
+        self._in_flight.clear()
+
+    def _latest_written(self, path: str) -> EntityState | None:
+        return self._in_flight[path] if path in self._in_flight else self._written.get(path)

@@ -1,0 +1,133 @@
+"""Builds the data of the records of the topic of states. Pure."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from agent.alerts.pool_usage import PoolUsage
+from agent.alerts.store import Alert
+from agent.app.state_table import EntityState
+from agent.exposition.snapshot import VmView
+from agent.model.family import Family, Values
+from agent.model.metrics.about import ABOUT
+from agent.model.metrics.block import BLOCK_SPACE
+from agent.model.metrics.block_layers import BLOCK_LAYER
+from agent.model.metrics.guest import GUEST_AGENT, GUEST_AGENT_SESSION
+from agent.model.metrics.pool import BLOCK_STORAGE
+from agent.model.metrics.runstate import RUNSTATE
+from agent.model.record import Record, Vm, sanitize
+from agent.model.state import ALERT_STATE, HOST_STATE, VM_STATE, StateEntity
+
+STATE_FAMILIES = frozenset({ABOUT, BLOCK_LAYER, BLOCK_STORAGE, GUEST_AGENT, GUEST_AGENT_SESSION, RUNSTATE})
+"""Families whose samples change the state of a VM. The usage of disks changes at each poll, and is not part of the state."""
+
+MAX_DISKS = 256
+"""Maximum number of disks in the state of a VM, because a record has a maximum size."""
+
+MAX_POOLS = 256
+"""Maximum number of pools in the state of the host."""
+
+_FIELDS: tuple[tuple[Family, Mapping[str, str]], ...] = (
+    (ABOUT, {"pid": "pid", "machine": "machine", "accelerator": "accelerator", "labels": "labels"}),
+    (
+        RUNSTATE,
+        {"run_state": "status", "running": "running", "run_state_since_timestamp_seconds": "since_timestamp_seconds"},
+    ),
+    (GUEST_AGENT, {"guest_agent_connected": "connected"}),
+    (GUEST_AGENT_SESSION, {"guest_agent_state": "state"}),
+)
+"""Fields of a VM's state that are those of samples: by family, the name in the sample by the name in the state."""
+
+
+def vm_path(uuid: str) -> str:
+    """Return the path of a VM's state."""
+    return f"vms/{uuid}"
+
+
+def alert_path(fingerprint: str) -> str:
+    """Return the path of an alert's state."""
+    return f"alerts/{fingerprint}"
+
+
+def vm_state(vm: Vm, view: VmView, last_migration: Mapping[str, Any] | None) -> EntityState:
+    """Return the state of an attached VM."""
+    data: dict[str, Any] = {
+        "monitor": sanitize(view.status.monitor.name),
+        "monitor_state": view.status.state.value,
+    }
+    if view.status.build is not None:
+        data["qemu_version"] = view.status.build.version
+    for family, names in _FIELDS:
+        values = _subjects(view, family).get((), {})
+        data |= {name: values[field] for name, field in names.items() if field in values}
+    if disks := _disks(view):
+        data["disks"] = disks[:MAX_DISKS]
+    if last_migration:
+        data["last_migration"] = dict(last_migration)
+    return EntityState(StateEntity(vm.host, vm.uuid, vm.name, path=vm_path(vm.uuid)), f"qemu.{VM_STATE.name}", data)
+
+
+def alert_state(record: Record) -> EntityState:
+    """Return the state of a firing alert from its record."""
+    vm = record.vm
+    entity = StateEntity(vm.host, vm.uuid, vm.name, path=alert_path(record.data["fingerprint"]))
+    return EntityState(entity, f"qemu.{ALERT_STATE.name}", dict(record.data), record.subject, record.severity)
+
+
+def firing_state(alert: Alert) -> EntityState:
+    """Return the state of an alert that already fires."""
+    return alert_state(alert.to_record("firing", alert.since_ns, {}))
+
+
+def host_state(host: str, run_fields: Mapping[str, Any], pools: Iterable[PoolUsage], state: str) -> EntityState:
+    """Return the state of the host.
+
+    Args:
+        host: name of the host.
+        run_fields: the fields that describe this run of the agent.
+        pools: the pools under the images.
+        state: `running` or `stopped`.
+    """
+    described = [
+        {
+            "pool": usage.name,
+            "kind": usage.pool.kind.value,
+            "type": usage.pool.type,
+            "responsive": not usage.silent_since,
+        }
+        for usage in pools
+    ]
+    described.sort(key=lambda pool: (str(pool["pool"]), str(pool["kind"])))
+    data = {"state": state, **run_fields, "pools": described[:MAX_POOLS]}
+    return EntityState(StateEntity(host, "", ""), f"qemu.{HOST_STATE.name}", data)
+
+
+def migration_fields(record: Record) -> dict[str, Any]:
+    """Return the fields of the last migration from the record of its end."""
+    names = ("outcome", "role", "elapsed_seconds", "downtime_seconds")
+    fields = {name: record.data[name] for name in names if name in record.data}
+    return fields | {"ended_timestamp_seconds": record.time_ns / 1e9}
+
+
+def _subjects(view: VmView, family: Family) -> Mapping[tuple[str, ...], Values]:
+    polls = view.polls.get(family.name)
+    return polls.current if polls is not None else {}
+
+
+def _disks(view: VmView) -> list[dict[str, Any]]:
+    layers, places, spaces = (_subjects(view, family) for family in (BLOCK_LAYER, BLOCK_STORAGE, BLOCK_SPACE))
+    disks = []
+    for device in sorted({labels[0] for labels in layers}):
+        image, storage = layers.get((device, "format"), {}), layers.get((device, "storage"), {})
+        place, space = places.get((device, "storage"), {}), spaces.get((device,), {})
+        disk: dict[str, Any] = {"device": device}
+        disk |= {name: image[name] for name in ("driver", "size_bytes", "read_only") if name in image}
+        path = storage.get("path", image.get("path"))
+        disk |= {"path": path} if path is not None else {}
+        disk |= {"limited_by": space["limited_by"]} if "limited_by" in space else {}
+        if (
+            space.get("limited_by") != "pool" and "limit_bytes" in space
+        ):  # the limit of a pool changes with each write to it
+            disk["limit_bytes"] = space["limit_bytes"]
+        disk |= {name: place[field] for name, field in (("pool", "pool"), ("pool_kind", "kind")) if field in place}
+        disks.append(disk)
+    return disks

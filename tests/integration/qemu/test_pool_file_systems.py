@@ -1,5 +1,6 @@
 """Pools on real file systems: their figures equal those of the system's tools, and alerts and forecasts come before the guest pauses."""
 
+import asyncio
 import json
 import logging
 import os
@@ -95,6 +96,7 @@ async def check_figures(agent: AlertWatcher, guest: ThinGuest, images: Path) -> 
 @pytest.mark.parametrize("kind", FILE_SYSTEMS)
 async def test_a_filling_pool_is_reported_before_the_guest_pauses(folder: Path, kind: str) -> None:
     async with file_system(kind, folder) as images:
+        await asyncio.to_thread(fill, images, ROOM)
         options: dict[str, Any] = {
             "disk_mib": 1024,
             "storage": await image(images),

@@ -77,6 +77,7 @@ class Agent:
             config.host, sink or build_sink(config), delivery_settings(config), config.sink.topic_for
         )
         report = ReportFile()
+        thin_pools = LvmThinSource(report)
         pools = PoolRegistry()
         self.alerts = AlertBridge(config.host, config.alerts, self.publisher, pools)
         self.storage = StorageMonitor(
@@ -85,8 +86,9 @@ class Agent:
             self.snapshot,
             pools,
             self.alerts,
-            sources=(LvmThinSource(report), ZfsSource(report)),
+            sources=(thin_pools, ZfsSource(report)),
             fallback=LibvirtSource(self._storage_pools),
+            free_below=thin_pools.free_below,
             interval=config.intervals.storage,
         )
         self.metrics = SelfMetrics()

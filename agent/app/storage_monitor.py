@@ -75,6 +75,7 @@ class StorageMonitor:
         alerts: AlertBridge,
         sources: Sequence[PoolSource] = (),
         fallback: PoolSource | None = None,
+        free_below: Callable[[str], int | None] = lambda _device: None,
         interval: float = 30.0,
     ) -> None:
         """Create a monitor; `run` it.
@@ -87,6 +88,7 @@ class StorageMonitor:
             alerts: the alerts of the pools.
             sources: further kinds of pools; they come before file systems and devices.
             fallback: source for images whose location the agent cannot find, or None.
+            free_below: returns the free bytes of the thin pool below a device; None if there is none.
             interval: seconds between two records of a pool.
         """
         self.registry = registry
@@ -97,7 +99,7 @@ class StorageMonitor:
         self._publish = publish
         self._snapshot = snapshot
         self._reader = FileSystemReader(on_change=self._on_storage_change)
-        self._file_systems = FileSystemSource(self._reader)
+        self._file_systems = FileSystemSource(self._reader, free_below)
         self._fallback = fallback
         self._sources: tuple[PoolSource, ...] = (*sources, self._file_systems, DeviceSource())
         self._placement = PoolPlacement(ImageLocator(self._reader), self._sources, self._on_placed, fallback)

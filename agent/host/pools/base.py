@@ -124,11 +124,5 @@ class PoolSource(Protocol):
     def find(self, image: ImageLocation) -> Pool | UnknownPool | None:
         """Return the pool of an image; None if the image is not on this kind of pool. It does no I/O that can block."""
 
-    def allocated(self, image: ImageLocation) -> int | None:
-        """Return the bytes of its pool that the volume of an image occupies, as of the last `refresh` or `read`.
-
-        None if the source does not know: QEMU reports it for files. QEMU cannot report it for a thin volume.
-        """
-
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
         """Read these pools, which `find` returned. It has a deadline. A pool that hangs does not delay the others."""

@@ -20,10 +20,6 @@ class DeviceSource:
             return None
         return Pool(f"device:{image.device or image.path}", PoolKind.DEVICE, image.path, "", image.path)
 
-    def allocated(self, image: ImageLocation) -> int | None:  # noqa: ARG002 - PoolSource's signature
-        """Return None: QEMU reports it."""
-        return None
-
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
         """Return the sizes of these devices."""
         return await asyncio.to_thread(lambda: {pool.key: _read(pool.path) for pool in pools})

@@ -123,10 +123,6 @@ class LibvirtSource:
         """Return the names of the storage pools that an image is in, for the labels of a pool of another kind."""
         return sorted(pool.name for pool in self._pools.values() if _contains(pool, image))
 
-    def allocated(self, image: ImageLocation) -> int | None:  # noqa: ARG002 - PoolSource's signature
-        """Return None: libvirt knows it only as of its last refresh."""
-        return None
-
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
         """Return libvirt's figures of these pools."""
         if self._clock() - self._listed_at > FRESH_SECONDS:

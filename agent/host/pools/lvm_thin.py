@@ -21,6 +21,16 @@ class LvmThinSource(ReportedSource):
         super().__init__(PoolKind.LVM_THIN, file)
         self._sys = sys
 
+    def free_below(self, device: str) -> int | None:
+        """Return the free bytes of the thin pool that a device is a volume of; None if it is none, or the report cannot be used.
+
+        Args:
+            device: `major:minor`, such as that of a file system.
+        """
+        self._load()
+        match = self._by_device.get(device)
+        return match[0].free_bytes if match is not None and self.error is None else None
+
     def find(self, image: ImageLocation) -> Pool | UnknownPool | None:
         """Return the thin pool of an image; None if it is not on a thin volume."""
         match = self.volume_of(image)

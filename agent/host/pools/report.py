@@ -184,11 +184,6 @@ class ReportedSource:
         self._load()
         return {pool.key: self._reading(pool) for pool in pools}
 
-    def allocated(self, image: ImageLocation) -> int | None:
-        """Return the bytes of its pool that the volume of an image occupies; None if they are unknown."""
-        match = self.volume_of(image)
-        return match[1].allocated_bytes if match is not None else None
-
     def volume_of(self, image: ImageLocation) -> tuple[ReportedPool, ReportedVolume] | None:
         """Return the pool and the volume that an image is on, by its device or by the name in its path."""
         if image.device:

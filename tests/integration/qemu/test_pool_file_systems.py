@@ -17,7 +17,7 @@ from tests.lab.thin_guests import MIB, AlertWatcher, Data, ThinGuest, run, thin_
 
 _log = logging.getLogger(__name__)
 
-LEVELS: Final = ("free 20MiB", "free 8MiB")
+LEVELS: Final = ("free 24MiB", "free 16MiB")
 SPEED: Final = MIB // 2
 """Bytes that a guest writes in a second."""
 ROOM: Final = 32 * MIB

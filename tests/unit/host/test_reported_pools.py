@@ -2,11 +2,12 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
 
+from agent.host.filesystem_reader import FileSystemFigures, FileSystemReader
 from agent.host.mounts import Mount
 from agent.host.pools.base import (
     ImageLocation,
@@ -17,6 +18,7 @@ from agent.host.pools.base import (
     PoolUnresponsiveError,
     UnknownPool,
 )
+from agent.host.pools.filesystem import FileSystemSource
 from agent.host.pools.lvm_thin import LvmThinSource
 from agent.host.pools.report import MAX_BYTES, STALE_SECONDS, ReportError, ReportFile, StorageReport, volume_name
 from agent.host.pools.zfs import ZfsSource
@@ -78,13 +80,34 @@ async def test_a_thin_volume_is_found_by_its_device_number(tmp_path: Path) -> No
     source = await lvm(write(tmp_path / "report", DATA, TANK))
     image = volume("/dev/anything", "253:7")
     assert source.find(image) == POOL
-    assert source.allocated(image) == 30 * GIB
 
 
 @pytest.mark.parametrize("path", ["/dev/pve/vm-100-disk-0", "/dev/mapper/pve-vm--100--disk--0"])
 async def test_a_thin_volume_is_found_by_its_name_without_access_to_devices(tmp_path: Path, path: str) -> None:
     source = await lvm(write(tmp_path / "report", DATA))
     assert source.find(volume(path)) == POOL
+
+
+async def test_the_free_space_below_a_file_system_is_that_of_its_thin_pool(tmp_path: Path) -> None:
+    source = await lvm(path := write(tmp_path / "report", DATA))
+    assert source.free_below("253:7") == 40 * GIB
+    assert source.free_below("8:1") is None
+    write(path, DATA, written_at=time.time() - STALE_SECONDS - 60)
+    assert source.free_below("253:7") is None
+
+
+@pytest.mark.parametrize(("below", "free"), [(None, 70 * GIB), (40 * GIB, 40 * GIB), (90 * GIB, 70 * GIB)])
+async def test_a_file_system_on_a_thin_volume_has_at_most_its_pools_free_space(below: int | None, free: int) -> None:
+    class Reader:
+        async def statvfs(self, _path: str, mount: str) -> FileSystemFigures:
+            assert mount == "253:7"
+            return FileSystemFigures(100 * GIB, 80 * GIB, 70 * GIB, 0, 0)
+
+    pool = Pool("filesystem:253:7", PoolKind.FILESYSTEM, "/srv", "ext4", "/srv")
+    source = FileSystemSource(cast("FileSystemReader", Reader()), {"253:7": below}.get)
+    (reading,) = (await source.read([pool])).values()
+    assert isinstance(reading, PoolReading)
+    assert (reading.free_bytes, reading.used_bytes) == (free, 20 * GIB)
 
 
 async def test_an_image_on_another_device_is_in_no_thin_pool(tmp_path: Path) -> None:

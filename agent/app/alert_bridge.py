@@ -179,6 +179,8 @@ class AlertBridge:
         """Update the alerts that depend on time, and store the state notes that are due. Call this about once a second."""
         self._publish(self.manager.tick(time.monotonic(), time.time_ns()))
         delivery = self._publisher.delivery
+        if delivery.journal is None or delivery.journal.error is not None:
+            return  # the notes stay due
         notes = [StateNote(*note) for note in (*self.manager.notes.notes_due(), *self.pools.notes_due())]
         await asyncio.gather(*(delivery.persist_note(note, STORE_SECONDS) for note in notes))  # all in one commit
 

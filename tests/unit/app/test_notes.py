@@ -1,0 +1,45 @@
+"""State notes of alerts: each is due until it is on disk."""
+
+from typing import Any
+
+from agent.alerts.pool_usage import PoolRegistry
+from agent.app.alert_bridge import AlertBridge
+from agent.config.model import AlertsConfig
+from agent.model.record import StateNote
+from tests.lab.thin_disks import HOST, VM
+
+
+class ScriptedDelivery:
+    """Delivery with a journal that stores the notes, or has failed.
+
+    Attributes:
+        journal: this object.
+        error: why the journal does not work; None if it does.
+        stored: names of the stored notes.
+    """
+
+    def __init__(self) -> None:
+        self.journal, self.delivery = self, self
+        self.error: str | None = None
+        self.stored: list[str] = []
+
+    async def persist_note(self, note: StateNote, _seconds: float) -> bool:
+        self.stored.append(note.name)
+        return True
+
+    def publish(self, *_: Any) -> None:
+        """Publish nothing."""
+
+
+async def test_the_note_of_a_guest_that_runs_is_stored_once_the_journal_works() -> None:
+    delivery: Any = ScriptedDelivery()
+    bridge = AlertBridge(HOST, AlertsConfig(), delivery, PoolRegistry())
+    bridge.manager.on_attached(VM, 1, 7)
+    bridge.manager.on_run_state(VM, 2, running=True, status="running")
+    delivery.error = "the disk is full"
+    await bridge.tick()
+    assert delivery.stored == []
+    delivery.error = None
+    await bridge.tick()
+    await bridge.tick()
+    assert delivery.stored == [f"alerts/{VM.uuid}"]

@@ -37,7 +37,9 @@ class StateTable:
         self._present: dict[str, EntityState] = {}
         self._written: dict[str, EntityState | None] = {}  # by path; None if the topic may have an unknown state
         self._in_flight: dict[str, EntityState | None] = {}
-        self._pending: dict[str, None] = {}  # in the order of the changes
+        self._pending: dict[
+            str, bool
+        ] = {}  # in the order of the changes; True if it is written even if the topic has it
 
     def __len__(self) -> int:
         return len(self._present)
@@ -59,23 +61,22 @@ class StateTable:
         """Set the state of an entity."""
         path = state.entity.path
         self._present[path] = state
-        if self._latest_written(path) == state:
+        if self._latest_written(path) != state:
+            self._pending.setdefault(path, False)
+        elif not self._pending.get(path):
             self._pending.pop(path, None)
-        else:
-            self._pending.setdefault(path)
 
     def remove(self, path: str) -> None:
         """Remove an entity. If the topic may have a state of it, a tombstone follows."""
         self._present.pop(path, None)
         if path in self._written or path in self._in_flight:
-            self._pending.setdefault(path)
+            self._pending.setdefault(path, False)
         else:
             self._pending.pop(path, None)
 
     def write_all_again(self) -> int:
         """Write the state of every entity again. Return the number of entities."""
-        for path in self._present:
-            self._pending.setdefault(path)
+        self._pending |= dict.fromkeys(self._present, True)
         return len(self._present)
 
     def start_writing(self, max_changes: int) -> dict[str, EntityState | None]:
@@ -99,7 +100,7 @@ class StateTable:
         """Report that the topic may or may not have the changes: they are written again, before all others."""
         for path in self._in_flight:
             self._written[path] = None
-        self._pending = dict.fromkeys(self._in_flight) | self._pending
+        self._pending = dict.fromkeys(self._in_flight, True) | self._pending
         self._in_flight.clear()
 
     def _latest_written(self, path: str) -> EntityState | None:

@@ -200,11 +200,11 @@ class ScriptedHost:
         return Vm(self.name, vm.uuid, vm.name, f"/run/{vm.name}.qmp")
 
     def _status(self, vm: ScriptedVm, state: MonitorState) -> MonitorStatus:
-        monitor = Monitor(f"/run/{vm.name}.qmp", (), _refuse_connection)
+        monitor = Monitor(f"/run/{vm.name}.qmp", (), refuse_connection)
         return MonitorStatus(monitor, state, "", self._source(vm), QemuBuild("10.0.0", ""), time.time_ns())
 
 
-async def _refuse_connection(*_: Any, **__: Any) -> Any:
+async def refuse_connection(*_: Any, **__: Any) -> Any:
     raise AssertionError("the fleet has no monitors")
 
 

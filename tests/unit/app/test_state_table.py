@@ -98,4 +98,5 @@ def test_everything_is_written_again_on_request() -> None:
     table.start_writing(10)
     table.on_written()
     assert table.write_all_again() == 2
+    table.put(state("a", 1))  # as at each turn
     assert values(table.start_writing(10)) == {"a": 1, "b": 1}

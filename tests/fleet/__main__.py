@@ -1,12 +1,14 @@
 """Fleet test: `python -m tests.fleet --minutes 10`. Five agents with 200 scripted VMs under the Flink jobs; one agent is killed.
 
 The run has a real Kafka and a real Flink. It passes if the job of silent hosts reports the killed agent within 90 seconds, reports it as
-back after its restart, and reports no other host in the whole run.
+back after its restart, and reports no other host in the whole run. In the end a reader of the topic of states, and the job of the current
+state, have all VMs and the hosts that run them.
 """
 
 import argparse
 import asyncio
 import contextlib
+import json
 import sys
 import tempfile
 import time
@@ -15,10 +17,12 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer
 
 from agent.cli.demo.guest import until
+from agent.consumer.state_reader import StateReader
 from tests.bench.monitors import Monitors
 from tests.lab.agent_process import AgentProcess
 from tests.lab.flink import FlinkJobs
@@ -31,7 +35,7 @@ SILENT_SECONDS: Final = 90.0
 """A killed agent must be reported within this time."""
 START_SECONDS: Final = 240.0
 TOPICS: Final = ("qemu.events", "qemu.alerts", "qemu.samples", "qemu.state")
-RESULTS: Final = ("fleet.silent_hosts", "fleet.top_talkers")
+RESULTS: Final = ("fleet.silent_hosts", "fleet.top_talkers", "fleet.vms")
 
 
 @dataclass(slots=True)
@@ -42,12 +46,14 @@ class Fleet:
         agents: The agents by the names of their hosts.
         jobs: The Flink jobs.
         silent: Hosts that the job reported, with the time; False stands for a host that is back.
+        hosts_of_vms: The host of each VM, from the job of the current state.
         results: The number of messages by topic.
     """
 
     agents: dict[str, AgentProcess]
     jobs: FlinkJobs
     silent: list[tuple[float, str, bool]] = field(default_factory=list)
+    hosts_of_vms: dict[str, str] = field(default_factory=dict)
     results: dict[str, int] = field(default_factory=lambda: dict.fromkeys(RESULTS, 0))
 
     async def collect(self, kafka: KafkaCluster) -> None:
@@ -57,6 +63,10 @@ class Fleet:
                 self.results[message.topic] += 1
                 if message.topic == "fleet.silent_hosts":
                     self.silent.append((time.monotonic(), message.key.decode(), message.value is not None))
+                elif message.topic == "fleet.vms" and message.value is not None:
+                    self.hosts_of_vms[message.key.decode()] = json.loads(message.value)["host"]
+                elif message.topic == "fleet.vms":
+                    self.hosts_of_vms.pop(message.key.decode(), None)
 
     def reported(self, host: str, *, silent: bool) -> float | None:
         """Return when a host was first reported as silent or as back; None if it was not."""
@@ -91,7 +101,7 @@ async def running_fleet(folder: Path, kafka: KafkaCluster) -> AsyncIterator[Flee
             }
             agent = AgentProcess(folder, config, name=f"hv{number}")
             agents[f"hv{number}"] = await stack.enter_async_context(agent)
-        jobs = FlinkJobs(folder / "flink", ("silent_hosts", "top_talkers"), kafka.bootstrap[0])
+        jobs = FlinkJobs(folder / "flink", ("silent_hosts", "top_talkers", "current_state"), kafka.bootstrap[0])
         fleet = Fleet(agents, await stack.enter_async_context(jobs))
         collector = asyncio.create_task(fleet.collect(kafka))
         try:
@@ -104,37 +114,64 @@ async def running_fleet(folder: Path, kafka: KafkaCluster) -> AsyncIterator[Flee
 
 async def run(minutes: float) -> list[str]:
     """Run the test, and return what is wrong."""
-    problems = []
     with tempfile.TemporaryDirectory(prefix="qmp-") as name:
         async with KafkaCluster(Path(name, "kafka")) as kafka, running_fleet(Path(name), kafka) as fleet:
             print_line(f"{HOSTS} agents with {VMS_PER_HOST} VMs each are running")
             await until(lambda: fleet.results["fleet.top_talkers"] or fleet.jobs.check(), START_SECONDS)
             print_line("the jobs report results")
-            killed, agent = next(iter(fleet.agents.items()))
-            await asyncio.sleep(minutes * 60 / 2)
-            print_line(f"{killed} is killed; silent hosts so far: {fleet.silent}")
-            await agent.kill()
-            killed_at = time.monotonic()
-            await asyncio.sleep(minutes * 60 / 2)
-            silent_at = fleet.reported(killed, silent=True)
-            seconds = None if silent_at is None else silent_at - killed_at
-            print_line(f"{killed} was reported as silent after {seconds and round(seconds, 1)} s")
-            if seconds is None or seconds > SILENT_SECONDS:
-                problems.append(f"{killed} was not reported within {SILENT_SECONDS:g} s")
-            await agent.start()
-            started_at = time.monotonic()
-            with contextlib.suppress(TimeoutError):
-                await until(lambda: fleet.reported(killed, silent=False), SILENT_SECONDS)
-            back_at = fleet.reported(killed, silent=False)
-            if back_at is None:
-                problems.append(f"{killed} was not reported as back")
-            else:
-                print_line(f"{killed} was reported as back {back_at - started_at:.1f} s after its restart")
-            problems += [f"{host} was reported as silent" for _, host, _ in fleet.silent if host != killed]
-            problems += [] if len(fleet.silent) == 2 else [f"reported: {fleet.silent}"]
+            problems = await kill_an_agent(fleet, minutes * 60)
+            problems += await check_state(fleet, kafka)
             print_line(f"results by topic: {fleet.results}")
             fleet.jobs.check()
     return problems
+
+
+async def kill_an_agent(fleet: Fleet, seconds: float) -> list[str]:
+    """Kill an agent in the middle of this time, start it again at the end, and return what the job of silent hosts reported wrongly."""
+    problems = []
+    killed, agent = next(iter(fleet.agents.items()))
+    await asyncio.sleep(seconds / 2)
+    print_line(f"{killed} is killed; silent hosts so far: {fleet.silent}")
+    await agent.kill()
+    killed_at = time.monotonic()
+    await asyncio.sleep(seconds / 2)
+    silent_at = fleet.reported(killed, silent=True)
+    if silent_at is None or silent_at - killed_at > SILENT_SECONDS:
+        problems.append(f"{killed} was not reported as silent within {SILENT_SECONDS:g} s")
+    if silent_at is not None:
+        print_line(f"{killed} was reported as silent {silent_at - killed_at:.1f} s after the kill")
+    await agent.start()
+    started_at = time.monotonic()
+    with contextlib.suppress(TimeoutError):
+        await until(lambda: fleet.reported(killed, silent=False), SILENT_SECONDS)
+    back_at = fleet.reported(killed, silent=False)
+    if back_at is None:
+        problems.append(f"{killed} was not reported as back")
+    else:
+        print_line(f"{killed} was reported as back {back_at - started_at:.1f} s after its endpoint responded")
+    problems += [f"{host} was reported as silent" for _, host, _ in fleet.silent if host != killed]
+    return problems + ([] if len(fleet.silent) == 2 else [f"reported: {fleet.silent}"])
+
+
+async def check_state(fleet: Fleet, kafka: KafkaCluster) -> list[str]:
+    """Return what is wrong in the state that a late reader has, and in that which the job of the current state reports."""
+    truth = {
+        str(UUID(int=number * VMS_PER_HOST + vm + 1)): host
+        for number, host in enumerate(fleet.agents)
+        for vm in range(VMS_PER_HOST)
+    }
+    async with StateReader("qemu.state", client=kafka.client) as reader:
+        read = {record.vm_uuid: record.host for record in reader.state.vms()}
+        hosts = {record.host for record in reader.state.hosts()}
+    with contextlib.suppress(TimeoutError):
+        await until(lambda: fleet.hosts_of_vms == truth, START_SECONDS)
+    print_line(f"VMs in the topic of states: {len(read)}, in the job's result: {len(fleet.hosts_of_vms)}")
+    problems = {
+        "the topic of states lacks VMs, or has wrong hosts": read != truth,
+        "the job of the current state lacks VMs, or has wrong hosts": fleet.hosts_of_vms != truth,
+        "the topic of states lacks hosts": hosts != set(fleet.agents),
+    }
+    return [problem for problem, is_wrong in problems.items() if is_wrong]
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import ssl
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiokafka.errors import KafkaError
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from agent.delivery.sinks.kafka.config import KafkaConfig
 from agent.delivery.sinks.kafka.sasl_config import OauthConfig, SaslConfig
-from agent.delivery.sinks.kafka.tokens import EndpointTokenProvider, parse_token
+from agent.delivery.sinks.kafka.tokens import EndpointTokenProvider, TokenError, parse_token
 from tests.lab.kafka import KafkaCluster
+from tests.lab.kafka_security import Certificates
 from tests.lab.kafka_sink import ids, kafka_config, no_leaks, open_error, open_sink, read_topic, single_topic
 from tests.lab.machine import free_port
 from tests.lab.oidc_provider import AUDIENCE, CLIENT, SECRET, OidcProvider
@@ -132,9 +135,37 @@ async def test_a_token_is_shared_replaced_before_it_expires_and_kept_during_an_o
     now = 170.0
     assert await provider.token() == third, "it is valid until 181"
     now = 182.0
-    with pytest.raises(KafkaError, match=r"no token: .*Cannot connect"):
+    with pytest.raises(TokenError, match=r"no token: .*Cannot connect"):
         await provider.token()
     assert provider.extensions() == {"logicalCluster": "lkc-1"}
+
+
+async def test_a_client_certificate_authenticates_the_agent_without_a_secret(folder: Path) -> None:
+    certificates = Certificates.make(folder / "certificates")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificates.authority)
+    context.load_cert_chain(certificates.server)
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    async def give_token(request: web.Request) -> web.Response:
+        form = await request.post()
+        assert "Authorization" not in request.headers
+        return web.json_response({"access_token": f"{form['grant_type']}:{form['client_id']}:{form['scope']}"})
+
+    app = web.Application()
+    app.router.add_post("/token", give_token)
+    server = TestServer(app, scheme="https")
+    await server.start_server(ssl=context)
+    try:
+        url = f"https://127.0.0.1:{server.port}/token"
+        tls = {"ca": str(certificates.authority), "certificate": str(certificates.client)}
+        values = {"token_url": url, "client_id": CLIENT, "scope": "kafka"}
+        provider = EndpointTokenProvider(OauthConfig.model_validate(values | {"tls": tls}), {})
+        assert await provider.token() == "client_credentials:hv7:kafka"
+        anonymous = EndpointTokenProvider(OauthConfig.model_validate(values | {"tls": {"ca": tls["ca"]}}), {})
+        with pytest.raises(TokenError, match=f"no token: {url}: "):
+            await anonymous.token()
+    finally:
+        await server.close()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -99,6 +99,15 @@ def parse(kind: str, message: ConsumerRecord, schema: Draft202012Validator) -> M
     return Message(kind, message.partition, message.key.decode(), event)
 
 
+def assert_no_record_is_missing(messages: Sequence[Message]) -> None:
+    """Assert that each message of a source in one topic names the message before it."""
+    previous = None
+    for message in messages:
+        attributes = message.event.get_attributes()
+        assert attributes.get("previoussequence") == previous
+        previous = attributes["sequence"]
+
+
 async def test_each_vms_records_arrive_complete_in_order_and_in_the_right_topic(
     kafka: KafkaCluster, topics: dict[str, str], agent: AgentProcess, start_guest: StartGuest
 ) -> None:
@@ -141,6 +150,8 @@ async def test_each_vms_records_arrive_complete_in_order_and_in_the_right_topic(
             of_vm = [message for message in messages if (message.kind, message.key) == (kind, key)]
             assert len({message.partition for message in of_vm}) <= 1
             assert [message.sequence for message in of_vm] == sorted(message.sequence for message in of_vm)
+
+            assert_no_record_is_missing(of_vm)
 
     def types(kind: str, key: str) -> list[str]:
         return [message.type for message in messages if (message.kind, message.key) == (kind, key)]

@@ -78,7 +78,7 @@ _RECORDS_INTRO = """Every record is a [CloudEvents 1.0](https://cloudevents.io/)
 - `severitytext` and `severitynumber` are OpenTelemetry's severities: DEBUG 5, INFO 9, WARN 13, ERROR 17, FATAL 21.
 - `sampledrate` is the number of events that the record represents; it is absent for a single event.
 - `causationid` is the `id` of the record of the event or sample that caused this record; it is absent if the cause is unknown.
-- In Kafka, headers repeat `specversion`, `id`, `source`, `type`, `subject`, `host`, `vmname`, `severitytext` and `severitynumber` with the
+- In Kafka, headers repeat `specversion`, `id`, `source`, `type`, `subject`, `host`, `severitytext` and `severitynumber` with the
   prefix `ce_`. So consumers can filter without parsing the value. With `kafka.content_mode: binary`, the value is `data` alone, and
   headers have all attributes.
 - `dataschema` names the JSON schema of `data` and its version; `config/schemas/` has a file for each. A version stays as long as

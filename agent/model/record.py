@@ -280,16 +280,16 @@ class RecordEncoder:
             note: a note that the journal stores together with the record.
         """
         self._count = number = self._count + 1
-        vm, severity = record.vm, record.severity
+        record_type, vm, data, time_ns, subject, severity, *optional = record
         record_id = f"{self.run_id}-{number}"
-        sequence = self._sequences.of_source(vm.source).next_attributes(self._topic_of(record.type))
+        sequence = self._sequences.of_source(vm.source).next_attributes(self._topic_of(record_type))
         # Concatenated by hand: a dict would take three times as long to build and encode.
         middle = (
-            f',"id":"{record_id}",{sequence},{self._time_and_severity(record.time_ns, severity)}'
-            f"{_encode_optional_attributes(record)}{_encode_type_and_subject(record.type, record.subject)}"
+            f',"id":"{record_id}",{sequence},{self._time_and_severity(time_ns, severity)}'
+            f"{_encode_optional_attributes(*optional)}{_encode_type_and_subject(record_type, subject)}"
         )
-        body = b"".join((vm.json_head, middle.encode(), encode_json(record.data), b"}"))
-        return EncodedRecord(record_id, vm.key, record.type, record.time_ns, body, vm, severity, note)
+        body = b"".join((vm.json_head, middle.encode(), encode_json(data), b"}"))
+        return EncodedRecord(record_id, vm.key, record_type, time_ns, body, vm, severity, note)
 
     def encode_samples(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> list[EncodedRecord]:
         """Return the records of a VM's samples of one poll, encoded with the next ids.
@@ -318,13 +318,13 @@ class RecordEncoder:
         return encoded
 
 
-def _encode_optional_attributes(record: Record) -> str:
+def _encode_optional_attributes(sample_rate: int, causation_id: str, correlation_id: str) -> str:
     """Return the JSON members that most records do not have."""
-    text = f',"sampledrate":{record.sample_rate}' if record.sample_rate > 1 else ""
-    if record.causation_id:
-        text += f',"causationid":{_to_json_string(record.causation_id)}'
-    if record.correlation_id:
-        text += f',"correlationid":{_to_json_string(record.correlation_id)}'
+    text = f',"sampledrate":{sample_rate}' if sample_rate > 1 else ""
+    if causation_id:
+        text += f',"causationid":{_to_json_string(causation_id)}'
+    if correlation_id:
+        text += f',"correlationid":{_to_json_string(correlation_id)}'
     return text
 
 
@@ -334,8 +334,12 @@ def _encode_type_and_subject(record_type: str, subject: str) -> str:
     A blank subject is left out: CloudEvents' SDK for Go refuses the whole record because of it.
     """
     subject = f',"subject":{orjson.dumps(sanitize(subject)).decode()}' if subject.strip() else ""
-    schema = _to_json_string(dataschema(record_type))
-    return f',"type":{_to_json_string(record_type)},"dataschema":{schema}{subject},"data":'
+    return f'{_encode_type(record_type)}{subject},"data":'
+
+
+@lru_cache(maxsize=1024)
+def _encode_type(record_type: str) -> str:
+    return f',"type":{_to_json_string(record_type)},"dataschema":{_to_json_string(dataschema(record_type))}'
 
 
 @lru_cache(maxsize=16384)

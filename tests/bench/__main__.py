@@ -18,11 +18,13 @@ from tests.bench.events import event_latency, flood
 from tests.bench.host import host
 from tests.bench.libvirt_exporter import libvirt_exporter
 from tests.bench.poll import poll
+from tests.bench.records import records
 from tests.bench.scrape import scrape
 from tests.bench.storage import storage
 from tests.bench.table import Row, markdown, plain
 
 PARTS: dict[str, Callable[..., Awaitable[list[Row]]]] = {
+    "records": records,
     "poll": poll,
     "scrape": scrape,
     "events": event_latency,

@@ -53,11 +53,17 @@ def test_structured_messages_have_the_whole_record_and_headers_for_filters() -> 
         "ce_severitynumber": b"9",
         "ce_host": b"host1",
         "ce_source": f"/hosts/host1/vms/{UUID}".encode(),
-        "ce_vmname": "größe".encode(),
         "ce_type": b"qemu.event.stop",
         "ce_subject": b"disk0",
         "ce_id": b"0000000000-1",
     }
+
+
+@given(_names, _names, _names)
+def test_a_record_from_the_journal_has_the_same_message(host: str, name: str, subject: str) -> None:
+    record = encode_named(host, name, subject)
+    restored = EncodedRecord(record.id, record.key, record.type, record.time_ns, record.body)
+    assert structured_message(restored) == structured_message(record)
 
 
 def test_binary_messages_have_the_data_and_all_attributes_as_headers() -> None:

@@ -7,11 +7,12 @@ In binary mode the value is the data of the record, and only headers have the at
 from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import orjson
 
-from agent.model.record import CONTENT_TYPE, EncodedRecord
+from agent.model.record import CONTENT_TYPE, EncodedRecord, Severity, Vm, sanitize
 
 Header = tuple[str, bytes]
 
@@ -24,29 +25,20 @@ class ContentMode(StrEnum):
 
 
 HEADER_PREFIX = "ce_"
-FILTER_ATTRIBUTES = (
-    "specversion",
-    "severitytext",
-    "severitynumber",
-    "host",
-    "source",
-    "vmname",
-    "type",
-    "subject",
-    "id",
-)
-"""Attributes that are headers in structured mode too. All attributes would add 20 % to a compressed batch, these add a tenth.
-
-The order matters: attributes with few values come first, so that compression finds them in the previous message.
-"""
-
-NO_TIMESTAMP = -1
-"""Kafka's value for a record without a timestamp. Brokers accept this value regardless of their clocks and limits."""
+FILTER_ATTRIBUTES = ("specversion", "host", "source", "severitytext", "severitynumber", "type", "subject", "id")
+"""Attributes that are headers in structured mode too. They add 8 % to a compressed batch of samples; all attributes would add 20 %."""
 
 _STRUCTURED_TYPE: Header = ("content-type", f"{CONTENT_TYPE}; charset=utf-8".encode())
 _FILTER_HEADERS = [(name, f"{HEADER_PREFIX}{name}") for name in FILTER_ATTRIBUTES]
+_SPECVERSION: Header = ("ce_specversion", b"1.0")
+_SEVERITIES: list[list[Header]] = [
+    [("ce_severitytext", severity.text.encode()), ("ce_severitynumber", str(severity.number).encode())]
+    for severity in Severity
+]
 _DATA_MEMBER = b',"data":'
 """Start of the last member of a record's JSON. It cannot occur before it, because a quote in a JSON string is escaped."""
+_SUBJECT_MEMBER = b',"subject":'
+"""Start of the member before the last one, if the record has a subject."""
 
 _FRAMING_BYTES = 64
 """Upper bound of the bytes that Kafka adds to the key, the value and the headers of a message."""
@@ -81,10 +73,33 @@ def structured_message(record: EncodedRecord) -> KafkaMessage:
     """Return the message of a record in structured mode."""
     if not record.body:
         return _tombstone(record)
-    attributes, _ = _split_body(record)
-    headers = [_STRUCTURED_TYPE]
-    headers += [(header, str(attributes[name]).encode()) for name, header in _FILTER_HEADERS if name in attributes]
-    return KafkaMessage(record.key.encode(), record.body, headers)
+    return KafkaMessage(record.key.encode(), record.body, _filter_headers(record))
+
+
+def _filter_headers(record: EncodedRecord) -> list[Header]:
+    """Return the headers of a message in structured mode. Only a record from the journal has to be parsed for this."""
+    if record.vm is None:
+        attributes, _ = _split_body(record)
+        headers = [(header, str(attributes[name]).encode()) for name, header in _FILTER_HEADERS if name in attributes]
+        return [_STRUCTURED_TYPE, *headers]
+    source, severity, kind = _source_headers(record.vm), _SEVERITIES[record.severity], _type_header(record.type)
+    headers = [_STRUCTURED_TYPE, _SPECVERSION, *source, *severity, kind]
+    end = record.body.find(_DATA_MEMBER)
+    start = record.body.find(_SUBJECT_MEMBER, 0, end)
+    if start >= 0:
+        headers.append(("ce_subject", orjson.loads(record.body[start + len(_SUBJECT_MEMBER) : end]).encode()))
+    headers.append(("ce_id", record.id.encode()))
+    return headers
+
+
+@lru_cache(maxsize=4096)
+def _source_headers(vm: Vm) -> tuple[Header, Header]:
+    return ("ce_host", sanitize(vm.host).encode()), ("ce_source", vm.source.encode())
+
+
+@lru_cache(maxsize=1024)
+def _type_header(record_type: str) -> Header:
+    return "ce_type", record_type.encode()
 
 
 def binary_message(record: EncodedRecord) -> KafkaMessage:

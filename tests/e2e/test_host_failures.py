@@ -31,7 +31,7 @@ from tests.lab.record_checks import record_number
 
 QUICK: Final[dict[str, Any]] = {
     "intervals": {"poll": "200ms"},
-    "timeouts": {"response": "1s", "greeting": "1s", "retry": "1s", "shutdown": "2s"},
+    "timeouts": {"response": "1s", "greeting": "1s", "max_retry_delay": "1s", "shutdown": "2s"},
 }
 FUSE: Final = Path("/dev/fuse")
 OTHER_UUID: Final = "00000000-1111-4111-8111-111111111111"
@@ -219,7 +219,7 @@ async def test_a_reply_that_is_cut_off_by_qemus_end_is_discarded(folder: Path) -
 
 async def test_when_50_of_200_vms_die_at_once_all_are_reported_and_the_others_go_on(folder: Path) -> None:
     dead, all_vms = {f"vm{number}" for number in range(50)}, {f"vm{number}" for number in range(200)}
-    config = {"intervals": {"poll": "2s"}, "timeouts": {"retry": "1s"}}
+    config = {"intervals": {"poll": "2s"}, "timeouts": {"max_retry_delay": "1s"}}
     async with Monitors(folder, 200) as monitors, watching_agent(folder, **config) as agent:
 
         async def records_of(kind: str, vms: set[str], since: int) -> list[Record]:

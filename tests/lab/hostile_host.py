@@ -146,7 +146,7 @@ async def hostile_host(folder: Path, *, response_timeout: str, **more: Any) -> A
     config = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "intervals": {"poll": f"{POLL_SECONDS * 1000:g}ms"},
-        "timeouts": {"response": response_timeout, "greeting": "1s", "retry": "1s"},
+        "timeouts": {"response": response_timeout, "greeting": "1s", "max_retry_delay": "1s"},
         **more,
     }
     async with good, AgentProcess(folder, config) as agent:

@@ -13,7 +13,7 @@ from tests.lab.libvirt import Libvirtd
 
 QUICK: Final[Mapping[str, Any]] = {
     "intervals": {"poll": "500ms", "guest_memory": "1s", "resync": "1h"},
-    "timeouts": {"response": "4s", "greeting": "1s", "retry": "1s"},
+    "timeouts": {"response": "4s", "greeting": "1s", "max_retry_delay": "1s"},
 }
 
 AgentOn = Callable[..., AgentProcess]

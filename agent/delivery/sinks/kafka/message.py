@@ -25,6 +25,9 @@ class ContentMode(StrEnum):
 
 
 HEADER_PREFIX = "ce_"
+NO_TIMESTAMP = -1
+"""Kafka's value for a record without a timestamp. Brokers accept this value regardless of their clocks and limits."""
+
 FILTER_ATTRIBUTES = ("specversion", "host", "source", "severitytext", "severitynumber", "type", "subject", "id")
 """Attributes that are headers in structured mode too. They add 8 % to a compressed batch of samples; all attributes would add 20 %."""
 

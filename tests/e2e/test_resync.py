@@ -88,7 +88,7 @@ async def test_the_topic_follows_guests_over_a_kill_and_is_written_again_on_requ
 
         await agent.kill()
         await old.stop()
-        assert (await states()).keys() == {"web", "old"}, "nobody has noticed yet"
+        assert (await states()).keys() == {"web", "old"}, "no agent has noticed it yet"
         await agent.start()
 
         async def has_deleted_the_guest_that_ended_meanwhile() -> bool:

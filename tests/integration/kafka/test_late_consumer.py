@@ -83,6 +83,15 @@ async def test_the_agent_creates_the_topic_of_states_compacted_and_the_others_no
         assert await cleanup_policy(kafka, samples) == "delete"
 
 
+async def test_a_topic_of_states_that_is_not_compacted_is_a_warning(kafka: KafkaCluster, topic: str) -> None:
+    state = f"test-state-{uuid4()}"
+    await kafka.create_topic(state, config={"cleanup.policy": "compact"})
+    for name, warnings in ((topic, [f"topic {topic} is not compacted"]), (state, [])):
+        topics = KafkaTopicsConfig(events=topic, samples=topic, alerts=topic, state=name)
+        async with open_sink(kafka_config(kafka.bootstrap, topics)) as sink:
+            assert [text.partition(",")[0] for text in sink.warnings()] == warnings
+
+
 async def test_a_late_consumer_knows_all_that_is_true_of_a_thousand_vms(
     kafka: KafkaCluster, topic: str, tmp_path: Path
 ) -> None:

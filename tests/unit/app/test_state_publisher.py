@@ -196,7 +196,7 @@ async def test_changes_during_an_outage_are_not_queued(host: Host) -> None:
 
 async def test_a_resync_writes_all_states_again(host: Host) -> None:
     await host.states.turn()
-    host.topic.values.clear()  # somebody deleted the topic
+    host.topic.values.clear()  # as if the topic was deleted
     assert host.states.resync() == 2
     await host.states.turn()
     assert set(host.topic.values) == {WEB_KEY, "/hosts/hv0/state"}

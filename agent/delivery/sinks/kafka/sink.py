@@ -33,6 +33,7 @@ from agent.delivery.sinks.kafka.diagnostics import PROBE_SECONDS, explain_error
 from agent.delivery.sinks.kafka.message import MESSAGE_ENCODERS, NO_TIMESTAMP, KafkaMessage
 from agent.delivery.sinks.kafka.oversize import OversizeHandler
 from agent.delivery.sinks.kafka.producer import discard_producer, start_producer
+from agent.delivery.sinks.kafka.topic_settings import read_topic_setting
 from agent.delivery.sinks.kafka.topic_workarounds import TopicWorkarounds
 from agent.model.record import EncodedRecord
 
@@ -85,6 +86,7 @@ class KafkaSink:
         self._clock = clock
         self._encode = MESSAGE_ENCODERS[config.content_mode]
         self._workarounds = TopicWorkarounds(self._timings.workaround)
+        self._cleanup_policy: str | None = None  # of the topic of states; None if unknown
         self._oversize = OversizeHandler(config, self._workarounds)
         # The records of the batches in progress, by id:
         self._rejected: set[str] = set()
@@ -95,10 +97,16 @@ class KafkaSink:
 
     def warnings(self) -> list[str]:
         """Return conditions that the operator should check, although records are delivered."""
-        return [
+        warnings = [
             f"topic {topic} rejects the records' timestamps: records are sent without timestamps: {_TIMESTAMP_HINT}"
             for topic in self._workarounds.topics_without_timestamps()
         ]
+        if self._cleanup_policy is not None and "compact" not in self._cleanup_policy:
+            warnings.append(
+                f"topic {self._config.topics.state} is not compacted, so it loses states after its retention: "
+                "set its cleanup.policy to compact"
+            )
+        return warnings
 
     async def open(self) -> None:
         """Connect, and check that every topic exists.
@@ -114,6 +122,8 @@ class KafkaSink:
                 self._producer = await start_producer(self._config, options, self._timings.close)
                 for topic in sorted(self._config.topics.all_topics()):
                     await self._ensure_topic(self._producer, topic, options)
+                if (state := self._config.topics.state) is not None:
+                    self._cleanup_policy = await read_topic_setting(options, state, "cleanup.policy")
         except SinkError:
             await self.close()
             raise

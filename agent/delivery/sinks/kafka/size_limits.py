@@ -1,19 +1,13 @@
 """Decides what is wrong when Kafka rejects a record as too large: the record, or the topic's limit."""
 
-import asyncio
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaError
+from agent.delivery.sinks.kafka.topic_settings import read_topic_setting
 
 TYPICAL_RECORD_BYTES = 4096
 """Most records are smaller than this."""
-READ_SECONDS = 5.0
-"""Deadline for reading a topic's config."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +40,5 @@ async def read_max_message_bytes(options: Mapping[str, Any], topic: str) -> int 
         options: aiokafka's keyword arguments for the connection.
         topic: the topic.
     """
-    name = "max.message.bytes"
-    with contextlib.suppress(KafkaError, OSError, TimeoutError, ValueError):
-        async with asyncio.timeout(READ_SECONDS):
-            admin = AIOKafkaAdminClient(**options)
-            try:
-                await admin.start()
-                resource = ConfigResource(ConfigResourceType.TOPIC, topic, {name: None})
-                (response,) = await admin.describe_configs([resource])
-            finally:
-                await admin.close()
-        for _, _, _, _, entries in response.resources:
-            return next((int(entry[1]) for entry in entries if entry[0] == name), None)
-    return None
+    text = await read_topic_setting(options, topic, "max.message.bytes")
+    return int(text) if text is not None and text.isdecimal() else None

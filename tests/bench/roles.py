@@ -105,6 +105,37 @@ async def agent(folder: Path, seconds: float) -> None:
                 await asyncio.Event().wait()
 
 
+class TimedDiscardingSink(DiscardingSink):
+    """A discarding sink that records the latency of events."""
+
+    def __init__(self) -> None:
+        self.milliseconds: list[float] = []
+
+    async def send(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
+        now = time.time_ns()
+        self.milliseconds += [(now - entry.time_ns) / 1e6 for entry in batch if entry.type == EVENT]
+        return await super().send(batch)
+
+
+async def agent_guests(folder: Path, seconds: float, guest_seconds: str) -> None:
+    """Poll, and query the guest agents at FOLDER/*.qga each `guest_seconds`; 0 queries none."""
+    names = ("filesystems", "load", "cpu", "disks", "network", "users", "os", "clock", "freeze")
+    guest_agent = {
+        "enabled": float(guest_seconds) > 0,
+        "channels": [{"socket": f"{folder}/{{monitor}}.qga"}],
+        "timeout": 5.0,
+        "max_retry_delay": 10.0,
+        "intervals": dict.fromkeys(names, float(guest_seconds)),
+    }
+    with tempfile.TemporaryDirectory(prefix="qmp-") as state:
+        config = _config(folder, seconds, state, "127.0.0.1:1")
+        sink = TimedDiscardingSink()
+        with scheduled_collection():
+            config = Config.model_validate(config.model_dump() | {"guest_agent": guest_agent})
+            async with Agent(config, sink).running():
+                await _wait_and_print(sink.milliseconds)
+
+
 class _Floor(asyncio.Protocol):
     def __init__(self, seconds: float, records: list[tuple[int, bytes]]) -> None:
         self._seconds = seconds
@@ -239,6 +270,7 @@ ROLES: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
     "floor": floor,
     "qemu.qmp": qemu_qmp,
     "agent": agent,
+    "agent-guests": agent_guests,
     "agent-kafka": agent_kafka,
     "aiokafka": bare_aiokafka,
 }

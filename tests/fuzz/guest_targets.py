@@ -4,7 +4,7 @@ import contextlib
 import re
 from collections.abc import Mapping
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -88,5 +88,5 @@ def guest_collectors(data: bytes) -> None:
         assert series.startswith("# ") or _SERIES.fullmatch(series), series
 
 
-async def _no_connection(*_: object, **__: object) -> None:
+async def _no_connection(*_: Any, **__: Any) -> Any:
     raise AssertionError("no target connects")

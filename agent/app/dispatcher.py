@@ -138,16 +138,17 @@ class SessionDispatcher:
         """Update the snapshot and log the new state of a monitor."""
         self._snapshot.update_status(status)
         if status.vm is not None:
-            self._update_guest(status.vm, status.state)
+            self._update_guest(status.vm, status)
             if self._states is not None:
                 self._states.on_vm_changed(status.vm)
         name = f"{status.vm.name} at {status.monitor.name}" if status.vm else status.monitor.name
         level = _LOG_LEVELS.get(status.state, logging.INFO)
         _log.log(level, "%s: %s%s", name, status.state.value, f": {status.reason}" if status.reason else "")
 
-    def _update_guest(self, vm: Vm, state: MonitorState) -> None:
-        if state in (MonitorState.UP, MonitorState.STALLED):
-            self._guests.on_responsive(vm, responsive=state is MonitorState.UP)
+    def _update_guest(self, vm: Vm, status: MonitorStatus) -> None:
+        if status.state in (MonitorState.UP, MonitorState.STALLED):
+            is_up, open_channel = status.state is MonitorState.UP, status.monitor.open_guest_channel
+            self._guests.on_responsive(vm, responsive=is_up, open_channel=open_channel)
         elif not self._snapshot.is_attached(vm):
             self._guests.on_vm_gone(vm)
 

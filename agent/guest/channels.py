@@ -1,9 +1,8 @@
-"""Ways to reach a guest agent: the Unix socket of its channel."""
+"""Ways to reach a guest agent: the Unix socket of its channel, or the VM's manager."""
 
-import asyncio
 from functools import partial
 from pathlib import PurePath
-from typing import Any, Protocol
+from typing import Protocol
 
 from agent.common.config_types import matches_vm
 from agent.guest.api import GuestFacts
@@ -11,23 +10,9 @@ from agent.guest.config import GuestAgentConfig
 from agent.host.qemu_processes import pid_if_qemu
 from agent.model.record import Vm
 from agent.monitors.dial import unix_connector
+from agent.qga.channel import GuestChannel, OpenGuestChannel
 from agent.qga.client import GuestAgentClient, PeerCheck
-from agent.qga.errors import GuestAgentError, GuestChannelDeniedError, GuestChannelError
-
-
-class GuestChannel(Protocol):
-    """An open connection to one guest agent. `GuestAgentClient` is the implementation over a socket."""
-
-    @property
-    def ended(self) -> asyncio.Future[GuestAgentError]:
-        """Done when the connection has ended; its result is the cause."""
-
-    async def execute(self, name: str, *, deadline: float) -> Any:
-        """Execute one command within `deadline` seconds; raises what `GuestAgentClient.execute` raises."""
-
-    def close(self) -> None:
-        """End the connection now."""
-
+from agent.qga.errors import GuestChannelDeniedError, GuestChannelError
 
 SHARED_SOCKETS = ("/run/qemu-server/", "/var/run/qemu-server/")
 """Directories of Proxmox' sockets. Its tools connect to a channel for each command, so the agent must not hold it."""
@@ -75,6 +60,27 @@ class SocketSource:
                 "the channel is not on a Unix socket that QEMU listens on: set guest_agent.channels"
             )
         return await GuestAgentClient.open(unix_connector(path), deadline=self._timeout, check_peer=check)
+
+
+class ManagerSource:
+    """Opens a connection over the VM's manager, which holds the channel."""
+
+    def __init__(self, open_channel: OpenGuestChannel) -> None:
+        self._open_channel = open_channel
+
+    def is_shared(self, _facts: GuestFacts) -> bool:
+        """Return False: the manager serves several clients."""
+        return False
+
+    async def open(self, _facts: GuestFacts) -> GuestChannel:
+        """Open the connection."""
+        return await self._open_channel()
+
+
+def channel_source(vm: Vm, config: GuestAgentConfig, open_channel: OpenGuestChannel | None) -> ChannelSource:
+    """Return how to reach a VM's guest agent: the config's socket, else the manager, else the socket that QEMU reports."""
+    is_configured = any(matches_vm(entry.vm, vm.name, vm.uuid) for entry in config.channels)
+    return ManagerSource(open_channel) if open_channel is not None and not is_configured else SocketSource(vm, config)
 
 
 def _accept_any_peer(_pid: int | None) -> str:

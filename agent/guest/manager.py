@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from agent.common.config_types import matches_vm
 from agent.guest.api import GuestFacts, GuestObserver
-from agent.guest.channels import ChannelSource, SocketSource
+from agent.guest.channels import ChannelSource, channel_source
 from agent.guest.config import GuestAgentConfig
 from agent.guest.session import FAMILIES, FIRST_RETRY_SECONDS, GuestSession
 from agent.model.family import Family, Sample, Values
@@ -17,6 +17,7 @@ from agent.model.metrics.guest import GUEST_AGENT, GUEST_AGENT_SESSION
 from agent.model.metrics.migration import INACTIVE_STATUSES, MIGRATION
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Vm
+from agent.qga.channel import OpenGuestChannel
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class GuestAgentManager:
         self._sessions: dict[Vm, GuestSession] = {}
         self._running: dict[Vm, asyncio.Task[None]] = {}
         self._facts: dict[Vm, GuestFacts] = {}
+        self._openers: dict[Vm, OpenGuestChannel] = {}
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -64,7 +66,7 @@ class GuestAgentManager:
         self._config = config
         for vm in list(self._facts):
             had_session = vm in self._sessions
-            self.on_vm_gone(vm)
+            self._end(vm)
             if had_session:
                 self._observer.on_guest_lost(vm, (*FAMILIES, GUEST_AGENT_SESSION), time.time_ns())
             if had_session and not self._selects(vm):
@@ -79,12 +81,20 @@ class GuestAgentManager:
         for read in reads:
             read(facts, samples)
         if GUEST_AGENT in families and facts.connected is not None:
-            self._start(vm, facts, SocketSource(vm, self._config))
+            self._start(vm, facts, channel_source(vm, self._config, self._openers.get(vm)))
         if (session := self._sessions.get(vm)) is not None:
             session.on_facts()
 
-    def on_responsive(self, vm: Vm, *, responsive: bool) -> None:
-        """Handle a VM whose QEMU responds, or responds no longer."""
+    def on_responsive(self, vm: Vm, *, responsive: bool, open_channel: OpenGuestChannel | None = None) -> None:
+        """Handle a VM whose QEMU responds, or responds no longer.
+
+        Args:
+            vm: the VM.
+            responsive: whether its QEMU responds.
+            open_channel: opens the channel over the VM's manager; None if the agent has to open the socket itself.
+        """
+        if open_channel is not None:
+            self._openers[vm] = open_channel
         facts = self._facts.get(vm)
         if facts is not None and facts.responsive is not responsive:
             facts.responsive = responsive
@@ -93,6 +103,10 @@ class GuestAgentManager:
 
     def on_vm_gone(self, vm: Vm) -> None:
         """End the session with the guest agent of a VM that is no longer attached."""
+        self._openers.pop(vm, None)
+        self._end(vm)
+
+    def _end(self, vm: Vm) -> None:
         self._facts.pop(vm, None)
         self._sessions.pop(vm, None)
         if (task := self._running.pop(vm, None)) is not None:

@@ -14,12 +14,13 @@ from typing import Any
 from agent.collectors.guest import GUEST_COLLECTORS, Exchange, GuestCollector
 from agent.common.backoff import back_off
 from agent.guest.api import CommandOutcome, GuestAgentState, GuestFacts, GuestObserver
-from agent.guest.channels import SHARED_TIMEOUT_SECONDS, ChannelSource, GuestChannel
+from agent.guest.channels import SHARED_TIMEOUT_SECONDS, ChannelSource
 from agent.guest.config import GuestAgentConfig
 from agent.guest.schedule import GuestSchedule
 from agent.model.family import Family, Sample
 from agent.model.metrics.guest import GUEST_AGENT_SESSION, GUEST_FREEZE
 from agent.model.record import Vm, sanitize
+from agent.qga.channel import GuestChannel
 from agent.qga.errors import (
     GuestAgentError,
     GuestChannelBusyError,

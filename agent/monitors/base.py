@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from agent.common.config_types import Section
 from agent.host.pools.libvirt import StoragePool
+from agent.qga.channel import OpenGuestChannel
 from agent.qmp.client import Client, CommandResult, Connect
 from agent.qmp.commands import AllowList, Change, Command
 from agent.qmp.errors import QmpError
@@ -98,6 +99,7 @@ class Monitor:
             reconnect at once.
         shared_address: the address that several VMs connect to, without parts that change when a VM restarts, such as a process ID.
             Empty unless `inbound`.
+        open_guest_channel: opens a connection to the VM's guest agent over the VM's manager; None if the monitor has no manager.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Monitor:
     priority: MonitorPriority = MonitorPriority.DEDICATED
     inbound: bool = False
     shared_address: str = ""
+    open_guest_channel: OpenGuestChannel | None = None
 
 
 class DiscoveryListener(Protocol):

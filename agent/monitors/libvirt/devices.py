@@ -29,6 +29,8 @@ _PROTOCOLS = {
 _MAX_DEPTH = 64
 """Maximum number of images in the backing chain of a disk that are read."""
 
+GUEST_AGENT_PORT = "org.qemu.guest_agent.0"
+
 MAX_XML_BYTES = 1 << 22
 """Maximum size of a string in libvirt's protocol, and so of the XML."""
 
@@ -89,12 +91,14 @@ class Devices:
         balloon: id and QEMU's type of the balloon device; None if there is none.
         stats_interval_seconds: interval at which QEMU polls the guest's memory statistics; 0 if QEMU does not poll them.
         memory_devices: number of memory devices, such as DIMMs.
+        guest_agent: id of the guest agent's port, and whether the guest has opened it; None if there is no port.
     """
 
     disks: Mapping[str, Disk]
     balloon: tuple[str, str] | None
     stats_interval_seconds: int
     memory_devices: int = 0
+    guest_agent: tuple[str, bool] | None = None
 
     def threshold_target(self, node: str) -> str | None:
         """Return libvirt's name of the image with this storage node, such as `vda[1]`; None if no disk has the node."""
@@ -127,7 +131,17 @@ def parse_devices(xml: str) -> Devices:
         (name, _BALLOON_TYPES[model]) if name and model in _BALLOON_TYPES else None,
         _number_attribute(stats, "period") if stats is not None else 0,
         len(domain.findall("devices/memory")),
+        _parse_guest_agent(domain),
     )
+
+
+def _parse_guest_agent(domain: "Element") -> tuple[str, bool] | None:
+    for channel in domain.iterfind("devices/channel"):
+        if _child_attribute(channel, "target", "name") == GUEST_AGENT_PORT:
+            return _child_attribute(channel, "alias", "name"), _child_attribute(
+                channel, "target", "state"
+            ) == "connected"
+    return None
 
 
 def _number_attribute(element: "Element", name: str, default: int = 0) -> int:

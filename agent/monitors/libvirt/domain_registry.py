@@ -1,5 +1,6 @@
 """The running domains of one libvirtd: their monitors and the connections to them."""
 
+import asyncio
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -10,7 +11,10 @@ from agent.monitors.base import DiscoveryListener, EventCallback, Monitor, Monit
 from agent.monitors.libvirt.domain import DomainConnection, read_pid_file
 from agent.monitors.libvirt.event_connection import DomainEvent, Message
 from agent.monitors.libvirt.executors import LibvirtDaemon
+from agent.monitors.libvirt.guest_info import MAX_CALLS, open_guest_channel
 from agent.monitors.libvirt.lifecycle import QMP_EVENTS, STOPPED, DomainMigrationPhase, LifecycleEvent
+from agent.qga.channel import GuestChannel
+from agent.qga.errors import GuestChannelError
 from agent.qmp.commands import AllowList
 from agent.qmp.errors import MigratedAwayError, NotConnectedError, QmpError
 from agent.qmp.protocol import Event
@@ -43,6 +47,7 @@ class DomainRegistry:
         self._monitors: dict[tuple[object, ...], Monitor] = {}
         self._connections: dict[str, DomainConnection] = {}
         self._migration_phases: dict[str, DomainMigrationPhase] = {}
+        self._guest_calls = asyncio.Semaphore(MAX_CALLS)
         self._missing: set[str] = set()
         """UUIDs of domains that have a connection although the last list did not contain them."""
 
@@ -58,7 +63,10 @@ class DomainRegistry:
         for key in current.keys() - self._monitors.keys():
             _, uuid, name = current[key]
             open_ = partial(self.open, uuid, name)
-            monitor = self._monitors[key] = Monitor(f"{self._uri}#{name}", key, open_, MonitorPriority.MANAGER)
+            open_guest_channel = partial(self.open_guest_channel, uuid)
+            monitor = self._monitors[key] = Monitor(
+                f"{self._uri}#{name}", key, open_, MonitorPriority.MANAGER, open_guest_channel=open_guest_channel
+            )
             listener.on_monitor_added(monitor)
 
     async def open(
@@ -88,6 +96,17 @@ class DomainRegistry:
         connection.ended.add_done_callback(lambda _: self._forget_connection(uuid, connection))
         await connection.read_version(deadline)
         return connection
+
+    async def open_guest_channel(self, uuid: str) -> GuestChannel:
+        """Return a connection to a domain's guest agent.
+
+        Raises:
+            GuestChannelError: the agent is not connected to libvirtd, or may only read.
+        """
+        try:
+            return open_guest_channel(self._require_daemon(), uuid, self._guest_calls)
+        except QmpError as error:
+            raise GuestChannelError(str(error)) from error
 
     def end_all_connections(self, cause: QmpError) -> None:
         """End the connections to all domains. Their monitors stay, so that sessions reconnect."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agent.monitors.libvirt.devices import Devices, ImageLayer
+from agent.monitors.libvirt.devices import GUEST_AGENT_PORT, Devices, ImageLayer
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import Command
 from agent.qmp.errors import CommandError, QmpError
@@ -269,15 +269,29 @@ def _qom_property(data: DomainData, arguments: Mapping[str, Any]) -> Any:
             return guest_stats(data.stats)
         case name if name == _STATS_INTERVAL_PROPERTY:
             return data.devices.stats_interval_seconds
+        case "name":
+            return GUEST_AGENT_PORT if data.devices.guest_agent is not None else None
+        case "chardev":
+            return f"char{data.devices.guest_agent[0]}" if data.devices.guest_agent is not None else None
     return None
 
 
 def _qom_children(data: DomainData, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the result of qom-list at /machine/peripheral: only the balloon device, because the agent needs no other device."""
-    if arguments.get("path") != "/machine/peripheral" or data.devices.balloon is None:
+    """Return the result of qom-list at /machine/peripheral: only the devices that the agent needs."""
+    if arguments.get("path") != "/machine/peripheral":
         return []
-    alias, type_ = data.devices.balloon
-    return [{"name": alias, "type": f"child<{type_}>"}]
+    children = [data.devices.balloon] if data.devices.balloon is not None else []
+    if data.devices.guest_agent is not None:
+        children.append((data.devices.guest_agent[0], "virtserialport"))
+    return [{"name": alias, "type": f"child<{type_}>"} for alias, type_ in children]
+
+
+def _query_chardev(data: DomainData) -> list[dict[str, Any]]:
+    """Return the result of query-chardev: only the guest agent's channel, which libvirt holds."""
+    if data.devices.guest_agent is None:
+        return []
+    alias, connected = data.devices.guest_agent
+    return [{"label": f"char{alias}", "frontend-open": connected}]
 
 
 _TRANSLATORS: Mapping[str, Callable[[DomainData, Mapping[str, Any]], Any]] = {
@@ -291,6 +305,7 @@ _TRANSLATORS: Mapping[str, Callable[[DomainData, Mapping[str, Any]], Any]] = {
     "query-named-block-nodes": lambda data, _: query_named_block_nodes(data.stats, data.devices, data.sizes),
     # libvirt enables this capability in every QEMU that supports it.
     "query-migrate-capabilities": lambda _snapshot, _: [{"capability": "events", "state": True}],
+    "query-chardev": lambda data, _: _query_chardev(data),
     "qom-list": _qom_children,
     "qom-get": _qom_property,
 }
@@ -305,7 +320,7 @@ _STATS_GROUPS: Mapping[str, str] = {
     "block-set-write-threshold": "BLOCK",
 }
 
-REFRESH_DEVICES = frozenset({"qom-list", "query-named-block-nodes"})
+REFRESH_DEVICES = frozenset({"qom-list", "query-chardev", "query-named-block-nodes"})
 """Commands that the agent sends after devices may have changed. So the XML is read again for these commands."""
 
 
@@ -316,6 +331,7 @@ _NEED_DEVICES = frozenset(
         "query-memory-devices",
         "query-blockstats",
         "query-named-block-nodes",
+        "query-chardev",
         "qom-list",
         "qom-get",
         "block-set-write-threshold",
@@ -331,7 +347,7 @@ def stats_groups(commands: Iterable[Command]) -> set[str]:
 def _stats_group_of(command: Command) -> str | None:
     return (
         None
-        if (command.arguments or {}).get("property") == _STATS_INTERVAL_PROPERTY
+        if (command.arguments or {}).get("property") in (_STATS_INTERVAL_PROPERTY, "name", "chardev")
         else _STATS_GROUPS.get(command.name)
     )
 

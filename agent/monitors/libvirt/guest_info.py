@@ -1,0 +1,196 @@
+"""The guest agent of a domain over libvirt: libvirt holds its channel, and virDomainGetGuestInfo queries it.
+
+libvirt's results are converted to those of the guest agent's commands, so that the collectors read one format.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from agent.monitors.libvirt.client_library import LibvirtConnection
+from agent.monitors.libvirt.executors import LibvirtDaemon
+from agent.qga import commands
+from agent.qga.errors import (
+    GuestAgentError,
+    GuestChannelDeniedError,
+    GuestChannelError,
+    GuestCommandError,
+    GuestTimeoutError,
+    UnreadableGuestReplyError,
+)
+from agent.qmp.errors import CommandError, DeniedError, QmpError, UnreadableReplyError
+
+Params = Mapping[str, Any]
+"""libvirt's typed parameters, such as `fs.0.mountpoint`."""
+
+MAX_CALLS = 2
+"""Maximum number of calls to guest agents at once. libvirt's pool has four, and the others stay free for polls."""
+
+_MAX_ENTRIES = 256
+RESTORED_TIMEOUT = -2
+"""VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK: libvirt's default. libvirt does not report what was set before."""
+AGENT_UNRESPONSIVE = 86
+"""VIR_ERR_AGENT_UNRESPONSIVE."""
+
+
+@dataclass(frozen=True, slots=True)
+class InfoType:
+    """One kind of information.
+
+    Attributes:
+        flag: its virDomainGuestInfoTypes.
+        convert: returns the command's value.
+    """
+
+    flag: int
+    convert: Callable[[Params], Any]
+
+
+def _entries(params: Params, prefix: str) -> Iterator[Params]:
+    """Yield the parameters of each entry of a list, without their prefix."""
+    count = params.get(f"{prefix}.count", 0)
+    for number in range(min(count, _MAX_ENTRIES) if type(count) is int else 0):
+        start = f"{prefix}.{number}."
+        yield {key.removeprefix(start): value for key, value in params.items() if key.startswith(start)}
+
+
+def _renamed(params: Params, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the parameters that exist, under the guest agent's names."""
+    return {name: params[key] for key, name in names.items() if key in params}
+
+
+_FILESYSTEM = {
+    "name": "name",
+    "mountpoint": "mountpoint",
+    "fstype": "type",
+    "total-bytes": "total-bytes",
+    "used-bytes": "used-bytes",
+}
+_OS = ("id", "name", "pretty-name", "version", "version-id", "machine", "variant", "variant-id", "kernel-release")
+
+
+def _filesystems(params: Params) -> list[dict[str, Any]]:
+    return [
+        _renamed(entry, _FILESYSTEM)
+        | {"disk": [_renamed(disk, {"serial": "serial", "device": "dev"}) for disk in _entries(entry, "disk")]}
+        for entry in _entries(params, "fs")
+    ]
+
+
+def _interfaces(params: Params) -> list[dict[str, Any]]:
+    return [
+        _renamed(entry, {"name": "name", "hwaddr": "hardware-address"})
+        | {
+            "ip-addresses": [
+                _renamed(address, {"addr": "ip-address", "prefix": "prefix"}) for address in _entries(entry, "addr")
+            ]
+        }
+        for entry in _entries(params, "if")
+    ]
+
+
+def _system(params: Params) -> dict[str, Any]:
+    return _renamed(params, {f"os.{name}": name for name in (*_OS, "kernel-version")})
+
+
+INFO_TYPES: Mapping[str, InfoType] = {
+    "guest-get-users": InfoType(1, lambda params: [dict(user) for user in _entries(params, "user")]),
+    "guest-get-osinfo": InfoType(2, _system),
+    "guest-get-timezone": InfoType(4, lambda p: _renamed(p, {"timezone.name": "zone", "timezone.offset": "offset"})),
+    "guest-get-host-name": InfoType(8, lambda params: _renamed(params, {"hostname": "host-name"})),
+    "guest-get-fsinfo": InfoType(16, _filesystems),
+    "guest-network-get-interfaces": InfoType(64, _interfaces),
+    "guest-get-load": InfoType(
+        128, lambda p: _renamed(p, {"load.1m": "load1m", "load.5m": "load5m", "load.15m": "load15m"})
+    ),
+}
+"""By command. libvirt has interfaces since 7.10 and load since 11.2; it reports neither CPU, disk statistics, clock nor freezes."""
+
+_INFO = {"version": "libvirt", "supported_commands": [{"name": name, "enabled": True} for name in INFO_TYPES]}
+
+
+class LibvirtGuestChannel:
+    """A `GuestChannel` over libvirt. libvirt's calls wait for the guest agent for ever unless a timeout is set."""
+
+    def __init__(self, daemon: LibvirtDaemon, uuid: str, budget: asyncio.Semaphore) -> None:
+        self.ended: asyncio.Future[GuestAgentError] = asyncio.get_running_loop().create_future()
+        self._daemon = daemon
+        self._uuid = uuid
+        self._budget = budget
+
+    async def execute(self, name: str, *, deadline: float) -> Any:
+        """Return the value of a command.
+
+        Raises:
+            GuestAgentError: as GuestAgentClient.execute does.
+        """
+        if self.ended.done():
+            raise self.ended.result()
+        commands.encode(name)  # raises for a command that is not on the list
+        if name == "guest-info":
+            return _INFO
+        info = INFO_TYPES.get(name)
+        if info is None:
+            raise GuestCommandError("CommandNotFound", f"libvirt does not report {name}")
+        try:
+            async with asyncio.timeout(deadline + 1), self._budget:  # the call itself ends first
+                seconds = max(1, round(deadline))
+                params = await self._daemon.pool.run(lambda connection: self._query(connection, info.flag, seconds))
+        except TimeoutError:
+            raise GuestTimeoutError(f"no reply to {name} within {deadline:g} s") from None
+        except QmpError as error:
+            raise _to_guest_error(error) from error
+        if isinstance(params, GuestAgentError):
+            raise params
+        return info.convert(params)
+
+    def _query(self, connection: LibvirtConnection, flag: int, seconds: int) -> Params | GuestAgentError:
+        """Query one kind of information. Runs in a thread."""
+        domain = connection.look_up_domain(self._uuid)
+        try:
+            with _response_timeout(domain, seconds):
+                params: Params = domain.guestInfo(flag, 0)
+        except self._daemon.api.libvirtError as error:
+            if error.get_error_code() == AGENT_UNRESPONSIVE:
+                return GuestTimeoutError(str(error.get_error_message()))
+            raise
+        return params
+
+    def close(self) -> None:
+        """End the connection; a call that waits ends by its own timeout."""
+        if not self.ended.done():
+            self.ended.set_result(GuestChannelError("closed by the agent"))
+
+
+@contextmanager
+def _response_timeout(domain: Any, seconds: int) -> Iterator[None]:
+    """Let calls to the guest agent wait for this long. The manager has the same timeout, so restore its default."""
+    domain.agentSetResponseTimeout(seconds, 0)
+    try:
+        yield
+    finally:
+        domain.agentSetResponseTimeout(RESTORED_TIMEOUT, 0)
+
+
+def _to_guest_error(error: QmpError) -> GuestAgentError:
+    match error:
+        case CommandError():
+            return GuestCommandError(error.error_class, error.desc)
+        case UnreadableReplyError():
+            return UnreadableGuestReplyError(str(error))
+        case DeniedError():
+            return GuestChannelDeniedError(str(error))
+    return GuestChannelError(str(error))
+
+
+def open_guest_channel(daemon: LibvirtDaemon, uuid: str, budget: asyncio.Semaphore) -> LibvirtGuestChannel:
+    """Return a channel to a domain's guest agent.
+
+    Raises:
+        GuestChannelDeniedError: the connection to libvirtd is read-only.
+    """
+    if daemon.read_only:
+        raise GuestChannelDeniedError("libvirt queries guest agents only on a connection that may write")
+    return LibvirtGuestChannel(daemon, uuid, budget)

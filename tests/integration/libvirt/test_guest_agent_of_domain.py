@@ -1,0 +1,101 @@
+"""The guest agent of a real domain over libvirt, which holds its channel."""
+
+import asyncio
+import shutil
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import pytest
+import pytest_asyncio
+
+from agent.cli.demo.guest import until
+from agent.cli.demo.images import linux_image
+from tests.integration.libvirt.conftest import AgentOn
+from tests.lab.libvirt import Domain, Libvirtd
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+_DOMAIN: Final = """\
+<domain type='qemu'>
+  <name>linux-1</name><uuid>{uuid}</uuid><memory unit='MiB'>192</memory><vcpu>1</vcpu>
+  <os>
+    <type arch='x86_64' machine='pc'>hvm</type>
+    <kernel>{folder}/vmlinuz</kernel><initrd>{folder}/initramfs</initrd>
+    <cmdline>console=ttyS0 quiet GUEST_NAME=linux-1 PAUSE_SECONDS=5</cmdline>
+  </os>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <disk type='file'><driver name='qemu' type='raw'/><source file='{folder}/disk'/><target dev='vda' bus='virtio'/></disk>
+    <disk type='file'><driver name='qemu' type='raw'/><source file='{folder}/data'/><target dev='vdb' bus='virtio'/></disk>
+    <interface type='user'><model type='virtio'/></interface>
+    <controller type='usb' model='none'/>
+    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+  </devices>
+</domain>
+"""
+
+QUERIES: Final[dict[str, Any]] = {
+    "enabled": True,
+    "timeout": "2s",
+    "max_retry_delay": "2s",
+    "intervals": dict.fromkeys(("filesystems", "network", "os", "users", "load"), "1s"),
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def domain(libvirtd: Libvirtd) -> AsyncIterator[Domain]:
+    """A Linux with a guest agent."""
+    image, identity = await asyncio.to_thread(linux_image), str(uuid.uuid4())
+    shutil.copy(image.kernel, libvirtd.folder / "vmlinuz")
+    shutil.copy(image.agent_initramfs, libvirtd.folder / "initramfs")
+    for name in ("disk", "data"):
+        (libvirtd.folder / name).write_bytes(bytes(64 << 20))
+    xml = libvirtd.folder / "linux-1.xml"
+    xml.write_text(_DOMAIN.format(uuid=identity, folder=libvirtd.folder))
+    await libvirtd.virsh("create", xml)
+
+    async def is_connected() -> bool:
+        return "state='connected'" in await libvirtd.virsh("dumpxml", "linux-1")
+
+    await until(is_connected, 120)
+    yield Domain("linux-1", identity, libvirtd.folder / "disk", xml)
+
+
+async def test_the_channels_state_is_reported_without_queries(agent_on: AgentOn, domain: Domain) -> None:
+    async with agent_on() as agent:
+        record = await agent.wait_for_record("sample.guest_agent", vm=domain.uuid, connected=True)
+        assert record["data"]["chardev"] == "charchannel0"
+        assert (await agent.metrics()).value("qemu_guest_agent_connected", vm_uuid=domain.uuid) == 1
+
+
+async def test_the_figures_equal_those_of_virsh_guestinfo(
+    libvirtd: Libvirtd, agent_on: AgentOn, domain: Domain
+) -> None:
+    async with agent_on(guest_agent=QUERIES) as agent:
+        record = (await agent.wait_for_record("sample.guest_filesystem", vm=domain.uuid))["data"]
+        system = (await agent.wait_for_record("sample.guest_os", vm=domain.uuid))["data"]
+        address = (await agent.wait_for_record("sample.guest_address", vm=domain.uuid))["data"]
+        session = await agent.wait_for_record("sample.guest_agent_session", vm=domain.uuid, state="up")
+    lines = (await libvirtd.virsh("guestinfo", "linux-1")).splitlines()
+    info = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    assert record["mountpoint"] == info["fs.0.mountpoint"] == "/data"
+    assert (record["device"], record["type"]) == (info["fs.0.name"], info["fs.0.fstype"])
+    assert record["size_bytes"] == int(info["fs.0.total-bytes"])
+    assert record["used_bytes"] == int(info["fs.0.used-bytes"])
+    assert (system["hostname"], system["kernel"]) == (info["hostname"], info["os.kernel-release"])
+    assert address["ipv4"] == info["if.1.addr.0.addr"] == "10.0.2.15"
+    assert "guest-fsfreeze-status" in session["data"]["missing_commands"], "libvirt does not report it"
+    assert libvirtd.taints(domain) == []
+
+
+async def test_a_read_only_connection_cannot_query_guests(agent_on: AgentOn, domain: Domain) -> None:
+    async with agent_on({"read_only": True}, guest_agent=QUERIES) as agent:
+        await agent.wait_for_record("sample.guest_agent_session", vm=domain.uuid, state="denied")
+
+
+async def test_the_response_timeout_is_restored(libvirtd: Libvirtd, agent_on: AgentOn, domain: Domain) -> None:
+    async with agent_on(guest_agent=QUERIES) as agent:
+        await agent.wait_for_record("sample.guest_filesystem", vm=domain.uuid)
+    status = await libvirtd.run("cat /run/libvirt/qemu/linux-1.xml")
+    assert "<agentTimeout>-2</agentTimeout>" in status

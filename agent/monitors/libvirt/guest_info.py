@@ -48,12 +48,16 @@ class InfoType:
     convert: Callable[[Params], Any]
 
 
-def _entries(params: Params, prefix: str) -> Iterator[Params]:
-    """Yield the parameters of each entry of a list, without their prefix."""
+def _entries(params: Params, prefix: str) -> list[dict[str, Any]]:
+    """Return the parameters of each entry of a list, without their prefix, in one pass."""
     count = params.get(f"{prefix}.count", 0)
-    for number in range(min(count, _MAX_ENTRIES) if type(count) is int else 0):
-        start = f"{prefix}.{number}."
-        yield {key.removeprefix(start): value for key, value in params.items() if key.startswith(start)}
+    entries: list[dict[str, Any]] = [{} for _ in range(min(count, _MAX_ENTRIES) if type(count) is int else 0)]
+    by_number = {str(number): entry for number, entry in enumerate(entries)}
+    for key, value in params.items():
+        head, _, rest = key.removeprefix(f"{prefix}.").partition(".")
+        if rest and head in by_number and key.startswith(f"{prefix}."):
+            by_number[head][rest] = value
+    return entries
 
 
 def _renamed(params: Params, names: Mapping[str, str]) -> dict[str, Any]:
@@ -96,7 +100,7 @@ def _system(params: Params) -> dict[str, Any]:
 
 
 INFO_TYPES: Mapping[str, InfoType] = {
-    "guest-get-users": InfoType(1, lambda params: [dict(user) for user in _entries(params, "user")]),
+    "guest-get-users": InfoType(1, lambda params: _entries(params, "user")),
     "guest-get-osinfo": InfoType(2, _system),
     "guest-get-timezone": InfoType(4, lambda p: _renamed(p, {"timezone.name": "zone", "timezone.offset": "offset"})),
     "guest-get-host-name": InfoType(8, lambda params: _renamed(params, {"hostname": "host-name"})),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final
 
@@ -126,6 +127,38 @@ async def test_a_record_that_waits_is_not_committed(kafka: KafkaCluster, topic: 
     await send(kafka, topic, body(2, 1))
     async with consumer(kafka, topic) as reader:
         assert await take(reader, 2) == [2, 3]
+
+
+async def test_a_consumer_that_is_killed_again_and_again_ends_with_the_true_state(
+    kafka: KafkaCluster, topic: str
+) -> None:
+    draw = random.Random(11)
+    newest: dict[str, int] = {}
+    sent: list[bytes] = []
+    for number in range(1, 601):
+        vm = f"vm-{draw.randrange(20)}"
+        sent.append(body(number, newest.get(vm, 0), vm=vm))
+        newest[vm] = number
+        if draw.random() < 0.1:
+            sent += sent[-10:]  # a producer that did not receive its acknowledgement
+    async with AIOKafkaProducer(**kafka.client) as producer:
+        for value in sent:
+            await producer.send(topic, value, key=b"key")
+
+    found: dict[str, int] = {}
+    settings = ConsumerSettings(OrderSettings(hold_seconds=0.2), reread=100, batch=50, poll_seconds=0.1)
+    kills = 0
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while found != newest:
+            async with RecordConsumer([topic], group=topic, client=kafka.client, settings=settings) as reader:
+                async for items in reader:
+                    for item in items:
+                        assert isinstance(item, StreamRecord), item
+                        found[item.source.rpartition("/")[2]] = item.data["number"]
+                    if found == newest or draw.random() < 0.2:
+                        kills += 1
+                        break  # without a commit of this batch
+    assert kills > 2
 
 
 async def test_no_record_is_lost_while_members_join_and_leave_a_group(kafka: KafkaCluster, topic: str) -> None:

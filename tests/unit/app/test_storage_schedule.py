@@ -4,9 +4,10 @@ import pytest
 
 from agent.alerts.pool_usage import PoolUsage
 from agent.app.agent import Agent
-from agent.app.storage_monitor import CHECK_SECONDS, SILENT_SECONDS, StorageMonitor
+from agent.app.storage_monitor import CHECK_SECONDS, SILENT_SECONDS, StorageMonitor, _refresh
 from agent.config.model import Config
 from agent.host.pools.base import Pool, PoolKind, PoolReading
+from agent.host.pools.device import DeviceSource
 
 GIB = 1 << 30
 INTERVAL = 30.0
@@ -87,3 +88,12 @@ def test_a_pool_that_answers_again_is_something_new(monitor: StorageMonitor) -> 
     usage = add(monitor, "nfs4", 500 * GIB)
     usage.silent_since = 100.0
     assert not usage.is_unchanged(PoolReading(1000 * GIB, 500 * GIB))
+
+
+async def test_a_bug_in_a_source_does_not_end_the_reading_of_pools(caplog: pytest.LogCaptureFixture) -> None:
+    class BrokenSource(DeviceSource):
+        async def refresh(self) -> bool:
+            raise KeyError("x")
+
+    assert await _refresh(BrokenSource()) is False
+    assert "pools of BrokenSource: internal error" in caplog.text

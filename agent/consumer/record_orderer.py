@@ -183,7 +183,7 @@ class RecordOrderer:
 
     def _forget_oldest(self, runs: OrderedDict[str, _Run]) -> None:
         """Forget the oldest runs of a source, and the oldest sources, beyond the limits. Runs with records that wait are kept."""
-        for name in [name for name, run in runs.items() if not run.held][: len(runs) - _MAX_RUNS]:
+        for name in [name for name, run in runs.items() if not run.held][: max(0, len(runs) - _MAX_RUNS)]:
             del runs[name]
         if len(self._sources) > self._settings.max_sources:
             source = next(iter(self._sources))

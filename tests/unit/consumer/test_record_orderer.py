@@ -109,6 +109,15 @@ def test_runs_of_an_agent_whose_clock_was_set_back_are_all_handed_on(orderer: Re
     assert add_all(orderer, [*later, *earlier, *later]) == ["9-1", "9-2", "3-1", "3-2"]
 
 
+def test_the_last_four_runs_of_each_source_are_remembered(orderer: RecordOrderer) -> None:
+    runs = [chain(1, 2, run=run) for run in (1, 2, 3, 4)]
+    for records in runs:
+        assert len(add_all(orderer, records)) == 2
+    assert add_all(orderer, [repeated for records in runs for repeated in records]) == []
+    add_all(orderer, chain(1, run=5))
+    assert add_all(orderer, [*runs[1], *runs[0]]) == ["1-1", "1-2"]
+
+
 def test_a_gap_of_one_vm_delays_no_other_vm(orderer: RecordOrderer) -> None:
     one, _, three = chain(1, 2, 3)
     other = chain(1, 2, vm="b")
@@ -143,8 +152,8 @@ def deliveries(draw: st.DrawFn) -> tuple[list[StreamRecord], list[StreamRecord]]
     sent = [
         sent_record
         for vm in "ab"
-        for run in (1, 2)
-        for sent_record in chain(*range(1, draw(st.integers(0, 8)) + 1), vm=vm, run=run)
+        for run in (1, 2, 3)
+        for sent_record in chain(*range(1, draw(st.integers(0, 6)) + 1), vm=vm, run=run)
     ]
     if not sent:
         return [], []

@@ -280,13 +280,13 @@ class RecordEncoder:
             note: a note that the journal stores together with the record.
         """
         self._count = number = self._count + 1
-        record_type, vm, data, time_ns, subject, severity, *optional = record
+        record_type, vm, data, time_ns, subject, severity, rate, cause, correlation = record
         record_id = f"{self.run_id}-{number}"
         sequence = self._sequences.of_source(vm.source).next_attributes(self._topic_of(record_type))
         # Concatenated by hand: a dict would take three times as long to build and encode.
         middle = (
             f',"id":"{record_id}",{sequence},{self._time_and_severity(time_ns, severity)}'
-            f"{_encode_optional_attributes(*optional)}{_encode_type_and_subject(record_type, subject)}"
+            f"{_encode_optional_attributes(rate, cause, correlation)}{_encode_type_and_subject(record_type, subject)}"
         )
         body = b"".join((vm.json_head, middle.encode(), encode_json(data), b"}"))
         return EncodedRecord(record_id, vm.key, record_type, time_ns, body, vm, severity, note)

@@ -54,7 +54,7 @@ class Batch:
     def __init__(self) -> None:
         self._builder = BatchBuilder(1 << 20, ZSTD)
 
-    def add(self, time_ns: int, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]] = ()) -> None:
+    def add(self, time_ns: int, key: bytes, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()) -> None:
         self._builder.append(timestamp=time_ns // 1_000_000, key=key, value=value, headers=headers)
 
     def build(self) -> None:

@@ -28,7 +28,9 @@ Reader = Callable[[ContentMode, Sequence[KafkaMessage]], list[Event]]
 def read_with_python(mode: ContentMode, messages: Sequence[KafkaMessage]) -> list[Event]:
     """Return the events that the SDK for Python reads from messages."""
     read = kafka.from_structured_event if mode is ContentMode.STRUCTURED else kafka.from_binary_event
-    events = [read(kafka.KafkaMessage(dict(message.headers), message.key, message.value)) for message in messages]
+    events = [
+        read(kafka.KafkaMessage(dict(message.headers), message.key, message.value or b"")) for message in messages
+    ]
     return [{"attributes": _to_texts(event.get_attributes()), "data": event.get_data()} for event in events]
 
 
@@ -84,7 +86,7 @@ def _read_with_program(command: Sequence[str], messages: Sequence[KafkaMessage])
     lines = [
         {
             "key": message.key.decode(),
-            "value": message.value.decode(),
+            "value": (message.value or b"").decode(),
             "headers": {name: value.decode() for name, value in message.headers},
         }
         for message in messages

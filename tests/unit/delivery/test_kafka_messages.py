@@ -38,7 +38,7 @@ def encode_named(host: str, name: str, subject: str) -> EncodedRecord:
 def read(mode: ContentMode, message: KafkaMessage) -> dict[str, object]:
     """Return the attributes and the data that the SDK reads. It reads an integer in a header as text, so these are converted."""
     reader = from_structured_event if mode is ContentMode.STRUCTURED else from_binary_event
-    event = reader(SdkMessage(dict(message.headers), message.key, message.value))
+    event = reader(SdkMessage(dict(message.headers), message.key, message.value or b""))
     numbers = {name: int(str(event.get_extension(name))) for name in ("severitynumber", "sampledrate")}
     return {**event.get_attributes(), **numbers, "data": event.get_data()}
 
@@ -69,7 +69,7 @@ def test_a_record_from_the_journal_has_the_same_message(host: str, name: str, su
 def test_binary_messages_have_the_data_and_all_attributes_as_headers() -> None:
     key, value, headers = binary_message(RECORD)
     attributes = json.loads(RECORD.body)
-    assert (key, json.loads(value)) == (UUID.encode(), attributes.pop("data"))
+    assert (key, json.loads(value or b"")) == (UUID.encode(), attributes.pop("data"))
     assert attributes.pop("datacontenttype") == "application/json"
     expected = {f"ce_{name}": str(value).encode() for name, value in attributes.items()}
     assert dict(headers) == {"content-type": b"application/json", **expected}

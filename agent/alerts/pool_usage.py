@@ -17,6 +17,12 @@ MAX_NAMES = 32
 
 MAX_GROWERS = 5
 
+MAX_POOLS = 4096
+"""Maximum number of pools. Images on further ones count as unknown."""
+
+MAX_REASON = 500
+"""Maximum number of characters of a reason, which may contain a path that QEMU reported."""
+
 UNCHANGED_SHARE = 0.001
 """Change of a pool's free space or inodes, as a share of its size, up to which a check between two regular readings shows nothing new."""
 
@@ -214,7 +220,7 @@ class PoolUsage:
         values |= {"vm_names": list(self.vm_names[:MAX_NAMES])} | (
             {"growers": growers_data(self.growers)} if self.growers else {}
         )
-        values |= {"error": self.error} if self.error else {}
+        values |= {"error": sanitize(self.error, MAX_REASON)} if self.error else {}
         return Sample(POOL, (self.name, self.pool.kind.value), values)
 
 
@@ -273,11 +279,11 @@ class PoolRegistry:
         """Replace a VM's images and their pools; return whether an image is new, or is on another pool than before."""
         places_before = set(map(_place, self._placements.get(vm, ())))
         before = self._take_out(vm)
-        self._placements[vm] = list(placements)
-        for image, pool in placements:
+        self._placements[vm] = admitted = [(image, self._admit(pool)) for image, pool in placements]
+        for image, pool in admitted:
             place: PoolUsage | UnknownPool
             if isinstance(pool, Pool):
-                place = self._usage(pool)
+                place = self.pools[pool.key]
                 place.pool, place.unused_since = pool, None
                 place.images[vm, image.device, image.layer] = image
             else:
@@ -285,7 +291,7 @@ class PoolRegistry:
             if image.layer == "storage":
                 self._by_disk[vm, image.device] = image.path, place
         _on_images({*before, *self.of_vm(vm)}, now)
-        return not places_before.issuperset(map(_place, placements))
+        return not places_before.issuperset(map(_place, admitted))
 
     def remove(self, vm: Vm, now: float) -> None:
         """Remove a VM's images."""
@@ -303,12 +309,13 @@ class PoolRegistry:
                 usage.images.pop((vm, image.device, image.layer), None)
         return usages
 
-    def _usage(self, pool: Pool) -> PoolUsage:
-        usage = self.pools.get(pool.key)
-        if usage is None:
-            usage = self.add(pool, pool.name)
-            self.on_pool(usage)
-        return usage
+    def _admit(self, pool: Pool | UnknownPool) -> Pool | UnknownPool:
+        """Add a pool unless it is known or there are too many; return it."""
+        if isinstance(pool, Pool) and pool.key not in self.pools:
+            if len(self.pools) >= MAX_POOLS:
+                return UnknownPool(f"the host has more than {MAX_POOLS} pools")
+            self.on_pool(self.add(pool, pool.name))
+        return pool
 
     def add(self, pool: Pool, name: str) -> PoolUsage:
         """Add a pool, and return it. A name that another pool has gets the pool's key too."""
@@ -339,6 +346,6 @@ class PoolRegistry:
             if isinstance(pool, Pool):
                 values |= {"pool": self.pools[pool.key].name, "kind": pool.kind.value}
             else:
-                values["unknown"] = pool.reason
+                values["unknown"] = sanitize(pool.reason, MAX_REASON)
             samples.append(Sample(BLOCK_STORAGE, (image.device, image.layer), values))
         return samples

@@ -1,6 +1,7 @@
 """Finds the pools of the images of all VMs."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from agent.alerts.pool_usage import Image, Placement, images_of
@@ -10,6 +11,8 @@ from agent.model.family import Family, Sample
 from agent.model.metrics.about import ABOUT
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.record import Vm
+
+_log = logging.getLogger("agent")
 
 PlacementCallback = Callable[[Vm, Sequence[Placement], bool], None]
 """Called with a VM, the pools of its images, and whether they were found before the alerts saw the images."""
@@ -66,9 +69,10 @@ class PoolPlacement:
                 self._pids.pop(vm, None)
         if BLOCK_LAYER in families:
             self._images[vm] = images_of(sample for sample in samples if sample.family is BLOCK_LAYER)
-            if not self._place_known(vm):
-                self._waiting[vm] = None
-                self._woken.set()
+            self._waiting[vm] = None
+            if self._place_known(vm):
+                del self._waiting[vm]
+            self._woken.set()
 
     def on_detached(self, vm: Vm) -> None:
         """Handle a VM that is no longer attached."""
@@ -88,9 +92,13 @@ class PoolPlacement:
             while self._waiting:
                 vm = next(iter(self._waiting))
                 del self._waiting[vm]
-                await self._place(vm)
+                try:
+                    await self._place(vm)
+                except Exception:  # noqa: BLE001 - a bug that one VM triggers must not end the search for others
+                    _log.exception("%s: pools: internal error", vm.name)
 
     def _place_known(self, vm: Vm) -> bool:
+        """Find the pools of a VM's images if all of their directories are known; return whether they are."""
         tables = self._tables(vm)
         locations = []
         for image in self._images[vm]:

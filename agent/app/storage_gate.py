@@ -5,6 +5,7 @@ QEMU waits for storage in its main loop, with the lock that the guest needs too.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from agent.app.pool_placement import PoolPlacement
@@ -13,6 +14,8 @@ from agent.host.pools.base import PoolReadError
 from agent.host.qemu_processes import command_line
 from agent.host.storage_paths import image_paths
 from agent.model.record import Vm
+
+_log = logging.getLogger("agent")
 
 FRESH_SECONDS = 1.0
 """How long an answer of a file system counts. Many VMs are polled within a second."""
@@ -72,6 +75,13 @@ class StorageGate:
         return search.result()
 
     async def _mounts_of_process(self, vm: Vm, pid: int) -> Mounts:
+        try:
+            return await self._locate_mounts(vm, pid)
+        except Exception:  # noqa: BLE001 - a bug must not end the session
+            _log.exception("%s: mounts: internal error", vm.name)
+            return {}
+
+    async def _locate_mounts(self, vm: Vm, pid: int) -> Mounts:
         locations = await self._placement.locate_paths(pid, image_paths(command_line(pid)))
         mounts = {location.mount.device: location.directory for location in locations if location.mount is not None}
         if self._is_suspect(mounts):

@@ -4,6 +4,7 @@ It reads one request a line from standard input: `statfs PATH` or `realpath PATH
 for each: `ok` and the result, or `error` and the errno. It imports nothing of the agent, so that it starts fast and stays small.
 """
 
+import errno
 import os
 import sys
 
@@ -18,6 +19,8 @@ def answer(request: bytes) -> str:
         stat = os.statvfs(path)
     except OSError as error:
         return f"error {error.errno or 0}"
+    except ValueError:
+        return f"error {errno.EINVAL}"
     size, free, available = (blocks * stat.f_frsize for blocks in (stat.f_blocks, stat.f_bfree, stat.f_bavail))
     return f"ok {size} {free} {available} {stat.f_files} {stat.f_favail}"
 

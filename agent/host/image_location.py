@@ -17,6 +17,9 @@ from agent.host.process import ROOT
 MAX_MOUNTINFO_BYTES = 4 << 20
 """Maximum size of a mount table; the rest is not read. A host with a thousand containers has about 1 MB."""
 
+MAX_PATH_BYTES = 4096
+"""The kernel takes no longer path (PATH_MAX)."""
+
 MAX_DEPTH = 64
 """Maximum number of directories of a path that are checked for a quota."""
 
@@ -56,6 +59,8 @@ def local_path(driver: str, path: str) -> str | UnknownPool:
     """Return the absolute path of an image on this host, from a node's driver and the file name that QEMU reports."""
     if path.startswith("json:"):
         path = _file_name(path[5:])
+    if not _is_path(path):
+        return UnknownPool("QEMU reports a path that no file can have")
     if path.startswith(("/dev/fd/", "/dev/fdset/")):
         return UnknownPool("QEMU got the image as an open file: only its manager knows the path")
     if path.startswith("/"):
@@ -66,6 +71,14 @@ def local_path(driver: str, path: str) -> str | UnknownPool:
     if not path:
         return UnknownPool("QEMU reports no path of the image")
     return UnknownPool(f"the path {path!r} is relative: start QEMU with an absolute path")
+
+
+def _is_path(text: str) -> bool:
+    """Return whether the kernel takes a text as a path."""
+    try:
+        return b"\0" not in (encoded := os.fsencode(text)) and len(encoded) < MAX_PATH_BYTES
+    except UnicodeEncodeError:
+        return False
 
 
 def _file_name(text: str) -> str:

@@ -18,7 +18,9 @@ class DeviceSource:
         """Return the device of an image."""
         if image.mount is not None:
             return None
-        return Pool(f"device:{image.device or image.path}", PoolKind.DEVICE, image.path, "", image.path)
+        if not image.device:  # a path that only QEMU vouches for must not become the name of a series
+            return UnknownPool("the agent cannot see the block device: its container or PrivateDevices= hides it")
+        return Pool(f"device:{image.device}", PoolKind.DEVICE, image.path, "", image.path)
 
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
         """Return the sizes of these devices."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 from agent.alerts.image_size import max_file_bytes
-from agent.alerts.pool_usage import Image, PoolRegistry, images_of
+from agent.alerts.pool_usage import MAX_POOLS, Image, PoolRegistry, images_of
 from agent.host.pools.base import Pool, PoolKind, PoolReading, UnknownPool
 from agent.model.family import Sample
 from agent.model.metrics.block_layers import BLOCK_LAYER
@@ -128,3 +128,20 @@ def test_the_storage_samples_join_each_image_to_its_pool() -> None:
     assert registry.of_image(VM1, "disk0", "/images/a") is registry.pools[IMAGES.key]
     assert registry.of_image(VM1, "disk0", "/images/other") is None
     assert registry.of_image(VM1, "disk1", "rbd:p/i") is unknown
+
+
+def test_the_number_of_pools_is_bounded() -> None:
+    registry = PoolRegistry()
+    for number in range(MAX_POOLS):
+        registry.add(Pool(f"device:9:{number}", PoolKind.DEVICE, f"/dev/{number}"), f"/dev/{number}")
+    registry.place(VM1, [(image(), IMAGES)], 0)
+    assert len(registry.pools) == MAX_POOLS
+    assert isinstance(registry.of_image(VM1, "disk0", "/images/a"), UnknownPool)
+
+
+def test_a_reason_of_qemu_is_sanitized_and_cut() -> None:
+    registry = PoolRegistry()
+    registry.place(VM1, [(image("x"), UnknownPool("the path \n" + "y" * 10_000))], 0)
+    (sample,) = registry.storage_samples(VM1)
+    assert "\n" not in sample.values["unknown"]
+    assert len(sample.values["unknown"]) <= 500

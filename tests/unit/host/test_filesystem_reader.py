@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.cli.demo.guest import until
-from agent.host.filesystem_reader import FileSystemReader
+from agent.host.filesystem_reader import FileSystemFigures, FileSystemReader
 from agent.host.pools.base import PoolReadError, PoolUnresponsiveError
 
 PROGRAM = """
@@ -115,3 +115,15 @@ async def test_the_end_does_not_wait_for_a_hung_mount(reader: FileSystemReader) 
     async with asyncio.timeout(5):
         await reader.close()
     hung.cancel()
+
+
+async def test_a_path_that_no_file_can_have_harms_no_other_request() -> None:
+    reader = FileSystemReader(slow_seconds=20, deadline_seconds=20)
+    try:
+        bad, good = await asyncio.gather(
+            reader.statvfs("/a\0b", "8:1"), reader.statvfs("/", "8:1"), return_exceptions=True
+        )
+        assert isinstance(bad, PoolReadError)
+        assert isinstance(good, FileSystemFigures)
+    finally:
+        await reader.close()

@@ -44,6 +44,9 @@ def test_a_local_image_has_a_path(driver: str, path: str, expected: str) -> None
         ("raw", "rbd:pool/image", "rbd storage is outside this host"),
         ("file", "a.qcow2", "is relative"),
         ("file", "json:{broken", "no path"),
+        ("file", "/images/a\0b", "no file can have"),
+        ("file", "/images/\ud800", "no file can have"),
+        ("file", "/" + "a" * 5000, "no file can have"),
         ("nvme", "", "nvme storage is outside this host"),
     ],
 )

@@ -140,8 +140,7 @@ class LibvirtGuestChannel:
             raise GuestCommandError("CommandNotFound", f"libvirt does not report {name}")
         try:
             async with asyncio.timeout(deadline + 1), self._budget:  # the call itself ends first
-                seconds = max(1, round(deadline))
-                params = await self._daemon.pool.run(lambda connection: self._query(connection, info.flag, seconds))
+                params = await self._call(info.flag, deadline)
         except TimeoutError:
             raise GuestTimeoutError(f"no reply to {name} within {deadline:g} s") from None
         except QmpError as error:
@@ -149,6 +148,17 @@ class LibvirtGuestChannel:
         if isinstance(params, GuestAgentError):
             raise params
         return info.convert(params)
+
+    async def _call(self, flag: int, deadline: float) -> Params | GuestAgentError:
+        """Query one kind of information. If cancelled, wait until libvirt returns: before, the timeout is not restored."""
+        loop, seconds = asyncio.get_running_loop(), max(1, round(deadline))
+        end = loop.time() + seconds + 1
+        call = asyncio.ensure_future(self._daemon.pool.run(lambda connection: self._query(connection, flag, seconds)))
+        try:
+            return await asyncio.shield(call)
+        except asyncio.CancelledError:
+            await asyncio.wait({call}, timeout=max(0.0, end - loop.time()))
+            raise
 
     def _query(self, connection: LibvirtConnection, flag: int, seconds: int) -> Params | GuestAgentError:
         """Query one kind of information. Runs in a thread."""

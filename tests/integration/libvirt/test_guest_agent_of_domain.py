@@ -1,6 +1,7 @@
 """The guest agent of a real domain over libvirt, which holds its channel."""
 
 import asyncio
+import json
 import shutil
 import uuid
 from collections.abc import AsyncIterator
@@ -95,7 +96,26 @@ async def test_a_read_only_connection_cannot_query_guests(agent_on: AgentOn, dom
 
 
 async def test_the_response_timeout_is_restored(libvirtd: Libvirtd, agent_on: AgentOn, domain: Domain) -> None:
+    for _ in range(3):  # in some of the runs, the agent stops during a call
+        async with agent_on(guest_agent=QUERIES) as agent:
+            await agent.wait_for_record("sample.guest_filesystem", vm=domain.uuid)
+            await agent.stop()
+    timeout = await libvirtd.run("grep agentTimeout /run/libvirt/qemu/linux-1.xml")
+    assert timeout.strip() == "<agentTimeout>-2</agentTimeout>"
+
+
+async def test_a_hung_guest_agent_does_not_stop_the_domains_polls(
+    libvirtd: Libvirtd, agent_on: AgentOn, domain: Domain
+) -> None:
+    """Last, because `virsh qemu-agent-command` marks the domain as tainted."""
+    script = "P=$(pidof qemu-ga); sleep 8; kill -STOP $P; sleep 20; kill -CONT $P"
+    hang = {"execute": "guest-exec", "arguments": {"path": "/bin/sh", "arg": ["-c", script]}}
     async with agent_on(guest_agent=QUERIES) as agent:
-        await agent.wait_for_record("sample.guest_filesystem", vm=domain.uuid)
-    status = await libvirtd.run("cat /run/libvirt/qemu/linux-1.xml")
-    assert "<agentTimeout>-2</agentTimeout>" in status
+        await agent.wait_for_record("sample.guest_agent_session", vm=domain.uuid, state="up")
+        mark = agent.mark()
+        await libvirtd.virsh("qemu-agent-command", "linux-1", json.dumps(hang))
+        await agent.wait_for_record("sample.guest_agent_session", vm=domain.uuid, since=mark, state="unresponsive")
+        mark = agent.mark()
+        await agent.wait_for_record("sample.block", vm=domain.uuid, since=mark)
+        assert (await agent.metrics()).matching("qemu_guest_filesystem_used_bytes", vm_uuid=domain.uuid) == []
+        await agent.wait_for_record("sample.guest_agent_session", vm=domain.uuid, since=mark, state="up")

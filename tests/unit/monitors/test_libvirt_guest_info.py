@@ -118,6 +118,26 @@ async def test_what_libvirt_does_not_report_is_not_asked_for() -> None:
     assert daemon.calls == []
 
 
+async def test_a_cancelled_call_ends_only_when_the_timeout_is_restored() -> None:
+    released = asyncio.Event()
+
+    class Slow(_Daemon):
+        async def run(self, call: Any) -> Any:
+            await released.wait()
+            return call(self)
+
+    daemon = Slow({})
+    task = asyncio.create_task(_channel(daemon).execute("guest-get-fsinfo", deadline=3))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.sleep(0.01)
+    assert not task.done()
+    released.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert daemon.calls[-1] == ("timeout", RESTORED_TIMEOUT)
+
+
 async def test_a_closed_channel_makes_no_call() -> None:
     daemon = _Daemon({})
     channel = _channel(daemon)

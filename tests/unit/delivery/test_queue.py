@@ -71,8 +71,8 @@ async def test_past_the_limit_the_oldest_waiting_records_are_dropped_and_counted
     sink, source = ScriptedSink(up=False), RecordSource(kind.type, size=1000)
     async with running(make_pipeline(sink, kind.folder(folder), memory=200_000, disk=400_000)) as pipeline:
         queue = kind.queue(pipeline)
-        for _ in range(100):
-            for record in source.take(50):
+        for _ in range(200):
+            for record in source.take(25):  # half of the queue's memory
                 pipeline.put(record)
             await journal_caught_up(queue)
         sink.up = True

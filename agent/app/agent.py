@@ -176,8 +176,6 @@ class Agent:
                 yield url
             finally:
                 has_failed = self.watching.done()
-                if self.states is not None:
-                    self.states.stop_watching()
                 await _cancel(self.watching)  # each session publishes a `detached` record
                 if not has_failed:
                     self.life.on_stopping()

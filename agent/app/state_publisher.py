@@ -108,7 +108,6 @@ class StatePublisher:
         self._migrations: dict[str, dict[str, Any]] = {}  # by UUID, the last migration
         self._stored: set[str] = set()  # paths of the notes in the journal
         self._unstored: set[str] = set()  # paths in the topic whose notes could not be stored
-        self._stopping = False
 
     @property
     def entities(self) -> int:
@@ -155,7 +154,7 @@ class StatePublisher:
 
     def on_vm_gone(self, vm: Vm, *, for_good: bool) -> None:
         """Handle a VM that was detached; `for_good` says whether its guest shut down or migrated away."""
-        if vm.uuid and not self._stopping:
+        if vm.uuid:
             self._gone[vm.uuid] = (self._clock(), for_good)
             self._changed[vm.uuid] = None
 
@@ -189,12 +188,11 @@ class StatePublisher:
         self._update()
         await self._write_changes()
 
-    def stop_watching(self) -> None:
-        """Let the states of VMs be, because the agent stops and its sessions end."""
-        self._stopping = True
-
     async def stop(self, seconds: float) -> None:
-        """Write that the agent was stopped on request, after `run` has ended. Give up after a time."""
+        """Write that the agent was stopped on request, after `run` has ended. Give up after a time.
+
+        The states of VMs stay as they are, although the sessions have ended: the VMs still run.
+        """
         self._put_host("stopped")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):

@@ -144,7 +144,6 @@ async def test_the_state_has_the_last_migration(host: Host) -> None:
 
 async def test_a_stop_on_request_is_in_the_hosts_state_and_keeps_the_vms(host: Host) -> None:
     await host.states.turn()
-    host.states.stop_watching()
     host.detach(WEB, VmChange.DETACHED)
     await host.states.stop(5.0)
     state = host.data("/hosts/hv0/state")

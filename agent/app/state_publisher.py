@@ -42,7 +42,10 @@ MAX_CHANGES = 200
 """Maximum number of records that one turn writes."""
 
 NOTE_PREFIX = "state/"
-"""Prefix of the names of the notes with the keys that the topic may have; the path of the entity follows. The value is its monitor."""
+"""Prefix of the names of the notes with the keys that the topic may have; the path of the entity follows.
+
+The value is a JSON object. A VM's has its monitor and its last migration, which the next run cannot learn from QEMU.
+"""
 
 _HELD = frozenset({MonitorState.BUSY, MonitorState.DENIED, MonitorState.STANDBY})
 """States of a monitor whose VM is alive, although the agent is not attached to it."""
@@ -126,7 +129,7 @@ class StatePublisher:
 
         A VM that does not return within a minute is deleted from the topic, and an alert that does not fire at once.
         """
-        for name, monitor in notes.items():
+        for name, note in notes.items():
             path = name.removeprefix(NOTE_PREFIX)
             if path == name:
                 continue
@@ -135,7 +138,10 @@ class StatePublisher:
             kind, _, identity = path.partition("/")
             if kind == "vms":
                 self._gone[identity] = (self._clock(), False)
-                self._monitors[identity] = str(monitor)
+                fields = note if isinstance(note, dict) else {}
+                self._monitors[identity] = str(fields.get("monitor", ""))
+                if isinstance(migration := fields.get("last_migration"), dict):
+                    self._migrations[identity] = migration
         for alert in self._sources.alerts:
             self._table.put(firing_state(alert))
         for path in self._stored:
@@ -161,6 +167,7 @@ class StatePublisher:
     def on_migration_ended(self, record: Record) -> None:
         """Handle the record of the end of a migration."""
         self._migrations[record.vm.uuid] = migration_fields(record)
+        self._stored.discard(vm_path(record.vm.uuid))  # the note has the migration too
         self.on_vm_changed(record.vm)
 
     def on_alert(self, record: Record) -> None:
@@ -248,9 +255,7 @@ class StatePublisher:
         try:
             new = [path for path, state in changes.items() if state is not None and path not in self._stored]
             retried = [path for path in sorted(self._unstored)[:MAX_CHANGES] if path not in changes]
-            await self._store_notes(
-                {path: self._monitors.get(path.removeprefix(vm_path("")), "") for path in (*new, *retried)}
-            )
+            await self._store_notes({path: self._note_of(path) for path in (*new, *retried)})
             await self._sink.deliver_state([self._encode(path, state) for path, state in changes.items()])
         except BaseException:
             self._table.on_failed()
@@ -268,7 +273,15 @@ class StatePublisher:
             Record(state.type, state.entity, state.data, now_ns, state.subject, state.severity)
         )
 
-    async def _store_notes(self, values: Mapping[str, str | None]) -> None:
+    def _note_of(self, path: str) -> dict[str, Any]:
+        """Return the note of an entity that the topic may have from now on."""
+        uuid = path.removeprefix(vm_path(""))
+        if uuid not in self._monitors:
+            return {}
+        migration = self._migrations.get(uuid)
+        return {"monitor": self._monitors[uuid]} | ({"last_migration": migration} if migration else {})
+
+    async def _store_notes(self, values: Mapping[str, Mapping[str, Any] | None]) -> None:
         """Store notes of paths in one transaction. A value of None deletes the note."""
         notes = [StateNote(NOTE_PREFIX + path, value) for path, value in values.items()]
         done = await asyncio.gather(*map(self._sink.persist_note, notes))

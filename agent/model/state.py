@@ -84,7 +84,7 @@ VM_STATE = Family(
             "migration",
             "last_migration",
             DETAIL,
-            "The last migration since the agent started: `outcome`, `role`, `ended_timestamp_seconds`, `elapsed_seconds` and "
+            "The last migration that the agent observed: `outcome`, `role`, `ended_timestamp_seconds`, `elapsed_seconds` and "
             "`downtime_seconds`.",
         ),
     ),

@@ -130,7 +130,7 @@ async def test_an_alert_that_is_resolved_is_deleted(host: Host) -> None:
     assert host.data(key) is None
 
 
-async def test_the_state_has_the_last_migration(host: Host) -> None:
+async def test_the_state_has_the_last_migration_over_restarts_of_the_agent(host: Host) -> None:
     assert host.agent is not None
     data = {"outcome": "failed", "role": "source", "elapsed_seconds": 2.0, "transferred_bytes": 5}
     source = next(vm for vm, _ in host.agent.snapshot.views())
@@ -140,6 +140,12 @@ async def test_the_state_has_the_last_migration(host: Host) -> None:
     assert state is not None
     expected = {"outcome": "failed", "role": "source", "elapsed_seconds": 2.0, "ended_timestamp_seconds": 3.0}
     assert state["last_migration"] == expected
+    host.start_agent([WEB])
+    host.topic.values.clear()
+    await host.states.turn()
+    state = host.data()
+    assert state is not None
+    assert state["last_migration"] == expected, "the next run knows it"
 
 
 async def test_a_stop_on_request_is_in_the_hosts_state_and_keeps_the_vms(host: Host) -> None:

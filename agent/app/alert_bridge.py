@@ -122,10 +122,11 @@ class AlertBridge:
         """Return the subject of an event about a disk: the disk's stable name, or QEMU's name for it if the disk is unknown."""
         return self.manager.subject_of(event)
 
-    def on_event(self, record: Record) -> None:
-        """Update the alerts after an event."""
+    def on_event(self, record: Record, record_id: str = "") -> None:
+        """Update the alerts after an event; `record_id` is the id of its record, if it is known yet."""
         if pending := self.manager.on_event(record, record.data["event"], time.time_ns()):
-            self._publish(pending)
+            with self.caused_by(lambda _alert: record_id):
+                self._publish(pending)
 
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
         """Update the alerts after a lifecycle change."""

@@ -86,9 +86,7 @@ class SessionDispatcher:
 
     def on_event_read(self, event: Record) -> None:
         """Update the alerts at once. `on_event` gets repeated events later, coalesced into one record."""
-        record_id = self._causes.id_of(event)
-        with self._alerts.caused_by(lambda _alert: record_id):
-            self._alerts.on_event(event)
+        self._alerts.on_event(event, self._causes.id_of(event))
 
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
         """Publish a lifecycle change and update the alerts."""

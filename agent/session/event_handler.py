@@ -116,7 +116,7 @@ class EventHandler:
                 counts["last_timestamp_seconds"] = group.last_ns / 1e9
             row = find_event_row(group.event.name)
             record = _to_record(vm, row, group.event, group.last_ns, **counts)
-            self._observer.on_event(record._replace(sample_rate=group.count))
+            self._observer.on_event(record._replace(sample_rate=group.count) if group.count > 1 else record)
 
     def _start_timer(self, vm: Vm) -> None:
         """Start the timer that reports coalesced events. The session's polls cannot report them, because polls wait for replies."""

@@ -28,16 +28,11 @@ HEADER_PREFIX = "ce_"
 NO_TIMESTAMP = -1
 """Kafka's value for a record without a timestamp. Brokers accept this value regardless of their clocks and limits."""
 
-FILTER_ATTRIBUTES = ("specversion", "host", "source", "severitytext", "severitynumber", "type", "subject", "id")
+FILTER_ATTRIBUTES = ("specversion", "severitytext", "severitynumber", "type", "host", "source", "subject", "id")
 """Attributes that are headers in structured mode too. They add 8 % to a compressed batch of samples; all attributes would add 20 %."""
 
 _STRUCTURED_TYPE: Header = ("content-type", f"{CONTENT_TYPE}; charset=utf-8".encode())
 _FILTER_HEADERS = [(name, f"{HEADER_PREFIX}{name}") for name in FILTER_ATTRIBUTES]
-_SPECVERSION: Header = ("ce_specversion", b"1.0")
-_SEVERITIES: list[list[Header]] = [
-    [("ce_severitytext", severity.text.encode()), ("ce_severitynumber", str(severity.number).encode())]
-    for severity in Severity
-]
 _DATA_MEMBER = b',"data":'
 """Start of the last member of a record's JSON. It cannot occur before it, because a quote in a JSON string is escaped."""
 _SUBJECT_MEMBER = b',"subject":'
@@ -85,24 +80,27 @@ def _filter_headers(record: EncodedRecord) -> list[Header]:
         attributes, _ = _split_body(record)
         headers = [(header, str(attributes[name]).encode()) for name, header in _FILTER_HEADERS if name in attributes]
         return [_STRUCTURED_TYPE, *headers]
-    source, severity, kind = _source_headers(record.vm), _SEVERITIES[record.severity], _type_header(record.type)
-    headers = [_STRUCTURED_TYPE, _SPECVERSION, *source, *severity, kind]
+    headers = [*_type_headers(record.type, int(record.severity)), *_source_headers(record.vm)]
     end = record.body.find(_DATA_MEMBER)
     start = record.body.find(_SUBJECT_MEMBER, 0, end)
     if start >= 0:
-        headers.append(("ce_subject", orjson.loads(record.body[start + len(_SUBJECT_MEMBER) : end]).encode()))
+        subject = record.body[start + len(_SUBJECT_MEMBER) : end]
+        text = orjson.loads(subject).encode() if b"\\" in subject else subject[1:-1]
+        headers.append(("ce_subject", text))
     headers.append(("ce_id", record.id.encode()))
     return headers
 
 
 @lru_cache(maxsize=4096)
-def _source_headers(vm: Vm) -> tuple[Header, Header]:
+def _source_headers(vm: Vm) -> tuple[Header, ...]:
     return ("ce_host", sanitize(vm.host).encode()), ("ce_source", vm.source.encode())
 
 
 @lru_cache(maxsize=1024)
-def _type_header(record_type: str) -> Header:
-    return "ce_type", record_type.encode()
+def _type_headers(record_type: str, severity: int) -> tuple[Header, ...]:
+    text, number = Severity(severity).text, Severity(severity).number
+    severity_headers: list[Header] = [("ce_severitytext", text.encode()), ("ce_severitynumber", str(number).encode())]
+    return _STRUCTURED_TYPE, ("ce_specversion", b"1.0"), *severity_headers, ("ce_type", record_type.encode())
 
 
 def binary_message(record: EncodedRecord) -> KafkaMessage:

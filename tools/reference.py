@@ -81,6 +81,8 @@ _RECORDS_INTRO = """Every record is a [CloudEvents 1.0](https://cloudevents.io/)
 - In Kafka, headers repeat `specversion`, `id`, `source`, `type`, `subject`, `host`, `severitytext` and `severitynumber` with the
   prefix `ce_`. So consumers can filter without parsing the value. With `kafka.content_mode: binary`, the value is `data` alone, and
   headers have all attributes.
+- No attribute joins the records of a migration on its two hosts: QMP gives both ends nothing in common but the VM's UUID. Join
+  `qemu.vm.migrated_out` and `qemu.vm.migrated_in` by `vmuuid`.
 - `dataschema` names the JSON schema of `data` and its version; `config/schemas/` has a file for each. A version stays as long as
   consumers of it can read all records: new fields may come, so ignore fields that you do not know.
 - `data` is flat. Its fields have the names and units of the [metrics](metrics.md).

@@ -130,7 +130,6 @@ class Record(NamedTuple):
         severity: the severity.
         sample_rate: number of events that the record represents: one that it has, and others that were coalesced into it.
         causation_id: id of the record of what caused this one; empty if unknown.
-        correlation_id: identifier that all records of one operation share, such as a migration; empty if there is none.
     """
 
     type: str
@@ -141,7 +140,6 @@ class Record(NamedTuple):
     severity: Severity = Severity.INFO
     sample_rate: int = 1
     causation_id: str = ""
-    correlation_id: str = ""
 
     @property
     def kind(self) -> str:
@@ -280,13 +278,13 @@ class RecordEncoder:
             note: a note that the journal stores together with the record.
         """
         self._count = number = self._count + 1
-        record_type, vm, data, time_ns, subject, severity, rate, cause, correlation = record
+        record_type, vm, data, time_ns, subject, severity, rate, cause = record
         record_id = f"{self.run_id}-{number}"
         sequence = self._sequences.of_source(vm.source).next_attributes(self._topic_of(record_type))
         # Concatenated by hand: a dict would take three times as long to build and encode.
         middle = (
             f',"id":"{record_id}",{sequence},{self._time_and_severity(time_ns, severity)}'
-            f"{_encode_optional_attributes(rate, cause, correlation)}{_encode_type_and_subject(record_type, subject)}"
+            f"{_encode_optional_attributes(rate, cause)}{_encode_type_and_subject(record_type, subject)}"
         )
         body = b"".join((vm.json_head, middle.encode(), encode_json(data), b"}"))
         return EncodedRecord(record_id, vm.key, record_type, time_ns, body, vm, severity, note)
@@ -318,14 +316,10 @@ class RecordEncoder:
         return encoded
 
 
-def _encode_optional_attributes(sample_rate: int, causation_id: str, correlation_id: str) -> str:
+def _encode_optional_attributes(sample_rate: int, causation_id: str) -> str:
     """Return the JSON members that most records do not have."""
     text = f',"sampledrate":{sample_rate}' if sample_rate > 1 else ""
-    if causation_id:
-        text += f',"causationid":{_to_json_string(causation_id)}'
-    if correlation_id:
-        text += f',"correlationid":{_to_json_string(correlation_id)}'
-    return text
+    return f'{text},"causationid":{_to_json_string(causation_id)}' if causation_id else text
 
 
 def _encode_type_and_subject(record_type: str, subject: str) -> str:

@@ -70,7 +70,6 @@ def record_schema() -> dict[str, Any]:
                 **NONEMPTY_TEXT,
                 "description": "The id of the record of the event or sample that caused this record; absent if unknown.",
             },
-            "correlationid": {**NONEMPTY_TEXT, "description": "Shared by all records of one operation."},
             "partitionkey": {
                 **NONEMPTY_TEXT,
                 "description": "Kafka key: the VM's UUID, else its monitor; the host for the agent's own records; the source for states.",

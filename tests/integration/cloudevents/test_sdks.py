@@ -29,7 +29,7 @@ def records_of_each_type() -> list[EncodedRecord]:
     hostile = [
         encode(
             Record("qemu.event.x", Vm(name[:99], UUID, name), data, 1, name[:99], sample_rate=30)._replace(
-                causation_id="a-1", correlation_id="b"
+                causation_id="a-1"
             )
         )
         for name in HOSTILE

@@ -107,7 +107,7 @@ def test_other_records_are_rejected(kind: str, data: dict[str, Any]) -> None:
         {"recordedtime": None},
         {"sampledrate": 1},
         {"causationid": ""},
-        {"correlationid": ""},
+        {"correlationid": "x"},
         {"partitionkey": ""},
         {"data": []},
         {"dataschema": "x"},

@@ -116,14 +116,14 @@ def test_a_cloudevents_reader_returns_every_attribute_and_the_data() -> None:
 
 
 def test_optional_attributes_are_absent_without_a_value() -> None:
-    optional = {"subject", "previoussequence", "sampledrate", "causationid", "correlationid"}
+    optional = {"subject", "previoussequence", "sampledrate", "causationid"}
     assert not optional & encode_to_dict(stop_record()).keys()
 
 
 def test_a_record_has_the_optional_attributes_of_its_cause_and_count() -> None:
-    record = stop_record()._replace(sample_rate=30, causation_id="0000000000-7", correlation_id='m"1')
+    record = stop_record()._replace(sample_rate=30, causation_id="0000000000-7")
     event = encode_to_dict(record)
-    assert (event["sampledrate"], event["causationid"], event["correlationid"]) == (30, "0000000000-7", 'm"1')
+    assert (event["sampledrate"], event["causationid"]) == (30, "0000000000-7")
     assert schema_violations(RecordEncoder()(record).body) == []
 
 

@@ -16,6 +16,7 @@ import uvloop
 from tests.bench.backing_chain import backing_chain
 from tests.bench.events import event_latency, flood
 from tests.bench.guest_agents import guest_agent_queries
+from tests.bench.guest_info import guest_info
 from tests.bench.host import host
 from tests.bench.libvirt_exporter import libvirt_exporter
 from tests.bench.poll import poll
@@ -32,6 +33,7 @@ PARTS: dict[str, Callable[..., Awaitable[list[Row]]]] = {
     "flood": flood,
     "host": host,
     "guests": guest_agent_queries,
+    "guestinfo": guest_info,
     "exporter": libvirt_exporter,
     "chain": backing_chain,
     "storage": storage,

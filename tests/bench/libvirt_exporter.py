@@ -36,7 +36,7 @@ async def libvirt_exporter(*, short: bool) -> list[Row]:
                 name = f"vm{number}"
                 await libvirtd.domain(name, extra=MONITOR.format(path=monitors / f"{name}.qmp"))
                 await libvirtd.virsh("suspend", name)
-            qemus, daemon = _pids(str(monitors)), _pids(str(folder / "libvirtd.conf"))
+            qemus, daemon = processes_of(str(monitors)), processes_of(str(folder / "libvirtd.conf"))
             assert len(qemus) == domains
             idle = await _spent([*qemus, *daemon], seconds)
             async with run_exporter(libvirtd) as (address, pid):
@@ -81,7 +81,7 @@ async def _agent(folder: Path, dial: str) -> AsyncIterator[tuple[str, int]]:
         await process.wait()
 
 
-def _pids(text: str) -> list[int]:
+def processes_of(text: str) -> list[int]:
     """Return the libvirtd and QEMU processes whose command line contains a text."""
     pids = []
     for entry in Path("/proc").iterdir():

@@ -1,40 +1,16 @@
 """The guest agent of a real domain over libvirt, which holds its channel."""
 
-import asyncio
 import json
-import shutil
-import uuid
-from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import pytest
 import pytest_asyncio
 
-from agent.cli.demo.guest import until
-from agent.cli.demo.images import linux_image
 from tests.integration.libvirt.conftest import AgentOn
 from tests.lab.libvirt import Domain, Libvirtd
+from tests.lab.libvirt_linux import linux_domain
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-_DOMAIN: Final = """\
-<domain type='qemu'>
-  <name>linux-1</name><uuid>{uuid}</uuid><memory unit='MiB'>192</memory><vcpu>1</vcpu>
-  <os>
-    <type arch='x86_64' machine='pc'>hvm</type>
-    <kernel>{folder}/vmlinuz</kernel><initrd>{folder}/initramfs</initrd>
-    <cmdline>console=ttyS0 quiet GUEST_NAME=linux-1 PAUSE_SECONDS=5</cmdline>
-  </os>
-  <devices>
-    <emulator>/usr/bin/qemu-system-x86_64</emulator>
-    <disk type='file'><driver name='qemu' type='raw'/><source file='{folder}/disk'/><target dev='vda' bus='virtio'/></disk>
-    <disk type='file'><driver name='qemu' type='raw'/><source file='{folder}/data'/><target dev='vdb' bus='virtio'/></disk>
-    <interface type='user'><model type='virtio'/></interface>
-    <controller type='usb' model='none'/>
-    <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
-  </devices>
-</domain>
-"""
 
 QUERIES: Final[dict[str, Any]] = {
     "enabled": True,
@@ -45,22 +21,9 @@ QUERIES: Final[dict[str, Any]] = {
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def domain(libvirtd: Libvirtd) -> AsyncIterator[Domain]:
+async def domain(libvirtd: Libvirtd) -> Domain:
     """A Linux with a guest agent."""
-    image, identity = await asyncio.to_thread(linux_image), str(uuid.uuid4())
-    shutil.copy(image.kernel, libvirtd.folder / "vmlinuz")
-    shutil.copy(image.agent_initramfs, libvirtd.folder / "initramfs")
-    for name in ("disk", "data"):
-        (libvirtd.folder / name).write_bytes(bytes(64 << 20))
-    xml = libvirtd.folder / "linux-1.xml"
-    xml.write_text(_DOMAIN.format(uuid=identity, folder=libvirtd.folder))
-    await libvirtd.virsh("create", xml)
-
-    async def is_connected() -> bool:
-        return "state='connected'" in await libvirtd.virsh("dumpxml", "linux-1")
-
-    await until(is_connected, 120)
-    yield Domain("linux-1", identity, libvirtd.folder / "disk", xml)
+    return await linux_domain(libvirtd)
 
 
 async def test_the_channels_state_is_reported_without_queries(agent_on: AgentOn, domain: Domain) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import resource
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -70,9 +71,12 @@ async def _client_cost(rounds: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         async with GuestAgentProcess(Path(path)) as guest_agent:
             assert guest_agent.process is not None
-            client = await GuestAgentClient.open(
-                lambda factory: loop.create_unix_connection(factory, str(guest_agent.socket)), deadline=5
-            )
+
+            async def connect(factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseTransport:
+                transport, _ = await loop.create_unix_connection(factory, str(guest_agent.socket))
+                return transport
+
+            client = await GuestAgentClient.open(connect, deadline=5)
             await client.execute("guest-info", deadline=10)
             pids = [guest_agent.process.pid]
             own, spent = time.process_time(), cpu_seconds(pids)

@@ -2,7 +2,7 @@
 
 The run has a real Kafka and a real Flink. It passes if the job of silent hosts reports the killed agent within 90 seconds, reports it as
 back after its restart, and reports no other host in the whole run. In the end a reader of the topic of states, and the job of the current
-state, have all VMs and the hosts that run them.
+state, have all VMs and the hosts that run them, and the consumers' library finds no gap in the records.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from uuid import UUID
 from aiokafka import AIOKafkaConsumer
 
 from agent.cli.demo.guest import until
+from agent.consumer.kafka_consumer import ForeignMessage, RecordConsumer
+from agent.consumer.record_orderer import Gap
 from agent.consumer.state_reader import StateReader
 from tests.bench.monitors import Monitors
 from tests.lab.agent_process import AgentProcess
@@ -121,6 +124,7 @@ async def run(minutes: float) -> list[str]:
             print_line("the jobs report results")
             problems = await kill_an_agent(fleet, minutes * 60)
             problems += await check_state(fleet, kafka)
+            problems += await check_records(kafka)
             print_line(f"results by topic: {fleet.results}")
             fleet.jobs.check()
     return problems
@@ -172,6 +176,22 @@ async def check_state(fleet: Fleet, kafka: KafkaCluster) -> list[str]:
         "the topic of states lacks hosts": hosts != set(fleet.agents),
     }
     return [problem for problem, is_wrong in problems.items() if is_wrong]
+
+
+async def check_records(kafka: KafkaCluster) -> list[str]:
+    """Return what is wrong in the records of all topics, as the consumers' library reads them from the beginning."""
+    counts: Counter[str] = Counter()
+    gaps = []
+    topics = [topic for topic in TOPICS if topic != "qemu.state"]
+    async with RecordConsumer(topics, group="check", client=kafka.client) as consumer:
+        async for items in consumer:
+            counts.update(type(item).__name__ for item in items)
+            gaps += [item for item in items if isinstance(item, Gap)]
+            if not items and counts:
+                break
+    print_line(f"read from the beginning: {dict(counts)}")
+    problems = [f"{gap.source}: missing in {gap.topic}: {gap.after} to {gap.through}" for gap in gaps]
+    return problems + (["messages are not records"] if counts[ForeignMessage.__name__] else [])
 
 
 def main() -> int:

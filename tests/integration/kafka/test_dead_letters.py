@@ -29,7 +29,7 @@ async def dead_letter_config(kafka: KafkaCluster, max_bytes: int, **more: Any) -
     events, dead_letters = f"test-{uuid4()}", f"test-{uuid4()}"
     await kafka.create_topic(events, config={"max.message.bytes": "30000"})
     await kafka.create_topic(dead_letters, config={"max.message.bytes": str(max_bytes)})
-    topics = KafkaTopicsConfig(events=events, samples=events, alerts=events, dead_letters=dead_letters)
+    topics = KafkaTopicsConfig(events=events, samples=events, alerts=events, state=None, dead_letters=dead_letters)
     return kafka_config(kafka.bootstrap, topics, **more)
 
 
@@ -96,5 +96,7 @@ async def test_a_record_beyond_aiokafkas_limit_becomes_a_dead_letter_without_dat
 
 
 async def test_records_wait_until_the_topic_for_dead_letters_exists(kafka: KafkaCluster, topic: str) -> None:
-    topics = KafkaTopicsConfig(events=topic, samples=topic, alerts=topic, dead_letters=f"test-{uuid4()}")
+    topics = KafkaTopicsConfig(
+        events=topic, samples=topic, alerts=topic, state=None, dead_letters=f"test-{uuid4()}"
+    )
     assert f"topic {topics.dead_letters} does not exist" in await open_error(kafka_config(kafka.bootstrap, topics))

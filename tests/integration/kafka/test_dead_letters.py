@@ -96,7 +96,5 @@ async def test_a_record_beyond_aiokafkas_limit_becomes_a_dead_letter_without_dat
 
 
 async def test_records_wait_until_the_topic_for_dead_letters_exists(kafka: KafkaCluster, topic: str) -> None:
-    topics = KafkaTopicsConfig(
-        events=topic, samples=topic, alerts=topic, state=None, dead_letters=f"test-{uuid4()}"
-    )
+    topics = KafkaTopicsConfig(events=topic, samples=topic, alerts=topic, state=None, dead_letters=f"test-{uuid4()}")
     assert f"topic {topics.dead_letters} does not exist" in await open_error(kafka_config(kafka.bootstrap, topics))

@@ -113,7 +113,7 @@ class AlertmanagerRequests:
         ):
             labels = {"alertname": name, "severity": severity, "host": self._host, "run": self._run}
             yield {
-                "labels": labels | settings.labels,
+                "labels": labels | dict(settings.labels),
                 "annotations": {"summary": f"{self._host}: {summary}"},
                 "startsAt": _rfc3339(self._started),
                 "endsAt": _rfc3339(max(now, self._started) + seconds),

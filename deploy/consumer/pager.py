@@ -26,13 +26,17 @@ def to_page(item: ConsumedItem, key: str) -> dict[str, Any] | None:
     match item:
         case Gap(source=source, next=following):
             # An alert of this VM was lost, so one may be firing without a page.
-            page = {"summary": f"an alert of {source} was lost", "source": following.host, "severity": "error"}
-            return {"routing_key": key, "event_action": "trigger", "dedup_key": f"lost {source}", "payload": page}
+            loss = {"summary": f"an alert of {source} was lost", "source": following.host, "severity": "error"}
+            return {"routing_key": key, "event_action": "trigger", "dedup_key": f"lost {source}", "payload": loss}
         case StreamRecord(data={"state": "resolved", "fingerprint": fingerprint}):
             return {"routing_key": key, "event_action": "resolve", "dedup_key": fingerprint}
         case StreamRecord(data={"alert": alert, "fingerprint": fingerprint}) if item.severity in PAGED:
             place = " ".join(filter(None, (item.vm_name, item.subject, "on", item.host)))
-            page = {"summary": f"{alert}: {place}", "source": item.host, "custom_details": dict(item.data)}
+            page: dict[str, Any] = {
+                "summary": f"{alert}: {place}",
+                "source": item.host,
+                "custom_details": dict(item.data),
+            }
             page["severity"] = "critical" if item.severity == "FATAL" else "error"
             return {"routing_key": key, "event_action": "trigger", "dedup_key": fingerprint, "payload": page}
     return None

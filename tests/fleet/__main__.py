@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer
@@ -97,12 +97,12 @@ async def running_fleet(folder: Path, kafka: KafkaCluster) -> AsyncIterator[Flee
         agents = {}
         for number in range(HOSTS):
             paths = vms.paths[number * VMS_PER_HOST : (number + 1) * VMS_PER_HOST]
-            config = {
+            settings: dict[str, Any] = {
                 "host": f"hv{number}",
                 "monitors": [{"dial": str(path)} for path in paths],
                 "kafka": {"bootstrap_servers": kafka.bootstrap},
             }
-            agent = AgentProcess(folder, config, name=f"hv{number}")
+            agent = AgentProcess(folder, settings, name=f"hv{number}")
             agents[f"hv{number}"] = await stack.enter_async_context(agent)
         jobs = FlinkJobs(folder / "flink", ("silent_hosts", "top_talkers", "current_state"), kafka.bootstrap[0])
         fleet = Fleet(agents, await stack.enter_async_context(jobs))
@@ -115,12 +115,18 @@ async def running_fleet(folder: Path, kafka: KafkaCluster) -> AsyncIterator[Flee
                 await collector
 
 
+def has_results(fleet: Fleet) -> bool:
+    """Return whether the jobs have reported a result; fail if a job has ended."""
+    fleet.jobs.check()
+    return bool(fleet.results["fleet.top_talkers"])
+
+
 async def run(minutes: float) -> list[str]:
     """Run the test, and return what is wrong."""
     with tempfile.TemporaryDirectory(prefix="qmp-") as name:
         async with KafkaCluster(Path(name, "kafka")) as kafka, running_fleet(Path(name), kafka) as fleet:
             print_line(f"{HOSTS} agents with {VMS_PER_HOST} VMs each are running")
-            await until(lambda: fleet.results["fleet.top_talkers"] or fleet.jobs.check(), START_SECONDS)
+            await until(lambda: has_results(fleet), START_SECONDS)
             print_line("the jobs report results")
             problems = await kill_an_agent(fleet, minutes * 60)
             problems += await check_state(fleet, kafka)

@@ -39,7 +39,16 @@ class SchemaRegistry:
         home = _registry_home()
         options = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dquarkus.http.host=127.0.0.1"]
         jar = home / f"apicurio-registry-app-{VERSION}-runner.jar"
-        command = ["setpriv", "--pdeathsig", "KILL", "java", *options, f"-Dquarkus.http.port={self._port}", "-jar", jar]
+        command = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "java",
+            *options,
+            f"-Dquarkus.http.port={self._port}",
+            "-jar",
+            str(jar),
+        ]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self._log.parent)  # noqa: ASYNC220 - the fork takes no time
 

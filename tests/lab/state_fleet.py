@@ -374,7 +374,10 @@ class Fleet:
         before = ScriptedVm(vm.uuid, vm.name, vm.host, "postmigrate", vm.disks)
         vm.host = self.rng.choice([number for number in range(len(self.hosts)) if number != vm.host])
         vm.status = "running"
-        steps = [lambda: source.detach(before, VmChange.MIGRATED_OUT), lambda: self.hosts[vm.host].attach(vm)]
+        steps: list[Callable[[], object]] = [
+            lambda: source.detach(before, VmChange.MIGRATED_OUT),
+            lambda: self.hosts[vm.host].attach(vm),
+        ]
         self.rng.shuffle(steps)
         for step in steps:
             step()

@@ -170,7 +170,7 @@ async def test_the_shipped_jobs_report_the_fleet(stream: Stream) -> None:
     samples += [sample for seconds in range(0, 190, 30) for sample in pools_and_growth(seconds)]
     await stream.send("qemu.samples", sorted(samples, key=lambda sample: sample.time_ns))
     beats = [("hv1", 0, 240), ("hv2", 0, 90), ("hv3", 0, 120)]
-    lives = [life(host, "heartbeat", seconds) for host, *times in beats for seconds in range(*times, 30)]
+    lives = [life(host, "heartbeat", seconds) for host, begin, end in beats for seconds in range(begin, end, 30)]
     lives += [life("hv3", "stopping", 125), life("last", "heartbeat", 205)]
     await stream.send("qemu.events", sorted(lives, key=lambda change: change.time_ns))
 

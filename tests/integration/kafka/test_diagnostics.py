@@ -14,7 +14,8 @@ import pytest
 
 from agent.common.client_tls import ClientTlsConfig
 from agent.common.config_types import expand_secret_path
-from agent.delivery.sinks.kafka.config import KafkaConfig, SaslConfig
+from agent.delivery.sinks.kafka.config import KafkaConfig
+from agent.delivery.sinks.kafka.sasl_config import SaslConfig
 from tests.lab.kafka import KafkaCluster
 from tests.lab.kafka_sink import TIMINGS, kafka_config, no_leaks, open_error, open_sink, read_topic, single_topic
 from tests.lab.machine import free_port
@@ -40,6 +41,7 @@ def black_hole() -> Iterator[str]:
 
 
 def write_password(sasl: SaslConfig, password: str) -> None:
+    assert sasl.password_file is not None
     Path(sasl.password_file).write_text(f"{password}\nsecond line\n")
 
 

@@ -149,7 +149,8 @@ async def test_a_client_certificate_authenticates_the_agent_without_a_secret(fol
     async def give_token(request: web.Request) -> web.Response:
         form = await request.post()
         assert "Authorization" not in request.headers
-        return web.json_response({"access_token": f"{form['grant_type']}:{form['client_id']}:{form['scope']}"})
+        values = (str(form[name]) for name in ("grant_type", "client_id", "scope"))
+        return web.json_response({"access_token": ":".join(values)})
 
     app = web.Application()
     app.router.add_post("/token", give_token)

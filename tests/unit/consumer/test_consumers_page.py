@@ -15,7 +15,7 @@ def test_the_example_uses_names_that_exist() -> None:
     compile(tree, str(PAGE), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     names: dict[str, object] = {}
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    exec(compile(ast.Module(imports, []), str(PAGE), "exec"), names)
+    exec(compile(ast.Module([*imports], []), str(PAGE), "exec"), names)
     used = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     assigned = {node.id for node in used if isinstance(node.ctx, ast.Store)}
     loaded = {node.id for node in used if isinstance(node.ctx, ast.Load)}

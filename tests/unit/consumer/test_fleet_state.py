@@ -33,7 +33,7 @@ def state_of(*messages: Message) -> FleetState:
 
 def host_of(state: FleetState, uuid: str) -> str | None:
     record = state.vm(uuid)
-    return record and record.host
+    return record.host if record is not None else None
 
 
 def test_a_vm_that_moves_is_where_it_runs() -> None:

@@ -287,7 +287,9 @@ class Journal:
     async def _try_to_open(self) -> None:
         """Open the file. If it is damaged, quarantine it and create a new file with its readable records."""
         try:
-            self._lock_directory()
+            if self._lock_fd < 0:  # the lock ends with the process
+                self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+                self._lock_fd = lock_directory(self.path.parent)
             opened = await self._thread.call(JournalDatabase, self.path, self._connect)
             if opened.identity == self._identity:
                 self._database = opened
@@ -319,18 +321,6 @@ class Journal:
                     "journal %s: queue %s has %d records of an earlier run", self.path, queue.name, stored.records
                 )
         self._mark_working()
-
-    def _lock_directory(self) -> None:
-        """Make sure that no other agent uses the directory. The lock ends with the process.
-
-        Raises:
-            OSError: the directory cannot be created or written.
-            JournalError: another agent uses the directory.
-        """
-        if self._lock_fd >= 0:
-            return
-        self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        self._lock_fd = lock_directory(self.path.parent)
 
     def _mark_working(self) -> None:
         if self.error not in (None, _NOT_OPENED):

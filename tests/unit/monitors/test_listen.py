@@ -250,7 +250,7 @@ async def test_over_tcp_only_a_qemu_with_a_certificate_is_admitted(
     discoverer = ListenDiscoverer(ListenConfig(listen=f"tcp:127.0.0.1:{free_port()}", tls=tls))
     observer = RecordingObserver()
     async with listening(observer, discoverer):
-        assert await wait_until_closed(discoverer) < TIMEOUT_SECONDS
+        await wait_until_closed(discoverer)
         guest = await start_guest(extra=qemu_tls_arguments(discoverer, folder))
         await observer.wait_for_polls()
         (attached,) = observer.records("vm.attached")

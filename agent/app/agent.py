@@ -88,7 +88,7 @@ class Agent:
             self.alerts,
             sources=(thin_pools, ZfsSource(report)),
             fallback=LibvirtSource(self._storage_pools),
-            free_below=thin_pools.free_below,
+            thin_pool_free=thin_pools.thin_pool_free,
             interval=config.intervals.storage,
         )
         self.metrics = SelfMetrics()

@@ -142,7 +142,7 @@ class PoolPlacement:
         if isinstance(location, UnknownPool):
             return self._find_fallback(image) or location
         for source in self._sources:
-            pool = source.find(location)
+            pool = source.find_pool(location)
             if isinstance(pool, Pool):
                 self._source_of[pool.key] = source
             if pool is not None:
@@ -153,7 +153,7 @@ class PoolPlacement:
         """Return the pool of an image that the agent cannot locate; None if no source knows it."""
         if self._fallback is None:
             return None
-        pool = self._fallback.find(ImageLocation(image.driver, image.path))
+        pool = self._fallback.find_pool(ImageLocation(image.driver, image.path))
         if not isinstance(pool, Pool):
             return None
         self._source_of[pool.key] = self._fallback

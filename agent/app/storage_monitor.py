@@ -75,7 +75,7 @@ class StorageMonitor:
         alerts: AlertBridge,
         sources: Sequence[PoolSource] = (),
         fallback: PoolSource | None = None,
-        free_below: Callable[[str], int | None] = lambda _device: None,
+        thin_pool_free: Callable[[str], int | None] = lambda _device: None,
         interval: float = 30.0,
     ) -> None:
         """Create a monitor; `run` it.
@@ -88,7 +88,7 @@ class StorageMonitor:
             alerts: the alerts of the pools.
             sources: further kinds of pools; they come before file systems and devices.
             fallback: source for images whose location the agent cannot find, or None.
-            free_below: returns the free bytes of the thin pool below a device; None if there is none.
+            thin_pool_free: returns the free bytes of the thin pool below a device; None if there is none.
             interval: seconds between two records of a pool.
         """
         self.registry = registry
@@ -99,7 +99,7 @@ class StorageMonitor:
         self._publish = publish
         self._snapshot = snapshot
         self._reader = FileSystemReader(on_change=self._on_storage_change)
-        self._file_systems = FileSystemSource(self._reader, free_below)
+        self._file_systems = FileSystemSource(self._reader, thin_pool_free)
         self._fallback = fallback
         self._sources: tuple[PoolSource, ...] = (*sources, self._file_systems, DeviceSource())
         self._placement = PoolPlacement(ImageLocator(self._reader), self._sources, self._on_placed, fallback)
@@ -133,7 +133,7 @@ class StorageMonitor:
         for usage in self.registry.of_vm(vm):
             self._due.setdefault(usage.pool.key, time.monotonic())
             if usage.reading is None and usage.pool.kind is PoolKind.FILESYSTEM:
-                recent = self._file_systems.recent(usage.pool, CHECK_SECONDS)
+                recent = self._file_systems.recent_reading(usage.pool, CHECK_SECONDS)
                 if recent is not None:
                     self._on_reading(usage, recent)
         if has_moved and not (at_once and self._is_settled(vm)):

@@ -1,7 +1,8 @@
-"""Number and current size of a block device, from sysfs. QEMU reports the size that the device had when QEMU opened it.
+"""Device number, current size and unique identity of a block device, from sysfs.
 
-After a logical volume is extended, `query-named-block-nodes` still reports the old size. After a write beyond the old size,
-`query-named-block-nodes` reports the end of this write as the size (seen on 7.2). The volume then always looks full.
+QEMU reports the size that the device had when QEMU opened it. After a logical volume is extended, `query-named-block-nodes` still
+reports the old size. After a write beyond the old size, it reports the end of this write as the size (seen on 7.2). The volume then
+always looks full.
 
 The agent's systemd unit hides the nodes in /dev (PrivateDevices). Every process can see the devices in sysfs.
 """
@@ -17,18 +18,18 @@ MAX_IDENTITY_CHARACTERS = 256
 _SYS = Path("/sys")
 
 _mapper_numbers: dict[str, str] = {}
-"""Last known numbers of the device mapper's devices, by name. Each use checks the name, because the kernel reuses numbers."""
+"""Cache of device numbers by device-mapper name. Each use checks the name in sysfs, because the kernel reuses numbers."""
 
 
 def device_size(path: str, sys: Path = _SYS) -> int | None:
-    """Return the size of a block device in bytes, without opening it.
+    """Return the size of a block device in bytes without opening the device.
 
     Args:
         path: the path that QEMU reports. A path outside /dev is ignored, because it may be on a hung mount and block the agent.
         sys: the /sys directory.
 
     Returns:
-        None if the path is ignored, or is not a block device that the agent can see. In a container the agent may see no devices.
+        None if the path is ignored or is not a block device. Also None if the agent cannot see the device, for example in a container.
     """
     number = device_number(path, sys)
     if not number:
@@ -40,14 +41,14 @@ def device_size(path: str, sys: Path = _SYS) -> int | None:
 
 
 def device_identity(path: str, sys: Path = _SYS) -> str:
-    """Return a name that no other block device has, also after a restart of the host, such as the UUID of a logical volume.
+    """Return an identifier of a block device that is unique and survives a reboot, such as the UUID of a logical volume.
 
     Args:
-        path: the path that QEMU reports. Outside /dev it is ignored.
+        path: the path that QEMU reports. A path outside /dev is ignored.
         sys: the /sys directory.
 
     Returns:
-        an empty string if the path is ignored, or if the kernel reports no such name.
+        An empty string if the path is ignored, or if the kernel reports no such identifier.
     """
     number = device_number(path, sys)
     if not number:
@@ -57,11 +58,14 @@ def device_identity(path: str, sys: Path = _SYS) -> str:
 
 
 def device_number(path: str, sys: Path = _SYS) -> str | None:
-    """Return `major:minor` of a block device; empty if the path is another file, and None if the agent cannot see the device.
+    """Return `major:minor` of a block device without opening the device.
 
     Args:
-        path: a path. Outside /dev it is ignored.
+        path: the path that QEMU reports. A path outside /dev is ignored.
         sys: the /sys directory.
+
+    Returns:
+        An empty string if the path is not a block device. None if the path is ignored, or if the agent cannot see the device.
     """
     if not path.startswith("/dev/") or os.path.normpath(path) != path:
         return None
@@ -75,13 +79,13 @@ def device_number(path: str, sys: Path = _SYS) -> str | None:
 
 
 def _number_by_name(name: str, sys: Path) -> str | None:
-    """Return the number of a device by its name in /dev; None if sysfs has no such device."""
+    """Return `major:minor` of a device by its name in /dev, such as `sda` or `vg/lv`; None if sysfs has no such device."""
     number = _read(sys / "class/block" / name.replace("/", "!") / "dev")
     if number is not None:
         return number
     if name.startswith("mapper/"):
         return _mapper_number(name.removeprefix("mapper/"), sys)
-    group, slash, volume = name.partition("/")  # of LVM, which doubles hyphens in the device mapper's names
+    group, slash, volume = name.partition("/")  # LVM doubles the hyphens of both names in the device-mapper name
     return _mapper_number("-".join(part.replace("-", "--") for part in (group, volume)), sys) if slash else None
 
 

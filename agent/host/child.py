@@ -1,4 +1,4 @@
-"""A child process that answers requests line by line. The agent never waits for its end: a child that waits for storage cannot be ended."""
+"""A child process that answers requests line by line. A child that hangs on storage cannot be killed, so no call depends on its exit."""
 
 import asyncio
 import os
@@ -12,18 +12,18 @@ START_SECONDS = 30.0
 """How long a child may take to start. On a busy host Python takes seconds."""
 
 MAX_LINE_BYTES = 16384
-"""Maximum size of an answer: a path of 4096 bytes has twice as many hexadecimal digits."""
+"""Maximum size of an answer in bytes. A path of 4096 bytes takes 8192 hexadecimal digits."""
 
 
 class ChildError(Exception):
-    """The child cannot be started, or it has ended."""
+    """The child process cannot be started, or it has exited."""
 
 
-class _Lines(asyncio.SubprocessProtocol):
-    """The lines that a child wrote and that were not read yet.
+class _LineProtocol(asyncio.SubprocessProtocol):
+    """Buffers the output lines of a child until they are read.
 
     Attributes:
-        exited: set when the child has ended.
+        exited: set when the child has exited.
     """
 
     def __init__(self) -> None:
@@ -34,39 +34,39 @@ class _Lines(asyncio.SubprocessProtocol):
         self.exited = asyncio.Event()
 
     def process_exited(self) -> None:
-        """Handle the end of the child."""
+        """Handle the exit of the child."""
         self.exited.set()
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: ARG002 - it is standard output
-        """Handle output."""
+        """Handle output of the child."""
         *lines, self._part = (self._part + data).split(b"\n")
         self._lines.extend(lines)
         self._ended = self._ended or len(self._part) > MAX_LINE_BYTES
         self._arrived.set()
 
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002 - the child has ended
-        """Handle the end of a pipe."""
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002 - the child has exited
+        """Handle the close of a pipe."""
         self._ended = True
         self._arrived.set()
 
-    async def read(self) -> bytes:
-        """Return the next line.
+    async def read_line(self) -> bytes:
+        """Wait for the next line and return it.
 
         Raises:
-            ChildError: There is none, because the child has ended or does not write lines.
+            ChildError: The child has exited, or its line is longer than `MAX_LINE_BYTES`.
         """
         while not self._lines:
             if self._ended:
-                raise ChildError("the child process has ended")
+                raise ChildError("the child process has exited")
             self._arrived.clear()
             await self._arrived.wait()
         return self._lines.popleft()
 
 
 class Child:
-    """A running child. `kill` it after use."""
+    """A running child process. Call `kill` after use."""
 
-    def __init__(self, transport: asyncio.SubprocessTransport, lines: _Lines) -> None:
+    def __init__(self, transport: asyncio.SubprocessTransport, lines: _LineProtocol) -> None:
         self._transport = transport
         self._lines = lines
 
@@ -77,12 +77,12 @@ class Child:
         Raises:
             ChildError: The program cannot be started, or is not ready within `START_SECONDS`.
         """
-        # -I and -S: no search path and no site packages, which take most of the start.
+        # -I and -S skip the search path and site-packages, which take most of Python's start time.
         command = (sys.executable, "-I", "-S", os.fspath(program), *arguments)
         pipe = asyncio.subprocess.PIPE
         try:
             transport, lines = await asyncio.get_running_loop().subprocess_exec(
-                _Lines, *command, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, cwd="/"
+                _LineProtocol, *command, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, cwd="/"
             )
         except OSError as error:
             raise ChildError(f"cannot start a child process: {error.strerror or error}") from error
@@ -100,28 +100,28 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Process id of the child."""
         return self._transport.get_pid()
 
     def send(self, data: bytes) -> None:
-        """Send requests. If the child has ended, `read_line` reports it."""
+        """Send requests. If the child has exited, the next `read_line` raises."""
         # uvloop's transport is a WriteTransport by behaviour, not by class.
         pipe = cast("asyncio.WriteTransport | None", self._transport.get_pipe_transport(0))
         if pipe is not None and not pipe.is_closing():
             pipe.write(data)
 
     async def read_line(self) -> bytes:
-        """Return the next line, without its end. It may be cancelled: no part of a line is lost.
+        """Return the next line without its newline. A caller may cancel this call: no data is lost.
 
         Raises:
-            ChildError: The child has ended, or the line is too long.
+            ChildError: The child has exited, or the line is too long.
         """
-        return await self._lines.read()
+        return await self._lines.read_line()
 
     def kill(self) -> None:
-        """Kill it without waiting for its end."""
+        """Kill the child, and do not wait for its exit."""
         self._transport.close()
 
-    async def ended(self) -> None:
-        """Wait for its end, which may never come."""
+    async def wait_for_exit(self) -> None:
+        """Wait for the exit of the child. A child that hangs on storage may never exit."""
         await self._lines.exited.wait()

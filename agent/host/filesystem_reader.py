@@ -1,7 +1,7 @@
-"""Reading of file systems through a child process, so that one that does not answer blocks neither the agent nor the others.
+"""Reads file systems through a child process, because a system call on a hung file system would block the agent.
 
-One child answers all requests, in order. If an answer is late, the child is left waiting for that mount and another child answers the
-rest. So at most one request is in flight for a mount, and the answer shows at once that the mount responds again.
+One child answers all requests in order. If an answer is late, the child keeps waiting for that mount, and a new child takes the other
+requests. Further requests for the mount fail until it answers, so at most one request for a mount is in flight.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ from agent.host.qemu_processes import read_file
 _log = logging.getLogger(__name__)
 
 SLOW_SECONDS = 0.25
-"""A mount that has not answered for this long counts as suspect. A healthy one answers within a millisecond."""
+"""A mount that has not answered for this long is suspect. A healthy mount answers within a millisecond."""
 
 DEADLINE_SECONDS = 3.0
 """A mount that has not answered for this long is unresponsive."""
 
 MAX_WAITING = 16
-"""Maximum number of children that wait for mounts. Beyond it, a mount is tried again after `RETRY_SECONDS`."""
+"""Maximum number of children that wait for mounts. Further suspect mounts get no child and are tried again after `RETRY_SECONDS`."""
 
 RETRY_SECONDS = 30.0
 
@@ -38,19 +38,19 @@ MAX_BATCH = 256
 MAX_RECENT = 1024
 """Maximum number of paths whose last figures are kept."""
 
-END_SECONDS = 0.5
-"""How long the end of the agent waits for the end of its children."""
+EXIT_SECONDS = 0.5
+"""How long `close` waits for the children to exit."""
 
 CLOCK_SECONDS = 0.01
-"""Resolution of the timers of event loops."""
+"""Resolution of an event loop's timers."""
 
 
 class FileSystemFigures(NamedTuple):
-    """Figures that statvfs reports of a file system.
+    """Figures of a file system from statvfs(3).
 
     Attributes:
-        size_bytes: size.
-        free_bytes: free bytes, with those that are reserved for root.
+        size_bytes: size of the file system.
+        free_bytes: free bytes, including the bytes that are reserved for root.
         available_bytes: free bytes for a process without privileges.
         inodes: number of inodes; 0 if the file system has no fixed number.
         available_inodes: free inodes for a process without privileges.
@@ -72,12 +72,12 @@ class _Request:
 
 
 def _is_runnable(pid: int) -> bool:
-    """Return whether a process waits for nothing but the CPU."""
+    """Return whether the process is in the state R: it runs, or it waits for a CPU."""
     return parse_stat(read_file(f"/proc/{pid}/stat").decode("utf-8", "replace")).get("state") == "running"
 
 
 class FileSystemReader:
-    """Answers questions about paths. Each request names the mount on which it may hang."""
+    """Runs statvfs and realpath in child processes. Each request names the mount of its path, because the mount may hang."""
 
     def __init__(
         self,
@@ -90,9 +90,9 @@ class FileSystemReader:
         """Create a reader; `close` it after use.
 
         Args:
-            slow_seconds: after which a mount is suspect.
-            deadline_seconds: after which a mount is unresponsive.
-            program: the child's program.
+            slow_seconds: time without an answer after which a mount is suspect.
+            deadline_seconds: time without an answer after which a mount is unresponsive.
+            program: path of the child's Python program.
             on_change: called when a mount becomes suspect or unresponsive, or responds again.
         """
         self.on_change = on_change
@@ -110,57 +110,57 @@ class FileSystemReader:
     # State of mounts.
 
     def is_suspect(self, mount: str) -> bool:
-        """Return whether an answer of this mount is late."""
+        """Return whether the mount has not answered a request for longer than `slow_seconds`."""
         return mount in self._silent_since
 
     @property
     def suspects(self) -> list[str]:
-        """The mounts whose answers are late."""
+        """The suspect mounts."""
         return list(self._silent_since)
 
     def is_unresponsive(self, mount: str) -> bool:
-        """Return whether an answer of this mount is later than the deadline, and not because the child gets no CPU."""
+        """Return whether the mount has not answered within the deadline. If the child only waits for a CPU, return False."""
         silent = self.silent_seconds(mount)
         if silent is None or silent < self._deadline_seconds - CLOCK_SECONDS:
             return False
         return mount not in self._waiting or not _is_runnable(self._waiting[mount][0].pid)
 
     def silent_seconds(self, mount: str) -> float | None:
-        """Return for how long an answer of this mount has been awaited; None if none is late."""
+        """Return for how many seconds a suspect mount has not answered; None if the mount is not suspect."""
         since = self._silent_since.get(mount)
         return None if since is None else time.monotonic() - since
 
     def answered_seconds_ago(self, mount: str) -> float:
-        """Return how long ago this mount answered last; infinite if it never did."""
+        """Return the seconds since the last answer of this mount; infinite if the mount never answered."""
         return time.monotonic() - self._answered_at.get(mount, float("-inf"))
 
     # Requests.
 
     async def statvfs(self, path: str, mount: str) -> FileSystemFigures:
-        """Return the figures of the file system of a path.
+        """Return the figures of the file system that contains a path.
 
         Raises:
-            PoolUnresponsiveError: the mount did not answer within the deadline.
-            PoolReadError: the path cannot be accessed.
+            PoolUnresponsiveError: the mount is suspect, or did not answer within the deadline.
+            PoolReadError: the path cannot be accessed, or the host is overloaded.
         """
         answer = await self._request("statfs", path, mount)
         try:
             figures = FileSystemFigures(*map(int, answer.split()))
         except (TypeError, ValueError) as error:
-            raise PoolReadError(f"{path}: unexpected answer of the child process") from error
+            raise PoolReadError(f"{path}: the child process sent an invalid answer") from error
         self._figures.pop(path, None)
         self._figures[path] = time.monotonic(), figures
         if len(self._figures) > MAX_RECENT:
             del self._figures[next(iter(self._figures))]
         return figures
 
-    def recent(self, path: str, seconds: float) -> FileSystemFigures | None:
-        """Return the figures of the file system of a path if they were read within the last `seconds`."""
+    def recent_figures(self, path: str, seconds: float) -> FileSystemFigures | None:
+        """Return the last figures that `statvfs` returned for a path; None if they are older than `seconds` or there are none."""
         at, figures = self._figures.get(path, (float("-inf"), None))
         return figures if time.monotonic() - at <= seconds else None
 
     async def realpath(self, path: str, mount: str) -> str:
-        """Return a path without symbolic links; raises as `statvfs`."""
+        """Return a path with all symbolic links resolved. It raises the errors of `statvfs`."""
         answer = await self._request("realpath", path, mount)
         return os.fsdecode(bytes.fromhex(answer))
 
@@ -170,7 +170,7 @@ class FileSystemReader:
         request = _Request(f"{operation} {os.fsencode(path).hex()}\n".encode(), mount, time.monotonic())
         self._queue.append(request)
         if self._serving is None:
-            self._serving = asyncio.create_task(self._serve(), name="read file systems")
+            self._serving = asyncio.create_task(self._serve_queue(), name="read file systems")
         try:
             async with asyncio.timeout(self._deadline_seconds):
                 answer = await asyncio.shield(request.answer)
@@ -187,14 +187,14 @@ class FileSystemReader:
 
     # The child.
 
-    async def _serve(self) -> None:
-        """Pass the queued requests to a child until none is left."""
+    async def _serve_queue(self) -> None:
+        """Pass the queued requests to a child until the queue is empty."""
         try:
             while batch := self._take_batch():
                 try:
                     if self._child is None:
                         self._child = await Child.start(self._program)
-                    await self._exchange(self._child, batch)
+                    await self._answer_batch(self._child, batch)
                 except ChildError as error:
                     if self._child is not None:
                         self._child.kill()
@@ -215,11 +215,11 @@ class FileSystemReader:
                 request.answer.set_exception(PoolUnresponsiveError("the file system does not answer"))
         return batch
 
-    async def _exchange(self, child: Child, batch: list[_Request]) -> None:
-        """Send requests to a child and pass its answers on, until one is late.
+    async def _answer_batch(self, child: Child, batch: list[_Request]) -> None:
+        """Send the requests to a child and set their answers. If an answer is late, put the requests behind it back into the queue.
 
         Raises:
-            ChildError: the child has ended.
+            ChildError: the child has exited.
         """
         child.send(b"".join(request.line for request in batch))
         for index, request in enumerate(batch):
@@ -227,7 +227,7 @@ class FileSystemReader:
                 async with asyncio.timeout(self._slow_seconds):
                     line = await child.read_line()
             except TimeoutError:
-                self._set_aside(child, request)
+                self._leave_waiting(child, request)
                 self._queue.extendleft(reversed(batch[index + 1 :]))
                 return
             self._on_answer(request, line)
@@ -237,20 +237,20 @@ class FileSystemReader:
         if not request.answer.done():
             request.answer.set_result(line)
 
-    def _set_aside(self, child: Child, request: _Request) -> None:
-        """Leave a child waiting for a mount."""
+    def _leave_waiting(self, child: Child, request: _Request) -> None:
+        """Mark the mount as suspect, and let the child wait for its answer."""
         self._child = None
         self._silent_since[request.mount] = request.sent_at
         if len(self._waiting) < MAX_WAITING:
-            task = asyncio.create_task(self._wait_for(child, request), name="wait for a mount")
+            task = asyncio.create_task(self._await_late_answer(child, request), name="wait for a mount")
             self._waiting[request.mount] = child, task
         else:
             child.kill()
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._on_return, request.mount)
         self.on_change()
 
-    async def _wait_for(self, child: Child, request: _Request) -> None:
-        """Wait for a late answer for as long as it takes."""
+    async def _await_late_answer(self, child: Child, request: _Request) -> None:
+        """Wait for a late answer without a deadline, because only the mount can end the wait."""
         try:
             line = await child.read_line()
         except ChildError as error:
@@ -259,7 +259,7 @@ class FileSystemReader:
         else:
             self._on_answer(request, line)
         finally:
-            child.kill()  # it has further requests in its input
+            child.kill()  # further requests are still in its standard input
             self._waiting.pop(request.mount, None)
             self._on_return(request.mount)
 
@@ -268,7 +268,7 @@ class FileSystemReader:
         self.on_change()
 
     async def close(self) -> None:
-        """End the children. Those that wait for storage may stay until it answers; the agent does not wait for them."""
+        """Kill the children, and wait for `EXIT_SECONDS` at most. A child that hangs on storage exits only after the storage answers."""
         tasks = [task for _, task in self._waiting.values()]
         children = [child for child, _ in self._waiting.values()]
         tasks += [self._serving] if self._serving is not None else []
@@ -278,9 +278,9 @@ class FileSystemReader:
             child.kill()
         for task in tasks:
             task.cancel()
-        ends = [asyncio.create_task(child.ended()) for child in children]
+        exits = [asyncio.create_task(child.wait_for_exit()) for child in children]
         await asyncio.gather(*tasks, return_exceptions=True)
-        if ends:
-            _, pending = await asyncio.wait(ends, timeout=END_SECONDS)
-            for end in pending:
-                end.cancel()
+        if exits:
+            _, pending = await asyncio.wait(exits, timeout=EXIT_SECONDS)
+            for exit_task in pending:
+                exit_task.cancel()

@@ -1,4 +1,4 @@
-"""Location of an image: the mount or the device that its path leads to, in the mount namespace of its QEMU."""
+"""Finds the mount or the block device of an image. The path of the image is valid in the mount namespace of its QEMU."""
 
 import os
 import re
@@ -15,16 +15,16 @@ from agent.host.pools.base import ImageLocation, PoolReadError, PoolUnresponsive
 from agent.host.process import ROOT
 
 MAX_MOUNTINFO_BYTES = 4 << 20
-"""Maximum size of a mount table; the rest is not read. A host with a thousand containers has about 1 MB."""
+"""Maximum number of bytes that are read of a mount table. A host with a thousand containers has about 1 MB."""
 
 MAX_PATH_BYTES = 4096
-"""The kernel takes no longer path (PATH_MAX)."""
+"""Maximum length of a path in the kernel (PATH_MAX)."""
 
 MAX_DEPTH = 64
-"""Maximum number of directories of a path that are checked for a quota."""
+"""Maximum number of parent directories that are checked for a quota."""
 
 KEEP_SECONDS = 600.0
-"""How long the location of a directory is kept. A quota may be set on it later."""
+"""How long the location of a directory is cached. After that it is found again, because an administrator may have set a quota."""
 
 MAX_KEPT = 4096
 
@@ -32,13 +32,13 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _LOCAL_DRIVERS = frozenset({"file", "host_device", "host_cdrom"})
 
 
-class _Directory(NamedTuple):
-    """Where a directory is.
+class _DirectoryLocation(NamedTuple):
+    """The mount and the quota of a directory.
 
     Attributes:
-        mount: its mount.
-        shared: the mount point, or the directory of a quota, as the agent can reach it.
-        is_quota: whether it is the directory of a quota.
+        mount: the mount that contains the directory.
+        shared: path by which the agent reaches the mount point or the directory of the quota.
+        is_quota: whether `shared` is the directory of a quota.
     """
 
     mount: Mount
@@ -47,7 +47,12 @@ class _Directory(NamedTuple):
 
 
 def read_mounts(pid: int | str, root: Path = ROOT) -> tuple[Mount, ...]:
-    """Return the mounts of a process; none if they cannot be read. `self` is the agent."""
+    """Return the mounts of a process; empty if its mountinfo cannot be read.
+
+    Args:
+        pid: the process id, or `self` for the agent.
+        root: the directory that contains /proc.
+    """
     try:
         with (root / "proc" / str(pid) / "mountinfo").open("rb") as file:
             return parse_mountinfo(file.read(MAX_MOUNTINFO_BYTES).decode("utf-8", "surrogateescape"))
@@ -56,13 +61,18 @@ def read_mounts(pid: int | str, root: Path = ROOT) -> tuple[Mount, ...]:
 
 
 def local_path(driver: str, path: str) -> str | UnknownPool:
-    """Return the absolute path of an image on this host, from a node's driver and the file name that QEMU reports."""
+    """Return the absolute path of an image on this host, or the reason why the image has none.
+
+    Args:
+        driver: the driver of QEMU's block node.
+        path: the file name that QEMU reports.
+    """
     if path.startswith("json:"):
         path = _file_name(path[5:])
-    if not _is_path(path):
+    if not _is_valid_path(path):
         return UnknownPool("QEMU reports a path that no file can have")
     if path.startswith(("/dev/fd/", "/dev/fdset/")):
-        return UnknownPool("QEMU got the image as an open file: only its manager knows the path")
+        return UnknownPool("the program that started QEMU passed the image as an open file: its path is unknown")
     if path.startswith("/"):
         return os.path.normpath(path)
     if _URL.match(path) or driver not in _LOCAL_DRIVERS:
@@ -73,8 +83,7 @@ def local_path(driver: str, path: str) -> str | UnknownPool:
     return UnknownPool(f"the path {path!r} is relative: start QEMU with an absolute path")
 
 
-def _is_path(text: str) -> bool:
-    """Return whether the kernel takes a text as a path."""
+def _is_valid_path(text: str) -> bool:
     try:
         return b"\0" not in (encoded := os.fsencode(text)) and len(encoded) < MAX_PATH_BYTES
     except UnicodeEncodeError:
@@ -82,7 +91,7 @@ def _is_path(text: str) -> bool:
 
 
 def _file_name(text: str) -> str:
-    """Return the file name in the options of a node; without one, its protocol and a colon."""
+    """Return the file name in the JSON options of a node. If the options have no file name, return the driver and a colon."""
     try:
         options = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -99,38 +108,46 @@ def _file_name(text: str) -> str:
 
 
 class MountTables(NamedTuple):
-    """The mounts of a QEMU and of the agent.
+    """The mounts of a QEMU process and of the agent.
 
     Attributes:
         pid: the process id of QEMU.
-        theirs: the mounts of QEMU; none if they cannot be read.
-        own: the mounts of the agent.
+        qemu: the mounts of QEMU; empty if they cannot be read.
+        agent: the mounts of the agent; empty if they cannot be read.
     """
 
     pid: int
-    theirs: tuple[Mount, ...]
-    own: tuple[Mount, ...]
+    qemu: tuple[Mount, ...]
+    agent: tuple[Mount, ...]
 
     @classmethod
     def of_process(cls, pid: int, root: Path = ROOT) -> Self:
-        """Read the tables; `root` is the directory that holds /proc."""
+        """Read both mount tables.
+
+        Args:
+            pid: the process id of QEMU.
+            root: the directory that contains /proc.
+        """
         return cls(pid, read_mounts(pid, root), read_mounts("self", root))
 
 
 class ImageLocator:
-    """Finds where images are. Locations of directories are kept for some minutes."""
+    """Finds the locations of images. It caches the locations of directories for `KEEP_SECONDS`."""
 
     def __init__(self, reader: FileSystemReader) -> None:
         self._reader = reader
-        self._kept: dict[tuple[str, str], tuple[float, _Directory]] = {}
+        self._kept: dict[tuple[str, str], tuple[float, _DirectoryLocation]] = {}
 
     def known_location(self, tables: MountTables | None, driver: str, path: str) -> ImageLocation | UnknownPool | None:
-        """Return the location of an image if no question to its file system is needed; None if one is.
+        """Return the location of an image without access to its file system.
 
         Args:
-            tables: the mounts of its QEMU; None if its process is unknown.
-            driver: the driver of its node.
+            tables: the mounts of the image's QEMU and of the agent; None if the process of the VM is unknown.
+            driver: the driver of QEMU's block node.
             path: the file name that QEMU reports.
+
+        Returns:
+            None if the file system has to be read first.
         """
         local = local_path(driver, path)
         if isinstance(local, UnknownPool):
@@ -139,53 +156,56 @@ class ImageLocator:
             return ImageLocation(driver, local, device=device or "")
         if tables is None:
             return UnknownPool("the process of the VM is unknown: `qemu.sample.about` has the reason")
-        mount = mount_of(tables.theirs, local)
+        mount = mount_of(tables.qemu, local)
         if mount is None:
             return UnknownPool(f"the mounts of process {tables.pid} cannot be read")
-        kept = self._kept.get((mount.device, _reachable(tables, mount, _place(mount, local))))
+        kept = self._kept.get((mount.device, _path_for_agent(tables, mount, _directory_of_image(mount, local))))
         if kept is None or time.monotonic() - kept[0] >= KEEP_SECONDS:
             return None
         return _location(driver, local, kept[1])
 
     async def locate(self, tables: MountTables | None, driver: str, path: str) -> ImageLocation | UnknownPool:
-        """Return the location of an image; the arguments are those of `known_location`."""
+        """Return the location of an image; read its file system if necessary. The arguments are those of `known_location`."""
         known, local = self.known_location(tables, driver, path), local_path(driver, path)
         if known is not None or tables is None or isinstance(local, UnknownPool):
             return known or UnknownPool("the process of the VM is unknown")
-        mount = mount_of(tables.theirs, local)
+        mount = mount_of(tables.qemu, local)
         assert mount is not None
         try:
-            return _location(driver, local, await self._locate_directory(tables, mount, _place(mount, local)))
+            return _location(
+                driver, local, await self._locate_directory(tables, mount, _directory_of_image(mount, local))
+            )
         except PoolUnresponsiveError:
             return ImageLocation(driver, local, mount, mount.point)
         except PoolReadError as error:
             return UnknownPool(f"{error}: the agent needs search permission, or the same mount in its container")
 
-    async def _locate_directory(self, tables: MountTables, mount: Mount, directory: str) -> _Directory:
+    async def _locate_directory(self, tables: MountTables, mount: Mount, directory: str) -> _DirectoryLocation:
         """Return the mount of a directory, and the directory of its quota.
 
         Raises:
             PoolUnresponsiveError: the file system did not answer.
             PoolReadError: the directory cannot be accessed.
         """
-        path = _reachable(tables, mount, directory)
+        path = _path_for_agent(tables, mount, directory)
         prefix = path.removesuffix(directory) if path.startswith(f"/proc/{tables.pid}/root/") else ""
-        # First the mount itself: if it hangs, the request below would make the directory look like another mount that hangs.
+        # Read the mount point first. If the mount hangs, this request fails under the mount's own name. The request for the
+        # directory has a name of its own, and the reader would count the directory as a second suspect mount.
         await self._reader.statvfs(f"{prefix}{mount.point}" if prefix or path == directory else path, mount.device)
         real = await self._reader.realpath(path, f"path:{path}")
         if prefix:
-            found = _Directory(mount, f"{prefix}{mount.point}")
+            found = _DirectoryLocation(mount, f"{prefix}{mount.point}")
         else:
-            own_mount = mount_of(tables.own, real) or mount
+            own_mount = mount_of(tables.agent, real) or mount
             shared = await self._quota_directory(own_mount, real)
-            found = _Directory(own_mount, shared, shared != own_mount.point)
+            found = _DirectoryLocation(own_mount, shared, shared != own_mount.point)
         if len(self._kept) >= MAX_KEPT:
             self._kept.clear()
         self._kept[mount.device, path] = time.monotonic(), found
         return found
 
     async def _quota_directory(self, mount: Mount, directory: str) -> str:
-        """Return the topmost directory with the size of this one: the mount point, unless a quota gives the directory a size of its own."""
+        """Return the topmost parent directory for which statvfs reports the same size: the directory of the quota, or the mount point."""
         own = await self._reader.statvfs(directory, mount.device)
         top = directory
         for _ in range(MAX_DEPTH):
@@ -199,8 +219,8 @@ class ImageLocator:
         return top
 
 
-def _place(mount: Mount, path: str) -> str:
-    """Return the directory of an image; the image itself if it is a mount point, such as that of a FUSE export."""
+def _directory_of_image(mount: Mount, path: str) -> str:
+    """Return the directory of an image. If the image itself is a mount point, such as a FUSE export, return its path."""
     return path if mount.point == path else _parent(path)
 
 
@@ -208,19 +228,19 @@ def _parent(path: str) -> str:
     return os.path.dirname(path)  # noqa: PTH120 - of text
 
 
-def _location(driver: str, path: str, directory: _Directory) -> ImageLocation:
+def _location(driver: str, path: str, directory: _DirectoryLocation) -> ImageLocation:
     quota = directory.shared if directory.is_quota else ""
     return ImageLocation(driver, path, directory.mount, directory.shared, quota)
 
 
-def _reachable(tables: MountTables, mount: Mount, directory: str) -> str:
-    """Return the path by which the agent reaches a directory of QEMU: through QEMU's root if the agent lacks the mount."""
-    own = _own_path(tables.own, mount, directory)
+def _path_for_agent(tables: MountTables, mount: Mount, directory: str) -> str:
+    """Return the path by which the agent reaches a directory of QEMU. If the agent lacks the mount, it is a path in /proc/PID/root."""
+    own = _own_path(tables.agent, mount, directory)
     return f"/proc/{tables.pid}/root{directory}" if own is None else own
 
 
 def _own_path(own: tuple[Mount, ...], mount: Mount, path: str) -> str | None:
-    """Return the path by which the agent reaches a path of another mount namespace; None if it has no mount of that file system there."""
+    """Return the path of QEMU's file in the agent's mount namespace; None if no mount of the agent contains the file."""
     same = mount_of(own, path)
     if same is not None and (same.device, same.root, same.point) == (mount.device, mount.root, mount.point):
         return path

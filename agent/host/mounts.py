@@ -1,4 +1,4 @@
-"""Mounts of a process: finds the mount that a path is on, from /proc/PID/mountinfo (proc(5)). Pure."""
+"""Parses /proc/PID/mountinfo (proc(5)), and finds the mount that contains a path. Pure."""
 
 import re
 from collections.abc import Sequence
@@ -11,16 +11,16 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One mount.
+    """One line of mountinfo.
 
     Attributes:
         id: The kernel's id of the mount.
-        parent: Id of the mount that it is mounted on.
-        device: `major:minor` of the file system. Bind mounts of one file system share it.
-        root: Directory of the file system that is mounted; `/` unless it is a bind mount or a subvolume.
-        point: Mount point in the process's namespace.
+        parent: Id of the parent mount, which contains the mount point.
+        device: `major:minor` of the file system. Bind mounts of a file system have the same number.
+        root: Directory inside the file system that is mounted; `/` except for a bind mount or a subvolume.
+        point: Mount point in the process's mount namespace.
         type: File system type, such as `xfs` or `fuse.sshfs`.
-        source: Device, server or dataset.
+        source: Source of the mount, such as `/dev/sda1`, `server:/export` or `tank/vm`.
     """
 
     id: int
@@ -38,7 +38,7 @@ def _unescape(text: str) -> str:
 
 @lru_cache(maxsize=64)
 def parse_mountinfo(text: str) -> tuple[Mount, ...]:
-    """Parse a mountinfo file. A line that is not as proc(5) describes it is left out."""
+    """Parse the content of a mountinfo file. Invalid lines are skipped."""
     return tuple(mount for line in text.splitlines() if (mount := _parse_line(line)) is not None)
 
 
@@ -51,12 +51,13 @@ def _parse_line(line: str) -> Mount | None:
 
 
 def mount_of(mounts: Sequence[Mount], path: str) -> Mount | None:
-    """Return the mount that an absolute path is on, as the kernel walks the path; None if the list has no root.
+    """Return the mount that contains an absolute path; None if no mount has the mount point `/`.
 
-    A mount that a later one on a directory above it hides is not found, although the file lists it.
+    The search goes from the root mount to its child mounts, like the kernel's path lookup. So it never returns a hidden mount.
+    A later mount on a parent directory hides a mount.
 
     Args:
-        mounts: All mounts of the namespace.
+        mounts: All mounts of the mount namespace.
         path: An absolute path without `..`. Symbolic links are not followed.
     """
     on_path = [mount for mount in mounts if mount.point in ("/", path) or path.startswith(f"{mount.point}/")]

@@ -1,4 +1,4 @@
-"""Types of the host's data about a VM: its threads, its network interfaces, and requests for files of the kernel."""
+"""Types of host data about a VM: threads, network interfaces, and requests for files in /proc and /sys."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,9 +10,9 @@ class Task:
     """A process or one of its threads.
 
     Attributes:
-        id: its pid or thread id on this host.
-        name: its label: a vCPU's index or an iothread's id; empty for the process.
-        values: values that no file has, by the paths of the metrics' fields.
+        id: process id or thread id on this host.
+        name: value of the thread's label: the index of a vCPU or the id of an iothread; empty for the process.
+        values: values by name that do not come from a `FileRequest`, such as `qom_path`.
     """
 
     id: int
@@ -25,10 +25,10 @@ class Interface:
     """A network interface on the host that a VM's process has open.
 
     Attributes:
-        name: its name on the host, such as tap0.
-        values: values that no file has, by the paths of the metrics' fields.
-        directions_swapped: whether the interface transmits the packets that the guest receives; true for a tap, false for a macvtap.
-        same_netns: whether it is in the agent's own network namespace.
+        name: name of the interface on the host, such as tap0.
+        values: values by name that do not come from a `FileRequest`, such as the kind of the interface.
+        directions_swapped: True for a tap: it transmits the packets that the guest receives. False for a macvtap.
+        same_netns: whether the interface is in the agent's network namespace.
     """
 
     name: str
@@ -42,9 +42,9 @@ class FileRequest:
     """A request for the content of a file in /proc, /sys or a cgroup.
 
     Attributes:
-        path: relative to the process's directory under /proc; with a leading slash, absolute on the host.
-        subject: the task, interface or cgroup that the file is about; the reply has the same subject.
-        count_entries: whether `path` is a directory whose entries are counted.
+        path: path relative to the process's directory in /proc. With a leading slash it is an absolute path on the host.
+        subject: the task, interface or cgroup that the file describes.
+        count_entries: True to count the entries of a directory instead of reading a file.
     """
 
     path: str
@@ -57,8 +57,8 @@ class FileReply:
     """The content of a requested file.
 
     Attributes:
-        request: the request.
-        text: the content, or the number of entries; None if the file or directory cannot be read.
+        request: the request that this object answers.
+        text: content of the file, or the number of entries of the directory; None if it cannot be read.
     """
 
     request: FileRequest

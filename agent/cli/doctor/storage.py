@@ -90,7 +90,7 @@ class _PoolFinder:
 
 def _pool_of(location: ImageLocation, sources: Sequence[PoolSource]) -> Pool | UnknownPool:
     for source in sources:
-        pool = source.find(location)
+        pool = source.find_pool(location)
         if pool is not None:
             return pool
     return UnknownPool("its kind of storage is unknown")

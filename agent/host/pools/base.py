@@ -1,4 +1,4 @@
-"""Types of a pool: storage that images of VMs share, and that can run out of space. Pure."""
+"""Types of storage pools. Images of VMs share a pool, and the pool can run out of space. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ class Pool:
 
     Attributes:
         key: Identifies the pool on this host, such as `filesystem:8:1`. It begins with the kind.
-        kind: Its kind.
-        name: Name for operators: mount point, device, `vg/pool`, name of the ZFS pool or of libvirt's pool.
-        type: File system type, such as `xfs`, or the type in the words of its manager; may be empty.
-        path: What its source reads: a directory, a device or a name; may be empty.
+        kind: Kind of the pool.
+        name: Name for operators: mount point, device path, `vg/pool`, name of the ZFS pool or name of the libvirt pool.
+        type: File system type, such as `xfs`, or libvirt's type of the pool, such as `rbd`; empty for other kinds.
+        path: Directory, device path or pool name by which the source reads the pool.
     """
 
     key: str
@@ -40,20 +40,20 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class PoolReading:
-    """Figures of a pool at one instant. A figure that its source does not report is None.
+    """Figures of a pool at one instant. A figure is None if the source does not report it.
 
     Attributes:
         size_bytes: Size in bytes.
-        free_bytes: Bytes that a process without privileges can still allocate; None for a device, because only QEMU knows how far its
-            image extends.
-        used_bytes: Bytes in use; None means the size without the free bytes. The blocks that a file system reserves for root are in
-            neither.
+        free_bytes: Bytes that a process without privileges can still allocate; None for a device, because only QEMU can report how much
+            of the device is in use.
+        used_bytes: Bytes in use. None means `size_bytes - free_bytes`. Blocks that a file system reserves for root count neither as free
+            nor as used.
         inodes: Number of inodes; None for a file system without a fixed number.
         free_inodes: Number of free inodes.
-        metadata_size_bytes: Size of the metadata of an LVM thin pool, which can run out separately.
-        metadata_free_bytes: Free bytes of it.
-        problem: State that its manager reports as a problem, such as `DEGRADED` or `out_of_data_space`; empty if there is none.
-        read_at: When the figures were taken, in seconds since the epoch; None means now. A file that a timer writes has older figures.
+        metadata_size_bytes: Size of the metadata area of an LVM thin pool. This area can fill up before the pool does.
+        metadata_free_bytes: Free bytes of the metadata area.
+        problem: State that LVM or ZFS reports, such as `DEGRADED` or `out_of_data_space`; empty if the pool is healthy.
+        read_at: When the figures were measured, in seconds since the epoch; None means now. Figures from a report file are older.
     """
 
     size_bytes: int
@@ -69,10 +69,10 @@ class PoolReading:
 
 @dataclass(frozen=True, slots=True)
 class UnknownPool:
-    """The pool of an image cannot be known.
+    """States that the agent cannot find the pool of an image.
 
     Attributes:
-        reason: Why, in one sentence for the operator, with the fix if there is one.
+        reason: Cause in one sentence for the operator, with the fix if there is one.
     """
 
     reason: str
@@ -83,12 +83,12 @@ class ImageLocation:
     """Where an image is.
 
     Attributes:
-        driver: QEMU's driver of the node, such as `file`, `host_device` or `rbd`.
-        path: Path of the image in QEMU's mount namespace; absolute.
-        mount: The mount that the path is on; None for a block device.
-        directory: The mount point, or the directory of a quota, as the agent can reach it. Empty for a block device.
+        driver: Driver of QEMU's block node, such as `file`, `host_device` or `rbd`.
+        path: Absolute path of the image in QEMU's mount namespace, or the file name of network storage, such as `rbd:POOL/IMAGE`.
+        mount: Mount that contains the path; None for a block device.
+        directory: Path by which the agent reaches the mount point or the directory of the quota; empty for a block device.
         quota: Directory of the quota that limits the image, such as an XFS project; empty if there is none.
-        device: `major:minor` of a block device; empty for a file, and if the agent cannot see the device.
+        device: `major:minor` of a block device. Empty for a file. Also empty if the agent cannot see the device.
     """
 
     driver: str
@@ -100,7 +100,7 @@ class ImageLocation:
 
 
 class PoolReadError(Exception):
-    """A pool cannot be read. The message is the cause, for the operator."""
+    """A pool cannot be read. The message states the cause for the operator."""
 
 
 class PoolUnresponsiveError(PoolReadError):
@@ -108,21 +108,25 @@ class PoolUnresponsiveError(PoolReadError):
 
 
 PoolReadings = Mapping[str, PoolReading | PoolReadError]
-"""Readings by the pool's key."""
+"""The reading of each pool, or the error of its read, by the pool's key."""
 
 
 class PoolSource(Protocol):
-    """One kind of pool: finds the pool of an image, and reads pools."""
+    """Finds and reads the pools of one kind."""
 
     async def refresh(self) -> bool:
-        """Update what `find` needs, such as a list of volumes. It has a deadline and does not raise.
+        """Update the data that `find_pool` needs, such as a list of volumes. It has a deadline and does not raise.
 
         Returns:
-            Whether `find` may return another pool now than before.
+            True if `find_pool` may return another pool for the same image than before.
         """
 
-    def find(self, image: ImageLocation) -> Pool | UnknownPool | None:
-        """Return the pool of an image; None if the image is not on this kind of pool. It does no I/O that can block."""
+    def find_pool(self, image: ImageLocation) -> Pool | UnknownPool | None:
+        """Return the pool of an image. It does no I/O that can block.
+
+        Returns:
+            None if the image is not on this kind of pool.
+        """
 
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
-        """Read these pools, which `find` returned. It has a deadline. A pool that hangs does not delay the others."""
+        """Read pools that `find_pool` returned. It has a deadline. A pool that hangs does not delay the others."""

@@ -1,4 +1,4 @@
-"""File systems, with the quotas that statvfs shows (XFS projects, ZFS reference quotas)."""
+"""File systems as pools. A directory with a quota is a pool of its own if statvfs reports the quota (XFS project, ZFS refquota)."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -19,24 +19,24 @@ class FileSystemSource:
     """The source of file systems."""
 
     def __init__(
-        self, reader: FileSystemReader, free_below: Callable[[str], int | None] = lambda _device: None
+        self, reader: FileSystemReader, thin_pool_free: Callable[[str], int | None] = lambda _device: None
     ) -> None:
         """Create a source.
 
         Args:
             reader: reads file systems.
-            free_below: returns the free bytes of the thin pool below a device, given as `major:minor`; None if there is none. A file
-                system on a thin volume cannot grow beyond it.
+            thin_pool_free: returns the free bytes of the thin pool under a device, given as `major:minor`; None if the device is not a
+                thin volume. They limit the free bytes of a file system on the device.
         """
         self._reader = reader
-        self._free_below = free_below
+        self._thin_pool_free = thin_pool_free
 
     async def refresh(self) -> bool:
-        """Do nothing: `find` needs no list."""
+        """Do nothing, because `find_pool` needs no list of file systems."""
         return False
 
-    def find(self, image: ImageLocation) -> Pool | UnknownPool | None:
-        """Return the file system of an image, or the quota of its directory."""
+    def find_pool(self, image: ImageLocation) -> Pool | UnknownPool | None:
+        """Return the file system of an image, or the quota of its directory; None for a block device."""
         mount = image.mount
         if mount is None:
             return None
@@ -45,25 +45,26 @@ class FileSystemSource:
 
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
         """Read these file systems."""
-        readings = await asyncio.gather(*map(self._read, pools))
+        readings = await asyncio.gather(*map(self._read_pool, pools))
         return {pool.key: reading for pool, reading in zip(pools, readings, strict=True)}
 
-    async def _read(self, pool: Pool) -> PoolReading | PoolReadError:
+    async def _read_pool(self, pool: Pool) -> PoolReading | PoolReadError:
         try:
-            return self._reading(pool, await self._reader.statvfs(pool.path, mount_device(pool)))
+            return self._build_reading(pool, await self._reader.statvfs(pool.path, mount_device(pool)))
         except PoolReadError as error:
             return error
 
-    def recent(self, pool: Pool, seconds: float) -> PoolReading | None:
-        """Return the last figures of a file system if they were read within the last `seconds`."""
-        figures = self._reader.recent(pool.path, seconds)
-        return self._reading(pool, figures) if figures is not None else None
+    def recent_reading(self, pool: Pool, seconds: float) -> PoolReading | None:
+        """Return the last figures of a file system; None if they are older than `seconds` or there are none."""
+        figures = self._reader.recent_figures(pool.path, seconds)
+        return self._build_reading(pool, figures) if figures is not None else None
 
-    def _reading(self, pool: Pool, figures: FileSystemFigures) -> PoolReading:
-        below = self._free_below(mount_device(pool))
+    def _build_reading(self, pool: Pool, figures: FileSystemFigures) -> PoolReading:
+        thin_pool_free = self._thin_pool_free(mount_device(pool))
+        available = figures.available_bytes
         return PoolReading(
             figures.size_bytes,
-            figures.available_bytes if below is None else min(figures.available_bytes, below),
+            available if thin_pool_free is None else min(available, thin_pool_free),
             figures.size_bytes - figures.free_bytes,
             figures.inodes or None,
             figures.available_inodes if figures.inodes else None,
@@ -71,7 +72,7 @@ class FileSystemSource:
 
 
 def mount_device(pool: Pool) -> str:
-    """Return `major:minor` of the file system that a pool is on; empty for a pool of another kind."""
+    """Return `major:minor` of the device of a file system pool; empty for a pool of another kind."""
     if pool.kind is not PoolKind.FILESYSTEM:
         return ""
     return ":".join(pool.key.split(":")[1:3])

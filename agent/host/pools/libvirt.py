@@ -1,8 +1,8 @@
 """Storage pools of libvirt, for images whose storage the agent cannot read itself, such as RBD.
 
-libvirt computes a pool's free space when it refreshes the pool, and when it creates or deletes a volume. Writes of guests do not change
-it. So the agent reads file systems and thin pools itself, and uses libvirt's figures for other storage only. A reading has the time at
-which the figures last changed.
+libvirt computes a pool's free space when it refreshes the pool, and when it creates or deletes a volume. When a guest writes, libvirt
+keeps the old figure. So the agent reads file systems and thin pools itself, and uses libvirt's figures only for other storage. The time
+of a reading is the time of the last change of the figures.
 """
 
 import asyncio
@@ -25,22 +25,22 @@ from agent.host.pools.base import (
 )
 
 LIST_SECONDS = 5.0
-"""Timeout of one read of all pools."""
+"""Timeout of one request for the list of all storage pools."""
 FRESH_SECONDS = 10.0
-"""Age up to which a list is used again."""
+"""Maximum age of a list that answers a read. If the list is older, the agent requests a new list."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoragePool:
-    """An active storage pool.
+    """An active storage pool of libvirt.
 
     Attributes:
-        name: its name.
-        type: its type, such as `dir`, `logical` or `rbd`.
-        target: the directory of its volumes on this host; empty if there is none.
-        source: name of its source, such as the pool of a Ceph cluster or the volume group; may be empty.
+        name: name of the pool.
+        type: type of the pool, such as `dir`, `logical` or `rbd`.
+        target: directory on this host with the pool's volumes; empty if there is none.
+        source: name of the pool's source, such as the pool of a Ceph cluster or the volume group; may be empty.
         capacity: size in bytes.
-        available: free bytes, as of libvirt's last refresh.
+        available: free bytes at libvirt's last refresh.
     """
 
     name: str
@@ -52,14 +52,14 @@ class StoragePool:
 
 
 MAX_DEPTH = 8
-"""Maximum depth of nested options in a file name."""
+"""Maximum depth of nested options in a `json:` file name."""
 
 _NAME_OPTIONS = {"rbd": "pool", "gluster": "volume"}
-"""Option of QEMU's driver that names the storage."""
+"""The option that names the storage, by QEMU's driver."""
 
 
 class StoragePoolsError(Exception):
-    """libvirt's storage pools cannot be listed. The message is the cause."""
+    """libvirt's storage pools cannot be listed. The message states the cause."""
 
 
 ListStoragePools = Callable[[], Coroutine[Any, Any, Sequence[StoragePool]]]
@@ -85,9 +85,12 @@ class LibvirtSource:
         self._changed_at: dict[str, float] = {}
 
     async def refresh(self) -> bool:
-        """List the storage pools; return whether there are other pools now. If it fails, keep those of the last list.
+        """List the storage pools. If the request fails, keep the pools of the last list.
 
-        A list that hangs is not requested again while it hangs.
+        While a request hangs, no further request is sent.
+
+        Returns:
+            True if the names, directories or sources of the pools have changed.
         """
         if self._listing is None:
             self._listing = asyncio.ensure_future(self._list_pools())
@@ -111,25 +114,21 @@ class LibvirtSource:
             (pool.name, pool.target, pool.source) for pool in pools
         }
 
-    def find(self, image: ImageLocation) -> Pool | None:
-        """Return the storage pool of an image; None if it is in none."""
+    def find_pool(self, image: ImageLocation) -> Pool | None:
+        """Return the storage pool that contains an image; None if no pool does."""
         inside = [pool for pool in self._pools.values() if _contains(pool, image)]
         if not inside:
             return None
         pool = max(inside, key=lambda pool: (len(pool.target), pool.name))
         return Pool(f"{PoolKind.LIBVIRT.value}:{pool.name}", PoolKind.LIBVIRT, pool.name, pool.type, pool.name)
 
-    def names(self, image: ImageLocation) -> list[str]:
-        """Return the names of the storage pools that an image is in, for the labels of a pool of another kind."""
-        return sorted(pool.name for pool in self._pools.values() if _contains(pool, image))
-
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
         """Return libvirt's figures of these pools."""
         if self._clock() - self._listed_at > FRESH_SECONDS:
             await self.refresh()
-        return {pool.key: self._reading(pool.name) for pool in pools}
+        return {pool.key: self._reading_of_pool(pool.name) for pool in pools}
 
-    def _reading(self, name: str) -> PoolReading | PoolReadError:
+    def _reading_of_pool(self, name: str) -> PoolReading | PoolReadError:
         if self._error is not None:
             return self._error
         pool = self._pools.get(name)
@@ -145,7 +144,7 @@ def _contains(pool: StoragePool, image: ImageLocation) -> bool:
 
 
 def _network_source(path: str) -> tuple[str, str]:
-    """Return driver and name of the network storage of an image: the pool of RBD, the volume of Gluster. Empty if it is neither.
+    """Return the driver and the name of an image's network storage: the RBD pool or the Gluster volume. Empty for other storage.
 
     Args:
         path: the file name that QEMU reports, such as `rbd:POOL/IMAGE` or `json:{...}`.

@@ -1,4 +1,4 @@
-"""LVM thin pools, from the report of qmp-agent-storage. Only root may query the device mapper."""
+"""LVM thin pools, from the report of qmp-agent-storage, because only root may query the device mapper."""
 
 from pathlib import Path
 
@@ -9,33 +9,36 @@ _SYS = Path("/sys")
 
 
 class LvmThinSource(ReportedSource):
-    """Finds the thin pool of an image on a thin volume."""
+    """Finds the thin pool of an image that is on a thin volume."""
 
     def __init__(self, file: ReportFile, sys: Path = _SYS) -> None:
         """Create a source.
 
         Args:
-            file: the report.
+            file: the report file of qmp-agent-storage.
             sys: the /sys directory.
         """
         super().__init__(PoolKind.LVM_THIN, file)
         self._sys = sys
 
-    def free_below(self, device: str) -> int | None:
-        """Return the free bytes of the thin pool that a device is a volume of; None if it is none, or the report cannot be used.
+    def thin_pool_free(self, device: str) -> int | None:
+        """Return the free bytes of the thin pool under a device.
 
         Args:
-            device: `major:minor`, such as that of a file system.
+            device: `major:minor` of the device, for example of one with a file system.
+
+        Returns:
+            None if the device is not a thin volume, or if the report is unusable.
         """
         self._load()
         match = self._by_device.get(device)
         return match[0].free_bytes if match is not None and self.error is None else None
 
-    def find(self, image: ImageLocation) -> Pool | UnknownPool | None:
-        """Return the thin pool of an image; None if it is not on a thin volume."""
+    def find_pool(self, image: ImageLocation) -> Pool | UnknownPool | None:
+        """Return the thin pool of an image; None if the image is not on a thin volume."""
         match = self.volume_of(image)
         if match is not None:
-            return self.pool(match[0])
+            return self.pool_of(match[0])
         name = thin_pool_of(image.device, self._sys) if image.device else None
         if name is None:
             return None
@@ -46,7 +49,7 @@ class LvmThinSource(ReportedSource):
 def thin_pool_of(device: str, sys: Path = _SYS) -> str | None:
     """Return the device-mapper name of the thin pool under a device, such as `vg-pool`; None if there is none.
 
-    Every user may read this. The pool's usage needs root.
+    Every user may read the name. Only root may read the usage of the pool.
 
     Args:
         device: `major:minor`.

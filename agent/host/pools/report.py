@@ -1,7 +1,7 @@
-"""The report of thin pools that a program with root's permissions writes: its format, and its pools as a source.
+"""The storage report: its format, its file, and the source of the pools in it.
 
-The agent lacks the permission to query the device mapper and ZFS. deploy/storage/ has the program and its timer. Other programs may write
-the same format for other storage. docs/storage.md describes it.
+A program that runs as root writes the report, because the agent may not query the device mapper and ZFS. deploy/storage/ has the program
+and its timer. Another program may write the same format. docs/storage.md describes the format.
 """
 
 import os
@@ -25,11 +25,11 @@ from agent.host.pools.base import (
 
 REPORT_PATH = Path("/run/qmp-agent-storage/report.json")
 STALE_SECONDS = 120.0
-"""Age at which a report is no longer used. The timer writes one every 30 s."""
+"""Maximum age of a usable report. The timer writes a report every 30 s."""
 MAX_BYTES = 8 << 20
-"""Maximum size of the report: 30,000 volumes."""
+"""Maximum size of the report, enough for 30,000 volumes."""
 
-UNITS = "qmp-agent-storage.timer"
+TIMER_UNIT = "qmp-agent-storage.timer"
 
 _Bytes = Annotated[int, Field(ge=0, le=1 << 63)]
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=512)]
@@ -43,30 +43,30 @@ class ReportedVolume(_Part):
     """A volume or a file system in a pool."""
 
     name: _Name
-    """Its name, such as `vg/lv` or `tank/vm/disk0`."""
+    """Name of the volume, such as `vg/lv` or `tank/vm/disk0`."""
     device: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,10}:[0-9]{1,10}$")] | None = None
-    """`major:minor` of its block device."""
+    """`major:minor` of the volume's block device."""
     file_system: _Name | None = None
-    """Source of its mounts in /proc/mounts, for a file system."""
+    """Mount source of the file system in /proc/mounts; absent for a volume."""
     size_bytes: _Bytes | None = None
     """Size of the block device."""
     allocated_bytes: _Bytes | None = None
-    """Bytes of the pool that it occupies."""
+    """Bytes of the pool that the volume occupies."""
     quota: bool = False
-    """True if a quota limits it. Its own free space takes the quota into account."""
+    """True if a quota limits the file system. Then statvfs reports the size of the quota."""
     reserved: bool = False
-    """True if its whole size is reserved, so that it cannot run out of space."""
+    """True if the whole size of the volume is reserved. Such a volume cannot run out of space."""
 
 
 class ReportedPool(_Part):
-    """A pool."""
+    """A pool in the report."""
 
     kind: Literal["lvm_thin", "zfs"]
-    """Its kind."""
+    """Kind of the pool."""
     name: _Name
-    """Its name."""
+    """Name of the pool, such as `vg/pool` or `tank`."""
     size_bytes: _Bytes
-    """Size."""
+    """Size of the pool."""
     free_bytes: _Bytes | None = None
     """Bytes that volumes can still allocate; absent if the pool has failed."""
     metadata_size_bytes: _Bytes | None = None
@@ -74,41 +74,41 @@ class ReportedPool(_Part):
     metadata_free_bytes: _Bytes | None = None
     """Free bytes of the metadata."""
     state: Annotated[str, StringConstraints(max_length=64)] = "ok"
-    """`ok`, or a problem in the words of its manager, such as `out_of_data_space` or `SUSPENDED`."""
+    """`ok`, or the problem that LVM or ZFS reports, such as `out_of_data_space` or `SUSPENDED`."""
     volumes: list[ReportedVolume] = []
-    """Its volumes and file systems."""
+    """Volumes and file systems in the pool."""
 
 
 class ReportedError(_Part):
-    """A kind of pool that could not be read."""
+    """The error of a command that lists the pools of one kind."""
 
     kind: Literal["lvm_thin", "zfs"]
-    """The kind."""
+    """Kind of the pools that could not be read."""
     message: Annotated[str, StringConstraints(max_length=1024)]
-    """The cause."""
+    """Cause of the error."""
     hangs: bool = False
-    """True if its command did not answer, most often because a device hangs."""
+    """True if the command did not end in time, most often because a device hangs."""
 
 
 class StorageReport(_Part):
-    """The report."""
+    """The content of the report file."""
 
     version: Literal[1]
     """Version of the format."""
     written_at: float
-    """When it was written, in seconds since the epoch."""
+    """When the report was written, in seconds since the epoch."""
     pools: list[ReportedPool] = []
-    """The pools."""
+    """Pools that could be read."""
     errors: list[ReportedError] = []
-    """The kinds that could not be read. Their pools may be missing."""
+    """One error for each kind of pool that could not be read. Pools of this kind may be missing."""
 
 
 class ReportError(Exception):
-    """The report cannot be used. The message is the cause and the fix."""
+    """The report is unusable. The message states the cause and the fix."""
 
 
 class ReportFile:
-    """The report's file. It is parsed when it has changed."""
+    """The report file. A load parses the file only if it has changed."""
 
     def __init__(self, path: Path = REPORT_PATH) -> None:
         self.path = path
@@ -122,7 +122,7 @@ class ReportFile:
             now: the time in seconds since the epoch.
 
         Raises:
-            ReportError: the file is missing, unsafe, too old or not as its format is.
+            ReportError: the file is missing, invalid or too old, or another user than root may write it.
         """
         try:
             with self.path.open("rb") as file:
@@ -132,7 +132,9 @@ class ReportFile:
                     self._identity, self._report = identity, self._parse(status, file.read(MAX_BYTES + 1))
         except FileNotFoundError:
             self._identity = ()
-            raise ReportError(f"{self.path} does not exist: enable {UNITS} on the host (docs/storage.md)") from None
+            raise ReportError(
+                f"{self.path} does not exist: enable {TIMER_UNIT} on the host (docs/storage.md)"
+            ) from None
         except OSError as error:
             self._identity = ()
             raise ReportError(f"{self.path}: {error.strerror or error}") from None
@@ -140,7 +142,7 @@ class ReportFile:
             raise self._report
         age = now - self._report.written_at
         if age > STALE_SECONDS:
-            raise ReportError(f"{self.path} is {age:.0f} s old: check {UNITS} on the host")
+            raise ReportError(f"{self.path} is {age:.0f} s old: check {TIMER_UNIT} on the host")
         return self._report
 
     def _parse(self, status: os.stat_result, content: bytes) -> StorageReport | ReportError:
@@ -157,10 +159,10 @@ class ReportFile:
 
 
 class ReportedSource:
-    """The pools of one kind in the report, as a source.
+    """The source of the pools of one kind in the report.
 
     Attributes:
-        error: why the report cannot be used, or None.
+        error: why the report is unusable; None if it is usable.
     """
 
     def __init__(self, kind: PoolKind, file: ReportFile) -> None:
@@ -174,7 +176,11 @@ class ReportedSource:
         self._by_name: dict[str, tuple[ReportedPool, ReportedVolume]] = {}
 
     async def refresh(self) -> bool:
-        """Load the report; return whether it has other volumes now. If it cannot be used, keep the volumes of the last one."""
+        """Load the report. If it is unusable, keep the volumes of the last usable report.
+
+        Returns:
+            True if the names of the volumes have changed, or if the report has become usable or unusable.
+        """
         before = self._by_name.keys(), self.error is None
         self._load()
         return (self._by_name.keys(), self.error is None) != before
@@ -182,23 +188,30 @@ class ReportedSource:
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
         """Return the figures of pools from the report."""
         self._load()
-        return {pool.key: self._reading(pool) for pool in pools}
+        return {pool.key: self._reading_of_pool(pool) for pool in pools}
 
     def volume_of(self, image: ImageLocation) -> tuple[ReportedPool, ReportedVolume] | None:
-        """Return the pool and the volume that an image is on, by its device or by the name in its path."""
+        """Return the volume of an image and the pool of the volume; None if the report lacks the volume.
+
+        The device number of the image identifies the volume. If it is unknown, the volume's name in the path does.
+        """
         if image.device:
             return self._by_device.get(image.device)
         if image.path.startswith("/dev/"):
             return self._by_name.get(volume_name(image.path))
         return None
 
-    def file_system(self, source: str) -> tuple[ReportedPool, ReportedVolume] | None:
-        """Return the pool and the file system that a mount has as its source."""
+    def file_system_of(self, source: str) -> tuple[ReportedPool, ReportedVolume] | None:
+        """Return a mounted file system and its pool; None if the report lacks the file system.
+
+        Args:
+            source: the source of the mount, such as `tank/vm`.
+        """
         match = self._by_name.get(source)
         return match if match is not None and match[1].file_system is not None else None
 
-    def pool(self, reported: ReportedPool) -> Pool:
-        """Return a reported pool by the agent's type."""
+    def pool_of(self, reported: ReportedPool) -> Pool:
+        """Return the `Pool` for a pool of the report."""
         return Pool(f"{self.kind.value}:{reported.name}", self.kind, reported.name, path=reported.name)
 
     def _load(self) -> None:
@@ -213,14 +226,14 @@ class ReportedSource:
             return
         self._read_at = report.written_at
         if self._failure is not None:
-            return  # keep the volumes of the last complete report
+            return  # keep the volumes of the last report without an error
         self._pools = {pool.name: pool for pool in report.pools if pool.kind == self.kind.value}
         volumes = [(pool, volume) for pool in self._pools.values() for volume in pool.volumes]
         self._by_device = {match[1].device: match for match in volumes if match[1].device is not None}
         self._by_name = {match[1].name: match for match in volumes}
         self._by_name |= {match[1].name.replace(" ", "+"): match for match in volumes if " " in match[1].name}
 
-    def _reading(self, pool: Pool) -> PoolReading | PoolReadError:
+    def _reading_of_pool(self, pool: Pool) -> PoolReading | PoolReadError:
         if self.error is not None:
             return PoolReadError(str(self.error))
         if self._failure is not None:
@@ -239,10 +252,13 @@ class ReportedSource:
 
 
 def volume_name(path: str) -> str:
-    """Return the name of a volume by its path in /dev: `vg/lv`, also from a path of the device mapper, or a ZFS volume."""
+    """Return the name of a volume by its path in /dev.
+
+    `/dev/vg/lv` and `/dev/mapper/vg-lv` become `vg/lv`. `/dev/zvol/tank/disk0` becomes `tank/disk0`.
+    """
     name = path.removeprefix("/dev/").removeprefix("zvol/")
     if name.startswith("mapper/"):
-        # The device mapper joins group and volume by a hyphen, and doubles the hyphens inside them.
+        # A device-mapper name has one hyphen between group and volume. A hyphen inside either of them is doubled.
         parts = name.removeprefix("mapper/").replace("--", "\0").split("-")
         name = "/".join(part.replace("\0", "-") for part in parts)
     return name

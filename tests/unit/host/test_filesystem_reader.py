@@ -104,7 +104,7 @@ async def test_a_mount_that_responds_again_is_noticed_without_another_request(
 
 
 async def test_a_child_that_ends_is_replaced(reader: FileSystemReader) -> None:
-    with pytest.raises(PoolReadError, match="the child process has ended"):
+    with pytest.raises(PoolReadError, match="the child process has exited"):
         await reader.statvfs("/dies", "8:1")
     await reader.statvfs("/fine", "8:1")
 

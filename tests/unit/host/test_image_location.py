@@ -138,7 +138,7 @@ async def test_the_topmost_directory_of_a_quota_stands_for_it(directory: str, qu
     location = await ImageLocator(QuotaReader(srv=20)).locate(tables, "file", f"{directory}/a.qcow2")
     assert isinstance(location, ImageLocation)
     assert (location.quota, location.directory) == (quota, quota or "/")
-    pool = FileSystemSource(QuotaReader()).find(location)
+    pool = FileSystemSource(QuotaReader()).find_pool(location)
     assert isinstance(pool, Pool)
     assert (pool.name, pool.key) == (quota or "/", f"filesystem:8:1{':' if quota else ''}{quota}")
 
@@ -179,7 +179,7 @@ async def test_a_mount_that_only_qemu_has_is_read_through_qemus_root(reader: Fil
         location = await ImageLocator(reader).locate(MountTables.of_process(process.pid), "file", f"{tmp_path}/a")
         assert isinstance(location, ImageLocation)
         assert location.directory == f"/proc/{process.pid}/root{tmp_path}"
-        pool = FileSystemSource(reader).find(location)
+        pool = FileSystemSource(reader).find_pool(location)
         assert isinstance(pool, Pool)
         reading = (await FileSystemSource(reader).read([pool]))[pool.key]
         assert isinstance(reading, PoolReading)

@@ -71,7 +71,7 @@ def image(path: str, driver: str = "file") -> ImageLocation:
 async def test_an_image_is_found_by_its_path_or_its_network_storage(path: str, name: str | None) -> None:
     daemon = Daemon(IMAGES, NESTED, CEPH, GLUSTER)
     await daemon.source.refresh()
-    pool = daemon.source.find(image(path))
+    pool = daemon.source.find_pool(image(path))
     assert (pool.name if pool is not None else None) == name
 
 
@@ -97,7 +97,7 @@ async def test_an_inactive_pool_and_a_lost_libvirtd_are_errors() -> None:
     await daemon.source.refresh()
     daemon.error = StoragePoolsError("libvirtd is lost")
     assert str(await daemon.read("images")) == "libvirtd is lost"
-    assert daemon.source.find(image("/srv/images/vm.qcow2")) is not None  # it is known from the last list
+    assert daemon.source.find_pool(image("/srv/images/vm.qcow2")) is not None  # it is known from the last list
     daemon.error, daemon.pools = None, []
     assert "no active storage pool images" in str(await daemon.read("images"))
 

@@ -79,21 +79,21 @@ POOL = Pool("lvm_thin:pve/data", PoolKind.LVM_THIN, "pve/data", path="pve/data")
 async def test_a_thin_volume_is_found_by_its_device_number(tmp_path: Path) -> None:
     source = await lvm(write(tmp_path / "report", DATA, TANK))
     image = volume("/dev/anything", "253:7")
-    assert source.find(image) == POOL
+    assert source.find_pool(image) == POOL
 
 
 @pytest.mark.parametrize("path", ["/dev/pve/vm-100-disk-0", "/dev/mapper/pve-vm--100--disk--0"])
 async def test_a_thin_volume_is_found_by_its_name_without_access_to_devices(tmp_path: Path, path: str) -> None:
     source = await lvm(write(tmp_path / "report", DATA))
-    assert source.find(volume(path)) == POOL
+    assert source.find_pool(volume(path)) == POOL
 
 
 async def test_the_free_space_below_a_file_system_is_that_of_its_thin_pool(tmp_path: Path) -> None:
     source = await lvm(path := write(tmp_path / "report", DATA))
-    assert source.free_below("253:7") == 40 * GIB
-    assert source.free_below("8:1") is None
+    assert source.thin_pool_free("253:7") == 40 * GIB
+    assert source.thin_pool_free("8:1") is None
     write(path, DATA, written_at=time.time() - STALE_SECONDS - 60)
-    assert source.free_below("253:7") is None
+    assert source.thin_pool_free("253:7") is None
 
 
 @pytest.mark.parametrize(("below", "free"), [(None, 70 * GIB), (40 * GIB, 40 * GIB), (90 * GIB, 70 * GIB)])
@@ -112,8 +112,8 @@ async def test_a_file_system_on_a_thin_volume_has_at_most_its_pools_free_space(b
 
 async def test_an_image_on_another_device_is_in_no_thin_pool(tmp_path: Path) -> None:
     source = await lvm(write(tmp_path / "report", DATA))
-    assert source.find(volume("/dev/sdb", "8:16")) is None
-    assert source.find(file_on("/dev/mapper/pve-vm--100--disk--0", "ext4")) is None
+    assert source.find_pool(volume("/dev/sdb", "8:16")) is None
+    assert source.find_pool(file_on("/dev/mapper/pve-vm--100--disk--0", "ext4")) is None
 
 
 async def test_a_thin_pool_is_read_with_its_metadata_and_the_time_of_the_report(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ async def test_a_command_that_hangs_makes_its_known_pools_unresponsive(tmp_path:
     write(path, errors=(error,))
     (reading,) = (await source.read([POOL])).values()
     assert isinstance(reading, PoolUnresponsiveError)
-    assert source.find(volume("", "253:7")) == POOL
+    assert source.find_pool(volume("", "253:7")) == POOL
 
 
 async def test_a_failed_command_of_another_kind_changes_nothing(tmp_path: Path) -> None:
@@ -176,42 +176,42 @@ async def test_a_thin_volume_without_a_report_is_unknown_with_the_fix(tmp_path: 
     (device / "slaves/dm-3/dm/name").write_text("pve-data-tpool\n")
     (tmp_path / "sys/dev/block/253:1/slaves/sda").mkdir(parents=True)
     source = await lvm(tmp_path / "report", tmp_path / "sys")
-    unknown = source.find(volume("/dev/pve/vm-100-disk-0", "253:7"))
+    unknown = source.find_pool(volume("/dev/pve/vm-100-disk-0", "253:7"))
     assert isinstance(unknown, UnknownPool)
     assert "pve-data" in unknown.reason
     assert "qmp-agent-storage.timer" in unknown.reason
-    assert source.find(volume("/dev/pve/root", "253:1")) is None
+    assert source.find_pool(volume("/dev/pve/root", "253:1")) is None
 
 
 async def test_a_zfs_volume_and_a_file_share_their_pool(tmp_path: Path) -> None:
     source = await zfs(write(tmp_path / "report", DATA, TANK))
     tank = Pool("zfs:tank", PoolKind.ZFS, "tank", path="tank")
-    assert source.find(volume("/dev/zd16", "230:16")) == tank
-    assert source.find(volume("/dev/zvol/tank/disk0")) == tank
-    assert source.find(file_on("tank/vm")) == tank
+    assert source.find_pool(volume("/dev/zd16", "230:16")) == tank
+    assert source.find_pool(volume("/dev/zvol/tank/disk0")) == tank
+    assert source.find_pool(file_on("tank/vm")) == tank
 
 
 async def test_a_file_system_with_a_quota_is_not_limited_by_its_zfs_pool(tmp_path: Path) -> None:
     source = await zfs(write(tmp_path / "report", TANK))
-    assert source.find(file_on("tank/limited")) is None
+    assert source.find_pool(file_on("tank/limited")) is None
 
 
 async def test_a_zfs_volume_with_a_full_reservation_is_limited_by_its_device(tmp_path: Path) -> None:
     source = await zfs(write(tmp_path / "report", TANK))
-    assert source.find(volume("/dev/zvol/tank/full", "230:32")) is None
+    assert source.find_pool(volume("/dev/zvol/tank/full", "230:32")) is None
 
 
 async def test_a_zfs_volume_without_a_report_is_unknown_with_the_fix(tmp_path: Path) -> None:
     source = await zfs(tmp_path / "report")
-    unknown = source.find(volume("/dev/zvol/tank/disk0"))
+    unknown = source.find_pool(volume("/dev/zvol/tank/disk0"))
     assert isinstance(unknown, UnknownPool)
     assert "qmp-agent-storage.timer" in unknown.reason
-    assert source.find(file_on("tank/vm")) is None  # statvfs knows its free space
+    assert source.find_pool(file_on("tank/vm")) is None  # statvfs knows its free space
 
 
 async def test_a_file_on_another_file_system_is_in_no_zfs_pool(tmp_path: Path) -> None:
     source = await zfs(write(tmp_path / "report", TANK))
-    assert source.find(file_on("tank", "ext4")) is None
+    assert source.find_pool(file_on("tank", "ext4")) is None
 
 
 @pytest.mark.parametrize(

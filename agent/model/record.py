@@ -200,6 +200,7 @@ class EncodedRecord:
         time_ns: the record's time, nanoseconds since the epoch.
         body: the record as CloudEvents JSON in UTF-8.
         vm: the record's source; None if the record was read from the journal.
+        subject: the record's subject, before control characters are replaced; empty if the record was read from the journal.
         severity: the record's severity; INFO if the record was read from the journal.
         note: a note that the journal stores in the same transaction as the record. The record is sent after that. None for most records.
         row: the record's row in the journal; None while the journal does not have the record.
@@ -212,6 +213,7 @@ class EncodedRecord:
     time_ns: int
     body: bytes
     vm: Vm | None = None
+    subject: str = ""
     severity: Severity = Severity.INFO
     note: StateNote | None = None
     row: int | None = None
@@ -287,7 +289,7 @@ class RecordEncoder:
             f"{_encode_optional_attributes(rate, cause)}{_encode_type_and_subject(record_type, subject)}"
         )
         body = b"".join((vm.json_head, middle.encode(), encode_json(data), b"}"))
-        return EncodedRecord(record_id, vm.key, record_type, time_ns, body, vm, severity, note)
+        return EncodedRecord(record_id, vm.key, record_type, time_ns, body, vm, subject, severity, note)
 
     def encode_samples(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> list[EncodedRecord]:
         """Return the records of a VM's samples of one poll, encoded with the next ids.
@@ -311,7 +313,8 @@ class RecordEncoder:
             type_and_labels, data = _encode_type_and_labels(family, labels), encode_json(values)
             separator = b"," if labels and len(data) > len("{}") else b""
             body = b"".join((head, attributes.encode(), type_and_labels, separator, data[1:], b"}"))
-            encoded.append(EncodedRecord(record_id, key, record_type, time_ns, body, vm, severity))
+            subject = labels[0] if labels else ""
+            encoded.append(EncodedRecord(record_id, key, record_type, time_ns, body, vm, subject, severity))
         self._count = number
         return encoded
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from agent.model.record import CONTENT_TYPE, EncodedRecord, Severity, Vm, sanitize
+from agent.model.record import CONTENT_TYPE, EncodedRecord, Severity, sanitize
 
 Header = tuple[str, bytes]
 
@@ -35,8 +35,6 @@ _STRUCTURED_TYPE: Header = ("content-type", f"{CONTENT_TYPE}; charset=utf-8".enc
 _FILTER_HEADERS = [(name, f"{HEADER_PREFIX}{name}") for name in FILTER_ATTRIBUTES]
 _DATA_MEMBER = b',"data":'
 """Start of the last member of a record's JSON. It cannot occur before it, because a quote in a JSON string is escaped."""
-_SUBJECT_MEMBER = b',"subject":'
-"""Start of the member before the last one, if the record has a subject."""
 
 _FRAMING_BYTES = 64
 """Upper bound of the bytes that Kafka adds to the key, the value and the headers of a message."""
@@ -80,26 +78,30 @@ def _filter_headers(record: EncodedRecord) -> list[Header]:
         attributes, _ = _split_body(record)
         headers = [(header, str(attributes[name]).encode()) for name, header in _FILTER_HEADERS if name in attributes]
         return [_STRUCTURED_TYPE, *headers]
-    headers = [*_type_headers(record.type, int(record.severity)), *_source_headers(record.vm)]
-    end = record.body.find(_DATA_MEMBER)
-    start = record.body.find(_SUBJECT_MEMBER, 0, end)
-    if start >= 0:
-        subject = record.body[start + len(_SUBJECT_MEMBER) : end]
-        text = orjson.loads(subject).encode() if b"\\" in subject else subject[1:-1]
-        headers.append(("ce_subject", text))
-    headers.append(("ce_id", record.id.encode()))
-    return headers
+    return [
+        *_type_headers(record.type, record.severity),
+        *_source_headers(record.vm.host, record.vm.source),
+        *_subject_headers(record.subject),
+        ("ce_id", record.id.encode()),
+    ]
 
 
 @lru_cache(maxsize=4096)
-def _source_headers(vm: Vm) -> tuple[Header, ...]:
-    return ("ce_host", sanitize(vm.host).encode()), ("ce_source", vm.source.encode())
+def _source_headers(host: str, source: str) -> tuple[Header, ...]:
+    return ("ce_host", sanitize(host).encode()), ("ce_source", source.encode())
+
+
+@lru_cache(maxsize=4096)
+def _subject_headers(subject: str) -> tuple[Header, ...]:
+    return (("ce_subject", sanitize(subject).encode()),) if subject.strip() else ()
 
 
 @lru_cache(maxsize=1024)
-def _type_headers(record_type: str, severity: int) -> tuple[Header, ...]:
-    text, number = Severity(severity).text, Severity(severity).number
-    severity_headers: list[Header] = [("ce_severitytext", text.encode()), ("ce_severitynumber", str(number).encode())]
+def _type_headers(record_type: str, severity: Severity) -> tuple[Header, ...]:
+    severity_headers: list[Header] = [
+        ("ce_severitytext", severity.text.encode()),
+        ("ce_severitynumber", str(severity.number).encode()),
+    ]
     return _STRUCTURED_TYPE, ("ce_specversion", b"1.0"), *severity_headers, ("ce_type", record_type.encode())
 
 

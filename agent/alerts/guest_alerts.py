@@ -1,7 +1,7 @@
 """Alerts about the inside of guests. Pure: it returns records.
 
-The guest agent reports the values, so they are only as true as the guest is. An alert ends by a newer value only, and never because the
-guest agent is lost.
+The guest agent reports the values, so a guest can report false values. Only a newer value resolves an alert. The loss of the guest agent
+does not resolve it.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,52 +28,52 @@ FROZEN = "guest_frozen"
 CLOCK = "guest_clock_offset"
 
 CLOCK_POLLS = 2
-"""How many polls in a row have to show the offset of a clock. After a pause, a guest needs some time to correct its clock."""
+"""Number of polls in a row that must show an offset before the alert fires. After a pause, a guest needs time to correct its clock."""
 
 
 class GuestAlerts:
     """Alerts about the inside of guests, for all VMs.
 
     Attributes:
-        policy: The limits.
+        policy: the levels of file systems, and the limits of freezes and clock offsets.
     """
 
     def __init__(self, store: AlertStore, policy: GuestAlertPolicy | None = None) -> None:
         self.policy = policy or GuestAlertPolicy()
         self._store = store
 
-    def _resolve(
-        self, state: VmProcessState, name: str, time_ns: int, reason: str, more: Mapping[str, Any] | None = None
+    def _resolve_by_name(
+        self, state: VmProcessState, name: str, time_ns: int, reason: str, data: Mapping[str, Any] | None = None
     ) -> Iterator[Record]:
         known = self._store.find(state.owner, name)
-        return self._store.resolve([known] if known is not None else [], time_ns, reason, more)
+        return self._store.resolve([known] if known is not None else [], time_ns, reason, data)
 
-    # The guest agent itself.
+    # Whether the guest agent responds.
 
     def on_channel(self, state: VmProcessState, time_ns: int, *, connected: bool) -> Iterator[Record]:
-        """Handle a poll of the guest agent's channel; `connected` says whether the guest has opened it."""
+        """Handle a poll of the guest agent's channel. `connected` is whether a program in the guest has opened the channel."""
         guest = state.guest
         if connected:
             guest.had_agent, guest.agent_lost_ns = True, 0
             if not guest.agent_silent_ns:
-                yield from self._resolve(state, LOST, time_ns, "connected")
+                yield from self._resolve_by_name(state, LOST, time_ns, "connected")
         elif guest.had_agent and not guest.agent_lost_ns:
             guest.agent_lost_ns = time_ns
 
     def _on_session(self, state: VmProcessState, session: str, time_ns: int) -> Iterator[Record]:
-        """Handle a state of the session with the guest agent."""
+        """Handle the state of the agent's session with the guest agent."""
         guest = state.guest
         if session == "unresponsive":
             guest.agent_silent_ns = guest.agent_silent_ns or time_ns
         elif session == "up":
             guest.agent_silent_ns = 0
             if not guest.agent_lost_ns:
-                yield from self._resolve(state, LOST, time_ns, "connected")
+                yield from self._resolve_by_name(state, LOST, time_ns, "connected")
         elif session == "absent":
             guest.agent_silent_ns = 0
 
     def on_tick(self, state: VmProcessState, now_ns: int) -> Iterator[Record]:
-        """Fire the alert of a guest agent that has been lost for too long. A reboot of the guest takes less time."""
+        """Fire `guest_agent_lost` after `GUEST_AGENT_LOST_SECONDS` without a guest agent. A reboot of the guest takes less time."""
         guest = state.guest
         lost_ns = guest.agent_lost_ns or guest.agent_silent_ns
         if lost_ns and state.run.running and now_ns - lost_ns >= GUEST_AGENT_LOST_SECONDS * 1e9:
@@ -81,12 +81,12 @@ class GuestAlerts:
             data = {"help": GUEST_AGENT_LOST_HELP, "reason": reason, "lost_since_timestamp_seconds": lost_ns / 1e9}
             yield from self._store.fire(state.alert(LOST, "", Severity.WARNING, now_ns, data))
 
-    # What the guest agent reports.
+    # The values that the guest agent reports.
 
     def on_samples(
         self, state: VmProcessState, families: Collection[Family], samples: Sequence[Sample], time_ns: int
     ) -> Iterator[Record]:
-        """Handle all samples of these families."""
+        """Handle the result of a query of a guest agent: all samples of these families."""
         if GUEST_FILESYSTEM in families:
             yield from self._on_filesystems(state, samples, time_ns)
         for sample in samples:
@@ -98,7 +98,7 @@ class GuestAlerts:
                 yield from self._on_session(state, str(sample.values.get("state", "")), time_ns)
 
     def on_disabled(self, state: VmProcessState, time_ns: int) -> Iterator[Record]:
-        """Resolve the alerts that only a further query could resolve."""
+        """Resolve the alerts about a guest whose guest agent is no longer queried, because no later value can resolve them."""
         guest = state.guest
         guest.agent_silent_ns = guest.frozen_ns = guest.clock_polls = 0
         names = {FILESYSTEM, FROZEN, CLOCK} if guest.agent_lost_ns else {FILESYSTEM, FROZEN, CLOCK, LOST}
@@ -117,14 +117,14 @@ class GuestAlerts:
     def _on_filesystem(
         self, state: VmProcessState, mountpoint: str, sample: Sample, firing: Mapping[str, Alert], time_ns: int
     ) -> Iterator[Record]:
-        """Fire and resolve the levels of one file system."""
+        """Fire and resolve the alerts of one file system, one for each level."""
         used, size = sample.values.get("used_bytes"), sample.values.get("size_bytes")
         if used is None or not size:
             return
         levels = resolve_levels(self.policy.levels(state.vm, mountpoint), size)
         figures = {"used_bytes": used, "limit_bytes": size, "free_bytes": size - used}
-        gone = [alert for text, alert in firing.items() if text not in {level.text for level in levels}]
-        yield from self._store.resolve(gone, time_ns, "level_gone", figures)
+        without_level = [alert for text, alert in firing.items() if text not in {level.text for level in levels}]
+        yield from self._store.resolve(without_level, time_ns, "level_gone", figures)
         _, device, kind = sample.labels
         for level in levels:
             if used > level.bytes:
@@ -141,21 +141,21 @@ class GuestAlerts:
         guest = state.guest
         if not frozen:
             guest.frozen_ns = 0
-            yield from self._resolve(state, FROZEN, time_ns, "thawed")
+            yield from self._resolve_by_name(state, FROZEN, time_ns, "thawed")
             return
         guest.frozen_ns = guest.frozen_ns or time_ns
         if time_ns - guest.frozen_ns >= self.policy.frozen_seconds * 1e9:
             data = {"help": GUEST_FROZEN_HELP, "frozen_since_timestamp_seconds": guest.frozen_ns / 1e9}
-            more = {"resolved_by": frozenset({"RESET"})}
-            yield from self._store.fire(state.alert(FROZEN, "", Severity.ERROR, time_ns, data, **more))
+            options = {"resolved_by": frozenset({"RESET"})}
+            yield from self._store.fire(state.alert(FROZEN, "", Severity.ERROR, time_ns, data, **options))
 
     def _on_clock(self, state: VmProcessState, values: Mapping[str, Any], time_ns: int) -> Iterator[Record]:
-        """Fire the alert of a clock that is certainly off, in several polls in a row."""
+        """Fire `guest_clock_offset` after `CLOCK_POLLS` polls in a row in which the offset minus its maximum error exceeds the limit."""
         offset, uncertainty = values.get("offset_seconds", 0.0), values.get("uncertainty_seconds", 0.0)
         figures = {"offset_seconds": offset, "uncertainty_seconds": uncertainty}
         if abs(offset) - uncertainty <= self.policy.clock_offset_seconds:
             state.guest.clock_polls = 0
-            yield from self._resolve(state, CLOCK, time_ns, "clock", figures)
+            yield from self._resolve_by_name(state, CLOCK, time_ns, "clock", figures)
             return
         state.guest.clock_polls += 1
         if state.guest.clock_polls >= CLOCK_POLLS:

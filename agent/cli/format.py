@@ -11,21 +11,21 @@ _COLOURS = {"DEBUG": "2", "WARN": "33", "ERROR": "31", "FATAL": "1;31"}
 _ALERT_COLOUR = "1;35"
 
 
-def format_record(event: Mapping[str, Any], *, width: int = 0, colour: bool = False) -> str:
+def format_record(record: Mapping[str, Any], *, width: int = 0, colour: bool = False) -> str:
     """Format a record as one line: time, VM, type, subject and values.
 
     Args:
-        event: the record.
+        record: the record, as decoded JSON.
         width: maximum width of the line in characters; 0 for no maximum.
         colour: whether to add the escape codes of the severity's colour.
     """
-    time = datetime.fromisoformat(event["time"]).astimezone().strftime("%H:%M:%S.%f")[:-3]
-    kind = event["type"].removeprefix("qemu.")
-    subject = event.get("subject", "")
-    values = "  ".join(_format_fields(event["data"], subject))
-    text = f"{time}  {event.get('vmname', event['partitionkey']):12.20}  {kind:27} {subject:10}  {values}"
+    time = datetime.fromisoformat(record["time"]).astimezone().strftime("%H:%M:%S.%f")[:-3]
+    kind = record["type"].removeprefix("qemu.")
+    subject = record.get("subject", "")
+    values = "  ".join(_format_fields(record["data"], subject))
+    text = f"{time}  {record.get('vmname', record['partitionkey']):12.20}  {kind:27} {subject:10}  {values}"
     text = sanitize(text[:width] if width else text, 4096).rstrip()
-    code = _ALERT_COLOUR if kind.startswith("alert.") else _COLOURS.get(event["severitytext"])
+    code = _ALERT_COLOUR if kind.startswith("alert.") else _COLOURS.get(record["severitytext"])
     return f"\x1b[{code}m{text}\x1b[0m" if colour and code else text
 
 

@@ -1,7 +1,7 @@
-"""State of the guest agent's channel, polled at attach and after VSERPORT_CHANGE. Nothing is sent to the guest.
+"""State of the guest agent's channel, polled at attach and after the event VSERPORT_CHANGE. Nothing is sent to the guest.
 
-QEMU reports as `frontend-open` whether the guest has opened the virtio serial port. The port's property `chardev` names its character
-device.
+The channel is a virtio serial port with a character device. Its field `frontend-open` in query-chardev says whether a program in the
+guest has opened the port. The port's property `chardev` has the id of the character device.
 """
 
 import re
@@ -16,7 +16,7 @@ from agent.model.reader import FieldReader
 from agent.qmp.commands import Command
 
 PORT_NAME = "org.qemu.guest_agent.0"
-"""Name of the virtio serial port by which a guest agent finds its channel."""
+"""Name of the virtio serial port of the channel. The guest agent opens the port with this name."""
 
 _read = FieldReader(GUEST_AGENT)
 
@@ -34,11 +34,11 @@ def _collect(replies: Replies) -> Iterable[Sample]:
     chardevs, label = require_type(replies[0], list), optional(replies[1], str)
     chardev = next((c for c in as_list_of_objects(chardevs) if label and c.get("label") == label), None)
     if chardev is not None:
-        yield Sample(GUEST_AGENT, (), _read(chardev | _socket(as_text(chardev.get("filename")))))
+        yield Sample(GUEST_AGENT, (), _read(chardev | _parse_socket(as_text(chardev.get("filename")))))
 
 
-def _socket(filename: str) -> dict[str, Any]:
-    """Return the path of the socket, and whether it has a client; nothing for another kind of character device."""
+def _parse_socket(filename: str) -> dict[str, Any]:
+    """Return the path of the socket and whether a client is connected; an empty dict if QEMU does not listen on a Unix socket."""
     match = _LISTENING_SOCKET.fullmatch(filename)
     return {"socket": match[2], "client": match[1] is None} if match is not None else {}
 

@@ -1,4 +1,4 @@
-"""Interfaces of guest agent sessions: their states, and the callbacks that report their results. Pure."""
+"""Interfaces of guest agent sessions: the states of a session, and the callbacks that report its results. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ class GuestAgentState(StrEnum):
     ABSENT = "absent"
     """No program in the guest has opened the channel."""
     SUSPENDED = "suspended"
-    """The guest agent is not queried now, because the guest does not run or is migrating. The last values stay."""
+    """The agent does not query the guest agent now, because QEMU hangs, or the guest is stopped or migrates. The last values stay valid."""
     CONNECTING = "connecting"
     UP = "up"
     UNRESPONSIVE = "unresponsive"
-    """The guest agent does not answer in time, or what it sends cannot be read."""
+    """The guest agent does not reply in time, or its replies cannot be parsed."""
     BUSY = "busy"
-    """Another client uses the channel."""
+    """Another client occupies the channel."""
     DENIED = "denied"
-    """The agent may not use the channel."""
+    """The agent has no permission for the channel, or the process that listens there is not the VM's QEMU."""
 
 
 class CommandOutcome(StrEnum):
@@ -34,24 +34,25 @@ class CommandOutcome(StrEnum):
     """The guest agent returned an error."""
     TIMEOUT = "timeout"
     UNREADABLE = "unreadable"
+    """The reply cannot be parsed, or exceeds the size limit."""
     LOST = "lost"
-    """The connection ended."""
+    """The connection ended before the reply arrived."""
 
 
 class GuestObserver(Protocol):
     """Callbacks invoked by sessions with guest agents. Implementations must not block or raise."""
 
     def on_guest_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Handle all samples of these families at one instant. A subject without a sample no longer exists."""
+        """Handle the result of one query: all samples of these families. A subject without a sample no longer exists."""
 
     def on_guest_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
-        """Handle the loss of a guest agent: the last values of these families are out of date."""
+        """Handle the loss of a guest agent. The last samples of these families are out of date."""
 
     def on_guest_disabled(self, vm: Vm, time_ns: int) -> None:
-        """Handle a VM whose guest agent is no longer queried, because the config has changed."""
+        """Handle a config reload after which the agent no longer queries this VM's guest agent."""
 
     def on_guest_command(self, command: str, outcome: CommandOutcome) -> None:
-        """Handle the outcome of one command."""
+        """Handle the outcome of one command to a guest agent."""
 
 
 @dataclass(slots=True)
@@ -59,14 +60,14 @@ class GuestFacts:
     """Facts about one VM that decide whether and where its guest agent is queried.
 
     Attributes:
-        connected: whether the guest has opened the channel; None if that is unknown.
+        connected: whether a program in the guest has opened the channel; None if QEMU has not reported it yet.
         socket: the Unix socket of the channel, as QEMU reports it; empty if it reports none.
         client_connected: whether another client was connected to the socket at the last poll.
-        in_use: whether this session is connected to the socket. QEMU then reports a client.
-        running: whether the guest runs.
+        in_use: whether this session is connected to the socket. QEMU then reports this session as a client.
+        running: whether the vCPUs run.
         migrating: whether the VM is migrating.
-        responsive: whether QEMU responds.
-        pid: the VM's process; None if it is unknown.
+        responsive: whether QEMU responds to QMP commands.
+        pid: process id of the VM's QEMU; None if it is unknown.
     """
 
     connected: bool | None = None
@@ -79,7 +80,7 @@ class GuestFacts:
     pid: int | None = None
 
     def obstacle(self) -> tuple[GuestAgentState, str] | None:
-        """Return why the guest agent is not queried now, as a state and its cause; None if it is queried."""
+        """Return why the guest agent cannot be queried now, as the state of the session and its cause; None if nothing prevents a query."""
         if self.connected is False:
             return GuestAgentState.ABSENT, "no program in the guest has opened the channel"
         for applies, cause in (

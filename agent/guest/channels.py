@@ -1,4 +1,4 @@
-"""Ways to reach a guest agent: the Unix socket of its channel, or the VM's manager."""
+"""Opens connections to guest agents: through the Unix socket of the channel, or through the VM's manager, such as libvirt."""
 
 from functools import partial
 from pathlib import PurePath
@@ -14,24 +14,24 @@ from agent.qga.channel import GuestChannel, OpenGuestChannel
 from agent.qga.client import GuestAgentClient, PeerCheck
 from agent.qga.errors import GuestChannelDeniedError, GuestChannelError
 
-SHARED_SOCKETS = ("/run/qemu-server/", "/var/run/qemu-server/")
-"""Directories of Proxmox' sockets. Its tools connect to a channel for each command, so the agent must not hold it."""
-SHARED_TIMEOUT_SECONDS = 1.0
-"""Maximum timeout of a command on a shared channel. Proxmox' tools wait 3 s for a guest agent to respond, the queue included."""
+PROXMOX_SOCKET_DIRECTORIES = ("/run/qemu-server/", "/var/run/qemu-server/")
+"""Directories of Proxmox VE's sockets. Its tools connect to a channel for each command, so the agent must not keep a connection open."""
+SHARED_CHANNEL_TIMEOUT_SECONDS = 1.0
+"""Maximum timeout of a command on a shared channel. Proxmox VE's tools wait 3 s in total, first for the channel and then for the reply."""
 
 
 class ChannelSource(Protocol):
     """Opens the channel of one VM's guest agent."""
 
     def is_shared(self, facts: GuestFacts) -> bool:
-        """Return whether another client needs the channel, too. The agent then connects for each round of queries only."""
+        """Return whether another client needs the channel too. If so, the agent disconnects after each round of queries."""
 
     async def open(self, facts: GuestFacts) -> GuestChannel:
-        """Open the channel; raises what `GuestAgentClient.open` raises."""
+        """Open the channel. It raises the exceptions of `GuestAgentClient.open`."""
 
 
-class SocketSource:
-    """Opens the Unix socket of a channel: the one that the config names, or else the one that QEMU reports."""
+class SocketChannelSource:
+    """Connects to the Unix socket of a channel: to the socket in the config, or if there is none, to the socket that QEMU reports."""
 
     def __init__(self, vm: Vm, config: GuestAgentConfig) -> None:
         self._vm = vm
@@ -39,16 +39,18 @@ class SocketSource:
         self._entry = next((entry for entry in config.channels if matches_vm(entry.vm, vm.name, vm.uuid)), None)
 
     def is_shared(self, facts: GuestFacts) -> bool:
-        """Return whether another client needs the channel, too: the config says so, or it is Proxmox' socket."""
+        """Return whether another client needs the channel too: the setting `shared`, or by default, whether it is Proxmox VE's socket."""
         if self._entry is not None and self._entry.shared is not None:
             return self._entry.shared
-        return (self._entry.socket if self._entry is not None else facts.socket).startswith(SHARED_SOCKETS)
+        return (self._entry.socket if self._entry is not None else facts.socket).startswith(PROXMOX_SOCKET_DIRECTORIES)
 
     async def open(self, facts: GuestFacts) -> GuestChannel:
-        """Connect. QEMU chooses the path that it reports, so only QEMU itself may listen there.
+        """Connect to the socket. If QEMU reported the path, check that the process that listens there is the VM's QEMU.
+
+        A hostile QEMU can report any path, so an unchecked connection could reach another program.
 
         Raises:
-            GuestChannelError: there is no Unix socket, or it cannot be reached.
+            GuestChannelError: there is no Unix socket, or the agent cannot connect to it.
         """
         if self._entry is not None:
             path = socket_path(self._entry.socket, self._vm)
@@ -62,25 +64,29 @@ class SocketSource:
         return await GuestAgentClient.open(unix_connector(path), deadline=self._timeout, check_peer=check)
 
 
-class ManagerSource:
-    """Opens a connection over the VM's manager, which holds the channel."""
+class ManagerChannelSource:
+    """Connects through the VM's manager, which keeps the socket of the channel open itself."""
 
     def __init__(self, open_channel: OpenGuestChannel) -> None:
         self._open_channel = open_channel
 
     def is_shared(self, _facts: GuestFacts) -> bool:
-        """Return False: the manager serves several clients."""
+        """Return False, because the manager serves several clients at the same time."""
         return False
 
     async def open(self, _facts: GuestFacts) -> GuestChannel:
-        """Open the connection."""
+        """Open the connection to the guest agent through the manager."""
         return await self._open_channel()
 
 
 def channel_source(vm: Vm, config: GuestAgentConfig, open_channel: OpenGuestChannel | None) -> ChannelSource:
-    """Return how to reach a VM's guest agent: the config's socket, else the manager, else the socket that QEMU reports."""
+    """Return the source of a VM's channel: the socket in the config, else the manager, else the socket that QEMU reports."""
     is_configured = any(matches_vm(entry.vm, vm.name, vm.uuid) for entry in config.channels)
-    return ManagerSource(open_channel) if open_channel is not None and not is_configured else SocketSource(vm, config)
+    return (
+        ManagerChannelSource(open_channel)
+        if open_channel is not None and not is_configured
+        else SocketChannelSource(vm, config)
+    )
 
 
 def _accept_any_peer(_pid: int | None) -> str:
@@ -88,21 +94,26 @@ def _accept_any_peer(_pid: int | None) -> str:
 
 
 def _check_peer(expected: int | None, pid: int | None) -> str:
-    """Return why the process that listens is not the VM's QEMU; empty if it is."""
+    """Return why the process that listens at the channel is not the VM's QEMU; empty if it is.
+
+    Args:
+        expected: process id of the VM's QEMU; None if it is unknown.
+        pid: id of the process that listens; None if it is unknown.
+    """
     if pid is None:
         return "the process that listens at the channel is unknown: set guest_agent.channels"
     if expected is not None and pid != expected:
-        return f"process {pid} listens at the channel, and not the VM's QEMU, which is {expected}"
+        return f"process {pid} listens at the channel, but the VM's QEMU is process {expected}"
     if expected is None and pid_if_qemu(pid) is None:
-        return f"process {pid} listens at the channel, and it is not a QEMU"
+        return f"process {pid} listens at the channel, but it is not a QEMU process"
     return ""
 
 
 def socket_path(pattern: str, vm: Vm) -> str:
-    """Return the path of a VM's socket.
+    """Return the path of a VM's socket: the configured pattern with its placeholders replaced.
 
     Raises:
-        GuestChannelDeniedError: the VM's name would lead to another directory.
+        GuestChannelDeniedError: a value for a placeholder is empty, or is not a safe file name, because it has a slash or a leading dot.
     """
     values = {"{name}": vm.name, "{uuid}": vm.uuid, "{monitor}": PurePath(vm.monitor).stem}
     for placeholder, value in values.items():

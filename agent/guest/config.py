@@ -11,11 +11,11 @@ PLACEHOLDERS = ("{name}", "{uuid}", "{monitor}")
 """Parts of a socket's path that stand for the VM's name, its UUID, and its monitor's file name without the suffix."""
 
 
-def _socket(value: str) -> str:
-    rest = value
+def _check_socket_pattern(value: str) -> str:
+    literal_text = value
     for placeholder in PLACEHOLDERS:
-        rest = rest.replace(placeholder, "")
-    if not value.startswith("/") or "{" in rest or "}" in rest:
+        literal_text = literal_text.replace(placeholder, "")
+    if not value.startswith("/") or "{" in literal_text or "}" in literal_text:
         raise ValueError(f"should be an absolute path; it may have {', '.join(PLACEHOLDERS)}")
     return value
 
@@ -66,7 +66,7 @@ class GuestChannelConfig(Section):
 
     vm: str = "*"
     """Name or UUID of the VMs; * and ? are wildcards."""
-    socket: Annotated[str, AfterValidator(_socket)]
+    socket: Annotated[str, AfterValidator(_check_socket_pattern)]
     """Path of the Unix socket. {name} and {uuid} stand for the VM's, {monitor} for the file name of its QMP socket without suffix."""
     shared: bool | None = None
     """Connect for each round of queries only, because another client needs the channel, too. By default only for Proxmox' sockets."""

@@ -1,4 +1,4 @@
-"""Sessions with all guest agents: one task for each VM that the config selects and that has a channel."""
+"""Runs the sessions with all guest agents: one task for each VM that has a channel and is selected by the config."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ BUG_RETRY_SECONDS = 300.0
 
 
 class GuestAgentManager:
-    """Starts and ends the sessions with guest agents, and passes on what is known of their VMs."""
+    """Starts and ends the sessions with guest agents, and gives each session the facts about its VM from the polls of QEMU."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class GuestAgentManager:
         self._sessions: dict[Vm, GuestSession] = {}
         self._running: dict[Vm, asyncio.Task[None]] = {}
         self._facts: dict[Vm, GuestFacts] = {}
-        self._openers: dict[Vm, OpenGuestChannel] = {}
+        self._channel_openers: dict[Vm, OpenGuestChannel] = {}
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -62,39 +62,39 @@ class GuestAgentManager:
         self._tasks = tasks
 
     def apply(self, config: GuestAgentConfig) -> None:
-        """Use another config: all sessions start again, once their VMs are polled again."""
+        """Apply a new config. All sessions end; a session starts again after the next poll of its VM."""
         self._config = config
         for vm in list(self._facts):
             had_session = vm in self._sessions
-            self._end(vm)
+            self._end_session(vm)
             if had_session:
                 self._observer.on_guest_lost(vm, (*FAMILIES, GUEST_AGENT_SESSION), time.time_ns())
-            if had_session and not self._selects(vm):
+            if had_session and not self._is_selected(vm):
                 self._observer.on_guest_disabled(vm, time.time_ns())
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample]) -> None:
-        """Handle a poll of the VM, which may be of any family."""
-        reads = [read for family, read in _READS if family in families]
-        if not reads or not self._selects(vm):
+        """Handle the samples of a poll of the VM. Samples of other families than those of `GuestFacts` are ignored."""
+        reads = [read for family, read in _FACT_READERS if family in families]
+        if not reads or not self._is_selected(vm):
             return
         facts = self._facts.setdefault(vm, GuestFacts())
         for read in reads:
             read(facts, samples)
         if GUEST_AGENT in families and facts.connected is not None:
-            self._start(vm, facts, channel_source(vm, self._config, self._openers.get(vm)))
+            self._start_session(vm, facts, channel_source(vm, self._config, self._channel_openers.get(vm)))
         if (session := self._sessions.get(vm)) is not None:
             session.on_facts()
 
     def on_responsive(self, vm: Vm, *, responsive: bool, open_channel: OpenGuestChannel | None = None) -> None:
-        """Handle a VM whose QEMU responds, or responds no longer.
+        """Handle a change of whether QEMU responds to QMP commands.
 
         Args:
             vm: the VM.
             responsive: whether its QEMU responds.
-            open_channel: opens the channel over the VM's manager; None if the agent has to open the socket itself.
+            open_channel: opens the channel through the VM's manager; None if the agent connects to the socket itself.
         """
         if open_channel is not None:
-            self._openers[vm] = open_channel
+            self._channel_openers[vm] = open_channel
         facts = self._facts.get(vm)
         if facts is not None and facts.responsive is not responsive:
             facts.responsive = responsive
@@ -103,20 +103,20 @@ class GuestAgentManager:
 
     def on_vm_gone(self, vm: Vm) -> None:
         """End the session with the guest agent of a VM that is no longer attached."""
-        self._openers.pop(vm, None)
-        self._end(vm)
+        self._channel_openers.pop(vm, None)
+        self._end_session(vm)
 
-    def _end(self, vm: Vm) -> None:
+    def _end_session(self, vm: Vm) -> None:
         self._facts.pop(vm, None)
         self._sessions.pop(vm, None)
         if (task := self._running.pop(vm, None)) is not None:
             task.cancel()
 
-    def _selects(self, vm: Vm) -> bool:
+    def _is_selected(self, vm: Vm) -> bool:
         return self._config.enabled and any(matches_vm(pattern, vm.name, vm.uuid) for pattern in self._config.vms)
 
-    def _start(self, vm: Vm, facts: GuestFacts, source: ChannelSource) -> None:
-        """Start the session with a VM's guest agent, unless it runs."""
+    def _start_session(self, vm: Vm, facts: GuestFacts, source: ChannelSource) -> None:
+        """Start the session with a VM's guest agent. Do nothing if the session runs already."""
         if self._tasks is None or vm in self._sessions:
             return
         session = self._sessions[vm] = GuestSession(
@@ -128,19 +128,21 @@ class GuestAgentManager:
             first_retry_seconds=self._first_retry_seconds,
         )
         session.facts = facts
-        self._running[vm] = self._tasks.create_task(self._run(vm, session), name=f"guest agent of {vm.name}")
+        self._running[vm] = self._tasks.create_task(self._run_session(vm, session), name=f"guest agent of {vm.name}")
 
-    async def _run(self, vm: Vm, session: GuestSession) -> None:
+    async def _run_session(self, vm: Vm, session: GuestSession) -> None:
         while True:
             try:
                 await session.run()
             except Exception:  # noqa: BLE001 - a bug that one guest triggers must not end the sessions with others
-                _log.exception("%s: guest agent: internal error; its session starts again", vm.name)
+                _log.exception(
+                    "%s: guest agent: internal error; the session restarts in %g s", vm.name, BUG_RETRY_SECONDS
+                )
                 await asyncio.sleep(BUG_RETRY_SECONDS)
 
 
 def _read_channel(facts: GuestFacts, samples: Sequence[Sample]) -> None:
-    """Read the state of the channel. Without a sample the port was unplugged."""
+    """Read the state of the channel. If there is no sample, the virtio serial port was unplugged."""
     unplugged: Values = {"connected": False}
     values = next((sample.values for sample in samples if sample.family is GUEST_AGENT), unplugged)
     facts.connected = values.get("connected")
@@ -158,16 +160,16 @@ def _read_migration(facts: GuestFacts, samples: Sequence[Sample]) -> None:
     facts.migrating = values.get("status", "none") not in INACTIVE_STATUSES
 
 
-def _read_process(facts: GuestFacts, samples: Sequence[Sample]) -> None:
+def _read_pid(facts: GuestFacts, samples: Sequence[Sample]) -> None:
     values = next((sample.values for sample in samples if sample.family is ABOUT), {})
     pid = values.get("pid", "")
     facts.pid = int(pid) if pid.isdecimal() and int(pid) < MAX_PID else None
 
 
-_READS = (
+_FACT_READERS = (
     (GUEST_AGENT, _read_channel),
     (RUNSTATE, _read_run_state),
     (MIGRATION, _read_migration),
-    (ABOUT, _read_process),
+    (ABOUT, _read_pid),
 )
-"""Families of the facts, each with the function that reads them."""
+"""Families whose samples contain facts, each with the function that reads the facts."""

@@ -1,4 +1,4 @@
-"""When each collector of one guest agent runs next. Pure: time is an argument."""
+"""Calculates when each collector of one guest agent runs next. Pure: the caller passes the time."""
 
 from collections.abc import Sequence
 from math import inf
@@ -7,15 +7,16 @@ from agent.collectors.guest import GuestCollector
 from agent.guest.config import GuestIntervalsConfig
 
 SLACK_SECONDS = 0.5
-"""Collectors due within this time run in one wake-up, because each wake-up costs the guest."""
+"""Collectors that are due within this time run together, because each wake-up of the guest agent costs CPU time of the guest."""
 
 FIRST_PENALTY_SECONDS = 60.0
+"""How long a collector pauses after its first failure. The pause doubles with each failure in a row."""
 MAX_PENALTY_SECONDS = 3600.0
-"""How long a collector is off after a failure: at first, and at most. The time doubles with each failure in a row."""
+"""Maximum pause of a collector after failures."""
 
 
 class GuestSchedule:
-    """Due times of one guest agent's collectors, in seconds on one monotonic clock."""
+    """Due times of the collectors of one guest agent, in seconds of a monotonic clock."""
 
     def __init__(self, collectors: Sequence[GuestCollector], intervals: GuestIntervalsConfig) -> None:
         self._intervals = intervals
@@ -25,40 +26,40 @@ class GuestSchedule:
 
     @property
     def collectors(self) -> Sequence[GuestCollector]:
-        """The collectors that are not off, in the order in which they run."""
+        """The enabled collectors, in the order in which they run."""
         return self._collectors
 
     def due(self, now: float) -> list[GuestCollector]:
         """Return the collectors to run now."""
         return [collector for collector in self._collectors if self._due[collector.name] <= now + SLACK_SECONDS]
 
-    def next_at(self) -> float:
-        """Return when the next collector is due; `inf` if none is."""
+    def next_due_at(self) -> float:
+        """Return when the next collector is due; `inf` if no collector is enabled."""
         return min(self._due.values(), default=inf)
 
-    def done(self, name: str, now: float) -> None:
-        """Plan the next run of a collector that succeeded or does not apply."""
+    def on_success(self, name: str, now: float) -> None:
+        """Schedule the next run of a collector that succeeded or was skipped."""
         self._failures.pop(name, None)
         self._due[name] = now + self._intervals.of(name)
 
-    def failed(self, name: str, now: float) -> None:
-        """Plan the next run of a collector that failed: later after each failure in a row."""
+    def on_failure(self, name: str, now: float) -> None:
+        """Schedule the next run of a collector that failed. The delay doubles with each failure in a row."""
         count = self._failures.get(name, 0)
         self._failures[name] = count + 1
         penalty = min(MAX_PENALTY_SECONDS, FIRST_PENALTY_SECONDS * 2.0 ** min(count, 30))
         self._due[name] = now + max(penalty, self._intervals.of(name))
 
-    def demand(self, name: str, now: float) -> None:
-        """Run a collector at once, unless it failed."""
+    def make_due(self, name: str, now: float) -> None:
+        """Make a collector due now. A collector whose last run failed keeps its due time."""
         if name in self._due and name not in self._failures:
             self._due[name] = now
 
-    def demand_all(self) -> None:
-        """Run all collectors at once that did not fail."""
+    def make_all_due(self) -> None:
+        """Make all collectors due now. A collector whose last run failed keeps its due time."""
         for name in self._due.keys() - self._failures.keys():
             self._due[name] = -inf
 
     def reset(self) -> None:
-        """Run all collectors at once and forget their failures, because another guest agent may respond now."""
+        """Forget all failures and make all collectors due now, because the guest may run another guest agent now."""
         self._failures.clear()
-        self.demand_all()
+        self.make_all_due()

@@ -1,4 +1,4 @@
-"""The session with one guest agent: connects when the guest can answer, queries at intervals, and backs off when there is no answer.
+"""The session with one guest agent. It connects while the guest can reply, queries at intervals, and retries with a growing delay.
 
 A session is a task of its own. It never waits for the VM's monitor, and the monitor's polls never wait for it.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from agent.collectors.guest import GUEST_COLLECTORS, Exchange, GuestCollector
 from agent.common.backoff import back_off
 from agent.guest.api import CommandOutcome, GuestAgentState, GuestFacts, GuestObserver
-from agent.guest.channels import SHARED_TIMEOUT_SECONDS, ChannelSource
+from agent.guest.channels import SHARED_CHANNEL_TIMEOUT_SECONDS, ChannelSource
 from agent.guest.config import GuestAgentConfig
 from agent.guest.schedule import GuestSchedule
 from agent.model.family import Family, Sample
@@ -34,36 +34,39 @@ _log = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS = 10.0
 STABLE_SECONDS = 60.0
-"""Time for which a connection has to work before the next failure counts as the first one again."""
+"""A connection that works for this time resets the retry delay."""
 INFO_SECONDS = 600.0
-"""Interval of guest-info: an update of the guest agent, or of its config, changes what is permitted."""
+"""Interval of guest-info. An update of the guest agent or of its config can change the permitted commands."""
 
 MAX_SAMPLES = 256
-MAX_REASON = 200
-MAX_MISSING = 32
+MAX_REASON_LENGTH = 200
+MAX_MISSING_COMMANDS = 32
 
 FAMILIES: tuple[Family, ...] = tuple(family for collector in GUEST_COLLECTORS for family in collector.families)
-"""The families of all collectors, which are out of date once the guest agent is lost."""
+"""The families of all collectors. Their values are out of date after the guest agent is lost."""
 
-_STATES: tuple[tuple[type[GuestAgentError], GuestAgentState], ...] = (
+_STATE_BY_ERROR: tuple[tuple[type[GuestAgentError], GuestAgentState], ...] = (
     (GuestChannelDeniedError, GuestAgentState.DENIED),
     (GuestChannelBusyError, GuestAgentState.BUSY),
     (GuestAgentError, GuestAgentState.UNRESPONSIVE),
 )
-"""State after an error; the first matching entry decides."""
+"""State of the session after an error, by the type of the error; the first matching entry decides."""
 
-_OUTCOMES: tuple[tuple[type[GuestAgentError], CommandOutcome], ...] = (
+_OUTCOME_BY_ERROR: tuple[tuple[type[GuestAgentError], CommandOutcome], ...] = (
     (GuestCommandError, CommandOutcome.ERROR),
     (GuestTimeoutError, CommandOutcome.TIMEOUT),
     (UnreadableGuestReplyError, CommandOutcome.UNREADABLE),
     (GuestAgentError, CommandOutcome.LOST),
 )
+"""Outcome of a command that raised an error, by the type of the error; the first matching entry decides."""
 
-_MISSING = GuestCommandError("CommandNotFound", "the guest agent lacks the command, or the guest forbids it")
+_MISSING_COMMAND_ERROR = GuestCommandError(
+    "CommandNotFound", "the guest agent lacks the command, or the guest forbids it"
+)
 
 
 class GuestSession:
-    """The session with one VM's guest agent. `run` it as a task, and report each change of `facts` by `on_facts`.
+    """The session with one VM's guest agent. The owner runs `run` as a task, and calls `on_facts` after each change of `facts`.
 
     Attributes:
         facts: facts about the VM; the owner changes them.
@@ -102,7 +105,7 @@ class GuestSession:
         self._reason = ""
         self._version = ""
         self._permitted: frozenset[str] = frozenset()
-        self._info_at = 0.0
+        self._info_due_at = 0.0
         self._frozen = False
         self._has_values = False
         self._unreadable: set[str] = set()
@@ -114,20 +117,22 @@ class GuestSession:
     async def run(self) -> None:
         """Query the guest agent until cancelled."""
         failures = 0
-        await self._wait(self._spread() * self._first_retry_seconds)
+        await self._wait_for_change(self._spread() * self._first_retry_seconds)
         while True:
             await self._wait_until_possible()
             started = time.monotonic()
             try:
-                await self._connect()
+                await self._connect_and_query()
             except GuestAgentError as error:
                 if self.facts.obstacle() is None:
                     failures = failures + 1 if time.monotonic() - started < STABLE_SECONDS else 1
-                    self._on_failure(error)
-                    await self._pause(back_off(failures - 1, self._first_retry_seconds, self._config.max_retry_delay))
+                    self._on_connection_failure(error)
+                    await self._wait_unless_obstacle(
+                        back_off(failures - 1, self._first_retry_seconds, self._config.max_retry_delay)
+                    )
             else:
                 failures = 0
-                await self._pause(self._next_at() - time.monotonic())
+                await self._wait_unless_obstacle(self._next_due_at() - time.monotonic())
 
     async def _wait_until_possible(self) -> None:
         """Wait until nothing prevents a query."""
@@ -141,21 +146,21 @@ class GuestSession:
             self._changed.clear()
             await self._changed.wait()
 
-    async def _pause(self, seconds: float) -> None:
-        """Wait before a retry. A guest agent that comes back ends the wait."""
+    async def _wait_unless_obstacle(self, seconds: float) -> None:
+        """Wait for this time. An obstacle ends the wait early."""
         until = time.monotonic() + seconds
-        while self.facts.obstacle() is None and (left := until - time.monotonic()) > 0:
-            await self._wait(left)
+        while self.facts.obstacle() is None and (remaining := until - time.monotonic()) > 0:
+            await self._wait_for_change(remaining)
 
-    async def _wait(self, seconds: float) -> None:
-        """Wait until the facts change, but not longer than this."""
+    async def _wait_for_change(self, seconds: float) -> None:
+        """Wait until the facts change, but not longer than `seconds`."""
         self._changed.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, seconds)):
                 await self._changed.wait()
 
-    async def _connect(self) -> None:
-        """Connect, and query until an obstacle appears; on a shared channel, query only what is due.
+    async def _connect_and_query(self) -> None:
+        """Connect, and query until an obstacle appears. On a shared channel, disconnect after one round of queries.
 
         Raises:
             GuestAgentError: the channel cannot be opened, or the guest agent does not respond.
@@ -163,7 +168,7 @@ class GuestSession:
         shared = self._source.is_shared(self.facts)
         if self._state is not GuestAgentState.UNRESPONSIVE and not (shared and self._state is GuestAgentState.UP):
             self._set_state(GuestAgentState.CONNECTING)
-        with contextlib.closing(await self._source.open(self.facts)) as channel, self._use_channel():
+        with contextlib.closing(await self._source.open(self.facts)) as channel, self._mark_channel_in_use():
             channel.ended.add_done_callback(lambda _: self._changed.set())
             try:
                 if not shared or self._state is not GuestAgentState.UP:
@@ -171,20 +176,20 @@ class GuestSession:
             except GuestTimeoutError:
                 if self.facts.client_connected:
                     raise GuestChannelBusyError(
-                        "another client was connected to the channel, and it may be still"
+                        "no reply, and another client was connected to the channel at the last poll"
                     ) from None
                 raise
             while self.facts.obstacle() is None:
-                await self._run_due(channel)
+                await self._run_due_collectors(channel)
                 if channel.ended.done():
                     raise channel.ended.result()
-                if shared and self._next_at() > time.monotonic():
+                if shared and self._next_due_at() > time.monotonic():
                     return
                 if self.facts.obstacle() is None:
-                    await self._wait(self._next_at() - time.monotonic())
+                    await self._wait_for_change(self._next_due_at() - time.monotonic())
 
     @contextlib.contextmanager
-    def _use_channel(self) -> Iterator[None]:
+    def _mark_channel_in_use(self) -> Iterator[None]:
         self.facts.in_use = True
         try:
             yield
@@ -192,118 +197,118 @@ class GuestSession:
             self.facts.in_use = False
 
     @property
-    def _timeout(self) -> float:
+    def _command_timeout(self) -> float:
         """Timeout of a command in seconds."""
         shared = self._source.is_shared(self.facts)
-        return min(self._config.timeout, SHARED_TIMEOUT_SECONDS) if shared else self._config.timeout
+        return min(self._config.timeout, SHARED_CHANNEL_TIMEOUT_SECONDS) if shared else self._config.timeout
 
-    def _next_at(self) -> float:
-        return min(self._schedule.next_at(), self._info_at)
+    def _next_due_at(self) -> float:
+        return min(self._schedule.next_due_at(), self._info_due_at)
 
-    async def _run_due(self, channel: GuestChannel) -> None:
+    async def _run_due_collectors(self, channel: GuestChannel) -> None:
         """Run the collectors that are due, one after the other."""
-        if self._info_at <= time.monotonic():
+        if self._info_due_at <= time.monotonic():
             await self._read_info(channel)
         for collector in self._schedule.due(time.monotonic()):
-            if self.facts.obstacle() is not None or channel.ended.done() or self._info_at <= time.monotonic():
+            if self.facts.obstacle() is not None or channel.ended.done() or self._info_due_at <= time.monotonic():
                 return
             if self._frozen and not collector.while_frozen:
-                self._schedule.done(collector.name, time.monotonic())
+                self._schedule.on_success(collector.name, time.monotonic())
             else:
-                await self._run(collector, channel)
+                await self._run_collector(collector, channel)
 
     async def _read_info(self, channel: GuestChannel) -> None:
-        """Read the version and the permitted commands. While the file systems are frozen, the guest agent permits few."""
+        """Read the version and the permitted commands. A guest agent permits few commands while the file systems are frozen."""
         info = await self._execute(channel, "guest-info")
         if isinstance(info, GuestAgentError):
             raise info
-        version, permitted = info_of(info)
+        version, permitted = parse_guest_info(info)
         self._version, self._permitted = version, permitted
-        self._info_at = time.monotonic() + INFO_SECONDS
+        self._info_due_at = time.monotonic() + INFO_SECONDS
         self._set_state(GuestAgentState.UP)
 
-    async def _run(self, collector: GuestCollector, channel: GuestChannel) -> None:
-        """Run one collector and plan its next run.
+    async def _run_collector(self, collector: GuestCollector, channel: GuestChannel) -> None:
+        """Run one collector and schedule its next run.
 
         Raises:
             GuestAgentError: the guest agent does not respond.
         """
         name, start = collector.name, time.monotonic()
         if self._permitted.isdisjoint(collector.commands):
-            self._schedule.done(name, start)
+            self._schedule.on_success(name, start)
             return
         try:
-            exchanges = [await self._exchange(channel, command) for command in collector.commands]
+            exchanges = [await self._exchange_command(channel, command) for command in collector.commands]
             samples = tuple(islice(collector.collect(exchanges), MAX_SAMPLES))
         except GuestCommandError as error:
-            _log.debug("%s: guest agent: %s: %s", self._vm.name, name, sanitize(str(error), MAX_REASON))
-            self._schedule.failed(name, start)
-            self._schedule.demand("freeze", start)  # a freeze makes the guest agent refuse most commands
+            _log.debug("%s: guest agent: %s: %s", self._vm.name, name, sanitize(str(error), MAX_REASON_LENGTH))
+            self._schedule.on_failure(name, start)
+            self._schedule.make_due("freeze", start)  # a freeze makes the guest agent refuse most commands
             return
         except UnreadableGuestReplyError as error:
             level = logging.DEBUG if name in self._unreadable else logging.WARNING
-            _log.log(level, "%s: guest agent: %s: %s", self._vm.name, name, sanitize(str(error), MAX_REASON))
+            _log.log(level, "%s: guest agent: %s: %s", self._vm.name, name, sanitize(str(error), MAX_REASON_LENGTH))
             self._unreadable.add(name)
-            self._schedule.failed(name, start)
+            self._schedule.on_failure(name, start)
             return
         except GuestTimeoutError:
-            self._schedule.failed(name, start)
+            self._schedule.on_failure(name, start)
             raise
         except GuestAgentError:
             raise
         except Exception:  # noqa: BLE001 - a bug in one collector must not end the session
             _log.exception("%s: guest agent: %s: internal error", self._vm.name, name)
-            self._schedule.failed(name, start)
+            self._schedule.on_failure(name, start)
             return
         self._unreadable.discard(name)
-        self._schedule.done(name, start)
-        self._report(collector.families, samples, exchanges[0].sent_ns)
+        self._schedule.on_success(name, start)
+        self._report_samples(collector.families, samples, exchanges[0].sent_ns)
 
-    def _report(self, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
+    def _report_samples(self, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         self._has_values = True
         self._observer.on_guest_samples(self._vm, families, samples, time_ns)
         if GUEST_FREEZE in families:
             before, self._frozen = self._frozen, any(sample.values["frozen"] for sample in samples)
             if before and not self._frozen:
-                self._info_at = 0.0  # the permitted commands have changed
-                self._schedule.demand_all()
+                self._info_due_at = 0.0  # the permitted commands have changed
+                self._schedule.make_all_due()
 
-    async def _exchange(self, channel: GuestChannel, command: str) -> Exchange:
-        """Execute one command; its reply may be an error of the guest agent.
+    async def _exchange_command(self, channel: GuestChannel, command: str) -> Exchange:
+        """Execute one command. The exchange may contain an error that the guest agent returned.
 
         Raises:
             GuestAgentError: there is no readable reply.
         """
         if command not in self._permitted:
-            return Exchange(_MISSING, time.time_ns(), time.time_ns())
+            return Exchange(_MISSING_COMMAND_ERROR, time.time_ns(), time.time_ns())
         sent_ns = time.time_ns()
         value = await self._execute(channel, command)
         return Exchange(value, sent_ns, time.time_ns())
 
     async def _execute(self, channel: GuestChannel, command: str) -> Any:
-        """Return a command's value, or the error of the guest agent."""
+        """Return the value of a command, or the error that the guest agent returned for it."""
         try:
-            value = await channel.execute(command, deadline=self._timeout)
+            value = await channel.execute(command, deadline=self._command_timeout)
         except GuestAgentError as error:
-            self._observer.on_guest_command(command, _first_match(_OUTCOMES, error))
+            self._observer.on_guest_command(command, _value_for_error(_OUTCOME_BY_ERROR, error))
             if isinstance(error, GuestCommandError):
                 return error
             raise
         self._observer.on_guest_command(command, CommandOutcome.OK)
         return value
 
-    def _on_failure(self, error: GuestAgentError) -> None:
+    def _on_connection_failure(self, error: GuestAgentError) -> None:
         self._lose_values()
-        self._set_state(_first_match(_STATES, error), sanitize(str(error), MAX_REASON))
+        self._set_state(_value_for_error(_STATE_BY_ERROR, error), sanitize(str(error), MAX_REASON_LENGTH))
 
     def _lose_values(self) -> None:
-        """Report that the last values are out of date."""
+        """Report that the last values are out of date, if there are any."""
         if self._has_values:
             self._has_values = False
             self._observer.on_guest_lost(self._vm, FAMILIES, time.time_ns())
 
     def _set_state(self, state: GuestAgentState, reason: str = "") -> None:
-        """Report the state; the observer ignores a state that has not changed."""
+        """Set and report the state. The observer ignores a state that has not changed."""
         if state is not self._state or reason != self._reason:
             level = logging.INFO if state is not GuestAgentState.CONNECTING else logging.DEBUG
             _log.log(level, "%s: guest agent: %s%s", self._vm.name, state.value, f": {reason}" if reason else "")
@@ -318,11 +323,11 @@ class GuestSession:
         self._observer.on_guest_samples(self._vm, (GUEST_AGENT_SESSION,), (sample,), time.time_ns())
 
 
-def info_of(reply: Any) -> tuple[str, frozenset[str]]:
-    """Return the version, and the names of the permitted commands, from the reply to guest-info.
+def parse_guest_info(reply: Any) -> tuple[str, frozenset[str]]:
+    """Return the version and the names of the permitted commands from the reply to guest-info.
 
     Raises:
-        UnreadableGuestReplyError: the reply has another form.
+        UnreadableGuestReplyError: the version or the list of commands is missing or malformed.
     """
     match reply:
         case {"version": str(version), "supported_commands": list(commands)}:
@@ -337,8 +342,10 @@ def info_of(reply: Any) -> tuple[str, frozenset[str]]:
 
 def missing_commands(collectors: Iterable[GuestCollector], permitted: frozenset[str]) -> list[str]:
     """Return the commands that the collectors need and the guest agent does not permit."""
-    return sorted({command for collector in collectors for command in collector.commands} - permitted)[:MAX_MISSING]
+    return sorted({command for collector in collectors for command in collector.commands} - permitted)[
+        :MAX_MISSING_COMMANDS
+    ]
 
 
-def _first_match(table: Iterable[tuple[type[GuestAgentError], Any]], error: GuestAgentError) -> Any:
+def _value_for_error(table: Iterable[tuple[type[GuestAgentError], Any]], error: GuestAgentError) -> Any:
     return next(value for error_type, value in table if isinstance(error, error_type))

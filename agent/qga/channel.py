@@ -1,4 +1,4 @@
-"""Interface of an open connection to a guest agent, whatever the way to it."""
+"""Interface of an open connection to a guest agent, over a Unix socket or through a VM's manager."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -12,14 +12,14 @@ class GuestChannel(Protocol):
 
     @property
     def ended(self) -> asyncio.Future[GuestAgentError]:
-        """Done when the connection has ended; its result is the cause."""
+        """A future that is done when the connection has ended. Its result is the cause."""
 
     async def execute(self, name: str, *, deadline: float) -> Any:
-        """Execute one command within `deadline` seconds; raises what `GuestAgentClient.execute` raises."""
+        """Execute one command within `deadline` seconds. It raises the exceptions of `GuestAgentClient.execute`."""
 
     def close(self) -> None:
         """End the connection now."""
 
 
 OpenGuestChannel = Callable[[], Awaitable[GuestChannel]]
-"""Opens a connection over a VM's manager; raises what `GuestAgentClient.open` raises."""
+"""Opens a connection through a VM's manager. It raises the exceptions of `GuestAgentClient.open`."""

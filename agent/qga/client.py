@@ -1,6 +1,7 @@
 """A guest agent client on asyncio: the protocol on a transport, with a deadline on every step.
 
-Whatever the guest sends is read at once and is discarded unless it is the reply that is due. A guest that sends too much is disconnected.
+The client reads everything that the guest sends, and discards everything except the expected reply. It disconnects a guest that sends too
+much.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from agent.qga.errors import (
 from agent.qga.protocol import GuestConnection, GuestReply, Synchronized, SyncState
 
 ConnectChannel = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.BaseTransport]]
-"""Opens a transport for the protocol that the factory returns. Raises OSError if it cannot."""
+"""Opens a transport for the protocol that the factory returns. It raises OSError if it cannot connect."""
 
 PeerCheck = Callable[[int | None], str]
 """Returns why the process that listens at the channel must not be used; empty if it may be used."""
@@ -34,26 +35,26 @@ class GuestAgentClient(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.ended: asyncio.Future[GuestAgentError] = asyncio.get_running_loop().create_future()
-        """Done when the connection has ended; the result is the cause."""
+        """A future that is done when the connection has ended. Its result is the cause."""
         self._qga = GuestConnection(random.randrange(1 << 30))  # noqa: S311 - to distinguish clients, not a secret
         self._transport: asyncio.Transport | None = None
-        self._due: asyncio.Future[Any] | None = None
+        self._pending: asyncio.Future[Any] | None = None
 
     @classmethod
     async def open(
         cls, connect: ConnectChannel, *, deadline: float, check_peer: PeerCheck = lambda _pid: ""
     ) -> "GuestAgentClient":
-        """Connect. The first `execute` synchronizes, because only that shows whether a guest agent responds.
+        """Connect. Whether a guest agent responds is unknown until the first `execute`, which synchronizes.
 
         Args:
             connect: opens the transport.
-            deadline: seconds to connect.
-            check_peer: judges the process that listens, before any byte is sent.
+            deadline: maximum time to connect, in seconds.
+            check_peer: checks the process that listens, before any byte is sent.
 
         Raises:
             GuestChannelError: the channel cannot be reached.
-            GuestChannelDeniedError: the agent's user has no permission, or `check_peer` objects.
-            GuestChannelBusyError: other clients use the channel and wait for it.
+            GuestChannelDeniedError: the agent's user has no permission, or `check_peer` returned a reason.
+            GuestChannelBusyError: other clients occupy the channel, so that QEMU does not accept the connection in time.
         """
         client = cls()
         try:
@@ -61,7 +62,7 @@ class GuestAgentClient(asyncio.Protocol):
                 await connect(lambda: client)
         except (TimeoutError, BlockingIOError):
             client.close()
-            raise GuestChannelBusyError("other clients use the channel and wait for it") from None
+            raise GuestChannelBusyError("other clients occupy the channel") from None
         except PermissionError as error:
             client.close()
             raise GuestChannelDeniedError(
@@ -84,27 +85,27 @@ class GuestAgentClient(asyncio.Protocol):
         return self._qga.state is SyncState.READY
 
     async def execute(self, name: str, *, deadline: float) -> Any:
-        """Execute one command and return its value. Synchronize first if necessary.
+        """Execute one command and return its value. If the connection is not synchronized, synchronize it first.
 
         Args:
             name: the command.
-            deadline: seconds for everything.
+            deadline: maximum time in seconds, including the synchronization.
 
         Raises:
             GuestCommandRefusedError: the command is not on the allow-list.
             GuestCommandError: the guest agent returned an error.
             GuestTimeoutError: no reply in time.
-            UnreadableGuestReplyError: the reply cannot be read.
+            UnreadableGuestReplyError: the reply cannot be parsed.
             GuestChannelError: the connection ended.
         """
-        assert self._due is None, "one command at a time"
+        assert self._pending is None, "one command at a time"
         try:
             async with asyncio.timeout(deadline):
                 if not self.synchronized:
-                    await self._request(self._qga.sync())
+                    await self._send_request(self._qga.sync())
                 if not self.synchronized:
-                    raise UnreadableGuestReplyError("the guest sent data that no request asked for")
-                reply: GuestReply = await self._request(self._qga.send(name))
+                    raise UnreadableGuestReplyError("the guest sent unrequested data during the synchronization")
+                reply: GuestReply = await self._send_request(self._qga.send(name))
         except TimeoutError:
             self._qga.abandon()
             raise GuestTimeoutError(f"no reply to {name} within {deadline:g} s") from None
@@ -115,16 +116,16 @@ class GuestAgentClient(asyncio.Protocol):
             raise reply.error
         return reply.value
 
-    async def _request(self, data: GuestRequest) -> Any:
-        """Write a request and return what completes it."""
+    async def _send_request(self, data: GuestRequest) -> Any:
+        """Send a request and return its reply, or `Synchronized` after a synchronization."""
         if self.ended.done():
             raise self.ended.result()
-        self._due = asyncio.get_running_loop().create_future()
+        self._pending = asyncio.get_running_loop().create_future()
         try:
             self._write(data)
-            return await self._due
+            return await self._pending
         finally:
-            self._due = None
+            self._pending = None
 
     def _write(self, data: GuestRequest) -> None:
         assert self._transport is not None
@@ -132,35 +133,35 @@ class GuestAgentClient(asyncio.Protocol):
 
     def close(self) -> None:
         """End the connection now."""
-        self._end(GuestChannelError("closed by the agent"))
+        self._end_connection(GuestChannelError("closed by the agent"))
 
     # Callbacks of asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102 - defined by asyncio
         self._transport = cast("asyncio.Transport", transport)
-        if self.ended.done():  # the deadline passed in the same turn
+        if self.ended.done():  # the deadline passed before asyncio called this method
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:  # noqa: D102 - defined by asyncio
         try:
             for message in self._qga.receive(data):
-                self._complete(message)
+                self._complete_pending_request(message)
         except GuestFloodError as error:
-            self._end(error)
+            self._end_connection(error)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102 - defined by asyncio
-        self._end(GuestChannelError(str(exc) if exc else "QEMU closed the channel"))
+        self._end_connection(GuestChannelError(str(exc) if exc else "QEMU closed the channel"))
 
-    def _complete(self, message: Synchronized | GuestReply) -> None:
-        if self._due is not None and not self._due.done():
-            self._due.set_result(message)
+    def _complete_pending_request(self, message: Synchronized | GuestReply) -> None:
+        if self._pending is not None and not self._pending.done():
+            self._pending.set_result(message)
 
-    def _end(self, cause: GuestAgentError) -> None:
+    def _end_connection(self, cause: GuestAgentError) -> None:
         if self.ended.done():
             return
         self.ended.set_result(cause)
         if self._transport is not None:
             self._transport.abort()
-        if self._due is not None and not self._due.done():
-            self._due.set_exception(cause)
-            self._due.exception()  # marks it as retrieved, so that asyncio does not log an error without a waiter
+        if self._pending is not None and not self._pending.done():
+            self._pending.set_exception(cause)
+            self._pending.exception()  # marks it as retrieved, so that asyncio does not log an error without a waiter

@@ -1,7 +1,7 @@
-"""The allow-list of guest agent commands, and the only place that encodes requests to a guest agent.
+"""The allow-list of guest agent commands, and the only code that encodes requests to a guest agent.
 
-A guest agent runs as root in its guest, and many of its commands change the guest or run programs. So the list is closed: neither a
-config nor a bug can make the agent send another command. No command here takes an argument but the number of a synchronization.
+A guest agent runs as root in its guest, and many of its commands change the guest or run programs. So the list is fixed: no
+config and no bug can make the agent send another command. The only argument of any command here is the number of a synchronization.
 """
 
 from collections.abc import Mapping
@@ -11,18 +11,18 @@ from typing import NewType
 from agent.qga.errors import GuestCommandRefusedError
 
 GuestRequest = NewType("GuestRequest", bytes)
-"""Bytes that may be written to a guest agent. Only this file makes them, and a client writes no others; mypy checks both."""
+"""Bytes that may be written to a guest agent. Only this module creates them, and clients write nothing else. mypy checks both rules."""
 
 
 @dataclass(frozen=True, slots=True)
 class GuestCommandRow:
-    """One row.
+    """One row of the table of guest agent commands.
 
     Attributes:
         name: the command's name in qemu-ga; a trailing `*` matches every command with that prefix.
-        sent: whether the agent sends it.
-        reason: what it is for, or why the agent does not send it.
-        since: the release of qemu-ga that added it; empty for 2.6 and older.
+        sent: whether the agent sends the command.
+        reason: the purpose of the command, or why the agent does not send it.
+        since: the release of qemu-ga that added the command; empty if 2.6 has it already.
     """
 
     name: str
@@ -48,7 +48,9 @@ ROWS = (
     GuestCommandRow("guest-network-get-interfaces", _YES, "Addresses and traffic of interfaces."),
     GuestCommandRow("guest-fsfreeze-status", _YES, "Whether the file systems are frozen."),
     GuestCommandRow("guest-ping", _NO, "guest-sync-delimited also shows that the guest agent responds."),
-    GuestCommandRow("guest-sync", _NO, "Cannot be found in a reply that was cut; guest-sync-delimited can."),
+    GuestCommandRow(
+        "guest-sync", _NO, "After a truncated reply, its reply cannot be found; that of guest-sync-delimited can."
+    ),
     GuestCommandRow("guest-get-devices", _NO, "Drivers of a Windows guest; QEMU lists the devices."),
     GuestCommandRow("guest-get-disks", _NO, "Disks without sizes; QEMU lists them."),
     GuestCommandRow("guest-get-vcpus", _NO, "QEMU and guest-get-cpustats list the vCPUs."),
@@ -79,10 +81,10 @@ MAX_SYNC_NUMBER = 2**31 - 1
 
 
 def encode(name: str) -> GuestRequest:
-    """Return the request of a command.
+    """Return the bytes of a command without arguments.
 
     Raises:
-        GuestCommandRefusedError: the command is not a permitted read.
+        GuestCommandRefusedError: the command is not on the allow-list.
     """
     request = _ENCODED.get(name)
     if request is None:
@@ -91,7 +93,11 @@ def encode(name: str) -> GuestRequest:
 
 
 def synchronization(number: int) -> GuestRequest:
-    """Return the byte that resets the guest agent's parser, and the command whose reply marks where the next replies begin."""
+    """Return the request of a synchronization: a byte that resets the guest agent's parser, and guest-sync-delimited with a number.
+
+    Raises:
+        GuestCommandRefusedError: the number is out of range.
+    """
     if type(number) is not int or not 0 <= number <= MAX_SYNC_NUMBER:
         raise GuestCommandRefusedError("the number of a synchronization is out of range")
     return GuestRequest(b'\xff{"execute":"guest-sync-delimited","arguments":{"id":%d}}\n' % number)

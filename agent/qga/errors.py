@@ -1,12 +1,12 @@
-"""Errors of one guest agent's connection."""
+"""Errors of a connection to a guest agent."""
 
 
 class GuestAgentError(Exception):
-    """Base class: a failure of one guest agent. It affects neither the VM's monitor nor other guests."""
+    """Base class of the errors of one guest agent. They affect neither the VM's QMP monitor nor other guests."""
 
 
 class GuestChannelError(GuestAgentError):
-    """The channel cannot be reached, or the connection ended."""
+    """The agent cannot connect to the channel, or the connection ended."""
 
 
 class GuestChannelDeniedError(GuestChannelError):
@@ -14,15 +14,15 @@ class GuestChannelDeniedError(GuestChannelError):
 
 
 class GuestChannelBusyError(GuestChannelError):
-    """Another client uses the channel."""
+    """Another client occupies the channel."""
 
 
 class GuestFloodError(GuestChannelError):
-    """The guest sent far more than the reply that was due. The connection has ended."""
+    """The guest sent far more bytes than the expected reply. The agent has closed the connection."""
 
 
 class GuestTimeoutError(GuestAgentError):
-    """The guest agent did not reply in time. The reply may still arrive; it is discarded by the next synchronization."""
+    """The guest agent did not reply in time. The next synchronization discards the reply if it arrives later."""
 
 
 class UnreadableGuestReplyError(GuestAgentError):

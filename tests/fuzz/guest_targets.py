@@ -12,7 +12,7 @@ from agent.alerts.manager import AlertManager
 from agent.collectors.guest import GUEST_COLLECTORS, Exchange, GuestCollector
 from agent.exposition.prometheus import render
 from agent.exposition.snapshot import Snapshot
-from agent.guest.session import MAX_SAMPLES, info_of
+from agent.guest.session import MAX_SAMPLES, parse_guest_info
 from agent.model.record import Vm
 from agent.monitors import Monitor
 from agent.qga.errors import GuestAgentError, GuestCommandError
@@ -66,7 +66,7 @@ def guest_collectors(data: bytes) -> None:
     except orjson.JSONDecodeError:
         return
     with contextlib.suppress(GuestAgentError):
-        info_of(replies)
+        parse_guest_info(replies)
     if collector is None or not isinstance(replies, list) or len(replies) != len(collector.commands):
         return
     values = [GuestCommandError("GenericError", "x") if value == "error" else value for value in replies]

@@ -1,4 +1,4 @@
-"""Types that define a collector of the guest agent. Pure."""
+"""Types that define a collector of values from the guest agent. Pure."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from agent.model.family import Family, Sample
 from agent.qga.errors import GuestAgentError, GuestCommandError, UnreadableGuestReplyError
 
 MAX_SUBJECTS = 64
-"""Maximum number of file systems, of interfaces and of disks of one guest."""
+"""Maximum number of samples of one family from one guest, such as file systems, interfaces or disks."""
 
 MAX_TEXT = 128
 """Maximum length of a text from a guest in characters."""
 
 
 class Exchange(NamedTuple):
-    """A command that was sent to the guest agent.
+    """A command to the guest agent and its reply.
 
     Attributes:
-        reply: the value, or the error of the guest agent.
-        sent_ns: when it was sent, in nanoseconds since the epoch.
-        received_ns: when the reply arrived.
+        reply: the value, or the error that the guest agent returned.
+        sent_ns: when the command was sent, in nanoseconds since the epoch.
+        received_ns: when the reply arrived, in nanoseconds since the epoch.
     """
 
     reply: Any
@@ -31,14 +31,14 @@ class Exchange(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GuestCollector:
-    """One collector.
+    """A collector of values from the guest agent.
 
     Attributes:
-        name: the name, which is also its key in the config's intervals.
-        families: the families of its samples.
-        commands: the commands to send, in order. Those that the guest agent lacks are left out.
-        collect: returns the samples of the exchanges, one for each command. Raises GuestAgentError for an unexpected reply.
-        while_frozen: whether it runs while the guest's file systems are frozen; the guest agent then permits few commands.
+        name: name of the collector. It is also the key of its interval in the config.
+        families: the families of the samples that it returns.
+        commands: the commands to send, in order. A command that the guest agent lacks is not sent.
+        collect: builds samples from the exchanges, one for each command. It raises GuestAgentError for an unexpected reply.
+        while_frozen: whether the collector runs while the guest's file systems are frozen. The guest agent then permits few commands.
     """
 
     name: str
@@ -49,11 +49,11 @@ class GuestCollector:
 
 
 def expect(exchange: Exchange, expected: type[T]) -> T:
-    """Return the reply if it has the expected type.
+    """Return the value in the reply of an exchange. Check the type of the value.
 
     Raises:
-        GuestAgentError: the reply is an error.
-        UnreadableGuestReplyError: the reply has another type.
+        GuestAgentError: the guest agent returned this error.
+        UnreadableGuestReplyError: the value has another type.
     """
     if isinstance(exchange.reply, expected):
         return exchange.reply
@@ -62,6 +62,6 @@ def expect(exchange: Exchange, expected: type[T]) -> T:
     raise UnreadableGuestReplyError(f"expected {expected.__name__}, got {type(exchange.reply).__name__}")
 
 
-def value_if_any(exchange: Exchange, expected: type[T]) -> T | None:
-    """Return the reply if it has the expected type; None for an error of the guest agent, which lacks the command."""
+def value_unless_error(exchange: Exchange, expected: type[T]) -> T | None:
+    """Return the value as `expect` does; None if the guest agent returned an error, for example because it lacks the command."""
     return None if isinstance(exchange.reply, GuestCommandError) else expect(exchange, expected)

@@ -1,7 +1,7 @@
 """Offset of the guest's clock from the host's.
 
-The guest reads its clock between the sending of the command and the arrival of the reply. The offset is measured from the middle of
-this time, and its error is at most half of it.
+The guest reads its clock between the time at which the command is sent and the time at which the reply arrives. The offset is the
+difference from the middle of these two times. So its error is at most half of the time between them.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""CPU time as the guest counts it, summed over its vCPUs, because the host reports each vCPU already."""
+"""CPU time that the guest's kernel counts, summed over all vCPUs, because QEMU's vCPU threads already show the time of each vCPU."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,14 +9,14 @@ from agent.model.metrics.guest import GUEST_CPU
 from agent.model.reader import FieldReader
 
 _read = FieldReader(GUEST_CPU)
-_STATES = [field.path for field in GUEST_CPU.fields if field.kind is COUNTER]
+_CPU_STATES = [field.path for field in GUEST_CPU.fields if field.kind is COUNTER]
 _MAX_CPUS = 4096
 
 
 def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
     cpus = as_list_of_objects(expect(exchanges[0], list), _MAX_CPUS)
     totals: dict[str, int] = {}
-    for state in _STATES:
+    for state in _CPU_STATES:
         numbers = [cpu.get(state) for cpu in cpus]
         if numbers and all(type(number) is int and 0 <= number < 1 << 53 for number in numbers):
             totals[state] = sum(number for number in numbers if number is not None)

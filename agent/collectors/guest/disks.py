@@ -1,4 +1,4 @@
-"""I/O statistics of the guest's block devices, without those that were never used and without loop and RAM devices."""
+"""I/O statistics of the guest's block devices. Unused devices, loop devices, RAM disks and floppy drives are left out."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,7 +10,7 @@ from agent.model.reader import FieldReader
 from agent.model.record import sanitize
 
 _read = FieldReader(GUEST_DISK)
-_PSEUDO = ("loop", "ram", "zram", "fd")
+_IGNORED_NAME_PREFIXES = ("loop", "ram", "zram", "fd")
 
 
 def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
@@ -18,7 +18,7 @@ def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
     for disk in as_list_of_objects(expect(exchanges[0], list)):
         name = sanitize(as_text(disk.get("name")), MAX_TEXT)
         values = _read(as_object(disk.get("stats")))
-        if name and not name.startswith(_PSEUDO) and any(values.values()):
+        if name and not name.startswith(_IGNORED_NAME_PREFIXES) and any(values.values()):
             samples.setdefault(name, Sample(GUEST_DISK, (name,), values))
     return list(samples.values())[:MAX_SUBJECTS]
 

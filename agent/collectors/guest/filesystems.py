@@ -1,7 +1,7 @@
 """File systems of the guest. Pure.
 
-One file system can be mounted several times, such as by bind mounts, and then has one sample, with its shortest mountpoint. The guest
-agent names the block device without its directory, so the device and the disks below it identify a file system, and not the mountpoint.
+A file system that is mounted several times, for example by bind mounts, has one sample, with its shortest mountpoint. The name of the
+block device, the type and the disks below it identify a file system. The mountpoint does not.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from agent.model.record import sanitize
 
 _read = FieldReader(GUEST_FILESYSTEM)
 
-PSEUDO_TYPES = frozenset(
+IGNORED_TYPES = frozenset(
     {
         *(
             "autofs",
@@ -34,16 +34,16 @@ PSEUDO_TYPES = frozenset(
         *("cdfs", "cramfs", "erofs", "iso9660", "overlay", "romfs", "squashfs", "udf"),
     }
 )
-"""Types, in lower case, without storage of their own, or read-only and so always full."""
+"""Ignored types of file systems, in lower case: they have no storage of their own, or are read-only and therefore always full."""
 
-_MAX_LISTED = 1024
-"""Maximum number of mounts to look at; a container host lists hundreds."""
+_MAX_MOUNTS = 1024
+"""Maximum number of mounts that are read from a reply; a host of containers has hundreds of mounts."""
 _MAX_DISKS = 8
 _MAX_BYTES = 2**63 - 1
 
 
 def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
-    mounts = [_mount(entry) for entry in as_list_of_objects(expect(exchanges[0], list), _MAX_LISTED)]
+    mounts = [_parse_mount(entry) for entry in as_list_of_objects(expect(exchanges[0], list), _MAX_MOUNTS)]
     shortest: dict[object, Values] = {}
     for mount in sorted(filter(None, mounts), key=lambda mount: len(mount["mountpoint"])):
         shortest.setdefault(mount["identity"], mount)
@@ -52,15 +52,15 @@ def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
         yield Sample(GUEST_FILESYSTEM, labels, _read(mount))
 
 
-def _mount(entry: dict[str, Any]) -> Values | None:
-    """Return a mounted file system with a known size; None for any other."""
+def _parse_mount(entry: dict[str, Any]) -> Values | None:
+    """Return the values of a mount; None if its type is ignored, or if its size is unknown or invalid."""
     kind, mountpoint, name = (as_text(entry.get(key)) for key in ("type", "mountpoint", "name"))
     total, used = entry.get("total-bytes"), entry.get("used-bytes")
-    if not mountpoint or not name or kind.lower() in PSEUDO_TYPES:
+    if not mountpoint or not name or kind.lower() in IGNORED_TYPES:
         return None
     if type(total) is not int or type(used) is not int or not 0 <= used <= total <= _MAX_BYTES or not total:
         return None
-    disks = [_disk(disk) for disk in as_list_of_objects(entry.get("disk"), _MAX_DISKS)]
+    disks = [_parse_disk(disk) for disk in as_list_of_objects(entry.get("disk"), _MAX_DISKS)]
     mount: Values = {
         "mountpoint": mountpoint,
         "name": name,
@@ -74,8 +74,8 @@ def _mount(entry: dict[str, Any]) -> Values | None:
     return mount | ({"disks": disks} if disks else {})
 
 
-def _disk(disk: dict[str, Any]) -> Values:
-    """Return a disk below a file system, by its device, serial number and bus."""
+def _parse_disk(disk: dict[str, Any]) -> Values:
+    """Return the device, serial number, bus and PCI address of a disk below a file system."""
     texts = {"device": disk.get("dev"), "serial": disk.get("serial"), "bus": disk.get("bus-type")}
     pci = as_object(disk.get("pci-controller"))
     address = [

@@ -1,4 +1,4 @@
-"""Freezes of the guest's file systems, as during a snapshot."""
+"""Whether the guest's file systems are frozen, for example during a snapshot."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,12 +6,12 @@ from agent.collectors.guest.base import Exchange, GuestCollector, expect
 from agent.model.family import Sample
 from agent.model.metrics.guest import GUEST_FREEZE
 
-_STATES = {"frozen": True, "thawed": False}
+_FROZEN_BY_STATUS = {"frozen": True, "thawed": False}
 
 
 def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
     state = expect(exchanges[0], str)
-    return (Sample(GUEST_FREEZE, (), {"frozen": _STATES[state]}),) if state in _STATES else ()
+    return (Sample(GUEST_FREEZE, (), {"frozen": _FROZEN_BY_STATUS[state]}),) if state in _FROZEN_BY_STATUS else ()
 
 
 COLLECTOR = GuestCollector("freeze", (GUEST_FREEZE,), ("guest-fsfreeze-status",), _collect, while_frozen=True)

@@ -21,7 +21,7 @@ def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
     seen: set[str] = set()
     for interface in as_list_of_objects(expect(exchanges[0], list)):
         name = sanitize(as_text(interface.get("name")), MAX_TEXT)
-        addresses = _addresses(interface)
+        addresses = _parse_addresses(interface)
         if not name or name in seen or any(ipaddress.ip_address(a["address"]).is_loopback for a in addresses):
             continue
         seen.add(name)
@@ -29,14 +29,16 @@ def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
             yield Sample(GUEST_INTERFACE, (name,), traffic)
         if addresses:
             yield Sample(
-                GUEST_ADDRESS, (name,), _read_addresses(interface | _first(addresses) | {"addresses": addresses})
+                GUEST_ADDRESS,
+                (name,),
+                _read_addresses(interface | _first_by_version(addresses) | {"addresses": addresses}),
             )
         if len(seen) >= MAX_SUBJECTS:
             return
 
 
-def _addresses(interface: dict[str, Any]) -> list[Values]:
-    """Return the valid addresses of an interface."""
+def _parse_addresses(interface: dict[str, Any]) -> list[Values]:
+    """Return the valid IP addresses of an interface, each with its prefix length if that is valid."""
     addresses = []
     for entry in as_list_of_objects(interface.get("ip-addresses"), _MAX_ADDRESSES):
         try:
@@ -49,8 +51,8 @@ def _addresses(interface: dict[str, Any]) -> list[Values]:
     return addresses
 
 
-def _first(addresses: list[Values]) -> Values:
-    """Return the first address of each kind."""
+def _first_by_version(addresses: list[Values]) -> Values:
+    """Return the first IPv4 and the first IPv6 address that are not link-local, as `ipv4` and `ipv6`."""
     first: Values = {}
     for entry in addresses:
         address = ipaddress.ip_address(entry["address"])

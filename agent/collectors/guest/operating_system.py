@@ -1,8 +1,8 @@
-"""Operating system, host name and time zone of the guest. The guest agent may lack each of the commands."""
+"""Operating system, host name and time zone of the guest. Each of the three commands may be missing in the guest agent."""
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.guest.base import MAX_TEXT, Exchange, GuestCollector, value_if_any
+from agent.collectors.guest.base import MAX_TEXT, Exchange, GuestCollector, value_unless_error
 from agent.model.family import Sample
 from agent.model.metrics.guest import GUEST_OS
 from agent.model.reader import FieldReader
@@ -14,7 +14,7 @@ _read = FieldReader(GUEST_OS)
 def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
     merged: dict[str, object] = {}
     for exchange in exchanges:
-        merged |= value_if_any(exchange, dict) or {}
+        merged |= value_unless_error(exchange, dict) or {}
     values = {
         name: sanitize(value, MAX_TEXT) if isinstance(value, str) else value for name, value in _read(merged).items()
     }

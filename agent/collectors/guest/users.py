@@ -1,4 +1,4 @@
-"""Number of users that are logged in. Their names stay in the guest."""
+"""Number of users that are logged in to the guest. Their names are not recorded."""
 
 from collections.abc import Iterable, Sequence
 

@@ -1,6 +1,6 @@
-"""The inside of a guest: the channel of its guest agent, and what the guest agent reports.
+"""Families with values about the inside of a guest: the channel of its guest agent, and the values that the guest agent reports.
 
-A guest agent reports whatever its guest's administrator wants it to. None of these values comes from QEMU, except those of the channel.
+The administrator of a guest can make its guest agent report any value. Only the values of the channel come from QEMU.
 """
 
 from agent.model.family import COUNTER, DETAIL, FLAG, GAUGE, NAME, STATE, TEXT, Family, Field, Unit
@@ -83,7 +83,7 @@ GUEST_LOAD = Family(
 )
 
 
-def _cpu(state: str, text: str) -> Field:
+def _cpu_field(state: str, text: str) -> Field:
     help_text = f"Total CPU time of all vCPUs {text}, in seconds (guest agent 7.1)."
     return Field(state, f"{state}_seconds_total", COUNTER, help_text, Unit.MILLISECONDS)
 
@@ -95,14 +95,14 @@ GUEST_CPU = Family(
     (),
     (
         Field("cpus", "cpus", GAUGE, "Number of vCPUs that the guest uses."),
-        _cpu("user", "in user mode"),
-        _cpu("nice", "in user mode with low priority"),
-        _cpu("system", "in the kernel"),
-        _cpu("idle", "without work"),
-        _cpu("iowait", "without work while a task waits for storage"),
-        _cpu("irq", "for interrupts"),
-        _cpu("softirq", "for deferred interrupt work"),
-        _cpu("steal", "in which the host ran something else"),
+        _cpu_field("user", "in user mode"),
+        _cpu_field("nice", "in user mode with low priority"),
+        _cpu_field("system", "in the kernel"),
+        _cpu_field("idle", "without work"),
+        _cpu_field("iowait", "without work while a task waits for storage"),
+        _cpu_field("irq", "for interrupts"),
+        _cpu_field("softirq", "for deferred interrupt work"),
+        _cpu_field("steal", "in which the host ran something else"),
     ),
     from_guest=True,
 )
@@ -146,7 +146,7 @@ GUEST_OS = Family(
 )
 
 
-def _traffic(direction: str, verb: str) -> tuple[Field, ...]:
+def _traffic_fields(direction: str, verb: str) -> tuple[Field, ...]:
     short = direction[:2]
     return (
         Field(f"statistics.{short}-bytes", f"{short}_bytes_total", COUNTER, f"Total number of bytes {verb}."),
@@ -168,7 +168,7 @@ GUEST_INTERFACE = Family(
     "guest-network-get-interfaces",
     "Traffic of a network interface, as the guest counts it, without the loopback interface (guest agent 2.11).",
     ("interface",),
-    (*_traffic("rx", "received"), *_traffic("tx", "sent")),
+    (*_traffic_fields("rx", "received"), *_traffic_fields("tx", "sent")),
     from_guest=True,
 )
 

@@ -245,7 +245,7 @@ class LibvirtDiscoverer:
         return self._daemon
 
     def _on_message(self, message: Message) -> None:
-        self.domains.on_message(message)
+        self.domains.forward_event(message)
         if isinstance(message, LifecycleEvent):
             self.refresh()
 

@@ -115,8 +115,8 @@ class DomainRegistry:
             connection.end(cause)
         self._connections.clear()
 
-    def on_message(self, message: Message) -> None:
-        """Pass an event of QEMU or a lifecycle event to the domain's connection."""
+    def forward_event(self, message: Message) -> None:
+        """Forward an event of QEMU or a lifecycle event from libvirtd to the connection of its domain."""
         match message:
             case DomainEvent(uuid, event):
                 if (connection := self._connections.get(uuid)) is not None:

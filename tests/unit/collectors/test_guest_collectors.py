@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agent.collectors import guest
 from agent.collectors.guest import GUEST_COLLECTORS, Exchange, GuestCollector
 from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT
-from agent.collectors.guest.filesystems import PSEUDO_TYPES
+from agent.collectors.guest.filesystems import IGNORED_TYPES
 from agent.guest.config import GuestIntervalsConfig
 from agent.model.family import FieldKind, Sample
 from agent.model.metrics.guest import GUEST_ADDRESS, GUEST_CLOCK, GUEST_FILESYSTEM
@@ -92,7 +92,7 @@ def test_one_device_name_on_two_disks_is_two_file_systems() -> None:
     assert mountpoints(ROOT | {"disk": DISK}, ROOT | {"disk": other, "mountpoint": "/b"}) == ["/", "/b"]
 
 
-@pytest.mark.parametrize("kind", [*sorted(PSEUDO_TYPES), "CDFS", "UDF"])
+@pytest.mark.parametrize("kind", [*sorted(IGNORED_TYPES), "CDFS", "UDF"])
 def test_pseudo_file_systems_are_left_out(kind: str) -> None:
     assert mountpoints(ROOT, ROOT | {"name": "x", "type": kind, "mountpoint": "/x"}) == ["/"]
 

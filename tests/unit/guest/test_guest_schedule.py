@@ -23,10 +23,10 @@ def schedule() -> GuestSchedule:
 def test_everything_is_due_at_first_and_then_at_its_interval(schedule: GuestSchedule) -> None:
     assert names(schedule, 100) == NAMES
     for name in NAMES:
-        schedule.done(name, 100)
+        schedule.on_success(name, 100)
     assert names(schedule, 129) == []
     assert names(schedule, 130) == ["freeze"]
-    assert schedule.next_at() == 130
+    assert schedule.next_due_at() == 130
     assert names(schedule, 160) == ["freeze", "filesystems", "load", "cpu", "disks", "network", "users"]
 
 
@@ -34,27 +34,27 @@ def test_an_interval_of_zero_switches_a_collector_off() -> None:
     intervals = dict.fromkeys(NAMES, 0.0)
     schedule = GuestSchedule(GUEST_COLLECTORS, GuestIntervalsConfig(**intervals))
     assert names(schedule, 100) == []
-    assert schedule.next_at() == inf
+    assert schedule.next_due_at() == inf
 
 
 def test_a_failing_collector_runs_less_and_less_often(schedule: GuestSchedule) -> None:
     now, gaps = 100.0, []
     for _ in range(12):
-        schedule.failed("load", now)
+        schedule.on_failure("load", now)
         due = next(at for at in range(int(now), int(now) + 10_000) if "load" in names(schedule, at))
         gaps.append(due - now)
         now = due
     assert gaps[:3] == [FIRST_PENALTY_SECONDS, 2 * FIRST_PENALTY_SECONDS, 4 * FIRST_PENALTY_SECONDS]
     assert gaps[-1] == MAX_PENALTY_SECONDS
-    schedule.done("load", now)
+    schedule.on_success("load", now)
     assert "load" in names(schedule, now + 60)
 
 
 def test_a_demand_does_not_run_a_collector_that_failed(schedule: GuestSchedule) -> None:
     for name in NAMES:
-        schedule.done(name, 100)
-    schedule.failed("load", 100)
-    schedule.demand_all()
+        schedule.on_success(name, 100)
+    schedule.on_failure("load", 100)
+    schedule.make_all_due()
     assert names(schedule, 101) == [name for name in NAMES if name != "load"]
     schedule.reset()
     assert names(schedule, 101) == NAMES

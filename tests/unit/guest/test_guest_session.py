@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent.guest.api import CommandOutcome, GuestFacts
-from agent.guest.channels import SocketSource
+from agent.guest.channels import SocketChannelSource
 from agent.guest.manager import GuestAgentManager
 from agent.model.metrics.guest import (
     GUEST_AGENT_SESSION,
@@ -305,7 +305,7 @@ async def test_a_shared_channel_is_held_only_during_queries(guest: FakeGuestAgen
     ],
 )
 def test_proxmox_channels_are_shared_by_default(entry: dict[str, Any] | None, reported: str, shared: bool) -> None:  # noqa: FBT001 - a parameter
-    source = SocketSource(VM, guest_config(channels=[entry] if entry is not None else []))
+    source = SocketChannelSource(VM, guest_config(channels=[entry] if entry is not None else []))
     assert source.is_shared(GuestFacts(socket=reported)) is shared
 
 

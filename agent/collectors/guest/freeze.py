@@ -1,4 +1,4 @@
-"""Whether the guest's file systems are frozen, for example during a snapshot."""
+"""The freeze state of the guest's file systems, which are frozen for example during a snapshot."""
 
 from collections.abc import Iterable, Sequence
 

@@ -1,6 +1,6 @@
-"""Publishes the life of the agent as records: its start, a heartbeat at an interval, and its end.
+"""Publishes records about the agent itself: one at its start, heartbeats at an interval, and one at its end.
 
-Consumers detect by them that a host is silent. A monitor that says nothing and an agent that is dead look the same otherwise.
+Without heartbeats, consumers could not distinguish a dead agent from a host without events.
 """
 
 import asyncio
@@ -30,17 +30,17 @@ HEARTBEAT_SECONDS = 30.0
 """Time between two heartbeats."""
 
 RUN_NOTE = "agent_run"
-"""Name of the note that says whether the last run ended on request: `started` or `stopped`."""
+"""Name of the note in the journal with the state of the last run: `started`, or `stopped` after it ended on request."""
 
 MAX_UNDELIVERED_HEARTBEATS = 120
-"""Number of the newest heartbeats whose delivery is tracked: those of an hour."""
+"""Maximum number of heartbeats whose delivery is tracked: the heartbeats of the last hour."""
 
 _PREVIOUS_RUN = {"started": "died", "stopped": "stopped"}
-"""How a run ended, by the value of its note."""
+"""How the previous run ended, by the value of its note in the journal."""
 
 
 class AgentLife:
-    """The records of one run of the agent.
+    """Publishes the records about one run of the agent.
 
     Attributes:
         interval: seconds between two heartbeats.
@@ -55,14 +55,14 @@ class AgentLife:
         metrics: SelfMetrics,
         interval: float = HEARTBEAT_SECONDS,
     ) -> None:
-        """Set up the records.
+        """Set up without records.
 
         Args:
             config: returns the config in use.
-            publisher: publishes the records, and has the queues.
-            snapshot: has the VMs and the monitors.
-            alerts: the firing alerts.
-            metrics: has the number of dropped events.
+            publisher: publishes the records. The heartbeats describe its queues.
+            snapshot: the VMs and the monitors that the heartbeats count.
+            alerts: the firing alerts that the heartbeats count.
+            metrics: counts the dropped events.
             interval: seconds between two heartbeats.
         """
         self.interval = interval
@@ -77,34 +77,34 @@ class AgentLife:
         self._delivered_at = self._started_ns / 1e9
 
     def on_started(self) -> None:
-        """Publish `qemu.agent.started`. Delivery must run already, because the journal has how the previous run ended."""
+        """Publish `qemu.agent.started`. The journal must be open already, because its note says how the previous run ended."""
         note = self._publisher.delivery.stored_notes.get(RUN_NOTE)
         previous = _PREVIOUS_RUN.get(note) if isinstance(note, str) else None
         data = self.run_fields()
         if previous is not None:
             data["previous_run"] = previous
-        self._publish(STARTED, data, StateNote(RUN_NOTE, "started"))
+        self._publish_record(STARTED, data, StateNote(RUN_NOTE, "started"))
 
     async def run(self) -> None:
         """Publish a heartbeat at once and at each interval, until cancelled."""
         while True:
-            record_id = self._publish(HEARTBEAT, self.heartbeat())
+            record_id = self._publish_record(HEARTBEAT, self.heartbeat())
             self._undelivered.append((record_id, time.time()))
             await asyncio.sleep(self.interval)
 
     def on_stopping(self) -> None:
         """Publish `qemu.agent.stopping`, after the sessions have ended."""
-        self._publish(STOPPING, self.run_fields(), StateNote(RUN_NOTE, "stopped"))
+        self._publish_record(STOPPING, self.run_fields(), StateNote(RUN_NOTE, "stopped"))
 
     def delivered_at(self) -> float:
-        """Return the time of the last delivered heartbeat, in seconds since the epoch; before the first one, the agent's start."""
-        last_delivered = _order(self._publisher.delivery.events.last_delivered_id)
-        while self._undelivered and _order(self._undelivered[0][0]) <= last_delivered:
+        """Return the time of the last delivered heartbeat, in seconds since the epoch; the start of the agent if none was delivered yet."""
+        last_delivered = _sort_key_of_id(self._publisher.delivery.events.last_delivered_id)
+        while self._undelivered and _sort_key_of_id(self._undelivered[0][0]) <= last_delivered:
             self._delivered_at = self._undelivered.popleft()[1]
         return self._delivered_at
 
     def heartbeat(self) -> dict[str, Any]:
-        """Return the data of a heartbeat at this moment."""
+        """Return the data of a heartbeat with the current values."""
         data = self.run_fields() | self._vm_fields()
         data |= {"monitors": len(self._snapshot.monitors), "firing_alerts": len(self._alerts)}
         delivery = self._publisher.delivery
@@ -141,19 +141,19 @@ class AgentLife:
             self._digest = config, hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
         return self._digest[1]
 
-    def _publish(self, family: Family, data: dict[str, Any], note: StateNote | None = None) -> str:
+    def _publish_record(self, family: Family, data: dict[str, Any], note: StateNote | None = None) -> str:
         vm = Vm(self._config().host, "", "")
         return self._publisher.publish(Record(f"qemu.{family.name}", vm, data, time.time_ns()), note)
 
 
 class AgentLifeMetrics(Collector):
-    """The agent's heartbeats."""
+    """Prometheus collector of the time of the last delivered heartbeat."""
 
     def __init__(self, life: AgentLife) -> None:
         self._life = life
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the current value."""
+        """Yield the metric with its current value."""
         yield GaugeMetricFamily(
             "qmp_agent_heartbeat_delivered_timestamp_seconds",
             "Time of the last heartbeat record that was delivered, in seconds since the epoch; before the first one, the agent's start.",
@@ -161,8 +161,8 @@ class AgentLifeMetrics(Collector):
         )
 
 
-def _order(record_id: str) -> tuple[str, int]:
-    """Return a value that sorts the ids of one queue in the order of the queue. An empty id comes first."""
+def _sort_key_of_id(record_id: str) -> tuple[str, int]:
+    """Return a sort key that puts the ids of one queue in the order of the queue. An empty id comes first."""
     run, _, number = record_id.partition("-")
     return run, int(number or 0)
 

@@ -12,11 +12,11 @@ from agent.model.family import Sample
 from agent.model.record import EncodedRecord, Record, RecordEncoder, Severity, StateNote, Vm
 
 RUN_ID_NOTE = "records.run_id"
-"""Name of the note with the id of the last run."""
-STORE_SECONDS = 60.0
-"""Deadline for storing the note, which nothing waits for."""
-NOTE_SECONDS = 2.0
-"""Maximum time that a record of a state waits for the journal to store its note."""
+"""Name of the note in the journal with the id of the last run."""
+RUN_ID_NOTE_SECONDS = 60.0
+"""Deadline for storing the note with the run id. No record waits for this note."""
+STATE_NOTE_SECONDS = 2.0
+"""Maximum time that a record in the state topic waits until the journal has stored its note."""
 
 
 class RecordPublisher:
@@ -43,20 +43,20 @@ class RecordPublisher:
         return self._encode.run_id
 
     def continue_after_last_run(self) -> None:
-        """Choose ids that sort after those of the last run, even if the clock was set back. Call this before the first record."""
+        """Make the ids of this run sort after the ids of the last run, even if the clock was set back. Call it before the first record."""
         if isinstance(run_id := self.delivery.stored_notes.get(RUN_ID_NOTE), str):
             self._encode.continue_after(run_id)
 
     async def store_run_id(self) -> None:
-        """Store the id of this run for the next one."""
-        await self.delivery.persist_note(StateNote(RUN_ID_NOTE, self.run_id), STORE_SECONDS)
+        """Store the id of this run in the journal, for the next run."""
+        await self.delivery.persist_note(StateNote(RUN_ID_NOTE, self.run_id), RUN_ID_NOTE_SECONDS)
 
     def publish(self, record: Record, note: StateNote | None = None) -> str:
         """Publish a record without blocking, and return its id.
 
         Args:
             record: the record.
-            note: state that the journal stores in one transaction with the record, or None.
+            note: a note that the journal stores in one transaction with the record; None if there is none.
         """
         encoded = self._encode(record, note)
         self.published[record.kind] += 1
@@ -65,22 +65,22 @@ class RecordPublisher:
         return encoded.id
 
     def encode_state(self, record: Record) -> EncodedRecord:
-        """Return a record of a state, encoded with the next id, and send it to the live stream's subscribers."""
+        """Encode a record for the state topic, and send it to the subscribers of the live stream. Return the encoded record."""
         encoded = self._encode(record)
         self.published[record.kind] += 1
         self.broadcaster.publish(encoded)
         return encoded
 
     async def deliver_state(self, records: Sequence[EncodedRecord]) -> None:
-        """Deliver records of states past the queues. Return when the sink has acknowledged them, without a deadline."""
+        """Send records to the state topic without a queue. Wait without a deadline until the sink has acknowledged them."""
         await self.delivery.deliver_unqueued("state", records)
 
     async def persist_note(self, note: StateNote) -> bool:
-        """Store a note in the journal within `NOTE_SECONDS`. Return whether it is on disk."""
-        return await self.delivery.persist_note(note, NOTE_SECONDS)
+        """Store a note in the journal within `STATE_NOTE_SECONDS`. Return whether it is on disk."""
+        return await self.delivery.persist_note(note, STATE_NOTE_SECONDS)
 
     def publish_samples(self, vm: Vm, samples: Sequence[Sample], time_ns: int) -> Sequence[EncodedRecord]:
-        """Publish the samples of one poll together, without blocking. Return their records in the same order.
+        """Publish the samples of one poll without blocking. Return their encoded records in the same order.
 
         Args:
             vm: the VM.

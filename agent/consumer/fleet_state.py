@@ -1,4 +1,4 @@
-"""The present state of a fleet, from the messages of the compacted topic of states. Pure."""
+"""The present state of all hosts, built from the messages of the compacted state topic. Pure."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -12,49 +12,55 @@ HOST_TYPE: Final = "qemu.state.host"
 
 
 class FleetState:
-    """The last record of each VM on each host, of each firing alert, and of each host.
+    """The latest state of each VM on each host, of each firing alert, and of each host.
 
-    Messages may be applied again, such as after a restart of the consumer: the result is the same once the last one is applied.
+    A consumer may apply messages twice, for example after a restart. After the newest message, the state is the same as without them.
     """
 
     def __init__(self) -> None:
         self._records: dict[str, StreamRecord] = {}  # by key
-        self._keys_of_vm: defaultdict[str, set[str]] = defaultdict(set)
+        self._keys_by_vm: defaultdict[str, set[str]] = defaultdict(set)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def apply(self, key: str, record: StreamRecord | None) -> None:
-        """Apply the topic's next message. A tombstone, with None as record, deletes the key."""
-        former = self._records.pop(key, None)
-        if former is not None and former.type == VM_TYPE:
-            keys = self._keys_of_vm[former.vm_uuid]
+        """Apply the next message of the topic.
+
+        Args:
+            key: the key of the message.
+            record: the record in the message; None for a tombstone, which deletes the key.
+        """
+        previous = self._records.pop(key, None)
+        if previous is not None and previous.type == VM_TYPE:
+            keys = self._keys_by_vm[previous.vm_uuid]
             keys.discard(key)
             if not keys:
-                del self._keys_of_vm[former.vm_uuid]
+                del self._keys_by_vm[previous.vm_uuid]
         if record is not None:
             self._records[key] = record
             if record.type == VM_TYPE:
-                self._keys_of_vm[record.vm_uuid].add(key)
+                self._keys_by_vm[record.vm_uuid].add(key)
 
     def vm(self, uuid: str) -> StreamRecord | None:
-        """Return the state of a VM; None if no host has it.
+        """Return the state of a VM; None if no host reports the VM.
 
-        Two hosts have the VM while it migrates, and for a minute afterwards. Then the host on which it runs counts, else the newer record.
+        During a migration and for a minute after it, two hosts report the VM. The result is the state from the host on which the VM runs.
+        If it runs on neither host, the result is the newer state.
         """
-        records = (self._records[key] for key in self._keys_of_vm.get(uuid, ()))
+        records = (self._records[key] for key in self._keys_by_vm.get(uuid, ()))
         return max(records, key=lambda record: (record.data.get("running") is True, record.time), default=None)
 
     def vms(self) -> Iterable[StreamRecord]:
-        """Yield the state of each VM once."""
-        return (record for record in map(self.vm, list(self._keys_of_vm)) if record is not None)
+        """Yield one state for each VM, as returned by `vm`."""
+        return (record for record in map(self.vm, list(self._keys_by_vm)) if record is not None)
 
     def of_all_hosts(self) -> Iterable[StreamRecord]:
-        """Yield the state of each VM on each host. Two hosts have a VM that migrates."""
+        """Yield each state of a VM that a host reports. A migrating VM has two states, one from each host."""
         return self._of_type(VM_TYPE)
 
     def alerts(self) -> Iterable[StreamRecord]:
-        """Yield the state of each firing alert; its data is that of the alert's record."""
+        """Yield the state of each firing alert. It has the data of the alert's record."""
         return self._of_type(ALERT_TYPE)
 
     def hosts(self) -> Iterable[StreamRecord]:

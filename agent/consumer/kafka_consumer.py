@@ -1,13 +1,13 @@
-"""Reads topics of the agent as a member of a consumer group: each record once and in order, gaps reported, offsets committed afterwards.
+"""Consumer of the agent's topics, as a member of a consumer group. It removes repetitions, restores the order and reports gaps.
 
     async with RecordConsumer(["qemu.alerts"], group="pager", client={"bootstrap_servers": "kafka-1:9092"}) as consumer:
         async for items in consumer:
             for item in items:
                 ...
 
-The consumer commits a batch when the caller asks for the next one. So a service that is killed receives the batch again: handling is at
-least once. After a start, and after a rebalance, the consumer first reads again the last records before the committed offset without
-handing them on. It then knows what came before, so that repetitions and gaps are recognised across restarts without a store.
+The consumer commits a batch when the caller requests the next batch. So a service that is killed receives its last batch again: delivery
+is at least once. After a start or a rebalance, the consumer first rereads some messages before the committed offset, but does not return
+them. From these messages it detects repetitions and gaps across restarts, without a store of its own.
 """
 
 import asyncio
@@ -29,11 +29,11 @@ _log: Final = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ForeignMessage:
-    """A message that is not a record of the agent.
+    """A message in a topic that is not a record of the agent.
 
     Attributes:
-        position: where the message is.
-        cause: what is wrong with it.
+        position: topic, partition and offset of the message.
+        cause: why the message cannot be parsed.
     """
 
     position: Position
@@ -41,6 +41,7 @@ class ForeignMessage:
 
 
 ConsumedItem = StreamRecord | Gap | ForeignMessage
+"""An item of a batch that the consumer returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,11 @@ class ConsumerSettings:
     """Settings of a `RecordConsumer`.
 
     Attributes:
-        order: how long and how many records wait for their predecessors.
-        reread: how many messages of each partition before the committed offset are read again after a start.
-        batch: maximum number of messages that are read at once.
-        poll_seconds: how long to wait for messages before an empty batch is returned.
-        request_seconds: deadline of each request to Kafka.
+        order: limits of the records that wait for an earlier record of their source.
+        reread: number of messages before the committed offset that are read again in each partition after a start.
+        batch: maximum number of messages in a batch.
+        poll_seconds: how long the consumer waits for messages before it returns an empty batch.
+        request_seconds: deadline of each request to Kafka, in seconds.
     """
 
     order: OrderSettings = field(default_factory=OrderSettings)
@@ -62,11 +63,11 @@ class ConsumerSettings:
     request_seconds: float = 30.0
 
 
-class _Partition:
-    """State of an assigned partition.
+class _AssignedPartition:
+    """State of a partition that is assigned to this consumer.
 
     Attributes:
-        orderer: the partition's orderer.
+        orderer: orders the records of the partition.
         committed: the committed offset; None if the group has committed none.
         next_offset: the offset after the last message that was read.
     """
@@ -75,9 +76,9 @@ class _Partition:
         """Set up the state before the first message is read.
 
         Args:
-            orderer: the partition's orderer.
-            committed: the committed offset.
-            first_offset: the offset of the first message to hand on.
+            orderer: orders the records of the partition.
+            committed: the committed offset; None if the group has committed none.
+            first_offset: offset of the first message whose record is returned. Messages before it are only reread.
         """
         self.orderer = orderer
         self.committed = committed
@@ -86,12 +87,12 @@ class _Partition:
         self._is_rereading = True
 
     def add(self, message: ConsumerRecord) -> list[ConsumedItem]:
-        """Add the partition's next message, and return what can be handed on."""
+        """Add the next message of the partition, and return the items that need not wait any longer."""
         position = Position(message.topic, message.partition, message.offset)
         items: list[ConsumedItem] = []
         if self._is_rereading and message.offset >= self._first_offset:
             self._is_rereading = False
-            self.orderer.release_all()  # handed on before the restart
+            self.orderer.release_all()  # these records were returned before the restart
         self.next_offset = max(self.next_offset, message.offset + 1)
         try:
             items += self.orderer.add(StreamRecord.parse(position, message.value, message.headers))
@@ -105,15 +106,15 @@ class _Partition:
 
     @property
     def handled_offset(self) -> int:
-        """The offset to commit once all items that were returned are handled."""
+        """The offset to commit after the caller has handled all returned items."""
         held = self.orderer.first_held_offset
         return self.next_offset if held is None or self._is_rereading else min(held, self.next_offset)
 
 
 class RecordConsumer:
-    """A member of a consumer group. Use it as an async context manager, and iterate over it.
+    """A member of a consumer group that reads the agent's records. Use it as an async context manager, and iterate over it.
 
-    Each iteration yields a list: records, gaps, and messages that are not records of the agent. A list is empty if nothing arrived.
+    Each iteration yields a batch: a list of records, gaps, and messages that are not records of the agent. It is empty if nothing arrived.
     """
 
     def __init__(
@@ -132,8 +133,8 @@ class RecordConsumer:
             group: name of the consumer group. Its members share the partitions.
             client: aiokafka's keyword arguments for the connection, such as `bootstrap_servers`. A group without committed
                 offsets begins at the oldest record, unless `auto_offset_reset` is `latest`.
-            settings: the settings.
-            clock: returns the time in seconds; it never goes back.
+            settings: limits and deadlines; None for the defaults.
+            clock: returns the time of a monotonic clock in seconds.
         """
         self._topics = list(topics)
         self._settings = settings or ConsumerSettings()
@@ -143,8 +144,8 @@ class RecordConsumer:
         self._consumer = AIOKafkaConsumer(
             group_id=group, enable_auto_commit=False, max_poll_records=self._settings.batch, **options
         )
-        self._partitions: dict[TopicPartition, _Partition] = {}
-        self._handled: Mapping[TopicPartition, tuple[_Partition, int]] = {}
+        self._partitions: dict[TopicPartition, _AssignedPartition] = {}
+        self._handled: Mapping[TopicPartition, tuple[_AssignedPartition, int]] = {}
 
     async def __aenter__(self) -> Self:
         """Connect, and join the group.
@@ -153,32 +154,32 @@ class RecordConsumer:
             KafkaError: the consumer cannot connect.
             TimeoutError: Kafka did not answer in time.
         """
-        self._consumer.subscribe(self._topics, listener=_Rebalance(self))
+        self._consumer.subscribe(self._topics, listener=_RebalanceListener(self))
         try:
             async with asyncio.timeout(self._settings.request_seconds):
-                await self._consumer.start()  # returns when the group has assigned partitions
+                await self._consumer.start()  # returns after the group has assigned the partitions
             await self._set_up_new_partitions()
         except BaseException:
-            await self._stop()
+            await self._stop_consumer()
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._stop()
+        await self._stop_consumer()
 
-    async def _stop(self) -> None:
+    async def _stop_consumer(self) -> None:
         with contextlib.suppress(TimeoutError, KafkaError):
             async with asyncio.timeout(self._settings.request_seconds):
                 await self._consumer.stop()
 
     async def __aiter__(self) -> AsyncIterator[list[ConsumedItem]]:
-        """Yield what arrived. The next iteration commits what was yielded before it."""
+        """Yield batches until cancelled. Each iteration first commits the previous batch."""
         while True:
-            yield await self._read()
+            yield await self._read_batch()
             await self.commit()
 
     async def commit(self) -> None:
-        """Commit the last batch. Call it if you leave the loop after you have handled the whole batch."""
+        """Commit the last batch. Call this if you leave the loop after you have handled the whole batch."""
         offsets = {
             name: offset
             for name, (partition, offset) in self._handled.items()
@@ -190,13 +191,19 @@ class RecordConsumer:
             async with asyncio.timeout(self._settings.request_seconds):
                 await self._consumer.commit(offsets)
         except (KafkaError, TimeoutError) as error:
-            _log.warning("consumer group: commit failed, the next batch commits again: %r", error)
+            _log.warning(
+                "consumer group: offsets not committed: %r; the commit after the next batch includes them", error
+            )
             return
         for name, offset in offsets.items():
-            self._handled[name][0].committed = offset  # a rebalance may have taken the partition meanwhile
+            self._handled[name][
+                0
+            ].committed = (
+                offset  # the partition object is stored, because a rebalance may have removed it from `_partitions`
+            )
 
-    async def _read(self) -> list[ConsumedItem]:
-        """Return the items of the next messages."""
+    async def _read_batch(self) -> list[ConsumedItem]:
+        """Wait for messages, and return their items."""
         await self._set_up_new_partitions()
         poll_ms = int(self._settings.poll_seconds * 1000)
         messages: Mapping[TopicPartition, Sequence[ConsumerRecord]] = await self._consumer.getmany(timeout_ms=poll_ms)
@@ -205,7 +212,7 @@ class RecordConsumer:
             partition = self._partitions.get(name)
             if (
                 partition is not None
-            ):  # else it was assigned during the request, and is read again from the right offset
+            ):  # None: the partition was assigned during the request, and is read again from the right offset
                 items += [item for message in received for item in partition.add(message)]
         for partition in self._partitions.values():
             items += partition.release_overdue()
@@ -213,7 +220,7 @@ class RecordConsumer:
         return items
 
     async def _set_up_new_partitions(self) -> None:
-        """Begin to read the partitions that were assigned since the last call, some messages before the committed offset."""
+        """Set the first offset of each newly assigned partition, `reread` messages before the committed offset."""
         new = [name for name in self._consumer.assignment() if name not in self._partitions]
         if not new:
             return
@@ -223,7 +230,7 @@ class RecordConsumer:
                 end = await self._consumer.end_offsets(new)
                 committed = {name: await self._consumer.committed(name) for name in new}
         except (KafkaError, TimeoutError) as error:
-            _log.warning("consumer group: Kafka does not report the offsets, trying again: %r", error)
+            _log.warning("consumer group: cannot read the offsets of new partitions: %r; retrying", error)
             return
         assigned = self._consumer.assignment()
         for name in filter(assigned.__contains__, new):
@@ -231,23 +238,23 @@ class RecordConsumer:
             start = default if committed[name] is None else min(max(committed[name], first[name]), end[name])
             begin = max(first[name], start - self._settings.reread)
             orderer = RecordOrderer(self._settings.order, self._clock, complete=begin == 0)
-            self._partitions[name] = _Partition(orderer, committed[name], start)
+            self._partitions[name] = _AssignedPartition(orderer, committed[name], start)
             self._consumer.seek(name, begin)
 
-    def forget(self, names: Iterable[TopicPartition]) -> None:
-        """Forget the state of partitions that another member of the group may read now."""
+    def discard_partitions(self, names: Iterable[TopicPartition]) -> None:
+        """Discard the state of partitions that were revoked. Another member of the group may read them now."""
         for name in names:
             self._partitions.pop(name, None)
 
 
-class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
-    """Passes the loss of partitions on to the consumer."""
+class _RebalanceListener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ships no types
+    """Listener that reports revoked partitions to the consumer."""
 
     def __init__(self, consumer: RecordConsumer) -> None:
         self._consumer = consumer
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        self._consumer.forget(revoked)
+        self._consumer.discard_partitions(revoked)
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """Do nothing: the next read sets up new partitions, because aiokafka only logs the errors of a listener."""
+        """Do nothing. The next read sets up new partitions, because aiokafka only logs errors of a listener."""

@@ -1,8 +1,8 @@
-"""Order of the records of one partition: repetitions are dropped, records wait for their predecessors, gaps are reported. Pure.
+"""Restores the order of the records of one partition, drops repetitions and reports gaps. Pure.
 
-Each record has the `sequence` of its predecessor: the previous record of its source in the same topic. So a consumer needs no other
-topic, and only the newest sequence of each source, to recognise a repetition or a loss. The part of `sequence` that starts each run of
-the agent separates runs, because a clock that was set back would reverse their order.
+The attribute `previoussequence` of a record is the `sequence` of its predecessor: the previous record of its source in the same topic. So
+the newest sequence of each source is enough to detect a repetition or a loss. The first digits of a sequence identify the run of the agent.
+Runs are ordered separately, because the sequences of a later run may be lower after the host's clock was set back.
 """
 
 import heapq
@@ -14,23 +14,23 @@ from typing import Final
 from agent.consumer.stream_record import StreamRecord
 
 RUN_DIGITS: Final = 10
-"""Length of the part of `sequence` that names the run of the agent."""
+"""Number of digits at the start of a `sequence` that identify the run of the agent."""
 _MAX_RUNS: Final = 4
-"""Runs of the agent that are remembered for each source."""
+"""Maximum number of runs of the agent whose state is kept for each source."""
 _MAX_GAPS: Final = 16
-"""Gaps in one run that late records can still fill."""
+"""Maximum number of gaps that are kept for each run, so that late records can fill them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Records of one source that did not arrive.
+    """Missing records of one source in one run of the agent.
 
     Attributes:
-        topic: the topic.
+        topic: topic of the missing records.
         source: the source of the missing records.
         after: `sequence` of the last record before the gap; empty if the gap is at the start of a run of the agent.
         through: `sequence` of the last missing record.
-        next: the record after the gap.
+        next: the first record after the gap.
     """
 
     topic: str
@@ -45,9 +45,9 @@ class OrderSettings:
     """Settings of a `RecordOrderer`.
 
     Attributes:
-        hold_seconds: how long a record waits for its predecessor.
-        max_held: how many records may wait in a partition.
-        max_sources: how many sources a partition remembers. A source is a VM on a host, a monitor or a host.
+        hold_seconds: how long a record waits for its predecessor, in seconds.
+        max_held: maximum number of waiting records in a partition.
+        max_sources: maximum number of sources in a partition whose state is kept. A source is a VM on a host, a monitor or a host.
     """
 
     hold_seconds: float = 2.0
@@ -56,29 +56,31 @@ class OrderSettings:
 
 
 @dataclass(slots=True)
-class _Held:
+class _HeldRecord:
+    """A record that waits for its predecessor, at most until the time `until` of the monotonic clock."""
+
     record: StreamRecord
     until: float
 
 
 @dataclass(slots=True)
-class _Run:
+class _AgentRun:
     """The records of one source in one run of the agent.
 
     Attributes:
-        last: the newest `sequence` that was handed on; empty if none was.
-        held: records whose predecessor is missing, by `sequence`.
-        order: the sequences of the held records, as a heap.
-        gaps: pairs of sequences; what is after the first one, up to the second one, has not arrived.
+        last: `sequence` of the last returned record, or of the last record that is treated as missing; empty if there is none.
+        held: waiting records, by `sequence`.
+        order: sequences of the waiting records, as a heap.
+        gaps: reported gaps, as pairs of sequences: of the last record before the gap, and of the last missing record.
     """
 
     last: str = ""
-    held: dict[str, _Held] = field(default_factory=dict)
+    held: dict[str, _HeldRecord] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     gaps: list[tuple[str, str]] = field(default_factory=list)
 
     def fill_gap(self, record: StreamRecord) -> bool:
-        """Remove a late record from the gap that it is in. Return False if it is in no gap, so that it is a repetition."""
+        """Remove a late record from its gap. Return False if no gap contains the record, which is a repetition then."""
         for index, (after, through) in enumerate(self.gaps):
             if after < record.sequence <= through:
                 parts = [(after, record.previous_sequence), (record.sequence, through)]
@@ -87,44 +89,46 @@ class _Run:
         return False
 
     def skip_to(self, sequence: str) -> None:
-        """Treat all records after the last one, up to this `sequence`, as missing."""
+        """Treat the records after `last` as missing, up to and including the record with this `sequence`."""
         self.gaps.append((self.last, sequence))
         del self.gaps[:-_MAX_GAPS]
         self.last = sequence
 
 
 class RecordOrderer:
-    """Hands on the records of one partition.
+    """Orders the records of one partition.
 
-    Each record is handed on once. The records of a source are in order, except for those that arrive after their gap was reported.
+    It returns each record once. The records of a source are in order, except late records, which arrive after their gap was reported.
 
     Attributes:
         duplicates: number of repetitions that were dropped.
-        late: number of records that were handed on after their gap was reported.
+        late: number of records that arrived after their gap was reported.
     """
 
     def __init__(self, settings: OrderSettings, clock: Callable[[], float], *, complete: bool) -> None:
         """Set up an orderer without records.
 
         Args:
-            settings: the settings.
-            clock: returns the time in seconds; it never goes back.
-            complete: whether reading begins at the first record that was ever in the partition. Otherwise the first record of
-                each source has a predecessor that was not read, and that is no gap.
+            settings: limits of waiting records and of sources.
+            clock: returns the time of a monotonic clock in seconds.
+            complete: whether the consumer reads from the first record that was ever in the partition. If not, the missing predecessor of
+                the first record of each source is no gap.
         """
         self.duplicates = 0
         self.late = 0
         self._settings = settings
         self._clock = clock
         self._complete = complete
-        self._sources: OrderedDict[str, OrderedDict[str, _Run]] = OrderedDict()
-        self._waiting: OrderedDict[tuple[str, str], tuple[_Run, _Held]] = OrderedDict()  # the oldest first
+        self._sources: OrderedDict[str, OrderedDict[str, _AgentRun]] = OrderedDict()
+        self._waiting: OrderedDict[tuple[str, str], tuple[_AgentRun, _HeldRecord]] = (
+            OrderedDict()
+        )  # the longest waiting record comes first
 
     def add(self, record: StreamRecord) -> list[StreamRecord | Gap]:
-        """Add the partition's next record, and return what can be handed on now, in order."""
+        """Add the next record of the partition. Return the records and gaps that need not wait any longer, in order."""
         if not record.sequence:
             return [record]
-        run = self._run_of(record)
+        run = self._run_of_record(record)
         if record.sequence <= run.last:
             if run.fill_gap(record):
                 self.late += 1
@@ -133,11 +137,11 @@ class RecordOrderer:
             return []
         if record.previous_sequence <= run.last:
             run.last = record.sequence
-            return [record, *self._hand_on_successors(run)]
+            return [record, *self._release_successors(run)]
         if record.sequence in run.held:
             self.duplicates += 1
             return []
-        held = _Held(record, self._clock() + self._settings.hold_seconds)
+        held = _HeldRecord(record, self._clock() + self._settings.hold_seconds)
         run.held[record.sequence] = held
         heapq.heappush(run.order, record.sequence)
         self._waiting[record.source, record.sequence] = run, held
@@ -155,7 +159,7 @@ class RecordOrderer:
         return released
 
     def release_all(self) -> list[StreamRecord | Gap]:
-        """Return all records that wait, each after the gap before it."""
+        """Return all waiting records, each after the gap before it."""
         released: list[StreamRecord | Gap] = []
         while self._waiting:
             run, held = next(iter(self._waiting.values()))
@@ -164,25 +168,25 @@ class RecordOrderer:
 
     @property
     def first_held_offset(self) -> int | None:
-        """The lowest offset of a record that waits; None if none waits. A consumer must not commit a higher offset."""
+        """The lowest offset of a waiting record; None if no record waits. A consumer must not commit a higher offset."""
         return min((held.record.position.offset for _, held in self._waiting.values()), default=None)
 
-    def _run_of(self, record: StreamRecord) -> _Run:
+    def _run_of_record(self, record: StreamRecord) -> _AgentRun:
         source_is_known = record.source in self._sources
         runs = self._sources.setdefault(record.source, OrderedDict())
         self._sources.move_to_end(record.source)
         name = record.sequence[:RUN_DIGITS]
         run = runs.get(name)
         if run is None:
-            run = runs[name] = _Run()
+            run = runs[name] = _AgentRun()
             if record.previous_sequence and not source_is_known and not self._complete:
-                run.skip_to(record.previous_sequence)  # what was sent before this consumer began to read
+                run.skip_to(record.previous_sequence)  # earlier records were sent before this consumer began to read
         runs.move_to_end(name)
-        self._forget_oldest(runs)
+        self._discard_oldest(runs)
         return run
 
-    def _forget_oldest(self, runs: OrderedDict[str, _Run]) -> None:
-        """Forget the oldest runs of a source, and the oldest sources, beyond the limits. Runs with records that wait are kept."""
+    def _discard_oldest(self, runs: OrderedDict[str, _AgentRun]) -> None:
+        """Discard the state of the oldest runs of a source and of the oldest sources beyond the limits. Keep runs with waiting records."""
         for name in [name for name, run in runs.items() if not run.held][: max(0, len(runs) - _MAX_RUNS)]:
             del runs[name]
         if len(self._sources) > self._settings.max_sources:
@@ -192,18 +196,18 @@ class RecordOrderer:
             else:
                 del self._sources[source]
 
-    def _hand_on_successors(self, run: _Run) -> Iterator[StreamRecord]:
-        """Yield the records that waited for the run's last record, in order."""
+    def _release_successors(self, run: _AgentRun) -> Iterator[StreamRecord]:
+        """Yield the records that waited for the last returned record, in order."""
         while run.order and run.held[run.order[0]].record.previous_sequence <= run.last:
             run.last = heapq.heappop(run.order)
             record = run.held.pop(run.last).record
             del self._waiting[record.source, record.sequence]
             yield record
 
-    def _release_through(self, run: _Run, sequence: str) -> Iterator[StreamRecord | Gap]:
-        """Yield the run's records that wait, up to this `sequence` and what follows it without a gap."""
+    def _release_through(self, run: _AgentRun, sequence: str) -> Iterator[StreamRecord | Gap]:
+        """Yield the waiting records of the run up to this `sequence`, and the records that follow it without a gap."""
         while run.order and run.order[0] <= sequence:
             record = run.held[run.order[0]].record
             yield Gap(record.position.topic, record.source, run.last, record.previous_sequence, record)
             run.skip_to(record.previous_sequence)
-            yield from self._hand_on_successors(run)
+            yield from self._release_successors(run)

@@ -1,4 +1,4 @@
-"""Reads the topic of states from its beginning: what a consumer that joins late has to know.
+"""Reads the compacted state topic from its beginning, so that a new consumer gets the present state of all hosts.
 
 async with StateReader("qemu.state", client={"bootstrap_servers": "kafka-1:9092"}) as reader:
     print(reader.state.vm(uuid))
@@ -23,22 +23,22 @@ _POLL_MS: Final = 200
 
 
 class StateReader:
-    """A consumer of all partitions of the topic of states, without a group. Use it as an async context manager.
+    """A consumer of all partitions of the state topic, without a consumer group. Use it as an async context manager.
 
     Attributes:
-        state: the state, as of the last `catch_up`.
+        state: the state at the last `catch_up`.
     """
 
     def __init__(self, topic: str, *, client: Mapping[str, Any], catch_up_seconds: float = 300.0) -> None:
         """Set up a reader.
 
         Args:
-            topic: name of the topic.
+            topic: name of the state topic.
             client: aiokafka's keyword arguments for the connection, such as `bootstrap_servers`.
-            catch_up_seconds: how long reading to the end of the topic may take.
+            catch_up_seconds: maximum time in seconds to read to the end of the topic.
         """
         self.state = FleetState()
-        self._seconds = catch_up_seconds
+        self._catch_up_seconds = catch_up_seconds
         options = {**client, "group_id": None, "auto_offset_reset": "earliest", "enable_auto_commit": False}
         self._consumer = AIOKafkaConsumer(topic, **options)
 
@@ -50,34 +50,34 @@ class StateReader:
             TimeoutError: Kafka did not answer in time.
         """
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(self._catch_up_seconds):
                 await self._consumer.start()  # returns when all partitions are assigned
             await self.catch_up()
         except BaseException:
-            await self._stop()
+            await self._stop_consumer()
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._stop()
+        await self._stop_consumer()
 
     async def catch_up(self) -> None:
-        """Read what was written before this call.
+        """Read the messages that were written before this call, and update `state`.
 
         Raises:
-            KafkaError: Kafka refuses to read.
+            KafkaError: Kafka does not let the consumer read.
             TimeoutError: Kafka did not answer in time.
         """
-        async with asyncio.timeout(self._seconds):
+        async with asyncio.timeout(self._catch_up_seconds):
             ends: Mapping[TopicPartition, int] = await self._consumer.end_offsets(self._consumer.assignment())
             while any([await self._consumer.position(name) < end for name, end in ends.items()]):
                 messages: Mapping[TopicPartition, Sequence[ConsumerRecord]]
                 messages = await self._consumer.getmany(timeout_ms=_POLL_MS)
                 for received in messages.values():
                     for message in received:
-                        self._apply(message)
+                        self._apply_message(message)
 
-    def _apply(self, message: ConsumerRecord) -> None:
+    def _apply_message(self, message: ConsumerRecord) -> None:
         key = (message.key or b"").decode(errors="replace")
         position = Position(message.topic, message.partition, message.offset)
         try:
@@ -85,11 +85,11 @@ class StateReader:
             if message.value is not None:
                 record = StreamRecord.parse(position, message.value, message.headers)
         except MessageFormatError as error:
-            _log.warning("topic of states: message %s is not a record of the agent: %s", position, error)
+            _log.warning("state topic: message ignored: not a record of the agent: %s: %s", position, error)
             return
         self.state.apply(key, record)
 
-    async def _stop(self) -> None:
+    async def _stop_consumer(self) -> None:
         with contextlib.suppress(TimeoutError, KafkaError):
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(self._catch_up_seconds):
                 await self._consumer.stop()

@@ -1,4 +1,4 @@
-"""A record as a consumer receives it: parsed from a Kafka message in either content mode of CloudEvents. Pure."""
+"""A record that a consumer receives: parses Kafka messages in both content modes of CloudEvents. Pure."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _HEADER_PREFIX: Final = "ce_"
 
 
 class MessageFormatError(ValueError):
-    """A Kafka message is not a record of the agent. The message of the error is the cause."""
+    """A Kafka message is not a record of the agent. The text of the error is the cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,10 @@ class StreamRecord:
     """A record of the agent.
 
     Attributes:
-        position: where the record is in Kafka.
+        position: place of the message in Kafka.
         attributes: all attributes of the CloudEvent, by name, without `data`.
-        data: the fields; docs/records.md has those of each type.
-        time: when it happened.
+        data: the fields of the record. docs/records.md lists the fields of each type.
+        time: when the event happened, or when the sample was polled.
     """
 
     position: Position
@@ -49,7 +49,7 @@ class StreamRecord:
 
     @property
     def id(self) -> str:
-        """Identity of the record. Repetitions have the same id and source."""
+        """Id of the record. A repetition has the same id and the same source."""
         return str(self.attributes["id"])
 
     @property
@@ -94,7 +94,7 @@ class StreamRecord:
 
     @property
     def previous_sequence(self) -> str:
-        """`sequence` of the previous record of the source in the topic; empty for the first one of a run of the agent."""
+        """`sequence` of the previous record of the source in the topic; empty for the first record in a run of the agent."""
         return self.attribute("previoussequence")
 
     def attribute(self, name: str) -> str:
@@ -107,7 +107,7 @@ class StreamRecord:
         """Parse a Kafka message, in structured or in binary mode.
 
         Args:
-            position: where the message is.
+            position: place of the message in Kafka.
             value: the message's value; None for a tombstone.
             headers: the message's headers.
 
@@ -117,7 +117,7 @@ class StreamRecord:
         if value is None:
             raise MessageFormatError("the message is a tombstone")
         text_headers = {name.lower(): header or b"" for name, header in headers}
-        content_type = _decode(text_headers.get("content-type", b""))
+        content_type = _decode_header(text_headers.get("content-type", b""))
         try:
             decoded = orjson.loads(value)
         except orjson.JSONDecodeError as error:
@@ -130,29 +130,29 @@ class StreamRecord:
         else:
             data = decoded
             attributes = {
-                name.removeprefix(_HEADER_PREFIX): _decode(header)
+                name.removeprefix(_HEADER_PREFIX): _decode_header(header)
                 for name, header in text_headers.items()
                 if name.startswith(_HEADER_PREFIX)
             }
             attributes["datacontenttype"] = content_type
-        return cls(position, attributes, _checked_data(data), _checked_time(attributes))
+        return cls(position, attributes, _check_data(data), _check_attributes(attributes))
 
 
-def _decode(header: bytes) -> str:
+def _decode_header(header: bytes) -> str:
     try:
         return header.decode()
     except UnicodeDecodeError as error:
         raise MessageFormatError(f"a header is not UTF-8: {error}") from error
 
 
-def _checked_data(data: object) -> Mapping[str, Any]:
+def _check_data(data: object) -> Mapping[str, Any]:
     if not isinstance(data, dict):
         raise MessageFormatError("data is not a JSON object")
     return data
 
 
-def _checked_time(attributes: Mapping[str, Any]) -> datetime:
-    """Return the time of a record whose required attributes are valid."""
+def _check_attributes(attributes: Mapping[str, Any]) -> datetime:
+    """Check the required attributes of a record, and return its time."""
     for name in ("id", "source", "type", "time"):
         if not isinstance(attributes.get(name), str) or not attributes[name]:
             raise MessageFormatError(f"the attribute {name} is missing or is not text")

@@ -44,7 +44,7 @@ class GuestAgentClient(asyncio.Protocol):
     async def open(
         cls, connect: ConnectChannel, *, deadline: float, check_peer: PeerCheck = lambda _pid: ""
     ) -> "GuestAgentClient":
-        """Connect. Whether a guest agent responds is unknown until the first `execute`, which synchronizes.
+        """Connect. Nothing is sent: the first `execute` synchronizes, and shows whether a guest agent responds.
 
         Args:
             connect: opens the transport.

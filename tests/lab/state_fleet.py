@@ -194,7 +194,7 @@ class ScriptedHost:
         """Let the agent resolve the alerts of VMs that are gone."""
         if self.agent is not None:
             alerts = self.agent.alerts
-            alerts._publish(alerts.manager.tick(time.monotonic() + AWAY, time.time_ns()))
+            alerts._publish_alerts(alerts.manager.tick(time.monotonic() + AWAY, time.time_ns()))
 
     def _source(self, vm: ScriptedVm) -> Vm:
         return Vm(self.name, vm.uuid, vm.name, f"/run/{vm.name}.qmp")

@@ -126,7 +126,7 @@ async def test_data_right_after_the_synchronization_fails_the_command(folder: Pa
         await reader.readline()
 
     async with scripted_peer(folder, talk) as path, connected(path) as client:
-        with pytest.raises(UnreadableGuestReplyError, match="no request"):
+        with pytest.raises(UnreadableGuestReplyError, match="unrequested data"):
             await client.execute("guest-info", deadline=TIMEOUT_SECONDS)
 
 

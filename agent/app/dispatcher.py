@@ -141,6 +141,8 @@ class SessionDispatcher:
                 self._states.on_vm_changed(status.vm)
         name = f"{status.vm.name} at {status.monitor.name}" if status.vm else status.monitor.name
         level = _LOG_LEVELS.get(status.state, logging.INFO)
+        if status.state is MonitorState.CONNECTING and status.reason:  # the VM cannot be identified
+            level = logging.WARNING
         _log.log(level, "%s: %s%s", name, status.state.value, f": {status.reason}" if status.reason else "")
 
     def _update_guest(self, vm: Vm, status: MonitorStatus) -> None:

@@ -37,7 +37,7 @@ async def host(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hostil
         ([READY, b'{"event": "\\ud800", "data": {}}\r\n'], "stalled", SILENT),
         ([READY, b"\x00" * 100 + b"\r\n"], "stalled", SILENT),
         ([READY, b'{"event": "X", "data": ' + b"9" * 100_000 + b"}\r\n"], "stalled", SILENT),
-        ([READY + line({"return": {}})], "gone", "a reply without a command"),
+        ([READY + line({"return": {}})], "connecting", "cannot be identified: a reply without a command"),
         ([READY, line({"error": 5})], "stalled", SILENT),
         ([READY, line({"event": 5})], "stalled", SILENT),
         ([READY, line({"event": "X", "data": [1]})], "stalled", SILENT),

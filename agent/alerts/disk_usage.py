@@ -16,16 +16,16 @@ from agent.host.pools.base import UnknownPool
 GROWTH_SECONDS = 600.0
 """Period over which the growth rate is computed."""
 MAX_GROWTH_POINTS = 64
-"""Maximum number of measurements in that period."""
+"""Maximum number of measurements in `GROWTH_SECONDS`."""
 
 MAX_PAST_NODES = 64
-"""Maximum number of earlier storage nodes of a disk; older ones are forgotten."""
+"""Maximum number of earlier storage nodes of a disk that are kept."""
 
 FILE_DRIVERS = frozenset({"file", "nfs", "ssh", "gluster", "vvfat", "ftp", "ftps", "http", "https"})
-"""Storage drivers whose allocated bytes are the usage. The size of such a storage does not limit what can be written to it."""
+"""Drivers of files. The usage of a file is its allocated bytes. Its current size is no limit, because a file can grow."""
 
 UNKNOWN_POOL = UnknownPool("")
-"""The pool of a disk without a lookup of pools."""
+"""The pool of a disk before a pool is looked up."""
 
 
 @dataclass(slots=True)
@@ -33,15 +33,15 @@ class DiskUsage:
     """Usage of one disk.
 
     Attributes:
-        format: The format layer, once it was polled.
-        storage: The storage layer, once it was polled.
+        format: The format layer at the last poll; empty before the first.
+        storage: The storage layer at the last poll; empty before the first.
         offset: The highest known write offset in the storage, in bytes; 0 if no write is known.
         past_nodes: The paths of earlier storage nodes by node name. A snapshot or a completed mirror changes the storage node.
         is_polled: Whether the layers were polled.
-        pool: The pool that the image is on; None while the agent looks for it.
+        pool: The pool of the image that the guest writes to; None while the agent searches for the pool.
         limit: The usage at which the disk is full, in bytes; 0 if unknown.
-        limited_by: The first thing that stops the growth of the disk's usage; it is full then.
-        reach: The usage that the disk can grow to if its pool has room, in bytes.
+        limited_by: What determines `limit`: the pool, the device or the virtual size.
+        reach: The usage that the disk can reach if its pool does not fill up, in bytes.
     """
 
     format: DiskLayer = field(default_factory=DiskLayer)
@@ -69,11 +69,11 @@ class DiskUsage:
 
     @property
     def measure(self) -> str:
-        """The quantity in `used`: `offset`, the highest write offset of a device; or `allocated`, the allocated bytes of a file."""
+        """What `used` counts: `allocated` for the allocated bytes of a file, or `offset` for the highest write offset in a device."""
         return "allocated" if self.storage.driver in FILE_DRIVERS else "offset"
 
     def update_limit(self) -> None:
-        """Compute the limit again. It is stored, because each poll needs it several times."""
+        """Compute the limit again. The limit is stored, because each poll needs it several times."""
         used, free = self._used_at_reading, self.pool_free
         if self.measure == "offset":
             self.reach, own = self.storage.size, (self.storage.size, LimitedBy.DEVICE)
@@ -87,49 +87,49 @@ class DiskUsage:
 
     @property
     def _used_at_reading(self) -> int:
-        """The usage when the pool was read last: what the disk has used since then is no longer free in the pool."""
+        """Usage of the disk when the pool was read last. The pool's free bytes are of that time, too."""
         read_at, used = self._pool_mark
         return used if isinstance(self.pool, PoolUsage) and self.pool.read_at == read_at else self.used
 
-    def _mark_pool(self) -> None:
+    def _store_usage_at_reading(self) -> None:
         if isinstance(self.pool, PoolUsage) and self.pool.read_at != self._pool_mark[0]:
             self._pool_mark = self.pool.read_at, self.used
 
     @property
     def can_outgrow_size(self) -> bool:
-        """True if the file can grow beyond the virtual size, or has done so, because the image has or had internal snapshots."""
+        """True if the file can exceed its maximum size without internal snapshots. The image has such snapshots, or the file exceeds it."""
         return bool(self.format.snapshots) or (self.storage.allocated or 0) > self._max_file_bytes
 
     @property
     def pool_free(self) -> int | None:
-        """Free bytes of the pool; None if unknown, and for a block device without a pool."""
+        """Free bytes of the pool; None if they are unknown."""
         return self.pool.free if isinstance(self.pool, PoolUsage) else None
 
     @property
     def is_limit_known(self) -> bool:
-        """False while the agent looks for the pool of a file or has not read it yet."""
+        """False while the agent searches for the pool of a file, or has not read the pool yet."""
         pool = self.pool
         is_pending = pool is None or (isinstance(pool, PoolUsage) and pool.reading is None and not pool.error)
         return self.measure == "offset" or not is_pending
 
     @property
     def free(self) -> int:
-        """Bytes left until the disk is full; valid only if `is_measured`."""
+        """Bytes left until the disk is full; valid only if `is_measured` is True."""
         return max(0, self.limit - self.used)
 
     @property
     def used(self) -> int:
-        """Bytes in use; valid only if `is_measured`."""
+        """Bytes in use; valid only if `is_measured` is True."""
         return self.storage.allocated or 0 if self.measure == "allocated" else self.offset
 
     @property
     def is_measured(self) -> bool:
-        """True if the usage is known. QEMU reports the offset 0 until the guest writes to an image that QEMU has opened."""
+        """True if the usage is known. QEMU reports the offset 0 until the guest's first write after the start of QEMU."""
         return self.storage.allocated is not None if self.measure == "allocated" else self.offset > 0
 
     @property
     def is_raw(self) -> bool:
-        """True if no format maps the guest's offsets. Such a guest writes at any offset, so the highest offset shows no usage."""
+        """True if the disk has no format such as qcow2. The guest writes at any offset, so the highest offset does not show the usage."""
         return self.format.driver == "raw" or self.format.node == self.storage.node
 
     @property
@@ -157,13 +157,13 @@ class DiskUsage:
 
     @property
     def written_since_layers(self) -> int:
-        """By how many bytes the highest write offset has grown since the layers were polled."""
+        """Growth of the highest write offset since the last poll of the layers, in bytes."""
         return self.offset - self._layers_offset
 
     def on_offset(self, offset: int, now: float) -> None:
         """Handle a poll of the highest write offset in the storage."""
         self.offset = max(self.offset, offset)
-        self._mark_pool()
+        self._store_usage_at_reading()
         self.update_limit()
         if self.measure == "offset":
             self._add_point(now)
@@ -199,7 +199,7 @@ class DiskUsage:
         self._layers_allocated = storage.allocated or 0
         has_holes = storage.allocated is not None and storage.allocated < form.size
         self._was_thin = self._was_thin or has_holes or self.can_outgrow_size
-        self._mark_pool()
+        self._store_usage_at_reading()
         self.update_limit()
         self._add_point(now)
         return bool(path_before) and not is_same
@@ -213,17 +213,17 @@ class DiskUsage:
         del self._points[: -2 * MAX_GROWTH_POINTS]
 
     def raise_offset(self, offset: int) -> None:
-        """Handle the event of any client's threshold: it shows that the guest has written up to this offset in the storage."""
+        """Handle a BLOCK_WRITE_THRESHOLD event of any client. The guest has written up to this offset in the storage."""
         offset = min(offset, MAX_BYTES)
         if self.storage.allocated is not None and self.measure == "allocated":
-            # A file grows at its end. So the bytes beyond the end that was polled last were not allocated at that poll.
+            # A file grows at its end. So the last poll did not count bytes beyond the end of that time as allocated.
             grown = max(0, offset - max(self._layers_offset, self.storage.size))
             self.storage.allocated = max(self.storage.allocated, self._layers_allocated + grown)
         self.offset = max(self.offset, offset)
         self.update_limit()
 
     def to_note(self) -> list[str | int]:
-        """Return the storage's path, its highest write offset and its identity, for the next run of the agent."""
+        """Return the path, the highest write offset and the identity of the storage, for the next run of the agent."""
         return list(self._highest_write)
 
     @property

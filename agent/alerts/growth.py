@@ -1,7 +1,7 @@
-"""Growth of used space, over seconds to a day, and the forecast from it. Pure.
+"""Growth rate of used space over windows of ten seconds to one day, and the forecast of the time until a pool is full. Pure.
 
-A forecast looks back at least a sixth of the time that it looks ahead. So ten seconds of writing show that a small pool is full within a
-minute, but not that a large one is full tomorrow.
+A forecast looks back at least a sixth of the time that it looks ahead. For example, ten seconds of writes can forecast that a pool is
+full within a minute. They cannot forecast that it is full tomorrow.
 """
 
 from array import array
@@ -10,39 +10,41 @@ from dataclasses import dataclass, field
 from math import inf
 
 WINDOWS = (10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1800.0, 5400.0, 21600.0, 86400.0)
-"""Windows of a forecast, in seconds."""
+"""Windows over which the growth is computed, in seconds."""
 
 RECENT_SECONDS = 640.0
+"""Longest window of the recent growth rate."""
 RECENT_WINDOWS = tuple(window for window in WINDOWS if window <= RECENT_SECONDS)
 DAY_SECONDS = 86400.0
 
 LOOK_AHEAD = 6.0
-"""How many times its window a forecast may look ahead. The longest window has no such limit."""
+"""Maximum time that a forecast looks ahead, as a multiple of its window. The longest window has no such limit."""
 
 STEADY_SHARE = 0.5
-"""A window counts only if the next shorter one shows at least this share of its growth: otherwise the growth is ending.
+"""Minimum growth rate over the next shorter window, as a share of the rate over a window. Below it the growth is ending.
 
-The day has no such limit.
+A forecast ignores a window whose growth is ending. The window of one day is never ignored.
 """
 
 SAME_SHARE = 0.1
-"""Difference of two rates, as a share, up to which the growth was the same."""
+"""Maximum difference of two growth rates that count as equal, as a share of the first rate."""
 
 SMOOTHING_WINDOWS = 2
+"""Maximum number of longer windows that smooth a growth rate."""
 
 TOLERANCE = 0.6
-"""How far the measured time may differ from the window, as a share of the window."""
+"""Maximum excess of the measured time over the window, as a share of the window."""
 
 
 @dataclass(slots=True)
-class _Tier:
-    """Points at a spacing, the newest at the end.
+class _TimeSeries:
+    """A time series of used bytes with a minimum spacing of its points. The newest point is the last one.
 
     Attributes:
-        spacing: seconds between two points.
-        length: seconds that the points cover.
-        times: times of the points.
-        used: used bytes at these times. Arrays take a tenth of the memory of tuples.
+        spacing: minimum number of seconds between two points.
+        length: number of seconds after which a point is removed.
+        times: times of the points in seconds since the epoch.
+        used: used bytes of the points. Arrays take a tenth of the memory of tuples.
     """
 
     spacing: float
@@ -51,7 +53,7 @@ class _Tier:
     used: "array[float]" = field(default_factory=lambda: array("d"))
 
     def add(self, at: float, used: float) -> bool:
-        """Add a point unless the last one is too near; return whether it was added."""
+        """Add a point if the last point is at least `spacing` seconds old; return whether the point was added."""
         if self.times and at - self.times[-1] < self.spacing:
             return False
         self.times.append(at)
@@ -60,35 +62,35 @@ class _Tier:
         del self.times[:old], self.used[:old]
         return True
 
-    def before(self, at: float) -> tuple[float, float] | None:
-        """Return the newest point that is not newer than `at`."""
+    def point_at(self, at: float) -> tuple[float, float] | None:
+        """Return the newest point at or before a time; None if all points are newer."""
         index = bisect_right(self.times, at) - 1
         return (self.times[index], self.used[index]) if index >= 0 else None
 
-    def forget_after(self, at: float) -> None:
-        """Remove the points that are newer than `at`."""
+    def remove_after(self, at: float) -> None:
+        """Remove the points after a time."""
         end = bisect_right(self.times, at)
         del self.times[end:], self.used[end:]
 
 
-def _tiers() -> tuple[_Tier, ...]:
-    return _Tier(2.0, 80.0), _Tier(20.0, RECENT_SECONDS), _Tier(900.0, DAY_SECONDS)
+def _new_tiers() -> tuple[_TimeSeries, ...]:
+    return _TimeSeries(2.0, 80.0), _TimeSeries(20.0, RECENT_SECONDS), _TimeSeries(900.0, DAY_SECONDS)
 
 
 @dataclass(slots=True)
 class Growth:
-    """Used space over the last day. Times are in seconds since the epoch, because they outlive the process."""
+    """History of a pool's used bytes over the last day. Times are in seconds since the epoch, to survive restarts."""
 
     kept_points: int = 0
-    """Number of points that `to_note` got so far."""
-    _tiers: tuple[_Tier, ...] = field(default_factory=_tiers)
+    """Total number of points that were added to the series that `to_note` returns."""
+    _tiers: tuple[_TimeSeries, ...] = field(default_factory=_new_tiers)
     _last: tuple[float, float] | None = None
 
     def add(self, at: float, used: int) -> None:
-        """Add a measurement. If the clock was set back, the points after it are forgotten."""
+        """Add a measurement. If the clock was set back, remove all points after the new time."""
         if self._last is not None and at < self._last[0]:
             for tier in self._tiers:
-                tier.forget_after(at)
+                tier.remove_after(at)
         *finer, day = self._tiers
         for tier in finer:
             tier.add(at, used)
@@ -96,22 +98,33 @@ class Growth:
         self._last = at, used
 
     def rate(self, window: float) -> float | None:
-        """Return the growth in bytes per second over a window, negative if the used space shrinks; None if it is not known for so long."""
+        """Return the growth in bytes per second over a window. A negative rate means that the used space shrinks.
+
+        Args:
+            window: length of the window in seconds.
+
+        Returns:
+            None if the points do not cover the window.
+        """
         if self._last is None:
             return None
         now, used = self._last
         for tier in self._tiers:
-            start = tier.before(now - window)
+            start = tier.point_at(now - window)
             if start is not None and now - start[0] <= window * (1 + TOLERANCE):
                 return (used - start[1]) / (now - start[0])
         return None
 
     def recent_rate(self) -> float | None:
-        """Return the growth over the last ten minutes, or over the whole time that is known if it is shorter; None below ten seconds."""
+        """Return the growth in bytes per second over the longest window up to `RECENT_SECONDS` for which there are points.
+
+        Returns:
+            None if the points cover less than ten seconds.
+        """
         return next((rate for window in reversed(RECENT_WINDOWS) if (rate := self.rate(window)) is not None), None)
 
     def time_to_full(self, free: int) -> float | None:
-        """Return the seconds until `free` bytes are used; None if they are not in sight."""
+        """Return the forecast number of seconds until `free` bytes are used; None if no window gives a forecast."""
         newer = inf
         for index, window in enumerate(WINDOWS):
             rate = self.rate(window)
@@ -124,7 +137,12 @@ class Growth:
         return None
 
     def _smoothed(self, rate: float, index: int) -> float:
-        """Return the growth over the longest of the next windows over which it was nearly the same: it varies less."""
+        """Return the growth rate over a longer window if it is nearly equal, because it varies less.
+
+        Args:
+            rate: growth rate over a window.
+            index: index of this window in `WINDOWS`.
+        """
         smoothed = rate
         for window in WINDOWS[index + 1 : index + 1 + SMOOTHING_WINDOWS]:
             longer = self.rate(window)
@@ -133,20 +151,25 @@ class Growth:
             smoothed = longer
         return smoothed
 
-    def soonest(self, free: int, window: float) -> float | None:
-        """Return the shortest time in which `free` bytes are used at the growth over any window up to this one; None without growth."""
+    def shortest_time_to_full(self, free: int, window: float) -> float | None:
+        """Return the shortest of the forecasts over all windows up to a length, in seconds; None if no window shows growth.
+
+        Args:
+            free: number of free bytes.
+            window: maximum length of the windows in seconds. Windows up to `RECENT_SECONDS` always count.
+        """
         rates = (self.rate(shorter) for shorter in WINDOWS if shorter <= max(window, RECENT_SECONDS))
         return min((free / rate for rate in rates if rate is not None and rate > 0), default=None)
 
     # Persistence.
 
     def to_note(self) -> list[list[int]]:
-        """Return the points of the day, as JSON values."""
+        """Return the points of the last day as a list of `[time, used bytes]`."""
         day = self._tiers[-1]
         return [[int(at), int(used)] for at, used in zip(day.times, day.used, strict=True)]
 
     def restore(self, note: object, now: float) -> None:
-        """Restore the points of an earlier run; other values, and points that are too old or in the future, are ignored."""
+        """Restore the points that `to_note` returned in an earlier run. Invalid, old and future points are ignored."""
         for point in note if isinstance(note, list) else ():
             match point:
                 case [int(at), int(used)] if now - DAY_SECONDS * (1 + TOLERANCE) <= at <= now and 0 <= used < 1 << 63:

@@ -1,4 +1,4 @@
-"""Size to which an image file can grow. Pure."""
+"""Computes the maximum size of an image file. Pure."""
 
 from math import ceil
 
@@ -10,12 +10,12 @@ _REFCOUNT_BYTES = 2
 def max_file_bytes(driver: str, size: int, cluster_bytes: int = 0) -> int:
     """Return the size of a fully allocated image file without internal snapshots, in bytes.
 
-    For qcow2 this is the result of `qemu-img measure` (block/qcow2.c: qcow2_calc_prealloc_size), with the default size of refcounts.
+    For qcow2, the result equals that of `qemu-img measure` (block/qcow2.c: qcow2_calc_prealloc_size) with refcounts of 16 bits.
 
     Args:
-        driver: format of the image.
-        size: virtual size.
-        cluster_bytes: size of a cluster; 0 if it is unknown.
+        driver: driver of the image format, such as `qcow2`.
+        size: virtual size of the image in bytes.
+        cluster_bytes: size of a cluster in bytes; 0 means unknown, and the default of 64 KiB is used.
     """
     if driver != "qcow2":
         return size
@@ -29,7 +29,7 @@ def max_file_bytes(driver: str, size: int, cluster_bytes: int = 0) -> int:
 
 
 def _refcount_bytes(clusters: int, cluster: int) -> int:
-    """Return the size of the refcount table and its blocks, which count themselves too."""
+    """Return the bytes of the refcount table and the refcount blocks. The refcounts cover these clusters, too."""
     blocks = table = total = 0
     while True:
         blocks = ceil((clusters + table + blocks) / (cluster // _REFCOUNT_BYTES))

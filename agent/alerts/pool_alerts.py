@@ -1,4 +1,4 @@
-"""Alerts of pools: one for each exceeded level of a pool, for all VMs on it, and one for a pool that does not answer. Pure."""
+"""Alerts of storage pools. Each exceeded level of a pool has one alert for all VMs on the pool. An unresponsive pool has one. Pure."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,9 +16,10 @@ from agent.host.pools.base import Pool, PoolKind
 from agent.model.record import Record, Severity, Vm
 
 NOTE_PREFIX = "pools/"
-"""Prefix of the names of the pools' notes; a pool's key follows."""
+"""Name of a pool's note without the pool's key."""
 
 MAX_EXCEEDED = 1000
+"""Maximum number of exceeded levels that are restored from a note."""
 
 Note = tuple[str, Any]
 
@@ -28,19 +29,19 @@ GrowersLookup = Callable[[PoolUsage], Sequence[Grower]]
 FILLING, UNRESPONSIVE = "pool_filling", "pool_unresponsive"
 
 POOL_ALERT_TEXTS = {
-    FILLING: "A pool exceeded an alert level, or is below it again. One alert stands for all VMs on the pool.",
+    FILLING: "A pool exceeded an alert level, or is below the level again. There is one alert for all VMs on the pool.",
     UNRESPONSIVE: "A pool does not answer, or answers again.",
 }
-"""Descriptions of the alerts, for the reference."""
+"""Description of each alert in the reference of records."""
 
 UNRESPONSIVE_HELP = (
     "The storage does not answer. Guests hang when they access it. "
-    "The agent sends no command that waits for storage to the VMs on it."
+    "The agent sends the VMs on it no command that accesses storage."
 )
 
 
 class PoolAlerts:
-    """The alerts of all pools."""
+    """Fires and resolves the alerts of all pools."""
 
     def __init__(
         self,
@@ -53,10 +54,10 @@ class PoolAlerts:
         """Create the alerts.
 
         Args:
-            host: this host's name.
-            store: the firing alerts.
+            host: name of this host.
+            store: stores the firing alerts.
             registry: the pools.
-            policy_lookup: returns the config's policy for a pool.
+            policy_lookup: returns the configured policy of a pool.
             growers_lookup: returns the disks on a pool that grow fastest.
         """
         self._vm = Vm(host, "", "")
@@ -64,43 +65,43 @@ class PoolAlerts:
         self._registry = registry
         self._policy_lookup = policy_lookup
         self._growers_lookup = growers_lookup
-        self._stored: dict[str, int] = {}
-        registry.on_pool = self.on_pool
+        self._stored_points: dict[str, int] = {}
+        registry.on_new_pool = self.on_new_pool
 
     def set_policy(self, policy_lookup: PoolPolicyLookup) -> list[PoolUsage]:
-        """Use another policy; return the pools whose levels have to be compared."""
+        """Use the policies of a reloaded config; return the pools to compare with their levels."""
         self._policy_lookup = policy_lookup
         usages = list(self._registry)
         for usage in usages:
-            self.on_pool(usage)
+            self.on_new_pool(usage)
         return usages
 
-    def on_pool(self, usage: PoolUsage) -> None:
-        """Handle a new pool."""
+    def on_new_pool(self, usage: PoolUsage) -> None:
+        """Update whether a pool has levels. Called for each new pool."""
         usage.has_levels = usage.pool.kind is not PoolKind.DEVICE and self._policy_lookup(usage).watches_space
 
     def on_reading(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
-        """Handle new figures of a pool."""
+        """Fire and resolve the alerts of a pool after new figures."""
         yield from self.on_answer(usage, now_ns)
         yield from self.compare(usage, now_ns)
 
     def on_answer(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
-        """Handle a pool that answers, with figures or with an error."""
+        """Resolve the alert of an unresponsive pool, because the pool has answered with figures or with an error."""
         silent = self._store.find(usage.owner, UNRESPONSIVE, usage.name)
         if silent is not None:
-            yield from self._store.resolve([silent], now_ns, "responsive", self._data(usage, now_ns))
+            yield from self._store.resolve([silent], now_ns, "responsive", self._alert_data(usage, now_ns))
 
     def on_silence(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
-        """Handle a pool that does not answer."""
-        data = {"help": UNRESPONSIVE_HELP} | self._data(usage, now_ns)
+        """Fire the alert of an unresponsive pool."""
+        data = {"help": UNRESPONSIVE_HELP} | self._alert_data(usage, now_ns)
         yield from self._store.fire(self._alert(UNRESPONSIVE, usage, "", Severity.ERROR, now_ns, data))
 
     def on_removed(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
-        """Handle a pool that no VM uses any more."""
+        """Resolve all alerts of a pool that no VM has used for some minutes."""
         yield from self._store.resolve(self._store.of_owner(usage.owner), now_ns, "pool_unused")
 
     def compare(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
-        """Fire and resolve the levels of a pool, by its last figures."""
+        """Compare the last figures of a pool with its levels. Fire the alert of an exceeded level, and resolve the alerts of the others."""
         policy = self._policy_lookup(usage)
         for level in policy.levels if usage.pool.kind is not PoolKind.DEVICE else ():
             firing = level.text in usage.exceeded
@@ -121,7 +122,7 @@ class PoolAlerts:
 
     def _resolve_level(self, usage: PoolUsage, text: str, now_ns: int, reason: str) -> Iterator[Record]:
         alert = self._store.find(usage.owner, FILLING, usage.name, text)
-        yield from self._store.resolve(filter(None, [alert]), now_ns, reason, self._data(usage, now_ns))
+        yield from self._store.resolve(filter(None, [alert]), now_ns, reason, self._alert_data(usage, now_ns))
 
     def _alert(
         self, name: str, usage: PoolUsage, level: str, severity: Severity, now_ns: int, data: Mapping[str, Any]
@@ -129,10 +130,10 @@ class PoolAlerts:
         return Alert(name, self._vm, usage.name, level, severity, now_ns, data, owner=usage.owner)
 
     def _level_data(self, usage: PoolUsage, level: PoolLevel, now_ns: int) -> dict[str, Any]:
-        return {"measure": level.measure.value} | self._data(usage, now_ns)
+        return {"measure": level.measure.value} | self._alert_data(usage, now_ns)
 
-    def _data(self, usage: PoolUsage, now_ns: int) -> dict[str, Any]:
-        """Return the fields of a pool's alerts: the pool, its figures, and the VMs on it."""
+    def _alert_data(self, usage: PoolUsage, now_ns: int) -> dict[str, Any]:
+        """Return the data of a pool's alert record: the pool, its figures, and the VMs on the pool."""
         identity = {"pool": usage.name, "kind": usage.pool.kind.value} | (
             {"type": usage.pool.type} if usage.pool.type else {}
         )
@@ -142,14 +143,18 @@ class PoolAlerts:
         return {**identity, **usage.figures(now_ns / 1e9), **vms, **growers}
 
     def seconds_until_level(self, usage: PoolUsage) -> float | None:
-        """Return the seconds until the pool exceeds its next level of space if it grows as it did last; None if it does not grow."""
+        """Return the seconds until the pool exceeds its next level of space, at the growth rate between the last two readings.
+
+        Returns:
+            None if the pool does not grow, or if there is no next level.
+        """
         gap, rate = usage.bytes_until_level, usage.last_rate
         return gap / rate if gap is not None and rate > 0 else None
 
     # Persistence.
 
     def note_of(self, usage: PoolUsage) -> Note:
-        """Return the note to store for the next run of the agent."""
+        """Return the name and the content of a pool's note. The next run of the agent restores it."""
         pool = usage.pool
         return NOTE_PREFIX + pool.key, {
             "name": usage.name,
@@ -160,22 +165,29 @@ class PoolAlerts:
         }
 
     def notes_due(self) -> list[Note]:
-        """Return the notes to store now: of pools whose history has a new point, and of pools that are gone."""
+        """Return the notes to store now. A note is due if the history has a new point. The note of a removed pool becomes None."""
         usages = [usage for usage in self._registry if usage.pool.kind is not PoolKind.DEVICE]
         due = [
-            self.note_of(usage) for usage in usages if usage.growth.kept_points != self._stored.get(usage.pool.key, 0)
+            self.note_of(usage)
+            for usage in usages
+            if usage.growth.kept_points != self._stored_points.get(usage.pool.key, 0)
         ]
-        gone = self._stored.keys() - {usage.pool.key for usage in usages}
-        self._stored = {usage.pool.key: usage.growth.kept_points for usage in usages if usage.growth.kept_points}
+        gone = self._stored_points.keys() - {usage.pool.key for usage in usages}
+        self._stored_points = {usage.pool.key: usage.growth.kept_points for usage in usages if usage.growth.kept_points}
         return [*due, *((NOTE_PREFIX + key, None) for key in gone)]
 
     def restore(self, notes: Mapping[str, object], now: float) -> None:
-        """Restore the notes of an earlier run at `now`, in seconds since the epoch. Invalid ones are ignored."""
+        """Restore the pools and their alerts from the notes of an earlier run. Invalid notes are ignored.
+
+        Args:
+            notes: content of each note by its name.
+            now: the current time in seconds since the epoch.
+        """
         for name, note in notes.items():
             if name.startswith(NOTE_PREFIX) and isinstance(note, dict):
-                self._restore(name.removeprefix(NOTE_PREFIX), note, now)
+                self._restore_pool(name.removeprefix(NOTE_PREFIX), note, now)
 
-    def _restore(self, key: str, note: Mapping[str, Any], now: float) -> None:
+    def _restore_pool(self, key: str, note: Mapping[str, Any], now: float) -> None:
         match note.get("pool"), note.get("name"):
             case [[str(kind), str(pool_name), str(pool_type), str(path)], str(name)] if kind in list(PoolKind):
                 usage = self._registry.add(Pool(key, PoolKind(kind), pool_name, pool_type, path), name)
@@ -187,5 +199,5 @@ class PoolAlerts:
         usage.exceeded = frozenset(text for text in texts if isinstance(text, str))
         usage.growth.restore(note.get("growth"), now)
         self._store.restore(self._vm, usage.owner, note.get("firing"))
-        self._stored[key] = usage.growth.kept_points
-        self.on_pool(usage)
+        self._stored_points[key] = usage.growth.kept_points
+        self.on_new_pool(usage)

@@ -1,4 +1,4 @@
-"""Alert levels of a pool, as written in the config. Pure."""
+"""Parses the configured alert levels of pools, and compares pools with their levels. Pure."""
 
 import re
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from agent.common.units import parse_bytes, parse_seconds
 
 
 class PoolMeasure(StrEnum):
-    """The quantity that a level is about."""
+    """The quantity that a level limits."""
 
     SPACE = "space"
     TIME = "time"
@@ -22,19 +22,19 @@ class PoolMeasure(StrEnum):
 
 
 TIME_HYSTERESIS = 1.25
-"""A level `full in` is resolved when the time is longer than the level by this factor."""
+"""A level such as `full in 2h` is resolved if the time until the pool is full exceeds the level times this factor."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolLevel:
-    """One level.
+    """One alert level. Exactly one of `percent`, `free` and `seconds` is set.
 
     Attributes:
-        text: the level as written: `85%`, `free 20GiB`, `full in 2h`, `inodes 90%` or `metadata 75%`.
-        measure: its quantity.
-        percent: share in use in percent; None for a level of another form.
-        free: free bytes; None for a level of another form.
-        seconds: time until the pool is full; None for a level of another form.
+        text: text of the level in the config: `85%`, `free 20GiB`, `full in 2h`, `inodes 90%` or `metadata 75%`.
+        measure: the quantity that the level limits.
+        percent: maximum share in use, in percent.
+        free: minimum number of free bytes.
+        seconds: minimum time until the pool is full, in seconds.
     """
 
     text: str
@@ -46,11 +46,11 @@ class PoolLevel:
 
 @dataclass(frozen=True, slots=True)
 class PoolPolicy:
-    """The config's policy for a pool.
+    """The configured alert policy of a pool.
 
     Attributes:
-        levels: the levels, in any order; none if the pool has no alert for space.
-        hysteresis: share of the size by which the usage has to fall below a level before the level is resolved.
+        levels: the levels in any order; empty if the pool has no alerts.
+        hysteresis: distance below a level at which its alert is resolved, as a share of the pool's size.
     """
 
     levels: tuple[PoolLevel, ...]
@@ -58,20 +58,20 @@ class PoolPolicy:
 
     @property
     def watches_space(self) -> bool:
-        """True if a level is about space, so that the disks on the pool need no alert of their own."""
+        """True if the pool has a level of space. Then the disks on the pool need no alert of their own."""
         return any(level.measure is PoolMeasure.SPACE for level in self.levels)
 
 
 PoolPolicyLookup = Callable[[PoolUsage], PoolPolicy]
-"""Returns the config's policy for a pool."""
+"""Returns the configured alert policy of a pool."""
 
 
 @lru_cache(maxsize=256)
 def parse_pool_level(text: str) -> PoolLevel:
-    """Parse a level of the config.
+    """Parse the text of a level in the config.
 
     Raises:
-        ValueError: the text is not a level.
+        ValueError: the text is not a valid level.
     """
     words = " ".join(text.split())
     match = re.fullmatch(r"(?:(inodes|metadata) )?(\d+(?:\.\d+)?) ?%", words)
@@ -88,13 +88,13 @@ def parse_pool_level(text: str) -> PoolLevel:
 
 
 def is_exceeded(level: PoolLevel, usage: PoolUsage, hysteresis: float, *, firing: bool) -> bool | None:
-    """Return whether a pool exceeds a level; None if the figure is unknown.
+    """Return whether a pool exceeds a level; None if the pool's figures for this level are unknown.
 
     Args:
         level: the level.
         usage: the pool.
-        hysteresis: see `PoolPolicy`.
-        firing: whether the level is exceeded already; then it stays so within the hysteresis.
+        hysteresis: distance below the level up to which a firing level stays exceeded, as a share of the pool's size.
+        firing: whether the alert of the level fires.
     """
     if level.seconds is not None:
         return _is_full_within(level.seconds, usage, firing=firing)
@@ -108,18 +108,18 @@ def is_exceeded(level: PoolLevel, usage: PoolUsage, hysteresis: float, *, firing
 
 
 def _is_full_within(seconds: float, usage: PoolUsage, *, firing: bool) -> bool | None:
-    """Return whether a pool is full in this time; None if its free bytes are unknown."""
+    """Return whether the forecast says that the pool is full within a time; None if the free bytes are unknown."""
     if usage.free is None:
         return None
     if not firing:
         return usage.time_to_full is not None and usage.time_to_full <= seconds
-    # A pause of the writer is no reason to resolve: the growth of the last minutes counts, too.
-    soonest = usage.growth.soonest(usage.free, seconds / LOOK_AHEAD)
-    return soonest is not None and soonest <= seconds * TIME_HYSTERESIS
+    # A short pause of the writes must not resolve the alert, so all windows count, and not only the one of the forecast.
+    time_to_full = usage.growth.shortest_time_to_full(usage.free, seconds / LOOK_AHEAD)
+    return time_to_full is not None and time_to_full <= seconds * TIME_HYSTERESIS
 
 
 def _used_and_size(measure: PoolMeasure, usage: PoolUsage) -> tuple[int, int] | None:
-    """Return what is in use, and that together with what is free; None if either is unknown."""
+    """Return the used amount, and the sum of the used and the free amount; None if an amount is unknown."""
     reading = usage.reading
     if reading is None:
         return None
@@ -135,7 +135,11 @@ def _used_and_size(measure: PoolMeasure, usage: PoolUsage) -> tuple[int, int] | 
 
 
 def bytes_until(level: PoolLevel, usage: PoolUsage) -> float | None:
-    """Return the bytes that can be written until a level of space is exceeded; None for another level, or if that is unknown."""
+    """Return the bytes that can still be written before a level of space is exceeded. The number is negative if it is exceeded.
+
+    Returns:
+        None for a level of another quantity, or if the pool's figures are unknown.
+    """
     shares = _used_and_size(level.measure, usage) if level.measure is PoolMeasure.SPACE else None
     if shares is None:
         return None
@@ -145,7 +149,7 @@ def bytes_until(level: PoolLevel, usage: PoolUsage) -> float | None:
 
 
 def is_highest(level: PoolLevel, policy: PoolPolicy, usage: PoolUsage) -> bool:
-    """Return whether a level is the highest of two or more levels of its quantity; no forecast is."""
+    """Return whether a level is the highest of at least two levels of the same quantity. A level of time is never the highest."""
     shares = _used_and_size(level.measure, usage)
     if level.measure is PoolMeasure.TIME or shares is None:
         return False

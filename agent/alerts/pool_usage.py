@@ -1,4 +1,4 @@
-"""Usage of pools: which images are on a pool, what they may grow to, and how fast the pool fills. Pure: the caller passes the time."""
+"""Usage of storage pools: the images on a pool, the size to which they can grow, and the growth of the pool. Pure."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,18 +13,19 @@ from agent.model.metrics.pool import BLOCK_STORAGE, POOL
 from agent.model.record import Vm, sanitize
 
 MAX_NAMES = 32
-"""Maximum number of VMs in a pool's record; `vms` has the full count."""
+"""Maximum number of VM names in a pool's record. The field `vms` has the full count."""
 
 MAX_GROWERS = 5
+"""Maximum number of disks in the field `growers` of a pool's record."""
 
 MAX_POOLS = 4096
-"""Maximum number of pools. Images on further ones count as unknown."""
+"""Maximum number of pools. The pool of an image on a further pool counts as unknown."""
 
 MAX_REASON = 500
-"""Maximum number of characters of a reason, which may contain a path that QEMU reported."""
+"""Maximum number of characters of a reason. A reason may contain a long path that QEMU reported."""
 
 UNCHANGED_SHARE = 0.001
-"""Change of a pool's free space or inodes, as a share of its size, up to which a check between two regular readings shows nothing new."""
+"""Maximum change of the free bytes or free inodes that counts as no change, as a share of the pool's total."""
 
 DEVICE_DRIVERS = frozenset({"host_device", "host_cdrom"})
 
@@ -34,26 +35,30 @@ class Image:
     """One image of a VM.
 
     Attributes:
-        device: the disk.
-        layer: `storage` for the image that the guest writes to, `backing-1` and on for the backing chain.
-        driver: driver of the node.
+        device: name of the disk.
+        layer: `storage` for the image that the guest writes to; `backing-1`, `backing-2` and so on for the backing chain.
+        driver: driver of QEMU's block node.
         path: file name that QEMU reports.
-        size: virtual size in bytes.
-        allocated: bytes that the host has allocated for it.
-        max_bytes: bytes that its file can grow to.
+        size_bytes: virtual size in bytes.
+        allocated_bytes: number of bytes that the host has allocated for the image.
+        max_bytes: maximum size of the image file in bytes.
     """
 
     device: str
     layer: str
     driver: str
     path: str
-    size: int
-    allocated: int
+    size_bytes: int
+    allocated_bytes: int
     max_bytes: int
 
 
 def images_of(layers: Iterable[Sample]) -> list[Image]:
-    """Return the images of a VM from all of its BLOCK_LAYER samples."""
+    """Return the images of a VM.
+
+    Args:
+        layers: all BLOCK_LAYER samples of the VM.
+    """
     by_label = {sample.labels: sample.values for sample in layers}
     images = []
     for (device, layer), values in by_label.items():
@@ -80,11 +85,11 @@ def _number(values: Mapping[str, Any], name: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Grower:
-    """A disk that grows.
+    """A disk on a pool and its growth.
 
     Attributes:
-        vm: name of its VM.
-        device: the disk.
+        vm: name of the VM.
+        device: name of the disk.
         rate: growth in bytes per second.
     """
 
@@ -95,28 +100,28 @@ class Grower:
 
 @dataclass(slots=True, eq=False)
 class PoolUsage:
-    """One pool.
+    """A pool with its figures, its images and the state of its alerts.
 
     Attributes:
         pool: the pool.
-        name: its name, different from those of the other pools.
-        images: the images on it, by VM, device and layer.
-        reading: its last figures; None before the first.
-        read_at: when they were taken, in seconds since the epoch.
-        error: why it cannot be read; empty if it can.
-        silent_since: since when it has not answered, in seconds since the epoch; None if it answers.
-        growth: growth of its used bytes.
+        name: unique name of the pool in records and series.
+        images: the images on the pool, by VM, device and layer.
+        reading: the last figures; None before the first read.
+        read_at: when the last figures were measured, in seconds since the epoch.
+        error: why the last read failed; empty if it succeeded.
+        silent_since: time since which the pool has not answered, in seconds since the epoch; None if the pool answers.
+        growth: history of the used bytes.
         exceeded: texts of the exceeded levels.
-        growers: the disks on it that grow fastest.
-        unused_since: since when no VM is on it, in seconds since the epoch; None while there is one.
-        time_to_full: seconds until it is full; None while that is not in sight.
-        provisioned: bytes that its images may grow to. An image that several VMs use counts once.
-        vm_names: names of the VMs with images on it, sorted.
-        has_levels: whether the config has alert levels of space for it.
-        bytes_until_level: bytes that can be written until the next level of space is exceeded; None if there is none.
+        growers: the disks on the pool that grow fastest.
+        unused_since: time since which no VM has used the pool, in seconds since the epoch; None while a VM uses the pool.
+        time_to_full: forecast number of seconds until the pool is full; None without a forecast.
+        provisioned: number of bytes to which all images on the pool can grow. An image that several VMs use counts once.
+        vm_names: names of the VMs with images on the pool, sorted.
+        has_levels: whether the config has alert levels of space for the pool.
+        bytes_until_level: number of bytes that can be written before the next level of space is exceeded; None without a next level.
         on_read_request: called when the pool has to be read now.
         last_rate: growth between the last two readings in bytes per second.
-        owner: number that identifies the pool in the alert store; those of VMs' processes are positive.
+        owner: negative number that identifies the pool in the alert store. A QEMU process has a positive number.
     """
 
     pool: Pool
@@ -153,7 +158,7 @@ class PoolUsage:
         return reading.used_bytes if reading.used_bytes is not None else reading.size_bytes - reading.free_bytes
 
     def on_images(self) -> None:
-        """Handle a change of `images`."""
+        """Compute the provisioned bytes and the names of the VMs again, after a change of `images`."""
         by_path: dict[str, int] = {}
         for image in self.images.values():
             by_path[image.path] = max(by_path.get(image.path, 0), image.max_bytes)
@@ -161,7 +166,10 @@ class PoolUsage:
         self.vm_names = sorted({sanitize(vm.name) for vm, _, _ in self.images})
 
     def is_unchanged(self, reading: PoolReading) -> bool:
-        """Return whether a reading shows nothing new: the pool answered before, and its figures differ by a thousandth at most."""
+        """Return whether a reading equals the last one, apart from changes up to `UNCHANGED_SHARE`.
+
+        After an error or a silence of the pool, every reading counts as a change.
+        """
         known = self.reading
         if known is None or self.error or self.silent_since is not None or known.problem != reading.problem:
             return False
@@ -172,7 +180,7 @@ class PoolUsage:
         )
 
     def on_reading(self, reading: PoolReading, now: float) -> None:
-        """Handle new figures."""
+        """Store new figures, and compute the growth and the forecast again."""
         used_before, read_before = self.used, self.read_at
         self.reading, self.error, self.silent_since = reading, "", None
         self.read_at = now if reading.read_at is None else min(reading.read_at, now)
@@ -183,7 +191,7 @@ class PoolUsage:
         self.time_to_full = self.growth.time_to_full(self.free) if self.free is not None else None
 
     def figures(self, now: float) -> dict[str, Any]:
-        """Return its figures by the names of the record's fields; unknown ones are absent."""
+        """Return the figures of the pool by the names of the record's fields. Unknown figures are absent."""
         reading = self.reading
         values: dict[str, Any] = {}
         if reading is not None:
@@ -210,7 +218,7 @@ class PoolUsage:
         return self.free / rate if self.free is not None and rate is not None and rate > 0 else None
 
     def sample(self, now: float) -> Sample:
-        """Return its sample."""
+        """Return the POOL sample of this pool."""
         values: dict[str, Any] = {"key": self.pool.key, "responsive": self.silent_since is None}
         values |= {"type": self.pool.type} if self.pool.type else {}
         values |= self.figures(now) | {"provisioned_bytes": self.provisioned}
@@ -225,14 +233,14 @@ class PoolUsage:
 
 
 def _is_near(before: int | None, after: int | None, size: int | None) -> bool:
-    """Return whether two figures differ by a thousandth of the size at most."""
+    """Return whether two figures differ by at most `UNCHANGED_SHARE` of the size."""
     if before is None or after is None or size is None:
         return before == after
     return abs(before - after) <= size * UNCHANGED_SHARE
 
 
 def growers_data(growers: Sequence[Grower]) -> list[dict[str, Any]]:
-    """Return the fastest growers as JSON values."""
+    """Return the first `MAX_GROWERS` disks as the value of the field `growers`."""
     return [
         {"vm": sanitize(grower.vm), "device": grower.device, "growth_bytes_per_second": round(grower.rate, 1)}
         for grower in growers[:MAX_GROWERS]
@@ -243,7 +251,7 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 1)
 
 
-def _on_images(usages: Iterable[PoolUsage], now: float) -> None:
+def _update_usages(usages: Iterable[PoolUsage], now: float) -> None:
     for usage in usages:
         usage.on_images()
         if not usage.images and usage.unused_since is None:
@@ -254,7 +262,7 @@ Placement = tuple[Image, Pool | UnknownPool]
 """An image and its pool."""
 
 
-def _place(placement: Placement) -> tuple[str, str, str, str]:
+def _key_of_placement(placement: Placement) -> tuple[str, str, str, str]:
     image, pool = placement
     return image.device, image.layer, image.path, pool.key if isinstance(pool, Pool) else pool.reason
 
@@ -264,10 +272,10 @@ class PoolRegistry:
 
     def __init__(self) -> None:
         self.pools: dict[str, PoolUsage] = {}
-        self.on_pool: Callable[[PoolUsage], None] = lambda _usage: None
+        self.on_new_pool: Callable[[PoolUsage], None] = lambda _usage: None
         """Called with each new pool."""
         self.on_read_request: Callable[[PoolUsage], None] = lambda _usage: None
-        """Called with a pool that has to be read now."""
+        """Called with a pool when it has to be read now."""
         self._owners = count(1)
         self._placements: dict[Vm, list[Placement]] = {}
         self._by_disk: dict[tuple[Vm, str], tuple[str, PoolUsage | UnknownPool]] = {}
@@ -276,11 +284,15 @@ class PoolRegistry:
         return iter(list(self.pools.values()))
 
     def place(self, vm: Vm, placements: Sequence[Placement], now: float) -> bool:
-        """Replace a VM's images and their pools; return whether an image is new, or is on another pool than before."""
-        places_before = set(map(_place, self._placements.get(vm, ())))
-        before = self._take_out(vm)
-        self._placements[vm] = admitted = [(image, self._admit(pool)) for image, pool in placements]
-        for image, pool in admitted:
+        """Replace the images of a VM and their pools.
+
+        Returns:
+            True if an image is new, or if its pool has changed.
+        """
+        places_before = set(map(_key_of_placement, self._placements.get(vm, ())))
+        before = self._remove_images(vm)
+        self._placements[vm] = added = [(image, self._add_new_pool(pool)) for image, pool in placements]
+        for image, pool in added:
             place: PoolUsage | UnknownPool
             if isinstance(pool, Pool):
                 place = self.pools[pool.key]
@@ -290,18 +302,18 @@ class PoolRegistry:
                 place = pool
             if image.layer == "storage":
                 self._by_disk[vm, image.device] = image.path, place
-        _on_images({*before, *self.of_vm(vm)}, now)
-        return not places_before.issuperset(map(_place, admitted))
+        _update_usages({*before, *self.of_vm(vm)}, now)
+        return not places_before.issuperset(map(_key_of_placement, added))
 
-    def remove(self, vm: Vm, now: float) -> None:
-        """Remove a VM's images."""
-        _on_images(self._take_out(vm), now)
+    def remove_vm(self, vm: Vm, now: float) -> None:
+        """Remove all images of a VM."""
+        _update_usages(self._remove_images(vm), now)
 
-    def forget(self, usage: PoolUsage) -> None:
-        """Remove a pool."""
+    def remove_pool(self, usage: PoolUsage) -> None:
+        """Remove a pool that has no images."""
         self.pools.pop(usage.pool.key, None)
 
-    def _take_out(self, vm: Vm) -> list[PoolUsage]:
+    def _remove_images(self, vm: Vm) -> list[PoolUsage]:
         usages = self.of_vm(vm)
         for image, _ in self._placements.pop(vm, ()):
             self._by_disk.pop((vm, image.device), None)
@@ -309,16 +321,16 @@ class PoolRegistry:
                 usage.images.pop((vm, image.device, image.layer), None)
         return usages
 
-    def _admit(self, pool: Pool | UnknownPool) -> Pool | UnknownPool:
-        """Add a pool unless it is known or there are too many; return it."""
+    def _add_new_pool(self, pool: Pool | UnknownPool) -> Pool | UnknownPool:
+        """Add the pool if it is new; return it. If the host has too many pools, return the reason instead."""
         if isinstance(pool, Pool) and pool.key not in self.pools:
             if len(self.pools) >= MAX_POOLS:
                 return UnknownPool(f"the host has more than {MAX_POOLS} pools")
-            self.on_pool(self.add(pool, pool.name))
+            self.on_new_pool(self.add(pool, pool.name))
         return pool
 
     def add(self, pool: Pool, name: str) -> PoolUsage:
-        """Add a pool, and return it. A name that another pool has gets the pool's key too."""
+        """Add a pool and return its usage. If another pool has the same name, append the pool's key to the name."""
         name, taken = sanitize(name), {other.name for other in self.pools.values()}
         name = name if name not in taken else f"{name} ({pool.key.partition(':')[2]})"
         usage = self.pools[pool.key] = PoolUsage(pool, name, -next(self._owners))
@@ -329,17 +341,17 @@ class PoolRegistry:
         self.on_read_request(usage)
 
     def of_vm(self, vm: Vm) -> list[PoolUsage]:
-        """Return the pools of a VM's images."""
+        """Return the pools with images of a VM."""
         keys = dict.fromkeys(pool.key for _, pool in self._placements.get(vm, ()) if isinstance(pool, Pool))
         return [self.pools[key] for key in keys if key in self.pools]
 
     def of_image(self, vm: Vm, device: str, path: str) -> PoolUsage | UnknownPool | None:
-        """Return the pool of the image that a disk writes to; None while the agent looks for it."""
+        """Return the pool of the image that a disk writes to; None while the agent searches for the pool."""
         known_path, pool = self._by_disk.get((vm, device), ("", None))
         return pool if known_path == path else None
 
     def storage_samples(self, vm: Vm) -> list[Sample]:
-        """Return a VM's BLOCK_STORAGE samples."""
+        """Return the BLOCK_STORAGE samples of a VM, one for each image."""
         samples = []
         for image, pool in islice(self._placements.get(vm, ()), 4096):
             values: dict[str, Any] = {"path": sanitize(image.path, 4096)}

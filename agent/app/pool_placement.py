@@ -15,11 +15,11 @@ from agent.model.record import Vm
 _log = logging.getLogger("agent")
 
 PlacementCallback = Callable[[Vm, Sequence[Placement], bool], None]
-"""Called with a VM, the pools of its images, and whether they were found before the alerts saw the images."""
+"""Called with a VM, its images with their pools, and a flag. The flag is True if the pools came from the cache, without a file access."""
 
 
 class PoolPlacement:
-    """The images of each VM, and the source of each pool."""
+    """Finds the pool of each image of all VMs, and stores which source found a pool."""
 
     def __init__(
         self,
@@ -28,13 +28,13 @@ class PoolPlacement:
         on_placed: PlacementCallback,
         fallback: PoolSource | None = None,
     ) -> None:
-        """Create a placement; `run` it.
+        """Create a placement. Call `run` to start it.
 
         Args:
-            locator: finds where images are.
-            sources: the kinds of pools; the first one that knows an image's storage decides.
+            locator: finds the locations of images.
+            sources: the sources of pools in the order in which they are asked. The first one that finds a pool wins.
             on_placed: called with the pools of a VM's images.
-            fallback: the source for images whose location the agent cannot find, or None.
+            fallback: the source of pools for images without a known location; None if there is no such source.
         """
         self._locator = locator
         self._sources = sources
@@ -52,15 +52,19 @@ class PoolPlacement:
         return self._source_of[pool.key]
 
     def forget(self, pool: Pool) -> None:
-        """Forget a pool's source."""
+        """Remove the stored source of a pool."""
         self._source_of.pop(pool.key, None)
 
     def mounts_of(self, vm: Vm) -> Mapping[str, str] | None:
-        """Return the mounts with images of a VM: a directory on each, by the mount's device; None if the images are unknown."""
+        """Return the mounts with images of a VM; None if the images are unknown.
+
+        Returns:
+            A directory on each mount, by `major:minor` of the mount's file system.
+        """
         return self._mounts.get(vm)
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample]) -> None:
-        """Handle the samples of one poll of a VM. If all directories are known already, the pools are found at once."""
+        """Handle the samples of one poll of a VM. If the locations of all images are cached, find the pools at once."""
         if ABOUT in families:
             pid = next((sample.values.get("pid") for sample in samples if sample.family is ABOUT), None)
             if isinstance(pid, str) and pid.isdecimal():
@@ -70,22 +74,22 @@ class PoolPlacement:
         if BLOCK_LAYER in families:
             self._images[vm] = images_of(sample for sample in samples if sample.family is BLOCK_LAYER)
             self._waiting[vm] = None
-            if self._place_known(vm):
+            if self._place_from_cache(vm):
                 del self._waiting[vm]
             self._woken.set()
 
     def on_detached(self, vm: Vm) -> None:
-        """Handle a VM that is no longer attached."""
+        """Drop the state of a VM that is no longer attached."""
         for known in (self._pids, self._images, self._mounts, self._waiting):
             known.pop(vm, None)
 
     def find_again(self) -> None:
-        """Find the pools of all images again, because a source knows other pools now."""
+        """Schedule a new search for the pools of all images, because the list of a source has changed."""
         self._waiting |= dict.fromkeys(self._images)
         self._woken.set()
 
     async def run(self) -> None:
-        """Find the pools of images that may have changed, until cancelled."""
+        """Find the pools of VMs whose images or pools may have changed. Run until cancelled."""
         while True:
             await self._woken.wait()
             self._woken.clear()
@@ -93,13 +97,13 @@ class PoolPlacement:
                 vm = next(iter(self._waiting))
                 del self._waiting[vm]
                 try:
-                    await self._place(vm)
+                    await self._place_images(vm)
                 except Exception:  # noqa: BLE001 - a bug that one VM triggers must not end the search for others
-                    _log.exception("%s: pools: internal error", vm.name)
+                    _log.exception("%s: pools of its images not found: internal error", vm.name)
 
-    def _place_known(self, vm: Vm) -> bool:
-        """Find the pools of a VM's images if all of their directories are known; return whether they are."""
-        tables = self._tables(vm)
+    def _place_from_cache(self, vm: Vm) -> bool:
+        """Find the pools of a VM's images if the locations of all of its images are cached; return whether they are."""
+        tables = self._mount_tables_of(vm)
         locations = []
         for image in self._images[vm]:
             location = self._locator.known_location(tables, image.driver, image.path)
@@ -109,13 +113,13 @@ class PoolPlacement:
         self._on_located(vm, self._images[vm], locations, at_once=True)
         return True
 
-    async def _place(self, vm: Vm) -> None:
-        images, tables = self._images[vm], self._tables(vm)
+    async def _place_images(self, vm: Vm) -> None:
+        images, tables = self._images[vm], self._mount_tables_of(vm)
         locations = [await self._locator.locate(tables, image.driver, image.path) for image in images]
-        if self._images.get(vm) is images:  # it may have changed meanwhile
+        if self._images.get(vm) is images:  # a poll may have replaced the images during the search
             self._on_located(vm, images, locations)
 
-    def _tables(self, vm: Vm) -> MountTables | None:
+    def _mount_tables_of(self, vm: Vm) -> MountTables | None:
         pid = self._pids.get(vm)
         return MountTables.of_process(pid) if pid is not None else None
 
@@ -135,22 +139,22 @@ class PoolPlacement:
             if isinstance(location, ImageLocation) and location.mount is not None
         }
         places = zip(images, locations, strict=True)
-        pools = [remote if is_remote else self._find(image, location) for image, location in places]
+        pools = [remote if is_remote else self._find_pool(image, location) for image, location in places]
         self._on_placed(vm, list(zip(images, pools, strict=True)), at_once)
 
-    def _find(self, image: Image, location: ImageLocation | UnknownPool) -> Pool | UnknownPool:
+    def _find_pool(self, image: Image, location: ImageLocation | UnknownPool) -> Pool | UnknownPool:
         if isinstance(location, UnknownPool):
-            return self._find_fallback(image) or location
+            return self._find_fallback_pool(image) or location
         for source in self._sources:
             pool = source.find_pool(location)
             if isinstance(pool, Pool):
                 self._source_of[pool.key] = source
             if pool is not None:
                 return pool
-        return UnknownPool("its kind of storage is unknown")
+        return UnknownPool("the kind of storage is unknown")
 
-    def _find_fallback(self, image: Image) -> Pool | None:
-        """Return the pool of an image that the agent cannot locate; None if no source knows it."""
+    def _find_fallback_pool(self, image: Image) -> Pool | None:
+        """Return the pool of an image without a known location; None if the fallback source does not find the pool."""
         if self._fallback is None:
             return None
         pool = self._fallback.find_pool(ImageLocation(image.driver, image.path))
@@ -160,7 +164,7 @@ class PoolPlacement:
         return pool
 
     async def locate_paths(self, pid: int, paths: Sequence[str]) -> list[ImageLocation]:
-        """Return the locations of files that a process has on its command line; unknown ones are left out."""
+        """Return the locations of files by their paths on the command line of a process. A file without a mount is skipped."""
         tables = MountTables.of_process(pid)
         locations = [await self._locator.locate(tables, "file", path) for path in paths]
         return [
@@ -168,7 +172,7 @@ class PoolPlacement:
         ]
 
     def place_paths(self, vm: Vm, locations: Sequence[ImageLocation]) -> None:
-        """Count a VM whose images are unknown to the pools of these files."""
+        """Use these files as the images of a VM until its first poll reports the images."""
         if vm not in self._images:
             images = [
                 Image(location.path, "storage", location.driver, location.path, 0, 0, 0) for location in locations

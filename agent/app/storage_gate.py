@@ -1,6 +1,6 @@
-"""Decides whether commands that access storage may be sent to a VM: only while the storage of its images answers.
+"""Decides whether the agent may send a VM commands that access storage. It may while the storage of the VM's images answers.
 
-QEMU waits for storage in its main loop, with the lock that the guest needs too. On hung storage, such a command stops the guest.
+QEMU runs such a command in its main loop and holds the big QEMU lock (BQL). If the storage hangs, the command stops the guest.
 """
 
 import asyncio
@@ -18,23 +18,23 @@ from agent.model.record import Vm
 _log = logging.getLogger("agent")
 
 FRESH_SECONDS = 1.0
-"""How long an answer of a file system counts. Many VMs are polled within a second."""
+"""Time after an answer of a file system in which it is not checked again. Many VMs are polled within a second."""
 
-PATIENCE_SECONDS = SLOW_SECONDS + 0.1
-"""How long a VM's poll waits for the answer of its file systems."""
+WAIT_SECONDS = SLOW_SECONDS + 0.1
+"""Maximum time that a poll of a VM waits for its file systems."""
 
 DEFERRED_COLLECTORS = ("nodes", "drives")
-
+"""Collectors whose QMP commands access storage."""
 
 Mounts = Mapping[str, str]
-"""A directory on each mount, by the mount's device."""
+"""A directory on each mount, by `major:minor` of the mount's file system."""
 
 
 class StorageGate:
-    """The gate of all VMs.
+    """Defers commands that access storage while the storage does not answer. There is one gate for all VMs.
 
     Attributes:
-        demand: makes collectors of a VM due now; set by the agent.
+        demand: makes the given collectors of a VM due now. The agent sets it after the creation of the gate.
     """
 
     def __init__(self, reader: FileSystemReader, placement: PoolPlacement) -> None:
@@ -45,31 +45,34 @@ class StorageGate:
         self._searches: dict[Vm, asyncio.Task[Mounts]] = {}
 
     async def may_query(self, vm: Vm, pid: int | None) -> bool:
-        """Return whether commands that access the storage of this VM may be sent now."""
+        """Return whether the agent may now send the VM commands that access storage."""
         mounts = self._placement.mounts_of(vm)
         if mounts is None:
-            mounts = await self._search(vm, pid)
+            mounts = await self._search_mounts(vm, pid)
         if mounts is None:
             return False
-        await self._ask(mounts)
-        if not self._is_suspect(mounts):
+        await self._check_mounts(mounts)
+        if not self._has_suspect(mounts):
             return True
         self._deferred[vm] = mounts
         return False
 
-    def _is_suspect(self, mounts: Mounts) -> bool:
+    def _has_suspect(self, mounts: Mounts) -> bool:
         return any(map(self._reader.is_suspect, mounts))
 
-    async def _search(self, vm: Vm, pid: int | None) -> Mounts | None:
-        """Return the mounts of the files on a VM's command line: QEMU itself was not asked yet. None if that takes longer."""
+    async def _search_mounts(self, vm: Vm, pid: int | None) -> Mounts | None:
+        """Return the mounts of the files on a VM's command line; None if the search takes longer than `WAIT_SECONDS`.
+
+        This search is for a VM whose images have not been queried yet.
+        """
         if pid is None or vm.monitor.startswith("tcp:"):
-            return {}  # its storage is unknown, or not on this host
+            return {}  # the storage of the VM is unknown, or on another host
         search = self._searches.get(vm)
         if search is None:
             search = self._searches[vm] = asyncio.create_task(self._mounts_of_process(vm, pid), name="find mounts")
-        await asyncio.wait({search}, timeout=PATIENCE_SECONDS)
+        await asyncio.wait({search}, timeout=WAIT_SECONDS)
         if not search.done():
-            search.add_done_callback(lambda _: self._on_found(vm))
+            search.add_done_callback(lambda _: self._on_mounts_found(vm))
             return None
         self._searches.pop(vm, None)
         return search.result()
@@ -78,50 +81,50 @@ class StorageGate:
         try:
             return await self._locate_mounts(vm, pid)
         except Exception:  # noqa: BLE001 - a bug must not end the session
-            _log.exception("%s: mounts: internal error", vm.name)
+            _log.exception("%s: mounts of its images not found: internal error", vm.name)
             return {}
 
     async def _locate_mounts(self, vm: Vm, pid: int) -> Mounts:
         locations = await self._placement.locate_paths(pid, image_paths(command_line(pid)))
         mounts = {location.mount.device: location.directory for location in locations if location.mount is not None}
-        if self._is_suspect(mounts):
+        if self._has_suspect(mounts):
             self._placement.place_paths(vm, locations)
         return mounts
 
-    def _on_found(self, vm: Vm) -> None:
+    def _on_mounts_found(self, vm: Vm) -> None:
         search = self._searches.pop(vm, None)
         if search is None or search.cancelled():
             return
         mounts = search.result()
-        if self._is_suspect(mounts):
+        if self._has_suspect(mounts):
             self._deferred[vm] = mounts
         else:
             self.demand(vm, DEFERRED_COLLECTORS)
 
-    async def _ask(self, mounts: Mounts) -> None:
-        """Ask the mounts that have not answered within the last second, and wait for the answers for a short time."""
-        old = [mount for mount in mounts if self._reader.answered_seconds_ago(mount) > FRESH_SECONDS]
-        asking = {
-            asyncio.create_task(self._ask_mount(mounts[mount], mount))
-            for mount in old
+    async def _check_mounts(self, mounts: Mounts) -> None:
+        """Read the mounts that have not answered within `FRESH_SECONDS`. Wait for the answers for `WAIT_SECONDS` at most."""
+        unchecked = [mount for mount in mounts if self._reader.answered_seconds_ago(mount) > FRESH_SECONDS]
+        checks = {
+            asyncio.create_task(self._check_mount(mounts[mount], mount))
+            for mount in unchecked
             if mounts[mount] and not self._reader.is_suspect(mount)
         }
-        if asking:
-            await asyncio.wait(asking, timeout=PATIENCE_SECONDS)
+        if checks:
+            await asyncio.wait(checks, timeout=WAIT_SECONDS)
 
-    async def _ask_mount(self, directory: str, mount: str) -> None:
+    async def _check_mount(self, directory: str, mount: str) -> None:
         with contextlib.suppress(PoolReadError):
             await self._reader.statvfs(directory, mount)
 
     def on_change(self) -> None:
-        """Let the deferred collectors of VMs run whose storage answers again."""
+        """Make the deferred collectors of a VM due if its storage answers again. Called when the state of a mount changes."""
         for vm, mounts in list(self._deferred.items()):
-            if not self._is_suspect(mounts):
+            if not self._has_suspect(mounts):
                 del self._deferred[vm]
                 self.demand(vm, DEFERRED_COLLECTORS)
 
     def on_detached(self, vm: Vm) -> None:
-        """Handle a VM that is no longer attached."""
+        """Drop the state of a VM that is no longer attached."""
         self._deferred.pop(vm, None)
         if (search := self._searches.pop(vm, None)) is not None:
             search.cancel()

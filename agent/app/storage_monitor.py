@@ -1,4 +1,4 @@
-"""Watches the pools under the images of all VMs: finds the pool of each image, and reads each pool once for all VMs on it."""
+"""Monitors the storage pools of all VMs. It finds the pool of each image, and reads a pool once for all VMs that use the pool."""
 
 import asyncio
 import contextlib
@@ -32,38 +32,40 @@ from agent.model.record import Record, Vm
 _log = logging.getLogger("agent")
 
 CHECK_SECONDS = 5.0
-"""A file system is checked at least this often, because it may stop to answer."""
+"""Maximum time between two checks whether a file system still answers. Local file systems are checked less often."""
 
 FASTEST_SECONDS = 0.5
-"""Shortest time between two reads of a pool that is close to an alert level."""
+"""Minimum time between two reads of a pool that is close to an alert level."""
 
 LEVEL_SHARE = 0.25
-"""A pool is read again after this share of the time until it exceeds its next level."""
+"""Time until the next read of a pool, as a share of the forecast time until the pool exceeds its next level."""
 
 SILENT_SECONDS = 1.0
-"""Time between two checks of a pool that does not answer. Only one request waits for it."""
+"""Time between two checks of a pool that does not answer. At most one request for the pool is in flight."""
 
 LOCAL_TYPES = frozenset({"btrfs", "ext2", "ext3", "ext4", "tmpfs", "xfs", "zfs"})
-"""Types of file systems whose size the kernel knows without asking a device or a server."""
+"""Types of file systems for which statvfs needs no I/O, because the kernel has the figures in memory."""
 
 BURST_BYTES_PER_SECOND = 2 << 30
-"""The fastest growth of a pool to expect between two regular reads."""
+"""Highest expected growth of a pool between two regular reads."""
 
 KEEP_UNUSED_SECONDS = 300.0
-"""How long a pool without a running VM is kept."""
+"""How long a pool stays registered without a VM on it."""
 
 READ_SECONDS = 20.0
-"""Maximum time of one read."""
+"""Timeout of one read of a source's pools."""
 
 MIN_DELAY_SECONDS = 0.05
 SLACK_SECONDS = 0.1
 
 
 class StorageMonitor:
-    """The pools of one agent.
+    """Finds and reads the pools of all VMs, and publishes their records.
 
     Attributes:
         registry: the pools and their images.
+        gate: decides whether the agent may send a VM commands that access storage.
+        interval: seconds between two records of a pool.
     """
 
     def __init__(
@@ -78,23 +80,23 @@ class StorageMonitor:
         thin_pool_free: Callable[[str], int | None] = lambda _device: None,
         interval: float = 30.0,
     ) -> None:
-        """Create a monitor; `run` it.
+        """Create a monitor. Call `run` to start it.
 
         Args:
             host: name of this host.
             publish: publishes a record.
-            snapshot: receives the samples of the pools.
+            snapshot: stores the samples of the pools for Prometheus.
             registry: the pools.
             alerts: the alerts of the pools.
-            sources: further kinds of pools; they come before file systems and devices.
-            fallback: source for images whose location the agent cannot find, or None.
-            thin_pool_free: returns the free bytes of the thin pool below a device; None if there is none.
+            sources: the sources that are asked for the pool of an image before the sources of file systems and devices.
+            fallback: the source of pools for images without a known location; None if there is no such source.
+            thin_pool_free: returns the free bytes of the thin pool under a device, given as `major:minor`; None if there is no thin pool.
             interval: seconds between two records of a pool.
         """
         self.registry = registry
         self._alerts = alerts
         self.interval = interval
-        registry.on_read_request = self._read_now
+        registry.on_read_request = self._read_pool_now
         self._vm = Vm(host, "", "")
         self._publish = publish
         self._snapshot = snapshot
@@ -117,11 +119,11 @@ class StorageMonitor:
         self._placement.on_samples(vm, families, samples)
 
     def on_detached(self, vm: Vm) -> None:
-        """Handle a VM that is no longer attached."""
+        """Remove a VM that is no longer attached."""
         self._placement.on_detached(vm)
         self.gate.on_detached(vm)
         self._late_vms.pop(vm, None)
-        self.registry.remove(vm, time.time())
+        self.registry.remove_vm(vm, time.time())
 
     def _on_placed(self, vm: Vm, placements: Sequence[Placement], at_once: bool) -> None:  # noqa: FBT001 - a callback
         has_moved = self.registry.place(vm, placements, time.time())
@@ -136,23 +138,23 @@ class StorageMonitor:
                 recent = self._file_systems.recent_reading(usage.pool, CHECK_SECONDS)
                 if recent is not None:
                     self._on_reading(usage, recent)
-        if has_moved and not (at_once and self._is_settled(vm)):
+        if has_moved and not (at_once and self._are_pools_read(vm)):
             self._late_vms[vm] = None
-        self._settle()
+        self._poll_late_vms()
         self._wake()
 
-    def _is_settled(self, vm: Vm) -> bool:
-        """Return whether all pools of a VM were read, as far as they can be."""
+    def _are_pools_read(self, vm: Vm) -> bool:
+        """Return whether each pool of the VM has figures or a read error."""
         return all(usage.reading is not None or usage.error for usage in self.registry.of_vm(vm))
 
-    def _settle(self) -> None:
-        """Have the alerts compare the levels of disks whose pools were not known at the last poll of their layers."""
-        for vm in [vm for vm in self._late_vms if self._is_settled(vm)]:
+    def _poll_late_vms(self) -> None:
+        """Poll the block nodes of each late VM whose pools have been read. Then the alerts compare its disks with the pools."""
+        for vm in [vm for vm in self._late_vms if self._are_pools_read(vm)]:
             del self._late_vms[vm]
             self.gate.demand(vm, ("nodes",))
 
     def _on_storage_change(self) -> None:
-        """Handle a file system that does not answer in time, or that answers again: read its pools now."""
+        """Handle a change of a mount's state. Read the unresponsive pools of mounts that answer again."""
         for usage in self.registry:
             if usage.silent_since is not None and not self._reader.is_suspect(mount_device(usage.pool)):
                 self._due[usage.pool.key] = time.monotonic()
@@ -162,7 +164,7 @@ class StorageMonitor:
     # The schedule.
 
     async def run(self) -> None:
-        """Find and read pools, until cancelled."""
+        """Find and read pools until cancelled."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._refresh_sources(), name="refresh pools")
@@ -170,7 +172,7 @@ class StorageMonitor:
                 while True:
                     self._woken.clear()
                     self._start_reads(tasks)
-                    self._forget_unused()
+                    self._remove_unused_pools()
                     delay = min(self._due.values(), default=time.monotonic() + CHECK_SECONDS) - time.monotonic()
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(max(delay, MIN_DELAY_SECONDS)):
@@ -178,7 +180,7 @@ class StorageMonitor:
         finally:
             await self._reader.close()
 
-    def _read_now(self, usage: PoolUsage) -> None:
+    def _read_pool_now(self, usage: PoolUsage) -> None:
         self._due[usage.pool.key] = time.monotonic()
         self._wake()
 
@@ -187,13 +189,13 @@ class StorageMonitor:
 
     async def _refresh_sources(self) -> None:
         while True:
-            changed = [await _refresh(source) for source in (*self._sources, *filter(None, (self._fallback,)))]
+            changed = [await _refresh_source(source) for source in (*self._sources, *filter(None, (self._fallback,)))]
             if any(changed):
                 self._placement.find_again()
             await asyncio.sleep(self.interval)
 
     def _start_reads(self, tasks: asyncio.TaskGroup) -> None:
-        """Read the pools that are due: each file system by itself, because it may hang, and the pools of another source together."""
+        """Start a task for each read that is due. A file system has a task of its own, because it may hang. Other sources have one each."""
         now = time.monotonic()
         due: dict[PoolSource, list[Pool]] = {}
         for key in [key for key, at in self._due.items() if at <= now]:
@@ -203,15 +205,14 @@ class StorageMonitor:
             elif key in self._in_flight:
                 self._due[key] = now + CHECK_SECONDS
             else:
-                self._due[key] = now + self._delay(usage)
+                self._due[key] = now + self._seconds_until_read(usage)
                 self._in_flight.add(key)
                 due.setdefault(self._placement.source_of(usage.pool), []).append(usage.pool)
         for source, pools in due.items():
             for group in [[pool] for pool in pools] if isinstance(source, FileSystemSource) else [pools]:
-                tasks.create_task(self._read(source, group), name=f"read pool {group[0].name}")
+                tasks.create_task(self._read_pools(source, group), name=f"read pool {group[0].name}")
 
-    async def _read(self, source: PoolSource, pools: Sequence[Pool]) -> None:
-        """Read pools of one source."""
+    async def _read_pools(self, source: PoolSource, pools: Sequence[Pool]) -> None:
         readings: PoolReadings
         try:
             async with asyncio.timeout(READ_SECONDS):
@@ -219,20 +220,24 @@ class StorageMonitor:
         except TimeoutError:
             readings = {pool.key: PoolUnresponsiveError(f"no answer within {READ_SECONDS:g} s") for pool in pools}
         except Exception as error:  # noqa: BLE001 - a bug in one source must not end the reading of others
-            _log.exception("pools of %s: internal error", type(source).__name__)
+            _log.exception("%s: pools not read: internal error", type(source).__name__)
             readings = {pool.key: PoolReadError(f"{type(error).__name__}: {error}") for pool in pools}
         finally:
             self._in_flight.difference_update(pool.key for pool in pools)
         for key, reading in readings.items():
             if (usage := self.registry.pools.get(key)) is not None:
                 self._on_reading(usage, reading)
-        self._settle()
+        self._poll_late_vms()
 
     def _on_reading(self, usage: PoolUsage, reading: PoolReading | PoolReadError) -> None:
         now, key = time.time(), usage.pool.key
         if isinstance(reading, PoolReading):
-            if usage.is_unchanged(reading) and not self._is_record_due(usage) and self._delay(usage) >= CHECK_SECONDS:
-                return  # the pool answers: between two records, that is all that a check is for
+            if (
+                usage.is_unchanged(reading)
+                and not self._is_record_due(usage)
+                and self._seconds_until_read(usage) >= CHECK_SECONDS
+            ):
+                return  # a check between two records only has to show that the pool answers
             usage.on_reading(reading, now)
             self._alerts.on_pool_reading(usage)
         elif isinstance(reading, PoolUnresponsiveError):
@@ -242,10 +247,10 @@ class StorageMonitor:
         else:
             usage.error, usage.silent_since = str(reading), None
             self._alerts.on_pool_error(usage)
-        self._due[key] = min(self._due.get(key, inf), time.monotonic() + self._delay(usage))
-        self._report(usage, now)
+        self._due[key] = min(self._due.get(key, inf), time.monotonic() + self._seconds_until_read(usage))
+        self._publish_usage(usage, now)
 
-    def _report(self, usage: PoolUsage, now: float) -> None:
+    def _publish_usage(self, usage: PoolUsage, now: float) -> None:
         """Update the series of a pool, and publish its record at the interval."""
         is_due = self._is_record_due(usage)
         if is_due:
@@ -260,43 +265,43 @@ class StorageMonitor:
         published_at = self._published_at.get(usage.pool.key, -inf)
         return time.monotonic() - published_at >= self.interval - SLACK_SECONDS
 
-    def _delay(self, usage: PoolUsage) -> float:
-        """Return the seconds until the next read of a pool: a part of the time until its next level, if it grows."""
+    def _seconds_until_read(self, usage: PoolUsage) -> float:
+        """Return the seconds until the next read of a pool. A pool that grows towards a level is read more often."""
         if usage.pool.kind is not PoolKind.FILESYSTEM:
             return self.interval
         if usage.silent_since is not None:
             return SILENT_SECONDS
         until_level = self._alerts.pools.seconds_until_level(usage)
-        longest = self._longest_delay(usage)
+        longest = self._max_seconds_until_read(usage)
         near = until_level * LEVEL_SHARE if until_level is not None else longest
         return min(longest, self.interval, max(near, FASTEST_SECONDS))
 
-    def _longest_delay(self, usage: PoolUsage) -> float:
-        """Return the maximum seconds until the next read of a file system.
+    def _max_seconds_until_read(self, usage: PoolUsage) -> float:
+        """Return the maximum number of seconds until the next read of a file system.
 
-        A file system on a local device answers from memory, so a check does not show that its device hangs. It is read often only while
-        a burst of writes could reach a level before the next regular read.
+        A file system on a local device answers from memory, so a check cannot detect that its device hangs. Frequent reads are useful
+        only if a burst of writes could exceed a level before the next regular read.
         """
         if usage.pool.type not in LOCAL_TYPES or usage.reading is None:
             return CHECK_SECONDS
         gap = usage.bytes_until_level
         return max(CHECK_SECONDS, gap / BURST_BYTES_PER_SECOND) if gap is not None else self.interval
 
-    def _forget_unused(self) -> None:
+    def _remove_unused_pools(self) -> None:
         now = time.time()
         for usage in self.registry:
             if usage.unused_since is not None and now - usage.unused_since > KEEP_UNUSED_SECONDS:
                 self._alerts.on_pool_removed(usage)
-                self.registry.forget(usage)
+                self.registry.remove_pool(usage)
                 self._placement.forget(usage.pool)
                 self._published_at.pop(usage.pool.key, None)
                 self._snapshot.remove_host_sample(POOL, (usage.name, usage.pool.kind.value))
 
 
-async def _refresh(source: PoolSource) -> bool:
-    """Refresh a source; return whether it knows other pools now. A bug in one source must not end the reading of pools."""
+async def _refresh_source(source: PoolSource) -> bool:
+    """Refresh a source, and return its result; False after an exception, because a bug in one source must not affect the others."""
     try:
         return await source.refresh()
     except Exception:  # noqa: BLE001 - it is logged
-        _log.exception("pools of %s: internal error", type(source).__name__)
+        _log.exception("%s: list of pools not refreshed: internal error", type(source).__name__)
         return False

@@ -1,4 +1,4 @@
-"""Finds the pool of each image that a QEMU has open, and what keeps the agent from knowing it."""
+"""Finds the pool of each image that a QEMU has open. If the agent cannot find a pool, the report has the cause and the fix."""
 
 import asyncio
 import os
@@ -23,13 +23,13 @@ MAX_IMAGES = 256
 """Maximum number of images of one VM."""
 
 MIN_BYTES = 64 << 10
-"""Files below this size are left out: PID files, NVRAM templates."""
+"""Minimum size of an image in bytes. Smaller files are skipped: PID files, NVRAM templates."""
 
 _NO_IMAGES = ("/usr/", "/proc/", "/sys/", "/dev/shm/", "/dev/hugepages", "/var/log/", "/memfd:")  # noqa: S108 - compared
 
 
 def add_images(reports: Sequence[VmReport], user: User, proc: Path) -> list[VmReport]:
-    """Return the reports with the images of each VM. Blocks.
+    """Return the reports with the images of each VM. The call blocks while it reads the file systems.
 
     Args:
         reports: the reports of the VMs.
@@ -50,7 +50,7 @@ async def _add_images(reports: Sequence[VmReport], user: User, proc: Path) -> li
 
 
 class _PoolFinder:
-    """Finds the pools of images as the agent does."""
+    """Finds the pools of images in the same way as the running agent."""
 
     def __init__(self, reader: FileSystemReader, user: User, proc: Path) -> None:
         report = ReportFile()
@@ -65,16 +65,16 @@ class _PoolFinder:
         self._proc = proc
 
     async def refresh(self) -> None:
-        """Read the lists of volumes."""
+        """Load the lists of volumes."""
         for source in self._sources:
             await source.refresh()
 
     async def images_of(self, pid: int) -> tuple[ImageReport, ...]:
         """Return the reports of the images that a process has open."""
         tables = MountTables.of_process(pid, self._proc.parent)
-        return tuple([await self._inspect(tables, driver, path) for driver, path in open_images(pid, self._proc)])
+        return tuple([await self._inspect_image(tables, driver, path) for driver, path in open_images(pid, self._proc)])
 
-    async def _inspect(self, tables: MountTables, driver: str, path: str) -> ImageReport:
+    async def _inspect_image(self, tables: MountTables, driver: str, path: str) -> ImageReport:
         shown = sanitize(path, 4096)
         location = await self._locator.locate(tables, driver, path)
         pool = _pool_of(location, self._sources) if isinstance(location, ImageLocation) else location
@@ -93,15 +93,15 @@ def _pool_of(location: ImageLocation, sources: Sequence[PoolSource]) -> Pool | U
         pool = source.find_pool(location)
         if pool is not None:
             return pool
-    return UnknownPool("its kind of storage is unknown")
+    return UnknownPool("the kind of storage is unknown")
 
 
 def open_images(pid: int, proc: Path) -> Iterator[tuple[str, str]]:
-    """Yield QEMU's driver and the path of each image that a process has open; none without the permission to see its open files.
+    """Yield QEMU's driver and the path of each image that a process has open.
 
-    A file that is only written, such as a log, is no image.
+    A file that is open for writing only, such as a log, is not an image. Without permission to list the open files, yield nothing.
     """
-    found: dict[str, str] = {}
+    drivers: dict[str, str] = {}
     try:
         descriptors = sorted((proc / str(pid) / "fd").iterdir())
     except OSError:
@@ -116,8 +116,8 @@ def open_images(pid: int, proc: Path) -> Iterator[tuple[str, str]]:
         if path.startswith(_NO_IMAGES) or path.endswith(" (deleted)") or flags & os.O_ACCMODE == os.O_WRONLY:
             continue
         if is_file or stat.S_ISBLK(status.st_mode):
-            found.setdefault(path, "file" if is_file else "host_device")
-    yield from ((driver, path) for path, driver in list(found.items())[:MAX_IMAGES])
+            drivers.setdefault(path, "file" if is_file else "host_device")
+    yield from ((driver, path) for path, driver in list(drivers.items())[:MAX_IMAGES])
 
 
 def _open_flags(path: Path) -> int:

@@ -1,23 +1,23 @@
-"""Pools: the storage under the images of VMs. Their samples belong to the host, and not to one VM."""
+"""Families of storage pools. The samples of a pool belong to the host, and not to one VM."""
 
 from agent.model.family import DETAIL, FLAG, GAUGE, NAME, TEXT, Family, Field
 
-_STATVFS = "statvfs, the kernel's size of a device, LVM, ZFS or libvirt"
+_SOURCES = "statvfs, the kernel's size of a device, LVM, ZFS or libvirt"
 
 POOL = Family(
     "pool",
-    _STATVFS,
+    _SOURCES,
     "Storage that images of VMs share: a file system, a quota, an LVM thin pool, a ZFS pool or a pool of libvirt; or a block device with "
     "one image.",
     ("pool", "kind"),
     (
         Field("key", "key", TEXT, "Identity of the pool on this host."),
-        Field("type", "type", TEXT, "File system type, or the type in the words of its manager."),
+        Field("type", "type", TEXT, "File system type, or libvirt's type of the pool."),
         Field(
             "responsive",
             "responsive",
             FLAG,
-            "Whether the storage answers. If it does not, the agent sends no command that waits for it to the VMs on it.",
+            "Whether the storage answers. If it does not, the agent sends the VMs on it no command that accesses storage.",
         ),
         Field(
             "age", "age_seconds", GAUGE, "Age of the figures in seconds; absent if the agent has just read them itself."
@@ -35,13 +35,13 @@ POOL = Family(
             "provisioned",
             "provisioned_bytes",
             GAUGE,
-            "Number of bytes that the images of running VMs on it can grow to. An image with internal snapshots can pass this.",
+            "Number of bytes to which the images of running VMs on it can grow. An image with internal snapshots can grow beyond it.",
         ),
         Field(
             "commitment",
             "commitment_ratio",
             GAUGE,
-            "Provisioned bytes divided by the size; above 1 the images together can fill the pool.",
+            "Provisioned bytes divided by the size. Above 1, the images together can fill the pool.",
         ),
         Field(
             "growth",
@@ -49,24 +49,31 @@ POOL = Family(
             GAUGE,
             "Growth of the bytes in use over the last ten minutes in bytes per second; negative if they shrink.",
         ),
-        Field("growth_day", "growth_day_bytes_per_second", GAUGE, "The same over the last day."),
+        Field(
+            "growth_day",
+            "growth_day_bytes_per_second",
+            GAUGE,
+            "Growth of the bytes in use over the last day in bytes per second; negative if they shrink.",
+        ),
         Field(
             "time_to_full",
             "time_to_full_seconds",
             GAUGE,
-            "Time until the pool is full in seconds, from growth over a window of ten seconds to a day that fits the time; absent while "
-            "that is not in sight.",
+            "Forecast of the seconds until the pool is full, from the growth over ten seconds to one day; absent without a forecast.",
         ),
         Field(
-            "time_to_full_day", "time_to_full_day_seconds", GAUGE, "The same from the growth over the last day alone."
+            "time_to_full_day",
+            "time_to_full_day_seconds",
+            GAUGE,
+            "Time until the pool is full in seconds at the growth over the last day; absent if it does not grow.",
         ),
         Field("exceeded_levels", "exceeded_levels", GAUGE, "Number of configured alert levels that are exceeded."),
         Field("images", "images", GAUGE, "Number of images of running VMs on it, backing images included."),
         Field("vms", "vms", GAUGE, "Number of VMs with images on it."),
-        Field("vm_names", "vm_names", DETAIL, "Names of these VMs; truncated to the first ones."),
+        Field("vm_names", "vm_names", DETAIL, "Names of the VMs with images on it, at most 32."),
         Field("growers", "growers", DETAIL, "The disks that grow fastest: VM, device, and growth in bytes per second."),
-        Field("problem", "problem", TEXT, "State that its manager reports as a problem."),
-        Field("error", "error", TEXT, "Why it cannot be read."),
+        Field("problem", "problem", TEXT, "Problem that LVM or ZFS reports, such as out_of_data_space."),
+        Field("error", "error", TEXT, "Why the pool cannot be read."),
     ),
     per_host=True,
 )

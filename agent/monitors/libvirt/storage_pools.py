@@ -1,4 +1,4 @@
-"""Lists the active storage pools of a libvirtd. A read-only connection is enough."""
+"""Lists the active storage pools of a libvirtd through a read-only connection."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ _ACTIVE = 2  # VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE
 
 
 def list_storage_pools(api: Any, handle: Any) -> list[StoragePool]:
-    """Return the active storage pools, without those that end meanwhile. Blocks.
+    """Return the active storage pools. The call blocks until libvirtd has answered. A pool that disappears during the call is skipped.
 
     Args:
-        api: the module libvirt.
-        handle: libvirt's connection object.
+        api: the Python module `libvirt`.
+        handle: the connection object of that module (`virConnect`).
     """
     pools = []
     for pool in handle.listAllStoragePools(_ACTIVE)[:MAX_POOLS]:
@@ -32,11 +32,11 @@ def list_storage_pools(api: Any, handle: Any) -> list[StoragePool]:
 
 
 def parse_storage_pool(text: str, info: list[int]) -> StoragePool | None:
-    """Return a storage pool; None if its XML cannot be parsed.
+    """Return a storage pool; None if the XML cannot be parsed.
 
     Args:
-        text: its XML.
-        info: virStoragePoolGetInfo: state, capacity, allocation and available bytes.
+        text: XML description of the pool.
+        info: the result of virStoragePoolGetInfo: state, capacity, allocation and available bytes.
     """
     try:
         root = parse_xml(text.encode())

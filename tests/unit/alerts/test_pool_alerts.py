@@ -229,7 +229,7 @@ def test_notes_are_due_for_new_points_and_for_pools_that_are_gone() -> None:
     pool.read(500)
     assert [name for name, _ in pool.alerts.notes_due()] == ["pools/filesystem:8:1"]
     assert pool.alerts.notes_due() == []
-    pool.registry.forget(pool.place())
+    pool.registry.remove_pool(pool.place())
     assert pool.alerts.notes_due() == [("pools/filesystem:8:1", None)]
 
 

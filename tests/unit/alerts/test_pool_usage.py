@@ -96,7 +96,7 @@ def test_a_pool_without_a_vm_is_unused() -> None:
     registry = PoolRegistry()
     registry.place(VM1, [(image(), IMAGES)], 1)
     (usage,) = registry
-    registry.remove(VM1, 5)
+    registry.remove_vm(VM1, 5)
     assert usage.unused_since == 5
     registry.place(VM2, [(image(), IMAGES)], 6)
     assert [usage.unused_since for usage in registry] == [None]

@@ -4,7 +4,7 @@ import pytest
 
 from agent.alerts.pool_usage import PoolUsage
 from agent.app.agent import Agent
-from agent.app.storage_monitor import CHECK_SECONDS, SILENT_SECONDS, StorageMonitor, _refresh
+from agent.app.storage_monitor import CHECK_SECONDS, SILENT_SECONDS, StorageMonitor, _refresh_source
 from agent.config.model import Config
 from agent.host.pools.base import Pool, PoolKind, PoolReading
 from agent.host.pools.device import DeviceSource
@@ -45,23 +45,23 @@ def add(
 def test_a_file_system_is_read_often_if_it_may_hang_or_reach_a_level(
     monitor: StorageMonitor, type_: str, free: int | None, delay: float
 ) -> None:
-    assert monitor._delay(add(monitor, type_, free)) == pytest.approx(delay)
+    assert monitor._seconds_until_read(add(monitor, type_, free)) == pytest.approx(delay)
 
 
 def test_a_file_system_that_grows_towards_a_level_is_read_faster(monitor: StorageMonitor) -> None:
     usage = add(monitor, "ext4", 106 * GIB)
     add(monitor, "ext4", 105 * GIB, at=101.0)
-    assert monitor._delay(usage) < CHECK_SECONDS
+    assert monitor._seconds_until_read(usage) < CHECK_SECONDS
 
 
 def test_a_silent_file_system_is_read_again_soon(monitor: StorageMonitor) -> None:
     usage = add(monitor, "nfs4", 900 * GIB)
     usage.silent_since = 100.0
-    assert monitor._delay(usage) == SILENT_SECONDS
+    assert monitor._seconds_until_read(usage) == SILENT_SECONDS
 
 
 def test_a_thin_pool_is_read_at_the_interval_of_its_report(monitor: StorageMonitor) -> None:
-    assert monitor._delay(add(monitor, "", 105 * GIB, PoolKind.LVM_THIN)) == INTERVAL
+    assert monitor._seconds_until_read(add(monitor, "", 105 * GIB, PoolKind.LVM_THIN)) == INTERVAL
 
 
 @pytest.mark.parametrize(
@@ -95,5 +95,5 @@ async def test_a_bug_in_a_source_does_not_end_the_reading_of_pools(caplog: pytes
         async def refresh(self) -> bool:
             raise KeyError("x")
 
-    assert await _refresh(BrokenSource()) is False
-    assert "pools of BrokenSource: internal error" in caplog.text
+    assert await _refresh_source(BrokenSource()) is False
+    assert "BrokenSource: list of pools not refreshed: internal error" in caplog.text

@@ -1,1 +1,1 @@
-"""The root-side report of LVM thin pools and ZFS pools, and its systemd timer."""
+"""The program that reports LVM thin pools and ZFS pools as root, and its systemd timer."""

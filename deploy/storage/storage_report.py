@@ -1,8 +1,8 @@
 #!/usr/bin/python3 -I
-"""Writes the space of LVM thin pools and ZFS pools to a JSON file for the agent, which lacks the permission to read it.
+"""Writes the usage of LVM thin pools and ZFS pools to a JSON file for the agent.
 
-A systemd timer runs this program as root. It only reads: it runs lvs, dmsetup, zpool and zfs with fixed arguments and a deadline.
-It needs Python 3.9 and no other package. docs/storage.md describes the file.
+A systemd timer runs this program as root, because the agent may not query LVM and ZFS. The program changes no volume or pool. It runs lvs,
+dmsetup, zpool and zfs with fixed arguments and a deadline. It needs Python 3.9 and no other package. docs/storage.md describes the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 OUTPUT = Path("/run/qmp-agent-storage/report.json")
 COMMAND_SECONDS = 10
-"""Deadline of one command. The timer runs the program every 30 s."""
+"""Timeout of one command in seconds. The timer starts the program 30 s after the last run."""
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 SECTOR_BYTES = 512
 METADATA_BLOCK_BYTES = 4096
@@ -41,7 +41,7 @@ LVS = (
     ),
 )
 DMSETUP = ("dmsetup", "status", "--noflush")
-"""Exact blocks of thin pools and volumes. lvs rounds to 0.01 %, which is 1 GiB of a 10 TiB pool."""
+"""Lists the exact number of used blocks of thin pools and volumes. lvs rounds to 0.01 %, which is 1 GiB of a 10 TiB pool."""
 ZPOOL = ("zpool", "list", "-Hp", "-o", "name,health")
 ZFS = (
     "zfs",
@@ -65,21 +65,21 @@ class CommandError(Exception):
 # --- LVM -------------------------------------------------------------------------------------------------------------
 
 
-def lvm_pools(lvs: str, dmsetup: str = "") -> list[dict[str, Any]]:
-    """Return the active thin pools.
+def parse_lvm_pools(lvs: str, dmsetup: str = "") -> list[dict[str, Any]]:
+    """Return the active LVM thin pools.
 
     Args:
-        lvs: the output of LVS.
-        dmsetup: the output of DMSETUP; without it, usage is computed from the percentages of lvs.
+        lvs: the output of the command `LVS`.
+        dmsetup: the output of the command `DMSETUP`. If it is empty, the usage is computed from the percentages that lvs reports.
 
     Raises:
-        ValueError: the output of lvs is not the JSON of its report.
+        ValueError: the output of lvs is not a JSON report.
     """
-    targets = dm_targets(dmsetup)
+    targets = parse_dm_status(dmsetup)
     pools, volumes = {}, []
-    for row in lvs_rows(lvs):
+    for row in parse_lvs_rows(lvs):
         if row.get("segtype") == "thin-pool":
-            pool = thin_pool(row, targets)
+            pool = parse_thin_pool(row, targets)
             if pool is not None:
                 pools[row["vg_name"], row["lv_name"]] = pool
         elif row.get("segtype") == "thin":
@@ -87,27 +87,27 @@ def lvm_pools(lvs: str, dmsetup: str = "") -> list[dict[str, Any]]:
     for row in volumes:
         pool = pools.get((row["vg_name"], row.get("pool_lv", "")))
         if pool is not None:
-            pool["volumes"].append(thin_volume(row, targets))
+            pool["volumes"].append(parse_thin_volume(row, targets))
     return list(pools.values())
 
 
-def lvs_rows(text: str) -> list[dict[str, str]]:
-    """Return the rows of lvs' report as dicts of texts."""
+def parse_lvs_rows(text: str) -> list[dict[str, str]]:
+    """Return the rows of the JSON report of lvs: each a dict of strings by the name of the column."""
     report = json.loads(text)
     sections = report.get("report") if isinstance(report, dict) else None
     if not isinstance(sections, list):
-        raise ValueError("lvs: the output has no report")
+        raise ValueError("lvs: the output is not a report")
     return [row for section in sections for row in section.get("lv", ())]
 
 
-def thin_pool(row: Mapping[str, str], targets: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return a thin pool; None while it is inactive, because then lvs does not know its usage."""
-    size, metadata_size = number(row.get("lv_size")), number(row.get("lv_metadata_size"))
+def parse_thin_pool(row: Mapping[str, str], targets: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return a thin pool for the report; None if the pool is inactive, because lvs reports no usage of an inactive pool."""
+    size, metadata_size = parse_number(row.get("lv_size")), parse_number(row.get("lv_metadata_size"))
     target = targets.get(dm_name(row) + "-tpool", targets.get(dm_name(row), ""))
-    state = pool_state(target, row.get("lv_attr", ""))
-    used, metadata_used = pool_usage(target, number(row.get("chunk_size"))) or (
-        share(size, row.get("data_percent")),
-        share(metadata_size, row.get("metadata_percent")),
+    state = parse_pool_state(target, row.get("lv_attr", ""))
+    used, metadata_used = parse_pool_usage(target, parse_number(row.get("chunk_size"))) or (
+        bytes_of_percent(size, row.get("data_percent")),
+        bytes_of_percent(metadata_size, row.get("metadata_percent")),
     )
     if size is None or (used is None and state != "failed"):
         return None
@@ -115,29 +115,34 @@ def thin_pool(row: Mapping[str, str], targets: Mapping[str, str]) -> dict[str, A
         "kind": "lvm_thin",
         "name": f"{row['vg_name']}/{row['lv_name']}",
         "size_bytes": size,
-        "free_bytes": difference(size, used),
+        "free_bytes": free_bytes_of(size, used),
         "metadata_size_bytes": metadata_size,
-        "metadata_free_bytes": difference(metadata_size, metadata_used),
+        "metadata_free_bytes": free_bytes_of(metadata_size, metadata_used),
         "state": state,
         "volumes": [],
     }
     return without_none(pool)
 
 
-def pool_usage(target: str, chunk_bytes: int | None) -> tuple[int, int] | None:
-    """Return the used bytes of data and of metadata by a thin-pool's status; None if it has none."""
+def parse_pool_usage(target: str, chunk_bytes: int | None) -> tuple[int, int] | None:
+    """Return the used bytes of a thin pool's data and of its metadata; None if its status has no figures.
+
+    Args:
+        target: the status of the pool's device from dmsetup.
+        chunk_bytes: the chunk size of the pool in bytes.
+    """
     match = re.match(r"thin-pool \d+ (\d+)/\d+ (\d+)/\d+ ", target)
     if match is None or not chunk_bytes:
         return None
     return int(match[2]) * chunk_bytes, int(match[1]) * METADATA_BLOCK_BYTES
 
 
-def pool_state(target: str, attributes: str) -> str:
-    """Return `ok` or the problem of a thin pool.
+def parse_pool_state(target: str, attributes: str) -> str:
+    """Return the problem of a thin pool, such as `out_of_data_space`; `ok` if there is none.
 
     Args:
-        target: the status of its device; empty if it is unknown.
-        attributes: lvs' `lv_attr`, whose ninth character is the health.
+        target: the status of the pool's device from dmsetup; empty if it is unknown.
+        attributes: the column `lv_attr` of lvs. Its ninth character is the health.
     """
     words = target.split()
     if words[1:2] in (["Fail"], ["Error"]):
@@ -149,30 +154,34 @@ def pool_state(target: str, attributes: str) -> str:
     return {"F": "failed", "D": "out_of_data_space", "M": "read_only"}.get(health, "ok")
 
 
-def thin_volume(row: Mapping[str, str], targets: Mapping[str, str]) -> dict[str, Any]:
-    """Return a volume of a thin pool."""
-    size = number(row.get("lv_size"))
+def parse_thin_volume(row: Mapping[str, str], targets: Mapping[str, str]) -> dict[str, Any]:
+    """Return a thin volume for the report."""
+    size = parse_number(row.get("lv_size"))
     volume: dict[str, Any] = {"name": f"{row['vg_name']}/{row['lv_name']}", "size_bytes": size}
-    major, minor = number(row.get("lv_kernel_major")), number(row.get("lv_kernel_minor"))
+    major, minor = parse_number(row.get("lv_kernel_major")), parse_number(row.get("lv_kernel_minor"))
     if major is not None and minor is not None:
         volume["device"] = f"{major}:{minor}"
     match = re.match(r"thin (\d+)", targets.get(dm_name(row), ""))
     if match is not None:
         volume["allocated_bytes"] = int(match[1]) * SECTOR_BYTES
     else:
-        volume["allocated_bytes"] = share(size, row.get("data_percent"))
+        volume["allocated_bytes"] = bytes_of_percent(size, row.get("data_percent"))
     return without_none(volume)
 
 
 def dm_name(row: Mapping[str, str]) -> str:
-    """Return the name of a volume's device in the device mapper."""
+    """Return the device-mapper name of a volume, such as `vg-lv`."""
     return row.get("lv_dm_path", "").rpartition("/")[2] or "{}-{}".format(
         row["vg_name"].replace("-", "--"), row["lv_name"].replace("-", "--")
     )
 
 
-def dm_targets(text: str) -> dict[str, str]:
-    """Return the status of each device with one target, by the device's name, from lines such as `NAME: 0 2048 thin 1024 2047`."""
+def parse_dm_status(text: str) -> dict[str, str]:
+    """Return the status of each device by its device-mapper name.
+
+    Args:
+        text: the output of dmsetup, with lines such as `NAME: 0 2048 thin 1024 2047`.
+    """
     lines = (re.match(r"(.+?): \d+ \d+ (\S.*)", line) for line in text.splitlines())
     return {match[1]: match[2] for match in lines if match is not None}
 
@@ -180,13 +189,13 @@ def dm_targets(text: str) -> dict[str, str]:
 # --- ZFS -------------------------------------------------------------------------------------------------------------
 
 
-def zfs_pools(zpool: str, zfs: str, device_of: Callable[[str], str | None]) -> list[dict[str, Any]]:
+def parse_zfs_pools(zpool: str, zfs: str, device_of: Callable[[str], str | None]) -> list[dict[str, Any]]:
     """Return the ZFS pools.
 
     Args:
-        zpool: the output of ZPOOL.
-        zfs: the output of ZFS.
-        device_of: returns the device number of a volume by its name, or None.
+        zpool: the output of the command `ZPOOL`.
+        zfs: the output of the command `ZFS`.
+        device_of: returns `major:minor` of a ZFS volume by the volume's name; None if the volume has no device.
     """
     health = dict(line.split("\t")[:2] for line in zpool.splitlines() if "\t" in line)
     pools: dict[str, dict[str, Any]] = {}
@@ -196,7 +205,7 @@ def zfs_pools(zpool: str, zfs: str, device_of: Callable[[str], str | None]) -> l
         if len(fields) != len(ZFS[-1].split(",")):
             continue
         name, kind, *texts = fields
-        used, available, referenced, size, quota, own_quota, reserved = map(number, texts)
+        used, available, referenced, size, quota, own_quota, reserved = map(parse_number, texts)
         root = name.partition("/")[0]
         if name == root and used is not None and available is not None:
             state = health.get(root, "")
@@ -223,13 +232,13 @@ def zfs_pools(zpool: str, zfs: str, device_of: Callable[[str], str | None]) -> l
 
 
 def with_parents(name: str) -> list[str]:
-    """Return the name of a file system and the names of those above it. A quota limits all below it."""
+    """Return the names of a file system and of all its parents. A quota of a parent also limits its children."""
     parts = name.split("/")
     return ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
 
 
 def zvol_device(name: str) -> str | None:
-    """Return the device number of a ZFS volume, such as `230:16`; None if it has no device. ZFS' udev rule writes spaces as `+`."""
+    """Return `major:minor` of a ZFS volume's device; None if the volume has no device. The udev rule of ZFS replaces spaces by `+`."""
     try:
         device = Path("/dev/zvol", name.replace(" ", "+")).stat().st_rdev
     except OSError:
@@ -240,39 +249,40 @@ def zvol_device(name: str) -> str | None:
 # --- Commands and the file -------------------------------------------------------------------------------------------
 
 
-def number(text: object) -> int | None:
-    """Return a non-negative integer; None for `-`, an empty text and everything else."""
+def parse_number(text: object) -> int | None:
+    """Return the value of a text with decimal digits; None for any other value, such as `-`."""
     return int(text) if isinstance(text, str) and re.fullmatch(r"[0-9]{1,20}", text) else None
 
 
-def share(size: int | None, percent: object) -> int | None:
-    """Return the bytes of a percentage; None if one of both is unknown."""
+def bytes_of_percent(size: int | None, percent: object) -> int | None:
+    """Return the number of bytes that a percentage of a size is; None if the size or the percentage is unknown."""
     if size is None or not isinstance(percent, str) or not re.fullmatch(r"[0-9]{1,3}(\.[0-9]+)?", percent):
         return None
     return round(size * float(percent) / 100)
 
 
-def difference(size: int | None, used: int | None) -> int | None:
-    """Return what is left of a size; None if one of both is unknown."""
+def free_bytes_of(size: int | None, used: int | None) -> int | None:
+    """Return the free bytes, 0 or more; None if the size or the used bytes are unknown."""
     return max(size - used, 0) if size is not None and used is not None else None
 
 
 def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that are known."""
+    """Return the values without those that are None."""
     return {key: value for key, value in values.items() if value is not None}
 
 
-def run(command: Sequence[str], folder: Path) -> str:
-    """Run a command and return its output.
+def run_command(command: Sequence[str], folder: Path) -> str:
+    """Run a command and return its standard output.
 
-    A command that hangs in the kernel cannot be killed. It is abandoned, and not started again while it still hangs.
+    A command that hangs in the kernel cannot be killed. The program leaves it running, and does not start it again while it hangs.
 
     Args:
         command: the program and its arguments.
-        folder: the directory for the note of a command that hangs.
+        folder: the directory for a file with the process id of a command that hangs.
 
     Raises:
-        CommandError: the command is missing, failed, or did not answer.
+        CommandError: the command failed, or did not end within `COMMAND_SECONDS`.
+        OSError: the command is missing or cannot be started.
     """
     note = folder / f".{command[0]}.hangs"
     if is_running(note):
@@ -289,7 +299,7 @@ def run(command: Sequence[str], folder: Path) -> str:
             status = process.wait(COMMAND_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.returncode = -signal.SIGKILL  # it may never end: Python must not wait for it
+            process.returncode = -signal.SIGKILL  # the process may never exit, and Python must not wait for its exit
             note.write_text(f"{process.pid} {start_time(process.pid)}")
             message = f"{command[0]} did not answer within {COMMAND_SECONDS} s"
             raise CommandError(message, hangs=True) from None
@@ -303,7 +313,11 @@ def run(command: Sequence[str], folder: Path) -> str:
 
 
 def is_running(note: Path) -> bool:
-    """Return whether the process of a note still exists."""
+    """Return whether the process still exists.
+
+    Args:
+        note: a file with the process id and the start time of a command that hung.
+    """
     try:
         pid, started = note.read_text().split()
     except (OSError, ValueError):
@@ -312,37 +326,37 @@ def is_running(note: Path) -> bool:
 
 
 def start_time(pid: int) -> str:
-    """Return when a process started, in the kernel's ticks; empty if there is no such process."""
+    """Return the start time of a process in clock ticks since boot; empty if the process does not exist."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""
 
 
-def lvm_report(folder: Path) -> list[dict[str, Any]]:
+def read_lvm_pools(folder: Path) -> list[dict[str, Any]]:
     """Return the LVM thin pools of this host."""
-    lvs = run(LVS, folder)
+    lvs = run_command(LVS, folder)
     try:
-        dmsetup = run(DMSETUP, folder)
+        dmsetup = run_command(DMSETUP, folder)
     except (CommandError, OSError):
         dmsetup = ""
-    return lvm_pools(lvs, dmsetup)
+    return parse_lvm_pools(lvs, dmsetup)
 
 
-def zfs_report(folder: Path) -> list[dict[str, Any]]:
+def read_zfs_pools(folder: Path) -> list[dict[str, Any]]:
     """Return the ZFS pools of this host."""
-    zpool = run(ZPOOL, folder)
-    return zfs_pools(zpool, run(ZFS, folder), zvol_device)
+    zpool = run_command(ZPOOL, folder)
+    return parse_zfs_pools(zpool, run_command(ZFS, folder), zvol_device)
 
 
-def report(folder: Path) -> dict[str, Any]:
-    """Return the report of this host.
+def build_report(folder: Path) -> dict[str, Any]:
+    """Return the report of the thin pools and ZFS pools of this host.
 
     Args:
-        folder: the directory for the notes of commands that hang.
+        folder: the directory for files with the process ids of commands that hang.
     """
     pools, errors = [], []
-    for kind, tool, read in (("lvm_thin", "lvs", lvm_report), ("zfs", "zpool", zfs_report)):
+    for kind, tool, read in (("lvm_thin", "lvs", read_lvm_pools), ("zfs", "zpool", read_zfs_pools)):
         if shutil.which(tool, path=PATH) is None:
             continue
         try:
@@ -353,8 +367,8 @@ def report(folder: Path) -> dict[str, Any]:
     return {"version": 1, "written_at": round(time.time(), 3), "pools": pools, "errors": errors}
 
 
-def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace the file in one step, so that the agent never reads half of it."""
+def write_report(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace the report file atomically."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         json.dump(content, file, separators=(",", ":"))
         os.fchmod(file.fileno(), 0o644)
@@ -362,13 +376,13 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def main() -> int:
-    """Write the report."""
+    """Write the report; return 1 if a kind of pool could not be read, otherwise 0."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"the file to write (default: {OUTPUT})")
     output = parser.parse_args().output
     output.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    content = report(output.parent)
-    write(output, content)
+    content = build_report(output.parent)
+    write_report(output, content)
     for error in content["errors"]:
         sys.stderr.write(f"{error['kind']}: {error['message']}\n")
     return 1 if content["errors"] else 0

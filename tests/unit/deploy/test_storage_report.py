@@ -15,7 +15,7 @@ import pytest
 
 from agent.host.pools.report import ReportFile
 from deploy.storage import storage_report
-from deploy.storage.storage_report import CommandError, lvm_pools, run, zfs_pools
+from deploy.storage.storage_report import CommandError, parse_lvm_pools, parse_zfs_pools, run_command
 
 ROOT: Final = Path(__file__).parents[3]
 GOLDEN: Final = ROOT / "tests/golden/storage"
@@ -37,7 +37,7 @@ def by_name(pools: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("path", LVM, ids=lambda path: path.stem)
 def test_the_figures_of_a_real_thin_pool_are_exact(path: Path) -> None:
     record = recorded(path)
-    data = by_name(lvm_pools(record["used.lvs"], record["used.dmsetup"]))["pve/data"]
+    data = by_name(parse_lvm_pools(record["used.lvs"], record["used.dmsetup"]))["pve/data"]
     assert (data["size_bytes"], data["free_bytes"]) == (256 * MIB, 209 * MIB)  # 37 and 10 MiB are written
     assert data["metadata_size_bytes"] == 4 * MIB
     assert 3 * MIB < data["metadata_free_bytes"] < 4 * MIB
@@ -61,7 +61,7 @@ def test_the_figures_of_a_real_thin_pool_are_exact(path: Path) -> None:
 @pytest.mark.parametrize("path", LVM, ids=lambda path: path.stem)
 def test_a_full_pool_with_an_odd_name_is_out_of_data_space(path: Path) -> None:
     record = recorded(path)
-    pool = by_name(lvm_pools(record["full.lvs"], record["full.dmsetup"]))["odd-vg_1.x+y/pool-a.b+c_d"]
+    pool = by_name(parse_lvm_pools(record["full.lvs"], record["full.dmsetup"]))["odd-vg_1.x+y/pool-a.b+c_d"]
     assert (pool["free_bytes"], pool["state"]) == (0, "out_of_data_space")
     assert [volume["name"] for volume in pool["volumes"]] == ["odd-vg_1.x+y/lv-with-hyphens"]
 
@@ -69,7 +69,7 @@ def test_a_full_pool_with_an_odd_name_is_out_of_data_space(path: Path) -> None:
 @pytest.mark.parametrize("path", LVM, ids=lambda path: path.stem)
 def test_without_dmsetup_the_percentages_of_lvs_are_used(path: Path) -> None:
     record = recorded(path)
-    pools = by_name(lvm_pools(record["full.lvs"]))
+    pools = by_name(parse_lvm_pools(record["full.lvs"]))
     assert pools["pve/data"]["free_bytes"] == pytest.approx(209 * MIB, rel=0.001)
     assert pools["pve/data"]["volumes"][0]["allocated_bytes"] == 37 * MIB
     assert pools["odd-vg_1.x+y/pool-a.b+c_d"]["state"] == "out_of_data_space"
@@ -78,13 +78,13 @@ def test_without_dmsetup_the_percentages_of_lvs_are_used(path: Path) -> None:
 @pytest.mark.parametrize("path", LVM, ids=lambda path: path.stem)
 def test_an_inactive_pool_is_left_out(path: Path) -> None:
     record = recorded(path)
-    assert "odd-vg_1.x+y/off" not in by_name(lvm_pools(record["used.lvs"], record["used.dmsetup"]))
+    assert "odd-vg_1.x+y/off" not in by_name(parse_lvm_pools(record["used.lvs"], record["used.dmsetup"]))
 
 
 @pytest.mark.parametrize("path", LVM, ids=lambda path: path.stem)
 def test_units_and_a_log_from_lvm_conf_change_nothing(path: Path) -> None:
     record = recorded(path)
-    assert lvm_pools(record["odd-settings.lvs"]) == lvm_pools(record["used.lvs"])
+    assert parse_lvm_pools(record["odd-settings.lvs"]) == parse_lvm_pools(record["used.lvs"])
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_units_and_a_log_from_lvm_conf_change_nothing(path: Path) -> None:
 def test_the_states_of_the_kernels_document_are_known(target: str, state: str) -> None:
     row = {"vg_name": "vg", "lv_name": "p", "segtype": "thin-pool", "lv_size": "1048576", "chunk_size": "1024"}
     text = json.dumps({"report": [{"lv": [row]}]})
-    (pool,) = lvm_pools(text, f"vg-p-tpool: 0 2048 {target}\n")
+    (pool,) = parse_lvm_pools(text, f"vg-p-tpool: 0 2048 {target}\n")
     assert pool["state"] == state
     assert ("free_bytes" in pool) is (state != "failed")
 
@@ -108,7 +108,7 @@ def test_the_states_of_the_kernels_document_are_known(target: str, state: str) -
 @pytest.mark.parametrize("text", ["", "[]", '{"report": {}}', "  WARNING: Failed to connect to lvmlockd"])
 def test_output_that_is_no_report_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match=r"report|Expecting value"):
-        lvm_pools(text)
+        parse_lvm_pools(text)
 
 
 # --- ZFS ---
@@ -118,7 +118,7 @@ def test_output_that_is_no_report_is_an_error(text: str) -> None:
 def tank(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Return the pool `tank` of a real ZFS; its volumes by name."""
     record = recorded(request.param)
-    pools = by_name(zfs_pools(record["used.zpool"], record["used.zfs"], lambda name: f"230:{len(name)}"))
+    pools = by_name(parse_zfs_pools(record["used.zpool"], record["used.zfs"], lambda name: f"230:{len(name)}"))
     return pools["tank"] | {"volumes": by_name(pools["tank"]["volumes"])}
 
 
@@ -149,12 +149,14 @@ def test_volumes_have_their_sizes_devices_and_reservations(tank: dict[str, Any])
 @pytest.mark.parametrize("path", ZFS, ids=lambda path: path.stem)
 def test_a_degraded_zfs_pool_with_an_odd_name_has_its_state(path: Path) -> None:
     record = recorded(path)
-    pool = by_name(zfs_pools(record["used.zpool"], record["used.zfs"], lambda _: None))["odd:pool.1_x-y"]
+    pool = by_name(parse_zfs_pools(record["used.zpool"], record["used.zfs"], lambda _: None))["odd:pool.1_x-y"]
     assert pool["state"] == "DEGRADED"
 
 
 def test_lines_of_another_form_are_left_out() -> None:
-    assert zfs_pools("tank\tONLINE\n", "no datasets available\ntank\tfilesystem\t-\t-\t1\t-\t0\t0\t0\n", str) == []
+    assert (
+        parse_zfs_pools("tank\tONLINE\n", "no datasets available\ntank\tfilesystem\t-\t-\t1\t-\t0\t0\t0\n", str) == []
+    )
 
 
 # --- The program ---
@@ -218,15 +220,15 @@ def test_a_command_that_hangs_is_abandoned_and_not_started_again(
     install(tools, "lvs", f"echo $$ >>{tmp_path}/started; exec sleep 1000")
     monkeypatch.setattr(subprocess.Popen, "kill", lambda _: None)  # a process in uninterruptible sleep survives SIGKILL
     with pytest.raises(CommandError, match="did not answer"):
-        run(("lvs",), tmp_path)
+        run_command(("lvs",), tmp_path)
     with pytest.raises(CommandError, match="still hangs") as error:
-        run(("lvs",), tmp_path)
+        run_command(("lvs",), tmp_path)
     assert error.value.hangs
     (pid,) = (tmp_path / "started").read_text().split()
     os.kill(int(pid), signal.SIGKILL)
     os.waitpid(int(pid), 0)
     install(tools, "lvs", "echo well")
-    assert run(("lvs",), tmp_path) == "well\n"
+    assert run_command(("lvs",), tmp_path) == "well\n"
 
 
 def test_the_program_runs_with_the_python_of_older_distributions() -> None:

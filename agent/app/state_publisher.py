@@ -1,8 +1,8 @@
-"""Writes the present state of VMs, alerts and the host to the compacted topic of states.
+"""Writes the present state of VMs, alerts and the host to the compacted state topic.
 
-A state is written when it changes, all states at the start and on `resync`. At most `MAX_CHANGES` records are written per turn, and an
-entity at most once per turn. While Kafka does not accept records, changes of an entity replace each other, so nothing is queued or dropped.
-The journal has the keys that the topic may have, so the next run deletes the states of entities that have ended meanwhile.
+Each turn writes the states that have changed: at most `MAX_CHANGES` records, and at most one record for each entity. The start of the agent
+and `resync` write all states. While Kafka does not accept records, a newer state of an entity replaces the older one. So nothing is queued
+or dropped. The journal stores the keys in the topic, so the next run deletes the keys of entities that ended while the agent was down.
 """
 
 import asyncio
@@ -42,26 +42,26 @@ MAX_CHANGES = 200
 """Maximum number of records that one turn writes."""
 
 NOTE_PREFIX = "state/"
-"""Prefix of the names of the notes with the keys that the topic may have; the path of the entity follows.
+"""Prefix of the names of the notes that store the keys in the topic. The rest of the name is the path of the entity.
 
-The value is a JSON object. A VM's has its monitor and its last migration, which the next run cannot learn from QEMU.
+The value is a JSON object. For a VM it has the monitor and the last migration, which the next run cannot query from QEMU.
 """
 
-_HELD = frozenset({MonitorState.BUSY, MonitorState.DENIED, MonitorState.STANDBY})
+_ALIVE_BUT_DETACHED = frozenset({MonitorState.BUSY, MonitorState.DENIED, MonitorState.STANDBY})
 """States of a monitor whose VM is alive, although the agent is not attached to it."""
 
 
 class StateSink(Protocol):
-    """Where records of states go, and where their keys are stored."""
+    """Delivers records to the state topic, and stores their keys in the journal."""
 
     def encode_state(self, record: Record) -> EncodedRecord:
-        """Return a record of a state, encoded with the next id."""
+        """Encode a record for the state topic with the next id."""
 
     async def deliver_state(self, records: Sequence[EncodedRecord]) -> None:
-        """Deliver records. Return when the sink has acknowledged them, without a deadline."""
+        """Deliver records. Wait without a deadline until the sink has acknowledged them."""
 
     async def persist_note(self, note: StateNote) -> bool:
-        """Store a note in the journal. Return whether it is on disk."""
+        """Store a note in the journal. Return whether the note is on disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class StateSources:
         host: name of the host.
         snapshot: the VMs and the monitors.
         alerts: the firing alerts.
-        pools: the pools.
+        pools: the storage pools under the images of VMs.
         run_fields: returns the fields that describe this run of the agent.
     """
 
@@ -84,7 +84,7 @@ class StateSources:
 
 
 class StatePublisher:
-    """Keeps the topic of states up to date.
+    """Keeps the state topic up to date.
 
     Attributes:
         turn_seconds: time between two turns.
@@ -95,8 +95,8 @@ class StatePublisher:
         """Set up the publisher.
 
         Args:
-            sources: what the states are built from.
-            sink: where the records go.
+            sources: the parts of the agent from which states are built.
+            sink: delivers the records, and stores the notes.
             clock: returns the time in seconds of a monotonic clock.
         """
         self.turn_seconds = TURN_SECONDS
@@ -106,11 +106,13 @@ class StatePublisher:
         self._clock = clock
         self._table = StateTable()
         self._changed: dict[str, None] = {}  # UUIDs of VMs to build again
-        self._gone: dict[str, tuple[float, bool]] = {}  # by UUID: when the VM was lost, and whether for good
+        self._gone: dict[
+            str, tuple[float, bool]
+        ] = {}  # by UUID: when the VM was detached, and whether it ended for good
         self._monitors: dict[str, str] = {}  # by UUID, the address of the VM's monitor
         self._migrations: dict[str, dict[str, Any]] = {}  # by UUID, the last migration
-        self._stored: set[str] = set()  # paths of the notes in the journal
-        self._unstored: set[str] = set()  # paths in the topic whose notes could not be stored
+        self._stored_paths: set[str] = set()  # paths of the notes in the journal
+        self._unstored_paths: set[str] = set()  # paths in the topic whose notes could not be stored
 
     @property
     def entities(self) -> int:
@@ -125,15 +127,15 @@ class StatePublisher:
     # Changes. None of these methods waits.
 
     def restore(self, notes: Mapping[str, Any]) -> None:
-        """Learn from the journal's notes which keys the topic may have. The firing alerts must be restored already.
+        """Restore from the journal's notes which keys the topic may have. The caller must have restored the firing alerts before.
 
-        A VM that does not return within a minute is deleted from the topic, and an alert that does not fire at once.
+        A VM that is not attached again within a minute is deleted from the topic. An alert that does not fire now is deleted immediately.
         """
         for name, note in notes.items():
             path = name.removeprefix(NOTE_PREFIX)
             if path == name:
                 continue
-            self._stored.add(path)
+            self._stored_paths.add(path)
             self._table.add_written(path)
             kind, _, identity = path.partition("/")
             if kind == "vms":
@@ -144,7 +146,7 @@ class StatePublisher:
                     self._migrations[identity] = migration
         for alert in self._sources.alerts:
             self._table.put(firing_state(alert))
-        for path in self._stored:
+        for path in self._stored_paths:
             if path.startswith(alert_path("")) and self._table.get(path) is None:
                 self._table.remove(path)
 
@@ -159,15 +161,17 @@ class StatePublisher:
             self.on_vm_changed(vm)
 
     def on_vm_gone(self, vm: Vm, *, for_good: bool) -> None:
-        """Handle a VM that was detached; `for_good` says whether its guest shut down or migrated away."""
+        """Handle a detached VM. `for_good` is whether its guest shut down or migrated away."""
         if vm.uuid:
             self._gone[vm.uuid] = (self._clock(), for_good)
             self._changed[vm.uuid] = None
 
     def on_migration_ended(self, record: Record) -> None:
-        """Handle the record of the end of a migration."""
+        """Handle the record that reports the end of a migration."""
         self._migrations[record.vm.uuid] = migration_fields(record)
-        self._stored.discard(vm_path(record.vm.uuid))  # the note has the migration too
+        self._stored_paths.discard(
+            vm_path(record.vm.uuid)
+        )  # the note contains the migration, so it must be stored again
         self.on_vm_changed(record.vm)
 
     def on_alert(self, record: Record) -> None:
@@ -185,78 +189,83 @@ class StatePublisher:
     # Turns.
 
     async def run(self) -> None:
-        """Write the changes of each turn, until cancelled."""
+        """Write the changed states at each turn, until cancelled."""
         while True:
             await self.turn()
             await asyncio.sleep(self.turn_seconds)
 
     async def turn(self) -> None:
-        """Build the states that may have changed, and write the oldest changes. It waits until the sink has acknowledged them."""
-        self._update()
+        """Build the states that may have changed, and write the oldest changes. Wait until the sink has acknowledged them."""
+        self._build_changed_states()
         await self._write_changes()
 
     async def stop(self, seconds: float) -> None:
-        """Write that the agent was stopped on request, after `run` has ended. Give up after a time.
+        """Write the host's state `stopped`, within `seconds`. Call this after `run` has ended.
 
-        The states of VMs stay as they are, although the sessions have ended: the VMs still run.
+        The states of VMs stay unchanged, because the VMs still run.
         """
-        self._put_host("stopped")
+        self._put_host_state("stopped")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._write_changes()
 
-    def _update(self) -> None:
+    def _build_changed_states(self) -> None:
         """Build the states that may have changed."""
         changed, self._changed = self._changed, {}
         uuids = dict.fromkeys((*changed, *self._gone))
         views = {vm.uuid: (vm, view) for vm, view in self._sources.snapshot.views()} if uuids else {}
-        held: frozenset[str] | None = None
+        live_monitors: frozenset[str] | None = None
         for uuid in uuids:
             if uuid in views:
                 self._gone.pop(uuid, None)
-                self._put_vm(*views[uuid])
+                self._put_vm_state(*views[uuid])
             elif uuid in self._gone:
-                held = self._held_monitors() if held is None else held
-                self._update_gone(uuid, held)
-        self._put_host("running")
+                live_monitors = self._monitors_of_live_vms() if live_monitors is None else live_monitors
+                self._update_detached_vm(uuid, live_monitors)
+        self._put_host_state("running")
 
-    def _put_vm(self, vm: Vm, view: VmView) -> None:
+    def _put_vm_state(self, vm: Vm, view: VmView) -> None:
         self._monitors[vm.uuid] = view.status.monitor.name
         self._table.put(vm_state(vm, view, self._migrations.get(vm.uuid)))
 
-    def _put_host(self, state: str) -> None:
+    def _put_host_state(self, state: str) -> None:
         sources = self._sources
         self._table.put(host_state(sources.host, sources.run_fields(), sources.pools, state))
 
-    def _held_monitors(self) -> frozenset[str]:
+    def _monitors_of_live_vms(self) -> frozenset[str]:
         statuses = self._sources.snapshot.monitors.values()
-        return frozenset(status.monitor.name for status in statuses if status.state in _HELD)
+        return frozenset(status.monitor.name for status in statuses if status.state in _ALIVE_BUT_DETACHED)
 
-    def _update_gone(self, uuid: str, held: frozenset[str]) -> None:
-        """Mark the state of a VM that is not attached, or remove it when the VM is gone for good."""
+    def _update_detached_vm(self, uuid: str, live_monitors: frozenset[str]) -> None:
+        """Update the state of a detached VM, or remove the state when the VM has ended.
+
+        Args:
+            uuid: the UUID of the VM.
+            live_monitors: addresses of the monitors whose VM is alive although the agent is not attached.
+        """
         gone_at, for_good = self._gone[uuid]
-        is_held = self._monitors.get(uuid) in held and not for_good
+        is_alive = self._monitors.get(uuid) in live_monitors and not for_good
         state = self._table.get(vm_path(uuid))
-        if for_good or (self._clock() - gone_at >= AWAY_SECONDS and not is_held):
+        if for_good or (self._clock() - gone_at >= AWAY_SECONDS and not is_alive):
             del self._gone[uuid]
             self._monitors.pop(uuid, None)
             self._migrations.pop(uuid, None)
             self._table.remove(vm_path(uuid))
         elif state is not None:
-            monitor_state = MonitorState.BUSY if is_held else MonitorState.GONE
+            monitor_state = MonitorState.BUSY if is_alive else MonitorState.GONE
             data = {**state.data, "monitor_state": monitor_state.value}
             self._table.put(EntityState(state.entity, state.type, data))
 
     async def _write_changes(self) -> None:
-        """Write the oldest changes."""
+        """Write the oldest changes, and update the notes in the journal."""
         changes = self._table.start_writing(MAX_CHANGES)
         if not changes:
             return
         try:
-            new = [path for path, state in changes.items() if state is not None and path not in self._stored]
-            retried = [path for path in sorted(self._unstored)[:MAX_CHANGES] if path not in changes]
+            new = [path for path, state in changes.items() if state is not None and path not in self._stored_paths]
+            retried = [path for path in sorted(self._unstored_paths)[:MAX_CHANGES] if path not in changes]
             await self._store_notes({path: self._note_of(path) for path in (*new, *retried)})
-            await self._sink.deliver_state([self._encode(path, state) for path, state in changes.items()])
+            await self._sink.deliver_state([self._encode_change(path, state) for path, state in changes.items()])
         except BaseException:
             self._table.on_failed()
             raise
@@ -264,7 +273,7 @@ class StatePublisher:
         self.records_written += len(changes)
         await self._store_notes({path: None for path, state in changes.items() if state is None})
 
-    def _encode(self, path: str, state: EntityState | None) -> EncodedRecord:
+    def _encode_change(self, path: str, state: EntityState | None) -> EncodedRecord:
         now_ns = time.time_ns()
         if state is None:
             entity = StateEntity(self._sources.host, "", "", path=path)
@@ -274,7 +283,7 @@ class StatePublisher:
         )
 
     def _note_of(self, path: str) -> dict[str, Any]:
-        """Return the note of an entity that the topic may have from now on."""
+        """Return the value of the note of an entity."""
         uuid = path.removeprefix(vm_path(""))
         if uuid not in self._monitors:
             return {}
@@ -282,27 +291,27 @@ class StatePublisher:
         return {"monitor": self._monitors[uuid]} | ({"last_migration": migration} if migration else {})
 
     async def _store_notes(self, values: Mapping[str, Mapping[str, Any] | None]) -> None:
-        """Store notes of paths in one transaction. A value of None deletes the note."""
+        """Store the notes of entities in one transaction. The keys are paths; a value of None deletes the note."""
         notes = [StateNote(NOTE_PREFIX + path, value) for path, value in values.items()]
         done = await asyncio.gather(*map(self._sink.persist_note, notes))
         for (path, value), is_stored in zip(values.items(), done, strict=True):
             if value is None:
-                self._stored.discard(path)
-                self._unstored.discard(path)
+                self._stored_paths.discard(path)
+                self._unstored_paths.discard(path)
             else:
-                (self._stored.add if is_stored else self._unstored.add)(path)
+                (self._stored_paths.add if is_stored else self._unstored_paths.add)(path)
                 if is_stored:
-                    self._unstored.discard(path)
+                    self._unstored_paths.discard(path)
 
 
 class StateMetrics(Collector):
-    """The topic of states."""
+    """Prometheus collector of the metrics about the state topic."""
 
     def __init__(self, states: StatePublisher) -> None:
         self._states = states
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the current values."""
+        """Yield the metrics with their current values."""
         states = self._states
         yield GaugeMetricFamily(
             "qmp_agent_state_entities", "Number of VMs, alerts and hosts in the topic of states.", value=states.entities

@@ -1,6 +1,7 @@
-"""The states that the compacted topic should have, and those that it has. Pure.
+"""Compares the present states of entities with the states in the compacted topic. Pure.
 
-A change of an entity that waits replaces the earlier change. So the table is bounded by the number of entities, however long Kafka lags.
+A new change of an entity replaces an earlier change that was not written. So the number of entities limits the size of the table, also
+while Kafka is down.
 """
 
 from collections.abc import Mapping
@@ -13,10 +14,10 @@ from agent.model.state import StateEntity
 
 @dataclass(frozen=True, slots=True)
 class EntityState:
-    """The state of one entity.
+    """The state of one entity: a VM, a firing alert or the host.
 
     Attributes:
-        entity: the entity.
+        entity: the entity, which is the source of the record.
         type: type of the record.
         data: data of the record.
         subject: subject of the record.
@@ -31,11 +32,11 @@ class EntityState:
 
 
 class StateTable:
-    """The state of each entity by its path. None in a change stands for a tombstone."""
+    """The states of all entities, and the changes that are not in the topic yet. A change to None is a tombstone."""
 
     def __init__(self) -> None:
         self._present: dict[str, EntityState] = {}
-        self._written: dict[str, EntityState | None] = {}  # by path; None if the topic may have an unknown state
+        self._written: dict[str, EntityState | None] = {}  # by path; None if the state in the topic is unknown
         self._in_flight: dict[str, EntityState | None] = {}
         self._pending: dict[
             str, bool
@@ -46,22 +47,22 @@ class StateTable:
 
     @property
     def pending(self) -> int:
-        """Number of entities whose change is not written yet."""
+        """Number of entities whose latest change is not written yet."""
         return len(self._pending) + len(self._in_flight)
 
     def get(self, path: str) -> EntityState | None:
-        """Return the present state of an entity; None if it has none."""
+        """Return the present state of an entity; None if the entity was removed or never added."""
         return self._present.get(path)
 
     def add_written(self, path: str) -> None:
-        """Note that an earlier run has written a state of this entity. Until it has a state again or is removed, the topic keeps it."""
+        """Store that an earlier run of the agent wrote a state of this entity. `put` or `remove` later replaces or deletes it."""
         self._written.setdefault(path, None)
 
     def put(self, state: EntityState) -> None:
-        """Set the state of an entity."""
+        """Set the present state of an entity. If the topic has another state, the state is a pending change."""
         path = state.entity.path
         self._present[path] = state
-        if self._latest_written(path) != state:
+        if self._state_in_topic(path) != state:
             self._pending.setdefault(path, False)
         elif not self._pending.get(path):
             self._pending.pop(path, None)
@@ -80,7 +81,7 @@ class StateTable:
         return len(self._present)
 
     def start_writing(self, max_changes: int) -> dict[str, EntityState | None]:
-        """Return the oldest changes, by path. `on_written` or `on_failed` must follow."""
+        """Return the oldest changes by path, at most `max_changes`. The caller must call `on_written` or `on_failed` afterwards."""
         assert not self._in_flight
         for path in list(self._pending)[:max_changes]:
             del self._pending[path]
@@ -88,7 +89,7 @@ class StateTable:
         return dict(self._in_flight)
 
     def on_written(self) -> None:
-        """Report that the topic has the changes that `start_writing` returned."""
+        """Handle the acknowledgement of the changes that `start_writing` returned."""
         for path, state in self._in_flight.items():
             if state is None:
                 self._written.pop(path, None)
@@ -97,11 +98,11 @@ class StateTable:
         self._in_flight.clear()
 
     def on_failed(self) -> None:
-        """Report that the topic may or may not have the changes: they are written again, before all others."""
+        """Handle a failed write: it is unknown whether the topic has the changes. They are written again before all other changes."""
         for path in self._in_flight:
             self._written[path] = None
         self._pending = dict.fromkeys(self._in_flight, True) | self._pending
         self._in_flight.clear()
 
-    def _latest_written(self, path: str) -> EntityState | None:
+    def _state_in_topic(self, path: str) -> EntityState | None:
         return self._in_flight[path] if path in self._in_flight else self._written.get(path)

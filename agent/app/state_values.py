@@ -1,4 +1,4 @@
-"""Builds the data of the records of the topic of states. Pure."""
+"""Builds the records of the state topic from samples, alerts and pools. Pure."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ from agent.model.record import Record, Vm, sanitize
 from agent.model.state import ALERT_STATE, HOST_STATE, VM_STATE, StateEntity
 
 STATE_FAMILIES = frozenset({ABOUT, BLOCK_LAYER, BLOCK_STORAGE, GUEST_AGENT, GUEST_AGENT_SESSION, RUNSTATE})
-"""Families whose samples change the state of a VM. The usage of disks changes at each poll, and is not part of the state."""
+"""Families whose samples can change the state of a VM. The usage of disks is not part of the state, because it changes at each poll."""
 
 MAX_DISKS = 256
 """Maximum number of disks in the state of a VM, because a record has a maximum size."""
@@ -26,7 +26,7 @@ MAX_DISKS = 256
 MAX_POOLS = 256
 """Maximum number of pools in the state of the host."""
 
-_FIELDS: tuple[tuple[Family, Mapping[str, str]], ...] = (
+_COPIED_FIELDS: tuple[tuple[Family, Mapping[str, str]], ...] = (
     (ABOUT, {"pid": "pid", "machine": "machine", "accelerator": "accelerator", "labels": "labels"}),
     (
         RUNSTATE,
@@ -35,31 +35,37 @@ _FIELDS: tuple[tuple[Family, Mapping[str, str]], ...] = (
     (GUEST_AGENT, {"guest_agent_connected": "connected"}),
     (GUEST_AGENT_SESSION, {"guest_agent_state": "state"}),
 )
-"""Fields of a VM's state that are those of samples: by family, the name in the sample by the name in the state."""
+"""Fields of a VM's state that are copied from samples: for each family, the name of the field in the state and in the sample."""
 
 
 def vm_path(uuid: str) -> str:
-    """Return the path of a VM's state."""
+    """Return the path of a VM, which is part of the key of its state."""
     return f"vms/{uuid}"
 
 
 def alert_path(fingerprint: str) -> str:
-    """Return the path of an alert's state."""
+    """Return the path of an alert, which is part of the key of its state."""
     return f"alerts/{fingerprint}"
 
 
 def vm_state(vm: Vm, view: VmView, last_migration: Mapping[str, Any] | None) -> EntityState:
-    """Return the state of an attached VM."""
+    """Return the state of an attached VM.
+
+    Args:
+        vm: the VM.
+        view: the latest polls of the VM.
+        last_migration: fields of the last migration of the VM; None if the agent observed none.
+    """
     data: dict[str, Any] = {
         "monitor": sanitize(view.status.monitor.name),
         "monitor_state": view.status.state.value,
     }
     if view.status.build is not None:
         data["qemu_version"] = view.status.build.version
-    for family, names in _FIELDS:
-        values = _subjects(view, family).get((), {})
+    for family, names in _COPIED_FIELDS:
+        values = _samples_by_labels(view, family).get((), {})
         data |= {name: values[field] for name, field in names.items() if field in values}
-    if disks := _disks(view):
+    if disks := _disk_states(view):
         data["disks"] = disks[:MAX_DISKS]
     if last_migration:
         data["last_migration"] = dict(last_migration)
@@ -67,14 +73,14 @@ def vm_state(vm: Vm, view: VmView, last_migration: Mapping[str, Any] | None) -> 
 
 
 def alert_state(record: Record) -> EntityState:
-    """Return the state of a firing alert from its record."""
+    """Return the state of a firing alert, built from the alert's record."""
     vm = record.vm
     entity = StateEntity(vm.host, vm.uuid, vm.name, path=alert_path(record.data["fingerprint"]))
     return EntityState(entity, f"qemu.{ALERT_STATE.name}", dict(record.data), record.subject, record.severity)
 
 
 def firing_state(alert: Alert) -> EntityState:
-    """Return the state of an alert that already fires."""
+    """Return the state of a stored alert that fires."""
     return alert_state(alert.to_record("firing", alert.since_ns, {}))
 
 
@@ -84,7 +90,7 @@ def host_state(host: str, run_fields: Mapping[str, Any], pools: Iterable[PoolUsa
     Args:
         host: name of the host.
         run_fields: the fields that describe this run of the agent.
-        pools: the pools under the images.
+        pools: the storage pools under the images of VMs.
         state: `running` or `stopped`.
     """
     described = [
@@ -102,19 +108,19 @@ def host_state(host: str, run_fields: Mapping[str, Any], pools: Iterable[PoolUsa
 
 
 def migration_fields(record: Record) -> dict[str, Any]:
-    """Return the fields of the last migration from the record of its end."""
+    """Return the fields of a migration, from the record that reports its end."""
     names = ("outcome", "role", "elapsed_seconds", "downtime_seconds")
     fields = {name: record.data[name] for name in names if name in record.data}
     return fields | {"ended_timestamp_seconds": record.time_ns / 1e9}
 
 
-def _subjects(view: VmView, family: Family) -> Mapping[tuple[str, ...], Values]:
+def _samples_by_labels(view: VmView, family: Family) -> Mapping[tuple[str, ...], Values]:
     polls = view.polls.get(family.name)
     return polls.current if polls is not None else {}
 
 
-def _disks(view: VmView) -> list[dict[str, Any]]:
-    layers, places, spaces = (_subjects(view, family) for family in (BLOCK_LAYER, BLOCK_STORAGE, BLOCK_SPACE))
+def _disk_states(view: VmView) -> list[dict[str, Any]]:
+    layers, places, spaces = (_samples_by_labels(view, family) for family in (BLOCK_LAYER, BLOCK_STORAGE, BLOCK_SPACE))
     disks = []
     for device in sorted({labels[0] for labels in layers}):
         image, storage = layers.get((device, "format"), {}), layers.get((device, "storage"), {})

@@ -1,6 +1,6 @@
-"""Records of the agent's own life: `qemu.agent.started`, `qemu.agent.heartbeat` and `qemu.agent.stopping`. Pure.
+"""Fields of the records about the agent itself: `qemu.agent.started`, `qemu.agent.heartbeat` and `qemu.agent.stopping`. Pure.
 
-A row defines the record's field, the JSON schema's property and the text in docs/records.md.
+Each `Field` defines a field of the record, the property in the JSON schema and the text in docs/records.md.
 """
 
 from agent.model.family import COUNTER, GAUGE, TEXT, Family, Field
@@ -101,4 +101,4 @@ STOPPING = Family(
 )
 
 AGENT_LIFE = (STARTED, HEARTBEAT, STOPPING)
-"""Families whose records, `qemu.<name>`, report on the agent itself. They have no series."""
+"""Families of the records about the agent itself. The type of a record is `qemu.<name>`. These families have no Prometheus series."""

@@ -176,12 +176,12 @@ _note_versions = itertools.count(1)
 
 @dataclass(frozen=True, slots=True)
 class StateNote:
-    """A small named value that the journal keeps across restarts of the agent. A note replaces notes of the same name with a lower version.
+    """A small named value that the journal keeps across restarts of the agent. A note replaces an older note of the same name.
 
     Attributes:
         name: the note's name.
         value: a JSON value. None deletes the note.
-        version: higher than the version of every earlier note of this run.
+        version: number of the note. A newer note in the same run of the agent has a higher version.
     """
 
     name: str
@@ -231,7 +231,7 @@ class EncodedRecord:
 
     @property
     def size(self) -> int:
-        """How many bytes of a queue's limit the record takes."""
+        """Approximate bytes that the record takes in a queue, with overhead."""
         return len(self.body) + OVERHEAD_BYTES
 
 
@@ -262,13 +262,17 @@ class RecordEncoder:
         self._clock = clock
 
     def continue_after(self, run_id: str) -> None:
-        """Choose another run id if that of an earlier run is not smaller than this one, because the clock was set back between the runs."""
+        """Replace the run id if the run id of the previous run is not lower, because the clock was set back between the runs.
+
+        Args:
+            run_id: run id of the previous run.
+        """
         if run_id >= self.run_id and (following := run_id_after(run_id)) is not None:
             self.run_id = following
             self._sequences = SequenceRegistry(following)
 
     def _time_and_severity(self, time_ns: int, severity: Severity) -> str:
-        """Return the JSON members that are the same for all samples of a poll."""
+        """Return the JSON members of the time and the severity, which are the same for all samples of a poll."""
         time, recorded = _format_time(time_ns), _format_time(self._clock())
         return f'"time":"{time}","recordedtime":"{recorded}",{_SEVERITY_ATTRIBUTES[severity]}'
 
@@ -283,7 +287,7 @@ class RecordEncoder:
         record_type, vm, data, time_ns, subject, severity, rate, cause = record
         record_id = f"{self.run_id}-{number}"
         sequence = self._sequences.of_source(vm.source).next_attributes(self._topic_of(record_type))
-        # Concatenated by hand: a dict would take three times as long to build and encode.
+        # The JSON is concatenated as text, because building and encoding a dict takes three times as long.
         middle = (
             f',"id":"{record_id}",{sequence},{self._time_and_severity(time_ns, severity)}'
             f"{_encode_optional_attributes(rate, cause)}{_encode_type_and_subject(record_type, subject)}"

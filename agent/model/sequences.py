@@ -1,4 +1,4 @@
-"""The attributes `sequence` and `previoussequence`, by which consumers order the records of a source and detect a lost one."""
+"""Creates the attributes `sequence` and `previoussequence`. Consumers order the records of a source by them, and detect lost records."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -11,10 +11,10 @@ TopicOf = Callable[[str], str]
 """Returns the topic of a record type."""
 
 DIGITS: Final = 12
-"""Digits of the number in a sequence. At 10,000 records a second from one source, they suffice for three years."""
+"""Number of decimal digits after the run id in a sequence. They suffice for three years at 10,000 records per second from one source."""
 
 MAX_SOURCES: Final = 16384
-"""Maximum number of sources whose state is kept; beyond it, the state of the source that was silent for longest is discarded."""
+"""Maximum number of sources whose state is kept. If there are more, the state of the source with the oldest last record is discarded."""
 
 
 def format_run_id(millis: int) -> str:
@@ -23,7 +23,7 @@ def format_run_id(millis: int) -> str:
 
 
 def run_id_after(run_id: str) -> str | None:
-    """Return the id that follows a run id; None if the text is not a run id, or is the last one."""
+    """Return the next run id in sort order; None if `run_id` is not a valid run id, or is the last possible one."""
     if len(run_id) != _RUN_DIGITS or not set(run_id) <= set(_BASE32):
         return None
     millis = 0
@@ -34,13 +34,13 @@ def run_id_after(run_id: str) -> str | None:
 
 
 class SourceSequence:
-    """The sequence of one source: it has no gaps, and its texts are in lexicographical order."""
+    """Numbers the records of one source. The numbers have no gaps, and the sequences as text sort in the same order."""
 
     __slots__ = ("_last", "_run_id", "number")
 
     def __init__(self, run_id: str, number: int) -> None:
         self.number = number
-        """Number of the newest record."""
+        """Number of the newest record of the source."""
         self._run_id = run_id
         self._last: dict[str, str] = {}  # the newest record's sequence, by topic
 
@@ -59,7 +59,7 @@ class SourceSequence:
 
 
 class SequenceRegistry:
-    """The sequences of all sources of one run of the agent."""
+    """The sequences of all sources in one run of the agent."""
 
     def __init__(self, run_id: str, max_sources: int = MAX_SOURCES) -> None:
         """Create a registry without sources.
@@ -72,7 +72,7 @@ class SequenceRegistry:
         self._max_sources = max_sources
         self._sequences: OrderedDict[str, SourceSequence] = (
             OrderedDict()
-        )  # the source that was silent for longest comes first
+        )  # the source with the oldest last record comes first
         self._highest_discarded = 0
 
     def of_source(self, source: str) -> SourceSequence:
@@ -84,6 +84,6 @@ class SequenceRegistry:
         if len(self._sequences) >= self._max_sources:
             _, discarded = self._sequences.popitem(last=False)
             self._highest_discarded = max(self._highest_discarded, discarded.number)
-        # A source whose state was discarded continues after its last number, so its order is kept.
+        # A source whose state was discarded continues with a number higher than its last number, so that its order is kept.
         sequence = self._sequences[source] = SourceSequence(self._run_id, self._highest_discarded)
         return sequence

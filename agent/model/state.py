@@ -1,7 +1,7 @@
-"""Records of the topic of states: the present state of each VM, of each firing alert and of the host. Pure.
+"""Fields of the records in the state topic: the present state of each VM, of each firing alert and of the host. Pure.
 
-The topic is compacted: Kafka keeps the last record of each key. A key includes the host, so a host never replaces or deletes what another
-host wrote about the same VM. A record without a value, a tombstone, deletes its key.
+The topic is compacted: Kafka keeps the last record of each key. A key includes the host, so no host replaces or deletes the state that
+another host wrote about the same VM. A tombstone, which is a message without a value, deletes its key.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from agent.model.family import DETAIL, FLAG, GAUGE, TEXT, Family, Field
 from agent.model.record import Vm, sanitize
 
 STATE_PREFIX = "qemu.state."
-"""Prefix of the types of these records."""
+"""Prefix of the record types in the state topic."""
 
 
 @dataclass(frozen=True, slots=True)
 class StateEntity(Vm):
-    """A VM, an alert or the host as the source of its state.
+    """The source of a state record: a VM, an alert or the host.
 
     Attributes:
         path: `vms/<uuid>` or `alerts/<fingerprint>`; empty for the host. The record's source and key are `/hosts/<host>/state/<path>`.
@@ -125,4 +125,4 @@ HOST_STATE = Family(
 )
 
 STATES = (HOST_STATE, VM_STATE, ALERT_STATE)
-"""Families whose records, `qemu.<name>`, are in the topic of states. They have no series."""
+"""Families of the records in the state topic. The type of a record is `qemu.<name>`. These families have no Prometheus series."""

@@ -73,7 +73,7 @@ class _TimeSeries:
         del self.times[end:], self.used[end:]
 
 
-def _new_tiers() -> tuple[_TimeSeries, ...]:
+def _new_series() -> tuple[_TimeSeries, ...]:
     return _TimeSeries(2.0, 80.0), _TimeSeries(20.0, RECENT_SECONDS), _TimeSeries(900.0, DAY_SECONDS)
 
 
@@ -83,17 +83,17 @@ class Growth:
 
     kept_points: int = 0
     """Total number of points that were added to the series that `to_note` returns."""
-    _tiers: tuple[_TimeSeries, ...] = field(default_factory=_new_tiers)
+    _series: tuple[_TimeSeries, ...] = field(default_factory=_new_series)
     _last: tuple[float, float] | None = None
 
     def add(self, at: float, used: int) -> None:
         """Add a measurement. If the clock was set back, remove all points after the new time."""
         if self._last is not None and at < self._last[0]:
-            for tier in self._tiers:
-                tier.remove_after(at)
-        *finer, day = self._tiers
-        for tier in finer:
-            tier.add(at, used)
+            for series in self._series:
+                series.remove_after(at)
+        *shorter_series, day = self._series
+        for series in shorter_series:
+            series.add(at, used)
         self.kept_points += day.add(at, used)
         self._last = at, used
 
@@ -109,8 +109,8 @@ class Growth:
         if self._last is None:
             return None
         now, used = self._last
-        for tier in self._tiers:
-            start = tier.point_at(now - window)
+        for series in self._series:
+            start = series.point_at(now - window)
             if start is not None and now - start[0] <= window * (1 + TOLERANCE):
                 return (used - start[1]) / (now - start[0])
         return None
@@ -132,11 +132,11 @@ class Growth:
                 continue
             continues = newer >= rate * STEADY_SHARE or window == WINDOWS[-1]
             if rate > 0 and continues and (free / rate <= window * LOOK_AHEAD or window == WINDOWS[-1]):
-                return free / self._smoothed(rate, index)
+                return free / self._smooth_rate(rate, index)
             newer = rate
         return None
 
-    def _smoothed(self, rate: float, index: int) -> float:
+    def _smooth_rate(self, rate: float, index: int) -> float:
         """Return the growth rate over a longer window if it is nearly equal, because it varies less.
 
         Args:
@@ -165,7 +165,7 @@ class Growth:
 
     def to_note(self) -> list[list[int]]:
         """Return the points of the last day as a list of `[time, used bytes]`."""
-        day = self._tiers[-1]
+        day = self._series[-1]
         return [[int(at), int(used)] for at, used in zip(day.times, day.used, strict=True)]
 
     def restore(self, note: object, now: float) -> None:
@@ -173,4 +173,4 @@ class Growth:
         for point in note if isinstance(note, list) else ():
             match point:
                 case [int(at), int(used)] if now - DAY_SECONDS * (1 + TOLERANCE) <= at <= now and 0 <= used < 1 << 63:
-                    self._tiers[-1].add(at, used)
+                    self._series[-1].add(at, used)

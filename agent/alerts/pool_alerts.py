@@ -94,7 +94,7 @@ class PoolAlerts:
     def on_silence(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
         """Fire the alert of an unresponsive pool."""
         data = {"help": UNRESPONSIVE_HELP} | self._alert_data(usage, now_ns)
-        yield from self._store.fire(self._alert(UNRESPONSIVE, usage, "", Severity.ERROR, now_ns, data))
+        yield from self._store.fire(self._build_alert(UNRESPONSIVE, usage, "", Severity.ERROR, now_ns, data))
 
     def on_removed(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
         """Resolve all alerts of a pool that no VM has used for some minutes."""
@@ -110,7 +110,7 @@ class PoolAlerts:
                 usage.exceeded |= {level.text}
                 severity = Severity.CRITICAL if is_highest(level, policy, usage) else Severity.WARNING
                 data = self._level_data(usage, level, now_ns)
-                yield from self._store.fire(self._alert(FILLING, usage, level.text, severity, now_ns, data))
+                yield from self._store.fire(self._build_alert(FILLING, usage, level.text, severity, now_ns, data))
             elif exceeded is False and firing:
                 usage.exceeded -= {level.text}
                 yield from self._resolve_level(usage, level.text, now_ns, "space")
@@ -124,7 +124,7 @@ class PoolAlerts:
         alert = self._store.find(usage.owner, FILLING, usage.name, text)
         yield from self._store.resolve(filter(None, [alert]), now_ns, reason, self._alert_data(usage, now_ns))
 
-    def _alert(
+    def _build_alert(
         self, name: str, usage: PoolUsage, level: str, severity: Severity, now_ns: int, data: Mapping[str, Any]
     ) -> Alert:
         return Alert(name, self._vm, usage.name, level, severity, now_ns, data, owner=usage.owner)

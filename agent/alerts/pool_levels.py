@@ -154,8 +154,8 @@ def is_highest(level: PoolLevel, policy: PoolPolicy, usage: PoolUsage) -> bool:
     if level.measure is PoolMeasure.TIME or shares is None:
         return False
 
-    def height(other: PoolLevel) -> float:
+    def percent_of(other: PoolLevel) -> float:
         return other.percent if other.percent is not None else 100 - 100 * (other.free or 0) / max(1, shares[1])
 
-    heights = [height(other) for other in policy.levels if other.measure is level.measure]
-    return len(heights) > 1 and height(level) == max(heights)
+    percents = [percent_of(other) for other in policy.levels if other.measure is level.measure]
+    return len(percents) > 1 and percent_of(level) == max(percents)

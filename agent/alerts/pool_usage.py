@@ -65,12 +65,12 @@ def images_of(layers: Iterable[Sample]) -> list[Image]:
         if layer == "format":
             continue
         shape = by_label.get((device, "format"), values) if layer == "storage" else values
-        size, cluster = _number(shape, "size_bytes"), _number(shape, "cluster_bytes")
-        allocated = _number(values, "allocated_bytes")
+        size, cluster = _non_negative_int(shape, "size_bytes"), _non_negative_int(shape, "cluster_bytes")
+        allocated = _non_negative_int(values, "allocated_bytes")
         writable = layer == "storage" and shape.get("read_only") is not True
         limit = allocated
         if values.get("driver") in DEVICE_DRIVERS:
-            limit = _number(values, "size_bytes")
+            limit = _non_negative_int(values, "size_bytes")
         elif writable:
             limit = max(max_file_bytes(str(shape.get("driver", "")), size, cluster), allocated)
         driver, path = str(values.get("driver", "")), str(values.get("path", ""))
@@ -78,7 +78,7 @@ def images_of(layers: Iterable[Sample]) -> list[Image]:
     return images
 
 
-def _number(values: Mapping[str, Any], name: str) -> int:
+def _non_negative_int(values: Mapping[str, Any], name: str) -> int:
     value = values.get(name, 0)
     return value if type(value) is int and value >= 0 else 0
 
@@ -175,8 +175,8 @@ class PoolUsage:
             return False
         return (
             known.size_bytes == reading.size_bytes
-            and _is_near(known.free_bytes, reading.free_bytes, reading.size_bytes)
-            and _is_near(known.free_inodes, reading.free_inodes, reading.inodes)
+            and _is_nearly_equal(known.free_bytes, reading.free_bytes, reading.size_bytes)
+            and _is_nearly_equal(known.free_inodes, reading.free_inodes, reading.inodes)
         )
 
     def on_reading(self, reading: PoolReading, now: float) -> None:
@@ -232,7 +232,7 @@ class PoolUsage:
         return Sample(POOL, (self.name, self.pool.kind.value), values)
 
 
-def _is_near(before: int | None, after: int | None, size: int | None) -> bool:
+def _is_nearly_equal(before: int | None, after: int | None, size: int | None) -> bool:
     """Return whether two figures differ by at most `UNCHANGED_SHARE` of the size."""
     if before is None or after is None or size is None:
         return before == after
@@ -302,7 +302,7 @@ class PoolRegistry:
                 place = pool
             if image.layer == "storage":
                 self._by_disk[vm, image.device] = image.path, place
-        _update_usages({*before, *self.of_vm(vm)}, now)
+        _update_usages({*before, *self.pools_of_vm(vm)}, now)
         return not places_before.issuperset(map(_key_of_placement, added))
 
     def remove_vm(self, vm: Vm, now: float) -> None:
@@ -314,7 +314,7 @@ class PoolRegistry:
         self.pools.pop(usage.pool.key, None)
 
     def _remove_images(self, vm: Vm) -> list[PoolUsage]:
-        usages = self.of_vm(vm)
+        usages = self.pools_of_vm(vm)
         for image, _ in self._placements.pop(vm, ()):
             self._by_disk.pop((vm, image.device), None)
             for usage in usages:
@@ -340,12 +340,12 @@ class PoolRegistry:
     def _request_read(self, usage: PoolUsage) -> None:
         self.on_read_request(usage)
 
-    def of_vm(self, vm: Vm) -> list[PoolUsage]:
+    def pools_of_vm(self, vm: Vm) -> list[PoolUsage]:
         """Return the pools with images of a VM."""
         keys = dict.fromkeys(pool.key for _, pool in self._placements.get(vm, ()) if isinstance(pool, Pool))
         return [self.pools[key] for key in keys if key in self.pools]
 
-    def of_image(self, vm: Vm, device: str, path: str) -> PoolUsage | UnknownPool | None:
+    def pool_of_image(self, vm: Vm, device: str, path: str) -> PoolUsage | UnknownPool | None:
         """Return the pool of the image that a disk writes to; None while the agent searches for the pool."""
         known_path, pool = self._by_disk.get((vm, device), ("", None))
         return pool if known_path == path else None

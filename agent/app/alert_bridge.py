@@ -61,7 +61,7 @@ class AlertBridge:
             partial(threshold_policy, config.write_threshold),
             device_size_of,
             is_qemu,
-            pools.of_image,
+            pools.pool_of_image,
             device_identity_of,
         )
         self.pools = PoolAlerts(

@@ -51,7 +51,7 @@ class PoolPlacement:
         """Return the source that found a pool."""
         return self._source_of[pool.key]
 
-    def forget(self, pool: Pool) -> None:
+    def remove_pool(self, pool: Pool) -> None:
         """Remove the stored source of a pool."""
         self._source_of.pop(pool.key, None)
 

@@ -132,7 +132,7 @@ class StorageMonitor:
         self._snapshot.replace_samples(vm, (BLOCK_STORAGE,), samples, time_ns)
         for sample in changed:
             self._publish(Record(BLOCK_STORAGE.type, vm, sample.data, time_ns, sample.subject))
-        for usage in self.registry.of_vm(vm):
+        for usage in self.registry.pools_of_vm(vm):
             self._due.setdefault(usage.pool.key, time.monotonic())
             if usage.reading is None and usage.pool.kind is PoolKind.FILESYSTEM:
                 recent = self._file_systems.recent_reading(usage.pool, CHECK_SECONDS)
@@ -145,7 +145,7 @@ class StorageMonitor:
 
     def _are_pools_read(self, vm: Vm) -> bool:
         """Return whether each pool of the VM has figures or a read error."""
-        return all(usage.reading is not None or usage.error for usage in self.registry.of_vm(vm))
+        return all(usage.reading is not None or usage.error for usage in self.registry.pools_of_vm(vm))
 
     def _poll_late_vms(self) -> None:
         """Poll the block nodes of each late VM whose pools have been read. Then the alerts compare its disks with the pools."""
@@ -293,7 +293,7 @@ class StorageMonitor:
             if usage.unused_since is not None and now - usage.unused_since > KEEP_UNUSED_SECONDS:
                 self._alerts.on_pool_removed(usage)
                 self.registry.remove_pool(usage)
-                self._placement.forget(usage.pool)
+                self._placement.remove_pool(usage.pool)
                 self._published_at.pop(usage.pool.key, None)
                 self._snapshot.remove_host_sample(POOL, (usage.name, usage.pool.kind.value))
 

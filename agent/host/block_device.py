@@ -53,7 +53,7 @@ def device_identity(path: str, sys: Path = _SYS) -> str:
     number = device_number(path, sys)
     if not number:
         return ""
-    names = (_read(sys / "dev/block" / number / name) for name in ("dm/uuid", "wwid", "device/wwid"))
+    names = (_read_text(sys / "dev/block" / number / name) for name in ("dm/uuid", "wwid", "device/wwid"))
     return next(filter(None, names), "")[:MAX_IDENTITY_CHARACTERS]
 
 
@@ -80,28 +80,28 @@ def device_number(path: str, sys: Path = _SYS) -> str | None:
 
 def _number_by_name(name: str, sys: Path) -> str | None:
     """Return `major:minor` of a device by its name in /dev, such as `sda` or `vg/lv`; None if sysfs has no such device."""
-    number = _read(sys / "class/block" / name.replace("/", "!") / "dev")
+    number = _read_text(sys / "class/block" / name.replace("/", "!") / "dev")
     if number is not None:
         return number
     if name.startswith("mapper/"):
-        return _mapper_number(name.removeprefix("mapper/"), sys)
+        return _number_by_mapper_name(name.removeprefix("mapper/"), sys)
     group, slash, volume = name.partition("/")  # LVM doubles the hyphens of both names in the device-mapper name
-    return _mapper_number("-".join(part.replace("-", "--") for part in (group, volume)), sys) if slash else None
+    return _number_by_mapper_name("-".join(part.replace("-", "--") for part in (group, volume)), sys) if slash else None
 
 
-def _mapper_number(name: str, sys: Path) -> str | None:
+def _number_by_mapper_name(name: str, sys: Path) -> str | None:
     known = _mapper_numbers.get(name)
-    if known is not None and _read(sys / "dev/block" / known / "dm/name") == name:
+    if known is not None and _read_text(sys / "dev/block" / known / "dm/name") == name:
         return known
     _mapper_numbers.pop(name, None)
     for device in (sys / "class/block").glob("dm-*"):
-        if _read(device / "dm/name") == name and (number := _read(device / "dev")) is not None:
+        if _read_text(device / "dm/name") == name and (number := _read_text(device / "dev")) is not None:
             _mapper_numbers[name] = number
             return number
     return None
 
 
-def _read(path: Path) -> str | None:
+def _read_text(path: Path) -> str | None:
     try:
         return path.read_text().strip()
     except (OSError, UnicodeDecodeError):

@@ -143,7 +143,7 @@ class FileSystemReader:
             PoolUnresponsiveError: the mount is suspect, or did not answer within the deadline.
             PoolReadError: the path cannot be accessed, or the host is overloaded.
         """
-        answer = await self._request("statfs", path, mount)
+        answer = await self._send_request("statfs", path, mount)
         try:
             figures = FileSystemFigures(*map(int, answer.split()))
         except (TypeError, ValueError) as error:
@@ -161,10 +161,10 @@ class FileSystemReader:
 
     async def realpath(self, path: str, mount: str) -> str:
         """Return a path with all symbolic links resolved. It raises the errors of `statvfs`."""
-        answer = await self._request("realpath", path, mount)
+        answer = await self._send_request("realpath", path, mount)
         return os.fsdecode(bytes.fromhex(answer))
 
-    async def _request(self, operation: str, path: str, mount: str) -> str:
+    async def _send_request(self, operation: str, path: str, mount: str) -> str:
         if mount in self._silent_since:
             raise PoolUnresponsiveError(f"{path}: the file system does not answer")
         request = _Request(f"{operation} {os.fsencode(path).hex()}\n".encode(), mount, time.monotonic())
@@ -230,9 +230,9 @@ class FileSystemReader:
                 self._leave_waiting(child, request)
                 self._queue.extendleft(reversed(batch[index + 1 :]))
                 return
-            self._on_answer(request, line)
+            self._set_answer(request, line)
 
-    def _on_answer(self, request: _Request, line: bytes) -> None:
+    def _set_answer(self, request: _Request, line: bytes) -> None:
         self._answered_at[request.mount] = time.monotonic()
         if not request.answer.done():
             request.answer.set_result(line)
@@ -246,7 +246,7 @@ class FileSystemReader:
             self._waiting[request.mount] = child, task
         else:
             child.kill()
-            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._on_return, request.mount)
+            asyncio.get_running_loop().call_later(RETRY_SECONDS, self._clear_suspect, request.mount)
         self.on_change()
 
     async def _await_late_answer(self, child: Child, request: _Request) -> None:
@@ -257,13 +257,13 @@ class FileSystemReader:
             if not request.answer.done():
                 request.answer.set_exception(PoolReadError(str(error)))
         else:
-            self._on_answer(request, line)
+            self._set_answer(request, line)
         finally:
             child.kill()  # further requests are still in its standard input
             self._waiting.pop(request.mount, None)
-            self._on_return(request.mount)
+            self._clear_suspect(request.mount)
 
-    def _on_return(self, mount: str) -> None:
+    def _clear_suspect(self, mount: str) -> None:
         self._silent_since.pop(mount, None)
         self.on_change()
 

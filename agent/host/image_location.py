@@ -26,7 +26,7 @@ MAX_DEPTH = 64
 KEEP_SECONDS = 600.0
 """How long the location of a directory is cached. After that it is found again, because an administrator may have set a quota."""
 
-MAX_KEPT = 4096
+MAX_CACHED = 4096
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _LOCAL_DRIVERS = frozenset({"file", "host_device", "host_cdrom"})
@@ -68,7 +68,7 @@ def local_path(driver: str, path: str) -> str | UnknownPool:
         path: the file name that QEMU reports.
     """
     if path.startswith("json:"):
-        path = _file_name(path[5:])
+        path = _file_name_of_json(path[5:])
     if not _is_valid_path(path):
         return UnknownPool("QEMU reports a path that no file can have")
     if path.startswith(("/dev/fd/", "/dev/fdset/")):
@@ -90,7 +90,7 @@ def _is_valid_path(text: str) -> bool:
         return False
 
 
-def _file_name(text: str) -> str:
+def _file_name_of_json(text: str) -> str:
     """Return the file name in the JSON options of a node. If the options have no file name, return the driver and a colon."""
     try:
         options = orjson.loads(text)
@@ -136,7 +136,7 @@ class ImageLocator:
 
     def __init__(self, reader: FileSystemReader) -> None:
         self._reader = reader
-        self._kept: dict[tuple[str, str], tuple[float, _DirectoryLocation]] = {}
+        self._cache: dict[tuple[str, str], tuple[float, _DirectoryLocation]] = {}
 
     def known_location(self, tables: MountTables | None, driver: str, path: str) -> ImageLocation | UnknownPool | None:
         """Return the location of an image without access to its file system.
@@ -159,10 +159,10 @@ class ImageLocator:
         mount = mount_of(tables.qemu, local)
         if mount is None:
             return UnknownPool(f"the mounts of process {tables.pid} cannot be read")
-        kept = self._kept.get((mount.device, _path_for_agent(tables, mount, _directory_of_image(mount, local))))
+        kept = self._cache.get((mount.device, _path_for_agent(tables, mount, _directory_of_image(mount, local))))
         if kept is None or time.monotonic() - kept[0] >= KEEP_SECONDS:
             return None
-        return _location(driver, local, kept[1])
+        return _build_location(driver, local, kept[1])
 
     async def locate(self, tables: MountTables | None, driver: str, path: str) -> ImageLocation | UnknownPool:
         """Return the location of an image; read its file system if necessary. The arguments are those of `known_location`."""
@@ -172,7 +172,7 @@ class ImageLocator:
         mount = mount_of(tables.qemu, local)
         assert mount is not None
         try:
-            return _location(
+            return _build_location(
                 driver, local, await self._locate_directory(tables, mount, _directory_of_image(mount, local))
             )
         except PoolUnresponsiveError:
@@ -197,19 +197,19 @@ class ImageLocator:
             found = _DirectoryLocation(mount, f"{prefix}{mount.point}")
         else:
             own_mount = mount_of(tables.agent, real) or mount
-            shared = await self._quota_directory(own_mount, real)
+            shared = await self._find_quota_directory(own_mount, real)
             found = _DirectoryLocation(own_mount, shared, shared != own_mount.point)
-        if len(self._kept) >= MAX_KEPT:
-            self._kept.clear()
-        self._kept[mount.device, path] = time.monotonic(), found
+        if len(self._cache) >= MAX_CACHED:
+            self._cache.clear()
+        self._cache[mount.device, path] = time.monotonic(), found
         return found
 
-    async def _quota_directory(self, mount: Mount, directory: str) -> str:
+    async def _find_quota_directory(self, mount: Mount, directory: str) -> str:
         """Return the topmost parent directory for which statvfs reports the same size: the directory of the quota, or the mount point."""
         own = await self._reader.statvfs(directory, mount.device)
         top = directory
         for _ in range(MAX_DEPTH):
-            above = _parent(top)
+            above = _parent_directory(top)
             if top == mount.point or len(above) < len(mount.point):
                 break
             figures = await self._reader.statvfs(above, mount.device)
@@ -221,36 +221,36 @@ class ImageLocator:
 
 def _directory_of_image(mount: Mount, path: str) -> str:
     """Return the directory of an image. If the image itself is a mount point, such as a FUSE export, return its path."""
-    return path if mount.point == path else _parent(path)
+    return path if mount.point == path else _parent_directory(path)
 
 
-def _parent(path: str) -> str:
+def _parent_directory(path: str) -> str:
     return os.path.dirname(path)  # noqa: PTH120 - of text
 
 
-def _location(driver: str, path: str, directory: _DirectoryLocation) -> ImageLocation:
+def _build_location(driver: str, path: str, directory: _DirectoryLocation) -> ImageLocation:
     quota = directory.shared if directory.is_quota else ""
     return ImageLocation(driver, path, directory.mount, directory.shared, quota)
 
 
 def _path_for_agent(tables: MountTables, mount: Mount, directory: str) -> str:
     """Return the path by which the agent reaches a directory of QEMU. If the agent lacks the mount, it is a path in /proc/PID/root."""
-    own = _own_path(tables.agent, mount, directory)
+    own = _path_in_agent_namespace(tables.agent, mount, directory)
     return f"/proc/{tables.pid}/root{directory}" if own is None else own
 
 
-def _own_path(own: tuple[Mount, ...], mount: Mount, path: str) -> str | None:
+def _path_in_agent_namespace(own: tuple[Mount, ...], mount: Mount, path: str) -> str | None:
     """Return the path of QEMU's file in the agent's mount namespace; None if no mount of the agent contains the file."""
     same = mount_of(own, path)
     if same is not None and (same.device, same.root, same.point) == (mount.device, mount.root, mount.point):
         return path
-    inside = _join(mount.root, path[len(mount.point.rstrip("/")) :])
+    inside = _join_paths(mount.root, path[len(mount.point.rstrip("/")) :])
     for candidate in own:
         root = candidate.root.rstrip("/")
         if candidate.device == mount.device and (inside == root or inside.startswith(f"{root}/")):
-            return _join(candidate.point, inside[len(root) :])
+            return _join_paths(candidate.point, inside[len(root) :])
     return None
 
 
-def _join(directory: str, rest: str) -> str:
+def _join_paths(directory: str, rest: str) -> str:
     return os.path.normpath(f"{directory.rstrip('/')}/{rest.lstrip('/')}")

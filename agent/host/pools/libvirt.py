@@ -116,7 +116,7 @@ class LibvirtSource:
 
     def find_pool(self, image: ImageLocation) -> Pool | None:
         """Return the storage pool that contains an image; None if no pool does."""
-        inside = [pool for pool in self._pools.values() if _contains(pool, image)]
+        inside = [pool for pool in self._pools.values() if _contains_image(pool, image)]
         if not inside:
             return None
         pool = max(inside, key=lambda pool: (len(pool.target), pool.name))
@@ -137,7 +137,7 @@ class LibvirtSource:
         return PoolReading(pool.capacity, pool.available, read_at=self._changed_at[name])
 
 
-def _contains(pool: StoragePool, image: ImageLocation) -> bool:
+def _contains_image(pool: StoragePool, image: ImageLocation) -> bool:
     if image.path.startswith("/"):
         return bool(pool.target) and image.path.startswith(f"{pool.target.rstrip('/')}/")
     return bool(pool.source) and (pool.type, pool.source) == _network_source(image.path)

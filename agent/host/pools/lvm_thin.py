@@ -30,7 +30,7 @@ class LvmThinSource(ReportedSource):
         Returns:
             None if the device is not a thin volume, or if the report is unusable.
         """
-        self._load()
+        self._load_report()
         match = self._by_device.get(device)
         return match[0].free_bytes if match is not None and self.error is None else None
 

@@ -35,11 +35,11 @@ _Bytes = Annotated[int, Field(ge=0, le=1 << 63)]
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 
 
-class _Part(BaseModel):
+class _ReportModel(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class ReportedVolume(_Part):
+class ReportedVolume(_ReportModel):
     """A volume or a file system in a pool."""
 
     name: _Name
@@ -58,7 +58,7 @@ class ReportedVolume(_Part):
     """True if the whole size of the volume is reserved. Such a volume cannot run out of space."""
 
 
-class ReportedPool(_Part):
+class ReportedPool(_ReportModel):
     """A pool in the report."""
 
     kind: Literal["lvm_thin", "zfs"]
@@ -79,7 +79,7 @@ class ReportedPool(_Part):
     """Volumes and file systems in the pool."""
 
 
-class ReportedError(_Part):
+class ReportedError(_ReportModel):
     """The error of a command that lists the pools of one kind."""
 
     kind: Literal["lvm_thin", "zfs"]
@@ -90,7 +90,7 @@ class ReportedError(_Part):
     """True if the command did not end in time, most often because a device hangs."""
 
 
-class StorageReport(_Part):
+class StorageReport(_ReportModel):
     """The content of the report file."""
 
     version: Literal[1]
@@ -129,7 +129,7 @@ class ReportFile:
                 status = os.fstat(file.fileno())
                 identity = (status.st_ino, status.st_mtime_ns, status.st_size)
                 if identity != self._identity:
-                    self._identity, self._report = identity, self._parse(status, file.read(MAX_BYTES + 1))
+                    self._identity, self._report = identity, self._parse_content(status, file.read(MAX_BYTES + 1))
         except FileNotFoundError:
             self._identity = ()
             raise ReportError(
@@ -145,7 +145,7 @@ class ReportFile:
             raise ReportError(f"{self.path} is {age:.0f} s old: check {TIMER_UNIT} on the host")
         return self._report
 
-    def _parse(self, status: os.stat_result, content: bytes) -> StorageReport | ReportError:
+    def _parse_content(self, status: os.stat_result, content: bytes) -> StorageReport | ReportError:
         if status.st_uid not in (0, os.geteuid()) or status.st_mode & stat.S_IWOTH:
             return ReportError(f"{self.path} is not used: root must own it, and no other user may write it")
         if len(content) > MAX_BYTES:
@@ -182,12 +182,12 @@ class ReportedSource:
             True if the names of the volumes have changed, or if the report has become usable or unusable.
         """
         before = self._by_name.keys(), self.error is None
-        self._load()
+        self._load_report()
         return (self._by_name.keys(), self.error is None) != before
 
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
         """Return the figures of pools from the report."""
-        self._load()
+        self._load_report()
         return {pool.key: self._reading_of_pool(pool) for pool in pools}
 
     def volume_of(self, image: ImageLocation) -> tuple[ReportedPool, ReportedVolume] | None:
@@ -214,7 +214,7 @@ class ReportedSource:
         """Return the `Pool` for a pool of the report."""
         return Pool(f"{self.kind.value}:{reported.name}", self.kind, reported.name, path=reported.name)
 
-    def _load(self) -> None:
+    def _load_report(self) -> None:
         try:
             report = self._file.load(time.time())
         except ReportError as error:

@@ -64,7 +64,7 @@ def test_space_that_shrinks_has_no_time_to_full() -> None:
 
 def test_the_history_is_bounded() -> None:
     growth = writing(3 * DAY_SECONDS, 1, step=10)
-    assert sum(len(tier.times) for tier in growth._tiers) < 250
+    assert sum(len(series.times) for series in growth._series) < 250
 
 
 def test_a_day_of_growth_survives_a_restart() -> None:

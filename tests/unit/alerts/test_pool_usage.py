@@ -106,7 +106,7 @@ def test_an_image_that_moved_leaves_its_pool() -> None:
     registry, other = PoolRegistry(), Pool("filesystem:8:2", PoolKind.FILESYSTEM, "/fast", "ext4", "/fast")
     registry.place(VM1, [(image("/images/a"), IMAGES)], 1)
     registry.place(VM1, [(image("/fast/a"), other)], 2)
-    assert [usage.name for usage in registry.of_vm(VM1)] == ["/fast"]
+    assert [usage.name for usage in registry.pools_of_vm(VM1)] == ["/fast"]
     assert registry.pools[IMAGES.key].images == {}
 
 
@@ -125,9 +125,9 @@ def test_the_storage_samples_join_each_image_to_its_pool() -> None:
         (("disk0", "storage"), {"path": "/images/a", "pool": "/images", "kind": "filesystem"}),
         (("disk1", "storage"), {"path": "rbd:p/i", "unknown": unknown.reason}),
     ]
-    assert registry.of_image(VM1, "disk0", "/images/a") is registry.pools[IMAGES.key]
-    assert registry.of_image(VM1, "disk0", "/images/other") is None
-    assert registry.of_image(VM1, "disk1", "rbd:p/i") is unknown
+    assert registry.pool_of_image(VM1, "disk0", "/images/a") is registry.pools[IMAGES.key]
+    assert registry.pool_of_image(VM1, "disk0", "/images/other") is None
+    assert registry.pool_of_image(VM1, "disk1", "rbd:p/i") is unknown
 
 
 def test_the_number_of_pools_is_bounded() -> None:
@@ -136,7 +136,7 @@ def test_the_number_of_pools_is_bounded() -> None:
         registry.add(Pool(f"device:9:{number}", PoolKind.DEVICE, f"/dev/{number}"), f"/dev/{number}")
     registry.place(VM1, [(image(), IMAGES)], 0)
     assert len(registry.pools) == MAX_POOLS
-    assert isinstance(registry.of_image(VM1, "disk0", "/images/a"), UnknownPool)
+    assert isinstance(registry.pool_of_image(VM1, "disk0", "/images/a"), UnknownPool)
 
 
 def test_a_reason_of_qemu_is_sanitized_and_cut() -> None:

@@ -124,7 +124,7 @@ class DiskUsage:
 
     @property
     def is_measured(self) -> bool:
-        """True if the usage is known. QEMU reports the offset 0 until the guest's first write after the start of QEMU."""
+        """True if the usage is known. QEMU reports the offset 0 until the first write after QEMU opened the image."""
         return self.storage.allocated is not None if self.measure == "allocated" else self.offset > 0
 
     @property

@@ -137,7 +137,7 @@ class Growth:
         return None
 
     def _smooth_rate(self, rate: float, index: int) -> float:
-        """Return the growth rate over a longer window if it is nearly equal, because it varies less.
+        """Return the growth rate over a longer window if that rate is nearly equal. A rate over a longer window varies less.
 
         Args:
             rate: growth rate over a window.

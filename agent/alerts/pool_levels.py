@@ -135,7 +135,7 @@ def _used_and_size(measure: PoolMeasure, usage: PoolUsage) -> tuple[int, int] | 
 
 
 def bytes_until(level: PoolLevel, usage: PoolUsage) -> float | None:
-    """Return the bytes that can still be written before a level of space is exceeded. The number is negative if it is exceeded.
+    """Return the bytes that can still be written before a level of space is exceeded. The number is negative if the level is exceeded.
 
     Returns:
         None for a level of another quantity, or if the pool's figures are unknown.

@@ -240,7 +240,7 @@ def _is_nearly_equal(before: int | None, after: int | None, size: int | None) ->
 
 
 def growers_data(growers: Sequence[Grower]) -> list[dict[str, Any]]:
-    """Return the first `MAX_GROWERS` disks as the value of the field `growers`."""
+    """Return the value of the field `growers`: the first `MAX_GROWERS` disks as JSON values."""
     return [
         {"vm": sanitize(grower.vm), "device": grower.device, "growth_bytes_per_second": round(grower.rate, 1)}
         for grower in growers[:MAX_GROWERS]

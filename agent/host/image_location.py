@@ -181,7 +181,7 @@ class ImageLocator:
             return UnknownPool(f"{error}: the agent needs search permission, or the same mount in its container")
 
     async def _locate_directory(self, tables: MountTables, mount: Mount, directory: str) -> _DirectoryLocation:
-        """Return the mount of a directory, and the directory of its quota.
+        """Read the file system of a directory, and return the mount and the quota of the directory.
 
         Raises:
             PoolUnresponsiveError: the file system did not answer.

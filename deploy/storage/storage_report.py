@@ -190,7 +190,7 @@ def parse_dm_status(text: str) -> dict[str, str]:
 
 
 def parse_zfs_pools(zpool: str, zfs: str, device_of: Callable[[str], str | None]) -> list[dict[str, Any]]:
-    """Return the ZFS pools.
+    """Return the ZFS pools for the report.
 
     Args:
         zpool: the output of the command `ZPOOL`.
@@ -313,7 +313,7 @@ def run_command(command: Sequence[str], folder: Path) -> str:
 
 
 def is_running(note: Path) -> bool:
-    """Return whether the process still exists.
+    """Return whether the process of a command that hung still exists.
 
     Args:
         note: a file with the process id and the start time of a command that hung.

@@ -116,7 +116,7 @@ class ReportFile:
         self._report: StorageReport | ReportError = ReportError(f"{path} was not read yet")
 
     def load(self, now: float) -> StorageReport:
-        """Return the current report.
+        """Return the content of the report file.
 
         Args:
             now: the time in seconds since the epoch.

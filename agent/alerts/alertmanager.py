@@ -1,4 +1,4 @@
-"""Client of Prometheus' Alertmanager, API v2. Like Prometheus, it sends every alert to each member of a high-availability set."""
+"""Client of Prometheus' Alertmanager, API v2. Like Prometheus, it sends every alert to each member of an Alertmanager cluster."""
 
 import asyncio
 import contextlib
@@ -49,15 +49,15 @@ class AlertmanagerConfig(HttpClientConfig):
 
 
 class AlertmanagerMember:
-    """One Alertmanager.
+    """Client of one Alertmanager of the cluster.
 
     Attributes:
-        name: The URL without user and password, for messages.
-        error: Why the last request failed; None if it succeeded or none was sent.
-        up: Whether the last request succeeded; None if none was sent.
-        sent: Number of alerts sent.
-        failed_requests: Number of failed requests.
-        wake: Set when an alert fires or is resolved.
+        name: the URL without user and password, for log lines.
+        error: why the last request failed; None if it succeeded, or if no request was sent yet.
+        up: whether the last request succeeded; None if no request was sent yet.
+        sent: number of alerts that Alertmanager accepted.
+        failed_requests: number of failed attempts to send the alerts.
+        wake: set when an alert fires or is resolved.
     """
 
     def __init__(self, url: str, credentials: HttpCredentials) -> None:
@@ -70,7 +70,7 @@ class AlertmanagerMember:
         self._url = url.rstrip("/")
         self._credentials = credentials
         self._earlier_runs_ended = False
-        # Since the last success. A set, because a rejected client certificate causes two errors by turns.
+        # Errors since the last success. It is a set, because a rejected client certificate causes two alternating errors.
         self._logged_errors: set[str] = set()
 
     async def run(
@@ -79,7 +79,7 @@ class AlertmanagerMember:
         requests: AlertmanagerRequests,
         compose: Callable[[], list[dict[str, Any]]],
     ) -> None:
-        """Send the alerts at each wake and after each resend interval, until cancelled."""
+        """Send the alerts each time `wake` is set, and after each resend interval, until cancelled."""
         failures = 0
         while True:
             self.wake.clear()
@@ -102,16 +102,16 @@ class AlertmanagerMember:
             options = await self._credentials.request_options()
             watchdog = requests.settings is not None and requests.settings.watchdog_seconds is not None
             if watchdog and not self._earlier_runs_ended:
-                found = await self._request(session, "GET", options, params=requests.lost_alerts_filter())
-                if ended := requests.end_earlier_runs(orjson.loads(found), time.time()):
-                    await self._request(session, "POST", options, json=ended)
+                lost_alerts = await self._send_request(session, "GET", options, params=requests.lost_alerts_filter())
+                if ended := requests.end_earlier_runs(orjson.loads(lost_alerts), time.time()):
+                    await self._send_request(session, "POST", options, json=ended)
                 self._earlier_runs_ended = True
             for start in range(0, max(1, len(alerts)), MAX_ALERTS_PER_REQUEST):
                 batch = alerts[start : start + MAX_ALERTS_PER_REQUEST]
-                await self._request(session, "POST", options, json=batch)
+                await self._send_request(session, "POST", options, json=batch)
                 self.sent += len(batch)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as failure:
-            error = self._describe(failure)
+            error = self._describe_failure(failure)
         if error is not None:
             self.failed_requests += 1
             if error not in self._logged_errors:
@@ -119,12 +119,12 @@ class AlertmanagerMember:
                 _log.warning("Alertmanager at %s: cannot send alerts: %s", self.name, error)
         elif self.error is not None:
             self._logged_errors.clear()
-            _log.info("Alertmanager at %s: alerts are sent", self.name)
+            _log.info("Alertmanager at %s: alerts are accepted again", self.name)
         self.error, self.up = error, error is None
         return error is None
 
-    async def _request(
-        self, session: aiohttp.ClientSession, method: str, options: dict[str, Any], **more: Any
+    async def _send_request(
+        self, session: aiohttp.ClientSession, method: str, options: dict[str, Any], **arguments: Any
     ) -> bytes:
         """Send one request and return the response's body.
 
@@ -134,7 +134,7 @@ class AlertmanagerMember:
         """
         url = f"{self._url}/api/v2/alerts"
         # A redirect would turn a POST into a GET, which Alertmanager answers without taking the alerts.
-        async with session.request(method, url, allow_redirects=False, **options, **more) as response:
+        async with session.request(method, url, allow_redirects=False, **options, **arguments) as response:
             body = bytearray()
             async for chunk in response.content.iter_chunked(1 << 16):
                 body += chunk
@@ -148,25 +148,25 @@ class AlertmanagerMember:
                 raise ValueError(f"HTTP {response.status}: {body[:300].decode(errors='replace')}")
             return bytes(body)
 
-    def _describe(self, failure: Exception) -> str:
+    def _describe_failure(self, failure: Exception) -> str:
         if isinstance(failure, OSError) and failure.filename and not isinstance(failure, aiohttp.ClientError):
             return f"{failure.filename}: {failure.strerror}"
         return str(failure).replace(self._url, self.name) or f"no response within {REQUEST_SECONDS:g} s"
 
 
 class AlertmanagerClient:
-    """Sends the firing and the recently resolved alerts to each member of a set. A member that fails does not delay the others.
+    """Sends the firing and the recently resolved alerts to each Alertmanager of a cluster. A failed member does not delay the others.
 
     Attributes:
-        members: The members, in the order of the config.
+        members: clients of the members, in the order of the config.
     """
 
     def __init__(self, config: AlertmanagerConfig, requests: AlertmanagerRequests) -> None:
         """Create a client.
 
         Args:
-            config: The members and their credentials.
-            requests: Composes the requests.
+            config: the members and their credentials.
+            requests: composes the requests.
         """
         credentials = HttpCredentials(config)
         self.members: Sequence[AlertmanagerMember] = [AlertmanagerMember(url, credentials) for url in config.urls]
@@ -176,8 +176,8 @@ class AlertmanagerClient:
         """Send the alerts after each change and after each resend interval, until cancelled.
 
         Args:
-            store: The firing alerts.
-            changed: Set by the caller when an alert fires or is resolved.
+            store: the firing alerts.
+            changed: the caller sets this event when an alert fires or is resolved.
         """
 
         def compose() -> list[dict[str, Any]]:
@@ -193,21 +193,21 @@ class AlertmanagerClient:
                     member.wake.set()
 
     async def probe(self) -> None:
-        """Send a request without alerts to each member, so that its `up` and `error` are known."""
+        """Send a request without alerts to each member. This sets the attributes `up` and `error` of the members."""
         async with _new_session() as session:
             await asyncio.gather(*(member.send(session, self._requests, []) for member in self.members))
 
     def unready_reasons(self) -> list[str]:
-        """Return why no Alertmanager gets the alerts, a reason for each member; empty if at least one gets them."""
-        reasons = self._errors()
+        """Return why no member accepts the alerts, with a reason for each member; empty if at least one member accepts them."""
+        reasons = self._member_errors()
         return reasons if len(reasons) == len(self.members) else []
 
     def warnings(self) -> list[str]:
-        """Return why some members do not get the alerts, although others do."""
-        reasons = self._errors()
+        """Return why some members do not accept the alerts; empty if all members accept them, or none does."""
+        reasons = self._member_errors()
         return reasons if len(reasons) < len(self.members) else []
 
-    def _errors(self) -> list[str]:
+    def _member_errors(self) -> list[str]:
         return [
             f"alerts cannot be sent to Alertmanager at {member.name}: {member.error}"
             for member in self.members

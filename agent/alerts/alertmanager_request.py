@@ -1,11 +1,11 @@
 """Bodies of requests to Prometheus' Alertmanager, API v2. Pure: the caller passes the time.
 
-A firing alert is repeated, and so is a resolved alert for `RESOLVED_SECONDS`, as Prometheus does. Alertmanager itself resolves an alert
-that nothing repeats before its `endsAt`, which happens after the agent has died. The annotation `resolved_by` separates the two cases: a
-firing alert already has the value `agent lost`, and only the agent replaces it.
+Like Prometheus, the agent repeats each firing alert, and each resolved alert for `RESOLVED_SECONDS`. If the agent dies, Alertmanager
+resolves its alerts when their `endsAt` has passed. The annotation `resolved_by` shows which of the two resolved an alert. A firing alert
+has the value `agent lost`; when the agent resolves the alert, it sends the real cause.
 
-The watchdog is a pair of alerts of the host that inhibit each other in Alertmanager. `agent_running` ends soon after the last request, and
-`agent_lost` ends much later. So `agent_lost` fires when, and only when, the requests stop.
+The watchdog is a pair of alerts about the host. Inhibition rules in Alertmanager mute each of them while the other fires. `agent_running`
+ends soon after the last request, and `agent_lost` ends much later. So Alertmanager notifies about `agent_lost` after the requests stop.
 """
 
 import re
@@ -22,21 +22,21 @@ RESOLVED_SECONDS = 900.0
 ENDS_AFTER_INTERVALS = 4
 """Number of resend intervals after which Alertmanager resolves a firing alert that is not sent again."""
 RUNNING_INTERVALS = 3
-"""Number of resend intervals after which `agent_running` ends. It is less, so that `agent_lost` fires before other alerts end."""
-LOST = "agent lost"
-"""Value of the annotation `resolved_by` if Alertmanager resolved the alert because the agent sent nothing more."""
+"""Number of resend intervals after which `agent_running` ends. It is lower, so that `agent_lost` fires before the other alerts end."""
+RESOLVED_BY_AGENT_LOST = "agent lost"
+"""Value of the annotation `resolved_by` if Alertmanager resolved the alert, because the agent stopped sending."""
 AGENT_LOST = "agent_lost"
 AGENT_RUNNING = "agent_running"
 
 
 @dataclass(frozen=True, slots=True)
 class AlertmanagerSettings:
-    """Settings of requests: the parts besides the alerts.
+    """Settings of the requests to Alertmanager.
 
     Attributes:
-        resend_seconds: Seconds between two requests while nothing changes.
-        labels: Labels to add to every alert.
-        watchdog_seconds: How long `agent_lost` may fire after the agent's last request; None for no watchdog.
+        resend_seconds: seconds between two requests while nothing changes.
+        labels: labels to add to every alert.
+        watchdog_seconds: how long `agent_lost` may fire after the agent's last request; None for no watchdog.
     """
 
     resend_seconds: float = 60.0
@@ -48,17 +48,17 @@ class AlertmanagerRequests:
     """Composes the requests of one run of the agent.
 
     Attributes:
-        settings: What requests contain besides the alerts; None if no Alertmanager is configured.
-        resolved_seconds: How long a resolved alert is repeated.
+        settings: settings of the requests; None if no Alertmanager is configured.
+        resolved_seconds: how long a resolved alert is repeated, in seconds.
     """
 
     def __init__(self, host: str, started: float, settings: AlertmanagerSettings | None = None) -> None:
         """Start without alerts.
 
         Args:
-            host: The name of this host.
-            started: When this run of the agent began, in seconds since the epoch.
-            settings: The first value of the attribute.
+            host: name of this host.
+            started: when this run of the agent started, in seconds since the epoch.
+            settings: settings of the requests; None if no Alertmanager is configured.
         """
         self.settings = settings
         self.resolved_seconds = RESOLVED_SECONDS
@@ -66,31 +66,33 @@ class AlertmanagerRequests:
         self._started = started
         self._run = _rfc3339(started)
         self._firing: dict[str, Alert] = {}
-        self._resolved: dict[str, tuple[Alert, float, str]] = {}  # with the time and the cause of the resolution
+        self._resolved: dict[
+            str, tuple[Alert, float, str]
+        ] = {}  # by fingerprint: the alert, when it was resolved, and why
         self._causes: dict[str, str] = {}
 
     def on_resolved(self, fingerprint: str, cause: str) -> None:
-        """Store why an alert was resolved, until the next request."""
+        """Store the cause of a resolved alert, for the next request."""
         if self.settings is not None:
             self._causes[fingerprint] = cause
 
     def compose(self, alerts: Iterable[Alert], now: float) -> list[dict[str, Any]]:
-        """Return the body of a request: the firing alerts, the alerts that were resolved within `resolved_seconds`, and the watchdog's.
+        """Return the body of a request: the firing alerts, the recently resolved alerts, and the alerts of the watchdog.
 
         Args:
-            alerts: The firing alerts.
-            now: The current time in seconds since the epoch.
+            alerts: the firing alerts.
+            now: the current time in seconds since the epoch.
         """
         settings = self.settings or AlertmanagerSettings()
-        self._update(alerts, now)
+        self._update_alerts(alerts, now)
         ends_at = now + ENDS_AFTER_INTERVALS * settings.resend_seconds
         return [
-            *self._watchdog(settings, now),
-            *(_to_json(alert, ends_at, LOST, settings.labels) for alert in self._firing.values()),
+            *self._watchdog_alerts(settings, now),
+            *(_to_json(alert, ends_at, RESOLVED_BY_AGENT_LOST, settings.labels) for alert in self._firing.values()),
             *(_to_json(alert, ended, cause, settings.labels) for alert, ended, cause in self._resolved.values()),
         ]
 
-    def _update(self, alerts: Iterable[Alert], now: float) -> None:
+    def _update_alerts(self, alerts: Iterable[Alert], now: float) -> None:
         firing = {alert.fingerprint: alert for alert in alerts}
         for fingerprint, alert in self._firing.items():
             if fingerprint not in firing:
@@ -103,8 +105,8 @@ class AlertmanagerRequests:
             if fingerprint not in firing and now - ended < self.resolved_seconds
         }
 
-    def _watchdog(self, settings: AlertmanagerSettings, now: float) -> Iterator[dict[str, Any]]:
-        """Yield the watchdog's alerts. The one that inhibits comes first, so that Alertmanager knows it before the other one."""
+    def _watchdog_alerts(self, settings: AlertmanagerSettings, now: float) -> Iterator[dict[str, Any]]:
+        """Yield the alerts of the watchdog. `agent_running` comes first, so that it mutes `agent_lost` from the start."""
         if settings.watchdog_seconds is None:
             return
         for name, severity, seconds, summary in (
@@ -128,8 +130,8 @@ class AlertmanagerRequests:
         """Return the body of a request that resolves `agent_lost` of earlier runs, because the agent runs again.
 
         Args:
-            alerts: What Alertmanager returned; values of another form are ignored.
-            now: The current time in seconds since the epoch.
+            alerts: the JSON value that Alertmanager returned. Values of unexpected types are ignored.
+            now: the current time in seconds since the epoch.
         """
         ended = []
         for alert in alerts if isinstance(alerts, list) else ():
@@ -163,7 +165,7 @@ def _to_json(alert: Alert, ends_at: float, resolved_by: str, extra_labels: Mappi
 
 
 def _summary(alert: Alert) -> str:
-    """Return a text of one line about an alert, such as `web-3 disk0: write threshold 80%`."""
+    """Return a summary of an alert in one line, such as `web-3 disk0: write threshold 80%`."""
     source = " ".join(filter(None, (alert.vm.name, alert.subject)))
     # The level of another client's threshold is not from the config: it has the form `threshold BYTES`.
     level = re.sub(r"^threshold (\d+)$", lambda match: f"of {format_bytes(int(match[1]))}", alert.level)

@@ -1,4 +1,4 @@
-"""The part of a queue that is only in the journal, and the size of all rows that the queue has in the journal. Pure."""
+"""The backlog of a queue: the waiting records that are only in the journal. It also counts all rows of the queue in the journal. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -8,7 +8,7 @@ from agent.model.record import EncodedRecord
 
 
 class DiskBacklog:
-    """Waiting records that are only on disk: the rows after `after_row`, up to and including `last_row`.
+    """Waiting records of a queue that are only on disk: the rows after `after_row`, up to and including `last_row`.
 
     Row numbers rise in the order of the queue.
     """
@@ -21,9 +21,9 @@ class DiskBacklog:
         self.stored = QueueSize()
         """Size of all rows of the queue in the journal, including delivered rows that are not deleted yet."""
         self._deletions: dict[int, Deletion] = {}
-        """Delivered rows that are not deleted yet, by `Deletion.after_row`. Each gap between postponed rows has an entry of its own."""
+        """Delivered rows that are not deleted yet, by `Deletion.after_row`. A postponed range separates two entries."""
         self._postponed_rows: list[tuple[int, int]] = []
-        """Ranges of postponed rows in rising order: the row before the first one, and the last one."""
+        """Ranges of postponed rows, in rising order. Each pair has the row before the range, and the last row of the range."""
         self._postponed = QueueSize()
 
     def __bool__(self) -> bool:
@@ -62,11 +62,11 @@ class DiskBacklog:
 
     @property
     def postponed_records(self) -> int:
-        """Number of postponed records."""
+        """Number of records that `postpone` has left on disk."""
         return self._postponed.records
 
     def postpone(self) -> None:
-        """Leave the backlog in the journal until `resume`, or until the next start."""
+        """Postpone all records of the backlog. They stay in the journal until `resume` or the next start of the agent."""
         if not self:
             return
         self._postponed_rows.append((self.after_row, self.last_row))
@@ -78,10 +78,10 @@ class DiskBacklog:
     def resume(self) -> bool:
         """Put the postponed records back at the front of the backlog.
 
-        The backlog is a range of rows. So this has to wait until no delivered row is left to be deleted in this range.
+        The backlog is one range of rows, so it must not contain delivered rows. While delivered rows are not deleted, this does nothing.
 
         Returns:
-            whether there was something to put back, and it was possible.
+            whether records were put back.
         """
         if not self._postponed_rows or self._deletions:
             return False
@@ -107,7 +107,7 @@ class DiskBacklog:
     def reset(
         self, stored: RowsSummary, last_row: int, copied: Sequence[EncodedRecord], copied_rows: Sequence[int]
     ) -> int:
-        """Replace the backlog by the rows of another journal file.
+        """Replace the backlog by the rows of a newly opened journal file.
 
         Args:
             stored: summary of the queue's rows in the file.
@@ -116,7 +116,7 @@ class DiskBacklog:
             copied_rows: the rows of `copied` in the file.
 
         Returns:
-            how many records of the old backlog the file lacks.
+            number of records of the old backlog that are not in the file.
         """
         old_records = self.waiting.records + self._postponed.records
         self.stored = QueueSize(stored.records, stored.bytes)
@@ -131,7 +131,7 @@ class DiskBacklog:
     # Deleting rows.
 
     def mark_deletable(self, records: Sequence[EncodedRecord]) -> None:
-        """Let the next commits delete the rows of delivered records."""
+        """Mark the rows of delivered records. The next transactions of the journal delete them."""
         by_gap: dict[int, list[EncodedRecord]] = {}
         if self._postponed_rows:
             for record in records:
@@ -144,7 +144,7 @@ class DiskBacklog:
             deletion.size.add(group)
 
     def _row_before_gap(self, row: int) -> int:
-        """Return the last postponed row before a delivered row; 0 if there is none."""
+        """Return the last postponed row before a delivered row; 0 if no postponed row is before it."""
         return max((last_row for _, last_row in self._postponed_rows if last_row < row), default=0)
 
     @property
@@ -153,7 +153,7 @@ class DiskBacklog:
         return bool(self._deletions)
 
     def next_deletion(self) -> "Deletion | None":
-        """Return the delivered rows that the next transaction should delete; None if there are none."""
+        """Return the delivered rows that the next transaction should delete; None if no delivered row is left."""
         return next((replace(deletion, size=replace(deletion.size)) for deletion in self._deletions.values()), None)
 
     def on_deleted(self, deletion: "Deletion") -> None:
@@ -165,18 +165,18 @@ class DiskBacklog:
             del self._deletions[deletion.after_row]
 
     def bytes_over(self, limit: int) -> int:
-        """Return how many bytes the queue's rows are over a limit; 0 or negative if they are within it. Delivered rows do not count."""
+        """Return by how many bytes the undelivered rows of the queue exceed a limit; 0 or negative if they do not exceed it."""
         return self.stored.bytes - sum(deletion.size.bytes for deletion in self._deletions.values()) - limit
 
 
 @dataclass(slots=True)
 class Deletion:
-    """Delivered rows of a queue that a transaction deletes.
+    """Delivered rows of a queue that one transaction of the journal deletes.
 
     Attributes:
-        after_row: the row before the first deleted row.
-        last_row: the last deleted row.
-        size: size of the deleted rows.
+        after_row: the row before the first row to delete.
+        last_row: the last row to delete.
+        size: number and bytes of the rows to delete.
     """
 
     after_row: int

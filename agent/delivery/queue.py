@@ -1,7 +1,7 @@
-"""Queues of records that wait for delivery: what the producers of records and the sender use.
+"""Queues of records that wait for delivery. Components put records in, and the sender takes batches out.
 
-Memory and disk have a limit each. Every record of a durable queue is journaled. In another queue, only the records that its tail cannot
-hold are journaled.
+A queue has a limit for its memory and a limit for its disk space. The journal stores every record of a durable queue. It
+stores a record of another queue only if the record does not fit into memory.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from agent.model.record import EncodedRecord
 
 
 class RecordQueue(QueueParts):
-    """One queue of records; `agent.delivery.transitions` has the states of a record."""
+    """A queue of records. `agent.delivery.transitions` defines the states of a record."""
 
     def __init__(
         self,
@@ -33,12 +33,12 @@ class RecordQueue(QueueParts):
         """Set up an empty queue.
 
         Args:
-            name: its name in metrics, log lines and the journal.
-            limits: how much it may hold.
+            name: name of the queue in metrics, log lines and the journal.
+            limits: maximum bytes in memory and on disk.
             drops: counts the dropped records.
             durable: whether every record is journaled.
             linger_seconds: how long a record may wait for other records, so that they share a batch.
-            backlog_seconds: how long records in memory wait for older ones on a disk that hangs or fails.
+            backlog_seconds: how long records in memory wait for older records on a disk that hangs or fails.
         """
         super().__init__(name, limits, drops, durable=durable)
         self.linger_seconds = linger_seconds
@@ -46,7 +46,7 @@ class RecordQueue(QueueParts):
         self.sent_at = 0.0
         """Time at which the sink received the batch in flight, by time.monotonic."""
         self.last_delivered_id = ""
-        """Id of the last record that the sink has acknowledged; empty if there is none. The sink may have rejected the record."""
+        """Id of the last record that the sink has acknowledged or rejected; empty if there is no such record."""
         self.journaling = QueueJournaling(self)
         self._stopping = asyncio.Event()
 
@@ -66,7 +66,7 @@ class RecordQueue(QueueParts):
         if self.tail.bytes > self.limits.memory:
             self.journaling.shrink_tail()
             self.wake_waiting_tasks()
-        elif was_empty:  # with earlier records, the events are set already
+        elif was_empty:  # if the tail had records before, the events are set already
             self.wake_waiting_tasks()
 
     # For the sender.
@@ -95,15 +95,15 @@ class RecordQueue(QueueParts):
                     await self._stopping.wait()
 
     def stop_lingering(self) -> None:
-        """End the wait of `linger`, and make later calls of it return at once."""
+        """End the current call of `linger`, and make later calls return immediately."""
         self._stopping.set()
 
     def take_from_memory(self, max_records: int, max_bytes: int) -> None:
         """Take the oldest records of the tail, and put them in flight. There must be no backlog.
 
         Args:
-            max_records: how many records to take at most.
-            max_bytes: bytes of bodies to take at most; the first record is taken whatever its size.
+            max_records: maximum number of records.
+            max_bytes: maximum bytes of the bodies. The first record is taken even if it is larger.
         """
         assert not self.in_flight
         assert not self.backlog
@@ -157,13 +157,16 @@ class RecordQueue(QueueParts):
         return max(0.0, time.time() - self.in_flight[0].time_ns / 1e9) if self.in_flight else 0.0
 
     def oldest_waiting_ns(self) -> int | None:
-        """Return the time of the oldest waiting record, nanoseconds since the epoch; None if none waits, or if it is only on disk."""
+        """Return the time of the oldest waiting record, in nanoseconds since the epoch.
+
+        Return None if no record waits, or if the oldest record is only on disk.
+        """
         if self.in_flight:
             return self.in_flight[0].time_ns
         return self.tail.records[0].time_ns if self.tail and not self.backlog else None
 
     def silent_seconds(self, now: float) -> float:
-        """Return how long the batch in flight has waited for the sink; 0 if no batch is in flight.
+        """Return how many seconds the batch in flight has waited for the sink; 0 if no batch is in flight.
 
         Args:
             now: the present time, by time.monotonic.

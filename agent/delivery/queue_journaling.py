@@ -1,6 +1,6 @@
-"""The part of a queue that the journal calls: which records to write, what to delete, and what became of both.
+"""The interface between a queue and the journal: which records to write, which rows to delete, and the results.
 
-A queue never waits for a disk: the journal fetches the records to write, and reports the result.
+A queue never waits for a disk. The journal fetches the records to write, and reports the result later.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ class QueueJournaling:
         self.available = False
         """True while the journal works. Otherwise the queue is in memory only."""
         self.hangs = False
-        """True while a call to the journal's disk takes too long. Meanwhile, alerts are sent before they are journaled."""
+        """True while an operation on the journal's disk takes too long. During this time, alerts are sent before they are journaled."""
         self.written = 0
         """Number of records written to the journal since the start."""
         self.dirty = asyncio.Event()
@@ -33,20 +33,23 @@ class QueueJournaling:
     # For the queue.
 
     def write_later(self, record: EncodedRecord) -> None:
-        """Have the journal write a record."""
+        """Schedule a record to be written by the journal."""
         self._pending.add(record)
         if self.available:
             self.dirty.set()
 
     def finish(self, records: Sequence[EncodedRecord]) -> None:
-        """Mark records as done, because the sink acknowledged or rejected them. Have the journal delete their rows."""
+        """Mark records as done, because the sink acknowledged or rejected them. Schedule the deletion of their rows."""
         for record in records:
             record.state = FINISHED[record.state]
         self._delete_later([record for record in records if record.row is not None])
         self._pending.discard_done_prefix()
 
     def resume_backlog(self) -> None:
-        """Deliver next what was postponed, if that is possible: no later row may be in flight, or delivered but not deleted."""
+        """Put the postponed records back at the front of the backlog.
+
+        Do nothing while a later row is in flight, or is delivered but not deleted.
+        """
         if self.hangs or not self.available or self._parts.in_flight or self._pending.in_transaction:
             return
         if self._parts.backlog.resume():
@@ -58,7 +61,7 @@ class QueueJournaling:
             self.dirty.set()
 
     def shrink_tail(self) -> None:
-        """If the tail exceeds its limit, remove journaled records from memory, have others journaled, or drop the oldest records."""
+        """If the tail exceeds its limit, remove journaled records from memory, then journal older records or drop the oldest records."""
         parts, tail, limit = self._parts, self._parts.tail, self._parts.limits.memory
         while tail.bytes > limit and tail and tail.records[0].row is not None:
             parts.backlog.append(tail.popleft())
@@ -67,10 +70,10 @@ class QueueJournaling:
             for record in (*parts.in_flight, *tail.older_half()):
                 if record.row is None:
                     self.write_later(record)
-        # A journal that works gets time to catch up. One that hangs must not make the agent's memory grow.
+        # A working journal gets time to write. While it does not work, the memory of the agent must not grow.
         limit_before_drop = 2 * limit if self.available else limit
         if tail.bytes > limit_before_drop:
-            # Drop more than needed: otherwise each new record would drop another one.
+            # Drop more than needed. Otherwise each new record would cause another drop.
             dropped = tail.drop_oldest(tail.bytes - limit_before_drop + limit // 16)
             self._pending.discard_all_done()
             parts.count_dropped(DropReason.JOURNAL_UNAVAILABLE if parts.durable else DropReason.QUEUE_FULL, dropped)
@@ -84,7 +87,7 @@ class QueueJournaling:
         copied: Sequence[EncodedRecord] = (),
         copied_rows: Sequence[int] = (),
     ) -> None:
-        """Use the rows of a newly opened journal file as the backlog. The records in memory follow the backlog, and are written again.
+        """Use the rows of a newly opened journal file as the backlog. The records in memory follow the backlog and are written again.
 
         Args:
             stored: summary of this queue's rows in the file.
@@ -107,16 +110,19 @@ class QueueJournaling:
             self.dirty.set()
 
     def on_resumed(self) -> None:
-        """Use the journal again: its file works again."""
+        """Use the journal again, because its file works again."""
         self.available = True
         self.resume_backlog()
         if self._pending.has_waiting:
             self.dirty.set()
 
     def on_hang(self, *, hangs: bool) -> None:
-        """Note whether a call to the journal's disk takes too long.
+        """Handle the start or the end of a hang of the journal's disk.
 
-        The journal is still in use, because a slow disk must not cost records.
+        The queue still uses the journal, because a slow disk must not cause dropped records.
+
+        Args:
+            hangs: whether an operation on the disk takes too long now.
         """
         self.hangs = hangs
         if hangs:
@@ -137,7 +143,7 @@ class QueueJournaling:
         return self._pending.has_waiting
 
     def write_all_later(self) -> None:
-        """Have the journal write all records in memory, even if the queue is not durable: the agent is about to stop."""
+        """Schedule all records in memory to be written, even if the queue is not durable, because the agent is about to stop."""
         in_memory = self._parts.records_in_memory()
         self._pending.replace_waiting(record for record in in_memory if record.state is RecordState.QUEUED)
 
@@ -147,9 +153,9 @@ class QueueJournaling:
 
     @property
     def excess_bytes(self) -> int:
-        """How many bytes of the backlog the journal should drop; 0 if the queue's rows are within the disk limit.
+        """How many bytes of the backlog the journal should drop; 0 if the queue's rows do not exceed the disk limit.
 
-        It is more than the excess: otherwise each new record would drop another one.
+        The result is larger than the excess. Otherwise each new record would cause another drop.
         """
         limit = self._parts.limits.disk
         excess = self._parts.backlog.bytes_over(limit)
@@ -158,12 +164,12 @@ class QueueJournaling:
 
     @property
     def droppable_rows(self) -> tuple[int, int]:
-        """The rows of the backlog that are not in flight: the row before the first of them, and the last of them."""
+        """Rows of the backlog that are not in flight. The pair has the row before the first of these rows, and the last of these rows."""
         backlog = self._parts.backlog
         return max([backlog.after_row, *(record.row or 0 for record in self._parts.in_flight)]), backlog.last_row
 
     def on_committed(self, rows: Sequence[int], deletion: Deletion | None) -> None:
-        """Report that the journal committed a transaction.
+        """Handle a transaction that the journal committed.
 
         Args:
             rows: the rows of the records that `start_write` returned.
@@ -183,7 +189,7 @@ class QueueJournaling:
         self._parts.nonempty.set()
 
     def on_failed(self, *, available: bool) -> None:
-        """Report that the journal failed, and that its transaction was rolled back.
+        """Handle a failure of the journal, which rolled back its transaction.
 
         Args:
             available: whether the journal still works.
@@ -195,7 +201,7 @@ class QueueJournaling:
         self._shrink_tail_if_full()
 
     def on_trimmed(self, deleted: RowsSummary, last_row: int) -> None:
-        """Report that the oldest rows of the backlog were deleted, because the limit was reached or the disk was full.
+        """Handle the deletion of the oldest rows of the backlog, because the disk limit was reached or the disk was full.
 
         Args:
             deleted: summary of the deleted rows.

@@ -15,11 +15,11 @@ from agent.model.record import EncodedRecord
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """How much a queue may hold.
+    """Limits of the size of a queue.
 
     Attributes:
-        memory: bytes in memory.
-        disk: bytes in the journal.
+        memory: maximum bytes in memory.
+        disk: maximum bytes in the journal.
     """
 
     memory: int
@@ -54,7 +54,7 @@ class QueueParts:
 
     @property
     def memory_bytes(self) -> int:
-        """How many bytes of memory the records take."""
+        """Bytes of memory that the records of the queue take."""
         return self.tail.bytes + total_bytes(self.in_flight)
 
     def wake_waiting_tasks(self) -> None:

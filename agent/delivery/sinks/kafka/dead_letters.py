@@ -1,6 +1,7 @@
-"""A topic for records that the other topics reject, beside the dead letters in the journal.
+"""Topic for dead letters: records that their own topic rejects as too large. The journal stores dead letters too.
 
-A dead letter is the record's own message, with headers on the rejection. If the topic rejects it too, it gets the attributes without data.
+A dead letter is the message of the record with additional headers about the rejection. If it is too large for the dead-letter topic too,
+it contains the attributes of the record without `data`.
 """
 
 import asyncio
@@ -20,15 +21,15 @@ TRUNCATED_HEADER = "dead_letter_truncated"
 
 
 class DeadLetterTopic:
-    """Sends rejected records to the topic. If a send fails, the next attempt skips the records that Kafka has acknowledged."""
+    """Sends rejected records to the dead-letter topic. After a failure, the next attempt skips the records that Kafka has acknowledged."""
 
     def __init__(self, topic: str, encode: MessageEncoder, topic_for: Callable[[str], str]) -> None:
         """Set up without records.
 
         Args:
-            topic: the topic for dead letters.
-            encode: makes the message of a record.
-            topic_for: returns the topic that rejected the records of a type.
+            topic: name of the dead-letter topic.
+            encode: encodes a record into a message.
+            topic_for: returns the topic of a record type, which rejected the record.
         """
         self._topic = topic
         self._encode = encode
@@ -43,10 +44,10 @@ class DeadLetterTopic:
         Args:
             producer: the sink's producer.
             records: the records; each is too large for its topic.
-            seconds: deadline of each record.
+            seconds: deadline for each record, in seconds.
 
         Raises:
-            SinkError: a record is not acknowledged. The caller opens the sink again and sends the records again.
+            SinkError: Kafka does not acknowledge a record. The caller opens the sink again and sends the records again.
             KafkaError: Kafka rejects a dead letter for another reason than its size.
         """
         for record in records:
@@ -64,10 +65,10 @@ class DeadLetterTopic:
     async def _send_record(self, producer: AIOKafkaProducer, record: EncodedRecord) -> None:
         truncated = record.id in self._too_large
         try:
-            acknowledgement = await self._enqueue(producer, record, truncated=truncated)
-        except MessageSizeTooLargeError:  # from aiokafka itself, which has not sent it
+            acknowledgement = await self._enqueue_dead_letter(producer, record, truncated=truncated)
+        except MessageSizeTooLargeError:  # raised by aiokafka, which has not sent the message
             truncated = True
-            acknowledgement = await self._enqueue(producer, record, truncated=True)
+            acknowledgement = await self._enqueue_dead_letter(producer, record, truncated=True)
         try:
             await acknowledgement
         except (MessageSizeTooLargeError, RecordListTooLargeError) as error:
@@ -75,18 +76,18 @@ class DeadLetterTopic:
             text = f"topic {self._topic} rejects even records without data as too large: raise its max.message.bytes"
             raise SinkError(text, retry_now=not truncated) from error
 
-    async def _enqueue(
+    async def _enqueue_dead_letter(
         self, producer: AIOKafkaProducer, record: EncodedRecord, *, truncated: bool
     ) -> asyncio.Future[object]:
-        """Give the producer a dead letter, and return the future of its acknowledgement."""
+        """Enqueue a dead letter in the producer, and return the future of its acknowledgement."""
         message = self._encode(without_data(record) if truncated else record)
-        key, value, headers = self._with_rejection(message, record, truncated=truncated)
+        key, value, headers = self._add_rejection_headers(message, record, truncated=truncated)
         acknowledgement: asyncio.Future[object] = await producer.send(
             self._topic, value=value, key=key, headers=headers, timestamp_ms=NO_TIMESTAMP
         )
         return acknowledgement
 
-    def _with_rejection(self, message: KafkaMessage, record: EncodedRecord, *, truncated: bool) -> KafkaMessage:
+    def _add_rejection_headers(self, message: KafkaMessage, record: EncodedRecord, *, truncated: bool) -> KafkaMessage:
         headers = [
             *message.headers,
             (REASON_HEADER, b"too_large"),

@@ -1,4 +1,4 @@
-"""Explanations for the operator: why the agent cannot use Kafka."""
+"""Explains to the operator why the agent cannot use Kafka."""
 
 import asyncio
 import socket
@@ -33,12 +33,12 @@ PROBE_SECONDS = 5.0
 async def explain_error(
     error: BaseException, config: KafkaConnectionConfig, probe_seconds: float = PROBE_SECONDS
 ) -> str:
-    """Return a text for the operator on an error of aiokafka. If the error does not name its cause, connect to the brokers again.
+    """Return a text for the operator that explains an error of aiokafka. If the error has no cause, connect to the brokers to find it.
 
     Args:
         error: the error.
-        config: how to connect.
-        probe_seconds: deadline of each connection.
+        config: how to connect to the brokers.
+        probe_seconds: deadline of each test connection, in seconds.
     """
     if isinstance(error, KafkaConnectionError) or (isinstance(error, TimeoutError) and _uses_tokens(config)):
         return await _explain_connection_failure(error, config, probe_seconds)
@@ -52,9 +52,9 @@ def _uses_tokens(config: KafkaConnectionConfig) -> bool:
 
 
 async def _explain_connection_failure(error: BaseException, config: KafkaConnectionConfig, probe_seconds: float) -> str:
-    """Connect to each bootstrap server, and return why that fails: aiokafka only logs why its own attempts failed."""
-    # A server that completes Kafka's handshake rejects what follows, or is slow.
-    otherwise = error if isinstance(error, TimeoutError) else ConnectionResetError()
+    """Connect to each bootstrap server, and return why the connections fail. aiokafka only logs why its own attempts failed."""
+    # The error to explain if a server completes Kafka's handshake: it closes the connection afterwards, or is slow.
+    error_after_handshake = error if isinstance(error, TimeoutError) else ConnectionResetError()
     causes = []
     for server in config.bootstrap_servers:
         host, _, port = server.rpartition(":")
@@ -69,22 +69,22 @@ async def _explain_connection_failure(error: BaseException, config: KafkaConnect
                 )
                 try:
                     if _uses_tokens(config):
-                        await _check_token(connection)
+                        await _check_token_accepted(connection)
                 finally:
                     connection.close()
         except Exception as cause:  # noqa: BLE001 - aiokafka raises anything at a server that is not Kafka
             causes.append(_describe_error(cause, server, config))
         else:
-            causes.append(_describe_error(otherwise, server, config))
+            causes.append(_describe_error(error_after_handshake, server, config))
     return "; ".join(dict.fromkeys(causes)) or sanitize(f"no broker accepts the connection: {error}", 500)
 
 
 class _TokenRejectedError(Exception):
-    """The broker did not accept the token."""
+    """The broker did not accept the OAUTHBEARER token."""
 
 
-async def _check_token(connection: AIOKafkaConnection) -> None:
-    """Send a request on a connection that a token should have authenticated: aiokafka does not read the broker's answer to the token.
+async def _check_token_accepted(connection: AIOKafkaConnection) -> None:
+    """Check with a request that the broker has accepted the token, because aiokafka ignores the broker's response to the token.
 
     Raises:
         _TokenRejectedError: the broker still waits for a token, or closes the connection.

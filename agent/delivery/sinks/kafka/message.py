@@ -1,4 +1,4 @@
-"""Kafka messages of records, in both content modes of the CloudEvents Kafka binding. Pure.
+"""Encodes records into Kafka messages, in both content modes of the CloudEvents Kafka binding. Pure.
 
 In structured mode the value is the whole record, and headers repeat the attributes by which consumers filter records without parsing them.
 In binary mode the value is the data of the record, and only headers have the attributes.
@@ -18,7 +18,7 @@ Header = tuple[str, bytes]
 
 
 class ContentMode(StrEnum):
-    """How the parts of a record are divided between the value and the headers of a message."""
+    """Content mode of the CloudEvents Kafka binding: which parts of a record are in the value and in the headers of a message."""
 
     STRUCTURED = "structured"
     BINARY = "binary"
@@ -34,7 +34,7 @@ FILTER_ATTRIBUTES = ("specversion", "severitytext", "severitynumber", "type", "h
 _STRUCTURED_TYPE: Header = ("content-type", f"{CONTENT_TYPE}; charset=utf-8".encode())
 _FILTER_HEADERS = [(name, f"{HEADER_PREFIX}{name}") for name in FILTER_ATTRIBUTES]
 _DATA_MEMBER = b',"data":'
-"""Start of the last member of a record's JSON. It cannot occur before it, because a quote in a JSON string is escaped."""
+"""Start of the last member of a record's JSON. Earlier members cannot contain this text, because quotes in JSON strings are escaped."""
 
 _FRAMING_BYTES = 64
 """Upper bound of the bytes that Kafka adds to the key, the value and the headers of a message."""
@@ -63,17 +63,18 @@ class KafkaMessage(NamedTuple):
 
 
 MessageEncoder = Callable[[EncodedRecord], KafkaMessage]
+"""Encodes a record into a message in one of the content modes."""
 
 
 def structured_message(record: EncodedRecord) -> KafkaMessage:
     """Return the message of a record in structured mode."""
     if not record.body:
-        return _tombstone(record)
+        return _tombstone_message(record)
     return KafkaMessage(record.key.encode(), record.body, _filter_headers(record))
 
 
 def _filter_headers(record: EncodedRecord) -> list[Header]:
-    """Return the headers of a message in structured mode. Only a record from the journal has to be parsed for this."""
+    """Return the headers of a message in structured mode. Only the body of a record from the journal is parsed, because parsing is slow."""
     if record.vm is None:
         attributes, _ = _split_body(record)
         headers = [(header, str(attributes[name]).encode()) for name, header in _FILTER_HEADERS if name in attributes]
@@ -108,15 +109,15 @@ def _type_headers(record_type: str, severity: Severity) -> tuple[Header, ...]:
 def binary_message(record: EncodedRecord) -> KafkaMessage:
     """Return the message of a record in binary mode."""
     if not record.body:
-        return _tombstone(record)
+        return _tombstone_message(record)
     attributes, data = _split_body(record)
     headers = [("content-type", attributes.pop("datacontenttype").encode())]
     headers += [(f"{HEADER_PREFIX}{name}", str(value).encode()) for name, value in attributes.items()]
     return KafkaMessage(record.key.encode(), data, headers)
 
 
-def _tombstone(record: EncodedRecord) -> KafkaMessage:
-    """Return the message that deletes a record's key. It is no CloudEvent, so it has no headers."""
+def _tombstone_message(record: EncodedRecord) -> KafkaMessage:
+    """Return the message that deletes the key of a record. It is not a CloudEvent, so it has no headers."""
     return KafkaMessage(record.key.encode(), None, [])
 
 
@@ -127,12 +128,12 @@ MESSAGE_ENCODERS: dict[ContentMode, MessageEncoder] = {
 
 
 def without_data(record: EncodedRecord) -> EncodedRecord:
-    """Return a record with its attributes only, for a topic that does not accept its size."""
+    """Return a copy of a record with its attributes but without `data`, for a topic that rejects the record as too large."""
     attributes, _, _ = record.body.partition(_DATA_MEMBER)
     return replace(record, body=attributes + _DATA_MEMBER + b"null}")
 
 
 def _split_body(record: EncodedRecord) -> tuple[dict[str, Any], bytes]:
-    """Return the attributes of a record, and its data as JSON."""
+    """Return the attributes of a record, and its `data` as JSON bytes."""
     attributes, _, data = record.body.partition(_DATA_MEMBER)
     return orjson.loads(attributes + b"}"), data[:-1]

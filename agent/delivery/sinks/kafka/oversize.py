@@ -1,4 +1,4 @@
-"""Records in batches that Kafka rejected as too large: which of them are too large themselves."""
+"""Finds the records that are too large for their topic, after Kafka rejected a batch as too large."""
 
 from collections.abc import Callable, Collection, Sequence
 
@@ -9,14 +9,14 @@ from agent.delivery.sinks.kafka.topic_workarounds import TopicWorkarounds
 from agent.model.record import EncodedRecord
 
 BatchSize = Callable[[EncodedRecord], int]
-"""Returns the bytes of a batch that has only this record, compressed as the producer compresses batches."""
+"""Returns the bytes of a batch with only this record, compressed like the batches of the producer."""
 
 
 class OversizeHandler:
     """Finds the records that are too large for their topic, over several attempts to send a batch.
 
-    After a batch of several records was rejected, the next attempt has smaller batches. If a batch that respects the limit of its topic was
-    rejected all the same, its records are suspects: each of them gets a batch of its own.
+    After Kafka rejects a batch of several records, the next batches are smaller. If the rejected batch does not exceed the limit of
+    its topic, each of its records is a suspect. The next attempt sends each suspect in a separate batch.
     """
 
     def __init__(self, config: KafkaConfig, workarounds: TopicWorkarounds) -> None:
@@ -24,17 +24,21 @@ class OversizeHandler:
         self._workarounds = workarounds
         self._suspects: set[str] = set()  # ids of records of the batches in progress
         # Rejected in this attempt:
-        self._batches: list[tuple[str, int, list[str]]] = []  # of several records: topic, bytes, and ids of the records
-        self._records: dict[str, int] = {}  # in a batch of their own: id, and bytes of the batch
+        self._rejected_batches: list[
+            tuple[str, int, list[str]]
+        ] = []  # batches of several records: topic, bytes, and ids of the records
+        self._rejected_records: dict[
+            str, int
+        ] = {}  # records that were alone in their batch: id, and bytes of the batch
         # By topic: the smallest record of the last batch that the topic accepted.
         self._smallest_accepted: dict[str, EncodedRecord] = {}
 
     def has_suspect(self, records: Collection[EncodedRecord]) -> bool:
-        """Return whether one of the records has to be sent in a batch of its own."""
+        """Return whether one of the records has to be sent in a separate batch."""
         return bool(self._suspects) and not self._suspects.isdisjoint(record.id for record in records)
 
     def on_batch_rejected(self, topic: str, size: int, batch_bytes: int, ids: list[str]) -> None:
-        """Store that Kafka rejected a batch as too large in this attempt.
+        """Handle a batch that Kafka rejected as too large in this attempt.
 
         Args:
             topic: the topic.
@@ -43,34 +47,34 @@ class OversizeHandler:
             ids: ids of the batch's records.
         """
         if len(ids) == 1:
-            self._records[ids[0]] = batch_bytes
+            self._rejected_records[ids[0]] = batch_bytes
         else:
-            self._batches.append((topic, size, ids))
+            self._rejected_batches.append((topic, size, ids))
 
     def on_batch_accepted(self, topic: str, records: Sequence[EncodedRecord]) -> None:
-        """Store that Kafka accepted a batch of these records."""
+        """Handle a batch that Kafka accepted."""
         self._smallest_accepted[topic] = min(records, key=_body_bytes)
 
     def on_records_done(self, ids: set[str]) -> None:
-        """Remove records that need no further attempt."""
+        """Remove records that were acknowledged or rejected, and need no further attempt."""
         self._suspects -= ids
 
     async def find_too_large(self, batch: Sequence[EncodedRecord], batch_size: BatchSize) -> set[str]:
-        """Prepare the next attempt, and return the ids of the records that the topic does not accept while it accepts others.
+        """Prepare the next attempt. Return the ids of the records that are too large for a topic which accepts other records.
 
         Args:
             batch: the records that were sent in this attempt and in earlier ones.
-            batch_size: returns the size of a batch of one record.
+            batch_size: returns the bytes of a batch with one record.
 
         Raises:
             SinkError: the limit of a topic is too low for any record; records wait until the limit is raised.
         """
         await self._prepare_smaller_batches()
-        return await self._compare_with_limits(batch, batch_size) if self._records else set()
+        return await self._compare_with_limits(batch, batch_size) if self._rejected_records else set()
 
     async def _prepare_smaller_batches(self) -> None:
-        """After batches were rejected, make the batches of the topic smaller, or send their records one by one."""
-        batches, self._batches = self._batches, []
+        """For each rejected batch, limit the size of the topic's next batches, or make the records of the batch suspects."""
+        batches, self._rejected_batches = self._rejected_batches, []
         for topic, size, ids in batches:
             limit = await read_max_message_bytes(self._config.client_options(), topic)
             if limit is not None and size > limit:
@@ -79,19 +83,19 @@ class OversizeHandler:
                 self._suspects.update(ids)
 
     async def _compare_with_limits(self, batch: Sequence[EncodedRecord], batch_size: BatchSize) -> set[str]:
-        """Return the ids of records that Kafka did not accept even in a batch of their own, if the topic accepts other records."""
+        """Return the ids of the records that Kafka rejected in a batch with one record, if the topic accepts other records."""
         rejected: dict[str, list[EncodedRecord]] = {}
         for record in batch:
-            if record.id in self._records:
+            if record.id in self._rejected_records:
                 rejected.setdefault(self._config.topic_for(record.type), []).append(record)
-        sizes, self._records = self._records, {}
+        sizes, self._rejected_records = self._rejected_records, {}
         too_large = set()
         for topic, records in rejected.items():
             others = [
                 record for record in batch if record.id not in sizes and self._config.topic_for(record.type) == topic
             ]
             if (accepted := self._smallest_accepted.get(topic)) is not None:
-                others.append(accepted)  # the others may be too large too
+                others.append(accepted)  # because the other records may be too large too
             smallest = min(others, key=_body_bytes, default=None)
             limit = SizeLimit(
                 await read_max_message_bytes(self._config.client_options(), topic),

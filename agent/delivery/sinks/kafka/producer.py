@@ -1,4 +1,4 @@
-"""Producers of aiokafka: started with the sink's settings, and discarded after any failure.
+"""Starts aiokafka's producers with the settings of the sink, and discards them after any failure.
 
 An idempotent producer does not recover from a batch that failed for good: its sequence numbers no longer match the broker's, and every
 later batch fails too (aiokafka issue 1017). A producer does not use its bootstrap servers again after all brokers have moved (aiokafka
@@ -22,12 +22,12 @@ UNCOMPRESSED_BATCH_BYTES = 256 * 1024
 
 
 async def start_producer(config: KafkaConfig, options: Mapping[str, Any], close_seconds: float) -> AIOKafkaProducer:
-    """Start a producer of aiokafka, and return it when it is connected.
+    """Start a producer of aiokafka, and return the producer after it has connected.
 
     Args:
         config: the sink's config.
         options: aiokafka's keyword arguments for the connection.
-        close_seconds: how long the agent may take to discard a producer that fails to start.
+        close_seconds: maximum time in seconds to discard a producer that fails to start.
     """
     codec = None if config.compression == "none" else config.compression
     batch_bytes = BATCH_BYTES if codec else UNCOMPRESSED_BATCH_BYTES
@@ -58,7 +58,7 @@ async def discard_producer(producer: AIOKafkaProducer, seconds: float) -> None:
 
     Args:
         producer: the producer.
-        seconds: how long its tasks may take to end.
+        seconds: maximum time in seconds for the end of its tasks.
     """
     producer._closed = True  # noqa: SLF001 - otherwise it logs a warning when it is garbage-collected
     sender, client, accumulator = producer._sender, producer.client, producer._message_accumulator  # noqa: SLF001

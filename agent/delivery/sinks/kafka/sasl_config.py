@@ -60,7 +60,7 @@ class SaslConfig(Section):
 
     @property
     def identity(self) -> str:
-        """The name under which the brokers know the agent, for messages."""
+        """The user, the OAuth client or the token file with which the agent authenticates, for error messages."""
         if self.username is not None:
             return f"user {self.username}"
         return (
@@ -71,14 +71,14 @@ class SaslConfig(Section):
 
     @property
     def paths(self) -> list[str]:
-        """The paths of the configured files, as in the config."""
+        """The paths of all secrets and certificates, as written in the config."""
         paths = [self.password_file, self.token_file]
         if self.oauth is not None:
             paths += [self.oauth.client_secret_file, *(self.oauth.tls.paths if self.oauth.tls is not None else ())]
         return [path for path in paths if path is not None]
 
     def client_options(self) -> dict[str, Any]:
-        """Return aiokafka's keyword arguments for these credentials. Blocks.
+        """Return aiokafka's keyword arguments for these credentials. It blocks while it reads the password file.
 
         Raises:
             OSError: the password file cannot be read.
@@ -92,7 +92,7 @@ class SaslConfig(Section):
 
     @cached_property
     def _token_provider(self) -> "AbstractTokenProvider":
-        """The provider that all connections share, so that they share its token."""
+        """The token provider. All connections share it, so they share one token."""
         # Import late: an agent without Kafka does not import aiokafka.
         from agent.delivery.sinks.kafka.tokens import EndpointTokenProvider, FileTokenProvider  # noqa: PLC0415
 

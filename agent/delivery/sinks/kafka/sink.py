@@ -1,4 +1,4 @@
-"""Kafka sink. Messages follow the CloudEvents Kafka binding 1.0.2, and their key identifies the VM.
+"""Sink that sends records to Kafka. Messages follow the CloudEvents Kafka binding 1.0.2, and the key of a message identifies the VM.
 
 An error that affects every record is an outage: the records wait. A record becomes a dead letter only if Kafka rejects it as too large and
 accepts other records. A timestamp never prevents delivery: if Kafka rejects the timestamp of a record, the record is sent without one.
@@ -86,7 +86,7 @@ class KafkaSink:
         self._clock = clock
         self._encode = MESSAGE_ENCODERS[config.content_mode]
         self._workarounds = TopicWorkarounds(self._timings.workaround)
-        self._cleanup_policy: str | None = None  # of the topic of states; None if unknown
+        self._cleanup_policy: str | None = None  # of the state topic; None if unknown
         self._oversize = OversizeHandler(config, self._workarounds)
         # The records of the batches in progress, by id:
         self._rejected: set[str] = set()
@@ -103,7 +103,7 @@ class KafkaSink:
         ]
         if self._cleanup_policy is not None and "compact" not in self._cleanup_policy:
             warnings.append(
-                f"topic {self._config.topics.state} is not compacted, so it loses states after its retention: "
+                f"topic {self._config.topics.state} is not compacted, so Kafka deletes states after the retention time: "
                 "set its cleanup.policy to compact"
             )
         return warnings
@@ -157,7 +157,7 @@ class KafkaSink:
         await producer.partitions_for(topic)
 
     async def send(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
-        """Send a batch and wait until Kafka acknowledges it. Return the records that Kafka rejects because of the record itself.
+        """Send a batch, and wait until Kafka acknowledges it. Return the records that Kafka rejects as too large.
 
         Raises:
             SinkError: some records are not acknowledged. The caller closes the sink, opens it again and sends the batch again.
@@ -188,10 +188,10 @@ class KafkaSink:
     async def _send_dead_letters(
         self, producer: AIOKafkaProducer, dead_letters: DeadLetterTopic, records: Sequence[EncodedRecord]
     ) -> None:
-        """Send rejected records to the topic for dead letters.
+        """Send rejected records to the dead-letter topic.
 
         Raises:
-            SinkError: some are not acknowledged.
+            SinkError: Kafka does not acknowledge some of the records.
         """
         try:
             await dead_letters.send(producer, records, self._timings.acknowledge)
@@ -251,13 +251,13 @@ class KafkaSink:
     def _exceeds_max_message_bytes(self, record: EncodedRecord) -> bool:
         """Return whether a record is larger than the configured maximum.
 
-        Its message need not be encoded to know that a small record is not: the key and the headers only repeat parts of the body.
+        A small record is not encoded for this check, because its key and its headers only repeat parts of its body.
         """
         limit = self._config.max_message_bytes
         return len(record.body) > limit // 4 and self._encode(record).max_bytes > limit
 
     def _choose_partition(self, producer: AIOKafkaProducer, record_type: str, key: str) -> tuple[str, int]:
-        """Return the topic of a record type and the partition of a key, which Kafka's Java client would choose too."""
+        """Return the topic of a record type, and the partition that Kafka's Java client chooses for the key."""
         topic = self._config.topics.topic_for(record_type)
         partitions = producer.client.cluster.partitions_for_topic(topic)
         if not partitions:
@@ -321,7 +321,7 @@ class KafkaSink:
             message = self._encode(records[end])
             timestamp = _limit_timestamp(records[end].time_ns, latest_ms)
             is_full = end > start and max_bytes < math.inf and batch.size() + message.max_bytes > max_bytes
-            if is_full or not _append(batch, message, timestamp):
+            if is_full or not _append_message(batch, message, timestamp):
                 break
             end += 1
             if self._oversize.has_suspect(records[end - 1 : end + 1]):
@@ -361,21 +361,21 @@ def _limit_timestamp(time_ns: int, latest_ms: int) -> int:
     return latest_ms if latest_ms == NO_TIMESTAMP else max(0, min(time_ns // 1_000_000, latest_ms))
 
 
-def _append(batch: Any, message: KafkaMessage, timestamp_ms: int) -> bool:
+def _append_message(batch: Any, message: KafkaMessage, timestamp_ms: int) -> bool:
     """Add a message to a batch; return whether the batch had room for it. aiokafka's docstring is wrong: timestamps are in milliseconds."""
     key, value, headers = message
     return batch.append(key=key, value=value, timestamp=timestamp_ms, headers=headers) is not None
 
 
 def _batch_bytes(producer: AIOKafkaProducer, message: KafkaMessage) -> int:
-    """Return the bytes of a batch that has only this message, compressed as the producer compresses batches."""
+    """Return the bytes of a batch with only this message, compressed like the batches of the producer."""
     batch = producer.create_batch()
-    _append(batch, message, NO_TIMESTAMP)
+    _append_message(batch, message, NO_TIMESTAMP)
     return len(batch._build())  # noqa: SLF001 - aiokafka's public `size` is the size before the compression
 
 
 def _raise_topic_error(topic_error: Sequence[Any]) -> None:
-    """Raise the error that Kafka returned on one topic, if there is an error.
+    """Raise the error that Kafka returned for a new topic. Do nothing if there is no error.
 
     Args:
         topic_error: the topic, the error code (0 for none) and, in newer versions of the protocol, a text.

@@ -23,23 +23,23 @@ _log = logging.getLogger(__name__)
 FETCH_SECONDS = 10.0
 """Timeout of a request to the token endpoint."""
 REFRESH_AFTER = 0.8
-"""Fraction of its lifetime after which a token is replaced. Kafka's Java client uses the same (sasl.login.refresh.window.factor)."""
+"""Fraction of its lifetime after which a token is replaced. Kafka's Java client has the same default (sasl.login.refresh.window.factor)."""
 MAX_RESPONSE_BYTES = 1 << 18
 """Maximum size of the token endpoint's response."""
 
 
 class TokenError(KafkaError):  # type: ignore[misc]  # aiokafka has no types
-    """There is no token. A KafkaError, because aiokafka then tries again. The text is for the operator."""
+    """There is no valid token. It is a KafkaError, because aiokafka retries after these errors. The operator reads its text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token of the token endpoint.
+    """A token from the token endpoint.
 
     Attributes:
-        text: The token.
-        fetched_at: When it was requested, by a monotonic clock in seconds.
-        lifetime: Seconds from `fetched_at` until it expires; None if the endpoint does not report it.
+        text: the token itself.
+        fetched_at: when the token was requested, in seconds of a monotonic clock.
+        lifetime: seconds from `fetched_at` until the token expires; None if the endpoint does not report the lifetime.
     """
 
     text: str
@@ -47,11 +47,11 @@ class Token:
     lifetime: float | None
 
     def is_fresh(self, now: float) -> bool:
-        """Return whether it needs no replacement yet."""
+        """Return whether the token need not be replaced yet; False if its lifetime is unknown."""
         return self.lifetime is not None and now < self.fetched_at + REFRESH_AFTER * self.lifetime
 
     def is_valid(self, now: float) -> bool:
-        """Return whether it has not expired."""
+        """Return whether the token has not expired; False if its lifetime is unknown."""
         return self.lifetime is not None and now < self.fetched_at + self.lifetime
 
 
@@ -76,20 +76,20 @@ class EndpointTokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # aio
         """Return a token that has not expired.
 
         Raises:
-            TokenError: the endpoint gives none, and the last one has expired.
+            TokenError: the endpoint returns no token, and the last token has expired.
         """
         async with self._lock:
             if self._token is None or not self._token.is_fresh(self._clock()):
                 try:
-                    self._token = await self._fetch()
+                    self._token = await self._fetch_token()
                 except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-                    text = f"{self._config.token_url}: {_describe(error)}"
+                    text = f"{self._config.token_url}: {_describe_error_cause(error)}"
                     if self._token is None or not self._token.is_valid(self._clock()):
                         raise TokenError(f"no token: {text}; check kafka.sasl.oauth") from error
-                    _log.warning("Kafka token: cannot replace the present one before it expires: %s", text)
+                    _log.warning("Kafka token: refresh failed, the present token is still valid: %s", text)
             return self._token.text
 
-    async def _fetch(self) -> Token:
+    async def _fetch_token(self) -> Token:
         fetched_at = self._clock()
         form = {"grant_type": "client_credentials"}
         if self._config.scope is not None:
@@ -118,12 +118,12 @@ def parse_token(status: int, body: bytes, fetched_at: float) -> Token:
     """Return the token in a response of a token endpoint.
 
     Args:
-        status: The HTTP status.
-        body: The response's body.
-        fetched_at: When it was requested, by a monotonic clock in seconds.
+        status: the HTTP status.
+        body: the body of the response.
+        fetched_at: when the token was requested, in seconds of a monotonic clock.
 
     Raises:
-        ValueError: the response has no token; the text has the endpoint's error, and never a token.
+        ValueError: the response has no token. The text contains the endpoint's error, and never a token.
     """
     try:
         values: Any = orjson.loads(body)
@@ -145,7 +145,7 @@ def parse_token(status: int, body: bytes, fetched_at: float) -> Token:
 
 
 class FileTokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has no types
-    """Reads the token from a file at each connect. Any program can write the file, such as the signer of a cloud's IAM."""
+    """Reads the token from a file at each connect. Another program writes the file, for example the token signer of a cloud provider."""
 
     def __init__(self, path: str, extensions: Mapping[str, str]) -> None:
         self._path = path
@@ -156,7 +156,7 @@ class FileTokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # aiokafk
         return self._extensions
 
     async def token(self) -> str:
-        """Return the file's token.
+        """Return the token in the first line of the file.
 
         Raises:
             TokenError: the file cannot be read or is empty.
@@ -165,13 +165,13 @@ class FileTokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # aiokafk
             async with asyncio.timeout(READ_SECONDS):
                 text = (await asyncio.to_thread(read_secret, self._path)).strip()
         except (OSError, TimeoutError) as error:
-            raise TokenError(f"no token: {_describe(error)}; check kafka.sasl.token_file") from error
+            raise TokenError(f"no token: {_describe_error_cause(error)}; check kafka.sasl.token_file") from error
         if not text:
             raise TokenError(f"no token: {self._path}: the first line is empty; check kafka.sasl.token_file")
         return text
 
 
-def _describe(error: Exception) -> str:
+def _describe_error_cause(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename and not isinstance(error, aiohttp.ClientError):
         return f"{error.filename}: {error.strerror}"
     return str(error) or "no response in time"

@@ -1,4 +1,4 @@
-"""Reads the settings of topics."""
+"""Reads settings of Kafka topics."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Workarounds for topics that rejected a batch: for some time they get smaller batches, or no timestamps."""
+"""Workarounds for topics that rejected a batch: for some time, the sink sends smaller batches or no timestamps."""
 
 import math
 import time
@@ -11,14 +11,14 @@ class TopicWorkarounds:
         """Set up without workarounds.
 
         Args:
-            seconds: how long a workaround applies. After that, the sink tries again without the workaround.
+            seconds: how long a workaround applies. Afterwards, the sink tries again without the workaround.
         """
         self._seconds = seconds
         self._max_batch_bytes: dict[str, tuple[int, float]] = {}  # with the end of the workaround, by time.monotonic
         self._without_timestamps: dict[str, float] = {}  # until when, by time.monotonic
 
     def limit_batches(self, topic: str, max_bytes: int) -> None:
-        """Send a topic batches of at most `max_bytes` bytes."""
+        """Limit the batches for a topic to `max_bytes` from now on."""
         self._max_batch_bytes[topic] = max_bytes, time.monotonic() + self._seconds
 
     def max_batch_bytes(self, topic: str) -> float:
@@ -27,15 +27,15 @@ class TopicWorkarounds:
         return max_bytes if time.monotonic() < until else math.inf
 
     def stop_timestamps(self, topic: str) -> bool:
-        """Send a topic no timestamps; return whether this is the first time for the topic."""
+        """Send records without timestamps to a topic from now on. Return whether this is the first time for the topic."""
         is_first = topic not in self._without_timestamps
         self._without_timestamps[topic] = time.monotonic() + self._seconds
         return is_first
 
     def has_timestamps(self, topic: str) -> bool:
-        """Return whether records of a topic have timestamps."""
+        """Return whether the sink sends timestamps to a topic."""
         return time.monotonic() >= self._without_timestamps.get(topic, 0.0)
 
     def topics_without_timestamps(self) -> list[str]:
-        """Return the topics whose records have no timestamps, sorted by name."""
+        """Return the topics that get no timestamps now, sorted by name."""
         return [topic for topic in sorted(self._without_timestamps) if not self.has_timestamps(topic)]

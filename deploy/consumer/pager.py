@@ -3,8 +3,8 @@
 
     pager.py --kafka kafka-1:9092 --url https://events.pagerduty.com/v2/enqueue --key ROUTING_KEY
 
-At each start it pages for all firing alerts. Later it commits alerts after their pages were accepted. If it is killed, or the URL does not
-answer, the next start sends the pages again. The receiver recognises repetitions by `dedup_key`.
+At each start, it sends pages for all firing alerts. It commits an alert only after the URL has accepted its page. If the pager is killed or
+the URL does not respond, the next start sends the pages again. The receiver detects repetitions by `dedup_key`.
 """
 
 import argparse
@@ -22,10 +22,10 @@ PAGED = {"ERROR", "FATAL"}
 
 
 def to_page(item: ConsumedItem, key: str) -> dict[str, Any] | None:
-    """Return the page for an item; None if it is not paged. A resolved alert resolves its page."""
+    """Return the request body for an item: to open a page, or to resolve the page of a resolved alert. None if no request is needed."""
     match item:
         case Gap(source=source, next=following):
-            # An alert of this VM was lost, so one may be firing without a page.
+            # Records of this VM were lost, so an alert may be firing without a page.
             loss = {"summary": f"an alert of {source} was lost", "source": following.host, "severity": "error"}
             return {"routing_key": key, "event_action": "trigger", "dedup_key": f"lost {source}", "payload": loss}
         case StreamRecord(data={"state": "resolved", "fingerprint": fingerprint}):
@@ -43,7 +43,14 @@ def to_page(item: ConsumedItem, key: str) -> dict[str, Any] | None:
 
 
 async def run(kafka: str, topics: tuple[str, str], url: str, key: str) -> None:
-    """Send pages until cancelled, or until the URL refuses one. The topics are those of alerts and of states."""
+    """Send pages until cancelled, or until the URL rejects a page.
+
+    Args:
+        kafka: addresses of brokers, separated by commas.
+        topics: the alert topic and the state topic.
+        url: URL that accepts pages.
+        key: routing key of the pages.
+    """
     client = {"bootstrap_servers": kafka}
     alerts = RecordConsumer(topics[:1], group="pager", client={**client, "auto_offset_reset": "latest"})
     async with alerts, StateReader(topics[1], client=client) as states, aiohttp.ClientSession() as http:
@@ -59,7 +66,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kafka", required=True, help="addresses of brokers, host:port, separated by commas")
     parser.add_argument(
-        "--topics", nargs=2, default=("qemu.alerts", "qemu.state"), help="topics of alerts and of states"
+        "--topics", nargs=2, default=("qemu.alerts", "qemu.state"), help="the alert topic and the state topic"
     )
     parser.add_argument("--url", required=True, help="URL that accepts pages")
     parser.add_argument("--key", required=True, help="routing key")

@@ -1,5 +1,5 @@
--- Current state: the compacted topic fleet.vms has a message for each VM of the fleet: the host that runs it, its state, and the alerts that
--- fire for it. A tombstone follows when the VM is gone. Two hosts have a VM while it migrates; then the host on which it runs counts.
+-- Current state of the fleet. The compacted topic fleet.vms has a message for each VM: its host, its state and the number of its firing
+-- alerts. A tombstone follows when the VM has ended. While a VM migrates, two hosts report it; the message has the host on which it runs.
 
 CREATE TABLE fleet_vms (
   vmuuid STRING,

@@ -1,6 +1,6 @@
--- Shared pools that will be full within a day: every minute, the free bytes of each pool with VMs of several hosts, and the growth of all
--- VMs on it. One agent reports how fast the pool fills, but it knows only the VMs of its own host.
--- A pool that hosts share has the same name, type and size on each of them.
+-- Shared pools that will be full within a day. For each pool with VMs on several hosts, the topic fleet.filling_pools has a message per
+-- minute: the free bytes of the pool, and the growth of all VMs that use it. One agent sees only the VMs of its own host.
+-- The job treats pools of several hosts as one pool if they have the same name, type and size.
 
 CREATE TABLE filling_pools (
   minute_start TIMESTAMP_LTZ(3),
@@ -40,7 +40,7 @@ SELECT window_start, window_end, host, pool, vmuuid, MAX(vmname) AS vmname, SUM(
 FROM disk_growth
 GROUP BY window_start, window_end, host, pool, vmuuid;
 
--- The growth has a fixed width in front of the name, so MAX selects the name of the VM that grows fastest.
+-- For fastest_vm, the growth is written with a fixed width before the name of the VM. So MAX selects the VM that grows fastest.
 CREATE VIEW shared_pool_minutes AS
 SELECT p.window_start, p.window_end, p.pool, p.pool_type, p.size_bytes,
   COUNT(DISTINCT p.host) AS hosts,

@@ -1,9 +1,9 @@
--- Silent hosts: the compacted topic fleet.silent_hosts has a message for each host whose agent sent no heartbeat for 70 s (it sends one
--- every 30 s), and a tombstone when the agent is back. An agent that was stopped on purpose is not silent.
+-- Silent hosts. The compacted topic fleet.silent_hosts has a message for each host whose agent sent no heartbeat for 70 s. An agent sends
+-- a heartbeat every 30 s. A tombstone follows after the agent's next heartbeat. A host is not silent if its agent was stopped on request.
 --
--- The time is that of the broker (`message.timestamp.type=LogAppendTime`, set by deploy/kafka/topics.sh), so clocks of hosts do not matter.
--- It advances with the heartbeats of all hosts. So nothing is silent while Kafka is down, nor if all hosts are silent at once: watch for
--- that with the dead man's switch of Alertmanager (docs/consumers.md).
+-- The job uses the timestamps of the broker (`message.timestamp.type=LogAppendTime`, set by deploy/kafka/topics.sh), so it does not depend on
+-- the clocks of hosts. Its time advances only with heartbeats. So it reports no host while Kafka is down, or when all hosts are silent at
+-- the same time. Use the dead man's switch of Alertmanager for these cases (docs/consumers.md).
 
 CREATE TABLE silent_hosts (
   host STRING,
@@ -21,7 +21,7 @@ CREATE VIEW agent_records AS
 SELECT host, `type`, arrived FROM qemu_events
 WHERE `type` IN ('qemu.agent.started', 'qemu.agent.heartbeat', 'qemu.agent.stopping');
 
--- A session ends when a host has been silent for this long. Its last record is the last sign of life.
+-- A session window ends after a host has sent nothing for 70 s. The time of its last record is the time of the host's last heartbeat.
 CREATE VIEW silences AS
 SELECT host, MAX(last_heartbeat) AS last_heartbeat
 FROM (

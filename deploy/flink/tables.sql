@@ -1,7 +1,7 @@
 -- The agent's topics as tables of Flink SQL. The other files of this directory use them:
 --   sql-client.sh -i tables.sql -f silent_hosts.sql
 -- Replace kafka-1:9092 with your brokers. The tables read CloudEvents in structured mode (`kafka.content_mode: structured`).
--- A message that is not JSON is skipped, because otherwise it would stop the job.
+-- The tables skip messages that are not JSON, because such a message would stop the job.
 
 CREATE TABLE qemu_events (
   id STRING,

@@ -16,8 +16,8 @@ CREATE TABLE top_talkers (
   'value.format' = 'json'
 );
 
--- The counter of each disk in the first and in the last record of a minute. The order of `sequence` as text is that of the records, so MIN
--- and MAX of it, with the counter behind it, select the first and the last record. A repetition changes nothing.
+-- The bytes counter of each disk in the first and in the last record of a minute. `sequence` sorts as text in the order of the records.
+-- So MIN and MAX of the text `sequence/counter` select the counters of the first and of the last record. Repetitions do not matter.
 CREATE VIEW disk_minutes AS
 SELECT window_start, window_end, source, vmuuid, vmname, host, subject,
   CAST(SPLIT_INDEX(MIN(`sequence` || '/' || counter), '/', 1) AS BIGINT) AS first_bytes,
@@ -28,7 +28,7 @@ FROM (
   WHERE `type` = 'qemu.sample.block')
 GROUP BY window_start, window_end, source, vmuuid, vmname, host, subject;
 
--- A counter that is lower than before has started again, because the VM was restarted.
+-- If the last counter is lower than the first, the VM was restarted and its counters began at 0 again.
 CREATE VIEW vm_minutes AS
 SELECT window_start, window_end, vmuuid, MAX(vmname) AS vmname, MAX(host) AS host,
   SUM(CASE WHEN last_bytes >= first_bytes THEN last_bytes - first_bytes ELSE last_bytes END) / 60.0E0 AS bytes_per_second

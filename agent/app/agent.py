@@ -57,7 +57,7 @@ from agent.session.supervisor_group import SupervisorGroup
 _log = logging.getLogger("agent")
 
 STATE_STOP_SHARE = 0.2
-"""Share of `timeouts.shutdown` for the host's last record in the topic of states."""
+"""Share of `timeouts.shutdown` for the host's last record in the state topic."""
 
 
 class Agent:
@@ -146,7 +146,7 @@ class Agent:
         self._alertmanager: asyncio.Task[None] | None = None
 
     def _build_states(self, config: Config, pools: PoolRegistry) -> StatePublisher | None:
-        """Return the publisher of the topic of states; None if there is no such topic."""
+        """Return the publisher of the state topic; None if there is no such topic."""
         if config.kafka is None or config.kafka.topics.state is None:
             return None
         sources = StateSources(config.host, self.snapshot, self.alerts.manager.store, pools, self.life.run_fields)

@@ -85,7 +85,7 @@ class EndpointView:
         return [(level.text, level.bytes) for level in self._alerts.levels(vm, device)]
 
     def resync(self) -> int | None:
-        """Write the topic of states again. Return the number of states; None if there is no such topic."""
+        """Write the state topic again. Return the number of states; None if there is no such topic."""
         return self._states.resync() if self._states is not None else None
 
     def on_scrape(self, seconds: float) -> None:

@@ -314,7 +314,7 @@ class StateMetrics(Collector):
         """Yield the metrics with their current values."""
         states = self._states
         yield GaugeMetricFamily(
-            "qmp_agent_state_entities", "Number of VMs, alerts and hosts in the topic of states.", value=states.entities
+            "qmp_agent_state_entities", "Number of VMs, alerts and hosts in the state topic.", value=states.entities
         )
         yield GaugeMetricFamily(
             "qmp_agent_state_pending_entities",
@@ -323,6 +323,6 @@ class StateMetrics(Collector):
         )
         yield CounterMetricFamily(
             "qmp_agent_state_records",
-            "Total number of records written to the topic of states.",
+            "Total number of records written to the state topic.",
             value=states.records_written,
         )

@@ -40,7 +40,7 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = 
     ),
     "tail": (arguments.add_tail_options, "follow the records of the running agent"),
     "top": (arguments.add_top_options, "show the VMs of the running agent in the terminal"),
-    "resync": (arguments.add_resync_options, "have the running agent write the whole topic of states again"),
+    "resync": (arguments.add_resync_options, "have the running agent write the whole state topic again"),
     "journal": (arguments.add_journal_options, "show, export or replay the records in the journal"),
     "record": (
         arguments.add_record_options,

@@ -1,4 +1,4 @@
-"""`qmp-agent resync`: has the running agent write the whole topic of states again."""
+"""`qmp-agent resync`: has the running agent write the whole state topic again."""
 
 import aiohttp
 

@@ -1,6 +1,6 @@
 """Request handlers of the endpoint: /metrics, /healthz, /readyz, /overview, the page and /resync.
 
-They send no command to QEMU. All only read, except /resync, which has the agent write the topic of states again.
+They send no command to QEMU. All only read, except /resync, which has the agent write the state topic again.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ GZIP_LEVEL = 1
 """gzip's lowest compression level. It compresses nearly as well as the highest, because labels repeat."""
 
 RESYNC_SECONDS = 10.0
-"""Shortest time between two resyncs of the topic of states."""
+"""Shortest time between two resyncs of the state topic."""
 
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -64,7 +64,7 @@ class AgentView(OverviewSource, Protocol):
         """Return problems that need attention although the agent is ready."""
 
     def resync(self) -> int | None:
-        """Write the topic of states again. Return the number of states; None if there is no such topic."""
+        """Write the state topic again. Return the number of states; None if there is no such topic."""
 
     def on_scrape(self, seconds: float) -> None:
         """Record the duration of a scrape of /metrics, in seconds."""
@@ -142,7 +142,7 @@ class _RequestHandlers:
         return web.Response(body=body, content_type=content_type, charset="utf-8")
 
     async def resync(self, request: web.Request) -> web.Response:
-        """Have the agent write the topic of states again.
+        """Have the agent write the state topic again.
 
         A page of another site can send a request of a simple content type without the user's knowledge, so JSON is required.
         """
@@ -153,7 +153,7 @@ class _RequestHandlers:
             raise web.HTTPTooManyRequests(text="the last resync was requested too recently\n", headers=headers)
         entities = self._view.resync()
         if entities is None:
-            raise web.HTTPConflict(text="there is no topic of states: set kafka and kafka.topics.state\n")
+            raise web.HTTPConflict(text="there is no state topic: set kafka and kafka.topics.state\n")
         self._resync_allowed_at = time.monotonic() + RESYNC_SECONDS
         return web.json_response({"entities": entities}, status=202)
 

@@ -72,7 +72,7 @@ class Topics:
         events: topic with three replicas; two of them must be in sync.
         samples: topic with the same replicas.
         alerts: topic with the same replicas.
-        state: compacted topic of states.
+        state: compacted state topic.
         single: topic of one event type, with one partition and one replica. It has no leader while the broker of the replica is down.
     """
 

@@ -1,4 +1,4 @@
-"""The topic of states of a real agent on a real Kafka: kills, `qmp-agent resync`, and the end of guests and of the agent."""
+"""The state topic of a real agent on a real Kafka: kills, `qmp-agent resync`, and the end of guests and of the agent."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path

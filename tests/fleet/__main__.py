@@ -1,7 +1,7 @@
 """Fleet test: `python -m tests.fleet --minutes 10`. Five agents with 200 scripted VMs under the Flink jobs; one agent is killed.
 
 The run has a real Kafka and a real Flink. It passes if the job of silent hosts reports the killed agent within 90 seconds, reports it as
-back after its restart, and reports no other host in the whole run. In the end a reader of the topic of states, and the job of the current
+back after its restart, and reports no other host in the whole run. In the end a reader of the state topic, and the job of the current
 state, have all VMs and the hosts that run them, and the consumers' library finds no gap in the records.
 """
 
@@ -175,11 +175,11 @@ async def check_state(fleet: Fleet, kafka: KafkaCluster) -> list[str]:
         hosts = {record.host for record in reader.state.hosts()}
     with contextlib.suppress(TimeoutError):
         await until(lambda: fleet.hosts_of_vms == truth, START_SECONDS)
-    print_line(f"VMs in the topic of states: {len(read)}, in the job's result: {len(fleet.hosts_of_vms)}")
+    print_line(f"VMs in the state topic: {len(read)}, in the job's result: {len(fleet.hosts_of_vms)}")
     problems = {
-        "the topic of states lacks VMs, or has wrong hosts": read != truth,
+        "the state topic lacks VMs, or has wrong hosts": read != truth,
         "the job of the current state lacks VMs, or has wrong hosts": fleet.hosts_of_vms != truth,
-        "the topic of states lacks hosts": hosts != set(fleet.agents),
+        "the state topic lacks hosts": hosts != set(fleet.agents),
     }
     return [problem for problem, is_wrong in problems.items() if is_wrong]
 

@@ -113,7 +113,7 @@ async def _run_and_collect(folder: Path) -> list[Record]:
 
 
 async def collect_states(folder: Path) -> list[Record]:
-    """Return the records of states and of the agent's life from a run with Kafka: only Kafka has a topic of states."""
+    """Return the records of states and of the agent's life from a run with Kafka: only Kafka has a state topic."""
     monitors = folder / "states"
     monitors.mkdir()
     enospc = {"event": "write_aio", "iotype": "write", "errno": 28, "once": True}

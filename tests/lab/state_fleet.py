@@ -1,6 +1,6 @@
 """A scripted fleet: VMs that start, stop, pause, move and die on several hosts, whose agents are killed and started again.
 
-The fleet drives the agents' session callbacks, alerts and topic of states. It knows what is true, so it is the oracle of that topic.
+The fleet drives the agents' session callbacks, alerts and state topic. It knows what is true, so it is the oracle of that topic.
 """
 
 import asyncio

@@ -50,7 +50,7 @@ class Stream:
             await producer.flush()
 
     async def send_states(self, states: Iterable[tuple[str, Record | None]]) -> None:
-        """Send records to the topic of states by key. None sends a tombstone."""
+        """Send records to the state topic by key. None sends a tombstone."""
         encode = RecordEncoder(START_SECONDS * 10**9)
         async with AIOKafkaProducer(compression_type="zstd", **self.kafka.client) as producer:
             for key, record in states:

@@ -1,4 +1,4 @@
-"""The compacted topic of states on a real Kafka: creation, tombstones, and what a consumer knows that reads it from the beginning."""
+"""The compacted state topic on a real Kafka: creation, tombstones, and what a consumer knows that reads it from the beginning."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Readers of the topic of states against a real Kafka, and against the truth: early, late, killed, and reading twice."""
+"""Readers of the state topic against a real Kafka, and against the truth: early, late, killed, and reading twice."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ class Fleet:
     """Hosts that write the states of VMs, which start, change, move and end at random.
 
     Attributes:
-        topic: The topic of states.
+        topic: The state topic.
         truth: What a reader should find.
     """
 

@@ -1,4 +1,4 @@
-"""The compacted topic of states: a consumer that reads it from the beginning knows what is true."""
+"""The compacted state topic: a consumer that reads it from the beginning knows what is true."""
 
 from pathlib import Path
 

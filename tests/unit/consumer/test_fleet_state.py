@@ -1,4 +1,4 @@
-"""The state of a fleet from the messages of the topic of states, against a table of what is true."""
+"""The state of a fleet from the messages of the state topic, against a table of what is true."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final

@@ -77,7 +77,7 @@ class PoolAlerts:
         return usages
 
     def on_new_pool(self, usage: PoolUsage) -> None:
-        """Update whether a pool has levels. Called for each new pool."""
+        """Note whether the config has alert levels of space for a new pool. A block device has none."""
         usage.has_levels = usage.pool.kind is not PoolKind.DEVICE and self._policy_lookup(usage).watches_space
 
     def on_reading(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:

@@ -15,8 +15,8 @@ EMPTY_SET: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
-class GuestState:
-    """State of the inside of a VM's guest.
+class GuestHealth:
+    """State of a guest for its alerts: its agent, its frozen file systems and its clock.
 
     Attributes:
         had_agent: Whether the guest had opened the channel of its guest agent.
@@ -91,7 +91,7 @@ class VmProcessState:
     has_run_state: bool = False
     gone_at: float | None = None
     gone_for_good: bool = False
-    guest: GuestState = field(default_factory=GuestState)
+    guest: GuestHealth = field(default_factory=GuestHealth)
     space: list[Sample] = field(default_factory=list)
     space_changed: bool = True
 

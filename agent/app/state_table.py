@@ -81,7 +81,11 @@ class StateTable:
         return len(self._present)
 
     def start_writing(self, max_changes: int) -> dict[str, EntityState | None]:
-        """Return the oldest changes by path, at most `max_changes`. The caller must call `on_written` or `on_failed` afterwards."""
+        """Take the oldest pending changes, at most `max_changes`. Call `on_written` or `on_failed` before the next call.
+
+        Returns:
+            The new states by path; None for an entity that is gone.
+        """
         assert not self._in_flight
         for path in list(self._pending)[:max_changes]:
             del self._pending[path]

@@ -92,8 +92,8 @@ class BlockGraph:
             if name := graph.device(*names) or stable_name({**disk, "node-name": node}):
                 graph._add_names(name, *names)
         by_name = {name: node for node in as_list_of_objects(nodes) if (name := as_text(node.get("node-name")))}
-        graph._add_children(by_name)
-        graph._add_filters(by_name)
+        graph._add_child_names(by_name)
+        graph._add_filter_names(by_name)
         return graph
 
     @classmethod
@@ -139,7 +139,7 @@ class BlockGraph:
             if isinstance(name, str) and name:
                 self._disks_by_name.setdefault(sanitize(name), set()).add(disk)
 
-    def _add_children(self, nodes: Mapping[str, Mapping[str, Any]]) -> None:
+    def _add_child_names(self, nodes: Mapping[str, Mapping[str, Any]]) -> None:
         """Add the names of the nodes below known nodes."""
         pending = [name for name in nodes if name in self._disks_by_name]
         seen = set(pending)
@@ -153,7 +153,7 @@ class BlockGraph:
                     seen.add(child)
                     pending.append(child)
 
-    def _add_filters(self, nodes: Mapping[str, Mapping[str, Any]]) -> None:
+    def _add_filter_names(self, nodes: Mapping[str, Mapping[str, Any]]) -> None:
         """Add the names of the filters above known nodes. A filter can be above another filter."""
         disks_by_file: dict[str, set[str]] = {}
         for name, node in nodes.items():

@@ -186,7 +186,7 @@ class RecordOrderer:
         return run
 
     def _discard_oldest(self, runs: OrderedDict[str, _AgentRun]) -> None:
-        """Discard the state of the oldest runs of a source and of the oldest sources beyond the limits. Keep runs with waiting records."""
+        """Discard the oldest runs of a source that has too many, and the oldest source of too many. Keep runs with waiting records."""
         for name in [name for name, run in runs.items() if not run.held][: max(0, len(runs) - _MAX_RUNS)]:
             del runs[name]
         if len(self._sources) > self._settings.max_sources:

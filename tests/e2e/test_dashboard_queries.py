@@ -135,7 +135,13 @@ async def test_every_query_of_every_panel_has_a_result(
     network_card: list[str],
 ) -> None:
     extra = ["-smp", "2", "-object", "iothread,id=io0", *network_card]
-    work: Any = {"kind": GuestKind.LINUX, "guest_agent": True, "pause_seconds": 0.3, "span_mib": 40, "disk_options": "iothread=io0"}
+    work: Any = {
+        "kind": GuestKind.LINUX,
+        "guest_agent": True,
+        "pause_seconds": 0.3,
+        "span_mib": 40,
+        "disk_options": "iothread=io0",
+    }
     linux = await start_guest("web-1", extra=extra, **work)
     migrated = await start_guest("old-1", kind=GuestKind.WRITER)
     topics = {kind: f"test-{kind}-{uuid4()}" for kind in ("events", "samples", "alerts")}

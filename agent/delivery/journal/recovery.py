@@ -182,11 +182,11 @@ class QueueCopyPlan:
 
     @classmethod
     def for_queue(cls, queue: RecordQueue, *, rows_known: bool) -> Self:
-        """Return the plan for a queue.
+        """Return the plan for copying the records of a queue from a damaged file.
 
         Args:
             queue: the queue.
-            rows_known: whether the agent has read which rows the old file has.
+            rows_known: False if the file was damaged before the agent could read its row numbers.
         """
         records = [record for record in queue.in_flight if queue.durable or record.row is not None]
         if not rows_known or queue.backlog.postponed_records:

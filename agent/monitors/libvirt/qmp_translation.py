@@ -108,7 +108,7 @@ def query_memory_size_summary(stats: Stats, devices: Devices) -> CommandResult:
 def guest_stats(stats: Stats) -> dict[str, Any]:
     """Return the value of the balloon device's property guest-stats."""
     values = {name: value * unit for key, (name, unit) in _GUEST_STATS.items() if type(value := stats.get(key)) is int}
-    return _rename_values(stats, {"balloon.last-update": "last-update"}) | {"stats": values}
+    return _pick_renamed(stats, {"balloon.last-update": "last-update"}) | {"stats": values}
 
 
 # --- Disks ---
@@ -162,19 +162,19 @@ def query_blockstats(stats: Stats, devices: Devices) -> list[dict[str, Any]]:
         backing: dict[str, Any] | None = None
         for layer in reversed(disk.layers):
             image = images.get((disk.target, layer.index), {})
-            offset = _rename_values(image, {"allocation": "wr_highest_offset"})
+            offset = _pick_renamed(image, {"allocation": "wr_highest_offset"})
             entry = _node_name(layer.format_node) | {"parent": _node_name(layer.storage_node) | {"stats": offset}}
             entry |= {"backing": backing} if backing is not None else {}
             if layer is disk.layers[0]:
-                entry |= {"qdev": disk.alias, "target": disk.target, "stats": _rename_values(image, _BLOCK_COUNTERS)}
+                entry |= {"qdev": disk.alias, "target": disk.target, "stats": _pick_renamed(image, _BLOCK_COUNTERS)}
             backing = entry
         result.append(backing if backing is not None else {"qdev": disk.alias, "target": disk.target})
     return result
 
 
-def _rename_values(image: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Return the values of an image under new names; `names` has the new name by the old name. Missing values are left out."""
-    return {name: image[key] for key, name in names.items() if key in image}
+def _pick_renamed(values: Mapping[str, Any], new_keys: Mapping[str, str]) -> dict[str, Any]:
+    """Return only the values whose key is in `new_keys`, each under its new key."""
+    return {new_key: values[key] for key, new_key in new_keys.items() if key in values}
 
 
 def _node_name(name: str | None) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def query_named_block_nodes(stats: Stats, devices: Devices, sizes: FileSizes) ->
                 "file": layer.path,
                 "node-name": layer.format_node,
                 "drv": layer.format,
-                "image": _rename_values(image, {"capacity": "virtual-size"}),
+                "image": _pick_renamed(image, {"capacity": "virtual-size"}),
             }
             # libvirt does not report whether QEMU may write to a backing image or to a storage node.
             format_node |= {"ro": disk.read_only} if depth == 0 else {}
@@ -231,7 +231,7 @@ def _storage_size(image: Mapping[str, Any], layer: ImageLayer, file_size: tuple[
     if file_size is not None:
         allocated, size = file_size
         return {"actual-size": allocated, "virtual-size": -(-size // 512) * 512}
-    return _rename_values(image, {"physical": "virtual-size" if layer.protocol == "host_device" else "actual-size"})
+    return _pick_renamed(image, {"physical": "virtual-size" if layer.protocol == "host_device" else "actual-size"})
 
 
 # --- Commands ---

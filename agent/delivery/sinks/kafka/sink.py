@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaTimings:
-    """Deadlines that are not configurable, in seconds.
+    """Times that are not configurable, in seconds.
 
     Attributes:
         open: to connect and read the topics' metadata.

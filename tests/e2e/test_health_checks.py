@@ -100,14 +100,12 @@ async def test_a_hanging_qemu_fails_readiness_but_not_liveness(folder: Path) -> 
 
 async def test_a_stuck_alert_loop_fails_liveness(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
-    async def never(*_: object) -> bool:
+    async def never() -> None:
         await asyncio.Event().wait()
-        return True
 
     async with run_agent(folder) as (app, url):
         await until_answers(f"{url}/healthz", 200)
-        monkeypatch.setattr(app.alerts.manager.notes, "notes_due", lambda: [("note", 1)])
-        monkeypatch.setattr(app.publisher.delivery, "persist_note", never)
+        monkeypatch.setattr(app.alerts, "tick", never)
         await until_answers(f"{url}/healthz", 503, "the alert loop has not run for")
 
 

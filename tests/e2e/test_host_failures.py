@@ -258,7 +258,7 @@ async def test_without_free_file_descriptors_attached_vms_stay_watched(
         # A limit below the number of open descriptors: the kernel refuses each new one, and the open ones stay.
         before = resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         async with bystander(folder) as late:
-            await until(lambda: "monitor scan skipped: Too many open files" in agent.log, 60)
+            await until(lambda: "scan for monitors skipped: Too many open files" in agent.log, 60)
             begin = agent.mark()
             await until(lambda: polled(begin) == names, 60)
             assert late.clients == 0

@@ -297,7 +297,7 @@ CASES: Final = (
         "BLOCK_WRITE_THRESHOLD",
         _send_command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1),
         {"write-threshold": 1},
-        "disk0-storage",
+        "disk0",
     ),
     EventCase("BLOCK_IMAGE_CORRUPTED", _read_corrupt_image, {"node-name": "corrupt0", "fatal": True}, "corrupt0"),
     EventCase("BLOCK_EXPORT_DELETED", _export_node, {"id": "export0"}, "export0"),

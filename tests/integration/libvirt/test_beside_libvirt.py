@@ -58,7 +58,7 @@ def reported_fields(agent: AgentProcess, uuid: str) -> Mapping[str, set[str]]:
     """Return the reported fields of a VM by record type, without the types that come from the host and not from QEMU."""
     fields: dict[str, set[str]] = {}
     for record in agent.records():
-        if record["type"].startswith("qemu.sample.") and record["vmuuid"] == uuid:
+        if record["type"].startswith("qemu.sample.") and record.get("vmuuid") == uuid:
             fields.setdefault(record["type"], set()).update(record["data"])
     return {
         kind: names for kind, names in fields.items() if not re.search("process|thread|vcpu|cgroup|net|about", kind)

@@ -76,8 +76,10 @@ async def test_a_full_disk_is_named_under_a_mirror_and_at_attach(
 async def test_a_full_legacy_drive_is_named_by_its_device(folder: Path, qemu: Qemu) -> None:
     async with LoopDevice(folder / "lv.raw", SIZE) as loop:
         await make_qcow2(loop.path, VIRTUAL_MIB * MIB)
-        options = ThinOptions(disk_mib=VIRTUAL_MIB, storage={"filename": loop.path}, binary=qemu.binary, write_kib=63)
-        async with LegacyDriveGuest(folder, "vm1", options), AlertWatcher(folder, mode="observe", poll=1) as agent:
+        options = ThinOptions(
+            disk_mib=VIRTUAL_MIB, storage={"filename": loop.path}, binary=qemu.binary, write_kib=63, pause_seconds=0.05
+        )
+        async with LegacyDriveGuest(folder, "vm1", options), AlertWatcher(folder, mode="observe", poll=0.2) as agent:
             await wait_for_full_disk_alert(agent, loop.path)
 
 

@@ -74,8 +74,10 @@ async def test_unplugging_a_disk_resolves_its_alerts(folder: Path) -> None:
 
 
 async def test_disk_full_is_critical_until_the_guest_resumes(folder: Path) -> None:
-    options: dict[str, Any] = {"faults": [NO_SPACE], "disk_options": "werror=stop", "span_mib": 8}
+    options: dict[str, Any] = {"faults": [NO_SPACE], "disk_options": "werror=stop", "span_mib": 8, "extra": ["-S"]}
     async with AlertWatcher(folder, levels=["used 12MiB"], poll=60) as agent, thin_guest(folder, **options) as guest:
+        await until(lambda: agent.space(guest.name), 60)
+        await guest.command("cont")
         await until(lambda: agent.alerts, 60)
         (alert,) = agent.alerts
         assert (alert["alert"], alert["state"], alert["severitytext"]) == ("disk_full", "firing", "FATAL")

@@ -61,7 +61,9 @@ def reported_fields(agent: AgentProcess, uuid: str) -> Mapping[str, set[str]]:
         if record["type"].startswith("qemu.sample.") and record.get("vmuuid") == uuid:
             fields.setdefault(record["type"], set()).update(record["data"])
     return {
-        kind: names for kind, names in fields.items() if not re.search("process|thread|vcpu|cgroup|net|about", kind)
+        kind: names
+        for kind, names in fields.items()
+        if not re.search("process|thread|vcpu|cgroup|net|about|block_storage", kind)
     }
 
 

@@ -42,6 +42,7 @@ async def environment() -> AsyncIterator[Environment]:
         async with AsyncExitStack() as running:
             agent, writer, _, linux = await watch_guests(running, Path(path), HOSTILE)
             await agent.wait_for_record("alert.write_threshold", vm=writer.uuid)
+            await agent.wait_for_record("sample.guest_filesystem", vm=linux.uuid)
             yield Environment(agent, writer, linux)
 
 
@@ -61,6 +62,7 @@ async def test_every_vm_has_a_row_with_its_rates(environment: Environment) -> No
             "MEM%",
             "FREE",
             "FULL",
+            "GUEST%",
             "ALERTS",
         ]
         await until(lambda: re.match(r"db-1 +running +[\d.]+ +0 +[\d.]+[KM] ", top.find_row("db-1")), 60)

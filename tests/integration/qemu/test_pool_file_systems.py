@@ -119,9 +119,13 @@ async def test_a_filling_pool_is_reported_before_the_guest_pauses(folder: Path, 
             at, before = time.time(), allocated(images)
             space = await fresh(lambda: agent.space("vm1"))
             later = allocated(images)
-            await guest.wait_for_event("STOP", 240)
+
+            async def is_full() -> bool:
+                return bool((await guest.command("query-status"))["status"] == "io-error")
+
+            await until(is_full, 240)  # the check of the figures stopped the guest, too
             seconds, end = time.time() - at, allocated(images)
-            await until(lambda: agent.event_times("STOP"), 20)
+            await until(lambda: agent.event_times("STOP")[-1] > at, 20)
         stopped = agent.event_times("STOP")[-1]
         fired = [alert for alert in agent.alerts if alert["alert"] == "pool_filling"]
         predicted = pool["time_to_full_seconds"]

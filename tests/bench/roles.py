@@ -55,7 +55,7 @@ class Batch:
         self._builder = BatchBuilder(1 << 20, ZSTD)
 
     def add(self, time_ns: int, key: bytes, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()) -> None:
-        self._builder.append(timestamp=time_ns // 1_000_000, key=key, value=value, headers=headers)
+        self._builder.append(timestamp=time_ns // 1_000_000, key=key, value=value, headers=headers or [])
 
     def build(self) -> None:
         self._builder.close()

@@ -6,18 +6,16 @@ import logging
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import aiohttp
 import orjson
-from pydantic import Field, StringConstraints
 
+from agent.alerts.alertmanager_config import AlertmanagerConfig
 from agent.alerts.alertmanager_request import AlertmanagerRequests, AlertmanagerSettings
 from agent.alerts.store import AlertStore
-from agent.common.backoff import back_off
-from agent.common.config_types import PositiveSeconds
-from agent.common.http_credentials import HttpClientConfig, HttpCredentials
-from agent.common.units import Seconds
+from agent.common.backoff import retry_delay
+from agent.common.http_credentials import HttpCredentials
 
 _log = logging.getLogger(__name__)
 
@@ -27,25 +25,6 @@ MAX_ALERTS_PER_REQUEST = 256
 """Maximum number of alerts in a request. Prometheus uses the same number (--alertmanager.notification-batch-size)."""
 MAX_RESPONSE_BYTES = 1 << 20
 """Maximum size of a response that the agent reads."""
-
-
-class AlertmanagerConfig(HttpClientConfig):
-    """Sends alerts to Prometheus' Alertmanager directly, without Prometheus."""
-
-    urls: Annotated[
-        list[Annotated[str, StringConstraints(pattern=r"^https?://[^/]+(/.*)?$")]], Field(min_length=1, max_length=20)
-    ]
-    """URLs of all members of a high-availability set, without /api/v2. Each member receives every alert."""
-    resend_interval: Annotated[Seconds, Field(ge=1)] = 60.0
-    """How often the agent sends firing alerts again. Alertmanager resolves an alert that it does not receive for four intervals."""
-    labels: dict[str, str] = {}
-    """Labels to add to every alert, such as {cluster: eu1}."""
-    watchdog: PositiveSeconds | None = None
-    """How long `agent_lost` may fire after the agent's last request; by default never. It needs inhibition rules (docs/operations.md)."""
-
-    def settings(self) -> AlertmanagerSettings:
-        """Return what requests contain besides the alerts."""
-        return AlertmanagerSettings(self.resend_interval, self.labels, self.watchdog)
 
 
 class AlertmanagerMember:
@@ -88,7 +67,7 @@ class AlertmanagerMember:
             if alerts or self.error is not None:
                 failures = 0 if await self.send(session, requests, alerts) else failures + 1
             resend_seconds = (requests.settings or AlertmanagerSettings()).resend_seconds
-            wait = back_off(failures, 1.0, resend_seconds) if failures else resend_seconds
+            wait = retry_delay(failures, 1.0, resend_seconds) if failures else resend_seconds
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self.wake.wait()
@@ -155,7 +134,7 @@ class AlertmanagerMember:
 
 
 class AlertmanagerClient:
-    """Sends the firing and the recently resolved alerts to each Alertmanager of a cluster. A failed member does not delay the others.
+    """Sends the firing and the recently resolved alerts to all members of an Alertmanager cluster. A failed member does not delay others.
 
     Attributes:
         members: clients of the members, in the order of the config.
@@ -198,12 +177,12 @@ class AlertmanagerClient:
             await asyncio.gather(*(member.send(session, self._requests, []) for member in self.members))
 
     def unready_reasons(self) -> list[str]:
-        """Return why no member accepts the alerts, with a reason for each member; empty if at least one member accepts them."""
+        """Return a reason for each member if no member accepts the alerts; empty if at least one member accepts them."""
         reasons = self._member_errors()
         return reasons if len(reasons) == len(self.members) else []
 
     def warnings(self) -> list[str]:
-        """Return why some members do not accept the alerts; empty if all members accept them, or none does."""
+        """Return a reason for each failed member if other members accept the alerts; empty if all members or none accept them."""
         reasons = self._member_errors()
         return reasons if len(reasons) < len(self.members) else []
 

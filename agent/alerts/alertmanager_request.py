@@ -1,8 +1,8 @@
 """Bodies of requests to Prometheus' Alertmanager, API v2. Pure: the caller passes the time.
 
-Like Prometheus, the agent repeats each firing alert, and each resolved alert for `RESOLVED_SECONDS`. If the agent dies, Alertmanager
-resolves its alerts when their `endsAt` has passed. The annotation `resolved_by` shows which of the two resolved an alert. A firing alert
-has the value `agent lost`; when the agent resolves the alert, it sends the real cause.
+Like Prometheus, the agent repeats each firing alert. It repeats each resolved alert for `RESOLVED_SECONDS`. If the agent dies, Alertmanager
+resolves the agent's alerts when their `endsAt` has passed. The annotation `resolved_by` shows who resolved an alert: a firing alert has
+the value `agent lost`, and the agent replaces it by the real cause when it resolves the alert.
 
 The watchdog is a pair of alerts about the host. Inhibition rules in Alertmanager mute each of them while the other fires. `agent_running`
 ends soon after the last request, and `agent_lost` ends much later. So Alertmanager notifies about `agent_lost` after the requests stop.
@@ -22,7 +22,8 @@ RESOLVED_SECONDS = 900.0
 ENDS_AFTER_INTERVALS = 4
 """Number of resend intervals after which Alertmanager resolves a firing alert that is not sent again."""
 RUNNING_INTERVALS = 3
-"""Number of resend intervals after which `agent_running` ends. It is lower, so that `agent_lost` fires before the other alerts end."""
+"""Number of resend intervals after which `agent_running` ends. It is lower than `ENDS_AFTER_INTERVALS`, so that `agent_lost` fires before
+the other alerts end."""
 RESOLVED_BY_AGENT_LOST = "agent lost"
 """Value of the annotation `resolved_by` if Alertmanager resolved the alert, because the agent stopped sending."""
 AGENT_LOST = "agent_lost"
@@ -53,7 +54,7 @@ class AlertmanagerRequests:
     """
 
     def __init__(self, host: str, started: float, settings: AlertmanagerSettings | None = None) -> None:
-        """Start without alerts.
+        """Create a composer without alerts.
 
         Args:
             host: name of this host.
@@ -64,7 +65,7 @@ class AlertmanagerRequests:
         self.resolved_seconds = RESOLVED_SECONDS
         self._host = host
         self._started = started
-        self._run = _rfc3339(started)
+        self._run = _format_rfc3339(started)
         self._firing: dict[str, Alert] = {}
         self._resolved: dict[
             str, tuple[Alert, float, str]
@@ -117,17 +118,17 @@ class AlertmanagerRequests:
             yield {
                 "labels": labels | dict(settings.labels),
                 "annotations": {"summary": f"{self._host}: {summary}"},
-                "startsAt": _rfc3339(self._started),
-                "endsAt": _rfc3339(max(now, self._started) + seconds),
+                "startsAt": _format_rfc3339(self._started),
+                "endsAt": _format_rfc3339(max(now, self._started) + seconds),
             }
 
     def lost_alerts_filter(self) -> list[tuple[str, str]]:
-        """Return the query parameters with which Alertmanager returns the alerts `agent_lost` of this host."""
+        """Return the query parameters that select the alerts `agent_lost` of this host in Alertmanager."""
         host = self._host.replace("\\", "\\\\").replace('"', '\\"')
         return [("filter", f'alertname="{AGENT_LOST}"'), ("filter", f'host="{host}"')]
 
     def end_earlier_runs(self, alerts: object, now: float) -> list[dict[str, Any]]:
-        """Return the body of a request that resolves `agent_lost` of earlier runs, because the agent runs again.
+        """Return the body of a request that resolves the alerts `agent_lost` of the agent's earlier runs.
 
         Args:
             alerts: the JSON value that Alertmanager returned. Values of unexpected types are ignored.
@@ -139,7 +140,7 @@ class AlertmanagerRequests:
             if isinstance(labels, dict) and labels.get("alertname") == AGENT_LOST and labels.get("run") != self._run:
                 begin = {"startsAt": alert["startsAt"]} if isinstance(alert.get("startsAt"), str) else {}
                 annotations = {"summary": f"{self._host}: the agent runs again", "resolved_by": "agent started"}
-                ended.append({"labels": labels, "annotations": annotations, **begin, "endsAt": _rfc3339(now)})
+                ended.append({"labels": labels, "annotations": annotations, **begin, "endsAt": _format_rfc3339(now)})
         return ended
 
 
@@ -153,18 +154,18 @@ def _to_json(alert: Alert, ends_at: float, resolved_by: str, extra_labels: Mappi
         "monitor": alert.instance,
     }
     labels |= extra_labels
-    annotations = {key: str(value) for key, value in alert.data.items()} | {"summary": _summary(alert)}
+    annotations = {key: str(value) for key, value in alert.data.items()} | {"summary": _summarize(alert)}
     annotations |= {"fingerprint": alert.fingerprint, "resolved_by": resolved_by}
     started = alert.since_ns / 1e9
     return {
         "labels": {key: value for key, value in labels.items() if value},
         "annotations": {key: value for key, value in annotations.items() if value},
-        "startsAt": _rfc3339(started),
-        "endsAt": _rfc3339(max(ends_at, started)),  # Alertmanager rejects an alert that ends before it starts
+        "startsAt": _format_rfc3339(started),
+        "endsAt": _format_rfc3339(max(ends_at, started)),  # Alertmanager rejects an alert that ends before it starts
     }
 
 
-def _summary(alert: Alert) -> str:
+def _summarize(alert: Alert) -> str:
     """Return a summary of an alert in one line, such as `web-3 disk0: write threshold 80%`."""
     source = " ".join(filter(None, (alert.vm.name, alert.subject)))
     # The level of another client's threshold is not from the config: it has the form `threshold BYTES`.
@@ -172,5 +173,5 @@ def _summary(alert: Alert) -> str:
     return " ".join(filter(None, (f"{source}:", alert.name.replace("_", " "), level)))
 
 
-def _rfc3339(seconds: float) -> str:
+def _format_rfc3339(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

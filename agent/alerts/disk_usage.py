@@ -4,30 +4,26 @@ A disk consists of two layers: the format, such as qcow2, and the storage below 
 QEMU reports how many bytes the host has allocated for a file. For a block device it reports only the highest write offset.
 """
 
-from array import array
 from dataclasses import dataclass, field
 
+from agent.alerts.disk_growth import DiskGrowth
 from agent.alerts.image_size import max_file_bytes
-from agent.alerts.levels import MAX_BYTES
+from agent.alerts.levels import MAX_SIZE_BYTES
 from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.threshold_types import DiskLayer, LimitedBy, is_same_identity, parse_name_and_bytes
 from agent.host.pools.base import UnknownPool
 
-GROWTH_SECONDS = 600.0
-"""Period over which the growth rate is computed."""
-MAX_GROWTH_POINTS = 64
-"""Maximum number of measurements in `GROWTH_SECONDS`."""
-
 MAX_PAST_NODES = 64
-"""Maximum number of earlier storage nodes of a disk that are kept."""
+"""Maximum number of earlier storage nodes to keep for a disk."""
 
 FILE_DRIVERS = frozenset({"file", "nfs", "ssh", "gluster", "vvfat", "ftp", "ftps", "http", "https"})
 """Drivers of files. The usage of a file is its allocated bytes. Its current size is no limit, because a file can grow."""
 
 UNKNOWN_POOL = UnknownPool("")
-"""The pool of a disk before a pool is looked up."""
+"""The value of a disk's pool before the agent searches for the pool."""
 
 
+# 16 public methods: eleven of them are properties, a figure each, that are computed from the same few attributes.
 @dataclass(slots=True)
 class DiskUsage:
     """Usage of one disk.
@@ -38,10 +34,12 @@ class DiskUsage:
         offset: The highest known write offset in the storage, in bytes; 0 if no write is known.
         past_nodes: The paths of earlier storage nodes by node name. A snapshot or a completed mirror changes the storage node.
         is_polled: Whether the layers were polled.
+        volume_allocated: The bytes that the volume under the disk occupies in its pool; None if the disk is not on a thin volume.
         pool: The pool of the image that the guest writes to; None while the agent searches for the pool.
         limit: The usage at which the disk is full, in bytes; 0 if unknown.
         limited_by: What determines `limit`: the pool, the device or the virtual size.
         reach: The usage that the disk can reach if its pool does not fill up, in bytes.
+        growth: The growth over the last minutes.
     """
 
     format: DiskLayer = field(default_factory=DiskLayer)
@@ -49,36 +47,44 @@ class DiskUsage:
     offset: int = 0
     past_nodes: dict[str, str] = field(default_factory=dict)
     is_polled: bool = False
+    volume_allocated: int | None = None
     pool: PoolUsage | UnknownPool | None = UNKNOWN_POOL
     limit: int = 0
     limited_by: LimitedBy = LimitedBy.UNKNOWN
     reach: int = 0
+    growth: DiskGrowth = field(default_factory=DiskGrowth)
     _max_file_bytes: int = 0  # size of the file if it is fully allocated and has no internal snapshots
     _was_thin: bool = False  # whether the storage had unallocated bytes at any poll
-    _pool_mark: tuple[float, int] = (-1.0, 0)  # when the pool was read last, and the usage at the first poll after that
+    _pool_mark: tuple[float, int] = (-1.0, 0)  # time of the pool's last reading, and the usage at the next poll
     _layers_offset: int = 0  # the highest write offset and the allocated bytes when the layers were polled last
     _layers_allocated: int = 0
-    _restored_write: tuple[str, int, str] = (
-        "",
-        0,
-        "",
-    )  # path, highest write offset and identity in an earlier run's note
-    _points: "array[float]" = field(
-        default_factory=lambda: array("d")
-    )  # a time, the usage at this time, the next time and so on; tuples would take 7 KiB
+    # Path, highest write offset and identity in an earlier run's note.
+    _restored_write: tuple[str, int, str] = ("", 0, "")
 
     @property
     def measure(self) -> str:
-        """What `used` counts: `allocated` for the allocated bytes of a file, or `offset` for the highest write offset in a device."""
-        return "allocated" if self.storage.driver in FILE_DRIVERS else "offset"
+        """Kind of `used`: `allocated` for the allocated bytes of a file or volume, `offset` for the highest write offset in a device."""
+        return "allocated" if self.storage.driver in FILE_DRIVERS or self.is_raw_volume else "offset"
 
-    def update_limit(self) -> None:
-        """Compute the limit again. The limit is stored, because each poll needs it several times."""
-        used, free = self._used_at_reading, self.pool_free
+    @property
+    def is_raw_volume(self) -> bool:
+        """True for a disk without a format on a thin volume. The pool reports the disk's usage, because the guest writes at any offset."""
+        return self.volume_allocated is not None and self.storage.driver not in FILE_DRIVERS and self.is_raw
+
+    @property
+    def allocated(self) -> int | None:
+        """Allocated bytes of the file or the volume; None if they are unknown."""
+        if self.volume_allocated is not None and self.is_raw_volume:
+            return min(self.volume_allocated, self.format.size)  # ZFS also counts the metadata of a volume
+        return self.storage.allocated
+
+    def _update_limit(self) -> None:
+        """Compute and store the limit, because each poll needs the limit several times."""
+        used, free = self._used_at_reading, self._pool_free
         if self.measure == "offset":
             self.reach, own = self.storage.size, (self.storage.size, LimitedBy.DEVICE)
-        elif self.can_outgrow_size:
-            self.reach, own = MAX_BYTES, (0, LimitedBy.UNKNOWN)
+        elif self._can_outgrow_size:
+            self.reach, own = MAX_SIZE_BYTES, (0, LimitedBy.UNKNOWN)
         else:
             limited_by = LimitedBy.UNKNOWN if free is None else LimitedBy.VIRTUAL_SIZE
             self.reach, own = self._max_file_bytes, (self.format.size, limited_by)
@@ -87,7 +93,7 @@ class DiskUsage:
 
     @property
     def _used_at_reading(self) -> int:
-        """Usage of the disk when the pool was read last. The pool's free bytes are of that time, too."""
+        """Usage of the disk when the pool was read last, to match the pool's free bytes of that time."""
         read_at, used = self._pool_mark
         return used if isinstance(self.pool, PoolUsage) and self.pool.read_at == read_at else self.used
 
@@ -96,18 +102,18 @@ class DiskUsage:
             self._pool_mark = self.pool.read_at, self.used
 
     @property
-    def can_outgrow_size(self) -> bool:
-        """True if the file can exceed its maximum size without internal snapshots. The image has such snapshots, or the file exceeds it."""
-        return bool(self.format.snapshots) or (self.storage.allocated or 0) > self._max_file_bytes
+    def _can_outgrow_size(self) -> bool:
+        """True if the file can be larger than a fully allocated image: it has internal snapshots, or it is larger already."""
+        return bool(self.format.snapshots) or (self.allocated or 0) > self._max_file_bytes
 
     @property
-    def pool_free(self) -> int | None:
+    def _pool_free(self) -> int | None:
         """Free bytes of the pool; None if they are unknown."""
         return self.pool.free if isinstance(self.pool, PoolUsage) else None
 
     @property
     def is_limit_known(self) -> bool:
-        """False while the agent searches for the pool of a file, or has not read the pool yet."""
+        """True if the limit is final: False while the agent searches for the pool of a file, or has not read the pool yet."""
         pool = self.pool
         is_pending = pool is None or (isinstance(pool, PoolUsage) and pool.reading is None and not pool.error)
         return self.measure == "offset" or not is_pending
@@ -120,16 +126,16 @@ class DiskUsage:
     @property
     def used(self) -> int:
         """Bytes in use; valid only if `is_measured` is True."""
-        return self.storage.allocated or 0 if self.measure == "allocated" else self.offset
+        return self.allocated or 0 if self.measure == "allocated" else self.offset
 
     @property
     def is_measured(self) -> bool:
-        """True if the usage is known. QEMU reports the offset 0 until the first write after QEMU opened the image."""
-        return self.storage.allocated is not None if self.measure == "allocated" else self.offset > 0
+        """True if the usage is known. A highest write offset of 0 is unknown, because QEMU starts at 0 when it opens the image."""
+        return self.allocated is not None if self.measure == "allocated" else self.offset > 0
 
     @property
     def is_raw(self) -> bool:
-        """True if the disk has no format such as qcow2. The guest writes at any offset, so the highest offset does not show the usage."""
+        """True if the disk has no format such as qcow2. The guest writes at any offset, so the highest write offset is not the usage."""
         return self.format.driver == "raw" or self.format.node == self.storage.node
 
     @property
@@ -140,23 +146,15 @@ class DiskUsage:
         return self._was_thin if self.measure == "allocated" else not self.is_raw
 
     @property
-    def growth_rate(self) -> float | None:
-        """Growth in bytes per second over the last ten minutes; None until there are two measurements."""
-        if len(self._points) < 4 or self._points[-2] <= self._points[0]:
-            return None
-        (start, used_then), (now, used_now) = self._points[:2], self._points[-2:]
-        return max(0.0, used_now - used_then) / (now - start)
-
-    @property
     def time_to_full(self) -> float | None:
         """Seconds until the disk is full at the current growth rate; None if the disk does not grow or its growth is unknown."""
         if self.limited_by is LimitedBy.POOL and isinstance(self.pool, PoolUsage):
-            return self.pool.time_to_full  # others write to the pool too
-        rate = self.growth_rate
+            return self.pool.time_to_full  # other disks also write to the pool
+        rate = self.growth.rate
         return self.free / rate if rate and self.free else None
 
     @property
-    def written_since_layers(self) -> int:
+    def written_since_layer_poll(self) -> int:
         """Growth of the highest write offset since the last poll of the layers, in bytes."""
         return self.offset - self._layers_offset
 
@@ -164,8 +162,8 @@ class DiskUsage:
         """Handle a poll of the highest write offset in the storage."""
         self.offset = max(self.offset, offset)
         self._store_usage_at_reading()
-        self.update_limit()
-        if self.measure == "offset":
+        self._update_limit()
+        if self.measure == "offset" or self.is_raw_volume:
             self._add_point(now)
 
     def on_layers(self, form: DiskLayer, storage: DiskLayer, offset: int, now: float, *, had_alert: bool) -> bool:
@@ -176,7 +174,7 @@ class DiskUsage:
             storage: The storage layer.
             offset: The highest known write offset in the storage, in bytes.
             now: The current time in seconds.
-            had_alert: Whether a level of this disk was exceeded before. Then the storage had unallocated bytes when the guest filled it.
+            had_alert: Whether a level of this disk was exceeded in an earlier run. If so, the storage had unallocated bytes then.
 
         Returns:
             True if another image replaced the disk's image.
@@ -187,7 +185,7 @@ class DiskUsage:
             newest = list(self.past_nodes.items())[1 - MAX_PAST_NODES :]
             self.past_nodes = dict(newest) | {self.storage.node: self.storage.path}
         if not self.is_polled or not is_same:
-            del self._points[:]
+            self.growth.clear()
             self.offset, self._was_thin = 0, False
             if not self.is_polled and is_same:
                 self.offset = self._restored_write[1]
@@ -197,30 +195,26 @@ class DiskUsage:
         self._max_file_bytes = max_file_bytes(form.driver, form.size, form.cluster)
         self.offset = self._layers_offset = max(self.offset, offset)
         self._layers_allocated = storage.allocated or 0
-        has_holes = storage.allocated is not None and storage.allocated < form.size
-        self._was_thin = self._was_thin or has_holes or self.can_outgrow_size
+        has_holes = self.allocated is not None and self.allocated < form.size
+        self._was_thin = self._was_thin or has_holes or self._can_outgrow_size
         self._store_usage_at_reading()
-        self.update_limit()
+        self._update_limit()
         self._add_point(now)
         return bool(path_before) and not is_same
 
     def _add_point(self, now: float) -> None:
-        if not self.is_measured:
-            return
-        while self._points and (now - self._points[0] > GROWTH_SECONDS or self._points[-1] > self.used):
-            del self._points[:2]
-        self._points.extend((now, self.used))
-        del self._points[: -2 * MAX_GROWTH_POINTS]
+        if self.is_measured:
+            self.growth.add(self.used, now)
 
-    def raise_offset(self, offset: int) -> None:
+    def on_threshold_exceeded(self, offset: int) -> None:
         """Handle a BLOCK_WRITE_THRESHOLD event of any client. The guest has written up to this offset in the storage."""
-        offset = min(offset, MAX_BYTES)
-        if self.storage.allocated is not None and self.measure == "allocated":
-            # A file grows at its end. So the last poll did not count bytes beyond the end of that time as allocated.
+        offset = min(offset, MAX_SIZE_BYTES)
+        if self.storage.allocated is not None and self.storage.driver in FILE_DRIVERS:
+            # A file grows at its end, so bytes beyond the file's end at the last poll were not yet counted as allocated.
             grown = max(0, offset - max(self._layers_offset, self.storage.size))
             self.storage.allocated = max(self.storage.allocated, self._layers_allocated + grown)
         self.offset = max(self.offset, offset)
-        self.update_limit()
+        self._update_limit()
 
     def to_note(self) -> list[str | int]:
         """Return the path, the highest write offset and the identity of the storage, for the next run of the agent."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from agent.alerts.disk_alerts import DiskAlerts
+from agent.alerts.disk_space_alerts import DiskAlerts
 from agent.alerts.process_state import VmProcessState
 from agent.alerts.rules import EVENT_RULES, HOUR, EventRule
 from agent.alerts.run_state_alerts import RunStateAlerts
@@ -23,7 +23,7 @@ HANDLED_EVENTS = frozenset({"BLOCK_WRITE_THRESHOLD", "MIGRATION", *RUN_STATE_EVE
 _JOB_FAILED = next(rule for rule in EVENT_RULES if rule.alert == "job_failed")
 
 MAX_FAILED_JOBS = 256
-"""Maximum number of failed jobs between two polls of the jobs that are remembered as reported."""
+"""Maximum number of failed jobs that are stored as reported between two polls of the jobs."""
 
 
 class EventAlerts:
@@ -51,7 +51,7 @@ class EventAlerts:
     def _apply_rule(
         self, state: VmProcessState, rule: EventRule, event: Record, data: Mapping[str, Any], now_ns: int
     ) -> Iterator[Record]:
-        """Fire a rule's alert. If the event stopped the guest but the guest has certainly run since, fire nothing."""
+        """Fire a rule's alert, unless the event stopped the guest and the guest has certainly run since."""
         if rule.status and state.run.has_run_since(event.time_ns):
             return
         device, located = self._disks.device_of(state, event.subject, data)

@@ -9,6 +9,7 @@ from typing import Any
 
 from agent.alerts.guest_policy import GuestAlertPolicy
 from agent.alerts.levels import resolve_levels
+from agent.alerts.policy import AlertPolicy
 from agent.alerts.process_state import VmProcessState
 from agent.alerts.rules import (
     GUEST_AGENT_LOST_HELP,
@@ -36,10 +37,12 @@ class GuestAlerts:
 
     Attributes:
         policy: the levels of file systems, and the limits of freezes and clock offsets.
+        changes: changes of alerts by the config.
     """
 
     def __init__(self, store: AlertStore, policy: GuestAlertPolicy | None = None) -> None:
         self.policy = policy or GuestAlertPolicy()
+        self.changes = AlertPolicy()
         self._store = store
 
     def _resolve_by_name(
@@ -76,7 +79,9 @@ class GuestAlerts:
         """Fire `guest_agent_lost` after `GUEST_AGENT_LOST_SECONDS` without a guest agent. A reboot of the guest takes less time."""
         guest = state.guest
         lost_ns = guest.agent_lost_ns or guest.agent_silent_ns
-        if lost_ns and state.run.running and now_ns - lost_ns >= GUEST_AGENT_LOST_SECONDS * 1e9:
+        if not lost_ns or not state.run.running:
+            return
+        if now_ns - lost_ns >= self.changes.seconds_of(LOST, state.vm, "", GUEST_AGENT_LOST_SECONDS) * 1e9:
             reason = "closed" if guest.agent_lost_ns else "unresponsive"
             data = {"help": GUEST_AGENT_LOST_HELP, "reason": reason, "lost_since_timestamp_seconds": lost_ns / 1e9}
             yield from self._store.fire(state.alert(LOST, "", Severity.WARNING, now_ns, data))
@@ -102,12 +107,12 @@ class GuestAlerts:
         guest = state.guest
         guest.agent_silent_ns = guest.frozen_ns = guest.clock_polls = 0
         names = {FILESYSTEM, FROZEN, CLOCK} if guest.agent_lost_ns else {FILESYSTEM, FROZEN, CLOCK, LOST}
-        alerts = [alert for alert in self._store.of_owner(state.owner) if alert.name in names]
+        alerts = [alert for alert in self._store.alerts_of_owner(state.owner) if alert.name in names]
         yield from self._store.resolve(alerts, time_ns, "disabled")
 
     def _on_filesystems(self, state: VmProcessState, samples: Sequence[Sample], time_ns: int) -> Iterator[Record]:
         mounted = {sample.subject: sample for sample in samples if sample.family is GUEST_FILESYSTEM}
-        known = [alert for alert in self._store.of_owner(state.owner) if alert.name == FILESYSTEM]
+        known = [alert for alert in self._store.alerts_of_owner(state.owner) if alert.name == FILESYSTEM]
         unmounted = [alert for alert in known if alert.subject not in mounted]
         yield from self._store.resolve(unmounted, time_ns, "unmounted")
         for mountpoint, sample in mounted.items():
@@ -150,7 +155,7 @@ class GuestAlerts:
             yield from self._store.fire(state.alert(FROZEN, "", Severity.ERROR, time_ns, data, **options))
 
     def _on_clock(self, state: VmProcessState, values: Mapping[str, Any], time_ns: int) -> Iterator[Record]:
-        """Fire `guest_clock_offset` after `CLOCK_POLLS` polls in a row in which the offset minus its maximum error exceeds the limit."""
+        """Fire `guest_clock_offset` if the offset minus its maximum error exceeds the limit in `CLOCK_POLLS` polls in a row."""
         offset, uncertainty = values.get("offset_seconds", 0.0), values.get("uncertainty_seconds", 0.0)
         figures = {"offset_seconds": offset, "uncertainty_seconds": uncertainty}
         if abs(offset) - uncertainty <= self.policy.clock_offset_seconds:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from agent.alerts.levels import MAX_BYTES
+from agent.alerts.levels import MAX_SIZE_BYTES
 from agent.alerts.threshold_types import is_same_identity
 
 MAX_IMAGES = 16384
@@ -23,7 +23,7 @@ class ImageKey(NamedTuple):
     Attributes:
         path: The path of its file or device.
         size: Its virtual size in bytes. If the size at a path changes, the path has another image.
-        identity: The identity of the device at the path; empty if unknown. If it changes, the path has another image too.
+        identity: The identity of the device at the path; empty if unknown. If it changes, the path has another image.
     """
 
     path: str
@@ -36,7 +36,7 @@ class HighestWrite:
     """The highest write offset of one image.
 
     Attributes:
-        size, identity: Those of the image; see `ImageKey`.
+        size, identity: Size and device identity of the image; see `ImageKey`.
         offset: The highest write offset that was ever polled, in bytes.
         persisted_offset: The offset in the image's stored note; 0 if no note is stored.
     """
@@ -46,8 +46,8 @@ class HighestWrite:
     offset: int
     persisted_offset: int = 0
 
-    def is_of(self, image: ImageKey) -> bool:
-        """Return whether this is the highest write offset of an image at the same path."""
+    def matches_image(self, image: ImageKey) -> bool:
+        """Return whether this offset belongs to an image at its path: the sizes are equal, and the devices are equal or unknown."""
         return self.size == image.size and is_same_identity(self.identity, image.identity)
 
 
@@ -61,14 +61,14 @@ class HighestWriteStore:
     def offset_of(self, image: ImageKey) -> int:
         """Return the highest write offset of an image; 0 if the image is unknown."""
         write = self._by_path.get(image.path)
-        return write.offset if write is not None and write.is_of(image) else 0
+        return write.offset if write is not None and write.matches_image(image) else 0
 
-    def raise_offset(self, image: ImageKey, offset: int) -> None:
+    def update_highest_offset(self, image: ImageKey, offset: int) -> None:
         """Store the highest write offset of an image, unless a higher offset is stored already."""
         if not image.path or not offset:
             return
         write = self._by_path.pop(image.path, None)
-        if write is None or not write.is_of(image):
+        if write is None or not write.matches_image(image):
             write = HighestWrite(image.size, image.identity, 0)
         write.offset, write.identity = max(write.offset, offset), image.identity or write.identity
         self._by_path[image.path] = write
@@ -90,5 +90,5 @@ class HighestWriteStore:
     def restore(self, path: str, note: object) -> None:
         """Restore an image from the note that an earlier run stored. An invalid note is ignored."""
         match note:
-            case [int(size), int(offset), str(identity)] if 0 < offset <= MAX_BYTES and size >= 0:
+            case [int(size), int(offset), str(identity)] if 0 < offset <= MAX_SIZE_BYTES and size >= 0:
                 self._by_path[path] = HighestWrite(size, identity, offset, persisted_offset=offset)

@@ -29,7 +29,7 @@ def max_file_bytes(driver: str, size: int, cluster_bytes: int = 0) -> int:
 
 
 def _refcount_bytes(clusters: int, cluster: int) -> int:
-    """Return the bytes of the refcount table and the refcount blocks. The refcounts cover these clusters, too."""
+    """Return the bytes of the refcount table and the refcount blocks. The refcounts also cover the clusters of these two."""
     blocks = table = total = 0
     while True:
         blocks = ceil((clusters + table + blocks) / (cluster // _REFCOUNT_BYTES))

@@ -1,7 +1,7 @@
 """Alert levels of a disk, as written in the config. Pure.
 
-A disk exceeds a level when its usage is higher than the level, not when both are equal. A write threshold in QEMU works in the same way: it
-fires when a write ends beyond it (block/write-threshold.c).
+A disk exceeds a level when its usage is higher than the level, not when both are equal. QEMU's write thresholds work in the same way: QEMU
+reports a write that ends beyond the threshold (block/write-threshold.c).
 """
 
 import re
@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from agent.common.units import parse_bytes
 
-MAX_BYTES = 2**63 - 1
+MAX_SIZE_BYTES = 2**63 - 1
 """Maximum of every number of bytes. QEMU reports a larger threshold as a negative number."""
 
 
@@ -21,7 +21,7 @@ class Level:
 
     Attributes:
         text: The level as written: `80%`, `used 100GiB` or `free 2GiB`.
-        percent, used, free: The value, in percent of the disk's size, bytes in use or free bytes. Two of the three are None.
+        percent, used, free: The level in percent of the disk's size, in bytes in use or in free bytes. Exactly one is not None.
     """
 
     text: str
@@ -50,7 +50,7 @@ def parse_level(text: str) -> Level:
     kind, _, size = words.partition(" ")
     if kind in ("used", "free") and size:
         value = parse_bytes(size)
-        if 0 < value <= MAX_BYTES:
+        if 0 < value <= MAX_SIZE_BYTES:
             return Level(words, used=value) if kind == "used" else Level(words, free=value)
     raise ValueError('should be a level such as "80%", "used 100GiB" or "free 2GiB"')
 
@@ -69,6 +69,8 @@ class ResolvedLevel:
 
 
 def resolve_levels(levels: Sequence[Level], limit: int) -> tuple[ResolvedLevel, ...]:
-    """Return the levels on a disk of `limit` bytes, the lowest first, without levels that are not between 0 and `limit`."""
+    """Return the levels on a disk of `limit` bytes, the lowest first. Levels below 0 or above `limit` are left out."""
     text_of = {level.bytes_of(limit): level.text for level in levels}
-    return tuple(ResolvedLevel(text_of[size], size) for size in sorted(text_of) if 0 < size < min(limit, MAX_BYTES))
+    return tuple(
+        ResolvedLevel(text_of[size], size) for size in sorted(text_of) if 0 < size < min(limit, MAX_SIZE_BYTES)
+    )

@@ -1,4 +1,4 @@
-"""Alerts of storage pools. Each exceeded level of a pool has one alert for all VMs on the pool. An unresponsive pool has one. Pure."""
+"""Alerts of storage pools: one alert for each exceeded level and one for a pool that does not respond, for all VMs on the pool. Pure."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,33 +10,33 @@ from agent.alerts.pool_levels import (
     is_exceeded,
     is_highest,
 )
-from agent.alerts.pool_usage import MAX_NAMES, Grower, PoolRegistry, PoolUsage, growers_data
+from agent.alerts.pool_usage import MAX_NAMES, MAX_REASON, GrowingDisk, PoolRegistry, PoolUsage, growers_data
 from agent.alerts.store import Alert, AlertStore
 from agent.host.pools.base import Pool, PoolKind
-from agent.model.record import Record, Severity, Vm
+from agent.model.record import Record, Severity, Vm, sanitize
 
-NOTE_PREFIX = "pools/"
-"""Name of a pool's note without the pool's key."""
+POOL_NOTE_PREFIX = "pools/"
+"""Prefix of the names of the pools' notes; a pool's key follows."""
 
 MAX_EXCEEDED = 1000
 """Maximum number of exceeded levels that are restored from a note."""
 
 Note = tuple[str, Any]
 
-GrowersLookup = Callable[[PoolUsage], Sequence[Grower]]
+GrowersLookup = Callable[[PoolUsage], Sequence[GrowingDisk]]
 """Returns the disks on a pool that grow fastest."""
 
 FILLING, UNRESPONSIVE = "pool_filling", "pool_unresponsive"
 
 POOL_ALERT_TEXTS = {
-    FILLING: "A pool exceeded an alert level, or is below the level again. There is one alert for all VMs on the pool.",
+    FILLING: "A pool exceeded an alert level. One alert covers all VMs on the pool.",
     UNRESPONSIVE: "A pool does not answer, or answers again.",
 }
-"""Description of each alert in the reference of records."""
+"""Text of each alert of pools, by the alert's name, for docs/reference/records.md."""
 
 UNRESPONSIVE_HELP = (
     "The storage does not answer. Guests hang when they access it. "
-    "The agent sends the VMs on it no command that accesses storage."
+    "The agent sends no command that accesses storage to the VMs on it."
 )
 
 
@@ -77,7 +77,7 @@ class PoolAlerts:
         return usages
 
     def on_new_pool(self, usage: PoolUsage) -> None:
-        """Note whether the config has alert levels of space for a new pool. A block device has none."""
+        """Store in a new pool whether the config sets alert levels of space for it. A block device has no such levels."""
         usage.has_levels = usage.pool.kind is not PoolKind.DEVICE and self._policy_lookup(usage).watches_space
 
     def on_reading(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
@@ -90,18 +90,20 @@ class PoolAlerts:
         silent = self._store.find(usage.owner, UNRESPONSIVE, usage.name)
         if silent is not None:
             yield from self._store.resolve([silent], now_ns, "responsive", self._alert_data(usage, now_ns))
+        yield from self._store.apply_changes(self._store.alerts_of_owner(usage.owner), now_ns)
 
     def on_silence(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
         """Fire the alert of an unresponsive pool."""
         data = {"help": UNRESPONSIVE_HELP} | self._alert_data(usage, now_ns)
+        data |= {"error": sanitize(usage.error, MAX_REASON)} if usage.error else {}
         yield from self._store.fire(self._build_alert(UNRESPONSIVE, usage, "", Severity.ERROR, now_ns, data))
 
     def on_removed(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
         """Resolve all alerts of a pool that no VM has used for some minutes."""
-        yield from self._store.resolve(self._store.of_owner(usage.owner), now_ns, "pool_unused")
+        yield from self._store.resolve(self._store.alerts_of_owner(usage.owner), now_ns, "pool_unused")
 
     def compare(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
-        """Compare the last figures of a pool with its levels. Fire the alert of an exceeded level, and resolve the alerts of the others."""
+        """Compare the last figures of a pool with its levels. Fire the alerts of exceeded levels, and resolve all other alerts."""
         policy = self._policy_lookup(usage)
         for level in policy.levels if usage.pool.kind is not PoolKind.DEVICE else ():
             firing = level.text in usage.exceeded
@@ -156,7 +158,7 @@ class PoolAlerts:
     def note_of(self, usage: PoolUsage) -> Note:
         """Return the name and the content of a pool's note. The next run of the agent restores it."""
         pool = usage.pool
-        return NOTE_PREFIX + pool.key, {
+        return POOL_NOTE_PREFIX + pool.key, {
             "name": usage.name,
             "pool": [pool.kind.value, pool.name, pool.type, pool.path],
             "exceeded": sorted(usage.exceeded),
@@ -165,7 +167,7 @@ class PoolAlerts:
         }
 
     def notes_due(self) -> list[Note]:
-        """Return the notes to store now. A note is due if the history has a new point. The note of a removed pool becomes None."""
+        """Return the notes to store now: of pools whose history has a new point, and None as the value for removed pools."""
         usages = [usage for usage in self._registry if usage.pool.kind is not PoolKind.DEVICE]
         due = [
             self.note_of(usage)
@@ -174,7 +176,7 @@ class PoolAlerts:
         ]
         gone = self._stored_points.keys() - {usage.pool.key for usage in usages}
         self._stored_points = {usage.pool.key: usage.growth.kept_points for usage in usages if usage.growth.kept_points}
-        return [*due, *((NOTE_PREFIX + key, None) for key in gone)]
+        return [*due, *((POOL_NOTE_PREFIX + key, None) for key in gone)]
 
     def restore(self, notes: Mapping[str, object], now: float) -> None:
         """Restore the pools and their alerts from the notes of an earlier run. Invalid notes are ignored.
@@ -184,8 +186,8 @@ class PoolAlerts:
             now: the current time in seconds since the epoch.
         """
         for name, note in notes.items():
-            if name.startswith(NOTE_PREFIX) and isinstance(note, dict):
-                self._restore_pool(name.removeprefix(NOTE_PREFIX), note, now)
+            if name.startswith(POOL_NOTE_PREFIX) and isinstance(note, dict):
+                self._restore_pool(name.removeprefix(POOL_NOTE_PREFIX), note, now)
 
     def _restore_pool(self, key: str, note: Mapping[str, Any], now: float) -> None:
         match note.get("pool"), note.get("name"):

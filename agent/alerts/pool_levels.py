@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
-from agent.alerts.growth import LOOK_AHEAD
+from agent.alerts.pool_growth import LOOK_AHEAD
 from agent.alerts.pool_usage import PoolUsage
 from agent.common.units import parse_bytes, parse_seconds
 
@@ -50,7 +50,7 @@ class PoolPolicy:
 
     Attributes:
         levels: the levels in any order; empty if the pool has no alerts.
-        hysteresis: distance below a level at which its alert is resolved, as a share of the pool's size.
+        hysteresis: how far the usage must fall below a level to resolve its alert, as a share of the pool's size.
     """
 
     levels: tuple[PoolLevel, ...]
@@ -58,7 +58,7 @@ class PoolPolicy:
 
     @property
     def watches_space(self) -> bool:
-        """True if the pool has a level of space. Then the disks on the pool need no alert of their own."""
+        """True if the pool has a level of space. Disks on such a pool need no separate alerts."""
         return any(level.measure is PoolMeasure.SPACE for level in self.levels)
 
 
@@ -93,7 +93,7 @@ def is_exceeded(level: PoolLevel, usage: PoolUsage, hysteresis: float, *, firing
     Args:
         level: the level.
         usage: the pool.
-        hysteresis: distance below the level up to which a firing level stays exceeded, as a share of the pool's size.
+        hysteresis: how far the usage must fall below a firing level to end it, as a share of the pool's size.
         firing: whether the alert of the level fires.
     """
     if level.seconds is not None:
@@ -108,12 +108,12 @@ def is_exceeded(level: PoolLevel, usage: PoolUsage, hysteresis: float, *, firing
 
 
 def _is_full_within(seconds: float, usage: PoolUsage, *, firing: bool) -> bool | None:
-    """Return whether the forecast says that the pool is full within a time; None if the free bytes are unknown."""
+    """Return whether the pool is forecast to be full within a time; None if the free bytes are unknown."""
     if usage.free is None:
         return None
     if not firing:
         return usage.time_to_full is not None and usage.time_to_full <= seconds
-    # A short pause of the writes must not resolve the alert, so all windows count, and not only the one of the forecast.
+    # A short pause of the writes must not resolve the alert. So all windows count, not only the window of the forecast.
     time_to_full = usage.growth.shortest_time_to_full(usage.free, seconds / LOOK_AHEAD)
     return time_to_full is not None and time_to_full <= seconds * TIME_HYSTERESIS
 
@@ -135,7 +135,7 @@ def _used_and_size(measure: PoolMeasure, usage: PoolUsage) -> tuple[int, int] | 
 
 
 def bytes_until(level: PoolLevel, usage: PoolUsage) -> float | None:
-    """Return the bytes that can still be written before a level of space is exceeded. The number is negative if the level is exceeded.
+    """Return how many bytes can be written before a level of space is exceeded. The number is negative if the level is exceeded.
 
     Returns:
         None for a level of another quantity, or if the pool's figures are unknown.

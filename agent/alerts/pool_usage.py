@@ -1,13 +1,13 @@
-"""Usage of storage pools: the images on a pool, the size to which they can grow, and the growth of the pool. Pure."""
+"""Usage of storage pools: the images on a pool, their maximum sizes, and the growth of the pool. Pure."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any
 
-from agent.alerts.growth import DAY_SECONDS, Growth
 from agent.alerts.image_size import max_file_bytes
-from agent.host.pools.base import Pool, PoolReading, UnknownPool
+from agent.alerts.pool_growth import DAY_SECONDS, PoolGrowth
+from agent.host.pools.base import READ_ONLY, Pool, PoolReading, UnknownPool
 from agent.model.family import Sample
 from agent.model.metrics.pool import BLOCK_STORAGE, POOL
 from agent.model.record import Vm, sanitize
@@ -19,7 +19,7 @@ MAX_GROWERS = 5
 """Maximum number of disks in the field `growers` of a pool's record."""
 
 MAX_POOLS = 4096
-"""Maximum number of pools. The pool of an image on a further pool counts as unknown."""
+"""Maximum number of pools. Images on further pools count as images on an unknown pool."""
 
 MAX_REASON = 500
 """Maximum number of characters of a reason. A reason may contain a long path that QEMU reported."""
@@ -42,6 +42,8 @@ class Image:
         size_bytes: virtual size in bytes.
         allocated_bytes: number of bytes that the host has allocated for the image.
         max_bytes: maximum size of the image file in bytes.
+        volume: `major:minor` of the image's block device, or the name of the volume; empty for a file.
+        writable: whether the guest can write to the image.
     """
 
     device: str
@@ -51,6 +53,8 @@ class Image:
     size_bytes: int
     allocated_bytes: int
     max_bytes: int
+    volume: str = ""
+    writable: bool = True
 
 
 def images_of(layers: Iterable[Sample]) -> list[Image]:
@@ -74,7 +78,7 @@ def images_of(layers: Iterable[Sample]) -> list[Image]:
         elif writable:
             limit = max(max_file_bytes(str(shape.get("driver", "")), size, cluster), allocated)
         driver, path = str(values.get("driver", "")), str(values.get("path", ""))
-        images.append(Image(device, layer, driver, path, size, allocated, limit))
+        images.append(Image(device, layer, driver, path, size, allocated, limit, writable=writable))
     return images
 
 
@@ -84,7 +88,7 @@ def _non_negative_int(values: Mapping[str, Any], name: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Grower:
+class GrowingDisk:
     """A disk on a pool and its growth.
 
     Attributes:
@@ -109,13 +113,13 @@ class PoolUsage:
         reading: the last figures; None before the first read.
         read_at: when the last figures were measured, in seconds since the epoch.
         error: why the last read failed; empty if it succeeded.
-        silent_since: time since which the pool has not answered, in seconds since the epoch; None if the pool answers.
+        silent_since: when the pool stopped answering, in seconds since the epoch; None if the pool answers.
         growth: history of the used bytes.
         exceeded: texts of the exceeded levels.
         growers: the disks on the pool that grow fastest.
-        unused_since: time since which no VM has used the pool, in seconds since the epoch; None while a VM uses the pool.
+        unused_since: when the last VM stopped using the pool, in seconds since the epoch; None while a VM uses the pool.
         time_to_full: forecast number of seconds until the pool is full; None without a forecast.
-        provisioned: number of bytes to which all images on the pool can grow. An image that several VMs use counts once.
+        provisioned: maximum size of all images on the pool together, in bytes. An image that several VMs use counts once.
         vm_names: names of the VMs with images on the pool, sorted.
         has_levels: whether the config has alert levels of space for the pool.
         bytes_until_level: number of bytes that can be written before the next level of space is exceeded; None without a next level.
@@ -132,9 +136,9 @@ class PoolUsage:
     read_at: float = 0.0
     error: str = ""
     silent_since: float | None = None
-    growth: Growth = field(default_factory=Growth)
+    growth: PoolGrowth = field(default_factory=PoolGrowth)
     exceeded: frozenset[str] = frozenset()
-    growers: Sequence[Grower] = ()
+    growers: Sequence[GrowingDisk] = ()
     unused_since: float | None = None
     time_to_full: float | None = None
     provisioned: int = 0
@@ -157,6 +161,18 @@ class PoolUsage:
             return None
         return reading.used_bytes if reading.used_bytes is not None else reading.size_bytes - reading.free_bytes
 
+    @property
+    def problem(self) -> str:
+        """The problem that the pool's source reports; empty if there is none. A read-only file system of ISO images is no problem."""
+        problem = self.reading.problem if self.reading is not None else ""
+        is_harmless = problem == READ_ONLY and not any(image.writable for image in self.images.values())
+        return "" if is_harmless else problem
+
+    def allocated_of(self, vm: Vm, device: str) -> int | None:
+        """Return the bytes that the volume under a disk occupies in the pool; None if the pool has no volumes or does not report them."""
+        image = self.images.get((vm, device, "storage"))
+        return self.reading.allocated.get(image.volume) if image is not None and self.reading is not None else None
+
     def on_images(self) -> None:
         """Compute the provisioned bytes and the names of the VMs again, after a change of `images`."""
         by_path: dict[str, int] = {}
@@ -168,7 +184,7 @@ class PoolUsage:
     def is_unchanged(self, reading: PoolReading) -> bool:
         """Return whether a reading equals the last one, apart from changes up to `UNCHANGED_SHARE`.
 
-        After an error or a silence of the pool, every reading counts as a change.
+        The first reading after an error or after a time without an answer always counts as a change.
         """
         known = self.reading
         if known is None or self.error or self.silent_since is not None or known.problem != reading.problem:
@@ -205,15 +221,15 @@ class PoolUsage:
                 "free_inodes": reading.free_inodes,
                 "metadata_size_bytes": reading.metadata_size_bytes,
                 "metadata_free_bytes": reading.metadata_free_bytes,
-                "growth_bytes_per_second": _rounded(self.growth.recent_rate()),
-                "growth_day_bytes_per_second": _rounded(self.growth.rate(DAY_SECONDS)),
-                "time_to_full_seconds": _rounded(self.time_to_full),
-                "time_to_full_day_seconds": _rounded(self._time_to_full_day()),
-                "problem": reading.problem or None,
+                "growth_bytes_per_second": _round_if_known(self.growth.recent_rate()),
+                "growth_over_day_bytes_per_second": _round_if_known(self.growth.rate(DAY_SECONDS)),
+                "time_to_full_seconds": _round_if_known(self.time_to_full),
+                "time_to_full_at_day_growth_seconds": _round_if_known(self._time_to_full_at_day_growth()),
+                "problem": self.problem or None,
             }
         return {name: value for name, value in values.items() if value is not None}
 
-    def _time_to_full_day(self) -> float | None:
+    def _time_to_full_at_day_growth(self) -> float | None:
         rate = self.growth.rate(DAY_SECONDS)
         return self.free / rate if self.free is not None and rate is not None and rate > 0 else None
 
@@ -239,7 +255,7 @@ def _is_nearly_equal(before: int | None, after: int | None, size: int | None) ->
     return abs(before - after) <= size * UNCHANGED_SHARE
 
 
-def growers_data(growers: Sequence[Grower]) -> list[dict[str, Any]]:
+def growers_data(growers: Sequence[GrowingDisk]) -> list[dict[str, Any]]:
     """Return the value of the field `growers`: the first `MAX_GROWERS` disks as JSON values."""
     return [
         {"vm": sanitize(grower.vm), "device": grower.device, "growth_bytes_per_second": round(grower.rate, 1)}
@@ -247,7 +263,7 @@ def growers_data(growers: Sequence[Grower]) -> list[dict[str, Any]]:
     ]
 
 
-def _rounded(value: float | None) -> float | None:
+def _round_if_known(value: float | None) -> float | None:
     return None if value is None else round(value, 1)
 
 
@@ -258,11 +274,11 @@ def _update_usages(usages: Iterable[PoolUsage], now: float) -> None:
             usage.unused_since = now
 
 
-Placement = tuple[Image, Pool | UnknownPool]
+ImagePlacement = tuple[Image, Pool | UnknownPool]
 """An image and its pool."""
 
 
-def _key_of_placement(placement: Placement) -> tuple[str, str, str, str]:
+def _key_of_placement(placement: ImagePlacement) -> tuple[str, str, str, str]:
     image, pool = placement
     return image.device, image.layer, image.path, pool.key if isinstance(pool, Pool) else pool.reason
 
@@ -277,13 +293,13 @@ class PoolRegistry:
         self.on_read_request: Callable[[PoolUsage], None] = lambda _usage: None
         """Called with a pool when it has to be read now."""
         self._owners = count(1)
-        self._placements: dict[Vm, list[Placement]] = {}
+        self._placements: dict[Vm, list[ImagePlacement]] = {}
         self._by_disk: dict[tuple[Vm, str], tuple[str, PoolUsage | UnknownPool]] = {}
 
     def __iter__(self) -> Iterator[PoolUsage]:
         return iter(list(self.pools.values()))
 
-    def place(self, vm: Vm, placements: Sequence[Placement], now: float) -> bool:
+    def place(self, vm: Vm, placements: Sequence[ImagePlacement], now: float) -> bool:
         """Replace the images of a VM and their pools.
 
         Returns:
@@ -344,6 +360,10 @@ class PoolRegistry:
         """Return the pools with images of a VM."""
         keys = dict.fromkeys(pool.key for _, pool in self._placements.get(vm, ()) if isinstance(pool, Pool))
         return [self.pools[key] for key in keys if key in self.pools]
+
+    def pools_of_disk(self, vm: Vm, device: str) -> list[PoolUsage]:
+        """Return the pools with images of a disk."""
+        return [usage for usage in self.pools_of_vm(vm) if any(key[:2] == (vm, device) for key in usage.images)]
 
     def pool_of_image(self, vm: Vm, device: str, path: str) -> PoolUsage | UnknownPool | None:
         """Return the pool of the image that a disk writes to; None while the agent searches for the pool."""

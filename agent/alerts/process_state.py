@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent.alerts.conditions.derived import ConditionMemory
 from agent.alerts.run_state import RunState
 from agent.alerts.store import Alert
 from agent.alerts.threshold_tracker import ThresholdTracker
@@ -20,10 +21,10 @@ class GuestHealth:
 
     Attributes:
         had_agent: Whether the guest had opened the channel of its guest agent.
-        agent_lost_ns: When the channel was found closed again; 0 if it is open.
-        agent_silent_ns: Since when the guest agent has not responded; 0 if it responds or is not queried.
-        frozen_ns: When the file systems were first found frozen; 0 if they are not.
-        clock_polls: In how many polls in a row the clock was off.
+        agent_lost_ns: When a poll first showed that the channel is closed again; 0 if it is open.
+        agent_silent_ns: When the guest agent stopped responding; 0 if it responds or is not queried.
+        frozen_ns: When a poll first showed that the file systems are frozen; 0 if they are not.
+        clock_polls: Number of polls in a row that showed a wrong clock.
     """
 
     had_agent: bool = False
@@ -40,7 +41,7 @@ class VmProcessState:
     Times whose names end in `_ns` are in nanoseconds since the epoch.
 
     Attributes:
-        vm: The VM, with the monitor through which the process is attached.
+        vm: The VM, with the monitor that the process is attached through.
         pid: The process id; None if unknown.
         owner: Number that identifies the process in the alert store.
         instance: Distinguishes the process in fingerprints of alerts: empty for the first process of a UUID, else a monitor's name.
@@ -50,20 +51,21 @@ class VmProcessState:
         restored_disks: Disk notes of an earlier run, by device, until the VM is attached.
         offsets: Highest write offset in bytes, by storage node.
         aliases: Devices by their other names: QOM paths, block backends and block nodes, including the filter nodes of jobs.
-        layers: Device, layer and path, by the block node of each layer of a disk.
+        layers: Device, layer and path of each disk layer, by the layer's block node.
         io_status: `io-status` of each device at the last poll.
         io_status_ns: Time of that poll; 0 if the devices were not polled.
         io_errors_ns: Time of the oldest I/O error that stopped the guest and whose disk is still unknown; 0 if there is no such error.
-        io_error_full: Whether the newest such error happened because there was no space.
+        io_error_full: Whether lack of space caused the newest such error.
         failed_jobs: Jobs whose failure was reported.
         migration_ns: Time of the newest migration status.
         refreshes: Names of the collectors to run now.
-        fresh_slots: Devices whose threshold slot was read, and for which no command or event followed.
+        fresh_slots: Devices whose threshold slot was read, without a later command or event for the slot.
         is_start_stored: Whether the VM's note shows that the guest has run or was reset.
         has_run_state: Whether the run state was polled since the process was attached.
         gone_at: Monotonic time in seconds at which the process was detached; None while it is attached.
-        gone_for_good: Whether the guest shut down or migrated away.
+        gone_permanently: Whether the guest shut down or migrated away.
         guest: State of the inside of the guest.
+        conditions: State of the conditions in the alert tables.
         space: The VM's space samples that were returned last.
         space_changed: Whether `space` may be outdated.
     """
@@ -90,8 +92,9 @@ class VmProcessState:
     is_start_stored: bool = False
     has_run_state: bool = False
     gone_at: float | None = None
-    gone_for_good: bool = False
+    gone_permanently: bool = False
     guest: GuestHealth = field(default_factory=GuestHealth)
+    conditions: ConditionMemory = field(default_factory=ConditionMemory)
     space: list[Sample] = field(default_factory=list)
     space_changed: bool = True
 
@@ -99,7 +102,7 @@ class VmProcessState:
         """Return whether an attached VM runs in this process. Compare the pids, or the monitors if a pid is unknown."""
         if pid is not None and self.pid is not None:
             return pid == self.pid
-        return vm.monitor == self.vm.monitor and not self.gone_for_good
+        return vm.monitor == self.vm.monitor and not self.gone_permanently
 
     def alert(
         self, name: str, subject: str, severity: Severity, time_ns: int, data: Mapping[str, Any], **attributes: Any

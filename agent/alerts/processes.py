@@ -33,16 +33,21 @@ class ProcessRegistry:
         """Return the UUIDs that several processes have."""
         return [uuid for uuid, states in self._by_uuid.items() if len(states) > 1]
 
-    def of_uuid(self, uuid: str) -> list[VmProcessState]:
+    def processes_with_uuid(self, uuid: str) -> list[VmProcessState]:
         """Return the processes of a UUID, the primary first."""
         return self._by_uuid.get(uuid, [])
 
     def find_attached(self, vm: Vm) -> VmProcessState | None:
-        """Return the process that is attached as this VM; None if no process is."""
+        """Return the process that is attached as this VM; None if there is none."""
         for state in self._by_uuid.get(vm.uuid, ()):
             if state.gone_at is None and (state.vm is vm or state.vm == vm):
                 return state
         return None
+
+    def find_evaluated(self, vm: Vm) -> VmProcessState | None:
+        """Return the process that is attached as this VM; None if there is none, or if the agent does not evaluate its disks."""
+        state = self.find_attached(vm)
+        return state if state is not None and state.is_active else None
 
     def attach(self, vm: Vm, pid: int | None) -> VmProcessState:
         """Attach a VM and return its process: a known process that is back, or else a new one. The pid is None if unknown."""
@@ -53,7 +58,7 @@ class ProcessRegistry:
             state = self.add(vm, pid, instance=vm.monitor if is_second else "")
         else:
             state.vm, state.pid = vm, pid if pid is not None else state.pid
-            state.gone_at, state.gone_for_good, state.has_run_state = None, False, False
+            state.gone_at, state.gone_permanently, state.has_run_state = None, False, False
         return state
 
     def add(self, vm: Vm, pid: int | None, *, instance: str) -> VmProcessState:
@@ -73,7 +78,7 @@ class ProcessRegistry:
             del self._by_uuid[state.vm.uuid]
 
     def successor(self, uuid: str) -> VmProcessState | None:
-        """Return the process that has to become the primary of a UUID now; None if the primary stays.
+        """Return the process to make the primary of a UUID now; None if the primary does not change.
 
         The destination of a migration becomes the primary when its guest runs and the source's guest does not, because it was migrated.
         Until then the source writes to the disks, and the source continues if the migration fails. Two clones keep their own alerts, even
@@ -97,12 +102,12 @@ class ProcessRegistry:
     def has_ended(self, state: VmProcessState, successor: VmProcessState) -> bool:
         """Return whether a detached process has certainly ended.
 
-        It has if its pid is dead, if the guest shut down or migrated away, or if its monitor leads to the successor now.
+        It has ended if its pid is dead, if the guest shut down or migrated away, or if its monitor now belongs to the successor.
         """
         if state.gone_at is None:
             return False
         is_dead = state.pid is not None and not self._is_alive(state.pid)
-        return is_dead or state.gone_for_good or state.vm.monitor == successor.vm.monitor
+        return is_dead or state.gone_permanently or state.vm.monitor == successor.vm.monitor
 
     def make_primary(self, state: VmProcessState) -> None:
         """Make a process the primary of its UUID."""
@@ -115,19 +120,19 @@ class ProcessRegistry:
 
     def running(self, uuid: str) -> list[VmProcessState]:
         """Return the attached processes of a UUID whose guest is known to run."""
-        return [state for state in self.of_uuid(uuid) if state.gone_at is None and state.run.running]
+        return [state for state in self.processes_with_uuid(uuid) if state.gone_at is None and state.run.running]
 
     def is_unique(self, uuid: str) -> bool:
-        """Return whether it is certain that no two guests with this UUID run. False if the run state of a process is unknown."""
-        are_known = all(state.has_run_state and state.gone_at is None for state in self.of_uuid(uuid))
+        """Return whether certainly at most one guest with this UUID runs. False if the run state of a process is unknown."""
+        are_known = all(state.has_run_state and state.gone_at is None for state in self.processes_with_uuid(uuid))
         return are_known and len(self.running(uuid)) < 2
 
-    def clashing(self, uuid: str) -> list[VmProcessState]:
-        """Return the running processes of a UUID if it is certain that several guests run at the same time; else an empty list.
+    def clashing_processes(self, uuid: str) -> list[VmProcessState]:
+        """Return the running processes of a UUID if several guests certainly run at the same time; else an empty list.
 
-        It is certain if each guest was polled as running after the last of them had begun to run. A migration never meets this condition,
+        This is certain if each guest was polled as running after the last guest began to run. A migration never meets this condition,
         because its source stops before its destination runs.
         """
         running = self.running(uuid)
         last_start_ns = max((state.run.running_since_ns for state in running), default=0)
-        return running if len(running) > 1 and all(state.run.ran_ns > last_start_ns for state in running) else []
+        return running if len(running) > 1 and all(state.run.last_ran_ns > last_start_ns for state in running) else []

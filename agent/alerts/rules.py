@@ -133,7 +133,7 @@ class RunStateRule:
         severity: The alert's severity.
         help: Text of the alert for the operator, one sentence.
         seconds: How long the guest has to be in the run state before the alert fires.
-        after_reset: Whether the guest must have run or been reset before. Each VM also starts in such a run state, and this is no alert.
+        after_reset: Whether the alert needs a guest that has run or was reset. A VM starts in this run state, which is not a problem.
     """
 
     status: str
@@ -192,15 +192,3 @@ GUEST_AGENT_LOST_HELP = "The guest agent has closed its channel or does not resp
 GUEST_FILESYSTEM_HELP = "A file system in the guest exceeded an alert level."
 GUEST_FROZEN_HELP = "The guest's file systems are frozen for too long, and every write in the guest waits."
 GUEST_CLOCK_HELP = "The guest's clock differs from the host's."
-
-ALERTS: Mapping[str, str] = {
-    **{rule.alert: rule.help for rule in (*EVENT_RULES, *RUN_STATE_RULES)},
-    "postcopy_paused": POSTCOPY_HELP,
-    "postcopy_recovery_failed": RECOVERY_FAILED_HELP,
-    "uuid_clash": UUID_CLASH_HELP,
-    "guest_agent_lost": GUEST_AGENT_LOST_HELP,
-    "guest_filesystem_space": GUEST_FILESYSTEM_HELP,
-    "guest_frozen": GUEST_FROZEN_HELP,
-    "guest_clock_offset": GUEST_CLOCK_HELP,
-}
-"""Text of each alert except `write_threshold`, by the alert's name."""

@@ -1,13 +1,13 @@
 """Run state of one process's guest, from events and polls in any order. Pure.
 
-Events and polls can arrive out of order: libvirt passes events over another connection, and QEMU delays some events. So an event or a
-poll changes the run state only if it is newer than the newest event or poll so far.
+Events and polls arrive out of order: libvirt passes events over another connection, and QEMU delays some events. So an event or a poll
+changes the run state only if it is newer than all earlier events and polls.
 """
 
 from dataclasses import dataclass
 
 CLOCK_STEP_NS = 1_000_000_000
-"""Polls arrive in order. If a poll is older than the poll before it by more than this time, the clock was set back."""
+"""Polls arrive in order. If a poll is older than the previous poll by more than this time, the clock was set back."""
 STOP_DELAY_NS = 1_000_000_000
 """QEMU emits the event of an error before it stops the guest. For this time after the event, a poll may still report `running`."""
 
@@ -18,7 +18,7 @@ class RunState:
 
     Attributes:
         running: Whether the guest runs; None if unknown.
-        status: QEMU's RunState at the newest poll; empty if there was no poll, or if an event has changed the run state since.
+        status: QEMU's RunState at the newest poll; empty if there was no poll, or if a later event has changed the run state.
         since_ns: When `status` was first polled.
         resumed_ns: Time of the newest RESUME.
         stopped_ns: Time of the newest STOP, or of the newest poll of a stopped guest.
@@ -94,13 +94,13 @@ class RunState:
         return True
 
     def has_run_since(self, time_ns: int) -> bool:
-        """Return whether the guest has certainly run after an event that stopped the guest at `time_ns`."""
+        """Return whether the guest has certainly run since an event stopped it at `time_ns`."""
         if self.resumed_ns > time_ns:
             return True
         stop_is_known = time_ns <= self.stopped_ns <= self.running_ns
         return self.running_ns > (time_ns if stop_is_known else time_ns + STOP_DELAY_NS)
 
     @property
-    def ran_ns(self) -> int:
+    def last_ran_ns(self) -> int:
         """Newest time at which the guest is known to have run."""
         return max(self.resumed_ns, self.running_ns)

@@ -1,4 +1,4 @@
-"""Alerts of guests that are stopped, but not by their operator. Pure: it returns records.
+"""Alerts of guests that something other than their operator has stopped. Pure: it returns records.
 
 A RESUME event, or a later poll of a running guest, resolves such an alert. A reset, a stop or an older poll never resolves it.
 """
@@ -6,6 +6,7 @@ A RESUME event, or a later poll of a running guest, resolves such an alert. A re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+from agent.alerts.policy import AlertPolicy
 from agent.alerts.process_state import VmProcessState
 from agent.alerts.rules import (
     EVENT_RULES,
@@ -40,21 +41,26 @@ _STATUSES_WITH_EVENT = frozenset(rule.status for rule in EVENT_RULES if rule.sta
 
 
 class RunStateAlerts:
-    """Alerts that depend on the run state or the migration of a process, for all VMs."""
+    """Alerts that depend on the run state or the migration of a process, for all VMs.
+
+    Attributes:
+        policy: Changes of alerts by the config.
+    """
 
     def __init__(self, store: AlertStore) -> None:
+        self.policy = AlertPolicy()
         self._store = store
 
     def _alerts_of_stop(self, state: VmProcessState) -> list[Alert]:
         """Return the firing alerts whose cause has stopped the guest."""
-        return [alert for alert in self._store.of_owner(state.owner) if alert.status]
+        return [alert for alert in self._store.alerts_of_owner(state.owner) if alert.status]
 
     def on_attached(self, state: VmProcessState) -> None:
-        """Allow the next poll of a running guest to resolve the alerts, because the agent may have missed the RESUME event.
+        """Let the next poll that shows a running guest resolve the alerts, because the agent may have missed the RESUME event.
 
-        Until that poll, the guest counts as stopped since the newest evidence of its alerts.
+        Until that poll, the guest counts as stopped since the last event or poll that showed one of its alerts.
         """
-        seen_ns = (alert.seen_ns for alert in self._store.of_owner(state.owner))
+        seen_ns = (alert.seen_ns for alert in self._store.alerts_of_owner(state.owner))
         state.run.stopped_ns = max([state.run.stopped_ns, *seen_ns])
 
     def on_event(self, state: VmProcessState, name: str, time_ns: int) -> Iterator[Record]:
@@ -64,7 +70,7 @@ class RunStateAlerts:
             yield from self._resolve_stop(state, time_ns, name)
 
     def _resolve_stop(self, state: VmProcessState, time_ns: int, reason: str) -> Iterator[Record]:
-        """Resolve the alerts of a stopped guest, because the guest runs again. Alerts with newer evidence keep firing."""
+        """Resolve the alerts of a stopped guest, because the guest runs again. Alerts that a later poll or event showed keep firing."""
         if state.run.has_run_since(state.io_errors_ns):
             state.io_errors_ns = 0
         ended = [
@@ -77,7 +83,7 @@ class RunStateAlerts:
     def on_poll(self, state: VmProcessState, status: str, time_ns: int, *, running: bool) -> Iterator[Record]:
         """Handle a poll of the run state; `time_ns` is when the query was sent, in nanoseconds since the epoch."""
         if state.run.adjust_clock(time_ns):
-            self._store.adjust_clock(state.owner, time_ns)
+            self._store.cap_seen_times(state.owner, time_ns)
         if not state.run.on_poll(status, time_ns, running=running):
             return  # a newer event is known
         is_first, state.has_run_state = not state.has_run_state, True
@@ -95,7 +101,7 @@ class RunStateAlerts:
     def _fire_polled_state(
         self, state: VmProcessState, status: str, time_ns: int, *, is_first: bool
     ) -> Iterator[Record]:
-        """Fire the alert of a polled run state for which no event has fired an alert."""
+        """Fire the alert of a polled run state, because no event has fired it."""
         if status == "io-error":
             state.io_errors_ns, state.io_error_full = state.io_errors_ns or time_ns, False
             state.refreshes |= {"drives"}
@@ -116,7 +122,7 @@ class RunStateAlerts:
     # I/O errors.
 
     def on_unlocated_io_error(self, state: VmProcessState, time_ns: int, *, is_full: bool) -> None:
-        """Handle an I/O error that stopped the guest and whose disk is unknown. A later query-block shows the disk by its `io-status`.
+        """Handle an I/O error on an unknown disk that stopped the guest. A later query-block shows the disk by its `io-status`.
 
         Args:
             state: The process.
@@ -131,7 +137,7 @@ class RunStateAlerts:
     def on_devices(
         self, state: VmProcessState, samples: Sequence[Sample], families: Collection[Family], time_ns: int
     ) -> Iterator[Record]:
-        """Handle a poll of disks. In the samples of query-block, `io-status` shows which disk failed."""
+        """Find the disks that failed by the `io-status` that query-block reports, and update the alerts of I/O errors."""
         if BLOCK_DEVICE in families:
             devices = (sample for sample in samples if sample.family is BLOCK_DEVICE)
             state.io_status = {device.subject: str(device.values.get("io_status", "")) for device in devices}
@@ -144,8 +150,8 @@ class RunStateAlerts:
         """If `io-status` shows which disks failed, fire an alert for each of these disks and resolve the alert without a disk."""
         unlocated = [alert for alert in self._alerts_of_stop(state) if alert.status == "io-error" and not alert.subject]
         since_ns = state.io_errors_ns or max((alert.since_ns for alert in unlocated), default=0)
-        if not since_ns or state.io_status_ns < max(state.run.ran_ns, since_ns):
-            return  # io-status is older than the error, or QEMU has cleared io-status at a RESUME since
+        if not since_ns or state.io_status_ns < max(state.run.last_ran_ns, since_ns):
+            return  # io-status is older than the error, or QEMU has cleared it at a later RESUME
         failed = {
             device: _ALERT_OF_IO_STATUS[io_status]
             for device, io_status in state.io_status.items()
@@ -180,7 +186,7 @@ class RunStateAlerts:
     # Time and migrations.
 
     def on_tick(self, state: VmProcessState, now_ns: int) -> Iterator[Record]:
-        """Fire the alerts that are due at this time. While an alert of a stopped guest fires, request a poll of the run state."""
+        """Fire the alerts that are due. Request a poll of the run state while an alert of a stopped guest fires."""
         if state.io_errors_ns and now_ns - state.io_errors_ns >= IO_STATUS_NS:
             yield from self._locate_io_error(state)
         if state.io_errors_ns and now_ns - state.io_errors_ns >= IO_STATUS_NS:
@@ -194,10 +200,11 @@ class RunStateAlerts:
             state.refreshes |= {"runstate"}
 
     def _is_due(self, state: VmProcessState, rule: RunStateRule, now_ns: int) -> bool:
-        """Return whether the guest has been in the rule's run state for too long and no other alert says why the guest is stopped."""
+        """Return whether the guest has been in the rule's run state for too long, and no other alert reports why it is stopped."""
         if not rule.seconds or state.run.status != rule.status or (rule.after_reset and not state.run.has_started):
             return False
-        return now_ns - state.run.since_ns >= rule.seconds * 1e9 and not self._alerts_of_stop(state)
+        seconds = self.policy.seconds_of(rule.alert, state.vm, "", rule.seconds)
+        return now_ns - state.run.since_ns >= seconds * 1e9 and not self._alerts_of_stop(state)
 
     def on_migration(self, state: VmProcessState, status: str, time_ns: int) -> Iterator[Record]:
         """Handle a migration status from an event or a poll."""

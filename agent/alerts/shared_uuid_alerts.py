@@ -1,12 +1,12 @@
 """Alerts of VM processes that share a UUID. Pure: it returns records.
 
-After a migration within the host or a restart of the VM, another process becomes the primary process of the UUID. It takes over the alerts
+After a migration within the host or a restart of the VM, another process becomes the primary process of the UUID and takes over the alerts
 that are still true. If the guests of several processes run at the same time, the UUID clashes, and the alert `uuid_clash` fires.
 """
 
 from collections.abc import Iterator
 
-from agent.alerts.disk_alerts import DiskAlerts
+from agent.alerts.disk_space_alerts import DiskAlerts
 from agent.alerts.process_state import EMPTY_SET, VmProcessState
 from agent.alerts.processes import ProcessRegistry
 from agent.alerts.rules import UUID_CLASH_HELP
@@ -27,14 +27,14 @@ class SharedUuidAlerts:
         self._run_states = run_states
 
     def switch_primary(self, uuid: str, time_ns: int) -> Iterator[Record]:
-        """Make another process the primary of a UUID if it has to be; yield the records of the alerts that end with the old primary."""
+        """Change the primary process of a UUID if necessary. Yield records for the alerts that are not true for the new primary."""
         successor = self._processes.successor(uuid)
         if successor is None:
             return
-        primary = self._processes.of_uuid(uuid)[0]
+        primary = self._processes.processes_with_uuid(uuid)[0]
         has_ended = self._processes.has_ended(primary, successor)
-        inherits = not successor.is_active  # a clone that ran beside the primary has disks and alerts of its own
-        alerts = self._store.of_owner(primary.owner)
+        inherits = not successor.is_active  # a clone that ran beside the primary has its own disks and alerts
+        alerts = self._store.alerts_of_owner(primary.owner)
         kept = [
             alert
             for alert in alerts
@@ -56,19 +56,19 @@ class SharedUuidAlerts:
             self._processes.remove(primary)
 
     def check_clashes(self, now_ns: int) -> Iterator[Record]:
-        """Fire or resolve `uuid_clash` for each UUID that several processes share, at this time in nanoseconds since the epoch."""
-        firing_uuids = {alert.vm.uuid for alert in self._store if alert.name == "uuid_clash"}
+        """Fire or resolve `uuid_clash` for each UUID that several processes share. `now_ns` is in nanoseconds since the epoch."""
+        firing_uuids = {alert.vm.uuid for alert in self._store.with_muted() if alert.name == "uuid_clash"}
         for uuid in firing_uuids.union(self._processes.shared_uuids()):
             yield from self._check_uuid(uuid, now_ns)
 
     def _check_uuid(self, uuid: str, now_ns: int) -> Iterator[Record]:
-        states = self._processes.of_uuid(uuid)
-        clashing = self._processes.clashing(uuid)
+        states = self._processes.processes_with_uuid(uuid)
+        clashing_processes = self._processes.clashing_processes(uuid)
         for state in states[1:]:
-            state.is_active = state in clashing
-        if clashing:
+            state.is_active = state in clashing_processes
+        if clashing_processes:
             primary = states[0]
-            monitors = ", ".join(sorted(state.vm.monitor for state in clashing))
+            monitors = ", ".join(sorted(state.vm.monitor for state in clashing_processes))
             data = {"help": UUID_CLASH_HELP, "monitors": monitors}
             if self._store.find(primary.owner, "uuid_clash") is None:
                 yield from self._store.fire(primary.alert("uuid_clash", "", Severity.ERROR, now_ns, data))

@@ -21,8 +21,8 @@ def space_figures(usage: DiskUsage) -> dict[str, Any]:
         figures["used_bytes"] = usage.used
     if usage.is_measured and "limit_bytes" in figures:
         figures["free_bytes"] = usage.free
-    if usage.growth_rate is not None:
-        figures["growth_bytes_per_second"] = round(usage.growth_rate, 1)
+    if usage.growth.rate is not None:
+        figures["growth_bytes_per_second"] = round(usage.growth.rate, 1)
     if usage.time_to_full is not None:
         figures["time_to_full_seconds"] = round(usage.time_to_full, 1)
     return figures

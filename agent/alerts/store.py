@@ -1,7 +1,7 @@
 """The firing alerts, and a record for each alert that fires or is resolved. Pure: the caller passes the time."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +9,10 @@ from agent.model.record import Record, Severity, Vm
 
 AlertKey = tuple[str, str, str]
 """An alert's name, subject and level."""
+
+
+CUSTOM = "custom"
+"""Last part of the record type of custom alerts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,8 @@ class Alert:
         owner: Number of the VM process that the alert belongs to.
         instance: Distinguishes processes with one UUID that run at the same time; empty for the first attached process.
         seen_ns: Time of the newest event or poll that showed the alert's condition. An older event or poll does not resolve the alert.
+        custom: Whether the operator defined the alert in the config. All such alerts have the same record type.
+        muted: Whether the config keeps the alert from firing. Its condition is true, so it fires when the config no longer mutes it.
     """
 
     name: str
@@ -44,6 +50,8 @@ class Alert:
     owner: int = 0
     instance: str = ""
     seen_ns: int = 0
+    custom: bool = False
+    muted: bool = False
 
     @property
     def key(self) -> AlertKey:
@@ -52,12 +60,12 @@ class Alert:
 
     @property
     def pool(self) -> str:
-        """The pool that it is about; empty for an alert of a VM."""
+        """The pool that the alert is about; empty for an alert of a VM."""
         return "" if self.vm.uuid else self.subject
 
     @property
     def device(self) -> str:
-        """The device of the VM that it is about; empty for an alert of a pool."""
+        """The VM's device that the alert is about; empty for an alert of a pool."""
         return self.subject if self.vm.uuid else ""
 
     @property
@@ -85,13 +93,14 @@ class Alert:
             data["level"] = self.level
         data |= {**self.data, **extra}
         severity = self.severity if state == "firing" else Severity.INFO
-        return Record(f"qemu.alert.{self.name}", self.vm, data, time_ns, self.subject, severity)
+        record_type = f"qemu.alert.{CUSTOM if self.custom else self.name}"
+        return Record(record_type, self.vm, data, time_ns, self.subject, severity)
 
 
 MAX_SUBJECT_ALERTS = 256
-"""Maximum number of firing alerts of one process that have a subject. A QEMU chooses the names of its devices, jobs and nodes.
+"""Maximum number of firing alerts with a subject for one process. A QEMU chooses the names of its devices, jobs and nodes.
 
-With each record, the note of all alerts of the VM is stored: without a limit, 1,500 names took 44 s.
+Each record is stored with a note of all alerts of the VM. Without a limit, storing alerts for 1,500 names took 44 s.
 """
 
 
@@ -101,42 +110,50 @@ class AlertStore:
     Attributes:
         resolving_events: Names of the events that may resolve a firing alert.
         suppressed: Total number of alerts that did not fire because their process had `MAX_SUBJECT_ALERTS`.
+        adjust: Applies the config's changes to an alert before it fires; returns None if the config keeps it from firing.
     """
 
     def __init__(self) -> None:
         self.suppressed = 0
+        self.adjust: Callable[[Alert], Alert | None] = lambda alert: alert
         self._firing: dict[int, dict[AlertKey, Alert]] = {}  # by owner
         self.resolving_events: set[str] = set()
 
     def __iter__(self) -> Iterator[Alert]:
-        return (alert for alerts in list(self._firing.values()) for alert in list(alerts.values()))
+        return (alert for alert in self.with_muted() if not alert.muted)
 
     def __len__(self) -> int:
-        return sum(map(len, self._firing.values()))
+        return sum(1 for _ in self)
+
+    def with_muted(self) -> Iterator[Alert]:
+        """Yield all alerts whose condition is true, including those that the config mutes."""
+        return (alert for alerts in list(self._firing.values()) for alert in list(alerts.values()))
 
     def __contains__(self, owner: object) -> bool:
-        """Return whether a process has a firing alert."""
+        """Return whether a process has a firing or muted alert."""
         return owner in self._firing
 
-    def of_owner(self, owner: int) -> list[Alert]:
-        """Return the firing alerts of a process."""
+    def alerts_of_owner(self, owner: int) -> list[Alert]:
+        """Return the firing and the muted alerts of a process."""
         return list(self._firing.get(owner, {}).values())
 
     def vms_at_limit(self) -> list[Vm]:
-        """Return the VMs with so many firing alerts that further ones with a subject do not fire."""
+        """Return the VMs that have reached `MAX_SUBJECT_ALERTS`."""
         full = (next(iter(alerts.values())).vm for alerts in self._firing.values() if len(alerts) >= MAX_SUBJECT_ALERTS)
         return list(full)
 
     def find(self, owner: int, name: str, subject: str = "", level: str = "") -> Alert | None:
-        """Return a process's firing alert by its name, subject and level; None if no such alert fires."""
+        """Return a process's firing or muted alert by its name, subject and level; None if there is none."""
         return self._firing.get(owner, {}).get((name, subject, level))
 
     def fire(self, alert: Alert) -> Iterator[Record]:
         """Store an alert that fires, and yield its record.
 
-        If the alert fires already, yield nothing. Replace its data, except when the stored alert has a newer `seen_ns`. Beyond
-        `MAX_SUBJECT_ALERTS`, no further alert with a subject fires.
+        If `adjust` returns None, store the alert as muted and yield nothing. If the alert is stored already, yield nothing and replace its
+        data, unless the stored alert has a newer `seen_ns`. Do not store a new alert with a subject beyond `MAX_SUBJECT_ALERTS`.
         """
+        adjusted = self.adjust(alert)
+        alert = replace(adjusted or alert, muted=adjusted is None)
         self.resolving_events |= alert.resolved_by
         seen_ns = alert.seen_ns or alert.since_ns
         known = self.find(alert.owner, *alert.key)
@@ -145,9 +162,21 @@ class AlertStore:
                 self.suppressed += 1
                 return
             self._put(replace(alert, seen_ns=seen_ns))
-            yield alert.to_record("firing", alert.since_ns, {})
+            if not alert.muted:
+                yield alert.to_record("firing", alert.since_ns, {})
         elif seen_ns >= known.seen_ns:
-            self._put(replace(alert, since_ns=known.since_ns, instance=known.instance, seen_ns=seen_ns))
+            since_ns, instance, muted = known.since_ns, known.instance, known.muted
+            self._put(replace(alert, since_ns=since_ns, instance=instance, seen_ns=seen_ns, muted=muted))
+
+    def apply_changes(self, alerts: Iterable[Alert], time_ns: int) -> Iterator[Record]:
+        """Mute the alerts that the config mutes now, and fire muted alerts that it no longer mutes."""
+        for alert in list(alerts):
+            adjusted = self.adjust(replace(alert, muted=False))
+            if (adjusted is None) is not alert.muted:
+                changed = replace(adjusted or alert, muted=adjusted is None)
+                self._put(changed)
+                state = "resolved" if changed.muted else "firing"
+                yield changed.to_record(state, time_ns, {"resolved_by": "silenced"} if changed.muted else {})
 
     def _put(self, alert: Alert) -> None:
         self._firing.setdefault(alert.owner, {})[alert.key] = alert
@@ -165,15 +194,15 @@ class AlertStore:
         if known is not None and time_ns > known.seen_ns:
             self._put(replace(known, seen_ns=time_ns))
 
-    def adjust_clock(self, owner: int, time_ns: int) -> None:
+    def cap_seen_times(self, owner: int, time_ns: int) -> None:
         """Limit `seen_ns` of a process's alerts to `time_ns`, because the clock was set back."""
-        for alert in self.of_owner(owner):
+        for alert in self.alerts_of_owner(owner):
             self._put(replace(alert, seen_ns=min(alert.seen_ns, time_ns)))
 
     def resolve(
         self, alerts: Iterable[Alert], time_ns: int, reason: str, extra: Mapping[str, Any] | None = None
     ) -> Iterator[Record]:
-        """Resolve alerts, and ignore alerts that do not fire. Yield the record of each alert right after this alert is resolved.
+        """Resolve those of the alerts that fire. Yield one record per resolved alert, except for muted alerts.
 
         Args:
             alerts: The alerts.
@@ -183,18 +212,18 @@ class AlertStore:
         """
         for alert in list(alerts):
             known = self._remove(alert)
-            if known is not None:
+            if known is not None and not known.muted:
                 yield known.to_record("resolved", time_ns, {"resolved_by": reason, **(extra or {})})
 
     def resolve_by_event(self, owner: int, event: str, time_ns: int) -> Iterator[Record]:
-        """Resolve a process's alerts that an event resolves, except alerts whose condition was seen after the event."""
-        alerts = self.of_owner(owner)
+        """Resolve the alerts of a process that this event resolves. Alerts keep firing if their condition was seen after the event."""
+        alerts = self.alerts_of_owner(owner)
         resolved = (alert for alert in alerts if event in alert.resolved_by and alert.seen_ns <= time_ns)
         return self.resolve(resolved, time_ns, event)
 
     def resolve_expired(self, time_ns: int) -> Iterator[Record]:
         """Resolve the alerts whose `until_ns` has passed at `time_ns`."""
-        return self.resolve((alert for alert in self if 0 < alert.until_ns <= time_ns), time_ns, "time")
+        return self.resolve((alert for alert in self.with_muted() if 0 < alert.until_ns <= time_ns), time_ns, "time")
 
     def reassign(self, alerts: Iterable[Alert], vm: Vm, owner: int) -> None:
         """Move alerts to another process of the VM, such as the destination of a migration."""
@@ -219,9 +248,11 @@ class AlertStore:
                 "status": alert.status,
                 "instance": alert.instance,
                 "seen_ns": alert.seen_ns,
+                **({"custom": True} if alert.custom else {}),
+                **({"muted": True} if alert.muted else {}),
                 "data": dict(alert.data),
             }
-            for alert in self.of_owner(owner)
+            for alert in self.alerts_of_owner(owner)
         ]
 
     def restore(self, vm: Vm, owner: int, note: object) -> None:
@@ -242,6 +273,8 @@ class AlertStore:
                     owner,
                     str(fields["instance"]),
                     int(fields["seen_ns"]),
+                    custom=fields.get("custom") is True,
+                    muted=fields.get("muted") is True,
                 )
             except (KeyError, TypeError, ValueError):
                 continue

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.alerts.disk_usage import DiskUsage
-from agent.alerts.levels import MAX_BYTES, Level, ResolvedLevel, resolve_levels
+from agent.alerts.levels import MAX_SIZE_BYTES, Level, ResolvedLevel, resolve_levels
 from agent.alerts.pool_usage import PoolUsage
-from agent.alerts.threshold_slot import SlotState, Threshold, ThresholdSlot
 from agent.alerts.threshold_types import (
     DetectedBy,
     DiskLayer,
@@ -23,6 +22,7 @@ from agent.alerts.threshold_types import (
     ThresholdMode,
     ThresholdPolicy,
 )
+from agent.alerts.write_threshold_slot import NodeThreshold, WriteThresholdSlot, WriteThresholdState
 
 LAYER_REFRESH_SHARE = 0.01
 """The layers of a file are polled again after writes have extended the file by this share of its limit."""
@@ -43,20 +43,19 @@ class ThresholdTracker:
 
     policy: ThresholdPolicy
     usage: DiskUsage = field(default_factory=DiskUsage)
-    slot: ThresholdSlot = field(default_factory=ThresholdSlot)
+    slot: WriteThresholdSlot = field(default_factory=WriteThresholdSlot)
     shown_limit: int = 0
     _exceeded: frozenset[str] = frozenset()
-    _levels: tuple[tuple[int, tuple[Level, ...], bool], tuple[ResolvedLevel, ...]] = (
-        (0, (), False),
-        (),
-    )  # a cache: the limit, the config's levels and whether all apply, as they were resolved last, and the result
+    # A cache of the last resolution: the limit, the config's levels, whether all levels apply, and the result.
+    _levels: tuple[tuple[int, tuple[Level, ...], bool], tuple[ResolvedLevel, ...]] = ((0, (), False), ())
+    _quiet_poll: object = None  # inputs of the last poll, if it crossed no level and needs no poll of the layers
 
     @property
     def levels(self) -> tuple[ResolvedLevel, ...]:
         """The levels on this disk, the lowest first; none if the policy is off or the disk is not thin.
 
-        A share of the size and a number of free bytes are left out in two cases. A file that only the virtual size limits stops growing
-        there, and no write fails. A pool that has levels of its own fires one alert for all disks on it.
+        Levels in percent and in free bytes are left out in two cases. A file that only the virtual size limits stops growing at that
+        size, and no write fails. A pool with its own levels fires one alert for all disks on it.
         """
         if self.policy.mode is ThresholdMode.OFF or not self.usage.is_thin:
             return ()
@@ -69,7 +68,7 @@ class ThresholdTracker:
 
     @property
     def _is_limit_watched(self) -> bool:
-        """True if the disk itself has an alert before it reaches its limit."""
+        """True if the disk's own levels watch its limit: the limit is neither its virtual size nor a pool with its own levels."""
         usage = self.usage
         if isinstance(usage.pool, PoolUsage) and usage.limited_by is LimitedBy.POOL:
             return not usage.pool.has_levels
@@ -82,6 +81,26 @@ class ThresholdTracker:
 
     # Polls and events.
 
+    def is_unchanged(self, storage_node: str, offset: int, pool: object) -> bool:
+        """Return whether `on_poll` has nothing to do, because the disk and its limit are the same as at the last poll.
+
+        Args:
+            storage_node: The storage node.
+            offset: The highest write offset in the storage, in bytes.
+            pool: The pool of the image, as in `DiskUsage.pool`.
+        """
+        return (
+            self._quiet_poll is not None
+            and self._quiet_poll == self._inputs_of_poll(storage_node, offset, pool)
+            and self.usage.limit == self.shown_limit
+        )
+
+    def _inputs_of_poll(self, storage_node: str, offset: int, pool: object) -> object:
+        """Return the inputs of `on_poll`, except for the state that only a poll of the layers or an event changes."""
+        if isinstance(pool, PoolUsage):
+            return storage_node, offset, self.policy, pool, pool.reading, pool.read_at, pool.error, pool.has_levels
+        return storage_node, offset, self.policy, pool
+
     def on_poll(self, storage_node: str, offset: int, now: float) -> bool:
         """Handle a poll of the highest write offset.
 
@@ -93,20 +112,21 @@ class ThresholdTracker:
         Returns:
             True if the agent has to poll the layers before it compares the levels.
         """
-        usage = self.usage
+        usage, self._quiet_poll = self.usage, None
         if storage_node != usage.storage.node or self.slot.needs_read:
             return True  # a snapshot or a completed mirror changed the storage
         usage.on_offset(offset, now)
-        if usage.measure == "offset":
+        if usage.measure == "offset" or usage.is_raw_volume:
             return usage.is_measured and any(self._level_changes())
-        written = usage.written_since_layers
+        written = usage.written_since_layer_poll
         if any(self._level_changes()):  # the limit has changed
             return True
-        if written <= 0:
-            return False
-        level = self._next_level()
+        level = self._next_level() if written > 0 else None
         is_near_level = level is not None and usage.used + written > level.bytes
-        return is_near_level or written > max(usage.limit * LAYER_REFRESH_SHARE, 1)
+        if is_near_level or written > max(usage.limit * LAYER_REFRESH_SHARE, 1):
+            return True
+        self._quiet_poll = self._inputs_of_poll(storage_node, offset, usage.pool)
+        return False
 
     def on_layers(self, form: DiskLayer, storage: DiskLayer, offset: int, now: float) -> Iterator[LevelCrossing]:
         """Handle a poll of the layers; yield the levels that were crossed since the last comparison.
@@ -117,6 +137,7 @@ class ThresholdTracker:
             offset: The highest known write offset in the storage, in bytes.
             now: The current time in seconds.
         """
+        self._quiet_poll = None
         is_replaced = self.usage.on_layers(form, storage, offset, now, had_alert=bool(self._exceeded))
         threshold = storage.write_threshold
         has_fired = threshold is not None and self.slot.on_read(
@@ -137,9 +158,10 @@ class ThresholdTracker:
         """
         if not self.slot.owns(node, threshold) or not self.usage.is_polled:
             return
+        self._quiet_poll = None
         self.slot.on_fired(node, threshold)
         if node == self.usage.storage.node:
-            self.usage.raise_offset(threshold + exceeded_by)
+            self.usage.on_threshold_exceeded(threshold + exceeded_by)
             yield from self._compare_levels(DetectedBy.EVENT)
 
     def _level_changes(self) -> Iterator[tuple[ResolvedLevel, bool]]:
@@ -186,9 +208,13 @@ class ThresholdTracker:
         """Return the lowest level that is not exceeded."""
         return next((level for level in self.levels if level.text not in self._exceeded), None)
 
-    def next_threshold(self) -> Threshold | None:
-        """Return the threshold to set now; None if there is no level to set it for or the slot must not be set now."""
-        if self.policy.mode is not ThresholdMode.ARM or self.slot.state is not SlotState.EMPTY or self.usage.is_raw:
+    def next_threshold(self) -> NodeThreshold | None:
+        """Return the threshold to set now; None if there is no level to set it for, or if the slot must not be set now."""
+        if (
+            self.policy.mode is not ThresholdMode.ARM
+            or self.slot.state is not WriteThresholdState.EMPTY
+            or self.usage.is_raw
+        ):
             return None
         usage, level = self.usage, self._next_level()
         gaps = [level.bytes - usage.used] if level is not None else []
@@ -196,16 +222,16 @@ class ThresholdTracker:
             gaps.append(until_pool_level)
         if not gaps:
             return None
-        # A file grows at its end. So the bytes that are not allocated yet are beyond its current end.
+        # A file grows at its end, so its unallocated bytes are beyond its current end.
         end = max(usage.offset, usage.storage.size) if usage.measure == "allocated" else usage.offset
         value = end + min(gaps)
-        return (usage.storage.node, value) if end <= value <= MAX_BYTES else None
+        return (usage.storage.node, value) if end <= value <= MAX_SIZE_BYTES else None
 
     def _bytes_until_pool_level(self) -> int | None:
-        """Return the bytes after which this disk alone has filled its pool up to the pool's next level; None if it cannot do so.
+        """Return how many bytes this disk has to write until its pool exceeds its next level; None if this disk alone cannot do so.
 
-        The threshold makes QEMU report such a write at once, and the agent then reads the pool. If others write too, the agent notices the
-        level when it reads the pool the next time.
+        A threshold at that offset makes QEMU report the write at once, and the agent then reads the pool. If other disks write too, the
+        agent notices the level at its next read of the pool.
         """
         usage = self.usage
         if not usage.is_thin or not isinstance(usage.pool, PoolUsage) or usage.pool.bytes_until_level is None:
@@ -213,15 +239,16 @@ class ThresholdTracker:
         gap = usage.pool.bytes_until_level
         return gap if usage.pool.has_levels and usage.used + gap < usage.reach else None
 
-    def take_threshold(self) -> Threshold | None:
-        """Return the threshold to set now as `next_threshold` does, and count it as set from now on."""
+    def take_threshold(self) -> NodeThreshold | None:
+        """Return the threshold to set now, like `next_threshold`, and count it as set from now on."""
         threshold = self.next_threshold()
         if threshold is not None:
             self.slot.on_send(*threshold)
         return threshold
 
     def on_command_done(self, *, done: bool) -> None:
-        """Handle the outcome of the command that set the threshold; `done` says whether QEMU confirmed it."""
+        """Handle the outcome of the command that set the threshold; `done` is whether QEMU confirmed it."""
+        self._quiet_poll = None
         self.slot.on_command_done(self.usage.storage.node, done=done)
 
     # Persistence.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from agent.alerts.levels import MAX_BYTES, Level, ResolvedLevel
+from agent.alerts.levels import MAX_SIZE_BYTES, Level, ResolvedLevel
 
 
 class ThresholdMode(StrEnum):
@@ -32,12 +32,12 @@ class DetectedBy(StrEnum):
 
 
 class LimitedBy(StrEnum):
-    """The first thing that stops the growth of the bytes that a disk uses."""
+    """The limit that the growth of a disk reaches first."""
 
     DEVICE = "device"
     """The block device under the image."""
     VIRTUAL_SIZE = "virtual_size"
-    """The size of the disk itself. When its file has grown so far, it stops growing, and no write fails."""
+    """The size of the disk itself. A file that has grown to this size stops growing, and no write fails."""
     POOL = "pool"
     """The free space of the pool that the image is on."""
     UNKNOWN = "unknown"
@@ -52,7 +52,7 @@ class ResolvedReason(StrEnum):
     REPLACED = "replaced"
     """The disk has another image."""
     LEVEL_GONE = "level_gone"
-    """The config no longer has the level, or no write can reach it: the disk is too small, or its pool limits it and has an alert."""
+    """The level no longer applies: the config no longer has it, the disk is too small for it, or an alert of the pool replaces it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +145,13 @@ class DiskLayer:
 
 
 def is_same_identity(first: str, second: str) -> bool:
-    """Return whether two identities of block devices at one path may be those of one device: they are equal, or one is unknown."""
+    """Return whether two block devices at one path may be the same device: their identities are equal, or one is unknown."""
     return not first or not second or first == second
 
 
 def parse_name_and_bytes(note: object) -> tuple[str, int] | None:
     """Parse a list of a name and a number of bytes in a note; return None if the note is anything else."""
     match note:
-        case [str(name), int(value)] if not isinstance(value, bool) and 0 <= value <= MAX_BYTES:
+        case [str(name), int(value)] if not isinstance(value, bool) and 0 <= value <= MAX_SIZE_BYTES:
             return name, value
     return None

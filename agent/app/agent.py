@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable
 
 from agent.alerts.alertmanager import AlertmanagerClient
 from agent.alerts.pool_usage import PoolRegistry
-from agent.app.agent_life import AgentLife, AgentLifeMetrics
-from agent.app.alert_bridge import AlertBridge
+from agent.app.agent_lifecycle import AgentLifecycle, AgentLifecycleMetrics
+from agent.app.alert_publisher import AlertPublisher
 from agent.app.builders import (
     StartError,
     build_discoverers,
@@ -21,8 +21,11 @@ from agent.app.builders import (
 from agent.app.dispatcher import SessionDispatcher
 from agent.app.endpoint_view import EndpointView
 from agent.app.guest_dispatcher import GuestDispatcher
+from agent.app.hang_detector import HangDetector
 from agent.app.health import AgentHealth, HealthLimits
-from agent.app.progress import Progress
+from agent.app.host_resource_poller import HostResourcePoller
+from agent.app.io_stall_watcher import IoStallWatcher
+from agent.app.latency_histogram_controller import LatencyHistogramController, LatencyHistogramMetrics
 from agent.app.publisher import RecordPublisher
 from agent.app.self_metrics import (
     AlertmanagerMetrics,
@@ -35,7 +38,8 @@ from agent.app.self_metrics import (
     SelfMetrics,
 )
 from agent.app.state_publisher import StateMetrics, StatePublisher, StateSources
-from agent.app.storage_monitor import StorageMonitor
+from agent.app.storage_pool_poller import StoragePoolPoller
+from agent.app.write_threshold_controller import WriteThresholdController
 from agent.config.model import Config
 from agent.config.reload import ConfigReloader
 from agent.delivery.sinks.base import Sink
@@ -57,11 +61,11 @@ from agent.session.supervisor_group import SupervisorGroup
 _log = logging.getLogger("agent")
 
 STATE_STOP_SHARE = 0.2
-"""Share of `timeouts.shutdown` for the host's last record in the state topic."""
+"""Share of `timeouts.shutdown` that writing the host's last record to the state topic may take."""
 
 
 class Agent:
-    """One agent with all its parts: sessions, alerts, delivery, HTTP endpoint and health.
+    """The agent with all its parts: sessions, alerts, delivery, HTTP endpoint and health.
 
     Args:
         config: the config to start with.
@@ -72,15 +76,80 @@ class Agent:
     def __init__(self, config: Config, sink: Sink | None = None, limits: HealthLimits | None = None) -> None:
         self.config = config
         self._limits = limits or HealthLimits()
-        self.snapshot = Snapshot(SeriesLimits(**config.limits.model_dump()))
+        self.snapshot = Snapshot(SeriesLimits(**config.limits.model_dump()), config.web.history_memory)
         self.publisher = RecordPublisher(
             config.host, sink or build_sink(config), delivery_settings(config), config.sink.topic_for
         )
+        pools = PoolRegistry()
+        self.alerts = AlertPublisher(config.host, config.alerts, self.publisher, pools)
+        self.storage = self._build_storage_poller(config, pools)
+        self.thresholds = WriteThresholdController(self.alerts.manager, self.publisher)
+        self.histograms = LatencyHistogramController(config.allow.latency_histograms, self.publisher)
+        self.host_resources = HostResourcePoller(
+            config.host, self.publisher.publish, self.snapshot, config.intervals.host
+        )
+        self.metrics = SelfMetrics()
+        self.lifecycle = AgentLifecycle(
+            lambda: self.config, self.publisher, self.snapshot, self.alerts.manager.store, self.metrics
+        )
+        self.states = self._build_state_publisher(config, pools)
+        self.reload = ConfigReloader()
+        self.hang_detector = HangDetector()
+        self.guests = GuestAgentManager(
+            config.guest_agent, GuestDispatcher(self.publisher, self.snapshot, self.alerts, self.metrics)
+        )
+        self.io_stalls = IoStallWatcher(self.snapshot)
+        self.observer = self._build_observer()
+        self.health = self._build_health()
+        self.view = EndpointView(
+            config.host,
+            self.snapshot,
+            self.publisher,
+            self.alerts,
+            self.metrics,
+            self.health,
+            self.states,
+            self.histograms.histograms,
+        )
+        self.endpoint = self.health.endpoint = build_endpoint(self.view, config)
+        self._register_metrics()
+        self.watching: asyncio.Task[None]
+        """The task that watches VMs. It runs until it is cancelled, or until it fails."""
+        self._context = self._build_context(config)
+        self._supervisors: SupervisorGroup
+        self._discovery: DiscoveryManager
+        self._tasks: asyncio.TaskGroup
+        self._alertmanager: asyncio.Task[None] | None = None
+
+    def _build_observer(self) -> SessionDispatcher:
+        return SessionDispatcher(
+            self.publisher,
+            self.snapshot,
+            self.alerts,
+            self.storage,
+            self.metrics,
+            self.hang_detector,
+            self.guests,
+            self.io_stalls,
+            self.states,
+            self.histograms,
+        )
+
+    def _build_health(self) -> AgentHealth:
+        return AgentHealth(
+            lambda: self.config,
+            self.snapshot,
+            self.publisher.delivery,
+            self.reload,
+            self.hang_detector,
+            self.alerts.manager.store,
+            self._limits,
+        )
+
+    def _build_storage_poller(self, config: Config, pools: PoolRegistry) -> StoragePoolPoller:
         report = ReportFile()
         thin_pools = LvmThinSource(report)
-        pools = PoolRegistry()
-        self.alerts = AlertBridge(config.host, config.alerts, self.publisher, pools)
-        self.storage = StorageMonitor(
+        return StoragePoolPoller(
             config.host,
             self.publisher.publish,
             self.snapshot,
@@ -91,65 +160,35 @@ class Agent:
             thin_pool_free=thin_pools.thin_pool_free,
             interval=config.intervals.storage,
         )
-        self.metrics = SelfMetrics()
-        self.life = AgentLife(
-            lambda: self.config, self.publisher, self.snapshot, self.alerts.manager.store, self.metrics
-        )
-        self.states = self._build_states(config, pools)
-        self.reload = ConfigReloader()
-        self.progress = Progress()
-        self.guests = GuestAgentManager(
-            config.guest_agent, GuestDispatcher(self.publisher, self.snapshot, self.alerts, self.metrics)
-        )
-        self.observer = SessionDispatcher(
-            self.publisher,
-            self.snapshot,
-            self.alerts,
-            self.storage,
-            self.metrics,
-            self.progress,
-            self.guests,
-            self.states,
-        )
-        self.health = AgentHealth(
-            lambda: self.config,
-            self.snapshot,
-            self.publisher.delivery,
-            self.reload,
-            self.progress,
-            self.alerts.manager.store,
-            self._limits,
-        )
-        self.view = EndpointView(
-            config.host, self.snapshot, self.publisher, self.alerts, self.metrics, self.health, self.states
-        )
-        self.endpoint = self.health.endpoint = build_endpoint(self.view, config)
+
+    def _build_context(self, config: Config) -> SessionContext:
+        gate, io_stalls = self.storage.gate, self.io_stalls
+        context = SessionContext(session_settings(config), thresholds=self.thresholds, storage=gate)
+        context.histograms = self.histograms.if_enabled
+        gate.make_due = io_stalls.make_due = context.make_due
+        gate.is_io_suspect, io_stalls.on_change = io_stalls.is_suspect, gate.on_change
+        return context
+
+    def _register_metrics(self) -> None:
         self.metrics.register(
             RecordMetrics(self.publisher.published),
             DeliveryMetrics(self.publisher.delivery),
             MonitorMetrics(self.snapshot),
             AlertMetrics(self.alerts.manager.store),
+            LatencyHistogramMetrics(self.histograms),
             AlertmanagerMetrics(lambda: self.health.alertmanager),
             ConfigReloadMetrics(self.reload),
             HttpEndpointMetrics(self.endpoint),
-            AgentLifeMetrics(self.life),
+            AgentLifecycleMetrics(self.lifecycle),
         )
         if self.states is not None:
             self.metrics.register(StateMetrics(self.states))
-        self.watching: asyncio.Task[None]
-        """The task that watches VMs. It runs until it is cancelled; it ends earlier only with an error."""
-        self._context = SessionContext(session_settings(config), thresholds=self.alerts, storage=self.storage.gate)
-        self.storage.gate.demand = self._context.demand
-        self._supervisors: SupervisorGroup
-        self._discovery: DiscoveryManager
-        self._tasks: asyncio.TaskGroup
-        self._alertmanager: asyncio.Task[None] | None = None
 
-    def _build_states(self, config: Config, pools: PoolRegistry) -> StatePublisher | None:
+    def _build_state_publisher(self, config: Config, pools: PoolRegistry) -> StatePublisher | None:
         """Return the publisher of the state topic; None if there is no such topic."""
         if config.kafka is None or config.kafka.topics.state is None:
             return None
-        sources = StateSources(config.host, self.snapshot, self.alerts.manager.store, pools, self.life.run_fields)
+        sources = StateSources(config.host, self.snapshot, self.alerts.manager.store, pools, self.lifecycle.run_fields)
         states = StatePublisher(sources, self.publisher)
         self.alerts.on_record = states.on_alert
         self.snapshot.on_replaced = states.on_samples
@@ -169,19 +208,21 @@ class Agent:
         """
         async with self._serving_endpoint() as url, self.publisher.delivery.running(self.config.timeouts.shutdown):
             self.publisher.continue_after_last_run()
-            self.life.on_started()
+            self.lifecycle.on_started()
             self.alerts.restore()
-            self.watching = asyncio.create_task(self._watch(read or (lambda: self.config)), name="watch")
+            self.histograms.restore()
+            self.watching = asyncio.create_task(self._run_tasks(read or (lambda: self.config)), name="watch")
             try:
                 yield url
             finally:
                 has_failed = self.watching.done()
-                await _cancel(self.watching)  # each session publishes a `detached` record
+                await _cancel(self.watching)  # each session then publishes a `detached` record
                 if not has_failed:
-                    self.life.on_stopping()
-                    await self._stop_states()
+                    self.lifecycle.on_stopping()
+                    self.publisher.store_sequences()
+                    await self._stop_state_publisher()
 
-    async def _watch(self, read: Callable[[], Config]) -> None:
+    async def _run_tasks(self, read: Callable[[], Config]) -> None:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             self.guests.start(tasks)
@@ -190,20 +231,24 @@ class Agent:
             self._discovery = DiscoveryManager(self._supervisors, tasks)
             self._discovery.set_discoverers(build_discoverers(self.config))
             tasks.create_task(self._run_alert_loop(), name="alert loop")
-            tasks.create_task(self.life.run(), name="heartbeat")
+            tasks.create_task(self.lifecycle.run(), name="heartbeat")
             tasks.create_task(self.publisher.store_run_id(), name="run id")
             if self.states is not None:
                 self.states.restore(self.publisher.delivery.stored_notes)
                 tasks.create_task(self.states.run(), name="states")
             tasks.create_task(self.storage.run(), name="storage")
+            tasks.create_task(self.host_resources.run(), name="host")
+            tasks.create_task(
+                self._context.virtual_function_counters.run(lambda: self.config.intervals.poll), name="VF counters"
+            )
             tasks.create_task(self.reload.run(self, read), name="reload")
-            self._restart_alertmanager()
+            self._replace_alertmanager_task()
 
-    async def _stop_states(self) -> None:
+    async def _stop_state_publisher(self) -> None:
         if self.states is not None and not self.publisher.delivery.supervisor.failing:
             await self.states.stop(self.config.timeouts.shutdown * STATE_STOP_SHARE)
 
-    def _restart_alertmanager(self) -> None:
+    def _replace_alertmanager_task(self) -> None:
         """Replace the Alertmanager client by a client for the current config, or by none if the config has no Alertmanager."""
         if self._alertmanager is not None:
             self._alertmanager.cancel()
@@ -221,16 +266,19 @@ class Agent:
         before, self.config = self.config, config
         configure_logging(config.log.level, config.log.format)
         self._context.apply(session_settings(config))
+        self.histograms.histograms.boundaries = config.allow.latency_histograms
+        self._context.histograms = self.histograms.if_enabled
         self.storage.interval = config.intervals.storage
+        self.host_resources.interval = config.intervals.host
         self.snapshot.limits = SeriesLimits(**config.limits.model_dump())
         if before.alerts != config.alerts:
             self.alerts.set_policy(config.alerts)
         if before.guest_agent != config.guest_agent:
             self.guests.apply(config.guest_agent)
-        if before.alerts.pool != config.alerts.pool:
-            self.alerts.set_pool_policy(config.alerts.pool)
+        if before.alerts.pools != config.alerts.pools:
+            self.storage.pool_alerts.set_policy(config.alerts.pools)
         if before.alerts.alertmanager != config.alerts.alertmanager:
-            self._restart_alertmanager()
+            self._replace_alertmanager_task()
         self._discovery.set_discoverers(build_discoverers(config))
         polled = ("intervals", "allow", "alerts", "labels", "guest_agent")
         if any(getattr(before, name) != getattr(config, name) for name in polled):
@@ -243,7 +291,8 @@ class Agent:
         while True:
             await asyncio.sleep(self._limits.tick_seconds)
             await self.alerts.tick()
-            self.progress.on_tick()
+            await self.histograms.tick()
+            self.hang_detector.on_tick()
 
     @contextlib.asynccontextmanager
     async def _serving_endpoint(self) -> AsyncIterator[str]:
@@ -294,4 +343,4 @@ async def _run_until(stop: asyncio.Event, agent: Agent, read: Callable[[], Confi
         if not stopped.cancel():
             _log.info("agent: stopping")
         else:
-            agent.watching.result()  # Raises the task's error: only a bug ends this task, and then the process must end too.
+            agent.watching.result()  # raises the task's error: only a bug ends this task, so the process must end

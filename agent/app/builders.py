@@ -6,23 +6,25 @@ from pathlib import Path
 
 from agent.alerts.guest_policy import GuestAlertPolicy
 from agent.alerts.levels import Level, parse_level
+from agent.alerts.policy import AlertPolicy
 from agent.alerts.pool_levels import PoolPolicy, parse_pool_level
 from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.threshold_types import ThresholdMode, ThresholdPolicy
 from agent.collectors import PollIntervals
-from agent.common.config_types import expand_secret_path, matches_vm
+from agent.common.config_types import expand_secret_path
 from agent.common.errors import SubcommandError
-from agent.config.model import Config, GuestAlertsConfig, PoolAlertsConfig, WriteThresholdConfig
+from agent.common.vm_patterns import matches_vm
+from agent.config.model import AlertsConfig, Config, DiskAlertsConfig, PoolAlertsConfig
 from agent.delivery.pipeline import DeliverySettings
 from agent.delivery.sinks import factory
 from agent.delivery.sinks.base import Sink
-from agent.host import device_identity, device_size
+from agent.host.block_device import device_identity, device_size
 from agent.host.qemu_processes import pid_if_qemu
 from agent.http.handlers import AgentView, create_application
 from agent.http.server import HttpEndpoint
 from agent.model.record import Vm
 from agent.monitors import Discoverer
-from agent.qmp.commands import Change
+from agent.qmp.commands import QemuChange
 from agent.session.api import SessionSettings
 
 
@@ -31,16 +33,16 @@ class StartError(SubcommandError):
 
 
 VDSM_DIRECTORY = Path("/run/vdsm")
-"""A directory that exists on oVirt hosts only. Their VDSM sets write thresholds itself and handles every threshold event as its own."""
+"""A directory that exists on oVirt hosts only. oVirt's VDSM sets write thresholds itself, and handles every threshold event as its own."""
 
 
-def threshold_policy(config: WriteThresholdConfig, vm: Vm, disk: str) -> ThresholdPolicy:
-    """Return the threshold policy of a VM's disk: the first matching entry of `disks`, else the defaults.
+def threshold_policy(config: DiskAlertsConfig, vm: Vm, disk: str) -> ThresholdPolicy:
+    """Return the threshold policy of a VM's disk: the first matching entry of `overrides`, else the defaults.
 
-    On oVirt hosts `arm` becomes `observe`.
+    On oVirt hosts the mode `arm` is replaced by `observe`, because VDSM sets the thresholds itself.
     """
     mode, levels = config.mode, config.levels
-    for entry in config.disks:
+    for entry in config.overrides:
         if fnmatchcase(disk, entry.disk) and matches_vm(entry.vm, vm.name, vm.uuid):
             mode = entry.mode or mode
             levels = entry.levels if entry.levels is not None else levels
@@ -50,55 +52,65 @@ def threshold_policy(config: WriteThresholdConfig, vm: Vm, disk: str) -> Thresho
     return ThresholdPolicy(mode, tuple(map(parse_level, levels)), config.hysteresis / 100)
 
 
-def guest_alert_policy(config: GuestAlertsConfig) -> GuestAlertPolicy:
+def guest_alert_policy(config: AlertsConfig) -> GuestAlertPolicy:
     """Return the limits of the alerts about the inside of guests."""
 
     def levels(vm: Vm, mountpoint: str) -> Sequence[Level]:
-        for entry in config.filesystems:
+        for entry in filesystems.overrides:
             if fnmatchcase(mountpoint, entry.mountpoint) and matches_vm(entry.vm, vm.name, vm.uuid):
                 return tuple(map(parse_level, entry.levels))
         return defaults
 
-    defaults = tuple(map(parse_level, config.levels))
-    return GuestAlertPolicy(levels, config.hysteresis / 100, config.frozen, config.clock_offset)
+    filesystems, guests = config.guest_filesystems, config.guests
+    defaults = tuple(map(parse_level, filesystems.levels))
+    return GuestAlertPolicy(levels, filesystems.hysteresis / 100, guests.max_frozen_time, guests.max_clock_offset)
+
+
+def alert_policy(config: AlertsConfig) -> AlertPolicy:
+    """Return the operator's changes to alerts."""
+    return AlertPolicy(override.to_override() for override in config.overrides)
 
 
 def pool_policy(config: PoolAlertsConfig, usage: PoolUsage) -> PoolPolicy:
-    """Return the policy of a pool's alerts: the first matching entry of `pools`, else the defaults."""
-    levels = next((entry.levels for entry in config.pools if fnmatchcase(usage.name, entry.pool)), config.levels)
+    """Return the policy of a pool's alerts: the first matching entry of `overrides`, else the defaults."""
+    levels = next((entry.levels for entry in config.overrides if fnmatchcase(usage.name, entry.pool)), config.levels)
     return PoolPolicy(tuple(map(parse_pool_level, levels)), config.hysteresis / 100)
 
 
-def is_qemu(pid: int) -> bool:
-    """Return whether a process of this host is a QEMU."""
+def is_qemu_process(pid: int) -> bool:
+    """Return whether a process of this host runs QEMU."""
     return pid_if_qemu(pid) is not None
 
 
 def device_size_of(vm: Vm, path: str) -> int | None:
     """Return the size of a VM's block device in bytes. None if the size is unknown, or if the VM may run on another host (TCP monitor)."""
-    return None if vm.monitor.startswith("tcp:") else device_size(path)
+    return None if vm.may_be_remote else device_size(path)
 
 
 def device_identity_of(vm: Vm, path: str) -> str:
-    """Return what identifies a VM's block device; empty if it is unknown, or if the VM may run on another host."""
-    return "" if vm.monitor.startswith("tcp:") else device_identity(path)
+    """Return the identity of a VM's block device; empty if it is unknown, or if the VM may run on another host."""
+    return "" if vm.may_be_remote else device_identity(path)
 
 
 def session_settings(config: Config) -> SessionSettings:
     """Return the settings of all sessions."""
     changes = set()
-    write_threshold = config.alerts.write_threshold
-    if ThresholdMode.ARM in (write_threshold.mode, *(entry.mode for entry in write_threshold.disks)):
-        changes.add(Change.WRITE_THRESHOLD)
+    disks = config.alerts.disks
+    if ThresholdMode.ARM in (disks.mode, *(entry.mode for entry in disks.overrides)):
+        changes.add(QemuChange.WRITE_THRESHOLD)
     if config.allow.guest_stats_interval is not None:
-        changes.add(Change.GUEST_STATS_INTERVAL)
+        changes.add(QemuChange.GUEST_STATS_INTERVAL)
+    if config.allow.latency_histograms:
+        changes.add(QemuChange.LATENCY_HISTOGRAMS)
     if config.allow.migration_events:
-        changes.add(Change.MIGRATION_EVENTS)
+        changes.add(QemuChange.MIGRATION_EVENTS)
+    if config.allow.virtio_queues:
+        changes.add(QemuChange.VIRTIO_QUEUES)
     changes.update(*(entry.changes for entry in config.monitors))
     return SessionSettings(
         host=config.host,
         changes=frozenset(changes),
-        intervals=PollIntervals(**config.intervals.model_dump(exclude={"storage"})),
+        intervals=PollIntervals(**config.intervals.model_dump(exclude={"storage", "host"})),
         response_seconds=config.timeouts.response,
         greeting_seconds=config.timeouts.greeting,
         max_retry_seconds=config.timeouts.max_retry_delay,
@@ -108,7 +120,7 @@ def session_settings(config: Config) -> SessionSettings:
 
 
 def build_discoverers(config: Config) -> dict[str, Discoverer]:
-    """Return a discoverer for each entry of `monitors` in the config, by a key that changes with the entry."""
+    """Return a discoverer for each entry of `monitors` in the config. A changed entry gets another key."""
     return {repr(discoverer): discoverer for discoverer in (entry.build(config.allow) for entry in config.monitors)}
 
 
@@ -141,6 +153,5 @@ def build_endpoint(view: AgentView, config: Config) -> HttpEndpoint:
 def delivery_settings(config: Config) -> DeliverySettings:
     """Return the limits of the queues. A JSON lines sink needs no journal, because its file is as durable as a journal."""
     directory = config.journal.directory if config.sink.journaled else None
-    return DeliverySettings(
-        config.buffer_memory, directory, config.journal.alerts, config.journal.events, config.journal.samples
-    )
+    sizes = config.journal.max_size
+    return DeliverySettings(config.buffer_memory, directory, sizes.alerts, sizes.events, sizes.samples)

@@ -3,19 +3,22 @@
 import logging
 from collections.abc import Sequence
 
-from agent.app.alert_bridge import AlertBridge, is_for_good
-from agent.app.causes import EventCauses, PublishedSamples
-from agent.app.progress import Progress
+from agent.app.alert_publisher import AlertPublisher, ended_permanently
+from agent.app.causation import CausationIds, PublishedSamples, no_cause
+from agent.app.hang_detector import HangDetector
+from agent.app.io_stall_watcher import IoStallWatcher
+from agent.app.latency_histogram_controller import LatencyHistogramController
 from agent.app.publisher import RecordPublisher
 from agent.app.self_metrics import SelfMetrics
 from agent.app.state_publisher import StatePublisher
-from agent.app.storage_monitor import StorageMonitor
+from agent.app.storage_pool_poller import StoragePoolPoller
 from agent.exposition.snapshot import Snapshot
 from agent.guest.manager import GuestAgentManager
 from agent.model.event_row import Category
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.block_layers import BLOCK_LAYER
+from agent.model.metrics.block_stall import BLOCK_STALL
 from agent.model.metrics.guest import GUEST_AGENT
 from agent.model.metrics.jobs import JOB
 from agent.model.metrics.migration import MIGRATION, MIGRATION_ENDED
@@ -59,49 +62,57 @@ class SessionDispatcher:
         self,
         publisher: RecordPublisher,
         snapshot: Snapshot,
-        alerts: AlertBridge,
-        storage: StorageMonitor,
+        alerts: AlertPublisher,
+        storage: StoragePoolPoller,
         metrics: SelfMetrics,
-        progress: Progress,
+        hang_detector: HangDetector,
         guests: GuestAgentManager,
+        io_stalls: IoStallWatcher,
         states: StatePublisher | None = None,
+        histograms: LatencyHistogramController | None = None,
     ) -> None:
         self._publisher = publisher
         self._snapshot = snapshot
         self._alerts = alerts
         self._storage = storage
         self._metrics = metrics
-        self._progress = progress
+        self._hang_detector = hang_detector
         self._guests = guests
-        self._causes = EventCauses()
+        self._io_stalls = io_stalls
+        self._causes = CausationIds()
         self._states = states
+        self._histograms = histograms or LatencyHistogramController((), publisher)
 
     def on_event(self, record: Record) -> None:
         """Publish an event and update the snapshot."""
         event = record
         if record.data["category"] == Category.BLOCK and record.subject:
-            record = record._replace(subject=self._alerts.subject_of(record))
+            record = record._replace(subject=self._alerts.manager.disk_lookup.subject_of(record))
         self._causes.on_published(event, self._publisher.publish(record))
         self._snapshot.count_event(record)
 
     def on_event_read(self, event: Record) -> None:
-        """Update the alerts at once. `on_event` gets repeated events later, coalesced into one record."""
-        self._alerts.on_event(event, self._causes.id_of(event))
+        """Update the alerts with an event as soon as it is read. `on_event` receives repeated events later, as one record."""
+        self._alerts.on_event(event, self._causes.id_of_event)
+        if event.type == "qemu.event.device_deleted":
+            self._histograms.on_unplugged(event)
 
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
         """Publish a lifecycle change and update the alerts."""
-        causation_id = self._causes.of_lifecycle(change, record.vm)
+        causation_id = self._causes.cause_of_lifecycle_change(change, record.vm)
         record_id = self._publisher.publish(record._replace(causation_id=causation_id))
         if change in _DETACHING:
             self._storage.on_detached(record.vm)
+            self._io_stalls.on_detached(record.vm)
+        self._histograms.on_lifecycle(change, record)
         with self._alerts.caused_by(lambda _alert: record_id):
             self._alerts.on_lifecycle(change, record)
         if self._states is not None and change in _DETACHING:
-            self._states.on_vm_gone(record.vm, for_good=is_for_good(change, record))
+            self._states.on_vm_gone(record.vm, permanently=ended_permanently(change, record))
 
     def on_transition(self, record: Record) -> None:
         """Publish a transition."""
-        self._publisher.publish(record._replace(causation_id=self._causes.of_transition(record)))
+        self._publisher.publish(record._replace(causation_id=self._causes.cause_of_transition(record)))
         if self._states is not None and record.type == f"qemu.{MIGRATION_ENDED.name}":
             self._states.on_migration_ended(record)
 
@@ -110,15 +121,30 @@ class SessionDispatcher:
         published = store_and_publish(self._snapshot, self._publisher, vm, families, samples, time_ns)
         self._storage.on_samples(vm, families, samples)
         self._guests.on_samples(vm, families, samples)
-        with self._alerts.caused_by(published.cause_of):
+        self._alerts.cause_of = published.cause_of  # `caused_by` would take longer than the alerts of most polls
+        try:
             self._update_alerts(vm, families, samples, time_ns)
+        finally:
+            self._alerts.cause_of = no_cause
+        stalls = self._io_stalls.on_samples(vm, families, samples, time_ns)
+        if stalls is not None:
+            self._on_stalls(vm, stalls, time_ns)
+
+    def _on_stalls(self, vm: Vm, stalls: Sequence[Sample], time_ns: int) -> None:
+        """Publish the samples of stalled disks, and update their alerts."""
+        published = store_and_publish(self._snapshot, self._publisher, vm, (BLOCK_STALL,), stalls, time_ns)
+        with self._alerts.caused_by(published.cause_of):
+            self._alerts.on_samples(vm, (BLOCK_STALL,), stalls, time_ns)
 
     def _update_alerts(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         if families[0].name.startswith("block"):
+            if self._histograms.is_enabled:
+                self._histograms.on_samples(vm, families, samples)
             spaces = self._alerts.on_block_samples(vm, families, samples, time_ns)
             if not self._snapshot.has_samples(vm, BLOCK_LAYER):  # the allocated bytes of files are out of date
                 spaces = [space for space in spaces if space.values["measure"] != "allocated"]
             self._snapshot.replace_samples(vm, (BLOCK_SPACE,), spaces, time_ns)
+            self._alerts.on_samples(vm, (BLOCK_SPACE,), spaces, time_ns)
         if RUNSTATE in families:
             self._alerts.on_run_state(vm, samples, time_ns)
         if MIGRATION in families:
@@ -127,16 +153,17 @@ class SessionDispatcher:
             self._alerts.on_guest_channel(vm, samples, time_ns)
         if JOB in families:
             self._alerts.on_jobs(vm, samples, time_ns)
+        self._alerts.on_samples(vm, families, samples, time_ns)
 
     def on_samples_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
-        """Remove the last values from the snapshot. Alerts keep firing, because their causes may still exist."""
+        """Remove the families' last values from the snapshot. Alerts keep firing, because their causes may still exist."""
         self._snapshot.replace_samples(vm, families, (), time_ns)
 
     def on_status(self, status: MonitorStatus) -> None:
         """Update the snapshot and log the new state of a monitor."""
         self._snapshot.update_status(status)
         if status.vm is not None:
-            self._update_guest(status.vm, status)
+            self._update_guest_session(status.vm, status)
             if self._states is not None:
                 self._states.on_vm_changed(status.vm)
         name = f"{status.vm.name} at {status.monitor.name}" if status.vm else status.monitor.name
@@ -145,10 +172,10 @@ class SessionDispatcher:
             level = logging.WARNING
         _log.log(level, "%s: %s%s", name, status.state.value, f": {status.reason}" if status.reason else "")
 
-    def _update_guest(self, vm: Vm, status: MonitorStatus) -> None:
+    def _update_guest_session(self, vm: Vm, status: MonitorStatus) -> None:
         if status.state in (MonitorState.UP, MonitorState.STALLED):
             is_up, open_channel = status.state is MonitorState.UP, status.monitor.open_guest_channel
-            self._guests.on_responsive(vm, responsive=is_up, open_channel=open_channel)
+            self._guests.on_qemu_responsive(vm, responsive=is_up, open_channel=open_channel)
         elif not self._snapshot.is_attached(vm):
             self._guests.on_vm_gone(vm)
 
@@ -165,9 +192,9 @@ class SessionDispatcher:
         self._metrics.response_seconds.observe(seconds)
 
     def on_collector_run(self, collector: str, outcome: PollOutcome) -> None:
-        """Count a run of a collector. The run is also the sign that sessions make progress."""
-        self._progress.on_poll()
-        self._metrics.collector_runs[collector, outcome.value] += 1
+        """Count a run of a collector, and record that sessions make progress."""
+        self._hang_detector.on_poll()
+        self._metrics.collector_runs[collector, outcome] += 1
 
     def on_messages_skipped(self, vm: Vm, reason: str, messages: int) -> None:
         """Count and log messages from QEMU that the session skipped."""

@@ -1,11 +1,13 @@
 """The agent's state that the HTTP endpoint reads, in values that JSON can encode."""
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
 from agent import __version__
+from agent.alerts.catalogue import ALERT_CATALOGUE
 from agent.alerts.store import Alert
-from agent.app.alert_bridge import AlertBridge
+from agent.app.alert_publisher import AlertPublisher
 from agent.app.health import AgentHealth
 from agent.app.publisher import RecordPublisher
 from agent.app.self_metrics import SelfMetrics
@@ -13,6 +15,8 @@ from agent.app.state_publisher import StatePublisher
 from agent.delivery.pipeline import DeliveryPipeline
 from agent.exposition.snapshot import Snapshot
 from agent.model.record import Vm
+from agent.session.disk_latency_histograms import HistogramState
+from agent.session.latency_histograms import LatencyHistograms
 
 _ALERT_FIELDS = (
     "free_bytes",
@@ -27,6 +31,14 @@ _ALERT_FIELDS = (
 """Fields of an alert's data that /overview contains. The alert's record has all fields."""
 
 
+def describe_alerts() -> dict[str, dict[str, str]]:
+    """Return each alert's meaning, usual causes and remedy in Markdown, by the alert's name."""
+    return {
+        info.name: {"help": info.help, "cause": info.runbook.cause, "action": info.runbook.action}
+        for info in ALERT_CATALOGUE.values()
+    }
+
+
 class EndpointView:
     """Implements agent.http.handlers.AgentView."""
 
@@ -35,10 +47,11 @@ class EndpointView:
         host: str,
         snapshot: Snapshot,
         publisher: RecordPublisher,
-        alerts: AlertBridge,
+        alerts: AlertPublisher,
         metrics: SelfMetrics,
         health: AgentHealth,
         states: StatePublisher | None = None,
+        histograms: LatencyHistograms | None = None,
     ) -> None:
         self.snapshot = snapshot
         self.broadcaster = publisher.broadcaster
@@ -48,6 +61,11 @@ class EndpointView:
         self._metrics = metrics
         self._health = health
         self._states = states
+        self._histograms = histograms or LatencyHistograms()
+        self._capacity = {
+            "cpus": os.cpu_count(),
+            "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        }
 
     def render_self_metrics(self) -> bytes:
         """Return the agent's own series in the text format."""
@@ -66,10 +84,11 @@ class EndpointView:
         return self._health.hang_reason()
 
     def health(self) -> dict[str, Any]:
-        """Return the agent's own state: problems, sink, queues, journal, delivered and dropped records."""
+        """Return the state of the host and the agent: capacity, problems, sink, queues, journal, delivered and dropped records."""
         return {
             "host": self._host,
             "version": __version__,
+            **self._capacity,
             "unready_reasons": self.unready_reasons(),
             "warnings": self.warnings(),
             **_delivery_json(self._delivery),
@@ -80,12 +99,21 @@ class EndpointView:
         """Return the firing alerts by severity, the highest first, and then by age, the oldest first."""
         return _alerts_json(self._alerts.store)
 
+    def describe_alerts(self) -> dict[str, dict[str, str]]:
+        """Return each alert's meaning, usual causes and remedy in Markdown, by the alert's name."""
+        return describe_alerts()
+
     def levels_in_bytes(self, vm: Vm, device: str) -> list[tuple[str, int]]:
         """Return the alert levels of a disk, each as its text in the config and as a number of bytes."""
-        return [(level.text, level.bytes) for level in self._alerts.levels(vm, device)]
+        return [(level.text, level.bytes) for level in self._alerts.disk_lookup.levels(vm, device)]
+
+    def histogram_owner(self, vm: Vm, device: str) -> str:
+        """Return who has set a disk's latency histograms: `agent` or `other`; empty if that is unknown."""
+        state = self._histograms.state_of(vm, device)
+        return state.value if state in (HistogramState.OURS, HistogramState.FOREIGN) else ""
 
     def resync(self) -> int | None:
-        """Write the state topic again. Return the number of states; None if there is no such topic."""
+        """Schedule the state topic to be written again. Return the number of states; None if there is no such topic."""
         return self._states.resync() if self._states is not None else None
 
     def on_scrape(self, seconds: float) -> None:

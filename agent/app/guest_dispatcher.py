@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from agent.app.alert_bridge import AlertBridge
+from agent.app.alert_publisher import AlertPublisher
 from agent.app.dispatcher import store_and_publish
 from agent.app.publisher import RecordPublisher
 from agent.app.self_metrics import SelfMetrics
 from agent.exposition.snapshot import Snapshot
-from agent.guest.api import CommandOutcome
+from agent.guest.api import GuestCommandOutcome
 from agent.model.family import Family, Sample
 from agent.model.record import Vm
 
@@ -16,7 +16,7 @@ class GuestDispatcher:
     """Implements GuestObserver for all sessions with guest agents."""
 
     def __init__(
-        self, publisher: RecordPublisher, snapshot: Snapshot, alerts: AlertBridge, metrics: SelfMetrics
+        self, publisher: RecordPublisher, snapshot: Snapshot, alerts: AlertPublisher, metrics: SelfMetrics
     ) -> None:
         self._publisher = publisher
         self._snapshot = snapshot
@@ -30,13 +30,13 @@ class GuestDispatcher:
             self._alerts.on_guest_samples(vm, families, samples, time_ns)
 
     def on_guest_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
-        """Remove the last values from the snapshot. Alerts keep firing, because what they report may still be so."""
+        """Remove the families' last values from the snapshot. Alerts keep firing, because their causes may still exist."""
         self._snapshot.replace_samples(vm, families, (), time_ns)
 
     def on_guest_disabled(self, vm: Vm, time_ns: int) -> None:
-        """Resolve the alerts that would need further values."""
+        """Resolve the alerts about the inside of the guest, because no further values will arrive."""
         self._alerts.on_guest_disabled(vm, time_ns)
 
-    def on_guest_command(self, command: str, outcome: CommandOutcome) -> None:
+    def on_guest_command(self, command: str, outcome: GuestCommandOutcome) -> None:
         """Count a command."""
         self._metrics.guest_commands[command, outcome.value] += 1

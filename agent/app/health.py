@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from agent.alerts.alertmanager import AlertmanagerClient
 from agent.alerts.store import MAX_SUBJECT_ALERTS, AlertStore
-from agent.app.progress import Progress
+from agent.app.hang_detector import HangDetector
 from agent.config.model import Config
 from agent.config.reload import ConfigReloader
 from agent.delivery.pipeline import DeliveryPipeline
@@ -28,7 +28,7 @@ class HealthLimits:
 
     Attributes:
         tick_seconds: interval of the alert loop.
-        hang_seconds: the agent counts as hung if no VM was polled for this time, plus three poll intervals, plus one response timeout.
+        hang_seconds: the agent counts as hung if no VM was polled for this time plus three poll intervals and one response timeout.
         stuck_seconds: a VM's session counts as stuck if its poll is overdue by more than this. The cause is a bug or an overloaded host.
     """
 
@@ -46,7 +46,7 @@ class AgentHealth:
         snapshot: has the state of each monitor.
         delivery: has the state of the sink and the journal.
         reload: has the outcome of the latest config reload.
-        progress: has the times of the latest progress.
+        hang_detector: has the times of the latest progress.
         alerts: the firing alerts.
         limits: when the agent counts as hung, and a session as stuck.
         supervisors: the supervisors of all monitors; None before the agent starts them.
@@ -58,7 +58,7 @@ class AgentHealth:
     snapshot: Snapshot
     delivery: DeliveryPipeline
     reload: ConfigReloader
-    progress: Progress
+    hang_detector: HangDetector
     alerts: AlertStore
     limits: HealthLimits
     supervisors: SupervisorGroup | None = None
@@ -91,7 +91,7 @@ class AgentHealth:
             *self.delivery.warnings(),
             *(self.alertmanager.warnings() if self.alertmanager is not None else ()),
             *self._collector_warnings(),
-            *self._clash_warnings(),
+            *self._uuid_clash_warnings(),
             *self._alert_warnings(),
         ]
 
@@ -104,7 +104,7 @@ class AgentHealth:
         ]
         return _shorten(warnings, MAX_NAMED_COLLECTORS, "more collectors are off")
 
-    def _clash_warnings(self) -> list[str]:
+    def _uuid_clash_warnings(self) -> list[str]:
         """Return a warning for each UUID that several running VMs have, with their monitors."""
         warnings = [
             f"UUID clash: {alert.data['monitors']}: several VMs run with UUID {alert.vm.uuid}"
@@ -114,7 +114,7 @@ class AgentHealth:
         return _shorten(warnings, MAX_NAMED_MONITORS, "more UUID clashes")
 
     def _alert_warnings(self) -> list[str]:
-        """Return a warning for each VM with so many firing alerts that further ones do not fire."""
+        """Return a warning for each VM that has reached the maximum number of firing alerts."""
         warnings = [
             f"{vm.name}: {MAX_SUBJECT_ALERTS} alerts fire, which is the maximum: further alerts of its devices do not"
             for vm in self.alerts.vms_at_limit()
@@ -125,7 +125,7 @@ class AgentHealth:
         """Return why the agent makes no progress and should be restarted; empty if it makes progress."""
         config = self.config()
         hang_seconds = HANG_POLLS * config.intervals.poll + config.timeouts.response + self.limits.hang_seconds
-        return self.progress.hang_reason(vms_up=self.monitor_states()[MonitorState.UP], hang_seconds=hang_seconds)
+        return self.hang_detector.hang_reason(vms_up=self.monitor_states()[MonitorState.UP], hang_seconds=hang_seconds)
 
     def summary(self) -> str:
         """Return one line with the number of monitors in each state, and the reasons why the agent is not ready."""
@@ -138,6 +138,6 @@ class AgentHealth:
 
 
 def _shorten(warnings: list[str], maximum: int, ending: str) -> list[str]:
-    """Return at most `maximum` warnings. One more warning has the number of the others and an ending."""
+    """Return the first `maximum` warnings. If more exist, add a text with the number of omitted warnings and the ending."""
     excess = len(warnings) - maximum
     return [*warnings[:maximum], f"{excess} {ending}"] if excess > 0 else warnings

@@ -4,19 +4,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from agent.app.stored_sequences import StoredSequences
 from agent.delivery.drops import DropReport
 from agent.delivery.pipeline import DeliveryPipeline, DeliverySettings
 from agent.delivery.sinks.base import Sink
 from agent.http.record_stream import RecordBroadcaster
 from agent.model.family import Sample
-from agent.model.record import EncodedRecord, Record, RecordEncoder, Severity, StateNote, Vm
+from agent.model.record import EncodedRecord, PersistentNote, Record, RecordEncoder, Severity, Vm, kind_of_type
 
 RUN_ID_NOTE = "records.run_id"
 """Name of the note in the journal with the id of the last run."""
 RUN_ID_NOTE_SECONDS = 60.0
 """Deadline for storing the note with the run id. No record waits for this note."""
-STATE_NOTE_SECONDS = 2.0
-"""Maximum time that a record in the state topic waits until the journal has stored its note."""
+NOTE_SECONDS = 2.0
+"""Maximum time that a command, or a record in the state topic, waits until the journal has stored its note."""
 
 
 class RecordPublisher:
@@ -36,6 +37,7 @@ class RecordPublisher:
         self.published: Counter[str] = Counter()
         self._host = host
         self._encode = RecordEncoder(topic_of=topic_of)
+        self._sequences = StoredSequences(topic_of)
 
     @property
     def run_id(self) -> str:
@@ -43,15 +45,26 @@ class RecordPublisher:
         return self._encode.run_id
 
     def continue_after_last_run(self) -> None:
-        """Make the ids of this run sort after the ids of the last run, even if the clock was set back. Call it before the first record."""
+        """Continue the sequences of the last run. Call it before the first record.
+
+        Ids and sequences of this run sort after the ids and sequences of the last run, even if the clock was set back.
+        """
         if isinstance(run_id := self.delivery.stored_notes.get(RUN_ID_NOTE), str):
             self._encode.continue_after(run_id)
+        if self.delivery.journal is not None:
+            self._sequences.restore(self._encode.sequences, self.delivery.stored_notes)
+            self.delivery.journal.pending_notes.changed = self._sequences.changed_notes
+
+    def store_sequences(self) -> None:
+        """Store the newest sequences of samples in the journal. Call it after the last sample and before the end of delivery."""
+        if self.delivery.journal is not None:
+            self.delivery.journal.pending_notes.add(self._sequences.note_at_stop())
 
     async def store_run_id(self) -> None:
         """Store the id of this run in the journal, for the next run."""
-        await self.delivery.persist_note(StateNote(RUN_ID_NOTE, self.run_id), RUN_ID_NOTE_SECONDS)
+        await self.delivery.persist_note(PersistentNote(RUN_ID_NOTE, self.run_id), RUN_ID_NOTE_SECONDS)
 
-    def publish(self, record: Record, note: StateNote | None = None) -> str:
+    def publish(self, record: Record, note: PersistentNote | None = None) -> str:
         """Publish a record without blocking, and return its id.
 
         Args:
@@ -59,9 +72,10 @@ class RecordPublisher:
             note: a note that the journal stores in one transaction with the record; None if there is none.
         """
         encoded = self._encode(record, note)
-        self.published[record.kind] += 1
-        self.delivery.put(encoded)
-        self.broadcaster.publish(encoded)
+        kind = kind_of_type(encoded.type)
+        self.published[kind] += 1
+        self.delivery.put(encoded, kind)
+        self.broadcaster.publish(encoded, kind)
         return encoded.id
 
     def encode_state(self, record: Record) -> EncodedRecord:
@@ -75,9 +89,9 @@ class RecordPublisher:
         """Send records to the state topic without a queue. Wait without a deadline until the sink has acknowledged them."""
         await self.delivery.deliver_unqueued("state", records)
 
-    async def persist_note(self, note: StateNote) -> bool:
-        """Store a note in the journal within `STATE_NOTE_SECONDS`. Return whether it is on disk."""
-        return await self.delivery.persist_note(note, STATE_NOTE_SECONDS)
+    async def persist_note(self, note: PersistentNote) -> bool:
+        """Store a note in the journal within `NOTE_SECONDS`. Return whether it is on disk."""
+        return await self.delivery.persist_note(note, NOTE_SECONDS)
 
     def publish_samples(self, vm: Vm, samples: Sequence[Sample], time_ns: int) -> Sequence[EncodedRecord]:
         """Publish the samples of one poll without blocking. Return their encoded records in the same order.

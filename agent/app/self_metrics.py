@@ -1,18 +1,21 @@
-"""The agent's metrics about itself, `qmp_agent_*`, with prometheus_client.
+"""The agent's metrics about itself, `qmp_agent_*`.
 
 Other modules increment the counters in SelfMetrics. The `*Metrics` collectors read the state of the agent's parts at each scrape.
 """
 
 import asyncio
+from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from agent import __version__
 from agent.alerts.alertmanager import AlertmanagerClient
@@ -27,7 +30,7 @@ from agent.session.api import MonitorState
 # A `_created` series beside each counter would double the text, and Prometheus does not use it.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no type for it
 
-_RESPONSE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+_RESPONSE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 
 
 class SelfMetrics:
@@ -35,8 +38,8 @@ class SelfMetrics:
 
     Attributes:
         registry: the prometheus_client registry.
-        collector_runs: number of runs of agent/collectors/, by collector and outcome. Not the library's counter, which takes a lock.
-        response_seconds: histogram of the time that QEMU took to answer all commands of one write.
+        collector_runs: number of runs of the collectors, by collector and outcome. A dict, because the library's counter takes a lock.
+        response_seconds: histogram of the time that QEMU took to answer all commands of one batch.
         events_dropped: number of events that were dropped before they became records, by reason.
         messages_skipped: number of messages from QEMU that were skipped, by reason.
         connections_refused: number of connections that `listen` addresses refused, by address and reason.
@@ -55,12 +58,8 @@ class SelfMetrics:
         self.register(
             CollectorRunMetrics(self.collector_runs), GuestCommandMetrics(self.guest_commands), EventLoopMetrics()
         )
-        self.response_seconds = Histogram(
-            "qmp_agent_qmp_response_seconds",
-            "Time in seconds that QEMU took to answer all commands of one write.",
-            buckets=_RESPONSE_BUCKETS,
-            registry=self.registry,
-        )
+        self.response_seconds = ResponseTimes()
+        self.register(self.response_seconds)
         self.events_dropped = counter(
             "qmp_agent_events_dropped",
             "Total number of events dropped before they became records, by reason.",
@@ -93,14 +92,37 @@ class SelfMetrics:
         return generate_latest(self.registry)
 
 
+class ResponseTimes(Collector):
+    """Histogram of response times as plain numbers, because the library's histogram takes a lock for each response time."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_RESPONSE_BUCKETS) + 1)
+        self._sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Add a response time."""
+        self._counts[bisect_left(_RESPONSE_BUCKETS, seconds)] += 1
+        self._sum += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the current values."""
+        bounds = [*map(floatToGoString, _RESPONSE_BUCKETS), "+Inf"]
+        yield HistogramMetricFamily(
+            "qmp_agent_qmp_response_seconds",
+            "Time in seconds that QEMU took to answer all commands of one write.",
+            buckets=list(zip(bounds, accumulate(self._counts), strict=True)),
+            sum_value=self._sum,
+        )
+
+
 class CollectorRunMetrics(Collector):
-    """How often the collectors in agent/collectors/ ran."""
+    """Metrics of the runs of the collectors in agent/collectors/."""
 
     def __init__(self, runs: Mapping[tuple[str, str], int]) -> None:
         self._runs = runs
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the current values."""
+        """Yield the metrics with their current values."""
         runs = CounterMetricFamily(
             "qmp_agent_collector_runs", "Total number of collector runs by outcome.", labels=["collector", "outcome"]
         )
@@ -110,13 +132,13 @@ class CollectorRunMetrics(Collector):
 
 
 class GuestCommandMetrics(Collector):
-    """How many commands were sent to guest agents."""
+    """Metrics of the commands to guest agents."""
 
     def __init__(self, commands: Mapping[tuple[str, str], int]) -> None:
         self._commands = commands
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the current values."""
+        """Yield the metrics with their current values."""
         commands = CounterMetricFamily(
             "qmp_agent_guest_agent_commands",
             "Total number of commands to guest agents by outcome: ok, error, timeout, unreadable or lost.",
@@ -128,22 +150,22 @@ class GuestCommandMetrics(Collector):
 
 
 class EventLoopMetrics(Collector):
-    """The asyncio event loop."""
+    """Metrics of the asyncio event loop."""
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the current values."""
+        """Yield the metrics with their current values."""
         text = "Number of asyncio tasks; each monitor has several."
         yield GaugeMetricFamily("qmp_agent_asyncio_tasks", text, value=len(asyncio.all_tasks()))
 
 
 class RecordMetrics(Collector):
-    """How many records were published."""
+    """Metrics of the published records."""
 
     def __init__(self, published: Mapping[str, int]) -> None:
         self._published = published
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the current values."""
+        """Yield the metrics with their current values."""
         records = CounterMetricFamily(
             "qmp_agent_records", "Total number of records published by kind.", labels=["kind"]
         )
@@ -153,13 +175,13 @@ class RecordMetrics(Collector):
 
 
 class DeliveryMetrics(Collector):
-    """The sink, the queues and the journal."""
+    """Metrics of the sink, the queues and the journal."""
 
     def __init__(self, delivery: DeliveryPipeline) -> None:
         self._delivery = delivery
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the current values."""
+        """Yield the metrics with their current values."""
         delivery = self._delivery
         supervisor = delivery.supervisor
         up = supervisor.error is None
@@ -233,13 +255,13 @@ _QUEUE_GAUGES: tuple[tuple[str, str, Callable[[RecordQueue], float]], ...] = (
 
 
 class MonitorMetrics(Collector):
-    """The monitors and VMs in the snapshot."""
+    """Metrics of the monitors and VMs in the snapshot."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the current values."""
+        """Yield the metrics with their current values."""
         states = Tally(status.state for status in self._snapshot.monitors.values())
         monitors = GaugeMetricFamily("qmp_agent_monitors", "Number of monitors by state.", labels=["state"])
         for state in MonitorState:
@@ -253,13 +275,13 @@ class MonitorMetrics(Collector):
 
 
 class AlertMetrics(Collector):
-    """The firing alerts."""
+    """Metrics of the firing alerts."""
 
     def __init__(self, store: AlertStore) -> None:
         self._store = store
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the current values."""
+        """Yield the metrics with their current values."""
         labels = ["vm_uuid", "vm", "alert", "device", "pool", "level", "severity"]
         firing = GaugeMetricFamily("qemu_alert_firing", "A constant 1 for each firing alert.", labels=labels)
         # A set, because two VMs with one UUID and one name may have the same alert, and a series must not appear twice.
@@ -276,13 +298,13 @@ class AlertMetrics(Collector):
 
 
 class AlertmanagerMetrics(Collector):
-    """The members of the configured Alertmanager."""
+    """Metrics of the members of the configured Alertmanager."""
 
     def __init__(self, client: Callable[[], AlertmanagerClient | None]) -> None:
         self._client = client
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the current values."""
+        """Yield the metrics with their current values."""
         client = self._client()
         members = client.members if client is not None else ()
         labels = ["alertmanager"]
@@ -308,13 +330,13 @@ class AlertmanagerMetrics(Collector):
 
 
 class ConfigReloadMetrics(Collector):
-    """The outcome of the latest config reload."""
+    """Metrics of the latest config reload."""
 
     def __init__(self, reload: ConfigReloader) -> None:
         self._reload = reload
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the current values."""
+        """Yield the metrics with their current values."""
         yield GaugeMetricFamily(
             "qmp_agent_config_last_reload_successful",
             "Whether the last config reload succeeded: 1 or 0. The previous config stays in use after a failure.",
@@ -328,13 +350,13 @@ class ConfigReloadMetrics(Collector):
 
 
 class HttpEndpointMetrics(Collector):
-    """The HTTP endpoint."""
+    """Metrics of the HTTP endpoint."""
 
     def __init__(self, endpoint: HttpEndpoint) -> None:
         self._endpoint = endpoint
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the current values."""
+        """Yield the metrics with their current values."""
         yield CounterMetricFamily(
             "qmp_agent_http_connections_refused",
             "Total number of connections that the HTTP endpoint refused because too many were open.",

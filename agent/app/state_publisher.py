@@ -2,7 +2,7 @@
 
 Each turn writes the states that have changed: at most `MAX_CHANGES` records, and at most one record for each entity. The start of the agent
 and `resync` write all states. While Kafka does not accept records, a newer state of an entity replaces the older one. So nothing is queued
-or dropped. The journal stores the keys in the topic, so the next run deletes the keys of entities that ended while the agent was down.
+or dropped. The journal stores which keys the topic has. So the next run deletes the keys of entities that ended while the agent was down.
 """
 
 import asyncio
@@ -18,20 +18,20 @@ from prometheus_client.registry import Collector
 from agent.alerts.manager import AWAY_SECONDS
 from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.store import Alert
-from agent.app.state_table import EntityState, StateTable
+from agent.app.entity_state_table import EntityState, EntityStateTable
 from agent.app.state_values import (
     STATE_FAMILIES,
     alert_path,
     alert_state,
-    firing_state,
     host_state,
     migration_fields,
+    stored_alert_state,
     vm_path,
     vm_state,
 )
 from agent.exposition.snapshot import Snapshot, VmView
 from agent.model.family import Family
-from agent.model.record import EncodedRecord, Record, StateNote, Vm
+from agent.model.record import EncodedRecord, PersistentNote, Record, Vm
 from agent.model.state import STATE_PREFIX, StateEntity
 from agent.session.api import MonitorState
 
@@ -39,9 +39,9 @@ TURN_SECONDS = 1.0
 """Time between two turns."""
 
 MAX_CHANGES = 200
-"""Maximum number of records that one turn writes."""
+"""Maximum number of records that a turn writes."""
 
-NOTE_PREFIX = "state/"
+STATE_NOTE_PREFIX = "state/"
 """Prefix of the names of the notes that store the keys in the topic. The rest of the name is the path of the entity.
 
 The value is a JSON object. For a VM it has the monitor and the last migration, which the next run cannot query from QEMU.
@@ -60,13 +60,13 @@ class StateSink(Protocol):
     async def deliver_state(self, records: Sequence[EncodedRecord]) -> None:
         """Deliver records. Wait without a deadline until the sink has acknowledged them."""
 
-    async def persist_note(self, note: StateNote) -> bool:
+    async def persist_note(self, note: PersistentNote) -> bool:
         """Store a note in the journal. Return whether the note is on disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class StateSources:
-    """The parts of the agent from which states are built.
+    """The parts of the agent that states are built from.
 
     Attributes:
         host: name of the host.
@@ -95,7 +95,7 @@ class StatePublisher:
         """Set up the publisher.
 
         Args:
-            sources: the parts of the agent from which states are built.
+            sources: the parts of the agent that states are built from.
             sink: delivers the records, and stores the notes.
             clock: returns the time in seconds of a monotonic clock.
         """
@@ -104,11 +104,11 @@ class StatePublisher:
         self._sources = sources
         self._sink = sink
         self._clock = clock
-        self._table = StateTable()
+        self._table = EntityStateTable()
         self._changed: dict[str, None] = {}  # UUIDs of VMs to build again
         self._gone: dict[
             str, tuple[float, bool]
-        ] = {}  # by UUID: when the VM was detached, and whether it ended for good
+        ] = {}  # by UUID: when the VM was detached, and whether it ended permanently
         self._monitors: dict[str, str] = {}  # by UUID, the address of the VM's monitor
         self._migrations: dict[str, dict[str, Any]] = {}  # by UUID, the last migration
         self._stored_paths: set[str] = set()  # paths of the notes in the journal
@@ -127,12 +127,12 @@ class StatePublisher:
     # Changes. None of these methods waits.
 
     def restore(self, notes: Mapping[str, Any]) -> None:
-        """Restore from the journal's notes which keys the topic may have. The caller must have restored the firing alerts before.
+        """Restore from the journal's notes which keys the topic may have. Restore the firing alerts before this call.
 
         A VM that is not attached again within a minute is deleted from the topic. An alert that does not fire now is deleted immediately.
         """
         for name, note in notes.items():
-            path = name.removeprefix(NOTE_PREFIX)
+            path = name.removeprefix(STATE_NOTE_PREFIX)
             if path == name:
                 continue
             self._stored_paths.add(path)
@@ -145,13 +145,13 @@ class StatePublisher:
                 if isinstance(migration := fields.get("last_migration"), dict):
                     self._migrations[identity] = migration
         for alert in self._sources.alerts:
-            self._table.put(firing_state(alert))
+            self._table.put(stored_alert_state(alert))
         for path in self._stored_paths:
             if path.startswith(alert_path("")) and self._table.get(path) is None:
                 self._table.remove(path)
 
     def on_vm_changed(self, vm: Vm) -> None:
-        """Build a VM's state again at the next turn."""
+        """Mark a VM, so that the next turn builds its state again."""
         if vm.uuid:
             self._changed[vm.uuid] = None
 
@@ -160,18 +160,17 @@ class StatePublisher:
         if not STATE_FAMILIES.isdisjoint(families):
             self.on_vm_changed(vm)
 
-    def on_vm_gone(self, vm: Vm, *, for_good: bool) -> None:
-        """Handle a detached VM. `for_good` is whether its guest shut down or migrated away."""
+    def on_vm_gone(self, vm: Vm, *, permanently: bool) -> None:
+        """Handle a detached VM. `permanently` is whether its guest shut down or migrated away."""
         if vm.uuid:
-            self._gone[vm.uuid] = (self._clock(), for_good)
+            self._gone[vm.uuid] = (self._clock(), permanently)
             self._changed[vm.uuid] = None
 
     def on_migration_ended(self, record: Record) -> None:
         """Handle the record that reports the end of a migration."""
         self._migrations[record.vm.uuid] = migration_fields(record)
-        self._stored_paths.discard(
-            vm_path(record.vm.uuid)
-        )  # the note contains the migration, so it must be stored again
+        # The note contains the migration, so it must be stored again.
+        self._stored_paths.discard(vm_path(record.vm.uuid))
         self.on_vm_changed(record.vm)
 
     def on_alert(self, record: Record) -> None:
@@ -182,7 +181,7 @@ class StatePublisher:
             self._table.remove(alert_path(record.data["fingerprint"]))
 
     def resync(self) -> int:
-        """Write all states again. Return the number of entities."""
+        """Schedule all states to be written again. Return the number of entities."""
         self._changed |= dict.fromkeys(vm.uuid for vm, _ in self._sources.snapshot.views())
         return self._table.write_all_again()
 
@@ -191,16 +190,16 @@ class StatePublisher:
     async def run(self) -> None:
         """Write the changed states at each turn, until cancelled."""
         while True:
-            await self.turn()
+            await self.run_turn()
             await asyncio.sleep(self.turn_seconds)
 
-    async def turn(self) -> None:
-        """Build the states that may have changed, and write the oldest changes. Wait until the sink has acknowledged them."""
+    async def run_turn(self) -> None:
+        """Build the states that may have changed, write the oldest changes, and wait until the sink has acknowledged them."""
         self._build_changed_states()
         await self._write_changes()
 
     async def stop(self, seconds: float) -> None:
-        """Write the host's state `stopped`, within `seconds`. Call this after `run` has ended.
+        """Write the host's state `stopped`, for at most `seconds`. Call this after `run` has ended.
 
         The states of VMs stay unchanged, because the VMs still run.
         """
@@ -243,10 +242,10 @@ class StatePublisher:
             uuid: the UUID of the VM.
             live_monitors: addresses of the monitors whose VM is alive although the agent is not attached.
         """
-        gone_at, for_good = self._gone[uuid]
-        is_alive = self._monitors.get(uuid) in live_monitors and not for_good
+        gone_at, permanently = self._gone[uuid]
+        is_alive = self._monitors.get(uuid) in live_monitors and not permanently
         state = self._table.get(vm_path(uuid))
-        if for_good or (self._clock() - gone_at >= AWAY_SECONDS and not is_alive):
+        if permanently or (self._clock() - gone_at >= AWAY_SECONDS and not is_alive):
             del self._gone[uuid]
             self._monitors.pop(uuid, None)
             self._migrations.pop(uuid, None)
@@ -292,7 +291,7 @@ class StatePublisher:
 
     async def _store_notes(self, values: Mapping[str, Mapping[str, Any] | None]) -> None:
         """Store the notes of entities in one transaction. The keys are paths; a value of None deletes the note."""
-        notes = [StateNote(NOTE_PREFIX + path, value) for path, value in values.items()]
+        notes = [PersistentNote(STATE_NOTE_PREFIX + path, value) for path, value in values.items()]
         done = await asyncio.gather(*map(self._sink.persist_note, notes))
         for (path, value), is_stored in zip(values.items(), done, strict=True):
             if value is None:
@@ -314,15 +313,17 @@ class StateMetrics(Collector):
         """Yield the metrics with their current values."""
         states = self._states
         yield GaugeMetricFamily(
-            "qmp_agent_state_entities", "Number of VMs, alerts and hosts in the state topic.", value=states.entities
+            "qmp_agent_state_topic_entities",
+            "Number of VMs, alerts and hosts in the state topic.",
+            value=states.entities,
         )
         yield GaugeMetricFamily(
-            "qmp_agent_state_pending_entities",
-            "Number of these whose latest change is not in the topic yet.",
+            "qmp_agent_state_topic_pending_entities",
+            "Number of VMs, alerts and hosts whose latest change is not in the state topic yet.",
             value=states.pending,
         )
         yield CounterMetricFamily(
-            "qmp_agent_state_records",
+            "qmp_agent_state_topic_records",
             "Total number of records written to the state topic.",
             value=states.records_written,
         )

@@ -5,29 +5,29 @@ from typing import Any
 
 from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.store import Alert
-from agent.app.state_table import EntityState
+from agent.app.entity_state_table import EntityState
 from agent.exposition.snapshot import VmView
 from agent.model.family import Family, Values
-from agent.model.metrics.about import ABOUT
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.metrics.guest import GUEST_AGENT, GUEST_AGENT_SESSION
+from agent.model.metrics.identity import IDENTITY
 from agent.model.metrics.pool import BLOCK_STORAGE
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, Vm, sanitize
 from agent.model.state import ALERT_STATE, HOST_STATE, VM_STATE, StateEntity
 
-STATE_FAMILIES = frozenset({ABOUT, BLOCK_LAYER, BLOCK_STORAGE, GUEST_AGENT, GUEST_AGENT_SESSION, RUNSTATE})
+STATE_FAMILIES = frozenset({IDENTITY, BLOCK_LAYER, BLOCK_STORAGE, GUEST_AGENT, GUEST_AGENT_SESSION, RUNSTATE})
 """Families whose samples can change the state of a VM. The usage of disks is not part of the state, because it changes at each poll."""
 
-MAX_DISKS = 256
+MAX_STATE_DISKS = 256
 """Maximum number of disks in the state of a VM, because a record has a maximum size."""
 
-MAX_POOLS = 256
+MAX_STATE_POOLS = 256
 """Maximum number of pools in the state of the host."""
 
 _COPIED_FIELDS: tuple[tuple[Family, Mapping[str, str]], ...] = (
-    (ABOUT, {"pid": "pid", "machine": "machine", "accelerator": "accelerator", "labels": "labels"}),
+    (IDENTITY, {"pid": "pid", "machine": "machine", "accelerator": "accelerator", "labels": "labels"}),
     (
         RUNSTATE,
         {"run_state": "status", "running": "running", "run_state_since_timestamp_seconds": "since_timestamp_seconds"},
@@ -66,7 +66,7 @@ def vm_state(vm: Vm, view: VmView, last_migration: Mapping[str, Any] | None) -> 
         values = _samples_by_labels(view, family).get((), {})
         data |= {name: values[field] for name, field in names.items() if field in values}
     if disks := _disk_states(view):
-        data["disks"] = disks[:MAX_DISKS]
+        data["disks"] = disks[:MAX_STATE_DISKS]
     if last_migration:
         data["last_migration"] = dict(last_migration)
     return EntityState(StateEntity(vm.host, vm.uuid, vm.name, path=vm_path(vm.uuid)), f"qemu.{VM_STATE.name}", data)
@@ -79,7 +79,7 @@ def alert_state(record: Record) -> EntityState:
     return EntityState(entity, f"qemu.{ALERT_STATE.name}", dict(record.data), record.subject, record.severity)
 
 
-def firing_state(alert: Alert) -> EntityState:
+def stored_alert_state(alert: Alert) -> EntityState:
     """Return the state of a stored alert that fires."""
     return alert_state(alert.to_record("firing", alert.since_ns, {}))
 
@@ -103,7 +103,7 @@ def host_state(host: str, run_fields: Mapping[str, Any], pools: Iterable[PoolUsa
         for usage in pools
     ]
     described.sort(key=lambda pool: (str(pool["pool"]), str(pool["kind"])))
-    data = {"state": state, **run_fields, "pools": described[:MAX_POOLS]}
+    data = {"state": state, **run_fields, "pools": described[:MAX_STATE_POOLS]}
     return EntityState(StateEntity(host, "", ""), f"qemu.{HOST_STATE.name}", data)
 
 
@@ -130,9 +130,8 @@ def _disk_states(view: VmView) -> list[dict[str, Any]]:
         path = storage.get("path", image.get("path"))
         disk |= {"path": path} if path is not None else {}
         disk |= {"limited_by": space["limited_by"]} if "limited_by" in space else {}
-        if (
-            space.get("limited_by") != "pool" and "limit_bytes" in space
-        ):  # the limit of a pool changes with each write to it
+        # Each write to a pool changes its limit.
+        if space.get("limited_by") != "pool" and "limit_bytes" in space:
             disk["limit_bytes"] = space["limit_bytes"]
         disk |= {name: place[field] for name, field in (("pool", "pool"), ("pool_kind", "kind")) if field in place}
         disks.append(disk)

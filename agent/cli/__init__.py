@@ -1,1 +1,5 @@
-"""The command `qmp-agent` and its subcommands."""
+"""The command `qmp-agent` and its subcommands.
+
+Start at `main`, which lists the subcommands; `commands` has a module for each. The package may import every package except
+agent.consumer. No other package imports agent.cli.
+"""

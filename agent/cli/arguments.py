@@ -9,11 +9,11 @@ from agent.common.units import parse_bytes, parse_seconds
 from agent.model.record import Severity
 
 if TYPE_CHECKING:
-    from agent.alerts.alertmanager import AlertmanagerConfig
+    from agent.alerts.alertmanager_config import AlertmanagerConfig
 
 
 def add_no_options(_: argparse.ArgumentParser) -> None:
-    """Add nothing: for a subcommand without options."""
+    """Add no option, for a subcommand without options."""
 
 
 def add_config_option(command: argparse.ArgumentParser) -> None:
@@ -52,7 +52,32 @@ def add_top_options(command: argparse.ArgumentParser) -> None:
         "--interval", type=parse_duration, default=2.0, metavar="TIME", help="refresh interval, such as 5s"
     )
     command.add_argument("--vm", default="", help="start with the details of this VM, by name or UUID")
-    command.add_argument("--once", action="store_true", help="print the table, or with --vm the details, and exit")
+    command.add_argument(
+        "--view",
+        choices=("vms", "storage", "alerts", "monitors", "host"),
+        default="vms",
+        help="the list to show; default: vms",
+    )
+    command.add_argument(
+        "--filter", default="", metavar="TEXT", help="show the VMs that match, such as 'web state:paused alert:any'"
+    )
+    command.add_argument(
+        "--sort",
+        default="cpu",
+        metavar="COLUMN",
+        help="sort by this column, such as write; --sort=-write reverses the order",
+    )
+    command.add_argument("--once", action="store_true", help="print the list, or with --vm the details, and exit")
+    command.add_argument("--json", action="store_true", help="with --once: print JSON")
+
+
+def add_explain_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of `explain`."""
+    _add_endpoint_options(command)
+    command.add_argument("vm", help="name or UUID of the VM")
+    command.add_argument(
+        "--json", action="store_true", help="print JSON; docs/reference/explain.md describes its fields"
+    )
 
 
 def add_resync_options(command: argparse.ArgumentParser) -> None:
@@ -110,7 +135,7 @@ def add_doctor_options(command: argparse.ArgumentParser) -> None:
         "--user", help="user whose permissions to check; default: the running agent's user, else qmp-agent"
     )
     command.add_argument(
-        "--json", action="store_true", help="print one JSON array; docs/monitors.md describes its fields"
+        "--json", action="store_true", help="print one JSON array; docs/reference/doctor.md describes its fields"
     )
 
 
@@ -198,7 +223,7 @@ def parse_alertmanager_url(text: str) -> "AlertmanagerConfig":
     Raises:
         argparse.ArgumentTypeError: the text is no URL.
     """
-    from agent.alerts.alertmanager import AlertmanagerConfig  # noqa: PLC0415 - pydantic takes longer to import than `version` runs
+    from agent.alerts.alertmanager_config import AlertmanagerConfig  # noqa: PLC0415 - pydantic takes longer to import than `version` runs
 
     try:
         return AlertmanagerConfig(urls=[text])

@@ -1,4 +1,4 @@
-"""`qmp-agent check`: tries to reach every monitor, broker, Alertmanager and file of a config. It watches no VM and delivers no record."""
+"""`qmp-agent check`: tries to reach every monitor, broker, Alertmanager and file in a config. It watches no VM and delivers no record."""
 
 import asyncio
 import contextlib
@@ -44,15 +44,15 @@ class Finding:
     text: str
 
 
-def _passed(text: str) -> Finding:
+def _make_passed(text: str) -> Finding:
     return Finding(ok=True, text=text)
 
 
-def _failed(text: str) -> Finding:
+def _make_failed(text: str) -> Finding:
     return Finding(ok=False, text=text)
 
 
-async def check(config: Config) -> AsyncIterator[Finding]:
+async def check_config(config: Config) -> AsyncIterator[Finding]:
     """Run all checks of a config, and yield each finding as soon as it is known."""
     context = SessionContext(session_settings(config))
     for discoverer in build_discoverers(config).values():
@@ -64,7 +64,7 @@ async def check(config: Config) -> AsyncIterator[Finding]:
                 yield await checked
     for build, commands in context.build_commands.items():
         if limitations := list(_limitations_without(commands, context.collectors.by_name.values())):
-            yield _passed(f"QEMU {build.version}: {'; '.join(limitations)}")
+            yield _make_passed(f"QEMU {build.version}: {'; '.join(limitations)}")
     for finding in _check_journal(config):
         yield finding
     yield await _check_endpoint(config)
@@ -92,7 +92,7 @@ class _DiscoveryRecorder:
             self.status.set_result(Finding(ok=error is None and not note, text=f"{sanitize(source.name)}: {text}"))
 
     def on_connection_refused(self, address: str, reason: str) -> None:
-        """Do nothing. Only a `listen` discoverer refuses connections, and `check` does not run it."""
+        """Do nothing, because only a `listen` discoverer refuses connections, and `check` does not run one."""
 
 
 @contextlib.asynccontextmanager
@@ -112,7 +112,7 @@ async def _run_discoverer(discoverer: Discoverer) -> AsyncIterator[tuple[list[Mo
             status = await recorder.status
         yield list(recorder.monitors.values()), [status]
     except TimeoutError:
-        yield [], [_failed(f"{discoverer}: no connection within {DISCOVERY_SECONDS:g} s")]
+        yield [], [_make_failed(f"{discoverer}: no connection within {DISCOVERY_SECONDS:g} s")]
     finally:
         running.cancel()
         await asyncio.wait({running})
@@ -124,19 +124,19 @@ def _check_journal(config: Config) -> Iterator[Finding]:
     directory = config.journal.directory
     existing = directory if directory.exists() else next(parent for parent in directory.parents if parent.exists())
     if not os.access(existing, os.W_OK | os.X_OK) or not existing.is_dir():
-        yield _failed(f"journal: {directory} cannot be created or written: this user cannot write {existing}")
+        yield _make_failed(f"journal: {directory} cannot be created or written: this user cannot write {existing}")
         return
-    yield _passed(f"journal: {directory}")
+    yield _make_passed(f"journal: {directory}")
     for path in quarantined_files(directory):
         text = f"journal: {path} is damaged and quarantined; see `qmp-agent journal`, and remove the file when you no longer need it"
-        yield _failed(text)
+        yield _make_failed(text)
 
 
 def _explain_no_monitors(pattern: str) -> Finding:
     directory = Path(pattern).parent
     if not any(c in str(directory) for c in "*?[") and not directory.is_dir():
-        return _failed(f"{pattern}: the directory {directory} does not exist")
-    return _passed(f"{pattern}: no socket exists now; the agent watches for new ones")
+        return _make_failed(f"{pattern}: the directory {directory} does not exist")
+    return _make_passed(f"{pattern}: no socket exists now; the agent watches for new ones")
 
 
 def _check_listen_address(discoverer: ListenDiscoverer) -> Finding:
@@ -145,11 +145,11 @@ def _check_listen_address(discoverer: ListenDiscoverer) -> Finding:
         discoverer.bind().close()
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return _passed(f"{address}: address in use (probably by the running agent)")
-        return _failed(f"{address}: cannot listen: {error.strerror or error}")
+            return _make_passed(f"{address}: address in use (probably by the running agent)")
+        return _make_failed(f"{address}: cannot listen: {error.strerror or error}")
     if not address.startswith("tcp:"):
         Path(address).unlink(missing_ok=True)
-    return _passed(f"{address}: the agent can listen")
+    return _make_passed(f"{address}: the agent can listen")
 
 
 async def _check_monitor(monitor: Monitor, context: SessionContext, slots: asyncio.Semaphore) -> Finding:
@@ -158,27 +158,27 @@ async def _check_monitor(monitor: Monitor, context: SessionContext, slots: async
         try:
             client = await monitor.open(context.allow, lambda _: None, deadline=context.settings.greeting_seconds)
         except (BusyError, DeniedError) as error:
-            return _failed(f"{name}: {error}; run `sudo qmp-agent doctor` for details")
+            return _make_failed(f"{name}: {error}; run `sudo qmp-agent doctor` for details")
         except QmpError as error:
-            return _failed(f"{name}: {error}")
+            return _make_failed(f"{name}: {error}")
         try:
             replies = await client.execute(
                 (*identity.IDENTITY_COMMANDS, identity.QUERY_COMMANDS), deadline=context.settings.response_seconds
             )
         except QmpError as error:
-            return _failed(f"{name}: {error}")
+            return _make_failed(f"{name}: {error}")
         finally:
             client.close()
         vm = identity.identify(context.settings.host, monitor.name, replies[:-1])
         assert client.greeting is not None
-        build = identity.build_of(client.greeting)
+        build = identity.qemu_build_of(client.greeting)
         if build.version and (commands := identity.parse_command_names(replies[-1])):
             context.build_commands[build] = commands
-        return _passed(f"{name}: {vm.name} ({vm.uuid}), QEMU {build.version or 'of an unknown version'}")
+        return _make_passed(f"{name}: {vm.name} ({vm.uuid}), QEMU {build.version or 'of an unknown version'}")
 
 
 def _limitations_without(available: frozenset[str], collectors: Iterable[Collector]) -> Iterator[str]:
-    """Yield a text for each collector that is off or limited because QEMU's available commands lack one that it needs."""
+    """Yield a text for each collector that is off or limited because QEMU lacks a command that the collector needs."""
     features = replace(ALL_FEATURES, commands=available)
     for collector in collectors:
         needed = {command.name for command in collector.commands(ALL_FEATURES)}
@@ -195,17 +195,17 @@ async def _check_endpoint(config: Config) -> Finding:
             LoadedWebConfig.read, expand_secret_path(path) if path is not None else None
         )
     except EndpointError as error:
-        return _failed(f"endpoint: {error}")
+        return _make_failed(f"endpoint: {error}")
     except OSError as error:
-        return _failed(f"endpoint: {error.strerror or error}")
+        return _make_failed(f"endpoint: {error.strerror or error}")
     if web_config.config.authenticates:
-        return _passed(f"endpoint: {address} requires authentication ({path})")
+        return _make_passed(f"endpoint: {address} requires authentication ({path})")
     if is_loopback(address):
-        return _passed(f"endpoint: {address} is readable by every user of this host")
+        return _make_passed(f"endpoint: {address} is readable by every user of this host")
     text = (
         f"endpoint: {address} is readable by every client that reaches it; web.config_file can require authentication"
     )
-    return _passed(text)
+    return _make_passed(text)
 
 
 async def _check_alertmanagers(config: Config) -> list[Finding]:
@@ -223,10 +223,10 @@ async def _check_alertmanagers(config: Config) -> list[Finding]:
 async def _check_sink(config: Config) -> Finding:
     sink = build_sink(config)
     if config.sink is config.jsonl and config.jsonl.path is None:
-        return _passed("sink: standard output, because neither kafka nor jsonl.path is set")
+        return _make_passed("sink: standard output, because neither kafka nor jsonl.path is set")
     try:
         await sink.open()
     except SinkError as error:
-        return _failed(f"sink: {sink.name}: {error}")
+        return _make_failed(f"sink: {sink.name}: {error}")
     await sink.close()
-    return _passed(f"sink: {sink.name}")
+    return _make_passed(f"sink: {sink.name}")

@@ -1,4 +1,4 @@
-"""`qmp-agent journal`: shows, exports and replays the records in the journal. An agent may run meanwhile, except for a replay."""
+"""`qmp-agent journal`: shows, exports and replays the records in the journal. Only a replay requires that no agent runs."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from agent.delivery.journal.writer import FILE, UNREPORTED_DROPS
 from agent.delivery.pipeline import QUEUE_NAMES
 from agent.model.record import EncodedRecord
 
-REPLAY_QUEUE = "events"  # the queue that all replayed records are added to
+REPLAY_QUEUE = "events"  # the queue that receives all replayed records
 
 
 class JournalToolError(SubcommandError):
@@ -31,7 +31,7 @@ def quarantined_files(directory: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _open_readonly(path: Path) -> Iterator[JournalDatabase]:
-    """Open a journal file for reading while the `with` block runs. An agent may write to the file meanwhile.
+    """Open a journal file for reading while the `with` block runs. An agent may write to the file at the same time.
 
     Raises:
         JournalToolError: the file does not exist or cannot be read.
@@ -52,7 +52,7 @@ def _open_readonly(path: Path) -> Iterator[JournalDatabase]:
         opened.close()
 
 
-def show(directory: Path) -> Iterator[str]:
+def describe_journal(directory: Path) -> Iterator[str]:
     """Yield lines that describe the waiting records, the dead letters, the unreported drops and the quarantined files.
 
     Raises:
@@ -81,7 +81,7 @@ def show(directory: Path) -> Iterator[str]:
         yield f"{quarantined}: damaged and quarantined; `{command}` prints its readable records"
 
 
-def export(directory: Path, *, file: str | None, dead_letters: bool) -> Iterator[bytes]:
+def export_records(directory: Path, *, file: str | None, dead_letters: bool) -> Iterator[bytes]:
     """Yield records as JSON lines.
 
     Args:
@@ -128,8 +128,8 @@ def _salvage_records(directory: Path, file: str) -> Iterator[EncodedRecord]:
         raise JournalToolError(f"{path}: {error}") from error
 
 
-def replay(directory: Path, *, file: str | None) -> int:
-    """Enqueue records for delivery at the agent's next start. They keep their ids, on which consumers deduplicate.
+def replay_records(directory: Path, *, file: str | None) -> int:
+    """Enqueue records for delivery at the agent's next start. They keep their ids, so that consumers can deduplicate them.
 
     Args:
         directory: the journal's directory.

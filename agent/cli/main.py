@@ -4,29 +4,27 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from agent import __version__
-from agent.cli import arguments
+import agent
+from agent.cli import arguments, subcommands
 
 INTERRUPTED = 128 + 2
-"""Exit status after Ctrl-C, as shells report it: 128 and the number of SIGINT."""
+"""Exit status after Ctrl-C: 128 plus the number of SIGINT, like in shells."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the subcommand that the arguments name.
+    """Run the subcommand in the arguments.
 
     Args:
-        argv: the arguments after the program's name; None for those of the process.
+        argv: the arguments after the program's name; None for the arguments of this process.
 
     Returns:
         The exit status: 0 after success, 1 after a failure, 2 for a wrong command line or config, 130 after Ctrl-C.
     """
     parsed = _build_parser().parse_args(argv)
     if parsed.subcommand == "version":
-        print(f"qmp-agent {__version__}")
+        print(_version())
         return 0
     try:
-        from agent.cli import subcommands  # noqa: PLC0415 - imports the agent, which --help and `version` need not wait for
-
         return subcommands.execute(parsed)
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -40,7 +38,8 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = 
     ),
     "tail": (arguments.add_tail_options, "follow the records of the running agent"),
     "top": (arguments.add_top_options, "show the VMs of the running agent in the terminal"),
-    "resync": (arguments.add_resync_options, "have the running agent write the whole state topic again"),
+    "explain": (arguments.add_explain_options, "explain why a VM is slow or stands still"),
+    "resync": (arguments.add_resync_options, "make the running agent write the whole state topic again"),
     "journal": (arguments.add_journal_options, "show, export or replay the records in the journal"),
     "record": (
         arguments.add_record_options,
@@ -59,7 +58,19 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = 
     "demo": (arguments.add_demo_options, "boot two small guests, watch them and provoke events"),
     "version": (arguments.add_no_options, "print the version"),
 }
-"""By name, the function that adds the options of a subcommand, and its help."""
+"""For each subcommand, by name: the function that adds its options, and its help."""
+
+
+def _version() -> str:
+    return f"qmp-agent {agent.__version__}"
+
+
+class _PrintVersion(argparse.Action):
+    """Prints the version. argparse's own action needs the version before the command line is parsed."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(_version())
+        parser.exit()
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -67,7 +78,7 @@ def _build_parser() -> argparse.ArgumentParser:
         prog="qmp-agent",
         description="Monitors the QEMU virtual machines of this host.",
     )
-    parser.add_argument("--version", action="version", version=f"qmp-agent {__version__}")
+    parser.add_argument("--version", action=_PrintVersion, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (add_options, text) in SUBCOMMANDS.items():
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")

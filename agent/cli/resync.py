@@ -1,19 +1,9 @@
-"""`qmp-agent resync`: has the running agent write the whole state topic again."""
+"""`qmp-agent resync`: makes the running agent write the whole state topic again."""
 
-import aiohttp
-
-from agent.cli.http_client import EndpointCredentials
-from agent.common.errors import SubcommandError
-
-REQUEST_SECONDS = 10.0
-"""Timeout of the request."""
+from agent.cli.http_client import AgentRequestError, EndpointCredentials, request_json
 
 
-class ResyncError(SubcommandError):
-    """The agent cannot be reached, or refuses the request."""
-
-
-async def resync(url: str, credentials: EndpointCredentials) -> int:
+async def request_resync(url: str, credentials: EndpointCredentials) -> int:
     """Request the resync and return the number of states that the agent writes again.
 
     Args:
@@ -21,17 +11,11 @@ async def resync(url: str, credentials: EndpointCredentials) -> int:
         credentials: credentials for the endpoint.
 
     Raises:
-        ResyncError: no agent answers, or it refuses the request.
+        AgentRequestError: no agent answers, or it refuses the request.
         EndpointCredentialsError: a file with credentials cannot be read.
     """
-    timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+    answer = await request_json(credentials, "POST", url, "/resync", body={}, expected=202)
     try:
-        async with (
-            credentials.open_session(timeout=timeout) as session,
-            session.post(f"{url}/resync", json={}) as response,
-        ):
-            if response.status != 202:
-                raise ResyncError(f"{url}: HTTP {response.status}: {(await response.text()).strip()}")
-            return int((await response.json())["entities"])
-    except (aiohttp.ClientError, TimeoutError, KeyError, ValueError) as error:
-        raise ResyncError(f"no agent answers at {url}: {error}; is it running with this web.listen_address?") from error
+        return int(answer["entities"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise AgentRequestError(f"{url}: the answer to the resync cannot be read: {error}") from error

@@ -1,7 +1,7 @@
 """`qmp-agent register-schemas`: registers the schemas of records in a schema registry with Confluent's API.
 
-Each schema is a subject of its own, named `NAME.VERSION` as in the attribute `dataschema`. A new subject gets the compatibility FORWARD:
-consumers that know an earlier schema can read data of a later one, which the agent promises for each version.
+Each version of a schema has a subject of its own: `urn:qmp-agent:qemu.sample.block:1` becomes `qemu.sample.block.1`. A new subject gets the
+compatibility FORWARD: a later release may add fields to the same version, and older consumers can still read the data.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -23,17 +23,17 @@ REQUEST_SECONDS = 30.0
 MAX_RESPONSE_BYTES = 1 << 20
 """Maximum size of a response."""
 DIALECT: Final = "http://json-schema.org/draft-07/schema#"
-"""The newest dialect whose compatibility all registries can check. The schemas use no keyword of a later one."""
+"""The newest dialect whose compatibility all registries can check. The schemas use no keyword of a later dialect."""
 COMPATIBILITY: Final = "FORWARD"
 
 
 class SchemaRegistryError(SubcommandError):
-    """The registry does not respond, or not as a registry."""
+    """The registry does not respond, or its response is not valid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """The outcome of one schema.
+    """The outcome of the registration of one schema.
 
     Attributes:
         subject: the subject in the registry.
@@ -59,10 +59,10 @@ async def register_schemas(
     Args:
         url: the URL of the registry's API, such as http://registry:8081.
         credentials: the credentials for it.
-        schemas: the schemas by name; None for those of this version of the agent.
+        schemas: the schemas by name; None for the schemas of this agent version.
 
     Raises:
-        SchemaRegistryError: the registry does not respond, or not as a registry.
+        SchemaRegistryError: the registry does not respond, or its response is not valid.
         EndpointCredentialsError: a file with credentials cannot be read.
     """
     timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
@@ -91,7 +91,7 @@ class _Registry:
         return Registration(subject, schema_id)
 
     async def _request(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, Any]]:
-        """Send a request, and return the status and the object in the response; 404, 409 and 422 are no errors."""
+        """Send a request, and return the status and the object in the response. The statuses 404, 409 and 422 are not errors."""
         options: dict[str, Any] = {} if body is None else {"data": orjson.dumps(body)}
         headers = {"Content-Type": "application/vnd.schemaregistry.v1+json"}
         try:

@@ -3,15 +3,20 @@
 import asyncio
 import shutil
 import sys
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
-import aiohttp
 import orjson
 
-from agent.cli.format import format_record
-from agent.cli.http_client import EndpointCredentials
-from agent.common.backoff import back_off
+from agent.cli.http_client import REQUEST_ERRORS, EndpointCredentials, open_response
+from agent.cli.record_text import format_record
+from agent.common.backoff import retry_delay
 from agent.common.errors import SubcommandError
+
+RESPONSE_SECONDS = 5.0
+"""Timeout of the connection, and of the start of the response."""
+SILENT_SECONDS = 60.0
+"""Time without a line after which the connection counts as lost. The agent sends lines more often, even without records."""
 
 
 class TailError(SubcommandError):
@@ -39,7 +44,7 @@ class TailOptions:
     credentials: EndpointCredentials = field(default_factory=EndpointCredentials)
 
 
-async def tail(options: TailOptions) -> None:
+async def tail_records(options: TailOptions) -> None:
     """Print records until cancelled. Reconnects if the connection to the agent is lost.
 
     Raises:
@@ -48,29 +53,51 @@ async def tail(options: TailOptions) -> None:
     """
     kind = f"qemu.{options.type.removeprefix('qemu.')}" if options.type else ""
     query = {"vm": options.vm, "type": kind, "severity": options.severity}
-    timeout = aiohttp.ClientTimeout(total=None, connect=5.0, sock_read=60.0)
     attempt = 0
-    async with options.credentials.open_session(timeout=timeout, read_bufsize=1 << 22) as session:
-        while True:
-            try:
-                async with session.get(f"{options.url}/records", params=query) as response:
-                    if response.status != 200:
-                        raise TailError(f"{options.url}: HTTP {response.status}: {(await response.text()).strip()}")
-                    attempt = 1
-                    async for raw in response.content:
-                        _print_record(raw, options)
-            except (aiohttp.ClientError, TimeoutError) as error:
-                if attempt == 0:
-                    raise TailError(
-                        f"no agent answers at {options.url}: {error}; is it running with this web.listen_address?"
-                    ) from error
-            print("connection to the agent lost; reconnecting", file=sys.stderr)
-            attempt += 1
-            await asyncio.sleep(back_off(attempt, 0.25, 5.0))
+    while True:
+        try:
+            async for line in _stream_lines(options, query):
+                attempt = 1
+                _print_record(line, options)
+        except _ConnectionLostError as error:
+            if attempt == 0:
+                raise TailError(
+                    f"no agent answers at {options.url}: {error}; is it running with this web.listen_address?"
+                ) from error
+        print("connection to the agent lost; reconnecting", file=sys.stderr)
+        attempt += 1
+        await asyncio.sleep(retry_delay(attempt, 0.25, 5.0))
+
+
+class _ConnectionLostError(Exception):
+    """No agent answers, or its response has ended early."""
+
+
+async def _stream_lines(options: TailOptions, query: Mapping[str, str]) -> AsyncIterator[bytes]:
+    """Yield an empty line when the agent's stream begins, and then the stream's lines until its end.
+
+    Raises:
+        TailError: the agent rejects the request.
+        EndpointCredentialsError: a file with credentials cannot be read.
+    """
+    request = open_response(options.credentials, "GET", options.url, "/records", params=query, seconds=RESPONSE_SECONDS)
+    try:
+        async with request as response:
+            if response.status != 200:
+                async with asyncio.timeout(RESPONSE_SECONDS):
+                    text = await response.text()
+                raise TailError(f"{options.url}: HTTP {response.status}: {text.strip()}")
+            line = b"\n"
+            while line:
+                yield line
+                async with asyncio.timeout(SILENT_SECONDS):  # `wait_for` ignores a Ctrl-C that arrives with a line
+                    line = await response.body.readline()
+    except REQUEST_ERRORS as error:
+        raise _ConnectionLostError(str(error) or "timeout") from error
 
 
 def _print_record(raw: bytes, options: TailOptions) -> None:
-    """Print the record that a line of a server-sent event has. Other lines are ignored."""
+    """Print the record in a line of a server-sent event. Ignore lines without a record."""
     if not raw.startswith(b"data: "):
         return
     event = orjson.loads(raw[6:])

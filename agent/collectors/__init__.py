@@ -1,7 +1,11 @@
 """Collectors: each file has the commands of one poll, and a pure function that turns QEMU's replies into samples.
 
-To add a collector, write its file, its family in agent/model/metrics/ and its command's row in agent/qmp/queries.py, and add it to `ALL`.
-The session (agent/session) provides the schedule, the deadline, the isolation of failures and metrics about the collector.
+Start at `base`, which defines a collector, and at `balloon`, a short one. The package may import the types of agent.host, agent.model,
+agent.qmp and agent.common, and does no I/O.
+
+To add a collector, write its file, its family in agent/model/metrics/ and its command's row in
+agent/qmp/queries.py, and add it to `ALL`. The session (agent/session) provides the schedule, the deadline, the isolation of failures and
+metrics about the collector.
 """
 
 from agent.collectors import (
@@ -24,14 +28,16 @@ from agent.collectors import (
     process,
     runstate,
     threads,
+    virtio_queues,
 )
-from agent.collectors.base import Collector, PollIntervals, VmFacts
+from agent.collectors.base import Collector, PollIntervals, VirtioDisk, VmFacts
 
 ALL: tuple[Collector, ...] = (
     runstate.COLLECTOR,
     block.COLLECTOR,
     nodes.COLLECTOR,
     drives.COLLECTOR,
+    virtio_queues.COLLECTOR,
     jobs.COLLECTOR,
     migration.COLLECTOR,
     balloon.COLLECTOR,
@@ -58,7 +64,8 @@ ALL_FEATURES = VmFacts(
     guest_stats_seconds=5,
     hv_balloon=True,
     guest_agent_port="/machine/peripheral/channel0",
+    virtio_disks=(VirtioDisk("disk0", "/machine/peripheral/disk0/virtio-backend", 1),),
 )
-"""Facts about a VM with all features that collectors poll, to list all commands."""
+"""Facts about an imaginary VM that has every feature. Tests and docs use it to list all commands of the collectors."""
 
 __all__ = ["ALL", "ALL_FEATURES", "Collector", "PollIntervals", "VmFacts"]

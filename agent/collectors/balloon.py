@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from agent.collectors.base import Collector, Replies, on_event_only, optional
+from agent.collectors.base import Collector, Replies, on_event_only, optional_reply
 from agent.model.family import Sample
 from agent.model.metrics.memory import BALLOON
 from agent.model.reader import FieldReader
@@ -13,7 +13,7 @@ _read = FieldReader(BALLOON)
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
-    info = optional(replies[0], dict)
+    info = optional_reply(replies[0], dict)
     return _read_samples(info) if info is not None else ()  # DeviceNotActive, KVMMissingCap: no balloon
 
 

@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from agent.host.types import FileRequest, Interface, Task
+from agent.host.types import FileRequest, LinuxTask, NetworkInterface
 from agent.model.family import Family, Sample
 from agent.model.record import Severity
 from agent.qmp.commands import Command
 from agent.qmp.errors import QmpError, UnexpectedReplyError, UnreadableReplyError
 
 MAX_SAMPLES = 4096
-"""Maximum number of samples of one poll of a collector. One reply could have a million samples, whose records would delay all other VMs."""
+"""Maximum number of samples from one poll of a collector. A hostile reply could have a million, and their records would delay other VMs."""
 
 Replies = Sequence[Any]
 """Results of a collector's poll: QEMU's reply or a QmpError for each command, in order, and then a FileReply for each file."""
@@ -22,18 +22,33 @@ class PollIntervals:
     """Polling intervals of the collectors whose results no event reports, in seconds.
 
     Attributes:
-        poll: disks and all collectors without an interval of their own.
+        poll: disks, and all collectors without their own interval.
         guest_memory: memory statistics of the guest's balloon driver.
-        migration: migrations, jobs and dumps while they run.
+        migrations_and_jobs: migrations, jobs and memory dumps while they run.
         kvm: KVM's statistics.
         resync: all collectors, because an event may have been lost.
     """
 
     poll: float = 10.0
     guest_memory: float = 30.0
-    migration: float = 1.0
+    migrations_and_jobs: float = 1.0
     kvm: float = 300.0
     resync: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class VirtioDisk:
+    """A virtio disk that QEMU itself serves.
+
+    Attributes:
+        device: the disk's stable name.
+        path: the QOM path of its virtio device.
+        queues: number of its queues.
+    """
+
+    device: str
+    path: str
+    queues: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +59,18 @@ class VmFacts:
         balloon: the QOM path of the VM's balloon device; None if the VM has no balloon.
         guest_stats_seconds: the interval at which QEMU polls the balloon driver's memory statistics; 0 if QEMU does not poll them.
         migration_events: whether QEMU emits MIGRATION events. If it does, the agent polls migrations only after such an event.
-        version: QEMU's major and minor version, for features that cannot be detected in another way.
+        version: QEMU's major and minor version, for features that nothing else shows.
         commands: the names of the commands that QEMU supports; empty if they are unknown.
         process: the VM's process on this host; None if unknown.
         vcpus: the threads of the VM's vCPUs; empty if the process is unknown.
         iothreads: the threads of the VM's iothreads; empty if the process is unknown.
         cgroup: the directory of the process's cgroup (version 2); None if unknown.
-        interfaces: the host's network interfaces that the process has open.
+        interfaces: the network interfaces of the host that the process has open.
         hv_balloon: whether the VM has a Hyper-V balloon.
-        receives_events: whether the connection receives events. Without events, collectors that wait for events use the poll interval.
+        receives_events: whether the connection receives events. If it does not, collectors that wait for events use the poll interval.
         guest_agent_port: the QOM path of the virtio serial port of the guest agent; None if the VM has no such port.
-        repeated_images: number of images that query-named-block-nodes lists without `flat`, with repetitions; 0 if QEMU has `flat`.
+        repeated_images: number of images, counting repetitions, that query-named-block-nodes lists without `flat`; 0 if QEMU has `flat`.
+        virtio_disks: the virtio disks whose queues the config allows to query.
     """
 
     balloon: str | None = None
@@ -62,15 +78,16 @@ class VmFacts:
     migration_events: bool = False
     version: tuple[int, int] = (0, 0)
     commands: frozenset[str] = frozenset()
-    process: Task | None = None
-    vcpus: tuple[Task, ...] = ()
-    iothreads: tuple[Task, ...] = ()
+    process: LinuxTask | None = None
+    vcpus: tuple[LinuxTask, ...] = ()
+    iothreads: tuple[LinuxTask, ...] = ()
     cgroup: str | None = None
-    interfaces: tuple[Interface, ...] = ()
+    interfaces: tuple[NetworkInterface, ...] = ()
     hv_balloon: bool = False
     receives_events: bool = True
     guest_agent_port: str | None = None
     repeated_images: int = 0
+    virtio_disks: tuple[VirtioDisk, ...] = ()
 
     def has_command(self, command: str) -> bool:
         """Return whether QEMU supports a command; true if QEMU's commands are unknown."""
@@ -94,8 +111,8 @@ def require_type(reply: Any, expected: type[T]) -> T:
     raise UnexpectedReplyError(f"expected {expected.__name__}, got {type(reply).__name__}")
 
 
-def optional(reply: Any, expected: type[T]) -> T | None:
-    """Return the reply if it has the expected type, and None otherwise: an error of QEMU means that the VM lacks the feature.
+def optional_reply(reply: Any, expected: type[T]) -> T | None:
+    """Return the reply if it has the expected type; None otherwise, because an error means that the VM lacks the feature.
 
     Raises:
         UnreadableReplyError: the reply cannot be read.
@@ -154,15 +171,15 @@ def at_poll_interval(_samples: Sequence[Sample], _facts: VmFacts, intervals: Pol
 
 
 def on_event_only(_samples: Sequence[Sample], facts: VmFacts, intervals: PollIntervals) -> float | None:
-    """Return None to wait for an event; if no events arrive, return the poll interval. Use it as `Collector.next_poll_delay`."""
+    """Return None to wait for an event; the poll interval if the connection has no events. Use it as `Collector.next_poll_delay`."""
     return None if facts.receives_events else intervals.poll
 
 
-def _never(_samples: Sequence[Sample], _facts: VmFacts, _intervals: PollIntervals) -> float | None:
+def _no_next_poll(_samples: Sequence[Sample], _facts: VmFacts, _intervals: PollIntervals) -> float | None:
     return None
 
 
-def _keep_samples(_before: Poll, now: Poll) -> Sequence[Sample]:
+def _keep_present_samples(_before: Poll, now: Poll) -> Sequence[Sample]:
     return now.samples
 
 
@@ -180,28 +197,38 @@ class Collector:
         commands: returns the commands to send, given the facts about the VM; empty if the VM lacks the feature.
         collect: returns the samples in the replies. Raises QmpError for an error or an unexpected reply.
         next_poll_delay: returns the seconds until the next poll, given the last samples. None waits for an event or the next resync.
-        topology: returns a part of the samples, such as the names of block nodes. If it changes, run the collectors in `invalidates`.
-        invalidates: the names of the collectors whose results are out of date when `topology` changes. No event reports such a change.
-        derive: returns the samples with values that need two polls, such as a rate, given the previous and the present poll. At the first
-            poll of a session, the previous poll is empty.
-        transitions: returns the changes between the previous and the present poll to emit as records.
+        topology: returns a part of the samples, such as the names of block nodes. If it changes, the collectors in `invalidates` run.
+        invalidates: the names of the collectors whose results are stale when `topology` changes, because no event reports that change.
+        derive: adds values that need two polls, such as a rate, given the previous and the present poll; returns the samples. At the
+            first poll of a session, the previous poll is empty.
+        transitions: returns the changes between the previous and the present poll, to emit as records.
         from_event: functions that return the samples in an event's data, by the event's name.
         files: returns the files of the host's kernel to read. A collector without commands also runs while QEMU is stalled.
-        waits_for_storage: whether QEMU accesses the storage for the commands. On hung storage, such a command stops the guest.
+        accesses_storage: whether QEMU accesses the storage for the commands. On hung storage, such a command stops the guest.
+        subjects: returns the subject of each command, given the facts, for replies that do not name their subject. `collect` then gets
+            pairs of a subject and the reply to its command.
     """
 
     name: str
     families: tuple[Family, ...]
     commands: Callable[[VmFacts], Sequence[Command]]
     collect: Callable[[Replies], Iterable[Sample]]
-    next_poll_delay: Callable[[Sequence[Sample], VmFacts, PollIntervals], float | None] = _never
+    next_poll_delay: Callable[[Sequence[Sample], VmFacts, PollIntervals], float | None] = _no_next_poll
     topology: Callable[[Sequence[Sample]], object] = lambda _samples: None
     invalidates: tuple[str, ...] = ()
-    derive: Callable[[Poll, Poll], Sequence[Sample]] = _keep_samples
+    derive: Callable[[Poll, Poll], Sequence[Sample]] = _keep_present_samples
     transitions: Callable[[Poll, Poll], Iterable[Transition]] = _no_transitions
     from_event: Mapping[str, Callable[[Mapping[str, Any]], Iterable[Sample]]] = field(default_factory=dict)
     files: Callable[[VmFacts], Sequence[FileRequest]] = no_files
-    waits_for_storage: bool = False
+    accesses_storage: bool = False
+    subjects: Callable[[VmFacts], Sequence[Any]] | None = None
+
+    def with_subjects(self, facts: VmFacts, replies: Replies) -> Replies:
+        """Return the replies to pass to `collect`, paired with subjects if needed; empty if the facts changed after the commands."""
+        if self.subjects is None:
+            return replies
+        subjects = self.subjects(facts)
+        return list(zip(subjects, replies, strict=True)) if len(subjects) == len(replies) else ()
 
     def missing_command(self, facts: VmFacts) -> str:
         """Return the name of the collector's first command that QEMU does not support; empty if QEMU supports all of them."""
@@ -210,7 +237,7 @@ class Collector:
     @property
     def needs_previous(self) -> bool:
         """True if the samples or the transitions depend on the previous poll."""
-        return self.derive is not _keep_samples or self.transitions is not _no_transitions
+        return self.derive is not _keep_present_samples or self.transitions is not _no_transitions
 
     @property
     def host_only(self) -> bool:

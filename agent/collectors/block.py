@@ -19,8 +19,11 @@ _read_disk = FieldReader(BLOCK)
 _read_backing = FieldReader(BLOCK_BACKING)
 _read_timed = FieldReader(BLOCK_TIMED)
 
-_HISTOGRAMS = {f"{op}_latency_histogram": f"{op}_total_time_ns" for op in ("rd", "wr", "zone_append", "flush")}
-"""The counter with the sum of a latency histogram, by the histogram's name."""
+_HISTOGRAMS = {
+    f"{op}_latency_histogram": (f"{op}_total_time_ns", f"{op}_operations", f"failed_{op}_operations")
+    for op in ("rd", "wr", "zone_append", "flush")
+}
+"""Counters for a latency histogram, by its name: the sum of its durations, its completed operations and its failed operations."""
 
 _MAX_INTERVALS = 16
 """Maximum number of `timed_stats` intervals of a disk."""
@@ -37,7 +40,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
         stats, storage = as_object(disk.get("stats")), nodes_to_storage(disk)[-1]
         changed = {"parent": storage} if storage is not disk.get("parent") else {}
         if not _HISTOGRAMS.keys().isdisjoint(stats):
-            changed["stats"] = stats | _with_sums(stats)
+            changed["stats"] = stats | _add_sums(stats)
         yield Sample(BLOCK, (name,), _read_disk(disk | changed if changed else disk))
         if stats.get("timed_stats"):
             for timed in as_list_of_objects(stats["timed_stats"], _MAX_INTERVALS):
@@ -48,13 +51,29 @@ def _collect(replies: Replies) -> Iterable[Sample]:
                 yield Sample(BLOCK_BACKING, (name, str(depth)), _read_backing(layer))
 
 
-def _with_sums(stats: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the histograms of the reply, each with its sum."""
+def _add_sums(stats: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the histograms in the reply. Add the sum to each histogram whose sum is known."""
     return {
-        key: stats[key] | {"sum": stats.get(time)}
-        for key, time in _HISTOGRAMS.items()
+        key: stats[key] | {"sum": _sum_of_histogram(stats, key)}
+        for key in _HISTOGRAMS
         if isinstance(stats.get(key), dict)
     }
+
+
+def _sum_of_histogram(stats: Mapping[str, Any], key: str) -> Any:
+    """Return QEMU's total time as the sum of a histogram; None if the two cover different operations.
+
+    They do in two cases. The histogram was set after the first operations: then it counts fewer operations than QEMU. Or operations
+    failed and `account_failed` is false: then QEMU's total lacks the failed ones.
+    """
+    total, completed, failed = (stats.get(name) for name in _HISTOGRAMS[key])
+    counts = stats[key].get("bins")
+    if not isinstance(counts, list) or not all(type(count) is int for count in counts):
+        return None
+    if type(completed) is not int or type(failed) is not int:
+        return None
+    has_all = sum(counts) >= completed + failed  # requests may end before QEMU reads the counts
+    return total if has_all and (failed == 0 or stats.get("account_failed") is True) else None
 
 
 def nodes_to_storage(disk: dict[str, Any]) -> list[dict[str, Any]]:
@@ -92,9 +111,9 @@ def _skip_filters(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def count_repeated_images(reply: Any) -> int:
-    """Return how many images query-named-block-nodes would list without `flat`.
+    """Return the number of images that query-named-block-nodes would list without `flat`.
 
-    That command lists each image of a backing chain with all images below it. At most `_MAX_BACKING_LAYERS` of a chain are counted.
+    That command lists each image of a backing chain with all images below it. Count at most `_MAX_BACKING_LAYERS` images of a chain.
 
     Args:
         reply: the reply to query-blockstats.

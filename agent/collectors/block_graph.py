@@ -2,7 +2,7 @@
 
 In an event, QEMU names a disk by the QOM path of its device, by its block backend or by its top block node. The top node can be a filter
 that a mirror, a commit or a backup has inserted. query-block and query-blockstats omit such a filter (QEMU 2.9 to 11.1).
-query-named-block-nodes lists the filter. It has the filter's children (QEMU 10.1), or the file name of the node below (older versions).
+query-named-block-nodes lists the filter, with its children (QEMU 10.1) or with the file name of the node below (older versions).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,7 +39,7 @@ _OTHER_DATA_CHILDREN = frozenset({"target"})
 
 
 _MAX_CACHED_NAME = 255
-"""Longest name in the cache of device names in characters, because a hostile QEMU can send names of megabytes."""
+"""Maximum length of a cached device name in characters, because a hostile QEMU can send names of megabytes."""
 
 
 def stable_name(disk: Mapping[str, Any]) -> str:
@@ -60,18 +60,18 @@ def stable_name(disk: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=4096)
 def _short_device_name(name: str) -> str:
-    """Return the sanitized device name. The cache serves every poll of every disk."""
+    """Return the sanitized device name. The result is cached, because every poll of every disk needs it."""
     return sanitize(device_name(name))
 
 
 class BlockGraph:
-    """The names of the disks of one VM at one time. Jobs and snapshots that start later add names.
+    """The names of one VM's disks at one time. Later jobs and snapshots add names that are not in the graph.
 
     Create it with `from_replies` or `from_samples`.
     """
 
     def __init__(self) -> None:
-        self._disks_by_name: dict[str, set[str]] = {}  # the stable names of the disks that a name belongs to
+        self._disks_by_name: dict[str, set[str]] = {}  # for each name, the stable names of its disks
 
     @classmethod
     def from_replies(cls, stats: Any, nodes: Any, block: Any = None) -> "BlockGraph":

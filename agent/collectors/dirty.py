@@ -1,4 +1,4 @@
-"""Rates at which the guest dirties its memory, if another client has QEMU measure or limit them.
+"""Rates at which the guest dirties its memory, available only while another client makes QEMU measure or limit them.
 
 The agent starts no measurement, because a measurement is a change to QEMU and slows the guest.
 """
@@ -6,7 +6,7 @@ The agent starts no measurement, because a measurement is a change to QEMU and s
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.collectors.base import Collector, PollIntervals, Replies, VmFacts, optional, require_type
+from agent.collectors.base import Collector, PollIntervals, Replies, VmFacts, optional_reply, require_type
 from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.model.family import Sample, Values
 from agent.model.metrics.memory import DIRTY_RATE, VCPU_DIRTY
@@ -19,7 +19,7 @@ _read_vcpu = FieldReader(VCPU_DIRTY)
 _MAX_VCPUS = 4096
 
 _UNITS_PER_SECOND = {"second": 1, "millisecond": 1000}
-"""How many of a `calc-time-unit` (QEMU 8.2) make a second. Older versions have no unit and use seconds."""
+"""Number of time units in a second, by `calc-time-unit` (QEMU 8.2). Older versions have no unit and use seconds."""
 
 
 def _commands(facts: VmFacts) -> tuple[Command, ...]:
@@ -35,7 +35,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
     measurement = require_type(replies[0], dict)
     vcpus = _merge_by_vcpu({}, measurement.get("vcpu-dirty-rate"), "id")
     for limits in replies[1:]:  # the reply is an error if QEMU has no dirty ring
-        vcpus = _merge_by_vcpu(vcpus, optional(limits, list), "cpu-index")
+        vcpus = _merge_by_vcpu(vcpus, optional_reply(limits, list), "cpu-index")
     samples = [Sample(VCPU_DIRTY, (str(number),), values) for number, values in list(vcpus.items())[:_MAX_VCPUS]]
     if measurement.get("status") not in ("unstarted", None):
         unit = as_text(measurement.get("calc-time-unit", "second"))
@@ -48,7 +48,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 
 def _merge_by_vcpu(known: Mapping[int, Values], rows: Any, key: str) -> dict[int, Values]:
-    """Return the values by vCPU number with the values of other rows added; `key` is the rows' field with the number."""
+    """Add the values of rows to the known values of each vCPU. The field `key` of a row contains the number of its vCPU."""
     merged = dict(known)
     for row in as_list_of_objects(rows):
         if type(number := row.get(key)) is int:
@@ -58,7 +58,7 @@ def _merge_by_vcpu(known: Mapping[int, Values], rows: Any, key: str) -> dict[int
 
 def _next_poll_delay(samples: Sequence[Sample], _facts: VmFacts, intervals: PollIntervals) -> float | None:
     if any(sample.values.get("status") == "measuring" for sample in samples):
-        return intervals.migration
+        return intervals.migrations_and_jobs
     return intervals.poll if any("limit_bytes_per_second" in sample.values for sample in samples) else None
 
 

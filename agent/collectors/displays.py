@@ -42,10 +42,10 @@ def _collect_vnc(replies: Replies) -> Iterable[Sample]:
             addresses, clients = as_list_of_objects(display.get("server")), as_list_of_objects(display.get("clients"))
             fields = {
                 "addresses": [
-                    _host_and_port(address) | _authentication(address) for address in addresses[:_MAX_CLIENTS]
+                    _host_and_port(address) | _display_authentication(address) for address in addresses[:_MAX_CLIENTS]
                 ],
                 "clients": len(clients),
-                "who": [_host_and_port(client) | _credentials(client) for client in clients[:_MAX_CLIENTS]],
+                "who": [_host_and_port(client) | _client_credentials(client) for client in clients[:_MAX_CLIENTS]],
             }
             yield Sample(VNC, (sanitize(name),), _read_vnc(display | fields))
 
@@ -68,14 +68,14 @@ def _host_and_port(endpoint: dict[str, Any]) -> Values:
     return {key: sanitize(value, 128) for key, value in raw.items() if isinstance(value, str)}
 
 
-def _authentication(address: dict[str, Any]) -> Values:
+def _display_authentication(address: dict[str, Any]) -> Values:
     """Return the authentication of an address of a VNC display, and whether the address is a websocket."""
     raw = {key: address.get(key) for key in ("auth", "vencrypt")}
     texts = {key: sanitize(value, 128) for key, value in raw.items() if isinstance(value, str)}
     return texts | ({"websocket": True} if address.get("websocket") is True else {})
 
 
-def _credentials(client: dict[str, Any]) -> Values:
+def _client_credentials(client: dict[str, Any]) -> Values:
     raw = {key: client.get(key) for key in ("sasl_username", "x509_dname")}
     texts = {key: sanitize(value, 128) for key, value in raw.items() if isinstance(value, str)}
     return texts | ({"websocket": True} if client.get("websocket") is True else {})

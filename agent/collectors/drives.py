@@ -1,6 +1,6 @@
 """State of each disk's device: throttle limits, tray and I/O status.
 
-Polled as rarely as the layers (nodes.py), because QEMU accesses the storage for query-block too.
+Polled as rarely as the layers (nodes.py), because QEMU also accesses the storage for query-block.
 """
 
 from collections.abc import Iterable
@@ -21,5 +21,5 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 
 COLLECTOR = Collector(
-    "drives", (BLOCK_DEVICE,), lambda _facts: (Command("query-block"),), _collect, waits_for_storage=True
+    "drives", (BLOCK_DEVICE,), lambda _facts: (Command("query-block"),), _collect, accesses_storage=True
 )

@@ -23,7 +23,7 @@ def _read_samples(event_data: Mapping[str, Any]) -> Iterable[Sample]:
 
 
 def _next_poll_delay(samples: Sequence[Sample], _facts: VmFacts, intervals: PollIntervals) -> float | None:
-    return intervals.migration if any(sample.values["status"] == "active" for sample in samples) else None
+    return intervals.migrations_and_jobs if any(sample.values["status"] == "active" for sample in samples) else None
 
 
 COLLECTOR = Collector(

@@ -1,14 +1,14 @@
 """State of the guest agent's channel, polled at attach and after the event VSERPORT_CHANGE. Nothing is sent to the guest.
 
-The channel is a virtio serial port with a character device. Its field `frontend-open` in query-chardev says whether a program in the
-guest has opened the port. The port's property `chardev` has the id of the character device.
+The channel is a virtio serial port with a character device. The field `frontend-open` of the character device in query-chardev shows
+whether a program in the guest has opened the port. The port's property `chardev` contains the id of the character device.
 """
 
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agent.collectors.base import Collector, Replies, VmFacts, on_event_only, optional, require_type
+from agent.collectors.base import Collector, Replies, VmFacts, on_event_only, optional_reply, require_type
 from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.model.family import Sample
 from agent.model.metrics.guest import GUEST_AGENT
@@ -21,7 +21,7 @@ PORT_NAME = "org.qemu.guest_agent.0"
 _read = FieldReader(GUEST_AGENT)
 
 _LISTENING_SOCKET = re.compile(r"(disconnected:)?unix:(/.*),server(?:=on)?", re.DOTALL)
-"""`filename` of a character device on a Unix socket that QEMU listens on (QEMU 2.6 to 11.1)."""
+"""Matches `filename` of a character device on a Unix socket that QEMU listens on (QEMU 2.6 to 11.1)."""
 
 
 def _commands(facts: VmFacts) -> Sequence[Command]:
@@ -31,7 +31,7 @@ def _commands(facts: VmFacts) -> Sequence[Command]:
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
-    chardevs, label = require_type(replies[0], list), optional(replies[1], str)
+    chardevs, label = require_type(replies[0], list), optional_reply(replies[1], str)
     chardev = next((c for c in as_list_of_objects(chardevs) if label and c.get("label") == label), None)
     if chardev is not None:
         yield Sample(GUEST_AGENT, (), _read(chardev | _parse_socket(as_text(chardev.get("filename")))))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.base import Collector, PollIntervals, Replies, VmFacts, optional
+from agent.collectors.base import Collector, PollIntervals, Replies, VmFacts, optional_reply
 from agent.model.family import Sample
 from agent.model.metrics.memory import GUEST_MEMORY
 from agent.model.reader import FieldReader
@@ -18,7 +18,7 @@ def _commands(facts: VmFacts) -> Sequence[Command]:
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
-    stats = optional(replies[0], dict)
+    stats = optional_reply(replies[0], dict)
     if stats is None or not stats.get("last-update"):  # 0: the guest has not sent any statistics yet
         return ()
     return (Sample(GUEST_MEMORY, (), _read(stats)),)

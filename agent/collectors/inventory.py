@@ -1,6 +1,7 @@
 """PCI devices, character devices, memory backends and TPMs: polled at attach and when a device is added or removed."""
 
 from collections.abc import Iterable, Iterator
+from sys import intern
 from typing import Any
 
 from agent.collectors.base import Collector, Replies, VmFacts, require_type
@@ -15,10 +16,10 @@ _read = FieldReader(INVENTORY)
 _read_tpm = FieldReader(TPM)
 
 MAX_LISTED = 48
-"""Maximum number of entries in one list, to keep the record small. The field `pci_devices` has the number of all PCI devices."""
+"""Maximum number of entries in one list, to keep the record small. The field `pci_devices` contains the number of all PCI devices."""
 
 _MAX_BRIDGES = 16
-"""Maximum number of PCI bridges behind each other."""
+"""Maximum number of PCI bridges above a bus."""
 _MAX_TEXT = 96
 """Maximum length of a text in a list, in characters."""
 
@@ -44,28 +45,32 @@ def _pci_devices(devices: Any, bridges: int = 0) -> Iterator[dict[str, Any]]:
 
 def _pci_fields(device: dict[str, Any]) -> Values:
     device_class, ids = as_object(device.get("class_info")), as_object(device.get("id"))
-    bus, slot, function = (_number(device.get(key)) for key in ("bus", "slot", "function"))
-    vendor, product = (_number(ids.get(key)) for key in ("vendor", "device"))
+    bus, slot, function = (_number_or_zero(device.get(key)) for key in ("bus", "slot", "function"))
+    vendor, product = (_number_or_zero(ids.get(key)) for key in ("vendor", "device"))
     return {
-        "id": _text(device.get("qdev_id")),
-        "address": f"{bus:02x}:{slot:02x}.{function:x}",
-        "class": _text(device_class.get("desc")) or f"{_number(device_class.get('class')):04x}",
-        "device": f"{vendor:04x}:{product:04x}",
+        "id": _text_or_empty(device.get("qdev_id")),
+        "address": intern(f"{bus:02x}:{slot:02x}.{function:x}"),
+        "class": _text_or_empty(device_class.get("desc")) or f"{_number_or_zero(device_class.get('class')):04x}",
+        "device": intern(f"{vendor:04x}:{product:04x}"),
     }
 
 
 def _chardev_fields(chardev: dict[str, Any]) -> Values:
-    """Return the fields of a character device without its connected peer, because each new peer would change the inventory."""
-    target = _text(chardev.get("filename")).removeprefix("disconnected:").split(" <->")[0]
-    return {"label": _text(chardev.get("label")), "leads_to": target, "open": chardev.get("frontend-open") is True}
+    """Return the fields of a character device. Leave out the connected peer, because each new peer would change the inventory."""
+    target = _text_or_empty(chardev.get("filename")).removeprefix("disconnected:").split(" <->")[0]
+    return {
+        "label": _text_or_empty(chardev.get("label")),
+        "leads_to": target,
+        "open": chardev.get("frontend-open") is True,
+    }
 
 
 def _memory_backend_fields(backend: dict[str, Any]) -> Values:
     nodes = backend.get("host-nodes")
     return {
-        "id": _text(backend.get("id")),
-        "size_bytes": _number(backend.get("size")),
-        "policy": _text(backend.get("policy")),
+        "id": _text_or_empty(backend.get("id")),
+        "size_bytes": _number_or_zero(backend.get("size")),
+        "policy": _text_or_empty(backend.get("policy")),
         "host_nodes": [node for node in nodes if type(node) is int][:8] if isinstance(nodes, list) else [],
         "prealloc": backend.get("prealloc") is True,
         "share": backend.get("share") is True,
@@ -73,11 +78,11 @@ def _memory_backend_fields(backend: dict[str, Any]) -> Values:
     }
 
 
-def _text(raw: Any) -> str:
-    return sanitize(as_text(raw), _MAX_TEXT)
+def _text_or_empty(raw: Any) -> str:
+    return intern(sanitize(as_text(raw), _MAX_TEXT))  # most VMs have the same devices
 
 
-def _number(raw: Any) -> int:
+def _number_or_zero(raw: Any) -> int:
     return raw if type(raw) is int and raw >= 0 else 0
 
 

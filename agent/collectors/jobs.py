@@ -20,7 +20,7 @@ _read = FieldReader(JOB)
 MAX_JOBS = 256
 
 _WAITING_STATUSES = frozenset({"paused", "standby", "waiting", "pending", "concluded", "null"})
-"""Statuses in which a job makes no progress. An event reports when such a status ends, so the job needs no polling."""
+"""Statuses in which a job makes no progress. An event reports the end of such a status, so the agent does not poll the job."""
 
 
 def _commands(facts: VmFacts) -> tuple[Command, ...]:
@@ -56,7 +56,7 @@ def _derive(before: Poll, now: Poll) -> Sequence[Sample]:
 
 
 def _rate_fields(before: Sample | None, values: Values, seconds: float) -> Values:
-    """Return a job's rate since the last poll, and the remaining time at this rate; `seconds` is the time since the last poll."""
+    """Return a job's rate over the `seconds` since the last poll, and the remaining time at this rate."""
     if before is None or seconds <= 0 or not {"progress", "progress_target"} <= values.keys() & before.values.keys():
         return {}
     rate = max(0.0, (values["progress"] - before.values["progress"]) / seconds)
@@ -71,10 +71,10 @@ def _next_poll_delay(samples: Sequence[Sample], facts: VmFacts, intervals: PollI
 def _delays_of_jobs(samples: Sequence[Sample], intervals: PollIntervals) -> Iterator[float]:
     for sample in samples:
         status = sample.values.get("status", "running")
-        if status == "ready":  # a mirror can be ready for days, and then only copies the guest's writes
-            yield max(intervals.poll, intervals.migration)
+        if status == "ready":  # a mirror can be ready for days, and copies only the guest's writes then
+            yield max(intervals.poll, intervals.migrations_and_jobs)
         elif status not in _WAITING_STATUSES:
-            yield intervals.migration
+            yield intervals.migrations_and_jobs
 
 
 COLLECTOR = Collector(

@@ -1,8 +1,8 @@
 """KVM's statistics of the VM and of its vCPUs. QEMU reads them from the kernel without interrupting a vCPU (QEMU 7.1).
 
-These commands contain the names of the statistics, so they are long and cost QEMU more time than other commands. They therefore have an
-interval of their own. Measured on QEMU 7.2, the main loop takes 1.4 times as long as for query-status to read the statistics of the VM, and
-2.2 times as long for two vCPUs. On QEMU 11.1, it takes 1.0 and 1.7 times as long.
+These commands contain the names of the statistics, so they are long and cost QEMU more time than other commands. They therefore have
+their own interval. The VM's statistics take QEMU's main loop 1.4 times as long as query-status, and the statistics of two vCPUs 2.2 times
+as long (measured on QEMU 7.2). On QEMU 11.1 the factors are 1.0 and 1.7.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ def _query_stats(target: str, family: Family) -> Command:
     return Command("query-stats", {"target": target, "providers": [{"provider": "kvm", "names": names}]})
 
 
-# QEMU names the vCPUs of statistics by QOM path. query-cpus-fast has the number of the vCPU at each path.
+# In statistics, QEMU names a vCPU by its QOM path. query-cpus-fast has the number of the vCPU for each path.
 _COMMANDS = (_query_stats("vm", KVM), _query_stats("vcpu", KVM_VCPU), Command("query-cpus-fast"))
 _read = FieldReader(KVM)
 _read_vcpu = FieldReader(KVM_VCPU)

@@ -19,10 +19,10 @@ _OLD_THROTTLE = "x-cpu-throttle-percentage"
 """Name of `cpu-throttle-percentage` in QEMU 2.5 to 2.9."""
 
 
-def _in_progress(values: Mapping[str, Any]) -> bool:
+def _is_in_progress(values: Mapping[str, Any]) -> bool:
     """Return whether a migration is in progress.
 
-    A completed migration with a duration of 0 counts as in progress, because QEMU sets the status `completed` before it sets the figures.
+    A completed migration counts as in progress while its duration is 0, because QEMU sets the status `completed` before the figures.
     """
     return values["status"] not in INACTIVE_STATUSES or (
         values["status"] == "completed" and values.get("elapsed_seconds") == 0
@@ -42,33 +42,33 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 
 def _remaining_time(values: Values) -> Values:
-    """Return the time until the remaining RAM is sent; no field if the guest dirties RAM as fast as QEMU sends it."""
+    """Return the time until the remaining RAM is sent; no field if the guest dirties RAM at least as fast as QEMU sends it."""
     dirtied = values.get("ram_dirty_pages_per_second", 0) * values.get("ram_page_bytes", 4096)
     speed = values.get("throughput_bytes_per_second", 0) - dirtied
-    if not _in_progress(values) or speed <= 0 or "ram_remaining_bytes" not in values:
+    if not _is_in_progress(values) or speed <= 0 or "ram_remaining_bytes" not in values:
         return {}
     return {"remaining_seconds": values["ram_remaining_bytes"] / speed}
 
 
 def _next_poll_delay(samples: Sequence[Sample], facts: VmFacts, intervals: PollIntervals) -> float | None:
-    if any(_in_progress(sample.values) for sample in samples):
-        return intervals.migration
+    if any(_is_in_progress(sample.values) for sample in samples):
+        return intervals.migrations_and_jobs
     return None if facts.migration_events else intervals.poll
 
 
 def _transitions(before: Poll, now: Poll) -> Iterable[Transition]:
-    """Yield the end of a migration once: when the migration was in progress at the previous poll, or ran between the two polls."""
+    """Yield the end of a migration once: it was in progress at the previous poll, or it began and ended between the two polls."""
     for previous, current in zip((s.values for s in before.samples), (s.values for s in now.samples), strict=False):
         outcome = current["status"]
-        if outcome not in _SEVERITIES or _in_progress(current):
+        if outcome not in _SEVERITIES or _is_in_progress(current):
             continue
-        in_progress = _in_progress(previous)
-        if in_progress or _fingerprint(previous) != _fingerprint(current):
+        in_progress = _is_in_progress(previous)
+        if in_progress or _distinguishing_values(previous) != _distinguishing_values(current):
             last_values = (previous if in_progress else {}) | current
-            yield Transition(MIGRATION_ENDED, _fields_of_end(last_values), _SEVERITIES[outcome])
+            yield Transition(MIGRATION_ENDED, _migration_end_fields(last_values), _SEVERITIES[outcome])
 
 
-def _fingerprint(values: Mapping[str, Any]) -> list[Any]:
+def _distinguishing_values(values: Mapping[str, Any]) -> list[Any]:
     """Return values that practically always differ between two finished migrations."""
     return [
         values.get(key)
@@ -86,10 +86,10 @@ def is_source(values: Mapping[str, Any]) -> bool:
     return "ram_transferred_bytes_total" in values or "elapsed_seconds" in values
 
 
-def _fields_of_end(last: Mapping[str, Any]) -> Values:
+def _migration_end_fields(last: Mapping[str, Any]) -> Values:
     """Return the fields of the record about a migration's end, from the migration's last values.
 
-    The field `role` is only set if the values are from a source. After a failed migration, source and destination may have no values.
+    Set the field `role` only for values from a source. After a failed migration, source and destination may have no values.
     """
     fields: Values = {"outcome": last["status"]} | ({"role": "source"} if is_source(last) else {})
     fields |= {key: last[key] for key in _COPIED if key in last}

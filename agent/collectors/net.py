@@ -1,51 +1,90 @@
-"""Traffic of a VM's tap and macvtap interfaces. The host counts it; the samples have the guest's directions."""
+"""Traffic of a VM's taps, macvtaps and virtual functions. The host counts the traffic; the samples show it from the guest's side."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from agent.collectors.base import Collector, Replies, VmFacts, at_poll_interval, no_commands
-from agent.host.procfs import NumbersByName, parse_net_dev, parse_single_number
-from agent.host.types import FileReply, FileRequest, Interface
-from agent.model.family import Sample
+from agent.host.procfs import parse_net_dev, parse_number, parse_numbers
+from agent.host.types import FileRequest, NetworkInterface, VirtualFunctionRequest
+from agent.model.family import Sample, Values
 from agent.model.metrics.host import NET
 from agent.model.reader import FieldReader
 from agent.model.record import sanitize
 
-_read = FieldReader(NET)
+_read_constants = FieldReader(NET)
 
-_COUNTERS = [f"{direction}_{what}" for direction in ("rx", "tx") for what in ("bytes", "packets", "errors", "dropped")]
+_FIELD_NAMES = tuple(field.name for field in NET.fields if not field.path.startswith("known."))
+
+_TAP_COUNTERS = tuple(field.path for field in NET.fields if not field.path.startswith("known."))
+"""The kernel's name of each field's counter. On a tap, the host sends the packets that the guest receives."""
+
+_OTHER_DIRECTION = {"rx": "tx", "tx": "rx"}
+_MACVTAP_COUNTERS = tuple(_OTHER_DIRECTION[counter[:2]] + counter[2:] for counter in _TAP_COUNTERS)
+
+
+class _Described:
+    """An interface, with the parts of its samples that do not change.
+
+    Attributes:
+        name: the interface's name on the host.
+        labels: the labels of its samples.
+        constants: the values that do not come from the kernel's counters.
+        counters: the kernel's names of the counters, in the order of `_FIELD_NAMES`.
+    """
+
+    __slots__ = ("constants", "counters", "labels", "name")
+
+    def __init__(self, interface: NetworkInterface) -> None:
+        self.name = interface.name
+        self.labels = (sanitize(interface.name),)
+        self.constants = _read_constants({"known": interface.values})
+        self.counters = _TAP_COUNTERS if interface.directions_swapped else _MACVTAP_COUNTERS
 
 
 def _files(facts: VmFacts) -> Sequence[FileRequest]:
-    same_netns = [i for i in facts.interfaces if i.same_netns]
-    files = [FileRequest(f"/sys/class/net/{i.name}/statistics/{name}", i) for i in same_netns for name in _COUNTERS]
-    other_netns = tuple(i for i in facts.interfaces if not i.same_netns)
-    return [*files, FileRequest("net/dev", other_netns)] if other_netns else files
+    files = [_request(interface) for interface in facts.interfaces if interface.same_netns]
+    other_netns = tuple(_Described(interface) for interface in facts.interfaces if not interface.same_netns)
+    return [*files, FileRequest("net", ("dev",), other_netns)] if other_netns else files
+
+
+def _request(interface: NetworkInterface) -> FileRequest:
+    described = _Described(interface)
+    if interface.vf is not None:
+        return VirtualFunctionRequest("", (*described.counters, "mac"), described, vf=interface.vf)
+    return FileRequest(f"/sys/class/net/{interface.name}/statistics", described.counters, described)
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
-    counters_by_name: dict[str, tuple[Interface, NumbersByName]] = {}
-    for reply in replies:
-        if not isinstance(reply, FileReply) or reply.text is None:
-            continue
-        subject: Any = reply.request.subject
-        if isinstance(subject, Interface):
-            counter = reply.request.path.rpartition("/")[2]
-            counters_by_name.setdefault(subject.name, (subject, {}))[1][counter] = parse_single_number(reply.text)
-        else:
-            parsed = parse_net_dev(reply.text)
-            counters_by_name |= {other.name: (other, parsed[other.name]) for other in subject if other.name in parsed}
-    for interface, counters in counters_by_name.values():
-        values = _read(_in_guest_directions(interface, counters) | {"known": interface.values})
-        yield Sample(NET, (sanitize(interface.name),), values)
+    for request, contents in replies:
+        if isinstance(request, VirtualFunctionRequest):
+            *counters, mac = contents
+            if any(counter is not None for counter in counters):
+                address = {"mac": mac.decode()} if mac else {}
+                yield _sample(request.subject, _parse_counters(counters) | address)
+        elif isinstance(request.subject, _Described):
+            if any(content is not None for content in contents):
+                yield _sample(request.subject, _parse_counters(contents))
+        elif contents[0] is not None:
+            counters = parse_net_dev(contents[0])
+            for other in request.subject:
+                if other.name in counters:
+                    own = counters[other.name]
+                    pairs = zip(_FIELD_NAMES, other.counters, strict=True)
+                    yield _sample(other, {name: own[counter] for name, counter in pairs if counter in own})
 
 
-def _in_guest_directions(interface: Interface, counters: NumbersByName) -> NumbersByName:
-    """Return the counters with the guest's directions. On a tap, the host sends what the guest receives."""
-    if interface.directions_swapped:
-        return counters
-    other = {"rx": "tx", "tx": "rx"}
-    return {other[name[:2]] + name[2:]: value for name, value in counters.items()}
+def _parse_counters(contents: Sequence[bytes | None]) -> Values:
+    """Parse the files of an interface's counters."""
+    present = [content.strip() for content in contents if content is not None]
+    if len(present) == len(_FIELD_NAMES) and (all_numbers := parse_numbers(present)) is not None:
+        return dict(zip(_FIELD_NAMES, all_numbers, strict=True))
+    pairs = zip(_FIELD_NAMES, contents, strict=True)
+    numbers = ((name, parse_number(content.strip())) for name, content in pairs if content is not None)
+    return {name: number for name, number in numbers if number is not None}
+
+
+def _sample(interface: _Described, values: Values) -> Sample:
+    values.update(interface.constants)
+    return Sample(NET, interface.labels, values)
 
 
 COLLECTOR = Collector("net", (NET,), no_commands, _collect, at_poll_interval, files=_files)

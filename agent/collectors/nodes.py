@@ -27,7 +27,7 @@ _read_names = FieldReader(BLOCK_NAMES)
 _QUERY_STATS = Command("query-blockstats")
 
 _MAX_REPEATED_IMAGES = 1000
-"""Maximum number of images in a reply without `flat`. A backing chain of 44 layers reaches it.
+"""Maximum number of images in a reply without `flat`. A backing chain of 44 layers reaches this maximum.
 
 The guest is stopped while QEMU reads the state of each image. This takes 22 s with 215 layers, which are 23,220 images (measured with
 QEMU 7.2 on a busy host).
@@ -48,11 +48,14 @@ NodesByName = Mapping[str, Mapping[str, Any]]
 def _commands(facts: VmFacts) -> tuple[Command, ...]:
     if facts.repeated_images > _MAX_REPEATED_IMAGES:
         return (_QUERY_STATS,)
-    # With `flat`, QEMU does not list the backing chain of each node again with the node (QEMU 5.0).
-    return (Command("query-named-block-nodes", {"flat": True} if supports_flat(facts.version) else None), _QUERY_STATS)
+    # With `flat`, QEMU does not repeat the backing chain of each node (QEMU 5.0).
+    return (
+        Command("query-named-block-nodes", {"flat": True} if has_flat_argument(facts.version) else None),
+        _QUERY_STATS,
+    )
 
 
-def supports_flat(version: tuple[int, int]) -> bool:
+def has_flat_argument(version: tuple[int, int]) -> bool:
     """Return whether query-named-block-nodes has the argument `flat` in this major and minor version of QEMU; True if it is unknown."""
     return version >= (5, 0) or version == (0, 0)
 
@@ -65,7 +68,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
     for device, disk in disks_by_name(replies[1]):
         for layer, name in _layers_of_disk(nodes, disk):
             if name in nodes:
-                yield Sample(BLOCK_LAYER, (device, layer), _read(_with_image_details(nodes[name])))
+                yield Sample(BLOCK_LAYER, (device, layer), _read(_add_image_details(nodes[name])))
                 yield from _bitmap_samples(device, layer, nodes[name])
     names = BlockGraph.from_replies(replies[1], replies[0]).names()
     for device, _ in disks_by_name(replies[1]):
@@ -74,12 +77,12 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 
 def _truncate_names(names: list[str]) -> list[str]:
-    """Return as many of the names, from the first, as fit into one field of a record."""
+    """Return the first names, as many as fit into one field of a record."""
     ends = accumulate(len(orjson.dumps(name)) + 1 for name in names)
     return [name for name, end in zip(names, ends, strict=True) if end < MAX_DETAIL_BYTES]
 
 
-def _with_image_details(node: Mapping[str, Any]) -> Mapping[str, Any]:
+def _add_image_details(node: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the node with its internal snapshots and the details of its encryption, if its format has them."""
     image = as_object(node.get("image"))
     details = _encryption_details(as_object(image.get("format-specific")))
@@ -137,4 +140,4 @@ def _layers_of_disk(nodes: NodesByName, disk: dict[str, Any]) -> Iterator[tuple[
             yield f"backing-{depth}", name
 
 
-COLLECTOR = Collector("nodes", (BLOCK_LAYER, BLOCK_BITMAP, BLOCK_NAMES), _commands, _collect, waits_for_storage=True)
+COLLECTOR = Collector("nodes", (BLOCK_LAYER, BLOCK_BITMAP, BLOCK_NAMES), _commands, _collect, accesses_storage=True)

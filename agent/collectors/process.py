@@ -1,63 +1,87 @@
-"""Resource usage of a VM's process and of the process's cgroup. The kernel renders these files without waiting for the process."""
+"""Resource usage of a VM's process and of its cgroup. The kernel creates the files without waiting for the process."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from agent.collectors.base import Collector, Replies, VmFacts, at_poll_interval, no_commands
-from agent.host.procfs import family_numbers_parser, group_by_subject, parse_pressure, parse_single_number
-from agent.host.types import FileReply, FileRequest
-from agent.model.family import Sample
+from agent.host.procfs import (
+    FileParser,
+    io_format,
+    lines_format,
+    number_format,
+    parse_state,
+    pressure_format,
+    schedstat_format,
+    split_stat,
+    stat_format,
+    status_format,
+)
+from agent.host.types import FileRequest
+from agent.model.family import Sample, Values
 from agent.model.metrics.host import CGROUP, PROCESS
 from agent.model.reader import FieldReader
 
-_read_process = FieldReader(PROCESS)
-_read_cgroup = FieldReader(CGROUP)
+_read_constants = FieldReader(PROCESS)
+
+_add_stat = FileParser(PROCESS, "stat", stat_format)
+
+_PROCESS_PARSERS = {
+    "schedstat": FileParser(PROCESS, "schedstat", schedstat_format),
+    "status": FileParser(PROCESS, "status", status_format),
+    "io": FileParser(PROCESS, "io", io_format),
+    "fd/": FileParser(PROCESS, "fd", number_format),
+}
+_PROCESS_FILES = ("stat", *_PROCESS_PARSERS)
 
 _CGROUP_PARSERS = {
-    "memory.current": parse_single_number,
-    "memory.max": parse_single_number,
-    "memory.swap.current": parse_single_number,
-    "memory.events": family_numbers_parser(CGROUP, "memory.events"),
-    "cpu.stat": family_numbers_parser(CGROUP, "cpu.stat"),
-    "cpu.pressure": parse_pressure,
-    "memory.pressure": parse_pressure,
-    "io.pressure": parse_pressure,
+    "memory.current": FileParser(CGROUP, "memory.current", number_format),
+    "memory.max": FileParser(CGROUP, "memory.max", number_format),
+    "memory.swap.current": FileParser(CGROUP, "memory.swap.current", number_format),
+    "memory.events": FileParser(CGROUP, "memory.events", lines_format("high", "max", "oom", "oom_kill")),
+    "cpu.stat": FileParser(
+        CGROUP, "cpu.stat", lines_format("usage_usec", "nr_periods", "nr_throttled", "throttled_usec")
+    ),
+    "cpu.pressure": FileParser(CGROUP, "cpu.pressure", pressure_format),
+    "memory.pressure": FileParser(CGROUP, "memory.pressure", pressure_format),
+    "io.pressure": FileParser(CGROUP, "io.pressure", pressure_format),
 }
+_CGROUP_FILES = tuple(_CGROUP_PARSERS)
 
 
 def _process_files(facts: VmFacts) -> Sequence[FileRequest]:
-    if facts.process is None:
-        return ()
     task = facts.process
-    return (
-        *(FileRequest(name, task) for name in ("stat", "schedstat", "status", "io")),
-        FileRequest("fd", task, count_entries=True),
-    )
+    if task is None:
+        return ()
+    return (FileRequest("", _PROCESS_FILES, _read_constants({"known": {"pid": task.id, **task.values}})),)
 
 
 def _collect_process(replies: Replies) -> Iterable[Sample]:
-    for task, files in group_by_subject(replies):
-        yield Sample(PROCESS, (), _read_process({**files, "known": {"pid": task.id, **task.values}}))
+    for request, (stat, *contents) in replies:
+        if stat is None:  # the process has ended
+            continue
+        values: Values = dict(request.subject)
+        words = split_stat(stat)
+        _add_stat(words, values)
+        if (state := parse_state(words)) is not None:
+            values["state"] = state
+        for add, content in zip(_PROCESS_PARSERS.values(), contents, strict=True):
+            if content is not None:
+                add(content, values)
+        yield Sample(PROCESS, (), values)
 
 
 def _cgroup_files(facts: VmFacts) -> Sequence[FileRequest]:
-    if facts.cgroup is None:
-        return ()
-    return [FileRequest(f"{facts.cgroup}/{name}", facts.cgroup) for name in _CGROUP_PARSERS]
+    return (FileRequest(facts.cgroup, _CGROUP_FILES, facts.cgroup),) if facts.cgroup is not None else ()
 
 
 def _collect_cgroup(replies: Replies) -> Iterable[Sample]:
-    fields: dict[str, Any] = {}  # nested: the file memory.swap.current is fields["memory"]["swap"]["current"]
-    for reply in replies:
-        if isinstance(reply, FileReply) and reply.text is not None:
-            fields["path"] = reply.request.subject
-            name = reply.request.path.rpartition("/")[2]
-            *parents, last = name.split(".")
-            parent_fields = fields
-            for parent in parents:
-                parent_fields = parent_fields.setdefault(parent, {})
-            parent_fields[last] = _CGROUP_PARSERS[name](reply.text)
-    return (Sample(CGROUP, (), _read_cgroup(fields)),) if fields else ()
+    for request, contents in replies:
+        if all(content is None for content in contents):
+            continue
+        values: Values = {"path": request.subject}
+        for add, content in zip(_CGROUP_PARSERS.values(), contents, strict=True):
+            if content is not None:
+                add(content, values)
+        yield Sample(CGROUP, (), values)
 
 
 PROCESSES = Collector("process", (PROCESS,), no_commands, _collect_process, at_poll_interval, files=_process_files)

@@ -25,7 +25,7 @@ def _derive(before: Poll, now: Poll) -> Sequence[Sample]:
 
 
 def _status_since(before: Sample | None, sample: Sample, now: Poll) -> float:
-    """Return the time in seconds since the epoch of the first poll with the present status. Such a poll follows an event at once."""
+    """Return when a poll first showed the present status, in seconds since the epoch. A poll follows each event at once."""
     if before is not None and before.values.get("status") == sample.values.get("status"):
         since: float = before.values["since_timestamp_seconds"]
         return since

@@ -2,42 +2,47 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from agent.collectors.base import Collector, Replies, at_poll_interval, no_commands
-from agent.host.procfs import group_by_subject
-from agent.host.types import FileRequest, Task
-from agent.model.family import Family, Sample
+from agent.collectors.base import Collector, Replies, VmFacts, at_poll_interval, no_commands
+from agent.host.procfs import FileParser, parse_state, schedstat_format, split_stat, stat_format
+from agent.host.types import FileRequest, LinuxTask
+from agent.model.family import Family, Sample, Values
 from agent.model.metrics.host import IOTHREAD, VCPU
 from agent.model.reader import FieldReader
 
-
-def _files_of_threads(tasks: Sequence[Task]) -> list[FileRequest]:
-    return [FileRequest(f"task/{task.id}/{name}", task) for task in tasks for name in ("stat", "schedstat")]
+_FILES = ("stat", "schedstat")
 
 
-def _collect_family(family: Family) -> Callable[[Replies], Iterable[Sample]]:
-    """Return the function that turns replies into samples of this family."""
-    read = FieldReader(family)
+def _thread_collector(name: str, family: Family, tasks_of: Callable[[VmFacts], Sequence[LinuxTask]]) -> Collector:
+    """Return the collector of the threads that `tasks_of` returns."""
+    read_constants = FieldReader(family)
+    add_stat = FileParser(family, "stat", stat_format)
+    add_schedstat = FileParser(family, "schedstat", schedstat_format)
+
+    def constants_of(task: LinuxTask) -> Values:
+        return read_constants({"known": {"thread": task.id, **task.values}, "stat": {"state": ""}})
+
+    def files(facts: VmFacts) -> Sequence[FileRequest]:
+        return [FileRequest(f"task/{task.id}", _FILES, ((task.name,), constants_of(task))) for task in tasks_of(facts)]
 
     def collect(replies: Replies) -> Iterable[Sample]:
-        for task, files in group_by_subject(replies):
-            yield Sample(family, (task.name,), read({**files, "known": {"thread": task.id, **task.values}}))
+        for request, (stat, schedstat) in replies:
+            if stat is None:  # the thread has ended
+                continue
+            labels, constants = request.subject
+            values: Values = {}
+            if schedstat is not None:
+                add_schedstat(schedstat, values)
+            words = split_stat(stat)
+            add_stat(words, values)
+            values.update(constants)
+            if (state := parse_state(words)) is not None:
+                values["state"] = state
+            else:
+                del values["state"]
+            yield Sample(family, labels, values)
 
-    return collect
+    return Collector(name, (family,), no_commands, collect, at_poll_interval, files=files)
 
 
-VCPUS = Collector(
-    "vcpu",
-    (VCPU,),
-    no_commands,
-    _collect_family(VCPU),
-    at_poll_interval,
-    files=lambda facts: _files_of_threads(facts.vcpus),
-)
-IOTHREADS = Collector(
-    "iothread",
-    (IOTHREAD,),
-    no_commands,
-    _collect_family(IOTHREAD),
-    at_poll_interval,
-    files=lambda facts: _files_of_threads(facts.iothreads),
-)
+VCPUS = _thread_collector("vcpu", VCPU, lambda facts: facts.vcpus)
+IOTHREADS = _thread_collector("iothread", IOTHREAD, lambda facts: facts.iothreads)

@@ -3,13 +3,13 @@
 from random import random
 
 
-def back_off(attempt: int, initial_seconds: float, max_seconds: float) -> float:
+def retry_delay(attempt: int, initial_seconds: float, max_seconds: float) -> float:
     """Return the delay in seconds before the next attempt.
 
     The delay doubles with each failed attempt. Random jitter of up to half the delay spreads clients that failed at the same time.
 
     Args:
-        attempt: number of retries before this one, from 0.
+        attempt: number of earlier retries; 0 for the first retry.
         initial_seconds: delay before the first retry, without jitter.
         max_seconds: maximum delay.
     """

@@ -2,14 +2,14 @@
 
 import ssl
 
-from agent.common.config_types import SecretPath, Section, expand_secret_path
+from agent.common.config_types import ConfigSection, SecretPath, expand_secret_path
 
 
-class ClientTlsConfig(Section):
-    """TLS to a server."""
+class ClientTlsConfig(ConfigSection):
+    """TLS of connections to a server."""
 
     ca: SecretPath | None = None
-    """CA certificates to trust; without it, those of the system."""
+    """File of CA certificates to trust; by default, those of the system."""
     certificate: SecretPath | None = None
     """Client certificate, if the server requires one."""
     key: SecretPath | None = None
@@ -17,7 +17,7 @@ class ClientTlsConfig(Section):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The paths of the configured files, as in the config."""
+        """The paths of the configured files. A path may begin with `${CREDENTIALS_DIRECTORY}`."""
         return tuple(filter(None, (self.ca, self.certificate, self.key)))
 
     def ssl_context(self) -> ssl.SSLContext:
@@ -34,7 +34,7 @@ class ClientTlsConfig(Section):
             context = ssl.create_default_context(cafile=ca)
             if certificate is not None:
                 file = certificate
-                # Without a callback, OpenSSL asks for a key's passphrase on the terminal.
+                # Pass a callback, because OpenSSL would otherwise ask for a key's passphrase on the terminal.
                 context.load_cert_chain(certificate, key, password=lambda: "")
         except OSError as error:
             why = error.reason if isinstance(error, ssl.SSLError) and error.reason else error.strerror

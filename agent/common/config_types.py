@@ -1,26 +1,47 @@
-"""Base class of config sections, and types that validate config values. The error texts are for the config's author."""
+"""Base class of config sections, and types that validate config values. Their error texts are for the author of the config."""
 
 import errno
 import os
 import re
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from agent.common.units import Seconds
+from agent.common.units import parse_bytes, parse_seconds
+
+# To look for plugins, pydantic would read the metadata of all packages.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
-class Section(BaseModel):
-    """A section of the config. Each key is an attribute with its default, followed by its description as a docstring."""
+class ConfigSection(BaseModel):
+    """A section of the config. Each key is an attribute with a default. Its description follows as a docstring."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, defer_build=True)
 
 
-def matches_vm(pattern: str, name: str, uuid: str) -> bool:
-    """Return whether a pattern with the wildcards * and ? matches a VM's name or its UUID."""
-    return fnmatchcase(name, pattern) or fnmatchcase(uuid, pattern)
+Seconds = Annotated[
+    float,
+    BeforeValidator(parse_seconds),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string", "pattern": r"^\d+(\.\d+)?\s*(us|ms|s|m|h|d)$"}, {"type": "number", "minimum": 0}]}
+    ),
+]
+"""A duration in the config, such as `10s`; parsed to seconds."""
+
+Bytes = Annotated[
+    int,
+    BeforeValidator(parse_bytes),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": r"^\d+(\.\d+)?\s*([KMGT]iB|kB|[MGT]B|B|)$"},
+                {"type": "integer", "minimum": 0},
+            ]
+        }
+    ),
+]
+"""A size in the config, such as `1GiB`; parsed to bytes."""
 
 
 def _check_host_port(value: str) -> str:
@@ -64,7 +85,7 @@ def expand_secret_path(path: str) -> Path:
     """Replace `${CREDENTIALS_DIRECTORY}` in a path by systemd's directory of secrets (systemd.exec(5)).
 
     Raises:
-        OSError: the path contains the variable, and the environment does not.
+        OSError: the path contains the variable, but the environment does not define it.
     """
     name = "${CREDENTIALS_DIRECTORY}"
     if name not in path:

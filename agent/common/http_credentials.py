@@ -1,4 +1,4 @@
-"""Credentials of an HTTP client: TLS, basic authentication or a bearer token, all from files that are read again."""
+"""Credentials of an HTTP client: TLS, basic authentication or a bearer token, all from files that are read for each request."""
 
 import asyncio
 import base64
@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import StringConstraints, model_validator
 
 from agent.common.client_tls import ClientTlsConfig
-from agent.common.config_types import SecretPath, Section, expand_secret_path
+from agent.common.config_types import ConfigSection, SecretPath, expand_secret_path
 
 if TYPE_CHECKING:
     import ssl
 
-READ_SECONDS = 5.0
-"""Maximum time to read the files, whose storage may hang."""
+SECRET_READ_SECONDS = 5.0
+"""Maximum time to read the files. Their storage may hang."""
 MAX_SECRET_BYTES = 64 * 1024
 """Maximum size of a file with a password or a token."""
 
 
-class BasicAuthConfig(Section):
+class BasicAuthConfig(ConfigSection):
     """User and password of HTTP basic authentication."""
 
     username: Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^:]+$")]
@@ -27,7 +27,7 @@ class BasicAuthConfig(Section):
     """File with the password in its first line; read for each request."""
 
 
-class HttpClientConfig(Section):
+class HttpClientConfig(ConfigSection):
     """How an HTTP client authenticates itself and the server."""
 
     tls: ClientTlsConfig | None = None
@@ -38,14 +38,14 @@ class HttpClientConfig(Section):
     """File with a bearer token in its first line; read for each request."""
 
     @model_validator(mode="after")
-    def _check_one_kind(self) -> "HttpClientConfig":
+    def _check_one_method(self) -> "HttpClientConfig":
         if self.basic_auth is not None and self.bearer_token_file is not None:
             raise ValueError("basic_auth and bearer_token_file exclude each other: remove one of them")
         return self
 
 
 def read_secret(path: str) -> str:
-    """Return the first line of a file that has a secret. Blocks.
+    """Return the first line of a file with a secret. The call blocks.
 
     Args:
         path: the path, which may begin with `${CREDENTIALS_DIRECTORY}`.
@@ -62,7 +62,7 @@ def read_secret(path: str) -> str:
 
 
 class HttpCredentials:
-    """Reads the files of an `HttpClientConfig` for each request. A new TLS context is made only if a certificate file has changed."""
+    """Reads the files of an `HttpClientConfig` for each request. It creates a new TLS context only if a certificate file has changed."""
 
     def __init__(self, config: HttpClientConfig) -> None:
         self._config = config
@@ -76,7 +76,7 @@ class HttpCredentials:
             OSError: a file cannot be read; the error names the file.
             TimeoutError: the files' storage does not respond.
         """
-        async with asyncio.timeout(READ_SECONDS):
+        async with asyncio.timeout(SECRET_READ_SECONDS):
             return await asyncio.to_thread(self._read)
 
     def _read(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class HttpCredentials:
                 self._context, self._signature = tls.ssl_context(), signature
             options["ssl"] = self._context
         if (user := config.basic_auth) is not None:
-            # aiohttp's encode_basic_auth, which newer releases alone have.
+            # The same as aiohttp's encode_basic_auth, which only newer releases have.
             pair = f"{user.username}:{read_secret(user.password_file)}".encode()
             options["headers"] = {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
         elif config.bearer_token_file is not None:

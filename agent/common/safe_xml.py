@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-MAX_BYTES = 1 << 20
+MAX_XML_BYTES = 1 << 20
 """Default maximum size of a document. libvirt's XML of a running VM with a hundred disks has about 100 kB."""
 
 
-def parse_xml(text: str | bytes, max_bytes: int = MAX_BYTES) -> "Element":
+def parse_xml(text: str | bytes, max_bytes: int = MAX_XML_BYTES) -> "Element":
     """Return the root element of an XML document.
 
     Args:
@@ -19,7 +19,7 @@ def parse_xml(text: str | bytes, max_bytes: int = MAX_BYTES) -> "Element":
     Raises:
         ValueError: the document is too large, not well-formed, or has a document type definition.
     """
-    # Imported late, because these modules take 1 MiB of memory and many hosts have no such documents.
+    # Import late, because these modules take 1 MiB of memory, and many hosts have no such documents.
     from defusedxml import DefusedXmlException  # noqa: PLC0415
     from defusedxml.ElementTree import ParseError, fromstring  # noqa: PLC0415
 

@@ -1,11 +1,8 @@
 """Parses and formats durations and sizes such as `10s`, `5m` and `1GiB`. Pure."""
 
 import re
-from typing import Annotated
 
-from pydantic import BeforeValidator, WithJsonSchema
-
-_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_SECONDS = {"us": 0.000001, "ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _BYTES = {
     "": 1,
     "B": 1,
@@ -26,7 +23,7 @@ def parse_seconds(value: object) -> float:
     Raises:
         ValueError: the value has another form.
     """
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*(ms|s|m|h|d)", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*(us|ms|s|m|h|d)", value) if isinstance(value, str) else None
     if match:
         return float(match[1]) * _SECONDS[match[2]]
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e15:
@@ -55,27 +52,3 @@ def format_bytes(size: float) -> str:
             return f"{size:.{3 if abs(size) < 999.5 else 4}g} {unit}"  # 1023, not 1.02e+03
         size /= 1024
     return f"{size:.4g} TiB"
-
-
-Seconds = Annotated[
-    float,
-    BeforeValidator(parse_seconds),
-    WithJsonSchema(
-        {"anyOf": [{"type": "string", "pattern": r"^\d+(\.\d+)?\s*(ms|s|m|h|d)$"}, {"type": "number", "minimum": 0}]}
-    ),
-]
-"""A duration in the config, such as `10s`; parsed to seconds."""
-
-Bytes = Annotated[
-    int,
-    BeforeValidator(parse_bytes),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "pattern": r"^\d+(\.\d+)?\s*([KMGT]iB|kB|[MGT]B|B|)$"},
-                {"type": "integer", "minimum": 0},
-            ]
-        }
-    ),
-]
-"""A size in the config, such as `1GiB`; parsed to bytes."""

@@ -1,8 +1,7 @@
-"""Reads and validates config files. Reports all problems of a file at once, each with the file, the line, the key and the fix."""
+"""Reads and validates config files. It reports all problems of a file at once, each with the file, the line, the key and the fix."""
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -10,58 +9,26 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from agent.config.errors import ConfigError, ConfigProblem
 from agent.config.model import ENTRY_TYPES, TAG_PREFIX, Config
 
 Location = tuple[str | int, ...]
 """The keys and the list indices that lead to a value, from the root of the file."""
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigProblem:
-    """One problem of a config file.
-
-    Attributes:
-        file: the path of the file.
-        line: the number of the line, from 1; 0 if unknown.
-        key: the key, such as `kafka.bootstrap_servers[0]`; empty if the problem is the file as a whole.
-        text: the problem, and a correct value or the fix.
-    """
-
-    file: str
-    line: int
-    key: str
-    text: str
-
-    def __str__(self) -> str:
-        place = f"{self.file}:{self.line}" if self.line else self.file
-        return f"{place}: {self.key}: {self.text}" if self.key else f"{place}: {self.text}"
-
-
-class ConfigError(Exception):
-    """A config file has problems.
-
-    Attributes:
-        problems: all problems of the file.
-    """
-
-    def __init__(self, problems: Sequence[ConfigProblem]) -> None:
-        super().__init__("\n".join(map(str, problems)))
-        self.problems = problems
-
-
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def load(path: Path) -> Config:
+def load_config(path: Path) -> Config:
     """Read and validate the agent's config file.
 
     Raises:
         ConfigError: the file cannot be read or has problems.
     """
-    return read(path, Config)
+    return read_yaml_file(path, Config)
 
 
-def read(path: Path, model: type[Model]) -> Model:
+def read_yaml_file(path: Path, model: type[Model]) -> Model:
     """Read and validate a YAML file.
 
     Args:
@@ -78,15 +45,15 @@ def read(path: Path, model: type[Model]) -> Model:
         raise ConfigError([ConfigProblem(name, 0, "", f"cannot be read: {error.strerror}")]) from error
     except UnicodeDecodeError as error:
         raise ConfigError([ConfigProblem(name, 0, "", f"is not UTF-8 text at byte {error.start}")]) from error
-    return validate(text, name, model)
+    return validate_yaml(text, name, model)
 
 
-def validate(text: str, name: str, model: type[Model]) -> Model:
+def validate_yaml(text: str, name: str, model: type[Model]) -> Model:
     """Validate the text of a YAML file.
 
     Args:
         text: the text.
-        name: the file's name to use in problems.
+        name: the name of the file in problems.
         model: the pydantic model of the file's content.
 
     Raises:
@@ -96,7 +63,9 @@ def validate(text: str, name: str, model: type[Model]) -> Model:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         lines: dict[Location, int] = {}
         duplicates = list(_find_duplicates(node, (), lines))
-        problems = [ConfigProblem(name, line, _key_text(location), "duplicate key") for location, line in duplicates]
+        problems = [
+            ConfigProblem(name, line, _format_location(location), "duplicate key") for location, line in duplicates
+        ]
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError([_problem_of_yaml(name, error)]) from error
@@ -149,7 +118,7 @@ def _problem_of_yaml(name: str, error: yaml.YAMLError) -> ConfigProblem:
     return ConfigProblem(name, mark.line + 1 if mark else 0, "", f"is not YAML: {reason}")
 
 
-def _key_text(location: Location) -> str:
+def _format_location(location: Location) -> str:
     """Return a location as text, such as `kafka.bootstrap_servers[0]`."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
     return text.removeprefix(".")
@@ -161,15 +130,17 @@ def _problem_of_value(
     tagged = tuple(detail["loc"])  # pydantic adds the tag of a monitor entry to the location
     location = tuple(part for part in tagged if not str(part).startswith(TAG_PREFIX))
     line = next((lines[location[:n]] for n in range(len(location), -1, -1) if location[:n] in lines), 0)
-    return ConfigProblem(name, line, _key_text(location), _problem_text(detail, tagged, model))
+    return ConfigProblem(name, line, _format_location(location), _problem_text(detail, tagged, model))
 
 
 def _problem_text(detail: ErrorDetails, location: Location, model: type[BaseModel]) -> str:
-    """Return the text of a problem in the words of the config file instead of pydantic's. A value that may be a secret is omitted."""
+    """Return the text of a problem in the words of the config file, not of pydantic. Leave out a value that may be a secret."""
     context: dict[str, Any] = detail.get("ctx", {})
     kind, given = detail["type"], detail["input"]
     if kind == "extra_forbidden":
-        key = _key_text(tuple(part for part in location if isinstance(part, str) and not part.startswith(TAG_PREFIX)))
+        key = _format_location(
+            tuple(part for part in location if isinstance(part, str) and not part.startswith(TAG_PREFIX))
+        )
         if key in RENAMED_KEYS:
             return f"unknown key; it was renamed to {RENAMED_KEYS[key]}"
         known = _keys_at(location[:-1], model)
@@ -180,8 +151,15 @@ def _problem_text(detail: ErrorDetails, location: Location, model: type[BaseMode
 
 
 RENAMED_KEYS: Mapping[str, str] = {
+    "alerts.guest": "guest_filesystems (levels, hysteresis, overrides) and guests (max_frozen_time, max_clock_offset)",
+    "alerts.pool": "pools, with overrides in place of its key pools",
+    "alerts.write_threshold": "disks, with overrides in place of its key disks",
     "alerts.alertmanager.resend": "resend_interval",
     "alerts.alertmanager.url": "urls, a list",
+    "intervals.migration": "migrations_and_jobs",
+    "journal.alerts": "max_size.alerts",
+    "journal.events": "max_size.events",
+    "journal.samples": "max_size.samples",
     "jsonl.file": "path",
     "jsonl.keep": "max_files",
     "jsonl.rotate": "max_size",
@@ -197,7 +175,8 @@ RENAMED_KEYS: Mapping[str, str] = {
     "monitors.burst": "dial_per_poll",
     "monitors.connections": "max_connections",
     "monitors.hold": "timeout",
-    "monitors.hotplug": "hotplug_dir",
+    "monitors.hotplug": "own_monitor_dir",
+    "monitors.hotplug_dir": "own_monitor_dir",
     "prometheus": "web, with listen_address and config_file",
     "timeouts.reply": "response",
     "timeouts.retry": "max_retry_delay",
@@ -228,6 +207,7 @@ _TEXT_BY_ERROR = {
     "less_than": "should be less than {lt}",
     "less_than_equal": "should be at most {le}",
     "literal_error": "should be {expected}",
+    "too_long": "should have at most {max_length} entries",
     "too_short": "should not be empty",
     "string_too_short": "should not be empty",
     "model_type": "should be a mapping",

@@ -1,6 +1,6 @@
 """The sections of the config file as types. Each key has its default and its description. `agent.config.loader` reads the file.
 
-The text below a key is the key's description in config/agent.schema.json.
+The text below a key is the key's description in agent/config/agent.schema.json.
 """
 
 import operator
@@ -10,14 +10,21 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Tag, field_validator, model_validator
 
-from agent.alerts.alertmanager import AlertmanagerConfig
+from agent.alerts.alertmanager_config import AlertmanagerConfig
 from agent.alerts.levels import parse_level
 from agent.alerts.pool_levels import parse_pool_level
 from agent.alerts.threshold_types import ThresholdMode
-from agent.common.config_types import HostPort, PositiveSeconds, SecretPath, Section
-from agent.common.units import Bytes, Seconds
+from agent.common.config_types import Bytes, ConfigSection, PositiveSeconds, Seconds
+from agent.config.alert_rules import (
+    MAX_CUSTOM_ALERTS,
+    AlertOverrideConfig,
+    CustomAlertConfig,
+    check_override_names,
+)
+from agent.config.latency_boundaries import LatencyBoundaries
+from agent.config.web import WebConfig
 from agent.delivery.sinks.config import SinkConfig
 from agent.delivery.sinks.jsonl import JsonLinesConfig
 from agent.delivery.sinks.kafka.config import KafkaConfig
@@ -26,14 +33,17 @@ from agent.host.libvirt_metadata import LabelsConfig
 from agent.monitors import ENTRIES, DiscovererConfig
 
 TAG_PREFIX = "discoverer:"
-"""Prefix of the tags by which pydantic distinguishes the types of entries in `monitors`."""
+"""Prefix of the tags that pydantic uses to distinguish the types of entries in `monitors`."""
 
 ENTRY_TYPES = {f"{TAG_PREFIX}{entry.key()}": entry for entry in ENTRIES}
 """The type of each kind of entry in `monitors`, by its tag."""
 
 
 def _tag_of_entry(entry: object) -> str:
-    """Return the tag of an entry in `monitors`. An entry without a known kind of monitor gets the first tag."""
+    """Return pydantic's tag for an entry in `monitors`, by the key that names its transport.
+
+    An entry without such a key gets the first tag, so that the error lists the valid keys.
+    """
     keys = entry if isinstance(entry, dict) else getattr(entry, "__dict__", {})
     return next((tag for tag in ENTRY_TYPES if tag.removeprefix(TAG_PREFIX) in keys), next(iter(ENTRY_TYPES)))
 
@@ -55,46 +65,46 @@ LevelText = Annotated[str, AfterValidator(_normalize_level)]
 """An alert level of a disk, such as `90%`, `used 100GiB` or `free 2GiB`."""
 
 
-class JournalConfig(Section):
+class JournalSizeConfig(ConfigSection):
+    """Maximum disk space of each queue. Beyond it, the agent drops the queue's oldest records, counts them and reports them."""
+
+    alerts: Annotated[Bytes, Field(ge=1 << 20)] = 64 << 20
+    """Maximum disk space for alerts."""
+    events: Annotated[Bytes, Field(ge=1 << 20)] = 512 << 20
+    """Maximum disk space for events and lifecycle changes."""
+    samples: Annotated[Bytes, Field(ge=1 << 20)] = 256 << 20
+    """Maximum disk space for samples."""
+
+
+class JournalConfig(ConfigSection):
     """Stores records on disk until Kafka acknowledges them: all events and alerts, and the samples that do not fit in memory."""
 
     directory: Path = Field(default_factory=lambda: Path(os.environ.get("STATE_DIRECTORY") or "/var/lib/qmp-agent"))
     """Directory of the journal; by default systemd's state directory, else /var/lib/qmp-agent."""
-    alerts: Annotated[Bytes, Field(ge=1 << 20)] = 64 << 20
-    """Maximum disk space for alerts. Beyond it, the agent drops the oldest alerts, counts them and reports them."""
-    events: Annotated[Bytes, Field(ge=1 << 20)] = 512 << 20
-    """Maximum disk space for events and lifecycle changes. Beyond it, the agent drops the oldest ones, counts them and reports them."""
-    samples: Annotated[Bytes, Field(ge=1 << 20)] = 256 << 20
-    """Maximum disk space for samples. Beyond it, the agent drops the oldest samples, counts them and reports them."""
+    max_size: JournalSizeConfig = JournalSizeConfig()
+    """Maximum disk space of each queue."""
 
 
-class WebConfig(Section):
-    """The HTTP endpoint: /metrics, /healthz, /readyz and the page."""
-
-    listen_address: HostPort = "127.0.0.1:9179"
-    """Address to listen on. Without `config_file`, every client that reaches it can read the names, disks and events of guests."""
-    config_file: SecretPath | None = None
-    """TLS, client certificates and users: a web configuration file in the format of Prometheus' exporter-toolkit."""
-
-
-class IntervalsConfig(Section):
+class IntervalsConfig(ConfigSection):
     """Intervals at which the agent polls data that QEMU does not report by events."""
 
     poll: Annotated[Seconds, Field(ge=0.1)] = 10.0
     """Interval for block statistics and for the kernel's statistics of the VM. Also for migrations if QEMU emits no MIGRATION events."""
     guest_memory: Annotated[Seconds, Field(ge=1)] = 30.0
     """Interval for memory statistics of the guest's balloon driver."""
-    migration: Annotated[Seconds, Field(ge=0.1)] = 1.0
+    migrations_and_jobs: Annotated[Seconds, Field(ge=0.1)] = 1.0
     """Interval for migrations, jobs and memory dumps while they run."""
     kvm: Annotated[Seconds, Field(ge=1)] = 300.0
     """Interval for KVM's statistics."""
     resync: Annotated[Seconds, Field(ge=1)] = 300.0
     """Interval at which the agent polls all data again, because an event may have been lost."""
     storage: Annotated[Seconds, Field(ge=1)] = 30.0
-    """The pools under the images. Network file systems are read every five seconds at least, and each pool faster near an alert level."""
+    """Interval for the pools under the images. Network file systems, and pools near an alert level, are read more often."""
+    host: Annotated[Seconds, Field(ge=1)] = 15.0
+    """Interval for the host's CPUs, memory and pressure, and for the sums over its VMs."""
 
 
-class TimeoutsConfig(Section):
+class TimeoutsConfig(ConfigSection):
     """How long the agent waits for QEMU, and for delivery when it stops."""
 
     greeting: PositiveSeconds = 3.0
@@ -107,18 +117,23 @@ class TimeoutsConfig(Section):
     """Maximum time to deliver the remaining records at shutdown."""
 
 
-class AllowConfig(Section):
-    """Changes to QEMU that the agent may make. By default, it makes none."""
+class AllowConfig(ConfigSection):
+    """Changes to QEMU that the agent may make, and unstable commands that it may send. By default, there are none."""
 
     guest_stats_interval: Annotated[Seconds, Field(ge=1, le=3600)] | None = None
     """Interval at which QEMU polls the guest's memory statistics. The agent sets this interval in a QEMU that has none."""
+    latency_histograms: LatencyBoundaries = ()
+    """Set latency histograms in disks that have none: `true` for bins from 100us to 10s, or a list of the boundaries between the bins,
+    such as [1ms, 10ms, 100ms]. They stay until the disk is unplugged or QEMU ends."""
     libvirt_passthrough: bool = False
     """Query the QEMUs of libvirt's domains for data that libvirt does not report. libvirt then marks the domains as tainted."""
     migration_events: bool = False
     """Enable QEMU's MIGRATION events, so that short migrations are reported too. libvirt always enables them."""
+    virtio_queues: bool = False
+    """Query the queues of virtio disks that complete no request, except vhost devices. The command is unstable in QEMU."""
 
 
-class DiskConfig(Section):
+class DiskOverrideConfig(ConfigSection):
     """Another mode or other levels for some disks."""
 
     vm: str = "*"
@@ -126,92 +141,116 @@ class DiskConfig(Section):
     disk: str = "*"
     """Device id of the disks; * and ? are wildcards."""
     mode: ThresholdMode | None = None
-    """Mode of these disks; by default write_threshold.mode."""
+    """Mode of these disks; by default alerts.disks.mode."""
     levels: list[LevelText] | None = None
-    """Levels of these disks; by default write_threshold.levels."""
+    """Levels of these disks; by default alerts.disks.levels."""
 
 
-class WriteThresholdConfig(Section):
+class DiskAlertsConfig(ConfigSection):
     """Alerts when the usage of a thin disk exceeds a level, before the disk is full."""
 
     mode: ThresholdMode = ThresholdMode.OBSERVE
-    """`off`: no alerts. `observe`: compare levels at each poll. `arm`: also set write thresholds in QEMU, which then reports a write."""
+    """`off`: no alerts. `observe`: compare levels at each poll. `arm`: also let QEMU report a write above a level (write threshold)."""
     levels: list[LevelText] = ["80%", "90%", "95%"]
     """Levels in percent of the disk's size, in bytes used or in bytes free, in any order."""
     hysteresis: Annotated[float, Field(ge=0, le=50)] = 2.0
     """Percentage of the disk's size by which the usage has to fall below a level before the level's alert is resolved."""
-    disks: list[DiskConfig] = []
+    overrides: list[DiskOverrideConfig] = []
     """Another mode or other levels for some disks. The first entry that matches a disk applies."""
 
 
-class GuestFilesystemConfig(Section):
-    """Levels of some file systems of guests."""
+class GuestFilesystemOverrideConfig(ConfigSection):
+    """Other levels for some file systems of guests."""
 
     vm: str = "*"
     """Name or UUID of the VMs; * and ? are wildcards."""
     mountpoint: str = "*"
     """Mountpoint of the file systems in the guest; * and ? are wildcards."""
     levels: list[LevelText]
-    """Levels of these file systems; by default guest.levels. With an empty list, they have no alerts."""
+    """Levels of these file systems; an empty list turns their alerts off."""
 
 
-class GuestAlertsConfig(Section):
-    """Alerts from inside guests. They need `guest_agent.enabled`."""
+class GuestFilesystemAlertsConfig(ConfigSection):
+    """Alerts when the usage of a guest's file system exceeds a level. They need `guest_agent.enabled`."""
 
     levels: list[LevelText] = ["90%", "95%"]
     """Levels of the guests' file systems, in percent of the size, in bytes used or in bytes free, in any order."""
     hysteresis: Annotated[float, Field(ge=0, le=50)] = 2.0
     """Percentage of the file system's size by which the usage has to fall below a level before the level's alert is resolved."""
-    filesystems: list[GuestFilesystemConfig] = []
+    overrides: list[GuestFilesystemOverrideConfig] = []
     """Other levels for some file systems. The first entry that matches a file system applies."""
-    frozen: PositiveSeconds = 120.0
+
+
+class GuestAlertsConfig(ConfigSection):
+    """Other alerts from inside guests. They need `guest_agent.enabled`."""
+
+    max_frozen_time: PositiveSeconds = 120.0
     """How long the file systems of a guest may stay frozen, as during a snapshot."""
-    clock_offset: PositiveSeconds = 10.0
-    """How far the guest's clock may differ from the host's clock. The alert fires after two such polls in a row."""
+    max_clock_offset: PositiveSeconds = 10.0
+    """How far the guest's clock may differ from the host's clock. The alert fires if two polls in a row show more."""
 
 
-def _pool_level(value: str) -> str:
+def _normalize_pool_level(value: str) -> str:
     return parse_pool_level(value).text
 
 
-PoolLevelText = Annotated[str, AfterValidator(_pool_level)]
+PoolLevelText = Annotated[str, AfterValidator(_normalize_pool_level)]
 """A level of a pool, such as `85%`, `free 20GiB`, `full in 2h`, `inodes 90%` or `metadata 75%`."""
 
 
-class PoolOverrideConfig(Section):
+class PoolOverrideConfig(ConfigSection):
     """Other levels for some pools."""
 
     pool: str
     """Name of the pools, such as a mount point; * and ? are wildcards."""
     levels: list[PoolLevelText]
-    """Levels of these pools; none turns their alerts off, and the disks on them have alerts of their own."""
+    """Levels of these pools. An empty list turns their alerts off; the disks on them then have alerts of their own."""
 
 
-class PoolAlertsConfig(Section):
+class PoolAlertsConfig(ConfigSection):
     """Alerts when the storage that images share fills up: one alert for all VMs on a pool."""
 
     levels: list[PoolLevelText] = ["85%", "95%", "full in 2h", "inodes 90%", "metadata 75%", "metadata 85%"]
-    """Levels in percent in use, free bytes, time until it is full at its present growth, inodes and an LVM thin pool's metadata."""
+    """Levels: percent in use, free bytes, time until the pool is full, percent of inodes in use, percent of LVM metadata in use."""
     hysteresis: Annotated[float, Field(ge=0, le=50)] = 2.0
     """Percentage of the size by which the usage has to fall below a level before its alert is resolved."""
-    pools: list[PoolOverrideConfig] = []
+    overrides: list[PoolOverrideConfig] = []
     """Other levels for some pools; the first entry that matches a pool applies."""
 
 
-class AlertsConfig(Section):
+class AlertsConfig(ConfigSection):
     """Alerts. The agent emits each alert as a record and as a metric."""
 
-    write_threshold: WriteThresholdConfig = WriteThresholdConfig()
+    disks: DiskAlertsConfig = DiskAlertsConfig()
     """Alerts when the usage of a thin disk exceeds a level, before the disk is full."""
-    pool: PoolAlertsConfig = PoolAlertsConfig()
+    pools: PoolAlertsConfig = PoolAlertsConfig()
     """Alerts when the storage that images share fills up."""
-    guest: GuestAlertsConfig = GuestAlertsConfig()
-    """Alerts from inside guests. They need `guest_agent.enabled`."""
+    guest_filesystems: GuestFilesystemAlertsConfig = GuestFilesystemAlertsConfig()
+    """Alerts when the usage of a guest's file system exceeds a level. They need `guest_agent.enabled`."""
+    guests: GuestAlertsConfig = GuestAlertsConfig()
+    """Other alerts from inside guests. They need `guest_agent.enabled`."""
+    overrides: list[AlertOverrideConfig] = []
+    """Changes of alerts: off, or another severity, limit or duration. The first entry that matches an alert applies."""
+    custom: Annotated[list[CustomAlertConfig], Field(max_length=MAX_CUSTOM_ALERTS)] = []
+    """Alerts of your own, on any event or any field of a sample."""
     alertmanager: AlertmanagerConfig | None = None
     """Alertmanager that receives the alerts."""
 
+    @field_validator("custom")
+    @classmethod
+    def _check_custom_names(cls, value: list[CustomAlertConfig]) -> list[CustomAlertConfig]:
+        names = [alert.name for alert in value]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"should have each name once, and has several alerts {repeated[0]}")
+        return value
 
-class LimitsConfig(Section):
+    @model_validator(mode="after")
+    def _check_overrides(self) -> "AlertsConfig":
+        check_override_names(self.overrides, [alert.name for alert in self.custom])
+        return self
+
+
+class LimitsConfig(ConfigSection):
     """Limits of one VM's series on /metrics, because a guest can choose some names in them.
 
     Series beyond a limit are omitted and counted. Their records are still emitted, for up to 4096 subjects per poll.
@@ -223,7 +262,7 @@ class LimitsConfig(Section):
     """Maximum number of new subjects of one VM within an hour. Without this limit, names that change at each poll would fill Prometheus."""
 
 
-class LogConfig(Section):
+class LogConfig(ConfigSection):
     """The agent's own log, on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
@@ -232,11 +271,11 @@ class LogConfig(Section):
     """`auto` is text on a terminal and for journald, else JSON."""
 
 
-class Config(Section):
+class Config(ConfigSection):
     """The config file. Only `monitors` is required."""
 
     monitors: Annotated[list[MonitorConfig], Field(min_length=1)]
-    """How the agent reaches the QMP monitors of VMs. docs/monitors.md compares the kinds of entries."""
+    """How the agent reaches the QMP monitors of VMs. docs/reference/monitors.md compares the kinds of entries."""
     host: Annotated[str, StringConstraints(min_length=1, max_length=255)] = Field(default_factory=socket.gethostname)
     """Name of this host in records; by default the system's host name."""
     kafka: KafkaConfig | None = None
@@ -250,7 +289,7 @@ class Config(Section):
     web: WebConfig = WebConfig()
     """The HTTP endpoint."""
     guest_agent: GuestAgentConfig = GuestAgentConfig()
-    """Queries guest agents, read-only, for what only the guest knows."""
+    """Queries guest agents, read-only, for data that only the guest has."""
     intervals: IntervalsConfig = IntervalsConfig()
     """Intervals at which the agent polls data that QEMU does not report by events."""
     timeouts: TimeoutsConfig = TimeoutsConfig()
@@ -258,7 +297,7 @@ class Config(Section):
     alerts: AlertsConfig = AlertsConfig()
     """Alerts. The agent emits each alert as a record and as a metric."""
     allow: AllowConfig = AllowConfig()
-    """Changes to QEMU that the agent may make. By default, it makes none."""
+    """Changes to QEMU that the agent may make, and unstable commands that it may send. By default, there are none."""
     labels: LabelsConfig = LabelsConfig()
     """Labels of the series qemu_vm_info, from libvirt's XML files."""
     limits: LimitsConfig = LimitsConfig()
@@ -269,17 +308,18 @@ class Config(Section):
     @property
     def sink(self) -> SinkConfig:
         """The section of the configured sink; by default JSON lines on standard output."""
-        return next(iter(self._sinks().values()), self.jsonl)
+        return next(iter(self._configured_sinks().values()), self.jsonl)
 
-    def _sinks(self) -> dict[str, SinkConfig]:
+    def _configured_sinks(self) -> dict[str, SinkConfig]:
         """Return the sections of the configured sinks, by key."""
         sinks = {"kafka": self.kafka, "jsonl.path": self.jsonl if self.jsonl.path is not None else None}
         return {key: sink for key, sink in sinks.items() if sink is not None}
 
     @model_validator(mode="after")
     def _check_sections_together(self) -> "Config":
-        if len(keys := list(self._sinks())) > 1:
+        if len(keys := list(self._configured_sinks())) > 1:
             raise ValueError(f"{' and '.join(keys[:2])} exclude each other: remove one of them")
-        if min(self.journal.alerts, self.journal.events, self.journal.samples) < self.buffer_memory:
-            raise ValueError("journal.alerts, journal.events and journal.samples should each be at least buffer_memory")
+        sizes = self.journal.max_size
+        if min(sizes.alerts, sizes.events, sizes.samples) < self.buffer_memory:
+            raise ValueError("each size in journal.max_size should be at least buffer_memory")
         return self

@@ -1,4 +1,4 @@
-"""Config reload in a running agent, at SIGHUP. A config with problems changes nothing."""
+"""Reloads the config in a running agent at SIGHUP. A config with problems changes nothing."""
 
 import asyncio
 import logging
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from agent.config.loader import ConfigError
+from agent.config.errors import ConfigError
 from agent.config.model import Config
 
 _log = logging.getLogger("agent")
@@ -14,11 +14,11 @@ _log = logging.getLogger("agent")
 LIVE_SECTIONS = frozenset(
     {"monitors", "guest_agent", "intervals", "timeouts", "alerts", "allow", "labels", "limits", "log"}
 )
-"""Sections that a running agent applies. Other sections need a restart, because records in the queues and open sockets depend on them."""
+"""Sections that a running agent applies. The others need a restart, because records in the queues and open sockets depend on them."""
 
 
 def merge_live_sections(running: Config, loaded: Config) -> tuple[Config, list[str]]:
-    """Replace the live sections of the running config by those of a newly loaded config.
+    """Replace the live sections of the running config by the same sections of a newly loaded config.
 
     Returns:
         The config to apply, and the names of the changed sections that need a restart.
@@ -38,7 +38,7 @@ class Reloadable(Protocol):
 
 
 class ConfigReloader:
-    """Reloads the config on request, and keeps the outcome of the last reload.
+    """Reloads the config on request, and stores the outcome of the last reload.
 
     Attributes:
         requested: set this event to request a reload.

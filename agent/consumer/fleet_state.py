@@ -14,7 +14,7 @@ HOST_TYPE: Final = "qemu.state.host"
 class FleetState:
     """The latest state of each VM on each host, of each firing alert, and of each host.
 
-    A consumer may apply messages twice, for example after a restart. After the newest message, the state is the same as without them.
+    A consumer may apply messages twice, for example after a restart. Once the newest message is applied, the state is right again.
     """
 
     def __init__(self) -> None:
@@ -45,8 +45,8 @@ class FleetState:
     def vm(self, uuid: str) -> StreamRecord | None:
         """Return the state of a VM; None if no host reports the VM.
 
-        During a migration and for a minute after it, two hosts report the VM. The result is the state from the host on which the VM runs.
-        If it runs on neither host, the result is the newer state.
+        During a migration and for a minute after it, two hosts report the VM. Return the state from the host that runs the VM. If
+        neither host runs the VM, return the newer state.
         """
         records = (self._records[key] for key in self._keys_by_vm.get(uuid, ()))
         return max(records, key=lambda record: (record.data.get("running") is True, record.time), default=None)
@@ -55,17 +55,17 @@ class FleetState:
         """Yield one state for each VM, as returned by `vm`."""
         return (record for record in map(self.vm, list(self._keys_by_vm)) if record is not None)
 
-    def of_all_hosts(self) -> Iterable[StreamRecord]:
+    def vms_on_all_hosts(self) -> Iterable[StreamRecord]:
         """Yield each state of a VM that a host reports. A migrating VM has two states, one from each host."""
-        return self._of_type(VM_TYPE)
+        return self._states_of_type(VM_TYPE)
 
     def alerts(self) -> Iterable[StreamRecord]:
-        """Yield the state of each firing alert. It has the data of the alert's record."""
-        return self._of_type(ALERT_TYPE)
+        """Yield the state of each firing alert, which contains the data of the alert's record."""
+        return self._states_of_type(ALERT_TYPE)
 
     def hosts(self) -> Iterable[StreamRecord]:
         """Yield the state of each host."""
-        return self._of_type(HOST_TYPE)
+        return self._states_of_type(HOST_TYPE)
 
-    def _of_type(self, record_type: str) -> Iterable[StreamRecord]:
+    def _states_of_type(self, record_type: str) -> Iterable[StreamRecord]:
         return (record for record in list(self._records.values()) if record.type == record_type)

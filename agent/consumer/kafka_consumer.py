@@ -78,7 +78,7 @@ class _AssignedPartition:
         Args:
             orderer: orders the records of the partition.
             committed: the committed offset; None if the group has committed none.
-            first_offset: offset of the first message whose record is returned. Messages before it are only reread.
+            first_offset: offset of the first message whose record is returned. Earlier messages are only reread.
         """
         self.orderer = orderer
         self.committed = committed
@@ -87,7 +87,7 @@ class _AssignedPartition:
         self._is_rereading = True
 
     def add(self, message: ConsumerRecord) -> list[ConsumedItem]:
-        """Add the next message of the partition, and return the items that need not wait any longer."""
+        """Add the next message of the partition, and return the items that are ready."""
         position = Position(message.topic, message.partition, message.offset)
         items: list[ConsumedItem] = []
         if self._is_rereading and message.offset >= self._first_offset:
@@ -114,7 +114,7 @@ class _AssignedPartition:
 class RecordConsumer:
     """A member of a consumer group that reads the agent's records. Use it as an async context manager, and iterate over it.
 
-    Each iteration yields a batch: a list of records, gaps, and messages that are not records of the agent. It is empty if nothing arrived.
+    Each iteration yields a batch: a list of records, gaps, and messages that are not records of the agent. A batch may be empty.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class RecordConsumer:
             await self.commit()
 
     async def commit(self) -> None:
-        """Commit the last batch. Call this if you leave the loop after you have handled the whole batch."""
+        """Commit the last batch. Call this if you leave the loop after handling the whole batch."""
         offsets = {
             name: offset
             for name, (partition, offset) in self._handled.items()
@@ -196,11 +196,8 @@ class RecordConsumer:
             )
             return
         for name, offset in offsets.items():
-            self._handled[name][
-                0
-            ].committed = (
-                offset  # the partition object is stored, because a rebalance may have removed it from `_partitions`
-            )
+            # A rebalance may have removed the partition from `_partitions`, so use the object in `_handled`.
+            self._handled[name][0].committed = offset
 
     async def _read_batch(self) -> list[ConsumedItem]:
         """Wait for messages, and return their items."""
@@ -210,9 +207,8 @@ class RecordConsumer:
         items: list[ConsumedItem] = []
         for name, received in messages.items():
             partition = self._partitions.get(name)
-            if (
-                partition is not None
-            ):  # None: the partition was assigned during the request, and is read again from the right offset
+            # A partition that was assigned during the request is not in `_partitions` yet. The next call seeks it.
+            if partition is not None:
                 items += [item for message in received for item in partition.add(message)]
         for partition in self._partitions.values():
             items += partition.release_overdue()
@@ -220,7 +216,7 @@ class RecordConsumer:
         return items
 
     async def _set_up_new_partitions(self) -> None:
-        """Set the first offset of each newly assigned partition, `reread` messages before the committed offset."""
+        """Seek each new partition to the offset `settings.reread` messages before the committed one, to read these messages again."""
         new = [name for name in self._consumer.assignment() if name not in self._partitions]
         if not new:
             return
@@ -242,7 +238,7 @@ class RecordConsumer:
             self._consumer.seek(name, begin)
 
     def discard_partitions(self, names: Iterable[TopicPartition]) -> None:
-        """Discard the state of partitions that were revoked. Another member of the group may read them now."""
+        """Discard the state of revoked partitions, because another member of the group may read them now."""
         for name in names:
             self._partitions.pop(name, None)
 
@@ -257,4 +253,4 @@ class _RebalanceListener(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
         self._consumer.discard_partitions(revoked)
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """Do nothing. The next read sets up new partitions, because aiokafka only logs errors of a listener."""
+        """Do nothing. The next read sets up new partitions, because aiokafka only logs a listener's errors."""

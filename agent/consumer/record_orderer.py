@@ -1,8 +1,9 @@
 """Restores the order of the records of one partition, drops repetitions and reports gaps. Pure.
 
 The attribute `previoussequence` of a record is the `sequence` of its predecessor: the previous record of its source in the same topic. So
-the newest sequence of each source is enough to detect a repetition or a loss. The first digits of a sequence identify the run of the agent.
-Runs are ordered separately, because the sequences of a later run may be lower after the host's clock was set back.
+the newest sequence of each source is enough to detect repetitions and losses. The first digits of a sequence identify the agent's run.
+If the agent knows the predecessor in an earlier run, the records of both runs are one chain. Otherwise the records of the new run begin
+another chain, because their sequences may be lower after the host's clock was set back.
 """
 
 import heapq
@@ -14,7 +15,7 @@ from typing import Final
 from agent.consumer.stream_record import StreamRecord
 
 RUN_DIGITS: Final = 10
-"""Number of digits at the start of a `sequence` that identify the run of the agent."""
+"""Number of digits at the start of a `sequence` that identify the agent's run."""
 _MAX_RUNS: Final = 4
 """Maximum number of runs of the agent whose state is kept for each source."""
 _MAX_GAPS: Final = 16
@@ -23,13 +24,14 @@ _MAX_GAPS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Missing records of one source in one run of the agent.
+    """Missing records of one source, or records that may be missing.
 
     Attributes:
         topic: topic of the missing records.
         source: the source of the missing records.
-        after: `sequence` of the last record before the gap; empty if the gap is at the start of a run of the agent.
-        through: `sequence` of the last missing record.
+        after: `sequence` of the last record before the gap; empty if no earlier record is known.
+        through: `sequence` of the last missing record; empty if it is unknown whether records are missing, because the agent was killed
+            before it stored which record it sent last.
         next: the first record after the gap.
     """
 
@@ -39,6 +41,11 @@ class Gap:
     through: str
     next: StreamRecord
 
+    @property
+    def is_certain(self) -> bool:
+        """True if records are certainly missing; False if that is unknown."""
+        return bool(self.through)
+
 
 @dataclass(frozen=True, slots=True)
 class OrderSettings:
@@ -47,7 +54,7 @@ class OrderSettings:
     Attributes:
         hold_seconds: how long a record waits for its predecessor, in seconds.
         max_held: maximum number of waiting records in a partition.
-        max_sources: maximum number of sources in a partition whose state is kept. A source is a VM on a host, a monitor or a host.
+        max_sources: maximum number of sources in a partition whose state is kept. A source is a VM on a host, a monitor, or a host.
     """
 
     hold_seconds: float = 2.0
@@ -57,21 +64,21 @@ class OrderSettings:
 
 @dataclass(slots=True)
 class _HeldRecord:
-    """A record that waits for its predecessor, at most until the time `until` of the monotonic clock."""
+    """A record that waits for its predecessor until the monotonic time `until` at the latest."""
 
     record: StreamRecord
     until: float
 
 
 @dataclass(slots=True)
-class _AgentRun:
-    """The records of one source in one run of the agent.
+class _Chain:
+    """The records of one source that `previoussequence` connects, over one or more runs of the agent.
 
     Attributes:
         last: `sequence` of the last returned record, or of the last record that is treated as missing; empty if there is none.
         held: waiting records, by `sequence`.
         order: sequences of the waiting records, as a heap.
-        gaps: reported gaps, as pairs of sequences: of the last record before the gap, and of the last missing record.
+        gaps: reported gaps, each as two sequences: of the last record before the gap, and of the last missing record.
     """
 
     last: str = ""
@@ -79,26 +86,36 @@ class _AgentRun:
     order: list[str] = field(default_factory=list)
     gaps: list[tuple[str, str]] = field(default_factory=list)
 
+    def hold(self, held: _HeldRecord) -> None:
+        """Add a waiting record."""
+        self.held[held.record.sequence] = held
+        heapq.heappush(self.order, held.record.sequence)
+
     def fill_gap(self, record: StreamRecord) -> bool:
-        """Remove a late record from its gap. Return False if no gap contains the record, which is a repetition then."""
+        """Remove a late record from its gap. Return False if no gap contains the record, because it is a repetition."""
         for index, (after, through) in enumerate(self.gaps):
             if after < record.sequence <= through:
-                parts = [(after, record.previous_sequence), (record.sequence, through)]
+                before = record.previous_sequence or _text_before(record.sequence)
+                parts = [(after, before), (record.sequence, through)]
                 self.gaps[index : index + 1] = [(begin, end) for begin, end in parts if begin < end]
                 return True
         return False
 
     def skip_to(self, sequence: str) -> None:
         """Treat the records after `last` as missing, up to and including the record with this `sequence`."""
-        self.gaps.append((self.last, sequence))
-        del self.gaps[:-_MAX_GAPS]
+        self.add_gap(sequence)
         self.last = sequence
+
+    def add_gap(self, through: str) -> None:
+        """Accept late records after `last`, up to and including this sequence."""
+        self.gaps.append((self.last, through))
+        del self.gaps[:-_MAX_GAPS]
 
 
 class RecordOrderer:
     """Orders the records of one partition.
 
-    It returns each record once. The records of a source are in order, except late records, which arrive after their gap was reported.
+    It returns each record once. A source's records are in order, except for late records, which arrive after their gap was reported.
 
     Attributes:
         duplicates: number of repetitions that were dropped.
@@ -111,59 +128,59 @@ class RecordOrderer:
         Args:
             settings: limits of waiting records and of sources.
             clock: returns the time of a monotonic clock in seconds.
-            complete: whether the consumer reads from the first record that was ever in the partition. If not, the missing predecessor of
-                the first record of each source is no gap.
+            complete: whether the consumer reads from the first record that was ever in the partition. If not, no gap is reported before
+                the first record of each source.
         """
         self.duplicates = 0
         self.late = 0
         self._settings = settings
         self._clock = clock
         self._complete = complete
-        self._sources: OrderedDict[str, OrderedDict[str, _AgentRun]] = OrderedDict()
-        self._waiting: OrderedDict[tuple[str, str], tuple[_AgentRun, _HeldRecord]] = (
-            OrderedDict()
-        )  # the longest waiting record comes first
+        self._sources: OrderedDict[str, OrderedDict[str, _Chain]] = OrderedDict()  # by source and run
+        # The record that has waited longest comes first.
+        self._waiting: OrderedDict[tuple[str, str], tuple[_Chain, _HeldRecord]] = OrderedDict()
 
     def add(self, record: StreamRecord) -> list[StreamRecord | Gap]:
-        """Add the next record of the partition. Return the records and gaps that need not wait any longer, in order."""
+        """Add the next record of the partition. Return the records and gaps that are ready, in order."""
         if not record.sequence:
             return [record]
-        run = self._run_of_record(record)
-        if record.sequence <= run.last:
-            if run.fill_gap(record):
+        chain, possible_gap = self._chain_of_record(record)
+        if record.sequence <= chain.last:
+            if chain.fill_gap(record):
                 self.late += 1
                 return [record]
             self.duplicates += 1
             return []
-        if record.previous_sequence <= run.last:
-            run.last = record.sequence
-            return [record, *self._release_successors(run)]
-        if record.sequence in run.held:
+        if record.previous_sequence <= chain.last:
+            if possible_gap and chain.last:
+                chain.add_gap(_text_before(record.sequence))
+            chain.last = record.sequence
+            return [*possible_gap, record, *self._release_successors(chain)]
+        if record.sequence in chain.held:
             self.duplicates += 1
             return []
         held = _HeldRecord(record, self._clock() + self._settings.hold_seconds)
-        run.held[record.sequence] = held
-        heapq.heappush(run.order, record.sequence)
-        self._waiting[record.source, record.sequence] = run, held
+        chain.hold(held)
+        self._waiting[record.source, record.sequence] = chain, held
         return self.release_overdue()
 
     def release_overdue(self) -> list[StreamRecord | Gap]:
-        """Return the records that have waited too long for their predecessors, each after the gap before it."""
+        """Return the records that have waited too long for their predecessors. Before each record comes its gap."""
         released: list[StreamRecord | Gap] = []
         now = self._clock()
         while self._waiting:
-            run, held = next(iter(self._waiting.values()))
+            chain, held = next(iter(self._waiting.values()))
             if held.until > now and len(self._waiting) <= self._settings.max_held:
                 break
-            released += self._release_through(run, held.record.sequence)
+            released += self._release_through(chain, held.record.sequence)
         return released
 
     def release_all(self) -> list[StreamRecord | Gap]:
-        """Return all waiting records, each after the gap before it."""
+        """Return all waiting records. Before each record comes its gap."""
         released: list[StreamRecord | Gap] = []
         while self._waiting:
-            run, held = next(iter(self._waiting.values()))
-            released += self._release_through(run, held.record.sequence)
+            chain, held = next(iter(self._waiting.values()))
+            released += self._release_through(chain, held.record.sequence)
         return released
 
     @property
@@ -171,43 +188,82 @@ class RecordOrderer:
         """The lowest offset of a waiting record; None if no record waits. A consumer must not commit a higher offset."""
         return min((held.record.position.offset for _, held in self._waiting.values()), default=None)
 
-    def _run_of_record(self, record: StreamRecord) -> _AgentRun:
+    def _chain_of_record(self, record: StreamRecord) -> tuple[_Chain, list[Gap]]:
+        """Return the chain of a record. Also return a gap before the record if it is unknown whether records are missing there."""
         source_is_known = record.source in self._sources
-        runs = self._sources.setdefault(record.source, OrderedDict())
+        chains = self._sources.setdefault(record.source, OrderedDict())
         self._sources.move_to_end(record.source)
-        name = record.sequence[:RUN_DIGITS]
-        run = runs.get(name)
-        if run is None:
-            run = runs[name] = _AgentRun()
-            if record.previous_sequence and not source_is_known and not self._complete:
-                run.skip_to(record.previous_sequence)  # earlier records were sent before this consumer began to read
-        runs.move_to_end(name)
-        self._discard_oldest(runs)
-        return run
+        run, previous = record.sequence[:RUN_DIGITS], record.previous_sequence
+        newest = max((known.last for known in chains.values()), default="")
+        chain = self._continued_chain(chains, run, previous) or chains.get(run)
+        if chain is None:
+            chain = _Chain()
+            if previous and not source_is_known and not self._complete:
+                chain.skip_to(previous)  # earlier records were sent before this consumer began to read
+        chains[run] = chain
+        chains.move_to_end(run)
+        self._discard_oldest(chains)
+        after = chain.last or newest
+        # After a kill, records that were not in the journal may have followed the stored predecessor.
+        continues_older = previous[:RUN_DIGITS] != run and previous < chain.last
+        is_uncertain = after != "" and (continues_older or not previous)
+        gap = Gap(record.position.topic, record.source, after, "", record)
+        return chain, [gap] if is_uncertain else []
 
-    def _discard_oldest(self, runs: OrderedDict[str, _AgentRun]) -> None:
-        """Discard the oldest runs of a source that has too many, and the oldest source of too many. Keep runs with waiting records."""
-        for name in [name for name, run in runs.items() if not run.held][: max(0, len(runs) - _MAX_RUNS)]:
-            del runs[name]
+    def _continued_chain(self, chains: OrderedDict[str, _Chain], run: str, previous: str) -> _Chain | None:
+        """Return the chain that a record continues, if its predecessor is of an earlier run; else None.
+
+        Args:
+            chains: the chains of the source, by run.
+            run: the run of the record.
+            previous: the record's `previoussequence`.
+        """
+        if not previous or previous[:RUN_DIGITS] == run:
+            return None
+        known = (
+            previous[:RUN_DIGITS]
+            if previous[:RUN_DIGITS] in chains
+            else max((name for name in chains if name < run), default="")
+        )
+        chain, own = chains.get(known), chains.get(run)
+        if chain is None or own is None or own is chain:
+            return chain
+        if own.last:
+            return None
+        for held in own.held.values():  # these records came before the one that is added
+            chain.hold(held)
+            self._waiting[held.record.source, held.record.sequence] = chain, held
+        return chain
+
+    def _discard_oldest(self, chains: OrderedDict[str, _Chain]) -> None:
+        """Discard the oldest runs of a source and the oldest source if there are too many. Keep runs with waiting records."""
+        for name in [name for name, chain in chains.items() if not chain.held][: max(0, len(chains) - _MAX_RUNS)]:
+            del chains[name]
         if len(self._sources) > self._settings.max_sources:
             source = next(iter(self._sources))
-            if any(run.held for run in self._sources[source].values()):
+            if any(chain.held for chain in self._sources[source].values()):
                 self._sources.move_to_end(source)
             else:
                 del self._sources[source]
 
-    def _release_successors(self, run: _AgentRun) -> Iterator[StreamRecord]:
+    def _release_successors(self, chain: _Chain) -> Iterator[StreamRecord]:
         """Yield the records that waited for the last returned record, in order."""
-        while run.order and run.held[run.order[0]].record.previous_sequence <= run.last:
-            run.last = heapq.heappop(run.order)
-            record = run.held.pop(run.last).record
+        while chain.order and chain.held[chain.order[0]].record.previous_sequence <= chain.last:
+            chain.last = heapq.heappop(chain.order)
+            record = chain.held.pop(chain.last).record
             del self._waiting[record.source, record.sequence]
             yield record
 
-    def _release_through(self, run: _AgentRun, sequence: str) -> Iterator[StreamRecord | Gap]:
-        """Yield the waiting records of the run up to this `sequence`, and the records that follow it without a gap."""
-        while run.order and run.order[0] <= sequence:
-            record = run.held[run.order[0]].record
-            yield Gap(record.position.topic, record.source, run.last, record.previous_sequence, record)
-            run.skip_to(record.previous_sequence)
-            yield from self._release_successors(run)
+    def _release_through(self, chain: _Chain, sequence: str) -> Iterator[StreamRecord | Gap]:
+        """Yield the waiting records of the chain up to this `sequence`, and the later records that follow without a gap."""
+        while chain.order and chain.order[0] <= sequence:
+            record = chain.held[chain.order[0]].record
+            yield Gap(record.position.topic, record.source, chain.last, record.previous_sequence, record)
+            chain.skip_to(record.previous_sequence)
+            yield from self._release_successors(chain)
+
+
+def _text_before(sequence: str) -> str:
+    """Return the last sequence that sorts before this one."""
+    number = sequence[RUN_DIGITS:]
+    return f"{sequence[:RUN_DIGITS]}{int(number) - 1:0{len(number)}d}" if number.isdecimal() else sequence[:-1]

@@ -65,7 +65,7 @@ class StateReader:
         """Read the messages that were written before this call, and update `state`.
 
         Raises:
-            KafkaError: Kafka does not let the consumer read.
+            KafkaError: Kafka does not permit the consumer to read.
             TimeoutError: Kafka did not answer in time.
         """
         async with asyncio.timeout(self._catch_up_seconds):
@@ -85,7 +85,9 @@ class StateReader:
             if message.value is not None:
                 record = StreamRecord.parse(position, message.value, message.headers)
         except MessageFormatError as error:
-            _log.warning("state topic: message ignored: not a record of the agent: %s: %s", position, error)
+            _log.warning(
+                "state topic: message at %s ignored, because it is not a record of the agent: %s", position, error
+            )
             return
         self.state.apply(key, record)
 

@@ -38,7 +38,7 @@ class StreamRecord:
     Attributes:
         position: place of the message in Kafka.
         attributes: all attributes of the CloudEvent, by name, without `data`.
-        data: the fields of the record. docs/records.md lists the fields of each type.
+        data: the fields of the record. docs/reference/records.md lists the fields of each type.
         time: when the event happened, or when the sample was polled.
     """
 
@@ -89,16 +89,16 @@ class StreamRecord:
 
     @property
     def sequence(self) -> str:
-        """Order of the record among those of its source. Compare it as text."""
+        """Text that orders the records of one source. Compare it as text."""
         return self.attribute("sequence")
 
     @property
     def previous_sequence(self) -> str:
-        """`sequence` of the previous record of the source in the topic; empty for the first record in a run of the agent."""
+        """`sequence` of the previous record of the source in the topic; empty if the agent does not know the previous record."""
         return self.attribute("previoussequence")
 
     def attribute(self, name: str) -> str:
-        """Return an attribute as text; an empty text if the record does not have the attribute."""
+        """Return an attribute as text; empty if the record does not have the attribute."""
         value = self.attributes.get(name)
         return "" if value is None else str(value)
 
@@ -127,6 +127,7 @@ class StreamRecord:
                 raise MessageFormatError("the value is not a JSON object")
             data = decoded.pop("data", None)
             attributes = decoded
+            attributes.setdefault("datacontenttype", "application/json")  # the default of CloudEvents' JSON format
         else:
             data = decoded
             attributes = {

@@ -52,7 +52,7 @@ class DropReport:
     last_ns: int = 0
 
     def add(self, records: int, first_ns: int, last_ns: int) -> None:
-        """Add dropped records; the parameters are the same as those of `DropLedger.add`."""
+        """Add dropped records. `DropLedger.add` describes the parameters."""
         self.records += records
         self.first_ns = min(self.first_ns or first_ns, first_ns)
         self.last_ns = max(self.last_ns, last_ns)
@@ -102,7 +102,7 @@ class DropLedger:
             self._logged_at, self._unlogged = now, 0
 
     def add_records(self, queue: str, reason: DropReason, records: Iterable[EncodedRecord], now: float) -> None:
-        """Count dropped records, with the times of the oldest and of the newest; the other parameters are those of `add`."""
+        """Count dropped records like `add`, with the times of the oldest and the newest of these records."""
         times = [record.time_ns for record in records]
         if times:
             self.add(queue, reason, len(times), min(times), max(times), now)
@@ -124,7 +124,7 @@ class DropLedger:
                 continue
 
     def restore_unreported(self, bodies: Iterable[bytes]) -> None:
-        """Mark drops as unreported again, because the records that reported them were dropped too.
+        """Mark drops as unreported again, because the records that reported them were also dropped.
 
         Args:
             bodies: bodies of the dropped records that reported drops; a body that cannot be parsed is ignored.
@@ -142,6 +142,6 @@ class DropLedger:
         merged.add(report.records, report.first_ns, report.last_ns)
 
     def take_unreported(self) -> list[DropReport]:
-        """Return the unreported drops, and mark these as reported."""
+        """Return the unreported drops, and mark them as reported."""
         reports, self._unreported = list(self._unreported.values()), {}
         return reports

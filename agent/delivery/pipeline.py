@@ -1,4 +1,4 @@
-"""The interface of delivery for the rest of the agent: each record is delivered, or counted as dropped."""
+"""The interface of delivery for the rest of the agent. Each record is delivered, or counted as dropped."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from agent.delivery.sender import send_records
 from agent.delivery.sinks.base import Sink, SinkWithWarnings
 from agent.delivery.sinks.supervisor import SinkSupervisor
 from agent.delivery.timings import DeliveryTimings
-from agent.model.record import EncodedRecord, StateNote
+from agent.model.record import EncodedRecord, PersistentNote
 
 _log = logging.getLogger(__name__)
 
@@ -48,8 +48,8 @@ class DeliverySettings:
 class DeliveryPipeline:
     """Three queues, a journal and a sink.
 
-    Alerts have a queue of their own for two reasons. An alert is sent only after it is journaled, and events must not wait as long.
-    Also, a flood of events must not delay an alert.
+    Alerts have their own queue for two reasons. An alert is sent only after it is journaled, and events must not wait for that. Also, a
+    flood of events must not delay an alert.
     """
 
     def __init__(self, sink: Sink, settings: DeliverySettings, report_drops: Callable[[DropReport], None]) -> None:
@@ -58,7 +58,7 @@ class DeliveryPipeline:
         Args:
             sink: where records go.
             settings: limits and timings.
-            report_drops: makes a record of a drop report and passes the record to `put`; called while delivery works.
+            report_drops: passes a drop report to `put` as a record; called while delivery works.
         """
         timings = settings.timings
         self.drops = DropLedger()
@@ -96,16 +96,21 @@ class DeliveryPipeline:
         self._report_drops = report_drops
         self._reported_at = float("-inf")
 
-    def put(self, record: EncodedRecord) -> None:
-        """Accept a record. Never waits."""
-        self._queue_by_kind.get(record.kind, self.events).put(record)
+    def put(self, record: EncodedRecord, kind: str = "") -> None:
+        """Accept a record. Never waits.
+
+        Args:
+            record: the record.
+            kind: the record's kind, if the caller has it already.
+        """
+        self._queue_by_kind.get(kind or record.kind, self.events).put(record)
 
     def put_samples(self, records: Sequence[EncodedRecord]) -> None:
         """Accept the samples of one poll. Never waits."""
         self.samples.put_all(records)
 
     async def deliver_unqueued(self, name: str, records: Sequence[EncodedRecord]) -> None:
-        """Send records that no queue holds, until the sink accepts them. The caller can make them again, so they are not journaled.
+        """Send records without a queue, until the sink accepts them. They are not journaled, because the caller can make them again.
 
         Args:
             name: name under which rejected records are counted as dropped.
@@ -115,15 +120,15 @@ class DeliveryPipeline:
         if rejected:
             self.drops.add_records(name, DropReason.REJECTED, rejected, time.monotonic())
 
-    async def persist_note(self, note: StateNote, seconds: float) -> bool:
+    async def persist_note(self, note: PersistentNote, seconds: float) -> bool:
         """Store a note in the journal, where it survives a restart of the agent.
 
         Args:
             note: the note.
-            seconds: how long to wait at most.
+            seconds: maximum time to wait.
 
         Returns:
-            whether the note is on disk in time; False too if there is no journal or if it does not work.
+            True if the note is on disk in time; False if it is not, or if there is no working journal.
         """
         if self.journal is None or self.journal.error is not None:
             return False
@@ -136,11 +141,11 @@ class DeliveryPipeline:
 
     @property
     def stored_notes(self) -> dict[str, Any]:
-        """The values of the notes of earlier runs, by name; complete once `running` is entered."""
+        """The values of the notes of earlier runs, by name; empty until the journal is open."""
         return self.journal.notes if self.journal is not None else {}
 
     def unready_reasons(self) -> list[str]:
-        """Return reasons, for the operator, why records are not delivered or not journaled; empty if there are none."""
+        """Return why records are not delivered or not journaled, one text for each reason; empty if there is no such reason."""
         reasons, now = [], time.monotonic()
         sink = self.supervisor.sink.name
         silent = max(queue.silent_seconds(now) for queue in self.queues)
@@ -166,7 +171,7 @@ class DeliveryPipeline:
 
     @contextlib.asynccontextmanager
     async def running(self, stop_seconds: float) -> AsyncIterator[None]:
-        """Deliver while the `with` block runs; when it ends, deliver or journal the remaining records.
+        """Deliver while the `with` block runs. At the end of the block, deliver or journal the remaining records.
 
         Args:
             stop_seconds: how long the delivery and journaling of the remaining records may take.
@@ -190,14 +195,14 @@ class DeliveryPipeline:
                     yield
                 finally:
                     if not any(map(_task_has_failed, senders)):  # a failed sender would never empty its queue
-                        await self._drain(stop_seconds * 0.7)
+                        await self._deliver_remaining(stop_seconds * 0.7)
             finally:
                 for task in senders:
                     task.cancel()
                 await asyncio.gather(*senders, return_exceptions=True)
                 await self._journal_remaining(journaling, stop_seconds * 0.3)
 
-    async def _drain(self, seconds: float) -> None:
+    async def _deliver_remaining(self, seconds: float) -> None:
         """Deliver the remaining records while the sink works."""
         for queue in self.queues:
             queue.stop_lingering()
@@ -232,7 +237,7 @@ class DeliveryPipeline:
             queue.drop_remaining()
 
     def _on_sent(self, queue: RecordQueue, rejected: Sequence[EncodedRecord]) -> None:
-        """Store rejected records as dead letters. Report earlier drops too, because delivery works."""
+        """Store rejected records as dead letters. Also report earlier drops, because delivery works."""
         if rejected:
             self.drops.add_records(queue.name, DropReason.REJECTED, rejected, time.monotonic())
             if self.journal is not None:

@@ -13,12 +13,12 @@ from itertools import islice
 from agent.delivery.drops import DropLedger, DropReason
 from agent.delivery.queue_journaling import QueueJournaling
 from agent.delivery.queue_parts import QueueLimits, QueueParts
-from agent.delivery.transitions import FINISHED
+from agent.delivery.record_transitions import FINISHED
 from agent.model.record import EncodedRecord
 
 
 class RecordQueue(QueueParts):
-    """A queue of records. `agent.delivery.transitions` defines the states of a record."""
+    """A queue of records. `agent.delivery.record_transitions` defines the states of a record."""
 
     def __init__(
         self,
@@ -54,7 +54,11 @@ class RecordQueue(QueueParts):
 
     def put(self, record: EncodedRecord) -> None:
         """Append a record. Never waits."""
-        self.put_all((record,))
+        was_empty = not self.tail.records
+        self.tail.append(record)
+        if self.durable:
+            self.journaling.write_later(record)
+        self._on_appended(was_empty=was_empty)
 
     def put_all(self, records: Sequence[EncodedRecord]) -> None:
         """Append records, oldest first. Never waits."""
@@ -63,10 +67,14 @@ class RecordQueue(QueueParts):
         if self.durable:
             for record in records:
                 self.journaling.write_later(record)
+        self._on_appended(was_empty=was_empty)
+
+    def _on_appended(self, *, was_empty: bool) -> None:
+        """Enforce the memory limit and wake the sender, after records were appended."""
         if self.tail.bytes > self.limits.memory:
             self.journaling.shrink_tail()
             self.wake_waiting_tasks()
-        elif was_empty:  # if the tail had records before, the events are set already
+        elif was_empty:  # if the tail was not empty, the events are set already
             self.wake_waiting_tasks()
 
     # For the sender.
@@ -131,7 +139,7 @@ class RecordQueue(QueueParts):
         self.wake_waiting_tasks()
 
     def ack(self) -> None:
-        """Remove the batch in flight: the sink has acknowledged or rejected each of its records."""
+        """Remove the batch in flight, after the sink has acknowledged or rejected each of its records."""
         if self.in_flight:
             self.last_delivered_id = self.in_flight[-1].id
         self.journaling.finish(self.in_flight)

@@ -6,21 +6,28 @@ A queue never waits for a disk. The journal fetches the records to write, and re
 import asyncio
 from collections.abc import Sequence
 
-from agent.delivery.backlog import Deletion
+from agent.delivery.disk_backlog import RowDeletion
 from agent.delivery.drops import DropReason
-from agent.delivery.memory import PendingWrites
+from agent.delivery.memory_tail import PendingWrites
 from agent.delivery.queue_parts import QueueParts
+from agent.delivery.record_transitions import COPIED, FINISHED, JOURNAL_REPLACED
 from agent.delivery.sizes import RowsSummary
-from agent.delivery.transitions import COPIED, FINISHED, JOURNAL_REPLACED
 from agent.model.record import EncodedRecord, RecordState
 
+SLOW_JOURNAL_FACTOR = 4
+"""While the journal works but is too slow, a durable queue may use this multiple of its memory limit before records are dropped. The queue
+of samples may use twice its limit. So all queues together use up to three times `buffer_memory`."""
 
+
+# 16 public methods: four for the queue, five for the journal's file and seven for its transactions, on one list of pending writes.
 class QueueJournaling:
     """Moves the records of one queue between memory and the journal, within the limits of both."""
 
     def __init__(self, parts: QueueParts) -> None:
         self.available = False
         """True while the journal works. Otherwise the queue is in memory only."""
+        self.opening = parts.durable
+        """True until the journal has opened or failed to open. Until then, the journal may still take the records."""
         self.hangs = False
         """True while an operation on the journal's disk takes too long. During this time, alerts are sent before they are journaled."""
         self.written = 0
@@ -61,17 +68,18 @@ class QueueJournaling:
             self.dirty.set()
 
     def shrink_tail(self) -> None:
-        """If the tail exceeds its limit, remove journaled records from memory, then journal older records or drop the oldest records."""
+        """Shrink a tail that exceeds its limit: remove journaled records from memory, journal older ones, or drop the oldest ones."""
         parts, tail, limit = self._parts, self._parts.tail, self._parts.limits.memory
         while tail.bytes > limit and tail and tail.records[0].row is not None:
             parts.backlog.append(tail.popleft())
         if self.available and not parts.durable and not self._pending.busy and tail.bytes > limit:
-            # Write the batch in flight first: otherwise it would follow the backlog after a restart.
+            # Write the batch in flight first. Otherwise it would follow the backlog after a restart.
             for record in (*parts.in_flight, *tail.older_half()):
                 if record.row is None:
                     self.write_later(record)
-        # A working journal gets time to write. While it does not work, the memory of the agent must not grow.
-        limit_before_drop = 2 * limit if self.available else limit
+        # Give a working journal time to write. While the journal does not work, the memory of the agent must not grow.
+        factor = SLOW_JOURNAL_FACTOR if parts.durable else 2
+        limit_before_drop = factor * limit if self.available or self.opening else limit
         if tail.bytes > limit_before_drop:
             # Drop more than needed. Otherwise each new record would cause another drop.
             dropped = tail.drop_oldest(tail.bytes - limit_before_drop + limit // 16)
@@ -87,7 +95,7 @@ class QueueJournaling:
         copied: Sequence[EncodedRecord] = (),
         copied_rows: Sequence[int] = (),
     ) -> None:
-        """Use the rows of a newly opened journal file as the backlog. The records in memory follow the backlog and are written again.
+        """Use the rows of a newly opened journal file as the backlog, before the records in memory. A durable queue writes these again.
 
         Args:
             stored: summary of this queue's rows in the file.
@@ -96,7 +104,7 @@ class QueueJournaling:
             copied_rows: the rows of `copied` in the file.
         """
         parts = self._parts
-        self.available = True
+        self.available, self.opening = True, False
         for record in parts.records_in_memory():
             record.row, record.state = None, JOURNAL_REPLACED[record.state]
         for record, row in zip(copied, copied_rows, strict=True):
@@ -131,7 +139,7 @@ class QueueJournaling:
             self.resume_backlog()
 
     def postpone_backlog(self) -> None:
-        """Leave the backlog on disk until the disk works, because it cannot be read now. Continue with the records in memory."""
+        """Leave the backlog on disk until the disk works again. Continue with the records in memory."""
         self._parts.backlog.postpone()
         self._parts.wake_waiting_tasks()
 
@@ -152,23 +160,23 @@ class QueueJournaling:
         return self._pending.start_transaction()
 
     @property
-    def excess_bytes(self) -> int:
-        """How many bytes of the backlog the journal should drop; 0 if the queue's rows do not exceed the disk limit.
+    def backlog_bytes_to_drop(self) -> int:
+        """Number of bytes of the backlog that the journal should drop; 0 if the queue's rows do not exceed the disk limit.
 
         The result is larger than the excess. Otherwise each new record would cause another drop.
         """
         limit = self._parts.limits.disk
-        excess = self._parts.backlog.bytes_over(limit)
+        excess = self._parts.backlog.bytes_over_limit(limit)
         after_row, last_row = self.droppable_rows
         return excess + limit // 50 if excess > 0 and last_row > after_row else 0
 
     @property
     def droppable_rows(self) -> tuple[int, int]:
-        """Rows of the backlog that are not in flight. The pair has the row before the first of these rows, and the last of these rows."""
+        """Rows of the backlog that are not in flight: the row before the first of them, and the last of them."""
         backlog = self._parts.backlog
         return max([backlog.after_row, *(record.row or 0 for record in self._parts.in_flight)]), backlog.last_row
 
-    def on_committed(self, rows: Sequence[int], deletion: Deletion | None) -> None:
+    def on_committed(self, rows: Sequence[int], deletion: RowDeletion | None) -> None:
         """Handle a transaction that the journal committed.
 
         Args:
@@ -184,7 +192,7 @@ class QueueJournaling:
         self._pending.discard_done_prefix()
         self._shrink_tail_if_full()
         self.resume_backlog()
-        if self._pending.has_waiting or self._parts.backlog.has_deletions or self.excess_bytes:
+        if self._pending.has_waiting or self._parts.backlog.has_deletions or self.backlog_bytes_to_drop:
             self.dirty.set()
         self._parts.nonempty.set()
 
@@ -195,7 +203,7 @@ class QueueJournaling:
             available: whether the journal still works.
         """
         self._pending.fail_transaction()
-        self.available = available
+        self.available, self.opening = available, False
         self._parts.nonempty.set()
         self._pending.discard_done_prefix()
         self._shrink_tail_if_full()

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from agent.delivery.backlog import DiskBacklog
+from agent.delivery.disk_backlog import DiskBacklog
 from agent.delivery.drops import DROP_REPORT_TYPE, DropLedger, DropReason
-from agent.delivery.memory import MemoryTail
+from agent.delivery.memory_tail import MemoryTail
 from agent.delivery.sizes import RowsSummary, total_bytes
 from agent.model.record import EncodedRecord
 
@@ -35,7 +35,7 @@ class QueueParts:
         self.durable = durable
         """True if the journal stores every record; False if it stores only the records that do not fit into memory."""
         self.in_flight: Sequence[EncodedRecord] = ()
-        """The batch that the sink is sending. Its records may be in the journal too."""
+        """The batch that the sink is sending. Its records may also be in the journal."""
         self.backlog = DiskBacklog()
         self.tail = MemoryTail()
         self.nonempty = asyncio.Event()
@@ -66,7 +66,7 @@ class QueueParts:
             self.empty.set()
 
     def count_dropped(self, reason: DropReason, records: Sequence[EncodedRecord]) -> None:
-        """Count records that were dropped from memory. If drop reports are among them, their drops are reported again."""
+        """Count records that were dropped from memory. The drops in drop reports among them count as unreported again."""
         self._drops.add_records(self.name, reason, records, time.monotonic())
         self._drops.restore_unreported(record.body for record in records if record.type == DROP_REPORT_TYPE)
 
@@ -75,7 +75,7 @@ class QueueParts:
         self._drops.add(self.name, DropReason.CORRUPT, records, 0, 0, time.monotonic())
 
     def count_deleted(self, deleted: RowsSummary) -> None:
-        """Count records that the journal deleted to make room. If drop reports are among them, their drops are reported again."""
+        """Count records that the journal deleted to make room. The drops in drop reports among them count as unreported again."""
         times = deleted.first_ns, deleted.last_ns
         self._drops.add(self.name, DropReason.QUEUE_FULL, deleted.records, *times, time.monotonic())
         self._drops.restore_unreported(deleted.drop_reports)

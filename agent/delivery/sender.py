@@ -9,8 +9,8 @@ from agent.delivery.sinks.supervisor import SinkSupervisor
 from agent.model.record import EncodedRecord
 
 BATCH_RECORDS = 8000
-BATCH_BYTES = 3 * 1024 * 1024
-"""Limits of a batch. A batch also takes at most a quarter of the queue's memory."""
+SENDER_BATCH_BYTES = 3 * 1024 * 1024
+"""Maximum records and maximum bytes of a batch. Its bytes are also limited to a quarter of the queue's memory."""
 
 
 async def send_records(
@@ -27,7 +27,7 @@ async def send_records(
         journal: the journal with the queue's backlog; None if there is no journal.
         on_sent: called after each batch, with the queue and with the records that the sink rejected.
     """
-    batch_bytes = min(BATCH_BYTES, queue.limits.memory // 4)
+    batch_bytes = min(SENDER_BATCH_BYTES, queue.limits.memory // 4)
     while True:
         await queue.wait_nonempty()
         await queue.linger(BATCH_RECORDS, batch_bytes)

@@ -7,7 +7,7 @@ from agent.model.record import OVERHEAD_BYTES, EncodedRecord
 
 
 def total_bytes(records: Sequence[EncodedRecord]) -> int:
-    """Return how many bytes of a queue's limit these records take: their bodies, and an overhead for each record."""
+    """Return the bytes of records that count towards a queue's limit: their bodies, and an overhead for each record."""
     return sum([len(record.body) for record in records]) + OVERHEAD_BYTES * len(records)
 
 
@@ -30,7 +30,7 @@ class QueueSize:
 
 
 Body = bytes
-"""The body of a record. In `RowsSummary`, `bytes` is the name of a field, so the type needs another name."""
+"""The body of a record. `RowsSummary` cannot use `bytes` as a type, because it has a field of that name."""
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class RowsSummary:
 
     Attributes:
         records: number of records.
-        bytes: how many bytes of the queue's limit the records take.
+        bytes: bytes of the records that count towards the queue's limit.
         first_ns: time of the oldest record, nanoseconds since the epoch.
         last_ns: time of the newest record, nanoseconds since the epoch.
         types: number of records by type.

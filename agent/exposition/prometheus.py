@@ -11,14 +11,14 @@ from agent.exposition.rates import Subjects
 from agent.exposition.snapshot import Snapshot, VmView, escape_label
 from agent.model.family import Family, Field, FieldKind, Values
 from agent.model.metrics import FAMILIES
-from agent.model.metrics.about import ABOUT
+from agent.model.metrics.identity import IDENTITY
 from agent.session.api import MonitorState
 
 LabeledValues = tuple[str, Values]
-"""A subject's labels in the text format, without braces, and its values by field name."""
+"""A subject's labels in Prometheus' text format, without braces, and its values by field name."""
 
 
-def render(snapshot: Snapshot) -> str:
+def render_metrics(snapshot: Snapshot) -> str:
     """Return the text of all series of all VMs."""
     return "".join(render_chunks(snapshot))
 
@@ -26,8 +26,7 @@ def render(snapshot: Snapshot) -> str:
 def render_chunks(snapshot: Snapshot) -> Iterator[str]:
     """Return the text of all series in chunks.
 
-    All values are those at the time of the call, however long the caller takes to read the chunks, because stored samples are never
-    modified.
+    All values are from the time of the call, even if the caller reads the chunks later, because stored samples are never modified.
     """
     views = [view for _, view in snapshot.views()]
     families = [
@@ -39,7 +38,7 @@ def render_chunks(snapshot: Snapshot) -> Iterator[str]:
         text
         for family, subjects in families
         for text in _render_family(
-            family, [*_vm_rows(family, subjects), *_host_rows(family, host.get(family.name, {}))]
+            family, [*_label_vm_values(family, subjects), *_label_host_values(family, host.get(family.name, {}))]
         )
     )
     return chain(_render_vm_metrics(views), _render_monitor_metrics(snapshot), samples)
@@ -49,11 +48,11 @@ LineRenderer = Callable[[Sequence[LabeledValues]], list[str]]
 """Returns the lines of one metric for all subjects."""
 
 
-def _vm_rows(family: Family, subjects_by_vm: list[tuple[VmView, Subjects]]) -> Iterator[LabeledValues]:
+def _label_vm_values(family: Family, subjects_by_vm: list[tuple[VmView, Subjects]]) -> Iterator[LabeledValues]:
     return (row for view, subjects in subjects_by_vm for row in view.labeled_values(family, subjects))
 
 
-def _host_rows(family: Family, subjects: Subjects) -> Iterator[LabeledValues]:
+def _label_host_values(family: Family, subjects: Subjects) -> Iterator[LabeledValues]:
     for labels, values in subjects.items():
         subject_labels = zip(family.labels, labels, strict=True)
         yield ",".join(f'{name}="{escape_label(value)}"' for name, value in subject_labels), values
@@ -67,7 +66,7 @@ def _render_family(family: Family, rows: list[LabeledValues]) -> Iterator[str]:
 
 @cache
 def _metrics_of_family(family: Family) -> list[tuple[str, LineRenderer]]:
-    """Return the header and the line renderer of each metric of a family. They do not change between scrapes."""
+    """Return the header and the line renderer for each metric of a family. They do not change between scrapes."""
     return [
         (
             _render_header(
@@ -128,13 +127,13 @@ def _render_metric(name: str, kind: str, text: str, rows: Iterable[tuple[str, fl
         name: the metric's name.
         kind: the metric's type, such as `gauge`.
         text: the help text.
-        rows: labels in the text format and value of each series.
+        rows: the labels and the value of each series. The labels are in the text format.
     """
     return _render_header(name, kind, text) + "".join([f"{name}{{{labels}}} {+value!r}\n" for labels, value in rows])
 
 
 def _render_vm_metrics(views: list[VmView]) -> Iterator[str]:
-    """Yield the metrics of each VM that no family has."""
+    """Yield the metrics of each VM that are not fields of a family."""
     if not views:
         return
     yield _render_metric(
@@ -164,7 +163,7 @@ def _render_vm_metrics(views: list[VmView]) -> Iterator[str]:
         yield _render_metric(
             "qemu_guest_agent_last_response_timestamp_seconds",
             "gauge",
-            "Time of the last values from the VM's guest agent, in seconds since the epoch.",
+            "Time of the last values from the VM's guest agent, in seconds since the epoch; during a freeze, of those before it.",
             guest_responses,
         )
     degraded = [
@@ -182,20 +181,22 @@ def _render_vm_metrics(views: list[VmView]) -> Iterator[str]:
 
 
 def _render_monitor_metrics(snapshot: Snapshot) -> Iterator[str]:
-    """Yield the metric of each monitor's state. A monitor need not have a VM."""
-    states = [
-        (f'monitor="{escape_label(status.monitor.name)}",state="{status.state.value}"', 1)
+    """Yield the metric with the state of each monitor, including monitors without a VM."""
+    # A new socket at the path of a stalled one is another monitor of the same name.
+    states = {
+        f'monitor="{escape_label(status.monitor.name)}",state="{status.state.value}"': 1
         for status in snapshot.monitors.values()
-    ]
+    }
     if states:
-        yield _render_metric("qmp_agent_monitor_state", "gauge", "1 for each monitor and its present state.", states)
+        text = "1 for each monitor and its present state."
+        yield _render_metric("qmp_agent_monitor_state", "gauge", text, [*states.items()])
 
 
 def _vm_info_labels(view: VmView) -> str:
     build = view.status.build
     version, package = (build.version, build.package) if build is not None else ("", "")
     monitor = view.status.vm.monitor if view.status.vm is not None else ""
-    about = view.polls[ABOUT.name].current.get((), {}) if ABOUT.name in view.polls else {}
+    about = view.polls[IDENTITY.name].current.get((), {}) if IDENTITY.name in view.polls else {}
     labels = {"qemu_version": version, "qemu_package": package, "monitor": monitor}
     labels |= {name: about.get(name, "") for name in ("machine", "accelerator", "pid")} | about.get("labels", {})
     return ",".join((view.labels, *(f'{name}="{escape_label(value)}"' for name, value in labels.items() if value)))

@@ -1,14 +1,15 @@
 """Rates of counters between the last two polls of a family. Pure.
 
-The agent computes rates itself, so that a new page and `qmp-agent top --once` show them at once. For the previous poll it stores only
-counters, packed as plain numbers, because Python objects would take a tenth of a VM's memory.
+The agent computes rates itself, so that a new page and `qmp-agent top --once` show them at once. It stores only the counters of the
+previous poll, packed as plain numbers, because Python objects would add a tenth to the memory that the agent needs for a VM.
 """
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from struct import Struct
 
-from agent.model.family import Sample, Values
+from agent.model.family import FieldKind, Sample, Values
+from agent.model.metrics import FAMILIES
 from agent.model.reader import Getter, make_getter
 
 MIN_INTERVAL_NS = 500_000_000
@@ -23,41 +24,58 @@ Subjects = dict[Labels, Values]
 """The values of each subject in one poll."""
 
 
-class _CounterLayout:
-    """How the counters among a subject's values are packed into bytes, as floating-point numbers."""
+_HISTOGRAMS = {field.name for family in FAMILIES for field in family.fields if field.kind is FieldKind.HISTOGRAM}
+
+
+class _Layout:
+    """The names of a subject's values. It packs the subject's counters into bytes, as floating-point numbers.
+
+    Attributes:
+        has_fixed_series: whether all values of this layout have the same series. A histogram has a series for each of its bins.
+        positions: position of each counter among the packed counters, by name.
+    """
 
     def __init__(self, names: Iterable[str]) -> None:
+        self.has_fixed_series = _HISTOGRAMS.isdisjoint(names)
         counters = [name for name in names if name.endswith("_total")]
         self.positions = {name: position for position, name in enumerate(counters)}
-        self.packing = Struct(f"{len(counters)}d")
-        self.select: Getter = make_getter(counters) if counters else tuple
+        self._packing = Struct(f"{len(counters)}d")
+        self._select: Getter = make_getter(counters) if counters else lambda _values: ()
+
+    def pack(self, values: Values) -> bytes:
+        """Return the packed counters of a subject's values."""
+        return self._packing.pack(*self._select(values))
+
+    def unpack(self, packed: bytes) -> tuple[float, ...]:
+        """Return the counters, each at its position."""
+        return self._packing.unpack(packed)
 
 
-PackedCounters = tuple[_CounterLayout, bytes]
+PackedCounters = tuple[_Layout, bytes]
 
 _NO_COUNTERS: dict[Labels, PackedCounters] = {}
-"""Shared empty dict: most families have no counters."""
+"""Empty dict that most families share, because they have no counters."""
 
 
 class CounterLayouts:
-    """A bounded cache of layouts, by the names of the values in the order in which a QEMU process always sends them."""
+    """A bounded cache of layouts by the names of the values. A QEMU process always sends the names in the same order."""
 
     def __init__(self, max_layouts: int = MAX_LAYOUTS) -> None:
         self._max_layouts = max_layouts
-        self._layouts: dict[tuple[str, ...], _CounterLayout] = {}
+        self._layouts: dict[tuple[str, ...], _Layout] = {}
 
     def __len__(self) -> int:
         return len(self._layouts)
 
-    def pack(self, values: Values) -> PackedCounters | None:
-        """Return the counters among a subject's values; None if there are no counters."""
+    def layout_of(self, values: Values) -> _Layout:
+        """Return the layout of a subject's values."""
         names = tuple(values)
         layout = self._layouts.get(names)
         if layout is None:
             if len(self._layouts) >= self._max_layouts:  # a hostile QEMU can send new names at each poll
                 self._layouts.clear()
-            layout = self._layouts[names] = _CounterLayout(names)
-        return (layout, layout.packing.pack(*layout.select(values))) if layout.positions else None
+            layout = self._layouts[names] = _Layout(names)
+        return layout
 
 
 _SHARED_LAYOUTS = CounterLayouts()
@@ -70,7 +88,7 @@ class PollPair:
     Attributes:
         time_ns: time of the last poll, nanoseconds since the epoch.
         current: the values of each subject in the last poll.
-        previous_ns: time of the poll before the last one, nanoseconds since the epoch; 0 if there is none.
+        previous_ns: time of the poll at which rates start, nanoseconds since the epoch; 0 if there is none.
         limits: the series limits that were applied to the last poll.
         layouts: the cache of layouts, shared with other polls.
     """
@@ -80,29 +98,79 @@ class PollPair:
     previous_ns: int = 0
     limits: object = None
     layouts: CounterLayouts = field(default=_SHARED_LAYOUTS, repr=False)
+    _layouts: _Layout | list[_Layout] | None = None  # of the last poll: one for all subjects, or one for each subject
     _previous: dict[Labels, PackedCounters] = field(default_factory=lambda: _NO_COUNTERS)
+    _next_previous: tuple[int, dict[Labels, PackedCounters]] | None = None  # the poll at which rates start next
+
+    @property
+    def has_histograms(self) -> bool:
+        """True if a subject had a histogram in the last poll."""
+        return self._layouts is None and any(not _HISTOGRAMS.isdisjoint(values) for values in self.current.values())
 
     def is_current(self, samples: Sequence[Sample]) -> bool:
-        """Return whether the values of these samples are the stored objects of the last poll."""
-        return len(samples) == len(self.current) and all(
-            self.current.get(sample.labels) is sample.values for sample in samples
-        )
+        """Return whether these samples have the same value objects as the last poll, which shows that no value has changed."""
+        for sample in samples:
+            if self.current.get(sample.labels) is not sample.values:
+                return False
+        return len(samples) == len(self.current)
+
+    def replace_values(self, samples: Sequence[Sample], time_ns: int) -> bool:
+        """Store a new poll if it has the same subjects and series as the last poll. Return whether the poll was stored.
+
+        Nearly all polls have the same subjects and series, so the series limits need not be applied again.
+        """
+        subjects = {sample.labels: sample.values for sample in samples}
+        if self._layouts is None or list(subjects) != list(self.current):
+            return False
+        layouts = self._layouts_of(subjects)
+        if layouts != self._layouts:
+            return False
+        self._keep_previous(time_ns)
+        self.time_ns, self.current = time_ns, subjects
+        return True
 
     def update(self, subjects: Subjects, time_ns: int) -> None:
-        """Store a new poll. If it follows the last poll within `MIN_INTERVAL_NS`, rates still start at the poll before that."""
-        if time_ns - self.time_ns >= MIN_INTERVAL_NS:
-            pack = self.layouts.pack
-            counters = {labels: packed for labels, values in self.current.items() if (packed := pack(values))}
-            self.previous_ns, self._previous = self.time_ns, counters or _NO_COUNTERS
-        self.time_ns, self.current = time_ns, subjects
+        """Store a new poll. If the last poll is less than `MIN_INTERVAL_NS` old, rates start at an earlier poll."""
+        self._keep_previous(time_ns)
+        self.time_ns, self.current, self._layouts = time_ns, subjects, self._layouts_of(subjects)
+
+    def _layouts_of(self, subjects: Subjects) -> _Layout | list[_Layout] | None:
+        """Return the layout that all subjects share, else a list of layouts; None without subjects or without fixed series."""
+        layouts = [self.layouts.layout_of(values) for values in subjects.values()]
+        if not layouts or not all(layout.has_fixed_series for layout in layouts):
+            return None
+        return layouts[0] if layouts.count(layouts[0]) == len(layouts) else layouts
+
+    def _keep_previous(self, time_ns: int) -> None:
+        """Choose the poll at which rates start, before a new poll is stored.
+
+        This is the last poll, if it is at least `MIN_INTERVAL_NS` old. Otherwise the last poll is stored as `_next_previous` until it is
+        that old, and rates start at an earlier poll. So rates of fast polls cover one to two such intervals.
+        """
+        if self._next_previous is not None:
+            if time_ns - self._next_previous[0] >= MIN_INTERVAL_NS:
+                (self.previous_ns, self._previous), self._next_previous = self._next_previous, None
+        elif time_ns - self.time_ns >= MIN_INTERVAL_NS:
+            self.previous_ns, self._previous = self.time_ns, self._pack_counters()
+        else:
+            self._next_previous = self.time_ns, self._pack_counters()
+
+    def _pack_counters(self) -> dict[Labels, PackedCounters]:
+        single = self._layouts if isinstance(self._layouts, _Layout) else None
+        counters: dict[Labels, PackedCounters] = {}
+        for labels, values in self.current.items():
+            layout = single or self.layouts.layout_of(values)
+            if layout.positions:
+                counters[labels] = layout, layout.pack(values)
+        return counters or _NO_COUNTERS
 
     def rates(self, labels: Labels, names: Iterable[str]) -> dict[str, float]:
-        """Return the increase per second of a subject's counters. Counters that restarted, or that one of the polls lacks, are left out."""
+        """Return the increase per second of a subject's counters. Leave out counters that restarted or that one of the polls lacks."""
         values, packed = self.current.get(labels), self._previous.get(labels)
         if values is None or packed is None or self.time_ns <= self.previous_ns:
             return {}
         layout, data = packed
-        previous, seconds = layout.packing.unpack(data), (self.time_ns - self.previous_ns) / 1e9
+        previous, seconds = layout.unpack(data), (self.time_ns - self.previous_ns) / 1e9
         rates = {}
         for name in names:
             position, value = layout.positions.get(name), values.get(name)

@@ -4,7 +4,7 @@ A QEMU process chooses the names of its disks, jobs and other subjects. Promethe
 the number of series is limited, and so is the rate of new names. These limits do not affect records.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from agent.model.family import Family, FieldKind, Sample, Values
@@ -21,24 +21,9 @@ _HISTOGRAM_FIELDS = {
 
 
 def _count_series(family: Family, values: Values) -> int:
-    """Return how many series a subject has. A histogram has a series for each bin, one for the sum and one for the count."""
+    """Return the number of series of a subject. A histogram has a series for each bin, one for the sum and one for the count."""
     count = len(values) - sum(map(values.__contains__, _FIELDS_WITHOUT_SERIES[family.name]))
     return count + sum(len(values[name]["counts"]) + 1 for name in _HISTOGRAM_FIELDS[family.name] if name in values)
-
-
-def has_same_series(family: Family, previous: Mapping[tuple[str, ...], Values], samples: Collection[Sample]) -> bool:
-    """Return whether samples have the same series as the samples before. If so, the limits need not be applied again.
-
-    The answer is False for a histogram, because the number of its bins may have changed.
-    """
-    histograms = _HISTOGRAM_FIELDS[family.name]
-    if len(samples) != len(previous):
-        return False
-    for sample in samples:
-        names, before = sample.values.keys(), previous.get(sample.labels)
-        if before is None or before.keys() != names or not names.isdisjoint(histograms):
-            return False
-    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +32,14 @@ class SeriesLimits:
 
     Attributes:
         series_per_vm: maximum number of series of disks, vCPUs, jobs and other subjects. Series of the VM as a whole are not limited.
-        new_subjects_per_hour: maximum number of subjects within an hour whose names are new.
+        new_subjects_per_hour: maximum number of subjects with new names within an hour.
     """
 
     series_per_vm: int = 5000
     new_subjects_per_hour: int = 10_000
 
 
-DEFAULT_LIMITS = SeriesLimits()
+DEFAULT_SERIES_LIMITS = SeriesLimits()
 
 
 class SeriesLimiter:
@@ -76,7 +61,7 @@ class SeriesLimiter:
         time_ns: int,
         limits: SeriesLimits,
     ) -> Sequence[Sample]:
-        """Return the samples of a poll of one family that get series: the first samples, as many as the limits allow.
+        """Return the samples of a family's poll that get series. These are the first samples, as many as the limits allow.
 
         Args:
             family: the family.

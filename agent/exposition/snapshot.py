@@ -6,52 +6,67 @@ All samples of one family of a VM are replaced at once. So a reader never gets a
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from math import nan
 
+from agent.exposition.history import TOLERANCE, History, HistoryBudget
+from agent.exposition.history_recorder import COLUMNS, HOST_STEP, MAX_AGE, POOL_COLUMNS, HistoryRecorder, host_values
+from agent.exposition.latency import LatencyWindows
 from agent.exposition.rates import Labels, PollPair, Subjects
-from agent.exposition.series_limits import DEFAULT_LIMITS, SeriesLimiter, SeriesLimits, has_same_series
-from agent.exposition.summary import History, update_history
-from agent.model.events import EVENTS
+from agent.exposition.series_limits import DEFAULT_SERIES_LIMITS, SeriesLimiter, SeriesLimits
+from agent.model.event_table import EVENT_ROWS_BY_NAME
 from agent.model.family import Family, Sample, Values
 from agent.model.metrics.block import BLOCK
+from agent.model.metrics.guest import GUEST_FREEZE
+from agent.model.metrics.host_resources import HOST
+from agent.model.metrics.pool import POOL
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, Vm
 from agent.session.api import MonitorState, MonitorStatus
 
+DEFAULT_HISTORY_BYTES = 16 << 20
+"""Memory for the histories of all VMs."""
+MAX_DEPARTED = 64
+"""Maximum number of VMs whose history is kept after they were detached."""
+
 
 @dataclass(slots=True, eq=False)
 class VmView:
-    """The present state of one VM; compared by identity.
+    """The present state of one VM. Two objects are equal only if they are the same object.
 
     Attributes:
         status: the state of the VM's monitor.
         labels: the VM's labels in Prometheus' text format, `vm_uuid="...",vm="..."`.
+        history_recorder: records the VM's history, for the page's graphs.
         last_response_ns: time of the VM's last response, nanoseconds since the epoch; 0 if there was none.
-        guest_response_ns: time of the last values from the VM's guest agent, nanoseconds since the epoch; 0 if there were none.
+        guest_response_ns: time of the last values from the VM's guest agent, nanoseconds since the epoch; 0 if there were none. A poll
+            of frozen file systems does not change it.
         events: number of events by name since the VM was attached.
-        dropped_subjects: by family name, number of subjects that have no series because the VM exceeds its series limits.
-        polls: by family name, the family's last two polls; a family that never had samples is absent.
-        label_texts: by family name, each subject's labels in Prometheus' text format; each text is built when it is first used.
-        history: the VM's activity at its last polls, for the page's sparklines.
+        dropped_subjects: number of subjects without series because the VM exceeds its series limits, by family name.
+        polls: the last two polls of each family, by family name; a family that never had samples is absent.
+        label_texts: each subject's labels in Prometheus' text format, by family name; built when they are first used.
         revision: number of changes to this state. A reader compares it to detect a change.
         limiter: applies the series limits to the VM's samples.
+        latencies: quantiles of the disks' latency; None if no disk ever had a latency histogram.
     """
 
     status: MonitorStatus
     labels: str
+    history_recorder: HistoryRecorder
     last_response_ns: int = 0
     guest_response_ns: int = 0
     events: Counter[str] = field(default_factory=Counter)
     dropped_subjects: Counter[str] = field(default_factory=Counter)
     polls: dict[str, PollPair] = field(default_factory=dict)
     label_texts: dict[str, dict[Labels, str]] = field(default_factory=dict)
-    history: History = field(default_factory=History)
     revision: int = 0
     limiter: SeriesLimiter = field(default_factory=SeriesLimiter)
+    latencies: LatencyWindows | None = None
 
     def labeled_values(self, family: Family, subjects: Subjects) -> Iterator[tuple[str, Values]]:
         """Yield the labels, in Prometheus' text format, and the values of each subject of one poll."""
         texts = self.label_texts.setdefault(family.name, {})
-        if len(texts) > 2 * len(subjects) + 8:  # most belong to subjects that are gone
+        if len(texts) > 2 * len(subjects) + 8:  # most of the texts belong to subjects that are gone
             texts.clear()
         for labels, values in subjects.items():
             text = texts.get(labels)
@@ -68,19 +83,36 @@ def escape_label(value: str) -> str:
 
 
 _HANDED_OVER = frozenset({"finish-migrate", "postmigrate"})
-"""Run states of the source of a migration whose guest runs in the destination, or will run there."""
+"""Run states of the source of a migration. Its guest already runs in the destination, or will run there."""
 
 
 def _run_state(view: VmView) -> object:
-    """Return QEMU's RunState of a VM; None if the agent has not polled that yet."""
+    """Return QEMU's RunState of a VM; None if the agent has not polled the run state yet."""
     polls = view.polls.get(RUNSTATE.name)
     return polls.current.get((), {}).get("status") if polls is not None else None
+
+
+def _keeps_older_values(view: VmView, samples: Sequence[Sample]) -> bool:
+    """Return whether the guest's file systems are frozen. If so, the guest agent reports only the freeze, and other values get older."""
+    return bool(view.guest_response_ns) and any(
+        sample.family is GUEST_FREEZE and sample.values.get("frozen") is True for sample in samples
+    )
+
+
+@lru_cache(maxsize=256)
+def _origins(families: tuple[Family, ...]) -> tuple[bool, bool]:
+    """Return two flags: whether one of these families is polled from QEMU, and whether the guest reports one of them."""
+    return not all(family.host_only or family.from_guest for family in families), any(
+        family.from_guest for family in families
+    )
 
 
 class Snapshot:
     """The state of all VMs and monitors. Sessions write it and the endpoint reads it, all on the event loop, so no lock is needed."""
 
-    def __init__(self, limits: SeriesLimits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self, limits: SeriesLimits = DEFAULT_SERIES_LIMITS, history_bytes: int = DEFAULT_HISTORY_BYTES
+    ) -> None:
         self.limits = limits
         """Series limits of each VM. New limits apply to the next samples."""
         self.monitors: dict[tuple[object, ...], MonitorStatus] = {}
@@ -88,13 +120,20 @@ class Snapshot:
         """Samples of the host itself, such as its pools: by family name, the values of each subject."""
         self.on_replaced: Callable[[Vm, Sequence[Family]], None] = lambda _vm, _families: None
         """Called after the samples of some families of an attached VM were replaced."""
+        self.host_polls = PollPair()
+        """The last two samples of the host's own resources, for rates."""
+        self.host_history = History(len(COLUMNS))
+        """The sums over all VMs."""
+        self._budget = HistoryBudget(history_bytes, len(COLUMNS))
+        self._departed: dict[str, HistoryRecorder] = {}  # by UUID
+        self._pool_histories: dict[Labels, History] = {}
         self._views: dict[Vm, VmView] = {}
 
     def views(self) -> Iterator[tuple[Vm, VmView]]:
         """Yield the VMs, one for each UUID.
 
-        Several VMs have one UUID during a migration within the host. The first of them is used until its guest has stopped for the
-        migration and another one runs. So neither a clone nor a compromised QEMU replaces another VM by reporting that VM's UUID.
+        Several VMs have the same UUID during a migration within the host. Yield the first of them until its guest has stopped for the
+        migration and another VM runs. So neither a clone nor a compromised QEMU replaces another VM by reporting that VM's UUID.
         """
         holders: dict[str, VmView] = {}
         for vm, view in self._views.items():
@@ -104,7 +143,7 @@ class Snapshot:
         return ((vm, view) for vm, view in self._views.items() if holders[vm.uuid] is view)
 
     def update_status(self, status: MonitorStatus) -> None:
-        """Store a monitor's new state. A VM that is gone has no series."""
+        """Store a monitor's new state. If the VM is no longer attached, remove its series."""
         self.monitors[status.monitor.key] = status
         if status.vm is None:
             return
@@ -112,12 +151,33 @@ class Snapshot:
             view = self._views.get(status.vm)
             if view is None:
                 vm = status.vm
-                self._views[vm] = VmView(status, f'vm_uuid="{vm.uuid}",vm="{escape_label(vm.name)}"')
+                recorder = self._departed.pop(vm.uuid, None) or HistoryRecorder(self._budget)
+                self._views[vm] = VmView(status, f'vm_uuid="{vm.uuid}",vm="{escape_label(vm.name)}"', recorder)
+                self._budget.histories = len(self._views) + len(self._departed)
             else:
                 view.status = status
                 view.revision += 1
         elif (view := self._views.get(status.vm)) is not None and view.status.monitor.key == status.monitor.key:
             del self._views[status.vm]
+            self._departed[status.vm.uuid] = view.history_recorder
+            if len(self._departed) > MAX_DEPARTED:
+                del self._departed[next(iter(self._departed))]
+            self._budget.histories = len(self._views) + len(self._departed)
+
+    def vm_history(self, uuid: str) -> History | None:
+        """Return the history of a VM that is attached or was attached recently; None if there is none."""
+        recorder = next(
+            (view.history_recorder for vm, view in self.views() if vm.uuid == uuid), self._departed.get(uuid)
+        )
+        return recorder.history if recorder is not None else None
+
+    def pool_history(self, labels: Labels) -> History | None:
+        """Return the history of a pool by its labels; None if there is none."""
+        return self._pool_histories.get(labels)
+
+    def view_of(self, vm: Vm) -> VmView | None:
+        """Return the state of an attached VM; None if the VM is not attached."""
+        return self._views.get(vm)
 
     def is_attached(self, vm: Vm) -> bool:
         """Return whether a VM is attached."""
@@ -132,57 +192,91 @@ class Snapshot:
         self.monitors.pop(key, None)
 
     def replace_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Replace a VM's samples of some families. Sample objects that are already stored change nothing.
+        """Replace a VM's samples of some families. Do nothing for a family whose stored sample objects are passed again.
 
         Args:
             vm: the VM.
-            families: the polled families. If one of them has no samples, the VM has no such subjects now.
+            families: the polled families. A family without samples has no subjects now.
             samples: all samples of these families.
             time_ns: time of the poll, nanoseconds since the epoch.
         """
         view = self._views.get(vm)
         if view is None:
             return
-        if not all(family.host_only or family.from_guest for family in families):
-            view.last_response_ns = time_ns  # the time may go back when the clock is set
-        if samples and any(family.from_guest for family in families):
+        from_qemu, from_guest = _origins(tuple(families))
+        if from_qemu:
+            view.last_response_ns = time_ns  # this may be earlier than before if the clock was set back
+        if from_guest and samples and not _keeps_older_values(view, samples):
             view.guest_response_ns = time_ns
         view.revision += 1
         remaining = len(samples)
         for family in families:
             family_samples = [sample for sample in samples if sample.family is family] if remaining else []
             remaining -= len(family_samples)
-            self._replace_family(view, family, family_samples, time_ns)
-        if BLOCK in families and BLOCK.name in view.polls:  # the one family that is part of every poll
-            update_history(view.polls, view.history)
+            if family_samples or family.name in view.polls:
+                self._replace_family(view, family, family_samples, time_ns)
+        if BLOCK in families and BLOCK.name in view.polls:  # the only family that is part of every poll
+            self._record_history(view, time_ns / 1e9)
         self.on_replaced(vm, families)
+
+    def _record_history(self, view: VmView, time: float) -> None:
+        """Append points to the histories of a VM and of the host if their next points are due."""
+        if not self._budget.bytes or not view.history_recorder.record(view.polls, time):
+            return
+        if self.host_history.is_due(time):
+            since = time - MAX_AGE
+            recorders = (other.history_recorder for other in self._views.values())
+            self.host_history.append(
+                time,
+                host_values(
+                    [
+                        recorder.summands
+                        for recorder in recorders
+                        if recorder.summands and recorder.history.last_time >= since
+                    ]
+                ),
+            )
+            self.host_history.next_time = time + HOST_STEP * TOLERANCE
 
     def _replace_family(self, view: VmView, family: Family, samples: Sequence[Sample], time_ns: int) -> None:
         """Replace all samples of one family."""
         polls = view.polls.get(family.name)
         if polls is None:
-            if not samples:
-                return
             polls = view.polls[family.name] = PollPair()
-        elif polls.limits is self.limits and not view.dropped_subjects[family.name]:
-            if polls.is_current(samples):
-                return
-            if has_same_series(family, polls.current, samples):
-                polls.update({sample.labels: sample.values for sample in samples}, time_ns)
-                return
+        elif (
+            polls.limits is self.limits
+            and not view.dropped_subjects.get(family.name)
+            and (polls.is_current(samples) or polls.replace_values(samples, time_ns))
+        ):
+            return
         polls.limits = self.limits
         admitted = view.limiter.admit(family, polls.current, samples, time_ns, self.limits)
         if len(admitted) < len(samples) or family.name in view.dropped_subjects:
             view.dropped_subjects[family.name] = len(samples) - len(admitted)
         polls.update({sample.labels: sample.values for sample in admitted}, time_ns)
+        if polls.has_histograms:  # polls with histograms never return early above
+            view.latencies = view.latencies or LatencyWindows()
+            view.latencies.on_poll(polls.current, time_ns)
 
-    def replace_host_sample(self, sample: Sample) -> None:
-        """Store the latest sample of a subject of the host, such as a storage pool. No limit applies, because no guest chooses the name."""
+    def replace_host_sample(self, sample: Sample, time: float = 0.0) -> None:
+        """Store the latest sample of one of the host's subjects, such as a pool. No limit applies, because no guest chooses the name.
+
+        Args:
+            sample: the sample.
+            time: its time in seconds since the epoch; 0 for a sample that is not part of a history.
+        """
         self.host.setdefault(sample.family.name, {})[sample.labels] = sample.values
+        if sample.family is HOST:
+            self.host_polls.update({sample.labels: sample.values}, round(time * 1e9))
+        if time and sample.family is POOL and self._budget.bytes:
+            history = self._pool_histories.setdefault(sample.labels, History(len(POOL_COLUMNS)))
+            if history.is_due(time):
+                history.append(time, [float(sample.values.get(f"{name}_bytes", nan)) for name in POOL_COLUMNS])
 
     def remove_host_sample(self, family: Family, labels: Labels) -> None:
         """Remove the sample of a subject that the host no longer has."""
         self.host.get(family.name, {}).pop(labels, None)
+        self._pool_histories.pop(labels, None)
 
     def stored_values(self, vm: Vm, sample: Sample) -> Values | None:
         """Return the stored values of the subject of a sample; None if no values are stored."""
@@ -196,9 +290,9 @@ class Snapshot:
         return view is not None and family.name in view.polls and bool(view.polls[family.name].current)
 
     def count_event(self, record: Record) -> None:
-        """Count an event of QEMU. All events without a row in the event table count under one name, because QEMU may send any name."""
+        """Count an event of QEMU. Count all events without a row in the event table under one name, because QEMU may send any name."""
         view = self._views.get(record.vm)
         if view is not None:
             name = record.data["event"]
-            view.events[name if name in EVENTS else "unknown"] += record.data.get("count", 1)
+            view.events[name if name in EVENT_ROWS_BY_NAME else "unknown"] += record.data.get("count", 1)
             view.revision += 1

@@ -3,78 +3,15 @@
 Each value is computed from families that may be absent. An unknown value is None or left out.
 """
 
-from array import array
-from collections.abc import Iterator, Mapping
-from math import isnan, nan
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-from agent.exposition.rates import MIN_INTERVAL_NS, PollPair
+from agent.exposition.rates import PollPair
 from agent.model.family import Values
 from agent.model.metrics.migration import INACTIVE_STATUSES
 
-POINTS = 60
-"""Maximum number of points in the history of a VM: ten minutes at the default poll interval of ten seconds. They take 4 KB."""
-
 Polls = Mapping[str, PollPair]
 """The last two polls of each family of a VM, by family name."""
-
-
-class Point(NamedTuple):
-    """A VM's activity between two polls. An unknown value is None.
-
-    Attributes:
-        time: time of the later poll, seconds since the epoch.
-        cpu: number of host CPUs that the vCPUs used.
-        read: bytes per second that the VM read from its disks.
-        write: bytes per second that the VM wrote to its disks.
-        reads: read operations per second.
-        writes: write operations per second.
-        memory: bytes that the guest uses, by its own report; without such a report, resident bytes of the process.
-    """
-
-    time: float
-    cpu: float | None
-    read: float | None
-    write: float | None
-    reads: float | None
-    writes: float | None
-    memory: float | None
-
-
-class History:
-    """The latest points of one VM, oldest first. Packed as plain numbers: as objects they would take a quarter of a VM's memory."""
-
-    def __init__(self) -> None:
-        self._numbers = array("d")
-
-    def __len__(self) -> int:
-        return len(self._numbers) // _WIDTH
-
-    def __iter__(self) -> Iterator[Point]:
-        for start in range(0, len(self._numbers), _WIDTH):
-            time, *values = self._numbers[start : start + _WIDTH]
-            yield Point(time, *(None if isnan(value) else value for value in values))
-
-    def append(self, point: Point) -> None:
-        """Append a point. If the history is full, remove the oldest point."""
-        if len(self) >= POINTS:
-            del self._numbers[:_WIDTH]
-        self._numbers.extend([nan if value is None else value for value in point])
-
-    @property
-    def last_point_time(self) -> float:
-        """Time of the last point, seconds since the epoch; 0 if there is none."""
-        return self._numbers[-_WIDTH] if self._numbers else 0.0
-
-
-_WIDTH = len(Point._fields)
-
-
-def update_history(polls: Polls, history: History) -> None:
-    """Append a point for the last two polls, if they are later than the last point by at least `MIN_INTERVAL_NS`."""
-    time_ns = polls["block"].time_ns
-    if polls["block"].previous_ns and time_ns / 1e9 - history.last_point_time >= MIN_INTERVAL_NS / 1e9:
-        history.append(latest_point(polls))
 
 
 _COUNTERS = {
@@ -83,16 +20,33 @@ _COUNTERS = {
     "reads": "reads_total",
     "writes": "writes_total",
 }
-"""Counters of a disk's activity, by the names and in the order of the attributes of `Point`."""
+"""Counters of a disk's activity, by the names of their rates in the summary."""
+_TIMES = ("read_seconds_total", "write_seconds_total")
+_NET = {"receive": "receive_bytes_total", "transmit": "transmit_bytes_total"}
 
 
-def latest_point(polls: Polls) -> Point:
-    """Return a VM's activity between its last two polls."""
-    block = polls.get("block") or PollPair()
+def current_activity(polls: Polls) -> dict[str, float]:
+    """Return a VM's activity between its last two polls, without unknown values.
+
+    `time`: time of the last poll in seconds since the epoch. `cpu`, `steal`: CPUs that the vCPUs used, and CPUs that they waited for.
+    `read`, `write`, `receive`, `transmit`: bytes per second. `reads`, `writes`: operations per second. `latency`: mean seconds of an
+    operation. `memory`: bytes that the guest reports as used; without such a report, resident bytes of the process.
+    """
+    block, net = (polls.get(family) or PollPair() for family in ("block", "net"))
+    rates = block.total_rates((*_COUNTERS.values(), *_TIMES))
+    known = [rates[name] for name in ("reads_total", "writes_total") if name in rates]
+    seconds = sum(rates.get(name, 0.0) for name in _TIMES)
     sizes = memory_sizes(polls)
-    used = sizes.get("used_bytes", sizes.get("resident_bytes"))
-    read, write, reads, writes = map(block.total_rates(_COUNTERS.values()).get, _COUNTERS.values())
-    return Point(block.time_ns / 1e9, used_cpus(polls), read, write, reads, writes, used)
+    activity = {
+        "time": block.time_ns / 1e9,
+        "cpu": used_cpus(polls),
+        "steal": polls["vcpu"].total_rate("run_delay_seconds_total") if "vcpu" in polls else None,
+        **{name: rates.get(counter) for name, counter in _COUNTERS.items()},
+        "latency": seconds / sum(known) if sum(known) and any(name in rates for name in _TIMES) else None,
+        **{name: net.total_rate(counter) for name, counter in _NET.items()},
+        "memory": sizes.get("used_bytes", sizes.get("resident_bytes")),
+    }
+    return {name: value for name, value in activity.items() if value is not None}
 
 
 def used_cpus(polls: Polls) -> float | None:
@@ -101,8 +55,8 @@ def used_cpus(polls: Polls) -> float | None:
 
 
 def memory_sizes(polls: Polls) -> dict[str, float]:
-    """Return the known sizes of a VM's memory in bytes: `total_bytes`, `used_bytes` by the guest, `resident_bytes` of the process."""
-    guest, balloon, process = (_vm_values(polls, family) for family in ("guest_memory", "balloon", "process"))
+    """Return the known sizes of a VM's memory in bytes: `total_bytes`, the guest's `used_bytes`, and the process's `resident_bytes`."""
+    guest, balloon, process = (_vm_level_values(polls, family) for family in ("guest_memory", "balloon", "process"))
     sizes = {"resident_bytes": process["resident_bytes"]} if "resident_bytes" in process else {}
     total = guest.get("total_bytes", balloon.get("actual_bytes"))
     if total is not None:
@@ -113,7 +67,7 @@ def memory_sizes(polls: Polls) -> dict[str, float]:
 
 
 def summarize_disks(polls: Polls) -> list[dict[str, Any]]:
-    """Return the rates and the size of each disk, and for a thin disk the values of the family `block_space`."""
+    """Return the rates and the size of each disk. Add the values of the family `block_space` to thin disks."""
     block, space, layers = (polls.get(name) or PollPair() for name in ("block", "block_space", "block_layer"))
     disks = []
     for labels in block.current:
@@ -129,7 +83,7 @@ def summarize_disks(polls: Polls) -> list[dict[str, Any]]:
 
 def summarize_migration(polls: Polls) -> dict[str, Any] | None:
     """Return the status, progress and remaining time of the present or last migration; None if the VM was never migrated."""
-    values = _vm_values(polls, "migration")
+    values = _vm_level_values(polls, "migration")
     if values.get("status", "none") == "none":
         return None
     names = ("status", "elapsed_seconds", "throughput_bytes_per_second", "expected_downtime_seconds", "passes_total")
@@ -151,18 +105,18 @@ def summarize_jobs(polls: Polls) -> list[dict[str, Any]]:
 
 
 _CHANNEL_STATES: Mapping[Any, str] = {True: "connected", False: "absent"}
-"""State of a guest agent that is not queried, by whether the guest has opened its channel."""
+"""State of a guest agent that is not queried. The key is whether the guest has opened its channel."""
 
 
 def summarize_guest(polls: Polls) -> dict[str, Any]:
-    """Return what the guest agent reports: its state, the operating system, the addresses and the file systems, as far as known."""
-    channel, session, system = (_vm_values(polls, f"guest_{name}") for name in ("agent", "agent_session", "os"))
+    """Return the known values from the guest agent: its state, the operating system, the addresses and the file systems."""
+    channel, session, system = (_vm_level_values(polls, f"guest_{name}") for name in ("agent", "agent_session", "os"))
     filesystems = polls["guest_filesystem"].current if "guest_filesystem" in polls else {}
     addresses = polls["guest_address"].current.values() if "guest_address" in polls else ()
     parts: dict[str, Any] = {
         "agent": session.get("state", _CHANNEL_STATES.get(channel.get("connected", ""))),
         "reason": session.get("reason"),
-        "frozen": _vm_values(polls, "guest_freeze").get("frozen"),
+        "frozen": _vm_level_values(polls, "guest_freeze").get("frozen"),
         "hostname": system.get("hostname"),
         "system": system.get("name"),
         "kernel": system.get("kernel"),
@@ -178,19 +132,19 @@ def summarize_guest(polls: Polls) -> dict[str, Any]:
 
 def summarize(polls: Polls) -> dict[str, Any]:
     """Return the summary of a VM, without unknown values."""
-    now = {name: value for name, value in latest_point(polls)._asdict().items() if value is not None}
     parts: dict[str, Any] = {
-        "now": now,
+        "now": current_activity(polls),
         "memory": memory_sizes(polls),
         "disks": summarize_disks(polls),
         "migration": summarize_migration(polls),
         "jobs": summarize_jobs(polls),
         "guest": summarize_guest(polls),
         "vcpus": len(polls["vcpu"].current) if "vcpu" in polls else 0,
+        "labels": _vm_level_values(polls, "identity").get("labels"),
     }
-    return {name: value for name, value in parts.items() if value} | _vm_values(polls, "runstate")
+    return {name: value for name, value in parts.items() if value} | _vm_level_values(polls, "runstate")
 
 
-def _vm_values(polls: Polls, family: str) -> Values:
+def _vm_level_values(polls: Polls, family: str) -> Values:
     """Return the values of a family that describes the VM as a whole."""
     return polls[family].current.get((), {}) if family in polls else {}

@@ -15,7 +15,7 @@ class GuestAgentState(StrEnum):
     ABSENT = "absent"
     """No program in the guest has opened the channel."""
     SUSPENDED = "suspended"
-    """The agent does not query the guest agent now, because QEMU hangs, or the guest is stopped or migrates. The last values stay valid."""
+    """QEMU hangs, or the guest is stopped or migrates, so the agent does not query the guest agent now. The last values stay valid."""
     CONNECTING = "connecting"
     UP = "up"
     UNRESPONSIVE = "unresponsive"
@@ -26,7 +26,7 @@ class GuestAgentState(StrEnum):
     """The agent has no permission for the channel, or the process that listens there is not the VM's QEMU."""
 
 
-class CommandOutcome(StrEnum):
+class GuestCommandOutcome(StrEnum):
     """Outcome of one command to a guest agent."""
 
     OK = "ok"
@@ -51,7 +51,7 @@ class GuestObserver(Protocol):
     def on_guest_disabled(self, vm: Vm, time_ns: int) -> None:
         """Handle a config reload after which the agent no longer queries this VM's guest agent."""
 
-    def on_guest_command(self, command: str, outcome: CommandOutcome) -> None:
+    def on_guest_command(self, command: str, outcome: GuestCommandOutcome) -> None:
         """Handle the outcome of one command to a guest agent."""
 
 
@@ -63,7 +63,7 @@ class GuestFacts:
         connected: whether a program in the guest has opened the channel; None if QEMU has not reported it yet.
         socket: the Unix socket of the channel, as QEMU reports it; empty if it reports none.
         client_connected: whether another client was connected to the socket at the last poll.
-        in_use: whether this session is connected to the socket. QEMU then reports this session as a client.
+        in_use: whether this session is connected to the socket. If it is, QEMU reports this session as a client.
         running: whether the vCPUs run.
         migrating: whether the VM is migrating.
         responsive: whether QEMU responds to QMP commands.

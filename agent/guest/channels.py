@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import PurePath
 from typing import Protocol
 
-from agent.common.config_types import matches_vm
+from agent.common.vm_patterns import matches_vm
 from agent.guest.api import GuestFacts
 from agent.guest.config import GuestAgentConfig
 from agent.host.qemu_processes import pid_if_qemu
@@ -15,7 +15,7 @@ from agent.qga.client import GuestAgentClient, PeerCheck
 from agent.qga.errors import GuestChannelDeniedError, GuestChannelError
 
 PROXMOX_SOCKET_DIRECTORIES = ("/run/qemu-server/", "/var/run/qemu-server/")
-"""Directories of Proxmox VE's sockets. Its tools connect to a channel for each command, so the agent must not keep a connection open."""
+"""Directories of Proxmox VE's sockets. Proxmox's tools connect to a channel for each command, so the agent must not stay connected."""
 SHARED_CHANNEL_TIMEOUT_SECONDS = 1.0
 """Maximum timeout of a command on a shared channel. Proxmox VE's tools wait 3 s in total, first for the channel and then for the reply."""
 
@@ -24,14 +24,14 @@ class ChannelSource(Protocol):
     """Opens the channel of one VM's guest agent."""
 
     def is_shared(self, facts: GuestFacts) -> bool:
-        """Return whether another client needs the channel too. If so, the agent disconnects after each round of queries."""
+        """Return whether another client also needs the channel. If it does, the agent disconnects after each round of queries."""
 
     async def open(self, facts: GuestFacts) -> GuestChannel:
         """Open the channel. It raises the exceptions of `GuestAgentClient.open`."""
 
 
 class SocketChannelSource:
-    """Connects to the Unix socket of a channel: to the socket in the config, or if there is none, to the socket that QEMU reports."""
+    """Connects to the Unix socket of a channel: the socket in the config, else the socket that QEMU reports."""
 
     def __init__(self, vm: Vm, config: GuestAgentConfig) -> None:
         self._vm = vm
@@ -39,7 +39,7 @@ class SocketChannelSource:
         self._entry = next((entry for entry in config.channels if matches_vm(entry.vm, vm.name, vm.uuid)), None)
 
     def is_shared(self, facts: GuestFacts) -> bool:
-        """Return whether another client needs the channel too: the setting `shared`, or by default, whether it is Proxmox VE's socket."""
+        """Return whether another client also needs the channel: the setting `shared`; by default, True for Proxmox VE's sockets."""
         if self._entry is not None and self._entry.shared is not None:
             return self._entry.shared
         return (self._entry.socket if self._entry is not None else facts.socket).startswith(PROXMOX_SOCKET_DIRECTORIES)
@@ -65,7 +65,7 @@ class SocketChannelSource:
 
 
 class ManagerChannelSource:
-    """Connects through the VM's manager, which keeps the socket of the channel open itself."""
+    """Connects through the VM's manager, which is itself the client of the channel's socket."""
 
     def __init__(self, open_channel: OpenGuestChannel) -> None:
         self._open_channel = open_channel
@@ -94,7 +94,7 @@ def _accept_any_peer(_pid: int | None) -> str:
 
 
 def _check_peer(expected: int | None, pid: int | None) -> str:
-    """Return why the process that listens at the channel is not the VM's QEMU; empty if it is.
+    """Return why the process that listens at the channel must not be used; empty if it is the VM's QEMU.
 
     Args:
         expected: process id of the VM's QEMU; None if it is unknown.
@@ -113,7 +113,7 @@ def socket_path(pattern: str, vm: Vm) -> str:
     """Return the path of a VM's socket: the configured pattern with its placeholders replaced.
 
     Raises:
-        GuestChannelDeniedError: a value for a placeholder is empty, or is not a safe file name, because it has a slash or a leading dot.
+        GuestChannelDeniedError: a value for a placeholder is empty, contains a slash or begins with a dot.
     """
     values = {"{name}": vm.name, "{uuid}": vm.uuid, "{monitor}": PurePath(vm.monitor).stem}
     for placeholder, value in values.items():

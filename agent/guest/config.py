@@ -4,8 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from agent.common.config_types import Section
-from agent.common.units import Seconds
+from agent.common.config_types import ConfigSection, Seconds
 
 PLACEHOLDERS = ("{name}", "{uuid}", "{monitor}")
 """Parts of a socket's path that stand for the VM's name, its UUID, and its monitor's file name without the suffix."""
@@ -23,8 +22,8 @@ def _check_socket_pattern(value: str) -> str:
 Interval = Annotated[Seconds, Field(ge=0)]
 
 
-class GuestIntervalsConfig(Section):
-    """How often the agent queries a guest agent; 0 never does."""
+class GuestIntervalsConfig(ConfigSection):
+    """Intervals at which the agent queries a guest agent; 0 turns a query off."""
 
     filesystems: Interval = 60.0
     """File systems."""
@@ -43,9 +42,9 @@ class GuestIntervalsConfig(Section):
     clock: Interval = 300.0
     """Offset of the guest's clock."""
     freeze: Interval = 30.0
-    """Freezes of the file systems, as during a snapshot."""
+    """Freezes of the file systems, for example during a snapshot."""
 
-    def of(self, collector: str) -> float:
+    def interval_of(self, collector: str) -> float:
         """Return the interval of a collector in seconds; 0 if it is off."""
         seconds = {
             "filesystems": self.filesystems,
@@ -61,19 +60,19 @@ class GuestIntervalsConfig(Section):
         return seconds[collector]
 
 
-class GuestChannelConfig(Section):
+class GuestChannelConfig(ConfigSection):
     """Where the channel of some VMs is, if QEMU does not report it."""
 
     vm: str = "*"
     """Name or UUID of the VMs; * and ? are wildcards."""
     socket: Annotated[str, AfterValidator(_check_socket_pattern)]
-    """Path of the Unix socket. {name} and {uuid} stand for the VM's, {monitor} for the file name of its QMP socket without suffix."""
+    """Path of the Unix socket. {name}, {uuid} and {monitor} stand for the VM's name, its UUID and the file name of its QMP socket."""
     shared: bool | None = None
-    """Connect for each round of queries only, because another client needs the channel, too. By default only for Proxmox' sockets."""
+    """Connect only for each round of queries, because another client also needs the channel. By default, true only for Proxmox' sockets."""
 
 
-class GuestAgentConfig(Section):
-    """Queries the guest agents (qemu-ga), read-only, for what only the guest knows, such as the usage of its file systems."""
+class GuestAgentConfig(ConfigSection):
+    """Queries the guest agents (qemu-ga), read-only, for data that only the guest has, such as the usage of its file systems."""
 
     enabled: bool = False
     """Query guest agents. A guest agent serves one client: do not enable it for VMs whose manager uses the channel itself."""

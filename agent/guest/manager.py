@@ -1,4 +1,4 @@
-"""Runs the sessions with all guest agents: one task for each VM that has a channel and is selected by the config."""
+"""Runs the sessions with all guest agents, one task for each VM that has a channel and is selected by the config."""
 
 import asyncio
 import logging
@@ -6,14 +6,14 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
-from agent.common.config_types import matches_vm
+from agent.common.vm_patterns import matches_vm
 from agent.guest.api import GuestFacts, GuestObserver
 from agent.guest.channels import ChannelSource, channel_source
 from agent.guest.config import GuestAgentConfig
-from agent.guest.session import FAMILIES, FIRST_RETRY_SECONDS, GuestSession
+from agent.guest.session import FIRST_RETRY_SECONDS, GUEST_FAMILIES, GuestSession
 from agent.model.family import Family, Sample, Values
-from agent.model.metrics.about import ABOUT
 from agent.model.metrics.guest import GUEST_AGENT, GUEST_AGENT_SESSION
+from agent.model.metrics.identity import IDENTITY
 from agent.model.metrics.migration import INACTIVE_STATUSES, MIGRATION
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Vm
@@ -26,7 +26,7 @@ BUG_RETRY_SECONDS = 300.0
 
 
 class GuestAgentManager:
-    """Starts and ends the sessions with guest agents, and gives each session the facts about its VM from the polls of QEMU."""
+    """Starts and ends the sessions with guest agents. It passes facts from the polls of QEMU to each VM's session."""
 
     def __init__(
         self,
@@ -62,18 +62,18 @@ class GuestAgentManager:
         self._tasks = tasks
 
     def apply(self, config: GuestAgentConfig) -> None:
-        """Apply a new config. All sessions end; a session starts again after the next poll of its VM."""
+        """Apply a new config. End all sessions. A session starts again after the next poll of its VM."""
         self._config = config
         for vm in list(self._facts):
             had_session = vm in self._sessions
             self._end_session(vm)
             if had_session:
-                self._observer.on_guest_lost(vm, (*FAMILIES, GUEST_AGENT_SESSION), time.time_ns())
+                self._observer.on_guest_lost(vm, (*GUEST_FAMILIES, GUEST_AGENT_SESSION), time.time_ns())
             if had_session and not self._is_selected(vm):
                 self._observer.on_guest_disabled(vm, time.time_ns())
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample]) -> None:
-        """Handle the samples of a poll of the VM. Samples of other families than those of `GuestFacts` are ignored."""
+        """Handle the samples of a poll of the VM. Ignore families that contain no `GuestFacts`."""
         reads = [read for family, read in _FACT_READERS if family in families]
         if not reads or not self._is_selected(vm):
             return
@@ -85,8 +85,8 @@ class GuestAgentManager:
         if (session := self._sessions.get(vm)) is not None:
             session.on_facts()
 
-    def on_responsive(self, vm: Vm, *, responsive: bool, open_channel: OpenGuestChannel | None = None) -> None:
-        """Handle a change of whether QEMU responds to QMP commands.
+    def on_qemu_responsive(self, vm: Vm, *, responsive: bool, open_channel: OpenGuestChannel | None = None) -> None:
+        """Handle a QEMU that has begun or stopped responding to QMP commands.
 
         Args:
             vm: the VM.
@@ -161,7 +161,7 @@ def _read_migration(facts: GuestFacts, samples: Sequence[Sample]) -> None:
 
 
 def _read_pid(facts: GuestFacts, samples: Sequence[Sample]) -> None:
-    values = next((sample.values for sample in samples if sample.family is ABOUT), {})
+    values = next((sample.values for sample in samples if sample.family is IDENTITY), {})
     pid = values.get("pid", "")
     facts.pid = int(pid) if pid.isdecimal() and int(pid) < MAX_PID else None
 
@@ -170,6 +170,6 @@ _FACT_READERS = (
     (GUEST_AGENT, _read_channel),
     (RUNSTATE, _read_run_state),
     (MIGRATION, _read_migration),
-    (ABOUT, _read_pid),
+    (IDENTITY, _read_pid),
 )
 """Families whose samples contain facts, each with the function that reads the facts."""

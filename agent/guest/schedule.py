@@ -9,6 +9,10 @@ from agent.guest.config import GuestIntervalsConfig
 SLACK_SECONDS = 0.5
 """Collectors that are due within this time run together, because each wake-up of the guest agent costs CPU time of the guest."""
 
+MIN_SPACING_SECONDS = 10.0
+"""Minimum time between two runs of a collector with a longer interval. A guest makes all collectors due when it opens its channel or ends
+a freeze, and it can do so at will."""
+
 FIRST_PENALTY_SECONDS = 60.0
 """How long a collector pauses after its first failure. The pause doubles with each failure in a row."""
 MAX_PENALTY_SECONDS = 3600.0
@@ -20,8 +24,9 @@ class GuestSchedule:
 
     def __init__(self, collectors: Sequence[GuestCollector], intervals: GuestIntervalsConfig) -> None:
         self._intervals = intervals
-        self._collectors = [collector for collector in collectors if intervals.of(collector.name)]
+        self._collectors = [collector for collector in collectors if intervals.interval_of(collector.name)]
         self._due = {collector.name: -inf for collector in self._collectors}
+        self._earliest = dict(self._due)  # the earliest time at which `make_all_due` makes a collector due
         self._failures: dict[str, int] = {}
 
     @property
@@ -40,14 +45,20 @@ class GuestSchedule:
     def on_success(self, name: str, now: float) -> None:
         """Schedule the next run of a collector that succeeded or was skipped."""
         self._failures.pop(name, None)
-        self._due[name] = now + self._intervals.of(name)
+        self._due[name] = now + self._intervals.interval_of(name)
+        self._limit(name, now)
 
     def on_failure(self, name: str, now: float) -> None:
         """Schedule the next run of a collector that failed. The delay doubles with each failure in a row."""
         count = self._failures.get(name, 0)
         self._failures[name] = count + 1
         penalty = min(MAX_PENALTY_SECONDS, FIRST_PENALTY_SECONDS * 2.0 ** min(count, 30))
-        self._due[name] = now + max(penalty, self._intervals.of(name))
+        self._due[name] = now + max(penalty, self._intervals.interval_of(name))
+        self._limit(name, now)
+
+    def _limit(self, name: str, now: float) -> None:
+        """Set the earliest due time of a collector that has just run."""
+        self._earliest[name] = now + min(MIN_SPACING_SECONDS, self._intervals.interval_of(name))
 
     def make_due(self, name: str, now: float) -> None:
         """Make a collector due now. A collector whose last run failed keeps its due time."""
@@ -55,11 +66,11 @@ class GuestSchedule:
             self._due[name] = now
 
     def make_all_due(self) -> None:
-        """Make all collectors due now. A collector whose last run failed keeps its due time."""
+        """Make all collectors due now, or `MIN_SPACING_SECONDS` after they ran. Collectors whose last run failed keep their due time."""
         for name in self._due.keys() - self._failures.keys():
-            self._due[name] = -inf
+            self._due[name] = min(self._due[name], self._earliest[name])
 
     def reset(self) -> None:
-        """Forget all failures and make all collectors due now, because the guest may run another guest agent now."""
+        """Clear all failures and call `make_all_due`, because the guest may run another guest agent now."""
         self._failures.clear()
         self.make_all_due()

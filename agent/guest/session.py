@@ -1,6 +1,6 @@
 """The session with one guest agent. It connects while the guest can reply, queries at intervals, and retries with a growing delay.
 
-A session is a task of its own. It never waits for the VM's monitor, and the monitor's polls never wait for it.
+Each session has its own task. It never waits for the VM's monitor, and the monitor's polls never wait for the session.
 """
 
 import asyncio
@@ -12,8 +12,8 @@ from itertools import islice
 from typing import Any
 
 from agent.collectors.guest import GUEST_COLLECTORS, Exchange, GuestCollector
-from agent.common.backoff import back_off
-from agent.guest.api import CommandOutcome, GuestAgentState, GuestFacts, GuestObserver
+from agent.common.backoff import retry_delay
+from agent.guest.api import GuestAgentState, GuestCommandOutcome, GuestFacts, GuestObserver
 from agent.guest.channels import SHARED_CHANNEL_TIMEOUT_SECONDS, ChannelSource
 from agent.guest.config import GuestAgentConfig
 from agent.guest.schedule import GuestSchedule
@@ -21,11 +21,12 @@ from agent.model.family import Family, Sample
 from agent.model.metrics.guest import GUEST_AGENT_SESSION, GUEST_FREEZE
 from agent.model.record import Vm, sanitize
 from agent.qga.channel import GuestChannel
+from agent.qga.commands import GUEST_READS
 from agent.qga.errors import (
+    GuestAgentCommandError,
     GuestAgentError,
     GuestChannelBusyError,
     GuestChannelDeniedError,
-    GuestCommandError,
     GuestTimeoutError,
     UnreadableGuestReplyError,
 )
@@ -34,15 +35,15 @@ _log = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS = 10.0
 STABLE_SECONDS = 60.0
-"""A connection that works for this time resets the retry delay."""
+"""How long a connection must work to reset the retry delay."""
 INFO_SECONDS = 600.0
-"""Interval of guest-info. An update of the guest agent or of its config can change the permitted commands."""
+"""Time between two queries of guest-info. An update of the guest agent or its config can change the permitted commands."""
 
-MAX_SAMPLES = 256
+MAX_GUEST_SAMPLES = 256
 MAX_REASON_LENGTH = 200
 MAX_MISSING_COMMANDS = 32
 
-FAMILIES: tuple[Family, ...] = tuple(family for collector in GUEST_COLLECTORS for family in collector.families)
+GUEST_FAMILIES: tuple[Family, ...] = tuple(family for collector in GUEST_COLLECTORS for family in collector.families)
 """The families of all collectors. Their values are out of date after the guest agent is lost."""
 
 _STATE_BY_ERROR: tuple[tuple[type[GuestAgentError], GuestAgentState], ...] = (
@@ -52,15 +53,15 @@ _STATE_BY_ERROR: tuple[tuple[type[GuestAgentError], GuestAgentState], ...] = (
 )
 """State of the session after an error, by the type of the error; the first matching entry decides."""
 
-_OUTCOME_BY_ERROR: tuple[tuple[type[GuestAgentError], CommandOutcome], ...] = (
-    (GuestCommandError, CommandOutcome.ERROR),
-    (GuestTimeoutError, CommandOutcome.TIMEOUT),
-    (UnreadableGuestReplyError, CommandOutcome.UNREADABLE),
-    (GuestAgentError, CommandOutcome.LOST),
+_OUTCOME_BY_ERROR: tuple[tuple[type[GuestAgentError], GuestCommandOutcome], ...] = (
+    (GuestAgentCommandError, GuestCommandOutcome.ERROR),
+    (GuestTimeoutError, GuestCommandOutcome.TIMEOUT),
+    (UnreadableGuestReplyError, GuestCommandOutcome.UNREADABLE),
+    (GuestAgentError, GuestCommandOutcome.LOST),
 )
 """Outcome of a command that raised an error, by the type of the error; the first matching entry decides."""
 
-_MISSING_COMMAND_ERROR = GuestCommandError(
+_MISSING_COMMAND_ERROR = GuestAgentCommandError(
     "CommandNotFound", "the guest agent lacks the command, or the guest forbids it"
 )
 
@@ -107,8 +108,8 @@ class GuestSession:
         self._permitted: frozenset[str] = frozenset()
         self._info_due_at = 0.0
         self._frozen = False
-        self._has_values = False
         self._unreadable: set[str] = set()
+        self._reported: set[str] = set()  # the collectors that have reported values since the last loss
 
     def on_facts(self) -> None:
         """Handle a change of `facts`."""
@@ -119,7 +120,7 @@ class GuestSession:
         failures = 0
         await self._wait_for_change(self._spread() * self._first_retry_seconds)
         while True:
-            await self._wait_until_possible()
+            await self._wait_until_no_obstacle()
             started = time.monotonic()
             try:
                 await self._connect_and_query()
@@ -128,18 +129,18 @@ class GuestSession:
                     failures = failures + 1 if time.monotonic() - started < STABLE_SECONDS else 1
                     self._on_connection_failure(error)
                     await self._wait_unless_obstacle(
-                        back_off(failures - 1, self._first_retry_seconds, self._config.max_retry_delay)
+                        retry_delay(failures - 1, self._first_retry_seconds, self._config.max_retry_delay)
                     )
             else:
                 failures = 0
                 await self._wait_unless_obstacle(self._next_due_at() - time.monotonic())
 
-    async def _wait_until_possible(self) -> None:
-        """Wait until nothing prevents a query."""
+    async def _wait_until_no_obstacle(self) -> None:
+        """Wait until no obstacle, such as a stopped guest, prevents a query."""
         while (obstacle := self.facts.obstacle()) is not None:
             state, cause = obstacle
             if state is GuestAgentState.ABSENT:
-                self._lose_values()
+                self._report_values_lost()
                 self._schedule.reset()
                 self._frozen = False
             self._set_state(state, cause)
@@ -147,13 +148,13 @@ class GuestSession:
             await self._changed.wait()
 
     async def _wait_unless_obstacle(self, seconds: float) -> None:
-        """Wait for this time. An obstacle ends the wait early."""
+        """Wait for a number of seconds, or until there is an obstacle."""
         until = time.monotonic() + seconds
         while self.facts.obstacle() is None and (remaining := until - time.monotonic()) > 0:
             await self._wait_for_change(remaining)
 
     async def _wait_for_change(self, seconds: float) -> None:
-        """Wait until the facts change, but not longer than `seconds`."""
+        """Wait until the facts change, for at most `seconds`."""
         self._changed.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, seconds)):
@@ -172,7 +173,7 @@ class GuestSession:
             channel.ended.add_done_callback(lambda _: self._changed.set())
             try:
                 if not shared or self._state is not GuestAgentState.UP:
-                    await self._read_info(channel)
+                    await self._read_guest_info(channel)
             except GuestTimeoutError:
                 if self.facts.client_connected:
                     raise GuestChannelBusyError(
@@ -208,7 +209,7 @@ class GuestSession:
     async def _run_due_collectors(self, channel: GuestChannel) -> None:
         """Run the collectors that are due, one after the other."""
         if self._info_due_at <= time.monotonic():
-            await self._read_info(channel)
+            await self._read_guest_info(channel)
         for collector in self._schedule.due(time.monotonic()):
             if self.facts.obstacle() is not None or channel.ended.done() or self._info_due_at <= time.monotonic():
                 return
@@ -217,7 +218,7 @@ class GuestSession:
             else:
                 await self._run_collector(collector, channel)
 
-    async def _read_info(self, channel: GuestChannel) -> None:
+    async def _read_guest_info(self, channel: GuestChannel) -> None:
         """Read the version and the permitted commands. A guest agent permits few commands while the file systems are frozen."""
         info = await self._execute(channel, "guest-info")
         if isinstance(info, GuestAgentError):
@@ -225,6 +226,7 @@ class GuestSession:
         version, permitted = parse_guest_info(info)
         self._version, self._permitted = version, permitted
         self._info_due_at = time.monotonic() + INFO_SECONDS
+        self._schedule.make_due("freeze", time.monotonic())  # the list may be short because the file systems are frozen
         self._set_state(GuestAgentState.UP)
 
     async def _run_collector(self, collector: GuestCollector, channel: GuestChannel) -> None:
@@ -235,21 +237,19 @@ class GuestSession:
         """
         name, start = collector.name, time.monotonic()
         if self._permitted.isdisjoint(collector.commands):
+            self._drop_values(collector)
             self._schedule.on_success(name, start)
             return
         try:
             exchanges = [await self._exchange_command(channel, command) for command in collector.commands]
-            samples = tuple(islice(collector.collect(exchanges), MAX_SAMPLES))
-        except GuestCommandError as error:
-            _log.debug("%s: guest agent: %s: %s", self._vm.name, name, sanitize(str(error), MAX_REASON_LENGTH))
-            self._schedule.on_failure(name, start)
-            self._schedule.make_due("freeze", start)  # a freeze makes the guest agent refuse most commands
+            samples = tuple(islice(collector.collect(exchanges), MAX_GUEST_SAMPLES))
+        except GuestAgentCommandError as error:
+            await self._on_refusal(collector, channel, error)
             return
         except UnreadableGuestReplyError as error:
             level = logging.DEBUG if name in self._unreadable else logging.WARNING
-            _log.log(level, "%s: guest agent: %s: %s", self._vm.name, name, sanitize(str(error), MAX_REASON_LENGTH))
             self._unreadable.add(name)
-            self._schedule.on_failure(name, start)
+            self._on_failure(collector, start, level, error)
             return
         except GuestTimeoutError:
             self._schedule.on_failure(name, start)
@@ -258,19 +258,50 @@ class GuestSession:
             raise
         except Exception:  # noqa: BLE001 - a bug in one collector must not end the session
             _log.exception("%s: guest agent: %s: internal error", self._vm.name, name)
+            self._drop_values(collector)
             self._schedule.on_failure(name, start)
             return
         self._unreadable.discard(name)
         self._schedule.on_success(name, start)
+        self._reported.add(name)
         self._report_samples(collector.families, samples, exchanges[0].sent_ns)
 
+    async def _on_refusal(
+        self, collector: GuestCollector, channel: GuestChannel, error: GuestAgentCommandError
+    ) -> None:
+        """Handle an error that the guest agent returned. It is no failure if the file systems are frozen, because most commands then fail.
+
+        Raises:
+            GuestAgentError: the guest agent does not respond.
+        """
+        now = time.monotonic()
+        freeze = next((each for each in self._schedule.collectors if each.while_frozen), None)
+        if freeze is not None and freeze is not collector:
+            await self._run_collector(freeze, channel)
+        if self._frozen:
+            self._schedule.on_success(collector.name, now)
+        else:
+            self._on_failure(collector, now, logging.DEBUG, error)
+
+    def _on_failure(self, collector: GuestCollector, now: float, level: int, error: GuestAgentError) -> None:
+        """Handle a failure that concerns only one collector. The collector's last values are out of date."""
+        reason = sanitize(str(error), MAX_REASON_LENGTH)
+        _log.log(level, "%s: guest agent: collector %s failed: %s", self._vm.name, collector.name, reason)
+        self._drop_values(collector)
+        self._schedule.on_failure(collector.name, now)
+
+    def _drop_values(self, collector: GuestCollector) -> None:
+        """Report that the last values of a collector are out of date, if the collector has reported values."""
+        if collector.name in self._reported:
+            self._reported.discard(collector.name)
+            self._observer.on_guest_lost(self._vm, collector.families, time.time_ns())
+
     def _report_samples(self, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        self._has_values = True
         self._observer.on_guest_samples(self._vm, families, samples, time_ns)
         if GUEST_FREEZE in families:
             before, self._frozen = self._frozen, any(sample.values["frozen"] for sample in samples)
             if before and not self._frozen:
-                self._info_due_at = 0.0  # the permitted commands have changed
+                self._info_due_at = 0.0  # the permitted commands have changed, so read them again
                 self._schedule.make_all_due()
 
     async def _exchange_command(self, channel: GuestChannel, command: str) -> Exchange:
@@ -290,25 +321,26 @@ class GuestSession:
         try:
             value = await channel.execute(command, deadline=self._command_timeout)
         except GuestAgentError as error:
-            self._observer.on_guest_command(command, _value_for_error(_OUTCOME_BY_ERROR, error))
-            if isinstance(error, GuestCommandError):
+            self._observer.on_guest_command(command, _find_by_error(_OUTCOME_BY_ERROR, error))
+            if isinstance(error, GuestAgentCommandError):
                 return error
             raise
-        self._observer.on_guest_command(command, CommandOutcome.OK)
+        self._observer.on_guest_command(command, GuestCommandOutcome.OK)
         return value
 
     def _on_connection_failure(self, error: GuestAgentError) -> None:
-        self._lose_values()
-        self._set_state(_value_for_error(_STATE_BY_ERROR, error), sanitize(str(error), MAX_REASON_LENGTH))
+        self._report_values_lost()
+        self._set_state(_find_by_error(_STATE_BY_ERROR, error), sanitize(str(error), MAX_REASON_LENGTH))
 
-    def _lose_values(self) -> None:
-        """Report that the last values are out of date, if there are any."""
-        if self._has_values:
-            self._has_values = False
-            self._observer.on_guest_lost(self._vm, FAMILIES, time.time_ns())
+    def _report_values_lost(self) -> None:
+        """Report that the last values are out of date, if there are any, and make all collectors due."""
+        if self._reported:
+            self._reported.clear()
+            self._observer.on_guest_lost(self._vm, GUEST_FAMILIES, time.time_ns())
+            self._schedule.make_all_due()
 
     def _set_state(self, state: GuestAgentState, reason: str = "") -> None:
-        """Set and report the state. The observer ignores a state that has not changed."""
+        """Set and report the state."""
         if state is not self._state or reason != self._reason:
             level = logging.INFO if state is not GuestAgentState.CONNECTING else logging.DEBUG
             _log.log(level, "%s: guest agent: %s%s", self._vm.name, state.value, f": {reason}" if reason else "")
@@ -324,7 +356,7 @@ class GuestSession:
 
 
 def parse_guest_info(reply: Any) -> tuple[str, frozenset[str]]:
-    """Return the version and the names of the permitted commands from the reply to guest-info.
+    """Return the version, and the commands of the allow-list that the guest permits, from the reply to guest-info.
 
     Raises:
         UnreadableGuestReplyError: the version or the list of commands is missing or malformed.
@@ -336,16 +368,18 @@ def parse_guest_info(reply: Any) -> tuple[str, frozenset[str]]:
                 for command in commands
                 if isinstance(command, dict) and command.get("enabled") is True
             )
-            return sanitize(version, 64), frozenset(name for name in names if isinstance(name, str))
+            return sanitize(version, 64), frozenset(
+                name for name in names if isinstance(name, str) and name in GUEST_READS
+            )
     raise UnreadableGuestReplyError("the reply to guest-info has neither a version nor a list of commands")
 
 
 def missing_commands(collectors: Iterable[GuestCollector], permitted: frozenset[str]) -> list[str]:
-    """Return the commands that the collectors need and the guest agent does not permit."""
+    """Return the commands that the collectors need but the guest agent does not permit."""
     return sorted({command for collector in collectors for command in collector.commands} - permitted)[
         :MAX_MISSING_COMMANDS
     ]
 
 
-def _value_for_error(table: Iterable[tuple[type[GuestAgentError], Any]], error: GuestAgentError) -> Any:
+def _find_by_error(table: Iterable[tuple[type[GuestAgentError], Any]], error: GuestAgentError) -> Any:
     return next(value for error_type, value in table if isinstance(error, error_type))

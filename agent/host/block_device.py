@@ -1,7 +1,7 @@
 """Device number, current size and unique identity of a block device, from sysfs.
 
 QEMU reports the size that the device had when QEMU opened it. After a logical volume is extended, `query-named-block-nodes` still
-reports the old size. After a write beyond the old size, it reports the end of this write as the size (seen on 7.2). The volume then
+reports the old size. After a write beyond the old size, it reports the end of this write as the size (seen on 7.2), so the volume
 always looks full.
 
 The agent's systemd unit hides the nodes in /dev (PrivateDevices). Every process can see the devices in sysfs.
@@ -29,7 +29,7 @@ def device_size(path: str, sys: Path = _SYS) -> int | None:
         sys: the /sys directory.
 
     Returns:
-        None if the path is ignored or is not a block device. Also None if the agent cannot see the device, for example in a container.
+        None if the path is ignored, is not a block device, or if the agent cannot see the device, for example in a container.
     """
     number = device_number(path, sys)
     if not number:
@@ -55,6 +55,19 @@ def device_identity(path: str, sys: Path = _SYS) -> str:
         return ""
     names = (_read_text(sys / "dev/block" / number / name) for name in ("dm/uuid", "wwid", "device/wwid"))
     return next(filter(None, names), "")[:MAX_IDENTITY_CHARACTERS]
+
+
+def stable_device_path(path: str, sys: Path = _SYS) -> str:
+    """Return the path of a device-mapper device with its name, such as `/dev/mapper/vg-lv` for `/dev/dm-7`. Return other paths unchanged.
+
+    The number in the path is not stable: the kernel may give it to another device after a reboot.
+    """
+    name = (
+        _read_text(sys / "class/block" / path.removeprefix("/dev/") / "dm/name")
+        if path.startswith("/dev/dm-")
+        else None
+    )
+    return f"/dev/mapper/{name}" if name else path
 
 
 def device_number(path: str, sys: Path = _SYS) -> str | None:

@@ -1,7 +1,7 @@
 """Reads file systems through a child process, because a system call on a hung file system would block the agent.
 
 One child answers all requests in order. If an answer is late, the child keeps waiting for that mount, and a new child takes the other
-requests. Further requests for the mount fail until it answers, so at most one request for a mount is in flight.
+requests. Until the mount answers, further requests for it fail, so at most one request for a mount is in flight.
 """
 
 import asyncio
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent.host import filesystem_child
-from agent.host.child import Child, ChildError
+from agent.host.child_process import EXIT_SECONDS, ChildError, ChildProcess
 from agent.host.pools.base import PoolReadError, PoolUnresponsiveError
-from agent.host.procfs import parse_stat
+from agent.host.procfs import parse_state, split_stat
 from agent.host.qemu_processes import read_file
 
 _log = logging.getLogger(__name__)
@@ -33,13 +33,10 @@ MAX_WAITING = 16
 
 RETRY_SECONDS = 30.0
 
-MAX_BATCH = 256
+MAX_BATCH_REQUESTS = 256
 
 MAX_RECENT = 1024
 """Maximum number of paths whose last figures are kept."""
-
-EXIT_SECONDS = 0.5
-"""How long `close` waits for the children to exit."""
 
 CLOCK_SECONDS = 0.01
 """Resolution of an event loop's timers."""
@@ -73,11 +70,11 @@ class _Request:
 
 def _is_runnable(pid: int) -> bool:
     """Return whether the process is in the state R: it runs, or it waits for a CPU."""
-    return parse_stat(read_file(f"/proc/{pid}/stat").decode("utf-8", "replace")).get("state") == "running"
+    return parse_state(split_stat(read_file(f"/proc/{pid}/stat"))) == "running"
 
 
 class FileSystemReader:
-    """Runs statvfs and realpath in child processes. Each request names the mount of its path, because the mount may hang."""
+    """Runs statvfs and realpath in child processes. Each request names the mount of its path, to detect which mount hangs."""
 
     def __init__(
         self,
@@ -99,11 +96,11 @@ class FileSystemReader:
         self._slow_seconds = slow_seconds
         self._deadline_seconds = deadline_seconds
         self._program = program
-        self._child: Child | None = None
+        self._child: ChildProcess | None = None
         self._queue: deque[_Request] = deque()
         self._serving: asyncio.Task[None] | None = None
         self._silent_since: dict[str, float] = {}
-        self._waiting: dict[str, tuple[Child, asyncio.Task[None]]] = {}
+        self._waiting: dict[str, tuple[ChildProcess, asyncio.Task[None]]] = {}
         self._answered_at: dict[str, float] = {}
         self._figures: dict[str, tuple[float, FileSystemFigures]] = {}
 
@@ -119,7 +116,7 @@ class FileSystemReader:
         return list(self._silent_since)
 
     def is_unresponsive(self, mount: str) -> bool:
-        """Return whether the mount has not answered within the deadline. If the child only waits for a CPU, return False."""
+        """Return whether the mount has not answered within the deadline. Return False while the child waits only for a CPU."""
         silent = self.silent_seconds(mount)
         if silent is None or silent < self._deadline_seconds - CLOCK_SECONDS:
             return False
@@ -173,7 +170,7 @@ class FileSystemReader:
             self._serving = asyncio.create_task(self._serve_queue(), name="read file systems")
         try:
             async with asyncio.timeout(self._deadline_seconds):
-                answer = await asyncio.shield(request.answer)
+                answer = await request.answer  # a timeout cancels it, so a late answer or error is ignored
         except TimeoutError:
             cause = f"{path}: the file system did not answer within {self._deadline_seconds:g} s"
             if not self.is_unresponsive(mount):
@@ -193,7 +190,7 @@ class FileSystemReader:
             while batch := self._take_batch():
                 try:
                     if self._child is None:
-                        self._child = await Child.start(self._program)
+                        self._child = await ChildProcess.start(self._program)
                     await self._answer_batch(self._child, batch)
                 except ChildError as error:
                     if self._child is not None:
@@ -207,7 +204,7 @@ class FileSystemReader:
 
     def _take_batch(self) -> list[_Request]:
         batch: list[_Request] = []
-        while self._queue and len(batch) < MAX_BATCH:
+        while self._queue and len(batch) < MAX_BATCH_REQUESTS:
             request = self._queue.popleft()
             if request.mount not in self._silent_since:
                 batch.append(request)
@@ -215,8 +212,8 @@ class FileSystemReader:
                 request.answer.set_exception(PoolUnresponsiveError("the file system does not answer"))
         return batch
 
-    async def _answer_batch(self, child: Child, batch: list[_Request]) -> None:
-        """Send the requests to a child and set their answers. If an answer is late, put the requests behind it back into the queue.
+    async def _answer_batch(self, child: ChildProcess, batch: list[_Request]) -> None:
+        """Send the requests to a child and set their answers. If an answer is late, put the later requests back into the queue.
 
         Raises:
             ChildError: the child has exited.
@@ -237,7 +234,7 @@ class FileSystemReader:
         if not request.answer.done():
             request.answer.set_result(line)
 
-    def _leave_waiting(self, child: Child, request: _Request) -> None:
+    def _leave_waiting(self, child: ChildProcess, request: _Request) -> None:
         """Mark the mount as suspect, and let the child wait for its answer."""
         self._child = None
         self._silent_since[request.mount] = request.sent_at
@@ -249,7 +246,7 @@ class FileSystemReader:
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._clear_suspect, request.mount)
         self.on_change()
 
-    async def _await_late_answer(self, child: Child, request: _Request) -> None:
+    async def _await_late_answer(self, child: ChildProcess, request: _Request) -> None:
         """Wait for a late answer without a deadline, because only the mount can end the wait."""
         try:
             line = await child.read_line()
@@ -268,7 +265,7 @@ class FileSystemReader:
         self.on_change()
 
     async def close(self) -> None:
-        """Kill the children, and wait for `EXIT_SECONDS` at most. A child that hangs on storage exits only after the storage answers."""
+        """Kill the children, and wait at most `EXIT_SECONDS`. A child that hangs on storage exits only after the storage answers."""
         tasks = [task for _, task in self._waiting.values()]
         children = [child for child, _ in self._waiting.values()]
         tasks += [self._serving] if self._serving is not None else []

@@ -8,23 +8,23 @@ from typing import NamedTuple, Self
 
 import orjson
 
-from agent.host.block_device import device_number
+from agent.host.block_device import device_number, stable_device_path
 from agent.host.filesystem_reader import FileSystemReader
 from agent.host.mounts import Mount, mount_of, parse_mountinfo
 from agent.host.pools.base import ImageLocation, PoolReadError, PoolUnresponsiveError, UnknownPool
 from agent.host.process import ROOT
 
 MAX_MOUNTINFO_BYTES = 4 << 20
-"""Maximum number of bytes that are read of a mount table. A host with a thousand containers has about 1 MB."""
+"""Maximum number of bytes to read from a mount table. On a host with a thousand containers, it has about 1 MB."""
 
 MAX_PATH_BYTES = 4096
 """Maximum length of a path in the kernel (PATH_MAX)."""
 
-MAX_DEPTH = 64
+MAX_QUOTA_DEPTH = 64
 """Maximum number of parent directories that are checked for a quota."""
 
 KEEP_SECONDS = 600.0
-"""How long the location of a directory is cached. After that it is found again, because an administrator may have set a quota."""
+"""How long the location of a directory is cached. Later it is found again, because an administrator may have set a quota."""
 
 MAX_CACHED = 4096
 
@@ -37,7 +37,7 @@ class _DirectoryLocation(NamedTuple):
 
     Attributes:
         mount: the mount that contains the directory.
-        shared: path by which the agent reaches the mount point or the directory of the quota.
+        shared: the agent's path of the mount point or of the directory with the quota.
         is_quota: whether `shared` is the directory of a quota.
     """
 
@@ -61,7 +61,7 @@ def read_mounts(pid: int | str, root: Path = ROOT) -> tuple[Mount, ...]:
 
 
 def local_path(driver: str, path: str) -> str | UnknownPool:
-    """Return the absolute path of an image on this host, or the reason why the image has none.
+    """Return the absolute path of an image on this host, or the reason why there is none.
 
     Args:
         driver: the driver of QEMU's block node.
@@ -137,6 +137,9 @@ class ImageLocator:
     def __init__(self, reader: FileSystemReader) -> None:
         self._reader = reader
         self._cache: dict[tuple[str, str], tuple[float, _DirectoryLocation]] = {}
+        self._targets: dict[
+            tuple[str, str], tuple[float, str]
+        ] = {}  # an image may be a symbolic link to another file system
 
     def known_location(self, tables: MountTables | None, driver: str, path: str) -> ImageLocation | UnknownPool | None:
         """Return the location of an image without access to its file system.
@@ -147,7 +150,7 @@ class ImageLocator:
             path: the file name that QEMU reports.
 
         Returns:
-            None if the file system has to be read first.
+            The location, or the reason why it is unknown; None if the file system has to be read first.
         """
         local = local_path(driver, path)
         if isinstance(local, UnknownPool):
@@ -155,30 +158,68 @@ class ImageLocator:
         if local.startswith("/dev/") and (device := device_number(local)) != "":
             return ImageLocation(driver, local, device=device or "")
         if tables is None:
-            return UnknownPool("the process of the VM is unknown: `qemu.sample.about` has the reason")
+            return UnknownPool("the process of the VM is unknown: `qemu.sample.identity` has the reason")
         mount = mount_of(tables.qemu, local)
         if mount is None:
             return UnknownPool(f"the mounts of process {tables.pid} cannot be read")
-        kept = self._cache.get((mount.device, _path_for_agent(tables, mount, _directory_of_image(mount, local))))
-        if kept is None or time.monotonic() - kept[0] >= KEEP_SECONDS:
+        return self._cached_location(tables, mount, driver, local)
+
+    def _cached_location(
+        self, tables: MountTables, mount: Mount, driver: str, local: str
+    ) -> ImageLocation | UnknownPool | None:
+        """Return the location of a file from the caches; None if its file system has to be read first."""
+        directory = _path_for_agent(tables, mount, _directory_of_image(mount, local))
+        kept = self._cache.get((mount.device, directory))
+        link = self._targets.get((mount.device, _path_of_image(directory, mount, local)))
+        if kept is None or link is None or time.monotonic() - min(kept[0], link[0]) >= KEEP_SECONDS:
             return None
+        if link[1]:
+            return self.known_location(MountTables(tables.pid, tables.agent, tables.agent), driver, link[1])
         return _build_location(driver, local, kept[1])
 
     async def locate(self, tables: MountTables | None, driver: str, path: str) -> ImageLocation | UnknownPool:
-        """Return the location of an image; read its file system if necessary. The arguments are those of `known_location`."""
+        """Return the location of an image, and read its file system if necessary. `known_location` describes the arguments."""
         known, local = self.known_location(tables, driver, path), local_path(driver, path)
         if known is not None or tables is None or isinstance(local, UnknownPool):
             return known or UnknownPool("the process of the VM is unknown")
         mount = mount_of(tables.qemu, local)
         assert mount is not None
         try:
-            return _build_location(
-                driver, local, await self._locate_directory(tables, mount, _directory_of_image(mount, local))
-            )
+            location = await self._locate_directory(tables, mount, _directory_of_image(mount, local))
+            target = await self._resolve_link(tables, mount, local)
         except PoolUnresponsiveError:
             return ImageLocation(driver, local, mount, mount.point)
         except PoolReadError as error:
             return UnknownPool(f"{error}: the agent needs search permission, or the same mount in its container")
+
+        if target:
+            return await self.locate(MountTables(tables.pid, tables.agent, tables.agent), driver, target)
+        return _build_location(driver, local, location)
+
+    async def _resolve_link(self, tables: MountTables, mount: Mount, local: str) -> str:
+        """Return the target of an image that is a symbolic link, such as oVirt's images; empty if the image is no link.
+
+        The result is a path in the agent's mount namespace. A link that exists only in QEMU's namespace is not resolved.
+
+        Raises:
+            PoolUnresponsiveError: the file system of the image or of its target did not answer.
+        """
+        directory = _path_for_agent(tables, mount, _directory_of_image(mount, local))
+        path, target = _path_of_image(directory, mount, local), ""
+        if path != directory and not path.startswith(f"/proc/{tables.pid}/root/"):
+            try:
+                real = await self._reader.realpath(path, f"path:{path}")
+                real_directory = await self._reader.realpath(directory, f"path:{directory}")
+                is_link = real != f"{real_directory.rstrip('/')}/{path.rpartition('/')[2]}"
+                target = stable_device_path(real) if is_link else ""
+            except PoolUnresponsiveError:
+                raise
+            except PoolReadError:
+                pass  # the image was deleted, and QEMU still has it open
+        if len(self._targets) >= MAX_CACHED:
+            self._targets.clear()
+        self._targets[mount.device, path] = time.monotonic(), target
+        return target
 
     async def _locate_directory(self, tables: MountTables, mount: Mount, directory: str) -> _DirectoryLocation:
         """Read the file system of a directory, and return the mount and the quota of the directory.
@@ -189,8 +230,8 @@ class ImageLocator:
         """
         path = _path_for_agent(tables, mount, directory)
         prefix = path.removesuffix(directory) if path.startswith(f"/proc/{tables.pid}/root/") else ""
-        # Read the mount point first. If the mount hangs, this request fails under the mount's own name. The request for the
-        # directory has a name of its own, and the reader would count the directory as a second suspect mount.
+        # Read the mount point first. If the mount hangs, this request fails under the mount's name. The request for the directory
+        # has another name, so the reader would count the directory as a second suspect mount.
         await self._reader.statvfs(f"{prefix}{mount.point}" if prefix or path == directory else path, mount.device)
         real = await self._reader.realpath(path, f"path:{path}")
         if prefix:
@@ -205,10 +246,10 @@ class ImageLocator:
         return found
 
     async def _find_quota_directory(self, mount: Mount, directory: str) -> str:
-        """Return the topmost parent directory for which statvfs reports the same size: the directory of the quota, or the mount point."""
+        """Return the topmost parent directory with the same size in statvfs. It is the directory of the quota, or the mount point."""
         own = await self._reader.statvfs(directory, mount.device)
         top = directory
-        for _ in range(MAX_DEPTH):
+        for _ in range(MAX_QUOTA_DEPTH):
             above = _parent_directory(top)
             if top == mount.point or len(above) < len(mount.point):
                 break
@@ -220,8 +261,13 @@ class ImageLocator:
 
 
 def _directory_of_image(mount: Mount, path: str) -> str:
-    """Return the directory of an image. If the image itself is a mount point, such as a FUSE export, return its path."""
+    """Return the directory of an image. If the image itself is a mount point, such as a FUSE export, return the image's path."""
     return path if mount.point == path else _parent_directory(path)
+
+
+def _path_of_image(directory: str, mount: Mount, path: str) -> str:
+    """Return the agent's path of an image, given the agent's path of the image's directory."""
+    return directory if mount.point == path else f"{directory.rstrip('/')}/{path.rpartition('/')[2]}"
 
 
 def _parent_directory(path: str) -> str:
@@ -234,7 +280,7 @@ def _build_location(driver: str, path: str, directory: _DirectoryLocation) -> Im
 
 
 def _path_for_agent(tables: MountTables, mount: Mount, directory: str) -> str:
-    """Return the path by which the agent reaches a directory of QEMU. If the agent lacks the mount, it is a path in /proc/PID/root."""
+    """Return the agent's path of a directory of QEMU. If the agent lacks the mount, it is a path in /proc/PID/root."""
     own = _path_in_agent_namespace(tables.agent, mount, directory)
     return f"/proc/{tables.pid}/root{directory}" if own is None else own
 

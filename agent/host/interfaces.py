@@ -1,60 +1,79 @@
-"""Network interfaces that a process has open: taps from fdinfo, macvtaps from the names of their device files. Its calls block."""
+"""Network interfaces of a process: taps from fdinfo, macvtaps from the names of their device files, VFs from VFIO. The calls block."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from agent.host.process import Process
-from agent.host.types import Interface
+from agent.host.sriov import find_virtual_functions, passthrough_device_ids
+from agent.host.types import NetworkInterface
+from agent.model.record import sanitize
 
 _MAX_DESCRIPTORS = 8192
 
 _INTERFACE_NAME = re.compile(r"[^/\s]{1,15}")
-"""Names that the kernel accepts for an interface (IFNAMSIZ)."""
+"""Matches the names that the kernel accepts for an interface (IFNAMSIZ)."""
 
 Nic = Mapping[str, Any]
 """QEMU's description of one network card of the guest: `device`, `mac`, `netdev`."""
 
 
-def interfaces_of(process: Process, nics: Mapping[str, Nic]) -> tuple[Interface, ...]:
+def interfaces_of(process: Process, nics: Mapping[str, Nic]) -> tuple[NetworkInterface, ...]:
     """Return the interfaces that a process has open, sorted by name.
 
     Args:
         process: the process.
-        nics: the guest's network cards by MAC address in lower case. A macvtap has the address of its card. A tap that libvirt created
-            has an address that differs from its card's in the first byte only.
+        nics: the guest's network cards by MAC address in lower case. A macvtap has the address of its card. The address of a tap that
+            libvirt created differs from its card's address only in the first byte.
 
     Returns:
         An empty tuple if the agent has no permission to read the process's file descriptors.
     """
     same_netns = process.read_link("ns/net") == process.read_link("/proc/self/ns/net")
-    kinds = dict(_find_interfaces(process, same_netns=same_netns))
+    targets = descriptor_targets(process)
+    kinds = dict(_find_interfaces(process, targets, same_netns=same_netns))
     result = []
     for name, kind in sorted(kinds.items()):
         values = {"kind": kind, **(_nic_of_interface(process, name, nics) if same_netns else {})}
-        result.append(Interface(name, values, directions_swapped=kind == "tap", same_netns=same_netns))
-    return tuple(result)
+        result.append(NetworkInterface(name, values, directions_swapped=kind == "tap", same_netns=same_netns))
+    return (*result, *_passed_through(process, targets.values()))
 
 
-def _find_interfaces(process: Process, *, same_netns: bool) -> Iterator[tuple[str, str]]:
+def descriptor_targets(process: Process) -> dict[str, str]:
+    """Return the target of each open descriptor of a process; empty without permission to read the targets."""
+    descriptors = process.list_directory("fd")[:_MAX_DESCRIPTORS]
+    return {descriptor: process.read_link(f"fd/{descriptor}") or "" for descriptor in descriptors}
+
+
+def _passed_through(process: Process, targets: Iterable[str]) -> Iterator[NetworkInterface]:
+    """Yield the virtual functions whose physical functions are in the agent's network namespace. The process may be in another one."""
+    functions = find_virtual_functions(process, targets)
+    ids = passthrough_device_ids((process.read("cmdline") or "").split("\0")) if functions else {}
+    for vf in functions:
+        values = {"kind": "vf", "host_address": vf.address}
+        if vf.address in ids:
+            values["device"] = sanitize(ids[vf.address])
+        yield NetworkInterface(f"{vf.physical}v{vf.number}", values, directions_swapped=False, vf=vf)
+
+
+def _find_interfaces(process: Process, targets: Mapping[str, str], *, same_netns: bool) -> Iterator[tuple[str, str]]:
     """Yield the name and the kind, `tap` or `macvtap`, of each open interface. An interface with several queues occurs several times."""
     macvtaps: dict[str, str] | None = None
-    for descriptor in process.list_directory("fd")[:_MAX_DESCRIPTORS]:
-        target = process.read_link(f"fd/{descriptor}") or ""
+    for descriptor, target in targets.items():
         if target == "/dev/net/tun":
             lines = (process.read(f"fdinfo/{descriptor}") or "").splitlines()
             name = next((line.split()[1] for line in lines if line.startswith("iff:") and len(line.split()) == 2), "")
             if _INTERFACE_NAME.fullmatch(name):
                 yield name, "tap"
-        elif same_netns and re.fullmatch(r"/dev/tap\d+", target):  # numbered in its own network namespace
+        elif same_netns and re.fullmatch(r"/dev/tap\d+", target):  # each network namespace has its own numbers
             macvtaps = _interface_names_by_index(process) if macvtaps is None else macvtaps
             if (index := target.removeprefix("/dev/tap")) in macvtaps:
                 yield macvtaps[index], "macvtap"
 
 
 def _interface_names_by_index(process: Process) -> dict[str, str]:
-    """Return the names of the interfaces in the agent's network namespace by ifindex, as text."""
+    """Return the names of the interfaces in the agent's network namespace by index. The index is a string."""
     directory = Path(process.root + "/sys/class/net")
     try:
         names = [path.name for path in directory.iterdir()]

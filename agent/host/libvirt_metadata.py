@@ -1,7 +1,8 @@
-"""Labels of a VM from libvirt's XML files, such as Nova's project and flavour, oVirt's cluster, or a title. Its calls block.
+"""Labels of a VM from libvirt's XML, such as Nova's project and flavour, oVirt's cluster, KubeVirt's namespace, or a title.
 
-libvirt stores the XML of running VMs in /run/libvirt/qemu and of defined VMs in /etc/libvirt/qemu. By default only root may read these
-files. VMs have no such labels if the agent may not read the files. Users of the manager can set the metadata, so it is untrusted.
+The XML comes from libvirt itself if the agent is connected to libvirt, else from libvirt's files: the XML of running VMs is in
+/run/libvirt/qemu, and the XML of defined VMs in /etc/libvirt/qemu. By default only root may read these files. Reading them blocks.
+Users of the manager can set the metadata, so it is untrusted.
 """
 
 import re
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field
 
-from agent.common.config_types import Section
-from agent.common.safe_xml import MAX_BYTES, parse_xml
+from agent.common.config_types import ConfigSection
+from agent.common.safe_xml import MAX_XML_BYTES, parse_xml
 from agent.model.record import Vm, sanitize
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ Label = Annotated[str, AfterValidator(_check_label_name)]
 XmlPath = Annotated[str, AfterValidator(_check_xml_path)]
 
 
-class LabelsConfig(Section):
+class LabelsConfig(ConfigSection):
     """Labels of qemu_vm_info that are read from libvirt's files, if the agent has permission."""
 
     libvirt_xml_dirs: list[Path] = [Path("/run/libvirt/qemu"), Path("/etc/libvirt/qemu")]
@@ -65,26 +66,52 @@ class LabelsConfig(Section):
 
 
 def read_libvirt_labels(vm: Vm, config: LabelsConfig) -> dict[str, str]:
-    """Return the VM's labels; empty if there is no file of this VM, or the agent cannot read it."""
+    """Return the VM's labels from libvirt's files; empty if there is no file for this VM, or the agent cannot read it."""
     for directory in config.libvirt_xml_dirs:
         domain = _read_domain(directory, vm)
         if domain is not None:
-            values = {name: _value_at_path(domain, path) for name, path in config.metadata.items()}
-            return {
-                name: sanitize(value.strip(), MAX_LABEL_CHARACTERS)
-                for name, value in values.items()
-                if value and value.strip()
-            }
+            return _labels_of_domain(domain, config)
     return {}
 
 
+def parse_libvirt_labels(xml: str, config: LabelsConfig, *, pod: str = "", node: str = "") -> dict[str, str]:
+    """Return the labels in the XML of a domain; empty if it cannot be parsed.
+
+    A VM of KubeVirt also has the labels `namespace`, `name`, `pod` and `node`, which Kubernetes uses. KubeVirt names a domain
+    NAMESPACE_NAME, and neither part contains an underscore.
+
+    Args:
+        xml: libvirt's XML of the domain.
+        config: the labels to read.
+        pod: name of the pod that libvirt runs in; may be empty.
+        node: name of this host.
+    """
+    try:
+        domain = parse_xml(xml)
+    except ValueError:
+        return {}
+    labels = _labels_of_domain(domain, config)
+    if _element_at_path(domain, "metadata/kubevirt") is not None:
+        namespace, _, name = (domain.findtext("name") or "").partition("_")
+        kubernetes = {"namespace": namespace, "name": name, "pod": pod, "node": node}
+        labels = {key: sanitize(value, MAX_LABEL_CHARACTERS) for key, value in kubernetes.items() if value} | labels
+    return labels
+
+
+def _labels_of_domain(domain: "Element", config: LabelsConfig) -> dict[str, str]:
+    values = {name: _value_at_path(domain, path) for name, path in config.metadata.items()}
+    return {
+        name: sanitize(value.strip(), MAX_LABEL_CHARACTERS) for name, value in values.items() if value and value.strip()
+    }
+
+
 def _read_domain(directory: Path, vm: Vm) -> "Element | None":
-    """Return the VM's <domain> element; None if the directory has no readable file of this VM. The file's UUID must be the VM's."""
+    """Return the VM's <domain> element; None if the directory has no readable file with the VM's name and UUID."""
     if "/" in vm.name or "\0" in vm.name:
         return None
     try:
         with (directory / f"{vm.name}.xml").open("rb") as file:
-            root = parse_xml(file.read(MAX_BYTES + 1))
+            root = parse_xml(file.read(MAX_XML_BYTES + 1))
     except (OSError, ValueError):
         return None
     domain = root if root.tag == "domain" else root.find("domain")  # the XML of a running VM is inside <domstatus>
@@ -97,14 +124,19 @@ def _read_domain(directory: Path, vm: Vm) -> "Element | None":
 def _value_at_path(domain: "Element", path: str) -> str | None:
     """Return the text or the attribute at a path of elements; None if the XML has no such element or attribute."""
     elements, _, attribute = path.partition("@")
-    element: Element | None = domain
-    for name in elements.split("/"):
-        element = (
-            next((child for child in element if _local_name(child) == name), None) if element is not None else None
-        )
+    element = _element_at_path(domain, elements)
     if element is None:
         return None
     return element.get(attribute) if attribute else element.text
+
+
+def _element_at_path(domain: "Element", path: str) -> "Element | None":
+    element: Element | None = domain
+    for name in path.split("/"):
+        element = (
+            next((child for child in element if _local_name(child) == name), None) if element is not None else None
+        )
+    return element
 
 
 def _local_name(element: "Element") -> str:

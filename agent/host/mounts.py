@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+READ_ONLY_OPTIONS = frozenset({"ro", "emergency_ro"})
+"""Options of a read-only file system. Since Linux 6.12, ext4 has `emergency_ro` after an error."""
+
 _OCTAL = re.compile(r"\\([0-7]{3})")
-"""The kernel writes space, tab, newline and backslash as an octal escape (fs/proc_namespace.c: mangle)."""
+"""Matches an octal escape. The kernel escapes space, tab, newline and backslash (fs/proc_namespace.c: mangle)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,7 @@ class Mount:
         point: Mount point in the process's mount namespace.
         type: File system type, such as `xfs` or `fuse.sshfs`.
         source: Source of the mount, such as `/dev/sda1`, `server:/export` or `tank/vm`.
+        read_only: Whether the file system itself is read-only, and not only this mount of it.
     """
 
     id: int
@@ -30,6 +34,7 @@ class Mount:
     point: str
     type: str
     source: str
+    read_only: bool = False
 
 
 def _unescape(text: str) -> str:
@@ -47,14 +52,16 @@ def _parse_line(line: str) -> Mount | None:
     fields, rest = front.split(" "), back.split(" ")
     if len(fields) < 6 or len(rest) < 2 or not (fields[0].isdecimal() and fields[1].isdecimal()):
         return None
-    return Mount(int(fields[0]), int(fields[1]), fields[2], *map(_unescape, (fields[3], fields[4], rest[0], rest[1])))
+    root, point, kind, source = map(_unescape, (fields[3], fields[4], rest[0], rest[1]))
+    read_only = len(rest) > 2 and not READ_ONLY_OPTIONS.isdisjoint(rest[2].split(","))
+    return Mount(int(fields[0]), int(fields[1]), fields[2], root, point, kind, source, read_only)
 
 
 def mount_of(mounts: Sequence[Mount], path: str) -> Mount | None:
     """Return the mount that contains an absolute path; None if no mount has the mount point `/`.
 
-    The search goes from the root mount to its child mounts, like the kernel's path lookup. So it never returns a hidden mount.
-    A later mount on a parent directory hides a mount.
+    Search from the root mount to its child mounts, like the kernel's path lookup. So this never returns a mount that a later mount
+    on a parent directory hides.
 
     Args:
         mounts: All mounts of the mount namespace.

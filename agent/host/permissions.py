@@ -35,8 +35,8 @@ def agent_user(name: str | None = None, proc: Path = PROC) -> User:
     """Return the user that the agent runs as.
 
     Args:
-        name: the user's name. If it is None, the user is that of a running agent. If no agent runs, it is `qmp-agent`, or the current
-            user if this host has no user of that name.
+        name: the user's name. None stands for the user of a running agent. If no agent runs, None stands for `qmp-agent`, or for the
+            current user if this host has no user of that name.
         proc: the /proc directory.
 
     Raises:
@@ -52,9 +52,8 @@ def agent_user(name: str | None = None, proc: Path = PROC) -> User:
             raise
     else:
         return User(entry.pw_name, entry.pw_uid, frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid)))
-    return User(
-        _user_name(os.geteuid()), os.geteuid(), frozenset({os.getegid(), *os.getgroups()})
-    )  # the agent's Debian package, which creates the user, is not installed
+    # The user does not exist, because the agent's Debian package is not installed.
+    return User(_user_name(os.geteuid()), os.geteuid(), frozenset({os.getegid(), *os.getgroups()}))
 
 
 def process_user(pid: int, proc: Path = PROC) -> User:
@@ -88,8 +87,8 @@ def blocked_paths(path: str, user: User) -> list[Path]:
         user: the user.
 
     Returns:
-        An empty list if nothing blocks the user. It is also empty if the current user is neither root nor `user`, because then the
-        kernel cannot check the permission.
+        An empty list if nothing blocks the user. The list is also empty if the current user is neither root nor `user`, because the
+        check has to run as one of them.
     """
     if os.geteuid() not in (0, user.uid):
         return []
@@ -104,15 +103,15 @@ def _has_access(path: Path, user: User) -> bool:
         return False
     try:
         mode = os.X_OK if stat.S_ISDIR(os.fstat(descriptor).st_mode) else os.W_OK
-        with _acting_as(user):
+        with _act_as(user):
             return os.access(f"/proc/self/fd/{descriptor}", mode, effective_ids=True)
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
-def _acting_as(user: User) -> Iterator[None]:
-    """Run a `with` block with the effective user and groups of another user. Only root can switch to another user."""
+def _act_as(user: User) -> Iterator[None]:
+    """Run the `with` block with the effective user and groups of another user. Only root can switch to another user."""
     if os.geteuid() == user.uid:
         yield
         return

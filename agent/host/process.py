@@ -1,7 +1,7 @@
 """Reads one process's files under /proc, and files of the host such as a cgroup's.
 
-The process's directory under /proc stays open. After the process has ended, no file under it can be opened, even if a new process has
-the same pid. Callers request only files that the kernel produces without waiting for the process or for storage.
+The process's directory under /proc stays open. After the process has ended, no file in this directory can be opened, even if a new process
+has the same pid. Callers request only files that the kernel creates without waiting for the process or for storage.
 """
 
 import contextlib
@@ -9,16 +9,13 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from agent.host.open_file_cache import DescriptorBudget, OpenFileCache, read_from_start
 from agent.host.types import FileReply, FileRequest
 
-MAX_BYTES = 64 << 10
-"""Maximum size of one file. /proc/PID/net/dev has about 130 bytes for each interface."""
-
-SHORT_BYTES = 2048
-"""A read that returns fewer bytes than this has reached the end of the file, because the kernel fills a page with whole lines
-(fs/seq_file.c, Linux 2.6 to 6.18)."""
-
 ROOT = Path("/")
+
+_BUDGET = DescriptorBudget.of_process()
+"""The budget that all processes share, because the kernel limits the descriptors of the agent as a whole."""
 
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -31,8 +28,13 @@ class Process:
         root: the directory that holds /proc and /sys, without a trailing slash.
     """
 
-    def __init__(self, pid: int, root: Path = ROOT) -> None:
+    def __init__(self, pid: int, root: Path = ROOT, budget: DescriptorBudget = _BUDGET) -> None:
         """Open a process's directory.
+
+        Args:
+            pid: the pid.
+            root: the directory that holds /proc and /sys.
+            budget: limits the files of all processes that stay open.
 
         Raises:
             OSError: there is no such process, or permission is denied.
@@ -40,22 +42,22 @@ class Process:
         self.pid = pid
         self.root = os.fspath(root).rstrip("/")
         self._directory: int | None = os.open(f"{self.root}/proc/{pid}", _OPEN_DIRECTORY)
+        self._open_files = OpenFileCache(self._open_descriptor, budget)
 
     def close(self) -> None:
-        """Close the process's directory. Reads of its files then return None."""
+        """Close the process's directory and its files. Reads of its files then return None."""
+        self._open_files.close()
         if self._directory is not None:
             os.close(self._directory)
             self._directory = None
 
-    def read_files(self, files: Iterable[FileRequest]) -> list[FileReply]:
-        """Return the contents of these files, in order."""
-        return [
-            FileReply(file, self._count_entries(file.path) if file.count_entries else self.read(file.path))
-            for file in files
-        ]
+    def read_files(self, requests: Iterable[FileRequest]) -> list[FileReply]:
+        """Return the contents of these files, in order. The files stay open for the next read."""
+        read = self._open_files.read
+        return [FileReply(request, read(request.directory, request.names)) for request in requests]
 
     def read(self, path: str) -> str | None:
-        """Return the text of a file, truncated at MAX_BYTES; None if it cannot be read.
+        """Return the text of a file, truncated at MAX_TEXT_BYTES; None if it cannot be read.
 
         Args:
             path: relative to the process's directory; with a leading slash, absolute on the host.
@@ -65,10 +67,7 @@ class Process:
         except OSError:
             return None
         try:
-            data = part = os.read(descriptor, MAX_BYTES)
-            while len(part) >= SHORT_BYTES and len(data) < MAX_BYTES:
-                part = os.read(descriptor, MAX_BYTES - len(data))
-                data += part
+            data = read_from_start(descriptor)
         except OSError:
             return None
         finally:
@@ -95,17 +94,6 @@ class Process:
                 return str(Path(self.root + path).readlink())
             if self._directory is not None:
                 return os.readlink(path, dir_fd=self._directory)
-        return None
-
-    def _count_entries(self, path: str) -> str | None:
-        """Return the number of entries of a directory as text; None if the directory cannot be read."""
-        with contextlib.suppress(OSError):
-            descriptor = self._open_descriptor(path, _OPEN_DIRECTORY)
-            try:
-                # From Linux 6.2 on, the size of `fd` is the number of descriptors.
-                return str(os.fstat(descriptor).st_size or len(os.listdir(descriptor)))  # noqa: PTH208 - as above
-            finally:
-                os.close(descriptor)
         return None
 
     def _open_descriptor(self, path: str, flags: int) -> int:

@@ -1,8 +1,8 @@
 """Identifies the QEMU process behind a monitor, at each attach, from the socket's owner and from QEMU's thread ids.
 
-The socket's owner is the pid that opened the other end of the monitor's socket (SO_PEERCRED). It can be a manager that opened the socket
-and passed it to QEMU. The ids of the vCPU threads and iothreads come from QEMU. A QEMU in a pid namespace reports the ids of that
-namespace, and other threads can have these ids on the host. So the agent checks the owner and the thread ids.
+The socket's owner is the process that opened the other end of the monitor's socket (SO_PEERCRED). This may be a manager that passed the
+socket to QEMU. QEMU reports the ids of its vCPU threads and iothreads. A QEMU in a pid namespace reports the ids of that namespace, and
+other threads may have these ids on the host. So the agent checks the owner and the thread ids.
 """
 
 import os
@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.host.process import ROOT, Process
-from agent.host.procfs import keyed_numbers_parser
 
 _QEMU_NAME = re.compile(r"Name:\s*(qemu|kvm)")
-"""The `Name` line of QEMU's /proc/PID/status, if `-name process=` does not change the name."""
+"""Matches the `Name` line of QEMU's /proc/PID/status, unless `-name process=` changes the name."""
 
-_parse_tgid = keyed_numbers_parser("Tgid")
+_TGID = re.compile(r"^Tgid:\s+([0-9]{1,10})$", re.MULTILINE)
 
 _MAX_THREADS = 4096
-"""Maximum number of threads whose files are read to translate thread ids of a pid namespace."""
+"""Maximum number of threads whose files the agent reads to translate thread ids of a pid namespace."""
 
 
 class UnknownProcessError(Exception):
@@ -36,7 +35,7 @@ class QemuProcess:
         process: the process.
         threads: thread ids on this host, by the ids that QEMU reports.
         start_seconds: start time in seconds since the epoch; None if the kernel does not report it.
-        cgroup: path of the directory below /sys/fs/cgroup with the process's memory and CPU usage; None without cgroup version 2.
+        cgroup: directory below /sys/fs/cgroup with the process's memory and CPU usage; None without cgroup version 2.
         cgroup_name: the process's cgroup (version 2), as in /proc/PID/cgroup; empty if it has none.
     """
 
@@ -74,7 +73,7 @@ def find_process(socket_owner: int | None, threads: Sequence[int], root: Path = 
 
 
 def _process_by_pid(pid: int, threads: Sequence[int], root: Path) -> Process | None:
-    """Return this process if it has all these threads. If `threads` is empty, the process's name must be QEMU's instead."""
+    """Return this process if it has all these threads. If `threads` is empty, return it if its name is QEMU's. Otherwise return None."""
     try:
         process = Process(pid, root)
     except OSError:
@@ -86,9 +85,9 @@ def _process_by_pid(pid: int, threads: Sequence[int], root: Path) -> Process | N
 
 
 def _process_by_threads(threads: Sequence[int], root: Path) -> Process | None:
-    """Return the process with these threads, if its name is QEMU's and it is in the agent's own pid namespace.
+    """Return the process with these threads, if its name is QEMU's and it is in the agent's pid namespace; else None.
 
-    Thread ids alone are not enough, because the ids of a pid namespace can be those of another process's threads on the host.
+    Thread ids alone are not enough, because another process's threads on the host may have the same ids as in a pid namespace.
     """
     if not threads:
         return None
@@ -96,11 +95,11 @@ def _process_by_threads(threads: Sequence[int], root: Path) -> Process | None:
         first = Process(threads[0], root)  # /proc has an unlisted directory for each thread
     except OSError:
         return None
-    leader = _parse_tgid(first.read("status") or "").get("Tgid")
+    leader = _TGID.search(first.read("status") or "")
     first.close()
     if leader is None:
         return None
-    process = _process_by_pid(leader, threads, root)
+    process = _process_by_pid(int(leader[1]), threads, root)
     if process is not None and not (_looks_like_qemu(process) and _pid_namespace_depth(process) == 1):
         process.close()
         return None
@@ -112,7 +111,7 @@ def _looks_like_qemu(process: Process) -> bool:
 
 
 def _ids_in_pid_namespaces(status: str | None) -> list[int]:
-    """Return a thread's ids in each of its pid namespaces, from a `status` file: the agent's first, the innermost last (Linux 4.1)."""
+    """Return a thread's ids in its pid namespaces, from a `status` file (Linux 4.1): the agent's first, the innermost last."""
     line = next((line for line in (status or "").splitlines() if line.startswith("NSpid:")), "")
     return [int(part) for part in line.split()[1:] if part.isdecimal()]
 
@@ -122,7 +121,7 @@ def _pid_namespace_depth(process: Process) -> int:
 
 
 def _map_thread_ids(process: Process, threads: Sequence[int]) -> Mapping[int, int] | None:
-    """Map the thread ids that QEMU reports to the ids on this host; None if the process lacks any of them."""
+    """Return the thread ids on this host by the ids that QEMU reports; None if the process lacks one of these threads."""
     if _pid_namespace_depth(process) == 1:
         host_ids = {thread: thread for thread in threads if process.read(f"task/{thread}/stat") is not None}
     else:
@@ -133,7 +132,7 @@ def _map_thread_ids(process: Process, threads: Sequence[int]) -> Mapping[int, in
 
 
 def _start_time(process: Process) -> float | None:
-    """Return the start time in seconds since the epoch. The kernel reports clock ticks since boot."""
+    """Return the start time in seconds since the epoch, computed from the kernel's clock ticks since boot; None if unknown."""
     fields = (process.read("stat") or "").rpartition(")")[2].split()
     if len(fields) < 20 or not fields[19].isdecimal():
         return None

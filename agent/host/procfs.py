@@ -1,20 +1,34 @@
-"""Parsers of files in /proc, sysfs and cgroups: each takes a file's text and returns numbers by name (Linux 4.15 to 6.18). Pure.
+"""Parsers of files in /proc, sysfs and cgroups (Linux 4.15 to 6.18). Pure.
 
-Parsers leave out values that are missing or are not numbers. Older kernels do not have all values.
+A parser reads only the values that a family of metrics has fields for, and converts them to base units. It leaves out values that are
+missing or are not numbers. Older kernels lack some values.
 """
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from operator import itemgetter
+from typing import Generic, TypeVar
 
-from agent.host.types import FileReply
-from agent.model.family import Family
-from agent.model.metrics.host import PROCESS
+from agent.model.family import Family, Unit, Values
+from agent.model.reader import TO_BASE
+from agent.model.record import sanitize
 
-NumbersByName = dict[str, Any]
+MAX_DIGITS = 20
+"""Maximum number of digits of a number. The kernel's largest numbers have 64 bits."""
 
-Parser = Callable[[str], Any]
-"""Parses one file's text."""
+NumbersByName = dict[str, int]
+
+Content = TypeVar("Content")
+"""The content of a file: its bytes, or its words if a caller also needs words that are not numbers."""
+
+ParseAll = Callable[[Content], Sequence[bytes] | None]
+"""Returns the digits of all wanted values in order; None if the file does not have all of them."""
+
+ParseEach = Callable[[Content], Iterable[tuple[str, bytes]]]
+"""Yields the names and the digits of the wanted values that the file has."""
+
+Format = Callable[[Sequence[str]], tuple[ParseAll[Content], ParseEach[Content]]]
+"""The format of a file: returns the parsers of the values with the given names."""
 
 _STAT_FIELDS = {
     "minor_faults": 10,
@@ -29,107 +43,200 @@ _STAT_FIELDS = {
 """Fields of /proc/PID/stat, numbered from 1 as in proc(5)."""
 
 _PROCESS_STATES = {
-    "R": "running",
-    "S": "sleeping",
-    "D": "disk-sleep",
-    "T": "stopped",
-    "t": "traced",
-    "Z": "zombie",
-    "X": "dead",
-    "I": "idle",
-    "P": "parked",
+    b"R": "running",
+    b"S": "sleeping",
+    b"D": "disk-sleep",
+    b"T": "stopped",
+    b"t": "traced",
+    b"Z": "zombie",
+    b"X": "dead",
+    b"I": "idle",
+    b"P": "parked",
 }
 
-
-def parse_number(text: str) -> int | None:
-    """Parse a decimal number; None if the text is not a number of at most 20 digits."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 20 else None
-
-
-def _parse_numbers(pairs: Iterable[tuple[str, str]]) -> NumbersByName:
-    return {name: value for name, text in pairs if (value := parse_number(text)) is not None}
-
-
-def parse_stat(text: str) -> NumbersByName:
-    """Parse /proc/PID/stat or a thread's stat. Times are in clock ticks."""
-    # The name in parentheses may contain any character. Field 3 follows it.
-    fields = text.rpartition(")")[2].split()
-    values = _parse_numbers((name, fields[at - 3]) for name, at in _STAT_FIELDS.items() if at - 3 < len(fields))
-    return values | {"state": _PROCESS_STATES.get(fields[0], fields[0])} if fields else values
+_STATUS_ORDER = (
+    "VmSize",
+    "VmLck",
+    "VmHWM",
+    "VmRSS",
+    "RssAnon",
+    "RssFile",
+    "RssShmem",
+    "VmSwap",
+    "HugetlbPages",
+    "voluntary_ctxt_switches",
+    "nonvoluntary_ctxt_switches",
+)
+"""The order in which the kernel writes lines of /proc/PID/status."""
 
 
-def parse_schedstat(text: str) -> NumbersByName:
-    """Parse /proc/PID/schedstat: nanoseconds on a CPU, nanoseconds of waiting for a CPU, and number of time slices."""
-    return _parse_numbers(zip(("run", "delay", "slices"), text.split(), strict=False))
+class FileParser(Generic[Content]):
+    """Parses those numbers in one file that a family has fields for."""
+
+    def __init__(self, family: Family, file: str, file_format: Format[Content]) -> None:
+        """Compile the parser.
+
+        Args:
+            family: the family. The path of a field is the file's name, or the file's name with the kernel's name, such as `status.VmRSS`.
+            file: the file's name.
+            file_format: the format of the file.
+        """
+        prefix = f"{file}."
+        fields = [
+            field
+            for field in family.fields
+            if (field.path == file or field.path.startswith(prefix)) and field.path != STATE_PATH
+        ]
+        keys = [field.path.removeprefix(prefix) for field in fields]
+        self._names = [field.name for field in fields]
+        self._units = [(field.name, TO_BASE[field.unit]) for field in fields if field.unit is not Unit.BASE]
+        self._fields = {key: (field.name, TO_BASE[field.unit]) for key, field in zip(keys, fields, strict=True)}
+        self._parse_all, self._parse_each = file_format(keys)
+
+    def __call__(self, content: Content, values: Values) -> None:
+        """Add the values of the file's content to a sample's values."""
+        digits = self._parse_all(content)
+        if digits is not None and (numbers := parse_numbers(digits)) is not None:
+            values.update(zip(self._names, numbers, strict=True))
+            for name, to_base in self._units:
+                values[name] = to_base(values[name])
+            return
+        for key, text in self._parse_each(content):
+            if (number := parse_number(text)) is not None:
+                name, to_base = self._fields[key]
+                values[name] = to_base(number)
 
 
-def keyed_numbers_parser(*names: str) -> Parser:
-    """Return a parser of lines such as `Name: 5 kB` (status, io) or `name 5` (cpu.stat, memory.events).
+STATE_PATH = "stat.state"
+"""Path of the only field of /proc/PID/stat that is not a number."""
+
+
+def parse_number(text: bytes) -> int | None:
+    """Parse a decimal number; None if the text is not a number of at most MAX_DIGITS digits."""
+    return int(text) if text.isdigit() and len(text) <= MAX_DIGITS else None
+
+
+def parse_numbers(texts: Sequence[bytes]) -> list[int] | None:
+    """Parse decimal numbers; None if one of the texts is not a number of at most MAX_DIGITS digits."""
+    if not b"".join(texts).isdigit():
+        return None
+    try:
+        numbers = list(map(int, texts))
+    except ValueError:  # a text is empty, or has thousands of digits
+        return None
+    return numbers if max(numbers) < 10**MAX_DIGITS else None
+
+
+# --- Formats ---
+
+
+def _select(positions: Sequence[int]) -> Callable[[Sequence[bytes]], Sequence[bytes] | None]:
+    """Return a function that returns the items at these positions; None if the sequence is too short."""
+    get, length = itemgetter(*positions), max(positions) + 1
+    if len(positions) == 1:
+        return lambda words: (words[positions[0]],) if len(words) >= length else None
+    return lambda words: get(words) if len(words) >= length else None
+
+
+def split_stat(content: bytes) -> list[bytes]:
+    """Return the words of /proc/PID/stat from field 3 on. The name in parentheses before them may contain any character."""
+    return content.rpartition(b")")[2].split()
+
+
+def stat_format(keys: Sequence[str]) -> tuple[ParseAll[list[bytes]], ParseEach[list[bytes]]]:
+    """Format of the words of /proc/PID/stat. Times are in clock ticks."""
+    positions = [_STAT_FIELDS[key] - 3 for key in keys]
+
+    def parse_each(words: list[bytes]) -> Iterable[tuple[str, bytes]]:
+        return [(key, words[at]) for key, at in zip(keys, positions, strict=True) if at < len(words)]
+
+    return _select(positions), parse_each
+
+
+def parse_state(words: Sequence[bytes]) -> str | None:
+    """Parse the state in the words of /proc/PID/stat, such as `running`; None if the file has no state."""
+    if not words:
+        return None
+    return _PROCESS_STATES.get(words[0]) or sanitize(words[0].decode("utf-8", "replace"), 64)
+
+
+def words_format(*names: str) -> Format[bytes]:
+    """Format of a line of numbers, such as /proc/PID/schedstat.
 
     Args:
-        names: names of the lines to parse; all others are skipped.
+        names: the names of the numbers, in their order in the file.
     """
-    line = re.compile(rf"\n({'|'.join(map(re.escape, names))}):?[ \t]+([0-9]{{1,20}})(?!\S)")
-    return lambda text: {name: int(digits) for name, digits in line.findall(f"\n{text}")}
+
+    def parsers(keys: Sequence[str]) -> tuple[ParseAll[bytes], ParseEach[bytes]]:
+        select = _select([names.index(key) for key in keys])
+
+        def parse_each(content: bytes) -> Iterable[tuple[str, bytes]]:
+            return [(name, text) for name, text in zip(names, content.split(), strict=False) if name in keys]
+
+        return lambda content: select(content.split()), parse_each
+
+    return parsers
 
 
-def family_numbers_parser(family: Family, file: str) -> Parser:
-    """Return a `keyed_numbers_parser` for one file. It parses the lines for which a family of metrics has fields.
+def lines_format(*order: str) -> Format[bytes]:
+    """Format of lines such as `Name: 5 kB` (status, io) or `name 5` (cpu.stat, memory.events).
 
     Args:
-        family: the family; the paths of its fields begin with the file's name, such as `status.VmRSS`.
-        file: the file's name.
+        order: the order in which the kernel writes these lines; other lines may be between them. Names that are not in this order can
+            be parsed too, but each line is then searched separately.
     """
-    paths = (field.path for field in family.fields)
-    return keyed_numbers_parser(*(path.removeprefix(f"{file}.") for path in paths if path.startswith(f"{file}.")))
+
+    def parsers(keys: Sequence[str]) -> tuple[ParseAll[bytes], ParseEach[bytes]]:
+        ordered = [*(key for key in order if key in keys), *(key for key in keys if key not in order)]
+        # One match reads all lines. If it fails, each line is searched separately.
+        lines = [rf"\n{re.escape(key)}:?[ \t]+([0-9]{{1,{MAX_DIGITS}}})(?!\S)" for key in ordered]
+        whole = re.compile(".*?".join(lines).encode(), re.DOTALL)
+        groups = [ordered.index(key) + 1 for key in keys]
+        names = "|".join(map(re.escape, keys))
+        line = re.compile(rf"\n({names}):?[ \t]+([0-9]{{1,{MAX_DIGITS}}})(?!\S)".encode())
+
+        def parse_all(content: bytes) -> Sequence[bytes] | None:
+            match = whole.search(b"\n" + content)
+            return match.group(0, *groups)[1:] if match is not None else None
+
+        def parse_each(content: bytes) -> Iterable[tuple[str, bytes]]:
+            return [(key.decode(), digits) for key, digits in line.findall(b"\n" + content)]
+
+        return parse_all, parse_each
+
+    return parsers
 
 
-def parse_pressure(text: str) -> NumbersByName:
-    """Parse a pressure file such as /proc/pressure/cpu: the totals of `some` and `full`, in microseconds."""
-    rows = (line.split() for line in text.splitlines())
-    return _parse_numbers(
-        (row[0], row[-1].removeprefix("total=")) for row in rows if row and row[-1].startswith("total=")
-    )
+def pressure_format(keys: Sequence[str]) -> tuple[ParseAll[bytes], ParseEach[bytes]]:
+    """Format of a pressure file such as /proc/pressure/cpu: the totals of `some` and `full`, in microseconds."""
+
+    def parse_each(content: bytes) -> Iterable[tuple[str, bytes]]:
+        rows = (line.split() for line in content.splitlines())
+        totals = {row[0].decode(): row[-1][6:] for row in rows if row and row[-1].startswith(b"total=")}
+        return [(key, totals[key]) for key in keys if key in totals]
+
+    return lambda _content: None, parse_each
 
 
-def parse_single_number(text: str) -> Any:
-    """Parse a file with one number; None if the file has another content."""
-    return parse_number(text.strip())
+def number_format(keys: Sequence[str]) -> tuple[ParseAll[bytes], ParseEach[bytes]]:
+    """Format of a file that is one number."""
+    return lambda content: (content.strip(),), lambda content: ((keys[0], content.strip()),)
 
 
-def parse_net_dev(text: str) -> dict[str, NumbersByName]:
+status_format = lines_format(*_STATUS_ORDER)
+io_format = lines_format("rchar", "wchar", "syscr", "syscw", "read_bytes", "write_bytes", "cancelled_write_bytes")
+schedstat_format = words_format("run", "delay", "slices")
+"""Nanoseconds on a CPU, nanoseconds of waiting for a CPU, and the number of time slices."""
+
+
+def parse_net_dev(content: bytes) -> Mapping[str, NumbersByName]:
     """Parse /proc/PID/net/dev: counters by interface, named as in /sys/class/net/INTERFACE/statistics."""
     names = ("bytes", "packets", "errors", "dropped", "fifo", "frame", "compressed", "multicast")
     columns = (*(f"rx_{name}" for name in names), *(f"tx_{name}" for name in names))
     counters = {}
-    for line in text.splitlines():
+    for line in content.decode("utf-8", "replace").splitlines():
         name, colon, values = line.strip().partition(":")
         if colon:
-            counters[name] = _parse_numbers(zip(columns, values.split(), strict=False))
+            pairs = zip(columns, values.encode().split(), strict=False)
+            counters[name] = {column: number for column, text in pairs if (number := parse_number(text)) is not None}
     return counters
-
-
-_PARSERS: Mapping[str, Parser] = {
-    "stat": parse_stat,
-    "schedstat": parse_schedstat,
-    "status": family_numbers_parser(PROCESS, "status"),
-    "io": family_numbers_parser(PROCESS, "io"),
-}
-
-
-def group_by_subject(replies: Sequence[Any]) -> list[tuple[Any, Mapping[str, Any]]]:
-    """Parse the replies to file requests and group them by subject, which is a process or a thread.
-
-    Returns:
-        Pairs of a subject and its parsed files by name, in the order of the requests. A subject without a readable `stat` file has
-        ended and is left out.
-    """
-    subjects: dict[str, tuple[Any, dict[str, Any]]] = {}
-    for reply in replies:
-        if not isinstance(reply, FileReply) or reply.text is None:
-            continue
-        directory, _, name = reply.request.path.rpartition("/")
-        _, files = subjects.setdefault(directory, (reply.request.subject, {}))
-        parse = _PARSERS.get(name, parse_single_number)
-        files[name] = parse(reply.text)
-    return [(subject, files) for subject, files in subjects.values() if "stat" in files]

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROC = Path("/proc")
-MAX_BYTES = 1 << 20
-"""Maximum number of bytes that are read from a file. The command line of a QEMU with a hundred disks has about 40 KB."""
+MAX_FILE_BYTES = 1 << 20
+"""Maximum number of bytes to read from a file. The command line of a QEMU with a hundred disks has about 40 KB."""
 
 _QEMU = re.compile(r"^(qemu-system-[a-z0-9_-]+|qemu-kvm|qemu|kvm|kvm-spice)$")
 
 
 def read_file(path: Path | str) -> bytes:
-    """Return the first MAX_BYTES of a file; empty if the file cannot be read."""
+    """Return the first MAX_FILE_BYTES of a file; empty if the file cannot be read."""
     with contextlib.suppress(OSError), open(path, "rb") as file:  # noqa: PTH123 - the path may be a string
-        return file.read(MAX_BYTES)
+        return file.read(MAX_FILE_BYTES)
     return b""
 
 
@@ -26,7 +26,7 @@ def list_pids(proc: Path = PROC) -> Iterator[int]:
 
 
 def command_line(pid: int, proc: Path = PROC) -> list[str]:
-    """Return the arguments of a process, its name first; empty if the kernel has none or permission is denied."""
+    """Return the command line of a process, the program first; empty if the kernel has none or permission is denied."""
     text = read_file(proc / str(pid) / "cmdline").removesuffix(b"\0")
     return [part.decode("utf-8", "backslashreplace") for part in text.split(b"\0")] if text else []
 
@@ -37,9 +37,9 @@ def is_qemu(argv: list[str]) -> bool:
 
 
 def pid_if_qemu(pid: int | None, proc: Path = PROC) -> int | None:
-    """Return `pid` if this process is a QEMU, else None.
+    """Return `pid` if this process runs QEMU, else None.
 
-    The peer of a monitor's socket may be another process that opened the socket and passed it to QEMU, or be in another pid namespace.
+    The peer of a monitor's socket may be another process that passed the socket to QEMU, or may be in another pid namespace.
     """
     return pid if pid and is_qemu(command_line(pid, proc)) else None
 

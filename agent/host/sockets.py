@@ -1,6 +1,6 @@
-"""Sockets of this host and the processes that hold them, from the kernel's sock_diag (linux/unix_diag.h) and /proc.
+"""Sockets of this host and the processes that have them open, from the kernel's sock_diag (linux/unix_diag.h) and /proc.
 
-The process that holds a socket is found in /proc/PID/fd, which only root can read for all processes. Unknown processes are left out.
+/proc/PID/fd shows which process has a socket open. Only root can read it for all processes. Unknown processes are left out.
 """
 
 import contextlib
@@ -26,6 +26,9 @@ _DEADLINE_SECONDS = 5.0
 _MAX_SOCKETS = 1_000_000
 """Maximum number of Unix sockets to read. A busy host has some thousands."""
 
+PROGRAM = "qmp-agent"
+"""The name of the agent's program."""
+
 _INTERPRETER_NAME = re.compile(r"python[0-9.]*|perl|ruby|(ba|da)?sh")
 
 
@@ -50,7 +53,7 @@ SocketTable = Mapping[int, SocketEntry]
 """Sockets by inode."""
 
 
-def list_sockets(proc: Path = PROC) -> SocketTable:
+def read_socket_table(proc: Path = PROC) -> SocketTable:
     """Return all Unix and TCP sockets that the kernel lists, by inode. The call blocks for some milliseconds."""
     table = dict(_tcp_sockets(read_file(proc / "net" / "tcp"), read_file(proc / "net" / "tcp6")))
     with contextlib.suppress(OSError):
@@ -59,7 +62,7 @@ def list_sockets(proc: Path = PROC) -> SocketTable:
 
 
 def normalize_path(path: str) -> str:
-    """Return a path with /var/run replaced by /run, so that two paths of one socket compare equal."""
+    """Return a path with /var/run replaced by /run, so that both paths of a socket compare equal."""
     return "/run/" + path.removeprefix("/var/run/") if path.startswith("/var/run/") else path
 
 
@@ -143,7 +146,7 @@ def socket_inodes(pid: int, proc: Path = PROC) -> dict[int, int] | None:
 
 
 def socket_owners(inodes: set[int], proc: Path = PROC) -> Mapping[int, int]:
-    """Return the pids of the processes that hold these sockets, by inode. Sockets without a visible process are left out."""
+    """Return the pids of the processes that have these sockets open, by inode. Sockets without a visible process are left out."""
     pids_by_inode: dict[int, int] = {}
     for pid in list_pids(proc) if inodes else ():
         pids_by_inode |= dict.fromkeys(inodes.intersection((socket_inodes(pid, proc) or {}).values()), pid)
@@ -161,4 +164,4 @@ def program_name(argv: list[str]) -> str:
 def is_agent(pid: int, proc: Path = PROC) -> bool:
     """Return whether a process is a running agent."""
     argv = command_line(pid, proc)
-    return program_name(argv) == "qmp-agent" and not {"run", "demo"}.isdisjoint(argv)
+    return program_name(argv) == PROGRAM and not {"run", "demo"}.isdisjoint(argv)

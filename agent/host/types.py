@@ -1,13 +1,13 @@
 """Types of host data about a VM: threads, network interfaces, and requests for files in /proc and /sys."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """A process or one of its threads.
+class LinuxTask:
+    """A process or one of its threads, which Linux calls tasks.
 
     Attributes:
         id: process id or thread id on this host.
@@ -21,45 +21,77 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Interface:
-    """A network interface on the host that a VM's process has open.
+class VirtualFunctionLocation:
+    """A virtual function (SR-IOV) of a network device.
 
     Attributes:
-        name: name of the interface on the host, such as tap0.
+        physical: name of the network interface of its physical function.
+        number: its number.
+        address: its PCI address, such as 0000:01:10.3.
+    """
+
+    physical: str
+    number: int
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkInterface:
+    """A network interface on the host that a VM's process has open, or a virtual function that was passed through to the VM.
+
+    Attributes:
+        name: name of the interface on the host, such as tap0, or ens1f0v3 for a virtual function.
         values: values by name that do not come from a `FileRequest`, such as the kind of the interface.
         directions_swapped: True for a tap: it transmits the packets that the guest receives. False for a macvtap.
         same_netns: whether the interface is in the agent's network namespace.
+        vf: the virtual function; None for a tap and a macvtap.
     """
 
     name: str
     values: Mapping[str, Any] = field(default_factory=dict)
     directions_swapped: bool = True
     same_netns: bool = True
+    vf: VirtualFunctionLocation | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class FileRequest:
-    """A request for the content of a file in /proc, /sys or a cgroup.
+    """A request for files of one directory in /proc, /sys or a cgroup.
+
+    The same object is used at each poll, because the agent keeps the files open.
 
     Attributes:
-        path: path relative to the process's directory in /proc. With a leading slash it is an absolute path on the host.
-        subject: the task, interface or cgroup that the file describes.
-        count_entries: True to count the entries of a directory instead of reading a file.
+        directory: path relative to the process's directory in /proc; empty for this directory itself. With a leading slash, it is an
+            absolute path on the host.
+        names: names of the files. A name that ends with a slash is a directory; its content is the number of its entries.
+        subject: the task, interface or cgroup that the files describe.
     """
 
-    path: str
+    directory: str
+    names: tuple[str, ...]
     subject: Any = None
-    count_entries: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class FileReply:
-    """The content of a requested file.
+@dataclass(frozen=True, slots=True, eq=False)
+class VirtualFunctionRequest(FileRequest):
+    """A request for the counters of a virtual function, by the kernel's names, and for its MAC address, `mac`.
+
+    The kernel has no file with these counters. The agent queries them at an interval, and a reply contains the last counters.
+
+    Attributes:
+        vf: the virtual function.
+    """
+
+    vf: VirtualFunctionLocation = field(kw_only=True)
+
+
+class FileReply(NamedTuple):
+    """The contents of the requested files.
 
     Attributes:
         request: the request that this object answers.
-        text: content of the file, or the number of entries of the directory; None if it cannot be read.
+        contents: the content of each file, in the order of the names; None if the file cannot be read.
     """
 
     request: FileRequest
-    text: str | None
+    contents: Sequence[bytes | None]

@@ -44,22 +44,22 @@ class AccessControl:
         self._tokens = inf  # a full bucket; `take_token` reduces it to the limit's burst
         self._refilled_at = clock()
 
-    async def refusal(self, request: web.Request) -> web.Response | None:
-        """Return the response that refuses a request, or None if the request is allowed."""
+    async def refuse_if_denied(self, request: web.Request) -> web.Response | None:
+        """Return the response that refuses a request; None if the request is allowed."""
         config, users = self.web_config.config, self.web_config.users
         if self._loopback and not config.authenticates and not _is_local(request.host):
-            # DNS rebinding: a web site's host name can resolve to this address, and then its page could read the response.
-            return _refusal(421, "host name not allowed: use the endpoint's IP address or localhost")
+            # DNS rebinding: a web site's page could read the response if the site's host name resolves to this address.
+            return _refusal_response(421, "host name not allowed: use the endpoint's IP address or localhost")
         if not self.take_token(config.rate_limit):
-            return _refusal(429, "too many requests", {"Retry-After": "1"})
+            return _refusal_response(429, "too many requests", {"Retry-After": "1"})
         if not self._has_allowed_san(request):
-            return _refusal(403, "the client certificate has no allowed subject alternative name")
+            return _refusal_response(403, "the client certificate has no allowed subject alternative name")
         if users:
             try:
                 if not await users.authenticate(request.headers.get("Authorization", "")):
-                    return _refusal(401, "authentication required", _CHALLENGE)
+                    return _refusal_response(401, "authentication required", _CHALLENGE)
             except TooManyPendingChecksError:
-                return _refusal(503, "too many authentication attempts at once", {"Retry-After": "5"})
+                return _refusal_response(503, "too many authentication attempts at once", {"Retry-After": "5"})
         return None
 
     def take_token(self, limit: RateLimit) -> bool:
@@ -82,12 +82,12 @@ class AccessControl:
         return any(name in tls.client_allowed_sans for _, name in certificate.get("subjectAltName", ()))
 
 
-def _refusal(status: int, reason: str, headers: Mapping[str, str] | None = None) -> web.Response:
+def _refusal_response(status: int, reason: str, headers: Mapping[str, str] | None = None) -> web.Response:
     return web.Response(status=status, text=f"{reason}\n", headers=headers)
 
 
 def _is_local(host: str) -> bool:
-    """Return whether a Host header has an IP address, localhost or a subdomain of localhost."""
+    """Return whether a Host header names an IP address, localhost or a subdomain of localhost."""
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
     try:
         ipaddress.ip_address(name.strip("[]"))
@@ -98,12 +98,15 @@ def _is_local(host: str) -> bool:
 
 @web.middleware
 async def control_access(request: web.Request, handler: Any) -> web.StreamResponse:
-    """Pass a request to its handler if it is allowed. The application needs an ACCESS_CONTROL, and this as its first middleware."""
+    """Pass a request to its handler if it is allowed, else refuse it.
+
+    The application must store the access control under the key ACCESS_CONTROL and list this middleware first.
+    """
     access = request.app[ACCESS_CONTROL]
     transport = request.transport
     access.connections.request_started(transport)
     try:
-        refusal = await access.refusal(request)
+        refusal = await access.refuse_if_denied(request)
         response: web.StreamResponse = refusal if refusal is not None else await handler(request)
         return response
     finally:

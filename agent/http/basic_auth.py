@@ -1,7 +1,7 @@
 """HTTP basic authentication against bcrypt hashes.
 
-bcrypt checks one password at a time, in a thread, so guessing passwords costs the host at most one core. A check takes the same time for
-an unknown user as for a known user.
+One thread checks one password at a time, so an attacker who guesses passwords uses at most one of the host's cores. A check takes the
+same time for an unknown user as for a known user.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ _MAX_PASSWORD_BYTES = 72
 
 
 class TooManyPendingChecksError(Exception):
-    """MAX_WAITING_CHECKS password checks wait already."""
+    """The maximum number of password checks is already waiting."""
 
 
 class BasicAuthUsers:
@@ -33,7 +33,7 @@ class BasicAuthUsers:
         self._digest_key = secrets.token_bytes(32)
         self._accepted_digests: dict[
             bytes, None
-        ] = {}  # oldest first; keyed, so they reveal no credentials without the key
+        ] = {}  # oldest first; a keyed digest reveals no credentials without the key
         self._check_slot = asyncio.Semaphore()
         self._waiting_checks = 0
 
@@ -41,7 +41,7 @@ class BasicAuthUsers:
         return bool(self._hashes)
 
     async def authenticate(self, authorization: str) -> bool:
-        """Return whether the value of an Authorization header has a known user and its password.
+        """Return whether the value of an Authorization header contains a known user and the user's password.
 
         Raises:
             TooManyPendingChecksError: MAX_WAITING_CHECKS other checks wait already.

@@ -1,4 +1,4 @@
-"""Limits of the endpoint's connections: how many, how large a request's header, and how slow the client."""
+"""Limits of the endpoint's connections: their number, the size of a request's header, and waits for slow clients."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,13 +10,13 @@ ProtocolFactory = Callable[[], asyncio.Protocol]
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """Limits of the endpoint's connections. The endpoint closes a connection that exceeds one.
+    """Limits of the endpoint's connections. The endpoint closes a connection that exceeds a limit.
 
     Attributes:
         connections: maximum number of concurrent connections.
         header_seconds: maximum time from the connection to its first complete request.
         idle_seconds: maximum time between two requests. Prometheus keeps its connection open between scrapes.
-        read_seconds: maximum time without a read by the client while a response waits to be sent.
+        read_seconds: maximum time in which the client reads nothing while a response waits to be sent.
         header_bytes: maximum size of a request's header.
     """
 
@@ -27,13 +27,13 @@ class ConnectionLimits:
     header_bytes: int = 64 << 10
 
 
-DEFAULT_LIMITS = ConnectionLimits()
+DEFAULT_CONNECTION_LIMITS = ConnectionLimits()
 
 
 class ConnectionLimiter:
     """Wraps the asyncio protocols of an HTTP server, and closes connections that exceed a limit."""
 
-    def __init__(self, limits: ConnectionLimits = DEFAULT_LIMITS) -> None:
+    def __init__(self, limits: ConnectionLimits = DEFAULT_CONNECTION_LIMITS) -> None:
         self.limits = limits
         self.refused = 0
         """Number of connections that were closed at once because too many were open."""
@@ -47,7 +47,7 @@ class ConnectionLimiter:
         return lambda: _LimitedProtocol(self, cast("asyncio.Protocol", factory()))
 
     def request_started(self, transport: asyncio.BaseTransport | None) -> None:
-        """Stop the timer of a connection when a request has arrived. The request's handler has no time limit."""
+        """Stop the timer of a connection when a request has arrived, because the request's handler has no time limit."""
         if transport is not None and (connection := self._connections.get(transport)) is not None:
             connection.request_started()
 

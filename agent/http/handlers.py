@@ -1,27 +1,30 @@
-"""Request handlers of the endpoint: /metrics, /healthz, /readyz, /overview, the page and /resync.
+"""Request handlers of the endpoint: /metrics, /healthz, /readyz, /overview, /explain, the page and its data, and /resync.
 
-They send no command to QEMU. All only read, except /resync, which has the agent write the state topic again.
+No handler sends a command to QEMU. /resync makes the agent write the state topic again; all other handlers only read.
 """
 
 import asyncio
 import gzip
 import time
-from importlib.resources import files
 from math import ceil
 from typing import Protocol
 
 from aiohttp import web
 
 from agent.exposition.prometheus import render_chunks
-from agent.http.overview import Overview, OverviewCursor, OverviewSource
+from agent.http.explanation import ExplanationHandler
+from agent.http.overview import Overview, OverviewSource
+from agent.http.page_data_handlers import PageDataHandlers
+from agent.http.page_stream import PageState
 from agent.http.record_stream import RecordBroadcaster
-from agent.http.sse import DEFAULT_TIMING, EventStreams, StreamTiming
+from agent.http.sse import DEFAULT_INTERVALS, EventStreams, StreamIntervals
+from agent.http.static_files import StaticFiles
 from agent.model.json_encoding import encode_json
 
 MAX_BLOCKING_SECONDS = 0.005
-"""Maximum time that a scrape blocks the event loop. Events wait meanwhile."""
+"""Maximum time that a scrape blocks the event loop and so delays events."""
 GZIP_LEVEL = 1
-"""gzip's lowest compression level. It compresses nearly as well as the highest, because labels repeat."""
+"""gzip's lowest compression level. It compresses nearly as well as the highest level, because labels repeat."""
 
 RESYNC_SECONDS = 10.0
 """Shortest time between two resyncs of the state topic."""
@@ -39,11 +42,11 @@ HEADERS = {
     "Server": "qmp-agent",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
 }
+"""Headers of every response."""
 
-CONTENT_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-"""Content types of the page's files, by suffix. Files with other suffixes are not served."""
+CACHE_CONTROL = "no-store"
+"""The header Cache-Control, unless the handler of a request sets it."""
 
 
 class AgentView(OverviewSource, Protocol):
@@ -63,50 +66,51 @@ class AgentView(OverviewSource, Protocol):
     def warnings(self) -> list[str]:
         """Return problems that need attention although the agent is ready."""
 
+    def describe_alerts(self) -> dict[str, dict[str, str]]:
+        """Return `help`, `cause` and `action` of each alert in Markdown, by the alert's name."""
+
     def resync(self) -> int | None:
-        """Write the state topic again. Return the number of states; None if there is no such topic."""
+        """Schedule the state topic to be written again. Return the number of states; None if there is no such topic."""
 
     def on_scrape(self, seconds: float) -> None:
         """Record the duration of a scrape of /metrics, in seconds."""
 
 
-def create_application(view: AgentView, timing: StreamTiming = DEFAULT_TIMING) -> web.Application:
+def create_application(view: AgentView, timing: StreamIntervals = DEFAULT_INTERVALS) -> web.Application:
     """Return the endpoint as an aiohttp application, without access control."""
     app = web.Application()
     app.on_response_prepare.append(_set_headers)
-    overview = Overview(view)
-    handlers, streams = _RequestHandlers(view, overview), EventStreams(view.broadcaster, overview, timing)
-    app.router.add_get("/", handlers.page)
-    app.router.add_get("/page/{name}", handlers.page)
+    handlers, page, data = (
+        _RequestHandlers(view),
+        StaticFiles(),
+        PageDataHandlers(view.snapshot, view.describe_alerts()),
+    )
+    streams = EventStreams(view.broadcaster, PageState(view), timing)
+    app.router.add_get("/", page.index)
+    app.router.add_get("/page/{digest}/{name}", page.file)
     app.router.add_get("/metrics", handlers.metrics)
     app.router.add_get("/healthz", handlers.healthz)
     app.router.add_get("/readyz", handlers.readyz)
     app.router.add_post("/resync", handlers.resync)
     app.router.add_get("/records", streams.records)
     app.router.add_get("/overview", handlers.overview)
+    app.router.add_get("/explain", ExplanationHandler(view).explain)
     app.router.add_get("/overview/live", streams.overview)
+    app.router.add_get("/fields", data.fields)
+    app.router.add_get("/history", data.history)
+    app.router.add_get("/alert-descriptions", data.alert_descriptions)
     return app
 
 
 async def _set_headers(_: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(HEADERS)
-
-
-def _read_page_files() -> dict[str, tuple[bytes, str]]:
-    """Return the page's files by name, each with its content type."""
-    pages: dict[str, tuple[bytes, str]] = {}
-    for file in files("agent.http").joinpath("page").iterdir():
-        content_type = CONTENT_TYPES.get(file.name[file.name.rfind(".") :])
-        if content_type is not None:
-            pages[file.name] = file.read_bytes(), content_type
-    return pages
+    response.headers.setdefault("Cache-Control", CACHE_CONTROL)
 
 
 class _RequestHandlers:
-    def __init__(self, view: AgentView, overview: Overview) -> None:
+    def __init__(self, view: AgentView) -> None:
         self._view = view
-        self._overview = overview
-        self._page_files = _read_page_files()
+        self._overview = Overview(view)
         self._resync_allowed_at = float("-inf")
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -126,7 +130,7 @@ class _RequestHandlers:
         return web.Response(body=body, headers=headers)
 
     async def healthz(self, _: web.Request) -> web.Response:
-        reason = self._view.hang_reason()  # a response of any status shows that the event loop runs
+        reason = self._view.hang_reason()  # any response, even an error, shows that the event loop runs
         return web.Response(text=f"{reason or 'ok'}\n", status=503 if reason else 200)
 
     async def readyz(self, _: web.Request) -> web.Response:
@@ -134,15 +138,8 @@ class _RequestHandlers:
         lines = [*(reasons or ["ready"]), *self._view.warnings()]
         return web.Response(text="\n".join(lines) + "\n", status=503 if reasons else 200)
 
-    async def page(self, request: web.Request) -> web.Response:
-        file = self._page_files.get(request.match_info.get("name", "index.html"))
-        if file is None:
-            raise web.HTTPNotFound
-        body, content_type = file
-        return web.Response(body=body, content_type=content_type, charset="utf-8")
-
     async def resync(self, request: web.Request) -> web.Response:
-        """Have the agent write the state topic again.
+        """Schedule the state topic to be written again.
 
         A page of another site can send a request of a simple content type without the user's knowledge, so JSON is required.
         """
@@ -158,6 +155,6 @@ class _RequestHandlers:
         return web.json_response({"entities": entities}, status=202)
 
     async def overview(self, request: web.Request) -> web.Response:
-        """Return the host overview as JSON. The query parameter `vm` is the UUID of a VM whose values are all added."""
-        changes = OverviewCursor(self._overview).changes(request.query.get("vm", ""))
-        return web.Response(body=encode_json(changes or {}), content_type="application/json")
+        """Return the host overview as JSON. The query parameter `vm` is a UUID: add all values of this VM."""
+        overview = await self._overview.whole(request.query.get("vm", ""))
+        return web.Response(body=encode_json(overview), content_type="application/json")

@@ -1,10 +1,11 @@
-"""The host overview as JSON: a summary of every VM, the monitors, the firing alerts and the agent's own state.
+"""The host overview as JSON, for `qmp-agent top` and other clients of /overview.
 
-A client first gets the whole overview, and then only the changed parts. Each changed VM is encoded once for all clients. Nothing is queued
-for a slow client: it misses intermediate states and gets the newest state.
+It has a summary of every VM, the monitors, the firing alerts, the pools and the agent's own state.
 """
 
-from collections.abc import Sequence
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -16,8 +17,13 @@ from agent.host.pools.base import PoolKind
 from agent.model.family import Family, FieldKind
 from agent.model.json_encoding import encode_json
 from agent.model.metrics import FAMILIES
+from agent.model.metrics.host_resources import HOST, HOST_HUGEPAGES
 from agent.model.metrics.pool import POOL
 from agent.model.record import Vm, sanitize
+from agent.session.api import MonitorStatus
+
+MAX_BLOCKING_SECONDS = 0.005
+"""Maximum time that encoding blocks the event loop and so delays events."""
 
 
 class OverviewSource(Protocol):
@@ -32,121 +38,135 @@ class OverviewSource(Protocol):
         """Return the firing alerts."""
 
     def levels_in_bytes(self, vm: Vm, device: str, /) -> Sequence[tuple[str, int]]:
-        """Return a disk's alert levels in ascending order: each level's text in the config, and the used bytes that exceed it."""
+        """Return a disk's alert levels in ascending order: each level's text in the config, and the level as a number of used bytes."""
+
+    def histogram_owner(self, vm: Vm, device: str, /) -> str:
+        """Return who has set a disk's latency histograms: `agent` or `other`; empty if that is unknown."""
 
 
 class Overview:
-    """Encodes the host overview. One instance serves all clients and caches the JSON of each VM."""
+    """Encodes the host overview, and caches the JSON of each VM."""
 
     def __init__(self, source: OverviewSource) -> None:
         self._source = source
         self._cache: dict[str, tuple[VmView, int, orjson.Fragment]] = {}  # by UUID: the VM, its revision, its JSON
 
-    def views(self) -> dict[str, tuple[Vm, VmView]]:
-        """Return the present VMs by UUID."""
-        return {vm.uuid: (vm, view) for vm, view in self._source.snapshot.views()}
+    async def whole(self, uuid: str = "") -> dict[str, Any]:
+        """Return the whole overview.
 
-    def vm_json(self, vm: Vm, view: VmView) -> orjson.Fragment:
+        Args:
+            uuid: the UUID of a VM to include with all of its values; empty for none.
+        """
+        views = {vm.uuid: (vm, view) for vm, view in self._source.snapshot.views()}
+        for gone in self._cache.keys() - views.keys():
+            del self._cache[gone]
+        await run_in_slices(self._encode_changed(views))
+        overview: dict[str, Any] = {"vms": {key: self._vm_json(vm, view) for key, (vm, view) in views.items()}}
+        overview |= {
+            "monitors": [monitor_json(status) for status in self._source.snapshot.monitors.values()],
+            "alerts": self._source.firing_alerts(),
+            "pools": pools_json(self._source.snapshot),
+            "resources": resources_json(self._source.snapshot),
+            "agent": self._source.health(),
+        }
+        if uuid in views:
+            overview["detail"] = vm_detail(*views[uuid])
+        return overview
+
+    def _encode_changed(self, views: dict[str, tuple[Vm, VmView]]) -> Iterator[None]:
+        for vm, view in views.values():
+            self._vm_json(vm, view)
+            yield
+
+    def _vm_json(self, vm: Vm, view: VmView) -> orjson.Fragment:
         """Return the JSON of a VM's summary."""
         cached = self._cache.get(vm.uuid)
         if cached is None or cached[:2] != (view, view.revision):
-            cached = self._cache[vm.uuid] = view, view.revision, orjson.Fragment(_encode(self._vm_summary(vm, view)))
+            text = encode_compactly(vm_summary(self._source, vm, view))
+            cached = self._cache[vm.uuid] = view, view.revision, orjson.Fragment(text)
         return cached[2]
 
-    def evict_removed_vms(self, views: dict[str, tuple[Vm, VmView]]) -> None:
-        """Remove each VM from the cache that is not in `views`, the present VMs by UUID."""
-        for uuid in self._cache.keys() - views.keys():
-            del self._cache[uuid]
 
-    def _vm_summary(self, vm: Vm, view: VmView) -> dict[str, Any]:
-        status = view.status
-        summary = summarize(view.polls)
-        for disk in summary.get("disks", ()):
-            if "limit_bytes" in disk:
-                disk["levels"] = self._source.levels_in_bytes(vm, disk["device"])
-        session: dict[str, Any] = {
-            "uuid": vm.uuid,
-            "name": sanitize(vm.name),
-            "state": status.state.value,
-            "reason": status.reason,
-            "since": status.since_ns / 1e9,
-            "last_response": view.last_response_ns / 1e9,
-            "monitor": sanitize(vm.monitor),
-            "qemu": status.build.version if status.build is not None else "",
-        }
-        if status.degraded:
-            session["degraded"] = [{"collector": name, "cause": cause} for name, cause in status.degraded]
-        return session | summary
-
-    def host_parts(self) -> dict[str, Any]:
-        """Return the parts of the overview that are not about one VM: the monitors, the firing alerts and the agent's own state."""
-        monitors = [
-            {
-                "monitor": sanitize(status.monitor.name),
-                "state": status.state.value,
-                "reason": status.reason,
-                "vm": sanitize(status.vm.name) if status.vm is not None else "",
-                "uuid": status.vm.uuid if status.vm is not None else "",
-                "since": status.since_ns / 1e9,
-            }
-            for status in self._source.snapshot.monitors.values()
-        ]
-        return {
-            "monitors": monitors,
-            "alerts": self._source.firing_alerts(),
-            "pools": _pools(self._source.snapshot),
-            "agent": self._source.health(),
-        }
+async def run_in_slices(steps: Iterator[None]) -> None:
+    """Run the steps of an iterator, and let the event loop run in between."""
+    resumed = time.perf_counter()
+    for _ in steps:
+        if time.perf_counter() - resumed > MAX_BLOCKING_SECONDS:
+            await asyncio.sleep(0)
+            resumed = time.perf_counter()
 
 
-def _pools(snapshot: Snapshot) -> list[dict[str, Any]]:
-    """Return the pools that images share, without block devices with one image."""
+def vm_summary(source: OverviewSource, vm: Vm, view: VmView) -> dict[str, Any]:
+    """Return the summary of a VM, with the state of its session."""
+    status = view.status
+    summary = summarize(view.polls)
+    for disk in summary.get("disks", ()):
+        if view.latencies is not None and (latencies := view.latencies.summaries(disk["device"])):
+            disk["latencies"] = latencies
+            disk["histogram_owner"] = source.histogram_owner(vm, disk["device"])
+        if "limit_bytes" in disk:
+            disk["levels"] = source.levels_in_bytes(vm, disk["device"])
+    if "guest" in summary and view.guest_response_ns:
+        summary["guest"]["last_response"] = view.guest_response_ns / 1e9
+    session: dict[str, Any] = {
+        "uuid": vm.uuid,
+        "name": sanitize(vm.name),
+        "state": status.state.value,
+        "reason": status.reason,
+        "since": status.since_ns / 1e9,
+        "last_response": view.last_response_ns / 1e9,
+        "monitor": sanitize(vm.monitor),
+        "qemu": status.build.version if status.build is not None else "",
+    }
+    if status.degraded:
+        session["degraded"] = [{"collector": name, "cause": cause} for name, cause in status.degraded]
+    return session | summary
+
+
+def monitor_json(status: MonitorStatus) -> dict[str, Any]:
+    """Return the state of a monitor."""
+    return {
+        "monitor": sanitize(status.monitor.name),
+        "state": status.state.value,
+        "reason": status.reason,
+        "vm": sanitize(status.vm.name) if status.vm is not None else "",
+        "uuid": status.vm.uuid if status.vm is not None else "",
+        "since": status.since_ns / 1e9,
+    }
+
+
+def pools_json(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """Return the storage pools. Leave out a block device that has only one image."""
     pools = snapshot.host.get(POOL.name, {}).items()
     shared = ({"pool": name, "kind": kind, **values} for (name, kind), values in pools if kind != PoolKind.DEVICE)
     return sorted(shared, key=lambda pool: str(pool["pool"]))
 
 
-class OverviewCursor:
-    """Remembers which state of the overview one client has received."""
-
-    def __init__(self, overview: Overview) -> None:
-        self._overview = overview
-        self._sent_vms: dict[str, tuple[VmView, int]] = {}  # by UUID: the VM and its revision
-        self._sent_host_parts: dict[str, bytes] = {}
-        self._sent_detail: tuple[VmView, int] | None = None
-
-    def changes(self, uuid: str = "") -> dict[str, Any] | None:
-        """Return the parts of the overview that changed since the previous call. The first call returns all parts.
-
-        Args:
-            uuid: the UUID of a VM whose values are all included; empty for none.
-
-        Returns:
-            The changed parts by name, such as `vms`; None if no part changed.
-        """
-        views = self._overview.views()
-        self._overview.evict_removed_vms(views)
-        changes: dict[str, Any] = {}
-        changed = {key: item for key, item in views.items() if self._sent_vms.get(key) != (item[1], item[1].revision)}
-        if changed:
-            changes["vms"] = {key: self._overview.vm_json(vm, view) for key, (vm, view) in changed.items()}
-            new = changed.keys() - self._sent_vms.keys()
-            changes["history"] = {key: list(map(list, views[key][1].history)) for key in new}
-        if gone := self._sent_vms.keys() - views.keys():
-            changes["gone"] = sorted(gone)
-        self._sent_vms = {key: (view, view.revision) for key, (_, view) in views.items()}
-        for name, part in self._overview.host_parts().items():
-            if self._sent_host_parts.get(name) != (text := _encode(part)):
-                self._sent_host_parts[name] = text
-                changes[name] = orjson.Fragment(text)
-        if uuid in views and self._sent_detail != self._sent_vms[uuid]:
-            self._sent_detail = self._sent_vms[uuid]
-            changes["detail"] = vm_detail(*views[uuid])
-        return changes or None
+_WAITING_RATES = {
+    "waiting_for_cpu_ratio": "pressure_cpu_waiting_seconds_total",
+    "waiting_for_memory_ratio": "pressure_memory_waiting_seconds_total",
+    "waiting_for_io_ratio": "pressure_io_waiting_seconds_total",
+    "swap_in_bytes_per_second": "swap_in_bytes_total",
+}
+"""Counters of the host, by the names of their rates in /overview."""
 
 
-def _encode(value: dict[str, Any]) -> bytes:
-    """Encode a value as JSON that can be cached. The copy is small; orjson's own result keeps a buffer of up to eight times its size."""
+def resources_json(snapshot: Snapshot) -> dict[str, Any]:
+    """Return the host's own resources: its last sample, rates, and its pools of huge pages; empty before the first sample."""
+    values = snapshot.host.get(HOST.name, {}).get(())
+    if values is None:
+        return {}
+    rates = snapshot.host_polls.rates((), _WAITING_RATES.values())
+    hugepages = snapshot.host.get(HOST_HUGEPAGES.name, {}).items()
+    return {
+        **values,
+        **{name: rates[counter] for name, counter in _WAITING_RATES.items() if counter in rates},
+        "hugepages": [{"size": size, **pool} for (size,), pool in hugepages],
+    }
+
+
+def encode_compactly(value: dict[str, Any]) -> bytes:
+    """Encode a value as JSON to cache. Return a copy, because orjson's own result keeps a buffer of up to eight times its size."""
     return bytes(memoryview(encode_json(value)))
 
 
@@ -159,7 +179,6 @@ def vm_detail(vm: Vm, view: VmView) -> dict[str, Any]:
 def _family_detail(family: Family, polls: PollPair) -> dict[str, Any]:
     known = {name for values in polls.current.values() for name in values}
     fields = [field for field in family.fields if field.name in known]
-    counters = [field.name for field in fields if field.kind is FieldKind.COUNTER]
     return {
         "name": family.name,
         "help": family.help,
@@ -168,7 +187,16 @@ def _family_detail(family: Family, polls: PollPair) -> dict[str, Any]:
         "time": polls.time_ns / 1e9,
         "fields": [{"name": field.name, "kind": field.kind.value, "help": field.help} for field in fields],
         "subjects": [
-            {"labels": labels, "values": values, "rates": polls.rates(labels, counters)}
-            for labels, values in polls.current.items()
+            {"labels": labels, "values": values, "rates": rates}
+            for labels, values, rates in family_subjects(family, polls)
         ],
     }
+
+
+def family_subjects(
+    family: Family, polls: PollPair
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any], dict[str, float]]]:
+    """Yield the labels, the values and the rates of each subject of a family."""
+    counters = [field.name for field in family.fields if field.kind is FieldKind.COUNTER]
+    for labels, values in polls.current.items():
+        yield labels, values, polls.rates(labels, counters)

@@ -10,11 +10,11 @@ from agent.model.record import EncodedRecord, Severity
 QUEUE_RECORDS = 1000
 """Maximum number of records that wait for one subscriber."""
 MAX_STREAMS = 32
-"""Maximum number of concurrent streams of records, and also of the overview."""
+"""Maximum number of concurrent record streams, and of concurrent overview streams."""
 
 RECENT_RECORDS = 500
 RECENT_BYTES = 1 << 20
-"""Limits of the recent records that are kept for new subscribers. Samples are not kept. The limit that is reached first applies."""
+"""Limits of the recent records that are kept for new subscribers, in bytes and in number; both apply. Samples are not kept."""
 
 
 class TooManySubscribersError(Exception):
@@ -84,20 +84,26 @@ class RecordBroadcaster:
     def __init__(self, recent_records: int = RECENT_RECORDS, recent_bytes: int = RECENT_BYTES) -> None:
         self._subscribers: set[Subscriber] = set()
         self._limit = StreamLimit(MAX_STREAMS)
-        self._recent_limits = recent_records, recent_bytes
+        self._max_recent_records = recent_records
+        self._max_recent_bytes = recent_bytes
         self._recent: deque[EncodedRecord] = deque()
         self._recent_bytes = 0
 
-    def publish(self, encoded: EncodedRecord) -> None:
-        """Offer a record to all subscribers without blocking."""
+    def publish(self, encoded: EncodedRecord, kind: str = "") -> None:
+        """Offer a record to all subscribers without blocking.
+
+        Args:
+            encoded: the record.
+            kind: the record's kind, if the caller has it already.
+        """
         for subscriber in self._subscribers:
             subscriber.offer(encoded)
-        if encoded.kind != "sample":
-            max_records, max_bytes = self._recent_limits
-            self._recent.append(encoded)
-            self._recent_bytes += len(encoded.body)
-            while len(self._recent) > max_records or self._recent_bytes > max_bytes:
-                self._recent_bytes -= len(self._recent.popleft().body)
+        if (kind or encoded.kind) != "sample":
+            recent, size = self._recent, self._recent_bytes + len(encoded.body)
+            recent.append(encoded)
+            while len(recent) > self._max_recent_records or size > self._max_recent_bytes:
+                size -= len(recent.popleft().body)
+            self._recent_bytes = size
 
     def publish_samples(self, samples: Sequence[EncodedRecord]) -> None:
         """Offer samples to all subscribers. Samples are not kept for new subscribers."""
@@ -112,7 +118,7 @@ class RecordBroadcaster:
         Args:
             subscriber: the receiver.
             recent: whether recent records (samples excluded) are delivered first.
-            after: id of the last record that the receiver has. Recent records up to this record are skipped. Unknown ids skip none.
+            after: id of the last record that the receiver has. Recent records up to this record are skipped; none if the id is unknown.
 
         Raises:
             TooManySubscribersError: all streams are in use.

@@ -13,21 +13,21 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from agent.http.access_control import ACCESS_CONTROL, AccessControl, control_access, set_configured_headers
-from agent.http.connection_limits import DEFAULT_LIMITS, ConnectionLimiter, ConnectionLimits
+from agent.http.connection_limits import DEFAULT_CONNECTION_LIMITS, ConnectionLimiter, ConnectionLimits
 from agent.http.web_config import EndpointError, LoadedWebConfig
 
 _log = logging.getLogger(__name__)
 _request_log = logging.getLogger("agent.http.requests")
 
 RELOAD_SECONDS = 1.0
-"""Interval of the checks whether the web config file or a file that it names has changed."""
+"""Time between two checks whether the web config file, or a file that it names, has changed."""
 HANDSHAKE_SECONDS = 5.0
-MAX_LINE_BYTES = 8190
+MAX_HEADER_LINE_BYTES = 8190
 MAX_HEADERS = 64
 
 
 class _ClientErrorFilter(logging.Filter):
-    """Turns errors of clients, such as malformed requests and lost connections, into debug messages without a traceback."""
+    """Logs errors of clients, such as malformed requests and lost connections, at level DEBUG and without a traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
@@ -47,7 +47,7 @@ class HttpEndpoint:
     Args:
         app: the application.
         listen: the address, `host:port`.
-        web_config: path of the web config; None is plain HTTP without authentication.
+        web_config: path of the web config; None for plain HTTP without authentication.
         limits: limits of the connections.
         reload_seconds: interval of the checks whether the web config has changed.
     """
@@ -58,7 +58,7 @@ class HttpEndpoint:
         listen: str,
         web_config: Path | None,
         *,
-        limits: ConnectionLimits = DEFAULT_LIMITS,
+        limits: ConnectionLimits = DEFAULT_CONNECTION_LIMITS,
         reload_seconds: float = RELOAD_SECONDS,
     ) -> None:
         self.config_error: str | None = None
@@ -77,8 +77,8 @@ class HttpEndpoint:
             logger=_request_log,
             shutdown_timeout=1.0,
             handle_signals=False,
-            max_line_size=MAX_LINE_BYTES,
-            max_field_size=MAX_LINE_BYTES,
+            max_line_size=MAX_HEADER_LINE_BYTES,
+            max_field_size=MAX_HEADER_LINE_BYTES,
             max_headers=MAX_HEADERS,
             lingering_time=1.0,
         )
@@ -106,7 +106,7 @@ class HttpEndpoint:
             sockets = [stack.enter_context(bound) for bound in _bind_sockets(self._listen)]
             if not is_loopback(self._listen) and not web_config.config.authenticates:
                 _log.warning(
-                    "endpoint %s: every client that can connect can read it; web.config_file can require authentication",
+                    "endpoint %s: no authentication: every client that can connect can read all data; set web.config_file to require it",
                     self._listen,
                 )
             await self._runner.setup()
@@ -127,14 +127,14 @@ class HttpEndpoint:
     async def _start_servers(self, web_config: LoadedWebConfig, sockets: Sequence[socket.socket]) -> None:
         """Replace the servers, so that new connections use the TLS of a web config.
 
-        Open connections stay. The web config's access control applies to their next requests.
+        Open connections stay open. The web config's access control applies to their next requests.
         """
         loop = asyncio.get_running_loop()
         assert self._runner.server is not None
         factory = self._connections.wrap(self._runner.server)
         previous, self._servers = self._servers, []
         handshake = HANDSHAKE_SECONDS if web_config.tls is not None else None
-        for bound in sockets:  # a server closes its socket, so it gets a duplicate, which shares the accept queue
+        for bound in sockets:  # a server closes its socket, so pass a duplicate, which shares the accept queue
             server = await loop.create_server(
                 factory, sock=bound.dup(), ssl=web_config.tls, backlog=128, ssl_handshake_timeout=handshake
             )
@@ -175,7 +175,7 @@ def is_loopback(listen: str) -> bool:
 
 
 def _bind_sockets(listen: str) -> list[socket.socket]:
-    """Return a listening socket for each IP address of `host:port`. All have the same port, even if the port is 0."""
+    """Return a listening socket for each IP address of `host:port`. All sockets have the same port, also if it is given as 0."""
     host, _, port = listen.rpartition(":")
     bound: list[socket.socket] = []
     try:

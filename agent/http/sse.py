@@ -1,4 +1,4 @@
-"""Server-sent events: a stream of records, and a stream of changes of the host overview."""
+"""Server-sent events: a stream of records, and a stream of changes of the host's state."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from agent.http.overview import Overview, OverviewCursor
+from agent.http.page_stream import PageChanges, PageState
 from agent.http.record_stream import MAX_STREAMS, RecordBroadcaster, StreamLimit, Subscriber, TooManySubscribersError
 from agent.model.json_encoding import encode_json
 from agent.model.record import Severity
@@ -17,7 +17,7 @@ _HEADERS = {"Content-Type": "text/event-stream"}
 
 
 @dataclass(frozen=True, slots=True)
-class StreamTiming:
+class StreamIntervals:
     """Intervals of the record stream and the overview stream.
 
     Attributes:
@@ -29,17 +29,17 @@ class StreamTiming:
     overview_seconds: float = 1.0
 
 
-DEFAULT_TIMING = StreamTiming()
+DEFAULT_INTERVALS = StreamIntervals()
 
 
 class EventStreams:
     """Request handlers of the record stream and the overview stream."""
 
     def __init__(
-        self, broadcaster: RecordBroadcaster, overview: Overview, timing: StreamTiming = DEFAULT_TIMING
+        self, broadcaster: RecordBroadcaster, state: PageState, timing: StreamIntervals = DEFAULT_INTERVALS
     ) -> None:
         self._broadcaster = broadcaster
-        self._overview = overview
+        self._state = state
         self._timing = timing
         self._overview_limit = StreamLimit(MAX_STREAMS)
 
@@ -65,16 +65,19 @@ class EventStreams:
             with self._broadcaster.subscribe(subscriber, recent="recent" in query, after=after):
                 return await self._send_records(request, subscriber)
         except TooManySubscribersError as error:
-            raise _unavailable(error) from None
+            raise _unavailable_response(error) from None
 
     async def overview(self, request: web.Request) -> web.StreamResponse:
-        """Stream changes of the overview. The query parameter `vm` is the UUID of a VM whose values are all added."""
-        cursor = OverviewCursor(self._overview)
+        """Stream the changes of the host's state to the page. All query parameters are optional.
+
+        `vm`: a UUID; send all values of this VM in place of the rows of all VMs. `monitors`: also send the monitors that are up.
+        """
+        cursor = PageChanges(self._state, request.query.get("vm", ""), all_monitors="monitors" in request.query)
         try:
             with self._overview_limit.acquire():
-                return await self._send_overview(request, cursor)
+                return await self._send_changes(request, cursor)
         except TooManySubscribersError as error:
-            raise _unavailable(error) from None
+            raise _unavailable_response(error) from None
 
     async def _send_records(self, request: web.Request, subscriber: Subscriber) -> web.StreamResponse:
         response = web.StreamResponse(headers=_HEADERS)
@@ -88,28 +91,27 @@ class EventStreams:
                 continue
             if subscriber.missed:
                 missed, subscriber.missed = subscriber.missed, 0
-                await response.write(b"event: missed\n%b" % _message({"records": missed}))
+                await response.write(b"event: missed\n%b" % _format_message({"records": missed}))
             await response.write(b"id: %b\ndata: %b\n\n" % (encoded.id.encode(), encoded.body))
 
-    async def _send_overview(self, request: web.Request, cursor: OverviewCursor) -> web.StreamResponse:
+    async def _send_changes(self, request: web.Request, cursor: PageChanges) -> web.StreamResponse:
         response = web.StreamResponse(headers=_HEADERS)
         await response.prepare(request)
         sent_at = time.monotonic()
         while True:
-            changes = cursor.changes(request.query.get("vm", ""))
+            changes = await cursor.changes()
             if changes is not None:
-                await response.write(_message(changes))
+                await response.write(_format_message(changes))
+                sent_at = time.monotonic()
             elif time.monotonic() - sent_at >= self._timing.keepalive_seconds:
                 await response.write(b": keepalive\n\n")
-            else:
-                await asyncio.sleep(self._timing.overview_seconds)
-                continue
-            sent_at = time.monotonic()
+                sent_at = time.monotonic()
+            await asyncio.sleep(self._timing.overview_seconds)
 
 
-def _unavailable(error: TooManySubscribersError) -> web.HTTPException:
+def _unavailable_response(error: TooManySubscribersError) -> web.HTTPException:
     return web.HTTPServiceUnavailable(text=f"{error}\n")
 
 
-def _message(value: Mapping[str, Any]) -> bytes:
+def _format_message(value: Mapping[str, Any]) -> bytes:
     return b"data: %b\n\n" % encode_json(value)

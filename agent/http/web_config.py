@@ -14,8 +14,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from agent.common.units import Seconds
-from agent.config.loader import ConfigError, read
+from agent.common.config_types import Seconds
+from agent.config.errors import ConfigError
+from agent.config.loader import read_yaml_file
 from agent.http.basic_auth import BasicAuthUsers
 
 MAX_BCRYPT_COST = 16
@@ -62,7 +63,7 @@ def _check_cipher_suite(value: str) -> str:
 
 
 class _WebSection(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class TlsServerConfig(_WebSection):
@@ -165,7 +166,7 @@ def tls_context(tls: TlsServerConfig, directory: Path) -> ssl.SSLContext:
     if not tls.prefer_server_cipher_suites:
         context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
     context.set_alpn_protocols(["http/1.1"])
-    # Without a callback, OpenSSL asks for a key's passphrase on the terminal.
+    # Pass a callback, because OpenSSL would otherwise ask for a key's passphrase on the terminal.
     context.load_cert_chain(directory / tls.cert_file, directory / tls.key_file, password=lambda: "")
     if tls.client_ca_file is not None:
         context.load_verify_locations(directory / tls.client_ca_file)
@@ -186,7 +187,7 @@ class LoadedWebConfig:
         config: the content of the web config file.
         tls: the server's TLS context; None for plain HTTP.
         users: the users that can authenticate by password.
-        signature: inode, time and size of each file. A different signature means that a file has changed.
+        signature: inode, time and size of each file. If the signature differs, a file has changed.
     """
 
     config: WebConfigFile = field(default_factory=WebConfigFile)
@@ -207,7 +208,7 @@ class LoadedWebConfig:
         if path is None:
             return cls()
         try:
-            config = read(path, WebConfigFile)
+            config = read_yaml_file(path, WebConfigFile)
             tls = config.tls_server_config
             signature = _read_signature([path, *referenced_files(config, path.parent)])
             context = tls_context(tls, path.parent) if tls is not None else None

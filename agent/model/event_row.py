@@ -37,9 +37,9 @@ class EventRow:
         category: the part of the VM that the event reports on.
         severity: the severity, or a function that returns the severity for the event's data.
         help: the help text, one line.
-        subject: paths in the event's data, with dots between keys. The first path with a value has the device or job of the event.
-        invalidates: names of the collectors whose last results the event makes stale; they run again at once. `threads` stands for a
-            new search for the threads and interfaces of the QEMU process.
+        subject: paths in the event's data, with dots between keys. The value at the first path that exists is the device or job.
+        invalidates: names of the collectors to run again at once, because the event makes their last results stale. `threads` stands
+            for a new search for the threads and interfaces of the QEMU process.
         since: the QEMU release that added the event; empty for 2.6 and older.
         coalesce_by: names of fields in the event's data. Events with equal values in these fields are coalesced into one record. None
             for an event that is not coalesced.
@@ -71,7 +71,7 @@ class EventRow:
         return self.severity if isinstance(self.severity, Severity) else self.severity(data)
 
     def coalesce_key(self, data: Data, fields: Iterable[str]) -> tuple[object, ...]:
-        """Return a key. Events with equal keys are coalesced into one record.
+        """Return the key of an event. Events with equal keys are coalesced into one record.
 
         Args:
             data: the event's data.
@@ -81,7 +81,7 @@ class EventRow:
         return (self.name, self.subject_of(data), *(v for v in values if isinstance(v[1], str | bool)))
 
     def subject_of(self, data: Data) -> str:
-        """Return the device or job that an event with this data reports on, by the name that samples use; empty if there is none."""
+        """Return the name that samples use for the device or job in the event's data; empty if there is none."""
         for parents, last in self._paths:
             parent = object_at(data, parents) if parents else data
             name = parent.get(last) if parent is not None else None
@@ -98,8 +98,8 @@ def device_name(qdev: str) -> str:
     """Return a device's stable name, which is its id.
 
     `/machine/peripheral/disk0/virtio-backend`, `/machine/peripheral/disk0` and `disk0` are the same device, `disk0`.
-    `/machine/peripheral/usb0/usb0.0/legacy[0]` is the disk inside the device `usb0`, and has the device's name. The name of a device
-    without an id is the distinctive part of its path, such as `device[0]`.
+    `/machine/peripheral/usb0/usb0.0/legacy[0]` is the disk inside the device `usb0`, and has the name `usb0`. A device without an id
+    is named by the distinctive part of its path, such as `device[0]`.
 
     Args:
         qdev: the id of a device, or its QOM path.

@@ -19,9 +19,9 @@ class FieldKind(StrEnum):
     FLAG = auto()
     """True or false. It has a series with the value 1 or 0."""
     STATE = auto()
-    """A value of an enumeration. It has a series with the value 1; the label with the field's name has the enumeration's value."""
+    """A value of an enumeration. It has a series with the value 1, and a label named like the field that contains the value."""
     NAME = auto()
-    """An identifier for joins with other series. It has a series with the value 1; the label with the field's name has the identifier."""
+    """An identifier for joins with other series. It has a series with the value 1, and a label named like the field that contains it."""
     HISTOGRAM = auto()
     """Counts of operations by duration, from QEMU's BlockLatencyHistogramInfo. It has a Prometheus histogram."""
     TEXT = auto()
@@ -45,6 +45,7 @@ class Unit(StrEnum):
     PERCENT = "%"
     TICKS = "clock ticks"
     SECTORS = "sectors of 512 bytes"
+    PAGES = "pages"
     KIBIBYTES = "kB"
     """1024 bytes. /proc calls this unit kB."""
 
@@ -57,7 +58,7 @@ class Field:
         path: where the value is: the keys of the reply's object and of its nested objects, separated by dots.
         name: the name of the value in records. The name of the series is `qemu_<family>_` and this name. Counters end in `_total`.
         kind: the type of the value, which decides whether and how it has a series.
-        help: the help text. In /metrics, the family's source and the path are added to it.
+        help: the help text. /metrics adds the family's source and the path to it.
         unit: the unit in which QEMU or the kernel reports the value.
     """
 
@@ -70,7 +71,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Family:
-    """The fields of one type of sample: `qemu.sample.<name>` in records, `qemu_<name>_<field>` in series. Compared by identity.
+    """The fields of one type of sample: `qemu.sample.<name>` in records, `qemu_<name>_<field>` in series. Families compare by identity.
 
     Attributes:
         name: the family's name.
@@ -81,7 +82,7 @@ class Family:
         unavailable: numbers that QEMU sends in place of an unknown value.
         on_change: whether a record is emitted only if a value has changed since the last record.
         host_only: whether the values come from the host's kernel. Such a sample does not show that QEMU responds.
-        per_host: whether its samples belong to the host, and not to a VM. Its series then have no labels of a VM.
+        per_host: whether its samples belong to the host, and not to a VM. If so, its series have no labels of a VM.
         from_guest: whether the guest reports the values. Such a sample does not show that QEMU responds.
     """
 

@@ -7,7 +7,7 @@ import orjson
 
 
 def encode_json(data: Mapping[str, Any]) -> bytes:
-    """Return untrusted values as JSON. A value that JSON cannot represent is replaced, so that the other values are not lost."""
+    """Return untrusted values as JSON. Replace a value that JSON cannot represent, so that the other values are not lost."""
     try:
         return orjson.dumps(data)
     except TypeError:
@@ -17,14 +17,14 @@ def encode_json(data: Mapping[str, Any]) -> bytes:
 def _to_encodable(value: Any) -> Any:
     """Return the closest value that JSON can represent. For a value that is nested too deep or has another type, return an empty object."""
     try:
-        value = _large_integers_as_floats(value)
+        value = _replace_large_integers(value)
         orjson.dumps(value)
     except (TypeError, RecursionError):  # orjson reads 1024 levels and writes 254
         return {}
     return value
 
 
-def _large_integers_as_floats(value: Any) -> Any:
+def _replace_large_integers(value: Any) -> Any:
     """Return the value with a float in place of each integer that exceeds 64 bits. A sum of counters can exceed 64 bits."""
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
         try:
@@ -32,5 +32,5 @@ def _large_integers_as_floats(value: Any) -> Any:
         except OverflowError:
             return None
     if isinstance(value, Mapping):
-        return {key: _large_integers_as_floats(inner) for key, inner in value.items()}
-    return [_large_integers_as_floats(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: _replace_large_integers(inner) for key, inner in value.items()}
+    return [_replace_large_integers(inner) for inner in value] if isinstance(value, list | tuple) else value

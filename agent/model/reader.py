@@ -3,7 +3,9 @@
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from operator import itemgetter
+from sys import intern
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeGuard
 
@@ -22,30 +24,38 @@ Getter = Callable[[Any], tuple[Any, ...]]
 """Returns the values of some keys of a JSON object."""
 
 Shape = tuple[str | int, ...]
-"""The keys of an object. Then, for each nested object: the number of its parent object, and its keys."""
+"""The keys of an object and of its nested objects. Before a nested object's keys is the number of its parent object."""
 
 _NUMBERS = frozenset({FieldKind.COUNTER, FieldKind.GAUGE})
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
-_TO_BASE: Mapping[Unit, ToBase] = {
+TO_BASE: Mapping[Unit, ToBase] = {
     Unit.BASE: lambda v: v,
-    Unit.NANOSECONDS: lambda v: v / 1_000_000_000,  # divided, not multiplied by 1e-9: exact to the last digit
+    Unit.NANOSECONDS: lambda v: v / 1_000_000_000,  # exact to the last digit, unlike a multiplication by 1e-9
     Unit.MICROSECONDS: lambda v: v / 1_000_000,
     Unit.MILLISECONDS: lambda v: v / 1000,
-    Unit.MEGABITS: lambda v: v * 125_000.0,  # a float: an int could exceed the 64 bits that JSON has room for
+    Unit.MEGABITS: lambda v: v * 125_000.0,  # a float, because an int could exceed JSON's 64 bits
     Unit.MEBIBYTES: lambda v: v * 1_048_576.0,
     Unit.PERCENT: lambda v: v / 100,
     Unit.TICKS: lambda v: v / _TICKS_PER_SECOND,
     Unit.KIBIBYTES: lambda v: v * 1024,
     Unit.SECTORS: lambda v: v * 512,
+    Unit.PAGES: lambda v: v * _PAGE_BYTES,
 }
+"""Functions that convert a number to base units, by its unit."""
 
 _MAX_LAYOUTS = 256
 _MAX_SHAPE_BYTES = 8192
-"""Maximum size of a cached shape, because a malicious QEMU can send new keys at each poll. The shape of a disk takes about 5 KB."""
+"""Maximum size of a cached shape in bytes, because a malicious QEMU can send new keys at each poll. A disk's shape takes about 5 KB."""
 _KEY_BYTES = 64
 """Bytes of memory that a key takes in addition to its characters."""
-_MAX_BOUNDARIES = 64
+MAX_BINS = 64
+"""Maximum number of bins of a histogram, because each bin is a series. Adjacent bins of a larger histogram are added up."""
+_MAX_COUNT = 2**63 - 1
+"""Maximum sum of a histogram's counts, because JSON's integers have 64 bits in many programs."""
+_MAX_SHARED_CHARACTERS = 32
+"""Maximum length of texts that all samples share in memory, such as a driver or a node name. Longer texts are mostly paths."""
 MAX_DETAIL_BYTES = 8192
 """Maximum JSON size of a DETAIL field. A larger value is omitted."""
 
@@ -57,7 +67,7 @@ class FieldSource(NamedTuple):
     """Where a field's value is in a QMP reply, and how it is converted.
 
     Attributes:
-        object_index: the reader's number of the object that has the value. 0 is the outer object; nested objects follow.
+        object_index: the reader's number for the object that contains the value. 0 is the outer object; nested objects follow.
         key: the key of the value in that object.
         name: the field's name.
         convert: converts the value.
@@ -70,7 +80,7 @@ class FieldSource(NamedTuple):
 
 
 class ObjectLayout(NamedTuple):
-    """How to read objects of one shape. It separates counters and gauges, which are read together, from the other fields.
+    """How to read objects of one shape. Counters and gauges are read together, the other fields one by one.
 
     Attributes:
         getters: for each object with counters or gauges: its number, and a getter of their values.
@@ -88,8 +98,8 @@ class ObjectLayout(NamedTuple):
 class FieldReader:
     """Extracts the fields of one family from JSON objects in QMP replies. Each family has one reader, for all VMs and polls.
 
-    A QEMU process always sends the keys of an object in the same order. So the reader compiles a layout for each order of keys, and reads
-    all counters and gauges of an object at once.
+    A QEMU process always sends the keys of an object in the same order. So the reader compiles a layout for each order of keys, and then
+    reads all counters and gauges of an object at once.
     """
 
     def __init__(self, family: Family) -> None:
@@ -99,14 +109,14 @@ class FieldReader:
         self._parents: list[tuple[int, str]] = []
         self._sources = [
             FieldSource(
-                self._number_object(tuple(parents)), key, field.name, _CONVERTERS[field.kind](_TO_BASE[field.unit])
+                self._number_object(tuple(parents)), key, field.name, _CONVERTERS[field.kind](TO_BASE[field.unit])
             )
             for field in family.fields
             for *parents, key in (field.path.split("."),)
         ]
         numbers = [f for f in family.fields if f.kind in _NUMBERS and not family.unavailable]
         self._numbers = {f.name for f in numbers}
-        self._units = {f.name: _TO_BASE[f.unit] for f in numbers if f.unit is not Unit.BASE}
+        self._units = {f.name: TO_BASE[f.unit] for f in numbers if f.unit is not Unit.BASE}
         self._layouts: dict[Shape, ObjectLayout] = {}
 
     def _number_object(self, path: tuple[str, ...]) -> int:
@@ -166,7 +176,7 @@ class FieldReader:
 
 
 def make_getter(keys: Sequence[str]) -> Getter:
-    """Return a function that returns the values of one or more keys as a tuple, which an `itemgetter` of one key does not do."""
+    """Return a function that returns the values of the keys as a tuple. An `itemgetter` of one key would return the bare value."""
     first = keys[0]
     return itemgetter(*keys) if len(keys) > 1 else lambda item: (item[first],)
 
@@ -199,11 +209,17 @@ def _flag_converter(_: object) -> Convert:
 
 
 def _state_converter(_: object) -> Convert:
-    return lambda raw: sanitize(raw, 64) if type(raw) is str else None
+    return lambda raw: intern(sanitize(raw, 64)) if type(raw) is str else None
 
 
 def _text_converter(_: object) -> Convert:
-    return lambda raw: sanitize(raw, 1024) if type(raw) is str else None
+    def convert(raw: Any) -> str | None:
+        if type(raw) is not str:
+            return None
+        text = sanitize(raw, 1024)
+        return intern(text) if len(text) <= _MAX_SHARED_CHARACTERS else text
+
+    return convert
 
 
 def _histogram_converter(to_base: ToBase) -> Convert:
@@ -216,19 +232,24 @@ def _histogram_converter(to_base: ToBase) -> Convert:
         if not isinstance(raw, dict):
             return None
         bounds, counts = raw.get("boundaries"), raw.get("bins")
-        if not (
-            _is_natural_list(bounds)
-            and _is_natural_list(counts)
-            and len(counts) == len(bounds) + 1 <= _MAX_BOUNDARIES + 1
-        ):
+        if not (_is_natural_list(bounds) and _is_natural_list(counts) and len(counts) == len(bounds) + 1):
             return None
-        if sorted(set(bounds)) != bounds:
+        edges = [to_base(bound) for bound in bounds]
+        if not all(lower < upper for lower, upper in pairwise(edges)) or sum(counts) > _MAX_COUNT:
             return None
+        if len(counts) > MAX_BINS:
+            edges, counts = _merge_bins(edges, counts)
         total = raw.get("sum")
         sums = {"sum_seconds": to_base(total)} if type(total) is int and total >= 0 else {}
-        return {"boundaries_seconds": [to_base(b) for b in bounds], "counts": counts, **sums}
+        return {"boundaries_seconds": edges, "counts": counts, **sums}
 
     return convert
+
+
+def _merge_bins(edges: list[float], counts: list[int]) -> tuple[list[float], list[int]]:
+    """Return a histogram with at most `MAX_BINS` bins. Each bin is the sum of adjacent bins."""
+    step = -(-len(counts) // MAX_BINS)
+    return edges[step - 1 :: step], [sum(counts[start : start + step]) for start in range(0, len(counts), step)]
 
 
 def _is_natural_list(raw: Any) -> TypeGuard[list[int]]:

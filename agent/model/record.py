@@ -37,7 +37,7 @@ class Severity(IntEnum):
 
     @property
     def text(self) -> str:
-        """The attribute `severitytext`, such as `WARN`: the short name in OpenTelemetry."""
+        """The short name in OpenTelemetry, such as `WARN`: the value of the attribute `severitytext`."""
         return _TEXTS[self]
 
     @property
@@ -52,15 +52,15 @@ _SEVERITY_ATTRIBUTES = [f'"severitytext":"{severity.text}","severitynumber":{sev
 
 _NONCHARACTERS = "\ufdd0-\ufdef" + "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
 _UNSAFE = re.compile(rf"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff{_NONCHARACTERS}]")
-"""Matches what CloudEvents forbids in attributes (control characters, surrogates and noncharacters), and characters that reorder or break
-a line on a terminal."""
+"""Matches characters that CloudEvents forbids in attributes (control characters, surrogates and noncharacters), and characters that
+reorder or break a line on a terminal."""
 
 
 def sanitize(text: str, limit: int = 255) -> str:
     """Return text from QEMU that is safe in attributes, labels and log lines.
 
     Args:
-        text: the text. Control characters in it are replaced by U+FFFD.
+        text: the text. Unsafe characters are replaced by U+FFFD.
         limit: maximum number of characters; the others are cut off.
     """
     if text.isascii() and text.isprintable() and len(text) <= limit:
@@ -76,16 +76,18 @@ class Vm:
         host: the name of this host.
         uuid: the VM's UUID; empty if the monitor has not reported it yet.
         name: the VM's name; if the VM has no name, its UUID.
-        monitor: the monitor's address, as in the config. If both the address and the UUID are empty, the source is the agent itself.
+        monitor: the monitor's address, as in the config; empty, like the UUID, if the source is the agent itself.
+        namespace: the VM's namespace in Kubernetes; empty for other VMs.
         source: the attribute `source`.
-        key: the partition key: the VM's UUID, else the monitor's address, else the host's name. Records with one key stay in order.
-        json_head: the first attributes of the source's records, which are the same in all of them, as the start of a JSON object.
+        key: the partition key: the VM's UUID, else the monitor's address, else the host's name. Records with the same key stay in order.
+        json_head: the first attributes of the source's records, which are the same in all records, as the start of a JSON object.
     """
 
     host: str
     uuid: str
     name: str
     monitor: str = ""
+    namespace: str = field(default="", compare=False)
     source: str = field(init=False, repr=False, compare=False)
     key: str = field(init=False, repr=False, compare=False)
     json_head: bytes = field(init=False, repr=False, compare=False)
@@ -97,14 +99,20 @@ class Vm:
             f"/vms/{self.uuid}" if self.uuid else f"/monitors/{_percent_encode(self.monitor)}" if self.monitor else ""
         )
         source = f"/hosts/{_percent_encode(self.host)}{path}"
-        envelope = {"specversion": "1.0", "source": source, "datacontenttype": "application/json"}
-        envelope |= {"host": sanitize(self.host), "partitionkey": key}
+        envelope = {"specversion": "1.0", "source": source, "host": sanitize(self.host), "partitionkey": key}
         if self.uuid:
             envelope |= {"vmuuid": self.uuid, "vmname": sanitize(self.name)}
+        if self.namespace:
+            envelope["vmnamespace"] = sanitize(self.namespace)
         object.__setattr__(self, "source", source)
         object.__setattr__(self, "key", key)
         object.__setattr__(self, "json_head", orjson.dumps(envelope)[:-1])
         object.__setattr__(self, "_hash", hash((self.host, self.uuid, self.name, self.monitor)))
+
+    @property
+    def may_be_remote(self) -> bool:
+        """True if the VM may run on another host, because its monitor is on TCP."""
+        return self.monitor.startswith("tcp:")
 
     def __hash__(self) -> int:
         """Return the hash, which is computed once because each event and each sample looks up its VM."""
@@ -124,12 +132,12 @@ class Record(NamedTuple):
         type: `qemu.event.<name>`, `qemu.sample.<family>`, `qemu.alert.<name>`, `qemu.vm.<change>`,
             `qemu.migration.ended` or `qemu.agent.<change>`.
         vm: the source.
-        data: the fields, not nested. Names and units are those of the metrics.
-        time_ns: nanoseconds since the epoch. For an event, it is QEMU's timestamp; for a sample, the time just before the query was sent.
+        data: the fields, not nested. They have the same names and units as the metrics.
+        time_ns: nanoseconds since the epoch: QEMU's timestamp of an event, or the time just before a sample's query was sent.
         subject: the device, vCPU or job within the VM; empty for the VM as a whole.
         severity: the severity.
-        sample_rate: number of events that the record represents: one that it has, and others that were coalesced into it.
-        causation_id: id of the record of what caused this one; empty if unknown.
+        sample_rate: number of events that were coalesced into the record; 1 if there is only one.
+        causation_id: id of the record that caused this record; empty if unknown.
     """
 
     type: str
@@ -144,11 +152,12 @@ class Record(NamedTuple):
     @property
     def kind(self) -> str:
         """The second part of the type: `event`, `sample`, `alert`, `vm`, `migration` or `agent`."""
-        return _kind_of_type(self.type)
+        return kind_of_type(self.type)
 
 
 @lru_cache(maxsize=1024)
-def _kind_of_type(record_type: str) -> str:
+def kind_of_type(record_type: str) -> str:
+    """Return the second part of a record type: `event`, `sample`, `alert`, `vm`, `migration` or `agent`."""
     return record_type.split(".", 2)[1]
 
 
@@ -167,15 +176,18 @@ class RecordState(IntEnum):
     """The record was delivered or dropped."""
 
 
+RECORDED_TIME_NS = 100_000_000
+"""The attribute `recordedtime` is set if a record's time and the time of its encoding differ by at least this."""
+
 OVERHEAD_BYTES = 200
-"""Approximate bytes that a record takes in memory or in the journal in addition to its body."""
+"""Approximate bytes that a record takes in addition to its body, in memory or in the journal."""
 
 
 _note_versions = itertools.count(1)
 
 
 @dataclass(frozen=True, slots=True)
-class StateNote:
+class PersistentNote:
     """A small named value that the journal keeps across restarts of the agent. A note replaces an older note of the same name.
 
     Attributes:
@@ -202,9 +214,9 @@ class EncodedRecord:
         vm: the record's source; None if the record was read from the journal.
         subject: the record's subject, before control characters are replaced; empty if the record was read from the journal.
         severity: the record's severity; INFO if the record was read from the journal.
-        note: a note that the journal stores in the same transaction as the record. The record is sent after that. None for most records.
-        row: the record's row in the journal; None while the journal does not have the record.
-        state: the delivery state; `agent.delivery.transitions` has the transitions.
+        note: a note that the journal stores in one transaction with the record before the record is sent; None for most records.
+        row: the record's row in the journal; None while the record is not in the journal.
+        state: the delivery state; `agent.delivery.record_transitions` has the transitions.
     """
 
     id: str
@@ -215,14 +227,14 @@ class EncodedRecord:
     vm: Vm | None = None
     subject: str = ""
     severity: Severity = Severity.INFO
-    note: StateNote | None = None
+    note: PersistentNote | None = None
     row: int | None = None
     state: RecordState = RecordState.QUEUED
 
     @property
     def kind(self) -> str:
         """The second part of the type, as in `Record.kind`."""
-        return _kind_of_type(self.type)
+        return kind_of_type(self.type)
 
     @property
     def done(self) -> bool:
@@ -244,7 +256,7 @@ class RecordEncoder:
     def __init__(
         self,
         started_ns: int | None = None,
-        topic_of: TopicOf = _kind_of_type,
+        topic_of: TopicOf = kind_of_type,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         """Set up an encoder.
@@ -255,28 +267,33 @@ class RecordEncoder:
             clock: returns nanoseconds since the epoch.
         """
         self.run_id = format_run_id((clock() if started_ns is None else started_ns) // 1_000_000)
-        """First part of each id and of each sequence of this run. The run ids of later runs sort after it."""
+        """First part of each id and each sequence of this run. Later runs have run ids that sort after it."""
         self._count = 0
-        self._sequences = SequenceRegistry(self.run_id)
+        self.sequences = SequenceRegistry(self.run_id)
+        """The newest sequence of each source, by topic."""
         self._topic_of = lru_cache(maxsize=1024)(topic_of)
+        self._chain_and_type = lru_cache(maxsize=1024)(lambda name: (_chain_of(name, topic_of), _encode_type(name)))
         self._clock = clock
 
     def continue_after(self, run_id: str) -> None:
-        """Replace the run id if the run id of the previous run is not lower, because the clock was set back between the runs.
+        """Make the run id higher than the previous run's id, even if the clock was set back between the runs.
 
         Args:
             run_id: run id of the previous run.
         """
         if run_id >= self.run_id and (following := run_id_after(run_id)) is not None:
             self.run_id = following
-            self._sequences = SequenceRegistry(following)
+            self.sequences = SequenceRegistry(following)
 
-    def _time_and_severity(self, time_ns: int, severity: Severity) -> str:
-        """Return the JSON members of the time and the severity, which are the same for all samples of a poll."""
-        time, recorded = _format_time(time_ns), _format_time(self._clock())
-        return f'"time":"{time}","recordedtime":"{recorded}",{_SEVERITY_ATTRIBUTES[severity]}'
+    def _encode_time_and_severity(self, time_ns: int, severity: Severity) -> str:
+        """Return the JSON members for time and severity. They are the same for all samples of a poll."""
+        now_ns = self._clock()
+        if abs(now_ns - time_ns) < RECORDED_TIME_NS:
+            return f'"time":"{_format_time(time_ns)}",{_SEVERITY_ATTRIBUTES[severity]}'
+        recorded = _format_millisecond(now_ns // 1_000_000)
+        return f'"time":"{_format_time(time_ns)}","recordedtime":"{recorded}",{_SEVERITY_ATTRIBUTES[severity]}'
 
-    def __call__(self, record: Record, note: StateNote | None = None) -> EncodedRecord:
+    def __call__(self, record: Record, note: PersistentNote | None = None) -> EncodedRecord:
         """Encode a record.
 
         Args:
@@ -286,19 +303,21 @@ class RecordEncoder:
         self._count = number = self._count + 1
         record_type, vm, data, time_ns, subject, severity, rate, cause = record
         record_id = f"{self.run_id}-{number}"
-        sequence = self._sequences.of_source(vm.source).next_attributes(self._topic_of(record_type))
+        chain, type_members = self._chain_and_type(record_type)
+        sequence = self.sequences.next_attributes(vm.source, chain)
+        optional = _encode_optional_attributes(rate, cause) if cause or rate > 1 else ""
         # The JSON is concatenated as text, because building and encoding a dict takes three times as long.
         middle = (
-            f',"id":"{record_id}",{sequence},{self._time_and_severity(time_ns, severity)}'
-            f"{_encode_optional_attributes(rate, cause)}{_encode_type_and_subject(record_type, subject)}"
+            f',"id":"{record_id}",{sequence},{self._encode_time_and_severity(time_ns, severity)}'
+            f'{optional}{type_members}{_encode_subject(subject) if subject else ""},"data":'
         )
         body = b"".join((vm.json_head, middle.encode(), encode_json(data), b"}"))
         return EncodedRecord(record_id, vm.key, record_type, time_ns, body, vm, subject, severity, note)
 
     def encode_samples(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> list[EncodedRecord]:
-        """Return the records of a VM's samples of one poll, encoded with the next ids.
+        """Encode the samples of one poll of a VM as records with the next ids, and return the records.
 
-        The result is the same as if each sample were a `Record`, but this takes a third of the time.
+        The result is the same as for one `Record` per sample, in a third of the time.
 
         Args:
             vm: the VM.
@@ -306,9 +325,9 @@ class RecordEncoder:
             time_ns: time of the poll, nanoseconds since the epoch.
         """
         run_id, head, key, number, topic_of = self.run_id, vm.json_head, vm.key, self._count, self._topic_of
-        next_attributes = self._sequences.of_source(vm.source).next_attributes
+        next_attributes = self.sequences.sequence_of_source(vm.source).next_attributes
         severity = Severity.INFO
-        time_and_severity = self._time_and_severity(time_ns, severity)
+        time_and_severity = self._encode_time_and_severity(time_ns, severity)
         encoded = []
         for family, labels, values in samples:
             number += 1
@@ -323,19 +342,22 @@ class RecordEncoder:
         return encoded
 
 
+def _chain_of(record_type: str, topic_of: TopicOf) -> str | None:
+    """Return the topic whose records of this type form a chain; None for states, because Kafka deletes older states of an entity."""
+    return None if kind_of_type(record_type) == "state" else topic_of(record_type)
+
+
 def _encode_optional_attributes(sample_rate: int, causation_id: str) -> str:
-    """Return the JSON members that most records do not have."""
+    """Return the JSON members of the optional attributes; empty for most records."""
     text = f',"sampledrate":{sample_rate}' if sample_rate > 1 else ""
     return f'{text},"causationid":{_to_json_string(causation_id)}' if causation_id else text
 
 
-def _encode_type_and_subject(record_type: str, subject: str) -> str:
-    """Return the part of a record's JSON from its type to the start of its data.
-
-    A blank subject is left out: CloudEvents' SDK for Go refuses the whole record because of it.
-    """
-    subject = f',"subject":{orjson.dumps(sanitize(subject)).decode()}' if subject.strip() else ""
-    return f'{_encode_type(record_type)}{subject},"data":'
+def _encode_subject(subject: str) -> str:
+    """Return the JSON member of a subject; empty for a blank subject, because CloudEvents' SDK for Go refuses a record with one."""
+    if subject.isalnum() and subject.isascii() and len(subject) < 256:  # most names; this takes a third of the time
+        return f',"subject":"{subject}"'
+    return f',"subject":{orjson.dumps(sanitize(subject)).decode()}' if subject.strip() else ""
 
 
 @lru_cache(maxsize=1024)
@@ -350,7 +372,8 @@ def _encode_type_and_labels(family: Family, labels: tuple[str, ...]) -> bytes:
     VMs share the names of most disks, vCPUs and interfaces. So few entries of the cache serve all VMs.
     """
     data = encode_json(dict(zip(family.labels, labels, strict=True)))[:-1]
-    return _encode_type_and_subject(family.type, labels[0] if labels else "").encode() + data
+    subject = _encode_subject(labels[0] if labels else "")
+    return f'{_encode_type(family.type)}{subject},"data":'.encode() + data
 
 
 @lru_cache(maxsize=1024)
@@ -359,10 +382,16 @@ def _to_json_string(text: str) -> str:
 
 
 def _format_time(time_ns: int) -> str:
-    """Return an RFC 3339 timestamp with microseconds. The calculation uses integers, because a float has an error of 200 ns today."""
+    """Return an RFC 3339 timestamp with microseconds. Use integers, because a float of today's time has an error of 200 ns."""
     seconds, nanos = divmod(time_ns, 1_000_000_000)
     micros = nanos // 1000
     return f"{_format_second(seconds)}.{micros:06d}Z" if micros else f"{_format_second(seconds)}Z"
+
+
+@lru_cache(maxsize=4)
+def _format_millisecond(milliseconds: int) -> str:
+    """Return an RFC 3339 timestamp of a number of milliseconds since the epoch. The late events of a flood share most of these."""
+    return _format_time(milliseconds * 1_000_000)
 
 
 @lru_cache(maxsize=4)

@@ -9,14 +9,14 @@ from functools import lru_cache
 from typing import Final
 
 EVENT_SCHEMA: Final = "qemu.event"
-"""Schema of the data of all events. QEMU defines what is in its field `qemu`."""
+"""Name of the schema for the data of all events. QEMU defines the contents of its field `qemu`."""
 
 SCHEMA_VERSIONS: Final[Mapping[str, int]] = {}
-"""Versions of the schemas by name. Schemas that are not in the table have version 1."""
+"""Versions of the schemas by name. A schema that is not in the table has version 1."""
 
 
 def schema_name(record_type: str) -> str:
-    """Return the name of the schema of a record type: the type itself, except that all events share one schema."""
+    """Return the name of the schema for a record type. It is the type itself, except that all events share one schema."""
     return EVENT_SCHEMA if record_type.startswith(f"{EVENT_SCHEMA}.") else record_type
 
 

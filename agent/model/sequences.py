@@ -1,7 +1,12 @@
-"""Creates the attributes `sequence` and `previoussequence`. Consumers order the records of a source by them, and detect lost records."""
+"""Creates the attributes `sequence` and `previoussequence`. Consumers use them to order a source's records and to detect lost records.
 
-from collections import OrderedDict
-from collections.abc import Callable
+`previoussequence` connects the records of a source in a topic to a chain. `agent.app.stored_sequences` stores the newest sequences, so
+that the chain continues in the next run.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 _BASE32: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -11,14 +16,14 @@ TopicOf = Callable[[str], str]
 """Returns the topic of a record type."""
 
 DIGITS: Final = 12
-"""Number of decimal digits after the run id in a sequence. They suffice for three years at 10,000 records per second from one source."""
+"""Number of decimal digits after the run id in a sequence. They suffice for 10,000 records per second from one source for three years."""
 
 MAX_SOURCES: Final = 16384
-"""Maximum number of sources whose state is kept. If there are more, the state of the source with the oldest last record is discarded."""
+"""Maximum number of sources whose state is kept. Beyond it, the source that has been silent for longest is discarded."""
 
 
 def format_run_id(millis: int) -> str:
-    """Return the id of a run that starts at `millis`, milliseconds since the epoch: ten Crockford base-32 digits, which sort by time."""
+    """Return the run id for a start time in milliseconds since the epoch: ten Crockford base-32 digits, which sort by time."""
     return "".join(_BASE32[millis >> shift & 31] for shift in range(5 * (_RUN_DIGITS - 1), -1, -5))
 
 
@@ -34,28 +39,40 @@ def run_id_after(run_id: str) -> str | None:
 
 
 class SourceSequence:
-    """Numbers the records of one source. The numbers have no gaps, and the sequences as text sort in the same order."""
+    """Numbers the records of one source without gaps. As texts, the sequences sort in the order of their numbers."""
 
-    __slots__ = ("_last", "_run_id", "number")
+    __slots__ = ("_next_length_at", "_prefix", "_run_id", "last", "number", "source")
 
-    def __init__(self, run_id: str, number: int) -> None:
+    def __init__(self, source: str, run_id: str, number: int) -> None:
+        self.source = source
         self.number = number
-        """Number of the newest record of the source."""
+        """Number of the newest record of the source in this run."""
+        self.last: dict[str, str] = {}
+        """Sequence of the newest record of the source, by topic. It may be from an earlier run."""
         self._run_id = run_id
-        self._last: dict[str, str] = {}  # the newest record's sequence, by topic
+        self._prefix = ""  # the run id and the leading zeros of the present numbers
+        self._next_length_at = 0  # the first number with more digits
 
-    def next_attributes(self, topic: str) -> str:
+    def next_attributes(self, topic: str | None) -> str:
         """Return the JSON members `sequence` and `previoussequence` of the next record.
 
-        The first record in a topic has no `previoussequence`.
+        A record has no `previoussequence` if the source's previous record in the topic is unknown.
+
+        Args:
+            topic: the record's topic; None for a record that never has `previoussequence`.
         """
         self.number = number = self.number + 1
-        sequence = f"{self._run_id}{number:0{DIGITS}d}"
-        previous = self._last.get(topic)
-        self._last[topic] = sequence
-        if previous is None:
-            return f'"sequence":"{sequence}"'
-        return f'"sequence":"{sequence}","previoussequence":"{previous}"'
+        if number >= self._next_length_at:  # seldom, so that most calls need not pad the number
+            digits = len(str(number))
+            self._prefix, self._next_length_at = self._run_id + "0" * (DIGITS - digits), 10**digits
+        sequence = f"{self._prefix}{number}"
+        if topic is not None:
+            last = self.last
+            previous = last.get(topic)
+            last[topic] = sequence
+            if previous is not None:
+                return f'"sequence":"{sequence}","previoussequence":"{previous}"'
+        return f'"sequence":"{sequence}"'
 
 
 class SequenceRegistry:
@@ -70,12 +87,28 @@ class SequenceRegistry:
         """
         self._run_id = run_id
         self._max_sources = max_sources
-        self._sequences: OrderedDict[str, SourceSequence] = (
-            OrderedDict()
-        )  # the source with the oldest last record comes first
+        # The source that has had no record for the longest time comes first.
+        self._sequences: OrderedDict[str, SourceSequence] = OrderedDict()
         self._highest_discarded = 0
+        self._changed: set[SourceSequence] = set()
+        self._discarded: deque[SourceSequence] = deque(maxlen=max_sources)  # since the last call of `take_changes`
 
-    def of_source(self, source: str) -> SourceSequence:
+    def next_attributes(self, source: str, topic: str | None) -> str:
+        """Return the JSON members `sequence` and `previoussequence` of the next record of a source in a topic.
+
+        Args:
+            source: the source.
+            topic: the topic, as in `SourceSequence.next_attributes`.
+        """
+        sequence = self._sequences.get(source)
+        if sequence is None:
+            sequence = self.sequence_of_source(source)
+        else:
+            self._sequences.move_to_end(source)
+        self._changed.add(sequence)
+        return sequence.next_attributes(topic)
+
+    def sequence_of_source(self, source: str) -> SourceSequence:
         """Return the sequence of a source."""
         sequence = self._sequences.get(source)
         if sequence is not None:
@@ -84,6 +117,44 @@ class SequenceRegistry:
         if len(self._sequences) >= self._max_sources:
             _, discarded = self._sequences.popitem(last=False)
             self._highest_discarded = max(self._highest_discarded, discarded.number)
-        # A source whose state was discarded continues with a number higher than its last number, so that its order is kept.
-        sequence = self._sequences[source] = SourceSequence(self._run_id, self._highest_discarded)
+            self._changed.discard(discarded)
+            self._discarded.append(discarded)
+        # A source whose state was discarded continues with a number above its last number, so that its records stay in order.
+        sequence = self._sequences[source] = SourceSequence(source, self._run_id, self._highest_discarded)
         return sequence
+
+    # For storing the sequences, and restoring them in the next run.
+
+    def restore(self, stored: Iterable[tuple[str, str, str]]) -> None:
+        """Restore the newest sequences of the previous run. Call this before the first record.
+
+        Args:
+            stored: topics, sources and sequences.
+        """
+        for topic, source, sequence in sorted(stored, key=lambda entry: entry[2]):  # the newest entry comes last
+            self.sequence_of_source(source).last[topic] = sequence
+
+    def newest(self, topics: AbstractSet[str]) -> Iterator[tuple[str, str, str]]:
+        """Yield topic, source and newest sequence for each source in these topics."""
+        for sequence in self._sequences.values():
+            yield from ((topic, sequence.source, last) for topic, last in sequence.last.items() if topic in topics)
+
+    def take_changes(self, without: AbstractSet[str]) -> Iterator[tuple[str, str, str | None]]:
+        """Yield topic, source and newest sequence for each source that had records since the last call.
+
+        The sequence is None if the source's state was discarded. Samples encoded by `encode_samples` do not count as changes.
+
+        Args:
+            without: topics to leave out.
+        """
+        changed, self._changed = self._changed, set()
+        while self._discarded:
+            sequence = self._discarded.popleft()
+            if sequence.source not in self._sequences:
+                yield from ((topic, sequence.source, None) for topic in sequence.last if topic not in without)
+        for sequence in changed:
+            yield from ((topic, sequence.source, last) for topic, last in sequence.last.items() if topic not in without)
+
+    def mark_all_changed(self) -> None:
+        """Make the next `take_changes` yield all sequences."""
+        self._changed = set(self._sequences.values())

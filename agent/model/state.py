@@ -1,7 +1,7 @@
 """Fields of the records in the state topic: the present state of each VM, of each firing alert and of the host. Pure.
 
-The topic is compacted: Kafka keeps the last record of each key. A key includes the host, so no host replaces or deletes the state that
-another host wrote about the same VM. A tombstone, which is a message without a value, deletes its key.
+The topic is compacted: Kafka keeps the last record of each key. A key includes the host, so a host never replaces or deletes another
+host's state of the same VM. A tombstone, which is a message without a value, deletes its key.
 """
 
 from dataclasses import dataclass
@@ -28,8 +28,7 @@ class StateEntity(Vm):
     def __post_init__(self) -> None:
         host = Vm(self.host, "", "")
         source = f"{host.source}/state/{self.path}".rstrip("/")
-        envelope = {"specversion": "1.0", "source": source, "datacontenttype": "application/json"}
-        envelope |= {"host": sanitize(self.host), "partitionkey": source}
+        envelope = {"specversion": "1.0", "source": source, "host": sanitize(self.host), "partitionkey": source}
         if self.uuid:
             envelope |= {"vmuuid": self.uuid, "vmname": sanitize(self.name)}
         object.__setattr__(self, "source", source)

@@ -1,6 +1,9 @@
 """Transports to QEMU's monitors, one file each.
 
-A transport discovers monitors and opens connections to them; scheduling, retries and back-off belong to the session package.
+Start at `base`, which has the interfaces, and at `dial`, the simplest transport. The package may import agent.collectors and the packages
+below it, but neither agent.alerts nor agent.delivery.
+
+A transport discovers monitors and opens connections to them. The session package schedules polls, retries and waits after failures.
 To add a transport, write its discoverer and its config entry, and list the entry in `ENTRIES`.
 """
 
@@ -8,6 +11,7 @@ from agent.monitors.base import (
     Discoverer,
     DiscovererConfig,
     DiscoveryListener,
+    DomainXmlReader,
     Monitor,
     MonitorConnection,
     MonitorPriority,
@@ -20,7 +24,7 @@ from agent.monitors.libvirt.config import LibvirtConfig
 from agent.monitors.listen import ListenConfig, ListenDiscoverer, ListenTlsConfig
 
 ENTRIES: tuple[type[DiscovererConfig], ...] = (DialConfig, DialPerPollConfig, LibvirtConfig, ListenConfig)
-"""Types of the entries of the config's `monitors`. An entry that has no type's key is validated as the first type."""
+"""Types of the entries in the config's `monitors`. An entry without any type's key is validated as the first type."""
 
 __all__ = [
     "ENTRIES",
@@ -31,6 +35,7 @@ __all__ = [
     "Discoverer",
     "DiscovererConfig",
     "DiscoveryListener",
+    "DomainXmlReader",
     "HotplugDiscoverer",
     "LibvirtConfig",
     "ListenConfig",

@@ -8,13 +8,13 @@ from enum import IntEnum
 from functools import partial
 from typing import ClassVar, Protocol, runtime_checkable
 
-from agent.common.config_types import Section
+from agent.common.config_types import ConfigSection
 from agent.host.pools.libvirt import StoragePool
 from agent.qga.channel import OpenGuestChannel
 from agent.qmp.client import Client, CommandResult, Connect
-from agent.qmp.commands import AllowList, Change, Command
+from agent.qmp.commands import AllowList, Command, QemuChange
 from agent.qmp.errors import QmpError
-from agent.qmp.protocol import Event, Greeting, SkippedMessages
+from agent.qmp.protocol import Event, Greeting, SkippedQmpMessages
 
 
 class MonitorConnection(Protocol):
@@ -34,15 +34,15 @@ class MonitorConnection(Protocol):
 
     @property
     def can_probe(self) -> bool:
-        """True if the connection supports out-of-band commands, by which the agent probes a stalled QEMU."""
+        """True if the connection supports out-of-band commands. The agent uses them to probe a stalled QEMU."""
 
     @property
     def receives_events(self) -> bool:
         """True if the agent receives every event while the connection is up."""
 
     @property
-    def skipped_messages(self) -> SkippedMessages:
-        """Total numbers of skipped messages; the same object as before if none was skipped since."""
+    def skipped_messages(self) -> SkippedQmpMessages:
+        """Total numbers of skipped messages. A new object replaces the old one only when further messages were skipped."""
 
     async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
         """Execute commands within `deadline` seconds; raises what `Client.execute` raises."""
@@ -57,7 +57,7 @@ class MonitorConnection(Protocol):
         """End the connection now."""
 
     def preempt(self) -> None:
-        """End the connection now because a monitor with a better priority leads to the same VM."""
+        """End the connection now, because a monitor of better priority leads to the same VM."""
 
 
 EventCallback = Callable[[Event], None]
@@ -95,10 +95,10 @@ class Monitor:
         key: identity of the monitor. A new socket at the same path has another key.
         open: opens a connection to it.
         priority: preference among the monitors of its VM.
-        inbound: whether QEMU connected to the agent. The agent keeps this connection open in standby too, because QEMU would
+        inbound: whether QEMU connects to the agent. The agent also keeps such a connection open in standby, because QEMU would
             reconnect at once.
-        shared_address: the address that several VMs connect to, without parts that change when a VM restarts, such as a process ID.
-            Empty unless `inbound`.
+        shared_address: the address that several VMs connect to, without parts that change when a VM restarts, such as a process ID;
+            empty unless `inbound`.
         open_guest_channel: opens a connection to the VM's guest agent over the VM's manager; None if the monitor has no manager.
     """
 
@@ -118,7 +118,7 @@ class DiscoveryListener(Protocol):
         """Handle a new monitor."""
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
-        """Handle a monitor that no longer exists. A connection to this monitor may still be open; the connection ends by itself."""
+        """Handle a monitor that no longer exists. An open connection to this monitor stays open until it ends by itself."""
 
     def on_status(self, source: Monitor, error: QmpError | None, note: str = "") -> None:
         """Handle a change of the discoverer's own state.
@@ -152,15 +152,27 @@ class StoragePoolLister(Protocol):
         """
 
 
+@runtime_checkable
+class DomainXmlReader(Protocol):
+    """A connection to a VM whose manager is libvirt."""
+
+    @property
+    def container(self) -> str:
+        """Name of the container that the VM's libvirt runs in; empty on the host itself."""
+
+    async def read_domain_xml(self, *, deadline: float) -> str:
+        """Return libvirt's XML of the domain; empty if libvirt does not return it within `deadline` seconds."""
+
+
 class AllowedChanges(Protocol):
-    """The parts of the config's `allow` section that discoverers need."""
+    """The keys of the config's `allow` section that discoverers need."""
 
     @property
     def libvirt_passthrough(self) -> bool:
         """True if the agent may send commands to QEMU through libvirt, which taints the domain."""
 
 
-class DiscovererConfig(Section):
+class DiscovererConfig(ConfigSection):
     """An entry of the config's `monitors`. The name of the first key is the transport; the value of the first key is the address."""
 
     inbound: ClassVar[bool] = False
@@ -180,10 +192,10 @@ class DiscovererConfig(Section):
 
     @property
     def addresses(self) -> Sequence[str]:
-        """Addresses of the monitors' sockets, written as in `dial`; empty for libvirt, which connects to the sockets itself."""
+        """Addresses of the monitors' sockets, in the form of `dial`; empty for libvirt, which connects to the sockets itself."""
         return ()
 
     @property
-    def changes(self) -> frozenset[Change]:
-        """Changes that the agent makes to a QEMU to connect over this transport."""
+    def changes(self) -> frozenset[QemuChange]:
+        """Changes to QEMU that the agent makes to connect over this transport."""
         return frozenset()

@@ -1,6 +1,6 @@
 """Monitors that the agent connects to: Unix sockets by path or glob pattern, and TCP addresses.
 
-Discovery scans the file system every few seconds. inotify on the directories triggers a scan earlier.
+Discovery scans the file system every few seconds, and at once when inotify reports a change of the directory.
 A new socket file at the same path has another inode. The agent treats it as another monitor, because another QEMU created it.
 """
 
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 SCAN_SECONDS = 5.0
 SCAN_DELAY_SECONDS = 0.02
-"""Delay between a change of the directory and the scan, because a manager that starts many VMs creates many sockets at once."""
+"""Delay between a change of the directory and the scan, because a manager may create many sockets at once."""
 
 _INOTIFY_MASK = Mask.CREATE | Mask.DELETE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.ONLYDIR
 
@@ -104,7 +104,7 @@ class DialDiscoverer:
                 await watcher.wait(self._scan_seconds)
 
     def _report_changes(self, reported: dict[tuple[object, ...], Monitor], listener: DiscoveryListener) -> None:
-        """Scan once and report new and removed monitors. When this function returns, the memory of the scan is free."""
+        """Scan once and report new and removed monitors. A separate function, so that the memory of the scan is freed afterwards."""
         current = self.scan()
         for key in reported.keys() - current.keys():
             listener.on_monitor_removed(reported.pop(key))
@@ -114,10 +114,10 @@ class DialDiscoverer:
 
 
 class _DirectoryWatcher:
-    """Waits for the next scan: until an interval has passed, or inotify reports a change of the directory.
+    """Waits for the next scan, until an interval has passed or inotify reports a change of the directory.
 
-    It waits for the whole interval if inotify is not available or the directory does not exist. Linux limits the number of inotify
-    instances of a user.
+    It waits for the whole interval if the directory does not exist or inotify is not available, because Linux limits a user's inotify
+    instances.
     """
 
     def __init__(self, pattern: str) -> None:
@@ -155,7 +155,7 @@ class _DirectoryWatcher:
 
 
 def _directory_of(pattern: str) -> Path:
-    """Return the directory to watch: the nearest parent of the sockets whose path has no wildcard."""
+    """Return the directory to watch: the innermost parent directory of the sockets whose path has no wildcard."""
     directory = Path(pattern).parent
     while glob.has_magic(str(directory)):
         directory = directory.parent
@@ -168,7 +168,7 @@ def unix_connector(path: str) -> Connect:
 
 
 async def _connect_unix(path: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseTransport:
-    # asyncio's own connect is not used, because it treats the EAGAIN of a full backlog as success.
+    # Do not use asyncio's own connect, because it treats the EAGAIN of a full backlog as success.
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.connect(path)

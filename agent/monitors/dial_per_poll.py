@@ -1,8 +1,8 @@
 """Monitors that the agent shares with another client, such as Proxmox's tools: the agent connects for each poll and disconnects.
 
-A QMP socket serves one client at a time, and two more may wait in its backlog. So each poll has a short connection of its own: connect,
-send all commands in one write, read the replies, disconnect. The greeting and the replies each have a timeout. The agent receives events
-only while it is connected, so it misses most events.
+A QMP socket serves one client at a time, and two more can wait in its backlog. So each poll has its own short connection: connect, send all
+commands in one write, read the replies, disconnect. The greeting and the replies each have a timeout. The agent receives events only while
+it is connected, so it misses most events.
 """
 
 import asyncio
@@ -10,27 +10,27 @@ import contextlib
 import time
 from collections.abc import Sequence
 
-from agent.common.backoff import back_off
+from agent.common.backoff import retry_delay
 from agent.monitors.base import ConnectionOpener, EventCallback, Monitor, MonitorConnection, MonitorPriority
 from agent.monitors.dial import SCAN_SECONDS, DialDiscoverer
 from agent.qmp.client import Client, CommandResult, Connect
 from agent.qmp.commands import AllowList, Command
 from agent.qmp.errors import BusyError, NotConnectedError, PreemptedError, ProtocolError, QmpError, StalledError
-from agent.qmp.protocol import Greeting, SkippedMessages
+from agent.qmp.protocol import Greeting, SkippedQmpMessages
 
 DEFAULT_TIMEOUT_SECONDS = 0.5
-"""Default timeout of the greeting, and of the replies. Proxmox's statistics give up after 3 s in the backlog, most of its commands after
-5 s (qemu-server 9.2)."""
+"""Default timeout of the greeting, and of the replies. In the backlog, Proxmox's statistics wait at most 3 s, and most of its commands 5 s
+(qemu-server 9.2)."""
 
 FIRST_RETRY_SECONDS = 0.05
 MAX_RETRY_SECONDS = 10.0
-"""Maximum wait between two attempts to connect, while another client holds the monitor or QEMU does not answer."""
+"""Maximum wait between two attempts to connect. The agent waits while another client holds the monitor or QEMU does not answer."""
 
 QUERY_UUID = Command("query-uuid")
 
 
 class DialPerPollDiscoverer(DialDiscoverer):
-    """Finds monitors as `DialDiscoverer` does, but connects to them only for each poll."""
+    """Finds monitors like `DialDiscoverer`, but connects to them only for each poll."""
 
     def __init__(
         self, pattern: str, timeout: float = DEFAULT_TIMEOUT_SECONDS, scan_seconds: float = SCAN_SECONDS
@@ -59,26 +59,26 @@ class DialPerPollDiscoverer(DialDiscoverer):
 
 
 def dial_per_poll_opener(connect: Connect, timeout: float) -> ConnectionOpener:
-    """Return an opener whose connections hold the socket only while they execute commands.
+    """Return an opener whose connections use the socket only while they execute commands.
 
     Args:
         connect: opens a transport to the socket.
         timeout: seconds to wait for the greeting, and again for the replies.
     """
 
-    async def open_(allow: AllowList, on_event: EventCallback, *, deadline: float) -> MonitorConnection:
+    async def open_connection(allow: AllowList, on_event: EventCallback, *, deadline: float) -> MonitorConnection:
         connection = DialPerPollConnection(connect, timeout, allow, on_event)
         await connection.execute((), deadline=deadline)
         return connection
 
-    return open_
+    return open_connection
 
 
 class DialPerPollConnection:
     """A `MonitorConnection` that connects to the socket for each `execute` and disconnects afterwards.
 
-    It ends when the socket refuses connections, or when another process listens on the socket. The process of a TCP peer is unknown. So
-    over TCP each `execute` also queries the VM's UUID, and the connection ends when the UUID changes.
+    It ends when the socket refuses connections, or when another process listens on the socket. Over TCP the listening process is unknown.
+    So each `execute` also queries the VM's UUID, and the connection ends when the UUID changes.
     """
 
     can_probe = False
@@ -88,7 +88,7 @@ class DialPerPollConnection:
         self.greeting: Greeting | None = None
         self.ended: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
         self.peer_pid: int | None = None
-        self.skipped_messages = SkippedMessages()
+        self.skipped_messages = SkippedQmpMessages()
         self._connect = connect
         self._timeout = timeout
         self._allow = allow
@@ -100,7 +100,7 @@ class DialPerPollConnection:
         """Connect, execute the commands, disconnect, and return the results in order. Retry a busy monitor with growing waits.
 
         Raises:
-            BusyError: QEMU greeted no attempt within `deadline` seconds. `wait_idle` retries without a deadline.
+            BusyError: QEMU sent no greeting within `deadline` seconds. `wait_idle` retries without a deadline.
             StalledError: QEMU greeted, but the replies did not arrive within the timeout.
             NotConnectedError: the connection has ended.
             ProtocolError: the peer does not speak QMP, and the connection has ended.
@@ -111,7 +111,7 @@ class DialPerPollConnection:
             try:
                 return await self._connect_and_execute(commands)
             except BusyError:
-                wait = back_off(attempt, FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS)
+                wait = retry_delay(attempt, FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS)
                 if time.monotonic() + wait > until:
                     raise
             attempt += 1
@@ -128,11 +128,11 @@ class DialPerPollConnection:
             with contextlib.suppress(BusyError, StalledError):
                 await self._connect_and_execute(())
                 return
-            await self._wait_to_retry(back_off(attempt, FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS))
+            await self._wait_to_retry(retry_delay(attempt, FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS))
             attempt += 1
 
     async def probe(self, *, deadline: float) -> bool:  # noqa: ARG002 - MonitorConnection's signature
-        """Return False: between two polls there is no connection for an out-of-band command."""
+        """Return False, because there is no connection for an out-of-band command between two polls."""
         return False
 
     def close(self) -> None:
@@ -140,7 +140,7 @@ class DialPerPollConnection:
         self._end_connection(NotConnectedError("closed by the agent"))
 
     def preempt(self) -> None:
-        """End the connection now because a better one to the same VM exists."""
+        """End the connection now, because a monitor of better priority leads to the same VM."""
         self._end_connection(PreemptedError("a preferred monitor of this VM is available"))
 
     async def _connect_and_execute(self, commands: Sequence[Command]) -> list[CommandResult]:
@@ -165,7 +165,7 @@ class DialPerPollConnection:
                 finally:
                     if any(client.skipped_messages):
                         counts = zip(self.skipped_messages, client.skipped_messages, strict=True)
-                        self.skipped_messages = SkippedMessages(*map(sum, counts))
+                        self.skipped_messages = SkippedQmpMessages(*map(sum, counts))
         except BusyError:
             raise
         except (NotConnectedError, ProtocolError) as error:
@@ -175,10 +175,10 @@ class DialPerPollConnection:
             self._client = None
 
     def _check_peer(self, client: Client) -> None:
-        """Store the peer's process at the first poll, and compare it at later polls.
+        """Store the peer's process at the first poll. Compare the process with the stored one at later polls.
 
         Raises:
-            NotConnectedError: another process listens on the socket now, or the connection ended meanwhile.
+            NotConnectedError: another process listens on the socket now, or the connection has ended.
         """
         if self.ended.done():
             raise self.ended.result()
@@ -187,7 +187,7 @@ class DialPerPollConnection:
         self.greeting, self.peer_pid, self._client = client.greeting, client.peer_pid, client
 
     def _check_uuid(self, result: CommandResult) -> None:
-        """Store the VM's UUID at the first poll, and compare it at later polls. Ignore a reply without a UUID.
+        """Store the VM's UUID at the first poll. Compare the UUID with the stored one at later polls. Ignore a reply without a UUID.
 
         Raises:
             NotConnectedError: another VM listens at the address now.
@@ -200,10 +200,10 @@ class DialPerPollConnection:
         self._uuid = uuid
 
     async def _wait_to_retry(self, seconds: float) -> None:
-        """Wait for a time.
+        """Wait for a number of seconds.
 
         Raises:
-            QmpError: the connection ended meanwhile.
+            QmpError: the connection ended during the wait.
         """
         await asyncio.wait({self.ended}, timeout=seconds)
         if self.ended.done():

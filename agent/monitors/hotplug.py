@@ -1,6 +1,6 @@
-"""A dedicated monitor that the agent adds to QEMU 11.1 and newer, over a monitor that it shares with another client.
+"""A dedicated monitor that the agent adds to QEMU 11.1 and newer. The agent adds it over a monitor that it shares with another client.
 
-A QEMU that can add monitors lists its existing monitors among its QOM objects. So one `qom-list` shows whether QEMU can add monitors.
+A QEMU that can add monitors lists its existing monitors as QOM objects. So one `qom-list` shows whether QEMU can add monitors.
 When the agent disconnects, QEMU deletes the added monitor, its character device and its socket file (`close-action`). If QEMU cannot
 add a monitor, the agent uses the shared monitor and connects to it for each poll.
 """
@@ -13,8 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from agent.common.config_types import AbsolutePath, DialAddress
-from agent.common.units import Seconds
+from agent.common.config_types import AbsolutePath, DialAddress, Seconds
 from agent.model.record import sanitize
 from agent.monitors.base import (
     AllowedChanges,
@@ -28,7 +27,7 @@ from agent.monitors.base import (
 from agent.monitors.dial import SCAN_SECONDS, unix_connector
 from agent.monitors.dial_per_poll import DEFAULT_TIMEOUT_SECONDS, DialPerPollDiscoverer
 from agent.qmp.client import Client, Connect
-from agent.qmp.commands import AllowList, Change, Command, add_monitor_commands, remove_monitor_commands
+from agent.qmp.commands import AllowList, Command, QemuChange, add_monitor_commands, remove_monitor_commands
 from agent.qmp.errors import BusyError, CommandError, DeniedError, NotConnectedError, QmpError
 
 _log = logging.getLogger(__name__)
@@ -44,15 +43,15 @@ class DialPerPollConfig(DiscovererConfig):
     """A Unix socket, a glob pattern of sockets, or tcp:host:port."""
     timeout: Annotated[Seconds, Field(ge=0.05, le=10)] = 0.5
     """How long the agent waits for the greeting, and again for the replies, before it disconnects."""
-    hotplug_dir: AbsolutePath | None = None
+    own_monitor_dir: AbsolutePath | None = None
     """Directory for sockets of the agent's own monitors, which it adds to QEMU 11.1 and newer. The key allows only this change."""
 
     def build(self, _allow: AllowedChanges) -> DialPerPollDiscoverer:
         """Return the discoverer."""
         return (
             DialPerPollDiscoverer(self.dial_per_poll, self.timeout)
-            if self.hotplug_dir is None
-            else HotplugDiscoverer(self.dial_per_poll, Path(self.hotplug_dir), self.timeout)
+            if self.own_monitor_dir is None
+            else HotplugDiscoverer(self.dial_per_poll, Path(self.own_monitor_dir), self.timeout)
         )
 
     @property
@@ -61,13 +60,13 @@ class DialPerPollConfig(DiscovererConfig):
         return (self.dial_per_poll,)
 
     @property
-    def changes(self) -> frozenset[Change]:
-        """The change that adds a monitor, if `hotplug_dir` is set."""
-        return frozenset({Change.OWN_MONITOR} if self.hotplug_dir is not None else ())
+    def changes(self) -> frozenset[QemuChange]:
+        """The change that adds a monitor, if `own_monitor_dir` is set."""
+        return frozenset({QemuChange.OWN_MONITOR} if self.own_monitor_dir is not None else ())
 
 
 class HotplugDiscoverer(DialPerPollDiscoverer):
-    """Finds shared monitors as `DialPerPollDiscoverer` does, and adds a dedicated monitor to each QEMU."""
+    """Finds shared monitors like `DialPerPollDiscoverer`, and adds a dedicated monitor to each QEMU."""
 
     def __init__(
         self,
@@ -108,7 +107,7 @@ def hotplug_opener(name: str, open_shared: ConnectionOpener, directory: Path) ->
         directory: where QEMU creates the socket of the dedicated monitor.
     """
 
-    async def open_(allow: AllowList, on_event: EventCallback, *, deadline: float) -> MonitorConnection:
+    async def open_connection(allow: AllowList, on_event: EventCallback, *, deadline: float) -> MonitorConnection:
         shared = await open_shared(allow, on_event, deadline=deadline)
         try:
             connection = await _add_monitor(shared, directory, allow, on_event, deadline)
@@ -130,7 +129,7 @@ def hotplug_opener(name: str, open_shared: ConnectionOpener, directory: Path) ->
         shared.close()
         return connection
 
-    return open_
+    return open_connection
 
 
 async def _add_monitor(
@@ -151,7 +150,7 @@ async def _add_monitor(
         raise NotConnectedError("this QEMU cannot add monitors; 11.1 and newer can")
     path = str(directory / f"{shared.peer_pid}.qmp")
     socket, monitor = await shared.execute(add_monitor_commands(path), deadline=deadline)
-    # Socket and monitor already exist if an agent was killed after it had added them and before it connected.
+    # The socket and the monitor exist already if an agent was killed after it had added them, but before it connected.
     try:
         if isinstance(monitor, QmpError) and not isinstance(socket, QmpError):
             raise monitor

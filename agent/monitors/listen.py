@@ -1,6 +1,6 @@
 """Monitors that connect to the agent: one Unix socket, or one TCP port with TLS, for all VMs of a host.
 
-A QEMU with `-chardev socket,...,reconnect=N` retries until it is connected, so the agent may restart at any time. The agent authenticates
+A QEMU with `-chardev socket,...,reconnect=N` retries until it is connected, so the agent can restart at any time. The agent authenticates
 the peer before it reads a byte: by the credentials that the kernel reports (Unix socket), or by a certificate (TCP).
 """
 
@@ -22,26 +22,26 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from agent.common.config_types import DialAddress, SecretPath, Section, UserOrGroup, expand_secret_path
+from agent.common.config_types import ConfigSection, DialAddress, SecretPath, UserOrGroup, expand_secret_path
 from agent.monitors.base import AllowedChanges, DiscovererConfig, DiscoveryListener, Monitor, qmp_opener
 
 _log = logging.getLogger(__name__)
 
 SOCKET_CHECK_SECONDS = 5.0
-"""Interval of the check that the socket file is still the one that the agent created, and of retries to create it."""
+"""Time between two checks that the agent's socket file still exists, and between two attempts to create it."""
 TLS_HANDSHAKE_SECONDS = 5.0
 BACKLOG = 4096
-"""Maximum number of connections that wait to be accepted. After a restart of the agent all QEMUs of a host connect at once. The kernel
-limits it to net.core.somaxconn."""
+"""Maximum number of connections that wait to be accepted. After a restart of the agent, all QEMUs of a host connect at once. The kernel
+limits this number to net.core.somaxconn."""
 MAX_CONNECTIONS_PER_PROCESS = 4
-"""Maximum number of connections of one process, because a compromised QEMU must leave connections for the others."""
+"""Maximum number of connections from one process, so that a compromised QEMU leaves connections for others."""
 DEFAULT_USERS = ("root", "libvirt-qemu", "qemu")
 
 _SO_PEERGROUPS = 59
 """Socket option of Linux 4.13 that Python's socket module lacks."""
 
 
-class ListenTlsConfig(Section):
+class ListenTlsConfig(ConfigSection):
     """TLS on a TCP address; clients without a certificate are refused."""
 
     ca: SecretPath
@@ -75,11 +75,11 @@ class ListenConfig(DiscovererConfig):
     """An address that QEMU connects to."""
 
     listen: DialAddress
-    """A Unix socket that the agent creates, or tcp:host:port, which needs `tls`. docs/monitors.md has the QEMU arguments."""
+    """A Unix socket that the agent creates, or tcp:host:port, which needs `tls`. docs/reference/monitors.md has the QEMU arguments."""
     users: list[UserOrGroup] | None = None
     """Users whose processes may connect to the Unix socket; by default root, the agent's own user, libvirt-qemu and qemu."""
     groups: list[UserOrGroup] = []
-    """Groups whose members' processes may connect too."""
+    """Groups whose members' processes may also connect."""
     max_connections: Annotated[int, Field(ge=1, le=100_000)] = 2048
     """Maximum number of connections at once."""
     tls: ListenTlsConfig | None = None
@@ -218,7 +218,7 @@ class ListenDiscoverer:
     def _accept_connection(
         self, server: socket.socket, listener: DiscoveryListener, failed: asyncio.Future[OSError]
     ) -> None:
-        """Accept one connection. asyncio's `sock_accept` is not used, because it may drop an accepted connection when it is cancelled."""
+        """Accept one connection. Do not use asyncio's `sock_accept`, because it may drop an accepted connection when it is cancelled."""
         try:
             sock, address = server.accept()
         except (BlockingIOError, ConnectionAbortedError):
@@ -287,7 +287,7 @@ class ListenDiscoverer:
         return monitor
 
     def _current_tls_context(self, tls: ListenTlsConfig) -> ssl.SSLContext:
-        """Return a TLS context. Read the files again if they were modified, because certificates are renewed while the agent runs."""
+        """Return a TLS context. If the files were modified, read them again, because certificates are renewed while the agent runs."""
         modified = tls.modification_times()
         if self._tls is None or self._tls[0] != modified:
             self._tls = modified, tls.make_context()
@@ -319,7 +319,7 @@ def _bind_unix(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(path)
-        # Any user that may enter the directory can connect. `_authorise` refuses users by the credentials that the kernel reports.
+        # Any user that may enter the directory can connect. `_authorise` checks the credentials that the kernel reports.
         Path(path).chmod(0o666)
         listener.listen(BACKLOG)
     except BaseException:
@@ -341,7 +341,7 @@ def _is_stale(path: str) -> bool:
 
 
 def _peer_groups(sock: socket.socket) -> Sequence[int]:
-    """Return the IDs of the peer's supplementary groups; empty if there are more than 256, which `getsockopt` cannot return."""
+    """Return the IDs of the peer's supplementary groups; empty if there are more than 256, because `getsockopt` cannot return them."""
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
     except OSError:
@@ -358,7 +358,7 @@ def _gid_of_group(name: str) -> int:
 
 
 def allowed_ids(config: ListenConfig, agent_uid: int) -> tuple[set[int], set[int]]:
-    """Return the user IDs and the group IDs whose processes may connect to a Unix socket.
+    """Return the IDs of the users and of the groups whose processes may connect to a Unix socket.
 
     Args:
         config: the entry of the config's `monitors`.

@@ -12,7 +12,7 @@ class GuestChannel(Protocol):
 
     @property
     def ended(self) -> asyncio.Future[GuestAgentError]:
-        """A future that is done when the connection has ended. Its result is the cause."""
+        """A future that completes when the connection ends. Its result is the cause."""
 
     async def execute(self, name: str, *, deadline: float) -> Any:
         """Execute one command within `deadline` seconds. It raises the exceptions of `GuestAgentClient.execute`."""

@@ -1,7 +1,7 @@
 """A guest agent client on asyncio: the protocol on a transport, with a deadline on every step.
 
-The client reads everything that the guest sends, and discards everything except the expected reply. It disconnects a guest that sends too
-much.
+The client reads everything that the guest sends, and discards everything except the expected reply. If the guest sends too much, the
+client disconnects.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from agent.qga.errors import (
     GuestTimeoutError,
     UnreadableGuestReplyError,
 )
-from agent.qga.protocol import GuestConnection, GuestReply, Synchronized, SyncState
+from agent.qga.protocol import GuestAgentProtocol, GuestReply, Synchronized, SyncState
 
 ConnectChannel = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.BaseTransport]]
 """Opens a transport for the protocol that the factory returns. It raises OSError if it cannot connect."""
@@ -35,8 +35,8 @@ class GuestAgentClient(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.ended: asyncio.Future[GuestAgentError] = asyncio.get_running_loop().create_future()
-        """A future that is done when the connection has ended. Its result is the cause."""
-        self._qga = GuestConnection(random.randrange(1 << 30))  # noqa: S311 - to distinguish clients, not a secret
+        """A future that completes when the connection ends. Its result is the cause."""
+        self._qga = GuestAgentProtocol(random.randrange(1 << 30))  # noqa: S311 - to distinguish clients, not a secret
         self._transport: asyncio.Transport | None = None
         self._pending: asyncio.Future[Any] | None = None
 
@@ -44,7 +44,7 @@ class GuestAgentClient(asyncio.Protocol):
     async def open(
         cls, connect: ConnectChannel, *, deadline: float, check_peer: PeerCheck = lambda _pid: ""
     ) -> "GuestAgentClient":
-        """Connect. Nothing is sent: the first `execute` synchronizes, and shows whether a guest agent responds.
+        """Connect, and send nothing. The first `execute` synchronizes, and shows whether a guest agent responds.
 
         Args:
             connect: opens the transport.
@@ -54,7 +54,7 @@ class GuestAgentClient(asyncio.Protocol):
         Raises:
             GuestChannelError: the channel cannot be reached.
             GuestChannelDeniedError: the agent's user has no permission, or `check_peer` returned a reason.
-            GuestChannelBusyError: other clients occupy the channel, so that QEMU does not accept the connection in time.
+            GuestChannelBusyError: other clients occupy the channel, so QEMU did not accept the connection in time.
         """
         client = cls()
         try:
@@ -92,8 +92,8 @@ class GuestAgentClient(asyncio.Protocol):
             deadline: maximum time in seconds, including the synchronization.
 
         Raises:
-            GuestCommandRefusedError: the command is not on the allow-list.
-            GuestCommandError: the guest agent returned an error.
+            GuestAgentCommandRefusedError: the command is not on the allow-list.
+            GuestAgentCommandError: the guest agent returned an error.
             GuestTimeoutError: no reply in time.
             UnreadableGuestReplyError: the reply cannot be parsed.
             GuestChannelError: the connection ended.
@@ -105,7 +105,7 @@ class GuestAgentClient(asyncio.Protocol):
                     await self._send_request(self._qga.sync())
                 if not self.synchronized:
                     raise UnreadableGuestReplyError("the guest sent unrequested data during the synchronization")
-                reply: GuestReply = await self._send_request(self._qga.send(name))
+                reply: GuestReply = await self._send_request(self._qga.start_command(name))
         except TimeoutError:
             self._qga.abandon()
             raise GuestTimeoutError(f"no reply to {name} within {deadline:g} s") from None
@@ -164,4 +164,4 @@ class GuestAgentClient(asyncio.Protocol):
             self._transport.abort()
         if self._pending is not None and not self._pending.done():
             self._pending.set_exception(cause)
-            self._pending.exception()  # marks it as retrieved, so that asyncio does not log an error without a waiter
+            self._pending.exception()  # retrieve it, because asyncio logs an exception that no call retrieves

@@ -1,14 +1,16 @@
 """The allow-list of guest agent commands, and the only code that encodes requests to a guest agent.
 
-A guest agent runs as root in its guest, and many of its commands change the guest or run programs. So the list is fixed: no
-config and no bug can make the agent send another command. The only argument of any command here is the number of a synchronization.
+A guest agent runs as root in its guest, and many of its commands change the guest or run programs. So the list is fixed: neither a
+config nor a bug can make the agent send another command. Only a synchronization has an argument, which is its number.
+
+The collectors in `agent.collectors.guest` send these commands.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NewType
 
-from agent.qga.errors import GuestCommandRefusedError
+from agent.qga.errors import GuestAgentCommandRefusedError
 
 GuestRequest = NewType("GuestRequest", bytes)
 """Bytes that may be written to a guest agent. Only this module creates them, and clients write nothing else. mypy checks both rules."""
@@ -22,7 +24,7 @@ class GuestCommandRow:
         name: the command's name in qemu-ga; a trailing `*` matches every command with that prefix.
         sent: whether the agent sends the command.
         reason: the purpose of the command, or why the agent does not send it.
-        since: the release of qemu-ga that added the command; empty if 2.6 has it already.
+        since: the release of qemu-ga that added the command; empty for 2.6 and older.
     """
 
     name: str
@@ -33,7 +35,7 @@ class GuestCommandRow:
 
 _YES, _NO = True, False
 
-ROWS = (
+COMMAND_ROWS = (
     GuestCommandRow("guest-sync-delimited", _YES, "Marks where the next reply begins."),
     GuestCommandRow("guest-info", _YES, "The version, and the commands that the guest permits."),
     GuestCommandRow("guest-get-fsinfo", _YES, "File systems."),
@@ -70,11 +72,11 @@ ROWS = (
 )
 """Every command of qemu-ga 2.6 to 11.1."""
 
-READS = frozenset(row.name for row in ROWS if row.sent and row.name != "guest-sync-delimited")
+GUEST_READS = frozenset(row.name for row in COMMAND_ROWS if row.sent and row.name != "guest-sync-delimited")
 """Commands without arguments that the agent can send."""
 
 _ENCODED: Mapping[str, GuestRequest] = {
-    name: GuestRequest(b'{"execute":"%b"}\n' % name.encode()) for name in sorted(READS)
+    name: GuestRequest(b'{"execute":"%b"}\n' % name.encode()) for name in sorted(GUEST_READS)
 }
 
 MAX_SYNC_NUMBER = 2**31 - 1
@@ -84,11 +86,11 @@ def encode(name: str) -> GuestRequest:
     """Return the bytes of a command without arguments.
 
     Raises:
-        GuestCommandRefusedError: the command is not on the allow-list.
+        GuestAgentCommandRefusedError: the command is not on the allow-list.
     """
     request = _ENCODED.get(name)
     if request is None:
-        raise GuestCommandRefusedError(f"{name} is not on the allow-list")
+        raise GuestAgentCommandRefusedError(f"{name} is not on the allow-list")
     return request
 
 
@@ -96,8 +98,8 @@ def synchronization(number: int) -> GuestRequest:
     """Return the request of a synchronization: a byte that resets the guest agent's parser, and guest-sync-delimited with a number.
 
     Raises:
-        GuestCommandRefusedError: the number is out of range.
+        GuestAgentCommandRefusedError: the number is out of range.
     """
     if type(number) is not int or not 0 <= number <= MAX_SYNC_NUMBER:
-        raise GuestCommandRefusedError("the number of a synchronization is out of range")
+        raise GuestAgentCommandRefusedError("the number of a synchronization is out of range")
     return GuestRequest(b'\xff{"execute":"guest-sync-delimited","arguments":{"id":%d}}\n' % number)

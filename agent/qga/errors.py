@@ -29,11 +29,11 @@ class UnreadableGuestReplyError(GuestAgentError):
     """The reply to one command is not valid JSON, is malformed or exceeds the size limit."""
 
 
-class GuestCommandRefusedError(GuestAgentError):
-    """The command is not on the allow-list: a bug in the agent."""
+class GuestAgentCommandRefusedError(GuestAgentError):
+    """The command is not on the allow-list, because of a bug in the agent."""
 
 
-class GuestCommandError(GuestAgentError):
+class GuestAgentCommandError(GuestAgentError):
     """The guest agent returned an error for a command.
 
     Attributes:

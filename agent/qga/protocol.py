@@ -3,9 +3,9 @@ r"""The guest agent's protocol without I/O: it parses received bytes into replie
 The protocol of qemu-ga 2.6 to 11.1 is JSON like QMP, but without a greeting, events and ids. The guest agent executes one command at a
 time, and a reply ends with a line feed. A reply may be missing, or may arrive after the client stopped waiting. So the client synchronizes
 at connect and after each timeout: it sends the byte 0xFF, which resets the guest agent's parser, and `guest-sync-delimited` with a number.
-The guest agent replies with an error to the byte, then with 0xFF and the number. The client discards everything up to this reply.
+The guest agent first reports the byte 0xFF as an error. Then it sends 0xFF and the number. The client discards everything before that.
 
-The guest's administrator can make the guest agent send anything. `receive` raises GuestFloodError only; any other exception is a bug.
+The guest's administrator can make the guest agent send anything. `receive` raises only GuestFloodError; any other exception is a bug.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ import orjson
 
 from agent.qga import commands
 from agent.qga.commands import GuestRequest
-from agent.qga.errors import GuestAgentError, GuestCommandError, GuestFloodError, UnreadableGuestReplyError
+from agent.qga.errors import GuestAgentCommandError, GuestAgentError, GuestFloodError, UnreadableGuestReplyError
 
 MAX_REPLY_BYTES = 256 * 1024
 """Size limit of a reply. guest-get-fsinfo takes about 0.5 KB for each file system."""
@@ -26,7 +26,7 @@ MAX_SURPLUS_BYTES = 1024 * 1024
 
 _SYNC_MARK = b"\xff"
 _MAX_SYNC_REPLY_BYTES = 256
-"""Number of bytes of an incomplete line that are kept during a synchronization. The reply to a synchronization has about 30 bytes."""
+"""Maximum number of bytes to keep of an incomplete line during a synchronization. The reply to a synchronization has about 30 bytes."""
 
 
 class SyncState(Enum):
@@ -53,7 +53,7 @@ class GuestReply(NamedTuple):
     error: GuestAgentError | None = None
 
 
-class GuestConnection:
+class GuestAgentProtocol:
     """The protocol state of one connection to a guest agent.
 
     Attributes:
@@ -71,22 +71,22 @@ class GuestConnection:
         self.discarded_bytes = 0
         self._number = first_number
         self._buffer = bytearray()
-        self._scanned = 0  # the first bytes of the buffer, which contain no line feed
+        self._scanned = 0  # number of bytes at the start of the buffer that contain no line feed
         self._received = 0  # bytes since the last request
 
     def sync(self) -> GuestRequest:
-        """Return the request of a new synchronization. The reply to a pending command is no longer expected."""
+        """Return the request of a new synchronization. Stop expecting the reply to a pending command."""
         self._number = (self._number + 1) % commands.MAX_SYNC_NUMBER
         request = commands.synchronization(self._number)
         self._discard_buffer(SyncState.SYNCHRONIZING)
         self._received = 0
         return request
 
-    def send(self, name: str) -> GuestRequest:
-        """Return the request of a command. The state must be READY.
+    def start_command(self, name: str) -> GuestRequest:
+        """Return the request of a command, and wait for its reply. The state must be READY.
 
         Raises:
-            GuestCommandRefusedError: the command is not on the allow-list.
+            GuestAgentCommandRefusedError: the command is not on the allow-list.
         """
         assert self.state is SyncState.READY
         request = commands.encode(name)
@@ -108,7 +108,7 @@ class GuestConnection:
         """Parse received bytes, and yield the replies that are complete. The caller must consume the iterator to its end.
 
         Raises:
-            GuestFloodError: the guest sent too much since the last request. The connection cannot be used again.
+            GuestFloodError: the guest sent too much since the last request. Close the connection.
         """
         self._received += len(data)
         if self._received > MAX_REPLY_BYTES + MAX_SURPLUS_BYTES:
@@ -150,11 +150,11 @@ class GuestConnection:
                 return GuestReply(result)
             case {"error": {"class": str(error_class), "desc": str(desc)}}:
                 self.state = SyncState.READY
-                return GuestReply(None, GuestCommandError(error_class, desc))
+                return GuestReply(None, GuestAgentCommandError(error_class, desc))
         return self._fail_unreadable("neither a return value nor an error")
 
     def _fail_unreadable(self, reason: str) -> GuestReply:
-        """Return a reply with the error that it cannot be parsed. A synchronization must follow, because the reply may still arrive."""
+        """Return a reply with the error that it cannot be parsed. Require a synchronization, because the rest of it may still arrive."""
         self.abandon()
         return GuestReply(None, UnreadableGuestReplyError(reason))
 

@@ -1,1 +1,5 @@
-"""QMP: the commands that the agent can send, the protocol without I/O, and a client on asyncio."""
+"""QMP: the commands that the agent can send, the protocol without I/O, and a client on asyncio.
+
+Start at `commands`, which has the list of permitted commands, and at `client`, which uses `protocol` and `frames`. The package imports
+only agent.common.
+"""

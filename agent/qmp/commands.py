@@ -1,34 +1,39 @@
 """The allow-list of commands, and the only module that encodes requests.
 
 A QMP client has full control over its guest, so the list is closed: neither a config nor a bug can make the agent send another command.
-Reads change nothing that a guest or a manager can see. Each change is off until the operator enables it by name. The arguments of a
-change must have the form that is written here.
+Reads change nothing that a guest or a manager can see. Each change and each unstable command is off until the operator enables it by name.
+The arguments of such a command must have the form that this module defines.
 
-Deliberately missing: `human-monitor-command` (runs any command), `qom-list-types` and similar commands (load modules, which crashes a
-QEMU whose package was upgraded), `query-rx-filter` (re-arms an event), `query-cpus` (interrupts every vCPU), `cont` and all other actions.
+Some commands are deliberately missing. `human-monitor-command` runs any command. `qom-list-types` and similar commands load modules, which
+crashes a QEMU whose package was upgraded. `query-rx-filter` re-arms an event. `query-cpus` interrupts every vCPU. `cont` and all other
+actions change the guest.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from itertools import pairwise
 from typing import Any, NewType
 
 import orjson
 
 from agent.qmp.errors import CommandRefusedError
-from agent.qmp.queries import QUERIES, QueryPolicy
+from agent.qmp.queries import QUERIES, QueryTrigger
 
-READS = frozenset({row.name for row in QUERIES if row.policy is not QueryPolicy.REFUSED} | {"qom-get", "qom-list"})
-"""Permitted reads: every `query-*` command whose policy in the query table is not REFUSED, and the reads of QOM."""
+QMP_READS = frozenset(
+    {row.name for row in QUERIES if row.trigger not in (QueryTrigger.REFUSED, QueryTrigger.ALLOWED)}
+    | {"qom-get", "qom-list"}
+)
+"""Permitted reads: the reads of QOM, and every `query-*` command except those with the trigger REFUSED or ALLOWED in the query table."""
 
 READABLE_PROPERTIES = frozenset(
-    {"chardev", "guest-stats", "guest-stats-polling-interval", "mac", "name", "netdev", "type"}
+    {"chardev", "guest-stats", "guest-stats-polling-interval", "mac", "name", "netdev", "num-queues", "type"}
 )
-"""QOM properties that `qom-get` may read. Others are refused because a `secret` object has its secret in one (QEMU 2.6 to 11.1)."""
+"""QOM properties that `qom-get` may read. Others are refused: a property of a `secret` object contains the secret (QEMU 2.6 to 11.1)."""
 
 Request = NewType("Request", bytes)
-"""Bytes that may be written to a monitor. Only this module creates them. A client writes no other bytes, which mypy checks."""
+"""Bytes that may be written to a monitor. Only this module creates them, and clients write nothing else. mypy checks both rules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +44,25 @@ class Command:
     arguments: Mapping[str, Any] | None = None
 
 
-class Change(StrEnum):
-    """A change of a QEMU that an operator can permit in the config."""
+class QemuChange(StrEnum):
+    """A change to QEMU, or an unstable command, that an operator can permit in the config."""
 
     GUEST_STATS_INTERVAL = "guest-stats-interval"
+    LATENCY_HISTOGRAMS = "latency-histograms"
     MIGRATION_EVENTS = "migration-events"
     OWN_MONITOR = "own-monitor"
+    VIRTIO_QUEUES = "virtio-queues"
+    """Reads of virtio queues, only for disks that QEMU itself serves. For a vhost device, the command would stop the queue."""
     WRITE_THRESHOLD = "write-threshold"
 
 
 @dataclass(frozen=True, slots=True)
-class _CommandForm:
-    """A command that a change needs.
+class _PermittedCommand:
+    """A command that a `QemuChange` needs, with a check of its arguments.
 
     Attributes:
         command: the command's name.
-        matches: returns whether arguments have the permitted form.
+        matches: returns whether arguments are permitted.
     """
 
     command: str
@@ -64,7 +72,44 @@ class _CommandForm:
 _MAX_STATS_INTERVAL_SECONDS = 3600
 
 _MAX_THRESHOLD_BYTES = 2**63 - 1
-"""QEMU also accepts a negative threshold, and treats it as larger than any disk (2.3 to 11.1)."""
+"""Maximum threshold. QEMU also accepts a negative threshold, and treats it as larger than any disk (2.3 to 11.1)."""
+
+QUEUE_STATUS = "x-query-virtio-queue-status"
+"""The command that reads a virtio queue (QEMU 7.2)."""
+VIRTIO_PATH_ENDING = "/virtio-backend"
+"""Last part of the QOM path of a disk's virtio device."""
+_MAX_QUEUE = 1023
+_BOUNDARY_LISTS = ("boundaries-read", "boundaries-write", "boundaries-flush")
+"""Arguments with the boundaries of the histograms that the agent sets. It sets none for zone appends, because few disks have zones."""
+
+MAX_HISTOGRAM_BOUNDARIES = 32
+"""Maximum number of boundaries of a histogram that the agent sets. Each boundary adds three series for each disk."""
+
+
+def set_histograms_command(device: str, boundaries_ns: Sequence[int]) -> Command:
+    """Return the command that sets the latency histograms of a disk. The command replaces existing histograms.
+
+    Send it only for a disk without histograms. Many versions of QEMU (4.0 and later) take no lock for this command. Such a QEMU can crash
+    if histograms are replaced or removed while an iothread serves the disk. Setting the first histograms is safe, because QEMU uses a
+    histogram only after it is complete.
+
+    Args:
+        device: the device's id or QOM path, from the field `qdev` of query-blockstats.
+        boundaries_ns: the boundaries between the bins, in nanoseconds, ascending.
+    """
+    boundaries = {name: list(boundaries_ns) for name in _BOUNDARY_LISTS}
+    return Command("block-latency-histogram-set", {"id": device, **boundaries})
+
+
+def _are_boundaries(value: object) -> bool:
+    """Return whether a value is a list of ascending boundaries. An empty list makes some versions of QEMU read beyond the list."""
+    return (
+        isinstance(value, list)
+        and 0 < len(value) <= MAX_HISTOGRAM_BOUNDARIES
+        and all(type(bound) is int and 0 < bound < 2**63 for bound in value)
+        and all(lower < upper for lower, upper in pairwise(value))
+    )
+
 
 OWN_MONITOR_ID = "qmp-agent"
 """QEMU's id of the monitor that the agent adds, and of the monitor's character device."""
@@ -82,36 +127,36 @@ def add_monitor_commands(path: str) -> tuple[Command, Command]:
 
 
 def remove_monitor_commands() -> tuple[Command, Command]:
-    """Return the commands that undo `add_monitor_commands`, for use if the agent cannot connect to the new monitor."""
+    """Return the commands that undo `add_monitor_commands`. Send them if the agent cannot connect to the new monitor."""
     return Command("object-del", {"id": OWN_MONITOR_ID}), Command("chardev-remove", {"id": OWN_MONITOR_ID})
 
 
-def _same_json(first: object, second: object) -> bool:
-    """Return whether two values are the same JSON. `==` is not enough, because in Python 1 equals True."""
+def _is_same_json(first: object, second: object) -> bool:
+    """Return whether two values are the same JSON. `==` is not enough, because 1 equals True in Python."""
     return orjson.dumps(first, option=orjson.OPT_SORT_KEYS) == orjson.dumps(second, option=orjson.OPT_SORT_KEYS)
 
 
 def _is_own_socket(arguments: Mapping[str, Any]) -> bool:
-    """Return whether arguments of `chardev-add` are those of `add_monitor_commands`, for any absolute path that ends in `.qmp`."""
+    """Return whether arguments of `chardev-add` have the form of `add_monitor_commands`, with any absolute path that ends in `.qmp`."""
     try:
         path = arguments["backend"]["data"]["addr"]["data"]["path"]
     except (KeyError, TypeError):
         return False
     if not isinstance(path, str) or not path.startswith("/") or not path.endswith(".qmp"):
         return False
-    return _same_json(arguments, add_monitor_commands(path)[0].arguments)
+    return _is_same_json(arguments, add_monitor_commands(path)[0].arguments)
 
 
 _FORMS_BY_CHANGE = {
-    Change.OWN_MONITOR: (
-        _CommandForm("chardev-add", _is_own_socket),
+    QemuChange.OWN_MONITOR: (
+        _PermittedCommand("chardev-add", _is_own_socket),
         *(
-            _CommandForm(command.name, partial(_same_json, command.arguments))
+            _PermittedCommand(command.name, partial(_is_same_json, command.arguments))
             for command in (add_monitor_commands("")[1], *remove_monitor_commands())
         ),
     ),
-    Change.GUEST_STATS_INTERVAL: (
-        _CommandForm(
+    QemuChange.GUEST_STATS_INTERVAL: (
+        _PermittedCommand(
             "qom-set",
             lambda a: (
                 a.keys() == {"path", "property", "value"}
@@ -121,8 +166,8 @@ _FORMS_BY_CHANGE = {
             ),
         ),
     ),
-    Change.WRITE_THRESHOLD: (
-        _CommandForm(
+    QemuChange.WRITE_THRESHOLD: (
+        _PermittedCommand(
             "block-set-write-threshold",
             lambda a: (
                 a.keys() == {"node-name", "write-threshold"}
@@ -132,9 +177,32 @@ _FORMS_BY_CHANGE = {
             ),
         ),
     ),
-    Change.MIGRATION_EVENTS: (
-        _CommandForm(
-            "migrate-set-capabilities", partial(_same_json, {"capabilities": [{"capability": "events", "state": True}]})
+    QemuChange.LATENCY_HISTOGRAMS: (
+        _PermittedCommand(
+            "block-latency-histogram-set",
+            lambda a: (
+                a.keys() == {"id", *_BOUNDARY_LISTS}  # without boundaries, the command removes all histograms
+                and isinstance(a["id"], str)
+                and all(_are_boundaries(a[name]) for name in _BOUNDARY_LISTS)
+            ),
+        ),
+    ),
+    QemuChange.VIRTIO_QUEUES: (
+        _PermittedCommand(
+            QUEUE_STATUS,
+            lambda a: (
+                a.keys() == {"path", "queue"}
+                and isinstance(a["path"], str)
+                and a["path"].endswith(VIRTIO_PATH_ENDING)
+                and type(a["queue"]) is int
+                and 0 <= a["queue"] <= _MAX_QUEUE
+            ),
+        ),
+    ),
+    QemuChange.MIGRATION_EVENTS: (
+        _PermittedCommand(
+            "migrate-set-capabilities",
+            partial(_is_same_json, {"capabilities": [{"capability": "events", "state": True}]}),
         ),
     ),
 }
@@ -143,16 +211,16 @@ _FORMS_BY_CHANGE = {
 class AllowList:
     """Encodes permitted commands and refuses all others."""
 
-    def __init__(self, changes: Iterable[Change] = ()) -> None:
+    def __init__(self, changes: Iterable[QemuChange] = ()) -> None:
         self.permit_only(changes)
-        self._encoded_reads = {name: Request(b'{"execute":"%b"}' % name.encode()) for name in READS - {"qom-get"}}
+        self._encoded_reads = {name: Request(b'{"execute":"%b"}' % name.encode()) for name in QMP_READS - {"qom-get"}}
 
-    def permit_only(self, changes: Iterable[Change]) -> None:
-        """Permit these changes and no others from now on, on open connections, too."""
+    def permit_only(self, changes: Iterable[QemuChange]) -> None:
+        """Permit exactly these changes from now on. This also applies to open connections."""
         self._permitted_forms = [form for change in changes for form in _FORMS_BY_CHANGE[change]]
 
     def encode(self, command: Command) -> Request:
-        """Return an in-band request. It is compact, without id and newline, because QEMU reads its monitor a byte at a time.
+        """Return an in-band request. It is short, without id and newline, because QEMU reads its monitor a byte at a time.
 
         Raises:
             CommandRefusedError: the command is neither a permitted read nor a permitted change with arguments of the permitted form.
@@ -167,7 +235,7 @@ class AllowList:
         """Return the requests of several commands for one write.
 
         Raises:
-            CommandRefusedError: one of the commands is not permitted. No command is encoded then.
+            CommandRefusedError: one of the commands is not permitted.
         """
         return Request(b"".join(map(self.encode, commands)))
 
@@ -175,7 +243,7 @@ class AllowList:
         if command.name == "qom-get":
             name = (command.arguments or {}).get("property")
             return isinstance(name, str) and name in READABLE_PROPERTIES
-        return command.name in READS
+        return command.name in QMP_READS
 
     def _is_permitted_change(self, command: Command) -> bool:
         return any(
@@ -184,7 +252,7 @@ class AllowList:
 
 
 def negotiation_request(*, oob: bool) -> Request:
-    """Return the request that ends capability negotiation; `oob` enables out-of-band execution, which QEMU must have offered."""
+    """Return the request that ends capability negotiation. `oob` enables out-of-band execution, if QEMU has offered it."""
     if oob:
         return Request(b'{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}')
     return Request(b'{"execute":"qmp_capabilities"}')

@@ -2,11 +2,11 @@
 
 
 class QmpError(Exception):
-    """Base class of these exceptions. Each is a failure of one monitor, not of the agent."""
+    """Base class of the errors of one monitor. They do not affect other monitors."""
 
 
 class ProtocolError(QmpError):
-    """The peer does not speak QMP. The connection cannot be used any more."""
+    """The peer does not speak QMP, so the agent cannot use the connection any more."""
 
 
 class UnreadRequestsError(QmpError):
@@ -22,7 +22,7 @@ class DeniedError(NotConnectedError):
 
 
 class PreemptedError(NotConnectedError):
-    """The agent closed the connection because a preferred monitor of the VM became available."""
+    """The agent closed the connection, because a monitor of better priority for the same VM became available."""
 
 
 class MigratedAwayError(NotConnectedError):
@@ -54,7 +54,7 @@ class UnreadableReplyError(QmpError):
 
 
 class UnclearReplyError(UnreadableReplyError):
-    """The command fails because of an unreadable message that may be the reply to this command or to another one."""
+    """An unreadable message may be the reply to this command or to another one, so the command fails."""
 
 
 class CommandError(QmpError):

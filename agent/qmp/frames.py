@@ -1,8 +1,8 @@
-"""Framing of the QMP byte stream: bytes in, JSON values out, and an `UnreadableMessage` for each message that cannot be read. Pure.
+"""Framing of the QMP byte stream: bytes in, and a JSON value or an `UnreadableMessage` out for each message. Pure.
 
 QEMU ends every message with CR LF and escapes control characters inside strings, so a line end is a message's end. A monitor with
-`pretty=on` sends a message as several lines: `{`, indented lines, `}`. By these rules of QEMU 2.6 to 11.1, the splitter finds the end of
-a damaged message and reads the next message.
+`pretty=on` sends a message as several lines: `{`, indented lines, `}`. With these rules of QEMU 2.6 to 11.1, the splitter finds the end
+of a damaged message, and then reads the next message.
 """
 
 import re
@@ -16,7 +16,7 @@ _BLANK = b" \t\r"
 _HEAD_BYTES = 64
 _FIRST_KEY = re.compile(rb'\{\s*"(return|error|timestamp|event|id)"')
 _MESSAGE_BOUNDARY = re.compile(rb'\}\s*\{\s*"(return|error|timestamp|event|id)"')
-"""Matches where a message ends and another one begins on the same line. Inside one message, a comma separates two objects."""
+"""Matches the end of a message and the start of another one on the same line. Inside one message, a comma separates two objects."""
 _ID_AT_END = re.compile(rb'"id":\s*\d+[\s}]*\Z')
 
 
@@ -29,7 +29,7 @@ class MessageKind(Enum):
     """A reply to a probe or a marker."""
     EVENT = auto()
     UNKNOWN = auto()
-    """The text has several messages, or does not begin as a message of QEMU."""
+    """The text contains several messages, or does not begin like a message from QEMU."""
 
 
 class UnreadableMessage(NamedTuple):
@@ -59,7 +59,7 @@ class FrameSplitter:
         self._scanned = 0  # number of bytes at the start of the buffer that were searched for a line end
         # The lines of a pretty-printed message whose end has not arrived. A list of short lines would take 20 times the memory.
         self._lines = bytearray()
-        self._lines_bytes = 0  # total length of these lines, also beyond the limit
+        self._lines_bytes = 0  # total length of these lines, which may exceed the limit
 
     def receive(self, data: bytes) -> Iterator[Any]:
         """Yield the JSON value of each message that these bytes complete, or an UnreadableMessage. Consume the iterator to its end."""
@@ -88,9 +88,8 @@ class FrameSplitter:
 
     def _add_pretty_line(self, text: bytes, *, indented: bool) -> Iterator[Any]:
         """Add a line to the pretty-printed message. Yield the message if the line ends it, or begins the next message."""
-        if (
-            self._lines and not indented and text[0] == 0x7B
-        ):  # `{` begins the next message, and the end of this message is missing
+        # `{` without indentation begins the next message, so the end of this message is missing.
+        if self._lines and not indented and text[0] == 0x7B:
             yield self._make_unreadable(self._take_pretty_lines(), "the message has no end")
             if text != b"{":
                 yield self._parse_message(text, len(text))

@@ -1,15 +1,15 @@
 """The QMP protocol: bytes in, messages out. Pure: no socket, no clock, no asyncio.
 
-A `Connection` holds the state of one connection. `receive` takes the bytes that arrived and yields the messages that they complete; `send`
-and `probe` return bytes to write. `receive` raises ProtocolError only; any other exception is a bug. The messages do not depend on how the
-bytes are cut into chunks.
+A `Connection` holds the state of one connection. `receive` takes received bytes and yields the messages that they complete. `send` and
+`probe` return bytes to write. `receive` raises only ProtocolError; any other exception is a bug. The messages do not depend on how the
+bytes are split into chunks.
 
-Facts about QEMU 2.6 to 11.1: in-band replies arrive in the order of the commands; an out-of-band reply has the id of its request; an event
-can arrive between any two messages, also before the greeting.
+Facts about QEMU 2.6 to 11.1: in-band replies arrive in the order of the commands. An out-of-band reply has the id of its request. An event
+can arrive between any two messages, and even before the greeting.
 
-An unreadable message does not end a negotiated connection. It can be the reply to a command, and then this command fails. If it can be
-the reply to several commands, all pending commands fail, and later replies cannot be assigned to commands. So a marker, a command with an
-id, is sent alone before the next batch. The replies after the marker's reply belong to that batch.
+An unreadable message does not end a negotiated connection. If it is clearly a reply, the oldest pending command fails. If its kind is
+unknown, all pending commands fail, and it is unknown which command the next reply belongs to. A marker ends this state. It is a command
+with an id that is sent alone before the next batch. The replies after the marker's reply belong to that batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -63,8 +63,8 @@ class Greeting:
 UNKNOWN_VERSION = (0, 0, 0)
 
 
-def parse_version(version: Any, *, oob: bool) -> Greeting:
-    """Return a greeting with the version in the reply to query-version, which is also a part of QEMU's greeting."""
+def greeting_with_version(version: Any, *, oob: bool) -> Greeting:
+    """Return a greeting with a version. QEMU sends the version in its greeting and in the reply to query-version."""
     version = version if isinstance(version, dict) else {}
     numbers = version.get("qemu")
     numbers = numbers if isinstance(numbers, dict) else {}
@@ -111,7 +111,7 @@ class Event(NamedTuple):
     time_ns: int | None
 
 
-class SkippedMessages(NamedTuple):
+class SkippedQmpMessages(NamedTuple):
     """Total numbers of skipped messages, by reason.
 
     Attributes:
@@ -142,15 +142,15 @@ class Connection:
     Attributes:
         state: the progress of the handshake.
         oob: whether QEMU offers out-of-band execution.
-        skipped: numbers of skipped messages. The object changes only when a message is skipped.
-        out_of_step: whether replies cannot be assigned to commands. The reply to a marker ends this.
+        skipped: numbers of skipped messages. A new object replaces it when a message is skipped.
+        out_of_sync: whether it is unknown which command the next reply belongs to. The reply to the newest marker ends this state.
     """
 
     def __init__(self, allow: AllowList, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
         self.state = ConnectionState.GREETING
         self.oob = False
-        self.skipped = SkippedMessages()
-        self.out_of_step = False
+        self.skipped = SkippedQmpMessages()
+        self.out_of_sync = False
         self._allow = allow
         self._frames = FrameSplitter(max_message_bytes)
         self._pending: list[Command] = []
@@ -158,9 +158,9 @@ class Connection:
         self._probe = 0
         """Id of the pending probe; 0 if none is pending."""
         self._markers: list[int] = []  # ids of the markers without a reply
-        self._marker_is_in_flight = False  # whether QEMU certainly has not replied to the newest marker
-        self._unreadable_replies = 0  # upper bound of the unreadable replies since replies were in step
-        self._requests_in_qemu = 0  # upper bound of the requests in QEMU, markers included, while out of step
+        self._marker_is_in_flight = False  # True if QEMU has certainly not replied to the newest marker
+        self._unreadable_replies = 0  # upper bound of the unreadable replies since replies were in sync
+        self._requests_in_qemu = 0  # upper bound of the requests in QEMU, markers included, while out of sync
 
     @property
     def replies_due(self) -> int:
@@ -169,18 +169,18 @@ class Connection:
 
     @property
     def oldest_pending(self) -> str:
-        """Name of the command that QEMU is executing, whose reply is due next; empty if no reply is due."""
+        """Name of the command that QEMU is executing; empty if no reply is due."""
         return self._pending[0].name if self._pending else ""
 
     def receive(self, data: bytes) -> Iterator[Message]:
         """Yield the messages that these bytes complete. Consume the iterator to its end.
 
         Raises:
-            ProtocolError: the bytes are not QMP. All messages before these bytes were yielded. Close the connection.
+            ProtocolError: the bytes are not QMP. All earlier messages were yielded. Close the connection.
         """
         for value in self._frames.receive(data):
             try:
-                message = self._message_of(value)
+                message = self._to_message(value)
             except _UnreadableError as error:
                 yield from self._fail_affected_commands(error.kind, str(error))
                 continue
@@ -188,25 +188,25 @@ class Connection:
                 yield message
 
     def negotiate(self) -> Request:
-        """Return the bytes that answer a greeting; they enable `oob` if QEMU offered it."""
+        """Return the bytes that answer a greeting. They enable out-of-band execution if QEMU offered it."""
         assert self.state is ConnectionState.NEGOTIATING
         return commands.negotiation_request(oob=self.oob)
 
     def send(self, batch: Sequence[Command]) -> Request:
-        """Return the bytes of in-band commands for one write; the replies arrive in this order.
+        """Return the bytes of in-band commands for one write. The replies arrive in the order of the commands.
 
         Args:
-            batch: at most `MAX_COMMANDS_IN_FLIGHT` commands. While `out_of_step`, send markers instead.
+            batch: at most `MAX_COMMANDS_IN_FLIGHT` commands. While `out_of_sync`, send markers instead.
 
         Raises:
-            CommandRefusedError: one of the commands is not on the allow-list. No bytes must be written then.
+            CommandRefusedError: one of the commands is not on the allow-list, so nothing may be written.
             StalledError: an earlier reply is still due.
         """
         assert self.state is ConnectionState.READY
         assert len(batch) <= MAX_COMMANDS_IN_FLIGHT
         if self._pending:
-            raise StalledError(f"{len(self._pending)} replies are still due, first {self.oldest_pending}")
-        assert not self.out_of_step
+            raise StalledError(f"{len(self._pending)} replies are still due, the first to {self.oldest_pending}")
+        assert not self.out_of_sync
         data = self._allow.encode_all(batch)
         self._pending.extend(batch)
         return data
@@ -222,10 +222,10 @@ class Connection:
     def next_marker(self) -> Request | None:
         """Return the bytes of a marker; None if no marker is due.
 
-        No marker is due while replies can be assigned to commands, or while a marker is in flight. If QEMU may have
-        `MAX_COMMANDS_IN_FLIGHT` requests, a marker is due after the next reply.
+        No marker is due while replies can be assigned to commands, or while a marker is in flight. While QEMU may have
+        `MAX_COMMANDS_IN_FLIGHT` requests, no marker is due before the next reply.
         """
-        if not self.out_of_step or self._marker_is_in_flight or self._requests_in_qemu >= MAX_COMMANDS_IN_FLIGHT:
+        if not self.out_of_sync or self._marker_is_in_flight or self._requests_in_qemu >= MAX_COMMANDS_IN_FLIGHT:
             return None
         self._last_id += 1
         self._markers.append(self._last_id)
@@ -241,17 +241,17 @@ class Connection:
         return self._probe, commands.probe_request(self._probe)
 
     def _fail_affected_commands(self, kind: MessageKind, reason: str) -> Iterator[Reply | ProbeReply]:
-        """Yield a failed reply for each command that may have lost its reply because of an unreadable message.
+        """Yield an error reply for each command whose reply may be an unreadable message.
 
-        The unreadable message may be the reply to a pending probe. It then counts as this reply.
+        If a probe is pending, the unreadable message also counts as the probe's reply.
 
         Args:
             kind: the message's kind, guessed from its text.
             reason: why the message cannot be read.
 
         Raises:
-            ProtocolError: the message arrived during the handshake, so the peer does not speak QMP; or all replies that can still arrive
-                may have been unreadable, those to markers included, so that no command will ever get a reply.
+            ProtocolError: the message arrived during the handshake, so the peer does not speak QMP. Or so many messages were unreadable
+                that no command will ever get a reply.
         """
         if self.state is not ConnectionState.READY:
             raise ProtocolError(reason)
@@ -261,10 +261,10 @@ class Connection:
             yield ProbeReply(number)
         failed = self._count_affected(kind)
         if failed and kind is MessageKind.UNKNOWN:
-            self.out_of_step, self._requests_in_qemu = True, failed
+            self.out_of_sync, self._requests_in_qemu = True, failed
         if kind is MessageKind.UNKNOWN:
             self._marker_is_in_flight = False  # the message may have been the reply to the marker
-        if self.out_of_step:
+        if self.out_of_sync:
             self._unreadable_replies += 1
         error_type = UnreadableReplyError if failed == 1 else UnclearReplyError
         for _ in range(failed):
@@ -274,25 +274,25 @@ class Connection:
             raise ProtocolError(f"no reply can be read: {reason}")
 
     def _correct_kind(self, kind: MessageKind) -> MessageKind:
-        """Correct the guessed kind of an unreadable message by the requests that are pending."""
+        """Return the kind of an unreadable message: the guessed kind, corrected by the requests that are pending."""
         if kind is MessageKind.EVENT:
             return kind
-        if self.out_of_step:  # the message is the reply to the marker or to an earlier batch
+        if self.out_of_sync:  # the message is the reply to the marker or to an earlier batch
             return MessageKind.UNKNOWN
         if kind is MessageKind.REPLY_WITH_ID and not self._probe:  # the `id` is part of the reply's value
             return MessageKind.REPLY
-        if kind is MessageKind.REPLY and self._probe:  # a reply to a command, or a reply to the probe that lost its id
+        if kind is MessageKind.REPLY and self._probe:  # the reply to a command, or the probe's reply without its id
             return MessageKind.UNKNOWN
         return kind
 
     def _count_affected(self, kind: MessageKind) -> int:
-        """Return the number of pending commands that fail because of an unreadable message of this kind, oldest first."""
+        """Return how many of the oldest pending commands fail because of an unreadable message of this kind."""
         if kind is MessageKind.UNKNOWN:
             return len(self._pending)
         return min(1, len(self._pending)) if kind is MessageKind.REPLY else 0
 
-    def _message_of(self, value: Any) -> Message | None:
-        """Return the message that a JSON value is; None if it is a reply without a consumer.
+    def _to_message(self, value: Any) -> Message | None:
+        """Convert a JSON value to a message. Return None for a reply that no command waits for.
 
         Raises:
             _UnreadableError: the value is not a message.
@@ -329,7 +329,7 @@ class Connection:
         offered = body.get("capabilities")
         self.oob = isinstance(offered, list) and "oob" in offered
         self.state = ConnectionState.NEGOTIATING
-        return parse_version(body.get("version"), oob=self.oob)
+        return greeting_with_version(body.get("version"), oob=self.oob)
 
     def _accept_reply(self, value: dict[str, Any]) -> Message | None:
         error: CommandError | None = None
@@ -346,7 +346,7 @@ class Connection:
             return Ready()
         if "id" in value:
             return self._accept_reply_with_id(value["id"])
-        if self.out_of_step:
+        if self.out_of_sync:
             self._count_skipped("stray")
             self._requests_in_qemu = max(self._requests_in_qemu - 1, len(self._markers))
             return None
@@ -373,7 +373,7 @@ class Connection:
         """
         self._markers = [marker for marker in self._markers if marker > number]
         self._requests_in_qemu = len(self._markers)
-        self.out_of_step = bool(self._markers)
+        self.out_of_sync = bool(self._markers)
         self._unreadable_replies = 0
 
     def _accept_event(self, value: dict[str, Any]) -> Event:

@@ -1,7 +1,8 @@
-"""The query table: one row for each `query-*` command of QEMU 2.6 to 11.1, with its policy and the reason.
+"""The query table: one row for each `query-*` command of QEMU 2.6 to 11.1. A row states when the agent sends the command, and why.
 
-agent/qmp/commands.py permits the commands of this table whose policy is not REFUSED, and no other `query-*` command. A test compares the
-rows with the commands that the collectors send. Before you change a row, find out what the command does to a guest.
+agent/qmp/commands.py permits only `query-*` commands in this table, and none with the trigger REFUSED. It permits a command with the
+trigger ALLOWED only if the config allows it by name. A test compares the rows with the commands that the collectors send. Before you
+change a row, find out what the command does to a guest.
 """
 
 from collections.abc import Mapping
@@ -9,20 +10,22 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class QueryPolicy(StrEnum):
+class QueryTrigger(StrEnum):
     """When the agent sends a query."""
 
     POLLED = "at an interval"
     EVENT = "after an event"
-    """Also at attach and at each resync."""
+    """After an event that can change the result, at attach and at each resync."""
     ATTACH = "at attach"
-    """Also at each resync."""
+    """At attach and at each resync."""
     BUILD = "once per build"
     """At attach to the first VM that runs this build of QEMU."""
     STALLED = "while stalled"
-    """Out of band, after a reply is overdue."""
+    """Out of band, while a reply is overdue."""
+    ALLOWED = "if allowed"
+    """If the config allows it by name, because the command is unstable in QEMU."""
     REFUSED = "never"
-    """The allow-list does not have the command."""
+    """The agent never sends the command, because it is not on the allow-list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +34,16 @@ class Query:
 
     Attributes:
         name: the command's name in QEMU; a trailing `*` matches every command with that prefix.
-        policy: when the agent sends the command.
+        trigger: when the agent sends the command.
         reason: what the command is for, or why the agent does not send it.
     """
 
     name: str
-    policy: QueryPolicy
+    trigger: QueryTrigger
     reason: str
 
 
-_POLLED, _EVENT, _ATTACH, _REFUSED = QueryPolicy.POLLED, QueryPolicy.EVENT, QueryPolicy.ATTACH, QueryPolicy.REFUSED
+_POLLED, _EVENT, _ATTACH, _REFUSED = QueryTrigger.POLLED, QueryTrigger.EVENT, QueryTrigger.ATTACH, QueryTrigger.REFUSED
 
 _REASON_FIXED = "Describes the build or the command line of QEMU, which does not change"
 _REASON_LOADS_MODULES = "Lists types, which loads modules: this can crash a QEMU whose package was upgraded"
@@ -84,7 +87,7 @@ QUERIES = (
         _REFUSED,
         "Describes the command line of this build, for management; loads modules.",
     ),
-    Query("query-commands", QueryPolicy.BUILD, "Names of the supported commands, so that the agent sends no others."),
+    Query("query-commands", QueryTrigger.BUILD, "Names of the supported commands, so that the agent sends no others."),
     Query("query-cpu-definitions", _REFUSED, f"{_REASON_LOADS_MODULES}."),
     Query("query-cpu-model-baseline", _REFUSED, f"{_REASON_CPU_MODELS}."),
     Query("query-cpu-model-comparison", _REFUSED, f"{_REASON_CPU_MODELS}."),
@@ -166,8 +169,14 @@ QUERIES = (
     Query("query-vnc", _REFUSED, "Reports one display only; query-vnc-servers reports all."),
     Query("query-vnc-servers", _EVENT, "VNC displays and their clients."),
     Query("query-xen-replication-status", _REFUSED, "For the manager of a Xen guest's replication."),
-    Query("query-yank", QueryPolicy.STALLED, "QEMU replies while its main loop hangs, which shows which part hangs."),
+    Query("query-yank", QueryTrigger.STALLED, "QEMU replies while its main loop hangs, which shows which part hangs."),
     Query("x-query-*", _REFUSED, "Text for debugging QEMU, in an unstable format."),
+    Query(
+        "x-query-virtio-queue-status",
+        QueryTrigger.ALLOWED,
+        "Requests in the queues of a virtio disk that completes none, with `allow.virtio_queues`. Never sent for a vhost device, whose "
+        "queue it would stop: only for devices of the type `virtio-blk-device`.",
+    ),
 )
 
 

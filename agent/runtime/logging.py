@@ -1,4 +1,4 @@
-"""The agent's own log: text for a terminal or for systemd's journal, else JSON. Each entry is one line, whatever it contains."""
+"""The agent's own log: text for a terminal or for systemd's journal, else JSON. Each entry is exactly one line."""
 
 import logging
 import os
@@ -43,7 +43,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def _one_line_text(record: logging.LogRecord) -> str:
-    """Return the message as one line without control characters. An exception follows it, with the place where it was raised."""
+    """Return the message as one line without control characters. If there is an exception, append it with the place that raised it."""
     text = record.getMessage()
     if record.exc_info and record.exc_info[1] is not None:
         trace, error = record.exc_info[2], record.exc_info[1]
@@ -59,7 +59,7 @@ def configure_logging(level: str, form: Literal["auto", "text", "json"]) -> None
 
     Args:
         level: the least severe level to log, such as `info`.
-        form: the format, as `log.format` in the config.
+        form: the format, like `log.format` in the config.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_choose_formatter(form))

@@ -1,8 +1,8 @@
 """Notifications to systemd, sd_notify(3): ready, status, watchdog, stopping.
 
-The agent sends watchdog pings only while it makes progress. It is a bug if the event loop runs and no VM is polled. Then the agent sends no
-pings, and systemd restarts it. A restart does not help if a QEMU stalls, or if Kafka or a disk fails. Then the pings continue, and /readyz
-reports the failure.
+The agent sends watchdog pings only while it makes progress. If the event loop runs but no VM is polled, the agent has a bug. It then sends
+no pings, so systemd restarts it. If a QEMU stalls, or Kafka or a disk fails, a restart does not help. In these cases the pings continue,
+and /readyz reports the failure.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 _log = logging.getLogger("agent")
 
 STATUS_SECONDS = 10.0
-"""Interval of the status line without a watchdog."""
+"""Time between two status lines if systemd has no watchdog for the agent."""
 
 
 class SystemdNotifier:
@@ -32,7 +32,7 @@ class SystemdNotifier:
         self.watchdog_seconds = int(timeout) / 1e6 if for_this_process and timeout.isdecimal() else 0.0
 
     def notify(self, **fields: str) -> None:
-        """Send fields such as READY="1". Does not block. Does nothing if the socket is missing."""
+        """Send fields such as READY="1" without blocking. Do nothing if the socket is missing."""
         if not self._path:
             return
         address = "\0" + self._path[1:] if self._path.startswith("@") else self._path
@@ -44,7 +44,7 @@ class SystemdNotifier:
         """Send the status line and watchdog pings, three per watchdog timeout, until cancelled.
 
         Args:
-            hang_reason: returns why the agent makes no progress; empty if it makes progress. Pings are sent only while it is empty.
+            hang_reason: returns why the agent makes no progress, or an empty text. Pings are sent only while the text is empty.
             status: returns the status line.
         """
         if not self._path:

@@ -3,15 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
+from agent.alerts.catalogue import ALERT_CATALOGUE
 from agent.alerts.pool_levels import PoolMeasure
-from agent.alerts.rules import ALERTS
+from agent.alerts.store import CUSTOM
 from agent.alerts.threshold_types import DetectedBy, LimitedBy
 from agent.delivery.drops import DropReason
 from agent.host.pools.base import PoolKind
-from agent.model.agent_life import AGENT_LIFE
+from agent.model.agent_lifecycle import AGENT_LIFECYCLE
 from agent.model.event_row import Category
 from agent.model.family import Family, Field, FieldKind
-from agent.model.metrics import FAMILIES, TRANSITIONS
+from agent.model.metrics import FAMILIES, TRANSITION_FAMILIES
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.pool import POOL
 from agent.model.schema_versions import EVENT_SCHEMA, schema_uri
@@ -61,9 +62,11 @@ def published_schemas() -> dict[str, dict[str, Any]]:
 
 
 def _schemas_by_type() -> dict[str, dict[str, Any]]:
-    """Return the schema of `data` by record type, without events: the data of all events have one schema."""
+    """Return the schema of `data` for each record type except events, because all events share one schema."""
     data_schemas = {family.type: _sample_schema(family) for family in FAMILIES if family is not BLOCK_SPACE}
-    data_schemas |= {f"qemu.{family.name}": _sample_schema(family) for family in (*TRANSITIONS, *AGENT_LIFE, *STATES)}
+    data_schemas |= {
+        f"qemu.{family.name}": _sample_schema(family) for family in (*TRANSITION_FAMILIES, *AGENT_LIFECYCLE, *STATES)
+    }
     data_schemas |= {
         f"qemu.vm.{change}": _object_schema(change_fields, required=needed)
         for change, (change_fields, needed) in LIFECYCLE_CHANGES.items()
@@ -81,9 +84,10 @@ def _schemas_by_type() -> dict[str, dict[str, Any]]:
         data_schemas[f"qemu.alert.{alert}"] = _object_schema(
             _POOL_ALERT_FIELDS | {"alert": {"const": alert}} | properties, required=required
         )
-    for alert in sorted(ALERTS):
+    for alert in sorted({*ALERT_CATALOGUE, CUSTOM} - {"write_threshold", *POOL_ALERTS}):
+        name = NONEMPTY_TEXT if alert == CUSTOM else {"const": alert}
         body = _object_schema(
-            _ALERT_FIELDS | {"alert": {"const": alert}, "help": NONEMPTY_TEXT, "event": NONEMPTY_TEXT},
+            _ALERT_FIELDS | {"alert": name, "help": NONEMPTY_TEXT, "event": NONEMPTY_TEXT},
             required=("alert", "state", "fingerprint"),
         )
         data_schemas[f"qemu.alert.{alert}"] = body | {"additionalProperties": True}
@@ -136,7 +140,7 @@ _ALERT_FIELDS: dict[str, Any] = {
         "type": "string",
         "description": "What resolved the alert: an event such as RESUME, running, run_state, space, level_gone, replaced, repaired, "
         "unplugged, responsive, pool_unused, unmounted, thawed, clock, disabled, time, migration, migrated, located, uuid_unique, "
-        "connected or vm_gone.",
+        "connected, condition, covered by another alert, subject_gone, silenced, rule_gone or vm_gone.",
     },
 }
 
@@ -199,7 +203,7 @@ POOL_ALERTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "pool_unresponsive": ({"help": NONEMPTY_TEXT}, ()),
 }
-"""Further fields of the alerts of pools, and those that are required."""
+"""For each alert of pools: its further fields, and the names of the required ones."""
 
 _DROPPED_RECORDS_FIELDS = {
     "reason": {"enum": [drop.value for drop in DropReason]},

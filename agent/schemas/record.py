@@ -11,97 +11,105 @@ _EVENT_PATTERN = r"^qemu\.event\.[a-z][a-z0-9_]*$"
 _SEQUENCE_PATTERN = f"^[0-9A-HJKMNP-TV-Z]{{10}}[0-9]{{{DIGITS}}}$"
 
 
+_IDENTITY: dict[str, Any] = {
+    "specversion": {"const": "1.0"},
+    "id": {
+        "type": "string",
+        "pattern": "^[0-9A-HJKMNP-TV-Z]{10}-[0-9]+$",
+        "description": "Unique: deduplicate on it.",
+    },
+    "source": {
+        "type": "string",
+        "pattern": "^/hosts/[^/]+(/(vms|monitors)/[^/]+|/state(/(vms|alerts)/[^/]+)?)?$",
+        "format": "uri-reference",
+    },
+}
+"""Schemas of the attributes that identify a record, by attribute."""
+
+_ATTRIBUTES: dict[str, Any] = {
+    "subject": {**NONEMPTY_TEXT, "description": "Device, node, job or other subject within the VM."},
+    "time": {"type": "string", "format": "date-time"},
+    "host": NONEMPTY_TEXT,
+    "vmuuid": {"type": "string", "format": "uuid"},
+    "vmname": NONEMPTY_TEXT,
+    "vmnamespace": {**NONEMPTY_TEXT, "description": "The VM's namespace in Kubernetes; absent for other VMs."},
+    "dataschema": {
+        "type": "string",
+        "pattern": "^urn:qmp-agent:[a-z][a-z0-9_.]*:[1-9][0-9]*$",
+        "format": "uri",
+    },
+    "severitytext": {"enum": [severity.text for severity in Severity]},
+    "severitynumber": {"enum": [severity.number for severity in Severity]},
+    "sequence": {
+        "type": "string",
+        "pattern": _SEQUENCE_PATTERN,
+        "description": "Position among the records of the source, over all runs of the agent; compare it as text.",
+    },
+    "previoussequence": {
+        "type": "string",
+        "pattern": _SEQUENCE_PATTERN,
+        "description": "The sequence of the source's previous record in this topic; absent if the agent does not know it, and in all "
+        "states, because Kafka deletes older states.",
+    },
+    "recordedtime": {
+        "type": "string",
+        "format": "date-time",
+        "description": "When the agent made the record; absent if that was less than 100 ms from `time`.",
+    },
+    "sampledrate": {
+        "type": "integer",
+        "minimum": 2,
+        "description": "Number of events that were coalesced into the record; absent for a single event.",
+    },
+    "causationid": {
+        **NONEMPTY_TEXT,
+        "description": "The id of the record of the event or sample that caused this record; absent if unknown.",
+    },
+    "partitionkey": {
+        **NONEMPTY_TEXT,
+        "description": "Kafka key: the VM's UUID, else its monitor; the host for the agent's own records; the source for states.",
+    },
+}
+"""Schemas of the attributes that describe a record, by attribute."""
+
+_REQUIRED = [
+    "specversion",
+    "id",
+    "source",
+    "type",
+    "time",
+    "host",
+    "dataschema",
+    "severitytext",
+    "severitynumber",
+    "sequence",
+    "partitionkey",
+    "data",
+]
+"""Names of the members that every record has."""
+
+
 def record_schema() -> dict[str, Any]:
     """Return the JSON schema of a record: CloudEvents attributes, extensions, and the data of each record type."""
     by_type = data_schemas()
     event_data = by_type.pop(EVENT_SCHEMA)
+    types = {"anyOf": [{"enum": sorted(by_type)}, {"type": "string", "pattern": _EVENT_PATTERN}]}
     return {
         "$schema": DIALECT,
         "title": "Record of qmp-agent: a CloudEvents 1.0 event in JSON structured mode",
         "type": "object",
-        "properties": {
-            "specversion": {"const": "1.0"},
-            "id": {
-                "type": "string",
-                "pattern": "^[0-9A-HJKMNP-TV-Z]{10}-[0-9]+$",
-                "description": "Unique: deduplicate on it.",
-            },
-            "source": {
-                "type": "string",
-                "pattern": "^/hosts/[^/]+(/(vms|monitors)/[^/]+|/state(/(vms|alerts)/[^/]+)?)?$",
-                "format": "uri-reference",
-            },
-            "type": {
-                "anyOf": [
-                    {"enum": sorted(by_type)},
-                    {"type": "string", "pattern": _EVENT_PATTERN},
-                ]
-            },
-            "subject": {**NONEMPTY_TEXT, "description": "Device, node, job or other subject within the VM."},
-            "time": {"type": "string", "format": "date-time"},
-            "datacontenttype": {"const": "application/json"},
-            "host": NONEMPTY_TEXT,
-            "vmuuid": {"type": "string", "format": "uuid"},
-            "vmname": NONEMPTY_TEXT,
-            "dataschema": {
-                "type": "string",
-                "pattern": "^urn:qmp-agent:[a-z][a-z0-9_.]*:[1-9][0-9]*$",
-                "format": "uri",
-            },
-            "severitytext": {"enum": [severity.text for severity in Severity]},
-            "severitynumber": {"enum": [severity.number for severity in Severity]},
-            "sequence": {
-                "type": "string",
-                "pattern": _SEQUENCE_PATTERN,
-                "description": "Position among the records of the source, over all runs of the agent; compare it as text.",
-            },
-            "previoussequence": {
-                "type": "string",
-                "pattern": _SEQUENCE_PATTERN,
-                "description": "The sequence of the source's previous record of this kind in this topic; absent in the first one of a run.",
-            },
-            "recordedtime": {"type": "string", "format": "date-time", "description": "When the agent made the record."},
-            "sampledrate": {
-                "type": "integer",
-                "minimum": 2,
-                "description": "Number of events that were coalesced into the record; absent for a single event.",
-            },
-            "causationid": {
-                **NONEMPTY_TEXT,
-                "description": "The id of the record of the event or sample that caused this record; absent if unknown.",
-            },
-            "partitionkey": {
-                **NONEMPTY_TEXT,
-                "description": "Kafka key: the VM's UUID, else its monitor; the host for the agent's own records; the source for states.",
-            },
-            "data": {"type": "object"},
-        },
-        "required": [
-            "specversion",
-            "id",
-            "source",
-            "type",
-            "time",
-            "datacontenttype",
-            "host",
-            "dataschema",
-            "severitytext",
-            "severitynumber",
-            "sequence",
-            "recordedtime",
-            "partitionkey",
-            "data",
-        ],
+        "properties": {**_IDENTITY, "type": types, **_ATTRIBUTES, "data": {"type": "object"}},
+        "required": _REQUIRED,
         "additionalProperties": False,
         "allOf": [
-            *(_rule({"const": name}, name, body) for name, body in sorted(by_type.items())),
-            _rule({"pattern": _EVENT_PATTERN}, EVENT_SCHEMA, event_data),
+            *(_data_rule({"const": name}, name, body) for name, body in sorted(by_type.items())),
+            _data_rule({"pattern": _EVENT_PATTERN}, EVENT_SCHEMA, event_data),
         ],
     }
 
 
-def _rule(types: dict[str, Any], name: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Return the rule that the data of some types has a schema.
+def _data_rule(types: dict[str, Any], name: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Return the rule that records of some types have data of a certain schema.
 
     Args:
         types: the condition on the type.

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Protocol
 
 from agent.collectors import ALL, Collector, PollIntervals
-from agent.host import LabelsConfig
+from agent.host.libvirt_metadata import LabelsConfig
+from agent.host.virtual_function_counters import VirtualFunctionCounters
 from agent.model.family import Family, Sample
 from agent.model.record import Record, Vm
 from agent.monitors import Monitor
-from agent.qmp.commands import AllowList, Change, Command
+from agent.qmp.commands import AllowList, Command, QemuChange
 from agent.session.collector_failures import DegradedCollectors
 from agent.session.identity import QemuBuild
 from agent.session.scheduler import Pacer
+from agent.session.shared_timers import Deadlines, WakeTimers
 
 FIRST_POLL_SPACING_SECONDS = 0.0015
-"""Time between the first polls of two VMs. A first poll takes 1.3 ms, and 15 KiB of memory until its records are sent."""
+"""Time between the first polls of two VMs. A first poll takes 1.3 ms. It takes 15 KiB of memory until its records are sent."""
 FIRST_POLL_MAX_DELAY_SECONDS = 5.0
 """Maximum delay of a VM's first poll."""
 
@@ -79,9 +81,9 @@ class PollOutcome(StrEnum):
     UNSUPPORTED = "unsupported"
     TIMEOUT = "timeout"
     DEFERRED = "deferred"
-    """The storage of the VM does not answer; the collector runs when it does."""
+    """The collector waits until the storage of the VM answers."""
     TRUNCATED = "truncated"
-    """The reply had more subjects, such as disks, than the agent accepts. The agent emits samples of the first ones."""
+    """The reply had more subjects, such as disks, than the agent accepts. The agent emits samples of the first subjects only."""
 
 
 class VmChange(StrEnum):
@@ -120,10 +122,10 @@ class SessionObserver(Protocol):
     """Callbacks invoked by sessions. Implementations must not block or raise."""
 
     def on_event(self, record: Record) -> None:
-        """Handle the record of a QEMU event. The record may represent several coalesced events, and then comes up to a second late."""
+        """Handle the record of a QEMU event. A record of several coalesced events is up to a second late."""
 
     def on_event_read(self, event: Record) -> None:
-        """Handle each QEMU event as soon as it is read, coalesced or not. Alerts use this callback."""
+        """Handle each QEMU event as soon as it is read, even if it is later merged with others into one record. Alerts need this."""
 
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
         """Handle the record of a change in a VM's lifecycle."""
@@ -132,7 +134,7 @@ class SessionObserver(Protocol):
         """Handle the record of a transition that a collector derived from two polls, such as the end of a migration."""
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Handle a poll: all samples of these families at `time_ns`. A subject, such as a disk, without a sample no longer exists."""
+        """Handle a poll: all samples of these families at `time_ns`. A subject, such as a disk, no longer exists if it has no sample."""
 
     def on_samples_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
         """Handle a poll that failed: the last values of these families are out of date."""
@@ -147,7 +149,7 @@ class SessionObserver(Protocol):
         """Handle an incoming connection that the agent refused; `address` is the agent's own address."""
 
     def on_response_time(self, seconds: float) -> None:
-        """Handle the response time in seconds of the commands that one write sent; after a timeout, the timeout."""
+        """Handle the number of seconds from sending commands to their last reply. After a timeout, it is the length of the timeout."""
 
     def on_collector_run(self, collector: str, outcome: PollOutcome) -> None:
         """Handle the outcome of one run of a collector."""
@@ -165,26 +167,33 @@ class SessionObserver(Protocol):
         """Handle events that the agent dropped; `events` is their number."""
 
 
-class ThresholdController(Protocol):
-    """Decides which write thresholds the sessions set in QEMU."""
+class DiskCommandController(Protocol):
+    """Decides which commands the sessions send to change disks in QEMU."""
 
-    def refreshes_due(self, vm: Vm) -> frozenset[str]:
-        """Return the names of the collectors to poll now."""
+    def has_pending_commands(self, vm: Vm) -> bool:
+        """Return whether `pending_commands` may return commands. This must be fast, because each poll calls it."""
 
     async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
-        """Return the commands that set thresholds on this VM now, each with its disk."""
+        """Return the commands to send to this VM now, each with its disk."""
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
-        """Handle the outcome of the command that set a disk's threshold; `done` says whether QEMU confirmed it."""
+        """Handle the outcome of the command for a disk; `done` is whether QEMU confirmed it."""
+
+
+class ThresholdController(DiskCommandController, Protocol):
+    """Decides which write thresholds the sessions set in QEMU."""
+
+    def take_due_refreshes(self, vm: Vm) -> frozenset[str]:
+        """Return the names of the collectors to poll now, and remove them from the list."""
 
 
 class StorageController(Protocol):
-    """Knows whether the storage of VMs answers."""
+    """Decides whether the storage of a VM may be accessed."""
 
     async def may_query(self, vm: Vm, pid: int | None) -> bool:
-        """Return whether commands that access the storage of this VM may be sent now. It takes a fraction of a second at most.
+        """Return whether commands that access the storage of this VM may be sent now. Wait less than a second for the storage.
 
-        After a refusal, `SessionContext.demand` is called when the storage answers again.
+        After a refusal, `SessionContext.make_due` is called when the storage answers again.
 
         Args:
             vm: the VM.
@@ -198,7 +207,7 @@ class CollectorIndex:
     Attributes:
         by_name: the collectors by name.
         host_only: names of the collectors that send no command to QEMU, in the order of polls.
-        by_event: the collector that reads samples from an event's data, by the event's name.
+        by_event: the collectors that read samples from an event's data, by the event's name.
     """
 
     def __init__(self, collectors: Sequence[Collector]) -> None:
@@ -222,14 +231,14 @@ class SessionSettings:
         greeting_seconds: time after which a monitor that sends no greeting is busy.
         max_retry_seconds: maximum time between two connection attempts.
         probe_seconds: interval and timeout of the out-of-band probes of a stalled QEMU.
-        max_collector_off_seconds: maximum time for which a failing collector is off.
+        max_collector_off_seconds: maximum time that a failing collector is off.
         guest_stats_seconds: interval at which QEMU polls the guest's memory statistics. The agent sets it if QEMU has none and
-            Change.GUEST_STATS_INTERVAL is allowed.
+            QemuChange.GUEST_STATS_INTERVAL is allowed.
         labels: labels to read from libvirt's files.
     """
 
     host: str
-    changes: frozenset[Change] = frozenset()
+    changes: frozenset[QemuChange] = frozenset()
     intervals: PollIntervals = field(default_factory=PollIntervals)
     response_seconds: float = 5.0
     greeting_seconds: float = 3.0
@@ -248,13 +257,17 @@ class SessionContext:
         allow: the commands that may be sent.
         collectors: the collectors that sessions run.
         thresholds: decides which write thresholds to set; None if none are set.
+        histograms: decides which latency histograms to set; None if none are set.
         storage: decides whether commands that access storage may be sent; None if they always may.
         root: the directory that contains /proc and /sys.
         random: returns a number from 0 to 1, to spread polls over time.
         build_commands: the command names of each known QEMU build; sessions add builds.
         first_polls: spreads the first polls of newly attached VMs over time.
         attached_vms: number of attached VMs; each session adds itself while its VM is attached.
-        demands: functions that make collectors due, given their names, by attached VM.
+        wake_timers: wakes sessions for their next polls.
+        deadlines: deadlines of the replies to quiet polls.
+        virtual_function_counters: the last counters of virtual functions of network devices.
+        make_due_by_vm: for each attached VM, the function that makes its collectors due, given their names.
     """
 
     __slots__ = (
@@ -262,13 +275,17 @@ class SessionContext:
         "attached_vms",
         "build_commands",
         "collectors",
-        "demands",
+        "deadlines",
         "first_polls",
+        "histograms",
+        "make_due_by_vm",
         "random",
         "root",
         "settings",
         "storage",
         "thresholds",
+        "virtual_function_counters",
+        "wake_timers",
     )
 
     def __init__(
@@ -276,30 +293,36 @@ class SessionContext:
         settings: SessionSettings,
         *,
         thresholds: ThresholdController | None = None,
+        histograms: DiskCommandController | None = None,
         storage: StorageController | None = None,
         collectors: CollectorIndex = _ALL_COLLECTORS,
         first_polls: Pacer | None = None,
         root: Path = Path("/"),
         random: Callable[[], float] = random.random,
+        virtual_function_counters: VirtualFunctionCounters | None = None,
     ) -> None:
         self.settings = settings
         self.allow = AllowList(settings.changes)
         self.collectors = collectors
         self.thresholds = thresholds
+        self.histograms = histograms
         self.storage = storage
         self.root = root
         self.random = random
         self.build_commands: dict[QemuBuild, frozenset[str]] = {}
         self.first_polls = first_polls or Pacer(FIRST_POLL_SPACING_SECONDS, FIRST_POLL_MAX_DELAY_SECONDS)
         self.attached_vms = 0
-        self.demands: dict[Vm, Callable[[Sequence[str]], None]] = {}
+        self.wake_timers = WakeTimers()
+        self.deadlines = Deadlines()
+        self.virtual_function_counters = virtual_function_counters or VirtualFunctionCounters()
+        self.make_due_by_vm: dict[Vm, Callable[[Sequence[str]], None]] = {}
 
-    def demand(self, vm: Vm, names: Sequence[str]) -> None:
+    def make_due(self, vm: Vm, names: Sequence[str]) -> None:
         """Make collectors of a VM due now. A VM that is not attached is ignored."""
-        if (demand := self.demands.get(vm)) is not None:
-            demand(names)
+        if (make_due := self.make_due_by_vm.get(vm)) is not None:
+            make_due(names)
 
     def apply(self, settings: SessionSettings) -> None:
-        """Replace the settings, for attached VMs too."""
+        """Replace the settings. They also apply to VMs that are already attached."""
         self.allow.permit_only(settings.changes)
         self.settings = settings

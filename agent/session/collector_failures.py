@@ -1,4 +1,4 @@
-"""Back-off of collectors that fail, because QEMU's replies cannot be read. Pure: time is an argument."""
+"""Back-off of collectors that fail because a reply of QEMU cannot be read, or because of a bug. Pure: time is an argument."""
 
 from dataclasses import dataclass
 from math import inf
@@ -47,7 +47,7 @@ class CollectorFailures:
             cause: the error's text.
             now: the current time, in seconds on the monotonic clock.
             first_seconds: how long a collector is off after its first failure.
-            max_seconds: maximum time for which a collector is off.
+            max_seconds: maximum time that a collector is off.
         """
         previous = self._failures.get(name)
         count = previous.count + 1 if previous is not None else 1
@@ -76,6 +76,6 @@ class CollectorFailures:
         return name in self._failures or name in self._isolated
 
     def retry_at(self, name: str) -> float:
-        """Return the monotonic time from which the agent may poll a collector again; `-inf` if the collector does not fail."""
+        """Return the monotonic time at which the agent may poll a collector again; `-inf` if the collector does not fail."""
         failure = self._failures.get(name)
         return failure.retry_at if failure is not None else -inf

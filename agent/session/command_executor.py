@@ -8,13 +8,13 @@ from agent.monitors import MonitorConnection
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import Command
 from agent.qmp.errors import BusyError, StalledError, UnreadableReplyError
-from agent.qmp.protocol import SkippedMessages
+from agent.qmp.protocol import SkippedQmpMessages
 from agent.session.api import SessionContext
 from agent.session.stall_probe import StallProbe
 
 
 class CommandExecutor:
-    """Executes commands on one connection, and keeps the deadline of the session's next action for the agent's watchdog.
+    """Executes commands on one connection, and stores when the session has to act next, for the agent's watchdog.
 
     Attributes:
         unreadable: error of the last unreadable reply in `execute_with_retry`; empty if all could be read. The caller resets it.
@@ -29,7 +29,7 @@ class CommandExecutor:
         self._client = client
         self._context = context
         self._probe = probe
-        self._skipped = SkippedMessages()
+        self._skipped = SkippedQmpMessages()
 
     async def execute(self, commands: Sequence[Command]) -> list[CommandResult]:
         """Send commands in one write; return their results in the same order.
@@ -44,12 +44,12 @@ class CommandExecutor:
         return await self._client.execute(commands, deadline=timeout)
 
     def take_skipped_messages(self) -> Iterable[tuple[str, int]]:
-        """Return the reasons for which messages of QEMU were skipped since the last call, and how many. Cheap if none was skipped."""
+        """Return the number of QEMU's messages that were skipped since the last call, by reason."""
         total, before = self._client.skipped_messages, self._skipped
         if total is before:
             return ()
         self._skipped = total
-        counts = zip(SkippedMessages._fields, total, before, strict=True)
+        counts = zip(SkippedQmpMessages._fields, total, before, strict=True)
         return [(reason, now - then) for reason, now, then in counts if now > then]
 
     async def execute_with_retry(self, commands: Sequence[Command]) -> list[CommandResult]:
@@ -70,7 +70,7 @@ class CommandExecutor:
                 return results
 
     async def wait_until_responsive(self, error: BusyError | StalledError) -> None:
-        """Wait until QEMU has replied to all commands, or until a busy monitor is free.
+        """Wait until QEMU has replied to all commands, or until no other client holds the monitor.
 
         Args:
             error: why the session waits.

@@ -41,7 +41,7 @@ class _DiscoveredMonitors:
 
 
 class DiscoveryManager:
-    """Runs the discoverers of the current config, each in a task of its own."""
+    """Runs the discoverers of the current config, each in its own task."""
 
     def __init__(self, group: SupervisorGroup, tasks: asyncio.TaskGroup) -> None:
         self._group = group
@@ -50,7 +50,7 @@ class DiscoveryManager:
         self._discoverers: dict[str, Discoverer] = {}
 
     def set_discoverers(self, discoverers: Mapping[str, Discoverer]) -> None:
-        """Run exactly these discoverers, given by name. A running discoverer whose name is among them keeps running."""
+        """Run exactly these discoverers, given by name. Keep a running discoverer if its name is among them."""
         removed = [self._running.pop(name) for name in self._running.keys() - discoverers.keys()]
         for name in discoverers.keys() - self._running.keys():
             discovered = _DiscoveredMonitors(self._group)
@@ -65,7 +65,7 @@ class DiscoveryManager:
         """Return the storage pools of all managers that have some.
 
         Raises:
-            StoragePoolsError: no manager can be asked.
+            StoragePoolsError: a manager failed, and no other manager has pools.
         """
         pools: list[StoragePool] = []
         errors: list[QmpError] = []

@@ -11,10 +11,10 @@ from math import inf
 from agent.qmp.protocol import Event
 
 WINDOW_SECONDS = 1.0
-"""Time for which repetitions of an event are counted before they are reported."""
+"""How long repetitions of an event are counted before they are reported."""
 
 MAX_WINDOWS = 256
-"""Maximum number of open windows, because QEMU's data decides how many keys there are. Beyond it, the oldest window ends early."""
+"""Maximum number of open windows. QEMU's data decides how many keys exist. Beyond the maximum, the oldest window ends early."""
 
 EventKey = tuple[object, ...]
 """Values that are equal for repetitions of one event, such as the event's name and its device."""
@@ -53,7 +53,7 @@ class EventCoalescer:
         self._windows: dict[EventKey, _Window] = {}
 
     def add(self, key: EventKey, event: Event, time_ns: int, now: float) -> Iterator[CoalescedEvent]:
-        """Add an event and yield the reports to emit now; `take_due` yields later reports.
+        """Add an event, and yield the reports to emit now. `take_due` yields the later reports.
 
         Args:
             key: the event's key.
@@ -76,11 +76,11 @@ class EventCoalescer:
             held.event, held.count, held.last_ns = event, held.count + 1, time_ns
 
     def next_due_at(self) -> float:
-        """Return when the first open window ends; `inf` if no window is open."""
+        """Return the time at which the first open window ends; `inf` if no window is open."""
         return next((window.ends_at for window in self._windows.values()), inf)
 
     def take_due(self, now: float) -> Iterator[CoalescedEvent]:
-        """Yield the reports of the windows that have ended. If a window has a report, a new window with the same key begins."""
+        """Yield the reports of the windows that have ended. After each report, begin a new window with the same key."""
         while self.next_due_at() <= now:
             key = next(iter(self._windows))  # windows are ordered by their end
             window = self._windows.pop(key)

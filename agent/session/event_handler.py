@@ -8,23 +8,22 @@ import time
 from collections.abc import Callable, Iterable
 from math import inf
 from operator import itemgetter
-from typing import Any
 
 from agent.model.event_row import EventRow
-from agent.model.events import find_event_row
+from agent.model.event_table import find_event_row
 from agent.model.record import Record, Severity, Vm
 from agent.qmp.protocol import Event
 from agent.session.api import SessionObserver
 from agent.session.event_coalescer import CoalescedEvent, EventCoalescer
 
-EventCallback = Callable[[Event, int], None]
+TimedEventCallback = Callable[[Event, int], None]
 """Called with an event and its time in nanoseconds since the epoch."""
 
 MAX_BUFFERED_EVENTS = 1024
 """Maximum number of buffered events. Beyond it, severe events replace other events, and other new events are dropped."""
 
 ORDERED_EVENTS = frozenset({"STOP", "RESUME", "RESET", "SHUTDOWN"})
-"""Events that report the coalesced events before them at once. So records around a change of the run state keep the order of the events."""
+"""Events before which all coalesced events are reported, so that records around a change of the run state are in the events' order."""
 
 
 class EventHandler:
@@ -35,7 +34,7 @@ class EventHandler:
 
     def __init__(self, observer: SessionObserver) -> None:
         self._observer = observer
-        self._callback: EventCallback | None = None
+        self._callback: TimedEventCallback | None = None
         self._vm: Vm | None = None
         self._arrivals = 0
         self._buffer: list[tuple[int, Event]] = []  # each with its number in the order of arrival
@@ -49,7 +48,7 @@ class EventHandler:
         return self._arrivals - len(self._buffer) - len(self._severe_buffer)
 
     def on_event(self, event: Event) -> None:
-        """Handle an event at the moment it is read."""
+        """Handle an event as soon as it is read."""
         if self._vm is not None:
             self._report_event(self._vm, event)
         else:
@@ -69,7 +68,7 @@ class EventHandler:
         self._severe_buffer.clear()
         self._arrivals = 0
 
-    def attach(self, vm: Vm, callback: EventCallback | None = None) -> None:
+    def attach(self, vm: Vm, callback: TimedEventCallback | None = None) -> None:
         """Report the buffered events and all later events as events of this VM.
 
         Args:
@@ -109,17 +108,18 @@ class EventHandler:
 
     def _report_coalesced(self, vm: Vm, coalesced: Iterable[CoalescedEvent]) -> None:
         for group in coalesced:
-            counts: dict[str, Any] = {}
+            record = _to_record(vm, find_event_row(group.event.name), group.event, group.last_ns)
             if group.count > 1:
-                counts["count"] = group.count
-                counts["first_timestamp_seconds"] = group.first_ns / 1e9
-                counts["last_timestamp_seconds"] = group.last_ns / 1e9
-            row = find_event_row(group.event.name)
-            record = _to_record(vm, row, group.event, group.last_ns, **counts)
-            self._observer.on_event(record._replace(sample_rate=group.count) if group.count > 1 else record)
+                counts = {
+                    "count": group.count,
+                    "first_timestamp_seconds": group.first_ns / 1e9,
+                    "last_timestamp_seconds": group.last_ns / 1e9,
+                }
+                record = record._replace(data={**record.data, **counts}, sample_rate=group.count)
+            self._observer.on_event(record)
 
     def _start_timer(self, vm: Vm) -> None:
-        """Start the timer that reports coalesced events. The session's polls cannot report them, because polls wait for replies."""
+        """Start the timer that reports coalesced events. Polls cannot report them in time, because polls wait for replies."""
         if self._timer is None and (due_at := self._coalescer.next_due_at()) < inf:
             delay = max(0.0, due_at - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(delay, self._report_due, vm)
@@ -134,6 +134,6 @@ def _is_severe(event: Event) -> bool:
     return find_event_row(event.name).severity_for(event.data) >= Severity.ERROR
 
 
-def _to_record(vm: Vm, row: EventRow, event: Event, time_ns: int, **counts: Any) -> Record:
-    data = {**row.data_head, "qemu": event.data, **counts}
+def _to_record(vm: Vm, row: EventRow, event: Event, time_ns: int) -> Record:
+    data = {**row.data_head, "qemu": event.data}
     return Record(row.record_type, vm, data, time_ns, row.subject_of(event.data), row.severity_for(event.data))

@@ -1,4 +1,4 @@
-"""Lookup of the virtio serial port of a VM's guest agent among its devices."""
+"""Lookup of the virtio serial port that a VM's guest agent uses."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -22,6 +22,10 @@ class GuestAgentPortLookup:
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
+
+    def is_known(self, device: object) -> bool:
+        """Return whether the last `find` found a port with this id."""
+        return any(path.rpartition("/")[2] == device for path in self._names)
 
     async def find(self, execute: Execute, listings: Sequence[Any]) -> str | None:
         """Return the QOM path of the port; None if there is none.

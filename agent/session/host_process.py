@@ -9,11 +9,15 @@ from typing import Any, TypeVar
 
 from agent.collectors.base import VmFacts
 from agent.collectors.untrusted import as_list_of_objects, as_text
-from agent.host import Process, QemuProcess, UnknownProcessError, find_process, interfaces_of, read_libvirt_labels
-from agent.host.types import FileReply, FileRequest, Interface, Task
+from agent.host.interfaces import interfaces_of
+from agent.host.libvirt_metadata import parse_libvirt_labels, read_libvirt_labels
+from agent.host.process import Process
+from agent.host.process_lookup import QemuProcess, UnknownProcessError, find_process
+from agent.host.types import FileReply, FileRequest, LinuxTask, NetworkInterface, VirtualFunctionRequest
 from agent.model.family import Sample, Values
-from agent.model.metrics.about import ABOUT
+from agent.model.metrics.identity import IDENTITY
 from agent.model.record import Vm, sanitize
+from agent.monitors import DomainXmlReader
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import Command
 from agent.session.api import SessionContext
@@ -46,10 +50,10 @@ _NIC_TYPES = tuple(
         "spapr-vlan",
     )
 )
-"""Prefixes of the QOM types of network cards. The agent does not query them from QEMU, because QEMU would load modules to list them."""
+"""Prefixes of the QOM types of network cards. The agent does not query the types from QEMU, because QEMU would load modules for that."""
 
 MAX_NICS = 64
-"""Maximum number of network cards to query; QEMU's machines have room for fewer."""
+"""Maximum number of network cards to query. QEMU's machines have fewer slots."""
 
 HOST_TIMEOUT_SECONDS = 5.0
 """Timeout of each lookup on the host. A lookup can hang: to read a tap's fdinfo, the kernel waits for its network lock."""
@@ -69,15 +73,16 @@ class HostProcess:
     """The QEMU process of one VM on this host. Call `close` when the session ends.
 
     Attributes:
-        about: sample that describes the VM, with the fields that are known.
+        identity: sample that describes the VM, with the fields that are known.
     """
 
     def __init__(self, context: SessionContext) -> None:
-        self.about = Sample(ABOUT, (), {})
+        self.identity = Sample(IDENTITY, (), {})
         self._context = context
         self._process: Process | None = None
         self._interface_names: frozenset[str] = frozenset()
         self._nics: NicsByMac = {}
+        self._has_functions = False
 
     def close(self) -> None:
         """Close the process's directory in /proc."""
@@ -86,19 +91,33 @@ class HostProcess:
             self._process = None
 
     def read(self, files: Sequence[FileRequest]) -> Sequence[FileReply]:
-        """Read files of the kernel about the process. The texts in the replies are None if the process is unknown."""
-        return (
-            self._process.read_files(files) if self._process is not None else [FileReply(file, None) for file in files]
-        )
+        """Read files of the kernel about the process. If the process is unknown, return replies whose contents are None."""
+        if self._process is None:
+            return [FileReply(request, [None] * len(request.names)) for request in files]
+        if not self._has_functions:
+            return self._process.read_files(files)
+        read, virtual_function_counters = self._process.read_files, self._context.virtual_function_counters
+        return [
+            virtual_function_counters.read(file) if isinstance(file, VirtualFunctionRequest) else read((file,))[0]
+            for file in files
+        ]
 
-    async def discover(self, execute: Execute, socket_owner: int | None, vm: Vm, facts: VmFacts) -> VmFacts:
+    async def discover(
+        self,
+        execute: Execute,
+        socket_owner: int | None,
+        vm: Vm,
+        facts: VmFacts,
+        domain: DomainXmlReader | None = None,
+    ) -> VmFacts:
         """Find the VM's process, and return the facts with the process's threads, cgroup and network interfaces.
 
         Args:
             execute: executes commands on QEMU.
-            socket_owner: pid of the process that opened the monitor's socket; None if unknown. `find_process` says how it is used.
+            socket_owner: pid of the process that opened the monitor's socket; None if unknown. `find_process` describes its use.
             vm: the VM.
             facts: the facts about the VM that are known already.
+            domain: the connection to the VM, if the connection goes through libvirt.
 
         Raises:
             QmpError: the connection ended.
@@ -109,9 +128,8 @@ class HostProcess:
         cpus, threads, kvm, machine = (replies.get(command.name) for command in COMMANDS)
         vcpus, iothreads = list(_parse_vcpus(cpus)), list(_parse_iothreads(threads))
         values = dict(_parse_machine(kvm, machine))
-        with contextlib.suppress(TimeoutError):
-            if labels := await _run_in_thread(partial(read_libvirt_labels, vm, self._context.settings.labels)):
-                values["labels"] = labels
+        if labels := await self._read_labels(vm, domain):
+            values["labels"] = labels
         thread_ids = [task.id for task in (*vcpus, *iothreads)]
         find = partial(find_process, socket_owner, thread_ids, self._context.root)
         try:
@@ -119,27 +137,39 @@ class HostProcess:
         except (UnknownProcessError, TimeoutError) as error:
             self.close()
             cause = str(error) or f"the lookup on the host timed out after {HOST_TIMEOUT_SECONDS:g} s"
-            self.about = Sample(ABOUT, (), values | {"process_unknown_reason": cause})
+            self.identity = Sample(IDENTITY, (), values | {"process_unknown_reason": cause})
             return dataclasses.replace(facts, process=None, vcpus=(), iothreads=(), cgroup=None, interfaces=())
         self.close()
         self._process = qemu.process
-        self.about = Sample(ABOUT, (), values | {"pid": str(qemu.process.pid)})
+        self.identity = Sample(IDENTITY, (), values | {"pid": str(qemu.process.pid)})
         return dataclasses.replace(
             facts,
-            process=_task_of_process(qemu),
+            process=_to_task(qemu),
             vcpus=tuple(dataclasses.replace(task, id=qemu.threads[task.id]) for task in vcpus),
             iothreads=tuple(dataclasses.replace(task, id=qemu.threads[task.id]) for task in iothreads),
             cgroup=qemu.cgroup,
             interfaces=await self._find_interfaces(execute, qemu.process),
         )
 
-    async def _find_interfaces(self, execute: Execute, process: Process) -> tuple[Interface, ...]:
-        """Return the process's network interfaces. The agent queries QEMU's network cards only when there is a new interface."""
+    async def _read_labels(self, vm: Vm, domain: DomainXmlReader | None) -> dict[str, str]:
+        """Return the VM's labels: from libvirt itself if the connection goes through libvirt, else from libvirt's files."""
+        config = self._context.settings.labels
+        with contextlib.suppress(TimeoutError):
+            if domain is None:
+                return await _run_in_thread(partial(read_libvirt_labels, vm, config))
+            xml = await domain.read_domain_xml(deadline=HOST_TIMEOUT_SECONDS)
+            node = self._context.settings.host
+            return await _run_in_thread(partial(parse_libvirt_labels, xml, config, pod=domain.container, node=node))
+        return {}
+
+    async def _find_interfaces(self, execute: Execute, process: Process) -> tuple[NetworkInterface, ...]:
+        """Return the process's network interfaces. Query QEMU's network cards only if there is a new interface."""
         try:
             interfaces = await _run_in_thread(partial(interfaces_of, process, self._nics))
         except TimeoutError:
             return ()
-        names = frozenset(interface.name for interface in interfaces)
+        self._has_functions = any(interface.vf is not None for interface in interfaces)
+        names = frozenset(interface.name for interface in interfaces if interface.vf is None)
         if names <= self._interface_names:
             return interfaces
         self._interface_names, self._nics = names, await _query_nics(execute)
@@ -156,7 +186,7 @@ async def _run_in_thread(
 
     Args:
         call: the call.
-        on_late_result: called with the finished call if it finishes after the timeout, to release what the result holds.
+        on_late_result: called with the call's future if the call ends after the timeout, to release what its result holds.
 
     Raises:
         TimeoutError: the call took longer than HOST_TIMEOUT_SECONDS.
@@ -177,9 +207,9 @@ def _close_found_process(finished: "asyncio.Future[QemuProcess]") -> None:
         finished.result().process.close()
 
 
-def _task_of_process(qemu: QemuProcess) -> Task:
+def _to_task(qemu: QemuProcess) -> LinuxTask:
     values = {"start_seconds": qemu.start_seconds, "cgroup": qemu.cgroup_name or None}
-    return Task(qemu.process.pid, "", {key: value for key, value in values.items() if value is not None})
+    return LinuxTask(qemu.process.pid, "", {key: value for key, value in values.items() if value is not None})
 
 
 def _thread_id(item: Mapping[str, Any]) -> int | None:
@@ -187,15 +217,15 @@ def _thread_id(item: Mapping[str, Any]) -> int | None:
     return thread if type(thread) is int and 0 < thread < 1 << 31 else None
 
 
-def _parse_vcpus(reply: Any) -> Iterator[Task]:
+def _parse_vcpus(reply: Any) -> Iterator[LinuxTask]:
     """Yield the vCPU threads in the reply to query-cpus-fast, with their thread ids in QEMU's pid namespace."""
     for cpu in as_list_of_objects(reply, MAX_THREADS):
         thread = _thread_id(cpu)
         if thread is not None and type(index := cpu.get("cpu-index")) is int:
-            yield Task(thread, str(index), {"qom_path": cpu.get("qom-path"), "topology": cpu.get("props")})
+            yield LinuxTask(thread, str(index), {"qom_path": cpu.get("qom-path"), "topology": cpu.get("props")})
 
 
-def _parse_iothreads(reply: Any) -> Iterator[Task]:
+def _parse_iothreads(reply: Any) -> Iterator[LinuxTask]:
     for iothread in as_list_of_objects(reply, MAX_THREADS):
         thread = _thread_id(iothread)
         if thread is not None and (name := as_text(iothread.get("id"))):
@@ -203,7 +233,7 @@ def _parse_iothreads(reply: Any) -> Iterator[Task]:
                 key.replace("-", "_"): iothread.get(key)
                 for key in ("poll-max-ns", "poll-grow", "poll-shrink", "aio-max-batch")
             }
-            yield Task(thread, sanitize(name), values)
+            yield LinuxTask(thread, sanitize(name), values)
 
 
 def _parse_machine(kvm: Any, machine: Any) -> Iterator[tuple[str, Any]]:

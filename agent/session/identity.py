@@ -23,7 +23,7 @@ QUERY_RUN_STATE = Command("query-status")
 """Queries whether the guest runs or waits for a migration."""
 
 DEVICE_CONTAINERS = ("/machine/peripheral", "/machine/peripheral-anon")
-"""QOM paths of the devices: those with an id, and those without."""
+"""QOM paths that contain the devices: one for devices with an id, one for devices without."""
 
 FEATURE_COMMANDS = (
     Command("query-migrate-capabilities"),
@@ -63,7 +63,7 @@ class QemuBuild:
     package: str
 
 
-def build_of(greeting: Greeting) -> QemuBuild:
+def qemu_build_of(greeting: Greeting) -> QemuBuild:
     """Return the version in a QMP greeting."""
     version = ".".join(map(str, greeting.version)) if greeting.version != UNKNOWN_VERSION else ""
     return QemuBuild(version, sanitize(greeting.package, 128))
@@ -75,6 +75,7 @@ def identify(
     replies: Sequence[Any],
     *,
     shared_address: str = "",
+    container: str = "",
     arguments: Callable[[], Sequence[str]] = tuple,
 ) -> Vm:
     """Return the VM that the replies to IDENTITY_COMMANDS describe.
@@ -87,11 +88,12 @@ def identify(
         host: the host's name.
         monitor: the monitor's name.
         replies: the replies to IDENTITY_COMMANDS.
-        shared_address: the agent's address that VMs connect to; empty if the agent connects to the monitor.
+        shared_address: the agent's address that the VM connected to; empty if the agent connected to the monitor.
+        container: name of the container that the VM's manager runs in; empty if it runs on the host itself.
         arguments: returns QEMU's command line, or an empty sequence if the command line is unknown.
 
     Raises:
-        UnreadableReplyError: a reply cannot be read, so the VM cannot be identified. A VM with a UUID needs no name.
+        UnreadableReplyError: a reply that identifies the VM cannot be read. If the VM has a UUID, its name may be unreadable.
     """
     if isinstance(replies[0], UnreadableReplyError):
         raise replies[0]
@@ -106,7 +108,16 @@ def identify(
     if vm_uuid == _NIL_UUID:
         key = _key_at_shared_address(shared_address, name, arguments) if shared_address else ""
         vm_uuid = str(uuid.uuid5(_UUID5_NAMESPACE, f"{host}\n{key or monitor}"))
-    return Vm(host, vm_uuid, name or vm_uuid, monitor)
+    return Vm(host, vm_uuid, name or vm_uuid, monitor, _kubernetes_namespace(container, name))
+
+
+def _kubernetes_namespace(container: str, name: str) -> str:
+    """Return the namespace of a VM of KubeVirt; empty for other VMs.
+
+    KubeVirt runs a VM in a pod `virt-launcher-...` and names its domain NAMESPACE_NAME. Neither part contains an underscore.
+    """
+    namespace, separator, _ = name.partition("_")
+    return namespace if separator and container.startswith("virt-launcher-") else ""
 
 
 def _key_at_shared_address(address: str, name: str, arguments: Callable[[], Sequence[str]]) -> str:
@@ -165,7 +176,7 @@ def parse_command_names(reply: Any) -> frozenset[str]:
     return frozenset(as_text(command.get("name")) for command in as_list_of_objects(reply)) - {""}
 
 
-def facts_of(replies: Sequence[Any], greeting: Greeting, commands: frozenset[str] = frozenset()) -> VmFacts:
+def parse_facts(replies: Sequence[Any], greeting: Greeting, commands: frozenset[str] = frozenset()) -> VmFacts:
     """Return the facts about a VM.
 
     Args:

@@ -1,7 +1,7 @@
 """Live migration of a VM, from the view of one of its QEMU processes. Pure.
 
 A VM that migrates has two processes with one UUID. The end of the source process is not the end of the VM, and the start of the
-destination process is not the start of the VM. In QEMU, a save to a file and a restore from a file are migrations too.
+destination process is not the start of the VM. QEMU also treats a save to a file and a restore from a file as migrations.
 """
 
 from collections.abc import Mapping
@@ -26,11 +26,11 @@ class MigrationPhase(Enum):
     UNKNOWN = "unknown"
     """No run state is known yet."""
     PRESENT = "present"
-    """The VM is in this process. The agent observed no incoming migration, or an outgoing migration has begun since."""
+    """The VM is in this process. The agent observed no incoming migration, or an outgoing migration has begun since then."""
     INCOMING = "incoming"
     """The process waits for the VM or receives the VM."""
     RECEIVED = "received"
-    """The VM has migrated into this process, and no outgoing migration has begun since."""
+    """The VM has migrated into this process, and no outgoing migration has begun since then."""
     HANDING_OVER = "handing over"
     """The guest is stopped, and the process sends the remaining state of the VM."""
     MIGRATED_AWAY = "migrated away"
@@ -44,7 +44,7 @@ _NEXT_BY_RUN_STATE: dict[str, dict[MigrationPhase, MigrationPhase]] = {
     _POSTMIGRATE: dict.fromkeys(MigrationPhase, MigrationPhase.MIGRATED_AWAY),
     _SHUTDOWN: {MigrationPhase.INCOMING: MigrationPhase.RECEIVED, MigrationPhase.HANDING_OVER: MigrationPhase.PRESENT},
 }
-"""The next phase by run state and present phase. A present phase that is not listed stays."""
+"""The next phase by run state and present phase. A present phase that is not listed does not change."""
 
 _NEXT_BY_OTHER_RUN_STATE = {
     MigrationPhase.UNKNOWN: MigrationPhase.PRESENT,
@@ -65,7 +65,7 @@ _ROLE_BY_PHASE = {
 _TRANSFERRING_STATUSES = frozenset(
     {"active", "postcopy-device", "postcopy-active", "postcopy-paused", "postcopy-recover-setup", "postcopy-recover"}
 )
-"""Migration statuses in which a source reports transferred bytes. A process in such a status that reports none is a destination."""
+"""Migration statuses in which a source reports transferred bytes. If a process in such a status reports none, it is a destination."""
 
 _NEXT_BY_EVENT: dict[object, dict[MigrationPhase, MigrationPhase]] = {
     "setup": {MigrationPhase.RECEIVED: MigrationPhase.PRESENT},
@@ -74,11 +74,11 @@ _NEXT_BY_EVENT: dict[object, dict[MigrationPhase, MigrationPhase]] = {
         MigrationPhase.HANDING_OVER: MigrationPhase.MIGRATED_AWAY,
     },
 }
-"""The next phase by status in a MIGRATION event and present phase. A source and a destination emit these events."""
+"""The next phase by status in a MIGRATION event and present phase. Both the source and the destination emit these events."""
 
 
 class MigrationState:
-    """State machine of one QEMU process of a VM. Its inputs are run states, MIGRATION events and samples, in their order of arrival.
+    """State machine of the migration of one QEMU process. It handles run states, MIGRATION events and samples in order of arrival.
 
     Attributes:
         phase: the present phase.
@@ -101,7 +101,7 @@ class MigrationState:
         return _ROLE_BY_PHASE.get(self.phase)
 
     def on_attach(self, run_state: str) -> None:
-        """Handle the run state at attach; an empty text means that it is unknown."""
+        """Handle the run state at attach; an empty string means that it is unknown."""
         if run_state == _INMIGRATE or (run_state and self.phase is MigrationPhase.UNKNOWN):
             self._on_run_state(run_state)
 
@@ -114,8 +114,8 @@ class MigrationState:
         """Handle a sample of any family.
 
         Returns:
-            True if the VM has migrated in since the last sample. False if the first migration sample shows that it migrated in earlier.
-            None in all other cases.
+            True if the VM has migrated in since the last sample. False if it had already migrated in before the first migration
+            sample. None in all other cases.
         """
         if sample.family is RUNSTATE:
             return True if self._on_run_state(sample.values.get("status", "")) else None
@@ -138,7 +138,7 @@ class MigrationState:
         return None
 
     def migrated_away(self, *, shut_down: bool) -> bool:
-        """Return whether a process that has ended had passed its VM to another process or to a file.
+        """Return whether a process passed its VM to another process or to a file before it ended.
 
         Args:
             shut_down: whether QEMU emitted SHUTDOWN before the process ended.

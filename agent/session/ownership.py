@@ -1,4 +1,4 @@
-"""Choice of one monitor for each VM that several monitors lead to. Pure, except for the futures that supervisors wait for."""
+"""Choice of one monitor for each VM that is reachable over several monitors. Pure, except for the futures that supervisors wait for."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,8 +16,8 @@ class OwnershipClaim:
         pid: pid of the VM's QEMU on this host; None if unknown.
         priority: priority of the monitor; a lower value is better.
         name: the monitor's name, for people.
-        preempt: called once when a better monitor claims the VM. It ends the session, and the supervisor then releases the claim.
-        released: a future that is done when the claim was released.
+        preempt: called once when a monitor of better priority claims the VM. It ends the session; the supervisor then releases the claim.
+        released: a future that completes when the claim is released.
     """
 
     uuid: str
@@ -27,11 +27,11 @@ class OwnershipClaim:
     preempt: Callable[[], None]
     released: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
-    def same_vm(self, other: "OwnershipClaim") -> bool:
+    def is_same_vm(self, other: "OwnershipClaim") -> bool:
         """Return whether both claims are for the same VM.
 
-        If both pids are known, the pids decide. Otherwise, claims with the same UUID are for the same VM if their priorities differ.
-        If the priorities are equal, two processes with one UUID are more likely, such as in a migration within this host.
+        If both pids are known, they are compared. Otherwise, claims with the same UUID are for the same VM if their priorities differ.
+        If the priorities are equal, they are probably for two processes with one UUID, such as in a migration within this host.
         """
         if self.pid is not None and other.pid is not None:
             return self.pid == other.pid
@@ -45,13 +45,14 @@ class OwnershipRegistry:
         self._held: dict[str | int, list[OwnershipClaim]] = {}  # by pid and by UUID
 
     async def acquire(self, claim: OwnershipClaim) -> OwnershipClaim | None:
-        """Acquire a claim. First preempt the claims on the same VM with worse priorities, and wait until they are released.
+        """Acquire a claim. First preempt claims of worse priority on the same VM, and wait until they are released.
 
         Returns:
-            None if the claim is acquired. Otherwise another claim on the VM, with equal or better priority; call again when it is released.
+            None if the claim is acquired; otherwise another claim on the VM, with equal or better priority. When that claim is released,
+            call this again.
         """
         while rivals := [
-            held for key in _keys_of_claim(claim) for held in self._held.get(key, ()) if claim.same_vm(held)
+            held for key in _keys_of_claim(claim) for held in self._held.get(key, ()) if claim.is_same_vm(held)
         ]:
             for rival in rivals:
                 if rival.priority <= claim.priority:
@@ -61,6 +62,10 @@ class OwnershipRegistry:
         for key in _keys_of_claim(claim):
             self._held.setdefault(key, []).append(claim)
         return None
+
+    def is_held(self, uuid: str) -> bool:
+        """Return whether a session watches a VM with this UUID."""
+        return uuid in self._held
 
     def release(self, claim: OwnershipClaim) -> None:
         """Release a claim if it was acquired, and wake the supervisors that wait for it."""

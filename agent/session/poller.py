@@ -1,15 +1,15 @@
 """Polling of one VM: sends the commands of the due collectors to QEMU, reads the kernel's files, and reports the samples."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from math import inf
-from typing import NamedTuple, Self
 
 from agent.collectors import Collector, VmFacts
-from agent.collectors.base import MAX_SAMPLES, Poll
-from agent.model.family import Sample
+from agent.collectors.base import Poll
+from agent.host.types import FileRequest
+from agent.model.family import Family, Sample
 from agent.model.metrics.migration import MIGRATION_ENDED
 from agent.model.record import Record, Vm
 from agent.qmp.client import CommandResult
@@ -19,27 +19,12 @@ from agent.session.api import PollOutcome, SessionContext, SessionObserver, VmCh
 from agent.session.collector_failures import CollectorFailures
 from agent.session.command_executor import CommandExecutor
 from agent.session.host_process import HostProcess
+from agent.session.large_replies import SAMPLES_PER_TURN, Turns, collect_in_turns, run_at_once
 from agent.session.migration_state import MigrationState
-from agent.session.scheduler import SLACK_SECONDS, Batch, Schedule, next_poll_time, split_batch
+from agent.session.poll_start import PollStart
+from agent.session.scheduler import SLACK_SECONDS, Batch, Schedule, commands_of, next_poll_time, split_batch
 
 _log = logging.getLogger(__name__)
-
-
-class PollTime(NamedTuple):
-    """When a poll began.
-
-    Attributes:
-        time_ns: nanoseconds since the epoch.
-        monotonic: seconds on the monotonic clock.
-    """
-
-    time_ns: int
-    monotonic: float
-
-    @classmethod
-    def now(cls) -> Self:
-        """Read both clocks."""
-        return cls(time.time_ns(), time.monotonic())
 
 
 class Poller:
@@ -47,7 +32,7 @@ class Poller:
 
     Attributes:
         facts: known facts about the VM, such as its threads and features.
-        phase: random position of the VM's polls in the polling interval, 0 to 1. It spreads the polls of many VMs over time.
+        phase: random position of the VM's polls in the polling interval, 0 to 1, to spread the polls of many VMs over time.
     """
 
     def __init__(
@@ -90,6 +75,9 @@ class Poller:
         self._jitter = 1.0
         self._spread: list[str] = []  # collectors whose second poll was moved to the VM's phase
         self._unsupported: list[str] = []  # a list, because a set of few names takes six times the memory
+        self._files_facts = self.facts
+        self._files: dict[str, Sequence[FileRequest]] = {}  # by collector, for these facts
+        self._large: list[str] = []  # collectors whose replies are handled in several turns of the event loop
         self._topologies: dict[str, object] = {}  # by collector
         self._previous: dict[str, Poll] = {}  # by collector
 
@@ -99,7 +87,7 @@ class Poller:
             if name in self._unsupported:
                 continue
             if collector.missing_command(self.facts):
-                self._disable(name)
+                self._disable_collector(name)
                 self._observer.on_collector_run(name, PollOutcome.UNSUPPORTED)
             else:
                 self._schedule.plan(name, now)
@@ -118,36 +106,72 @@ class Poller:
             QmpError: the connection ended.
         """
         if not self.facts.receives_events:
-            # Another client may use the monitor at the same interval. The jitter avoids that both collide at each poll.
+            # Another client may use the monitor at the same interval. The jitter prevents a collision at each poll.
             self._jitter = 0.9 + 0.2 * self._context.random()
-        for batch in self._batches(await self._without_hung_storage(names)):
-            when = PollTime.now()
+        for batch in self._make_batches(await self._defer_for_hung_storage(names)):
+            when = PollStart.now()
             try:
-                replies = await self._executor.execute([command for _, commands in batch for command in commands])
+                replies = await self._executor.execute(commands_of(batch))
             except (BusyError, StalledError) as error:
-                self._observer.on_response_time(self._context.settings.response_seconds)
-                for collector, _ in batch:
-                    self._observer.on_collector_run(collector.name, PollOutcome.TIMEOUT)
-                await self._executor.wait_until_responsive(error)
+                await self.wait_until_responsive(batch, error)
                 return False  # the late replies are out of date, and events may have been missed
             except ProtocolError as error:
-                for collector, _ in batch:
-                    if len(batch) > 1:
-                        self._isolate(collector.name)
-                    else:
-                        self._switch_off(collector.name, str(error))
+                self.on_protocol_error(batch, error)
                 raise
-            self._observer.on_response_time(time.monotonic() - when.monotonic)
-            for reason, messages in self._executor.take_skipped_messages():
-                self._observer.on_messages_skipped(self._vm, reason, messages)
-            self._handle_batch(batch, replies, when)
+            for _ in self._handle_replies_in_turns(batch, replies, when):
+                await asyncio.sleep(0)
         return True
 
-    async def _without_hung_storage(self, names: Iterable[str]) -> Sequence[str]:
-        """Return the collectors to poll now: those that wait for storage are deferred while the VM's storage does not answer."""
+    def quiet_batch(self, names: Sequence[str]) -> Batch[Collector] | None:
+        """Return the commands of these collectors if they fit one write and need no task; None if they need a task.
+
+        A task waits for storage, sends several writes, and handles large replies in several turns of the event loop.
+        """
+        collectors = [self._collectors.by_name.get(name) for name in names]
+        if any(
+            collector is None or collector.accesses_storage or collector.name in self._large for collector in collectors
+        ):
+            return None
+        batches = list(self._make_batches(names))
+        return None if len(batches) > 1 else batches[0] if batches else []
+
+    def on_replies(self, batch: Batch[Collector], replies: Sequence[CommandResult], when: PollStart) -> None:
+        """Handle the replies to the commands of a batch; `when` is the time at which the batch was sent."""
+        run_at_once(self._handle_replies_in_turns(batch, replies, when))
+
+    def _handle_replies_in_turns(
+        self, batch: Batch[Collector], replies: Sequence[CommandResult], when: PollStart
+    ) -> Turns[None]:
+        """Handle the replies to a batch. Each step takes a few milliseconds at most, and the event loop may run in between."""
+        self._observer.on_response_time(time.monotonic() - when.monotonic)
+        for reason, messages in self._executor.take_skipped_messages():
+            self._observer.on_messages_skipped(self._vm, reason, messages)
+        yield from self._handle_batch(batch, replies, when)
+
+    async def wait_until_responsive(self, batch: Batch[Collector], error: BusyError | StalledError) -> None:
+        """Report that the replies to a batch are overdue, and wait until QEMU answers.
+
+        Raises:
+            QmpError: the connection ended.
+        """
+        self._observer.on_response_time(self._context.settings.response_seconds)
+        for collector, _ in batch:
+            self._observer.on_collector_run(collector.name, PollOutcome.TIMEOUT)
+        await self._executor.wait_until_responsive(error)
+
+    def on_protocol_error(self, batch: Batch[Collector], error: ProtocolError) -> None:
+        """Handle a reply to a batch that ended the connection. The next connection polls the collectors alone, or a single one later."""
+        for collector, _ in batch:
+            if len(batch) > 1:
+                self._isolate_collector(collector.name)
+            else:
+                self._switch_collector_off(collector.name, str(error))
+
+    async def _defer_for_hung_storage(self, names: Iterable[str]) -> Sequence[str]:
+        """Return the collectors to poll now. While the VM's storage does not answer, defer the collectors that access storage."""
         names, gate = list(names), self._context.storage
         by_name = self._collectors.by_name
-        waiting = [name for name in names if name in by_name and by_name[name].waits_for_storage]
+        waiting = [name for name in names if name in by_name and by_name[name].accesses_storage]
         pid = self.facts.process.id if self.facts.process is not None else None
         if not waiting or gate is None or await gate.may_query(self._vm, pid):
             return names
@@ -155,8 +179,11 @@ class Poller:
             self._observer.on_collector_run(name, PollOutcome.DEFERRED)
         return [name for name in names if name not in waiting]
 
-    def _handle_batch(self, batch: Batch[Collector], replies: Sequence[CommandResult], when: PollTime) -> None:
+    def _handle_batch(self, batch: Batch[Collector], replies: Sequence[CommandResult], when: PollStart) -> Turns[None]:
         """Handle the replies to a batch. If an unreadable reply may belong to several collectors, poll each of them alone."""
+        if len(batch) == 1:  # the usual case: the poll of the disks
+            yield from self._handle_replies(batch[0][0], replies, when)
+            return
         replies_by_collector: list[tuple[Collector, Sequence[CommandResult]]] = []
         for collector, commands in batch:
             replies_by_collector.append((collector, replies[: len(commands)]))
@@ -169,17 +196,17 @@ class Poller:
         for collector, own in replies_by_collector:
             if len(unclear) > 1 and collector.name in unclear:
                 self._observer.on_collector_run(collector.name, PollOutcome.ERROR)
-                self._isolate(collector.name)
+                self._isolate_collector(collector.name)
             else:
-                self._handle_replies(collector, own, when)
+                yield from self._handle_replies(collector, own, when)
 
-    def _isolate(self, name: str) -> None:
+    def _isolate_collector(self, name: str) -> None:
         """Poll a collector alone at once, because this collector or another collector in the same write caused a failure."""
         self._failures.isolate(name)
         self._schedule.plan(name, time.monotonic())
 
-    def _batches(self, names: Iterable[str]) -> Iterator[Batch[Collector]]:
-        """Yield batches of collectors whose commands fit one write. Each failing or isolated collector gets a batch of its own."""
+    def _make_batches(self, names: Iterable[str]) -> Iterator[Batch[Collector]]:
+        """Yield batches of collectors whose commands fit one write. Each isolated collector has its own batch."""
         remaining: Batch[Collector] = []
         isolated: Batch[Collector] = []
         for name in names:
@@ -187,9 +214,9 @@ class Poller:
             if collector is None or collector.host_only:
                 continue
             commands = collector.commands(self.facts)
-            if not commands:  # the VM has no such feature any more, such as a balloon
+            if not commands:  # the VM no longer has the collector's feature, such as a balloon
                 self._clear_failure(name)
-            elif not self._is_off(name):
+            elif not self._is_collector_off(name):
                 (isolated if self._failures.is_isolated(name) else remaining).append((collector, commands))
         while remaining:
             batch, remaining = split_batch(remaining)
@@ -197,26 +224,42 @@ class Poller:
         yield from ([entry] for entry in isolated)
 
     def poll_host(self, names: Iterable[str] | None = None) -> None:
-        """Poll collectors that read only the kernel's files. A file takes microseconds, and QEMU is not involved.
+        """Poll collectors that read only the kernel's files. Reading a file takes microseconds, and QEMU is not involved.
 
         A collector that has no file to read reports an empty list of samples.
 
         Args:
             names: names of collectors; collectors that send commands to QEMU are ignored. None polls all host-only collectors.
         """
-        host_only = self._collectors.host_only
+        host_only, when = self._collectors.host_only, PollStart.now()
+        families: list[Family] = []
+        samples: list[Sample] = []
         for name in host_only if names is None else names:
-            if name not in host_only or self._is_off(name):
+            if name not in host_only or self._is_collector_off(name):
                 continue
-            collector, when = self._collectors.by_name[name], PollTime.now()
-            if files := collector.files(self.facts):
-                self._handle_replies(collector, self._process.read(files), when)
+            collector = self._collectors.by_name[name]
+            if files := self._files_of(collector):
+                own = run_at_once(self._run_collector(collector, self._process.read(files), when))
+                if own is None:
+                    continue
+                samples += own
             else:
                 self._clear_failure(name)
-                self._observer.on_samples(self._vm, collector.families, (), when.time_ns)
+            families += collector.families
+        if families:  # one report for all families, because each report costs time
+            self._observer.on_samples(self._vm, families, samples, when.time_ns)
+
+    def _files_of(self, collector: Collector) -> Sequence[FileRequest]:
+        """Return the files that a collector reads. The list is cached until `facts` is replaced."""
+        if self._files_facts is not self.facts:
+            self._files_facts, self._files = self.facts, {}
+        files = self._files.get(collector.name)
+        if files is None:
+            files = self._files[collector.name] = collector.files(self.facts)
+        return files
 
     def plan_host_collectors(self) -> None:
-        """Make the host-only collectors due now. The stall probe calls this, because the stall may have prevented their poll."""
+        """Make the host-only collectors due now. The stall probe calls this, because the stall may have delayed their poll."""
         for name in self._collectors.host_only:
             self._schedule.plan(name, time.monotonic())
 
@@ -224,15 +267,15 @@ class Poller:
         """Poll the host-only collectors that are due."""
         self.poll_host(self._schedule.take_due(time.monotonic(), self._collectors.host_only))
 
-    def _is_off(self, name: str) -> bool:
-        """Return whether a collector is off after a failure. If it is, plan the end of this time."""
+    def _is_collector_off(self, name: str) -> bool:
+        """Return whether a collector is off after a failure. If it is, plan its next poll for the end of that time."""
         retry_at = self._failures.retry_at(name)
         if retry_at == -inf or retry_at <= time.monotonic() + SLACK_SECONDS:
             return False
         self._schedule.plan(name, retry_at)
         return True
 
-    def _switch_off(self, name: str, cause: str, *, bug: bool = False) -> None:
+    def _switch_collector_off(self, name: str, cause: str, *, bug: bool = False) -> None:
         """Switch a failing collector off, for a time that doubles with each failure in a row."""
         settings = self._context.settings
         delay = self._failures.add(
@@ -242,76 +285,90 @@ class Poller:
         self._on_degraded()
 
     def _clear_failure(self, name: str) -> None:
-        """Poll a collector at its interval again, because it has not failed this time."""
+        """Clear a collector's failures after a success, so that it is polled at its interval again."""
         if self._failures.clear(name):
             _log.info("%s: collector %s works again", self._vm.name, name)
             self._on_degraded()
 
-    def _disable(self, name: str) -> None:
+    def _disable_collector(self, name: str) -> None:
         """Stop polling a collector on this connection, because QEMU lacks a command that the collector needs."""
         self._clear_failure(name)
         self._unsupported.append(name)
         self._schedule.remove(name)
 
-    def _handle_replies(self, collector: Collector, replies: Sequence[CommandResult], when: PollTime) -> None:
-        """Report the samples in a collector's replies, and plan the collector's next poll."""
-        samples, outcome = self._collect_samples(collector, replies, when)
+    def _handle_replies(self, collector: Collector, replies: Sequence[CommandResult], when: PollStart) -> Turns[None]:
+        """Run a collector on its replies, and report the samples."""
+        samples = yield from self._run_collector(collector, replies, when)
+        if samples is None:
+            return
+        self._observer.on_samples(self._vm, collector.families, samples, when.time_ns)
+        for sample in samples:
+            if (observed := self._migration.on_sample(sample)) is not None:
+                change = VmChange.MIGRATED_IN
+                self._observer.on_lifecycle(change, Record(change.type, self._vm, {"observed": observed}, when.time_ns))
+        self._poll_invalidated(collector, samples)
+
+    def _run_collector(
+        self, collector: Collector, replies: Sequence[CommandResult], when: PollStart
+    ) -> Turns[Sequence[Sample] | None]:
+        """Return the samples in a collector's replies; None if it failed. Plan the collector's next poll."""
+        samples, outcome = yield from self._collect_samples(collector, replies, when)
         self._observer.on_collector_run(collector.name, outcome)
-        if outcome in (PollOutcome.OK, PollOutcome.TRUNCATED):
-            self._observer.on_samples(self._vm, collector.families, samples, when.time_ns)
-            for sample in samples:
-                if (observed := self._migration.on_sample(sample)) is not None:
-                    change = VmChange.MIGRATED_IN
-                    self._observer.on_lifecycle(
-                        change, Record(change.type, self._vm, {"observed": observed}, when.time_ns)
-                    )
-            self._poll_invalidated(collector, samples)
+        succeeded = outcome in (PollOutcome.OK, PollOutcome.TRUNCATED)
+        if succeeded:
             self._clear_failure(collector.name)
         else:
             self._observer.on_samples_lost(self._vm, collector.families, when.time_ns)
         self._plan_next_poll(collector, samples, when.monotonic)
+        return samples if succeeded else None
 
     def _collect_samples(
-        self, collector: Collector, replies: Sequence[CommandResult], when: PollTime
-    ) -> tuple[Sequence[Sample], PollOutcome]:
+        self, collector: Collector, replies: Sequence[CommandResult], when: PollStart
+    ) -> Turns[tuple[Sequence[Sample], PollOutcome]]:
         if any(isinstance(reply, CommandError) and reply.error_class == "CommandNotFound" for reply in replies):
-            self._disable(collector.name)
+            self._disable_collector(collector.name)
             return (), PollOutcome.UNSUPPORTED
         try:
-            previous = self._previous.get(collector.name, Poll())
-            collected = iter(collector.collect(replies))
-            poll = Poll(tuple(islice(collected, MAX_SAMPLES)), *when)
-            truncated = next(collected, None) is not None
-            if (samples := collector.derive(previous, poll)) is not poll.samples:
-                poll = Poll(tuple(samples), *when)
+            replies = collector.with_subjects(self.facts, replies)
+            samples, truncated = yield from collect_in_turns(collector, replies)
+            if len(samples) > SAMPLES_PER_TURN and collector.name not in self._large:
+                self._large.append(collector.name)
             if collector.needs_previous:
-                self._previous[collector.name] = poll
-            for transition in collector.transitions(previous, poll):
-                record_type, values = f"qemu.{transition.family.name}", dict(transition.values)
-                if transition.family is MIGRATION_ENDED and (role := self._migration.role) is not None:
-                    values["role"] = role
-                self._observer.on_transition(
-                    Record(record_type, self._vm, values, time.time_ns(), severity=transition.severity)
-                )
+                samples = self._compare_with_previous(collector, Poll(samples, *when))
         except CommandError as error:
             _log.debug("%s: collector %s: QEMU refused a command: %s", self._vm.name, collector.name, error)
             self._clear_failure(collector.name)
         except QmpError as error:
-            self._switch_off(collector.name, str(error))
+            self._switch_collector_off(collector.name, str(error))
         except Exception as error:  # noqa: BLE001 - a bug in one collector must not end the session
-            self._switch_off(collector.name, f"{type(error).__name__}: {error}", bug=True)
+            self._switch_collector_off(collector.name, f"{type(error).__name__}: {error}", bug=True)
         else:
-            return poll.samples, PollOutcome.TRUNCATED if truncated else PollOutcome.OK
+            return samples, PollOutcome.TRUNCATED if truncated else PollOutcome.OK
         return (), PollOutcome.ERROR
 
+    def _compare_with_previous(self, collector: Collector, poll: Poll) -> Sequence[Sample]:
+        """Report the transitions since the previous poll of a collector. Return the samples, with values derived from both polls."""
+        previous = self._previous.get(collector.name, Poll())
+        if (samples := collector.derive(previous, poll)) is not poll.samples:
+            poll = poll._replace(samples=tuple(samples))
+        self._previous[collector.name] = poll
+        for transition in collector.transitions(previous, poll):
+            record_type, values = f"qemu.{transition.family.name}", dict(transition.values)
+            if transition.family is MIGRATION_ENDED and (role := self._migration.role) is not None:
+                values["role"] = role
+            self._observer.on_transition(
+                Record(record_type, self._vm, values, time.time_ns(), severity=transition.severity)
+            )
+        return poll.samples
+
     def _poll_invalidated(self, collector: Collector, samples: Sequence[Sample]) -> None:
-        """If the collector's topology has changed, make the collectors due whose last results are out of date now."""
+        """If the collector's topology has changed, make the collectors due that depend on it."""
         if not collector.invalidates:
             return
         topology = collector.topology(samples)
         if self._topologies.setdefault(collector.name, topology) != topology:
             self._topologies[collector.name] = topology
-            self._schedule.demand(collector.invalidates, time.monotonic())
+            self._schedule.make_due(collector.invalidates, time.monotonic())
 
     def _plan_next_poll(self, collector: Collector, samples: Sequence[Sample], start: float) -> None:
         intervals, name = self._context.settings.intervals, collector.name

@@ -1,6 +1,5 @@
 """Session with one VM over one connection: identifies the VM, discovers its features, and polls it until the connection ends."""
 
-import asyncio
 import contextlib
 import dataclasses
 import logging
@@ -10,32 +9,31 @@ from math import inf
 
 from agent.collectors import VmFacts
 from agent.collectors.block import count_repeated_images
-from agent.collectors.nodes import supports_flat
+from agent.collectors.nodes import has_flat_argument
 from agent.host.qemu_processes import command_line, is_qemu
-from agent.model.events import find_event_row
-from agent.model.metrics.about import ABOUT
+from agent.model.event_table import find_event_row
+from agent.model.metrics.identity import IDENTITY
 from agent.model.record import Vm, sanitize
-from agent.monitors import Monitor, MonitorConnection
-from agent.qmp.commands import Change, Command
-from agent.qmp.errors import QmpError, UnclearReplyError, UnreadableReplyError
+from agent.monitors import DomainXmlReader, Monitor, MonitorConnection
+from agent.qmp.commands import Command, QemuChange
+from agent.qmp.errors import QmpError, StalledError, UnclearReplyError, UnreadableReplyError
 from agent.qmp.protocol import Event, Greeting
 from agent.session import identity
 from agent.session.api import MonitorState, SessionContext, SessionObserver
 from agent.session.collector_failures import CollectorFailures
 from agent.session.command_executor import CommandExecutor
+from agent.session.disk_command_writer import DiskCommandWriter
 from agent.session.event_handler import EventHandler
 from agent.session.guest_agent_port import GuestAgentPortLookup
 from agent.session.host_process import HostProcess
 from agent.session.migration_state import MigrationState
 from agent.session.poller import Poller
+from agent.session.quiet_polls import QuietPolls
 from agent.session.scheduler import Schedule
 from agent.session.stall_probe import StallProbe
-from agent.session.threshold_writer import ThresholdWriter
+from agent.session.virtio_disks import find_virtio_disks
 
 _log = logging.getLogger(__name__)
-
-MAX_TIMER_SECONDS = 86400.0
-"""Maximum delay of a timer, because some event loops reject longer delays."""
 
 MAX_RESYNC_DELAY_SECONDS = 10.0
 """Maximum delay of a requested resync."""
@@ -44,13 +42,15 @@ MAX_BUILDS = 64
 """Maximum number of QEMU builds whose command names are kept. A host usually has fewer than ten."""
 
 DISCOVER_FEATURES = "discover"
-"""Name in the schedule for the discovery of the VM's features. After it, all collectors are polled."""
+"""The schedule's name for the discovery of the VM's features. After the discovery, all collectors are polled."""
+MIN_DISCOVERY_SECONDS = 60.0
+"""Minimum time between a discovery and a later one that the guest causes."""
 
 DISCOVERY_FAILURE = "discovery"
-"""Name in the list of failing collectors for the discovery of the VM's features."""
+"""Name that a failed discovery has in the list of failing collectors."""
 
 DISCOVER_PROCESS = "threads"
-"""Name in the schedule for the discovery of the VM's process. It is due after an event that changes its threads or network interfaces."""
+"""The schedule's name for the discovery of the VM's process. It is due after an event that changes threads or network interfaces."""
 
 
 class Session:
@@ -97,8 +97,10 @@ class Session:
         self._process = HostProcess(context)
         self._guest_agent_ports = GuestAgentPortLookup()
         self._poller: Poller | None = None
-        self._idling: asyncio.Future[None] | None = None
+        self._quiet_polls: QuietPolls | None = None
+        self._unplugs = 0
         self._discovered = False
+        self._discovered_at = 0.0
 
     def overdue_by(self, now: float) -> float:
         """Return by how many seconds the session's next action is overdue; negative if it is not overdue.
@@ -109,14 +111,14 @@ class Session:
         return now - self._executor.next_action_at
 
     def resync(self) -> None:
-        """Make all collectors due after a delay that depends on the VM, so that the resyncs of many VMs are spread over time."""
+        """Make all collectors due after a delay that differs between VMs, to spread the resyncs of many VMs over time."""
         if self._poller is not None:
             delay = self._poller.phase * min(self._context.settings.intervals.poll, MAX_RESYNC_DELAY_SECONDS)
             self._schedule.plan(DISCOVER_FEATURES, time.monotonic() + delay)
             self._wake()
 
     async def identify(self, monitor: Monitor) -> Vm:
-        """Return the VM that the connection leads to.
+        """Identify the VM of this connection, and return it.
 
         Args:
             monitor: the monitor of the connection.
@@ -134,11 +136,12 @@ class Session:
             monitor.name,
             replies,
             shared_address=monitor.shared_address,
+            container=self._client.container if isinstance(self._client, DomainXmlReader) else "",
             arguments=self._qemu_arguments,
         )
 
     def _qemu_arguments(self) -> Sequence[str]:
-        """Return the command line of the connected process; empty if the process is unknown or not a QEMU."""
+        """Return the command line of the connected process; empty if the process is unknown or does not run QEMU."""
         argv = command_line(self._client.peer_pid) if self._client.peer_pid is not None else []
         return argv if is_qemu(argv) else ()
 
@@ -159,29 +162,33 @@ class Session:
             self._failures,
             self._on_degraded,
         )
-        thresholds = ThresholdWriter(self._context, self._executor, self._schedule, vm)
+        disk_commands = DiskCommandWriter(self._context, self._executor, self._schedule, vm)
         self._probe.poller = poller
         self._schedule.plan(DISCOVER_FEATURES, self._context.first_polls.reserve_time(time.monotonic()))
         self._schedule.plan(DISCOVER_PROCESS, inf)
-        self._events.attach(vm, lambda event, time_ns: self._on_event(poller, thresholds, event, time_ns))
-        self._client.ended.add_done_callback(lambda _: self._wake())
+        self._events.attach(vm, lambda event, time_ns: self._on_event(poller, disk_commands, event, time_ns))
+        quiet_polls = self._quiet_polls = QuietPolls(
+            self._context, self._client, self._executor, self._schedule, poller, disk_commands
+        )
+        self._client.ended.add_done_callback(lambda _: quiet_polls.check_soon())
         self._context.attached_vms += 1
-        self._context.demands[vm] = self._demand
-        with contextlib.closing(self._process):
+        self._context.make_due_by_vm[vm] = self._make_due
+        with contextlib.closing(self._process), contextlib.closing(quiet_polls):
             try:
                 while True:
                     if self._client.ended.done():
                         raise self._client.ended.result()
-                    await self._poll_or_wait(poller, thresholds, vm, self._schedule.take_due(time.monotonic()))
+                    await self._run_polls(poller, quiet_polls, disk_commands, vm)
             finally:
                 self._context.attached_vms -= 1
-                if self._context.demands.get(vm) == self._demand:  # another session may have attached the same VM
-                    del self._context.demands[vm]
+                # Another session may have attached the same VM.
+                if self._context.make_due_by_vm.get(vm) == self._make_due:
+                    del self._context.make_due_by_vm[vm]
                 self._events.close()
-                self._probe.poller = None  # breaks a reference cycle
+                self._probe.poller = self._quiet_polls = None  # breaks reference cycles
 
-    def _on_event(self, poller: Poller, thresholds: ThresholdWriter, event: Event, time_ns: int) -> None:
-        """Handle an event of the attached VM, and make the collectors due whose last results are out of date now."""
+    def _on_event(self, poller: Poller, disk_commands: DiskCommandWriter, event: Event, time_ns: int) -> None:
+        """Handle an event of the attached VM, and make the collectors due whose last results are stale after it."""
         poller.read_event(event, time_ns)
         match event.name:
             case "SHUTDOWN":
@@ -190,44 +197,55 @@ class Session:
             case "MIGRATION":
                 self._migration.on_event(status := event.data.get("status"))
                 if status != "setup" and poller.facts.receives_events:
-                    # The events are enabled. The status `setup` does not prove it, because QEMU 7.2 always emits it on a destination.
+                    # MIGRATION events are enabled. The status `setup` does not show that: QEMU 7.2 always emits it on a destination.
                     poller.facts = dataclasses.replace(poller.facts, migration_events=True)
-        names = (*find_event_row(event.name).invalidates, *thresholds.refreshes_due())
+            case "DEVICE_DELETED":
+                # A vhost device may take the place of a virtio disk. Its queues must not be queried.
+                self._unplugs += 1
+                poller.facts = dataclasses.replace(poller.facts, virtio_disks=())
+            case "VSERPORT_CHANGE" if not self._guest_agent_ports.is_known(event.data.get("id")):
+                # The port was plugged in after the last discovery, and QEMU emits no event for that. A guest can cause this event at will.
+                self._schedule.plan(
+                    DISCOVER_FEATURES, max(time.monotonic(), self._discovered_at + MIN_DISCOVERY_SECONDS)
+                )
+        names = (*find_event_row(event.name).invalidates, *disk_commands.take_due_refreshes())
         if names:
-            self._demand(names)
+            self._make_due(names)
 
-    def _demand(self, names: Sequence[str]) -> None:
-        """Make collectors due now. Before the first discovery, only the discovery is made due, because it polls everything."""
-        self._schedule.demand(names if self._discovered else (DISCOVER_FEATURES,), time.monotonic())
+    def _make_due(self, names: Sequence[str]) -> None:
+        """Make collectors due now. Before the first discovery, make only the discovery due, because all polls follow it."""
+        self._schedule.make_due(names if self._discovered else (DISCOVER_FEATURES,), time.monotonic())
         self._wake()
 
-    async def _poll_or_wait(self, poller: Poller, thresholds: ThresholdWriter, vm: Vm, names: Sequence[str]) -> None:
-        """Run the due polls and discoveries, given by their names in the schedule. If none is due, wait until one is due."""
-        if not names:
-            await self._wait_until_due()
-        elif DISCOVER_FEATURES in names:
-            await self._discover(poller, vm)
-        else:
-            if DISCOVER_PROCESS in names:
-                poller.facts = await self._discover_process(vm, poller.facts)
-            poller.poll_host(None if DISCOVER_PROCESS in names else names)
-            if not await poller.poll(names):
-                self._schedule.plan(DISCOVER_FEATURES, time.monotonic())
-            await thresholds.apply(receives_events=poller.facts.receives_events)
+    async def _run_polls(
+        self, poller: Poller, quiet_polls: QuietPolls, disk_commands: DiskCommandWriter, vm: Vm
+    ) -> None:
+        """Run quiet polls until other polls are due that only this task can run, and run those polls.
 
-    async def _wait_until_due(self) -> None:
-        loop, at = asyncio.get_running_loop(), self._schedule.next_due_at()
-        self._executor.next_action_at, self._idling = at, loop.create_future()
-        timer = loop.call_later(max(0.0, min(at - time.monotonic(), MAX_TIMER_SECONDS)), self._wake)
+        Raises:
+            QmpError: the connection ended.
+        """
         try:
-            await self._idling
-        finally:
-            timer.cancel()
+            names = await quiet_polls.run()
+        except StalledError as error:
+            await quiet_polls.wait_until_responsive(error)
+            self._schedule.plan(DISCOVER_FEATURES, time.monotonic())
+            return
+        if DISCOVER_FEATURES in names:
+            await self._discover(poller, vm)
+            return
+        if DISCOVER_PROCESS in names:
+            unplugs = self._unplugs
+            self._use_facts(poller, await self._discover_process(vm, poller.facts), unplugs)
+        poller.poll_host(None if DISCOVER_PROCESS in names else names)
+        if not await poller.poll(names):
+            self._schedule.plan(DISCOVER_FEATURES, time.monotonic())
+        await disk_commands.apply(receives_events=poller.facts.receives_events)
 
     def _wake(self) -> None:
-        """End the wait of `_wait_until_due`, because something is due or the connection has ended."""
-        if self._idling is not None and not self._idling.done():
-            self._idling.set_result(None)
+        """Have the quiet polls check the schedule again, because something is due."""
+        if self._quiet_polls is not None:
+            self._quiet_polls.check_soon()
 
     async def _discover(self, poller: Poller, vm: Vm) -> None:
         """Discover the VM's features, make the changes to QEMU that the config allows, and make all collectors due."""
@@ -235,7 +253,7 @@ class Session:
         self._executor.unreadable = ""
         replies = await execute(identity.FEATURE_COMMANDS)
         assert client.greeting is not None
-        facts = identity.facts_of(replies, client.greeting, await self._command_names(client.greeting))
+        facts = identity.parse_facts(replies, client.greeting, await self._command_names(client.greeting))
         if facts.balloon is not None:
             facts = dataclasses.replace(facts, guest_stats_seconds=await self._guest_stats_seconds(facts.balloon))
         facts = dataclasses.replace(
@@ -244,24 +262,31 @@ class Session:
             migration_events=facts.migration_events and client.receives_events,
             guest_agent_port=await self._guest_agent_ports.find(execute, replies[1:]),
         )
-        is_allowed = Change.MIGRATION_EVENTS in self._context.settings.changes
+        is_allowed = QemuChange.MIGRATION_EVENTS in self._context.settings.changes
         if facts.receives_events and not facts.migration_events and is_allowed:
             (result,) = await execute((identity.ENABLE_MIGRATION_EVENTS,))
             facts = dataclasses.replace(facts, migration_events=not isinstance(result, QmpError))
-        if not supports_flat(facts.version):
+        if not has_flat_argument(facts.version):
             (stats,) = await execute((Command("query-blockstats"),))
             facts = dataclasses.replace(facts, repeated_images=count_repeated_images(stats))
-        poller.facts = await self._discover_process(vm, facts)
+        unplugs = self._unplugs
+        facts = dataclasses.replace(facts, virtio_disks=await find_virtio_disks(execute, self._context, facts))
+        self._use_facts(poller, await self._discover_process(vm, facts), unplugs)
         now = time.monotonic()
         self._report_discovery(vm, now)
         poller.plan_all_collectors(now)
+        self._discovered_at = now
         self._schedule.plan(
             DISCOVER_FEATURES, now + self._context.settings.intervals.resync * (0.9 + 0.2 * poller.phase)
         )
         self._discovered = True
 
+    def _use_facts(self, poller: Poller, facts: VmFacts, unplugs: int) -> None:
+        """Use the facts of a discovery. If a device was unplugged during the discovery, drop the virtio disks, which may include it."""
+        poller.facts = facts if self._unplugs == unplugs else dataclasses.replace(facts, virtio_disks=())
+
     def _report_discovery(self, vm: Vm, now: float) -> None:
-        """Report a failure if a reply of the discovery could not be read. The next resync repeats the discovery."""
+        """Report a failed discovery if one of its replies could not be read. The next resync repeats the discovery."""
         if cause := self._executor.unreadable:
             seconds = self._context.settings.intervals.resync
             self._failures.add(DISCOVERY_FAILURE, cause, now, seconds, seconds)
@@ -271,8 +296,8 @@ class Session:
             self._on_degraded()
 
     async def _command_names(self, greeting: Greeting) -> frozenset[str]:
-        """Return the names of this QEMU's commands. QEMU is queried only if no VM of the same build was queried before."""
-        build, known = identity.build_of(greeting), self._context.build_commands
+        """Return the names of this QEMU's commands. Query them from QEMU only for the first VM of each build."""
+        build, known = identity.qemu_build_of(greeting), self._context.build_commands
         if build not in known:
             (reply,) = await self._executor.execute_with_retry((identity.QUERY_COMMANDS,))
             if isinstance(reply, UnreadableReplyError):
@@ -288,8 +313,10 @@ class Session:
     async def _discover_process(self, vm: Vm, facts: VmFacts) -> VmFacts:
         """Find the VM's process, report the sample that describes the VM, and return the facts with the process's data added."""
         time_ns = time.time_ns()
-        facts = await self._process.discover(self._executor.execute_with_retry, self._client.peer_pid, vm, facts)
-        self._observer.on_samples(vm, (ABOUT,), (self._process.about,), time_ns)
+        client, execute = self._client, self._executor.execute_with_retry
+        domain = client if isinstance(client, DomainXmlReader) else None
+        facts = await self._process.discover(execute, client.peer_pid, vm, facts, domain)
+        self._observer.on_samples(vm, (IDENTITY,), (self._process.identity,), time_ns)
         return facts
 
     async def _guest_stats_seconds(self, balloon: str) -> int:
@@ -300,7 +327,7 @@ class Session:
         execute = self._executor.execute_with_retry
         seconds = identity.parse_stats_interval((await execute((identity.get_stats_interval_command(balloon),)))[0])
         settings = self._context.settings
-        if seconds == 0 and Change.GUEST_STATS_INTERVAL in settings.changes:
+        if seconds == 0 and QemuChange.GUEST_STATS_INTERVAL in settings.changes:
             (result,) = await execute((identity.set_stats_interval_command(balloon, settings.guest_stats_seconds),))
             return 0 if isinstance(result, QmpError) else settings.guest_stats_seconds
         return seconds

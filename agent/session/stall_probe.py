@@ -1,4 +1,4 @@
-"""Waiting for a QEMU that does not answer."""
+"""Waits until a stalled QEMU answers again."""
 
 import asyncio
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class HostPoller(Protocol):
 
 
 class StallProbe:
-    """Waits for overdue replies of a QEMU. Meanwhile, it probes QEMU's monitor thread out of band.
+    """Waits for overdue replies of one QEMU. During the wait, it probes QEMU's monitor thread out of band.
 
     Attributes:
         poller: polls the host-only collectors during the wait; None until the VM is attached.
@@ -44,7 +44,7 @@ class StallProbe:
         self._on_state = on_state
 
     async def wait(self, error: BusyError | StalledError) -> None:
-        """Wait until no reply is overdue, or until a busy monitor is free.
+        """Wait until no reply is overdue, or until no other client holds the monitor.
 
         The caller must send no in-band command during the wait, because QEMU still executes the overdue command.
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from agent.common.backoff import back_off
+from agent.common.backoff import retry_delay
 from agent.host.qemu_processes import pid_if_qemu
 from agent.model.record import Record, Severity, Vm, sanitize
 from agent.monitors import Monitor, MonitorConnection, MonitorPriority
@@ -56,6 +56,8 @@ class MonitorSupervisor:
         self._migration = MigrationState()
         self._failures = CollectorFailures()
         self._up_reason = ""
+        self._may_live = False
+        """True after the connection to a VM was lost although the VM may still run."""
         self._removed = asyncio.get_running_loop().create_future()  # an Event allocates 0.7 KB for its waiters
 
     @property
@@ -73,7 +75,7 @@ class MonitorSupervisor:
             self._removed = asyncio.get_running_loop().create_future()
 
     def overdue_by(self, now: float) -> float | None:
-        """Return by how many seconds the VM's next poll is overdue; None if the agent does not poll the VM now."""
+        """Return by how many seconds the session's next action is overdue; None if the agent does not poll the VM now."""
         polled = self._session is not None and self._state is MonitorState.UP
         return self._session.overdue_by(now) if self._session is not None and polled else None
 
@@ -90,15 +92,20 @@ class MonitorSupervisor:
                 failures = 0 if await self._run_connection() else failures + 1
             finally:
                 self._session = None  # breaks a reference cycle
-            delay = back_off(failures, FIRST_RETRY_SECONDS, self._context.settings.max_retry_seconds)
+            delay = retry_delay(failures, FIRST_RETRY_SECONDS, self._context.settings.max_retry_seconds)
             await asyncio.wait({self._removed}, timeout=delay)
+        if self._may_live and self._vm is not None and not self._claims.is_held(self._vm.uuid):
+            self._report_change(VmChange.GONE, {"reason": f"its monitor {sanitize(self.name)} no longer exists"})
 
     async def _run_connection(self) -> bool:
-        """Connect, and watch the VM until the connection ends. Return False if it failed or ended soon: the next delay is then longer."""
+        """Connect, and watch the VM until the connection ends.
+
+        Returns:
+            False if the connection failed or soon ended, so that the delay before the next connection has to grow.
+        """
         if self._state in (None, MonitorState.NEGOTIATING, MonitorState.UP):
-            self._set_state(
-                MonitorState.CONNECTING
-            )  # another state, such as busy, stays until this attempt has an outcome
+            # Another state, such as busy, stays until this attempt has an outcome.
+            self._set_state(MonitorState.CONNECTING)
         events = EventHandler(self._observer)
         try:
             client = await self._monitor.open(
@@ -161,7 +168,7 @@ class MonitorSupervisor:
             self._claims.release(claim)
 
     async def _wait_in_standby(self, client: MonitorConnection, better: OwnershipClaim) -> None:
-        """Wait until the better monitor is lost, but at most one resync interval. After that, the caller claims the VM again."""
+        """Wait until the better monitor is lost, for at most one resync interval. The caller then claims the VM again."""
         if not self._monitor.inbound:
             client.close()
         no_longer_usable: asyncio.Future[Any] = client.ended if self._monitor.inbound else self._removed
@@ -177,17 +184,18 @@ class MonitorSupervisor:
         attached_at = time.monotonic()
         try:
             assert client.greeting is not None
-            self._vm, self._build = vm, identity.build_of(client.greeting)
+            self._vm, self._build = vm, identity.qemu_build_of(client.greeting)
             data = self._attached_fields(self._build, client) | {"events_dropped": events_dropped or None}
             self._report_change(VmChange.ATTACHED, data, Severity.ERROR if events_dropped else Severity.INFO)
             self._up_reason = "" if client.receives_events else NO_EVENTS
+            self._may_live = False
             self._set_state(MonitorState.UP, self._up_reason)
             await session.run(vm)
         except PreemptedError as error:
             reason = str(error)
             return True
         except _VM_MAY_LIVE as error:
-            reason, state = str(error), MonitorState.CONNECTING
+            reason, state, self._may_live = str(error), MonitorState.CONNECTING, True
         except QmpError as error:
             shut_down = session.shutdown_reason is not None
             moved = isinstance(error, MigratedAwayError) or self._migration.migrated_away(shut_down=shut_down)
@@ -226,7 +234,7 @@ class MonitorSupervisor:
             self._report_change(change, data, _SEVERITIES.get(change, Severity.INFO))
 
     def _set_state(self, state: MonitorState, reason: str = "") -> bool:
-        """Set the state and its reason, and report the status if it changed. Return whether the state changed, and not only its reason."""
+        """Set the state and its reason, and report the status if it changed. Return True if the state itself changed."""
         before = self._status
         attached = state in (MonitorState.UP, MonitorState.STALLED)
         degraded = self._failures.degraded if attached else ()
@@ -241,7 +249,7 @@ class MonitorSupervisor:
         return before is None or state is not before.state
 
     def _report_problems(self) -> None:
-        """Report the status with the failing collectors of this moment."""
+        """Report the status with the collectors that fail now."""
         if self._status is not None:
             self._set_state(self._status.state, self._status.reason)
 

@@ -1,4 +1,4 @@
-"""Supervision of all monitors, each in a task of its own.
+"""Supervision of all monitors, each in its own task.
 
 A monitor that hangs, violates the protocol or disappears does not affect other monitors.
 """
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class SupervisorGroup:
-    """Supervises all monitors that discoverers find, each in a task of its own."""
+    """Supervises all monitors that discoverers find, each in its own task."""
 
     def __init__(self, context: SessionContext, observer: SessionObserver, tasks: asyncio.TaskGroup) -> None:
         self._context = context
@@ -35,7 +35,7 @@ class SupervisorGroup:
         return len(self._supervisors)
 
     def on_monitor_added(self, monitor: Monitor) -> None:
-        """Start to supervise a monitor. A monitor that is supervised already is connected again if it had been removed."""
+        """Start to supervise a monitor. If it is still supervised after its removal, connect to it again."""
         if monitor.key in self._supervisors:
             self._supervisors[monitor.key].restore()
         else:
@@ -46,7 +46,7 @@ class SupervisorGroup:
             )
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
-        """Stop supervising a monitor as soon as its open connection ends."""
+        """Stop supervising a monitor when its open connection ends."""
         if monitor.key in self._supervisors:
             self._supervisors[monitor.key].remove()
 
@@ -56,7 +56,7 @@ class SupervisorGroup:
             self._running[supervisor].cancel()
 
     def on_status(self, discoverer: Monitor, error: QmpError | None, note: str = "") -> None:
-        """Report the state of a discoverer. People see a discoverer as an entry among the monitors.
+        """Report the state of a discoverer, which the page lists among the monitors.
 
         Args:
             discoverer: the discoverer's entry.
@@ -71,7 +71,7 @@ class SupervisorGroup:
         self._observer.on_monitor_removed(discoverer)
 
     def overdue_by(self, now: float) -> dict[str, float]:
-        """Return by how many seconds the next poll of each attached VM is overdue, by monitor name; negative if it is not overdue."""
+        """Return by how many seconds each attached session's next action is overdue, by monitor name; negative if it is not overdue."""
         overdue = ((sanitize(supervisor.name), supervisor.overdue_by(now)) for supervisor in self._running)
         return {name: seconds for name, seconds in overdue if seconds is not None}
 
@@ -90,11 +90,11 @@ class SupervisorGroup:
                 try:
                     return await supervisor.run()
                 except Exception:  # noqa: BLE001 - a bug that one VM triggers must not end the supervision of others
-                    _log.exception("monitor %s: internal error: the agent connects again", sanitize(monitor.name))
+                    _log.exception("monitor %s: internal error; the agent will connect again", sanitize(monitor.name))
                     await asyncio.sleep(self._context.settings.max_retry_seconds)
         finally:
             del self._running[supervisor]
-            # The monitor may have been dismissed and found again. A new supervisor is then responsible for the monitor.
+            # If the monitor was dismissed and found again, a new supervisor is responsible for it.
             if self._supervisors.get(monitor.key, supervisor) is supervisor:
                 self._supervisors.pop(monitor.key, None)
                 self._observer.on_monitor_removed(monitor)

@@ -1,4 +1,7 @@
-"""`qmp-agent record` and `replay`: record the QMP traffic of one monitor in a file, and replay it to an agent."""
+"""`qmp-agent record` and `replay`: record the QMP traffic of one monitor in a file, and replay it to an agent.
+
+Start at `record` and at `replay`; `file` has the format.
+"""
 
 from agent.common.errors import SubcommandError
 

@@ -38,14 +38,14 @@ _SECRETS_IN_TEXT = (
         rf"\g<1>{REMOVED}",
     ),
 )
-"""Patterns of secrets inside texts, such as URLs, `json:{...}` and `a=b,c=d`, each with its replacement."""
+"""Patterns that match secrets inside texts such as URLs, `json:{...}` and `a=b,c=d`, each with its replacement."""
 
 Side = Literal["agent", "qemu"]
 
 
 @dataclass(frozen=True, slots=True)
 class CaptureLine:
-    """A message, its sender and its time since the header. A message of None means that the sender closed the connection."""
+    """A message, its sender and its time since the header. If the message is None, the sender closed the connection."""
 
     seconds: float
     side: Side
@@ -53,7 +53,7 @@ class CaptureLine:
 
 
 def remove_secrets(value: Any, key: str = "") -> Any:
-    """Return a copy of a message without secrets. Removed are all texts under secret keys, and secrets inside other texts.
+    """Return a copy of a message without secrets. Remove all texts under secret keys, and secrets inside other texts.
 
     Args:
         value: the message or a part of it.

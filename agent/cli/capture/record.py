@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agent.cli.capture import CaptureError
-from agent.cli.capture.agent_side import READ_BYTES, RequestFrames, running_agent
+from agent.cli.capture.agent_runner import READ_BYTES, RequestSplitter, run_agent_at
 from agent.cli.capture.file import CaptureWriter, Side
 from agent.config.model import Config
 from agent.model.record import sanitize
@@ -19,7 +19,7 @@ from agent.qmp.protocol import MAX_MESSAGE_BYTES
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-async def record(monitor: str, path: Path, config: Config, *, seconds: float, max_bytes: int) -> str:
+async def record_traffic(monitor: str, path: Path, config: Config, *, seconds: float, max_bytes: int) -> str:
     """Record a monitor until QEMU closes the connection or a limit is reached.
 
     Args:
@@ -43,7 +43,7 @@ async def record(monitor: str, path: Path, config: Config, *, seconds: float, ma
             socket = Path(folder) / "monitor.qmp"
             async with (
                 await asyncio.start_unix_server(proxy.serve, socket),
-                running_agent(socket, config, "127.0.0.1:0"),
+                run_agent_at(socket, config, "127.0.0.1:0"),
             ):
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(proxy.ended.wait(), seconds)
@@ -70,7 +70,7 @@ async def _connect(monitor: str, deadline: float) -> tuple[Stream, bytes]:
     raise CaptureError(f"{sanitize(monitor)}: QEMU closed the connection")
 
 
-class _Framer(Protocol):
+class _MessageSplitter(Protocol):
     def receive(self, data: bytes) -> Iterable[Any]: ...
 
 
@@ -78,7 +78,7 @@ class _RecordingProxy:
     """A proxy between one agent and one QEMU that writes the traffic to a file.
 
     Attributes:
-        ended: set when the agent has reconnected after QEMU closed the connection, or when the file is full or cannot be written.
+        ended: set when the file is full or cannot be written, or when the agent has reconnected after QEMU closed the connection.
         error: why the file cannot be written, or None.
     """
 
@@ -92,12 +92,12 @@ class _RecordingProxy:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Forward the traffic between QEMU and the agent that connects."""
         qemu, self._qemu = self._qemu, None
-        if qemu is None:  # the agent reconnects, so it has handled the end of the connection
+        if qemu is None:  # the agent has reconnected, so it has handled the end of the first connection
             self.ended.set()
             writer.close()
             return
         directions = (
-            asyncio.create_task(self._forward(reader, qemu[1], "agent", RequestFrames())),
+            asyncio.create_task(self._forward(reader, qemu[1], "agent", RequestSplitter())),
             asyncio.create_task(self._forward(qemu[0], writer, "qemu", FrameSplitter(MAX_MESSAGE_BYTES), self._first)),
         )
         await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
@@ -110,14 +110,19 @@ class _RecordingProxy:
         writer.close()
 
     async def _forward(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, side: Side, framer: _Framer, data: bytes = b""
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        side: Side,
+        framer: _MessageSplitter,
+        data: bytes = b"",
     ) -> None:
         """Record and forward the messages of one side until this side closes the connection or the file is full.
 
         Args:
             reader: the connection to read from.
             writer: the connection to forward to.
-            side: whose messages these are.
+            side: the sender of the messages.
             framer: splits the bytes into messages.
             data: bytes that were read already.
         """

@@ -1,7 +1,7 @@
 """Replays a capture file: a fake QEMU sends the recorded messages to an agent at their recorded times.
 
-The fake QEMU answers a command with the reply to the same command in the recording. If the recording has the command several times, the
-latest one before the current time counts. The reply is not sent before its recorded time. The order of the agent's commands does not
+The fake QEMU answers a command with the reply to the same command in the recording. If the recording contains the command several times,
+the latest one before the current time is used. A reply is never sent before its recorded time. The order of the agent's commands does not
 matter, so an agent of another version can be used. A command that is not in the recording gets the error CommandNotFound.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 
 from agent.cli.capture import CaptureError
-from agent.cli.capture.agent_side import READ_BYTES, RequestFrames, running_agent
+from agent.cli.capture.agent_runner import READ_BYTES, RequestSplitter, run_agent_at
 from agent.cli.capture.file import CaptureLine, read_capture, remove_secrets
 from agent.config.model import Config
 
@@ -76,7 +76,7 @@ class Recording:
             seconds: the time since the header.
 
         Returns:
-            The exchange. If all exchanges of the command are later, the first. None if the command is not in the recording.
+            The exchange; the first one if all exchanges of the command are later; None if the command is not in the recording.
         """
         exchanges = self._exchanges.get(_command_key(remove_secrets(request)))
         if exchanges is None:
@@ -95,7 +95,7 @@ class ReplayedMonitor:
     """A fake QEMU monitor that replays a recording to the first agent that connects.
 
     Attributes:
-        ended: set when the recording has ended and, if QEMU closed the recorded connection, the agent has reconnected.
+        ended: set at the end of the recording; if QEMU closed the recorded connection, set when the agent has reconnected.
     """
 
     def __init__(self, recording: Recording, speed: float) -> None:
@@ -106,7 +106,7 @@ class ReplayedMonitor:
         self._requests: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Replay the recording on the first connection. A second connection means that the replay has ended."""
+        """Replay the recording on the first connection. At a second connection, set `ended`."""
         if self._start is None:
             self._start = time.monotonic()
             _send(writer, self._recording.greeting)
@@ -119,7 +119,7 @@ class ReplayedMonitor:
                 self.ended.set()
                 while await reader.read(READ_BYTES):
                     pass  # until the agent closes the connection
-        else:  # the agent reconnects, so it has handled the end of the connection
+        else:  # the agent has reconnected, so it has handled the end of the first connection
             self.ended.set()
         writer.close()
 
@@ -129,7 +129,7 @@ class ReplayedMonitor:
         return (time.monotonic() - self._start) * self._speed
 
     async def _read_requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        requests = RequestFrames()
+        requests = RequestSplitter()
         while data := await reader.read(READ_BYTES):
             for request in requests.receive(data):
                 if "exec-oob" not in request:
@@ -145,7 +145,7 @@ class ReplayedMonitor:
             request = await self._requests.get()
             exchange = self._recording.find_exchange(request, self._now)
             if exchange is not None:
-                # If the recorded QEMU hung, the reply still comes at its recorded time, even if the command comes later than recorded.
+                # If the recorded QEMU hung, send the reply at its recorded time, even if the command arrives later than in the recording.
                 await asyncio.sleep(max(0.0, exchange.replied_at - max(self._now, exchange.sent_at)) / self._speed)
             _send(writer, exchange.reply if exchange is not None else NOT_RECORDED)
 
@@ -165,14 +165,14 @@ def _send(writer: asyncio.StreamWriter, message: dict[str, Any]) -> None:
     writer.write(orjson.dumps(message) + b"\r\n")
 
 
-async def replay(path: Path, config: Config, *, listen: str, speed: float) -> None:
+async def replay_capture(path: Path, config: Config, *, listen: str, speed: float) -> None:
     """Replay a capture file to an agent and print the agent's records.
 
     Args:
         path: the capture file.
         config: the agent's config; its monitors are replaced.
         listen: the address of the agent's endpoint, `host:port`.
-        speed: how many times as fast as recorded.
+        speed: factor by which the replay is faster than the recording.
 
     Raises:
         CaptureError: the file is not a capture file.
@@ -184,5 +184,5 @@ async def replay(path: Path, config: Config, *, listen: str, speed: float) -> No
     monitor = ReplayedMonitor(recording, speed)
     with tempfile.TemporaryDirectory(prefix="qmp-agent-replay-") as folder:
         socket = Path(folder) / "monitor.qmp"
-        async with await asyncio.start_unix_server(monitor.serve, socket), running_agent(socket, config, listen):
+        async with await asyncio.start_unix_server(monitor.serve, socket), run_agent_at(socket, config, listen):
             await monitor.ended.wait()

@@ -1,4 +1,4 @@
-"""A QMP client for the demo and the tests, which control their own guests. It can send any command, so the agent must not use it."""
+"""A QMP client with which the demo and the tests control their own guests. It can send any command, so the agent must not use it."""
 
 import asyncio
 import itertools
@@ -41,7 +41,7 @@ class ControlClient:
         """Take over a connected socket, and wait until QEMU accepts commands on it. There is no timeout.
 
         Raises:
-            GuestError: QEMU closes the connection before.
+            GuestError: QEMU closes the connection before it accepts commands.
         """
         client = cls(*await asyncio.open_unix_connection(sock=connected))
         try:
@@ -64,7 +64,9 @@ class ControlClient:
         number = next(self._ids)
         request: dict[str, Any] = {"execute": name, "id": number}
         if arguments:
-            request["arguments"] = {key.replace("_", "-"): value for key, value in arguments.items()}
+            # This is the only command whose arguments have underscores.
+            separator = "_" if name == "block_set_io_throttle" else "-"
+            request["arguments"] = {key.replace("_", separator): value for key, value in arguments.items()}
         if self._closed:
             raise GuestError(f"{name}: QEMU closed its monitor")
         future = self._pending[number] = asyncio.get_running_loop().create_future()
@@ -113,7 +115,7 @@ class ControlClient:
                     elif isinstance(message, dict):
                         await self._dispatch(message)
         except OSError:
-            pass  # as if QEMU had closed the connection
+            pass  # handled like a connection that QEMU closes
         self._closed = True
         self._greeted.set()
         self._fail_pending("QEMU closed its monitor")
@@ -138,7 +140,7 @@ class ControlClient:
                     future.set_result(message["return"])
 
     def _fail_pending(self, reason: str) -> None:
-        """Let all commands that wait for a reply fail."""
+        """Fail all commands that wait for a reply."""
         for future in self._pending.values():
             if not future.done():
                 future.set_exception(GuestError(reason))

@@ -18,10 +18,10 @@ from typing import Any, Final, Self
 
 from agent.cli.demo import guest_agent
 from agent.cli.demo.control import ControlClient, GuestError
-from agent.cli.demo.images import MissingDependencyError, boot_sector, linux_image
+from agent.cli.demo.images import MissingDependencyError, build_boot_sector, linux_image
 
 _MAX_SOCKET_PATH_BYTES: Final = 107  # the size of struct sockaddr_un
-_START_SECONDS: Final = 60.0
+_START_SECONDS: Final = 120.0
 _STOP_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.02
 
@@ -44,12 +44,12 @@ class GuestOptions:
         disk_mib: virtual size of `disk0` in MiB. Its file grows with the writes.
         span_mib: size in MiB of the part of the disk that the guest writes again and again; default: the whole disk.
         write_kib: size of one write in KiB; default: 4 (the maximum of a boot sector is 63), for Linux 1024.
-        guest_agent: whether the Linux runs qemu-ga, with a file system of 32 MiB on a disk of its own.
+        guest_agent: whether the Linux guest runs qemu-ga, with a file system of 32 MiB on a separate disk.
         guest_shell: whether a channel leads to a shell in this guest; see tests/lab/guest_shell.py.
-        fill_seconds: time between two files of 256 KiB that fill this file system; default: it stays empty.
+        fill_seconds: time between two files of 256 KiB that fill the file system of `guest_agent`; default: it stays empty.
         pause_seconds: time between two writes; default: 2 ms, for Linux 1 s.
         disk_options: additional properties of the disk device, such as `werror=stop`.
-        faults: `inject-error` rules of QEMU's blkdebug driver for `disk0-storage`; without any, it is a plain file.
+        faults: `inject-error` rules of QEMU's blkdebug driver for `disk0-storage`; without rules, the node is a plain file.
         extra: additional arguments of QEMU, after all others.
         binary: the QEMU program.
         accel: the argument of `-accel`.
@@ -74,7 +74,7 @@ class GuestOptions:
 class Guest:
     """A QEMU process that runs while the async context is open.
 
-    It can be started again after a stop, with the same name, UUID and disk. The kernel kills it when the thread that started it ends.
+    It can be started again after a stop, with the same name, UUID and disk. When the thread that started QEMU ends, the kernel kills QEMU.
 
     Attributes:
         name: the argument of -name.
@@ -113,9 +113,9 @@ class Guest:
                 raise MissingDependencyError(f"{program} is missing: install QEMU (qemu-system-x86) and util-linux")
         self._unlink_sockets()
         self._serial.unlink(missing_ok=True)
-        arguments = await self._arguments()
+        arguments = await self._build_arguments()
         client = socket.socket(socket.AF_UNIX)
-        # QEMU inherits a listening socket on which a connection waits already. QEMU's greeting on this connection means that it is ready.
+        # QEMU inherits a listening socket that already has a waiting connection. QEMU is ready when it sends its greeting on it.
         with socket.socket(socket.AF_UNIX) as listener, self._log.open("wb") as log:
             listener.bind(os.fspath(self.control))
             listener.listen(1)
@@ -156,14 +156,14 @@ class Guest:
         self._unlink_sockets()
 
     async def kill(self) -> None:
-        """Kill QEMU with SIGKILL, like a crash: it sends no event. Its sockets remain until the next start or stop."""
+        """Kill QEMU with SIGKILL, so that it ends like in a crash, without an event. Its sockets remain until the next start or stop."""
         if self.process is not None:
             self.send_signal(signal.SIGKILL)
             await self.process.wait()
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal to QEMU if it runs. After SIGSTOP it hangs until SIGCONT."""
-        # Not through the process object: it would reap the process, and asyncio would never see its end.
+        """Send a signal to QEMU if it runs. After SIGSTOP, QEMU hangs until SIGCONT."""
+        # Do not use the process object, which would reap the process, so that asyncio would not notice its end.
         if self.process is not None and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, number)
@@ -174,7 +174,7 @@ class Guest:
         Raises:
             GuestError: QEMU answers with an error or does not run.
         """
-        return await self._connected().command(command, **arguments)
+        return await self._require_connection().command(command, **arguments)
 
     async def wait_for_event(self, name: str, timeout: float = 60.0) -> dict[str, Any]:  # noqa: ASYNC109 - as in `until`
         """Wait up to `timeout` seconds for an event. Remove and return the oldest event of this name.
@@ -184,10 +184,10 @@ class Guest:
             GuestError: QEMU does not run.
         """
         async with asyncio.timeout(timeout):
-            return await self._connected().wait_for_event(name)
+            return await self._require_connection().wait_for_event(name)
 
     async def wait_until_booted(self, timeout: float = 120.0) -> None:  # noqa: ASYNC109 - as in `until`
-        """Wait until the guest works: Linux has printed READY on its console, a writer has written to its disk.
+        """Wait until the guest works: a Linux guest has printed READY on its console, or a writer has written to its disk.
 
         Raises:
             TimeoutError: the guest does not work within `timeout` seconds.
@@ -224,7 +224,7 @@ class Guest:
     def _console(self) -> str:
         return self._serial.read_text(errors="replace") if self._serial.exists() else ""
 
-    def _connected(self) -> ControlClient:
+    def _require_connection(self) -> ControlClient:
         if self._client is None:
             raise GuestError(f"{self.name} is not running")
         return self._client
@@ -233,8 +233,8 @@ class Guest:
         self.monitor.unlink(missing_ok=True)
         self.control.unlink(missing_ok=True)
 
-    async def _arguments(self) -> list[str]:
-        """Create the disk images, and return QEMU's arguments without those of the control socket."""
+    async def _build_arguments(self) -> list[str]:
+        """Create the disk images, and return QEMU's arguments, except the arguments for the control socket."""
         options = self.options
         memory = options.memory_mib or (128 if options.kind is GuestKind.LINUX else 64)
         arguments = ["-name", self.name, "-uuid", self.uuid, "-accel", options.accel, "-m", str(memory)]
@@ -255,7 +255,7 @@ class Guest:
         options = self.options
         image = self.folder / f"{self.name}-boot.raw"
         image.write_bytes(
-            boot_sector(
+            build_boot_sector(
                 sectors_per_write=(options.write_kib or 4) * 2,
                 last_sector=(options.span_mib or options.disk_mib) * 2048 - 1,
                 pause_us=round((0.002 if options.pause_seconds is None else options.pause_seconds) * 1e6),
@@ -288,7 +288,7 @@ class Guest:
         disk = self.folder / f"{self.name}-data.raw"
         disk.touch()
         os.truncate(disk, 32 << 20)
-        return guest_agent.qemu_arguments(self.folder, self.name, disk, shell=self.options.guest_shell)
+        return guest_agent.guest_agent_arguments(self.folder, self.name, disk, shell=self.options.guest_shell)
 
     async def _disk0_arguments(self) -> list[str]:
         """Return the arguments of `disk0`: a device, its qcow2 node `disk0-format`, and that node's file node `disk0-storage`."""

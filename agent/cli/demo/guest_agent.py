@@ -1,6 +1,6 @@
 """The parts of the Linux guest that run the real guest agent, qemu-ga: QEMU's arguments, and the files in the guest.
 
-The guest has a file system on a disk of its own, a network interface without a network, and the channel of the guest agent. For tests, a
+The guest has a file system on a separate disk, a network interface without a network, and the channel of the guest agent. For tests, a
 second channel leads to a shell in the guest.
 """
 
@@ -51,7 +51,7 @@ if [ -n "$FILL_SECONDS" ]; then
     done &
 fi
 """
-"""Runs in the guest before it writes to /dev/vda. FILL_SECONDS: time between two files that fill /data."""
+"""Script that runs in the guest before the writes to /dev/vda begin. FILL_SECONDS: time between two files that fill /data."""
 
 _OS_RELEASE: Final = """\
 ID=busybox
@@ -61,7 +61,7 @@ VERSION_ID=1
 """
 
 
-def add_files(root: Path, libraries: Callable[[Path], bytes]) -> None:
+def add_guest_agent_files(root: Path, libraries: Callable[[Path], bytes]) -> None:
     """Add the guest agent's files to the root of an initramfs.
 
     Args:
@@ -79,8 +79,8 @@ def add_files(root: Path, libraries: Callable[[Path], bytes]) -> None:
         shutil.copy(library, target)
 
 
-def qemu_arguments(folder: Path, name: str, disk: Path, *, shell: bool) -> list[str]:
-    """Return QEMU's arguments of the channels, of the network card and of the disk of the guest's file system.
+def guest_agent_arguments(folder: Path, name: str, disk: Path, *, shell: bool) -> list[str]:
+    """Return QEMU's arguments for the guest's channels, network card and data disk.
 
     Args:
         folder: the directory of the sockets, NAME.qga and NAME.shell.

@@ -1,7 +1,7 @@
 """Builds guest images locally: a 512-byte boot disk, and a Linux with busybox.
 
-`boot_sector` suffices for disk writes and runs within a second of QEMU's start. `linux_image` is for guests that need
-drivers: balloon statistics, balloon changes, flushes.
+`build_boot_sector` is enough for disk writes, and runs within a second after QEMU's start. `linux_image` is for guests that need
+drivers, for example for balloon statistics, balloon changes and flushes.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ SECTOR_BYTES: Final = 512
 
 
 class MissingDependencyError(Exception):
-    """A program, a package or the network is missing. The message says how to get it."""
+    """A program, a package or the network is missing. The message contains the fix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class LinuxImage:
     kernel: Path
     initramfs: Path
     agent_initramfs: Path
-    """With the guest agent; see agent/cli/demo/guest_agent.py."""
+    """The initramfs with the guest agent; see agent/cli/demo/guest_agent.py."""
 
 
 def cache_folder() -> Path:
@@ -49,11 +49,11 @@ def cache_folder() -> Path:
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Build a directory if it does not exist, and return its path. Several processes can do this at once; none sees it incomplete.
+    """Build a directory if it does not exist, and return its path. Several processes may do so at once. The directory is never incomplete.
 
     Args:
         folder: the directory.
-        build: builds the content in the subdirectory `built` of a temporary directory, which is its argument.
+        build: builds the content of `folder` in a new subdirectory `built` of the temporary directory that is its argument.
     """
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -74,12 +74,13 @@ _LOADED_AT: Final = 0x7C00  # where every PC BIOS loads the boot sector
 _PACKET: Final = 0x180  # offset, within the sector, of the disk address packet of INT 13h AH=43h
 _PACKET_COUNT: Final = _LOADED_AT + _PACKET + 2  # its 16-bit number of sectors
 _PACKET_LBA: Final = _LOADED_AT + _PACKET + 8  # its 64-bit first sector; the guest counts the low 32 bits
-_DATA_AT: Final = 0x8000  # memory whose content is written
+_DATA_AT: Final = 0x8000  # address of the memory that is written to the disk
 _DRIVE: Final = 0x81  # the BIOS number of the second disk, which is written
+_TICK_US: Final = 54_925  # period of the PC's timer in microseconds
 _FIRST_SECTOR: Final = 64  # where the first write begins
 
 
-def boot_sector(
+def build_boot_sector(
     *,
     sectors_per_write: int = 8,
     last_sector: int = 64 * 2048 - 1,
@@ -92,17 +93,17 @@ def boot_sector(
     Args:
         sectors_per_write: size of one write in sectors, 1..127, the range that every BIOS accepts.
         last_sector: the highest sector that is written, up to 2^32 - 2.
-        pause_us: time between two writes in microseconds; the BIOS counts it in steps of about 1 ms.
+        pause_us: time between two writes in microseconds; the BIOS counts it in steps of about 1 ms. In a pause of at least one timer
+            tick (55 ms) the guest sleeps, and the pause ends with a tick. In a shorter pause it uses much of a CPU.
 
     Returns:
-        512 bytes. Pad them to 1 MiB: a BIOS boots only from a disk of at least one cylinder.
+        512 bytes. Pad them to 1 MiB, because a BIOS boots only from a disk of at least one cylinder.
 
     Raises:
         ValueError: no write fits before the last sector.
     """
     if not (1 <= sectors_per_write <= 127 and _FIRST_SECTOR <= last_sector + 1 - sectors_per_write < 2**32):
         raise ValueError(f"no write of {sectors_per_write} sectors fits in {_FIRST_SECTOR}..{last_sector}")
-    start_over = b"\x66\xc7\x06" + struct.pack("<HI", _PACKET_LBA, _FIRST_SECTOR)  # mov dword [lba], first sector
     start = b"".join(
         (
             b"\xfa",  # cli
@@ -111,7 +112,17 @@ def boot_sector(
             b"\xfb",  # sti
         )
     )
-    write = b"".join(
+    write = _write_instructions(sectors_per_write, last_sector, pause_us)
+    again = b"\xe9" + struct.pack("<h", -(len(write) + 3))  # jmp write; counted from the end of this instruction
+    code = start + write + again
+    packet = struct.pack("<BBHHHQ", 16, 0, sectors_per_write, _DATA_AT, 0, _FIRST_SECTOR)
+    return code.ljust(_PACKET, b"\0") + packet.ljust(SECTOR_BYTES - 2 - _PACKET, b"\0") + b"\x55\xaa"
+
+
+def _write_instructions(sectors_per_write: int, last_sector: int, pause_us: int) -> bytes:
+    """Return the code of one turn of the loop: write, advance to the next sector or start over, and pause."""
+    start_over = b"\x66\xc7\x06" + struct.pack("<HI", _PACKET_LBA, _FIRST_SECTOR)  # mov dword [lba], first sector
+    return b"".join(
         (
             # The BIOS stores the number of sectors it wrote in the packet: none after an error.
             b"\xc7\x06" + struct.pack("<HH", _PACKET_COUNT, sectors_per_write),  # mov word [count], sectors_per_write
@@ -123,16 +134,30 @@ def boot_sector(
             b"\x66\x81\x3e" + struct.pack("<HI", _PACKET_LBA, last_sector + 1 - sectors_per_write),  # cmp dword [lba],
             b"\x76" + struct.pack("<b", len(start_over)),  # jbe over the next instruction: another write fits
             start_over,
+            _wait_for_ticks(pause_us // _TICK_US) if pause_us >= _TICK_US else _wait_in_bios(pause_us),
+        )
+    )
+
+
+def _wait_in_bios(pause_us: int) -> bytes:
+    return b"".join(
+        (
             b"\xb4\x86",  # mov ah, 0x86: wait
             b"\xb9" + struct.pack("<H", pause_us >> 16),  # mov cx, pause, high half
             b"\xba" + struct.pack("<H", pause_us & 0xFFFF),  # mov dx, pause, low half
             b"\xcd\x15",  # int 0x15
         )
     )
-    again = b"\xe9" + struct.pack("<h", -(len(write) + 3))  # jmp write; counted from the end of this instruction
-    code = start + write + again
-    packet = struct.pack("<BBHHHQ", 16, 0, sectors_per_write, _DATA_AT, 0, _FIRST_SECTOR)
-    return code.ljust(_PACKET, b"\0") + packet.ljust(SECTOR_BYTES - 2 - _PACKET, b"\0") + b"\x55\xaa"
+
+
+def _wait_for_ticks(ticks: int) -> bytes:
+    return b"".join(
+        (
+            b"\xb9" + struct.pack("<H", min(ticks, 0xFFFF)),  # mov cx, ticks
+            b"\xf4",  # hlt: sleep until the next interrupt, which is the timer's
+            b"\xe2\xfd",  # loop hlt
+        )
+    )
 
 
 # --- The Linux guest ---------------------------------------------------------------------------------------------
@@ -172,16 +197,16 @@ def linux_image(cache: Path | None = None) -> LinuxImage:
         cache: the directory for the result, which has about 20 MB; default: `cache_folder()`.
 
     Raises:
-        MissingDependencyError: something that the build needs is missing.
+        MissingDependencyError: a program, a package or the network is missing.
     """
-    # The name depends on the recipe and not on the kernel's version, so that a cached image needs no package list.
+    # The name depends only on the recipe, so that a cached image can be used without knowing the latest kernel version.
     recipe = hashlib.sha256((_INIT + guest_agent.SCRIPT).encode()).hexdigest()[:12]
     folder = build_once((cache or cache_folder()) / f"linux-guest-{recipe}", _build_linux)
     return LinuxImage(folder / "vmlinuz", folder / "initramfs", folder / "agent-initramfs")
 
 
 def _build_linux(scratch: Path) -> None:
-    busybox = _static_busybox()
+    busybox = _find_static_busybox()
     root, built = scratch / "root", scratch / "built"
     built.mkdir()
     for name in ("bin", "dev", "modules", "proc", "sys"):
@@ -190,15 +215,15 @@ def _build_linux(scratch: Path) -> None:
     (root / "init").write_text(_INIT)
     (root / "init").chmod(0o755)
     package = _download_kernel(scratch)
-    kernel, modules = _kernel_files(package, _DRIVERS)
+    kernel, modules = _extract_kernel(package, _DRIVERS)
     (built / "vmlinuz").write_bytes(kernel)
     _add_modules(root, modules, "order")
-    (built / "initramfs").write_bytes(_archive(root))
+    (built / "initramfs").write_bytes(_pack_initramfs(root))
     if not guest_agent.PROGRAM.exists():
         raise MissingDependencyError(f"{guest_agent.PROGRAM} is missing: install the package qemu-guest-agent")
-    _add_modules(root, _kernel_files(package, guest_agent.DRIVERS)[1], "agent-order")
-    guest_agent.add_files(root, lambda program: run_program("ldd", os.fspath(program)))
-    (built / "agent-initramfs").write_bytes(_archive(root))
+    _add_modules(root, _extract_kernel(package, guest_agent.DRIVERS)[1], "agent-order")
+    guest_agent.add_guest_agent_files(root, lambda program: run_program("ldd", os.fspath(program)))
+    (built / "agent-initramfs").write_bytes(_pack_initramfs(root))
 
 
 def _add_modules(root: Path, modules: Mapping[str, bytes], order: str) -> None:
@@ -207,7 +232,7 @@ def _add_modules(root: Path, modules: Mapping[str, bytes], order: str) -> None:
     (root / "modules" / order).write_text("\n".join(modules))
 
 
-def _archive(root: Path) -> bytes:
+def _pack_initramfs(root: Path) -> bytes:
     """Return a directory as an initramfs."""
     names = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
     return run_program("cpio", "-o", "-H", "newc", "-R", "0:0", "--quiet", cwd=root, stdin="\n".join(names).encode())
@@ -225,7 +250,7 @@ def _download_kernel(folder: Path) -> Path:
     return next(folder.glob("linux-image-*.deb"))
 
 
-def _kernel_files(package: Path, drivers: Sequence[str]) -> tuple[bytes, dict[str, bytes]]:
+def _extract_kernel(package: Path, drivers: Sequence[str]) -> tuple[bytes, dict[str, bytes]]:
     """Return the kernel in a package, and the modules of the drivers by name, in loading order.
 
     The dependencies differ between kernels, so they are read from the modules. A module that is not in the package is
@@ -255,7 +280,7 @@ def _kernel_files(package: Path, drivers: Sequence[str]) -> tuple[bytes, dict[st
         return read(next(name for name in members if name.startswith("vmlinuz"))), loaded
 
 
-def _static_busybox() -> Path:
+def _find_static_busybox() -> Path:
     remedy = "install the package busybox-static"
     path = shutil.which("busybox")
     if path is None:

@@ -10,13 +10,13 @@ from agent.monitors import DiscovererConfig
 _LOCAL = frozenset({"", "0.0.0.0", "::", "localhost", "127.0.0.1", "::1"})  # noqa: S104 - compared, not bound
 
 
-def table_key(address: str) -> str:
+def socket_table_address(address: str) -> str:
     """Return an address in the form that agent.host.sockets uses: `tcp:PORT`, or the normalized path of a Unix socket."""
     return f"tcp:{address.rpartition(':')[2]}" if address.startswith("tcp:") else normalize_path(address)
 
 
 def dial_address(address: str) -> str:
-    """Return the address at which the agent can connect to a monitor: the loopback address if the monitor listens on all addresses."""
+    """Return the address to connect to for a monitor's address. If the monitor listens on all addresses, return the loopback address."""
     host, _, port = address.removeprefix("tcp:").rpartition(":")
     return f"tcp:127.0.0.1:{port}" if address.startswith("tcp:") and host.strip("[]") in _LOCAL else address
 
@@ -37,4 +37,4 @@ def _address_matches(pattern: str, address: str) -> bool:
     if not pattern.startswith("tcp:") or not address.startswith("tcp:"):
         return PurePath(normalize_path(address)).match(normalize_path(pattern)) if address else False
     hosts = {text.removeprefix("tcp:").rpartition(":")[0].strip("[]") for text in (pattern, address)}
-    return table_key(pattern) == table_key(address) and (len(hosts) == 1 or hosts <= _LOCAL)
+    return socket_table_address(pattern) == socket_table_address(address) and (len(hosts) == 1 or hosts <= _LOCAL)

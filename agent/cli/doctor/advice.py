@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from agent.cli.doctor.addresses import dial_address
-from agent.cli.doctor.managers import DEFAULT_LISTEN, VmContext, VmManager, listen_entry, manager_steps
+from agent.cli.doctor.managers import DEFAULT_LISTEN, VmContext, VmManager, listen_entry_lines, manager_steps
 from agent.cli.doctor.model import HostView, MonitorReport, SocketState
 from agent.host.permissions import blocked_paths, fix_commands
 from agent.monitors import ListenConfig
@@ -12,18 +12,18 @@ from agent.monitors.listen import allowed_ids
 
 DIAL_PER_POLL_PREFIX = "dial_per_poll: "
 _DIAL_PER_POLL_STEP = (
-    "or without a restart, but without events before QEMU 11.1 (docs/monitors.md#dial_per_poll and #hotplug):"
+    "or without a restart, but without events before QEMU 11.1 (docs/reference/monitors.md#dial_per_poll and #hotplug):"
 )
 _CONFIG_STEP = "in the agent's config; no restart:"
 
 
-def advise(
+def find_smallest_change(
     host: HostView, manager: VmManager, vm: VmContext, monitors: Iterable[MonitorReport]
 ) -> tuple[str, list[str]]:
     """Find the smallest change that lets the agent watch a VM.
 
     Returns:
-        The section of docs/monitors.md that explains the change, and the steps, line by line.
+        The section of docs/reference/monitors.md that explains the change, and the steps, line by line.
     """
     monitors = list(monitors)
     for monitor in monitors:
@@ -34,11 +34,11 @@ def advise(
         if monitor.state is SocketState.FREE:
             entry = ["  monitors:", f"    - dial: {dial_address(monitor.address)}"]
             steps = [] if monitor.entry else [_CONFIG_STEP, *entry]
-            return "dial", [*steps, *permission_steps(host, blocked_by(host, monitor.address))]
+            return "dial", [*steps, *permission_steps(host, paths_blocking_dial(host, monitor.address))]
     listen = next((e.listen for e in host.entries if isinstance(e, ListenConfig)), DEFAULT_LISTEN)
     steps = manager_steps(manager, vm, listen, _listen_steps(host, vm, listen))
     shared = next((m.address for m in monitors if m.used_by_manager and m.state is SocketState.FREE), None)
-    if shared is not None and not manager.uri:
+    if shared is not None and not manager.uri and not manager.holds_monitors:
         steps += [_DIAL_PER_POLL_STEP, "  monitors:", f"    - {DIAL_PER_POLL_PREFIX}{shared}"]
     return manager.section, steps
 
@@ -49,13 +49,13 @@ def permission_steps(host: HostView, paths: Iterable[Path], *, recreated: bool =
     Args:
         host: the host.
         paths: the files and directories that block the user.
-        recreated: whether each start of the VM creates the last path again, so that the commands must last.
+        recreated: whether each start of the VM creates the last path again, so that its command has to be repeated.
     """
     commands = [command for path in paths for command in fix_commands(path, host.user, recreated=recreated)]
     return ["as root:", *(f"  {command}" for command in dict.fromkeys(commands))] if commands else []
 
 
-def blocked_by(host: HostView, address: str) -> list[Path]:
+def paths_blocking_dial(host: HostView, address: str) -> list[Path]:
     """Return the directories and the socket that block the agent's user on the way to a monitor."""
     return blocked_paths(address, host.user) if address.startswith("/") else []
 
@@ -67,8 +67,8 @@ def is_allowed(host: HostView, entry: ListenConfig, vm: VmContext) -> bool:
 
 
 def _listen_steps(host: HostView, vm: VmContext, listen: str) -> list[str]:
-    """Return the config lines that let a VM connect to an address; empty if the config has these lines."""
+    """Return the config lines that let a VM connect to an address; empty if the config has these lines already."""
     entry = next((e for e in host.entries if isinstance(e, ListenConfig) and e.listen == listen), None)
     if entry is not None and is_allowed(host, entry, vm):
         return []
-    return listen_entry(vm, listen, entry.users if entry is not None else None)
+    return listen_entry_lines(vm, listen, entry.users if entry is not None else None)

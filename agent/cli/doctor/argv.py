@@ -1,8 +1,8 @@
 """Parses QEMU's command line: the VM's name, its UUID and its QMP monitors. Pure.
 
 In QEMU 2.6 to 11.1, these options define a monitor: `-qmp DEV`, or `-chardev` with `-mon`, or `-chardev` with `-object monitor-qmp` (11.1).
-The options may also be in a file of `-readconfig` (Incus). A socket may be an inherited descriptor (libvirt). Any user can start a process
-with any command line, so a malformed command line must not raise an error.
+The options may also be in a file that `-readconfig` names (Incus). A socket may be an inherited descriptor (libvirt). Any user can start a
+process with any command line, so a malformed command line must not raise an error.
 """
 
 import contextlib
@@ -37,22 +37,24 @@ class MonitorSocket:
 
 @dataclass(frozen=True, slots=True)
 class CommandLine:
-    """A parsed command line of QEMU. `name` and `uuid` are empty if the command line does not have them.
+    """A parsed command line of QEMU.
 
     Attributes:
-        name, uuid: those of the VM.
+        name, uuid: name and UUID of the VM; empty if the command line does not contain them.
         monitors: the sockets of its QMP monitors.
         incoming: whether the process waits at its start for a VM that migrates in or is restored.
+        netdevs: id and type of each network backend.
     """
 
     name: str
     uuid: str
     monitors: tuple[MonitorSocket, ...]
     incoming: bool = False
+    netdevs: tuple[tuple[str, str], ...] = ()
 
 
-def config_files(argv: Sequence[str]) -> list[str]:
-    """Return the paths of the files that QEMU reads because of `-readconfig`."""
+def readconfig_paths(argv: Sequence[str]) -> list[str]:
+    """Return the paths of the files that `-readconfig` names."""
     return [value for option, value in _iterate_options(argv) if option == "readconfig"]
 
 
@@ -61,13 +63,14 @@ def parse_argv(argv: Sequence[str], files: Sequence[str] = ()) -> CommandLine:
 
     Args:
         argv: the command line with the program's name.
-        files: the texts of the files that `config_files` returns.
+        files: the texts of the files that `readconfig_paths` returns.
     """
     name = uuid = ""
     incoming = False
     chardevs: dict[str, MonitorSocket] = {}
     monitors: list[MonitorSocket | str] = []
-    for option, value in [*_iterate_options(argv), *(pair for text in files for pair in _options_of_config_file(text))]:
+    options = [*_iterate_options(argv), *(pair for text in files for pair in _options_of_config_file(text))]
+    for option, value in options:
         properties = _parse_properties(value)
         match option:
             case "name":
@@ -87,7 +90,13 @@ def parse_argv(argv: Sequence[str], files: Sequence[str] = ()) -> CommandLine:
             case "object" if "monitor-qmp" in (properties.get(""), properties.get("qom-type")):
                 monitors.append(properties.get("chardev", ""))
     sockets = (chardevs.get(m) if isinstance(m, str) else m for m in monitors)
-    return CommandLine(name, uuid, tuple(s for s in sockets if s is not None), incoming)
+    return CommandLine(name, uuid, tuple(s for s in sockets if s is not None), incoming, _parse_netdevs(options))
+
+
+def _parse_netdevs(options: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Return the id and the type of each network backend."""
+    backends = (_parse_properties(value) for option, value in options if option == "netdev")
+    return tuple((each.get("id", ""), each.get("") or each.get("type", "")) for each in backends)
 
 
 def _iterate_options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -97,7 +106,7 @@ def _iterate_options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _parse_properties(value: str) -> dict[str, str]:
-    """Parse `WORD,KEY=VALUE,...` or a JSON object. The word is returned under an empty key. `,,` is an escaped comma."""
+    """Parse `WORD,KEY=VALUE,...` or a JSON object. Return the word under an empty key. `,,` is an escaped comma."""
     if value.startswith("{"):
         with contextlib.suppress(orjson.JSONDecodeError):
             return {key: text for key, text in orjson.loads(value).items() if isinstance(text, str)}
@@ -109,7 +118,7 @@ def _parse_properties(value: str) -> dict[str, str]:
         elif not properties:
             properties[""] = key
         else:
-            properties[key] = "on"  # `server`, as before QEMU 6
+            properties[key] = "on"  # a key without a value, such as `server` before QEMU 6
     return properties
 
 

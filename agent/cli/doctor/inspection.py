@@ -10,20 +10,38 @@ from itertools import takewhile
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from agent.cli.doctor.addresses import leads_to, libvirt_instance, table_key
-from agent.cli.doctor.advice import DIAL_PER_POLL_PREFIX, advise, blocked_by, is_allowed, permission_steps
-from agent.cli.doctor.argv import MonitorSocket, config_files, parse_argv
+from agent.cli.doctor.addresses import leads_to, libvirt_instance, socket_table_address
+from agent.cli.doctor.advice import (
+    DIAL_PER_POLL_PREFIX,
+    find_smallest_change,
+    is_allowed,
+    paths_blocking_dial,
+    permission_steps,
+)
+from agent.cli.doctor.argv import MonitorSocket, parse_argv, readconfig_paths
 from agent.cli.doctor.managers import VmContext, manager_of, proxmox_vmid
 from agent.cli.doctor.model import HostView, MonitorReport, SocketState, VmReport, VmState
+from agent.cli.doctor.network import network_notes
 from agent.host import qemu_processes
 from agent.host.permissions import describe_denial, process_user
 from agent.host.qemu_processes import command_line
-from agent.host.sockets import ESTABLISHED, SocketEntry, is_agent, program_name, socket_inodes, socket_owners
+from agent.host.sockets import (
+    ESTABLISHED,
+    PROGRAM,
+    SocketEntry,
+    is_agent,
+    program_name,
+    socket_inodes,
+    socket_owners,
+)
 from agent.model.record import sanitize
 from agent.monitors import LibvirtConfig, ListenConfig
+from agent.monitors.libvirt.config import AUTO
 
 MAX_STEP_CHARACTERS = 16_384
-"""Maximum length of a step of advice; longer steps are cut. No manager's command is that long."""
+"""Maximum length of a step of advice. Longer steps are truncated. No manager's command is that long."""
+
+_DESCRIPTOR_PATH = re.compile(r"/proc/self/fd/([0-9]{1,9})/(.+)")
 
 _LIBVIRT_SOCKETS = ("/run/libvirt/virtqemud-sock", "/run/libvirt/libvirt-sock")
 
@@ -60,9 +78,10 @@ class _VmInspector:
 
     def __init__(self, pid: int, host: HostView) -> None:
         argv = command_line(pid, host.proc)
-        files = [_read_config_file(path, pid, host.proc) for path in config_files(argv)]
+        files = [_read_config_file(path, pid, host.proc) for path in readconfig_paths(argv)]
         line = parse_argv(argv, files)
         self._host = host
+        self._line = line
         self.uuid = sanitize(line.uuid)
         self.incoming = line.incoming
         self.start = qemu_processes.start_ticks(pid, host.proc), pid
@@ -81,8 +100,8 @@ class _VmInspector:
 
         Args:
             others: all processes.
-            migrating: whether to return those that may be the other end of a migration within this host, or all others. The destination
-                of a migration starts after the source, and with `-incoming`.
+            migrating: True to return the processes that may be the other end of a migration within this host; False to return all
+                others. The destination of a migration starts after the source, with `-incoming`.
         """
         sharing = (vm for vm in others if vm is not self and self.uuid and vm.uuid == self.uuid)
         chosen = (vm for vm in sharing if max(vm, self, key=lambda end: end.start).incoming is migrating)
@@ -98,10 +117,10 @@ class _VmInspector:
         """Return the report of this VM.
 
         Args:
-            holders: the pid of the process that holds a peer's socket, by the socket's inode.
+            holders: the pid of the process that has a peer's socket open, by the socket's inode.
         """
         monitors = tuple(self._inspect_monitor(monitor, address, holders) for monitor, address in self._monitors)
-        monitors += tuple(self._hotplugged_monitors(holders, {monitor.address for monitor in monitors}))
+        monitors += tuple(self._hotplugged_monitors(holders))
         held_by_agent = next((m for m in monitors if self._is_agent(m.holder_pid)), None)
         reachable = held_by_agent or next((m for m in monitors if m.entry and not m.missing and _can_connect(m)), None)
         libvirt = self._find_libvirt_entry()
@@ -116,7 +135,7 @@ class _VmInspector:
         if state is VmState.UNWATCHED and blocked:
             steps = permission_steps(self._host, blocked, recreated=False)
         elif state is VmState.UNWATCHED:
-            section, steps = advise(self._host, self._manager, self.vm, monitors)
+            section, steps = find_smallest_change(self._host, self._manager, self.vm, monitors)
         return VmReport(
             self.vm.name,
             self.uuid,
@@ -128,6 +147,7 @@ class _VmInspector:
             monitors,
             tuple(sanitize(step, MAX_STEP_CHARACTERS) for step in steps),
             section,
+            network=network_notes(self._line, self.vm.pid, self._host.proc.parent),
         )
 
     def _inspect_monitor(self, monitor: MonitorSocket, address: str, holders: Mapping[int, int]) -> MonitorReport:
@@ -142,7 +162,11 @@ class _VmInspector:
         state = SocketState.HELD if connections else SocketState.FREE
         state = SocketState.CONNECTS if monitor.connects else state
         may_connect = entry is not None or (state is SocketState.FREE and not used)
-        missing = self._describe_denial(blocked_by(self._host, address)) if may_connect and not monitor.connects else ""
+        missing = (
+            self._describe_denial(paths_blocking_dial(self._host, address))
+            if may_connect and not monitor.connects
+            else ""
+        )
         if isinstance(entry, ListenConfig) and not is_allowed(self._host, entry, self.vm):
             missing = f"the agent refuses connections of the processes of {self.vm.owner.name}"
         holder = sanitize(program_name(command_line(pid, self._host.proc))) if pid is not None else ""
@@ -155,44 +179,66 @@ class _VmInspector:
         """Return the config entry for the libvirtd of the VM, or None."""
         uri = self._manager.uri
         entries = (entry for entry in self._host.entries if uri and isinstance(entry, LibvirtConfig))
-        return next((e for e in entries if libvirt_instance(e.libvirt) == libvirt_instance(uri)), None)
+        instances = {AUTO, libvirt_instance(uri)}
+        return next((entry for entry in entries if libvirt_instance(entry.libvirt) in instances), None)
 
     def _paths_blocking_libvirt(self, entry: LibvirtConfig) -> list[Path]:
         """Return the paths that block the agent's user on the way to a libvirtd's socket."""
+        if entry.libvirt == AUTO:
+            return []
         in_uri = parse_qs(urlsplit(entry.libvirt).query).get("socket", [])
         path = next((path for path in in_uri or _LIBVIRT_SOCKETS if Path(path).is_socket()), None)
-        return blocked_by(self._host, f"{path}-ro" if entry.read_only and not in_uri else path) if path else []
+        return paths_blocking_dial(self._host, f"{path}-ro" if entry.read_only and not in_uri else path) if path else []
 
     def _address_of(self, monitor: MonitorSocket) -> str:
-        """Return the address of a monitor; empty if it is unknown. The kernel's socket table has that of an inherited descriptor."""
+        """Return the address of a monitor; empty if unknown. The kernel's table contains the address of an inherited descriptor."""
         if monitor.fd is None:
-            return monitor.path or f"tcp:{monitor.tcp}"
+            return self._resolve_descriptor(monitor.path) or f"tcp:{monitor.tcp}"
         entry = self._host.table.get((self._inodes or {}).get(monitor.fd, 0))
         return entry.address if entry is not None else ""
 
+    def _resolve_descriptor(self, path: str) -> str:
+        """Return a path in which `/proc/self/fd/N` is replaced by the directory that descriptor N of the process has open.
+
+        Incus gives QEMU such a path, because the path of a Unix socket has at most 107 characters.
+        """
+        match = _DESCRIPTOR_PATH.fullmatch(path)
+        if match is None:
+            return path
+        try:
+            folder = (self._host.proc / str(self.vm.pid) / "fd" / match[1]).readlink()
+        except OSError:
+            return path
+        return str(folder / match[2]) if folder.is_absolute() else path
+
     def _connections_of(self, monitor: MonitorSocket, address: str) -> Iterator[SocketEntry]:
         """Yield QEMU's end of each connection of a monitor."""
-        key = table_key(address)
+        key = _table_key(monitor, address)
         for entry in self.connections():
             peer = self._host.table.get(entry.peer)
             remote = entry.remote or (peer.address if peer is not None else "")
             if key and key == (remote if monitor.connects else entry.address):
                 yield entry
 
-    def _hotplugged_monitors(self, holders: Mapping[int, int], known: Iterable[str]) -> Iterator[MonitorReport]:
-        """Yield the monitors that a running agent added to QEMU, without the monitors at the known addresses."""
-        keys = {table_key(address) for address in known}
+    def _hotplugged_monitors(self, holders: Mapping[int, int]) -> Iterator[MonitorReport]:
+        """Yield the monitors that a running agent added to QEMU."""
+        keys = {_table_key(monitor, address) for monitor, address in self._monitors}
         for entry in self.connections() if self._inodes is not None else ():
             pid = holders.get(entry.peer)
             if pid is not None and entry.address.startswith("/") and entry.address not in keys and self._is_agent(pid):
-                yield MonitorReport(sanitize(entry.address), SocketState.HELD, "qmp-agent", pid)
+                yield MonitorReport(sanitize(entry.address), SocketState.HELD, PROGRAM, pid)
 
     def _is_agent(self, pid: int | None) -> bool:
         return pid is not None and is_agent(pid, self._host.proc)
 
 
+def _table_key(monitor: MonitorSocket, address: str) -> str:
+    """Return the address of a monitor as the kernel's socket table has it: the path by which QEMU created the socket."""
+    return socket_table_address(monitor.path or address)
+
+
 def _can_connect(monitor: MonitorReport) -> bool:
-    """Return whether the agent can connect to a configured monitor. It waits for the other client only with `dial_per_poll`."""
+    """Return whether the agent can connect to a configured monitor. If another client holds it, only `dial_per_poll` can."""
     return monitor.state is not SocketState.HELD or monitor.entry.startswith(DIAL_PER_POLL_PREFIX)
 
 
@@ -200,13 +246,13 @@ def _read_proxmox_args(argv: Sequence[str], root: Path) -> str | None:
     """Return the VM's key `args` in Proxmox' config; empty if it is not set, None if the config cannot be read."""
     path = root / "etc/pve/qemu-server" / f"{proxmox_vmid(argv)}.conf"
     lines = qemu_processes.read_file(path).decode("utf-8", "replace").splitlines()
-    current = takewhile(lambda line: not line.startswith("["), lines)  # snapshots follow, a section each
+    current = takewhile(lambda line: not line.startswith("["), lines)  # a section for each snapshot follows
     args = (line.removeprefix("args:").strip() for line in current if line.startswith("args:"))
     return next(args, "") if lines else None
 
 
 def _read_config_file(path: str, pid: int, proc: Path) -> str:
-    """Return the text of a file in the file system that a process sees; empty if it is not a readable regular file."""
+    """Return the text of a file in a process's view of the file system; empty if it is not a readable regular file."""
     path_in_process = proc / str(pid) / (f"root{path}" if path.startswith("/") else f"cwd/{path}")
     try:
         # O_PATH does not open the file itself, because opening a device can have side effects.

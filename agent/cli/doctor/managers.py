@@ -1,7 +1,7 @@
-"""Table of VM managers: how doctor recognises a manager's VMs, and which change lets the agent watch them. Pure.
+"""Table of VM managers: how `doctor` recognises a manager's VMs, and which change lets the agent watch them. Pure.
 
-The command lines are those of Proxmox VE 6 to 9, Ganeti 2.12 to 3.1, Incus 6 and LXD 4 to 5, VDSM 4.5 and KubeVirt 1.x. docs/monitors.md
-explains the changes and lists which of them were tested.
+The table fits the command lines of Proxmox VE 6 to 9, Ganeti 2.12 to 3.1, Incus 6 and 7, LXD 4 to 5, VDSM 4.5 and KubeVirt 1.x.
+docs/how-to/ has a page for each manager, which lists what was tested.
 """
 
 import re
@@ -22,11 +22,12 @@ class VmManager:
 
     Attributes:
         name: the manager's name.
-        signature: a regular expression that is found in the command line, config files or monitor paths of each of its VMs.
+        signature: a regular expression that matches a part of the command line, config files or monitor paths of each of its VMs.
         used_monitors: a regular expression for the addresses of monitors that the manager needs, even if they are free now.
         steps: the change, line by line. `manager_steps` replaces the placeholders.
-        uri: the libvirt URI of a manager that uses libvirt, else empty. Without a URI, the steps make QEMU connect to the agent.
-        section: the section of docs/monitors.md that explains the change.
+        uri: the libvirt URI of a manager that uses libvirt; empty for another manager, whose steps make QEMU connect to the agent.
+        section: the section of docs/reference/monitors.md that explains the change.
+        holds_monitors: whether the manager stays connected to its monitors, so that the agent cannot share them.
     """
 
     name: str
@@ -35,6 +36,7 @@ class VmManager:
     steps: tuple[str, ...]
     uri: str = ""
     section: str = "listen"
+    holds_monitors: bool = False
 
 
 _LIBVIRT_STEP = "in the agent's config; no restart and no taint:"
@@ -45,9 +47,9 @@ MANAGERS = (
         r"manufacturer=KubeVirt|/var/run/kubevirt",
         r".",
         (
-            "as root on this node, in the agent's config, while the VM runs here; no taint:",
+            "in the config of an agent that runs as root on this node, for all VMs of the node; no restart and no taint:",
             "  monitors:",
-            "    - libvirt: qemu+unix:///session?socket=/proc/{pid}/root/var/run/libvirt/virtqemud-sock",
+            "    - libvirt: auto",
         ),
         uri="qemu+unix:///session",
         section="libvirt",
@@ -109,9 +111,10 @@ MANAGERS = (
         r"/qemu\.monitor$",
         (
             "with the present values of these keys kept in front; then restart the VM (LXD: lxc instead of incus):",
-            "  incus config set {name} raw.qemu='{chardev}'",
-            "  incus config set {name} raw.apparmor='{listen} rw,'",
+            "  incus config set {name} {project}raw.qemu='{chardev}'",
+            "  incus config set {name} {project}raw.apparmor='{listen} rw,'",
         ),
+        holds_monitors=True,
     ),
     VmManager(
         "unknown",
@@ -140,6 +143,12 @@ def proxmox_vmid(argv: Sequence[str]) -> str:
     return match[1] if match else "VMID"
 
 
+def incus_project(argv: Sequence[str]) -> str:
+    """Return the project of a VM in Incus or LXD; empty for the default project. The VM's directory is `PROJECT_NAME` in other projects."""
+    match = re.search(r"/([^/_ ]+)_[^/_ ]+/qemu\.(conf|pid)", " ".join(argv))
+    return match[1] if match else ""
+
+
 @dataclass(frozen=True, slots=True)
 class VmContext:
     """The facts about a VM that advice depends on.
@@ -166,14 +175,15 @@ def manager_steps(manager: VmManager, vm: VmContext, listen: str, entry: Sequenc
         manager: the VM's manager.
         vm: the VM.
         listen: the address that the agent listens on.
-        entry: the config lines for this address; empty if the config has these lines.
+        entry: the config lines for this address; empty if the config has these lines already.
     """
     text = " ".join(vm.argv)
     reconnect = "reconnect-ms=5000" if "reconnect-ms=" in text else "reconnect=5"
     chardev = f"-chardev socket,id=qmp-agent,path={listen},{reconnect} -mon chardev=qmp-agent,mode=control"
-    number = proxmox_vmid(vm.argv)
+    number, project = proxmox_vmid(vm.argv), incus_project(vm.argv)
     values = {
         "name": shlex.quote(vm.name),
+        "project": f"--project {shlex.quote(project)} " if project else "",
         "vmid": number,
         "keep_args": f", with any `args` of `qm config {number}` kept in front" if vm.args is None else "",
         "args": shlex.quote(f"{vm.args or ''} {chardev}".strip()),
@@ -191,13 +201,13 @@ def manager_steps(manager: VmManager, vm: VmContext, listen: str, entry: Sequenc
     return lines
 
 
-def listen_entry(vm: VmContext, listen: str, users: Sequence[str] | None = None) -> list[str]:
+def listen_entry_lines(vm: VmContext, listen: str, users: Sequence[str] | None = None) -> list[str]:
     """Return the config lines that let a VM connect to the agent.
 
     Args:
         vm: the VM.
         listen: the address that the agent listens on.
-        users: the users that the present config entry for this address allows; None without such an entry or list.
+        users: the users that the config already allows at this address; None if the config has no such entry or no list of users.
     """
     entry = ["  monitors:", f"    - listen: {listen}"]
     if users is not None or vm.owner.name not in ("", *DEFAULT_USERS):

@@ -8,7 +8,7 @@ from pathlib import Path
 from agent.config.model import Config
 from agent.host.permissions import User
 from agent.host.qemu_processes import PROC
-from agent.host.sockets import SocketTable, list_sockets
+from agent.host.sockets import SocketTable, read_socket_table
 from agent.monitors import DiscovererConfig
 
 
@@ -39,7 +39,7 @@ class MonitorReport:
     Attributes:
         address: the path or tcp:host:port; `descriptor N` if the address is unknown.
         state: the state of the monitor's socket.
-        holder: the program at the other end: the monitor's client, or the listener that QEMU connects to. Empty if none is known.
+        holder: the program at the other end: the monitor's client, or the listener that QEMU connects to; empty if unknown.
         holder_pid: the pid of that program, or None.
         missing: the permission that the agent's user lacks to connect; empty if it lacks none.
         entry: the config entry that leads to the monitor, or empty.
@@ -86,10 +86,11 @@ class VmReport:
         missing: the permission that the agent's user lacks on libvirt's socket; empty if it lacks none.
         monitors: the VM's QMP monitors.
         steps: the change that lets the agent watch the VM, line by line; empty if no change is needed.
-        section: the section of docs/monitors.md that explains the steps.
+        section: the section of docs/reference/monitors.md that explains the steps.
         same_uuid: names and pids of the other VMs on this host with the same UUID.
         migration_ends: names and pids of the processes with the same UUID that may be the other end of a migration within this host.
         images: the images that QEMU has open; empty without the permission to see its open files.
+        network: a line for each network device whose traffic the kernel does not count at a tap.
     """
 
     name: str
@@ -105,6 +106,7 @@ class VmReport:
     same_uuid: tuple[str, ...] = ()
     migration_ends: tuple[str, ...] = ()
     images: tuple[ImageReport, ...] = ()
+    network: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class HostView:
     config: Config | None = None
     root: Path = Path("/")
     proc: Path = PROC
-    table: SocketTable = field(default_factory=list_sockets)
+    table: SocketTable = field(default_factory=read_socket_table)
 
     @property
     def entries(self) -> Sequence[DiscovererConfig]:

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
+from agent.cli.doctor.advice import DIAL_PER_POLL_PREFIX
 from agent.cli.doctor.model import MonitorReport, SocketState, VmReport, VmState
+from agent.host.sockets import PROGRAM
 
 
-def render(reports: Sequence[VmReport]) -> Iterator[str]:
+def render_reports(reports: Sequence[VmReport]) -> Iterator[str]:
     """Yield the lines of all reports."""
     for vm in reports:
         yield f"{vm.name}  uuid {vm.uuid or 'none'}  pid {vm.pid}  manager {vm.manager}"
@@ -13,16 +15,17 @@ def render(reports: Sequence[VmReport]) -> Iterator[str]:
             yield f"  UUID clash: {', '.join(vm.same_uuid)} run with the same UUID"
         if vm.migration_ends:
             yield f"  migration within this host: {', '.join(vm.migration_ends)} has the same UUID"
-        yield from _monitor_lines(vm)
+        yield from _describe_monitors(vm)
         if vm.missing:
             yield f"  {vm.missing}"
-        yield from _state_lines(vm)
-        yield from _image_lines(vm)
+        yield from _describe_state(vm)
+        yield from _describe_images(vm)
+        yield from (f"  {note}" for note in vm.network)
     if not reports:
         yield "no matching QEMU process is visible to this user"
 
 
-def _monitor_lines(vm: VmReport) -> Iterator[str]:
+def _describe_monitors(vm: VmReport) -> Iterator[str]:
     for monitor in vm.monitors:
         yield f"  {monitor.address}: {_describe_socket(monitor)}"
         if monitor.missing:
@@ -31,7 +34,7 @@ def _monitor_lines(vm: VmReport) -> Iterator[str]:
         yield "  no QMP monitor"
 
 
-def _state_lines(vm: VmReport) -> Iterator[str]:
+def _describe_state(vm: VmReport) -> Iterator[str]:
     match vm.state:
         case VmState.WATCHED:
             yield "  watched"
@@ -39,11 +42,11 @@ def _state_lines(vm: VmReport) -> Iterator[str]:
             yield f"  configured: {vm.entry}"
         case VmState.UNWATCHED:
             configured = f" although configured ({vm.entry})" if vm.entry else ""
-            yield f"  not watched{configured}; to watch it (docs/monitors.md#{vm.section}),"
+            yield f"  not watched{configured}; to watch it (docs/reference/monitors.md#{vm.section}),"
             yield from (f"    {step}" for step in vm.steps)
 
 
-def _image_lines(vm: VmReport) -> Iterator[str]:
+def _describe_images(vm: VmReport) -> Iterator[str]:
     for image in vm.images:
         yield f"  image {image.path}: {image.pool or 'pool unknown'}"
         if image.problem:
@@ -53,12 +56,22 @@ def _image_lines(vm: VmReport) -> Iterator[str]:
 
 def _describe_socket(monitor: MonitorReport) -> str:
     holder = f"{monitor.holder} (pid {monitor.holder_pid})" if monitor.holder_pid is not None else ""
+    shared = monitor.entry.startswith(DIAL_PER_POLL_PREFIX)
     match monitor.state:
         case SocketState.HELD:
-            return f"held by {holder or 'an unknown process'}"
+            need = _describe_need(monitor) if monitor.holder == PROGRAM and not shared else ""
+            return f"held by {holder or 'an unknown process'}{need}"
         case SocketState.CONNECTS:
             return f"QEMU connects to it; {f'{holder} listens' if holder else 'no process listens'}"
         case SocketState.FREE:
-            return "free, but the manager needs it" if monitor.used_by_manager else "free"
+            return f"free{_describe_need(monitor)}"
         case SocketState.UNKNOWN:
             return "holder unknown; run doctor as root to see it"
+
+
+def _describe_need(monitor: MonitorReport) -> str:
+    """Return a warning if the VM's manager needs a monitor, and the config entry to remove; empty if the manager does not need it."""
+    if not monitor.used_by_manager:
+        return ""
+    keeps = monitor.entry and not monitor.entry.startswith(DIAL_PER_POLL_PREFIX)
+    return f", but the manager needs it{f': remove `{monitor.entry}`' if keeps else ''}"

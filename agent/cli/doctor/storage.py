@@ -1,4 +1,4 @@
-"""Finds the pool of each image that a QEMU has open. If the agent cannot find a pool, the report has the cause and the fix."""
+"""Finds the pool of each image that a QEMU has open. If the agent cannot find a pool, the report contains the cause and the fix."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ MAX_IMAGES = 256
 """Maximum number of images of one VM."""
 
 MIN_BYTES = 64 << 10
-"""Minimum size of an image in bytes. Smaller files are skipped: PID files, NVRAM templates."""
+"""Minimum size of an image in bytes. Smaller files, such as PID files and NVRAM templates, are skipped."""
 
 _NO_IMAGES = ("/usr/", "/proc/", "/sys/", "/dev/shm/", "/dev/hugepages", "/var/log/", "/memfd:")  # noqa: S108 - compared
 
@@ -99,7 +99,7 @@ def _pool_of(location: ImageLocation, sources: Sequence[PoolSource]) -> Pool | U
 def open_images(pid: int, proc: Path) -> Iterator[tuple[str, str]]:
     """Yield QEMU's driver and the path of each image that a process has open.
 
-    A file that is open for writing only, such as a log, is not an image. Without permission to list the open files, yield nothing.
+    A file that is open only for writing, such as a log, is not an image. Without permission to list the open files, yield nothing.
     """
     drivers: dict[str, str] = {}
     try:
@@ -121,6 +121,6 @@ def open_images(pid: int, proc: Path) -> Iterator[tuple[str, str]]:
 
 
 def _open_flags(path: Path) -> int:
-    """Return the flags with which a file was opened."""
+    """Return the flags that a file was opened with."""
     lines = path.read_text().splitlines()
     return int(next(line for line in lines if line.startswith("flags:")).split()[1], 8)

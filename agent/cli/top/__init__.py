@@ -1,4 +1,7 @@
-"""`qmp-agent top`: shows the VMs of a running agent in a terminal. It reads the agent's /overview and sends nothing to QEMU."""
+"""`qmp-agent top`: shows the VMs of a running agent in a terminal. It reads the agent's /overview and sends nothing to QEMU.
+
+Start at `terminal`, which reads keys and draws what `screen_state` returns; the other modules are its parts. Pure but for `terminal`.
+"""
 
 from agent.common.errors import SubcommandError
 

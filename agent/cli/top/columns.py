@@ -1,15 +1,15 @@
 """The columns of the VM table. Pure.
 
-A `Vm` is the JSON object of a VM in /overview. A column is hidden if no VM has a value for it.
+An `OverviewVm` is the JSON object of a VM in /overview, from `agent.exposition.summary`. A column is hidden if no VM has a value for it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent.cli.top.text import format_number, format_seconds, format_size, natural_key
+from agent.cli.top.text import format_latency, format_number, format_seconds, format_size, natural_key
 
-Vm = Mapping[str, Any]
+OverviewVm = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,28 +19,38 @@ class Column:
     Attributes:
         title: the heading.
         key: the key on the keyboard that sorts the table by this column.
+        name: the name for the option --sort.
         width: the width in characters; 0 for the remaining width.
         value: returns a VM's value; None if it is unknown.
         text: formats a value.
         descending: whether the largest value comes first.
-        sort_key: returns what values are compared by; the value itself by default.
+        sort_key: returns the sort key of a value; by default, the value itself.
     """
 
     title: str
     key: str
+    name: str
     width: int
-    value: Callable[[Vm], Any]
+    value: Callable[[OverviewVm], Any]
     text: Callable[[Any], str]
     descending: bool = True
     sort_key: Callable[[Any], Any] = lambda value: value
 
 
-def state(vm: Vm) -> str:
+def display_state(vm: OverviewVm) -> str:
     """Return QEMU's run state of a VM, such as `paused`, if its session is up; else the state of the session, such as `stalled`."""
     return str(vm.get("status", "up") if vm["state"] == "up" else vm["state"])
 
 
-def _current(name: str) -> Callable[[Vm], Any]:
+_STOPPED = ("io-error", "internal-error", "guest-panicked", "watchdog", "shutdown")
+
+
+def is_stopped(vm: OverviewVm) -> bool:
+    """Return whether QEMU stopped the guest for an error."""
+    return display_state(vm) in _STOPPED
+
+
+def _value_at_last_poll(name: str) -> Callable[[OverviewVm], Any]:
     return lambda vm: vm.get("now", {}).get(name)
 
 
@@ -48,17 +58,17 @@ def _format_percent(value: float | None) -> str:
     return format_number(value * 100) if value is not None else ""
 
 
-def _memory_bytes(vm: Vm) -> float | None:
+def _memory_bytes(vm: OverviewVm) -> float | None:
     memory = vm.get("memory", {})
     return next((memory[name] for name in ("used_bytes", "resident_bytes", "total_bytes") if name in memory), None)
 
 
-def _memory_share(vm: Vm) -> float | None:
+def _memory_share(vm: OverviewVm) -> float | None:
     memory = vm.get("memory", {})
     return memory["used_bytes"] / memory["total_bytes"] if "used_bytes" in memory else None
 
 
-def _smallest_of_disks(name: str) -> Callable[[Vm], Any]:
+def _smallest_of_disks(name: str) -> Callable[[OverviewVm], Any]:
     return lambda vm: min((disk[name] for disk in vm.get("disks", ()) if name in disk), default=None)
 
 
@@ -68,29 +78,41 @@ def filesystem_share(filesystem: Mapping[str, Any]) -> float | None:
     return used / size if used is not None and size else None
 
 
-def _fullest_filesystem(vm: Vm) -> float | None:
+def _fullest_filesystem(vm: OverviewVm) -> float | None:
     shares = map(filesystem_share, vm.get("guest", {}).get("filesystems", ()))
     return max((share for share in shares if share is not None), default=None)
 
 
+def _longest_p99(vm: OverviewVm) -> float | None:
+    """Return the longest 99th percentile of latency among the disks and kinds of operations; None without histograms."""
+    latencies = (latency for disk in vm.get("disks", ()) for latency in disk.get("latencies", {}).values())
+    return max((latency["p99"] for latency in latencies), default=None)
+
+
 COLUMNS: Sequence[Column] = (
-    Column("VM", "n", 0, lambda vm: vm["name"], str, descending=False, sort_key=natural_key),
-    Column("STATE", "s", 10, state, str, descending=False),
-    Column("CPU%", "c", 6, _current("cpu"), _format_percent),
-    Column("RD/s", "r", 6, _current("read"), format_size),
-    Column("WR/s", "w", 6, _current("write"), format_size),
-    Column("RIOPS", "i", 6, _current("reads"), format_number),
-    Column("WIOPS", "o", 6, _current("writes"), format_number),
-    Column("MEM", "m", 6, _memory_bytes, format_size),
-    Column("MEM%", "p", 5, _memory_share, _format_percent),
-    Column("FREE", "d", 6, _smallest_of_disks("free_bytes"), format_size, descending=False),
-    Column("FULL", "f", 5, _smallest_of_disks("time_to_full_seconds"), format_seconds, descending=False),
-    Column("GUEST%", "g", 6, _fullest_filesystem, _format_percent),
-    Column("ALERTS", "a", 6, lambda vm: vm["alerts"] or None, lambda count: str(count or "")),
+    Column("VM", "n", "name", 0, lambda vm: vm["name"], str, descending=False, sort_key=natural_key),
+    Column("STATE", "s", "state", 10, display_state, str, descending=False),
+    Column("ALERTS", "a", "alerts", 6, lambda vm: vm["alerts"] or None, lambda count: str(count or "")),
+    Column("CPU%", "c", "cpu", 6, _value_at_last_poll("cpu"), _format_percent),
+    Column("STEAL%", "t", "steal", 6, _value_at_last_poll("steal"), _format_percent),
+    Column("RD/s", "r", "read", 6, _value_at_last_poll("read"), format_size),
+    Column("WR/s", "w", "write", 6, _value_at_last_poll("write"), format_size),
+    Column("LAT", "l", "latency", 5, _value_at_last_poll("latency"), format_latency),
+    Column("P99", "9", "p99", 5, _longest_p99, format_latency),
+    Column("MEM", "m", "memory", 6, _memory_bytes, format_size),
+    Column("FREE", "d", "free", 6, _smallest_of_disks("free_bytes"), format_size, descending=False),
+    Column("FULL", "f", "full", 5, _smallest_of_disks("time_to_full_seconds"), format_seconds, descending=False),
+    Column("GUEST%", "g", "filesystem", 6, _fullest_filesystem, _format_percent),
+    Column("MEM%", "p", "memory-share", 5, _memory_share, _format_percent),
+    Column("RIOPS", "i", "reads", 6, _value_at_last_poll("reads"), format_number),
+    Column("WIOPS", "o", "writes", 6, _value_at_last_poll("writes"), format_number),
+    Column("RX/s", "x", "receive", 6, _value_at_last_poll("receive"), format_size),
+    Column("TX/s", "y", "transmit", 6, _value_at_last_poll("transmit"), format_size),
 )
+"""The columns, the most important first. On a narrow terminal, the last columns are left out."""
 
 
-def sort_by_column(vms: Sequence[Vm], column: Column, *, reverse: bool) -> list[Vm]:
+def sort_by_column(vms: Sequence[OverviewVm], column: Column, *, reverse: bool) -> list[OverviewVm]:
     """Sort VMs by a column, then by name in natural order. VMs without a value come last."""
     named = sorted(vms, key=lambda vm: (natural_key(vm["name"]), vm["uuid"]))
     known = [vm for vm in named if column.value(vm) is not None]

@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from agent.cli.format import HIDDEN_FIELDS, format_value
-from agent.cli.top.columns import Vm, filesystem_share, state
+from agent.cli.record_text import HIDDEN_FIELDS, format_value
+from agent.cli.top.columns import OverviewVm, display_state, filesystem_share
 from agent.cli.top.text import (
     ScreenLine,
     TextStyle,
     fit_to_width,
+    format_latency,
     format_number,
     format_seconds,
     format_size,
@@ -17,8 +18,8 @@ from agent.cli.top.text import (
 from agent.common.units import format_bytes
 
 
-def detail(
-    vm: Vm, alerts: Sequence[Mapping[str, Any]], families: Sequence[Mapping[str, Any]], width: int
+def detail_lines(
+    vm: OverviewVm, alerts: Sequence[Mapping[str, Any]], families: Sequence[Mapping[str, Any]], width: int
 ) -> Iterator[ScreenLine]:
     """Yield the lines of a VM's details.
 
@@ -33,9 +34,9 @@ def detail(
 
 
 def _styled_lines(
-    vm: Vm, alerts: Sequence[Mapping[str, Any]], families: Sequence[Mapping[str, Any]], width: int
+    vm: OverviewVm, alerts: Sequence[Mapping[str, Any]], families: Sequence[Mapping[str, Any]], width: int
 ) -> Iterator[tuple[str, TextStyle]]:
-    yield f"{vm['name']}   {state(vm)}   {vm.get('reason', '')}", TextStyle.HEAD
+    yield f"{vm['name']}   {display_state(vm)}   {vm.get('reason', '')}", TextStyle.HEAD
     for failure in vm.get("degraded", ()):
         yield f"collector {failure['collector']} is off: {failure['cause']}", TextStyle.BAD
     yield f"UUID {vm['uuid']}   QEMU {vm['qemu']}   monitor {vm['monitor']}", TextStyle.PLAIN
@@ -54,12 +55,13 @@ def _styled_lines(
         )
         for disk in vm["disks"]:
             yield _format_disk(disk), TextStyle.PLAIN
+        yield from _latency_lines(vm["disks"])
     yield from _guest_lines(vm.get("guest", {}))
     for family in families:
         yield from _family_lines(family, width)
 
 
-def _summary_words(vm: Vm) -> Iterator[str]:
+def _summary_words(vm: OverviewVm) -> Iterator[str]:
     now, memory = vm.get("now", {}), vm.get("memory", {})
     if "cpu" in now:
         yield f"CPU {format_number(now['cpu'] * 100)} % of {vm.get('vcpus', 0)} vCPU"
@@ -72,7 +74,7 @@ def _summary_words(vm: Vm) -> Iterator[str]:
             yield f"{text} {format_bytes(memory[name])}"
 
 
-def _progress_lines(vm: Vm) -> Iterator[str]:
+def _progress_lines(vm: OverviewVm) -> Iterator[str]:
     """Yield a line for the migration and for each job, with progress and remaining time."""
     migration = vm.get("migration")
     tasks = [("migration", migration)] if migration else []
@@ -106,12 +108,26 @@ def _format_disk(disk: Mapping[str, Any]) -> str:
     return _format_disk_row(disk["device"], *rates, *space, format_seconds(disk.get("time_to_full_seconds")), levels)
 
 
+def _latency_lines(disks: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, TextStyle]]:
+    """Yield a heading, and a line with the latency of each disk and kind of operation; nothing without latency histograms."""
+    rows = [(disk["device"], kind, values) for disk in disks for kind, values in disk.get("latencies", {}).items()]
+    if rows:
+        yield "", TextStyle.PLAIN
+        yield _format_disk_row("LATENCY", "P50", "P99", "P99.9", "OPS/s", "OPERATION"), TextStyle.HEAD
+    for device, kind, values in rows:
+        times = (format_latency(values[name]) for name in ("p50", "p99", "p999"))
+        rate = values["operations"] / values["seconds"]
+        yield _format_disk_row(device, *times, format_number(rate), kind.replace("_", " ")), TextStyle.PLAIN
+
+
 def _guest_lines(guest: Mapping[str, Any]) -> Iterator[tuple[str, TextStyle]]:
-    """Yield what the guest agent reports: state, operating system, addresses and file systems."""
+    """Yield lines with the guest agent's state, and with the operating system, addresses and file systems that it reports."""
     if not guest:
         return
     words = [f"guest agent {guest['agent']}" if "agent" in guest else "", guest.get("reason", "")]
     words += ["file systems frozen" if guest.get("frozen") else ""]
+    if "last_response" in guest and (guest.get("frozen") or guest.get("agent") != "up"):
+        words += [f"values of {format_value('timestamp_seconds', guest['last_response'])}"]
     words += [guest.get(name, "") for name in ("hostname", "system", "kernel")]
     words += [" ".join(guest.get("addresses", ()))]
     yield "", TextStyle.PLAIN

@@ -6,41 +6,51 @@ from typing import Any
 from agent.cli.top.text import ScreenLine, TextStyle, fit_to_width, format_number, format_seconds, format_size
 
 NAME_WIDTH = 32
+NARROW_WIDTH = 110
+"""Width of a terminal below which names are shorter, and the columns for the size and the committed share are left out."""
+_NARROW_NAME_WIDTH = 18
+SOON_SECONDS = 30 * 86400.0
+"""Pools that are full within this time come before others, the soonest first."""
 
 
 def pool_lines(pools: Sequence[Mapping[str, Any]], width: int) -> Iterator[ScreenLine]:
-    """Yield a heading, and a line for each pool, the fullest first.
+    """Yield a heading, and a line for each pool: first those with a problem, then those that fill first.
 
     Args:
         pools: the pools in /overview.
         width: the maximum width in characters; 0 for no maximum.
     """
     heading = ("POOL", "KIND", "SIZE", "USED", "FREE", "USED%", "COMM%", "GROW/s", "FULL", "VMS", "STATE")
-    yield ScreenLine(_line(heading, width), TextStyle.HEAD)
-    for pool in sorted(pools, key=lambda pool: -(_used_share(pool) or 0)):
-        state = _state(pool)
+    yield ScreenLine(_format_line(heading, width), TextStyle.HEAD)
+    for pool in sorted(pools, key=_filling_order):
+        state = _describe_problem(pool)
         style = TextStyle.BAD if state else TextStyle.WARNING if pool.get("exceeded_levels") else TextStyle.PLAIN
-        yield ScreenLine(_line(_cells(pool, state), width), style)
+        yield ScreenLine(_format_line(_format_cells(pool, state), width), style)
     if not pools:
         yield ScreenLine("No image is on storage that the agent knows: `qmp-agent doctor` has the reasons.")
 
 
+def _filling_order(pool: Mapping[str, Any]) -> tuple[bool, float, float]:
+    seconds = pool.get("time_to_full_seconds", SOON_SECONDS)
+    return not _describe_problem(pool), min(seconds, SOON_SECONDS), -(_used_share(pool) or 0)
+
+
 def _used_share(pool: Mapping[str, Any]) -> float | None:
-    """Return the used share of what users can allocate; None if it is unknown."""
+    """Return the used share of the space that users can allocate; None if it is unknown."""
     if "used_bytes" not in pool or "free_bytes" not in pool:
         return None
     usable = pool["used_bytes"] + pool["free_bytes"]
     return pool["used_bytes"] / usable if usable else None
 
 
-def _state(pool: Mapping[str, Any]) -> str:
-    """Return what is wrong with a pool; empty if nothing is."""
+def _describe_problem(pool: Mapping[str, Any]) -> str:
+    """Return a text for the problem of a pool; empty if it has no problem."""
     if not pool.get("responsive", True):
         return "does not answer"
     return str(pool.get("error") or pool.get("problem") or "")
 
 
-def _cells(pool: Mapping[str, Any], state: str) -> tuple[str, ...]:
+def _format_cells(pool: Mapping[str, Any], state: str) -> tuple[str, ...]:
     sizes = (format_size(pool.get(name)) for name in ("size_bytes", "used_bytes", "free_bytes"))
     shares = (_used_share(pool), pool.get("commitment_ratio"))
     percents = (format_number(share * 100) if share is not None else "" for share in shares)
@@ -59,9 +69,13 @@ def _cells(pool: Mapping[str, Any], state: str) -> tuple[str, ...]:
     )
 
 
-def _line(cells: Sequence[str], width: int) -> str:
+def _format_line(cells: Sequence[str], width: int) -> str:
     name, kind, *figures, state = cells
-    columns = [fit_to_width(name, NAME_WIDTH), fit_to_width(kind, 10)]
+    is_narrow = 0 < width < NARROW_WIDTH
+    if is_narrow:
+        _size, used, free, share, _committed, *others = figures
+        figures = [used, free, share, *others]
+    columns = [fit_to_width(name, _NARROW_NAME_WIDTH if is_narrow else NAME_WIDTH), fit_to_width(kind, 10)]
     columns += [fit_to_width(figure, 6, right=True) for figure in figures]
     row = f"{' '.join(columns)}  {state}"
     return fit_to_width(row, width) if width else row.rstrip()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import curses
+import json
 import os
 import signal
 import sys
@@ -10,12 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
-
-from agent.cli.http_client import EndpointCredentials
+from agent.cli.http_client import AgentRequestError, EndpointCredentials, request_json
 from agent.cli.top import TopError
-from agent.cli.top.detail import detail
-from agent.cli.top.screen import TopScreen, table
+from agent.cli.top.detail import detail_lines
+from agent.cli.top.screen_state import TopScreenState, TopView, view_lines
 from agent.cli.top.text import ScreenLine, TextStyle
 
 REQUEST_SECONDS = 5.0
@@ -30,66 +29,76 @@ class TopOptions:
         url: the URL of the agent's endpoint.
         seconds: the refresh interval in seconds.
         vm: the name or UUID of the VM whose details are shown first; empty for the table of all VMs.
+        view: the list that is shown first.
+        filter: the filter of the table of VMs.
+        sort: the name of the column that sorts the table; a minus sign before it reverses the order.
+        json: whether `print_once` prints JSON.
         credentials: credentials for the endpoint.
     """
 
     url: str
     seconds: float = 2.0
     vm: str = ""
+    view: TopView = TopView.VMS
+    filter: str = ""
+    sort: str = "cpu"
+    json: bool = False
     credentials: EndpointCredentials = field(default_factory=EndpointCredentials)
 
 
+def _new_screen(options: TopOptions, host: Mapping[str, Any]) -> TopScreenState:
+    """Return a screen with the view, the filter and the order of the options."""
+    name, is_reversed = options.sort.removeprefix("-"), options.sort.startswith("-")
+    return TopScreenState(host, view=options.view, filter=options.filter, sort=name, reverse=is_reversed)
+
+
 async def print_once(options: TopOptions) -> None:
-    """Print the table, or the details of the VM that the options name, and return.
+    """Print the list once, or the details of the VM in the options.
 
     Raises:
-        TopError: no agent answers, or it watches no such VM.
+        AgentRequestError: no agent answers.
+        TopError: the agent watches no such VM.
         EndpointCredentialsError: the credentials cannot be read.
     """
-    async with _open_session(options) as session:
-        host = await _fetch_overview(session, options, "")
-        uuid = _find_uuid(host, options.vm)
-        screen = TopScreen(host)
-        if uuid:
-            host = await _fetch_overview(session, options, uuid)
-            alerts = [alert for alert in host["alerts"] if alert["uuid"] == uuid]
-            lines = list(detail(host["vms"][uuid], alerts, host["detail"]["families"], 0))
-        else:
-            lines = table(screen.vms(), 0)
-    sys.stdout.writelines(f"{line.text}\n" for line in lines)
+    host = await _fetch_overview(options, "")
+    uuid = _find_uuid(host, options.vm)
+    if uuid:
+        host = await _fetch_overview(options, uuid)
+    screen = _new_screen(options, host)
+    alerts = [alert for alert in host["alerts"] if not uuid or alert["uuid"] == uuid]
+    if options.json:
+        shown: dict[str, Any] = {"vm": host["vms"].get(uuid), "detail": host.get("detail"), "alerts": alerts}
+        if not uuid:
+            shown = {**host, "vms": screen.vms()}
+        lines = [json.dumps(shown, indent=1)]
+    elif uuid:
+        lines = [line.text for line in detail_lines(host["vms"][uuid], alerts, host["detail"]["families"], 0)]
+    else:
+        lines = [line.text for line in view_lines(screen, 0)]
+    sys.stdout.writelines(f"{line}\n" for line in lines)
 
 
 async def run_top(options: TopOptions) -> None:
     """Run `top` full-screen until the user quits.
 
     Raises:
-        TopError: there is no terminal, or no agent answers at the start.
+        TopError: there is no terminal.
+        AgentRequestError: no agent answers at the start.
         EndpointCredentialsError: the credentials cannot be read.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise TopError("standard input and output must be a terminal; --once prints a table without one")
-    async with _open_session(options) as session:
-        screen = TopScreen(await _fetch_overview(session, options, ""))
-        screen.opened = screen.selected = _find_uuid(screen.host, options.vm)
-        with _full_screen() as window:
-            await _TopTerminal(options, session, screen, window).run()
+    screen = _new_screen(options, await _fetch_overview(options, ""))
+    screen.opened = screen.selected = _find_uuid(screen.host, options.vm)
+    with _full_screen() as window:
+        await _TopTerminal(options, screen, window).run()
 
 
-def _open_session(options: TopOptions) -> aiohttp.ClientSession:
-    return options.credentials.open_session(timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS))
-
-
-async def _fetch_overview(session: aiohttp.ClientSession, options: TopOptions, uuid: str) -> Mapping[str, Any]:
-    try:
-        async with session.get(f"{options.url}/overview", params={"vm": uuid} if uuid else None) as response:
-            if response.status != 200:
-                raise TopError(f"{options.url}: HTTP {response.status}: {(await response.text()).strip()[:200]}")
-            host: Mapping[str, Any] = await response.json()
-            return host
-    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        raise TopError(
-            f"no agent answers at {options.url}: {error or 'timeout'}; is it running with this web.listen_address?"
-        ) from error
+async def _fetch_overview(options: TopOptions, uuid: str) -> Mapping[str, Any]:
+    params = {"vm": uuid} if uuid else None
+    return await request_json(
+        options.credentials, "GET", options.url, "/overview", params=params, seconds=REQUEST_SECONDS
+    )
 
 
 def _find_uuid(host: Mapping[str, Any], name: str) -> str:
@@ -154,11 +163,8 @@ def _full_screen() -> Iterator[curses.window]:
 
 
 class _TopTerminal:
-    def __init__(
-        self, options: TopOptions, session: aiohttp.ClientSession, screen: TopScreen, window: curses.window
-    ) -> None:
+    def __init__(self, options: TopOptions, screen: TopScreenState, window: curses.window) -> None:
         self._options = options
-        self._session = session
         self._screen = screen
         self._window = window
         self._changed = asyncio.Event()
@@ -190,8 +196,8 @@ class _TopTerminal:
         while True:
             opened = self._screen.opened
             try:
-                self._screen.host, self._screen.error = await _fetch_overview(self._session, self._options, opened), ""
-            except TopError as error:
+                self._screen.host, self._screen.error = await _fetch_overview(self._options, opened), ""
+            except AgentRequestError as error:
                 self._screen.error = str(error)
             self._changed.set()
             with contextlib.suppress(TimeoutError):
@@ -220,5 +226,5 @@ class _TopTerminal:
         self._window.refresh()
 
     def _draw_line(self, row: int, line: ScreenLine) -> None:
-        with contextlib.suppress(curses.error):  # curses raises an error after it has written the screen's last cell
+        with contextlib.suppress(curses.error):  # curses writes the screen's last cell, but then raises an error
             self._window.addstr(row, 0, line.text, self._styles[line.style])

@@ -42,7 +42,7 @@ def _text_columns(text: str) -> int:
 
 
 def fit_to_width(text: str, width: int, *, right: bool = False) -> str:
-    """Replace control characters in a text, and cut or pad it to a width in terminal columns. A cut text ends in a plus sign."""
+    """Replace control characters in a text, and truncate or pad it to a width in terminal columns. A truncated text ends in a plus sign."""
     fitted = sanitize(text, 4096)
     if _text_columns(fitted) > width:
         while fitted and _text_columns(fitted) > width - 1:
@@ -83,8 +83,17 @@ def format_seconds(value: float | None) -> str:
     return ">3y"
 
 
+def format_latency(value: float | None) -> str:
+    """Format a latency in seconds in at most five characters: `450u`, `1.5m`, `80m`, `2.0s`; u is microseconds and m is milliseconds."""
+    if value is None:
+        return ""
+    if value >= 0.9995:
+        return f"{value:.1f}s" if value < 99.95 else f"{min(value, 9999):.0f}s"
+    return f"{value * 1e6:.0f}u" if value < 0.0009995 else f"{value * 1000:.{1 if value < 0.00995 else 0}f}m"
+
+
 def wrap_words(words: list[str], width: int, between: str = "   ") -> Iterator[str]:
-    """Yield lines of at most this width, each with as many of the words as fit."""
+    """Yield lines of at most this width. Each line contains as many words as fit."""
     row = ""
     for word in words:
         if row and len(row) + len(between) + len(word) > width:
@@ -96,7 +105,7 @@ def wrap_words(words: list[str], width: int, between: str = "   ") -> Iterator[s
 
 
 def natural_key(name: str) -> list[tuple[str, int, str]]:
-    """Return a sort key for natural order, in which `vm2` precedes `VM10`."""
+    """Return a sort key for natural order, in which `vm2` comes before `VM10`."""
     parts = re.split(r"([0-9]+)", name.casefold())
     numbers = [digits.lstrip("0") for digits in parts[1::2]] + [""]  # compared as text: int() refuses very long numbers
     return [(text, len(digits), digits) for text, digits in zip(parts[::2], numbers, strict=True)]

@@ -1,4 +1,6 @@
-"""Collectors of the guest agent: one file for each thing, with its command and a pure function from the reply to samples.
+"""Collectors of the guest agent. Each file has one collector: its command, and a pure function from the reply to samples.
+
+Start at `base`, which defines such a collector, and at `load`, a short one.
 
 To add a collector, write its file and its family in agent/model/metrics/guest.py, and add it to `GUEST_COLLECTORS`. Its command has to be
 on the list in agent/qga/commands.py, and its interval in agent/guest/config.py.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from agent.collectors.base import T
 from agent.model.family import Family, Sample
-from agent.qga.errors import GuestAgentError, GuestCommandError, UnreadableGuestReplyError
+from agent.qga.errors import GuestAgentCommandError, GuestAgentError, UnreadableGuestReplyError
 
 MAX_SUBJECTS = 64
 """Maximum number of samples of one family from one guest, such as file systems, interfaces or disks."""
@@ -38,7 +38,7 @@ class GuestCollector:
         families: the families of the samples that it returns.
         commands: the commands to send, in order. A command that the guest agent lacks is not sent.
         collect: builds samples from the exchanges, one for each command. It raises GuestAgentError for an unexpected reply.
-        while_frozen: whether the collector runs while the guest's file systems are frozen. The guest agent then permits few commands.
+        while_frozen: whether the collector also runs while the guest's file systems are frozen. The guest agent then permits few commands.
     """
 
     name: str
@@ -48,11 +48,11 @@ class GuestCollector:
     while_frozen: bool = False
 
 
-def expect(exchange: Exchange, expected: type[T]) -> T:
-    """Return the value in the reply of an exchange. Check the type of the value.
+def require_value(exchange: Exchange, expected: type[T]) -> T:
+    """Return the value in the reply of an exchange, if it has the expected type.
 
     Raises:
-        GuestAgentError: the guest agent returned this error.
+        GuestAgentError: the error that the guest agent returned.
         UnreadableGuestReplyError: the value has another type.
     """
     if isinstance(exchange.reply, expected):
@@ -63,5 +63,5 @@ def expect(exchange: Exchange, expected: type[T]) -> T:
 
 
 def value_unless_error(exchange: Exchange, expected: type[T]) -> T | None:
-    """Return the value as `expect` does; None if the guest agent returned an error, for example because it lacks the command."""
-    return None if isinstance(exchange.reply, GuestCommandError) else expect(exchange, expected)
+    """Return the value like `require_value`; None if the guest agent returned an error, for example because it lacks the command."""
+    return None if isinstance(exchange.reply, GuestAgentCommandError) else require_value(exchange, expected)

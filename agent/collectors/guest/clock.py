@@ -1,12 +1,12 @@
 """Offset of the guest's clock from the host's.
 
-The guest reads its clock between the time at which the command is sent and the time at which the reply arrives. The offset is the
-difference from the middle of these two times. So its error is at most half of the time between them.
+The guest reads its clock after the agent sends the command and before the reply arrives. The offset is the difference between the guest's
+clock and the middle of these two times. So its error is at most half of the time between them.
 """
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.guest.base import Exchange, GuestCollector, expect
+from agent.collectors.guest.base import Exchange, GuestCollector, require_value
 from agent.model.family import Sample
 from agent.model.metrics.guest import GUEST_CLOCK
 
@@ -15,7 +15,7 @@ _MAX_NS = 2**63 - 1
 
 def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
     (exchange,) = exchanges
-    guest_ns = expect(exchange, int)
+    guest_ns = require_value(exchange, int)
     if type(guest_ns) is not int or not 0 <= guest_ns <= _MAX_NS:
         return ()
     middle_ns, half_ns = (exchange.sent_ns + exchange.received_ns) // 2, (exchange.received_ns - exchange.sent_ns) / 2

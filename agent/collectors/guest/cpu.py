@@ -1,8 +1,8 @@
-"""CPU time that the guest's kernel counts, summed over all vCPUs, because QEMU's vCPU threads already show the time of each vCPU."""
+"""CPU time that the guest's kernel counts, as a sum over all vCPUs. QEMU's vCPU threads already show the time of each vCPU."""
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.guest.base import Exchange, GuestCollector, expect
+from agent.collectors.guest.base import Exchange, GuestCollector, require_value
 from agent.collectors.untrusted import as_list_of_objects
 from agent.model.family import COUNTER, Sample
 from agent.model.metrics.guest import GUEST_CPU
@@ -14,7 +14,7 @@ _MAX_CPUS = 4096
 
 
 def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
-    cpus = as_list_of_objects(expect(exchanges[0], list), _MAX_CPUS)
+    cpus = as_list_of_objects(require_value(exchanges[0], list), _MAX_CPUS)
     totals: dict[str, int] = {}
     for state in _CPU_STATES:
         numbers = [cpu.get(state) for cpu in cpus]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, Exchange, GuestCollector, expect
+from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, Exchange, GuestCollector, require_value
 from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample
 from agent.model.metrics.guest import GUEST_DISK
@@ -11,11 +11,13 @@ from agent.model.record import sanitize
 
 _read = FieldReader(GUEST_DISK)
 _IGNORED_NAME_PREFIXES = ("loop", "ram", "zram", "fd")
+_MAX_DISKS = 1024
+"""Maximum number of devices to read from a reply. A guest can have many loop devices and partitions."""
 
 
 def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
     samples: dict[str, Sample] = {}
-    for disk in as_list_of_objects(expect(exchanges[0], list)):
+    for disk in as_list_of_objects(require_value(exchanges[0], list), _MAX_DISKS):
         name = sanitize(as_text(disk.get("name")), MAX_TEXT)
         values = _read(as_object(disk.get("stats")))
         if name and not name.startswith(_IGNORED_NAME_PREFIXES) and any(values.values()):

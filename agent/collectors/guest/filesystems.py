@@ -1,13 +1,13 @@
 """File systems of the guest. Pure.
 
-A file system that is mounted several times, for example by bind mounts, has one sample, with its shortest mountpoint. The name of the
-block device, the type and the disks below it identify a file system. The mountpoint does not.
+A file system that is mounted several times, for example by bind mounts, has one sample with its shortest mountpoint. A file system is
+identified by its block device, its type and the disks below it, and not by its mountpoint.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, Exchange, GuestCollector, expect
+from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, Exchange, GuestCollector, require_value
 from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample, Values
 from agent.model.metrics.guest import GUEST_FILESYSTEM
@@ -34,33 +34,41 @@ IGNORED_TYPES = frozenset(
         *("cdfs", "cramfs", "erofs", "iso9660", "overlay", "romfs", "squashfs", "udf"),
     }
 )
-"""Ignored types of file systems, in lower case: they have no storage of their own, or are read-only and therefore always full."""
+"""Ignored types of file systems, in lower case. They have no own storage, or are always full because they are read-only."""
 
 _MAX_MOUNTS = 1024
-"""Maximum number of mounts that are read from a reply; a host of containers has hundreds of mounts."""
+"""Maximum number of mounts to read from a reply. A host of containers has hundreds of mounts."""
 _MAX_DISKS = 8
+"""Maximum number of disks below one file system."""
+_MAX_DISKS_OF_GUEST = 1024
+"""Maximum number of disks to read from a reply. Most file systems have one disk."""
 _MAX_BYTES = 2**63 - 1
 
 
 def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
-    mounts = [_parse_mount(entry) for entry in as_list_of_objects(expect(exchanges[0], list), _MAX_MOUNTS)]
+    mounts: list[Values] = []
+    unread = _MAX_DISKS_OF_GUEST
+    for entry in as_list_of_objects(require_value(exchanges[0], list), _MAX_MOUNTS):
+        if (mount := _parse_mount(entry, min(_MAX_DISKS, unread))) is not None:
+            mounts.append(mount)
+            unread -= len(mount.get("disks", ()))
     shortest: dict[object, Values] = {}
-    for mount in sorted(filter(None, mounts), key=lambda mount: len(mount["mountpoint"])):
+    for mount in sorted(mounts, key=lambda mount: len(mount["mountpoint"])):
         shortest.setdefault(mount["identity"], mount)
     for mount in list(shortest.values())[:MAX_SUBJECTS]:
         labels = tuple(sanitize(mount[name], MAX_TEXT) for name in ("mountpoint", "name", "type"))
         yield Sample(GUEST_FILESYSTEM, labels, _read(mount))
 
 
-def _parse_mount(entry: dict[str, Any]) -> Values | None:
-    """Return the values of a mount; None if its type is ignored, or if its size is unknown or invalid."""
+def _parse_mount(entry: dict[str, Any], max_disks: int) -> Values | None:
+    """Return the values of a mount with at most `max_disks` disks; None if its type is ignored, or its size is unknown or invalid."""
     kind, mountpoint, name = (as_text(entry.get(key)) for key in ("type", "mountpoint", "name"))
     total, used = entry.get("total-bytes"), entry.get("used-bytes")
     if not mountpoint or not name or kind.lower() in IGNORED_TYPES:
         return None
     if type(total) is not int or type(used) is not int or not 0 <= used <= total <= _MAX_BYTES or not total:
         return None
-    disks = [_parse_disk(disk) for disk in as_list_of_objects(entry.get("disk"), _MAX_DISKS)]
+    disks = [_parse_disk(disk) for disk in as_list_of_objects(entry.get("disk"), max_disks)]
     mount: Values = {
         "mountpoint": mountpoint,
         "name": name,

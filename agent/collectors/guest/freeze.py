@@ -1,8 +1,8 @@
-"""The freeze state of the guest's file systems, which are frozen for example during a snapshot."""
+"""The freeze state of the guest's file systems. They are frozen for example during a snapshot."""
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.guest.base import Exchange, GuestCollector, expect
+from agent.collectors.guest.base import Exchange, GuestCollector, require_value
 from agent.model.family import Sample
 from agent.model.metrics.guest import GUEST_FREEZE
 
@@ -10,7 +10,7 @@ _FROZEN_BY_STATUS = {"frozen": True, "thawed": False}
 
 
 def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
-    state = expect(exchanges[0], str)
+    state = require_value(exchanges[0], str)
     return (Sample(GUEST_FREEZE, (), {"frozen": _FROZEN_BY_STATUS[state]}),) if state in _FROZEN_BY_STATUS else ()
 
 

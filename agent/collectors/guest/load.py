@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.guest.base import Exchange, GuestCollector, expect
+from agent.collectors.guest.base import Exchange, GuestCollector, require_value
 from agent.model.family import Sample
 from agent.model.metrics.guest import GUEST_LOAD
 from agent.model.reader import FieldReader
@@ -11,7 +11,7 @@ _read = FieldReader(GUEST_LOAD)
 
 
 def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
-    values = {name: load for name, load in _read(expect(exchanges[0], dict)).items() if load >= 0}
+    values = {name: load for name, load in _read(require_value(exchanges[0], dict)).items() if load >= 0}
     return (Sample(GUEST_LOAD, (), values),) if values else ()
 
 

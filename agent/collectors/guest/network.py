@@ -4,7 +4,7 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, Exchange, GuestCollector, expect
+from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, Exchange, GuestCollector, require_value
 from agent.collectors.untrusted import as_list_of_objects, as_text
 from agent.model.family import Sample, Values
 from agent.model.metrics.guest import GUEST_ADDRESS, GUEST_INTERFACE
@@ -14,48 +14,53 @@ from agent.model.record import sanitize
 _read_traffic = FieldReader(GUEST_INTERFACE)
 _read_addresses = FieldReader(GUEST_ADDRESS)
 
+_MAX_INTERFACES = 512
+"""Maximum number of interfaces to read from a reply. A host of containers has hundreds of interfaces."""
 _MAX_ADDRESSES = 32
+"""Maximum number of addresses of one interface."""
+_MAX_ADDRESSES_OF_GUEST = 512
+"""Maximum number of addresses to read from a reply, because each takes about 5 us."""
+
+_Address = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, Values]
 
 
 def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
     seen: set[str] = set()
-    for interface in as_list_of_objects(expect(exchanges[0], list)):
+    unread = _MAX_ADDRESSES_OF_GUEST
+    for interface in as_list_of_objects(require_value(exchanges[0], list), _MAX_INTERFACES):
         name = sanitize(as_text(interface.get("name")), MAX_TEXT)
-        addresses = _parse_addresses(interface)
-        if not name or name in seen or any(ipaddress.ip_address(a["address"]).is_loopback for a in addresses):
+        if not name or name in seen:
+            continue
+        entries = as_list_of_objects(interface.get("ip-addresses"), min(_MAX_ADDRESSES, unread))
+        unread -= len(entries)
+        addresses = [address for entry in entries if (address := _parse_address(entry)) is not None]
+        if any(address.is_loopback for address, _ in addresses):
             continue
         seen.add(name)
         if traffic := _read_traffic(interface):
             yield Sample(GUEST_INTERFACE, (name,), traffic)
         if addresses:
-            yield Sample(
-                GUEST_ADDRESS,
-                (name,),
-                _read_addresses(interface | _first_by_version(addresses) | {"addresses": addresses}),
-            )
+            listed = {"addresses": [values for _, values in addresses]}
+            yield Sample(GUEST_ADDRESS, (name,), _read_addresses(interface | _first_by_version(addresses) | listed))
         if len(seen) >= MAX_SUBJECTS:
             return
 
 
-def _parse_addresses(interface: dict[str, Any]) -> list[Values]:
-    """Return the valid IP addresses of an interface, each with its prefix length if that is valid."""
-    addresses = []
-    for entry in as_list_of_objects(interface.get("ip-addresses"), _MAX_ADDRESSES):
-        try:
-            address = ipaddress.ip_address(as_text(entry.get("ip-address")).partition("%")[0])
-        except ValueError:
-            continue
-        prefix = entry.get("prefix")
-        known = {"prefix": prefix} if type(prefix) is int and 0 <= prefix <= address.max_prefixlen else {}
-        addresses.append({"address": address.compressed, **known})
-    return addresses
+def _parse_address(entry: dict[str, Any]) -> _Address | None:
+    """Return an IP address and its values, with the prefix length if that is valid; None if the entry has no valid address."""
+    try:
+        address = ipaddress.ip_address(as_text(entry.get("ip-address")).partition("%")[0])
+    except ValueError:
+        return None
+    prefix = entry.get("prefix")
+    known = {"prefix": prefix} if type(prefix) is int and 0 <= prefix <= address.max_prefixlen else {}
+    return address, {"address": address.compressed, **known}
 
 
-def _first_by_version(addresses: list[Values]) -> Values:
-    """Return the first IPv4 and the first IPv6 address that are not link-local, as `ipv4` and `ipv6`."""
+def _first_by_version(addresses: Iterable[_Address]) -> Values:
+    """Return the first IPv4 address and the first IPv6 address that are not link-local, as `ipv4` and `ipv6`."""
     first: Values = {}
-    for entry in addresses:
-        address = ipaddress.ip_address(entry["address"])
+    for address, _ in addresses:
         if not address.is_link_local:
             first.setdefault(f"ipv{address.version}", address.compressed)
     return first

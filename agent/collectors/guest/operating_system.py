@@ -1,4 +1,4 @@
-"""Operating system, host name and time zone of the guest. Each of the three commands may be missing in the guest agent."""
+"""Operating system, host name and time zone of the guest. A guest agent may lack each of the three commands."""
 
 from collections.abc import Iterable, Sequence
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.guest.base import Exchange, GuestCollector, expect
+from agent.collectors.guest.base import Exchange, GuestCollector, require_value
 from agent.model.family import Sample
 from agent.model.metrics.guest import GUEST_USERS
 
 
 def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
-    return (Sample(GUEST_USERS, (), {"logged_in": len(expect(exchanges[0], list))}),)
+    return (Sample(GUEST_USERS, (), {"logged_in": len(require_value(exchanges[0], list))}),)
 
 
 COLLECTOR = GuestCollector("users", (GUEST_USERS,), ("guest-get-users",), _collect)

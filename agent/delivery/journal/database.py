@@ -13,14 +13,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from agent.delivery.journal.statements import Change, read_notes, record_from_row
+from agent.delivery.journal.statements import JournalChange, read_notes, record_from_row
 from agent.delivery.sizes import RowsSummary
 from agent.model.record import OVERHEAD_BYTES, EncodedRecord
 
 FORMAT_VERSION = 1
 """Version of the tables, in SQLite's user_version."""
 
-Connect = Callable[[Path], sqlite3.Connection]
+OpenDatabase = Callable[[Path], sqlite3.Connection]
 """Opens the database file at a path; tests replace it to make the disk fail."""
 
 _SCHEMA = f"""
@@ -37,7 +37,7 @@ _READ_DEAD_LETTERS = "SELECT reason, row, id, key, type, time_ns, crc, body FROM
 
 
 DATABASE_ERRORS = (sqlite3.Error, OSError, ValueError, TypeError, OverflowError)
-"""Errors of reading and writing a database. A damaged file can cause the last three: its texts are not UTF-8, or its types are wrong."""
+"""Errors of reading and writing a database. The last three come from a damaged file with texts that are not UTF-8, or with wrong types."""
 
 
 class JournalFault(StrEnum):
@@ -86,7 +86,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def raise_if_disk_full(error: Exception) -> None:
-    """Raise JournalError if a full disk caused an error of SQLite; a damaged file causes the same kinds of errors.
+    """Raise JournalError if a full disk caused an error of SQLite. Do nothing if another cause, such as a damaged file, is possible.
 
     Raises:
         JournalError: the disk is full.
@@ -102,15 +102,15 @@ def connect_readonly(path: Path) -> sqlite3.Connection:
 
 
 class JournalDatabase:
-    """An open journal file. Every method raises JournalError if the file fails. No transaction stays open then."""
+    """An open journal file. If the file fails, every method rolls back its transaction and raises JournalError."""
 
-    def __init__(self, path: Path, connect: Connect = connect, *, readonly: bool = False) -> None:
+    def __init__(self, path: Path, connect: OpenDatabase = connect, *, readonly: bool = False) -> None:
         """Open or create the file.
 
         Args:
             path: the file.
             connect: opens the database.
-            readonly: True to change nothing. The file must exist then.
+            readonly: True to open an existing file without changing it.
 
         Raises:
             JournalError: the file cannot be opened, or is not an intact journal.
@@ -165,7 +165,7 @@ class JournalDatabase:
     def refresh_last_row(self) -> None:
         """Read `last_row` from the file."""
         with _convert_sqlite_errors():
-            self._read_last_row(self._connection())
+            self._read_last_row(self._require_connection())
 
     def close(self) -> None:
         """Close the file; SQLite checkpoints the write-ahead log into it."""
@@ -176,9 +176,9 @@ class JournalDatabase:
             except sqlite3.Error:  # committed transactions are in the log; the next start reads them
                 return
 
-    def commit(self, changes: Iterable[Change]) -> None:
+    def commit(self, changes: Iterable[JournalChange]) -> None:
         """Apply changes in one transaction, which is on disk when this returns."""
-        db = self._connection()
+        db = self._require_connection()
         try:
             db.execute("BEGIN IMMEDIATE")
             for change in changes:
@@ -191,7 +191,7 @@ class JournalDatabase:
             raise JournalError(JournalFault.DAMAGED, "the file was removed or replaced")
 
     def _current_file_id(self) -> tuple[int, int] | None:
-        """Return device and inode of the file at the path; None if it does not exist. SQLite does not notice that its file was removed."""
+        """Return device and inode of the file at the path; None if it does not exist. SQLite does not notice if its file is removed."""
         try:
             status = self.path.stat()
         except OSError:
@@ -213,8 +213,8 @@ class JournalDatabase:
         Args:
             queue: name of the queue.
             after_row: the row before the first row to read.
-            max_records: how many to read at most.
-            max_bytes: bytes of bodies to read at most; the first record is read whatever its size.
+            max_records: maximum number of records to read.
+            max_bytes: maximum number of bytes of bodies to read. The first record is read even if it is larger.
 
         Returns:
             the intact records, the number of rows with a wrong checksum, and the last row that was read (`after_row` if no row was read).
@@ -224,7 +224,7 @@ class JournalDatabase:
         query = f"{_READ} LIMIT {max_records:d}"
         with (
             _convert_sqlite_errors(),
-            contextlib.closing(self._connection().execute(query, (queue, after_row))) as rows,
+            contextlib.closing(self._require_connection().execute(query, (queue, after_row))) as rows,
         ):
             for row in rows:
                 if row[0] <= last_row:
@@ -243,7 +243,7 @@ class JournalDatabase:
     def dead_letters(self) -> Iterator[tuple[str, EncodedRecord]]:
         """Yield the reason and the record of each dead letter, oldest first."""
         with _convert_sqlite_errors():
-            for reason, *row in self._connection().execute(_READ_DEAD_LETTERS):
+            for reason, *row in self._require_connection().execute(_READ_DEAD_LETTERS):
                 record = record_from_row(row)
                 if record is not None:
                     yield reason, record
@@ -252,7 +252,7 @@ class JournalDatabase:
         """Return a summary of a queue's rows in the file."""
         summary = RowsSummary()
         with _convert_sqlite_errors():
-            rows = self._connection().execute(
+            rows = self._require_connection().execute(
                 "SELECT type, count(*), sum(length(body)), min(time_ns), max(time_ns) FROM records WHERE queue = ? GROUP BY type",
                 (queue,),
             )
@@ -263,14 +263,14 @@ class JournalDatabase:
     def notes(self) -> dict[str, Any]:
         """Return the values of the notes, by name. Notes that are not valid JSON are left out."""
         with _convert_sqlite_errors():
-            return read_notes(self._connection())
+            return read_notes(self._require_connection())
 
     def checkpoint(self) -> None:
-        """Checkpoint the write-ahead log and restart it. The next writes reuse its space, so they succeed on a full disk."""
+        """Checkpoint the write-ahead log and restart it. Later writes reuse its space, so they succeed on a full disk."""
         with _convert_sqlite_errors():
-            self._connection().execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            self._require_connection().execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
 
-    def _connection(self) -> sqlite3.Connection:
+    def _require_connection(self) -> sqlite3.Connection:
         if self._db is None:
             raise JournalError(JournalFault.UNUSABLE, "the journal is closed")
         return self._db

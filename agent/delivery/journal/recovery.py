@@ -14,16 +14,16 @@ from typing import Any, Self
 from agent.delivery.journal import statements
 from agent.delivery.journal.database import (
     DATABASE_ERRORS,
-    Connect,
     JournalDatabase,
     JournalError,
     JournalFault,
+    OpenDatabase,
     connect_readonly,
     raise_if_disk_full,
 )
 from agent.delivery.journal.statements import read_notes, record_from_row
 from agent.delivery.queue import RecordQueue
-from agent.model.record import EncodedRecord, StateNote
+from agent.model.record import EncodedRecord, PersistentNote
 
 # NOT INDEXED: the index may be damaged.
 _SELECT_RECORDS = "SELECT row, id, key, type, time_ns, crc, body FROM records NOT INDEXED WHERE queue = ? ORDER BY row"
@@ -33,7 +33,7 @@ LOG_SUFFIXES = ("-wal", "-shm")
 """Suffixes of the files that SQLite creates beside a database in WAL mode."""
 
 MAX_BACKWARD_RECORDS = 100_000
-"""Maximum number of records recovered behind a damaged page. They are read backwards, so they are in memory until all are read."""
+"""Maximum number of records recovered behind a damaged page. They are read backwards, so memory holds them until all are read."""
 
 
 def quarantine_file(path: Path) -> Path | None:
@@ -58,7 +58,7 @@ def quarantine_file(path: Path) -> Path | None:
 
 
 def undo_quarantine(quarantined: Path, path: Path) -> None:
-    """Move a quarantined file back to `path`, if that is possible."""
+    """Move a quarantined file back to `path`. Ignore a failure."""
     with contextlib.suppress(OSError):
         for suffix in LOG_SUFFIXES:
             path.with_name(path.name + suffix).unlink(missing_ok=True)
@@ -75,7 +75,7 @@ def _rename_with_logs(path: Path, to: Path) -> None:
 def salvage_records(path: Path, queues: Sequence[str]) -> Iterator[tuple[str, list[EncodedRecord]]]:
     """Yield the readable records of a damaged file, oldest first, with the name of their queue.
 
-    It reads each queue forwards up to the damage, and then backwards from the end of the file to the damage.
+    Read each queue forwards up to the damage, and then backwards from the end of the file to the damage.
 
     Raises:
         JournalError: the disk has no space for the files that SQLite needs to read it.
@@ -100,7 +100,7 @@ def salvage_records(path: Path, queues: Sequence[str]) -> Iterator[tuple[str, li
 
 
 def count_indexed_records(path: Path, queue: str) -> int:
-    """Return how many rows of a queue the readable part of the index has. The index is in other pages, so it can list lost records."""
+    """Return the number of a queue's rows in the readable part of the index. The index has its own pages, so it can list lost records."""
     rows = set[int]()
     try:
         with contextlib.closing(connect_readonly(path)) as db:
@@ -141,7 +141,7 @@ def _read_intact(db: sqlite3.Connection, query: str, queue: str) -> Iterator[Enc
 
 
 def _keep_in_order(records: Iterator[EncodedRecord], sign: int) -> Iterator[EncodedRecord]:
-    """Yield the records whose rows rise (sign 1) or fall (sign -1). Leave out others, because a damaged page may have rows out of order."""
+    """Yield the records whose row numbers rise (sign 1) or fall (sign -1). Leave out the others, which are on a damaged page."""
     yielded = held = None
     for record in records:
         row = sign * (record.row or 0)
@@ -166,13 +166,13 @@ def _split_chunks(records: Iterator[EncodedRecord]) -> Iterator[list[EncodedReco
 
 @dataclass(slots=True)
 class QueueCopyPlan:
-    """The records of one queue that a new journal file gets when it replaces a damaged one: first those in flight, then the backlog.
+    """Which records of one queue to copy into the new journal file that replaces a damaged one: those in flight, then the backlog.
 
     Attributes:
         in_flight: the records in flight; for a queue that is not durable, only those that were in the old file.
-        in_flight_rows: the rows of the records in flight in the new file, once it has them.
+        in_flight_rows: the rows of the records in flight in the new file; empty until they are copied.
         after_row: the row in the old file before the first row of the backlog.
-        last_row: the last row of the backlog in the old file; infinite if the agent has not read which rows the old file has.
+        last_row: the last row of the backlog in the old file; infinite if it is unknown which rows of the old file are in the backlog.
     """
 
     in_flight: list[EncodedRecord] = field(default_factory=list)
@@ -202,8 +202,8 @@ class RebuiltJournal:
         quarantined: the path to which the damaged file was renamed; None if it did not exist.
         database: the new file.
         recovered: number of records that were copied from the damaged file.
-        lost: by queue, number of records of the damaged file that could not be copied. It has only the queues whose `QueueCopyPlan` has
-            an infinite `last_row`. The other queues count their lost records themselves.
+        lost: by queue, number of records of the damaged file that could not be copied. It contains only the queues whose
+            `QueueCopyPlan.last_row` is infinite. The other queues count their lost records themselves.
     """
 
     quarantined: Path | None
@@ -212,11 +212,11 @@ class RebuiltJournal:
     lost: dict[str, int]
 
 
-def rebuild_journal(path: Path, connect: Connect, plans: Mapping[str, QueueCopyPlan]) -> RebuiltJournal:
+def rebuild_journal(path: Path, connect: OpenDatabase, plans: Mapping[str, QueueCopyPlan]) -> RebuiltJournal:
     """Quarantine a damaged file, and create a new file with the records in flight and the readable records of the backlog.
 
     Args:
-        path: path of the damaged file, and then of the new one.
+        path: path of the damaged file, and of the new file.
         connect: opens the new file.
         plans: what to copy, by queue.
 
@@ -247,7 +247,7 @@ def _copy_records(
     recovered = dict.fromkeys(plans, 0)
     lost = {}
     if quarantined is not None:
-        notes = [StateNote(name, value) for name, value in read_salvageable_notes(quarantined).items()]
+        notes = [PersistentNote(name, value) for name, value in read_salvageable_notes(quarantined).items()]
         database.commit([statements.upsert_note(note) for note in notes])
         for queue, records in salvage_records(quarantined, list(plans)):
             plan = plans[queue]

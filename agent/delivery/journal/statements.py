@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.delivery.drops import DROP_REPORT_TYPE
 from agent.delivery.sizes import RowsSummary, total_bytes
-from agent.model.record import OVERHEAD_BYTES, EncodedRecord, RecordState, StateNote
+from agent.model.record import OVERHEAD_BYTES, EncodedRecord, PersistentNote, RecordState
 
 
 def record_from_row(row: Sequence[object]) -> EncodedRecord | None:
@@ -38,19 +38,22 @@ def read_notes(db: sqlite3.Connection) -> dict[str, Any]:
     return notes
 
 
-Change = Callable[[sqlite3.Connection], None]
+JournalChange = Callable[[sqlite3.Connection], None]
 """Executes the statements of one change inside a transaction that is already open."""
 
 MAX_STATEMENT_BYTES = 1 << 20
-"""Maximum bytes bound to a statement that writes several rows. The statement cache of the sqlite3 module keeps these bytes in memory."""
-MAX_STATEMENT_ROWS = 64
-"""Maximum number of rows that one statement writes. Few statements are faster, because the journal's thread releases the GIL in each of
-them. While the event loop is busy, the thread waits up to 5 ms to get the GIL back."""
+"""Maximum bytes of the values of a statement that writes several rows. The statement cache of sqlite3 keeps these values in memory."""
+MAX_STATEMENT_ROWS = 512
+"""Maximum number of rows that one statement writes. Fewer statements are faster: the journal's thread releases the GIL in each statement,
+and waits up to 5 ms to get the GIL back while the event loop is busy."""
 _INSERT = "INSERT INTO records (queue, id, key, type, time_ns, crc, body) VALUES "
 _ROW = "(?, ?, ?, ?, ?, ?, ?)"
+_INSERT_NOTES = "INSERT INTO notes VALUES "
+_NOTE = "(?, ?, ?)"
+_UNLESS_OLDER = " ON CONFLICT (name) DO UPDATE SET version = excluded.version, text = excluded.text WHERE excluded.version > version"
 
 
-def insert_records(queue: str, records: Sequence[EncodedRecord], rows: list[int]) -> Change:
+def insert_records(queue: str, records: Sequence[EncodedRecord], rows: list[int]) -> JournalChange:
     """Return a change that appends records to a queue and stores the records' notes.
 
     Args:
@@ -64,10 +67,11 @@ def insert_records(queue: str, records: Sequence[EncodedRecord], rows: list[int]
         size = MAX_STATEMENT_ROWS
         while len(rows) < len(records):
             while size > len(records) - len(rows):
-                size //= 2  # few sizes make few different statements, and each is prepared only once
+                size //= 2  # few sizes give few different statements, and SQLite prepares each only once
             chunk = records[len(rows) : len(rows) + size]
-            if size > 1 and total_bytes(chunk) > MAX_STATEMENT_BYTES:
-                size, chunk = 1, chunk[:1]
+            while size > 1 and total_bytes(chunk) > MAX_STATEMENT_BYTES:
+                size //= 2
+                chunk = chunk[:size]
             values = [v for r in chunk for v in (queue, r.id, r.key, r.type, r.time_ns, checksum(r), r.body)]
             last = db.execute(_INSERT + ", ".join([_ROW] * size), values).lastrowid
             assert last is not None
@@ -79,19 +83,19 @@ def insert_records(queue: str, records: Sequence[EncodedRecord], rows: list[int]
     return change
 
 
-def delete_rows(queue: str, after_row: int, last_row: int) -> Change:
+def delete_rows(queue: str, after_row: int, last_row: int) -> JournalChange:
     """Return a change that deletes a queue's rows after `after_row`, up to and including `last_row`."""
     return lambda db: _execute(
         db, "DELETE FROM records WHERE queue = ? AND row > ? AND row <= ?", (queue, after_row, last_row)
     )
 
 
-def delete_all_after(row: int) -> Change:
-    """Delete the rows of all queues after a row."""
+def delete_all_after(row: int) -> JournalChange:
+    """Return a change that deletes the rows of all queues after a row."""
     return lambda db: _execute(db, "DELETE FROM records WHERE row > ?", (row,))
 
 
-def insert_dead_letter(reason: str, record: EncodedRecord, limit: int) -> Change:
+def insert_dead_letter(reason: str, record: EncodedRecord, limit: int) -> JournalChange:
     """Return a change that adds a dead letter and keeps only the newest `limit` dead letters."""
 
     def change(db: sqlite3.Connection) -> None:
@@ -106,12 +110,12 @@ def insert_dead_letter(reason: str, record: EncodedRecord, limit: int) -> Change
 
 def delete_oldest_rows(
     queue: str, size: int, after_row: int, through_row: int, deleted: RowsSummary, last_row: list[int]
-) -> Change:
+) -> JournalChange:
     """Return a change that deletes the oldest rows of a queue, within a range of rows.
 
     Args:
         queue: name of the queue.
-        size: how many bytes to delete, at least.
+        size: minimum number of bytes to delete.
         after_row: the row before the first row that may be deleted.
         through_row: the last row that may be deleted.
         deleted: receives a summary of the deleted rows.
@@ -138,18 +142,26 @@ def delete_oldest_rows(
     return change
 
 
-def delete_dead_letters() -> Change:
+def delete_dead_letters() -> JournalChange:
     """Return a change that deletes all dead letters."""
     return lambda db: _execute(db, "DELETE FROM dead_letters", ())
 
 
-def upsert_note(note: StateNote) -> Change:
-    """Return a change that stores a note, if no newer note of the same name is stored."""
-    query = (
-        "INSERT INTO notes VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
-        " SET version = excluded.version, text = excluded.text WHERE excluded.version > version"
-    )
-    return lambda db: _execute(db, query, (note.name, note.version, json.dumps(note.value)))
+def upsert_note(note: PersistentNote) -> JournalChange:
+    """Return a change that stores a note unless a newer note of the same name is stored."""
+    return upsert_notes((note,))
+
+
+def upsert_notes(notes: Sequence[PersistentNote]) -> JournalChange:
+    """Return a change that stores each note unless a newer note of the same name is stored. Pass notes of one name oldest first."""
+
+    def change(db: sqlite3.Connection) -> None:
+        for start in range(0, len(notes), MAX_STATEMENT_ROWS):
+            chunk = notes[start : start + MAX_STATEMENT_ROWS]
+            values = [value for note in chunk for value in (note.name, note.version, json.dumps(note.value))]
+            db.execute(_INSERT_NOTES + ", ".join([_NOTE] * len(chunk)) + _UNLESS_OLDER, values)
+
+    return change
 
 
 def _execute(db: sqlite3.Connection, sql: str, values: tuple[object, ...]) -> None:

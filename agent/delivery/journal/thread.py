@@ -17,7 +17,7 @@ class JournalThread:
 
         Args:
             hang_seconds: how long a call may take before it counts as hanging.
-            on_hang: called with True when a call hangs, and with False when any call has returned.
+            on_hang: called with True when a call hangs, and with False each time a call returns.
         """
         self._hang_seconds = hang_seconds
         self._on_hang = on_hang
@@ -25,7 +25,7 @@ class JournalThread:
         self._called_at: float | None = None
 
     async def call(self, function: Callable[..., T], *args: object) -> T:
-        """Return the result of a function that may block, which is called in the thread."""
+        """Call a function that may block in the thread, and return its result."""
         self._called_at = time.monotonic()
         running = asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
         try:

@@ -1,8 +1,8 @@
-"""One transaction of the journal: its changes, and the reports to the queues after it was committed."""
+"""One transaction of the journal: its changes, and the reports to the queues after its commit."""
 
 from collections.abc import Sequence
 
-from agent.delivery.backlog import Deletion
+from agent.delivery.disk_backlog import RowDeletion
 from agent.delivery.journal import statements
 from agent.delivery.queue import RecordQueue
 from agent.delivery.sizes import RowsSummary
@@ -16,7 +16,7 @@ class BacklogTrim:
 
         Args:
             queue: the queue.
-            size: how many bytes to delete, at least.
+            size: minimum number of bytes to delete.
         """
         self._queue = queue
         self._deleted = RowsSummary()
@@ -35,9 +35,9 @@ class Transaction:
     """The changes of one transaction, for all queues. Add changes, commit `changes`, and call `report_committed` after that."""
 
     def __init__(self, queues: Sequence[RecordQueue]) -> None:
-        self.changes: list[statements.Change] = []
+        self.changes: list[statements.JournalChange] = []
         self._queues = queues
-        self._deletions = dict[str, Deletion]()
+        self._deletions = dict[str, RowDeletion]()
         self._rows: dict[str, list[int]] = {queue.name: [] for queue in queues}
         self._trims: list[BacklogTrim] = []
 

@@ -1,8 +1,8 @@
 """The journal of all queues: opens its file, writes records in transactions, reads records back, and handles failures of the disk.
 
-While a transaction is committed, new records wait for the next transaction. So a single event costs one fsync, and a thousand events at
-once cost one fsync too. A damaged file is quarantined, and its readable records are copied into a new file. While the disk fails or is
-full, the queues are in memory only.
+While a transaction is committed, new records wait for the next transaction. So a thousand events at once cost one fsync, like a single
+event. A damaged file is quarantined, and its readable records are copied into a new file. While the disk fails or is full, the queues
+are in memory only.
 """
 
 import asyncio
@@ -16,14 +16,15 @@ from typing import Any
 
 from agent.delivery.drops import DropLedger, DropReason
 from agent.delivery.journal import recovery, statements
-from agent.delivery.journal.database import Connect, JournalDatabase, JournalError, JournalFault, connect
+from agent.delivery.journal.database import JournalDatabase, JournalError, JournalFault, OpenDatabase, connect
 from agent.delivery.journal.lock import lock_directory
+from agent.delivery.journal.pending_notes import PendingNotes
 from agent.delivery.journal.recovery import QueueCopyPlan
 from agent.delivery.journal.thread import JournalThread
 from agent.delivery.journal.transaction import Transaction
 from agent.delivery.queue import RecordQueue
 from agent.delivery.timings import DeliveryTimings
-from agent.model.record import EncodedRecord, StateNote
+from agent.model.record import EncodedRecord, PersistentNote
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +37,15 @@ UNREPORTED_DROPS = "unreported_drops"
 
 
 class Journal:
-    """The journal: one file for all queues. `run` opens it and writes to it."""
+    """The journal: one file for all queues. `run` opens it and writes to it.
+
+    Args:
+        directory: the directory of its files; created if it does not exist.
+        queues: the queues whose records it stores.
+        drops: counts the dropped records.
+        timings: waits and deadlines.
+        connect: opens the database file.
+    """
 
     def __init__(
         self,
@@ -45,17 +54,8 @@ class Journal:
         drops: DropLedger,
         *,
         timings: DeliveryTimings,
-        connect: Connect = connect,
+        connect: OpenDatabase = connect,
     ) -> None:
-        """Set up the journal.
-
-        Args:
-            directory: the directory of its files; created if it does not exist.
-            queues: the queues whose records it stores.
-            drops: counts the dropped records.
-            timings: waits and deadlines.
-            connect: opens the database file.
-        """
         self.path = directory / FILE
         self.error: str | None = _NOT_OPENED
         """Why nothing is journaled; None while the journal works."""
@@ -65,6 +65,7 @@ class Journal:
         """Number of transactions since the start."""
         self.notes: dict[str, Any] = {}
         """Values of the notes in the file when it was opened, by name."""
+        self.pending_notes = PendingNotes()
         self.opened = asyncio.Event()
         """Set after the first attempt to open the file, whether it succeeded or not."""
         self._queues = queues
@@ -74,19 +75,17 @@ class Journal:
         self._thread = JournalThread(timings.journal_hang, self._on_hang)
         self._database: JournalDatabase | None = None
         self._lock_fd = -1
-        self._dead_letters: list[tuple[str, EncodedRecord]] = []  # that wait for a transaction, with their reasons
-        self._notes: list[tuple[StateNote, asyncio.Future[None]]] = []  # that wait for a transaction
+        self._dead_letters: list[tuple[str, EncodedRecord]] = []  # waiting for a transaction, each with its reason
         self._dirty = asyncio.Event()
-        self._stored_drops: object = None  # the unreported drops that the file has
+        self._stored_drops: object = None  # the unreported drops in the file
         self._identity = ""  # of the file that the queues' rows belong to
         self._file_lock = asyncio.Lock()  # one operation on the file at a time, because each changes the queues' rows
         self._read_error: JournalError | None = None
         self._stopping = asyncio.Event()
         self._reads: dict[str, asyncio.Task[None]] = {}  # by queue
         self._last_row = 0  # the last row that was certainly committed
-        self._is_uncertain = (
-            False  # whether the file may have later rows: a commit that failed may be on disk after all
-        )
+        # True if the file may have later rows: a commit that failed may be on disk after all.
+        self._is_uncertain = False
         for queue in queues:
             queue.journaling.dirty = self._dirty
 
@@ -105,23 +104,22 @@ class Journal:
         self._dead_letters += [(reason, record) for record in records][: MAX_DEAD_LETTERS - len(self._dead_letters)]
         self._dirty.set()
 
-    async def persist_note(self, note: StateNote) -> None:
+    async def persist_note(self, note: PersistentNote) -> None:
         """Store a note and wait until it is on disk, without a deadline."""
-        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._notes.append((note, stored))
+        stored = self.pending_notes.add(note)
         self._dirty.set()
         await stored
 
     async def fetch_backlog(self, queue: RecordQueue, max_records: int, max_bytes: int) -> None:
-        """Read the oldest records of a queue's backlog and put them in flight. If the file cannot be read now, wait and return.
+        """Read the oldest records of a queue's backlog and put them in flight. If the file cannot be read, wait and retry.
 
-        If the file is damaged, `run` quarantines it, and the backlog is then what could be recovered. If the file cannot be read for the
-        queue's `backlog_seconds`, the backlog is postponed until it can, and the records in memory are delivered now.
+        If the file is damaged, `run` quarantines it, and the recovered records become the backlog. If the file cannot be read within the
+        queue's `backlog_seconds`, postpone the backlog and return without records. The queue then delivers the records in memory.
 
         Args:
             queue: the queue; it has a backlog, and none of its records is in flight.
-            max_records: how many records to read at most.
-            max_bytes: bytes of bodies to read at most; the first record is read whatever its size.
+            max_records: maximum number of records to read.
+            max_bytes: maximum number of bytes of bodies to read. The first record is read even if it is larger.
         """
         reading = self._reads.get(queue.name)
         if reading is None:
@@ -131,7 +129,9 @@ class Journal:
             del self._reads[queue.name]
             reading.result()
         elif queue.backlog:
-            _log.error("journal %s: the disk does not respond: newer %s are delivered first", self.path, queue.name)
+            _log.error(
+                "journal %s: the disk does not respond: newer %s in memory are delivered first", self.path, queue.name
+            )
             queue.journaling.postpone_backlog()
 
     async def _read_backlog(self, queue: RecordQueue, max_records: int, max_bytes: int) -> None:
@@ -147,7 +147,7 @@ class Journal:
                     else:
                         if queue.backlog and queue.backlog.after_row == after_row and not queue.in_flight:
                             queue.take_from_disk(*batch)
-                        return  # otherwise the backlog was postponed meanwhile
+                        return  # without records if the backlog was postponed during the read
             await asyncio.sleep(self._timings.journal_retry)
 
     def _cancel_reads(self) -> None:
@@ -161,7 +161,7 @@ class Journal:
         self._dirty.set()
 
     async def write_remaining(self) -> None:
-        """Write all records that are in memory, after `run` has returned because the agent stops. If the disk fails, retry once."""
+        """Write all records that are in memory. Call this after `run` has returned, when the agent stops. If the disk fails, retry once."""
         for _ in range(2):
             if self._database is None:
                 await self._try_to_open()
@@ -219,14 +219,14 @@ class Journal:
 
     def _has_waiting_writes(self) -> bool:
         return any(queue.journaling.has_waiting_writes for queue in self._queues) or bool(
-            self._dead_letters or self._notes
+            self._dead_letters or self.pending_notes.has_waiting
         )
 
     def _must_write_now(self) -> bool:
         return self._has_waiting_writes() or self._read_error is not None or self._stopping.is_set()
 
     async def _wait_for_batch(self) -> None:
-        """Wait `delete_delay` before deletions, or until there are records to write: both then share a transaction."""
+        """Wait `delete_delay` before deletions, or until there are records to write, so that both share a transaction."""
         self._dirty.clear()
         try:
             async with asyncio.timeout(self._timings.delete_delay):
@@ -246,7 +246,7 @@ class Journal:
         transaction.delete_delivered()
         transaction.insert_waiting()
         for queue in self._queues:
-            if (excess := queue.journaling.excess_bytes) > 0:
+            if (excess := queue.journaling.backlog_bytes_to_drop) > 0:
                 transaction.trim_backlog(queue, excess)
         dead_letters, self._dead_letters = self._dead_letters, []
         transaction.changes += [
@@ -254,29 +254,26 @@ class Journal:
         ]
         unreported = self._drops.unreported()
         if unreported != self._stored_drops:
-            transaction.changes.append(statements.upsert_note(StateNote(UNREPORTED_DROPS, unreported)))
-        notes, self._notes = self._notes, []
-        transaction.changes += [statements.upsert_note(note) for note, _ in notes]
+            transaction.changes.append(statements.upsert_note(PersistentNote(UNREPORTED_DROPS, unreported)))
+        transaction.changes.append(statements.upsert_notes(self.pending_notes.start_transaction()))
         try:
             await self._thread.call(database.commit, transaction.changes)
         except JournalError as error:
             self._dead_letters = dead_letters + self._dead_letters
-            self._notes = notes + self._notes
+            self.pending_notes.fail_transaction()
             await self._handle_failure(error)
             return False
         self.commits += 1
         self._last_row, self._is_uncertain = max(self._last_row, transaction.last_row), False
         self._stored_drops = unreported
-        for _, stored in notes:
-            if not stored.done():
-                stored.set_result(None)
+        self.pending_notes.commit_transaction()
         transaction.report_committed()
         if self.error is not None:
             self._mark_working()
         return True
 
     def _new_transaction(self) -> Transaction:
-        """Return a transaction that first removes what a failed one may have left on disk."""
+        """Return a transaction that first removes the rows that a failed transaction may have left on disk."""
         transaction = Transaction(self._queues)
         if self._is_uncertain:
             transaction.delete_all_after(self._last_row)
@@ -302,7 +299,7 @@ class Journal:
             self._mark_failed(f"{self.path.parent}: {error.strerror}")
 
     async def _use_file(self, opened: JournalDatabase, plans: Mapping[str, QueueCopyPlan] | None = None) -> None:
-        """Use a file that differs from the one before, and report its rows to the queues.
+        """Use another file than before, and report its rows to the queues.
 
         Args:
             opened: the file.
@@ -311,6 +308,8 @@ class Journal:
         summaries = [await self._thread.call(opened.summarize_rows, queue.name) for queue in self._queues]
         self.notes = await self._thread.call(opened.notes)
         self._drops.load_unreported(self.notes.pop(UNREPORTED_DROPS, None))
+        if self._identity:
+            self.pending_notes.on_new_file()
         self._database, self._identity, self._stored_drops = opened, opened.identity, None
         self._last_row, self._is_uncertain = opened.last_row, False
         for queue, stored in zip(self._queues, summaries, strict=True):
@@ -351,7 +350,7 @@ class Journal:
             await self._replace_damaged_file()
 
     async def _make_room(self, opened: JournalDatabase) -> None:
-        """Drop a quarter of the samples on disk, because they are the least valuable records. SQLite reuses their pages in the file."""
+        """Drop a quarter of the samples on disk, because samples are the least valuable records. SQLite reuses their pages."""
         transaction = self._new_transaction()
         transaction.delete_delivered()
         for queue in self._queues:
@@ -391,7 +390,7 @@ class Journal:
             await self._thread.call(rebuilt.database.close)
 
     def _on_hang(self, hangs: bool) -> None:  # noqa: FBT001 - a callback's only argument
-        """Let alerts be sent without waiting for the journal while a call to its disk takes too long."""
+        """Send alerts without waiting for the journal while a call to its disk takes too long."""
         if hangs:
             _log.warning("journal %s: the disk hangs: alerts no longer wait for the journal", self.path)
         for queue in self._queues:

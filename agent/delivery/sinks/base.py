@@ -7,7 +7,7 @@ from agent.model.record import EncodedRecord
 
 
 class SinkError(Exception):
-    """A sink cannot deliver now. The caller closes the sink, opens it again and sends the batch again. The text is for the operator.
+    """A sink cannot deliver now. The caller reopens the sink and sends the batch again. The text is for the operator.
 
     Attributes:
         retry_now: whether the caller may retry without a wait, because the sink will send the batch in another way.
@@ -34,10 +34,10 @@ class Sink(Protocol):
         """Deliver a batch.
 
         Returns:
-            the records that the destination will never accept, because of the record itself. All other records are delivered.
+            the records that the destination will never accept. All other records are delivered.
 
         Raises:
-            SinkError: some records may not be delivered. If the batch is sent again, some records may be delivered twice.
+            SinkError: some records may not be delivered. Sending the batch again may deliver some records twice.
         """
 
     async def close(self) -> None:

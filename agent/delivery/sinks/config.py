@@ -2,10 +2,10 @@
 
 from typing import ClassVar
 
-from agent.common.config_types import Section
+from agent.common.config_types import ConfigSection
 
 
-class SinkConfig(Section):
+class SinkConfig(ConfigSection):
     """A config section of a destination for records; `agent.delivery.sinks.factory.build_sink` makes the sink."""
 
     journaled: ClassVar[bool] = True

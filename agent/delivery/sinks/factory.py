@@ -7,7 +7,7 @@ from agent.delivery.sinks.kafka.config import KafkaConfig
 
 
 def build_sink(config: SinkConfig) -> Sink:
-    """Return the sink for a config: Kafka for a `kafka` section, else JSON lines.
+    """Return the sink for the config section of a sink. Each type of section has a case here.
 
     Raises:
         OSError: the path of a secret starts with `$CREDENTIALS_DIRECTORY`, which is not set.

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Annotated
 
 import orjson
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from agent.common.units import Bytes
+from agent.common.config_types import Bytes
 from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.config import SinkConfig
 from agent.model.record import EncodedRecord
@@ -22,7 +22,7 @@ CLOSE_SECONDS = 1.0
 """How long closing the file waits for a write to end."""
 READ_BYTES = 64 * 1024
 """Bytes per read in the search for the last line."""
-MAX_LINE_BYTES = 64 << 20
+MAX_LAST_LINE_BYTES = 64 << 20
 """Maximum bytes that are read in the search for the start of the last line."""
 
 
@@ -31,8 +31,8 @@ class JsonLinesSink:
 
     Rotated files are `<name>.1`, `<name>.2` and so on; `<name>.1` is the newest of them.
 
-    Lines are always whole. If a write to a file fails in the middle of a line, the start of the line is removed. In a pipe, the next
-    write completes the line. A record whose line was written is not written again.
+    Lines are always whole. If a write to a file fails in the middle of a line, the sink removes the start of the line. In a pipe, the
+    next write completes the line. A record whose line was written is not written again.
     """
 
     def __init__(self, path: Path | None, rotate_bytes: int = 100 << 20, max_files: int = 5) -> None:
@@ -41,13 +41,13 @@ class JsonLinesSink:
         self._rotate_bytes = rotate_bytes
         self._max_files = max_files
         self._fd = -1
-        self._lock = threading.Lock()  # queues send concurrently, and one of them may rotate
+        self._lock = threading.Lock()  # queues send concurrently, and each may rotate the file
         self._written: set[str] = set()  # ids of records whose batch failed after their lines were written
         self._line_end = b""  # the unwritten end of a line whose start is in a pipe
-        self._line_end_id = ""  # the id of the record of that line
+        self._line_end_id = ""  # the id of the record in that line
 
     async def open(self) -> None:
-        """Open the file. If a kill of the agent left its last line incomplete, repair that line.
+        """Open the file. If the last line is incomplete, because the agent was killed, repair it.
 
         Raises:
             SinkError: the file cannot be opened.
@@ -106,7 +106,7 @@ class JsonLinesSink:
     def _close(self) -> None:
         descriptor, self._fd = self._fd, -1
         if self._path is not None and descriptor >= 0:
-            with contextlib.suppress(OSError):  # the descriptor is closed all the same
+            with contextlib.suppress(OSError):  # the descriptor is closed even if this fails
                 os.close(descriptor)
 
     def _write(self, batch: Sequence[EncodedRecord]) -> None:
@@ -127,10 +127,10 @@ class JsonLinesSink:
             self._written.difference_update(record.id for record in batch)
 
     def _keep_whole_lines(self, lines: bytes, written: int, records: Sequence[EncodedRecord]) -> None:
-        """Remove an incomplete last line from a file. If the output is a pipe, store the end of the line for the next write instead.
+        """Remove an incomplete last line from a file. For a pipe, store the end of the line for the next write instead.
 
         Args:
-            lines: what the failed write was to write: `_line_end` and the lines of `records`.
+            lines: the bytes of the failed write: `_line_end` and the lines of `records`.
             written: how many bytes of `lines` were written.
             records: the records.
         """
@@ -166,7 +166,7 @@ class JsonLinesSink:
 
 
 def repair_last_line(descriptor: int) -> None:
-    """Make a file end with a whole line: remove a record that is incomplete, and add the missing line end to any other line.
+    """Make a file end with a whole line. Remove an incomplete record. If the last line is anything else, add its missing line end.
 
     Args:
         descriptor: a regular file that is open for reading and appending.
@@ -186,10 +186,10 @@ def repair_last_line(descriptor: int) -> None:
 
 
 def _read_last_line(descriptor: int, size: int) -> bytes:
-    """Return the bytes after the last line end of a file of `size` bytes, `MAX_LINE_BYTES` at most."""
+    """Return the bytes after the last line end of a file of `size` bytes, at most `MAX_LAST_LINE_BYTES`."""
     chunks: list[bytes] = []
     start = size
-    while start > max(0, size - MAX_LINE_BYTES):
+    while start > max(0, size - MAX_LAST_LINE_BYTES):
         begin = max(0, start - READ_BYTES)
         chunk = os.pread(descriptor, start - begin, begin)
         start = begin
@@ -218,3 +218,10 @@ class JsonLinesConfig(SinkConfig):
     """Number of rotated files to keep."""
 
     journaled = False
+
+    @field_validator("path")
+    @classmethod
+    def _check_path(cls, path: Path | None) -> Path | None:
+        if path == Path("-"):
+            raise ValueError("should be a file (without `path`, records go to standard output)")
+        return path

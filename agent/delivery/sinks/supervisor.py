@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from enum import Enum, auto
 from typing import Final
 
-from agent.common.backoff import back_off
+from agent.common.backoff import retry_delay
 from agent.delivery.sinks.base import Sink, SinkError
 from agent.delivery.timings import DeliveryTimings
 from agent.model.record import EncodedRecord
@@ -45,14 +45,14 @@ class SinkSupervisor:
         self.sink = sink
         self.state = SinkState.CLOSED
         self.error: str | None = "not connected yet"
-        """Why records are not delivered; None while they are."""
+        """Why records are not delivered; None while the sink accepts records."""
         self.delivered = 0
         """Number of records delivered since the start."""
         self.reconnects = 0
         """Number of times since the start that an open sink failed and was closed."""
         self._timings = timings
         self._state_lock = asyncio.Lock()
-        # How often the sink was opened: a failure of an earlier connection must not close the current one.
+        # Number of times that the sink was opened, so that a failure of an earlier connection does not close the current one.
         self._connection_number = 0
         self._failures = 0
         self._retry_at = float("-inf")
@@ -63,7 +63,7 @@ class SinkSupervisor:
         return self._failures > 0
 
     async def deliver(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
-        """Send a batch until the sink accepts it. Return the records that the sink rejects because of the record itself."""
+        """Send a batch until the sink accepts it. Return the records that the sink will never accept."""
         while True:
             connection_number = await self._ensure_open()
             try:
@@ -103,7 +103,7 @@ class SinkSupervisor:
             self._connection_number += 1
 
     async def _close_failed(self, error: SinkError, connection_number: int) -> None:
-        """Close the sink after a failed send, if the failed connection is still open: another queue may have closed it."""
+        """Close the sink after a failed send, unless another queue has already closed the failed connection."""
         async with self._state_lock:
             if self.state is SinkState.OPEN and connection_number == self._connection_number:
                 if error.retry_now:
@@ -121,9 +121,9 @@ class SinkSupervisor:
 
     def _mark_failed(self, error: str) -> None:
         if error != self.error:
-            _log.warning("%s: %s; records wait until it works again", self.sink.name, error)
+            _log.warning("%s: %s; records wait until the sink works again", self.sink.name, error)
         self.error = error
-        wait = back_off(self._failures, self._timings.first_retry, self._timings.max_retry)
+        wait = retry_delay(self._failures, self._timings.first_retry, self._timings.max_retry)
         self._retry_at = time.monotonic() + wait
         self._failures += 1
 

@@ -1,11 +1,14 @@
 """Types of storage pools. Images of VMs share a pool, and the pool can run out of space. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
 from agent.host.mounts import Mount
+
+READ_ONLY = "read_only"
+"""Problem of a file system that is read-only, for example because the kernel has found an error in it."""
 
 
 class PoolKind(StrEnum):
@@ -28,7 +31,7 @@ class Pool:
         kind: Kind of the pool.
         name: Name for operators: mount point, device path, `vg/pool`, name of the ZFS pool or name of the libvirt pool.
         type: File system type, such as `xfs`, or libvirt's type of the pool, such as `rbd`; empty for other kinds.
-        path: Directory, device path or pool name by which the source reads the pool.
+        path: Directory, device path or pool name with which the source reads the pool.
     """
 
     key: str
@@ -52,8 +55,9 @@ class PoolReading:
         free_inodes: Number of free inodes.
         metadata_size_bytes: Size of the metadata area of an LVM thin pool. This area can fill up before the pool does.
         metadata_free_bytes: Free bytes of the metadata area.
-        problem: State that LVM or ZFS reports, such as `DEGRADED` or `out_of_data_space`; empty if the pool is healthy.
+        problem: State that LVM or ZFS reports, such as `DEGRADED` or `out_of_data_space`, or `read_only`; empty if the pool is healthy.
         read_at: When the figures were measured, in seconds since the epoch; None means now. Figures from a report file are older.
+        allocated: Bytes of the pool that each of its volumes occupies, by `major:minor` of the volume's device and by the volume's name.
     """
 
     size_bytes: int
@@ -65,11 +69,12 @@ class PoolReading:
     metadata_free_bytes: int | None = None
     problem: str = ""
     read_at: float | None = None
+    allocated: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class UnknownPool:
-    """States that the agent cannot find the pool of an image.
+    """The reason why the agent cannot find the pool of an image.
 
     Attributes:
         reason: Cause in one sentence for the operator, with the fix if there is one.
@@ -86,9 +91,9 @@ class ImageLocation:
         driver: Driver of QEMU's block node, such as `file`, `host_device` or `rbd`.
         path: Absolute path of the image in QEMU's mount namespace, or the file name of network storage, such as `rbd:POOL/IMAGE`.
         mount: Mount that contains the path; None for a block device.
-        directory: Path by which the agent reaches the mount point or the directory of the quota; empty for a block device.
+        directory: The agent's path of the mount point or of the directory with the quota; empty for a block device.
         quota: Directory of the quota that limits the image, such as an XFS project; empty if there is none.
-        device: `major:minor` of a block device. Empty for a file. Also empty if the agent cannot see the device.
+        device: `major:minor` of a block device; empty for a file, or if the agent cannot see the device.
     """
 
     driver: str
@@ -115,18 +120,18 @@ class PoolSource(Protocol):
     """Finds and reads the pools of one kind."""
 
     async def refresh(self) -> bool:
-        """Update the data that `find_pool` needs, such as a list of volumes. It has a deadline and does not raise.
+        """Update the data that `find_pool` needs, such as a list of volumes. The call has a deadline and does not raise.
 
         Returns:
-            True if `find_pool` may return another pool for the same image than before.
+            True if `find_pool` may now return another pool for the same image.
         """
 
     def find_pool(self, image: ImageLocation) -> Pool | UnknownPool | None:
-        """Return the pool of an image. It does no I/O that can block.
+        """Return the pool of an image, without I/O that can block.
 
         Returns:
-            None if the image is not on this kind of pool.
+            The pool, or the reason why it is unknown; None if the image is not on this kind of pool.
         """
 
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
-        """Read pools that `find_pool` returned. It has a deadline. A pool that hangs does not delay the others."""
+        """Read pools that `find_pool` returned, within a deadline. A pool that hangs does not delay the others."""

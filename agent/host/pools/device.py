@@ -2,13 +2,40 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
 from agent.host.block_device import device_size
-from agent.host.pools.base import ImageLocation, Pool, PoolKind, PoolReadError, PoolReading, PoolReadings, UnknownPool
+from agent.host.device_activity import DeviceActivity, failure_of, read_activity, silence_of
+from agent.host.pools.base import (
+    ImageLocation,
+    Pool,
+    PoolKind,
+    PoolReadError,
+    PoolReading,
+    PoolReadings,
+    PoolUnresponsiveError,
+    UnknownPool,
+)
+
+SILENT_SECONDS = 5.0
+"""How long a device may have requests without completing one before it counts as hanging."""
+
+LOOK_SECONDS = 0.25
+"""Time between two reads of a device that may hang."""
 
 
 class DeviceSource:
-    """The source of block devices. It is asked last, because another source may find the device in its pool."""
+    """The source of block devices. It is searched last, because another source may find the device in a pool."""
+
+    def __init__(self, sys: Path = Path("/sys"), silent_seconds: float = SILENT_SECONDS) -> None:
+        """Create a source.
+
+        Args:
+            sys: the /sys directory.
+            silent_seconds: time without a completed request after which a device counts as hanging.
+        """
+        self._sys = sys
+        self._silent_seconds = silent_seconds
 
     async def refresh(self) -> bool:
         """Do nothing, because `find_pool` needs no list of devices."""
@@ -23,10 +50,26 @@ class DeviceSource:
         return Pool(f"device:{image.device}", PoolKind.DEVICE, image.path, "", image.path)
 
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
-        """Return the sizes of these devices."""
-        return await asyncio.to_thread(lambda: {pool.key: _read_size(pool.path) for pool in pools})
+        """Return the sizes of these devices, and an error for each device that does not answer."""
+        readings = await asyncio.gather(*map(self._read_pool, pools))
+        return {pool.key: reading for pool, reading in zip(pools, readings, strict=True)}
 
+    async def _read_pool(self, pool: Pool) -> PoolReading | PoolReadError:
+        number = pool.key.partition(":")[2]
+        first = read_activity(number, self._sys)
+        if first is not None and (failure := failure_of(first)):
+            return PoolReadError(f"{pool.path}: {failure}")
+        if first is not None and first.is_suspect and (silence := await self._watch_device(number, first)):
+            return PoolUnresponsiveError(f"{pool.path}: {silence}")
+        size = device_size(pool.path, self._sys)
+        return PoolReading(size) if size is not None else PoolReadError(f"{pool.path}: the agent cannot see the device")
 
-def _read_size(path: str) -> PoolReading | PoolReadError:
-    size = device_size(path)
-    return PoolReading(size) if size is not None else PoolReadError(f"{path}: the agent cannot see the device")
+    async def _watch_device(self, number: str, first: DeviceActivity) -> str:
+        """Watch a device until it completes a request or counts as hanging. Return why it hangs; empty if it does not."""
+        end = asyncio.get_running_loop().time() + self._silent_seconds
+        while True:
+            await asyncio.sleep(min(LOOK_SECONDS, self._silent_seconds))
+            activity = read_activity(number, self._sys)
+            silence = silence_of(first, activity, self._silent_seconds) if activity is not None else ""
+            if not silence or asyncio.get_running_loop().time() >= end:
+                return silence

@@ -1,10 +1,13 @@
-"""File systems as pools. A directory with a quota is a pool of its own if statvfs reports the quota (XFS project, ZFS refquota)."""
+"""File systems as pools. A directory with a quota is a separate pool if statvfs reports the quota (XFS project, ZFS refquota)."""
 
 import asyncio
 from collections.abc import Callable, Sequence
 
 from agent.host.filesystem_reader import FileSystemFigures, FileSystemReader
+from agent.host.image_location import read_mounts
+from agent.host.mounts import Mount
 from agent.host.pools.base import (
+    READ_ONLY,
     ImageLocation,
     Pool,
     PoolKind,
@@ -19,20 +22,27 @@ class FileSystemSource:
     """The source of file systems."""
 
     def __init__(
-        self, reader: FileSystemReader, thin_pool_free: Callable[[str], int | None] = lambda _device: None
+        self,
+        reader: FileSystemReader,
+        thin_pool_free: Callable[[str], int | None] = lambda _device: None,
+        own_mounts: Callable[[], Sequence[Mount]] = lambda: read_mounts("self"),
     ) -> None:
         """Create a source.
 
         Args:
             reader: reads file systems.
             thin_pool_free: returns the free bytes of the thin pool under a device, given as `major:minor`; None if the device is not a
-                thin volume. They limit the free bytes of a file system on the device.
+                thin volume. These free bytes limit the free bytes of a file system on the device.
+            own_mounts: returns the mounts of the agent.
         """
         self._reader = reader
         self._thin_pool_free = thin_pool_free
+        self._own_mounts = own_mounts
+        self._read_only: frozenset[str] = frozenset()
 
     async def refresh(self) -> bool:
-        """Do nothing, because `find_pool` needs no list of file systems."""
+        """Find the file systems that are read-only now."""
+        self._read_only = frozenset(mount.device for mount in self._own_mounts() if mount.read_only)
         return False
 
     def find_pool(self, image: ImageLocation) -> Pool | UnknownPool | None:
@@ -45,6 +55,8 @@ class FileSystemSource:
 
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
         """Read these file systems."""
+        if len(pools) == 1:  # a single read needs no task
+            return {pools[0].key: await self._read_pool(pools[0])}
         readings = await asyncio.gather(*map(self._read_pool, pools))
         return {pool.key: reading for pool, reading in zip(pools, readings, strict=True)}
 
@@ -68,6 +80,7 @@ class FileSystemSource:
             figures.size_bytes - figures.free_bytes,
             figures.inodes or None,
             figures.available_inodes if figures.inodes else None,
+            problem=READ_ONLY if mount_device(pool) in self._read_only else "",
         )
 
 

@@ -1,8 +1,8 @@
 """Storage pools of libvirt, for images whose storage the agent cannot read itself, such as RBD.
 
-libvirt computes a pool's free space when it refreshes the pool, and when it creates or deletes a volume. When a guest writes, libvirt
-keeps the old figure. So the agent reads file systems and thin pools itself, and uses libvirt's figures only for other storage. The time
-of a reading is the time of the last change of the figures.
+libvirt computes a pool's free space when it refreshes the pool, and when it creates or deletes a volume, but not when a guest writes. So
+the agent reads file systems and thin pools itself, and uses libvirt's figures only for other storage. The time of a reading is the time
+of the last change of the figures.
 """
 
 import asyncio
@@ -24,10 +24,10 @@ from agent.host.pools.base import (
     PoolUnresponsiveError,
 )
 
-LIST_SECONDS = 5.0
+LIST_TIMEOUT_SECONDS = 5.0
 """Timeout of one request for the list of all storage pools."""
 FRESH_SECONDS = 10.0
-"""Maximum age of a list that answers a read. If the list is older, the agent requests a new list."""
+"""Maximum age of a list of storage pools that is used for a read. If the list is older, the agent requests a new list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,11 @@ class StoragePool:
     available: int
 
 
-MAX_DEPTH = 8
+MAX_OPTION_DEPTH = 8
 """Maximum depth of nested options in a `json:` file name."""
 
 _NAME_OPTIONS = {"rbd": "pool", "gluster": "volume"}
-"""The option that names the storage, by QEMU's driver."""
+"""The option in the file name that names the storage, by QEMU's driver."""
 
 
 class StoragePoolsError(Exception):
@@ -94,8 +94,10 @@ class LibvirtSource:
         """
         if self._listing is None:
             self._listing = asyncio.ensure_future(self._list_pools())
-        if not (await asyncio.wait({self._listing}, timeout=LIST_SECONDS))[0]:
-            self._error = PoolUnresponsiveError(f"libvirtd did not list its storage pools within {LIST_SECONDS:g} s")
+        if not (await asyncio.wait({self._listing}, timeout=LIST_TIMEOUT_SECONDS))[0]:
+            self._error = PoolUnresponsiveError(
+                f"libvirtd did not list its storage pools within {LIST_TIMEOUT_SECONDS:g} s"
+            )
             return False
         listing, self._listing = self._listing, None
         try:
@@ -144,7 +146,7 @@ def _contains_image(pool: StoragePool, image: ImageLocation) -> bool:
 
 
 def _network_source(path: str) -> tuple[str, str]:
-    """Return the driver and the name of an image's network storage: the RBD pool or the Gluster volume. Empty for other storage.
+    """Return the driver and the name of an image's network storage (RBD pool or Gluster volume); both are empty for other storage.
 
     Args:
         path: the file name that QEMU reports, such as `rbd:POOL/IMAGE` or `json:{...}`.
@@ -154,7 +156,7 @@ def _network_source(path: str) -> tuple[str, str]:
             options = orjson.loads(path[5:])
         except orjson.JSONDecodeError:
             return "", ""
-        for _ in range(MAX_DEPTH):
+        for _ in range(MAX_OPTION_DEPTH):
             if not isinstance(options, dict) or options.get("driver") in _NAME_OPTIONS:
                 break
             options = options.get("file")

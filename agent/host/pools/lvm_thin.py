@@ -1,4 +1,4 @@
-"""LVM thin pools, from the report of qmp-agent-storage, because only root may query the device mapper."""
+"""LVM thin pools, from the report of qmp-agent-storage. The agent cannot query the device mapper, because only root may do so."""
 
 from pathlib import Path
 
@@ -25,11 +25,13 @@ class LvmThinSource(ReportedSource):
         """Return the free bytes of the thin pool under a device.
 
         Args:
-            device: `major:minor` of the device, for example of one with a file system.
+            device: `major:minor` of the device.
 
         Returns:
             None if the device is not a thin volume, or if the report is unusable.
         """
+        if device not in self._by_device:
+            return None
         self._load_report()
         match = self._by_device.get(device)
         return match[0].free_bytes if match is not None and self.error is None else None

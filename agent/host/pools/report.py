@@ -1,13 +1,13 @@
 """The storage report: its format, its file, and the source of the pools in it.
 
-A program that runs as root writes the report, because the agent may not query the device mapper and ZFS. deploy/storage/ has the program
-and its timer. Another program may write the same format. docs/storage.md describes the format.
+A program that runs as root writes the report, because the agent may not query the device mapper and ZFS. The program and its timer are in
+deploy/storage/. Other programs may write the same format: docs/reference/storage-report.md.
 """
 
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,7 +26,7 @@ from agent.host.pools.base import (
 REPORT_PATH = Path("/run/qmp-agent-storage/report.json")
 STALE_SECONDS = 120.0
 """Maximum age of a usable report. The timer writes a report every 30 s."""
-MAX_BYTES = 8 << 20
+MAX_REPORT_BYTES = 8 << 20
 """Maximum size of the report, enough for 30,000 volumes."""
 
 TIMER_UNIT = "qmp-agent-storage.timer"
@@ -53,7 +53,7 @@ class ReportedVolume(_ReportModel):
     allocated_bytes: _Bytes | None = None
     """Bytes of the pool that the volume occupies."""
     quota: bool = False
-    """True if a quota limits the file system. Then statvfs reports the size of the quota."""
+    """True if a quota limits the file system. If so, statvfs reports the size of the quota."""
     reserved: bool = False
     """True if the whole size of the volume is reserved. Such a volume cannot run out of space."""
 
@@ -108,7 +108,7 @@ class ReportError(Exception):
 
 
 class ReportFile:
-    """The report file. A load parses the file only if it has changed."""
+    """The report file. `load` parses the file again only if the file has changed."""
 
     def __init__(self, path: Path = REPORT_PATH) -> None:
         self.path = path
@@ -122,18 +122,21 @@ class ReportFile:
             now: the time in seconds since the epoch.
 
         Raises:
-            ReportError: the file is missing, invalid or too old, or another user than root may write it.
+            ReportError: the file is missing, invalid or too old, or users other than root may write it.
         """
         try:
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
                 identity = (status.st_ino, status.st_mtime_ns, status.st_size)
                 if identity != self._identity:
-                    self._identity, self._report = identity, self._parse_content(status, file.read(MAX_BYTES + 1))
+                    self._identity, self._report = (
+                        identity,
+                        self._parse_content(status, file.read(MAX_REPORT_BYTES + 1)),
+                    )
         except FileNotFoundError:
             self._identity = ()
             raise ReportError(
-                f"{self.path} does not exist: enable {TIMER_UNIT} on the host (docs/storage.md)"
+                f"{self.path} does not exist: enable {TIMER_UNIT} on the host (docs/how-to/storage.md)"
             ) from None
         except OSError as error:
             self._identity = ()
@@ -148,8 +151,8 @@ class ReportFile:
     def _parse_content(self, status: os.stat_result, content: bytes) -> StorageReport | ReportError:
         if status.st_uid not in (0, os.geteuid()) or status.st_mode & stat.S_IWOTH:
             return ReportError(f"{self.path} is not used: root must own it, and no other user may write it")
-        if len(content) > MAX_BYTES:
-            return ReportError(f"{self.path} is larger than {MAX_BYTES >> 20} MiB")
+        if len(content) > MAX_REPORT_BYTES:
+            return ReportError(f"{self.path} is larger than {MAX_REPORT_BYTES >> 20} MiB")
         try:
             return StorageReport.model_validate_json(content)
         except ValidationError as error:
@@ -174,6 +177,7 @@ class ReportedSource:
         self._pools: dict[str, ReportedPool] = {}
         self._by_device: dict[str, tuple[ReportedPool, ReportedVolume]] = {}
         self._by_name: dict[str, tuple[ReportedPool, ReportedVolume]] = {}
+        self._allocated: dict[str, dict[str, int]] = {}
 
     async def refresh(self) -> bool:
         """Load the report. If it is unusable, keep the volumes of the last usable report.
@@ -193,7 +197,7 @@ class ReportedSource:
     def volume_of(self, image: ImageLocation) -> tuple[ReportedPool, ReportedVolume] | None:
         """Return the volume of an image and the pool of the volume; None if the report lacks the volume.
 
-        The device number of the image identifies the volume. If it is unknown, the volume's name in the path does.
+        The image's device number identifies the volume. If the number is unknown, the volume's name in the image's path does.
         """
         if image.device:
             return self._by_device.get(image.device)
@@ -226,11 +230,12 @@ class ReportedSource:
             return
         self._read_at = report.written_at
         if self._failure is not None:
-            return  # keep the volumes of the last report without an error
+            return  # keep the volumes of the last usable report
         self._pools = {pool.name: pool for pool in report.pools if pool.kind == self.kind.value}
         volumes = [(pool, volume) for pool in self._pools.values() for volume in pool.volumes]
         self._by_device = {match[1].device: match for match in volumes if match[1].device is not None}
         self._by_name = {match[1].name: match for match in volumes}
+        self._allocated = {name: allocated_bytes(pool.volumes) for name, pool in self._pools.items()}
         self._by_name |= {match[1].name.replace(" ", "+"): match for match in volumes if " " in match[1].name}
 
     def _reading_of_pool(self, pool: Pool) -> PoolReading | PoolReadError:
@@ -248,7 +253,15 @@ class ReportedSource:
             metadata_free_bytes=reported.metadata_free_bytes,
             problem="" if reported.state == "ok" else reported.state,
             read_at=self._read_at,
+            allocated=self._allocated[pool.name],
         )
+
+
+def allocated_bytes(volumes: Iterable[ReportedVolume]) -> dict[str, int]:
+    """Return the allocated bytes of volumes, by `major:minor` and by name. A volume without this figure is omitted."""
+    known = [(volume, volume.allocated_bytes) for volume in volumes if volume.allocated_bytes is not None]
+    by_device = {volume.device: allocated for volume, allocated in known if volume.device is not None}
+    return by_device | {volume.name: allocated for volume, allocated in known}
 
 
 def volume_name(path: str) -> str:
@@ -258,7 +271,7 @@ def volume_name(path: str) -> str:
     """
     name = path.removeprefix("/dev/").removeprefix("zvol/")
     if name.startswith("mapper/"):
-        # A device-mapper name has one hyphen between group and volume. A hyphen inside either of them is doubled.
+        # A device-mapper name has one hyphen between group and volume. A hyphen inside the group or the volume is doubled.
         parts = name.removeprefix("mapper/").replace("--", "\0").split("-")
         name = "/".join(part.replace("\0", "-") for part in parts)
     return name

@@ -7,8 +7,8 @@ from agent.host.pools.report import ReportedSource, ReportFile
 class ZfsSource(ReportedSource):
     """Finds the ZFS pool of an image that is on a ZFS volume or in a ZFS file system.
 
-    The pool does not limit a volume whose whole size is reserved. `DeviceSource` finds such a volume. The pool does not limit a file
-    system with a quota either, because the quota is reached first. `FileSystemSource` finds such a file system.
+    Two kinds of images are left to other sources, because the pool does not limit them. `DeviceSource` finds a volume whose whole size
+    is reserved. `FileSystemSource` finds a file system with a quota, because the quota is reached first.
     """
 
     def __init__(self, file: ReportFile) -> None:

@@ -21,6 +21,12 @@ function fillElement(node, attributes, children) {
   return node;
 }
 
+/** Return the children of an element for a text of Markdown: `code` becomes an element, a link its text. */
+export function withCode(text) {
+  const parts = text.replace(/\[([^\]]+)\]\([^)]*\)/g, "$1").split("`");
+  return parts.map((part, index) => (index % 2 ? el("code", {}, part) : part));
+}
+
 /** Set an element's text if it differs. */
 export function setText(node, value) {
   if (node.textContent !== value) node.textContent = value;

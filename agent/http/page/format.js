@@ -9,7 +9,8 @@ export function bytes(size) {
     size /= 1024;
     unit += 1;
   }
-  return `${number(size)} ${UNITS[unit]}`;
+  const isBelowOne = unit > 0 && Math.abs(size) < 1; // 1010 MiB are 0.99 GiB
+  return `${isBelowOne ? size.toFixed(2) : number(size)} ${UNITS[unit]}`;
 }
 
 /** Format a number with three digits. */
@@ -44,6 +45,7 @@ export function clock(seconds) {
 /** Format the value of a field. The name of the field, such as `read_bytes_total`, has the unit. */
 export function fieldValue(name, value) {
   if (typeof value === "boolean") return value ? "yes" : "no";
+  if (value?.counts) return `${value.counts.reduce((sum, count) => sum + count, 0)} operations`; // a histogram
   if (typeof value === "object" && value !== null) return JSON.stringify(value);
   if (typeof value !== "number") return String(value);
   if (name.endsWith("timestamp_seconds")) return clock(value);
@@ -60,6 +62,9 @@ export function fieldRate(name, value) {
   if (name.includes("seconds")) return percent(value);
   return `${number(value)}/s`;
 }
+
+/** Return a text that begins with a capital letter. */
+export const sentenceCase = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 const NATURAL_ORDER = new Intl.Collator("en", { numeric: true });
 

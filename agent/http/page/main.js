@@ -1,49 +1,48 @@
-/** The page: renders each message of the overview stream. The location `#/vm/UUID` shows the detail of one VM. */
+/** The page: opens the overview stream for the view in the address, and renders that view after each message. */
 
-import { setAttribute, setText } from "./dom.js";
-import { DetailSection } from "./detail.js";
-import { EventsSection } from "./events.js";
-import { HostState, openStream } from "./live.js";
-import * as sections from "./sections.js";
-import { VmsSection } from "./vms.js";
+import "./early-stream.js"; // usually done before the other modules are loaded
+import { setAttribute, setText, renderList, el } from "./dom.js";
+import { openHelp } from "./help-dialog.js";
+import { openStream } from "./event-stream.js";
+import { overviewHash } from "./overview.js";
+import { parseHash, streamUrl } from "./view-address.js";
+import { HostState } from "./host-state.js";
+import { loadAllViews, loadView, viewName } from "./views.js";
 
+const NAVIGATION = { vm: "", pool: "storage" }; // the link of a view that has none of its own
 const byId = (id) => document.getElementById(id);
 
-const [vms, detail, events] = [new VmsSection(), new DetailSection(), new EventsSection()];
+const made = new Map(); // a view is created once, so that it keeps filters and open details
 let host = new HostState();
+let view = null;
+let route = { path: [], parameters: new URLSearchParams() };
 let connection = null;
-
-const selectedUuid = () => decodeURIComponent(/^#\/vm\/([^/]+)$/.exec(location.hash)?.[1] ?? "");
+let connectedUrl = "";
+let mustReload = false; // the modules of a view did not load, and a browser may not request them again
 
 function render() {
-  const uuid = selectedUuid();
-  setAttribute(byId("vms"), "hidden", uuid !== "" || host.vms.size === 0);
-  setAttribute(byId("no-vms"), "hidden", uuid !== "" || host.vms.size > 0 || !host.agent);
-  vms.update(host);
-  detail.update(host);
-  sections.renderAlerts(host, uuid);
-  sections.renderActivities(host, uuid);
-  sections.renderPools(host, uuid);
-  sections.renderDisks(host, uuid);
-  sections.renderFilesystems(host, uuid);
-  sections.renderAgent(host);
-  const [count, firing] = [host.vms.size, host.alerts.length];
+  view.update(host);
   setText(byId("host"), host.agent?.host ?? "");
-  setText(byId("counts"), `${count} VM${count === 1 ? "" : "s"} · ${firing || "no"} alert${firing === 1 ? "" : "s"}`);
-  document.title = `${firing ? `(${firing}) ` : ""}${uuid && host.vms.has(uuid) ? `${host.vms.get(uuid).name} · ` : ""}${host.agent?.host ?? ""} · qmp-agent`;
+  const problems = [...(host.agent?.unready_reasons ?? []), ...(host.agent?.warnings ?? [])];
+  setAttribute(byId("problems"), "hidden", problems.length === 0);
+  renderList(byId("problems"), problems, (problem) => problem, (problem) => ({ node: el("li", {}, problem), update() {} }));
+  const firing = host.alerts.size;
+  document.title = [`${firing ? `(${firing}) ` : ""}${view.title?.(host) || (host.agent?.host ?? "")}`, "qmp-agent"].filter(Boolean).join(" · ");
 }
 
-/** Open the overview stream with the detail of the selected VM. The old state stays visible until the first message of the new stream. */
+/** Open the stream of the view. The old state stays visible until the first message of the new stream. */
 function connect() {
+  const url = streamUrl(route.path);
+  if (connectedUrl === url) return;
   connection?.close();
+  connectedUrl = url;
   let isFirst = true;
-  const url = () => `overview/live${selectedUuid() ? `?vm=${encodeURIComponent(selectedUuid())}` : ""}`;
-  connection = openStream(url, {
-    open: () => {
-      isFirst = true;
-    },
+  connection = openStream(() => url, {
+    open: () => (isFirst = true),
     message: (changes) => {
-      if (isFirst) host = new HostState();
+      if (mustReload) return location.reload();
+      if (isFirst) host = keepRows(host, changes);
+      if (isFirst) requestAnimationFrame(() => setTimeout(loadAllViews)); // after the first rows are visible
       isFirst = false;
       host.apply(changes);
       showConnection(true);
@@ -53,22 +52,71 @@ function connect() {
   });
 }
 
+/** Return a new state for a new connection. The stream of one VM has no rows, so the old ones stay for the way back. */
+function keepRows(before, changes) {
+  const state = new HostState();
+  if (!changes.rows && route.path[0] === "vm") Object.assign(state, { vms: before.vms, uuidsByName: before.uuidsByName, hasRows: before.hasRows });
+  return state;
+}
+
 function showConnection(up) {
   setText(byId("connection"), up ? "live" : "the agent does not answer; reconnecting");
   setAttribute(byId("connection"), "data-look", up ? "good" : "bad");
   document.body.classList.toggle("stale", !up);
 }
 
-function showSelectedVm() {
-  const uuid = selectedUuid();
-  if (location.hash && !location.hash.startsWith("#/")) return; // an anchor on this page
-  detail.open(uuid);
-  events.showOnly(uuid);
-  render();
-  connect();
-  if (uuid) byId("detail-title").focus({ preventScroll: true });
-  window.scrollTo(0, 0);
+/** Load the view at the address, and show it. */
+async function showView() {
+  const { hash } = location;
+  const found = parseHash(hash);
+  if (found === null) return; // an anchor on this page
+  const kind = viewName(found.path);
+  const View = made.has(kind) ? null : await loadView(kind).catch(onLoadFailed);
+  if (location.hash !== hash || View === undefined) return; // the user went on meanwhile, or the view did not load
+  if (!made.has(kind)) made.set(kind, new View());
+  switchTo(kind, found);
 }
 
-window.addEventListener("hashchange", showSelectedVm);
-showSelectedVm();
+function onLoadFailed() {
+  mustReload = true;
+  showConnection(false);
+}
+
+function switchTo(kind, found) {
+  const before = view;
+  route = found;
+  view = made.get(kind);
+  if (before !== view) {
+    before?.close?.();
+    byId("view").replaceChildren(view.node);
+  }
+  for (const link of byId("views").children) setAttribute(link, "aria-current", link.dataset.view === (NAVIGATION[kind] ?? kind) ? "page" : undefined);
+  setAttribute(byId("views").firstElementChild, "href", overviewHash());
+  view.open?.(route, host);
+  render();
+  connect();
+  if (before !== null && before !== view) {
+    view.node.querySelector("h2[tabindex]")?.focus({ preventScroll: true });
+    window.scrollTo(0, 0);
+  }
+}
+
+/** Keys that work everywhere but in a field. */
+function onKey(event) {
+  if (event.defaultPrevented || event.ctrlKey || event.altKey || event.metaKey || document.querySelector("dialog[open]")) return;
+  if (event.target.closest("input, select, textarea")) return;
+  if (event.key === "?") openHelp();
+  else if (event.key === "Escape" && route.path.length > 0) location.hash = route.path[0] === "pool" ? "#/storage" : overviewHash();
+  else if (event.key === "/" && !view?.onKey) location.hash = overviewHash();
+  else if (!view?.onKey?.(event)) return;
+  event.preventDefault();
+}
+
+document.addEventListener("keydown", onKey);
+byId("keys-button").addEventListener("click", openHelp);
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address is that of the view
+  byId("main").focus();
+});
+window.addEventListener("hashchange", showView);
+showView();

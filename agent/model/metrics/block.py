@@ -157,7 +157,7 @@ BLOCK = Family(
                 f"{name}_latency_seconds",
                 HISTOGRAM,
                 f"Latency of {name.replace('_', ' ')}{'es' if name == 'flush' else 's'} in seconds, in the bins that a client set "
-                f"(QEMU 4.0{since}); the sum is since the device was plugged in.",
+                f"(QEMU 4.0{since}); without a sum if operations preceded the bins.",
                 NS,
             )
             for qemu, name, since in (
@@ -197,7 +197,7 @@ BLOCK = Family(
             "parent.driver-specific.discard-nb-failed",
             "storage_failed_discards_total",
             COUNTER,
-            "Total number of discards that the host's file or device failed (QEMU 4.2).",
+            "Total number of discards that failed on the host's file or device (QEMU 4.2).",
         ),
         Field(
             "parent.driver-specific.discard-bytes-ok",
@@ -209,7 +209,7 @@ BLOCK = Family(
             "parent.driver-specific.completion-errors",
             "storage_completion_errors_total",
             COUNTER,
-            "Total number of requests that the host's NVMe device failed (QEMU 5.2).",
+            "Total number of requests that failed on the host's NVMe device (QEMU 5.2).",
         ),
         Field(
             "parent.driver-specific.aligned-accesses",
@@ -334,7 +334,7 @@ BLOCK_SPACE = Family(
             "layer",
             "measure",
             TEXT,
-            "Measure of the used bytes: `offset` is the highest offset written, `allocated` the allocated size of the image file.",
+            "Measure of the used bytes: `offset` is the highest offset written, `allocated` the allocated size of the file or thin volume.",
         ),
         Field(
             "used_bytes",
@@ -346,12 +346,12 @@ BLOCK_SPACE = Family(
             "limited_by",
             "limited_by",
             STATE,
-            "The first thing that stops the growth: `device`; `pool`; `virtual_size`, where a file stops growing and no write fails; or "
-            "`unknown`.",
+            "The first thing that stops the growth: `device`; `pool`; `virtual_size`, where a file or volume stops growing and no write "
+            "fails; or `unknown`.",
         ),
         Field("pool", "pool", TEXT, "Pool of the image."),
-        Field("limit_bytes", "limit_bytes", GAUGE, "Number of bytes at which that stops it."),
-        Field("free_bytes", "free_bytes", GAUGE, "Number of bytes left until then."),
+        Field("limit_bytes", "limit_bytes", GAUGE, "Number of used bytes at which the growth stops."),
+        Field("free_bytes", "free_bytes", GAUGE, "Number of bytes left until the limit."),
         Field(
             "growth_bytes_per_second",
             "growth_bytes_per_second",
@@ -362,7 +362,8 @@ BLOCK_SPACE = Family(
             "time_to_full_seconds",
             "time_to_full_seconds",
             GAUGE,
-            "Time in seconds until the limit is reached, with `pool` at the growth of all files on it; absent while it is not in sight.",
+            "Time in seconds until the limit is reached, at the growth of the disk, or of the whole pool if the pool is the limit; absent "
+            "without growth.",
         ),
         Field(
             "exceeded_levels", "exceeded_levels", GAUGE, "Number of configured alert levels that the used bytes exceed."

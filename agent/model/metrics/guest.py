@@ -119,7 +119,13 @@ GUEST_DISK = Family(
         Field("write-ios", "writes_total", COUNTER, "Total number of writes."),
         Field("read-ticks", "read_seconds_total", COUNTER, "Total time of all reads in seconds.", Unit.MILLISECONDS),
         Field("write-ticks", "write_seconds_total", COUNTER, "Total time of all writes in seconds.", Unit.MILLISECONDS),
-        Field("total-ticks", "busy_seconds_total", COUNTER, "Total time with a request in seconds.", Unit.MILLISECONDS),
+        Field(
+            "total-ticks",
+            "busy_seconds_total",
+            COUNTER,
+            "Total time with a request in flight in seconds.",
+            Unit.MILLISECONDS,
+        ),
     ),
     from_guest=True,
 )
@@ -152,13 +158,16 @@ def _traffic_fields(direction: str, verb: str) -> tuple[Field, ...]:
         Field(f"statistics.{short}-bytes", f"{short}_bytes_total", COUNTER, f"Total number of bytes {verb}."),
         Field(f"statistics.{short}-packets", f"{short}_packets_total", COUNTER, f"Total number of packets {verb}."),
         Field(
-            f"statistics.{short}-errs", f"{short}_errors_total", COUNTER, f"Total number of packets {verb} in error."
+            f"statistics.{short}-errs",
+            f"{short}_errors_total",
+            COUNTER,
+            f"Total number of errors while packets were {verb}.",
         ),
         Field(
             f"statistics.{short}-dropped",
             f"{short}_dropped_total",
             COUNTER,
-            f"Total number of packets dropped, {short}.",
+            f"Total number of packets dropped instead of being {verb}.",
         ),
     )
 

@@ -1,6 +1,7 @@
-"""Process, threads, cgroup and network interfaces of a VM, read from the host's kernel; QEMU receives no command for them.
+"""Process, threads, cgroup and network interfaces of a VM. The agent reads them from the host's kernel without a command to QEMU.
 
-The path of a field is the name of the file and the kernel's name of the field; agent/host/procfs.py names the fields of /proc/PID/stat.
+The path of a field consists of the file's name and the kernel's name for the field. agent/host/procfs.py names the fields of
+/proc/PID/stat.
 """
 
 from agent.model.family import COUNTER, DETAIL, GAUGE, STATE, TEXT, Family, Field, Unit
@@ -303,16 +304,18 @@ CGROUP = Family(
 
 NET = Family(
     "net",
-    "/sys/class/net/INTERFACE/statistics, or /proc/PID/net/dev if the process has its own network namespace",
-    "A tap or macvtap interface of a VM's process, counted by the host. `receive` and `transmit` are from the guest's side.",
+    "/sys/class/net/INTERFACE/statistics; /proc/PID/net/dev if the process has its own network namespace; rtnetlink for a VF",
+    "A tap or macvtap interface of a VM's process, or a virtual function (SR-IOV VF) passed through to it, counted by the host. "
+    "`receive` and `transmit` are from the guest's side. The counters of a VF are at most one polling interval older than the sample.",
     ("interface",),
     (
-        Field("known.kind", "kind", TEXT, "Type of the interface: tap or macvtap."),
+        Field("known.kind", "kind", TEXT, "Type of the interface: tap, macvtap or vf."),
+        Field("known.host_address", "host_address", TEXT, "PCI address of a VF on the host."),
         Field(
             "known.mac",
             "mac",
             TEXT,
-            "MAC address of the guest's network device; absent if the agent cannot find the device of the interface.",
+            "MAC address of the guest's network device, or the address that the host set for a VF; absent if it is unknown.",
         ),
         Field("known.device", "device", TEXT, "Id of the guest's network device."),
         Field("known.netdev", "netdev", TEXT, "Id of the network backend (netdev) of the device."),

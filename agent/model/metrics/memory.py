@@ -220,7 +220,7 @@ DUMP = Family(
     (
         Field("status", "status", STATE, "Status: active, completed or failed."),
         Field("completed", "written_bytes", GAUGE, "Number of bytes of the dump that are written."),
-        Field("total", "size_bytes", GAUGE, "Number of bytes of the whole dump."),
+        Field("total", "size_bytes", GAUGE, "Size of the whole dump in bytes."),
     ),
     on_change=True,
 )

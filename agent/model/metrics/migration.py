@@ -6,7 +6,7 @@ NS = Unit.NANOSECONDS
 MS = Unit.MILLISECONDS
 
 INACTIVE_STATUSES = frozenset({"none", "completed", "failed", "cancelled"})
-"""Values of `status` if no migration is in progress. With any other value, `query-migrate` is polled each second."""
+"""Values of `status` if no migration is in progress. With any other value, the agent polls `query-migrate` each second."""
 
 MIGRATION = Family(
     "migration",

@@ -1,4 +1,4 @@
-"""Families of storage pools. The samples of a pool belong to the host, and not to one VM."""
+"""Families of storage pools. The samples of a pool belong to the host, and not to one VM. `agent.alerts.pool_usage` computes the values."""
 
 from agent.model.family import DETAIL, FLAG, GAUGE, NAME, TEXT, Family, Field
 
@@ -17,12 +17,12 @@ POOL = Family(
             "responsive",
             "responsive",
             FLAG,
-            "Whether the storage answers. If it does not, the agent sends the VMs on it no command that accesses storage.",
+            "Whether the storage answers. If it does not, the agent sends no command that accesses storage to the VMs on it.",
         ),
         Field(
             "age", "age_seconds", GAUGE, "Age of the figures in seconds; absent if the agent has just read them itself."
         ),
-        Field("size", "size_bytes", GAUGE, "Size in bytes."),
+        Field("size", "size_bytes", GAUGE, "Size of the pool in bytes."),
         Field("used", "used_bytes", GAUGE, "Number of bytes in use, by images and by all other files."),
         Field("free", "free_bytes", GAUGE, "Number of bytes that a process without privileges can still allocate."),
         Field("inodes", "inodes", GAUGE, "Number of inodes; absent if the file system has no fixed number."),
@@ -35,7 +35,7 @@ POOL = Family(
             "provisioned",
             "provisioned_bytes",
             GAUGE,
-            "Number of bytes to which the images of running VMs on it can grow. An image with internal snapshots can grow beyond it.",
+            "Number of bytes to which all images of running VMs on the pool can grow. Internal snapshots can make an image larger.",
         ),
         Field(
             "commitment",
@@ -50,8 +50,8 @@ POOL = Family(
             "Growth of the bytes in use over the last ten minutes in bytes per second; negative if they shrink.",
         ),
         Field(
-            "growth_day",
-            "growth_day_bytes_per_second",
+            "growth_over_day",
+            "growth_over_day_bytes_per_second",
             GAUGE,
             "Growth of the bytes in use over the last day in bytes per second; negative if they shrink.",
         ),
@@ -62,17 +62,22 @@ POOL = Family(
             "Forecast of the seconds until the pool is full, from the growth over ten seconds to one day; absent without a forecast.",
         ),
         Field(
-            "time_to_full_day",
-            "time_to_full_day_seconds",
+            "time_to_full_at_day_growth",
+            "time_to_full_at_day_growth_seconds",
             GAUGE,
             "Time until the pool is full in seconds at the growth over the last day; absent if it does not grow.",
         ),
         Field("exceeded_levels", "exceeded_levels", GAUGE, "Number of configured alert levels that are exceeded."),
-        Field("images", "images", GAUGE, "Number of images of running VMs on it, backing images included."),
-        Field("vms", "vms", GAUGE, "Number of VMs with images on it."),
-        Field("vm_names", "vm_names", DETAIL, "Names of the VMs with images on it, at most 32."),
+        Field("images", "images", GAUGE, "Number of images of running VMs on the pool, backing images included."),
+        Field("vms", "vms", GAUGE, "Number of VMs with images on the pool."),
+        Field("vm_names", "vm_names", DETAIL, "Names of the VMs with images on the pool, at most 32."),
         Field("growers", "growers", DETAIL, "The disks that grow fastest: VM, device, and growth in bytes per second."),
-        Field("problem", "problem", TEXT, "Problem that LVM or ZFS reports, such as out_of_data_space."),
+        Field(
+            "problem",
+            "problem",
+            TEXT,
+            "Problem that LVM or ZFS reports, such as out_of_data_space; read_only for a read-only file system.",
+        ),
         Field("error", "error", TEXT, "Why the pool cannot be read."),
     ),
     per_host=True,

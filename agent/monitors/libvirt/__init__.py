@@ -1,7 +1,7 @@
 """Transport over libvirt: discovers and polls domains by libvirt's own calls, or by QMP passed through libvirt.
 
-`discovery` connects to one libvirtd and lists its domains. `domain_registry` keeps the domains' monitors and connections. `domain` is a
-connection to one domain. `executors` execute QMP commands for a domain: they use the tables of `qmp_translation`, the statistics of
-`stats_batcher`, and the devices that `devices` parses from the XML. `client_library`, `connection_pool` and `event_connection` call
-libvirt's blocking library in threads.
+Start at `discovery`, which connects to one libvirtd and lists its domains. `domain_registry` keeps the domains' monitors and connections.
+`domain` is a connection to one domain. `executors` execute QMP commands for a domain. They use the tables of `qmp_translation`, the
+statistics from `stats_batcher`, and the devices that `devices` parses from the XML. `client_library`, `connection_pool` and
+`event_connection` call libvirt's blocking library in threads.
 """

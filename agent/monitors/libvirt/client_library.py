@@ -1,12 +1,11 @@
-"""libvirt's Python library: loading, single connections, conversion of errors, and threads for blocking calls."""
+"""libvirt's Python library: loading, single connections and conversion of errors."""
 
-import asyncio
 import contextlib
 import errno
 import importlib
 import threading
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 from agent.qmp.errors import CommandError, DeniedError, NotConnectedError, QmpError, TransportLostError
 
@@ -14,14 +13,12 @@ KEEPALIVE = (5, 3)
 """Seconds between two keepalive messages, and the number of messages that may stay unanswered. With these values, a connection to a hung
 libvirtd ends after 20 s."""
 
-T = TypeVar("T")
-
 _EVENT_THREAD_NAME = "libvirt events"
 _loading_lock = threading.Lock()
 
 
 class LibraryMissingError(Exception):
-    """libvirt's Python library cannot be loaded. The text has the command that installs it."""
+    """libvirt's Python library cannot be loaded. The error's text contains the command that installs it."""
 
 
 def load_library() -> tuple[Any, Any]:
@@ -52,11 +49,11 @@ def _run_events(api: Any) -> None:
 
 
 class LibvirtConnection:
-    """A connection to libvirtd that is opened when it is used first. Only one thread may use it at a time."""
+    """A connection to libvirtd. Its first use opens it. Only one thread may use it at a time."""
 
     def __init__(self, api: Any, uri: str, *, read_only: bool, keepalive: tuple[int, int] = KEEPALIVE) -> None:
         self.retired = False
-        """True if the connection must not be used for further calls."""
+        """True if no further call may use the connection."""
         self._api = api
         self._uri = uri
         self._read_only = read_only
@@ -64,7 +61,7 @@ class LibvirtConnection:
         self._handle: Any = None
 
     def handle(self) -> Any:
-        """Return libvirt's connection object (virConnect); connect if needed. The call blocks."""
+        """Return libvirt's connection object (virConnect), and connect first if necessary. The call blocks."""
         if self._handle is None:
             self._handle = open_connection(self._api, self._uri, read_only=self._read_only, keepalive=self._keepalive)
         return self._handle
@@ -86,7 +83,7 @@ class LibvirtConnection:
 
     @property
     def opened(self) -> bool:
-        """True once the connection was established."""
+        """True if the connection was ever established."""
         return self._handle is not None
 
     def is_lost(self) -> bool:
@@ -117,7 +114,7 @@ def is_alive(handle: Any) -> bool:
 
 
 def is_denied(api: Any, error: Any) -> bool:
-    """Return whether a libvirtError means that libvirtd denied permission, or that its socket did."""
+    """Return whether a libvirtError means that libvirtd, or the permissions of its socket, denied access."""
     codes = {api.VIR_ERR_AUTH_FAILED, api.VIR_ERR_AUTH_CANCELLED, api.VIR_ERR_AUTH_UNAVAILABLE}
     codes |= {api.VIR_ERR_OPERATION_DENIED, api.VIR_ERR_ACCESS_DENIED}
     system = error.get_error_code() == api.VIR_ERR_SYSTEM_ERROR
@@ -142,31 +139,3 @@ def to_qmp_error(api: Any, error: Any, connection: LibvirtConnection | None = No
     if error.get_error_code() == api.VIR_ERR_NO_DOMAIN:
         return NotConnectedError("libvirt no longer has the domain")
     return CommandError("GenericError", text)
-
-
-def run_in_thread(loop: asyncio.AbstractEventLoop, work: Callable[[], T], done: Callable[[Any], None]) -> None:
-    """Run `work` in a new thread, then call `done` on the event loop with the result or the exception of `work`.
-
-    The thread is a daemon thread, because the process must be able to end while a call hangs.
-    """
-
-    def run() -> None:
-        result: Any
-        try:
-            result = work()
-        except Exception as error:  # noqa: BLE001 - `done` gets it
-            result = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
-            loop.call_soon_threadsafe(done, result)
-
-    threading.Thread(target=run, name="libvirt call", daemon=True).start()
-
-
-def set_outcome(future: asyncio.Future[Any], outcome: Any) -> None:
-    """Complete a future with a result or an exception. A future that is done already does not change."""
-    if future.done():
-        return
-    if isinstance(outcome, BaseException):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)

@@ -3,32 +3,44 @@
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from agent.monitors.base import AllowedChanges, Discoverer, DiscovererConfig
 
 
 def _check_uri(value: str) -> str:
-    if not re.fullmatch(r"qemu(\+[a-z]+)?://\S*", value):
-        raise ValueError("should be libvirt's URI of a QEMU host, such as qemu:///system")
+    if value != AUTO and not re.fullmatch(r"qemu(\+[a-z]+)?://\S*", value):
+        raise ValueError("should be auto, or libvirt's URI of a QEMU host, such as qemu:///system")
     return value
 
 
+AUTO = "auto"
+"""The value of `libvirt` for all daemons of libvirt on this host."""
+
+
 class LibvirtConfig(DiscovererConfig):
-    """The domains of a libvirtd."""
+    """The domains of a libvirtd, or of all daemons of libvirt on this host."""
 
     libvirt: Annotated[str, AfterValidator(_check_uri)]
-    """libvirt's URI, such as qemu:///system. It needs qmp-agent[libvirt]; docs/monitors.md has the permissions."""
+    """libvirt's URI, such as qemu:///system, or `auto` for all daemons on this host and in its containers. It needs qmp-agent[libvirt];
+    docs/reference/monitors.md has the permissions."""
     read_only: bool = False
     """Use a read-only connection: no events from QEMU and no thresholds. The agent also uses one if libvirt permits no other."""
     passthrough: bool = False
     """Send commands through libvirt to QEMU itself; libvirt then marks the domains as tainted. allow.libvirt_passthrough does it for all
     entries."""
 
+    containers: Annotated[tuple[str, ...], Field(min_length=1, max_length=100)] = ("*",)
+    """For `auto`: name patterns of the containers whose libvirts are used, such as virt-launcher-*. `host` is the host itself."""
+
     def build(self, allow: AllowedChanges) -> Discoverer:
         """Return the discoverer."""
-        # Imported only where it is needed, because it takes 1 MiB of memory with its XML parser.
+        # Import late, because the module and its XML parser take 1 MiB of memory.
         from agent.monitors.libvirt.discovery import LibvirtDiscoverer  # noqa: PLC0415
 
         passthrough = self.passthrough or allow.libvirt_passthrough
+        if self.libvirt == AUTO:
+            from agent.monitors.libvirt.auto_discovery import LibvirtAutoDiscoverer  # noqa: PLC0415 - as above
+
+            return LibvirtAutoDiscoverer(self.containers, read_only=self.read_only, passthrough=passthrough)
         return LibvirtDiscoverer(self.libvirt, read_only=self.read_only, passthrough=passthrough)

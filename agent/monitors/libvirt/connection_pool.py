@@ -1,12 +1,12 @@
 """Calls of libvirt's blocking library, each in a thread, on a limited number of connections.
 
 A call that waits for a hung QEMU returns only when that QEMU continues, because libvirt cannot cancel calls. So a call that takes too long
-counts as hung: it frees its slot for another call, and its connection gets no further calls. The number of hung calls is limited too,
-because each occupies one of the workers (max_workers, 20 by default) that libvirtd has for all its clients.
+counts as hung: it frees its slot for another call, and its connection gets no further calls. The number of hung calls is also limited,
+because each hung call occupies one of libvirtd's workers (max_workers, 20 by default), which all of its clients share.
 
-A connection never has two calls at once, because libvirt 9.0 may crash then (virNetClientIOEventLoop, CVE-2024-4418). When keepalive
-ends the calls of several threads on one connection, libvirt keeps an event source that points into the stack of an ended thread. The next
-thread that waits on the connection crashes.
+A connection never has two calls at once, because libvirt 9.0 may crash (virNetClientIOEventLoop, CVE-2024-4418). When keepalive ends the
+calls of several threads on one connection, libvirt keeps an event source that points into the stack of an ended thread. The next thread
+that waits on the connection crashes.
 """
 
 import asyncio
@@ -14,17 +14,32 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from agent.monitors.libvirt.client_library import KEEPALIVE, LibvirtConnection, run_in_thread, set_outcome, to_qmp_error
+from agent.common.daemon_thread import run_in_thread, set_outcome
+from agent.monitors.libvirt.client_library import KEEPALIVE, LibvirtConnection, to_qmp_error
 from agent.qmp.errors import QmpError, UnreadableReplyError
 
 HUNG_SECONDS = 1.5
 """Time after which a call counts as hung."""
 
-MAX_CALLS = 4
-"""Maximum number of calls at once, not counting hung calls."""
 
-MAX_HUNG = 8
-"""Maximum number of hung calls. Any further call that takes too long keeps its slot."""
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    """Limits of the calls to one libvirtd.
+
+    Attributes:
+        max_calls: maximum number of calls at once, not counting hung calls.
+        max_hung: maximum number of hung calls. Beyond it, a call that takes too long keeps its slot.
+    """
+
+    max_calls: int
+    max_hung: int
+
+
+HOST_LIMITS = CallLimits(max_calls=4, max_hung=8)
+"""Limits for a libvirtd with all domains of a host."""
+
+SINGLE_DOMAIN_LIMITS = CallLimits(max_calls=1, max_hung=2)
+"""Limits for a libvirtd with one domain, as in the pods of KubeVirt. A node may have 250 of them."""
 
 T = TypeVar("T")
 
@@ -48,6 +63,7 @@ class ConnectionPool:
         uri: str,
         *,
         read_only: bool = False,
+        limits: CallLimits = HOST_LIMITS,
         hung_seconds: float = HUNG_SECONDS,
         keepalive: tuple[int, int] = KEEPALIVE,
     ) -> None:
@@ -57,20 +73,28 @@ class ConnectionPool:
             api: the module libvirt.
             uri: libvirt's URI of the daemon.
             read_only: whether connections are read-only.
+            limits: limits of the calls.
             hung_seconds: seconds after which a call counts as hung.
             keepalive: seconds between two keepalive messages, and the number of messages that may stay unanswered.
         """
         self.hung = 0
         """Number of hung calls."""
         self.read_only = read_only
+        self.uri = uri
+        """libvirt's URI. A new URI applies to the next connection."""
         self._api = api
-        self._uri = uri
+        self._limits = limits
         self._hung_seconds = hung_seconds
         self._keepalive = keepalive
         self._loop = asyncio.get_running_loop()
-        self._slots = asyncio.Semaphore(MAX_CALLS)
+        self._slots = asyncio.Semaphore(limits.max_calls)
         self._idle: list[LibvirtConnection] = []
         self._in_use: set[LibvirtConnection] = set()
+
+    @property
+    def is_full(self) -> bool:
+        """True if the maximum number of calls hang."""
+        return self.hung >= self._limits.max_hung
 
     async def run(self, function: Callable[[LibvirtConnection], T]) -> T:
         """Call `function` with a connection, in a thread, and return the result. The result must not contain libvirt's objects.
@@ -82,7 +106,7 @@ class ConnectionPool:
             UnreadableReplyError: libvirt's answer cannot be decoded.
             NotConnectedError: the domain does not exist.
             TransportLostError: libvirtd cannot be reached.
-            DeniedError: libvirtd does not let the agent connect.
+            DeniedError: libvirtd does not permit the agent to connect.
         """
         await self._slots.acquire()
         connection = self._take_connection()
@@ -97,8 +121,8 @@ class ConnectionPool:
         result: T = await call.outcome
         return result
 
-    def retire(self) -> None:
-        """Use new connections from now on. Close each old connection: now if it is idle, or else when its call returns."""
+    def replace_connections(self) -> None:
+        """Use new connections from now on. Close each old connection when it is idle."""
         for connection in self._in_use:
             connection.retired = True
         for connection in self._idle:
@@ -112,7 +136,7 @@ class ConnectionPool:
             if not connection.is_lost():
                 return connection
             self._close_in_background(connection)
-        return LibvirtConnection(self._api, self._uri, read_only=self.read_only, keepalive=self._keepalive)
+        return LibvirtConnection(self._api, self.uri, read_only=self.read_only, keepalive=self._keepalive)
 
     def _close_in_background(self, connection: LibvirtConnection) -> None:
         run_in_thread(self._loop, connection.close, lambda _: None)
@@ -129,7 +153,7 @@ class ConnectionPool:
             return UnreadableReplyError(f"libvirt's answer cannot be decoded: {error}")
 
     def _mark_hung(self, call: _PooledCall) -> None:
-        if self.hung < MAX_HUNG:
+        if self.hung < self._limits.max_hung:
             call.hung = call.connection.retired = True
             self.hung += 1
             self._slots.release()

@@ -27,12 +27,12 @@ _PROTOCOLS = {
 """QEMU's block driver by the type of a disk in the XML. A disk of the type `network` has an attribute `protocol` with the driver."""
 
 _MAX_DEPTH = 64
-"""Maximum number of images in the backing chain of a disk that are read."""
+"""Maximum number of images to read from the backing chain of a disk."""
 
 GUEST_AGENT_PORT = "org.qemu.guest_agent.0"
 
 MAX_XML_BYTES = 1 << 22
-"""Maximum size of a string in libvirt's protocol, and so of the XML."""
+"""Maximum size of the XML, which is the maximum size of a string in libvirt's protocol."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class ImageLayer:
     """One image in the backing chain of a disk.
 
     Attributes:
-        index: libvirt's number of the image, from which libvirt derives the names of the image's block nodes. It is -1 if libvirt has
-            no number, because it does not use -blockdev. The names of the block nodes are then unknown.
+        index: libvirt's number of the image. libvirt derives the names of the image's block nodes from it. If libvirt does not use
+            -blockdev, it has no number; the index is -1, and the names of the block nodes are unknown.
         format: the format's block driver, such as qcow2.
         protocol: the block driver of the storage below the format, such as file.
         path: the image's file, device, or name on a storage server; empty if unknown.
@@ -54,12 +54,12 @@ class ImageLayer:
 
     @property
     def format_node(self) -> str | None:
-        """Name of the block node of the image's format, which the guest's device or the image above uses; None if unknown."""
+        """Name of the block node for the image's format; None if unknown. The guest's device or the image above uses this node."""
         return f"libvirt-{self.index}-format" if self.index >= 0 else None
 
     @property
     def storage_node(self) -> str | None:
-        """Name of the block node of the image's storage, below the format node; None if unknown."""
+        """Name of the block node for the image's storage, below the format node; None if unknown."""
         return f"libvirt-{self.index}-storage" if self.index >= 0 else None
 
 
@@ -83,7 +83,7 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True)
-class Devices:
+class DomainDevices:
     """The devices of a domain.
 
     Attributes:
@@ -109,10 +109,10 @@ class Devices:
         return None
 
 
-NO_DEVICES = Devices({}, None, 0)
+NO_DEVICES = DomainDevices({}, None, 0)
 
 
-def parse_devices(xml: str) -> Devices:
+def parse_devices(xml: str) -> DomainDevices:
     """Return the devices in the XML of a running domain.
 
     Raises:
@@ -126,7 +126,7 @@ def parse_devices(xml: str) -> Devices:
     model = balloon.get("model", "none") if balloon is not None else "none"
     name = _child_attribute(balloon, "alias", "name") if balloon is not None else ""
     stats = balloon.find("stats") if balloon is not None else None
-    return Devices(
+    return DomainDevices(
         disks,
         (name, _BALLOON_TYPES[model]) if name and model in _BALLOON_TYPES else None,
         _number_attribute(stats, "period") if stats is not None else 0,
@@ -165,10 +165,10 @@ def _parse_disk(element: "Element") -> Disk | None:
 
 
 def _parse_layers(disk: "Element") -> tuple[list[ImageLayer], bool]:
-    """Return the images of a disk's backing chain, and whether the XML has the whole chain.
+    """Return the images of a disk's backing chain, and whether the XML contains the whole chain.
 
-    The <disk> element has the first image. Each further image is in a `backingStore` element inside the element of the image above.
-    An empty `backingStore` element marks the end of the chain.
+    The <disk> element contains the first image. Each further image is in a `backingStore` element inside the element of the image
+    above. An empty `backingStore` element marks the end of the chain.
     """
     layers: list[ImageLayer] = []
     element: Element | None = disk

@@ -4,19 +4,24 @@ Discovery reads libvirt's list of running domains every 30 s. libvirt's lifecycl
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Mapping
 from enum import Enum, auto
+from functools import partial
 from math import inf
+from pathlib import Path
 from typing import Any
 
-from agent.common.backoff import back_off
+from agent.common.backoff import retry_delay
+from agent.host.libvirt_processes import QemuIndex
 from agent.host.pools.libvirt import StoragePool
 from agent.monitors.base import DiscoveryListener, Monitor, MonitorConnection
 from agent.monitors.libvirt.client_library import LibraryMissingError, load_library
-from agent.monitors.libvirt.connection_pool import ConnectionPool
-from agent.monitors.libvirt.domain_registry import DomainRegistry, RunningDomain
-from agent.monitors.libvirt.event_connection import EventConnection, Message
+from agent.monitors.libvirt.connection_pool import HOST_LIMITS, CallLimits, ConnectionPool
+from agent.monitors.libvirt.domain import read_pid_file
+from agent.monitors.libvirt.domain_registry import DomainRegistry, FindPid, RunningDomain
+from agent.monitors.libvirt.event_connection import EventConnection, LibvirtEvent
 from agent.monitors.libvirt.executors import LibvirtDaemon
 from agent.monitors.libvirt.lifecycle import LifecycleEvent
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
@@ -31,13 +36,15 @@ from agent.qmp.errors import (
     UnreadableReplyError,
 )
 
-LIST_SECONDS = 30.0
-"""Interval between two reads of libvirt's list of running domains."""
+RELIST_SECONDS = 30.0
+"""Time between two reads of libvirt's list of running domains."""
 RESPONSE_SECONDS = 5.0
-"""Timeout of calls for which libvirtd does not need QEMU. A libvirtd that exceeds it counts as hung."""
+"""Timeout of calls that libvirtd answers without QEMU. A libvirtd that exceeds it counts as hung."""
 FIRST_RETRY_SECONDS = 0.2
 MAX_RETRY_SECONDS = 10.0
 """Maximum wait between two attempts to connect to libvirtd."""
+PID_FILES = Path("/run/libvirt/qemu")
+"""Directory with a file of the process ID of each domain. The system libvirtd of this host writes these files."""
 
 READ_ONLY_NOTE = "read-only: of QEMU's events only STOP, RESUME, SUSPEND and SHUTDOWN; no thresholds and no passthrough"
 
@@ -53,7 +60,7 @@ class DaemonState(Enum):
     LOST = auto()
     """libvirtd refuses connections, or the connection ended."""
     DENIED = auto()
-    """libvirtd does not let the agent's user connect."""
+    """libvirtd does not permit the agent's user to connect."""
 
     def after_failure(self, error: QmpError, *, connected: bool) -> "DaemonState":
         """Return the state after a failure.
@@ -88,8 +95,12 @@ class LibvirtDiscoverer:
         *,
         read_only: bool = False,
         passthrough: bool = False,
+        name: str = "",
+        container: str = "",
+        find_pid: FindPid | None = None,
+        limits: CallLimits = HOST_LIMITS,
         max_retry_seconds: float = MAX_RETRY_SECONDS,
-        retry_delay: Callable[[int, float, float], float] = back_off,
+        delay_before_retry: Callable[[int, float, float], float] = retry_delay,
     ) -> None:
         """Create a discoverer.
 
@@ -97,18 +108,28 @@ class LibvirtDiscoverer:
             uri: libvirt's URI of the daemon.
             read_only: use only read-only connections.
             passthrough: send commands to QEMU itself, which taints the domains.
+            name: the libvirtd's name, which stays the same if the URI changes; by default, the URI.
+            container: name of the container that the libvirtd runs in; empty on the host itself.
+            find_pid: finds the QEMU of a domain; by default, with the pid files of the system libvirtd or by the domain's UUID.
+            limits: limits of the calls to the libvirtd.
             max_retry_seconds: maximum wait between two attempts to connect. A connection that lasts longer than this resets the
                 number of failed attempts.
-            retry_delay: returns the seconds to wait, as `back_off` does.
+            delay_before_retry: returns the seconds to wait, like `agent.common.backoff.retry_delay`.
         """
         self.uri = uri
+        """libvirt's URI of the daemon. A new URI applies to the next attempt to connect."""
+        self.name = name or uri
         self._max_retry_seconds = max_retry_seconds
-        self._retry_delay = retry_delay
+        self._retry_delay = delay_before_retry
         self._read_only = read_only
         self._passthrough = passthrough
-        key = ("libvirt", uri, read_only, passthrough)
-        self._status_source = Monitor(uri, key, self._refuse_to_open)
-        self.domains = DomainRegistry(uri, key, self._require_daemon)
+        self._container = container
+        self._limits = limits
+        key = ("libvirt", self.name, read_only, passthrough)
+        self._status_source = Monitor(self.name, key, self._refuse_to_open)
+        self.domains = DomainRegistry(
+            self.name, key, self._require_daemon, find_pid or partial(_pid_of_domain, uri, QemuIndex())
+        )
         self._daemon: LibvirtDaemon | None = None
         self._state = DaemonState.CONNECTING
         self._reason = f"{uri} was not reached yet"
@@ -117,7 +138,7 @@ class LibvirtDiscoverer:
 
     def __repr__(self) -> str:
         options = [name for name, on in (("read-only", self._read_only), ("passthrough", self._passthrough)) if on]
-        return " ".join(("libvirt", self.uri, *options))
+        return " ".join(("libvirt", self.name, *options))
 
     async def run(self, listener: DiscoveryListener) -> None:
         """Report domains to `listener` until cancelled."""
@@ -127,10 +148,11 @@ class LibvirtDiscoverer:
             self._report_status(listener, DeniedError(str(error)))
             await asyncio.Event().wait()
             return
-        pool, attempt = ConnectionPool(api, self.uri), 0
+        pool, attempt = ConnectionPool(api, self.uri, limits=self._limits), 0
         while True:
             self._list_outdated.clear()
-            events, connected_at = EventConnection(api, qemu, self._on_message), inf
+            pool.uri = self.uri
+            events, connected_at = EventConnection(api, qemu, self._on_libvirt_event), inf
             try:
                 self._daemon = await self._connect(events, pool, listener)
                 self._state, connected_at = DaemonState.REACHABLE, time.monotonic()
@@ -162,7 +184,7 @@ class LibvirtDiscoverer:
     async def _connect(
         self, events: EventConnection, pool: ConnectionPool, listener: DiscoveryListener
     ) -> LibvirtDaemon:
-        """Connect, and report libvirtd as hung if it does not answer in time. There is no deadline; keepalive ends the attempt."""
+        """Connect. If libvirtd does not answer in time, report it as hung, and keep waiting until keepalive ends the attempt."""
         opening = asyncio.ensure_future(events.open(self.uri, read_only=self._read_only))
         try:
             if not (await asyncio.wait({opening}, timeout=RESPONSE_SECONDS))[0]:
@@ -173,7 +195,7 @@ class LibvirtDiscoverer:
         pool.read_only = read_only
         stats = StatsBatcher(events.api, pool)
         passthrough = self._passthrough and not read_only
-        return LibvirtDaemon(events.api, events.qemu, pool, stats, read_only, passthrough)
+        return LibvirtDaemon(events.api, events.qemu, pool, stats, read_only, passthrough, self._container)
 
     async def _list_domains_until_disconnect(
         self, events: EventConnection, daemon: LibvirtDaemon, listener: DiscoveryListener
@@ -185,7 +207,9 @@ class LibvirtDiscoverer:
         """
         while True:
             self._list_outdated.clear()
-            listing = asyncio.ensure_future(daemon.pool.run(lambda connection: _list_running(connection.handle())))
+            listing = asyncio.ensure_future(
+                daemon.pool.run(lambda connection: _list_running_domains(connection.handle()))
+            )
             ended = asyncio.ensure_future(events.ended.wait())
             try:
                 if not (
@@ -206,7 +230,7 @@ class LibvirtDiscoverer:
                 else:
                     self._report_status(listener, None, READ_ONLY_NOTE if daemon.read_only else "")
                 changed = asyncio.ensure_future(self._list_outdated.wait())
-                await asyncio.wait({changed, ended}, timeout=LIST_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({changed, ended}, timeout=RELIST_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
             finally:
                 listing.cancel()
@@ -223,13 +247,13 @@ class LibvirtDiscoverer:
             listener.on_status(self._status_source, error, note)
 
     def _handle_connection_failure(self, error: QmpError) -> None:
-        """Enter the state after a failure, and end the connections to the domains, because their state is unknown now."""
+        """Enter the state that follows a failure. End the connections to the domains, because the domains' state is unknown now."""
         state = self._state.after_failure(error, connected=self._daemon is not None)
         if state is not DaemonState.HUNG:
             self._reason = str(error)
         self._state = state
         if self._daemon is not None:
-            self._daemon.pool.retire()
+            self._daemon.pool.replace_connections()
             self._daemon = None
             self.domains.end_all_connections(TransportLostError(str(error)))
 
@@ -237,23 +261,34 @@ class LibvirtDiscoverer:
         """Return the libvirtd.
 
         Raises:
-            QmpError: the agent is not connected to it, or it hangs.
+            QmpError: the agent is not connected to libvirtd, or libvirtd hangs.
         """
         if self._state is not DaemonState.REACHABLE:
             raise _ERROR_TYPES[self._state](self._reason)
         assert self._daemon is not None, "a reachable libvirtd is connected"
         return self._daemon
 
-    def _on_message(self, message: Message) -> None:
-        self.domains.forward_event(message)
-        if isinstance(message, LifecycleEvent):
+    def _on_libvirt_event(self, event: LibvirtEvent) -> None:
+        self.domains.forward_event(event)
+        if isinstance(event, LifecycleEvent):
             self.refresh()
 
     async def _refuse_to_open(self, *_: Any, **__: Any) -> MonitorConnection:
         raise NotConnectedError(f"{self.uri} is not a VM")
 
 
-def _list_running(handle: Any) -> list[RunningDomain]:
+def _pid_of_domain(uri: str, index: QemuIndex, uuid: str, name: str) -> int | None:
+    """Return the process ID of a domain; None if libvirtd is on another host or the ID is unknown. The call blocks.
+
+    If the libvirtd has another socket than the system libvirtd, search by the UUID: its pid files may be in another namespace.
+    """
+    if not re.match(r"qemu(\+unix)?:///", uri):
+        return None
+    is_system = uri.partition("///")[2].startswith("system") and "socket=" not in uri
+    return (read_pid_file(PID_FILES, name) if is_system else None) or index.pid_of(uuid)
+
+
+def _list_running_domains(handle: Any) -> list[RunningDomain]:
     """Return the running domains; `handle` is libvirt's connection object. The call blocks."""
     domains = handle.listAllDomains(1)  # VIR_CONNECT_LIST_DOMAINS_ACTIVE
     return [RunningDomain(domain.ID(), domain.UUIDString(), domain.name()) for domain in domains if domain.ID() != -1]

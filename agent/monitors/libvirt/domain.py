@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from agent.monitors.base import EventCallback
-from agent.monitors.libvirt.connection_pool import MAX_HUNG
-from agent.monitors.libvirt.executors import DomainExecutor, LibvirtDaemon, PassthroughExecutor, TranslatingExecutor
+from agent.monitors.libvirt.executors import (
+    LibvirtCommandExecutor,
+    LibvirtDaemon,
+    PassthroughExecutor,
+    TranslatingExecutor,
+)
 from agent.monitors.libvirt.lifecycle import DomainMigrationPhase
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import AllowList, Command
@@ -21,10 +25,10 @@ from agent.qmp.errors import (
     UnclearReplyError,
     UnreadableReplyError,
 )
-from agent.qmp.protocol import UNKNOWN_VERSION, Greeting, SkippedMessages, parse_version
+from agent.qmp.protocol import UNKNOWN_VERSION, Greeting, SkippedQmpMessages, greeting_with_version
 
 REASON_SECONDS = 1.0
-"""How long to wait for libvirt's event with the reason, after a call has failed because the domain ended."""
+"""How long to wait for libvirt's event with the reason, after a call failed because the domain had ended."""
 
 QUERY_VERSION = Command("query-version")
 
@@ -47,11 +51,12 @@ class DomainConnection:
         self.greeting: Greeting | None = Greeting(UNKNOWN_VERSION, "", oob=False)
         self.ended: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
         self.peer_pid = pid
-        self.skipped_messages = SkippedMessages()  # libvirt reads QEMU's messages
+        self.skipped_messages = SkippedQmpMessages()  # libvirt reads QEMU's messages
         self.on_event = on_event
         self._daemon = daemon
+        self._uuid = uuid
         self._allow = allow
-        self._executor: DomainExecutor = (
+        self._executor: LibvirtCommandExecutor = (
             PassthroughExecutor(daemon, uuid, allow)
             if daemon.passthrough
             else TranslatingExecutor(daemon, uuid, name, migration_phase)
@@ -74,18 +79,20 @@ class DomainConnection:
         if self.ended.done():
             raise self.ended.result()
         for command in commands:
-            self._allow.encode(command)  # raises for a command that is not allowed, also if it would be translated
+            self._allow.encode(command)  # raises for a command that is not allowed, even if it would be translated
         if self._execution is not None and not self._execution.done():
             raise StalledError("earlier commands are still running")
         self._execution = asyncio.ensure_future(self._execute_or_fail_all(commands))
         if await self._wait_for_results(self._execution, deadline):
             return self._execution.result()
-        full = f"; {MAX_HUNG} calls hang in libvirtd, which is the limit" if self._daemon.pool.hung >= MAX_HUNG else ""
+        full = (
+            f"; {pool.hung} calls hang in libvirtd, which is the limit" if (pool := self._daemon.pool).is_full else ""
+        )
         name = f" to {self._executor.current_command}" if self._executor.current_command else ""
         raise StalledError(f"no reply from libvirt{name} within {deadline:g} s{full}")
 
     async def read_version(self, deadline: float) -> None:
-        """Read the version of the domain's QEMU into `greeting`, if commands go to QEMU. It may differ from the one that libvirtd starts.
+        """Read the version of the domain's QEMU into `greeting`, if commands go to QEMU. libvirt's own version may be of a newer QEMU.
 
         A QEMU that does not reply within `deadline` seconds keeps an unknown version.
 
@@ -96,7 +103,21 @@ class DomainConnection:
             return
         with contextlib.suppress(StalledError):
             (reply,) = await self.execute((QUERY_VERSION,), deadline=deadline)
-            self.greeting = parse_version(reply, oob=False)
+            self.greeting = greeting_with_version(reply, oob=False)
+
+    @property
+    def container(self) -> str:
+        """Name of the container that libvirt runs in; empty on the host itself."""
+        return self._daemon.container
+
+    async def read_domain_xml(self, *, deadline: float) -> str:
+        """Return libvirt's XML of the domain; empty if libvirt does not return it within `deadline` seconds."""
+        pool, uuid = self._daemon.pool, self._uuid
+        with contextlib.suppress(QmpError, TimeoutError):
+            async with asyncio.timeout(deadline):
+                xml: str = await pool.run(lambda connection: connection.look_up_domain(uuid).XMLDesc(0))
+                return xml
+        return ""
 
     async def wait_idle(self) -> None:
         """Wait until all results have arrived. There is no deadline.
@@ -108,7 +129,7 @@ class DomainConnection:
             await self._wait_for_results(self._execution, None)
 
     async def probe(self, *, deadline: float) -> bool:  # noqa: ARG002 - MonitorConnection's signature
-        """Return False: libvirt has no out-of-band commands."""
+        """Return False, because libvirt has no out-of-band commands."""
         return False
 
     def close(self) -> None:
@@ -116,7 +137,7 @@ class DomainConnection:
         self.end(NotConnectedError("closed by the agent"))
 
     def preempt(self) -> None:
-        """End the connection now because a monitor with a better priority leads to the same VM."""
+        """End the connection now, because a monitor of better priority leads to the same VM."""
         self.end(PreemptedError("a preferred monitor of this VM is available"))
 
     def end(self, cause: QmpError) -> None:

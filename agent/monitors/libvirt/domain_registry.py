@@ -1,17 +1,16 @@
 """The running domains of one libvirtd: their monitors and the connections to them."""
 
 import asyncio
-import re
+import contextlib
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 from agent.monitors.base import DiscoveryListener, EventCallback, Monitor, MonitorConnection, MonitorPriority
-from agent.monitors.libvirt.domain import DomainConnection, read_pid_file
-from agent.monitors.libvirt.event_connection import DomainEvent, Message
+from agent.monitors.libvirt.domain import DomainConnection
+from agent.monitors.libvirt.event_connection import DomainEvent, LibvirtEvent
 from agent.monitors.libvirt.executors import LibvirtDaemon
-from agent.monitors.libvirt.guest_info import MAX_CALLS, open_guest_channel
+from agent.monitors.libvirt.guest_info import MAX_GUEST_CALLS, open_guest_channel
 from agent.monitors.libvirt.lifecycle import QMP_EVENTS, STOPPED, DomainMigrationPhase, LifecycleEvent
 from agent.qga.channel import GuestChannel
 from agent.qga.errors import GuestChannelError
@@ -19,7 +18,11 @@ from agent.qmp.commands import AllowList
 from agent.qmp.errors import MigratedAwayError, NotConnectedError, QmpError
 from agent.qmp.protocol import Event
 
-PID_FILES = Path("/run/libvirt/qemu")
+FindPid = Callable[[str, str], int | None]
+"""Returns the process ID of a domain's QEMU on this host, by the domain's UUID and name; None if it is unknown. It may block."""
+
+FIND_SECONDS = 3.0
+"""Timeout of the search for a domain's QEMU. The kernel's files about a process can hang with the process."""
 
 
 class RunningDomain(NamedTuple):
@@ -33,21 +36,25 @@ class RunningDomain(NamedTuple):
 class DomainRegistry:
     """Reports domains as monitors, opens connections to domains, and passes libvirt's events to these connections."""
 
-    def __init__(self, uri: str, key: tuple[object, ...], require_daemon: Callable[[], LibvirtDaemon]) -> None:
+    def __init__(
+        self, name: str, key: tuple[object, ...], require_daemon: Callable[[], LibvirtDaemon], find_pid: FindPid
+    ) -> None:
         """Create a registry without domains.
 
         Args:
-            uri: libvirt's URI of the daemon.
+            name: the libvirtd's name, such as its URI; the first part of each domain's `Monitor.name`.
             key: the first part of each domain's `Monitor.key`.
-            require_daemon: returns the libvirtd, or raises QmpError if the agent is not connected to it.
+            require_daemon: returns the libvirtd; raises QmpError if the agent is not connected to it.
+            find_pid: finds the QEMU of a domain.
         """
-        self._uri = uri
+        self._name = name
         self._key = key
+        self._find_pid = find_pid
         self._require_daemon = require_daemon
         self._monitors: dict[tuple[object, ...], Monitor] = {}
         self._connections: dict[str, DomainConnection] = {}
         self._migration_phases: dict[str, DomainMigrationPhase] = {}
-        self._guest_calls = asyncio.Semaphore(MAX_CALLS)
+        self._guest_calls = asyncio.Semaphore(MAX_GUEST_CALLS)
         self._missing: set[str] = set()
         """UUIDs of domains that have a connection although the last list did not contain them."""
 
@@ -59,13 +66,13 @@ class DomainRegistry:
         missing = self._connections.keys() - {domain.uuid for domain in current.values()}
         for uuid in missing & self._missing:
             self._connections.pop(uuid).end(NotConnectedError("the domain ended"))
-        self._missing = missing  # the lifecycle event with the reason may arrive before the next list
+        self._missing = missing  # their connections end at the next list, so that the event with the reason can arrive
         for key in current.keys() - self._monitors.keys():
             _, uuid, name = current[key]
             open_ = partial(self.open, uuid, name)
             open_guest_channel = partial(self.open_guest_channel, uuid)
             monitor = self._monitors[key] = Monitor(
-                f"{self._uri}#{name}", key, open_, MonitorPriority.MANAGER, open_guest_channel=open_guest_channel
+                f"{self._name}#{name}", key, open_, MonitorPriority.MANAGER, open_guest_channel=open_guest_channel
             )
             listener.on_monitor_added(monitor)
 
@@ -83,13 +90,17 @@ class DomainRegistry:
         Raises:
             QmpError: the agent is not connected to libvirtd, or libvirtd hangs.
         """
+        pid: int | None = None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(deadline, FIND_SECONDS)):
+                pid = await asyncio.to_thread(self._find_pid, uuid, name)
         connection = DomainConnection(
             self._require_daemon(),
             uuid,
             name,
             allow,
             on_event,
-            self._find_pid(name),
+            pid,
             partial(self._migration_phase, uuid),
         )
         self._connections[uuid] = connection
@@ -108,21 +119,26 @@ class DomainRegistry:
         except QmpError as error:
             raise GuestChannelError(str(error)) from error
 
+    def remove_all(self, listener: DiscoveryListener) -> None:
+        """Report all domains as removed, because their libvirtd has ended permanently."""
+        self.end_all_connections(NotConnectedError("libvirtd has ended"))
+        self.update((), listener)
+
     def end_all_connections(self, cause: QmpError) -> None:
-        """End the connections to all domains. Their monitors stay, so that sessions reconnect."""
+        """End the connections to all domains. Keep the domains' monitors, so that sessions reconnect."""
         self._migration_phases.clear()
         for connection in list(self._connections.values()):
             connection.end(cause)
         self._connections.clear()
 
-    def forward_event(self, message: Message) -> None:
+    def forward_event(self, event: LibvirtEvent) -> None:
         """Forward an event of QEMU or a lifecycle event from libvirtd to the connection of its domain."""
-        match message:
-            case DomainEvent(uuid, event):
+        match event:
+            case DomainEvent(uuid, qemu_event):
                 if (connection := self._connections.get(uuid)) is not None:
-                    connection.on_event(event)
+                    connection.on_event(qemu_event)
             case LifecycleEvent():
-                self._on_lifecycle(message)
+                self._on_lifecycle(event)
 
     def _on_lifecycle(self, event: LifecycleEvent) -> None:
         phase = self._migration_phase(event.uuid).after(event)
@@ -146,7 +162,3 @@ class DomainRegistry:
     def _forget_connection(self, uuid: str, connection: DomainConnection) -> None:
         if self._connections.get(uuid) is connection:
             del self._connections[uuid]
-
-    def _find_pid(self, name: str) -> int | None:
-        """Return the process ID of a domain; None if libvirtd is on another host or the ID is unknown."""
-        return read_pid_file(PID_FILES, name) if re.match(r"qemu(\+unix)?:///system", self._uri) else None

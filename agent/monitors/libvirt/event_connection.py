@@ -11,19 +11,18 @@ from typing import Any
 
 import orjson
 
+from agent.common.daemon_thread import run_in_thread, set_outcome
 from agent.monitors.libvirt.client_library import (
     is_alive,
     is_denied,
     open_connection,
-    run_in_thread,
-    set_outcome,
     to_qmp_error,
 )
 from agent.monitors.libvirt.lifecycle import LifecycleEvent
 from agent.qmp.protocol import Event
 
 MAX_PENDING = 8192
-"""Maximum number of messages that wait for the event loop. Further messages are dropped, and the agent connects again."""
+"""Maximum number of events that wait for the event loop. Further events are dropped, and the agent connects again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,31 +33,31 @@ class DomainEvent:
     event: Event
 
 
-Message = DomainEvent | LifecycleEvent
+LibvirtEvent = DomainEvent | LifecycleEvent
 
 
 class _ConnectionClosed:
-    """The message that libvirt closed the connection."""
+    """Reported in place of an event when libvirt has closed the connection."""
 
 
 class EventConnection:
-    """The connection to libvirtd on which libvirt reports events."""
+    """The connection to libvirtd that libvirt reports events on."""
 
-    def __init__(self, api: Any, qemu: Any, on_message: Callable[[Message], None]) -> None:
+    def __init__(self, api: Any, qemu: Any, on_event: Callable[[LibvirtEvent], None]) -> None:
         """Create a connection that is not open yet.
 
         Args:
             api: the module libvirt.
             qemu: the module libvirt_qemu.
-            on_message: called on the event loop with each message, in order; it must not block or raise.
+            on_event: called on the event loop with each event, in order; it must not block or raise.
         """
         self.api = api
         self.qemu = qemu
         self.ended = asyncio.Event()
         self.dropped = 0
-        """Number of dropped messages. A drop ends the connection, because the agent queries everything again after it reconnects."""
-        self._on_message = on_message
-        self._inbox = EventInbox(self._deliver_message, self._on_overflow)
+        """Number of dropped events. A drop ends the connection, so that the agent reconnects and queries everything again."""
+        self._on_event = on_event
+        self._inbox = EventInbox(self._deliver, self._on_overflow)
         self._loop = asyncio.get_running_loop()
         self._handle: Any = None
         self._call_lock = threading.Lock()  # one call at a time, see connection_pool
@@ -68,7 +67,7 @@ class EventConnection:
         """Connect and register for events.
 
         Returns:
-            True if the connection is read-only: as asked, or because libvirt does not permit the agent another one.
+            True if the connection is read-only, either as requested or because libvirt permits the agent no other connection.
 
         Raises:
             DeniedError: not even a read-only connection is permitted.
@@ -84,11 +83,11 @@ class EventConnection:
         self._closing = True
         run_in_thread(self._loop, self._close, lambda _: None)
 
-    def _deliver_message(self, message: Message | _ConnectionClosed) -> None:
-        if isinstance(message, _ConnectionClosed):
+    def _deliver(self, event: LibvirtEvent | _ConnectionClosed) -> None:
+        if isinstance(event, _ConnectionClosed):
             self.ended.set()
         elif not self._closing:
-            self._on_message(message)
+            self._on_event(event)
 
     def _on_overflow(self, dropped: int) -> None:
         self.dropped += dropped
@@ -168,29 +167,29 @@ def _event_callback(put: Callable[[Any], None]) -> Callable[..., None]:
 
 
 class EventInbox:
-    """A bounded queue from libvirt's event thread to the event loop. It keeps the order of messages and counts dropped messages."""
+    """A bounded queue of events from libvirt's event thread to the event loop. It keeps their order and counts dropped events."""
 
     def __init__(self, deliver: Callable[[Any], None], on_overflow: Callable[[int], object]) -> None:
         """Create an empty queue.
 
         Args:
-            deliver: called on the event loop with each message.
-            on_overflow: called on the event loop with the number of messages that were dropped.
+            deliver: called on the event loop with each event.
+            on_overflow: called on the event loop with the number of events that were dropped.
         """
-        self._deliver_message = deliver
+        self._deliver = deliver
         self._on_overflow = on_overflow
         self._dropped = 0
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._pending: deque[Any] = deque()
 
-    def put(self, message: Any) -> None:
-        """Enqueue a message, or drop and count it if the queue is full. Any thread may call this method."""
+    def put(self, event: Any) -> None:
+        """Enqueue an event, or drop and count it if the queue is full. Any thread may call this method."""
         with self._lock:
             if len(self._pending) >= MAX_PENDING:
                 self._dropped += 1
                 return
-            self._pending.append(message)
+            self._pending.append(event)
             if len(self._pending) > 1:
                 return  # a flush is scheduled already
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -200,7 +199,7 @@ class EventInbox:
         with self._lock:
             pending, self._pending = self._pending, deque()
             dropped, self._dropped = self._dropped, 0
-        for message in pending:
-            self._deliver_message(message)
+        for event in pending:
+            self._deliver(event)
         if dropped:
             self._on_overflow(dropped)

@@ -1,7 +1,7 @@
 """Execution of QMP commands for a domain: by translation into libvirt's own calls, or by passing them through libvirt to QEMU.
 
-libvirt's own calls cover a part of QMP. Any other command fails with CommandNotFound, as on a QEMU that lacks the command. So the agent
-does not send it again. Passthrough sends every command to QEMU, and libvirt then marks the domain as tainted.
+libvirt's own calls cover a part of QMP. Any other command fails with CommandNotFound, like on a QEMU that lacks the command. So the agent
+does not send the command again. Passthrough sends every command to QEMU, and libvirt then marks the domain as tainted.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import orjson
 from agent.monitors.libvirt import qmp_translation
 from agent.monitors.libvirt.client_library import LibvirtConnection
 from agent.monitors.libvirt.connection_pool import ConnectionPool
-from agent.monitors.libvirt.devices import NO_DEVICES, Devices, parse_devices
+from agent.monitors.libvirt.devices import NO_DEVICES, DomainDevices, parse_devices
 from agent.monitors.libvirt.lifecycle import DomainMigrationPhase
 from agent.monitors.libvirt.qmp_translation import DomainData, FileSizes, Stats
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
@@ -34,6 +34,7 @@ class LibvirtDaemon:
         stats: fetches domains' statistics from the libvirtd.
         read_only: whether connections are read-only.
         passthrough: whether commands go through libvirt to QEMU.
+        container: name of the container that the libvirtd runs in; empty on the host itself.
     """
 
     api: Any
@@ -42,13 +43,14 @@ class LibvirtDaemon:
     stats: StatsBatcher
     read_only: bool
     passthrough: bool
+    container: str = ""
 
 
-class DomainExecutor(Protocol):
-    """Executes QMP commands for one domain.
+class LibvirtCommandExecutor(Protocol):
+    """Executes QMP commands for one libvirt domain.
 
     Attributes:
-        current_command: name of the command that QEMU is executing; empty during a call of libvirt's that serves several commands.
+        current_command: name of the command that QEMU is executing; empty during a libvirt call that serves several commands.
     """
 
     current_command: str
@@ -57,7 +59,7 @@ class DomainExecutor(Protocol):
         """Execute commands and return their results, in order. There is no deadline: the caller sets one.
 
         Raises:
-            QmpError: a failure that concerns all commands, as raised by `ConnectionPool.run`.
+            QmpError: a failure that concerns all commands; `ConnectionPool.run` lists the errors.
         """
 
 
@@ -104,7 +106,7 @@ def _parse_reply(text: str) -> CommandResult:
 
 
 class TranslatingExecutor:
-    """Executes commands by libvirt's own calls: it converts libvirt's statistics and the domain's XML to QMP results."""
+    """Executes commands by libvirt's own calls. It converts libvirt's statistics and the domain's XML to QMP results."""
 
     def __init__(
         self, daemon: LibvirtDaemon, uuid: str, name: str, migration_phase: Callable[[], DomainMigrationPhase]
@@ -123,12 +125,12 @@ class TranslatingExecutor:
         self._migration_phase = migration_phase
         self.current_command = ""
         self._arrival_reported = False
-        self._devices: Devices | None = None
+        self._devices: DomainDevices | None = None
 
     async def execute(self, commands: Sequence[Command]) -> list[CommandResult]:
         """Return the commands' results, in order."""
         data = await self._fetch_domain_data(commands)
-        return [await self._answer(command, data) for command in commands]
+        return [await self._execute_command(command, data) for command in commands]
 
     async def _fetch_domain_data(self, commands: Sequence[Command]) -> DomainData:
         """Fetch only the data that these commands need."""
@@ -136,12 +138,12 @@ class TranslatingExecutor:
         devices, devices_error = await self._read_devices(commands, stats)
         sizes: FileSizes = {}
         if any(command.name == "query-named-block-nodes" for command in commands):
-            with contextlib.suppress(CommandError, UnreadableReplyError):  # records then lack the sizes
+            with contextlib.suppress(CommandError, UnreadableReplyError):  # after an error, records lack the sizes
                 sizes = await self._read_file_sizes(devices)
         return DomainData(self._uuid, self._name, stats, devices, sizes, stats_error, devices_error)
 
     async def _fetch_stats(self, commands: Sequence[Command]) -> tuple[Stats, QmpError | None]:
-        """Return the statistics that these commands need, or the error that prevents it."""
+        """Return the statistics that these commands need, and an error if the statistics cannot be fetched."""
         groups, names = 0, qmp_translation.stats_groups(commands)
         for group in names:
             groups |= getattr(self._daemon.api, f"VIR_DOMAIN_STATS_{group}")
@@ -152,10 +154,10 @@ class TranslatingExecutor:
         except UnreadableReplyError as error:
             return {}, error if len(names) == 1 else UnclearReplyError(str(error))
 
-    async def _read_devices(self, commands: Sequence[Command], stats: Stats) -> tuple[Devices, QmpError | None]:
-        """Return the devices if these commands need them, and the error if the XML cannot be read.
+    async def _read_devices(self, commands: Sequence[Command], stats: Stats) -> tuple[DomainDevices, QmpError | None]:
+        """Return the devices if these commands need them, and an error if the XML cannot be read.
 
-        The XML is read again if a command of `REFRESH_DEVICES` is among the commands, or if the statistics list other images.
+        Read the XML again if one of the commands is in `REFRESH_DEVICES`, or if the statistics list other images.
         """
         if not any(map(qmp_translation.needs_devices, commands)):
             return NO_DEVICES, None
@@ -173,7 +175,7 @@ class TranslatingExecutor:
             return NO_DEVICES, UnreadableReplyError(f"the domain's XML cannot be read: {error}")
         return devices, None
 
-    async def _answer(self, command: Command, data: DomainData) -> CommandResult:
+    async def _execute_command(self, command: Command, data: DomainData) -> CommandResult:
         arguments = command.arguments or {}
         if command.name == "qom-set":
             return await self._apply_change(lambda domain: domain.setMemoryStatsPeriod(arguments["value"], 0))
@@ -196,10 +198,10 @@ class TranslatingExecutor:
         return await self._apply_change(lambda domain: domain.setBlockThreshold(target, threshold))
 
     def _add_migration_state(self, command: Command, result: Any) -> Any:
-        """Add the state of a migration to this host to a result, because libvirt's domain states lack it.
+        """Return a result with the state of a migration to this host, because libvirt's domain states lack that state.
 
-        While the migration runs, query-status returns `inmigrate`. After it, query-migrate returns `completed` once, unless query-status
-        has returned `inmigrate` before.
+        While the migration runs, query-status returns `inmigrate`. After the migration, query-migrate returns `completed` once, unless
+        query-status has already returned `inmigrate`.
         """
         phase = self._migration_phase()
         if (
@@ -215,7 +217,7 @@ class TranslatingExecutor:
         return result
 
     async def _apply_change(self, change: Callable[[Any], object]) -> CommandResult:
-        """Make a change by a call of libvirt's; `change` gets libvirt's object of the domain, in a thread."""
+        """Call `change` in a thread, with libvirt's object of the domain. Return its outcome as a command's result."""
 
         def call(connection: LibvirtConnection) -> dict[str, Any]:
             change(connection.look_up_domain(self._uuid))
@@ -226,7 +228,7 @@ class TranslatingExecutor:
         except CommandError as error:
             return error
 
-    async def _read_file_sizes(self, devices: Devices) -> FileSizes:
+    async def _read_file_sizes(self, devices: DomainDevices) -> FileSizes:
         """Return the sizes of the disks that are files. libvirtd reads these sizes from the file system, without QEMU."""
         targets = [disk.target for disk in devices.disks.values() if disk.layers and disk.layers[0].protocol == "file"]
 

@@ -1,6 +1,6 @@
-"""The guest agent of a domain over libvirt: libvirt holds its channel, and virDomainGetGuestInfo queries it.
+"""The guest agent of a domain over libvirt. libvirt uses the agent's channel, and virDomainGetGuestInfo queries the guest agent.
 
-libvirt's results are converted to those of the guest agent's commands, so that the collectors read one format.
+libvirt's results are converted to results of the guest agent's commands, so that the collectors read one format.
 """
 
 import asyncio
@@ -13,10 +13,10 @@ from agent.monitors.libvirt.client_library import LibvirtConnection
 from agent.monitors.libvirt.executors import LibvirtDaemon
 from agent.qga import commands
 from agent.qga.errors import (
+    GuestAgentCommandError,
     GuestAgentError,
     GuestChannelDeniedError,
     GuestChannelError,
-    GuestCommandError,
     GuestTimeoutError,
     UnreadableGuestReplyError,
 )
@@ -25,14 +25,14 @@ from agent.qmp.errors import CommandError, DeniedError, QmpError, UnreadableRepl
 Params = Mapping[str, Any]
 """libvirt's typed parameters, such as `fs.0.mountpoint`."""
 
-MAX_CALLS = 2
-"""Maximum number of calls to guest agents at once. libvirt's pool has four, and the others stay free for polls."""
+MAX_GUEST_CALLS = 2
+"""Maximum number of calls to guest agents at once. libvirt's pool permits four calls, and the others stay free for polls."""
 
 _MAX_ENTRIES = 256
 RESTORED_TIMEOUT = -2
-"""VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK: libvirt's default. libvirt does not report what was set before."""
+"""The timeout that is set after a call: libvirt's default, VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK. The previous timeout is unknown."""
 AGENT_UNRESPONSIVE = 86
-"""VIR_ERR_AGENT_UNRESPONSIVE."""
+"""libvirt's error code for a guest agent that does not respond (VIR_ERR_AGENT_UNRESPONSIVE)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class InfoType:
     convert: Callable[[Params], Any]
 
 
-def _entries(params: Params, prefix: str) -> list[dict[str, Any]]:
+def _split_entries(params: Params, prefix: str) -> list[dict[str, Any]]:
     """Return the parameters of each entry of a list, without their prefix, in one pass."""
     count = params.get(f"{prefix}.count", 0)
     entries: list[dict[str, Any]] = [{} for _ in range(min(count, _MAX_ENTRIES) if type(count) is int else 0)]
@@ -60,7 +60,7 @@ def _entries(params: Params, prefix: str) -> list[dict[str, Any]]:
     return entries
 
 
-def _renamed(params: Params, names: Mapping[str, str]) -> dict[str, Any]:
+def _rename_params(params: Params, names: Mapping[str, str]) -> dict[str, Any]:
     """Return the parameters that exist, under the guest agent's names."""
     return {name: params[key] for key, name in names.items() if key in params}
 
@@ -75,48 +75,55 @@ _FILESYSTEM = {
 _OS = ("id", "name", "pretty-name", "version", "version-id", "machine", "variant", "variant-id", "kernel-release")
 
 
-def _filesystems(params: Params) -> list[dict[str, Any]]:
+def _convert_filesystems(params: Params) -> list[dict[str, Any]]:
     return [
-        _renamed(entry, _FILESYSTEM)
-        | {"disk": [_renamed(disk, {"serial": "serial", "device": "dev"}) for disk in _entries(entry, "disk")]}
-        for entry in _entries(params, "fs")
-    ]
-
-
-def _interfaces(params: Params) -> list[dict[str, Any]]:
-    return [
-        _renamed(entry, {"name": "name", "hwaddr": "hardware-address"})
+        _rename_params(entry, _FILESYSTEM)
         | {
-            "ip-addresses": [
-                _renamed(address, {"addr": "ip-address", "prefix": "prefix"}) for address in _entries(entry, "addr")
+            "disk": [
+                _rename_params(disk, {"serial": "serial", "device": "dev"}) for disk in _split_entries(entry, "disk")
             ]
         }
-        for entry in _entries(params, "if")
+        for entry in _split_entries(params, "fs")
     ]
 
 
-def _system(params: Params) -> dict[str, Any]:
-    return _renamed(params, {f"os.{name}": name for name in (*_OS, "kernel-version")})
+def _convert_interfaces(params: Params) -> list[dict[str, Any]]:
+    return [
+        _rename_params(entry, {"name": "name", "hwaddr": "hardware-address"})
+        | {
+            "ip-addresses": [
+                _rename_params(address, {"addr": "ip-address", "prefix": "prefix"})
+                for address in _split_entries(entry, "addr")
+            ]
+        }
+        for entry in _split_entries(params, "if")
+    ]
+
+
+def _convert_system(params: Params) -> dict[str, Any]:
+    return _rename_params(params, {f"os.{name}": name for name in (*_OS, "kernel-version")})
 
 
 INFO_TYPES: Mapping[str, InfoType] = {
-    "guest-get-users": InfoType(1, lambda params: _entries(params, "user")),
-    "guest-get-osinfo": InfoType(2, _system),
-    "guest-get-timezone": InfoType(4, lambda p: _renamed(p, {"timezone.name": "zone", "timezone.offset": "offset"})),
-    "guest-get-host-name": InfoType(8, lambda params: _renamed(params, {"hostname": "host-name"})),
-    "guest-get-fsinfo": InfoType(16, _filesystems),
-    "guest-network-get-interfaces": InfoType(64, _interfaces),
+    "guest-get-users": InfoType(1, lambda params: _split_entries(params, "user")),
+    "guest-get-osinfo": InfoType(2, _convert_system),
+    "guest-get-timezone": InfoType(
+        4, lambda p: _rename_params(p, {"timezone.name": "zone", "timezone.offset": "offset"})
+    ),
+    "guest-get-host-name": InfoType(8, lambda params: _rename_params(params, {"hostname": "host-name"})),
+    "guest-get-fsinfo": InfoType(16, _convert_filesystems),
+    "guest-network-get-interfaces": InfoType(64, _convert_interfaces),
     "guest-get-load": InfoType(
-        128, lambda p: _renamed(p, {"load.1m": "load1m", "load.5m": "load5m", "load.15m": "load15m"})
+        128, lambda p: _rename_params(p, {"load.1m": "load1m", "load.5m": "load5m", "load.15m": "load15m"})
     ),
 }
-"""By command. libvirt has interfaces since 7.10 and load since 11.2; it reports neither CPU, disk statistics, clock nor freezes."""
+"""libvirt's kind of information, by guest agent command. libvirt does not report CPU time, disk statistics, the clock and freezes."""
 
 _INFO = {"version": "libvirt", "supported_commands": [{"name": name, "enabled": True} for name in INFO_TYPES]}
 
 
 class LibvirtGuestChannel:
-    """A `GuestChannel` over libvirt. libvirt's calls wait for the guest agent for ever unless a timeout is set."""
+    """A `GuestChannel` over libvirt. libvirt's calls wait forever for the guest agent, unless a timeout is set."""
 
     def __init__(self, daemon: LibvirtDaemon, uuid: str, budget: asyncio.Semaphore) -> None:
         self.ended: asyncio.Future[GuestAgentError] = asyncio.get_running_loop().create_future()
@@ -128,7 +135,7 @@ class LibvirtGuestChannel:
         """Return the value of a command.
 
         Raises:
-            GuestAgentError: as GuestAgentClient.execute does.
+            GuestAgentError: the errors of `GuestAgentClient.execute`.
         """
         if self.ended.done():
             raise self.ended.result()
@@ -137,9 +144,9 @@ class LibvirtGuestChannel:
             return _INFO
         info = INFO_TYPES.get(name)
         if info is None:
-            raise GuestCommandError("CommandNotFound", f"libvirt does not report {name}")
+            raise GuestAgentCommandError("CommandNotFound", f"libvirt does not report {name}")
         try:
-            async with asyncio.timeout(deadline + 1), self._budget:  # the call itself ends first
+            async with asyncio.timeout(deadline + 1), self._budget:  # normally, the call's own timeout ends it first
                 params = await self._call(info.flag, deadline)
         except TimeoutError:
             raise GuestTimeoutError(f"no reply to {name} within {deadline:g} s") from None
@@ -150,7 +157,7 @@ class LibvirtGuestChannel:
         return info.convert(params)
 
     async def _call(self, flag: int, deadline: float) -> Params | GuestAgentError:
-        """Query one kind of information. If cancelled, wait until libvirt returns: before, the timeout is not restored."""
+        """Query one kind of information. If this is cancelled, wait until libvirt returns, because only then the timeout is restored."""
         loop, seconds = asyncio.get_running_loop(), max(1, round(deadline))
         end = loop.time() + seconds + 1
         call = asyncio.ensure_future(self._daemon.pool.run(lambda connection: self._query(connection, flag, seconds)))
@@ -173,14 +180,14 @@ class LibvirtGuestChannel:
         return params
 
     def close(self) -> None:
-        """End the connection; a call that waits ends by its own timeout."""
+        """End the connection. A call in progress ends by its own timeout."""
         if not self.ended.done():
             self.ended.set_result(GuestChannelError("closed by the agent"))
 
 
 @contextmanager
 def _response_timeout(domain: Any, seconds: int) -> Iterator[None]:
-    """Let calls to the guest agent wait for this long. The manager has the same timeout, so restore its default."""
+    """Set the timeout of calls to the guest agent during a `with` block. Restore the default, because the manager's calls also use it."""
     domain.agentSetResponseTimeout(seconds, 0)
     try:
         yield
@@ -191,7 +198,7 @@ def _response_timeout(domain: Any, seconds: int) -> Iterator[None]:
 def _to_guest_error(error: QmpError) -> GuestAgentError:
     match error:
         case CommandError():
-            return GuestCommandError(error.error_class, error.desc)
+            return GuestAgentCommandError(error.error_class, error.desc)
         case UnreadableReplyError():
             return UnreadableGuestReplyError(str(error))
         case DeniedError():

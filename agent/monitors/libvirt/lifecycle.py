@@ -1,14 +1,14 @@
-"""libvirt's lifecycle events (virDomainEventType) and the migration phase that follows from them. Pure."""
+"""libvirt's lifecycle events (virDomainEventType), and the migration phase that these events show. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
 STARTED, SUSPENDED, RESUMED, STOPPED = 2, 3, 4, 5
-"""virDomainEventType."""
+"""Types of lifecycle events: values of virDomainEventType."""
 
 _STARTED_BY_MIGRATION = 1
-"""VIR_DOMAIN_EVENT_STARTED_MIGRATED: the process exists, and the domain is migrating in."""
+"""Detail of STARTED if the domain migrates in (VIR_DOMAIN_EVENT_STARTED_MIGRATED). The process exists, but does not run the guest yet."""
 _ARRIVAL_EVENTS = {(SUSPENDED, 0), (RESUMED, 0), (RESUMED, 1)}
 """Types and details of the events that end a migration to this host. The domain is resumed, or suspended if it was suspended before."""
 
@@ -24,10 +24,10 @@ _STOP_REASONS = {
     5: "QEMU failed",
     6: "the domain was reverted to a snapshot",
 }
-"""virDomainEventStoppedDetailType."""
+"""Why a domain stopped, by the detail of STOPPED (virDomainEventStoppedDetailType)."""
 
 _CONTINUES_ELSEWHERE = (3, 4)
-"""Details of the type STOPPED that mean that the VM continues on another host, or was saved to a file."""
+"""Details of the type STOPPED if the VM continues on another host, or was saved to a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class LifecycleEvent:
     Attributes:
         uuid: the domain.
         type: number of the type in virDomainEventType.
-        detail: number of the detail, in an enumeration of each type such as virDomainEventStoppedDetailType.
+        detail: number of the detail, in the type's own enumeration such as virDomainEventStoppedDetailType.
     """
 
     uuid: str
@@ -46,7 +46,7 @@ class LifecycleEvent:
 
     @property
     def stop_reason(self) -> str:
-        """Why the domain stopped, for the operator. Only meaningful for the type STOPPED."""
+        """Why the domain stopped, for the operator; valid only for the type STOPPED."""
         return _STOP_REASONS.get(self.detail, "the domain was stopped")
 
     @property

@@ -1,6 +1,6 @@
 """Translation of libvirt's statistics and devices into the results of QMP commands. Pure.
 
-libvirt sends QEMU the same commands, and reports a part of the results under other names and in other units. These tables convert
+libvirt sends the same commands to QEMU, but reports only a part of the results, with its own names and units. These tables convert
 libvirt's values to QEMU's names and units, so that the collectors read one format. A value that libvirt does not report is absent.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agent.monitors.libvirt.devices import GUEST_AGENT_PORT, Devices, ImageLayer
+from agent.monitors.libvirt.devices import GUEST_AGENT_PORT, DomainDevices, ImageLayer
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import Command
 from agent.qmp.errors import CommandError, QmpError
@@ -45,14 +45,14 @@ _PAUSED_RUN_STATES = {
     10: "guest-panicked",
     11: "inmigrate",
 }
-"""QEMU's run state by virDomainPausedReason, for the reasons that have one."""
+"""QEMU's run state by virDomainPausedReason, for the reasons that correspond to a run state."""
 
 
 STATUS_RUNNING = {"status": "running", "running": True}
 """Result of query-status for a running guest."""
 
 
-def query_status(stats: Stats) -> CommandResult:
+def query_status_result(stats: Stats) -> CommandResult:
     """Return the result of query-status."""
     state = stats.get("state.state")
     run_state = _RUN_STATES.get(state, "") if isinstance(state, int) else ""
@@ -64,7 +64,7 @@ def query_status(stats: Stats) -> CommandResult:
 
 
 def _missing_value_error(key: str) -> CommandError:
-    """Return an error for a command whose value libvirt does not report now. With this error class the collector stays enabled."""
+    """Return the error of a command whose value libvirt does not report now. Its error class does not disable the collector."""
     return CommandError("GenericError", f"libvirt's statistics have no {key}")
 
 
@@ -84,17 +84,17 @@ _GUEST_STATS: Mapping[str, tuple[str, int]] = {
     "balloon.hugetlb_pgalloc": ("stat-htlb-pgalloc", 1),
     "balloon.hugetlb_pgfail": ("stat-htlb-pgfail", 1),
 }
-"""QEMU's name of a statistic, and the factor from libvirt's unit to QEMU's, by libvirt's name. libvirt rounds bytes down to KiB."""
+"""QEMU's name of a statistic and the factor from libvirt's unit to QEMU's unit, by libvirt's name. libvirt rounds bytes down to KiB."""
 
 
-def query_balloon(stats: Stats) -> CommandResult:
+def query_balloon_result(stats: Stats) -> CommandResult:
     """Return the result of query-balloon."""
     current = stats.get("balloon.current")
     return {"actual": current * KIB} if type(current) is int else _missing_value_error("balloon.current")
 
 
-def query_memory_size_summary(stats: Stats, devices: Devices) -> CommandResult:
-    """Return the result of query-memory-size-summary; None if there are memory devices, because libvirt only reports the total size."""
+def query_memory_size_summary_result(stats: Stats, devices: DomainDevices) -> CommandResult:
+    """Return the result of query-memory-size-summary; None with memory devices, because libvirt reports only the total size."""
     if devices.memory_devices:
         return None
     total = stats.get("balloon.maximum")
@@ -105,7 +105,7 @@ def query_memory_size_summary(stats: Stats, devices: Devices) -> CommandResult:
     )
 
 
-def guest_stats(stats: Stats) -> dict[str, Any]:
+def guest_stats_value(stats: Stats) -> dict[str, Any]:
     """Return the value of the balloon device's property guest-stats."""
     values = {name: value * unit for key, (name, unit) in _GUEST_STATS.items() if type(value := stats.get(key)) is int}
     return _pick_renamed(stats, {"balloon.last-update": "last-update"}) | {"stats": values}
@@ -142,19 +142,19 @@ QEMU_BUSY_KEY = "agent.qemu_busy"
 
 
 def has_block_stats(stats: Stats) -> bool:
-    """Return whether libvirt could query QEMU's block statistics. If QEMU was busy, libvirt lists the disks without these statistics."""
+    """Return whether libvirt could query QEMU's block statistics. If QEMU was busy, libvirt lists the disks without statistics."""
     images = _image_stats(stats).values()
     return not images or any("rd.reqs" in image for image in images)
 
 
-def devices_cover_stats(stats: Stats, devices: Devices) -> bool:
-    """Return whether the devices have all images of the statistics. They lack one after a snapshot, a pivot of a mirror, or a hotplug."""
+def devices_cover_stats(stats: Stats, devices: DomainDevices) -> bool:
+    """Return whether the devices contain all images in the statistics. One is missing after a snapshot, a mirror's pivot or a hotplug."""
     return _image_stats(stats).keys() <= {
         (disk.target, layer.index) for disk in devices.disks.values() for layer in disk.layers
     }
 
 
-def query_blockstats(stats: Stats, devices: Devices) -> list[dict[str, Any]]:
+def query_blockstats_result(stats: Stats, devices: DomainDevices) -> list[dict[str, Any]]:
     """Return the result of query-blockstats: one entry for each disk. Each entry contains the entry of its backing image."""
     images = _image_stats(stats)
     result = []
@@ -181,7 +181,7 @@ def _node_name(name: str | None) -> dict[str, Any]:
     return {"node-name": name} if name is not None else {}
 
 
-def query_named_block_nodes(stats: Stats, devices: Devices, sizes: FileSizes) -> list[dict[str, Any]]:
+def query_named_block_nodes_result(stats: Stats, devices: DomainDevices, sizes: FileSizes) -> list[dict[str, Any]]:
     """Return the result of query-named-block-nodes: the format node and the storage node of each image whose node names are known."""
     images = _image_stats(stats)
     result: list[dict[str, Any]] = []
@@ -196,7 +196,7 @@ def query_named_block_nodes(stats: Stats, devices: Devices, sizes: FileSizes) ->
                 "drv": layer.format,
                 "image": _pick_renamed(image, {"capacity": "virtual-size"}),
             }
-            # libvirt does not report whether QEMU may write to a backing image or to a storage node.
+            # libvirt does not report whether a backing image or a storage node is read-only.
             format_node |= {"ro": disk.read_only} if depth == 0 else {}
             format_node |= {"backing_file_depth": len(disk.layers) - depth - 1} if disk.chain_complete else {}
             storage_node = {
@@ -218,8 +218,8 @@ def _write_threshold(image: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def has_threshold_slot(node: str, data: "DomainData") -> bool:
-    """Return whether libvirt reports the write threshold of a storage node, or that none is set."""
-    nodes = query_named_block_nodes(data.stats, data.devices, {})
+    """Return whether libvirt reports the write threshold of a storage node; True also if none is set."""
+    nodes = query_named_block_nodes_result(data.stats, data.devices, {})
     return any(entry["node-name"] == node and "write_threshold" in entry for entry in nodes)
 
 
@@ -239,7 +239,7 @@ def _storage_size(image: Mapping[str, Any], layer: ImageLayer, file_size: tuple[
 
 @dataclass(frozen=True, slots=True)
 class DomainData:
-    """The data of a domain that are converted to results of commands.
+    """The data of a domain to convert to results of commands.
 
     Attributes:
         uuid: the domain's UUID.
@@ -254,7 +254,7 @@ class DomainData:
     uuid: str
     name: str
     stats: Stats
-    devices: Devices
+    devices: DomainDevices
     sizes: FileSizes
     stats_error: QmpError | None = None
     devices_error: QmpError | None = None
@@ -266,7 +266,7 @@ _STATS_INTERVAL_PROPERTY = "guest-stats-polling-interval"
 def _qom_property(data: DomainData, arguments: Mapping[str, Any]) -> Any:
     match arguments.get("property"):
         case "guest-stats":
-            return guest_stats(data.stats)
+            return guest_stats_value(data.stats)
         case name if name == _STATS_INTERVAL_PROPERTY:
             return data.devices.stats_interval_seconds
         case "name":
@@ -277,7 +277,7 @@ def _qom_property(data: DomainData, arguments: Mapping[str, Any]) -> Any:
 
 
 def _qom_children(data: DomainData, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the result of qom-list at /machine/peripheral: only the devices that the agent needs."""
+    """Return the result of qom-list at /machine/peripheral with only the devices that the agent needs."""
     if arguments.get("path") != "/machine/peripheral":
         return []
     children = [data.devices.balloon] if data.devices.balloon is not None else []
@@ -286,8 +286,8 @@ def _qom_children(data: DomainData, arguments: Mapping[str, Any]) -> list[dict[s
     return [{"name": alias, "type": f"child<{type_}>"} for alias, type_ in children]
 
 
-def _query_chardev(data: DomainData) -> list[dict[str, Any]]:
-    """Return the result of query-chardev: only the guest agent's channel, which libvirt holds."""
+def _query_chardev_result(data: DomainData) -> list[dict[str, Any]]:
+    """Return the result of query-chardev with only the guest agent's channel. libvirt is the client of this channel."""
     if data.devices.guest_agent is None:
         return []
     alias, connected = data.devices.guest_agent
@@ -297,15 +297,15 @@ def _query_chardev(data: DomainData) -> list[dict[str, Any]]:
 _TRANSLATORS: Mapping[str, Callable[[DomainData, Mapping[str, Any]], Any]] = {
     "query-uuid": lambda data, _: {"UUID": data.uuid},
     "query-name": lambda data, _: {"name": data.name},
-    "query-status": lambda data, _: query_status(data.stats),
-    "query-balloon": lambda data, _: query_balloon(data.stats) if data.devices.balloon is not None else None,
-    "query-memory-size-summary": lambda data, _: query_memory_size_summary(data.stats, data.devices),
+    "query-status": lambda data, _: query_status_result(data.stats),
+    "query-balloon": lambda data, _: query_balloon_result(data.stats) if data.devices.balloon is not None else None,
+    "query-memory-size-summary": lambda data, _: query_memory_size_summary_result(data.stats, data.devices),
     "query-memory-devices": lambda data, _: None if data.devices.memory_devices else [],
-    "query-blockstats": lambda data, _: query_blockstats(data.stats, data.devices),
-    "query-named-block-nodes": lambda data, _: query_named_block_nodes(data.stats, data.devices, data.sizes),
+    "query-blockstats": lambda data, _: query_blockstats_result(data.stats, data.devices),
+    "query-named-block-nodes": lambda data, _: query_named_block_nodes_result(data.stats, data.devices, data.sizes),
     # libvirt enables this capability in every QEMU that supports it.
     "query-migrate-capabilities": lambda _snapshot, _: [{"capability": "events", "state": True}],
-    "query-chardev": lambda data, _: _query_chardev(data),
+    "query-chardev": lambda data, _: _query_chardev_result(data),
     "qom-list": _qom_children,
     "qom-get": _qom_property,
 }
@@ -340,7 +340,7 @@ _NEED_DEVICES = frozenset(
 
 
 def stats_groups(commands: Iterable[Command]) -> set[str]:
-    """Return the groups of statistics that commands need, as names of VIR_DOMAIN_STATS_* without the prefix."""
+    """Return the groups of statistics that commands need, as the names of VIR_DOMAIN_STATS_* without this prefix."""
     return {group for command in commands if (group := _stats_group_of(command)) is not None}
 
 

@@ -1,4 +1,4 @@
-"""Fetches the statistics of many domains in one call to libvirt, without waiting for a domain whose QEMU hangs."""
+"""Fetches the statistics of many domains in one call to libvirt. It does not wait for a domain whose QEMU hangs."""
 
 import asyncio
 from typing import Any
@@ -9,11 +9,11 @@ from agent.monitors.libvirt.connection_pool import ConnectionPool
 from agent.monitors.libvirt.qmp_translation import Stats
 from agent.qmp.errors import CommandError, NotConnectedError, QmpError, UnreadableReplyError
 
-MAX_BATCH = 32
+MAX_BATCH_DOMAINS = 32
 """Maximum number of domains in one call. libvirtd queries their QEMUs one after another."""
 
 BATCH_SECONDS = 0.5
-"""Timeout of a call for many domains. 32 domains take about 0.3 s (libvirt 9.0), so a call that takes longer contains a domain that hangs.
+"""Timeout of a call for many domains. 32 domains take about 0.3 s (libvirt 9.0). A call that takes longer contains a domain that hangs.
 The agent then makes a call for each domain. A domain that waits for two such calls is delayed by at most twice this time."""
 
 RETRY_SECONDS = 0.5
@@ -44,7 +44,7 @@ class StatsBatcher:
         self._requests: list[_StatsRequest] = []
 
     async def fetch(self, uuid: str, groups: int) -> Stats:
-        """Return a domain's statistics; retry while QEMU is busy with another command. There is no deadline: the caller sets one.
+        """Return a domain's statistics. Retry while QEMU is busy with another command. There is no deadline: the caller sets one.
 
         Args:
             uuid: the domain's UUID.
@@ -70,7 +70,7 @@ class StatsBatcher:
                 async with self._batch_lock:
                     if not (request.stats.done() or request.needs_own_call):
                         await self._fetch_batch(
-                            [other for other in self._requests if not other.needs_own_call][:MAX_BATCH]
+                            [other for other in self._requests if not other.needs_own_call][:MAX_BATCH_DOMAINS]
                         )
             return request.stats.result()
         finally:
@@ -78,10 +78,10 @@ class StatsBatcher:
                 self._requests.remove(request)
 
     async def _fetch_batch(self, requests: list[_StatsRequest]) -> None:
-        """Make one call for these requests. If the call times out or libvirt refuses it, each request needs a call of its own.
+        """Make one call for these requests. If the call times out or libvirt refuses it, mark each request for its own call.
 
-        A call that has timed out continues in its thread, and its result is ignored. It keeps the hung domain busy. So later calls do
-        not wait for this domain, because they have the flag VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT.
+        A call that has timed out continues in its thread, and its result is ignored. It keeps the hung domain busy. Later calls do not
+        wait for this domain, because they have the flag VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT.
         """
         uuids = list({request.uuid for request in requests})
         groups = 0
@@ -117,16 +117,16 @@ class StatsBatcher:
             request.stats.set_result(outcome[request.uuid])
         else:
             request.stats.set_exception(NotConnectedError("libvirt no longer has the domain"))
-        request.stats.exception()  # marks it as retrieved, else asyncio logs it if the caller was cancelled
+        request.stats.exception()  # retrieve it, because asyncio logs an exception that no caller retrieves
 
     def _call_libvirt(self, connection: LibvirtConnection, uuids: list[str], groups: int) -> dict[str, Stats]:
         """Return the statistics of these domains by UUID. This method runs in a thread."""
         domains = connection.look_up_domains(uuids)
         results = connection.handle().domainListGetStats(domains, groups, self._flags) if domains else []
-        return {domain.UUIDString(): stats | self._busy_mark(domain, stats) for domain, stats in results}
+        return {domain.UUIDString(): stats | self._busy_stats(domain, stats) for domain, stats in results}
 
-    def _busy_mark(self, domain: Any, stats: Stats) -> Stats:
-        """Return `QEMU_BUSY` with whether QEMU is busy if block statistics are missing, else nothing. This method runs in a thread."""
+    def _busy_stats(self, domain: Any, stats: Stats) -> Stats:
+        """Return an entry that shows whether QEMU is busy, if block statistics are missing; else an empty dict. Runs in a thread."""
         if qmp_translation.has_block_stats(stats):
             return {}
         try:

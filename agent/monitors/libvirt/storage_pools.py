@@ -6,7 +6,7 @@ from agent.common.safe_xml import parse_xml
 from agent.host.pools.libvirt import StoragePool
 from agent.model.record import sanitize
 
-MAX_POOLS = 1000
+MAX_LIBVIRT_POOLS = 1000
 _ACTIVE = 2  # VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE
 
 
@@ -18,7 +18,7 @@ def list_storage_pools(api: Any, handle: Any) -> list[StoragePool]:
         handle: the connection object of that module (`virConnect`).
     """
     pools = []
-    for pool in handle.listAllStoragePools(_ACTIVE)[:MAX_POOLS]:
+    for pool in handle.listAllStoragePools(_ACTIVE)[:MAX_LIBVIRT_POOLS]:
         try:
             text, info = pool.XMLDesc(0), pool.info()
         except api.libvirtError as error:

@@ -5,10 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from agent.common.client_tls import ClientTlsConfig
-from agent.common.config_types import HostPort, PositiveSeconds, Section, Topic, expand_secret_path
-from agent.common.units import Bytes
+from agent.common.config_types import Bytes, ConfigSection, HostPort, PositiveSeconds, Topic, expand_secret_path
 from agent.delivery.sinks.config import SinkConfig
-from agent.delivery.sinks.kafka.message import ContentMode
+from agent.delivery.sinks.kafka.message import DEFAULT_FILTERS, ContentMode, FilterAttribute
 from agent.delivery.sinks.kafka.sasl_config import SaslConfig
 from agent.model.state import STATE_PREFIX
 
@@ -26,7 +25,7 @@ class KafkaConnectionConfig(SinkConfig):
     """Client id, for the logs and quotas of the brokers."""
 
     def client_options(self) -> dict[str, Any]:
-        """Return the keyword arguments with which aiokafka's clients connect.
+        """Return aiokafka's keyword arguments for the connection.
 
         Raises:
             OSError: a certificate or the password file cannot be read.
@@ -63,7 +62,7 @@ class KafkaConnectionConfig(SinkConfig):
             expand_secret_path(path)
 
 
-class TopicRouteConfig(Section):
+class TopicRouteConfig(ConfigSection):
     """A topic for some types of records."""
 
     type: Annotated[str, StringConstraints(pattern=r"^qemu\.[a-z_.]*$")]
@@ -72,7 +71,7 @@ class TopicRouteConfig(Section):
     """Topic of these types."""
 
 
-class KafkaTopicsConfig(Section):
+class KafkaTopicsConfig(ConfigSection):
     """Topic of each kind of record."""
 
     events: Topic = "qemu.events"
@@ -105,7 +104,7 @@ class KafkaTopicsConfig(Section):
         return {self.events, self.samples, self.alerts, *optional, *(route.topic for route in self.routes)}
 
 
-class KafkaTopicCreationConfig(Section):
+class KafkaTopicCreationConfig(ConfigSection):
     """How missing topics are created."""
 
     partitions: Annotated[int, Field(ge=1, le=100_000)] = 12
@@ -126,8 +125,10 @@ class KafkaConfig(KafkaConnectionConfig):
     content_mode: ContentMode = ContentMode.STRUCTURED
     """How records become messages, as in CloudEvents' Kafka binding. structured: the value is the whole record, and headers have the
     attributes for filters. binary: the value is the record's `data`, and headers have all attributes."""
+    headers: list[FilterAttribute] = list(DEFAULT_FILTERS)
+    """Attributes that structured mode repeats as headers, with the prefix `ce_`. Each further one adds 1 to 5 % to compressed batches."""
     max_message_bytes: Annotated[Bytes, Field(ge=8192, le=1 << 30)] = 1_000_000
-    """Largest record to send; larger ones become dead letters. The topics' max.message.bytes must allow it."""
+    """Maximum size of a record. Larger records become dead letters. The topics' max.message.bytes must allow this size."""
     request_timeout: PositiveSeconds = 10.0
     """Time limit of one request to a broker."""
 

@@ -1,7 +1,7 @@
-"""Topic for dead letters: records that their own topic rejects as too large. The journal stores dead letters too.
+"""Topic for dead letters: records that their own topic rejects as too large. The journal also stores dead letters.
 
-A dead letter is the message of the record with additional headers about the rejection. If it is too large for the dead-letter topic too,
-it contains the attributes of the record without `data`.
+A dead letter is the record's message with additional headers about the rejection. If it is also too large for the dead-letter topic, it
+contains the record's attributes without `data`.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import MessageSizeTooLargeError, RecordListTooLargeError
 
 from agent.delivery.sinks.base import SinkError
-from agent.delivery.sinks.kafka.message import NO_TIMESTAMP, KafkaMessage, MessageEncoder, without_data
+from agent.delivery.sinks.kafka.message import NO_TIMESTAMP, Header, MessageEncoder, without_data
 from agent.model.record import EncodedRecord
 
 REASON_HEADER = "dead_letter_reason"
@@ -24,7 +24,7 @@ class DeadLetterTopic:
     """Sends rejected records to the dead-letter topic. After a failure, the next attempt skips the records that Kafka has acknowledged."""
 
     def __init__(self, topic: str, encode: MessageEncoder, topic_for: Callable[[str], str]) -> None:
-        """Set up without records.
+        """Set up the topic. No record was sent yet.
 
         Args:
             topic: name of the dead-letter topic.
@@ -48,7 +48,7 @@ class DeadLetterTopic:
 
         Raises:
             SinkError: Kafka does not acknowledge a record. The caller opens the sink again and sends the records again.
-            KafkaError: Kafka rejects a dead letter for another reason than its size.
+            KafkaError: Kafka rejects a dead letter, and not because of its size.
         """
         for record in records:
             if record.id not in self._acknowledged:
@@ -80,19 +80,17 @@ class DeadLetterTopic:
         self, producer: AIOKafkaProducer, record: EncodedRecord, *, truncated: bool
     ) -> asyncio.Future[object]:
         """Enqueue a dead letter in the producer, and return the future of its acknowledgement."""
-        message = self._encode(without_data(record) if truncated else record)
-        key, value, headers = self._add_rejection_headers(message, record, truncated=truncated)
+        key, value, headers = self._encode(without_data(record) if truncated else record)
+        headers = headers + self._rejection_headers(record, truncated=truncated)
         acknowledgement: asyncio.Future[object] = await producer.send(
             self._topic, value=value, key=key, headers=headers, timestamp_ms=NO_TIMESTAMP
         )
         return acknowledgement
 
-    def _add_rejection_headers(self, message: KafkaMessage, record: EncodedRecord, *, truncated: bool) -> KafkaMessage:
-        headers = [
-            *message.headers,
+    def _rejection_headers(self, record: EncodedRecord, *, truncated: bool) -> list[Header]:
+        return [
             (REASON_HEADER, b"too_large"),
             (TOPIC_HEADER, self._topic_for(record.type).encode()),
             (BYTES_HEADER, str(len(record.body)).encode()),
             (TRUNCATED_HEADER, b"true" if truncated else b"false"),
         ]
-        return message._replace(headers=headers)

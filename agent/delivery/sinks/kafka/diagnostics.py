@@ -27,7 +27,7 @@ from agent.delivery.sinks.kafka.tokens import TokenError
 from agent.model.record import sanitize
 
 PROBE_SECONDS = 5.0
-"""Deadline of a test connection, which finds out why aiokafka could not connect."""
+"""Deadline of a test connection that finds out why aiokafka could not connect."""
 
 
 async def explain_error(
@@ -52,8 +52,8 @@ def _uses_tokens(config: KafkaConnectionConfig) -> bool:
 
 
 async def _explain_connection_failure(error: BaseException, config: KafkaConnectionConfig, probe_seconds: float) -> str:
-    """Connect to each bootstrap server, and return why the connections fail. aiokafka only logs why its own attempts failed."""
-    # The error to explain if a server completes Kafka's handshake: it closes the connection afterwards, or is slow.
+    """Connect to each bootstrap server, and return why the connections fail. aiokafka logs the causes, but does not return them."""
+    # This error remains if a server completes Kafka's handshake: it closes the connection later, or is slow.
     error_after_handshake = error if isinstance(error, TimeoutError) else ConnectionResetError()
     causes = []
     for server in config.bootstrap_servers:
@@ -84,7 +84,7 @@ class _TokenRejectedError(Exception):
 
 
 async def _check_token_accepted(connection: AIOKafkaConnection) -> None:
-    """Check with a request that the broker has accepted the token, because aiokafka ignores the broker's response to the token.
+    """Send a request to check that the broker has accepted the token. aiokafka ignores the broker's response to the token.
 
     Raises:
         _TokenRejectedError: the broker still waits for a token, or closes the connection.

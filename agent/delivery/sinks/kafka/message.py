@@ -1,18 +1,18 @@
 """Encodes records into Kafka messages, in both content modes of the CloudEvents Kafka binding. Pure.
 
-In structured mode the value is the whole record, and headers repeat the attributes by which consumers filter records without parsing them.
-In binary mode the value is the data of the record, and only headers have the attributes.
+In structured mode the value is the whole record, and headers repeat the attributes that consumers filter by without parsing the value.
+In binary mode the value is the record's data, and only the headers have the attributes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 
-from agent.model.record import CONTENT_TYPE, EncodedRecord, Severity, sanitize
+from agent.model.record import CONTENT_TYPE, EncodedRecord, Severity, Vm, sanitize
 
 Header = tuple[str, bytes]
 
@@ -28,11 +28,31 @@ HEADER_PREFIX = "ce_"
 NO_TIMESTAMP = -1
 """Kafka's value for a record without a timestamp. Brokers accept this value regardless of their clocks and limits."""
 
-FILTER_ATTRIBUTES = ("specversion", "severitytext", "severitynumber", "type", "host", "source", "subject", "id")
-"""Attributes that are headers in structured mode too. They add 8 % to a compressed batch of samples; all attributes would add 20 %."""
 
-_STRUCTURED_TYPE: Header = ("content-type", f"{CONTENT_TYPE}; charset=utf-8".encode())
-_FILTER_HEADERS = [(name, f"{HEADER_PREFIX}{name}") for name in FILTER_ATTRIBUTES]
+class FilterAttribute(StrEnum):
+    """Attribute that structured mode can repeat as a header, so that consumers filter records without parsing them."""
+
+    TYPE = "type"
+    SEVERITYNUMBER = "severitynumber"
+    SEVERITYTEXT = "severitytext"
+    HOST = "host"
+    SOURCE = "source"
+    VMUUID = "vmuuid"
+    VMNAME = "vmname"
+    VMNAMESPACE = "vmnamespace"
+    SUBJECT = "subject"
+    ID = "id"
+
+
+DEFAULT_FILTERS = (FilterAttribute.TYPE,)
+"""Attributes that are headers by default. The message key identifies the VM already."""
+
+_TYPE_FILTERS = frozenset({FilterAttribute.TYPE, FilterAttribute.SEVERITYNUMBER, FilterAttribute.SEVERITYTEXT})
+"""Attributes that depend only on the type and the severity of a record."""
+
+_STRUCTURED_TYPE: Header = ("content-type", CONTENT_TYPE.encode())
+DATA_CONTENT_TYPE = b"application/json"
+"""Type of the data of all records. In structured mode the attribute is omitted, because CloudEvents' JSON format has this default."""
 _DATA_MEMBER = b',"data":'
 """Start of the last member of a record's JSON. Earlier members cannot contain this text, because quotes in JSON strings are escaped."""
 
@@ -42,68 +62,79 @@ _HEADER_FRAMING_BYTES = 8
 """Upper bound of the bytes that Kafka adds to the name and the value of a header."""
 
 
-class KafkaMessage(NamedTuple):
-    """A record as a Kafka message, without its timestamp.
+KafkaMessage = tuple[bytes, bytes | None, list[Header]]
+"""A record as a Kafka message, without its timestamp: the key, the value and the headers. A message without a value is a tombstone, which
+deletes its key from a compacted topic. The type is a plain tuple, because creating a named tuple takes longer than an event's headers."""
 
-    Attributes:
-        key: the partition key.
-        value: the value; None for a tombstone, which deletes its key from a compacted topic.
-        headers: the headers: names and values.
-    """
 
-    key: bytes
-    value: bytes | None
-    headers: list[Header]
-
-    @property
-    def max_bytes(self) -> int:
-        """Upper bound of the bytes that the message takes in a batch before compression."""
-        header_bytes = sum(len(name) + len(value) + _HEADER_FRAMING_BYTES for name, value in self.headers)
-        return len(self.key) + len(self.value or b"") + header_bytes + _FRAMING_BYTES
+def max_message_bytes(message: KafkaMessage) -> int:
+    """Return an upper bound of the bytes that a message takes in a batch before compression."""
+    key, value, headers = message
+    header_bytes = sum(len(name) + len(text) + _HEADER_FRAMING_BYTES for name, text in headers)
+    return len(key) + len(value or b"") + header_bytes + _FRAMING_BYTES
 
 
 MessageEncoder = Callable[[EncodedRecord], KafkaMessage]
 """Encodes a record into a message in one of the content modes."""
 
 
-def structured_message(record: EncodedRecord) -> KafkaMessage:
-    """Return the message of a record in structured mode."""
-    if not record.body:
-        return _tombstone_message(record)
-    return KafkaMessage(record.key.encode(), record.body, _filter_headers(record))
+class StructuredMessageEncoder:
+    """Encodes records into messages in structured mode. All messages have the same attributes as headers."""
 
+    def __init__(self, filters: Iterable[FilterAttribute] = DEFAULT_FILTERS) -> None:
+        """Set up an encoder.
 
-def _filter_headers(record: EncodedRecord) -> list[Header]:
-    """Return the headers of a message in structured mode. Only the body of a record from the journal is parsed, because parsing is slow."""
-    if record.vm is None:
+        Args:
+            filters: record attributes to send as message headers. The headers are in the order of `FilterAttribute`.
+        """
+        self._filters = [name for name in FilterAttribute if name in set(filters)]
+        self._own_filters = [name for name in self._filters if name not in _TYPE_FILTERS]
+        self._needs_only_type = self._filters in ([], [FilterAttribute.TYPE])
+        # The headers for a record type, by severity. Messages share these lists, because most messages have no other headers.
+        self._type_headers = lru_cache(maxsize=1024)(self._make_type_headers)
+
+    def __call__(self, record: EncodedRecord) -> KafkaMessage:
+        """Return the message of a record."""
+        if not record.body:
+            return _tombstone_message(record)
+        if record.vm is None and not self._needs_only_type:
+            return record.key.encode(), record.body, self._parse_headers(record)
+        headers = self._type_headers(record.type)[record.severity]
+        if self._own_filters and record.vm is not None:
+            headers = headers + self._make_own_headers(record, record.vm)
+        return record.key.encode(), record.body, headers
+
+    def _parse_headers(self, record: EncodedRecord) -> list[Header]:
+        """Return the headers of a record from the journal. The journal stores the type and the body, so parse the body."""
         attributes, _ = _split_body(record)
-        headers = [(header, str(attributes[name]).encode()) for name, header in _FILTER_HEADERS if name in attributes]
-        return [_STRUCTURED_TYPE, *headers]
-    return [
-        *_type_headers(record.type, record.severity),
-        *_source_headers(record.vm.host, record.vm.source),
-        *_subject_headers(record.subject),
-        ("ce_id", record.id.encode()),
-    ]
+        names = [name for name in self._filters if name in attributes]
+        return [_STRUCTURED_TYPE, *((f"{HEADER_PREFIX}{name}", str(attributes[name]).encode()) for name in names)]
 
+    def _make_type_headers(self, record_type: str) -> list[list[Header]]:
+        """Return the headers for a record type, a list for each severity."""
+        headers = []
+        for severity in Severity:
+            values = {
+                FilterAttribute.TYPE: record_type,
+                FilterAttribute.SEVERITYNUMBER: str(severity.number),
+                FilterAttribute.SEVERITYTEXT: severity.text,
+            }
+            filters = [name for name in self._filters if name in values]
+            headers.append([_STRUCTURED_TYPE, *((f"{HEADER_PREFIX}{name}", values[name].encode()) for name in filters)])
+        return headers
 
-@lru_cache(maxsize=4096)
-def _source_headers(host: str, source: str) -> tuple[Header, ...]:
-    return ("ce_host", sanitize(host).encode()), ("ce_source", source.encode())
-
-
-@lru_cache(maxsize=4096)
-def _subject_headers(subject: str) -> tuple[Header, ...]:
-    return (("ce_subject", sanitize(subject).encode()),) if subject.strip() else ()
-
-
-@lru_cache(maxsize=1024)
-def _type_headers(record_type: str, severity: Severity) -> tuple[Header, ...]:
-    severity_headers: list[Header] = [
-        ("ce_severitytext", severity.text.encode()),
-        ("ce_severitynumber", str(severity.number).encode()),
-    ]
-    return _STRUCTURED_TYPE, ("ce_specversion", b"1.0"), *severity_headers, ("ce_type", record_type.encode())
+    def _make_own_headers(self, record: EncodedRecord, vm: Vm) -> list[Header]:
+        """Return the headers that records of one type do not share."""
+        values = {
+            FilterAttribute.HOST: sanitize(vm.host),
+            FilterAttribute.SOURCE: vm.source,
+            FilterAttribute.VMUUID: vm.uuid,
+            FilterAttribute.VMNAME: sanitize(vm.name) if vm.uuid else "",
+            FilterAttribute.VMNAMESPACE: sanitize(vm.namespace),
+            FilterAttribute.SUBJECT: sanitize(record.subject) if record.subject.strip() else "",
+            FilterAttribute.ID: record.id,
+        }
+        return [(f"{HEADER_PREFIX}{name}", values[name].encode()) for name in self._own_filters if values[name]]
 
 
 def binary_message(record: EncodedRecord) -> KafkaMessage:
@@ -111,20 +142,24 @@ def binary_message(record: EncodedRecord) -> KafkaMessage:
     if not record.body:
         return _tombstone_message(record)
     attributes, data = _split_body(record)
-    headers = [("content-type", attributes.pop("datacontenttype").encode())]
+    headers = [("content-type", DATA_CONTENT_TYPE)]
     headers += [(f"{HEADER_PREFIX}{name}", str(value).encode()) for name, value in attributes.items()]
-    return KafkaMessage(record.key.encode(), data, headers)
+    return record.key.encode(), data, headers
 
 
 def _tombstone_message(record: EncodedRecord) -> KafkaMessage:
     """Return the message that deletes the key of a record. It is not a CloudEvent, so it has no headers."""
-    return KafkaMessage(record.key.encode(), None, [])
+    return record.key.encode(), None, []
 
 
-MESSAGE_ENCODERS: dict[ContentMode, MessageEncoder] = {
-    ContentMode.STRUCTURED: structured_message,
-    ContentMode.BINARY: binary_message,
-}
+def build_message_encoder(mode: ContentMode, filters: Iterable[FilterAttribute] = DEFAULT_FILTERS) -> MessageEncoder:
+    """Return the encoder of a content mode.
+
+    Args:
+        mode: the content mode.
+        filters: attributes that are headers in structured mode. In binary mode, all attributes are headers.
+    """
+    return binary_message if mode is ContentMode.BINARY else StructuredMessageEncoder(filters)
 
 
 def without_data(record: EncodedRecord) -> EncodedRecord:

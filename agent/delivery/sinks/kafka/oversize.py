@@ -13,7 +13,7 @@ BatchSize = Callable[[EncodedRecord], int]
 
 
 class OversizeHandler:
-    """Finds the records that are too large for their topic, over several attempts to send a batch.
+    """Finds the records that are too large for their topic. This takes several attempts to send a batch.
 
     After Kafka rejects a batch of several records, the next batches are smaller. If the rejected batch does not exceed the limit of
     its topic, each of its records is a suspect. The next attempt sends each suspect in a separate batch.
@@ -33,9 +33,14 @@ class OversizeHandler:
         # By topic: the smallest record of the last batch that the topic accepted.
         self._smallest_accepted: dict[str, EncodedRecord] = {}
 
+    @property
+    def has_suspects(self) -> bool:
+        """True if some records have to be sent in separate batches."""
+        return bool(self._suspects)
+
     def has_suspect(self, records: Collection[EncodedRecord]) -> bool:
         """Return whether one of the records has to be sent in a separate batch."""
-        return bool(self._suspects) and not self._suspects.isdisjoint(record.id for record in records)
+        return not self._suspects.isdisjoint(record.id for record in records)
 
     def on_batch_rejected(self, topic: str, size: int, batch_bytes: int, ids: list[str]) -> None:
         """Handle a batch that Kafka rejected as too large in this attempt.
@@ -60,20 +65,20 @@ class OversizeHandler:
         self._suspects -= ids
 
     async def find_too_large(self, batch: Sequence[EncodedRecord], batch_size: BatchSize) -> set[str]:
-        """Prepare the next attempt. Return the ids of the records that are too large for a topic which accepts other records.
+        """Prepare the next attempt. Return the ids of the records that are too large for their topic.
 
         Args:
-            batch: the records that were sent in this attempt and in earlier ones.
+            batch: the records that were sent in this attempt and in earlier attempts.
             batch_size: returns the bytes of a batch with one record.
 
         Raises:
-            SinkError: the limit of a topic is too low for any record; records wait until the limit is raised.
+            SinkError: the limit of a topic is too low for any record. The records wait until the limit is raised.
         """
         await self._prepare_smaller_batches()
         return await self._compare_with_limits(batch, batch_size) if self._rejected_records else set()
 
     async def _prepare_smaller_batches(self) -> None:
-        """For each rejected batch, limit the size of the topic's next batches, or make the records of the batch suspects."""
+        """Handle each rejected batch: limit the size of the topic's next batches, or make the records of the batch suspects."""
         batches, self._rejected_batches = self._rejected_batches, []
         for topic, size, ids in batches:
             limit = await read_max_message_bytes(self._config.client_options(), topic)
@@ -83,7 +88,7 @@ class OversizeHandler:
                 self._suspects.update(ids)
 
     async def _compare_with_limits(self, batch: Sequence[EncodedRecord], batch_size: BatchSize) -> set[str]:
-        """Return the ids of the records that Kafka rejected in a batch with one record, if the topic accepts other records."""
+        """Return the ids of the rejected records that were alone in their batch, and whose topic accepts other records."""
         rejected: dict[str, list[EncodedRecord]] = {}
         for record in batch:
             if record.id in self._rejected_records:
@@ -95,7 +100,7 @@ class OversizeHandler:
                 record for record in batch if record.id not in sizes and self._config.topic_for(record.type) == topic
             ]
             if (accepted := self._smallest_accepted.get(topic)) is not None:
-                others.append(accepted)  # because the other records may be too large too
+                others.append(accepted)  # the other records in the batch may all be too large
             smallest = min(others, key=_body_bytes, default=None)
             limit = SizeLimit(
                 await read_max_message_bytes(self._config.client_options(), topic),

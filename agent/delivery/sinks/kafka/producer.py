@@ -1,9 +1,9 @@
 """Starts aiokafka's producers with the settings of the sink, and discards them after any failure.
 
-An idempotent producer does not recover from a batch that failed for good: its sequence numbers no longer match the broker's, and every
-later batch fails too (aiokafka issue 1017). A producer does not use its bootstrap servers again after all brokers have moved (aiokafka
-issue 459). Its `stop` waits forever for brokers that are gone (aiokafka issue 1101). So after any failure, the supervisor closes the sink,
-opens it with a new producer and sends the batch again.
+An idempotent producer does not recover from a batch that failed permanently: its sequence numbers no longer match the broker's, and every
+later batch also fails (aiokafka issue 1017). A producer does not use its bootstrap servers again after all brokers have moved (aiokafka
+issue 459). A producer's `stop` waits forever for brokers that are gone (aiokafka issue 1101). So after any failure, the supervisor closes
+the sink, opens it with a new producer and sends the batch again.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from aiokafka.errors import KafkaError
 
 from agent.delivery.sinks.kafka.config import KafkaConfig
 
-BATCH_BYTES = 1024 * 1024
+KAFKA_BATCH_BYTES = 1024 * 1024
 """Maximum bytes of a Kafka batch before compression. Each partition has one batch in flight, so small batches limit the rate."""
 UNCOMPRESSED_BATCH_BYTES = 256 * 1024
 """Maximum bytes of a Kafka batch if batches are not compressed."""
@@ -30,13 +30,13 @@ async def start_producer(config: KafkaConfig, options: Mapping[str, Any], close_
         close_seconds: maximum time in seconds to discard a producer that fails to start.
     """
     codec = None if config.compression == "none" else config.compression
-    batch_bytes = BATCH_BYTES if codec else UNCOMPRESSED_BATCH_BYTES
+    batch_bytes = KAFKA_BATCH_BYTES if codec else UNCOMPRESSED_BATCH_BYTES
     producer = AIOKafkaProducer(
         acks="all",
         enable_idempotence=True,
         compression_type=codec,
         max_batch_size=min(batch_bytes, config.max_message_bytes),
-        max_request_size=config.max_message_bytes + BATCH_BYTES,
+        max_request_size=config.max_message_bytes + KAFKA_BATCH_BYTES,
         retry_backoff_ms=250,
         metadata_max_age_ms=60_000,
         **options,
@@ -52,13 +52,13 @@ async def start_producer(config: KafkaConfig, options: Mapping[str, Any], close_
 async def discard_producer(producer: AIOKafkaProducer, seconds: float) -> None:
     """End a producer immediately, with its tasks and connections.
 
-    The producer's `stop` waits for brokers that may never reply. When its sender is cancelled, the sender waits for its requests; they end
-    with an exception that aiokafka 0.14 does not handle. A connection that is closed but not aborted stays open until the broker has read
-    all data.
+    Do not call the producer's `stop`, because it waits for brokers that may never reply. A cancelled sender waits for its requests, which
+    end with an exception that aiokafka 0.14 does not handle. Abort the connections, because a closed connection stays open until the
+    broker has read all data.
 
     Args:
         producer: the producer.
-        seconds: maximum time in seconds for the end of its tasks.
+        seconds: maximum time in seconds to wait for the end of its tasks.
     """
     producer._closed = True  # noqa: SLF001 - otherwise it logs a warning when it is garbage-collected
     sender, client, accumulator = producer._sender, producer.client, producer._message_accumulator  # noqa: SLF001
@@ -74,7 +74,7 @@ async def discard_producer(producer: AIOKafkaProducer, seconds: float) -> None:
     for batch in batches:
         for future in (batch.future, batch._drain_waiter):  # noqa: SLF001
             if future.done() and not future.cancelled():
-                future.exception()  # retrieve it: otherwise asyncio warns, because no task may be waiting for it
+                future.exception()  # retrieve it, because asyncio warns about an exception that no task retrieves
     for connection in list(client._conns.values()):  # noqa: SLF001
         writer = connection._writer  # noqa: SLF001
         connection.close()

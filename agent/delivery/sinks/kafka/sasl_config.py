@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import StringConstraints, model_validator
 
 from agent.common.client_tls import ClientTlsConfig
-from agent.common.config_types import SecretPath, Section, expand_secret_path
+from agent.common.config_types import ConfigSection, SecretPath, expand_secret_path
 
 if TYPE_CHECKING:
     from aiokafka.abc import AbstractTokenProvider
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 
 
-class OauthConfig(Section):
+class OauthConfig(ConfigSection):
     """Fetches tokens for OAUTHBEARER from an OAuth 2.0 token endpoint, by OIDC client credentials."""
 
     token_url: Annotated[str, StringConstraints(pattern=r"^https?://[^/@]+(/.*)?$")]
@@ -26,10 +26,10 @@ class OauthConfig(Section):
     scope: str | None = None
     """Scope of the token, if the token endpoint or the brokers require one."""
     tls: ClientTlsConfig | None = None
-    """Certificates for the token endpoint; without it, the system's CA certificates are trusted. Changed files are read again."""
+    """Certificates for the token endpoint; by default, the system's CA certificates are trusted. Changed files are read again."""
 
 
-class SaslConfig(Section):
+class SaslConfig(ConfigSection):
     """Credentials for the brokers."""
 
     mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
@@ -60,7 +60,7 @@ class SaslConfig(Section):
 
     @property
     def identity(self) -> str:
-        """The user, the OAuth client or the token file with which the agent authenticates, for error messages."""
+        """The user, the OAuth client or the token file that the agent authenticates with, for error messages."""
         if self.username is not None:
             return f"user {self.username}"
         return (

@@ -1,7 +1,7 @@
 """Sink that sends records to Kafka. Messages follow the CloudEvents Kafka binding 1.0.2, and the key of a message identifies the VM.
 
-An error that affects every record is an outage: the records wait. A record becomes a dead letter only if Kafka rejects it as too large and
-accepts other records. A timestamp never prevents delivery: if Kafka rejects the timestamp of a record, the record is sent without one.
+If an error affects every record, the records wait. A record becomes a dead letter only if Kafka rejects it as too large and accepts other
+records. A timestamp never prevents delivery: if Kafka rejects a record's timestamp, the sink sends the record without a timestamp.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
@@ -30,7 +31,7 @@ from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.kafka.config import KafkaConfig
 from agent.delivery.sinks.kafka.dead_letters import DeadLetterTopic
 from agent.delivery.sinks.kafka.diagnostics import PROBE_SECONDS, explain_error
-from agent.delivery.sinks.kafka.message import MESSAGE_ENCODERS, NO_TIMESTAMP, KafkaMessage
+from agent.delivery.sinks.kafka.message import NO_TIMESTAMP, KafkaMessage, build_message_encoder, max_message_bytes
 from agent.delivery.sinks.kafka.oversize import OversizeHandler
 from agent.delivery.sinks.kafka.producer import discard_producer, start_producer
 from agent.delivery.sinks.kafka.topic_settings import read_topic_setting
@@ -50,7 +51,7 @@ class KafkaTimings:
         check: time between two checks that the topics exist, while a batch waits for its acknowledgement.
         close: to discard a producer.
         probe: for the test connection that finds out why aiokafka could not connect.
-        workaround: how long a topic gets no timestamps after it rejected one, or smaller batches after it rejected one as too large.
+        workaround: how long a topic gets no timestamps after it rejected one, or smaller batches after it rejected a large batch.
     """
 
     open: float = 30.0
@@ -63,7 +64,7 @@ class KafkaTimings:
 
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 _RETRY_NOW = (*_TOO_LARGE, InvalidTimestampError)
-"""Errors after which the next attempt differs, by smaller batches or by no timestamps. So the retry needs no wait."""
+"""Errors after which the next attempt uses smaller batches or no timestamps, so that it needs no wait."""
 
 
 class KafkaSink:
@@ -84,7 +85,7 @@ class KafkaSink:
         self._timings = timings or KafkaTimings()
         self._producer: AIOKafkaProducer | None = None
         self._clock = clock
-        self._encode = MESSAGE_ENCODERS[config.content_mode]
+        self._encode = build_message_encoder(config.content_mode, config.headers)
         self._workarounds = TopicWorkarounds(self._timings.workaround)
         self._cleanup_policy: str | None = None  # of the state topic; None if unknown
         self._oversize = OversizeHandler(config, self._workarounds)
@@ -170,14 +171,14 @@ class KafkaSink:
         self._rejected |= await self._oversize.find_too_large(
             batch, lambda record: _batch_bytes(producer, self._encode(record))
         )
-        # Raise a failure that needs a wait first, because other failures are retried immediately.
+        # If a failure needs a wait, raise that failure, because other failures are retried immediately.
         for failure in sorted(failures, key=lambda failure: isinstance(failure, _RETRY_NOW)):
             if isinstance(failure, Exception) and not isinstance(failure, SinkError):
                 text = await explain_error(failure, self._config, self._timings.probe)
                 raise SinkError(text, retry_now=isinstance(failure, _RETRY_NOW)) from failure
             raise failure
         ids = {record.id for record in batch}
-        rejected = [record for record in batch if record.id in self._rejected]
+        rejected = [record for record in batch if record.id in self._rejected] if self._rejected else []
         if rejected and self._dead_letters is not None:
             await self._send_dead_letters(producer, self._dead_letters, rejected)
         self._rejected -= ids
@@ -223,6 +224,8 @@ class KafkaSink:
             if not sending.done():
                 sending.cancel()
                 await asyncio.wait({sending})
+                with contextlib.suppress(asyncio.CancelledError):
+                    sending.exception()  # retrieve it, because asyncio logs an exception that no call retrieves
         return sending.result()
 
     async def _check_topics(self, producer: AIOKafkaProducer, topics: set[str]) -> None:
@@ -238,23 +241,18 @@ class KafkaSink:
         """Return the records of a batch that are not acknowledged or rejected yet, by topic and partition."""
         partitions: dict[tuple[str, int], list[EncodedRecord]] = {}
         routes: dict[tuple[str, str], list[EncodedRecord]] = {}  # one lookup for all records of a type and a VM
+        # Do not encode a small record to check its size, because its key and its headers only repeat parts of its body.
+        small = self._config.max_message_bytes // 4
+        has_done = bool(self._acknowledged)
         for record in batch:
-            if self._exceeds_max_message_bytes(record):
+            if len(record.body) > small and max_message_bytes(self._encode(record)) > self._config.max_message_bytes:
                 self._rejected.add(record.id)
-            if record.id not in self._rejected and record.id not in self._acknowledged:
+            if not (has_done and record.id in self._acknowledged) and record.id not in self._rejected:
                 records = routes.get(route := (record.type, record.key))
                 if records is None:
                     records = routes[route] = partitions.setdefault(self._choose_partition(producer, *route), [])
                 records.append(record)
         return partitions
-
-    def _exceeds_max_message_bytes(self, record: EncodedRecord) -> bool:
-        """Return whether a record is larger than the configured maximum.
-
-        A small record is not encoded for this check, because its key and its headers only repeat parts of its body.
-        """
-        limit = self._config.max_message_bytes
-        return len(record.body) > limit // 4 and self._encode(record).max_bytes > limit
 
     def _choose_partition(self, producer: AIOKafkaProducer, record_type: str, key: str) -> tuple[str, int]:
         """Return the topic of a record type, and the partition that Kafka's Java client chooses for the key."""
@@ -267,7 +265,7 @@ class KafkaSink:
     async def _send_partition(
         self, producer: AIOKafkaProducer, topic: str, partition: int, records: Sequence[EncodedRecord]
     ) -> None:
-        """Send the records of one partition, one batch at a time: a batch must not overtake an earlier batch that failed."""
+        """Send the records of one partition, one batch at a time, so that no batch overtakes an earlier batch that failed."""
         start = 0
         while start < len(records):
             batch = producer.create_batch()
@@ -289,7 +287,7 @@ class KafkaSink:
             start = end
 
     def _latest_allowed_timestamp(self, topic: str) -> int:
-        """Return the latest allowed timestamp of a record, in milliseconds since the epoch; NO_TIMESTAMP if records get no timestamp."""
+        """Return the latest allowed timestamp of a record, in milliseconds since the epoch; NO_TIMESTAMP to send no timestamps."""
         return self._clock() // 1_000_000 if self._workarounds.has_timestamps(topic) else NO_TIMESTAMP
 
     def _stop_timestamps(self, topic: str) -> None:
@@ -304,27 +302,31 @@ class KafkaSink:
     def _fill_batch(
         self, batch: Any, records: Sequence[EncodedRecord], start: int, latest_ms: int, max_bytes: float
     ) -> tuple[int, int]:
-        """Add records to a batch while it has room. A record that may be too large gets a batch of its own.
+        """Add records to a batch while it has room. Put a record that may be too large into its own batch.
 
         Args:
             batch: aiokafka's batch builder.
             records: the records of the partition.
             start: index of the first record to add.
             latest_ms: the latest allowed timestamp, in milliseconds since the epoch; or NO_TIMESTAMP.
-            max_bytes: maximum bytes of the batch; the first record is added whatever its size.
+            max_bytes: maximum bytes of the batch. The first record is added even if it is larger.
 
         Returns:
             the index of the first record that is not in the batch, and the bytes of the batch before compression.
         """
-        end = start
-        while end < len(records):
-            message = self._encode(records[end])
-            timestamp = _limit_timestamp(records[end].time_ns, latest_ms)
-            is_full = end > start and max_bytes < math.inf and batch.size() + message.max_bytes > max_bytes
-            if is_full or not _append_message(batch, message, timestamp):
+        encode, is_limited, has_suspects = self._encode, max_bytes < math.inf, self._oversize.has_suspects
+        end, append = start, batch.append  # aiokafka's docstring is wrong: its timestamps are in milliseconds
+        for record in islice(records, start, None):
+            message = key, value, headers = encode(record)
+            if is_limited and end > start and batch.size() + max_message_bytes(message) > max_bytes:
+                break
+            time_ms = record.time_ns // 1_000_000
+            if not 0 <= time_ms <= latest_ms:
+                time_ms = _limit_timestamp(time_ms, latest_ms)
+            if append(key=key, value=value, timestamp=time_ms, headers=headers) is None:
                 break
             end += 1
-            if self._oversize.has_suspect(records[end - 1 : end + 1]):
+            if has_suspects and self._oversize.has_suspect(records[end - 1 : end + 1]):
                 break
         return end, batch.size()
 
@@ -349,28 +351,25 @@ def _missing_topic_error(topic: str) -> str:
 
 @lru_cache(maxsize=16384)
 def hash_key(key: str) -> int:
-    """Return the hash by which Kafka's Java client chooses the partition of a key."""
+    """Return the hash that Kafka's Java client uses to choose the partition of a key."""
     return int(murmur2(key.encode())) & 0x7FFFFFFF
 
 
-def _limit_timestamp(time_ns: int, latest_ms: int) -> int:
-    """Return the timestamp of a record in milliseconds since the epoch, or NO_TIMESTAMP.
+def _limit_timestamp(time_ms: int, latest_ms: int) -> int:
+    """Return the timestamp to send for a record whose time is before 1970 or after `latest_ms`. QEMU may send any time in an event.
 
-    QEMU may send any time in an event, so the timestamp is limited to the range from 1970 to `latest_ms`.
+    Args:
+        time_ms: the record's time, milliseconds since the epoch.
+        latest_ms: the latest allowed timestamp, in milliseconds since the epoch; or NO_TIMESTAMP.
     """
-    return latest_ms if latest_ms == NO_TIMESTAMP else max(0, min(time_ns // 1_000_000, latest_ms))
-
-
-def _append_message(batch: Any, message: KafkaMessage, timestamp_ms: int) -> bool:
-    """Add a message to a batch; return whether the batch had room for it. aiokafka's docstring is wrong: timestamps are in milliseconds."""
-    key, value, headers = message
-    return batch.append(key=key, value=value, timestamp=timestamp_ms, headers=headers) is not None
+    return latest_ms if latest_ms == NO_TIMESTAMP or time_ms > 0 else 0
 
 
 def _batch_bytes(producer: AIOKafkaProducer, message: KafkaMessage) -> int:
     """Return the bytes of a batch with only this message, compressed like the batches of the producer."""
     batch = producer.create_batch()
-    _append_message(batch, message, NO_TIMESTAMP)
+    key, value, headers = message
+    batch.append(key=key, value=value, timestamp=NO_TIMESTAMP, headers=headers)
     return len(batch._build())  # noqa: SLF001 - aiokafka's public `size` is the size before the compression
 
 

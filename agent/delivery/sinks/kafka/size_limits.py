@@ -7,25 +7,25 @@ from typing import Any
 from agent.delivery.sinks.kafka.topic_settings import read_topic_setting
 
 TYPICAL_RECORD_BYTES = 4096
-"""Most records are smaller than this."""
+"""Upper bound of the size of most records."""
 
 
 @dataclass(frozen=True, slots=True)
 class SizeLimit:
-    """The size limit of a topic, and the size of another record of the topic for comparison.
+    """The size limit of a topic, and the size of another record of the topic to compare with.
 
-    The size of a record is the size of a compressed batch with only this record. It includes the key, the headers and the framing.
+    A record's size is the size of a compressed batch with only this record, including the key, the headers and the framing.
 
     Attributes:
         max_message_bytes: the topic's max.message.bytes; None if the agent is not authorized to read it.
-        smallest_other: size of the smallest other record in the batch, or of one acknowledged earlier; None if there is no other record.
+        smallest_other: size of the smallest other record in the batch or acknowledged earlier; None if there is no other record.
     """
 
     max_message_bytes: int | None
     smallest_other: int | None
 
     def is_record_too_large(self, size: int) -> bool:
-        """Return whether a rejected record of `size` bytes is too large, while the topic accepts other records."""
+        """Return whether a rejected record of `size` bytes is too large for a topic that accepts other records."""
         if self.max_message_bytes is not None and size <= self.max_message_bytes:
             return False  # the limit was raised after the rejection
         if self.max_message_bytes is not None and self.smallest_other is not None:

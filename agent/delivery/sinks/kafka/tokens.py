@@ -14,7 +14,7 @@ import orjson
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaError
 
-from agent.common.http_credentials import READ_SECONDS, HttpClientConfig, HttpCredentials, read_secret
+from agent.common.http_credentials import SECRET_READ_SECONDS, HttpClientConfig, HttpCredentials, read_secret
 from agent.delivery.sinks.kafka.sasl_config import OauthConfig
 from agent.model.record import sanitize
 
@@ -23,13 +23,13 @@ _log = logging.getLogger(__name__)
 FETCH_SECONDS = 10.0
 """Timeout of a request to the token endpoint."""
 REFRESH_AFTER = 0.8
-"""Fraction of its lifetime after which a token is replaced. Kafka's Java client has the same default (sasl.login.refresh.window.factor)."""
+"""Share of a token's lifetime after which it is replaced. Kafka's Java client has the same default (sasl.login.refresh.window.factor)."""
 MAX_RESPONSE_BYTES = 1 << 18
 """Maximum size of the token endpoint's response."""
 
 
 class TokenError(KafkaError):  # type: ignore[misc]  # aiokafka has no types
-    """There is no valid token. It is a KafkaError, because aiokafka retries after these errors. The operator reads its text."""
+    """There is no valid token. This is a KafkaError, because aiokafka retries after such errors. The text is for the operator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Token:
     lifetime: float | None
 
     def is_fresh(self, now: float) -> bool:
-        """Return whether the token need not be replaced yet; False if its lifetime is unknown."""
+        """Return whether it is too early to replace the token; False if its lifetime is unknown."""
         return self.lifetime is not None and now < self.fetched_at + REFRESH_AFTER * self.lifetime
 
     def is_valid(self, now: float) -> bool:
@@ -98,7 +98,7 @@ class EndpointTokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # aio
         if self._config.client_secret_file is None:
             form["client_id"] = self._config.client_id
         else:
-            async with asyncio.timeout(READ_SECONDS):
+            async with asyncio.timeout(SECRET_READ_SECONDS):
                 secret = await asyncio.to_thread(read_secret, self._config.client_secret_file)
             pair = f"{quote_plus(self._config.client_id)}:{quote_plus(secret)}".encode()
             options["headers"] = {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
@@ -162,7 +162,7 @@ class FileTokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # aiokafk
             TokenError: the file cannot be read or is empty.
         """
         try:
-            async with asyncio.timeout(READ_SECONDS):
+            async with asyncio.timeout(SECRET_READ_SECONDS):
                 text = (await asyncio.to_thread(read_secret, self._path)).strip()
         except (OSError, TimeoutError) as error:
             raise TokenError(f"no token: {_describe_error_cause(error)}; check kafka.sasl.token_file") from error

@@ -9,7 +9,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 
-READ_SECONDS = 5.0
+SETTINGS_READ_SECONDS = 5.0
 """Deadline for reading a setting."""
 
 
@@ -22,7 +22,7 @@ async def read_topic_setting(options: Mapping[str, Any], topic: str, name: str) 
         name: name of the setting.
     """
     with contextlib.suppress(KafkaError, OSError, TimeoutError, ValueError):
-        async with asyncio.timeout(READ_SECONDS):
+        async with asyncio.timeout(SETTINGS_READ_SECONDS):
             admin = AIOKafkaAdminClient(**options)
             try:
                 await admin.start()

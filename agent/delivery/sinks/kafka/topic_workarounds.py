@@ -8,13 +8,13 @@ class TopicWorkarounds:
     """The topics with a workaround, and until when each workaround applies."""
 
     def __init__(self, seconds: float) -> None:
-        """Set up without workarounds.
+        """Create an object without topics.
 
         Args:
-            seconds: how long a workaround applies. Afterwards, the sink tries again without the workaround.
+            seconds: how long a workaround applies. After this time, the sink tries again without the workaround.
         """
         self._seconds = seconds
-        self._max_batch_bytes: dict[str, tuple[int, float]] = {}  # with the end of the workaround, by time.monotonic
+        self._max_batch_bytes: dict[str, tuple[int, float]] = {}  # bytes, and the end of the limit by time.monotonic
         self._without_timestamps: dict[str, float] = {}  # until when, by time.monotonic
 
     def limit_batches(self, topic: str, max_bytes: int) -> None:
@@ -27,7 +27,7 @@ class TopicWorkarounds:
         return max_bytes if time.monotonic() < until else math.inf
 
     def stop_timestamps(self, topic: str) -> bool:
-        """Send records without timestamps to a topic from now on. Return whether this is the first time for the topic."""
+        """Send records without timestamps to a topic from now on. Return True if this topic never had this workaround."""
         is_first = topic not in self._without_timestamps
         self._without_timestamps[topic] = time.monotonic() + self._seconds
         return is_first

@@ -1,0 +1,28 @@
+"""The config section of the client of Prometheus' Alertmanager."""
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from agent.alerts.alertmanager_request import AlertmanagerSettings
+from agent.common.config_types import PositiveSeconds, Seconds
+from agent.common.http_credentials import HttpClientConfig
+
+
+class AlertmanagerConfig(HttpClientConfig):
+    """Sends alerts to Prometheus' Alertmanager directly, without Prometheus."""
+
+    urls: Annotated[
+        list[Annotated[str, StringConstraints(pattern=r"^https?://[^/]+(/.*)?$")]], Field(min_length=1, max_length=20)
+    ]
+    """URLs of all members of a high-availability set, without /api/v2. Each member receives every alert."""
+    resend_interval: Annotated[Seconds, Field(ge=1)] = 60.0
+    """How often the agent sends firing alerts again. Alertmanager resolves an alert that it does not receive for four intervals."""
+    labels: dict[str, str] = {}
+    """Labels to add to every alert, such as {cluster: eu1}."""
+    watchdog: PositiveSeconds | None = None
+    """`agent_lost` ends this long after the agent's last request; by default, it never fires. Two rules: docs/how-to/alertmanager.md."""
+
+    def settings(self) -> AlertmanagerSettings:
+        """Return the settings of requests to Alertmanager."""
+        return AlertmanagerSettings(self.resend_interval, self.labels, self.watchdog)

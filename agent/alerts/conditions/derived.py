@@ -1,0 +1,127 @@
+"""Samples that the agent derives for alerts from the samples of other families: chains of images, and memory under a balloon. Pure."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.alerts.conditions.snapshot_ages import SnapshotAges
+from agent.model.family import GAUGE, TEXT, Family, Field, Sample, Values
+from agent.model.metrics.block_layers import BLOCK_LAYER
+from agent.model.metrics.memory import BALLOON, GUEST_MEMORY, MEMORY
+
+DISK_CHAIN = Family(
+    "disk_chain",
+    "query-named-block-nodes and query-blockstats",
+    "The images of a disk and its snapshots.",
+    ("device",),
+    (
+        Field("depth", "depth", GAUGE, "Number of images under the image that the guest writes to."),
+        Field(
+            "age", "snapshot_age_seconds", GAUGE, "Age of the disk's oldest snapshot in seconds; absent without one."
+        ),
+        Field("kind", "snapshot_kind", TEXT, "Kind of the oldest snapshot: internal or external."),
+    ),
+)
+
+BALLOON_MEMORY = Family(
+    "balloon_memory",
+    "qom-get guest-stats, query-balloon and query-memory-size-summary",
+    "The memory of a guest under its balloon.",
+    (),
+    (
+        Field("ratio", "available_ratio", GAUGE, "Share of the guest's memory that it can use without swapping."),
+        Field("held", "held_bytes", GAUGE, "Number of bytes that the balloon holds."),
+    ),
+)
+
+
+@dataclass(slots=True)
+class ConditionMemory:
+    """Values that the conditions of one VM's alerts keep from one poll to the next.
+
+    Attributes:
+        pending: When each condition that has to hold for some time began to hold, in nanoseconds since the epoch; by alert, subject, level.
+        stored: The part of `pending` that is in the VM's stored note.
+        previous: The field's value at the previous poll, for fields that must increase; by alert, subject and level.
+        counters: The generation of the rows, and labels and fields of the last samples, for families whose rows compare only counters.
+        latest: The last values of families whose samples are combined with the samples of another family.
+        events: Times of the counted events in nanoseconds since the epoch, by alert and subject.
+    """
+
+    pending: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    stored: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    previous: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    counters: dict[Family, tuple[int, list[tuple[tuple[str, ...], list[Any]]]]] = field(default_factory=dict)
+    latest: dict[Family, Values] = field(default_factory=dict)
+    events: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Derivation:
+    """Computes the samples of a derived family from polls of other families.
+
+    Attributes:
+        family: The derived family.
+        sources: The families to compute the samples from. Samples are derived after each poll of the first family.
+        derive: Returns the derived samples, given the VM's UUID, its conditions, the samples of the first family and the poll's time.
+    """
+
+    family: Family
+    sources: tuple[Family, ...]
+    derive: Callable[[str, ConditionMemory, Sequence[Sample], int], Iterator[Sample]]
+
+
+def _memory_under_balloon(
+    _uuid: str, conditions: ConditionMemory, samples: Sequence[Sample], _time_ns: int
+) -> Iterator[Sample]:
+    memory, actual = conditions.latest.get(MEMORY, {}), conditions.latest.get(BALLOON, {}).get("actual_bytes")
+    given = memory.get("base_bytes")
+    for sample in samples:
+        available, total = sample.values.get("available_bytes"), sample.values.get("total_bytes")
+        if available is not None and total and actual is not None and given is not None:
+            held = given + memory.get("plugged_bytes", 0) - actual
+            yield Sample(BALLOON_MEMORY, (), {"available_ratio": available / total, "held_bytes": held})
+
+
+def derivations(ages: SnapshotAges) -> tuple[Derivation, ...]:
+    """Return the derivations of all derived families; `ages` stores the ages of external snapshots."""
+
+    def chains(uuid: str, _conditions: ConditionMemory, samples: Sequence[Sample], time_ns: int) -> Iterator[Sample]:
+        layers: dict[str, dict[str, Values]] = {}
+        for sample in samples:
+            device, layer = sample.labels
+            layers.setdefault(device, {})[layer] = sample.values
+        paths = {device: list(_image_paths(of_device)) for device, of_device in layers.items() if "format" in of_device}
+        seen = ages.observe(uuid, {device: images for device, images in paths.items() if images}, time_ns)
+        for device, of_device in layers.items():
+            yield Sample(DISK_CHAIN, (device,), _chain_values(of_device, seen.get(device), time_ns))
+
+    return (
+        Derivation(DISK_CHAIN, (BLOCK_LAYER,), chains),
+        Derivation(BALLOON_MEMORY, (GUEST_MEMORY, BALLOON, MEMORY), _memory_under_balloon),
+    )
+
+
+def _image_paths(layers: Mapping[str, Values]) -> Iterator[str]:
+    """Yield the paths of a disk's images, from the top to the base, until one has no path."""
+    for layer in ("format", *(f"backing-{depth}" for depth in range(1, len(layers)))):
+        path = layers.get(layer, {}).get("path")
+        if not isinstance(path, str) or not path:
+            return
+        yield path
+
+
+def _chain_values(layers: Mapping[str, Values], external_ns: int | None, time_ns: int) -> Values:
+    values: dict[str, Any] = {"depth": sum(layer.startswith("backing-") for layer in layers)}
+    snapshots = layers.get("format", {}).get("snapshots")
+    created = [
+        seconds
+        for snapshot in (snapshots if isinstance(snapshots, list) else ())
+        if isinstance(snapshot, dict) and type(seconds := snapshot.get("created_timestamp_seconds")) is int
+    ]
+    ages = [(time_ns / 1e9 - min(created), "internal")] if created else []
+    ages += [((time_ns - external_ns) / 1e9, "external")] if external_ns is not None else []
+    values["snapshots"] = len(created) + (external_ns is not None)
+    if ages:
+        values["snapshot_age_seconds"], values["snapshot_kind"] = max(ages)
+    return values

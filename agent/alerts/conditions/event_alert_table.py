@@ -1,0 +1,67 @@
+"""The agent's alerts on events for which neither the run state nor a disk matters, a row for each alert. `rows` describes the columns."""
+
+from agent.alerts.conditions.comparison import FieldTest, Operator
+from agent.alerts.conditions.rows import EventAlertRow, EventMatch, Runbook
+from agent.model.record import Severity
+
+_BACKEND_CAUSE = (
+    "The process on the other end of the socket has ended or restarts, such as Open vSwitch, DPDK, SPDK or passt."
+)
+
+
+def _flag_is(field: str, value: bool) -> tuple[FieldTest, ...]:  # noqa: FBT001
+    return (FieldTest((field,), Operator.EQUAL, value),)
+
+
+EVENT_ALERT_ROWS = (
+    EventAlertRow(
+        alert="vhost_user_lost",
+        match=EventMatch("NETDEV_VHOST_USER_DISCONNECTED"),
+        resolved_by=(EventMatch("NETDEV_VHOST_USER_CONNECTED"),),
+        seconds=10.0,
+        severity=Severity.ERROR,
+        help="The backend of a vhost-user network device is gone, and the guest has no network on this device.",
+        runbook=Runbook(
+            _BACKEND_CAUSE, "Start the backend again. QEMU connects by itself if the socket has `reconnect`."
+        ),
+    ),
+    EventAlertRow(
+        alert="netdev_stream_lost",
+        match=EventMatch("NETDEV_STREAM_DISCONNECTED"),
+        resolved_by=(EventMatch("NETDEV_STREAM_CONNECTED"),),
+        seconds=10.0,
+        severity=Severity.ERROR,
+        help="The peer of a stream network backend is gone, and the guest has no network on this device.",
+        runbook=Runbook(
+            _BACKEND_CAUSE, "Start the peer again. QEMU connects by itself if the backend has `reconnect`."
+        ),
+    ),
+    EventAlertRow(
+        alert="pr_manager_lost",
+        match=EventMatch("PR_MANAGER_STATUS_CHANGED", _flag_is("connected", value=False)),
+        resolved_by=(EventMatch("PR_MANAGER_STATUS_CHANGED", _flag_is("connected", value=True)),),
+        seconds=10.0,
+        severity=Severity.ERROR,
+        help="The helper of persistent reservations is gone, so the guest's SCSI reservations fail.",
+        runbook=Runbook(
+            "The process qemu-pr-helper has ended.",
+            "Start qemu-pr-helper again; QEMU connects by itself. Check the guest's cluster software.",
+        ),
+    ),
+    EventAlertRow(
+        alert="reset_loop",
+        match=EventMatch("RESET", _flag_is("guest", value=True)),
+        limit=5.0,
+        seconds=900.0,
+        lasts=900.0,
+        severity=Severity.ERROR,
+        copies=("reason",),
+        help="The guest resets again and again.",
+        runbook=Runbook(
+            "The guest crashes while it boots, its watchdog resets it, or its boot disk is not readable.",
+            "Watch the guest's console. Restore its last working kernel, driver or disk. The alert is resolved 15 minutes after the "
+            "last reset.",
+        ),
+    ),
+)
+"""All rows on events. A row on an event that stops the guest or that names a disk is in `agent.alerts.rules` instead."""

@@ -1,0 +1,168 @@
+"""The types of the rows in the alert tables. One row is one alert: its condition, its severity, its texts and its default limit. Pure.
+
+A new alert is a row in `sample_alert_table` or `event_alert_table`. The row is enough: the record, the metric, the schema,
+docs/reference/alerts.md and the config's check of names follow from it.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+
+from agent.alerts.conditions.comparison import FieldTest, Operator, Value
+from agent.common.vm_patterns import matches_vm
+from agent.model.family import Family, Sample
+from agent.model.record import Severity, Vm
+
+
+class LimitUnit(StrEnum):
+    """The unit of a limit, which decides how the config writes it."""
+
+    NUMBER = "number"
+    SECONDS = "seconds"
+    BYTES = "bytes"
+    RATIO = "ratio"
+
+
+@dataclass(frozen=True, slots=True)
+class Runbook:
+    """Instructions for an alert.
+
+    Attributes:
+        cause: The usual causes.
+        action: What to do.
+    """
+
+    cause: str
+    action: str
+
+
+NO_RUNBOOK = Runbook("", "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConditionRow:
+    """Columns that rows on samples and rows on events share.
+
+    Attributes:
+        alert: The alert's name.
+        severity: The alert's severity.
+        help: The alert's meaning, one sentence.
+        runbook: Instructions for the operator.
+        limit: The default limit. None if the config cannot change it.
+        unit: The unit of the limit.
+        seconds: How long the condition has to hold before the alert fires. For a row that counts events, the time in which events are
+            counted.
+        lasts: How long the alert fires after the condition was last true. None if the end of the condition resolves the alert.
+        custom: Whether the operator wrote the row in the config.
+        vm: Pattern of the names or UUIDs of the VMs.
+        device: Pattern of the subjects.
+    """
+
+    alert: str
+    severity: Severity
+    help: str
+    runbook: Runbook = NO_RUNBOOK
+    limit: float | None = None
+    unit: LimitUnit = LimitUnit.NUMBER
+    seconds: float = 0.0
+    lasts: float | None = None
+    custom: bool = False
+    vm: str = "*"
+    device: str = "*"
+
+    def covers(self, vm: Vm, subject: str) -> bool:
+        """Return whether the row is about this subject of this VM."""
+        return (self.device == "*" or fnmatchcase(subject, self.device)) and (
+            self.vm == "*" or matches_vm(self.vm, vm.name, vm.uuid)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleAlertRow(ConditionRow):
+    """An alert on the samples of a family. Each subject, such as a disk or a job, has its own alert.
+
+    Attributes:
+        family: The family.
+        field: Name of the compared field, or of one of the family's labels.
+        operator: How the field is compared.
+        value: What the field is compared with if `limit` is None. It is not used with `INCREASES`.
+        where: Further tests of the sample that have to be true.
+        hysteresis: Minimum distance of the field from the limit when the alert is resolved, in the unit of the limit.
+        resolve_at: The limit at which a firing alert is resolved, in place of `hysteresis`; None if `hysteresis` applies.
+        unless: Another alert that reports the same cause better. While it fires for the VM, this alert does not fire.
+        unless_pool: The same for an alert of a pool that has images of the disk.
+        level_label: The label that distinguishes the alerts of one subject; empty if a subject has one alert.
+        copies: Further fields to copy into the alert's record.
+        resolves: Whether a sample resolves the alert if the condition is false for it.
+    """
+
+    family: Family
+    field: str
+    operator: Operator
+    value: Value = 0.0
+    where: tuple[FieldTest, ...] = ()
+    hysteresis: float = 0.0
+    resolve_at: float | None = None
+    unless: str = ""
+    unless_pool: str = ""
+    level_label: str = ""
+    copies: tuple[str, ...] = ()
+    resolves: bool = True
+
+    def selects(self, sample: Sample) -> bool:
+        """Return whether the labels of a sample pass the tests of the row."""
+        labels = dict(zip(self.family.labels, sample.labels, strict=True))
+        return all(test.check(labels) is not False for test in self.where if test.path[0] in labels)
+
+    def key_of(self, sample: Sample) -> tuple[str, str]:
+        """Return the subject and the level of the sample's alert. The level of a custom alert contains the sample's further labels."""
+        if self.custom:
+            return sample.subject, " ".join(sample.labels[1:])
+        return sample.subject, sample.labels[sample.family.labels.index(self.level_label)] if self.level_label else ""
+
+    @property
+    def condition(self) -> str:
+        """The condition as text, such as `job.progress_per_second == 0, while job.status == running`."""
+        test = FieldTest((f"{self.family.name}.{self.field}",), self.operator, self.value)
+        what = f"`{test.path[0]} {self.operator} limit`" if self.limit is not None else f"`{test}`"
+        tests = " and ".join(f"`{test}`" for test in self.where)
+        return f"{what} while {tests}" if tests else what
+
+
+@dataclass(frozen=True, slots=True)
+class EventMatch:
+    """Events of one name whose data pass some tests.
+
+    Attributes:
+        event: The event's name in QEMU.
+        where: Tests of the event's data that have to be true.
+    """
+
+    event: str
+    where: tuple[FieldTest, ...] = ()
+
+    def __str__(self) -> str:
+        return f"`{self.event}`" + "".join(f" with `{test}`" for test in self.where)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventAlertRow(ConditionRow):
+    """An alert on an event. Each subject of the event has its own alert.
+
+    With a `limit`, the alert fires at that number of events within `seconds`. Without a limit, it fires if no event has resolved it
+    within `seconds`.
+
+    Attributes:
+        match: The events.
+        resolved_by: Events about the same subject that resolve the alert.
+        copies: Names of the fields of the event to copy into the alert's record.
+    """
+
+    match: EventMatch
+    resolved_by: tuple[EventMatch, ...] = ()
+    copies: tuple[str, ...] = ()
+
+    @property
+    def condition(self) -> str:
+        """The condition as text."""
+        return f"event {self.match}"

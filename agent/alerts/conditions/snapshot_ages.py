@@ -1,0 +1,104 @@
+"""Ages of external snapshots. A live snapshot puts such an image above a disk's image. Pure.
+
+QEMU does not report when an external snapshot was made, so its age begins when the agent first sees it. The agent recognises a snapshot
+by the image that was the disk's top image at the previous poll and is now in the backing chain. A disk that has a backing image at its
+first poll gets no age, because it may be a linked clone. The ages are stored by the VM's UUID, so they survive restarts of the agent
+and of the VM.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+SNAPSHOT_NOTE_PREFIX = "snapshots/"
+"""Prefix of the names of the notes; a VM's UUID follows."""
+
+MAX_VMS = 4096
+"""Maximum number of VMs. Beyond it, the agent forgets the VM that it polled longest ago."""
+MAX_DISKS = 128
+"""Maximum number of disks of a VM, because a QEMU chooses their names."""
+MAX_OVERLAYS = 64
+"""Maximum number of snapshots of a disk."""
+
+
+@dataclass(slots=True)
+class DiskSnapshots:
+    """Images of one disk. Paths are stored as digests, because a QEMU chooses their length.
+
+    Attributes:
+        top: The image that the guest wrote to at the last poll.
+        overlays: When each snapshot was first seen, in nanoseconds since the epoch, by its image.
+    """
+
+    top: str
+    overlays: dict[str, int] = field(default_factory=dict)
+
+
+class SnapshotAges:
+    """The external snapshots of all VMs."""
+
+    def __init__(self) -> None:
+        self._vms: dict[str, dict[str, DiskSnapshots]] = {}  # the VM that was polled last is the last entry
+        self._changed: set[str] = set()
+        self._forgotten: list[str] = []
+
+    def observe(self, uuid: str, chains: Mapping[str, Sequence[str]], time_ns: int) -> dict[str, int]:
+        """Handle a poll of a VM's disks.
+
+        Args:
+            uuid: The VM.
+            chains: The paths of each disk's images by device, from the top to the base.
+            time_ns: When the query was sent, in nanoseconds since the epoch.
+
+        Returns:
+            When the oldest external snapshot of each disk was first seen, by device. A disk without such a snapshot is absent.
+        """
+        known, disks = self._vms.pop(uuid, {}), {}
+        for device, paths in list(chains.items())[:MAX_DISKS]:
+            images = [_hash_path(path) for path in paths]
+            disks[device] = _next_history(known.get(device), images, time_ns)
+        if disks != known:
+            self._changed.add(uuid)
+        self._vms[uuid] = disks
+        if len(self._vms) > MAX_VMS:
+            oldest = next(iter(self._vms))
+            del self._vms[oldest]
+            self._forgotten.append(oldest)
+        return {device: min(disk.overlays.values()) for device, disk in disks.items() if disk.overlays}
+
+    def notes_due(self) -> Iterator[tuple[str, Any]]:
+        """Yield the name and the value of each note to store now. The value None deletes a stored note."""
+        changed, self._changed = self._changed, set()
+        forgotten, self._forgotten = self._forgotten, []
+        yield from ((SNAPSHOT_NOTE_PREFIX + uuid, None) for uuid in forgotten)
+        for uuid in sorted(changed & self._vms.keys()):
+            disks = {device: [disk.top, disk.overlays] for device, disk in self._vms[uuid].items()}
+            yield SNAPSHOT_NOTE_PREFIX + uuid, disks or None
+
+    def restore(self, uuid: str, note: object) -> None:
+        """Restore a VM's snapshots from the note that an earlier run stored. Invalid values are ignored."""
+        disks = {}
+        for device, value in list(note.items())[:MAX_DISKS] if isinstance(note, dict) else ():
+            match value:
+                case [str(top), dict(overlays)]:
+                    seen = {str(image): ns for image, ns in overlays.items() if type(ns) is int and ns > 0}
+                    disks[str(device)] = DiskSnapshots(top, dict(list(seen.items())[:MAX_OVERLAYS]))
+        if disks:
+            self._vms[uuid] = disks
+
+
+def _next_history(known: DiskSnapshots | None, images: Sequence[str], time_ns: int) -> DiskSnapshots:
+    """Return the history of a disk after a poll that showed these images, from the top to the base."""
+    top, below = images[0], images[1:]
+    above_base = images[:-1]
+    overlays = {image: ns for image, ns in known.overlays.items() if image in above_base} if known is not None else {}
+    if known is not None and known.top in below:
+        for image in images[: images.index(known.top)]:
+            if len(overlays) < MAX_OVERLAYS:
+                overlays.setdefault(image, time_ns)
+    return DiskSnapshots(top, overlays)
+
+
+def _hash_path(path: str) -> str:
+    return hashlib.blake2b(path.encode("utf-8", "replace"), digest_size=8).hexdigest()

@@ -1,0 +1,37 @@
+"""Growth of one disk over the last minutes. Pure."""
+
+from array import array
+from dataclasses import dataclass, field
+
+GROWTH_SECONDS = 600.0
+"""Period over which the growth rate is computed."""
+MAX_GROWTH_POINTS = 64
+"""Maximum number of measurements in `GROWTH_SECONDS`."""
+
+
+@dataclass(slots=True)
+class DiskGrowth:
+    """The last measurements of a disk's usage."""
+
+    # A time, the usage at this time, the next time and so on. Tuples would take 7 KiB.
+    _points: "array[float]" = field(default_factory=lambda: array("d"))
+
+    def add(self, used: int, now: float) -> None:
+        """Add a measurement in bytes, at `now` in seconds. Measurements before the disk shrank are removed."""
+        points = self._points
+        while points and (now - points[0] > GROWTH_SECONDS or points[-1] > used):
+            del points[:2]
+        points.extend((now, used))
+        del points[: -2 * MAX_GROWTH_POINTS]
+
+    def clear(self) -> None:
+        """Remove all measurements, because another image replaced the disk's image."""
+        del self._points[:]
+
+    @property
+    def rate(self) -> float | None:
+        """Growth in bytes per second over the last ten minutes; None until there are two measurements."""
+        if len(self._points) < 4 or self._points[-2] <= self._points[0]:
+            return None
+        (start, used_then), (now, used_now) = self._points[:2], self._points[-2:]
+        return max(0.0, used_now - used_then) / (now - start)

@@ -1,0 +1,39 @@
+"""Lookups of names, levels and growth of disks, for records, the endpoint and the alerts of pools. Pure."""
+
+from agent.alerts.disk_space_alerts import DiskAlerts
+from agent.alerts.levels import ResolvedLevel
+from agent.alerts.pool_usage import MAX_GROWERS, GrowingDisk, PoolUsage
+from agent.alerts.processes import ProcessRegistry
+from agent.model.record import Record, Vm
+
+
+class DiskLookup:
+    """Looks up names, levels and growth of disks."""
+
+    def __init__(self, processes: ProcessRegistry, disks: DiskAlerts) -> None:
+        self._processes = processes
+        self._disks = disks
+
+    def levels(self, vm: Vm, device: str) -> tuple[ResolvedLevel, ...]:
+        """Return the levels of a VM's disk, the lowest first; none if the policy is off or the disk is not thin."""
+        state = self._processes.find_evaluated(vm)
+        tracker = state.trackers.get(device) if state is not None else None
+        return tracker.levels if tracker is not None else ()
+
+    def growers(self, pool: PoolUsage) -> list[GrowingDisk]:
+        """Return the disks on a pool that grow, the fastest first."""
+        growers = []
+        for vm, device, layer in pool.images:
+            state = self._processes.find_evaluated(vm) if layer == "storage" else None
+            tracker = state.trackers.get(device) if state is not None else None
+            if tracker is not None and (rate := tracker.usage.growth.rate):
+                growers.append(GrowingDisk(vm.name, device, rate))
+        return sorted(growers, key=lambda grower: -grower.rate)[:MAX_GROWERS]
+
+    def subject_of(self, event: Record) -> str:
+        """Return the subject of an event about a disk: the disk's stable name; if that is unknown, the name that QEMU uses."""
+        state = self._processes.find_attached(event.vm)
+        if state is None:
+            return event.subject
+        device, is_certain = self._disks.device_of(state, event.subject, event.data["qemu"])
+        return device if is_certain else event.subject

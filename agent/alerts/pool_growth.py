@@ -1,0 +1,204 @@
+"""Growth rate of used space over windows of ten seconds to one day, and the forecast of the time until a pool is full. Pure.
+
+A forecast looks back at least a sixth of the time that it looks ahead. For example, ten seconds of writes can forecast that a pool is
+full within a minute. They cannot forecast that it is full tomorrow.
+"""
+
+from array import array
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, field
+from math import inf
+
+WINDOWS = (10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1800.0, 5400.0, 21600.0, 86400.0)
+"""Windows over which the growth is computed, in seconds."""
+
+RECENT_SECONDS = 640.0
+"""Longest window of the recent growth rate."""
+RECENT_WINDOWS = tuple(window for window in WINDOWS if window <= RECENT_SECONDS)
+DAY_SECONDS = 86400.0
+
+LOOK_AHEAD = 6.0
+"""Maximum time that a forecast looks ahead, as a multiple of its window. The longest window has no such limit."""
+
+STEADY_SHARE = 0.5
+"""Growth is ending if the rate over the next shorter window is less than this share of the rate over a window.
+
+A forecast ignores a window whose growth is ending. The window of one day is never ignored.
+"""
+
+SAME_SHARE = 0.1
+"""Maximum difference of two growth rates that count as equal, as a share of the first rate."""
+
+SMOOTHING_WINDOWS = 2
+"""Maximum number of longer windows whose growth rates smooth the growth rate of a window."""
+
+TOLERANCE = 0.6
+"""Share of a window by which the time between two measurements may exceed the window."""
+
+
+@dataclass(slots=True)
+class _TimeSeries:
+    """A time series of used bytes with a minimum spacing of its points. The newest point is the last one.
+
+    Attributes:
+        spacing: minimum number of seconds between two points.
+        length: number of seconds after which a point is removed.
+        times: times of the points in seconds since the epoch.
+        used: used bytes of the points. Arrays take a tenth of the memory of tuples.
+    """
+
+    spacing: float
+    length: float
+    times: "array[float]" = field(default_factory=lambda: array("d"))
+    used: "array[float]" = field(default_factory=lambda: array("d"))
+
+    def add(self, at: float, used: float) -> bool:
+        """Add a point if the last point is at least `spacing` seconds old; return whether the point was added."""
+        if self.times and at - self.times[-1] < self.spacing:
+            return False
+        self.times.append(at)
+        self.used.append(used)
+        old = bisect_left(self.times, at - self.length - self.spacing)
+        del self.times[:old], self.used[:old]
+        return True
+
+    def index_at(self, at: float) -> int | None:
+        """Return the index of the newest point at or before a time; None if all points are newer."""
+        index = bisect_right(self.times, at) - 1
+        return index if index >= 0 else None
+
+    def slope_from(self, index: int, at: float, used: float) -> float:
+        """Return the growth in bytes per second from a point to a later measurement.
+
+        It is the slope between two means: one over the first third of the points, one over the last third. Single points vary: Btrfs
+        counts old copies of rewritten data as used until its next commit.
+
+        Args:
+            index: index of the first point.
+            at: time of the measurement.
+            used: used bytes of the measurement, which may be the last point.
+        """
+        times, values = self.times[index:], self.used[index:]
+        if times[-1] < at:
+            times.append(at)
+            values.append(used)
+        third = max(1, len(times) // 3)
+        return (sum(values[-third:]) - sum(values[:third])) / (sum(times[-third:]) - sum(times[:third]))
+
+    def remove_after(self, at: float) -> None:
+        """Remove the points after a time."""
+        end = bisect_right(self.times, at)
+        del self.times[end:], self.used[end:]
+
+
+def _new_series() -> tuple[_TimeSeries, ...]:
+    return _TimeSeries(2.0, 80.0), _TimeSeries(20.0, RECENT_SECONDS), _TimeSeries(900.0, DAY_SECONDS)
+
+
+@dataclass(slots=True)
+class PoolGrowth:
+    """History of a pool's used bytes over the last day. Times are in seconds since the epoch, because the history survives restarts."""
+
+    kept_points: int = 0
+    """Total number of points that were added to the series that `to_note` returns."""
+    _series: tuple[_TimeSeries, ...] = field(default_factory=_new_series)
+    _last: tuple[float, float] | None = None
+    _same_since: float = inf  # since when the used bytes have not changed
+    _rates: dict[float, float | None] = field(default_factory=dict)  # growth by window, since the last measurement
+
+    def add(self, at: float, used: int) -> None:
+        """Add a measurement. If the clock was set back, remove all points after the new time."""
+        if self._last is not None and at < self._last[0]:
+            for series in self._series:
+                series.remove_after(at)
+        if self._last is None or used != self._last[1] or at < self._same_since:
+            self._same_since = at
+        self._rates.clear()
+        *shorter_series, day = self._series
+        for series in shorter_series:
+            series.add(at, used)
+        self.kept_points += day.add(at, used)
+        self._last = at, used
+
+    def rate(self, window: float) -> float | None:
+        """Return the growth in bytes per second over a window. A negative rate means that the used space shrinks.
+
+        Args:
+            window: length of the window in seconds.
+
+        Returns:
+            None if the points do not cover the window.
+        """
+        if window not in self._rates:
+            self._rates[window] = self._compute_rate(window)
+        return self._rates[window]
+
+    def _compute_rate(self, window: float) -> float | None:
+        if self._last is None:
+            return None
+        now, used = self._last
+        for series in self._series:
+            index = series.index_at(now - window)
+            if index is not None and now - (start := series.times[index]) <= window * (1 + TOLERANCE):
+                return 0.0 if start >= self._same_since else series.slope_from(index, now, used)
+        return None
+
+    def recent_rate(self) -> float | None:
+        """Return the growth in bytes per second over the longest window, up to `RECENT_SECONDS`, that the points cover.
+
+        Returns:
+            None if the points cover less than ten seconds.
+        """
+        return next((rate for window in reversed(RECENT_WINDOWS) if (rate := self.rate(window)) is not None), None)
+
+    def time_to_full(self, free: int) -> float | None:
+        """Return the forecast number of seconds until `free` bytes are used; None if no window gives a forecast."""
+        newer = inf
+        for index, window in enumerate(WINDOWS):
+            rate = self.rate(window)
+            if rate is None:
+                continue
+            continues = newer >= rate * STEADY_SHARE or window == WINDOWS[-1]
+            if rate > 0 and continues and (free / rate <= window * LOOK_AHEAD or window == WINDOWS[-1]):
+                return free / self._smooth_rate(rate, index)
+            newer = rate
+        return None
+
+    def _smooth_rate(self, rate: float, index: int) -> float:
+        """Return a nearly equal growth rate over a longer window, because it varies less. Without such a rate, return `rate` itself.
+
+        Args:
+            rate: growth rate over a window.
+            index: index of this window in `WINDOWS`.
+        """
+        smoothed = rate
+        for window in WINDOWS[index + 1 : index + 1 + SMOOTHING_WINDOWS]:
+            longer = self.rate(window)
+            if longer is None or abs(longer - rate) > rate * SAME_SHARE:
+                break
+            smoothed = longer
+        return smoothed
+
+    def shortest_time_to_full(self, free: int, window: float) -> float | None:
+        """Return the shortest of the forecasts over all windows up to a length, in seconds; None if no window shows growth.
+
+        Args:
+            free: number of free bytes.
+            window: maximum length of the windows in seconds. Windows up to `RECENT_SECONDS` always count.
+        """
+        rates = (self.rate(shorter) for shorter in WINDOWS if shorter <= max(window, RECENT_SECONDS))
+        return min((free / rate for rate in rates if rate is not None and rate > 0), default=None)
+
+    # Persistence.
+
+    def to_note(self) -> list[list[int]]:
+        """Return the points of the last day as a list of `[time, used bytes]`."""
+        day = self._series[-1]
+        return [[int(at), int(used)] for at, used in zip(day.times, day.used, strict=True)]
+
+    def restore(self, note: object, now: float) -> None:
+        """Restore the points that `to_note` returned in an earlier run. Invalid, old and future points are ignored."""
+        for point in note if isinstance(note, list) else ():
+            match point:
+                case [int(at), int(used)] if now - DAY_SECONDS * (1 + TOLERANCE) <= at <= now and 0 <= used < 1 << 63:
+                    self._series[-1].add(at, used)

@@ -1,0 +1,39 @@
+"""Commands that set the write thresholds of all VMs' disks, and the collectors that have to be polled before. Pure."""
+
+from agent.alerts.disk_space_alerts import DiskAlerts
+from agent.alerts.process_state import EMPTY_SET
+from agent.alerts.processes import ProcessRegistry
+from agent.model.record import Vm
+from agent.qmp.commands import Command
+
+
+class ThresholdCommands:
+    """The pending commands and polls of all VMs."""
+
+    def __init__(self, processes: ProcessRegistry, disks: DiskAlerts) -> None:
+        self._processes = processes
+        self._disks = disks
+
+    def take_due_refreshes(self, vm: Vm) -> frozenset[str]:
+        """Return the names of the collectors to poll now, and remove them from the list."""
+        state = self._processes.find_attached(vm)
+        if state is None:
+            return EMPTY_SET
+        due, state.refreshes = state.refreshes, EMPTY_SET
+        return due
+
+    def has_pending(self, vm: Vm) -> bool:
+        """Return whether `pending` may return commands."""
+        state = self._processes.find_evaluated(vm)
+        return state is not None and bool(state.fresh_slots)
+
+    def pending(self, vm: Vm) -> list[tuple[str, Command]]:
+        """Return the commands that set thresholds now, each with its device. After this call, these thresholds count as set."""
+        state = self._processes.find_evaluated(vm)
+        return self._disks.pending_commands(state) if state is not None else []
+
+    def on_done(self, vm: Vm, device: str, *, done: bool) -> None:
+        """Handle the outcome of the command that set a disk's threshold; `done` is whether QEMU confirmed it."""
+        state = self._processes.find_evaluated(vm)
+        if state is not None:
+            self._disks.on_command_done(state, device, done=done)

@@ -1,0 +1,182 @@
+"""State machine of the write-threshold slot of one block node in QEMU. Pure.
+
+QEMU has one slot for each block node, and any client can overwrite its value. QEMU empties the slot when the threshold fires. A threshold
+below the highest write offset fires only at the next write. The agent therefore reads the slot first, and never replaces another client's
+value. The agent stores a threshold before it sets the threshold. If the slot is empty later, the threshold has fired or another client has
+cleared it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+from agent.alerts.threshold_types import parse_name_and_bytes
+
+MAX_OWN_THRESHOLDS = 16
+"""Number of the agent's last thresholds that are stored, because an event can arrive late: after a reply with an empty slot, or after
+a snapshot has changed the storage node."""
+MAX_REFUSALS = 3
+"""Number of failed commands in a row after which the agent no longer sets a node's threshold."""
+
+NodeThreshold = tuple[str, int]
+"""A block node and the write threshold in its slot, in bytes."""
+
+
+class WriteThresholdState(StrEnum):
+    """State of a slot, as far as the agent has read and set it."""
+
+    UNREAD = "unread"
+    """The agent has not read the slot since it attached. The slot may hold a threshold of an earlier run."""
+    EMPTY = "empty"
+    """The slot is empty, so the agent may set it."""
+    OURS = "ours"
+    """The slot holds the agent's value, or the agent has sent the command that sets it."""
+    FOREIGN = "foreign"
+    """The slot held another client's value at some time. The agent never sets this slot again."""
+    UNKNOWN = "unknown"
+    """A command failed or got no response, so QEMU may have executed it. The agent has to read the slot."""
+    REFUSED = "refused"
+    """The slot is empty, and QEMU refused the agent's commands. The agent sets no threshold until the storage node changes."""
+
+
+class WriteThresholdStateInput(StrEnum):
+    """An input of the state machine."""
+
+    READ_EMPTY = "read_empty"
+    READ_OURS = "read_ours"
+    READ_FOREIGN = "read_foreign"
+    READ_REFUSED = "read_refused"
+    """The slot is empty after `MAX_REFUSALS` failed commands for this node."""
+    SEND = "send"
+    """The agent is about to send the command that sets the slot."""
+    FAIL = "fail"
+    """QEMU refused the command, or its response did not arrive."""
+    FIRE = "fire"
+    """QEMU reported a write beyond the agent's threshold, and emptied the slot."""
+
+
+_READS = {
+    WriteThresholdStateInput.READ_EMPTY: WriteThresholdState.EMPTY,
+    WriteThresholdStateInput.READ_OURS: WriteThresholdState.OURS,
+    WriteThresholdStateInput.READ_FOREIGN: WriteThresholdState.FOREIGN,
+    WriteThresholdStateInput.READ_REFUSED: WriteThresholdState.REFUSED,
+}
+
+WRITE_THRESHOLD_TRANSITIONS: Mapping[WriteThresholdState, Mapping[WriteThresholdStateInput, WriteThresholdState]] = (
+    MappingProxyType(
+        {
+            WriteThresholdState.UNREAD: _READS | {WriteThresholdStateInput.FAIL: WriteThresholdState.UNKNOWN},
+            WriteThresholdState.EMPTY: _READS
+            | {
+                WriteThresholdStateInput.SEND: WriteThresholdState.OURS,
+                WriteThresholdStateInput.FAIL: WriteThresholdState.UNKNOWN,
+            },
+            WriteThresholdState.OURS: _READS
+            | {
+                WriteThresholdStateInput.FIRE: WriteThresholdState.EMPTY,
+                WriteThresholdStateInput.FAIL: WriteThresholdState.UNKNOWN,
+            },
+            WriteThresholdState.FOREIGN: {},
+            WriteThresholdState.UNKNOWN: _READS,
+            WriteThresholdState.REFUSED: _READS,
+        }
+    )
+)
+"""The next state by state and input. An input that is not listed changes nothing."""
+
+
+@dataclass(slots=True)
+class WriteThresholdSlot:
+    """The write-threshold slot of a disk's storage node, as far as the agent has read and set it.
+
+    Attributes:
+        state: The state of the slot.
+        threshold: The agent's own threshold in the slot. In UNREAD and UNKNOWN it is uncertain whether the slot holds this threshold.
+    """
+
+    state: WriteThresholdState = WriteThresholdState.UNREAD
+    threshold: NodeThreshold | None = None
+    _own: list[NodeThreshold] = field(
+        default_factory=list
+    )  # the last thresholds that the agent set, the newest at the end
+    _refusals: dict[str, int] = field(default_factory=dict)  # failed commands in a row, by node
+
+    @property
+    def is_foreign(self) -> bool:
+        """True if another client uses the slot."""
+        return self.state is WriteThresholdState.FOREIGN
+
+    @property
+    def needs_read(self) -> bool:
+        """True if the outcome of a command is unknown. The agent then has to read the slot before anything else."""
+        return self.state is WriteThresholdState.UNKNOWN
+
+    def owns(self, node: str, value: int) -> bool:
+        """Return whether the agent set this threshold, even on a node that is no longer the disk's storage."""
+        return self.threshold == (node, value) or (node, value) in self._own
+
+    def on_read(self, node: str, value: int, *, is_level: bool) -> bool:
+        """Handle the slot's value that QEMU reported.
+
+        Args:
+            node: The storage node.
+            value: The value in its slot; 0 if the slot is empty.
+            is_level: Whether the value is one of the agent's own levels. Such a value counts as set by the agent, because an earlier run
+                may have set it without storing it in the journal.
+
+        Returns:
+            True if the agent's threshold has fired or was cleared since the last read.
+        """
+        before, was_unknown = self.threshold, self.needs_read
+        self._change_state(self._classify_read(node, value, is_level=is_level))
+        self.threshold = (node, value) if self.state is WriteThresholdState.OURS else None
+        return before is not None and before[0] == node and before != self.threshold and not was_unknown
+
+    def _classify_read(self, node: str, value: int, *, is_level: bool) -> WriteThresholdStateInput:
+        if not value:
+            refused = self._refusals.get(node, 0) >= MAX_REFUSALS
+            return WriteThresholdStateInput.READ_REFUSED if refused else WriteThresholdStateInput.READ_EMPTY
+        return (
+            WriteThresholdStateInput.READ_OURS
+            if is_level or self.owns(node, value)
+            else WriteThresholdStateInput.READ_FOREIGN
+        )
+
+    def on_send(self, node: str, value: int) -> None:
+        """Store a threshold whose command is about to be sent, and count the threshold as set from now on."""
+        self._change_state(WriteThresholdStateInput.SEND)
+        self.threshold = (node, value)
+        self._own = [*(own for own in self._own if own != self.threshold), self.threshold][-MAX_OWN_THRESHOLDS:]
+
+    def on_command_done(self, node: str, *, done: bool) -> None:
+        """Handle the outcome of the command that set the threshold; `done` is whether QEMU confirmed it."""
+        if done:
+            self._refusals.pop(node, None)
+        else:
+            self._refusals[node] = self._refusals.get(node, 0) + 1
+            self._change_state(WriteThresholdStateInput.FAIL)
+
+    def on_fired(self, node: str, value: int) -> None:
+        """Handle the event of the agent's own threshold. In UNREAD, keep the threshold: the first read then reports the event as missed."""
+        if self.threshold == (node, value) and self.state is not WriteThresholdState.UNREAD:
+            self.threshold = None
+            self._change_state(WriteThresholdStateInput.FIRE)
+
+    def _change_state(self, slot_input: WriteThresholdStateInput) -> None:
+        self.state = WRITE_THRESHOLD_TRANSITIONS[self.state].get(slot_input, self.state)
+
+    def to_note(self) -> dict[str, Any]:
+        """Return the state to store for the next run of the agent, as JSON values."""
+        return {
+            "threshold": list(self.threshold) if self.threshold is not None else None,
+            "own_thresholds": [list(own) for own in self._own],
+        }
+
+    def restore(self, note: Mapping[str, Any]) -> None:
+        """Restore a note that `to_note` returned in an earlier run. Invalid values are ignored."""
+        own = note.get("own_thresholds")
+        parsed = map(parse_name_and_bytes, own if isinstance(own, list) else ())
+        self.threshold = parse_name_and_bytes(note.get("threshold"))
+        self._own = [threshold for threshold in parsed if threshold is not None][-MAX_OWN_THRESHOLDS:]

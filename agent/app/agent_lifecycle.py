@@ -1,0 +1,176 @@
+"""Publishes records about the agent itself: one at its start, heartbeats at an interval, and one at its end.
+
+Without heartbeats, consumers could not distinguish a dead agent from a host without events.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from agent import __version__
+from agent.alerts.store import AlertStore
+from agent.app.publisher import RecordPublisher
+from agent.app.self_metrics import SelfMetrics
+from agent.config.model import Config
+from agent.delivery.queue import RecordQueue
+from agent.exposition.snapshot import Snapshot
+from agent.model.agent_lifecycle import HEARTBEAT, STARTED, STOPPING
+from agent.model.family import Family
+from agent.model.metrics.runstate import RUNSTATE
+from agent.model.record import PersistentNote, Record, Vm
+from agent.session.api import MonitorState
+
+HEARTBEAT_SECONDS = 30.0
+"""Time between two heartbeats."""
+
+RUN_NOTE = "agent_run"
+"""Name of the note in the journal with the state of the last run: `started`, or `stopped` after it ended on request."""
+
+MAX_UNDELIVERED_HEARTBEATS = 120
+"""Maximum number of heartbeats whose delivery is tracked: the heartbeats of the last hour."""
+
+_PREVIOUS_RUN = {"started": "died", "stopped": "stopped"}
+"""How the previous run ended, by the value of its note in the journal."""
+
+
+class AgentLifecycle:
+    """Publishes the records about one run of the agent.
+
+    Attributes:
+        interval: seconds between two heartbeats.
+    """
+
+    def __init__(
+        self,
+        config: Callable[[], Config],
+        publisher: RecordPublisher,
+        snapshot: Snapshot,
+        alerts: AlertStore,
+        metrics: SelfMetrics,
+        interval: float = HEARTBEAT_SECONDS,
+    ) -> None:
+        """Set up the publisher. It has published no record yet.
+
+        Args:
+            config: returns the config in use.
+            publisher: publishes the records. The heartbeats describe its queues.
+            snapshot: the VMs and the monitors that the heartbeats count.
+            alerts: the firing alerts that the heartbeats count.
+            metrics: counts the dropped events.
+            interval: seconds between two heartbeats.
+        """
+        self.interval = interval
+        self._config = config
+        self._publisher = publisher
+        self._snapshot = snapshot
+        self._alerts = alerts
+        self._metrics = metrics
+        self._started_ns = time.time_ns()
+        self._digest: tuple[Config | None, str] = (None, "")
+        self._undelivered: deque[tuple[str, float]] = deque(maxlen=MAX_UNDELIVERED_HEARTBEATS)  # id and time
+        self._delivered_at = self._started_ns / 1e9
+
+    def on_started(self) -> None:
+        """Publish `qemu.agent.started`. The journal must be open, because its note contains how the previous run ended."""
+        note = self._publisher.delivery.stored_notes.get(RUN_NOTE)
+        previous = _PREVIOUS_RUN.get(note) if isinstance(note, str) else None
+        data = self.run_fields()
+        if previous is not None:
+            data["previous_run"] = previous
+        self._publish_record(STARTED, data, PersistentNote(RUN_NOTE, "started"))
+
+    async def run(self) -> None:
+        """Publish a heartbeat at once and at each interval, until cancelled."""
+        while True:
+            record_id = self._publish_record(HEARTBEAT, self.heartbeat_data())
+            self._undelivered.append((record_id, time.time()))
+            await asyncio.sleep(self.interval)
+
+    def on_stopping(self) -> None:
+        """Publish `qemu.agent.stopping`, after the sessions have ended."""
+        self._publish_record(STOPPING, self.run_fields(), PersistentNote(RUN_NOTE, "stopped"))
+
+    def heartbeat_delivered_at(self) -> float:
+        """Return when the last delivered heartbeat was published, in seconds since the epoch; the agent's start if there is none."""
+        last_delivered = _sort_key_of_id(self._publisher.delivery.events.last_delivered_id)
+        while self._undelivered and _sort_key_of_id(self._undelivered[0][0]) <= last_delivered:
+            self._delivered_at = self._undelivered.popleft()[1]
+        return self._delivered_at
+
+    def heartbeat_data(self) -> dict[str, Any]:
+        """Return the data of a heartbeat with the current values."""
+        data = self.run_fields() | self._vm_fields()
+        data |= {"monitors": len(self._snapshot.monitors), "firing_alerts": len(self._alerts)}
+        delivery = self._publisher.delivery
+        for queue in delivery.queues:
+            data |= _queue_fields(queue)
+            dropped = (count for (name, _), count in delivery.drops.totals.items() if name == queue.name)
+            data[f"{queue.name}_dropped_records_total"] = sum(dropped)
+        data["unrecorded_events_total"] = int(sum(self._metrics.events_dropped_by_reason().values()))
+        return data
+
+    def _vm_fields(self) -> dict[str, int]:
+        counts = dict.fromkeys(("vms", "vms_running", "vms_stopped", "vms_unknown", "vms_stalled"), 0)
+        for _, view in self._snapshot.views():
+            polls = view.polls.get(RUNSTATE.name)
+            running = polls.current.get((), {}).get("running") if polls is not None else None
+            counts["vms"] += 1
+            counts["vms_unknown" if running is None else "vms_running" if running else "vms_stopped"] += 1
+            counts["vms_stalled"] += view.status.state is MonitorState.STALLED
+        return counts
+
+    def run_fields(self) -> dict[str, Any]:
+        """Return the fields that describe this run of the agent."""
+        return {
+            "version": __version__,
+            "config_digest": self._config_digest(),
+            "run": self._publisher.run_id,
+            "started_timestamp_seconds": self._started_ns / 1e9,
+            "heartbeat_interval_seconds": self.interval,
+        }
+
+    def _config_digest(self) -> str:
+        config = self._config()
+        if self._digest[0] is not config:
+            self._digest = config, hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
+        return self._digest[1]
+
+    def _publish_record(self, family: Family, data: dict[str, Any], note: PersistentNote | None = None) -> str:
+        vm = Vm(self._config().host, "", "")
+        return self._publisher.publish(Record(f"qemu.{family.name}", vm, data, time.time_ns()), note)
+
+
+class AgentLifecycleMetrics(Collector):
+    """Prometheus collector of the time of the last delivered heartbeat."""
+
+    def __init__(self, lifecycle: AgentLifecycle) -> None:
+        self._lifecycle = lifecycle
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metric with its current value."""
+        yield GaugeMetricFamily(
+            "qmp_agent_heartbeat_delivered_timestamp_seconds",
+            "Time of the last heartbeat record that was delivered, in seconds since the epoch; before the first one, the agent's start.",
+            value=self._lifecycle.heartbeat_delivered_at(),
+        )
+
+
+def _sort_key_of_id(record_id: str) -> tuple[str, int]:
+    """Return a sort key that puts the ids of one queue in the order of the queue. An empty id comes first."""
+    run, _, number = record_id.partition("-")
+    return run, int(number or 0)
+
+
+def _queue_fields(queue: RecordQueue) -> dict[str, Any]:
+    fields: dict[str, Any] = {f"{queue.name}_waiting_records": len(queue)}
+    if (oldest_ns := queue.oldest_waiting_ns()) is not None:
+        fields[f"{queue.name}_oldest_waiting_timestamp_seconds"] = oldest_ns / 1e9
+    if queue.last_delivered_id:
+        fields[f"{queue.name}_last_delivered_id"] = queue.last_delivered_id
+    return fields

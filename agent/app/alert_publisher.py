@@ -1,0 +1,188 @@
+"""Forwards events and samples to the alert manager, publishes its alerts, and stores their state for the next start of the agent.
+
+A note in the journal contains the state of all alerts of a VM. The record of an alert and the note are stored in one transaction.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
+
+from agent.alerts.alertmanager_request import AlertmanagerRequests
+from agent.alerts.manager import AlertManager, PendingAlert
+from agent.alerts.pool_alerts import PoolAlerts
+from agent.alerts.pool_usage import PoolRegistry
+from agent.app.builders import (
+    alert_policy,
+    device_identity_of,
+    device_size_of,
+    guest_alert_policy,
+    is_qemu_process,
+    pool_policy,
+    threshold_policy,
+)
+from agent.app.causation import CausationIdLookup, no_cause
+from agent.app.publisher import RecordPublisher
+from agent.config.model import AlertsConfig
+from agent.model.family import Family, Sample
+from agent.model.metrics.guest import GUEST_AGENT
+from agent.model.metrics.migration import MIGRATION
+from agent.model.metrics.runstate import RUNSTATE
+from agent.model.record import PersistentNote, Record, Vm
+from agent.session.api import VmChange
+
+_log = logging.getLogger("agent")
+
+
+def ended_permanently(change: VmChange, record: Record) -> bool:
+    """Return whether a detached VM has ended on this host, because its guest shut down or migrated away."""
+    return "shutdown_reason" in record.data or change is VmChange.MIGRATED_OUT
+
+
+class AlertPublisher:
+    """Passes events and samples to the alert manager, and publishes what it returns.
+
+    Attributes:
+        pools: the alerts about storage pools.
+        manager: the alerts about VMs.
+        requests: composes the requests to Alertmanager.
+        changed: set when an alert fires or is resolved.
+        on_record: called with the record of each alert that fires or is resolved.
+        cause_of: returns the `causationid` of an alert that is published now.
+    """
+
+    def __init__(self, host: str, config: AlertsConfig, publisher: RecordPublisher, pools: PoolRegistry) -> None:
+        self.manager = AlertManager(
+            host,
+            partial(threshold_policy, config.disks),
+            device_size_of,
+            is_qemu_process,
+            pools.pool_of_image,
+            device_identity_of,
+        )
+        self.pools = PoolAlerts(
+            host, self.manager.store, pools, partial(pool_policy, config.pools), self.manager.disk_lookup.growers
+        )
+        self.manager.conditions.samples.pools_of_disk = pools.pools_of_disk
+        self.manager.set_guest_policy(guest_alert_policy(config))
+        self.manager.set_changes(alert_policy(config), [alert.to_row() for alert in config.custom])
+        self.requests = AlertmanagerRequests(host, time.time())
+        self.changed = asyncio.Event()
+        self.on_record: Callable[[Record], None] = lambda _record: None
+        self._publisher = publisher
+        self.cause_of: CausationIdLookup = no_cause
+
+    @contextlib.contextmanager
+    def caused_by(self, cause_of: CausationIdLookup) -> Iterator[None]:
+        """Set `cause_of` while the `with` block runs. The block must not await."""
+        self.cause_of = cause_of
+        try:
+            yield
+        finally:
+            self.cause_of = no_cause
+
+    def restore(self) -> None:
+        """Restore the alerts of the previous run from the journal."""
+        notes = self._publisher.delivery.stored_notes
+        self.manager.notes.restore(notes, time.monotonic())
+        self.pools.restore(notes, time.time())
+
+    def set_policy(self, config: AlertsConfig) -> None:
+        """Apply a new config to the alerts of all disks and guests."""
+        self.manager.set_policy(partial(threshold_policy, config.disks))
+        self.manager.set_guest_policy(guest_alert_policy(config))
+        self.manager.set_changes(alert_policy(config), [alert.to_row() for alert in config.custom])
+
+    def on_event(self, record: Record, id_of_event: CausationIdLookup = no_cause) -> None:
+        """Update the alerts after an event.
+
+        Args:
+            record: the record of the event.
+            id_of_event: returns the id of that record, or an empty string. It is called only if the event changes an alert.
+        """
+        if pending := self.manager.on_event(record, record.data["event"], time.time_ns()):
+            record_id = id_of_event(record)
+            with self.caused_by(lambda _alert: record_id):
+                self.publish(pending)
+
+    def on_lifecycle(self, change: VmChange, record: Record) -> None:
+        """Update the alerts after a lifecycle change."""
+        if change is VmChange.ATTACHED:
+            self.publish(self.manager.on_attached(record.vm, record.time_ns, record.data.get("pid")))
+        elif change in (VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT):
+            permanently = ended_permanently(change, record)
+            gone = self.manager.on_gone(record.vm, time.monotonic(), permanently=permanently, time_ns=record.time_ns)
+            self.publish(gone)
+
+    def on_block_samples(
+        self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
+    ) -> Sequence[Sample]:
+        """Update the alerts after a poll of disks. Return samples of the free space of the VM's disks."""
+        pending, spaces = self.manager.on_samples(vm, samples, time.monotonic(), time_ns, families=families)
+        self.publish(pending)
+        return spaces
+
+    def on_run_state(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> None:
+        """Update the alerts with the run state of a VM, if the samples contain it."""
+        for sample in samples:
+            if sample.family is RUNSTATE and type(running := sample.values.get("running")) is bool:
+                status = str(sample.values.get("status", ""))
+                self.publish(self.manager.on_run_state(vm, time_ns, running=running, status=status))
+
+    def on_migration(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> None:
+        """Update the alerts with the migration status of a VM, if the samples contain it."""
+        for sample in samples:
+            if sample.family is MIGRATION and isinstance(status := sample.values.get("status"), str):
+                self.publish(self.manager.on_migration(vm, status, time_ns))
+
+    def on_jobs(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> None:
+        """Update the alerts after a poll of jobs."""
+        self.publish(self.manager.on_jobs(vm, samples, time_ns, time.time_ns()))
+
+    def on_guest_channel(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> None:
+        """Update the alerts with the state of the guest agent's channel, if the samples contain it."""
+        for sample in samples:
+            if sample.family is GUEST_AGENT and type(connected := sample.values.get("connected")) is bool:
+                self.publish(self.manager.on_guest_channel(vm, time_ns, connected=connected))
+
+    def on_guest_samples(self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int) -> None:
+        """Update the alerts after a query of a guest agent."""
+        self.publish(self.manager.on_guest_samples(vm, families, samples, time_ns))
+        self.on_samples(vm, families, samples, time_ns)
+
+    def on_guest_disabled(self, vm: Vm, time_ns: int) -> None:
+        """Resolve the alerts about the inside of a guest that is no longer queried."""
+        self.publish(self.manager.on_guest_disabled(vm, time_ns))
+
+    def on_samples(self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int) -> None:
+        """Update the alerts of the alert tables and of the operator's config after a poll."""
+        if not self.manager.conditions.samples.families.isdisjoint(families):
+            self.publish(self.manager.on_conditions(vm, families, samples, time_ns))
+
+    async def tick(self) -> None:
+        """Update the alerts that depend on time, and store the notes that changed. The caller calls this about once a second."""
+        self.publish(self.manager.tick(time.monotonic(), time.time_ns()))
+        delivery = self._publisher.delivery
+        if delivery.journal is None or delivery.journal.error is not None:
+            return  # the notes are stored at a later tick
+        notes = [
+            PersistentNote(*note) for note in (*self.manager.notes.notes_due(time.time_ns()), *self.pools.notes_due())
+        ]
+        await asyncio.gather(*(self._publisher.persist_note(note) for note in notes))  # all in one commit
+
+    def publish(self, pending: Sequence[PendingAlert]) -> None:
+        """Publish alerts. The journal stores each alert and its note in one transaction."""
+        for alert in pending:
+            record = alert.record._replace(causation_id=self.cause_of(alert.record))
+            self._publisher.publish(record, PersistentNote(*alert.note))
+            self.on_record(record)
+            level = logging.WARNING if record.data["state"] == "firing" else logging.INFO
+            what = " of ".join(filter(None, (record.data["alert"], record.subject)))
+            if record.data["state"] == "resolved":
+                self.requests.on_resolved(record.data["fingerprint"], record.data["resolved_by"])
+            cause = f": {monitors}" if (monitors := record.data.get("monitors")) else ""
+            _log.log(level, "%s: alert %s %s%s", record.vm.name or record.vm.host, what, record.data["state"], cause)
+        if pending:
+            self.changed.set()

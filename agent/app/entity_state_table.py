@@ -1,0 +1,112 @@
+"""Compares the present states of entities with the states in the compacted topic. Pure.
+
+A new change of an entity replaces an earlier change that was not written. So the number of entities limits the size of the table, also
+while Kafka is down.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agent.model.record import Severity
+from agent.model.state import StateEntity
+
+
+@dataclass(frozen=True, slots=True)
+class EntityState:
+    """The state of one entity: a VM, a firing alert or the host.
+
+    Attributes:
+        entity: the entity, which is the source of the record.
+        type: type of the record.
+        data: data of the record.
+        subject: subject of the record.
+        severity: severity of the record.
+    """
+
+    entity: StateEntity
+    type: str
+    data: Mapping[str, Any]
+    subject: str = ""
+    severity: Severity = Severity.INFO
+
+
+class EntityStateTable:
+    """The states of all entities, and the changes that are not in the topic yet. A removed entity becomes a tombstone in the topic."""
+
+    def __init__(self) -> None:
+        self._present: dict[str, EntityState] = {}
+        self._written: dict[str, EntityState | None] = {}  # by path; None if the state in the topic is unknown
+        self._in_flight: dict[str, EntityState | None] = {}
+        self._pending: dict[
+            str, bool
+        ] = {}  # in the order of the changes; True to write a state even if the topic has it
+
+    def __len__(self) -> int:
+        return len(self._present)
+
+    @property
+    def pending(self) -> int:
+        """Number of entities whose latest change is not written yet."""
+        return len(self._pending) + len(self._in_flight)
+
+    def get(self, path: str) -> EntityState | None:
+        """Return the present state of an entity; None if the entity was removed or never added."""
+        return self._present.get(path)
+
+    def add_written(self, path: str) -> None:
+        """Store that an earlier run of the agent wrote a state of this entity. `put` later replaces that state, `remove` deletes it."""
+        self._written.setdefault(path, None)
+
+    def put(self, state: EntityState) -> None:
+        """Set the present state of an entity. If it differs from the state in the topic, schedule it to be written."""
+        path = state.entity.path
+        self._present[path] = state
+        if self._state_in_topic(path) != state:
+            self._pending.setdefault(path, False)
+        elif not self._pending.get(path):
+            self._pending.pop(path, None)
+
+    def remove(self, path: str) -> None:
+        """Remove an entity. If the topic may contain a state of it, schedule a tombstone."""
+        self._present.pop(path, None)
+        if path in self._written or path in self._in_flight:
+            self._pending.setdefault(path, False)
+        else:
+            self._pending.pop(path, None)
+
+    def write_all_again(self) -> int:
+        """Schedule the state of every entity to be written again. Return the number of entities."""
+        self._pending |= dict.fromkeys(self._present, True)
+        return len(self._present)
+
+    def start_writing(self, max_changes: int) -> dict[str, EntityState | None]:
+        """Take the oldest pending changes, at most `max_changes`. Call `on_written` or `on_failed` before the next call.
+
+        Returns:
+            The new states by path; None for an entity that is gone.
+        """
+        assert not self._in_flight
+        for path in list(self._pending)[:max_changes]:
+            del self._pending[path]
+            self._in_flight[path] = self._present.get(path)
+        return dict(self._in_flight)
+
+    def on_written(self) -> None:
+        """Handle the acknowledgement of the changes that `start_writing` returned."""
+        for path, state in self._in_flight.items():
+            if state is None:
+                self._written.pop(path, None)
+            else:
+                self._written[path] = state
+        self._in_flight.clear()
+
+    def on_failed(self) -> None:
+        """Handle a failed write. The topic may or may not have the changes, so they are written again before all other changes."""
+        for path in self._in_flight:
+            self._written[path] = None
+        self._pending = dict.fromkeys(self._in_flight, True) | self._pending
+        self._in_flight.clear()
+
+    def _state_in_topic(self, path: str) -> EntityState | None:
+        return self._in_flight[path] if path in self._in_flight else self._written.get(path)

@@ -1,0 +1,41 @@
+"""Detects that the agent makes no progress, for /healthz and systemd's watchdog."""
+
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class HangDetector:
+    """The times of the latest progress, in seconds of the monotonic clock.
+
+    Attributes:
+        ticked_at: when the alert loop last completed a turn.
+        polled_at: when a collector last ran, successfully or not.
+    """
+
+    ticked_at: float = field(default_factory=time.monotonic)
+    polled_at: float = field(default_factory=time.monotonic)
+
+    def on_tick(self) -> None:
+        """Record that the alert loop completed a turn."""
+        self.ticked_at = time.monotonic()
+
+    def on_poll(self) -> None:
+        """Record that a collector ran."""
+        self.polled_at = time.monotonic()
+
+    def hang_reason(self, *, vms_up: int, hang_seconds: float) -> str:
+        """Return why the alert loop or the polls make no progress; empty if both make progress.
+
+        Args:
+            vms_up: number of VMs that can be polled. If it is 0, missing polls are not a hang.
+            hang_seconds: maximum time without a turn of the alert loop, and maximum time without a poll of any VM.
+        """
+        now = time.monotonic()
+        if vms_up == 0:
+            self.polled_at = now
+        if now - self.ticked_at > hang_seconds:
+            return f"the alert loop has not run for {now - self.ticked_at:.0f} s"
+        if now - self.polled_at > hang_seconds:
+            return f"{vms_up} VMs are up, and none was polled for {now - self.polled_at:.0f} s"
+        return ""

@@ -1,0 +1,111 @@
+"""Reads the host's resources at an interval, adds the sums over its VMs, and publishes both. It sends no command to QEMU."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+
+from agent.common.daemon_thread import CallWithTimeout
+from agent.exposition.host_sums import add_ratios, sum_vms
+from agent.exposition.resource_contention import ResourceContentionFinder
+from agent.exposition.snapshot import Snapshot
+from agent.host.host_resources import HostReading, read_host
+from agent.http.overview import run_in_slices
+from agent.model.family import Sample
+from agent.model.metrics.host_resources import HOST, HOST_HUGEPAGES
+from agent.model.metrics.pool import POOL
+from agent.model.record import Record, Vm
+
+_log = logging.getLogger("agent")
+
+READ_SECONDS = 5.0
+"""Timeout of one read of the host's files."""
+
+
+class HostResourcePoller:
+    """Publishes the records of the host.
+
+    Attributes:
+        interval: seconds between two records.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        publish: Callable[[Record], str],
+        snapshot: Snapshot,
+        interval: float = 15.0,
+        read: Callable[[], HostReading] = read_host,
+        read_seconds: float = READ_SECONDS,
+    ) -> None:
+        """Create a poller. Call `run` to start it.
+
+        Args:
+            host: name of this host.
+            publish: publishes a record, and returns its id.
+            snapshot: has the latest samples of all VMs, and stores the host's samples.
+            interval: seconds between two records.
+            read: reads the host's files. It may block.
+            read_seconds: timeout of one read.
+        """
+        self.interval = interval
+        self._vm = Vm(host, "", "")
+        self._publish = publish
+        self._snapshot = snapshot
+        self._failed = False
+        self._read = CallWithTimeout(read, read_seconds, "host resources")
+
+    async def run(self) -> None:
+        """Publish the records at each interval, until cancelled. Wait one interval before the first, so that the VMs are polled."""
+        while True:
+            await asyncio.sleep(self.interval)
+            await self.poll()
+
+    async def poll(self) -> None:
+        """Read the host once, and publish its records. If the host's files cannot be read in time, remove its samples."""
+        reading = await self._read_in_time()
+        if reading is None:
+            self._remove_samples(HOST_HUGEPAGES.name, set())
+            self._remove_samples(HOST.name, set())
+            return
+        time_ns = time.time_ns()
+        values = reading.values | sum_vms(self._snapshot.views())
+        add_ratios(values)
+        finder = ResourceContentionFinder(time_ns / 1e9, self._snapshot.host.get(POOL.name, {}))
+        await run_in_slices(self._add_vms(finder))
+        if contention := finder.result():
+            values["contention"] = contention
+        samples = [Sample(HOST, (), values)]
+        samples += [Sample(HOST_HUGEPAGES, (size,), pool) for size, pool in reading.hugepages.items()]
+        self._remove_samples(HOST_HUGEPAGES.name, set(reading.hugepages))
+        for sample in samples:
+            self._snapshot.replace_host_sample(sample, time_ns / 1e9)
+            self._publish(Record(sample.family.type, self._vm, sample.data, time_ns, sample.subject))
+
+    def _add_vms(self, finder: ResourceContentionFinder) -> Iterator[None]:
+        for vm, view in list(self._snapshot.views()):
+            finder.add(vm, view)
+            yield
+
+    def _remove_samples(self, family: str, present: set[str]) -> None:
+        subjects = self._snapshot.host.get(family, {})
+        for labels in [labels for labels in subjects if not labels or labels[0] not in present]:
+            del subjects[labels]
+
+    async def _read_in_time(self) -> HostReading | None:
+        try:
+            reading = await self._read()
+        except TimeoutError:
+            self._log_failure("no answer in time")
+            return None
+        except Exception as error:  # noqa: BLE001 - a bug here must not end the agent
+            self._log_failure(f"{type(error).__name__}: {error}")
+            return None
+        self._failed = False
+        return reading
+
+    def _log_failure(self, cause: str) -> None:
+        """Log the first of several failures in a row."""
+        if not self._failed:
+            _log.warning("host: CPUs and memory not read: %s", cause)
+        self._failed = True

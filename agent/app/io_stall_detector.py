@@ -1,0 +1,224 @@
+"""Finds the disks of one VM that complete no request although requests are in flight. Pure: the caller passes polls and threads.
+
+A disk is idle if it has completed no request for `IDLE_SECONDS`. QEMU reports completed requests only, so a disk without requests and a
+disk that hangs have the same counters. An idle disk stalls if it has a sign of a request in flight:
+
+- a thread of QEMU that waits in the kernel for storage and has not run between two reads;
+- a merged request without a completed one: QEMU counts a merge when it submits the requests;
+- a request that QEMU has taken from a virtio queue, in two polls.
+
+Requests of a disk with a throttle limit may wait for QEMU itself, so only the first sign counts for such a disk.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from agent.model.family import Sample, Values
+from agent.model.metrics.block_stall import BLOCK_STALL
+
+IDLE_SECONDS: Final = 10.0
+"""Time without a completed request after which a disk counts as idle. Most idle disks do not stall."""
+
+SAME_ACCESS_NS: Final = 1_000_000_000
+"""Maximum error of the time of a disk's last access. The agent computes this time from the idle time at a poll."""
+
+MAX_DISKS: Final = 256
+"""Maximum number of disks of a VM, because a QEMU chooses their names."""
+
+_KINDS: Final = ("reads", "writes", "flushes", "unmaps", "zone_appends")
+COMPLETED: Final = tuple(f"{outcome}{kind}_total" for outcome in ("", "failed_", "invalid_") for kind in _KINDS)
+"""Counters of completed requests."""
+MERGED: Final = ("reads_merged_total", "writes_merged_total", "unmaps_merged_total", "zone_appends_merged_total")
+"""Counters of merged requests."""
+
+
+class StallSign(StrEnum):
+    """A sign of requests in flight."""
+
+    THREADS = "threads"
+    MERGED = "merged requests"
+    QUEUES = "queues"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskThread:
+    """A thread that waits in the kernel for storage.
+
+    Attributes:
+        id: the thread id.
+        timeslices: number of times that the thread was scheduled.
+        device: the disk whose file the thread waits for; empty if it is unknown.
+    """
+
+    id: int
+    timeslices: int
+    device: str = ""
+
+
+@dataclass(slots=True)
+class IdleDisk:
+    """A disk that has completed no request lately.
+
+    Attributes:
+        completed: number of completed requests.
+        merged: number of merged requests when the disk became idle.
+        moved_ns: time of the last completed request in nanoseconds since the epoch; if it is unknown, the time of the first poll after it.
+        signs: for each sign of requests in flight, the time since which it has existed, in nanoseconds since the epoch.
+        queued_ns: time of the first poll that showed requests in a virtio queue; 0 if the queues were empty at the last poll.
+        requests: number of requests in the virtio queues at their last poll; None if they were not polled.
+        threads: number of threads that wait.
+    """
+
+    completed: float
+    merged: float
+    moved_ns: int
+    signs: dict[StallSign, int] = field(default_factory=dict)
+    queued_ns: int = 0
+    requests: int | None = None
+    threads: int = 0
+
+
+class IoStallDetector:
+    """The idle disks of one VM, and which of them stall.
+
+    Attributes:
+        idle_disks: the disks that have completed no request lately, by device.
+        stalled: the devices that were reported as stalled at the last poll.
+        has_samples: whether the last report had a sample.
+    """
+
+    __slots__ = ("_threads", "has_samples", "idle_disks", "stalled")
+
+    def __init__(self) -> None:
+        self.idle_disks: dict[str, IdleDisk] = {}
+        self.stalled: frozenset[str] = frozenset()
+        self.has_samples = False
+        self._threads: dict[tuple[int, int], int] = {}  # when each thread began to wait, by id and timeslices
+
+    @property
+    def is_suspect(self) -> bool:
+        """True if requests may be in flight on an idle disk. Most often they end before the next poll."""
+        if self._threads:
+            return bool(self.idle_disks)
+        for disk in self.idle_disks.values():  # noqa: SIM110 - each poll of an idle disk runs this
+            if disk.signs or disk.queued_ns:
+                return True
+        return False
+
+    def on_disks(self, disks: Sequence[Sample], merged_lately: Collection[str], time_ns: int) -> bool:
+        """Handle a poll of the disks' counters.
+
+        Args:
+            disks: samples of the family `block`.
+            merged_lately: disks that merged requests and completed none since the previous poll.
+            time_ns: when the query was sent, in nanoseconds since the epoch.
+
+        Returns:
+            True if a disk has become idle since the previous poll.
+        """
+        before, self.idle_disks, has_new = self.idle_disks, {}, False
+        if self.stalled:
+            self.stalled = self.stalled.intersection(sample.subject for sample in disks)
+        for sample in disks:
+            device, values = sample.labels[0], sample.values
+            idle = values.get("idle_seconds")
+            if idle is not None and idle < IDLE_SECONDS:
+                continue
+            moved_ns, disk = time_ns - int((idle or 0.0) * 1e9), before.get(device)
+            if disk is None or (
+                # The idle time shows that a disk is still idle. Without an idle time, or after a slow reply, the counters decide.
+                (idle is None or moved_ns > disk.moved_ns + SAME_ACCESS_NS) and disk.completed != _completed(values)
+            ):
+                if len(self.idle_disks) >= MAX_DISKS:
+                    continue
+                disk, has_new = IdleDisk(_completed(values), _merged(values), moved_ns), True
+                if device in merged_lately:
+                    disk.signs[StallSign.MERGED] = time_ns
+            elif _merged(values) > disk.merged:
+                disk.signs.setdefault(StallSign.MERGED, time_ns)
+            self.idle_disks[device] = disk
+        return has_new
+
+    def on_threads(self, threads: Iterable[DiskThread], time_ns: int) -> None:
+        """Handle a list of all threads that wait for storage, read at `time_ns` (nanoseconds since the epoch)."""
+        before, self._threads = self._threads, {}
+        for disk in self.idle_disks.values():
+            disk.threads = 0
+            disk.signs.pop(StallSign.THREADS, None)
+        for thread in threads:
+            key = thread.id, thread.timeslices
+            since_ns = self._threads[key] = min(before.get(key, time_ns), time_ns)
+            if key not in before or since_ns == time_ns:
+                continue
+            for device, disk in self.idle_disks.items():
+                is_candidate = device == thread.device if thread.device else bool(disk.completed)
+                if is_candidate and disk.moved_ns <= since_ns:
+                    disk.threads += 1
+                    disk.signs[StallSign.THREADS] = min(since_ns, disk.signs.get(StallSign.THREADS, since_ns))
+
+    def on_queues(self, requests: Mapping[str, int], time_ns: int) -> None:
+        """Handle a poll of virtio queues: the number of requests in flight by disk, at `time_ns` (nanoseconds since the epoch)."""
+        for device, count in requests.items():
+            disk = self.idle_disks.get(device)
+            if disk is None:
+                continue
+            disk.requests = count
+            if not count:
+                disk.queued_ns = 0
+                disk.signs.pop(StallSign.QUEUES, None)
+            elif not disk.queued_ns:
+                disk.queued_ns = time_ns
+            elif time_ns > disk.queued_ns:
+                disk.signs[StallSign.QUEUES] = disk.queued_ns
+
+    def report(self, find_throttled: Callable[[], Collection[str]], time_ns: int) -> list[Sample]:
+        """Return a sample for each disk that stalls now, and for each disk that stalled at the last report and no longer does.
+
+        Args:
+            find_throttled: returns the disks with a throttle limit; called only if a disk has a sign.
+            time_ns: time of the poll in nanoseconds since the epoch.
+        """
+        samples: list[Sample] = []
+        suspects = [(device, disk) for device, disk in self.idle_disks.items() if disk.signs]
+        throttled = find_throttled() if suspects else ()
+        for device, disk in suspects:
+            counted = {StallSign.THREADS} if device in throttled else set(StallSign)
+            signs = {sign: since_ns for sign, since_ns in disk.signs.items() if sign in counted}
+            if signs:
+                samples.append(_stalled_sample(device, disk, signs, time_ns))
+        if not samples and not self.stalled:
+            self.has_samples = False
+            return samples
+        stalled = frozenset(sample.subject for sample in samples)
+        moving = {"state": "moving", "seconds": 0.0}
+        samples += [Sample(BLOCK_STALL, (device,), dict(moving)) for device in sorted(self.stalled - stalled)]
+        self.stalled, self.has_samples = stalled, bool(samples)
+        return samples
+
+
+def _stalled_sample(device: str, disk: IdleDisk, signs: Mapping[StallSign, int], time_ns: int) -> Sample:
+    since_ns = min(signs.values())
+    values: Values = {
+        "state": "stalled",
+        "seconds": max(0, time_ns - since_ns) / 1e9,
+        "since_timestamp_seconds": since_ns / 1e9,
+        "signs": ", ".join(sorted(signs)),
+    }
+    if StallSign.THREADS in signs:
+        values["waiting_threads"] = disk.threads
+    if disk.requests is not None:
+        values["requests_in_flight"] = disk.requests
+    return Sample(BLOCK_STALL, (device,), values)
+
+
+def _completed(values: Values) -> float:
+    return float(sum(values.get(name, 0) for name in COMPLETED))
+
+
+def _merged(values: Values) -> float:
+    """Return the number of merged requests. Each poll of an idle disk calls this."""
+    reads, writes, unmaps, zone_appends = MERGED
+    get = values.get
+    return float(get(reads, 0) + get(writes, 0) + get(unmaps, 0) + get(zone_appends, 0))

@@ -1,0 +1,105 @@
+"""Sets latency histograms through the sessions, and stores in the journal which ones the agent has set, for its next start."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from agent.app.publisher import RecordPublisher
+from agent.model.family import Family, Sample
+from agent.model.metrics.block import BLOCK
+from agent.model.record import PersistentNote, Record, Vm
+from agent.qmp.commands import Command
+from agent.session.api import DiskCommandController, VmChange
+from agent.session.disk_latency_histograms import BoundariesNs, HistogramState
+from agent.session.latency_histograms import LatencyHistograms
+
+_log = logging.getLogger("agent")
+
+
+class LatencyHistogramController:
+    """Sets latency histograms on disks that have none: it implements `DiskCommandController` for the sessions.
+
+    Attributes:
+        histograms: the histograms of all disks.
+    """
+
+    def __init__(self, boundaries: BoundariesNs, publisher: RecordPublisher) -> None:
+        self.histograms = LatencyHistograms(boundaries)
+        self._publisher = publisher
+
+    @property
+    def is_enabled(self) -> bool:
+        """True if the config lets the agent set histograms."""
+        return bool(self.histograms.boundaries)
+
+    @property
+    def if_enabled(self) -> DiskCommandController | None:
+        """This controller; None if the config does not let the agent set histograms."""
+        return self if self.is_enabled else None
+
+    def restore(self) -> None:
+        """Restore the notes of the previous run from the journal."""
+        self.histograms.forgets_at_stop = self._publisher.delivery.journal is None
+        self.histograms.restore(self._publisher.delivery.stored_notes, time.monotonic())
+
+    def on_lifecycle(self, change: VmChange, record: Record) -> None:
+        """Handle a lifecycle change."""
+        if change is VmChange.ATTACHED:
+            self.histograms.on_attached(record.vm, record.data.get("pid"))
+        elif change in (VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT):
+            self.histograms.on_gone(record.vm, time.monotonic())
+
+    def on_unplugged(self, event: Record) -> None:
+        """Handle the event of a device that was unplugged, as soon as it is read."""
+        self.histograms.on_unplugged(event.vm, event.subject)
+
+    def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample]) -> None:
+        """Handle a poll of disks."""
+        if BLOCK in families:
+            self.histograms.on_samples(vm, samples)
+
+    async def tick(self) -> None:
+        """Delete the notes of VMs that are gone. The caller calls this about once a second."""
+        for note in self.histograms.notes_due(time.monotonic()):
+            await self._publisher.persist_note(PersistentNote(*note))
+
+    def has_pending_commands(self, vm: Vm) -> bool:
+        """Return whether there may be commands to send to a VM now."""
+        return self.histograms.has_pending_commands(vm)
+
+    async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
+        """Store the VM's note in the journal, then return the commands to send now, each with its disk."""
+        commands = self.histograms.pending_commands(vm)
+        if commands:
+            note = PersistentNote(*self.histograms.note_of_vm(vm))
+            await self._publisher.persist_note(note)
+        return commands
+
+    def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
+        """Handle the end of a command. `done` is whether QEMU confirmed that it executed the command."""
+        self.histograms.on_command_done(vm, disk, done=done)
+        _log.info("%s: latency histograms of disk %s %s", vm.name, disk, "set" if done else "not set")
+
+
+class LatencyHistogramMetrics(Collector):
+    """Prometheus collector of the number of disks by the state of their latency histograms."""
+
+    def __init__(self, controller: LatencyHistogramController) -> None:
+        self._controller = controller
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metric, if the agent may set histograms."""
+        if not self._controller.is_enabled:
+            return
+        metric = GaugeMetricFamily(
+            "qmp_agent_latency_histogram_disks",
+            "Number of disks by the state of their latency histograms: who has set them, or why there are none.",
+            labels=["state"],
+        )
+        counts = self._controller.histograms.disks_by_state()
+        for state in HistogramState:
+            metric.add_metric([state.value], counts[state])
+        yield metric

@@ -1,0 +1,44 @@
+"""Publishes the alerts of storage pools, with the notes of their state."""
+
+import time
+from collections.abc import Iterable
+from functools import partial
+
+from agent.alerts.manager import PendingAlert
+from agent.alerts.pool_usage import PoolUsage
+from agent.app.alert_publisher import AlertPublisher
+from agent.app.builders import pool_policy
+from agent.config.model import PoolAlertsConfig
+from agent.model.record import Record
+
+
+class PoolAlertPublisher:
+    """Passes the readings of pools to their alerts, and publishes what they return."""
+
+    def __init__(self, alerts: AlertPublisher) -> None:
+        self._publish_alerts = alerts.publish
+        self._pools = alerts.pools
+
+    def set_policy(self, config: PoolAlertsConfig) -> None:
+        """Apply a new config."""
+        for usage in self._pools.set_policy(partial(pool_policy, config)):
+            self._publish(usage, self._pools.compare(usage, time.time_ns()))
+
+    def on_reading(self, usage: PoolUsage) -> None:
+        """Update the alerts of a pool after it was read."""
+        self._publish(usage, self._pools.on_reading(usage, time.time_ns()))
+
+    def on_error(self, usage: PoolUsage) -> None:
+        """Update the alerts of a pool that responds, but whose sizes cannot be read."""
+        self._publish(usage, self._pools.on_answer(usage, time.time_ns()))
+
+    def on_silence(self, usage: PoolUsage) -> None:
+        """Update the alerts of a pool that does not respond."""
+        self._publish(usage, self._pools.on_silence(usage, time.time_ns()))
+
+    def on_removed(self, usage: PoolUsage) -> None:
+        """Resolve the alerts of a pool that no VM uses any more."""
+        self._publish(usage, self._pools.on_removed(usage, time.time_ns()))
+
+    def _publish(self, usage: PoolUsage, records: Iterable[Record]) -> None:
+        self._publish_alerts([PendingAlert(record, self._pools.note_of(usage)) for record in records])

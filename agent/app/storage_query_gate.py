@@ -1,0 +1,140 @@
+"""Decides whether the agent may send commands that access storage to a VM.
+
+The agent sends them while the storage of the VM's images answers and no disk of the VM may hang.
+
+QEMU runs such a command in its main loop and holds the big QEMU lock (BQL). If the storage hangs, the command stops the guest.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+from agent.app.image_pool_finder import ImagePoolFinder
+from agent.host.filesystem_reader import SLOW_SECONDS, FileSystemReader
+from agent.host.pools.base import PoolReadError
+from agent.host.qemu_processes import command_line
+from agent.host.storage_paths import image_paths
+from agent.model.record import Vm
+
+_log = logging.getLogger("agent")
+
+FRESH_SECONDS = 1.0
+"""Time after an answer in which a file system is not checked again, because many VMs are polled within a second."""
+
+WAIT_SECONDS = SLOW_SECONDS + 0.1
+"""Maximum time that a poll of a VM waits for its file systems."""
+
+DEFERRED_COLLECTORS = ("nodes", "drives")
+"""Collectors whose QMP commands access storage."""
+
+Mounts = Mapping[str, str]
+"""A directory on each mount, by `major:minor` of the mount's file system."""
+
+
+class StorageQueryGate:
+    """Defers commands that access storage while the storage does not answer. One gate serves all VMs.
+
+    Attributes:
+        make_due: makes the given collectors of a VM due now. The agent sets it after the creation of the gate.
+        is_io_suspect: returns whether a VM may have I/O that hangs. The agent sets it after the creation of the gate.
+    """
+
+    def __init__(self, reader: FileSystemReader, pool_finder: ImagePoolFinder) -> None:
+        self.make_due: Callable[[Vm, Sequence[str]], None] = lambda _vm, _names: None
+        self.is_io_suspect: Callable[[Vm], bool] = lambda _vm: False
+        self._reader = reader
+        self._pool_finder = pool_finder
+        self._deferred: dict[Vm, Mounts] = {}
+        self._searches: dict[Vm, asyncio.Task[Mounts]] = {}
+
+    async def may_query(self, vm: Vm, pid: int | None) -> bool:
+        """Return whether the agent may now send commands that access storage to the VM."""
+        if self.is_io_suspect(vm):
+            self._deferred[vm] = self._pool_finder.mounts_of(vm) or {}
+            return False
+        mounts = self._pool_finder.mounts_of(vm)
+        if mounts is None:
+            mounts = await self._search_mounts(vm, pid)
+        if mounts is None:
+            return False
+        await self._check_mounts(mounts)
+        if not self._has_suspect_mount(mounts):
+            return True
+        self._deferred[vm] = mounts
+        return False
+
+    def _has_suspect_mount(self, mounts: Mounts) -> bool:
+        return any(map(self._reader.is_suspect, mounts))
+
+    async def _search_mounts(self, vm: Vm, pid: int | None) -> Mounts | None:
+        """Return the mounts of the files on a VM's command line; None if the search takes longer than `WAIT_SECONDS`.
+
+        This search is for a VM whose images have not been queried yet.
+        """
+        if pid is None or vm.may_be_remote:
+            return {}  # the storage of the VM is unknown, or on another host
+        search = self._searches.get(vm)
+        if search is None:
+            search = self._searches[vm] = asyncio.create_task(self._mounts_of_process(vm, pid), name="find mounts")
+        await asyncio.wait({search}, timeout=WAIT_SECONDS)
+        if not search.done():
+            search.add_done_callback(lambda _: self._on_mounts_found(vm))
+            return None
+        self._searches.pop(vm, None)
+        return search.result()
+
+    async def _mounts_of_process(self, vm: Vm, pid: int) -> Mounts:
+        try:
+            return await self._locate_mounts(vm, pid)
+        except Exception:  # noqa: BLE001 - a bug must not end the session
+            _log.exception("%s: mounts of the VM's images not found: internal error", vm.name)
+            return {}
+
+    async def _locate_mounts(self, vm: Vm, pid: int) -> Mounts:
+        locations = await self._pool_finder.locate_paths(pid, image_paths(command_line(pid)))
+        mounts = {location.mount.device: location.directory for location in locations if location.mount is not None}
+        if self._has_suspect_mount(mounts):
+            self._pool_finder.place_paths(vm, locations)
+        return mounts
+
+    def _on_mounts_found(self, vm: Vm) -> None:
+        search = self._searches.pop(vm, None)
+        if search is None or search.cancelled():
+            return
+        mounts = search.result()
+        if self._has_suspect_mount(mounts):
+            self._deferred[vm] = mounts
+        else:
+            self.make_due(vm, DEFERRED_COLLECTORS)
+
+    async def _check_mounts(self, mounts: Mounts) -> None:
+        """Read the mounts that have not answered within `FRESH_SECONDS`. Wait at most `WAIT_SECONDS` for the answers."""
+        unchecked = [mount for mount in mounts if self._reader.answered_seconds_ago(mount) > FRESH_SECONDS]
+        checks = {
+            asyncio.create_task(self._check_mount(mounts[mount], mount))
+            for mount in unchecked
+            if mounts[mount] and not self._reader.is_suspect(mount)
+        }
+        if checks:
+            await asyncio.wait(checks, timeout=WAIT_SECONDS)
+
+    async def _check_mount(self, directory: str, mount: str) -> None:
+        with contextlib.suppress(PoolReadError):
+            await self._reader.statvfs(directory, mount)
+
+    def on_change(self) -> None:
+        """Make the deferred collectors of a VM due if its storage answers again.
+
+        Called when the state of a mount changes, and when no disk of a VM may hang any more.
+        """
+        for vm, mounts in list(self._deferred.items()):
+            if not self._has_suspect_mount(mounts) and not self.is_io_suspect(vm):
+                del self._deferred[vm]
+                self.make_due(vm, DEFERRED_COLLECTORS)
+
+    def on_detached(self, vm: Vm) -> None:
+        """Drop the state of a VM that is no longer attached."""
+        self._deferred.pop(vm, None)
+        if (search := self._searches.pop(vm, None)) is not None:
+            search.cancel()

@@ -1,0 +1,36 @@
+"""Sets write thresholds through the sessions, and stores in the journal which ones the agent has set, for its next start."""
+
+from collections.abc import Sequence
+
+from agent.alerts.manager import AlertManager
+from agent.app.publisher import RecordPublisher
+from agent.model.record import PersistentNote, Vm
+from agent.qmp.commands import Command
+
+
+class WriteThresholdController:
+    """Implements `ThresholdController` for the sessions."""
+
+    def __init__(self, manager: AlertManager, publisher: RecordPublisher) -> None:
+        self._commands = manager.threshold_commands
+        self._notes = manager.notes
+        self._publisher = publisher
+
+    def take_due_refreshes(self, vm: Vm) -> frozenset[str]:
+        """Return the names of the collectors to poll now, and remove them from the list."""
+        return self._commands.take_due_refreshes(vm)
+
+    def has_pending_commands(self, vm: Vm) -> bool:
+        """Return whether there may be commands to send to a VM now."""
+        return self._commands.has_pending(vm)
+
+    async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
+        """Store the VM's note in the journal, then return the commands to send now, each with its disk."""
+        commands = self._commands.pending(vm)
+        if commands:
+            await self._publisher.persist_note(PersistentNote(*self._notes.note_of_vm(vm.uuid)))
+        return commands
+
+    def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
+        """Handle the end of a command. `done` is whether QEMU confirmed that it executed the command."""
+        self._commands.on_done(vm, disk, done=done)

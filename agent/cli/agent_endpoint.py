@@ -1,0 +1,55 @@
+"""The agent's endpoint and the credentials for it, from the options of a subcommand."""
+
+import argparse
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent.cli.http_client import EndpointCredentials
+from agent.common.paths import CONFIG_PATH
+
+if TYPE_CHECKING:
+    from agent.config.web import WebConfig
+
+
+def endpoint_url(parsed: argparse.Namespace) -> str:
+    """Return the URL of the agent's endpoint: from the option --url, else from the config, else the default."""
+    if parsed.url:
+        return str(parsed.url).rstrip("/")
+    web = _web_section(parsed.config)
+    scheme = "https" if web.config_file is not None and _has_tls(web.config_file) else "http"
+    host, _, port = web.listen_address.rpartition(":")
+    return f"{scheme}://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104 - compared, not bound
+
+
+def _web_section(path: Path | None) -> "WebConfig":
+    """Return the section `web` of the config. The other sections of the default config file are not validated.
+
+    Raises:
+        ConfigError: the file cannot be read or has problems.
+    """
+    from agent.config.web import WebConfig, read_web  # noqa: PLC0415 - not needed with --url
+
+    if path is None:
+        if not CONFIG_PATH.exists():
+            return WebConfig()
+        if (web := read_web(CONFIG_PATH)) is not None:
+            return web
+    from agent.config.loader import load_config  # noqa: PLC0415 - imports the types of all sections
+
+    return load_config(path or CONFIG_PATH).web
+
+
+def _has_tls(config_file: str) -> bool:
+    """Return whether the endpoint uses TLS; False if this user may not read the web config."""
+    from agent.common.config_types import expand_secret_path  # noqa: PLC0415 - as below
+    from agent.http.web_config import EndpointError, LoadedWebConfig  # noqa: PLC0415 - few hosts have a web config
+
+    with contextlib.suppress(EndpointError, OSError):
+        return LoadedWebConfig.read(expand_secret_path(config_file)).tls is not None
+    return False
+
+
+def credentials_from(parsed: argparse.Namespace) -> EndpointCredentials:
+    """Return the credentials for the endpoint, from the options of a subcommand."""
+    return EndpointCredentials(parsed.ca, parsed.cert, parsed.user, parsed.password_file)

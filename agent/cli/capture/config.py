@@ -1,0 +1,14 @@
+"""The config of `qmp-agent record` and `replay`."""
+
+import argparse
+
+from agent.config.loader import load_config
+from agent.config.model import Config
+from agent.monitors import DialConfig
+from agent.runtime.logging import configure_logging
+
+
+def capture_config(parsed: argparse.Namespace) -> Config:
+    """Return the config of --config, else the default config. `record` and `replay` replace its monitors."""
+    configure_logging("warning", "auto")
+    return load_config(parsed.config) if parsed.config is not None else Config(monitors=[DialConfig(dial="/nowhere")])

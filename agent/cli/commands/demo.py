@@ -1,0 +1,12 @@
+"""The subcommand `qmp-agent demo`."""
+
+import argparse
+
+from agent.cli.demo.demo_run import run_demo
+from agent.cli.event_loop import run_loop
+
+
+def execute(parsed: argparse.Namespace) -> int:
+    """Boot two small guests, watch them and provoke events."""
+    run_loop(run_demo(parsed.seconds, parsed.output, parsed.alertmanager))
+    return 0

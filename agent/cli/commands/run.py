@@ -1,0 +1,40 @@
+"""The subcommand `qmp-agent run`."""
+
+import argparse
+import faulthandler
+import os
+import threading
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any
+
+from agent.app.agent import run
+from agent.cli.event_loop import run_loop
+from agent.common.paths import CONFIG_PATH
+from agent.config.loader import load_config
+from agent.runtime.logging import configure_logging
+
+THREAD_EXIT_SECONDS = 2.0
+"""How long a finished `run` waits for its threads before the process exits."""
+
+
+def execute(parsed: argparse.Namespace) -> int:
+    """Watch the VMs of this host until SIGTERM."""
+    read = partial(load_config, parsed.config or CONFIG_PATH)
+    config = read()
+    configure_logging(config.log.level, config.log.format)
+    faulthandler.enable()  # logs where the process hangs when systemd's watchdog ends it with SIGABRT
+    run_loop(_exit_after(run(config, read)))
+    return 0
+
+
+async def _exit_after(main: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine to its end, and then end the process within THREAD_EXIT_SECONDS, even if a hung disk blocks a thread."""
+    status = 1
+    try:
+        await main
+        status = 0
+    finally:
+        timer = threading.Timer(THREAD_EXIT_SECONDS, os._exit, (status,))
+        timer.daemon = True  # the process can end before the timer
+        timer.start()

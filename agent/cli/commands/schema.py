@@ -1,0 +1,31 @@
+"""The subcommand `qmp-agent schema`."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from agent import config
+
+CONFIG_SCHEMA = Path(config.__path__[0]) / "agent.schema.json"
+"""The schema of the config. It is a file, because its generation imports the types of all sections."""
+
+
+def execute(parsed: argparse.Namespace) -> int:
+    """Print the JSON schema of records or of the config."""
+    print(json.dumps(_schema(parsed.of), indent=2))
+    return 0
+
+
+def _schema(of: str) -> dict[str, Any]:
+    """Return a schema. Import only the parts of the agent that this schema describes."""
+    match of:
+        case "config":
+            return cast("dict[str, Any]", json.loads(CONFIG_SCHEMA.read_text("utf-8")))
+        case "record":
+            from agent.schemas.record import record_schema  # noqa: PLC0415 - as above
+
+            return record_schema()
+    from agent.schemas.data import published_schemas  # noqa: PLC0415 - as above
+
+    return published_schemas()

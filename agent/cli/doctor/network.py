@@ -1,0 +1,49 @@
+"""Network devices of a VM whose traffic the host's kernel does not count at a tap. It counts the traffic elsewhere, or not at all."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent.cli.doctor.argv import CommandLine
+from agent.host.interfaces import descriptor_targets
+from agent.host.process import Process
+from agent.host.sriov import locate_virtual_function, passthrough_addresses
+from agent.model.record import sanitize
+
+_NETWORK_CLASS = "0x02"
+"""First digits of the PCI class of network devices."""
+
+_BACKENDS = {
+    "vhost-user": "the switch at its socket counts the traffic (Open vSwitch, VPP, passt), and the host's kernel does not",
+    "vhost-vdpa": "the device counts the traffic (`vdpa dev vstats show`), and the host's kernel does not",
+}
+"""Network backends without counters, each with a text about what counts the traffic instead."""
+
+
+def network_notes(line: CommandLine, pid: int, root: Path) -> tuple[str, ...]:
+    """Return a line for each such network device of a process."""
+    return tuple(sanitize(note, 512) for note in (*_backend_notes(line), *_device_notes(pid, root)))
+
+
+def _backend_notes(line: CommandLine) -> Iterator[str]:
+    for name, kind in line.netdevs:
+        if kind in _BACKENDS:
+            yield f"network {name} ({kind}): no counters: {_BACKENDS[kind]}"
+
+
+def _device_notes(pid: int, root: Path) -> Iterator[str]:
+    try:
+        process = Process(pid, root)
+    except OSError:
+        return
+    try:
+        for address in passthrough_addresses(process, descriptor_targets(process).values()):
+            vf = locate_virtual_function(process, address)
+            if vf is not None:
+                yield f"network {address}: VF {vf.number} of {vf.physical}, counted by its driver if the driver has counters of VFs"
+            elif (process.read(f"/sys/bus/pci/devices/{address}/class") or "").startswith(_NETWORK_CLASS):
+                yield (
+                    f"network {address}: no counters: the device is no VF, or its physical function has no network interface "
+                    "in the agent's network namespace"
+                )
+    finally:
+        process.close()

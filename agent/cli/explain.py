@@ -1,0 +1,37 @@
+"""`qmp-agent explain`: prints the running agent's explanation why a VM is slow or hangs."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from agent.cli.http_client import EndpointCredentials, request_json
+from agent.model.record import sanitize
+
+MAX_LINE = 600
+"""Maximum length of a line in characters."""
+REFUSALS = (400, 404, 409)
+"""Statuses of /explain whose text states what is wrong with the VM's name."""
+
+
+async def request_explanation(url: str, credentials: EndpointCredentials, vm: str) -> dict[str, Any]:
+    """Return the explanation of a VM.
+
+    Args:
+        url: URL of the agent's endpoint.
+        credentials: credentials for the endpoint.
+        vm: name or UUID of the VM.
+
+    Raises:
+        AgentRequestError: no agent answers, or it does not know the VM.
+        EndpointCredentialsError: a file with credentials cannot be read.
+    """
+    return await request_json(credentials, "GET", url, "/explain", params={"vm": vm}, explained=REFUSALS)
+
+
+def explanation_lines(explanation: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of an explanation: the VM, then its causes, the most likely first."""
+    yield sanitize(f"{explanation['name']} ({explanation['uuid']}), monitor {explanation['state']}", MAX_LINE)
+    causes = explanation["causes"]
+    if not causes:
+        yield sanitize(explanation["summary"], MAX_LINE)
+    for place, cause in enumerate(causes, 1):
+        yield sanitize(f"{place}. {cause['sentence']}  [{cause['cause']}]", MAX_LINE)

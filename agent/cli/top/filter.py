@@ -1,0 +1,55 @@
+"""Filters of the VM table: words and `key:value` pairs, like on the page. A VM has to match all of them. Pure."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from agent.cli.top.columns import OverviewVm, display_state, is_stopped
+
+Alerts = Sequence[Mapping[str, Any]]
+VmTest = Callable[[OverviewVm, Alerts], bool]
+
+_PAIR = re.compile(r"(state|alert|label|is):(.+)", re.DOTALL)
+_WORD = re.compile(r'(?:[^\s"]|"[^"]*"?)+')
+
+
+def parse_filter(text: str) -> VmTest:
+    """Return a function that returns whether a VM, given its firing alerts, matches a filter.
+
+    A word matches a part of the name, the UUID or the state. `state:TEXT` matches the beginning of the state. `state:stopped` matches the
+    states in which QEMU stopped the guest for an error. `alert:any`, `alert:SEVERITY` and `alert:TEXT` match alerts; `label:NAME` and
+    `label:NAME=VALUE` match labels of the VM's manager; `is:degraded` matches VMs with collectors that are off. `is:busy` matches VMs
+    with a migration or a job.
+    """
+    tests = [_parse_word(word.replace('"', "")) for word in _WORD.findall(text.casefold())]
+    return lambda vm, alerts: all(test(vm, alerts) for test in tests)
+
+
+def _parse_word(word: str) -> VmTest:
+    pair = _PAIR.fullmatch(word)
+    if pair is None:
+        return lambda vm, _: word in f"{vm['name']} {vm['uuid']} {display_state(vm)}".casefold()
+    key, value = pair.groups()
+    match key:
+        case "state":
+            return lambda vm, _: display_state(vm).startswith(value) or (value == "stopped" and is_stopped(vm))
+        case "alert":
+            return lambda _, alerts: any(
+                value in ("any", alert["severity"]) or value in alert["alert"] for alert in alerts
+            )
+        case "label":
+            return lambda vm, _: _has_label(vm, value)
+        case _:
+            return lambda vm, _: bool({"degraded": vm.get("degraded"), "busy": is_busy(vm)}.get(value))
+
+
+def _has_label(vm: OverviewVm, wanted: str) -> bool:
+    name, has_value, value = wanted.partition("=")
+    labels = {str(key).casefold(): str(text).casefold() for key, text in vm.get("labels", {}).items()}
+    return labels.get(name) == value if has_value else name in labels
+
+
+def is_busy(vm: OverviewVm) -> bool:
+    """Return whether a migration or a job of the VM is running."""
+    status = vm.get("migration", {}).get("status", "none")
+    return bool(vm.get("jobs")) or status not in ("none", "completed", "failed", "cancelled")

@@ -1,0 +1,29 @@
+"""The section `web` of the config file. Clients of the endpoint read it without the other sections."""
+
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import Field
+
+from agent.common.config_types import Bytes, ConfigSection, HostPort, SecretPath
+
+
+class WebConfig(ConfigSection):
+    """The HTTP endpoint: /metrics, /healthz, /readyz and the page."""
+
+    listen_address: HostPort = "127.0.0.1:9179"
+    """Address to listen on. Without `config_file`, every client that reaches it can read the names, disks and events of guests."""
+    history_memory: Annotated[Bytes, Field(le=1 << 30)] = 16 << 20
+    """Memory for the graphs of all VMs. The default holds six hours of 900 VMs, or less time of more VMs. With 0, there are no graphs."""
+    config_file: SecretPath | None = None
+    """TLS, client certificates and users: a web configuration file in the format of Prometheus' exporter-toolkit."""
+
+
+def read_web(path: Path) -> WebConfig | None:
+    """Return the section `web` of a config file; None if it cannot be read. `agent.config.loader` reports the file's problems."""
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+        return WebConfig.model_validate(values.get("web", {}))
+    except (OSError, yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, ValueError):
+        return None

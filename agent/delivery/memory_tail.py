@@ -1,0 +1,139 @@
+"""The parts of a queue that are in memory: its tail, and the records that the journal has not written yet. Pure."""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+from agent.delivery.record_transitions import FINISHED, WRITE_COMMITTED, WRITE_FAILED, WRITE_STARTED
+from agent.delivery.sizes import total_bytes
+from agent.model.record import OVERHEAD_BYTES, EncodedRecord, RecordState
+
+MAX_TRANSACTION_RECORDS = 20_000
+"""Maximum number of records in one transaction. Writing them takes about 0.2 s, and reads of the journal wait until the end."""
+
+
+class MemoryTail:
+    """The newest records of a queue, which are in memory; oldest first."""
+
+    def __init__(self) -> None:
+        self.records: deque[EncodedRecord] = deque()
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def extend(self, records: Sequence[EncodedRecord]) -> None:
+        """Add the newest records, oldest first."""
+        self.records.extend(records)
+        self.bytes += total_bytes(records)
+
+    def append(self, record: EncodedRecord) -> None:
+        """Add the newest record."""
+        self.records.append(record)
+        self.bytes += len(record.body) + OVERHEAD_BYTES
+
+    def popleft(self) -> EncodedRecord:
+        """Remove and return the oldest record."""
+        record = self.records.popleft()
+        self.bytes -= record.size
+        return record
+
+    def remove_first(self, records: Sequence[EncodedRecord]) -> None:
+        """Remove the oldest records.
+
+        Args:
+            records: these records, oldest first.
+        """
+        for _ in records:
+            self.records.popleft()
+        self.bytes -= total_bytes(records)
+
+    def older_half(self) -> Iterable[EncodedRecord]:
+        """Iterate over the older half of the records, rounded up."""
+        return islice(self.records, len(self.records) // 2 + 1)
+
+    def drop_oldest(self, size: int) -> list[EncodedRecord]:
+        """Remove the oldest records that are only in memory, mark them as done, and return them.
+
+        Args:
+            size: minimum number of bytes to free.
+        """
+        kept = []
+        while self.records and self.records[0].state is not RecordState.QUEUED:
+            kept.append(self.records.popleft())
+        dropped = []
+        while size > 0 and self.records:
+            record = self.popleft()
+            record.state = FINISHED[record.state]
+            dropped.append(record)
+            size -= record.size
+        self.records.extendleft(reversed(kept))
+        return dropped
+
+
+class PendingWrites:
+    """Records in memory that the journal has not written yet: waiting records, and the records of the current transaction."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[EncodedRecord] = deque()
+        self._writing: list[EncodedRecord] = []
+
+    @property
+    def has_waiting(self) -> bool:
+        """True if records wait for a transaction."""
+        return bool(self._waiting)
+
+    @property
+    def in_transaction(self) -> bool:
+        """True if a transaction is under way."""
+        return bool(self._writing)
+
+    @property
+    def busy(self) -> bool:
+        """True if records wait for a transaction, or if a transaction is under way."""
+        return bool(self._waiting or self._writing)
+
+    def add(self, record: EncodedRecord) -> None:
+        """Add the newest record."""
+        self._waiting.append(record)
+
+    def replace_waiting(self, records: Iterable[EncodedRecord]) -> None:
+        """Replace the waiting records by other records, oldest first."""
+        self._waiting = deque(records)
+
+    def start_transaction(self) -> list[EncodedRecord]:
+        """Start a transaction and return its records: the oldest waiting records. Call `commit_transaction` or `fail_transaction` next."""
+        assert not self._writing
+        while self._waiting and len(self._writing) < MAX_TRANSACTION_RECORDS:
+            record = self._waiting.popleft()
+            if not record.done:
+                record.state = WRITE_STARTED[record.state]
+                self._writing.append(record)
+        return list(self._writing)
+
+    def commit_transaction(self, rows: Sequence[int]) -> list[EncodedRecord]:
+        """Finish the transaction after it was committed, and return its records.
+
+        Args:
+            rows: the journal's row of each record of the transaction, in the same order.
+        """
+        for record, row in zip(self._writing, rows, strict=True):
+            record.row, record.state = row, WRITE_COMMITTED[record.state]
+        written, self._writing = self._writing, []
+        return written
+
+    def fail_transaction(self) -> None:
+        """Finish the transaction after it failed. Its records wait again, before all other waiting records."""
+        for record in self._writing:
+            record.state = WRITE_FAILED[record.state]
+        self._waiting.extendleft(record for record in reversed(self._writing) if not record.done)
+        self._writing = []
+
+    def discard_done_prefix(self) -> None:
+        """Remove the oldest waiting records that are delivered or dropped. Stop at the first record that is neither."""
+        while self._waiting and self._waiting[0].done:
+            self._waiting.popleft()
+
+    def discard_all_done(self) -> None:
+        """Remove all waiting records that are delivered or dropped."""
+        self._waiting = deque(record for record in self._waiting if not record.done)

@@ -1,0 +1,157 @@
+"""Causes in a VM's CPUs and memory. Pure."""
+
+from collections.abc import Iterator
+
+from agent.common.units import format_bytes
+from agent.exposition.explain.evidence import CauseEvidence, Evidence
+from agent.exposition.explain.text_format import duration, percent
+from agent.model.metrics.host import CGROUP, IOTHREAD, PROCESS, VCPU
+from agent.model.metrics.memory import BALLOON, GUEST_MEMORY, MEMORY
+
+QUOTA_RATIO = 0.25
+"""Minimum share of the periods in which a CPU quota stops the VM."""
+MIN_DELAY, DELAY_RATIO = 0.1, 0.15
+"""Minimum number of CPUs that the vCPUs wait for, and minimum share of the time in which they could run."""
+BUSY_THREAD = 0.9
+"""Minimum share of a host CPU that a busy thread uses."""
+BUSY_VCPUS = 0.95
+"""Minimum share of all vCPUs that a busy guest uses."""
+SWAPPED_RATIO, MIN_FAULTS = 0.05, 10.0
+"""Minimum share of the process's memory that is swapped out, and minimum number of page faults with disk access per second."""
+MIN_GUEST_SWAP = 1 << 20
+"""Minimum number of bytes per second that a swapping guest swaps in and out."""
+LOW_RATIO = 0.05
+"""Share of available memory below which a guest is short of memory."""
+MIN_STALL = 0.05
+"""Minimum share of the time in which all processes of a cgroup wait for memory."""
+
+
+def cpu_quota(evidence: Evidence) -> Iterator[CauseEvidence]:
+    """Find a CPU quota that stops the VM."""
+    names = ("cpu_periods_total", "cpu_throttled_periods_total", "cpu_throttled_seconds_total")
+    rates = evidence.rates(CGROUP, (), names)
+    periods, throttled = rates.get("cpu_periods_total"), rates.get("cpu_throttled_periods_total")
+    if not periods or throttled is None or throttled < QUOTA_RATIO * periods:
+        return
+    share = min(1.0, throttled / periods)
+    path = evidence.values(CGROUP).get("path", "")
+    waited = rates.get("cpu_throttled_seconds_total")
+    times = f", in sum {waited:.2g} s in each second" if waited is not None else ""
+    sentence = f"The CPU quota (`cpu.max`) of its cgroup {path} stops the VM in {percent(share)} of the periods{times}."
+    yield CauseEvidence("", sentence, {"throttled_ratio": share, "cgroup": path})
+
+
+def cpu_waiting(evidence: Evidence) -> Iterator[CauseEvidence]:
+    """Find vCPUs that wait for a host CPU."""
+    poll = [
+        evidence.rates(VCPU, labels, ("run_delay_seconds_total", "cpu_seconds_total"))
+        for labels in evidence.subjects(VCPU)
+    ]
+    delay = sum(rates.get("run_delay_seconds_total", 0.0) for rates in poll)
+    used = sum(rates.get("cpu_seconds_total", 0.0) for rates in poll)
+    if delay < MIN_DELAY or delay < DELAY_RATIO * (delay + used):
+        return
+    share = delay / (delay + used)
+    sentence = (
+        f"The vCPUs wait for host CPUs (steal): they are ready but do not run for {delay:.2g} s in each second, "
+        f"{percent(share)} of the time in which they want to run."
+    )
+    yield CauseEvidence("", sentence, {"waiting_cpus": delay, "used_cpus": used, "vcpus": evidence.vcpus()})
+
+
+def thread_busy(evidence: Evidence) -> Iterator[CauseEvidence]:
+    """Find an iothread or a main loop that uses a whole host CPU."""
+    main = evidence.rate(PROCESS, "main_loop_cpu_seconds_total")
+    if main is not None and main >= BUSY_THREAD:
+        sentence = f"QEMU's main loop uses {percent(main)} of a host CPU, and serves devices without an iothread late."
+        yield CauseEvidence("", sentence, {"cpus": main})
+    for labels in evidence.subjects(IOTHREAD):
+        used = evidence.rate(IOTHREAD, "cpu_seconds_total", labels)
+        if used is not None and used >= BUSY_THREAD:
+            sentence = f"The iothread {labels[0]} uses {percent(used)} of a host CPU, and serves its disks late."
+            yield CauseEvidence(labels[0], sentence, {"cpus": used})
+
+
+def guest_cpu_busy(evidence: Evidence) -> Iterator[CauseEvidence]:
+    """Find a guest that uses all of its vCPUs."""
+    count = evidence.vcpus()
+    known = [evidence.rate(VCPU, "cpu_seconds_total", labels) for labels in evidence.subjects(VCPU)]
+    used = sum(rate for rate in known if rate is not None)
+    if count and None not in known and used >= BUSY_VCPUS * count:
+        yield CauseEvidence(
+            "", f"The guest itself uses {used:.3g} of its {count} vCPUs.", {"used_cpus": used, "vcpus": count}
+        )
+
+
+def out_of_memory(evidence: Evidence) -> Iterator[CauseEvidence]:
+    """Find a process that the guest's or the host's kernel killed for lack of memory."""
+    for alert in evidence.alerts_named("guest_oom", "cgroup_oom"):
+        is_guest = alert["alert"] == "guest_oom"
+        family = GUEST_MEMORY if is_guest else CGROUP
+        whose, where = ("guest's", "in the guest") if is_guest else ("host's", "in the VM's cgroup")
+        seconds = max(0.0, evidence.now - alert["since"])
+        kills = evidence.number(family, "oom_kills_total")
+        total = f"; {kills:.0f} in all" if kills is not None else ""
+        sentence = f"The {whose} kernel killed a process {where} for lack of memory {duration(seconds)} ago{total}."
+        yield CauseEvidence(
+            "", sentence, {"seconds_ago": seconds} | ({"oom_kills": kills} if kills is not None else {})
+        )
+
+
+def memory_limited(evidence: Evidence) -> Iterator[CauseEvidence]:
+    """Find a cgroup whose processes wait because of its memory limit."""
+    stalled = evidence.rate(CGROUP, "pressure_memory_stalled_seconds_total")
+    if stalled is None or stalled < MIN_STALL:
+        return
+    used, limit = (evidence.number(CGROUP, name) for name in ("memory_bytes", "memory_limit_bytes"))
+    of_limit = (
+        f"; it uses {format_bytes(used)} of {format_bytes(limit)}" if used is not None and limit is not None else ""
+    )
+    sentence = f"All processes of the VM's cgroup wait for memory {percent(stalled)} of the time{of_limit}."
+    yield CauseEvidence("", sentence, {"stalled_ratio": stalled})
+
+
+def swapped(evidence: Evidence) -> Iterator[CauseEvidence]:
+    """Find a VM whose memory the host swaps."""
+    out, resident = (evidence.number(PROCESS, name) for name in ("swap_bytes", "resident_bytes"))
+    faults = evidence.rate(PROCESS, "major_faults_total")
+    if out is None or resident is None or faults is None or faults < MIN_FAULTS:
+        return
+    if out >= SWAPPED_RATIO * (out + resident):
+        sentence = (
+            f"The host has swapped out {format_bytes(out)} of the VM's memory ({percent(out / (out + resident))}), and the VM "
+            f"waits for {faults:.3g} pages/s from disk."
+        )
+        yield CauseEvidence(
+            "", sentence, {"swap_bytes": out, "resident_bytes": resident, "major_faults_per_second": faults}
+        )
+
+
+def guest_memory(evidence: Evidence) -> Iterator[CauseEvidence]:
+    """Find a guest that is short of memory, and the memory that its balloon holds."""
+    available, total = (evidence.number(GUEST_MEMORY, name) for name in ("available_bytes", "total_bytes"))
+    if available is None or not total or available >= LOW_RATIO * total:
+        return
+    figures = {"available_bytes": available, "total_bytes": total}
+    left = (
+        f"The guest has {format_bytes(available)} of {format_bytes(total)} memory left ({percent(available / total)})"
+    )
+    base, actual = evidence.number(MEMORY, "base_bytes"), evidence.number(BALLOON, "actual_bytes")
+    held = (
+        base + (evidence.number(MEMORY, "plugged_bytes") or 0) - actual
+        if base is not None and actual is not None
+        else 0
+    )
+    if held > 0:
+        yield CauseEvidence(
+            "", f"{left}, while its balloon holds {format_bytes(held)}.", figures | {"held_bytes": held}
+        )
+    else:
+        yield CauseEvidence("", f"{left}.", figures)
+
+
+def guest_swapping(evidence: Evidence) -> Iterator[CauseEvidence]:
+    """Find a guest that swaps."""
+    rates = evidence.rates(GUEST_MEMORY, (), ("swap_in_bytes_total", "swap_out_bytes_total"))
+    if rates and (swap := sum(rates.values())) >= MIN_GUEST_SWAP:
+        yield CauseEvidence("", f"The guest swaps {format_bytes(swap)}/s in and out.", {"swap_bytes_per_second": swap})

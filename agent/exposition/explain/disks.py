@@ -1,0 +1,161 @@
+"""Causes in a VM's disks: limits, latency, queues. Pure."""
+
+from collections.abc import Iterator
+from statistics import median
+
+from agent.exposition.explain.evidence import CauseEvidence, Evidence, number_in
+from agent.exposition.explain.text_format import duration, latency, listing, per_second, percent
+from agent.exposition.history_recorder import COLUMNS
+from agent.exposition.rates import Labels
+from agent.model.metrics.block import BLOCK, BLOCK_DEVICE, BLOCK_TIMED
+from agent.model.metrics.block_stall import BLOCK_STALL
+
+THROTTLED_RATIO = 0.9
+"""Share of a throttle limit above which the limit counts as reached."""
+BASELINE_SECONDS = 3600.0
+"""Length of the history that a latency is compared with."""
+RECENT_SECONDS = 60.0
+"""Length of the newest part of the history. It is not part of the baseline, because it may already be slow."""
+MIN_BASELINE_POINTS = 10
+"""Minimum number of points of a baseline."""
+SLOW_RATIO, MIN_SLOW_SECONDS = 3.0, 0.005
+"""A latency is high if it is this many times the baseline, and at least this long."""
+ALWAYS_SLOW_SECONDS = 0.05
+"""Latency that is high even without a baseline."""
+ALWAYS_SLOW_P99_SECONDS = 0.1
+"""Latency of the slowest percent that is high, whatever the mean is."""
+MIN_P99_OPERATIONS = 100
+"""Minimum number of operations in a histogram of the last minute for a 99th percentile that says something."""
+MIN_OPERATIONS = 1.0
+"""Minimum number of operations per second for a meaningful mean latency."""
+LONG_QUEUE = 16.0
+"""Mean number of requests in flight that counts as a long queue, if a request takes `QUEUE_SECONDS` or longer."""
+QUEUE_SECONDS = 0.01
+
+_KINDS = ("read", "write")
+_LIMITED = {"": _KINDS, "read_": ("read",), "write_": ("write",)}
+"""The kinds of operations that a throttle limit counts, by the limit's prefix."""
+
+
+def io_stalled(evidence: Evidence) -> Iterator[CauseEvidence]:
+    """Find disks that complete no request although requests are in flight. QEMU may still answer its monitor."""
+    for labels, values in evidence.subjects(BLOCK_STALL).items():
+        seconds = number_in(values, "seconds")
+        if values.get("state") != "stalled" or seconds is None:
+            continue
+        figures = {"seconds": seconds, "signs": values.get("signs", "")}
+        why = []
+        for name, text in (
+            ("waiting_threads", "threads of QEMU that wait in the kernel for storage: {:.0f}"),
+            ("requests_in_flight", "requests in its virtio queues: {:.0f}"),
+        ):
+            if number := number_in(values, name):
+                figures[name] = number
+                why.append(text.format(number))
+        known = f" ({'; '.join(why)})" if why else ""
+        sentence = f"{labels[0]} has requests in flight and has completed none for {duration(seconds)}{known}."
+        yield CauseEvidence(labels[0], sentence, figures)
+
+
+def disk_throttled(evidence: Evidence) -> Iterator[CauseEvidence]:
+    """Find disks whose rates reach a throttle limit. Disks of one throttle group share their limits."""
+    groups: dict[str, list[str]] = {}
+    for labels, values in evidence.subjects(BLOCK_DEVICE).items():
+        groups.setdefault(str(values.get("throttle_group") or labels[0]), []).append(labels[0])
+    for group, devices in groups.items():
+        limits = evidence.subjects(BLOCK_DEVICE)[(devices[0],)]
+        for prefix, kinds in _LIMITED.items():
+            for unit in ("bytes", "operations"):
+                limit = number_in(limits, f"throttle_{prefix}{unit}_per_second")
+                rate = sum(filter(None, (_rate(evidence, device, kind, unit) for device in devices for kind in kinds)))
+                if limit and rate >= THROTTLED_RATIO * limit:
+                    what = f"{prefix.removesuffix('_')} {unit}".strip()
+                    sentence = (
+                        f"{listing(devices)} reached a throttle limit: {per_second(unit, rate)} of {per_second(unit, limit)} "
+                        f"that the limit of {what} permits ({percent(rate / limit)})"
+                        f"{f', shared by throttle group {group}' if len(devices) > 1 else ''}."
+                    )
+                    figures = {"rate_per_second": rate, "limit_per_second": limit, "unit": unit, "devices": devices}
+                    yield CauseEvidence(devices[0], sentence, figures)
+
+
+def _rate(evidence: Evidence, device: str, kind: str, unit: str) -> float | None:
+    return evidence.rate(BLOCK, f"{kind}_bytes_total" if unit == "bytes" else f"{kind}s_total", (device,))
+
+
+def _latency(evidence: Evidence, device: str, kind: str) -> tuple[float, float, float]:
+    """Return a disk's operations per second, their mean latency in seconds, and the mean number of operations in flight."""
+    rates = evidence.rates(BLOCK, (device,), (f"{kind}s_total", f"{kind}_seconds_total"))
+    operations, in_flight = rates.get(f"{kind}s_total", 0.0), rates.get(f"{kind}_seconds_total", 0.0)
+    return operations, in_flight / operations if operations else 0.0, in_flight
+
+
+def _baseline(evidence: Evidence, kind: str) -> float | None:
+    """Return the median latency of the VM's disks over the last hour, without the last minute; None without enough points."""
+    column = COLUMNS.index(f"{kind}_latency")
+    points = evidence.view.history_recorder.history.points(BASELINE_SECONDS)
+    old = [values[column] for time, values in points if time <= evidence.now - RECENT_SECONDS]
+    known = [value for value in old if value > 0]  # leaves out nan, and 0 of an hour without requests
+    return median(known) if len(known) >= MIN_BASELINE_POINTS else None
+
+
+def _slowest_percent(evidence: Evidence, device: str, kind: str) -> float | None:
+    """Return the 99th percentile of a disk's latency from its histogram; None without a histogram or with few operations."""
+    windows = evidence.view.latencies
+    summary = windows.summaries(device).get(kind, {}) if windows is not None else {}
+    return summary.get("p99") if summary.get("operations", 0) >= MIN_P99_OPERATIONS else None
+
+
+def disk_slow(evidence: Evidence) -> Iterator[CauseEvidence]:
+    """Find disks whose requests take much longer than in the last hour, or longer than a limit. A histogram shows rare slow requests."""
+    for kind in _KINDS:
+        baseline = _baseline(evidence, kind)
+        for labels in evidence.subjects(BLOCK):
+            operations, seconds, _ = _latency(evidence, labels[0], kind)
+            if operations < MIN_OPERATIONS:
+                continue
+            p99 = _slowest_percent(evidence, labels[0], kind)
+            is_slower = baseline is not None and seconds >= SLOW_RATIO * baseline and seconds >= MIN_SLOW_SECONDS
+            if not is_slower and seconds < ALWAYS_SLOW_SECONDS and (p99 is None or p99 < ALWAYS_SLOW_P99_SECONDS):
+                continue
+            usual = (
+                f", {seconds / baseline:.2g} times the {latency(baseline)} of the last hour"
+                if is_slower and baseline is not None
+                else ""
+            )
+            slowest = f", and 1 of 100 {latency(p99)} or longer" if p99 is not None else ""
+            rate = per_second(f"{kind}s", operations)
+            sentence = f"A {kind} of {labels[0]} takes {latency(seconds)} on average{usual}{slowest}, at {rate}."
+            figures = {"latency_seconds": seconds, "operations_per_second": operations, "operation": kind}
+            figures |= {"usual_seconds": baseline} if baseline is not None else {}
+            figures |= {"p99_seconds": p99} if p99 is not None else {}
+            yield CauseEvidence(labels[0], sentence, figures)
+
+
+def slow_disks_by_pool(evidence: Evidence) -> Iterator[tuple[Labels, CauseEvidence]]:
+    """Yield the pool's labels and the evidence for each slow disk with a known pool."""
+    slow = list(disk_slow(evidence))
+    for pool, devices, _ in evidence.pools_of_disks() if slow else ():
+        yield from ((pool, found) for found in slow if found.subject in devices)
+
+
+def disk_queue(evidence: Evidence) -> Iterator[CauseEvidence]:
+    """Find disks with many requests in flight that take long."""
+    for labels in evidence.subjects(BLOCK):
+        both = [_latency(evidence, labels[0], kind) for kind in _KINDS]
+        operations, in_flight = sum(row[0] for row in both), sum(row[2] for row in both)
+        measured = max(
+            (
+                (number_in(values, "read_queue_depth") or 0) + (number_in(values, "write_queue_depth") or 0)
+                for timed, values in evidence.subjects(BLOCK_TIMED).items()
+                if timed[0] == labels[0]
+            ),
+            default=0.0,
+        )
+        depth = max(in_flight, measured)
+        if depth >= LONG_QUEUE and operations and in_flight / operations >= QUEUE_SECONDS:
+            sentence = (
+                f"{labels[0]} has {depth:.0f} requests in flight on average, and completes {per_second('requests', operations)}: "
+                f"the guest asks for more than the storage does."
+            )
+            yield CauseEvidence(labels[0], sentence, {"queue_depth": depth, "operations_per_second": operations})

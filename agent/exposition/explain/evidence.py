@@ -1,0 +1,113 @@
+"""Evidence about one VM for its explanation: samples, rates, history, alerts and pools. Pure."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any, NamedTuple
+
+from agent.exposition.rates import Labels, PollPair, Subjects
+from agent.exposition.snapshot import Snapshot, VmView
+from agent.model.family import Family, Values
+from agent.model.metrics.host import VCPU
+from agent.model.metrics.host_resources import HOST
+from agent.model.metrics.pool import BLOCK_STORAGE, POOL
+
+MAX_RATE_AGE = 60.0
+"""Maximum age in seconds of rates that explain the present state. It is longer for a VM that is polled rarely."""
+MAX_MISSED_POLLS = 3
+"""Maximum age of rates in polling intervals, for a VM that is polled rarely."""
+
+
+class CauseEvidence(NamedTuple):
+    """One cause with its evidence.
+
+    Attributes:
+        subject: the disk, job, pool or other part of the VM; empty for the VM as a whole.
+        sentence: the evidence with figures, in plain words.
+        figures: the figures of the sentence, in base units.
+    """
+
+    subject: str
+    sentence: str
+    figures: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Samples, state, alerts and pools of one VM.
+
+    Attributes:
+        view: the VM's state and samples.
+        pools: the samples of the host's pools.
+        host: the last sample of the host itself; empty before the first.
+        alerts: the VM's firing alerts, in the form of /overview.
+        now: the present time in seconds since the epoch.
+    """
+
+    view: VmView
+    now: float
+    pools: Subjects = field(default_factory=dict)
+    alerts: Sequence[Mapping[str, Any]] = ()
+    host: Values = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, view: VmView, alerts: Sequence[Mapping[str, Any]], now: float) -> "Evidence":
+        """Return the evidence about a VM of a snapshot."""
+        return cls(view, now, snapshot.host.get(POOL.name, {}), alerts, snapshot.host.get(HOST.name, {}).get((), {}))
+
+    def subjects(self, family: Family) -> Subjects:
+        """Return the last values of each subject of a family; empty if there are none."""
+        poll = self.view.polls.get(family.name)
+        return poll.current if poll is not None else {}
+
+    def values(self, family: Family) -> Values:
+        """Return the last values of a family that describes the VM as a whole."""
+        return self.subjects(family).get((), {})
+
+    def number(self, family: Family, name: str) -> float | None:
+        """Return a number of a family that describes the VM as a whole; None if it is unknown."""
+        return number_in(self.values(family), name)
+
+    def rates(self, family: Family, labels: Labels, names: Iterable[str]) -> dict[str, float]:
+        """Return the increase per second of a subject's counters between its last two polls; empty if the polls are too old."""
+        poll = self._fresh_poll(family)
+        return poll.rates(labels, names) if poll is not None else {}
+
+    def rate(self, family: Family, name: str, labels: Labels = ()) -> float | None:
+        """Return the increase per second of one counter; None if it is unknown or too old."""
+        return self.rates(family, labels, (name,)).get(name)
+
+    def _fresh_poll(self, family: Family) -> PollPair | None:
+        poll = self.view.polls.get(family.name)
+        if poll is None:
+            return None
+        interval = (poll.time_ns - poll.previous_ns) / 1e9 if poll.previous_ns else 0.0
+        return poll if self.now - poll.time_ns / 1e9 <= max(MAX_RATE_AGE, MAX_MISSED_POLLS * interval) else None
+
+    def pools_of_disks(self) -> Iterator[tuple[Labels, list[str], Values]]:
+        """Yield each pool with images of the VM: its labels, the VM's disks on it, and its values."""
+        disks: dict[Labels, list[str]] = {}
+        for (device, _layer), values in self.subjects(BLOCK_STORAGE).items():
+            if "pool" in values:
+                of_pool = disks.setdefault((values["pool"], values.get("kind", "")), [])
+                if device not in of_pool:
+                    of_pool.append(device)
+        for labels, devices in disks.items():
+            if labels in self.pools:
+                yield labels, devices, self.pools[labels]
+
+    def vcpus(self) -> int:
+        """Return the number of vCPUs with a known thread; 0 if none is known."""
+        return len(self.subjects(VCPU))
+
+    def alerts_named(self, *names: str) -> list[Mapping[str, Any]]:
+        """Return the firing alerts with one of these names."""
+        return [alert for alert in self.alerts if alert["alert"] in names]
+
+
+def number_in(values: Mapping[str, Any], name: str) -> float | None:
+    """Return a number of a sample; None if it is absent or no number."""
+    value = values.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        return None
+    return value

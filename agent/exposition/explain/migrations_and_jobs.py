@@ -1,0 +1,118 @@
+"""Causes that are work on the VM, such as migrations, jobs and dumps, and causes that its guest or its alerts report. Pure."""
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from agent.common.units import format_bytes
+from agent.exposition.explain.evidence import CauseEvidence, Evidence, number_in
+from agent.exposition.explain.text_format import duration, percent
+from agent.model.metrics.guest import GUEST_FILESYSTEM
+from agent.model.metrics.jobs import JOB
+from agent.model.metrics.memory import DIRTY_RATE, DUMP, VCPU_DIRTY
+from agent.model.metrics.migration import INACTIVE_STATUSES, MIGRATION
+from agent.model.record import Severity
+
+FULL_FILESYSTEM = 0.98
+"""Share of used bytes at which a file system in the guest counts as full."""
+_QUIET_JOBS = frozenset({"concluded", "null", "paused", "standby", "undefined", "created"})
+"""Statuses of a job that does no I/O."""
+_SERIOUS = frozenset({Severity.ERROR.label, Severity.CRITICAL.label})
+"""Severities of alerts that explain a VM's state by themselves."""
+
+
+def guest_filesystem_full(evidence: Evidence) -> Iterator[CauseEvidence]:
+    """Find full file systems in the guest."""
+    for (mountpoint, _device, _type), values in evidence.subjects(GUEST_FILESYSTEM).items():
+        used, size = number_in(values, "used_bytes"), number_in(values, "size_bytes")
+        if used is None or not size or used < FULL_FILESYSTEM * size:
+            continue
+        age = max(0.0, evidence.now - evidence.view.guest_response_ns / 1e9)
+        sentence = (
+            f"The file system {mountpoint} in the guest is full: {format_bytes(used)} of {format_bytes(size)} are used "
+            f"({percent(used / size)}), as of {duration(age)} ago."
+        )
+        yield CauseEvidence(mountpoint, sentence, {"used_bytes": used, "size_bytes": size, "age_seconds": age})
+
+
+def migration_running(evidence: Evidence) -> Iterator[CauseEvidence]:
+    """Find a migration, with its progress and its effects on the guest."""
+    values = evidence.values(MIGRATION)
+    status = values.get("status", "none")
+    if status in INACTIVE_STATUSES:
+        return
+    figures: dict[str, Any] = {"status": status}
+    parts = [f"A migration of the VM is under way (`{status}`)"]
+    remaining, total = number_in(values, "ram_remaining_bytes"), number_in(values, "ram_bytes")
+    if remaining is not None and total:
+        figures |= {"remaining_bytes": remaining, "ram_bytes": total}
+        parts.append(f"{format_bytes(remaining)} of {format_bytes(total)} are left")
+    pages, page = number_in(values, "ram_dirty_pages_per_second"), number_in(values, "ram_page_bytes")
+    if pages and page:
+        figures["dirty_bytes_per_second"] = pages * page
+        parts.append(f"the guest dirties {format_bytes(pages * page)}/s")
+    if throughput := number_in(values, "throughput_bytes_per_second"):
+        figures["throughput_bytes_per_second"] = throughput
+        parts.append(f"{format_bytes(throughput)}/s are sent")
+    if slowed := number_in(values, "cpu_throttle_ratio"):
+        figures["cpu_throttle_ratio"] = slowed
+        parts.append(f"QEMU slows the vCPUs by {percent(slowed)} so that the migration ends")
+    if status.startswith("postcopy"):
+        parts.append("the guest waits for each page that it needs and that has not arrived")
+    yield CauseEvidence("", f"{parts[0]}{': ' if parts[1:] else ''}{', '.join(parts[1:])}.", figures)
+
+
+def dirty_limited(evidence: Evidence) -> Iterator[CauseEvidence]:
+    """Find vCPUs that QEMU slows to limit their dirty rate."""
+    for (vcpu,), values in evidence.subjects(VCPU_DIRTY).items():
+        limit, current = (number_in(values, f"{name}_bytes_per_second") for name in ("limit", "current"))
+        if limit and current is not None and current >= 0.9 * limit:
+            sentence = f"QEMU slows vCPU {vcpu}: it dirties {format_bytes(current)}/s, and its limit is {format_bytes(limit)}/s."
+            yield CauseEvidence(vcpu, sentence, {"current_bytes_per_second": current, "limit_bytes_per_second": limit})
+
+
+def job_running(evidence: Evidence) -> Iterator[CauseEvidence]:
+    """Find jobs that read or write the VM's disks."""
+    for (job, kind), values in evidence.subjects(JOB).items():
+        status = values.get("status", "running")
+        if status in _QUIET_JOBS or values.get("paused") is True:
+            continue
+        figures: dict[str, Any] = {"type": kind, "status": status}
+        parts = [f"A {kind} job ({job}) is {status}"]
+        if (done := number_in(values, "progress_ratio")) is not None:
+            figures["progress_ratio"] = done
+            parts.append(f"{percent(done)} done")
+        if (speed := number_in(values, "progress_per_second")) is not None and kind in _BYTES_JOBS:
+            figures["progress_per_second"] = speed
+            parts.append(f"{format_bytes(speed)}/s")
+        yield CauseEvidence(job, f"{', '.join(parts)}: it shares the storage with the guest.", figures)
+
+
+_BYTES_JOBS = frozenset({"backup", "commit", "mirror", "stream"})
+"""Types of jobs whose progress is in bytes."""
+
+
+def dump_running(evidence: Evidence) -> Iterator[CauseEvidence]:
+    """Find a dump of the guest's memory, or a measurement of its dirty rate."""
+    if evidence.values(DUMP).get("status") == "active":
+        written, size = (evidence.number(DUMP, name) for name in ("written_bytes", "size_bytes"))
+        done = f": {format_bytes(written)} of {format_bytes(size)} are written" if written is not None and size else ""
+        yield CauseEvidence(
+            "", f"A client dumps the guest's memory{done}.", {"written_bytes": written, "size_bytes": size}
+        )
+    if evidence.values(DIRTY_RATE).get("status") == "measuring":
+        yield CauseEvidence("", "A client measures the guest's dirty rate, which makes each first write slower.", {})
+
+
+def unexplained_alerts(evidence: Evidence, covered: Collection[str]) -> Iterator[CauseEvidence]:
+    """Find serious firing alerts that no other row covers.
+
+    Args:
+        evidence: what is known about the VM.
+        covered: names of the alerts that a named cause already explains.
+    """
+    for alert in evidence.alerts:
+        if alert["severity"] in _SERIOUS and alert["alert"] not in covered:
+            seconds = max(0.0, evidence.now - alert["since"])
+            subject = f" of {alert['subject']}" if alert["subject"] else ""
+            sentence = f"The alert {alert['alert']}{subject} has been firing for {duration(seconds)}."
+            yield CauseEvidence(alert["subject"], sentence, {"alert": alert["alert"], "seconds": seconds})

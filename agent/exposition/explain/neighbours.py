@@ -1,0 +1,52 @@
+"""Other VMs of the host that take most of a resource that a VM waits for. Pure."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from agent.exposition.explain.cpu_and_memory import cpu_quota, cpu_waiting
+from agent.exposition.explain.disks import slow_disks_by_pool
+from agent.exposition.explain.evidence import CauseEvidence, Evidence
+from agent.exposition.explain.text_format import listing, percent
+from agent.exposition.resource_contention import HostResource, describe_vm
+
+MIN_SHARE = 0.5
+"""Minimum share of a resource that the other VMs take together to count as the cause."""
+
+
+def neighbours(evidence: Evidence) -> Iterator[CauseEvidence]:
+    """Find other VMs that take most of the host's CPUs or of a pool's requests, while this VM waits for that resource."""
+    vm = evidence.view.status.vm
+    own = vm.uuid if vm is not None else ""
+    if any(cpu_waiting(evidence)) and not any(cpu_quota(evidence)):
+        others, _ = _takers(evidence, HostResource.CPU, ("", ""), own)
+        yield from _finding(others, HostResource.CPU, "", evidence.host.get("online_cpus"), "cpus", "the host's CPUs")
+    for pool in dict.fromkeys(pool for pool, _ in slow_disks_by_pool(evidence)):
+        others, total = _takers(evidence, HostResource.DISK, pool, own)
+        name = "operations_per_second"
+        yield from _finding(others, HostResource.DISK, pool[0], total.get(name), name, f"the requests to {pool[0]}")
+
+
+def _takers(
+    evidence: Evidence, resource: HostResource, pool: Sequence[str], own: str
+) -> tuple[list[Mapping[str, Any]], Mapping[str, float]]:
+    """Return the other VMs that take most of a resource, and the sum that all VMs take; empty if no VM waits for the resource."""
+    for found in evidence.host.get("contention", ()):
+        if (found["resource"], found["pool"], found["kind"]) == (resource.value, *pool):
+            return [vm for vm in found["taking"] if vm["uuid"] != own], found["total"]
+    return [], {}
+
+
+def _finding(
+    others: Sequence[Mapping[str, Any]],
+    resource: HostResource,
+    subject: str,
+    whole: float | None,
+    figure: str,
+    what: str,
+) -> Iterator[CauseEvidence]:
+    taken = sum(vm[figure] for vm in others)
+    if not whole or taken < MIN_SHARE * whole:
+        return
+    vms = listing([describe_vm(vm, resource, "taking") for vm in others])
+    sentence = f"Other VMs take {percent(taken / whole)} of {what} while this VM waits for them: {vms}."
+    yield CauseEvidence(subject, sentence, {"taken": taken, "total": whole, "vms": [dict(vm) for vm in others]})

@@ -1,0 +1,104 @@
+"""The table of causes, the most likely first. It explains the state of a VM. Pure."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from agent.exposition.explain import cpu_and_memory, disks, migrations_and_jobs, neighbours, standstill
+from agent.exposition.explain.evidence import CauseEvidence, Evidence
+from agent.model.record import sanitize
+
+MAX_FINDINGS = 8
+"""Maximum number of findings of one cause, because a VM can have any number of disks and jobs."""
+MAX_SENTENCE = 500
+"""Maximum length of a sentence in characters. A QEMU chooses the names in it."""
+
+NOTHING = "Nothing stands out: no known cause explains a slow or stopped guest."
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """A row of the table. The rank of a cause is its place in the table.
+
+    Attributes:
+        name: the cause's name.
+        find: yields the cause's evidence, once for each disk or other subject; nothing if the cause does not apply.
+        alerts: the alerts that report the same cause.
+    """
+
+    name: str
+    find: Callable[[Evidence], Iterator[CauseEvidence]]
+    alerts: frozenset[str] = frozenset()
+
+
+def _alerts(*names: str) -> frozenset[str]:
+    return frozenset(names)
+
+
+_STOPPED = _alerts(
+    *("disk_full", "io_error_stop", "internal_error", "guest_panicked", "watchdog_stop", "reset_stopped"),
+    *("shutdown_stuck", "guest_suspended", "save_stuck", "restore_stuck"),
+)
+
+CAUSES = (
+    Cause("process_stopped", standstill.process_stopped),
+    Cause("storage_unresponsive", standstill.storage_unresponsive, _alerts("pool_unresponsive")),
+    Cause("monitor_stalled", standstill.monitor_stalled),
+    Cause("not_running", standstill.not_running, _STOPPED),
+    Cause("io_stalled", disks.io_stalled, _alerts("io_stalled")),
+    Cause("guest_frozen", standstill.guest_frozen, _alerts("guest_frozen")),
+    Cause("pool_full", standstill.pool_full, _alerts("pool_filling")),
+    Cause("out_of_memory", cpu_and_memory.out_of_memory, _alerts("guest_oom", "cgroup_oom")),
+    Cause("guest_filesystem_full", migrations_and_jobs.guest_filesystem_full, _alerts("guest_filesystem_space")),
+    Cause("cpu_quota", cpu_and_memory.cpu_quota),
+    Cause("disk_throttled", disks.disk_throttled),
+    Cause("swapped", cpu_and_memory.swapped),
+    Cause("memory_limited", cpu_and_memory.memory_limited),
+    Cause("guest_memory_low", cpu_and_memory.guest_memory, _alerts("balloon_pressure")),
+    Cause("guest_swapping", cpu_and_memory.guest_swapping),
+    Cause("dirty_limited", migrations_and_jobs.dirty_limited),
+    Cause(
+        "migration_running",
+        migrations_and_jobs.migration_running,
+        _alerts("postcopy_paused", "postcopy_recovery_failed"),
+    ),
+    Cause("neighbours", neighbours.neighbours),
+    Cause("cpu_waiting", cpu_and_memory.cpu_waiting),
+    Cause("job_running", migrations_and_jobs.job_running),
+    Cause("disk_slow", disks.disk_slow),
+    Cause("disk_queue", disks.disk_queue),
+    Cause("thread_busy", cpu_and_memory.thread_busy),
+    Cause("dump_running", migrations_and_jobs.dump_running),
+    Cause("guest_cpu_busy", cpu_and_memory.guest_cpu_busy),
+)
+"""All causes, the most likely first. A cause that stops a guest comes before a cause that slows it. A limit comes before its effects."""
+
+OTHER_ALERT = "alert"
+"""Name of the cause for a serious alert that no row covers."""
+
+
+def explain(evidence: Evidence) -> list[dict[str, Any]]:
+    """Return the causes that explain a VM's state, the most likely first; empty if nothing stands out.
+
+    Args:
+        evidence: what is known about the VM.
+
+    Returns:
+        For each finding: `cause`, `subject`, `sentence` and `figures`.
+    """
+    found = [(cause, finding) for cause in CAUSES for finding in list(cause.find(evidence))[:MAX_FINDINGS]]
+    covered = {alert for cause, _ in found for alert in cause.alerts}
+    rows = [(cause.name, finding) for cause, finding in found]
+    rows += [
+        (OTHER_ALERT, finding)
+        for finding in list(migrations_and_jobs.unexplained_alerts(evidence, covered))[:MAX_FINDINGS]
+    ]
+    return [
+        {
+            "cause": name,
+            "subject": sanitize(finding.subject),
+            "sentence": sanitize(finding.sentence, MAX_SENTENCE),
+            "figures": dict(finding.figures),
+        }
+        for name, finding in rows
+    ]

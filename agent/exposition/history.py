@@ -1,0 +1,174 @@
+"""Histories of VMs, of the host and of pools for the page's graphs: six hours, with fewer points for older times. Pure."""
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import isnan, nan
+from typing import NamedTuple
+
+
+class Resolution(NamedTuple):
+    """Density of the points in one part of a history.
+
+    Attributes:
+        step: time between two points in seconds.
+        points: maximum number of points.
+    """
+
+    step: float
+    points: int
+
+    @property
+    def range(self) -> float:
+        """The time that the points cover, in seconds."""
+        return self.step * self.points
+
+
+RESOLUTIONS = (Resolution(5, 60), Resolution(30, 120), Resolution(180, 120))
+"""5 minutes, 1 hour and 6 hours. If a VM is polled each 10 seconds, the first resolution also has a point each 10 seconds."""
+
+TOLERANCE = 0.9
+"""Share of a step after which the next point is due, because polls are not exactly on time."""
+
+CLOCK_STEP = 60.0
+"""If a point is earlier than the next due time by this number of seconds or more, the clock was set back."""
+
+_TIME_BYTES, _VALUE_BYTES = 8, 4
+
+
+def history_bytes(columns: int) -> int:
+    """Return the memory of the points of one full history."""
+    return sum(resolution.points for resolution in RESOLUTIONS) * (_TIME_BYTES + columns * _VALUE_BYTES)
+
+
+@dataclass(slots=True)
+class HistoryBudget:
+    """The memory that the histories of all VMs share. If the budget is too small for all VMs, each history covers less time.
+
+    Attributes:
+        bytes: the budget; 0 for no history.
+        columns: the number of values in a VM's point.
+        histories: the number of VMs with a history.
+    """
+
+    bytes: int
+    columns: int
+    histories: int = 0
+
+    @property
+    def capacities(self) -> tuple[int, ...]:
+        """The number of points for one VM in each resolution."""
+        return _capacities(self.bytes, self.columns, self.histories)
+
+
+@lru_cache(maxsize=8)
+def _capacities(size: int, columns: int, histories: int) -> tuple[int, ...]:
+    share = min(1.0, size / (max(1, histories) * history_bytes(columns)))
+    return tuple(int(resolution.points * share) for resolution in RESOLUTIONS)
+
+
+_FULL_CAPACITIES = tuple(resolution.points for resolution in RESOLUTIONS)
+
+
+class _Ring:
+    """The points of one resolution, oldest first."""
+
+    __slots__ = ("times", "values")
+
+    def __init__(self) -> None:
+        self.times = array("d")
+        self.values = array("f")
+
+    @property
+    def last_time(self) -> float:
+        return self.times[-1] if self.times else 0.0
+
+    def append(self, time: float, values: Sequence[float], maximum: int) -> None:
+        excess = len(self.times) + 1 - maximum
+        if excess > 0:
+            del self.times[:excess]
+            del self.values[: excess * len(values)]
+        if maximum > 0:
+            self.times.append(time)
+            self.values.extend(values)
+
+    def mean_after(self, start: float, columns: int) -> list[float]:
+        """Return the mean of each column over the points after a time; NaN for a column without a known value."""
+        first = bisect_right(self.times, start) * columns
+        rows = [self.values[place : place + columns] for place in range(first, len(self.values), columns)]
+        return [_mean_of_known(column) for column in zip(*rows, strict=True)] or [nan] * columns
+
+
+def _mean_of_known(values: Sequence[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN if there are none."""
+    total = sum(values)
+    if total == total:  # noqa: PLR0124 - false for not a number
+        return total / len(values)
+    known = [value for value in values if not isnan(value)]
+    return sum(known) / len(known) if known else nan
+
+
+class History:
+    """The points of one VM, one pool or the host, in all resolutions. An unknown value is NaN.
+
+    Args:
+        columns: the number of values of a point.
+        budget: the memory that this history shares with others; None for a history of full length.
+    """
+
+    __slots__ = ("_budget", "_columns", "_rings", "next_time")
+
+    def __init__(self, columns: int, budget: HistoryBudget | None = None) -> None:
+        self._columns = columns
+        self._budget = budget
+        self._rings = tuple(_Ring() for _ in RESOLUTIONS)
+        self.next_time = 0.0
+        """Earliest time of the next point, in seconds since the epoch."""
+
+    def is_due(self, time: float) -> bool:
+        """Return whether the next point is due, or the clock was set back."""
+        return not self.next_time - CLOCK_STEP < time < self.next_time
+
+    def append(self, time: float, values: Sequence[float]) -> None:
+        """Append a point, and the means of finer points to the coarser resolutions.
+
+        Args:
+            time: the time of the point, seconds since the epoch. If the clock was set back, the existing points are removed.
+            values: the value of each column.
+        """
+        capacities = self._budget.capacities if self._budget is not None else _FULL_CAPACITIES
+        if time < self._rings[0].last_time:
+            self._rings = tuple(_Ring() for _ in RESOLUTIONS)
+        self.next_time = time + RESOLUTIONS[0].step * TOLERANCE
+        finer: _Ring | None = None
+        for ring, resolution, maximum in zip(self._rings, RESOLUTIONS, capacities, strict=True):
+            if finer is None:
+                ring.append(time, values, maximum)
+            elif not ring.times:
+                ring.append(time, finer.mean_after(0, self._columns), maximum)
+            elif time - ring.last_time < resolution.step * TOLERANCE:
+                return
+            else:
+                ring.append(time, finer.mean_after(ring.last_time, self._columns), maximum)
+            finer = ring
+
+    @property
+    def last_time(self) -> float:
+        """The time of the newest point, seconds since the epoch; 0 if there is none."""
+        return self._rings[0].last_time
+
+    def points(self, seconds: float, after: float = 0.0) -> Iterator[tuple[float, Sequence[float]]]:
+        """Yield the points of the finest resolution that covers a range, oldest first.
+
+        Args:
+            seconds: the range.
+            after: points up to this time, in seconds since the epoch, are left out.
+        """
+        place = next((i for i, resolution in enumerate(RESOLUTIONS) if resolution.range >= seconds), -1)
+        ring, columns = self._rings[place], self._columns
+        start = max(after, self._rings[0].last_time - seconds)
+        for number, time in enumerate(ring.times):
+            if time > start:
+                yield time, ring.values[number * columns : (number + 1) * columns]

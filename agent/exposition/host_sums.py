@@ -1,0 +1,77 @@
+"""Sums over the VMs of a host, and their ratio to the host's CPUs and memory. Pure."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agent.exposition.snapshot import VmView
+from agent.model.family import Family, Values
+from agent.model.metrics.host import PROCESS, VCPU
+from agent.model.metrics.memory import MEMORY
+from agent.model.metrics.runstate import RUNSTATE
+from agent.model.record import Vm
+
+
+def sum_vms(views: Iterable[tuple[Vm, VmView]]) -> Values:
+    """Return the fields of the family `host` that are sums over VMs. A sum is absent if no part of it is known.
+
+    A VM with a monitor on TCP counts only if its process is known, because it may run on another host.
+    """
+    running = unknown = 0
+    sums = {name: _Sum() for name in ("vcpus", "guest_memory_bytes", "vm_hugetlb_bytes", "vm_swap_bytes")}
+    for vm, view in views:
+        process = _values(view, PROCESS)
+        is_running = _values(view, RUNSTATE).get("running") is True
+        is_elsewhere = vm.may_be_remote and not process
+        vcpus = len(view.polls[VCPU.name].current) if VCPU.name in view.polls else 0
+        memory = None if is_elsewhere else _guest_memory(view)
+        running += is_running
+        unknown += memory is None or (is_running and not vcpus)
+        sums["vcpus"].add((vcpus or None) if is_running else 0)
+        sums["guest_memory_bytes"].add(memory)
+        sums["vm_hugetlb_bytes"].add(process.get("hugetlb_bytes"))
+        sums["vm_swap_bytes"].add(process.get("swap_bytes"))
+    known = {name: each.total for name, each in sums.items() if each.is_known}
+    return {"running_vms": running, "unknown_vms": unknown} | known
+
+
+@dataclass(slots=True)
+class _Sum:
+    """A sum of parts. Unknown parts are left out. The sum is unknown if all of its parts are unknown."""
+
+    total: float = 0
+    has_known: bool = False
+    has_unknown: bool = False
+
+    def add(self, part: float | None) -> None:
+        if part is None:
+            self.has_unknown = True
+        else:
+            self.total += part
+            self.has_known = True
+
+    @property
+    def is_known(self) -> bool:
+        return self.has_known or not self.has_unknown
+
+
+def add_ratios(values: Values) -> None:
+    """Add the ratios of the sums to the host's CPUs and memory. Leave out a ratio if one of its two values is unknown."""
+    for name, part, whole in (
+        ("vcpu_commitment_ratio", "vcpus", "online_cpus"),
+        ("memory_commitment_ratio", "guest_memory_bytes", "memory_bytes"),
+    ):
+        if part in values and values.get(whole):
+            values[name] = values[part] / values[whole]
+
+
+def _guest_memory(view: VmView) -> int | None:
+    """Return the size of a guest's memory in bytes; None if it is unknown."""
+    memory = _values(view, MEMORY)
+    base, plugged = memory.get("base_bytes"), memory.get("plugged_bytes", 0)
+    return base + plugged if base is not None else None
+
+
+def _values(view: VmView, family: Family) -> Mapping[str, Any]:
+    polls = view.polls.get(family.name)
+    return polls.current.get((), {}) if polls is not None else {}

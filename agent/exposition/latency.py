@@ -1,0 +1,131 @@
+"""Quantiles of the latency of disks over the last minute, from QEMU's latency histograms. Pure.
+
+QEMU's histograms count since they were set. So a quantile of the last minute also needs the counts of a minute ago.
+"""
+
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+from agent.exposition.rates import Labels, Subjects
+from agent.model.family import FieldKind, Values
+from agent.model.metrics.block import BLOCK
+
+WINDOW_NS = 60_000_000_000
+"""Time over which quantiles are computed. If polls are rarer, the time between two polls is used."""
+STEP_NS = 15_000_000_000
+"""Minimum time between two stored counts of a histogram."""
+
+QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
+"""The reported quantiles by name."""
+
+_HISTOGRAMS = {
+    field.name: field.name.removesuffix("_latency_seconds")
+    for field in BLOCK.fields
+    if field.kind is FieldKind.HISTOGRAM
+}
+"""The kind of operation, by the name of the histogram."""
+
+
+def quantile(share: float, boundaries: Sequence[float], counts: Sequence[int]) -> float | None:
+    """Return a quantile of a histogram in the unit of its boundaries. Interpolate within a bin like PromQL's histogram_quantile.
+
+    Args:
+        share: the share of the operations that are not longer than the quantile, from 0 to 1.
+        boundaries: the boundaries between the bins, ascending.
+        counts: the counts of the bins, one more than there are boundaries.
+
+    Returns:
+        The quantile; the last boundary if the quantile is in the last bin, which has no end; None if all counts are 0 or there is no
+        boundary.
+    """
+    totals = list(accumulate(counts))
+    if not totals[-1] or not boundaries:
+        return None
+    rank = share * totals[-1]
+    position = next(index for index, total in enumerate(totals) if total >= rank and counts[index])
+    if position == len(boundaries):
+        return boundaries[-1]
+    lower = boundaries[position - 1] if position else 0.0
+    inside = (rank - (totals[position] - counts[position])) / counts[position]
+    return lower + (boundaries[position] - lower) * inside
+
+
+@dataclass(slots=True)
+class _LatencyWindow:
+    """The counts of one histogram at a few times in the last minute.
+
+    Attributes:
+        boundaries: the boundaries between the bins in seconds.
+        points: time in nanoseconds since the epoch, and the counts, oldest first.
+        time_ns: time of the last poll, in nanoseconds since the epoch.
+        counts: the counts in the last poll.
+    """
+
+    boundaries: Sequence[float]
+    points: deque[tuple[int, "array[int]"]] = field(default_factory=deque)
+    time_ns: int = 0
+    counts: Sequence[int] = ()
+
+    def add(self, counts: Sequence[int], time_ns: int) -> None:
+        """Add the counts of a poll. If a count has fallen, the histogram is new, so drop the earlier counts."""
+        has_restarted = any(now < before for now, before in zip(counts, self.counts, strict=False))
+        if has_restarted or time_ns < self.time_ns:
+            self.points.clear()
+        if not self.points or time_ns - self.points[-1][0] >= STEP_NS:
+            self.points.append((time_ns, array("Q", counts)))
+        while len(self.points) > 1 and self.points[1][0] <= time_ns - WINDOW_NS:
+            self.points.popleft()
+        self.time_ns, self.counts = time_ns, counts
+
+    def summary(self) -> dict[str, float]:
+        """Return the quantiles in seconds, the number of operations and the length of the window; empty if there were no operations.
+
+        `last_boundary` is the lower end of the last bin: a quantile that equals it is a lower bound.
+        """
+        start_ns, before = self.points[0]
+        rises = [now - then for now, then in zip(self.counts, before, strict=True)]
+        values = {name: quantile(share, self.boundaries, rises) for name, share in QUANTILES.items()}
+        known: dict[str, float] = {name: value for name, value in values.items() if value is not None}
+        if not known:
+            return {}
+        seconds = (self.time_ns - start_ns) / 1e9
+        return known | {"operations": sum(rises), "seconds": seconds, "last_boundary": self.boundaries[-1]}
+
+
+class LatencyWindows:
+    """The latency histograms of a VM's disks over the last minute."""
+
+    __slots__ = ("_windows",)
+
+    def __init__(self) -> None:
+        self._windows: dict[tuple[Labels, str], _LatencyWindow] = {}
+
+    def on_poll(self, disks: Subjects, time_ns: int) -> None:
+        """Handle a poll: the values of all disks, and the time in nanoseconds since the epoch. Disks without histograms are skipped."""
+        before, self._windows = self._windows, {}
+        for labels, values in disks.items():
+            for name in _HISTOGRAMS.keys() & values.keys():
+                self._add(before, (labels, name), values[name], time_ns)
+
+    def _add(
+        self, before: dict[tuple[Labels, str], _LatencyWindow], key: tuple[Labels, str], histogram: Values, time_ns: int
+    ) -> None:
+        boundaries = histogram["boundaries_seconds"]
+        window = before.get(key)
+        if window is None or window.boundaries != boundaries:
+            window = _LatencyWindow(boundaries)
+        window.add(histogram["counts"], time_ns)
+        self._windows[key] = window
+
+    def summaries(self, device: str) -> dict[str, dict[str, Any]]:
+        """Return the quantiles for each kind of operation on a disk. Leave out kinds without operations."""
+        found = {
+            kind: window.summary()
+            for name, kind in _HISTOGRAMS.items()
+            if (window := self._windows.get(((device,), name))) is not None
+        }
+        return {kind: summary for kind, summary in found.items() if summary}

@@ -1,0 +1,176 @@
+"""VMs that wait for a resource of the host, and the VMs that take most of this resource. Pure.
+
+A VM waits if a rule of its explanation finds steal, swapped-out memory or slow disks. For disks, the resource is a pool. For the network,
+the kernel does not count how long a VM waits.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from agent.common.units import format_bytes
+from agent.exposition.explain.cpu_and_memory import cpu_quota, cpu_waiting, swapped
+from agent.exposition.explain.disks import slow_disks_by_pool
+from agent.exposition.explain.evidence import Evidence
+from agent.exposition.explain.text_format import latency, listing
+from agent.exposition.rates import Labels, Subjects
+from agent.exposition.snapshot import VmView
+from agent.model.family import Values
+from agent.model.metrics.block import BLOCK
+from agent.model.metrics.host import PROCESS, VCPU
+from agent.model.record import Vm, sanitize
+
+MAX_VMS = 5
+"""Maximum number of VMs in each list."""
+MAX_POOLS = 8
+"""Maximum number of pools that VMs wait for."""
+MAX_NAME = 64
+"""Maximum length of a VM's name in a list, in characters."""
+
+
+class HostResource(StrEnum):
+    """A resource that VMs share."""
+
+    CPU = "cpu"
+    MEMORY = "memory"
+    DISK = "disk"
+
+
+@dataclass(slots=True)
+class _Usage:
+    """The VMs that wait for one resource, and those that take it. A VM's values are in base units; VMs are sorted by the first value."""
+
+    waiting: list[dict[str, Any]] = field(default_factory=list)
+    taking: list[dict[str, Any]] = field(default_factory=list)
+
+
+class ResourceContentionFinder:
+    """Collects the usage of one VM after the other, and then returns the resources that VMs wait for."""
+
+    def __init__(self, now: float, pools: Subjects) -> None:
+        """Set up a finder.
+
+        Args:
+            now: the present time in seconds since the epoch.
+            pools: the samples of the host's pools.
+        """
+        self._now = now
+        self._pools = pools
+        self._usage: dict[tuple[HostResource, Labels], _Usage] = {}
+
+    def add(self, vm: Vm, view: VmView) -> None:
+        """Add a VM."""
+        evidence = Evidence(view, self._now, self._pools)
+        identity = {"uuid": vm.uuid, "vm": sanitize(vm.name, MAX_NAME)}
+        for resource, pool, figures in _taken(evidence):
+            self._usage_of(resource, pool).taking.append(identity | figures)
+        for resource, pool, figures in _waits(evidence):
+            self._usage_of(resource, pool).waiting.append(identity | figures)
+
+    def _usage_of(self, resource: HostResource, pool: Labels) -> _Usage:
+        return self._usage.setdefault((resource, pool), _Usage())
+
+    def result(self) -> list[dict[str, Any]]:
+        """Return each resource that VMs wait for, with `resource`, `pool`, `sentence`, `waiting_vms`, `waiting`, `total` and `taking`."""
+        found = [(key, usage) for key, usage in self._usage.items() if usage.waiting and usage.taking]
+        found.sort(key=lambda row: (list(HostResource).index(row[0][0]), -len(row[1].waiting)))
+        return [_describe(resource, pool, usage) for (resource, pool), usage in found[: MAX_POOLS + 2]]
+
+
+def _taken(evidence: Evidence) -> Iterator[tuple[HostResource, Labels, Values]]:
+    """Yield what a VM takes: CPUs, bytes of memory, and bytes and operations per second for each pool."""
+    cpus = cpus_of(evidence)
+    if cpus:
+        yield HostResource.CPU, (), {"cpus": cpus}
+    parts = [evidence.number(PROCESS, name) for name in ("resident_bytes", "hugetlb_bytes")]
+    if known := [part for part in parts if part is not None]:
+        yield HostResource.MEMORY, (), {"bytes": sum(known)}
+    for pool, devices, _ in evidence.pools_of_disks():
+        rates = [
+            evidence.rates(BLOCK, (device,), (f"{kind}_bytes_total", f"{kind}s_total"))
+            for device in devices
+            for kind in ("read", "write")
+        ]
+        operations = sum(rate for each in rates for name, rate in each.items() if not name.endswith("_bytes_total"))
+        transferred = sum(rate for each in rates for name, rate in each.items() if name.endswith("_bytes_total"))
+        if operations:
+            yield HostResource.DISK, pool, {"operations_per_second": operations, "bytes_per_second": transferred}
+
+
+def cpus_of(evidence: Evidence) -> float | None:
+    """Return how many host CPUs all threads of a VM's process use; None if that is unknown."""
+    rates = evidence.rates(PROCESS, (), ("user_seconds_total", "system_seconds_total"))
+    if rates:
+        return sum(rates.values())
+    known = [evidence.rate(VCPU, "cpu_seconds_total", labels) for labels in evidence.subjects(VCPU)]
+    return sum(rate for rate in known if rate is not None) if any(rate is not None for rate in known) else None
+
+
+def _waits(evidence: Evidence) -> Iterator[tuple[HostResource, Labels, Values]]:
+    """Yield what a VM waits for. If its own CPU quota stops the VM, it does not wait for other VMs' CPUs."""
+    if not any(cpu_quota(evidence)):
+        for found in cpu_waiting(evidence):
+            yield HostResource.CPU, (), {"cpus": found.figures["waiting_cpus"]}
+    for found in swapped(evidence):
+        yield (
+            HostResource.MEMORY,
+            (),
+            {"faults_per_second": found.figures["major_faults_per_second"], "bytes": found.figures["swap_bytes"]},
+        )
+    worst: dict[Labels, float] = {}
+    for pool, found in slow_disks_by_pool(evidence):
+        worst[pool] = max(worst.get(pool, 0.0), found.figures["latency_seconds"])
+    yield from ((HostResource.DISK, pool, {"seconds": seconds}) for pool, seconds in worst.items())
+
+
+def _describe(resource: HostResource, pool: Labels, usage: _Usage) -> dict[str, Any]:
+    waiting, taking = (_sorted(vms) for vms in (usage.waiting, usage.taking))
+    total = {name: sum(vm[name] for vm in taking) for name in taking[0] if name not in ("uuid", "vm")}
+    count = len(waiting)
+    what = {
+        HostResource.CPU: "a CPU of the host",
+        HostResource.MEMORY: "memory that the host swapped out",
+        HostResource.DISK: f"the storage {pool[0]}" if pool else "",
+    }[resource]
+    sentence = (
+        f"{count} VM{'s wait' if count > 1 else ' waits'} for {what}: {_listing(waiting[:MAX_VMS], resource, 'waiting')}. "
+        f"The VMs that take most: {_listing(taking[:MAX_VMS], resource, 'taking')}."
+    )
+    return {
+        "resource": resource.value,
+        "pool": pool[0] if pool else "",
+        "kind": pool[1] if pool else "",
+        "sentence": sentence,
+        "waiting_vms": count,
+        "waiting": waiting[:MAX_VMS],
+        "total": total,
+        "taking": taking[:MAX_VMS],
+    }
+
+
+def _sorted(vms: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return VMs sorted by their first figure, the largest first, and then by name."""
+    return sorted(vms, key=lambda vm: (-list(vm.values())[2], vm["vm"], vm["uuid"]))
+
+
+_TEXTS = {
+    (HostResource.CPU, "waiting"): lambda vm: f"{vm['cpus']:.2g} s in each second",
+    (HostResource.CPU, "taking"): lambda vm: f"{vm['cpus']:.2g} CPUs",
+    (HostResource.MEMORY, "waiting"): lambda vm: f"{vm['faults_per_second']:.3g} pages/s",
+    (HostResource.MEMORY, "taking"): lambda vm: format_bytes(vm["bytes"]),
+    (HostResource.DISK, "waiting"): lambda vm: f"{latency(vm['seconds'])} for a request",
+    (HostResource.DISK, "taking"): lambda vm: (
+        f"{vm['operations_per_second']:.3g} operations/s, {format_bytes(vm['bytes_per_second'])}/s"
+    ),
+}
+"""Functions that return a VM's figures as words, by resource and role."""
+
+
+def describe_vm(vm: Mapping[str, Any], resource: HostResource, role: str) -> str:
+    """Return a VM's name and figures; `role` is `waiting` or `taking`."""
+    return f"{vm['vm']} ({_TEXTS[resource, role](vm)})"
+
+
+def _listing(vms: Iterable[Mapping[str, Any]], resource: HostResource, role: str) -> str:
+    return listing([describe_vm(vm, resource, role) for vm in vms], MAX_VMS)

@@ -1,0 +1,133 @@
+"""A child process that answers requests line by line. A child that hangs on storage cannot be killed, so no call depends on its exit."""
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self, cast
+
+START_SECONDS = 30.0
+"""How long a child may take to start. On a busy host Python takes seconds."""
+
+EXIT_SECONDS = 2.0
+"""How long to wait for the exit of a killed child. A child that hangs on storage exits only after the storage answers."""
+
+MAX_ANSWER_BYTES = 16384
+"""Maximum size of an answer in bytes. A path of 4096 bytes takes 8192 hexadecimal digits."""
+
+
+class ChildError(Exception):
+    """The child process cannot be started, or it has exited."""
+
+
+class _LineProtocol(asyncio.SubprocessProtocol):
+    """Buffers the output lines of a child until they are read.
+
+    Attributes:
+        exited: set when the child has exited.
+    """
+
+    def __init__(self) -> None:
+        self._lines: deque[bytes] = deque()
+        self._part = b""
+        self._ended = False
+        self._arrived = asyncio.Event()
+        self.exited = asyncio.Event()
+
+    def process_exited(self) -> None:
+        """Handle the exit of the child."""
+        self.exited.set()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: ARG002 - it is standard output
+        """Handle output of the child."""
+        *lines, self._part = (self._part + data).split(b"\n")
+        self._lines.extend(lines)
+        self._ended = self._ended or len(self._part) > MAX_ANSWER_BYTES
+        self._arrived.set()
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002 - the child has exited
+        """Handle the close of a pipe."""
+        self._ended = True
+        self._arrived.set()
+
+    async def read_line(self) -> bytes:
+        """Wait for the next line and return it.
+
+        Raises:
+            ChildError: The child has exited, or its line is longer than `MAX_ANSWER_BYTES`.
+        """
+        while not self._lines:
+            if self._ended:
+                raise ChildError("the child process has exited")
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._lines.popleft()
+
+
+class ChildProcess:
+    """A running child process. Call `kill` after use."""
+
+    def __init__(self, transport: asyncio.SubprocessTransport, lines: _LineProtocol) -> None:
+        self._transport = transport
+        self._lines = lines
+
+    @classmethod
+    async def start(cls, program: Path, arguments: Sequence[str] = ()) -> Self:
+        """Start a Python program, and wait until it writes its first line to show that it is ready.
+
+        Raises:
+            ChildError: The program cannot be started, or is not ready within `START_SECONDS`.
+        """
+        # -I and -S skip the search path and site-packages, which take most of Python's start time.
+        command = (sys.executable, "-I", "-S", os.fspath(program), *arguments)
+        pipe = asyncio.subprocess.PIPE
+        try:
+            transport, lines = await asyncio.get_running_loop().subprocess_exec(
+                _LineProtocol, *command, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, cwd="/"
+            )
+        except OSError as error:
+            raise ChildError(f"cannot start a child process: {error.strerror or error}") from error
+        child = cls(transport, lines)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await child.read_line()
+        except BaseException as error:
+            child.kill()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EXIT_SECONDS):
+                    await child.wait_for_exit()
+            if isinstance(error, TimeoutError):
+                raise ChildError(f"the child process was not ready within {START_SECONDS:g} s") from None
+            raise
+        return child
+
+    @property
+    def pid(self) -> int:
+        """Process id of the child."""
+        return self._transport.get_pid()
+
+    def send(self, data: bytes) -> None:
+        """Send requests. If the child has exited, the next `read_line` raises."""
+        # uvloop's transport is a WriteTransport by behaviour, not by class.
+        pipe = cast("asyncio.WriteTransport | None", self._transport.get_pipe_transport(0))
+        if pipe is not None and not pipe.is_closing():
+            pipe.write(data)
+
+    async def read_line(self) -> bytes:
+        """Wait for the next line, and return it without its newline. Cancelling this call loses no data.
+
+        Raises:
+            ChildError: The child has exited, or the line is too long.
+        """
+        return await self._lines.read_line()
+
+    def kill(self) -> None:
+        """Kill the child without waiting for its exit."""
+        self._transport.close()
+
+    async def wait_for_exit(self) -> None:
+        """Wait for the exit of the child. A child that hangs on storage may never exit."""
+        await self._lines.exited.wait()

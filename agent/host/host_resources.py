@@ -1,0 +1,110 @@
+"""Reads the host's CPUs, memory, swap, huge pages, KSM, load and pressure. A value that the kernel does not have is absent.
+
+The calls block, because under LXC a file system in user space can provide files such as /proc/meminfo.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from agent.host.procfs import FileParser, lines_format, number_format, parse_number, pressure_format
+from agent.model.family import Values
+from agent.model.metrics.host_resources import HOST, HOST_HUGEPAGES
+
+ROOT = Path("/")
+MAX_BYTES = 64 << 10
+"""Maximum size of a file. /proc/vmstat has about 5 KB."""
+
+_PARSERS = {
+    "proc/meminfo": FileParser(HOST, "meminfo", lines_format("MemTotal", "MemAvailable", "SwapTotal", "SwapFree")),
+    "proc/vmstat": FileParser(HOST, "vmstat", lines_format("pswpin", "pswpout")),
+    "proc/pressure/cpu": FileParser(HOST, "pressure.cpu", pressure_format),
+    "proc/pressure/memory": FileParser(HOST, "pressure.memory", pressure_format),
+    "proc/pressure/io": FileParser(HOST, "pressure.io", pressure_format),
+    "sys/kernel/mm/ksm/pages_sharing": FileParser(HOST, "ksm.pages_sharing", number_format),
+}
+"""The parsers of the files that contain numbers, by path."""
+
+_HUGEPAGES = "sys/kernel/mm/hugepages"
+_POOL_NAME = re.compile(r"hugepages-([0-9]{1,12})kB")
+_LOAD = re.compile(rb"([0-9]{1,9}\.[0-9]{1,9})\s")
+_CPU_RANGE = re.compile(r"([0-9]{1,6})(?:-([0-9]{1,6}))?")
+
+
+class HostReading(NamedTuple):
+    """The host's resources at one time.
+
+    Attributes:
+        values: the fields of the family `host` that come from files.
+        hugepages: the fields of the family `host_hugepages`, by size, such as 2M.
+    """
+
+    values: Values
+    hugepages: dict[str, Values]
+
+
+def read_host(root: Path = ROOT) -> HostReading:
+    """Read the host's resources. The call blocks.
+
+    Args:
+        root: the directory that holds /proc and /sys.
+    """
+    values: Values = {}
+    for name, add in _PARSERS.items():
+        if (content := _read(root / name)) is not None:
+            add(content, values)
+    if (load := _LOAD.match(_read(root / "proc/loadavg") or b"")) is not None:
+        values["load_1m"] = float(load[1])
+    if (ksm := parse_number((_read(root / "sys/kernel/mm/ksm/run") or b"").strip())) is not None:
+        values["ksm_running"] = ksm == 1  # with 2, KSM separates the merged pages again
+    if (cpus := parse_cpu_list((_read(root / "sys/devices/system/cpu/online") or b"").decode("ascii", "replace"))) > 0:
+        values["online_cpus"] = cpus
+    return HostReading(values, _read_hugepages(root / _HUGEPAGES))
+
+
+def parse_cpu_list(text: str) -> int:
+    """Return the number of CPUs in a list such as `0-3,8`; 0 if it is not such a list."""
+    count = 0
+    for part in text.strip().split(","):
+        match = _CPU_RANGE.fullmatch(part)
+        if match is None:
+            return 0
+        count += max(0, int(match[2] or match[1]) - int(match[1]) + 1)
+    return count
+
+
+def _read_hugepages(directory: Path) -> dict[str, Values]:
+    try:
+        names = sorted(path.name for path in directory.iterdir())
+    except OSError:
+        return {}
+    pools: dict[str, Values] = {}
+    for name in names:
+        match = _POOL_NAME.fullmatch(name)
+        if match is None:
+            continue
+        kibibytes, values = int(match[1]), Values()
+        for field in HOST_HUGEPAGES.fields:
+            pages = parse_number((_read(directory / name / field.path) or b"").strip())
+            if pages is not None:
+                values[field.name] = pages * kibibytes * 1024
+        if values:
+            pools[_size_name(kibibytes)] = values
+    return pools
+
+
+def _size_name(kibibytes: int) -> str:
+    """Return a size in the form of the kernel's command line, such as 2M or 1G."""
+    for unit, divisor in (("G", 1 << 20), ("M", 1 << 10)):
+        if kibibytes % divisor == 0:
+            return f"{kibibytes // divisor}{unit}"
+    return f"{kibibytes}K"
+
+
+def _read(path: Path) -> bytes | None:
+    """Return the content of a file; None if it cannot be read. Without PSI, a kernel may refuse to read a file that exists."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES)
+    except OSError:
+        return None

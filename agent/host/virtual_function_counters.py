@@ -1,0 +1,135 @@
+"""Counters of virtual functions. The agent queries them from the kernel by rtnetlink for all VMs at an interval.
+
+During a query, the kernel holds its network lock, and some drivers query their device's firmware. So each query runs in a thread, at most
+one for each physical function, and polls of VMs use the last answer.
+"""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from agent.common.daemon_thread import CallWithTimeout
+from agent.host.rtnetlink import NetlinkError, VirtualFunction, encode_link_request, parse_link_reply
+from agent.host.types import FileReply, VirtualFunctionRequest
+
+_log = logging.getLogger("agent")
+
+QUERY_SECONDS = 5.0
+"""Timeout of one query."""
+MAX_REPLY_BYTES = 1 << 20
+"""Maximum size of a reply. The kernel's list of virtual functions has at most 64 KiB."""
+MAX_PHYSICAL_FUNCTIONS = 256
+"""Maximum number of physical functions to query."""
+FRESH_INTERVALS = 3
+"""Number of intervals after which an answer is too old."""
+UNUSED_INTERVALS = 10
+"""The agent no longer queries a physical function after this number of intervals without a poll that uses the function."""
+
+Query = Callable[[str], Sequence[VirtualFunction]]
+
+
+@dataclass(slots=True)
+class _Physical:
+    """A physical function.
+
+    Attributes:
+        call: queries its virtual functions.
+        wanted_at: time of the last poll that used it, by time.monotonic.
+        answered_at: time of the last answer, by time.monotonic.
+        functions: its virtual functions by number, as of the last answer.
+        counts: whether its driver has counters. The kernel reports 0 for a driver without them.
+        failed: whether the last query failed.
+    """
+
+    call: CallWithTimeout[Sequence[VirtualFunction]]
+    wanted_at: float
+    answered_at: float = 0.0
+    functions: dict[int, VirtualFunction] = field(default_factory=dict)
+    counts: bool = False
+    failed: bool = False
+
+
+class VirtualFunctionCounters:
+    """The last counters of all virtual functions that VMs use."""
+
+    def __init__(self, query: Query | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """Set up without any virtual function; `read` adds them.
+
+        Args:
+            query: returns the virtual functions of a network interface. It may block, and may raise OSError or NetlinkError.
+            clock: returns the present time in seconds.
+        """
+        self._query = query or query_virtual_functions
+        self._clock = clock
+        self._interval = 10.0
+        self._physical: dict[str, _Physical] = {}
+
+    def read(self, request: VirtualFunctionRequest) -> FileReply:
+        """Return the last counters of a virtual function; None for each unknown counter. Include the function in the next refresh."""
+        now, vf = self._clock(), request.vf
+        physical = self._physical.get(vf.physical)
+        if physical is None:
+            if len(self._physical) < MAX_PHYSICAL_FUNCTIONS:
+                call = CallWithTimeout(partial(self._query, vf.physical), QUERY_SECONDS, "VF counters")
+                self._physical[vf.physical] = _Physical(call, now)
+            return FileReply(request, [None] * len(request.names))
+        physical.wanted_at = now
+        function = physical.functions.get(vf.number)
+        if function is None or not physical.counts or now - physical.answered_at > FRESH_INTERVALS * self._interval:
+            return FileReply(request, [None] * len(request.names))
+        texts = {name: b"%d" % count for name, count in function.counters.items()}
+        texts |= {"mac": function.mac.encode()} if function.mac else {}
+        return FileReply(request, [texts.get(name) for name in request.names])
+
+    async def run(self, interval: Callable[[], float]) -> None:
+        """Refresh the counters at an interval, until cancelled.
+
+        Args:
+            interval: returns the interval in seconds.
+        """
+        while True:
+            self._interval = interval()
+            await asyncio.sleep(self._interval)
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Query all physical functions that recent polls have used, concurrently."""
+        oldest = self._clock() - UNUSED_INTERVALS * self._interval
+        self._physical = {name: each for name, each in self._physical.items() if each.wanted_at >= oldest}
+        await asyncio.gather(*(self._refresh_one(name, each) for name, each in self._physical.items()))
+
+    async def _refresh_one(self, name: str, physical: _Physical) -> None:
+        try:
+            functions = await physical.call()
+        except (TimeoutError, OSError, NetlinkError) as error:
+            if not physical.failed:
+                cause = str(error) or f"no answer within {QUERY_SECONDS:g} s"
+                _log.warning("%s: counters of virtual functions not read: %s", name, cause)
+            physical.failed = True
+            return
+        physical.failed = False
+        physical.answered_at = self._clock()
+        physical.functions = {function.number: function for function in functions}
+        physical.counts |= any(any(function.counters.values()) for function in functions)
+
+
+def query_virtual_functions(interface: str) -> list[VirtualFunction]:
+    """Return the virtual functions of a network interface, from the kernel. The call may block.
+
+    Raises:
+        OSError: there is no such interface, or the kernel does not answer.
+        NetlinkError: the kernel refused the request.
+    """
+    index = socket.if_nametoindex(interface)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as connection:
+        connection.settimeout(QUERY_SECONDS)
+        connection.bind((0, 0))
+        connection.sendto(encode_link_request(index), (0, 0))
+        while True:
+            reply, (sender, _groups) = connection.recvfrom(MAX_REPLY_BYTES)
+            if sender == 0:  # the sender is the kernel; any process can send to a netlink socket
+                return parse_link_reply(reply)

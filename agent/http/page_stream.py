@@ -1,0 +1,190 @@
+"""The stream of the page: first the whole state of the host, then only the rows, alerts, pools and values that changed.
+
+A row is encoded once for all clients. Nothing is queued for a slow client, so it misses intermediate states and gets the newest state.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import orjson
+
+from agent.exposition.snapshot import Snapshot, VmView
+from agent.exposition.vm_table_rows import FIELDS, vm_row
+from agent.http.overview import (
+    OverviewSource,
+    encode_compactly,
+    family_subjects,
+    monitor_json,
+    pools_json,
+    resources_json,
+    run_in_slices,
+    vm_summary,
+)
+from agent.model.json_encoding import encode_json
+from agent.model.metrics import FAMILIES
+from agent.model.record import Vm, sanitize
+from agent.session.api import MonitorState
+
+SESSION_FIELDS = ("name", "state", "reason", "since", "qemu", "degraded")
+"""The first values of a row, about the VM's session. The values of `FIELDS` follow. `degraded` lists the collectors that are off."""
+
+COLUMNS = (*SESSION_FIELDS, *FIELDS)
+
+Views = Mapping[str, tuple[Vm, VmView]]
+"""The present VMs by UUID."""
+
+
+class PageState:
+    """The state that all pages show. It caches the encoded row of each VM."""
+
+    def __init__(self, source: OverviewSource) -> None:
+        self.source = source
+        self._rows: dict[str, tuple[VmView, int, bytes]] = {}  # by UUID: the VM, its revision, its row
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The latest samples of all VMs."""
+        return self.source.snapshot
+
+    def views(self) -> Views:
+        """Return the present VMs by UUID."""
+        return {vm.uuid: (vm, view) for vm, view in self.snapshot.views()}
+
+    def update_rows(self, views: Views) -> Iterator[None]:
+        """Encode the rows of VMs that changed, one at each step."""
+        for uuid in self._rows.keys() - views.keys():
+            del self._rows[uuid]
+        for uuid, (vm, view) in views.items():
+            known = self._rows.get(uuid)
+            if known is not None and known[:2] == (view, view.revision):
+                continue
+            row = bytes(encode_json({"row": _row(vm, view)})[len(b'{"row":') : -1])
+            if known is not None and known[2] == row:
+                row = known[2]  # clients compare rows by identity
+            self._rows[uuid] = view, view.revision, row
+            yield
+
+    def rows(self) -> dict[str, bytes]:
+        """Return the encoded row of each VM by UUID, as of the last update."""
+        return {uuid: row for uuid, (_, _, row) in self._rows.items()}
+
+    def totals(self, views: Views) -> dict[str, Any]:
+        """Return the number of VMs and of monitors by state."""
+        states = Counter(_state(view) for _, view in views.values())
+        monitors = Counter(status.state.value for status in self.snapshot.monitors.values())
+        return {"states": states, "monitors": monitors}
+
+
+def _state(view: VmView) -> str:
+    """Return QEMU's run state of a VM if its session is up; else the state of the session."""
+    if view.status.state is not MonitorState.UP:
+        return view.status.state.value
+    polls = view.polls.get("runstate")
+    return str(polls.current.get((), {}).get("status", "up")) if polls is not None else "up"
+
+
+def _row(vm: Vm, view: VmView) -> list[Any]:
+    status = view.status
+    build = status.build.version if status.build is not None else ""
+    degraded = [name for name, _ in status.degraded] or None
+    since = round(status.since_ns / 1e9)
+    return [sanitize(vm.name), status.state.value, status.reason, since, build, degraded, *vm_row(view.polls)]
+
+
+class _Entries:
+    """The entries that a client has received of one part of the state, by key."""
+
+    def __init__(self) -> None:
+        self._sent: dict[str, bytes] = {}
+
+    def changes(self, current: Mapping[str, bytes]) -> dict[str, Any] | None:
+        """Return the entries that are new or changed, and the keys of removed entries; None if nothing changed."""
+        changed = {key: text for key, text in current.items() if self._sent.get(key) != text}
+        gone = sorted(self._sent.keys() - current.keys())
+        self._sent = dict(current)
+        if not changed and not gone:
+            return None
+        part: dict[str, Any] = {"set": {key: orjson.Fragment(text) for key, text in changed.items()}}
+        return part | {"gone": gone} if gone else part
+
+
+class PageChanges:
+    """Stores what one page has received.
+
+    Args:
+        state: the state of the host.
+        uuid: the UUID of the VM that the page shows; empty for the table of all VMs.
+        all_monitors: whether the page also shows the monitors that are up.
+    """
+
+    def __init__(self, state: PageState, uuid: str = "", *, all_monitors: bool = False) -> None:
+        self._state = state
+        self._uuid = uuid
+        self._all_monitors = all_monitors
+        self._parts = {name: _Entries() for name in ("rows", "monitors", "alerts", "pools", "families")}
+        self._wholes: dict[str, bytes] = {}  # parts that are sent as a whole
+        self._vm: tuple[VmView, int] | None = None
+        self._is_first = True
+
+    async def changes(self) -> dict[str, Any] | None:
+        """Return what changed since the previous call; everything at the first call; None if nothing changed."""
+        views = self._state.views()
+        changes: dict[str, Any] = {}
+        if self._is_first:
+            self._is_first = False
+            changes["columns"] = COLUMNS
+        if not self._uuid:
+            await run_in_slices(self._state.update_rows(views))
+            self._add("rows", self._state.rows(), changes)
+        self._add("monitors", dict(self._monitors()), changes)
+        alerts = self._state.source.firing_alerts()
+        self._add("alerts", _encoded((alert["fingerprint"], alert) for alert in alerts), changes)
+        pools = pools_json(self._state.snapshot)
+        self._add("pools", _encoded((f"{pool['kind']} {pool['pool']}", pool) for pool in pools), changes)
+        self._add_whole("agent", self._state.source.health() | self._state.totals(views), changes)
+        self._add_whole("resources", resources_json(self._state.snapshot), changes)
+        self._add_vm(views, changes)
+        return changes or None
+
+    def _add(self, name: str, current: Mapping[str, bytes], changes: dict[str, Any]) -> None:
+        part = self._parts[name].changes(current)
+        if part is not None:
+            changes[name] = part
+
+    def _add_whole(self, name: str, current: dict[str, Any], changes: dict[str, Any]) -> None:
+        text = encode_json(current)
+        if text != self._wholes.get(name):
+            self._wholes[name] = text
+            changes[name] = orjson.Fragment(text)
+
+    def _monitors(self) -> Iterator[tuple[str, bytes]]:
+        for status in self._state.snapshot.monitors.values():
+            if self._all_monitors or status.state is not MonitorState.UP:
+                yield sanitize(status.monitor.name), encode_compactly(monitor_json(status))
+
+    def _add_vm(self, views: Views, changes: dict[str, Any]) -> None:
+        """Add the VM that the page shows: its summary, and the families whose values changed."""
+        found = views.get(self._uuid)
+        if found is None:
+            if self._uuid and self._vm is not None:
+                changes["vm"] = self._vm = None
+            return
+        vm, view = found
+        if self._vm == (view, view.revision):
+            return
+        self._vm = view, view.revision
+        summary = vm_summary(self._state.source, vm, view) | {"events": view.events}
+        changes["vm"] = orjson.Fragment(encode_json(summary))
+        self._add("families", _encoded(_families(view)), changes)
+
+
+def _encoded(entries: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, bytes]:
+    return {key: encode_json(entry) for key, entry in entries}
+
+
+def _families(view: VmView) -> Iterator[tuple[str, dict[str, Any]]]:
+    for family in FAMILIES:
+        polls = view.polls.get(family.name)
+        if polls is not None and polls.current:
+            yield family.name, {"subjects": list(family_subjects(family, polls))}

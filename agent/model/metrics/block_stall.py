@@ -1,0 +1,42 @@
+"""Disks that complete no request although requests are in flight, and the queues of virtio disks."""
+
+from agent.model.family import DETAIL, GAUGE, STATE, TEXT, Family, Field
+
+BLOCK_STALL = Family(
+    "block_stall",
+    "query-blockstats, /proc/PID/task and x-query-virtio-queue-status",
+    "A disk that completes no request although requests are in flight, while QEMU answers its monitor. A disk that moves has no sample.",
+    ("device",),
+    (
+        Field("state", "state", STATE, "`stalled`; in the first poll after it, `moving`."),
+        Field(
+            "seconds",
+            "seconds",
+            GAUGE,
+            "Time since the first sign of a request in flight without a completed request, in seconds; 0 if the disk moves again.",
+        ),
+        Field(
+            "since", "since_timestamp_seconds", GAUGE, "Time of the first sign of a stall, in seconds since the epoch."
+        ),
+        Field("signs", "signs", TEXT, "How the agent knows of requests in flight: threads, merged requests, queues."),
+        Field("threads", "waiting_threads", GAUGE, "Number of QEMU's threads that wait in the kernel for storage."),
+        Field(
+            "requests",
+            "requests_in_flight",
+            GAUGE,
+            "Number of requests in the disk's virtio queues; absent unless `allow.virtio_queues` is on.",
+        ),
+    ),
+)
+
+VIRTIO_QUEUE = Family(
+    "virtio_queue",
+    "x-query-virtio-queue-status",
+    "A queue of a virtio disk inside QEMU (QEMU 7.2; `allow.virtio_queues`). It is polled only if the disk completes no request, so it "
+    "has no series: `qemu_block_stall_requests_in_flight` has the sum of a stalled disk.",
+    ("device", "queue"),
+    (
+        Field("inuse", "requests_in_flight", DETAIL, "Number of requests that QEMU has taken and not completed."),
+        Field("vring-num", "size", DETAIL, "Number of entries of the queue."),
+    ),
+)

@@ -1,0 +1,133 @@
+"""The host's CPUs and memory, and the sums that its VMs use. The samples belong to the host, and not to one VM.
+
+node_exporter has many more figures of a host. The family has a figure only if it explains the sums. docs/reference/host.md has the reason
+for each figure.
+"""
+
+from agent.model.family import COUNTER, DETAIL, FLAG, GAUGE, Family, Field, Unit
+
+US = Unit.MICROSECONDS
+KB = Unit.KIBIBYTES
+PAGES = Unit.PAGES
+
+HOST = Family(
+    "host",
+    "/proc, /sys and the latest samples of all VMs",
+    "The host's CPUs and memory, what its VMs take of them, and how long processes wait for them.",
+    (),
+    (
+        Field("sum.running_vms", "running_vms", GAUGE, "Number of VMs whose guest runs."),
+        Field(
+            "sum.unknown_vms",
+            "unknown_vms",
+            GAUGE,
+            "Number of VMs that the sums lack, because the agent does not know their vCPUs or their memory. Above 0, sums and ratios are "
+            "lower bounds.",
+        ),
+        Field("sum.vcpus", "vcpus", GAUGE, "Number of vCPUs of the VMs whose guest runs."),
+        Field("cpu.online", "online_cpus", GAUGE, "Number of CPUs that are online."),
+        Field(
+            "sum.vcpu_commitment",
+            "vcpu_commitment_ratio",
+            GAUGE,
+            "Number of vCPUs divided by the number of online CPUs.",
+        ),
+        Field(
+            "sum.guest_memory",
+            "guest_memory_bytes",
+            GAUGE,
+            "Size of the memory of all guests in bytes, paused ones and plugged memory included. A balloon does not reduce it.",
+        ),
+        Field("meminfo.MemTotal", "memory_bytes", GAUGE, "Size of the host's memory in bytes.", KB),
+        Field(
+            "sum.memory_commitment",
+            "memory_commitment_ratio",
+            GAUGE,
+            "Memory of all guests divided by the host's memory. Above 1, the host cannot hold all of it at once.",
+        ),
+        Field(
+            "meminfo.MemAvailable",
+            "memory_available_bytes",
+            GAUGE,
+            "Size of memory in bytes that processes can still allocate without swapping.",
+            KB,
+        ),
+        Field("sum.hugetlb", "vm_hugetlb_bytes", GAUGE, "Size of memory in huge pages that VMs use, in bytes."),
+        Field("sum.swap", "vm_swap_bytes", GAUGE, "Size of swapped-out memory of VMs in bytes."),
+        Field("meminfo.SwapTotal", "swap_bytes", GAUGE, "Size of the host's swap space in bytes; 0 without swap.", KB),
+        Field("meminfo.SwapFree", "swap_free_bytes", GAUGE, "Size of free swap space in bytes.", KB),
+        Field("vmstat.pswpin", "swap_in_bytes_total", COUNTER, "Total number of bytes read from swap.", PAGES),
+        Field("vmstat.pswpout", "swap_out_bytes_total", COUNTER, "Total number of bytes written to swap.", PAGES),
+        Field("ksm.run", "ksm_running", FLAG, "Whether KSM merges equal pages of VMs."),
+        Field(
+            "ksm.pages_sharing",
+            "ksm_saved_bytes",
+            GAUGE,
+            "Size of memory in bytes that KSM saves. The VMs need it again when their pages differ.",
+            PAGES,
+        ),
+        Field(
+            "loadavg.1", "load_1m", GAUGE, "Load average over one minute: tasks that run or wait for a CPU or for I/O."
+        ),
+        Field(
+            "pressure.cpu.some",
+            "pressure_cpu_waiting_seconds_total",
+            COUNTER,
+            "Total time that at least one task of the host waited for a CPU, in seconds (PSI: some).",
+            US,
+        ),
+        Field(
+            "pressure.memory.some",
+            "pressure_memory_waiting_seconds_total",
+            COUNTER,
+            "Total time that at least one task of the host waited for memory, in seconds (PSI: some).",
+            US,
+        ),
+        Field(
+            "pressure.memory.full",
+            "pressure_memory_stalled_seconds_total",
+            COUNTER,
+            "Total time that all tasks of the host that could run waited for memory at once, in seconds (PSI: full).",
+            US,
+        ),
+        Field(
+            "pressure.io.some",
+            "pressure_io_waiting_seconds_total",
+            COUNTER,
+            "Total time that at least one task of the host waited for I/O, in seconds (PSI: some).",
+            US,
+        ),
+        Field(
+            "pressure.io.full",
+            "pressure_io_stalled_seconds_total",
+            COUNTER,
+            "Total time that all tasks of the host that could run waited for I/O at once, in seconds (PSI: full).",
+            US,
+        ),
+        Field(
+            "sum.contention",
+            "contention",
+            DETAIL,
+            "Each resource for which VMs wait: the VMs that wait longest, and the VMs that take most of it. Absent if no VM waits.",
+        ),
+    ),
+    per_host=True,
+)
+
+HOST_HUGEPAGES = Family(
+    "host_hugepages",
+    "/sys/kernel/mm/hugepages",
+    "The host's pool of huge pages of one size.",
+    ("size",),
+    (
+        Field("nr_hugepages", "pool_bytes", GAUGE, "Size of the pool in bytes."),
+        Field("free_hugepages", "free_bytes", GAUGE, "Size of the free pages in bytes, reserved pages included."),
+        Field(
+            "resv_hugepages",
+            "reserved_bytes",
+            GAUGE,
+            "Size of the pages in bytes that are free but reserved for a process, such as a VM whose memory is not preallocated.",
+        ),
+    ),
+    per_host=True,
+)

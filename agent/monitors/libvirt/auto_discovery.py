@@ -1,0 +1,249 @@
+"""Discovery of all libvirts of a host: system and session daemons, on the host and in containers such as KubeVirt's pods.
+
+Each daemon has its own `LibvirtDiscoverer`, so a daemon that hangs affects no other.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from agent.host.libvirt_processes import MAX_DAEMONS, LibvirtProcess, LibvirtScan, LibvirtScanner, QemuIndex
+from agent.host.pools.libvirt import StoragePool
+from agent.model.record import sanitize
+from agent.monitors.base import DiscoveryListener, Monitor, MonitorConnection
+from agent.monitors.libvirt.connection_pool import HOST_LIMITS, SINGLE_DOMAIN_LIMITS
+from agent.monitors.libvirt.discovery import LibvirtDiscoverer
+from agent.qmp.errors import DeniedError, NotConnectedError, QmpError, StalledError
+
+_log = logging.getLogger(__name__)
+
+SCAN_SECONDS = 0.5
+"""Time between two scans for daemons."""
+SCAN_TIMEOUT_SECONDS = 10.0
+"""Time after which a scan counts as hung. A container's file system may hang."""
+GRACE_SECONDS = 10.0
+"""How long the agent waits until a daemon starts again in the same place. After that, it drops the daemon's domains."""
+RESTART_SECONDS = 10.0
+"""Wait after an internal error in the discovery of one daemon."""
+HOST = "host"
+"""The name of the host in patterns of containers."""
+MAX_NAMES = 3
+"""Maximum number of daemons that the status names."""
+
+Place = tuple[int | None, str]
+"""Identity of a daemon's place, see `LibvirtProcess.key`."""
+
+
+@dataclass(slots=True)
+class _Daemon:
+    """A daemon that the agent uses.
+
+    Attributes:
+        process: the daemon's process at the last scan that found one.
+        discoverer: finds its domains.
+        task: runs the discoverer.
+        has_status: whether the discoverer has reported a status.
+        error: why discovery does not work; None if it works.
+        note: a limitation of discovery; may be empty.
+        missing_since: monotonic time of the first scan without the daemon; None if the last scan found it.
+    """
+
+    process: LibvirtProcess
+    discoverer: LibvirtDiscoverer
+    task: asyncio.Task[None] | None = None
+    has_status: bool = False
+    error: QmpError | None = None
+    note: str = ""
+    missing_since: float | None = field(default=None)
+
+
+class _DaemonListener:
+    """Passes on the domains of one daemon, and stores the daemon's status, which is part of the status of all daemons."""
+
+    def __init__(self, daemons: "LibvirtAutoDiscoverer", daemon: _Daemon, listener: DiscoveryListener) -> None:
+        self._daemons = daemons
+        self._daemon = daemon
+        self._listener = listener
+
+    def on_monitor_added(self, monitor: Monitor) -> None:
+        self._listener.on_monitor_added(monitor)
+
+    def on_monitor_removed(self, monitor: Monitor) -> None:
+        self._listener.on_monitor_removed(monitor)
+
+    def on_status(self, _source: Monitor, error: QmpError | None, note: str = "") -> None:
+        self._daemon.has_status, self._daemon.error, self._daemon.note = True, error, note
+        self._daemons.report_status(self._listener)
+
+    def on_connection_refused(self, address: str, reason: str) -> None:
+        self._listener.on_connection_refused(address, reason)
+
+
+class LibvirtAutoDiscoverer:
+    """Finds the daemons of libvirt on this host, and their running domains."""
+
+    def __init__(
+        self,
+        containers: Sequence[str] = ("*",),
+        *,
+        read_only: bool = False,
+        passthrough: bool = False,
+        scanner: LibvirtScanner | None = None,
+        scan_seconds: float = SCAN_SECONDS,
+        grace_seconds: float = GRACE_SECONDS,
+    ) -> None:
+        """Create a discoverer.
+
+        Args:
+            containers: patterns of the names of containers whose daemons are used; the host's name is `host`.
+            read_only: use only read-only connections.
+            passthrough: send commands to QEMU itself, which taints the domains.
+            scanner: finds the daemons; by default, in /proc.
+            scan_seconds: interval between two scans.
+            grace_seconds: how long the agent waits until a daemon starts again.
+        """
+        self._options = (*containers, *(["read-only"] if read_only else []), *(["passthrough"] if passthrough else []))
+        self._read_only = read_only
+        self._passthrough = passthrough
+        self._containers = tuple(containers)
+        self._scanner = scanner or LibvirtScanner()
+        self._scan_seconds = scan_seconds
+        self._grace_seconds = grace_seconds
+        self._scan = LibvirtScan()
+        self._index = QemuIndex()
+        self._daemons: dict[Place, _Daemon] = {}
+        self._status_source = Monitor("libvirt auto", ("libvirt", "auto", *self._options), self._refuse_to_open)
+        self._reported: object = None
+
+    def __repr__(self) -> str:
+        return " ".join(("libvirt auto", *self._options))
+
+    async def run(self, listener: DiscoveryListener) -> None:
+        """Report the domains of all daemons to `listener` until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                if await self._scan_for_daemons(listener):
+                    self._update_daemons(listener, tasks)
+                    self.report_status(listener)
+                await asyncio.sleep(self._scan_seconds)
+
+    async def storage_pools(self) -> list[StoragePool]:
+        """Return the active storage pools of the daemons of the host itself. Daemons in containers have no storage pools.
+
+        Raises:
+            QmpError: no daemon can be reached, or none has storage pools.
+        """
+        pools: list[StoragePool] = []
+        errors: list[QmpError] = []
+        for daemon in list(self._daemons.values()):
+            if not daemon.process.container:
+                try:
+                    pools += await daemon.discoverer.storage_pools()
+                except QmpError as error:
+                    errors.append(error)
+        if errors and not pools:
+            raise errors[0]
+        return pools
+
+    def report_status(self, listener: DiscoveryListener) -> None:
+        """Report one status for all daemons, if it has changed and each daemon has a status."""
+        if not all(daemon.has_status for daemon in self._daemons.values()):
+            return
+        error, note = self._summarize_status()
+        status = (type(error), str(error), note)
+        if status != self._reported:
+            self._reported = status
+            listener.on_status(self._status_source, error, note)
+
+    def _summarize_status(self) -> tuple[QmpError | None, str]:
+        failed = {daemon.discoverer.name: daemon.error for daemon in self._daemons.values() if daemon.error is not None}
+        parts = [] if self._daemons else ["no libvirt runs on this host"]
+        if failed:
+            names = ", ".join(f"{sanitize(name)}: {error}" for name, error in sorted(failed.items())[:MAX_NAMES])
+            parts.append(f"{len(failed)} of {len(self._daemons)} libvirts cannot be reached: {names}")
+        if self._scan.unreadable:
+            parts.append(
+                f"the agent may not look into the containers of {self._scan.unreadable}: it needs CAP_SYS_PTRACE"
+            )
+        if self._scan.ignored:
+            parts.append(f"{self._scan.ignored} ignored, because the limit is {MAX_DAEMONS}")
+        if read_only := sum(bool(daemon.note) for daemon in self._daemons.values()):
+            parts.append(f"{read_only} read-only")
+        text = "; ".join(parts)
+        if failed and len(failed) == len(self._daemons):
+            return type(next(iter(failed.values())))(text), ""
+        if self._scan.unreadable and not self._daemons:
+            return DeniedError(text), ""
+        return None, text
+
+    async def _scan_for_daemons(self, listener: DiscoveryListener) -> bool:
+        """Scan in a thread, and return whether there is a result."""
+        scanning = asyncio.ensure_future(asyncio.to_thread(self._scanner.scan))
+        try:
+            if not (await asyncio.wait({scanning}, timeout=SCAN_TIMEOUT_SECONDS))[0]:
+                self._reported = None
+                listener.on_status(self._status_source, StalledError("the scan of /proc for libvirt hangs"), "")
+            self._scan = await scanning
+        except OSError as error:
+            self._reported = None
+            listener.on_status(self._status_source, DeniedError(f"/proc cannot be read: {error.strerror}"), "")
+            return False
+        return True
+
+    def _update_daemons(self, listener: DiscoveryListener, tasks: asyncio.TaskGroup) -> None:
+        now = time.monotonic()
+        current = {place: process for place, process in self._scan.daemons.items() if self._is_selected(process)}
+        for place, process in current.items():
+            daemon = self._daemons.get(place)
+            if daemon is None:
+                daemon = self._daemons[place] = _Daemon(process, self._make_discoverer(process))
+                daemon.task = tasks.create_task(self._run_daemon(daemon, listener), name=repr(daemon.discoverer))
+            daemon.process, daemon.missing_since = process, None
+            daemon.discoverer.uri = process.uri
+        for place in self._daemons.keys() - current.keys():
+            daemon = self._daemons[place]
+            daemon.missing_since = daemon.missing_since or now
+            if now - daemon.missing_since >= self._grace_seconds or not self._has_qemus(daemon.process):
+                del self._daemons[place]
+                if daemon.task is not None:
+                    daemon.task.cancel()
+                daemon.discoverer.domains.remove_all(listener)
+
+    def _is_selected(self, process: LibvirtProcess) -> bool:
+        return any(fnmatchcase(process.container or HOST, pattern) for pattern in self._containers)
+
+    def _make_discoverer(self, process: LibvirtProcess) -> LibvirtDiscoverer:
+        name = f"{process.container or 'libvirt'}:{process.socket}"
+        if any(daemon.discoverer.name == name for daemon in self._daemons.values()):
+            name = f"{name}@{process.mount_namespace}"
+        return LibvirtDiscoverer(
+            process.uri,
+            read_only=self._read_only,
+            passthrough=self._passthrough,
+            name=name,
+            container=process.container,
+            find_pid=lambda uuid, _: self._find_pid(process.pid_namespace, uuid),
+            limits=SINGLE_DOMAIN_LIMITS if process.container else HOST_LIMITS,
+        )
+
+    def _find_pid(self, pid_namespace: int | None, uuid: str) -> int | None:
+        """Return the process ID of a domain's QEMU; None if unknown. If the last scan lacks it, search again. The call may block."""
+        return self._scan.qemus.get((pid_namespace, uuid)) or self._index.pid_of(uuid)
+
+    def _has_qemus(self, process: LibvirtProcess) -> bool:
+        """Return whether a QEMU runs in the pid namespace of a daemon that has ended."""
+        return any(namespace == process.pid_namespace for namespace, _ in self._scan.qemus)
+
+    async def _run_daemon(self, daemon: _Daemon, listener: DiscoveryListener) -> None:
+        while True:
+            try:
+                await daemon.discoverer.run(_DaemonListener(self, daemon, listener))
+            except Exception:  # noqa: BLE001 - a bug that one daemon triggers must not end the discovery of others
+                _log.exception("%s: internal error: the agent connects again", sanitize(daemon.discoverer.name))
+            await asyncio.sleep(RESTART_SECONDS)
+
+    async def _refuse_to_open(self, *_: object, **__: object) -> MonitorConnection:
+        raise NotConnectedError("libvirt auto is not a VM")

@@ -1,0 +1,142 @@
+"""The latency histograms of one disk in QEMU, as a state machine. Pure.
+
+QEMU has one set of histograms for each disk, and any client can replace or remove them. The agent sets histograms only on a disk that has
+none. It never replaces or removes histograms, neither another client's nor its own. So the agent's histograms stay until the disk is
+unplugged or QEMU ends.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+MAX_REFUSALS = 3
+"""Number of failed commands in a row after which the agent no longer sets the histograms of a disk."""
+
+BoundariesNs = tuple[int, ...]
+"""The boundaries between the bins of a histogram, in nanoseconds, ascending."""
+
+
+class HistogramState(StrEnum):
+    """State of a disk's histograms, as far as the agent has read and set them."""
+
+    UNREAD = "unread"
+    """The agent has not polled the disk since the agent attached, or since the disk was plugged in."""
+    NONE = "none"
+    """The disk has no histograms, so the agent may set them."""
+    OURS = "agent"
+    """The disk has the agent's histograms, or the agent has sent the command that sets them."""
+    FOREIGN = "other"
+    """Another client has set the histograms."""
+    UNKNOWN = "unknown"
+    """A command failed or got no response, so QEMU may have executed it."""
+    REFUSED = "refused"
+    """The disk has no histograms, and QEMU refused the agent's commands."""
+    REMOVED = "removed"
+    """Another client has removed the histograms. The agent does not set them again until the disk is plugged in again."""
+
+
+class HistogramStateInput(StrEnum):
+    """An input of the state machine."""
+
+    READ_NONE = "read_none"
+    READ_OURS = "read_ours"
+    READ_FOREIGN = "read_foreign"
+    SEND = "send"
+    """The agent is about to send the command that sets the histograms."""
+    FAIL = "fail"
+    """QEMU refused the command, or its response did not arrive."""
+    REFUSE = "refuse"
+    """The command has failed `MAX_REFUSALS` times in a row."""
+    REPLUG = "replug"
+    """Another disk has replaced the disk of the last poll."""
+
+
+_STATE, _INPUT = HistogramState, HistogramStateInput
+_ALWAYS = {_INPUT.READ_FOREIGN: _STATE.FOREIGN, _INPUT.REPLUG: _STATE.UNREAD}
+_UNCERTAIN = {**_ALWAYS, _INPUT.READ_NONE: _STATE.NONE, _INPUT.READ_OURS: _STATE.OURS}
+
+HISTOGRAM_TRANSITIONS: Mapping[HistogramState, Mapping[HistogramStateInput, HistogramState]] = MappingProxyType(
+    {
+        _STATE.UNREAD: _UNCERTAIN,
+        _STATE.NONE: {**_ALWAYS, _INPUT.SEND: _STATE.OURS},
+        _STATE.OURS: {
+            **_ALWAYS,
+            _INPUT.READ_NONE: _STATE.REMOVED,
+            _INPUT.FAIL: _STATE.UNKNOWN,
+            _INPUT.REFUSE: _STATE.REFUSED,
+        },
+        _STATE.FOREIGN: {**_ALWAYS, _INPUT.READ_NONE: _STATE.REMOVED},
+        _STATE.UNKNOWN: _UNCERTAIN,
+        _STATE.REFUSED: {**_ALWAYS, _INPUT.READ_OURS: _STATE.OURS},
+        _STATE.REMOVED: {**_ALWAYS, _INPUT.READ_OURS: _STATE.FOREIGN},  # the agent's bins, which another client has set
+    }
+)
+"""The next state by state and input. An input that is not listed changes nothing."""
+
+
+@dataclass(slots=True)
+class DiskLatencyHistograms:
+    """The latency histograms of one disk.
+
+    Attributes:
+        state: the state of the histograms.
+        own: the boundaries that the agent set; None if it set none on this disk.
+        device: the device's name in the command; empty if QEMU has none for it.
+        operations: total numbers of operations of each kind at the last poll. A lower number shows that the disk was replaced.
+        refusals: number of failed commands in a row.
+        is_unplugged: whether QEMU has reported that the disk was unplugged. A later reply can still describe the unplugged disk.
+    """
+
+    state: HistogramState = HistogramState.UNREAD
+    own: BoundariesNs | None = None
+    device: str = ""
+    operations: tuple[int, ...] = ()
+    refusals: int = 0
+    is_unplugged: bool = False
+
+    def on_read(self, boundaries: Sequence[float] | None, operations: tuple[int, ...], device: str) -> None:
+        """Handle a poll of the disk.
+
+        Args:
+            boundaries: the boundaries of the disk's histograms in seconds; None if the disk has no histograms.
+            operations: total numbers of operations of each kind.
+            device: the device's name in QEMU; empty if it has none.
+        """
+        has_fewer = any(now < before for now, before in zip(operations, self.operations, strict=False))
+        is_other_device = bool(self.device) and device != self.device
+        if has_fewer or is_other_device or (self.is_unplugged and boundaries is None):
+            self._forget_disk()
+        self.operations, self.device = operations, device
+        if boundaries is None:
+            self.is_unplugged = False
+            self._change_state(HistogramStateInput.READ_NONE)
+        elif self.own is not None and list(boundaries) == [bound / 1_000_000_000 for bound in self.own]:
+            self._change_state(HistogramStateInput.READ_OURS)
+        else:
+            self._change_state(HistogramStateInput.READ_FOREIGN)
+
+    def _forget_disk(self) -> None:
+        self._change_state(HistogramStateInput.REPLUG)
+        self.own, self.operations, self.device, self.refusals = None, (), "", 0
+
+    @property
+    def is_due(self) -> bool:
+        """True if the agent may set histograms now."""
+        return self.state is HistogramState.NONE and bool(self.device)
+
+    def on_send(self, boundaries: BoundariesNs) -> None:
+        """Store the boundaries of a command that is about to be sent."""
+        self._change_state(HistogramStateInput.SEND)
+        self.own = boundaries
+
+    def on_command_done(self, *, done: bool) -> None:
+        """Handle the outcome of the command; `done` is whether QEMU confirmed it."""
+        self.refusals = 0 if done else self.refusals + 1
+        if not done:
+            self._change_state(
+                HistogramStateInput.REFUSE if self.refusals >= MAX_REFUSALS else HistogramStateInput.FAIL
+            )
+
+    def _change_state(self, histogram_input: HistogramStateInput) -> None:
+        self.state = HISTOGRAM_TRANSITIONS[self.state].get(histogram_input, self.state)

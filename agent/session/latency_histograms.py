@@ -1,0 +1,191 @@
+"""Latency histograms of all VMs' disks: stores which histograms the agent has set, and returns commands that set missing ones. Pure."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.model.family import Sample, Values
+from agent.model.metrics.block import BLOCK
+from agent.model.record import Vm
+from agent.qmp.commands import MAX_HISTOGRAM_BOUNDARIES, Command, set_histograms_command
+from agent.session.disk_latency_histograms import BoundariesNs, DiskLatencyHistograms, HistogramState
+
+NOTE_PREFIX = "latency_histograms/"
+"""Prefix of the names of the notes; a VM's UUID and its monitor follow."""
+
+AWAY_SECONDS = 600.0
+"""How long the agent stores which histograms it has set in a detached VM."""
+
+MAX_COMMANDS_PER_POLL = 16
+"""Maximum number of commands after one poll. Each takes about 2 ms of QEMU's main loop, because QEMU reads its monitor a byte at a time."""
+
+_HISTOGRAMS = ("read_latency_seconds", "write_latency_seconds", "flush_latency_seconds", "zone_append_latency_seconds")
+_OPERATIONS = ("reads_total", "writes_total", "flushes_total")
+
+Note = tuple[str, Any]
+"""The name and the JSON value of a note. The value None deletes the stored note."""
+
+
+@dataclass(slots=True)
+class _VmHistograms:
+    """The histograms of one VM.
+
+    Attributes:
+        pid: the VM's process; None if it is unknown.
+        gone_at: monotonic time in seconds at which the VM was detached; None while it is attached.
+        disks: the disks' histograms by the disks' names.
+        due: names of the disks whose histograms the agent may set now.
+    """
+
+    pid: int | None = None
+    gone_at: float | None = None
+    disks: dict[str, DiskLatencyHistograms] = field(default_factory=dict)
+    due: list[str] = field(default_factory=list)
+
+    def to_note(self) -> dict[str, Any] | None:
+        """Return the boundaries that the agent set, as a JSON value; None if there are none."""
+        own = {disk: list(histograms.own) for disk, histograms in self.disks.items() if histograms.own is not None}
+        return {"pid": self.pid, "disks": own} if own else None
+
+
+def _note_name(vm: Vm) -> str:
+    return f"{NOTE_PREFIX}{vm.uuid}/{vm.monitor}"
+
+
+class LatencyHistograms:
+    """The latency histograms of all disks.
+
+    Attributes:
+        boundaries: the boundaries of the histograms that the agent sets; empty if it sets none.
+        forgets_at_stop: whether there is no journal for notes. If so, histograms with `boundaries` count as set by an earlier run.
+    """
+
+    def __init__(self, boundaries: BoundariesNs = ()) -> None:
+        self.boundaries = boundaries
+        self.forgets_at_stop = False
+        self._vms: dict[str, _VmHistograms] = {}  # by the name of the note
+        self._stored: set[str] = set()  # names of the stored notes
+
+    def restore(self, notes: Mapping[str, object], now: float) -> None:
+        """Restore the notes of an earlier run. Each VM counts as detached at `now`, in seconds on the monotonic clock."""
+        for name, note in notes.items():
+            if not name.startswith(NOTE_PREFIX):
+                continue
+            self._stored.add(name)
+            fields = note if isinstance(note, dict) else {}
+            pid, disks = fields.get("pid"), fields.get("disks")
+            vm = self._vms[name] = _VmHistograms(pid if type(pid) is int else None, now)
+            for disk, own in (disks if isinstance(disks, dict) else {}).items():
+                if (boundaries := _parse_boundaries(own)) is not None:
+                    vm.disks[disk] = DiskLatencyHistograms(own=boundaries)
+
+    def on_attached(self, vm: Vm, pid: int | None) -> None:
+        """Handle a VM that was attached. `pid` is its process; None if unknown. Forget the histograms of any other process."""
+        known = self._vms.get(_note_name(vm))
+        if known is None or known.pid != pid:
+            known = self._vms[_note_name(vm)] = _VmHistograms(pid)
+        known.gone_at = None
+        known.due = []
+        for histograms in known.disks.values():
+            histograms.state = HistogramState.UNREAD
+
+    def on_gone(self, vm: Vm, now: float) -> None:
+        """Handle a VM that was detached at `now`, in seconds on the monotonic clock."""
+        if (known := self._vms.get(_note_name(vm))) is not None:
+            known.gone_at, known.due = now, []
+
+    def on_unplugged(self, vm: Vm, disk: str) -> None:
+        """Handle the event of a device that was unplugged."""
+        known = self._vms.get(_note_name(vm))
+        if known is not None and (histograms := known.disks.get(disk)) is not None:
+            histograms.is_unplugged = True
+
+    def on_samples(self, vm: Vm, samples: Sequence[Sample]) -> None:
+        """Handle all samples of a poll of the disks."""
+        known = self._vms.get(_note_name(vm))
+        if known is None:
+            return
+        disks, known.disks, known.due = known.disks, {}, []
+        for sample in samples:
+            if sample.family is not BLOCK or "target" in sample.values:
+                continue  # libvirt's own statistics do not show whether a disk has histograms
+            disk = sample.subject
+            histograms = known.disks[disk] = disks.get(disk) or DiskLatencyHistograms()
+            self._read(histograms, sample.values)
+            if histograms.is_due:
+                known.due.append(disk)
+
+    def _read(self, histograms: DiskLatencyHistograms, values: Values) -> None:
+        histogram = next((values[name] for name in _HISTOGRAMS if name in values), None)
+        if (
+            self.forgets_at_stop
+            and histograms.state is HistogramState.UNREAD
+            and histograms.own is None
+            and histogram is not None
+        ):
+            histograms.own = self.boundaries
+        histograms.on_read(
+            histogram["boundaries_seconds"] if histogram is not None else None,
+            tuple(values.get(name, 0) for name in _OPERATIONS),
+            values.get("qdev", ""),
+        )
+
+    def has_pending_commands(self, vm: Vm) -> bool:
+        """Return whether `pending_commands` may return commands."""
+        known = self._vms.get(_note_name(vm)) if self.boundaries else None
+        return known is not None and bool(known.due)
+
+    def pending_commands(self, vm: Vm) -> list[tuple[str, Command]]:
+        """Return the commands that set histograms now, each with its disk. After this call, these histograms count as set."""
+        known = self._vms.get(_note_name(vm))
+        if known is None or not self.boundaries:
+            return []
+        disks, known.due = known.due[:MAX_COMMANDS_PER_POLL], []
+        commands = []
+        for disk in disks:
+            histograms = known.disks[disk]
+            histograms.on_send(self.boundaries)
+            commands.append((disk, set_histograms_command(histograms.device, self.boundaries)))
+        return commands
+
+    def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
+        """Handle the outcome of the command for a disk; `done` is whether QEMU confirmed it."""
+        known = self._vms.get(_note_name(vm))
+        if known is not None and (histograms := known.disks.get(disk)) is not None:
+            histograms.on_command_done(done=done)
+
+    def note_of_vm(self, vm: Vm) -> Note:
+        """Return a VM's note; its value is None if the agent has set no histograms."""
+        name = _note_name(vm)
+        known = self._vms.get(name)
+        note = known.to_note() if known is not None else None
+        (self._stored.add if note is not None else self._stored.discard)(name)
+        return name, note
+
+    def notes_due(self, now: float) -> Iterator[Note]:
+        """Forget the VMs that have not been attached for `AWAY_SECONDS`, and yield the notes to delete."""
+        for name, known in list(self._vms.items()):
+            if known.gone_at is not None and now - known.gone_at >= AWAY_SECONDS:
+                del self._vms[name]
+                if name in self._stored:
+                    self._stored.discard(name)
+                    yield name, None
+
+    def state_of(self, vm: Vm, disk: str) -> HistogramState:
+        """Return the state of a disk's histograms."""
+        known = self._vms.get(_note_name(vm))
+        histograms = known.disks.get(disk) if known is not None else None
+        return histograms.state if histograms is not None else HistogramState.UNREAD
+
+    def disks_by_state(self) -> Counter[HistogramState]:
+        """Return the number of disks of attached VMs in each state."""
+        attached = (known for known in self._vms.values() if known.gone_at is None)
+        return Counter(histograms.state for known in attached for histograms in known.disks.values())
+
+
+def _parse_boundaries(own: object) -> BoundariesNs | None:
+    """Return the boundaries in a note; None if they are not valid."""
+    if not isinstance(own, list) or not 0 < len(own) <= MAX_HISTOGRAM_BOUNDARIES:
+        return None
+    return tuple(own) if all(type(bound) is int for bound in own) else None

@@ -1,0 +1,21 @@
+"""The time of a poll, on both clocks."""
+
+import time
+from typing import NamedTuple, Self
+
+
+class PollStart(NamedTuple):
+    """When a poll began.
+
+    Attributes:
+        time_ns: nanoseconds since the epoch.
+        monotonic: seconds on the monotonic clock.
+    """
+
+    time_ns: int
+    monotonic: float
+
+    @classmethod
+    def now(cls) -> Self:
+        """Read both clocks."""
+        return cls(time.time_ns(), time.monotonic())

@@ -1,0 +1,208 @@
+"""The polls of a quiet VM, without a task: a timer sends the commands, and the arrival of the replies runs the rest.
+
+A poll is quiet if its commands fit one write and none of them accesses storage. The session's task does all other work.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from math import inf
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from agent.monitors import MonitorConnection
+from agent.qmp.client import CommandResult, OnResults
+from agent.qmp.commands import Command
+from agent.qmp.errors import ProtocolError, StalledError
+from agent.session.api import SessionContext
+from agent.session.command_executor import CommandExecutor
+from agent.session.disk_command_writer import DiskCommandWriter
+from agent.session.poll_start import PollStart
+from agent.session.poller import Poller
+from agent.session.scheduler import SLACK_SECONDS, Batch, Schedule, commands_of
+
+if TYPE_CHECKING:
+    from agent.collectors import Collector
+
+
+@runtime_checkable
+class CallbackConnection(Protocol):
+    """A connection that can send commands and call back with the replies. `Client` implements it, and documents the methods."""
+
+    def start(self, commands: Sequence[Command], on_results: OnResults) -> bool:
+        """Send commands in one write; return False if that is not possible now."""
+
+    def abandon(self, seconds: float) -> StalledError:
+        """Ignore the replies that are overdue, and return the error to raise."""
+
+
+class QuietPolls:
+    """Runs the quiet polls of one VM, while the session's task waits in `run`."""
+
+    __slots__ = (
+        "_batch",
+        "_client",
+        "_context",
+        "_disk_commands",
+        "_ended",
+        "_executor",
+        "_is_check_pending",
+        "_poller",
+        "_schedule",
+        "_sent_at",
+        "_task",
+        "_wake_at",
+    )
+
+    def __init__(
+        self,
+        context: SessionContext,
+        client: MonitorConnection,
+        executor: CommandExecutor,
+        schedule: Schedule,
+        poller: Poller,
+        disk_commands: DiskCommandWriter,
+    ) -> None:
+        self._context = context
+        self._ended = client.ended
+        self._client = client if isinstance(client, CallbackConnection) else None
+        self._executor = executor
+        self._schedule = schedule
+        self._poller = poller
+        self._disk_commands = disk_commands
+        self._task: asyncio.Future[Sequence[str]] | None = None  # completes when the task has to continue
+        self._batch: Batch[Collector] = []  # the batch in QEMU
+        self._sent_at = PollStart(0, 0.0)
+        self._wake_at = inf
+        self._is_check_pending = False
+
+    async def run(self) -> Sequence[str]:
+        """Run quiet polls until the session's task is needed. Return the names of the polls for the task to run; may be empty.
+
+        Raises:
+            StalledError: the reply to a quiet poll is overdue. Call `wait_until_responsive` next.
+            QmpError: the connection ended.
+        """
+        self._task = asyncio.get_running_loop().create_future()
+        self._poll_due()
+        return await self._task
+
+    async def wait_until_responsive(self, error: StalledError) -> None:
+        """Report the overdue poll, and wait until QEMU answers.
+
+        Raises:
+            QmpError: the connection ended.
+        """
+        batch, self._batch = self._batch, []
+        await self._poller.wait_until_responsive(batch, error)
+
+    def close(self) -> None:
+        """End the polls, because the connection has ended."""
+        self._context.wake_timers.remove(self._wake_at, self)
+        self._context.deadlines.remove(self)
+        self._task = None
+
+    def check_soon(self) -> None:
+        """Check the schedule and the connection in the next turn of the event loop. Call this after one of them has changed."""
+        if not self._is_check_pending:
+            self._is_check_pending = True
+            asyncio.get_running_loop().call_soon(self._check)
+
+    def _check(self) -> None:
+        self._is_check_pending = False
+        if self._ended.done():
+            self._on_end()
+        elif not self._batch:
+            self._poll_due()
+
+    # The path of a quiet poll.
+
+    def on_time(self, at: float) -> None:
+        """Run the polls that are due."""
+        if at == self._wake_at:
+            self._wake_at = inf
+            if not self._batch:
+                self._poll_due()
+
+    def _poll_due(self) -> None:
+        """Run the polls that are due. Stop when one waits for QEMU, when no other is due, or when the task is needed."""
+        try:
+            while self._is_idle:
+                names = self._schedule.take_due(time.monotonic())
+                if not names:
+                    self._wait_until_due()
+                    return
+                if not self._start(names):
+                    self._continue_task(names)
+                elif self._batch:
+                    return
+        except Exception as error:  # noqa: BLE001 - a bug ends the task, as if the task had run this
+            self._fail_task(error)
+
+    def _start(self, names: Sequence[str]) -> bool:
+        """Send the commands of these polls, and read the kernel's files for them. Return False if only the task can run them."""
+        client = self._client
+        batch = self._poller.quiet_batch(names) if client is not None else None
+        if client is None or batch is None:
+            return False
+        if batch:
+            self._sent_at = PollStart.now()
+            if not client.start(commands_of(batch), self._on_results):
+                return False
+            self._batch = batch
+            seconds = self._context.settings.response_seconds
+            self._executor.next_action_at = self._sent_at.monotonic + seconds
+            self._context.deadlines.add(self, seconds)
+        if len(names) > len(batch):
+            self._poller.poll_host(names)
+        return True
+
+    def _on_results(self, results: list[CommandResult]) -> None:
+        self._context.deadlines.remove(self)
+        batch, self._batch = self._batch, []
+        try:
+            self._poller.on_replies(batch, results, self._sent_at)
+            if self._disk_commands.has_pending_commands(receives_events=self._poller.facts.receives_events):
+                self._continue_task(())
+                return
+            self._disk_commands.poll_due_refreshes()
+        except Exception as error:  # noqa: BLE001 - a bug ends the task, as if the task had run this
+            self._fail_task(error)
+        if self._schedule.next_due_at() <= time.monotonic() + SLACK_SECONDS:
+            self._poll_due()
+        else:
+            self._wait_until_due()
+
+    def _wait_until_due(self) -> None:
+        at = self._executor.next_action_at = self._schedule.next_due_at()
+        if at != self._wake_at:
+            timers = self._context.wake_timers
+            timers.remove(self._wake_at, self)
+            self._wake_at = at
+            if at < inf:
+                timers.add(at, self)
+
+    # What ends quiet polls.
+
+    @property
+    def _is_idle(self) -> bool:
+        """True while the task waits in `run`."""
+        return self._task is not None and not self._task.done()
+
+    def _continue_task(self, names: Sequence[str]) -> None:
+        if self._task is not None and not self._task.done():
+            self._task.set_result(names)
+
+    def _fail_task(self, error: Exception) -> None:
+        if self._task is not None and not self._task.done():
+            self._task.set_exception(error)
+
+    def on_overdue(self) -> None:
+        """Handle an overdue reply to a quiet poll."""
+        if self._client is not None:
+            self._fail_task(self._client.abandon(self._context.settings.response_seconds))
+
+    def _on_end(self) -> None:
+        error = self._ended.result()
+        if self._batch and isinstance(error, ProtocolError):
+            self._poller.on_protocol_error(self._batch, error)
+        self._fail_task(error)

@@ -9,7 +9,16 @@ from itertools import count
 from string import ascii_uppercase
 from typing import Any
 
-from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, statetimeline, table, timeseries
+from grafana_foundation_sdk.builders import (
+    common,
+    dashboard,
+    heatmap,
+    prometheus,
+    stat,
+    statetimeline,
+    table,
+    timeseries,
+)
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import GraphThresholdsStyleMode, SortOrder, TooltipDisplayMode
@@ -30,13 +39,16 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableSort,
 )
 from grafana_foundation_sdk.models.dashboard import Panel as PanelModel
+from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-DATA_SOURCE = DataSourceRef(type_val="prometheus", uid="${source}")
+from dashboards.series_help import describe_series
+
+DATA_SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
 TAGS = ["qemu", "qmp-agent"]
 
-TO_HOST = "/d/qemu-host?var-host=${__field.labels.instance}&${source:queryparam}&${__url_time_range}"
-TO_VM = "/d/qemu-vm?var-uuid=${__field.labels.vm_uuid}&${source:queryparam}&${__url_time_range}"
+TO_HOST = "/d/qemu-host?var-host=${__field.labels.instance}&${datasource:queryparam}&${__url_time_range}"
+TO_VM = "/d/qemu-vm?var-uuid=${__field.labels.vm_uuid}&${datasource:queryparam}&${__url_time_range}"
 
 
 # --- Queries ---
@@ -83,7 +95,7 @@ class PanelStyle:
     Attributes:
         thresholds: lower bound and colour of each range of values. Values below the first bound are green.
         empty: the text of a panel that has no values.
-        help: the description, which Grafana shows at the panel's corner.
+        help: the description, which Grafana shows at the panel's corner. The HELP texts of the series follow it.
         link: the URL that each series links to.
     """
 
@@ -105,6 +117,29 @@ def graph_panel(title: str, unit: str, *queries: Query, **style: Any) -> Panel:
 
     appearance = PanelStyle(**style)
     return Panel(title, [query for query, _ in queries], build)
+
+
+def heatmap_panel(title: str, unit: str, buckets: str, **style: Any) -> Panel:
+    """Return a heat map of a histogram.
+
+    Args:
+        title: the panel's title.
+        unit: the unit of the boundaries between the bins.
+        buckets: a query for the rate of each bucket, by the label `le`.
+        style: fields of PanelStyle.
+    """
+
+    def build() -> Any:
+        panel = heatmap.Panel().title(title).unit(unit).datasource(DATA_SOURCE).thresholds(_thresholds(()))
+        colours = heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Oranges").steps(64)
+        panel = panel.color(colours).y_axis(heatmap.YAxisConfig().unit(unit))
+        panel = _with_texts(panel.cell_values(heatmap.CellValues().unit("iops")), appearance, [buckets])
+        panel = panel.filter_values(heatmap.FilterValueRange().le(1e-9))  # no colour for bins without operations
+        target = prometheus.Dataquery().expr(buckets).legend_format("{{le}}").format(PromQueryFormat.HEATMAP)
+        return panel.with_target(target.ref_id("A").datasource(DATA_SOURCE))
+
+    appearance = PanelStyle(**style)
+    return Panel(title, [buckets], build)
 
 
 def number_panel(title: str, unit: str, query: str, **style: Any) -> Panel:
@@ -151,7 +186,9 @@ def table_panel(title: str, by: Mapping[str, str], *columns: Column, **style: An
     """
 
     def build() -> Any:
-        panel = _with_texts(table.Panel().title(title).datasource(DATA_SOURCE), appearance)
+        panel = _with_texts(
+            table.Panel().title(title).datasource(DATA_SOURCE), appearance, [column.query for column in columns]
+        )
         names = {label: text for label, text in by.items() if text}
         for ref, column in zip(ascii_uppercase, columns, strict=False):
             query = prometheus.Dataquery().expr(column.query).instant().format(PromQueryFormat.TABLE).ref_id(ref)
@@ -187,9 +224,8 @@ def _colour_properties(column: Column) -> list[DynamicConfigValue]:
 
 def _with_queries(panel: Any, title: str, unit: str, queries: Sequence[Query], appearance: PanelStyle) -> Any:
     """Set the title, unit, queries and appearance of a panel."""
-    panel = _with_texts(panel.title(title).unit(unit).datasource(DATA_SOURCE), appearance).thresholds(
-        _thresholds(appearance.thresholds)
-    )
+    panel = panel.title(title).unit(unit).datasource(DATA_SOURCE).thresholds(_thresholds(appearance.thresholds))
+    panel = _with_texts(panel, appearance, [query for query, _ in queries])
     if appearance.link:
         panel = panel.data_links([dashboard.DashboardLink("Show").url(appearance.link)])
     for ref, (query, legend) in zip(ascii_uppercase, queries, strict=False):
@@ -198,9 +234,9 @@ def _with_queries(panel: Any, title: str, unit: str, queries: Sequence[Query], a
     return panel
 
 
-def _with_texts(panel: Any, appearance: PanelStyle) -> Any:
-    """Set the panel's description and its text for no value. Empty texts are not set, because they would replace Grafana's defaults."""
-    panel = panel.description(appearance.help) if appearance.help else panel
+def _with_texts(panel: Any, appearance: PanelStyle, queries: Sequence[str]) -> Any:
+    """Set the panel's description and its text for no value. An empty text is not set, because it would replace Grafana's default."""
+    panel = panel.description("\n\n".join(filter(None, (appearance.help, describe_series(queries)))))
     return panel.no_value(appearance.empty) if appearance.empty else panel
 
 
@@ -302,7 +338,7 @@ class Dashboard:
         """Return the dashboard as JSON for Grafana's import."""
         board = dashboard.Dashboard(self.title).uid(self.uid).description(self.description).tags(TAGS).readonly()
         board = board.refresh("30s").time("now-1h", "now").tooltip(DashboardCursorSync.CROSSHAIR)
-        board = board.with_variable(dashboard.DatasourceVariable("source").label("Data source").type("prometheus"))
+        board = board.with_variable(dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"))
         for variable in self.variables:
             board = board.with_variable(variable)
         others = dashboard.DashboardLink("QEMU").type(DashboardLinkType.DASHBOARDS).tags(TAGS)

@@ -88,7 +88,7 @@ STORAGE = Dashboard(
                 Column("Size", "bytes", by_pool("size_bytes")),
                 Column("Committed", "percentunit", by_pool("commitment_ratio"), ((0, "text"), (1, "orange"))),
                 Column("Growth", "Bps", by_pool("growth_bytes_per_second")),
-                Column("Growth, day", "Bps", by_pool("growth_day_bytes_per_second")),
+                Column("Growth, day", "Bps", by_pool("growth_over_day_bytes_per_second")),
                 Column(
                     "Time to full", "s", by_pool("time_to_full_seconds"), ((0, "red"), (DAY, "orange"), (WEEK, "text"))
                 ),

@@ -44,7 +44,7 @@ THIN = Dashboard(
                 "QEMU thresholds set",
                 "short",
                 f"count(qemu_block_space_armed_threshold_bytes{{{HOSTS_MATCHER}}}) or vector(0)",
-                help="QEMU reports the write that exceeds one (alerts.write_threshold.mode: arm).",
+                help="QEMU reports the write that exceeds one (alerts.disks.mode: arm).",
             ),
             number_panel(
                 "Foreign thresholds",

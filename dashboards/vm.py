@@ -3,7 +3,9 @@
 from dashboards.panels import (
     Column,
     Dashboard,
+    Panel,
     graph_panel,
+    heatmap_panel,
     mean_time,
     number_panel,
     query_variable,
@@ -24,10 +26,18 @@ def disk_rate(counter: str) -> str:
     return rate(f"qemu_block_{counter}_total", WHERE)
 
 
-def latency_p99(direction: str) -> str:
-    """Return a query for the 99th percentile of the request latency in seconds, for each disk."""
-    buckets = rate(f"qemu_block_{direction}_latency_seconds_bucket", WHERE, "instance, device, le")
-    return f"histogram_quantile(0.99, {buckets})"
+ONE_DISK = f'{WHERE}, device="$disk"'
+"""Label matchers of the selected disk. Histograms of several disks cannot be summed, because their boundaries can differ."""
+
+
+def latency_buckets(operation: str, by: str, where: str = WHERE) -> str:
+    """Return a query for the rate of the buckets of a latency histogram, summed by labels."""
+    return rate(f"qemu_block_{operation}_latency_seconds_bucket", where, by)
+
+
+def latency_quantile(share: float, operation: str) -> str:
+    """Return a query for a quantile of the request latency in seconds, for each disk."""
+    return f"histogram_quantile({share:g}, {latency_buckets(operation, 'instance, device, le')})"
 
 
 def mean_latency(operation: str, plural: str) -> str:
@@ -103,6 +113,28 @@ DISKS = (
     ),
 )
 
+NO_HISTOGRAM = "no disk has latency histograms (allow.latency_histograms)"
+
+
+def latency_quantiles(title: str, operation: str) -> Panel:
+    """Return a panel with quantiles of the latency of each disk."""
+    quantiles = {"median": 0.5, "99 %": 0.99, "99.9 %": 0.999}
+    return graph_panel(
+        title,
+        "s",
+        *((latency_quantile(share, operation), f"{DISK} {name}") for name, share in quantiles.items()),
+        thresholds=((0.1, "orange"),),
+        empty=NO_HISTOGRAM,
+    )
+
+
+LATENCY_DISTRIBUTION = (
+    latency_quantiles("Read latency, quantiles", "read"),
+    latency_quantiles("Write latency, quantiles", "write"),
+    heatmap_panel("Read latency of $disk", "s", latency_buckets("read", "le", ONE_DISK), empty=NO_HISTOGRAM),
+    heatmap_panel("Write latency of $disk", "s", latency_buckets("write", "le", ONE_DISK), empty=NO_HISTOGRAM),
+)
+
 LATENCY = (
     graph_panel(
         "Request latency, mean",
@@ -112,14 +144,6 @@ LATENCY = (
         (mean_latency("flush", "flushes"), f"{DISK} flush"),
         thresholds=((0.1, "orange"),),
         help="As measured by QEMU, from the guest's request to its completion.",
-    ),
-    graph_panel(
-        "Request latency, 99th percentile",
-        "s",
-        (latency_p99("read"), f"{DISK} read"),
-        (latency_p99("write"), f"{DISK} write"),
-        thresholds=((0.1, "orange"),),
-        empty="no latency histogram is set (block-latency-histogram-set)",
     ),
     graph_panel(
         "Failed requests",
@@ -257,6 +281,7 @@ VM = Dashboard(
             "query_result(qemu_vm_info)",
             regex='/[{,]vm="(?<text>[^"]+)".*[{,]vm_uuid="(?<value>[^"]+)"/',
         ),
+        query_variable("disk", "Disk", f"label_values(qemu_block_read_latency_seconds_bucket{{{WHERE}}}, device)"),
     ),
     WHERE,
     {
@@ -264,6 +289,7 @@ VM = Dashboard(
         "CPU": CPU,
         "Disks": DISKS,
         "Disk latency and errors": LATENCY,
+        "Disk latency, distribution": LATENCY_DISTRIBUTION,
         "Memory": MEMORY,
         "Network": NETWORK,
         "Jobs": JOBS,

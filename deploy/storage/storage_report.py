@@ -2,7 +2,8 @@
 """Writes the usage of LVM thin pools and ZFS pools to a JSON file for the agent.
 
 A systemd timer runs this program as root, because the agent may not query LVM and ZFS. The program changes no volume or pool. It runs lvs,
-dmsetup, zpool and zfs with fixed arguments and a deadline. It needs Python 3.9 and no other package. docs/storage.md describes the file.
+dmsetup, zpool and zfs with fixed arguments and a deadline. It needs Python 3.9 and no other package. docs/reference/storage-report.md
+describes the file.
 """
 
 from __future__ import annotations

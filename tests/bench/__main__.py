@@ -13,30 +13,46 @@ from pathlib import Path
 
 import uvloop
 
+from tests.bench.alert_pack import alert_pack
 from tests.bench.backing_chain import backing_chain
+from tests.bench.big import big
+from tests.bench.day import day
 from tests.bench.events import event_latency, flood
 from tests.bench.guest_agents import guest_agent_queries
 from tests.bench.guest_info import guest_info
 from tests.bench.host import host
+from tests.bench.kubevirt_node import kubevirt_node
 from tests.bench.libvirt_exporter import libvirt_exporter
+from tests.bench.memory import memory
+from tests.bench.monitor_response import hung_storage
+from tests.bench.page import page
 from tests.bench.poll import poll
 from tests.bench.records import records
 from tests.bench.scrape import scrape
+from tests.bench.start import start
 from tests.bench.storage import storage
 from tests.bench.table import Row, markdown, plain
 
 PARTS: dict[str, Callable[..., Awaitable[list[Row]]]] = {
     "records": records,
     "poll": poll,
+    "alertpack": alert_pack,
+    "day": day,
     "scrape": scrape,
     "events": event_latency,
     "flood": flood,
     "host": host,
+    "memory": memory,
     "guests": guest_agent_queries,
     "guestinfo": guest_info,
     "exporter": libvirt_exporter,
+    "kubevirt": kubevirt_node,
     "chain": backing_chain,
     "storage": storage,
+    "hung": hung_storage,
+    "start": start,
+    "big": big,
+    "page": page,
 }
 
 

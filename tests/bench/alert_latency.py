@@ -69,7 +69,17 @@ class TimingDispatcher(SessionDispatcher):
     """
 
     def __init__(self, app: Agent) -> None:
-        super().__init__(app.publisher, app.snapshot, app.alerts, app.storage, app.metrics, app.progress, app.guests)
+        parts = (
+            app.publisher,
+            app.snapshot,
+            app.alerts,
+            app.storage,
+            app.metrics,
+            app.hang_detector,
+            app.guests,
+            app.io_stalls,
+        )
+        super().__init__(*parts)
         self.received: dict[int, int] = {}
 
     def on_event(self, record: Record) -> None:
@@ -96,7 +106,7 @@ async def measure(events: int) -> dict[str, list[float]]:
                     "kafka": {"bootstrap_servers": kafka.bootstrap},
                     "journal": {"directory": str(folder / "journal")},
                     "alerts": {
-                        "write_threshold": {
+                        "disks": {
                             "mode": "arm",
                             "levels": [f"used {STEP_KIB * number}KiB" for number in range(1, 4 * events + 20)],
                         }

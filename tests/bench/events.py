@@ -5,7 +5,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Final
+from typing import Final, NamedTuple
 
 from agent.cli.demo.guest import until
 from tests.bench.monitors import Monitors
@@ -21,15 +21,41 @@ IDLE_SECONDS: Final = 5.0
 EVENT: Final = "JOB_STATUS_CHANGE"
 
 
+class FloodTimes(NamedTuple):
+    """The times of a flood.
+
+    Attributes:
+        read: Seconds until the agent had read all events.
+        took: Seconds until the last delivery.
+        spent: CPU seconds of the agent.
+        latencies: Milliseconds from each event to Kafka's acknowledgement.
+    """
+
+    read: float
+    took: float
+    spent: float
+    latencies: list[float]
+
+
 def _data(number: int) -> dict[str, str]:
     """Return an event's data. Each event has another job, so that none of them are coalesced."""
     return {"id": f"job{number}", "status": "running"}
 
 
-async def milliseconds(name: str, servers: str, seconds: float) -> list[float]:
-    """Return the latency of each event, from its timestamp to Kafka's acknowledgement."""
+async def milliseconds(name: str, servers: str, seconds: float, tree: Path | None = None) -> list[float]:
+    """Return the latency of each event, from its timestamp to Kafka's acknowledgement.
+
+    Args:
+        name: The role that delivers the events.
+        servers: The address of the broker.
+        seconds: How long events are emitted.
+        tree: The working tree with the code of the role; None for the code of this process.
+    """
     with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
-        async with Monitors(Path(folder), VMS) as monitors, role(name, folder, POLL_SECONDS, servers) as process:
+        async with (
+            Monitors(Path(folder), VMS) as monitors,
+            role(name, folder, POLL_SECONDS, servers, tree=tree) as process,
+        ):
             await until(lambda: len(monitors.clients) == VMS and monitors.answered[b"qmp_capabilities"] >= VMS, 60)
             if name == "agent-kafka":
                 await until(lambda: monitors.answered[b"query-blockstats"] >= VMS, 60)
@@ -45,7 +71,7 @@ async def milliseconds(name: str, servers: str, seconds: float) -> list[float]:
 async def event_latency(*, short: bool) -> list[Row]:
     """Return the rows of the latency of events."""
     seconds = 5.0 if short else 20.0
-    async with _broker() as servers:
+    async with Broker() as servers:
         cuts = {
             name: quantiles((await milliseconds(name, servers, seconds))[PER_SECOND:], n=100, method="inclusive")
             for name in ("aiokafka", "agent-kafka")
@@ -70,24 +96,8 @@ async def event_latency(*, short: bool) -> list[Row]:
 async def flood(*, short: bool) -> list[Row]:
     """Return the rows of the throughput of a flood."""
     count = 50_000 if short else 300_000
-    async with _broker() as servers:
-        with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
-            async with (
-                Monitors(Path(folder), 4) as monitors,
-                role("agent-kafka", folder, POLL_SECONDS, servers) as process,
-            ):
-                await until(lambda: monitors.answered[b"query-blockstats"] >= 4, 60)
-                await asyncio.sleep(3)
-                begun, before = time.monotonic(), cpu_seconds([process.pid])
-                for number in range(count):
-                    monitors.emit(number % 4, EVENT, _data(number), time.time_ns())
-                    if number % 500 == 0:
-                        await asyncio.sleep(0)
-                        await monitors.drained()
-                read = time.monotonic() - begun
-                took = await _delivered(Path(folder) / "delivered", count) - begun
-                spent = cpu_seconds([process.pid]) - before
-                latencies = await stop(process)
+    async with Broker() as servers:
+        read, took, spent, latencies = await one_flood(servers, count)
     rate = len(latencies) / spent
     return [
         Row("flood: read by the agent", f"{count / read:,.0f} events a second"),
@@ -104,6 +114,33 @@ async def flood(*, short: bool) -> list[Row]:
             f"median {median(latencies) / 1000:.1f} s, maximum {max(latencies) / 1000:.1f} s",
         ),
     ]
+
+
+async def one_flood(servers: str, count: int, tree: Path | None = None) -> FloodTimes:
+    """Emit a flood of events, and wait until they are delivered.
+
+    Args:
+        servers: The address of the broker.
+        count: The number of events.
+        tree: The working tree with the code of the agent; None for the code of this process.
+    """
+    with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
+        async with (
+            Monitors(Path(folder), 4) as monitors,
+            role("agent-kafka", folder, POLL_SECONDS, servers, tree=tree) as process,
+        ):
+            await until(lambda: monitors.answered[b"query-blockstats"] >= 4, 60)
+            await asyncio.sleep(3)
+            begun, before = time.monotonic(), cpu_seconds([process.pid])
+            for number in range(count):
+                monitors.emit(number % 4, EVENT, _data(number), time.time_ns())
+                if number % 500 == 0:
+                    await asyncio.sleep(0)
+                    await monitors.drained()
+            read = time.monotonic() - begun
+            took = await _delivered(Path(folder) / "delivered", count) - begun
+            spent = cpu_seconds([process.pid]) - before
+            return FloodTimes(read, took, spent, await stop(process))
 
 
 async def _delivered(counter: Path, count: int) -> float:
@@ -124,7 +161,7 @@ def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-class _broker:  # noqa: N801 - used as a function
+class Broker:
     """One broker with the agent's topics."""
 
     async def __aenter__(self) -> str:

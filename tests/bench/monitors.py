@@ -36,21 +36,29 @@ class Monitors:
         paths: The sockets.
         answers: Replies by command, as bytes on the wire.
         answered: The number of replies by command.
+        own_blockstats: Replies of single monitors to query-blockstats, by number, as bytes on the wire.
+        polled_at: When each monitor was last asked query-blockstats, by number.
+        longest_gap: The longest time between two such commands to one monitor.
         clients: The connection of each monitor that has a client, by its number.
+        own_replies: By a monitor's number, replies to its next client that differ from those of the other monitors.
     """
 
     def __init__(self, folder: Path, count: int, replies: Mapping[str, Any] | None = None) -> None:
         self.paths = [folder / f"vm{number}.qmp" for number in range(count)]
         self.answered: Counter[bytes] = Counter()
+        self.own_blockstats: dict[int, bytes] = {}
+        self.polled_at: dict[int, float] = {}
+        self.longest_gap = 0.0
         self.clients: dict[int, _Server] = {}
+        self.own_replies: dict[int, Mapping[str, Any]] = {}
         transcript = Transcript.load()
-        self.greeting = _line(transcript.greeting)
+        self.greeting = line(transcript.greeting)
         answers = {exchange["command"]: exchange["reply"] for exchange in transcript.exchanges}
         # Migration events are on, as with libvirt: then the steady poll of a VM is a single command.
         answers |= {"query-migrate-capabilities": {"return": [{"capability": "events", "state": True}]}}
         answers |= {"query-blockstats": {"return": two_disks()}} | dict(replies or {})
-        self.answers = {command.encode(): _line(reply) for command, reply in answers.items()}
-        self.answers[b"qmp_capabilities"] = _line({"return": {}})
+        self.answers = {command.encode(): line(reply) for command, reply in answers.items()}
+        self.answers[b"qmp_capabilities"] = line({"return": {}})
         self._servers: dict[int, asyncio.AbstractServer] = {}
 
     async def __aenter__(self) -> Self:
@@ -62,6 +70,11 @@ class Monitors:
         for number in numbers:
             factory = partial(_Server, self, number)
             self._servers[number] = await asyncio.get_running_loop().create_unix_server(factory, self.paths[number])
+
+    def descriptors(self) -> list[int]:
+        """Return the descriptors of the listening sockets, in the order of the monitors."""
+        servers = (cast("asyncio.Server", self._servers[number]) for number in sorted(self._servers))
+        return [server.sockets[0].fileno() for server in servers]
 
     def end(self, numbers: Iterable[int]) -> None:
         """End these monitors as a crash would: their sockets stay behind."""
@@ -84,7 +97,7 @@ class Monitors:
         """Send an event to the client of a monitor."""
         seconds, rest = divmod(time_ns, 1_000_000_000)
         stamp = {"seconds": seconds, "microseconds": rest // 1000}
-        self.clients[number].transport.write(_line({"timestamp": stamp, "event": event, "data": data}))
+        self.clients[number].transport.write(line({"timestamp": stamp, "event": event, "data": data}))
 
 
 class _Server(asyncio.Protocol):
@@ -96,9 +109,10 @@ class _Server(asyncio.Protocol):
         self._may_write = asyncio.Event()
         self._may_write.set()
         self._own = {
-            b"query-uuid": _line({"return": {"UUID": str(UUID(int=number + 1))}}),
-            b"query-name": _line({"return": {"name": f"vm{number}"}}),
+            b"query-uuid": line({"return": {"UUID": str(UUID(int=number + 1))}}),
+            b"query-name": line({"return": {"name": f"vm{number}"}}),
         }
+        self._own |= {command.encode(): line(reply) for command, reply in monitors.own_replies.get(number, {}).items()}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -111,10 +125,16 @@ class _Server(asyncio.Protocol):
             self._monitors.answered[command] += 1
             answer = self._own.get(command) or answers.get(command) or _UNKNOWN
             if command == b"query-blockstats":  # a real reply always differs, even for an idle disk
-                answer = _IDLE.sub(b"%d" % time.monotonic_ns(), answer)
+                answer = _IDLE.sub(b"%d" % time.monotonic_ns(), self._monitors.own_blockstats.get(self._number, answer))
+                self._measure_gap()
             if number is not None:
                 answer = b'{"id": ' + number + b", " + answer[1:]
             self.transport.write(answer)
+
+    def _measure_gap(self) -> None:
+        monitors, now = self._monitors, time.monotonic()
+        before = monitors.polled_at.get(self._number, now)
+        monitors.polled_at[self._number], monitors.longest_gap = now, max(monitors.longest_gap, now - before)
 
     def connection_lost(self, _error: Exception | None) -> None:
         if self._monitors.clients.get(self._number) is self:
@@ -138,8 +158,8 @@ def _numbered(data: bytes) -> Iterator[tuple[bytes, bytes | None]]:
         yield request.get("execute", request.get("exec-oob")).encode(), number
 
 
-def _line(message: Any) -> bytes:
+def line(message: Any) -> bytes:
     return json.dumps(message).encode() + b"\r\n"
 
 
-_UNKNOWN: Final = _line({"error": {"class": "CommandNotFound", "desc": "The command is not known here"}})
+_UNKNOWN: Final = line({"error": {"class": "CommandNotFound", "desc": "The command is not known here"}})

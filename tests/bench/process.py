@@ -12,10 +12,19 @@ from typing import Any
 
 
 @contextlib.asynccontextmanager
-async def role(name: str, *arguments: object) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a role of tests.bench.roles during the block, then kill it."""
+async def role(name: str, *arguments: object, tree: Path | None = None) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a role of tests.bench.roles during the block, then kill it.
+
+    Args:
+        name: The name of the role.
+        arguments: The arguments of the role.
+        tree: A working tree of this project with the code to run; None for the code of this process.
+    """
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.bench.roles", name, *map(str, arguments), stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-m", "tests.bench.roles", name, *map(str, arguments)),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(tree)} if tree is not None else None,
     )
     try:
         yield process

@@ -1,11 +1,17 @@
 """Programs that the benchmark compares, as processes: `python -m tests.bench.roles ROLE FOLDER SECONDS [SERVERS]`.
 
-Each role connects to every monitor `FOLDER`/*.qmp. Three of them poll query-blockstats every SECONDS until they are killed:
+Each role connects to every monitor `FOLDER`/*.qmp. They poll query-blockstats every SECONDS until they are killed:
 
 - `floor`: the least that a Python program needs for the same work: uvloop, orjson, two records for each reply, and a Kafka batch of them
   four times a second, built, compressed and discarded. It checks nothing, keeps nothing and handles no failure.
 - `qemu.qmp`: QEMU's own client library; replies are read and dropped.
 - `agent`: this agent; its batches are discarded too.
+- `agent-watched`: the same, with the longest block of its event loop at SIGTERM.
+
+Two also read the kernel's files about each monitor's process, and print the CPU seconds of their parts at SIGTERM:
+
+- `floor-day`: the floor, which keeps the files open, reads each at each poll, and makes a record of each process and thread.
+- `agent-day`: this agent, with an endpoint to scrape.
 
 Two deliver events to a real Kafka. At SIGTERM they print the latency of each event, from its timestamp to its acknowledgement:
 
@@ -14,7 +20,9 @@ Two deliver events to a real Kafka. At SIGTERM they print the latency of each ev
 """
 
 import asyncio
+import gzip
 import json
+import os
 import random
 import signal
 import sys
@@ -32,11 +40,18 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from agent.app.agent import Agent
 from agent.app.builders import build_sink
+from agent.common.unix_peer import peer_pid
 from agent.config.model import Config
 from agent.delivery.sinks.base import Sink
-from agent.delivery.sinks.kafka.message import structured_message
+from agent.delivery.sinks.kafka.message import StructuredMessageEncoder
+from agent.http import handlers
 from agent.model.record import EncodedRecord
+from agent.qmp.client import Client
 from agent.runtime.gc import scheduled_collection
+from agent.session.host_process import HostProcess
+from agent.session.poller import Poller
+from agent.session.quiet_polls import QuietPolls
+from tests.bench.shares import Shares
 
 ZSTD = 4
 """Kafka's number of the codec."""
@@ -70,13 +85,16 @@ class DiscardingSink:
 
     name = "discarding"
 
+    def __init__(self) -> None:
+        self._encode = StructuredMessageEncoder()
+
     async def open(self) -> None:
         """Do nothing: it needs no connection."""
 
     async def send(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
         discarded = Batch()
         for entry in batch:
-            discarded.add(entry.time_ns, *structured_message(entry))
+            discarded.add(entry.time_ns, *self._encode(entry))
         discarded.build()
         return ()
 
@@ -84,11 +102,11 @@ class DiscardingSink:
         """Do nothing."""
 
 
-def _config(folder: Path, seconds: float, state: str, servers: str) -> Config:
+def _config(folder: Path, seconds: float, state: str, servers: str, port: str = "0") -> Config:
     return Config.model_validate(
         {
             "monitors": [{"dial": f"{folder}/*.qmp"}],
-            "web": {"listen_address": "127.0.0.1:0"},
+            "web": {"listen_address": f"127.0.0.1:{port}"},
             "intervals": {"poll": seconds},
             "log": {"level": "error"},
             "kafka": {"bootstrap_servers": [servers], "create_topics": {"partitions": 4}},
@@ -105,10 +123,71 @@ async def agent(folder: Path, seconds: float) -> None:
                 await asyncio.Event().wait()
 
 
+async def agent_day(folder: Path, seconds: float, port: str, measure_shares: str) -> None:
+    shares = Shares()
+    if measure_shares == "yes":
+        shares.wrap(HostProcess, "read", "kernel files: reading")
+        shares.wrap(Poller, "poll_host", "kernel files: parsing, samples, records")
+        for name in ("poll", "quiet_batch", "on_replies"):
+            shares.wrap(Poller, name, "polls")
+        shares.wrap(QuietPolls, "on_time", "polls")
+        shares.wrap(Client, "data_received", "polls")
+        shares.wrap(handlers._RequestHandlers, "metrics", "scrape")
+        shares.wrap(DiscardingSink, "send", "sink")
+        shares.wrap_in_thread(gzip, "compress", "gzip")
+    with tempfile.TemporaryDirectory(prefix="qmp-") as state:
+        config = _config(folder, seconds, state, "127.0.0.1:1", port)
+        with scheduled_collection():
+            async with Agent(config, DiscardingSink()).running():
+                await _wait_and_print_shares(shares)
+
+
+async def _wait_and_print_shares(shares: Shares) -> None:
+    """Start to count at SIGUSR1; print the CPU seconds by part at SIGTERM."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, shares.reset)
+    await _terminated()
+    print(json.dumps(shares.seconds), flush=True)
+
+
+class LoopWatch:
+    """The longest time for which the event loop ran one thing without a pause.
+
+    It counts CPU time of the loop's thread and not the time of day, so that other processes on the machine do not count.
+    """
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+
+    def reset(self) -> None:
+        """Start to measure."""
+        self.longest = 0.0
+
+    async def run(self) -> None:
+        """Measure until cancelled."""
+        while True:
+            before = time.thread_time()
+            await asyncio.sleep(0.001)
+            self.longest = max(self.longest, time.thread_time() - before)
+
+
+async def agent_watched(folder: Path, seconds: float, port: str) -> None:
+    """Poll; at SIGTERM, print the longest block of the event loop since SIGUSR1 in milliseconds of CPU, and the delivered records."""
+    with tempfile.TemporaryDirectory(prefix="qmp-") as state:
+        sink, watch = DiscardingSink(), LoopWatch()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, watch.reset)
+        with scheduled_collection():
+            async with Agent(_config(folder, seconds, state, "127.0.0.1:1", port), sink).running():
+                watching = asyncio.create_task(watch.run())
+                await _terminated()
+                watching.cancel()
+                print(json.dumps({"longest_ms": watch.longest * 1000}), flush=True)
+
+
 class TimedDiscardingSink(DiscardingSink):
     """A discarding sink that records the latency of events."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.milliseconds: list[float] = []
 
     async def send(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
@@ -163,6 +242,10 @@ async def floor(folder: Path, seconds: float) -> None:
     loop, records = asyncio.get_running_loop(), list[tuple[int, bytes]]()
     for path in _sockets(folder):
         await loop.create_unix_connection(partial(_Floor, seconds, records), str(path))
+    await _send_batches(records)
+
+
+async def _send_batches(records: list[tuple[int, bytes]]) -> None:
     while True:
         await asyncio.sleep(0.25)
         batch = Batch()
@@ -170,6 +253,34 @@ async def floor(folder: Path, seconds: float) -> None:
             batch.add(time_ns, b"5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1", value)
         batch.build()
         records.clear()
+
+
+class _DayFloor(_Floor):
+    """The floor, with the files of the process that owns the socket."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        pid = peer_pid(transport)
+        tasks = [f"/proc/{pid}/task/{task}" for task in os.listdir(f"/proc/{pid}/task") if task != str(pid)]  # noqa: PTH208 - read once
+        groups = [[f"/proc/{pid}/{name}" for name in ("stat", "schedstat", "status", "io")]]
+        groups += [[f"{task}/{name}" for name in ("stat", "schedstat")] for task in tasks]
+        self._files = [[os.open(path, os.O_RDONLY) for path in group] for group in groups]
+
+    def _poll(self) -> None:
+        super()._poll()
+        for group in self._files:
+            texts = [os.pread(descriptor, 4096, 0) for descriptor in group]
+            numbers = [int(word) for text in texts for word in text.split() if word.isdigit()]
+            self._records.append((time.time_ns(), orjson.dumps(numbers)))
+
+
+async def floor_day(folder: Path, seconds: float) -> None:
+    loop, records = asyncio.get_running_loop(), list[tuple[int, bytes]]()
+    for path in _sockets(folder):
+        await loop.create_unix_connection(partial(_DayFloor, seconds, records), str(path))
+    sending = asyncio.create_task(_send_batches(records))
+    await _wait_and_print_shares(Shares())
+    sending.cancel()
 
 
 async def qemu_qmp(folder: Path, seconds: float) -> None:
@@ -189,11 +300,16 @@ async def qemu_qmp(folder: Path, seconds: float) -> None:
 # --- Roles that deliver ---
 
 
-async def _wait_and_print(milliseconds: list[float]) -> None:
-    """Wait for SIGTERM and print the latencies."""
+async def _terminated() -> None:
+    """Wait for SIGTERM."""
     terminated = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
     await terminated.wait()
+
+
+async def _wait_and_print(milliseconds: list[float]) -> None:
+    """Wait for SIGTERM and print the latencies."""
+    await _terminated()
     print(json.dumps(milliseconds), flush=True)
 
 
@@ -270,6 +386,9 @@ ROLES: dict[str, Callable[..., Coroutine[Any, Any, None]]] = {
     "floor": floor,
     "qemu.qmp": qemu_qmp,
     "agent": agent,
+    "floor-day": floor_day,
+    "agent-day": agent_day,
+    "agent-watched": agent_watched,
     "agent-guests": agent_guests,
     "agent-kafka": agent_kafka,
     "aiokafka": bare_aiokafka,

@@ -14,7 +14,7 @@ from typing import Final, Self
 
 ROOT: Final = Path(__file__).parents[2]
 POLL_SECONDS: Final = 0.2
-_ANSWER_SECONDS: Final = 20.0
+_ANSWER_SECONDS: Final = 120.0
 
 
 async def eventually(predicate: Callable[[], Awaitable[object]], seconds: float, what: str) -> None:

@@ -78,7 +78,7 @@ async def agent(kafka: KafkaCluster, topic: AlertsTopic, folder: Path) -> AsyncI
             "bootstrap_servers": kafka.bootstrap,
             "topics": {"events": other_records, "samples": other_records, "alerts": topic.name, "state": None},
         },
-        "alerts": {"write_threshold": {"mode": "arm", "levels": LEVELS}},
+        "alerts": {"disks": {"mode": "arm", "levels": LEVELS}},
     }
     agent = AgentProcess(folder, config)
     try:
@@ -108,7 +108,7 @@ async def wait_until_armed(guest: ThinGuest, value: int) -> None:
 async def cross(guest: ThinGuest) -> None:
     """Let the guest write until QEMU reports that the write threshold was exceeded."""
     await guest.command("cont")
-    await guest.wait_for_event("BLOCK_WRITE_THRESHOLD", 20)
+    await guest.wait_for_event("BLOCK_WRITE_THRESHOLD", 120)
 
 
 async def have_fired_once(topic: AlertsTopic, levels: list[str]) -> bool:

@@ -36,5 +36,5 @@ async def test_a_collector_with_an_unreadable_answer_is_reported_everywhere(fold
         async def has_recovered() -> bool:
             return not await collectors_off()
 
-        await until(has_recovered, 30)
+        await until(has_recovered, 60)
         assert "is off" not in (await agent.get("/readyz"))[1]

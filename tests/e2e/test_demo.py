@@ -8,12 +8,14 @@ import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import orjson
 import pytest
 import pytest_asyncio
 
 from agent.cli.demo.guest import until
+from agent.model.metrics import FAMILIES
 from agent.schemas.record import record_schema
 from tests.lab.agent_process import COMMAND, run_command
 from tests.lab.alertmanager import Alertmanager
@@ -40,6 +42,10 @@ EXPECTED_TYPES: Final = frozenset(
 )
 
 
+DEADLINE_SECONDS: Final = 240.0
+"""Deadline of each step: two Linux guests boot slowly on a busy machine."""
+
+
 @dataclass(frozen=True, slots=True)
 class Demo:
     """A running `qmp-agent demo`: the process, its directory for temporary files, and its output."""
@@ -50,7 +56,7 @@ class Demo:
 
     async def booting(self) -> None:
         """Wait until the demo prints the address of its page. It does this when both guests run."""
-        await until(lambda: self.process.returncode is not None or "page " in self.output.read_text(), 60)
+        await until(lambda: self.process.returncode is not None or "page " in self.output.read_text(), DEADLINE_SECONDS)
         assert self.process.returncode is None, self.output.read_text()
 
     def qemus(self) -> list[int]:
@@ -62,9 +68,9 @@ class Demo:
                     pids.append(int(path.parent.name))
         return pids
 
-    async def ended(self, within: float) -> None:
+    async def ended(self) -> None:
         """Wait until the demo ends. Assert that it succeeded, and that no process and no file remains."""
-        async with asyncio.timeout(within):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             assert await self.process.wait() == 0, self.output.read_text()
         assert self.qemus() == []
         assert list(self.folder.iterdir()) == []
@@ -99,35 +105,64 @@ async def alertmanager(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
 async def demo(
     tmp_path_factory: pytest.TempPathFactory, alertmanager: Alertmanager
 ) -> AsyncIterator[tuple[Demo, Path]]:
-    """A demo that runs to its end. The other tests' demos run meanwhile, because all are slow."""
+    """A demo that runs until `shown_all` ends it. The other tests' demos run meanwhile, because all are slow."""
     folder = tmp_path_factory.mktemp("demo")
-    options = ("--duration", "22s", "--output", str(folder / "records"), "--alertmanager", alertmanager.url)
+    options = ("--duration", "1h", "--output", str(folder / "records"), "--alertmanager", alertmanager.url)
     async with running(folder, *options) as whole:
         yield whole, folder / "records"
+
+
+def used_bytes(records: list[dict[str, Any]]) -> list[int]:
+    """Return the used bytes of the file system in the guest, in order."""
+    return [record["data"]["used_bytes"] for record in records if record["type"] == "qemu.sample.guest_filesystem"]
+
+
+async def shown_all(demo: Demo, out: Path) -> None:
+    """Wait until the demo has shown everything, interrupt it, and wait for its end."""
+
+    def is_complete() -> bool:
+        assert demo.process.returncode is None, demo.output.read_text()
+        lines = out.read_bytes().splitlines(keepends=True) if out.exists() else []
+        records = [orjson.loads(line) for line in lines if line.endswith(b"\n")]
+        return {record["type"] for record in records} >= EXPECTED_TYPES and len(set(used_bytes(records))) > 1
+
+    if demo.process.returncode is None:
+        await until(is_complete, DEADLINE_SECONDS)
+        demo.process.send_signal(signal.SIGINT)
+    await demo.ended()
+
+
+async def test_a_demo_ends_after_its_duration(folder: Path) -> None:
+    async with running(folder, "--duration", "3s") as short:
+        await short.ended()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_an_interrupted_demo_cleans_up(number: signal.Signals, folder: Path, demo: tuple[Demo, Path]) -> None:
     await demo[0].booting()
-    async with running(folder) as short:
+    async with running(folder, "--duration", "1h") as short:
         await short.booting()
         assert len(short.qemus()) == 2
         short.process.send_signal(number)
-        await short.ended(8)
+        await short.ended()
 
 
 async def test_a_demo_prints_all_kinds_of_records_and_cleans_up(demo: tuple[Demo, Path]) -> None:
     whole, out = demo
-    await whole.ended(40)
+    await shown_all(whole, out)
     schema = validator(record_schema())
-    events = sort_events([validate_record(line, schema) for line in out.read_bytes().splitlines()])
+    lines = out.read_bytes().splitlines()
+    events = sort_events([validate_record(line, schema) for line in lines])
     assert {event.get_type() for event in events} >= EXPECTED_TYPES
     for name in ("web-1", "db-1"):
         types = [event.get_type() for event in events if event.get_extension("vmname") == name]
         assert (types[0], types[-1]) == ("qemu.vm.attached", "qemu.vm.gone")
-    of_host = ("qemu.sample.pool", "qemu.agent.")
+    of_host = ("qemu.agent.", *(family.type for family in FAMILIES if family.per_host))
     names = {event.get_extension("vmname") for event in events if not event.get_type().startswith(of_host)}
     assert names == {"web-1", "db-1"}
+    used = used_bytes([*map(orjson.loads, lines)])
+    assert used == sorted(used), "the file system in the guest fills"
+    assert used[0] < used[-1]
     output = whole.output.read_text()
     assert f"{len(events)} records written to {out}" in output
     for kind in ("sample.block", "event.stop", "event.balloon_change", "alert.write_threshold"):
@@ -138,7 +173,8 @@ async def test_a_demo_prints_all_kinds_of_records_and_cleans_up(demo: tuple[Demo
 async def test_a_demo_sends_its_alert_to_the_given_alertmanager(
     demo: tuple[Demo, Path], alertmanager: Alertmanager
 ) -> None:
-    await demo[0].ended(40)
+    await shown_all(*demo)
+    await until(lambda: alertmanager.notifications, DEADLINE_SECONDS)
     (first, *_) = alertmanager.notifications
     assert (first["status"], first["groupLabels"]) == ("firing", {"vm": "db-1"})
     rejected = await run_command("demo", "--alertmanager", "nowhere")

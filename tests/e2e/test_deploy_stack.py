@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -24,7 +25,8 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from agent.alerts.alertmanager_request import AGENT_LOST, AGENT_RUNNING
 from agent.cli.demo.guest import GuestKind, until
 from agent.common.config_types import expand_secret_path
-from agent.config.loader import load
+from agent.config.loader import load_config
+from deploy.kubernetes.prometheus_rule import FILES, prometheus_rule
 from tests.integration.prometheus.test_rules import ROOT, promtool, rules
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartGuest, StartPrometheus
@@ -88,7 +90,7 @@ def test_the_stack_publishes_ports_on_loopback_only() -> None:
 
 
 def test_the_agent_accepts_the_stacks_config() -> None:
-    config = load(COMPOSE / "agent.yaml")
+    config = load_config(COMPOSE / "agent.yaml")
     assert config.kafka is not None
     assert config.kafka.bootstrap_servers == ["kafka:9092"]
 
@@ -114,16 +116,16 @@ def test_alertmanager_accepts_the_stacks_config_whose_inhibitions_name_real_aler
     subprocess.run(
         ["amtool", "check-config", COMPOSE / "alertmanager.yml"], check=True, capture_output=True, timeout=60
     )
-    prometheus_alerts = {rule["alert"] for rule in rules("alerts.yml")}
     settings = yaml.safe_load((COMPOSE / "alertmanager.yml").read_text())
-    sources = (ROOT / "agent/alerts").glob("*.py")
-    agent_alerts = set(re.findall(r'"(\w+)"', "".join(path.read_text() for path in sources)))
     for rule in settings["inhibit_rules"]:
-        for matcher, names in (
-            (rule["source_matchers"][0], agent_alerts),
-            (rule["target_matchers"][0], prometheus_alerts | {AGENT_LOST, AGENT_RUNNING}),
-        ):
-            assert set(re.findall(r'"([^"]+)"', matcher)[0].split("|")) <= names
+        names = {re.findall(r'"([^"]+)"', rule[f"{end}_matchers"][0])[0] for end in ("source", "target")}
+        assert names == {AGENT_LOST, AGENT_RUNNING}
+
+
+def test_the_stack_sends_the_agents_alerts_to_alertmanager_only_once() -> None:
+    config = load_config(COMPOSE / "agent.yaml")
+    assert config.alerts.alertmanager is not None
+    assert not any(source.endswith("agent-alerts.yml") for _, source, _ in MOUNTS)
 
 
 def test_grafana_has_a_data_source_and_a_home_dashboard() -> None:
@@ -163,42 +165,33 @@ async def fetch_alerts(address: str) -> dict[str, dict[str, Any]]:
     return {}
 
 
-PROMETHEUS_ALERT: Final = "QemuGuestPausedByIOError"
-
-
-async def test_the_agents_alert_for_a_paused_guest_inhibits_prometheus_own(
+async def test_prometheus_forwards_an_alert_that_the_agent_does_not_send_itself(
     start_guest: StartGuest, start_prometheus: StartPrometheus, folder: Path
 ) -> None:
     full = {"event": "write_aio", "iotype": "write", "errno": 28, "once": False}
     guest = await start_guest("web-3", kind=GuestKind.WRITER, faults=[full], disk_options="werror=stop")
     async with alertmanager(folder) as address:
-        config = {
-            "monitors": [{"dial": str(guest.monitor)}],
-            "intervals": {"poll": "500ms"},
-            "alerts": {"alertmanager": {"urls": [f"http://{address}"]}},
-        }
+        config = {"monitors": [{"dial": str(guest.monitor)}], "intervals": {"poll": "500ms"}}
         async with AgentProcess(folder, config) as agent:
             await start_prometheus(
                 f"127.0.0.1:{agent.port}",
-                rules=ROOT / "deploy/prometheus/alerts.yml",
+                rules=ROOT / "deploy/prometheus/agent-alerts.yml",
                 job="qmp-agent",
                 alertmanager=address,
             )
             alerts: dict[str, dict[str, Any]] = {}
 
-            async def is_inhibited() -> bool:
+            async def is_forwarded() -> bool:
                 nonlocal alerts
                 alerts = await fetch_alerts(address)
-                return PROMETHEUS_ALERT in alerts and bool(alerts[PROMETHEUS_ALERT]["status"]["inhibitedBy"])
+                return "QemuAlertCritical" in alerts
 
-            with contextlib.suppress(TimeoutError):
-                await until(is_inhibited, 180)
+            await until(is_forwarded, 180)
+    labels, annotations = alerts["QemuAlertCritical"]["labels"], alerts["QemuAlertCritical"]["annotations"]
     # The agent detects it by the event, or by the run state if the guest stopped before the agent attached.
-    (ours,) = (alert for name, alert in alerts.items() if name in ("disk_full", "io_error_stop"))
-    assert ours["status"]["state"] == "active"
-    assert alerts[PROMETHEUS_ALERT]["status"]["inhibitedBy"] == [ours["fingerprint"]]
-    assert alerts[PROMETHEUS_ALERT]["labels"]["vm_uuid"] == ours["labels"]["vm_uuid"] == guest.uuid
-    assert alerts[PROMETHEUS_ALERT]["labels"]["severity"] == "critical"
+    assert labels["alert"] in {"disk_full", "io_error_stop"}
+    assert (labels["vm_uuid"], labels["severity"]) == (guest.uuid, "critical")
+    assert annotations["runbook"] == f"docs/reference/alerts.md#{labels['alert']}"
 
 
 # --- Kubernetes ---
@@ -208,13 +201,13 @@ def manifests(file: str) -> list[dict[str, Any]]:
     return [manifest for manifest in yaml.safe_load_all((KUBERNETES / file).read_text()) if manifest]
 
 
-@pytest.mark.parametrize("manifest", manifests("qmp-agent.yaml"), ids=lambda manifest: str(manifest["kind"]))
+@pytest.mark.parametrize("manifest", manifests("base/qmp-agent.yaml"), ids=lambda manifest: str(manifest["kind"]))
 def test_a_manifest_is_valid_by_kubernetes_schema(manifest: dict[str, Any]) -> None:
     kubernetes_validate.validate(manifest, "1.31", strict=True)
 
 
 def test_the_manifests_refer_to_each_other_correctly() -> None:
-    by_kind = {manifest["kind"]: manifest for manifest in manifests("qmp-agent.yaml")}
+    by_kind = {manifest["kind"]: manifest for manifest in manifests("base/qmp-agent.yaml")}
     pod = by_kind["DaemonSet"]["spec"]["template"]
     labels = pod["metadata"]["labels"]
     assert by_kind["DaemonSet"]["spec"]["selector"]["matchLabels"] == labels == by_kind["Service"]["spec"]["selector"]
@@ -233,10 +226,65 @@ def test_the_manifests_refer_to_each_other_correctly() -> None:
     assert str(Path(yaml.safe_load(config)["web"]["config_file"]).parent) in mounted
 
 
+@pytest.mark.parametrize("overlay", ["base", "kubevirt"])
+def test_what_kustomize_builds_is_valid_by_kubernetes_schema(overlay: str, folder: Path) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed; Debian's is too old for these overlays")
+    built = subprocess.run(
+        ["kubectl", "kustomize", KUBERNETES / overlay], capture_output=True, text=True, timeout=60, check=True
+    )
+    by_kind = {manifest["kind"]: manifest for manifest in yaml.safe_load_all(built.stdout)}
+    assert by_kind.keys() == {"Namespace", "ServiceAccount", "ConfigMap", "DaemonSet", "Service"}
+    for manifest in by_kind.values():
+        kubernetes_validate.validate(manifest, "1.31", strict=True)
+    (folder / "agent.yaml").write_text(by_kind["ConfigMap"]["data"]["agent.yaml"])
+    load_config(folder / "agent.yaml")
+
+
+@pytest.mark.parametrize("kubevirt", ["true", "false"])
+def test_what_helm_renders_is_valid_and_equals_the_overlay_where_it_matters(kubevirt: str, folder: Path) -> None:
+    if shutil.which("helm") is None:
+        pytest.skip("helm is not installed; Debian has no package of it")
+    command = ["helm", "template", "qmp-agent", str(KUBERNETES / "helm"), "--set", f"kubevirt={kubevirt}"]
+    command += ["--namespace", "qmp-agent", "--set", "serviceMonitor.enabled=true"]
+    rendered = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    by_kind = {manifest["kind"]: manifest for manifest in yaml.safe_load_all(rendered) if manifest}
+    assert by_kind.keys() == {"ConfigMap", "DaemonSet", "Service", "ServiceMonitor"}
+    for kind in ("ConfigMap", "DaemonSet", "Service"):
+        kubernetes_validate.validate(by_kind[kind], "1.31", strict=True)
+    (folder / "agent.yaml").write_text(by_kind["ConfigMap"]["data"]["agent.yaml"])
+    load_config(folder / "agent.yaml")
+    pod = by_kind["DaemonSet"]["spec"]["template"]["spec"]
+    assert pod["hostPID"] is (kubevirt == "true")
+    (container,) = pod["containers"]
+    assert {mount["name"] for mount in container["volumeMounts"]} <= {volume["name"] for volume in pod["volumes"]}
+    added = container["securityContext"]["capabilities"].get("add", [])
+    assert added == (["SYS_PTRACE", "DAC_OVERRIDE"] if kubevirt == "true" else [])
+
+
+def test_the_prometheus_rule_has_the_groups_of_the_rules_files() -> None:
+    assert (KUBERNETES / "prometheusrule.yaml").read_text() == prometheus_rule(), "run `make generate`"
+    (manifest,) = manifests("prometheusrule.yaml")
+    files = [yaml.safe_load((ROOT / "deploy/prometheus" / file).read_text()) for file in FILES]
+    assert manifest["spec"]["groups"] == [group for file in files for group in file["groups"]]
+    assert len({group["name"] for group in manifest["spec"]["groups"]}) == len(manifest["spec"]["groups"])
+
+
+def test_the_overlay_for_kubevirt_changes_what_the_agent_needs_there() -> None:
+    (daemon_set,) = manifests("kubevirt/daemonset.yaml")
+    pod = daemon_set["spec"]["template"]["spec"]
+    assert pod["hostPID"]
+    (container,) = pod["containers"]
+    # tests/integration/libvirt/test_auto_discovery.py shows what each of these is needed for.
+    assert container["securityContext"]["capabilities"]["add"] == ["SYS_PTRACE", "DAC_OVERRIDE"]
+    (config_map,) = manifests("kubevirt/config.yaml")
+    assert yaml.safe_load(config_map["data"]["agent.yaml"])["monitors"][0]["libvirt"] == "auto"
+
+
 def test_the_agent_accepts_the_config_of_the_config_map(folder: Path) -> None:
-    (config_map,) = (manifest for manifest in manifests("qmp-agent.yaml") if manifest["kind"] == "ConfigMap")
+    (config_map,) = (manifest for manifest in manifests("base/qmp-agent.yaml") if manifest["kind"] == "ConfigMap")
     (folder / "agent.yaml").write_text(config_map["data"]["agent.yaml"])
-    config = load(folder / "agent.yaml")
+    config = load_config(folder / "agent.yaml")
     assert config.web.config_file is not None
     assert expand_secret_path(config.web.config_file) == Path("/etc/qmp-agent-web/web.yml")
 

@@ -1,12 +1,11 @@
 """Failures of the host: the agent reports each failure, and recovers when the failure ends.
 
-Other tests cover a stopped or killed QEMU (test_monitor_states.py), an invalid config (test_config_reload.py), full or damaged disks
-(tests/unit/delivery), a Kafka that refuses or hangs (tests/integration/kafka/test_diagnostics.py) and wrong clocks of QEMU
-(tests/unit/qmp/test_messages.py).
+Other tests cover a stopped or killed QEMU (test_monitor_states.py), storage that hangs (test_unresponsive_storage.py), an invalid
+config (test_config_reload.py), full or damaged disks (tests/unit/delivery), a Kafka that refuses or hangs
+(tests/integration/kafka/test_diagnostics.py) and wrong clocks of QEMU (tests/unit/qmp/test_messages.py).
 """
 
 import asyncio
-import contextlib
 import json
 import random
 import resource
@@ -14,14 +13,13 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
+from agent.cli.demo.guest import until
 from tests.bench.monitors import Monitors
 from tests.chaos.issuer_process import eventually
 from tests.lab.agent_process import COMMAND, AgentProcess, Record, record_time
@@ -33,10 +31,7 @@ QUICK: Final[dict[str, Any]] = {
     "intervals": {"poll": "200ms"},
     "timeouts": {"response": "1s", "greeting": "1s", "max_retry_delay": "1s", "shutdown": "2s"},
 }
-FUSE: Final = Path("/dev/fuse")
 OTHER_UUID: Final = "00000000-1111-4111-8111-111111111111"
-LONGEST_REPLY_SECONDS: Final = 1.0
-"""Maximum time of a reply of a QEMU whose main loop does not hang: far more than it takes, for a machine under load."""
 LONGEST_GAP_SECONDS: Final = 30.0
 """Maximum time between two polls of a VM that has no failure: far more than the interval, for a machine under load."""
 
@@ -55,141 +50,6 @@ def poll_gaps(agent: AgentProcess, vm: str) -> list[float]:
     """Return the times between the polls of a VM, in seconds."""
     times = [record_time(record) for record in agent.find_records("sample.block", vm=vm)]
     return [after - before for before, after in pairwise(times)]
-
-
-# --- Storage ---
-
-
-@contextlib.asynccontextmanager
-async def fuse(folder: Path) -> AsyncIterator[tuple[Path, asyncio.subprocess.Process]]:
-    """Serve a file of 16 MiB by FUSE. Yield its path and the FUSE process. The storage hangs while a test has this process stopped."""
-    if not FUSE.exists():
-        pytest.skip("/dev/fuse is missing")
-    backing, served = folder / "backing", folder / "served"
-    with backing.open("wb") as file:
-        file.truncate(16 << 20)
-    served.touch()
-    process = await asyncio.create_subprocess_exec(
-        *("setpriv", "--pdeathsig", "KILL", "qemu-storage-daemon"),
-        *("--blockdev", f"file,node-name=served,filename={backing}"),
-        *("--export", f"fuse,id=served,node-name=served,mountpoint={served},writable=on"),
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        await until(lambda: served.stat().st_size > 0 or process.returncode is not None, 60)
-        if process.returncode is not None:
-            assert process.stderr is not None
-            pytest.skip(f"FUSE does not work here: {(await process.stderr.read()).decode()}")
-        yield served, process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGCONT)
-            process.terminate()
-        await process.wait()
-
-
-def on_fuse(folder: Path, served: Path) -> Guest:
-    """Return a guest with an idle disk on the FUSE export."""
-    disk = ("-blockdev", f"file,node-name=hung,filename={served}", "-device", "virtio-blk-pci,drive=hung,id=hung")
-    return Guest(folder, "vm1", GuestOptions(kind=GuestKind.WRITER, extra=disk))
-
-
-async def longest_reply(guest: Guest, seconds: float) -> float:
-    """Return the longest time that `query-status` took within some seconds."""
-    longest, end = 0.0, time.monotonic() + seconds
-    while (started := time.monotonic()) < end:
-        await guest.command("query-status")
-        longest = max(longest, time.monotonic() - started)
-        await asyncio.sleep(0.01)
-    return longest
-
-
-async def test_a_vm_on_hung_storage_keeps_running_because_no_command_waits_for_it(folder: Path) -> None:
-    async with fuse(folder) as (served, server), bystander(folder) as other:
-        intervals = {"poll": "200ms", "resync": "2s"}
-        async with on_fuse(folder, served) as guest, watching_agent(folder, intervals=intervals) as agent:
-            storage = await agent.wait_for_record("sample.block_storage", vm=guest.uuid, device="hung")
-            assert storage["data"]["pool"] == str(served)
-            await agent.wait_for_record("sample.pool", pool=str(served))
-            server.send_signal(signal.SIGSTOP)
-            try:
-                begin, stopped = agent.mark(), time.monotonic()
-                watching = asyncio.create_task(longest_reply(guest, 12))
-                silent = await agent.wait_for_record("alert.pool_unresponsive", since=begin, state="firing")
-                assert time.monotonic() - stopped < 10
-                assert (silent["subject"], silent["data"]["vm_names"]) == (str(served), ["vm1"])
-                polls = other.count("query-blockstats")
-                await until(lambda: other.count("query-blockstats") > polls + 5, 60)
-                assert await watching < LONGEST_REPLY_SECONDS
-                metrics = await agent.metrics()
-                assert metrics.value("qemu_pool_responsive", pool=str(served)) == 0
-                assert metrics.value("qmp_agent_collector_runs_total", collector="nodes", outcome="deferred")
-                assert (await agent.get("/healthz"))[0] == 200
-            finally:
-                server.send_signal(signal.SIGCONT)
-            await agent.wait_for_record("alert.pool_unresponsive", since=begin, state="resolved")
-            await agent.wait_for_record("sample.block", vm=guest.uuid, since=agent.mark())
-            assert not [*agent.find_records("vm.stalled", vm=guest.uuid)]
-            assert max(poll_gaps(agent, OTHER_UUID)) < LONGEST_GAP_SECONDS
-
-
-async def test_an_agent_that_starts_on_hung_storage_sends_no_command_that_waits_for_it(folder: Path) -> None:
-    async with fuse(folder) as (served, server), on_fuse(folder, served) as guest:
-        server.send_signal(signal.SIGSTOP)
-        try:
-            async with watching_agent(folder) as agent:
-                silent = await agent.wait_for_record("alert.pool_unresponsive", state="firing")
-                assert silent["data"]["vm_names"] == ["vm1"]
-                assert await longest_reply(guest, 3) < LONGEST_REPLY_SECONDS
-                assert not [*agent.find_records("sample.block_layer", vm=guest.uuid)]
-                server.send_signal(signal.SIGCONT)
-                await agent.wait_for_record("sample.block_layer", vm=guest.uuid, device="hung")
-                await agent.wait_for_record("alert.pool_unresponsive", state="resolved")
-                assert not [*agent.find_records("vm.stalled", vm=guest.uuid)]
-        finally:
-            server.send_signal(signal.SIGCONT)
-
-
-async def test_an_agent_ends_in_time_while_storage_hangs(folder: Path) -> None:
-    async with fuse(folder) as (served, server), on_fuse(folder, served), watching_agent(folder) as agent:
-        await agent.wait_for_record("sample.pool", pool=str(served))
-        server.send_signal(signal.SIGSTOP)
-        try:
-            await agent.wait_for_record("alert.pool_unresponsive", state="firing")
-            stopping = time.monotonic()
-            assert (await agent.stop()).status == 0
-            assert time.monotonic() - stopping < 10
-        finally:
-            server.send_signal(signal.SIGCONT)
-
-
-async def ask_about_storage(guest: Guest) -> None:
-    """Send the command that waits for storage again and again: the kernel answers it from its cache for a second."""
-    while True:
-        await guest.command("query-named-block-nodes")
-        await asyncio.sleep(0.1)
-
-
-async def test_a_vm_is_stalled_when_another_client_makes_its_main_loop_wait_for_storage(folder: Path) -> None:
-    async with fuse(folder) as (served, server), bystander(folder) as other:
-        guest, agent = on_fuse(folder, served), watching_agent(folder)
-        async with guest, agent:
-            await agent.wait_for_record("sample.block", vm=guest.uuid, device="hung")
-            server.send_signal(signal.SIGSTOP)
-            begin = agent.mark()
-            asking = asyncio.create_task(ask_about_storage(guest))
-            try:
-                stalled = await agent.wait_for_record("vm.stalled", vm=guest.uuid, since=begin)
-                assert "no reply to " in stalled["data"]["reason"]
-                await until(lambda: "the main loop hangs, most often on storage" in agent.log, 60)
-                polls = other.count("query-blockstats")
-                await until(lambda: other.count("query-blockstats") > polls + 5, 60)
-            finally:
-                server.send_signal(signal.SIGCONT)
-                asking.cancel()
-            await agent.wait_for_record("vm.recovered", vm=guest.uuid, since=begin)
-            await agent.wait_for_record("sample.block", vm=guest.uuid, since=agent.mark())
-            assert max(poll_gaps(agent, OTHER_UUID)) < LONGEST_GAP_SECONDS
 
 
 # --- Connections ---

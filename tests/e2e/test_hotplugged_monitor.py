@@ -28,7 +28,7 @@ async def test_a_monitor_is_added_if_qemu_supports_it_and_removed_with_the_agent
     own.mkdir()
     supported = qemu.version >= SINCE
     config = {
-        "monitors": [{"dial_per_poll": str(guest.monitor), "hotplug_dir": str(own)}],
+        "monitors": [{"dial_per_poll": str(guest.monitor), "own_monitor_dir": str(own)}],
         "intervals": {"poll": "200ms"},
     }
     agent = AgentProcess(folder, config)
@@ -66,7 +66,7 @@ async def test_a_monitor_that_a_killed_agent_left_behind_is_used(
     assert guest.process is not None
     for command in add_monitor_commands(f"{folder}/{guest.process.pid}.qmp"):
         await guest.command(command.name, **(command.arguments or {}))
-    entry = {"dial_per_poll": str(guest.monitor), "hotplug_dir": str(folder)}
+    entry = {"dial_per_poll": str(guest.monitor), "own_monitor_dir": str(folder)}
     async with AgentProcess(folder, {"monitors": [entry]}) as agent:
         attached = await agent.wait_for_record("vm.attached", vm=guest.uuid)
         assert "events_available" not in attached["data"]

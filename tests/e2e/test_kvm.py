@@ -59,7 +59,7 @@ async def test_kvm_counters_match_qemus_own_and_the_dirty_limit_is_reported(qemu
         assert before["0"]["exits"] > 0
         machine = await agent.wait_for_record("sample.kvm", vm=guest.uuid)
         assert machine["data"].keys() >= {"pages_4k", "pages_2m", "pages_1g", "remote_tlb_flushes_total"}
-        assert (await agent.wait_for_record("sample.about", vm=guest.uuid))["data"]["accelerator"] == "kvm"
+        assert (await agent.wait_for_record("sample.identity", vm=guest.uuid))["data"]["accelerator"] == "kvm"
         in_guest = await agent.wait_for_record("sample.vcpu", vm=guest.uuid, vcpu="0")
         assert in_guest["data"]["guest_seconds_total"] >= 0
         await guest.command("set-vcpu-dirty-limit", dirty_rate=100)

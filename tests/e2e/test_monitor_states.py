@@ -22,7 +22,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TIMING: Final[dict[str, Any]] = {
     "intervals": {"poll": "500ms"},
-    "timeouts": {"response": "1s", "greeting": "1s", "max_retry_delay": "1s"},
+    "timeouts": {"response": "3s", "greeting": "3s", "max_retry_delay": "1s"},
 }
 
 

@@ -16,7 +16,6 @@ from typing import Final
 import aiohttp
 import pytest
 
-from agent import __version__
 from agent.cli.demo.guest import until
 from tests.lab.fixtures import StartGuest
 from tests.lab.machine import free_port
@@ -87,11 +86,16 @@ def output(*command: str | Path) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, cwd="/").stdout
 
 
+def test_an_installed_wheel_has_the_version_in_its_name(dist: Path, installed: Path) -> None:
+    (wheel,) = dist.glob("*.whl")
+    version = wheel.name.split("-")[1]
+    assert output(installed / "qmp-agent", "--version") == f"qmp-agent {version}\n"
+
+
 async def test_an_installed_wheel_watches_a_guest_and_serves_the_page(
     installed: Path, start_guest: StartGuest, folder: Path
 ) -> None:
     command = installed / "qmp-agent"
-    assert output(command, "--version") == f"qmp-agent {__version__}\n"
     guest = await start_guest("web-3")
     port = free_port()
     config = folder / "agent.yaml"

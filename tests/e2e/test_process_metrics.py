@@ -136,7 +136,7 @@ async def test_machine_type_accelerator_and_pid_are_in_qemu_vm_info_and_in_a_rec
 ) -> None:
     guest = await start_guest(kind=GuestKind.WRITER)
     async with watching_agent(folder) as agent:
-        record = await agent.wait_for_record("sample.about", vm=guest.uuid)
+        record = await agent.wait_for_record("sample.identity", vm=guest.uuid)
         series = await fresh_scrape(agent, guest)
     machine = (await guest.command("qom-get", path="/machine", property="type")).removesuffix("-machine")
     assert record["data"] == {"machine": machine, "accelerator": "other", "pid": str(pid_of(guest))}
@@ -278,12 +278,12 @@ async def test_without_a_known_process_its_metrics_are_off_and_the_reason_is_rep
     assert address is not None
     async with AgentProcess(folder, {"monitors": [{"dial": address[0]}], "intervals": QUICK}) as agent:
         await agent.wait_for_record("sample.block", vm=guest.uuid)
-        record = await agent.wait_for_record("sample.about", vm=guest.uuid)
+        record = await agent.wait_for_record("sample.identity", vm=guest.uuid)
         assert record["data"]["process_unknown_reason"].startswith("the monitor is not a Unix socket")
         await agent.wait_for_record("sample.block", vm=guest.uuid, since=agent.mark())
         names = (await agent.metrics()).names_of(guest.uuid)
         assert not [name for name in names if name.startswith(("qemu_process_", "qemu_vcpu_", "qemu_net_"))]
-        assert len(list(agent.find_records("sample.about"))) == 1
+        assert len(list(agent.find_records("sample.identity"))) == 1
         assert '"level":"warning"' not in agent.log
 
 
@@ -293,11 +293,11 @@ async def test_metadata_in_libvirts_xml_becomes_labels_of_qemu_vm_info(folder: P
     xml = f"<domstatus><domain><uuid>{guest.uuid}</uuid><title>web 1</title>{flavor}</domain></domstatus>"
     (folder / f"{guest.name}.xml").write_text(xml)
     async with watching_agent(folder, labels={"libvirt_xml_dirs": [str(folder)]}) as agent:
-        record = await agent.wait_for_record("sample.about", vm=guest.uuid)
+        record = await agent.wait_for_record("sample.identity", vm=guest.uuid)
         assert record["data"]["labels"] == {"title": "web 1", "nova_flavor": 'm1."small"'}
         series = await agent.metrics()
         assert series.value("qemu_vm_info", vm_uuid=guest.uuid, title="web 1", nova_flavor='m1."small"') == 1
         (folder / f"{guest.name}.xml").write_text(xml.replace("web 1", "web 2"))
         await agent.wait_for_record(
-            "sample.about", vm=guest.uuid, labels={"title": "web 2", "nova_flavor": 'm1."small"'}
+            "sample.identity", vm=guest.uuid, labels={"title": "web 2", "nova_flavor": 'm1."small"'}
         )

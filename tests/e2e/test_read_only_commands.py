@@ -9,10 +9,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from agent.config.loader import ConfigError, validate
+from agent.config.errors import ConfigError
+from agent.config.loader import validate_yaml
 from agent.config.model import Config
 from agent.model.record import Vm
-from agent.qmp.commands import READS, AllowList, Change, Command
+from agent.qmp.commands import QMP_READS, AllowList, Command, QemuChange
 from agent.qmp.errors import CommandRefusedError
 from tests.lab import command_audit
 from tests.lab.agent_process import AgentProcess
@@ -74,7 +75,7 @@ async def test_only_commands_on_the_list_are_encoded(schema: list[dict[str, Any]
     names = command_names(schema)
     assert len(names) > 150
     encoded = set()
-    for allow in (AllowList(), *(AllowList([change]) for change in Change), AllowList(Change)):
+    for allow in (AllowList(), *(AllowList([change]) for change in QemuChange), AllowList(QemuChange)):
         for name in names:
             for given in arguments(schema, name):
                 try:
@@ -85,7 +86,7 @@ async def test_only_commands_on_the_list_are_encoded(schema: list[dict[str, Any]
                 assert command_audit.violation(request) is None, request
                 assert request.keys() <= {"execute", "arguments"}
                 encoded.add(request["execute"])
-    assert encoded == (READS | ALLOWED_CHANGES.keys()) & {*names}
+    assert encoded == (QMP_READS | ALLOWED_CHANGES.keys()) & {*names}
 
 
 async def test_a_connection_that_gets_a_forbidden_command_sends_nothing(
@@ -94,14 +95,14 @@ async def test_a_connection_that_gets_a_forbidden_command_sends_nothing(
     async with connected(fake.path) as client:
         requests, written = len(fake.requests), client.bytes_written
         for name in command_names(schema):
-            if name in READS:
+            if name in QMP_READS:
                 continue
             for given in arguments(schema, name):
                 with pytest.raises(CommandRefusedError):
-                    await client.execute([Command("query-status"), Command(name, given)], deadline=1)
+                    await client.execute([Command("query-status"), Command(name, given)], deadline=60)
         assert client.bytes_written == written
         assert len(fake.requests) == requests
-        await client.execute([Command("query-status")], deadline=1)
+        await client.execute([Command("query-status")], deadline=60)
 
 
 class RogueController:
@@ -113,8 +114,11 @@ class RogueController:
         self.remaining = list(commands)
         self.done: list[bool] = []
 
-    def refreshes_due(self, vm: Vm) -> set[str]:
+    def take_due_refreshes(self, vm: Vm) -> set[str]:
         return {"block"}
+
+    def has_pending_commands(self, vm: Vm) -> bool:
+        return bool(self.remaining)
 
     async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
         batch, self.remaining = self.remaining[:50], self.remaining[50:]
@@ -128,7 +132,10 @@ async def test_a_session_refuses_forbidden_commands_of_its_threshold_controller(
     schema: list[dict[str, Any]], fake: FakeQemu
 ) -> None:
     commands = [
-        Command(name, given) for name in command_names(schema) if name not in READS for given in arguments(schema, name)
+        Command(name, given)
+        for name in command_names(schema)
+        if name not in QMP_READS
+        for given in arguments(schema, name)
     ]
     rogue = RogueController(commands)
     async with supervised(observer := RecordingObserver(), fake.path, context=quick_context(thresholds=rogue)):
@@ -141,7 +148,7 @@ async def test_no_config_can_enable_a_command_by_name(schema: list[dict[str, Any
     for name in command_names(schema):
         for entry in (f"allow: {{{name}: true}}", f"allow: [{name}]", f"commands: [{name}]", f"allow: {name}"):
             with pytest.raises(ConfigError):
-                validate(f"monitors: [{{dial: /run/x}}]\n{entry}\n", "f", Config)
+                validate_yaml(f"monitors: [{{dial: /run/x}}]\n{entry}\n", "f", Config)
 
 
 async def test_neither_names_from_qemu_nor_http_requests_become_commands(
@@ -164,7 +171,7 @@ async def test_neither_names_from_qemu_nor_http_requests_become_commands(
     config = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "intervals": {"poll": "100ms"},
-        "alerts": {"write_threshold": {"mode": "arm"}},
+        "alerts": {"disks": {"mode": "arm"}},
         "allow": {"guest_stats_interval": "10s", "migration_events": True},
     }
     async with FakeQemu(folder / "vm1.qmp", replies=replies) as fake, AgentProcess(folder, config) as agent:

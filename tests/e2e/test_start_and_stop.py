@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -83,15 +82,14 @@ async def test_a_line_that_a_crash_left_incomplete_is_removed(start_guest: Start
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_an_agent_stops_within_a_second_of_a_signal(
+async def test_an_agent_that_has_delivered_all_stops_at_a_signal_without_a_wait(
     number: signal.Signals, start_guest: StartGuest, folder: Path
 ) -> None:
     guest = await start_guest()
-    async with AgentProcess(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}]}) as agent:
+    config = {"monitors": [{"dial": f"{folder}/*.qmp"}], "timeouts": {"shutdown": "1h"}}
+    async with AgentProcess(folder, config) as agent:
         await agent.wait_for_record("vm.attached", vm=guest.uuid)
-        start = time.monotonic()
         ended = await agent.stop(number)
-        assert time.monotonic() - start < 1.0
     assert ended.status == 0
     assert "Traceback" not in ended.log
     last = max(agent.records(), key=lambda record: record_number(record["id"]))

@@ -18,7 +18,6 @@ from agent.app.health import HealthLimits
 from agent.cli.demo.guest import until
 from agent.config.model import Config
 from agent.runtime.systemd import SystemdNotifier
-from agent.session.poller import Poller
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartGuest
 from tests.lab.machine import require
@@ -121,7 +120,8 @@ async def test_an_agent_that_polls_no_vm_withholds_the_watchdog_ping(
         async def hang(*_: Any) -> None:
             await asyncio.Event().wait()
 
-        monkeypatch.setattr(Poller, "poll", hang)
+        monkeypatch.setattr(agent.thresholds, "has_pending_commands", lambda _: True)
+        monkeypatch.setattr(agent.thresholds, "pending_commands", hang)
         await until(lambda: systemd.status().startswith("1 VMs are up, and none was polled"), 60)
         pings, before = systemd.pings(), len(systemd.notifications())
         await until(lambda: len(systemd.notifications()) >= before + 3, 60)
@@ -142,7 +142,7 @@ def test_a_watchdog_of_another_process_is_ignored() -> None:
 def output(*command: str | Path) -> str:
     """Run a command and return its output. The command must succeed."""
     require(str(command[0]), "systemd")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env={"LC_ALL": "C.UTF-8"})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env={"LC_ALL": "C.UTF-8"})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

@@ -1,6 +1,7 @@
 """`qmp-agent top` on a terminal, with a real agent and real guests."""
 
 import asyncio
+import json
 import re
 import tempfile
 from collections.abc import AsyncIterator
@@ -50,23 +51,11 @@ async def test_every_vm_has_a_row_with_its_rates(environment: Environment) -> No
     async with environment.top() as top:
         await top.wait_for_texts("CPU%*", "db-1", "web-1", "evil", "3 VMs", "monitors: 3 up")
         head = top.find_row("CPU%").split()
-        assert head == [
-            "VM",
-            "STATE",
-            "CPU%*",
-            "RD/s",
-            "WR/s",
-            "RIOPS",
-            "WIOPS",
-            "MEM",
-            "MEM%",
-            "FREE",
-            "FULL",
-            "GUEST%",
-            "ALERTS",
-        ]
-        await until(lambda: re.match(r"db-1 +running +[\d.]+ +0 +[\d.]+[KM] ", top.find_row("db-1")), 60)
-        assert re.search(r" [56]\d(\.\d)?M +\d+[sm] +1$", top.find_row("db-1"))
+        titles = ["VM", "STATE", "ALERTS", "CPU%*", "STEAL%", "RD/s", "WR/s", "LAT", "MEM", "FREE", "FULL", "GUEST%"]
+        assert head == [*titles, "MEM%", "RIOPS", "WIOPS"]
+        rates = r"db-1 +running +1 +[\d.]+ +[\d.]+ +0 +[\d.]+[KM] "
+        await until(lambda: re.match(rates, top.find_row("db-1")), 60)
+        await until(lambda: re.search(r" [56]\d(\.\d)?M +\d+[sm] ", top.find_row("db-1")), 60)
 
 
 async def test_a_hostile_name_cannot_control_the_terminal(environment: Environment) -> None:
@@ -154,6 +143,26 @@ async def test_once_prints_a_table(environment: Environment) -> None:
 
 async def has_rates(environment: Environment) -> bool:
     return '"writes":' in (await environment.agent.get("/overview"))[1]
+
+
+async def test_once_prints_lists_filtered_sorted_and_as_json(environment: Environment) -> None:
+    url = ("--once", "--url", environment.agent.url)
+    ended = await run_command("top", *url, "--json", "--filter", "db-1 alert:write_threshold", "--sort=-name")
+    assert ended.status == 0
+    shown = json.loads(ended.out)
+    assert [vm["name"] for vm in shown["vms"]] == ["db-1"]
+    assert {"alerts", "pools", "monitors", "agent"} <= shown.keys()
+    ended = await run_command("top", *url, "--json", "--vm", "web-1")
+    one = json.loads(ended.out)
+    assert one["vm"]["uuid"] == one["detail"]["uuid"] == environment.linux.uuid
+    for view, text in (("alerts", "write_threshold"), ("monitors", "db-1.qmp"), ("storage", "POOL")):
+        ended = await run_command("top", *url, "--view", view)
+        assert text in ended.out
+    ended = await run_command("top", *url, "--sort", "size")
+    assert ended.status == 1
+    assert "no such column: choose from name, state" in ended.log
+    ended = await run_command("top", "--json", "--url", environment.agent.url)
+    assert (ended.status, ended.log) == (1, "qmp-agent: --json needs --once\n")
 
 
 async def test_once_prints_a_vm_and_rejects_an_unknown_name(environment: Environment) -> None:

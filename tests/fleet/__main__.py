@@ -2,7 +2,8 @@
 
 The run has a real Kafka and a real Flink. It passes if the job of silent hosts reports the killed agent within 90 seconds, reports it as
 back after its restart, and reports no other host in the whole run. In the end a reader of the state topic, and the job of the current
-state, have all VMs and the hosts that run them, and the consumers' library finds no gap in the records.
+state, have all VMs and the hosts that run them, and the consumers' library finds no gap in the records. Only the samples of the killed
+agent may have gaps, because samples are not journaled.
 """
 
 import argparse
@@ -36,7 +37,8 @@ VMS_PER_HOST: Final = 40
 PARTITIONS: Final = 6
 SILENT_SECONDS: Final = 90.0
 """A killed agent must be reported within this time."""
-START_SECONDS: Final = 240.0
+START_SECONDS: Final = 900.0
+"""Deadline of the first result of the jobs, and of the last: generous, for a machine under load."""
 TOPICS: Final = ("qemu.events", "qemu.alerts", "qemu.samples", "qemu.state")
 RESULTS: Final = ("fleet.silent_hosts", "fleet.top_talkers", "fleet.vms")
 
@@ -89,7 +91,7 @@ async def running_fleet(folder: Path, kafka: KafkaCluster) -> AsyncIterator[Flee
         policy = "compact" if topic == "qemu.state" else "delete"
         config = {"message.timestamp.type": "LogAppendTime", "cleanup.policy": policy}
         await kafka.create_topic(topic, partitions=PARTITIONS, config=config)
-    for topic in RESULTS:
+    for topic in (*RESULTS, "fleet.clock"):
         await kafka.create_topic(topic, partitions=PARTITIONS)
     (folder / "vms").mkdir()
     async with AsyncExitStack() as stack:
@@ -130,7 +132,7 @@ async def run(minutes: float) -> list[str]:
             print_line("the jobs report results")
             problems = await kill_an_agent(fleet, minutes * 60)
             problems += await check_state(fleet, kafka)
-            problems += await check_records(kafka)
+            problems += await check_records(kafka, next(iter(fleet.agents)))
             print_line(f"results by topic: {fleet.results}")
             fleet.jobs.check()
     return problems
@@ -184,8 +186,13 @@ async def check_state(fleet: Fleet, kafka: KafkaCluster) -> list[str]:
     return [problem for problem, is_wrong in problems.items() if is_wrong]
 
 
-async def check_records(kafka: KafkaCluster) -> list[str]:
-    """Return what is wrong in the records of all topics, as the consumers' library reads them from the beginning."""
+async def check_records(kafka: KafkaCluster, killed: str) -> list[str]:
+    """Return what is wrong in the records of all topics, as the consumers' library reads them from the beginning.
+
+    Args:
+        kafka: The broker.
+        killed: The host of the killed agent. Its samples are not journaled, so it is unknown whether the kill lost some.
+    """
     counts: Counter[str] = Counter()
     gaps = []
     topics = [topic for topic in TOPICS if topic != "qemu.state"]
@@ -195,8 +202,13 @@ async def check_records(kafka: KafkaCluster) -> list[str]:
             gaps += [item for item in items if isinstance(item, Gap)]
             if not items and counts:
                 break
-    print_line(f"read from the beginning: {dict(counts)}")
-    problems = [f"{gap.source}: missing in {gap.topic}: {gap.after} to {gap.through}" for gap in gaps]
+    expected = [gap for gap in gaps if gap.topic == "qemu.samples" and not gap.is_certain and gap.next.host == killed]
+    print_line(f"read from the beginning: {dict(counts)}, with {len(expected)} gaps that may be in samples of {killed}")
+    problems = [
+        f"{gap.source}: missing in {gap.topic}: {gap.after} to {gap.through or 'unknown'}"
+        for gap in gaps
+        if gap not in expected
+    ]
     return problems + (["messages are not records"] if counts[ForeignMessage.__name__] else [])
 
 

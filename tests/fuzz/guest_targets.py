@@ -10,13 +10,13 @@ import orjson
 
 from agent.alerts.manager import AlertManager
 from agent.collectors.guest import GUEST_COLLECTORS, Exchange, GuestCollector
-from agent.exposition.prometheus import render
+from agent.exposition.prometheus import render_metrics
 from agent.exposition.snapshot import Snapshot
-from agent.guest.session import MAX_SAMPLES, parse_guest_info
+from agent.guest.session import MAX_GUEST_SAMPLES, parse_guest_info
 from agent.model.record import Vm
 from agent.monitors import Monitor
-from agent.qga.errors import GuestAgentError, GuestCommandError
-from agent.qga.protocol import MAX_REPLY_BYTES, GuestConnection, GuestReply, SyncState
+from agent.qga.errors import GuestAgentCommandError, GuestAgentError
+from agent.qga.protocol import MAX_REPLY_BYTES, GuestAgentProtocol, GuestReply, SyncState
 from agent.session.api import MonitorState, MonitorStatus
 from agent.session.identity import QemuBuild
 from tests.lab.qmp_bytes import cut
@@ -40,13 +40,13 @@ def guest_protocol(data: bytes) -> None:
 
 def _replies(stream: bytes, size: int) -> list[str]:
     """Feed bytes in chunks of `size` to a connection that sends a command whenever it is ready, and then synchronize it."""
-    connection = GuestConnection(first_number=40)
+    connection = GuestAgentProtocol(first_number=40)
     connection.sync()  # its number is 41, which inputs can reach
     seen: list[str] = []
     for chunk in cut(stream, [size] * (len(stream) // size)):
         for message in connection.receive(chunk):
             if connection.state is SyncState.READY:
-                connection.send("guest-info")
+                connection.start_command("guest-info")
             seen.append(
                 repr(message) if not isinstance(message, GuestReply) else f"{message.value!r} {message.error!r}"
             )
@@ -69,10 +69,10 @@ def guest_collectors(data: bytes) -> None:
         parse_guest_info(replies)
     if collector is None or not isinstance(replies, list) or len(replies) != len(collector.commands):
         return
-    values = [GuestCommandError("GenericError", "x") if value == "error" else value for value in replies]
+    values = [GuestAgentCommandError("GenericError", "x") if value == "error" else value for value in replies]
     try:
         exchanges = [Exchange(value, 10**18, 10**18 + 10**6) for value in values]
-        samples = tuple(islice(collector.collect(exchanges), MAX_SAMPLES))
+        samples = tuple(islice(collector.collect(exchanges), MAX_GUEST_SAMPLES))
     except GuestAgentError:
         return
     snapshot, alerts = Snapshot(), AlertManager("hv7", lambda _vm, _disk: policy())
@@ -84,7 +84,7 @@ def guest_collectors(data: bytes) -> None:
         alerts.on_guest_samples(VM, collector.families, samples, time_ns)
     for sample in samples:
         check_guest_sample(sample)
-    for series in render(snapshot).splitlines():
+    for series in render_metrics(snapshot).splitlines():
         assert series.startswith("# ") or _SERIES.fullmatch(series), series
 
 

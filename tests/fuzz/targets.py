@@ -11,15 +11,17 @@ from typing import Any, Final
 import orjson
 
 from agent.app.builders import StartError, build_discoverers, build_sink, session_settings
-from agent.cli.format import format_record
+from agent.cli.record_text import format_record
 from agent.collectors import ALL, ALL_FEATURES, PollIntervals
 from agent.collectors.base import MAX_SAMPLES, Poll
-from agent.config.loader import ConfigError, validate
+from agent.config.errors import ConfigError
+from agent.config.loader import validate_yaml
 from agent.config.model import Config
-from agent.exposition.prometheus import render
+from agent.exposition.prometheus import render_metrics
 from agent.exposition.snapshot import Snapshot
+from agent.host.rtnetlink import NetlinkError, parse_link_reply
 from agent.http.web_config import WebConfigFile
-from agent.model.events import find_event_row
+from agent.model.event_table import find_event_row
 from agent.model.record import Record, RecordEncoder, Vm
 from agent.monitors import Monitor
 from agent.qmp.commands import Command
@@ -33,7 +35,7 @@ from tests.unit.collectors.test_collectors import check_sample
 
 MAX_BYTES: Final = 4096
 """Maximum length of a message in the fuzzed protocol: short, so that inputs reach it."""
-INTERVALS: Final = PollIntervals(poll=10, guest_memory=30, migration=1, resync=300)
+INTERVALS: Final = PollIntervals(poll=10, guest_memory=30, migrations_and_jobs=1, resync=300)
 VM: Final = Vm("hv7", "5f0c2c9e-1111-4111-8111-111111111111", "web-3", "/run/web-3.qmp")
 
 _CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
@@ -98,7 +100,7 @@ def collectors(data: bytes) -> None:
     replies = [_reply(value) for value in replies]
     vm = identify("hv7", "/run/x.qmp", [{"UUID": VM.uuid}, {"name": replies[0]}])
     try:
-        samples = tuple(islice(collector.collect(replies), MAX_SAMPLES))
+        samples = tuple(islice(collector.collect(collector.with_subjects(ALL_FEATURES, replies)), MAX_SAMPLES))
         now = Poll(samples, 10**18, 100.0)
         before = Poll(tuple(collector.derive(Poll(), Poll(samples, 10**18 - 10**9, 99.0))), 10**18 - 10**9, 99.0)
         samples = tuple(collector.derive(before, now))
@@ -120,7 +122,7 @@ def collectors(data: bytes) -> None:
         _encode(Record(f"qemu.sample.{sample.family.name}", vm, sample.data, 10**18, sample.subject))
     for notice in notices:
         _encode(Record(f"qemu.{notice.family.name}", vm, dict(notice.values), 10**18))
-    for series in render(snapshot).splitlines():
+    for series in render_metrics(snapshot).splitlines():
         assert series.startswith("# ") or _SERIES.fullmatch(series), series
 
 
@@ -143,9 +145,9 @@ def config(data: bytes) -> None:
     text = data[1:].decode("utf-8", "replace")
     try:
         if data[:1] > b"\x7f":
-            validate(text, "web.yml", WebConfigFile)
+            validate_yaml(text, "web.yml", WebConfigFile)
             return
-        accepted = validate(text, "agent.yaml", Config)
+        accepted = validate_yaml(text, "agent.yaml", Config)
     except ConfigError as error:
         assert error.problems
         assert all(problem.text for problem in error.problems)
@@ -157,6 +159,24 @@ def config(data: bytes) -> None:
         build_sink(accepted)
     except StartError as error:
         assert str(error)
+
+
+def rtnetlink(data: bytes) -> None:
+    """Check that any reply of rtnetlink is refused, or results in a bounded number of functions with valid addresses and counters."""
+    try:
+        functions = parse_link_reply(data)
+    except NetlinkError:
+        return
+    assert len(functions) * _MIN_FUNCTION_BYTES <= len(data)
+    for function in functions:
+        assert function.mac == "" or _MAC.fullmatch(function.mac)
+        assert 0 <= function.number < 1 << 32
+        assert all(0 <= count < 1 << 64 for count in function.counters.values())
+
+
+_MIN_FUNCTION_BYTES: Final = 18
+"""Size of the smallest attribute of a virtual function with a number."""
+_MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
 def _encode(record: Record) -> None:
@@ -172,6 +192,7 @@ TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "protocol": protocol,
     "collectors": collectors,
     "config": config,
+    "rtnetlink": rtnetlink,
     "guest_protocol": guest_protocol,
     "guest_collectors": guest_collectors,
 }

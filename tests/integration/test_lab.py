@@ -14,7 +14,7 @@ from qemu.qmp import ExecuteError, QMPClient
 
 from agent.cli.demo.control import GuestError
 from agent.cli.demo.guest import GuestKind, until
-from agent.cli.demo.images import MissingDependencyError, boot_sector, linux_image
+from agent.cli.demo.images import MissingDependencyError, build_boot_sector, linux_image
 from tests.lab.fake_qemu import FakeError, FakeQemu, split_json_values
 from tests.lab.fixtures import StartGuest, StartPrometheus
 from tests.lab.kafka import KafkaCluster
@@ -26,10 +26,10 @@ from tests.lab.transcript import NAME, UUID, Transcript, capture, transcript_pat
 
 
 def test_a_boot_sector_has_512_bytes_and_needs_a_span_of_at_least_one_write() -> None:
-    assert len(boot_sector()) == 512
-    assert boot_sector(last_sector=2**32 - 2)[-2:] == b"\x55\xaa"
+    assert len(build_boot_sector()) == 512
+    assert build_boot_sector(last_sector=2**32 - 2)[-2:] == b"\x55\xaa"
     with pytest.raises(ValueError, match="no write of 8 sectors"):
-        boot_sector(last_sector=70)
+        build_boot_sector(last_sector=70)
 
 
 async def test_a_writer_starts_over_at_the_end_of_its_span(start_guest: StartGuest) -> None:

@@ -22,8 +22,8 @@ from tests.lab.machine import free_port
 COMMAND: Final = (sys.executable, "-m", "tests.lab.command_audit")
 """The command line of `qmp-agent` under the tests' interpreter. The audit of commands records what it sends to QEMU."""
 
-_START_SECONDS: Final = 60.0
-_STOP_SECONDS: Final = 60.0
+_START_SECONDS: Final = 120.0
+_STOP_SECONDS: Final = 120.0
 
 Record = dict[str, Any]
 Labels = frozenset[tuple[str, str]]
@@ -264,7 +264,7 @@ class AgentProcess:
         *,
         vm: str = "",
         since: int = 0,
-        timeout: float = 60.0,  # noqa: ASYNC109 - as in `until`
+        timeout: float = 180.0,  # noqa: ASYNC109 - as in `until`
         **data: Any,
     ) -> Record:
         """Wait until `find_records` yields a record for these arguments, and return the first record.

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from agent.alerts.manager import AlertManager, PendingAlert
 from agent.alerts.threshold_types import ThresholdMode
-from agent.model.events import find_event_row
+from agent.model.event_table import find_event_row
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK, BLOCK_DEVICE
 from agent.model.metrics.block_layers import BLOCK_LAYER
@@ -68,8 +68,8 @@ class AlertScenario:
     def attach(self, vm: Vm = VM, *, at: float = 0.0, pid: int | None = None) -> list[Change]:
         return self._changes(self.manager.on_attached(vm, int(at * SECOND), pid))
 
-    def detach(self, vm: Vm = VM, *, at: float = 0.0, for_good: bool = False) -> list[Change]:
-        return self._changes(self.manager.on_gone(vm, at, for_good=for_good, time_ns=int(at * SECOND)))
+    def detach(self, vm: Vm = VM, *, at: float = 0.0, permanently: bool = False) -> list[Change]:
+        return self._changes(self.manager.on_gone(vm, at, permanently=permanently, time_ns=int(at * SECOND)))
 
     def event(self, name: str, at: float, vm: Vm = VM, **qemu: Any) -> list[Change]:
         """Pass an event to the manager. The keywords are the event's data, with `_` for `-`."""
@@ -112,6 +112,10 @@ class AlertScenario:
         ]
         return self.guest(at, GUEST_FILESYSTEM, *samples, vm=vm)
 
+    def samples(self, at: float, family: Family, *samples: Sample, vm: Vm = VM) -> list[Change]:
+        """Pass all samples of a family to the alerts of tables and of the operator."""
+        return self._changes(self.manager.on_conditions(vm, (family,), samples, int(at * SECOND)))
+
     def io_status(self, at: float, vm: Vm = VM, **devices: str) -> list[Change]:
         """Pass the result of a poll of devices. The keywords are the device's io-status, by device."""
         samples = [Sample(BLOCK_DEVICE, (device,), {"io_status": status}) for device, status in devices.items()]
@@ -130,7 +134,7 @@ class AlertScenario:
     def tick(self, at: float) -> list[Change]:
         """Pass the time to the manager, and store the notes that are due."""
         changes = self._changes(self.manager.tick(at, int(at * SECOND)))
-        for note in self.manager.notes.notes_due():
+        for note in self.manager.notes.notes_due(int(at * SECOND)):
             self._persist(*note)
         return changes
 

@@ -5,11 +5,15 @@ import shutil
 from collections.abc import AsyncIterator
 from typing import Any
 
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from agent.cli.demo.images import MissingDependencyError
 
 _PROGRAM = "chromium"
+_TIMEOUT_MS = 60_000
+"""Timeout of everything that a test expects on a page: generous, for a machine under load."""
+
+expect.set_options(timeout=_TIMEOUT_MS)
 
 
 @contextlib.asynccontextmanager
@@ -38,7 +42,7 @@ async def open_page(browser: Browser, url: str, **options: Any) -> AsyncIterator
     context = await browser.new_context(locale="en-GB", **options)
     try:
         page = await context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(_TIMEOUT_MS)
         page.on("console", lambda entry: messages.append(entry.text) if entry.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: messages.append(str(error)))
         await page.goto(url)

@@ -28,9 +28,7 @@ Reader = Callable[[ContentMode, Sequence[KafkaMessage]], list[Event]]
 def read_with_python(mode: ContentMode, messages: Sequence[KafkaMessage]) -> list[Event]:
     """Return the events that the SDK for Python reads from messages."""
     read = kafka.from_structured_event if mode is ContentMode.STRUCTURED else kafka.from_binary_event
-    events = [
-        read(kafka.KafkaMessage(dict(message.headers), message.key, message.value or b"")) for message in messages
-    ]
+    events = [read(kafka.KafkaMessage(dict(headers), key, value or b"")) for key, value, headers in messages]
     return [{"attributes": _to_texts(event.get_attributes()), "data": event.get_data()} for event in events]
 
 
@@ -85,11 +83,11 @@ def _run(*command: str, folder: Path) -> None:
 def _read_with_program(command: Sequence[str], messages: Sequence[KafkaMessage]) -> list[Event]:
     lines = [
         {
-            "key": message.key.decode(),
-            "value": (message.value or b"").decode(),
-            "headers": {name: value.decode() for name, value in message.headers},
+            "key": key.decode(),
+            "value": (value or b"").decode(),
+            "headers": {name: text.decode() for name, text in headers},
         }
-        for message in messages
+        for key, value, headers in messages
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     result = subprocess.run(command, input=text, check=True, stdout=subprocess.PIPE, text=True, timeout=READ_SECONDS)

@@ -1,8 +1,8 @@
 """Audit of all commands to monitors and guest agents that the agent sends during the tests. Commands that are not listed here fail the run.
 
 The audit records the bytes that the agent's client writes, in the tests' process and in each agent process that the tests start. It also
-records the requests that scripted monitors receive. If a change allows the agent a new command, add the command to this list by hand,
-too. So every new command is reviewed twice.
+records the requests that scripted monitors and scripted guest agents receive. If a change allows the agent a new command, add the
+command to this list by hand, too. So every new command is reviewed twice.
 """
 
 import json
@@ -16,6 +16,7 @@ from agent.qga.client import GuestAgentClient
 from agent.qga.commands import GuestRequest
 from agent.qmp.client import Client
 from agent.qmp.commands import Request
+from tests.lab.fake_guest_agent import FakeGuestAgent
 from tests.lab.fake_qemu import FakeQemu, split_json_values
 
 TRACE: Final = "QMP_AGENT_WIRE_TRACE"
@@ -35,7 +36,7 @@ COSTLY_QUERIES: Final = frozenset(
 )
 """Forbidden queries: they change something, interrupt vCPUs, load modules, or return 250 kB."""
 PROPERTIES: Final = frozenset(
-    {"chardev", "guest-stats", "guest-stats-polling-interval", "mac", "name", "netdev", "type"}
+    {"chardev", "guest-stats", "guest-stats-polling-interval", "mac", "name", "netdev", "num-queues", "type"}
 )
 GUEST_COMMANDS: Final = frozenset(
     {
@@ -78,10 +79,12 @@ def _is_allowed(command: Any, arguments: Any) -> bool:
             allowed = arguments.get("property") in PROPERTIES
         case "qom-set":
             allowed = arguments.get("property") == "guest-stats-polling-interval"
+        case "x-query-virtio-queue-status":
+            allowed = arguments.keys() == {"path", "queue"} and arguments["path"].endswith("/virtio-backend")
         case "migrate-set-capabilities":
             allowed = arguments == {"capabilities": [{"capability": "events", "state": True}]}
-        case "chardev-add":
-            allowed = _is_own_socket(arguments)
+        case "block-latency-histogram-set" | "chardev-add":
+            allowed = (_is_own_socket if command == "chardev-add" else _sets_histograms)(arguments)
         case "object-add":
             expected = {"qom-type": "monitor-qmp", "id": "qmp-agent", "chardev": "qmp-agent", "close-action": "delete"}
             allowed = arguments == expected
@@ -94,6 +97,12 @@ def _is_allowed(command: Any, arguments: Any) -> bool:
         case _:
             allowed = False
     return bool(allowed)
+
+
+def _sets_histograms(arguments: Any) -> bool:
+    """Return whether a command sets three equal histograms, with boundaries, and so removes none."""
+    read, write, flush = (arguments.get(f"boundaries-{kind}") for kind in ("read", "write", "flush"))
+    return len(arguments) == 4 and "id" in arguments and bool(read) and read == write == flush
 
 
 def _is_own_socket(arguments: Any) -> bool:
@@ -147,10 +156,14 @@ class CommandAudit:
 
     def add_guest_write(self, data: bytes) -> None:
         """Count and check the bytes of one write to a guest agent."""
+        if self.check_guest_request(data):
+            self.commands[json.loads(data.removeprefix(b"\xff"))["execute"]] += 1
+
+    def check_guest_request(self, data: bytes) -> bool:
+        """Check the bytes of one request to a guest agent, and return whether they are allowed."""
         if (reason := guest_violation(data)) is not None:
             self.violations.append(f"{self.test}: {reason}: {data[:200]!r}")
-        else:
-            self.commands[json.loads(data.removeprefix(b"\xff"))["execute"]] += 1
+        return reason is None
 
     def add_traces(self, folder: Path) -> None:
         """Count and check the requests in the traces of agent processes."""
@@ -164,7 +177,8 @@ class CommandAudit:
 
 def start_recording(audit: CommandAudit) -> None:
     """Let the audit record what clients in this process send and what scripted monitors in this process receive."""
-    write, guest_write, record_request = Client._write_request, GuestAgentClient._write, FakeQemu.record_request
+    write, guest_write = Client._write_request, GuestAgentClient._write
+    record_request, record_guest_request = FakeQemu.record_request, FakeGuestAgent.record_request
 
     def audited_write(self: Client, data: Request) -> None:
         audit.add_write(data)
@@ -179,9 +193,14 @@ def start_recording(audit: CommandAudit) -> None:
             audit.add_requests([request])
         await record_request(self, request)
 
+    async def audited_record_guest_request(self: FakeGuestAgent, line: bytes) -> dict[str, Any]:
+        audit.check_guest_request(line)
+        return await record_guest_request(self, line)
+
     Client._write_request = audited_write  # type: ignore[method-assign]  # that is the hook
     GuestAgentClient._write = audited_guest_write  # type: ignore[method-assign]  # that is the hook
     FakeQemu.record_request = audited_record_request  # type: ignore[method-assign]
+    FakeGuestAgent.record_request = audited_record_guest_request  # type: ignore[method-assign]
 
 
 def main() -> int:

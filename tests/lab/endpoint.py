@@ -8,14 +8,15 @@ from typing import Any
 
 import yaml
 
+from agent.app.endpoint_view import describe_alerts
 from agent.cli.demo.guest import until
 from agent.cli.http_client import EndpointCredentials
 from agent.exposition.snapshot import Snapshot
-from agent.http.connection_limits import DEFAULT_LIMITS, ConnectionLimits
+from agent.http.connection_limits import DEFAULT_CONNECTION_LIMITS, ConnectionLimits
 from agent.http.handlers import create_application
 from agent.http.record_stream import RecordBroadcaster
 from agent.http.server import HttpEndpoint
-from agent.http.sse import DEFAULT_TIMING, StreamTiming
+from agent.http.sse import DEFAULT_INTERVALS, StreamIntervals
 from agent.model.record import RecordEncoder, Vm
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
 
@@ -51,8 +52,14 @@ class FakeView:
     def firing_alerts(self) -> list[dict[str, Any]]:
         return []
 
+    def describe_alerts(self) -> dict[str, dict[str, str]]:
+        return describe_alerts()
+
     def levels_in_bytes(self, _vm: Vm, _device: str, /) -> list[tuple[str, int]]:
         return [("80%", 80)]
+
+    def histogram_owner(self, _vm: Vm, _device: str, /) -> str:
+        return "agent"
 
     def resync(self) -> int | None:
         self.resyncs += 1
@@ -78,6 +85,7 @@ class RunningEndpoint:
         listen: the address to listen on.
         limits: limits of the endpoint's connections.
         timing: intervals of the endpoint's streams.
+        view: the state to serve; None for a host without VMs.
     """
 
     def __init__(
@@ -85,12 +93,13 @@ class RunningEndpoint:
         folder: Path,
         config: Any = None,
         listen: str = "127.0.0.1:0",
-        limits: ConnectionLimits = DEFAULT_LIMITS,
-        timing: StreamTiming = DEFAULT_TIMING,
+        limits: ConnectionLimits = DEFAULT_CONNECTION_LIMITS,
+        timing: StreamIntervals = DEFAULT_INTERVALS,
+        view: FakeView | None = None,
     ) -> None:
         self.path = folder / "web.yml"
         self.write(config or {})
-        self.view = FakeView()
+        self.view = view or FakeView()
         self.encode = RecordEncoder()
         self.endpoint = HttpEndpoint(
             create_application(self.view, timing), listen, self.path, limits=limits, reload_seconds=0.05

@@ -72,6 +72,14 @@ class FakeGuestAgent:
         async with self._received:
             await self._received.wait_for(lambda: self.count(command) >= times)
 
+    async def record_request(self, line: bytes) -> dict[str, Any]:
+        """Store a request of a client, as received, and return it without the bytes before it."""
+        request: dict[str, Any] = json.loads(line.split(b"\xff")[-1])
+        async with self._received:
+            self.requests.append(request)
+            self._received.notify_all()
+        return request
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         try:
@@ -85,14 +93,10 @@ class FakeGuestAgent:
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while line := await reader.readline():
-            *stray, text = line.split(b"\xff")
-            request = json.loads(text)
-            async with self._received:
-                self.requests.append(request)
-                self._received.notify_all()
+            request = await self.record_request(line)
             if self.silent:
                 continue
-            if stray:
+            if b"\xff" in line:
                 writer.write(reply({"error": {"class": "GenericError", "desc": "JSON parse error, stray 'xff'"}}))
             name = request["execute"]
             if name in self.raw:

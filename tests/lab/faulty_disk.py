@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 import pytest
 
-from agent.delivery.journal.database import Connect
+from agent.delivery.journal.database import OpenDatabase
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ Hook = Callable[[str], None]
 _OPTIONS: Final[dict[str, Any]] = {"timeout": 0.0, "isolation_level": None, "check_same_thread": False}
 
 
-def connect_with_hooks(before: Hook, after: Hook = lambda _: None) -> Connect:
+def connect_with_hooks(before: Hook, after: Hook = lambda _: None) -> OpenDatabase:
     """Return a function that opens an SQLite connection whose statements call two hooks.
 
     Args:
@@ -86,7 +86,7 @@ class HangingDisk:
 
     def connect_after_release(self, path: Path) -> sqlite3.Connection:
         """Open a connection, but not before `release` is called."""
-        self._released.wait(30)
+        self._released.wait(120)
         return self.connect(path)
 
     def release(self) -> None:
@@ -96,7 +96,7 @@ class HangingDisk:
     def _before(self, sql: str) -> None:
         if self.hanging and sql.startswith(self.prefix):
             self.begun.set()
-            self._released.wait(30)
+            self._released.wait(120)
 
 
 def sqlite_error(name: str) -> sqlite3.OperationalError:

@@ -16,6 +16,13 @@ UNPRIVILEGED: Final = 65534
 """User of a QEMU that may not use the blocks that a file system reserves for root."""
 
 
+LARGE: Final = 1024 * MIB
+"""Size of an XFS and of a Btrfs. The file of the device is sparse, so only written blocks take space."""
+
+MEMORY: Final = "memory"
+"""Name of the directory of a loop device's file."""
+
+
 async def _tmpfs(folder: Path, mount: Path) -> Path:
     await run("mount", "-t", "tmpfs", "-o", "size=60M", "tmpfs", str(mount))
     return mount
@@ -30,7 +37,7 @@ async def _ext4(folder: Path, mount: Path) -> Path:
 
 
 async def _xfs(folder: Path, mount: Path) -> Path:
-    device = await _loop(folder, 320 * MIB)
+    device = await _loop(folder, LARGE)
     await run("mkfs.xfs", "-q", device)
     await run("mount", device, str(mount))
     return mount
@@ -52,17 +59,24 @@ async def _xfs_quota(folder: Path, mount: Path) -> Path:
 
 
 async def _btrfs(folder: Path, mount: Path) -> Path:
-    device = await _loop(folder, 256 * MIB)
-    await run("mkfs.btrfs", "-q", "-m", "single", device)
-    await run("mount", device, str(mount))
+    """Make a Btrfs that commits every second.
+
+    Btrfs frees the old copies of overwritten extents at a commit. The default of 30 s is longer than the windows of a test's forecasts.
+    """
+    device = await _loop(folder, LARGE)
+    await run("mkfs.btrfs", "-q", device)
+    await run("mount", "-o", "commit=1", device, str(mount))
     return mount
 
 
 async def _loop(folder: Path, size: int) -> str:
-    file = folder / "device.raw"
-    with file.open("wb") as image:
+    """Return a loop device whose file is in memory, because a busy disk would delay each flush of a guest by seconds."""
+    memory = folder / MEMORY
+    memory.mkdir()
+    await run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(memory))
+    with (memory / "device.raw").open("wb") as image:
         image.truncate(size)
-    return await run("losetup", "--find", "--show", str(file))
+    return await run("losetup", "--find", "--show", str(memory / "device.raw"))
 
 
 FILE_SYSTEMS: Final[dict[str, tuple[str, Callable[[Path, Path], Awaitable[Path]]]]] = {
@@ -93,16 +107,26 @@ async def file_system(kind: str, folder: Path) -> AsyncIterator[Path]:
         images.chmod(0o777)
         yield images
     finally:
-        for _ in range(50):
-            with contextlib.suppress(AssertionError):
-                if mount.is_mount():
-                    await run("umount", str(mount))
-            if not mount.is_mount():
-                break
-            await asyncio.sleep(0.1)  # QEMU has just ended
-        devices = await run("losetup", "--associated", str(folder / "device.raw"), "--output", "NAME", "--noheadings")
-        for device in devices.split():
-            await run("losetup", "--detach", device)
+        await _unmount(mount)
+        device = folder / MEMORY / "device.raw"
+        for loop in (await run("losetup", "--associated", str(device), "--output", "NAME", "--noheadings")).split():
+            await run("losetup", "--detach", loop)
+        if _is_mounted(folder / MEMORY):
+            await run("umount", "--lazy", str(folder / MEMORY))  # the kernel closes the file of a loop device later
+
+
+def _is_mounted(point: Path) -> bool:
+    return point.is_mount()
+
+
+async def _unmount(point: Path) -> None:
+    for _ in range(600):
+        if not _is_mounted(point):
+            break
+        with contextlib.suppress(AssertionError):
+            await run("umount", str(point))
+            break
+        await asyncio.sleep(0.1)  # QEMU or the loop device has just ended
 
 
 def unprivileged_qemu(folder: Path) -> str:

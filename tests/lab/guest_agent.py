@@ -78,7 +78,7 @@ class GuestAgentProcess:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )
-        await until(self.socket.exists, 30)
+        await until(self.socket.exists, 60)
 
     async def stop(self) -> None:
         """Kill it."""

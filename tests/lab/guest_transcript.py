@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from agent.qga.commands import READS
+from agent.qga.commands import GUEST_READS
 from tests.lab.guest_agent import GuestAgentProcess
 from tests.lab.qemus import OTHER_RELEASES
 
@@ -31,7 +31,7 @@ async def capture(path: Path) -> dict[str, dict[str, Any]]:
     reader, writer = await asyncio.open_unix_connection(path, limit=1 << 20)
     replies = {}
     try:
-        for name in sorted(READS):
+        for name in sorted(GUEST_READS):
             writer.write(json.dumps({"execute": name}).encode() + b"\n")
             replies[name] = json.loads(await reader.readline())
     finally:

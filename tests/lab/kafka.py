@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import NoError, TopicAlreadyExistsError
 
 from agent.cli.demo.guest import until
 from agent.cli.demo.images import MissingDependencyError
@@ -20,8 +21,8 @@ from tests.lab.kafka_home import java_command, kafka_home, warm
 from tests.lab.kafka_security import Security
 from tests.lab.machine import free_port
 
-_START_SECONDS: Final = 120.0
-_STOP_SECONDS: Final = 30.0
+_START_SECONDS: Final = 300.0
+_STOP_SECONDS: Final = 60.0
 _STARTED: Final = b"Kafka Server started"
 
 
@@ -193,11 +194,20 @@ class KafkaCluster:
         """Create a topic and wait until each of its partitions has a leader and all its replicas.
 
         Raises:
-            TimeoutError: a partition has no leader, or not all replicas, in time.
+            TimeoutError: the topic cannot be created, or a partition has no leader or not all replicas, in time.
         """
         async with self._admin() as admin:
             topic = NewTopic(name, partitions, replication, topic_configs=dict(config or {}))
-            await admin.create_topics([topic])
+
+            async def created() -> bool:
+                """Create the topic. On a busy machine the cluster may lack a broker or a controller, because heartbeats were late."""
+                await admin._client.force_metadata_update()
+                if admin._client.cluster.controller is None:
+                    return False
+                ((_, error, *_),) = (await admin.create_topics([topic])).topic_errors
+                return error in (NoError.errno, TopicAlreadyExistsError.errno)
+
+            await until(created, _START_SECONDS)
 
             async def complete() -> bool:
                 (description,) = await admin.describe_topics([name])
@@ -252,6 +262,7 @@ def server_properties(broker: Broker, brokers: list[Broker], security: Security)
         "controller.quorum.election.timeout.ms": 500,
         "controller.quorum.fetch.timeout.ms": 1000,
         "log.cleaner.dedupe.buffer.size": 4 << 20,  # half of the heap by default
+        "initial.broker.registration.timeout.ms": 1000 * int(_START_SECONDS),
         "num.io.threads": 2,
         "num.network.threads": 2,
     }

@@ -21,7 +21,8 @@ from tests.lab.scripted_sink import DEADLINE_SECONDS, EVENT, START_NS, eventuall
 
 BAD_UUID: Final = "00000000-0000-4000-8000-00000000bad0"
 """The VM of `large_records`."""
-TIMINGS: Final = KafkaTimings(open=10.0, probe=2.0)
+TIMINGS: Final = KafkaTimings(open=60.0, probe=10.0)
+"""Generous, for brokers on a machine under load."""
 
 
 def large_records(count: int, size: int) -> list[EncodedRecord]:
@@ -44,7 +45,7 @@ def single_topic(name: str) -> KafkaTopicsConfig:
 
 def kafka_config(bootstrap_servers: Sequence[str], topics: KafkaTopicsConfig, **more: Any) -> KafkaConfig:
     """Return the config of a Kafka sink. By default, connections have no encryption and no credentials."""
-    return KafkaConfig(**{"bootstrap_servers": [*bootstrap_servers], "topics": topics, "request_timeout": 5.0, **more})
+    return KafkaConfig(**{"bootstrap_servers": [*bootstrap_servers], "topics": topics, "request_timeout": 20.0, **more})
 
 
 @contextlib.asynccontextmanager
@@ -58,7 +59,7 @@ async def no_leaks(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
         return (asyncio.all_tasks() - tasks - {asyncio.current_task()}) | (_connections() - connections)
 
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(1.0):  # cancelled tasks and aborted sockets end in the loop's next turn
+        async with asyncio.timeout(20.0):  # cancelled tasks and aborted sockets end in the loop's next turn
             await eventually(lambda: not leaked())
     assert not leaked(), str(leaked())
     warnings = [record.getMessage() for record in caplog.records if record.name == "asyncio" and record.levelno >= 30]
@@ -85,7 +86,7 @@ async def open_sink(config: KafkaConfig, timings: KafkaTimings = TIMINGS) -> Asy
         await sink.close()
 
 
-async def open_error(config: KafkaConfig, *, seconds: float = 15.0) -> str:
+async def open_error(config: KafkaConfig, *, seconds: float = 60.0) -> str:
     """Return the error of a sink that cannot be opened. The timeouts of the attempt are derived from `seconds`."""
     sink = KafkaSink(config, KafkaTimings(open=min(TIMINGS.open, seconds / 2), probe=min(TIMINGS.probe, seconds / 8)))
     async with asyncio.timeout(DEADLINE_SECONDS):

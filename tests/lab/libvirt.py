@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from agent.cli.demo.guest import until
-from agent.cli.demo.images import MissingDependencyError, boot_sector, cache_folder
+from agent.cli.demo.images import MissingDependencyError, build_boot_sector, cache_folder
+from tests.lab.libvirt_releases import find_libvirtd
 from tests.lab.machine import INSTALL_HINT, free_port, require
 
 _START_SECONDS: Final = 120.0
-_STOP_SECONDS: Final = 30.0
+_STOP_SECONDS: Final = 60.0
 
 _FOLDERS: Final = {
     "run": "/run/libvirt",
@@ -25,6 +26,9 @@ _FOLDERS: Final = {
 }
 _CACHE: Final = "/var/cache/libvirt"
 """libvirtd's cache of QEMU's capabilities, which take ten seconds to probe: kept from run to run."""
+
+_DATA: Final = "/usr/share/libvirt"
+"""libvirtd's models of CPUs and schemas of XML."""
 
 _DAEMON: Final = """\
 auth_unix_rw = "none"
@@ -91,15 +95,24 @@ class Libvirtd:
 
     Attributes:
         folder: the directory for all files that libvirtd writes.
+        domains: the domains that were created.
+        release: the Debian release whose libvirtd runs; by default, the one that this machine has installed.
     """
 
     folder: Path
+    release: str = ""
+    domains: list[Domain] = field(default_factory=list, init=False)
     _shell: asyncio.subprocess.Process | None = field(default=None, init=False)
 
     @property
     def _host(self) -> uuid.UUID:
         """The UUID that libvirtd reports for its host. It is the same at each start."""
         return uuid.uuid5(uuid.NAMESPACE_URL, str(self.folder))
+
+    @property
+    def container(self) -> str:
+        """The name by which the agent's discovery of all libvirts knows this libvirtd's namespaces."""
+        return f"virt-launcher-{self._host}"
 
     @property
     def uri(self) -> str:
@@ -131,8 +144,9 @@ class Libvirtd:
         self._prepare()
         if self._shell is None:
             await self._open()
+        daemon = find_libvirtd(self.release) / "libvirtd" if self.release else Path("libvirtd")
         await self._do(
-            f"libvirtd -f {self.folder}/libvirtd.conf -p {self.folder}/libvirtd.pid >>{self.folder}/out 2>&1 & pid=$!"
+            f"{daemon} -f {self.folder}/libvirtd.conf -p {self.folder}/libvirtd.pid >>{self.folder}/out 2>&1 & pid=$!"
         )
 
         async def started_or_ended() -> bool:
@@ -164,6 +178,7 @@ class Libvirtd:
             *("bash", "-c", script),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "POD_NAME": self.container},
         )
 
     async def run(self, line: str) -> str:
@@ -189,7 +204,8 @@ class Libvirtd:
         """Create libvirtd's directories and files. Return the shell commands that mount these at the system's paths."""
         for name in _FOLDERS:
             Path(self.folder, name).mkdir(exist_ok=True)
-        Path(cache_folder(), "libvirt").mkdir(parents=True, exist_ok=True)
+        capabilities = cache_folder() / f"libvirt{self.release and f'-capabilities-{self.release}'}"
+        capabilities.mkdir(parents=True, exist_ok=True)
         for path in (*_FOLDERS.values(), _CACHE):
             Path(path).mkdir(parents=True, exist_ok=True)  # a mount point has to exist
         self.folder.chmod(0o755)
@@ -204,7 +220,9 @@ class Libvirtd:
             Path(self.folder, name).write_text(existing + "".join(missing))
         mounts = [f"mount --bind {self.folder}/{name} {path}" for name, path in _FOLDERS.items()]
         mounts += [f"mount --bind {self.folder}/{name} /etc/{name}" for name in ("passwd", "group")]
-        mounts += [f"mount --bind {cache_folder()}/libvirt {_CACHE}"]
+        mounts += [f"mount --bind {capabilities} {_CACHE}"]
+        if self.release:
+            mounts += [f"mount --bind {find_libvirtd(self.release)}/root{_DATA} {_DATA}"]
         mounts += [f"hostname host-{self._host.hex[:12]}"]  # a domain migrates only to a host of another name
         if Path("/dev/kvm").exists():
             # libvirtd probes QEMU's capabilities again, for ten seconds, whenever QEMU's user may not use KVM and root may.
@@ -230,7 +248,14 @@ class Libvirtd:
         return "".join(path.read_text(errors="replace") for path in self.folder.glob("libvirtd.log"))
 
     async def domain(
-        self, name: str, *, vcpus: int = 1, interface: str = "user", extra: str = "", identity: str | None = None
+        self,
+        name: str,
+        *,
+        vcpus: int = 1,
+        interface: str = "user",
+        extra: str = "",
+        identity: str | None = None,
+        paused: bool = False,
     ) -> Domain:
         """Create a domain and start it.
 
@@ -240,16 +265,24 @@ class Libvirtd:
             interface: the type of the network interface in libvirt's XML. With `ethernet`, libvirt creates and removes a tap.
             extra: additional XML.
             identity: the domain's UUID; None for a new one.
+            paused: whether the guest does not run, and so takes no CPU.
         """
         boot, disk, xml = (self.folder / f"{name}{end}" for end in ("-boot.raw", ".qcow2", ".xml"))
-        boot.write_bytes(boot_sector(pause_us=20_000).ljust(1 << 20, b"\0"))
+        boot.write_bytes(build_boot_sector(pause_us=20_000).ljust(1 << 20, b"\0"))
         process = await asyncio.create_subprocess_exec("qemu-img", "create", "-q", "-f", "qcow2", disk, "64M")
         assert await process.wait() == 0
         domain = Domain(name, identity or str(uuid.uuid4()), disk, xml)
         values = {"name": name, "uuid": domain.uuid, "boot": boot, "disk": disk, "vcpus": vcpus}
         xml.write_text(_DOMAIN.format(**values, interface=interface, extra=extra))
-        await self.virsh("create", xml)
+        await self.virsh("create", *(["--paused"] if paused else []), xml)
+        self.domains.append(domain)
         return domain
+
+    async def destroy_since(self, count: int) -> None:
+        """Destroy the domains after the first `count`, because their guests write all the time. Domains that have ended are skipped."""
+        for domain in self.domains[count:]:
+            await self._virsh("destroy", domain.name)
+        del self.domains[count:]
 
     async def send_domain(self, domain: Domain, number: signal.Signals) -> None:
         """Send a signal to the QEMU process of a domain."""
@@ -289,14 +322,14 @@ class Libvirtd:
         try:
             await self.start()
         except BaseException:
-            await self._end_shell()
+            await self.end()
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._end_shell()
+        await self.end()
 
-    async def _end_shell(self) -> None:
+    async def end(self) -> None:
         """End the shell, and thereby all processes that it started."""
         shell, self._shell = self._shell, None
         if shell is not None:

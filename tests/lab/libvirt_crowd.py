@@ -11,7 +11,7 @@ from typing import Final
 
 from agent.cli.demo.guest import until
 from agent.monitors.libvirt.client_library import load_library
-from agent.monitors.libvirt.connection_pool import MAX_CALLS, ConnectionPool
+from agent.monitors.libvirt.connection_pool import HOST_LIMITS, ConnectionPool
 from agent.qmp.errors import QmpError
 
 POOLS: Final = 6
@@ -43,11 +43,13 @@ async def main(uri: str, uuid: str) -> None:
     api, _ = load_library()
     requests = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(requests), sys.stdin)
-    outcomes: list[set[bytes]] = [set() for _ in range(POOLS * MAX_CALLS)]
+    outcomes: list[set[bytes]] = [set() for _ in range(POOLS * HOST_LIMITS.max_calls)]
     callers: list[asyncio.Task[None]] = []
-    for first in range(0, len(outcomes), MAX_CALLS):
+    for first in range(0, len(outcomes), HOST_LIMITS.max_calls):
         pool = ConnectionPool(api, uri, read_only=False, keepalive=KEEPALIVE)
-        callers += [asyncio.create_task(make_calls(pool, uuid, met)) for met in outcomes[first : first + MAX_CALLS]]
+        callers += [
+            asyncio.create_task(make_calls(pool, uuid, met)) for met in outcomes[first : first + HOST_LIMITS.max_calls]
+        ]
     while outcome := await requests.readline():
         for met in outcomes:
             met.clear()

@@ -7,6 +7,7 @@ from typing import Final
 
 from agent.cli.demo.guest import until
 from agent.cli.demo.images import linux_image
+from tests.lab.guest_image import agent_initramfs
 from tests.lab.libvirt import Domain, Libvirtd
 
 _DOMAIN: Final = """\
@@ -29,11 +30,16 @@ _DOMAIN: Final = """\
 """
 
 
-async def linux_domain(libvirtd: Libvirtd) -> Domain:
-    """Start the domain `linux-1` and wait until its guest agent is connected."""
+async def linux_domain(libvirtd: Libvirtd, *, guest_agent: str = "") -> Domain:
+    """Start the domain `linux-1` and wait until its guest agent is connected.
+
+    Args:
+        libvirtd: the libvirtd.
+        guest_agent: the Debian release whose guest agent runs; by default, the one that this machine has installed.
+    """
     image, identity = await asyncio.to_thread(linux_image), str(uuid.uuid4())
     shutil.copy(image.kernel, libvirtd.folder / "vmlinuz")
-    shutil.copy(image.agent_initramfs, libvirtd.folder / "initramfs")
+    (libvirtd.folder / "initramfs").write_bytes(await asyncio.to_thread(agent_initramfs, guest_agent))
     for name in ("disk", "data"):
         (libvirtd.folder / name).write_bytes(bytes(64 << 20))
     xml = libvirtd.folder / "linux-1.xml"

@@ -23,7 +23,7 @@ PROXMOX: Final = """\
 -drive file=/dev/pve/vm-104-disk-0,if=none,id=drive-scsi0,format=raw,cache=none"""
 
 GANETI: Final = """\
-/usr/bin/kvm -enable-kvm -name db.example.com -m 1024 -smp 1 -pidfile /var/run/ganeti/kvm-hypervisor/pid/db.example.com
+/usr/bin/kvm -enable-kvm -name db.example.com,debug-threads=on -m 1024 -smp 1 -pidfile /var/run/ganeti/kvm-hypervisor/pid/db.example.com
 -device virtio-balloon -daemonize -machine pc -monitor unix:/var/run/ganeti/kvm-hypervisor/ctrl/db.example.com.monitor,server,nowait
 -serial none -uuid 1dfa7fa0-8d5e-4a8b-8a06-8c5e6f4f6a01
 -qmp unix:/var/run/ganeti/kvm-hypervisor/ctrl/db.example.com.qmp,server,nowait
@@ -31,31 +31,31 @@ GANETI: Final = """\
 
 INCUS: Final = """\
 /opt/incus/bin/qemu-system-x86_64 -S -name v1 -uuid 8a3c2f1e-7d65-4c0b-9a49-0f8d6f1f2b3c -daemonize -cpu host,hv_passthrough
--nographic -serial chardev:console -nodefaults -no-user-config -sandbox on,obsolete=deny,elevateprivileges=allow,spawn=allow
+-nographic -serial chardev:console -qmp chardev:monitor -nodefaults -no-user-config
 -readconfig /run/incus/v1/qemu.conf -pidfile /run/incus/v1/qemu.pid -D /var/log/incus/v1/qemu.log
--smbios type=2,manufacturer=LinuxContainers,product=Incus -runas incus"""
+-smbios type=2,manufacturer=LinuxContainers,product=Incus -run-with user=incus"""
 
 INCUS_CONF: Final = """\
 # Machine
 [machine]
+accel = "kvm"
 graphics = "off"
 type = "q35"
+usb = "off"
 
 # Qemu control
 [chardev "monitor"]
 backend = "socket"
-path = "/run/incus/v1/qemu.monitor"
+path = "/proc/self/fd/3/qemu.monitor"
 server = "on"
 wait = "off"
 
-[mon]
-chardev = "monitor"
-mode = "control"
-
 # Console
 [chardev "console"]
-backend = "pty"
+backend = "ringbuf"
+size = "1048576"
 """
+"""Descriptor 3 is the directory /run/incus/v1, because the path of a Unix socket has at most 107 characters."""
 
 LIBVIRT: Final = """\
 /usr/{binary} -name guest={name},debug-threads=on -S
@@ -81,6 +81,10 @@ class FakeHost:
         for fd, inode in (fds or {}).items():
             (folder / "fd" / str(fd)).symlink_to(f"socket:[{inode}]")
         return folder
+
+    def open_directory(self, pid: int, fd: int, path: str) -> None:
+        """Let a process have a directory open."""
+        (self.proc / str(pid) / "fd" / str(fd)).symlink_to(path)
 
     def add_listener(self, path: str) -> int:
         """Add a listening socket and return its inode."""

@@ -10,7 +10,7 @@ from tests.lab.agent_process import AgentProcess
 _QUICK: Final = {
     "intervals": {"poll": "1s", "guest_memory": "1s"},
     "allow": {"guest_stats_interval": "1s"},
-    "alerts": {"write_threshold": {"levels": ["used 640KiB", "used 63MiB"]}, "guest": {"levels": ["used 1KiB"]}},
+    "alerts": {"disks": {"levels": ["used 640KiB", "used 63MiB"]}, "guest_filesystems": {"levels": ["used 1KiB"]}},
     "guest_agent": {"enabled": True, "intervals": {"filesystems": "1s"}},
 }
 

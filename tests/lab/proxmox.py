@@ -25,7 +25,7 @@ COMMANDS: Final = (
     "query-version",
     "query-balloon",
 )
-"""The commands that pvestatd sends to each VM every ten seconds."""
+"""The commands that pvestatd sends to each VM every ten seconds, without query-proxmox-support, which only Proxmox' QEMU has."""
 
 
 @dataclass(slots=True)

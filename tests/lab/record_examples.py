@@ -1,7 +1,7 @@
-"""Generates tests/golden/records.jsonl, the examples of docs/records.md: one record of each type from a real run.
+"""Generates tests/golden/records.jsonl, the examples of docs/reference/records.md: one record of each type from a real run.
 
-The run has real guests and an agent. It triggers every type of record that can be triggered at will. docs/records.md is generated from the
-file. The folder of the run appears as /run/qemu in the records.
+The run has real guests and an agent. It triggers every type of record that can be triggered at will. docs/reference/records.md is
+generated from the file. The folder of the run appears as /run/qemu in the records.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ def _example_rank(record: Record) -> tuple[bool, int]:
 async def _run_and_collect(folder: Path) -> list[Record]:
     config: dict[str, Any] = {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
-        "intervals": {"poll": "500ms", "guest_memory": "1s", "migration": "200ms", "resync": "5s"},
+        "intervals": {"poll": "500ms", "guest_memory": "1s", "migrations_and_jobs": "200ms", "resync": "5s"},
         "timeouts": {"greeting": "1s", "response": "1s"},
         "allow": {"guest_stats_interval": "1s", "migration_events": True},
     }

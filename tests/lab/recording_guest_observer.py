@@ -8,22 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from agent.collectors.guest import GUEST_COLLECTORS
-from agent.guest.api import CommandOutcome
+from agent.guest.api import GuestCommandOutcome
 from agent.guest.config import GuestAgentConfig
 from agent.guest.manager import GuestAgentManager
+from agent.guest.session import FIRST_RETRY_SECONDS
 from agent.model.family import Family, Sample
-from agent.model.metrics.about import ABOUT
 from agent.model.metrics.guest import GUEST_AGENT, GUEST_AGENT_SESSION
+from agent.model.metrics.identity import IDENTITY
 from agent.model.metrics.migration import MIGRATION
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Vm
-from tests.lab.scripted_peer import TIMEOUT_SECONDS
+from tests.lab.simulated_clock import longest_wait_seconds
 
 VM = Vm("hv7", "5f0c2c9e-1111-4111-8111-111111111111", "web-3", "/run/qemu/web-3.qmp")
-
-RETRY_SECONDS = 0.02
-SHORT = 0.1
-"""A timeout that a test wants to expire."""
 
 
 class RecordingGuestObserver:
@@ -31,7 +28,8 @@ class RecordingGuestObserver:
 
     Attributes:
         samples: VM, families and samples of each call, oldest first.
-        lost: the VMs whose values were lost, oldest first.
+        lost: the VMs that lost values, oldest first.
+        lost_families: the families of the lost values, oldest first.
         disabled: the VMs that the config excluded, oldest first.
         commands: how many commands had each outcome.
     """
@@ -39,8 +37,9 @@ class RecordingGuestObserver:
     def __init__(self) -> None:
         self.samples: list[tuple[Vm, Sequence[Family], Sequence[Sample]]] = []
         self.lost: list[Vm] = []
+        self.lost_families: list[Sequence[Family]] = []
         self.disabled: list[Vm] = []
-        self.commands: Counter[tuple[str, CommandOutcome]] = Counter()
+        self.commands: Counter[tuple[str, GuestCommandOutcome]] = Counter()
         self._changed = asyncio.Event()
 
     def on_guest_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
@@ -52,6 +51,7 @@ class RecordingGuestObserver:
         assert families
         assert time_ns > 0
         self.lost.append(vm)
+        self.lost_families.append(families)
         self._changed.set()
 
     def on_guest_disabled(self, vm: Vm, time_ns: int) -> None:
@@ -59,7 +59,7 @@ class RecordingGuestObserver:
         self.disabled.append(vm)
         self._changed.set()
 
-    def on_guest_command(self, command: str, outcome: CommandOutcome) -> None:
+    def on_guest_command(self, command: str, outcome: GuestCommandOutcome) -> None:
         self.commands[command, outcome] += 1
         self._changed.set()
 
@@ -82,7 +82,7 @@ class RecordingGuestObserver:
 
     async def wait_until(self, predicate: Callable[[], object]) -> None:
         """Wait until a condition holds; it is checked after each call."""
-        async with asyncio.timeout(TIMEOUT_SECONDS):
+        async with asyncio.timeout(longest_wait_seconds()):
             while not predicate():
                 self._changed.clear()
                 await self._changed.wait()
@@ -93,19 +93,21 @@ class RecordingGuestObserver:
 
 
 def guest_config(**keys: Any) -> GuestAgentConfig:
-    """Return a config that is enabled, with long intervals and timeouts unless the test asks for others."""
+    """Return a config that is enabled, with long intervals unless the test asks for others."""
     intervals = {collector.name: 3600 for collector in GUEST_COLLECTORS} | keys.pop("intervals", {})
-    return GuestAgentConfig.model_validate({"enabled": True, "timeout": 60, "intervals": intervals, **keys})
+    return GuestAgentConfig.model_validate({"enabled": True, "intervals": intervals, **keys})
 
 
 @contextlib.asynccontextmanager
-async def managed(observer: RecordingGuestObserver, config: GuestAgentConfig) -> AsyncIterator[GuestAgentManager]:
+async def managed(
+    observer: RecordingGuestObserver, config: GuestAgentConfig, first_retry_seconds: float = FIRST_RETRY_SECONDS
+) -> AsyncIterator[GuestAgentManager]:
     """Run a manager for as long as the block runs."""
     started: asyncio.Future[GuestAgentManager] = asyncio.get_running_loop().create_future()
 
     async def run() -> None:
         async with asyncio.TaskGroup() as tasks:
-            manager = GuestAgentManager(config, observer, spread=lambda: 0.0, first_retry_seconds=RETRY_SECONDS)
+            manager = GuestAgentManager(config, observer, spread=lambda: 0.0, first_retry_seconds=first_retry_seconds)
             manager.start(tasks)
             started.set_result(manager)
             await asyncio.Event().wait()
@@ -139,4 +141,4 @@ def report_migration(manager: GuestAgentManager, status: str, vm: Vm = VM) -> No
 
 def report_pid(manager: GuestAgentManager, pid: int, vm: Vm = VM) -> None:
     """Report the VM's process."""
-    manager.on_samples(vm, (ABOUT,), (Sample(ABOUT, (), {"pid": str(pid)}),))
+    manager.on_samples(vm, (IDENTITY,), (Sample(IDENTITY, (), {"pid": str(pid)}),))

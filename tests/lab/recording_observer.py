@@ -12,18 +12,18 @@ from agent.model.record import Record, Vm
 from agent.monitors import Monitor
 from agent.monitors.base import qmp_opener
 from agent.monitors.dial import unix_connector
-from agent.qmp.commands import Change
+from agent.qmp.commands import QemuChange
 from agent.session.api import MonitorState, MonitorStatus, PollOutcome, SessionContext, SessionSettings, VmChange
 from agent.session.supervisor_group import SupervisorGroup
-from tests.lab.scripted_peer import TIMEOUT_SECONDS
+from tests.lab.simulated_clock import longest_wait_seconds
 
-QUICK = PollIntervals(poll=0.06, guest_memory=0.06, migration=0.06, resync=60.0)
-"""Just above the slack within which polls share one write."""
+EQUAL = PollIntervals(poll=10.0, guest_memory=10.0, migrations_and_jobs=10.0, resync=3600.0)
+"""Intervals with which all collectors run in each poll, and no resync disturbs a test."""
 
-STALL_SECONDS = 0.3
-"""Response timeout of tests that provoke a stall."""
+QUICK = PollIntervals(poll=0.06, guest_memory=0.06, migrations_and_jobs=0.06, resync=60.0)
+"""Intervals just above the slack within which polls share one write."""
 
-_CONTEXT_OPTIONS = {"thresholds", "collectors", "first_polls", "root", "random"}
+_CONTEXT_OPTIONS = {"histograms", "thresholds", "collectors", "first_polls", "root", "random"}
 
 
 class RecordingObserver:
@@ -103,7 +103,7 @@ class RecordingObserver:
 
     async def wait_until(self, predicate: Callable[[], object]) -> None:
         """Wait until a predicate returns a true value. It is evaluated after each call."""
-        async with asyncio.timeout(TIMEOUT_SECONDS):
+        async with asyncio.timeout(longest_wait_seconds()):
             while not predicate():
                 self._changed.clear()
                 await self._changed.wait()
@@ -119,23 +119,36 @@ def monitor_at(path: Path) -> Monitor:
     return Monitor(str(path), (str(path),), qmp_opener(unix_connector(str(path))))
 
 
-def quick_context(*changes: Change, **options: Any) -> SessionContext:
-    """Return a session context with short intervals and short delays of retries. The timeouts are so long that no test reaches them.
+def session_context(*changes: QemuChange, **options: Any) -> SessionContext:
+    """Return a session context with the agent's own settings and the intervals `EQUAL`.
 
     Args:
         changes: changes to QEMU to allow.
         options: arguments of SessionSettings or of SessionContext.
     """
-    settings: dict[str, Any] = {
+    settings: dict[str, Any] = {"intervals": EQUAL}
+    settings |= {name: value for name, value in options.items() if name not in _CONTEXT_OPTIONS}
+    shared = {name: value for name, value in options.items() if name in _CONTEXT_OPTIONS}
+    return SessionContext(SessionSettings("host1", frozenset(changes), **settings), **shared)
+
+
+def quick_context(*changes: QemuChange, **options: Any) -> SessionContext:
+    """Return a session context for tests of real QEMUs, whose time passes as fast as the test's.
+
+    The intervals and the delays of retries are short. The timeouts are so long that no test reaches them.
+
+    Args:
+        changes: changes to QEMU to allow.
+        options: arguments of SessionSettings or of SessionContext.
+    """
+    quick = {
         "intervals": QUICK,
         "max_retry_seconds": 0.02,
         "greeting_seconds": 60.0,
         "response_seconds": 60.0,
         "probe_seconds": 0.05,
     }
-    settings |= {name: value for name, value in options.items() if name not in _CONTEXT_OPTIONS}
-    shared = {name: value for name, value in options.items() if name in _CONTEXT_OPTIONS}
-    return SessionContext(SessionSettings("host1", frozenset(changes), **settings), **shared)
+    return session_context(*changes, **{**quick, **options})
 
 
 @contextlib.asynccontextmanager
@@ -147,7 +160,7 @@ async def supervised(
 
     async def run() -> None:
         async with asyncio.TaskGroup() as tasks:
-            group = SupervisorGroup(context or quick_context(), observer, tasks)
+            group = SupervisorGroup(context or session_context(), observer, tasks)
             for path in paths:
                 group.on_monitor_added(monitor_at(path))
             started.set_result(group)

@@ -1,7 +1,12 @@
-"""Takes the README's screenshots of a real agent with real guests: `python -m tests.lab.screenshots`."""
+"""Takes the screenshots in the documentation: `python -m tests.lab.screenshots [DIRECTORY]`.
+
+The README has a real agent with three real guests. The page of a large host is that of a fake host. With a directory, every view of the
+page is taken there, with 3, 60 and 500 VMs, in light and dark, wide and on a phone: look at them after a change of the page.
+"""
 
 import asyncio
 import html
+import sys
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,12 +18,13 @@ from playwright.async_api import Browser
 from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
 from tests.lab.agent_process import AgentProcess
 from tests.lab.browser import chromium, open_page
+from tests.lab.page_shots import ALL_SHOTS, DOCUMENTED, shoot_views
 from tests.lab.terminal import Terminal
 
 IMAGES: Final = Path(__file__).parents[2] / "docs" / "images"
-WORK_SECONDS: Final = 60.0  # fills the sparklines
+WORK_SECONDS: Final = 240.0  # on a busy machine, the Linux boots for a minute
 GUESTS: Final = {
-    "web-1": GuestOptions(kind=GuestKind.LINUX, write_kib=256, pause_seconds=0.4),
+    "web-1": GuestOptions(kind=GuestKind.LINUX, write_kib=256, pause_seconds=0.4, guest_agent=True, fill_seconds=0.5),
     "db-1": GuestOptions(kind=GuestKind.WRITER, disk_mib=64, pause_seconds=0.01),
     "build-7": GuestOptions(kind=GuestKind.WRITER, disk_mib=256, write_kib=16, pause_seconds=0.1),
 }
@@ -35,14 +41,16 @@ async def take() -> None:
                 "monitors": [{"dial": f"{path}/*.qmp"}],
                 "intervals": {"poll": "1s", "guest_memory": "2s"},
                 "allow": {"guest_stats_interval": "2s"},
-                "alerts": {"write_threshold": {"mode": "arm", "levels": ["used 32MiB", "used 51MiB", "used 60MiB"]}},
+                "alerts": {"disks": {"mode": "arm", "levels": ["used 32MiB", "used 51MiB", "used 60MiB"]}},
+                "guest_agent": {"enabled": True, "intervals": {"filesystems": "2s"}},
             }
             agent = await running.enter_async_context(AgentProcess(Path(path), config))
             browser = await running.enter_async_context(chromium())
-            await guests["web-1"].wait_until_booted()
+            await guests["web-1"].wait_until_booted(WORK_SECONDS)
             await start_backup(guests["build-7"])
             await agent.wait_for_record("alert.write_threshold", vm="web-1", level="used 32MiB", timeout=WORK_SECONDS)
-            await start_migration(guests["web-1"])
+            await agent.wait_for_record("sample.guest_filesystem", vm="web-1")
+            await start_migration(guests["web-1"])  # the guest agent's values stay
             await guests["db-1"].command("stop")
             await guests["db-1"].command("cont")
             await agent.wait_for_record("sample.migration", vm="web-1", status="active")
@@ -74,19 +82,26 @@ async def start_backup(guest: Guest) -> None:
 
 async def shoot_page(browser: Browser, agent: AgentProcess) -> None:
     """Take the screenshot of the page."""
-    size = {"width": 1000, "height": 1000}
+    size = {"width": 1200, "height": 620}
     async with open_page(browser, agent.url, viewport=size, color_scheme="light") as page:
-        await page.locator("#activity progress").first.wait_for()
+        await page.locator("#vms [role=row]").filter(has_text="migration active").wait_for()
         await page.screenshot(path=IMAGES / "page.png")
+
+
+async def shoot_fake_hosts(images: Path | None) -> None:
+    """Take the screenshots of the page with many VMs: those in the documentation, or all of them into a directory."""
+    with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
+        async with chromium() as browser:
+            await shoot_views(browser, Path(folder), images or IMAGES, ALL_SHOTS if images else DOCUMENTED)
 
 
 async def shoot_terminal(browser: Browser, agent: AgentProcess) -> None:
     """Take the screenshot of the terminal."""
-    async with Terminal("top", "--url", agent.url, "--interval", "1s", columns=100, rows=12) as top:
+    async with Terminal("top", "--url", agent.url, "--interval", "1s", columns=110, rows=12) as top:
         await top.wait_for_texts("db-1", "web-1")
         await until(lambda: "%" in top.find_row("CPU%") and len(top.find_row("web-1").split()) > 6, 60)
         document = screen_html(top.screen)
-    context = await browser.new_context(viewport={"width": 880, "height": 240})
+    context = await browser.new_context(viewport={"width": 960, "height": 240})
     page = await context.new_page()
     await page.set_content(document)
     await page.locator("pre").screenshot(path=IMAGES / "top.png")
@@ -127,5 +142,8 @@ def cell_html(char: pyte.screens.Char) -> str:
 
 
 if __name__ == "__main__":
-    IMAGES.mkdir(exist_ok=True)
-    asyncio.run(take())
+    directory = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    (directory or IMAGES).mkdir(parents=True, exist_ok=True)
+    if directory is None:
+        asyncio.run(take())
+    asyncio.run(shoot_fake_hosts(directory))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-# ruff: noqa: A003, N802, N815 - libvirt's names
+# ruff: noqa: N802, N815 - libvirt's names
 
 CONNECTION_CLOSED = -1
 REFUSED = 1
@@ -160,10 +160,11 @@ class ScriptedLibrary(SimpleNamespace):
         for name in ("AUTH_FAILED", "AUTH_CANCELLED", "AUTH_UNAVAILABLE", "OPERATION_DENIED", "ACCESS_DENIED"):
             setattr(self, f"VIR_ERR_{name}", name)
 
-    def open(self, _uri: str) -> ScriptedConnection:
+    def open(self, uri: str) -> ScriptedConnection:  # noqa: ARG002 - a library of several daemons uses it
         return ScriptedConnection(self)
 
-    openReadOnly = open
+    def openReadOnly(self, uri: str) -> ScriptedConnection:
+        return self.open(uri)
 
     @property
     def open_connections(self) -> list[ScriptedConnection]:

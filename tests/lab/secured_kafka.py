@@ -99,4 +99,4 @@ def _add_user(broker: str) -> None:
     """Add the user for each SCRAM mechanism. Each mechanism takes one or two seconds, because Kafka's tool is a Java program."""
     commands = [add_user_command(kafka_home(), broker, name, USER, PASSWORD) for name in MECHANISMS[1:]]
     running = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for command in commands]
-    assert [process.wait(30) for process in running] == [0, 0]
+    assert [process.wait(120) for process in running] == [0, 0]

@@ -12,7 +12,7 @@ from agent.cli.demo.guest import until
 from tests.lab.machine import free_port, require
 
 _START_SECONDS: Final = 60.0
-_STOP_SECONDS: Final = 15.0
+_STOP_SECONDS: Final = 60.0
 
 
 class ServerError(Exception):

@@ -78,6 +78,9 @@ class OneVmSource:
     def levels_in_bytes(self, _vm: Vm, _device: str, /) -> list[tuple[str, int]]:
         return [("80%", 80), ("90%", 90)]
 
+    def histogram_owner(self, _vm: Vm, _device: str, /) -> str:
+        return ""
+
     def put(
         self, family: Family, at: float, *samples: tuple[tuple[str, ...], dict[str, Any]], owner: Vm | None = None
     ) -> None:

@@ -20,7 +20,7 @@ from agent.model.family import Sample
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.metrics.guest import GUEST_AGENT
 from agent.model.metrics.runstate import RUNSTATE
-from agent.model.record import EncodedRecord, Record, StateNote, Vm
+from agent.model.record import EncodedRecord, PersistentNote, Record, Vm
 from agent.monitors import Monitor
 from agent.session.api import MonitorState, MonitorStatus, VmChange
 from agent.session.identity import QemuBuild
@@ -109,7 +109,7 @@ class ScriptedHost:
         agent.states._clock = lambda: self.now
         publish = agent.publisher.publish
 
-        def publish_and_store(record: Record, note: StateNote | None = None) -> str:
+        def publish_and_store(record: Record, note: PersistentNote | None = None) -> str:
             if note is not None:
                 self._store(note)
             return publish(record, note)
@@ -124,7 +124,7 @@ class ScriptedHost:
         """Kill the agent, perhaps while it writes states."""
         assert self.agent is not None
         assert self.agent.states is not None
-        turn = asyncio.create_task(self.agent.states.turn())
+        turn = asyncio.create_task(self.agent.states.run_turn())
         for _ in range(rng.randrange(40)):
             await asyncio.sleep(0)
         turn.cancel()
@@ -140,12 +140,12 @@ class ScriptedHost:
     async def deliver_state(self, records: Sequence[EncodedRecord]) -> None:
         await self.deliver(records)
 
-    async def persist_note(self, note: StateNote) -> bool:
+    async def persist_note(self, note: PersistentNote) -> bool:
         await asyncio.sleep(0)
         self._store(note)
         return True
 
-    def _store(self, note: StateNote) -> None:
+    def _store(self, note: PersistentNote) -> None:
         if note.value is None:
             self.notes.pop(note.name, None)
         else:
@@ -194,7 +194,7 @@ class ScriptedHost:
         """Let the agent resolve the alerts of VMs that are gone."""
         if self.agent is not None:
             alerts = self.agent.alerts
-            alerts._publish_alerts(alerts.manager.tick(time.monotonic() + AWAY, time.time_ns()))
+            alerts.publish(alerts.manager.tick(time.monotonic() + AWAY, time.time_ns()))
 
     def _source(self, vm: ScriptedVm) -> Vm:
         return Vm(self.name, vm.uuid, vm.name, f"/run/{vm.name}.qmp")
@@ -253,7 +253,7 @@ class Fleet:
                 await host.kill_agent(self.rng)
                 self._count("kill_agent")
             elif host.agent.states is not None and number % 3 == 0:
-                await host.agent.states.turn()
+                await host.agent.states.run_turn()
 
     @property
     def firing_alerts(self) -> int:
@@ -304,9 +304,9 @@ class Fleet:
     async def _write_all(self, host: ScriptedHost) -> None:
         assert host.agent is not None
         assert host.agent.states is not None
-        await host.agent.states.turn()
+        await host.agent.states.run_turn()
         while host.agent.states.pending:
-            await host.agent.states.turn()
+            await host.agent.states.run_turn()
 
     def _start_agent(self, number: int) -> None:
         vms = [vm for vm in self.vms.values() if vm.host == number]

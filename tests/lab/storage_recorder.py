@@ -1,10 +1,12 @@
-"""Records what LVM, the device mapper and ZFS report, from real tools and a real kernel in a guest.
+"""Records what LVM, the device mapper, ZFS and project quotas report, from real tools and a real kernel in a guest.
 
     python -m tests.lab.storage_recorder lvm bullseye bookworm trixie
+    python -m tests.lab.storage_recorder quota bookworm trixie
     python -m tests.lab.storage_recorder zfs bookworm trixie     # builds the kernel module first: root, and 15 minutes for each
 
 The guest has the kernel and the tools of one Debian release. It creates pools with odd names, writes to them, and prints the output of the
-commands of deploy/storage/storage_report.py. The results are tests/golden/storage/lvm-VERSION.json and zfs-VERSION.json.
+commands of deploy/storage/storage_report.py. For quotas it prints statfs(2) of directories with and without a project. The results are
+tests/golden/storage/lvm-VERSION.json, zfs-VERSION.json and quota-VERSION.json.
 """
 
 import json
@@ -124,10 +126,56 @@ record done true
 poweroff -f
 """
 
+_QUOTA: Final = """\
+record version xfs_quota -V
+record setup true
+set -x
+mkdir /xfs /ext4
+mkfs.xfs -q -f /dev/vda
+mount -t xfs -o prjquota /dev/vda /xfs
+mkfs.ext4 -q -O quota,project -E quotatype=prjquota /dev/vdb
+mount -t ext4 -o prjquota /dev/vdb /ext4
+mkdir -p /xfs/images/vm1/disks /xfs/soft /xfs/other /ext4/images/vm1/disks /ext4/soft /ext4/other
+xfs_quota -x -c 'project -s -p /xfs/images 42' -c 'limit -p bhard=60m ihard=100 42' /xfs
+xfs_quota -x -c 'project -s -p /xfs/soft 43' -c 'limit -p bsoft=30m bhard=60m 43' /xfs
+chattr -R -p 42 +P /ext4/images
+chattr -R -p 43 +P /ext4/soft
+setquota -P 42 0 61440 0 100 /ext4
+setquota -P 43 30720 61440 0 0 /ext4
+for directory in /xfs/images/vm1/disks /xfs/soft /xfs/other /ext4/images/vm1/disks /ext4/soft; do
+    dd if=/dev/zero of=$directory/a.qcow2 bs=1M count=10 conv=fsync
+done
+sync
+set +x
+record mountinfo cat /proc/self/mountinfo
+record statfs stat -f -c '%n %S %b %f %a %c %d' /xfs /xfs/images /xfs/images/vm1 /xfs/images/vm1/disks /xfs/soft /xfs/other \
+    /ext4 /ext4/images /ext4/images/vm1 /ext4/images/vm1/disks /ext4/soft /ext4/other
+echo "=== "
+set -x
+dd if=/dev/zero of=/xfs/images/b bs=1M count=80
+dd if=/dev/zero of=/ext4/images/b bs=1M count=80
+sync
+set +x
+record full stat -f -c '%n %S %b %f %a %c %d' /xfs /xfs/images /ext4 /ext4/images
+echo "=== "
+set -x
+dd if=/dev/zero of=/xfs/other/b bs=1M count=832
+dd if=/dev/zero of=/ext4/other/b bs=1M count=800
+sync
+set +x
+record crowded stat -f -c '%n %S %b %f %a %c %d' /xfs /xfs/soft /ext4 /ext4/soft
+record done true
+poweroff -f
+"""
+
 
 def _prepare_lvm(root: Path) -> None:
     (root / "etc/lvm").mkdir(parents=True, exist_ok=True)
     (root / "etc/lvm/lvm.conf").write_text(_LVM_CONF)
+
+
+def _prepare_nothing(root: Path) -> None:
+    """Change nothing."""
 
 
 def _prepare_zfs(root: Path) -> None:
@@ -190,6 +238,14 @@ SCENARIOS: Final = {
         r"LVM version:\s+([\d.]+)",
         "lvmreport(7), dmsetup(8) and the kernel's document on thin provisioning describe the formats.",
         _prepare_lvm,
+    ),
+    "quota": _Scenario(
+        ("xfsprogs", "e2fsprogs", "quota"),
+        ("xfs", "ext4", "quota-v2"),
+        _QUOTA,
+        r"version ([\d.]+)",
+        "xfs(5), ext4(5) and statfs(2) describe the figures.",
+        _prepare_nothing,
     ),
     "zfs": _Scenario(
         ("zfs-dkms", "zfsutils-linux", *_BUILD_PACKAGES),

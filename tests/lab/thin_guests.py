@@ -155,8 +155,20 @@ class AlertWatcher:
         resync: float = 300.0,
         storage: float = 30.0,
         pool_levels: Sequence[str] | None = None,
+        alerts: Mapping[str, Any] | None = None,
         **thresholds: Any,
     ) -> None:
+        """Configure the agent.
+
+        Args:
+            folder: The directory of the monitors' sockets.
+            poll: Interval between two polls in seconds.
+            resync: Interval between two resyncs in seconds.
+            storage: Interval between two readings of the pools in seconds.
+            pool_levels: Levels of the pools; None for the defaults.
+            alerts: Further keys of the section `alerts`.
+            thresholds: Keys of the section `alerts.disks`.
+        """
         self.url = ""
         self._sink = ListSink()
         config = {
@@ -164,8 +176,8 @@ class AlertWatcher:
             "host": "hv7",
             "web": {"listen_address": "127.0.0.1:0"},
             "intervals": {"poll": poll, "resync": resync, "storage": storage},
-            "alerts": {"write_threshold": {"mode": "arm", **thresholds}}
-            | ({"pool": {"levels": list(pool_levels)}} if pool_levels is not None else {}),
+            "alerts": {"disks": {"mode": "arm", **thresholds}, **(alerts or {})}
+            | ({"pools": {"levels": list(pool_levels)}} if pool_levels is not None else {}),
         }
         self.app = Agent(Config.model_validate(config), self._sink)
         self._stack = contextlib.AsyncExitStack()
@@ -211,7 +223,7 @@ class AlertWatcher:
             if alert["state"] == state and "level" in alert and data.items() <= alert.items()
         ]
 
-    async def until(self, level: str, state: str = "firing", timeout: float = 20.0, **data: Any) -> None:  # noqa: ASYNC109
+    async def until(self, level: str, state: str = "firing", timeout: float = 120.0, **data: Any) -> None:  # noqa: ASYNC109
         """Wait until the alert of a level has changed to a state.
 
         Raises:

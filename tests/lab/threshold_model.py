@@ -168,13 +168,13 @@ class Agent:
         """Process a reply."""
         families = (BLOCK, BLOCK_LAYER) if reply.with_nodes else (BLOCK,)
         pending, spaces = self.manager.on_samples(VM, self.qemu.samples(reply), now, int(now * 1e9), families=families)
-        trackers = self.manager._processes.of_uuid(UUID)[0].trackers.items()
+        trackers = self.manager._processes.processes_with_uuid(UUID)[0].trackers.items()
         assert spaces == [space for disk, tracker in trackers if (space := space_sample(disk, tracker)) is not None]
         self.emit(pending)
 
     def pending_commands(self) -> list[tuple[str, int]]:
         """Return the thresholds to set, by node. Their state note is put into the journal first."""
-        commands = self.manager.pending_commands(VM)
+        commands = self.manager.threshold_commands.pending(VM)
         if commands:
             self.journal.put(None, self.manager.notes.note_of_vm(UUID))
         thresholds = []

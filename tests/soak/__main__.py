@@ -33,7 +33,7 @@ MEASURE_SECONDS: Final = 3.0
 CONFIG: Final[dict[str, Any]] = {
     "intervals": {"poll": "1s", "resync": "30s"},
     "timeouts": {"response": "2s", "greeting": "2s", "max_retry_delay": "2s"},
-    "alerts": {"write_threshold": {"levels": ["used 640KiB", "used 32MiB", "used 63MiB"]}},
+    "alerts": {"disks": {"levels": ["used 640KiB", "used 32MiB", "used 63MiB"]}},
     "log": {"level": "error"},
 }
 LIMITS: Final = {

@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.app.agent import Agent
-from agent.cli.format import format_record
+from agent.cli.record_text import format_record
 from agent.collectors import ALL, PollIntervals, VmFacts
 from agent.config.model import Config
 from agent.delivery.sinks.jsonl import JsonLinesSink
-from agent.exposition.prometheus import render
-from agent.model.events import EVENTS
+from agent.exposition.prometheus import render_metrics
+from agent.model.event_table import EVENT_ROWS_BY_NAME
 from agent.model.record import EncodedRecord, RecordEncoder, Vm
 from agent.monitors import Monitor
 from agent.qmp.errors import QmpError
@@ -29,7 +29,7 @@ from tests.unit.collectors.test_collectors import QEMU_REPLIES, any_json, copy_w
 
 NO_DEADLINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """The first draw builds a table of all characters, which takes seconds on a machine under load."""
-INTERVALS = PollIntervals(poll=10, guest_memory=30, migration=1, resync=300)
+INTERVALS = PollIntervals(poll=10, guest_memory=30, migrations_and_jobs=1, resync=300)
 COLLECTORS = {collector.name: collector for collector in ALL}
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
     ['"', "\\", "\n", 'x="y"} 1\nforged 1', "\x1b[31m", "\u2028", "\x00", "a" * 10_000, "{}", "%s", "../.."]
@@ -59,7 +59,7 @@ async def _connect(*_: Any, **__: Any) -> Any:
 
 def assert_well_formed(app: RecordingAgent) -> None:
     """Assert that the series, the records and their lines of text are well-formed."""
-    series = Scrape.read(render(app.snapshot) + app.metrics.render().decode())
+    series = Scrape.read(render_metrics(app.snapshot) + app.metrics.render().decode())
     assert not any("forged" in name for name, _ in series.values)
     assert not [value for value in series.values.values() if value != value]  # noqa: PLR0124 - NaN
     for stamped in app.sent:
@@ -103,7 +103,7 @@ async def test_any_event_gives_well_formed_output(app: RecordingAgent) -> None:
     fields = st.sampled_from(
         ["device", "node-name", "reason", "id", "status", "action", "nospace", "info", "actual", "x"]
     )
-    names = st.sampled_from(sorted(EVENTS)) | text
+    names = st.sampled_from(sorted(EVENT_ROWS_BY_NAME)) | text
 
     @NO_DEADLINE
     @given(names, st.dictionaries(fields, hostile, max_size=4), st.none() | st.integers(0, (1 << 33) * 10**9))

@@ -40,12 +40,16 @@ async def environment() -> AsyncIterator[HostileHost]:
 
 
 async def test_the_page_shows_hostile_replies_as_text(environment: HostileHost) -> None:
-    async with chromium() as browser, open_page(browser, environment.agent.url) as page:
+    async with chromium() as browser, open_page(browser, f"{environment.agent.url}/#/events") as page:
         await expect(page.locator("#events").get_by_text("<script>").first).to_be_attached()
+        await page.get_by_role("link", name="VMs", exact=True).click()
         link = page.locator(f'a[href*="{UUID}"]').first
         await expect(link).to_contain_text("<script>window.pwned=1</script>")
         await link.click()
         await expect(page.get_by_role("heading", level=2).filter(has_text="<script>").first).to_be_visible()
+        for section in ("Disks and pools", "CPU", "Memory", "Guest", "Jobs and migrations", "Inventory"):
+            await page.get_by_role("link", name=section, exact=True).click()
+            await expect(page.get_by_role("link", name=section, exact=True)).to_have_attribute("aria-current", "page")
         assert await page.evaluate("window.pwned") is None
         assert await page.locator("main script, main img, main svg[onload]").count() == 0
 

@@ -23,7 +23,7 @@ START_SECONDS: Final = 1_795_600_800
 RESULT_SECONDS: Final = 240.0
 """Deadline of a result: generous, for a machine under load."""
 MIB: Final = 1 << 20
-RECORDS: Final = ("qemu.events", "qemu.samples", "qemu.state")
+RECORDS: Final = ("qemu.events", "qemu.samples", "qemu.state", "fleet.clock")
 RESULTS: Final = ("fleet.silent_hosts", "fleet.top_talkers", "fleet.filling_pools", "fleet.vms")
 
 
@@ -57,6 +57,13 @@ class Stream:
                 value = None if record is None else encode(record).body
                 await producer.send_and_wait(self.topics["qemu.state"], value, key=key.encode())
 
+    async def send_ticks(self, seconds: Iterable[float]) -> None:
+        """Send ticks of the clock, at times after the start."""
+        async with AIOKafkaProducer(**self.kafka.client) as producer:
+            for at in seconds:
+                millis = int((START_SECONDS + at) * 1000)
+                await producer.send_and_wait(self.topics["fleet.clock"], b'{"tick": 2}', timestamp_ms=millis)
+
     async def collect_results(self) -> None:
         """Store the results of the jobs as they arrive, until cancelled. A raw key is a text, and the value of a tombstone is None."""
         names = {self.topics[name]: name for name in RESULTS}
@@ -88,6 +95,7 @@ async def stream(kafka: KafkaCluster, folder: Path) -> AsyncIterator[Stream]:
         await kafka.create_topic(name)
     replacements = {f"'{name}'": f"'{topic}'" for name, topic in topics.items()}
     replacements["latest-offset"] = "earliest-offset"
+    replacements["SELECT tick FROM ticks"] = "SELECT tick FROM ticks WHERE tick < 0"  # the test sends the ticks
     names = ("silent_hosts", "top_talkers", "shared_pools", "current_state")
     async with FlinkJobs(folder / "flink", names, kafka.bootstrap[0], replacements) as jobs:
         stream = Stream(kafka, topics, jobs)
@@ -181,6 +189,12 @@ async def test_the_shipped_jobs_report_the_fleet(stream: Stream) -> None:
         ("hv2", {"host": "hv2", "last_heartbeat": "2026-11-25 10:01:00Z"}),
         ("hv2", None),
         ("last", {"host": "last", "last_heartbeat": "2026-11-25 10:03:25Z"}),
+    ]
+
+    await stream.send_ticks((310, 400, 500))  # no host sends anything
+    assert sorted((await stream.wait_for_results("fleet.silent_hosts", 5))[3:]) == [
+        ("hv1", {"host": "hv1", "last_heartbeat": "2026-11-25 10:05:00Z"}),
+        ("hv2", {"host": "hv2", "last_heartbeat": "2026-11-25 10:04:00Z"}),
     ]
 
     rows = [row for _, row in await stream.wait_for_results("fleet.top_talkers", 20)]

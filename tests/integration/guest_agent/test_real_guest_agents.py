@@ -49,7 +49,7 @@ def release(request: pytest.FixtureRequest) -> str:
 
 
 def config(guest_agent: GuestAgentProcess, **keys: Any) -> Any:
-    return guest_config(channels=[{"socket": str(guest_agent.socket)}], **keys)
+    return guest_config(channels=[{"socket": str(guest_agent.socket)}], **{"timeout": 60, **keys})
 
 
 def received_bytes() -> dict[str, int]:
@@ -71,11 +71,11 @@ async def test_the_figures_equal_those_of_the_machine(folder: Path, release: str
         GuestAgentProcess(folder, release=release) as guest_agent,
         managed(observer, config(guest_agent)) as manager,
     ):
-        cpu_before, received_before = cpu_seconds(), received_bytes()
+        load_before, cpu_before, received_before = os.getloadavg(), cpu_seconds(), received_bytes()
         report_run_state(manager, running=True)
         report_channel(manager, guest_agent.socket)
         await observer.wait_until(lambda: observer.count(GUEST_CLOCK))
-        root, load = os.statvfs("/"), os.getloadavg()
+        root, load_after, cpu_after = os.statvfs("/"), os.getloadavg(), cpu_seconds()
     assert observer.states() == ["connecting", "up"]
     filesystems = {labels[0]: values for labels, values in observer.last(GUEST_FILESYSTEM).items()}
     used = (root.f_blocks - root.f_bfree) * root.f_frsize
@@ -87,29 +87,32 @@ async def test_the_figures_equal_those_of_the_machine(folder: Path, release: str
     assert system["machine"] == platform.machine()
     assert system["utc_offset_seconds"] == -time.timezone
     for state, seconds in cpu_before.items():
-        assert observer.last(GUEST_CPU)[()][state] == pytest.approx(seconds, abs=10)
+        assert seconds - 1 <= observer.last(GUEST_CPU)[()][state] <= cpu_after[state] + 1, state
     assert observer.last(GUEST_CPU)[()]["cpus"] == os.cpu_count()
     for (name,), traffic in observer.last(GUEST_INTERFACE).items():
         assert received_before[name] <= traffic["rx_bytes_total"] <= received_bytes()[name]
     assert observer.last(GUEST_FREEZE) == {(): {"frozen": False}}
     assert observer.last(GUEST_USERS)[()]["logged_in"] >= 0
-    assert abs(observer.last(GUEST_CLOCK)[()]["offset_seconds"]) < 1
+    clock = observer.last(GUEST_CLOCK)[()]
+    assert abs(clock["offset_seconds"]) <= clock["uncertainty_seconds"] + 0.01
     assert observer.last(GUEST_DISK)
     if not observer.last(GUEST_AGENT_SESSION)[()]["missing_commands"]:
-        assert observer.last(GUEST_LOAD)[()]["average_15m"] == pytest.approx(load[2], abs=1)
+        low, high = sorted((load_before[2], load_after[2]))
+        assert low - 0.1 <= observer.last(GUEST_LOAD)[()]["average_15m"] <= high + 0.1
 
 
 async def test_a_guest_agent_that_hangs_restarts_and_is_killed_is_reported(folder: Path) -> None:
     observer = RecordingGuestObserver()
     async with GuestAgentProcess(folder) as guest_agent:
         quick = config(guest_agent, timeout=0.3, max_retry_delay=1, intervals={"freeze": 0.2})
-        async with managed(observer, quick) as manager:
+        async with managed(observer, quick, first_retry_seconds=0.02) as manager:
             report_run_state(manager, running=True)
             report_channel(manager, guest_agent.socket)
             await observer.wait_until(lambda: observer.count(GUEST_OS))
+            lost = len(observer.lost)  # on a busy machine, a reply may have been late before
             guest_agent.send_signal(signal.SIGSTOP)
             await observer.wait_for_state("unresponsive")
-            assert len(observer.lost) == 1, "the values of a guest agent that hangs are out of date"
+            await observer.wait_until(lambda: len(observer.lost) > lost)
             await guest_agent.stop()  # on a plain socket, qemu-ga ends anyway when it replies to a client that has left
             await guest_agent.start()
             await observer.wait_for_state("up")

@@ -42,11 +42,17 @@ async def deliver(config: KafkaConfig, rejected: Sequence[EncodedRecord]) -> Non
         assert await send_with_retries(sink, rejected) == rejected
 
 
+def id_of(message: ConsumerRecord) -> str:
+    """Return the id of a dead letter: in its headers in binary mode, else in its value."""
+    headers = dict(message.headers)
+    return headers["ce_id"].decode() if "ce_id" in headers else str(json.loads(message.value)["id"])
+
+
 async def read_dead_letters(kafka: KafkaCluster, config: KafkaConfig) -> dict[str, ConsumerRecord]:
     """Return the last dead letter of each record, by the record's id."""
     assert config.topics.dead_letters is not None
     messages = await read_topic(kafka, config.topics.dead_letters)
-    return {dict(message.headers)["ce_id"].decode(): message for message in messages}
+    return {id_of(message): message for message in messages}
 
 
 def rejection(message: ConsumerRecord) -> dict[str, str]:

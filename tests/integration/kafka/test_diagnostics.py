@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import socket
-import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +54,7 @@ def sasl_config(mechanism: str, name: str, file: Path) -> SaslConfig:
 
 def server_config(server: str, topic: str = "any", **more: Any) -> KafkaConfig:
     """Return a config with one bootstrap server."""
-    return kafka_config([server], single_topic(topic), request_timeout=1.0, **more)
+    return kafka_config([server], single_topic(topic), request_timeout=5.0, **more)
 
 
 def credentials(listeners: Listeners, mechanism: str, password: str = PASSWORD, name: str = USER) -> SaslConfig:
@@ -96,9 +95,7 @@ async def test_one_working_server_of_several_is_enough(kafka: KafkaCluster, topi
 
 
 async def test_a_server_that_never_answers_times_out(black_hole: str) -> None:
-    start = time.monotonic()
     assert await open_error(server_config(black_hole), seconds=5) == f"{black_hole}: no answer in time"
-    assert time.monotonic() - start < 60
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ async def test_records_are_unchanged_in_order_and_in_the_java_clients_partitions
         assert [message.value for message in mine] == [record.body for record in records if record.key == vm.key]
         assert all(one.offset < other.offset for one, other in pairwise(mine))
         assert [message.timestamp for message in mine] == [e.time_ns // 1_000_000 for e in records if e.key == vm.key]
-    assert all(dict(message.headers)["ce_id"].decode() == json.loads(message.value)["id"] for message in messages)
+    assert all(dict(message.headers)["ce_type"].decode() == json.loads(message.value)["type"] for message in messages)
 
 
 async def test_record_types_and_routes_select_the_topic(kafka: KafkaCluster) -> None:

@@ -14,7 +14,7 @@ from agent.delivery.sinks.kafka.config import KafkaTopicCreationConfig, KafkaTop
 from agent.delivery.sinks.kafka.sink import KafkaSink
 from agent.model.record import EncodedRecord
 from tests.lab.kafka import KafkaCluster
-from tests.lab.kafka_sink import kafka_config, open_sink, read_topic
+from tests.lab.kafka_sink import kafka_config, open_sink
 from tests.lab.scripted_sink import DEADLINE_SECONDS
 from tests.lab.state_fleet import Fleet
 
@@ -103,7 +103,7 @@ async def test_a_late_consumer_knows_all_that_is_true_of_a_thousand_vms(
         fleet = Fleet(tmp_path, writer.deliver, hosts=5, vms=1000, seed=7)
         await fleet.churn(400)
         await fleet.settle()
-        messages = await read_topic(kafka, state)
+        messages = await read_compacted(kafka, state)  # on a slow machine, Kafka may have begun to compact it
         assert len(messages) > 1000  # Kafka may have some twice: delivery is at least once
         assert None in {message.value for message in messages}
         assert fleet.problems(latest(messages)) == []

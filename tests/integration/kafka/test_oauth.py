@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import ssl
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,47 +13,57 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from agent.common.client_tls import ClientTlsConfig
 from agent.delivery.sinks.kafka.config import KafkaConfig
 from agent.delivery.sinks.kafka.sasl_config import OauthConfig, SaslConfig
 from agent.delivery.sinks.kafka.tokens import EndpointTokenProvider, TokenError, parse_token
 from tests.lab.kafka import KafkaCluster
-from tests.lab.kafka_security import Certificates
+from tests.lab.kafka_security import Certificates, Security
 from tests.lab.kafka_sink import ids, kafka_config, no_leaks, open_error, open_sink, read_topic, single_topic
 from tests.lab.machine import free_port
 from tests.lab.oidc_provider import AUDIENCE, CLIENT, SECRET, OidcProvider
 from tests.lab.scripted_sink import RecordSource
 
 TOPIC = "oauth"
-TOKEN_SECONDS = 3
+TOKEN_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class OauthBroker:
-    """A broker with a listener that takes tokens, and ends a connection when its token expires."""
+    """A broker that takes tokens on two listeners, and ends a connection when its token expires.
+
+    Attributes:
+        address: the listener in plain text.
+        tls_address: the listener over TLS.
+        certificates: the broker's certificates.
+        cluster: the broker.
+        provider: the OpenID provider.
+    """
 
     address: str
+    tls_address: str
+    certificates: Certificates
     cluster: KafkaCluster
     provider: OidcProvider
 
 
 @contextlib.asynccontextmanager
-async def oauth_broker(folder: Path) -> AsyncIterator[OauthBroker]:
-    async with OidcProvider(TOKEN_SECONDS) as provider:
+async def oauth_broker(folder: Path, token_seconds: int = TOKEN_SECONDS) -> AsyncIterator[OauthBroker]:
+    async with OidcProvider(token_seconds) as provider:
         allowed = f"-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={provider.keys_url}"
         cluster = KafkaCluster(folder / "kafka", java_options=[allowed])
         (broker,) = cluster.brokers
-        address = f"127.0.0.1:{free_port()}"
-        addresses = {name: f"{name}://127.0.0.1:{port}" for name, port in broker.ports.items()}
-        addresses["OAUTH"] = f"OAUTH://{address}"
-        security = "org.apache.kafka.common.security.oauthbearer"
+        ports = broker.ports | {"OAUTH": free_port(), "OAUTHTLS": free_port()}
+        addresses = {name: f"{name}://127.0.0.1:{port}" for name, port in ports.items()}
+        certificates = Certificates.make(folder / "broker-certificates")
         cluster._properties |= {
             "listeners": ",".join(addresses.values()),
-            "advertised.listeners": ",".join(addresses[name] for name in ("CLIENT", "INTERNAL", "OAUTH")),
-            "listener.security.protocol.map": "CLIENT:PLAINTEXT,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT,OAUTH:SASL_PLAINTEXT",
-            "listener.name.oauth.sasl.enabled.mechanisms": "OAUTHBEARER",
-            "listener.name.oauth.oauthbearer.sasl.jaas.config": f"{security}.OAuthBearerLoginModule required;",
-            "listener.name.oauth.oauthbearer.sasl.server.callback.handler.class": f"{security}.OAuthBearerValidatorCallbackHandler",
-            "listener.name.oauth.oauthbearer.connections.max.reauth.ms": 60_000,  # or the token's lifetime, if it is less
+            "advertised.listeners": ",".join(text for name, text in addresses.items() if name != "CONTROLLER"),
+            "listener.security.protocol.map": "CLIENT:PLAINTEXT,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT,"
+            "OAUTH:SASL_PLAINTEXT,OAUTHTLS:SASL_SSL",
+            **token_properties("oauth"),
+            **token_properties("oauthtls"),
+            **Security(certificates=certificates).broker_properties("oauthtls"),
             "sasl.oauthbearer.jwks.endpoint.url": provider.keys_url,
             "sasl.oauthbearer.expected.issuer": provider.issuer,
             "sasl.oauthbearer.expected.audience": AUDIENCE,
@@ -62,7 +71,19 @@ async def oauth_broker(folder: Path) -> AsyncIterator[OauthBroker]:
         }
         async with cluster:
             await cluster.create_topic(TOPIC)
-            yield OauthBroker(address, cluster, provider)
+            plain, tls = (f"127.0.0.1:{ports[name]}" for name in ("OAUTH", "OAUTHTLS"))
+            yield OauthBroker(plain, tls, certificates, cluster, provider)
+
+
+def token_properties(listener: str) -> dict[str, object]:
+    """Return the broker properties of a listener that takes tokens. The listener's name must be in lower case."""
+    prefix, security = f"listener.name.{listener}", "org.apache.kafka.common.security.oauthbearer"
+    return {
+        f"{prefix}.sasl.enabled.mechanisms": "OAUTHBEARER",
+        f"{prefix}.oauthbearer.sasl.jaas.config": f"{security}.OAuthBearerLoginModule required;",
+        f"{prefix}.oauthbearer.sasl.server.callback.handler.class": f"{security}.OAuthBearerValidatorCallbackHandler",
+        f"{prefix}.oauthbearer.connections.max.reauth.ms": 60_000,  # or the token's lifetime, if it is less
+    }
 
 
 def secret_file(folder: Path, secret: str) -> str:
@@ -71,9 +92,13 @@ def secret_file(folder: Path, secret: str) -> str:
     return str(file)
 
 
-def config(server: str, sasl: dict[str, Any]) -> KafkaConfig:
-    sasl = {"mechanism": "OAUTHBEARER", **sasl}
-    return kafka_config([server], single_topic(TOPIC), sasl=SaslConfig.model_validate(sasl), request_timeout=2.0)
+def tls_config(certificates: Certificates) -> ClientTlsConfig:
+    return ClientTlsConfig.model_validate({"ca": str(certificates.authority)})
+
+
+def config(server: str, sasl: dict[str, Any], **more: Any) -> KafkaConfig:
+    credentials = SaslConfig.model_validate({"mechanism": "OAUTHBEARER", **sasl})
+    return kafka_config([server], single_topic(TOPIC), sasl=credentials, request_timeout=10.0, **more)
 
 
 async def test_records_are_delivered_while_tokens_expire(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -82,17 +107,18 @@ async def test_records_are_delivered_while_tokens_expire(folder: Path, caplog: p
         right = {"oauth": oauth | {"client_secret_file": secret_file(folder, SECRET)}}
         source, sent = RecordSource(), []
         caplog.set_level(logging.INFO)
+
+        def connects() -> int:
+            return sum("Authenticated via OAUTHBEARER" in record.getMessage() for record in caplog.records)
+
         async with no_leaks(caplog):
             async with open_sink(config(broker.address, right)) as sink:
-                end = time.monotonic() + 3 * TOKEN_SECONDS
-                while time.monotonic() < end:
+                while connects() < 4:  # a producer has two connections, and the broker ends each when its token expires
                     batch = [*source.take(10)]
                     assert await sink.send(batch) == []
                     sent += [record.id for record in batch]
-                    await asyncio.sleep(0.2)  # the tokens have to expire meanwhile
+                    await asyncio.sleep(0.2)
             assert sorted(ids(await read_topic(broker.cluster, TOPIC))) == sorted(sent), "each record, once"
-            connects = [record for record in caplog.records if "Authenticated via OAUTHBEARER" in record.getMessage()]
-            assert len(connects) >= 4, "a producer has two connections, and the broker ends each when its token expires"
 
             wrong = {"oauth": oauth | {"client_secret_file": secret_file(folder, "wrong")}}
             error = await open_error(config(broker.address, wrong))
@@ -114,6 +140,22 @@ async def test_records_are_delivered_while_tokens_expire(folder: Path, caplog: p
             file.unlink()
             error = await open_error(config(broker.address, {"token_file": str(file)}))
             assert error == f"no token: {file}: No such file or directory; check kafka.sasl.token_file"
+
+
+async def test_tokens_and_records_are_sent_over_tls_to_a_broker_with_a_trusted_certificate(folder: Path) -> None:
+    async with oauth_broker(folder, token_seconds=3600) as broker:
+        oauth = {"token_url": broker.provider.token_url, "client_id": CLIENT, "scope": "kafka"}
+        sasl = {"oauth": oauth | {"client_secret_file": secret_file(folder, SECRET)}}
+        source = RecordSource()
+        async with open_sink(config(broker.tls_address, sasl, tls=tls_config(broker.certificates))) as sink:
+            assert await sink.send(batch := [*source.take(10)]) == []
+        assert sorted(ids(await read_topic(broker.cluster, TOPIC))) == sorted(record.id for record in batch)
+
+        foreign = Certificates.make(folder / "foreign")
+        error = await open_error(config(broker.tls_address, sasl, tls=tls_config(foreign)))
+        assert "certificate" in error
+        error = await open_error(config(broker.tls_address, sasl))
+        assert "TLS" in error
 
 
 async def test_a_token_is_shared_replaced_before_it_expires_and_kept_during_an_outage(folder: Path) -> None:

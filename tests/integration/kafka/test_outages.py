@@ -1,6 +1,7 @@
 """Errors that affect every record are outages: records wait, the cause is reported, and no record becomes a dead letter."""
 
 import asyncio
+import contextlib
 import subprocess
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from uuid import uuid4
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import InvalidProducerEpoch, OutOfOrderSequenceNumber
+from aiokafka.errors import InvalidProducerEpoch, MessageSizeTooLargeError, OutOfOrderSequenceNumber
 from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
 
 from agent.delivery.pipeline import DeliveryPipeline
@@ -59,6 +60,14 @@ async def set_topic_config(kafka: KafkaCluster, topic: str, **config: str) -> No
     )
     async with kafka._admin() as admin:
         await admin.alter_configs([resource])
+
+
+async def wait_until_rejected(kafka: KafkaCluster, topic: str, size: int) -> None:
+    """Wait until the broker applies a lower limit: send messages of `size` bytes until it rejects one."""
+    async with AIOKafkaProducer(**kafka.client) as producer, asyncio.timeout(DEADLINE_SECONDS):
+        with contextlib.suppress(MessageSizeTooLargeError):
+            while True:
+                await producer.send_and_wait(topic, b'{"id": "too large"}'.ljust(size))
 
 
 async def put_until_unready(pipeline: DeliveryPipeline, source: RecordSource, reason: str) -> None:
@@ -270,7 +279,7 @@ async def test_only_records_larger_than_the_lowered_limit_are_rejected(
     source, rejected = RecordSource(), large_records(3, 3000)
     async with running(make_kafka_pipeline(kafka, topic_name, folder)) as pipeline:
         await set_topic_config(kafka, topic_name, max_message_bytes="2000")
-        await asyncio.sleep(1.0)  # until the broker applies it
+        await wait_until_rejected(kafka, topic_name, 3000)
         for number, record in enumerate(source.take(30)):
             pipeline.put(record)
             if number % 10 == 0:

@@ -72,7 +72,7 @@ def state_of(reader: StateReader) -> State:
     """Return the state that a reader has."""
     records = [record for uuid in range(VMS) if (record := reader.state.vm(f"vm-{uuid}")) is not None]
     assert len(records) == len(list(reader.state.vms()))
-    return {(record.host, record.vm_uuid): record.data["change"] for record in reader.state.of_all_hosts()}
+    return {(record.host, record.vm_uuid): record.data["change"] for record in reader.state.vms_on_all_hosts()}
 
 
 async def test_a_reader_has_the_true_state_whenever_it_begins(fleet: Fleet) -> None:

@@ -27,6 +27,18 @@ async def libvirtd() -> AsyncIterator[Libvirtd]:
             yield running
 
 
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
+async def _destroy_created_domains(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """Destroy the domains that a test has created, when it ends."""
+    if "libvirtd" not in request.fixturenames:
+        yield
+        return
+    running = request.getfixturevalue("libvirtd")
+    count = len(running.domains)
+    yield
+    await running.destroy_since(count)
+
+
 @pytest.fixture
 def agent_on(libvirtd: Libvirtd, folder: Path) -> AgentOn:
     """A function that creates an agent with these keys in its entry for `libvirtd`, and these other keys in its config."""

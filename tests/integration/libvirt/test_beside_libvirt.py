@@ -1,17 +1,15 @@
-"""Setups beside libvirt: deploy/'s own monitor, passthrough, another client's threshold, a libvirtd in namespaces."""
+"""Setups beside libvirt: deploy's own monitor, passthrough, and a threshold of another client."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from agent.cli.demo.guest import until
 from tests.integration.libvirt.conftest import QUICK, AgentOn
-from tests.integration.libvirt.test_domain_lifecycle import monitor_states, wait_until_attached
-from tests.lab.agent_process import AgentProcess, run_command
+from tests.integration.libvirt.test_domain_lifecycle import wait_until_attached
+from tests.lab.agent_process import AgentProcess
 from tests.lab.libvirt import Libvirtd
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -61,9 +59,7 @@ def reported_fields(agent: AgentProcess, uuid: str) -> Mapping[str, set[str]]:
         if record["type"].startswith("qemu.sample.") and record.get("vmuuid") == uuid:
             fields.setdefault(record["type"], set()).update(record["data"])
     return {
-        kind: names
-        for kind, names in fields.items()
-        if not re.search("process|thread|vcpu|cgroup|net|about|block_storage", kind)
+        kind: names for kind, names in fields.items() if not re.search("process|thread|vcpu|cgroup|net|identity", kind)
     }
 
 
@@ -102,7 +98,7 @@ async def test_a_threshold_that_another_client_set_over_libvirt_is_kept_and_repo
     domain = await libvirtd.domain("foreign")
     foreign_threshold = 60 << 20
     await libvirtd.virsh("domblkthreshold", domain.name, "vdb", str(foreign_threshold))
-    levels = {"write_threshold": {"mode": "arm", "levels": ["used 1MiB", "used 40MiB"]}}
+    levels = {"disks": {"mode": "arm", "levels": ["used 1MiB", "used 40MiB"]}}
     async with agent_on(alerts=levels) as agent:
         await wait_until_attached(agent, domain)
         alert = await agent.wait_for_record("alert.write_threshold", vm=domain.uuid)
@@ -117,19 +113,3 @@ async def test_a_threshold_that_another_client_set_over_libvirt_is_kept_and_repo
         await agent.wait_for_record("sample.block", vm=domain.uuid, since=since)
     assert (await libvirtd.stats(domain))["block.1.threshold"] == str(foreign_threshold)
     assert libvirtd.taints(domain) == []
-
-
-async def test_a_libvirtd_in_its_own_namespaces_is_reached_through_its_domains_process(
-    libvirtd: Libvirtd, agent_on: AgentOn
-) -> None:
-    domain = await libvirtd.domain("pod")
-    result = await run_command("doctor", "--vm", "pod", "--json", "--user", "root")
-    (vm,) = json.loads(result.out)
-    socket = f"/proc/{vm['pid']}/root/run/libvirt/libvirt-sock"
-    async with agent_on({"libvirt": f"qemu+unix:///system?socket={socket}"}) as agent:
-        await wait_until_attached(agent, domain)
-        assert await monitor_states(agent, "#pod") == ["up"]
-        since = agent.mark()
-        await libvirtd.virsh("destroy", domain.name)
-        gone: dict[str, Any] = await agent.wait_for_record("vm.gone", vm=domain.uuid, since=since)
-        assert gone["data"]["reason"] == "the domain was destroyed"

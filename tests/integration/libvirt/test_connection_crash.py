@@ -26,7 +26,7 @@ async def test_calls_fail_when_keepalive_ends_connections_and_then_succeed_again
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(outcome)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             return await process.stdout.readline() == outcome
 
     try:

@@ -125,7 +125,7 @@ async def vm_host(libvirtd: Libvirtd, open_folder: Path) -> AsyncIterator[VmHost
             stdout=asyncio.subprocess.PIPE,
         )
         assert manager.stdout is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             assert await manager.stdout.readline() == b"held\n"
         await libvirtd.domain(f"{VM_NAME_PREFIX}libvirt", identity="00000000-0000-4000-8000-00000000000f")
         yield vm_host

@@ -54,7 +54,7 @@ async def test_a_domain_is_started_paused_resumed_and_destroyed(libvirtd: Libvir
 async def test_every_event_is_delivered_and_no_domain_is_tainted_by_default(
     libvirtd: Libvirtd, agent_on: AgentOn
 ) -> None:
-    levels = {"write_threshold": {"mode": "arm", "levels": ["used 2MiB"]}}
+    levels = {"disks": {"mode": "arm", "levels": ["used 2MiB"]}}
     domains = [await libvirtd.domain(name) for name in ("pure", "clean")]
     async with agent_on(alerts=levels) as agent:
         for domain in domains:

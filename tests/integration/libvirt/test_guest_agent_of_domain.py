@@ -14,7 +14,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 QUERIES: Final[dict[str, Any]] = {
     "enabled": True,
-    "timeout": "2s",
+    "timeout": "10s",
     "max_retry_delay": "2s",
     "intervals": dict.fromkeys(("filesystems", "network", "os", "users", "load"), "1s"),
 }

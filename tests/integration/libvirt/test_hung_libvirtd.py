@@ -17,6 +17,9 @@ from tests.lab.libvirt import Domain, Libvirtd
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+LONGEST_SCRAPE_SECONDS = 15.0
+"""Maximum duration of a scrape while a QEMU or libvirtd hangs: less than the hang, and enough for a machine under load."""
+
 
 @asynccontextmanager
 async def scraping_all_the_time(agent: AgentProcess) -> AsyncIterator[list[float]]:
@@ -38,14 +41,14 @@ async def scraping_all_the_time(agent: AgentProcess) -> AsyncIterator[list[float
         await asyncio.wait({task})
 
 
-async def wait_for_polls(agent: AgentProcess, domain: Domain, times: int, timeout: float) -> None:  # noqa: ASYNC109 - as in `until`
+async def wait_for_polls(agent: AgentProcess, domain: Domain, times: int) -> None:
     """Wait until a domain has been polled `times` more times."""
     since = agent.mark()
 
     def enough() -> bool:
         return len([*agent.find_records("sample.block", vm=domain.uuid, since=since, device="virtio-disk1")]) >= times
 
-    await until(enough, timeout)
+    await until(enough, 60)
 
 
 async def test_domains_with_a_hung_qemu_affect_no_other_domain_and_no_scrape(
@@ -65,18 +68,18 @@ async def test_domains_with_a_hung_qemu_affect_no_other_domain_and_no_scrape(
                 assert "libvirt" in stalled["data"]["reason"]
                 assert await monitor_states(agent, f"#{domain.name}") == ["stalled"]
             for domain in healthy:
-                await wait_for_polls(agent, domain, 6, 10)
+                await wait_for_polls(agent, domain, 6)
             # Events of the healthy domains arrive at once.
             await libvirtd.virsh("suspend", healthy[0].name)
             await agent.wait_for_record("event.stop", vm=healthy[0].uuid, since=since)
             await libvirtd.virsh("resume", healthy[0].name)
-        assert len(durations) > 20
-        assert max(durations) < 1
+            await until(lambda: len(durations) > 20, 60)
+        assert max(durations) < LONGEST_SCRAPE_SECONDS
         for domain in hung:
             await libvirtd.send_domain(domain, signal.SIGCONT)
         for domain in hung:
             await agent.wait_for_record("vm.recovered", vm=domain.uuid, since=since)
-            await wait_for_polls(agent, domain, 2, 5)
+            await wait_for_polls(agent, domain, 2)
         types = [r["type"] for r in agent.records()[since:] if r.get("vmuuid") in {domain.uuid for domain in healthy}]
         assert not {"qemu.vm.stalled", "qemu.vm.gone", "qemu.vm.detached"} & set(types)
 
@@ -105,8 +108,8 @@ async def test_a_hung_libvirtd_is_reported_and_does_not_affect_other_vms(
             finally:
                 await libvirtd.send_signal(signal.SIGCONT)
             await agent.wait_for_record("vm.attached", vm=domain.uuid, since=since, reattached=True)
-            await wait_for_polls(agent, domain, 2, 5)
-        assert max(durations) < 1
+            await wait_for_polls(agent, domain, 2)
+        assert max(durations) < LONGEST_SCRAPE_SECONDS
         assert [
             *agent.find_records("vm.gone", since=since),
             *agent.find_records("vm.detached", vm=guest.uuid, since=since),

@@ -26,7 +26,7 @@ async def test_a_read_only_connection_reports_figures_lifecycle_and_its_limitati
     name = "configured" if reason == "configured" else "permitted"
     entry = {"read_only": True} if reason == "configured" else {"libvirt": libvirtd.read_only_uri}
     domain = await libvirtd.domain(f"ro-{name}")
-    levels = {"write_threshold": {"mode": "arm", "levels": ["used 1MiB"]}}
+    levels = {"disks": {"mode": "arm", "levels": ["used 1MiB"]}}
     async with agent_on(entry, alerts=levels, allow={"libvirt_passthrough": True}) as agent:
         await wait_until_attached(agent, domain)
         assert LIMITATION in (await agent.get("/overview"))[1]
@@ -72,10 +72,11 @@ async def test_a_user_without_access_to_libvirtd_gets_the_error(libvirtd: Libvir
 
 
 async def test_check_reports_each_domain_and_why_a_libvirtd_cannot_be_reached(libvirtd: Libvirtd) -> None:
+    await libvirtd.domain("listed")
     config = libvirtd.folder / "check.yaml"
     config.write_text(yaml.safe_dump({"monitors": [{"libvirt": libvirtd.uri}]}))
     result = await run_command("check", "--config", config)
-    assert (result.status, f"{libvirtd.uri}#public: public" in result.out) == (0, True)
+    assert (result.status, f"{libvirtd.uri}#listed: listed" in result.out) == (0, True)
     nowhere = "qemu+unix:///system?socket=/nowhere"
     config.write_text(yaml.safe_dump({"monitors": [{"libvirt": nowhere}]}))
     result = await run_command("check", "--config", config)

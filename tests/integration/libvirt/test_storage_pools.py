@@ -3,7 +3,10 @@
 A pool of the type logical needs the device mapper, which the tests' machine may lack, so libvirt only writes its definition.
 """
 
+import asyncio
+import contextlib
 import os
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -114,10 +117,26 @@ async def test_the_definition_of_a_volume_group_names_it(libvirtd: Libvirtd) -> 
     assert "volumes" not in await pools_of(libvirtd)
 
 
-async def test_the_pool_of_a_domain_without_a_known_process_is_libvirts(libvirtd: Libvirtd, agent_on: AgentOn) -> None:
+@contextlib.asynccontextmanager
+async def another_qemu(folder: Path, uuid: str) -> AsyncIterator[None]:
+    """Run a program that looks like a QEMU whose VM has this UUID, so that the QEMU of a domain is not certain."""
+    (folder / "qemu-other").symlink_to(sys.executable)
+    script = f"exec -a qemu-kvm {folder}/qemu-other -c 'import time; time.sleep(600)' -uuid {uuid}"
+    process = await asyncio.create_subprocess_exec("setpriv", "--pdeathsig", "KILL", "bash", "-c", script)
+    try:
+        yield
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def test_the_pool_of_a_domain_without_a_known_process_is_libvirts(
+    libvirtd: Libvirtd, agent_on: AgentOn, folder: Path
+) -> None:
     domain = await libvirtd.domain("with-pool")
     read_only = {"libvirt": libvirtd.read_only_uri, "read_only": True}
-    async with agent_on(read_only, intervals={"poll": "500ms", "storage": "1s"}) as agent:
+    config = {"intervals": {"poll": "500ms", "storage": "1s"}}
+    async with another_qemu(folder, domain.uuid), agent_on(read_only, **config) as agent:
         await agent.wait_for_record("vm.attached", vm=domain.uuid)
         storage = await agent.wait_for_record("sample.block_storage", vm=domain.uuid, device="virtio-disk1")
         assert "process of the VM is unknown" in storage["data"]["unknown"]

@@ -32,12 +32,18 @@ VARIABLES: Final = {
     "$host": "hv1:9179",
     "$vm": ".*",
     "$uuid": "u1",
+    "$disk": "device0",
+    "$alert": ".*",
+    "$namespace": ".*",
+    "$name": ".*",
 }
 
 
 def exported() -> Iterator[tuple[str, list[str]]]:
-    """Yield the name and the labels of each series in docs/metrics.md, which is generated from the code."""
-    rows = re.findall(r"^\| `(q\w+)` \| \w+ \|[^|]*\|([^|]*)\|", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE)
+    """Yield the name and the labels of each series in docs/reference/metrics.md, which is generated from the code."""
+    rows = re.findall(
+        r"^\| `(q\w+)` \| \w+ \|[^|]*\|([^|]*)\|", (ROOT / "docs/reference/metrics.md").read_text(), re.MULTILINE
+    )
     for name, labels in rows:
         yield name, re.findall(r"`(\w+)`", labels)
 
@@ -90,7 +96,7 @@ def test_a_join_on_the_uuid_alone_fails(tmp_path: Path) -> None:
 
 
 def test_the_documented_joins_work(tmp_path: Path) -> None:
-    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    documents = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     joins = [
         line.strip()
         for document in documents
@@ -101,7 +107,9 @@ def test_the_documented_joins_work(tmp_path: Path) -> None:
     evaluate(tmp_path, *joins)
 
 
-@pytest.mark.parametrize("file", ["alerts.yml", "libvirt-names-debian.yml", "libvirt-names-tinkoff.yml"])
+@pytest.mark.parametrize(
+    "file", ["alerts.yml", "libvirt-names-debian.yml", "libvirt-names-tinkoff.yml", "kubevirt-names.yml"]
+)
 def test_the_rules_work(tmp_path: Path, file: str) -> None:
     evaluate(tmp_path, files=(FOLDER / file,))
 

@@ -40,7 +40,8 @@ async def wait_for_full_disk_alert(agent: AlertWatcher, path: str) -> dict[str, 
     alert = next(alert for alert in agent.alerts if alert["alert"] == "disk_full")
     assert (alert["subject"], alert["path"], alert["state"]) == ("disk0", path, "firing")
     assert alert["limit_bytes"] == SIZE
-    assert alert["used_bytes"] >= SIZE // 2
+    assert alert["used_bytes"] > 0  # of the last poll: a fast guest fills half of the device after it
+    await until(lambda: agent.space("vm1")["used_bytes"] >= SIZE // 2, 60)
     return alert
 
 
@@ -69,7 +70,7 @@ async def test_a_full_disk_is_named_under_a_mirror_and_at_attach(
                 assert alert["detected_by"] == ("enospc" if is_attached else "missed")
                 await loop.extend(2 * SIZE)
                 await guest.command("cont")
-                await until(lambda: len([a for a in agent.alerts if a["alert"] == "disk_full"]) > 1, 10)
+                await until(lambda: len([a for a in agent.alerts if a["alert"] == "disk_full"]) > 1, 60)
 
 
 @needs_loop
@@ -95,7 +96,7 @@ async def test_a_nearly_full_disk_fires_its_alerts_again_after_a_power_cycle(fol
                 used = agent.space(guest.name)["used_bytes"]
             await agent.until("90%", "resolved", resolved_by="vm_gone")
             async with thin_guest(folder, identity=guest.uuid, extra=["-S"], **options) as guest:
-                await until(lambda: agent.levels() == ["50%", "90%"] * 2, 10)
+                await until(lambda: agent.levels() == ["50%", "90%"] * 2, 60)
                 disks = {disk["qdev"]: disk for disk in await guest.command("query-blockstats")}
                 (disk,) = [disk for name, disk in disks.items() if "disk0" in name]
                 assert disk["parent"]["stats"]["wr_highest_offset"] == 0, "QEMU counts from 0 again"
@@ -114,9 +115,9 @@ async def test_a_commit_that_exceeds_the_agents_threshold_of_a_backing_image_ale
             snapshot_node_name="overlay",
             format="qcow2",
         )
-        await until(lambda: agent.space(guest.name).get("used_bytes", 0) > 10 * MIB, 20)
+        await until(lambda: agent.space(guest.name).get("used_bytes", 0) > 10 * MIB, 60)
         await guest.command("block-commit", job_id="c", device="overlay", speed=0)
-        await until(lambda: [a for a in agent.alerts if a.get("level") == f"threshold {threshold}"], 20)
+        await until(lambda: [a for a in agent.alerts if a.get("level") == f"threshold {threshold}"], 60)
         alert = next(alert for alert in agent.alerts if alert.get("level") == f"threshold {threshold}")
         assert (alert["owner"], alert["layer"], alert["subject"], alert["path"]) == ("agent", "backing", "disk0", base)
 
@@ -132,9 +133,9 @@ async def test_a_commit_that_runs_out_of_space_fires_the_alert_of_a_failed_job(f
             thin_guest(folder, storage=storage, disk_mib=VIRTUAL_MIB, extra=["-S"]) as guest,
             AlertWatcher(folder, mode="observe", poll=0.5) as agent,
         ):
-            await until(lambda: agent.space(guest.name), 10)
+            await until(lambda: agent.space(guest.name), 60)
             await guest.command("block-commit", job_id="c", device="disk0-format", on_error="report")
-            await until(lambda: [alert for alert in agent.alerts if alert["alert"] == "job_failed"], 20)
+            await until(lambda: [alert for alert in agent.alerts if alert["alert"] == "job_failed"], 60)
             (alert,) = [alert for alert in agent.alerts if alert["alert"] == "job_failed"]
             assert (alert["subject"], alert["error"]) == ("c", "No space left on device")
 
@@ -143,12 +144,12 @@ async def test_a_reset_does_not_resolve_the_alert_of_a_full_disk(folder: Path) -
     no_space = {"event": "write_aio", "iotype": "write", "errno": 28, "once": True}
     options: dict[str, Any] = {"faults": [no_space], "disk_options": "werror=stop", "span_mib": 8}
     async with AlertWatcher(folder, mode="observe", poll=0.2) as agent, thin_guest(folder, **options) as guest:
-        await until(lambda: agent.alerts, 20)
+        await until(lambda: agent.alerts, 60)
         await guest.command("system_reset")
         await guest.wait_for_event("RESET")
         assert (await guest.command("query-status"))["status"] == "prelaunch"
         await asyncio.sleep(1.5)  # several polls
         assert [alert["state"] for alert in agent.alerts] == ["firing"]
         await guest.command("cont")
-        await until(lambda: len(agent.alerts) > 1, 10)
+        await until(lambda: len(agent.alerts) > 1, 60)
         assert [alert["state"] for alert in agent.alerts] == ["firing", "resolved"]

@@ -28,11 +28,11 @@ async def test_a_migration_destination_is_armed_and_repeats_no_level(folder: Pat
         await source.command("migrate-set-parameters", max_bandwidth=1 << 30)
         await destination.command("migrate-incoming", uri=uri)
         await source.command("migrate", uri=uri)
-        await destination.wait_for_event("RESUME", 20)
+        await destination.wait_for_event("RESUME", 120)
         await until(lambda: "armed_threshold_bytes" in agent.space("destination"), 60)
         assert await wait_until_armed(agent, destination) > 6 * MIB
         await source.stop()
-        await agent.until("used 21299KiB", vm="destination", timeout=30)
+        await agent.until("used 21299KiB", vm="destination")
         assert agent.levels() == ["used 1638KiB", "used 6553KiB", "used 11468KiB", "used 16384KiB", "used 21299KiB"]
         assert agent.levels(vm="destination", detected_by="event")
         assert agent.levels("resolved") == []
@@ -91,7 +91,7 @@ async def test_disk_full_is_critical_until_the_guest_resumes(folder: Path) -> No
 async def test_a_guest_paused_before_the_agent_attached_is_reported(folder: Path) -> None:
     options: dict[str, Any] = {"faults": [NO_SPACE], "disk_options": "werror=stop", "span_mib": 8}
     async with thin_guest(folder, **options) as guest:
-        await guest.wait_for_event("STOP", 20)
+        await guest.wait_for_event("STOP", 120)
         async with AlertWatcher(folder, levels=["used 12MiB"], poll=60) as agent:
             await until(lambda: agent.alerts, 60)
             (alert,) = agent.alerts

@@ -1,13 +1,29 @@
 """Pools of images of real guests: raw files, snapshots in two pools, and network storage."""
 
+import asyncio
 import json
+import os
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from agent.cli.demo.guest import until
-from tests.integration.qemu.test_pool_file_systems import image, limit_writes, pool_of, storage_of, watcher
+from agent.host.pools.report import ReportedPool, ReportedSource, ReportedVolume, StorageReport
+from tests.integration.qemu.test_pool_file_systems import (
+    PAUSE_SECONDS,
+    fill,
+    fresh,
+    image,
+    pool_of,
+    storage_of,
+    watcher,
+)
 from tests.lab.file_systems import file_system
-from tests.lab.thin_guests import MIB, ThinGuest, ThinOptions, network_device, thin_guest
+from tests.lab.thin_guests import MIB, AlertWatcher, LoopDevice, ThinGuest, ThinOptions, network_device, thin_guest
 
 
 class RawGuest(ThinGuest):
@@ -25,16 +41,21 @@ class RawGuest(ThinGuest):
 async def test_a_sparse_raw_file_is_limited_by_its_pool(folder: Path) -> None:
     async with file_system("tmpfs", folder) as images:
         storage = await image(images, form="raw")
-        guest = RawGuest(
-            folder, "vm1", ThinOptions(disk_mib=1024, write_kib=63, storage=storage, disk_options="werror=stop")
+        await fill(images, 22 * MIB)
+        options = ThinOptions(
+            disk_mib=1024,
+            write_kib=63,
+            pause_seconds=PAUSE_SECONDS,
+            storage=storage,
+            disk_options="werror=stop",
         )
+        guest = RawGuest(folder, "vm1", options)
         async with guest, watcher(folder, "70%", "90%") as agent:
-            await limit_writes(guest)
             await until(lambda: "90%" in agent.levels(alert="pool_filling"), 240)
             assert agent.space("vm1")["limited_by"] == "pool"
             assert not agent.event_times("STOP")
             await guest.wait_for_event("STOP", 240)
-            await until(lambda: agent.event_times("STOP"), 20)
+            await until(lambda: agent.event_times("STOP"), 60)
             assert [alert["alert"] for alert in agent.alerts][:2] == ["pool_filling", "pool_filling"]
 
 
@@ -44,8 +65,10 @@ async def test_layers_in_two_pools_belong_to_each(folder: Path) -> None:
     overlay.mkdir()
     async with file_system("tmpfs", base) as first, file_system("tmpfs", overlay) as second:
         options: dict[str, Any] = {"disk_mib": 1024, "write_kib": 63, "storage": await image(first)}
-        async with thin_guest(folder, **options) as guest, watcher(folder, "85%") as agent:
-            await limit_writes(guest)
+        async with (
+            thin_guest(folder, pause_seconds=PAUSE_SECONDS, **options) as guest,
+            watcher(folder, "85%") as agent,
+        ):
             await until(lambda: storage_of(agent).get("pool") == str(first), 60)
             snapshot = {"node_name": "disk0-format", "snapshot_file": str(second / "vm1.qcow2"), "format": "qcow2"}
             await guest.command("blockdev-snapshot-sync", **snapshot, snapshot_node_name="top")
@@ -57,7 +80,33 @@ async def test_layers_in_two_pools_belong_to_each(folder: Path) -> None:
                 backing = pool_of(agent, layer="backing-1")
                 return (backing["images"], backing["vms"]) == (1, 1) and backing["provisioned_bytes"] < 32 * MIB
 
-            await until(backing_has_stopped_growing, 30)
+            await until(backing_has_stopped_growing, 60)
+
+
+async def test_a_mirrored_disk_belongs_to_the_pool_of_its_target_after_the_switch(folder: Path) -> None:
+    before, after = folder / "before", folder / "after"
+    before.mkdir()
+    after.mkdir()
+    async with file_system("tmpfs", before) as first, file_system("tmpfs", after) as second:
+        options: dict[str, Any] = {"disk_mib": 64, "write_kib": 63, "pause_seconds": 1, "storage": await image(first)}
+        async with thin_guest(folder, **options) as guest, watcher(folder, "85%") as agent:
+            await until(lambda: agent.space("vm1").get("pool") == str(first), 120)
+            await guest.command(
+                "drive-mirror",
+                job_id="move",
+                device="disk0-format",
+                target=str(second / "vm1.qcow2"),
+                sync="full",
+                format="qcow2",
+                node_name="moved",
+            )
+            await guest.wait_for_event("BLOCK_JOB_READY", 240)
+            assert storage_of(agent)["pool"] == str(first)
+            await guest.command("block-job-complete", device="move")
+            await until(lambda: storage_of(agent).get("pool") == str(second), 240)
+            await until(lambda: agent.space("vm1").get("pool") == str(second), 120)
+            usages = {usage.name: usage for usage in agent.app.storage.registry}
+            assert (usages[str(first)].vm_names, usages[str(second)].vm_names) == ([], ["vm1"])
 
 
 async def test_network_storage_is_unknown_with_what_to_do(folder: Path) -> None:
@@ -71,3 +120,60 @@ async def test_network_storage_is_unknown_with_what_to_do(folder: Path) -> None:
             )
             assert "pool" not in storage_of(agent)
             assert agent.alerts == []
+
+
+def use_report(agent: AlertWatcher, path: Path) -> None:
+    """Have the agent read the report of thin pools at another path. The system has one report."""
+    for source in agent.app.storage._sources:
+        if isinstance(source, ReportedSource):
+            source._file.path = path
+
+
+def report_of(device: str, file: Path, tmpfs: Path) -> StorageReport:
+    """Return the loop device of a sparse file as a thin volume, and the tmpfs of the file as its pool."""
+    number, status = Path(device).stat().st_rdev, os.statvfs(tmpfs)
+    volume = ReportedVolume(
+        name="vg/disk0",
+        device=f"{os.major(number)}:{os.minor(number)}",
+        size_bytes=file.stat().st_size,
+        allocated_bytes=file.stat().st_blocks * 512,
+    )
+    size, free = status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
+    pool = ReportedPool(kind="lvm_thin", name="vg/pool", size_bytes=size, free_bytes=free, volumes=[volume])
+    return StorageReport(version=1, written_at=time.time(), pools=[pool])
+
+
+async def keep_reporting(path: Path, build_report: Callable[[], StorageReport]) -> None:
+    """Write the report again and again, as qmp-agent-storage does."""
+    while True:
+        path.with_suffix(".new").write_text(build_report().model_dump_json())
+        path.with_suffix(".new").replace(path)
+        await asyncio.sleep(0.2)
+
+
+async def test_a_raw_disk_on_a_thin_volume_is_limited_by_its_thin_pool(folder: Path) -> None:
+    """The thin volume is the loop device of a sparse file, and its pool is the small tmpfs of the file."""
+    async with file_system("tmpfs", folder) as tmpfs, LoopDevice(tmpfs / "volume", 1024 * MIB) as device:
+        await fill(tmpfs, 22 * MIB)
+        storage = {"driver": "host_device", "filename": device.path, "cache": {"direct": True}}
+        options = ThinOptions(
+            disk_mib=1024, write_kib=63, pause_seconds=PAUSE_SECONDS, storage=storage, disk_options="werror=stop"
+        )
+        guest, agent = RawGuest(folder, "vm1", options), watcher(folder, "70%", "90%")
+        use_report(agent, folder / "report.json")
+        build_report = partial(report_of, device.path, tmpfs / "volume", tmpfs)
+        reporting = asyncio.create_task(keep_reporting(folder / "report.json", build_report))
+        try:
+            async with guest, agent:
+                await until(lambda: "90%" in agent.levels(alert="pool_filling", pool="vg/pool"), 240)
+                assert not agent.event_times("STOP")
+                space = await fresh(lambda: agent.space("vm1"))
+                used, free = (tmpfs / "volume").stat().st_blocks * 512, pool_of(agent)["free_bytes"]
+                assert (space["measure"], space["limited_by"], space["pool"]) == ("allocated", "pool", "vg/pool")
+                assert space["used_bytes"] == pytest.approx(used, abs=4 * MIB)
+                assert space["free_bytes"] == pytest.approx(free, abs=4 * MIB)
+                await guest.wait_for_event("STOP", 240)
+                await until(lambda: agent.event_times("STOP"), 60)
+                assert [alert["alert"] for alert in agent.alerts][:2] == ["pool_filling", "pool_filling"]
+        finally:
+            reporting.cancel()

@@ -13,7 +13,8 @@ SIZE: Final = 14 * MIB
 LEVELS: Final = [f"used {SIZE * percent // 100 // 1024}KiB" for percent in (5, 20, 35, 50, 65, 80, 95)]
 """Levels of used bytes: those of a share of the size do not apply to a file with room in its file system."""
 MIRROR_LEVELS: Final = ["used 2MiB", "used 12MiB", "used 14MiB", "used 22MiB"]
-WRITE_PACE: Final[dict[str, Any]] = {"pause_seconds": 0.004}
+WRITE_PACE: Final[dict[str, Any]] = {"pause_seconds": 0.02}
+"""A level takes more than a second, in which the agent has to set the next threshold."""
 
 
 async def wait_until_armed(agent: AlertWatcher, guest: ThinGuest, node: str = "disk0-storage") -> int:
@@ -53,7 +54,7 @@ async def test_each_level_is_reported_once_under_continuous_writes(folder: Path)
             alert["fingerprint"] for alert in agent.alerts if alert["detected_by"] == "level"
         }  # exceeded before the first threshold was set
         for guest in guests:
-            await agent.until(LEVELS[-1], vm=guest.name, timeout=40)
+            await agent.until(LEVELS[-1], vm=guest.name)
             assert agent.levels(vm=guest.name) == LEVELS
             await until(lambda name=guest.name: "armed_threshold_bytes" not in agent.space(name), 60)  # type: ignore[misc]
             assert await guest.slot() == 0
@@ -119,6 +120,8 @@ async def test_after_a_snapshot_the_new_storage_is_armed(folder: Path) -> None:
         await wait_until_armed(agent, guest)
         await agent.until(LEVELS[1])
         names = set(await guest.nodes())
+        # Else the guest may fill the new storage to the level before the agent sees it empty.
+        await guest.command("stop")
         await guest.command(
             "blockdev-snapshot-sync",
             node_name="disk0-format",
@@ -129,6 +132,7 @@ async def test_after_a_snapshot_the_new_storage_is_armed(folder: Path) -> None:
         (storage,) = set(await guest.nodes()) - names - {"overlay"}
         assert 0 < await wait_until_armed(agent, guest, storage) < 14 * MIB
         await agent.until(LEVELS[1], "resolved")
+        await guest.command("cont")
         await agent.until(LEVELS[5], node=storage)
         assert agent.levels(node=storage, detected_by="event")
         assert agent.levels(owner="other") == []
@@ -146,11 +150,11 @@ async def test_after_a_mirror_pivot_the_target_is_armed(folder: Path) -> None:
         target = {"driver": "file", "filename": f"{folder}/target.qcow2", "node-name": "target-storage"}
         await guest.command("blockdev-add", **{"driver": "qcow2", "node-name": "target-format", "file": target})
         await guest.command("blockdev-mirror", job_id="m", device="disk0-format", target="target-format", sync="full")
-        await guest.wait_for_event("BLOCK_JOB_READY", 20)
+        await guest.wait_for_event("BLOCK_JOB_READY", 120)
         await guest.command("job-complete", id="m")
-        await guest.wait_for_event("BLOCK_JOB_COMPLETED", 20)
+        await guest.wait_for_event("BLOCK_JOB_COMPLETED", 120)
         await wait_until_armed(agent, guest, "target-storage")
-        await agent.until(MIRROR_LEVELS[2], node="target-storage", detected_by="event", timeout=30)
+        await agent.until(MIRROR_LEVELS[2], node="target-storage", detected_by="event")
         assert agent.levels() == MIRROR_LEVELS[:3]
         assert agent.levels("resolved") == []
 
@@ -160,9 +164,9 @@ async def test_a_resized_disk_has_another_limit_after_the_resync(folder: Path) -
         thin_guest(folder, disk_mib=16) as guest,
         AlertWatcher(folder, levels=["50%"], poll=60, resync=1) as agent,
     ):
-        await until(lambda: agent.space(guest.name).get("limit_bytes") == 16 * MIB, 20)
+        await until(lambda: agent.space(guest.name).get("limit_bytes") == 16 * MIB, 60)
         await guest.command("block_resize", node_name="disk0-format", size=32 * MIB)
-        await until(lambda: agent.space(guest.name)["limit_bytes"] == 32 * MIB, 20)
+        await until(lambda: agent.space(guest.name)["limit_bytes"] == 32 * MIB, 60)
         assert agent.space(guest.name)["limited_by"] == "virtual_size"
         assert agent.alerts == []
 

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 
 from agent.alerts.image_size import max_file_bytes
-from agent.alerts.pool_usage import PoolUsage
+from agent.alerts.pool_usage import Image, PoolUsage
 from agent.alerts.space_metrics import space_figures, space_sample
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.alerts.threshold_types import LimitedBy, ThresholdMode
 from agent.host.pools.base import Pool, PoolKind, PoolReading, UnknownPool
-from tests.lab.thin_disks import GIB, Disk, policy
+from tests.lab.thin_disks import GIB, VM, Disk, policy
 
 MIB = 1 << 20
 
@@ -219,3 +219,69 @@ def test_no_threshold_is_set_for_a_pool_where_no_write_can_reach_it(
     disk: Disk, place: PoolUsage, mode: ThresholdMode
 ) -> None:
     assert tracker_of(disk, place, "80%", mode=mode).next_threshold() is None
+
+
+RAW_VOLUME = Disk(offset=99 * GIB, format_driver="raw")
+"""A raw disk of 100 GiB. QEMU reports 0 as the allocated bytes of a block device."""
+
+
+def thin_pool(free: int, allocated: int | None, *, has_levels: bool = True) -> PoolUsage:
+    """Return a thin pool with the volume of `disk0`."""
+    usage = PoolUsage(Pool("lvm_thin:vg/p", PoolKind.LVM_THIN, "vg/p"), "vg/p", -1, has_levels=has_levels)
+    usage.images[VM, "disk0", "storage"] = Image("disk0", "storage", "host_device", "/dev/vg/lv", 0, 0, 0, "253:7")
+    volumes = {"253:7": allocated} if allocated is not None else {}
+    usage.on_reading(PoolReading(1000 * GIB, free, allocated=volumes), 0.0)
+    return usage
+
+
+def tracker_of_volume(place: PoolUsage, *levels: str, disk: Disk | None = None) -> ThresholdTracker:
+    tracker = ThresholdTracker(policy(ThresholdMode.ARM, *levels))
+    tracker.usage.pool, tracker.usage.volume_allocated = place, place.allocated_of(VM, "disk0")
+    list(on_layers(tracker, disk or RAW_VOLUME))
+    return tracker
+
+
+def test_a_raw_disk_on_a_thin_volume_is_limited_by_its_pool_if_that_is_full_first() -> None:
+    tracker = tracker_of_volume(thin_pool(5 * GIB, 30 * GIB))
+    assert limit(tracker) == (LimitedBy.POOL, 35 * GIB, 5 * GIB)
+    sample = space_sample("disk0", tracker)
+    assert sample is not None
+    figures = {"measure": "allocated", "used_bytes": 30 * GIB, "pool": "vg/p", "limited_by": "pool"}
+    assert figures.items() <= sample.values.items()
+    assert tracker.next_threshold() is None, "the guest writes at any offset, so an offset announces nothing"
+
+
+def test_a_raw_disk_on_a_thin_volume_with_room_in_its_pool_fires_nothing() -> None:
+    tracker = tracker_of_volume(thin_pool(500 * GIB, 97 * GIB), "80%")
+    assert limit(tracker) == (LimitedBy.VIRTUAL_SIZE, 100 * GIB, 3 * GIB)
+    assert tracker.levels == ()
+
+
+def test_a_raw_disk_on_a_thin_volume_fires_if_its_pool_has_no_levels() -> None:
+    tracker = tracker_of_volume(thin_pool(5 * GIB, 30 * GIB, has_levels=False), "80%")
+    assert tracker.exceeded_levels == 1
+
+
+def test_a_thin_volume_that_is_fully_allocated_cannot_run_out_of_space() -> None:
+    for allocated in (100 * GIB, 101 * GIB):  # ZFS also counts the metadata of a volume
+        assert space_sample("disk0", tracker_of_volume(thin_pool(0, allocated))) is None
+
+
+def test_a_raw_disk_whose_volume_is_not_reported_has_no_limit() -> None:
+    assert space_sample("disk0", tracker_of_volume(thin_pool(5 * GIB, None))) is None
+
+
+def test_an_image_with_a_format_on_a_thin_volume_is_measured_by_its_highest_offset() -> None:
+    tracker = tracker_of_volume(thin_pool(5 * GIB, 30 * GIB), disk=Disk(offset=40 * GIB))
+    assert limit(tracker) == (LimitedBy.POOL, 45 * GIB, 5 * GIB)
+
+
+def test_the_usage_of_a_thin_volume_follows_the_report() -> None:
+    place = thin_pool(50 * GIB, 30 * GIB)
+    tracker = tracker_of_volume(place)
+    for minute, allocated in enumerate((31, 32, 33), 1):
+        place.on_reading(PoolReading(1000 * GIB, 50 * GIB, allocated={"253:7": allocated * GIB}), 60.0 * minute)
+        tracker.usage.volume_allocated = place.allocated_of(VM, "disk0")
+        tracker.on_poll("storage", 99 * GIB, 60.0 * minute)
+        assert (tracker.usage.used, tracker.usage.limit) == (allocated * GIB, (allocated + 50) * GIB)
+    assert tracker.usage.growth.rate == pytest.approx(GIB / 60)

@@ -16,15 +16,6 @@ FROZEN = ("guest_frozen", "")
 CLOCK = ("guest_clock_offset", "")
 
 
-@pytest.fixture
-def scenario() -> AlertScenario:
-    """A scenario with an attached VM that runs."""
-    scenario = AlertScenario()
-    scenario.attach()
-    scenario.run_state("running", 1)
-    return scenario
-
-
 def test_an_agent_that_stays_away_for_five_minutes_is_lost_until_it_is_back(scenario: AlertScenario) -> None:
     scenario.guest_channel(10, connected=True)
     scenario.guest_channel(20, connected=False)

@@ -2,7 +2,7 @@
 
 import json
 
-from agent.alerts.disk_alerts import MAX_ALIASES, MAX_DISKS
+from agent.alerts.disk_space_alerts import MAX_ALIASES, MAX_DISKS
 from agent.alerts.disk_usage import MAX_PAST_NODES
 from agent.alerts.event_alerts import MAX_FAILED_JOBS
 from agent.alerts.store import MAX_SUBJECT_ALERTS

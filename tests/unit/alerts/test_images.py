@@ -33,7 +33,7 @@ def test_a_usage_that_was_not_measured_is_absent_and_resolves_nothing() -> None:
 def test_a_full_disk_is_full_after_a_power_cycle(agent_restarts: bool) -> None:  # noqa: FBT001 - a table
     scenario = scenario_with_disk(Disk(offset=96 * GIB))
     assert LEVEL in scenario.firing()
-    scenario.detach(at=10, for_good=True)
+    scenario.detach(at=10, permanently=True)
     scenario.tick(11)
     assert scenario.firing() == set()
     if agent_restarts:
@@ -45,7 +45,7 @@ def test_a_full_disk_is_full_after_a_power_cycle(agent_restarts: bool) -> None: 
 
 def test_a_quick_power_cycle_keeps_the_alerts() -> None:
     scenario = scenario_with_disk(Disk(offset=96 * GIB))
-    scenario.detach(at=10, for_good=True)
+    scenario.detach(at=10, permanently=True)
     scenario.attach(at=10.5, pid=2)
     assert scenario.disks(11, disk0=Disk(offset=0)) == []
     assert scenario.disks(12, disk0=Disk(offset=4096)) == [], "a write to a low offset frees nothing"
@@ -75,7 +75,7 @@ def test_a_recreated_volume_of_the_same_path_and_size_starts_without_usage(
     scenario.attach(pid=1)
     scenario.disks(1, disk0=Disk(offset=96 * GIB))
     scenario.tick(2)
-    scenario.detach(at=10, for_good=not quick)
+    scenario.detach(at=10, permanently=not quick)
     if not quick:
         scenario.tick(11)
     if agent_restarts:
@@ -110,14 +110,14 @@ def test_a_mirror_target_as_full_as_its_source_changes_nothing() -> None:
 
 def test_images_are_persisted_as_they_grow_and_forgotten_one_by_one() -> None:
     highest_writes = HighestWriteStore()
-    highest_writes.raise_offset(ImageKey("/a", 1000), 100)
+    highest_writes.update_highest_offset(ImageKey("/a", 1000), 100)
     assert list(highest_writes.notes_due()) == [("/a", [1000, 100, ""])]
-    highest_writes.raise_offset(ImageKey("/a", 1000), 101)
+    highest_writes.update_highest_offset(ImageKey("/a", 1000), 101)
     assert list(highest_writes.notes_due()) == []
-    highest_writes.raise_offset(ImageKey("/a", 1000), 200)
+    highest_writes.update_highest_offset(ImageKey("/a", 1000), 200)
     assert list(highest_writes.notes_due()) == [("/a", [1000, 200, ""])]
     for number in range(MAX_IMAGES):
-        highest_writes.raise_offset(ImageKey(f"/{number}", 1), 1)
+        highest_writes.update_highest_offset(ImageKey(f"/{number}", 1), 1)
     assert ("/a", None) in list(highest_writes.notes_due())
     assert highest_writes.offset_of(ImageKey("/a", 1000)) == 0
 
@@ -175,10 +175,10 @@ def test_a_poll_older_than_the_corruption_resolves_nothing() -> None:
 
 def test_an_own_threshold_on_a_backing_image_fires() -> None:
     scenario = scenario_with_disk(Disk(offset=10 * GIB), ThresholdMode.ARM)
-    ((device, command),) = scenario.manager.pending_commands(VM)
+    ((device, command),) = scenario.manager.threshold_commands.pending(VM)
     assert command.arguments is not None
     threshold = command.arguments["write-threshold"]
-    scenario.manager.on_command_done(VM, device, done=True)
+    scenario.manager.threshold_commands.on_done(VM, device, done=True)
     scenario.disks(10, disk0=Disk(path="/dev/vg/overlay", node="overlay"))
     changes = scenario.event(
         "BLOCK_WRITE_THRESHOLD", 11, node_name="storage", write_threshold=threshold, amount_exceeded=4096

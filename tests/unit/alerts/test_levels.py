@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.alerts.levels import MAX_BYTES, parse_level, resolve_levels
+from agent.alerts.levels import MAX_SIZE_BYTES, parse_level, resolve_levels
 
 GIB = 1 << 30
 
@@ -72,8 +72,8 @@ def test_levels_outside_the_disk_and_duplicates_are_left_out() -> None:
 levels = st.sampled_from(["1%", "50%", "80%", "95%", "used 10", "used 1GiB", "free 10", "free 1GiB"]).map(parse_level)
 
 
-@given(st.lists(levels, max_size=6), st.integers(0, MAX_BYTES * 2))
+@given(st.lists(levels, max_size=6), st.integers(0, MAX_SIZE_BYTES * 2))
 def test_levels_lie_within_the_disk_and_within_qemus_range(configured: list, limit: int) -> None:  # type: ignore[type-arg]
     sizes = [level.bytes for level in resolve_levels(configured, limit)]
     assert sizes == sorted(set(sizes))
-    assert all(0 < size < min(limit, MAX_BYTES) for size in sizes)
+    assert all(0 < size < min(limit, MAX_SIZE_BYTES) for size in sizes)

@@ -12,7 +12,7 @@ from agent.alerts.rules import EVENT_RULES
 from agent.alerts.store import Alert, AlertStore
 from agent.alerts.threshold_types import ThresholdMode
 from agent.model.record import Record, RecordEncoder, Severity, Vm
-from agent.qmp.commands import AllowList, Change, Command
+from agent.qmp.commands import AllowList, Command, QemuChange
 from tests.lab.record_validation import parse_cloudevent, schema_violations
 from tests.lab.thin_disks import GIB, HOST, VM, Disk, alert_manager, policy, threshold_record
 
@@ -45,12 +45,12 @@ def attached_manager(disk: Disk, mode: ThresholdMode = ThresholdMode.ARM, *level
 
 def execute_commands(manager: AlertManager, disk: Disk, vm: Vm = VM) -> list[Command]:
     """Execute the pending commands on the disk; return them."""
-    commands = manager.pending_commands(vm)
+    commands = manager.threshold_commands.pending(vm)
     for device, command in commands:
-        assert AllowList([Change.WRITE_THRESHOLD]).encode(command)
+        assert AllowList([QemuChange.WRITE_THRESHOLD]).encode(command)
         assert command.arguments is not None
         disk.slot = command.arguments["write-threshold"]
-        manager.on_command_done(vm, device, done=True)
+        manager.threshold_commands.on_done(vm, device, done=True)
     return [command for _, command in commands]
 
 
@@ -77,7 +77,9 @@ def test_a_threshold_is_set_and_fires_and_the_next_one_is_set() -> None:
     assert execute_commands(manager, disk) == [
         Command("block-set-write-threshold", {"node-name": "storage", "write-threshold": 80 * GIB})
     ]
-    assert manager.refreshes_due(VM) == {"block"}  # a write may have exceeded it in the meantime
+    assert manager.threshold_commands.take_due_refreshes(VM) == {
+        "block"
+    }  # a write may have exceeded it in the meantime
     assert execute_commands(manager, disk) == []
     (alert,) = records(manager.on_event(threshold_record(disk.write(81 * GIB)), "BLOCK_WRITE_THRESHOLD", 9))
     assert (alert.type, alert.subject, alert.severity, alert.time_ns) == (
@@ -95,7 +97,7 @@ def test_a_threshold_is_set_and_fires_and_the_next_one_is_set() -> None:
     }
     assert expected.items() <= alert.data.items()
     assert alert.data["free_bytes"] == 19 * GIB
-    assert manager.refreshes_due(VM) == {"nodes"}
+    assert manager.threshold_commands.take_due_refreshes(VM) == {"nodes"}
     poll(manager, disk)
     assert [
         command.arguments and command.arguments["write-threshold"] for command in execute_commands(manager, disk)
@@ -125,7 +127,7 @@ def test_the_highest_level_is_critical_and_freed_space_resolves() -> None:
 def test_a_foreign_threshold_fires_an_alert_that_expires() -> None:
     disk = Disk(slot=5 * GIB)
     manager = attached_manager(disk)
-    assert manager.pending_commands(VM) == []
+    assert manager.threshold_commands.pending(VM) == []
     (alert,) = records(manager.on_event(threshold_record(disk.write(6 * GIB)), "BLOCK_WRITE_THRESHOLD", 9))
     expected = {"owner": "other", "level": f"threshold {5 * GIB}", "layer": "storage", "exceeded_by_bytes": GIB}
     assert expected.items() <= alert.data.items()
@@ -161,12 +163,14 @@ def test_a_threshold_event_without_its_fields_fires_nothing(data: dict[str, Any]
 def test_a_failed_command_is_retried_after_the_slot_was_read() -> None:
     disk = Disk()
     manager = attached_manager(disk)
-    ((device, _),) = manager.pending_commands(VM)
-    manager.on_command_done(VM, device, done=False)
-    assert manager.pending_commands(VM) == [] or manager.refreshes_due(VM) == {"nodes"}
-    manager.refreshes_due(VM)
+    ((device, _),) = manager.threshold_commands.pending(VM)
+    manager.threshold_commands.on_done(VM, device, done=False)
+    assert manager.threshold_commands.pending(VM) == [] or manager.threshold_commands.take_due_refreshes(VM) == {
+        "nodes"
+    }
+    manager.threshold_commands.take_due_refreshes(VM)
     poll(manager, disk)
-    assert len(manager.pending_commands(VM)) == 1
+    assert len(manager.threshold_commands.pending(VM)) == 1
 
 
 def test_each_thin_disk_has_a_space_sample() -> None:
@@ -265,11 +269,11 @@ def test_every_rule_names_what_resolves_its_alert() -> None:
 def test_alerts_survive_a_short_absence_of_the_vm() -> None:
     disk = Disk(offset=81 * GIB)
     manager = attached_manager(disk)
-    manager.on_gone(VM, 100, for_good=False)
+    manager.on_gone(VM, 100, permanently=False)
     assert manager.tick(100 + AWAY_SECONDS - 1, 0) == []
     manager.on_attached(VM)
     assert poll(manager, disk) == []
-    manager.on_gone(VM, 200, for_good=False)
+    manager.on_gone(VM, 200, permanently=False)
     (resolved,) = manager.tick(200 + AWAY_SECONDS, 0)
     assert resolved.record.data["resolved_by"] == "vm_gone"
     assert manager.notes.note_of_vm(VM.uuid) == (VM_NOTE_PREFIX + VM.uuid, None)
@@ -277,17 +281,17 @@ def test_alerts_survive_a_short_absence_of_the_vm() -> None:
 
 def test_a_shutdown_resolves_all_alerts_at_once() -> None:
     manager = attached_manager(Disk(offset=81 * GIB))
-    manager.on_gone(VM, 100, for_good=True)
+    manager.on_gone(VM, 100, permanently=True)
     assert len(manager.tick(100, 0)) == 1
 
 
 def test_an_old_connection_that_ends_late_resolves_nothing() -> None:
     manager = attached_manager(Disk(offset=81 * GIB))
     manager.on_attached(VM_AT_OTHER_MONITOR)
-    manager.on_gone(VM, 100, for_good=True)
+    manager.on_gone(VM, 100, permanently=True)
     assert manager.tick(1000, 0) == []
     assert manager.on_samples(VM, [], 0, 0) == ([], [])
-    assert manager.pending_commands(VM) == []
+    assert manager.threshold_commands.pending(VM) == []
 
 
 def test_a_state_note_restores_the_manager() -> None:
@@ -304,7 +308,7 @@ def test_a_state_note_restores_the_manager() -> None:
     assert {alert.name for alert in second.store} == {"write_threshold", "guest_panicked"}
     second.on_attached(VM)
     assert poll(second, disk) == []
-    assert second.pending_commands(VM) == []
+    assert second.threshold_commands.pending(VM) == []
     assert second.notes.note_of_vm(VM.uuid) == first.notes.note_of_vm(VM.uuid)
     fired = second.on_event(threshold_record(disk.write(91 * GIB)), "BLOCK_WRITE_THRESHOLD", 9)
     assert alert_changes(records(fired)) == [("write_threshold", "disk0", "90%", "firing")]
@@ -333,11 +337,11 @@ def test_a_new_policy_applies_at_the_next_poll() -> None:
     disk = Disk(offset=60 * GIB)
     manager = attached_manager(disk)
     manager.set_policy(lambda _vm, _disk: policy(ThresholdMode.ARM, "40%"))
-    assert manager.refreshes_due(VM) == {"block", "nodes"}
+    assert manager.threshold_commands.take_due_refreshes(VM) == {"block", "nodes"}
     assert alert_changes(poll(manager, disk)) == [("write_threshold", "disk0", "40%", "firing")]
     manager.set_policy(lambda _vm, _disk: policy(ThresholdMode.ARM, "90%"))
     assert alert_changes(poll(manager, disk)) == [("write_threshold", "disk0", "40%", "resolved")]
-    assert [level.text for level in manager.levels(VM, "disk0")] == ["90%"]
+    assert [level.text for level in manager.disk_lookup.levels(VM, "disk0")] == ["90%"]
 
 
 def test_a_repeated_alert_adds_its_resolving_events() -> None:

@@ -9,7 +9,7 @@ from tests.unit.alerts.test_manager import VM_AT_OTHER_MONITOR, alert_changes, a
 def test_a_replugged_disk_reports_its_levels_again() -> None:
     disk = Disk(offset=81 * GIB)
     manager = attached_manager(disk)
-    manager.on_gone(VM, 1, for_good=False)
+    manager.on_gone(VM, 1, permanently=False)
     manager.on_attached(VM)  # exceeded levels are kept over a reconnect
     poll(manager, disk)
     manager.on_samples(VM, Disk(node="n2", path="/dev/vg/lv2").layer_samples("disk1"), 2, 0)  # disk0 is unplugged
@@ -19,9 +19,9 @@ def test_a_replugged_disk_reports_its_levels_again() -> None:
 def test_a_threshold_set_after_the_timeout_is_still_ours() -> None:
     disk = Disk(driver="file", allocated=10 * GIB, offset=12 * GIB)
     manager = attached_manager(disk)
-    ((device, command),) = manager.pending_commands(VM)
+    ((device, command),) = manager.threshold_commands.pending(VM)
     assert command.arguments is not None
-    manager.on_command_done(VM, device, done=False)  # no response in time
+    manager.threshold_commands.on_done(VM, device, done=False)  # no response in time
     disk.slot = command.arguments["write-threshold"]  # QEMU has executed the command
     poll(manager, disk)
     (space,) = manager.on_samples(VM, [disk.counter_sample()], 1, 0)[1]
@@ -47,6 +47,6 @@ def test_the_remaining_monitor_of_a_vm_keeps_its_alerts() -> None:
     manager = attached_manager(disk)
     manager.on_attached(VM_AT_OTHER_MONITOR)
     poll(manager, disk, vm=VM_AT_OTHER_MONITOR)
-    manager.on_gone(VM_AT_OTHER_MONITOR, 100, for_good=False)
+    manager.on_gone(VM_AT_OTHER_MONITOR, 100, permanently=False)
     poll(manager, disk)
     assert records(manager.tick(100 + AWAY_SECONDS, 0)) == []

@@ -82,7 +82,7 @@ def test_the_note_of_a_gone_vm_without_alerts_is_removed() -> None:
     agent = polled_agent()
     assert len(agent.pending_commands()) == 1
     assert agent.journal.pending[-1][2] is not None
-    agent.manager.on_gone(VM, 0, for_good=True)
+    agent.manager.on_gone(VM, 0, permanently=True)
     assert vm_notes_due(agent) == []
     assert agent.manager.tick(1, 0) == []
     assert vm_notes_due(agent) == [(VM_NOTE_PREFIX + UUID, None)]
@@ -117,7 +117,7 @@ def test_fingerprints_are_stable_over_restarts_and_processes() -> None:
 def test_a_slot_is_set_only_after_a_fresh_read() -> None:
     agent = polled_agent()
     assert len(agent.pending_commands()) == 1
-    agent.manager.on_command_done(VM, "disk0", done=True)
+    agent.manager.threshold_commands.on_done(VM, "disk0", done=True)
     agent.qemu.node.slot = 800
     data = agent.qemu.node.write(810)
     assert data is not None
@@ -135,7 +135,7 @@ def test_an_extended_device_has_the_size_that_the_host_reports() -> None:
     agent.qemu.node.medium.size = 2 * SIZE
     reply = agent.qemu.reply(with_nodes=False)
     agent.on_reply(reply, 1.0)
-    assert agent.manager.refreshes_due(VM) == {"nodes"}
+    assert agent.manager.threshold_commands.take_due_refreshes(VM) == {"nodes"}
     stale = replace(reply, with_nodes=True, medium=replace(reply.medium, size=SIZE))  # QEMU has the old size
     agent.on_reply(stale, 2.0)
     assert [record.data["state"] for record in agent.emitted] == ["firing", "resolved"]
@@ -221,7 +221,7 @@ def test_a_guest_found_running_resolves_its_pause(is_restarted: bool) -> None:  
     if is_restarted:
         agent = agent_of_next_run(agent)
     else:
-        agent.manager.on_gone(VM, 1, for_good=False)
+        agent.manager.on_gone(VM, 1, permanently=False)
     agent.manager.on_attached(VM)
     assert alert_changes(agent.manager.on_run_state(VM, 9, running=True)) == [("disk_full", "resolved")]
 
@@ -230,7 +230,7 @@ def test_a_guest_found_paused_stays_firing_until_resume() -> None:
     manager = polled_agent().manager
     send_event(manager, "BLOCK_IO_ERROR", subject="disk0", **STOPPED_WITHOUT_SPACE)
     assert manager.on_run_state(VM, 6, running=True) == [], "the poll is older than the error"
-    manager.on_gone(VM, 1, for_good=False)
+    manager.on_gone(VM, 1, permanently=False)
     manager.on_attached(VM)
     assert manager.on_run_state(VM, 9, running=False, status="io-error") == []
     assert manager.on_run_state(VM, 8, running=True) == [], "the poll is older than the last one"
@@ -241,7 +241,7 @@ def test_a_guest_found_paused_stays_firing_until_resume() -> None:
 def test_an_error_at_attach_outranks_an_older_poll() -> None:
     manager = polled_agent().manager
     send_event(manager, "BLOCK_IO_ERROR", subject="disk0", **STOPPED_WITHOUT_SPACE)
-    manager.on_gone(VM, 1, for_good=False)
+    manager.on_gone(VM, 1, permanently=False)
     manager.on_attached(VM)
     assert send_event(manager, "BLOCK_IO_ERROR", subject="disk0", **STOPPED_WITHOUT_SPACE) == []
     assert manager.on_run_state(VM, 6, running=True) == [], "the poll is older than the error"
@@ -250,7 +250,7 @@ def test_an_error_at_attach_outranks_an_older_poll() -> None:
 def test_a_restarted_vm_keeps_its_disk_levels_only() -> None:
     agent = polled_agent(850)
     send_event(agent.manager, "GUEST_PANICKED", action="pause")
-    agent.manager.on_gone(VM, 1, for_good=True)
+    agent.manager.on_gone(VM, 1, permanently=True)
     assert alert_changes(agent.manager.on_attached(VM, 9)) == [("guest_panicked", "resolved")]
     assert agent.manager.tick(2, 9) == []
     agent.qemu.restart()
@@ -299,32 +299,34 @@ def test_a_migration_source_is_active_until_it_stops() -> None:
     manager.on_run_state(VM, 1, running=True)
     manager.on_attached(VM_AT_OTHER_MONITOR)
     manager.on_run_state(VM_AT_OTHER_MONITOR, 1, running=False, status="inmigrate")
-    assert manager.pending_commands(VM_AT_OTHER_MONITOR) == []
+    assert manager.threshold_commands.pending(VM_AT_OTHER_MONITOR) == []
     assert manager.on_samples(VM_AT_OTHER_MONITOR, agent.qemu.samples(agent.qemu.reply(with_nodes=True)), 1, 1) == (
         [],
         [],
     )
-    assert len(manager.pending_commands(VM)) == 1, "the source writes"
+    assert len(manager.threshold_commands.pending(VM)) == 1, "the source writes"
     assert send_event(manager, "STOP") == []
-    assert manager.refreshes_due(VM_AT_OTHER_MONITOR) == set()
+    assert manager.threshold_commands.take_due_refreshes(VM_AT_OTHER_MONITOR) == set()
     assert send_event(manager, "RESUME", VM_AT_OTHER_MONITOR) == []
-    assert manager.refreshes_due(VM_AT_OTHER_MONITOR) == set(), "the source may have stopped for another reason"
+    assert manager.threshold_commands.take_due_refreshes(VM_AT_OTHER_MONITOR) == set(), (
+        "the source may have stopped for another reason"
+    )
     manager.on_run_state(VM, 100, running=False, status="finish-migrate")
-    assert manager.refreshes_due(VM_AT_OTHER_MONITOR) == {"block", "nodes"}
+    assert manager.threshold_commands.take_due_refreshes(VM_AT_OTHER_MONITOR) == {"block", "nodes"}
     pending, spaces = manager.on_samples(
         VM_AT_OTHER_MONITOR, agent.qemu.samples(agent.qemu.reply(with_nodes=True)), 1, 1
     )
     assert (pending, spaces[0].values["exceeded_levels"]) == ([], 1)
-    assert len(manager.pending_commands(VM_AT_OTHER_MONITOR)) == 1
-    assert manager.pending_commands(VM) == []
-    manager.on_gone(VM, 2, for_good=True)
+    assert len(manager.threshold_commands.pending(VM_AT_OTHER_MONITOR)) == 1
+    assert manager.threshold_commands.pending(VM) == []
+    manager.on_gone(VM, 2, permanently=True)
     assert manager.tick(1000, 0) == []
 
 
 def test_the_source_of_a_failed_migration_stays_active() -> None:
     agent = polled_agent(850)
     agent.manager.on_attached(VM_AT_OTHER_MONITOR)
-    agent.manager.on_gone(VM_AT_OTHER_MONITOR, 1, for_good=True)
+    agent.manager.on_gone(VM_AT_OTHER_MONITOR, 1, permanently=True)
     assert agent.manager.tick(1000, 0) == []
     agent.qemu.node.write(910)
     agent.on_reply(agent.qemu.reply(with_nodes=True), 2.0)
@@ -359,9 +361,9 @@ def test_a_response_for_an_inactive_process_is_ignored() -> None:
     agent.manager.on_run_state(VM, 1, running=False, status="postmigrate")
     agent.manager.on_attached(VM_AT_OTHER_MONITOR)
     agent.manager.on_run_state(VM_AT_OTHER_MONITOR, 1, running=True)
-    agent.manager.refreshes_due(VM_AT_OTHER_MONITOR)
-    agent.manager.on_command_done(VM, "disk0", done=False)
-    assert agent.manager.refreshes_due(VM_AT_OTHER_MONITOR) == set()
+    agent.manager.threshold_commands.take_due_refreshes(VM_AT_OTHER_MONITOR)
+    agent.manager.threshold_commands.on_done(VM, "disk0", done=False)
+    assert agent.manager.threshold_commands.take_due_refreshes(VM_AT_OTHER_MONITOR) == set()
 
 
 # --- Format of the note ---

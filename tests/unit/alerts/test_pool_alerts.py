@@ -6,9 +6,10 @@ from typing import Any, Final
 
 import pytest
 
+from agent.alerts.policy import AlertOverride, AlertPolicy
 from agent.alerts.pool_alerts import PoolAlerts
 from agent.alerts.pool_levels import PoolPolicy, parse_pool_level
-from agent.alerts.pool_usage import Grower, Image, PoolRegistry, PoolUsage
+from agent.alerts.pool_usage import GrowingDisk, Image, PoolRegistry, PoolUsage
 from agent.alerts.store import AlertStore
 from agent.host.pools.base import Pool, PoolKind, PoolReading
 from agent.model.record import Record, Severity, Vm
@@ -31,7 +32,7 @@ class PoolScenario:
         """Start a run of the agent."""
         self.store, self.registry = AlertStore(), PoolRegistry()
         policy = PoolPolicy(tuple(map(parse_pool_level, self.levels)), self.hysteresis)
-        growers = [Grower("vm3", "disk0", 5.0)]
+        growers = [GrowingDisk("vm3", "disk0", 5.0)]
         self.alerts = PoolAlerts("hv7", self.store, self.registry, lambda _usage: policy, lambda _usage: growers)
         self.alerts.restore(self.notes, self.now)
 
@@ -78,6 +79,17 @@ def test_a_level_fires_once_for_all_vms_on_the_pool_and_names_them() -> None:
     assert (alert.data["vms"], alert.data["vm_names"]) == (6, [f"vm{number}" for number in range(6)])
     assert alert.data["growers"] == [{"vm": "vm3", "device": "disk0", "growth_bytes_per_second": 5.0}]
     assert (alert.data["measure"], alert.data["free_bytes"]) == ("space", 100 * GIB)
+
+
+def test_a_silenced_pool_has_no_alert_until_it_is_not_silenced() -> None:
+    pool = PoolScenario("85%")
+    pool.read(149)
+    pool.store.adjust = AlertPolicy([AlertOverride("pool_*", device="/images", enabled=False)]).adjust
+    assert pool.read(140) == [filling("85%", "resolved")]
+    assert pool.read(130) == []
+    assert list(pool.store) == []
+    pool.store.adjust = AlertPolicy().adjust
+    assert pool.read(120) == [filling("85%")]
 
 
 def test_a_level_is_resolved_below_its_hysteresis() -> None:

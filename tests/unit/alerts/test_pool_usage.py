@@ -1,10 +1,13 @@
 """Usage of pools: their images, what these may grow to, and their names."""
 
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from agent.alerts.image_size import max_file_bytes
 from agent.alerts.pool_usage import MAX_POOLS, Image, PoolRegistry, images_of
-from agent.host.pools.base import Pool, PoolKind, PoolReading, UnknownPool
+from agent.host.pools.base import READ_ONLY, Pool, PoolKind, PoolReading, UnknownPool
 from agent.model.family import Sample
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.record import Vm
@@ -34,7 +37,7 @@ def test_the_images_of_a_disk_are_its_storage_and_its_backing_chain() -> None:
     )
     assert images == [
         Image("disk0", "storage", "file", "/a", 4 * GIB, GIB, max_file_bytes("qcow2", 4 * GIB)),
-        Image("disk0", "backing-1", "qcow2", "/base", 4 * GIB, 2 * GIB, 2 * GIB),
+        Image("disk0", "backing-1", "qcow2", "/base", 4 * GIB, 2 * GIB, 2 * GIB, writable=False),
     ]
 
 
@@ -46,6 +49,18 @@ def test_a_read_only_image_does_not_grow() -> None:
         ]
     )
     assert cdrom.max_bytes == 4096
+
+
+@pytest.mark.parametrize(("writable", "problem"), [(True, "read_only"), (False, None)])
+def test_a_read_only_file_system_is_a_problem_of_images_that_guests_write(
+    writable: bool,  # noqa: FBT001 - a table
+    problem: str | None,
+) -> None:
+    registry = PoolRegistry()
+    registry.place(VM1, [(replace(image(), writable=writable), IMAGES)], 100.0)
+    (usage,) = registry
+    usage.on_reading(PoolReading(10 * GIB, 5 * GIB, problem=READ_ONLY), 100.0)
+    assert usage.sample(100.0).values.get("problem") == problem
 
 
 def test_an_image_with_internal_snapshots_counts_with_what_it_uses_already() -> None:

@@ -24,7 +24,7 @@ def test_two_running_vms_with_one_uuid_are_an_alert() -> None:
     scenario = scenario_with_clones()
     assert ("uuid_clash", "") in scenario.firing()
     assert scenario.emitted[-1].data["monitors"] == "/run/clone.qmp, /run/vm1.qmp"
-    scenario.detach(CLONE, at=6, for_good=True)
+    scenario.detach(CLONE, at=6, permanently=True)
     assert ("uuid_clash", "", "resolved") in scenario.tick(7)
 
 
@@ -35,8 +35,8 @@ def test_a_clash_is_certain_only_after_both_were_polled_again() -> None:
     scenario.run_state("running", 1, VM)
     scenario.run_state("running", 2, CLONE)
     assert scenario.tick(3) == []
-    assert "runstate" in scenario.manager.refreshes_due(VM)
-    assert "runstate" in scenario.manager.refreshes_due(CLONE)
+    assert "runstate" in scenario.manager.threshold_commands.take_due_refreshes(VM)
+    assert "runstate" in scenario.manager.threshold_commands.take_due_refreshes(CLONE)
 
 
 def test_a_clash_outlives_a_restart_of_the_agent() -> None:
@@ -113,7 +113,7 @@ def test_the_end_of_a_clone_resolves_its_own_alerts_only() -> None:
     scenario = scenario_with_clones()
     scenario.io_error(10, VM)
     scenario.event("GUEST_PANICKED", 10, CLONE, action="pause")
-    scenario.detach(CLONE, at=11, for_good=True)
+    scenario.detach(CLONE, at=11, permanently=True)
     changes = scenario.tick(12)
     assert ("guest_panicked", "", "resolved") in changes
     assert DISK_FULL in scenario.firing()
@@ -123,7 +123,7 @@ def test_the_end_of_the_first_clone_leaves_the_second_its_own_levels() -> None:
     scenario = scenario_with_clones()
     scenario.disks(5, VM, disk0=Disk(offset=96 * GIB, path="/dev/vg/a"))
     scenario.disks(5, CLONE, disk0=Disk(offset=81 * GIB, path="/dev/vg/b"))
-    assert scenario.detach(VM, at=10, for_good=True).count(("write_threshold", "disk0", "resolved")) == 3
+    assert scenario.detach(VM, at=10, permanently=True).count(("write_threshold", "disk0", "resolved")) == 3
     scenario.tick(11)
     (alert,) = scenario.manager.store
     assert (alert.level, alert.data["path"]) == ("80%", "/dev/vg/b")
@@ -181,6 +181,6 @@ def test_a_migration_within_the_host_is_no_clash() -> None:
     scenario.run_state("running", 12, CLONE)
     assert scenario.tick(13) == []
     assert scenario.disks(14, CLONE, disk0=Disk(offset=85 * GIB)) == [], "the level is known"
-    scenario.detach(VM, at=15, for_good=True)
+    scenario.detach(VM, at=15, permanently=True)
     assert scenario.tick(16) == []
     assert scenario.firing() == {("write_threshold", "disk0")}

@@ -62,10 +62,10 @@ def test_a_poll_between_the_error_and_the_stop_resolves_nothing(scenario: AlertS
 
 
 def test_a_pause_is_polled_until_it_ends(scenario: AlertScenario) -> None:
-    assert "runstate" not in scenario.manager.refreshes_due(VM)
+    assert "runstate" not in scenario.manager.threshold_commands.take_due_refreshes(VM)
     scenario.io_error(10.0)
     scenario.tick(11.0)
-    assert "runstate" in scenario.manager.refreshes_due(VM)
+    assert "runstate" in scenario.manager.threshold_commands.take_due_refreshes(VM)
 
 
 def test_a_reset_does_not_end_what_stops_the_guest(scenario: AlertScenario) -> None:
@@ -200,7 +200,7 @@ def test_a_paused_postcopy_that_fails_fires_as_long_as_the_process_lives(
     report(scenario, before, 10)
     assert report(scenario, end, 11) == [(*POSTCOPY_PAUSED, "resolved"), (*RECOVERY_FAILED, "firing")]
     assert report(scenario, end, 12) == []
-    scenario.detach(at=20, for_good=True)
+    scenario.detach(at=20, permanently=True)
     assert scenario.tick(100) == [(*RECOVERY_FAILED, "resolved")]
 
 

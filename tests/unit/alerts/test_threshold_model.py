@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.alerts.levels import MAX_BYTES
+from agent.alerts.levels import MAX_SIZE_BYTES
 from agent.alerts.threshold_types import ThresholdMode
 from tests.lab.threshold_model import HYSTERESIS, UUID, VM, Agent, Journal, Qemu, Reply, levels_in_bytes
 
@@ -128,7 +128,7 @@ class Scenario:
             assert reply.node.name == node, "a threshold is set on another node"
             assert own, "a foreign threshold is overwritten"
             assert not self.polled_foreign, "a foreign slot is used"
-            assert 0 < value <= MAX_BYTES
+            assert 0 < value <= MAX_SIZE_BYTES
             assert value >= self.polled_offset[node], "a threshold lies below the written end"
 
     def _known(self, reply: Reply) -> int:
@@ -158,14 +158,14 @@ class Scenario:
     def confirm_command(self, _: int) -> None:
         if self.sent is not None:
             assert self.agent is not None
-            self.agent.manager.on_command_done(VM, "disk0", done=self._execute())
+            self.agent.manager.threshold_commands.on_done(VM, "disk0", done=self._execute())
 
     def time_out(self, n: int) -> None:
         """Let the response time out. QEMU may have executed the command."""
         if self.sent is not None:
             assert self.agent is not None
             self._maybe_execute(n)
-            self.agent.manager.on_command_done(VM, "disk0", done=False)
+            self.agent.manager.threshold_commands.on_done(VM, "disk0", done=False)
 
     def _execute(self) -> bool:
         assert self.sent is not None
@@ -191,9 +191,9 @@ class Scenario:
             assert self.agent is not None
             if self.sent is not None:
                 self._maybe_execute(n)
-                self.agent.manager.on_command_done(VM, "disk0", done=False)
+                self.agent.manager.threshold_commands.on_done(VM, "disk0", done=False)
             self._lose_connection()
-            self.agent.manager.on_gone(VM, self.now, for_good=False)
+            self.agent.manager.on_gone(VM, self.now, permanently=False)
 
     def _lose_connection(self) -> None:
         self.attached, self.events, self.reply, self.commands, self.sent = False, [], None, [], None
@@ -209,7 +209,7 @@ class Scenario:
         if self.attached:
             assert self.agent is not None
             self._lose_connection()
-            self.agent.manager.on_gone(VM, self.now, for_good=n % 2 > 0)
+            self.agent.manager.on_gone(VM, self.now, permanently=n % 2 > 0)
 
     def kill(self, n: int) -> None:
         """Kill the agent. Some pending transactions are on disk, the others are lost."""
@@ -254,7 +254,7 @@ class Scenario:
         due = {"block", "nodes"}
         for _ in range(QUIET_ROUNDS):
             self._finish()
-            due |= self.agent.manager.refreshes_due(VM)
+            due |= self.agent.manager.threshold_commands.take_due_refreshes(VM)
             if not due:
                 break
             self.reply = self.qemu.reply(with_nodes="nodes" in due)
@@ -283,7 +283,7 @@ class Scenario:
             assert not is_firing or medium.end > size - int(medium.size * HYSTERESIS), (
                 f"{level} fires and is not exceeded"
             )
-        (tracker,) = self.agent.manager._processes.of_uuid(UUID)[0].trackers.values()
+        (tracker,) = self.agent.manager._processes.processes_with_uuid(UUID)[0].trackers.values()
         if (
             self.mode is ThresholdMode.ARM
             and not tracker.slot.is_foreign

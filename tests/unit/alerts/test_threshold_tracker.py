@@ -228,14 +228,14 @@ def test_a_file_is_queried_again_after_it_grew_by_a_share() -> None:
 def test_growth_rate_covers_the_last_ten_minutes() -> None:
     disk = Disk()
     tracker = polled_tracker(disk)
-    assert (tracker.usage.growth_rate, tracker.usage.time_to_full) == (None, None)
+    assert (tracker.usage.growth.rate, tracker.usage.time_to_full) == (None, None)
     for minute in range(31):
         tracker.on_poll(disk.node, minute * GIB, minute * 60.0)
-    assert tracker.usage.growth_rate == pytest.approx(GIB / 60)
+    assert tracker.usage.growth.rate == pytest.approx(GIB / 60)
     assert tracker.usage.time_to_full == pytest.approx(70 * 60)
     for minute in range(31, 60):
         tracker.on_poll(disk.node, 30 * GIB, minute * 60.0)
-    assert (tracker.usage.growth_rate, tracker.usage.time_to_full) == (0, None)
+    assert (tracker.usage.growth.rate, tracker.usage.time_to_full) == (0, None)
 
 
 # --- Restarts ---

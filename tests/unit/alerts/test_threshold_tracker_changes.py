@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from agent.alerts.levels import MAX_BYTES, parse_level
-from agent.alerts.threshold_tracker import ThresholdTracker
-from agent.alerts.threshold_types import DetectedBy, DiskLayer, ThresholdMode, ThresholdPolicy
+from agent.alerts.levels import MAX_SIZE_BYTES, parse_level
+from agent.alerts.threshold_tracker import MAX_EXCEEDED_LEVELS, ThresholdTracker
+from agent.alerts.threshold_types import DetectedBy, DiskLayer, ResolvedReason, ThresholdMode, ThresholdPolicy
 
 LIMIT = 1000
 NODE = "storage"
@@ -84,6 +84,22 @@ def test_mode_off_resolves_exceeded_levels() -> None:
     assert poll_layers(restored, disk_on_device(850)) == [("80%", False, BY_LEVEL)]
 
 
+def test_a_level_is_resolved_by_space_or_because_it_is_gone() -> None:
+    tracker = new_tracker("70%", "80%")
+    poll_layers(tracker, disk_on_device(850))
+    (space,) = tracker.on_layers(*disk_on_device(850, limit=1100), 0.0)
+    assert (space.level.text, space.resolved_by) == ("80%", ResolvedReason.SPACE)
+    tracker.policy = ThresholdPolicy(ThresholdMode.ARM, ())
+    (gone,) = tracker.on_layers(*disk_on_device(850), 0.0)
+    assert (gone.level.text, gone.resolved_by) == ("70%", ResolvedReason.LEVEL_GONE)
+
+
+def test_a_note_restores_a_limited_number_of_exceeded_levels() -> None:
+    tracker = new_tracker()
+    tracker.restore({"exceeded": [5, *(f"used {number}" for number in range(2 * MAX_EXCEEDED_LEVELS))]})
+    assert tracker.exceeded_levels == MAX_EXCEEDED_LEVELS - 1, "5 is no level"
+
+
 def test_an_unknown_size_resolves_nothing() -> None:
     tracker = new_tracker()
     poll_layers(tracker, disk_on_device(850))
@@ -134,7 +150,7 @@ def test_a_full_file_fires_until_a_preallocated_one_replaces_it() -> None:
 # --- The slot ---
 
 
-@pytest.mark.parametrize("slot", [-1, 1, MAX_BYTES])
+@pytest.mark.parametrize("slot", [-1, 1, MAX_SIZE_BYTES])
 def test_any_unknown_value_in_the_slot_is_foreign(slot: int) -> None:
     # QEMU accepts a negative number as a value above 2^63, and reports it as negative.
     layer = DiskLayer.from_values(

@@ -35,9 +35,9 @@ def test_no_threshold_is_set_while_the_slot_is_unknown() -> None:
     ]
     families = (BLOCK, BLOCK_LAYER)
     manager.on_samples(VM, [disk.counter_sample(), *unknown], 1.0, 1, families=families)
-    assert manager.pending_commands(VM) == []
+    assert manager.threshold_commands.pending(VM) == []
     manager.on_samples(VM, [disk.counter_sample(), *disk.layer_samples()], 2.0, 2, families=families)
-    assert len(manager.pending_commands(VM)) == 1
+    assert len(manager.threshold_commands.pending(VM)) == 1
 
 
 def test_a_disk_beyond_the_samples_of_a_truncated_reply_is_not_unplugged() -> None:

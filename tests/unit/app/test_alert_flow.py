@@ -26,7 +26,7 @@ async def monitored(fake: FakeQemu) -> AsyncIterator[ListSink]:
     config = {"monitors": [{"dial": str(fake.path)}], "web": {"listen_address": "127.0.0.1:0"}}
     agent = Agent(Config.model_validate(config), sink)
     async with agent.running():
-        await until(lambda: any(s.state.value == "up" for s in agent.snapshot.monitors.values()), 5)
+        await until(lambda: any(s.state.value == "up" for s in agent.snapshot.monitors.values()), 60)
         yield sink
 
 
@@ -51,7 +51,7 @@ async def test_a_quick_resume_ends_the_alert_and_coalesced_events_leave_before_i
             fake.emit("BLOCK_IO_ERROR", NOSPACE | {"nospace": True}, at=now + number / 1000)
         fake.emit("STOP", at=now + 0.01)
         fake.emit("RESUME", at=now + 0.02)
-        await until(lambda: "resolved" in states(sink), 5)
+        await until(lambda: "resolved" in states(sink), 60)
         await asyncio.sleep(1.5)  # coalesced events are reported after a second at the latest
         assert events(sink) == ["BLOCK_IO_ERROR", "BLOCK_IO_ERROR", "STOP", "RESUME"]
         assert states(sink) == ["firing", "resolved"]
@@ -68,11 +68,11 @@ async def test_an_event_that_names_a_node_has_the_disk_as_its_subject(fake: Fake
     top, storage = disk["node-name"], disk["parent"]["node-name"]
     threshold = {"write-threshold": 1 << 20, "amount-exceeded": 1}
     async with monitored(fake) as sink:
-        await until(lambda: any(record["type"] == "qemu.sample.block_names" for record in sink.records), 5)
+        await until(lambda: any(record["type"] == "qemu.sample.block_names" for record in sink.records), 60)
         fake.emit("BLOCK_WRITE_THRESHOLD", {"node-name": storage} | threshold)
         fake.emit("BLOCK_IO_ERROR", {"device": "", "node-name": top, "operation": "read", "action": "report"})
         fake.emit("BLOCK_WRITE_THRESHOLD", {"node-name": "unknown-node"} | threshold)
-        await until(lambda: len(block_events(sink)) == 3, 5)
+        await until(lambda: len(block_events(sink)) == 3, 60)
         subjects = [(record["subject"], record["data"]["qemu"]["node-name"]) for record in block_events(sink)]
         name = stable_name(disk)
         assert subjects == [(name, storage), (name, top), ("unknown-node", "unknown-node")]

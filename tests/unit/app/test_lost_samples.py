@@ -9,7 +9,7 @@ import pytest
 from agent.app.agent import Agent
 from agent.cli.demo.guest import until
 from agent.config.model import Config
-from agent.exposition.prometheus import render
+from agent.exposition.prometheus import render_metrics
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.metrics.runstate import RUNSTATE
@@ -27,7 +27,7 @@ async def running_agent(fake: FakeQemu, resync: str = "1s") -> AsyncIterator[Age
     }
     agent = Agent(Config.model_validate(config), ListSink())
     async with agent.running():
-        await until(lambda: [*agent.snapshot.views()], 5)
+        await until(lambda: [*agent.snapshot.views()], 60)
         yield agent
 
 
@@ -44,29 +44,29 @@ async def test_the_series_of_a_failed_poll_end_and_come_back(
     fake: FakeQemu, command: str, series: str, reply: Any
 ) -> None:
     async with running_agent(fake) as agent:
-        await until(lambda: series in render(agent.snapshot), 5)
-        before = render(agent.snapshot)
+        await until(lambda: series in render_metrics(agent.snapshot), 60)
+        before = render_metrics(agent.snapshot)
         fake.replies[command] = reply
         fake.emit("STOP")
         fake.emit("DEVICE_TRAY_MOVED", {"device": "cd0", "id": "cd0", "tray-open": True})
-        await until(lambda: series not in render(agent.snapshot), 5)
-        assert "qemu_vm_up" in render(agent.snapshot)
+        await until(lambda: series not in render_metrics(agent.snapshot), 60)
+        assert "qemu_vm_up" in render_metrics(agent.snapshot)
         del fake.replies[command]
-        await until(lambda: series in render(agent.snapshot), 10)
-        assert count(render(agent.snapshot), series) == count(before, series)
+        await until(lambda: series in render_metrics(agent.snapshot), 60)
+        assert count(render_metrics(agent.snapshot), series) == count(before, series)
 
 
 async def test_the_usage_of_files_ends_while_their_layers_are_unknown(fake: FakeQemu) -> None:
     async with running_agent(fake, resync="1h") as agent:
         (vm, view), *_ = agent.snapshot.views()
-        await until(lambda: agent.snapshot.has_samples(vm, BLOCK_LAYER), 5)
+        await until(lambda: agent.snapshot.has_samples(vm, BLOCK_LAYER), 60)
         agent.observer.on_samples_lost(vm, (BLOCK_LAYER,), 1)
 
         def usages_of_files() -> list[Any]:
             spaces = view.polls[BLOCK_SPACE.name].current.values() if BLOCK_SPACE.name in view.polls else ()
             return [values for values in spaces if values["measure"] == "allocated"]
 
-        await until(lambda: not usages_of_files(), 5)  # from the next poll of the counters on
+        await until(lambda: not usages_of_files(), 60)  # from the next poll of the counters on
         assert agent.snapshot.has_samples(vm, BLOCK)
         assert agent.snapshot.has_samples(vm, RUNSTATE)
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 from agent.alerts.pool_usage import PoolRegistry
-from agent.app.alert_bridge import AlertBridge
+from agent.app.alert_publisher import AlertPublisher
 from agent.config.model import AlertsConfig
-from agent.model.record import StateNote
+from agent.model.record import PersistentNote
 from tests.lab.thin_disks import HOST, VM
 
 
@@ -23,7 +23,7 @@ class ScriptedDelivery:
         self.error: str | None = None
         self.stored: list[str] = []
 
-    async def persist_note(self, note: StateNote, _seconds: float) -> bool:
+    async def persist_note(self, note: PersistentNote) -> bool:
         self.stored.append(note.name)
         return True
 
@@ -33,13 +33,13 @@ class ScriptedDelivery:
 
 async def test_the_note_of_a_guest_that_runs_is_stored_once_the_journal_works() -> None:
     delivery: Any = ScriptedDelivery()
-    bridge = AlertBridge(HOST, AlertsConfig(), delivery, PoolRegistry())
-    bridge.manager.on_attached(VM, 1, 7)
-    bridge.manager.on_run_state(VM, 2, running=True, status="running")
+    alerts = AlertPublisher(HOST, AlertsConfig(), delivery, PoolRegistry())
+    alerts.manager.on_attached(VM, 1, 7)
+    alerts.manager.on_run_state(VM, 2, running=True, status="running")
     delivery.error = "the disk is full"
-    await bridge.tick()
+    await alerts.tick()
     assert delivery.stored == []
     delivery.error = None
-    await bridge.tick()
-    await bridge.tick()
+    await alerts.tick()
+    await alerts.tick()
     assert delivery.stored == [f"alerts/{VM.uuid}"]

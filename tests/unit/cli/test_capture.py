@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from agent.cli.capture import CaptureError
-from agent.cli.capture.agent_side import RequestFrames
+from agent.cli.capture.agent_runner import RequestSplitter
 from agent.cli.capture.file import REMOVED, CaptureLine, CaptureWriter, read_capture, remove_secrets
 from agent.cli.capture.replay import Recording
 
@@ -120,7 +120,7 @@ def test_requests_do_not_depend_on_the_chunks(sizes: int) -> None:
         {"execute": "x", "arguments": {"ä": "}{"}},
     ]
     data = b"".join(map(orjson.dumps, expected))
-    requests = RequestFrames()
+    requests = RequestSplitter()
     chunks = [data[at : at + sizes] for at in range(0, len(data), sizes)]
     assert [request for chunk in chunks for request in requests.receive(chunk)] == expected
 

@@ -13,7 +13,7 @@ from agent.cli.demo.guest import until
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 9, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}}
 EVENT = {"event": "RESUME", "timestamp": {"seconds": 1, "microseconds": 0}}
-TIMEOUT_SECONDS = 10.0
+TIMEOUT_SECONDS = 60.0
 
 
 class FakeMonitor:

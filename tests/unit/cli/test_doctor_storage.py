@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.cli.doctor.model import ImageReport, VmReport, VmState
-from agent.cli.doctor.rendering import render
+from agent.cli.doctor.rendering import render_reports
 from agent.cli.doctor.storage import MIN_BYTES, add_images, open_images
 from agent.host.image_location import read_mounts
 from agent.host.mounts import mount_of
@@ -75,7 +75,9 @@ def test_the_report_names_each_image_its_problem_and_the_steps() -> None:
         ),
         ImageReport("/data/c", "ext4 /data", "nobody may not enter /data", ("setfacl -m u:nobody:x /data",)),
     )
-    lines = list(render([VmReport("web-3", "", 1, "libvirt", VmState.WATCHED, "", "", (), (), "", images=reports)]))
+    lines = list(
+        render_reports([VmReport("web-3", "", 1, "libvirt", VmState.WATCHED, "", "", (), (), "", images=reports)])
+    )
     assert lines[3:] == [
         "  image /srv/a.qcow2: xfs /srv",
         "  image /dev/pve/b: pool unknown",

@@ -1,5 +1,6 @@
 """The screen of `qmp-agent top`: layout, order and keys."""
 
+import time
 from typing import Any
 
 import pytest
@@ -7,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.cli.top.columns import COLUMNS, sort_by_column
-from agent.cli.top.detail import detail
-from agent.cli.top.screen import TopScreen, table
-from agent.cli.top.text import fit_to_width, format_number, format_seconds, format_size
+from agent.cli.top.detail import detail_lines
+from agent.cli.top.screen_state import TopScreenState, TopView, table_lines
+from agent.cli.top.text import fit_to_width, format_latency, format_number, format_seconds, format_size
 
 
 def vm(name: str, **more: Any) -> dict[str, Any]:
@@ -42,7 +43,7 @@ GUEST = {
 
 
 def test_a_vms_details_have_its_guests_file_systems_the_fullest_first() -> None:
-    lines = [line.text for line in detail(vm("web-3", guest=GUEST), (), (), 0)]
+    lines = [line.text for line in detail_lines(vm("web-3", guest=GUEST), (), (), 0)]
     (about,) = [line for line in lines if "guest agent" in line]
     assert about.split("   ") == [
         "guest agent up",
@@ -58,13 +59,50 @@ def test_a_vms_details_have_its_guests_file_systems_the_fullest_first() -> None:
     ]
 
 
+@pytest.mark.parametrize("change", [{"agent": "suspended"}, {"frozen": True}])
+def test_the_old_values_of_a_guest_that_is_not_queried_have_their_time(change: dict[str, Any]) -> None:
+    def words(guest: dict[str, Any]) -> list[str]:
+        (about,) = [
+            line.text for line in detail_lines(vm("web-3", guest=guest), (), (), 0) if "guest agent" in line.text
+        ]
+        return about.split("   ")
+
+    answered = GUEST | {"last_response": time.mktime((2026, 11, 30, 12, 5, 9, 0, 0, -1))}
+    assert "values of 12:05:09" in words(answered | change)
+    assert not [word for word in words(answered) if word.startswith("values")]
+
+
+LATENCIES = {
+    "read": {"p50": 0.0001, "p99": 0.002, "p999": 0.25, "operations": 600, "seconds": 60},
+    "zone_append": {"p50": 0.01, "p99": 1.5, "p999": 2.5, "operations": 30, "seconds": 60},
+}
+
+
+def test_a_vms_details_have_the_latency_of_disks_with_histograms() -> None:
+    disks = [{"device": "disk0", "latencies": LATENCIES}, {"device": "disk1"}]
+    lines = [line.text.split() for line in detail_lines(vm("web-3", disks=disks), (), (), 0)]
+    start = lines.index(["LATENCY", "P50", "P99", "P99.9", "OPS/s", "OPERATION"])
+    assert lines[start + 1 :] == [
+        ["disk0", "100u", "2.0m", "250m", "10.0", "read"],
+        ["disk0", "10m", "1.5s", "2.5s", "0.5", "zone", "append"],
+    ]
+    without = detail_lines(vm("web-3", disks=disks[1:]), (), (), 0)
+    assert not any("LATENCY" in line.text for line in without)
+
+
+def test_a_column_has_the_longest_99th_percentile_of_each_vm() -> None:
+    column = next(column for column in COLUMNS if column.title == "P99")
+    assert column.text(column.value(vm("web-3", disks=[{"device": "disk0", "latencies": LATENCIES}]))) == "1.5s"
+    assert column.value(vm("db-1", disks=[{"device": "disk0"}])) is None
+
+
 def test_a_column_has_the_fullest_file_system_of_each_guest() -> None:
     column = next(column for column in COLUMNS if column.title == "GUEST%")
     assert column.text(column.value(vm("web-3", guest=GUEST))) == "90.0"
     assert column.value(vm("db-1")) is None
 
 
-def names(screen: TopScreen) -> list[str]:
+def names(screen: TopScreenState) -> list[str]:
     return [str(entry["name"]) for entry in screen.vms()]
 
 
@@ -131,10 +169,10 @@ def test_vm_names_are_in_natural_order() -> None:
 
 
 def test_an_empty_column_is_hidden() -> None:
-    head, _ = table([vm("a", alerts=0)], 0)
+    head, _ = table_lines([vm("a", alerts=0)], 0)
     assert head.text.split() == ["VM", "STATE"]
-    head, _ = table([vm("a", alerts=2, now={"write": 5})], 0)
-    assert head.text.split() == ["VM", "STATE", "WR/s", "ALERTS"]
+    head, _ = table_lines([vm("a", alerts=2, now={"write": 5})], 0)
+    assert head.text.split() == ["VM", "STATE", "ALERTS", "WR/s"]
 
 
 @pytest.mark.parametrize("width", [1, 10, 24, 40, 80, 200])
@@ -144,7 +182,7 @@ def test_the_screen_is_filled_exactly(width: int, height: int) -> None:
         vm(f"vm{n}" * 9, now={"cpu": n, "read": n, "write": n}, disks=[{"device": "d", "used_bytes": 5}])
         for n in range(30)
     ]
-    screen = TopScreen(host(*vms))
+    screen = TopScreenState(host(*vms))
     for key in ("", "END", "ENTER", "?"):
         screen.on_key(key)
         lines = screen.lines(width, height)
@@ -153,7 +191,7 @@ def test_the_screen_is_filled_exactly(width: int, height: int) -> None:
 
 
 def test_the_selection_moves_follows_its_vm_and_stays_visible() -> None:
-    screen = TopScreen(host(*(vm(f"vm{n:02}") for n in range(30))))
+    screen = TopScreenState(host(*(vm(f"vm{n:02}") for n in range(30))))
     screen.lines(80, 13)
     screen.on_key("END")
     lines = screen.lines(80, 13)
@@ -169,7 +207,7 @@ def test_the_selection_moves_follows_its_vm_and_stays_visible() -> None:
 def test_the_second_line_shows_the_worst_problem() -> None:
     overview = host(vm("a"))
     agent = overview["agent"]
-    screen = TopScreen(overview)
+    screen = TopScreenState(overview)
     assert screen.lines(80, 10)[1].text == ""
     agent["warnings"] = ["a: collector block is off: not JSON", "UUID clash"]
     assert screen.lines(80, 10)[1].text.rstrip() == "a: collector block is off: not JSON; UUID clash"
@@ -181,7 +219,7 @@ def test_the_second_line_shows_the_worst_problem() -> None:
 
 
 def test_keys_filter_open_and_quit() -> None:
-    screen = TopScreen(host(vm("db-1"), vm("web-1", status="paused")))
+    screen = TopScreenState(host(vm("db-1"), vm("web-1", status="paused")))
     for key in "/PAU":
         screen.on_key(key)
     assert names(screen) == ["web-1"]
@@ -216,25 +254,26 @@ POOL = {
 }
 
 
-def test_the_storage_view_has_the_fullest_pool_first_and_names_what_is_wrong() -> None:
+def test_the_storage_view_has_problems_first_and_then_the_pools_that_fill_first() -> None:
     hung = {"pool": "/nfs", "kind": "filesystem", "type": "nfs4", "responsive": False, "vms": 2}
     full = POOL | {"pool": "pve/data", "kind": "lvm_thin", "type": "", "free_bytes": 0, "exceeded_levels": 2}
-    screen = TopScreen(host(vm("web-3")) | {"pools": [hung, POOL, full]})
+    del full["time_to_full_seconds"]
+    screen = TopScreenState(host(vm("web-3")) | {"pools": [full, hung, POOL]})
     screen.on_key("S")
     lines = screen.lines(120, 12)
     rows = [line.text.split() for line in lines[3:6]]
     assert rows == [
-        ["pve/data", "lvm_thin", "100G", "60G", "0", "100", "150", "1.0M", "6h", "6"],
-        ["/srv/images", "xfs", "100G", "60G", "20G", "75.0", "150", "1.0M", "6h", "6"],
         ["/nfs", "nfs4", "2", "does", "not", "answer"],
+        ["/srv/images", "xfs", "100G", "60G", "20G", "75.0", "150", "1.0M", "6h", "6"],
+        ["pve/data", "lvm_thin", "100G", "60G", "0", "100", "150", "1.0M", "6"],
     ]
-    assert [line.style for line in lines[3:6]] == ["warning", "", "bad"]
+    assert [line.style for line in lines[3:6]] == ["bad", "", "warning"]
     screen.on_key("ESCAPE")
     assert "web-3" in screen.lines(120, 12)[3].text
 
 
 def test_a_host_without_known_storage_gets_a_hint() -> None:
-    screen = TopScreen(host(vm("web-3")) | {"pools": []}, storage=True)
+    screen = TopScreenState(host(vm("web-3")) | {"pools": []}, view=TopView.STORAGE)
     assert "qmp-agent doctor" in screen.lines(120, 6)[3].text
 
 
@@ -243,5 +282,115 @@ def test_a_disks_line_has_what_limits_it() -> None:
         {"device": "disk0", "limited_by": "pool", "pool": "/srv/images", "used_bytes": 1, "limit_bytes": 2},
         {"device": "disk1", "limited_by": "virtual_size", "used_bytes": 1, "limit_bytes": 2},
     ]
-    lines = [line.text for line in detail(vm("web-3", disks=disks), (), (), 0)]
+    lines = [line.text for line in detail_lines(vm("web-3", disks=disks), (), (), 0)]
     assert [line.split("limit: ")[1] for line in lines if "limit: " in line] == ["/srv/images", "virtual size"]
+
+
+FILTERED = {
+    "db-1": vm("db-1", status="paused", labels={"tier": "gold"}),
+    "db-2": vm("db-2", degraded=[{"collector": "block", "cause": "x"}], migration={"status": "active"}),
+    "web-1": vm("web-1", status="io-error", jobs=[{"job": "j"}], migration={"status": "completed"}),
+}
+ALERTS = [
+    {"alert": "write_threshold", "severity": "warning", "uuid": "uuid-db-2", "vm": "db-2", "subject": "disk0"},
+    {"alert": "pool_space", "severity": "critical", "uuid": "", "vm": "", "subject": "/srv"},
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("DB", ["db-1", "db-2"]),
+        ("state:pau", ["db-1"]),
+        ("db state:running", ["db-2"]),
+        ("state:stopped", ["web-1"]),
+        ("alert:any", ["db-2"]),
+        ("alert:warning", ["db-2"]),
+        ("alert:critical", []),
+        ("alert:threshold", ["db-2"]),
+        ("label:tier", ["db-1"]),
+        ("label:tier=gold", ["db-1"]),
+        ('label:"tier=gol"', []),
+        ("is:degraded", ["db-2"]),
+        ("is:busy", ["db-2", "web-1"]),
+        ("is:unknown", []),
+        ("uuid-web", ["web-1"]),
+        ("", ["db-1", "db-2", "web-1"]),
+    ],
+)
+def test_a_filter_matches_texts_states_alerts_and_labels(text: str, expected: list[str]) -> None:
+    screen = TopScreenState(host(*FILTERED.values()) | {"alerts": ALERTS}, filter=text, sort="name")
+    assert names(screen) == expected
+
+
+RESOURCES = {
+    "vcpus": 12,
+    "vcpu_commitment_ratio": 3.0,
+    "unknown_vms": 1,
+    "guest_memory_bytes": 12 << 30,
+    "memory_commitment_ratio": 1.5,
+    "hugepages": [{"size": "2M", "pool_bytes": 4 << 30, "free_bytes": 1 << 30}, {"size": "1G", "pool_bytes": 0}],
+    "swap_bytes": 2 << 30,
+    "swap_free_bytes": 1 << 30,
+    "swap_in_bytes_per_second": 5 << 20,
+    "waiting_for_cpu_ratio": 0.25,
+    "contention": [{"sentence": "2 VMs wait for a CPU of the host: a, b. The VMs that take most: c."}],
+}
+
+
+def test_the_host_view_has_the_known_figures_and_the_vms_that_wait_for_others() -> None:
+    screen = TopScreenState(host(vm("web-3")) | {"resources": RESOURCES})
+    screen.on_key("H")
+    lines = screen.lines(120, 20)
+    assert [line.text.rstrip() for line in lines[2:11]] == [
+        "HOST",
+        "vCPUs of running VMs    12, 300 % of the CPUs, without 1 unknown VMs",
+        "memory of all guests    12 GiB, 150 % of the memory",
+        "huge pages              1 GiB of 4 GiB free (2M)",
+        "swap                    1 GiB of 2 GiB free, 5 MiB/s read",
+        "tasks wait for          a CPU 25 %",
+        "",
+        "VMS THAT WAIT FOR OTHERS",
+        "2 VMs wait for a CPU of the host: a, b. The VMs that take most: c.",
+    ]
+    assert [line.style for line in lines[3:7]] == ["", "warning", "", "warning"]
+    assert all(len(line.text) <= 40 for line in screen.lines(40, 20)[2:])
+
+
+def test_the_host_view_says_that_there_is_no_sample_yet() -> None:
+    assert "no sample yet" in TopScreenState(host(), view=TopView.HOST).lines(80, 6)[3].text
+
+
+def test_keys_switch_between_the_lists() -> None:
+    monitors = [
+        {"monitor": "/run/vm10", "state": "up", "vm": "vm10", "reason": ""},
+        {"monitor": "/run/vm2", "state": "up", "vm": "vm2", "reason": ""},
+        {"monitor": "/run/vm3", "state": "busy", "vm": "", "reason": "held by another client"},
+    ]
+    alerts = [alert | {"since": 0.0, "level": "90%", "free_bytes": 5 << 30} for alert in ALERTS]
+    screen = TopScreenState(host(*FILTERED.values()) | {"alerts": alerts, "monitors": monitors})
+
+    def rows() -> list[list[str]]:
+        return [line.text.split() for line in screen.lines(120, 12)[2:6]]
+
+    screen.on_key("A")
+    head, first, second, _ = rows()
+    assert head == ["SEVERITY", "SINCE", "ALERT", "VM", "SUBJECT"]
+    assert first[3:] == ["write_threshold", "db-2", "disk0", "past", "90%", "5.0G", "free"]
+    assert second[0] == "critical"
+    screen.on_key("M")
+    assert [row[0] for row in rows()] == ["MONITOR", "/run/vm3", "/run/vm2", "/run/vm10"]
+    screen.on_key("M")
+    assert rows()[0][0] == "VM"
+
+
+def test_eighty_columns_have_the_most_important_values() -> None:
+    disks = [{"device": "d", "used_bytes": 5, "free_bytes": 7, "time_to_full_seconds": 60}]
+    now = dict.fromkeys(("cpu", "steal", "read", "write", "reads", "writes", "latency", "receive", "transmit"), 0.5)
+    head, row = table_lines(
+        [vm("web-1", alerts=1, now=now, disks=disks, memory={"used_bytes": 9, "total_bytes": 10})], 80
+    )
+    titles = ["VM", "STATE", "ALERTS", "CPU%", "STEAL%", "RD/s", "WR/s", "LAT", "MEM", "FREE"]
+    assert head.text.split() == titles
+    assert row.text.split() == ["web-1", "running", "1", "50.0", "50.0", "0", "0", "500m", "9", "7"]
+    assert [format_latency(value) for value in (None, 4e-4, 0.0012, 0.08, 2.5)] == ["", "400u", "1.2m", "80m", "2.5s"]

@@ -1,29 +1,21 @@
 """Collectors: samples from QEMU's replies, compared with the files in golden/collectors."""
 
 import copy
-import importlib
 import math
-import pkgutil
 from collections.abc import Iterator
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import collectors
-from agent.collectors import ALL, Collector, PollIntervals, VmFacts
+from agent.collectors import ALL, PollIntervals, VmFacts
 from agent.collectors.block import count_repeated_images
 from agent.collectors.block_graph import stable_name
-from agent.collectors.guest import GUEST_COLLECTORS
-from agent.host.types import FileReply, FileRequest, Interface, Task
+from agent.host.types import FileReply, LinuxTask, NetworkInterface
 from agent.model.family import FieldKind, Sample
-from agent.model.metrics import FAMILIES
-from agent.model.metrics.about import ABOUT
-from agent.model.metrics.block import BLOCK_SPACE
-from agent.model.metrics.guest import GUEST_AGENT_SESSION
 from agent.model.metrics.memory import BALLOON
-from agent.model.metrics.pool import BLOCK_STORAGE, POOL
 from agent.model.record import Record, RecordEncoder, Vm
 from agent.qmp.errors import CommandError, QmpError, UnexpectedReplyError
 from tests.lab import golden_files
@@ -31,26 +23,64 @@ from tests.lab.fixtures import StartGuest
 
 BY_NAME = {collector.name: collector for collector in ALL}
 CASES = {name: golden_files.load(f"collectors/{name}.json") for name in BY_NAME}
-INTERVALS = PollIntervals(poll=10, guest_memory=30, migration=1, resync=300)
+INTERVALS = PollIntervals(poll=10, guest_memory=30, migrations_and_jobs=1, resync=300)
 
 
 def decode_subject(encoded: Any) -> Any:
     """Return the subject of a file request from its JSON form in a golden file."""
     match encoded:
         case {"task": number, "name": name, "values": values}:
-            return Task(number, name, values)
+            return LinuxTask(number, name, values)
         case {"interface": name, "values": values, "swapped": directions_swapped, "near": same_netns}:
-            return Interface(name, values, directions_swapped, same_netns)
+            return NetworkInterface(name, values, directions_swapped, same_netns)
         case list():
             return tuple(map(decode_subject, encoded))
     return encoded
 
 
-def decode_reply(reply: dict[str, Any]) -> Any:
-    """Return a reply in a golden file in the form in which a collector receives it."""
-    if "file" in reply:
-        return FileReply(FileRequest(reply["file"], decode_subject(reply["of"])), reply["text"])
-    return reply["return"] if "return" in reply else CommandError(reply["error"]["class"], reply["error"]["desc"])
+def decode_replies(name: str, replies: list[dict[str, Any]]) -> list[Any]:
+    """Return the replies in a golden file in the form in which a collector receives them."""
+    if "file" in replies[0]:
+        return decode_files(name, replies)
+    decoded = decode_results(replies)
+    return (
+        [(tuple(reply["of"]), each) for reply, each in zip(replies, decoded, strict=True)]
+        if "of" in replies[0]
+        else decoded
+    )
+
+
+def decode_results(replies: list[dict[str, Any]]) -> list[Any]:
+    """Return the results of commands in a golden file."""
+    return [
+        reply["return"] if "return" in reply else CommandError(reply["error"]["class"], reply["error"]["desc"])
+        for reply in replies
+    ]
+
+
+def decode_files(name: str, replies: list[dict[str, Any]]) -> list[FileReply]:
+    """Return the replies to the collector's requests for files, given the content of each file in a golden file."""
+    subjects = [decode_subject(reply["of"]) for reply in replies]
+    distinct = [each for at, each in enumerate(subjects) if each not in subjects[:at]]
+    facts = {
+        "process": lambda: VmFacts(process=distinct[0]),
+        "vcpu": lambda: VmFacts(vcpus=tuple(distinct)),
+        "iothread": lambda: VmFacts(iothreads=tuple(distinct)),
+        "cgroup": lambda: VmFacts(cgroup=distinct[0]),
+        "net": lambda: VmFacts(interfaces=tuple(distinct[0] if isinstance(distinct[0], tuple) else distinct)),
+    }[name]()
+    texts = {reply["file"]: reply["text"] for reply in replies}
+
+    def content(directory: str, file: str) -> bytes | None:
+        text = texts.pop(f"{directory}/{file}".strip("/") if not directory.startswith("/") else f"{directory}/{file}")
+        return None if text is None else text.encode()
+
+    decoded = [
+        FileReply(request, [content(request.directory, file) for file in request.names])
+        for request in BY_NAME[name].files(facts)
+    ]
+    assert not texts, "the collector requests each file of the golden file"
+    return decoded
 
 
 def collect(name: str, *replies: Any) -> list[Sample]:
@@ -65,12 +95,21 @@ def as_json(samples: list[Sample]) -> list[dict[str, Any]]:
 def test_replies_result_in_the_samples_of_the_golden_file(name: str) -> None:
     cases = CASES[name]
     for case in cases:
-        samples = as_json(collect(name, *map(decode_reply, case["replies"])))
+        samples = as_json(collect(name, *decode_replies(name, case["replies"])))
         if golden_files.WRITE and samples != case["samples"]:  # the order of keys does not matter
             case["samples"] = samples
         assert samples == case["samples"], case["case"]
     if golden_files.WRITE:
         golden_files.save(f"collectors/{name}.json", cases)
+
+
+def test_samples_of_several_vms_share_short_texts_in_memory() -> None:
+    text = orjson.dumps(CASES["block"][0]["replies"])
+    first, second = (collect("block", *decode_replies("block", orjson.loads(text))) for _ in range(2))
+    texts = [(a.values[name], b.values[name]) for a, b in zip(first, second, strict=True) for name in a.values]
+    short = [(a, b) for a, b in texts if isinstance(a, str) and len(a) <= 32]
+    assert short
+    assert all(a is b for a, b in short)
 
 
 # --- Unexpected replies ---
@@ -112,7 +151,7 @@ QEMU_REPLIES = [
     (name, [reply["return"] for reply in case["replies"]])
     for name, cases in CASES.items()
     for case in cases
-    if "wrong" not in case["case"] and all("return" in reply for reply in case["replies"])
+    if "wrong" not in case["case"] and all("return" in reply and "of" not in reply for reply in case["replies"])
 ]
 scalars = (
     st.none()
@@ -160,9 +199,7 @@ def test_samples_of_any_file_content_have_valid_fields(data: st.DataObject) -> N
         st.text(max_size=20) | st.sampled_from([" -1 ", "(", ")", ":", "total=", "9" * 5000, "\x00", "\n: :"])
     )
     damaged = {**replies[which], "text": text[:cut] + junk + text[cut:]}
-    for sample in BY_NAME[name].collect(
-        [decode_reply(reply if at != which else damaged) for at, reply in enumerate(replies)]
-    ):
+    for sample in collect(name, *decode_files(name, [*replies[:which], damaged, *replies[which + 1 :]])):
         check_sample(name, sample)
 
 
@@ -283,99 +320,10 @@ async def test_a_real_writers_samples_match_its_reply(start_guest: StartGuest) -
     }.items() <= disk.values.items()
 
 
-# --- Poll delays ---
-
-
-@pytest.mark.parametrize("status", ["none", "completed", "failed", "cancelled"])
-def test_an_ended_migration_is_polled_only_without_migration_events(status: str) -> None:
-    samples = collect("migration", {"status": status})
-    assert BY_NAME["migration"].next_poll_delay(samples, VmFacts(migration_events=True), INTERVALS) is None
-    assert BY_NAME["migration"].next_poll_delay(samples, VmFacts(migration_events=False), INTERVALS) == 10
-
-
-@pytest.mark.parametrize(
-    "status", ["setup", "active", "cancelling", "failing", "pre-switchover", "device", "teleporting", ""]
-)
-@pytest.mark.parametrize("events", [True, False])
-def test_a_migration_in_any_other_state_is_polled_each_second(status: str, events: bool) -> None:  # noqa: FBT001
-    samples = collect("migration", {"status": status})
-    assert BY_NAME["migration"].next_poll_delay(samples, VmFacts(migration_events=events), INTERVALS) == 1
-
-
-def test_guest_memory_is_polled_no_more_often_than_the_guest_updates_it() -> None:
-    delay = BY_NAME["guest_memory"].next_poll_delay
-    assert delay((), VmFacts("/b", guest_stats_seconds=5), INTERVALS) == 30
-    assert delay((), VmFacts("/b", guest_stats_seconds=90), INTERVALS) == 90
-    assert delay((), VmFacts("/b", guest_stats_seconds=0), INTERVALS) is None
-
-
-def test_only_disks_are_polled_from_qemu_at_an_interval() -> None:
-    quiet = VmFacts("/b", guest_stats_seconds=0, migration_events=True)
-    delays = {c.name: c.next_poll_delay((), quiet, INTERVALS) for c in ALL if not c.host_only}
-    assert delays == dict.fromkeys(delays) | {"block": 10}
-
-
-def test_host_collectors_read_files_at_each_poll_and_send_no_command() -> None:
-    host_only = [c for c in ALL if c.host_only]
-    assert [c.name for c in host_only] == ["vcpu", "iothread", "process", "cgroup", "net"]
-    task, same_netns, far = Task(5), Interface("tap0"), Interface("tap1", same_netns=False)
-    facts = VmFacts("/b", 5, process=task, vcpus=(task,), iothreads=(task,), cgroup="/c", interfaces=(same_netns, far))
-    assert all(
-        c.files(facts) and not c.commands(facts) and c.next_poll_delay((), facts, INTERVALS) == 10 for c in host_only
-    )
-    assert not [c.name for c in ALL if c.files(VmFacts("/b", 5))]
-
-
-COLLECTORS_OF_ALL_VMS = {collector.name for collector in ALL if not collector.host_only} - {
-    "balloon",
-    "guest_agent",
-    "guest_memory",
-    "hv_balloon",
-}
-
-
-@pytest.mark.parametrize(
-    ("facts", "applicable"),
-    [
-        (VmFacts(), COLLECTORS_OF_ALL_VMS),
-        (VmFacts("/b"), {*COLLECTORS_OF_ALL_VMS, "balloon"}),
-        (VmFacts("/b", 5), {*COLLECTORS_OF_ALL_VMS, "balloon", "guest_memory"}),
-        (VmFacts(None, 5), COLLECTORS_OF_ALL_VMS),
-        (VmFacts(hv_balloon=True), {*COLLECTORS_OF_ALL_VMS, "hv_balloon"}),
-        (VmFacts(guest_agent_port="/machine/peripheral/p0"), {*COLLECTORS_OF_ALL_VMS, "guest_agent"}),
-        (
-            VmFacts(commands=frozenset({"query-status", "query-blockstats"})),
-            COLLECTORS_OF_ALL_VMS - {"dirty", "kvm", "tpm", "vnc", "spice"},
-        ),
-    ],
-)
-def test_collectors_apply_only_to_vms_with_their_feature(facts: VmFacts, applicable: set[str]) -> None:
-    assert {collector.name for collector in ALL if collector.commands(facts)} == applicable
+# --- Events ---
 
 
 def test_balloon_change_is_read_like_the_reply() -> None:
     read = BY_NAME["balloon"].from_event["BALLOON_CHANGE"]
     assert list(read({"actual": 5})) == collect("balloon", {"actual": 5}) == [Sample(BALLOON, (), {"actual_bytes": 5})]
     assert list(read({})) == list(read({"actual": None})) == []
-
-
-def test_collectors_have_unique_names_and_share_no_family() -> None:
-    def families(collector: Collector) -> list[str]:
-        return [family.name for family in collector.families]
-
-    assert len(BY_NAME) == len(ALL)
-    named = [name for collector in ALL for name in families(collector)]
-    assert len(named) == len(set(named))
-
-
-def test_every_collector_is_in_all_and_every_family_has_a_collector() -> None:
-    written = {
-        collector.name: collector
-        for module in pkgutil.iter_modules(collectors.__path__)
-        for collector in vars(importlib.import_module(f"agent.collectors.{module.name}")).values()
-        if isinstance(collector, Collector)
-    }
-    assert written == BY_NAME, "add it to ALL"
-    by_hand = {BLOCK_SPACE, ABOUT, BLOCK_STORAGE, POOL}  # made by alerts, at attach and by the storage monitor
-    by_hand |= {GUEST_AGENT_SESSION, *(family for collector in GUEST_COLLECTORS for family in collector.families)}
-    assert {family for collector in ALL for family in collector.families} | by_hand == set(FAMILIES)

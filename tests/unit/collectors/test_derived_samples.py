@@ -18,7 +18,7 @@ from tests.lab.record_validation import schema_violations
 from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
 from tests.unit.collectors.test_collectors import BY_NAME, collect
 
-INTERVALS = PollIntervals(poll=10, migration=1)
+INTERVALS = PollIntervals(poll=10, migrations_and_jobs=1)
 
 
 def polls(name: str, *rounds: tuple[float, Any]) -> list[Poll]:
@@ -82,7 +82,7 @@ async def test_a_real_mirror_is_polled_while_it_runs_and_the_layers_after_its_en
     await guest.wait_until_booted()
     await guest.command("blockdev-add", driver="null-co", node_name="target", size=64 << 20)
     observer = RecordingObserver()
-    context = quick_context(intervals=PollIntervals(migration=0.05))
+    context = quick_context(intervals=PollIntervals(migrations_and_jobs=0.05))
     async with supervised(observer, guest.monitor, context=context):
         await observer.wait_for_polls(1, "nodes")
         await guest.command(

@@ -3,8 +3,10 @@
 import copy
 import importlib
 import pkgutil
+import sys
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,8 +19,9 @@ from agent.guest.config import GuestIntervalsConfig
 from agent.model.family import FieldKind, Sample
 from agent.model.metrics.guest import GUEST_ADDRESS, GUEST_CLOCK, GUEST_FILESYSTEM
 from agent.model.record import Record, RecordEncoder, Vm
-from agent.qga.commands import READS
-from agent.qga.errors import GuestAgentError, GuestCommandError, UnreadableGuestReplyError
+from agent.qga.commands import GUEST_READS
+from agent.qga.errors import GuestAgentCommandError, GuestAgentError, UnreadableGuestReplyError
+from agent.qga.protocol import MAX_REPLY_BYTES
 from tests.lab import golden_files
 from tests.lab.guest_transcript import load
 from tests.unit.collectors.test_collectors import any_json, copy_with, paths_in
@@ -28,7 +31,7 @@ SENT_NS = 1_796_022_059_300_000_000
 
 
 def value_of(reply: dict[str, Any]) -> Any:
-    return reply["return"] if "return" in reply else GuestCommandError(error_class="CommandNotFound", desc="no")
+    return reply["return"] if "return" in reply else GuestAgentCommandError(error_class="CommandNotFound", desc="no")
 
 
 def collect(name: str, *replies: Any) -> list[Sample]:
@@ -60,7 +63,7 @@ def test_real_replies_result_in_the_samples_of_the_golden_file(release: str) -> 
         values = [value_of(replies[command]) for command in collector.commands]
         try:
             found = collect(name, *values)
-        except GuestCommandError:
+        except GuestAgentCommandError:
             found = []  # an old guest agent lacks the command
         for sample in found:
             check_guest_sample(sample)
@@ -157,7 +160,7 @@ def test_the_clocks_offset_is_measured_from_the_middle_of_the_exchange() -> None
 
 
 def test_the_operating_system_is_reported_without_the_commands_that_are_missing() -> None:
-    missing = GuestCommandError("CommandNotFound", "no")
+    missing = GuestAgentCommandError("CommandNotFound", "no")
     (sample,) = collect("os", missing, {"host-name": "web-3"}, missing)
     assert sample.values == {"hostname": "web-3"}
     assert collect("os", missing, missing, missing) == []
@@ -187,6 +190,50 @@ def test_the_states_of_a_freeze() -> None:
 
 
 # --- Hostile replies ---
+
+ADDRESS = {"ip-address": "1::", "prefix": 64}
+MAX_CALLS = 90_000
+"""Calls of functions, those of C included, that one reply may cost. They take about ten milliseconds, in which the event loop waits."""
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("network", {"name": "e"}),
+        ("network", {"name": "lo", "ip-addresses": [{"ip-address": "::1"}]}),
+        ("network", {"name": "lo", "ip-addresses": [*[ADDRESS] * 31, {"ip-address": "::1"}]}),
+        ("network", {"name": "e", "ip-addresses": [{"ip-address": "1:"}] * 32}),
+        ("network", {"name": "", "ip-addresses": [ADDRESS] * 1000}),
+        ("disks", {}),
+        ("disks", {"name": "loop0", "stats": {"read-ios": 1}}),
+        ("filesystems", ROOT),
+        ("filesystems", ROOT | {"disk": [{"dev": "a", "serial": "b"}] * 8}),
+        ("cpu", dict.fromkeys(("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal"), 1)),
+        ("users", {}),
+    ],
+)
+def test_a_reply_of_the_maximum_size_costs_a_bounded_number_of_calls(name: str, entry: dict[str, Any]) -> None:
+    reply = [entry] * (MAX_REPLY_BYTES // (len(orjson.dumps(entry)) + 1))
+    calls = 0
+
+    def count(_frame: Any, event: str, _argument: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        samples = collect(name, reply)
+    finally:
+        sys.setprofile(None)
+    assert len(samples) <= MAX_SUBJECTS
+    assert calls <= MAX_CALLS
+
+
+def test_interfaces_after_those_with_too_many_addresses_still_have_their_traffic() -> None:
+    crowded = [{"name": f"e{number}", "ip-addresses": [ADDRESS] * 32} for number in range(40)]
+    last = {"name": "eth9", "ip-addresses": [ADDRESS], "statistics": {"rx-bytes": 7}}
+    samples = collect("network", [*crowded, last])
+    assert [sample.values["rx_bytes_total"] for sample in samples if sample.subject == "eth9"] == [7]
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -251,4 +298,4 @@ def test_every_guest_collector_is_listed_permitted_and_has_an_interval() -> None
     assert written == BY_NAME, "add it to GUEST_COLLECTORS"
     assert set(GuestIntervalsConfig.model_fields) == BY_NAME.keys()
     commands = {command for collector in GUEST_COLLECTORS for command in collector.commands}
-    assert commands | {"guest-info"} == READS
+    assert commands | {"guest-info"} == GUEST_READS

@@ -14,6 +14,7 @@ from agent.common.units import format_bytes, parse_bytes, parse_seconds
     ("text", "seconds"),
     [
         ("500ms", 0.5),
+        ("250us", 0.00025),
         ("10s", 10),
         ("10 s", 10),
         ("5m", 300),

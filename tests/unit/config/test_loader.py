@@ -4,6 +4,7 @@ import importlib
 import json
 import pkgutil
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from agent import monitors
-from agent.config.loader import ConfigError, load, section_models_in, validate
-from agent.config.model import Config
+from agent.config.errors import ConfigError
+from agent.config.loader import load_config, section_models_in, validate_yaml
+from agent.config.model import AllowConfig, Config
 from agent.delivery.sinks.config import SinkConfig
 from agent.monitors import DialConfig, DiscovererConfig
 from tests.lab import golden_files
@@ -30,7 +33,7 @@ def config_files(kind: str) -> list[Any]:
 def problems_of(text: str) -> list[str]:
     """Return the problems of a config file with this text."""
     try:
-        validate(text, "f", Config)
+        validate_yaml(text, "f", Config)
     except ConfigError as error:
         return [str(problem) for problem in error.problems]
     return []
@@ -38,29 +41,29 @@ def problems_of(text: str) -> list[str]:
 
 @pytest.mark.parametrize("path", config_files("good"))
 def test_a_good_file_loads(path: Path) -> None:
-    assert isinstance(load(path), Config)
+    assert isinstance(load_config(path), Config)
 
 
 @pytest.mark.parametrize("path", config_files("bad"))
 def test_all_problems_of_a_bad_file_are_reported(path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        validate(path.read_text("utf-8"), path.name, Config)
+        validate_yaml(path.read_text("utf-8"), path.name, Config)
     report = "".join(f"{problem}\n" for problem in caught.value.problems)
     assert golden_files.same_text(f"config/{path.stem}.txt", report)
     assert str(caught.value) + "\n" == report
 
 
 def test_the_shipped_config_states_the_defaults() -> None:
-    shipped = load(FOLDER.parents[2] / "config" / "agent.yaml")
-    assert shipped == load(FOLDER / "minimal.good.yml")
+    shipped = load_config(FOLDER.parents[2] / "config" / "agent.yaml")
+    assert shipped == load_config(FOLDER / "minimal.good.yml")
 
 
 def test_every_kind_of_value_is_loaded() -> None:
-    config = load(FOLDER / "all.good.yml")
+    config = load_config(FOLDER / "all.good.yml")
     assert [entry.model_dump(exclude_defaults=True) for entry in config.monitors] == [
         {"dial": "/run/libvirt/qemu/channel/*/qmp.sock"},
         {"dial": "tcp:[::1]:4444"},
-        {"dial_per_poll": "/var/run/qemu-server/*.qmp", "timeout": 1.0, "hotplug_dir": "/run/qmp-agent/own"},
+        {"dial_per_poll": "/var/run/qemu-server/*.qmp", "timeout": 1.0, "own_monitor_dir": "/run/qmp-agent/own"},
         {"libvirt": "qemu:///system", "read_only": True},
         {"listen": "/run/qmp-agent/monitor.sock", "users": ["64055", "qemu"], "groups": ["kvm"], "max_connections": 5},
         {"listen": "tcp:[::]:4445", "tls": {"ca": "/etc/ca.pem", "certificate": "/etc/agent.pem"}},
@@ -71,13 +74,15 @@ def test_every_kind_of_value_is_loaded() -> None:
     assert config.intervals.model_dump() == {
         "poll": 0.5,
         "guest_memory": 60,
-        "migration": 0.5,
+        "migrations_and_jobs": 0.5,
         "kvm": 120,
         "resync": 3600,
         "storage": 15,
+        "host": 20,
     }
     assert config.allow.guest_stats_interval == 10
-    jsonl = load(FOLDER / "jsonl.good.yml")
+    assert config.allow.latency_histograms == (500_000, 20_000_000, 1_000_000_000)
+    jsonl = load_config(FOLDER / "jsonl.good.yml")
     assert jsonl.monitors == [DialConfig(dial="/run/vm1.qmp")]
     assert (jsonl.jsonl.max_size, jsonl.jsonl.max_files) == (3 << 29, 0)
 
@@ -97,7 +102,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path, name: str, content: bytes |
     elif content is not None:
         path.mkdir()
     with pytest.raises(ConfigError) as caught:
-        load(path)
+        load_config(path)
     assert str(caught.value) == f"{path}: {text}"
 
 
@@ -121,12 +126,29 @@ def test_every_sink_config_is_registered() -> None:
         for section in section_models_in(field.annotation)
         if issubclass(section, SinkConfig)
     }
-    everything = load(FOLDER / "minimal.good.yml").model_copy(update=sinks)
-    assert {key.partition(".")[0] for key in everything._sinks()} == sinks.keys()
+    everything = load_config(FOLDER / "minimal.good.yml").model_copy(update=sinks)
+    assert {key.partition(".")[0] for key in everything._configured_sinks()} == sinks.keys()
+
+
+LATENCY_ERROR = "should be true, false, or a list of up to 32 ascending durations from 1us to 1h"
+
+
+@pytest.mark.parametrize("value", [5, "perhaps", {}, [0], ["0.5us"], ["61m"], ["1ms", "1ms"], ["2ms", "1ms"], [1] * 33])
+def test_invalid_boundaries_of_latency_histograms_are_refused(value: Any) -> None:
+    with pytest.raises(ValidationError, match=LATENCY_ERROR):
+        AllowConfig.model_validate({"latency_histograms": value})
+
+
+def test_latency_histograms_are_off_unless_enabled_and_have_default_boundaries() -> None:
+    assert AllowConfig().latency_histograms == ()
+    assert AllowConfig.model_validate({"latency_histograms": False}).latency_histograms == ()
+    boundaries = AllowConfig.model_validate({"latency_histograms": True}).latency_histograms
+    assert (boundaries[0], boundaries[-1], len(boundaries)) == (100_000, 10_000_000_000, 16)
+    assert all(lower < upper <= 2.5 * lower for lower, upper in pairwise(boundaries))
 
 
 def test_a_config_is_immutable() -> None:
-    config = validate(yaml.safe_dump(MINIMAL), "minimal", Config)
+    config = validate_yaml(yaml.safe_dump(MINIMAL), "minimal", Config)
     with pytest.raises(ValueError, match="frozen"):
         config.host = "x"
 
@@ -188,7 +210,7 @@ def test_arbitrary_text_raises_only_config_errors(text: str) -> None:
 def test_the_json_schema_accepts_good_files_and_rejects_most_bad_ones() -> None:
     from jsonschema import Draft202012Validator  # noqa: PLC0415 - a large import for this test only
 
-    from agent.config.schema import config_schema  # noqa: PLC0415
+    from tools.config_schema import config_schema  # noqa: PLC0415
 
     validator = Draft202012Validator(config_schema())
     for path in FOLDER.glob("*.good.yml"):

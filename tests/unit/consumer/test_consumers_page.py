@@ -1,11 +1,11 @@
-"""The Python example in docs/consumers.md: it compiles, and the names that it uses exist."""
+"""The Python example in docs/how-to/consumers.md: it compiles, and the names that it uses exist."""
 
 import ast
 import builtins
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).parents[3] / "docs" / "consumers.md"
+PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "consumers.md"
 
 
 def test_the_example_uses_names_that_exist() -> None:

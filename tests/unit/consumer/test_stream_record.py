@@ -10,7 +10,7 @@ from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 
 from agent.consumer.stream_record import MessageFormatError, Position, StreamRecord
-from agent.delivery.sinks.kafka.message import MESSAGE_ENCODERS, ContentMode
+from agent.delivery.sinks.kafka.message import ContentMode, build_message_encoder
 from agent.model.record import CONTENT_TYPE, Record, RecordEncoder, Severity, Vm
 
 POSITION: Final = Position("qemu.events", 3, 7)
@@ -57,12 +57,13 @@ def test_the_agents_own_messages_are_read_in_both_content_modes(mode: ContentMod
         encode(Record("qemu.event.stop", vm, {"n": n}, 5 * 10**9, "disk0", Severity.ERROR)) for n in (1, 2)
     )
     before, record = (
-        StreamRecord.parse(POSITION, message.value, message.headers)
-        for message in map(MESSAGE_ENCODERS[mode], (first, second))
+        StreamRecord.parse(POSITION, value, headers)
+        for _, value, headers in map(build_message_encoder(mode), (first, second))
     )
     assert (record.id, record.previous_sequence, record.data) == (second.id, before.sequence, {"n": 2})
     assert (record.vm_name, record.severity, record.subject) == ("größe", "ERROR", "disk0")
     assert record.time == datetime(1970, 1, 1, 0, 0, 5, tzinfo=UTC)
+    assert record.attribute("datacontenttype") == "application/json"
 
 
 def test_an_absent_attribute_is_empty() -> None:

@@ -42,9 +42,10 @@ def remove_journal_files(folder: Path) -> None:
 
 async def leave_undelivered(folder: Path, source: RecordSource, count: int, *, memory: int = 16 << 20) -> None:
     """Leave a journal with undelivered records in a directory."""
-    async with running(make_pipeline(ScriptedSink(up=False), folder, memory=memory), stop_seconds=1) as pipeline:
+    async with running(make_pipeline(ScriptedSink(up=False), folder, memory=memory)) as pipeline:
         for record in source.take(count):
             pipeline.put(record)
+        await eventually(lambda: pipeline.supervisor.failing)
 
 
 async def check_works_from_memory(folder: Path, *words: str, repair: Callable[[], object]) -> None:
@@ -142,7 +143,7 @@ async def test_a_second_agent_waits_for_the_journal_of_the_first(folder: Path) -
     first, second = ScriptedSink(up=False), ScriptedSink()
     left, source = RecordSource(run=1), RecordSource(run=2)
     async with contextlib.AsyncExitStack() as first_agent:
-        first_pipeline = await first_agent.enter_async_context(running(make_pipeline(first, folder), stop_seconds=1))
+        first_pipeline = await first_agent.enter_async_context(running(make_pipeline(first, folder)))
         async with running(make_pipeline(second, folder)) as second_pipeline:
             for record in left.take(5):
                 first_pipeline.put(record)
@@ -209,7 +210,7 @@ async def test_a_page_damaged_while_the_agent_runs_loses_only_its_own_records(fo
 
     sink, source = ScriptedSink(up=False), RecordSource(size=300)
     made = make_pipeline(sink, folder, memory=200_000, connect=without_cache)
-    async with running(made, stop_seconds=1) as pipeline:
+    async with running(made) as pipeline:
         queue = pipeline.events
         for record in source.take(1000):
             pipeline.put(record)
@@ -238,9 +239,7 @@ async def test_a_page_damaged_while_the_agent_runs_loses_only_its_own_records(fo
 
 async def test_records_in_flight_stay_first_when_the_journal_is_rebuilt(folder: Path) -> None:
     disk, sink, source = FailingDisk("BEGIN"), ScriptedSink(up=False), RecordSource(size=300)
-    async with running(
-        make_pipeline(sink, folder / "a", memory=60_000, connect=disk.connect), stop_seconds=1
-    ) as pipeline:
+    async with running(make_pipeline(sink, folder / "a", memory=60_000, connect=disk.connect)) as pipeline:
         queue = pipeline.events
         for record in source.take(300):
             pipeline.put(record)

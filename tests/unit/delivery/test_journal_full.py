@@ -102,9 +102,10 @@ async def test_events_are_delivered_from_memory_while_the_disk_is_full(small_dis
 
 async def test_a_start_on_a_full_disk_loses_no_journaled_record(small_disk: Path) -> None:
     source, fresh = RecordSource(run=1), RecordSource(run=2)
-    async with running(make_pipeline(ScriptedSink(up=False), small_disk), stop_seconds=1) as pipeline:
+    async with running(make_pipeline(ScriptedSink(up=False), small_disk)) as pipeline:
         for record in source.take(50):
             pipeline.put(record)
+        await eventually(lambda: pipeline.supervisor.failing)
     filler = fill_disk(small_disk)
     sink = ScriptedSink()
     async with running(make_pipeline(sink, small_disk)) as pipeline:
@@ -124,9 +125,10 @@ async def test_a_start_on_an_almost_full_disk_quarantines_and_loses_nothing_inta
 ) -> None:
     """SQLite needs space for its log and its shared memory even to read a journal."""
     source, fresh = RecordSource(run=1), RecordSource(run=2)
-    async with running(make_pipeline(ScriptedSink(up=False), small_disk), stop_seconds=1) as pipeline:
+    async with running(make_pipeline(ScriptedSink(up=False), small_disk)) as pipeline:
         for record in source.take(50):
             pipeline.put(record)
+        await eventually(lambda: pipeline.supervisor.failing)
     if damaged:
         with contextlib.closing(sqlite3.connect(small_disk / FILE)) as db:
             db.execute("PRAGMA user_version = 7")
@@ -147,7 +149,7 @@ async def test_a_start_on_an_almost_full_disk_quarantines_and_loses_nothing_inta
 
 async def test_a_stop_on_a_full_disk_loses_only_records_that_have_no_room(small_disk: Path) -> None:
     sink, source = ScriptedSink(up=False), RecordSource()
-    async with running(make_pipeline(sink, small_disk), stop_seconds=1) as pipeline:
+    async with running(make_pipeline(sink, small_disk)) as pipeline:
         for record in source.take(20):
             pipeline.put(record)
         await eventually(lambda: is_journaled(pipeline.events))

@@ -27,7 +27,6 @@ from tests.lab.scripted_sink import (
     running,
 )
 
-STOP_SECONDS = 10.0
 QUEUES = {"events": EVENT, "samples": SAMPLE}
 
 
@@ -141,7 +140,7 @@ async def check_guarantees(before: JournalFiles, damaged: list[Damage]) -> None:
         for suffix, data in files.items():
             (folder / (FILE + suffix)).write_bytes(data)
         sink, event, sample = ScriptedSink(), RecordSource(run=8), RecordSource(SAMPLE, run=9)
-        async with running(make_pipeline(sink, folder), stop_seconds=STOP_SECONDS) as pipeline:
+        async with running(make_pipeline(sink, folder)) as pipeline:
             pipeline.put(event.next())
             pipeline.put(sample.next())
             await sink.until(lambda: {*event.ids, *sample.ids} <= set(sink.ids))

@@ -261,7 +261,7 @@ async def test_reopening_the_file_waits_for_the_write_of_another_queue(
             return write(descriptor, data)
         count = write(descriptor, data[:50])
         written.set()
-        go_on.wait(10)
+        go_on.wait(60)
         return count
 
     source, sink = RecordSource(size=100), JsonLinesSink(folder / "records.jsonl")

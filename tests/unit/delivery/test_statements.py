@@ -4,19 +4,26 @@ from pathlib import Path
 
 from agent.delivery.journal.database import JournalDatabase
 from agent.delivery.journal.statements import MAX_STATEMENT_ROWS, delete_rows, insert_records
-from agent.model.record import EncodedRecord, StateNote
+from agent.model.record import EncodedRecord, PersistentNote
 
 
 def make_record(number: int) -> EncodedRecord:
-    note = StateNote(f"note{number}", number) if number % 3 == 0 else None
+    note = PersistentNote(f"note{number}", number) if number % 3 == 0 else None
     return EncodedRecord(
         f"run-{number}", f"vm{number % 2}", "qemu.event.stop", number, f"body {number}".encode(), note=note
     )
 
 
+COUNTS = [
+    *range(10),
+    *(times * MAX_STATEMENT_ROWS + more for times in (1, 2) for more in range(-2, 3)),
+]
+"""Numbers of records around those at which a transaction gets another statement."""
+
+
 def test_each_record_is_in_the_returned_row_for_any_number_of_records(tmp_path: Path) -> None:
     database, count_before = JournalDatabase(tmp_path / "journal.db"), 0
-    for count in range(2 * MAX_STATEMENT_ROWS + 2):
+    for count in COUNTS:
         records = [make_record(count_before + number) for number in range(count)]
         rows: list[int] = []
         database.commit([insert_records("samples", [make_record(0)], []), insert_records("events", records, rows)])

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent.exposition.prometheus import render
+from agent.exposition.prometheus import render_metrics
 from agent.exposition.snapshot import Snapshot
 from agent.session.api import MonitorState
 from tests.lab import golden_files
 from tests.lab.prometheus import promtool_check
 from tests.lab.snapshots import BY_NAME, event, poll, put, status, vm
-from tests.unit.collectors.test_collectors import CASES, decode_reply
+from tests.unit.collectors.test_collectors import CASES, decode_replies
 
 HOSTILE = 'a"b\\c\nd\\n{}=,#\u00e9'
 
@@ -24,7 +24,7 @@ def parse_series(snapshot: Snapshot) -> dict[tuple[str, frozenset[tuple[str, str
     """Parse the text with prometheus_client and return the value of each series; fail on duplicates."""
     counts: Counter[Any] = Counter()
     values = {}
-    for family in text_string_to_metric_families(render(snapshot)):
+    for family in text_string_to_metric_families(render_metrics(snapshot)):
         for sample in family.samples:
             key = (sample.name, frozenset(sample.labels.items()))
             counts[key] += 1
@@ -43,7 +43,7 @@ def two_vms() -> Snapshot:
     snapshot = Snapshot()
     for name, index in (("block", 0), ("migration", 1), ("balloon", 1), ("guest_memory", 0), ("runstate", 0)):
         snapshot.update_status(status(vm()))
-        poll(snapshot, vm(), name, *map(decode_reply, CASES[name][index]["replies"]))
+        poll(snapshot, vm(), name, *decode_replies(name, CASES[name][index]["replies"]))
     for name in ("STOP", "RESUME", "STOP", "NEVER_HEARD_OF"):
         snapshot.count_event(event(vm(), name))
     evil = vm(1, HOSTILE, f"/run/{HOSTILE}.qmp")
@@ -55,13 +55,13 @@ def two_vms() -> Snapshot:
 
 
 def test_the_text_equals_the_golden_file_and_passes_promtool() -> None:
-    text = render(two_vms())
+    text = render_metrics(two_vms())
     assert golden_files.same_text("metrics.txt", text)
     assert promtool_check(text) == []
 
 
 def test_without_vms_the_text_is_empty() -> None:
-    assert render(Snapshot()) == ""
+    assert render_metrics(Snapshot()) == ""
 
 
 def test_values_are_parsed_back_unchanged() -> None:
@@ -88,7 +88,7 @@ def test_every_sample_of_the_golden_files_has_a_series() -> None:
         for case in cases:
             snapshot = Snapshot()
             snapshot.update_status(status(vm()))
-            poll(snapshot, vm(), name, *map(decode_reply, case["replies"]))
+            poll(snapshot, vm(), name, *decode_replies(name, case["replies"]))
             known = parse_series(snapshot)
             for sample in case["samples"]:
                 family = BY_NAME[sample["family"]]
@@ -123,12 +123,20 @@ def test_two_monitors_of_one_vm_export_each_series_once() -> None:
     assert read() == [9]
 
 
+def test_a_stalled_monitor_whose_path_a_new_one_took_exports_no_duplicate() -> None:
+    snapshot = Snapshot()
+    for inode in (1, 2):
+        snapshot.update_status(status(vm(), MonitorState.STALLED, key=inode))
+    labels = {"monitor": vm().monitor, "state": "stalled"}
+    assert series_named(snapshot, "qmp_agent_monitor_state") == [(labels, 1)]
+
+
 def test_a_field_that_qemu_does_not_report_has_no_series() -> None:
     snapshot = Snapshot()
     snapshot.update_status(status(vm()))
     poll(snapshot, vm(), "block", [{"qdev": "a", "stats": {"rd_bytes": 1}}, {"qdev": "b", "stats": {"wr_bytes": 2}}])
     assert [labels["device"] for labels, _ in series_named(snapshot, "qemu_block_read_bytes_total")] == ["a"]
-    assert "unmap" not in render(snapshot)
+    assert "unmap" not in render_metrics(snapshot)
 
 
 def test_each_collector_that_is_off_has_a_series() -> None:
@@ -139,7 +147,7 @@ def test_each_collector_that_is_off_has_a_series() -> None:
         ({**labels, "collector": "block"}, 1),
         ({**labels, "collector": 'a"b'}, 1),
     ]
-    assert promtool_check(render(snapshot)) == []
+    assert promtool_check(render_metrics(snapshot)) == []
     snapshot.update_status(status(vm()))
     assert series_named(snapshot, "qmp_agent_collector_degraded") == []
 
@@ -153,7 +161,7 @@ def test_every_family_can_be_rendered(family: str) -> None:
     by_kind: dict[str, Any] = {"flag": True, "state": "x", "name": "x", "text": "x", "detail": {}, "histogram": bins}
     values = {f.name: by_kind.get(f.kind.value, 1) for f in known.fields}
     put(snapshot, vm(), known, (tuple(f"label {n}" for n in range(len(known.labels))), values))
-    assert promtool_check(render(snapshot)) == []
+    assert promtool_check(render_metrics(snapshot)) == []
     rendered = {name for name, _ in parse_series(snapshot) if name.startswith(f"qemu_{family}_")}
     suffixes = {"histogram": ("_bucket", "_sum", "_count"), "text": (), "detail": ()}
     assert rendered == {known.series(f) + suffix for f in known.fields for suffix in suffixes.get(f.kind.value, ("",))}
@@ -163,9 +171,10 @@ def test_a_latency_histogram_is_a_prometheus_histogram() -> None:
     snapshot = Snapshot()
     snapshot.update_status(status(vm()))
     bins = {"boundaries": [10_000, 1_000_000], "bins": [1, 0, 4]}
-    stats = {"wr_latency_histogram": bins, "wr_total_time_ns": 2_500_000_000}
+    counts = {"wr_operations": 5, "failed_wr_operations": 0, "wr_total_time_ns": 2_500_000_000}
+    stats = {"wr_latency_histogram": bins, **counts}
     poll(snapshot, vm(), "block", [{"qdev": "disk0", "stats": stats}])
-    assert promtool_check(render(snapshot)) == []
+    assert promtool_check(render_metrics(snapshot)) == []
     name = "qemu_block_write_latency_seconds"
     assert {labels["le"]: value for labels, value in series_named(snapshot, f"{name}_bucket")} == {
         "1e-05": 1,
@@ -174,7 +183,18 @@ def test_a_latency_histogram_is_a_prometheus_histogram() -> None:
     }
     assert [value for _, value in series_named(snapshot, f"{name}_count")] == [5]
     assert [value for _, value in series_named(snapshot, f"{name}_sum")] == [2.5]
-    assert f"# TYPE {name} histogram\n" in render(snapshot)
+    assert f"# TYPE {name} histogram\n" in render_metrics(snapshot)
+
+
+def test_a_histogram_whose_sum_is_unknown_has_none() -> None:
+    snapshot = Snapshot()
+    snapshot.update_status(status(vm()))
+    stats = {"wr_latency_histogram": {"boundaries": [10_000], "bins": [1, 4]}, "wr_operations": 6}
+    poll(snapshot, vm(), "block", [{"qdev": "disk0", "stats": stats}])
+    assert promtool_check(render_metrics(snapshot)) == []
+    name = "qemu_block_write_latency_seconds"
+    assert [value for _, value in series_named(snapshot, f"{name}_count")] == [5]
+    assert series_named(snapshot, f"{name}_sum") == []
 
 
 names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]) | st.sampled_from('\\"\n{},='), min_size=1)

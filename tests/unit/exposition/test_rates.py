@@ -2,7 +2,9 @@
 
 import pytest
 
-from agent.exposition.rates import CounterLayouts, PollPair
+from agent.exposition.rates import CounterLayouts, PollPair, Subjects
+from agent.model.family import Sample
+from agent.model.metrics.block import BLOCK
 from tests.lab.snapshots import SECOND
 
 
@@ -48,8 +50,59 @@ def test_polls_close_together_count_as_one() -> None:
     assert polls.rates((), ("x_total",)).get("x_total") == pytest.approx(201 / 2.001)
 
 
+@pytest.mark.parametrize("interval", [0.1, 0.25, 0.4])
+def test_steady_fast_polls_have_the_rate_of_the_last_second(interval: float) -> None:
+    polls = PollPair()
+    for number in range(1, 101):
+        at = 10 + number * interval
+        polls.update({(): {"x_total": 10 * at if number < 80 else 1000 * at}}, round(at * SECOND))
+        rate = polls.rates((), ("x_total",)).get("x_total")
+        if 1 <= number * interval < 79 * interval:
+            assert rate == pytest.approx(10)
+    assert rate == pytest.approx(1000), "the rate before the change is forgotten"
+
+
 def test_a_total_is_the_sum_over_all_subjects_with_a_known_rate() -> None:
     polls = PollPair()
     polls.update({("a",): {"x_total": 0}, ("b",): {"x_total": 0}}, 10 * SECOND)
     polls.update({("a",): {"x_total": 2}, ("b",): {"x_total": 4}, ("c",): {"x_total": 99}}, 12 * SECOND)
     assert polls.total_rate("x_total") == 3
+
+
+def sample(name: str, **values: object) -> Sample:
+    return Sample(BLOCK, (name,), dict(values))
+
+
+def test_values_of_the_same_subjects_and_series_replace_the_last_poll() -> None:
+    polls = PollPair()
+    polls.update({("a",): {"x_total": 1}, ("b",): {"y": 1}}, 10 * SECOND)
+    assert polls.replace_values([sample("a", x_total=9), sample("b", y=2)], 12 * SECOND)
+    assert polls.current == {("a",): {"x_total": 9}, ("b",): {"y": 2}}
+    assert polls.rates(("a",), ("x_total",)) == {"x_total": 4}
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        [],
+        [sample("a", x_total=1)],
+        [sample("b", y=1), sample("a", x_total=1)],
+        [sample("a", x_total=1), sample("a", x_total=1)],
+        [sample("a", x_total=1), sample("b", y=1), sample("c", y=1)],
+        [sample("a", x_total=1), sample("b", y=1, z=2)],
+        [sample("a", x_total=1), sample("b", z=1)],
+    ],
+)
+def test_other_subjects_or_series_replace_nothing(samples: list[Sample]) -> None:
+    polls = PollPair()
+    before: Subjects = {("a",): {"x_total": 1}, ("b",): {"y": 1}}
+    polls.update(before, 10 * SECOND)
+    assert not polls.replace_values(samples, 12 * SECOND)
+    assert (polls.current, polls.time_ns) == (before, 10 * SECOND)
+
+
+def test_a_histogram_replaces_nothing_because_its_bins_may_be_others() -> None:
+    polls = PollPair()
+    histogram = {"boundaries_seconds": [1], "counts": [1, 2]}
+    polls.update({("a",): {"read_latency_seconds": histogram}}, 10 * SECOND)
+    assert not polls.replace_values([sample("a", read_latency_seconds=histogram)], 12 * SECOND)

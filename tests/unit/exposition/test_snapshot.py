@@ -1,14 +1,16 @@
 """The snapshot: a family is replaced as a whole, each UUID has one view, and the number of series is limited."""
 
 import time
+from statistics import median
 from typing import Any
 
 import pytest
 
-from agent.exposition.prometheus import render
+from agent.exposition.prometheus import render_metrics
 from agent.exposition.series_limits import SeriesLimits
 from agent.exposition.snapshot import Snapshot, VmView
 from agent.model.family import FieldKind, Sample
+from agent.model.metrics.guest import GUEST_FREEZE, GUEST_USERS
 from agent.model.record import Vm
 from agent.session.api import MonitorState, MonitorStatus
 from tests.lab.snapshots import BY_NAME, SECOND, event, poll, put, status, vm
@@ -47,6 +49,22 @@ def test_a_family_is_replaced_whole_so_that_an_unplugged_disk_is_gone() -> None:
     assert view_of(snapshot, vm()).last_response_ns == 8 * SECOND
     poll(snapshot, vm(), "block", [])
     assert subjects_of(snapshot, vm(), "block") == []
+
+
+def test_the_time_of_a_guests_values_stays_while_only_its_freeze_is_asked_for() -> None:
+    snapshot = make_snapshot(vm())
+
+    def report(sample: Sample, at: int) -> int:
+        snapshot.replace_samples(vm(), (sample.family,), (sample,), at)
+        return view_of(snapshot, vm()).guest_response_ns
+
+    users = Sample(GUEST_USERS, (), {"logged_in": 1})
+    frozen, thawed = (Sample(GUEST_FREEZE, (), {"frozen": state}) for state in (True, False))
+    assert report(frozen, 5) == 5, "nothing older is shown"
+    assert [report(users, 6), report(thawed, 7), report(frozen, 8), report(frozen, 9)] == [6, 7, 7, 7]
+    assert [report(thawed, 10), report(users, 11)] == [10, 11]
+    snapshot.replace_samples(vm(), (GUEST_FREEZE, GUEST_USERS), (), 12)
+    assert view_of(snapshot, vm()).guest_response_ns == 11, "a loss is no response"
 
 
 def test_a_merged_backing_chain_is_gone_with_the_first_poll_without_it() -> None:
@@ -123,7 +141,7 @@ def test_monitors_in_every_state_are_known_until_they_end() -> None:
 
 def count_series(snapshot: Snapshot) -> int:
     """Return how many series have the label `device`."""
-    return sum("device=" in line for line in render(snapshot).splitlines())
+    return sum("device=" in line for line in render_metrics(snapshot).splitlines())
 
 
 def test_subjects_beyond_a_vms_series_limit_get_no_series_and_are_counted() -> None:
@@ -136,7 +154,7 @@ def test_subjects_beyond_a_vms_series_limit_get_no_series_and_are_counted() -> N
     put(snapshot, vm(), BY_NAME["job"], (("j",), {"progress": 1}))
     assert subjects_of(snapshot, vm(), "runstate") == [()]
     assert subjects_of(snapshot, vm(), "job") == []
-    assert f'qemu_vm_series_limit_dropped_subjects{{vm_uuid="{vm().uuid}",vm="vm1"}} 3\n' in render(snapshot)
+    assert f'qemu_vm_series_limit_dropped_subjects{{vm_uuid="{vm().uuid}",vm="vm1"}} 3\n' in render_metrics(snapshot)
     poll(snapshot, vm(1, "other"), "block", block_replies("a", "b", "c"))
     assert count_series(snapshot) == 6
     poll(snapshot, vm(), "block", block_replies("e"))  # departed subjects free their series
@@ -161,7 +179,7 @@ def test_each_bucket_of_a_histogram_counts_as_a_series() -> None:
     snapshot.limits = SeriesLimits(series_per_vm=11)
     put(snapshot, vm(), family, *((subject, {field.name: value}) for subject in labels))
     assert subjects_of(snapshot, vm(), family.name) == labels[:2]
-    assert sum(line.startswith(family.series(field)) for line in render(snapshot).splitlines()) == 10
+    assert sum(line.startswith(family.series(field)) for line in render_metrics(snapshot).splitlines()) == 10
 
 
 def test_a_histogram_with_more_bins_than_before_is_limited_again() -> None:
@@ -199,19 +217,19 @@ def test_subjects_that_stay_are_not_new_when_the_next_hour_begins() -> None:
 def test_hundreds_of_thousands_of_names_use_bounded_memory_and_time() -> None:
     snapshot = make_snapshot(vm())
     with_series: set[tuple[str, ...]] = set()
-    spent = 0.0
+    spent: list[float] = []
     for step in range(50):
         samples = [Sample(BLOCK, (f"disk{step * 5000 + n}",), {"reads_total": n}) for n in range(5000)]
         start = time.process_time()
         snapshot.replace_samples(vm(), (BLOCK,), samples, (10_000 + step) * SECOND)
-        spent += time.process_time() - start
+        spent.append(time.process_time() - start)
         with_series.update(subjects_of(snapshot, vm(), "block"))
     assert (
         len(with_series)
         == len(view_of(snapshot, vm()).limiter._departed_subjects)
         == SeriesLimits().new_subjects_per_hour
     )
-    assert spent < 2.5  # seconds: 10 us for each name on a busy machine
+    assert median(spent[-10:]) < 10 * median(spent[:10]), "a poll takes no longer for the names before it"
     assert view_of(snapshot, vm()).dropped_subjects["block"] == 5000
     put(snapshot, vm(), BLOCK, *(((str(n),), {"reads_total": n}) for n in range(50_000)))
     assert len(subjects_of(snapshot, vm(), "block")) == 0

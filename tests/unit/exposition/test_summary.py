@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from agent.exposition.rates import PollPair
-from agent.exposition.summary import POINTS, summarize, summarize_migration
+from agent.exposition.summary import summarize, summarize_migration
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
 from agent.model.metrics.host import PROCESS, VCPU
 from agent.model.metrics.jobs import JOB
@@ -82,12 +82,3 @@ def test_jobs_have_their_progress(source: OneVmSource) -> None:
     assert summary(source)["jobs"] == [{"job": "job0", "type": "mirror", **progress}]
     source.put(JOB, 14)
     assert "jobs" not in summary(source)
-
-
-def test_the_history_has_one_point_for_each_poll_and_is_bounded(source: OneVmSource) -> None:
-    for number in range(POINTS + 10):
-        source.put(BLOCK, 10 + 2 * number, (("disk0",), disk_counters(write=number * 20)))
-    ((_, view),) = source.snapshot.views()
-    assert len(view.history) == POINTS
-    assert {point.write for point in view.history} == {10}
-    assert [b.time - a.time for a, b in zip(view.history, list(view.history)[1:], strict=False)] == [2] * (POINTS - 1)

@@ -6,7 +6,7 @@ import pytest
 
 from agent.collectors.guest import GUEST_COLLECTORS
 from agent.guest.config import GuestIntervalsConfig
-from agent.guest.schedule import FIRST_PENALTY_SECONDS, MAX_PENALTY_SECONDS, GuestSchedule
+from agent.guest.schedule import FIRST_PENALTY_SECONDS, MAX_PENALTY_SECONDS, MIN_SPACING_SECONDS, GuestSchedule
 
 NAMES = [collector.name for collector in GUEST_COLLECTORS]
 
@@ -55,6 +55,28 @@ def test_a_demand_does_not_run_a_collector_that_failed(schedule: GuestSchedule) 
         schedule.on_success(name, 100)
     schedule.on_failure("load", 100)
     schedule.make_all_due()
-    assert names(schedule, 101) == [name for name in NAMES if name != "load"]
+    assert names(schedule, 100 + MIN_SPACING_SECONDS) == [name for name in NAMES if name != "load"]
     schedule.reset()
-    assert names(schedule, 101) == NAMES
+    assert names(schedule, 100 + MIN_SPACING_SECONDS) == NAMES
+
+
+def test_a_guest_that_starts_again_and_again_is_not_queried_more_often(schedule: GuestSchedule) -> None:
+    for name in NAMES:
+        schedule.on_success(name, 100)
+    for now in (101, 105, 109):
+        schedule.reset()
+        assert names(schedule, now) == []
+    assert names(schedule, 100 + MIN_SPACING_SECONDS) == NAMES
+    schedule.on_failure("os", 110)
+    schedule.make_all_due()
+    assert schedule.next_due_at() == 110, "those that have not run since"
+    schedule.reset()
+    assert "os" not in names(schedule, 119)
+    assert "os" in names(schedule, 120)
+
+
+def test_a_collector_with_a_short_interval_keeps_it_after_a_start() -> None:
+    schedule = GuestSchedule(GUEST_COLLECTORS, GuestIntervalsConfig(freeze=2))
+    schedule.on_success("freeze", 100)
+    schedule.reset()
+    assert "freeze" in names(schedule, 102)

@@ -2,21 +2,19 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.guest.api import CommandOutcome, GuestFacts
+from agent.guest import channels
+from agent.guest.api import GuestCommandOutcome, GuestFacts
 from agent.guest.channels import SocketChannelSource
-from agent.guest.manager import GuestAgentManager
 from agent.model.metrics.guest import (
     GUEST_AGENT_SESSION,
     GUEST_CPU,
     GUEST_FILESYSTEM,
-    GUEST_FREEZE,
     GUEST_INTERFACE,
     GUEST_LOAD,
     GUEST_OS,
@@ -24,7 +22,6 @@ from agent.model.metrics.guest import (
 from tests.lab.fake_guest_agent import FakeGuestAgent
 from tests.lab.guest_agent_probe import GuestAgentProbe
 from tests.lab.recording_guest_observer import (
-    SHORT,
     VM,
     RecordingGuestObserver,
     guest_config,
@@ -34,21 +31,9 @@ from tests.lab.recording_guest_observer import (
     report_pid,
     report_run_state,
 )
+from tests.unit.guest.conftest import attach
 
-FAST = {"filesystems": SHORT, "freeze": SHORT}
-
-
-@pytest.fixture
-async def guest(folder: Path) -> AsyncIterator[FakeGuestAgent]:
-    async with FakeGuestAgent(folder / "vm1.qga") as running:
-        yield running
-
-
-def attach(manager: GuestAgentManager, guest: FakeGuestAgent, **more: Any) -> None:
-    """Report a running VM with a guest agent."""
-    report_pid(manager, os.getpid(), **more)
-    report_run_state(manager, running=True, **more)
-    report_channel(manager, guest.path, **more)
+INTERVALS = {"filesystems": 60, "freeze": 30}
 
 
 async def test_a_guest_agent_is_queried_for_everything_once(guest: FakeGuestAgent) -> None:
@@ -89,7 +74,7 @@ async def test_a_vm_is_selected_by_its_name_or_uuid(guest: FakeGuestAgent, patte
 
 async def test_no_guest_is_queried_while_it_does_not_run_or_migrates(guest: FakeGuestAgent) -> None:
     observer = RecordingGuestObserver()
-    async with managed(observer, guest_config(intervals=FAST)) as manager:
+    async with managed(observer, guest_config(intervals=INTERVALS)) as manager:
         report_pid(manager, os.getpid())
         report_channel(manager, guest.path)
         await observer.wait_for_state("suspended")
@@ -113,9 +98,9 @@ async def test_a_vm_whose_qemu_hangs_is_not_queried(guest: FakeGuestAgent) -> No
     async with managed(observer, guest_config()) as manager:
         attach(manager, guest)
         await observer.wait_for_state("up")
-        manager.on_responsive(VM, responsive=False)
+        manager.on_qemu_responsive(VM, responsive=False)
         await observer.wait_for_state("suspended")
-        manager.on_responsive(VM, responsive=True)
+        manager.on_qemu_responsive(VM, responsive=True)
         await observer.wait_for_state("up")
 
 
@@ -133,7 +118,7 @@ async def test_a_reboot_loses_the_values_and_queries_everything_again(guest: Fak
 
 async def test_a_guest_agent_that_does_not_answer_is_unresponsive_until_it_does(guest: FakeGuestAgent) -> None:
     observer = RecordingGuestObserver()
-    async with managed(observer, guest_config(timeout=SHORT, intervals=FAST, max_retry_delay=1)) as manager:
+    async with managed(observer, guest_config(intervals=INTERVALS)) as manager:
         attach(manager, guest)
         await observer.wait_until(lambda: observer.count(GUEST_FILESYSTEM))
         guest.silent = True
@@ -147,10 +132,10 @@ async def test_a_guest_agent_that_does_not_answer_is_unresponsive_until_it_does(
 async def test_attempts_to_reach_a_silent_guest_agent_become_rare(guest: FakeGuestAgent) -> None:
     observer = RecordingGuestObserver()
     guest.silent = True
-    async with managed(observer, guest_config(timeout=SHORT, max_retry_delay=3600)) as manager:
+    async with managed(observer, guest_config(max_retry_delay=3600)) as manager:
         attach(manager, guest)
         await guest.wait_for("guest-sync-delimited", 4)
-    times = observer.commands["guest-info", CommandOutcome.TIMEOUT]
+    times = observer.commands["guest-info", GuestCommandOutcome.TIMEOUT]
     assert times == 3
     assert set(guest.requests[0]) == {"execute", "arguments"}
 
@@ -158,7 +143,7 @@ async def test_attempts_to_reach_a_silent_guest_agent_become_rare(guest: FakeGue
 async def test_one_command_that_hangs_costs_only_its_collector(guest: FakeGuestAgent) -> None:
     observer = RecordingGuestObserver()
     guest.raw["guest-get-fsinfo"] = b""
-    async with managed(observer, guest_config(timeout=SHORT, max_retry_delay=1)) as manager:
+    async with managed(observer, guest_config()) as manager:
         attach(manager, guest)
         await observer.wait_until(lambda: observer.count(GUEST_OS))
     assert guest.count("guest-get-fsinfo") == 1
@@ -173,6 +158,15 @@ async def test_one_command_that_hangs_costs_only_its_collector(guest: FakeGuestA
         b'{"return": [[[]]]}\n',
         b'{"return": "' + b"x" * (300 << 10) + b'"}\n',
         b"[" * 2000 + b"\n",
+        b'{"return": ' + b"[" * 900 + b"]" * 900 + b"}\n",
+        b'{"return": [NaN]}\n',
+        b'{"return": [1e999]}\n',
+        b'{"return": [' + b"9" * 400 + b"]}\n",
+        b'{"return": ["\xc3\x28"]}\n',
+        b'{"return": ["\\ud800"]}\n',
+        b'{"return": [], "return": "x"}\n',
+        b'{"error": {"class": "GenericError"}}\n',
+        b'{"return": []} {"return": []}\n',
     ],
 )
 async def test_a_reply_that_cannot_be_read_costs_only_its_collector(guest: FakeGuestAgent, raw: bytes) -> None:
@@ -191,7 +185,7 @@ async def test_a_channel_that_closes_during_a_command_is_no_failure_of_its_colle
 ) -> None:
     observer = RecordingGuestObserver()
     guest.raw["guest-get-fsinfo"] = b""
-    async with managed(observer, guest_config(max_retry_delay=1)) as manager:
+    async with managed(observer, guest_config()) as manager:
         attach(manager, guest)
         await guest.wait_for("guest-get-fsinfo")
         del guest.raw["guest-get-fsinfo"]
@@ -200,35 +194,10 @@ async def test_a_channel_that_closes_during_a_command_is_no_failure_of_its_colle
     assert "internal error" not in caplog.text
 
 
-async def test_while_file_systems_are_frozen_only_their_state_is_queried(guest: FakeGuestAgent) -> None:
-    observer = RecordingGuestObserver()
-    async with managed(observer, guest_config(intervals=FAST)) as manager:
-        attach(manager, guest)
-        await observer.wait_until(lambda: observer.count(GUEST_FILESYSTEM))
-        guest.replies["guest-fsfreeze-status"] = {"return": "frozen"}
-        await observer.wait_until(lambda: observer.last(GUEST_FREEZE) == {(): {"frozen": True}})
-        asked, polls = guest.count("guest-get-fsinfo"), guest.count("guest-fsfreeze-status")
-        await guest.wait_for("guest-fsfreeze-status", polls + 3)
-        assert guest.count("guest-get-fsinfo") == asked
-        guest.replies["guest-fsfreeze-status"] = {"return": "thawed"}
-        await guest.wait_for("guest-get-fsinfo", asked + 1)
-    assert guest.count("guest-info") == 2, "while frozen, it permits few commands"
-
-
-async def test_a_refused_command_queries_whether_the_file_systems_are_frozen(guest: FakeGuestAgent) -> None:
-    observer = RecordingGuestObserver()
-    error = {"error": {"class": "CommandNotFound", "desc": "disabled: the command is not allowed"}}
-    guest.replies["guest-get-fsinfo"] = error
-    async with managed(observer, guest_config()) as manager:
-        attach(manager, guest)
-        await guest.wait_for("guest-fsfreeze-status", 2)
-    assert guest.count("guest-get-fsinfo") == 1
-
-
 async def test_a_channel_of_another_client_is_busy(guest: FakeGuestAgent) -> None:
     observer = RecordingGuestObserver()
     guest.silent = True
-    async with managed(observer, guest_config(timeout=SHORT)) as manager:
+    async with managed(observer, guest_config()) as manager:
         report_pid(manager, os.getpid())
         report_run_state(manager, running=True)
         report_channel(manager, guest.path, client=True)
@@ -237,7 +206,7 @@ async def test_a_channel_of_another_client_is_busy(guest: FakeGuestAgent) -> Non
 
 async def test_the_sessions_own_connection_is_no_other_client(guest: FakeGuestAgent) -> None:
     observer = RecordingGuestObserver()
-    async with managed(observer, guest_config(timeout=SHORT, intervals=FAST)) as manager:
+    async with managed(observer, guest_config(intervals=INTERVALS)) as manager:
         attach(manager, guest)
         await observer.wait_for_state("up")
         report_channel(manager, guest.path, client=True)
@@ -245,6 +214,55 @@ async def test_the_sessions_own_connection_is_no_other_client(guest: FakeGuestAg
         await observer.wait_for_state("unresponsive")
         await guest.wait_for("guest-sync-delimited", 4)
         assert "busy" not in observer.states()
+
+
+@pytest.mark.parametrize(
+    ("cause", "state", "reason"),
+    [
+        (PermissionError(13, "Permission denied"), "denied", "permission denied for user"),
+        (BlockingIOError(11, "Resource temporarily unavailable"), "busy", "other clients occupy the channel"),
+        (ConnectionRefusedError(111, "Connection refused"), "unresponsive", "Connection refused"),
+    ],
+)
+async def test_a_channel_that_cannot_be_opened_is_tried_again(
+    guest: FakeGuestAgent, monkeypatch: pytest.MonkeyPatch, cause: OSError, state: str, reason: str
+) -> None:
+    async def refuse(_factory: Any) -> Any:
+        raise cause
+
+    observer = RecordingGuestObserver()
+    monkeypatch.setattr(channels, "unix_connector", lambda _path: refuse)
+    async with managed(observer, guest_config()) as manager:
+        attach(manager, guest)
+        await observer.wait_for_state(state)
+        assert reason in observer.last(GUEST_AGENT_SESSION)[()]["reason"]
+        monkeypatch.undo()
+        await observer.wait_for_state("up")
+
+
+async def test_a_link_to_the_socket_of_another_process_gets_no_byte(guest: FakeGuestAgent) -> None:
+    observer = RecordingGuestObserver()
+    link = guest.path.with_name("link.qga")
+    link.symlink_to(guest.path)
+    async with managed(observer, guest_config()) as manager:
+        report_pid(manager, os.getpid() + 1)
+        report_run_state(manager, running=True)
+        report_channel(manager, link)
+        await observer.wait_for_state("denied")
+    assert guest.requests == []
+
+
+async def test_two_guests_at_one_socket_are_queried_one_after_the_other(guest: FakeGuestAgent) -> None:
+    """The config can name one socket for two VMs by mistake. The second one waits and does not mix its replies with the first."""
+    other = replace(VM, uuid="5f0c2c9e-2222-4222-8222-222222222222", name="db-1")
+    observer = RecordingGuestObserver()
+    channel = {"socket": str(guest.path)}
+    async with managed(observer, guest_config(channels=[channel])) as manager:
+        for vm in (VM, other):
+            attach(manager, guest, vm=vm)
+        await observer.wait_until(lambda: guest.count("guest-get-time"))
+        await observer.wait_until(lambda: {"up", "unresponsive"} <= {*observer.states(), *observer.states(other)})
+    assert guest.clients == 1
 
 
 async def test_a_socket_of_another_process_gets_no_byte(guest: FakeGuestAgent) -> None:
@@ -279,7 +297,7 @@ async def test_the_config_can_name_the_socket(guest: FakeGuestAgent) -> None:
 async def test_a_shared_channel_is_held_only_during_queries(guest: FakeGuestAgent) -> None:
     observer = RecordingGuestObserver()
     channels = [{"socket": str(guest.path), "shared": True}]
-    async with managed(observer, guest_config(channels=channels, intervals={"freeze": 0.2})) as manager:
+    async with managed(observer, guest_config(channels=channels, intervals={"freeze": 30})) as manager:
         report_run_state(manager, running=True)
         report_channel(manager, guest.path)
         await observer.wait_until(lambda: observer.count(GUEST_OS))

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.block_device import device_identity, device_number, device_size
+from agent.host.block_device import device_identity, device_number, device_size, stable_device_path
 
 MIB = 1 << 20
 
@@ -74,3 +74,9 @@ def test_a_number_that_the_kernel_gave_to_another_volume_is_not_used(sys: Path) 
     (sys / "devices/dm-900/dm/name").write_text("vg--1-new\n")
     assert device_number("/dev/vg-1/vm-100-disk-0", sys) is None
     assert device_number("/dev/vg-1/new", sys) == "253:900"
+
+
+def test_a_device_mapper_device_has_a_path_that_survives_a_reboot(sys: Path) -> None:
+    assert stable_device_path("/dev/dm-900", sys) == "/dev/mapper/vg--1-vm--100--disk--0"
+    assert stable_device_path("/dev/dm-999", sys) == "/dev/dm-999"
+    assert stable_device_path("/dev/sdz", sys) == "/dev/sdz"

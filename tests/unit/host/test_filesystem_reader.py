@@ -1,8 +1,8 @@
 """Reading of file systems through a child process, which a hung file system blocks instead of the agent."""
 
 import asyncio
+import gc
 import os
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -27,18 +27,27 @@ for line in sys.stdin:
 """
 
 
+NEVER = 600.0
+
+
 @pytest.fixture
-async def reader(tmp_path: Path) -> AsyncIterator[FileSystemReader]:
-    """A reader whose child hangs on `/hung`, on `/hungPATH` until the named pipe PATH is opened, and reports its pid as the size."""
+def program(tmp_path: Path) -> Path:
+    """A child's program that hangs on `/hung`, on `/hungPATH` until the named pipe PATH is opened, and reports its pid as the size."""
     program = tmp_path / "child_program.py"
     program.write_text(PROGRAM)
-    reader = FileSystemReader(slow_seconds=0.3, deadline_seconds=0.9, program=program)
+    return program
+
+
+@pytest.fixture
+async def reader(program: Path) -> AsyncIterator[FileSystemReader]:
+    """A reader with this program, for which a mount soon is suspect, but no request fails because the machine is slow."""
+    reader = FileSystemReader(slow_seconds=0.3, deadline_seconds=NEVER, program=program)
     yield reader
     await reader.close()
 
 
 async def test_the_figures_are_those_of_statvfs(tmp_path: Path) -> None:
-    reader = FileSystemReader(slow_seconds=20, deadline_seconds=20)
+    reader = FileSystemReader(slow_seconds=NEVER, deadline_seconds=NEVER)
     try:
         figures, expected = await reader.statvfs(str(tmp_path), "8:1"), os.statvfs(tmp_path)
         assert (figures.size_bytes, figures.inodes) == (expected.f_blocks * expected.f_frsize, expected.f_files)
@@ -49,7 +58,7 @@ async def test_the_figures_are_those_of_statvfs(tmp_path: Path) -> None:
 async def test_a_path_has_its_symbolic_links_resolved(tmp_path: Path) -> None:
     (tmp_path / "real\nname").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real\nname")
-    reader = FileSystemReader(slow_seconds=20, deadline_seconds=20)
+    reader = FileSystemReader(slow_seconds=NEVER, deadline_seconds=NEVER)
     try:
         assert (await reader.realpath(str(tmp_path / "link"), "8:1")).endswith("/real\nname")
         with pytest.raises(PoolReadError, match="No such file or directory"):
@@ -58,8 +67,12 @@ async def test_a_path_has_its_symbolic_links_resolved(tmp_path: Path) -> None:
         await reader.close()
 
 
-async def test_one_child_answers_all_requests(reader: FileSystemReader) -> None:
-    figures = await asyncio.gather(*(reader.statvfs(f"/fine/{index}", "8:1") for index in range(600)))
+async def test_one_child_answers_all_requests(program: Path) -> None:
+    reader = FileSystemReader(slow_seconds=NEVER, deadline_seconds=NEVER, program=program)
+    try:
+        figures = await asyncio.gather(*(reader.statvfs(f"/fine/{index}", "8:1") for index in range(600)))
+    finally:
+        await reader.close()
     assert len({figure.size_bytes for figure in figures}) == 1
 
 
@@ -69,23 +82,50 @@ async def test_a_hung_mount_delays_no_other_mount(reader: FileSystemReader) -> N
     await asyncio.sleep(0)
     await reader.statvfs("/fine", "8:1")
     assert not hung.done()
-    await until(lambda: reader.is_suspect("0:9"), 20)
-    assert reader.is_suspect("0:9")
+    await until(lambda: reader.is_suspect("0:9"), 60)
     assert not reader.is_suspect("8:1")
-    with pytest.raises(PoolUnresponsiveError):
-        await hung
-    await until(lambda: reader.is_unresponsive("0:9"), 20)
+    assert not reader.is_unresponsive("0:9")
+    hung.cancel()
+
+
+async def test_a_hung_mount_is_unresponsive_after_the_deadline(program: Path) -> None:
+    reader = FileSystemReader(slow_seconds=0.3, deadline_seconds=0.9, program=program)
+    try:
+        with pytest.raises(PoolReadError) as caught:
+            await reader.statvfs("/hung", "0:9")
+        # On a busy machine the child may not have begun to read the file system.
+        assert isinstance(caught.value, PoolUnresponsiveError) or "the host is overloaded" in str(caught.value)
+        await until(lambda: reader.is_unresponsive("0:9"), 60)
+        with pytest.raises(PoolUnresponsiveError):
+            await reader.statvfs("/hung", "0:9")
+    finally:
+        await reader.close()
+
+
+async def test_an_error_that_comes_after_the_deadline_is_not_logged_as_lost(program: Path) -> None:
+    reader = FileSystemReader(slow_seconds=0.3, deadline_seconds=0.05, program=program)
+    reported: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    try:
+        requests = [asyncio.create_task(reader.statvfs("/hung", "8:1")) for _ in range(2)]
+        results = await asyncio.gather(*requests, return_exceptions=True)
+        assert all(isinstance(result, PoolReadError) for result in results)
+        await until(lambda: reader.is_suspect("8:1"), 60)
+        del requests, results
+        await asyncio.sleep(0)
+        gc.collect()
+        assert reported == []
+    finally:
+        await reader.close()
 
 
 async def test_only_one_request_is_in_flight_for_a_hung_mount(reader: FileSystemReader) -> None:
     hung = asyncio.create_task(reader.statvfs("/hung", "0:9"))
-    await until(lambda: reader.is_suspect("0:9"), 20)
-    started = time.monotonic()
+    await until(lambda: reader.is_suspect("0:9"), 60)
     with pytest.raises(PoolUnresponsiveError):
         await reader.statvfs("/hung", "0:9")
-    assert time.monotonic() - started < 0.5
-    with pytest.raises(PoolUnresponsiveError):
-        await hung
+    assert not hung.done(), "the second request fails at once"
+    hung.cancel()
 
 
 async def test_a_mount_that_responds_again_is_noticed_without_another_request(
@@ -94,12 +134,13 @@ async def test_a_mount_that_responds_again_is_noticed_without_another_request(
     os.mkfifo(tmp_path / "back")
     changes: list[bool] = []
     reader.on_change = lambda: changes.append(reader.is_suspect("0:9"))
-    with pytest.raises(PoolUnresponsiveError):
-        await reader.statvfs(f"/hung{tmp_path}/back", "0:9")
+    late = asyncio.create_task(reader.statvfs(f"/hung{tmp_path}/back", "0:9"))
+    await until(lambda: reader.is_suspect("0:9"), 60)
     await asyncio.to_thread(lambda: (tmp_path / "back").open("w").close())
-    await until(lambda: not reader.is_suspect("0:9"), 20)
+    await until(lambda: not reader.is_suspect("0:9"), 60)
     assert (changes[0], changes[-1]) == (True, False)
-    assert reader.answered_seconds_ago("0:9") < 20
+    assert reader.answered_seconds_ago("0:9") < 60
+    await late
     await reader.statvfs("/fine", "0:9")
 
 
@@ -111,14 +152,27 @@ async def test_a_child_that_ends_is_replaced(reader: FileSystemReader) -> None:
 
 async def test_the_end_does_not_wait_for_a_hung_mount(reader: FileSystemReader) -> None:
     hung = asyncio.create_task(reader.statvfs("/hung", "0:9"))
-    await until(lambda: reader.is_suspect("0:9"), 20)
-    async with asyncio.timeout(5):
+    await until(lambda: reader.is_suspect("0:9"), 60)
+    async with asyncio.timeout(60):
         await reader.close()
+    assert not hung.done()
     hung.cancel()
 
 
+async def test_the_end_waits_for_the_exit_of_a_child_that_is_starting(tmp_path: Path) -> None:
+    program, pid = tmp_path / "child_program.py", tmp_path / "pid"
+    program.write_text(f"import os, signal\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\nsignal.pause()\n")
+    reader = FileSystemReader(slow_seconds=NEVER, deadline_seconds=NEVER, program=program)
+    waiting = asyncio.create_task(reader.statvfs("/", "8:1"))
+    await until(lambda: pid.exists() and pid.read_text(), 60)
+    await reader.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    waiting.cancel()
+
+
 async def test_a_path_that_no_file_can_have_harms_no_other_request() -> None:
-    reader = FileSystemReader(slow_seconds=20, deadline_seconds=20)
+    reader = FileSystemReader(slow_seconds=NEVER, deadline_seconds=NEVER)
     try:
         bad, good = await asyncio.gather(
             reader.statvfs("/a\0b", "8:1"), reader.statvfs("/", "8:1"), return_exceptions=True

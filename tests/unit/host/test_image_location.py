@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.host.block_device import device_number
 from agent.host.filesystem_reader import FileSystemFigures, FileSystemReader
 from agent.host.image_location import ImageLocator, MountTables, local_path, read_mounts
 from agent.host.mounts import Mount
@@ -107,6 +108,39 @@ async def test_a_directory_that_is_known_needs_no_question(reader: FileSystemRea
     assert locator.known_location(tables, "file", str(tmp_path / "a")) is None
     location = await locator.locate(tables, "file", str(tmp_path / "a"))
     assert locator.known_location(tables, "file", str(tmp_path / "a")) == location
+
+
+async def test_an_image_that_is_a_link_is_where_the_link_leads(reader: FileSystemReader, tmp_path: Path) -> None:
+    """QEMU gets such a link from oVirt, to the image or to a logical volume."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "real").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "images" / "real")
+    locator, tables = ImageLocator(reader), MountTables.of_process(os.getpid())
+    location = await locator.locate(tables, "file", str(tmp_path / "link"))
+    assert isinstance(location, ImageLocation)
+    assert location.path == str(tmp_path / "images" / "real")
+    assert locator.known_location(tables, "file", str(tmp_path / "link")) == location
+
+
+BLOCK_DEVICES = [path for path in sorted(Path("/dev").iterdir()) if path.is_block_device() and not path.is_symlink()]
+
+
+@pytest.mark.skipif(not BLOCK_DEVICES, reason="this machine has no block device")
+async def test_an_image_that_is_a_link_to_a_device_is_the_device(reader: FileSystemReader, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(BLOCK_DEVICES[0])
+    tables = MountTables.of_process(os.getpid())
+    location = await ImageLocator(reader).locate(tables, "host_device", str(tmp_path / "link"))
+    assert isinstance(location, ImageLocation)
+    assert (location.mount, location.path) == (None, str(BLOCK_DEVICES[0]))
+    assert location.device == device_number(str(BLOCK_DEVICES[0]))
+
+
+async def test_a_deleted_image_belongs_to_the_file_system_of_its_directory(
+    reader: FileSystemReader, tmp_path: Path
+) -> None:
+    location = await locate(reader, tmp_path / "deleted")
+    assert isinstance(location, ImageLocation)
+    assert location.path == str(tmp_path / "deleted")
 
 
 class QuotaReader(FileSystemReader):

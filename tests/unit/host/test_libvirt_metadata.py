@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.common.safe_xml import MAX_BYTES
-from agent.host.libvirt_metadata import LabelsConfig, read_libvirt_labels
+from agent.common.safe_xml import MAX_XML_BYTES
+from agent.host.libvirt_metadata import LabelsConfig, parse_libvirt_labels, read_libvirt_labels
 from agent.model.record import Vm
 
 VM = Vm("host1", "1a8b9e0c-3f52-4a61-9c1d-5b8a7c6d0e21", "instance-0000002a")
@@ -78,7 +78,7 @@ ENTITIES = '<!DOCTYPE d [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>'
         ENTITIES + NOVA.replace("shop", "&b;"),
         '<!DOCTYPE d [<!ENTITY x SYSTEM "file:///etc/passwd">]>' + NOVA.replace("shop", "&x;"),
         '<?xml version="1.0" encoding="no-such"?>' + NOVA,
-        NOVA + " " * MAX_BYTES,
+        NOVA + " " * MAX_XML_BYTES,
         "<a>" * 100_000,
     ],
 )
@@ -97,3 +97,28 @@ def test_values_are_truncated_and_empty_ones_left_out(tmp_path: Path) -> None:
     labels = read_labels(write_domain_file(tmp_path, long))
     assert labels["nova_project"] == "x" * 128
     assert not {"nova_name", "nova_flavor"} & labels.keys()
+
+
+KUBEVIRT = """<domain type="kvm"><name>shop_web-1</name>{metadata}</domain>"""
+KUBEVIRT_METADATA = '<metadata><kubevirt xmlns="http://kubevirt.io"><uid>0c3b</uid></kubevirt></metadata>'
+
+
+def test_a_vm_of_kubevirt_has_the_labels_by_which_kubernetes_knows_it() -> None:
+    xml = KUBEVIRT.format(metadata=KUBEVIRT_METADATA)
+    labels = parse_libvirt_labels(xml, LabelsConfig(), pod="virt-launcher-web-1-x2x", node="node-3")
+    assert labels == {"namespace": "shop", "name": "web-1", "pod": "virt-launcher-web-1-x2x", "node": "node-3"}
+
+
+def test_a_configured_label_takes_precedence_over_that_of_kubernetes() -> None:
+    xml = KUBEVIRT.format(metadata=KUBEVIRT_METADATA + "<title>own</title>")
+    labels = parse_libvirt_labels(xml, LabelsConfig(metadata={"name": "title"}), pod="p", node="n")
+    assert labels == {"namespace": "shop", "name": "own", "pod": "p", "node": "n"}
+
+
+@pytest.mark.parametrize("xml", [KUBEVIRT.format(metadata=""), "", "<domain", "<!DOCTYPE d><domain/>"])
+def test_other_domains_and_unreadable_xml_have_no_labels_of_kubernetes(xml: str) -> None:
+    assert parse_libvirt_labels(xml, LabelsConfig(), pod="p", node="n") == {}
+
+
+def test_labels_of_a_connected_libvirt_are_those_of_its_files() -> None:
+    assert parse_libvirt_labels(NOVA, LabelsConfig()) == EXPECTED

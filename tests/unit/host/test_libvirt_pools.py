@@ -103,7 +103,7 @@ async def test_an_inactive_pool_and_a_lost_libvirtd_are_errors() -> None:
 
 
 async def test_a_list_that_hangs_is_requested_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libvirt, "LIST_SECONDS", 0.01)
+    monkeypatch.setattr(libvirt, "LIST_TIMEOUT_SECONDS", 0.01)
     daemon = Daemon(IMAGES)
     daemon.answers.clear()
     for _ in range(3):

@@ -39,6 +39,24 @@ def test_a_mount_has_its_device_root_type_and_source() -> None:
     assert (mount.device, mount.root, mount.type, mount.source) == ("0:44", "/images", "nfs4", "filer:/export")
 
 
+@pytest.mark.parametrize(
+    ("mount", "file_system", "read_only"),
+    [
+        ("rw", "rw,errors=remount-ro", False),
+        ("rw", "ro,errors=remount-ro", True),
+        ("rw", "rw,emergency_ro", True),
+        ("ro", "rw", False),
+    ],
+)
+def test_a_file_system_is_read_only_if_it_is_so_in_all_of_its_mounts(
+    mount: str,
+    file_system: str,
+    read_only: bool,  # noqa: FBT001 - a table
+) -> None:
+    (parsed,) = parse_mountinfo(f"40 24 8:17 / /srv {mount},relatime - ext4 /dev/sdb1 {file_system}\n")
+    assert parsed.read_only is read_only
+
+
 def test_bind_mounts_of_a_file_system_share_its_device() -> None:
     mounts = parse_mountinfo(TABLE)
     assert mounts[2].device == mounts[4].device

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.host import Process, UnknownProcessError, find_process, interfaces_of
-from agent.host.types import FileReply, FileRequest
+from agent.host.interfaces import interfaces_of
+from agent.host.process import Process
+from agent.host.process_lookup import UnknownProcessError, find_process
+from agent.host.types import FileRequest
 
 STATUS = "Name:\t{name}\nUmask:\t0022\nTgid:\t{tgid}\nPid:\t{tid}\nNSpid:\t{ids}\nThreads:\t2\n"
 STAT = "{tid} (x) S " + "0 " * 18 + "500 0 0 0\n"
@@ -112,37 +114,31 @@ def test_the_error_names_why_a_process_is_unknown(tmp_path: Path) -> None:
 # --- Files ---
 
 
-def test_files_are_read_whole_and_unreadable_ones_are_none(child: subprocess.Popen[bytes]) -> None:
+def test_files_of_several_directories_are_read_and_unreadable_ones_are_none(child: subprocess.Popen[bytes]) -> None:
     process = Process(child.pid)
-    files = [
-        FileRequest("stat"),
-        FileRequest("no/such"),
-        FileRequest("/sys/class/net/lo/ifindex"),
-        FileRequest("/no/such"),
-        FileRequest("fd", count_entries=True),
+    requests = [
+        FileRequest("", ("stat", "no", "fd/")),
+        FileRequest("/sys/class/net/lo", ("ifindex", "no")),
+        FileRequest("/no", ("such",)),
     ]
-    stat, *others = process.read_files(files)
-    assert (stat.text or "").startswith(f"{child.pid} (cat) ")
-    assert others == [
-        FileReply(files[1], None),
-        FileReply(files[2], "1\n"),
-        FileReply(files[3], None),
-        FileReply(files[4], str(count_open_descriptors(child.pid))),
-    ]
+    replies = process.read_files(requests)
+    assert [reply.request for reply in replies] == requests
+    (stat, missing, count), *others = (reply.contents for reply in replies)
+    assert (stat or b"").startswith(b"%d (cat) " % child.pid)
+    assert (missing, count) == (None, b"%d" % count_open_descriptors(child.pid))
+    assert others == [[b"1\n", None], [None]]
     process.close()
     assert process.read("stat") is None
+    assert process.read_files(requests[:1])[0].contents == [None, None, None]
 
 
 def test_nothing_is_read_after_the_process_has_ended(child: subprocess.Popen[bytes]) -> None:
     process = Process(child.pid)
+    request = FileRequest("", ("stat", "schedstat", "status", "io", "fd/"))
+    assert None not in process.read_files([request])[0].contents
     child.kill()
     child.wait()
-    assert [
-        reply.text for reply in process.read_files([FileRequest("stat"), FileRequest("fd", count_entries=True)])
-    ] == [
-        None,
-        None,
-    ]
+    assert process.read_files([request])[0].contents == [None] * 5
     assert (process.list_directory("task"), process.read_link("ns/net")) == ([], None)
     process.close()
 
@@ -165,7 +161,7 @@ def test_a_file_that_the_kernel_returns_in_parts_is_read_whole() -> None:
 def test_no_descriptor_stays_open(child: subprocess.Popen[bytes], tmp_path: Path) -> None:
     before = count_open_descriptors(os.getpid())
     process = Process(child.pid)
-    process.read_files([FileRequest("stat"), FileRequest("no/such"), FileRequest("fd", count_entries=True)])
+    process.read_files([FileRequest("", ("stat", "no", "fd/"))])
     interfaces_of(process, {})
     process.close()
     lookup_error(child.pid, [1], Path("/"))

@@ -20,7 +20,7 @@ from agent.host.pools.base import (
 )
 from agent.host.pools.filesystem import FileSystemSource
 from agent.host.pools.lvm_thin import LvmThinSource
-from agent.host.pools.report import MAX_BYTES, STALE_SECONDS, ReportError, ReportFile, StorageReport, volume_name
+from agent.host.pools.report import MAX_REPORT_BYTES, STALE_SECONDS, ReportError, ReportFile, StorageReport, volume_name
 from agent.host.pools.zfs import ZfsSource
 
 GIB = 1 << 30
@@ -88,6 +88,13 @@ async def test_a_thin_volume_is_found_by_its_name_without_access_to_devices(tmp_
     assert source.find_pool(volume(path)) == POOL
 
 
+async def test_the_allocated_bytes_of_a_volume_are_found_by_its_device_and_by_its_name(tmp_path: Path) -> None:
+    source = await lvm(write(tmp_path / "report", DATA))
+    reading = (await source.read([POOL]))[POOL.key]
+    assert isinstance(reading, PoolReading)
+    assert reading.allocated == {"253:7": 30 * GIB, "pve/vm-100-disk-0": 30 * GIB}
+
+
 async def test_the_free_space_below_a_file_system_is_that_of_its_thin_pool(tmp_path: Path) -> None:
     source = await lvm(path := write(tmp_path / "report", DATA))
     assert source.thin_pool_free("253:7") == 40 * GIB
@@ -119,8 +126,14 @@ async def test_an_image_on_another_device_is_in_no_thin_pool(tmp_path: Path) -> 
 async def test_a_thin_pool_is_read_with_its_metadata_and_the_time_of_the_report(tmp_path: Path) -> None:
     source = await lvm(write(tmp_path / "report", DATA, written_at=(written_at := time.time() - 20)))
     (reading,) = (await source.read([POOL])).values()
+    assert isinstance(reading, PoolReading)
     assert reading == PoolReading(
-        100 * GIB, 40 * GIB, metadata_size_bytes=GIB, metadata_free_bytes=GIB // 2, read_at=written_at
+        100 * GIB,
+        40 * GIB,
+        metadata_size_bytes=GIB,
+        metadata_free_bytes=GIB // 2,
+        read_at=written_at,
+        allocated=reading.allocated,
     )
 
 
@@ -224,7 +237,7 @@ async def test_a_file_on_another_file_system_is_in_no_zfs_pool(tmp_path: Path) -
             b'{"version": 1, "written_at": 0, "pools": [{"kind": "lvm_thin", "name": "a", "size_bytes": -1}]}',
             "size_bytes",
         ),
-        (b" " * (MAX_BYTES + 1), "larger"),
+        (b" " * (MAX_REPORT_BYTES + 1), "larger"),
     ],
 )
 def test_a_report_of_another_format_is_refused_with_its_cause(tmp_path: Path, content: bytes, cause: str) -> None:
@@ -260,7 +273,7 @@ def test_a_device_path_names_its_volume(path: str, name: str) -> None:
 
 
 def test_the_documented_example_of_a_report_is_valid() -> None:
-    text = (Path(__file__).parents[3] / "docs/storage.md").read_text()
+    text = (Path(__file__).parents[3] / "docs/reference/storage-report.md").read_text()
     (example,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
     report = StorageReport.model_validate_json(example)
     assert [volume.device for volume in report.pools[0].volumes] == ["253:7"]

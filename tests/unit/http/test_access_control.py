@@ -288,7 +288,7 @@ async def test_an_open_address_without_authentication_logs_a_warning(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with RunningEndpoint(folder, listen="0.0.0.0:0").open():
-        assert "every client that can connect can read it" in caplog.text
+        assert "every client that can connect can read all data" in caplog.text
     caplog.clear()
     async with RunningEndpoint(folder, USERS, listen="0.0.0.0:0").open():
         assert "every client" not in caplog.text

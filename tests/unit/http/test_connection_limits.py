@@ -49,7 +49,7 @@ async def test_a_client_that_sends_its_header_byte_by_byte_is_disconnected(folde
 
 
 async def test_a_kept_alive_connection_is_served_and_closed_when_idle(folder: Path) -> None:
-    limits = ConnectionLimits(header_seconds=0.3, idle_seconds=0.3)
+    limits = ConnectionLimits(header_seconds=0.3, idle_seconds=3.0)
     async with RunningEndpoint(folder, limits=limits).open() as endpoint, endpoint.raw_connection() as (reader, writer):
         for _ in range(5):
             writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")

@@ -13,7 +13,7 @@ import pytest
 from agent.cli.demo.guest import until
 from agent.cli.http_client import EndpointCredentials
 from agent.http.connection_limits import ConnectionLimits
-from agent.http.sse import StreamTiming
+from agent.http.sse import StreamIntervals
 from agent.model.record import Record, RecordEncoder
 from tests.lab.endpoint import RunningEndpoint
 from tests.lab.kafka_security import Certificates
@@ -22,7 +22,7 @@ from tests.lab.snapshots import status, vm
 
 ENCODE = RecordEncoder()
 NUMBERS = count()
-TIMING = StreamTiming(keepalive_seconds=0.02, overview_seconds=0.01)
+TIMING = StreamIntervals(keepalive_seconds=0.02, overview_seconds=0.01)
 PATHS = ["/records", "/records?recent", "/overview/live", f"/overview/live?vm={vm().uuid}"]
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -11,27 +12,28 @@ from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 from aiohttp.web import Application, Request
 
-from agent.exposition.prometheus import render
+from agent.alerts.catalogue import ALERT_CATALOGUE
+from agent.exposition.prometheus import render_metrics
 from agent.http.handlers import HEADERS, create_application
 from agent.http.record_stream import MAX_STREAMS, QUEUE_RECORDS, Subscriber
-from agent.http.sse import StreamTiming
+from agent.http.sse import StreamIntervals
+from agent.http.static_files import content_digest
+from agent.model.family import Sample
+from agent.model.metrics import FAMILIES
+from agent.model.metrics.block import BLOCK
+from agent.model.metrics.pool import POOL
 from agent.model.record import EncodedRecord, Record, RecordEncoder, Severity
 from agent.monitors import Monitor
 from agent.session.api import MonitorState, MonitorStatus
 from tests.lab.endpoint import FakeView
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
-from tests.lab.snapshots import OPEN, poll, status, vm
+from tests.lab.snapshots import OPEN, SECOND, disk_counters, poll, status, vm
 
 ENCODE = RecordEncoder()
 Client = TestClient[Request, Application]
 
 
-TIMING = StreamTiming(overview_seconds=0.01)
-
-
-@pytest.fixture
-def view() -> FakeView:
-    return FakeView()
+TIMING = StreamIntervals(overview_seconds=0.01)
 
 
 @pytest.fixture
@@ -61,16 +63,41 @@ def record(kind: str = "event.stop", name: str = "vm1", severity: Severity = Sev
         ("/healthz", "text/plain; charset=utf-8"),
         ("/readyz", "text/plain; charset=utf-8"),
         ("/overview", "application/json"),
-        ("/page/style.css", "text/css; charset=utf-8"),
-        ("/page/main.js", "text/javascript; charset=utf-8"),
-        ("/page/icon.svg", "image/svg+xml; charset=utf-8"),
+        ("/page/another-version/style.css", "text/css; charset=utf-8"),
+        ("/page/another-version/main.js", "text/javascript; charset=utf-8"),
+        ("/page/another-version/icon.svg", "image/svg+xml; charset=utf-8"),
     ],
 )
 async def test_every_page_has_its_content_type_and_the_security_headers(client: Client, path: str, kind: str) -> None:
     async with client.get(path) as response:
         assert response.status == 200
         assert response.headers["Content-Type"] == kind
+        assert response.headers["Cache-Control"] == "no-store"
         assert HEADERS.items() <= dict(response.headers).items()
+
+
+async def test_a_browser_keeps_the_files_that_the_page_refers_to(client: Client) -> None:
+    paths = re.findall(r'(?:src|href)="(page/[^"]+)"', await text(client, "/"))
+    assert len(paths) > 10
+    for path in paths:
+        async with client.get(f"/{path}") as response:
+            assert response.headers["Cache-Control"] == "private, max-age=31536000, immutable"
+            assert HEADERS.items() <= dict(response.headers).items()
+    async with client.get(f"/{paths[0]}.missing") as response:
+        assert response.status == 404
+        assert response.headers["Cache-Control"] == "no-store"
+
+
+def test_a_file_with_another_content_has_another_address() -> None:
+    contents = {"a.js": (b"1", "text/javascript"), "b.js": (b"2", "text/javascript")}
+    changed = [
+        contents | {"a.js": (b"3", "text/javascript")},
+        {"a.js": (b"", "text/javascript"), "b.js": (b"12", "text/javascript")},
+        {"a.js": contents["b.js"], "b.js": contents["a.js"]},
+        {"a.js": contents["a.js"]},
+    ]
+    assert content_digest(contents) == content_digest(dict(reversed(contents.items())))
+    assert len({content_digest(files) for files in (contents, *changed)}) == 5
 
 
 async def test_the_record_stream_has_the_security_headers(client: Client) -> None:
@@ -89,9 +116,9 @@ async def test_only_get_is_allowed(client: Client, method: str) -> None:
 
 async def test_a_scrape_has_the_vms_and_the_agents_series_and_is_timed(client: Client, view: FakeView) -> None:
     view.snapshot.update_status(status(vm()))
-    assert await text(client, "/metrics") == render(view.snapshot) + view.render_self_metrics().decode()
+    assert await text(client, "/metrics") == render_metrics(view.snapshot) + view.render_self_metrics().decode()
     (seconds,) = view.scrapes
-    assert 0 < seconds < 1
+    assert 0 < seconds < 60
 
 
 async def test_readyz_gives_the_reasons(client: Client, view: FakeView) -> None:
@@ -109,11 +136,31 @@ async def test_the_page_is_static_and_refers_only_to_its_own_files(client: Clien
     for name in re.findall(r'(?:src|href)="(page/[^"]+)"', before):
         script = await text(client, f"/{name}")
         assert "innerHTML" not in script
-        for module in re.findall(r'from "\./([^"]+)"', script):
-            await text(client, f"/page/{module}")
+        for module in re.findall(r'(?:from|import) "\./([^"]+)"', script):
+            assert re.search(rf'(href|src)="page/\w+/{module}"', before)  # else the modules load one after the other
 
 
-@pytest.mark.parametrize("path", ["/page/", "/page/index.py", "/page/..%2Fserver.py", "/page/%2e%2e/server.py"])
+async def test_every_module_of_the_page_is_used_and_no_file_is_long(client: Client) -> None:
+    folder = files("agent.http").joinpath("page")
+    scripts = {file.name: file.read_text() for file in folder.iterdir() if file.name.endswith((".js", ".css"))}
+    assert {name: len(code.splitlines()) for name, code in scripts.items() if code.count("\n") > 400} == {}
+    used = set(re.findall(r'src="page/\w+/([\w-]+\.js)"', await text(client, "/")))
+    for code in scripts.values():
+        used |= set(re.findall(r'"\./([\w-]+\.js)"', code))
+    assert used == {name for name in scripts if name.endswith(".js")}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/page/",
+        "/page/x/",
+        "/page/x/index.py",
+        "/page/x/index.html",
+        "/page/x/..%2Fserver.py",
+        "/page/x/%2e%2e/server.py",
+    ],
+)
 async def test_only_the_pages_files_are_served(client: Client, path: str) -> None:
     await text(client, path, 404)
 
@@ -143,14 +190,39 @@ async def test_the_overview_stream_starts_with_everything_and_goes_on_with_chang
     view.snapshot.update_status(status(vm(1, "vm2", "/run/vm2.qmp"), key=1))
     async with client.get("/overview/live") as response, asyncio.timeout(TIMEOUT_SECONDS):
         first = await message(response)
-        assert first["vms"].keys() == {vm().uuid, vm(1).uuid}
-        assert first.keys() == {"vms", "history", "monitors", "alerts", "pools", "agent"}
+        assert first["rows"]["set"].keys() == {vm().uuid, vm(1).uuid}
+        assert first.keys() == {"columns", "rows", "agent", "resources"}
         view.reasons = ["nothing is delivered"]
-        assert await message(response) == {"agent": {"unready_reasons": ["nothing is delivered"]}}
+        changed = await message(response)
+        assert changed.keys() == {"agent"}
+        assert changed["agent"]["unready_reasons"] == ["nothing is delivered"]
         poll(view.snapshot, vm(), "runstate", {"status": "paused", "running": False})
         changes = await message(response)
-        assert {uuid: summary["status"] for uuid, summary in changes.pop("vms").items()} == {vm().uuid: "paused"}
-        assert changes == {"history": {}}
+        assert changes.keys() == {"rows", "agent"}
+        assert changes["agent"]["states"] == {"paused": 1, "up": 1}
+        ((uuid, row),) = changes["rows"]["set"].items()
+        assert (uuid, row[first["columns"].index("status")]) == (vm().uuid, "paused")
+
+
+async def test_a_state_that_changes_all_the_time_is_sent_once_an_interval(view: FakeView) -> None:
+    asked = 0
+
+    def health() -> dict[str, Any]:
+        nonlocal asked
+        asked += 1
+        return {"delivered": asked}
+
+    view.health = health  # type: ignore[method-assign]
+    application = create_application(view, StreamIntervals(overview_seconds=3600))
+    async with (
+        TestClient(TestServer(application)) as client,
+        asyncio.timeout(TIMEOUT_SECONDS),
+        client.get("/overview/live") as response,
+    ):
+        await message(response)
+        for _ in range(20):
+            await text(client, "/healthz")
+    assert asked == 1
 
 
 async def test_overview_streams_are_limited(client: Client) -> None:
@@ -167,6 +239,58 @@ async def message(response: ClientResponse) -> dict[str, Any]:
             content: dict[str, Any] = json.loads(raw[6:])
             return content
     raise AssertionError("the stream ended")
+
+
+# --- What the page requests ---
+
+
+async def test_each_alert_has_its_meaning_its_causes_and_what_to_do(client: Client) -> None:
+    async with client.get("/alert-descriptions") as response:
+        known = await response.json()
+    assert known.keys() == ALERT_CATALOGUE.keys()
+    for name, texts in known.items():
+        assert texts.keys() == {"help", "cause", "action"}
+        assert all(texts.values()), name
+
+
+async def test_the_table_of_metrics_has_the_series_of_each_field(client: Client) -> None:
+    async with client.get("/fields") as response:
+        fields = await response.json()
+    kind, _, series = fields["block"]["fields"]["read_bytes_total"]
+    assert (kind, series, fields["block"]["labels"]) == ("counter", "qemu_block_read_bytes_total", ["device"])
+    assert fields["block"]["fields"]["node"][2] == ""  # in records only
+    exported = {name for family in fields.values() for _, _, name in family["fields"].values() if name}
+    scrape = {family.series(field) for family in FAMILIES for field in family.exported_fields()}
+    assert exported == scrape
+
+
+async def test_a_history_has_the_points_of_a_vm_or_a_pool_or_the_host(client: Client, view: FakeView) -> None:
+    view.snapshot.update_status(status(vm()))
+    for at in range(0, 60, 10):
+        counters = disk_counters(write=at * 100)
+        view.snapshot.replace_samples(vm(), (BLOCK,), [Sample(BLOCK, ("disk0",), counters)], (1000 + at) * SECOND)
+        pool = Sample(POOL, ("/srv", "filesystem"), {"used_bytes": at, "free_bytes": 100})
+        view.snapshot.replace_host_sample(pool, 1000 + at)
+
+    async def column(query: str, name: str) -> list[tuple[float, float | None]]:
+        async with client.get(f"/history?{query}") as response:
+            answer = await response.json()
+        place = answer["columns"].index(name) + 1
+        return [(point[0], point[place]) for point in answer["points"]]
+
+    rates = [(1010, 100), (1020, 100), (1030, 100), (1040, 100), (1050, 100)]
+    assert await column(f"vm={vm().uuid}", "write") == rates
+    assert await column(f"vm={vm().uuid}&range=20", "write") == rates[-2:]
+    assert await column(f"vm={vm().uuid}&after=1040", "write") == rates[-1:]
+    assert await column(f"vm={vm().uuid}", "cpu") == [(time, None) for time, _ in rates]
+    assert await column("", "write") == rates
+    assert await column("pool=/srv&kind=filesystem&after=1040", "used") == [(1050, 50)]
+    assert await column("vm=unknown", "write") == await column("pool=unknown", "used") == []
+
+
+@pytest.mark.parametrize("query", ["range=x", "after=x"])
+async def test_a_range_that_is_no_number_is_refused(client: Client, query: str) -> None:
+    assert await text(client, f"/history?{query}", 400) == "range and after should be numbers of seconds\n"
 
 
 # --- Records ---
@@ -237,7 +361,7 @@ async def test_a_slow_reader_gets_the_number_of_records_that_it_missed(client: C
 
 
 async def test_an_idle_stream_gets_a_comment(view: FakeView) -> None:
-    application = create_application(view, StreamTiming(keepalive_seconds=0.01))
+    application = create_application(view, StreamIntervals(keepalive_seconds=0.01))
     async with (
         TestClient(TestServer(application)) as client,
         asyncio.timeout(TIMEOUT_SECONDS),
@@ -261,34 +385,3 @@ async def test_a_reader_that_reads_nothing_delays_no_other(client: Client, view:
 async def test_refusals_have_the_security_headers(client: Client, path: str) -> None:
     async with client.get(path) as response:
         assert HEADERS.items() <= dict(response.headers).items()
-
-
-# --- Resync ---
-
-
-async def test_a_resync_returns_the_number_of_states_and_soon_after_another_is_refused(
-    client: Client, view: FakeView
-) -> None:
-    view.states = 7
-    async with client.post("/resync", json={}) as response:
-        assert (response.status, await response.json()) == (202, {"entities": 7})
-    async with client.post("/resync", json={}) as response:
-        assert response.status == 429
-        assert 1 <= int(response.headers["Retry-After"]) <= 10
-    assert view.resyncs == 1
-
-
-async def test_a_page_of_another_site_cannot_request_a_resync(client: Client, view: FakeView) -> None:
-    for content_type in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
-        async with client.post("/resync", data=b"{}", headers={"Content-Type": content_type}) as response:
-            assert response.status == 415
-    async with client.get("/resync") as response:
-        assert response.status == 405
-    assert view.resyncs == 0
-
-
-async def test_a_resync_without_a_topic_of_states_names_the_config_key(client: Client, view: FakeView) -> None:
-    view.states = None
-    async with client.post("/resync", json={}) as response:
-        assert response.status == 409
-        assert "kafka.topics.state" in await response.text()

@@ -58,7 +58,9 @@ RULES: Final[dict[str, Rule]] = {
     ),
     "specversion: 1.0": lambda event: event["specversion"] == "1.0",
     "source: a URI-reference": lambda event: _URI_REFERENCE.fullmatch(event["source"]) is not None,
-    "datacontenttype: an RFC 2046 media type": lambda event: event["datacontenttype"] == "application/json",
+    "datacontenttype: JSON, by default": lambda event: (
+        event.get("datacontenttype", "application/json") == "application/json"
+    ),
     "dataschema: an absolute URI": lambda event: _URI.fullmatch(event["dataschema"]) is not None,
     "subject: not empty": lambda event: event.get("subject", "x").strip() != "",
     "Sequence: not empty": lambda event: event["sequence"] != "",

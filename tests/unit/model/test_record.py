@@ -101,7 +101,6 @@ def test_a_cloudevents_reader_returns_every_attribute_and_the_data() -> None:
         "type": "qemu.event.stop",
         "time": datetime(1970, 1, 1, 0, 0, 5, tzinfo=UTC),
         "subject": "disk0",
-        "datacontenttype": "application/json",
         "host": "host1",
         "vmuuid": UUID,
         "vmname": "vm1",
@@ -115,15 +114,37 @@ def test_a_cloudevents_reader_returns_every_attribute_and_the_data() -> None:
     assert event.get_data() == {"event": "STOP", "category": "runstate", "qemu": {}}
 
 
+@pytest.mark.parametrize(
+    ("made_ns", "recorded"),
+    [
+        (5_099_999_999, None),
+        (4_900_000_001, None),
+        (5_100_000_000, "1970-01-01T00:00:05.100000Z"),
+        (5_100_999_999, "1970-01-01T00:00:05.100000Z"),
+        (4_900_000_000, "1970-01-01T00:00:04.900000Z"),
+    ],
+)
+def test_a_record_has_the_time_of_its_recording_if_that_differs_from_its_own(
+    made_ns: int, recorded: str | None
+) -> None:
+    encode = RecordEncoder(0, clock=lambda: made_ns)
+    event = json.loads(encode(stop_record(time_ns=5 * 10**9)).body)
+    assert event.get("recordedtime") == recorded
+    (sample,) = encode.encode_samples(VM, [Sample(RUNSTATE, (), {})], 5 * 10**9)
+    assert json.loads(sample.body).get("recordedtime") == recorded
+
+
 def test_optional_attributes_are_absent_without_a_value() -> None:
     optional = {"subject", "previoussequence", "sampledrate", "causationid"}
     assert not optional & encode_to_dict(stop_record()).keys()
 
 
-def test_a_record_has_the_optional_attributes_of_its_cause_and_count() -> None:
-    record = stop_record()._replace(sample_rate=30, causation_id="0000000000-7")
+@pytest.mark.parametrize(("rate", "shown"), [(1, None), (2, 2), (30, 30)])
+@pytest.mark.parametrize("cause", ["", "0000000000-7"])
+def test_a_record_has_the_optional_attributes_of_its_cause_and_count(rate: int, shown: int | None, cause: str) -> None:
+    record = stop_record()._replace(sample_rate=rate, causation_id=cause)
     event = encode_to_dict(record)
-    assert (event["sampledrate"], event["causationid"]) == (30, "0000000000-7")
+    assert (event.get("sampledrate"), event.get("causationid", "")) == (shown, cause)
     assert schema_violations(RecordEncoder()(record).body) == []
 
 
@@ -213,6 +234,13 @@ def test_integers_beyond_64_bits_become_floats(number: int) -> None:
     assert isinstance(event["data"]["transferred_bytes"], float)
 
 
+def test_integers_of_64_bits_stay_integers_beside_a_larger_one() -> None:
+    integers = {"lowest": -(2**63), "zero": 0, "one": 1, "highest": 2**64 - 1}
+    data = encode_to_dict(Record("qemu.migration.ended", VM, {"qemu": integers, "large": 2**64}, 0))["data"]
+    assert data["qemu"] == integers
+    assert {type(value) for value in data["qemu"].values()} == {int}
+
+
 @pytest.mark.parametrize("value", [10**400, -(10**400), float("inf"), float("nan"), "\ud800", {1: 2}, object()])
 def test_values_that_json_cannot_hold_never_lose_a_record(value: Any) -> None:
     event = json.loads(
@@ -229,6 +257,15 @@ def test_data_nested_too_deep_to_encode_is_replaced_by_an_empty_object() -> None
         RecordEncoder()(Record("qemu.event.x", VM, {"event": "X", "category": "unknown", "qemu": {"a": deep}}, 0)).body
     )
     assert event["data"] == {"event": "X", "category": "unknown", "qemu": {}}
+
+
+def test_only_states_have_no_previoussequence_because_kafka_deletes_older_states() -> None:
+    encode = RecordEncoder(0)
+    for record_type, has_previous in (("qemu.event.x", True), ("qemu.state.vm", False), ("qemu.state.host", False)):
+        records = [json.loads(encode(Record(record_type, VM, {}, 0)).body) for _ in range(3)]
+        assert ["previoussequence" in record for record in records[1:]] == [has_previous, has_previous]
+        sequences = [record["sequence"] for record in records]
+        assert sequences == sorted(set(sequences))
 
 
 # --- Samples of one poll ---

@@ -47,7 +47,7 @@ class Listener:
     def names(self) -> list[str]:
         return sorted(Path(monitor.name).name for monitor in self.monitors.values())
 
-    async def wait_until(self, predicate: Callable[[], object], seconds: float = 1.0) -> None:
+    async def wait_until(self, predicate: Callable[[], object], seconds: float = TIMEOUT_SECONDS) -> None:
         async with asyncio.timeout(seconds):
             while not predicate():
                 self._changed.clear()

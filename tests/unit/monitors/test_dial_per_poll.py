@@ -13,7 +13,7 @@ from agent.collectors import PollIntervals
 from agent.monitors import DialPerPollDiscoverer, Monitor, MonitorPriority
 from agent.monitors.dial import tcp_connector, unix_connector
 from agent.monitors.dial_per_poll import dial_per_poll_opener
-from agent.qmp.commands import AllowList, Change, Command
+from agent.qmp.commands import AllowList, Command, QemuChange
 from agent.qmp.errors import BusyError, CommandRefusedError, NotConnectedError, PreemptedError
 from agent.session.api import MonitorState
 from agent.session.scheduler import Schedule
@@ -21,14 +21,15 @@ from agent.session.supervisor import NO_EVENTS
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.fixtures import StartGuest
 from tests.lab.machine import free_port
-from tests.lab.recording_observer import STALL_SECONDS, RecordingObserver, monitor_at, quick_context, supervised
+from tests.lab.recording_observer import RecordingObserver, monitor_at, quick_context, session_context, supervised
 from tests.lab.scripted_peer import TIMEOUT_SECONDS, connected
 
-STEP_SECONDS = 0.2
+STEP_SECONDS = 1.0
+"""Timeout of a step in tests whose QEMU does not reply. A busy machine exceeds it now and then."""
 STATUS = [Command("query-status")]
 
 
-def monitor_dialed_per_poll(path: Path, timeout: float = STEP_SECONDS) -> Monitor:
+def monitor_dialed_per_poll(path: Path, timeout: float = TIMEOUT_SECONDS) -> Monitor:
     monitors = DialPerPollDiscoverer(str(path), timeout).scan().values()
     return next(iter(monitors))
 
@@ -69,16 +70,18 @@ async def test_polls_are_jittered_and_collectors_of_one_poll_stay_together(
 
     monkeypatch.setattr(Schedule, "plan", record_plan)
     observer = RecordingObserver()
-    context = quick_context(intervals=PollIntervals(poll=600, migration=600), random=lambda: 1.0)  # the longest jitter
+    context = session_context(
+        intervals=PollIntervals(poll=600, migrations_and_jobs=600), random=lambda: 1.0
+    )  # the longest jitter
     async with supervised(observer, context=context) as fleet:
         fleet.on_monitor_added(monitor_dialed_per_poll(fake.path))
         await observer.wait_for_polls(1, "migration")
     for name in ("block", "runstate", "jobs", "migration"):
-        assert planned[name] == pytest.approx(660, abs=5), name
+        assert planned[name] == pytest.approx(660), name
 
 
 async def test_a_poll_is_one_connection_and_sends_no_out_of_band_command(fake: FakeQemu) -> None:
-    opener = dial_per_poll_opener(unix_connector(str(fake.path)), STEP_SECONDS)
+    opener = dial_per_poll_opener(unix_connector(str(fake.path)), TIMEOUT_SECONDS)
     connection = await opener(AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS)
     clients_before = fake.clients
     answers = await connection.execute([Command("query-status"), Command("query-name")], deadline=TIMEOUT_SECONDS)
@@ -95,12 +98,12 @@ async def test_a_poll_is_one_connection_and_sends_no_out_of_band_command(fake: F
 async def test_the_agent_disconnects_within_the_timeout_while_qemu_hangs(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.hang("query-blockstats")
-    async with supervised(observer, context=quick_context(response_seconds=STALL_SECONDS)) as fleet:
-        fleet.on_monitor_added(monitor_dialed_per_poll(fake.path))
+    async with supervised(observer, context=session_context()) as fleet:
+        fleet.on_monitor_added(monitor_dialed_per_poll(fake.path, STEP_SECONDS))
         await fake.wait_for("query-blockstats")
         start = time.monotonic()
         async with connected(fake.path):
-            assert time.monotonic() - start < TIMEOUT_SECONDS
+            assert time.monotonic() - start <= STEP_SECONDS
         await observer.wait_until(lambda: MonitorState.STALLED in observer.states())
         fake.release("query-blockstats")
         await observer.wait_for_polls()
@@ -110,8 +113,8 @@ async def test_the_agent_disconnects_within_the_timeout_while_qemu_hangs(fake: F
 
 async def test_a_monitor_held_by_another_client_is_busy_and_its_vm_is_not_gone(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    async with supervised(observer, context=quick_context(response_seconds=0.3)) as fleet:
-        fleet.on_monitor_added(monitor_dialed_per_poll(fake.path, 0.05))
+    async with supervised(observer, context=session_context()) as fleet:
+        fleet.on_monitor_added(monitor_dialed_per_poll(fake.path, STEP_SECONDS))
         await observer.wait_for_polls()
         async with connected(fake.path):
             await observer.wait_until(lambda: MonitorState.BUSY in observer.states())
@@ -119,7 +122,9 @@ async def test_a_monitor_held_by_another_client_is_busy_and_its_vm_is_not_gone(f
         await observer.wait_for_polls()
         last = observer.calls_of("on_status")[-1]
         assert (last.state, last.reason) == (MonitorState.UP, NO_EVENTS)
-    assert observer.types("vm") == ["vm.attached", "vm.busy", "vm.recovered", "vm.detached"]
+    first, *changes, last_change = observer.types("vm")
+    assert (first, last_change) == ("vm.attached", "vm.detached")
+    assert changes == ["vm.busy", "vm.recovered"] * max(1, len(changes) // 2)
 
 
 async def test_a_monitor_with_a_full_backlog_is_busy(fake: FakeQemu) -> None:
@@ -136,7 +141,7 @@ async def test_a_stopped_and_continued_qemu_is_the_same_vm(start_guest: StartGue
     observer = RecordingObserver()
     guest = await start_guest()
     async with supervised(observer, context=quick_context(response_seconds=0.3)) as fleet:
-        fleet.on_monitor_added(monitor_dialed_per_poll(guest.monitor))
+        fleet.on_monitor_added(monitor_dialed_per_poll(guest.monitor, STEP_SECONDS))
         await observer.wait_for_polls()
         guest.send_signal(signal.SIGSTOP)
         await observer.wait_until(lambda: observer.states()[-1] in (MonitorState.BUSY, MonitorState.STALLED))
@@ -152,7 +157,7 @@ async def test_a_stopped_and_continued_qemu_is_the_same_vm(start_guest: StartGue
 async def test_a_connection_ends_when_another_qemu_takes_the_address(start_guest: StartGuest) -> None:
     observer = RecordingObserver()
     guest = await start_guest("a")
-    opener = dial_per_poll_opener(unix_connector(str(guest.monitor)), STEP_SECONDS)
+    opener = dial_per_poll_opener(unix_connector(str(guest.monitor)), TIMEOUT_SECONDS)
     connection = await opener(AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS)
     await guest.stop()
     second = await start_guest("b", extra=["-qmp", f"unix:{guest.monitor},server=on,wait=off"])
@@ -223,7 +228,7 @@ async def test_an_unreadable_reply_fails_only_its_own_collector(fake: FakeQemu, 
 
 
 async def test_a_refused_command_does_not_end_the_connection(fake: FakeQemu) -> None:
-    opener = dial_per_poll_opener(unix_connector(str(fake.path)), STEP_SECONDS)
+    opener = dial_per_poll_opener(unix_connector(str(fake.path)), TIMEOUT_SECONDS)
     connection = await opener(AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS)
     with pytest.raises(CommandRefusedError):
         await connection.execute([Command("quit")], deadline=TIMEOUT_SECONDS)
@@ -233,7 +238,7 @@ async def test_a_refused_command_does_not_end_the_connection(fake: FakeQemu) -> 
 
 async def test_migration_events_are_not_enabled_without_events(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    async with supervised(observer, context=quick_context(*Change)) as fleet:
+    async with supervised(observer, context=session_context(*QemuChange)) as fleet:
         fleet.on_monitor_added(monitor_dialed_per_poll(fake.path))
         await observer.wait_for_polls(2)
     assert fake.count("migrate-set-capabilities") == 0

@@ -10,11 +10,13 @@ import pytest
 
 from agent.cli.demo.guest import until
 from agent.monitors.libvirt.client_library import LibvirtConnection
-from agent.monitors.libvirt.connection_pool import MAX_CALLS, MAX_HUNG, ConnectionPool
+from agent.monitors.libvirt.connection_pool import HOST_LIMITS, ConnectionPool
 from agent.monitors.libvirt.event_connection import MAX_PENDING, EventConnection, EventInbox
 from agent.qmp.commands import AllowList
 from agent.qmp.errors import TransportLostError
 from tests.lab.scripted_libvirt import ScriptedLibrary
+
+pytestmark = pytest.mark.real_clock
 
 ALLOW = AllowList()
 
@@ -46,30 +48,34 @@ async def wait_for_open_connections(libvirtd: ScriptedLibrary, count: int) -> No
 
 async def test_concurrent_calls_have_separate_connections_that_later_calls_reuse(libvirtd: ScriptedLibrary) -> None:
     pool = pool_of(libvirtd)
-    barrier = threading.Barrier(MAX_CALLS)
+    barrier = threading.Barrier(HOST_LIMITS.max_calls)
     for _ in range(3):
-        used = await asyncio.gather(*(pool.run(call_that_waits(lambda: barrier.wait(5))) for _ in range(MAX_CALLS)))
-        assert len(set(used)) == MAX_CALLS
+        used = await asyncio.gather(
+            *(pool.run(call_that_waits(lambda: barrier.wait(60))) for _ in range(HOST_LIMITS.max_calls))
+        )
+        assert len(set(used)) == HOST_LIMITS.max_calls
     await asyncio.gather(*(pool.run(call_that_waits(lambda: None)) for _ in range(200)))
-    assert len(libvirtd.connections) == MAX_CALLS
-    pool.retire()
+    assert len(libvirtd.connections) == HOST_LIMITS.max_calls
+    pool.replace_connections()
     await wait_for_open_connections(libvirtd, 0)
 
 
 async def test_hung_calls_keep_their_connections_until_they_return(libvirtd: ScriptedLibrary) -> None:
     pool = pool_of(libvirtd, hung_seconds=0.1)
     released = threading.Event()
-    hung = [asyncio.create_task(pool.run(call_that_waits(lambda: released.wait(20)))) for _ in range(MAX_HUNG)]
+    hung = [
+        asyncio.create_task(pool.run(call_that_waits(lambda: released.wait(60)))) for _ in range(HOST_LIMITS.max_hung)
+    ]
 
     async def all_hang() -> bool:
-        return pool.hung == MAX_HUNG
+        return pool.hung == HOST_LIMITS.max_hung
 
     await until(all_hang, 60)
     await asyncio.gather(*(pool.run(call_that_waits(lambda: None)) for _ in range(20)))
     await wait_for_open_connections(libvirtd, len(libvirtd.connections))
-    assert MAX_HUNG < len(libvirtd.connections) <= MAX_HUNG + MAX_CALLS
-    pool.retire()
-    await wait_for_open_connections(libvirtd, MAX_HUNG)
+    assert HOST_LIMITS.max_hung < len(libvirtd.connections) <= HOST_LIMITS.max_hung + HOST_LIMITS.max_calls
+    pool.replace_connections()
+    await wait_for_open_connections(libvirtd, HOST_LIMITS.max_hung)
     released.set()
     await asyncio.gather(*hung)
     await wait_for_open_connections(libvirtd, 0)
@@ -77,8 +83,8 @@ async def test_hung_calls_keep_their_connections_until_they_return(libvirtd: Scr
 
 async def test_ended_connections_are_closed_and_replaced(libvirtd: ScriptedLibrary) -> None:
     pool = pool_of(libvirtd)
-    barrier = threading.Barrier(MAX_CALLS)
-    await asyncio.gather(*(pool.run(call_that_waits(lambda: barrier.wait(5))) for _ in range(MAX_CALLS)))
+    barrier = threading.Barrier(HOST_LIMITS.max_calls)
+    await asyncio.gather(*(pool.run(call_that_waits(lambda: barrier.wait(60))) for _ in range(HOST_LIMITS.max_calls)))
 
     def end_connections() -> None:
         for connection in libvirtd.connections:
@@ -86,10 +92,10 @@ async def test_ended_connections_are_closed_and_replaced(libvirtd: ScriptedLibra
 
     with pytest.raises(TransportLostError):
         await pool.run(call_that_waits(end_connections))
-    await asyncio.gather(*(pool.run(call_that_waits(lambda: barrier.wait(5))) for _ in range(MAX_CALLS)))
-    await wait_for_open_connections(libvirtd, MAX_CALLS)
-    assert len(libvirtd.connections) == 2 * MAX_CALLS
-    pool.retire()
+    await asyncio.gather(*(pool.run(call_that_waits(lambda: barrier.wait(60))) for _ in range(HOST_LIMITS.max_calls)))
+    await wait_for_open_connections(libvirtd, HOST_LIMITS.max_calls)
+    assert len(libvirtd.connections) == 2 * HOST_LIMITS.max_calls
+    pool.replace_connections()
     await wait_for_open_connections(libvirtd, 0)
 
 
@@ -98,12 +104,12 @@ async def test_an_event_connection_that_is_closed_while_it_opens_does_not_stay_o
 
     def register() -> None:
         requested.set()
-        released.wait(5)
+        released.wait(60)
 
     libvirtd.register = register
     events = EventConnection(libvirtd, None, lambda _: None)
     opening = asyncio.create_task(events.open("test", read_only=True))
-    await asyncio.to_thread(requested.wait, 5)
+    await asyncio.to_thread(requested.wait, 60)
     events.close()
     await asyncio.sleep(0.2)
     released.set()

@@ -17,6 +17,8 @@ from agent.qmp.commands import AllowList
 from agent.qmp.errors import CommandError, DeniedError, QmpError, TransportLostError
 from tests.lab.scripted_libvirt import REFUSED, ScriptedDomain, ScriptedError, ScriptedLibrary, ScriptedQemuLibrary
 
+pytestmark = pytest.mark.real_clock
+
 ALLOW = AllowList()
 
 
@@ -70,7 +72,7 @@ async def test_opening_a_domain_raises_the_error_of_the_connection_to_libvirtd(
         errors = []
         for _ in range(3):
             with pytest.raises(kind, match="the connection is closed") as caught:
-                await libvirt.domains.open("uuid", "name", ALLOW, lambda _: None, deadline=1)
+                await libvirt.domains.open("uuid", "name", ALLOW, lambda _: None, deadline=60)
             errors.append(caught.value)
     assert len({len(traceback.extract_tb(error.__traceback__)) for error in errors}) == 1, "no traceback grows"
 
@@ -91,7 +93,7 @@ async def test_the_wait_between_attempts_to_connect_grows_while_they_fail(
 
     for name in ("open", "openReadOnly"):
         monkeypatch.setattr(libvirtd, name, hang_and_fail)
-    async with discovering(LibvirtDiscoverer("test", max_retry_seconds=0.02, retry_delay=no_delay)):
+    async with discovering(LibvirtDiscoverer("test", max_retry_seconds=0.02, delay_before_retry=no_delay)):
         await until(lambda: len(attempts) >= 4, 60)
     assert attempts[:4] == [1, 2, 3, 4]
 
@@ -101,7 +103,7 @@ async def test_a_refused_list_of_domains_is_reported_and_ends_no_connection(libv
     listing, libvirt = libvirtd.listing, LibvirtDiscoverer("test")
     async with discovering(libvirt) as reports:
         await until(lambda: reports.statuses == [None], 60)
-        connection = await libvirt.domains.open("a", "a", ALLOW, lambda _: None, deadline=1)
+        connection = await libvirt.domains.open("a", "a", ALLOW, lambda _: None, deadline=60)
         opened = len(libvirtd.connections)
         libvirtd.listing = lambda: ScriptedError("cannot decode the list", REFUSED)
         libvirt.refresh()

@@ -9,13 +9,20 @@ import pytest
 
 from agent.monitors.libvirt.connection_pool import ConnectionPool
 from agent.monitors.libvirt.domain import DomainConnection
-from agent.monitors.libvirt.executors import DomainExecutor, LibvirtDaemon, PassthroughExecutor, TranslatingExecutor
+from agent.monitors.libvirt.executors import (
+    LibvirtCommandExecutor,
+    LibvirtDaemon,
+    PassthroughExecutor,
+    TranslatingExecutor,
+)
 from agent.monitors.libvirt.lifecycle import DomainMigrationPhase
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
 from agent.qmp.commands import AllowList, Command
 from agent.qmp.errors import CommandError, StalledError, UnclearReplyError, UnreadableReplyError
-from agent.session.identity import build_of
+from agent.session.identity import qemu_build_of
 from tests.lab.scripted_libvirt import REFUSED, ScriptedDomain, ScriptedError, ScriptedLibrary, ScriptedQemuLibrary
+
+pytestmark = pytest.mark.real_clock
 
 XML = (
     "<domain><devices><disk type='file'><source file='/a' index='1'/><backingStore/><target dev='vda'/>"
@@ -39,7 +46,7 @@ def daemon_of(library: ScriptedLibrary) -> LibvirtDaemon:
     return LibvirtDaemon(library, ScriptedQemuLibrary(), pool, stats, read_only=False, passthrough=False)
 
 
-async def results_of(executor: DomainExecutor, *commands: Command) -> list[Any]:
+async def results_of(executor: LibvirtCommandExecutor, *commands: Command) -> list[Any]:
     return await executor.execute(commands)
 
 
@@ -127,7 +134,7 @@ async def test_the_version_is_that_of_the_running_qemu_or_unknown(
     connection = DomainConnection(host, "a", "vm", AllowList(), lambda _: None, None, lambda: DomainMigrationPhase.NONE)
     await connection.read_version(10)
     assert connection.greeting is not None
-    assert build_of(connection.greeting).version == version
+    assert qemu_build_of(connection.greeting).version == version
     connection.close()
 
 
@@ -138,7 +145,7 @@ async def test_a_stall_names_the_command_that_hangs(library: ScriptedLibrary) ->
         def qemuMonitorCommand(self, domain: ScriptedDomain, request: str, flags: int) -> str:  # noqa: N802 - libvirt's name
             if "query-blockstats" in request:
                 hanging.set()
-                release.wait(10)
+                release.wait(60)
             return super().qemuMonitorCommand(domain, request, flags)
 
     replies = dict.fromkeys(("query-status", "query-blockstats"), '{"return":{}}')
@@ -148,7 +155,7 @@ async def test_a_stall_names_the_command_that_hangs(library: ScriptedLibrary) ->
         daemon, "a", "vm", AllowList(), lambda _: None, None, lambda: DomainMigrationPhase.NONE
     )
     with pytest.raises(StalledError, match="no reply from libvirt to query-blockstats within"):
-        await connection.execute([STATUS, BLOCKSTATS, STATUS], deadline=0.3)
+        await connection.execute([STATUS, BLOCKSTATS, STATUS], deadline=2.0)
     assert hanging.is_set()
     release.set()
     await connection.wait_idle()

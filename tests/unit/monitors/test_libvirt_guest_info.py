@@ -18,10 +18,10 @@ from agent.monitors.libvirt.guest_info import (
 )
 from agent.qga import commands
 from agent.qga.errors import (
+    GuestAgentCommandError,
     GuestAgentError,
     GuestChannelDeniedError,
     GuestChannelError,
-    GuestCommandError,
     GuestTimeoutError,
 )
 from agent.qmp.errors import CommandError, DeniedError, NotConnectedError
@@ -100,7 +100,7 @@ async def test_the_response_timeout_is_set_and_restored_whatever_happens(answer:
     ("error", "expected"),
     [
         (_LibvirtError(AGENT_UNRESPONSIVE), GuestTimeoutError),
-        (CommandError("GenericError", "no"), GuestCommandError),
+        (CommandError("GenericError", "no"), GuestAgentCommandError),
         (DeniedError("no"), GuestChannelDeniedError),
         (NotConnectedError("no"), GuestChannelError),
     ],
@@ -112,8 +112,8 @@ async def test_errors_become_the_guest_agents(error: Exception, expected: type[G
 
 async def test_what_libvirt_does_not_report_is_not_asked_for() -> None:
     daemon = _Daemon({})
-    for name in sorted(commands.READS - set(INFO_TYPES) - {"guest-info"}):
-        with pytest.raises(GuestCommandError):
+    for name in sorted(commands.GUEST_READS - set(INFO_TYPES) - {"guest-info"}):
+        with pytest.raises(GuestAgentCommandError):
             await _channel(daemon).execute(name, deadline=3)
     assert daemon.calls == []
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from agent.monitors.libvirt import qmp_translation
-from agent.monitors.libvirt.devices import Devices, parse_devices
+from agent.monitors.libvirt.devices import DomainDevices, parse_devices
 from agent.monitors.libvirt.qmp_translation import DomainData
 from agent.qmp.commands import Command
 from agent.qmp.errors import CommandError
@@ -44,12 +44,12 @@ def disk_xml(kind: str = "file", source: str = "file='/a.qcow2' index='1'", chai
     )
 
 
-def devices_of(*elements: str) -> Devices:
+def devices_of(*elements: str) -> DomainDevices:
     balloon = "<memballoon model='virtio'><stats period='10'/><alias name='balloon0'/></memballoon>"
     return parse_devices(f"<domain><devices>{''.join(elements)}{balloon}</devices></domain>")
 
 
-def translate(command: str, stats: Mapping[str, Any] = STATS, devices: Devices | None = None) -> Any:
+def translate(command: str, stats: Mapping[str, Any] = STATS, devices: DomainDevices | None = None) -> Any:
     devices = devices_of(disk_xml()) if devices is None else devices
     return qmp_translation.translate(Command(command), DomainData("uuid", "vm", stats, devices, {}))
 

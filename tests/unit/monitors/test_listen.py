@@ -5,11 +5,13 @@ import contextlib
 import os
 import shutil
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from agent.cli.demo.guest import until
 from agent.config.model import AllowConfig
 from agent.monitors import ListenConfig, ListenDiscoverer, ListenTlsConfig
 from agent.session.api import MonitorState
@@ -18,15 +20,13 @@ from tests.lab.kafka_security import Certificates
 from tests.lab.machine import free_port
 from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
+from tests.lab.simulated_clock import longest_wait_seconds
 
 
 @contextlib.asynccontextmanager
-async def listening(
-    observer: RecordingObserver, discoverer: ListenDiscoverer, greeting_seconds: float = 0.3
-) -> AsyncIterator[None]:
+async def listening(observer: RecordingObserver, discoverer: ListenDiscoverer) -> AsyncIterator[None]:
     """Accept connections of monitors and supervise these monitors while the `with` block runs."""
-    context = quick_context(greeting_seconds=greeting_seconds, response_seconds=5)
-    async with supervised(observer, context=context) as fleet:
+    async with supervised(observer, context=quick_context()) as fleet:
         task = asyncio.create_task(discoverer.run(fleet))
         try:
             await wait_until_listening(discoverer)
@@ -53,10 +53,11 @@ async def connect_to(discoverer: ListenDiscoverer) -> tuple[asyncio.StreamReader
     return await asyncio.open_unix_connection(discoverer.address)
 
 
-async def wait_until_closed(discoverer: ListenDiscoverer) -> None:
-    """Connect, send nothing, and wait until the agent closes the connection."""
+async def wait_until_closed(discoverer: ListenDiscoverer, sent: bytes = b"") -> None:
+    """Connect, send some bytes, and wait until the agent closes the connection."""
     reader, writer = await connect_to(discoverer)
-    async with asyncio.timeout(TIMEOUT_SECONDS):
+    writer.write(sent)
+    async with asyncio.timeout(longest_wait_seconds()):
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
     writer.close()
@@ -126,6 +127,7 @@ async def uuid_of_new_qemu(discoverer: ListenDiscoverer, observer: RecordingObse
     return observer.records("vm.attached")[-1].vm.uuid
 
 
+@pytest.mark.real_clock
 @pytest.mark.parametrize(("first", "other"), [(("-name", "a"), ("-name", "b")), (("-m", "64"), ("-m", "65"))])
 async def test_a_vm_without_a_uuid_keeps_its_uuid_when_it_restarts(
     folder: Path, first: tuple[str, ...], other: tuple[str, ...]
@@ -152,8 +154,10 @@ async def test_a_user_that_is_not_listed_is_refused_before_a_byte_is_read(
         RecordingObserver(),
         ListenDiscoverer(ListenConfig(listen=str(folder / "mon"), users=["12345", "nobody-of-that-name"])),
     )
-    async with listening(observer, discoverer, greeting_seconds=2 * TIMEOUT_SECONDS):
+    async with listening(observer, discoverer):
+        start = time.monotonic()
         await wait_until_closed(discoverer)
+        assert time.monotonic() == start, "at once"
         assert set(observer.calls_of("on_connection_refused")) == {(discoverer.address, "user")}
     assert observer.calls_of("on_status") == []
     assert "nobody-of-that-name ignored" in caplog.text
@@ -216,7 +220,8 @@ async def test_an_unavailable_address_is_logged_once_and_retried(
     discoverer = ListenDiscoverer(ListenConfig(listen=str(folder / "none" / "mon")), 0.02)
 
     async def create_directory() -> None:
-        await asyncio.sleep(0.2)
+        await until(lambda: "cannot listen" in caplog.text, TIMEOUT_SECONDS)
+        await asyncio.sleep(0.2)  # several attempts
         Path(discoverer.address).parent.mkdir()
 
     async with asyncio.TaskGroup() as tasks:
@@ -250,7 +255,7 @@ async def test_over_tcp_only_a_qemu_with_a_certificate_is_admitted(
     discoverer = ListenDiscoverer(ListenConfig(listen=f"tcp:127.0.0.1:{free_port()}", tls=tls))
     observer = RecordingObserver()
     async with listening(observer, discoverer):
-        await wait_until_closed(discoverer)
+        await wait_until_closed(discoverer, b"not TLS\r\n")
         guest = await start_guest(extra=qemu_tls_arguments(discoverer, folder))
         await observer.wait_for_polls()
         (attached,) = observer.records("vm.attached")

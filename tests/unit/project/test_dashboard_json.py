@@ -22,7 +22,7 @@ def test_a_link_leads_to_an_existing_dashboard_and_variable(uid: str) -> None:
     links = re.findall(r"/d/([a-z-]+)\?var-(\w+)=", json.dumps(BY_UID[uid]))
     for target, variable in links:
         assert variable in [entry["name"] for entry in BY_UID[target]["templating"]["list"]]
-    assert links or uid in ("qemu-vm", "qmp-agent")
+    assert links or uid in ("qemu-vm", "qmp-agent", "qemu-kubevirt")
 
 
 @pytest.mark.parametrize("panel", PANELS)
@@ -34,12 +34,22 @@ def test_a_panel_has_a_unit_a_data_source_and_a_valid_position(panel: dict[str, 
     else:
         assert defaults["unit"]
         assert defaults["thresholds"]["steps"][0]["color"] == "green"
-    assert panel["datasource"]["uid"] == "${source}"
-    assert all(target["datasource"]["uid"] == "${source}" for target in panel["targets"])
+    assert panel["datasource"]["uid"] == "${datasource}"
+    assert all(target["datasource"]["uid"] == "${datasource}" for target in panel["targets"])
     references = [target["refId"] for target in panel["targets"]]
     assert all(references)
     assert len(set(references)) == len(references)
     assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_panel_describes_each_of_its_series(panel: dict[str, Any]) -> None:
+    assert panel["description"]
+    series = {
+        name for target in panel["targets"] for name in re.findall(r"\b(?:qemu|qmp_agent)_[a-z0-9_]+", target["expr"])
+    }
+    for name in series - {"qemu_version"}:  # a label
+        assert re.search(rf"^{name}: \w.{{15,}}", panel["description"], re.MULTILINE), name
 
 
 @pytest.mark.parametrize("uid", BY_UID)

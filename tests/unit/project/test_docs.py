@@ -1,10 +1,18 @@
 """References from the documentation to the tests, and from the test runner to the test folders."""
 
 import re
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+import yaml
+
+from agent.config.loader import load_config
+from agent.config.model import Config
 from agent.config.reload import LIVE_SECTIONS
 from tests.lab.markdown import anchors
+from tests.mutants import AREAS
 
 ROOT = Path(__file__).parents[3]
 
@@ -12,7 +20,7 @@ ROOT = Path(__file__).parents[3]
 def test_each_test_that_a_document_names_exists() -> None:
     references = [
         (page.name, *match.groups())
-        for page in (ROOT / "docs").glob("*.md")
+        for page in (ROOT / "docs").rglob("*.md")
         for match in re.finditer(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text())
     ]
     assert len(references) > 20
@@ -27,10 +35,20 @@ def test_make_test_runs_every_folder_of_tests() -> None:
     assert {folder for folder in folders if not re.search(rf"\b{folder}\b", script)} == set()
 
 
+def test_the_areas_of_make_mutants_name_files_that_exist() -> None:
+    named = [
+        f"{folder}/{file}"
+        for area in AREAS.values()
+        for folder, files in (("agent", area.modules), ("tests/unit", area.tests))
+        for file in files
+    ]
+    assert [file for file in named if not (ROOT / file).is_file()] == []
+
+
 def test_links_lead_to_existing_files_and_headings() -> None:
     links = [
         (page, match[1], match[2])
-        for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"))
+        for page in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
         for match in re.finditer(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text())
     ]
     assert len(links) > 50
@@ -42,7 +60,7 @@ def test_links_lead_to_existing_files_and_headings() -> None:
 
 def test_the_example_of_a_new_metric_adds_a_row_that_the_code_lacks() -> None:
     match = re.search(
-        r"`(agent/model/metrics/\w+\.py)`.*?```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL
+        r"`(agent/model/metrics/\w+\.py)`:\n\n```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL
     )
     assert match is not None
     code = (ROOT / match[1]).read_text()
@@ -54,7 +72,31 @@ def test_the_example_of_a_new_metric_adds_a_row_that_the_code_lacks() -> None:
 
 
 def test_the_sections_that_reload_live_are_those_of_the_code() -> None:
-    text = (ROOT / "docs/operations.md").read_text()
+    text = (ROOT / "docs/how-to/operate.md").read_text()
     match = re.search(r"The sections (.*) take effect at once", text)
     assert match is not None
     assert set(re.findall(r"`(\w+)`", match[1])) == LIVE_SECTIONS
+
+
+def config_examples() -> Iterator[tuple[str, str]]:
+    """Yield the page and the text of each example of the agent's config. An example of another program's config has other keys."""
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        text = page.read_text()
+        fenced = re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        indented = re.findall(r"\n\n((?: {4,}.*\n)+)", text)
+        written = re.findall(r"<<END\n(.*?)^END", text, re.DOTALL | re.MULTILINE)
+        for example in (*fenced, *written, *(block for block in indented if re.match(r" +\w+:\n", block))):
+            keys = yaml.safe_load(textwrap.dedent(example)).keys()
+            if keys <= Config.model_fields.keys():
+                needed = "" if "monitors" in keys else "monitors: [{dial: /run/qemu/*.qmp}]\n"
+                yield page.name, textwrap.dedent(example) + needed
+
+
+def test_each_example_of_the_config_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    examples = list(config_examples())
+    assert len(examples) > 15
+    for page, text in examples:
+        file = tmp_path / page
+        file.write_text(text)
+        load_config(file)

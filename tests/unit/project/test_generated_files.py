@@ -10,15 +10,16 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from agent.config.loader import load, section_models_in
+from agent.config.loader import load_config, section_models_in
 from agent.config.model import Config
-from agent.config.schema import config_schema
-from agent.model.events import ROWS
+from agent.model.event_table import EVENT_ROWS
 from agent.model.metrics import FAMILIES
 from agent.schemas.record import record_schema
 from dashboards import DASHBOARDS
+from deploy.prometheus import alert_rules
 from tests.lab.record_checks import validate_record, validator
-from tools import reference, schemas
+from tools import alerts_reference, reference, schemas, user_reference
+from tools.config_schema import config_schema, key_descriptions, sections_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.parametrize(
     ("file", "generate"),
     [
-        ("config/agent.schema.json", config_schema),
+        ("agent/config/agent.schema.json", config_schema),
         ("config/record.schema.json", record_schema),
         *((f"dashboards/{each.uid}.json", lambda each=each: json.loads(each.json())) for each in DASHBOARDS),
     ],
@@ -43,9 +44,14 @@ def test_the_schema_files_of_the_record_types_are_up_to_date() -> None:
 @pytest.mark.parametrize(
     ("file", "generate"),
     [
-        ("docs/metrics.md", reference.metrics_document),
-        ("docs/records.md", lambda: reference.records_document(reference.EXAMPLES.read_text().splitlines())),
-        ("docs/qmp-commands.md", reference.queries_document),
+        ("docs/reference/metrics.md", reference.metrics_document),
+        ("docs/reference/records.md", lambda: reference.records_document(reference.EXAMPLES.read_text().splitlines())),
+        ("docs/reference/qmp-commands.md", reference.queries_document),
+        ("docs/reference/alerts.md", alerts_reference.alerts_document),
+        ("docs/reference/commands.md", user_reference.commands_document),
+        ("docs/reference/config.md", user_reference.config_document),
+        ("deploy/prometheus/alerts.yml", lambda: alert_rules.rules_file("rules")),
+        ("deploy/prometheus/agent-alerts.yml", lambda: alert_rules.rules_file("forward")),
     ],
 )
 def test_a_generated_document_is_up_to_date(file: str, generate: Callable[[], str]) -> None:
@@ -53,7 +59,10 @@ def test_a_generated_document_is_up_to_date(file: str, generate: Callable[[], st
 
 
 def test_the_documents_have_every_series_and_every_type_of_record() -> None:
-    metrics, records = (ROOT / "docs/metrics.md").read_text(), (ROOT / "docs/records.md").read_text()
+    metrics, records = (
+        (ROOT / "docs/reference/metrics.md").read_text(),
+        (ROOT / "docs/reference/records.md").read_text(),
+    )
     assert [
         s
         for family in FAMILIES
@@ -62,7 +71,7 @@ def test_the_documents_have_every_series_and_every_type_of_record() -> None:
     ] == []
     types = record_schema()["properties"]["type"]["anyOf"][0]["enum"]
     assert [name for name in types if f"### {name}\n" not in records] == []
-    assert [row.name for row in ROWS if f"| `qemu.event.{row.name.lower()}` |" not in records] == []
+    assert [row.name for row in EVENT_ROWS if f"| `qemu.event.{row.name.lower()}` |" not in records] == []
 
 
 def test_every_example_record_is_valid() -> None:
@@ -91,14 +100,14 @@ def paths(value: Any, above: str = "") -> Iterator[str]:
 
 
 def test_the_shipped_config_has_the_defaults_except_for_its_monitors() -> None:
-    shipped = load(ROOT / "config/agent.yaml")
+    shipped = load_config(ROOT / "config/agent.yaml")
     assert shipped == Config(monitors=shipped.monitors, host=shipped.host)
 
 
 def test_the_shipped_config_documents_every_key() -> None:
     text = (ROOT / "config/agent.yaml").read_text()
     uncommented = re.sub(r"^( *)# ( *(- )?([a-z_]+:|\{))", r"\1\2", text, flags=re.MULTILINE)
-    uncommented = re.sub(r"^( *(?:disks|pools|channels|filesystems):) \[\]", r"\1", uncommented, flags=re.MULTILINE)
+    uncommented = re.sub(r"^( *(?:overrides|channels|custom):) \[\]", r"\1", uncommented, flags=re.MULTILINE)
     assert set(keys(Config)) - set(paths(yaml.safe_load(uncommented))) == set()
 
 
@@ -109,10 +118,12 @@ def test_the_code_reads_every_key() -> None:
 
 
 def test_every_key_has_a_description_for_the_schema() -> None:
-    def check(model: type[BaseModel]) -> None:
-        for name, field in model.model_fields.items():
-            assert field.description, f"{model.__name__}.{name}"
-            for inner in section_models_in(field.annotation):
-                check(inner)
-
-    check(Config)
+    sections = list(sections_of(Config))
+    assert len(sections) > 20
+    missing = [
+        f"{section.__name__}.{key}"
+        for section in sections
+        for key in section.model_fields
+        if not key_descriptions(section).get(key)
+    ]
+    assert missing == []

@@ -60,12 +60,12 @@ _INVERTED_RX: Final = re.compile(r'(?:^|(?<=[.] )|(?<="""))(?:Of|What|Who|Whose|
 
 _CODE: Final = ("agent", "tools", "dashboards", "deploy", "tests")
 _PROSE: Final = (
-    "README.md",
-    "CONTRIBUTING.md",
-    "SECURITY.md",
+    "*.md",
+    "changelog.d/*.md",
+    ".github/**/*.*",
     "Makefile",
     "config/agent.yaml",
-    "docs/*.md",
+    "docs/**/*.md",
     "deploy/**/*.y*ml",
     "deploy/systemd/*",
     "deploy/storage/qmp-agent*",

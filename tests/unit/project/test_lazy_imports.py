@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 LAZY = (
     "aiokafka",
@@ -13,12 +16,21 @@ LAZY = (
     "agent.cli.demo",
     "agent.cli.doctor",
     "agent.cli.top",
-    "agent.config.schema",
     "agent.schemas",
 )
 
 
-SLOW = ("pydantic.main", "aiohttp", "uvloop", "prometheus_client", "agent.app", "agent.config")
+SLOW = (
+    "pydantic.main",
+    "aiohttp",
+    "aiokafka",
+    "uvloop",
+    "prometheus_client",
+    "yaml",
+    "ssl",
+    "agent.app",
+    "agent.config.model",
+)
 """Modules that take most of the time of a start."""
 
 
@@ -30,12 +42,42 @@ def imported_modules(statement: str) -> list[str]:
 
 
 def test_modules_that_few_hosts_need_are_imported_on_first_use() -> None:
-    modules = imported_modules("import agent.cli.subcommands")
+    modules = imported_modules("import agent.cli.commands.run")
     assert "agent.app.agent" in modules
     assert not [name for name in modules if name.startswith(LAZY)]
 
 
-def test_the_command_line_is_parsed_without_the_agent() -> None:
-    modules = imported_modules("from agent.cli.main import main; main(['version'])")
+@pytest.mark.parametrize(
+    ("arguments", "absent"),
+    [
+        ("version", (*SLOW, "agent.model.metrics")),
+        ("schema record", SLOW),
+        ("schema data", SLOW),
+        ("schema config", SLOW),
+    ],
+)
+def test_a_subcommand_imports_only_what_it_needs(arguments: str, absent: tuple[str, ...]) -> None:
+    run = (
+        f"contextlib.redirect_stdout(io.StringIO()).__enter__(); main({arguments.split()}); sys.stdout = sys.__stdout__"
+    )
+    modules = imported_modules(f"import contextlib, io, sys; from agent.cli.main import main; {run}")
     assert "agent.cli.main" in modules
-    assert not [name for name in modules if name.startswith(SLOW)]
+    assert not [name for name in modules if name.startswith(absent)]
+
+
+@pytest.mark.parametrize("name", ["tail", "top", "explain", "resync"])
+def test_a_client_of_the_endpoint_needs_no_http_library(name: str) -> None:
+    modules = imported_modules(f"import agent.cli.commands.{name}")
+    assert "agent.cli.http_client" in modules
+    assert not [name for name in modules if name.startswith(("aiohttp", "pydantic.main", "yaml", "agent.config.model"))]
+
+
+def test_a_client_of_the_endpoint_reads_only_its_section_of_the_default_config(tmp_path: Path) -> None:
+    config = tmp_path / "agent.yaml"
+    config.write_text("monitors: [{dial: /run/*.qmp}]\nweb: {listen_address: 127.0.0.1:5}\n")
+    modules = imported_modules(
+        "from argparse import Namespace; from pathlib import Path; from agent.cli import agent_endpoint as options;"
+        f" options.CONFIG_PATH = Path({str(config)!r});"
+        " assert options.endpoint_url(Namespace(url='', config=None)) == 'http://127.0.0.1:5'"
+    )
+    assert not [name for name in modules if name.startswith(("agent.config.model", "agent.app", "agent.monitors"))]

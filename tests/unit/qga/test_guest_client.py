@@ -12,9 +12,9 @@ import pytest
 from agent.monitors.dial import unix_connector
 from agent.qga.client import GuestAgentClient, PeerCheck
 from agent.qga.errors import (
+    GuestAgentCommandError,
     GuestChannelDeniedError,
     GuestChannelError,
-    GuestCommandError,
     GuestFloodError,
     GuestTimeoutError,
     UnreadableGuestReplyError,
@@ -50,7 +50,7 @@ async def test_the_first_command_synchronizes_and_the_next_does_not(guest: FakeG
 
 async def test_an_error_of_the_guest_agent_is_raised(guest: FakeGuestAgent) -> None:
     async with connected(guest.path) as client:
-        with pytest.raises(GuestCommandError, match="CommandNotFound"):
+        with pytest.raises(GuestAgentCommandError, match="CommandNotFound"):
             await client.execute("guest-get-load", deadline=TIMEOUT_SECONDS)
         assert client.synchronized
 

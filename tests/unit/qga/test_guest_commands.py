@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.qga.commands import MAX_SYNC_NUMBER, READS, ROWS, encode, synchronization
-from agent.qga.errors import GuestCommandRefusedError
+from agent.qga.commands import COMMAND_ROWS, GUEST_READS, MAX_SYNC_NUMBER, encode, synchronization
+from agent.qga.errors import GuestAgentCommandRefusedError
 from tests.lab.guest_transcript import load
 
 CHANGING = re.compile(r"exec|file|ssh|set|freeze$|freeze-|thaw|trim|shutdown|suspend|password")
@@ -29,11 +29,11 @@ def test_only_reads_can_be_sent() -> None:
         "guest-get-time",
         "guest-network-get-interfaces",
         "guest-fsfreeze-status",
-    } == READS
-    assert not [name for name in READS - {"guest-fsfreeze-status"} if CHANGING.search(name)]
+    } == GUEST_READS
+    assert not [name for name in GUEST_READS - {"guest-fsfreeze-status"} if CHANGING.search(name)]
 
 
-@pytest.mark.parametrize("name", sorted(READS))
+@pytest.mark.parametrize("name", sorted(GUEST_READS))
 def test_a_request_is_the_name_alone(name: str) -> None:
     assert orjson.loads(encode(name)) == {"execute": name}
     assert encode(name).endswith(b"\n")
@@ -41,17 +41,18 @@ def test_a_request_is_the_name_alone(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [row.name.replace("*", "status") for row in ROWS if not row.sent] + ["", "guest-sync-delimited", "GUEST-INFO"],
+    [row.name.replace("*", "status") for row in COMMAND_ROWS if not row.sent]
+    + ["", "guest-sync-delimited", "GUEST-INFO"],
 )
 def test_every_other_command_is_refused(name: str) -> None:
-    with pytest.raises(GuestCommandRefusedError):
+    with pytest.raises(GuestAgentCommandRefusedError):
         encode(name)
 
 
-@given(st.text() | st.sampled_from(sorted(READS)).map(lambda name: name + '","arguments":{"x":"'))
+@given(st.text() | st.sampled_from(sorted(GUEST_READS)).map(lambda name: name + '","arguments":{"x":"'))
 def test_no_text_becomes_a_command(name: str) -> None:
-    if name not in READS:
-        with pytest.raises(GuestCommandRefusedError):
+    if name not in GUEST_READS:
+        with pytest.raises(GuestAgentCommandRefusedError):
             encode(name)
 
 
@@ -64,12 +65,12 @@ def test_a_synchronization_is_a_byte_and_a_command(number: int) -> None:
 
 @pytest.mark.parametrize("number", [-1, MAX_SYNC_NUMBER + 1, True, '1}},{"execute":"guest-shutdown"'])
 def test_a_synchronization_takes_a_number_only(number: int) -> None:
-    with pytest.raises(GuestCommandRefusedError):
+    with pytest.raises(GuestAgentCommandRefusedError):
         synchronization(number)
 
 
 def test_each_command_has_one_row() -> None:
-    names = [row.name for row in ROWS]
+    names = [row.name for row in COMMAND_ROWS]
     assert len(names) == len(set(names))
 
 
@@ -79,5 +80,5 @@ def test_every_command_of_a_real_guest_agent_has_a_row(release: str) -> None:
     assert info["version"].startswith(release)
     names = {command["name"] for command in info["supported_commands"]}
     assert len(names) > 40
-    unknown = {name for name in names if not any(fnmatchcase(name, row.name) for row in ROWS)}
+    unknown = {name for name in names if not any(fnmatchcase(name, row.name) for row in COMMAND_ROWS)}
     assert unknown == set()

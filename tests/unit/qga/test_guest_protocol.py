@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.qga.errors import GuestCommandError, GuestFloodError, UnreadableGuestReplyError
+from agent.qga.errors import GuestAgentCommandError, GuestFloodError, UnreadableGuestReplyError
 from agent.qga.protocol import (
     MAX_REPLY_BYTES,
     MAX_SURPLUS_BYTES,
-    GuestConnection,
+    GuestAgentProtocol,
     GuestReply,
     Synchronized,
     SyncState,
@@ -37,18 +37,18 @@ def mark(number: int) -> bytes:
     return b"\xff" + line({"return": number})
 
 
-def ready() -> GuestConnection:
+def ready() -> GuestAgentProtocol:
     """Return a connection after its first synchronization, which has number 1."""
-    connection = GuestConnection()
+    connection = GuestAgentProtocol()
     connection.sync()
     assert list(connection.receive(synchronized_reply(1))) == [Synchronized()]
     return connection
 
 
-def waiting() -> GuestConnection:
+def waiting() -> GuestAgentProtocol:
     """Return a connection with a pending command."""
     connection = ready()
-    connection.send(INFO)
+    connection.start_command(INFO)
     return connection
 
 
@@ -62,7 +62,7 @@ def test_an_error_completes_its_command() -> None:
     connection = waiting()
     (reply,) = connection.receive(line({"error": {"class": "CommandNotFound", "desc": "no"}}))
     assert isinstance(reply, GuestReply)
-    assert isinstance(reply.error, GuestCommandError)
+    assert isinstance(reply.error, GuestAgentCommandError)
     assert reply.error.error_class == "CommandNotFound"
     assert connection.state is SyncState.READY
 
@@ -155,12 +155,12 @@ sizes = st.lists(st.integers(0, 30), max_size=40)
 
 def play(chunks: Sequence[bytes]) -> Iterator[object]:
     """Yield what a connection yields that sends a command whenever it is ready; errors as their text."""
-    connection = GuestConnection()
+    connection = GuestAgentProtocol()
     connection.sync()
     for chunk in chunks:
         for message in connection.receive(chunk):
             if connection.state is SyncState.READY:
-                connection.send(INFO)
+                connection.start_command(INFO)
             yield str(message.error) if isinstance(message, GuestReply) and message.error else message
 
 
@@ -174,16 +174,16 @@ def test_the_replies_do_not_depend_on_how_bytes_are_cut(parts: list[bytes], piec
 def test_after_a_synchronization_the_next_reply_is_that_of_the_next_command(
     before: list[bytes], reply: bytes, pieces: list[int]
 ) -> None:
-    connection = GuestConnection(first_number=1000)
+    connection = GuestAgentProtocol(first_number=1000)
     connection.sync()
     for chunk in cut(b"".join(before) + synchronized_reply(1001), pieces):
         list(connection.receive(chunk))
     assert connection.state is SyncState.READY
-    connection.send(INFO)
+    connection.start_command(INFO)
     (message,) = connection.receive(reply)
     expected = json.loads(reply)
     assert isinstance(message, GuestReply)
     if "return" in expected:
         assert message == GuestReply(expected["return"])
     else:
-        assert isinstance(message.error, GuestCommandError)
+        assert isinstance(message.error, GuestAgentCommandError)

@@ -92,7 +92,7 @@ async def test_a_monitor_that_greets_but_does_not_negotiate_is_stalled(folder: P
 
     async with scripted_peer(folder, talk) as path:
         with pytest.raises(StalledError, match="negotiation"):
-            async with connected(path, deadline=0.3):
+            async with connected(path, deadline=2.0):
                 pass
     assert negotiated.is_set()
 

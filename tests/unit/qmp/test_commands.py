@@ -6,11 +6,12 @@ import orjson
 import pytest
 
 from agent.qmp.commands import (
+    MAX_HISTOGRAM_BOUNDARIES,
     OWN_MONITOR_ID,
-    READS,
+    QMP_READS,
     AllowList,
-    Change,
     Command,
+    QemuChange,
     add_monitor_commands,
     remove_monitor_commands,
 )
@@ -22,7 +23,8 @@ INTERVAL = {"path": "/machine/peripheral/balloon0", "property": "guest-stats-pol
 EVENTS = {"capabilities": [{"capability": "events", "state": True}]}
 OWN_SOCKET, OWN_MONITOR = (command.arguments for command in add_monitor_commands("/run/qmp-agent/own/7.qmp"))
 THRESHOLD = {"node-name": "disk0-storage", "write-threshold": 1 << 30}
-ALL = AllowList(Change)
+QUEUE = {"path": "/machine/peripheral/disk0/virtio-backend", "queue": 0}
+ALL = AllowList(QemuChange)
 
 
 def is_refused(allow: AllowList, command: str, arguments: Any = None) -> bool:
@@ -37,7 +39,7 @@ async def test_only_permitted_commands_of_a_real_qemu_can_be_encoded(start_guest
     guest = await start_guest()
     names = {command["name"] for command in await guest.command("query-commands")}
     assert len(names) > 100
-    assert names - (READS - {"qom-get"}) == {name for name in names if is_refused(AllowList(), name)}
+    assert names - (QMP_READS - {"qom-get"}) == {name for name in names if is_refused(AllowList(), name)}
     # With every change permitted, each form of arguments encodes its own command only.
     for arguments, change in (
         (None, set()),
@@ -48,8 +50,9 @@ async def test_only_permitted_commands_of_a_real_qemu_can_be_encoded(start_guest
         (OWN_SOCKET, {"chardev-add"}),
         (OWN_MONITOR, {"object-add"}),
         ({"id": OWN_MONITOR_ID}, {"object-del", "chardev-remove"}),
+        (QUEUE, {"x-query-virtio-queue-status"}),
     ):
-        assert {name for name in names if not is_refused(ALL, name, arguments)} - READS == change
+        assert {name for name in names if not is_refused(ALL, name, arguments)} - QMP_READS == change
 
 
 @pytest.mark.parametrize(
@@ -60,7 +63,7 @@ def test_commands_that_are_not_listed_are_refused(command: str) -> None:
         ALL.encode(Command(command))
 
 
-@pytest.mark.parametrize("command", sorted(READS - {"qom-get"}))
+@pytest.mark.parametrize("command", sorted(QMP_READS - {"qom-get"}))
 def test_a_read_is_encoded_compactly_without_id_and_newline(command: str) -> None:
     data = AllowList().encode(Command(command))
     assert data == b'{"execute":"%b"}' % command.encode()
@@ -76,15 +79,40 @@ def test_only_listed_properties_can_be_read(property_name: Any) -> None:
     assert is_refused(ALL, "qom-get")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        None,
+        {},
+        {"path": QUEUE["path"]},
+        QUEUE | {"extra": 1},
+        QUEUE | {"path": "/machine/peripheral/net0"},
+        QUEUE | {"path": ["/virtio-backend"]},
+        QUEUE | {"queue": -1},
+        QUEUE | {"queue": 1024},
+        QUEUE | {"queue": True},
+        QUEUE | {"queue": "0"},
+    ],
+)
+def test_a_virtio_queue_is_read_only_if_allowed_and_only_by_path_and_number(arguments: Any) -> None:
+    assert is_refused(ALL, "x-query-virtio-queue-status", arguments)
+    assert is_refused(AllowList(set(QemuChange) - {QemuChange.VIRTIO_QUEUES}), "x-query-virtio-queue-status", QUEUE)
+    assert AllowList([QemuChange.VIRTIO_QUEUES]).encode(Command("x-query-virtio-queue-status", QUEUE))
+    for command in ("x-query-virtio", "x-query-virtio-status", "x-query-virtio-vhost-queue-status"):
+        assert is_refused(ALL, command, QUEUE)
+
+
 def test_a_change_is_refused_until_it_is_permitted_by_name() -> None:
     assert is_refused(AllowList(), "qom-set", INTERVAL)
     assert is_refused(AllowList(), "migrate-set-capabilities", EVENTS)
     assert is_refused(AllowList(), "block-set-write-threshold", THRESHOLD)
     assert is_refused(
-        AllowList([Change.GUEST_STATS_INTERVAL, Change.MIGRATION_EVENTS]), "block-set-write-threshold", THRESHOLD
+        AllowList([QemuChange.GUEST_STATS_INTERVAL, QemuChange.MIGRATION_EVENTS]),
+        "block-set-write-threshold",
+        THRESHOLD,
     )
-    assert is_refused(AllowList([Change.MIGRATION_EVENTS]), "qom-set", INTERVAL)
-    assert is_refused(AllowList([Change.GUEST_STATS_INTERVAL]), "migrate-set-capabilities", EVENTS)
+    assert is_refused(AllowList([QemuChange.MIGRATION_EVENTS]), "qom-set", INTERVAL)
+    assert is_refused(AllowList([QemuChange.GUEST_STATS_INTERVAL]), "migrate-set-capabilities", EVENTS)
 
 
 def test_every_command_that_the_agent_sends_is_permitted() -> None:
@@ -94,10 +122,10 @@ def test_every_command_that_the_agent_sends_is_permitted() -> None:
         identity.get_stats_interval_command("/machine/peripheral/balloon0"),
     ):
         assert AllowList().encode(command)
-    assert AllowList([Change.GUEST_STATS_INTERVAL]).encode(
+    assert AllowList([QemuChange.GUEST_STATS_INTERVAL]).encode(
         identity.set_stats_interval_command("/machine/peripheral/b", 10)
     )
-    assert AllowList([Change.MIGRATION_EVENTS]).encode(identity.ENABLE_MIGRATION_EVENTS)
+    assert AllowList([QemuChange.MIGRATION_EVENTS]).encode(identity.ENABLE_MIGRATION_EVENTS)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +149,42 @@ def test_every_command_that_the_agent_sends_is_permitted() -> None:
 def test_the_guest_stats_interval_is_permitted_in_one_form_only(arguments: Any) -> None:
     assert not is_refused(ALL, "qom-set", INTERVAL)
     assert is_refused(ALL, "qom-set", arguments)
+
+
+def histograms(**boundaries: Any) -> dict[str, Any]:
+    """Return arguments that set the latency histograms, with other boundaries of some of them."""
+    names = ("read", "write", "flush")
+    return {"id": "disk0"} | {f"boundaries-{name}": boundaries.get(name, [1, 2]) for name in names}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        None,
+        {},
+        {"id": "disk0"},  # removes all histograms
+        {"id": "disk0", "boundaries": [1, 2]},
+        {"id": "disk0", "boundaries-read": [1, 2]},
+        histograms() | {"boundaries-zap": [1, 2]},
+        histograms() | {"id": 5},
+        histograms(write=None),
+        histograms(write=[]),
+        histograms(write=[0]),
+        histograms(read=[-1, 2]),
+        histograms(read=[2, 1]),
+        histograms(flush=[1, 1]),
+        histograms(flush=[True, 2]),
+        histograms(flush=[1.5]),
+        histograms(flush=["1"]),
+        histograms(flush=[2**63]),
+        histograms(read=list(range(1, MAX_HISTOGRAM_BOUNDARIES + 2))),
+    ],
+)
+def test_latency_histograms_are_permitted_in_one_form_only(arguments: Any) -> None:
+    assert not is_refused(ALL, "block-latency-histogram-set", histograms())
+    assert is_refused(ALL, "block-latency-histogram-set", arguments)
+    everything_else = set(QemuChange) - {QemuChange.LATENCY_HISTOGRAMS}
+    assert is_refused(AllowList(everything_else), "block-latency-histogram-set", histograms())
 
 
 @pytest.mark.parametrize(
@@ -174,7 +238,7 @@ def chardev_arguments(path: object = "/run/own/7.qmp", **data: Any) -> dict[str,
 def test_the_agents_own_monitor_is_permitted_in_one_form_only(arguments: Any) -> None:
     assert not is_refused(ALL, "chardev-add", chardev_arguments())
     assert is_refused(ALL, "chardev-add", arguments)
-    assert is_refused(AllowList(set(Change) - {Change.OWN_MONITOR}), "chardev-add", chardev_arguments())
+    assert is_refused(AllowList(set(QemuChange) - {QemuChange.OWN_MONITOR}), "chardev-add", chardev_arguments())
 
 
 @pytest.mark.parametrize("command", ["object-add", "object-del", "chardev-remove"])

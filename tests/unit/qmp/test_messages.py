@@ -35,7 +35,7 @@ def test_sending_while_replies_are_due_fails_and_sends_nothing() -> None:
     connection = ready()
     connection.send([STATUS, NAME])
     receive(connection, {"return": {}})
-    with pytest.raises(StalledError, match="1 replies are still due, first query-name"):
+    with pytest.raises(StalledError, match="1 replies are still due, the first to query-name"):
         connection.send([STATUS])
     receive(connection, {"return": {}})
     assert connection.send([STATUS])
@@ -45,6 +45,9 @@ def test_one_refused_command_prevents_the_whole_batch() -> None:
     connection = ready()
     with pytest.raises(CommandRefusedError):
         connection.send([STATUS, Command("quit")])
+    with pytest.raises(CommandRefusedError):
+        connection.check_allowed([STATUS, Command("quit")])
+    connection.check_allowed([STATUS, NAME])
     assert connection.replies_due == 0
     with pytest.raises(ProtocolError, match="a reply without a command"):
         receive(connection, {"return": {}})
@@ -96,7 +99,8 @@ def test_probe_replies_are_separate_from_commands_and_can_be_errors() -> None:
         ({"seconds": 0, "microseconds": 0}, 0),
         ({"seconds": -1, "microseconds": -1}, None),  # QEMU could not read its clock
         ({"seconds": 5, "microseconds": 1_000_000}, None),
-        ({"seconds": 1 << 40, "microseconds": 0}, None),
+        ({"seconds": (1 << 33) - 1, "microseconds": 0}, ((1 << 33) - 1) * 1_000_000_000),
+        ({"seconds": 1 << 33, "microseconds": 0}, None),  # beyond the year 2242
         ({"seconds": 5.0, "microseconds": 0}, None),
         ({"seconds": True, "microseconds": 0}, None),
         ({"seconds": "5", "microseconds": 0}, None),

@@ -6,8 +6,8 @@ import pytest
 
 from agent.collectors import ALL, ALL_FEATURES
 from agent.monitors.libvirt.domain import QUERY_VERSION
-from agent.qmp.commands import READS
-from agent.qmp.queries import QUERIES, QueryPolicy, find_query
+from agent.qmp.commands import QMP_READS
+from agent.qmp.queries import QUERIES, QueryTrigger, find_query
 from agent.session import host_process, identity
 from tests.lab import golden_files
 from tools import reference
@@ -36,14 +36,20 @@ def test_rows_are_unique_and_sorted_and_the_reason_is_a_sentence() -> None:
 
 
 def test_the_permitted_queries_are_exactly_those_that_the_agent_sends() -> None:
-    allowed = {row.name for row in QUERIES if row.policy is not QueryPolicy.REFUSED}
-    assert allowed | {"qom-get", "qom-list"} == READS
+    allowed = {row.name for row in QUERIES if row.trigger not in (QueryTrigger.REFUSED, QueryTrigger.ALLOWED)}
+    assert allowed | {"qom-get", "qom-list"} == QMP_READS
     assert all(re.fullmatch(r"query-[a-z0-9-]+", name) for name in allowed), "each is permitted by its full name"
     sent = COLLECTED | ATTACH | {identity.QUERY_COMMANDS.name, "query-yank", QUERY_VERSION.name}
     assert {name for name in sent if name.startswith("query-")} == allowed
 
 
+def test_an_unstable_query_is_sent_only_if_the_config_allows_it() -> None:
+    unstable = {row.name for row in QUERIES if row.trigger is QueryTrigger.ALLOWED}
+    assert unstable == {name for name in COLLECTED if name.startswith("x-")}
+    assert unstable.isdisjoint(QMP_READS)
+
+
 def test_queries_sent_after_an_event_are_invalidated_by_one() -> None:
     by_event = {row.name for row in QUERIES if reference.events_of(row.name)}
-    polled = {row.name for row in QUERIES if row.policy is QueryPolicy.POLLED}
-    assert {row.name for row in QUERIES if row.policy is QueryPolicy.EVENT} == by_event - polled
+    polled = {row.name for row in QUERIES if row.trigger is QueryTrigger.POLLED}
+    assert {row.name for row in QUERIES if row.trigger is QueryTrigger.EVENT} == by_event - polled

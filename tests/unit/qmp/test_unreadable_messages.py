@@ -118,8 +118,25 @@ def test_an_unreadable_reply_to_a_probe_counts_as_its_reply_and_fails_no_command
     connection.send([STATUS])
     connection.probe()
     assert receive_all(connection, reply + line({"return": 1})) == [ProbeReply(1), Reply(1)]
+    connection.send([BLOCK])
+    assert summarize(receive_all(connection, TRAILING_COMMA)) == [FAILED], "no reply to a probe is due"
     number, _ = connection.probe()
     assert receive(connection, {"return": [], "id": number}) == [ProbeReply(number)]
+
+
+def test_only_the_newest_probe_stays_due_after_the_reply_to_an_earlier_one() -> None:
+    connection = ready()
+    earlier, newest = connection.probe()[0], connection.probe()[0]
+    assert receive(connection, {"return": [], "id": earlier}) == [ProbeReply(earlier)]
+    assert receive_all(connection, b'{"return": [], "id": 2\r\n') == [ProbeReply(newest)]
+
+
+def test_after_the_reply_to_a_probe_an_unreadable_reply_fails_its_own_command_only() -> None:
+    connection = ready()
+    connection.send([STATUS, BLOCK])
+    number, _ = connection.probe()
+    assert receive(connection, {"return": [], "id": number}) == [ProbeReply(number)]
+    assert summarize(receive_all(connection, TRAILING_COMMA + line({"return": 2}))) == [FAILED, Reply(2)]
 
 
 def test_an_unreadable_reply_without_an_id_fails_all_commands_while_a_probe_is_due() -> None:
@@ -138,6 +155,14 @@ def test_an_id_inside_an_unreadable_reply_is_not_taken_for_the_reply_to_a_probe(
     connection.send([STATUS, BLOCK])
     assert summarize(receive_all(connection, b'{"return": [{"id": 5}}\r\n' + line({"return": 2}))) == [FAILED, Reply(2)]
     assert connection.replies_due == 0
+
+
+@pytest.mark.parametrize(("reply", "failed"), [(b'{"error": 5}\r\n', [FAILED]), (b'{"error": 5, "id": 1}\r\n', [])])
+def test_a_malformed_error_with_an_id_is_the_reply_to_the_probe(reply: bytes, failed: list[str]) -> None:
+    connection = ready()
+    connection.send([STATUS])
+    connection.probe()
+    assert summarize(receive_all(connection, reply)) == [ProbeReply(1), *failed]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +227,7 @@ def test_noise_before_the_markers_reply_sends_another_marker() -> None:
     assert summarize(receive_all(connection, b"5\r\n")) == []
     assert connection.next_marker() == b'{"execute":"query-status","id":2}'
     assert receive(connection, {"return": 1}, {"return": {}, "id": 1}) == []
-    assert connection.out_of_step, "the reply to the newest marker is still due"
+    assert connection.out_of_sync, "the reply to the newest marker is still due"
     assert receive(connection, {"return": {}, "id": 2}) == []
     connection.send([STATUS])
     assert receive(connection, {"return": 3}) == [Reply(3)]
@@ -230,6 +255,20 @@ def test_a_connection_on_which_not_even_a_marker_can_be_read_ends(count: int) ->
             connection.next_marker()
 
 
+def test_unreadable_messages_before_the_markers_reply_do_not_count_after_it() -> None:
+    connection = ready()
+    connection.send([STATUS])
+    receive_all(connection, b"5\r\n")
+    connection.next_marker()
+    receive(connection, {"return": 1}, {"return": {}, "id": 1})
+    assert receive_all(connection, b"5\r\n") == []
+    connection.send([STATUS] * MAX_COMMANDS_IN_FLIGHT)
+    receive_all(connection, *[b"5\r\n"] * (MAX_COMMANDS_IN_FLIGHT - 1))
+    assert connection.out_of_sync, "one of the seven replies may still be readable"
+    with pytest.raises(ProtocolError, match="no reply can be read"):
+        receive_all(connection, b"5\r\n")
+
+
 def test_a_marker_waits_while_qemu_may_hold_seven_commands() -> None:
     connection = ready()
     connection.send([STATUS] * MAX_COMMANDS_IN_FLIGHT)
@@ -242,7 +281,7 @@ def test_a_marker_waits_while_qemu_may_hold_seven_commands() -> None:
     receive(connection, {"return": 2})
     assert connection.next_marker() is not None
     receive(connection, *[{"return": n} for n in range(5)], {"return": {}, "id": 1}, {"return": {}, "id": 2})
-    assert not connection.out_of_step
+    assert not connection.out_of_sync
 
 
 @pytest.mark.parametrize("noise", [*NOISE, TRAILING_COMMA, LOST_BRACE])

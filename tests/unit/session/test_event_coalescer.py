@@ -16,7 +16,7 @@ from tests.lab.fake_qemu import FakeQemu
 from tests.lab.fixtures import StartGuest
 from tests.lab.qmp_bytes import line
 from tests.lab.record_validation import schema_violations
-from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
+from tests.lab.recording_observer import RecordingObserver, quick_context, session_context, supervised
 from tests.lab.snapshots import status, vm
 
 FAILED = {"device": "", "node-name": "n", "operation": "write", "action": "report", "reason": "x"}
@@ -93,7 +93,7 @@ def count(observer: RecordingObserver) -> int:
 async def test_a_flood_is_read_at_once_and_reported_in_few_records_with_exact_counts(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     total = 20_000
-    context = quick_context(intervals=PollIntervals(), response_seconds=5.0)
+    context = session_context(intervals=PollIntervals())
     async with supervised(observer, fake.path, context=context):
         await observer.wait_for_polls()
         start = time.monotonic()
@@ -123,7 +123,7 @@ async def test_a_flood_is_read_at_once_and_reported_in_few_records_with_exact_co
 
 async def test_held_events_are_reported_before_the_vm_is_gone(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    async with supervised(observer, fake.path, context=quick_context(intervals=PollIntervals())):
+    async with supervised(observer, fake.path, context=session_context(intervals=PollIntervals())):
         await observer.wait_for_polls()
         fake.send_raw(line({"event": "BLOCK_IO_ERROR", "data": FAILED}) * 7)
         fake.emit("RESUME")
@@ -150,9 +150,7 @@ async def test_a_real_failing_disk_gives_a_few_records_a_second(start_guest: Sta
             record.data.get("count", 1) > 1 for record in observer.records("event.block")
         )
 
-    async with supervised(
-        observer, guest.monitor, context=quick_context(intervals=PollIntervals(), response_seconds=5.0)
-    ):
+    async with supervised(observer, guest.monitor, context=quick_context(intervals=PollIntervals())):
         start = time.monotonic()
         await observer.wait_until(enough)
         seconds = time.monotonic() - start

@@ -1,9 +1,9 @@
-"""Commands that wait for storage: a session sends them only while the storage of its VM answers."""
+"""Commands that access storage: a session sends them only while the storage of its VM answers."""
 
 from agent.model.record import Vm
 from agent.session.api import PollOutcome
 from tests.lab.fake_qemu import FakeQemu
-from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
+from tests.lab.recording_observer import RecordingObserver, session_context, supervised
 
 WAITING_COMMANDS = ("query-named-block-nodes", "query-block")
 
@@ -25,9 +25,9 @@ class FakeStorage:
         return self.answers
 
 
-async def test_a_command_that_waits_for_storage_is_deferred_until_the_storage_answers(fake: FakeQemu) -> None:
+async def test_a_command_that_accesses_storage_is_deferred_until_the_storage_answers(fake: FakeQemu) -> None:
     observer, storage = RecordingObserver(), FakeStorage(answers=False)
-    context = quick_context()
+    context = session_context()
     context.storage = storage
     async with supervised(observer, fake.path, context=context):
         await observer.wait_until(lambda: observer.outcomes("nodes") and observer.outcomes("drives"))
@@ -35,16 +35,16 @@ async def test_a_command_that_waits_for_storage_is_deferred_until_the_storage_an
         assert {name: fake.count(name) for name in WAITING_COMMANDS} == dict.fromkeys(WAITING_COMMANDS, 0)
         assert set(observer.outcomes("nodes")) == {PollOutcome.DEFERRED}
         storage.answers = True
-        context.demand(storage.vms[-1], ("nodes", "drives"))
+        context.make_due(storage.vms[-1], ("nodes", "drives"))
         await observer.wait_until(lambda: PollOutcome.OK in observer.outcomes("nodes"))
         await observer.wait_until(lambda: PollOutcome.OK in observer.outcomes("drives"))
         assert all(fake.count(name) for name in WAITING_COMMANDS)
-    assert context.demands == {}
+    assert context.make_due_by_vm == {}
 
 
 async def test_a_poll_without_such_a_command_does_not_ask_the_storage(fake: FakeQemu) -> None:
     observer, storage = RecordingObserver(), FakeStorage(answers=True)
-    context = quick_context()
+    context = session_context()
     context.storage = storage
     async with supervised(observer, fake.path, context=context):
         await observer.wait_until(lambda: PollOutcome.OK in observer.outcomes("drives"))
@@ -54,6 +54,6 @@ async def test_a_poll_without_such_a_command_does_not_ask_the_storage(fake: Fake
 
 
 async def test_a_demand_for_a_vm_that_is_not_attached_is_ignored(fake: FakeQemu) -> None:
-    context = quick_context()
-    context.demand(Vm("host1", "", "", str(fake.path)), ("nodes",))
+    context = session_context()
+    context.make_due(Vm("host1", "", "", str(fake.path)), ("nodes",))
     assert fake.requests == []

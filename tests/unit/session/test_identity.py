@@ -3,6 +3,7 @@
 import uuid
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,7 +99,7 @@ def test_an_inbound_vm_of_which_nothing_is_known_is_not_mistaken_for_another() -
 def test_the_build_comes_from_the_greeting(
     version: tuple[int, int, int], package: str, build: identity.QemuBuild
 ) -> None:
-    assert identity.build_of(Greeting(version, package, oob=True)) == build
+    assert identity.qemu_build_of(Greeting(version, package, oob=True)) == build
 
 
 @pytest.mark.parametrize("bus", ["pci", "ccw", "device", "pci-transitional", "pci-non-transitional"])
@@ -178,3 +179,18 @@ def test_no_answer_raises(first: Any, second: Any, third: Any) -> None:
     assert vm.name
     identity.balloon_path([first, second, third])
     identity.migration_events_enabled([first, second, third])
+
+
+@pytest.mark.parametrize(
+    ("container", "name", "namespace"),
+    [
+        ("virt-launcher-web-1-x2x", "shop_web-1", "shop"),
+        ("virt-launcher-web-1-x2x", "web-1", ""),
+        ("", "shop_web-1", ""),
+        ("another-pod", "shop_web-1", ""),
+    ],
+)
+def test_a_vm_of_kubevirt_has_the_namespace_in_its_domains_name(container: str, name: str, namespace: str) -> None:
+    vm = identity.identify("host1", "monitor", ({"UUID": UUID}, {"name": name}), container=container)
+    assert (vm.name, vm.namespace) == (name, namespace)
+    assert ("vmnamespace" in orjson.loads(vm.json_head + b"}")) is bool(namespace)

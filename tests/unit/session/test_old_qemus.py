@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from agent.cli.check import check
+from agent.cli.check import check_config
 from agent.config.model import Config
 from agent.session.api import PollOutcome
 from tests.lab import golden_files
@@ -89,14 +89,16 @@ async def test_an_old_qemus_figures_have_todays_names(old: FakeQemu, version: st
     assert migration["cpu_throttle_ratio"] == 0.2
     (job,) = (values for (family, *_), values in figures.items() if family == "job")
     assert (job["progress"], job["progress_target"], job["progress_ratio"]) == (256 << 20, 1 << 30, 0.25)
-    assert figures["about",]["accelerator"] == "kvm"
-    assert figures["about",]["machine"].startswith("pc-i440fx-")
+    assert figures["identity",]["accelerator"] == "kvm"
+    assert figures["identity",]["machine"].startswith("pc-i440fx-")
     if version == "5.2":
         assert figures["dirty_rate",]["bytes_per_second"] == 37 << 20
 
 
 async def test_check_lists_the_collectors_that_are_off(old: FakeQemu, version: str) -> None:
-    findings = [finding.text async for finding in check(Config.model_validate({"monitors": [{"dial": str(old.path)}]}))]
+    findings = [
+        finding.text async for finding in check_config(Config.model_validate({"monitors": [{"dial": str(old.path)}]}))
+    ]
     (finding,) = (text for text in findings if text.startswith("QEMU "))
     number, _, rest = finding.partition(": ")
     assert number.startswith(f"QEMU {version}.")

@@ -9,7 +9,7 @@ from agent.session.api import MonitorState
 from agent.session.ownership import OwnershipClaim, OwnershipRegistry
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.fixtures import StartGuest
-from tests.lab.recording_observer import RecordingObserver, monitor_at, quick_context, supervised
+from tests.lab.recording_observer import RecordingObserver, monitor_at, quick_context, session_context, supervised
 
 
 def claim(
@@ -23,14 +23,14 @@ def monitor_with_priority(path: Path, priority: MonitorPriority) -> Monitor:
 
 
 async def test_one_process_is_one_vm_whatever_its_uuid() -> None:
-    assert claim("a", 5).same_vm(claim("b", 5))
-    assert not claim("a", 5).same_vm(claim("a", 6, MonitorPriority.SHARED))
+    assert claim("a", 5).is_same_vm(claim("b", 5))
+    assert not claim("a", 5).is_same_vm(claim("a", 6, MonitorPriority.SHARED))
 
 
 async def test_without_a_pid_one_uuid_is_one_vm_unless_it_may_be_a_migration() -> None:
-    assert claim("a", 5).same_vm(claim("a", None, MonitorPriority.MANAGER))
-    assert not claim("a", 5).same_vm(claim("b", None, MonitorPriority.MANAGER))
-    assert not claim("a").same_vm(claim("a"))
+    assert claim("a", 5).is_same_vm(claim("a", None, MonitorPriority.MANAGER))
+    assert not claim("a", 5).is_same_vm(claim("b", None, MonitorPriority.MANAGER))
+    assert not claim("a").is_same_vm(claim("a"))
 
 
 async def test_a_worse_monitor_is_preempted_before_the_better_one_holds_the_claim() -> None:
@@ -53,7 +53,7 @@ async def test_a_vm_with_two_monitors_is_watched_over_one_and_the_other_is_not_h
     observer = RecordingObserver()
     second = folder / "second.qmp"
     guest = await start_guest(extra=["-qmp", f"unix:{second},server=on,wait=off"])
-    async with supervised(observer, guest.monitor, second) as group:
+    async with supervised(observer, guest.monitor, second, context=quick_context()) as group:
         await observer.wait_until(lambda: MonitorState.STANDBY in observer.states())
         await observer.wait_for_polls(3)
         (attached,) = observer.records("vm.attached")
@@ -122,7 +122,7 @@ async def test_a_standby_monitor_that_is_removed_ends(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     async with (
         FakeQemu(fake.path.with_name("vm2.qmp")) as standby,
-        supervised(observer, fake.path, context=quick_context()) as group,
+        supervised(observer, fake.path, context=session_context()) as group,
     ):
         await observer.wait_for_polls()
         group.on_monitor_added(monitor_with_priority(standby.path, MonitorPriority.MANAGER))

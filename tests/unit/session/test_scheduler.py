@@ -1,4 +1,4 @@
-"""Scheduling of polls: by timer, on demand, spaced out and spread over slots."""
+"""Scheduling of polls: by timer, on make_due, spaced out and spread over slots."""
 
 from collections import Counter
 from itertools import pairwise
@@ -8,8 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.common.backoff import back_off
-from agent.session.scheduler import SLACK_SECONDS, SPACING_SECONDS, VMS_PER_SLOT, Pacer, Schedule, next_poll_time
+from agent.common.backoff import retry_delay
+from agent.qmp.commands import Command
+from agent.session.scheduler import (
+    SLACK_SECONDS,
+    SPACING_SECONDS,
+    VMS_PER_SLOT,
+    Batch,
+    Pacer,
+    Schedule,
+    commands_of,
+    next_poll_time,
+    split_batch,
+)
 
 
 def scheduled(**at: float) -> Schedule:
@@ -48,9 +59,9 @@ def test_an_earlier_plan_stays_until_it_is_taken() -> None:
 def test_a_demand_is_due_at_once_or_after_the_spacing() -> None:
     schedule = scheduled(runstate=1)
     schedule.take_due(1)
-    schedule.demand(["runstate"], 100)
+    schedule.make_due(["runstate"], 100)
     assert schedule.take_due(100) == ["runstate"]
-    schedule.demand(["runstate"], 100.01)
+    schedule.make_due(["runstate"], 100.01)
     assert schedule.take_due(100.01) == []
     assert schedule.next_due_at() == 100 + SPACING_SECONDS
     assert schedule.take_due(100 + SPACING_SECONDS) == ["runstate"]
@@ -59,25 +70,37 @@ def test_a_demand_is_due_at_once_or_after_the_spacing() -> None:
 def test_a_demand_during_a_poll_leads_to_another_poll() -> None:
     schedule = scheduled(runstate=1)
     schedule.take_due(1)
-    schedule.demand(["runstate"], 1.001)  # the answer may predate the event
+    schedule.make_due(["runstate"], 1.001)  # the answer may predate the event
     schedule.plan("runstate", 300)
     assert schedule.next_due_at() == 1 + SPACING_SECONDS
+
+
+def test_the_spacing_holds_for_every_one_of_many_polls() -> None:
+    schedule = scheduled(**dict.fromkeys("abcdefgh", 1))
+    schedule.take_due(1)
+    for name in "abcdefgh":
+        schedule.make_due([name], 1.1)
+    assert schedule.next_due_at() == 1 + SPACING_SECONDS
+
+
+def test_without_polls_nothing_is_ever_due() -> None:
+    assert Schedule().next_due_at() == inf
 
 
 def test_a_demand_does_not_delay_an_earlier_poll() -> None:
     schedule = scheduled(block=1)
     schedule.take_due(1)
     schedule.plan("block", 1.1)
-    schedule.demand(["block"], 1.05)
+    schedule.make_due(["block"], 1.05)
     assert schedule.next_due_at() == 1.1
 
 
 def test_unknown_and_removed_polls_cannot_be_demanded() -> None:
     schedule = scheduled(block=inf)
-    schedule.demand(["unknown"], 1)
+    schedule.make_due(["unknown"], 1)
     schedule.remove("block")
     schedule.remove("block")
-    schedule.demand(["block"], 1)
+    schedule.make_due(["block"], 1)
     assert schedule.take_due(inf) == []
 
 
@@ -86,7 +109,7 @@ def test_no_sequence_of_demands_exceeds_the_spacing(gaps: list[float]) -> None:
     schedule, now, taken = scheduled(block=0), 0.0, []
     for gap in gaps:
         now += gap
-        schedule.demand(["block"], now)
+        schedule.make_due(["block"], now)
         taken += [now for _ in schedule.take_due(now)]
     between = [later - earlier for earlier, later in pairwise(taken)]
     assert all(gap >= SPACING_SECONDS - SLACK_SECONDS - 1e-9 for gap in between)
@@ -96,7 +119,7 @@ def test_no_sequence_of_demands_exceeds_the_spacing(gaps: list[float]) -> None:
 @given(st.integers(0, 10**6), st.floats(0.001, 10), st.floats(0.001, 1000))
 def test_the_back_off_doubles_is_jittered_and_capped(attempt: int, first: float, most: float) -> None:
     whole = min(most, first * 2 ** min(attempt, 30))
-    assert whole / 2 <= back_off(attempt, first, most) <= whole
+    assert whole / 2 <= retry_delay(attempt, first, most) <= whole
 
 
 def test_the_pacer_spaces_moments_up_to_its_maximum_delay() -> None:
@@ -127,3 +150,24 @@ def test_the_next_slot_is_never_that_of_the_poll_itself(start: float) -> None:
     assert next_poll_time(start, 0.25, 0.25, 0.0, 1000) > start + 2 * SLACK_SECONDS
     assert next_poll_time(start, 0.06, 0.06, 0.0, 1000) == start + 0.06
     assert next_poll_time(start, 0, 10, 0.0, 1000) >= start + SLACK_SECONDS
+
+
+# --- Batches of commands ---
+
+STATUS, NAME = Command("query-status"), Command("query-name")
+
+
+def test_a_batch_is_split_before_the_requester_whose_commands_do_not_fit() -> None:
+    batch: Batch[str] = [("a", [STATUS] * 4), ("b", [STATUS] * 3), ("c", [STATUS]), ("d", [STATUS])]
+    assert split_batch(batch) == (batch[:2], batch[2:])
+    assert split_batch(batch[:2]) == (batch[:2], [])
+
+
+def test_a_requester_with_too_many_commands_for_one_write_is_alone_in_its_batch() -> None:
+    batch: Batch[str] = [("a", [STATUS] * 8), ("b", [STATUS])]
+    assert split_batch(batch) == (batch[:1], batch[1:])
+
+
+def test_the_commands_of_a_batch_are_in_the_order_of_its_requesters() -> None:
+    assert commands_of([("a", [STATUS, NAME])]) == [STATUS, NAME]
+    assert commands_of([("a", [NAME]), ("b", [STATUS, NAME])]) == [NAME, STATUS, NAME]

@@ -7,14 +7,14 @@ from agent.collectors.base import Collector, PollIntervals, at_poll_interval, no
 from agent.host.types import FileRequest
 from agent.session.api import CollectorIndex, MonitorState
 from tests.lab.fake_qemu import FakeQemu
-from tests.lab.recording_observer import STALL_SECONDS, RecordingObserver, quick_context, supervised
+from tests.lab.recording_observer import RecordingObserver, session_context, supervised
 from tests.lab.transcript import UUID
 
 
 async def test_a_vm_that_stalls_during_identification_has_its_name_once_up(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.hang("query-uuid")
-    async with supervised(observer, fake.path, context=quick_context(response_seconds=STALL_SECONDS)):
+    async with supervised(observer, fake.path, context=session_context()):
         await observer.wait_until(lambda: MonitorState.STALLED in observer.states())
         fake.release("query-uuid")
         await observer.wait_for_polls()
@@ -55,10 +55,9 @@ async def test_a_monitor_without_an_earlier_session_is_not_reattached(fake: Fake
 async def test_host_collectors_are_polled_while_qemu_stalls_during_a_resync(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     clock = Collector(
-        "clock", (), no_commands, lambda _: (), at_poll_interval, files=lambda _: (FileRequest("/proc/uptime"),)
+        "clock", (), no_commands, lambda _: (), at_poll_interval, files=lambda _: (FileRequest("/proc", ("uptime",)),)
     )
-    quick = PollIntervals(poll=0.06, resync=0.3)
-    context = quick_context(collectors=CollectorIndex((*ALL, clock)), intervals=quick, response_seconds=STALL_SECONDS)
+    context = session_context(collectors=CollectorIndex((*ALL, clock)), intervals=PollIntervals())
     async with supervised(observer, fake.path, context=context):
         await observer.wait_for_polls(collector="clock")
         fake.hang("query-migrate-capabilities")

@@ -8,9 +8,9 @@ import pytest
 
 from agent.collectors import PollIntervals
 from agent.model.record import Vm
-from agent.qmp.commands import Change, Command
+from agent.qmp.commands import Command, QemuChange
 from tests.lab.fake_qemu import FakeError, FakeQemu
-from tests.lab.recording_observer import STALL_SECONDS, RecordingObserver, quick_context, supervised
+from tests.lab.recording_observer import RecordingObserver, session_context, supervised
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
 from tests.lab.transcript import UUID
 
@@ -30,10 +30,14 @@ class RecordingController:
         self.outcomes: list[tuple[str, bool]] = []
         self.outcome_added = asyncio.Event()
 
-    def refreshes_due(self, vm: Vm) -> set[str]:
+    def take_due_refreshes(self, vm: Vm) -> set[str]:
         assert vm.uuid == UUID
         refreshes, self.refreshes = self.refreshes, set()
         return refreshes
+
+    def has_pending_commands(self, vm: Vm) -> bool:
+        assert vm.uuid == UUID
+        return bool(self.commands)
 
     async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
         assert vm.uuid == UUID
@@ -61,7 +65,7 @@ async def test_threshold_commands_run_one_by_one_and_their_outcomes_are_reported
 ) -> None:
     fake.replies["block-set-write-threshold"] = lambda a: FakeError() if a["node-name"] == "bad" else {}
     controller = RecordingController(a=threshold("n1"), b=threshold("bad"), c=threshold("n2"))
-    context = quick_context(Change.WRITE_THRESHOLD, thresholds=controller, intervals=SLOW)
+    context = session_context(QemuChange.WRITE_THRESHOLD, thresholds=controller, intervals=SLOW)
     async with supervised(observer, fake.path, context=context), asyncio.timeout(TIMEOUT_SECONDS):
         while len(controller.outcomes) < 3:
             controller.outcome_added.clear()
@@ -74,14 +78,14 @@ async def test_threshold_commands_run_one_by_one_and_their_outcomes_are_reported
 async def test_refreshes_due_after_the_commands_are_polled_at_once(fake: FakeQemu, observer: RecordingObserver) -> None:
     controller = RecordingController()
     controller.refreshes = {"nodes"}
-    async with supervised(observer, fake.path, context=quick_context(thresholds=controller, intervals=SLOW)):
+    async with supervised(observer, fake.path, context=session_context(thresholds=controller, intervals=SLOW)):
         await observer.wait_for_polls(2, "nodes")  # at attach, and because the refresh was due
     assert observer.outcomes("balloon") == []
 
 
 async def test_refreshes_due_after_an_event_are_polled_at_once(fake: FakeQemu, observer: RecordingObserver) -> None:
     controller = RecordingController()
-    async with supervised(observer, fake.path, context=quick_context(thresholds=controller, intervals=SLOW)):
+    async with supervised(observer, fake.path, context=session_context(thresholds=controller, intervals=SLOW)):
         await observer.wait_for_polls(1, "nodes")
         controller.refreshes = {"nodes"}
         fake.emit("BLOCK_WRITE_THRESHOLD", {"node-name": "n1", "write-threshold": 5, "amount-exceeded": 1})
@@ -95,7 +99,7 @@ async def test_a_command_that_stalls_is_reported_when_qemu_answers(fake: FakeQem
     async with supervised(
         observer,
         fake.path,
-        context=quick_context(Change.WRITE_THRESHOLD, thresholds=controller, response_seconds=STALL_SECONDS),
+        context=session_context(QemuChange.WRITE_THRESHOLD, thresholds=controller),
     ):
         await observer.wait_until(lambda: observer.records("vm.stalled"))
         assert controller.outcomes == []
@@ -110,7 +114,7 @@ async def test_a_command_on_a_lost_connection_is_reported_as_not_done(
 ) -> None:
     fake.hang("block-set-write-threshold")
     controller = RecordingController(a=threshold("n1"))
-    context = quick_context(Change.WRITE_THRESHOLD, thresholds=controller, response_seconds=5)
+    context = session_context(QemuChange.WRITE_THRESHOLD, thresholds=controller)
     async with supervised(observer, fake.path, context=context):
         await fake.wait_for("block-set-write-threshold")
         fake.drop()

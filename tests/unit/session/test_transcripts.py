@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 
-from agent.exposition.prometheus import render
+from agent.exposition.prometheus import render_metrics
 from agent.exposition.snapshot import Snapshot
 from agent.session.api import PollOutcome
 from tests.lab import golden_files
@@ -39,7 +39,7 @@ def series_of(observer: RecordingObserver) -> list[str]:
     for vm, families, samples, time_ns in observer.calls_of("on_samples"):
         snapshot.update_status(status(vm))
         snapshot.replace_samples(vm, families, samples, time_ns)
-    lines = render(snapshot).splitlines()
+    lines = render_metrics(snapshot).splitlines()
     series = (line for line in lines if line.startswith("qemu_") and not line.startswith("qemu_vm_"))
     return [line for line in series if "since_timestamp" not in line]
 

@@ -1,0 +1,84 @@
+"""The alert of a pool that does not answer replaces the alerts of its stalled disks: one cause has one alert."""
+
+from typing import Final
+
+import pytest
+
+from agent.alerts.policy import AlertOverride, AlertPolicy
+from agent.alerts.pool_alerts import PoolAlerts
+from agent.alerts.pool_levels import PoolPolicy
+from agent.alerts.pool_usage import Image, PoolRegistry, PoolUsage
+from agent.host.pools.base import Pool, PoolKind
+from agent.model.family import Sample
+from agent.model.metrics.block_stall import BLOCK_STALL
+from tests.lab.alert_scenario import SECOND, AlertScenario, Change
+from tests.lab.thin_disks import GIB, HOST, VM
+
+NFS: Final = Pool("filesystem:0:50", PoolKind.FILESYSTEM, "/nfs", "nfs4", "/nfs")
+LOCAL: Final = Pool("filesystem:8:1", PoolKind.FILESYSTEM, "/local", "xfs", "/local")
+FIRES: Final = [("io_stalled", "disk0", "firing")]
+
+
+class StalledHost:
+    """A VM whose disk0 has its image on NFS and its backing image on a local file system, and whose disk1 is local."""
+
+    def __init__(self, alerts: AlertScenario) -> None:
+        self.alerts = alerts
+        alerts.attach()
+        self.registry = PoolRegistry()
+        self.pools = PoolAlerts(HOST, alerts.manager.store, self.registry, lambda _usage: PoolPolicy((), 0.0))
+        alerts.manager.conditions.samples.pools_of_disk = self.registry.pools_of_disk
+        places = (("disk0", "storage", NFS), ("disk0", "backing-1", LOCAL), ("disk1", "storage", LOCAL))
+        images = [(Image(disk, layer, "file", disk + layer, GIB, 0, GIB), pool) for disk, layer, pool in places]
+        self.registry.place(VM, images, 0.0)
+
+    def pool(self, pool: Pool) -> PoolUsage:
+        return self.registry.pools[pool.key]
+
+    def hang(self, pool: Pool, at: float) -> None:
+        list(self.pools.on_silence(self.pool(pool), int(at * SECOND)))
+
+    def answer(self, pool: Pool, at: float) -> None:
+        list(self.pools.on_answer(self.pool(pool), int(at * SECOND)))
+
+    def poll(self, at: float, *disks: str) -> list[Change]:
+        """Poll the VM, some of whose disks have completed no request for a minute."""
+        values = {"state": "stalled", "seconds": 60.0}
+        return self.alerts.samples(at, BLOCK_STALL, *(Sample(BLOCK_STALL, (disk,), values) for disk in disks))
+
+
+@pytest.fixture
+def host(scenario: AlertScenario) -> StalledHost:
+    return StalledHost(scenario)
+
+
+def test_a_disk_fires_if_it_still_stands_after_its_pool_answers(host: StalledHost) -> None:
+    host.hang(NFS, 1)
+    assert host.poll(2, "disk0") == []
+    host.answer(NFS, 3)
+    assert host.poll(4, "disk0") == FIRES
+
+
+def test_an_alert_that_fired_first_is_resolved_as_covered(host: StalledHost) -> None:
+    assert host.poll(1, "disk0") == FIRES
+    host.hang(NFS, 2)
+    assert host.poll(3, "disk0") == [("io_stalled", "disk0", "resolved")]
+    assert host.alerts.emitted[-1].data["resolved_by"] == "covered"
+    assert host.poll(4, "disk0") == []
+
+
+def test_the_pool_of_a_backing_image_counts_too(host: StalledHost) -> None:
+    host.hang(LOCAL, 1)
+    assert host.poll(2, "disk0") == []
+
+
+def test_a_disk_of_another_pool_fires(host: StalledHost) -> None:
+    host.hang(NFS, 1)
+    assert host.poll(2, "disk0", "disk1") == [("io_stalled", "disk1", "firing")]
+
+
+def test_a_disk_fires_if_the_config_turns_the_alert_of_the_pool_off(host: StalledHost) -> None:
+    off = AlertPolicy([AlertOverride(alert="pool_unresponsive", enabled=False)])
+    host.alerts.manager.set_changes(off, ())
+    host.hang(NFS, 1)
+    assert host.poll(2, "disk0") == FIRES

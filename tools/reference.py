@@ -1,4 +1,4 @@
-"""Generator of docs/metrics.md, docs/records.md and docs/qmp-commands.md from the agent's tables and from records of a real run.
+"""Generator of metrics.md, records.md and qmp-commands.md in docs/reference from the agent's tables and from records of a real run.
 
 `python -m tools.reference metrics|records|queries` writes one document to standard output.
 
@@ -17,25 +17,26 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from agent.alerts.catalogue import ALERT_CATALOGUE
 from agent.alerts.pool_alerts import POOL_ALERT_TEXTS
-from agent.alerts.rules import ALERTS
+from agent.alerts.store import CUSTOM
 from agent.app.agent import Agent
 from agent.collectors import ALL, ALL_FEATURES
 from agent.config.model import Config
-from agent.exposition.prometheus import render
+from agent.exposition.prometheus import render_metrics
 from agent.exposition.series_limits import SeriesLimits
-from agent.model.agent_life import AGENT_LIFE
+from agent.model.agent_lifecycle import AGENT_LIFECYCLE
 from agent.model.event_row import EventRow
-from agent.model.events import ROWS
+from agent.model.event_table import EVENT_ROWS
 from agent.model.family import Family, Field, FieldKind, Sample
-from agent.model.metrics import FAMILIES, TRANSITIONS
-from agent.model.metrics.about import ABOUT
+from agent.model.metrics import FAMILIES, TRANSITION_FAMILIES
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
+from agent.model.metrics.identity import IDENTITY
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, Severity, Vm
 from agent.model.state import STATES
 from agent.monitors import Monitor
-from agent.qmp.queries import QUERIES, Query, QueryPolicy
+from agent.qmp.queries import QUERIES, Query, QueryTrigger
 from agent.schemas.data import LIFECYCLE_CHANGES
 from agent.session import host_process
 from agent.session.api import MonitorState, MonitorStatus, PollOutcome
@@ -73,14 +74,18 @@ _RECORDS_INTRO = """Every record is a [CloudEvents 1.0](https://cloudevents.io/)
 - `partitionkey` is the Kafka key. It is the VM's UUID, which keeps a VM's records in order.
 - `sequence` orders the records of a `source`, as text, over restarts of the agent. It has no gaps within a run.
 - `previoussequence` is the `sequence` of the previous record of the same source in the same topic. If a consumer of the topic has not
-  received that record, the record is lost or still on its way. The first record of a run in a topic has no `previoussequence`.
-- `time` is when it happened, `recordedtime` when the agent made the record.
+  received that record, the record is lost or still on its way. It may be a record of an earlier run of the agent. It is absent if the
+  agent does not know the previous record, for example after a kill, and in states: [guarantees](../explanation/guarantees.md).
+- `time` is when it happened, `recordedtime` when the agent made the record, to the millisecond. `recordedtime` is absent if the two are
+  less than 100 ms apart.
 - `severitytext` and `severitynumber` are OpenTelemetry's severities: DEBUG 5, INFO 9, WARN 13, ERROR 17, FATAL 21.
 - `sampledrate` is the number of events that the record represents; it is absent for a single event.
-- `causationid` is the `id` of the record of the event or sample that caused this record; it is absent if the cause is unknown.
-- In Kafka, headers repeat `specversion`, `id`, `source`, `type`, `subject`, `host`, `severitytext` and `severitynumber` with the
-  prefix `ce_`. So consumers can filter without parsing the value. With `kafka.content_mode: binary`, the value is `data` alone, and
-  headers have all attributes.
+- `causationid` is the `id` of the record of the event, sample or change of a VM that led to this record. It is absent where no single
+  record did: in alerts that depend on time, on the config or on a start of the agent, and in those from a sample whose record was not
+  sent because its values had not changed.
+- In Kafka, the header `ce_type` repeats the type, so consumers can filter without parsing the value. `kafka.headers` adds others.
+  With `kafka.content_mode: binary`, the value is `data` alone, and headers have all attributes.
+- `datacontenttype` is absent, as `application/json` is the default of the JSON format.
 - No attribute joins the records of a migration on its two hosts: QMP gives both ends nothing in common but the VM's UUID. Join
   `qemu.vm.migrated_out` and `qemu.vm.migrated_in` by `vmuuid`.
 - `dataschema` names the JSON schema of `data` and its version; `config/schemas/` has a file for each. A version stays as long as
@@ -92,7 +97,7 @@ The examples are from a real run with QEMU {version}.
 
 
 def metrics_document() -> str:
-    """Return the text of docs/metrics.md, with a row for each series."""
+    """Return the text of docs/reference/metrics.md, with a row for each series."""
     return "\n".join(
         (
             _GENERATED_NOTE,
@@ -166,13 +171,18 @@ def _agent_series_rows() -> Iterator[str]:
 async def _scrape_sample_agent() -> str:
     """Return a scrape of the sample agent. It is a coroutine because some series of the agent need a running event loop."""
     app = _make_sample_agent()
-    return render(app.snapshot) + app.metrics.render().decode()
+    return render_metrics(app.snapshot) + app.metrics.render().decode()
 
 
 def _make_sample_agent() -> Agent:
     app = Agent(
         Config.model_validate(
-            {"monitors": [{"dial": "/run/vm1.qmp"}], "host": "hv7", "kafka": {"bootstrap_servers": ["kafka:9092"]}}
+            {
+                "monitors": [{"dial": "/run/vm1.qmp"}],
+                "host": "hv7",
+                "kafka": {"bootstrap_servers": ["kafka:9092"]},
+                "allow": {"latency_histograms": True},
+            }
         )
     )
     vm, now = Vm("hv7", "1a8b9e0c-3f52-4a61-9c1d-5b8a7c6d0e21", "vm1", "/run/vm1.qmp"), time.time_ns()
@@ -189,7 +199,9 @@ def _make_sample_agent() -> Agent:
         )
     )
     app.observer.on_samples(vm, (RUNSTATE,), (Sample(RUNSTATE, (), {"running": True}),), now)
-    app.observer.on_samples(vm, (ABOUT,), (Sample(ABOUT, (), {"machine": "m", "accelerator": "kvm", "pid": "1"}),), now)
+    app.observer.on_samples(
+        vm, (IDENTITY,), (Sample(IDENTITY, (), {"machine": "m", "accelerator": "kvm", "pid": "1"}),), now
+    )
     app.observer.on_samples(
         vm, (BLOCK,), [Sample(BLOCK, (name,), {"reads_total": 1}) for name in ("disk0", "disk1")], now
     )
@@ -208,7 +220,7 @@ async def _refuse_connection(*_: Any, **__: Any) -> Any:
 
 
 def records_document(examples: Iterable[str]) -> str:
-    """Return the text of docs/records.md, with a section for each type of record.
+    """Return the text of docs/reference/records.md, with a section for each type of record.
 
     Args:
         examples: an example record of each type, as JSON. A type without an example gets a section without one.
@@ -224,18 +236,19 @@ def records_document(examples: Iterable[str]) -> str:
         "## Samples\n",
         *(_record_type_section(f.type, f.help, by_type) for f in FAMILIES if f is not BLOCK_SPACE),
     ]
-    parts += [_record_type_section(f"qemu.{family.name}", family.help, by_type) for family in TRANSITIONS]
+    parts += [_record_type_section(f"qemu.{family.name}", family.help, by_type) for family in TRANSITION_FAMILIES]
     parts += [
         "## Alerts\n",
         _record_type_section(
             "qemu.alert.write_threshold", "A thin disk exceeded an alert level, or is below it again.", by_type
         ),
     ]
-    parts += [_record_type_section(f"qemu.alert.{alert}", text, by_type) for alert, text in POOL_ALERT_TEXTS.items()]
-    parts += [_record_type_section(f"qemu.alert.{alert}", text, by_type) for alert, text in ALERTS.items()]
+    texts = {name: info.help for name, info in ALERT_CATALOGUE.items() if name != "write_threshold"} | POOL_ALERT_TEXTS
+    texts[CUSTOM] = "An alert of the operator's own, from `alerts.custom` in the config. `alert` has its name."
+    parts += [_record_type_section(f"qemu.alert.{alert}", text, by_type) for alert, text in texts.items()]
     parts += [
         "## The agent\n",
-        *(_record_type_section(f"qemu.{family.name}", family.help, by_type) for family in AGENT_LIFE),
+        *(_record_type_section(f"qemu.{family.name}", family.help, by_type) for family in AGENT_LIFECYCLE),
         _record_type_section(
             "qemu.agent.records_dropped", "Number of records that could not be delivered, by reason.", by_type
         ),
@@ -245,10 +258,10 @@ def records_document(examples: Iterable[str]) -> str:
         _STATES_INTRO,
         *(_record_type_section(f"qemu.{family.name}", family.help, by_type) for family in STATES),
     ]
-    parts += ["## Events\n", _EVENTS_INTRO, "".join(map(_event_row, ROWS))]
+    parts += ["## Events\n", _EVENTS_INTRO, "".join(map(_event_row, EVENT_ROWS))]
     parts += [
         _record_type_section(f"qemu.event.{row.name.lower()}", row.help, by_type)
-        for row in ROWS
+        for row in EVENT_ROWS
         if f"qemu.event.{row.name.lower()}" in by_type
     ]
     return "\n".join(parts)
@@ -338,16 +351,16 @@ _OMITTED = (
 
 
 def queries_document() -> str:
-    """Return the text of docs/qmp-commands.md, with a row for each query."""
+    """Return the text of docs/reference/qmp-commands.md, with a row for each query."""
     rows, omitted = "".join(map(_query_row, QUERIES)), "".join(f"| `{c}` | {f} | {r} |\n" for c, f, r in _OMITTED)
     return "\n".join((_GENERATED_NOTE, "# QMP commands\n", _QUERIES_INTRO + rows, _OMITTED_INTRO + omitted))
 
 
 def _query_row(query: Query) -> str:
     after = (
-        ", ".join(f"`{event}`" for event in events_of(query.name)) if query.policy is not QueryPolicy.REFUSED else ""
+        ", ".join(f"`{event}`" for event in events_of(query.name)) if query.trigger is not QueryTrigger.REFUSED else ""
     )
-    return f"| `{query.name}` | {query.policy.value} | {_escape_cell(query.reason)} | {after} |\n"
+    return f"| `{query.name}` | {query.trigger.value} | {_escape_cell(query.reason)} | {after} |\n"
 
 
 def events_of(command: str) -> list[str]:
@@ -355,7 +368,7 @@ def events_of(command: str) -> list[str]:
     senders = {c.name for c in ALL if command in (sent.name for sent in c.commands(ALL_FEATURES))}
     if command in (sent.name for sent in host_process.COMMANDS):
         senders.add(DISCOVER_PROCESS)
-    return [row.name for row in ROWS if senders & set(row.invalidates)]
+    return [row.name for row in EVENT_ROWS if senders & set(row.invalidates)]
 
 
 _DOCUMENTS = {

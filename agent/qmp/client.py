@@ -6,6 +6,7 @@ loop, because the loop would otherwise have no time for anything else.
 """
 
 import asyncio
+import contextlib
 import getpass
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
@@ -33,6 +34,7 @@ from agent.qmp.protocol import (
     Reply,
     SkippedQmpMessages,
 )
+from agent.qmp.unread_bytes import read_unread_bytes
 
 CommandResult = QmpError | Any
 """The result of one command: the value that QEMU returned, a CommandError if QEMU refused it, or an UnreadableReplyError."""
@@ -308,15 +310,8 @@ class Client(asyncio.Protocol):
         self._end_connection(PreemptedError("a preferred monitor of this VM is available"))
 
     def _write(self, data: Request) -> None:
-        """Write a request, or hold it while reading pauses after a flood."""
-        self.bytes_written += len(data)
-        if self._pause.turns:
-            self._pause.hold(data)
-        else:
-            self._write_request(data)
-
-    def _write_request(self, data: Request) -> None:
         assert self._transport is not None
+        self.bytes_written += len(data)
         if self._is_tls:
             # Send one TLS record per byte: QEMU reads a monitor byte by byte, and before 8.0 it loses the rest of a TLS record (seen on
             # 7.2).
@@ -333,7 +328,7 @@ class Client(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102 - defined by asyncio
         self._transport = cast("asyncio.Transport", transport)  # uvloop's transport is one by behaviour, not by class
         self._is_tls = transport.get_extra_info("ssl_object") is not None
-        self._pause = FloodPause(self._transport, self._write_request)
+        self._pause = FloodPause(self._transport)
         if self.ended.done():  # the deadline of `open` passed in the same turn of the event loop
             self._transport.abort()
 
@@ -348,8 +343,8 @@ class Client(asyncio.Protocol):
             self._end_connection(error)
         if self._has_all_results:
             self._report_results()
-        if self._pause.turns or len(data) >= FLOOD_BYTES:
-            self._pause.on_chunk(len(data))
+        if len(data) >= FLOOD_BYTES:
+            self._pause.begin()
 
     def _report_results(self) -> None:
         """Report the results of the batch to the caller that waits for them, if one still waits."""
@@ -363,7 +358,14 @@ class Client(asyncio.Protocol):
             on_results(results)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102 - defined by asyncio
+        assert self._transport is not None
+        unread = b"" if self.ended.done() else read_unread_bytes(self._transport)
         self._end_connection(NotConnectedError(str(exc) if exc else "QEMU closed the connection"))
+        self.bytes_read += len(unread)
+        with contextlib.suppress(ProtocolError):
+            for message in self._qmp.receive(unread):
+                if isinstance(message, Event):
+                    self._on_event(message)
 
     def _dispatch_message(self, message: object) -> None:
         match message:

@@ -205,4 +205,4 @@ def test_requests_are_encoded_in_one_file_and_written_in_one_function() -> None:
     writers = re.findall(
         r"    def (\w+)\((?:(?!    def ).)*?\.write\(", (ROOT / "agent/qmp/client.py").read_text(), re.DOTALL
     )
-    assert writers == ["_write_request"]
+    assert writers == ["_write"]

@@ -1,12 +1,18 @@
 """The client and events: order, delays, callbacks that fail, and floods."""
 
 import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import uvloop
 
-from agent.qmp.commands import Command
+from agent.monitors.dial import unix_connector
+from agent.qmp.client import Client
+from agent.qmp.commands import AllowList, Command
 from agent.qmp.errors import (
     NotConnectedError,
     QmpError,
@@ -133,6 +139,37 @@ async def test_a_command_during_a_flood_from_a_closed_peer_loses_no_event(folder
         with pytest.raises(QmpError):
             await client.execute([Command("query-status")], deadline=TIMEOUT_SECONDS)
     assert (len(received), received[-1]) == (1301, "SHUTDOWN")
+
+
+async def run_command_at_closed_peer(path: Path) -> list[str]:
+    """Let a peer send SHUTDOWN and close, and send it a command before anything is read. Return the names of the received events."""
+    received = list[str]()
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        opening = asyncio.create_task(
+            Client.open(unix_connector(str(path)), AllowList(), lambda event: received.append(event.name))
+        )
+        peer, _ = await loop.sock_accept(listener)
+        with peer:
+            await loop.sock_sendall(peer, line(HELLO))
+            await loop.sock_recv(peer, 500)
+            await loop.sock_sendall(peer, line(DONE))
+            client = await opening
+            peer.send(line({"event": "SHUTDOWN"}))
+    with contextlib.closing(client), pytest.raises(NotConnectedError):
+        await client.execute([STATUS], deadline=TIMEOUT_SECONDS)
+    return received
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_command_to_a_peer_that_has_closed_loses_no_event(
+    folder: Path, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        assert runner.run(run_command_at_closed_peer(folder / "peer")) == ["SHUTDOWN"]
 
 
 async def test_commands_are_answered_during_a_flood(folder: Path) -> None:

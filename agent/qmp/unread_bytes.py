@@ -1,0 +1,25 @@
+"""The bytes that a peer sent before its connection ended, and that the event loop did not read."""
+
+import asyncio
+import contextlib
+import os
+
+MAX_BYTES = 1 << 20
+"""Maximum number of bytes to read. For a Unix socket, the kernel keeps at most 208 KiB by default (`net.core.wmem_default`)."""
+
+
+def read_unread_bytes(transport: asyncio.BaseTransport) -> bytes:
+    """Return the bytes that the kernel still holds for a transport. Call this in `connection_lost` only. It never waits.
+
+    asyncio and uvloop stop reading when a write fails. A QEMU that ends sends SHUTDOWN and closes its monitors. If the agent writes a
+    command before it reads the event, the write fails, and the event stays in the kernel.
+    """
+    # TLS needs the keys of the transport to read more.
+    if transport.get_extra_info("ssl_object") is not None:
+        return b""
+    socket = transport.get_extra_info("socket")
+    unread = bytearray()
+    with contextlib.suppress(OSError):  # nothing is left, or the kernel reports why the connection ended
+        while len(unread) < MAX_BYTES and (data := os.read(socket.fileno(), MAX_BYTES - len(unread))):
+            unread += data
+    return bytes(unread)

@@ -78,11 +78,11 @@ class DiskAlerts:
             state.space_changed = True
             state.refreshes |= {"block", "nodes"}
 
-    def restore_disks(self, state: VmProcessState, notes: Mapping[str, Any]) -> None:
-        """Restore a process's disks from their notes, by device."""
-        for device, note in notes.items():
+    def restore_disks(self, state: VmProcessState, entries: Mapping[str, Any]) -> None:
+        """Restore a process's disks from the values that an earlier run stored, by device."""
+        for device, value in entries.items():
             state.trackers[device] = tracker = self._new_tracker(state, device)
-            tracker.restore(note)
+            tracker.restore(value)
 
     def _new_tracker(self, state: VmProcessState, device: str) -> ThresholdTracker:
         return ThresholdTracker(self._policy_lookup(state.vm, device))

@@ -58,7 +58,7 @@ class DiskUsage:
     _pool_mark: tuple[float, int] = (-1.0, 0)  # time of the pool's last reading, and the usage at the next poll
     _layers_offset: int = 0  # the highest write offset and the allocated bytes when the layers were polled last
     _layers_allocated: int = 0
-    # Path, highest write offset and identity in an earlier run's note.
+    # Path, highest write offset and identity that an earlier run stored.
     _restored_write: tuple[str, int, str] = ("", 0, "")
 
     @property
@@ -216,7 +216,7 @@ class DiskUsage:
         self.offset = max(self.offset, offset)
         self._update_limit()
 
-    def to_note(self) -> list[str | int]:
+    def state_to_store(self) -> list[str | int]:
         """Return the path, the highest write offset and the identity of the storage, for the next run of the agent."""
         return list(self._highest_write)
 
@@ -224,9 +224,9 @@ class DiskUsage:
     def _highest_write(self) -> tuple[str, int, str]:
         return (self.storage.path, self.offset, self.storage.identity) if self.is_polled else self._restored_write
 
-    def restore(self, note: object) -> None:
-        """Restore a note that `to_note` returned in an earlier run. An invalid note is ignored."""
-        match note:
+    def restore(self, stored: object) -> None:
+        """Restore what `state_to_store` returned in an earlier run. Ignore an invalid value."""
+        match stored:
             case [path, offset, str(identity)]:
                 place = parse_name_and_bytes([path, offset])
                 self._restored_write = (*place, identity) if place is not None else ("", 0, "")

@@ -38,7 +38,7 @@ class HighestWrite:
     Attributes:
         size, identity: Size and device identity of the image; see `ImageKey`.
         offset: The highest write offset that was ever polled, in bytes.
-        persisted_offset: The offset in the image's stored note; 0 if no note is stored.
+        persisted_offset: The offset in the image's persistent entry; 0 if no entry is stored.
     """
 
     size: int
@@ -77,8 +77,8 @@ class HighestWriteStore:
             if self._by_path.pop(oldest_path).persisted_offset:
                 self._forgotten_paths.append(oldest_path)
 
-    def notes_due(self) -> Iterator[tuple[str, Any]]:
-        """Yield the path and the note of each image whose note has to be stored now. The note None deletes a stored note."""
+    def entries_to_store(self) -> Iterator[tuple[str, Any]]:
+        """Yield the path and the value of each image whose persistent entry has to be stored now. The value None deletes a stored entry."""
         forgotten_paths, self._forgotten_paths = self._forgotten_paths, []
         yield from ((path, None) for path in forgotten_paths)
         for path, write in self._by_path.items():
@@ -87,8 +87,8 @@ class HighestWriteStore:
                 write.persisted_offset = write.offset
                 yield path, [write.size, write.offset, write.identity]
 
-    def restore(self, path: str, note: object) -> None:
-        """Restore an image from the note that an earlier run stored. An invalid note is ignored."""
-        match note:
+    def restore(self, path: str, stored: object) -> None:
+        """Restore an image from the value that an earlier run stored. Ignore an invalid value."""
+        match stored:
             case [int(size), int(offset), str(identity)] if 0 < offset <= MAX_SIZE_BYTES and size >= 0:
                 self._by_path[path] = HighestWrite(size, identity, offset, persisted_offset=offset)

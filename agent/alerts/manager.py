@@ -1,7 +1,8 @@
 """Alerts of all VMs: write thresholds, events, jobs and run states, in one store. Pure.
 
-The manager returns the records to send and the commands to execute. With each record it returns a note: the state after the record. The
-journal stores the record and the note in one transaction. So each alert is emitted exactly once, even if the agent is killed.
+The manager returns the records to send and the commands to execute. With each record it returns a persistent entry with the VM's state
+after the record. The journal stores the record and the entry in one transaction. So each alert is emitted exactly once, even if the agent
+is killed.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from agent.alerts.event_alerts import HANDLED_EVENTS, EventAlerts
 from agent.alerts.guest_alerts import GuestAlerts
 from agent.alerts.guest_policy import GuestAlertPolicy
 from agent.alerts.highest_writes import HighestWriteStore
-from agent.alerts.notes import AlertNotes, Note
+from agent.alerts.persistence import AlertPersistence, EntryNameAndValue
 from agent.alerts.policy import AlertPolicy
 from agent.alerts.processes import IsProcessAlive, ProcessRegistry
 from agent.alerts.run_state_alerts import RunStateAlerts
@@ -37,12 +38,12 @@ class PendingAlert:
 
     Attributes:
         record: The record.
-        note: The VM's note after this record, to store in one transaction with the record. So no alert counts as emitted before its
-            record is on disk.
+        entry: The VM's state after this record. The journal stores both in one transaction. So no alert counts as emitted before its record
+            is on disk.
     """
 
     record: Record
-    note: Note
+    entry: EntryNameAndValue
 
     @property
     def uuid(self) -> str:
@@ -56,7 +57,7 @@ class AlertManager:
     Attributes:
         store: The firing alerts.
         conditions: The alerts on samples and events: the agent's own, and the operator's. It also applies the config's changes to them.
-        notes: The state to store for the next run of the agent.
+        entries: The state to store for the next run of the agent.
     """
 
     def __init__(
@@ -89,7 +90,9 @@ class AlertManager:
         self.conditions = ConditionAlerts(self.store)
         self.disk_lookup = DiskLookup(self._processes, self._disks)
         self.threshold_commands = ThresholdCommands(self._processes, self._disks)
-        self.notes = AlertNotes(host, self.store, self._processes, highest_writes, self.conditions.samples.ages)
+        self.persistence = AlertPersistence(
+            host, self.store, self._processes, highest_writes, self.conditions.samples.ages
+        )
 
     def set_policy(self, policy_lookup: PolicyLookup) -> None:
         """Use another threshold policy, and make a poll of all disks due now. The policy applies to each disk from that poll on."""
@@ -119,7 +122,7 @@ class AlertManager:
         if state.restored_disks and state.is_active:
             self._disks.restore_disks(state, state.restored_disks)
             state.restored_disks = {}
-        return self._add_notes(self._shared_uuids.switch_primary(vm.uuid, time_ns))
+        return self._to_pending_alerts(self._shared_uuids.switch_primary(vm.uuid, time_ns))
 
     def on_gone(self, vm: Vm, now: float, *, permanently: bool, time_ns: int = 0) -> list[PendingAlert]:
         """Handle a VM that was detached.
@@ -134,7 +137,7 @@ class AlertManager:
         if state is None:
             return []
         state.gone_at, state.gone_permanently = (now - AWAY_SECONDS if permanently else now), permanently
-        return self._add_notes(self._shared_uuids.switch_primary(vm.uuid, time_ns))
+        return self._to_pending_alerts(self._shared_uuids.switch_primary(vm.uuid, time_ns))
 
     def tick(self, now: float, now_ns: int) -> list[PendingAlert]:
         """Fire and resolve the alerts that depend on time. Call it about once a second.
@@ -143,7 +146,7 @@ class AlertManager:
             now: The current time on the monotonic clock, in seconds.
             now_ns: The current time in nanoseconds since the epoch.
         """
-        return self._add_notes(self._on_tick(now, now_ns))
+        return self._to_pending_alerts(self._on_tick(now, now_ns))
 
     def _on_tick(self, now: float, now_ns: int) -> Iterator[Record]:
         yield from self.store.resolve_expired(now_ns)
@@ -177,12 +180,12 @@ class AlertManager:
             return []
         if event.time_ns > now_ns:  # the event came from a host whose clock is ahead
             event = event._replace(time_ns=now_ns)
-        pending = self._add_notes(self._events.on_event(state, event, name, now_ns))
+        pending = self._to_pending_alerts(self._events.on_event(state, event, name, now_ns))
         if name in conditions.events:
             is_disk = event.data["category"] == Category.BLOCK
             subject = self.disk_lookup.subject_of(event) if is_disk else event.subject
-            pending += self._add_notes(conditions.on_event(state, event, name, subject, now_ns))
-        return pending + self._add_notes(self._shared_uuids.switch_primary(event.vm.uuid, event.time_ns))
+            pending += self._to_pending_alerts(conditions.on_event(state, event, name, subject, now_ns))
+        return pending + self._to_pending_alerts(self._shared_uuids.switch_primary(event.vm.uuid, event.time_ns))
 
     def on_run_state(self, vm: Vm, time_ns: int, *, running: bool, status: str = "") -> list[PendingAlert]:
         """Handle a poll of the run state.
@@ -196,13 +199,15 @@ class AlertManager:
         state = self._processes.find_attached(vm)
         if state is None:
             return []
-        pending = self._add_notes(self._run_states.on_poll(state, status, time_ns, running=running))
-        return pending + self._add_notes(self._shared_uuids.switch_primary(vm.uuid, time_ns))
+        pending = self._to_pending_alerts(self._run_states.on_poll(state, status, time_ns, running=running))
+        return pending + self._to_pending_alerts(self._shared_uuids.switch_primary(vm.uuid, time_ns))
 
     def on_migration(self, vm: Vm, status: str, time_ns: int) -> list[PendingAlert]:
         """Handle a poll of the migration; `time_ns` is when the query was sent, in nanoseconds since the epoch."""
         state = self._processes.find_attached(vm)
-        return self._add_notes(self._run_states.on_migration(state, status, time_ns)) if state is not None else []
+        return (
+            self._to_pending_alerts(self._run_states.on_migration(state, status, time_ns)) if state is not None else []
+        )
 
     def on_jobs(self, vm: Vm, samples: Iterable[Sample], time_ns: int, now_ns: int) -> list[PendingAlert]:
         """Handle a poll of the jobs.
@@ -214,7 +219,9 @@ class AlertManager:
             now_ns: The current time in nanoseconds since the epoch.
         """
         state = self._processes.find_attached(vm)
-        return self._add_notes(self._events.on_jobs(state, samples, time_ns, now_ns)) if state is not None else []
+        return (
+            self._to_pending_alerts(self._events.on_jobs(state, samples, time_ns, now_ns)) if state is not None else []
+        )
 
     def on_conditions(
         self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
@@ -230,26 +237,30 @@ class AlertManager:
         state = self._processes.find_attached(vm)
         if state is None:
             return []
-        return self._add_notes(self.conditions.on_samples(state, families, samples, time_ns))
+        return self._to_pending_alerts(self.conditions.on_samples(state, families, samples, time_ns))
 
     def on_guest_channel(self, vm: Vm, time_ns: int, *, connected: bool) -> list[PendingAlert]:
         """Handle a poll of the guest agent's channel; `connected` is whether the guest has opened it."""
         state = self._processes.find_attached(vm)
         if state is None:
             return []
-        return self._add_notes(self._guests.on_channel(state, time_ns, connected=connected))
+        return self._to_pending_alerts(self._guests.on_channel(state, time_ns, connected=connected))
 
     def on_guest_samples(
         self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
     ) -> list[PendingAlert]:
         """Handle a query of a guest agent: all samples of these families."""
         state = self._processes.find_attached(vm)
-        return self._add_notes(self._guests.on_samples(state, families, samples, time_ns)) if state is not None else []
+        return (
+            self._to_pending_alerts(self._guests.on_samples(state, families, samples, time_ns))
+            if state is not None
+            else []
+        )
 
     def on_guest_disabled(self, vm: Vm, time_ns: int) -> list[PendingAlert]:
         """Handle a VM whose guest agent is no longer queried."""
         state = self._processes.find_attached(vm)
-        return self._add_notes(self._guests.on_disabled(state, time_ns)) if state is not None else []
+        return self._to_pending_alerts(self._guests.on_disabled(state, time_ns)) if state is not None else []
 
     def on_samples(
         self, vm: Vm, samples: Sequence[Sample], now: float, time_ns: int, *, families: Collection[Family] = ()
@@ -270,9 +281,9 @@ class AlertManager:
         if state is None:
             return [], []
         records = self._disks.on_samples(state, samples, families, now, time_ns) if state.is_active else ()
-        pending = self._add_notes(records)
-        pending += self._add_notes(self._run_states.on_devices(state, samples, families, time_ns))
+        pending = self._to_pending_alerts(records)
+        pending += self._to_pending_alerts(self._run_states.on_devices(state, samples, families, time_ns))
         return pending, self._disks.space_samples(state) if state.is_active else []
 
-    def _add_notes(self, records: Iterable[Record]) -> list[PendingAlert]:
-        return [PendingAlert(record, self.notes.note_of_vm(record.vm.uuid)) for record in records]
+    def _to_pending_alerts(self, records: Iterable[Record]) -> list[PendingAlert]:
+        return [PendingAlert(record, self.persistence.entry_of_vm(record.vm.uuid)) for record in records]

@@ -15,13 +15,13 @@ from agent.alerts.store import Alert, AlertStore
 from agent.host.pools.base import Pool, PoolKind
 from agent.model.record import Record, Severity, Vm, sanitize
 
-POOL_NOTE_PREFIX = "pools/"
-"""Prefix of the names of the pools' notes; a pool's key follows."""
+POOL_ENTRY_PREFIX = "pools/"
+"""Prefix of the name of a pool's persistent entry. The pool's key follows."""
 
 MAX_EXCEEDED = 1000
-"""Maximum number of exceeded levels that are restored from a note."""
+"""Maximum number of exceeded levels of a pool that are restored after a restart of the agent."""
 
-Note = tuple[str, Any]
+EntryNameAndValue = tuple[str, Any]
 
 GrowersLookup = Callable[[PoolUsage], Sequence[GrowingDisk]]
 """Returns the disks on a pool that grow fastest."""
@@ -155,51 +155,51 @@ class PoolAlerts:
 
     # Persistence.
 
-    def note_of(self, usage: PoolUsage) -> Note:
-        """Return the name and the content of a pool's note. The next run of the agent restores it."""
+    def entry_of(self, usage: PoolUsage) -> EntryNameAndValue:
+        """Return the name and the value of a pool's persistent entry, which the next run of the agent restores."""
         pool = usage.pool
-        return POOL_NOTE_PREFIX + pool.key, {
+        return POOL_ENTRY_PREFIX + pool.key, {
             "name": usage.name,
             "pool": [pool.kind.value, pool.name, pool.type, pool.path],
             "exceeded": sorted(usage.exceeded),
-            "firing": self._store.to_note(usage.owner),
-            "growth": usage.growth.to_note(),
+            "firing": self._store.state_to_store(usage.owner),
+            "growth": usage.growth.state_to_store(),
         }
 
-    def notes_due(self) -> list[Note]:
-        """Return the notes to store now: of pools whose history has a new point, and None as the value for removed pools."""
+    def entries_to_store(self) -> list[EntryNameAndValue]:
+        """Return the entries to store now, for pools whose history has a new point. The entry of a removed pool has the value None."""
         usages = [usage for usage in self._registry if usage.pool.kind is not PoolKind.DEVICE]
         due = [
-            self.note_of(usage)
+            self.entry_of(usage)
             for usage in usages
             if usage.growth.kept_points != self._stored_points.get(usage.pool.key, 0)
         ]
         gone = self._stored_points.keys() - {usage.pool.key for usage in usages}
         self._stored_points = {usage.pool.key: usage.growth.kept_points for usage in usages if usage.growth.kept_points}
-        return [*due, *((POOL_NOTE_PREFIX + key, None) for key in gone)]
+        return [*due, *((POOL_ENTRY_PREFIX + key, None) for key in gone)]
 
-    def restore(self, notes: Mapping[str, object], now: float) -> None:
-        """Restore the pools and their alerts from the notes of an earlier run. Invalid notes are ignored.
+    def restore(self, entries: Mapping[str, object], now: float) -> None:
+        """Restore the pools and their alerts from the entries of an earlier run. Ignore invalid entries.
 
         Args:
-            notes: content of each note by its name.
+            entries: value of each entry, by its name.
             now: the current time in seconds since the epoch.
         """
-        for name, note in notes.items():
-            if name.startswith(POOL_NOTE_PREFIX) and isinstance(note, dict):
-                self._restore_pool(name.removeprefix(POOL_NOTE_PREFIX), note, now)
+        for name, value in entries.items():
+            if name.startswith(POOL_ENTRY_PREFIX) and isinstance(value, dict):
+                self._restore_pool(name.removeprefix(POOL_ENTRY_PREFIX), value, now)
 
-    def _restore_pool(self, key: str, note: Mapping[str, Any], now: float) -> None:
-        match note.get("pool"), note.get("name"):
+    def _restore_pool(self, key: str, value: Mapping[str, Any], now: float) -> None:
+        match value.get("pool"), value.get("name"):
             case [[str(kind), str(pool_name), str(pool_type), str(path)], str(name)] if kind in list(PoolKind):
                 usage = self._registry.add(Pool(key, PoolKind(kind), pool_name, pool_type, path), name)
             case _:
                 return
         usage.unused_since = now
-        exceeded = note.get("exceeded")
+        exceeded = value.get("exceeded")
         texts: Iterable[object] = exceeded[:MAX_EXCEEDED] if isinstance(exceeded, list) else ()
         usage.exceeded = frozenset(text for text in texts if isinstance(text, str))
-        usage.growth.restore(note.get("growth"), now)
-        self._store.restore(self._vm, usage.owner, note.get("firing"))
+        usage.growth.restore(value.get("growth"), now)
+        self._store.restore(self._vm, usage.owner, value.get("firing"))
         self._stored_points[key] = usage.growth.kept_points
         self.on_new_pool(usage)

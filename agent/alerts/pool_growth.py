@@ -100,7 +100,7 @@ class PoolGrowth:
     """History of a pool's used bytes over the last day. Times are in seconds since the epoch, because the history survives restarts."""
 
     kept_points: int = 0
-    """Total number of points that were added to the series that `to_note` returns."""
+    """Total number of points that were added to the series that `state_to_store` returns."""
     _series: tuple[_TimeSeries, ...] = field(default_factory=_new_series)
     _last: tuple[float, float] | None = None
     _same_since: float = inf  # since when the used bytes have not changed
@@ -191,14 +191,14 @@ class PoolGrowth:
 
     # Persistence.
 
-    def to_note(self) -> list[list[int]]:
+    def state_to_store(self) -> list[list[int]]:
         """Return the points of the last day as a list of `[time, used bytes]`."""
         day = self._series[-1]
         return [[int(at), int(used)] for at, used in zip(day.times, day.used, strict=True)]
 
-    def restore(self, note: object, now: float) -> None:
-        """Restore the points that `to_note` returned in an earlier run. Invalid, old and future points are ignored."""
-        for point in note if isinstance(note, list) else ():
+    def restore(self, stored: object, now: float) -> None:
+        """Restore the points that `state_to_store` returned in an earlier run. Ignore invalid, old and future points."""
+        for point in stored if isinstance(stored, list) else ():
             match point:
                 case [int(at), int(used)] if now - DAY_SECONDS * (1 + TOLERANCE) <= at <= now and 0 <= used < 1 << 63:
                     self._series[-1].add(at, used)

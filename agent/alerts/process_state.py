@@ -48,7 +48,7 @@ class VmProcessState:
         run: The run state of the guest.
         is_active: Whether the agent evaluates the disks. For the destination of a migration it is false until the guest runs there.
         trackers: Levels and write threshold of each disk, by device.
-        restored_disks: Disk notes of an earlier run, by device, until the VM is attached.
+        restored_disks: State of disks that an earlier run stored, by device. Empty once the VM is attached.
         offsets: Highest write offset in bytes, by storage node.
         aliases: Devices by their other names: QOM paths, block backends and block nodes, including the filter nodes of jobs.
         layers: Device, layer and path of each disk layer, by the layer's block node.
@@ -60,7 +60,7 @@ class VmProcessState:
         migration_ns: Time of the newest migration status.
         refreshes: Names of the collectors to run now.
         fresh_slots: Devices whose threshold slot was read, without a later command or event for the slot.
-        is_start_stored: Whether the VM's note shows that the guest has run or was reset.
+        is_start_stored: Whether the VM's persistent entry shows that the guest has run or was reset.
         has_run_state: Whether the run state was polled since the process was attached.
         gone_at: Monotonic time in seconds at which the process was detached; None while it is attached.
         gone_permanently: Whether the guest shut down or migrated away.
@@ -123,7 +123,7 @@ class VmProcessState:
             name, self.vm, subject, level, severity, time_ns, data, owner=owner, instance=instance, **attributes
         )
 
-    def disk_notes(self) -> dict[str, Any]:
-        """Return the notes of the disks for the next run of the agent, by device."""
-        notes = dict(self.restored_disks)
-        return notes | {device: tracker.to_note() for device, tracker in self.trackers.items()}
+    def disk_state_to_store(self) -> dict[str, Any]:
+        """Return the state of the disks to store for the next run of the agent, by device."""
+        entries = dict(self.restored_disks)
+        return entries | {device: tracker.state_to_store() for device, tracker in self.trackers.items()}

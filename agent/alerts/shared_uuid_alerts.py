@@ -46,7 +46,7 @@ class SharedUuidAlerts:
         reason = "vm_gone" if primary.gone_at is not None else "migrated"
         self._processes.make_primary(successor)
         if inherits:
-            self._disks.restore_disks(successor, primary.disk_notes())
+            self._disks.restore_disks(successor, primary.disk_state_to_store())
         primary.trackers, primary.restored_disks = {}, {}
         self._store.reassign(kept, successor.vm, successor.owner)
         self._run_states.on_attached(successor)

@@ -100,7 +100,7 @@ class Alert:
 MAX_SUBJECT_ALERTS = 256
 """Maximum number of firing alerts with a subject for one process. A QEMU chooses the names of its devices, jobs and nodes.
 
-Each record is stored with a note of all alerts of the VM. Without a limit, storing alerts for 1,500 names took 44 s.
+The journal stores each alert's record together with all alerts of the VM. Without a limit, storing alerts for 1,500 names took 44 s.
 """
 
 
@@ -233,7 +233,7 @@ class AlertStore:
 
     # Persistence.
 
-    def to_note(self, owner: int) -> list[dict[str, Any]]:
+    def state_to_store(self, owner: int) -> list[dict[str, Any]]:
         """Return the firing alerts of a process for the next run of the agent, as JSON values."""
         return [
             {
@@ -255,9 +255,9 @@ class AlertStore:
             for alert in self.alerts_of_owner(owner)
         ]
 
-    def restore(self, vm: Vm, owner: int, note: object) -> None:
-        """Restore the alerts in a note that `to_note` returned in an earlier run. Invalid values are ignored."""
-        for fields in note if isinstance(note, list) else ():
+    def restore(self, vm: Vm, owner: int, stored: object) -> None:
+        """Restore the alerts that `state_to_store` returned in an earlier run. Ignore invalid values."""
+        for fields in stored if isinstance(stored, list) else ():
             try:
                 alert = Alert(
                     fields["name"],

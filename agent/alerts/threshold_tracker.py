@@ -27,7 +27,7 @@ from agent.alerts.write_threshold_slot import NodeThreshold, WriteThresholdSlot,
 LAYER_REFRESH_SHARE = 0.01
 """The layers of a file are polled again after writes have extended the file by this share of its limit."""
 MAX_EXCEEDED_LEVELS = 1000
-"""Maximum number of exceeded levels to restore from a note."""
+"""Maximum number of exceeded levels that are restored after a restart of the agent."""
 
 
 @dataclass(slots=True)
@@ -258,19 +258,23 @@ class ThresholdTracker:
         """True if there is state to store for the next run of the agent."""
         return bool(self._exceeded) or self.slot.threshold is not None
 
-    def to_note(self) -> dict[str, Any]:
+    def state_to_store(self) -> dict[str, Any]:
         """Return the state to store for the next run of the agent, as JSON values."""
-        return {"exceeded": sorted(self._exceeded), **self.slot.to_note(), "highest_write": self.usage.to_note()}
+        return {
+            "exceeded": sorted(self._exceeded),
+            **self.slot.state_to_store(),
+            "highest_write": self.usage.state_to_store(),
+        }
 
-    def restore(self, note: object) -> None:
-        """Restore a note that `to_note` returned in an earlier run. Invalid values are ignored."""
-        if not isinstance(note, dict):
+    def restore(self, stored: object) -> None:
+        """Restore what `state_to_store` returned in an earlier run. Ignore invalid values."""
+        if not isinstance(stored, dict):
             return
-        exceeded = note.get("exceeded")
+        exceeded = stored.get("exceeded")
         if isinstance(exceeded, list):
             self._exceeded = frozenset(text for text in exceeded[:MAX_EXCEEDED_LEVELS] if isinstance(text, str))
-        self.slot.restore(note)
-        self.usage.restore(note.get("highest_write"))
+        self.slot.restore(stored)
+        self.usage.restore(stored.get("highest_write"))
 
 
 def _resolved_reason(*, is_level: bool, is_replaced: bool) -> ResolvedReason:

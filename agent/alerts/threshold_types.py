@@ -149,9 +149,9 @@ def is_same_identity(first: str, second: str) -> bool:
     return not first or not second or first == second
 
 
-def parse_name_and_bytes(note: object) -> tuple[str, int] | None:
-    """Parse a list of a name and a number of bytes in a note; return None if the note is anything else."""
-    match note:
+def parse_name_and_bytes(stored: object) -> tuple[str, int] | None:
+    """Parse a stored list of a name and a number of bytes. Return None for any other value."""
+    match stored:
         case [str(name), int(value)] if not isinstance(value, bool) and 0 <= value <= MAX_SIZE_BYTES:
             return name, value
     return None

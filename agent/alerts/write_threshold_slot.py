@@ -167,16 +167,16 @@ class WriteThresholdSlot:
     def _change_state(self, slot_input: WriteThresholdStateInput) -> None:
         self.state = WRITE_THRESHOLD_TRANSITIONS[self.state].get(slot_input, self.state)
 
-    def to_note(self) -> dict[str, Any]:
+    def state_to_store(self) -> dict[str, Any]:
         """Return the state to store for the next run of the agent, as JSON values."""
         return {
             "threshold": list(self.threshold) if self.threshold is not None else None,
             "own_thresholds": [list(own) for own in self._own],
         }
 
-    def restore(self, note: Mapping[str, Any]) -> None:
-        """Restore a note that `to_note` returned in an earlier run. Invalid values are ignored."""
-        own = note.get("own_thresholds")
+    def restore(self, stored: Mapping[str, Any]) -> None:
+        """Restore what `state_to_store` returned in an earlier run. Ignore invalid values."""
+        own = stored.get("own_thresholds")
         parsed = map(parse_name_and_bytes, own if isinstance(own, list) else ())
-        self.threshold = parse_name_and_bytes(note.get("threshold"))
+        self.threshold = parse_name_and_bytes(stored.get("threshold"))
         self._own = [threshold for threshold in parsed if threshold is not None][-MAX_OWN_THRESHOLDS:]

@@ -234,7 +234,7 @@ class Agent:
             tasks.create_task(self.lifecycle.run(), name="heartbeat")
             tasks.create_task(self.publisher.store_run_id(), name="run id")
             if self.states is not None:
-                self.states.restore(self.publisher.delivery.stored_notes)
+                self.states.restore(self.publisher.delivery.stored_entries)
                 tasks.create_task(self.states.run(), name="states")
             tasks.create_task(self.storage.run(), name="storage")
             tasks.create_task(self.host_resources.run(), name="host")

@@ -23,20 +23,21 @@ from agent.exposition.snapshot import Snapshot
 from agent.model.agent_lifecycle import HEARTBEAT, STARTED, STOPPING
 from agent.model.family import Family
 from agent.model.metrics.runstate import RUNSTATE
-from agent.model.record import PersistentNote, Record, Vm
+from agent.model.persistent_entry import PersistentEntry
+from agent.model.record import Record, Vm
 from agent.session.api import MonitorState
 
 HEARTBEAT_SECONDS = 30.0
 """Time between two heartbeats."""
 
-RUN_NOTE = "agent_run"
-"""Name of the note in the journal with the state of the last run: `started`, or `stopped` after it ended on request."""
+LAST_RUN_ENTRY_NAME = "agent_run"
+"""Name of the persistent entry with the state of the last run: `started`, or `stopped` if it ended on request."""
 
 MAX_UNDELIVERED_HEARTBEATS = 120
 """Maximum number of heartbeats whose delivery is tracked: the heartbeats of the last hour."""
 
 _PREVIOUS_RUN = {"started": "died", "stopped": "stopped"}
-"""How the previous run ended, by the value of its note in the journal."""
+"""How the previous run ended, by the value of the entry that it left in the journal."""
 
 
 class AgentLifecycle:
@@ -77,13 +78,13 @@ class AgentLifecycle:
         self._delivered_at = self._started_ns / 1e9
 
     def on_started(self) -> None:
-        """Publish `qemu.agent.started`. The journal must be open, because its note contains how the previous run ended."""
-        note = self._publisher.delivery.stored_notes.get(RUN_NOTE)
-        previous = _PREVIOUS_RUN.get(note) if isinstance(note, str) else None
+        """Publish `qemu.agent.started`. The journal must be open, because it stores how the previous run ended."""
+        last_run = self._publisher.delivery.stored_entries.get(LAST_RUN_ENTRY_NAME)
+        previous = _PREVIOUS_RUN.get(last_run) if isinstance(last_run, str) else None
         data = self.run_fields()
         if previous is not None:
             data["previous_run"] = previous
-        self._publish_record(STARTED, data, PersistentNote(RUN_NOTE, "started"))
+        self._publish_record(STARTED, data, PersistentEntry(LAST_RUN_ENTRY_NAME, "started"))
 
     async def run(self) -> None:
         """Publish a heartbeat at once and at each interval, until cancelled."""
@@ -94,7 +95,7 @@ class AgentLifecycle:
 
     def on_stopping(self) -> None:
         """Publish `qemu.agent.stopping`, after the sessions have ended."""
-        self._publish_record(STOPPING, self.run_fields(), PersistentNote(RUN_NOTE, "stopped"))
+        self._publish_record(STOPPING, self.run_fields(), PersistentEntry(LAST_RUN_ENTRY_NAME, "stopped"))
 
     def heartbeat_delivered_at(self) -> float:
         """Return when the last delivered heartbeat was published, in seconds since the epoch; the agent's start if there is none."""
@@ -141,9 +142,9 @@ class AgentLifecycle:
             self._digest = config, hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
         return self._digest[1]
 
-    def _publish_record(self, family: Family, data: dict[str, Any], note: PersistentNote | None = None) -> str:
+    def _publish_record(self, family: Family, data: dict[str, Any], entry: PersistentEntry | None = None) -> str:
         vm = Vm(self._config().host, "", "")
-        return self._publisher.publish(Record(f"qemu.{family.name}", vm, data, time.time_ns()), note)
+        return self._publisher.publish(Record(f"qemu.{family.name}", vm, data, time.time_ns()), entry)
 
 
 class AgentLifecycleMetrics(Collector):

@@ -1,6 +1,6 @@
 """Forwards events and samples to the alert manager, publishes its alerts, and stores their state for the next start of the agent.
 
-A note in the journal contains the state of all alerts of a VM. The record of an alert and the note are stored in one transaction.
+A persistent entry in the journal contains the state of all alerts of a VM. The journal stores it in one transaction with an alert's record.
 """
 
 import asyncio
@@ -30,7 +30,8 @@ from agent.model.family import Family, Sample
 from agent.model.metrics.guest import GUEST_AGENT
 from agent.model.metrics.migration import MIGRATION
 from agent.model.metrics.runstate import RUNSTATE
-from agent.model.record import PersistentNote, Record, Vm
+from agent.model.persistent_entry import PersistentEntry
+from agent.model.record import Record, Vm
 from agent.session.api import VmChange
 
 _log = logging.getLogger("agent")
@@ -85,9 +86,9 @@ class AlertPublisher:
 
     def restore(self) -> None:
         """Restore the alerts of the previous run from the journal."""
-        notes = self._publisher.delivery.stored_notes
-        self.manager.notes.restore(notes, time.monotonic())
-        self.pools.restore(notes, time.time())
+        entries = self._publisher.delivery.stored_entries
+        self.manager.persistence.restore(entries, time.monotonic())
+        self.pools.restore(entries, time.time())
 
     def set_policy(self, config: AlertsConfig) -> None:
         """Apply a new config to the alerts of all disks and guests."""
@@ -162,21 +163,22 @@ class AlertPublisher:
             self.publish(self.manager.on_conditions(vm, families, samples, time_ns))
 
     async def tick(self) -> None:
-        """Update the alerts that depend on time, and store the notes that changed. The caller calls this about once a second."""
+        """Update the alerts that depend on time, and store the entries that changed. The caller calls this about once a second."""
         self.publish(self.manager.tick(time.monotonic(), time.time_ns()))
         delivery = self._publisher.delivery
         if delivery.journal is None or delivery.journal.error is not None:
-            return  # the notes are stored at a later tick
-        notes = [
-            PersistentNote(*note) for note in (*self.manager.notes.notes_due(time.time_ns()), *self.pools.notes_due())
+            return  # the entries are stored at a later tick
+        entries = [
+            PersistentEntry(*entry)
+            for entry in (*self.manager.persistence.entries_to_store(time.time_ns()), *self.pools.entries_to_store())
         ]
-        await asyncio.gather(*(self._publisher.persist_note(note) for note in notes))  # all in one commit
+        await asyncio.gather(*(self._publisher.persist_entry(entry) for entry in entries))  # all in one commit
 
     def publish(self, pending: Sequence[PendingAlert]) -> None:
-        """Publish alerts. The journal stores each alert and its note in one transaction."""
+        """Publish alerts. The journal stores each alert and its entry in one transaction."""
         for alert in pending:
             record = alert.record._replace(causation_id=self.cause_of(alert.record))
-            self._publisher.publish(record, PersistentNote(*alert.note))
+            self._publisher.publish(record, PersistentEntry(*alert.entry))
             self.on_record(record)
             level = logging.WARNING if record.data["state"] == "firing" else logging.INFO
             what = " of ".join(filter(None, (record.data["alert"], record.subject)))

@@ -10,7 +10,8 @@ from prometheus_client.registry import Collector
 from agent.app.publisher import RecordPublisher
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK
-from agent.model.record import PersistentNote, Record, Vm
+from agent.model.persistent_entry import PersistentEntry
+from agent.model.record import Record, Vm
 from agent.qmp.commands import Command
 from agent.session.api import DiskCommandController, VmChange
 from agent.session.disk_latency_histograms import BoundariesNs, HistogramState
@@ -41,9 +42,9 @@ class LatencyHistogramController:
         return self if self.is_enabled else None
 
     def restore(self) -> None:
-        """Restore the notes of the previous run from the journal."""
+        """Restore the entries of the previous run from the journal."""
         self.histograms.forgets_at_stop = self._publisher.delivery.journal is None
-        self.histograms.restore(self._publisher.delivery.stored_notes, time.monotonic())
+        self.histograms.restore(self._publisher.delivery.stored_entries, time.monotonic())
 
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
         """Handle a lifecycle change."""
@@ -62,20 +63,20 @@ class LatencyHistogramController:
             self.histograms.on_samples(vm, samples)
 
     async def tick(self) -> None:
-        """Delete the notes of VMs that are gone. The caller calls this about once a second."""
-        for note in self.histograms.notes_due(time.monotonic()):
-            await self._publisher.persist_note(PersistentNote(*note))
+        """Delete the entries of VMs that are gone. The caller calls this about once a second."""
+        for entry in self.histograms.entries_to_store(time.monotonic()):
+            await self._publisher.persist_entry(PersistentEntry(*entry))
 
     def has_pending_commands(self, vm: Vm) -> bool:
         """Return whether there may be commands to send to a VM now."""
         return self.histograms.has_pending_commands(vm)
 
     async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
-        """Store the VM's note in the journal, then return the commands to send now, each with its disk."""
+        """Store the VM's entry in the journal, then return the commands to send now, each with its disk."""
         commands = self.histograms.pending_commands(vm)
         if commands:
-            note = PersistentNote(*self.histograms.note_of_vm(vm))
-            await self._publisher.persist_note(note)
+            entry = PersistentEntry(*self.histograms.entry_of_vm(vm))
+            await self._publisher.persist_entry(entry)
         return commands
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:

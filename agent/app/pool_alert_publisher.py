@@ -1,4 +1,4 @@
-"""Publishes the alerts of storage pools, with the notes of their state."""
+"""Publishes the alerts of storage pools. The journal stores the pools' state together with the alerts."""
 
 import time
 from collections.abc import Iterable
@@ -41,4 +41,4 @@ class PoolAlertPublisher:
         self._publish(usage, self._pools.on_removed(usage, time.time_ns()))
 
     def _publish(self, usage: PoolUsage, records: Iterable[Record]) -> None:
-        self._publish_alerts([PendingAlert(record, self._pools.note_of(usage)) for record in records])
+        self._publish_alerts([PendingAlert(record, self._pools.entry_of(usage)) for record in records])

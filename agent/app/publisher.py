@@ -10,14 +10,15 @@ from agent.delivery.pipeline import DeliveryPipeline, DeliverySettings
 from agent.delivery.sinks.base import Sink
 from agent.http.record_stream import RecordBroadcaster
 from agent.model.family import Sample
-from agent.model.record import EncodedRecord, PersistentNote, Record, RecordEncoder, Severity, Vm, kind_of_type
+from agent.model.persistent_entry import PersistentEntry
+from agent.model.record import EncodedRecord, Record, RecordEncoder, Severity, Vm, kind_of_type
 
-RUN_ID_NOTE = "records.run_id"
-"""Name of the note in the journal with the id of the last run."""
-RUN_ID_NOTE_SECONDS = 60.0
-"""Deadline for storing the note with the run id. No record waits for this note."""
-NOTE_SECONDS = 2.0
-"""Maximum time that a command, or a record in the state topic, waits until the journal has stored its note."""
+RUN_ID_ENTRY_NAME = "records.run_id"
+"""Name of the persistent entry with the id of the last run."""
+STORE_RUN_ID_SECONDS = 60.0
+"""Deadline for storing the id of this run. No record waits for this."""
+STORE_ENTRY_SECONDS = 2.0
+"""Maximum time that a command or a state record waits until the journal has stored its entry."""
 
 
 class RecordPublisher:
@@ -49,29 +50,29 @@ class RecordPublisher:
 
         Ids and sequences of this run sort after the ids and sequences of the last run, even if the clock was set back.
         """
-        if isinstance(run_id := self.delivery.stored_notes.get(RUN_ID_NOTE), str):
+        if isinstance(run_id := self.delivery.stored_entries.get(RUN_ID_ENTRY_NAME), str):
             self._encode.continue_after(run_id)
         if self.delivery.journal is not None:
-            self._sequences.restore(self._encode.sequences, self.delivery.stored_notes)
-            self.delivery.journal.pending_notes.changed = self._sequences.changed_notes
+            self._sequences.restore(self._encode.sequences, self.delivery.stored_entries)
+            self.delivery.journal.pending_entries.changed = self._sequences.changed_entries
 
     def store_sequences(self) -> None:
         """Store the newest sequences of samples in the journal. Call it after the last sample and before the end of delivery."""
         if self.delivery.journal is not None:
-            self.delivery.journal.pending_notes.add(self._sequences.note_at_stop())
+            self.delivery.journal.pending_entries.add(self._sequences.sample_sequences_entry())
 
     async def store_run_id(self) -> None:
         """Store the id of this run in the journal, for the next run."""
-        await self.delivery.persist_note(PersistentNote(RUN_ID_NOTE, self.run_id), RUN_ID_NOTE_SECONDS)
+        await self.delivery.persist_entry(PersistentEntry(RUN_ID_ENTRY_NAME, self.run_id), STORE_RUN_ID_SECONDS)
 
-    def publish(self, record: Record, note: PersistentNote | None = None) -> str:
+    def publish(self, record: Record, entry: PersistentEntry | None = None) -> str:
         """Publish a record without blocking, and return its id.
 
         Args:
             record: the record.
-            note: a note that the journal stores in one transaction with the record; None if there is none.
+            entry: a persistent entry that the journal stores in one transaction with the record; None for no entry.
         """
-        encoded = self._encode(record, note)
+        encoded = self._encode(record, entry)
         kind = kind_of_type(encoded.type)
         self.published[kind] += 1
         self.delivery.put(encoded, kind)
@@ -89,9 +90,9 @@ class RecordPublisher:
         """Send records to the state topic without a queue. Wait without a deadline until the sink has acknowledged them."""
         await self.delivery.deliver_unqueued("state", records)
 
-    async def persist_note(self, note: PersistentNote) -> bool:
-        """Store a note in the journal within `NOTE_SECONDS`. Return whether it is on disk."""
-        return await self.delivery.persist_note(note, NOTE_SECONDS)
+    async def persist_entry(self, entry: PersistentEntry) -> bool:
+        """Store a persistent entry within `STORE_ENTRY_SECONDS`. Return whether it is on disk."""
+        return await self.delivery.persist_entry(entry, STORE_ENTRY_SECONDS)
 
     def publish_samples(self, vm: Vm, samples: Sequence[Sample], time_ns: int) -> Sequence[EncodedRecord]:
         """Publish the samples of one poll without blocking. Return their encoded records in the same order.

@@ -31,7 +31,8 @@ from agent.app.state_values import (
 )
 from agent.exposition.snapshot import Snapshot, VmView
 from agent.model.family import Family
-from agent.model.record import EncodedRecord, PersistentNote, Record, Vm
+from agent.model.persistent_entry import PersistentEntry
+from agent.model.record import EncodedRecord, Record, Vm
 from agent.model.state import STATE_PREFIX, StateEntity
 from agent.session.api import MonitorState
 
@@ -41,8 +42,8 @@ TURN_SECONDS = 1.0
 MAX_CHANGES = 200
 """Maximum number of records that a turn writes."""
 
-STATE_NOTE_PREFIX = "state/"
-"""Prefix of the names of the notes that store the keys in the topic. The rest of the name is the path of the entity.
+STATE_ENTRY_PREFIX = "state/"
+"""Prefix of the names of the persistent entries that store the topic's keys. The rest of a name is the path of an entity.
 
 The value is a JSON object. For a VM it has the monitor and the last migration, which the next run cannot query from QEMU.
 """
@@ -60,8 +61,8 @@ class StateSink(Protocol):
     async def deliver_state(self, records: Sequence[EncodedRecord]) -> None:
         """Deliver records. Wait without a deadline until the sink has acknowledged them."""
 
-    async def persist_note(self, note: PersistentNote) -> bool:
-        """Store a note in the journal. Return whether the note is on disk."""
+    async def persist_entry(self, value: PersistentEntry) -> bool:
+        """Store a persistent entry in the journal. Return whether it is on disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class StatePublisher:
 
         Args:
             sources: the parts of the agent that states are built from.
-            sink: delivers the records, and stores the notes.
+            sink: delivers the records, and stores the entries.
             clock: returns the time in seconds of a monotonic clock.
         """
         self.turn_seconds = TURN_SECONDS
@@ -111,8 +112,8 @@ class StatePublisher:
         ] = {}  # by UUID: when the VM was detached, and whether it ended permanently
         self._monitors: dict[str, str] = {}  # by UUID, the address of the VM's monitor
         self._migrations: dict[str, dict[str, Any]] = {}  # by UUID, the last migration
-        self._stored_paths: set[str] = set()  # paths of the notes in the journal
-        self._unstored_paths: set[str] = set()  # paths in the topic whose notes could not be stored
+        self._stored_paths: set[str] = set()  # paths of the entries in the journal
+        self._unstored_paths: set[str] = set()  # paths in the topic whose entries could not be stored
 
     @property
     def entities(self) -> int:
@@ -126,13 +127,13 @@ class StatePublisher:
 
     # Changes. None of these methods waits.
 
-    def restore(self, notes: Mapping[str, Any]) -> None:
-        """Restore from the journal's notes which keys the topic may have. Restore the firing alerts before this call.
+    def restore(self, entries: Mapping[str, Any]) -> None:
+        """Restore the keys that the topic may have from the journal's persistent entries. Restore the firing alerts before this call.
 
         A VM that is not attached again within a minute is deleted from the topic. An alert that does not fire now is deleted immediately.
         """
-        for name, note in notes.items():
-            path = name.removeprefix(STATE_NOTE_PREFIX)
+        for name, value in entries.items():
+            path = name.removeprefix(STATE_ENTRY_PREFIX)
             if path == name:
                 continue
             self._stored_paths.add(path)
@@ -140,7 +141,7 @@ class StatePublisher:
             kind, _, identity = path.partition("/")
             if kind == "vms":
                 self._gone[identity] = (self._clock(), False)
-                fields = note if isinstance(note, dict) else {}
+                fields = value if isinstance(value, dict) else {}
                 self._monitors[identity] = str(fields.get("monitor", ""))
                 if isinstance(migration := fields.get("last_migration"), dict):
                     self._migrations[identity] = migration
@@ -169,7 +170,7 @@ class StatePublisher:
     def on_migration_ended(self, record: Record) -> None:
         """Handle the record that reports the end of a migration."""
         self._migrations[record.vm.uuid] = migration_fields(record)
-        # The note contains the migration, so it must be stored again.
+        # The entry contains the migration, so it must be stored again.
         self._stored_paths.discard(vm_path(record.vm.uuid))
         self.on_vm_changed(record.vm)
 
@@ -256,21 +257,21 @@ class StatePublisher:
             self._table.put(EntityState(state.entity, state.type, data))
 
     async def _write_changes(self) -> None:
-        """Write the oldest changes, and update the notes in the journal."""
+        """Write the oldest changes, and update the entries in the journal."""
         changes = self._table.start_writing(MAX_CHANGES)
         if not changes:
             return
         try:
             new = [path for path, state in changes.items() if state is not None and path not in self._stored_paths]
             retried = [path for path in sorted(self._unstored_paths)[:MAX_CHANGES] if path not in changes]
-            await self._store_notes({path: self._note_of(path) for path in (*new, *retried)})
+            await self._store_entries({path: self._value_of(path) for path in (*new, *retried)})
             await self._sink.deliver_state([self._encode_change(path, state) for path, state in changes.items()])
         except BaseException:
             self._table.on_failed()
             raise
         self._table.on_written()
         self.records_written += len(changes)
-        await self._store_notes({path: None for path, state in changes.items() if state is None})
+        await self._store_entries({path: None for path, state in changes.items() if state is None})
 
     def _encode_change(self, path: str, state: EntityState | None) -> EncodedRecord:
         now_ns = time.time_ns()
@@ -281,18 +282,18 @@ class StatePublisher:
             Record(state.type, state.entity, state.data, now_ns, state.subject, state.severity)
         )
 
-    def _note_of(self, path: str) -> dict[str, Any]:
-        """Return the value of the note of an entity."""
+    def _value_of(self, path: str) -> dict[str, Any]:
+        """Return the value of an entity's persistent entry."""
         uuid = path.removeprefix(vm_path(""))
         if uuid not in self._monitors:
             return {}
         migration = self._migrations.get(uuid)
         return {"monitor": self._monitors[uuid]} | ({"last_migration": migration} if migration else {})
 
-    async def _store_notes(self, values: Mapping[str, Mapping[str, Any] | None]) -> None:
-        """Store the notes of entities in one transaction. The keys are paths; a value of None deletes the note."""
-        notes = [PersistentNote(STATE_NOTE_PREFIX + path, value) for path, value in values.items()]
-        done = await asyncio.gather(*map(self._sink.persist_note, notes))
+    async def _store_entries(self, values: Mapping[str, Mapping[str, Any] | None]) -> None:
+        """Store the entries of entities in one transaction. The keys are paths; a value of None deletes the entry."""
+        entries = [PersistentEntry(STATE_ENTRY_PREFIX + path, value) for path, value in values.items()]
+        done = await asyncio.gather(*map(self._sink.persist_entry, entries))
         for (path, value), is_stored in zip(values.items(), done, strict=True):
             if value is None:
                 self._stored_paths.discard(path)

@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from typing import Any, Final
 
 from agent.model.metrics import FAMILIES
-from agent.model.record import PersistentNote
+from agent.model.persistent_entry import PersistentEntry
 from agent.model.sequences import SequenceRegistry
 
-NOTE_PREFIX: Final = "sequence/"
-"""Prefix of the names of the notes in the journal. The rest of the name is the topic and the source, which begins with a slash."""
-STOP_NOTE: Final = "sequences"
-"""Name of the note with the sequences of samples. It is valid only until the next run begins."""
+SEQUENCE_ENTRY_PREFIX: Final = "sequence/"
+"""Prefix of the name of a source's persistent entry. The topic and the source follow. The source begins with a slash."""
+SAMPLE_SEQUENCES_ENTRY_NAME: Final = "sequences"
+"""Name of the persistent entry with the sequences of samples. Only the next run uses it."""
 
 
 class StoredSequences:
-    """The newest sequences in the journal, as notes."""
+    """The newest sequences, as persistent entries in the journal."""
 
     def __init__(self, topic_of: Callable[[str], str]) -> None:
         """Set up without sequences.
@@ -28,50 +28,52 @@ class StoredSequences:
         """
         self._registry = SequenceRegistry("")
         self._sample_topics = frozenset(topic_of(family.type) for family in FAMILIES)
-        self._obsolete: list[str] = [STOP_NOTE]  # names of notes to delete
+        self._obsolete: list[str] = [SAMPLE_SEQUENCES_ENTRY_NAME]  # names of entries to delete
 
-    def restore(self, registry: SequenceRegistry, notes: MutableMapping[str, Any]) -> None:
-        """Restore the sequences of the last run, and remove their notes from `notes`.
+    def restore(self, registry: SequenceRegistry, entries: MutableMapping[str, Any]) -> None:
+        """Restore the sequences of the last run, and remove their entries from `entries`.
 
         Args:
             registry: the sequences of this run.
-            notes: values of the notes in the journal, by name.
+            entries: values of the entries in the journal, by name.
         """
         self._registry = registry
-        stored = list(self._parse_notes(notes))
-        for name in [name for name in notes if name == STOP_NOTE or name.startswith(NOTE_PREFIX)]:
-            del notes[name]
-            if name.removeprefix(NOTE_PREFIX).partition("/")[0] in self._sample_topics:
+        stored = list(self._parse_entries(entries))
+        for name in [
+            name for name in entries if name == SAMPLE_SEQUENCES_ENTRY_NAME or name.startswith(SEQUENCE_ENTRY_PREFIX)
+        ]:
+            del entries[name]
+            if name.removeprefix(SEQUENCE_ENTRY_PREFIX).partition("/")[0] in self._sample_topics:
                 self._obsolete.append(name)
         registry.restore(stored)
 
-    def _parse_notes(self, notes: MutableMapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-        for name, value in notes.items():
-            topic, slash, source = name.removeprefix(NOTE_PREFIX).partition("/")
-            if name.startswith(NOTE_PREFIX) and isinstance(value, str):
+    def _parse_entries(self, entries: MutableMapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+        for name, value in entries.items():
+            topic, slash, source = name.removeprefix(SEQUENCE_ENTRY_PREFIX).partition("/")
+            if name.startswith(SEQUENCE_ENTRY_PREFIX) and isinstance(value, str):
                 yield topic, slash + source, value
-        at_stop = notes.get(STOP_NOTE)
+        at_stop = entries.get(SAMPLE_SEQUENCES_ENTRY_NAME)
         for topic, by_source in at_stop.items() if isinstance(at_stop, dict) else ():
             for source, value in by_source.items() if isinstance(by_source, dict) else ():
                 if isinstance(value, str) and topic in self._sample_topics:
                     yield topic, source, value
 
-    def changed_notes(self, whole: bool) -> Iterable[PersistentNote]:  # noqa: FBT001 - a callback's only argument
-        """Yield the notes to store in a transaction. The first call also deletes the notes that are not valid after this run.
+    def changed_entries(self, whole: bool) -> Iterable[PersistentEntry]:  # noqa: FBT001 - a callback's only argument
+        """Yield the entries to store in a transaction. The first call also deletes entries of earlier runs that are no longer valid.
 
         Args:
-            whole: True to yield the notes of all sources; False to yield only the notes of changed sources.
+            whole: True to yield the entries of all sources; False to yield only the entries of changed sources.
         """
         obsolete, self._obsolete = self._obsolete, []
-        yield from (PersistentNote(name, None) for name in obsolete)
+        yield from (PersistentEntry(name, None) for name in obsolete)
         if whole:
             self._registry.mark_all_changed()
         for topic, source, sequence in self._registry.take_changes(without=self._sample_topics):
-            yield PersistentNote(f"{NOTE_PREFIX}{topic}{source}", sequence)
+            yield PersistentEntry(f"{SEQUENCE_ENTRY_PREFIX}{topic}{source}", sequence)
 
-    def note_at_stop(self) -> PersistentNote:
-        """Return the note with the sequences of samples. Call it after the last sample of the run."""
+    def sample_sequences_entry(self) -> PersistentEntry:
+        """Return the entry with the sequences of samples. Call it after the last sample of the run."""
         by_topic: dict[str, dict[str, str]] = {}
         for topic, source, sequence in self._registry.newest(self._sample_topics):
             by_topic.setdefault(topic, {})[source] = sequence
-        return PersistentNote(STOP_NOTE, by_topic)
+        return PersistentEntry(SAMPLE_SEQUENCES_ENTRY_NAME, by_topic)

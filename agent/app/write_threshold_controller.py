@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from agent.alerts.manager import AlertManager
 from agent.app.publisher import RecordPublisher
-from agent.model.record import PersistentNote, Vm
+from agent.model.persistent_entry import PersistentEntry
+from agent.model.record import Vm
 from agent.qmp.commands import Command
 
 
@@ -13,7 +14,7 @@ class WriteThresholdController:
 
     def __init__(self, manager: AlertManager, publisher: RecordPublisher) -> None:
         self._commands = manager.threshold_commands
-        self._notes = manager.notes
+        self._persistence = manager.persistence
         self._publisher = publisher
 
     def take_due_refreshes(self, vm: Vm) -> frozenset[str]:
@@ -25,10 +26,10 @@ class WriteThresholdController:
         return self._commands.has_pending(vm)
 
     async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
-        """Store the VM's note in the journal, then return the commands to send now, each with its disk."""
+        """Store the VM's entry in the journal, then return the commands to send now, each with its disk."""
         commands = self._commands.pending(vm)
         if commands:
-            await self._publisher.persist_note(PersistentNote(*self._notes.note_of_vm(vm.uuid)))
+            await self._publisher.persist_entry(PersistentEntry(*self._persistence.entry_of_vm(vm.uuid)))
         return commands
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:

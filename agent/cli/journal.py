@@ -73,7 +73,7 @@ def describe_journal(directory: Path) -> Iterator[str]:
         yield f"  dead letters: {dead_letters.total()}"
         for (kind, reason), count in sorted(dead_letters.items(), key=lambda item: item[0][::-1]):
             yield f"    {count:8} {kind} ({reason})"
-        drops = opened.notes().get(UNREPORTED_DROPS)
+        drops = opened.entries().get(UNREPORTED_DROPS)
         for drop in drops if isinstance(drops, list) else ():
             yield f"  dropped, but not yet reported downstream: {drop['records']} of queue {drop['queue']} ({drop['reason']})"
     for quarantined in quarantined_files(directory):

@@ -108,16 +108,16 @@ class DropLedger:
             self.add(queue, reason, len(times), min(times), max(times), now)
 
     def unreported(self) -> list[dict[str, Any]]:
-        """Return the unreported drops as JSON values, which the journal stores as a note."""
+        """Return the unreported drops as JSON values. The journal stores them in a persistent entry."""
         return [asdict(report) for report in self._unreported.values()]
 
-    def load_unreported(self, note: object) -> None:
+    def load_unreported(self, reports: object) -> None:
         """Add the unreported drops of an earlier run.
 
         Args:
-            note: what `unreported` returned in that run; a value of another form is ignored.
+            reports: the value that `unreported` returned in that run. A value of another form is ignored.
         """
-        for item in note if isinstance(note, list) else ():
+        for item in reports if isinstance(reports, list) else ():
             try:
                 self._merge_unreported(DropReport(**item))
             except TypeError:

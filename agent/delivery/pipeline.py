@@ -17,7 +17,8 @@ from agent.delivery.sender import send_records
 from agent.delivery.sinks.base import Sink, SinkWithWarnings
 from agent.delivery.sinks.supervisor import SinkSupervisor
 from agent.delivery.timings import DeliveryTimings
-from agent.model.record import EncodedRecord, PersistentNote
+from agent.model.persistent_entry import PersistentEntry
+from agent.model.record import EncodedRecord
 
 _log = logging.getLogger(__name__)
 
@@ -120,29 +121,29 @@ class DeliveryPipeline:
         if rejected:
             self.drops.add_records(name, DropReason.REJECTED, rejected, time.monotonic())
 
-    async def persist_note(self, note: PersistentNote, seconds: float) -> bool:
-        """Store a note in the journal, where it survives a restart of the agent.
+    async def persist_entry(self, entry: PersistentEntry, seconds: float) -> bool:
+        """Store a persistent entry in the journal.
 
         Args:
-            note: the note.
+            entry: the entry, which the next run of the agent can read.
             seconds: maximum time to wait.
 
         Returns:
-            True if the note is on disk in time; False if it is not, or if there is no working journal.
+            True if the entry is on disk in time; False if it is not, or if there is no working journal.
         """
         if self.journal is None or self.journal.error is not None:
             return False
         try:
             async with asyncio.timeout(seconds):
-                await self.journal.persist_note(note)
+                await self.journal.persist_entry(entry)
         except TimeoutError:
             return False
         return True
 
     @property
-    def stored_notes(self) -> dict[str, Any]:
-        """The values of the notes of earlier runs, by name; empty until the journal is open."""
-        return self.journal.notes if self.journal is not None else {}
+    def stored_entries(self) -> dict[str, Any]:
+        """Values of the persistent entries that earlier runs stored, by name; empty until the journal is open."""
+        return self.journal.entries if self.journal is not None else {}
 
     def unready_reasons(self) -> list[str]:
         """Return why records are not delivered or not journaled, one text for each reason; empty if there is no such reason."""

@@ -82,7 +82,7 @@ class RecordQueue(QueueParts):
     def _waits_for_journal(self, record: EncodedRecord) -> bool:
         """Return whether the journal has to write a record before the record is sent."""
         journaling = self.journaling
-        return record.note is not None and record.row is None and journaling.available and not journaling.hangs
+        return record.entry is not None and record.row is None and journaling.available and not journaling.hangs
 
     async def wait_nonempty(self) -> None:
         """Wait until there is a record to send."""

@@ -3,7 +3,6 @@
 A component creates a `Record`. A `RecordEncoder` gives the record an id, and encodes it into the bytes that sinks deliver.
 """
 
-import itertools
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +16,7 @@ import orjson
 
 from agent.model.family import Family, Sample
 from agent.model.json_encoding import encode_json
+from agent.model.persistent_entry import PersistentEntry
 from agent.model.schema_versions import dataschema
 from agent.model.sequences import SequenceRegistry, TopicOf, format_run_id, run_id_after
 
@@ -183,24 +183,6 @@ OVERHEAD_BYTES = 200
 """Approximate bytes that a record takes in addition to its body, in memory or in the journal."""
 
 
-_note_versions = itertools.count(1)
-
-
-@dataclass(frozen=True, slots=True)
-class PersistentNote:
-    """A small named value that the journal keeps across restarts of the agent. A note replaces an older note of the same name.
-
-    Attributes:
-        name: the note's name.
-        value: a JSON value. None deletes the note.
-        version: number of the note. A newer note in the same run of the agent has a higher version.
-    """
-
-    name: str
-    value: Any
-    version: int = field(default_factory=lambda: next(_note_versions))
-
-
 @dataclass(slots=True, eq=False)
 class EncodedRecord:
     """A record with its id and its encoded body. Delivery and the live record stream use records in this form.
@@ -214,7 +196,7 @@ class EncodedRecord:
         vm: the record's source; None if the record was read from the journal.
         subject: the record's subject, before control characters are replaced; empty if the record was read from the journal.
         severity: the record's severity; INFO if the record was read from the journal.
-        note: a note that the journal stores in one transaction with the record before the record is sent; None for most records.
+        entry: a persistent entry that the journal stores in one transaction with the record, before the record is sent; usually None.
         row: the record's row in the journal; None while the record is not in the journal.
         state: the delivery state; `agent.delivery.record_transitions` has the transitions.
     """
@@ -227,7 +209,7 @@ class EncodedRecord:
     vm: Vm | None = None
     subject: str = ""
     severity: Severity = Severity.INFO
-    note: PersistentNote | None = None
+    entry: PersistentEntry | None = None
     row: int | None = None
     state: RecordState = RecordState.QUEUED
 
@@ -293,12 +275,12 @@ class RecordEncoder:
         recorded = _format_millisecond(now_ns // 1_000_000)
         return f'"time":"{_format_time(time_ns)}","recordedtime":"{recorded}",{_SEVERITY_ATTRIBUTES[severity]}'
 
-    def __call__(self, record: Record, note: PersistentNote | None = None) -> EncodedRecord:
+    def __call__(self, record: Record, entry: PersistentEntry | None = None) -> EncodedRecord:
         """Encode a record.
 
         Args:
             record: the record, which gets the next id. The numbers in ids have no gaps, so that consumers can detect a loss.
-            note: a note that the journal stores together with the record.
+            entry: a persistent entry that the journal stores together with the record.
         """
         self._count = number = self._count + 1
         record_type, vm, data, time_ns, subject, severity, rate, cause = record
@@ -312,7 +294,7 @@ class RecordEncoder:
             f'{optional}{type_members}{_encode_subject(subject) if subject else ""},"data":'
         )
         body = b"".join((vm.json_head, middle.encode(), encode_json(data), b"}"))
-        return EncodedRecord(record_id, vm.key, record_type, time_ns, body, vm, subject, severity, note)
+        return EncodedRecord(record_id, vm.key, record_type, time_ns, body, vm, subject, severity, entry)
 
     def encode_samples(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> list[EncodedRecord]:
         """Encode the samples of one poll of a VM as records with the next ids, and return the records.

@@ -11,8 +11,8 @@ from agent.model.record import Vm
 from agent.qmp.commands import MAX_HISTOGRAM_BOUNDARIES, Command, set_histograms_command
 from agent.session.disk_latency_histograms import BoundariesNs, DiskLatencyHistograms, HistogramState
 
-NOTE_PREFIX = "latency_histograms/"
-"""Prefix of the names of the notes; a VM's UUID and its monitor follow."""
+HISTOGRAM_ENTRY_PREFIX = "latency_histograms/"
+"""Prefix of the name of a VM's persistent entry. The VM's UUID and its monitor follow."""
 
 AWAY_SECONDS = 600.0
 """How long the agent stores which histograms it has set in a detached VM."""
@@ -23,8 +23,8 @@ MAX_COMMANDS_PER_POLL = 16
 _HISTOGRAMS = ("read_latency_seconds", "write_latency_seconds", "flush_latency_seconds", "zone_append_latency_seconds")
 _OPERATIONS = ("reads_total", "writes_total", "flushes_total")
 
-Note = tuple[str, Any]
-"""The name and the JSON value of a note. The value None deletes the stored note."""
+EntryNameAndValue = tuple[str, Any]
+"""The name and the JSON value of a persistent entry. The value None deletes the stored entry."""
 
 
 @dataclass(slots=True)
@@ -43,14 +43,14 @@ class _VmHistograms:
     disks: dict[str, DiskLatencyHistograms] = field(default_factory=dict)
     due: list[str] = field(default_factory=list)
 
-    def to_note(self) -> dict[str, Any] | None:
+    def state_to_store(self) -> dict[str, Any] | None:
         """Return the boundaries that the agent set, as a JSON value; None if there are none."""
         own = {disk: list(histograms.own) for disk, histograms in self.disks.items() if histograms.own is not None}
         return {"pid": self.pid, "disks": own} if own else None
 
 
-def _note_name(vm: Vm) -> str:
-    return f"{NOTE_PREFIX}{vm.uuid}/{vm.monitor}"
+def _entry_name(vm: Vm) -> str:
+    return f"{HISTOGRAM_ENTRY_PREFIX}{vm.uuid}/{vm.monitor}"
 
 
 class LatencyHistograms:
@@ -58,22 +58,22 @@ class LatencyHistograms:
 
     Attributes:
         boundaries: the boundaries of the histograms that the agent sets; empty if it sets none.
-        forgets_at_stop: whether there is no journal for notes. If so, histograms with `boundaries` count as set by an earlier run.
+        forgets_at_stop: whether there is no journal. If so, histograms with `boundaries` count as set by an earlier run.
     """
 
     def __init__(self, boundaries: BoundariesNs = ()) -> None:
         self.boundaries = boundaries
         self.forgets_at_stop = False
-        self._vms: dict[str, _VmHistograms] = {}  # by the name of the note
-        self._stored: set[str] = set()  # names of the stored notes
+        self._vms: dict[str, _VmHistograms] = {}  # by the name of the persistent entry
+        self._stored: set[str] = set()  # names of the stored persistent entries
 
-    def restore(self, notes: Mapping[str, object], now: float) -> None:
-        """Restore the notes of an earlier run. Each VM counts as detached at `now`, in seconds on the monotonic clock."""
-        for name, note in notes.items():
-            if not name.startswith(NOTE_PREFIX):
+    def restore(self, entries: Mapping[str, object], now: float) -> None:
+        """Restore the entries of an earlier run. Each VM counts as detached at `now`, in seconds on the monotonic clock."""
+        for name, value in entries.items():
+            if not name.startswith(HISTOGRAM_ENTRY_PREFIX):
                 continue
             self._stored.add(name)
-            fields = note if isinstance(note, dict) else {}
+            fields = value if isinstance(value, dict) else {}
             pid, disks = fields.get("pid"), fields.get("disks")
             vm = self._vms[name] = _VmHistograms(pid if type(pid) is int else None, now)
             for disk, own in (disks if isinstance(disks, dict) else {}).items():
@@ -82,9 +82,9 @@ class LatencyHistograms:
 
     def on_attached(self, vm: Vm, pid: int | None) -> None:
         """Handle a VM that was attached. `pid` is its process; None if unknown. Forget the histograms of any other process."""
-        known = self._vms.get(_note_name(vm))
+        known = self._vms.get(_entry_name(vm))
         if known is None or known.pid != pid:
-            known = self._vms[_note_name(vm)] = _VmHistograms(pid)
+            known = self._vms[_entry_name(vm)] = _VmHistograms(pid)
         known.gone_at = None
         known.due = []
         for histograms in known.disks.values():
@@ -92,18 +92,18 @@ class LatencyHistograms:
 
     def on_gone(self, vm: Vm, now: float) -> None:
         """Handle a VM that was detached at `now`, in seconds on the monotonic clock."""
-        if (known := self._vms.get(_note_name(vm))) is not None:
+        if (known := self._vms.get(_entry_name(vm))) is not None:
             known.gone_at, known.due = now, []
 
     def on_unplugged(self, vm: Vm, disk: str) -> None:
         """Handle the event of a device that was unplugged."""
-        known = self._vms.get(_note_name(vm))
+        known = self._vms.get(_entry_name(vm))
         if known is not None and (histograms := known.disks.get(disk)) is not None:
             histograms.is_unplugged = True
 
     def on_samples(self, vm: Vm, samples: Sequence[Sample]) -> None:
         """Handle all samples of a poll of the disks."""
-        known = self._vms.get(_note_name(vm))
+        known = self._vms.get(_entry_name(vm))
         if known is None:
             return
         disks, known.disks, known.due = known.disks, {}, []
@@ -133,12 +133,12 @@ class LatencyHistograms:
 
     def has_pending_commands(self, vm: Vm) -> bool:
         """Return whether `pending_commands` may return commands."""
-        known = self._vms.get(_note_name(vm)) if self.boundaries else None
+        known = self._vms.get(_entry_name(vm)) if self.boundaries else None
         return known is not None and bool(known.due)
 
     def pending_commands(self, vm: Vm) -> list[tuple[str, Command]]:
         """Return the commands that set histograms now, each with its disk. After this call, these histograms count as set."""
-        known = self._vms.get(_note_name(vm))
+        known = self._vms.get(_entry_name(vm))
         if known is None or not self.boundaries:
             return []
         disks, known.due = known.due[:MAX_COMMANDS_PER_POLL], []
@@ -151,20 +151,20 @@ class LatencyHistograms:
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
         """Handle the outcome of the command for a disk; `done` is whether QEMU confirmed it."""
-        known = self._vms.get(_note_name(vm))
+        known = self._vms.get(_entry_name(vm))
         if known is not None and (histograms := known.disks.get(disk)) is not None:
             histograms.on_command_done(done=done)
 
-    def note_of_vm(self, vm: Vm) -> Note:
-        """Return a VM's note; its value is None if the agent has set no histograms."""
-        name = _note_name(vm)
+    def entry_of_vm(self, vm: Vm) -> EntryNameAndValue:
+        """Return a VM's entry; its value is None if the agent has set no histograms."""
+        name = _entry_name(vm)
         known = self._vms.get(name)
-        note = known.to_note() if known is not None else None
-        (self._stored.add if note is not None else self._stored.discard)(name)
-        return name, note
+        value = known.state_to_store() if known is not None else None
+        (self._stored.add if value is not None else self._stored.discard)(name)
+        return name, value
 
-    def notes_due(self, now: float) -> Iterator[Note]:
-        """Forget the VMs that have not been attached for `AWAY_SECONDS`, and yield the notes to delete."""
+    def entries_to_store(self, now: float) -> Iterator[EntryNameAndValue]:
+        """Forget the VMs that have not been attached for `AWAY_SECONDS`, and yield the entries to delete."""
         for name, known in list(self._vms.items()):
             if known.gone_at is not None and now - known.gone_at >= AWAY_SECONDS:
                 del self._vms[name]
@@ -174,7 +174,7 @@ class LatencyHistograms:
 
     def state_of(self, vm: Vm, disk: str) -> HistogramState:
         """Return the state of a disk's histograms."""
-        known = self._vms.get(_note_name(vm))
+        known = self._vms.get(_entry_name(vm))
         histograms = known.disks.get(disk) if known is not None else None
         return histograms.state if histograms is not None else HistogramState.UNREAD
 
@@ -185,7 +185,7 @@ class LatencyHistograms:
 
 
 def _parse_boundaries(own: object) -> BoundariesNs | None:
-    """Return the boundaries in a note; None if they are not valid."""
+    """Return the boundaries that an earlier run stored; None if they are not valid."""
     if not isinstance(own, list) or not 0 < len(own) <= MAX_HISTOGRAM_BOUNDARIES:
         return None
     return tuple(own) if all(type(bound) is int for bound in own) else None

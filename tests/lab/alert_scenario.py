@@ -27,7 +27,7 @@ class AlertScenario:
     Attributes:
         manager: The alert manager.
         emitted: All emitted alert records, oldest first.
-        notes: The state notes that a journal would have stored, by name.
+        entries: The entries that a journal would have stored, by name.
         identity: What identifies every block device; empty if unknown.
         live_pids: The pids of processes that run although no session is attached to them.
     """
@@ -38,7 +38,7 @@ class AlertScenario:
         self.identity = ""
         self.manager = self._new_manager()
         self.emitted: list[Record] = []
-        self.notes: dict[str, Any] = {}
+        self.entries: dict[str, Any] = {}
 
     def _new_manager(self) -> AlertManager:
         return AlertManager(
@@ -50,20 +50,20 @@ class AlertScenario:
 
     def _changes(self, pending: list[PendingAlert]) -> list[Change]:
         for alert in pending:
-            self._persist(*alert.note)
+            self._persist(*alert.entry)
         records = [alert.record for alert in pending]
         self.emitted += records
         return [(record.data["alert"], record.subject, record.data["state"]) for record in records]
 
-    def _persist(self, name: str, note: Any) -> None:
-        self.notes.pop(name, None)
-        if note is not None:
-            self.notes[name] = json.loads(json.dumps(note))
+    def _persist(self, name: str, entry: Any) -> None:
+        self.entries.pop(name, None)
+        if entry is not None:
+            self.entries[name] = json.loads(json.dumps(entry))
 
     def restart(self, now: float = 0.0) -> None:
-        """Replace the manager by a new manager that restores the stored notes, as after a restart of the agent."""
+        """Replace the manager by a new manager that restores the stored entries, as after a restart of the agent."""
         self.manager = self._new_manager()
-        self.manager.notes.restore(self.notes, now)
+        self.manager.persistence.restore(self.entries, now)
 
     def attach(self, vm: Vm = VM, *, at: float = 0.0, pid: int | None = None) -> list[Change]:
         return self._changes(self.manager.on_attached(vm, int(at * SECOND), pid))
@@ -132,10 +132,10 @@ class AlertScenario:
         return self._changes(pending)
 
     def tick(self, at: float) -> list[Change]:
-        """Pass the time to the manager, and store the notes that are due."""
+        """Pass the time to the manager, and store the entries that are due."""
         changes = self._changes(self.manager.tick(at, int(at * SECOND)))
-        for note in self.manager.notes.notes_due(int(at * SECOND)):
-            self._persist(*note)
+        for entry in self.manager.persistence.entries_to_store(int(at * SECOND)):
+            self._persist(*entry)
         return changes
 
     def firing(self) -> set[tuple[str, str]]:

@@ -20,7 +20,8 @@ from agent.model.family import Sample
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.metrics.guest import GUEST_AGENT
 from agent.model.metrics.runstate import RUNSTATE
-from agent.model.record import EncodedRecord, PersistentNote, Record, Vm
+from agent.model.persistent_entry import PersistentEntry
+from agent.model.record import EncodedRecord, Record, Vm
 from agent.monitors import Monitor
 from agent.session.api import MonitorState, MonitorStatus, VmChange
 from agent.session.identity import QemuBuild
@@ -81,7 +82,7 @@ class ScriptedHost:
     Attributes:
         name: name of the host.
         deliver: writes records to the topic.
-        notes: the notes in the journal.
+        entries: the entries in the journal.
         agent: the running agent; None while it is dead.
         now: the time in seconds of the agent's monotonic clock.
     """
@@ -89,7 +90,7 @@ class ScriptedHost:
     name: str
     folder: Path
     deliver: Deliver
-    notes: dict[str, Any] = field(default_factory=dict)
+    entries: dict[str, Any] = field(default_factory=dict)
     agent: Agent | None = None
     now: float = 0.0
 
@@ -104,19 +105,19 @@ class ScriptedHost:
         agent = self.agent = Agent(Config.model_validate(config), ListSink())
         assert agent.states is not None
         assert agent.publisher.delivery.journal is not None
-        agent.publisher.delivery.journal.notes = dict(self.notes)
+        agent.publisher.delivery.journal.entries = dict(self.entries)
         agent.states._sink = self
         agent.states._clock = lambda: self.now
         publish = agent.publisher.publish
 
-        def publish_and_store(record: Record, note: PersistentNote | None = None) -> str:
-            if note is not None:
-                self._store(note)
-            return publish(record, note)
+        def publish_and_store(record: Record, entry: PersistentEntry | None = None) -> str:
+            if entry is not None:
+                self._store(entry)
+            return publish(record, entry)
 
         agent.publisher.publish = publish_and_store  # type: ignore[method-assign]  # the journal stores both in one transaction
         agent.alerts.restore()
-        agent.states.restore(self.notes)
+        agent.states.restore(self.entries)
         for vm in vms:
             self.attach(vm)
 
@@ -140,16 +141,16 @@ class ScriptedHost:
     async def deliver_state(self, records: Sequence[EncodedRecord]) -> None:
         await self.deliver(records)
 
-    async def persist_note(self, note: PersistentNote) -> bool:
+    async def persist_entry(self, entry: PersistentEntry) -> bool:
         await asyncio.sleep(0)
-        self._store(note)
+        self._store(entry)
         return True
 
-    def _store(self, note: PersistentNote) -> None:
-        if note.value is None:
-            self.notes.pop(note.name, None)
+    def _store(self, entry: PersistentEntry) -> None:
+        if entry.value is None:
+            self.entries.pop(entry.name, None)
         else:
-            self.notes[note.name] = note.value
+            self.entries[entry.name] = entry.value
 
     # What the sessions report.
 

@@ -117,14 +117,14 @@ class Qemu:
 
 @dataclass
 class Journal:
-    """A model of the journal: records and state notes on disk, and transactions that are not committed yet."""
+    """A model of the journal: records and entries on disk, and transactions that are not committed yet."""
 
-    notes: dict[str, Any] = field(default_factory=dict)
+    entries: dict[str, Any] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
     pending: list[tuple[Record | None, str, Any]] = field(default_factory=list)
 
-    def put(self, record: Record | None, note: tuple[str, Any]) -> None:
-        self.pending.append((record, note[0], json.loads(json.dumps(note[1]))))
+    def put(self, record: Record | None, entry: tuple[str, Any]) -> None:
+        self.pending.append((record, entry[0], json.loads(json.dumps(entry[1]))))
 
     def commit(self, count: int | None = None) -> list[Record]:
         """Commit the oldest `count` transactions; None commits all. Return their records."""
@@ -132,9 +132,9 @@ class Journal:
         del self.pending[: len(done)]
         for _, name, value in done:
             if value is None:
-                self.notes.pop(name, None)
+                self.entries.pop(name, None)
             else:
-                self.notes[name] = value
+                self.entries[name] = value
         records = [record for record, _, _ in done if record is not None]
         self.records += records
         return records
@@ -148,7 +148,7 @@ class Agent:
         self.journal = journal
         self.emitted: list[Record] = []
         self.manager = AlertManager(HOST, lambda _vm, _disk: ThresholdPolicy(mode, LEVELS, HYSTERESIS), self._size_of)
-        self.manager.notes.restore(journal.notes, now)
+        self.manager.persistence.restore(journal.entries, now)
 
     def _size_of(self, _vm: Vm, path: str) -> int | None:
         sizes = {node.medium.path: node.medium.size for node in self.qemu.nodes.values()}
@@ -157,7 +157,7 @@ class Agent:
     def emit(self, pending: list[PendingAlert]) -> None:
         for alert in pending:
             self.emitted.append(alert.record)
-            self.journal.put(alert.record, alert.note)
+            self.journal.put(alert.record, alert.entry)
 
     def on_event(self, data: dict[str, Any], now_ns: int) -> None:
         body = {"event": "BLOCK_WRITE_THRESHOLD", "category": "block", "qemu": data}
@@ -173,10 +173,10 @@ class Agent:
         self.emit(pending)
 
     def pending_commands(self) -> list[tuple[str, int]]:
-        """Return the thresholds to set, by node. Their state note is put into the journal first."""
+        """Return the thresholds to set, by node. Their entry is put into the journal first."""
         commands = self.manager.threshold_commands.pending(VM)
         if commands:
-            self.journal.put(None, self.manager.notes.note_of_vm(UUID))
+            self.journal.put(None, self.manager.persistence.entry_of_vm(UUID))
         thresholds = []
         for device, command in commands:
             assert device == DEVICE

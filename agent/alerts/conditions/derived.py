@@ -41,7 +41,7 @@ class ConditionMemory:
 
     Attributes:
         pending: When each condition that has to hold for some time began to hold, in nanoseconds since the epoch; by alert, subject, level.
-        stored: The part of `pending` that is in the VM's stored note.
+        stored: The part of `pending` that is stored in the VM's persistent entry.
         previous: The field's value at the previous poll, for fields that must increase; by alert, subject and level.
         counters: The generation of the rows, and labels and fields of the last samples, for families whose rows compare only counters.
         latest: The last values of families whose samples are combined with the samples of another family.

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-SNAPSHOT_NOTE_PREFIX = "snapshots/"
-"""Prefix of the names of the notes; a VM's UUID follows."""
+SNAPSHOT_ENTRY_PREFIX = "snapshots/"
+"""Prefix of the name of a VM's persistent entry. The VM's UUID follows."""
 
 MAX_VMS = 4096
 """Maximum number of VMs. Beyond it, the agent forgets the VM that it polled longest ago."""
@@ -67,19 +67,19 @@ class SnapshotAges:
             self._forgotten.append(oldest)
         return {device: min(disk.overlays.values()) for device, disk in disks.items() if disk.overlays}
 
-    def notes_due(self) -> Iterator[tuple[str, Any]]:
-        """Yield the name and the value of each note to store now. The value None deletes a stored note."""
+    def entries_to_store(self) -> Iterator[tuple[str, Any]]:
+        """Yield the name and the value of each persistent entry to store now. The value None deletes a stored entry."""
         changed, self._changed = self._changed, set()
         forgotten, self._forgotten = self._forgotten, []
-        yield from ((SNAPSHOT_NOTE_PREFIX + uuid, None) for uuid in forgotten)
+        yield from ((SNAPSHOT_ENTRY_PREFIX + uuid, None) for uuid in forgotten)
         for uuid in sorted(changed & self._vms.keys()):
             disks = {device: [disk.top, disk.overlays] for device, disk in self._vms[uuid].items()}
-            yield SNAPSHOT_NOTE_PREFIX + uuid, disks or None
+            yield SNAPSHOT_ENTRY_PREFIX + uuid, disks or None
 
-    def restore(self, uuid: str, note: object) -> None:
-        """Restore a VM's snapshots from the note that an earlier run stored. Invalid values are ignored."""
+    def restore(self, uuid: str, stored: object) -> None:
+        """Restore a VM's snapshots from the value that an earlier run stored. Ignore invalid parts."""
         disks = {}
-        for device, value in list(note.items())[:MAX_DISKS] if isinstance(note, dict) else ():
+        for device, value in list(stored.items())[:MAX_DISKS] if isinstance(stored, dict) else ():
             match value:
                 case [str(top), dict(overlays)]:
                     seen = {str(image): ns for image, ns in overlays.items() if type(ns) is int and ns > 0}

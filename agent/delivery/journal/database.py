@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from agent.delivery.journal.statements import JournalChange, read_notes, record_from_row
+from agent.delivery.journal.statements import JournalChange, read_entries, record_from_row
 from agent.delivery.sizes import RowsSummary
 from agent.model.record import OVERHEAD_BYTES, EncodedRecord
 
@@ -28,7 +28,7 @@ CREATE TABLE records (row INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT NOT NULL
     type TEXT NOT NULL, time_ns INTEGER NOT NULL, crc INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE TABLE dead_letters (row INTEGER PRIMARY KEY AUTOINCREMENT, reason TEXT NOT NULL, id TEXT NOT NULL, key TEXT NOT NULL,
     type TEXT NOT NULL, time_ns INTEGER NOT NULL, crc INTEGER NOT NULL, body BLOB NOT NULL);
-CREATE TABLE notes (name TEXT PRIMARY KEY, version INTEGER NOT NULL, text TEXT NOT NULL);
+CREATE TABLE entries (name TEXT PRIMARY KEY, version INTEGER NOT NULL, text TEXT NOT NULL);
 CREATE INDEX by_queue ON records (queue, row);
 PRAGMA user_version = {FORMAT_VERSION};
 """
@@ -144,9 +144,9 @@ class JournalDatabase:
             db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             self.path.chmod(0o640)
         if version in (0, FORMAT_VERSION):
-            db.execute("INSERT OR IGNORE INTO notes VALUES ('identity', 0, ?)", (json.dumps(secrets.token_hex(8)),))
-            db.execute("UPDATE notes SET version = 0 WHERE version > 0")  # versions start at 1 in each run
-            db.execute("DELETE FROM notes WHERE text = 'null'")
+            db.execute("INSERT OR IGNORE INTO entries VALUES ('identity', 0, ?)", (json.dumps(secrets.token_hex(8)),))
+            db.execute("UPDATE entries SET version = 0 WHERE version > 0")  # versions start at 1 in each run
+            db.execute("DELETE FROM entries WHERE text = 'null'")
 
     def _check_format(self, db: sqlite3.Connection) -> None:
         (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -154,7 +154,7 @@ class JournalDatabase:
             raise JournalError(
                 JournalFault.DAMAGED, f"the journal has format {version}; this agent reads format {FORMAT_VERSION}"
             )
-        (identity,) = db.execute("SELECT text FROM notes WHERE name = 'identity'").fetchone()
+        (identity,) = db.execute("SELECT text FROM entries WHERE name = 'identity'").fetchone()
         self.identity = str(identity)
         self._read_last_row(db)
 
@@ -260,10 +260,10 @@ class JournalDatabase:
                 summary.add(str(record_type), count, size + count * OVERHEAD_BYTES, first, last)
         return summary
 
-    def notes(self) -> dict[str, Any]:
-        """Return the values of the notes, by name. Notes that are not valid JSON are left out."""
+    def entries(self) -> dict[str, Any]:
+        """Return the values of the persistent entries, by name. Leave out values that are not valid JSON."""
         with _convert_sqlite_errors():
-            return read_notes(self._require_connection())
+            return read_entries(self._require_connection())
 
     def checkpoint(self) -> None:
         """Checkpoint the write-ahead log and restart it. Later writes reuse its space, so they succeed on a full disk."""

@@ -21,9 +21,10 @@ from agent.delivery.journal.database import (
     connect_readonly,
     raise_if_disk_full,
 )
-from agent.delivery.journal.statements import read_notes, record_from_row
+from agent.delivery.journal.statements import read_entries, record_from_row
 from agent.delivery.queue import RecordQueue
-from agent.model.record import EncodedRecord, PersistentNote
+from agent.model.persistent_entry import PersistentEntry
+from agent.model.record import EncodedRecord
 
 # NOT INDEXED: the index may be damaged.
 _SELECT_RECORDS = "SELECT row, id, key, type, time_ns, crc, body FROM records NOT INDEXED WHERE queue = ? ORDER BY row"
@@ -115,15 +116,15 @@ def count_indexed_records(path: Path, queue: str) -> int:
     return len(rows)
 
 
-def read_salvageable_notes(path: Path) -> dict[str, Any]:
-    """Return the readable notes of a damaged file.
+def read_salvageable_entries(path: Path) -> dict[str, Any]:
+    """Return the values of the persistent entries that can be read from a damaged file, by name.
 
     Raises:
         JournalError: the disk has no space for the files that SQLite needs to read it.
     """
     try:
         with contextlib.closing(connect_readonly(path)) as db:
-            return read_notes(db)
+            return read_entries(db)
     except DATABASE_ERRORS as error:
         raise_if_disk_full(error)
         return {}
@@ -247,8 +248,8 @@ def _copy_records(
     recovered = dict.fromkeys(plans, 0)
     lost = {}
     if quarantined is not None:
-        notes = [PersistentNote(name, value) for name, value in read_salvageable_notes(quarantined).items()]
-        database.commit([statements.upsert_note(note) for note in notes])
+        entries = [PersistentEntry(name, value) for name, value in read_salvageable_entries(quarantined).items()]
+        database.commit([statements.upsert_entry(entry) for entry in entries])
         for queue, records in salvage_records(quarantined, list(plans)):
             plan = plans[queue]
             backlog = [record for record in records if plan.after_row < (record.row or 0) <= plan.last_row]

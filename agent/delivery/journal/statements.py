@@ -9,7 +9,8 @@ from typing import Any
 
 from agent.delivery.drops import DROP_REPORT_TYPE
 from agent.delivery.sizes import RowsSummary, total_bytes
-from agent.model.record import OVERHEAD_BYTES, EncodedRecord, PersistentNote, RecordState
+from agent.model.persistent_entry import PersistentEntry
+from agent.model.record import OVERHEAD_BYTES, EncodedRecord, RecordState
 
 
 def record_from_row(row: Sequence[object]) -> EncodedRecord | None:
@@ -29,13 +30,13 @@ def checksum(record: EncodedRecord) -> int:
     return zlib.crc32(record.body, zlib.crc32(head))
 
 
-def read_notes(db: sqlite3.Connection) -> dict[str, Any]:
-    """Return the values of the notes, by name. Notes that are not valid JSON are left out."""
-    notes: dict[str, Any] = {}
-    for name, text in db.execute("SELECT name, text FROM notes WHERE name != 'identity'"):
+def read_entries(db: sqlite3.Connection) -> dict[str, Any]:
+    """Return the values of the persistent entries, by name. Leave out values that are not valid JSON."""
+    entries: dict[str, Any] = {}
+    for name, text in db.execute("SELECT name, text FROM entries WHERE name != 'identity'"):
         with contextlib.suppress(ValueError, TypeError):
-            notes[str(name)] = json.loads(text)
-    return notes
+            entries[str(name)] = json.loads(text)
+    return entries
 
 
 JournalChange = Callable[[sqlite3.Connection], None]
@@ -48,13 +49,13 @@ MAX_STATEMENT_ROWS = 512
 and waits up to 5 ms to get the GIL back while the event loop is busy."""
 _INSERT = "INSERT INTO records (queue, id, key, type, time_ns, crc, body) VALUES "
 _ROW = "(?, ?, ?, ?, ?, ?, ?)"
-_INSERT_NOTES = "INSERT INTO notes VALUES "
-_NOTE = "(?, ?, ?)"
+_INSERT_ENTRIES = "INSERT INTO entries VALUES "
+_ENTRY = "(?, ?, ?)"
 _UNLESS_OLDER = " ON CONFLICT (name) DO UPDATE SET version = excluded.version, text = excluded.text WHERE excluded.version > version"
 
 
 def insert_records(queue: str, records: Sequence[EncodedRecord], rows: list[int]) -> JournalChange:
-    """Return a change that appends records to a queue and stores the records' notes.
+    """Return a change that appends records to a queue and stores the records' entries.
 
     Args:
         queue: name of the queue.
@@ -77,8 +78,8 @@ def insert_records(queue: str, records: Sequence[EncodedRecord], rows: list[int]
             assert last is not None
             rows.extend(range(last - size + 1, last + 1))  # AUTOINCREMENT leaves no gap
         for record in records:
-            if record.note is not None:
-                upsert_note(record.note)(db)
+            if record.entry is not None:
+                upsert_entry(record.entry)(db)
 
     return change
 
@@ -147,19 +148,19 @@ def delete_dead_letters() -> JournalChange:
     return lambda db: _execute(db, "DELETE FROM dead_letters", ())
 
 
-def upsert_note(note: PersistentNote) -> JournalChange:
-    """Return a change that stores a note unless a newer note of the same name is stored."""
-    return upsert_notes((note,))
+def upsert_entry(entry: PersistentEntry) -> JournalChange:
+    """Return a change that stores a persistent entry. A newer entry of the same name is not replaced."""
+    return upsert_entries((entry,))
 
 
-def upsert_notes(notes: Sequence[PersistentNote]) -> JournalChange:
-    """Return a change that stores each note unless a newer note of the same name is stored. Pass notes of one name oldest first."""
+def upsert_entries(entries: Sequence[PersistentEntry]) -> JournalChange:
+    """Return a change that stores persistent entries, oldest first for each name. A newer entry of the same name is not replaced."""
 
     def change(db: sqlite3.Connection) -> None:
-        for start in range(0, len(notes), MAX_STATEMENT_ROWS):
-            chunk = notes[start : start + MAX_STATEMENT_ROWS]
-            values = [value for note in chunk for value in (note.name, note.version, json.dumps(note.value))]
-            db.execute(_INSERT_NOTES + ", ".join([_NOTE] * len(chunk)) + _UNLESS_OLDER, values)
+        for start in range(0, len(entries), MAX_STATEMENT_ROWS):
+            chunk = entries[start : start + MAX_STATEMENT_ROWS]
+            values = [value for entry in chunk for value in (entry.name, entry.version, json.dumps(entry.value))]
+            db.execute(_INSERT_ENTRIES + ", ".join([_ENTRY] * len(chunk)) + _UNLESS_OLDER, values)
 
     return change
 

@@ -18,13 +18,14 @@ from agent.delivery.drops import DropLedger, DropReason
 from agent.delivery.journal import recovery, statements
 from agent.delivery.journal.database import JournalDatabase, JournalError, JournalFault, OpenDatabase, connect
 from agent.delivery.journal.lock import lock_directory
-from agent.delivery.journal.pending_notes import PendingNotes
+from agent.delivery.journal.pending_entries import PendingEntries
 from agent.delivery.journal.recovery import QueueCopyPlan
 from agent.delivery.journal.thread import JournalThread
 from agent.delivery.journal.transaction import Transaction
 from agent.delivery.queue import RecordQueue
 from agent.delivery.timings import DeliveryTimings
-from agent.model.record import EncodedRecord, PersistentNote
+from agent.model.persistent_entry import PersistentEntry
+from agent.model.record import EncodedRecord
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ MAX_DEAD_LETTERS = 10_000
 """Maximum number of dead letters in the journal. Newer dead letters replace the oldest ones."""
 _NOT_OPENED = "not opened yet"
 UNREPORTED_DROPS = "unreported_drops"
-"""Name of the note with the drops that no record has reported to consumers yet."""
+"""Name of the persistent entry with the drops that no record has reported to consumers yet."""
 
 
 class Journal:
@@ -63,9 +64,9 @@ class Journal:
         """Number of damaged files that were quarantined since the start."""
         self.commits = 0
         """Number of transactions since the start."""
-        self.notes: dict[str, Any] = {}
-        """Values of the notes in the file when it was opened, by name."""
-        self.pending_notes = PendingNotes()
+        self.entries: dict[str, Any] = {}
+        """Values of the persistent entries that the file had when it was opened, by name."""
+        self.pending_entries = PendingEntries()
         self.opened = asyncio.Event()
         """Set after the first attempt to open the file, whether it succeeded or not."""
         self._queues = queues
@@ -104,9 +105,9 @@ class Journal:
         self._dead_letters += [(reason, record) for record in records][: MAX_DEAD_LETTERS - len(self._dead_letters)]
         self._dirty.set()
 
-    async def persist_note(self, note: PersistentNote) -> None:
-        """Store a note and wait until it is on disk, without a deadline."""
-        stored = self.pending_notes.add(note)
+    async def persist_entry(self, entry: PersistentEntry) -> None:
+        """Store a persistent entry. Wait without a deadline until it is on disk."""
+        stored = self.pending_entries.add(entry)
         self._dirty.set()
         await stored
 
@@ -219,7 +220,7 @@ class Journal:
 
     def _has_waiting_writes(self) -> bool:
         return any(queue.journaling.has_waiting_writes for queue in self._queues) or bool(
-            self._dead_letters or self.pending_notes.has_waiting
+            self._dead_letters or self.pending_entries.has_waiting
         )
 
     def _must_write_now(self) -> bool:
@@ -254,19 +255,19 @@ class Journal:
         ]
         unreported = self._drops.unreported()
         if unreported != self._stored_drops:
-            transaction.changes.append(statements.upsert_note(PersistentNote(UNREPORTED_DROPS, unreported)))
-        transaction.changes.append(statements.upsert_notes(self.pending_notes.start_transaction()))
+            transaction.changes.append(statements.upsert_entry(PersistentEntry(UNREPORTED_DROPS, unreported)))
+        transaction.changes.append(statements.upsert_entries(self.pending_entries.start_transaction()))
         try:
             await self._thread.call(database.commit, transaction.changes)
         except JournalError as error:
             self._dead_letters = dead_letters + self._dead_letters
-            self.pending_notes.fail_transaction()
+            self.pending_entries.fail_transaction()
             await self._handle_failure(error)
             return False
         self.commits += 1
         self._last_row, self._is_uncertain = max(self._last_row, transaction.last_row), False
         self._stored_drops = unreported
-        self.pending_notes.commit_transaction()
+        self.pending_entries.commit_transaction()
         transaction.report_committed()
         if self.error is not None:
             self._mark_working()
@@ -306,10 +307,10 @@ class Journal:
             plans: by queue, what was copied into the file; None if the file was not created by `recovery.rebuild_journal`.
         """
         summaries = [await self._thread.call(opened.summarize_rows, queue.name) for queue in self._queues]
-        self.notes = await self._thread.call(opened.notes)
-        self._drops.load_unreported(self.notes.pop(UNREPORTED_DROPS, None))
+        self.entries = await self._thread.call(opened.entries)
+        self._drops.load_unreported(self.entries.pop(UNREPORTED_DROPS, None))
         if self._identity:
-            self.pending_notes.on_new_file()
+            self.pending_entries.on_new_file()
         self._database, self._identity, self._stored_drops = opened, opened.identity, None
         self._last_row, self._is_uncertain = opened.last_row, False
         for queue, stored in zip(self._queues, summaries, strict=True):

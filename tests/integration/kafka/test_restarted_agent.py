@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
-from agent.app.stored_sequences import NOTE_PREFIX
+from agent.app.stored_sequences import SEQUENCE_ENTRY_PREFIX
 from agent.cli.demo.guest import until
 from agent.consumer.kafka_consumer import ConsumedItem, ConsumerSettings, RecordConsumer
 from agent.consumer.record_orderer import Gap, OrderSettings
 from agent.consumer.stream_record import StreamRecord
 from agent.delivery.journal.database import connect_readonly
-from agent.delivery.journal.statements import read_notes
+from agent.delivery.journal.statements import read_entries
 from agent.delivery.journal.writer import FILE
 from tests.bench.monitors import Monitors
 from tests.lab.agent_process import AgentProcess
@@ -27,11 +27,13 @@ EVENT: Final = "qemu.event.job_status_change"
 EVENTS: Final = 50
 
 
-def has_notes(journal: Path, topic: str, records: Iterable[StreamRecord]) -> bool:
+def has_entries(journal: Path, topic: str, records: Iterable[StreamRecord]) -> bool:
     """Return whether the journal has stored that these records are in the topic."""
     with contextlib.closing(connect_readonly(journal / FILE)) as database:
-        notes = read_notes(database)
-    return all(notes.get(f"{NOTE_PREFIX}{topic}{record.source}", "") >= record.sequence for record in records)
+        entries = read_entries(database)
+    return all(
+        entries.get(f"{SEQUENCE_ENTRY_PREFIX}{topic}{record.source}", "") >= record.sequence for record in records
+    )
 
 
 async def test_a_consumer_of_a_killed_agent_knows_whether_records_were_lost(kafka: KafkaCluster, folder: Path) -> None:
@@ -69,7 +71,7 @@ async def test_a_consumer_of_a_killed_agent_knows_whether_records_were_lost(kafk
             for number in range(EVENTS):
                 vms.emit(number % 2, EVENT.rpartition(".")[2].upper(), {"id": f"job{number}"}, time.time_ns())
             await until(lambda: len(records()) >= before + EVENTS, DEADLINE_SECONDS)
-            await until(lambda: has_notes(journal, topics["events"], records()), DEADLINE_SECONDS)
+            await until(lambda: has_entries(journal, topics["events"], records()), DEADLINE_SECONDS)
             await agent.kill()
             await until(lambda: not vms.clients, DEADLINE_SECONDS)
             return records()[before:]

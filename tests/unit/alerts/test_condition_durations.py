@@ -5,7 +5,7 @@ from typing import Any, Final
 import pytest
 
 from agent.alerts.conditions.sample_alert_table import HOUR
-from agent.alerts.notes import PENDING_SECONDS
+from agent.alerts.persistence import PENDING_SECONDS
 from agent.model.family import Sample
 from agent.model.metrics.jobs import JOB
 from tests.lab.alert_scenario import SECOND, AlertScenario
@@ -57,8 +57,8 @@ def test_the_time_of_a_condition_that_ended_during_the_restart_begins_again(scen
 
 def test_a_condition_is_stored_once_it_has_held_for_a_minute_and_once_it_has_ended(scenario: AlertScenario) -> None:
     def due(at: float) -> list[Any]:
-        notes = scenario.manager.notes.notes_due(int(at * SECOND))
-        return [value and value["processes"][0].get("pending") for _, value in notes]
+        entries = scenario.manager.persistence.entries_to_store(int(at * SECOND))
+        return [value and value["processes"][0].get("pending") for _, value in entries]
 
     due(0)
     scenario.samples(1, JOB, PAUSED)
@@ -70,11 +70,11 @@ def test_a_condition_is_stored_once_it_has_held_for_a_minute_and_once_it_has_end
     assert due(PENDING_SECONDS + 4) == []
 
 
-@pytest.mark.parametrize("note", [None, 5, [[]], [["a", "b", "c", "d"]], [["a", 1, "c", 1]], {"a": 1}])
-def test_a_damaged_note_of_conditions_is_ignored(scenario: AlertScenario, note: Any) -> None:
+@pytest.mark.parametrize("entry", [None, 5, [[]], [["a", "b", "c", "d"]], [["a", 1, "c", 1]], {"a": 1}])
+def test_a_damaged_entry_of_conditions_is_ignored(scenario: AlertScenario, entry: Any) -> None:
     hold_until_restart(scenario, HOUR - 10)
-    (name,) = [name for name in scenario.notes if name.startswith("alerts/")]
-    scenario.notes[name]["processes"][0]["pending"] = note
+    (name,) = [name for name in scenario.entries if name.startswith("alerts/")]
+    scenario.entries[name]["processes"][0]["pending"] = entry
     scenario.restart()
     scenario.attach(pid=7)
     assert scenario.samples(HOUR, JOB, PAUSED) == []

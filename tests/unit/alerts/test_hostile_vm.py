@@ -26,7 +26,7 @@ def test_errors_of_any_number_of_devices_fire_a_bounded_number_of_alerts() -> No
     assert len(scenario.firing()) == MAX_SUBJECT_ALERTS
     assert scenario.manager.store.suppressed == 500
     assert len(scenario.emitted) == MAX_SUBJECT_ALERTS
-    assert len(json.dumps(scenario.notes)) < 1000 * MAX_SUBJECT_ALERTS
+    assert len(json.dumps(scenario.entries)) < 1000 * MAX_SUBJECT_ALERTS
     panicked = scenario.event("GUEST_PANICKED", 20, action="pause")
     assert panicked == [("guest_panicked", "", "firing")], "an alert of the VM as a whole always has room"
     assert len(scenario.event("RESUME", 30)) == MAX_SUBJECT_ALERTS + 1

@@ -111,21 +111,21 @@ def test_a_mirror_target_as_full_as_its_source_changes_nothing() -> None:
 def test_images_are_persisted_as_they_grow_and_forgotten_one_by_one() -> None:
     highest_writes = HighestWriteStore()
     highest_writes.update_highest_offset(ImageKey("/a", 1000), 100)
-    assert list(highest_writes.notes_due()) == [("/a", [1000, 100, ""])]
+    assert list(highest_writes.entries_to_store()) == [("/a", [1000, 100, ""])]
     highest_writes.update_highest_offset(ImageKey("/a", 1000), 101)
-    assert list(highest_writes.notes_due()) == []
+    assert list(highest_writes.entries_to_store()) == []
     highest_writes.update_highest_offset(ImageKey("/a", 1000), 200)
-    assert list(highest_writes.notes_due()) == [("/a", [1000, 200, ""])]
+    assert list(highest_writes.entries_to_store()) == [("/a", [1000, 200, ""])]
     for number in range(MAX_IMAGES):
         highest_writes.update_highest_offset(ImageKey(f"/{number}", 1), 1)
-    assert ("/a", None) in list(highest_writes.notes_due())
+    assert ("/a", None) in list(highest_writes.entries_to_store())
     assert highest_writes.offset_of(ImageKey("/a", 1000)) == 0
 
 
-@pytest.mark.parametrize("note", [None, 5, [], [1], ["a", 2], [1, -2], [True, 2**64], {"size": 1}])
-def test_invalid_image_notes_are_ignored(note: object) -> None:
+@pytest.mark.parametrize("entry", [None, 5, [], [1], ["a", 2], [1, -2], [True, 2**64], {"size": 1}])
+def test_invalid_image_entries_are_ignored(entry: object) -> None:
     highest_writes = HighestWriteStore()
-    highest_writes.restore("/a", note)
+    highest_writes.restore("/a", entry)
     assert highest_writes.offset_of(ImageKey("/a", 1)) == 0
 
 

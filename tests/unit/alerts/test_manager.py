@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agent.alerts.manager import AWAY_SECONDS, AlertManager, PendingAlert
-from agent.alerts.notes import VM_NOTE_PREFIX
+from agent.alerts.persistence import VM_ENTRY_PREFIX
 from agent.alerts.rules import EVENT_RULES
 from agent.alerts.store import Alert, AlertStore
 from agent.alerts.threshold_types import ThresholdMode
@@ -276,7 +276,7 @@ def test_alerts_survive_a_short_absence_of_the_vm() -> None:
     manager.on_gone(VM, 200, permanently=False)
     (resolved,) = manager.tick(200 + AWAY_SECONDS, 0)
     assert resolved.record.data["resolved_by"] == "vm_gone"
-    assert manager.notes.note_of_vm(VM.uuid) == (VM_NOTE_PREFIX + VM.uuid, None)
+    assert manager.persistence.entry_of_vm(VM.uuid) == (VM_ENTRY_PREFIX + VM.uuid, None)
 
 
 def test_a_shutdown_resolves_all_alerts_at_once() -> None:
@@ -294,7 +294,7 @@ def test_an_old_connection_that_ends_late_resolves_nothing() -> None:
     assert manager.threshold_commands.pending(VM) == []
 
 
-def test_a_state_note_restores_the_manager() -> None:
+def test_an_entry_restores_the_manager() -> None:
     disk = Disk()
     first = attached_manager(disk)
     execute_commands(first, disk)
@@ -302,33 +302,33 @@ def test_a_state_note_restores_the_manager() -> None:
     send_event(first, "GUEST_PANICKED")
     poll(first, disk)
     execute_commands(first, disk)
-    name, note = first.notes.note_of_vm(VM.uuid)
+    name, entry = first.persistence.entry_of_vm(VM.uuid)
     second = alert_manager()
-    second.notes.restore(json.loads(json.dumps({name: note})), 1000)
+    second.persistence.restore(json.loads(json.dumps({name: entry})), 1000)
     assert {alert.name for alert in second.store} == {"write_threshold", "guest_panicked"}
     second.on_attached(VM)
     assert poll(second, disk) == []
     assert second.threshold_commands.pending(VM) == []
-    assert second.notes.note_of_vm(VM.uuid) == first.notes.note_of_vm(VM.uuid)
+    assert second.persistence.entry_of_vm(VM.uuid) == first.persistence.entry_of_vm(VM.uuid)
     fired = second.on_event(threshold_record(disk.write(91 * GIB)), "BLOCK_WRITE_THRESHOLD", 9)
     assert alert_changes(records(fired)) == [("write_threshold", "disk0", "90%", "firing")]
 
 
 def test_a_vm_missing_after_an_agent_restart_counts_as_gone() -> None:
     first = attached_manager(Disk(offset=81 * GIB))
-    name, note = first.notes.note_of_vm(VM.uuid)
+    name, entry = first.persistence.entry_of_vm(VM.uuid)
     second = alert_manager()
-    second.notes.restore({name: note}, 1000)
+    second.persistence.restore({name: entry}, 1000)
     assert second.tick(1000 + AWAY_SECONDS - 1, 0) == []
     assert [record.data["resolved_by"] for record in records(second.tick(1000 + AWAY_SECONDS, 0))] == ["vm_gone"]
 
 
 @pytest.mark.parametrize(
-    "note", [None, 5, [], {"disks": 5, "firing": 7}, {"firing": [5, {}, {"name": 1}]}, {"disks": {"d": 5}}]
+    "entry", [None, 5, [], {"disks": 5, "firing": 7}, {"firing": [5, {}, {"name": 1}]}, {"disks": {"d": 5}}]
 )
-def test_a_manager_ignores_invalid_notes(note: object) -> None:
+def test_a_manager_ignores_invalid_entries(entry: object) -> None:
     manager = alert_manager()
-    manager.notes.restore({VM_NOTE_PREFIX + VM.uuid: note}, 0)
+    manager.persistence.restore({VM_ENTRY_PREFIX + VM.uuid: entry}, 0)
     manager.on_attached(VM)
     assert len(poll(manager, Disk(offset=81 * GIB))) == 1
 

@@ -30,13 +30,13 @@ def test_a_threshold_set_after_the_timeout_is_still_ours() -> None:
 
 def test_levels_removed_during_a_restart_are_resolved() -> None:
     disk = Disk(offset=91 * GIB)
-    name, note = attached_manager(disk).notes.note_of_vm(VM.uuid)
+    name, entry = attached_manager(disk).persistence.entry_of_vm(VM.uuid)
     for mode, levels, firing in (
         (ThresholdMode.ARM, ("50%", "60%", "95%"), {"50%", "60%"}),
         (ThresholdMode.OFF, (), set()),
     ):
         second = alert_manager(mode, *levels)
-        second.notes.restore({name: note}, 0)
+        second.persistence.restore({name: entry}, 0)
         second.on_attached(VM)
         poll(second, disk)
         assert {alert.level for alert in second.store} == firing

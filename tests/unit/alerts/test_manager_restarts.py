@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agent.alerts.manager import AWAY_SECONDS, AlertManager, PendingAlert
-from agent.alerts.notes import VM_NOTE_PREFIX
+from agent.alerts.persistence import VM_ENTRY_PREFIX
 from agent.alerts.rules import EVENT_RULES, HOUR
 from agent.alerts.threshold_types import ThresholdMode
 from agent.model.metrics.block_layers import BLOCK_LAYER
@@ -51,51 +51,51 @@ def agent_of_next_run(agent: Agent) -> Agent:
     return new_agent(agent.qemu, agent.journal)
 
 
-def vm_notes_due(agent: Agent) -> list[tuple[str, Any]]:
-    """Return the state notes of VMs that are due."""
-    return [note for note in agent.manager.notes.notes_due() if note[0].startswith(VM_NOTE_PREFIX)]
+def vm_entries_to_store(agent: Agent) -> list[tuple[str, Any]]:
+    """Return the entries of VMs that are due."""
+    return [entry for entry in agent.manager.persistence.entries_to_store() if entry[0].startswith(VM_ENTRY_PREFIX)]
 
 
 STOPPED_WITHOUT_SPACE: dict[str, Any] = {"action": "stop", "nospace": True, "operation": "write"}
 
 
-# --- State notes ---
+# --- Persistent entries ---
 
 
-def test_each_record_has_the_state_note_as_of_that_record() -> None:
+def test_each_record_has_the_entry_as_of_that_record() -> None:
     agent = polled_agent(960)
-    firing = [len(pending.note[1]["firing"]) for pending in agent.manager.tick(0, 0)]
+    firing = [len(pending.entry[1]["firing"]) for pending in agent.manager.tick(0, 0)]
     assert firing == []
     levels = [value["processes"][0]["disks"]["disk0"]["exceeded"] for _, _, value in agent.journal.pending]
     assert levels == [["80%"], ["80%", "90%"], ["80%", "90%", "95%"]]
     assert [len(value["processes"][0]["firing"]) for _, _, value in agent.journal.pending] == [1, 2, 3]
 
 
-def test_a_note_before_the_first_poll_keeps_restored_disks() -> None:
+def test_an_entry_before_the_first_poll_keeps_restored_disks() -> None:
     second = agent_of_next_run(polled_agent(850))
     second.manager.on_attached(VM)
     (pending,) = second.manager.on_event(event("WATCHDOG", action="none"), "WATCHDOG", 7)
-    assert pending.note[1]["processes"][0]["disks"]["disk0"]["exceeded"] == ["80%"]
+    assert pending.entry[1]["processes"][0]["disks"]["disk0"]["exceeded"] == ["80%"]
 
 
-def test_the_note_of_a_gone_vm_without_alerts_is_removed() -> None:
+def test_the_entry_of_a_gone_vm_without_alerts_is_removed() -> None:
     agent = polled_agent()
     assert len(agent.pending_commands()) == 1
     assert agent.journal.pending[-1][2] is not None
     agent.manager.on_gone(VM, 0, permanently=True)
-    assert vm_notes_due(agent) == []
+    assert vm_entries_to_store(agent) == []
     assert agent.manager.tick(1, 0) == []
-    assert vm_notes_due(agent) == [(VM_NOTE_PREFIX + UUID, None)]
-    assert vm_notes_due(agent) == []
+    assert vm_entries_to_store(agent) == [(VM_ENTRY_PREFIX + UUID, None)]
+    assert vm_entries_to_store(agent) == []
 
 
-def test_the_note_of_a_vm_that_never_returns_is_removed() -> None:
+def test_the_entry_of_a_vm_that_never_returns_is_removed() -> None:
     agent = polled_agent()
     agent.pending_commands()
     second = agent_of_next_run(agent)
-    assert vm_notes_due(second) == []
+    assert vm_entries_to_store(second) == []
     second.manager.tick(AWAY_SECONDS, 0)
-    assert vm_notes_due(second) == [(VM_NOTE_PREFIX + UUID, None)]
+    assert vm_entries_to_store(second) == [(VM_ENTRY_PREFIX + UUID, None)]
 
 
 def test_fingerprints_are_stable_over_restarts_and_processes() -> None:
@@ -157,7 +157,7 @@ def test_a_disk_unplugged_while_the_agent_was_away_resolves() -> None:
     second.manager.on_attached(VM)
     pending, _ = second.manager.on_samples(VM, [], 1, 1, families=(BLOCK_LAYER,))
     assert [alert.record.data["resolved_by"] for alert in pending] == ["unplugged"]
-    assert pending[0].note == (VM_NOTE_PREFIX + UUID, None)
+    assert pending[0].entry == (VM_ENTRY_PREFIX + UUID, None)
 
 
 # --- Event rules ---
@@ -366,14 +366,14 @@ def test_a_response_for_an_inactive_process_is_ignored() -> None:
     assert agent.manager.threshold_commands.take_due_refreshes(VM_AT_OTHER_MONITOR) == set()
 
 
-# --- Format of the note ---
+# --- Format of the entry ---
 
 
-def test_the_state_note_is_json() -> None:
+def test_the_entry_is_json() -> None:
     agent = polled_agent(850)
     agent.pending_commands()
-    name, value = agent.manager.notes.note_of_vm(UUID)
+    name, value = agent.manager.persistence.entry_of_vm(UUID)
     assert json.loads(json.dumps(value)) == value
-    assert name == f"{VM_NOTE_PREFIX}{UUID}"
+    assert name == f"{VM_ENTRY_PREFIX}{UUID}"
     assert value["processes"][0]["disks"]["disk0"]["threshold"] == ["storage1", 900]
     assert {alert.vm.host for alert in agent.manager.store} == {HOST}

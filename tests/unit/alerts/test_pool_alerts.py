@@ -20,11 +20,11 @@ IMAGES: Final = Pool("filesystem:8:1", PoolKind.FILESYSTEM, "/images", "xfs", "/
 
 
 class PoolScenario:
-    """Alerts of pools with levels, six VMs on one pool of 1000 GiB, and the notes on disk."""
+    """Alerts of pools with levels, six VMs on one pool of 1000 GiB, and the entries on disk."""
 
     def __init__(self, *levels: str, hysteresis: float = 0.02, pool: Pool = IMAGES) -> None:
         self.levels, self.hysteresis, self.pool = levels, hysteresis, pool
-        self.notes: dict[str, Any] = {}
+        self.entries: dict[str, Any] = {}
         self.now = 1_000_000.0
         self.start()
 
@@ -34,7 +34,7 @@ class PoolScenario:
         policy = PoolPolicy(tuple(map(parse_pool_level, self.levels)), self.hysteresis)
         growers = [GrowingDisk("vm3", "disk0", 5.0)]
         self.alerts = PoolAlerts("hv7", self.store, self.registry, lambda _usage: policy, lambda _usage: growers)
-        self.alerts.restore(self.notes, self.now)
+        self.alerts.restore(self.entries, self.now)
 
     def place(self) -> PoolUsage:
         """Find the pool of the images of six VMs."""
@@ -44,12 +44,12 @@ class PoolScenario:
             self.registry.place(vm, [(image, self.pool)], self.now)
         return self.registry.pools[self.pool.key]
 
-    def store_notes(self, usage: PoolUsage, records: Iterable[Record]) -> list[Record]:
-        """Persist the note of each record, as the journal does."""
+    def store_entries(self, usage: PoolUsage, records: Iterable[Record]) -> list[Record]:
+        """Persist the entry of each record, as the journal does."""
         stored = []
         for record in records:
-            name, note = self.alerts.note_of(usage)
-            self.notes[name] = json.loads(json.dumps(note))
+            name, entry = self.alerts.entry_of(usage)
+            self.entries[name] = json.loads(json.dumps(entry))
             stored.append(record)
         return stored
 
@@ -58,7 +58,7 @@ class PoolScenario:
         self.now += 10
         usage = self.place()
         usage.on_reading(PoolReading(1000 * GIB, int(free_gib * GIB), **figures), self.now)
-        return changes(self.store_notes(usage, self.alerts.on_reading(usage, int(self.now * SECOND))))
+        return changes(self.store_entries(usage, self.alerts.on_reading(usage, int(self.now * SECOND))))
 
 
 def changes(records: Iterable[Record]) -> list[tuple[str, str, str]]:
@@ -187,7 +187,7 @@ def test_a_pool_that_does_not_answer_fires_once_and_is_resolved_by_its_answer() 
     usage = pool.place()
     usage.silent_since = pool.now
     for _ in range(3):
-        fired = pool.store_notes(usage, pool.alerts.on_silence(usage, int(pool.now * SECOND)))
+        fired = pool.store_entries(usage, pool.alerts.on_silence(usage, int(pool.now * SECOND)))
     assert fired == []
     (alert,) = pool.store
     assert (alert.name, alert.severity, alert.data["vms"]) == ("pool_unresponsive", Severity.ERROR, 6)
@@ -219,8 +219,8 @@ def test_the_growth_of_a_day_survives_a_restart() -> None:
         pool.now += 0
         usage = pool.place() if step == 0 else pool.registry.pools[IMAGES.key]
         usage.on_reading(PoolReading(1000 * GIB, int((900 - step / 40) * GIB)), pool.now + step * 10)
-    for name, note in pool.alerts.notes_due():
-        pool.notes[name] = json.loads(json.dumps(note))
+    for name, entry in pool.alerts.entries_to_store():
+        pool.entries[name] = json.loads(json.dumps(entry))
     pool.now += 24 * 3600
     pool.start()
     assert pool.read(900 - 24 * 9 - 0.25) == []
@@ -236,21 +236,21 @@ def test_a_pool_without_vms_resolves_its_alerts() -> None:
     assert len(pool.store) == 0
 
 
-def test_notes_are_due_for_new_points_and_for_pools_that_are_gone() -> None:
+def test_entries_are_due_for_new_points_and_for_pools_that_are_gone() -> None:
     pool = PoolScenario("85%")
     pool.read(500)
-    assert [name for name, _ in pool.alerts.notes_due()] == ["pools/filesystem:8:1"]
-    assert pool.alerts.notes_due() == []
+    assert [name for name, _ in pool.alerts.entries_to_store()] == ["pools/filesystem:8:1"]
+    assert pool.alerts.entries_to_store() == []
     pool.registry.remove_pool(pool.place())
-    assert pool.alerts.notes_due() == [("pools/filesystem:8:1", None)]
+    assert pool.alerts.entries_to_store() == [("pools/filesystem:8:1", None)]
 
 
 @pytest.mark.parametrize(
-    "note", [None, 5, {}, {"pool": ["x"], "name": "a"}, {"pool": ["nfs", "a", "", ""], "name": "a"}, {"pool": None}]
+    "entry", [None, 5, {}, {"pool": ["x"], "name": "a"}, {"pool": ["nfs", "a", "", ""], "name": "a"}, {"pool": None}]
 )
-def test_a_note_that_is_not_a_pool_is_ignored(note: object) -> None:
+def test_an_entry_that_is_not_a_pool_is_ignored(entry: object) -> None:
     pool = PoolScenario("85%")
-    pool.alerts.restore({"pools/filesystem:8:1": note, "alerts/x": {}}, 0.0)
+    pool.alerts.restore({"pools/filesystem:8:1": entry, "alerts/x": {}}, 0.0)
     assert list(pool.registry) == []
 
 

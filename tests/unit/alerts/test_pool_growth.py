@@ -127,18 +127,18 @@ def test_a_day_of_growth_survives_a_restart() -> None:
     before = writing(DAY_SECONDS + 1800, 1, step=30)
     after = PoolGrowth()
     end = 1000.0 + DAY_SECONDS + 1800
-    after.restore(before.to_note(), end + 60)
+    after.restore(before.state_to_store(), end + 60)
     after.add(end + 60, int((DAY_SECONDS + 1860) * MIB))
     assert after.rate(DAY_SECONDS) == pytest.approx(MIB, rel=0.02)
 
 
 @pytest.mark.parametrize(
-    "note", [None, 5, ["x"], [[1]], [["a", 2]], [[5000, 1]], [[-(10**9), 1]], [[10, -1]], [[10, 1 << 63]]]
+    "entry", [None, 5, ["x"], [[1]], [["a", 2]], [[5000, 1]], [[-(10**9), 1]], [[10, -1]], [[10, 1 << 63]]]
 )
-def test_a_note_that_is_not_a_history_is_ignored(note: object) -> None:
+def test_an_entry_that_is_not_a_history_is_ignored(entry: object) -> None:
     growth = PoolGrowth()
-    growth.restore(note, 1000.0)
-    assert growth.to_note() == []
+    growth.restore(entry, 1000.0)
+    assert growth.state_to_store() == []
 
 
 def test_a_clock_that_is_set_back_forgets_the_points_after_it() -> None:

@@ -245,10 +245,10 @@ def test_a_guest_that_runs_is_stored_once() -> None:
     scenario = AlertScenario()
     scenario.attach(at=2, pid=7)
     scenario.run_state("running", 3)
-    assert len(scenario.manager.notes.notes_due()) == 1
-    assert scenario.manager.notes.notes_due() == []
+    assert len(scenario.manager.persistence.entries_to_store()) == 1
+    assert scenario.manager.persistence.entries_to_store() == []
     scenario.run_state("paused", 4)
-    assert scenario.manager.notes.notes_due() == []
+    assert scenario.manager.persistence.entries_to_store() == []
 
 
 def test_a_pause_outlives_a_restart_of_the_agent(scenario: AlertScenario) -> None:

@@ -52,9 +52,9 @@ class Scenario:
         self.attached = False
         self.events: list[dict[str, Any]] = []  # in transit to the agent
         self.reply: Reply | None = None  # in transit to the agent
-        self.commands: list[tuple[str, int]] = []  # to be sent after their note is on disk
+        self.commands: list[tuple[str, int]] = []  # to be sent after their entry is on disk
         self.sent: tuple[str, int] | None = None  # in transit to QEMU
-        self.note_persisted = True  # whether each threshold was persisted before it was set
+        self.entry_persisted = True  # whether each threshold was persisted before it was set
         self.own: set[tuple[str, int]] = set()
         self.foreign: set[int] = set()
         self.polled_foreign = False  # by this agent over this connection
@@ -146,12 +146,12 @@ class Scenario:
             self.agent.on_event(self.events.pop(0), int(self.now * 1e9))
 
     def send_command(self, n: int) -> None:
-        """Send the command: its note is on disk, or persisting it timed out."""
+        """Send the command: its entry is on disk, or persisting it timed out."""
         if self.commands and self.sent is None:
             if n % 8:
                 self.journal.commit()
             else:
-                self.note_persisted = False
+                self.entry_persisted = False
             self.sent = self.commands.pop(0)
             self.own.add(self.sent)
 
@@ -232,7 +232,7 @@ class Scenario:
         for record in self.journal.records[self.checked :]:
             data = record.data
             if data["owner"] == "other":
-                assert not self.note_persisted or data["level_bytes"] in self.foreign, (
+                assert not self.entry_persisted or data["level_bytes"] in self.foreign, (
                     f"a threshold of the agent is reported as foreign: {data}"
                 )
                 continue

@@ -241,18 +241,18 @@ def test_growth_rate_covers_the_last_ten_minutes() -> None:
 # --- Restarts ---
 
 
-def test_a_note_restores_levels_and_the_armed_threshold() -> None:
+def test_an_entry_restores_levels_and_the_armed_threshold() -> None:
     disk = Disk()
     first = polled_tracker(disk)
     arm(first, disk)
     fire(first, disk.write(81 * GIB))
     arm(first, disk)
     second = ThresholdTracker(policy())
-    second.restore(first.to_note())
+    second.restore(first.state_to_store())
     assert poll_layers(second, disk) == []
     assert (second.exceeded_levels, second.slot.threshold) == (1, ("storage", 90 * GIB))
     third = ThresholdTracker(policy())
-    third.restore(first.to_note())
+    third.restore(first.state_to_store())
     disk.write(91 * GIB)  # while no agent ran
     assert summary(poll_layers(third, disk)) == [("90%", MISSED, True)]
 
@@ -267,7 +267,7 @@ def test_a_note_restores_levels_and_the_armed_threshold() -> None:
         max_leaves=6,
     )
 )
-def test_a_tracker_ignores_invalid_notes(kept: object) -> None:
+def test_a_tracker_ignores_invalid_entries(kept: object) -> None:
     tracker = ThresholdTracker(policy())
     tracker.restore(kept)
     poll_layers(tracker, Disk(offset=85 * GIB))

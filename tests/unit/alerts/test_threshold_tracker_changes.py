@@ -52,7 +52,7 @@ def arm(tracker: ThresholdTracker) -> int:
 def tracker_of_next_run(tracker: ThresholdTracker, *levels: str) -> ThresholdTracker:
     """Return the tracker of the next run, with other levels if given."""
     new = new_tracker(*levels)
-    new.restore(json.loads(json.dumps(tracker.to_note())))
+    new.restore(json.loads(json.dumps(tracker.state_to_store())))
     return new
 
 
@@ -80,7 +80,7 @@ def test_mode_off_resolves_exceeded_levels() -> None:
     tracker = new_tracker()
     poll_layers(tracker, disk_on_device(850))
     restored = ThresholdTracker(ThresholdPolicy(ThresholdMode.OFF, tracker.policy.levels))
-    restored.restore(tracker.to_note())
+    restored.restore(tracker.state_to_store())
     assert poll_layers(restored, disk_on_device(850)) == [("80%", False, BY_LEVEL)]
 
 
@@ -94,7 +94,7 @@ def test_a_level_is_resolved_by_space_or_because_it_is_gone() -> None:
     assert (gone.level.text, gone.resolved_by) == ("70%", ResolvedReason.LEVEL_GONE)
 
 
-def test_a_note_restores_a_limited_number_of_exceeded_levels() -> None:
+def test_an_entry_restores_a_limited_number_of_exceeded_levels() -> None:
     tracker = new_tracker()
     tracker.restore({"exceeded": [5, *(f"used {number}" for number in range(2 * MAX_EXCEEDED_LEVELS))]})
     assert tracker.exceeded_levels == MAX_EXCEEDED_LEVELS - 1, "5 is no level"
@@ -263,12 +263,12 @@ def test_a_file_near_the_next_level_is_queried_early() -> None:
 # --- Restarts ---
 
 
-def test_a_note_before_the_first_poll_is_unchanged() -> None:
+def test_an_entry_before_the_first_poll_is_unchanged() -> None:
     tracker = new_tracker()
     poll_layers(tracker, disk_on_device(850))
     arm(tracker)
     restored = tracker_of_next_run(tracker)
-    assert restored.to_note() == tracker.to_note()
+    assert restored.state_to_store() == tracker.state_to_store()
 
 
 def test_an_event_before_the_first_poll_is_reported_by_it() -> None:

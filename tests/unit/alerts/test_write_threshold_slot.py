@@ -121,8 +121,8 @@ class SlotMachine(RuleBasedStateMachine):
     def restart_agent(self, executed: bool) -> None:  # noqa: FBT001 - drawn by hypothesis
         if self.command is not None and executed:
             self.node.slot = self.command
-        note, self.slot = self.slot.to_note(), WriteThresholdSlot()
-        self.slot.restore(note)
+        entry, self.slot = self.slot.state_to_store(), WriteThresholdSlot()
+        self.slot.restore(entry)
         self.events, self.command, self.read_foreign, self.failures, self.is_fresh = [], None, False, 0, False
 
     @invariant()

@@ -80,7 +80,7 @@ async def test_a_vm_that_shut_down_is_deleted_at_once(host: Host) -> None:
     host.detach(WEB, VmChange.GONE, shutdown_reason="guest-shutdown")
     await host.states.run_turn()
     assert host.data() is None
-    assert not [name for name in host.notes if WEB.uuid in name and name.startswith("state/")]
+    assert not [name for name in host.entries if WEB.uuid in name and name.startswith("state/")]
 
 
 async def test_a_vm_that_was_lost_is_gone_first_and_deleted_after_a_minute(host: Host) -> None:

@@ -47,7 +47,7 @@ class Run:
             lambda: (
                 not (
                     sequences._changed
-                    or journal.pending_notes._fetched
+                    or journal.pending_entries._fetched
                     or any(queue.backlog.stored.records for queue in delivery.queues)
                 )
             )

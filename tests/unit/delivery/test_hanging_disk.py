@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from agent.delivery.pipeline import DeliveryPipeline
-from agent.model.record import EncodedRecord, PersistentNote
+from agent.model.persistent_entry import PersistentEntry
+from agent.model.record import EncodedRecord
 from tests.lab.faulty_disk import HangingDisk
 from tests.lab.queue_kinds import DURABLE, SPILLING, QueueKind
 from tests.lab.scripted_sink import (
@@ -57,7 +58,7 @@ async def test_alerts_are_delivered_while_the_journals_disk_hangs(folder: Path, 
     timings = replace(SHORT_TIMINGS, journal_hang=0.1)
 
     def alert() -> EncodedRecord:
-        return replace(source.next(), note=PersistentNote("alert", len(source.ids)))
+        return replace(source.next(), entry=PersistentEntry("alert", len(source.ids)))
 
     async with running(make_pipeline(sink, folder, connect=hanging.connect, timings=timings)) as pipeline:
         pipeline.put(alert())
@@ -75,7 +76,7 @@ async def test_alerts_are_delivered_while_the_journals_disk_hangs(folder: Path, 
         await sink.until(lambda: deduplicated(sink.ids) == source.ids)
     assert dropped(pipeline) == 0
     async with running(make_pipeline(ScriptedSink(), folder)) as pipeline:
-        assert pipeline.stored_notes == {"alert": 5}
+        assert pipeline.stored_entries == {"alert": 5}
 
 
 @pytest.mark.parametrize("statement", ["COMMIT", "SELECT"])

@@ -156,8 +156,8 @@ def test_drops_whose_report_was_dropped_are_reported_again_with_their_times() ->
     assert ledger.take_unreported() == []
 
 
-@pytest.mark.parametrize("note", [None, 5, {"a": 1}, [5], [{"unknown": 1}], [None]])
-def test_a_damaged_note_of_drops_is_ignored(note: object) -> None:
+@pytest.mark.parametrize("entry", [None, 5, {"a": 1}, [5], [{"unknown": 1}], [None]])
+def test_a_damaged_entry_of_drops_is_ignored(entry: object) -> None:
     ledger = DropLedger()
-    ledger.load_unreported(note)
+    ledger.load_unreported(entry)
     assert not ledger.has_unreported

@@ -4,13 +4,14 @@ from pathlib import Path
 
 from agent.delivery.journal.database import JournalDatabase
 from agent.delivery.journal.statements import MAX_STATEMENT_ROWS, delete_rows, insert_records
-from agent.model.record import EncodedRecord, PersistentNote
+from agent.model.persistent_entry import PersistentEntry
+from agent.model.record import EncodedRecord
 
 
 def make_record(number: int) -> EncodedRecord:
-    note = PersistentNote(f"note{number}", number) if number % 3 == 0 else None
+    entry = PersistentEntry(f"entry{number}", number) if number % 3 == 0 else None
     return EncodedRecord(
-        f"run-{number}", f"vm{number % 2}", "qemu.event.stop", number, f"body {number}".encode(), note=note
+        f"run-{number}", f"vm{number % 2}", "qemu.event.stop", number, f"body {number}".encode(), entry=entry
     )
 
 
@@ -32,8 +33,8 @@ def test_each_record_is_in_the_returned_row_for_any_number_of_records(tmp_path: 
         assert [(e.row, e.id, e.key, e.time_ns, e.body) for e in read] == [
             (row, e.id, e.key, e.time_ns, e.body) for row, e in zip(rows, records, strict=True)
         ]
-        notes = database.notes()
-        assert all(notes[e.note.name] == e.note.value for e in records if e.note is not None)
+        entries = database.entries()
+        assert all(entries[e.entry.name] == e.entry.value for e in records if e.entry is not None)
         database.commit([delete_rows("events", 0, rows[-1] if rows else 0)])
         count_before += count
     database.close()

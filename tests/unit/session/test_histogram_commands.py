@@ -11,8 +11,8 @@ from agent.qmp.commands import AllowList, Command, QemuChange, set_histograms_co
 from agent.session.disk_latency_histograms import HistogramState
 from agent.session.latency_histograms import (
     AWAY_SECONDS,
+    HISTOGRAM_ENTRY_PREFIX,
     MAX_COMMANDS_PER_POLL,
-    NOTE_PREFIX,
     LatencyHistograms,
 )
 from tests.lab.fake_qemu import FakeQemu
@@ -46,9 +46,9 @@ def set_on(histograms: LatencyHistograms, *samples: Sample) -> list[str]:
 
 def restarted(histograms: LatencyHistograms, pid: int | None = PID) -> LatencyHistograms:
     """Return the histograms of the agent's next run, attached to the VM."""
-    name, note = histograms.note_of_vm(VM)
+    name, entry = histograms.entry_of_vm(VM)
     following = LatencyHistograms(BOUNDARIES)
-    following.restore({name: note}, 0.0)
+    following.restore({name: entry}, 0.0)
     following.on_attached(VM, pid)
     return following
 
@@ -107,7 +107,7 @@ def test_an_unplugged_disk_is_forgotten() -> None:
     histograms = attached()
     set_on(histograms, sample())
     histograms.on_samples(VM, [])
-    assert histograms.note_of_vm(VM)[1] is None
+    assert histograms.entry_of_vm(VM)[1] is None
     assert set_on(histograms, sample()) == ["disk0"]
 
 
@@ -135,7 +135,7 @@ def test_the_agents_histograms_are_its_own_after_a_restart(pid: int | None) -> N
     assert following.disks_by_state() == {HistogramState.OURS: 1}
 
 
-def test_the_note_is_complete_before_the_command_is_sent() -> None:
+def test_the_entry_is_complete_before_the_command_is_sent() -> None:
     histograms = attached()
     histograms.on_samples(VM, [sample()])
     histograms.pending_commands(VM)
@@ -159,19 +159,19 @@ def test_without_a_journal_equal_boundaries_count_as_the_agents() -> None:
     assert histograms.disks_by_state() == {HistogramState.OURS: 1, HistogramState.FOREIGN: 1}
 
 
-def test_the_note_of_a_vm_that_is_gone_is_deleted_after_a_while() -> None:
+def test_the_entry_of_a_vm_that_is_gone_is_deleted_after_a_while() -> None:
     histograms = attached()
     set_on(histograms, sample())
-    name, note = histograms.note_of_vm(VM)
-    assert note == {"pid": PID, "disks": {"disk0": list(BOUNDARIES)}}
+    name, entry = histograms.entry_of_vm(VM)
+    assert entry == {"pid": PID, "disks": {"disk0": list(BOUNDARIES)}}
     histograms.on_gone(VM, 100.0)
-    assert list(histograms.notes_due(100.0 + AWAY_SECONDS - 1)) == []
-    assert list(histograms.notes_due(100.0 + AWAY_SECONDS)) == [(name, None)]
-    assert list(histograms.notes_due(100.0 + 2 * AWAY_SECONDS)) == []
+    assert list(histograms.entries_to_store(100.0 + AWAY_SECONDS - 1)) == []
+    assert list(histograms.entries_to_store(100.0 + AWAY_SECONDS)) == [(name, None)]
+    assert list(histograms.entries_to_store(100.0 + 2 * AWAY_SECONDS)) == []
 
 
 @pytest.mark.parametrize(
-    "note",
+    "entry",
     [
         None,
         5,
@@ -183,9 +183,9 @@ def test_the_note_of_a_vm_that_is_gone_is_deleted_after_a_while() -> None:
         {"pid": PID, "disks": {"disk0": [1] * 1000}},
     ],
 )
-def test_an_invalid_note_is_ignored(note: object) -> None:
+def test_an_invalid_entry_is_ignored(entry: object) -> None:
     histograms = LatencyHistograms(BOUNDARIES)
-    histograms.restore({f"{NOTE_PREFIX}u1//run/web.qmp": note, "other": note}, 0.0)
+    histograms.restore({f"{HISTOGRAM_ENTRY_PREFIX}u1//run/web.qmp": entry, "other": entry}, 0.0)
     histograms.on_attached(VM, PID)
     assert set_on(histograms, sample()) == ["disk0"]
 

@@ -1,32 +1,32 @@
-"""Notes of the alert manager: the state that the journal stores for the next run of the agent. Pure."""
+"""The state of alerts that the journal stores for the next run of the agent, as persistent entries. Pure."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from agent.alerts.conditions.derived import ConditionMemory
 from agent.alerts.conditions.sample_conditions import MAX_INSTANCES
-from agent.alerts.conditions.snapshot_ages import SNAPSHOT_NOTE_PREFIX, SnapshotAges
+from agent.alerts.conditions.snapshot_ages import SNAPSHOT_ENTRY_PREFIX, SnapshotAges
 from agent.alerts.highest_writes import HighestWriteStore
 from agent.alerts.process_state import VmProcessState
 from agent.alerts.processes import ProcessRegistry
 from agent.alerts.store import AlertStore
 from agent.model.record import Vm
 
-VM_NOTE_PREFIX = "alerts/"
-"""Prefix of the names of the VMs' notes; a VM's UUID follows."""
+VM_ENTRY_PREFIX = "alerts/"
+"""Prefix of the name of a VM's entry. The VM's UUID follows."""
 
-IMAGE_NOTE_PREFIX = "images/"
-"""Prefix of the names of the images' notes; an image's path follows."""
+IMAGE_ENTRY_PREFIX = "images/"
+"""Prefix of the name of an image's entry. The image's path follows."""
 
 PENDING_SECONDS = 60.0
 """How long a condition has to hold before its start time is stored, so that short conditions cause no write."""
 
-Note = tuple[str, Any]
-"""The name and the JSON value of a note. The value None deletes the stored note."""
+EntryNameAndValue = tuple[str, Any]
+"""The name and the JSON value of a persistent entry. The value None deletes the stored entry."""
 
 
-class AlertNotes:
-    """Creates and restores the notes of VMs, of disk images and of snapshots."""
+class AlertPersistence:
+    """Creates and restores the persistent entries of VMs, disk images and snapshots."""
 
     def __init__(
         self,
@@ -43,19 +43,19 @@ class AlertNotes:
         self._snapshot_ages = snapshot_ages
         self._stored_uuids: set[str] = set()
 
-    def restore(self, notes: Mapping[str, object], now: float) -> None:
-        """Restore the notes of an earlier run. Each restored VM counts as detached at `now`, in seconds on the monotonic clock."""
-        for name, note in notes.items():
-            if name.startswith(IMAGE_NOTE_PREFIX):
-                self._highest_writes.restore(name.removeprefix(IMAGE_NOTE_PREFIX), note)
-            elif name.startswith(VM_NOTE_PREFIX):
-                self._restore_vm(name.removeprefix(VM_NOTE_PREFIX), note, now)
-            elif name.startswith(SNAPSHOT_NOTE_PREFIX):
-                self._snapshot_ages.restore(name.removeprefix(SNAPSHOT_NOTE_PREFIX), note)
+    def restore(self, entries: Mapping[str, object], now: float) -> None:
+        """Restore the entries of an earlier run. Each restored VM counts as detached at `now`, in seconds on the monotonic clock."""
+        for name, value in entries.items():
+            if name.startswith(IMAGE_ENTRY_PREFIX):
+                self._highest_writes.restore(name.removeprefix(IMAGE_ENTRY_PREFIX), value)
+            elif name.startswith(VM_ENTRY_PREFIX):
+                self._restore_vm(name.removeprefix(VM_ENTRY_PREFIX), value, now)
+            elif name.startswith(SNAPSHOT_ENTRY_PREFIX):
+                self._snapshot_ages.restore(name.removeprefix(SNAPSHOT_ENTRY_PREFIX), value)
 
-    def _restore_vm(self, uuid: str, note: object, now: float) -> None:
+    def _restore_vm(self, uuid: str, value: object, now: float) -> None:
         self._stored_uuids.add(uuid)
-        processes = note.get("processes") if isinstance(note, dict) else None
+        processes = value.get("processes") if isinstance(value, dict) else None
         for process in processes if isinstance(processes, list) else ():
             if not isinstance(process, dict):
                 continue
@@ -71,37 +71,37 @@ class AlertNotes:
             state.conditions.stored = dict(state.conditions.pending)
             self._store.restore(vm, state.owner, process.get("firing"))
 
-    def note_of_vm(self, uuid: str) -> Note:
-        """Return a VM's note; its value is None if the VM has no state to store."""
+    def entry_of_vm(self, uuid: str) -> EntryNameAndValue:
+        """Return a VM's entry; its value is None if the VM has no state to store."""
         processes = [self._process_fields(state) for state in self._processes.processes_with_uuid(uuid)]
         kinds = ("disks", "firing", "has_started", "pending")
         has_state = any(process.get(kind) for process in processes for kind in kinds)
         for state in self._processes.processes_with_uuid(uuid):
             state.is_start_stored = state.run.has_started
         (self._stored_uuids.add if has_state else self._stored_uuids.discard)(uuid)
-        return VM_NOTE_PREFIX + uuid, {"processes": processes} if has_state else None
+        return VM_ENTRY_PREFIX + uuid, {"processes": processes} if has_state else None
 
     def _process_fields(self, state: VmProcessState) -> dict[str, Any]:
         disks = dict(state.restored_disks)
-        disks |= {device: tracker.to_note() for device, tracker in state.trackers.items() if tracker.has_state}
+        disks |= {device: tracker.state_to_store() for device, tracker in state.trackers.items() if tracker.has_state}
         identity = {"monitor": state.vm.monitor, "pid": state.pid, "instance": state.instance}
         has_started = state.run.has_started and state.pid is not None
         fields: dict[str, Any] = {
             **identity,
             "has_started": has_started,
             "disks": disks,
-            "firing": self._store.to_note(state.owner),
+            "firing": self._store.state_to_store(state.owner),
         }
         state.conditions.stored = dict(state.conditions.pending)
         if state.conditions.stored:
             fields["pending"] = [[*key, since_ns] for key, since_ns in state.conditions.stored.items()]
         return fields
 
-    def notes_due(self, now_ns: int = 0) -> list[Note]:
-        """Return the notes to store now.
+    def entries_to_store(self, now_ns: int = 0) -> list[EntryNameAndValue]:
+        """Return the entries to store now.
 
-        A note is due for an image that grew. It is due for a VM that is gone, has started, has a new snapshot, or has a condition that has
-        held for `PENDING_SECONDS` at `now_ns` (nanoseconds since the epoch).
+        These are the entries of images that grew and of VMs that are gone, have started or have a new snapshot. They are also the entries
+        of VMs with a condition that has held for `PENDING_SECONDS` at `now_ns`, in nanoseconds since the epoch.
         """
         changed = {
             state.vm.uuid
@@ -110,14 +110,15 @@ class AlertNotes:
             or ((state.conditions.pending or state.conditions.stored) and _is_pending_due(state.conditions, now_ns))
         }
         uuids = sorted(changed.union(uuid for uuid in self._stored_uuids if uuid not in self._processes))
-        images = [(IMAGE_NOTE_PREFIX + path, note) for path, note in self._highest_writes.notes_due()]
-        return [*(self.note_of_vm(uuid) for uuid in uuids), *images, *self._snapshot_ages.notes_due()]
+        images = [(IMAGE_ENTRY_PREFIX + path, value) for path, value in self._highest_writes.entries_to_store()]
+        return [*(self.entry_of_vm(uuid) for uuid in uuids), *images, *self._snapshot_ages.entries_to_store()]
 
 
 def _is_pending_due(conditions: ConditionMemory, now_ns: int) -> bool:
-    """Return whether to store the note again.
+    """Return whether to store the VM's entry again.
 
-    It is stored again if a condition that has held for `PENDING_SECONDS` is not in it, or if a condition in it has ended.
+    It is stored again in two cases: a condition has held for `PENDING_SECONDS` and is not in the entry, or a condition in the entry has
+    ended.
     """
     if not conditions.stored.keys() <= conditions.pending.keys():
         return True
@@ -128,10 +129,10 @@ def _is_pending_due(conditions: ConditionMemory, now_ns: int) -> bool:
     )
 
 
-def _read_pending(note: object) -> dict[tuple[str, str, str], int]:
-    """Return when each condition in a note began to hold. Invalid values are ignored."""
+def _read_pending(value: object) -> dict[tuple[str, str, str], int]:
+    """Return when each condition in a VM's entry began to hold. Ignore invalid values."""
     pending: dict[tuple[str, str, str], int] = {}
-    for entry in note[:MAX_INSTANCES] if isinstance(note, list) else ():
+    for entry in value[:MAX_INSTANCES] if isinstance(value, list) else ():
         match entry:
             case [str(alert), str(subject), str(level), int(since_ns)]:
                 pending[alert, subject, level] = since_ns

@@ -1,21 +1,21 @@
-"""State notes of alerts: each is due until it is on disk."""
+"""Persistent entries of alerts: each is due until it is on disk."""
 
 from typing import Any
 
 from agent.alerts.pool_usage import PoolRegistry
 from agent.app.alert_publisher import AlertPublisher
 from agent.config.model import AlertsConfig
-from agent.model.record import PersistentNote
+from agent.model.persistent_entry import PersistentEntry
 from tests.lab.thin_disks import HOST, VM
 
 
 class ScriptedDelivery:
-    """Delivery with a journal that stores the notes, or has failed.
+    """Delivery with a journal that stores the entries, or has failed.
 
     Attributes:
         journal: this object.
         error: why the journal does not work; None if it does.
-        stored: names of the stored notes.
+        stored: names of the stored entries.
     """
 
     def __init__(self) -> None:
@@ -23,15 +23,15 @@ class ScriptedDelivery:
         self.error: str | None = None
         self.stored: list[str] = []
 
-    async def persist_note(self, note: PersistentNote) -> bool:
-        self.stored.append(note.name)
+    async def persist_entry(self, entry: PersistentEntry) -> bool:
+        self.stored.append(entry.name)
         return True
 
     def publish(self, *_: Any) -> None:
         """Publish nothing."""
 
 
-async def test_the_note_of_a_guest_that_runs_is_stored_once_the_journal_works() -> None:
+async def test_the_entry_of_a_guest_that_runs_is_stored_once_the_journal_works() -> None:
     delivery: Any = ScriptedDelivery()
     alerts = AlertPublisher(HOST, AlertsConfig(), delivery, PoolRegistry())
     alerts.manager.on_attached(VM, 1, 7)

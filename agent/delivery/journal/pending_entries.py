@@ -1,0 +1,60 @@
+"""Persistent entries that the journal's next transaction stores."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from agent.model.persistent_entry import PersistentEntry
+
+ChangedEntries = Callable[[bool], Iterable[PersistentEntry]]
+"""Returns the entries that changed since the last call. The argument is True if the journal has a new file. It then returns all entries."""
+
+
+def _no_entries(_whole: bool) -> Iterable[PersistentEntry]:  # noqa: FBT001 - a callback's only argument
+    return ()
+
+
+class PendingEntries:
+    """Persistent entries for the next transaction. A caller has added them and waits for the commit, or `changed` has returned them."""
+
+    def __init__(self) -> None:
+        self.changed: ChangedEntries = _no_entries
+        """Called at the start of each transaction. No caller waits for these entries."""
+        self._waiting: list[tuple[PersistentEntry, asyncio.Future[None]]] = []
+        self._fetched: dict[
+            str, PersistentEntry
+        ] = {}  # by name: entries from `changed` that no transaction has stored yet
+        self._writing: list[tuple[PersistentEntry, asyncio.Future[None]]] = []
+        self._fetch_all = False
+
+    @property
+    def has_waiting(self) -> bool:
+        """True if callers wait for entries."""
+        return bool(self._waiting)
+
+    def add(self, entry: PersistentEntry) -> asyncio.Future[None]:
+        """Add an entry for the next transaction. Return a future that completes when the entry is on disk."""
+        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((entry, stored))
+        return stored
+
+    def on_new_file(self) -> None:
+        """Let the next transaction store all entries again, because the new file of the journal does not have them."""
+        self._fetch_all = True
+
+    def start_transaction(self) -> list[PersistentEntry]:
+        """Return the entries of the next transaction. `commit_transaction` or `fail_transaction` must follow."""
+        self._writing, self._waiting = self._waiting, []
+        self._fetched |= {entry.name: entry for entry in self.changed(self._fetch_all)}
+        self._fetch_all = False
+        return [*(entry for entry, _ in self._writing), *self._fetched.values()]
+
+    def commit_transaction(self) -> None:
+        """Handle the commit of the transaction."""
+        written, self._writing, self._fetched = self._writing, [], {}
+        for _, stored in written:
+            if not stored.done():
+                stored.set_result(None)
+
+    def fail_transaction(self) -> None:
+        """Handle the failure of the transaction. Its entries wait for the next transaction."""
+        self._waiting, self._writing = self._writing + self._waiting, []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agent.cli.top.text import format_latency, format_number, format_seconds, format_size, natural_key
+from agent.cli.top.text import format_latency, format_number, format_quantile, format_seconds, format_size, natural_key
 
 OverviewVm = Mapping[str, Any]
 
@@ -83,10 +83,22 @@ def _fullest_filesystem(vm: OverviewVm) -> float | None:
     return max((share for share in shares if share is not None), default=None)
 
 
-def _longest_p99(vm: OverviewVm) -> float | None:
-    """Return the longest 99th percentile of latency among the disks and kinds of operations; None without histograms."""
+def is_lower_bound(latency: Mapping[str, float], name: str) -> bool:
+    """Return whether a quantile is a lower bound, because it is in the histogram's last bin, which has no end."""
+    return latency[name] >= latency["last_boundary"]
+
+
+def _longest_p99(vm: OverviewVm) -> tuple[float, bool] | None:
+    """Return the longest 99th percentile of latency among the disks and kinds of operations; None without histograms.
+
+    The second value is whether the percentile is a lower bound.
+    """
     latencies = (latency for disk in vm.get("disks", ()) for latency in disk.get("latencies", {}).values())
-    return max((latency["p99"] for latency in latencies), default=None)
+    return max(((latency["p99"], is_lower_bound(latency, "p99")) for latency in latencies), default=None)
+
+
+def _format_p99(value: tuple[float, bool] | None) -> str:
+    return format_quantile(value[0], is_lower_bound=value[1]) if value is not None else ""
 
 
 COLUMNS: Sequence[Column] = (
@@ -98,7 +110,7 @@ COLUMNS: Sequence[Column] = (
     Column("RD/s", "r", "read", 6, _value_at_last_poll("read"), format_size),
     Column("WR/s", "w", "write", 6, _value_at_last_poll("write"), format_size),
     Column("LAT", "l", "latency", 5, _value_at_last_poll("latency"), format_latency),
-    Column("P99", "9", "p99", 5, _longest_p99, format_latency),
+    Column("P99", "9", "p99", 7, _longest_p99, _format_p99),
     Column("MEM", "m", "memory", 6, _memory_bytes, format_size),
     Column("FREE", "d", "free", 6, _smallest_of_disks("free_bytes"), format_size, descending=False),
     Column("FULL", "f", "full", 5, _smallest_of_disks("time_to_full_seconds"), format_seconds, descending=False),

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from agent.cli.record_text import HIDDEN_FIELDS, format_value
-from agent.cli.top.columns import OverviewVm, display_state, filesystem_share
+from agent.cli.top.columns import OverviewVm, display_state, filesystem_share, is_lower_bound
 from agent.cli.top.text import (
     ScreenLine,
     TextStyle,
     fit_to_width,
-    format_latency,
     format_number,
+    format_quantile,
     format_seconds,
     format_size,
     wrap_words,
@@ -108,16 +108,24 @@ def _format_disk(disk: Mapping[str, Any]) -> str:
     return _format_disk_row(disk["device"], *rates, *space, format_seconds(disk.get("time_to_full_seconds")), levels)
 
 
+_HISTOGRAM_OWNERS = {"agent": "histogram set by the agent", "other": "histogram set by another client"}
+
+
 def _latency_lines(disks: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, TextStyle]]:
     """Yield a heading, and a line with the latency of each disk and kind of operation; nothing without latency histograms."""
-    rows = [(disk["device"], kind, values) for disk in disks for kind, values in disk.get("latencies", {}).items()]
+    rows = [(disk, kind, values) for disk in disks for kind, values in disk.get("latencies", {}).items()]
     if rows:
         yield "", TextStyle.PLAIN
         yield _format_disk_row("LATENCY", "P50", "P99", "P99.9", "OPS/s", "OPERATION"), TextStyle.HEAD
-    for device, kind, values in rows:
-        times = (format_latency(values[name]) for name in ("p50", "p99", "p999"))
-        rate = values["operations"] / values["seconds"]
-        yield _format_disk_row(device, *times, format_number(rate), kind.replace("_", " ")), TextStyle.PLAIN
+    for disk, kind, values in rows:
+        times = (
+            format_quantile(values[name], is_lower_bound=is_lower_bound(values, name))
+            for name in ("p50", "p99", "p999")
+        )
+        rate = format_number(values["operations"] / values["seconds"])
+        owner = _HISTOGRAM_OWNERS.get(disk.get("histogram_owner", ""), "")
+        operation = f"{kind.replace('_', ' '):14}{owner}".rstrip()
+        yield _format_disk_row(disk["device"], *times, rate, operation), TextStyle.PLAIN
 
 
 def _guest_lines(guest: Mapping[str, Any]) -> Iterator[tuple[str, TextStyle]]:

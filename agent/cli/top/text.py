@@ -92,6 +92,11 @@ def format_latency(value: float | None) -> str:
     return f"{value * 1e6:.0f}u" if value < 0.0009995 else f"{value * 1000:.{1 if value < 0.00995 else 0}f}m"
 
 
+def format_quantile(seconds: float, *, is_lower_bound: bool) -> str:
+    """Format a quantile of latency in at most seven characters. A lower bound begins with `>=`."""
+    return f"{'>=' if is_lower_bound else ''}{format_latency(seconds)}"
+
+
 def wrap_words(words: list[str], width: int, between: str = "   ") -> Iterator[str]:
     """Yield lines of at most this width. Each line contains as many words as fit."""
     row = ""

@@ -73,8 +73,8 @@ def test_the_old_values_of_a_guest_that_is_not_queried_have_their_time(change: d
 
 
 LATENCIES = {
-    "read": {"p50": 0.0001, "p99": 0.002, "p999": 0.25, "operations": 600, "seconds": 60},
-    "zone_append": {"p50": 0.01, "p99": 1.5, "p999": 2.5, "operations": 30, "seconds": 60},
+    "read": {"p50": 0.0001, "p99": 0.002, "p999": 0.25, "operations": 600, "seconds": 60, "last_boundary": 0.5},
+    "zone_append": {"p50": 0.01, "p99": 1.5, "p999": 2.5, "operations": 30, "seconds": 60, "last_boundary": 2.5},
 }
 
 
@@ -84,16 +84,40 @@ def test_a_vms_details_have_the_latency_of_disks_with_histograms() -> None:
     start = lines.index(["LATENCY", "P50", "P99", "P99.9", "OPS/s", "OPERATION"])
     assert lines[start + 1 :] == [
         ["disk0", "100u", "2.0m", "250m", "10.0", "read"],
-        ["disk0", "10m", "1.5s", "2.5s", "0.5", "zone", "append"],
+        ["disk0", "10m", "1.5s", ">=2.5s", "0.5", "zone", "append"],
     ]
     without = detail_lines(vm("web-3", disks=disks[1:]), (), (), 0)
     assert not any("LATENCY" in line.text for line in without)
+
+
+@pytest.mark.parametrize(
+    ("owner", "text"), [("agent", "histogram set by the agent"), ("other", "histogram set by another client")]
+)
+def test_a_vms_details_name_the_client_that_set_a_histogram(owner: str, text: str) -> None:
+    """As on the page: the agent changes only its own histograms."""
+    disks = [{"device": "disk0", "latencies": LATENCIES, "histogram_owner": owner}]
+    rows = [line.text for line in detail_lines(vm("web-3", disks=disks), (), (), 0) if line.text.startswith("disk0 ")]
+    assert [row.split("   ")[-1].strip() for row in rows[-2:]] == [text, text]
+    assert [row.rpartition("  histogram")[0].split()[5:] for row in rows[-2:]] == [["read"], ["zone", "append"]]
 
 
 def test_a_column_has_the_longest_99th_percentile_of_each_vm() -> None:
     column = next(column for column in COLUMNS if column.title == "P99")
     assert column.text(column.value(vm("web-3", disks=[{"device": "disk0", "latencies": LATENCIES}]))) == "1.5s"
     assert column.value(vm("db-1", disks=[{"device": "disk0"}])) is None
+    assert column.text(None) == ""
+
+
+def test_a_percentile_in_the_last_bin_is_a_lower_bound_in_the_column_too() -> None:
+    """The bin has no end, so a percentile in it may be longer than any other of the same length."""
+    column = next(column for column in COLUMNS if column.title == "P99")
+    read, write = LATENCIES["read"] | {"p99": 0.5}, LATENCIES["read"] | {"p99": 0.5, "last_boundary": 1.0}
+    for latencies in ({"read": read, "write": write}, {"write": write, "read": read}):
+        bounded = vm("web-3", disks=[{"device": "disk0", "latencies": latencies}])
+        assert column.text(column.value(bounded)) == ">=500m"
+    other = vm("db-1", disks=[{"device": "disk0", "latencies": {"write": write}}])
+    assert sort_by_column([other, bounded], column, reverse=False) == [bounded, other]
+    assert len(column.text((9999.0, True))) <= column.width
 
 
 def test_a_column_has_the_fullest_file_system_of_each_guest() -> None:

@@ -66,7 +66,12 @@ _OTHERS = (
         "warning; critical at the highest level of a kind",
         "alerts.pools",
     ),
-    _make_info("pool_unresponsive", UNRESPONSIVE_HELP, "storage does not answer within its deadline", "error"),
+    _make_info(
+        "pool_unresponsive",
+        UNRESPONSIVE_HELP,
+        "storage does not answer within its deadline",
+        "error; critical at the level `guests stand still`",
+    ),
     _make_info(
         "postcopy_paused", rules.POSTCOPY_HELP, "migration status `postcopy-paused` or a recovery of it", "critical"
     ),

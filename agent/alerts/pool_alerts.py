@@ -28,6 +28,9 @@ GrowersLookup = Callable[[PoolUsage], Sequence[GrowingDisk]]
 
 FILLING, UNRESPONSIVE = "pool_filling", "pool_unresponsive"
 
+GUESTS_STAND_STILL = "guests stand still"
+"""Level of the critical alert of an unresponsive pool. A pool may also be too slow for the agent's deadline while its guests run."""
+
 POOL_ALERT_TEXTS = {
     FILLING: "A pool exceeded an alert level. One alert covers all VMs on the pool.",
     UNRESPONSIVE: "A pool does not answer, or answers again.",
@@ -86,17 +89,21 @@ class PoolAlerts:
         yield from self.compare(usage, now_ns)
 
     def on_answer(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
-        """Resolve the alert of an unresponsive pool, because the pool has answered with figures or with an error."""
-        silent = self._store.find(usage.owner, UNRESPONSIVE, usage.name)
-        if silent is not None:
-            yield from self._store.resolve([silent], now_ns, "responsive", self._alert_data(usage, now_ns))
+        """Resolve the alerts of an unresponsive pool, because the pool has answered with figures or with an error."""
+        usage.guests_stand_still = False
+        silent = [alert for alert in self._store.alerts_of_owner(usage.owner) if alert.name == UNRESPONSIVE]
+        if silent:
+            yield from self._store.resolve(silent, now_ns, "responsive", self._alert_data(usage, now_ns))
         yield from self._store.apply_changes(self._store.alerts_of_owner(usage.owner), now_ns)
 
     def on_silence(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
-        """Fire the alert of an unresponsive pool."""
+        """Fire the alert of an unresponsive pool, and a critical one if guests on it stand still."""
         data = {"help": UNRESPONSIVE_HELP} | self._alert_data(usage, now_ns)
         data |= {"error": sanitize(usage.error, MAX_REASON)} if usage.error else {}
         yield from self._store.fire(self._build_alert(UNRESPONSIVE, usage, "", Severity.ERROR, now_ns, data))
+        if usage.guests_stand_still:
+            alert = self._build_alert(UNRESPONSIVE, usage, GUESTS_STAND_STILL, Severity.CRITICAL, now_ns, data)
+            yield from self._store.fire(alert)
 
     def on_removed(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
         """Resolve all alerts of a pool that no VM has used for some minutes."""

@@ -114,6 +114,7 @@ class PoolUsage:
         read_at: when the last figures were measured, in seconds since the epoch.
         error: why the last read failed; empty if it succeeded.
         silent_since: when the pool stopped answering, in seconds since the epoch; None if the pool answers.
+        guests_stand_still: whether a disk on the pool has stood still for the limit of `io_stalled` since the pool stopped answering.
         growth: history of the used bytes.
         exceeded: texts of the exceeded levels.
         growers: the disks on the pool that grow fastest.
@@ -136,6 +137,7 @@ class PoolUsage:
     read_at: float = 0.0
     error: str = ""
     silent_since: float | None = None
+    guests_stand_still: bool = False
     growth: PoolGrowth = field(default_factory=PoolGrowth)
     exceeded: frozenset[str] = frozenset()
     growers: Sequence[GrowingDisk] = ()

@@ -26,7 +26,8 @@ RUNBOOKS: Final[Mapping[str, Runbook]] = {
     "pool_unresponsive": Runbook(
         "The server of a network file system is gone, the paths of a LUN failed, or a pool is suspended.",
         "Check the server, `multipath -ll`, `dmesg` and `zpool status`. Meanwhile the agent sends these VMs no command that waits for "
-        "storage, so the figures of their layers are old. The alert is resolved when the storage answers.",
+        "storage, so the figures of their layers are old. With the level `guests stand still`, a disk on the pool has completed no "
+        "request for the limit of `io_stalled`, which then does not fire. Both alerts are resolved when the storage answers.",
     ),
     "disk_full": Runbook(
         "A write found no space on the storage under the disk.",

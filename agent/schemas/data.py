@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent.alerts.catalogue import ALERT_CATALOGUE
+from agent.alerts.pool_alerts import GUESTS_STAND_STILL
 from agent.alerts.pool_levels import PoolMeasure
 from agent.alerts.store import CUSTOM
 from agent.alerts.threshold_types import DetectedBy, LimitedBy
@@ -201,7 +202,16 @@ POOL_ALERTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         },
         ("level",),
     ),
-    "pool_unresponsive": ({"help": NONEMPTY_TEXT}, ()),
+    "pool_unresponsive": (
+        {
+            "help": NONEMPTY_TEXT,
+            "level": {
+                "enum": [GUESTS_STAND_STILL],
+                "description": "Present in the critical alert, which fires too if a disk on the pool stands still.",
+            },
+        },
+        (),
+    ),
 }
 """For each alert of pools: its further fields, and the names of the required ones."""
 

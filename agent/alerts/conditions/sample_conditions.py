@@ -117,7 +117,11 @@ class SampleConditions:
             if not row.covers(state.vm, subject) or (row.where and not row.selects(sample)):
                 continue
             present.add(key)
-            if self._is_covered(state, row, subject):
+            pools = self._silent_pools(state, row, subject)
+            if pools or (row.unless and self._store.find(state.owner, row.unless) is not None):
+                if pools and self._would_fire(state, row, sample, firing.get(key)):
+                    for pool in pools:
+                        pool.guests_stand_still = True
                 state.conditions.pending.pop((row.alert, *key), None)
                 if (alert := firing.get(key)) is not None and time_ns >= alert.seen_ns:
                     yield from self._store.resolve([alert], time_ns, "covered")
@@ -136,13 +140,17 @@ class SampleConditions:
         alerts = self._store.alerts_of_owner(state.owner)
         return {(alert.subject, alert.level): alert for alert in alerts if alert.name == row.alert}
 
-    def _is_covered(self, state: VmProcessState, row: SampleAlertRow, subject: str) -> bool:
-        """Return whether another alert that fires reports the same cause."""
-        if row.unless and self._store.find(state.owner, row.unless) is not None:
-            return True
+    def _silent_pools(self, state: VmProcessState, row: SampleAlertRow, subject: str) -> list[PoolUsage]:
+        """Return the pools of a disk whose firing alert reports the cause of the row's alert."""
         pools = self.pools_of_disk(state.vm, subject) if row.unless_pool else ()
-        alerts = (self._store.find(pool.owner, row.unless_pool, pool.name) for pool in pools)
-        return any(alert is not None and not alert.muted for alert in alerts)
+        found = ((pool, self._store.find(pool.owner, row.unless_pool, pool.name)) for pool in pools)
+        return [pool for pool, alert in found if alert is not None and not alert.muted]
+
+    def _would_fire(self, state: VmProcessState, row: SampleAlertRow, sample: Sample, firing: Alert | None) -> bool:
+        """Return whether the row's alert would fire for a sample if no alert of a pool reported its cause."""
+        override = self.policy.find(row.alert, state.vm, row.key_of(sample)[0])
+        is_off = override is not None and not override.enabled
+        return not is_off and self._check(state, row, sample, firing is not None) is True
 
     def _check(self, state: VmProcessState, row: SampleAlertRow, sample: Sample, is_firing: bool) -> bool | None:  # noqa: FBT001
         """Return whether the row's condition holds for a sample; None if that is unknown."""

@@ -116,9 +116,11 @@ async def test_the_alert_of_the_pool_replaces_that_of_its_stalled_disk(folder: P
         server.send_signal(signal.SIGSTOP)
         try:
             await until(only_the_pool_fires, NEXT_CHECK_SECONDS)
+            fired = await agent.wait_for_record("alert.pool_unresponsive", state="firing", level="guests stand still")
+            assert fired["severitytext"] == "FATAL"
         finally:
             server.send_signal(signal.SIGCONT)
-        await agent.wait_for_record("alert.pool_unresponsive", state="resolved")
+        await agent.wait_for_record("alert.pool_unresponsive", state="resolved", level="guests stand still")
 
 
 async def test_the_queue_of_a_disk_whose_threads_are_unknown_shows_that_it_hangs(folder: Path) -> None:

@@ -10,6 +10,7 @@ from math import inf
 from agent.collectors import VmFacts
 from agent.collectors.block import count_repeated_images
 from agent.collectors.nodes import has_flat_argument
+from agent.collectors.process import CGROUPS
 from agent.host.qemu_processes import command_line, is_qemu
 from agent.model.event_table import find_event_row
 from agent.model.metrics.identity import IDENTITY
@@ -179,6 +180,11 @@ class Session:
                     if self._client.ended.done():
                         raise self._client.ended.result()
                     await self._run_polls(poller, quiet_polls, disk_commands, vm)
+            except QmpError:
+                if poller.facts.cgroup is not None:
+                    # The kernel counts an OOM kill before it ends the process, and the cgroup often exists for a little longer.
+                    poller.poll_host((CGROUPS.name,))
+                raise
             finally:
                 self._context.attached_vms -= 1
                 # Another session may have attached the same VM.

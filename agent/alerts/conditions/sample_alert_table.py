@@ -216,7 +216,8 @@ _MEMORY = (
         runbook=Runbook(
             "The memory limit leaves too little room for QEMU itself, its page cache, or a helper such as swtpm or virtiofsd.",
             "Read the host's kernel log for the killed process. Raise the limit (`virsh memtune --hard-limit`). "
-            "If QEMU was killed, the VM is gone.",
+            "If QEMU was killed, the VM is gone, and its record `qemu.vm.gone` has no `shutdown_reason`. The agent reads the cgroup "
+            "once more then. The alert is missing if the manager removed the cgroup before.",
         ),
     ),
     SampleAlertRow(

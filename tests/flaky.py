@@ -90,13 +90,12 @@ def run_once(paths: list[str], log: Path) -> tuple[bool, set[str]]:
     Returns:
         True if it passed, and the tests that failed.
     """
-    command = [sys.executable, "-m", "pytest", "-q", *paths] if paths else [str(ROOT / "tests/all")]
+    command = [sys.executable, "-m", "pytest", "-q", *paths] if paths else [sys.executable, "-m", "tests.all"]
     with tempfile.TemporaryDirectory() as folder, log.open("ab") as out:
         report = Path(folder, "report")
         report.touch()
         variables = {
             REPORT: str(report),
-            "BIN": str(Path(sys.executable).parent),
             "PYTEST_ADDOPTS": f"{os.environ.get('PYTEST_ADDOPTS', '')} -p tests.flaky",
             "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         }

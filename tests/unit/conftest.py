@@ -27,11 +27,6 @@ REAL_PROCESSES = frozenset({"qemu", "start_guest"})
 """Fixtures that start processes, which need a real clock."""
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker of this directory."""
-    config.addinivalue_line("markers", "real_clock: the test waits for a process or a thread of its own")
-
-
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Return the event loops of a test: one with a simulated clock where that is possible, else the agent's own."""
     real = item.get_closest_marker("real_clock") is not None or REAL_PROCESSES & {*getattr(item, "fixturenames", ())}

@@ -1,4 +1,4 @@
-"""References from the documentation to the tests, and from the test runner to the test folders."""
+"""References from the documentation, and from the areas of make mutants, to files that exist."""
 
 import re
 import textwrap
@@ -27,12 +27,6 @@ def test_each_test_that_a_document_names_exists() -> None:
     for page, file, test in references:
         assert (ROOT / file).is_file(), f"{page} names {file}"
         assert test is None or re.search(rf"def {test}\(", (ROOT / file).read_text()), f"{page} names {file}::{test}"
-
-
-def test_make_test_runs_every_folder_of_tests() -> None:
-    script = (ROOT / "tests/all").read_text()
-    folders = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "tests").glob("*/test_*.py")}
-    assert {folder for folder in folders if not re.search(rf"\b{folder}\b", script)} == set()
 
 
 def test_the_areas_of_make_mutants_name_files_that_exist() -> None:

@@ -69,7 +69,6 @@ _PROSE: Final = (
     "deploy/**/*.y*ml",
     "deploy/systemd/*",
     "deploy/storage/qmp-agent*",
-    "tests/all",
     "tests/lab/install",
 )
 _GENERATED: Final = frozenset({"records.md"})  # has records of a real run

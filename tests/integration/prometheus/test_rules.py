@@ -24,6 +24,7 @@ def rules(file: str) -> list[dict[str, Any]]:
 
 ALERTS: Final = rules("alerts.yml")
 FORWARDED: Final = rules("agent-alerts.yml")
+TESTS: Final = sorted(FOLDER.glob("alerts*.test.yml"))
 
 
 def exported_series() -> set[str]:
@@ -40,7 +41,7 @@ def promtool(*arguments: str | Path) -> str:
 
 
 def test_the_rule_tests_pass() -> None:
-    assert "SUCCESS" in promtool("test", "rules", FOLDER / "alerts.test.yml")
+    assert promtool("test", "rules", *TESTS).count("SUCCESS") == len(TESTS) == 2
 
 
 def test_the_rules_use_the_job_of_the_example_scrape_config() -> None:
@@ -52,9 +53,7 @@ def test_the_rules_use_the_job_of_the_example_scrape_config() -> None:
 
 def test_each_alert_has_a_test_that_it_fires_and_one_that_it_does_not() -> None:
     tests = [
-        test
-        for case in yaml.safe_load((FOLDER / "alerts.test.yml").read_text())["tests"]
-        for test in case["alert_rule_test"]
+        test for file in TESTS for case in yaml.safe_load(file.read_text())["tests"] for test in case["alert_rule_test"]
     ]
     for fires in (True, False):
         tested = {test["alertname"] for test in tests if bool(test["exp_alerts"]) is fires}

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +25,7 @@ COMMAND: Final = (sys.executable, "-m", "tests.lab.command_audit")
 
 _START_SECONDS: Final = 120.0
 _STOP_SECONDS: Final = 120.0
+_RESPONSE_SECONDS: Final = 120.0
 
 Record = dict[str, Any]
 Labels = frozenset[tuple[str, str]]
@@ -44,7 +46,7 @@ class FinishedCommand:
     log: str
 
 
-async def run_command(*arguments: str | Path, timeout: float = 60.0) -> FinishedCommand:  # noqa: ASYNC109 - the deadline is the point
+async def run_command(*arguments: str | Path, timeout: float = 300.0) -> FinishedCommand:  # noqa: ASYNC109 - the deadline is the point
     """Run `qmp-agent` with these arguments and wait until it ends.
 
     Raises:
@@ -113,6 +115,22 @@ class Scrape:
 def record_time(record: Record) -> float:
     """Return a record's time, in seconds since 1970."""
     return datetime.fromisoformat(record["time"]).timestamp()
+
+
+class Mark(int):
+    """A moment in the output of an agent: the number of records until then.
+
+    Attributes:
+        time: The moment, in seconds since 1970.
+    """
+
+    def __new__(cls, number: int) -> Self:
+        """Return a mark of the present moment."""
+        mark = super().__new__(cls, number)
+        mark.time = time.time()
+        return mark
+
+    time: float
 
 
 class AgentProcess:
@@ -221,7 +239,7 @@ class AgentProcess:
     async def get(self, path: str) -> tuple[int, str]:
         """Send a GET request for a path to the endpoint. Return the response's status and text."""
         async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30.0)) as session,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_RESPONSE_SECONDS)) as session,
             session.get(self.url + path) as response,
         ):
             return response.status, await response.text()
@@ -247,14 +265,16 @@ class AgentProcess:
         Args:
             kind: The type without the prefix `qemu.`.
             vm: UUID or name of the VM; empty for any.
-            since: The number of records to skip, as `mark` returned it.
+            since: The number of records to skip, as `mark` returned it. Samples of a poll that was in flight then are skipped, too.
             data: Fields that the record's data must have.
         """
+        earliest = since.time if isinstance(since, Mark) and kind.startswith("sample.") else 0.0
         for record in self.records()[since:]:
             if (
                 record["type"] == f"qemu.{kind}"
                 and vm in ("", record.get("vmuuid"), record.get("vmname"))
                 and data.items() <= record["data"].items()
+                and (not earliest or record_time(record) >= earliest)
             ):
                 yield record
 
@@ -264,7 +284,7 @@ class AgentProcess:
         *,
         vm: str = "",
         since: int = 0,
-        timeout: float = 180.0,  # noqa: ASYNC109 - as in `until`
+        timeout: float = 300.0,  # noqa: ASYNC109 - as in `until`
         **data: Any,
     ) -> Record:
         """Wait until `find_records` yields a record for these arguments, and return the first record.
@@ -280,5 +300,9 @@ class AgentProcess:
         return next(self.find_records(kind, vm=vm, since=since, **data))
 
     def mark(self) -> int:
-        """Return the number of records so far, to pass as `since`."""
-        return len(self.records())
+        """Return this moment, to pass as `since`."""
+        return Mark(len(self.records()))
+
+    def mark_after(self, record: Record) -> int:
+        """Return the number of records up to this one, to pass as `since`."""
+        return self.records().index(record) + 1

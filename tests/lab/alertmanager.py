@@ -65,7 +65,7 @@ class Alertmanager(Server):
         ]
         if self._peer is not None:
             # A member waits for this time, so that the member before it can notify and report that.
-            arguments += ["--cluster.peer-timeout=5s", "--cluster.settle-timeout=1s"]
+            arguments += ["--cluster.peer-timeout=10s", "--cluster.settle-timeout=1s"]
         if self._peer:
             arguments.append(f"--cluster.peer={self._peer}")
         if self._web_config is not None:
@@ -85,7 +85,7 @@ class Alertmanager(Server):
     async def peers(self) -> AlertList:
         """Return the members of the set that this one knows, itself included. Each is `{"name", "address"}`."""
         url = f"{self.url}/api/v2/status"
-        async with asyncio.timeout(5), aiohttp.ClientSession() as session, session.get(url, **self.client) as response:
+        async with asyncio.timeout(60), aiohttp.ClientSession() as session, session.get(url, **self.client) as response:
             peers: AlertList = (await response.json())["cluster"]["peers"]
         return peers
 
@@ -131,7 +131,7 @@ class Alertmanager(Server):
 
     async def _get(self, name: str) -> AlertList:
         url = f"{self.url}/api/v2/{name}"
-        async with asyncio.timeout(5), aiohttp.ClientSession() as session, session.get(url, **self.client) as response:
+        async with asyncio.timeout(60), aiohttp.ClientSession() as session, session.get(url, **self.client) as response:
             assert response.status == 200, await response.text()
             alerts: AlertList = await response.json()
         return alerts

@@ -17,7 +17,7 @@ from agent.cli.demo.images import MissingDependencyError, build_once, cache_fold
 from agent.delivery.sinks.kafka.message import ContentMode, KafkaMessage
 
 BUILD_SECONDS: Final = 600
-READ_SECONDS: Final = 60
+READ_SECONDS: Final = 300
 _SOURCES: Final = Path(__file__).parent / "sdks"
 
 Event = Mapping[str, Any]

@@ -23,7 +23,7 @@ POM: Final = Path(__file__).parent / "flink" / "pom.xml"
 JOBS: Final = Path(__file__).parents[2] / "deploy" / "flink"
 """The directory of the jobs that the project ships."""
 _BOOTSTRAP: Final = "kafka-1:9092"
-_STOP_SECONDS: Final = 60.0
+_STOP_SECONDS: Final = 180.0
 _JARS: Final = re.compile(r"pyflink/(lib/.*|opt/flink-(sql-client|python)-[^/]*)\.jar")
 _CONFIG: Final = """\
 execution: {target: local}

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, Self
 
-_TIMEOUT_SECONDS = 60.0
+_TIMEOUT_SECONDS = 300.0
 
 
 class GuestAgentProbe:

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-_TIMEOUT_SECONDS = 60.0
+_TIMEOUT_SECONDS = 300.0
 
 
 class GuestShell:

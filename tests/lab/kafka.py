@@ -22,7 +22,7 @@ from tests.lab.kafka_security import Security
 from tests.lab.machine import free_port
 
 _START_SECONDS: Final = 300.0
-_STOP_SECONDS: Final = 60.0
+_STOP_SECONDS: Final = 180.0
 _STARTED: Final = b"Kafka Server started"
 
 

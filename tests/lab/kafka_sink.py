@@ -21,7 +21,7 @@ from tests.lab.scripted_sink import DEADLINE_SECONDS, EVENT, START_NS, eventuall
 
 BAD_UUID: Final = "00000000-0000-4000-8000-00000000bad0"
 """The VM of `large_records`."""
-TIMINGS: Final = KafkaTimings(open=60.0, probe=10.0)
+TIMINGS: Final = KafkaTimings(open=120.0, acknowledge=120.0, probe=30.0)
 """Generous, for brokers on a machine under load."""
 
 
@@ -45,7 +45,7 @@ def single_topic(name: str) -> KafkaTopicsConfig:
 
 def kafka_config(bootstrap_servers: Sequence[str], topics: KafkaTopicsConfig, **more: Any) -> KafkaConfig:
     """Return the config of a Kafka sink. By default, connections have no encryption and no credentials."""
-    return KafkaConfig(**{"bootstrap_servers": [*bootstrap_servers], "topics": topics, "request_timeout": 20.0, **more})
+    return KafkaConfig(**{"bootstrap_servers": [*bootstrap_servers], "topics": topics, "request_timeout": 60.0, **more})
 
 
 @contextlib.asynccontextmanager
@@ -105,7 +105,8 @@ async def send_with_retries(
             return list(await sink.send(records))
         except SinkError:
             await sink.close()
-            await sink.open()
+            with contextlib.suppress(SinkError):  # a send then fails, too
+                await sink.open()
     raise AssertionError(f"not delivered within {tries} tries")
 
 

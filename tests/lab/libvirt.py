@@ -16,7 +16,7 @@ from tests.lab.libvirt_releases import find_libvirtd
 from tests.lab.machine import INSTALL_HINT, free_port, require
 
 _START_SECONDS: Final = 120.0
-_STOP_SECONDS: Final = 60.0
+_STOP_SECONDS: Final = 300.0
 
 _FOLDERS: Final = {
     "run": "/run/libvirt",

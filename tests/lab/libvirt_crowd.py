@@ -53,7 +53,7 @@ async def main(uri: str, uuid: str) -> None:
     while outcome := await requests.readline():
         for met in outcomes:
             met.clear()
-        await until(partial(_all_have, outcomes, outcome), 60)
+        await until(partial(_all_have, outcomes, outcome), 180)
         sys.stdout.buffer.write(outcome)
         sys.stdout.buffer.flush()
     for caller in callers:

@@ -49,5 +49,5 @@ async def linux_domain(libvirtd: Libvirtd, *, guest_agent: str = "") -> Domain:
     async def is_connected() -> bool:
         return "state='connected'" in await libvirtd.virsh("dumpxml", "linux-1")
 
-    await until(is_connected, 120)
+    await until(is_connected, 300)
     return Domain("linux-1", identity, libvirtd.folder / "disk", xml)

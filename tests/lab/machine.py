@@ -5,6 +5,7 @@ import random
 import shutil
 import socket
 from collections import deque
+from pathlib import Path
 from typing import Final
 
 from agent.cli.demo.images import MissingDependencyError
@@ -45,6 +46,12 @@ def free_port() -> int:
             os.close(_reservations[0])
         _reservations.append(reservation.detach())
         return port
+
+
+def is_listening(port: int) -> bool:
+    """Return whether a program listens on a TCP port of 127.0.0.1. A connection would show that too, but a monitor accepts only one."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(line[1] == f"0100007F:{port:04X}" and line[3] == "0A" for line in lines)
 
 
 _reservations: Final[deque[int]] = deque(maxlen=64)

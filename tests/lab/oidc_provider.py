@@ -16,7 +16,7 @@ from tests.lab.machine import free_port, require
 
 SOURCE: Final = Path(__file__).parent / "oidc"
 CLIENT, SECRET, AUDIENCE = "hv7", "client/secret", "urn:kafka"
-_START_SECONDS: Final = 60.0
+_START_SECONDS: Final = 180.0
 
 
 class OidcProvider:

@@ -13,7 +13,7 @@ from agent.cli.demo.images import MissingDependencyError, build_once, cache_fold
 from tests.lab.machine import free_port, require
 
 VERSION: Final = "2.6.13.Final"
-_START_SECONDS: Final = 120.0
+_START_SECONDS: Final = 300.0
 
 
 class SchemaRegistry:

@@ -15,7 +15,7 @@ from agent.delivery.sinks.base import Sink, SinkError
 from agent.delivery.timings import DeliveryTimings
 from agent.model.record import EncodedRecord, Record, RecordEncoder, Severity, Vm
 
-DEADLINE_SECONDS: Final = 60.0
+DEADLINE_SECONDS: Final = 180.0
 """Deadline of everything that is expected: generous, for a machine under load."""
 EVENT: Final = "qemu.event.stop"
 SAMPLE: Final = "qemu.sample.block"

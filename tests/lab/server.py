@@ -11,8 +11,8 @@ import aiohttp
 from agent.cli.demo.guest import until
 from tests.lab.machine import free_port, require
 
-_START_SECONDS: Final = 60.0
-_STOP_SECONDS: Final = 60.0
+_START_SECONDS: Final = 180.0
+_STOP_SECONDS: Final = 180.0
 
 
 class ServerError(Exception):

@@ -21,6 +21,8 @@ MIB: Final = 1 << 20
 
 Data = dict[str, Any]
 
+_DISK0: Final = "/machine/peripheral/disk0/virtio-backend"
+
 
 async def run(*command: str) -> str:
     """Run a program and return its output.
@@ -111,6 +113,18 @@ class ThinGuest(Guest):
         """Return a node's write threshold."""
         return int((await self.nodes())[node]["write_threshold"])
 
+    async def stop_writes_at(self, offset: int | None) -> None:
+        """Hold the guest's writes when its storage is filled up to an offset, whatever the speed of the machine; None for no limit.
+
+        A request that exceeds the limit still completes, and QEMU writes metadata of less than 1 MiB besides. Later requests wait.
+        """
+        limits = dict.fromkeys(("bps", "bps_rd", "iops", "iops_rd", "iops_wr", "bps_wr"), 0)
+        if (
+            offset is not None
+        ):  # QEMU's bucket has room for so many bytes, is empty at first, and leaks a byte per second
+            limits |= {"bps_wr": 1, "bps_wr_max": max(1, offset - await self.highest_written_offset())}
+        await self.command("block_set_io_throttle", id=_DISK0, **limits)
+
 
 def thin_guest(folder: Path, name: str = "vm1", *, identity: str | None = None, **options: Any) -> ThinGuest:
     """Return a guest with a thin disk. It runs while its async context is open."""
@@ -170,6 +184,7 @@ class AlertWatcher:
             thresholds: Keys of the section `alerts.disks`.
         """
         self.url = ""
+        self._folder = folder
         self._sink = ListSink()
         config = {
             "monitors": [{"dial": f"{folder}/*.qmp"}],
@@ -191,14 +206,26 @@ class AlertWatcher:
 
     @property
     def alerts(self) -> list[Data]:
-        """The data of all alert records in order. Each also has the record's `subject`, `vm` and `severitytext`."""
+        """The data of all alert records in order. Each also has the record's `subject`, `vm` and `severitytext`.
+
+        Alerts of this machine's own file systems, which may be nearly full, are left out.
+        """
         return [
             record["data"]
             | {"subject": record.get("subject"), "vm": record.get("vmname", "")}
             | {"severitytext": record["severitytext"]}
             for record in self._sink.records
-            if record["type"].startswith("qemu.alert.")
+            if record["type"].startswith("qemu.alert.") and not self._is_of_this_machine(record)
         ]
+
+    def _is_of_this_machine(self, alert: Data) -> bool:
+        subject = Path(alert.get("subject", ""))
+        is_pool = alert["type"].startswith("qemu.alert.pool_") and subject.is_absolute()
+        return is_pool and not subject.is_relative_to(self._folder)
+
+    async def until_attached(self, vm: str = "vm1") -> None:
+        """Wait until the agent is attached to a VM, receives its events and knows its disk `disk0`."""
+        await until(lambda: self.space(vm), 180)
 
     def event_times(self, *names: str) -> list[float]:
         """Return the times of the records of these events, in the order of delivery, in seconds since the epoch."""
@@ -223,7 +250,7 @@ class AlertWatcher:
             if alert["state"] == state and "level" in alert and data.items() <= alert.items()
         ]
 
-    async def until(self, level: str, state: str = "firing", timeout: float = 120.0, **data: Any) -> None:  # noqa: ASYNC109
+    async def until(self, level: str, state: str = "firing", timeout: float = 400.0, **data: Any) -> None:  # noqa: ASYNC109
         """Wait until the alert of a level has changed to a state.
 
         Raises:

@@ -40,6 +40,8 @@ PRINTED_SAMPLES = frozenset(
 )
 """Record types of the samples to print. The other samples are too many to read."""
 
+BOOT_SECONDS = 120.0
+"""How long the demo waits for a guest to boot. After that, it continues."""
 EVENT_SECONDS = 30.0
 """How long the demo waits for an event that a guest causes. After that, it continues without the event."""
 
@@ -178,7 +180,7 @@ async def _wait_briefly(guest: Awaitable[object]) -> None:
 
 async def _provoke_events(web: Guest, db: Guest) -> None:
     """Provoke events until cancelled: cross a write threshold, pause and resume a guest, inflate and deflate a balloon."""
-    await _wait_briefly(db.wait_until_booted())
+    await _wait_briefly(db.wait_until_booted(BOOT_SECONDS))
     for round_number in itertools.count():
         offset = await db.highest_written_offset()
         _print(f"setting a write threshold 1 MiB above the last write of {db.name}, which will cross it soon")
@@ -189,7 +191,7 @@ async def _provoke_events(web: Guest, db: Guest) -> None:
         await asyncio.sleep(1.0)
         await db.command("cont")
         if round_number == 0:
-            await _wait_briefly(web.wait_until_booted())
+            await _wait_briefly(web.wait_until_booted(BOOT_SECONDS))
         _print(f"inflating the balloon of {web.name}: it takes 32 of {MEMORY_MIB} MiB")
         await web.command("balloon", value=(MEMORY_MIB - 32) << 20)
         await _wait_briefly(web.wait_for_event("BALLOON_CHANGE", EVENT_SECONDS))

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import inspect
+import itertools
 import json
 import os
 import shutil
@@ -176,7 +177,7 @@ class Guest:
         """
         return await self._require_connection().command(command, **arguments)
 
-    async def wait_for_event(self, name: str, timeout: float = 60.0) -> dict[str, Any]:  # noqa: ASYNC109 - as in `until`
+    async def wait_for_event(self, name: str, timeout: float = 180.0) -> dict[str, Any]:  # noqa: ASYNC109 - as in `until`
         """Wait up to `timeout` seconds for an event. Remove and return the oldest event of this name.
 
         Raises:
@@ -186,7 +187,7 @@ class Guest:
         async with asyncio.timeout(timeout):
             return await self._require_connection().wait_for_event(name)
 
-    async def wait_until_booted(self, timeout: float = 120.0) -> None:  # noqa: ASYNC109 - as in `until`
+    async def wait_until_booted(self, timeout: float = 300.0) -> None:  # noqa: ASYNC109 - as in `until`
         """Wait until the guest works: a Linux guest has printed READY on its console, or a writer has written to its disk.
 
         Raises:
@@ -316,15 +317,17 @@ async def until(
 ) -> None:
     """Call a predicate every 20 ms until it returns a true value.
 
+    A process that gets no CPU time does not miss its deadline: the predicate is called at least twice for each second of `timeout`.
+
     Raises:
         TimeoutError: the predicate returns no true value within `timeout` seconds.
     """
-    deadline = time.monotonic() + timeout
-    while True:
+    deadline, least_calls = time.monotonic() + timeout, 2 * timeout
+    for calls in itertools.count(1):
         result = predicate()
         if await result if inspect.isawaitable(result) else result:
             return
-        if time.monotonic() > deadline:
+        if calls > least_calls and time.monotonic() > deadline:
             raise TimeoutError(f"the condition did not hold within {timeout:g} s")
         await asyncio.sleep(_POLL_SECONDS)
 

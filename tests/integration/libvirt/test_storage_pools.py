@@ -15,13 +15,14 @@ import pytest
 
 from agent.cli.demo.guest import until
 from agent.host.pools.libvirt import StoragePool
+from agent.host.qemu_processes import command_line
 from agent.monitors.libvirt.discovery import LibvirtDiscoverer
 from agent.monitors.libvirt.storage_pools import parse_storage_pool
 from tests.integration.libvirt.conftest import AgentOn
 from tests.lab.libvirt import Libvirtd
+from tests.lab.libvirt_discovery import discovering
 from tests.lab.machine import require
 from tests.lab.thin_guests import LoopDevice, run
-from tests.unit.monitors.test_libvirt_discovery import discovering
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -40,7 +41,7 @@ async def pools_of(libvirtd: Libvirtd) -> dict[str, StoragePool]:
     """Return the pools that the agent lists over a read-only connection."""
     libvirt = LibvirtDiscoverer(libvirtd.read_only_uri, read_only=True)
     async with discovering(libvirt) as reports:
-        await until(lambda: None in reports.statuses, 60)
+        await until(lambda: None in reports.statuses, 180)
         return {pool.name: pool for pool in await libvirt.storage_pools()}
 
 
@@ -68,14 +69,15 @@ async def test_a_pool_in_a_directory_has_the_figures_of_its_file_system(libvirtd
 
 async def test_figures_are_those_of_the_last_refresh(libvirtd: Libvirtd, folder: Path) -> None:
     target = folder / "stale"
+    target.mkdir()
+    # A file system of its own, because others use this machine's. Only libvirtd sees it.
+    await libvirtd.run(f"mount -t tmpfs -o size=64M tmpfs {target}")
     await start(libvirtd, "stale", "--type", "dir", "--target", target)
     before = (await pools_of(libvirtd))["stale"]
-    with (target / "image").open("wb") as file:
-        file.write(os.urandom(32 * MIB))
-        os.fsync(file.fileno())
+    await libvirtd.run(f"head -c {32 * MIB} /dev/zero >{target}/image")
     assert (await pools_of(libvirtd))["stale"] == before
     await libvirtd.virsh("pool-refresh", "stale")
-    assert (await pools_of(libvirtd))["stale"].available <= before.available - 16 * MIB
+    assert (await pools_of(libvirtd))["stale"].available == before.available - 32 * MIB
 
 
 async def test_a_file_system_and_a_partitioned_disk_are_listed(
@@ -121,9 +123,10 @@ async def test_the_definition_of_a_volume_group_names_it(libvirtd: Libvirtd) -> 
 async def another_qemu(folder: Path, uuid: str) -> AsyncIterator[None]:
     """Run a program that looks like a QEMU whose VM has this UUID, so that the QEMU of a domain is not certain."""
     (folder / "qemu-other").symlink_to(sys.executable)
-    script = f"exec -a qemu-kvm {folder}/qemu-other -c 'import time; time.sleep(600)' -uuid {uuid}"
+    script = f"exec -a qemu-kvm {folder}/qemu-other -c 'import time; time.sleep(3600)' -uuid {uuid}"
     process = await asyncio.create_subprocess_exec("setpriv", "--pdeathsig", "KILL", "bash", "-c", script)
     try:
+        await until(lambda: command_line(process.pid)[:1] == ["qemu-kvm"], 180)
         yield
     finally:
         process.kill()

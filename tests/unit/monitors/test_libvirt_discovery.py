@@ -1,12 +1,7 @@
 """Discovery of libvirt's domains: reconnecting, and the errors that it reports."""
 
-import asyncio
-import contextlib
 import time
 import traceback
-from collections.abc import AsyncIterator
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 
@@ -15,6 +10,7 @@ from agent.monitors.libvirt import discovery
 from agent.monitors.libvirt.discovery import LibvirtDiscoverer
 from agent.qmp.commands import AllowList
 from agent.qmp.errors import CommandError, DeniedError, QmpError, TransportLostError
+from tests.lab.libvirt_discovery import discovering
 from tests.lab.scripted_libvirt import REFUSED, ScriptedDomain, ScriptedError, ScriptedLibrary, ScriptedQemuLibrary
 
 pytestmark = pytest.mark.real_clock
@@ -27,34 +23,6 @@ def libvirtd(monkeypatch: pytest.MonkeyPatch) -> ScriptedLibrary:
     library = ScriptedLibrary()
     monkeypatch.setattr(discovery, "load_library", lambda: (library, ScriptedQemuLibrary()))
     return library
-
-
-class RecordingListener(SimpleNamespace):
-    """A discovery listener that stores the errors, and the names of added and removed monitors."""
-
-    def __init__(self) -> None:
-        super().__init__(statuses=[], added=[], removed=[])
-
-    def on_status(self, _source: object, error: QmpError | None, _note: str) -> None:
-        self.statuses.append(error)
-
-    def on_monitor_added(self, monitor: Any) -> None:
-        self.added.append(monitor.name)
-
-    def on_monitor_removed(self, monitor: Any) -> None:
-        self.removed.append(monitor.name)
-
-
-@contextlib.asynccontextmanager
-async def discovering(libvirt: LibvirtDiscoverer) -> AsyncIterator[RecordingListener]:
-    """Run discovery while the `with` block runs."""
-    reports = RecordingListener()
-    task = asyncio.create_task(libvirt.run(cast("Any", reports)))
-    try:
-        yield reports
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
 
 
 @pytest.mark.parametrize(("code", "kind"), [(-1, TransportLostError), ("ACCESS_DENIED", DeniedError)])

@@ -1,0 +1,38 @@
+"""Runs the discovery of a libvirtd's domains without an agent, and records its reports."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+from agent.monitors.libvirt.discovery import LibvirtDiscoverer
+from agent.qmp.errors import QmpError
+
+
+class RecordingListener(SimpleNamespace):
+    """A discovery listener that stores the errors, and the names of added and removed monitors."""
+
+    def __init__(self) -> None:
+        super().__init__(statuses=[], added=[], removed=[])
+
+    def on_status(self, _source: object, error: QmpError | None, _note: str) -> None:
+        self.statuses.append(error)
+
+    def on_monitor_added(self, monitor: Any) -> None:
+        self.added.append(monitor.name)
+
+    def on_monitor_removed(self, monitor: Any) -> None:
+        self.removed.append(monitor.name)
+
+
+@contextlib.asynccontextmanager
+async def discovering(libvirt: LibvirtDiscoverer) -> AsyncIterator[RecordingListener]:
+    """Run discovery while the `with` block runs."""
+    reports = RecordingListener()
+    task = asyncio.create_task(libvirt.run(cast("Any", reports)))
+    try:
+        yield reports
+    finally:
+        task.cancel()
+        await asyncio.wait({task})

@@ -78,8 +78,7 @@ async def test_the_guest_agent_is_queried_where_the_guest_runs(folder: Path) -> 
             used = int((await shell.run("df -k /data | tail -1")).split()[2])
         assert filesystem["used_bytes"] == used * 1024
 
-        ended = await wait_for_state(before, "suspended", since=polls)
-        assert ended["data"]["reason"] == "the guest does not run"
+        await wait_for_state(before, "suspended", since=mark, reason="the guest does not run")
         assert sent(await before.metrics()) == asked, "the source's guest has left"
         await source.stop()
         await before.wait_for_record("vm.migrated_out")

@@ -94,6 +94,8 @@ async def test_a_guest_agent_that_stops_ends_and_starts_is_reported(environment:
 
 async def test_a_paused_guest_is_not_queried_and_keeps_its_last_values(environment: Environment) -> None:
     agent, guest = environment.agent, environment.guest
+    # The guest agent has just been started: it is up before it has reported any values.
+    await agent.wait_for_record("sample.guest_filesystem", vm=guest.uuid, since=agent.mark())
     mark = agent.mark()
     await guest.command("stop")
     await environment.wait_for_state("suspended", mark)
@@ -101,7 +103,7 @@ async def test_a_paused_guest_is_not_queried_and_keeps_its_last_values(environme
     asked = series.value("qmp_agent_guest_agent_commands_total", command="guest-get-fsinfo", outcome="ok")
     age = series.value("qemu_guest_agent_last_response_timestamp_seconds", vm_uuid=guest.uuid)
     polls = len(list(agent.find_records("sample.block", vm=guest.uuid)))
-    await until(lambda: len(list(agent.find_records("sample.block", vm=guest.uuid))) > polls + 3, 60)
+    await until(lambda: len(list(agent.find_records("sample.block", vm=guest.uuid))) > polls + 3, 180)
     series = await agent.metrics()
     assert series.value("qmp_agent_guest_agent_commands_total", command="guest-get-fsinfo", outcome="ok") == asked
     assert series.value("qemu_guest_agent_last_response_timestamp_seconds", vm_uuid=guest.uuid) == age
@@ -128,8 +130,9 @@ async def test_frozen_file_systems_are_an_alert_and_nothing_else_is_queried(envi
     agent, guest = environment.agent, environment.guest
     await agent.stop()
     assert await execute(guest, "guest-fsfreeze-freeze") == 1
+    mark = agent.mark()
     await agent.start()
-    await agent.wait_for_record("alert.guest_frozen", vm=guest.uuid, state="firing")
+    await agent.wait_for_record("alert.guest_frozen", vm=guest.uuid, since=mark, state="firing")
     series = await agent.metrics()
     assert series.value("qemu_guest_freeze_frozen", vm_uuid=guest.uuid) == 1
     assert series.value("qmp_agent_guest_agent_commands_total", command="guest-get-fsinfo", outcome="ok") is None
@@ -138,6 +141,7 @@ async def test_frozen_file_systems_are_an_alert_and_nothing_else_is_queried(envi
     mark = agent.mark()
     await agent.start()
     await agent.wait_for_record("sample.guest_filesystem", vm=guest.uuid, since=mark)
+    await agent.wait_for_record("sample.guest_freeze", vm=guest.uuid, since=mark, frozen=False)
     assert (await agent.metrics()).value("qemu_guest_freeze_frozen", vm_uuid=guest.uuid) == 0
 
 
@@ -145,9 +149,9 @@ async def test_a_reboot_loses_the_guest_agent_until_the_guest_is_up(environment:
     agent, guest = environment.agent, environment.guest
     mark = agent.mark()
     await guest.command("system_reset")
-    await environment.wait_for_state("absent", mark)
-    await environment.wait_for_state("up", agent.mark())
-    await agent.wait_for_record("sample.guest_os", vm=guest.uuid, since=mark)
+    absent = agent.mark_after(await environment.wait_for_state("absent", mark))
+    await environment.wait_for_state("up", absent)
+    await agent.wait_for_record("sample.guest_os", vm=guest.uuid, since=absent)
 
 
 async def execute(guest: Guest, command: str) -> Any:

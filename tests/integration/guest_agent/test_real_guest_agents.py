@@ -1,5 +1,6 @@
 """Sessions with real guest agents on a plain socket: their figures equal those of this machine, and they can stop, hang and restart."""
 
+import math
 import os
 import platform
 import signal
@@ -89,8 +90,11 @@ async def test_the_figures_equal_those_of_the_machine(folder: Path, release: str
     for state, seconds in cpu_before.items():
         assert seconds - 1 <= observer.last(GUEST_CPU)[()][state] <= cpu_after[state] + 1, state
     assert observer.last(GUEST_CPU)[()]["cpus"] == os.cpu_count()
-    for (name,), traffic in observer.last(GUEST_INTERFACE).items():
-        assert received_before[name] <= traffic["rx_bytes_total"] <= received_bytes()[name]
+    received_after, interfaces = received_bytes(), observer.last(GUEST_INTERFACE)
+    for (name,), traffic in interfaces.items():
+        # Another test may have added or removed a tap meanwhile.
+        assert received_before.get(name, 0) <= traffic["rx_bytes_total"] <= received_after.get(name, math.inf)
+    assert {name for (name,) in interfaces} & received_before.keys()
     assert observer.last(GUEST_FREEZE) == {(): {"frozen": False}}
     assert observer.last(GUEST_USERS)[()]["logged_in"] >= 0
     clock = observer.last(GUEST_CLOCK)[()]
@@ -104,7 +108,7 @@ async def test_the_figures_equal_those_of_the_machine(folder: Path, release: str
 async def test_a_guest_agent_that_hangs_restarts_and_is_killed_is_reported(folder: Path) -> None:
     observer = RecordingGuestObserver()
     async with GuestAgentProcess(folder) as guest_agent:
-        quick = config(guest_agent, timeout=0.3, max_retry_delay=1, intervals={"freeze": 0.2})
+        quick = config(guest_agent, timeout=3, max_retry_delay=1, intervals={"freeze": 0.2})
         async with managed(observer, quick, first_retry_seconds=0.02) as manager:
             report_run_state(manager, running=True)
             report_channel(manager, guest_agent.socket)

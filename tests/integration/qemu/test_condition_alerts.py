@@ -68,7 +68,7 @@ async def wait_for_alert(
             if (alert["alert"], alert["state"]) == (name, state) and (subject is None or alert["subject"] == subject)
         ]
 
-    await until(found, 120)
+    await until(found, 300)
     return found()[0]
 
 
@@ -87,6 +87,7 @@ async def test_jobs_that_are_stuck_full_or_forgotten_have_alerts(folder: Path) -
         thin_guest(folder, extra=["-S"]) as guest,
         AlertWatcher(folder, poll=0.5, alerts={"overrides": short}) as agent,
     ):
+        await agent.until_attached()  # the event of the job that fails is not repeated
         await add_disks(guest, *(f"source{n}" for n in range(6)), *(f"target{n}" for n in range(6)))
         full = [{"iotype": kind, "errno": 28, "once": False, "immediately": True} for kind in ("write", "write-zeroes")]
         rules = [{"event": "none", **rule} for rule in full]
@@ -134,7 +135,7 @@ async def test_snapshots_have_alerts_by_their_number_and_age(folder: Path) -> No
         thin_guest(folder, extra=["-S"]) as guest,
         AlertWatcher(folder, poll=0.5, resync=1.0, alerts={"overrides": overrides}) as agent,
     ):
-        await until(lambda: agent.space(guest.name), 60)
+        await until(lambda: agent.space(guest.name), 180)
         for number in range(2):
             await guest.command(
                 "blockdev-snapshot-sync",
@@ -178,7 +179,7 @@ async def test_a_failed_migration_and_a_lost_network_peer_have_alerts(folder: Pa
         thin_guest(folder, extra=["-S", "-netdev", stream]) as guest,
         AlertWatcher(folder, poll=0.5, alerts={"overrides": overrides}) as agent,
     ):
-        await until(lambda: peers and agent.space(guest.name), 60)
+        await until(lambda: peers and agent.space(guest.name), 180)
         await guest.command("migrate", uri=f"tcp:127.0.0.1:{free_port()}")
         failed = await wait_for_alert(agent, "migration_failed")
         assert "refused" in failed["error"]
@@ -211,5 +212,5 @@ async def test_a_vcpu_that_a_quota_starves_meets_the_rule(folder: Path, start_pr
                 starved[:] = await prometheus.query(rule["expr"].replace("[5m]", "[10s]"))
                 return bool(starved)
 
-            await until(is_starved, 120)
+            await until(is_starved, 300)
     assert starved[0]["metric"]["vm_uuid"] == guest.uuid

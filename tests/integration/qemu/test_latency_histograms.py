@@ -23,7 +23,7 @@ SCSI_DISK: Final = [
 BOUNDARIES: Final = ["1ms", "10ms", "100ms"]
 SECONDS: Final = [0.001, 0.01, 0.1]
 FOREIGN: Final = [5_000_000, 50_000_000]
-WAIT_SECONDS: Final = 120
+WAIT_SECONDS: Final = 180
 WRITES: Final = 20
 
 
@@ -126,7 +126,7 @@ async def test_a_disk_that_is_plugged_in_again_gets_histograms_again(folder: Pat
             await until(lambda: "disk1" not in disks(agent), WAIT_SECONDS)
             await guest.command("device_add", driver="scsi-hd", id="disk1", drive="scratch", bus="scsi0.0")
         await until(lambda: "write_latency_seconds" in disks(agent).get("disk1", {}), WAIT_SECONDS)
-        assert states(agent) == {HistogramState.OURS: 3}
+        await until(lambda: states(agent) == {HistogramState.OURS: 3}, WAIT_SECONDS)
 
 
 async def test_a_quick_replug_between_two_polls_gets_histograms_again(folder: Path, start_guest: StartGuest) -> None:
@@ -148,8 +148,8 @@ async def test_another_clients_histogram_stays_and_is_used(folder: Path, start_g
     path = "/machine/peripheral/disk0/virtio-backend"
     await guest.command("block-latency-histogram-set", **{"id": path, "boundaries-read": FOREIGN})
     async with running_agent(folder, latency_histograms=BOUNDARIES) as agent:
-        await until(lambda: HistogramState.OURS in states(agent), WAIT_SECONDS)
-        assert states(agent) == {HistogramState.OURS: 1, HistogramState.FOREIGN: 1}
+        await until(lambda: states(agent) == {HistogramState.OURS: 1, HistogramState.FOREIGN: 1}, WAIT_SECONDS)
+        await until(lambda: "read_latency_seconds" in disks(agent).get("disk0", {}), WAIT_SECONDS)
         (vm,) = (vm for vm, _ in agent.snapshot.views())
         assert agent.view.histogram_owner(vm, "disk0") == "other"
         assert sorted(agent.view.histogram_owner(vm, name) for name in disks(agent)) == ["agent", "other"]
@@ -176,11 +176,11 @@ async def test_the_agent_knows_its_histograms_after_a_restart_and_leaves_them(
     guest = await start_guest(kind="writer")
     async with running_agent(folder, latency_histograms=BOUNDARIES) as agent:
         await until(lambda: "write_latency_seconds" in disks(agent).get("disk0", {}), WAIT_SECONDS)
-        assert states(agent) == {HistogramState.OURS: 2}
+        await until(lambda: states(agent) == {HistogramState.OURS: 2}, WAIT_SECONDS)
     assert "wr_latency_histogram" in await stats(guest, "disk0"), "they stay when the agent stops"
     async with running_agent(folder, latency_histograms=["7ms"]) as agent:
         await until(lambda: "write_latency_seconds" in disks(agent).get("disk0", {}), WAIT_SECONDS)
-        assert states(agent) == {HistogramState.OURS: 2}
+        await until(lambda: states(agent) == {HistogramState.OURS: 2}, WAIT_SECONDS)
         assert disks(agent)["disk0"]["write_latency_seconds"]["boundaries_seconds"] == SECONDS
 
 

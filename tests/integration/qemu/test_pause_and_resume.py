@@ -32,7 +32,7 @@ def full_alerts(agent: AlertWatcher) -> list[dict[str, Any]]:
 
 
 @pytest.mark.skipif(not LoopDevice.is_available(), reason="only root can make loop devices")
-@pytest.mark.timeout(60 + 15 * ROUNDS)
+@pytest.mark.timeout(900 + 15 * ROUNDS)
 async def test_no_alert_fires_while_the_guest_runs(folder: Path, qemu: Qemu) -> None:
     delays = random.Random(7)  # the same delays in each run
     disk_mib = (FIRST_SIZE + (ROUNDS + 40) * STEP) // MIB
@@ -51,8 +51,8 @@ async def test_no_alert_fires_while_the_guest_runs(folder: Path, qemu: Qemu) -> 
         ):
             size = FIRST_SIZE
             for _ in range(ROUNDS):
-                await until(lambda: is_stopped(guest), 60)
-                await until(lambda: full_alerts(agent) and full_alerts(agent)[-1]["state"] == "firing", 60)
+                await until(lambda: is_stopped(guest), 300)
+                await until(lambda: full_alerts(agent) and full_alerts(agent)[-1]["state"] == "firing", 180)
                 assert full_alerts(agent)[-1]["subject"] == "disk0"
                 assert full_alerts(agent)[-1]["path"] == loop.path
                 size += STEP
@@ -60,17 +60,17 @@ async def test_no_alert_fires_while_the_guest_runs(folder: Path, qemu: Qemu) -> 
                 await asyncio.sleep(delays.choice(DELAYS))
                 await guest.command("cont")
             size += 40 * STEP
-            await until(lambda: is_stopped(guest), 60)
+            await until(lambda: is_stopped(guest), 180)
             await loop.extend(size)
             await guest.command("cont")
-            await until(lambda: full_alerts(agent)[-1]["state"] == "resolved", 60)
+            await until(lambda: full_alerts(agent)[-1]["state"] == "resolved", 180)
             await asyncio.sleep(3)  # coalesced events are reported after a second
 
             async def agrees() -> bool:
                 firing = [alert for alert in agent.app.alerts.manager.store if alert.name == "disk_full"]
                 return bool(firing) is await is_stopped(guest)
 
-            await until(agrees, 60)
+            await until(agrees, 180)
             states = [alert["state"] for alert in full_alerts(agent)]
             assert states == (["firing", "resolved"] * len(states))[: len(states)]
             assert states.count("firing") >= ROUNDS

@@ -13,8 +13,10 @@ SIZE: Final = 14 * MIB
 LEVELS: Final = [f"used {SIZE * percent // 100 // 1024}KiB" for percent in (5, 20, 35, 50, 65, 80, 95)]
 """Levels of used bytes: those of a share of the size do not apply to a file with room in its file system."""
 MIRROR_LEVELS: Final = ["used 2MiB", "used 12MiB", "used 14MiB", "used 22MiB"]
-WRITE_PACE: Final[dict[str, Any]] = {"pause_seconds": 0.02}
-"""A level takes more than a second, in which the agent has to set the next threshold."""
+SINGLE: Final = 4
+"""The number of levels that the guests reach one by one: they write on when the agent has set the next threshold."""
+PAUSED: Final[dict[str, Any]] = {"extra": ["-S"]}
+"""The guest writes nothing before the test continues it."""
 
 
 async def wait_until_armed(agent: AlertWatcher, guest: ThinGuest, node: str = "disk0-storage") -> int:
@@ -27,44 +29,54 @@ async def wait_until_armed(agent: AlertWatcher, guest: ThinGuest, node: str = "d
         value = nodes[node]["write_threshold"] if node in nodes else 0
         return value != 0 and agent.space(guest.name).get("armed_threshold_bytes") == value
 
-    await until(is_set, 60)
+    await until(is_set, 180)
     return value
+
+
+async def write_to_single_levels(agent: AlertWatcher, guest: ThinGuest) -> None:
+    """Let a guest write to one level after the other. It waits at each level until the agent has set the next threshold."""
+    for number in range(SINGLE):
+        await guest.stop_writes_at(await wait_until_armed(agent, guest) + MIB // 4)
+        if number == 0:
+            await guest.command("cont")
+        await agent.until(LEVELS[number], vm=guest.name)
 
 
 async def test_each_level_is_reported_once_under_continuous_writes(folder: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        guests = [await stack.enter_async_context(thin_guest(folder, "file", disk_mib=SIZE // MIB, **WRITE_PACE))]
+        guests = [await stack.enter_async_context(thin_guest(folder, "file", disk_mib=SIZE // MIB, **PAUSED))]
         nbd = await stack.enter_async_context(network_device(folder / "nbd", SIZE))
         await make_qcow2(f"nbd+unix:///?socket={folder}/nbd", 2 * SIZE)
         guests.append(
-            await stack.enter_async_context(thin_guest(folder, "network", disk_mib=28, storage=nbd, **WRITE_PACE))
+            await stack.enter_async_context(thin_guest(folder, "network", disk_mib=28, storage=nbd, **PAUSED))
         )
         if LoopDevice.is_available():
             loop = await stack.enter_async_context(LoopDevice(folder / "lv.raw", SIZE))
             await make_qcow2(loop.path, 2 * SIZE)
             device = {"driver": "host_device", "filename": loop.path}
             guests.append(
-                await stack.enter_async_context(thin_guest(folder, "loop", disk_mib=28, storage=device, **WRITE_PACE))
+                await stack.enter_async_context(thin_guest(folder, "loop", disk_mib=28, storage=device, **PAUSED))
             )
         agent = await stack.enter_async_context(AlertWatcher(folder, levels=LEVELS, poll=60))
         for guest in guests:
             assert 0 < await wait_until_armed(agent, guest) <= SIZE
             assert await guest.slot("disk0-format") == 0, "the storage fills, not the format"
-        before_arming = {
-            alert["fingerprint"] for alert in agent.alerts if alert["detected_by"] == "level"
-        }  # exceeded before the first threshold was set
+            await write_to_single_levels(agent, guest)
+        assert {alert["detected_by"] for alert in agent.alerts} == {"event"}
+        for guest in guests:
+            await guest.stop_writes_at(None)
         for guest in guests:
             await agent.until(LEVELS[-1], vm=guest.name)
             assert agent.levels(vm=guest.name) == LEVELS
-            await until(lambda name=guest.name: "armed_threshold_bytes" not in agent.space(name), 60)  # type: ignore[misc]
+            await until(lambda name=guest.name: "armed_threshold_bytes" not in agent.space(name), 180)  # type: ignore[misc]
             assert await guest.slot() == 0
         assert agent.levels("resolved") == []
         for alert in agent.alerts:
-            detected_by = "level" if alert["fingerprint"] in before_arming else "event"
-            assert (alert["detected_by"], alert["owner"], alert["node"]) == (detected_by, "agent", "disk0-storage"), (
-                alert
-            )
-            assert 0 < alert["used_bytes"] - alert["level_bytes"] <= 2 * MIB
+            assert (alert["owner"], alert["node"]) == ("agent", "disk0-storage"), alert
+            # A fast guest may reach the next level before the agent has set its threshold.
+            assert alert["detected_by"] in ("event", "level"), alert
+            exceeded = alert["used_bytes"] - alert["level_bytes"]
+            assert 0 < exceeded <= 2 * MIB or (alert["detected_by"] == "level" and exceeded >= 0)
             assert alert["severitytext"] == ("FATAL" if alert["level"] == LEVELS[-1] else "WARN")
 
 
@@ -78,37 +90,42 @@ async def test_observe_mode_detects_levels_by_polls_and_sets_nothing(folder: Pat
             assert await guest.slot() == 0
             return LEVELS[2] in agent.levels()
 
-        await until(has_level, 60)
+        await until(has_level, 180)
         assert agent.levels() == LEVELS[: len(agent.levels())]
         assert {alert["detected_by"] for alert in agent.alerts} == {"level"}
 
 
 async def test_another_clients_threshold_stays_and_is_reported_as_foreign(folder: Path) -> None:
     foreign = 6 * MIB + 512
-    async with thin_guest(folder, disk_mib=24) as guest:
+    async with thin_guest(folder, disk_mib=24, **PAUSED) as guest:
         await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=foreign)
         async with AlertWatcher(folder, levels=LEVELS, poll=0.2) as agent:
-            assert agent.app.alerts.manager.store is not None
+            await agent.until_attached()
+            await guest.command("cont")
 
             async def has_fired() -> bool:
                 return await guest.slot() != foreign
 
-            await until(has_fired, 60)
+            await until(has_fired, 180)
             (event,) = [await guest.wait_for_event("BLOCK_WRITE_THRESHOLD")]
             assert event["data"]["write-threshold"] == foreign, "the threshold was overwritten"
             await agent.until(
                 f"threshold {foreign}", owner="other", detected_by="event", layer="storage", subject="disk0"
             )
-            assert agent.space(guest.name)["threshold_foreign"] is True
+            await until(lambda: agent.space(guest.name).get("threshold_foreign") is True, 180)
             await agent.until(LEVELS[2], owner="agent", detected_by="level")
             assert await guest.slot() == 0, "the slot belongs to the other client for good"
             assert agent.alternates()
 
 
 async def test_a_client_that_overwrites_the_threshold_keeps_the_slot(folder: Path) -> None:
-    async with thin_guest(folder, disk_mib=24) as guest, AlertWatcher(folder, levels=LEVELS[3:5], poll=0.2) as agent:
+    async with (
+        thin_guest(folder, disk_mib=24, **PAUSED) as guest,
+        AlertWatcher(folder, levels=LEVELS[3:5], poll=0.2) as agent,
+    ):
         await wait_until_armed(agent, guest)
         await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 40)
+        await guest.command("cont")
         await agent.until(LEVELS[4])
         assert {alert["detected_by"] for alert in agent.alerts} <= {"level", "missed"}
         assert await guest.slot() == 1 << 40
@@ -116,8 +133,12 @@ async def test_a_client_that_overwrites_the_threshold_keeps_the_slot(folder: Pat
 
 
 async def test_after_a_snapshot_the_new_storage_is_armed(folder: Path) -> None:
-    async with thin_guest(folder, disk_mib=14) as guest, AlertWatcher(folder, levels=LEVELS, poll=0.2) as agent:
+    async with (
+        thin_guest(folder, disk_mib=14, **PAUSED) as guest,
+        AlertWatcher(folder, levels=LEVELS, poll=0.2) as agent,
+    ):
         await wait_until_armed(agent, guest)
+        await guest.command("cont")
         await agent.until(LEVELS[1])
         names = set(await guest.nodes())
         # Else the guest may fill the new storage to the level before the agent sees it empty.
@@ -141,20 +162,24 @@ async def test_after_a_snapshot_the_new_storage_is_armed(folder: Path) -> None:
 
 async def test_after_a_mirror_pivot_the_target_is_armed(folder: Path) -> None:
     async with (
-        thin_guest(folder, disk_mib=24, pause_seconds=0.01) as guest,
+        thin_guest(folder, disk_mib=24, **PAUSED) as guest,
         AlertWatcher(folder, levels=MIRROR_LEVELS, poll=60) as agent,
     ):
         await wait_until_armed(agent, guest)
+        await guest.stop_writes_at(6 * MIB)
+        await guest.command("cont")
         await agent.until(MIRROR_LEVELS[0])
         await make_qcow2(f"{folder}/target.qcow2", 24 * MIB)
         target = {"driver": "file", "filename": f"{folder}/target.qcow2", "node-name": "target-storage"}
         await guest.command("blockdev-add", **{"driver": "qcow2", "node-name": "target-format", "file": target})
         await guest.command("blockdev-mirror", job_id="m", device="disk0-format", target="target-format", sync="full")
-        await guest.wait_for_event("BLOCK_JOB_READY", 120)
+        await guest.wait_for_event("BLOCK_JOB_READY", 300)
         await guest.command("job-complete", id="m")
-        await guest.wait_for_event("BLOCK_JOB_COMPLETED", 120)
-        await wait_until_armed(agent, guest, "target-storage")
-        await agent.until(MIRROR_LEVELS[2], node="target-storage", detected_by="event")
+        await guest.wait_for_event("BLOCK_JOB_COMPLETED", 300)
+        for level, end in ((1, 13), (2, 16)):
+            await wait_until_armed(agent, guest, "target-storage")
+            await guest.stop_writes_at(end * MIB)
+            await agent.until(MIRROR_LEVELS[level], node="target-storage", detected_by="event")
         assert agent.levels() == MIRROR_LEVELS[:3]
         assert agent.levels("resolved") == []
 
@@ -164,9 +189,9 @@ async def test_a_resized_disk_has_another_limit_after_the_resync(folder: Path) -
         thin_guest(folder, disk_mib=16) as guest,
         AlertWatcher(folder, levels=["50%"], poll=60, resync=1) as agent,
     ):
-        await until(lambda: agent.space(guest.name).get("limit_bytes") == 16 * MIB, 60)
+        await until(lambda: agent.space(guest.name).get("limit_bytes") == 16 * MIB, 180)
         await guest.command("block_resize", node_name="disk0-format", size=32 * MIB)
-        await until(lambda: agent.space(guest.name)["limit_bytes"] == 32 * MIB, 60)
+        await until(lambda: agent.space(guest.name).get("limit_bytes") == 32 * MIB, 180)
         assert agent.space(guest.name)["limited_by"] == "virtual_size"
         assert agent.alerts == []
 
@@ -177,12 +202,12 @@ async def test_an_extended_device_has_its_levels_moved_by_a_poll(folder: Path) -
         await make_qcow2(loop.path, 64 * MIB)
         device = {"driver": "host_device", "filename": loop.path}
         async with (
-            thin_guest(folder, disk_mib=64, storage=device, disk_options="werror=stop") as guest,
+            thin_guest(folder, disk_mib=64, span_mib=40, storage=device, disk_options="werror=stop") as guest,
             AlertWatcher(folder, levels=["50%", "90%"], poll=0.2) as agent,
         ):
             await agent.until("90%")
-            await until(lambda: [alert for alert in agent.alerts if alert["alert"] == "disk_full"], 60)
-            await until(lambda: agent.space(guest.name)["free_bytes"] <= 0, 60)
+            await until(lambda: [alert for alert in agent.alerts if alert["alert"] == "disk_full"], 180)
+            await until(lambda: agent.space(guest.name).get("free_bytes", 1) <= 0, 180)
             await loop.extend(64 * MIB)
             await agent.until("90%", "resolved")
             await agent.until("50%", "resolved")

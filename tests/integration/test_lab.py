@@ -41,7 +41,7 @@ async def test_a_writer_starts_over_at_the_end_of_its_span(start_guest: StartGue
     async def has_started_over() -> bool:
         return await guest.count_writes() > before + writes_per_span
 
-    await until(has_started_over, 60)
+    await until(has_started_over, 180)
     disk = next(device for device in await guest.command("query-blockstats") if "disk0" in device["qdev"])
     assert disk["stats"]["wr_highest_offset"] == 1 << 20
 
@@ -66,7 +66,7 @@ async def test_a_linux_guest_reports_memory_obeys_the_balloon_and_flushes(start_
     async def has_reported() -> Any:
         return (await guest.command("qom-get", path=balloon, property="guest-stats"))["last-update"]
 
-    await until(has_reported, 60)
+    await until(has_reported, 180)
     stats = (await guest.command("qom-get", path=balloon, property="guest-stats"))["stats"]
     assert 0 < stats["stat-free-memory"] < stats["stat-total-memory"] <= 128 << 20
 
@@ -74,7 +74,7 @@ async def test_a_linux_guest_reports_memory_obeys_the_balloon_and_flushes(start_
         devices = await guest.command("query-blockstats")
         return any(device["stats"]["flush_operations"] > 1 for device in devices)
 
-    await until(has_flushed, 60)
+    await until(has_flushed, 180)
 
 
 async def test_a_guest_keeps_its_uuid_and_name_after_a_crash_and_restart(start_guest: StartGuest) -> None:
@@ -166,7 +166,7 @@ async def test_the_fake_returns_configured_replies_and_sends_events(fake: FakeQe
         assert await client.execute("query-balloon") == {"actual": 0}
         with client.listener() as events:
             fake.emit("RESET", {"guest": True, "reason": "guest-reset"}, at=1.5)
-            event = await asyncio.wait_for(events.get(), 60)
+            event = await asyncio.wait_for(events.get(), 180)
         assert event["timestamp"] == {"seconds": 1, "microseconds": 500_000}
     finally:
         await client.disconnect()
@@ -213,7 +213,7 @@ async def send(cluster: KafkaCluster, topic: str, value: bytes) -> None:
 
 async def receive(cluster: KafkaCluster, topic: str, count: int) -> list[bytes]:
     async with AIOKafkaConsumer(topic, auto_offset_reset="earliest", **cluster.client) as consumer:
-        return [(await asyncio.wait_for(consumer.getone(), 60)).value for _ in range(count)]
+        return [(await asyncio.wait_for(consumer.getone(), 180)).value for _ in range(count)]
 
 
 async def test_a_broker_keeps_its_messages_after_a_kill_and_restart(kafka: KafkaCluster, topic: str) -> None:
@@ -261,7 +261,7 @@ async def test_prometheus_scrapes_its_target_and_evaluates_queries(start_prometh
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         prometheus = await start_prometheus(f"127.0.0.1:{runner.addresses[0][1]}")
-        await until(lambda: prometheus.query("lab_answer_ratio"), 60)
+        await until(lambda: prometheus.query("lab_answer_ratio"), 180)
         (series,) = await prometheus.query("lab_answer_ratio * 2")
         assert series["value"][1] == "84"
     finally:

@@ -98,7 +98,7 @@ def tls_config(certificates: Certificates) -> ClientTlsConfig:
 
 def config(server: str, sasl: dict[str, Any], **more: Any) -> KafkaConfig:
     credentials = SaslConfig.model_validate({"mechanism": "OAUTHBEARER", **sasl})
-    return kafka_config([server], single_topic(TOPIC), sasl=credentials, request_timeout=10.0, **more)
+    return kafka_config([server], single_topic(TOPIC), sasl=credentials, request_timeout=60.0, **more)
 
 
 async def test_records_are_delivered_while_tokens_expire(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

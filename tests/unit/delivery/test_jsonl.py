@@ -268,7 +268,7 @@ async def test_reopening_the_file_waits_for_the_write_of_another_queue(
     await sink.open()
     monkeypatch.setattr("os.write", write_in_two_parts)
     sending = asyncio.create_task(send(sink, [*source.take(2)]))
-    await asyncio.to_thread(written.wait, 10)
+    await asyncio.to_thread(written.wait, 180)
     asyncio.get_running_loop().call_later(0.2, go_on.set)
     await sink.close()  # as after the failure of another queue
     await sink.open()

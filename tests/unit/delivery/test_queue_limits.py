@@ -68,7 +68,7 @@ async def test_samples_are_not_written_to_disk_while_the_sink_works(folder: Path
 
 async def test_samples_linger_for_a_batch_and_events_do_not(folder: Path) -> None:
     sink, samples, events = ScriptedSink(), RecordSource(SAMPLE, run=1), RecordSource()
-    async with running(make_pipeline(sink, folder, linger_seconds=DEADLINE_SECONDS / 20)) as pipeline:
+    async with running(make_pipeline(sink, folder, linger_seconds=10 * DEADLINE_SECONDS)) as pipeline:
         for record in samples.take(5):
             pipeline.put(record)
         await asyncio.sleep(0)
@@ -76,8 +76,15 @@ async def test_samples_linger_for_a_batch_and_events_do_not(folder: Path) -> Non
             pipeline.put(record)
         event = events.next()
         pipeline.put(event)
-        await sink.until(lambda: samples.ids[-1] in sink.ids)
+        await sink.until(lambda: event.id in sink.ids)
     assert [[record.id for record in batch] for batch in sink.batches] == [[event.id], samples.ids]
+
+
+async def test_samples_that_have_lingered_are_sent(folder: Path) -> None:
+    sink, samples = ScriptedSink(), RecordSource(SAMPLE)
+    async with running(make_pipeline(sink, folder, linger_seconds=0.05)) as pipeline:
+        pipeline.put(samples.next())
+        await sink.until(lambda: sink.ids == samples.ids)
 
 
 @pytest.mark.parametrize("error", [None, asyncio.CancelledError()], ids=["stop", "cancelled"])
@@ -214,7 +221,7 @@ async def test_memory_stays_bounded_while_100000_records_cannot_be_sent(
     connect = failing.connect if disk == "fails" else hanging.connect
     pipeline = make_pipeline(sink, kind.folder(folder), memory=4 << 20, disk=256 << 20, connect=connect)
     queue = kind.queue(pipeline)
-    async with running(pipeline, stop_seconds=10 if disk == "works" else 1):
+    async with running(pipeline, stop_seconds=DEADLINE_SECONDS if disk == "works" else 1):
         pipeline.put(template)
         await sink.until(lambda: sink.ids)
         sink.gate.clear()  # it accepts records and never acknowledges them

@@ -10,11 +10,19 @@ from hypothesis import HealthCheck, settings
 
 from tests.lab.simulated_clock import SimulatedClockLoop
 
-# No deadline and no check for slowness, for machines under load.
-settings.register_profile("quick", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("thorough", settings.get_profile("quick"), max_examples=3000)
-# The same few examples for each mutant.
-settings.register_profile("mutants", settings.get_profile("quick"), max_examples=10, derandomize=True, database=None)
+# No deadline and no check for slowness, for machines under load. The same examples in each run: no run fails by chance.
+settings.register_profile(
+    "quick",
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=True,
+    database=None,
+)
+# Other examples in each run, to search for errors.
+settings.register_profile("thorough", settings.get_profile("quick"), max_examples=3000, derandomize=False)
+# Few examples for each mutant.
+settings.register_profile("mutants", settings.get_profile("quick"), max_examples=10)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 ON_SIMULATED_CLOCK = frozenset({"app", "collectors", "guest", "monitors", "qga", "qmp", "session"})

@@ -71,6 +71,7 @@ async def test_hung_calls_keep_their_connections_until_they_return(libvirtd: Scr
         return pool.hung == HOST_LIMITS.max_hung
 
     await until(all_hang, 60)
+    pool._hung_seconds = 60  # a call that only waits for a busy machine does not hang
     await asyncio.gather(*(pool.run(call_that_waits(lambda: None)) for _ in range(20)))
     await wait_for_open_connections(libvirtd, len(libvirtd.connections))
     assert HOST_LIMITS.max_hung < len(libvirtd.connections) <= HOST_LIMITS.max_hung + HOST_LIMITS.max_calls

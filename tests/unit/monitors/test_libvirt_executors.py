@@ -155,7 +155,7 @@ async def test_a_stall_names_the_command_that_hangs(library: ScriptedLibrary) ->
         daemon, "a", "vm", AllowList(), lambda _: None, None, lambda: DomainMigrationPhase.NONE
     )
     with pytest.raises(StalledError, match="no reply from libvirt to query-blockstats within"):
-        await connection.execute([STATUS, BLOCKSTATS, STATUS], deadline=2.0)
+        await connection.execute([STATUS, BLOCKSTATS, STATUS], deadline=5.0)
     assert hanging.is_set()
     release.set()
     await connection.wait_idle()

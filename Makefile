@@ -36,7 +36,7 @@ demo: lab-demo
 	$(BIN)/qmp-agent demo $(if $(FOR),--duration $(FOR)) $(if $(OUT),--output $(OUT)) $(if $(ALERTMANAGER),--alertmanager $(ALERTMANAGER))
 
 test: lab-test
-	$(if $(T),$(BIN)/pytest $(T),$(BIN)/python -m tests.all)
+	$(BIN)/pytest $(or $(T),-n auto --dist loadfile --no-loadscope-reorder)
 
 kubevirt: lab-test
 	$(BIN)/python -m tests.kubevirt --pods $(or $(PODS),10) $(if $(FOR),--seconds $(FOR))

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.workermanage import WorkerController
 
 from tests.lab import command_audit
 
-pytest_plugins = ["tests.lab.fixtures"]
+pytest_plugins = ["tests.lab.fixtures", "tests.lab.distribution"]
 
 _AUDIT = command_audit.CommandAudit()
 
@@ -32,8 +33,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     _AUDIT.test = item.nodeid
 
 
+def pytest_testnodedown(node: WorkerController) -> None:
+    """Add the audit of a worker of pytest-xdist."""
+    output = getattr(node, "workeroutput", {})  # a worker that crashed has none
+    _AUDIT.commands.update(output.get("commands", {}))
+    _AUDIT.violations += output.get("violations", ())
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Fail the run if a forbidden command was sent."""
+    """Fail the run if a forbidden command was sent. In a worker, pass the audit to the process that started the worker."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput |= {"commands": dict(_AUDIT.commands), "violations": _AUDIT.violations}
     if _AUDIT.violations and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

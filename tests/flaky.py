@@ -21,6 +21,9 @@ import pytest
 
 ROOT: Final = Path(__file__).parent.parent
 REPORT: Final = "QMP_AGENT_TEST_REPORT"
+WHOLE_SUITE: Final = ("-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")
+"""Arguments of pytest that run all tests, as in the Makefile."""
+
 
 # --- Plugin ---
 
@@ -90,7 +93,7 @@ def run_once(paths: list[str], log: Path) -> tuple[bool, set[str]]:
     Returns:
         True if it passed, and the tests that failed.
     """
-    command = [sys.executable, "-m", "pytest", "-q", *paths] if paths else [sys.executable, "-m", "tests.all"]
+    command = [sys.executable, "-m", "pytest", "-q", *(paths or WHOLE_SUITE)]
     with tempfile.TemporaryDirectory() as folder, log.open("ab") as out:
         report = Path(folder, "report")
         report.touch()

@@ -118,16 +118,16 @@ def test_texts_use_plain_words(path: Path) -> None:
     assert problems(path) == []
 
 
-def definitions(folder: str, kind: type[ast.AST]) -> Iterator[tuple[str, Path]]:
+def definitions(folder: str, *kinds: type[ast.AST]) -> Iterator[tuple[str, Path]]:
     """Yield the name and file of each function or top-level class in a folder."""
     for path in sorted((ROOT / folder).rglob("*.py")):
         for node in ast.parse(path.read_text()).body:
-            if isinstance(node, kind):
+            if isinstance(node, kinds):
                 yield getattr(node, "name", ""), path.relative_to(ROOT)
 
 
 def test_test_names_are_short() -> None:
-    tests = [*definitions("tests", ast.FunctionDef), *definitions("tests", ast.AsyncFunctionDef)]
+    tests = [*definitions("tests", ast.FunctionDef, ast.AsyncFunctionDef)]
     assert len(tests) > 500
     assert [f"{path}: {name}" for name, path in tests if name.startswith("test_") and len(name) > _MAX_TEST_NAME] == []
 

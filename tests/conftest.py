@@ -14,6 +14,9 @@ pytest_plugins = ["tests.lab.fixtures", "tests.lab.distribution"]
 
 _AUDIT = command_audit.CommandAudit()
 
+# Images of containers set this variable. With it, each agent under test compiles 400 modules at its start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _audited() -> Iterator[None]:

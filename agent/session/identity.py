@@ -172,8 +172,18 @@ def parse_stats_interval(reply: Any) -> int:
 
 
 def parse_command_names(reply: Any) -> frozenset[str]:
-    """Return the names in the reply to QUERY_COMMANDS; an empty set if the reply is an error."""
-    return frozenset(as_text(command.get("name")) for command in as_list_of_objects(reply)) - {""}
+    """Return the names in the reply to QUERY_COMMANDS; an empty set if the reply is an error or lists something else."""
+    names = frozenset(as_text(command.get("name")) for command in as_list_of_objects(reply)) - {""}
+    return names if QUERY_COMMANDS.name in names else frozenset()
+
+
+def are_misplaced(replies: Sequence[Any]) -> bool:
+    """Return whether the replies to IDENTITY_COMMANDS and QUERY_RUN_STATE belong to the commands before them.
+
+    A QEMU that was slow to reply to an earlier connection's command sends the reply to the next connection, which takes it for the reply to
+    its own negotiation.
+    """
+    return any("UUID" in as_object(reply) for reply in replies[1:])
 
 
 def parse_facts(replies: Sequence[Any], greeting: Greeting, commands: frozenset[str] = frozenset()) -> VmFacts:

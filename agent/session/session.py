@@ -17,7 +17,14 @@ from agent.model.metrics.identity import IDENTITY
 from agent.model.record import Vm, sanitize
 from agent.monitors import DomainXmlReader, Monitor, MonitorConnection
 from agent.qmp.commands import Command, QemuChange
-from agent.qmp.errors import QmpError, StalledError, UnclearReplyError, UnreadableReplyError
+from agent.qmp.errors import (
+    CommandError,
+    ProtocolError,
+    QmpError,
+    StalledError,
+    UnclearReplyError,
+    UnreadableReplyError,
+)
 from agent.qmp.protocol import Event, Greeting
 from agent.session import identity
 from agent.session.api import MonitorState, SessionContext, SessionObserver
@@ -125,12 +132,14 @@ class Session:
             monitor: the monitor of the connection.
 
         Raises:
-            QmpError: the connection ended, or a reply that identifies the VM cannot be read.
+            QmpError: the connection ended, or a reply that identifies the VM cannot be read or belongs to another command.
         """
         commands = (*identity.IDENTITY_COMMANDS, identity.QUERY_RUN_STATE)
         *replies, status = await self._executor.execute_with_retry(commands)
         if any(isinstance(reply, UnclearReplyError) for reply in (*replies, status)):
             *replies, status = [(await self._executor.execute_with_retry((command,)))[0] for command in commands]
+        if identity.are_misplaced((*replies, status)):
+            raise ProtocolError("QEMU replied to a command of an earlier connection")
         self._migration.on_attach(status.get("status", "") if isinstance(status, dict) else "")
         return identity.identify(
             self._context.settings.host,
@@ -310,6 +319,8 @@ class Session:
                 return frozenset()
             names = identity.parse_command_names(reply)
             if not build.version:  # the commands of another VM may differ
+                return names
+            if not names and not isinstance(reply, CommandError):  # the reply is not a list of commands
                 return names
             if len(known) >= MAX_BUILDS:
                 known.clear()

@@ -15,6 +15,7 @@ from agent.session.collector_failures import MAX_CAUSE, CollectorFailures
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.qmp_bytes import line
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised
+from tests.lab.transcript import UUID
 
 TRAILING_COMMA = b'{"return":[{"device":"d","locked":false,}]}\r\n'
 NOT_A_NUMBER = b'{"return":{"status":"active","mbps":nan}}\r\n'
@@ -214,6 +215,39 @@ async def test_a_vm_that_cannot_be_identified_is_not_gone(fake: FakeQemu, reply:
         assert MonitorState.GONE not in observer.states()
         del fake.replies["query-uuid"]
         await observer.wait_until(lambda: MonitorState.UP in observer.states())
+
+
+LATE_REPLY = {"query-uuid": {}, "query-name": {"UUID": UUID}, "query-status": {"name": "vm1"}}
+"""Replies that are one place late: QEMU first replied to the negotiation of a connection that has ended."""
+
+
+@pytest.mark.parametrize("late", [LATE_REPLY, {"query-uuid": {}, "query-name": {}, "query-status": {"UUID": UUID}}])
+async def test_a_late_reply_to_an_earlier_connection_gives_no_vm_another_identity(
+    fake: FakeQemu, late: dict[str, Any]
+) -> None:
+    """A QEMU that starts slowly sent it: the agent had closed the connection because the negotiation took too long."""
+    fake.replies |= late
+    observer = RecordingObserver()
+    async with supervised(observer, fake.path):
+        await observer.wait_until(
+            lambda: observer.calls_of("on_status") and "an earlier connection" in last_status(observer).reason
+        )
+        assert last_status(observer).state is MonitorState.CONNECTING
+        for command in late:
+            del fake.replies[command]
+        await observer.wait_until(lambda: MonitorState.UP in observer.states())
+    (attached,) = observer.records("vm.attached")
+    assert (attached.vm.uuid, attached.vm.name) == (UUID, "vm1")
+
+
+@pytest.mark.parametrize("reply", [{}, [], [{"name": "type", "type": "string"}]])
+async def test_commands_that_another_reply_lists_are_not_those_of_the_build(fake: FakeQemu, reply: Any) -> None:
+    """All VMs of one build use the list, so a wrong list would stop the polls of all of them."""
+    fake.replies["query-commands"] = reply
+    observer, context = RecordingObserver(), session_context()
+    async with supervised(observer, fake.path, context=context):
+        await observer.wait_for_polls(2, "block")
+    assert context.build_commands == {}
 
 
 @pytest.mark.parametrize(

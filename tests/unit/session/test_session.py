@@ -183,7 +183,7 @@ async def test_the_commands_of_a_build_are_listed_once_and_missing_ones_never_se
 ) -> None:
     observer = RecordingObserver()
     fake.replies["query-commands"] = [
-        {"name": name} for name in ("query-blockstats", "query-block-jobs", "query-status")
+        {"name": name} for name in ("query-commands", "query-blockstats", "query-block-jobs", "query-status")
     ]
     async with supervised(observer, fake.path):
         await observer.wait_for_polls(2)

@@ -1,7 +1,6 @@
 """Virtual functions in bytes that iproute2 reads too: both read the same addresses and counters."""
 
 import random
-import re
 import subprocess
 from pathlib import Path
 
@@ -9,10 +8,7 @@ import pytest
 
 from agent.host.rtnetlink import parse_link_reply
 from tests.lab.machine import require
-from tests.lab.rtnetlink_reply import COUNTERS, SentFunction, link_reply
-
-SHOWN = {"RX": ("rx_bytes", "rx_packets", "", "", "rx_dropped"), "TX": ("tx_bytes", "tx_packets", "tx_dropped")}
-"""The columns that ip-link(8) prints for a virtual function. Those without a name are not read by the agent."""
+from tests.lab.rtnetlink_reply import COUNTERS, SentFunction, functions_in_ip_output, link_reply
 
 
 def read_with_iproute2(message: bytes, folder: Path) -> list[tuple[int, str, dict[str, int]]]:
@@ -22,15 +18,7 @@ def read_with_iproute2(message: bytes, folder: Path) -> list[tuple[int, str, dic
     file.write_bytes(message)
     command = ["ip", "-statistics", "-details", "monitor", "link", "file", str(file)]
     text = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    functions = []
-    for part in re.split(r"^ +vf ", text, flags=re.MULTILINE)[1:]:
-        number, address = re.findall(r"^(\d+) +link/ether ([0-9a-f:]+)", part)[0]
-        counters: dict[str, int] = {}
-        for direction, names in SHOWN.items():
-            line = re.findall(rf"{direction}: bytes.*\n(.*)", part)[0]
-            counters |= dict(zip(names, map(int, line.split()), strict=True))
-        functions.append((int(number), address, {name: count for name, count in counters.items() if name}))
-    return functions
+    return functions_in_ip_output(text)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,5 +1,9 @@
-"""An encoder of the kernel's description of a network interface with virtual functions, written from the headers of Linux 6.1."""
+"""An encoder of the kernel's description of a network interface with virtual functions, written from the headers of Linux 6.1.
 
+tests/unit/host/test_guest_host_recordings.py compares it with the reply of a real kernel.
+"""
+
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
@@ -42,7 +46,9 @@ def function(vf: SentFunction) -> bytes:
         attribute(3, number + struct.pack("=I", 0)),  # IFLA_VF_TX_RATE
         attribute(4, number + struct.pack("=I", 1)),  # IFLA_VF_SPOOFCHK
         attribute(5, number + struct.pack("=I", 0)),  # IFLA_VF_LINK_STATE
+        attribute(7, number + struct.pack("=I", 0xFFFFFFFF)),  # IFLA_VF_RSS_QUERY_EN, which the driver does not have
         attribute(9, number + struct.pack("=I", 0)),  # IFLA_VF_TRUST
+        attribute(12, attribute(1, number + struct.pack("=II", 100, 0) + b"\x81\0\0\0")),  # IFLA_VF_VLAN_LIST: 802.1Q
     ]
     counters = b"".join(
         attribute(kind, struct.pack("=Q", vf.counters[name]))
@@ -69,3 +75,20 @@ def link_reply(
     body += attribute(1, address) + attribute(21, struct.pack("=I", len(functions)))
     body += attribute(22, listed[: len(listed) - missing_bytes])
     return struct.pack("=IHHII", 16 + len(body), 16, 0, 1, 0) + body
+
+
+_SHOWN: Final = {"RX": ("rx_bytes", "rx_packets", "", "", "rx_dropped"), "TX": ("tx_bytes", "tx_packets", "tx_dropped")}
+"""The columns that ip-link(8) prints for a virtual function. Those without a name are not read by the agent."""
+
+
+def functions_in_ip_output(text: str) -> list[tuple[int, str, dict[str, int]]]:
+    """Return the number, the address and the counters of each virtual function in the output of `ip -statistics -details link`."""
+    functions = []
+    for part in re.split(r"^ +vf ", text, flags=re.MULTILINE)[1:]:
+        number, address = re.findall(r"^(\d+) +link/ether ([0-9a-f:]+)", part)[0]
+        counters: dict[str, int] = {}
+        for direction, names in _SHOWN.items():
+            line = re.findall(rf"{direction}: bytes.*\n(.*)", part)[0]
+            counters |= dict(zip(names, map(int, line.split()), strict=True))
+        functions.append((int(number), address, {name: count for name, count in counters.items() if name}))
+    return functions

@@ -10,14 +10,13 @@ tests/golden/storage/lvm-VERSION.json, zfs-VERSION.json and quota-VERSION.json.
 """
 
 import json
-import lzma
 import os
 import re
 import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,6 +24,7 @@ from typing import Final
 from agent.cli.demo.images import MissingDependencyError, run_program
 from deploy.storage.storage_report import DMSETUP, LVS, ZFS, ZPOOL
 from tests.lab.debian_release import unpack
+from tests.lab.kernel_modules import module_content, module_files
 
 GOLDEN: Final = Path(__file__).parents[1] / "golden/storage"
 _MARK: Final = "=== "
@@ -322,9 +322,9 @@ def _initramfs(scenario: _Scenario, root: Path) -> bytes:
     if not (root / "bin/busybox").exists():
         (root / "bin/busybox").hardlink_to(root / "usr/bin/busybox")
     order = []
-    for path in _module_files(root, scenario.modules):
+    for path in module_files(root, ("virtio-blk", *scenario.modules)):
         name = path.name.partition(".")[0] + ".ko"
-        (root / "modules" / name).write_bytes(_module(path))
+        (root / "modules" / name).write_bytes(module_content(path))
         order.append(name)
     (root / "modules/order").write_text("\n".join(order))
     (root / "init").write_text(_INIT + scenario.script)
@@ -332,30 +332,6 @@ def _initramfs(scenario: _Scenario, root: Path) -> bytes:
     names = (str(path.relative_to(root)) for path in root.rglob("*"))
     kept = sorted(name for name in names if not _EXCLUDED.match(name))
     return run_program("cpio", "-o", "-H", "newc", "-R", "0:0", "--quiet", cwd=root, stdin="\n".join(kept).encode())
-
-
-def _module(path: Path) -> bytes:
-    content = path.read_bytes()
-    return lzma.decompress(content) if path.suffix == ".xz" else content
-
-
-def _module_files(root: Path, modules: tuple[str, ...]) -> Iterator[Path]:
-    """Yield the files of kernel modules, with those that they depend on, in loading order."""
-    paths = (path for path in root.rglob("*.ko*") if re.fullmatch(r"[\w-]+\.ko(\.xz)?", path.name))
-    files = {path.name.partition(".")[0].replace("_", "-"): path for path in paths}
-    loaded = set()
-
-    def load(name: str) -> Iterator[Path]:
-        if name in loaded or name not in files:
-            return  # a module without a file is part of the kernel
-        loaded.add(name)
-        needs = re.search(rb"\0depends=([^\0]*)\0", _module(files[name]))
-        for needed in needs[1].decode().split(",") if needs else ():
-            yield from load(needed.replace("_", "-"))
-        yield files[name]
-
-    for name in ("virtio-pci", "virtio-blk", *modules):
-        yield from load(name)
 
 
 if __name__ == "__main__":

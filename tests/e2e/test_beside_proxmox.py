@@ -57,6 +57,8 @@ async def test_proxmox_and_the_agent_both_get_every_reply(start_guest: StartGues
     assert len(beside_agent.seconds) > POLLS
     assert max(beside_agent.seconds) < TIMEOUT_SECONDS
     for name, report in (("without the agent", without_agent), ("beside the agent", beside_agent)):
+        if not report.seconds:
+            continue  # a busy machine may make no connection within a second
         spent = sorted(report.seconds)
         rate = len(spent) / sum(spent)
         _log.info("%s: %.0f connections a second, median %.4f s, longest %.4f s", name, rate, median(spent), spent[-1])

@@ -152,9 +152,10 @@ async def test_a_crashed_vm_has_no_series_and_is_attached_again_after_a_restart(
         assert (await watched.agent.metrics()).names_of(guest.uuid) == []
         assert await watched.state(guest) == "gone"
         await guest.stop()
+        restarted = watched.agent.mark()  # a poll may have come after `begin` and before the crash
         await guest.start()
-        await watched.agent.wait_for_record("vm.attached", vm=guest.uuid, since=begin)
-        await watched.agent.wait_for_record("sample.block", vm=guest.uuid, since=begin, device="disk0")
+        await watched.agent.wait_for_record("vm.attached", vm=guest.uuid, since=restarted)
+        await watched.agent.wait_for_record("sample.block", vm=guest.uuid, since=restarted, device="disk0")
         series = await watched.agent.metrics()
         assert series.value("qemu_vm_up", vm_uuid=guest.uuid) == 1
         assert "qemu_block_writes_total" in series.names_of(guest.uuid)

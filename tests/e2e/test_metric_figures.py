@@ -126,7 +126,7 @@ async def environment() -> AsyncIterator[Environment]:
             async def has_flushed() -> bool:
                 return any(disk["stats"]["flush_operations"] for disk in await linux.command("query-blockstats"))
 
-            await asyncio.gather(until(has_flushed, 60), until(writer.count_writes, 60))
+            await asyncio.gather(until(has_flushed, 300), until(writer.count_writes, 300))  # Linux boots meanwhile
             yield Environment(linux, writer, agent, prometheus)
 
 

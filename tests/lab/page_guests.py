@@ -25,5 +25,5 @@ async def watch_guests(running: AsyncExitStack, folder: Path, name: str) -> tupl
     agent = await running.enter_async_context(
         AgentProcess(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}], **_QUICK})
     )
-    await agent.wait_for_record("sample.guest_memory")
+    await agent.wait_for_record("sample.guest_memory", timeout=600)  # after the Linux has booted
     return agent, writer, hostile, linux

@@ -360,7 +360,7 @@ class DiskAlerts:
         fresh_slots, state.fresh_slots = state.fresh_slots, EMPTY_SET
         commands = []
         for device in sorted(fresh_slots & state.trackers.keys()):
-            threshold = state.trackers[device].take_threshold()
+            threshold = state.trackers[device].claim_next_threshold()
             if threshold is not None:
                 state.space_changed = True
                 arguments = dict(zip(("node-name", "write-threshold"), threshold, strict=True))

@@ -38,7 +38,7 @@ class DiskUsage:
         pool: The pool of the image that the guest writes to; None while the agent searches for the pool.
         limit: The usage at which the disk is full, in bytes; 0 if unknown.
         limited_by: What determines `limit`: the pool, the device or the virtual size.
-        reach: The usage that the disk can reach if its pool does not fill up, in bytes.
+        max_usage: The usage that the disk can reach if its pool does not fill up, in bytes.
         growth: The growth over the last minutes.
     """
 
@@ -51,7 +51,7 @@ class DiskUsage:
     pool: PoolUsage | UnknownPool | None = UNKNOWN_POOL
     limit: int = 0
     limited_by: LimitedBy = LimitedBy.UNKNOWN
-    reach: int = 0
+    max_usage: int = 0
     growth: DiskGrowth = field(default_factory=DiskGrowth)
     _max_file_bytes: int = 0  # size of the file if it is fully allocated and has no internal snapshots
     _was_thin: bool = False  # whether the storage had unallocated bytes at any poll
@@ -82,13 +82,13 @@ class DiskUsage:
         """Compute and store the limit, because each poll needs the limit several times."""
         used, free = self._used_at_reading, self._pool_free
         if self.measure == "offset":
-            self.reach, own = self.storage.size, (self.storage.size, LimitedBy.DEVICE)
+            self.max_usage, own = self.storage.size, (self.storage.size, LimitedBy.DEVICE)
         elif self._can_outgrow_size:
-            self.reach, own = MAX_SIZE_BYTES, (0, LimitedBy.UNKNOWN)
+            self.max_usage, own = MAX_SIZE_BYTES, (0, LimitedBy.UNKNOWN)
         else:
             limited_by = LimitedBy.UNKNOWN if free is None else LimitedBy.VIRTUAL_SIZE
-            self.reach, own = self._max_file_bytes, (self.format.size, limited_by)
-        is_pool_first = free is not None and used + free < self.reach
+            self.max_usage, own = self._max_file_bytes, (self.format.size, limited_by)
+        is_pool_first = free is not None and used + free < self.max_usage
         self.limit, self.limited_by = (used + (free or 0), LimitedBy.POOL) if is_pool_first else own
 
     @property

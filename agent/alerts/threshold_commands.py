@@ -14,7 +14,7 @@ class ThresholdCommands:
         self._processes = processes
         self._disks = disks
 
-    def take_due_refreshes(self, vm: Vm) -> frozenset[str]:
+    def pop_collectors_to_poll(self, vm: Vm) -> frozenset[str]:
         """Return the names of the collectors to poll now, and remove them from the list."""
         state = self._processes.find_attached(vm)
         if state is None:

@@ -237,9 +237,9 @@ class ThresholdTracker:
         if not usage.is_thin or not isinstance(usage.pool, PoolUsage) or usage.pool.bytes_until_level is None:
             return None
         gap = usage.pool.bytes_until_level
-        return gap if usage.pool.has_levels and usage.used + gap < usage.reach else None
+        return gap if usage.pool.has_levels and usage.used + gap < usage.max_usage else None
 
-    def take_threshold(self) -> NodeThreshold | None:
+    def claim_next_threshold(self) -> NodeThreshold | None:
         """Return the threshold to set now, like `next_threshold`, and count it as set from now on."""
         threshold = self.next_threshold()
         if threshold is not None:

@@ -68,7 +68,7 @@ class StoredSequences:
         yield from (PersistentEntry(name, None) for name in obsolete)
         if whole:
             self._registry.mark_all_changed()
-        for topic, source, sequence in self._registry.take_changes(without=self._sample_topics):
+        for topic, source, sequence in self._registry.pop_changes(without=self._sample_topics):
             yield PersistentEntry(f"{SEQUENCE_ENTRY_PREFIX}{topic}{source}", sequence)
 
     def sample_sequences_entry(self) -> PersistentEntry:

@@ -17,9 +17,9 @@ class WriteThresholdController:
         self._persistence = manager.persistence
         self._publisher = publisher
 
-    def take_due_refreshes(self, vm: Vm) -> frozenset[str]:
+    def pop_collectors_to_poll(self, vm: Vm) -> frozenset[str]:
         """Return the names of the collectors to poll now, and remove them from the list."""
-        return self._commands.take_due_refreshes(vm)
+        return self._commands.pop_collectors_to_poll(vm)
 
     def has_pending_commands(self, vm: Vm) -> bool:
         """Return whether there may be commands to send to a VM now."""

@@ -141,7 +141,7 @@ class DropLedger:
         merged = self._unreported.setdefault((report.queue, report.reason), DropReport(report.reason, report.queue))
         merged.add(report.records, report.first_ns, report.last_ns)
 
-    def take_unreported(self) -> list[DropReport]:
+    def pop_unreported(self) -> list[DropReport]:
         """Return the unreported drops, and mark them as reported."""
         reports, self._unreported = list(self._unreported.values()), {}
         return reports

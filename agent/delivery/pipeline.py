@@ -247,7 +247,7 @@ class DeliveryPipeline:
         now = time.monotonic()
         if reportable and self.drops.has_unreported and now - self._reported_at >= self.timings.drop_report_interval:
             self._reported_at = now
-            for report in self.drops.take_unreported():
+            for report in self.drops.pop_unreported():
                 self._report_drops(report)
 
 

@@ -35,13 +35,14 @@ def _queue_fields(queue: str) -> tuple[Field, ...]:
             f"{queue}.oldest",
             f"{queue}_oldest_waiting_timestamp_seconds",
             GAUGE,
-            "Time of the oldest waiting record; absent if none waits, or while it is only on disk.",
+            "Time of the oldest waiting record. Absent if no record waits, or if that record is only on disk.",
         ),
         Field(
             f"{queue}.delivered",
             f"{queue}_last_delivered_id",
             TEXT,
-            "Id of the last delivered record. All records of the queue with lower ids were delivered or dropped. Absent before the first.",
+            "Id of the last delivered record. All records of the queue with lower ids were delivered or dropped. Absent before the "
+            "first delivery.",
         ),
         Field(
             f"{queue}.dropped",
@@ -55,7 +56,7 @@ def _queue_fields(queue: str) -> tuple[Field, ...]:
 STARTED = Family(
     "agent.started",
     _SOURCE,
-    "The agent started. Its heartbeats follow, also while there is no VM and no event.",
+    "The agent started. Heartbeats follow, even on a host without VMs.",
     (),
     (
         *_RUN_FIELDS,
@@ -63,7 +64,7 @@ STARTED = Family(
             "previous",
             "previous_run",
             TEXT,
-            "How the previous run ended: `stopped`, or `died` without a record of its end; absent if unknown.",
+            "How the previous run ended: `stopped` on request, or `died`. Absent if unknown.",
         ),
     ),
 )
@@ -71,13 +72,15 @@ STARTED = Family(
 HEARTBEAT = Family(
     "agent.heartbeat",
     _SOURCE,
-    "The agent is alive. A host is silent if its newest heartbeat is older than three intervals and no `qemu.agent.stopping` follows it.",
+    "The agent is alive. A host is silent if its newest heartbeat is older than three intervals, unless `qemu.agent.stopping` followed.",
     (),
     (
         *_RUN_FIELDS,
         Field("vms", "vms", GAUGE, "Number of attached VMs."),
         Field("vms.running", "vms_running", GAUGE, "Number of attached VMs whose vCPUs run."),
-        Field("vms.stopped", "vms_stopped", GAUGE, "Number of attached VMs whose vCPUs are stopped, such as paused."),
+        Field(
+            "vms.stopped", "vms_stopped", GAUGE, "Number of attached VMs whose vCPUs are stopped, such as paused VMs."
+        ),
         Field("vms.unknown", "vms_unknown", GAUGE, "Number of attached VMs whose run state is not known yet."),
         Field("vms.stalled", "vms_stalled", GAUGE, "Number of attached VMs that do not respond."),
         Field("monitors", "monitors", GAUGE, "Number of monitors in any state, such as busy or gone."),

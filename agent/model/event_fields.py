@@ -97,7 +97,7 @@ _FIELDS: Final = {
     "WAKEUP": "",
     "WATCHDOG": "action:text",
 }
-"""Path and type of each field, by event. Fields within lists are left out."""
+"""Path and type of each field, by event. Fields inside lists are left out."""
 
 EVENT_FIELDS: Final[Mapping[str, Mapping[str, str]]] = {
     event: dict(field.rsplit(":", 1) for field in fields.split()) for event, fields in _FIELDS.items()

@@ -37,14 +37,14 @@ class EventRow:
         category: the part of the VM that the event reports on.
         severity: the severity, or a function that returns the severity for the event's data.
         help: the help text, one line.
-        subject: paths in the event's data, with dots between keys. The value at the first path that exists is the device or job.
-        invalidates: names of the collectors to run again at once, because the event makes their last results stale. `threads` stands
-            for a new search for the threads and interfaces of the QEMU process.
+        subject: paths in the event's data, with dots between keys. The first path that exists leads to the device or job.
+        invalidates: names of the collectors to run again at once, because the event makes their last results stale. The name `threads`
+            stands for a new search for the threads and interfaces of the QEMU process.
         since: the QEMU release that added the event; empty for 2.6 and older.
-        coalesce_by: names of fields in the event's data. Events with equal values in these fields are coalesced into one record. None
-            for an event that is not coalesced.
+        coalesce_by: names of fields in the event's data. Events with equal values in these fields are coalesced into one record. None if
+            each event gets its own record.
         record_type: the type of the event's records.
-        data_head: the first fields in the data of the event's records.
+        common_data: fields that the data of all records of this event contains.
     """
 
     name: str
@@ -56,13 +56,13 @@ class EventRow:
     since: str = ""
     coalesce_by: tuple[str, ...] | None = None
     record_type: str = field(init=False, compare=False)
-    data_head: Mapping[str, str] = field(init=False, compare=False)
+    common_data: Mapping[str, str] = field(init=False, compare=False)
     _paths: tuple[tuple[tuple[str, ...], str], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # Computed once per row instead of once per event.
         object.__setattr__(self, "record_type", f"qemu.event.{self.name.lower()}")
-        object.__setattr__(self, "data_head", {"event": self.name, "category": self.category.value})
+        object.__setattr__(self, "common_data", {"event": self.name, "category": self.category.value})
         paths = tuple((tuple(parents), last) for *parents, last in (path.split(".") for path in self.subject))
         object.__setattr__(self, "_paths", paths)
 
@@ -91,7 +91,7 @@ class EventRow:
 
 
 _LATER_LEGACY_DISK = re.compile(r"legacy\[[1-9][0-9]*\]\Z")
-"""Matches the second and every later disk of a SCSI controller. Only the first disk has the controller's id as its name."""
+"""Matches each disk of a SCSI controller except the first. Only the first disk is named by the controller's id."""
 
 
 def device_name(qdev: str) -> str:

@@ -18,12 +18,12 @@ from agent.model.record import Severity
 DEBUG, INFO, WARNING, ERROR, CRITICAL = Severity
 
 
-def _severity_by_field(key: str, table: Mapping[Any, Severity], otherwise: Severity) -> Callable[[Data], Severity]:
-    """Return a function that looks up an event's severity by the value of one field of its data."""
+def _severity_by_field(field: str, severities: Mapping[Any, Severity], default: Severity) -> Callable[[Data], Severity]:
+    """Return a function that derives an event's severity from one field of the event's data."""
 
     def severity_for(data: Data) -> Severity:
-        value = data.get(key)
-        return table.get(value, otherwise) if type(value) is str or type(value) is bool else otherwise
+        value = data.get(field)
+        return severities.get(value, default) if type(value) is str or type(value) is bool else default
 
     return severity_for
 

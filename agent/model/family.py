@@ -81,9 +81,9 @@ class Family:
         fields: the rows.
         unavailable: numbers that QEMU sends in place of an unknown value.
         on_change: whether a record is emitted only if a value has changed since the last record.
-        host_only: whether the values come from the host's kernel. Such a sample does not show that QEMU responds.
-        per_host: whether its samples belong to the host, and not to a VM. If so, its series have no labels of a VM.
-        from_guest: whether the guest reports the values. Such a sample does not show that QEMU responds.
+        host_only: whether all values come from the host's kernel. Such a sample does not prove that QEMU responds.
+        per_host: whether the samples belong to the host, and not to a VM. If so, the series have no labels of a VM.
+        from_guest: whether the guest agent reports the values. Such a sample does not prove that QEMU responds.
     """
 
     name: str

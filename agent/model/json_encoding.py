@@ -7,7 +7,7 @@ import orjson
 
 
 def encode_json(data: Mapping[str, Any]) -> bytes:
-    """Return untrusted values as JSON. Replace a value that JSON cannot represent, so that the other values are not lost."""
+    """Return untrusted values as JSON. A value that JSON cannot represent is replaced, so that the other values are kept."""
     try:
         return orjson.dumps(data)
     except TypeError:
@@ -15,7 +15,7 @@ def encode_json(data: Mapping[str, Any]) -> bytes:
 
 
 def _to_encodable(value: Any) -> Any:
-    """Return the closest value that JSON can represent. For a value that is nested too deep or has another type, return an empty object."""
+    """Return the closest value that JSON can represent. If the value is nested too deep or has an unknown type, return an empty object."""
     try:
         value = _replace_large_integers(value)
         orjson.dumps(value)

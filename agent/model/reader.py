@@ -24,7 +24,7 @@ Getter = Callable[[Any], tuple[Any, ...]]
 """Returns the values of some keys of a JSON object."""
 
 Shape = tuple[str | int, ...]
-"""The keys of an object and of its nested objects. Before a nested object's keys is the number of its parent object."""
+"""The keys of an object and of its nested objects. The number of the parent object precedes the keys of a nested object."""
 
 _NUMBERS = frozenset({FieldKind.COUNTER, FieldKind.GAUGE})
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -32,7 +32,9 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 TO_BASE: Mapping[Unit, ToBase] = {
     Unit.BASE: lambda v: v,
-    Unit.NANOSECONDS: lambda v: v / 1_000_000_000,  # exact to the last digit, unlike a multiplication by 1e-9
+    Unit.NANOSECONDS: lambda v: (
+        v / 1_000_000_000
+    ),  # a division is exact to the last digit; a multiplication by 1e-9 is not
     Unit.MICROSECONDS: lambda v: v / 1_000_000,
     Unit.MILLISECONDS: lambda v: v / 1000,
     Unit.MEGABITS: lambda v: v * 125_000.0,  # a float, because an int could exceed JSON's 64 bits
@@ -51,11 +53,11 @@ _MAX_SHAPE_BYTES = 8192
 _KEY_BYTES = 64
 """Bytes of memory that a key takes in addition to its characters."""
 MAX_BINS = 64
-"""Maximum number of bins of a histogram, because each bin is a series. Adjacent bins of a larger histogram are added up."""
+"""Maximum number of bins of a histogram, because each bin is a series. In a larger histogram, adjacent bins are merged."""
 _MAX_COUNT = 2**63 - 1
 """Maximum sum of a histogram's counts, because JSON's integers have 64 bits in many programs."""
 _MAX_SHARED_CHARACTERS = 32
-"""Maximum length of texts that all samples share in memory, such as a driver or a node name. Longer texts are mostly paths."""
+"""Maximum length of texts that are interned, such as the names of drivers and nodes. Longer texts are mostly paths, which seldom repeat."""
 MAX_DETAIL_BYTES = 8192
 """Maximum JSON size of a DETAIL field. A larger value is omitted."""
 
@@ -176,7 +178,7 @@ class FieldReader:
 
 
 def make_getter(keys: Sequence[str]) -> Getter:
-    """Return a function that returns the values of the keys as a tuple. An `itemgetter` of one key would return the bare value."""
+    """Return a function that returns the values of the keys as a tuple, even for one key. An `itemgetter` of one key returns no tuple."""
     first = keys[0]
     return itemgetter(*keys) if len(keys) > 1 else lambda item: (item[first],)
 

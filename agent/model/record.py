@@ -79,8 +79,9 @@ class Vm:
         monitor: the monitor's address, as in the config; empty, like the UUID, if the source is the agent itself.
         namespace: the VM's namespace in Kubernetes; empty for other VMs.
         source: the attribute `source`.
-        key: the partition key: the VM's UUID, else the monitor's address, else the host's name. Records with the same key stay in order.
-        json_head: the first attributes of the source's records, which are the same in all records, as the start of a JSON object.
+        key: the partition key: the VM's UUID, the monitor's address if there is no UUID, or the host's name if there is neither. Records
+            with the same key stay in order.
+        json_start: the start of the JSON of all records of the source: the attributes that are equal in all of them.
     """
 
     host: str
@@ -90,7 +91,7 @@ class Vm:
     namespace: str = field(default="", compare=False)
     source: str = field(init=False, repr=False, compare=False)
     key: str = field(init=False, repr=False, compare=False)
-    json_head: bytes = field(init=False, repr=False, compare=False)
+    json_start: bytes = field(init=False, repr=False, compare=False)
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -106,7 +107,7 @@ class Vm:
             envelope["vmnamespace"] = sanitize(self.namespace)
         object.__setattr__(self, "source", source)
         object.__setattr__(self, "key", key)
-        object.__setattr__(self, "json_head", orjson.dumps(envelope)[:-1])
+        object.__setattr__(self, "json_start", orjson.dumps(envelope)[:-1])
         object.__setattr__(self, "_hash", hash((self.host, self.uuid, self.name, self.monitor)))
 
     @property
@@ -115,7 +116,7 @@ class Vm:
         return self.monitor.startswith("tcp:")
 
     def __hash__(self) -> int:
-        """Return the hash, which is computed once because each event and each sample looks up its VM."""
+        """Return the hash. It is computed only once, because each event and each sample looks up its VM."""
         return self._hash
 
 
@@ -136,7 +137,7 @@ class Record(NamedTuple):
         time_ns: nanoseconds since the epoch: QEMU's timestamp of an event, or the time just before a sample's query was sent.
         subject: the device, vCPU or job within the VM; empty for the VM as a whole.
         severity: the severity.
-        sample_rate: number of events that were coalesced into the record; 1 if there is only one.
+        sample_rate: number of events in the record; more than 1 if events were coalesced.
         causation_id: id of the record that caused this record; empty if unknown.
     """
 
@@ -171,7 +172,7 @@ class RecordState(IntEnum):
     JOURNALED = 2
     """The record is in the journal."""
     DONE_WHILE_WRITING = 3
-    """The record was delivered or dropped while the journal was writing it. The journal is still writing it."""
+    """The record was delivered or dropped, but the journal is still writing it."""
     DONE = 4
     """The record was delivered or dropped."""
 
@@ -258,7 +259,7 @@ class RecordEncoder:
         self._clock = clock
 
     def continue_after(self, run_id: str) -> None:
-        """Make the run id higher than the previous run's id, even if the clock was set back between the runs.
+        """Make the run id sort after the previous run's id, even if the clock was set back between the runs.
 
         Args:
             run_id: run id of the previous run.
@@ -293,7 +294,7 @@ class RecordEncoder:
             f',"id":"{record_id}",{sequence},{self._encode_time_and_severity(time_ns, severity)}'
             f'{optional}{type_members}{_encode_subject(subject) if subject else ""},"data":'
         )
-        body = b"".join((vm.json_head, middle.encode(), encode_json(data), b"}"))
+        body = b"".join((vm.json_start, middle.encode(), encode_json(data), b"}"))
         return EncodedRecord(record_id, vm.key, record_type, time_ns, body, vm, subject, severity, entry)
 
     def encode_samples(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> list[EncodedRecord]:
@@ -306,7 +307,7 @@ class RecordEncoder:
             samples: the samples.
             time_ns: time of the poll, nanoseconds since the epoch.
         """
-        run_id, head, key, number, topic_of = self.run_id, vm.json_head, vm.key, self._count, self._topic_of
+        run_id, json_start, key, number, topic_of = self.run_id, vm.json_start, vm.key, self._count, self._topic_of
         next_attributes = self.sequences.sequence_of_source(vm.source).next_attributes
         severity = Severity.INFO
         time_and_severity = self._encode_time_and_severity(time_ns, severity)
@@ -317,7 +318,7 @@ class RecordEncoder:
             attributes = f',"id":"{record_id}",{next_attributes(topic_of(record_type))},{time_and_severity}'
             type_and_labels, data = _encode_type_and_labels(family, labels), encode_json(values)
             separator = b"," if labels and len(data) > len("{}") else b""
-            body = b"".join((head, attributes.encode(), type_and_labels, separator, data[1:], b"}"))
+            body = b"".join((json_start, attributes.encode(), type_and_labels, separator, data[1:], b"}"))
             subject = labels[0] if labels else ""
             encoded.append(EncodedRecord(record_id, key, record_type, time_ns, body, vm, subject, severity))
         self._count = number
@@ -325,7 +326,7 @@ class RecordEncoder:
 
 
 def _chain_of(record_type: str, topic_of: TopicOf) -> str | None:
-    """Return the topic whose records of this type form a chain; None for states, because Kafka deletes older states of an entity."""
+    """Return the topic in which `previoussequence` connects records of this type. None for states, because Kafka deletes older states."""
     return None if kind_of_type(record_type) == "state" else topic_of(record_type)
 
 
@@ -351,7 +352,7 @@ def _encode_type(record_type: str) -> str:
 def _encode_type_and_labels(family: Family, labels: tuple[str, ...]) -> bytes:
     """Return the part of a sample's JSON from its type to the last label in its data.
 
-    VMs share the names of most disks, vCPUs and interfaces. So few entries of the cache serve all VMs.
+    Most VMs use the same names of disks, vCPUs and interfaces, so a small cache is enough for all VMs.
     """
     data = encode_json(dict(zip(family.labels, labels, strict=True)))[:-1]
     subject = _encode_subject(labels[0] if labels else "")
@@ -364,7 +365,10 @@ def _to_json_string(text: str) -> str:
 
 
 def _format_time(time_ns: int) -> str:
-    """Return an RFC 3339 timestamp with microseconds. Use integers, because a float of today's time has an error of 200 ns."""
+    """Return an RFC 3339 timestamp with microseconds.
+
+    It is computed with integers, because a float of the current time has an error of 200 ns.
+    """
     seconds, nanos = divmod(time_ns, 1_000_000_000)
     micros = nanos // 1000
     return f"{_format_second(seconds)}.{micros:06d}Z" if micros else f"{_format_second(seconds)}Z"
@@ -372,7 +376,10 @@ def _format_time(time_ns: int) -> str:
 
 @lru_cache(maxsize=4)
 def _format_millisecond(milliseconds: int) -> str:
-    """Return an RFC 3339 timestamp of a number of milliseconds since the epoch. The late events of a flood share most of these."""
+    """Return an RFC 3339 timestamp of a number of milliseconds since the epoch.
+
+    The cache helps in a flood, whose events share few times.
+    """
     return _format_time(milliseconds * 1_000_000)
 
 

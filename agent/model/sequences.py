@@ -1,7 +1,7 @@
 """Creates the attributes `sequence` and `previoussequence`. Consumers use them to order a source's records and to detect lost records.
 
-`previoussequence` connects the records of a source in a topic to a chain. `agent.app.stored_sequences` stores the newest sequences, so
-that the chain continues in the next run.
+In each topic, `previoussequence` is the sequence of the source's previous record. `agent.app.stored_sequences` stores the newest sequences,
+so that the next run continues the chain.
 """
 
 from collections import OrderedDict, deque
@@ -19,7 +19,7 @@ DIGITS: Final = 12
 """Number of decimal digits after the run id in a sequence. They suffice for 10,000 records per second from one source for three years."""
 
 MAX_SOURCES: Final = 16384
-"""Maximum number of sources whose state is kept. Beyond it, the source that has been silent for longest is discarded."""
+"""Maximum number of sources whose state is kept. Beyond it, the source without a record for the longest time is discarded."""
 
 
 def format_run_id(millis: int) -> str:
@@ -39,19 +39,19 @@ def run_id_after(run_id: str) -> str | None:
 
 
 class SourceSequence:
-    """Numbers the records of one source without gaps. As texts, the sequences sort in the order of their numbers."""
+    """Numbers the records of one source without gaps. The sequences are texts that sort in the order of the numbers."""
 
-    __slots__ = ("_next_length_at", "_prefix", "_run_id", "last", "number", "source")
+    __slots__ = ("_first_longer_number", "_prefix", "_run_id", "last_by_topic", "number", "source")
 
     def __init__(self, source: str, run_id: str, number: int) -> None:
         self.source = source
         self.number = number
         """Number of the newest record of the source in this run."""
-        self.last: dict[str, str] = {}
+        self.last_by_topic: dict[str, str] = {}
         """Sequence of the newest record of the source, by topic. It may be from an earlier run."""
         self._run_id = run_id
-        self._prefix = ""  # the run id and the leading zeros of the present numbers
-        self._next_length_at = 0  # the first number with more digits
+        self._prefix = ""  # the run id, and the leading zeros of current numbers
+        self._first_longer_number = 0  # the first number with more digits
 
     def next_attributes(self, topic: str | None) -> str:
         """Return the JSON members `sequence` and `previoussequence` of the next record.
@@ -62,12 +62,12 @@ class SourceSequence:
             topic: the record's topic; None for a record that never has `previoussequence`.
         """
         self.number = number = self.number + 1
-        if number >= self._next_length_at:  # seldom, so that most calls need not pad the number
+        if number >= self._first_longer_number:  # the number has one digit more than before
             digits = len(str(number))
-            self._prefix, self._next_length_at = self._run_id + "0" * (DIGITS - digits), 10**digits
+            self._prefix, self._first_longer_number = self._run_id + "0" * (DIGITS - digits), 10**digits
         sequence = f"{self._prefix}{number}"
         if topic is not None:
-            last = self.last
+            last = self.last_by_topic
             previous = last.get(topic)
             last[topic] = sequence
             if previous is not None:
@@ -91,7 +91,9 @@ class SequenceRegistry:
         self._sequences: OrderedDict[str, SourceSequence] = OrderedDict()
         self._highest_discarded = 0
         self._changed: set[SourceSequence] = set()
-        self._discarded: deque[SourceSequence] = deque(maxlen=max_sources)  # since the last call of `take_changes`
+        self._discarded: deque[SourceSequence] = deque(
+            maxlen=max_sources
+        )  # discarded since the last call of `pop_changes`
 
     def next_attributes(self, source: str, topic: str | None) -> str:
         """Return the JSON members `sequence` and `previoussequence` of the next record of a source in a topic.
@@ -119,11 +121,11 @@ class SequenceRegistry:
             self._highest_discarded = max(self._highest_discarded, discarded.number)
             self._changed.discard(discarded)
             self._discarded.append(discarded)
-        # A source whose state was discarded continues with a number above its last number, so that its records stay in order.
+        # If the source's state was discarded, its numbers continue above its last number, so that its records stay in order.
         sequence = self._sequences[source] = SourceSequence(source, self._run_id, self._highest_discarded)
         return sequence
 
-    # For storing the sequences, and restoring them in the next run.
+    # Storing the sequences, and restoring them in the next run.
 
     def restore(self, stored: Iterable[tuple[str, str, str]]) -> None:
         """Restore the newest sequences of the previous run. Call this before the first record.
@@ -132,14 +134,16 @@ class SequenceRegistry:
             stored: topics, sources and sequences.
         """
         for topic, source, sequence in sorted(stored, key=lambda entry: entry[2]):  # the newest entry comes last
-            self.sequence_of_source(source).last[topic] = sequence
+            self.sequence_of_source(source).last_by_topic[topic] = sequence
 
     def newest(self, topics: AbstractSet[str]) -> Iterator[tuple[str, str, str]]:
         """Yield topic, source and newest sequence for each source in these topics."""
         for sequence in self._sequences.values():
-            yield from ((topic, sequence.source, last) for topic, last in sequence.last.items() if topic in topics)
+            yield from (
+                (topic, sequence.source, last) for topic, last in sequence.last_by_topic.items() if topic in topics
+            )
 
-    def take_changes(self, without: AbstractSet[str]) -> Iterator[tuple[str, str, str | None]]:
+    def pop_changes(self, without: AbstractSet[str]) -> Iterator[tuple[str, str, str | None]]:
         """Yield topic, source and newest sequence for each source that had records since the last call.
 
         The sequence is None if the source's state was discarded. Samples encoded by `encode_samples` do not count as changes.
@@ -151,10 +155,12 @@ class SequenceRegistry:
         while self._discarded:
             sequence = self._discarded.popleft()
             if sequence.source not in self._sequences:
-                yield from ((topic, sequence.source, None) for topic in sequence.last if topic not in without)
+                yield from ((topic, sequence.source, None) for topic in sequence.last_by_topic if topic not in without)
         for sequence in changed:
-            yield from ((topic, sequence.source, last) for topic, last in sequence.last.items() if topic not in without)
+            yield from (
+                (topic, sequence.source, last) for topic, last in sequence.last_by_topic.items() if topic not in without
+            )
 
     def mark_all_changed(self) -> None:
-        """Make the next `take_changes` yield all sequences."""
+        """Make the next `pop_changes` yield all sequences."""
         self._changed = set(self._sequences.values())

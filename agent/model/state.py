@@ -1,4 +1,4 @@
-"""Fields of the records in the state topic: the present state of each VM, of each firing alert and of the host. Pure.
+"""Fields of the records in the state topic: the current state of each VM, of each firing alert and of the host. Pure.
 
 The topic is compacted: Kafka keeps the last record of each key. A key includes the host, so a host never replaces or deletes another
 host's state of the same VM. A tombstone, which is a message without a value, deletes its key.
@@ -33,7 +33,7 @@ class StateEntity(Vm):
             envelope |= {"vmuuid": self.uuid, "vmname": sanitize(self.name)}
         object.__setattr__(self, "source", source)
         object.__setattr__(self, "key", source)
-        object.__setattr__(self, "json_head", orjson.dumps(envelope)[:-1])
+        object.__setattr__(self, "json_start", orjson.dumps(envelope)[:-1])
         object.__setattr__(self, "_hash", hash((source, self.uuid, self.name)))
 
     def __hash__(self) -> int:
@@ -43,7 +43,7 @@ class StateEntity(Vm):
 VM_STATE = Family(
     "state.vm",
     "the agent's latest polls",
-    "The present state of a VM on this host. A tombstone follows when the VM has ended or left, or a minute after it was lost.",
+    "The current state of a VM on this host. A tombstone follows when it ends or migrates away, or a minute after it is lost.",
     (),
     (
         Field("monitor", "monitor", TEXT, "Address of the VM's monitor."),
@@ -51,7 +51,8 @@ VM_STATE = Family(
             "monitor.state",
             "monitor_state",
             TEXT,
-            "State of the monitor: `up`, `stalled`, or another state if the VM may have ended. The other fields are old then.",
+            "State of the monitor: `up`, `stalled`, or another state if the VM may have ended. In that case, the other fields are "
+            "out of date.",
         ),
         Field("qemu_version", "qemu_version", TEXT, "Version of QEMU."),
         Field("pid", "pid", TEXT, "Process id on the host; absent if the process could not be identified."),
@@ -67,8 +68,8 @@ VM_STATE = Family(
             "disks",
             "disks",
             DETAIL,
-            "Each disk: `device`, `driver`, `path`, `size_bytes`, `read_only`, what stops its growth (`limited_by`), the number of bytes "
-            "at which that stops it (`limit_bytes`, absent for a pool), and the `pool` with its `pool_kind`. The first 256 disks.",
+            "Each disk: `device`, `driver`, `path`, `size_bytes`, `read_only`, what limits its growth (`limited_by`), that limit "
+            "(`limit_bytes`, absent for a pool), and the `pool` with its `pool_kind`. At most 256 disks.",
         ),
         Field(
             "guest_agent.connected", "guest_agent_connected", FLAG, "Whether the guest has opened its agent's channel."
@@ -100,7 +101,7 @@ ALERT_STATE = Family(
 HOST_STATE = Family(
     "state.host",
     "the agent itself",
-    "The agent of a host. It is never deleted: a host without heartbeats whose state is `running` is silent.",
+    "The agent of a host. It is never deleted. If it is `running` and no heartbeats arrive, the host is silent.",
     (),
     (
         Field("state", "state", TEXT, "`running`, or `stopped` if the agent was stopped on request."),
@@ -118,7 +119,7 @@ HOST_STATE = Family(
             "pools",
             "pools",
             DETAIL,
-            "Each pool under the VMs' images: `pool`, `kind`, `type` and whether it is `responsive`. The first 256 pools.",
+            "Each pool under the VMs' images: `pool`, `kind`, `type` and whether it is `responsive`. At most 256 pools.",
         ),
     ),
 )

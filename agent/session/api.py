@@ -183,7 +183,7 @@ class DiskCommandController(Protocol):
 class ThresholdController(DiskCommandController, Protocol):
     """Decides which write thresholds the sessions set in QEMU."""
 
-    def take_due_refreshes(self, vm: Vm) -> frozenset[str]:
+    def pop_collectors_to_poll(self, vm: Vm) -> frozenset[str]:
         """Return the names of the collectors to poll now, and remove them from the list."""
 
 

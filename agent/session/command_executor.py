@@ -43,7 +43,7 @@ class CommandExecutor:
         self.next_action_at = time.monotonic() + timeout
         return await self._client.execute(commands, deadline=timeout)
 
-    def take_skipped_messages(self) -> Iterable[tuple[str, int]]:
+    def pop_skipped_messages(self) -> Iterable[tuple[str, int]]:
         """Return the number of QEMU's messages that were skipped since the last call, by reason."""
         total, before = self._client.skipped_messages, self._skipped
         if total is before:

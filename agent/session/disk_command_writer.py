@@ -25,10 +25,10 @@ class DiskCommandWriter:
         self._schedule = schedule
         self._vm = vm
 
-    def take_due_refreshes(self) -> frozenset[str]:
+    def pop_collectors_to_poll(self) -> frozenset[str]:
         """Return the names of the collectors to poll now, and remove them from the list."""
         controller = self._context.thresholds
-        return controller.take_due_refreshes(self._vm) if controller is not None else frozenset()
+        return controller.pop_collectors_to_poll(self._vm) if controller is not None else frozenset()
 
     def has_pending_commands(self, *, receives_events: bool) -> bool:
         """Return whether `apply` has commands to execute; `receives_events` is whether this connection receives events."""
@@ -37,9 +37,9 @@ class DiskCommandWriter:
             histograms is not None and histograms.has_pending_commands(self._vm)
         )
 
-    def poll_due_refreshes(self) -> None:
+    def schedule_requested_polls(self) -> None:
         """Make the collectors due that the threshold controller needs."""
-        if refreshes := self.take_due_refreshes():
+        if refreshes := self.pop_collectors_to_poll():
             self._schedule.make_due(refreshes, time.monotonic())
 
     async def apply(self, *, receives_events: bool) -> None:
@@ -66,7 +66,7 @@ class DiskCommandWriter:
                     await self._executor.wait_until_responsive(error)
                 finally:
                     controller.on_command_done(self._vm, disk, done=done)
-        self.poll_due_refreshes()
+        self.schedule_requested_polls()
 
     def _controllers(self, *, receives_events: bool) -> Iterator[DiskCommandController]:
         """Yield the controllers whose commands may be sent."""

@@ -135,5 +135,5 @@ def _is_severe(event: Event) -> bool:
 
 
 def _to_record(vm: Vm, row: EventRow, event: Event, time_ns: int) -> Record:
-    data = {**row.data_head, "qemu": event.data}
+    data = {**row.common_data, "qemu": event.data}
     return Record(row.record_type, vm, data, time_ns, row.subject_of(event.data), row.severity_for(event.data))

@@ -144,7 +144,7 @@ class Poller:
     ) -> Turns[None]:
         """Handle the replies to a batch. Each step takes a few milliseconds at most, and the event loop may run in between."""
         self._observer.on_response_time(time.monotonic() - when.monotonic)
-        for reason, messages in self._executor.take_skipped_messages():
+        for reason, messages in self._executor.pop_skipped_messages():
             self._observer.on_messages_skipped(self._vm, reason, messages)
         yield from self._handle_batch(batch, replies, when)
 

@@ -164,7 +164,7 @@ class QuietPolls:
             if self._disk_commands.has_pending_commands(receives_events=self._poller.facts.receives_events):
                 self._continue_task(())
                 return
-            self._disk_commands.poll_due_refreshes()
+            self._disk_commands.schedule_requested_polls()
         except Exception as error:  # noqa: BLE001 - a bug ends the task, as if the task had run this
             self._fail_task(error)
         if self._schedule.next_due_at() <= time.monotonic() + SLACK_SECONDS:

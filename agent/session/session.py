@@ -223,7 +223,7 @@ class Session:
                 self._schedule.plan(
                     DISCOVER_FEATURES, max(time.monotonic(), self._discovered_at + MIN_DISCOVERY_SECONDS)
                 )
-        names = (*find_event_row(event.name).invalidates, *disk_commands.take_due_refreshes())
+        names = (*find_event_row(event.name).invalidates, *disk_commands.pop_collectors_to_poll())
         if names:
             self._make_due(names)
 

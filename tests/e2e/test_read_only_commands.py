@@ -114,7 +114,7 @@ class RogueController:
         self.remaining = list(commands)
         self.done: list[bool] = []
 
-    def take_due_refreshes(self, vm: Vm) -> set[str]:
+    def pop_collectors_to_poll(self, vm: Vm) -> set[str]:
         return {"block"}
 
     def has_pending_commands(self, vm: Vm) -> bool:

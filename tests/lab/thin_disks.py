@@ -87,7 +87,7 @@ def poll_layers(tracker: ThresholdTracker, disk: Disk, now: float = 0.0) -> list
 
 def arm(tracker: ThresholdTracker, disk: Disk) -> int:
     """Set the tracker's next threshold in the disk's slot. Return the threshold in bytes; 0 if the tracker sets none."""
-    threshold = tracker.take_threshold()
+    threshold = tracker.claim_next_threshold()
     if threshold is None:
         return 0
     node, disk.slot = threshold

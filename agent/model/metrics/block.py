@@ -143,13 +143,13 @@ BLOCK = Family(
             "stats.account_invalid",
             "account_invalid",
             DETAIL,
-            "Whether the idle time counts invalid operations as accesses.",
+            "Whether an invalid operation resets the idle time.",
         ),
         Field(
             "stats.account_failed",
             "account_failed",
             DETAIL,
-            "Whether latencies include failed operations and the idle time counts them as accesses.",
+            "Whether failed operations count in the latencies and reset the idle time.",
         ),
         *(
             Field(
@@ -257,7 +257,7 @@ BLOCK_TIMED = Family(
 BLOCK_BACKING = Family(
     "block_backing",
     "query-blockstats",
-    "A layer of the backing chain of a disk. QEMU counts nothing in these layers except the highest offset written.",
+    "A layer of the backing chain of a disk. In these layers, QEMU counts only the highest offset written.",
     ("device", "depth"),
     (
         Field("node-name", "node", TEXT, "Node name of the layer."),
@@ -340,14 +340,15 @@ BLOCK_SPACE = Family(
             "used_bytes",
             "used_bytes",
             GAUGE,
-            "Number of bytes used. If the measure is `offset`, it is a lower bound, and absent before the first observed write.",
+            "Number of bytes used. With the measure `offset`, it is a lower bound, and absent before the first observed write.",
         ),
         Field(
             "limited_by",
             "limited_by",
             STATE,
-            "The first thing that stops the growth: `device`; `pool`; `virtual_size`, where a file or volume stops growing and no write "
-            "fails; or `unknown`.",
+            "What limits the growth: `device`, `pool`, `virtual_size` or `unknown`. At `virtual_size`, a file or volume stops growing "
+            "and no "
+            "write fails.",
         ),
         Field("pool", "pool", TEXT, "Pool of the image."),
         Field("limit_bytes", "limit_bytes", GAUGE, "Number of used bytes at which the growth stops."),
@@ -362,8 +363,8 @@ BLOCK_SPACE = Family(
             "time_to_full_seconds",
             "time_to_full_seconds",
             GAUGE,
-            "Time in seconds until the limit is reached, at the growth of the disk, or of the whole pool if the pool is the limit; absent "
-            "without growth.",
+            "Time until the disk is full in seconds, at its current growth. If the pool is the limit, the growth of the whole pool counts. "
+            "Absent without growth.",
         ),
         Field(
             "exceeded_levels", "exceeded_levels", GAUGE, "Number of configured alert levels that the used bytes exceed."
@@ -378,7 +379,7 @@ BLOCK_SPACE = Family(
             "threshold_foreign",
             "threshold_foreign",
             FLAG,
-            "Whether another client, such as libvirt, uses the write threshold of the disk's node. The agent does not set it then.",
+            "Whether another client, such as libvirt, uses the write threshold of the disk's node. If so, the agent does not set it.",
         ),
     ),
 )

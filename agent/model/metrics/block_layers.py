@@ -82,6 +82,6 @@ BLOCK_NAMES = Family(
     "query-blockstats and query-named-block-nodes",
     "Other names of a disk that QEMU's events use: QOM path, block backend, and block nodes, also the filter nodes of jobs.",
     ("device",),
-    (Field("names", "names", DETAIL, "Names of this disk. A name that several disks share is left out."),),
+    (Field("names", "names", DETAIL, "Names of this disk, without names that several disks share."),),
     on_change=True,
 )

@@ -5,20 +5,20 @@ from agent.model.family import DETAIL, GAUGE, STATE, TEXT, Family, Field
 BLOCK_STALL = Family(
     "block_stall",
     "query-blockstats, /proc/PID/task and x-query-virtio-queue-status",
-    "A disk that completes no request although requests are in flight, while QEMU answers its monitor. A disk that moves has no sample.",
+    "A disk that completes no request although requests are in flight, while QEMU answers its monitor. Other disks have no sample.",
     ("device",),
     (
-        Field("state", "state", STATE, "`stalled`; in the first poll after it, `moving`."),
+        Field("state", "state", STATE, "`stalled`, or `moving` in the first poll after a stall."),
         Field(
             "seconds",
             "seconds",
             GAUGE,
-            "Time since the first sign of a request in flight without a completed request, in seconds; 0 if the disk moves again.",
+            "Time without a completed request since the first sign of a request in flight, in seconds. 0 after the stall.",
         ),
         Field(
             "since", "since_timestamp_seconds", GAUGE, "Time of the first sign of a stall, in seconds since the epoch."
         ),
-        Field("signs", "signs", TEXT, "How the agent knows of requests in flight: threads, merged requests, queues."),
+        Field("signs", "signs", TEXT, "Signs that requests are in flight: threads, merged requests, queues."),
         Field("threads", "waiting_threads", GAUGE, "Number of QEMU's threads that wait in the kernel for storage."),
         Field(
             "requests",

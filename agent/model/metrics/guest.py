@@ -8,7 +8,8 @@ from agent.model.family import COUNTER, DETAIL, FLAG, GAUGE, NAME, STATE, TEXT, 
 GUEST_AGENT = Family(
     "guest_agent",
     "query-chardev",
-    "The channel of the guest agent, the virtio serial port org.qemu.guest_agent.0. QEMU reports it; the guest is not asked.",
+    "The channel of the guest agent, the virtio serial port org.qemu.guest_agent.0. QEMU reports its state, so no command is sent to "
+    "the guest.",
     (),
     (
         Field(
@@ -47,7 +48,8 @@ GUEST_AGENT_SESSION = Family(
 GUEST_FILESYSTEM = Family(
     "guest_filesystem",
     "guest-get-fsinfo",
-    "A file system that is mounted in the guest, without those that are always full or always empty, such as tmpfs and squashfs.",
+    "A file system that is mounted in the guest. File systems that are always full or always empty, such as squashfs and tmpfs, are "
+    "left out.",
     ("mountpoint", "device", "type"),
     (
         Field(

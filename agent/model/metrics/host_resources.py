@@ -13,7 +13,7 @@ PAGES = Unit.PAGES
 HOST = Family(
     "host",
     "/proc, /sys and the latest samples of all VMs",
-    "The host's CPUs and memory, what its VMs take of them, and how long processes wait for them.",
+    "The host's CPUs and memory, how much of them the VMs use, and how long processes wait for them.",
     (),
     (
         Field("sum.running_vms", "running_vms", GAUGE, "Number of VMs whose guest runs."),
@@ -21,8 +21,8 @@ HOST = Family(
             "sum.unknown_vms",
             "unknown_vms",
             GAUGE,
-            "Number of VMs that the sums lack, because the agent does not know their vCPUs or their memory. Above 0, sums and ratios are "
-            "lower bounds.",
+            "Number of VMs that are missing in the sums, because their vCPUs or memory are unknown. If it is above 0, the sums and ratios "
+            "are lower bounds.",
         ),
         Field("sum.vcpus", "vcpus", GAUGE, "Number of vCPUs of the VMs whose guest runs."),
         Field("cpu.online", "online_cpus", GAUGE, "Number of CPUs that are online."),
@@ -36,14 +36,14 @@ HOST = Family(
             "sum.guest_memory",
             "guest_memory_bytes",
             GAUGE,
-            "Size of the memory of all guests in bytes, paused ones and plugged memory included. A balloon does not reduce it.",
+            "Size of the memory of all guests in bytes, including paused guests and plugged memory. A balloon does not reduce it.",
         ),
         Field("meminfo.MemTotal", "memory_bytes", GAUGE, "Size of the host's memory in bytes.", KB),
         Field(
             "sum.memory_commitment",
             "memory_commitment_ratio",
             GAUGE,
-            "Memory of all guests divided by the host's memory. Above 1, the host cannot hold all of it at once.",
+            "Memory of all guests divided by the host's memory. If it is above 1, the host cannot hold all of it at once.",
         ),
         Field(
             "meminfo.MemAvailable",
@@ -63,7 +63,7 @@ HOST = Family(
             "ksm.pages_sharing",
             "ksm_saved_bytes",
             GAUGE,
-            "Size of memory in bytes that KSM saves. The VMs need it again when their pages differ.",
+            "Size of memory in bytes that KSM saves. When pages begin to differ, the VMs need this memory again.",
             PAGES,
         ),
         Field(
@@ -121,7 +121,7 @@ HOST_HUGEPAGES = Family(
     ("size",),
     (
         Field("nr_hugepages", "pool_bytes", GAUGE, "Size of the pool in bytes."),
-        Field("free_hugepages", "free_bytes", GAUGE, "Size of the free pages in bytes, reserved pages included."),
+        Field("free_hugepages", "free_bytes", GAUGE, "Size of the free pages in bytes, including reserved pages."),
         Field(
             "resv_hugepages",
             "reserved_bytes",

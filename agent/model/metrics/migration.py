@@ -11,7 +11,7 @@ INACTIVE_STATUSES = frozenset({"none", "completed", "failed", "cancelled"})
 MIGRATION = Family(
     "migration",
     "query-migrate",
-    "The present or last migration of this VM. The source has all fields, the destination only the status.",
+    "The current or last migration of this VM. The source has all fields, the destination only the status.",
     (),
     (
         Field(

@@ -17,10 +17,10 @@ POOL = Family(
             "responsive",
             "responsive",
             FLAG,
-            "Whether the storage answers. If it does not, the agent sends no command that accesses storage to the VMs on it.",
+            "Whether the storage answers. If not, the agent sends the VMs on it no command that accesses storage.",
         ),
         Field(
-            "age", "age_seconds", GAUGE, "Age of the figures in seconds; absent if the agent has just read them itself."
+            "age", "age_seconds", GAUGE, "Age of the figures in seconds. Absent if the agent read them for this record."
         ),
         Field("size", "size_bytes", GAUGE, "Size of the pool in bytes."),
         Field("used", "used_bytes", GAUGE, "Number of bytes in use, by images and by all other files."),
@@ -41,7 +41,7 @@ POOL = Family(
             "commitment",
             "commitment_ratio",
             GAUGE,
-            "Provisioned bytes divided by the size. Above 1, the images together can fill the pool.",
+            "Provisioned bytes divided by the size. If it is above 1, the images together can fill the pool.",
         ),
         Field(
             "growth",
@@ -59,7 +59,8 @@ POOL = Family(
             "time_to_full",
             "time_to_full_seconds",
             GAUGE,
-            "Forecast of the seconds until the pool is full, from the growth over ten seconds to one day; absent without a forecast.",
+            "Forecast time until the pool is full in seconds, from the growth over windows of ten seconds to one day. Absent without "
+            "a forecast.",
         ),
         Field(
             "time_to_full_at_day_growth",

@@ -65,7 +65,7 @@ def test_an_error_under_the_filter_of_a_job_has_the_disks_figures(
 @pytest.mark.parametrize("node", ["#block269", "mirror-filter"])
 def test_an_error_on_an_unknown_node_is_located_by_io_status(scenario: AlertScenario, node: str) -> None:
     assert scenario.io_error(10, device="", node_name=node) == []
-    assert "drives" in scenario.manager.threshold_commands.take_due_refreshes(VM)
+    assert "drives" in scenario.manager.threshold_commands.pop_collectors_to_poll(VM)
     assert scenario.io_status(9, disk0="nospace") == [], "the poll is older than the error"
     assert scenario.io_status(11, disk0="nospace", disk1="ok") == [DISK_FULL]
     assert scenario.emitted[-1].data.items() >= FIGURES.items()
@@ -97,7 +97,7 @@ def test_a_full_disk_at_attach_is_located_by_io_status() -> None:
     scenario = AlertScenario()
     scenario.attach()
     assert scenario.run_state("io-error", 1) == []
-    assert "drives" in scenario.manager.threshold_commands.take_due_refreshes(VM)
+    assert "drives" in scenario.manager.threshold_commands.pop_collectors_to_poll(VM)
     assert scenario.io_status(1, disk0="nospace", disk1="ok") == [], "the disks are not polled yet"
     assert scenario.disks(1, disk0=DISK) == [DISK_FULL]
     assert scenario.emitted[-1].data.items() >= FIGURES.items()

@@ -77,7 +77,7 @@ def test_a_threshold_is_set_and_fires_and_the_next_one_is_set() -> None:
     assert execute_commands(manager, disk) == [
         Command("block-set-write-threshold", {"node-name": "storage", "write-threshold": 80 * GIB})
     ]
-    assert manager.threshold_commands.take_due_refreshes(VM) == {
+    assert manager.threshold_commands.pop_collectors_to_poll(VM) == {
         "block"
     }  # a write may have exceeded it in the meantime
     assert execute_commands(manager, disk) == []
@@ -97,7 +97,7 @@ def test_a_threshold_is_set_and_fires_and_the_next_one_is_set() -> None:
     }
     assert expected.items() <= alert.data.items()
     assert alert.data["free_bytes"] == 19 * GIB
-    assert manager.threshold_commands.take_due_refreshes(VM) == {"nodes"}
+    assert manager.threshold_commands.pop_collectors_to_poll(VM) == {"nodes"}
     poll(manager, disk)
     assert [
         command.arguments and command.arguments["write-threshold"] for command in execute_commands(manager, disk)
@@ -165,10 +165,10 @@ def test_a_failed_command_is_retried_after_the_slot_was_read() -> None:
     manager = attached_manager(disk)
     ((device, _),) = manager.threshold_commands.pending(VM)
     manager.threshold_commands.on_done(VM, device, done=False)
-    assert manager.threshold_commands.pending(VM) == [] or manager.threshold_commands.take_due_refreshes(VM) == {
+    assert manager.threshold_commands.pending(VM) == [] or manager.threshold_commands.pop_collectors_to_poll(VM) == {
         "nodes"
     }
-    manager.threshold_commands.take_due_refreshes(VM)
+    manager.threshold_commands.pop_collectors_to_poll(VM)
     poll(manager, disk)
     assert len(manager.threshold_commands.pending(VM)) == 1
 
@@ -337,7 +337,7 @@ def test_a_new_policy_applies_at_the_next_poll() -> None:
     disk = Disk(offset=60 * GIB)
     manager = attached_manager(disk)
     manager.set_policy(lambda _vm, _disk: policy(ThresholdMode.ARM, "40%"))
-    assert manager.threshold_commands.take_due_refreshes(VM) == {"block", "nodes"}
+    assert manager.threshold_commands.pop_collectors_to_poll(VM) == {"block", "nodes"}
     assert alert_changes(poll(manager, disk)) == [("write_threshold", "disk0", "40%", "firing")]
     manager.set_policy(lambda _vm, _disk: policy(ThresholdMode.ARM, "90%"))
     assert alert_changes(poll(manager, disk)) == [("write_threshold", "disk0", "40%", "resolved")]

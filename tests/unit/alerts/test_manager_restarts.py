@@ -135,7 +135,7 @@ def test_an_extended_device_has_the_size_that_the_host_reports() -> None:
     agent.qemu.node.medium.size = 2 * SIZE
     reply = agent.qemu.reply(with_nodes=False)
     agent.on_reply(reply, 1.0)
-    assert agent.manager.threshold_commands.take_due_refreshes(VM) == {"nodes"}
+    assert agent.manager.threshold_commands.pop_collectors_to_poll(VM) == {"nodes"}
     stale = replace(reply, with_nodes=True, medium=replace(reply.medium, size=SIZE))  # QEMU has the old size
     agent.on_reply(stale, 2.0)
     assert [record.data["state"] for record in agent.emitted] == ["firing", "resolved"]
@@ -306,13 +306,13 @@ def test_a_migration_source_is_active_until_it_stops() -> None:
     )
     assert len(manager.threshold_commands.pending(VM)) == 1, "the source writes"
     assert send_event(manager, "STOP") == []
-    assert manager.threshold_commands.take_due_refreshes(VM_AT_OTHER_MONITOR) == set()
+    assert manager.threshold_commands.pop_collectors_to_poll(VM_AT_OTHER_MONITOR) == set()
     assert send_event(manager, "RESUME", VM_AT_OTHER_MONITOR) == []
-    assert manager.threshold_commands.take_due_refreshes(VM_AT_OTHER_MONITOR) == set(), (
+    assert manager.threshold_commands.pop_collectors_to_poll(VM_AT_OTHER_MONITOR) == set(), (
         "the source may have stopped for another reason"
     )
     manager.on_run_state(VM, 100, running=False, status="finish-migrate")
-    assert manager.threshold_commands.take_due_refreshes(VM_AT_OTHER_MONITOR) == {"block", "nodes"}
+    assert manager.threshold_commands.pop_collectors_to_poll(VM_AT_OTHER_MONITOR) == {"block", "nodes"}
     pending, spaces = manager.on_samples(
         VM_AT_OTHER_MONITOR, agent.qemu.samples(agent.qemu.reply(with_nodes=True)), 1, 1
     )
@@ -361,9 +361,9 @@ def test_a_response_for_an_inactive_process_is_ignored() -> None:
     agent.manager.on_run_state(VM, 1, running=False, status="postmigrate")
     agent.manager.on_attached(VM_AT_OTHER_MONITOR)
     agent.manager.on_run_state(VM_AT_OTHER_MONITOR, 1, running=True)
-    agent.manager.threshold_commands.take_due_refreshes(VM_AT_OTHER_MONITOR)
+    agent.manager.threshold_commands.pop_collectors_to_poll(VM_AT_OTHER_MONITOR)
     agent.manager.threshold_commands.on_done(VM, "disk0", done=False)
-    assert agent.manager.threshold_commands.take_due_refreshes(VM_AT_OTHER_MONITOR) == set()
+    assert agent.manager.threshold_commands.pop_collectors_to_poll(VM_AT_OTHER_MONITOR) == set()
 
 
 # --- Format of the entry ---

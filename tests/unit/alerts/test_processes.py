@@ -35,8 +35,8 @@ def test_a_clash_is_certain_only_after_both_were_polled_again() -> None:
     scenario.run_state("running", 1, VM)
     scenario.run_state("running", 2, CLONE)
     assert scenario.tick(3) == []
-    assert "runstate" in scenario.manager.threshold_commands.take_due_refreshes(VM)
-    assert "runstate" in scenario.manager.threshold_commands.take_due_refreshes(CLONE)
+    assert "runstate" in scenario.manager.threshold_commands.pop_collectors_to_poll(VM)
+    assert "runstate" in scenario.manager.threshold_commands.pop_collectors_to_poll(CLONE)
 
 
 def test_a_clash_outlives_a_restart_of_the_agent() -> None:

@@ -62,10 +62,10 @@ def test_a_poll_between_the_error_and_the_stop_resolves_nothing(scenario: AlertS
 
 
 def test_a_pause_is_polled_until_it_ends(scenario: AlertScenario) -> None:
-    assert "runstate" not in scenario.manager.threshold_commands.take_due_refreshes(VM)
+    assert "runstate" not in scenario.manager.threshold_commands.pop_collectors_to_poll(VM)
     scenario.io_error(10.0)
     scenario.tick(11.0)
-    assert "runstate" in scenario.manager.threshold_commands.take_due_refreshes(VM)
+    assert "runstate" in scenario.manager.threshold_commands.pop_collectors_to_poll(VM)
 
 
 def test_a_reset_does_not_end_what_stops_the_guest(scenario: AlertScenario) -> None:

@@ -254,7 +254,7 @@ class Scenario:
         due = {"block", "nodes"}
         for _ in range(QUIET_ROUNDS):
             self._finish()
-            due |= self.agent.manager.threshold_commands.take_due_refreshes(VM)
+            due |= self.agent.manager.threshold_commands.pop_collectors_to_poll(VM)
             if not due:
                 break
             self.reply = self.qemu.reply(with_nodes="nodes" in due)

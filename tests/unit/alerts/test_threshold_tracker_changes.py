@@ -45,7 +45,7 @@ def arm(tracker: ThresholdTracker) -> int:
     threshold = tracker.next_threshold()
     assert threshold is not None
     assert threshold[0] == NODE
-    assert tracker.take_threshold() == threshold
+    assert tracker.claim_next_threshold() == threshold
     return threshold[1]
 
 

@@ -147,13 +147,13 @@ def test_no_drop_is_no_report() -> None:
 def test_drops_whose_report_was_dropped_are_reported_again_with_their_times() -> None:
     ledger = DropLedger()
     ledger.add("events", DropReason.QUEUE_FULL, 4, START_NS, START_NS + 10**9, 0.0)
-    (report,) = ledger.take_unreported()
+    (report,) = ledger.pop_unreported()
     bodies = [b"{", b"[]", b'{"data": 5}', b'{"data": {"reason": "x"}}', orjson.dumps({"data": report.data()})]
     ledger.restore_unreported(bodies)
-    (again,) = ledger.take_unreported()
+    (again,) = ledger.pop_unreported()
     assert (again.queue, again.reason, again.records) == ("events", "queue_full", 4)
     assert (again.first_ns / 1e9, again.last_ns / 1e9) == (START_NS / 1e9, START_NS / 1e9 + 1)
-    assert ledger.take_unreported() == []
+    assert ledger.pop_unreported() == []
 
 
 @pytest.mark.parametrize("entry", [None, 5, {"a": 1}, [5], [{"unknown": 1}], [None]])

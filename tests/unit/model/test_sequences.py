@@ -114,17 +114,17 @@ def test_the_stored_sequences_of_a_discarded_source_are_deleted() -> None:
         registry.next_attributes(source, "t")
         registry.next_attributes(source, "u")
     newest = "0000000000000000000005"  # the numbers of `a` continue after those of the sources before
-    assert set(registry.take_changes(without={"u"})) == {("t", "b", None), ("t", "a", newest)}
-    assert set(registry.take_changes(without={"u"})) == set()
+    assert set(registry.pop_changes(without={"u"})) == {("t", "b", None), ("t", "a", newest)}
+    assert set(registry.pop_changes(without={"u"})) == set()
 
 
 def test_all_sequences_can_be_stored_again() -> None:
     registry = SequenceRegistry("0000000000")
     for source in ("a", "b"):
         registry.next_attributes(source, "t")
-    stored = set(registry.take_changes(without=set()))
+    stored = set(registry.pop_changes(without=set()))
     registry.mark_all_changed()
-    assert set(registry.take_changes(without=set())) == stored == set(registry.newest({"t"}))
+    assert set(registry.pop_changes(without=set())) == stored == set(registry.newest({"t"}))
     assert set(registry.newest({"u"})) == set()
 
 
@@ -136,7 +136,7 @@ def test_stored_changes_continue_the_chain_of_each_source_and_topic(steps: list[
     for number, (source, topic) in enumerate(steps, 1):
         newest[topic, source] = json.loads(f"{{{before.next_attributes(source, topic)}}}")["sequence"]
         if number % at == 0 or number == len(steps):
-            stored |= {(of, name): sequence for of, name, sequence in before.take_changes(without={"u"})}
+            stored |= {(of, name): sequence for of, name, sequence in before.pop_changes(without={"u"})}
     after = SequenceRegistry("0000000002")
     after.restore((topic, source, sequence) for (topic, source), sequence in stored.items() if sequence is not None)
     sources = {source for source, _ in steps}

@@ -225,7 +225,7 @@ async def test_thresholds_and_histograms_are_set_after_the_same_poll(fake: FakeQ
     fake.replies["block-latency-histogram-set"] = fake.replies["block-set-write-threshold"] = {}
 
     class Thresholds(OneCommand):
-        def take_due_refreshes(self, _vm: Vm) -> frozenset[str]:
+        def pop_collectors_to_poll(self, _vm: Vm) -> frozenset[str]:
             return frozenset()
 
     thresholds, histograms = Thresholds(), OneCommand()

@@ -30,7 +30,7 @@ class RecordingController:
         self.outcomes: list[tuple[str, bool]] = []
         self.outcome_added = asyncio.Event()
 
-    def take_due_refreshes(self, vm: Vm) -> set[str]:
+    def pop_collectors_to_poll(self, vm: Vm) -> set[str]:
         assert vm.uuid == UUID
         refreshes, self.refreshes = self.refreshes, set()
         return refreshes

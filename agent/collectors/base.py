@@ -19,7 +19,7 @@ Replies = Sequence[Any]
 
 @dataclass(frozen=True, slots=True)
 class PollIntervals:
-    """Polling intervals of the collectors whose results no event reports, in seconds.
+    """Polling intervals in seconds of the collectors whose changes are not reported by events.
 
     Attributes:
         poll: disks, and all collectors without their own interval.
@@ -59,7 +59,7 @@ class VmFacts:
         balloon: the QOM path of the VM's balloon device; None if the VM has no balloon.
         guest_stats_seconds: the interval at which QEMU polls the balloon driver's memory statistics; 0 if QEMU does not poll them.
         migration_events: whether QEMU emits MIGRATION events. If it does, the agent polls migrations only after such an event.
-        version: QEMU's major and minor version, for features that nothing else shows.
+        version: QEMU's major and minor version, for features that cannot be detected in another way.
         commands: the names of the commands that QEMU supports; empty if they are unknown.
         process: the VM's process on this host; None if unknown.
         vcpus: the threads of the VM's vCPUs; empty if the process is unknown.
@@ -69,7 +69,8 @@ class VmFacts:
         hv_balloon: whether the VM has a Hyper-V balloon.
         receives_events: whether the connection receives events. If it does not, collectors that wait for events use the poll interval.
         guest_agent_port: the QOM path of the virtio serial port of the guest agent; None if the VM has no such port.
-        repeated_images: number of images, counting repetitions, that query-named-block-nodes lists without `flat`; 0 if QEMU has `flat`.
+        repeated_images: number of images in the reply to query-named-block-nodes without `flat`, including repeated images; 0 if QEMU has
+            `flat`.
         virtio_disks: the virtio disks whose queues the config allows to query.
     """
 
@@ -128,16 +129,23 @@ class Poll(NamedTuple):
     Attributes:
         samples: the samples.
         time_ns: the time just before the commands were sent, in nanoseconds since the epoch.
-        at: the same time in seconds on the monotonic clock, for rates.
+        monotonic_seconds: the same time in seconds on the monotonic clock, for rates.
     """
 
     samples: Sequence[Sample] = ()
     time_ns: int = 0
-    at: float = 0.0
+    monotonic_seconds: float = 0.0
 
     def find_matching(self, sample: Sample) -> Sample | None:
         """Return this poll's sample of the same family and labels; None if this poll has no such sample."""
-        return next((own for own in self.samples if own.family is sample.family and own.labels == sample.labels), None)
+        return next(
+            (
+                sample_of_poll
+                for sample_of_poll in self.samples
+                if sample_of_poll.family is sample.family and sample_of_poll.labels == sample.labels
+            ),
+            None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +187,7 @@ def _no_next_poll(_samples: Sequence[Sample], _facts: VmFacts, _intervals: PollI
     return None
 
 
-def _keep_present_samples(_before: Poll, now: Poll) -> Sequence[Sample]:
+def _return_samples_unchanged(_before: Poll, now: Poll) -> Sequence[Sample]:
     return now.samples
 
 
@@ -216,7 +224,7 @@ class Collector:
     next_poll_delay: Callable[[Sequence[Sample], VmFacts, PollIntervals], float | None] = _no_next_poll
     topology: Callable[[Sequence[Sample]], object] = lambda _samples: None
     invalidates: tuple[str, ...] = ()
-    derive: Callable[[Poll, Poll], Sequence[Sample]] = _keep_present_samples
+    derive: Callable[[Poll, Poll], Sequence[Sample]] = _return_samples_unchanged
     transitions: Callable[[Poll, Poll], Iterable[Transition]] = _no_transitions
     from_event: Mapping[str, Callable[[Mapping[str, Any]], Iterable[Sample]]] = field(default_factory=dict)
     files: Callable[[VmFacts], Sequence[FileRequest]] = no_files
@@ -237,7 +245,7 @@ class Collector:
     @property
     def needs_previous(self) -> bool:
         """True if the samples or the transitions depend on the previous poll."""
-        return self.derive is not _keep_present_samples or self.transitions is not _no_transitions
+        return self.derive is not _return_samples_unchanged or self.transitions is not _no_transitions
 
     @property
     def host_only(self) -> bool:

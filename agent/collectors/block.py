@@ -1,4 +1,4 @@
-"""I/O statistics of each disk. A quiet VM receives only this command at each poll.
+"""I/O statistics of each disk. At most polls of a quiet VM, the agent sends only this command.
 
 QEMU counts requests in the block backend. In `parent` (the storage under the top node) and in `backing`, QEMU sets only the highest write
 offset. All other counters there are always 0, and the agent does not read them.
@@ -61,10 +61,10 @@ def _add_sums(stats: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sum_of_histogram(stats: Mapping[str, Any], key: str) -> Any:
-    """Return QEMU's total time as the sum of a histogram; None if the two cover different operations.
+    """Return QEMU's total time as the sum of a histogram. Return None if the total and the histogram count different operations.
 
-    They do in two cases. The histogram was set after the first operations: then it counts fewer operations than QEMU. Or operations
-    failed and `account_failed` is false: then QEMU's total lacks the failed ones.
+    There are two such cases. If the histogram was set after the first operations, it counts fewer operations than QEMU. If operations
+    failed and `account_failed` is false, QEMU's total does not include the failed operations.
     """
     total, completed, failed = (stats.get(name) for name in _HISTOGRAMS[key])
     counts = stats[key].get("bins")
@@ -72,7 +72,7 @@ def _sum_of_histogram(stats: Mapping[str, Any], key: str) -> Any:
         return None
     if type(completed) is not int or type(failed) is not int:
         return None
-    has_all = sum(counts) >= completed + failed  # requests may end before QEMU reads the counts
+    has_all = sum(counts) >= completed + failed  # QEMU reads the counts later, and requests may end in between
     return total if has_all and (failed == 0 or stats.get("account_failed") is True) else None
 
 
@@ -96,9 +96,9 @@ def backing_layers(disk: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _skip_filters(node: dict[str, Any]) -> dict[str, Any]:
-    """Return the node itself, or the first node below it that is not a filter.
+    """Return the first node that is not a filter: the node itself, or a node below it.
 
-    QEMU reports the node below a filter as both `parent` and `backing` (QEMU 5.2).
+    QEMU 5.2 reports the node below a filter as both `parent` and `backing`.
     """
     for _ in range(_MAX_NODES):
         below, backing = node.get("parent"), node.get("backing")
@@ -111,9 +111,9 @@ def _skip_filters(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def count_repeated_images(reply: Any) -> int:
-    """Return the number of images that query-named-block-nodes would list without `flat`.
+    """Return how many images query-named-block-nodes would list without `flat`.
 
-    That command lists each image of a backing chain with all images below it. Count at most `_MAX_BACKING_LAYERS` images of a chain.
+    It lists each image of a backing chain together with all images below it. At most `_MAX_BACKING_LAYERS` images of a chain count.
 
     Args:
         reply: the reply to query-blockstats.

@@ -1,8 +1,8 @@
-"""Names of disks: finds the guest's disk by any name that QEMU uses in events. Pure.
+"""Finds a guest's disk by any of the names that QEMU uses in events. Pure.
 
 In an event, QEMU names a disk by the QOM path of its device, by its block backend or by its top block node. The top node can be a filter
 that a mirror, a commit or a backup has inserted. query-block and query-blockstats omit such a filter (QEMU 2.9 to 11.1).
-query-named-block-nodes lists the filter, with its children (QEMU 10.1) or with the file name of the node below (older versions).
+query-named-block-nodes lists it. Since QEMU 10.1 the entry has the filter's children. Before, it has the file name of the node below.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -35,7 +35,7 @@ FILTERS = frozenset(
 _MAX_CHAIN_LENGTH = 256
 """Maximum length of a backing chain; libvirt permits 200 layers."""
 _OTHER_DATA_CHILDREN = frozenset({"target"})
-"""Kinds of children whose data is not the disk's data, such as the target of a backup's filter."""
+"""Roles of child nodes that do not contain the disk's data, such as the target of a backup's filter."""
 
 
 _MAX_CACHED_NAME = 255
@@ -43,7 +43,9 @@ _MAX_CACHED_NAME = 255
 
 
 def stable_name(disk: Mapping[str, Any]) -> str:
-    """Return the name that a disk keeps after snapshots and mirrors: the device id, else the block backend's name, else the node name.
+    """Return the disk's name that snapshots and mirrors do not change.
+
+    It is the first that exists of device id, block backend and node name.
 
     Args:
         disk: an entry of the reply to query-blockstats or query-block.
@@ -65,7 +67,7 @@ def _short_device_name(name: str) -> str:
 
 
 class BlockGraph:
-    """The names of one VM's disks at one time. Later jobs and snapshots add names that are not in the graph.
+    """The names of one VM's disks at one time. Jobs and snapshots that start later add names that the graph does not have.
 
     Create it with `from_replies` or `from_samples`.
     """
@@ -107,7 +109,7 @@ class BlockGraph:
         return graph
 
     def device(self, *names: Any) -> str | None:
-        """Return the stable name of the disk that has one of these names. The first name that belongs to exactly one disk decides.
+        """Return the stable name of the disk that has one of these names. The first name that belongs to exactly one disk counts.
 
         Args:
             names: QOM paths, device ids, block backends and node names. For an event, give its `qom-path`, `device` and `node-name`.

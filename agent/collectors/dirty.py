@@ -48,7 +48,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 
 def _merge_by_vcpu(known: Mapping[int, Values], rows: Any, key: str) -> dict[int, Values]:
-    """Add the values of rows to the known values of each vCPU. The field `key` of a row contains the number of its vCPU."""
+    """Add the values of a reply to the known values of each vCPU. The field `key` of an entry contains the number of the vCPU."""
     merged = dict(known)
     for row in as_list_of_objects(rows):
         if type(number := row.get(key)) is int:

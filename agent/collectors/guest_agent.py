@@ -1,7 +1,7 @@
 """State of the guest agent's channel, polled at attach and after the event VSERPORT_CHANGE. Nothing is sent to the guest.
 
-The channel is a virtio serial port with a character device. The field `frontend-open` of the character device in query-chardev shows
-whether a program in the guest has opened the port. The port's property `chardev` contains the id of the character device.
+The channel is a virtio serial port with a character device. The port's property `chardev` has the id of the character device. In
+query-chardev, the character device's field `frontend-open` shows whether a program in the guest has opened the port.
 """
 
 import re
@@ -38,7 +38,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 
 def _parse_socket(filename: str) -> dict[str, Any]:
-    """Return the path of the socket and whether a client is connected; an empty dict if QEMU does not listen on a Unix socket."""
+    """Return the socket's path, and whether a client is connected. Return an empty dict if QEMU does not listen on a Unix socket."""
     match = _LISTENING_SOCKET.fullmatch(filename)
     return {"socket": match[2], "client": match[1] is None} if match is not None else {}
 

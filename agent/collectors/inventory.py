@@ -37,7 +37,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 
 def _pci_devices(devices: Any, bridges: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield the devices of a PCI bus, and the devices behind its bridges; `bridges` counts the bridges above the bus."""
+    """Yield the devices of a PCI bus and of the buses behind its bridges. `bridges` is the number of bridges above the bus."""
     for device in as_list_of_objects(devices) if bridges < _MAX_BRIDGES else ():
         yield device
         yield from _pci_devices(as_object(device.get("pci_bridge")).get("devices"), bridges + 1)
@@ -79,7 +79,7 @@ def _memory_backend_fields(backend: dict[str, Any]) -> Values:
 
 
 def _text_or_empty(raw: Any) -> str:
-    return intern(sanitize(as_text(raw), _MAX_TEXT))  # most VMs have the same devices
+    return intern(sanitize(as_text(raw), _MAX_TEXT))  # interned, because most VMs have the same devices
 
 
 def _number_or_zero(raw: Any) -> int:
@@ -93,7 +93,7 @@ def _collect_tpms(replies: Replies) -> Iterable[Sample]:
 
 
 def _tpm_commands(facts: VmFacts) -> tuple[Command, ...]:
-    return (Command("query-tpm"),) if facts.has_command("query-tpm") else ()  # a QEMU may be built without it
+    return (Command("query-tpm"),) if facts.has_command("query-tpm") else ()  # QEMU may be built without TPM support
 
 
 COLLECTOR = Collector(

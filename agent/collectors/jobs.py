@@ -20,7 +20,7 @@ _read = FieldReader(JOB)
 MAX_JOBS = 256
 
 _WAITING_STATUSES = frozenset({"paused", "standby", "waiting", "pending", "concluded", "null"})
-"""Statuses in which a job makes no progress. An event reports the end of such a status, so the agent does not poll the job."""
+"""Statuses in which a job makes no progress. The agent does not poll such a job, because an event reports the next status."""
 
 
 def _commands(facts: VmFacts) -> tuple[Command, ...]:
@@ -31,7 +31,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
     """Merge the two replies. Without query-jobs, the offset and the length of a block job are its progress and its goal."""
     jobs: dict[str, dict[str, Any]] = {}
     for job in as_list_of_objects(require_type(replies[0], list)):
-        if isinstance(name := job.get("device"), str):  # despite its name, this is the job's id
+        if isinstance(name := job.get("device"), str):  # `device` contains the job's id
             jobs[name] = {"current-progress": job.get("offset"), "total-progress": job.get("len")} | job
     for job in as_list_of_objects(require_type(replies[1], list)) if len(replies) > 1 else ():
         if isinstance(name := job.get("id"), str):
@@ -48,7 +48,7 @@ def _to_sample(name: str, job: dict[str, Any]) -> Sample:
 
 
 def _derive(before: Poll, now: Poll) -> Sequence[Sample]:
-    seconds = now.at - before.at
+    seconds = now.monotonic_seconds - before.monotonic_seconds
     return [
         Sample(job.family, job.labels, job.values | _rate_fields(before.find_matching(job), job.values, seconds))
         for job in now.samples

@@ -1,7 +1,8 @@
 """KVM's statistics of the VM and of its vCPUs. QEMU reads them from the kernel without interrupting a vCPU (QEMU 7.1).
 
-These commands contain the names of the statistics, so they are long and cost QEMU more time than other commands. They therefore have
-their own interval. The VM's statistics take QEMU's main loop 1.4 times as long as query-status, and the statistics of two vCPUs 2.2 times
+The commands contain the names of the statistics, so they are long and take more of QEMU's time than other commands. So they have an
+interval of their own. The VM's statistics take QEMU's main loop 1.4 times as long as query-status, and the statistics of two vCPUs 2.2
+times
 as long (measured on QEMU 7.2). On QEMU 11.1 the factors are 1.0 and 1.7.
 """
 
@@ -21,7 +22,7 @@ def _query_stats(target: str, family: Family) -> Command:
     return Command("query-stats", {"target": target, "providers": [{"provider": "kvm", "names": names}]})
 
 
-# In statistics, QEMU names a vCPU by its QOM path. query-cpus-fast has the number of the vCPU for each path.
+# In the statistics, QEMU names a vCPU by its QOM path. query-cpus-fast maps QOM paths to numbers of vCPUs.
 _COMMANDS = (_query_stats("vm", KVM), _query_stats("vcpu", KVM_VCPU), Command("query-cpus-fast"))
 _read = FieldReader(KVM)
 _read_vcpu = FieldReader(KVM_VCPU)

@@ -22,7 +22,7 @@ _OLD_THROTTLE = "x-cpu-throttle-percentage"
 def _is_in_progress(values: Mapping[str, Any]) -> bool:
     """Return whether a migration is in progress.
 
-    A completed migration counts as in progress while its duration is 0, because QEMU sets the status `completed` before the figures.
+    QEMU sets the status `completed` before the figures. So a completed migration counts as in progress while its duration is 0.
     """
     return values["status"] not in INACTIVE_STATUSES or (
         values["status"] == "completed" and values.get("elapsed_seconds") == 0
@@ -42,7 +42,10 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 
 def _remaining_time(values: Values) -> Values:
-    """Return the time until the remaining RAM is sent; no field if the guest dirties RAM at least as fast as QEMU sends it."""
+    """Return the field with the time until the remaining RAM is sent.
+
+    Return no field if the guest dirties RAM at least as fast as QEMU sends it.
+    """
     dirtied = values.get("ram_dirty_pages_per_second", 0) * values.get("ram_page_bytes", 4096)
     speed = values.get("throughput_bytes_per_second", 0) - dirtied
     if not _is_in_progress(values) or speed <= 0 or "ram_remaining_bytes" not in values:
@@ -57,7 +60,7 @@ def _next_poll_delay(samples: Sequence[Sample], facts: VmFacts, intervals: PollI
 
 
 def _transitions(before: Poll, now: Poll) -> Iterable[Transition]:
-    """Yield the end of a migration once: it was in progress at the previous poll, or it began and ended between the two polls."""
+    """Yield the end of a migration that has ended since the previous poll. It may also have begun since then."""
     for previous, current in zip((s.values for s in before.samples), (s.values for s in now.samples), strict=False):
         outcome = current["status"]
         if outcome not in _SEVERITIES or _is_in_progress(current):
@@ -69,7 +72,7 @@ def _transitions(before: Poll, now: Poll) -> Iterable[Transition]:
 
 
 def _distinguishing_values(values: Mapping[str, Any]) -> list[Any]:
-    """Return values that practically always differ between two finished migrations."""
+    """Return values that almost certainly differ between two finished migrations."""
     return [
         values.get(key)
         for key in ("status", "elapsed_seconds", "setup_seconds", "ram_transferred_bytes_total", "error")
@@ -89,7 +92,8 @@ def is_source(values: Mapping[str, Any]) -> bool:
 def _migration_end_fields(last: Mapping[str, Any]) -> Values:
     """Return the fields of the record about a migration's end, from the migration's last values.
 
-    Set the field `role` only for values from a source. After a failed migration, source and destination may have no values.
+    Set the field `role` only if a source reported the values. After a failed migration, neither the source nor the destination may have
+    values.
     """
     fields: Values = {"outcome": last["status"]} | ({"role": "source"} if is_source(last) else {})
     fields |= {key: last[key] for key in _COPIED if key in last}

@@ -1,4 +1,7 @@
-"""Traffic of a VM's taps, macvtaps and virtual functions. The host counts the traffic; the samples show it from the guest's side."""
+"""Traffic of a VM's taps, macvtaps and virtual functions. The host counts it.
+
+In the samples, `receive` and `transmit` are from the guest's side.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -15,14 +18,14 @@ _read_constants = FieldReader(NET)
 _FIELD_NAMES = tuple(field.name for field in NET.fields if not field.path.startswith("known."))
 
 _TAP_COUNTERS = tuple(field.path for field in NET.fields if not field.path.startswith("known."))
-"""The kernel's name of each field's counter. On a tap, the host sends the packets that the guest receives."""
+"""The name of the kernel's counter for each field. On a tap, the host transmits the packets that the guest receives."""
 
 _OTHER_DIRECTION = {"rx": "tx", "tx": "rx"}
 _MACVTAP_COUNTERS = tuple(_OTHER_DIRECTION[counter[:2]] + counter[2:] for counter in _TAP_COUNTERS)
 
 
-class _Described:
-    """An interface, with the parts of its samples that do not change.
+class _DescribedInterface:
+    """An interface, with the parts of its samples that are the same at each poll.
 
     Attributes:
         name: the interface's name on the host.
@@ -42,12 +45,12 @@ class _Described:
 
 def _files(facts: VmFacts) -> Sequence[FileRequest]:
     files = [_request(interface) for interface in facts.interfaces if interface.same_netns]
-    other_netns = tuple(_Described(interface) for interface in facts.interfaces if not interface.same_netns)
+    other_netns = tuple(_DescribedInterface(interface) for interface in facts.interfaces if not interface.same_netns)
     return [*files, FileRequest("net", ("dev",), other_netns)] if other_netns else files
 
 
 def _request(interface: NetworkInterface) -> FileRequest:
-    described = _Described(interface)
+    described = _DescribedInterface(interface)
     if interface.vf is not None:
         return VirtualFunctionRequest("", (*described.counters, "mac"), described, vf=interface.vf)
     return FileRequest(f"/sys/class/net/{interface.name}/statistics", described.counters, described)
@@ -60,7 +63,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
             if any(counter is not None for counter in counters):
                 address = {"mac": mac.decode()} if mac else {}
                 yield _sample(request.subject, _parse_counters(counters) | address)
-        elif isinstance(request.subject, _Described):
+        elif isinstance(request.subject, _DescribedInterface):
             if any(content is not None for content in contents):
                 yield _sample(request.subject, _parse_counters(contents))
         elif contents[0] is not None:
@@ -82,7 +85,7 @@ def _parse_counters(contents: Sequence[bytes | None]) -> Values:
     return {name: number for name, number in numbers if number is not None}
 
 
-def _sample(interface: _Described, values: Values) -> Sample:
+def _sample(interface: _DescribedInterface, values: Values) -> Sample:
     values.update(interface.constants)
     return Sample(NET, interface.labels, values)
 

@@ -29,8 +29,8 @@ _QUERY_STATS = Command("query-blockstats")
 _MAX_REPEATED_IMAGES = 1000
 """Maximum number of images in a reply without `flat`. A backing chain of 44 layers reaches this maximum.
 
-The guest is stopped while QEMU reads the state of each image. This takes 22 s with 215 layers, which are 23,220 images (measured with
-QEMU 7.2 on a busy host).
+The guest is stopped while QEMU reads the state of each image. With 215 layers, which are 23,220 images, this takes 22 s (measured with QEMU
+7.2 on a busy host).
 """
 
 _CHAINS_TOO_LONG = (
@@ -48,7 +48,7 @@ NodesByName = Mapping[str, Mapping[str, Any]]
 def _commands(facts: VmFacts) -> tuple[Command, ...]:
     if facts.repeated_images > _MAX_REPEATED_IMAGES:
         return (_QUERY_STATS,)
-    # With `flat`, QEMU does not repeat the backing chain of each node (QEMU 5.0).
+    # With `flat` (QEMU 5.0), QEMU lists no backing chain for each node.
     return (
         Command("query-named-block-nodes", {"flat": True} if has_flat_argument(facts.version) else None),
         _QUERY_STATS,
@@ -77,7 +77,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 
 def _truncate_names(names: list[str]) -> list[str]:
-    """Return the first names, as many as fit into one field of a record."""
+    """Return as many of the names as fit into one field of a record."""
     ends = accumulate(len(orjson.dumps(name)) + 1 for name in names)
     return [name for name, end in zip(names, ends, strict=True) if end < MAX_DETAIL_BYTES]
 

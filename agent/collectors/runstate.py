@@ -1,4 +1,4 @@
-"""Run state of the guest, and since when: polled at attach, and after STOP, RESUME and similar events."""
+"""Run state of the guest and the time of its last change: polled at attach, and after STOP, RESUME and similar events."""
 
 from collections.abc import Iterable, Sequence
 
@@ -25,7 +25,7 @@ def _derive(before: Poll, now: Poll) -> Sequence[Sample]:
 
 
 def _status_since(before: Sample | None, sample: Sample, now: Poll) -> float:
-    """Return when a poll first showed the present status, in seconds since the epoch. A poll follows each event at once."""
+    """Return when a poll first showed the current status, in seconds since the epoch. The agent polls immediately after each event."""
     if before is not None and before.values.get("status") == sample.values.get("status"):
         since: float = before.values["since_timestamp_seconds"]
         return since

@@ -1,4 +1,4 @@
-"""Requests in the queues of virtio disks, which QEMU reports nowhere else. Off unless the config allows it.
+"""Requests in the queues of virtio disks, which no other command of QEMU reports. The config has to allow this collector.
 
 QEMU's command is unstable (`x-`). For a vhost device, it stops the device's queue to read it. So the agent queries only disks that QEMU
 itself serves, with the type `virtio-blk-device`. It queries them when a disk completes no request, and at each resync.
@@ -25,7 +25,9 @@ _read = FieldReader(VIRTIO_QUEUE)
 
 
 def virtio_paths(blockstats: object) -> list[tuple[str, str]]:
-    """Return the name and the QOM path of each disk that may be a virtio disk. vhost disks have no block statistics.
+    """Return the name and the QOM path of each disk that may be a virtio disk.
+
+    A vhost disk is not among them, because it has no block statistics.
 
     Args:
         blockstats: the reply to query-blockstats.

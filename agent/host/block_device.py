@@ -1,7 +1,7 @@
 """Device number, current size and unique identity of a block device, from sysfs.
 
 QEMU reports the size that the device had when QEMU opened it. After a logical volume is extended, `query-named-block-nodes` still
-reports the old size. After a write beyond the old size, it reports the end of this write as the size (seen on 7.2), so the volume
+reports the old size. After a write beyond the old size, it reports the end of this write as the size (observed with 7.2). So the volume
 always looks full.
 
 The agent's systemd unit hides the nodes in /dev (PrivateDevices). Every process can see the devices in sysfs.
@@ -18,7 +18,7 @@ MAX_IDENTITY_CHARACTERS = 256
 _SYS = Path("/sys")
 
 _mapper_numbers: dict[str, str] = {}
-"""Cache of device numbers by device-mapper name. Each use checks the name in sysfs, because the kernel reuses numbers."""
+"""Cache of device numbers by device-mapper name. Before each use, the name is compared with sysfs, because the kernel reuses numbers."""
 
 
 def device_size(path: str, sys: Path = _SYS) -> int | None:
@@ -29,7 +29,7 @@ def device_size(path: str, sys: Path = _SYS) -> int | None:
         sys: the /sys directory.
 
     Returns:
-        None if the path is ignored, is not a block device, or if the agent cannot see the device, for example in a container.
+        None if the path is ignored or is not a block device, or if the agent cannot see the device, for example in a container.
     """
     number = device_number(path, sys)
     if not number:
@@ -58,7 +58,7 @@ def device_identity(path: str, sys: Path = _SYS) -> str:
 
 
 def stable_device_path(path: str, sys: Path = _SYS) -> str:
-    """Return the path of a device-mapper device with its name, such as `/dev/mapper/vg-lv` for `/dev/dm-7`. Return other paths unchanged.
+    """Return the path of a device-mapper device by its name, such as `/dev/mapper/vg-lv` for `/dev/dm-7`. Return any other path unchanged.
 
     The number in the path is not stable: the kernel may give it to another device after a reboot.
     """
@@ -98,7 +98,7 @@ def _number_by_name(name: str, sys: Path) -> str | None:
         return number
     if name.startswith("mapper/"):
         return _number_by_mapper_name(name.removeprefix("mapper/"), sys)
-    group, slash, volume = name.partition("/")  # LVM doubles the hyphens of both names in the device-mapper name
+    group, slash, volume = name.partition("/")  # in the device-mapper name, LVM doubles each hyphen of the two names
     return _number_by_mapper_name("-".join(part.replace("-", "--") for part in (group, volume)), sys) if slash else None
 
 

@@ -1,4 +1,7 @@
-"""A child process that answers requests line by line. A child that hangs on storage cannot be killed, so no call depends on its exit."""
+"""A child process that answers requests line by line.
+
+No call waits for its exit, because a child that hangs on storage cannot be killed.
+"""
 
 import asyncio
 import contextlib
@@ -10,7 +13,7 @@ from pathlib import Path
 from typing import Self, cast
 
 START_SECONDS = 30.0
-"""How long a child may take to start. On a busy host Python takes seconds."""
+"""How long a child may take to start. On a busy host, Python takes seconds to start."""
 
 EXIT_SECONDS = 2.0
 """How long to wait for the exit of a killed child. A child that hangs on storage exits only after the storage answers."""
@@ -49,7 +52,7 @@ class _LineProtocol(asyncio.SubprocessProtocol):
         self._arrived.set()
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002 - the child has exited
-        """Handle the close of a pipe."""
+        """Handle a pipe that was closed."""
         self._ended = True
         self._arrived.set()
 
@@ -81,7 +84,7 @@ class ChildProcess:
         Raises:
             ChildError: The program cannot be started, or is not ready within `START_SECONDS`.
         """
-        # -I and -S skip the search path and site-packages, which take most of Python's start time.
+        # -I and -S skip the module search path and site-packages, which take most of the start time.
         command = (sys.executable, "-I", "-S", os.fspath(program), *arguments)
         pipe = asyncio.subprocess.PIPE
         try:
@@ -111,7 +114,7 @@ class ChildProcess:
 
     def send(self, data: bytes) -> None:
         """Send requests. If the child has exited, the next `read_line` raises."""
-        # uvloop's transport is a WriteTransport by behaviour, not by class.
+        # uvloop's transport behaves like a WriteTransport, but is no instance of that class.
         pipe = cast("asyncio.WriteTransport | None", self._transport.get_pipe_transport(0))
         if pipe is not None and not pipe.is_closing():
             pipe.write(data)

@@ -32,7 +32,7 @@ class DeviceActivity:
 
     @property
     def is_suspect(self) -> bool:
-        """True if the device may hang. The caller then has to read it again."""
+        """True if the device may hang. The caller has to read its activity again to be sure."""
         return self.suspended or self.state in HANGING_STATES or self.in_flight > 0
 
 
@@ -55,13 +55,13 @@ def read_activity(number: str, sys: Path = _SYS) -> DeviceActivity | None:
     return DeviceActivity(in_flight, completed, next(filter(None, states), ""), suspended)
 
 
-def failure_of(activity: DeviceActivity) -> str:
+def describe_failure(activity: DeviceActivity) -> str:
     """Return why all requests of a device fail; empty if they do not fail."""
     return f"the device is {activity.state}, and its requests fail" if activity.state in FAILED_STATES else ""
 
 
-def silence_of(before: DeviceActivity, after: DeviceActivity, seconds: float) -> str:
-    """Return why a device does not answer; empty if it answers or has no request.
+def describe_silence(before: DeviceActivity, after: DeviceActivity, seconds: float) -> str:
+    """Return why a device does not answer. Return an empty text if it answers or has no request.
 
     Args:
         before: the activity at one time.

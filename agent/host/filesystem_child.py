@@ -1,7 +1,8 @@
 """Program of a child process that reads file systems. A file system that does not answer blocks the child instead of the agent.
 
 It reads requests from standard input, one per line: `statfs PATH` or `realpath PATH`, with the path as hexadecimal digits. For each request
-it writes one line: `ok` and the result, or `error` and the errno. It imports nothing of the agent, so that it starts fast and stays small.
+it writes one line: `ok` and the result, or `error` and the errno. It imports no module of the agent, so that it starts fast and stays
+small.
 """
 
 import errno
@@ -10,17 +11,20 @@ import sys
 
 BTRFS = "/sys/fs/btrfs"
 PENDING_FILES = ("allocation/data/bytes_may_use", "allocation/data/bytes_reserved")
-"""Files with the number of bytes that were written to a Btrfs but do not count as used yet. Every user may read them.
+"""Files with the number of bytes that were written to a Btrfs and do not count as used yet. Every user may read them.
 
-Btrfs counts data as used only after writing it back, up to 30 s later. ext4, XFS and tmpfs count written data at once.
+Btrfs counts data as used only after it has written the data to disk, up to 30 s later. ext4, XFS and tmpfs count written data at once.
 """
 
 MAX_TRIES = 4
-"""Maximum number of reads of one Btrfs. Data that becomes used during a read may count twice or not at all, so the read is repeated."""
+"""Maximum number of reads of one Btrfs.
+
+A read is repeated if data became used during the read, because such data may count twice or not at all.
+"""
 
 
 def btrfs_id(fsid: int, directory: str = BTRFS) -> str:
-    """Return the UUID of the mounted Btrfs with this `f_fsid`; empty if there is none, because it is another type of file system.
+    """Return the UUID of the mounted Btrfs with this `f_fsid`. Return an empty text for another type of file system.
 
     The lower half of `f_fsid` is computed from the UUID, the upper half also from the subvolume (fs/btrfs/super.c: btrfs_statfs).
     """
@@ -35,7 +39,7 @@ def btrfs_id(fsid: int, directory: str = BTRFS) -> str:
     return ""
 
 
-def btrfs_pending(name: str, directory: str = BTRFS) -> int:
+def read_btrfs_pending_bytes(name: str, directory: str = BTRFS) -> int:
     """Return the written bytes of a Btrfs that statvfs does not count as used yet; 0 if they are unknown."""
     pending = 0
     for file in PENDING_FILES:
@@ -47,15 +51,15 @@ def btrfs_pending(name: str, directory: str = BTRFS) -> int:
     return pending
 
 
-def figures_of(path: str) -> "tuple[int, int, int, int, int]":
+def read_figures(path: str) -> "tuple[int, int, int, int, int]":
     """Return size, free bytes, free bytes without privileges, inodes and free inodes of the file system of a path."""
     stat = os.statvfs(path)
     pending = 0
     name = btrfs_id(stat.f_fsid)
     for _ in range(MAX_TRIES if name else 0):
-        pending = btrfs_pending(name)
+        pending = read_btrfs_pending_bytes(name)
         stat = os.statvfs(path)
-        pending_after = btrfs_pending(name)
+        pending_after = read_btrfs_pending_bytes(name)
         if pending == pending_after:
             break
         pending = min(pending, pending_after)
@@ -70,7 +74,7 @@ def answer_request(request: bytes) -> str:
     try:
         if operation == b"realpath":
             return f"ok {os.path.realpath(path, strict=True).hex()}"
-        return "ok {} {} {} {} {}".format(*figures_of(os.fsdecode(path)))
+        return "ok {} {} {} {} {}".format(*read_figures(os.fsdecode(path)))
     except OSError as error:
         return f"error {error.errno or 0}"
     except ValueError:

@@ -1,7 +1,7 @@
 """Reads file systems through a child process, because a system call on a hung file system would block the agent.
 
-One child answers all requests in order. If an answer is late, the child keeps waiting for that mount, and a new child takes the other
-requests. Until the mount answers, further requests for it fail, so at most one request for a mount is in flight.
+One child answers all requests in order. If an answer is late, this child keeps waiting for the mount, and a new child answers the other
+requests. Until the mount answers, further requests for it fail. So at most one request for each mount is in flight.
 """
 
 import asyncio
@@ -116,14 +116,14 @@ class FileSystemReader:
         return list(self._silent_since)
 
     def is_unresponsive(self, mount: str) -> bool:
-        """Return whether the mount has not answered within the deadline. Return False while the child waits only for a CPU."""
+        """Return whether the mount has missed the deadline. While the child only waits for a CPU, return False."""
         silent = self.silent_seconds(mount)
         if silent is None or silent < self._deadline_seconds - CLOCK_SECONDS:
             return False
         return mount not in self._waiting or not _is_runnable(self._waiting[mount][0].pid)
 
     def silent_seconds(self, mount: str) -> float | None:
-        """Return for how many seconds a suspect mount has not answered; None if the mount is not suspect."""
+        """Return how long a suspect mount has not answered, in seconds. Return None if the mount is not suspect."""
         since = self._silent_since.get(mount)
         return None if since is None else time.monotonic() - since
 
@@ -170,7 +170,7 @@ class FileSystemReader:
             self._serving = asyncio.create_task(self._serve_queue(), name="read file systems")
         try:
             async with asyncio.timeout(self._deadline_seconds):
-                answer = await request.answer  # a timeout cancels it, so a late answer or error is ignored
+                answer = await request.answer  # a timeout cancels the future, so a late answer is ignored
         except TimeoutError:
             cause = f"{path}: the file system did not answer within {self._deadline_seconds:g} s"
             if not self.is_unresponsive(mount):
@@ -187,7 +187,7 @@ class FileSystemReader:
     async def _serve_queue(self) -> None:
         """Pass the queued requests to a child until the queue is empty."""
         try:
-            while batch := self._take_batch():
+            while batch := self._next_batch():
                 try:
                     if self._child is None:
                         self._child = await ChildProcess.start(self._program)
@@ -202,7 +202,7 @@ class FileSystemReader:
         finally:
             self._serving = None
 
-    def _take_batch(self) -> list[_Request]:
+    def _next_batch(self) -> list[_Request]:
         batch: list[_Request] = []
         while self._queue and len(batch) < MAX_BATCH_REQUESTS:
             request = self._queue.popleft()
@@ -224,7 +224,7 @@ class FileSystemReader:
                 async with asyncio.timeout(self._slow_seconds):
                     line = await child.read_line()
             except TimeoutError:
-                self._leave_waiting(child, request)
+                self._let_child_wait(child, request)
                 self._queue.extendleft(reversed(batch[index + 1 :]))
                 return
             self._set_answer(request, line)
@@ -234,8 +234,8 @@ class FileSystemReader:
         if not request.answer.done():
             request.answer.set_result(line)
 
-    def _leave_waiting(self, child: ChildProcess, request: _Request) -> None:
-        """Mark the mount as suspect, and let the child wait for its answer."""
+    def _let_child_wait(self, child: ChildProcess, request: _Request) -> None:
+        """Mark the mount as suspect, and let the child wait for the mount's answer."""
         self._child = None
         self._silent_since[request.mount] = request.sent_at
         if len(self._waiting) < MAX_WAITING:
@@ -256,7 +256,7 @@ class FileSystemReader:
         else:
             self._set_answer(request, line)
         finally:
-            child.kill()  # further requests are still in its standard input
+            child.kill()  # its standard input still contains further requests
             self._waiting.pop(request.mount, None)
             self._clear_suspect(request.mount)
 

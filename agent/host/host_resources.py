@@ -1,6 +1,6 @@
 """Reads the host's CPUs, memory, swap, huge pages, KSM, load and pressure. A value that the kernel does not have is absent.
 
-The calls block, because under LXC a file system in user space can provide files such as /proc/meminfo.
+The calls may block: under LXC, a FUSE file system can provide files such as /proc/meminfo.
 """
 
 import re
@@ -56,7 +56,7 @@ def read_host(root: Path = ROOT) -> HostReading:
     if (load := _LOAD.match(_read(root / "proc/loadavg") or b"")) is not None:
         values["load_1m"] = float(load[1])
     if (ksm := parse_number((_read(root / "sys/kernel/mm/ksm/run") or b"").strip())) is not None:
-        values["ksm_running"] = ksm == 1  # with 2, KSM separates the merged pages again
+        values["ksm_running"] = ksm == 1  # the value 2 means that KSM separates the merged pages
     if (cpus := parse_cpu_list((_read(root / "sys/devices/system/cpu/online") or b"").decode("ascii", "replace"))) > 0:
         values["online_cpus"] = cpus
     return HostReading(values, _read_hugepages(root / _HUGEPAGES))
@@ -102,7 +102,7 @@ def _size_name(kibibytes: int) -> str:
 
 
 def _read(path: Path) -> bytes | None:
-    """Return the content of a file; None if it cannot be read. Without PSI, a kernel may refuse to read a file that exists."""
+    """Return the content of a file; None if it cannot be read. A kernel without PSI may have the files of PSI and refuse to read them."""
     try:
         with path.open("rb") as file:
             return file.read(MAX_BYTES)

@@ -24,7 +24,7 @@ MAX_QUOTA_DEPTH = 64
 """Maximum number of parent directories that are checked for a quota."""
 
 KEEP_SECONDS = 600.0
-"""How long the location of a directory is cached. Later it is found again, because an administrator may have set a quota."""
+"""How long the location of a directory is cached. After that, the directory is read again, because it may have a new quota."""
 
 MAX_CACHED = 4096
 
@@ -37,12 +37,12 @@ class _DirectoryLocation(NamedTuple):
 
     Attributes:
         mount: the mount that contains the directory.
-        shared: the agent's path of the mount point or of the directory with the quota.
-        is_quota: whether `shared` is the directory of a quota.
+        agent_path: the agent's path of the mount point or of the directory with the quota.
+        is_quota: whether `agent_path` is the directory of a quota.
     """
 
     mount: Mount
-    shared: str
+    agent_path: str
     is_quota: bool = False
 
 
@@ -139,9 +139,11 @@ class ImageLocator:
         self._cache: dict[tuple[str, str], tuple[float, _DirectoryLocation]] = {}
         self._targets: dict[
             tuple[str, str], tuple[float, str]
-        ] = {}  # an image may be a symbolic link to another file system
+        ] = {}  # separate from the directories, because an image may be a symbolic link to another file system
 
-    def known_location(self, tables: MountTables | None, driver: str, path: str) -> ImageLocation | UnknownPool | None:
+    def location_without_io(
+        self, tables: MountTables | None, driver: str, path: str
+    ) -> ImageLocation | UnknownPool | None:
         """Return the location of an image without access to its file system.
 
         Args:
@@ -167,19 +169,19 @@ class ImageLocator:
     def _cached_location(
         self, tables: MountTables, mount: Mount, driver: str, local: str
     ) -> ImageLocation | UnknownPool | None:
-        """Return the location of a file from the caches; None if its file system has to be read first."""
+        """Return the location of a file from the caches. Return None if the file system has to be read first."""
         directory = _path_for_agent(tables, mount, _directory_of_image(mount, local))
         kept = self._cache.get((mount.device, directory))
         link = self._targets.get((mount.device, _path_of_image(directory, mount, local)))
         if kept is None or link is None or time.monotonic() - min(kept[0], link[0]) >= KEEP_SECONDS:
             return None
         if link[1]:
-            return self.known_location(MountTables(tables.pid, tables.agent, tables.agent), driver, link[1])
+            return self.location_without_io(MountTables(tables.pid, tables.agent, tables.agent), driver, link[1])
         return _build_location(driver, local, kept[1])
 
     async def locate(self, tables: MountTables | None, driver: str, path: str) -> ImageLocation | UnknownPool:
-        """Return the location of an image, and read its file system if necessary. `known_location` describes the arguments."""
-        known, local = self.known_location(tables, driver, path), local_path(driver, path)
+        """Return the location of an image, and read its file system if necessary. `location_without_io` describes the arguments."""
+        known, local = self.location_without_io(tables, driver, path), local_path(driver, path)
         if known is not None or tables is None or isinstance(local, UnknownPool):
             return known or UnknownPool("the process of the VM is unknown")
         mount = mount_of(tables.qemu, local)
@@ -188,7 +190,7 @@ class ImageLocator:
             location = await self._locate_directory(tables, mount, _directory_of_image(mount, local))
             target = await self._resolve_link(tables, mount, local)
         except PoolUnresponsiveError:
-            return ImageLocation(driver, local, mount, mount.point)
+            return ImageLocation(driver, local, mount, mount.mount_point)
         except PoolReadError as error:
             return UnknownPool(f"{error}: the agent needs search permission, or the same mount in its container")
 
@@ -215,7 +217,7 @@ class ImageLocator:
             except PoolUnresponsiveError:
                 raise
             except PoolReadError:
-                pass  # the image was deleted, and QEMU still has it open
+                pass  # the image was deleted while QEMU has it open
         if len(self._targets) >= MAX_CACHED:
             self._targets.clear()
         self._targets[mount.device, path] = time.monotonic(), target
@@ -230,28 +232,33 @@ class ImageLocator:
         """
         path = _path_for_agent(tables, mount, directory)
         prefix = path.removesuffix(directory) if path.startswith(f"/proc/{tables.pid}/root/") else ""
-        # Read the mount point first. If the mount hangs, this request fails under the mount's name. The request for the directory
-        # has another name, so the reader would count the directory as a second suspect mount.
-        await self._reader.statvfs(f"{prefix}{mount.point}" if prefix or path == directory else path, mount.device)
+        # Read the mount point first. If the mount hangs, this request fails, and the reader marks this mount as suspect. A request for the
+        # directory would make the reader mark the directory as a second suspect mount.
+        await self._reader.statvfs(
+            f"{prefix}{mount.mount_point}" if prefix or path == directory else path, mount.device
+        )
         real = await self._reader.realpath(path, f"path:{path}")
         if prefix:
-            found = _DirectoryLocation(mount, f"{prefix}{mount.point}")
+            found = _DirectoryLocation(mount, f"{prefix}{mount.mount_point}")
         else:
             own_mount = mount_of(tables.agent, real) or mount
-            shared = await self._find_quota_directory(own_mount, real)
-            found = _DirectoryLocation(own_mount, shared, shared != own_mount.point)
+            agent_path = await self._find_quota_directory(own_mount, real)
+            found = _DirectoryLocation(own_mount, agent_path, agent_path != own_mount.mount_point)
         if len(self._cache) >= MAX_CACHED:
             self._cache.clear()
         self._cache[mount.device, path] = time.monotonic(), found
         return found
 
     async def _find_quota_directory(self, mount: Mount, directory: str) -> str:
-        """Return the topmost parent directory with the same size in statvfs. It is the directory of the quota, or the mount point."""
+        """Return the topmost parent directory for which statvfs reports the same size.
+
+        It is the directory of the quota, or the mount point.
+        """
         own = await self._reader.statvfs(directory, mount.device)
         top = directory
         for _ in range(MAX_QUOTA_DEPTH):
             above = _parent_directory(top)
-            if top == mount.point or len(above) < len(mount.point):
+            if top == mount.mount_point or len(above) < len(mount.mount_point):
                 break
             figures = await self._reader.statvfs(above, mount.device)
             if (figures.size_bytes, figures.inodes) != (own.size_bytes, own.inodes):
@@ -262,12 +269,12 @@ class ImageLocator:
 
 def _directory_of_image(mount: Mount, path: str) -> str:
     """Return the directory of an image. If the image itself is a mount point, such as a FUSE export, return the image's path."""
-    return path if mount.point == path else _parent_directory(path)
+    return path if mount.mount_point == path else _parent_directory(path)
 
 
 def _path_of_image(directory: str, mount: Mount, path: str) -> str:
-    """Return the agent's path of an image, given the agent's path of the image's directory."""
-    return directory if mount.point == path else f"{directory.rstrip('/')}/{path.rpartition('/')[2]}"
+    """Return an image's path in the agent's mount namespace, given the path of its directory there."""
+    return directory if mount.mount_point == path else f"{directory.rstrip('/')}/{path.rpartition('/')[2]}"
 
 
 def _parent_directory(path: str) -> str:
@@ -275,12 +282,15 @@ def _parent_directory(path: str) -> str:
 
 
 def _build_location(driver: str, path: str, directory: _DirectoryLocation) -> ImageLocation:
-    quota = directory.shared if directory.is_quota else ""
-    return ImageLocation(driver, path, directory.mount, directory.shared, quota)
+    quota = directory.agent_path if directory.is_quota else ""
+    return ImageLocation(driver, path, directory.mount, directory.agent_path, quota)
 
 
 def _path_for_agent(tables: MountTables, mount: Mount, directory: str) -> str:
-    """Return the agent's path of a directory of QEMU. If the agent lacks the mount, it is a path in /proc/PID/root."""
+    """Return the path in the agent's mount namespace of a directory of QEMU.
+
+    If the agent lacks the mount, return a path in /proc/PID/root.
+    """
     own = _path_in_agent_namespace(tables.agent, mount, directory)
     return f"/proc/{tables.pid}/root{directory}" if own is None else own
 
@@ -288,13 +298,13 @@ def _path_for_agent(tables: MountTables, mount: Mount, directory: str) -> str:
 def _path_in_agent_namespace(own: tuple[Mount, ...], mount: Mount, path: str) -> str | None:
     """Return the path of QEMU's file in the agent's mount namespace; None if no mount of the agent contains the file."""
     same = mount_of(own, path)
-    if same is not None and (same.device, same.root, same.point) == (mount.device, mount.root, mount.point):
+    if same is not None and (same.device, same.root, same.mount_point) == (mount.device, mount.root, mount.mount_point):
         return path
-    inside = _join_paths(mount.root, path[len(mount.point.rstrip("/")) :])
+    inside = _join_paths(mount.root, path[len(mount.mount_point.rstrip("/")) :])
     for candidate in own:
         root = candidate.root.rstrip("/")
         if candidate.device == mount.device and (inside == root or inside.startswith(f"{root}/")):
-            return _join_paths(candidate.point, inside[len(root) :])
+            return _join_paths(candidate.mount_point, inside[len(root) :])
     return None
 
 

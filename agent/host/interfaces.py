@@ -24,8 +24,8 @@ def interfaces_of(process: Process, nics: Mapping[str, Nic]) -> tuple[NetworkInt
 
     Args:
         process: the process.
-        nics: the guest's network cards by MAC address in lower case. A macvtap has the address of its card. The address of a tap that
-            libvirt created differs from its card's address only in the first byte.
+        nics: the guest's network cards by MAC address in lower case. A macvtap has the address of its card. If libvirt created a tap, the
+            tap's address differs from the card's address only in the first byte.
 
     Returns:
         An empty tuple if the agent has no permission to read the process's file descriptors.
@@ -37,7 +37,7 @@ def interfaces_of(process: Process, nics: Mapping[str, Nic]) -> tuple[NetworkInt
     for name, kind in sorted(kinds.items()):
         values = {"kind": kind, **(_nic_of_interface(process, name, nics) if same_netns else {})}
         result.append(NetworkInterface(name, values, directions_swapped=kind == "tap", same_netns=same_netns))
-    return (*result, *_passed_through(process, targets.values()))
+    return (*result, *_find_passed_through_functions(process, targets.values()))
 
 
 def descriptor_targets(process: Process) -> dict[str, str]:
@@ -46,8 +46,11 @@ def descriptor_targets(process: Process) -> dict[str, str]:
     return {descriptor: process.read_link(f"fd/{descriptor}") or "" for descriptor in descriptors}
 
 
-def _passed_through(process: Process, targets: Iterable[str]) -> Iterator[NetworkInterface]:
-    """Yield the virtual functions whose physical functions are in the agent's network namespace. The process may be in another one."""
+def _find_passed_through_functions(process: Process, targets: Iterable[str]) -> Iterator[NetworkInterface]:
+    """Yield the virtual functions whose physical functions are in the agent's network namespace.
+
+    The process may be in another namespace.
+    """
     functions = find_virtual_functions(process, targets)
     ids = passthrough_device_ids((process.read("cmdline") or "").split("\0")) if functions else {}
     for vf in functions:
@@ -66,7 +69,9 @@ def _find_interfaces(process: Process, targets: Mapping[str, str], *, same_netns
             name = next((line.split()[1] for line in lines if line.startswith("iff:") and len(line.split()) == 2), "")
             if _INTERFACE_NAME.fullmatch(name):
                 yield name, "tap"
-        elif same_netns and re.fullmatch(r"/dev/tap\d+", target):  # each network namespace has its own numbers
+        elif same_netns and re.fullmatch(
+            r"/dev/tap\d+", target
+        ):  # each network namespace numbers its interfaces itself
             macvtaps = _interface_names_by_index(process) if macvtaps is None else macvtaps
             if (index := target.removeprefix("/dev/tap")) in macvtaps:
                 yield macvtaps[index], "macvtap"

@@ -1,6 +1,7 @@
 """Finds libvirt's daemons in /proc, on the host and inside containers, and the QEMUs in their pid namespaces. The calls block.
 
-A scan reads only the names of new processes, so it costs little more than a listing of /proc. The agent uses only a socket that the daemon
+A scan reads only the names of new processes, so it takes little longer than a listing of /proc. The agent uses only a socket that the
+daemon
 itself has open, because two containers may share a directory. It reaches a daemon inside a container through /proc/PID/root. A container
 may contain any symbolic links, so the agent resolves them itself and never leaves the container.
 """
@@ -30,10 +31,10 @@ MAX_TABLE_BYTES = 16 << 20
 """Maximum number of bytes to read from the kernel's table of Unix sockets. A line has about 100 bytes."""
 
 SETTLE_SECONDS = 10.0
-"""How long a process's name is read again in each scan, because a new process may still start another program."""
+"""How long the name of a new process is read in each scan, because the process may still execute another program."""
 
 FULL_SCAN_SECONDS = 60.0
-"""Time between two scans that read the names of all processes, because the kernel reuses process IDs."""
+"""Time between two scans that read the names of all processes. They are needed because the kernel reuses process IDs."""
 
 MAX_DAEMONS = 1024
 """Maximum number of daemons. Further daemons are counted, but not used."""
@@ -72,7 +73,7 @@ class LibvirtProcess:
 
     @property
     def key(self) -> tuple[int | None, str]:
-        """Identity of the place that the daemon runs in. A daemon that is started again in the same container has the same key."""
+        """Identity of the daemon across restarts. A daemon that is started again in the same container has the same key."""
         return self.mount_namespace, self.socket
 
     @property
@@ -130,7 +131,7 @@ class LibvirtScanner:
                 self._daemons[pid] = daemon
         daemons: dict[tuple[int | None, str], LibvirtProcess] = {}
         ignored = 0
-        # A daemon forks before it starts a QEMU, and the child has the same files open. So the oldest process is the daemon.
+        # To start a QEMU, a daemon forks, and the child has the same files open. So the oldest of these processes is the daemon.
         for pid in sorted(self._daemons, key=lambda pid: (start_ticks(pid, self._proc), pid)):
             daemon = self._daemons[pid]
             if daemon.key in daemons:
@@ -172,7 +173,7 @@ class LibvirtScanner:
         self._qemus.pop(pid, None)
 
     def _find_daemon(self, pid: int, name: str) -> tuple[LibvirtProcess | None, bool]:
-        """Return a daemon, or None if its socket is not found; and whether the agent may list the daemon's open files."""
+        """Return a daemon, or None if its socket is not found. Also return whether the agent may list the daemon's open files."""
         uids = self._find_user(pid)
         if uids is None:
             return None, True
@@ -218,7 +219,10 @@ class LibvirtScanner:
                     yield fields[7]
 
     def _find_user(self, pid: int) -> tuple[int, bool] | None:
-        """Return the user id of a process in its own user namespace, and whether that user is root there; None if it has ended."""
+        """Return the user id of a process in its user namespace, and whether this user is root there.
+
+        Return None if the process has ended.
+        """
         match = re.search(rb"^Uid:\s+\d+\s+(\d+)", read_file(self._proc / str(pid) / "status"), re.MULTILINE)
         if match is None:
             return None
@@ -231,7 +235,7 @@ class LibvirtScanner:
         return uid, uid == 0
 
     def _container_name(self, pid: int) -> str:
-        """Return the pod's name from the process's environment; without a pod, a text with the process ID."""
+        """Return the pod's name from the process's environment. Without a pod, return a text with the process ID."""
         for entry in read_file(self._proc / str(pid) / "environ").split(b"\0"):
             name, _, value = entry.partition(b"=")
             if name in {b"POD_NAME", b"HOSTNAME"} and re.fullmatch(rb"[a-z0-9][a-z0-9.-]{0,252}", value):
@@ -250,10 +254,13 @@ class QemuIndex:
         self._pids: dict[str, list[int]] = {}
 
     def pid_of(self, uuid: str) -> int | None:
-        """Return the process ID of a VM's QEMU; None unless exactly one QEMU has this UUID. The call blocks for some milliseconds."""
+        """Return the process ID of the only QEMU with this UUID; None if there is none, or more than one.
+
+        The call blocks for some milliseconds.
+        """
         called_at = time.monotonic()
         if not self._lock.acquire(timeout=INDEX_SECONDS):
-            return None  # the scan of another thread hangs
+            return None  # another thread's scan hangs
         try:
             # QEMU may have started after the last scan.
             is_missing = uuid.lower() not in self._pids and self._scanned_at < called_at

@@ -21,17 +21,17 @@ class Mount:
         parent: Id of the parent mount, which contains the mount point.
         device: `major:minor` of the file system. Bind mounts of a file system have the same number.
         root: Directory inside the file system that is mounted; `/` except for a bind mount or a subvolume.
-        point: Mount point in the process's mount namespace.
+        mount_point: Mount point in the process's mount namespace.
         type: File system type, such as `xfs` or `fuse.sshfs`.
         source: Source of the mount, such as `/dev/sda1`, `server:/export` or `tank/vm`.
-        read_only: Whether the file system itself is read-only, and not only this mount of it.
+        read_only: Whether the file system itself is read-only. A read-only mount of a writable file system does not count.
     """
 
     id: int
     parent: int
     device: str
     root: str
-    point: str
+    mount_point: str
     type: str
     source: str
     read_only: bool = False
@@ -52,22 +52,24 @@ def _parse_line(line: str) -> Mount | None:
     fields, rest = front.split(" "), back.split(" ")
     if len(fields) < 6 or len(rest) < 2 or not (fields[0].isdecimal() and fields[1].isdecimal()):
         return None
-    root, point, kind, source = map(_unescape, (fields[3], fields[4], rest[0], rest[1]))
+    root, mount_point, kind, source = map(_unescape, (fields[3], fields[4], rest[0], rest[1]))
     read_only = len(rest) > 2 and not READ_ONLY_OPTIONS.isdisjoint(rest[2].split(","))
-    return Mount(int(fields[0]), int(fields[1]), fields[2], root, point, kind, source, read_only)
+    return Mount(int(fields[0]), int(fields[1]), fields[2], root, mount_point, kind, source, read_only)
 
 
 def mount_of(mounts: Sequence[Mount], path: str) -> Mount | None:
     """Return the mount that contains an absolute path; None if no mount has the mount point `/`.
 
-    Search from the root mount to its child mounts, like the kernel's path lookup. So this never returns a mount that a later mount
-    on a parent directory hides.
+    The search goes from the root mount to its child mounts, like the kernel's path lookup. So it never returns a mount that is hidden by a
+    later mount on a parent directory.
 
     Args:
         mounts: All mounts of the mount namespace.
         path: An absolute path without `..`. Symbolic links are not followed.
     """
-    on_path = [mount for mount in mounts if mount.point in ("/", path) or path.startswith(f"{mount.point}/")]
+    on_path = [
+        mount for mount in mounts if mount.mount_point in ("/", path) or path.startswith(f"{mount.mount_point}/")
+    ]
     ids = {mount.id for mount in on_path}
     below = next((mount for mount in on_path if mount.parent not in ids or mount.parent == mount.id), None)
     current = None
@@ -75,5 +77,5 @@ def mount_of(mounts: Sequence[Mount], path: str) -> Mount | None:
         current = below
         on_path.remove(current)
         children = [mount for mount in on_path if mount.parent == current.id]
-        below = min(children, key=lambda mount: len(mount.point), default=None)
+        below = min(children, key=lambda mount: len(mount.mount_point), default=None)
     return current

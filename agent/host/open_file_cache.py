@@ -15,11 +15,13 @@ READ_BYTES = 4096
 """Size of the first read of a file. Most files are shorter."""
 
 SHORT_BYTES = 2048
-"""A read that returns fewer bytes than this has reached the end of the file, because the kernel fills a page with whole lines
-(fs/seq_file.c, Linux 2.6 to 6.18)."""
+"""If a read returns fewer bytes than this, it has reached the end of the file.
+
+The kernel fills each page with as many whole lines as fit (fs/seq_file.c, Linux 2.6 to 6.18).
+"""
 
 _RESERVED_DESCRIPTORS = 256
-"""Descriptors that are reserved for other parts of the agent, in addition to half of the limit."""
+"""Number of descriptors that other parts of the agent may use, in addition to half of the limit."""
 
 
 class DescriptorBudget:
@@ -40,7 +42,7 @@ class DescriptorBudget:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return cls(max(0, soft - _RESERVED_DESCRIPTORS) // 2)
 
-    def take(self) -> bool:
+    def reserve(self) -> bool:
         """Count one more open descriptor; return False if the limit is reached."""
         if self.used >= self.limit:
             return False
@@ -79,7 +81,7 @@ class OpenFileCache:
                 try:
                     contents.append(_read(descriptor, names[index]))
                     continue
-                except OSError:  # the process, thread or interface is gone, and another one may have its name
+                except OSError:  # the process, thread or interface has ended, and a new one may have the same name
                     self._close_one(known[1], index)
             contents.append(self._open_and_read(directory, names[index], known[1], index))
         return contents
@@ -95,7 +97,7 @@ class OpenFileCache:
         except OSError:
             os.close(descriptor)
             return None
-        if self._budget.take():
+        if self._budget.reserve():
             descriptors[index] = descriptor
         else:
             os.close(descriptor)
@@ -130,5 +132,5 @@ def _read(descriptor: int, name: str) -> bytes:
     """Return the content of an open file, or the number of entries of an open directory."""
     if not name.endswith("/"):
         return read_from_start(descriptor)
-    # From Linux 6.2 on, the size of `fd` is the number of descriptors.
+    # Since Linux 6.2, stat reports the number of descriptors as the size of `fd`.
     return b"%d" % (os.fstat(descriptor).st_size or len(os.listdir(descriptor)))

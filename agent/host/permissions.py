@@ -1,4 +1,7 @@
-"""Permission of the agent's user to connect to a socket, checked by the kernel as that user, and the shell commands that grant it."""
+"""Checks whether the agent's user may connect to a socket, and returns the shell commands that grant the permission.
+
+The kernel makes the check for that user.
+"""
 
 import contextlib
 import grp
@@ -32,7 +35,7 @@ class User:
 
 
 def agent_user(name: str | None = None, proc: Path = PROC) -> User:
-    """Return the user that the agent runs as.
+    """Return the user of a running agent, or of the agent that will run.
 
     Args:
         name: the user's name. None stands for the user of a running agent. If no agent runs, None stands for `qmp-agent`, or for the
@@ -52,12 +55,12 @@ def agent_user(name: str | None = None, proc: Path = PROC) -> User:
             raise
     else:
         return User(entry.pw_name, entry.pw_uid, frozenset(os.getgrouplist(entry.pw_name, entry.pw_gid)))
-    # The user does not exist, because the agent's Debian package is not installed.
+    # The user of the agent's Debian package does not exist.
     return User(_user_name(os.geteuid()), os.geteuid(), frozenset({os.getegid(), *os.getgroups()}))
 
 
 def process_user(pid: int, proc: Path = PROC) -> User:
-    """Return the user of a process; its name is empty if it is unknown."""
+    """Return the user of a process. If it is unknown, its name is empty."""
     return _read_process_user(pid, proc) or User("", -1, frozenset())
 
 
@@ -140,7 +143,7 @@ def describe_denial(path: Path, user: User) -> str:
 
 
 def fix_commands(path: Path, user: User, *, recreated: bool = True) -> list[str]:
-    """Return the shell commands that let a user enter a directory or connect to a socket; none if the path does not exist.
+    """Return the shell commands that let a user enter a directory or connect to a socket. Return none if the path does not exist.
 
     Args:
         path: the directory or the socket.

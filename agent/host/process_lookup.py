@@ -1,8 +1,8 @@
 """Identifies the QEMU process behind a monitor, at each attach, from the socket's owner and from QEMU's thread ids.
 
 The socket's owner is the process that opened the other end of the monitor's socket (SO_PEERCRED). This may be a manager that passed the
-socket to QEMU. QEMU reports the ids of its vCPU threads and iothreads. A QEMU in a pid namespace reports the ids of that namespace, and
-other threads may have these ids on the host. So the agent checks the owner and the thread ids.
+socket to QEMU. QEMU reports the ids of its vCPU threads and iothreads. A QEMU in a pid namespace reports the ids of that namespace. On the
+host, other threads may have these ids. So neither the owner nor the thread ids are enough, and the agent checks both.
 """
 
 import os
@@ -73,7 +73,7 @@ def find_process(socket_owner: int | None, threads: Sequence[int], root: Path = 
 
 
 def _process_by_pid(pid: int, threads: Sequence[int], root: Path) -> Process | None:
-    """Return this process if it has all these threads. If `threads` is empty, return it if its name is QEMU's. Otherwise return None."""
+    """Return this process if it has all these threads; else None. If `threads` is empty, the process's name has to be QEMU's."""
     try:
         process = Process(pid, root)
     except OSError:
@@ -85,14 +85,15 @@ def _process_by_pid(pid: int, threads: Sequence[int], root: Path) -> Process | N
 
 
 def _process_by_threads(threads: Sequence[int], root: Path) -> Process | None:
-    """Return the process with these threads, if its name is QEMU's and it is in the agent's pid namespace; else None.
+    """Return the QEMU in the agent's pid namespace that has these threads; None if there is none.
 
-    Thread ids alone are not enough, because another process's threads on the host may have the same ids as in a pid namespace.
+    The process's name has to be QEMU's. Thread ids alone are not enough: threads of another process may have the same ids, if QEMU is in
+    another pid namespace.
     """
     if not threads:
         return None
     try:
-        first = Process(threads[0], root)  # /proc has an unlisted directory for each thread
+        first = Process(threads[0], root)  # /proc has a directory for each thread, which a listing does not show
     except OSError:
         return None
     leader = _TGID.search(first.read("status") or "")
@@ -111,7 +112,10 @@ def _looks_like_qemu(process: Process) -> bool:
 
 
 def _ids_in_pid_namespaces(status: str | None) -> list[int]:
-    """Return a thread's ids in its pid namespaces, from a `status` file (Linux 4.1): the agent's first, the innermost last."""
+    """Return a thread's id in each of its pid namespaces, from a `status` file (Linux 4.1).
+
+    The first is that in the agent's namespace, the last that in the innermost namespace.
+    """
     line = next((line for line in (status or "").splitlines() if line.startswith("NSpid:")), "")
     return [int(part) for part in line.split()[1:] if part.isdecimal()]
 
@@ -146,9 +150,9 @@ def _cgroup_name(process: Process) -> str:
 
 
 def _cgroup_directory(process: Process, name: str) -> str | None:
-    """Return the directory of the process's cgroup, or of the nearest parent cgroup that counts memory; None if there is none.
+    """Return the directory of the process's cgroup. If this cgroup does not count memory, return that of the nearest parent that does.
 
-    The cgroups that libvirt creates for groups of threads do not count memory.
+    Return None if there is none. libvirt creates cgroups for groups of threads that do not count memory.
     """
     while name not in ("", "/") and ".." not in name.split("/"):
         directory = f"/sys/fs/cgroup{name}"

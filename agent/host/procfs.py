@@ -1,7 +1,7 @@
 """Parsers of files in /proc, sysfs and cgroups (Linux 4.15 to 6.18). Pure.
 
-A parser reads only the values that a family of metrics has fields for, and converts them to base units. It leaves out values that are
-missing or are not numbers. Older kernels lack some values.
+A parser reads only those values that are fields of a family of metrics, and converts them to base units. It leaves out values that are
+missing or are no numbers. Older kernels lack some values.
 """
 
 import re
@@ -19,13 +19,13 @@ MAX_DIGITS = 20
 NumbersByName = dict[str, int]
 
 Content = TypeVar("Content")
-"""The content of a file: its bytes, or its words if a caller also needs words that are not numbers."""
+"""The content of a file: its bytes, or its words if the caller also needs words that are no numbers."""
 
 ParseAll = Callable[[Content], Sequence[bytes] | None]
-"""Returns the digits of all wanted values in order; None if the file does not have all of them."""
+"""Returns the digits of all requested values in order. Returns None if the file lacks one of them."""
 
 ParseEach = Callable[[Content], Iterable[tuple[str, bytes]]]
-"""Yields the names and the digits of the wanted values that the file has."""
+"""Yields the name and the digits of each requested value that the file has."""
 
 Format = Callable[[Sequence[str]], tuple[ParseAll[Content], ParseEach[Content]]]
 """The format of a file: returns the parsers of the values with the given names."""
@@ -71,7 +71,7 @@ _STATUS_ORDER = (
 
 
 class FileParser(Generic[Content]):
-    """Parses those numbers in one file that a family has fields for."""
+    """Parses the numbers in one file that are fields of a family."""
 
     def __init__(self, family: Family, file: str, file_format: Format[Content]) -> None:
         """Compile the parser.
@@ -122,7 +122,7 @@ def parse_numbers(texts: Sequence[bytes]) -> list[int] | None:
         return None
     try:
         numbers = list(map(int, texts))
-    except ValueError:  # a text is empty, or has thousands of digits
+    except ValueError:  # a text is empty or too long
         return None
     return numbers if max(numbers) < 10**MAX_DIGITS else None
 
@@ -131,7 +131,7 @@ def parse_numbers(texts: Sequence[bytes]) -> list[int] | None:
 
 
 def _select(positions: Sequence[int]) -> Callable[[Sequence[bytes]], Sequence[bytes] | None]:
-    """Return a function that returns the items at these positions; None if the sequence is too short."""
+    """Return a function that returns the items of a sequence at these positions. It returns None if the sequence is too short."""
     get, length = itemgetter(*positions), max(positions) + 1
     if len(positions) == 1:
         return lambda words: (words[positions[0]],) if len(words) >= length else None
@@ -139,7 +139,7 @@ def _select(positions: Sequence[int]) -> Callable[[Sequence[bytes]], Sequence[by
 
 
 def split_stat(content: bytes) -> list[bytes]:
-    """Return the words of /proc/PID/stat from field 3 on. The name in parentheses before them may contain any character."""
+    """Return the words of /proc/PID/stat from field 3 on. Field 2, the name in parentheses, may contain any character."""
     return content.rpartition(b")")[2].split()
 
 
@@ -182,8 +182,8 @@ def lines_format(*order: str) -> Format[bytes]:
     """Format of lines such as `Name: 5 kB` (status, io) or `name 5` (cpu.stat, memory.events).
 
     Args:
-        order: the order in which the kernel writes these lines; other lines may be between them. Names that are not in this order can
-            be parsed too, but each line is then searched separately.
+        order: the order in which the kernel writes these lines; other lines may be between them. Other names can be parsed, too, but then
+            each line is searched separately.
     """
 
     def parsers(keys: Sequence[str]) -> tuple[ParseAll[bytes], ParseEach[bytes]]:

@@ -39,7 +39,7 @@ def is_qemu(argv: list[str]) -> bool:
 def pid_if_qemu(pid: int | None, proc: Path = PROC) -> int | None:
     """Return `pid` if this process runs QEMU, else None.
 
-    The peer of a monitor's socket may be another process that passed the socket to QEMU, or may be in another pid namespace.
+    The peer of a monitor's socket may be another process, which passed the socket to QEMU. Or it may be in another pid namespace.
     """
     return pid if pid and is_qemu(command_line(pid, proc)) else None
 

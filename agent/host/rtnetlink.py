@@ -94,7 +94,10 @@ def parse_link_reply(data: bytes) -> list[VirtualFunction]:
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the type and the content of each attribute, up to the first truncated one. Each begins at a multiple of four bytes."""
+    """Yield the type and the content of each attribute, up to the first truncated attribute.
+
+    Attributes begin at multiples of four bytes.
+    """
     at = 0
     while at + _ATTRIBUTE.size <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, at)
@@ -105,7 +108,7 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _parse_function(data: bytes, address_bytes: int) -> VirtualFunction | None:
-    """Return a virtual function; None without the attribute of the MAC address, which also contains the function's number."""
+    """Return a virtual function. Return None if the attribute with its MAC address and its number is missing."""
     number: int | None = None
     mac, counters = "", {}
     for kind, value in _attributes(data):

@@ -1,6 +1,7 @@
 """Sockets of this host and the processes that have them open, from the kernel's sock_diag (linux/unix_diag.h) and /proc.
 
-/proc/PID/fd shows which process has a socket open. Only root can read it for all processes. Unknown processes are left out.
+/proc/PID/fd shows which process has a socket open. Only root can read it for all processes. Processes that the agent cannot read are left
+out.
 """
 
 import contextlib
@@ -62,7 +63,7 @@ def read_socket_table(proc: Path = PROC) -> SocketTable:
 
 
 def normalize_path(path: str) -> str:
-    """Return a path with /var/run replaced by /run, so that both paths of a socket compare equal."""
+    """Return a path with /run in place of /var/run, so that both paths of a socket are equal."""
     return "/run/" + path.removeprefix("/var/run/") if path.startswith("/var/run/") else path
 
 

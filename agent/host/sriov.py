@@ -29,7 +29,7 @@ def find_virtual_functions(process: Process, targets: Iterable[str]) -> list[Vir
 def passthrough_addresses(process: Process, targets: Iterable[str]) -> list[str]:
     """Return the addresses of the PCI devices that a process has open through VFIO, at most `MAX_PCI_DEVICES`.
 
-    While an IOMMU group is open, all of its devices belong to the process that has it open.
+    If a process has an IOMMU group open, all devices of the group belong to the process.
 
     Args:
         process: the process.
@@ -50,7 +50,7 @@ def _addresses(process: Process, target: str) -> Iterator[str]:
 
 
 def locate_virtual_function(process: Process, address: str) -> VirtualFunctionLocation | None:
-    """Return the location of a virtual function; None if the process does not see exactly one interface of the physical function."""
+    """Return the location of a virtual function. Return None if the process sees no interface of the physical function, or several."""
     physical = f"/sys/bus/pci/devices/{address}/physfn"
     interfaces = [name for name in process.list_directory(f"{physical}/net") if _INTERFACE.fullmatch(name)]
     if len(interfaces) != 1:

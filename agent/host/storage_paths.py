@@ -12,7 +12,7 @@ _NO_IMAGES = ("/dev/", "/proc/", "/sys/", "/run/", "/usr/")
 def image_paths(argv: Iterable[str]) -> Sequence[str]:
     """Return the absolute paths on a command line that may be images.
 
-    Paths in the usual directories of sockets, firmware and devices are left out. Other files that are no images do no harm, because the
+    Paths in the usual directories of sockets, firmware and devices are left out. Other files that are not images do no harm, because the
     agent only checks their storage.
     """
     paths = (path for argument in argv for path in _PATH.findall(argument) if not path.startswith(_NO_IMAGES))

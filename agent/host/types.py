@@ -12,7 +12,7 @@ class LinuxTask:
     Attributes:
         id: process id or thread id on this host.
         name: value of the thread's label: the index of a vCPU or the id of an iothread; empty for the process.
-        values: values by name that do not come from a `FileRequest`, such as `qom_path`.
+        values: values by name from sources other than a `FileRequest`, such as `qom_path`.
     """
 
     id: int
@@ -41,7 +41,7 @@ class NetworkInterface:
 
     Attributes:
         name: name of the interface on the host, such as tap0, or ens1f0v3 for a virtual function.
-        values: values by name that do not come from a `FileRequest`, such as the kind of the interface.
+        values: values by name from sources other than a `FileRequest`, such as the kind of the interface.
         directions_swapped: True for a tap: it transmits the packets that the guest receives. False for a macvtap.
         same_netns: whether the interface is in the agent's network namespace.
         vf: the virtual function; None for a tap and a macvtap.

@@ -1,7 +1,7 @@
 """Counters of virtual functions. The agent queries them from the kernel by rtnetlink for all VMs at an interval.
 
-During a query, the kernel holds its network lock, and some drivers query their device's firmware. So each query runs in a thread, at most
-one for each physical function, and polls of VMs use the last answer.
+A query is slow: the kernel holds its network lock, and some drivers query their device's firmware. So each query runs in a thread, with at
+most one query for each physical function. Polls of VMs use the last answer.
 """
 
 import asyncio
@@ -27,29 +27,29 @@ MAX_PHYSICAL_FUNCTIONS = 256
 FRESH_INTERVALS = 3
 """Number of intervals after which an answer is too old."""
 UNUSED_INTERVALS = 10
-"""The agent no longer queries a physical function after this number of intervals without a poll that uses the function."""
+"""Number of intervals after which the agent no longer queries a physical function that no poll has used."""
 
 Query = Callable[[str], Sequence[VirtualFunction]]
 
 
 @dataclass(slots=True)
-class _Physical:
+class _PhysicalFunction:
     """A physical function.
 
     Attributes:
         call: queries its virtual functions.
-        wanted_at: time of the last poll that used it, by time.monotonic.
+        last_used_at: time of the last poll that used it, by time.monotonic.
         answered_at: time of the last answer, by time.monotonic.
         functions: its virtual functions by number, as of the last answer.
-        counts: whether its driver has counters. The kernel reports 0 for a driver without them.
+        has_counters: whether its driver has counters. If the driver has none, the kernel reports 0.
         failed: whether the last query failed.
     """
 
     call: CallWithTimeout[Sequence[VirtualFunction]]
-    wanted_at: float
+    last_used_at: float
     answered_at: float = 0.0
     functions: dict[int, VirtualFunction] = field(default_factory=dict)
-    counts: bool = False
+    has_counters: bool = False
     failed: bool = False
 
 
@@ -66,20 +66,24 @@ class VirtualFunctionCounters:
         self._query = query or query_virtual_functions
         self._clock = clock
         self._interval = 10.0
-        self._physical: dict[str, _Physical] = {}
+        self._physical_functions: dict[str, _PhysicalFunction] = {}
 
     def read(self, request: VirtualFunctionRequest) -> FileReply:
         """Return the last counters of a virtual function; None for each unknown counter. Include the function in the next refresh."""
         now, vf = self._clock(), request.vf
-        physical = self._physical.get(vf.physical)
+        physical = self._physical_functions.get(vf.physical)
         if physical is None:
-            if len(self._physical) < MAX_PHYSICAL_FUNCTIONS:
+            if len(self._physical_functions) < MAX_PHYSICAL_FUNCTIONS:
                 call = CallWithTimeout(partial(self._query, vf.physical), QUERY_SECONDS, "VF counters")
-                self._physical[vf.physical] = _Physical(call, now)
+                self._physical_functions[vf.physical] = _PhysicalFunction(call, now)
             return FileReply(request, [None] * len(request.names))
-        physical.wanted_at = now
+        physical.last_used_at = now
         function = physical.functions.get(vf.number)
-        if function is None or not physical.counts or now - physical.answered_at > FRESH_INTERVALS * self._interval:
+        if (
+            function is None
+            or not physical.has_counters
+            or now - physical.answered_at > FRESH_INTERVALS * self._interval
+        ):
             return FileReply(request, [None] * len(request.names))
         texts = {name: b"%d" % count for name, count in function.counters.items()}
         texts |= {"mac": function.mac.encode()} if function.mac else {}
@@ -99,10 +103,12 @@ class VirtualFunctionCounters:
     async def refresh(self) -> None:
         """Query all physical functions that recent polls have used, concurrently."""
         oldest = self._clock() - UNUSED_INTERVALS * self._interval
-        self._physical = {name: each for name, each in self._physical.items() if each.wanted_at >= oldest}
-        await asyncio.gather(*(self._refresh_one(name, each) for name, each in self._physical.items()))
+        self._physical_functions = {
+            name: each for name, each in self._physical_functions.items() if each.last_used_at >= oldest
+        }
+        await asyncio.gather(*(self._refresh_one(name, each) for name, each in self._physical_functions.items()))
 
-    async def _refresh_one(self, name: str, physical: _Physical) -> None:
+    async def _refresh_one(self, name: str, physical: _PhysicalFunction) -> None:
         try:
             functions = await physical.call()
         except (TimeoutError, OSError, NetlinkError) as error:
@@ -114,7 +120,7 @@ class VirtualFunctionCounters:
         physical.failed = False
         physical.answered_at = self._clock()
         physical.functions = {function.number: function for function in functions}
-        physical.counts |= any(any(function.counters.values()) for function in functions)
+        physical.has_counters |= any(any(function.counters.values()) for function in functions)
 
 
 def query_virtual_functions(interface: str) -> list[VirtualFunction]:

@@ -1,7 +1,7 @@
 """Threads of a process that wait in the kernel for storage, from /proc/PID/task. The kernel creates these files without waiting.
 
-A thread waits for storage if it is in state D, or in a system call that accesses files: FUSE, for example, waits in state S. Reading the
-system call and its file needs the permission to trace the process. Without this permission, only state D is known.
+A thread waits for storage if it is in state D or in a system call that accesses files. With FUSE, for example, a thread waits in state S.
+To read the system call and its file, the agent needs the permission to trace the process. Without this permission, only state D is known.
 """
 
 import platform
@@ -48,7 +48,7 @@ _CALLS: Final[Mapping[str, Mapping[int, str]]] = {
 """System calls that access storage, by machine and number. QEMU makes them for the requests of a guest."""
 
 _WITHOUT_FILE: Final = "io_submit"
-"""Name of the system call whose first argument is not a file descriptor."""
+"""The only system call in the table whose first argument is not a file descriptor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def waiting_threads(
 
     Args:
         process: the process.
-        skip: thread ids to leave out, such as the ids of vCPU threads, which wait for the guest.
+        skip: ids of threads to leave out, such as the vCPU threads, which wait for the guest.
         machine: the machine's name, which decides the numbers of system calls.
     """
     calls = _CALLS.get(machine, {})
@@ -92,7 +92,9 @@ def _read_thread(process: Process, name: str, calls: Mapping[int, str]) -> Waiti
     if state == b"S" and call is None:
         return None
     slices = (process.read(f"task/{name}/schedstat") or "").split()
-    if len(slices) < 3 or not slices[2].isdecimal():  # it would not show whether the thread runs between two reads
+    if (
+        len(slices) < 3 or not slices[2].isdecimal()
+    ):  # without time slices, it is unknown whether the thread runs between two reads
         return None
     return WaitingThread(int(name), int(slices[2]), _path_of_file(process, call, arguments))
 

@@ -10,7 +10,7 @@ from agent.collectors.guest import clock, cpu, disks, filesystems, freeze, load,
 from agent.collectors.guest.base import Exchange, GuestCollector
 
 GUEST_COLLECTORS: tuple[GuestCollector, ...] = (
-    freeze.COLLECTOR,  # first: the others run only if the file systems are not frozen
+    freeze.COLLECTOR,  # runs first, because the others run only if the file systems are not frozen
     filesystems.COLLECTOR,
     load.COLLECTOR,
     cpu.COLLECTOR,

@@ -1,4 +1,4 @@
-"""Offset of the guest's clock from the host's.
+"""Offset of the guest's clock from the host's clock.
 
 The guest reads its clock after the agent sends the command and before the reply arrives. The offset is the difference between the guest's
 clock and the middle of these two times. So its error is at most half of the time between them.

@@ -1,4 +1,4 @@
-"""CPU time that the guest's kernel counts, as a sum over all vCPUs. QEMU's vCPU threads already show the time of each vCPU."""
+"""CPU time that the guest's kernel counts, summed over all vCPUs. The host's kernel already counts the time of each vCPU thread."""
 
 from collections.abc import Iterable, Sequence
 

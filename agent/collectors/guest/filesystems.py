@@ -1,7 +1,7 @@
 """File systems of the guest. Pure.
 
-A file system that is mounted several times, for example by bind mounts, has one sample with its shortest mountpoint. A file system is
-identified by its block device, its type and the disks below it, and not by its mountpoint.
+A file system may be mounted several times, for example by bind mounts. It has one sample, with its shortest mountpoint. Its block device,
+its type and the disks below it identify it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,7 +34,7 @@ IGNORED_TYPES = frozenset(
         *("cdfs", "cramfs", "erofs", "iso9660", "overlay", "romfs", "squashfs", "udf"),
     }
 )
-"""Ignored types of file systems, in lower case. They have no own storage, or are always full because they are read-only."""
+"""Ignored types of file systems, in lower case. They have no storage of their own, or they are read-only and always full."""
 
 _MAX_MOUNTS = 1024
 """Maximum number of mounts to read from a reply. A host of containers has hundreds of mounts."""
@@ -61,7 +61,10 @@ def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
 
 
 def _parse_mount(entry: dict[str, Any], max_disks: int) -> Values | None:
-    """Return the values of a mount with at most `max_disks` disks; None if its type is ignored, or its size is unknown or invalid."""
+    """Return the values of a mount, with at most `max_disks` disks.
+
+    Return None if its type is ignored, or if its size is unknown or invalid.
+    """
     kind, mountpoint, name = (as_text(entry.get(key)) for key in ("type", "mountpoint", "name"))
     total, used = entry.get("total-bytes"), entry.get("used-bytes")
     if not mountpoint or not name or kind.lower() in IGNORED_TYPES:

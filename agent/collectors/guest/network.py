@@ -47,7 +47,7 @@ def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
 
 
 def _parse_address(entry: dict[str, Any]) -> _Address | None:
-    """Return an IP address and its values, with the prefix length if that is valid; None if the entry has no valid address."""
+    """Return an IP address and its values. Leave out an invalid prefix length. Return None if the address itself is invalid."""
     try:
         address = ipaddress.ip_address(as_text(entry.get("ip-address")).partition("%")[0])
     except ValueError:
@@ -58,7 +58,7 @@ def _parse_address(entry: dict[str, Any]) -> _Address | None:
 
 
 def _first_by_version(addresses: Iterable[_Address]) -> Values:
-    """Return the first IPv4 address and the first IPv6 address that are not link-local, as `ipv4` and `ipv6`."""
+    """Return the first IPv4 and the first IPv6 address that is not link-local, as `ipv4` and `ipv6`."""
     first: Values = {}
     for address, _ in addresses:
         if not address.is_link_local:

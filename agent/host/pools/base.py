@@ -57,7 +57,8 @@ class PoolReading:
         metadata_free_bytes: Free bytes of the metadata area.
         problem: State that LVM or ZFS reports, such as `DEGRADED` or `out_of_data_space`, or `read_only`; empty if the pool is healthy.
         read_at: When the figures were measured, in seconds since the epoch; None means now. Figures from a report file are older.
-        allocated: Bytes of the pool that each of its volumes occupies, by `major:minor` of the volume's device and by the volume's name.
+        allocated: For each volume, the bytes of the pool that it occupies. The keys are `major:minor` of the volume's device, and the
+            volume's name.
     """
 
     size_bytes: int
@@ -77,7 +78,7 @@ class UnknownPool:
     """The reason why the agent cannot find the pool of an image.
 
     Attributes:
-        reason: Cause in one sentence for the operator, with the fix if there is one.
+        reason: The cause for the operator, in one sentence, and the fix if there is one.
     """
 
     reason: str

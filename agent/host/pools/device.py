@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent.host.block_device import device_size
-from agent.host.device_activity import DeviceActivity, failure_of, read_activity, silence_of
+from agent.host.device_activity import DeviceActivity, describe_failure, describe_silence, read_activity
 from agent.host.pools.base import (
     ImageLocation,
     Pool,
@@ -45,7 +45,7 @@ class DeviceSource:
         """Return the device of an image; None for a file."""
         if image.mount is not None:
             return None
-        if not image.device:  # a hostile QEMU can report any path, and the path would become a label value
+        if not image.device:  # the path would become a label value, and a hostile QEMU can report any path
             return UnknownPool("the agent cannot see the block device: its container or PrivateDevices= hides it")
         return Pool(f"device:{image.device}", PoolKind.DEVICE, image.path, "", image.path)
 
@@ -57,7 +57,7 @@ class DeviceSource:
     async def _read_pool(self, pool: Pool) -> PoolReading | PoolReadError:
         number = pool.key.partition(":")[2]
         first = read_activity(number, self._sys)
-        if first is not None and (failure := failure_of(first)):
+        if first is not None and (failure := describe_failure(first)):
             return PoolReadError(f"{pool.path}: {failure}")
         if first is not None and first.is_suspect and (silence := await self._watch_device(number, first)):
             return PoolUnresponsiveError(f"{pool.path}: {silence}")
@@ -65,11 +65,11 @@ class DeviceSource:
         return PoolReading(size) if size is not None else PoolReadError(f"{pool.path}: the agent cannot see the device")
 
     async def _watch_device(self, number: str, first: DeviceActivity) -> str:
-        """Watch a device until it completes a request or counts as hanging. Return why it hangs; empty if it does not."""
+        """Watch a device until it completes a request or counts as hanging. Return why it hangs, or an empty text."""
         end = asyncio.get_running_loop().time() + self._silent_seconds
         while True:
             await asyncio.sleep(min(LOOK_SECONDS, self._silent_seconds))
             activity = read_activity(number, self._sys)
-            silence = silence_of(first, activity, self._silent_seconds) if activity is not None else ""
+            silence = describe_silence(first, activity, self._silent_seconds) if activity is not None else ""
             if not silence or asyncio.get_running_loop().time() >= end:
                 return silence

@@ -51,7 +51,7 @@ class FileSystemSource:
         if mount is None:
             return None
         key = f"filesystem:{mount.device}" + (f":{image.quota}" if image.quota else "")
-        return Pool(key, PoolKind.FILESYSTEM, image.quota or mount.point, mount.type, image.directory)
+        return Pool(key, PoolKind.FILESYSTEM, image.quota or mount.mount_point, mount.type, image.directory)
 
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
         """Read these file systems."""

@@ -1,6 +1,6 @@
 """Storage pools of libvirt, for images whose storage the agent cannot read itself, such as RBD.
 
-libvirt computes a pool's free space when it refreshes the pool, and when it creates or deletes a volume, but not when a guest writes. So
+libvirt computes a pool's free space only when it refreshes the pool or creates or deletes a volume. Writes of guests do not change it. So
 the agent reads file systems and thin pools itself, and uses libvirt's figures only for other storage. The time of a reading is the time
 of the last change of the figures.
 """
@@ -146,7 +146,9 @@ def _contains_image(pool: StoragePool, image: ImageLocation) -> bool:
 
 
 def _network_source(path: str) -> tuple[str, str]:
-    """Return the driver and the name of an image's network storage (RBD pool or Gluster volume); both are empty for other storage.
+    """Return the driver and the name of an image's network storage, which is an RBD pool or a Gluster volume.
+
+    Both are empty for other storage.
 
     Args:
         path: the file name that QEMU reports, such as `rbd:POOL/IMAGE` or `json:{...}`.

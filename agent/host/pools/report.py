@@ -68,7 +68,7 @@ class ReportedPool(_ReportModel):
     size_bytes: _Bytes
     """Size of the pool."""
     free_bytes: _Bytes | None = None
-    """Bytes that volumes can still allocate; absent if the pool has failed."""
+    """Bytes that volumes can still allocate. Absent if the pool has failed."""
     metadata_size_bytes: _Bytes | None = None
     """Size of an LVM thin pool's metadata."""
     metadata_free_bytes: _Bytes | None = None
@@ -195,9 +195,9 @@ class ReportedSource:
         return {pool.key: self._reading_of_pool(pool) for pool in pools}
 
     def volume_of(self, image: ImageLocation) -> tuple[ReportedPool, ReportedVolume] | None:
-        """Return the volume of an image and the pool of the volume; None if the report lacks the volume.
+        """Return the volume of an image and the volume's pool. Return None if the report lacks the volume.
 
-        The image's device number identifies the volume. If the number is unknown, the volume's name in the image's path does.
+        The volume is identified by the image's device number. If the number is unknown, the name in the image's path identifies it.
         """
         if image.device:
             return self._by_device.get(image.device)
@@ -271,7 +271,7 @@ def volume_name(path: str) -> str:
     """
     name = path.removeprefix("/dev/").removeprefix("zvol/")
     if name.startswith("mapper/"):
-        # A device-mapper name has one hyphen between group and volume. A hyphen inside the group or the volume is doubled.
+        # In a device-mapper name, one hyphen separates group and volume. A hyphen inside the name of the group or volume is doubled.
         parts = name.removeprefix("mapper/").replace("--", "\0").split("-")
         name = "/".join(part.replace("\0", "-") for part in parts)
     return name

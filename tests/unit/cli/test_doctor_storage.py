@@ -56,7 +56,7 @@ def test_an_image_has_its_file_system(image: Path) -> None:
     mount = mount_of(read_mounts("self"), str(image))
     assert mount is not None
     assert images(User("", os.geteuid(), frozenset()), image) == [
-        ImageReport(str(image), f"{mount.type} {mount.point}")
+        ImageReport(str(image), f"{mount.type} {mount.mount_point}")
     ]
 
 

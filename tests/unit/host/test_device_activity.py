@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.device_activity import DeviceActivity, failure_of, read_activity, silence_of
+from agent.host.device_activity import DeviceActivity, describe_failure, describe_silence, read_activity
 from agent.host.pools.base import (
     ImageLocation,
     Pool,
@@ -43,13 +43,13 @@ SUSPENDED = DeviceActivity(0, 100, suspended=True)
 def test_a_device_is_silent_if_it_completes_no_request_or_is_blocked(
     before: DeviceActivity, after: DeviceActivity, reason: str
 ) -> None:
-    silence = silence_of(before, after, 5.0)
+    silence = describe_silence(before, after, 5.0)
     assert silence.startswith(reason) if reason else silence == ""
 
 
 @pytest.mark.parametrize("state", ["offline", "transport-offline", "dead", "running", "live", "blocked", ""])
 def test_requests_fail_on_a_device_that_is_offline(state: str) -> None:
-    assert bool(failure_of(DeviceActivity(state=state))) == (state in ("offline", "transport-offline", "dead"))
+    assert bool(describe_failure(DeviceActivity(state=state))) == (state in ("offline", "transport-offline", "dead"))
 
 
 class Device:

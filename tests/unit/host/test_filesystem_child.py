@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.filesystem_child import btrfs_id, btrfs_pending
+from agent.host.filesystem_child import btrfs_id, read_btrfs_pending_bytes
 
 UUID = "5d08d26b-87e0-4d9a-a3d2-0d9b4a3e6f11"
 FSID = 0x5D08D26B ^ 0xA3D20D9B
@@ -33,11 +33,11 @@ def test_another_file_system_is_no_btrfs(sysfs: Path) -> None:
 
 
 def test_pending_bytes_are_reserved_or_in_the_page_cache(sysfs: Path) -> None:
-    assert btrfs_pending(UUID, str(sysfs)) == 12288
+    assert read_btrfs_pending_bytes(UUID, str(sysfs)) == 12288
 
 
 @pytest.mark.parametrize("content", ["", "many\n"])
 def test_pending_bytes_that_cannot_be_read_are_none(sysfs: Path, content: str) -> None:
     (sysfs / UUID / "allocation" / "data" / "bytes_reserved").write_text(content)
-    assert btrfs_pending(UUID, str(sysfs)) == 0
-    assert btrfs_pending("none", str(sysfs)) == 0
+    assert read_btrfs_pending_bytes(UUID, str(sysfs)) == 0
+    assert read_btrfs_pending_bytes("none", str(sysfs)) == 0

@@ -82,7 +82,7 @@ async def test_a_symbolic_link_is_followed(reader: FileSystemReader, tmp_path: P
     location = await locate(reader, tmp_path / "link" / "a.qcow2")
     assert isinstance(location, ImageLocation)
     assert location.mount is not None
-    assert location.mount.point.startswith("/dev")
+    assert location.mount.mount_point.startswith("/dev")
 
 
 async def test_a_directory_that_cannot_be_reached_is_unknown(reader: FileSystemReader, tmp_path: Path) -> None:
@@ -105,9 +105,9 @@ async def test_a_process_that_has_ended_has_no_mounts(reader: FileSystemReader) 
 
 async def test_a_directory_that_is_known_needs_no_question(reader: FileSystemReader, tmp_path: Path) -> None:
     locator, tables = ImageLocator(reader), MountTables.of_process(os.getpid())
-    assert locator.known_location(tables, "file", str(tmp_path / "a")) is None
+    assert locator.location_without_io(tables, "file", str(tmp_path / "a")) is None
     location = await locator.locate(tables, "file", str(tmp_path / "a"))
-    assert locator.known_location(tables, "file", str(tmp_path / "a")) == location
+    assert locator.location_without_io(tables, "file", str(tmp_path / "a")) == location
 
 
 async def test_an_image_that_is_a_link_is_where_the_link_leads(reader: FileSystemReader, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ async def test_an_image_that_is_a_link_is_where_the_link_leads(reader: FileSyste
     location = await locator.locate(tables, "file", str(tmp_path / "link"))
     assert isinstance(location, ImageLocation)
     assert location.path == str(tmp_path / "images" / "real")
-    assert locator.known_location(tables, "file", str(tmp_path / "link")) == location
+    assert locator.location_without_io(tables, "file", str(tmp_path / "link")) == location
 
 
 BLOCK_DEVICES = [path for path in sorted(Path("/dev").iterdir()) if path.is_block_device() and not path.is_symlink()]

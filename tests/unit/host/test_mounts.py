@@ -15,7 +15,7 @@ TABLE = """\
 
 def point(table: str, path: str) -> str | None:
     mount = mount_of(parse_mountinfo(table), path)
-    return mount.point if mount is not None else None
+    return mount.mount_point if mount is not None else None
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,8 @@ class AlertmanagerMember:
         self._url = url.rstrip("/")
         self._credentials = credentials
         self._earlier_runs_ended = False
-        # Errors since the last success. It is a set, because a rejected client certificate causes two alternating errors.
+        # Errors that were logged since the last success. Several are kept, because a rejected client certificate causes two alternating
+        # errors.
         self._logged_errors: set[str] = set()
 
     async def run(
@@ -112,7 +113,7 @@ class AlertmanagerMember:
             aiohttp.ClientError, TimeoutError, OSError: there is no response.
         """
         url = f"{self._url}/api/v2/alerts"
-        # A redirect would turn a POST into a GET, which Alertmanager answers without taking the alerts.
+        # A redirect would turn the POST into a GET. Alertmanager answers a GET, but does not accept alerts in it.
         async with session.request(method, url, allow_redirects=False, **options, **arguments) as response:
             body = bytearray()
             async for chunk in response.content.iter_chunked(1 << 16):
@@ -177,12 +178,12 @@ class AlertmanagerClient:
             await asyncio.gather(*(member.send(session, self._requests, []) for member in self.members))
 
     def unready_reasons(self) -> list[str]:
-        """Return a reason for each member if no member accepts the alerts; empty if at least one member accepts them."""
+        """Return why the alerts are not sent, one text for each member. Return nothing if at least one member accepts alerts."""
         reasons = self._member_errors()
         return reasons if len(reasons) == len(self.members) else []
 
     def warnings(self) -> list[str]:
-        """Return a reason for each failed member if other members accept the alerts; empty if all members or none accept them."""
+        """Return why some members fail, one text for each failed member. Return nothing if no member accepts alerts."""
         reasons = self._member_errors()
         return reasons if len(reasons) < len(self.members) else []
 

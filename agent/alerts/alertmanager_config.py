@@ -21,7 +21,10 @@ class AlertmanagerConfig(HttpClientConfig):
     labels: dict[str, str] = {}
     """Labels to add to every alert, such as {cluster: eu1}."""
     watchdog: PositiveSeconds | None = None
-    """`agent_lost` ends this long after the agent's last request; by default, it never fires. Two rules: docs/how-to/alertmanager.md."""
+    """How long `agent_lost` may fire after the agent's last request. By default, it never fires.
+
+    It needs two inhibition rules: docs/how-to/alertmanager.md.
+    """
 
     def settings(self) -> AlertmanagerSettings:
         """Return the settings of requests to Alertmanager."""

@@ -1,8 +1,8 @@
 """Bodies of requests to Prometheus' Alertmanager, API v2. Pure: the caller passes the time.
 
 Like Prometheus, the agent repeats each firing alert. It repeats each resolved alert for `RESOLVED_SECONDS`. If the agent dies, Alertmanager
-resolves the agent's alerts when their `endsAt` has passed. The annotation `resolved_by` shows who resolved an alert: a firing alert has
-the value `agent lost`, and the agent replaces it by the real cause when it resolves the alert.
+resolves the agent's alerts when their `endsAt` has passed. The annotation `resolved_by` shows why an alert was resolved. While an alert
+fires, its value is `agent lost`. The agent replaces this value by the cause when it resolves the alert.
 
 The watchdog is a pair of alerts about the host. Inhibition rules in Alertmanager mute each of them while the other fires. `agent_running`
 ends soon after the last request, and `agent_lost` ends much later. So Alertmanager notifies about `agent_lost` after the requests stop.
@@ -25,7 +25,7 @@ RUNNING_INTERVALS = 3
 """Number of resend intervals after which `agent_running` ends. It is lower than `ENDS_AFTER_INTERVALS`, so that `agent_lost` fires before
 the other alerts end."""
 RESOLVED_BY_AGENT_LOST = "agent lost"
-"""Value of the annotation `resolved_by` if Alertmanager resolved the alert, because the agent stopped sending."""
+"""Value of the annotation `resolved_by` of an alert that Alertmanager resolves because the agent stopped sending."""
 AGENT_LOST = "agent_lost"
 AGENT_RUNNING = "agent_running"
 
@@ -168,7 +168,7 @@ def _to_json(alert: Alert, ends_at: float, resolved_by: str, extra_labels: Mappi
 def _summarize(alert: Alert) -> str:
     """Return a summary of an alert in one line, such as `web-3 disk0: write threshold 80%`."""
     source = " ".join(filter(None, (alert.vm.name, alert.subject)))
-    # The level of another client's threshold is not from the config: it has the form `threshold BYTES`.
+    # A threshold of another client has no level in the config. Its level has the form `threshold BYTES`.
     level = re.sub(r"^threshold (\d+)$", lambda match: f"of {format_bytes(int(match[1]))}", alert.level)
     return " ".join(filter(None, (f"{source}:", alert.name.replace("_", " "), level)))
 

@@ -25,9 +25,9 @@ class AlertInfo:
         condition: Its condition in Markdown.
         severity: Its severity, in words.
         runbook: Its causes, and what to do.
-        limit: The default limit; None if `alerts.overrides` cannot change it or there is no limit.
+        limit: The default limit; None if there is no limit, or if `alerts.overrides` cannot change it.
         unit: The unit of the limit.
-        seconds: How long the condition has to hold; None if `alerts.overrides` cannot change it or there is no duration.
+        seconds: How long the condition has to hold; None if there is no duration, or if `alerts.overrides` cannot change it.
         setting: The config key with the alert's limits, if `alerts.overrides` does not contain them.
     """
 

@@ -13,11 +13,11 @@ MAX_GROWTH_POINTS = 64
 class DiskGrowth:
     """The last measurements of a disk's usage."""
 
-    # A time, the usage at this time, the next time and so on. Tuples would take 7 KiB.
+    # Times and usages in turn: time, usage, time, usage. A list of tuples would take 7 KiB.
     _points: "array[float]" = field(default_factory=lambda: array("d"))
 
     def add(self, used: int, now: float) -> None:
-        """Add a measurement in bytes, at `now` in seconds. Measurements before the disk shrank are removed."""
+        """Add a measurement in bytes, at `now` in seconds. If the disk has shrunk, remove the measurements before."""
         points = self._points
         while points and (now - points[0] > GROWTH_SECONDS or points[-1] > used):
             del points[:2]

@@ -31,7 +31,7 @@ class DiskLookup:
         return sorted(growers, key=lambda grower: -grower.rate)[:MAX_GROWERS]
 
     def subject_of(self, event: Record) -> str:
-        """Return the subject of an event about a disk: the disk's stable name; if that is unknown, the name that QEMU uses."""
+        """Return the subject of an event about a disk: the disk's stable name. If it is unknown, return the name in the event."""
         state = self._processes.find_attached(event.vm)
         if state is None:
             return event.subject

@@ -38,7 +38,7 @@ PoolLookup = Callable[[Vm, str, str], PoolUsage | UnknownPool | None]
 """Returns the pool of a disk image, given the VM, the device and the image's path; None while the agent searches for the pool."""
 
 MAX_ALIASES = 4 * MAX_DISKS
-"""Maximum number of other names of a VM's disks. The names that were polled longest ago are removed first."""
+"""Maximum number of aliases of a VM's disks. The aliases that were polled longest ago are removed first."""
 
 Value = TypeVar("Value")
 
@@ -76,7 +76,7 @@ class DiskAlerts:
             for device, tracker in state.trackers.items():
                 tracker.policy = policy_lookup(state.vm, device)
             state.space_changed = True
-            state.refreshes |= {"block", "nodes"}
+            state.collectors_to_poll |= {"block", "nodes"}
 
     def restore_disks(self, state: VmProcessState, entries: Mapping[str, Any]) -> None:
         """Restore a process's disks from the values that an earlier run stored, by device."""
@@ -99,7 +99,7 @@ class DiskAlerts:
     ) -> Iterator[Record]:
         """Handle a poll with all samples of these families; yield a record for each alert that fires or is resolved."""
         layers: dict[str, dict[str, Sample]] = {}
-        if BLOCK_NAMES in families:  # replace all names, because the nodes of a finished job no longer exist
+        if BLOCK_NAMES in families:  # replace all aliases, because the nodes of a finished job no longer exist
             named = (sample for sample in samples if sample.family is BLOCK_NAMES)
             state.aliases = {name: sample.subject for sample in named for name in sample.values.get("names", ())}
         for sample in samples:
@@ -117,11 +117,11 @@ class DiskAlerts:
             for device, by_layer in layers.items():
                 yield from self._check_space_levels(state, device, by_layer, now, time_ns)
                 yield from self._resolve_corrupt_image(state, device, by_layer, time_ns)
-            if len(samples) < MAX_SAMPLES:  # a disk beyond a truncated reply may still exist
+            if len(samples) < MAX_SAMPLES:  # a disk that a truncated reply lacks may still exist
                 yield from self._remove_unplugged_disks(state, layers, time_ns)
 
     def space_samples(self, state: VmProcessState) -> list[Sample]:
-        """Return a VM's space samples; the same list object as before if nothing changed."""
+        """Return a VM's space samples. If nothing changed, the list is the same object as before."""
         if state.space_changed:
             samples = (space_sample(device, tracker) for device, tracker in state.trackers.items())
             state.space, state.space_changed = [sample for sample in samples if sample is not None], False
@@ -144,16 +144,19 @@ class DiskAlerts:
         _put_bounded(state.offsets, node, offset, MAX_DISKS)
         self._set_device_size(state, usage.storage)
         self._set_pool(state, sample.subject, usage, usage.storage)
-        # A device's growth rate changes at each poll; a file's usage changes only if the guest has written.
+        # The growth rate of a device changes at each poll. The usage of a file changes only if the guest has written.
         state.space_changed = state.space_changed or usage.measure == "offset" or offset > usage.offset
         state.space_changed = state.space_changed or usage.limit != tracker.shown_limit or usage.is_raw_volume
         if tracker.on_poll(node, offset, now):
-            state.refreshes |= {"nodes"}
+            state.collectors_to_poll |= {"nodes"}
         else:
             self._store_highest_write(usage)
 
     def _store_highest_write(self, usage: DiskUsage) -> None:
-        """Combine the highest write offset of a disk's image with the stored one, because QEMU resets it when it opens the image again."""
+        """Combine the highest write offset of a disk's image with the stored offset.
+
+        QEMU resets the offset when it opens the image again.
+        """
         if usage.measure == "offset" and not usage.is_raw:
             image = ImageKey(usage.storage.path, usage.format.size, usage.storage.identity)
             self._highest_writes.update_highest_offset(image, usage.offset)
@@ -184,7 +187,7 @@ class DiskAlerts:
         self._set_device_size(state, storage)
         if storage.driver == "host_device":
             storage.identity = self._identity_lookup(state.vm, storage.path)
-        state.fresh_slots |= {device} if storage.write_threshold is not None else EMPTY_SET
+        state.slots_read |= {device} if storage.write_threshold is not None else EMPTY_SET
         self._set_pool(state, device, tracker.usage, storage)
         image = ImageKey(storage.path, form.size, storage.identity)
         offset = max(state.offsets.get(storage.node, 0), self._highest_writes.offset_of(image))
@@ -198,10 +201,12 @@ class DiskAlerts:
         """Remove all disks except these devices. Resolve the alerts of the removed disks, including alerts of an earlier run."""
         for device in state.trackers.keys() - set(devices):
             del state.trackers[device]
-        gone = [alert for alert in self._store.alerts_of_owner(state.owner) if alert.subject not in devices]
+        alerts_of_unplugged_disks = [
+            alert for alert in self._store.alerts_of_owner(state.owner) if alert.subject not in devices
+        ]
         unplugged = [
             alert
-            for alert in gone
+            for alert in alerts_of_unplugged_disks
             if (alert.name == "write_threshold" and alert.data.get("layer") != "node")
             or (alert.name == "image_corrupted" and "path" in alert.data)
         ]
@@ -226,11 +231,11 @@ class DiskAlerts:
         if not isinstance(node, str) or type(threshold) is not int or type(exceeded_by) is not int:
             return
         state.space_changed = True
-        state.refreshes |= {"nodes"}
+        state.collectors_to_poll |= {"nodes"}
         owner = "other"
         for device, tracker in state.trackers.items():
             if tracker.slot.owns(node, threshold):
-                state.fresh_slots -= {device}
+                state.slots_read -= {device}
                 crossings = tracker.on_event(node, threshold, exceeded_by)
                 if isinstance(tracker.usage.pool, PoolUsage):
                     tracker.usage.pool.on_read_request(tracker.usage.pool)
@@ -253,7 +258,7 @@ class DiskAlerts:
         """Fire the alert of a threshold that is not a level of a disk."""
         device, layer, path = self._locate_node(state, node)
         tracker = state.trackers.get(device)
-        state.fresh_slots -= {device}
+        state.slots_read -= {device}
         figures: dict[str, Any] = {}
         if tracker is not None and node == tracker.usage.storage.node:
             tracker.usage.on_threshold_exceeded(threshold + exceeded_by)
@@ -269,7 +274,7 @@ class DiskAlerts:
     def _locate_node(self, state: VmProcessState, node: str) -> tuple[str, str, str]:
         """Return the device, the layer and the path of a block node.
 
-        A node that belongs to no known disk is returned as the device itself, with the layer `node` and an empty path.
+        If no known disk has the node, return the node's name as the device, the layer `node` and an empty path.
         """
         for device, tracker in state.trackers.items() if node else ():
             if node == tracker.usage.storage.node:
@@ -302,7 +307,7 @@ class DiskAlerts:
             device, layer, _ = self._locate_node(state, name)
             if layer != "node":
                 return device, True
-        # Omit a node name that QEMU generated: it means nothing to an operator, and each such name would be a new label value.
+        # Omit a node name that QEMU generated. An operator does not know it, and each such name would be a new label value.
         return ("" if subject.startswith("#") else subject), isinstance(qemu.get("qom-path"), str)
 
     # Corrupt images.
@@ -355,11 +360,11 @@ class DiskAlerts:
     def pending_commands(self, state: VmProcessState) -> list[tuple[str, Command]]:
         """Return the commands that set thresholds now, each with its device. After this call, these thresholds count as set.
 
-        The agent sends at most one command after each read of a slot, because another client may have set a threshold since the read.
+        After each read of a slot, the agent sends at most one command, because another client may also set thresholds.
         """
-        fresh_slots, state.fresh_slots = state.fresh_slots, EMPTY_SET
+        slots_read, state.slots_read = state.slots_read, EMPTY_SET
         commands = []
-        for device in sorted(fresh_slots & state.trackers.keys()):
+        for device in sorted(slots_read & state.trackers.keys()):
             threshold = state.trackers[device].claim_next_threshold()
             if threshold is not None:
                 state.space_changed = True
@@ -375,4 +380,4 @@ class DiskAlerts:
         """
         if device in state.trackers:
             state.trackers[device].on_command_done(done=done)
-            state.refreshes |= {"block" if done else "nodes"}
+            state.collectors_to_poll |= {"block" if done else "nodes"}

@@ -17,7 +17,7 @@ MAX_PAST_NODES = 64
 """Maximum number of earlier storage nodes to keep for a disk."""
 
 FILE_DRIVERS = frozenset({"file", "nfs", "ssh", "gluster", "vvfat", "ftp", "ftps", "http", "https"})
-"""Drivers of files. The usage of a file is its allocated bytes. Its current size is no limit, because a file can grow."""
+"""Drivers of files. The usage of a file is its allocated bytes. The size of a file is no limit, because a file can grow."""
 
 UNKNOWN_POOL = UnknownPool("")
 """The value of a disk's pool before the agent searches for the pool."""
@@ -54,8 +54,11 @@ class DiskUsage:
     max_usage: int = 0
     growth: DiskGrowth = field(default_factory=DiskGrowth)
     _max_file_bytes: int = 0  # size of the file if it is fully allocated and has no internal snapshots
-    _was_thin: bool = False  # whether the storage had unallocated bytes at any poll
-    _pool_mark: tuple[float, int] = (-1.0, 0)  # time of the pool's last reading, and the usage at the next poll
+    _was_thin: bool = False  # whether the storage had unallocated bytes at some poll
+    _pool_mark: tuple[float, int] = (
+        -1.0,
+        0,
+    )  # time of the pool's last reading, and the disk's usage at the first poll after it
     _layers_offset: int = 0  # the highest write offset and the allocated bytes when the layers were polled last
     _layers_allocated: int = 0
     # Path, highest write offset and identity that an earlier run stored.
@@ -79,7 +82,7 @@ class DiskUsage:
         return self.storage.allocated
 
     def _update_limit(self) -> None:
-        """Compute and store the limit, because each poll needs the limit several times."""
+        """Compute the limit and store it, because each poll needs it several times."""
         used, free = self._used_at_reading, self._pool_free
         if self.measure == "offset":
             self.max_usage, own = self.storage.size, (self.storage.size, LimitedBy.DEVICE)
@@ -93,7 +96,7 @@ class DiskUsage:
 
     @property
     def _used_at_reading(self) -> int:
-        """Usage of the disk when the pool was read last, to match the pool's free bytes of that time."""
+        """Usage of the disk when the pool was read last. It belongs to the pool's free bytes of the same time."""
         read_at, used = self._pool_mark
         return used if isinstance(self.pool, PoolUsage) and self.pool.read_at == read_at else self.used
 
@@ -113,7 +116,7 @@ class DiskUsage:
 
     @property
     def is_limit_known(self) -> bool:
-        """True if the limit is final: False while the agent searches for the pool of a file, or has not read the pool yet."""
+        """True if the limit is known. False while the agent searches for a file's pool, and until it has read the pool."""
         pool = self.pool
         is_pending = pool is None or (isinstance(pool, PoolUsage) and pool.reading is None and not pool.error)
         return self.measure == "offset" or not is_pending
@@ -149,7 +152,7 @@ class DiskUsage:
     def time_to_full(self) -> float | None:
         """Seconds until the disk is full at the current growth rate; None if the disk does not grow or its growth is unknown."""
         if self.limited_by is LimitedBy.POOL and isinstance(self.pool, PoolUsage):
-            return self.pool.time_to_full  # other disks also write to the pool
+            return self.pool.time_to_full  # the pool's growth counts, because other disks also write to it
         rate = self.growth.rate
         return self.free / rate if rate and self.free else None
 
@@ -174,7 +177,7 @@ class DiskUsage:
             storage: The storage layer.
             offset: The highest known write offset in the storage, in bytes.
             now: The current time in seconds.
-            had_alert: Whether a level of this disk was exceeded in an earlier run. If so, the storage had unallocated bytes then.
+            had_alert: Whether a level of this disk was exceeded in an earlier run. If so, the storage had unallocated bytes in that run.
 
         Returns:
             True if another image replaced the disk's image.
@@ -210,7 +213,7 @@ class DiskUsage:
         """Handle a BLOCK_WRITE_THRESHOLD event of any client. The guest has written up to this offset in the storage."""
         offset = min(offset, MAX_SIZE_BYTES)
         if self.storage.allocated is not None and self.storage.driver in FILE_DRIVERS:
-            # A file grows at its end, so bytes beyond the file's end at the last poll were not yet counted as allocated.
+            # A file grows at its end. So bytes beyond the file's size at the last poll are newly allocated.
             grown = max(0, offset - max(self._layers_offset, self.storage.size))
             self.storage.allocated = max(self.storage.allocated, self._layers_allocated + grown)
         self.offset = max(self.offset, offset)

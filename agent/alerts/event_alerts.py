@@ -75,7 +75,7 @@ class EventAlerts:
     ) -> Iterator[Record]:
         until_ns = now_ns + int(rule.seconds * 1e9) if rule.seconds is not None else 0
         fields: dict[str, Any] = {"help": rule.help, "event": rule.event}
-        fields |= {key: sanitize(data[key]) for key in rule.copies if isinstance(data.get(key), str)}
+        fields |= {key: sanitize(data[key]) for key in rule.copied_fields if isinstance(data.get(key), str)}
         if rule.alert == "image_corrupted":
             fields |= self._disks.image_fields(state, data)
         if rule.alert == "job_failed" and len(state.failed_jobs) < MAX_FAILED_JOBS:

@@ -29,7 +29,7 @@ FROZEN = "guest_frozen"
 CLOCK = "guest_clock_offset"
 
 CLOCK_POLLS = 2
-"""Number of polls in a row that must show an offset before the alert fires. After a pause, a guest needs time to correct its clock."""
+"""Number of consecutive polls that must show an offset before the alert fires. After a pause, a guest needs time to correct its clock."""
 
 
 class GuestAlerts:
@@ -103,7 +103,7 @@ class GuestAlerts:
                 yield from self._on_session(state, str(sample.values.get("state", "")), time_ns)
 
     def on_disabled(self, state: VmProcessState, time_ns: int) -> Iterator[Record]:
-        """Resolve the alerts about a guest whose guest agent is no longer queried, because no later value can resolve them."""
+        """Resolve the alerts about a guest that is no longer queried. No later value could resolve them."""
         guest = state.guest
         guest.agent_silent_ns = guest.frozen_ns = guest.clock_polls = 0
         names = {FILESYSTEM, FROZEN, CLOCK} if guest.agent_lost_ns else {FILESYSTEM, FROZEN, CLOCK, LOST}
@@ -155,7 +155,7 @@ class GuestAlerts:
             yield from self._store.fire(state.alert(FROZEN, "", Severity.ERROR, time_ns, data, **options))
 
     def _on_clock(self, state: VmProcessState, values: Mapping[str, Any], time_ns: int) -> Iterator[Record]:
-        """Fire `guest_clock_offset` if the offset minus its maximum error exceeds the limit in `CLOCK_POLLS` polls in a row."""
+        """Fire `guest_clock_offset` if the offset minus its maximum error exceeds the limit in `CLOCK_POLLS` consecutive polls."""
         offset, uncertainty = values.get("offset_seconds", 0.0), values.get("uncertainty_seconds", 0.0)
         figures = {"offset_seconds": offset, "uncertainty_seconds": uncertainty}
         if abs(offset) - uncertainty <= self.policy.clock_offset_seconds:

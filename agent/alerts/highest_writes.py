@@ -12,9 +12,9 @@ from agent.alerts.levels import MAX_SIZE_BYTES
 from agent.alerts.threshold_types import is_same_identity
 
 MAX_IMAGES = 16384
-"""Maximum number of images. Beyond it, the agent forgets the image that it polled longest ago."""
+"""Maximum number of images. Beyond it, the agent removes the image that was polled longest ago."""
 PERSIST_GROWTH_DIVISOR = 256
-"""The agent persists an offset again after it has grown by more than the image's size divided by this number."""
+"""An offset is stored again after it has grown by more than the image's size divided by this number."""
 
 
 class ImageKey(NamedTuple):
@@ -55,7 +55,7 @@ class HighestWriteStore:
     """The highest write offsets of all images."""
 
     def __init__(self) -> None:
-        self._by_path: dict[str, HighestWrite] = {}  # the image that was polled last is the last entry
+        self._by_path: dict[str, HighestWrite] = {}  # in the order of their last polls
         self._forgotten_paths: list[str] = []
 
     def offset_of(self, image: ImageKey) -> int:

@@ -19,23 +19,23 @@ def max_file_bytes(driver: str, size: int, cluster_bytes: int = 0) -> int:
     """
     if driver != "qcow2":
         return size
-    cluster = cluster_bytes if cluster_bytes >= 512 else _DEFAULT_CLUSTER_BYTES
-    entries = cluster // _ENTRY_BYTES
-    data = _round_up(size, cluster)
-    l2_entries = _round_up(data // cluster, entries)
-    l1_entries = _round_up(l2_entries * _ENTRY_BYTES // cluster, entries)
-    metadata = cluster + (l2_entries + l1_entries) * _ENTRY_BYTES
-    return data + metadata + _refcount_bytes((data + metadata) // cluster, cluster)
+    cluster_size = cluster_bytes if cluster_bytes >= 512 else _DEFAULT_CLUSTER_BYTES
+    entries_per_cluster = cluster_size // _ENTRY_BYTES
+    data_bytes = _round_up(size, cluster_size)
+    l2_entries = _round_up(data_bytes // cluster_size, entries_per_cluster)
+    l1_entries = _round_up(l2_entries * _ENTRY_BYTES // cluster_size, entries_per_cluster)
+    metadata_bytes = cluster_size + (l2_entries + l1_entries) * _ENTRY_BYTES
+    return data_bytes + metadata_bytes + _refcount_bytes((data_bytes + metadata_bytes) // cluster_size, cluster_size)
 
 
-def _refcount_bytes(clusters: int, cluster: int) -> int:
-    """Return the bytes of the refcount table and the refcount blocks. The refcounts also cover the clusters of these two."""
-    blocks = table = total = 0
+def _refcount_bytes(other_clusters: int, cluster_size: int) -> int:
+    """Return the bytes of the refcount table and the refcount blocks. Their own clusters also need refcounts."""
+    refcount_blocks = table_clusters = total_clusters = 0
     while True:
-        blocks = ceil((clusters + table + blocks) / (cluster // _REFCOUNT_BYTES))
-        table = ceil(blocks / (cluster // _ENTRY_BYTES))
-        if total == (total := clusters + blocks + table):
-            return (blocks + table) * cluster
+        refcount_blocks = ceil((other_clusters + table_clusters + refcount_blocks) / (cluster_size // _REFCOUNT_BYTES))
+        table_clusters = ceil(refcount_blocks / (cluster_size // _ENTRY_BYTES))
+        if total_clusters == (total_clusters := other_clusters + refcount_blocks + table_clusters):
+            return (refcount_blocks + table_clusters) * cluster_size
 
 
 def _round_up(value: int, unit: int) -> int:

@@ -1,7 +1,7 @@
 """Alert levels of a disk, as written in the config. Pure.
 
-A disk exceeds a level when its usage is higher than the level, not when both are equal. QEMU's write thresholds work in the same way: QEMU
-reports a write that ends beyond the threshold (block/write-threshold.c).
+A disk exceeds a level when its usage is higher than the level. QEMU's write thresholds work in the same way: QEMU reports a write that ends
+beyond the threshold (block/write-threshold.c).
 """
 
 import re

@@ -29,7 +29,7 @@ from agent.model.family import Family, Sample
 from agent.model.record import Record, Vm
 
 AWAY_SECONDS = 60.0
-"""How long the alerts of a detached VM are kept. The VM's monitor may only be restarting."""
+"""How long the alerts of a detached VM are kept, because the VM may be attached again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +174,11 @@ class AlertManager:
         """
         conditions = self.conditions.events
         if name not in HANDLED_EVENTS and name not in self.store.resolving_events and name not in conditions.events:
-            return []  # a fast path, because most events change no alert
+            return []  # a fast path: most events change no alert
         state = self._processes.find_attached(event.vm)
         if state is None:
             return []
-        if event.time_ns > now_ns:  # the event came from a host whose clock is ahead
+        if event.time_ns > now_ns:  # the clock of the host that sent the event is ahead
             event = event._replace(time_ns=now_ns)
         pending = self._to_pending_alerts(self._events.on_event(state, event, name, now_ns))
         if name in conditions.events:
@@ -223,7 +223,7 @@ class AlertManager:
             self._to_pending_alerts(self._events.on_jobs(state, samples, time_ns, now_ns)) if state is not None else []
         )
 
-    def on_conditions(
+    def on_condition_samples(
         self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
     ) -> list[PendingAlert]:
         """Handle a poll.

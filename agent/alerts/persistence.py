@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from agent.alerts.conditions.derived import ConditionMemory
+from agent.alerts.conditions.derived import VmConditionState
 from agent.alerts.conditions.sample_conditions import MAX_INSTANCES
 from agent.alerts.conditions.snapshot_ages import SNAPSHOT_ENTRY_PREFIX, SnapshotAges
 from agent.alerts.highest_writes import HighestWriteStore
@@ -114,7 +114,7 @@ class AlertPersistence:
         return [*(self.entry_of_vm(uuid) for uuid in uuids), *images, *self._snapshot_ages.entries_to_store()]
 
 
-def _is_pending_due(conditions: ConditionMemory, now_ns: int) -> bool:
+def _is_pending_due(conditions: VmConditionState, now_ns: int) -> bool:
     """Return whether to store the VM's entry again.
 
     It is stored again in two cases: a condition has held for `PENDING_SECONDS` and is not in the entry, or a condition in the entry has

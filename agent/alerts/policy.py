@@ -63,7 +63,7 @@ class AlertPolicy:
         return override.limit if override is not None and override.limit is not None else row.limit or 0.0
 
     def seconds_of(self, alert: str, vm: Vm, subject: str, default: float) -> float:
-        """Return how long the condition of an alert has to hold; `default` if the config does not change it."""
+        """Return how long the condition of an alert has to hold. It is `default` unless the config changes it."""
         override = self.find(alert, vm, subject)
         return override.seconds if override is not None and override.seconds is not None else default
 

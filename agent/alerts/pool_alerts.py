@@ -72,7 +72,7 @@ class PoolAlerts:
         registry.on_new_pool = self.on_new_pool
 
     def set_policy(self, policy_lookup: PoolPolicyLookup) -> list[PoolUsage]:
-        """Use the policies of a reloaded config; return the pools to compare with their levels."""
+        """Use the policies of a reloaded config. Return the pools to compare with their levels again."""
         self._policy_lookup = policy_lookup
         usages = list(self._registry)
         for usage in usages:
@@ -80,7 +80,7 @@ class PoolAlerts:
         return usages
 
     def on_new_pool(self, usage: PoolUsage) -> None:
-        """Store in a new pool whether the config sets alert levels of space for it. A block device has no such levels."""
+        """Store whether the config sets alert levels of space for a new pool. A block device has no such levels."""
         usage.has_levels = usage.pool.kind is not PoolKind.DEVICE and self._policy_lookup(usage).watches_space
 
     def on_reading(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
@@ -123,8 +123,12 @@ class PoolAlerts:
             elif exceeded is False and firing:
                 usage.exceeded -= {level.text}
                 yield from self._resolve_level(usage, level.text, now_ns, "space")
-        gaps = [gap for level in policy.levels if (gap := bytes_until(level, usage)) is not None and gap >= 0]
-        usage.bytes_until_level = int(min(gaps)) if gaps else None
+        bytes_to_levels = [
+            bytes_to_level
+            for level in policy.levels
+            if (bytes_to_level := bytes_until(level, usage)) is not None and bytes_to_level >= 0
+        ]
+        usage.bytes_until_level = int(min(bytes_to_levels)) if bytes_to_levels else None
         for text in sorted(usage.exceeded - {level.text for level in policy.levels}):
             usage.exceeded -= {text}
             yield from self._resolve_level(usage, text, now_ns, "level_gone")
@@ -157,8 +161,8 @@ class PoolAlerts:
         Returns:
             None if the pool does not grow, or if there is no next level.
         """
-        gap, rate = usage.bytes_until_level, usage.last_rate
-        return gap / rate if gap is not None and rate > 0 else None
+        bytes_until_level, rate = usage.bytes_until_level, usage.last_rate
+        return bytes_until_level / rate if bytes_until_level is not None and rate > 0 else None
 
     # Persistence.
 
@@ -176,14 +180,14 @@ class PoolAlerts:
     def entries_to_store(self) -> list[EntryNameAndValue]:
         """Return the entries to store now, for pools whose history has a new point. The entry of a removed pool has the value None."""
         usages = [usage for usage in self._registry if usage.pool.kind is not PoolKind.DEVICE]
-        due = [
+        changed_pools = [
             self.entry_of(usage)
             for usage in usages
             if usage.growth.kept_points != self._stored_points.get(usage.pool.key, 0)
         ]
-        gone = self._stored_points.keys() - {usage.pool.key for usage in usages}
+        removed_pool_keys = self._stored_points.keys() - {usage.pool.key for usage in usages}
         self._stored_points = {usage.pool.key: usage.growth.kept_points for usage in usages if usage.growth.kept_points}
-        return [*due, *((POOL_ENTRY_PREFIX + key, None) for key in gone)]
+        return [*changed_pools, *((POOL_ENTRY_PREFIX + key, None) for key in removed_pool_keys)]
 
     def restore(self, entries: Mapping[str, object], now: float) -> None:
         """Restore the pools and their alerts from the entries of an earlier run. Ignore invalid entries.

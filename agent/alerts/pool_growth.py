@@ -1,7 +1,7 @@
 """Growth rate of used space over windows of ten seconds to one day, and the forecast of the time until a pool is full. Pure.
 
-A forecast looks back at least a sixth of the time that it looks ahead. For example, ten seconds of writes can forecast that a pool is
-full within a minute. They cannot forecast that it is full tomorrow.
+A forecast may look ahead six times as far as it looks back. So ten seconds of writes can forecast that a pool is full within a minute, but
+not that it is full tomorrow.
 """
 
 from array import array
@@ -21,23 +21,23 @@ LOOK_AHEAD = 6.0
 """Maximum time that a forecast looks ahead, as a multiple of its window. The longest window has no such limit."""
 
 STEADY_SHARE = 0.5
-"""Growth is ending if the rate over the next shorter window is less than this share of the rate over a window.
+"""The growth in a window is ending if the rate over the next shorter window is less than this share of the window's rate.
 
-A forecast ignores a window whose growth is ending. The window of one day is never ignored.
+A forecast ignores such a window, except the window of one day.
 """
 
 SAME_SHARE = 0.1
 """Maximum difference of two growth rates that count as equal, as a share of the first rate."""
 
 SMOOTHING_WINDOWS = 2
-"""Maximum number of longer windows whose growth rates smooth the growth rate of a window."""
+"""Maximum number of longer windows that can smooth the growth rate of a window."""
 
 TOLERANCE = 0.6
 """Share of a window by which the time between two measurements may exceed the window."""
 
 
 @dataclass(slots=True)
-class _TimeSeries:
+class _UsedBytesSeries:
     """A time series of used bytes with a minimum spacing of its points. The newest point is the last one.
 
     Attributes:
@@ -52,47 +52,49 @@ class _TimeSeries:
     times: "array[float]" = field(default_factory=lambda: array("d"))
     used: "array[float]" = field(default_factory=lambda: array("d"))
 
-    def add(self, at: float, used: float) -> bool:
+    def add(self, time: float, used: float) -> bool:
         """Add a point if the last point is at least `spacing` seconds old; return whether the point was added."""
-        if self.times and at - self.times[-1] < self.spacing:
+        if self.times and time - self.times[-1] < self.spacing:
             return False
-        self.times.append(at)
+        self.times.append(time)
         self.used.append(used)
-        old = bisect_left(self.times, at - self.length - self.spacing)
+        old = bisect_left(self.times, time - self.length - self.spacing)
         del self.times[:old], self.used[:old]
         return True
 
-    def index_at(self, at: float) -> int | None:
+    def index_at(self, time: float) -> int | None:
         """Return the index of the newest point at or before a time; None if all points are newer."""
-        index = bisect_right(self.times, at) - 1
+        index = bisect_right(self.times, time) - 1
         return index if index >= 0 else None
 
-    def slope_from(self, index: int, at: float, used: float) -> float:
+    def slope_from(self, index: int, time: float, used: float) -> float:
         """Return the growth in bytes per second from a point to a later measurement.
 
-        It is the slope between two means: one over the first third of the points, one over the last third. Single points vary: Btrfs
-        counts old copies of rewritten data as used until its next commit.
+        It is the slope between two means: one over the first third of the points, one over the last third. Means are needed because single
+            points vary: Btrfs counts old copies of rewritten data as used until its next commit.
 
         Args:
             index: index of the first point.
-            at: time of the measurement.
+            time: time of the measurement.
             used: used bytes of the measurement, which may be the last point.
         """
         times, values = self.times[index:], self.used[index:]
-        if times[-1] < at:
-            times.append(at)
+        if times[-1] < time:
+            times.append(time)
             values.append(used)
-        third = max(1, len(times) // 3)
-        return (sum(values[-third:]) - sum(values[:third])) / (sum(times[-third:]) - sum(times[:third]))
+        point_count = max(1, len(times) // 3)
+        return (sum(values[-point_count:]) - sum(values[:point_count])) / (
+            sum(times[-point_count:]) - sum(times[:point_count])
+        )
 
-    def remove_after(self, at: float) -> None:
+    def remove_after(self, time: float) -> None:
         """Remove the points after a time."""
-        end = bisect_right(self.times, at)
-        del self.times[end:], self.used[end:]
+        first_removed = bisect_right(self.times, time)
+        del self.times[first_removed:], self.used[first_removed:]
 
 
-def _new_series() -> tuple[_TimeSeries, ...]:
-    return _TimeSeries(2.0, 80.0), _TimeSeries(20.0, RECENT_SECONDS), _TimeSeries(900.0, DAY_SECONDS)
+def _new_series() -> tuple[_UsedBytesSeries, ...]:
+    return _UsedBytesSeries(2.0, 80.0), _UsedBytesSeries(20.0, RECENT_SECONDS), _UsedBytesSeries(900.0, DAY_SECONDS)
 
 
 @dataclass(slots=True)
@@ -101,9 +103,9 @@ class PoolGrowth:
 
     kept_points: int = 0
     """Total number of points that were added to the series that `state_to_store` returns."""
-    _series: tuple[_TimeSeries, ...] = field(default_factory=_new_series)
+    _series: tuple[_UsedBytesSeries, ...] = field(default_factory=_new_series)
     _last: tuple[float, float] | None = None
-    _same_since: float = inf  # since when the used bytes have not changed
+    _same_since: float = inf  # time of the last change of the used bytes
     _rates: dict[float, float | None] = field(default_factory=dict)  # growth by window, since the last measurement
 
     def add(self, at: float, used: int) -> None:
@@ -165,7 +167,7 @@ class PoolGrowth:
         return None
 
     def _smooth_rate(self, rate: float, index: int) -> float:
-        """Return a nearly equal growth rate over a longer window, because it varies less. Without such a rate, return `rate` itself.
+        """Return the growth rate over a longer window if it is nearly equal, because it varies less. Otherwise return `rate`.
 
         Args:
             rate: growth rate over a window.

@@ -93,7 +93,7 @@ def is_exceeded(level: PoolLevel, usage: PoolUsage, hysteresis: float, *, firing
     Args:
         level: the level.
         usage: the pool.
-        hysteresis: how far the usage must fall below a firing level to end it, as a share of the pool's size.
+        hysteresis: how far the usage must fall below the level to resolve its alert, as a share of the pool's size.
         firing: whether the alert of the level fires.
     """
     if level.seconds is not None:
@@ -113,7 +113,7 @@ def _is_full_within(seconds: float, usage: PoolUsage, *, firing: bool) -> bool |
         return None
     if not firing:
         return usage.time_to_full is not None and usage.time_to_full <= seconds
-    # A short pause of the writes must not resolve the alert. So all windows count, not only the window of the forecast.
+    # All windows count, so that a short pause of the writes does not resolve the alert.
     time_to_full = usage.growth.shortest_time_to_full(usage.free, seconds / LOOK_AHEAD)
     return time_to_full is not None and time_to_full <= seconds * TIME_HYSTERESIS
 
@@ -149,7 +149,7 @@ def bytes_until(level: PoolLevel, usage: PoolUsage) -> float | None:
 
 
 def is_highest(level: PoolLevel, policy: PoolPolicy, usage: PoolUsage) -> bool:
-    """Return whether a level is the highest of at least two levels of the same quantity. A level of time is never the highest."""
+    """Return whether at least two levels limit the same quantity, and this level is the highest of them. A level of time never is."""
     shares = _used_and_size(level.measure, usage)
     if level.measure is PoolMeasure.TIME or shares is None:
         return False

@@ -19,13 +19,13 @@ MAX_GROWERS = 5
 """Maximum number of disks in the field `growers` of a pool's record."""
 
 MAX_POOLS = 4096
-"""Maximum number of pools. Images on further pools count as images on an unknown pool."""
+"""Maximum number of pools. The pool of an image on a further pool counts as unknown."""
 
 MAX_REASON = 500
 """Maximum number of characters of a reason. A reason may contain a long path that QEMU reported."""
 
 UNCHANGED_SHARE = 0.001
-"""Maximum change of the free bytes or free inodes that counts as no change, as a share of the pool's total."""
+"""Changes of the free bytes or free inodes up to this share of the pool's total count as no change."""
 
 DEVICE_DRIVERS = frozenset({"host_device", "host_cdrom"})
 
@@ -126,7 +126,7 @@ class PoolUsage:
         bytes_until_level: number of bytes that can be written before the next level of space is exceeded; None without a next level.
         on_read_request: called when the pool has to be read now.
         last_rate: growth between the last two readings in bytes per second.
-        owner: negative number that identifies the pool in the alert store. A QEMU process has a positive number.
+        owner: number that identifies the pool in the alert store. It is negative; the number of a QEMU process is positive.
     """
 
     pool: Pool
@@ -165,7 +165,7 @@ class PoolUsage:
 
     @property
     def problem(self) -> str:
-        """The problem that the pool's source reports; empty if there is none. A read-only file system of ISO images is no problem."""
+        """The problem that the pool's source reports; empty if there is none. A file system of ISO images may be read-only."""
         problem = self.reading.problem if self.reading is not None else ""
         is_harmless = problem == READ_ONLY and not any(image.writable for image in self.images.values())
         return "" if is_harmless else problem

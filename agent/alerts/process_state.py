@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.alerts.conditions.derived import ConditionMemory
+from agent.alerts.conditions.derived import VmConditionState
 from agent.alerts.run_state import RunState
 from agent.alerts.store import Alert
 from agent.alerts.threshold_tracker import ThresholdTracker
@@ -12,7 +12,7 @@ from agent.model.family import Sample
 from agent.model.record import Severity, Vm
 
 EMPTY_SET: frozenset[str] = frozenset()
-"""An empty set that all states share, because a separate empty set takes 216 bytes."""
+"""An empty set that all states share. A separate set for each state would take 216 bytes."""
 
 
 @dataclass(slots=True)
@@ -54,12 +54,12 @@ class VmProcessState:
         layers: Device, layer and path of each disk layer, by the layer's block node.
         io_status: `io-status` of each device at the last poll.
         io_status_ns: Time of that poll; 0 if the devices were not polled.
-        io_errors_ns: Time of the oldest I/O error that stopped the guest and whose disk is still unknown; 0 if there is no such error.
+        io_errors_ns: Time of the oldest I/O error that stopped the guest, if its disk is still unknown; 0 if there is no such error.
         io_error_full: Whether lack of space caused the newest such error.
         failed_jobs: Jobs whose failure was reported.
         migration_ns: Time of the newest migration status.
-        refreshes: Names of the collectors to run now.
-        fresh_slots: Devices whose threshold slot was read, without a later command or event for the slot.
+        collectors_to_poll: Names of the collectors to run now.
+        slots_read: Devices whose threshold slot was read after the last command or event for the slot.
         is_start_stored: Whether the VM's persistent entry shows that the guest has run or was reset.
         has_run_state: Whether the run state was polled since the process was attached.
         gone_at: Monotonic time in seconds at which the process was detached; None while it is attached.
@@ -67,7 +67,7 @@ class VmProcessState:
         guest: State of the inside of the guest.
         conditions: State of the conditions in the alert tables.
         space: The VM's space samples that were returned last.
-        space_changed: Whether `space` may be outdated.
+        space_changed: Whether `space` may be out of date.
     """
 
     vm: Vm
@@ -87,19 +87,19 @@ class VmProcessState:
     io_error_full: bool = False
     failed_jobs: frozenset[str] = EMPTY_SET
     migration_ns: int = 0
-    refreshes: frozenset[str] = EMPTY_SET
-    fresh_slots: frozenset[str] = EMPTY_SET
+    collectors_to_poll: frozenset[str] = EMPTY_SET
+    slots_read: frozenset[str] = EMPTY_SET
     is_start_stored: bool = False
     has_run_state: bool = False
     gone_at: float | None = None
     gone_permanently: bool = False
     guest: GuestHealth = field(default_factory=GuestHealth)
-    conditions: ConditionMemory = field(default_factory=ConditionMemory)
+    conditions: VmConditionState = field(default_factory=VmConditionState)
     space: list[Sample] = field(default_factory=list)
     space_changed: bool = True
 
     def is_process(self, vm: Vm, pid: int | None) -> bool:
-        """Return whether an attached VM runs in this process. Compare the pids, or the monitors if a pid is unknown."""
+        """Return whether an attached VM runs in this process. The pids decide, or the monitors if a pid is unknown."""
         if pid is not None and self.pid is not None:
             return pid == self.pid
         return vm.monitor == self.vm.monitor and not self.gone_permanently

@@ -45,7 +45,7 @@ class ProcessRegistry:
         return None
 
     def find_evaluated(self, vm: Vm) -> VmProcessState | None:
-        """Return the process that is attached as this VM; None if there is none, or if the agent does not evaluate its disks."""
+        """Return the process that is attached as this VM. Return None if there is none, or if the agent does not evaluate its disks."""
         state = self.find_attached(vm)
         return state if state is not None and state.is_active else None
 
@@ -82,7 +82,7 @@ class ProcessRegistry:
 
         The destination of a migration becomes the primary when its guest runs and the source's guest does not, because it was migrated.
         Until then the source writes to the disks, and the source continues if the migration fails. Two clones keep their own alerts, even
-        if one is paused, and even if the other was restored from a file, which QEMU treats like a migration.
+        if one of them is paused or was restored from a file. QEMU treats a restore like a migration.
         """
         if uuid not in self._by_uuid:
             return None
@@ -123,7 +123,7 @@ class ProcessRegistry:
         return [state for state in self.processes_with_uuid(uuid) if state.gone_at is None and state.run.running]
 
     def is_unique(self, uuid: str) -> bool:
-        """Return whether certainly at most one guest with this UUID runs. False if the run state of a process is unknown."""
+        """Return whether at most one guest with this UUID runs. Return False if that is uncertain, because a run state is unknown."""
         are_known = all(state.has_run_state and state.gone_at is None for state in self.processes_with_uuid(uuid))
         return are_known and len(self.running(uuid)) < 2
 

@@ -1,4 +1,4 @@
-"""Rules for alerts: which events and run states fire an alert, its severity and text, and which events resolve it."""
+"""Rules for alerts. A rule has the events or the run state that fire an alert, its severity and text, and the events that resolve it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ class EventRule:
         status: The run state in which the event stops the guest; empty if the event does not stop the guest. The alert of a stopped guest
             is resolved only when the guest runs again.
         resolved_by: Names of the events that resolve the alert.
-        seconds: How long the alert fires if no event resolves it; None means as long as the process exists.
-        copies: Names of the fields of the event to copy into the alert's record.
+        seconds: How long the alert fires if no event resolves it. None if it fires until the process ends.
+        copied_fields: Names of the fields of the event to copy into the alert's record.
     """
 
     event: str
@@ -39,7 +39,7 @@ class EventRule:
     status: str = ""
     resolved_by: frozenset[str] = frozenset()
     seconds: float | None = None
-    copies: tuple[str, ...] = ()
+    copied_fields: tuple[str, ...] = ()
 
 
 def _stopped_without_space(data: EventData) -> bool:
@@ -117,7 +117,7 @@ EVENT_RULES = (
         "A block job failed.",
         when=lambda data: bool(data.get("error")),
         seconds=HOUR,
-        copies=("type", "error"),
+        copied_fields=("type", "error"),
     ),
 )
 """The rules for events. In BLOCK_IO_ERROR, `nospace` is only present with `action: stop` (QEMU 2.2 to 11.1)."""
@@ -133,7 +133,7 @@ class RunStateRule:
         severity: The alert's severity.
         help: Text of the alert for the operator, one sentence.
         seconds: How long the guest has to be in the run state before the alert fires.
-        after_reset: Whether the alert needs a guest that has run or was reset. A VM starts in this run state, which is not a problem.
+        after_reset: Whether the alert fires only after the guest has run or was reset. A new VM is in this run state, which is no problem.
     """
 
     status: str

@@ -7,9 +7,9 @@ changes the run state only if it is newer than all earlier events and polls.
 from dataclasses import dataclass
 
 CLOCK_STEP_NS = 1_000_000_000
-"""Polls arrive in order. If a poll is older than the previous poll by more than this time, the clock was set back."""
+"""Polls arrive in order. If a poll is older than the previous poll by more than this, the clock was set back."""
 STOP_DELAY_NS = 1_000_000_000
-"""QEMU emits the event of an error before it stops the guest. For this time after the event, a poll may still report `running`."""
+"""How long a poll may still report `running` after the event of an error. QEMU emits the event before it stops the guest."""
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class RunState:
         running_ns: Time of the newest poll of a running guest.
         running_since_ns: Earliest time from which the guest is known to have run without a stop.
         has_started: Whether the guest has run or was reset.
-        was_incoming: Whether the process has waited for an incoming migration.
+        was_incoming: Whether the process has ever waited for an incoming migration.
     """
 
     running: bool | None = None

@@ -1,4 +1,4 @@
-"""Alerts of guests that something other than their operator has stopped. Pure: it returns records.
+"""Alerts of guests that an error has stopped, and not their operator. Pure: it returns records.
 
 A RESUME event, or a later poll of a running guest, resolves such an alert. A reset, a stop or an older poll never resolves it.
 """
@@ -56,9 +56,9 @@ class RunStateAlerts:
         return [alert for alert in self._store.alerts_of_owner(state.owner) if alert.status]
 
     def on_attached(self, state: VmProcessState) -> None:
-        """Let the next poll that shows a running guest resolve the alerts, because the agent may have missed the RESUME event.
+        """Let the next poll of a running guest resolve the alerts, because the agent may have missed the RESUME event.
 
-        Until that poll, the guest counts as stopped since the last event or poll that showed one of its alerts.
+        Until that poll, the guest counts as stopped. The time of the stop is that of the last event or poll that showed one of its alerts.
         """
         seen_ns = (alert.seen_ns for alert in self._store.alerts_of_owner(state.owner))
         state.run.stopped_ns = max([state.run.stopped_ns, *seen_ns])
@@ -104,7 +104,7 @@ class RunStateAlerts:
         """Fire the alert of a polled run state, because no event has fired it."""
         if status == "io-error":
             state.io_errors_ns, state.io_error_full = state.io_errors_ns or time_ns, False
-            state.refreshes |= {"drives"}
+            state.collectors_to_poll |= {"drives"}
             if state.layers:
                 yield from self._locate_io_error(state)
             return
@@ -132,7 +132,7 @@ class RunStateAlerts:
         if not state.io_errors_ns or time_ns < state.io_errors_ns:
             state.io_errors_ns = time_ns
         state.io_error_full = is_full
-        state.refreshes |= {"drives"}
+        state.collectors_to_poll |= {"drives"}
 
     def on_devices(
         self, state: VmProcessState, samples: Sequence[Sample], families: Collection[Family], time_ns: int
@@ -151,7 +151,7 @@ class RunStateAlerts:
         unlocated = [alert for alert in self._alerts_of_stop(state) if alert.status == "io-error" and not alert.subject]
         since_ns = state.io_errors_ns or max((alert.since_ns for alert in unlocated), default=0)
         if not since_ns or state.io_status_ns < max(state.run.last_ran_ns, since_ns):
-            return  # io-status is older than the error, or QEMU has cleared it at a later RESUME
+            return  # io-status was polled before the error, or QEMU has cleared it at a later RESUME
         failed = {
             device: _ALERT_OF_IO_STATUS[io_status]
             for device, io_status in state.io_status.items()
@@ -197,10 +197,13 @@ class RunStateAlerts:
             if self._is_due(state, rule, now_ns):
                 yield from self._fire(state, rule, now_ns, DetectedBy.LEVEL)
         if self._alerts_of_stop(state):
-            state.refreshes |= {"runstate"}
+            state.collectors_to_poll |= {"runstate"}
 
     def _is_due(self, state: VmProcessState, rule: RunStateRule, now_ns: int) -> bool:
-        """Return whether the guest has been in the rule's run state for too long, and no other alert reports why it is stopped."""
+        """Return whether the guest has been in the rule's run state for too long.
+
+        If another alert reports why it is stopped, return False.
+        """
         if not rule.seconds or state.run.status != rule.status or (rule.after_reset and not state.run.has_started):
             return False
         seconds = self.policy.seconds_of(rule.alert, state.vm, "", rule.seconds)

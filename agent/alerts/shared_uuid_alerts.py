@@ -50,7 +50,7 @@ class SharedUuidAlerts:
         primary.trackers, primary.restored_disks = {}, {}
         self._store.reassign(kept, successor.vm, successor.owner)
         self._run_states.on_attached(successor)
-        successor.refreshes |= {"block", "nodes"} if primary.gone_at is None else EMPTY_SET
+        successor.collectors_to_poll |= {"block", "nodes"} if primary.gone_at is None else EMPTY_SET
         yield from self._store.resolve(ended, time_ns, reason)
         if has_ended:
             self._processes.remove(primary)
@@ -77,7 +77,7 @@ class SharedUuidAlerts:
             yield from self._store.resolve((alert for alert in alerts if alert is not None), now_ns, "uuid_unique")
         if len(self._processes.running(uuid)) > 1:
             for state in states:
-                state.refreshes |= {"runstate"}
+                state.collectors_to_poll |= {"runstate"}
 
 
 def _is_still_true(alert: Alert, primary: VmProcessState, *, has_ended: bool) -> bool:
@@ -87,5 +87,5 @@ def _is_still_true(alert: Alert, primary: VmProcessState, *, has_ended: bool) ->
     if has_ended:
         return False
     if primary.gone_at is not None:
-        return True  # it may be the same process on another monitor, whose run state will resolve the alert
+        return True  # both may be the same process on two monitors; its run state will resolve the alert
     return not alert.status  # the stopped guest is gone, or it runs in the successor now

@@ -27,14 +27,15 @@ class Alert:
         severity: The severity.
         since_ns: When the alert began to fire, in nanoseconds since the epoch.
         data: Further fields of the alert's record.
-        until_ns: When the alert is resolved even without an event, in nanoseconds since the epoch; 0 means never.
+        until_ns: When the alert is resolved even without an event, in nanoseconds since the epoch. 0 if only an event or a poll resolves
+            it.
         resolved_by: Names of the events that resolve the alert.
         status: The run state in which the guest is stopped. The alert is resolved when the guest runs. Empty if the guest is not stopped.
         owner: Number of the VM process that the alert belongs to.
         instance: Distinguishes processes with one UUID that run at the same time; empty for the first attached process.
         seen_ns: Time of the newest event or poll that showed the alert's condition. An older event or poll does not resolve the alert.
         custom: Whether the operator defined the alert in the config. All such alerts have the same record type.
-        muted: Whether the config keeps the alert from firing. Its condition is true, so it fires when the config no longer mutes it.
+        muted: Whether the config keeps the alert from firing although its condition is true. It fires when the config no longer mutes it.
     """
 
     name: str
@@ -70,7 +71,7 @@ class Alert:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the alert for consumers of records. It stays the same when the agent restarts and when the alert fires again."""
+        """Identity of the alert for consumers of records. It does not change when the agent restarts or when the alert fires again."""
         parts = f"{self.vm.host}\n{self.vm.uuid}\n{self.name}\n{self.subject}\n{self.level}"
         parts += f"\n{self.instance}" if self.instance else ""
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
@@ -110,7 +111,7 @@ class AlertStore:
     Attributes:
         resolving_events: Names of the events that may resolve a firing alert.
         suppressed: Total number of alerts that did not fire because their process had `MAX_SUBJECT_ALERTS`.
-        adjust: Applies the config's changes to an alert before it fires; returns None if the config keeps it from firing.
+        adjust: Applies the config's changes to an alert before it fires. Returns None if the config mutes the alert.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Commands that set the write thresholds of all VMs' disks, and the collectors that have to be polled before. Pure."""
+"""Commands that set the write thresholds of all VMs' disks, and the collectors to poll before these commands. Pure."""
 
 from agent.alerts.disk_space_alerts import DiskAlerts
 from agent.alerts.process_state import EMPTY_SET
@@ -19,13 +19,13 @@ class ThresholdCommands:
         state = self._processes.find_attached(vm)
         if state is None:
             return EMPTY_SET
-        due, state.refreshes = state.refreshes, EMPTY_SET
-        return due
+        names, state.collectors_to_poll = state.collectors_to_poll, EMPTY_SET
+        return names
 
     def has_pending(self, vm: Vm) -> bool:
         """Return whether `pending` may return commands."""
         state = self._processes.find_evaluated(vm)
-        return state is not None and bool(state.fresh_slots)
+        return state is not None and bool(state.slots_read)
 
     def pending(self, vm: Vm) -> list[tuple[str, Command]]:
         """Return the commands that set thresholds now, each with its device. After this call, these thresholds count as set."""

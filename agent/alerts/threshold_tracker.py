@@ -25,7 +25,7 @@ from agent.alerts.threshold_types import (
 from agent.alerts.write_threshold_slot import NodeThreshold, WriteThresholdSlot, WriteThresholdState
 
 LAYER_REFRESH_SHARE = 0.01
-"""The layers of a file are polled again after writes have extended the file by this share of its limit."""
+"""The layers of a file are polled again after the file has grown by this share of its limit."""
 MAX_EXCEEDED_LEVELS = 1000
 """Maximum number of exceeded levels that are restored after a restart of the agent."""
 
@@ -48,14 +48,14 @@ class ThresholdTracker:
     _exceeded: frozenset[str] = frozenset()
     # A cache of the last resolution: the limit, the config's levels, whether all levels apply, and the result.
     _levels: tuple[tuple[int, tuple[Level, ...], bool], tuple[ResolvedLevel, ...]] = ((0, (), False), ())
-    _quiet_poll: object = None  # inputs of the last poll, if it crossed no level and needs no poll of the layers
+    _quiet_poll: object = None  # inputs of the last poll; None if it crossed a level or requires a poll of the layers
 
     @property
     def levels(self) -> tuple[ResolvedLevel, ...]:
         """The levels on this disk, the lowest first; none if the policy is off or the disk is not thin.
 
-        Levels in percent and in free bytes are left out in two cases. A file that only the virtual size limits stops growing at that
-        size, and no write fails. A pool with its own levels fires one alert for all disks on it.
+        Levels in percent and in free bytes are left out in two cases. If only the virtual size limits a file, the file stops growing there
+        and no write fails. If a pool has its own levels, one alert of the pool covers all disks on it.
         """
         if self.policy.mode is ThresholdMode.OFF or not self.usage.is_thin:
             return ()
@@ -82,7 +82,7 @@ class ThresholdTracker:
     # Polls and events.
 
     def is_unchanged(self, storage_node: str, offset: int, pool: object) -> bool:
-        """Return whether `on_poll` has nothing to do, because the disk and its limit are the same as at the last poll.
+        """Return whether `on_poll` has nothing to do: the disk and its limit are the same as at the last poll.
 
         Args:
             storage_node: The storage node.
@@ -188,7 +188,7 @@ class ThresholdTracker:
         """Compare the usage with the levels; store and yield the levels that were crossed since the last comparison."""
         usage, levels = self.usage, self.levels
         changes = list(self._level_changes())
-        if is_replaced and not usage.is_measured:  # only the earlier image is known to have exceeded these levels
+        if is_replaced and not usage.is_measured:  # it is unknown whether the new image exceeds these levels
             changes = [(ResolvedLevel(text, 0), False) for text in sorted(self._exceeded)]
         for level, firing in changes:
             self._exceeded = self._exceeded | {level.text} if firing else self._exceeded - {level.text}
@@ -217,27 +217,27 @@ class ThresholdTracker:
         ):
             return None
         usage, level = self.usage, self._next_level()
-        gaps = [level.bytes - usage.used] if level is not None else []
+        bytes_to_levels = [level.bytes - usage.used] if level is not None else []
         if (until_pool_level := self._bytes_until_pool_level()) is not None:
-            gaps.append(until_pool_level)
-        if not gaps:
+            bytes_to_levels.append(until_pool_level)
+        if not bytes_to_levels:
             return None
         # A file grows at its end, so its unallocated bytes are beyond its current end.
-        end = max(usage.offset, usage.storage.size) if usage.measure == "allocated" else usage.offset
-        value = end + min(gaps)
-        return (usage.storage.node, value) if end <= value <= MAX_SIZE_BYTES else None
+        write_position = max(usage.offset, usage.storage.size) if usage.measure == "allocated" else usage.offset
+        value = write_position + min(bytes_to_levels)
+        return (usage.storage.node, value) if write_position <= value <= MAX_SIZE_BYTES else None
 
     def _bytes_until_pool_level(self) -> int | None:
-        """Return how many bytes this disk has to write until its pool exceeds its next level; None if this disk alone cannot do so.
+        """Return how many bytes this disk has to write until its pool exceeds its next level. Return None if this disk alone cannot do so.
 
-        A threshold at that offset makes QEMU report the write at once, and the agent then reads the pool. If other disks write too, the
-        agent notices the level at its next read of the pool.
+        With a threshold at that offset, QEMU reports the write at once, and the agent then reads the pool. If other disks also write, the
+        agent detects the exceeded level at its next read of the pool.
         """
         usage = self.usage
         if not usage.is_thin or not isinstance(usage.pool, PoolUsage) or usage.pool.bytes_until_level is None:
             return None
-        gap = usage.pool.bytes_until_level
-        return gap if usage.pool.has_levels and usage.used + gap < usage.max_usage else None
+        bytes_until_level = usage.pool.bytes_until_level
+        return bytes_until_level if usage.pool.has_levels and usage.used + bytes_until_level < usage.max_usage else None
 
     def claim_next_threshold(self) -> NodeThreshold | None:
         """Return the threshold to set now, like `next_threshold`, and count it as set from now on."""

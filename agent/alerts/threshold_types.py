@@ -52,7 +52,7 @@ class ResolvedReason(StrEnum):
     REPLACED = "replaced"
     """The disk has another image."""
     LEVEL_GONE = "level_gone"
-    """The level no longer applies: the config no longer has it, the disk is too small for it, or an alert of the pool replaces it."""
+    """The level no longer applies. The config no longer has it, the disk is too small for it, or an alert of the pool replaces it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class DiskLayer:
         read_only: Whether the layer is read-only.
         cluster: Size of a cluster of the image in bytes; 0 if unknown.
         snapshots: Number of internal snapshots in the image.
-        identity: Identifies the block device among all devices that ever had its path; empty for a file, and if unknown.
+        identity: Distinguishes the block device from other devices that had the same path. Empty for a file, and if unknown.
     """
 
     node: str = ""

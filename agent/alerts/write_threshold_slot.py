@@ -1,7 +1,8 @@
 """State machine of the write-threshold slot of one block node in QEMU. Pure.
 
-QEMU has one slot for each block node, and any client can overwrite its value. QEMU empties the slot when the threshold fires. A threshold
-below the highest write offset fires only at the next write. The agent therefore reads the slot first, and never replaces another client's
+QEMU has one slot for each block node, and any client can overwrite its value. QEMU empties the slot when the threshold fires. If a
+threshold is set below the highest write offset, it fires only at the next write. The agent therefore reads the slot first, and never
+replaces another client's
 value. The agent stores a threshold before it sets the threshold. If the slot is empty later, the threshold has fired or another client has
 cleared it.
 """
@@ -15,10 +16,12 @@ from typing import Any
 from agent.alerts.threshold_types import parse_name_and_bytes
 
 MAX_OWN_THRESHOLDS = 16
-"""Number of the agent's last thresholds that are stored, because an event can arrive late: after a reply with an empty slot, or after
-a snapshot has changed the storage node."""
+"""Number of the agent's last thresholds that are stored.
+
+An event can arrive late: after a reply with an empty slot, or after a snapshot has changed the storage node.
+"""
 MAX_REFUSALS = 3
-"""Number of failed commands in a row after which the agent no longer sets a node's threshold."""
+"""Number of consecutive failed commands after which the agent no longer sets a node's threshold."""
 
 NodeThreshold = tuple[str, int]
 """A block node and the write threshold in its slot, in bytes."""
@@ -48,7 +51,7 @@ class WriteThresholdStateInput(StrEnum):
     READ_OURS = "read_ours"
     READ_FOREIGN = "read_foreign"
     READ_REFUSED = "read_refused"
-    """The slot is empty after `MAX_REFUSALS` failed commands for this node."""
+    """The slot is empty, and `MAX_REFUSALS` consecutive commands for this node have failed."""
     SEND = "send"
     """The agent is about to send the command that sets the slot."""
     FAIL = "fail"
@@ -101,7 +104,7 @@ class WriteThresholdSlot:
     _own: list[NodeThreshold] = field(
         default_factory=list
     )  # the last thresholds that the agent set, the newest at the end
-    _refusals: dict[str, int] = field(default_factory=dict)  # failed commands in a row, by node
+    _refusals: dict[str, int] = field(default_factory=dict)  # consecutive failed commands, by node
 
     @property
     def is_foreign(self) -> bool:

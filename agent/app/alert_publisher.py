@@ -160,7 +160,7 @@ class AlertPublisher:
     def on_samples(self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Update the alerts of the alert tables and of the operator's config after a poll."""
         if not self.manager.conditions.samples.families.isdisjoint(families):
-            self.publish(self.manager.on_conditions(vm, families, samples, time_ns))
+            self.publish(self.manager.on_condition_samples(vm, families, samples, time_ns))
 
     async def tick(self) -> None:
         """Update the alerts that depend on time, and store the entries that changed. The caller calls this about once a second."""

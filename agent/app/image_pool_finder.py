@@ -108,7 +108,7 @@ class ImagePoolFinder:
         tables = self._mount_tables_of(vm)
         locations = []
         for image in self._images[vm]:
-            location = self._locator.known_location(tables, image.driver, image.path)
+            location = self._locator.location_without_io(tables, image.driver, image.path)
             if location is None:
                 return False
             locations.append(location)

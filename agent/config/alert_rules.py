@@ -228,9 +228,9 @@ class CustomAlertConfig(ConfigSection):
             limit = float(self.count) if self.count is not None else None
             lasts = self.lasts or (None if resolved_by else max(DEFAULT_LASTS_SECONDS, self.duration))
             match = EventMatch(self.event, tests)
-            copies = tuple(name for name in EVENT_FIELDS[self.event] if "." not in name)
+            copied_fields = tuple(name for name in EVENT_FIELDS[self.event] if "." not in name)
             return EventAlertRow(
-                match=match, resolved_by=resolved_by, limit=limit, lasts=lasts, copies=copies, **common
+                match=match, resolved_by=resolved_by, limit=limit, lasts=lasts, copied_fields=copied_fields, **common
             )
         family, first = SAMPLES[str(self.sample)], tests[0]
         increases = first.operator is Operator.INCREASES

@@ -39,8 +39,8 @@ class DiskCommandWriter:
 
     def schedule_requested_polls(self) -> None:
         """Make the collectors due that the threshold controller needs."""
-        if refreshes := self.pop_collectors_to_poll():
-            self._schedule.make_due(refreshes, time.monotonic())
+        if names := self.pop_collectors_to_poll():
+            self._schedule.make_due(names, time.monotonic())
 
     async def apply(self, *, receives_events: bool) -> None:
         """Execute the pending commands one by one. Then make the collectors due that the threshold controller needs.

@@ -114,7 +114,7 @@ class AlertScenario:
 
     def samples(self, at: float, family: Family, *samples: Sample, vm: Vm = VM) -> list[Change]:
         """Pass all samples of a family to the alerts of tables and of the operator."""
-        return self._changes(self.manager.on_conditions(vm, (family,), samples, int(at * SECOND)))
+        return self._changes(self.manager.on_condition_samples(vm, (family,), samples, int(at * SECOND)))
 
     def io_status(self, at: float, vm: Vm = VM, **devices: str) -> list[Change]:
         """Pass the result of a poll of devices. The keywords are the device's io-status, by device."""

@@ -238,7 +238,7 @@ class KafkaCluster:
 
 def server_properties(broker: Broker, brokers: list[Broker], security: Security) -> dict[str, object]:
     """Return a broker's properties that differ from Kafka's defaults, without the data directory. They prefer speed to durability."""
-    copies = min(3, len(brokers))
+    copied_fields = min(3, len(brokers))
     addresses = {name: f"{name}://127.0.0.1:{port}" for name, port in broker.ports.items()}
     return {
         "process.roles": "broker,controller",
@@ -252,10 +252,10 @@ def server_properties(broker: Broker, brokers: list[Broker], security: Security)
         "auto.create.topics.enable": "false",
         "group.initial.rebalance.delay.ms": 0,
         "offsets.topic.num.partitions": 1,
-        "offsets.topic.replication.factor": copies,
+        "offsets.topic.replication.factor": copied_fields,
         "transaction.state.log.num.partitions": 1,
-        "transaction.state.log.replication.factor": copies,
-        "transaction.state.log.min.isr": max(1, copies - 1),
+        "transaction.state.log.replication.factor": copied_fields,
+        "transaction.state.log.min.isr": max(1, copied_fields - 1),
         # Transition a dead broker in two seconds, not nine: for so long it cannot come back after a kill either.
         "broker.heartbeat.interval.ms": 250,
         "broker.session.timeout.ms": 2000,

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 Value = bool | float | str
-"""A value that a condition compares. Only values of one kind are compared: two flags, two numbers or two texts."""
+"""A value that a condition compares. Two values can be compared if both are flags, numbers or texts."""
 
 
 class Operator(StrEnum):
@@ -53,7 +53,7 @@ def compare(value: object, comparison: Operator, limit: Value) -> bool | None:
 
 
 def with_hysteresis(comparison: Operator, limit: Value, hysteresis: float) -> Value:
-    """Return the limit of a firing alert: the configured limit moved by the hysteresis, so that small changes do not resolve the alert."""
+    """Return the limit that decides whether a firing alert is resolved: the configured limit, moved by the hysteresis."""
     if isinstance(limit, bool | str):
         return limit
     return limit - hysteresis if comparison in (Operator.ABOVE, Operator.AT_LEAST) else limit + hysteresis
@@ -88,6 +88,9 @@ class FieldTest:
 
 
 def check_all(tests: tuple[FieldTest, ...], data: Mapping[str, Any]) -> bool | None:
-    """Return whether all tests are true: False if a test is false; None if no test is false but one is unknown."""
+    """Return True if all tests are true, and False if at least one is false.
+
+    Return None if no test is false and at least one is unknown.
+    """
     results = [test.check(data) for test in tests]
     return False if False in results else None if None in results else True

@@ -52,7 +52,7 @@ class ConditionAlerts:
         yield from self.events.on_tick(now_ns)
         if not self._is_store_checked:
             self._is_store_checked = True
-            # Alerts of pools have no UUID. They change at the next reading of the pool.
+            # Skip alerts of pools, which have no UUID. They change at the next reading of the pool.
             alerts = [alert for alert in self._store.with_muted() if alert.vm.uuid]
             removed = [alert for alert in alerts if alert.custom and alert.name not in self._custom]
             yield from self._store.resolve(removed, now_ns, "rule_gone")

@@ -36,15 +36,15 @@ BALLOON_MEMORY = Family(
 
 
 @dataclass(slots=True)
-class ConditionMemory:
+class VmConditionState:
     """Values that the conditions of one VM's alerts keep from one poll to the next.
 
     Attributes:
         pending: When each condition that has to hold for some time began to hold, in nanoseconds since the epoch; by alert, subject, level.
         stored: The part of `pending` that is stored in the VM's persistent entry.
         previous: The field's value at the previous poll, for fields that must increase; by alert, subject and level.
-        counters: The generation of the rows, and labels and fields of the last samples, for families whose rows compare only counters.
-        latest: The last values of families whose samples are combined with the samples of another family.
+        counters: For families whose rows compare only counters: the generation of the rows, and labels and counters of the last samples.
+        latest: The last values of each family that a derived family needs in addition to the polled samples.
         events: Times of the counted events in nanoseconds since the epoch, by alert and subject.
     """
 
@@ -68,36 +68,47 @@ class Derivation:
 
     family: Family
     sources: tuple[Family, ...]
-    derive: Callable[[str, ConditionMemory, Sequence[Sample], int], Iterator[Sample]]
+    derive: Callable[[str, VmConditionState, Sequence[Sample], int], Iterator[Sample]]
 
 
 def _memory_under_balloon(
-    _uuid: str, conditions: ConditionMemory, samples: Sequence[Sample], _time_ns: int
+    _uuid: str, conditions: VmConditionState, samples: Sequence[Sample], _time_ns: int
 ) -> Iterator[Sample]:
-    memory, actual = conditions.latest.get(MEMORY, {}), conditions.latest.get(BALLOON, {}).get("actual_bytes")
-    given = memory.get("base_bytes")
+    memory_values, actual_bytes = (
+        conditions.latest.get(MEMORY, {}),
+        conditions.latest.get(BALLOON, {}).get("actual_bytes"),
+    )
+    base_bytes = memory_values.get("base_bytes")
     for sample in samples:
-        available, total = sample.values.get("available_bytes"), sample.values.get("total_bytes")
-        if available is not None and total and actual is not None and given is not None:
-            held = given + memory.get("plugged_bytes", 0) - actual
-            yield Sample(BALLOON_MEMORY, (), {"available_ratio": available / total, "held_bytes": held})
+        available_bytes, total_bytes = sample.values.get("available_bytes"), sample.values.get("total_bytes")
+        if available_bytes is not None and total_bytes and actual_bytes is not None and base_bytes is not None:
+            held_by_balloon = base_bytes + memory_values.get("plugged_bytes", 0) - actual_bytes
+            yield Sample(
+                BALLOON_MEMORY, (), {"available_ratio": available_bytes / total_bytes, "held_bytes": held_by_balloon}
+            )
 
 
 def derivations(ages: SnapshotAges) -> tuple[Derivation, ...]:
     """Return the derivations of all derived families; `ages` stores the ages of external snapshots."""
 
-    def chains(uuid: str, _conditions: ConditionMemory, samples: Sequence[Sample], time_ns: int) -> Iterator[Sample]:
+    def derive_disk_chains(
+        uuid: str, _conditions: VmConditionState, samples: Sequence[Sample], time_ns: int
+    ) -> Iterator[Sample]:
         layers: dict[str, dict[str, Values]] = {}
         for sample in samples:
             device, layer = sample.labels
             layers.setdefault(device, {})[layer] = sample.values
-        paths = {device: list(_image_paths(of_device)) for device, of_device in layers.items() if "format" in of_device}
-        seen = ages.observe(uuid, {device: images for device, images in paths.items() if images}, time_ns)
-        for device, of_device in layers.items():
-            yield Sample(DISK_CHAIN, (device,), _chain_values(of_device, seen.get(device), time_ns))
+        paths = {
+            device: list(_image_paths(device_layers))
+            for device, device_layers in layers.items()
+            if "format" in device_layers
+        }
+        oldest_snapshot_ns = ages.observe(uuid, {device: images for device, images in paths.items() if images}, time_ns)
+        for device, device_layers in layers.items():
+            yield Sample(DISK_CHAIN, (device,), _chain_values(device_layers, oldest_snapshot_ns.get(device), time_ns))
 
     return (
-        Derivation(DISK_CHAIN, (BLOCK_LAYER,), chains),
+        Derivation(DISK_CHAIN, (BLOCK_LAYER,), derive_disk_chains),
         Derivation(BALLOON_MEMORY, (GUEST_MEMORY, BALLOON, MEMORY), _memory_under_balloon),
     )
 
@@ -114,14 +125,14 @@ def _image_paths(layers: Mapping[str, Values]) -> Iterator[str]:
 def _chain_values(layers: Mapping[str, Values], external_ns: int | None, time_ns: int) -> Values:
     values: dict[str, Any] = {"depth": sum(layer.startswith("backing-") for layer in layers)}
     snapshots = layers.get("format", {}).get("snapshots")
-    created = [
+    creation_times = [
         seconds
         for snapshot in (snapshots if isinstance(snapshots, list) else ())
         if isinstance(snapshot, dict) and type(seconds := snapshot.get("created_timestamp_seconds")) is int
     ]
-    ages = [(time_ns / 1e9 - min(created), "internal")] if created else []
-    ages += [((time_ns - external_ns) / 1e9, "external")] if external_ns is not None else []
-    values["snapshots"] = len(created) + (external_ns is not None)
-    if ages:
-        values["snapshot_age_seconds"], values["snapshot_kind"] = max(ages)
+    ages_and_kinds = [(time_ns / 1e9 - min(creation_times), "internal")] if creation_times else []
+    ages_and_kinds += [((time_ns - external_ns) / 1e9, "external")] if external_ns is not None else []
+    values["snapshots"] = len(creation_times) + (external_ns is not None)
+    if ages_and_kinds:
+        values["snapshot_age_seconds"], values["snapshot_kind"] = max(ages_and_kinds)
     return values

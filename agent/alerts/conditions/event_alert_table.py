@@ -55,7 +55,7 @@ EVENT_ALERT_ROWS = (
         seconds=900.0,
         lasts=900.0,
         severity=Severity.ERROR,
-        copies=("reason",),
+        copied_fields=("reason",),
         help="The guest resets again and again.",
         runbook=Runbook(
             "The guest crashes while it boots, its watchdog resets it, or its boot disk is not readable.",

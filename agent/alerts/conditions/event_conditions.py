@@ -1,4 +1,4 @@
-"""Evaluates the rows on events: fires an alert at one event or at several, and resolves it by other events. Pure."""
+"""Evaluates the rows on events: one or several events fire an alert, and other events resolve it. Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -95,7 +95,10 @@ class EventConditions:
     def _count(
         self, state: VmProcessState, row: EventAlertRow, subject: str, time_ns: int, limit: int, seconds: float
     ) -> int:
-        """Count an event. Return the number of such events within `seconds`, at most `limit`; 0 if too many subjects are counted."""
+        """Count an event. Return the number of such events in the last `seconds`, at most `limit`.
+
+        Return 0 if too many subjects are counted.
+        """
         counted, key = state.conditions.events, (row.alert, subject)
         if key not in counted and len(counted) >= MAX_INSTANCES:
             self._store.suppressed += 1
@@ -110,7 +113,7 @@ class EventConditions:
         qemu: Mapping[str, Any] = event.data["qemu"]
         data: dict[str, Any] = {"help": row.help, "event": row.match.event}
         data |= {"count": count} if row.limit is not None else {}
-        for name in row.copies:
+        for name in row.copied_fields:
             if isinstance(value := qemu.get(name), bool | int | float | str):
                 data[name] = sanitize(value) if isinstance(value, str) else value
         until_ns = now_ns + int(row.lasts * 1e9) if row.lasts is not None else 0
@@ -120,7 +123,7 @@ class EventConditions:
     def _resolve(
         self, state: VmProcessState, row: EventAlertRow, name: str, subject: str, time_ns: int
     ) -> Iterator[Record]:
-        """Resolve a row's alert of this subject, and drop one that waits to fire. Keep an alert that began after the event.
+        """Resolve the row's alert of this subject, or drop it if it waits to fire. Keep an alert that began after the event.
 
         An event about the VM as a whole resolves the alerts of all subjects.
         """

@@ -85,15 +85,15 @@ class SampleAlertRow(ConditionRow):
         family: The family.
         field: Name of the compared field, or of one of the family's labels.
         operator: How the field is compared.
-        value: What the field is compared with if `limit` is None. It is not used with `INCREASES`.
+        value: What the field is compared with if `limit` is None. `INCREASES` does not use it.
         where: Further tests of the sample that have to be true.
-        hysteresis: Minimum distance of the field from the limit when the alert is resolved, in the unit of the limit.
-        resolve_at: The limit at which a firing alert is resolved, in place of `hysteresis`; None if `hysteresis` applies.
-        unless: Another alert that reports the same cause better. While it fires for the VM, this alert does not fire.
-        unless_pool: The same for an alert of a pool that has images of the disk.
+        hysteresis: How far the field has to be from the limit to resolve the alert, in the unit of the limit.
+        resolve_at: The limit at which a firing alert is resolved. It replaces `hysteresis`. None if `hysteresis` applies.
+        unless: Name of an alert that reports the same cause more precisely. While that alert fires for the VM, this alert does not fire.
+        unless_pool: Like `unless`, but the name of a pool's alert. It counts if the pool has an image of the disk.
         level_label: The label that distinguishes the alerts of one subject; empty if a subject has one alert.
-        copies: Further fields to copy into the alert's record.
-        resolves: Whether a sample resolves the alert if the condition is false for it.
+        copied_fields: Further fields to copy into the alert's record.
+        resolved_when_false: Whether the alert is resolved by a sample for which the condition is false.
     """
 
     family: Family
@@ -106,8 +106,8 @@ class SampleAlertRow(ConditionRow):
     unless: str = ""
     unless_pool: str = ""
     level_label: str = ""
-    copies: tuple[str, ...] = ()
-    resolves: bool = True
+    copied_fields: tuple[str, ...] = ()
+    resolved_when_false: bool = True
 
     def selects(self, sample: Sample) -> bool:
         """Return whether the labels of a sample pass the tests of the row."""
@@ -149,18 +149,18 @@ class EventMatch:
 class EventAlertRow(ConditionRow):
     """An alert on an event. Each subject of the event has its own alert.
 
-    With a `limit`, the alert fires at that number of events within `seconds`. Without a limit, it fires if no event has resolved it
-    within `seconds`.
+    With a `limit`, the alert fires at that number of events within `seconds`. Without one, it fires `seconds` after the event unless
+    another event has resolved it.
 
     Attributes:
         match: The events.
         resolved_by: Events about the same subject that resolve the alert.
-        copies: Names of the fields of the event to copy into the alert's record.
+        copied_fields: Names of the fields of the event to copy into the alert's record.
     """
 
     match: EventMatch
     resolved_by: tuple[EventMatch, ...] = ()
-    copies: tuple[str, ...] = ()
+    copied_fields: tuple[str, ...] = ()
 
     @property
     def condition(self) -> str:

@@ -30,7 +30,7 @@ _JOBS = (
         value=0.0,
         seconds=10 * MINUTE,
         severity=Severity.WARNING,
-        copies=("progress_ratio", "speed_limit_bytes_per_second"),
+        copied_fields=("progress_ratio", "speed_limit_bytes_per_second"),
         help="A job runs but has made no progress for some time.",
         runbook=Runbook(
             "The target or the source of the job does not answer, or a speed limit is far too low.",
@@ -45,7 +45,7 @@ _JOBS = (
         value="paused",
         seconds=HOUR,
         severity=Severity.WARNING,
-        copies=("progress_ratio", "io_status"),
+        copied_fields=("progress_ratio", "io_status"),
         help="A job has been paused for long.",
         runbook=Runbook(
             "A client paused the job and did not resume it, or the job stopped at an I/O error.",
@@ -59,7 +59,7 @@ _JOBS = (
         operator=_UNEQUAL,
         value="ok",
         severity=Severity.ERROR,
-        copies=("status", "progress_ratio"),
+        copied_fields=("status", "progress_ratio"),
         help="A job stopped at an I/O error and waits.",
         runbook=Runbook(
             "The target is full (`nospace`) or the storage failed (`failed`), and the job's error policy is `stop` or `enospc`.",
@@ -103,7 +103,7 @@ _JOBS = (
         value="concluded",
         seconds=HOUR,
         severity=Severity.WARNING,
-        copies=("error",),
+        copied_fields=("error",),
         help="A job has ended, and no client dismisses it.",
         runbook=Runbook(
             "The manager that started the job hangs or has lost it. The job's id stays in use, so the next job may fail.",
@@ -122,7 +122,7 @@ _DISKS = (
         unit=LimitUnit.SECONDS,
         unless_pool="pool_unresponsive",
         severity=Severity.CRITICAL,
-        copies=("signs", "since_timestamp_seconds", "waiting_threads", "requests_in_flight"),
+        copied_fields=("signs", "since_timestamp_seconds", "waiting_threads", "requests_in_flight"),
         help="A disk completes no request although requests are in flight, while QEMU answers its monitor.",
         runbook=Runbook(
             "The storage under the disk hangs: a path, a server or a device that does not answer. `pool_unresponsive` names it if the "
@@ -139,8 +139,8 @@ _DISKS = (
         value=True,
         where=(FieldTest(("layer",), _EQUAL, "format"),),
         severity=Severity.CRITICAL,
-        resolves=False,
-        copies=("path",),
+        resolved_when_false=False,
+        copied_fields=("path",),
         help="The metadata of a disk image is corrupt.",
     ),
     SampleAlertRow(
@@ -180,7 +180,7 @@ _DISKS = (
         limit=30 * DAY,
         unit=LimitUnit.SECONDS,
         severity=Severity.WARNING,
-        copies=("snapshot_kind",),
+        copied_fields=("snapshot_kind",),
         help="A disk has an old snapshot.",
         runbook=Runbook(
             "A snapshot was forgotten. An internal snapshot has its time of creation; an external one was first seen at this age.",
@@ -197,7 +197,7 @@ _MEMORY = (
         operator=Operator.INCREASES,
         lasts=HOUR,
         severity=Severity.ERROR,
-        copies=("available_bytes", "total_bytes"),
+        copied_fields=("available_bytes", "total_bytes"),
         help="The guest's kernel killed a process because the guest has too little memory.",
         runbook=Runbook(
             "A program in the guest uses too much memory, or the balloon holds too much.",
@@ -211,7 +211,7 @@ _MEMORY = (
         operator=Operator.INCREASES,
         lasts=HOUR,
         severity=Severity.ERROR,
-        copies=("path", "memory_bytes", "memory_limit_bytes"),
+        copied_fields=("path", "memory_bytes", "memory_limit_bytes"),
         help="The host's kernel killed a process in the VM's cgroup, because the cgroup reached its memory limit.",
         runbook=Runbook(
             "The memory limit leaves too little room for QEMU itself, its page cache, or a helper such as swtpm or virtiofsd.",
@@ -231,7 +231,7 @@ _MEMORY = (
         hysteresis=0.02,
         seconds=5 * MINUTE,
         severity=Severity.WARNING,
-        copies=("held_bytes",),
+        copied_fields=("held_bytes",),
         help="The guest has little memory left while its balloon holds memory.",
         runbook=Runbook(
             "A client inflated the balloon, for example a manager's overcommitment such as oVirt's MoM.",
@@ -249,7 +249,7 @@ _MIGRATION = (
         value="failed",
         unless="postcopy_recovery_failed",
         severity=Severity.ERROR,
-        copies=("error",),
+        copied_fields=("error",),
         help="The last migration of the VM failed.",
         runbook=Runbook(
             "The connection to the destination was lost, or the destination could not load the VM's state. `error` has QEMU's reason.",

@@ -1,6 +1,6 @@
-"""Evaluates the rows on samples: fires an alert when a condition has held for long enough, and resolves it when it has ended. Pure.
+"""Evaluates the rows on samples. An alert fires when its condition has held for long enough, and is resolved when the condition ends. Pure.
 
-Only polls change an alert. Time alone does not, because a value is unknown until it is polled. A field that is absent from a sample
+Only a poll changes an alert. Between polls the value is unknown. A field that is absent from a sample
 neither fires nor resolves an alert.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from agent.alerts.conditions.comparison import Operator, check_all, compare, with_hysteresis
-from agent.alerts.conditions.derived import ConditionMemory, Derivation, derivations
+from agent.alerts.conditions.derived import Derivation, VmConditionState, derivations
 from agent.alerts.conditions.rows import SampleAlertRow
 from agent.alerts.conditions.snapshot_ages import SnapshotAges
 from agent.alerts.policy import AlertPolicy
@@ -81,7 +81,7 @@ class SampleConditions:
                 continue
             own = [sample for sample in samples if sample.family is family]
             if self._has_equal_counters(state, family, own):
-                continue  # a fast path: the counters are polled often, and most polls change none of them
+                continue  # A fast path, because most polls change no counter.
             if family in self._latest:
                 state.conditions.latest[family] = own[0].values if own else {}
             yield from self._evaluate_family(state, family, own, time_ns)
@@ -111,12 +111,12 @@ class SampleConditions:
         self, state: VmProcessState, row: SampleAlertRow, samples: Sequence[Sample], time_ns: int
     ) -> Iterator[Record]:
         firing = self._firing_alerts(state, row)
-        present = set()
+        polled_keys = set()
         for sample in samples:
             subject, level = key = row.key_of(sample)
             if not row.covers(state.vm, subject) or (row.where and not row.selects(sample)):
                 continue
-            present.add(key)
+            polled_keys.add(key)
             pools = self._silent_pools(state, row, subject)
             if pools or (row.unless and self._store.find(state.owner, row.unless) is not None):
                 if pools and self._would_fire(state, row, sample, firing.get(key)):
@@ -126,12 +126,12 @@ class SampleConditions:
                 if (alert := firing.get(key)) is not None and time_ns >= alert.seen_ns:
                     yield from self._store.resolve([alert], time_ns, "covered")
                 continue
-            holds = self._check(state, row, sample, firing.get(key) is not None)
-            yield from self._update(state, row, sample, firing.get((subject, level)), time_ns, holds=holds)
+            holds = self._condition_holds(state, row, sample, is_firing=firing.get(key) is not None)
+            yield from self._fire_or_resolve(state, row, sample, firing.get((subject, level)), time_ns, holds=holds)
         if row.lasts is None and firing:
-            gone = [alert for key, alert in firing.items() if key not in present]
-            yield from self._store.resolve(gone, time_ns, "subject_gone")
-        _forget_absent(state.conditions, row.alert, present)
+            alerts_without_subject = [alert for key, alert in firing.items() if key not in polled_keys]
+            yield from self._store.resolve(alerts_without_subject, time_ns, "subject_gone")
+        _remove_absent_subjects(state.conditions, row.alert, polled_keys)
 
     def _firing_alerts(self, state: VmProcessState, row: SampleAlertRow) -> dict[tuple[str, str], Alert]:
         """Return the row's firing alerts by subject and level."""
@@ -150,17 +150,19 @@ class SampleConditions:
         """Return whether the row's alert would fire for a sample if no alert of a pool reported its cause."""
         override = self.policy.find(row.alert, state.vm, row.key_of(sample)[0])
         is_off = override is not None and not override.enabled
-        return not is_off and self._check(state, row, sample, firing is not None) is True
+        return not is_off and self._condition_holds(state, row, sample, is_firing=firing is not None) is True
 
-    def _check(self, state: VmProcessState, row: SampleAlertRow, sample: Sample, is_firing: bool) -> bool | None:  # noqa: FBT001
+    def _condition_holds(
+        self, state: VmProcessState, row: SampleAlertRow, sample: Sample, *, is_firing: bool
+    ) -> bool | None:
         """Return whether the row's condition holds for a sample; None if that is unknown."""
         data = sample.data if row.where or row.field not in sample.values else sample.values
-        met = check_all(row.where, data)
-        if met is False:
+        tests_pass = check_all(row.where, data)
+        if tests_pass is False:
             return False
         value = data.get(row.field)
         if row.operator is Operator.INCREASES:
-            return self._check_increase(state, row, sample, value) if met else None
+            return self._check_increase(state, row, sample, value) if tests_pass else None
         limit = row.value
         if row.limit is not None:
             limit = self.policy.limit_of(row, state.vm, row.key_of(sample)[0])
@@ -169,10 +171,13 @@ class SampleConditions:
         elif is_firing and row.hysteresis:
             limit = with_hysteresis(row.operator, limit, row.hysteresis)
         holds = compare(value, row.operator, limit)
-        return holds if holds is False else None if met is None else holds
+        return holds if holds is False else None if tests_pass is None else holds
 
     def _check_increase(self, state: VmProcessState, row: SampleAlertRow, sample: Sample, value: object) -> bool | None:
-        """Return whether a counter is higher than at the previous poll; None if there was none. A restarted counter did not increase."""
+        """Return whether a counter is higher than at the previous poll; None without a previous poll.
+
+        A counter that restarted at 0 did not increase.
+        """
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
         key = (row.alert, *row.key_of(sample))
@@ -180,10 +185,10 @@ class SampleConditions:
         if key not in previous and len(previous) >= MAX_INSTANCES:
             self._store.suppressed += 1
             return None
-        before, previous[key] = previous.get(key), value
-        return value > before if before is not None else None
+        previous_value, previous[key] = previous.get(key), value
+        return value > previous_value if previous_value is not None else None
 
-    def _update(
+    def _fire_or_resolve(
         self,
         state: VmProcessState,
         row: SampleAlertRow,
@@ -193,14 +198,14 @@ class SampleConditions:
         *,
         holds: bool | None,
     ) -> Iterator[Record]:
-        """Fire or resolve the alert of one subject. `holds` is whether its condition holds; None means unknown, and changes nothing."""
+        """Fire or resolve the alert of one subject. `holds` is whether its condition holds. If it is None, the alert does not change."""
         subject, level = row.key_of(sample)
         pending, key = state.conditions.pending, (row.alert, subject, level)
         if holds is None:
             return
         if not holds:
             pending.pop(key, None)
-            if firing is not None and row.lasts is None and row.resolves and time_ns >= firing.seen_ns:
+            if firing is not None and row.lasts is None and row.resolved_when_false and time_ns >= firing.seen_ns:
                 yield from self._store.resolve([firing], time_ns, "condition")
             return
         seconds = self.policy.seconds_of(row.alert, state.vm, subject, row.seconds)
@@ -218,7 +223,7 @@ class SampleConditions:
         subject, level = row.key_of(sample)
         values = sample.data
         data: dict[str, Any] = {"help": row.help, **dict(zip(sample.family.labels[1:], sample.labels[1:], strict=True))}
-        for name in (row.field, *row.copies):
+        for name in (row.field, *row.copied_fields):
             if isinstance(value := values.get(name), bool | int | float | str):
                 data[name] = sanitize(value) if isinstance(value, str) else value
         until_ns = time_ns + int(row.lasts * 1e9) if row.lasts is not None else 0
@@ -227,9 +232,9 @@ class SampleConditions:
         )
 
 
-def _forget_absent(conditions: ConditionMemory, alert: str, present: Collection[tuple[str, str]]) -> None:
-    """Remove the state of subjects that a poll no longer shows."""
-    for remembered in (conditions.pending, conditions.previous):
-        if remembered:
-            for key in [key for key in remembered if key[0] == alert and key[1:] not in present]:
-                del remembered[key]
+def _remove_absent_subjects(conditions: VmConditionState, alert: str, polled_keys: Collection[tuple[str, str]]) -> None:
+    """Remove the state of subjects that are missing in a poll."""
+    for values_by_key in (conditions.pending, conditions.previous):
+        if values_by_key:
+            for key in [key for key in values_by_key if key[0] == alert and key[1:] not in polled_keys]:
+                del values_by_key[key]

@@ -1,7 +1,7 @@
-"""Ages of external snapshots. A live snapshot puts such an image above a disk's image. Pure.
+"""Ages of external snapshots. A live snapshot adds a new image above the disk's image, and the guest writes to the new image. Pure.
 
-QEMU does not report when an external snapshot was made, so its age begins when the agent first sees it. The agent recognises a snapshot
-by the image that was the disk's top image at the previous poll and is now in the backing chain. A disk that has a backing image at its
+QEMU does not report when an external snapshot was made, so its age begins when the agent first sees it. The agent detects a snapshot when
+the top image of the previous poll has become a backing image. A disk that has a backing image at its
 first poll gets no age, because it may be a linked clone. The ages are stored by the VM's UUID, so they survive restarts of the agent
 and of the VM.
 """
@@ -15,7 +15,7 @@ SNAPSHOT_ENTRY_PREFIX = "snapshots/"
 """Prefix of the name of a VM's persistent entry. The VM's UUID follows."""
 
 MAX_VMS = 4096
-"""Maximum number of VMs. Beyond it, the agent forgets the VM that it polled longest ago."""
+"""Maximum number of VMs. Beyond it, the agent removes the VM that was polled longest ago."""
 MAX_DISKS = 128
 """Maximum number of disks of a VM, because a QEMU chooses their names."""
 MAX_OVERLAYS = 64
@@ -24,7 +24,7 @@ MAX_OVERLAYS = 64
 
 @dataclass(slots=True)
 class DiskSnapshots:
-    """Images of one disk. Paths are stored as digests, because a QEMU chooses their length.
+    """Images of one disk. Paths are stored as digests, because QEMU determines the length of a path.
 
     Attributes:
         top: The image that the guest wrote to at the last poll.
@@ -39,7 +39,7 @@ class SnapshotAges:
     """The external snapshots of all VMs."""
 
     def __init__(self) -> None:
-        self._vms: dict[str, dict[str, DiskSnapshots]] = {}  # the VM that was polled last is the last entry
+        self._vms: dict[str, dict[str, DiskSnapshots]] = {}  # in the order of their last polls
         self._changed: set[str] = set()
         self._forgotten: list[str] = []
 
@@ -54,11 +54,11 @@ class SnapshotAges:
         Returns:
             When the oldest external snapshot of each disk was first seen, by device. A disk without such a snapshot is absent.
         """
-        known, disks = self._vms.pop(uuid, {}), {}
+        previous_disks, disks = self._vms.pop(uuid, {}), {}
         for device, paths in list(chains.items())[:MAX_DISKS]:
             images = [_hash_path(path) for path in paths]
-            disks[device] = _next_history(known.get(device), images, time_ns)
-        if disks != known:
+            disks[device] = _next_history(previous_disks.get(device), images, time_ns)
+        if disks != previous_disks:
             self._changed.add(uuid)
         self._vms[uuid] = disks
         if len(self._vms) > MAX_VMS:
@@ -81,23 +81,27 @@ class SnapshotAges:
         disks = {}
         for device, value in list(stored.items())[:MAX_DISKS] if isinstance(stored, dict) else ():
             match value:
-                case [str(top), dict(overlays)]:
-                    seen = {str(image): ns for image, ns in overlays.items() if type(ns) is int and ns > 0}
-                    disks[str(device)] = DiskSnapshots(top, dict(list(seen.items())[:MAX_OVERLAYS]))
+                case [str(top_image), dict(overlays)]:
+                    first_seen_ns = {str(image): ns for image, ns in overlays.items() if type(ns) is int and ns > 0}
+                    disks[str(device)] = DiskSnapshots(top_image, dict(list(first_seen_ns.items())[:MAX_OVERLAYS]))
         if disks:
             self._vms[uuid] = disks
 
 
-def _next_history(known: DiskSnapshots | None, images: Sequence[str], time_ns: int) -> DiskSnapshots:
+def _next_history(previous: DiskSnapshots | None, images: Sequence[str], time_ns: int) -> DiskSnapshots:
     """Return the history of a disk after a poll that showed these images, from the top to the base."""
-    top, below = images[0], images[1:]
-    above_base = images[:-1]
-    overlays = {image: ns for image, ns in known.overlays.items() if image in above_base} if known is not None else {}
-    if known is not None and known.top in below:
-        for image in images[: images.index(known.top)]:
+    top_image, backing_images = images[0], images[1:]
+    images_above_base = images[:-1]
+    overlays = (
+        {image: ns for image, ns in previous.overlays.items() if image in images_above_base}
+        if previous is not None
+        else {}
+    )
+    if previous is not None and previous.top in backing_images:
+        for image in images[: images.index(previous.top)]:
             if len(overlays) < MAX_OVERLAYS:
                 overlays.setdefault(image, time_ns)
-    return DiskSnapshots(top, overlays)
+    return DiskSnapshots(top_image, overlays)
 
 
 def _hash_path(path: str) -> str:

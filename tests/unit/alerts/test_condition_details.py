@@ -73,7 +73,7 @@ def test_a_value_that_is_no_flag_number_or_text_is_not_compared(value: object) -
 
 
 def test_an_alert_that_no_sample_resolves_ends_with_its_subject(scenario: AlertScenario) -> None:
-    watch(scenario, resolves=False)
+    watch(scenario, resolved_when_false=False)
     assert poll(scenario, 1, reads_total=11) == [FIRING]
     assert poll(scenario, 2, reads_total=1) == []
     assert scenario.samples(3, BLOCK) == [RESOLVED]
@@ -90,7 +90,7 @@ def test_an_unknown_field_neither_fires_nor_resolves_an_alert(scenario: AlertSce
 
 
 def test_a_copied_field_of_a_sample_is_a_safe_text_or_a_number(scenario: AlertScenario) -> None:
-    watch(scenario, copies=("text", "number", "list", "absent"))
+    watch(scenario, copied_fields=("text", "number", "list", "absent"))
     poll(scenario, 1, reads_total=11, text="a\x1b[31m", number=5, list=[1])
     data = scenario.emitted[-1].data
     assert (data["text"], data["number"], data["reads_total"]) == ("a\ufffd[31m", 5, 11)

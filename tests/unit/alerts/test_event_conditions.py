@@ -154,7 +154,7 @@ def test_the_time_that_an_alert_lasts_begins_when_its_event_is_read(scenario: Al
 
 
 def test_a_copied_field_of_an_event_is_a_safe_text_a_number_or_a_flag(scenario: AlertScenario) -> None:
-    scenario.manager.set_changes(AlertPolicy(), [own(copies=("text", "number", "flag", "list", "absent"))])
+    scenario.manager.set_changes(AlertPolicy(), [own(copied_fields=("text", "number", "flag", "list", "absent"))])
     scenario.event("VNC_CONNECTED", 10, text="a\x1b[31m", number=5, flag=True, list=[1])
     copied = {
         name: value for name, value in scenario.emitted[-1].data.items() if name in ("text", "number", "flag", "list")
@@ -175,7 +175,7 @@ def test_each_row_names_events_and_fields_that_exist() -> None:
     for row in EVENT_ALERT_ROWS:
         for match in (row.match, *row.resolved_by):
             assert {".".join(test.path) for test in match.where} <= EVENT_FIELDS[match.event].keys()
-        assert set(row.copies) <= EVENT_FIELDS[row.match.event].keys()
+        assert set(row.copied_fields) <= EVENT_FIELDS[row.match.event].keys()
 
 
 def test_the_fields_of_events_are_known_for_each_event() -> None:

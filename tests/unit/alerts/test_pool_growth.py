@@ -96,11 +96,11 @@ def test_the_shortest_forecast_looks_back_as_far_as_it_may() -> None:
 
 
 def test_old_copies_that_btrfs_frees_at_each_commit_hardly_change_the_rate() -> None:
-    commit, copies = 30, 20
-    growth = grown(*((1000.0 + at, at + copies * (at % commit) / commit) for at in range(200)))
+    commit, copied_fields = 30, 20
+    growth = grown(*((1000.0 + at, at + copied_fields * (at % commit) / commit) for at in range(200)))
     rates = []
     for at in range(200, 260):
-        growth.add(1000.0 + at, int((at + copies * (at % commit) / commit) * MIB))
+        growth.add(1000.0 + at, int((at + copied_fields * (at % commit) / commit) * MIB))
         rates.append(growth.rate(160.0))
     assert rates == [pytest.approx(MIB, rel=0.05)] * len(rates)
 

@@ -358,7 +358,7 @@ def test_each_alert_has_one_row_with_instructions() -> None:
     assert len(names) == len(set(names))
     for row in SAMPLE_ALERT_ROWS:
         assert row.field in {field.name for field in row.family.fields}, row.alert
-        assert set(row.copies) <= {field.name for field in row.family.fields}, row.alert
+        assert set(row.copied_fields) <= {field.name for field in row.family.fields}, row.alert
     for info in ALERT_CATALOGUE.values():
         assert info.runbook != NO_RUNBOOK, info.name
         assert info.help.endswith("."), info.name

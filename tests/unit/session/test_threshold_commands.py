@@ -26,14 +26,14 @@ class RecordingController:
 
     def __init__(self, **commands: Command) -> None:
         self.commands = dict(commands)
-        self.refreshes: set[str] = set()
+        self.collectors_to_poll: set[str] = set()
         self.outcomes: list[tuple[str, bool]] = []
         self.outcome_added = asyncio.Event()
 
     def pop_collectors_to_poll(self, vm: Vm) -> set[str]:
         assert vm.uuid == UUID
-        refreshes, self.refreshes = self.refreshes, set()
-        return refreshes
+        collectors_to_poll, self.collectors_to_poll = self.collectors_to_poll, set()
+        return collectors_to_poll
 
     def has_pending_commands(self, vm: Vm) -> bool:
         assert vm.uuid == UUID
@@ -77,7 +77,7 @@ async def test_threshold_commands_run_one_by_one_and_their_outcomes_are_reported
 
 async def test_refreshes_due_after_the_commands_are_polled_at_once(fake: FakeQemu, observer: RecordingObserver) -> None:
     controller = RecordingController()
-    controller.refreshes = {"nodes"}
+    controller.collectors_to_poll = {"nodes"}
     async with supervised(observer, fake.path, context=session_context(thresholds=controller, intervals=SLOW)):
         await observer.wait_for_polls(2, "nodes")  # at attach, and because the refresh was due
     assert observer.outcomes("balloon") == []
@@ -87,7 +87,7 @@ async def test_refreshes_due_after_an_event_are_polled_at_once(fake: FakeQemu, o
     controller = RecordingController()
     async with supervised(observer, fake.path, context=session_context(thresholds=controller, intervals=SLOW)):
         await observer.wait_for_polls(1, "nodes")
-        controller.refreshes = {"nodes"}
+        controller.collectors_to_poll = {"nodes"}
         fake.emit("BLOCK_WRITE_THRESHOLD", {"node-name": "n1", "write-threshold": 5, "amount-exceeded": 1})
         await observer.wait_for_polls(1, "nodes")
     assert fake.count("query-named-block-nodes") == 2

@@ -86,10 +86,16 @@ class _DiscoveryRecorder:
     def on_monitor_removed(self, monitor: Monitor) -> None:
         self.monitors.pop(monitor.key, None)
 
-    def on_status(self, source: Monitor, error: QmpError | None, note: str = "") -> None:
-        text = str(error) if error is not None else f"{len(self.monitors)} running" + (f"; {note}" if note else "")
+    def on_status(self, source: Monitor, error: QmpError | None, limitation: str = "") -> None:
+        text = (
+            str(error)
+            if error is not None
+            else f"{len(self.monitors)} running" + (f"; {limitation}" if limitation else "")
+        )
         if not self.status.done():
-            self.status.set_result(Finding(ok=error is None and not note, text=f"{sanitize(source.name)}: {text}"))
+            self.status.set_result(
+                Finding(ok=error is None and not limitation, text=f"{sanitize(source.name)}: {text}")
+            )
 
     def on_connection_refused(self, address: str, reason: str) -> None:
         """Do nothing, because only a `listen` discoverer refuses connections, and `check` does not run one."""

@@ -15,7 +15,7 @@ class GuestAgentState(StrEnum):
     ABSENT = "absent"
     """No program in the guest has opened the channel."""
     SUSPENDED = "suspended"
-    """QEMU hangs, or the guest is stopped or migrates, so the agent does not query the guest agent now. The last values stay valid."""
+    """The agent does not query the guest agent now, because QEMU hangs, or the guest is stopped or migrates. The last values stay valid."""
     CONNECTING = "connecting"
     UP = "up"
     UNRESPONSIVE = "unresponsive"
@@ -49,21 +49,21 @@ class GuestObserver(Protocol):
         """Handle the loss of a guest agent. The last samples of these families are out of date."""
 
     def on_guest_disabled(self, vm: Vm, time_ns: int) -> None:
-        """Handle a config reload after which the agent no longer queries this VM's guest agent."""
+        """Handle the end of all queries of this VM's guest agent after a config reload."""
 
     def on_guest_command(self, command: str, outcome: GuestCommandOutcome) -> None:
         """Handle the outcome of one command to a guest agent."""
 
 
 @dataclass(slots=True)
-class GuestFacts:
-    """Facts about one VM that decide whether and where its guest agent is queried.
+class GuestReachability:
+    """Whether and where the guest agent of one VM can be queried.
 
     Attributes:
         connected: whether a program in the guest has opened the channel; None if QEMU has not reported it yet.
         socket: the Unix socket of the channel, as QEMU reports it; empty if it reports none.
         client_connected: whether another client was connected to the socket at the last poll.
-        in_use: whether this session is connected to the socket. If it is, QEMU reports this session as a client.
+        in_use: whether the agent itself is connected to the socket. If so, QEMU reports the agent as a client.
         running: whether the vCPUs run.
         migrating: whether the VM is migrating.
         responsive: whether QEMU responds to QMP commands.
@@ -80,7 +80,10 @@ class GuestFacts:
     pid: int | None = None
 
     def obstacle(self) -> tuple[GuestAgentState, str] | None:
-        """Return why the guest agent cannot be queried now, as the state of the session and its cause; None if nothing prevents a query."""
+        """Return why the guest agent cannot be queried now: the state of the session, and the cause.
+
+        Return None if nothing prevents a query.
+        """
         if self.connected is False:
             return GuestAgentState.ABSENT, "no program in the guest has opened the channel"
         for applies, cause in (

@@ -5,7 +5,7 @@ from pathlib import PurePath
 from typing import Protocol
 
 from agent.common.vm_patterns import matches_vm
-from agent.guest.api import GuestFacts
+from agent.guest.api import GuestReachability
 from agent.guest.config import GuestAgentConfig
 from agent.host.qemu_processes import pid_if_qemu
 from agent.model.record import Vm
@@ -23,28 +23,30 @@ SHARED_CHANNEL_TIMEOUT_SECONDS = 1.0
 class ChannelSource(Protocol):
     """Opens the channel of one VM's guest agent."""
 
-    def is_shared(self, facts: GuestFacts) -> bool:
-        """Return whether another client also needs the channel. If it does, the agent disconnects after each round of queries."""
+    def is_shared(self, reachability: GuestReachability) -> bool:
+        """Return whether another client also needs the channel. If so, the agent disconnects after each round of queries."""
 
-    async def open(self, facts: GuestFacts) -> GuestChannel:
+    async def open(self, reachability: GuestReachability) -> GuestChannel:
         """Open the channel. It raises the exceptions of `GuestAgentClient.open`."""
 
 
 class SocketChannelSource:
-    """Connects to the Unix socket of a channel: the socket in the config, else the socket that QEMU reports."""
+    """Connects to the Unix socket of a channel. The config or QEMU provides the path; the config has precedence."""
 
     def __init__(self, vm: Vm, config: GuestAgentConfig) -> None:
         self._vm = vm
         self._timeout = config.timeout
         self._entry = next((entry for entry in config.channels if matches_vm(entry.vm, vm.name, vm.uuid)), None)
 
-    def is_shared(self, facts: GuestFacts) -> bool:
-        """Return whether another client also needs the channel: the setting `shared`; by default, True for Proxmox VE's sockets."""
+    def is_shared(self, reachability: GuestReachability) -> bool:
+        """Return the setting `shared`. Without it, return True for Proxmox VE's sockets only."""
         if self._entry is not None and self._entry.shared is not None:
             return self._entry.shared
-        return (self._entry.socket if self._entry is not None else facts.socket).startswith(PROXMOX_SOCKET_DIRECTORIES)
+        return (self._entry.socket if self._entry is not None else reachability.socket).startswith(
+            PROXMOX_SOCKET_DIRECTORIES
+        )
 
-    async def open(self, facts: GuestFacts) -> GuestChannel:
+    async def open(self, reachability: GuestReachability) -> GuestChannel:
         """Connect to the socket. If QEMU reported the path, check that the process that listens there is the VM's QEMU.
 
         A hostile QEMU can report any path, so an unchecked connection could reach another program.
@@ -55,8 +57,8 @@ class SocketChannelSource:
         if self._entry is not None:
             path = socket_path(self._entry.socket, self._vm)
             check: PeerCheck = _accept_any_peer
-        elif facts.socket:
-            path, check = facts.socket, partial(_check_peer, facts.pid)
+        elif reachability.socket:
+            path, check = reachability.socket, partial(_check_peer, reachability.pid)
         else:
             raise GuestChannelError(
                 "the channel is not on a Unix socket that QEMU listens on: set guest_agent.channels"
@@ -70,17 +72,20 @@ class ManagerChannelSource:
     def __init__(self, open_channel: OpenGuestChannel) -> None:
         self._open_channel = open_channel
 
-    def is_shared(self, _facts: GuestFacts) -> bool:
+    def is_shared(self, _reachability: GuestReachability) -> bool:
         """Return False, because the manager serves several clients at the same time."""
         return False
 
-    async def open(self, _facts: GuestFacts) -> GuestChannel:
+    async def open(self, _reachability: GuestReachability) -> GuestChannel:
         """Open the connection to the guest agent through the manager."""
         return await self._open_channel()
 
 
 def channel_source(vm: Vm, config: GuestAgentConfig, open_channel: OpenGuestChannel | None) -> ChannelSource:
-    """Return the source of a VM's channel: the socket in the config, else the manager, else the socket that QEMU reports."""
+    """Return the source of a VM's channel.
+
+    A socket in the config has precedence over the manager, and the manager over the socket that QEMU reports.
+    """
     is_configured = any(matches_vm(entry.vm, vm.name, vm.uuid) for entry in config.channels)
     return (
         ManagerChannelSource(open_channel)
@@ -94,7 +99,7 @@ def _accept_any_peer(_pid: int | None) -> str:
 
 
 def _check_peer(expected: int | None, pid: int | None) -> str:
-    """Return why the process that listens at the channel must not be used; empty if it is the VM's QEMU.
+    """Return why the agent must not connect to the process that listens at the channel. Return an empty text if it is the VM's QEMU.
 
     Args:
         expected: process id of the VM's QEMU; None if it is unknown.

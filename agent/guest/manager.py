@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from agent.common.vm_patterns import matches_vm
-from agent.guest.api import GuestFacts, GuestObserver
+from agent.guest.api import GuestObserver, GuestReachability
 from agent.guest.channels import ChannelSource, channel_source
 from agent.guest.config import GuestAgentConfig
 from agent.guest.session import FIRST_RETRY_SECONDS, GUEST_FAMILIES, GuestSession
@@ -26,14 +26,14 @@ BUG_RETRY_SECONDS = 300.0
 
 
 class GuestAgentManager:
-    """Starts and ends the sessions with guest agents. It passes facts from the polls of QEMU to each VM's session."""
+    """Starts and ends the sessions with guest agents. From the polls of QEMU, it updates each session's `GuestReachability`."""
 
     def __init__(
         self,
         config: GuestAgentConfig,
         observer: GuestObserver,
         *,
-        spread: Callable[[], float] = random.random,
+        random_fraction: Callable[[], float] = random.random,
         first_retry_seconds: float = FIRST_RETRY_SECONDS,
     ) -> None:
         """Create a manager without sessions.
@@ -41,17 +41,17 @@ class GuestAgentManager:
         Args:
             config: the config.
             observer: receives the sessions' results.
-            spread: returns a number from 0 to 1, to spread the queries of many VMs.
+            random_fraction: returns a number from 0 to 1, to spread the queries of many VMs.
             first_retry_seconds: delay before the first retry of a guest agent that does not respond.
         """
         self._config = config
         self._observer = observer
-        self._spread = spread
+        self._random_fraction = random_fraction
         self._first_retry_seconds = first_retry_seconds
         self._tasks: asyncio.TaskGroup | None = None
         self._sessions: dict[Vm, GuestSession] = {}
         self._running: dict[Vm, asyncio.Task[None]] = {}
-        self._facts: dict[Vm, GuestFacts] = {}
+        self._reachability_by_vm: dict[Vm, GuestReachability] = {}
         self._channel_openers: dict[Vm, OpenGuestChannel] = {}
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ class GuestAgentManager:
     def apply(self, config: GuestAgentConfig) -> None:
         """Apply a new config. End all sessions. A session starts again after the next poll of its VM."""
         self._config = config
-        for vm in list(self._facts):
+        for vm in list(self._reachability_by_vm):
             had_session = vm in self._sessions
             self._end_session(vm)
             if had_session:
@@ -73,17 +73,17 @@ class GuestAgentManager:
                 self._observer.on_guest_disabled(vm, time.time_ns())
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample]) -> None:
-        """Handle the samples of a poll of the VM. Ignore families that contain no `GuestFacts`."""
+        """Handle the samples of a poll of the VM. Ignore families that do not change `GuestReachability`."""
         reads = [read for family, read in _FACT_READERS if family in families]
         if not reads or not self._is_selected(vm):
             return
-        facts = self._facts.setdefault(vm, GuestFacts())
+        reachability = self._reachability_by_vm.setdefault(vm, GuestReachability())
         for read in reads:
-            read(facts, samples)
-        if GUEST_AGENT in families and facts.connected is not None:
-            self._start_session(vm, facts, channel_source(vm, self._config, self._channel_openers.get(vm)))
+            read(reachability, samples)
+        if GUEST_AGENT in families and reachability.connected is not None:
+            self._start_session(vm, reachability, channel_source(vm, self._config, self._channel_openers.get(vm)))
         if (session := self._sessions.get(vm)) is not None:
-            session.on_facts()
+            session.on_reachability_changed()
 
     def on_qemu_responsive(self, vm: Vm, *, responsive: bool, open_channel: OpenGuestChannel | None = None) -> None:
         """Handle a QEMU that has begun or stopped responding to QMP commands.
@@ -95,11 +95,11 @@ class GuestAgentManager:
         """
         if open_channel is not None:
             self._channel_openers[vm] = open_channel
-        facts = self._facts.get(vm)
-        if facts is not None and facts.responsive is not responsive:
-            facts.responsive = responsive
+        reachability = self._reachability_by_vm.get(vm)
+        if reachability is not None and reachability.responsive is not responsive:
+            reachability.responsive = responsive
             if (session := self._sessions.get(vm)) is not None:
-                session.on_facts()
+                session.on_reachability_changed()
 
     def on_vm_gone(self, vm: Vm) -> None:
         """End the session with the guest agent of a VM that is no longer attached."""
@@ -107,7 +107,7 @@ class GuestAgentManager:
         self._end_session(vm)
 
     def _end_session(self, vm: Vm) -> None:
-        self._facts.pop(vm, None)
+        self._reachability_by_vm.pop(vm, None)
         self._sessions.pop(vm, None)
         if (task := self._running.pop(vm, None)) is not None:
             task.cancel()
@@ -115,7 +115,7 @@ class GuestAgentManager:
     def _is_selected(self, vm: Vm) -> bool:
         return self._config.enabled and any(matches_vm(pattern, vm.name, vm.uuid) for pattern in self._config.vms)
 
-    def _start_session(self, vm: Vm, facts: GuestFacts, source: ChannelSource) -> None:
+    def _start_session(self, vm: Vm, reachability: GuestReachability, source: ChannelSource) -> None:
         """Start the session with a VM's guest agent. Do nothing if the session runs already."""
         if self._tasks is None or vm in self._sessions:
             return
@@ -124,10 +124,10 @@ class GuestAgentManager:
             self._config,
             source,
             self._observer,
-            spread=self._spread,
+            random_fraction=self._random_fraction,
             first_retry_seconds=self._first_retry_seconds,
         )
-        session.facts = facts
+        session.reachability = reachability
         self._running[vm] = self._tasks.create_task(self._run_session(vm, session), name=f"guest agent of {vm.name}")
 
     async def _run_session(self, vm: Vm, session: GuestSession) -> None:
@@ -141,29 +141,29 @@ class GuestAgentManager:
                 await asyncio.sleep(BUG_RETRY_SECONDS)
 
 
-def _read_channel(facts: GuestFacts, samples: Sequence[Sample]) -> None:
+def _read_channel(reachability: GuestReachability, samples: Sequence[Sample]) -> None:
     """Read the state of the channel. If there is no sample, the virtio serial port was unplugged."""
     unplugged: Values = {"connected": False}
     values = next((sample.values for sample in samples if sample.family is GUEST_AGENT), unplugged)
-    facts.connected = values.get("connected")
-    facts.socket = values.get("socket", "")
-    facts.client_connected = values.get("client_connected", False) and not facts.in_use
+    reachability.connected = values.get("connected")
+    reachability.socket = values.get("socket", "")
+    reachability.client_connected = values.get("client_connected", False) and not reachability.in_use
 
 
-def _read_run_state(facts: GuestFacts, samples: Sequence[Sample]) -> None:
+def _read_run_state(reachability: GuestReachability, samples: Sequence[Sample]) -> None:
     values = next((sample.values for sample in samples if sample.family is RUNSTATE), {})
-    facts.running = values.get("running") is True
+    reachability.running = values.get("running") is True
 
 
-def _read_migration(facts: GuestFacts, samples: Sequence[Sample]) -> None:
+def _read_migration(reachability: GuestReachability, samples: Sequence[Sample]) -> None:
     values = next((sample.values for sample in samples if sample.family is MIGRATION), {})
-    facts.migrating = values.get("status", "none") not in INACTIVE_STATUSES
+    reachability.migrating = values.get("status", "none") not in INACTIVE_STATUSES
 
 
-def _read_pid(facts: GuestFacts, samples: Sequence[Sample]) -> None:
+def _read_pid(reachability: GuestReachability, samples: Sequence[Sample]) -> None:
     values = next((sample.values for sample in samples if sample.family is IDENTITY), {})
     pid = values.get("pid", "")
-    facts.pid = int(pid) if pid.isdecimal() and int(pid) < MAX_PID else None
+    reachability.pid = int(pid) if pid.isdecimal() and int(pid) < MAX_PID else None
 
 
 _FACT_READERS = (
@@ -172,4 +172,4 @@ _FACT_READERS = (
     (MIGRATION, _read_migration),
     (IDENTITY, _read_pid),
 )
-"""Families whose samples contain facts, each with the function that reads the facts."""
+"""Families whose samples change `GuestReachability`, each with the function that reads them."""

@@ -10,11 +10,13 @@ SLACK_SECONDS = 0.5
 """Collectors that are due within this time run together, because each wake-up of the guest agent costs CPU time of the guest."""
 
 MIN_SPACING_SECONDS = 10.0
-"""Minimum time between two runs of a collector with a longer interval. A guest makes all collectors due when it opens its channel or ends
-a freeze, and it can do so at will."""
+"""Minimum time between two runs of a collector with a longer interval.
+
+All collectors become due when a guest opens its channel or ends a freeze, and a guest can do so at any time.
+"""
 
 FIRST_PENALTY_SECONDS = 60.0
-"""How long a collector pauses after its first failure. The pause doubles with each failure in a row."""
+"""How long a collector pauses after its first failure. The pause doubles with each consecutive failure."""
 MAX_PENALTY_SECONDS = 3600.0
 """Maximum pause of a collector after failures."""
 
@@ -26,7 +28,7 @@ class GuestSchedule:
         self._intervals = intervals
         self._collectors = [collector for collector in collectors if intervals.interval_of(collector.name)]
         self._due = {collector.name: -inf for collector in self._collectors}
-        self._earliest = dict(self._due)  # the earliest time at which `make_all_due` makes a collector due
+        self._earliest = dict(self._due)  # the earliest time at which `schedule_all_now` makes a collector due
         self._failures: dict[str, int] = {}
 
     @property
@@ -34,7 +36,7 @@ class GuestSchedule:
         """The enabled collectors, in the order in which they run."""
         return self._collectors
 
-    def due(self, now: float) -> list[GuestCollector]:
+    def due_collectors(self, now: float) -> list[GuestCollector]:
         """Return the collectors to run now."""
         return [collector for collector in self._collectors if self._due[collector.name] <= now + SLACK_SECONDS]
 
@@ -49,7 +51,7 @@ class GuestSchedule:
         self._limit(name, now)
 
     def on_failure(self, name: str, now: float) -> None:
-        """Schedule the next run of a collector that failed. The delay doubles with each failure in a row."""
+        """Schedule the next run of a collector that failed. The delay doubles with each consecutive failure."""
         count = self._failures.get(name, 0)
         self._failures[name] = count + 1
         penalty = min(MAX_PENALTY_SECONDS, FIRST_PENALTY_SECONDS * 2.0 ** min(count, 30))
@@ -60,17 +62,17 @@ class GuestSchedule:
         """Set the earliest due time of a collector that has just run."""
         self._earliest[name] = now + min(MIN_SPACING_SECONDS, self._intervals.interval_of(name))
 
-    def make_due(self, name: str, now: float) -> None:
+    def schedule_now(self, name: str, now: float) -> None:
         """Make a collector due now. A collector whose last run failed keeps its due time."""
         if name in self._due and name not in self._failures:
             self._due[name] = now
 
-    def make_all_due(self) -> None:
+    def schedule_all_now(self) -> None:
         """Make all collectors due now, or `MIN_SPACING_SECONDS` after they ran. Collectors whose last run failed keep their due time."""
         for name in self._due.keys() - self._failures.keys():
             self._due[name] = min(self._due[name], self._earliest[name])
 
     def reset(self) -> None:
-        """Clear all failures and call `make_all_due`, because the guest may run another guest agent now."""
+        """Clear all failures and call `schedule_all_now`, because the guest may run another guest agent now."""
         self._failures.clear()
-        self.make_all_due()
+        self.schedule_all_now()

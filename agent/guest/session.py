@@ -13,7 +13,7 @@ from typing import Any
 
 from agent.collectors.guest import GUEST_COLLECTORS, Exchange, GuestCollector
 from agent.common.backoff import retry_delay
-from agent.guest.api import GuestAgentState, GuestCommandOutcome, GuestFacts, GuestObserver
+from agent.guest.api import GuestAgentState, GuestCommandOutcome, GuestObserver, GuestReachability
 from agent.guest.channels import SHARED_CHANNEL_TIMEOUT_SECONDS, ChannelSource
 from agent.guest.config import GuestAgentConfig
 from agent.guest.schedule import GuestSchedule
@@ -67,10 +67,12 @@ _MISSING_COMMAND_ERROR = GuestAgentCommandError(
 
 
 class GuestSession:
-    """The session with one VM's guest agent. The owner runs `run` as a task, and calls `on_facts` after each change of `facts`.
+    """The session with one VM's guest agent.
+
+    The owner runs `run` as a task, and calls `on_reachability_changed` after each change of `reachability`.
 
     Attributes:
-        facts: facts about the VM; the owner changes them.
+        reachability: whether and where the guest agent can be queried; the owner changes it.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class GuestSession:
         source: ChannelSource,
         observer: GuestObserver,
         *,
-        spread: Callable[[], float],
+        random_fraction: Callable[[], float],
         first_retry_seconds: float = FIRST_RETRY_SECONDS,
     ) -> None:
         """Create a session that is not connected.
@@ -90,15 +92,15 @@ class GuestSession:
             config: the config.
             source: opens the channel.
             observer: receives samples and outcomes.
-            spread: returns a number from 0 to 1, to spread the queries of many VMs.
+            random_fraction: returns a number from 0 to 1, to spread the queries of many VMs.
             first_retry_seconds: delay before the first retry.
         """
-        self.facts = GuestFacts()
+        self.reachability = GuestReachability()
         self._vm = vm
         self._config = config
         self._source = source
         self._observer = observer
-        self._spread = spread
+        self._random_fraction = random_fraction
         self._first_retry_seconds = first_retry_seconds
         self._schedule = GuestSchedule(GUEST_COLLECTORS, config.intervals)
         self._changed = asyncio.Event()
@@ -111,21 +113,21 @@ class GuestSession:
         self._unreadable: set[str] = set()
         self._reported: set[str] = set()  # the collectors that have reported values since the last loss
 
-    def on_facts(self) -> None:
-        """Handle a change of `facts`."""
+    def on_reachability_changed(self) -> None:
+        """Handle a change of `reachability`."""
         self._changed.set()
 
     async def run(self) -> None:
         """Query the guest agent until cancelled."""
         failures = 0
-        await self._wait_for_change(self._spread() * self._first_retry_seconds)
+        await self._wait_for_change(self._random_fraction() * self._first_retry_seconds)
         while True:
             await self._wait_until_no_obstacle()
             started = time.monotonic()
             try:
                 await self._connect_and_query()
             except GuestAgentError as error:
-                if self.facts.obstacle() is None:
+                if self.reachability.obstacle() is None:
                     failures = failures + 1 if time.monotonic() - started < STABLE_SECONDS else 1
                     self._on_connection_failure(error)
                     await self._wait_unless_obstacle(
@@ -136,8 +138,8 @@ class GuestSession:
                 await self._wait_unless_obstacle(self._next_due_at() - time.monotonic())
 
     async def _wait_until_no_obstacle(self) -> None:
-        """Wait until no obstacle, such as a stopped guest, prevents a query."""
-        while (obstacle := self.facts.obstacle()) is not None:
+        """Wait until nothing, such as a stopped guest, prevents a query."""
+        while (obstacle := self.reachability.obstacle()) is not None:
             state, cause = obstacle
             if state is GuestAgentState.ABSENT:
                 self._report_values_lost()
@@ -150,11 +152,11 @@ class GuestSession:
     async def _wait_unless_obstacle(self, seconds: float) -> None:
         """Wait for a number of seconds, or until there is an obstacle."""
         until = time.monotonic() + seconds
-        while self.facts.obstacle() is None and (remaining := until - time.monotonic()) > 0:
+        while self.reachability.obstacle() is None and (remaining := until - time.monotonic()) > 0:
             await self._wait_for_change(remaining)
 
     async def _wait_for_change(self, seconds: float) -> None:
-        """Wait until the facts change, for at most `seconds`."""
+        """Wait until the reachability changes, for at most `seconds`."""
         self._changed.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, seconds)):
@@ -166,41 +168,41 @@ class GuestSession:
         Raises:
             GuestAgentError: the channel cannot be opened, or the guest agent does not respond.
         """
-        shared = self._source.is_shared(self.facts)
+        shared = self._source.is_shared(self.reachability)
         if self._state is not GuestAgentState.UNRESPONSIVE and not (shared and self._state is GuestAgentState.UP):
             self._set_state(GuestAgentState.CONNECTING)
-        with contextlib.closing(await self._source.open(self.facts)) as channel, self._mark_channel_in_use():
+        with contextlib.closing(await self._source.open(self.reachability)) as channel, self._mark_channel_in_use():
             channel.ended.add_done_callback(lambda _: self._changed.set())
             try:
                 if not shared or self._state is not GuestAgentState.UP:
                     await self._read_guest_info(channel)
             except GuestTimeoutError:
-                if self.facts.client_connected:
+                if self.reachability.client_connected:
                     raise GuestChannelBusyError(
                         "no reply, and another client was connected to the channel at the last poll"
                     ) from None
                 raise
-            while self.facts.obstacle() is None:
+            while self.reachability.obstacle() is None:
                 await self._run_due_collectors(channel)
                 if channel.ended.done():
                     raise channel.ended.result()
                 if shared and self._next_due_at() > time.monotonic():
                     return
-                if self.facts.obstacle() is None:
+                if self.reachability.obstacle() is None:
                     await self._wait_for_change(self._next_due_at() - time.monotonic())
 
     @contextlib.contextmanager
     def _mark_channel_in_use(self) -> Iterator[None]:
-        self.facts.in_use = True
+        self.reachability.in_use = True
         try:
             yield
         finally:
-            self.facts.in_use = False
+            self.reachability.in_use = False
 
     @property
     def _command_timeout(self) -> float:
         """Timeout of a command in seconds."""
-        shared = self._source.is_shared(self.facts)
+        shared = self._source.is_shared(self.reachability)
         return min(self._config.timeout, SHARED_CHANNEL_TIMEOUT_SECONDS) if shared else self._config.timeout
 
     def _next_due_at(self) -> float:
@@ -210,8 +212,12 @@ class GuestSession:
         """Run the collectors that are due, one after the other."""
         if self._info_due_at <= time.monotonic():
             await self._read_guest_info(channel)
-        for collector in self._schedule.due(time.monotonic()):
-            if self.facts.obstacle() is not None or channel.ended.done() or self._info_due_at <= time.monotonic():
+        for collector in self._schedule.due_collectors(time.monotonic()):
+            if (
+                self.reachability.obstacle() is not None
+                or channel.ended.done()
+                or self._info_due_at <= time.monotonic()
+            ):
                 return
             if self._frozen and not collector.while_frozen:
                 self._schedule.on_success(collector.name, time.monotonic())
@@ -226,7 +232,9 @@ class GuestSession:
         version, permitted = parse_guest_info(info)
         self._version, self._permitted = version, permitted
         self._info_due_at = time.monotonic() + INFO_SECONDS
-        self._schedule.make_due("freeze", time.monotonic())  # the list may be short because the file systems are frozen
+        self._schedule.schedule_now(
+            "freeze", time.monotonic()
+        )  # the list may be incomplete because the file systems are frozen
         self._set_state(GuestAgentState.UP)
 
     async def _run_collector(self, collector: GuestCollector, channel: GuestChannel) -> None:
@@ -269,7 +277,9 @@ class GuestSession:
     async def _on_refusal(
         self, collector: GuestCollector, channel: GuestChannel, error: GuestAgentCommandError
     ) -> None:
-        """Handle an error that the guest agent returned. It is no failure if the file systems are frozen, because most commands then fail.
+        """Handle an error that the guest agent returned.
+
+        While the file systems are frozen, it is no failure, because most commands fail then.
 
         Raises:
             GuestAgentError: the guest agent does not respond.
@@ -302,7 +312,7 @@ class GuestSession:
             before, self._frozen = self._frozen, any(sample.values["frozen"] for sample in samples)
             if before and not self._frozen:
                 self._info_due_at = 0.0  # the permitted commands have changed, so read them again
-                self._schedule.make_all_due()
+                self._schedule.schedule_all_now()
 
     async def _exchange_command(self, channel: GuestChannel, command: str) -> Exchange:
         """Execute one command. The exchange may contain an error that the guest agent returned.
@@ -337,7 +347,7 @@ class GuestSession:
         if self._reported:
             self._reported.clear()
             self._observer.on_guest_lost(self._vm, GUEST_FAMILIES, time.time_ns())
-            self._schedule.make_all_due()
+            self._schedule.schedule_all_now()
 
     def _set_state(self, state: GuestAgentState, reason: str = "") -> None:
         """Set and report the state."""
@@ -356,7 +366,7 @@ class GuestSession:
 
 
 def parse_guest_info(reply: Any) -> tuple[str, frozenset[str]]:
-    """Return the version, and the commands of the allow-list that the guest permits, from the reply to guest-info.
+    """Return the version, and the permitted commands that are on the allow-list, from the reply to guest-info.
 
     Raises:
         UnreadableGuestReplyError: the version or the list of commands is missing or malformed.

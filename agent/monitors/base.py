@@ -120,13 +120,13 @@ class DiscoveryListener(Protocol):
     def on_monitor_removed(self, monitor: Monitor) -> None:
         """Handle a monitor that no longer exists. An open connection to this monitor stays open until it ends by itself."""
 
-    def on_status(self, source: Monitor, error: QmpError | None, note: str = "") -> None:
+    def on_status(self, source: Monitor, error: QmpError | None, limitation: str = "") -> None:
         """Handle a change of the discoverer's own state.
 
         Args:
             source: a monitor without a VM, which represents the discoverer in lists of monitors.
             error: why discovery does not work; None if it works.
-            note: a limitation of discovery for the operator, such as read-only access; empty if there is none.
+            limitation: a limitation of discovery for the operator, such as read-only access; empty if there is none.
         """
 
     def on_connection_refused(self, address: str, reason: str) -> None:

@@ -72,9 +72,11 @@ class DialDiscoverer:
             try:
                 info = os.stat(path)  # noqa: PTH116 - one system call a socket, hundreds of sockets
             except OSError:
-                continue  # removed since the listing
+                continue  # removed after the listing
             if stat.S_ISSOCK(info.st_mode):
-                name = os.fsencode(path).decode("utf-8", "backslashreplace")  # a file name need not be text
+                name = os.fsencode(path).decode(
+                    "utf-8", "backslashreplace"
+                )  # a file name may contain bytes that are no text
                 key = (path, info.st_dev, info.st_ino, info.st_ctime_ns)
                 monitor = self.make_monitor(name, key, unix_connector(path))
                 monitors[monitor.key] = monitor
@@ -104,7 +106,10 @@ class DialDiscoverer:
                 await watcher.wait(self._scan_seconds)
 
     def _report_changes(self, reported: dict[tuple[object, ...], Monitor], listener: DiscoveryListener) -> None:
-        """Scan once and report new and removed monitors. A separate function, so that the memory of the scan is freed afterwards."""
+        """Scan once and report new and removed monitors.
+
+        This is a separate function, so that the memory of the scan is freed at its end.
+        """
         current = self.scan()
         for key in reported.keys() - current.keys():
             listener.on_monitor_removed(reported.pop(key))
@@ -114,9 +119,9 @@ class DialDiscoverer:
 
 
 class _DirectoryWatcher:
-    """Waits for the next scan, until an interval has passed or inotify reports a change of the directory.
+    """Waits until the next scan is due: an interval has passed, or inotify has reported a change of the directory.
 
-    It waits for the whole interval if the directory does not exist or inotify is not available, because Linux limits a user's inotify
+    If the directory does not exist, or if inotify is not available, it waits for the whole interval. Linux limits a user's inotify
     instances.
     """
 
@@ -138,7 +143,7 @@ class _DirectoryWatcher:
             await asyncio.sleep(seconds)
             return
         if self._add_watch(self._inotify):
-            return  # a socket created between the scan and the watch would be missed
+            return  # scan again, because a socket may have been created between the scan and the watch
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._inotify.get()
@@ -150,7 +155,9 @@ class _DirectoryWatcher:
         """Watch the directory if it exists; return whether the watch is new."""
         before = len(inotify.watches)
         with contextlib.suppress(OSError):
-            inotify.add_watch(str(self._directory), _INOTIFY_MASK)  # returns the existing watch, if there is one
+            inotify.add_watch(
+                str(self._directory), _INOTIFY_MASK
+            )  # if the directory is watched already, this returns the existing watch
         return len(inotify.watches) > before
 
 
@@ -168,7 +175,7 @@ def unix_connector(path: str) -> Connect:
 
 
 async def _connect_unix(path: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseTransport:
-    # Do not use asyncio's own connect, because it treats the EAGAIN of a full backlog as success.
+    # Do not use asyncio's own connect. If the backlog is full, connect fails with EAGAIN, and asyncio treats this as success.
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.connect(path)

@@ -19,12 +19,14 @@ from agent.qmp.errors import BusyError, NotConnectedError, PreemptedError, Proto
 from agent.qmp.protocol import Greeting, SkippedQmpMessages
 
 DEFAULT_TIMEOUT_SECONDS = 0.5
-"""Default timeout of the greeting, and of the replies. In the backlog, Proxmox's statistics wait at most 3 s, and most of its commands 5 s
-(qemu-server 9.2)."""
+"""Default timeout of the greeting, and of the replies. While the agent is connected, Proxmox's tools wait in the backlog.
+
+Its statistics wait at most 3 s, and most of its commands 5 s (qemu-server 9.2).
+"""
 
 FIRST_RETRY_SECONDS = 0.05
 MAX_RETRY_SECONDS = 10.0
-"""Maximum wait between two attempts to connect. The agent waits while another client holds the monitor or QEMU does not answer."""
+"""Maximum wait between two attempts to connect, while another client holds the monitor or QEMU does not answer."""
 
 QUERY_UUID = Command("query-uuid")
 
@@ -175,7 +177,7 @@ class DialPerPollConnection:
             self._client = None
 
     def _check_peer(self, client: Client) -> None:
-        """Store the peer's process at the first poll. Compare the process with the stored one at later polls.
+        """At the first poll, store the peer's process. At later polls, compare the peer's process with the stored process.
 
         Raises:
             NotConnectedError: another process listens on the socket now, or the connection has ended.
@@ -187,7 +189,7 @@ class DialPerPollConnection:
         self.greeting, self.peer_pid, self._client = client.greeting, client.peer_pid, client
 
     def _check_uuid(self, result: CommandResult) -> None:
-        """Store the VM's UUID at the first poll. Compare the UUID with the stored one at later polls. Ignore a reply without a UUID.
+        """At the first poll, store the VM's UUID. At later polls, compare the UUID with the stored UUID. Ignore a reply without a UUID.
 
         Raises:
             NotConnectedError: another VM listens at the address now.

@@ -1,6 +1,6 @@
 """A dedicated monitor that the agent adds to QEMU 11.1 and newer. The agent adds it over a monitor that it shares with another client.
 
-A QEMU that can add monitors lists its existing monitors as QOM objects. So one `qom-list` shows whether QEMU can add monitors.
+If a QEMU can add monitors, its existing monitors are QOM objects. So one `qom-list` shows whether QEMU can add monitors.
 When the agent disconnects, QEMU deletes the added monitor, its character device and its socket file (`close-action`). If QEMU cannot
 add a monitor, the agent uses the shared monitor and connects to it for each poll.
 """
@@ -150,7 +150,7 @@ async def _add_monitor(
         raise NotConnectedError("this QEMU cannot add monitors; 11.1 and newer can")
     path = str(directory / f"{shared.peer_pid}.qmp")
     socket, monitor = await shared.execute(add_monitor_commands(path), deadline=deadline)
-    # The socket and the monitor exist already if an agent was killed after it had added them, but before it connected.
+    # The socket and the monitor exist already if an agent added them and was killed before it connected.
     try:
         if isinstance(monitor, QmpError) and not isinstance(socket, QmpError):
             raise monitor

@@ -31,8 +31,10 @@ SOCKET_CHECK_SECONDS = 5.0
 """Time between two checks that the agent's socket file still exists, and between two attempts to create it."""
 TLS_HANDSHAKE_SECONDS = 5.0
 BACKLOG = 4096
-"""Maximum number of connections that wait to be accepted. After a restart of the agent, all QEMUs of a host connect at once. The kernel
-limits this number to net.core.somaxconn."""
+"""Maximum number of connections that wait to be accepted, because all QEMUs of a host connect at once after a restart of the agent.
+
+The kernel limits this number to net.core.somaxconn.
+"""
 MAX_CONNECTIONS_PER_PROCESS = 4
 """Maximum number of connections from one process, so that a compromised QEMU leaves connections for others."""
 DEFAULT_USERS = ("root", "libvirt-qemu", "qemu")
@@ -110,7 +112,7 @@ class _IncomingConnection:
     Attributes:
         sock: the connection's socket.
         name: name of the monitor that the connection leads to.
-        shared_address: the name without the parts that change when the peer connects again.
+        shared_address: the name without the parts that differ after a reconnect, such as the process ID.
         pid: process ID of the peer; 0 over TCP.
         transport: the asyncio transport; None until a session opens the monitor.
     """
@@ -218,12 +220,12 @@ class ListenDiscoverer:
     def _accept_connection(
         self, server: socket.socket, listener: DiscoveryListener, failed: asyncio.Future[OSError]
     ) -> None:
-        """Accept one connection. Do not use asyncio's `sock_accept`, because it may drop an accepted connection when it is cancelled."""
+        """Accept one connection. asyncio's `sock_accept` is not used, because it may drop an accepted connection when it is cancelled."""
         try:
             sock, address = server.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return  # the peer has disconnected already
-        except OSError as error:  # most often because no file descriptor is free
+        except OSError as error:  # usually, no file descriptor is free
             if not failed.done():
                 failed.set_result(error)
             return

@@ -27,7 +27,7 @@ ConnectChannel = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.Ba
 """Opens a transport for the protocol that the factory returns. It raises OSError if it cannot connect."""
 
 PeerCheck = Callable[[int | None], str]
-"""Returns why the process that listens at the channel must not be used; empty if it may be used."""
+"""Returns why the agent must not connect to the process that listens at the channel. Returns an empty text if it may."""
 
 
 class GuestAgentClient(asyncio.Protocol):
@@ -139,7 +139,7 @@ class GuestAgentClient(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102 - defined by asyncio
         self._transport = cast("asyncio.Transport", transport)
-        if self.ended.done():  # the deadline passed before asyncio called this method
+        if self.ended.done():  # the deadline has passed before asyncio called this method
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:  # noqa: D102 - defined by asyncio
@@ -164,4 +164,4 @@ class GuestAgentClient(asyncio.Protocol):
             self._transport.abort()
         if self._pending is not None and not self._pending.done():
             self._pending.set_exception(cause)
-            self._pending.exception()  # retrieve it, because asyncio logs an exception that no call retrieves
+            self._pending.exception()  # retrieve the exception, because asyncio logs exceptions that are never retrieved

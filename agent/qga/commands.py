@@ -36,7 +36,7 @@ class GuestCommandRow:
 _YES, _NO = True, False
 
 COMMAND_ROWS = (
-    GuestCommandRow("guest-sync-delimited", _YES, "Marks where the next reply begins."),
+    GuestCommandRow("guest-sync-delimited", _YES, "Marks the beginning of the next reply."),
     GuestCommandRow("guest-info", _YES, "The version, and the commands that the guest permits."),
     GuestCommandRow("guest-get-fsinfo", _YES, "File systems."),
     GuestCommandRow("guest-get-load", _YES, "Load average.", "10.0"),
@@ -51,15 +51,18 @@ COMMAND_ROWS = (
     GuestCommandRow("guest-fsfreeze-status", _YES, "Whether the file systems are frozen."),
     GuestCommandRow("guest-ping", _NO, "guest-sync-delimited also shows that the guest agent responds."),
     GuestCommandRow(
-        "guest-sync", _NO, "After a truncated reply, its reply cannot be found; that of guest-sync-delimited can."
+        "guest-sync",
+        _NO,
+        "After a truncated reply, the reply to this command cannot be recognised. guest-sync-delimited marks its "
+        "reply with 0xFF.",
     ),
     GuestCommandRow("guest-get-devices", _NO, "Drivers of a Windows guest; QEMU lists the devices."),
     GuestCommandRow("guest-get-disks", _NO, "Disks without sizes; QEMU lists them."),
     GuestCommandRow("guest-get-vcpus", _NO, "QEMU and guest-get-cpustats list the vCPUs."),
     GuestCommandRow(
-        "guest-get-memory-block*", _NO, "Thousands of blocks; the balloon driver reports the guest's memory."
+        "guest-get-memory-block*", _NO, "Lists thousands of blocks; the balloon driver reports the guest's memory."
     ),
-    GuestCommandRow("guest-network-get-route", _NO, "Routes, for the guest's administrator."),
+    GuestCommandRow("guest-network-get-route", _NO, "Lists routes, which only the guest's administrator needs."),
     GuestCommandRow("guest-ssh-*", _NO, "Keys of users."),
     GuestCommandRow("guest-exec*", _NO, "Runs programs in the guest."),
     GuestCommandRow("guest-file-*", _NO, "Reads and writes files of the guest."),

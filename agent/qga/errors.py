@@ -10,7 +10,7 @@ class GuestChannelError(GuestAgentError):
 
 
 class GuestChannelDeniedError(GuestChannelError):
-    """The agent may not use the channel: it lacks permission, or another process than the VM's QEMU listens there."""
+    """The agent may not use the channel. It lacks permission, or the process that listens there is not the VM's QEMU."""
 
 
 class GuestChannelBusyError(GuestChannelError):

@@ -47,7 +47,7 @@ class Synchronized(NamedTuple):
 
 
 class GuestReply(NamedTuple):
-    """The reply to the pending command: a value, an error that the guest agent returned, or the error that the reply cannot be parsed."""
+    """The reply to the pending command: a value, or an error. The guest agent returned the error, or the reply could not be parsed."""
 
     value: Any
     error: GuestAgentError | None = None
@@ -71,8 +71,8 @@ class GuestAgentProtocol:
         self.discarded_bytes = 0
         self._number = first_number
         self._buffer = bytearray()
-        self._scanned = 0  # number of bytes at the start of the buffer that contain no line feed
-        self._received = 0  # bytes since the last request
+        self._scanned = 0  # the first bytes of the buffer, up to this number, contain no line feed
+        self._received = 0  # bytes received since the last request
 
     def sync(self) -> GuestRequest:
         """Return the request of a new synchronization. Stop expecting the reply to a pending command."""
@@ -134,7 +134,7 @@ class GuestAgentProtocol:
             yield self._fail_oversized()
         elif self.state is SyncState.WAITING and _SYNC_MARK not in line and line.strip():
             yield self._parse_reply(line)
-        else:  # the error that follows 0xFF, a late reply to an earlier request, or junk
+        else:  # the error about 0xFF, a late reply to an earlier request, or invalid data
             self.discarded_bytes += len(line) + 1
             if self.state is SyncState.READY and line.strip():
                 self.abandon()
@@ -154,7 +154,10 @@ class GuestAgentProtocol:
         return self._fail_unreadable("neither a return value nor an error")
 
     def _fail_unreadable(self, reason: str) -> GuestReply:
-        """Return a reply with the error that it cannot be parsed. Require a synchronization, because the rest of it may still arrive."""
+        """Return a reply with the error that it cannot be parsed.
+
+        Require a synchronization, because the rest of the reply may still arrive.
+        """
         self.abandon()
         return GuestReply(None, UnreadableGuestReplyError(reason))
 

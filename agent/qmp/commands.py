@@ -25,7 +25,7 @@ QMP_READS = frozenset(
     {row.name for row in QUERIES if row.trigger not in (QueryTrigger.REFUSED, QueryTrigger.ALLOWED)}
     | {"qom-get", "qom-list"}
 )
-"""Permitted reads: the reads of QOM, and every `query-*` command except those with the trigger REFUSED or ALLOWED in the query table."""
+"""Permitted reads: the reads of QOM, and all `query-*` commands in the query table, except commands with the trigger REFUSED or ALLOWED."""
 
 READABLE_PROPERTIES = frozenset(
     {"chardev", "guest-stats", "guest-stats-polling-interval", "mac", "name", "netdev", "num-queues", "type"}
@@ -80,7 +80,7 @@ VIRTIO_PATH_ENDING = "/virtio-backend"
 """Last part of the QOM path of a disk's virtio device."""
 _MAX_QUEUE = 1023
 _BOUNDARY_LISTS = ("boundaries-read", "boundaries-write", "boundaries-flush")
-"""Arguments with the boundaries of the histograms that the agent sets. It sets none for zone appends, because few disks have zones."""
+"""Arguments with the boundaries of histograms. The agent sets no histogram for zone appends, because few disks have zones."""
 
 MAX_HISTOGRAM_BOUNDARIES = 32
 """Maximum number of boundaries of a histogram that the agent sets. Each boundary adds three series for each disk."""
@@ -89,8 +89,8 @@ MAX_HISTOGRAM_BOUNDARIES = 32
 def set_histograms_command(device: str, boundaries_ns: Sequence[int]) -> Command:
     """Return the command that sets the latency histograms of a disk. The command replaces existing histograms.
 
-    Send it only for a disk without histograms. Many versions of QEMU (4.0 and later) take no lock for this command. Such a QEMU can crash
-    if histograms are replaced or removed while an iothread serves the disk. Setting the first histograms is safe, because QEMU uses a
+    Send it only for a disk without histograms. Many versions of QEMU since 4.0 take no lock for this command. They can crash if histograms
+    are replaced or removed while an iothread serves the disk. Setting the first histograms is safe, because QEMU uses a
     histogram only after it is complete.
 
     Args:
@@ -132,7 +132,7 @@ def remove_monitor_commands() -> tuple[Command, Command]:
 
 
 def _is_same_json(first: object, second: object) -> bool:
-    """Return whether two values are the same JSON. `==` is not enough, because 1 equals True in Python."""
+    """Return whether two values are the same JSON. `==` does not decide this, because 1 equals True in Python."""
     return orjson.dumps(first, option=orjson.OPT_SORT_KEYS) == orjson.dumps(second, option=orjson.OPT_SORT_KEYS)
 
 

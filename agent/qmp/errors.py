@@ -54,7 +54,7 @@ class UnreadableReplyError(QmpError):
 
 
 class UnclearReplyError(UnreadableReplyError):
-    """An unreadable message may be the reply to this command or to another one, so the command fails."""
+    """An unreadable message may be the reply to this command, or to another command. So this command fails."""
 
 
 class CommandError(QmpError):

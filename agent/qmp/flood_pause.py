@@ -3,7 +3,7 @@
 import asyncio
 
 FLOOD_BYTES = 64 * 1024
-"""A chunk of at least this size counts as a flood of events. A long reply may also be such a chunk."""
+"""A chunk of at least this size counts as a flood of events, although it may be a long reply."""
 PAUSE_TURNS = 16
 """Number of turns of the event loop without reading after a flood. Other tasks run in these turns, a few milliseconds each."""
 

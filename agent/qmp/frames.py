@@ -1,8 +1,8 @@
 """Framing of the QMP byte stream: bytes in, and a JSON value or an `UnreadableMessage` out for each message. Pure.
 
-QEMU ends every message with CR LF and escapes control characters inside strings, so a line end is a message's end. A monitor with
-`pretty=on` sends a message as several lines: `{`, indented lines, `}`. With these rules of QEMU 2.6 to 11.1, the splitter finds the end
-of a damaged message, and then reads the next message.
+QEMU ends every message with CR LF and escapes control characters inside strings. So each line end ends a message. A monitor with
+`pretty=on` sends a message as several lines: `{`, indented lines, `}`. QEMU 2.6 to 11.1 keeps these rules. So the splitter finds the end of
+a damaged message, and can read the next message.
 """
 
 import re
@@ -55,9 +55,10 @@ class FrameSplitter:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._buffer = bytearray()  # the start of a line whose end has not arrived, truncated one byte after the limit
-        self._scanned = 0  # number of bytes at the start of the buffer that were searched for a line end
-        # The lines of a pretty-printed message whose end has not arrived. A list of short lines would take 20 times the memory.
+        self._buffer = bytearray()  # a line whose end has not arrived; one byte more than the limit is kept
+        self._scanned = 0  # the first bytes of the buffer, up to this number, contain no line end
+        # The lines of a pretty-printed message whose end has not arrived, in one buffer. A list of short lines would take 20 times the
+        # memory.
         self._lines = bytearray()
         self._lines_bytes = 0  # total length of these lines, which may exceed the limit
 
@@ -87,10 +88,10 @@ class FrameSplitter:
                 yield from self._add_pretty_line(text, indented=line[0] in _BLANK)
 
     def _add_pretty_line(self, text: bytes, *, indented: bool) -> Iterator[Any]:
-        """Add a line to the pretty-printed message. Yield the message if the line ends it, or begins the next message."""
+        """Add a line to the pretty-printed message. Yield the message if this line ends the message or begins the next one."""
         # `{` without indentation begins the next message, so the end of this message is missing.
         if self._lines and not indented and text[0] == 0x7B:
-            yield self._make_unreadable(self._take_pretty_lines(), "the message has no end")
+            yield self._make_unreadable(self._pop_pretty_message(), "the message has no end")
             if text != b"{":
                 yield self._parse_message(text, len(text))
                 return
@@ -99,9 +100,9 @@ class FrameSplitter:
             self._lines += text
         if not indented and text == b"}":
             size = self._lines_bytes
-            yield self._parse_message(self._take_pretty_lines(), size)
+            yield self._parse_message(self._pop_pretty_message(), size)
 
-    def _take_pretty_lines(self) -> bytes:
+    def _pop_pretty_message(self) -> bytes:
         """Return the lines of the pretty-printed message, and begin a new message."""
         text = bytes(self._lines)
         self._lines, self._lines_bytes = bytearray(), 0

@@ -158,9 +158,9 @@ class Connection:
         self._probe = 0
         """Id of the pending probe; 0 if none is pending."""
         self._markers: list[int] = []  # ids of the markers without a reply
-        self._marker_is_in_flight = False  # True if QEMU has certainly not replied to the newest marker
-        self._unreadable_replies = 0  # upper bound of the unreadable replies since replies were in sync
-        self._requests_in_qemu = 0  # upper bound of the requests in QEMU, markers included, while out of sync
+        self._marker_is_in_flight = False  # True if QEMU cannot have replied to the newest marker yet
+        self._unreadable_replies = 0  # maximum number of replies that were unreadable since replies were last in sync
+        self._requests_in_qemu = 0  # maximum number of requests in QEMU, including markers, while out of sync
 
     @property
     def replies_due(self) -> int:
@@ -250,8 +250,8 @@ class Connection:
             reason: why the message cannot be read.
 
         Raises:
-            ProtocolError: the message arrived during the handshake, so the peer does not speak QMP. Or so many messages were unreadable
-                that no command will ever get a reply.
+            ProtocolError: the message arrived during the handshake, so the peer does not speak QMP. It is also raised if so many messages
+                were unreadable that no command can get a reply.
         """
         if self.state is not ConnectionState.READY:
             raise ProtocolError(reason)
@@ -279,7 +279,9 @@ class Connection:
             return kind
         if self.out_of_sync:  # the message is the reply to the marker or to an earlier batch
             return MessageKind.UNKNOWN
-        if kind is MessageKind.REPLY_WITH_ID and not self._probe:  # the `id` is part of the reply's value
+        if (
+            kind is MessageKind.REPLY_WITH_ID and not self._probe
+        ):  # no probe and no marker is pending, so the `id` is part of the reply's value
             return MessageKind.REPLY
         if kind is MessageKind.REPLY and self._probe:  # the reply to a command, or the probe's reply without its id
             return MessageKind.UNKNOWN
@@ -296,7 +298,7 @@ class Connection:
 
         Raises:
             _UnreadableError: the value is not a message.
-            ProtocolError: the message is not permitted in the present state.
+            ProtocolError: the message is not permitted in the current state.
         """
         if type(value) is dict:
             if "event" in value:

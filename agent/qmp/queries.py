@@ -54,7 +54,7 @@ QUERIES = (
     Query(
         "query-accelerators",
         _REFUSED,
-        "Replaces query-kvm since 10.2; query-kvm exists in every version and is shorter.",
+        "Replaces query-kvm since 10.2. query-kvm exists in all versions, and its reply is shorter.",
     ),
     Query("query-acpi-ospm-status", _REFUSED, "ACPI_DEVICE_OST reports the same after each change."),
     Query("query-audiodevs", _REFUSED, f"{_REASON_FIXED}."),
@@ -62,7 +62,8 @@ QUERIES = (
     Query(
         "query-block",
         _EVENT,
-        "Throttle limits, trays, I/O status. Accesses the storage, which can hang: sent rarely, and never while it does not answer.",
+        "Throttle limits, trays, I/O status. It accesses the storage, which can hang. So it is sent rarely, and never while the "
+        "storage does not answer.",
     ),
     Query(
         "query-block-exports",
@@ -73,7 +74,7 @@ QUERIES = (
     Query(
         "query-blockstats",
         _POLLED,
-        "I/O statistics of each disk: the only command that a quiet VM receives at every poll.",
+        "I/O statistics of each disk. To a quiet VM, the agent sends only this command at each poll.",
     ),
     Query(
         "query-chardev",
@@ -135,7 +136,7 @@ QUERIES = (
     Query(
         "query-named-block-nodes",
         _EVENT,
-        "Layers of disks. Accesses the storage, which can hang: sent rarely, and never while it does not answer.",
+        "Layers of disks. It accesses the storage, which can hang. So it is sent rarely, and never while the storage does not answer.",
     ),
     Query("query-pci", _EVENT, "PCI devices, for the inventory."),
     Query("query-pr-managers", _REFUSED, "PR_MANAGER_STATUS_CHANGED reports each relevant change."),
@@ -154,7 +155,7 @@ QUERIES = (
     Query(
         "query-stats",
         _POLLED,
-        "KVM's statistics, at an interval of their own, because the command is long: it lists their names.",
+        "KVM's statistics. They have an interval of their own, because the command is long: it lists their names.",
     ),
     Query("query-stats-schemas", _REFUSED, "Units of KVM's statistics; the agent has a table of its own."),
     Query("query-status", _EVENT, "Run state of the VM."),
@@ -169,13 +170,17 @@ QUERIES = (
     Query("query-vnc", _REFUSED, "Reports one display only; query-vnc-servers reports all."),
     Query("query-vnc-servers", _EVENT, "VNC displays and their clients."),
     Query("query-xen-replication-status", _REFUSED, "For the manager of a Xen guest's replication."),
-    Query("query-yank", QueryTrigger.STALLED, "QEMU replies while its main loop hangs, which shows which part hangs."),
+    Query(
+        "query-yank",
+        QueryTrigger.STALLED,
+        "Shows which part of QEMU hangs, because QEMU replies to it even while its main loop hangs.",
+    ),
     Query("x-query-*", _REFUSED, "Text for debugging QEMU, in an unstable format."),
     Query(
         "x-query-virtio-queue-status",
         QueryTrigger.ALLOWED,
-        "Requests in the queues of a virtio disk that completes none, with `allow.virtio_queues`. Never sent for a vhost device, whose "
-        "queue it would stop: only for devices of the type `virtio-blk-device`.",
+        "Requests in the queues of a virtio disk that completes none, if `allow.virtio_queues` is on. It would stop the queue of a "
+        "vhost device, so it is sent only for devices of the type `virtio-blk-device`.",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""The bytes that a peer sent before its connection ended, and that the event loop did not read."""
+"""The bytes that a peer sent before its connection ended and that the event loop did not read."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ def read_unread_bytes(transport: asyncio.BaseTransport) -> bytes:
         return b""
     socket = transport.get_extra_info("socket")
     unread = bytearray()
-    with contextlib.suppress(OSError):  # nothing is left, or the kernel reports why the connection ended
+    with contextlib.suppress(OSError):  # no bytes are left, or the kernel reports why the connection ended
         while len(unread) < MAX_BYTES and (data := os.read(socket.fileno(), MAX_BYTES - len(unread))):
             unread += data
     return bytes(unread)

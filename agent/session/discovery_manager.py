@@ -32,9 +32,9 @@ class _DiscoveredMonitors:
         self._group.on_monitor_removed(monitor)
         self.monitors = {key: monitor for key, monitor in self.monitors.items() if key in self._group}
 
-    def on_status(self, discoverer: Monitor, error: QmpError | None, note: str = "") -> None:
+    def on_status(self, discoverer: Monitor, error: QmpError | None, limitation: str = "") -> None:
         self.discoverers_with_status.add(discoverer)
-        self._group.on_status(discoverer, error, note)
+        self._group.on_status(discoverer, error, limitation)
 
     def on_connection_refused(self, address: str, reason: str) -> None:
         self._group.on_connection_refused(address, reason)

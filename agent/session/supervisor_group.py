@@ -55,15 +55,15 @@ class SupervisorGroup:
         if (supervisor := self._supervisors.pop(monitor.key, None)) is not None:
             self._running[supervisor].cancel()
 
-    def on_status(self, discoverer: Monitor, error: QmpError | None, note: str = "") -> None:
+    def on_status(self, discoverer: Monitor, error: QmpError | None, limitation: str = "") -> None:
         """Report the state of a discoverer, which the page lists among the monitors.
 
         Args:
             discoverer: the discoverer's entry.
             error: why the discoverer cannot find monitors; None if it works.
-            note: a text about the discoverer for people; may be empty.
+            limitation: a text about the discoverer for people; may be empty.
         """
-        state, reason = (MonitorState.UP, note) if error is None else (state_after(error), str(error))
+        state, reason = (MonitorState.UP, limitation) if error is None else (state_after(error), str(error))
         self._observer.on_status(MonitorStatus(discoverer, state, reason, None, None, time.time_ns()))
 
     def remove_status(self, discoverer: Monitor) -> None:

@@ -107,7 +107,9 @@ async def managed(
 
     async def run() -> None:
         async with asyncio.TaskGroup() as tasks:
-            manager = GuestAgentManager(config, observer, spread=lambda: 0.0, first_retry_seconds=first_retry_seconds)
+            manager = GuestAgentManager(
+                config, observer, random_fraction=lambda: 0.0, first_retry_seconds=first_retry_seconds
+            )
             manager.start(tasks)
             started.set_result(manager)
             await asyncio.Event().wait()

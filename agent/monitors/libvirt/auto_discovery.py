@@ -25,7 +25,7 @@ SCAN_SECONDS = 0.5
 SCAN_TIMEOUT_SECONDS = 10.0
 """Time after which a scan counts as hung. A container's file system may hang."""
 GRACE_SECONDS = 10.0
-"""How long the agent waits until a daemon starts again in the same place. After that, it drops the daemon's domains."""
+"""How long the agent waits for a daemon to start again on the host or in its container. After that, it drops the daemon's domains."""
 RESTART_SECONDS = 10.0
 """Wait after an internal error in the discovery of one daemon."""
 HOST = "host"
@@ -34,7 +34,7 @@ MAX_NAMES = 3
 """Maximum number of daemons that the status names."""
 
 Place = tuple[int | None, str]
-"""Identity of a daemon's place, see `LibvirtProcess.key`."""
+"""Identity of a daemon across restarts, see `LibvirtProcess.key`."""
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class _Daemon:
         task: runs the discoverer.
         has_status: whether the discoverer has reported a status.
         error: why discovery does not work; None if it works.
-        note: a limitation of discovery; may be empty.
+        limitation: a limitation of discovery; may be empty.
         missing_since: monotonic time of the first scan without the daemon; None if the last scan found it.
     """
 
@@ -56,12 +56,12 @@ class _Daemon:
     task: asyncio.Task[None] | None = None
     has_status: bool = False
     error: QmpError | None = None
-    note: str = ""
+    limitation: str = ""
     missing_since: float | None = field(default=None)
 
 
 class _DaemonListener:
-    """Passes on the domains of one daemon, and stores the daemon's status, which is part of the status of all daemons."""
+    """Passes on the domains of one daemon. Stores the daemon's status, which becomes part of the status of all daemons."""
 
     def __init__(self, daemons: "LibvirtAutoDiscoverer", daemon: _Daemon, listener: DiscoveryListener) -> None:
         self._daemons = daemons
@@ -74,8 +74,8 @@ class _DaemonListener:
     def on_monitor_removed(self, monitor: Monitor) -> None:
         self._listener.on_monitor_removed(monitor)
 
-    def on_status(self, _source: Monitor, error: QmpError | None, note: str = "") -> None:
-        self._daemon.has_status, self._daemon.error, self._daemon.note = True, error, note
+    def on_status(self, _source: Monitor, error: QmpError | None, limitation: str = "") -> None:
+        self._daemon.has_status, self._daemon.error, self._daemon.limitation = True, error, limitation
         self._daemons.report_status(self._listener)
 
     def on_connection_refused(self, address: str, reason: str) -> None:
@@ -152,11 +152,11 @@ class LibvirtAutoDiscoverer:
         """Report one status for all daemons, if it has changed and each daemon has a status."""
         if not all(daemon.has_status for daemon in self._daemons.values()):
             return
-        error, note = self._summarize_status()
-        status = (type(error), str(error), note)
+        error, limitation = self._summarize_status()
+        status = (type(error), str(error), limitation)
         if status != self._reported:
             self._reported = status
-            listener.on_status(self._status_source, error, note)
+            listener.on_status(self._status_source, error, limitation)
 
     def _summarize_status(self) -> tuple[QmpError | None, str]:
         failed = {daemon.discoverer.name: daemon.error for daemon in self._daemons.values() if daemon.error is not None}
@@ -170,7 +170,7 @@ class LibvirtAutoDiscoverer:
             )
         if self._scan.ignored:
             parts.append(f"{self._scan.ignored} ignored, because the limit is {MAX_DAEMONS}")
-        if read_only := sum(bool(daemon.note) for daemon in self._daemons.values()):
+        if read_only := sum(bool(daemon.limitation) for daemon in self._daemons.values()):
             parts.append(f"{read_only} read-only")
         text = "; ".join(parts)
         if failed and len(failed) == len(self._daemons):
@@ -230,7 +230,7 @@ class LibvirtAutoDiscoverer:
         )
 
     def _find_pid(self, pid_namespace: int | None, uuid: str) -> int | None:
-        """Return the process ID of a domain's QEMU; None if unknown. If the last scan lacks it, search again. The call may block."""
+        """Return the process ID of a domain's QEMU; None if unknown. If the last scan did not find it, scan again. The call may block."""
         return self._scan.qemus.get((pid_namespace, uuid)) or self._index.pid_of(uuid)
 
     def _has_qemus(self, process: LibvirtProcess) -> bool:

@@ -36,7 +36,9 @@ def load_library() -> tuple[Any, Any]:
         ) from None
     with _loading_lock:
         if not any(thread.name == _EVENT_THREAD_NAME for thread in threading.enumerate()):
-            api.registerErrorHandler(lambda *_: None, None)  # by default libvirt also prints each error that it raises
+            api.registerErrorHandler(
+                lambda *_: None, None
+            )  # without this, libvirt also prints each error that it raises
             api.virEventRegisterDefaultImpl()
             threading.Thread(target=_run_events, args=(api,), name=_EVENT_THREAD_NAME, daemon=True).start()
     return api, qemu
@@ -114,7 +116,7 @@ def is_alive(handle: Any) -> bool:
 
 
 def is_denied(api: Any, error: Any) -> bool:
-    """Return whether a libvirtError means that libvirtd, or the permissions of its socket, denied access."""
+    """Return whether a libvirtError means that libvirtd or the permissions of its socket denied access."""
     codes = {api.VIR_ERR_AUTH_FAILED, api.VIR_ERR_AUTH_CANCELLED, api.VIR_ERR_AUTH_UNAVAILABLE}
     codes |= {api.VIR_ERR_OPERATION_DENIED, api.VIR_ERR_ACCESS_DENIED}
     system = error.get_error_code() == api.VIR_ERR_SYSTEM_ERROR

@@ -25,10 +25,13 @@ class LibvirtConfig(DiscovererConfig):
     """libvirt's URI, such as qemu:///system, or `auto` for all daemons on this host and in its containers. It needs qmp-agent[libvirt];
     docs/reference/monitors.md has the permissions."""
     read_only: bool = False
-    """Use a read-only connection: no events from QEMU and no thresholds. The agent also uses one if libvirt permits no other."""
+    """Use a read-only connection, without events from QEMU and without thresholds.
+
+    The agent also does so if libvirt permits nothing else.
+    """
     passthrough: bool = False
-    """Send commands through libvirt to QEMU itself; libvirt then marks the domains as tainted. allow.libvirt_passthrough does it for all
-    entries."""
+    """Send commands to QEMU itself, through libvirt, which then marks the domains as tainted. allow.libvirt_passthrough does so for all entries.
+    """
 
     containers: Annotated[tuple[str, ...], Field(min_length=1, max_length=100)] = ("*",)
     """For `auto`: name patterns of the containers whose libvirts are used, such as virt-launcher-*. `host` is the host itself."""

@@ -1,12 +1,12 @@
 """Calls of libvirt's blocking library, each in a thread, on a limited number of connections.
 
-A call that waits for a hung QEMU returns only when that QEMU continues, because libvirt cannot cancel calls. So a call that takes too long
-counts as hung: it frees its slot for another call, and its connection gets no further calls. The number of hung calls is also limited,
-because each hung call occupies one of libvirtd's workers (max_workers, 20 by default), which all of its clients share.
+libvirt cannot cancel calls, so a call that waits for a hung QEMU returns only when that QEMU continues. A call that takes too long
+therefore counts as hung. It frees its slot for another call, and its connection gets no further calls. The number of hung calls is also
+limited. Each of them occupies one of libvirtd's workers (max_workers, 20 by default), and all clients of libvirtd share the workers.
 
-A connection never has two calls at once, because libvirt 9.0 may crash (virNetClientIOEventLoop, CVE-2024-4418). When keepalive ends the
-calls of several threads on one connection, libvirt keeps an event source that points into the stack of an ended thread. The next thread
-that waits on the connection crashes.
+A connection never has two calls at once, because libvirt 9.0 may crash (virNetClientIOEventLoop, CVE-2024-4418). The crash happens after
+keepalive has ended the calls of several threads on one connection. libvirt then keeps an event source that points into the stack of an
+ended thread, and the next thread that waits on the connection crashes.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ class CallLimits:
 
     Attributes:
         max_calls: maximum number of calls at once, not counting hung calls.
-        max_hung: maximum number of hung calls. Beyond it, a call that takes too long keeps its slot.
+        max_hung: maximum number of hung calls. Beyond it, a call that takes too long does not free its slot.
     """
 
     max_calls: int
@@ -109,7 +109,7 @@ class ConnectionPool:
             DeniedError: libvirtd does not permit the agent to connect.
         """
         await self._slots.acquire()
-        connection = self._take_connection()
+        connection = self._idle_or_new_connection()
         self._in_use.add(connection)
         call = _PooledCall(connection, self._loop.create_future())
         call.timer = self._loop.call_later(self._hung_seconds, self._mark_hung, call)
@@ -129,7 +129,7 @@ class ConnectionPool:
             self._close_in_background(connection)
         self._idle.clear()
 
-    def _take_connection(self) -> LibvirtConnection:
+    def _idle_or_new_connection(self) -> LibvirtConnection:
         """Return an idle connection, or a new one if none is idle."""
         while self._idle:
             connection = self._idle.pop()

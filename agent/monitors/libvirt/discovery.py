@@ -46,7 +46,7 @@ MAX_RETRY_SECONDS = 10.0
 PID_FILES = Path("/run/libvirt/qemu")
 """Directory with a file of the process ID of each domain. The system libvirtd of this host writes these files."""
 
-READ_ONLY_NOTE = "read-only: of QEMU's events only STOP, RESUME, SUSPEND and SHUTDOWN; no thresholds and no passthrough"
+READ_ONLY_NOTE = "read-only: only the events STOP, RESUME, SUSPEND and SHUTDOWN; no thresholds and no passthrough"
 
 
 class DaemonState(Enum):
@@ -67,7 +67,7 @@ class DaemonState(Enum):
 
         Args:
             error: the cause.
-            connected: whether an established connection ended; if not, an attempt to connect failed.
+            connected: True if an established connection ended, False if an attempt to connect failed.
         """
         if connected:
             return DaemonState.LOST
@@ -240,14 +240,14 @@ class LibvirtDiscoverer:
         self._state, self._reason = DaemonState.HUNG, f"libvirtd at {self.uri} does not answer"
         self._report_status(listener, StalledError(self._reason))
 
-    def _report_status(self, listener: DiscoveryListener, error: QmpError | None, note: str = "") -> None:
-        status = (type(error), str(error), note)
+    def _report_status(self, listener: DiscoveryListener, error: QmpError | None, limitation: str = "") -> None:
+        status = (type(error), str(error), limitation)
         if status != self._reported:
             self._reported = status
-            listener.on_status(self._status_source, error, note)
+            listener.on_status(self._status_source, error, limitation)
 
     def _handle_connection_failure(self, error: QmpError) -> None:
-        """Enter the state that follows a failure. End the connections to the domains, because the domains' state is unknown now."""
+        """Enter the state that follows a failure. End the connections to the domains, because the state of the domains is unknown."""
         state = self._state.after_failure(error, connected=self._daemon is not None)
         if state is not DaemonState.HUNG:
             self._reason = str(error)
@@ -280,7 +280,7 @@ class LibvirtDiscoverer:
 def _pid_of_domain(uri: str, index: QemuIndex, uuid: str, name: str) -> int | None:
     """Return the process ID of a domain; None if libvirtd is on another host or the ID is unknown. The call blocks.
 
-    If the libvirtd has another socket than the system libvirtd, search by the UUID: its pid files may be in another namespace.
+    For a libvirtd that is not the system libvirtd, search by the UUID, because its pid files may be in another namespace.
     """
     if not re.match(r"qemu(\+unix)?:///", uri):
         return None

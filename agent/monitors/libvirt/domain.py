@@ -28,7 +28,7 @@ from agent.qmp.errors import (
 from agent.qmp.protocol import UNKNOWN_VERSION, Greeting, SkippedQmpMessages, greeting_with_version
 
 REASON_SECONDS = 1.0
-"""How long to wait for libvirt's event with the reason, after a call failed because the domain had ended."""
+"""How long to wait for libvirt's event with the reason after a domain has ended. The end is detected by a failed call."""
 
 QUERY_VERSION = Command("query-version")
 
@@ -79,7 +79,9 @@ class DomainConnection:
         if self.ended.done():
             raise self.ended.result()
         for command in commands:
-            self._allow.encode(command)  # raises for a command that is not allowed, even if it would be translated
+            self._allow.encode(
+                command
+            )  # raises for a command that is not allowed, even if it is translated into a libvirt call
         if self._execution is not None and not self._execution.done():
             raise StalledError("earlier commands are still running")
         self._execution = asyncio.ensure_future(self._execute_or_fail_all(commands))
@@ -92,9 +94,10 @@ class DomainConnection:
         raise StalledError(f"no reply from libvirt{name} within {deadline:g} s{full}")
 
     async def read_version(self, deadline: float) -> None:
-        """Read the version of the domain's QEMU into `greeting`, if commands go to QEMU. libvirt's own version may be of a newer QEMU.
+        """Read the version of the domain's QEMU into `greeting`, if commands go to QEMU itself.
 
-        A QEMU that does not reply within `deadline` seconds keeps an unknown version.
+        The version that libvirt reports may be that of a newer QEMU. If QEMU does not reply within `deadline` seconds, the version stays
+        unknown.
 
         Raises:
             QmpError: the connection has ended.

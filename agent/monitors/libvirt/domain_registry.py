@@ -56,7 +56,7 @@ class DomainRegistry:
         self._migration_phases: dict[str, DomainMigrationPhase] = {}
         self._guest_calls = asyncio.Semaphore(MAX_GUEST_CALLS)
         self._missing: set[str] = set()
-        """UUIDs of domains that have a connection although the last list did not contain them."""
+        """UUIDs of domains that have a connection, but are missing in the last list."""
 
     def update(self, running: Iterable[RunningDomain], listener: DiscoveryListener) -> None:
         """Report new and ended domains to `listener`; `running` is libvirt's list of running domains."""
@@ -66,7 +66,7 @@ class DomainRegistry:
         missing = self._connections.keys() - {domain.uuid for domain in current.values()}
         for uuid in missing & self._missing:
             self._connections.pop(uuid).end(NotConnectedError("the domain ended"))
-        self._missing = missing  # their connections end at the next list, so that the event with the reason can arrive
+        self._missing = missing  # wait until the next list before their connections end, so that the event with the reason can arrive
         for key in current.keys() - self._monitors.keys():
             _, uuid, name = current[key]
             open_ = partial(self.open, uuid, name)

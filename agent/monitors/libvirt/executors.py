@@ -1,7 +1,7 @@
 """Execution of QMP commands for a domain: by translation into libvirt's own calls, or by passing them through libvirt to QEMU.
 
-libvirt's own calls cover a part of QMP. Any other command fails with CommandNotFound, like on a QEMU that lacks the command. So the agent
-does not send the command again. Passthrough sends every command to QEMU, and libvirt then marks the domain as tainted.
+libvirt's own calls cover a part of QMP. Any other command fails with CommandNotFound, as if QEMU lacked the command. So the agent does not
+send the command again. Passthrough sends every command to QEMU, and libvirt then marks the domain as tainted.
 """
 
 import contextlib
@@ -138,7 +138,7 @@ class TranslatingExecutor:
         devices, devices_error = await self._read_devices(commands, stats)
         sizes: FileSizes = {}
         if any(command.name == "query-named-block-nodes" for command in commands):
-            with contextlib.suppress(CommandError, UnreadableReplyError):  # after an error, records lack the sizes
+            with contextlib.suppress(CommandError, UnreadableReplyError):  # if this fails, records lack the sizes
                 sizes = await self._read_file_sizes(devices)
         return DomainData(self._uuid, self._name, stats, devices, sizes, stats_error, devices_error)
 
@@ -187,7 +187,7 @@ class TranslatingExecutor:
         return result
 
     async def _set_threshold(self, node: str, threshold: int, data: DomainData) -> CommandResult:
-        """Set the threshold of a storage node. Refuse if libvirt does not report the node's present threshold."""
+        """Set the threshold of a storage node. Refuse if libvirt does not report the node's current threshold."""
         if (error := data.stats_error or data.devices_error) is not None:
             return error
         target = data.devices.threshold_target(node)
@@ -198,10 +198,10 @@ class TranslatingExecutor:
         return await self._apply_change(lambda domain: domain.setBlockThreshold(target, threshold))
 
     def _add_migration_state(self, command: Command, result: Any) -> Any:
-        """Return a result with the state of a migration to this host, because libvirt's domain states lack that state.
+        """Return a result with the state of a migration to this host. libvirt's domain states do not show this state.
 
-        While the migration runs, query-status returns `inmigrate`. After the migration, query-migrate returns `completed` once, unless
-        query-status has already returned `inmigrate`.
+        While the migration runs, query-status returns `inmigrate`. If query-status never returned `inmigrate`, query-migrate returns
+        `completed` once after the migration.
         """
         phase = self._migration_phase()
         if (

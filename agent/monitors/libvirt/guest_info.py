@@ -30,7 +30,10 @@ MAX_GUEST_CALLS = 2
 
 _MAX_ENTRIES = 256
 RESTORED_TIMEOUT = -2
-"""The timeout that is set after a call: libvirt's default, VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK. The previous timeout is unknown."""
+"""The timeout that the agent sets after a call, because the previous timeout is unknown.
+
+It is libvirt's default, VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK.
+"""
 AGENT_UNRESPONSIVE = 86
 """libvirt's error code for a guest agent that does not respond (VIR_ERR_AGENT_UNRESPONSIVE)."""
 
@@ -146,7 +149,7 @@ class LibvirtGuestChannel:
         if info is None:
             raise GuestAgentCommandError("CommandNotFound", f"libvirt does not report {name}")
         try:
-            async with asyncio.timeout(deadline + 1), self._budget:  # normally, the call's own timeout ends it first
+            async with asyncio.timeout(deadline + 1), self._budget:  # normally, libvirt's timeout ends the call before
                 params = await self._call(info.flag, deadline)
         except TimeoutError:
             raise GuestTimeoutError(f"no reply to {name} within {deadline:g} s") from None
@@ -157,7 +160,7 @@ class LibvirtGuestChannel:
         return info.convert(params)
 
     async def _call(self, flag: int, deadline: float) -> Params | GuestAgentError:
-        """Query one kind of information. If this is cancelled, wait until libvirt returns, because only then the timeout is restored."""
+        """Query one kind of information. If this call is cancelled, wait until libvirt has returned and the timeout is restored."""
         loop, seconds = asyncio.get_running_loop(), max(1, round(deadline))
         end = loop.time() + seconds + 1
         call = asyncio.ensure_future(self._daemon.pool.run(lambda connection: self._query(connection, flag, seconds)))

@@ -1,7 +1,7 @@
 """Translation of libvirt's statistics and devices into the results of QMP commands. Pure.
 
-libvirt sends the same commands to QEMU, but reports only a part of the results, with its own names and units. These tables convert
-libvirt's values to QEMU's names and units, so that the collectors read one format. A value that libvirt does not report is absent.
+libvirt itself sends these commands to QEMU. It reports only a part of the results, with its own names and units. The tables convert them to
+QEMU's names and units, so that the collectors read one format. A value that libvirt does not report is absent.
 """
 
 import re
@@ -64,7 +64,10 @@ def query_status_result(stats: Stats) -> CommandResult:
 
 
 def _missing_value_error(key: str) -> CommandError:
-    """Return the error of a command whose value libvirt does not report now. Its error class does not disable the collector."""
+    """Return the error of a command whose value libvirt does not report at the moment.
+
+    An error of this class does not disable the collector.
+    """
     return CommandError("GenericError", f"libvirt's statistics have no {key}")
 
 
@@ -138,7 +141,7 @@ def _image_stats(stats: Stats) -> dict[tuple[Any, int], dict[str, Any]]:
 
 
 QEMU_BUSY_KEY = "agent.qemu_busy"
-"""Key that the agent adds to statistics without block statistics. Its value is True if QEMU was busy with another command."""
+"""Key that the agent adds if block statistics are missing. Its value is True if QEMU was busy with another command."""
 
 
 def has_block_stats(stats: Stats) -> bool:
@@ -148,7 +151,10 @@ def has_block_stats(stats: Stats) -> bool:
 
 
 def devices_cover_stats(stats: Stats, devices: DomainDevices) -> bool:
-    """Return whether the devices contain all images in the statistics. One is missing after a snapshot, a mirror's pivot or a hotplug."""
+    """Return whether the devices contain all images of the statistics.
+
+    After a snapshot, a mirror's pivot or a hotplug, an image is missing.
+    """
     return _image_stats(stats).keys() <= {
         (disk.target, layer.index) for disk in devices.disks.values() for layer in disk.layers
     }
@@ -211,14 +217,14 @@ def query_named_block_nodes_result(stats: Stats, devices: DomainDevices, sizes: 
 
 
 def _write_threshold(image: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the write threshold of an image: 0 if none is set; an empty dict if libvirt could not query the image."""
+    """Return the write threshold of an image. It is 0 if none is set. Return an empty dict if libvirt could not query the image."""
     if "threshold" in image:
         return {"write_threshold": image["threshold"]}
     return {"write_threshold": 0} if "capacity" in image else {}
 
 
 def has_threshold_slot(node: str, data: "DomainData") -> bool:
-    """Return whether libvirt reports the write threshold of a storage node; True also if none is set."""
+    """Return whether libvirt reports a storage node's write threshold, or that none is set."""
     nodes = query_named_block_nodes_result(data.stats, data.devices, {})
     return any(entry["node-name"] == node and "write_threshold" in entry for entry in nodes)
 

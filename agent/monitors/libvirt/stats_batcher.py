@@ -1,4 +1,4 @@
-"""Fetches the statistics of many domains in one call to libvirt. It does not wait for a domain whose QEMU hangs."""
+"""Fetches the statistics of many domains in one call to libvirt. A domain whose QEMU hangs does not delay the others for long."""
 
 import asyncio
 from typing import Any
@@ -13,8 +13,11 @@ MAX_BATCH_DOMAINS = 32
 """Maximum number of domains in one call. libvirtd queries their QEMUs one after another."""
 
 BATCH_SECONDS = 0.5
-"""Timeout of a call for many domains. 32 domains take about 0.3 s (libvirt 9.0). A call that takes longer contains a domain that hangs.
-The agent then makes a call for each domain. A domain that waits for two such calls is delayed by at most twice this time."""
+"""Timeout of a call for many domains. 32 domains take about 0.3 s (libvirt 9.0).
+
+If a call takes longer, one of its domains hangs, and the agent makes a separate call for each domain. A domain waits for at most two such
+calls.
+"""
 
 RETRY_SECONDS = 0.5
 """Wait before the next call for a domain whose QEMU was busy with another command. No event reports when the QEMU is free."""
@@ -30,7 +33,7 @@ class _StatsRequest:
         self.groups = groups
         self.stats = stats
         self.needs_own_call = False
-        """True after a call for several domains has timed out or failed. The next call is for this request alone."""
+        """True after a call for several domains has timed out or failed. The next call then has only this request."""
 
 
 class StatsBatcher:
@@ -80,8 +83,8 @@ class StatsBatcher:
     async def _fetch_batch(self, requests: list[_StatsRequest]) -> None:
         """Make one call for these requests. If the call times out or libvirt refuses it, mark each request for its own call.
 
-        A call that has timed out continues in its thread, and its result is ignored. It keeps the hung domain busy. Later calls do not
-        wait for this domain, because they have the flag VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT.
+        A call that has timed out continues in its thread, and its result is ignored. Until it returns, the hung domain is busy. Later calls
+        do not wait for a busy domain, because they have the flag VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT.
         """
         uuids = list({request.uuid for request in requests})
         groups = 0
@@ -101,7 +104,7 @@ class StatsBatcher:
             outcome = error
         if isinstance(outcome, CommandError | UnreadableReplyError) and len(requests) > 1:
             for request in requests:
-                request.needs_own_call = True  # to find the domain for which the call fails
+                request.needs_own_call = True  # separate calls show for which domain the call fails
             return
         for request in requests:
             self._complete_request(request, outcome)
@@ -126,7 +129,10 @@ class StatsBatcher:
         return {domain.UUIDString(): stats | self._busy_stats(domain, stats) for domain, stats in results}
 
     def _busy_stats(self, domain: Any, stats: Stats) -> Stats:
-        """Return an entry that shows whether QEMU is busy, if block statistics are missing; else an empty dict. Runs in a thread."""
+        """If block statistics are missing, return an entry that shows whether QEMU is busy. Otherwise return an empty dict.
+
+        Runs in a thread.
+        """
         if qmp_translation.has_block_stats(stats):
             return {}
         try:

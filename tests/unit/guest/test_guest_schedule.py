@@ -12,7 +12,7 @@ NAMES = [collector.name for collector in GUEST_COLLECTORS]
 
 
 def names(schedule: GuestSchedule, now: float) -> list[str]:
-    return [collector.name for collector in schedule.due(now)]
+    return [collector.name for collector in schedule.due_collectors(now)]
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_demand_does_not_run_a_collector_that_failed(schedule: GuestSchedule) 
     for name in NAMES:
         schedule.on_success(name, 100)
     schedule.on_failure("load", 100)
-    schedule.make_all_due()
+    schedule.schedule_all_now()
     assert names(schedule, 100 + MIN_SPACING_SECONDS) == [name for name in NAMES if name != "load"]
     schedule.reset()
     assert names(schedule, 100 + MIN_SPACING_SECONDS) == NAMES
@@ -68,7 +68,7 @@ def test_a_guest_that_starts_again_and_again_is_not_queried_more_often(schedule:
         assert names(schedule, now) == []
     assert names(schedule, 100 + MIN_SPACING_SECONDS) == NAMES
     schedule.on_failure("os", 110)
-    schedule.make_all_due()
+    schedule.schedule_all_now()
     assert schedule.next_due_at() == 110, "those that have not run since"
     schedule.reset()
     assert "os" not in names(schedule, 119)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent.guest import channels
-from agent.guest.api import GuestCommandOutcome, GuestFacts
+from agent.guest.api import GuestCommandOutcome, GuestReachability
 from agent.guest.channels import SocketChannelSource
 from agent.model.metrics.guest import (
     GUEST_AGENT_SESSION,
@@ -324,7 +324,7 @@ async def test_a_shared_channel_is_held_only_during_queries(guest: FakeGuestAgen
 )
 def test_proxmox_channels_are_shared_by_default(entry: dict[str, Any] | None, reported: str, shared: bool) -> None:  # noqa: FBT001 - a parameter
     source = SocketChannelSource(VM, guest_config(channels=[entry] if entry is not None else []))
-    assert source.is_shared(GuestFacts(socket=reported)) is shared
+    assert source.is_shared(GuestReachability(socket=reported)) is shared
 
 
 @pytest.mark.parametrize("name", ["../../etc", ".hidden", "a/b", ""])

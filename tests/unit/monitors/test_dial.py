@@ -28,8 +28,8 @@ class Listener:
         self.history: list[Monitor] = []
         self._changed = asyncio.Event()
 
-    def on_status(self, source: Monitor, error: QmpError | None, note: str = "") -> None:
-        raise AssertionError(f"unexpected status of {source.name}: {error}{note}")
+    def on_status(self, source: Monitor, error: QmpError | None, limitation: str = "") -> None:
+        raise AssertionError(f"unexpected status of {source.name}: {error}{limitation}")
 
     def on_monitor_added(self, monitor: Monitor) -> None:
         assert monitor.key not in self.monitors

@@ -90,10 +90,10 @@ class MonitorsAndStatus(SimpleNamespace):
     """A discovery listener that keeps the names of the current monitors and the last status."""
 
     def __init__(self) -> None:
-        super().__init__(names=set(), removed=[], error=None, note=None, status_count=0)
+        super().__init__(names=set(), removed=[], error=None, limitation=None, status_count=0)
 
-    def on_status(self, _source: object, error: QmpError | None, note: str = "") -> None:
-        self.error, self.note = error, note
+    def on_status(self, _source: object, error: QmpError | None, limitation: str = "") -> None:
+        self.error, self.limitation = error, limitation
         self.status_count += 1
 
     def on_monitor_added(self, monitor: Any) -> None:
@@ -143,7 +143,7 @@ async def test_the_domains_of_every_daemon_are_found_and_dropped_with_it(library
         await until(lambda: reports.names == {name_of(pod(1)), name_of(pod(2))}, 60)
         scanner.set(pod(2), pod(3))
         await until(lambda: reports.names == {name_of(pod(2)), name_of(pod(3))}, 60)
-        await until(lambda: (reports.error, reports.note) == (None, ""), 60)
+        await until(lambda: (reports.error, reports.limitation) == (None, ""), 60)
     assert reports.removed == [name_of(pod(1))]
 
 
@@ -160,7 +160,7 @@ async def test_a_daemon_that_starts_again_in_its_container_keeps_its_domains(lib
         library.refused.add(pod(1).uri)
         scanner.set(moved, qemus={(1, "uuid"): 99})
         await until(lambda: moved.uri in library.opened or reports.removed, 60)
-        await until(lambda: (reports.error, reports.note) == (None, ""), 60)
+        await until(lambda: (reports.error, reports.limitation) == (None, ""), 60)
     assert reports.removed == []
 
 
@@ -178,7 +178,9 @@ async def test_a_daemon_that_hangs_or_refuses_disturbs_no_other(library: Library
     try:
         async with discovering(scanner) as reports:
             await until(lambda: reports.names == {name_of(pod(3))}, 60)
-            await until(lambda: reports.note and "1 of 2 libvirts cannot be reached: pod2:" in reports.note, 60)
+            await until(
+                lambda: reports.limitation and "1 of 2 libvirts cannot be reached: pod2:" in reports.limitation, 60
+            )
             assert reports.error is None
             library.hung.add(pod(1).uri)
             scanner.set(pod(1), pod(2), pod(3), pod(4))
@@ -195,7 +197,7 @@ async def test_the_first_status_waits_until_each_daemon_has_answered(library: Li
             await until(lambda: reports.names == {name_of(pod(2))}, 60)
             assert reports.status_count == 0
             library.release.set()
-            await until(lambda: (reports.error, reports.note) == (None, ""), 60)
+            await until(lambda: (reports.error, reports.limitation) == (None, ""), 60)
             assert reports.names == {name_of(pod(1)), name_of(pod(2))}
     finally:
         library.release.set()
@@ -203,7 +205,7 @@ async def test_the_first_status_waits_until_each_daemon_has_answered(library: Li
 
 async def test_a_host_without_libvirt_is_reported(library: LibraryOfManyDaemons) -> None:
     async with discovering(ScriptedScanner()) as reports:
-        await until(lambda: reports.note == "no libvirt runs on this host", 60)
+        await until(lambda: reports.limitation == "no libvirt runs on this host", 60)
 
 
 async def test_the_status_is_an_error_if_no_daemon_can_be_reached(library: LibraryOfManyDaemons) -> None:
@@ -227,4 +229,4 @@ async def test_a_scan_that_fails_is_reported_until_one_succeeds(library: Library
     async with discovering(scanner) as reports:
         await until(lambda: isinstance(reports.error, DeniedError), 60)
         scanner.error = None
-        await until(lambda: (reports.error, reports.note) == (None, ""), 60)
+        await until(lambda: (reports.error, reports.limitation) == (None, ""), 60)

@@ -216,7 +216,7 @@ class Agent:
                 yield url
             finally:
                 has_failed = self.watching.done()
-                await _cancel(self.watching)  # each session then publishes a `detached` record
+                await _cancel(self.watching)  # when a session ends, it publishes a `detached` record
                 if not has_failed:
                     self.lifecycle.on_stopping()
                     self.publisher.store_sequences()
@@ -343,4 +343,4 @@ async def _run_until(stop: asyncio.Event, agent: Agent, read: Callable[[], Confi
         if not stopped.cancel():
             _log.info("agent: stopping")
         else:
-            agent.watching.result()  # raises the task's error: only a bug ends this task, so the process must end
+            agent.watching.result()  # raise the task's error; only a bug ends this task, so the process must end

@@ -1,6 +1,6 @@
 """Publishes records about the agent itself: one at its start, heartbeats at an interval, and one at its end.
 
-Without heartbeats, consumers could not distinguish a dead agent from a host without events.
+Without heartbeats, a dead agent would look like a host without events.
 """
 
 import asyncio
@@ -74,7 +74,9 @@ class AgentLifecycle:
         self._metrics = metrics
         self._started_ns = time.time_ns()
         self._digest: tuple[Config | None, str] = (None, "")
-        self._undelivered: deque[tuple[str, float]] = deque(maxlen=MAX_UNDELIVERED_HEARTBEATS)  # id and time
+        self._undelivered: deque[tuple[str, float]] = deque(
+            maxlen=MAX_UNDELIVERED_HEARTBEATS
+        )  # record id and time of publication
         self._delivered_at = self._started_ns / 1e9
 
     def on_started(self) -> None:
@@ -98,7 +100,10 @@ class AgentLifecycle:
         self._publish_record(STOPPING, self.run_fields(), PersistentEntry(LAST_RUN_ENTRY_NAME, "stopped"))
 
     def heartbeat_delivered_at(self) -> float:
-        """Return when the last delivered heartbeat was published, in seconds since the epoch; the agent's start if there is none."""
+        """Return when the last delivered heartbeat was published, in seconds since the epoch.
+
+        Before the first, return the agent's start.
+        """
         last_delivered = _sort_key_of_id(self._publisher.delivery.events.last_delivered_id)
         while self._undelivered and _sort_key_of_id(self._undelivered[0][0]) <= last_delivered:
             self._delivered_at = self._undelivered.popleft()[1]

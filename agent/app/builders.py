@@ -33,11 +33,12 @@ class StartError(SubcommandError):
 
 
 VDSM_DIRECTORY = Path("/run/vdsm")
-"""A directory that exists on oVirt hosts only. oVirt's VDSM sets write thresholds itself, and handles every threshold event as its own."""
+"""A directory that exists on oVirt hosts only. VDSM sets write thresholds itself, and takes each threshold event for one of its own.
+"""
 
 
 def threshold_policy(config: DiskAlertsConfig, vm: Vm, disk: str) -> ThresholdPolicy:
-    """Return the threshold policy of a VM's disk: the first matching entry of `overrides`, else the defaults.
+    """Return the threshold policy of a VM's disk: the first entry of `overrides` that matches, or the defaults.
 
     On oVirt hosts the mode `arm` is replaced by `observe`, because VDSM sets the thresholds itself.
     """
@@ -72,7 +73,7 @@ def alert_policy(config: AlertsConfig) -> AlertPolicy:
 
 
 def pool_policy(config: PoolAlertsConfig, usage: PoolUsage) -> PoolPolicy:
-    """Return the policy of a pool's alerts: the first matching entry of `overrides`, else the defaults."""
+    """Return the policy of a pool's alerts: the first entry of `overrides` that matches, or the defaults."""
     levels = next((entry.levels for entry in config.overrides if fnmatchcase(usage.name, entry.pool)), config.levels)
     return PoolPolicy(tuple(map(parse_pool_level, levels)), config.hysteresis / 100)
 
@@ -83,7 +84,10 @@ def is_qemu_process(pid: int) -> bool:
 
 
 def device_size_of(vm: Vm, path: str) -> int | None:
-    """Return the size of a VM's block device in bytes. None if the size is unknown, or if the VM may run on another host (TCP monitor)."""
+    """Return the size of a VM's block device in bytes.
+
+    Return None if the size is unknown, or if the VM may run on another host (TCP monitor).
+    """
     return None if vm.may_be_remote else device_size(path)
 
 
@@ -151,7 +155,7 @@ def build_endpoint(view: AgentView, config: Config) -> HttpEndpoint:
 
 
 def delivery_settings(config: Config) -> DeliverySettings:
-    """Return the limits of the queues. A JSON lines sink needs no journal, because its file is as durable as a journal."""
+    """Return the limits of the queues. With a JSON lines sink there is no journal, because the sink's file is as durable as a journal."""
     directory = config.journal.directory if config.sink.journaled else None
     sizes = config.journal.max_size
     return DeliverySettings(config.buffer_memory, directory, sizes.alerts, sizes.events, sizes.samples)

@@ -1,4 +1,4 @@
-"""Finds the cause of a record for the attribute `causationid`: the id of the event's or sample's record that led to it. Pure."""
+"""Finds the value of a record's attribute `causationid`: the id of the record of the event or sample that caused it. Pure."""
 
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
@@ -27,7 +27,7 @@ class PublishedSamples(NamedTuple):
     records: Sequence[EncodedRecord]
 
     def cause_of(self, alert: Record) -> str:
-        """Return the id of the sample about an alert's subject; without such a sample, the id of the sample about the whole VM."""
+        """Return the id of the sample of an alert's subject. Without such a sample, return the id of the sample of the whole VM."""
         ids: dict[str, str] = {}
         for sample, record in zip(self.samples, self.records, strict=True):
             ids.setdefault(sample.subject, record.id)
@@ -41,7 +41,7 @@ class CausationIds:
         self._newest: tuple[Record | None, str] = None, ""
         self._ends: dict[
             Vm, dict[str, tuple[str, str]]
-        ] = {}  # by VM and kind: the status of the newest event, and its id
+        ] = {}  # by VM and kind of event: status and record id of the newest event
 
     def on_published(self, event: Record, record_id: str) -> None:
         """Store the id of a published event."""
@@ -51,12 +51,12 @@ class CausationIds:
             self._ends.setdefault(event.vm, {})[kind] = status, record_id
 
     def id_of_event(self, event: Record) -> str:
-        """Return the id of the event that was published last; empty if this event waits to be coalesced with others."""
+        """Return the id of an event's record. Return an empty text if the event is not published yet, because it is being coalesced."""
         newest, record_id = self._newest
         return record_id if event is newest or event == newest else ""
 
     def cause_of_lifecycle_change(self, change: VmChange, vm: Vm) -> str:
-        """Return the id of the event that caused a lifecycle change. After the last change of a VM, forget the VM's events."""
+        """Return the id of the event that caused a lifecycle change. After the last change of a VM, discard the VM's events."""
         ends = self._ends.get(vm, {})
         _, shutdown = ends.get("shutdown", ("", ""))
         status, migration = ends.get("migration", ("", ""))

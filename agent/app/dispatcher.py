@@ -92,7 +92,7 @@ class SessionDispatcher:
         self._snapshot.count_event(record)
 
     def on_event_read(self, event: Record) -> None:
-        """Update the alerts with an event as soon as it is read. `on_event` receives repeated events later, as one record."""
+        """Update the alerts with an event as soon as it is read. `on_event` receives coalesced events later, as one record."""
         self._alerts.on_event(event, self._causes.id_of_event)
         if event.type == "qemu.event.device_deleted":
             self._histograms.on_unplugged(event)
@@ -121,7 +121,9 @@ class SessionDispatcher:
         published = store_and_publish(self._snapshot, self._publisher, vm, families, samples, time_ns)
         self._storage.on_samples(vm, families, samples)
         self._guests.on_samples(vm, families, samples)
-        self._alerts.cause_of = published.cause_of  # `caused_by` would take longer than the alerts of most polls
+        self._alerts.cause_of = (
+            published.cause_of
+        )  # a fast path: for most polls, `caused_by` would take longer than the alerts
         try:
             self._update_alerts(vm, families, samples, time_ns)
         finally:
@@ -141,7 +143,7 @@ class SessionDispatcher:
             if self._histograms.is_enabled:
                 self._histograms.on_samples(vm, families, samples)
             spaces = self._alerts.on_block_samples(vm, families, samples, time_ns)
-            if not self._snapshot.has_samples(vm, BLOCK_LAYER):  # the allocated bytes of files are out of date
+            if not self._snapshot.has_samples(vm, BLOCK_LAYER):  # the allocated bytes of the files may have changed
                 spaces = [space for space in spaces if space.values["measure"] != "allocated"]
             self._snapshot.replace_samples(vm, (BLOCK_SPACE,), spaces, time_ns)
             self._alerts.on_samples(vm, (BLOCK_SPACE,), spaces, time_ns)
@@ -168,7 +170,7 @@ class SessionDispatcher:
                 self._states.on_vm_changed(status.vm)
         name = f"{status.vm.name} at {status.monitor.name}" if status.vm else status.monitor.name
         level = _LOG_LEVELS.get(status.state, logging.INFO)
-        if status.state is MonitorState.CONNECTING and status.reason:  # the VM cannot be identified
+        if status.state is MonitorState.CONNECTING and status.reason:  # the VM was never identified
             level = logging.WARNING
         _log.log(level, "%s: %s%s", name, status.state.value, f": {status.reason}" if status.reason else "")
 

@@ -1,6 +1,6 @@
-"""Compares the present states of entities with the states in the compacted topic. Pure.
+"""Compares the current states of entities with the states in the compacted topic. Pure.
 
-A new change of an entity replaces an earlier change that was not written. So the number of entities limits the size of the table, also
+A new change of an entity replaces an earlier change that was not written yet. So the table has at most one change for each entity, even
 while Kafka is down.
 """
 
@@ -36,11 +36,11 @@ class EntityStateTable:
 
     def __init__(self) -> None:
         self._present: dict[str, EntityState] = {}
-        self._written: dict[str, EntityState | None] = {}  # by path; None if the state in the topic is unknown
+        self._written: dict[str, EntityState | None] = {}  # the state in the topic, by path; None if it is unknown
         self._in_flight: dict[str, EntityState | None] = {}
         self._pending: dict[
             str, bool
-        ] = {}  # in the order of the changes; True to write a state even if the topic has it
+        ] = {}  # changed paths in the order of the changes; True to write the state even if the topic already has it
 
     def __len__(self) -> int:
         return len(self._present)
@@ -51,15 +51,18 @@ class EntityStateTable:
         return len(self._pending) + len(self._in_flight)
 
     def get(self, path: str) -> EntityState | None:
-        """Return the present state of an entity; None if the entity was removed or never added."""
+        """Return the current state of an entity; None if the entity was removed or never added."""
         return self._present.get(path)
 
     def add_written(self, path: str) -> None:
-        """Store that an earlier run of the agent wrote a state of this entity. `put` later replaces that state, `remove` deletes it."""
+        """Add an entity whose state an earlier run of the agent wrote to the topic.
+
+        `put` later replaces that state, and `remove` deletes it.
+        """
         self._written.setdefault(path, None)
 
     def put(self, state: EntityState) -> None:
-        """Set the present state of an entity. If it differs from the state in the topic, schedule it to be written."""
+        """Set the current state of an entity. If the state in the topic differs, schedule a write."""
         path = state.entity.path
         self._present[path] = state
         if self._state_in_topic(path) != state:
@@ -68,7 +71,7 @@ class EntityStateTable:
             self._pending.pop(path, None)
 
     def remove(self, path: str) -> None:
-        """Remove an entity. If the topic may contain a state of it, schedule a tombstone."""
+        """Remove an entity. If the topic may have its state, schedule a tombstone."""
         self._present.pop(path, None)
         if path in self._written or path in self._in_flight:
             self._pending.setdefault(path, False)
@@ -102,7 +105,7 @@ class EntityStateTable:
         self._in_flight.clear()
 
     def on_failed(self) -> None:
-        """Handle a failed write. The topic may or may not have the changes, so they are written again before all other changes."""
+        """Handle a failed write. It is unknown whether the topic has the changes. So they are written again, before all other changes."""
         for path in self._in_flight:
             self._written[path] = None
         self._pending = dict.fromkeys(self._in_flight, True) | self._pending

@@ -28,7 +28,7 @@ class HangDetector:
         """Return why the alert loop or the polls make no progress; empty if both make progress.
 
         Args:
-            vms_up: number of VMs that can be polled. If it is 0, missing polls are not a hang.
+            vms_up: number of VMs that can be polled. If it is 0, a lack of polls is no hang.
             hang_seconds: maximum time without a turn of the alert loop, and maximum time without a poll of any VM.
         """
         now = time.monotonic()

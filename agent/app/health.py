@@ -68,7 +68,7 @@ class AgentHealth:
     def unready_reasons(self) -> list[str]:
         """Return why the agent is not ready, one text for each reason; empty if it is ready."""
         reasons = []
-        # A VM that ended may leave its socket behind. So a socket without a listener (GONE) is no failure.
+        # A socket without a listener (GONE) is no failure, because a VM that ended may leave its socket behind.
         states = Counter(
             status.state for status in self.snapshot.monitors.values() if status.state is not MonitorState.GONE
         )

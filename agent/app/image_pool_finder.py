@@ -17,11 +17,11 @@ from agent.model.record import Vm
 _log = logging.getLogger("agent")
 
 ImagePlacementCallback = Callable[[Vm, Sequence[ImagePlacement], bool], None]
-"""Called with a VM, its images with their pools, and a flag. The flag is True if the cache had all locations, so that no file was read."""
+"""Called with a VM, its images with their pools, and a flag. The flag is True if all locations were cached, so that no file was read."""
 
 
 class ImagePoolFinder:
-    """Finds the pool of each VM image, and stores which source found the pool."""
+    """Finds the pool of each VM image. Stores which source found a pool."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class ImagePoolFinder:
         self._woken.set()
 
     async def run(self) -> None:
-        """Find the pools again for VMs whose images or pools may have changed. Run until cancelled."""
+        """For VMs whose images or pools may have changed, find the pools again. Run until cancelled."""
         while True:
             await self._woken.wait()
             self._woken.clear()
@@ -174,7 +174,7 @@ class ImagePoolFinder:
         ]
 
     def place_paths(self, vm: Vm, locations: Sequence[ImageLocation]) -> None:
-        """Use these files as the images of a VM until its first poll reports the images."""
+        """Treat these files as the images of a VM until its first poll reports the images."""
         if vm not in self._images:
             images = [
                 Image(location.path, "storage", location.driver, location.path, 0, 0, 0) for location in locations
@@ -184,7 +184,7 @@ class ImagePoolFinder:
 
 
 def _with_volume(image: Image, location: ImageLocation | UnknownPool) -> Image:
-    """Add the device to an image on a block device. If the agent cannot see the device, add the volume's name. Return the image."""
+    """Return an image on a block device with the device added. If the agent cannot see the device, add the volume's name."""
     if isinstance(location, UnknownPool) or location.mount is not None:
         return image
     return replace(image, volume=location.device or volume_name(location.path))

@@ -1,13 +1,13 @@
 """Finds the disks of one VM that complete no request although requests are in flight. Pure: the caller passes polls and threads.
 
-A disk is idle if it has completed no request for `IDLE_SECONDS`. QEMU reports completed requests only, so a disk without requests and a
-disk that hangs have the same counters. An idle disk stalls if it has a sign of a request in flight:
+A disk is idle if it has completed no request for `IDLE_SECONDS`. QEMU reports only completed requests. So a disk without requests has the
+same counters as a disk that hangs. An idle disk stalls if it has a sign of a request in flight:
 
 - a thread of QEMU that waits in the kernel for storage and has not run between two reads;
-- a merged request without a completed one: QEMU counts a merge when it submits the requests;
+- a merged request without a completed request: QEMU counts a merge when it submits the requests;
 - a request that QEMU has taken from a virtio queue, in two polls.
 
-Requests of a disk with a throttle limit may wait for QEMU itself, so only the first sign counts for such a disk.
+If a disk has a throttle limit, its requests may wait in QEMU itself. For such a disk, only the first sign counts.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -64,8 +64,8 @@ class IdleDisk:
     Attributes:
         completed: number of completed requests.
         merged: number of merged requests when the disk became idle.
-        moved_ns: time of the last completed request in nanoseconds since the epoch; if it is unknown, the time of the first poll after it.
-        signs: for each sign of requests in flight, the time since which it has existed, in nanoseconds since the epoch.
+        moved_ns: time of the last completed request, in nanoseconds since the epoch. If it is unknown, the time of the first poll after it.
+        signs: for each sign of requests in flight, when it began, in nanoseconds since the epoch.
         queued_ns: time of the first poll that showed requests in a virtio queue; 0 if the queues were empty at the last poll.
         requests: number of requests in the virtio queues at their last poll; None if they were not polled.
         threads: number of threads that wait.
@@ -95,11 +95,13 @@ class IoStallDetector:
         self.idle_disks: dict[str, IdleDisk] = {}
         self.stalled: frozenset[str] = frozenset()
         self.has_samples = False
-        self._threads: dict[tuple[int, int], int] = {}  # when each thread began to wait, by id and timeslices
+        self._threads: dict[
+            tuple[int, int], int
+        ] = {}  # when each thread began to wait; the key is its id and its number of time slices
 
     @property
     def is_suspect(self) -> bool:
-        """True if requests may be in flight on an idle disk. Most often they end before the next poll."""
+        """True if an idle disk may have requests in flight. Usually they complete before the next poll."""
         if self._threads:
             return bool(self.idle_disks)
         for disk in self.idle_disks.values():  # noqa: SIM110 - each poll of an idle disk runs this
@@ -128,7 +130,7 @@ class IoStallDetector:
                 continue
             moved_ns, disk = time_ns - int((idle or 0.0) * 1e9), before.get(device)
             if disk is None or (
-                # The idle time shows that a disk is still idle. Without an idle time, or after a slow reply, the counters decide.
+                # The idle time shows whether a disk is still idle. Without an idle time, or after a slow reply, the counters decide.
                 (idle is None or moved_ns > disk.moved_ns + SAME_ACCESS_NS) and disk.completed != _completed(values)
             ):
                 if len(self.idle_disks) >= MAX_DISKS:
@@ -174,7 +176,7 @@ class IoStallDetector:
                 disk.signs[StallSign.QUEUES] = disk.queued_ns
 
     def report(self, find_throttled: Callable[[], Collection[str]], time_ns: int) -> list[Sample]:
-        """Return a sample for each disk that stalls now, and for each disk that stalled at the last report and no longer does.
+        """Return a sample for each stalled disk, and for each disk whose stall has ended since the last report.
 
         Args:
             find_throttled: returns the disks with a throttle limit; called only if a disk has a sign.

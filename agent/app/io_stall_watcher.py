@@ -1,8 +1,8 @@
 """Watches for guest I/O that hangs while QEMU answers its monitor.
 
 An ordinary poll costs one comparison for each disk. Only a disk that has completed no request for `IDLE_SECONDS` causes a check: the
-agent reads the states of QEMU's threads, and queries virtio queues if `allow.virtio_queues` is on. It checks at once, and then ever more
-rarely. While requests may be in flight, it checks at each poll.
+agent reads the states of QEMU's threads, and queries virtio queues if `allow.virtio_queues` is on. It checks at once, and then at growing
+intervals. While requests may be in flight, it checks at each poll.
 """
 
 import time
@@ -23,9 +23,9 @@ from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Vm
 
 CHECK_INTERVAL_SECONDS: Final = 300.0
-"""Average time between two checks of a VM if they find nothing. A check takes a third as long as a poll."""
+"""Average time between two checks of a VM that find nothing. A check takes a third of the time of a poll."""
 MAX_CHECK_TOKENS: Final = 2.0
-"""Maximum number of unused checks that a VM saves, so that a disk is checked as soon as it is idle."""
+"""Maximum number of unused checks that a VM accumulates, so that a disk is checked as soon as it is idle."""
 MAX_CHECK_INTERVAL_SECONDS: Final = 600.0
 """Maximum time between two checks of a VM with an idle disk."""
 
@@ -54,7 +54,7 @@ class _WatchedVm:
     Attributes:
         detector: the idle disks.
         check_at: time of the next check on the monotonic clock, in seconds.
-        wait: seconds from the next check to the following check, if the next check finds nothing.
+        wait: seconds between the next check and the check after it, if the next check finds nothing.
         tokens: number of checks that may run now (a token bucket).
         counted_at: time of the last update of `tokens`.
     """
@@ -118,7 +118,10 @@ class IoStallWatcher:
     def on_samples(
         self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int
     ) -> Sequence[Sample] | None:
-        """Handle a poll. After a poll of disks, return the samples of stalled disks; None if the last report had none either."""
+        """Handle a poll. After a poll of disks, return the samples of stalled disks.
+
+        Return None if neither this poll nor the one before has any.
+        """
         if VIRTIO_QUEUE in families:
             self._on_queues(vm, samples, time_ns)
             return None
@@ -228,7 +231,7 @@ def _throttled(view: VmView) -> frozenset[str]:
 
 
 def _merged_without_completion(view: VmView, disks: Sequence[Sample], detector: IoStallDetector) -> list[str]:
-    """Return the disks that become idle at this poll and have merged requests, but completed none, since the previous poll."""
+    """Return the disks that become idle at this poll and, since the previous poll, have merged requests and completed none."""
     polls = view.polls.get(BLOCK.name)
     found: list[str] = []
     for sample in disks:
@@ -241,7 +244,7 @@ def _merged_without_completion(view: VmView, disks: Sequence[Sample], detector: 
 
 
 def _of_disks(view: VmView, threads: Iterable[WaitingThread]) -> list[DiskThread]:
-    """Return the threads that may wait for a disk. A thread that waits for another file, such as a log, is left out."""
+    """Return the threads that may wait for a disk. Leave out threads that wait for another file, such as a log."""
     polls = view.polls.get(BLOCK_LAYER.name)
     paths = (
         {(labels[0], values["path"]) for labels, values in polls.current.items() if "path" in values}

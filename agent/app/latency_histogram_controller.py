@@ -38,7 +38,7 @@ class LatencyHistogramController:
 
     @property
     def if_enabled(self) -> DiskCommandController | None:
-        """This controller; None if the config does not let the agent set histograms."""
+        """The controller itself; None if the config does not let the agent set histograms."""
         return self if self.is_enabled else None
 
     def restore(self) -> None:

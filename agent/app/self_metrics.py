@@ -27,7 +27,7 @@ from agent.exposition.snapshot import Snapshot
 from agent.http.server import HttpEndpoint
 from agent.session.api import MonitorState
 
-# A `_created` series beside each counter would double the text, and Prometheus does not use it.
+# Do not add a `_created` series to each counter. It would double the text, and Prometheus does not use it.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no type for it
 
 _RESPONSE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
@@ -38,7 +38,8 @@ class SelfMetrics:
 
     Attributes:
         registry: the prometheus_client registry.
-        collector_runs: number of runs of the collectors, by collector and outcome. A dict, because the library's counter takes a lock.
+        collector_runs: number of runs of the collectors, by collector and outcome. It is a dict, because the library's counter takes a
+            lock.
         response_seconds: histogram of the time that QEMU took to answer all commands of one batch.
         events_dropped: number of events that were dropped before they became records, by reason.
         messages_skipped: number of messages from QEMU that were skipped, by reason.
@@ -269,7 +270,7 @@ class MonitorMetrics(Collector):
         yield monitors
         yield GaugeMetricFamily(
             "qmp_agent_series_limit_dropped_subjects",
-            "Number of disks, vCPUs, jobs and other subjects that have no series because their VM exceeds a series limit.",
+            "Number of disks, vCPUs, jobs and other subjects without series, because their VM exceeds a series limit.",
             value=sum(view.dropped_subjects.total() for _, view in self._snapshot.views()),
         )
 
@@ -284,7 +285,7 @@ class AlertMetrics(Collector):
         """Yield the metrics with their current values."""
         labels = ["vm_uuid", "vm", "alert", "device", "pool", "level", "severity"]
         firing = GaugeMetricFamily("qemu_alert_firing", "A constant 1 for each firing alert.", labels=labels)
-        # A set, because two VMs with one UUID and one name may have the same alert, and a series must not appear twice.
+        # A set removes duplicates: two VMs with the same UUID and name may have the same alert, and a series must not appear twice.
         for values in sorted(
             {(a.vm.uuid, a.vm.name, a.name, a.device, a.pool, a.level, a.severity.label) for a in self._store}
         ):

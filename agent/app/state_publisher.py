@@ -1,8 +1,9 @@
-"""Writes the present state of VMs, alerts and the host to the compacted state topic.
+"""Writes the current state of VMs, alerts and the host to the compacted state topic.
 
 Each turn writes the states that have changed: at most `MAX_CHANGES` records, and at most one record for each entity. The start of the agent
-and `resync` write all states. While Kafka does not accept records, a newer state of an entity replaces the older one. So nothing is queued
-or dropped. The journal stores which keys the topic has. So the next run deletes the keys of entities that ended while the agent was down.
+and `resync` write all states. While Kafka does not accept records, a newer state of an entity replaces its older state, so that nothing is
+queued or dropped. The journal stores which keys the topic has. The next run then deletes the keys of entities that ended while the agent
+was down.
 """
 
 import asyncio
@@ -106,7 +107,7 @@ class StatePublisher:
         self._sink = sink
         self._clock = clock
         self._table = EntityStateTable()
-        self._changed: dict[str, None] = {}  # UUIDs of VMs to build again
+        self._changed: dict[str, None] = {}  # UUIDs of VMs whose states have to be built again
         self._gone: dict[
             str, tuple[float, bool]
         ] = {}  # by UUID: when the VM was detached, and whether it ended permanently
@@ -130,7 +131,8 @@ class StatePublisher:
     def restore(self, entries: Mapping[str, Any]) -> None:
         """Restore the keys that the topic may have from the journal's persistent entries. Restore the firing alerts before this call.
 
-        A VM that is not attached again within a minute is deleted from the topic. An alert that does not fire now is deleted immediately.
+        If a VM is not attached again within a minute, its state is deleted. If an alert does not fire now, its state is deleted
+        immediately.
         """
         for name, value in entries.items():
             path = name.removeprefix(STATE_ENTRY_PREFIX)
@@ -152,7 +154,7 @@ class StatePublisher:
                 self._table.remove(path)
 
     def on_vm_changed(self, vm: Vm) -> None:
-        """Mark a VM, so that the next turn builds its state again."""
+        """Let the next turn build the state of a VM again."""
         if vm.uuid:
             self._changed[vm.uuid] = None
 
@@ -195,7 +197,7 @@ class StatePublisher:
             await asyncio.sleep(self.turn_seconds)
 
     async def run_turn(self) -> None:
-        """Build the states that may have changed, write the oldest changes, and wait until the sink has acknowledged them."""
+        """Build the states that may have changed, and write the oldest changes. Wait until the sink has acknowledged them."""
         self._build_changed_states()
         await self._write_changes()
 

@@ -130,7 +130,7 @@ def _disk_states(view: VmView) -> list[dict[str, Any]]:
         path = storage.get("path", image.get("path"))
         disk |= {"path": path} if path is not None else {}
         disk |= {"limited_by": space["limited_by"]} if "limited_by" in space else {}
-        # Each write to a pool changes its limit.
+        # A pool's limit is left out, because each write to the pool changes it.
         if space.get("limited_by") != "pool" and "limit_bytes" in space:
             disk["limit_bytes"] = space["limit_bytes"]
         disk |= {name: place[field] for name, field in (("pool", "pool"), ("pool_kind", "kind")) if field in place}

@@ -40,10 +40,10 @@ MIN_READ_SECONDS = 0.5
 """Minimum time between two reads of a pool that is close to an alert level."""
 
 LEVEL_SHARE = 0.25
-"""Share of the forecast time to a pool's next alert level after which the pool is read again."""
+"""A pool is read again after this share of the forecast time until its next alert level."""
 
 SILENT_SECONDS = 1.0
-"""Time between two checks of a pool that does not answer. At most one request for the pool is in flight."""
+"""Time between two checks of a pool that does not answer. There is never more than one request for the pool in flight."""
 
 LOCAL_TYPES = frozenset({"btrfs", "ext2", "ext3", "ext4", "tmpfs", "xfs", "zfs"})
 """Types of file systems for which statvfs needs no I/O, because the kernel has the figures in memory."""
@@ -60,7 +60,7 @@ POOL_READ_SECONDS = 20.0
 MIN_DELAY_SECONDS = 0.05
 
 MAX_READS_AT_ONCE = 32
-"""Maximum number of reads that start at once. The event loop handles their answers one after the other."""
+"""Maximum number of reads that start at once, because the event loop handles their answers one after the other."""
 
 
 class StoragePoolPoller:
@@ -155,7 +155,7 @@ class StoragePoolPoller:
         return all(usage.reading is not None or usage.error for usage in self.registry.pools_of_vm(vm))
 
     def _poll_placed_vms(self) -> None:
-        """Poll the block nodes of VMs whose pools were read for the first time, so that alerts compare the disks with the pools."""
+        """Poll the block nodes of VMs whose pools were read for the first time. Alerts then compare the disks with the pools."""
         for vm in [vm for vm in self._vms_to_poll if self._are_pools_read(vm)]:
             del self._vms_to_poll[vm]
             self.gate.make_due(vm, ("nodes",))
@@ -245,7 +245,7 @@ class StoragePoolPoller:
                 and not self._is_record_due(usage)
                 and self._seconds_until_read(usage) >= CHECK_SECONDS
             ):
-                return  # a check between two records only has to show that the pool answers
+                return  # a check between two records only shows that the pool answers
             usage.on_reading(reading, now)
             with self._alerts.caused_by(self._cause_of_alerts(usage, now)):
                 self.pool_alerts.on_reading(usage)
@@ -297,7 +297,7 @@ class StoragePoolPoller:
         return time.monotonic() // self.interval != published_at // self.interval
 
     def _next_read_time(self, usage: PoolUsage) -> float:
-        """Return when to read a pool next. Regular reads of all pools share their times, because a wake-up costs more than a read."""
+        """Return when to read a pool next. All pools are read at the same times, because a wake-up costs more than a read."""
         seconds, now = self._seconds_until_read(usage), time.monotonic()
         return now + seconds if seconds < CHECK_SECONDS else (now // seconds + 1) * seconds
 
@@ -315,8 +315,8 @@ class StoragePoolPoller:
     def _max_seconds_until_read(self, usage: PoolUsage) -> float:
         """Return the maximum number of seconds until the next read of a file system.
 
-        A file system on a local device answers from memory, so a check cannot detect that its device hangs. Frequent reads are useful
-        only if a burst of writes could exceed a level before the next regular read.
+        Frequent reads are useful only if a burst of writes could exceed a level before the next regular read. They cannot detect that a
+        local device hangs, because a local file system answers from memory.
         """
         if usage.pool.type not in LOCAL_TYPES or usage.reading is None:
             return CHECK_SECONDS
@@ -335,7 +335,10 @@ class StoragePoolPoller:
 
 
 async def _refresh_source(source: PoolSource) -> bool:
-    """Refresh a source, and return its result; False after an exception, because a bug in one source must not affect the others."""
+    """Refresh a source, and return its result.
+
+    Return False after an exception, because a bug in one source must not affect other sources.
+    """
     try:
         return await source.refresh()
     except Exception:  # noqa: BLE001 - it is logged

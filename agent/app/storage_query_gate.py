@@ -2,7 +2,7 @@
 
 The agent sends them while the storage of the VM's images answers and no disk of the VM may hang.
 
-QEMU runs such a command in its main loop and holds the big QEMU lock (BQL). If the storage hangs, the command stops the guest.
+QEMU executes such a command in its main loop, with the big QEMU lock (BQL) held. If the storage hangs, the guest stops.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from agent.model.record import Vm
 _log = logging.getLogger("agent")
 
 FRESH_SECONDS = 1.0
-"""Time after an answer in which a file system is not checked again, because many VMs are polled within a second."""
+"""How long a file system is not checked again after an answer, because many VMs are polled within a second."""
 
 WAIT_SECONDS = SLOW_SECONDS + 0.1
 """Maximum time that a poll of a VM waits for its file systems."""
@@ -70,10 +70,10 @@ class StorageQueryGate:
     async def _search_mounts(self, vm: Vm, pid: int | None) -> Mounts | None:
         """Return the mounts of the files on a VM's command line; None if the search takes longer than `WAIT_SECONDS`.
 
-        This search is for a VM whose images have not been queried yet.
+        It is needed for a VM whose images have not been queried yet.
         """
         if pid is None or vm.may_be_remote:
-            return {}  # the storage of the VM is unknown, or on another host
+            return {}  # the VM's storage is unknown, or is on another host
         search = self._searches.get(vm)
         if search is None:
             search = self._searches[vm] = asyncio.create_task(self._mounts_of_process(vm, pid), name="find mounts")
@@ -124,9 +124,9 @@ class StorageQueryGate:
             await self._reader.statvfs(directory, mount)
 
     def on_change(self) -> None:
-        """Make the deferred collectors of a VM due if its storage answers again.
+        """Make the deferred collectors of each VM due whose storage answers again.
 
-        Called when the state of a mount changes, and when no disk of a VM may hang any more.
+        Call this when the state of a mount changes, and when a VM has no more disks that may hang.
         """
         for vm, mounts in list(self._deferred.items()):
             if not self._has_suspect_mount(mounts) and not self.is_io_suspect(vm):

@@ -1,7 +1,7 @@
 """Keeps the newest sequence of each source in the journal, so that `previoussequence` continues in the next run of the agent.
 
 A sequence is stored in the transaction that stores its record. Samples are not journaled, so their sequences are stored only when the
-agent stops on request. After a kill, the first samples of the next run have no `previoussequence`: samples may have been lost.
+agent stops on request. After a kill, samples may have been lost. So the first samples of the next run have no `previoussequence`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, MutableMapping

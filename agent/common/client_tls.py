@@ -34,7 +34,7 @@ class ClientTlsConfig(ConfigSection):
             context = ssl.create_default_context(cafile=ca)
             if certificate is not None:
                 file = certificate
-                # Pass a callback, because OpenSSL would otherwise ask for a key's passphrase on the terminal.
+                # Without a callback, OpenSSL would ask for the key's passphrase on the terminal.
                 context.load_cert_chain(certificate, key, password=lambda: "")
         except OSError as error:
             why = error.reason if isinstance(error, ssl.SSLError) and error.reason else error.strerror

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from agent.common.units import parse_bytes, parse_seconds
 
-# To look for plugins, pydantic would read the metadata of all packages.
+# Otherwise, pydantic would read the metadata of all packages to look for plugins.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 

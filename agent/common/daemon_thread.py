@@ -1,4 +1,7 @@
-"""Blocking calls in daemon threads. Unlike an executor's thread, a daemon thread that hangs does not prevent the end of the process."""
+"""Blocking calls in daemon threads. If a daemon thread hangs, the process can still end.
+
+A hanging thread of an executor would prevent that.
+"""
 
 import asyncio
 import contextlib
@@ -20,7 +23,7 @@ def run_in_thread(
             result = work()
         except Exception as error:  # noqa: BLE001 - `done` gets it
             result = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+        with contextlib.suppress(RuntimeError):  # the loop is closed, because the process ends
             loop.call_soon_threadsafe(done, result)
 
     threading.Thread(target=run, name=name, daemon=True).start()

@@ -89,7 +89,7 @@ class HttpCredentials:
                 self._context, self._signature = tls.ssl_context(), signature
             options["ssl"] = self._context
         if (user := config.basic_auth) is not None:
-            # The same as aiohttp's encode_basic_auth, which only newer releases have.
+            # This equals aiohttp's encode_basic_auth, which older releases of aiohttp lack.
             pair = f"{user.username}:{read_secret(user.password_file)}".encode()
             options["headers"] = {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
         elif config.bearer_token_file is not None:

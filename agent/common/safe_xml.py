@@ -19,7 +19,7 @@ def parse_xml(text: str | bytes, max_bytes: int = MAX_XML_BYTES) -> "Element":
     Raises:
         ValueError: the document is too large, not well-formed, or has a document type definition.
     """
-    # Import late, because these modules take 1 MiB of memory, and many hosts have no such documents.
+    # Import late: these modules take 1 MiB of memory, and many hosts have no XML to parse.
     from defusedxml import DefusedXmlException  # noqa: PLC0415
     from defusedxml.ElementTree import ParseError, fromstring  # noqa: PLC0415
 

@@ -14,4 +14,4 @@ def peer_pid(transport: asyncio.BaseTransport | None) -> int | None:
     if sock is None or sock.family != socket.AF_UNIX:
         return None
     pid, _, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return pid or None  # 0 is a process in another namespace
+    return pid or None  # 0 means that the process is in another pid namespace

@@ -12,15 +12,18 @@ import gc
 from collections.abc import Iterator
 
 YOUNG_THRESHOLDS = (2_000, 10)
-"""gc thresholds of the two young generations, whose collections take a few milliseconds at most."""
+"""gc thresholds of the two young generations. Their collections take a few milliseconds at most."""
 
 
 @contextlib.contextmanager
 def scheduled_collection(interval_seconds: float = 120.0) -> Iterator[None]:
-    """Run full garbage collections only at an interval while the `with` block runs. Never inspect objects from before the block."""
+    """Run full garbage collections only at an interval while the `with` block runs.
+
+    They skip objects that were created before the block.
+    """
     loop = asyncio.get_running_loop()
     previous = gc.get_threshold()
-    gc.freeze()  # do not collect first, because that takes a tenth of the agent's start and frees only a few hundred objects
+    gc.freeze()  # do not collect before: it would take a tenth of the agent's start time, and free only a few hundred objects
     gc.set_threshold(*YOUNG_THRESHOLDS, 1_000_000_000)
 
     timers: list[asyncio.TimerHandle] = []

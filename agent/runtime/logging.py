@@ -24,7 +24,7 @@ class _TextFormatter(logging.Formatter):
 
 
 class _JournaldFormatter(logging.Formatter):
-    """Formats text with the priority prefix that journald reads (sd-daemon(3)). It has no time, because journald adds one."""
+    """Formats text with the priority prefix that journald reads (sd-daemon(3)). journald adds the time."""
 
     def format(self, record: logging.LogRecord) -> str:
         return f"<{_SYSLOG_PRIORITIES.get(record.levelno, 6)}>{_one_line_text(record)}"
@@ -64,7 +64,7 @@ def configure_logging(level: str, form: Literal["auto", "text", "json"]) -> None
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_choose_formatter(form))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # aiokafka logs a traceback for each failed attempt. The sink logs the failure once.
+    # aiokafka logs a traceback at each failed attempt. This is not needed, because the sink logs the failure once.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 

@@ -1,7 +1,7 @@
 """Notifications to systemd, sd_notify(3): ready, status, watchdog, stopping.
 
 The agent sends watchdog pings only while it makes progress. If the event loop runs but no VM is polled, the agent has a bug. It then sends
-no pings, so systemd restarts it. If a QEMU stalls, or Kafka or a disk fails, a restart does not help. In these cases the pings continue,
+no pings, and systemd restarts it. A restart does not help if a QEMU stalls, or if Kafka or a disk fails. In these cases the pings continue,
 and /readyz reports the failure.
 """
 

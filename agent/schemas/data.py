@@ -46,19 +46,19 @@ _JSON_TYPES: dict[FieldKind, dict[str, Any]] = {
 def data_schemas() -> dict[str, dict[str, Any]]:
     """Return the schema of the data of each record type, by type. The schema of all events has the key EVENT_SCHEMA.
 
-    The schemas accept what this version of the agent sends, and nothing else.
+    The schemas accept only what this version of the agent sends.
     """
     return {EVENT_SCHEMA: _EVENT_DATA} | _schemas_by_type()
 
 
 def published_schema(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schema of a record type as consumers get it: with its URI, and open to fields of later versions of the agent."""
+    """Return the schema of a record type for consumers. It has a URI, and permits fields that later versions of the agent add."""
     head = {"$schema": DIALECT, "$id": schema_uri(name), "title": f"Data of {name}"}
     return head | {key: value for key, value in schema.items() if key != "additionalProperties"}
 
 
 def published_schemas() -> dict[str, dict[str, Any]]:
-    """Return the schemas as consumers get them, by name."""
+    """Return the schemas for consumers, by name."""
     return {name: published_schema(name, schema) for name, schema in sorted(data_schemas().items())}
 
 
@@ -169,7 +169,7 @@ _THRESHOLD_ALERT_FIELDS = _ALERT_FIELDS | {
     },
     "limited_by": {
         "enum": [limit.value for limit in LimitedBy],
-        "description": "The first thing that stops the growth of the disk.",
+        "description": "What limits the growth of the disk.",
     },
     "pool": {"type": "string", "description": "Pool of the image."},
     "level_bytes": {"type": "integer"},
@@ -252,7 +252,7 @@ LIFECYCLE_CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "pid": {"type": "integer", "description": "Process ID of QEMU; absent if unknown."},
             "reattached": {
                 "type": "boolean",
-                "description": "Whether the agent was attached to this monitor before, since its own start.",
+                "description": "Whether this run of the agent was attached to this monitor before.",
             },
             "events_lost_since_timestamp_seconds": {
                 "type": "number",
@@ -266,7 +266,7 @@ LIFECYCLE_CHANGES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "incoming": _INCOMING_FIELD,
             "events_available": {
                 "const": False,
-                "description": "Present if this monitor delivers no events. Then only polls report changes.",
+                "description": "Present if this monitor delivers no events. If so, only polls detect changes.",
             },
         },
         ("monitor", "qemu_version", "qemu_package", "reattached"),

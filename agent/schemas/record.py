@@ -48,13 +48,13 @@ _ATTRIBUTES: dict[str, Any] = {
     "previoussequence": {
         "type": "string",
         "pattern": _SEQUENCE_PATTERN,
-        "description": "The sequence of the source's previous record in this topic; absent if the agent does not know it, and in all "
-        "states, because Kafka deletes older states.",
+        "description": "The sequence of the source's previous record in this topic. Absent if the agent does not know it. Also absent "
+        "in states, because Kafka deletes older states.",
     },
     "recordedtime": {
         "type": "string",
         "format": "date-time",
-        "description": "When the agent made the record; absent if that was less than 100 ms from `time`.",
+        "description": "When the agent created the record. Absent if this differs from `time` by less than 100 ms.",
     },
     "sampledrate": {
         "type": "integer",
@@ -67,7 +67,8 @@ _ATTRIBUTES: dict[str, Any] = {
     },
     "partitionkey": {
         **NONEMPTY_TEXT,
-        "description": "Kafka key: the VM's UUID, else its monitor; the host for the agent's own records; the source for states.",
+        "description": "Kafka key. It is the VM's UUID, or the monitor's address if the UUID is unknown. It is the host's name in the "
+        "agent's own records, and the source in states.",
     },
 }
 """Schemas of the attributes that describe a record, by attribute."""
@@ -109,7 +110,7 @@ def record_schema() -> dict[str, Any]:
 
 
 def _data_rule(types: dict[str, Any], name: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Return the rule that records of some types have data of a certain schema.
+    """Return the rule that the data of records of some types has a schema.
 
     Args:
         types: the condition on the type.

@@ -30,7 +30,7 @@ class LibvirtConfig(DiscovererConfig):
     The agent also does so if libvirt permits nothing else.
     """
     passthrough: bool = False
-    """Send commands to QEMU itself, through libvirt, which then marks the domains as tainted. allow.libvirt_passthrough does so for all entries.
+    """Send commands to QEMU itself, through libvirt. libvirt then taints the domains. allow.libvirt_passthrough does so for all entries.
     """
 
     containers: Annotated[tuple[str, ...], Field(min_length=1, max_length=100)] = ("*",)

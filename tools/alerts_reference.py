@@ -116,7 +116,11 @@ def _watchdog_section() -> str:
         f"Check the host and `systemctl status qmp-agent`. [Alertmanager](../how-to/alertmanager.md#the-watchdog) "
         f"describes `{AGENT_RUNNING}`, which mutes this alert while the agent runs.",
     )
-    return _section(AGENT_LOST, "The agent of a host sends nothing. Only with `alerts.alertmanager.watchdog`.", runbook)
+    return _section(
+        AGENT_LOST,
+        "The agent of a host no longer sends alerts. This alert needs `alerts.alertmanager.watchdog`.",
+        runbook,
+    )
 
 
 if __name__ == "__main__":

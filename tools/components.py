@@ -1,4 +1,4 @@
-"""Complete the list of components (CycloneDX) of a release: its version, and for the container image also the packages of its Debian.
+"""Completes the list of components (CycloneDX) of a release. It adds the version, and for the container image also the Debian packages.
 
 cyclonedx-py reads the version from pyproject.toml, which has none. `make package` and deploy/release call this.
 """
@@ -17,7 +17,7 @@ def complete(document: dict[str, Any], version: str, packages: Iterable[str] = (
     Args:
         document: the Python components.
         version: the version of the agent.
-        packages: name, version and architecture of each Debian package, in a line each.
+        packages: one line for each Debian package: name, version and architecture.
     """
     root = {**document["metadata"]["component"], "version": version}
     return {

@@ -2,8 +2,8 @@
 
 `python -m tools.reference metrics|records|queries` writes one document to standard output.
 
-No table has the series about sessions and about the agent itself. The generator creates an agent, reports one observation of each type
-to it, and scrapes these series from it.
+The series about sessions and about the agent itself are in no table. So the generator creates an agent, reports one observation of each
+type to it, and scrapes these series.
 """
 
 import argparse
@@ -169,7 +169,7 @@ def _agent_series_rows() -> Iterator[str]:
 
 
 async def _scrape_sample_agent() -> str:
-    """Return a scrape of the sample agent. It is a coroutine because some series of the agent need a running event loop."""
+    """Return a scrape of the sample agent. This is a coroutine, because some series need a running event loop."""
     app = _make_sample_agent()
     return render_metrics(app.snapshot) + app.metrics.render().decode()
 

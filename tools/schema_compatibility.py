@@ -1,7 +1,7 @@
-"""Compares two versions of a JSON schema from the view of a consumer. Pure.
+"""Checks whether consumers of an old JSON schema can read records of a new schema. Pure.
 
-A new schema is compatible if it keeps every promise of the old one: a consumer that was written for the old schema can read all new
-records. New fields are compatible, because consumers ignore fields that they do not know.
+A new schema is compatible if a consumer that was written for the old schema can read all new records. New fields are compatible, because
+consumers ignore fields that they do not know.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,12 +24,12 @@ _COMPARED: Final = frozenset(
 
 
 def find_broken_promises(old: Schema, new: Schema, path: str = "data") -> Iterator[str]:
-    """Yield what a consumer of the old schema can no longer rely on; nothing if the new schema is compatible.
+    """Yield what a consumer of the old schema can no longer rely on. Yield nothing if the new schema is compatible.
 
     Args:
         old: the schema of the last release.
-        new: the schema of now.
-        path: the place of the schemas in the record.
+        new: the current schema.
+        path: where in the record the schemas apply.
     """
     if unknown := sorted(key for key in old if key not in _COMPARED | _ANNOTATIONS and old[key] != new.get(key)):
         yield f"{path}: {', '.join(unknown)} changed"

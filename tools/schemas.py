@@ -1,7 +1,7 @@
 """The published schemas of records: a file in config/schemas for each record type, and a check against the last release.
 
-`python -m tools.schemas write` writes the files. `check` fails if a schema has the version of the last release and is not compatible with
-it. `release` stores the schemas of now as those of the last release.
+`python -m tools.schemas write` writes the files. `check` fails if a schema is not compatible with the last release, but has the same
+version. `release` stores the current schemas as those of the last release.
 """
 
 import argparse
@@ -35,11 +35,11 @@ def _file_name(uri: str) -> str:
 
 
 def find_incompatibilities(released: Schemas, current: Schemas) -> Iterator[str]:
-    """Yield a text for each promise that the schemas of now break.
+    """Yield a text for each incompatibility with the last release.
 
     Args:
         released: the schemas of the last release, by URI.
-        current: the schemas of now, by URI.
+        current: the current schemas, by URI.
     """
     names = {uri.rpartition(":")[0] for uri in current}
     for uri, schema in released.items():
@@ -62,7 +62,10 @@ def _check() -> None:
     released = json.loads(RELEASED.read_text("utf-8"))
     problems = list(find_incompatibilities(released, _current_by_uri()))
     if problems:
-        problems.append("raise the versions of these schemas in agent/model/schema_versions.py, or keep the promises")
+        problems.append(
+            "these schemas are incompatible with the last release: raise their versions in "
+            "agent/model/schema_versions.py, or make them compatible"
+        )
         sys.exit("\n".join(problems))
 
 

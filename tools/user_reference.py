@@ -14,7 +14,7 @@ from agent.cli.main import SUBCOMMANDS
 _CONFIG: Final = Path(__file__).parents[1] / "config/agent.yaml"
 _NOTE: Final = "<!-- Generated from the code by `make generate`; a test fails if it is out of date. -->\n"
 _SHARED: Final = 4
-"""An option of this many subcommands is in a table of its own."""
+"""An option of at least this many subcommands is in a separate table."""
 
 _COMMANDS_INTRO: Final = """# Commands
 

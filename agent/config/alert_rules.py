@@ -26,7 +26,7 @@ from agent.model.record import Severity
 MAX_CUSTOM_ALERTS: Final = 100
 """Maximum number of custom alerts."""
 DEFAULT_LASTS_SECONDS: Final = 3600.0
-"""How long a custom alert on an event fires if neither an event nor a time resolves it."""
+"""How long a custom alert on an event fires if the config sets neither `resolved_by` nor `lasts`."""
 
 SAMPLES: Final = {family.name: family for family in (*FAMILIES, DISK_CHAIN, BALLOON_MEMORY) if not family.per_host}
 """Families that custom alerts can use, by name. Pools are not among them, because `alerts.pools` has their levels."""
@@ -53,7 +53,7 @@ Texts = Annotated[list[str], BeforeValidator(_wrap_in_list)]
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
-    """Return the known name that is most similar to a name; the first known name if none is similar."""
+    """Return the known name that is most similar to a name. If none is similar, return the first known name."""
     names = sorted(known)
     return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.5)), names[0] if names else "")
 
@@ -146,7 +146,10 @@ class CustomAlertConfig(ConfigSection):
     sample: Annotated[str | None, Field(validate_default=True)] = None
     """Family of the samples, as in docs/reference/metrics.md, such as block."""
     when: Annotated[Texts, Field(validate_default=True)] = []
-    """Comparisons of fields, which all have to be true. An alert on samples needs at least one. The first one has the alert's limit."""
+    """Comparisons of fields, which all have to be true. An alert on samples needs at least one.
+
+    The first comparison has the alert's limit.
+    """
     resolve_at: str | float | None = None
     """Limit at which a firing alert on samples is resolved; by default, the limit of the first comparison."""
     resolved_by: Texts = []
@@ -156,7 +159,10 @@ class CustomAlertConfig(ConfigSection):
     count: Annotated[int, Field(ge=2, le=1000)] | None = None
     """Number of events within `duration` at which the alert fires; by default, it fires at the first event."""
     lasts: PositiveSeconds | None = None
-    """How long the alert fires after an event or an increase. By default, `resolved_by` ends it; without `resolved_by`, an hour."""
+    """How long the alert fires after an event or an increase.
+
+    By default, until an event in `resolved_by`; without `resolved_by`, an hour.
+    """
     severity: SeverityName = "warning"
     """Severity: debug, info, warning, error or critical."""
     vm: str = "*"
@@ -175,7 +181,7 @@ class CustomAlertConfig(ConfigSection):
     @classmethod
     def _check_sample(cls, value: str | None, info: ValidationInfo) -> str | None:
         if "event" in info.data and (value is None) is (info.data["event"] is None):
-            raise ValueError("should be present if `event` is absent, and absent if `event` is present")
+            raise ValueError("should be present if and only if `event` is absent")
         return value if value is None else require_known(value, SAMPLES, "a family of samples")
 
     @field_validator("when")
@@ -247,7 +253,7 @@ class CustomAlertConfig(ConfigSection):
 
 
 def _comparable_fields(data: dict[str, Any]) -> tuple[dict[str, str], str]:
-    """Return the kind of each field that comparisons of a custom alert may name, and the name of these fields in errors."""
+    """Return the kind of each field that comparisons of a custom alert may name. Also return the name of these fields in errors."""
     if data["event"] is not None:
         return dict(EVENT_FIELDS[data["event"]]), f"a field of {data['event']}"
     return fields_of(SAMPLES[data["sample"]]), f"a field of {data['sample']}"

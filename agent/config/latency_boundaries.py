@@ -15,7 +15,7 @@ DEFAULT_BOUNDARIES_NS = (
     *(digit * decade for decade in (10**5, 10**6, 10**7, 10**8, 10**9) for digit in (1, 2, 5)),
     10**10,
 )
-"""Default boundaries: 100 us to 10 s, three in each decade."""
+"""Default boundaries: from 100 us to 10 s, three in each decade."""
 
 
 def _parse_boundaries(value: object) -> tuple[int, ...]:

@@ -70,7 +70,7 @@ def validate_yaml(text: str, name: str, model: type[Model]) -> Model:
     except yaml.YAMLError as error:
         raise ConfigError([_problem_of_yaml(name, error)]) from error
     except (ArithmeticError, AttributeError, LookupError, RecursionError, ValueError) as error:
-        # PyYAML raises these errors for invalid values, such as the date 2024-13-45, and for an alias that contains itself.
+        # PyYAML raises these errors for invalid values, such as the date 2024-13-45, and for aliases that contain themselves.
         raise ConfigError([ConfigProblem(name, 0, "", f"is not YAML: {error}")]) from error
     if not isinstance(values, dict):
         text = "should be a mapping; the minimal config is\n\n  monitors:\n    - dial: /run/qemu/*.qmp\n"
@@ -134,7 +134,7 @@ def _problem_of_value(
 
 
 def _problem_text(detail: ErrorDetails, location: Location, model: type[BaseModel]) -> str:
-    """Return the text of a problem in the words of the config file, not of pydantic. Leave out a value that may be a secret."""
+    """Return the text of a problem, in the terms of the config file and not of pydantic. Leave out a value that may be a secret."""
     context: dict[str, Any] = detail.get("ctx", {})
     kind, given = detail["type"], detail["input"]
     if kind == "extra_forbidden":
@@ -196,7 +196,7 @@ _SECRET_KEYS = frozenset(
         "token_file",
     }
 )
-"""Keys whose values are not shown in problems, because an operator may have written a secret instead of the path of its file."""
+"""Keys whose values are not shown in problems. An operator may have written a secret in place of the path of its file."""
 
 
 _TEXT_BY_ERROR = {
@@ -216,7 +216,7 @@ _TEXT_BY_ERROR = {
 
 
 def _keys_at(location: Location, model: Any) -> list[str]:
-    """Return the known keys of the section at a location; empty if the location is no section."""
+    """Return the known keys of the section at a location. Return nothing if the location is not a section."""
     entry_keys: tuple[str, ...] = ()
     for part in location:
         entry_keys = ()

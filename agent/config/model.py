@@ -40,7 +40,7 @@ ENTRY_TYPES = {f"{TAG_PREFIX}{entry.key()}": entry for entry in ENTRIES}
 
 
 def _tag_of_entry(entry: object) -> str:
-    """Return pydantic's tag for an entry in `monitors`, by the key that names its transport.
+    """Return pydantic's tag for an entry in `monitors`: the key that names the transport.
 
     An entry without such a key gets the first tag, so that the error lists the valid keys.
     """
@@ -89,7 +89,7 @@ class IntervalsConfig(ConfigSection):
     """Intervals at which the agent polls data that QEMU does not report by events."""
 
     poll: Annotated[Seconds, Field(ge=0.1)] = 10.0
-    """Interval for block statistics and for the kernel's statistics of the VM. Also for migrations if QEMU emits no MIGRATION events."""
+    """Interval for block statistics and for the kernel's statistics of the VM. If QEMU emits no MIGRATION events, also for migrations."""
     guest_memory: Annotated[Seconds, Field(ge=1)] = 30.0
     """Interval for memory statistics of the guest's balloon driver."""
     migrations_and_jobs: Annotated[Seconds, Field(ge=0.1)] = 1.0
@@ -128,7 +128,7 @@ class AllowConfig(ConfigSection):
     libvirt_passthrough: bool = False
     """Query the QEMUs of libvirt's domains for data that libvirt does not report. libvirt then marks the domains as tainted."""
     migration_events: bool = False
-    """Enable QEMU's MIGRATION events, so that short migrations are reported too. libvirt always enables them."""
+    """Enable QEMU's MIGRATION events, so that short migrations are also reported. libvirt always enables them."""
     virtio_queues: bool = False
     """Query the queues of virtio disks that complete no request, except vhost devices. The command is unstable in QEMU."""
 
@@ -187,7 +187,7 @@ class GuestAlertsConfig(ConfigSection):
     max_frozen_time: PositiveSeconds = 120.0
     """How long the file systems of a guest may stay frozen, as during a snapshot."""
     max_clock_offset: PositiveSeconds = 10.0
-    """How far the guest's clock may differ from the host's clock. The alert fires if two polls in a row show more."""
+    """How far the guest's clock may differ from the host's clock. The alert fires if two consecutive polls show more."""
 
 
 def _normalize_pool_level(value: str) -> str:

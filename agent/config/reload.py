@@ -14,7 +14,7 @@ _log = logging.getLogger("agent")
 LIVE_SECTIONS = frozenset(
     {"monitors", "guest_agent", "intervals", "timeouts", "alerts", "allow", "labels", "limits", "log"}
 )
-"""Sections that a running agent applies. The others need a restart, because records in the queues and open sockets depend on them."""
+"""Sections that a running agent applies. Other sections need a restart, because records in the queues and open sockets depend on them."""
 
 
 def merge_live_sections(running: Config, loaded: Config) -> tuple[Config, list[str]]:
@@ -67,7 +67,7 @@ class ConfigReloader:
 
     async def _reload(self, agent: Reloadable, read: Callable[[], Config]) -> None:
         try:
-            loaded = await asyncio.to_thread(read)  # in a thread, because the file's storage may hang
+            loaded = await asyncio.to_thread(read)  # read the file in a thread, because its storage may hang
         except ConfigError as error:
             self.error = "; ".join(map(str, error.problems))
             _log.error("config: reload failed: %s; the previous config stays in use", self.error)

@@ -1,4 +1,4 @@
-"""The present state of all hosts, built from the messages of the compacted state topic. Pure."""
+"""The current state of all hosts, built from the messages of the compacted state topic. Pure."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ HOST_TYPE: Final = "qemu.state.host"
 class FleetState:
     """The latest state of each VM on each host, of each firing alert, and of each host.
 
-    A consumer may apply messages twice, for example after a restart. Once the newest message is applied, the state is right again.
+    A consumer may apply messages twice, for example after a restart. After the newest message, the state is correct again.
     """
 
     def __init__(self) -> None:
@@ -45,8 +45,8 @@ class FleetState:
     def vm(self, uuid: str) -> StreamRecord | None:
         """Return the state of a VM; None if no host reports the VM.
 
-        During a migration and for a minute after it, two hosts report the VM. Return the state from the host that runs the VM. If
-        neither host runs the VM, return the newer state.
+        During a migration and for a minute after it, two hosts report the VM. This returns the state from the host that runs the VM. If
+        neither host runs the VM, it returns the newer state.
         """
         records = (self._records[key] for key in self._keys_by_vm.get(uuid, ()))
         return max(records, key=lambda record: (record.data.get("running") is True, record.time), default=None)

@@ -7,7 +7,7 @@
 
 The consumer commits a batch when the caller requests the next batch. So a service that is killed receives its last batch again: delivery
 is at least once. After a start or a rebalance, the consumer first rereads some messages before the committed offset, but does not return
-them. From these messages it detects repetitions and gaps across restarts, without a store of its own.
+them. From these messages, it detects repetitions and gaps across restarts. So it needs no storage of its own.
 """
 
 import asyncio
@@ -92,7 +92,7 @@ class _AssignedPartition:
         items: list[ConsumedItem] = []
         if self._is_rereading and message.offset >= self._first_offset:
             self._is_rereading = False
-            self.orderer.release_all()  # these records were returned before the restart
+            self.orderer.release_all()  # these records were already returned before the restart
         self.next_offset = max(self.next_offset, message.offset + 1)
         try:
             items += self.orderer.add(StreamRecord.parse(position, message.value, message.headers))
@@ -196,7 +196,7 @@ class RecordConsumer:
             )
             return
         for name, offset in offsets.items():
-            # A rebalance may have removed the partition from `_partitions`, so use the object in `_handled`.
+            # Use the object in `_handled`, because a rebalance may have removed the partition from `_partitions`.
             self._handled[name][0].committed = offset
 
     async def _read_batch(self) -> list[ConsumedItem]:
@@ -207,7 +207,7 @@ class RecordConsumer:
         items: list[ConsumedItem] = []
         for name, received in messages.items():
             partition = self._partitions.get(name)
-            # A partition that was assigned during the request is not in `_partitions` yet. The next call seeks it.
+            # If a partition was assigned during the request, it is not in `_partitions` yet. The next call seeks it.
             if partition is not None:
                 items += [item for message in received for item in partition.add(message)]
         for partition in self._partitions.values():
@@ -253,4 +253,4 @@ class _RebalanceListener(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
         self._consumer.discard_partitions(revoked)
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """Do nothing. The next read sets up new partitions, because aiokafka only logs a listener's errors."""
+        """Do nothing. The next read sets up new partitions. It can report errors, whereas aiokafka only logs the errors of a listener."""

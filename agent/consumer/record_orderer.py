@@ -2,8 +2,8 @@
 
 The attribute `previoussequence` of a record is the `sequence` of its predecessor: the previous record of its source in the same topic. So
 the newest sequence of each source is enough to detect repetitions and losses. The first digits of a sequence identify the agent's run.
-If the agent knows the predecessor in an earlier run, the records of both runs are one chain. Otherwise the records of the new run begin
-another chain, because their sequences may be lower after the host's clock was set back.
+If the agent knows the predecessor in an earlier run, the records of both runs form one chain. If it does not, the new run begins another
+chain, because its sequences may be lower after the host's clock was set back.
 """
 
 import heapq
@@ -30,8 +30,8 @@ class Gap:
         topic: topic of the missing records.
         source: the source of the missing records.
         after: `sequence` of the last record before the gap; empty if no earlier record is known.
-        through: `sequence` of the last missing record; empty if it is unknown whether records are missing, because the agent was killed
-            before it stored which record it sent last.
+        through: `sequence` of the last missing record. Empty if it is unknown whether records are missing: the agent was killed, and had
+            not stored which record it sent last.
         next: the first record after the gap.
     """
 
@@ -107,7 +107,7 @@ class _Chain:
         self.last = sequence
 
     def add_gap(self, through: str) -> None:
-        """Accept late records after `last`, up to and including this sequence."""
+        """Report a gap after `last`, up to and including this sequence. Late records can fill the gap."""
         self.gaps.append((self.last, through))
         del self.gaps[:-_MAX_GAPS]
 
@@ -199,19 +199,19 @@ class RecordOrderer:
         if chain is None:
             chain = _Chain()
             if previous and not source_is_known and not self._complete:
-                chain.skip_to(previous)  # earlier records were sent before this consumer began to read
+                chain.skip_to(previous)  # no gap: the earlier records were sent before this consumer began to read
         chains[run] = chain
         chains.move_to_end(run)
         self._discard_oldest(chains)
         after = chain.last or newest
-        # After a kill, records that were not in the journal may have followed the stored predecessor.
+        # After a kill, records may be missing between the stored predecessor and this record, because the journal did not have them.
         continues_older = previous[:RUN_DIGITS] != run and previous < chain.last
         is_uncertain = after != "" and (continues_older or not previous)
         gap = Gap(record.position.topic, record.source, after, "", record)
         return chain, [gap] if is_uncertain else []
 
     def _continued_chain(self, chains: OrderedDict[str, _Chain], run: str, previous: str) -> _Chain | None:
-        """Return the chain that a record continues, if its predecessor is of an earlier run; else None.
+        """Return the chain that a record continues if its predecessor is from an earlier run. Otherwise return None.
 
         Args:
             chains: the chains of the source, by run.
@@ -230,7 +230,7 @@ class RecordOrderer:
             return chain
         if own.last:
             return None
-        for held in own.held.values():  # these records came before the one that is added
+        for held in own.held.values():  # the waiting records of this chain precede the added record
             chain.hold(held)
             self._waiting[held.record.source, held.record.sequence] = chain, held
         return chain
@@ -264,6 +264,6 @@ class RecordOrderer:
 
 
 def _text_before(sequence: str) -> str:
-    """Return the last sequence that sorts before this one."""
+    """Return the sequence directly before this one."""
     number = sequence[RUN_DIGITS:]
     return f"{sequence[:RUN_DIGITS]}{int(number) - 1:0{len(number)}d}" if number.isdecimal() else sequence[:-1]

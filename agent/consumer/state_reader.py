@@ -1,4 +1,4 @@
-"""Reads the compacted state topic from its beginning, so that a new consumer gets the present state of all hosts.
+"""Reads the compacted state topic from its beginning, so that a new consumer gets the current state of all hosts.
 
 async with StateReader("qemu.state", client={"bootstrap_servers": "kafka-1:9092"}) as reader:
     print(reader.state.vm(uuid))

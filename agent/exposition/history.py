@@ -27,13 +27,16 @@ class Resolution(NamedTuple):
 
 
 RESOLUTIONS = (Resolution(5, 60), Resolution(30, 120), Resolution(180, 120))
-"""5 minutes, 1 hour and 6 hours. If a VM is polled each 10 seconds, the first resolution also has a point each 10 seconds."""
+"""Resolutions for 5 minutes, 1 hour and 6 hours.
+
+If a VM is polled every 10 seconds, the first resolution also has a point every 10 seconds.
+"""
 
 TOLERANCE = 0.9
-"""Share of a step after which the next point is due, because polls are not exactly on time."""
+"""The next point is due after this share of a step, because polls are not exactly on time."""
 
 CLOCK_STEP = 60.0
-"""If a point is earlier than the next due time by this number of seconds or more, the clock was set back."""
+"""If a point is this many seconds before the next due time, the clock was set back."""
 
 _TIME_BYTES, _VALUE_BYTES = 8, 4
 
@@ -160,7 +163,7 @@ class History:
         return self._rings[0].last_time
 
     def points(self, seconds: float, after: float = 0.0) -> Iterator[tuple[float, Sequence[float]]]:
-        """Yield the points of the finest resolution that covers a range, oldest first.
+        """Yield the points of the finest resolution that covers a time range, oldest first.
 
         Args:
             seconds: the range.

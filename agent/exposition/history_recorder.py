@@ -35,7 +35,7 @@ POOL_COLUMNS = ("used", "free")
 HOST_STEP = 10.0
 """Time between two points of the host in seconds."""
 MAX_AGE = 60.0
-"""Maximum age in seconds of a VM's last point that counts for the host."""
+"""Maximum age in seconds of a VM's last point that is added to the host's point."""
 
 Polls = Mapping[str, PollPair]
 
@@ -51,13 +51,13 @@ _GROUPS = (
     ),
     (10, "net", ("receive_bytes_total", "transmit_bytes_total")),
 )
-"""Counters in a history: the place of the first counter in `COLUMNS`, the family, and the counters' names."""
+"""Counters in a history: the index of the first counter in `COLUMNS`, the family, and the counters' names."""
 
 _READS, _WRITES, _READ_LATENCY, _WRITE_LATENCY = map(
     COLUMNS.index, ("reads", "writes", "read_latency", "write_latency")
 )
 _LATENCIES = ((_READ_LATENCY, _READS), (_WRITE_LATENCY, _WRITES))
-"""Pairs of indices in `COLUMNS`: the mean latency of a kind of operation, and the number of these operations."""
+"""Pairs of indices in `COLUMNS`: of the mean latency of a kind of operation, and of the number of these operations."""
 
 
 class HistoryRecorder:
@@ -65,8 +65,8 @@ class HistoryRecorder:
 
     Attributes:
         history: the points.
-        summands: the last point as the host's point adds it up: with the total of the latencies in place of their mean; empty before the
-            first.
+        summands: what the VM's last point adds to the host's point. It has the total of the latencies in place of their mean. Empty before
+            the first point.
     """
 
     __slots__ = ("_totals", "history", "summands")

@@ -15,7 +15,7 @@ from agent.model.record import Vm
 def sum_vms(views: Iterable[tuple[Vm, VmView]]) -> Values:
     """Return the fields of the family `host` that are sums over VMs. A sum is absent if no part of it is known.
 
-    A VM with a monitor on TCP counts only if its process is known, because it may run on another host.
+    If a VM's monitor is on TCP, the VM may run on another host. It counts only if its process is known.
     """
     running = unknown = 0
     sums = {name: _Sum() for name in ("vcpus", "guest_memory_bytes", "vm_hugetlb_bytes", "vm_swap_bytes")}
@@ -37,7 +37,7 @@ def sum_vms(views: Iterable[tuple[Vm, VmView]]) -> Values:
 
 @dataclass(slots=True)
 class _Sum:
-    """A sum of parts. Unknown parts are left out. The sum is unknown if all of its parts are unknown."""
+    """A sum of parts. Unknown parts are left out. If all parts are unknown, the sum is unknown."""
 
     total: float = 0
     has_known: bool = False

@@ -1,6 +1,6 @@
 """Quantiles of the latency of disks over the last minute, from QEMU's latency histograms. Pure.
 
-QEMU's histograms count since they were set. So a quantile of the last minute also needs the counts of a minute ago.
+QEMU's histograms count from the time at which they were set. So a quantile of the last minute also needs the counts of a minute ago.
 """
 
 from array import array
@@ -39,8 +39,7 @@ def quantile(share: float, boundaries: Sequence[float], counts: Sequence[int]) -
         counts: the counts of the bins, one more than there are boundaries.
 
     Returns:
-        The quantile; the last boundary if the quantile is in the last bin, which has no end; None if all counts are 0 or there is no
-        boundary.
+        The quantile. If it is in the last bin, which has no end, the last boundary. None if all counts are 0 or there is no boundary.
     """
     totals = list(accumulate(counts))
     if not totals[-1] or not boundaries:
@@ -71,7 +70,7 @@ class _LatencyWindow:
     counts: Sequence[int] = ()
 
     def add(self, counts: Sequence[int], time_ns: int) -> None:
-        """Add the counts of a poll. If a count has fallen, the histogram is new, so drop the earlier counts."""
+        """Add the counts of a poll. If a count has fallen, the histogram was set again. So remove the earlier counts."""
         has_restarted = any(now < before for now, before in zip(counts, self.counts, strict=False))
         if has_restarted or time_ns < self.time_ns:
             self.points.clear()
@@ -82,9 +81,9 @@ class _LatencyWindow:
         self.time_ns, self.counts = time_ns, counts
 
     def summary(self) -> dict[str, float]:
-        """Return the quantiles in seconds, the number of operations and the length of the window; empty if there were no operations.
+        """Return the quantiles in seconds, the number of operations and the length of the window; empty without operations.
 
-        `last_boundary` is the lower end of the last bin: a quantile that equals it is a lower bound.
+        `last_boundary` is the start of the last bin. A quantile that equals it is a lower bound.
         """
         start_ns, before = self.points[0]
         rises = [now - then for now, then in zip(self.counts, before, strict=True)]

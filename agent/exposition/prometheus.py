@@ -1,6 +1,6 @@
 """The VMs' series in Prometheus' text format 0.0.4, rendered from the snapshot. Pure.
 
-The labels of a disk or another subject are rendered once; a scrape joins them with the values. A scrape sends no command to QEMU.
+The labels of a disk or another subject are rendered only once. A scrape joins them with the values. It sends no command to QEMU.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -83,7 +83,7 @@ def _prometheus_type(field: Field) -> str:
 
 
 def _number_renderer(name: str, key: str) -> LineRenderer:
-    # + makes True 1
+    # the unary plus turns True into 1
     return lambda rows: [f"{name}{{{labels}}} {+values[key]!r}\n" for labels, values in rows if key in values]
 
 
@@ -163,7 +163,8 @@ def _render_vm_metrics(views: list[VmView]) -> Iterator[str]:
         yield _render_metric(
             "qemu_guest_agent_last_response_timestamp_seconds",
             "gauge",
-            "Time of the last values from the VM's guest agent, in seconds since the epoch; during a freeze, of those before it.",
+            "Time of the last values from the VM's guest agent, in seconds since the epoch. It does not change while the guest's file "
+            "systems are frozen.",
             guest_responses,
         )
     degraded = [
@@ -172,7 +173,7 @@ def _render_vm_metrics(views: list[VmView]) -> Iterator[str]:
         for collector, _ in view.status.degraded
     ]
     if degraded:
-        text = "1 for each collector of a VM that runs less often, because the agent could not read QEMU's last answers to it."
+        text = "1 for each collector of a VM that runs less often, because the agent could not read QEMU's last replies to it."
         yield _render_metric("qmp_agent_collector_degraded", "gauge", text, degraded)
     events = [(f'{view.labels},event="{name}"', count) for view in views for name, count in sorted(view.events.items())]
     if events:
@@ -182,13 +183,13 @@ def _render_vm_metrics(views: list[VmView]) -> Iterator[str]:
 
 def _render_monitor_metrics(snapshot: Snapshot) -> Iterator[str]:
     """Yield the metric with the state of each monitor, including monitors without a VM."""
-    # A new socket at the path of a stalled one is another monitor of the same name.
+    # Several monitors may have one name: a stalled monitor, and a new socket at the same path.
     states = {
         f'monitor="{escape_label(status.monitor.name)}",state="{status.state.value}"': 1
         for status in snapshot.monitors.values()
     }
     if states:
-        text = "1 for each monitor and its present state."
+        text = "1 for each monitor and its current state."
         yield _render_metric("qmp_agent_monitor_state", "gauge", text, [*states.items()])
 
 

@@ -1,7 +1,7 @@
 """Rates of counters between the last two polls of a family. Pure.
 
-The agent computes rates itself, so that a new page and `qmp-agent top --once` show them at once. It stores only the counters of the
-previous poll, packed as plain numbers, because Python objects would add a tenth to the memory that the agent needs for a VM.
+The agent computes rates itself, so that a new page and `qmp-agent top --once` show them at once. Of the previous poll, it stores only the
+counters, packed as plain numbers. As Python objects, they would take a tenth more memory for each VM.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -31,7 +31,8 @@ class _Layout:
     """The names of a subject's values. It packs the subject's counters into bytes, as floating-point numbers.
 
     Attributes:
-        has_fixed_series: whether all values of this layout have the same series. A histogram has a series for each of its bins.
+        has_fixed_series: whether the layout determines the series. It does not if there is a histogram, which has a series for each of its
+            bins.
         positions: position of each counter among the packed counters, by name.
     """
 
@@ -98,9 +99,11 @@ class PollPair:
     previous_ns: int = 0
     limits: object = None
     layouts: CounterLayouts = field(default=_SHARED_LAYOUTS, repr=False)
-    _layouts: _Layout | list[_Layout] | None = None  # of the last poll: one for all subjects, or one for each subject
+    _layouts: _Layout | list[_Layout] | None = (
+        None  # layouts of the last poll: one for all subjects, or one for each subject
+    )
     _previous: dict[Labels, PackedCounters] = field(default_factory=lambda: _NO_COUNTERS)
-    _next_previous: tuple[int, dict[Labels, PackedCounters]] | None = None  # the poll at which rates start next
+    _next_previous: tuple[int, dict[Labels, PackedCounters]] | None = None  # the next poll at which rates start
 
     @property
     def has_histograms(self) -> bool:
@@ -108,7 +111,7 @@ class PollPair:
         return self._layouts is None and any(not _HISTOGRAMS.isdisjoint(values) for values in self.current.values())
 
     def is_current(self, samples: Sequence[Sample]) -> bool:
-        """Return whether these samples have the same value objects as the last poll, which shows that no value has changed."""
+        """Return whether these samples have the same value objects as the last poll. If so, no value has changed."""
         for sample in samples:
             if self.current.get(sample.labels) is not sample.values:
                 return False
@@ -117,7 +120,7 @@ class PollPair:
     def replace_values(self, samples: Sequence[Sample], time_ns: int) -> bool:
         """Store a new poll if it has the same subjects and series as the last poll. Return whether the poll was stored.
 
-        Nearly all polls have the same subjects and series, so the series limits need not be applied again.
+        In such a poll, which is the usual case, the series limits need not be applied again.
         """
         subjects = {sample.labels: sample.values for sample in samples}
         if self._layouts is None or list(subjects) != list(self.current):
@@ -135,7 +138,10 @@ class PollPair:
         self.time_ns, self.current, self._layouts = time_ns, subjects, self._layouts_of(subjects)
 
     def _layouts_of(self, subjects: Subjects) -> _Layout | list[_Layout] | None:
-        """Return the layout that all subjects share, else a list of layouts; None without subjects or without fixed series."""
+        """Return the layout that all subjects share. If they differ, return a list of layouts.
+
+        Return None without subjects or without fixed series.
+        """
         layouts = [self.layouts.layout_of(values) for values in subjects.values()]
         if not layouts or not all(layout.has_fixed_series for layout in layouts):
             return None
@@ -144,8 +150,8 @@ class PollPair:
     def _keep_previous(self, time_ns: int) -> None:
         """Choose the poll at which rates start, before a new poll is stored.
 
-        This is the last poll, if it is at least `MIN_INTERVAL_NS` old. Otherwise the last poll is stored as `_next_previous` until it is
-        that old, and rates start at an earlier poll. So rates of fast polls cover one to two such intervals.
+        This is the last poll if it is at least `MIN_INTERVAL_NS` old. If it is not, rates start at an earlier poll, and `_next_previous`
+        keeps the last poll until it is old enough. So the rates of fast polls cover one to two such intervals.
         """
         if self._next_previous is not None:
             if time_ns - self._next_previous[0] >= MIN_INTERVAL_NS:

@@ -1,7 +1,7 @@
-"""VMs that wait for a resource of the host, and the VMs that take most of this resource. Pure.
+"""Finds the VMs that wait for a resource of the host, and the VMs that use most of it. Pure.
 
-A VM waits if a rule of its explanation finds steal, swapped-out memory or slow disks. For disks, the resource is a pool. For the network,
-the kernel does not count how long a VM waits.
+A VM waits if a rule of its explanation finds steal, swapped-out memory or slow disks. For disks, the resource is a pool. The network is not
+included, because the kernel does not count how long a VM waits for it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,7 +39,10 @@ class HostResource(StrEnum):
 
 @dataclass(slots=True)
 class _Usage:
-    """The VMs that wait for one resource, and those that take it. A VM's values are in base units; VMs are sorted by the first value."""
+    """The VMs that wait for one resource, and the VMs that use it. The values of a VM are in base units.
+
+    VMs are sorted by the first value.
+    """
 
     waiting: list[dict[str, Any]] = field(default_factory=list)
     taking: list[dict[str, Any]] = field(default_factory=list)
@@ -79,7 +82,7 @@ class ResourceContentionFinder:
 
 
 def _taken(evidence: Evidence) -> Iterator[tuple[HostResource, Labels, Values]]:
-    """Yield what a VM takes: CPUs, bytes of memory, and bytes and operations per second for each pool."""
+    """Yield what a VM uses: CPUs, bytes of memory, and bytes and operations per second of each pool."""
     cpus = cpus_of(evidence)
     if cpus:
         yield HostResource.CPU, (), {"cpus": cpus}
@@ -108,7 +111,7 @@ def cpus_of(evidence: Evidence) -> float | None:
 
 
 def _waits(evidence: Evidence) -> Iterator[tuple[HostResource, Labels, Values]]:
-    """Yield what a VM waits for. If its own CPU quota stops the VM, it does not wait for other VMs' CPUs."""
+    """Yield what a VM waits for. If the VM's own CPU quota stops it, it does not wait for CPUs that other VMs use."""
     if not any(cpu_quota(evidence)):
         for found in cpu_waiting(evidence):
             yield HostResource.CPU, (), {"cpus": found.figures["waiting_cpus"]}

@@ -1,7 +1,7 @@
 """Limits on the series of one VM. Pure.
 
-A QEMU process chooses the names of its disks, jobs and other subjects. Prometheus stores an index entry for each name that it scrapes. So
-the number of series is limited, and so is the rate of new names. These limits do not affect records.
+A QEMU process chooses the names of its disks, jobs and other subjects, and Prometheus stores each name that it scrapes. So the number of
+series and the rate of new names are limited. These limits do not affect records.
 """
 
 from collections.abc import Collection, Sequence
@@ -50,7 +50,7 @@ class SeriesLimiter:
         self._new_subjects = 0  # in the current hour
         self._departed_subjects: dict[
             tuple[str, tuple[str, ...]], None
-        ] = {}  # a dict: an empty set is three times as large
+        ] = {}  # a dict, because an empty set is three times as large
         self._hour_began_ns = 0
 
     def admit(
@@ -61,7 +61,7 @@ class SeriesLimiter:
         time_ns: int,
         limits: SeriesLimits,
     ) -> Sequence[Sample]:
-        """Return the samples of a family's poll that get series. These are the first samples, as many as the limits allow.
+        """Return the samples of a family's poll that get series: the first ones, as many as the limits allow.
 
         Args:
             family: the family.

@@ -32,15 +32,15 @@ MAX_DEPARTED = 64
 
 @dataclass(slots=True, eq=False)
 class VmView:
-    """The present state of one VM. Two objects are equal only if they are the same object.
+    """The current state of one VM. Two objects are equal only if they are the same object.
 
     Attributes:
         status: the state of the VM's monitor.
         labels: the VM's labels in Prometheus' text format, `vm_uuid="...",vm="..."`.
         history_recorder: records the VM's history, for the page's graphs.
         last_response_ns: time of the VM's last response, nanoseconds since the epoch; 0 if there was none.
-        guest_response_ns: time of the last values from the VM's guest agent, nanoseconds since the epoch; 0 if there were none. A poll
-            of frozen file systems does not change it.
+        guest_response_ns: time of the last values from the VM's guest agent, nanoseconds since the epoch; 0 if there were none. It does not
+            change while the guest's file systems are frozen.
         events: number of events by name since the VM was attached.
         dropped_subjects: number of subjects without series because the VM exceeds its series limits, by family name.
         polls: the last two polls of each family, by family name; a family that never had samples is absent.
@@ -66,7 +66,7 @@ class VmView:
     def labeled_values(self, family: Family, subjects: Subjects) -> Iterator[tuple[str, Values]]:
         """Yield the labels, in Prometheus' text format, and the values of each subject of one poll."""
         texts = self.label_texts.setdefault(family.name, {})
-        if len(texts) > 2 * len(subjects) + 8:  # most of the texts belong to subjects that are gone
+        if len(texts) > 2 * len(subjects) + 8:  # most of the stored texts belong to subjects that no longer exist
             texts.clear()
         for labels, values in subjects.items():
             text = texts.get(labels)
@@ -83,7 +83,7 @@ def escape_label(value: str) -> str:
 
 
 _HANDED_OVER = frozenset({"finish-migrate", "postmigrate"})
-"""Run states of the source of a migration. Its guest already runs in the destination, or will run there."""
+"""Run states of the source of a migration whose guest runs in the destination, or will run there."""
 
 
 def _run_state(view: VmView) -> object:
@@ -93,7 +93,7 @@ def _run_state(view: VmView) -> object:
 
 
 def _keeps_older_values(view: VmView, samples: Sequence[Sample]) -> bool:
-    """Return whether the guest's file systems are frozen. If so, the guest agent reports only the freeze, and other values get older."""
+    """Return whether the guest's file systems are frozen. If so, the guest agent reports only the freeze, and the other values stay old."""
     return bool(view.guest_response_ns) and any(
         sample.family is GUEST_FREEZE and sample.values.get("frozen") is True for sample in samples
     )
@@ -132,8 +132,8 @@ class Snapshot:
     def views(self) -> Iterator[tuple[Vm, VmView]]:
         """Yield the VMs, one for each UUID.
 
-        Several VMs have the same UUID during a migration within the host. Yield the first of them until its guest has stopped for the
-        migration and another VM runs. So neither a clone nor a compromised QEMU replaces another VM by reporting that VM's UUID.
+        Several VMs have the same UUID during a migration within the host. The first of them is yielded until its guest has stopped for the
+        migration and another VM runs. So a clone or a compromised QEMU cannot replace another VM by reporting its UUID.
         """
         holders: dict[str, VmView] = {}
         for vm, view in self._views.items():
@@ -192,7 +192,7 @@ class Snapshot:
         self.monitors.pop(key, None)
 
     def replace_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Replace a VM's samples of some families. Do nothing for a family whose stored sample objects are passed again.
+        """Replace a VM's samples of some families. A family whose stored sample objects are passed again does not change.
 
         Args:
             vm: the VM.
@@ -205,7 +205,7 @@ class Snapshot:
             return
         from_qemu, from_guest = _origins(tuple(families))
         if from_qemu:
-            view.last_response_ns = time_ns  # this may be earlier than before if the clock was set back
+            view.last_response_ns = time_ns  # if the clock was set back, this is earlier than the last time
         if from_guest and samples and not _keeps_older_values(view, samples):
             view.guest_response_ns = time_ns
         view.revision += 1
@@ -215,7 +215,7 @@ class Snapshot:
             remaining -= len(family_samples)
             if family_samples or family.name in view.polls:
                 self._replace_family(view, family, family_samples, time_ns)
-        if BLOCK in families and BLOCK.name in view.polls:  # the only family that is part of every poll
+        if BLOCK in families and BLOCK.name in view.polls:  # every poll of the disks has this family
             self._record_history(view, time_ns / 1e9)
         self.on_replaced(vm, families)
 
@@ -254,12 +254,12 @@ class Snapshot:
         if len(admitted) < len(samples) or family.name in view.dropped_subjects:
             view.dropped_subjects[family.name] = len(samples) - len(admitted)
         polls.update({sample.labels: sample.values for sample in admitted}, time_ns)
-        if polls.has_histograms:  # polls with histograms never return early above
+        if polls.has_histograms:  # polls with histograms never take the fast path above
             view.latencies = view.latencies or LatencyWindows()
             view.latencies.on_poll(polls.current, time_ns)
 
     def replace_host_sample(self, sample: Sample, time: float = 0.0) -> None:
-        """Store the latest sample of one of the host's subjects, such as a pool. No limit applies, because no guest chooses the name.
+        """Store the latest sample of one of the host's subjects, such as a pool. No limit applies, because no guest can choose the name.
 
         Args:
             sample: the sample.
@@ -290,7 +290,7 @@ class Snapshot:
         return view is not None and family.name in view.polls and bool(view.polls[family.name].current)
 
     def count_event(self, record: Record) -> None:
-        """Count an event of QEMU. Count all events without a row in the event table under one name, because QEMU may send any name."""
+        """Count an event of QEMU. All events without a row in the event table count under one name, because QEMU may send any name."""
         view = self._views.get(record.vm)
         if view is not None:
             name = record.data["event"]

@@ -26,7 +26,7 @@ _NET = {"receive": "receive_bytes_total", "transmit": "transmit_bytes_total"}
 
 
 def current_activity(polls: Polls) -> dict[str, float]:
-    """Return a VM's activity between its last two polls, without unknown values.
+    """Return a VM's activity between its last two polls. Leave out unknown values.
 
     `time`: time of the last poll in seconds since the epoch. `cpu`, `steal`: CPUs that the vCPUs used, and CPUs that they waited for.
     `read`, `write`, `receive`, `transmit`: bytes per second. `reads`, `writes`: operations per second. `latency`: mean seconds of an
@@ -82,7 +82,7 @@ def summarize_disks(polls: Polls) -> list[dict[str, Any]]:
 
 
 def summarize_migration(polls: Polls) -> dict[str, Any] | None:
-    """Return the status, progress and remaining time of the present or last migration; None if the VM was never migrated."""
+    """Return the status, progress and remaining time of the current or last migration; None if there was none."""
     values = _vm_level_values(polls, "migration")
     if values.get("status", "none") == "none":
         return None

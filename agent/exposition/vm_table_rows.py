@@ -22,7 +22,7 @@ seconds. `activity`, `progress`: a migration or a job, and its progress from 0 t
 """
 
 DIGITS = 3
-"""Number of significant digits of values that change a little at each poll. The page shows the same number of digits."""
+"""Number of significant digits of values that change a little at each poll. The page shows as many digits."""
 
 MAX_LABELS = 16
 """Maximum number of a VM's labels in its row."""
@@ -94,7 +94,7 @@ def _fullest_filesystem(polls: Polls) -> Sequence[Any]:
 
 
 def _activity(polls: Polls) -> tuple[str | None, float | None]:
-    """Return the running migration, else the first job, with its progress from 0 to 1."""
+    """Return the running migration, or the first job if there is no migration, with its progress from 0 to 1."""
     migration = summarize_migration(polls) if "migration" in polls else None
     if migration is not None and migration["status"] not in INACTIVE_STATUSES:
         share = migration["done_bytes"] / migration["total_bytes"] if "total_bytes" in migration else None

@@ -41,14 +41,14 @@ class AccessControl:
         self.connections = connections if connections is not None else ConnectionLimiter()
         self._loopback = loopback
         self._clock = clock
-        self._tokens = inf  # a full bucket; `take_token` reduces it to the limit's burst
+        self._tokens = inf  # the bucket starts full; `take_token` reduces it to the limit's burst
         self._refilled_at = clock()
 
     async def refuse_if_denied(self, request: web.Request) -> web.Response | None:
         """Return the response that refuses a request; None if the request is allowed."""
         config, users = self.web_config.config, self.web_config.users
         if self._loopback and not config.authenticates and not _is_local(request.host):
-            # DNS rebinding: a web site's page could read the response if the site's host name resolves to this address.
+            # This prevents DNS rebinding: the page of a web site could read the response if the site's host name resolved to this address.
             return _refusal_response(421, "host name not allowed: use the endpoint's IP address or localhost")
         if not self.take_token(config.rate_limit):
             return _refusal_response(429, "too many requests", {"Retry-After": "1"})

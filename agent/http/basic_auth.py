@@ -1,7 +1,7 @@
 """HTTP basic authentication against bcrypt hashes.
 
-One thread checks one password at a time, so an attacker who guesses passwords uses at most one of the host's cores. A check takes the
-same time for an unknown user as for a known user.
+A single thread checks the passwords, so an attacker who guesses passwords uses at most one of the host's cores. For an unknown user, a
+check takes as long as for a known user.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ MAX_WAITING_CHECKS = 16
 MAX_CACHED_CREDENTIALS = 100
 """Maximum number of accepted credentials whose digests are cached."""
 _MAX_PASSWORD_BYTES = 72
-"""Maximum length of a password. bcrypt ignores all further bytes, so longer passwords are refused."""
+"""Maximum length of a password. Longer passwords are refused, because bcrypt ignores the further bytes."""
 
 
 class TooManyPendingChecksError(Exception):
@@ -33,7 +33,7 @@ class BasicAuthUsers:
         self._digest_key = secrets.token_bytes(32)
         self._accepted_digests: dict[
             bytes, None
-        ] = {}  # oldest first; a keyed digest reveals no credentials without the key
+        ] = {}  # oldest first; without the key, a keyed digest does not reveal the credentials
         self._check_slot = asyncio.Semaphore()
         self._waiting_checks = 0
 

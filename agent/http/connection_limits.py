@@ -16,7 +16,7 @@ class ConnectionLimits:
         connections: maximum number of concurrent connections.
         header_seconds: maximum time from the connection to its first complete request.
         idle_seconds: maximum time between two requests. Prometheus keeps its connection open between scrapes.
-        read_seconds: maximum time in which the client reads nothing while a response waits to be sent.
+        read_seconds: how long a response may wait while the client reads nothing.
         header_bytes: maximum size of a request's header.
     """
 
@@ -47,12 +47,12 @@ class ConnectionLimiter:
         return lambda: _LimitedProtocol(self, cast("asyncio.Protocol", factory()))
 
     def request_started(self, transport: asyncio.BaseTransport | None) -> None:
-        """Stop the timer of a connection when a request has arrived, because the request's handler has no time limit."""
+        """Stop the timer of a connection, because a request has arrived. The request's handler has no time limit."""
         if transport is not None and (connection := self._connections.get(transport)) is not None:
             connection.request_started()
 
     def request_finished(self, transport: asyncio.BaseTransport | None) -> None:
-        """Start the idle timer of a connection when a request is answered."""
+        """Start the idle timer of a connection, because a request is answered."""
         if transport is not None and (connection := self._connections.get(transport)) is not None:
             connection.request_finished()
 
@@ -79,7 +79,7 @@ class _LimitedProtocol(asyncio.Protocol):
         self._admitted = False
         self._request_timer: asyncio.TimerHandle | None = None
         self._read_timer: asyncio.TimerHandle | None = None
-        self._header_bytes: int | None = 0  # bytes since the previous request; None while a request is handled
+        self._header_bytes: int | None = 0  # bytes received since the previous request; None while a request is handled
 
     def request_started(self) -> None:
         self._header_bytes = None

@@ -22,9 +22,9 @@ from agent.http.static_files import StaticFiles
 from agent.model.json_encoding import encode_json
 
 MAX_BLOCKING_SECONDS = 0.005
-"""Maximum time that a scrape blocks the event loop and so delays events."""
+"""Maximum time for which a scrape may block the event loop, because events are delayed meanwhile."""
 GZIP_LEVEL = 1
-"""gzip's lowest compression level. It compresses nearly as well as the highest level, because labels repeat."""
+"""gzip's lowest compression level. Because labels repeat, it compresses nearly as well as the highest level."""
 
 RESYNC_SECONDS = 10.0
 """Shortest time between two resyncs of the state topic."""
@@ -130,7 +130,7 @@ class _RequestHandlers:
         return web.Response(body=body, headers=headers)
 
     async def healthz(self, _: web.Request) -> web.Response:
-        reason = self._view.hang_reason()  # any response, even an error, shows that the event loop runs
+        reason = self._view.hang_reason()  # every response, even an error, shows that the event loop runs
         return web.Response(text=f"{reason or 'ok'}\n", status=503 if reason else 200)
 
     async def readyz(self, _: web.Request) -> web.Response:
@@ -141,7 +141,8 @@ class _RequestHandlers:
     async def resync(self, request: web.Request) -> web.Response:
         """Schedule the state topic to be written again.
 
-        A page of another site can send a request of a simple content type without the user's knowledge, so JSON is required.
+        The content type has to be JSON. With a simple content type, the page of another site could send this request without the user's
+        knowledge.
         """
         if request.content_type != "application/json":
             raise web.HTTPUnsupportedMediaType(text="the content type should be application/json\n")

@@ -23,7 +23,7 @@ from agent.model.record import Vm, sanitize
 from agent.session.api import MonitorStatus
 
 MAX_BLOCKING_SECONDS = 0.005
-"""Maximum time that encoding blocks the event loop and so delays events."""
+"""Maximum time for which the encoding may block the event loop, because events are delayed meanwhile."""
 
 
 class OverviewSource(Protocol):
@@ -38,7 +38,7 @@ class OverviewSource(Protocol):
         """Return the firing alerts."""
 
     def levels_in_bytes(self, vm: Vm, device: str, /) -> Sequence[tuple[str, int]]:
-        """Return a disk's alert levels in ascending order: each level's text in the config, and the level as a number of used bytes."""
+        """Return a disk's alert levels in ascending order, each as its text in the config and as a number of used bytes."""
 
     def histogram_owner(self, vm: Vm, device: str, /) -> str:
         """Return who has set a disk's latency histograms: `agent` or `other`; empty if that is unknown."""
@@ -166,7 +166,7 @@ def resources_json(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def encode_compactly(value: dict[str, Any]) -> bytes:
-    """Encode a value as JSON to cache. Return a copy, because orjson's own result keeps a buffer of up to eight times its size."""
+    """Encode a value as JSON for a cache. Return a copy, because orjson's own result keeps a buffer of up to eight times its size."""
     return bytes(memoryview(encode_json(value)))
 
 

@@ -1,6 +1,6 @@
-"""The stream of the page: first the whole state of the host, then only the rows, alerts, pools and values that changed.
+"""The stream of the page. It first sends the whole state of the host, and then only the rows, alerts, pools and values that changed.
 
-A row is encoded once for all clients. Nothing is queued for a slow client, so it misses intermediate states and gets the newest state.
+A row is encoded once for all clients. Nothing is queued for a slow client. It misses intermediate states, and gets the newest state.
 """
 
 from collections import Counter
@@ -32,7 +32,7 @@ SESSION_FIELDS = ("name", "state", "reason", "since", "qemu", "degraded")
 COLUMNS = (*SESSION_FIELDS, *FIELDS)
 
 Views = Mapping[str, tuple[Vm, VmView]]
-"""The present VMs by UUID."""
+"""The current VMs by UUID."""
 
 
 class PageState:
@@ -48,7 +48,7 @@ class PageState:
         return self.source.snapshot
 
     def views(self) -> Views:
-        """Return the present VMs by UUID."""
+        """Return the current VMs by UUID."""
         return {vm.uuid: (vm, view) for vm, view in self.snapshot.views()}
 
     def update_rows(self, views: Views) -> Iterator[None]:
@@ -61,7 +61,7 @@ class PageState:
                 continue
             row = bytes(encode_json({"row": _row(vm, view)})[len(b'{"row":') : -1])
             if known is not None and known[2] == row:
-                row = known[2]  # clients compare rows by identity
+                row = known[2]  # a new object, because clients detect a change by the identity of the row
             self._rows[uuid] = view, view.revision, row
             yield
 
@@ -77,7 +77,7 @@ class PageState:
 
 
 def _state(view: VmView) -> str:
-    """Return QEMU's run state of a VM if its session is up; else the state of the session."""
+    """Return QEMU's run state of a VM. If the VM's session is not up, return the state of the session."""
     if view.status.state is not MonitorState.UP:
         return view.status.state.value
     polls = view.polls.get("runstate")
@@ -123,12 +123,12 @@ class PageChanges:
         self._uuid = uuid
         self._all_monitors = all_monitors
         self._parts = {name: _Entries() for name in ("rows", "monitors", "alerts", "pools", "families")}
-        self._wholes: dict[str, bytes] = {}  # parts that are sent as a whole
+        self._wholes: dict[str, bytes] = {}  # parts that are always sent as a whole
         self._vm: tuple[VmView, int] | None = None
         self._is_first = True
 
     async def changes(self) -> dict[str, Any] | None:
-        """Return what changed since the previous call; everything at the first call; None if nothing changed."""
+        """Return what has changed since the previous call; None if nothing has. The first call returns everything."""
         views = self._state.views()
         changes: dict[str, Any] = {}
         if self._is_first:

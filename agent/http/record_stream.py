@@ -14,7 +14,7 @@ MAX_STREAMS = 32
 
 RECENT_RECORDS = 500
 RECENT_BYTES = 1 << 20
-"""Limits of the recent records that are kept for new subscribers, in bytes and in number; both apply. Samples are not kept."""
+"""Limits of the recent records that are kept for new subscribers, in bytes and in number. Both apply. Samples are not kept."""
 
 
 class TooManySubscribersError(Exception):
@@ -117,8 +117,9 @@ class RecordBroadcaster:
 
         Args:
             subscriber: the receiver.
-            recent: whether recent records (samples excluded) are delivered first.
-            after: id of the last record that the receiver has. Recent records up to this record are skipped; none if the id is unknown.
+            recent: whether recent records, except samples, are delivered first.
+            after: id of the last record that the receiver has. Recent records up to this record are skipped. If the id is unknown, no
+                record is skipped.
 
         Raises:
             TooManySubscribersError: all streams are in use.

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 _request_log = logging.getLogger("agent.http.requests")
 
 RELOAD_SECONDS = 1.0
-"""Time between two checks whether the web config file, or a file that it names, has changed."""
+"""Time between two checks for changes of the web config file and of the files that it names."""
 HANDSHAKE_SECONDS = 5.0
 MAX_HEADER_LINE_BYTES = 8190
 MAX_HEADERS = 64
@@ -62,7 +62,7 @@ class HttpEndpoint:
         reload_seconds: float = RELOAD_SECONDS,
     ) -> None:
         self.config_error: str | None = None
-        """Why the web config file could not be reloaded; None if the file's present content is in use."""
+        """Why the web config file could not be reloaded; None if the file's current content is in use."""
         self._listen = listen
         self._path = web_config
         self._reload_seconds = reload_seconds
@@ -125,16 +125,16 @@ class HttpEndpoint:
                 await self._runner.cleanup()
 
     async def _start_servers(self, web_config: LoadedWebConfig, sockets: Sequence[socket.socket]) -> None:
-        """Replace the servers, so that new connections use the TLS of a web config.
+        """Replace the servers, so that new connections use the TLS of a new web config. Open connections stay open.
 
-        Open connections stay open. The web config's access control applies to their next requests.
+        For their next requests, the access control of the new web config applies.
         """
         loop = asyncio.get_running_loop()
         assert self._runner.server is not None
         factory = self._connections.wrap(self._runner.server)
         previous, self._servers = self._servers, []
         handshake = HANDSHAKE_SECONDS if web_config.tls is not None else None
-        for bound in sockets:  # a server closes its socket, so pass a duplicate, which shares the accept queue
+        for bound in sockets:  # a server closes its socket at its end; pass a duplicate, which shares the accept queue
             server = await loop.create_server(
                 factory, sock=bound.dup(), ssl=web_config.tls, backlog=128, ssl_handshake_timeout=handshake
             )
@@ -175,7 +175,7 @@ def is_loopback(listen: str) -> bool:
 
 
 def _bind_sockets(listen: str) -> list[socket.socket]:
-    """Return a listening socket for each IP address of `host:port`. All sockets have the same port, also if it is given as 0."""
+    """Return a listening socket for each IP address of `host:port`. All sockets have the same port, even if `port` is 0."""
     host, _, port = listen.rpartition(":")
     bound: list[socket.socket] = []
     try:

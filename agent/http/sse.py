@@ -21,7 +21,7 @@ class StreamIntervals:
     """Intervals of the record stream and the overview stream.
 
     Attributes:
-        keepalive_seconds: interval of the comments on an idle stream. They detect a disconnected client.
+        keepalive_seconds: interval of the comments on an idle stream. The comments detect a disconnected client.
         overview_seconds: interval of the checks whether the overview has changed.
     """
 

@@ -23,11 +23,11 @@ class StaticFiles:
         self._html = html.replace(b'"page/', f'"page/{self._digest}/'.encode())
 
     async def index(self, _: web.Request) -> web.Response:
-        """Return the HTML. Its links to the files contain the digest of their present content."""
+        """Return the HTML. Its links to the files contain the digest of their current content."""
         return web.Response(body=self._html, content_type=CONTENT_TYPES[".html"], charset="utf-8")
 
     async def file(self, request: web.Request) -> web.Response:
-        """Return a file. If the URL has the digest of another agent version, return the present file, but forbid caching."""
+        """Return a file. If the URL has the digest of another version of the agent, forbid caching of the current file."""
         file = self._files.get(request.match_info["name"])
         if file is None:
             raise web.HTTPNotFound

@@ -74,7 +74,7 @@ class TlsServerConfig(_WebSection):
     key_file: Path
     """The certificate's private key (PEM)."""
     client_auth_type: Literal["NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert"] = "NoClientCert"
-    """Policy for client certificates. An authority in `client_ca_file` must have issued them."""
+    """Policy for client certificates. Their issuer must be in `client_ca_file`."""
     client_ca_file: Path | None = None
     """Certificate authorities that issue the clients' certificates (PEM)."""
     client_allowed_sans: list[str] = []
@@ -86,13 +86,13 @@ class TlsServerConfig(_WebSection):
     cipher_suites: list[Annotated[str, AfterValidator(_check_cipher_suite)]] = []
     """Cipher suites of TLS 1.2, in Go's names; an empty list means OpenSSL's defaults."""
     prefer_server_cipher_suites: bool = True
-    """Give the order of `cipher_suites` precedence over the client's order."""
+    """Whether the order of `cipher_suites` has precedence over the client's order."""
 
     @model_validator(mode="after")
     def _check_client_auth(self) -> "TlsServerConfig":
         if (self.client_auth_type == "NoClientCert") != (self.client_ca_file is None):
             raise ValueError(
-                "client_ca_file needs a client_auth_type other than NoClientCert, and such a type needs client_ca_file"
+                "client_ca_file and a client_auth_type other than NoClientCert need each other: set both or neither"
             )
         if self.client_allowed_sans and self.client_auth_type != "RequireAndVerifyClientCert":
             raise ValueError("client_allowed_sans needs client_auth_type: RequireAndVerifyClientCert")
@@ -122,7 +122,7 @@ class RateLimit(_WebSection):
     """Rate limit of the requests of all clients together (a token bucket)."""
 
     interval: Annotated[Seconds, Field(ge=0)] = 0.0
-    """Time in which the bucket gains one token, for one request; 0 means no limit."""
+    """Time in which the bucket gains one token. Each request takes a token. 0 means no limit."""
     burst: Annotated[int, Field(ge=1)] = 1
     """Size of the bucket: the number of requests that are allowed at once."""
 
@@ -220,7 +220,7 @@ class LoadedWebConfig:
         return cls(config, context, BasicAuthUsers(config.basic_auth_users), signature)
 
     def read_signature(self, path: Path) -> object:
-        """Return the present signature of the web config's files. This blocks, so call it in a thread."""
+        """Return the current signature of the web config's files. This blocks, so call it in a thread."""
         return _read_signature([path, *referenced_files(self.config, path.parent)])
 
 

@@ -15,21 +15,21 @@ THROTTLED_RATIO = 0.9
 BASELINE_SECONDS = 3600.0
 """Length of the history that a latency is compared with."""
 RECENT_SECONDS = 60.0
-"""Length of the newest part of the history. It is not part of the baseline, because it may already be slow."""
+"""Length of the newest part of the history. The baseline excludes it, because it may already be slow."""
 MIN_BASELINE_POINTS = 10
 """Minimum number of points of a baseline."""
 SLOW_RATIO, MIN_SLOW_SECONDS = 3.0, 0.005
-"""A latency is high if it is this many times the baseline, and at least this long."""
+"""A latency counts as high if it is at least this multiple of the baseline, and at least this long."""
 ALWAYS_SLOW_SECONDS = 0.05
-"""Latency that is high even without a baseline."""
+"""A latency of this or more counts as high even without a baseline."""
 ALWAYS_SLOW_P99_SECONDS = 0.1
-"""Latency of the slowest percent that is high, whatever the mean is."""
+"""A 99th percentile of this latency or more counts as high, even if the mean is low."""
 MIN_P99_OPERATIONS = 100
-"""Minimum number of operations in a histogram of the last minute for a 99th percentile that says something."""
+"""Minimum number of operations in a histogram of the last minute for a meaningful 99th percentile."""
 MIN_OPERATIONS = 1.0
 """Minimum number of operations per second for a meaningful mean latency."""
 LONG_QUEUE = 16.0
-"""Mean number of requests in flight that counts as a long queue, if a request takes `QUEUE_SECONDS` or longer."""
+"""A queue counts as long if this many requests are in flight on average, and a request takes `QUEUE_SECONDS` or longer."""
 QUEUE_SECONDS = 0.01
 
 _KINDS = ("read", "write")
@@ -95,7 +95,9 @@ def _baseline(evidence: Evidence, kind: str) -> float | None:
     column = COLUMNS.index(f"{kind}_latency")
     points = evidence.view.history_recorder.history.points(BASELINE_SECONDS)
     old = [values[column] for time, values in points if time <= evidence.now - RECENT_SECONDS]
-    known = [value for value in old if value > 0]  # leaves out nan, and 0 of an hour without requests
+    known = [
+        value for value in old if value > 0
+    ]  # leaves out unknown values (NaN), and zeros of times without requests
     return median(known) if len(known) >= MIN_BASELINE_POINTS else None
 
 

@@ -13,9 +13,9 @@ from agent.model.metrics.host_resources import HOST
 from agent.model.metrics.pool import BLOCK_STORAGE, POOL
 
 MAX_RATE_AGE = 60.0
-"""Maximum age in seconds of rates that explain the present state. It is longer for a VM that is polled rarely."""
+"""Maximum age in seconds of rates that explain the current state. For a VM that is polled rarely, it is longer."""
 MAX_MISSED_POLLS = 3
-"""Maximum age of rates in polling intervals, for a VM that is polled rarely."""
+"""Maximum age of rates, in polling intervals, of a VM that is polled rarely."""
 
 
 class CauseEvidence(NamedTuple):
@@ -61,11 +61,11 @@ class Evidence:
         return poll.current if poll is not None else {}
 
     def values(self, family: Family) -> Values:
-        """Return the last values of a family that describes the VM as a whole."""
+        """Return the last values of a family that describes the whole VM."""
         return self.subjects(family).get((), {})
 
     def number(self, family: Family, name: str) -> float | None:
-        """Return a number of a family that describes the VM as a whole; None if it is unknown."""
+        """Return a number of a family that describes the whole VM; None if it is unknown."""
         return number_in(self.values(family), name)
 
     def rates(self, family: Family, labels: Labels, names: Iterable[str]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Causes that are work on the VM, such as migrations, jobs and dumps, and causes that its guest or its alerts report. Pure."""
+"""Causes that are work on the VM, such as migrations, jobs and dumps. Also causes that the guest or an alert reports. Pure."""
 
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -104,11 +104,11 @@ def dump_running(evidence: Evidence) -> Iterator[CauseEvidence]:
 
 
 def unexplained_alerts(evidence: Evidence, covered: Collection[str]) -> Iterator[CauseEvidence]:
-    """Find serious firing alerts that no other row covers.
+    """Find serious firing alerts that no row of the table covers.
 
     Args:
         evidence: what is known about the VM.
-        covered: names of the alerts that a named cause already explains.
+        covered: names of the alerts that a cause already explains.
     """
     for alert in evidence.alerts:
         if alert["severity"] in _SERIOUS and alert["alert"] not in covered:

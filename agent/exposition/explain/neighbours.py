@@ -10,7 +10,7 @@ from agent.exposition.explain.text_format import listing, percent
 from agent.exposition.resource_contention import HostResource, describe_vm
 
 MIN_SHARE = 0.5
-"""Minimum share of a resource that the other VMs take together to count as the cause."""
+"""Minimum share of a resource that the other VMs together must take to count as the cause."""
 
 
 def neighbours(evidence: Evidence) -> Iterator[CauseEvidence]:
@@ -29,7 +29,7 @@ def neighbours(evidence: Evidence) -> Iterator[CauseEvidence]:
 def _takers(
     evidence: Evidence, resource: HostResource, pool: Sequence[str], own: str
 ) -> tuple[list[Mapping[str, Any]], Mapping[str, float]]:
-    """Return the other VMs that take most of a resource, and the sum that all VMs take; empty if no VM waits for the resource."""
+    """Return the other VMs that take most of a resource, and the sum over all VMs. If no VM waits for the resource, return no VM."""
     for found in evidence.host.get("contention", ()):
         if (found["resource"], found["pool"], found["kind"]) == (resource.value, *pool):
             return [vm for vm in found["taking"] if vm["uuid"] != own], found["total"]

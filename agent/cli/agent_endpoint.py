@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def endpoint_url(parsed: argparse.Namespace) -> str:
-    """Return the URL of the agent's endpoint: from the option --url, else from the config, else the default."""
+    """Return the URL of the agent's endpoint. The option --url has precedence over the config, and the config over the default."""
     if parsed.url:
         return str(parsed.url).rstrip("/")
     web = _web_section(parsed.config)

@@ -92,7 +92,7 @@ def add_journal_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--dead-letters",
         action="store_true",
-        help="export the records that Kafka rejected, instead of the waiting records (`replay` always replays these)",
+        help="export the records that Kafka rejected, and not the waiting records; `replay` always replays rejected records",
     )
     command.add_argument("--file", help="export or replay this quarantined file, named as in the journal's directory")
 
@@ -132,7 +132,8 @@ def add_doctor_options(command: argparse.ArgumentParser) -> None:
     add_config_option(command)
     command.add_argument("--vm", default="*", help="only VMs whose name or UUID matches this pattern")
     command.add_argument(
-        "--user", help="user whose permissions to check; default: the running agent's user, else qmp-agent"
+        "--user",
+        help="user whose permissions to check; default: the user of the running agent, or qmp-agent if none runs",
     )
     command.add_argument(
         "--json", action="store_true", help="print one JSON array; docs/reference/doctor.md describes its fields"
@@ -166,7 +167,9 @@ def add_demo_options(command: argparse.ArgumentParser) -> None:
 def _add_endpoint_options(command: argparse.ArgumentParser) -> None:
     """Add the options of a client of the agent's endpoint."""
     add_config_option(command)
-    command.add_argument("--url", help="URL of the agent's endpoint; default: the config's, else http://127.0.0.1:9179")
+    command.add_argument(
+        "--url", help="URL of the agent's endpoint; default: from the config, or http://127.0.0.1:9179"
+    )
     _add_credentials_options(command, "the endpoint")
 
 

@@ -24,7 +24,9 @@ async def request_explanation(url: str, credentials: EndpointCredentials, vm: st
         AgentRequestError: no agent answers, or it does not know the VM.
         EndpointCredentialsError: a file with credentials cannot be read.
     """
-    return await request_json(credentials, "GET", url, "/explain", params={"vm": vm}, explained=REFUSALS)
+    return await request_json(
+        credentials, "GET", url, "/explain", params={"vm": vm}, self_explanatory_statuses=REFUSALS
+    )
 
 
 def explanation_lines(explanation: Mapping[str, Any]) -> Iterator[str]:

@@ -200,8 +200,8 @@ async def request_json(
     *,
     params: Mapping[str, str] | None = None,
     body: Any = None,
-    expected: int = 200,
-    explained: Collection[int] = (),
+    expected_status: int = 200,
+    self_explanatory_statuses: Collection[int] = (),
     seconds: float = REQUEST_SECONDS,
 ) -> dict[str, Any]:
     """Send a request to the agent's endpoint and return the JSON object in its answer.
@@ -213,8 +213,8 @@ async def request_json(
         path: path of the request, beginning with a slash.
         params: parameters in the query of the URL.
         body: a JSON value to send; None for no body.
-        expected: the status of a successful answer.
-        explained: statuses for which the endpoint's own text is the whole error message.
+        expected_status: the status of a successful answer.
+        self_explanatory_statuses: statuses for which the endpoint's own text is the whole error message.
         seconds: timeout of the request.
 
     Raises:
@@ -225,7 +225,7 @@ async def request_json(
     try:
         async with asyncio.timeout(seconds), request as response:
             text = await response.text()
-        if response.status == expected:
+        if response.status == expected_status:
             answer: dict[str, Any] = json.loads(text)
             return answer
     except REQUEST_ERRORS as error:
@@ -233,4 +233,6 @@ async def request_json(
             f"no agent answers at {url}: {error or 'timeout'}; is it running with this web.listen_address?"
         ) from error
     text = text.strip()[:MAX_ERROR_CHARACTERS]
-    raise AgentRequestError(text if response.status in explained else f"{url}: HTTP {response.status}: {text}")
+    raise AgentRequestError(
+        text if response.status in self_explanatory_statuses else f"{url}: HTTP {response.status}: {text}"
+    )

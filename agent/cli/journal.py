@@ -16,7 +16,7 @@ from agent.delivery.journal.writer import FILE, UNREPORTED_DROPS
 from agent.delivery.pipeline import QUEUE_NAMES
 from agent.model.record import EncodedRecord
 
-REPLAY_QUEUE = "events"  # the queue that receives all replayed records
+REPLAY_QUEUE = "events"  # Name of the queue that receives all replayed records
 
 
 class JournalToolError(SubcommandError):

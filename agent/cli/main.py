@@ -34,7 +34,7 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = 
     "run": (arguments.add_config_option, "watch the VMs of this host until SIGTERM"),
     "check": (
         arguments.add_check_options,
-        "check the config, then the monitors, the journal, the endpoint and the sink that it names",
+        "check the config, and the monitors, the journal, the endpoint and the sink in it",
     ),
     "tail": (arguments.add_tail_options, "follow the records of the running agent"),
     "top": (arguments.add_top_options, "show the VMs of the running agent in the terminal"),
@@ -66,7 +66,7 @@ def _version() -> str:
 
 
 class _PrintVersion(argparse.Action):
-    """Prints the version. argparse's own action needs the version before the command line is parsed."""
+    """Prints the version. argparse's own action would need the version before it parses the command line."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print(_version())

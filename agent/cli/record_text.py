@@ -30,7 +30,7 @@ def format_record(record: Mapping[str, Any], *, width: int = 0, colour: bool = F
 
 
 HIDDEN_FIELDS = frozenset({"event", "category", "alert", "fingerprint", "account_failed", "account_invalid", "qdev"})
-"""Fields of a record's data that are not shown, because they repeat other parts of the line or are not useful to a reader."""
+"""Fields of a record's data that are not shown. They repeat other parts of the line, or are not useful to people."""
 
 
 _QEMU_BYTES = frozenset({"write-threshold", "amount-exceeded", "actual"})

@@ -14,7 +14,7 @@ async def request_resync(url: str, credentials: EndpointCredentials) -> int:
         AgentRequestError: no agent answers, or it refuses the request.
         EndpointCredentialsError: a file with credentials cannot be read.
     """
-    answer = await request_json(credentials, "POST", url, "/resync", body={}, expected=202)
+    answer = await request_json(credentials, "POST", url, "/resync", body={}, expected_status=202)
     try:
         return int(answer["entities"])
     except (KeyError, ValueError, TypeError) as error:

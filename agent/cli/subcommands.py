@@ -13,7 +13,7 @@ from agent.config.errors import ConfigError
 USAGE_ERROR = 2
 
 IMPORT_THRESHOLDS = (50_000, 20, 100)
-"""Thresholds of the garbage collector during imports. Imports create many objects, and nearly all of them stay in use."""
+"""Thresholds of the garbage collector during imports. Nearly all of the many objects that imports create stay in use."""
 
 
 def execute(parsed: argparse.Namespace) -> int:
@@ -43,7 +43,7 @@ def execute(parsed: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _rare_collections() -> Iterator[None]:
-    """Collect garbage rarely while the `with` block runs, because collections would take a quarter of the time of imports."""
+    """Collect garbage rarely while the `with` block runs. Otherwise, collections would take a quarter of the time of imports."""
     previous = gc.get_threshold()
     gc.set_threshold(*IMPORT_THRESHOLDS)
     try:

@@ -16,7 +16,7 @@ from agent.common.errors import SubcommandError
 RESPONSE_SECONDS = 5.0
 """Timeout of the connection, and of the start of the response."""
 SILENT_SECONDS = 60.0
-"""Time without a line after which the connection counts as lost. The agent sends lines more often, even without records."""
+"""The connection counts as lost after this time without a line. Even without records, the agent sends lines more often."""
 
 
 class TailError(SubcommandError):
@@ -90,7 +90,9 @@ async def _stream_lines(options: TailOptions, query: Mapping[str, str]) -> Async
             line = b"\n"
             while line:
                 yield line
-                async with asyncio.timeout(SILENT_SECONDS):  # `wait_for` ignores a Ctrl-C that arrives with a line
+                async with asyncio.timeout(
+                    SILENT_SECONDS
+                ):  # Do not use `wait_for`: it ignores a Ctrl-C that arrives together with a line.
                     line = await response.body.readline()
     except REQUEST_ERRORS as error:
         raise _ConnectionLostError(str(error) or "timeout") from error

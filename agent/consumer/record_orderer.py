@@ -107,7 +107,7 @@ class _Chain:
         self.last = sequence
 
     def add_gap(self, through: str) -> None:
-        """Report a gap after `last`, up to and including this sequence. Late records can fill the gap."""
+        """Add a gap after `last`, up to and including this sequence. Late records can fill it."""
         self.gaps.append((self.last, through))
         del self.gaps[:-_MAX_GAPS]
 

@@ -29,7 +29,7 @@ class RequestSplitter:
             try:
                 request, end = json.JSONDecoder().raw_decode(self._text)
             except json.JSONDecodeError:
-                return  # incomplete
+                return  # the request is incomplete
             self._text = self._text[end:]
             yield request
 

@@ -93,7 +93,9 @@ class CaptureWriter:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise CaptureError(f"{path}: {error.strerror}") from error
-        self._file = os.fdopen(descriptor, "wb", buffering=0)  # unbuffered, so that a kill loses nothing
+        self._file = os.fdopen(
+            descriptor, "wb", buffering=0
+        )  # unbuffered, so that no message is lost if the process is killed
         self._bytes_left = max_bytes
         self._start = time.monotonic()
         self.lines = 0
@@ -103,8 +105,8 @@ class CaptureWriter:
             {"qmp-agent-capture": FORMAT, "agent": __version__, "time": now, "monitor": remove_secrets(monitor)}
         )
 
-    def put(self, side: Side, message: dict[str, Any] | None) -> None:
-        """Write a message with the present time. Do nothing if the file would exceed its maximum size."""
+    def write_message(self, side: Side, message: dict[str, Any] | None) -> None:
+        """Write a message with the current time. If the file would exceed its maximum size, do nothing."""
         seconds = round(time.monotonic() - self._start, 6)
         self._write_line({"seconds": seconds, "from": side, "message": remove_secrets(message)})
         self.lines += not self.full

@@ -129,7 +129,7 @@ class _RecordingProxy:
         with contextlib.suppress(ConnectionError, ProtocolError):
             while (data := data or await reader.read(READ_BYTES)) and not self._file.full and self.error is None:
                 for message in framer.receive(data):
-                    if not isinstance(message, UnreadableMessage):  # a capture file can only hold JSON
+                    if not isinstance(message, UnreadableMessage):  # a capture file contains only JSON
                         self._write_message(side, message)
                 writer.write(data)
                 await writer.drain()
@@ -137,6 +137,6 @@ class _RecordingProxy:
 
     def _write_message(self, side: Side, message: dict[str, Any] | None) -> None:
         try:
-            self._file.put(side, message)
+            self._file.write_message(side, message)
         except OSError as error:
             self.error = self.error or error

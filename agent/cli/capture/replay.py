@@ -1,7 +1,7 @@
 """Replays a capture file: a fake QEMU sends the recorded messages to an agent at their recorded times.
 
 The fake QEMU answers a command with the reply to the same command in the recording. If the recording contains the command several times,
-the latest one before the current time is used. A reply is never sent before its recorded time. The order of the agent's commands does not
+the last one before the current time counts. A reply is never sent before its recorded time. The order of the agent's commands does not
 matter, so an agent of another version can be used. A command that is not in the recording gets the error CommandNotFound.
 """
 
@@ -76,7 +76,7 @@ class Recording:
             seconds: the time since the header.
 
         Returns:
-            The exchange; the first one if all exchanges of the command are later; None if the command is not in the recording.
+            The exchange. If all exchanges of the command are later, the first one. None if the command is not in the recording.
         """
         exchanges = self._exchanges.get(_command_key(remove_secrets(request)))
         if exchanges is None:
@@ -95,7 +95,8 @@ class ReplayedMonitor:
     """A fake QEMU monitor that replays a recording to the first agent that connects.
 
     Attributes:
-        ended: set at the end of the recording; if QEMU closed the recorded connection, set when the agent has reconnected.
+        ended: set at the end of the recording. If the recording ends with a connection that QEMU closed, set when the agent has
+            reconnected.
     """
 
     def __init__(self, recording: Recording, speed: float) -> None:
@@ -118,7 +119,7 @@ class ReplayedMonitor:
             if not self._recording.closed_by_qemu:
                 self.ended.set()
                 while await reader.read(READ_BYTES):
-                    pass  # until the agent closes the connection
+                    pass  # wait until the agent closes the connection
         else:  # the agent has reconnected, so it has handled the end of the first connection
             self.ended.set()
         writer.close()
@@ -150,7 +151,7 @@ class ReplayedMonitor:
             _send(writer, exchange.reply if exchange is not None else NOT_RECORDED)
 
     async def _send_events(self, writer: asyncio.StreamWriter) -> None:
-        """Send the events at their recorded times, with the present time as their timestamp. Return at the end of the recording."""
+        """Send the events at their recorded times, with the current time as their timestamp. Return at the end of the recording."""
         for line in self._recording.events:
             await self._sleep_until(line.seconds)
             seconds, micros = divmod(time.time_ns() // 1000, 1_000_000)

@@ -23,7 +23,7 @@ def execute(parsed: argparse.Namespace) -> int:
     read = partial(load_config, parsed.config or CONFIG_PATH)
     config = read()
     configure_logging(config.log.level, config.log.format)
-    faulthandler.enable()  # logs where the process hangs when systemd's watchdog ends it with SIGABRT
+    faulthandler.enable()  # if systemd's watchdog ends the process with SIGABRT, this logs where it hangs
     run_loop(_exit_after(run(config, read)))
     return 0
 
@@ -36,5 +36,5 @@ async def _exit_after(main: Coroutine[Any, Any, None]) -> None:
         status = 0
     finally:
         timer = threading.Timer(THREAD_EXIT_SECONDS, os._exit, (status,))
-        timer.daemon = True  # the process can end before the timer
+        timer.daemon = True  # the timer does not keep the process alive
         timer.start()

@@ -64,7 +64,7 @@ class ControlClient:
         number = next(self._ids)
         request: dict[str, Any] = {"execute": name, "id": number}
         if arguments:
-            # This is the only command whose arguments have underscores.
+            # Only block_set_io_throttle has arguments with underscores.
             separator = "_" if name == "block_set_io_throttle" else "-"
             request["arguments"] = {key.replace("_", separator): value for key, value in arguments.items()}
         if self._closed:

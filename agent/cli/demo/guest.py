@@ -116,7 +116,7 @@ class Guest:
         self._serial.unlink(missing_ok=True)
         arguments = await self._build_arguments()
         client = socket.socket(socket.AF_UNIX)
-        # QEMU inherits a listening socket that already has a waiting connection. QEMU is ready when it sends its greeting on it.
+        # QEMU inherits a listening socket with a waiting connection. When QEMU is ready, it sends its greeting on this connection.
         with socket.socket(socket.AF_UNIX) as listener, self._log.open("wb") as log:
             listener.bind(os.fspath(self.control))
             listener.listen(1)
@@ -157,14 +157,14 @@ class Guest:
         self._unlink_sockets()
 
     async def kill(self) -> None:
-        """Kill QEMU with SIGKILL, so that it ends like in a crash, without an event. Its sockets remain until the next start or stop."""
+        """Kill QEMU with SIGKILL. Like after a crash, there is no event, and the sockets remain until the next start or stop."""
         if self.process is not None:
             self.send_signal(signal.SIGKILL)
             await self.process.wait()
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to QEMU if it runs. After SIGSTOP, QEMU hangs until SIGCONT."""
-        # Do not use the process object, which would reap the process, so that asyncio would not notice its end.
+        # Do not use the process object. It would reap the process, and asyncio would not notice the end of the process.
         if self.process is not None and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, number)

@@ -64,7 +64,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
             except OSError:
                 if not folder.exists():
                     raise
-                # Another process was faster, and its result is the same.
+                # Another process has built the directory in the meantime, with the same result.
     return folder
 
 
@@ -233,7 +233,7 @@ def _add_modules(root: Path, modules: Mapping[str, bytes], order: str) -> None:
 
 
 def _pack_initramfs(root: Path) -> bytes:
-    """Return a directory as an initramfs."""
+    """Return an initramfs with the content of a directory."""
     names = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
     return run_program("cpio", "-o", "-H", "newc", "-R", "0:0", "--quiet", cwd=root, stdin="\n".join(names).encode())
 

@@ -11,7 +11,7 @@ _LOCAL = frozenset({"", "0.0.0.0", "::", "localhost", "127.0.0.1", "::1"})  # no
 
 
 def socket_table_address(address: str) -> str:
-    """Return an address in the form that agent.host.sockets uses: `tcp:PORT`, or the normalized path of a Unix socket."""
+    """Return an address in the form of agent.host.sockets: `tcp:PORT`, or the normalized path of a Unix socket."""
     return f"tcp:{address.rpartition(':')[2]}" if address.startswith("tcp:") else normalize_path(address)
 
 

@@ -21,7 +21,7 @@ from agent.cli.doctor.advice import (
 from agent.cli.doctor.argv import MonitorSocket, parse_argv, readconfig_paths
 from agent.cli.doctor.managers import VmContext, manager_of, proxmox_vmid
 from agent.cli.doctor.model import HostView, MonitorReport, SocketState, VmReport, VmState
-from agent.cli.doctor.network import network_notes
+from agent.cli.doctor.network import describe_network
 from agent.host import qemu_processes
 from agent.host.permissions import describe_denial, process_user
 from agent.host.qemu_processes import command_line
@@ -73,7 +73,7 @@ class _VmInspector:
         vm: the facts about the VM that advice depends on.
         uuid: the VM's UUID; empty if the command line does not have it.
         incoming: whether the process waits at its start for a VM that migrates in.
-        start: a value that orders the processes by their start.
+        start: a value that orders the processes by their start times.
     """
 
     def __init__(self, pid: int, host: HostView) -> None:
@@ -108,7 +108,7 @@ class _VmInspector:
         return tuple(f"{vm.vm.name} (pid {vm.vm.pid})" for vm in chosen)
 
     def connections(self) -> Iterator[SocketEntry]:
-        """Yield this process's end of each connection. Some ends may belong to monitors that were added after QEMU's start."""
+        """Yield this process's end of each connection, including connections of monitors that were added after QEMU's start."""
         table = self._host.table
         inodes = table.keys() if self._inodes is None else self._inodes.values()
         yield from (entry for inode in inodes if (entry := table.get(inode)) and entry.state == ESTABLISHED)
@@ -147,7 +147,7 @@ class _VmInspector:
             monitors,
             tuple(sanitize(step, MAX_STEP_CHARACTERS) for step in steps),
             section,
-            network=network_notes(self._line, self.vm.pid, self._host.proc.parent),
+            network=describe_network(self._line, self.vm.pid, self._host.proc.parent),
         )
 
     def _inspect_monitor(self, monitor: MonitorSocket, address: str, holders: Mapping[int, int]) -> MonitorReport:
@@ -191,7 +191,7 @@ class _VmInspector:
         return paths_blocking_dial(self._host, f"{path}-ro" if entry.read_only and not in_uri else path) if path else []
 
     def _address_of(self, monitor: MonitorSocket) -> str:
-        """Return the address of a monitor; empty if unknown. The kernel's table contains the address of an inherited descriptor."""
+        """Return the address of a monitor; empty if unknown. For an inherited descriptor, it is in the kernel's socket table."""
         if monitor.fd is None:
             return self._resolve_descriptor(monitor.path) or f"tcp:{monitor.tcp}"
         entry = self._host.table.get((self._inodes or {}).get(monitor.fd, 0))
@@ -246,13 +246,13 @@ def _read_proxmox_args(argv: Sequence[str], root: Path) -> str | None:
     """Return the VM's key `args` in Proxmox' config; empty if it is not set, None if the config cannot be read."""
     path = root / "etc/pve/qemu-server" / f"{proxmox_vmid(argv)}.conf"
     lines = qemu_processes.read_file(path).decode("utf-8", "replace").splitlines()
-    current = takewhile(lambda line: not line.startswith("["), lines)  # a section for each snapshot follows
+    current = takewhile(lambda line: not line.startswith("["), lines)  # the sections of the snapshots follow
     args = (line.removeprefix("args:").strip() for line in current if line.startswith("args:"))
     return next(args, "") if lines else None
 
 
 def _read_config_file(path: str, pid: int, proc: Path) -> str:
-    """Return the text of a file in a process's view of the file system; empty if it is not a readable regular file."""
+    """Return the text of a file in a process's mount namespace; empty if it is not a readable regular file."""
     path_in_process = proc / str(pid) / (f"root{path}" if path.startswith("/") else f"cwd/{path}")
     try:
         # O_PATH does not open the file itself, because opening a device can have side effects.

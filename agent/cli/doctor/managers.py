@@ -25,7 +25,7 @@ class VmManager:
         signature: a regular expression that matches a part of the command line, config files or monitor paths of each of its VMs.
         used_monitors: a regular expression for the addresses of monitors that the manager needs, even if they are free now.
         steps: the change, line by line. `manager_steps` replaces the placeholders.
-        uri: the libvirt URI of a manager that uses libvirt; empty for another manager, whose steps make QEMU connect to the agent.
+        uri: the libvirt URI, if the manager uses libvirt; otherwise empty. Without libvirt, the steps make QEMU connect to the agent.
         section: the section of docs/reference/monitors.md that explains the change.
         holds_monitors: whether the manager stays connected to its monitors, so that the agent cannot share them.
     """

@@ -77,7 +77,7 @@ class VmReport:
     """One VM.
 
     Attributes:
-        name: the VM's name in QEMU's command line, else `pid N`.
+        name: the VM's name in QEMU's command line; `pid N` if it has none.
         uuid: the VM's UUID in QEMU's command line, or empty.
         pid: the pid of QEMU.
         manager: the VM manager that started QEMU, or `unknown`.
@@ -90,7 +90,7 @@ class VmReport:
         same_uuid: names and pids of the other VMs on this host with the same UUID.
         migration_ends: names and pids of the processes with the same UUID that may be the other end of a migration within this host.
         images: the images that QEMU has open; empty without the permission to see its open files.
-        network: a line for each network device whose traffic the kernel does not count at a tap.
+        network: a text for each network device whose traffic the kernel does not count at a tap.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Network devices of a VM whose traffic the host's kernel does not count at a tap. It counts the traffic elsewhere, or not at all."""
+"""Describes network devices of a VM whose traffic the host's kernel does not count at a tap, but elsewhere or not at all."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,21 +16,21 @@ _BACKENDS = {
     "vhost-user": "the switch at its socket counts the traffic (Open vSwitch, VPP, passt), and the host's kernel does not",
     "vhost-vdpa": "the device counts the traffic (`vdpa dev vstats show`), and the host's kernel does not",
 }
-"""Network backends without counters, each with a text about what counts the traffic instead."""
+"""Network backends without counters in the kernel, each with a text that names what counts the traffic."""
 
 
-def network_notes(line: CommandLine, pid: int, root: Path) -> tuple[str, ...]:
-    """Return a line for each such network device of a process."""
-    return tuple(sanitize(note, 512) for note in (*_backend_notes(line), *_device_notes(pid, root)))
+def describe_network(command_line: CommandLine, pid: int, root: Path) -> tuple[str, ...]:
+    """Return a text for each such network device of a process."""
+    return tuple(sanitize(line, 512) for line in (*_describe_backends(command_line), *_describe_devices(pid, root)))
 
 
-def _backend_notes(line: CommandLine) -> Iterator[str]:
-    for name, kind in line.netdevs:
+def _describe_backends(command_line: CommandLine) -> Iterator[str]:
+    for name, kind in command_line.netdevs:
         if kind in _BACKENDS:
             yield f"network {name} ({kind}): no counters: {_BACKENDS[kind]}"
 
 
-def _device_notes(pid: int, root: Path) -> Iterator[str]:
+def _describe_devices(pid: int, root: Path) -> Iterator[str]:
     try:
         process = Process(pid, root)
     except OSError:

@@ -20,7 +20,7 @@ def render_reports(reports: Sequence[VmReport]) -> Iterator[str]:
             yield f"  {vm.missing}"
         yield from _describe_state(vm)
         yield from _describe_images(vm)
-        yield from (f"  {note}" for note in vm.network)
+        yield from (f"  {line}" for line in vm.network)
     if not reports:
         yield "no matching QEMU process is visible to this user"
 
@@ -70,7 +70,7 @@ def _describe_socket(monitor: MonitorReport) -> str:
 
 
 def _describe_need(monitor: MonitorReport) -> str:
-    """Return a warning if the VM's manager needs a monitor, and the config entry to remove; empty if the manager does not need it."""
+    """If the VM's manager needs a monitor, return a warning with the config entry to remove. Otherwise return an empty text."""
     if not monitor.used_by_manager:
         return ""
     keeps = monitor.entry and not monitor.entry.startswith(DIAL_PER_POLL_PREFIX)

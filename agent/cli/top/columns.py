@@ -38,7 +38,7 @@ class Column:
 
 
 def display_state(vm: OverviewVm) -> str:
-    """Return QEMU's run state of a VM, such as `paused`, if its session is up; else the state of the session, such as `stalled`."""
+    """Return QEMU's run state of a VM, such as `paused`. If its session is not up, return the state of the session, such as `stalled`."""
     return str(vm.get("status", "up") if vm["state"] == "up" else vm["state"])
 
 
@@ -46,7 +46,7 @@ _STOPPED = ("io-error", "internal-error", "guest-panicked", "watchdog", "shutdow
 
 
 def is_stopped(vm: OverviewVm) -> bool:
-    """Return whether QEMU stopped the guest for an error."""
+    """Return whether QEMU stopped the guest because of an error."""
     return display_state(vm) in _STOPPED
 
 

@@ -112,7 +112,7 @@ _HISTOGRAM_OWNERS = {"agent": "histogram set by the agent", "other": "histogram 
 
 
 def _latency_lines(disks: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, TextStyle]]:
-    """Yield a heading, and a line with the latency of each disk and kind of operation; nothing without latency histograms."""
+    """Yield a heading, and a line with the latency of each disk and kind of operation. Yield nothing without latency histograms."""
     rows = [(disk, kind, values) for disk in disks for kind, values in disk.get("latencies", {}).items()]
     if rows:
         yield "", TextStyle.PLAIN

@@ -38,7 +38,7 @@ def _describe(alert: Mapping[str, Any]) -> str:
 
 
 def monitor_lines(monitors: Sequence[Mapping[str, Any]], width: int) -> Iterator[ScreenLine]:
-    """Yield a heading, and a line for each monitor. Monitors that are not up come first; the order is natural otherwise.
+    """Yield a heading, and a line for each monitor. Monitors that are not up come first. Otherwise, the order is natural.
 
     Args:
         monitors: the monitors in /overview.
@@ -56,5 +56,7 @@ def monitor_lines(monitors: Sequence[Mapping[str, Any]], width: int) -> Iterator
 
 def _join(cells: Sequence[str], widths: Sequence[int], width: int) -> str:
     *fixed, last = cells
-    row = " ".join([*(fit_to_width(cell, room) for cell, room in zip(fixed, widths, strict=True)), last])
+    row = " ".join(
+        [*(fit_to_width(cell, remaining_width) for cell, remaining_width in zip(fixed, widths, strict=True)), last]
+    )
     return fit_to_width(row, width or 4096).rstrip() if not width else fit_to_width(row, width)

@@ -7,10 +7,10 @@ from agent.cli.top.text import ScreenLine, TextStyle, fit_to_width, format_numbe
 
 NAME_WIDTH = 32
 NARROW_WIDTH = 110
-"""Width of a terminal below which names are shorter, and the columns for the size and the committed share are left out."""
+"""On a terminal narrower than this, names are shorter, and the columns for size and committed share are left out."""
 _NARROW_NAME_WIDTH = 18
 SOON_SECONDS = 30 * 86400.0
-"""Pools that are full within this time come before others, the soonest first."""
+"""Pools that will be full within this time come first, in the order of these times."""
 
 
 def pool_lines(pools: Sequence[Mapping[str, Any]], width: int) -> Iterator[ScreenLine]:

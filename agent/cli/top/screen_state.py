@@ -1,4 +1,4 @@
-"""The state of the screen. It receives overviews and pressed keys, and returns the lines to draw. Pure."""
+"""The state of the screen. It handles new overviews and pressed keys, and returns the lines to draw. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -142,18 +142,18 @@ class TopScreenState:
             if self._editing_filter
             else f"{KEYS_TEXT}{f'  (filter: {self.filter})' if self.filter else ''}"
         )
-        room = max(0, height - len(head) - 1)
-        self._page_rows = max(1, room - 2)
+        max_lines = max(0, height - len(head) - 1)
+        self._page_rows = max(1, max_lines - 2)
         body = (
             self._keys_lines(width)
             if self._showing_keys
-            else self._detail_lines(width, room)
+            else self._detail_lines(width, max_lines)
             if self.opened
-            else self._table_lines(width, room)
+            else self._table_lines(width, max_lines)
             if self.view is TopView.VMS
-            else self._list_lines(width, room)
+            else self._list_lines(width, max_lines)
         )
-        body = body[:room] + [ScreenLine("")] * (room - len(body))
+        body = body[:max_lines] + [ScreenLine("")] * (max_lines - len(body))
         return [*head, *body, ScreenLine(fit_to_width(foot, width), TextStyle.SOFT)][:height]
 
     def _summary_text(self) -> str:
@@ -166,7 +166,7 @@ class TopScreenState:
         return f"{agent['host']}   {counts}"
 
     def _problems_line(self, width: int) -> ScreenLine:
-        """Return a line with the error of the last request, else with the reasons why the agent is not ready, else with its warnings."""
+        """Return a line with the most important problem: the error of the last request, why the agent is not ready, or its warnings."""
         agent = self.host.get("agent", {})
         reasons = [self.error] if self.error else agent.get("unready_reasons", [])
         if reasons:
@@ -174,13 +174,13 @@ class TopScreenState:
         warnings = agent.get("warnings", [])
         return ScreenLine(fit_to_width("; ".join(warnings), width), TextStyle.WARNING) if warnings else ScreenLine("")
 
-    def _table_lines(self, width: int, room: int) -> list[ScreenLine]:
+    def _table_lines(self, width: int, max_lines: int) -> list[ScreenLine]:
         shown = self.vms()
         order = [vm["uuid"] for vm in shown]
         if self.selected not in order:
             self.selected = order[0] if order else ""
         at = order.index(self.selected) if order else 0
-        rows = max(1, room - 1)
+        rows = max(1, max_lines - 1)
         self._first_row = min(max(self._first_row, at - rows + 1, 0), at)
         head, *lines = table_lines(shown, width, self.sort)
         visible = list(zip(lines, shown, strict=True))[self._first_row : self._first_row + rows]
@@ -189,7 +189,7 @@ class TopScreenState:
     def _highlight_selected(self, line: ScreenLine, vm: OverviewVm) -> ScreenLine:
         return ScreenLine(line.text, TextStyle.SELECTED) if vm["uuid"] == self.selected else line
 
-    def _detail_lines(self, width: int, room: int) -> list[ScreenLine]:
+    def _detail_lines(self, width: int, max_lines: int) -> list[ScreenLine]:
         details = self.host.get("detail") or {}
         vm = self.host.get("vms", {}).get(self.opened)
         if vm is None:
@@ -198,12 +198,12 @@ class TopScreenState:
         lines = list(
             detail_lines(vm, alerts, details.get("families", ()) if details.get("uuid") == self.opened else (), width)
         )
-        self._first_row = min(self._first_row, max(0, len(lines) - room))
+        self._first_row = min(self._first_row, max(0, len(lines) - max_lines))
         return lines[self._first_row :]
 
-    def _list_lines(self, width: int, room: int) -> list[ScreenLine]:
+    def _list_lines(self, width: int, max_lines: int) -> list[ScreenLine]:
         head, *lines = view_lines(self, width)
-        self._first_row = min(self._first_row, max(0, len(lines) - room + 1))
+        self._first_row = min(self._first_row, max(0, len(lines) - max_lines + 1))
         return [head, *lines[self._first_row :]]
 
     def _keys_lines(self, width: int) -> list[ScreenLine]:

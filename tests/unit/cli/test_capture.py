@@ -55,9 +55,9 @@ LINE = b'{"qmp-agent-capture":1}\n{"seconds":1,"from":"qemu","message":%b}\n'
 
 def written(path: Path, max_bytes: int = 1 << 20) -> CaptureWriter:
     writer = CaptureWriter(path, "/run/vm1.qmp", max_bytes)
-    writer.put("agent", {"execute": "query-status"})
-    writer.put("qemu", {"return": {"status": "running", "password": "hunter2"}})
-    writer.put("qemu", None)
+    writer.write_message("agent", {"execute": "query-status"})
+    writer.write_message("qemu", {"return": {"status": "running", "password": "hunter2"}})
+    writer.write_message("qemu", None)
     writer.close()
     return writer
 
@@ -181,8 +181,8 @@ def test_a_failed_write_is_reported(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (150, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            writer.put("agent", {"execute": "x" * 1000})
-            writer.put("agent", {"execute": "x" * 1000})
+            writer.write_message("agent", {"execute": "x" * 1000})
+            writer.write_message("agent", {"execute": "x" * 1000})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         writer.close()

@@ -55,10 +55,11 @@ class DiskUsage:
     growth: DiskGrowth = field(default_factory=DiskGrowth)
     _max_file_bytes: int = 0  # size of the file if it is fully allocated and has no internal snapshots
     _was_thin: bool = False  # whether the storage had unallocated bytes at some poll
+    # Time of the pool's last reading, and the disk's usage at the first poll after it.
     _pool_mark: tuple[float, int] = (
         -1.0,
         0,
-    )  # time of the pool's last reading, and the disk's usage at the first poll after it
+    )
     _layers_offset: int = 0  # the highest write offset and the allocated bytes when the layers were polled last
     _layers_allocated: int = 0
     # Path, highest write offset and identity that an earlier run stored.

@@ -74,9 +74,8 @@ class AgentLifecycle:
         self._metrics = metrics
         self._started_ns = time.time_ns()
         self._digest: tuple[Config | None, str] = (None, "")
-        self._undelivered: deque[tuple[str, float]] = deque(
-            maxlen=MAX_UNDELIVERED_HEARTBEATS
-        )  # record id and time of publication
+        # Record id and time of publication.
+        self._undelivered: deque[tuple[str, float]] = deque(maxlen=MAX_UNDELIVERED_HEARTBEATS)
         self._delivered_at = self._started_ns / 1e9
 
     def on_started(self) -> None:

@@ -172,9 +172,8 @@ class AlertPublisher:
             PersistentEntry(*entry)
             for entry in (*self.manager.persistence.entries_to_store(time.time_ns()), *self.pools.entries_to_store())
         ]
-        await asyncio.gather(
-            *(self._publisher.persist_entry(entry) for entry in entries)
-        )  # one transaction stores all entries
+        # One transaction stores all entries.
+        await asyncio.gather(*(self._publisher.persist_entry(entry) for entry in entries))
 
     def publish(self, pending: Sequence[PendingAlert]) -> None:
         """Publish alerts. The journal stores each alert and its entry in one transaction."""

@@ -39,9 +39,8 @@ class CausationIds:
 
     def __init__(self) -> None:
         self._newest: tuple[Record | None, str] = None, ""
-        self._ends: dict[
-            Vm, dict[str, tuple[str, str]]
-        ] = {}  # by VM and kind of event: status and record id of the newest event
+        # By VM and kind of event: status and record id of the newest event.
+        self._ends: dict[Vm, dict[str, tuple[str, str]]] = {}
 
     def on_published(self, event: Record, record_id: str) -> None:
         """Store the id of a published event."""

@@ -121,9 +121,8 @@ class SessionDispatcher:
         published = store_and_publish(self._snapshot, self._publisher, vm, families, samples, time_ns)
         self._storage.on_samples(vm, families, samples)
         self._guests.on_samples(vm, families, samples)
-        self._alerts.cause_of = (
-            published.cause_of
-        )  # a fast path: for most polls, `caused_by` would take longer than the alerts
+        # A fast path: for most polls, `caused_by` would take longer than the alerts.
+        self._alerts.cause_of = published.cause_of
         try:
             self._update_alerts(vm, families, samples, time_ns)
         finally:

@@ -38,9 +38,8 @@ class EntityStateTable:
         self._present: dict[str, EntityState] = {}
         self._written: dict[str, EntityState | None] = {}  # the state in the topic, by path; None if it is unknown
         self._in_flight: dict[str, EntityState | None] = {}
-        self._pending: dict[
-            str, bool
-        ] = {}  # changed paths in the order of the changes; True to write the state even if the topic already has it
+        # Changed paths in the order of the changes; True to write the state even if the topic already has it.
+        self._pending: dict[str, bool] = {}
 
     def __len__(self) -> int:
         return len(self._present)

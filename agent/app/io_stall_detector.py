@@ -95,9 +95,8 @@ class IoStallDetector:
         self.idle_disks: dict[str, IdleDisk] = {}
         self.stalled: frozenset[str] = frozenset()
         self.has_samples = False
-        self._threads: dict[
-            tuple[int, int], int
-        ] = {}  # when each thread began to wait; the key is its id and its number of time slices
+        # When each thread began to wait; the key is its id and its number of time slices.
+        self._threads: dict[tuple[int, int], int] = {}
 
     @property
     def is_suspect(self) -> bool:

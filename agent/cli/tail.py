@@ -90,9 +90,8 @@ async def _stream_lines(options: TailOptions, query: Mapping[str, str]) -> Async
             line = b"\n"
             while line:
                 yield line
-                async with asyncio.timeout(
-                    SILENT_SECONDS
-                ):  # Do not use `wait_for`: it ignores a Ctrl-C that arrives together with a line.
+                # Do not use `wait_for`: it ignores a Ctrl-C that arrives together with a line.
+                async with asyncio.timeout(SILENT_SECONDS):
                     line = await response.body.readline()
     except REQUEST_ERRORS as error:
         raise _ConnectionLostError(str(error) or "timeout") from error

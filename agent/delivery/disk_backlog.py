@@ -1,4 +1,4 @@
-"""The backlog of a queue: the waiting records that are only in the journal. It also stores the size of the queue's rows there. Pure."""
+"""The backlog of a queue: the waiting records that are only in the journal. Also the size of the queue's rows in the journal. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ class DiskBacklog:
         self.stored = QueueSize()
         """Size of all rows of the queue in the journal, including delivered rows that are not deleted yet."""
         self._deletions: dict[int, RowDeletion] = {}
-        """Delivered rows that are not deleted yet, by `RowDeletion.after_row`. A postponed range separates two entries."""
+        """Delivered rows that are not deleted yet, by `RowDeletion.after_row`. There is a range of postponed rows between two entries."""
         self._postponed_rows: list[tuple[int, int]] = []
         """Ranges of postponed rows, in rising order. Each pair has the row before the range, and the last row of the range."""
         self._postponed = QueueSize()
@@ -30,7 +30,7 @@ class DiskBacklog:
         return self.last_row > self.after_row
 
     def append(self, record: EncodedRecord) -> None:
-        """Add a journaled record, which the caller removes from memory."""
+        """Add a journaled record. The caller removes it from memory."""
         assert record.row is not None
         if not self:
             self.after_row = record.row - 1
@@ -43,7 +43,7 @@ class DiskBacklog:
         """Remove records from the front of the backlog, after they were read from the journal.
 
         Args:
-            records: the intact records, oldest first. Records after the end of the backlog are ignored, because the memory has them.
+            records: the intact records, oldest first. Records after the end of the backlog are ignored, because they are also in memory.
             corrupt: how many rows had a wrong checksum.
             last_read_row: the last row that was read.
 
@@ -78,7 +78,7 @@ class DiskBacklog:
     def resume(self) -> bool:
         """Put the postponed records back at the front of the backlog.
 
-        Do nothing while delivered rows wait for their deletion, because the backlog is a single range of rows that are not delivered.
+        While delivered rows wait for their deletion, do nothing: the backlog has to be one range of undelivered rows.
 
         Returns:
             True if records were put back.
@@ -144,7 +144,7 @@ class DiskBacklog:
             deletion.size.add(group)
 
     def _row_before_gap(self, row: int) -> int:
-        """Return the last postponed row before a delivered row; 0 if there is none."""
+        """Return the last postponed row that precedes a delivered row; 0 if there is none."""
         return max((last_row for _, last_row in self._postponed_rows if last_row < row), default=0)
 
     @property
@@ -165,7 +165,7 @@ class DiskBacklog:
             del self._deletions[deletion.after_row]
 
     def bytes_over_limit(self, limit: int) -> int:
-        """Return by how many bytes the undelivered rows of the queue exceed a limit; 0 or negative if they do not exceed it."""
+        """Return by how many bytes the undelivered rows of the queue exceed a limit. It is 0 or negative if they do not."""
         return self.stored.bytes - sum(deletion.size.bytes for deletion in self._deletions.values()) - limit
 
 

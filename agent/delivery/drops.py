@@ -26,7 +26,7 @@ class DropReason(StrEnum):
     JOURNAL_UNAVAILABLE = "journal_unavailable"
     """The journal was not writable, and the queue's memory was full."""
     REJECTED = "rejected"
-    """The sink will never accept the record. The journal, if there is one, stores the record as a dead letter."""
+    """The sink will never accept the record. If there is a journal, it stores the record as a dead letter."""
     CORRUPT = "corrupt"
     """The record is missing from the journal, or its checksum does not match."""
     SHUTDOWN = "shutdown"

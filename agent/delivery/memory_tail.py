@@ -9,7 +9,7 @@ from agent.delivery.sizes import total_bytes
 from agent.model.record import OVERHEAD_BYTES, EncodedRecord, RecordState
 
 MAX_TRANSACTION_RECORDS = 20_000
-"""Maximum number of records in one transaction. Writing them takes about 0.2 s, and reads of the journal wait until the end."""
+"""Maximum number of records in one transaction. Writing them takes about 0.2 s, and reads of the journal wait for its end."""
 
 
 class MemoryTail:
@@ -130,7 +130,7 @@ class PendingWrites:
         self._writing = []
 
     def discard_done_prefix(self) -> None:
-        """Remove the oldest waiting records that are delivered or dropped. Stop at the first record that is neither."""
+        """Remove the oldest waiting records, as long as they are delivered or dropped."""
         while self._waiting and self._waiting[0].done:
             self._waiting.popleft()
 

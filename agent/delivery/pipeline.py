@@ -49,8 +49,8 @@ class DeliverySettings:
 class DeliveryPipeline:
     """Three queues, a journal and a sink.
 
-    Alerts have their own queue for two reasons. An alert is sent only after it is journaled, and events must not wait for that. Also, a
-    flood of events must not delay an alert.
+    Alerts have a queue of their own for two reasons. A flood of events must not delay an alert. And an alert is sent only after it is
+    journaled, but events must not wait for the journal.
     """
 
     def __init__(self, sink: Sink, settings: DeliverySettings, report_drops: Callable[[DropReport], None]) -> None:
@@ -111,7 +111,7 @@ class DeliveryPipeline:
         self.samples.put_all(records)
 
     async def deliver_unqueued(self, name: str, records: Sequence[EncodedRecord]) -> None:
-        """Send records without a queue, until the sink accepts them. They are not journaled, because the caller can make them again.
+        """Send records without a queue, until the sink accepts them. They are not journaled, because the caller can create them again.
 
         Args:
             name: name under which rejected records are counted as dropped.
@@ -195,7 +195,8 @@ class DeliveryPipeline:
                 try:
                     yield
                 finally:
-                    if not any(map(_task_has_failed, senders)):  # a failed sender would never empty its queue
+                    # Without this, a queue whose sender failed would never become empty.
+                    if not any(map(_task_has_failed, senders)):
                         await self._deliver_remaining(stop_seconds * 0.7)
             finally:
                 for task in senders:
@@ -238,12 +239,12 @@ class DeliveryPipeline:
             queue.drop_remaining()
 
     def _on_sent(self, queue: RecordQueue, rejected: Sequence[EncodedRecord]) -> None:
-        """Store rejected records as dead letters. Also report earlier drops, because delivery works."""
+        """Store rejected records as dead letters. Delivery works now, so also report earlier drops."""
         if rejected:
             self.drops.add_records(queue.name, DropReason.REJECTED, rejected, time.monotonic())
             if self.journal is not None:
                 self.journal.store_dead_letters(DropReason.REJECTED.value, rejected)
-        reportable = queue is self.events or not len(self.events)  # a report waits in the queue of the events
+        reportable = queue is self.events or not len(self.events)  # reports are in the queue of the events
         now = time.monotonic()
         if reportable and self.drops.has_unreported and now - self._reported_at >= self.timings.drop_report_interval:
             self._reported_at = now

@@ -1,7 +1,7 @@
 """Rates of counters between the last two polls of a family. Pure.
 
-The agent computes rates itself, so that a new page and `qmp-agent top --once` show them at once. Of the previous poll, it stores only the
-counters, packed as plain numbers. As Python objects, they would take a tenth more memory for each VM.
+The agent computes rates itself, so that a new page and `qmp-agent top --once` show them at once. It stores only the counters of the
+previous poll, packed as plain numbers. As Python objects, they would take a tenth more memory for each VM.
 """
 
 from collections.abc import Collection, Iterable, Sequence

@@ -48,9 +48,8 @@ class SeriesLimiter:
     def __init__(self) -> None:
         self._series: dict[str, int] = {}
         self._new_subjects = 0  # in the current hour
-        self._departed_subjects: dict[
-            tuple[str, tuple[str, ...]], None
-        ] = {}  # a dict, because an empty set is three times as large
+        # A dict, because an empty set is three times as large.
+        self._departed_subjects: dict[tuple[str, tuple[str, ...]], None] = {}
         self._hour_began_ns = 0
 
     def admit(

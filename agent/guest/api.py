@@ -57,7 +57,7 @@ class GuestObserver(Protocol):
 
 @dataclass(slots=True)
 class GuestReachability:
-    """Whether and where the guest agent of one VM can be queried.
+    """The state of a VM that decides whether and where its guest agent can be queried.
 
     Attributes:
         connected: whether a program in the guest has opened the channel; None if QEMU has not reported it yet.

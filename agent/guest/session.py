@@ -232,9 +232,8 @@ class GuestSession:
         version, permitted = parse_guest_info(info)
         self._version, self._permitted = version, permitted
         self._info_due_at = time.monotonic() + INFO_SECONDS
-        self._schedule.schedule_now(
-            "freeze", time.monotonic()
-        )  # the list may be incomplete because the file systems are frozen
+        # The list may be incomplete because the file systems are frozen.
+        self._schedule.schedule_now("freeze", time.monotonic())
         self._set_state(GuestAgentState.UP)
 
     async def _run_collector(self, collector: GuestCollector, channel: GuestChannel) -> None:

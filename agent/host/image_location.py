@@ -137,9 +137,8 @@ class ImageLocator:
     def __init__(self, reader: FileSystemReader) -> None:
         self._reader = reader
         self._cache: dict[tuple[str, str], tuple[float, _DirectoryLocation]] = {}
-        self._targets: dict[
-            tuple[str, str], tuple[float, str]
-        ] = {}  # separate from the directories, because an image may be a symbolic link to another file system
+        # Separate from the directories, because an image may be a symbolic link to another file system.
+        self._targets: dict[tuple[str, str], tuple[float, str]] = {}
 
     def location_without_io(
         self, tables: MountTables | None, driver: str, path: str

@@ -92,9 +92,8 @@ def _read_thread(process: Process, name: str, calls: Mapping[int, str]) -> Waiti
     if state == b"S" and call is None:
         return None
     slices = (process.read(f"task/{name}/schedstat") or "").split()
-    if (
-        len(slices) < 3 or not slices[2].isdecimal()
-    ):  # without time slices, it is unknown whether the thread runs between two reads
+    # Without time slices, it is unknown whether the thread runs between two reads.
+    if len(slices) < 3 or not slices[2].isdecimal():
         return None
     return WaitingThread(int(name), int(slices[2]), _path_of_file(process, call, arguments))
 

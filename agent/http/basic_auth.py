@@ -31,9 +31,8 @@ class BasicAuthUsers:
         self._hashes = {user: text.encode() for user, text in hashes.items()}
         self._dummy_hash = _random_hash(max(int(text.split("$")[2]) for text in hashes.values())) if hashes else b""
         self._digest_key = secrets.token_bytes(32)
-        self._accepted_digests: dict[
-            bytes, None
-        ] = {}  # oldest first; without the key, a keyed digest does not reveal the credentials
+        # Oldest first; without the key, a keyed digest does not reveal the credentials.
+        self._accepted_digests: dict[bytes, None] = {}
         self._check_slot = asyncio.Semaphore()
         self._waiting_checks = 0
 

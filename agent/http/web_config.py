@@ -86,7 +86,7 @@ class TlsServerConfig(_WebSection):
     cipher_suites: list[Annotated[str, AfterValidator(_check_cipher_suite)]] = []
     """Cipher suites of TLS 1.2, in Go's names; an empty list means OpenSSL's defaults."""
     prefer_server_cipher_suites: bool = True
-    """Whether the order of `cipher_suites` has precedence over the client's order."""
+    """Give the order of `cipher_suites` precedence over the client's order."""
 
     @model_validator(mode="after")
     def _check_client_auth(self) -> "TlsServerConfig":

@@ -30,11 +30,10 @@ _NUMBERS = frozenset({FieldKind.COUNTER, FieldKind.GAUGE})
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
+# A division is exact to the last digit; a multiplication by 1e-9 is not.
 TO_BASE: Mapping[Unit, ToBase] = {
     Unit.BASE: lambda v: v,
-    Unit.NANOSECONDS: lambda v: (
-        v / 1_000_000_000
-    ),  # a division is exact to the last digit; a multiplication by 1e-9 is not
+    Unit.NANOSECONDS: lambda v: v / 1_000_000_000,
     Unit.MICROSECONDS: lambda v: v / 1_000_000,
     Unit.MILLISECONDS: lambda v: v / 1000,
     Unit.MEGABITS: lambda v: v * 125_000.0,  # a float, because an int could exceed JSON's 64 bits

@@ -91,9 +91,8 @@ class SequenceRegistry:
         self._sequences: OrderedDict[str, SourceSequence] = OrderedDict()
         self._highest_discarded = 0
         self._changed: set[SourceSequence] = set()
-        self._discarded: deque[SourceSequence] = deque(
-            maxlen=max_sources
-        )  # discarded since the last call of `pop_changes`
+        # Discarded since the last call of `pop_changes`.
+        self._discarded: deque[SourceSequence] = deque(maxlen=max_sources)
 
     def next_attributes(self, source: str, topic: str | None) -> str:
         """Return the JSON members `sequence` and `previoussequence` of the next record of a source in a topic.

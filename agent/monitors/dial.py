@@ -74,9 +74,8 @@ class DialDiscoverer:
             except OSError:
                 continue  # removed after the listing
             if stat.S_ISSOCK(info.st_mode):
-                name = os.fsencode(path).decode(
-                    "utf-8", "backslashreplace"
-                )  # a file name may contain bytes that are no text
+                # A file name may contain bytes that are no text.
+                name = os.fsencode(path).decode("utf-8", "backslashreplace")
                 key = (path, info.st_dev, info.st_ino, info.st_ctime_ns)
                 monitor = self.make_monitor(name, key, unix_connector(path))
                 monitors[monitor.key] = monitor
@@ -155,9 +154,8 @@ class _DirectoryWatcher:
         """Watch the directory if it exists; return whether the watch is new."""
         before = len(inotify.watches)
         with contextlib.suppress(OSError):
-            inotify.add_watch(
-                str(self._directory), _INOTIFY_MASK
-            )  # if the directory is watched already, this returns the existing watch
+            # If the directory is watched already, this returns the existing watch.
+            inotify.add_watch(str(self._directory), _INOTIFY_MASK)
         return len(inotify.watches) > before
 
 

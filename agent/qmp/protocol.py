@@ -279,9 +279,8 @@ class Connection:
             return kind
         if self.out_of_sync:  # the message is the reply to the marker or to an earlier batch
             return MessageKind.UNKNOWN
-        if (
-            kind is MessageKind.REPLY_WITH_ID and not self._probe
-        ):  # no probe and no marker is pending, so the `id` is part of the reply's value
+        # No probe and no marker is pending, so the `id` is part of the reply's value.
+        if kind is MessageKind.REPLY_WITH_ID and not self._probe:
             return MessageKind.REPLY
         if kind is MessageKind.REPLY and self._probe:  # the reply to a command, or the probe's reply without its id
             return MessageKind.UNKNOWN

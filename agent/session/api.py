@@ -37,7 +37,7 @@ class MonitorState(StrEnum):
 
     CONNECTING = "connecting"
     BUSY = "busy"
-    """The monitor accepts connections but does not greet, because another client holds it. The VM is alive."""
+    """The monitor accepts connections but sends no greeting, because another client holds it. The VM is alive."""
     NEGOTIATING = "negotiating"
     UP = "up"
     STALLED = "stalled"
@@ -45,7 +45,7 @@ class MonitorState(StrEnum):
     DENIED = "denied"
     """The agent's user lacks permission to connect."""
     STANDBY = "standby"
-    """The agent watches the VM over another monitor of better priority. This monitor takes over when that monitor is lost."""
+    """The agent watches the VM over another monitor of better priority. If that monitor is lost, this one takes over."""
     GONE = "gone"
     """No process listens on the monitor's address: the VM has ended, or has not started yet."""
 
@@ -61,7 +61,7 @@ class MonitorStatus:
         vm: the VM; None until the VM is identified.
         build: the version of the VM's QEMU; None until known.
         since_ns: when the state began, in nanoseconds since the epoch.
-        degraded: the failing collectors and their causes. The agent watches the VM without the samples of these collectors.
+        degraded: the failing collectors and their causes. The VM has no samples of these collectors.
     """
 
     monitor: Monitor
@@ -106,7 +106,7 @@ class VmChange(StrEnum):
 
 
 def reported_change(before: MonitorState | None, after: MonitorState) -> VmChange | None:
-    """Return the lifecycle change that a session reports when a monitor's state changes; None if it reports none."""
+    """Return the lifecycle change that a session reports for a change of a monitor's state; None if it reports none."""
     match before, after:
         case _, MonitorState.BUSY:
             return VmChange.BUSY
@@ -122,10 +122,10 @@ class SessionObserver(Protocol):
     """Callbacks invoked by sessions. Implementations must not block or raise."""
 
     def on_event(self, record: Record) -> None:
-        """Handle the record of a QEMU event. A record of several coalesced events is up to a second late."""
+        """Handle the record of a QEMU event. The record of coalesced events is up to a second late."""
 
     def on_event_read(self, event: Record) -> None:
-        """Handle each QEMU event as soon as it is read, even if it is later merged with others into one record. Alerts need this."""
+        """Handle each QEMU event as soon as it is read, because alerts must not wait until events are coalesced."""
 
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
         """Handle the record of a change in a VM's lifecycle."""
@@ -149,7 +149,10 @@ class SessionObserver(Protocol):
         """Handle an incoming connection that the agent refused; `address` is the agent's own address."""
 
     def on_response_time(self, seconds: float) -> None:
-        """Handle the number of seconds from sending commands to their last reply. After a timeout, it is the length of the timeout."""
+        """Handle a response time: the seconds between sending commands and their last reply.
+
+        After a timeout, it is the length of the timeout.
+        """
 
     def on_collector_run(self, collector: str, outcome: PollOutcome) -> None:
         """Handle the outcome of one run of a collector."""
@@ -191,9 +194,9 @@ class StorageController(Protocol):
     """Decides whether the storage of a VM may be accessed."""
 
     async def may_query(self, vm: Vm, pid: int | None) -> bool:
-        """Return whether commands that access the storage of this VM may be sent now. Wait less than a second for the storage.
+        """Return whether commands that access the storage of this VM may be sent now. It waits less than a second for the storage.
 
-        After a refusal, `SessionContext.make_due` is called when the storage answers again.
+        After a refusal, it calls `SessionContext.make_due` when the storage answers again.
 
         Args:
             vm: the VM.
@@ -253,7 +256,7 @@ class SessionContext:
     """State that all sessions share.
 
     Attributes:
-        settings: the current settings. A reload replaces them, so read them at each use.
+        settings: the current settings. A reload replaces the object, so do not store it.
         allow: the commands that may be sent.
         collectors: the collectors that sessions run.
         thresholds: decides which write thresholds to set; None if none are set.
@@ -267,7 +270,7 @@ class SessionContext:
         wake_timers: wakes sessions for their next polls.
         deadlines: deadlines of the replies to quiet polls.
         virtual_function_counters: the last counters of virtual functions of network devices.
-        make_due_by_vm: for each attached VM, the function that makes its collectors due, given their names.
+        make_due_by_vm: for each attached VM, a function that makes the collectors with the given names due.
     """
 
     __slots__ = (

@@ -1,4 +1,4 @@
-"""Back-off of collectors that fail because a reply of QEMU cannot be read, or because of a bug. Pure: time is an argument."""
+"""Back-off of failing collectors. A collector fails if QEMU's reply cannot be read, or if it has a bug. Pure: time is an argument."""
 
 from dataclasses import dataclass
 from math import inf
@@ -20,9 +20,10 @@ class _Failure:
 
 
 class CollectorFailures:
-    """Failing collectors of one VM. The agent does not poll a failing collector for a time, which doubles with each failure in a row.
+    """Failing collectors of one VM. The agent does not poll a failing collector for a time, which doubles with each consecutive failure.
 
-    If one of several collectors caused a failure, all of them are isolated: the agent polls each alone until its reply can be read.
+    If it is unknown which of several collectors caused a failure, all of them are isolated: the agent polls each alone until its reply can
+    be read.
     """
 
     __slots__ = ("_failures", "_isolated")
@@ -62,7 +63,7 @@ class CollectorFailures:
         return self._failures.pop(name, None) is not None
 
     def isolate(self, name: str) -> None:
-        """Poll a collector alone from now on, because this collector or another collector in the same write caused a failure."""
+        """Poll a collector alone from now on, because one of the collectors in the same write caused a failure."""
         if name not in self._isolated:
             self._isolated.append(name)
 

@@ -14,10 +14,10 @@ from agent.session.stall_probe import StallProbe
 
 
 class CommandExecutor:
-    """Executes commands on one connection, and stores when the session has to act next, for the agent's watchdog.
+    """Executes commands on one connection. For the agent's watchdog, it stores when the session has to act next.
 
     Attributes:
-        unreadable: error of the last unreadable reply in `execute_with_retry`; empty if all could be read. The caller resets it.
+        unreadable: error of the last unreadable reply in `execute_with_retry`; empty if all replies were readable. The caller resets it.
         next_action_at: monotonic time at which the session has to act next; `inf` while the session waits for an overdue reply.
     """
 

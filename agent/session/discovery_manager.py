@@ -28,7 +28,7 @@ class _DiscoveredMonitors:
         self._group.on_monitor_added(monitor)
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
-        # The group still has the monitor while its connection is open.
+        # The supervisor group keeps the monitor while its connection is open.
         self._group.on_monitor_removed(monitor)
         self.monitors = {key: monitor for key, monitor in self.monitors.items() if key in self._group}
 

@@ -45,8 +45,8 @@ class DiskCommandWriter:
     async def apply(self, *, receives_events: bool) -> None:
         """Execute the pending commands one by one. Then make the collectors due that the threshold controller needs.
 
-        After a stall, the remaining commands are dropped, because they were computed from old samples. Without events, no threshold is set,
-        because the agent would miss the event of the threshold. Each poll compares the levels anyway.
+        After a stall, the remaining commands are dropped, because they were computed from old samples. On a connection without events, no
+        threshold is set, because the agent would miss the threshold's event. The levels are also compared at each poll.
 
         Args:
             receives_events: whether this connection receives events.
@@ -79,7 +79,7 @@ class DiskCommandWriter:
         """Execute a command; return whether QEMU confirmed it."""
         try:
             (result,) = await self._executor.execute((command,))
-        except CommandRefusedError as error:  # a config reload has just forbidden the command
+        except CommandRefusedError as error:  # a config reload has forbidden the command in the meantime
             _log.info("%s: %s of disk %s not sent: %s", self._vm.name, command.name, disk, error)
             return False
         return not isinstance(result, QmpError)

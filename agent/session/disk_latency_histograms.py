@@ -1,8 +1,7 @@
 """The latency histograms of one disk in QEMU, as a state machine. Pure.
 
 QEMU has one set of histograms for each disk, and any client can replace or remove them. The agent sets histograms only on a disk that has
-none. It never replaces or removes histograms, neither another client's nor its own. So the agent's histograms stay until the disk is
-unplugged or QEMU ends.
+none. It never replaces or removes histograms, not even its own. So the agent's histograms stay until the disk is unplugged or QEMU ends.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from enum import StrEnum
 from types import MappingProxyType
 
 MAX_REFUSALS = 3
-"""Number of failed commands in a row after which the agent no longer sets the histograms of a disk."""
+"""Number of consecutive failed commands after which the agent no longer sets the histograms of a disk."""
 
 BoundariesNs = tuple[int, ...]
 """The boundaries between the bins of a histogram, in nanoseconds, ascending."""
@@ -21,7 +20,7 @@ class HistogramState(StrEnum):
     """State of a disk's histograms, as far as the agent has read and set them."""
 
     UNREAD = "unread"
-    """The agent has not polled the disk since the agent attached, or since the disk was plugged in."""
+    """The agent has not polled the disk since it attached to the VM, or since the disk was plugged in."""
     NONE = "none"
     """The disk has no histograms, so the agent may set them."""
     OURS = "agent"
@@ -47,7 +46,7 @@ class HistogramStateInput(StrEnum):
     FAIL = "fail"
     """QEMU refused the command, or its response did not arrive."""
     REFUSE = "refuse"
-    """The command has failed `MAX_REFUSALS` times in a row."""
+    """The command has failed `MAX_REFUSALS` consecutive times."""
     REPLUG = "replug"
     """Another disk has replaced the disk of the last poll."""
 
@@ -69,7 +68,10 @@ HISTOGRAM_TRANSITIONS: Mapping[HistogramState, Mapping[HistogramStateInput, Hist
         _STATE.FOREIGN: {**_ALWAYS, _INPUT.READ_NONE: _STATE.REMOVED},
         _STATE.UNKNOWN: _UNCERTAIN,
         _STATE.REFUSED: {**_ALWAYS, _INPUT.READ_OURS: _STATE.OURS},
-        _STATE.REMOVED: {**_ALWAYS, _INPUT.READ_OURS: _STATE.FOREIGN},  # the agent's bins, which another client has set
+        _STATE.REMOVED: {
+            **_ALWAYS,
+            _INPUT.READ_OURS: _STATE.FOREIGN,
+        },  # another client has set the same bins as the agent would
     }
 )
 """The next state by state and input. An input that is not listed changes nothing."""
@@ -84,7 +86,7 @@ class DiskLatencyHistograms:
         own: the boundaries that the agent set; None if it set none on this disk.
         device: the device's name in the command; empty if QEMU has none for it.
         operations: total numbers of operations of each kind at the last poll. A lower number shows that the disk was replaced.
-        refusals: number of failed commands in a row.
+        refusals: number of consecutive failed commands.
         is_unplugged: whether QEMU has reported that the disk was unplugged. A later reply can still describe the unplugged disk.
     """
 

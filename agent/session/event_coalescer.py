@@ -1,6 +1,6 @@
 """Coalescing of repeated events. Pure: time is an argument.
 
-The first event is reported at once. Repetitions are reported once a second, as the last event with a count.
+The first event is reported at once. Its repetitions are reported once a second: the last event, and their number.
 With a failing disk and werror=ignore, QEMU 7.2 emits about 270 BLOCK_IO_ERROR events a second (measured). QEMU 9.2 and newer limit them.
 """
 
@@ -14,7 +14,7 @@ WINDOW_SECONDS = 1.0
 """How long repetitions of an event are counted before they are reported."""
 
 MAX_WINDOWS = 256
-"""Maximum number of open windows. QEMU's data decides how many keys exist. Beyond the maximum, the oldest window ends early."""
+"""Maximum number of open windows, because QEMU's data determines the number of keys. Beyond it, the oldest window ends early."""
 
 EventKey = tuple[object, ...]
 """Values that are equal for repetitions of one event, such as the event's name and its device."""
@@ -53,7 +53,7 @@ class EventCoalescer:
         self._windows: dict[EventKey, _Window] = {}
 
     def add(self, key: EventKey, event: Event, time_ns: int, now: float) -> Iterator[CoalescedEvent]:
-        """Add an event, and yield the reports to emit now. `take_due` yields the later reports.
+        """Add an event, and yield the reports to emit now. `pop_due` yields the later reports.
 
         Args:
             key: the event's key.
@@ -82,7 +82,7 @@ class EventCoalescer:
     def take_due(self, now: float) -> Iterator[CoalescedEvent]:
         """Yield the reports of the windows that have ended. After each report, begin a new window with the same key."""
         while self.next_due_at() <= now:
-            key = next(iter(self._windows))  # windows are ordered by their end
+            key = next(iter(self._windows))  # the windows are in the order of their ends
             window = self._windows.pop(key)
             if window.held is not None:
                 self._windows[key] = _Window(max(now, window.ends_at) + WINDOW_SECONDS)

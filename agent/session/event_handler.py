@@ -20,10 +20,10 @@ TimedEventCallback = Callable[[Event, int], None]
 """Called with an event and its time in nanoseconds since the epoch."""
 
 MAX_BUFFERED_EVENTS = 1024
-"""Maximum number of buffered events. Beyond it, severe events replace other events, and other new events are dropped."""
+"""Maximum number of buffered events. Beyond it, a severe event replaces another event, and any other new event is dropped."""
 
 ORDERED_EVENTS = frozenset({"STOP", "RESUME", "RESET", "SHUTDOWN"})
-"""Events before which all coalesced events are reported, so that records around a change of the run state are in the events' order."""
+"""Events that change the run state. Before such an event, all coalesced events are reported, so that the records stay in order."""
 
 
 class EventHandler:
@@ -37,7 +37,7 @@ class EventHandler:
         self._callback: TimedEventCallback | None = None
         self._vm: Vm | None = None
         self._arrivals = 0
-        self._buffer: list[tuple[int, Event]] = []  # each with its number in the order of arrival
+        self._buffer: list[tuple[int, Event]] = []  # buffered events, each with its number in the order of arrival
         self._severe_buffer: list[tuple[int, Event]] = []
         self._coalescer = EventCoalescer()
         self._timer: asyncio.TimerHandle | None = None
@@ -119,7 +119,7 @@ class EventHandler:
             self._observer.on_event(record)
 
     def _start_timer(self, vm: Vm) -> None:
-        """Start the timer that reports coalesced events. Polls cannot report them in time, because polls wait for replies."""
+        """Start the timer that reports coalesced events. A poll may wait for replies, so it could not report them in time."""
         if self._timer is None and (due_at := self._coalescer.next_due_at()) < inf:
             delay = max(0.0, due_at - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(delay, self._report_due, vm)

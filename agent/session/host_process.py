@@ -56,7 +56,7 @@ MAX_NICS = 64
 """Maximum number of network cards to query. QEMU's machines have fewer slots."""
 
 HOST_TIMEOUT_SECONDS = 5.0
-"""Timeout of each lookup on the host. A lookup can hang: to read a tap's fdinfo, the kernel waits for its network lock."""
+"""Timeout of each lookup on the host. A lookup can hang: when a tap's fdinfo is read, the kernel waits for its network lock."""
 
 MAX_THREADS = 8192
 """Maximum number of threads to report. QEMU's machines have at most 4096 vCPUs (11.1)."""
@@ -91,7 +91,7 @@ class HostProcess:
             self._process = None
 
     def read(self, files: Sequence[FileRequest]) -> Sequence[FileReply]:
-        """Read files of the kernel about the process. If the process is unknown, return replies whose contents are None."""
+        """Read files of the kernel about the process. If the process is unknown, the contents of the replies are None."""
         if self._process is None:
             return [FileReply(request, [None] * len(request.names)) for request in files]
         if not self._has_functions:
@@ -152,7 +152,10 @@ class HostProcess:
         )
 
     async def _read_labels(self, vm: Vm, domain: DomainXmlReader | None) -> dict[str, str]:
-        """Return the VM's labels: from libvirt itself if the connection goes through libvirt, else from libvirt's files."""
+        """Return the VM's labels.
+
+        They come from libvirt itself if the connection goes through libvirt, and otherwise from libvirt's files.
+        """
         config = self._context.settings.labels
         with contextlib.suppress(TimeoutError):
             if domain is None:
@@ -186,7 +189,7 @@ async def _run_in_thread(
 
     Args:
         call: the call.
-        on_late_result: called with the call's future if the call ends after the timeout, to release what its result holds.
+        on_late_result: called with the call's future if the call ends after the timeout, to release resources of the result.
 
     Raises:
         TimeoutError: the call took longer than HOST_TIMEOUT_SECONDS.
@@ -199,7 +202,8 @@ async def _run_in_thread(
         running.add_done_callback(on_late_result)
         raise
     finally:
-        del running  # breaks a reference cycle: the future refers to an error, whose traceback refers to this frame
+        # Breaks a reference cycle: the future refers to an error, and the error's traceback refers to this frame.
+        del running
 
 
 def _close_found_process(finished: "asyncio.Future[QemuProcess]") -> None:

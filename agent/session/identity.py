@@ -80,9 +80,9 @@ def identify(
 ) -> Vm:
     """Return the VM that the replies to IDENTITY_COMMANDS describe.
 
-    A VM that was started without a UUID reports only zeros. The agent then derives a UUID from the host's name and the monitor's name.
-    This UUID stays the same when the VM or the agent restarts. If VMs connect to an address of the agent, the agent derives the UUID from
-    this address and the VM's name, or from the address and QEMU's command line if the VM has no name.
+    A VM that was started without a UUID reports only zeros. The agent then derives a UUID from the host's name and the monitor's name. This
+    UUID stays the same when the VM or the agent restarts. If VMs connect to an address of the agent, the monitor's name changes. The UUID
+    is then derived from this address and the VM's name. If the VM has no name, QEMU's command line replaces it.
 
     Args:
         host: the host's name.
@@ -93,7 +93,7 @@ def identify(
         arguments: returns QEMU's command line, or an empty sequence if the command line is unknown.
 
     Raises:
-        UnreadableReplyError: a reply that identifies the VM cannot be read. If the VM has a UUID, its name may be unreadable.
+        UnreadableReplyError: a reply that identifies the VM cannot be read. The name may be unreadable if the VM has a UUID.
     """
     if isinstance(replies[0], UnreadableReplyError):
         raise replies[0]
@@ -121,7 +121,7 @@ def _kubernetes_namespace(container: str, name: str) -> str:
 
 
 def _key_at_shared_address(address: str, name: str, arguments: Callable[[], Sequence[str]]) -> str:
-    """Return a key that identifies a VM and stays the same when the VM restarts; empty if name and command line are unknown."""
+    """Return a key that identifies a VM across restarts of the VM; empty if both its name and its command line are unknown."""
     if name:
         return f"{address}\nname\n{name}"
     return "\0".join((address, *command_line)) if (command_line := arguments()) else ""

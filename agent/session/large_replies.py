@@ -10,7 +10,7 @@ from agent.model.family import Sample
 
 Result = TypeVar("Result")
 Turns = Generator[None, None, Result]
-"""Work in steps of a few milliseconds. The event loop may run in between."""
+"""Work in steps of a few milliseconds. The event loop may run between two steps."""
 
 SAMPLES_PER_TURN = 128
 """Number of samples that are read in one turn of the event loop. 128 disks take about two milliseconds."""

@@ -15,7 +15,7 @@ HISTOGRAM_ENTRY_PREFIX = "latency_histograms/"
 """Prefix of the name of a VM's persistent entry. The VM's UUID and its monitor follow."""
 
 AWAY_SECONDS = 600.0
-"""How long the agent stores which histograms it has set in a detached VM."""
+"""How long the histograms of a detached VM are kept."""
 
 MAX_COMMANDS_PER_POLL = 16
 """Maximum number of commands after one poll. Each takes about 2 ms of QEMU's main loop, because QEMU reads its monitor a byte at a time."""
@@ -81,7 +81,7 @@ class LatencyHistograms:
                     vm.disks[disk] = DiskLatencyHistograms(own=boundaries)
 
     def on_attached(self, vm: Vm, pid: int | None) -> None:
-        """Handle a VM that was attached. `pid` is its process; None if unknown. Forget the histograms of any other process."""
+        """Handle a VM that was attached. `pid` is its process; None if unknown. Remove the histograms of an earlier process."""
         known = self._vms.get(_entry_name(vm))
         if known is None or known.pid != pid:
             known = self._vms[_entry_name(vm)] = _VmHistograms(pid)
@@ -164,7 +164,7 @@ class LatencyHistograms:
         return name, value
 
     def entries_to_store(self, now: float) -> Iterator[EntryNameAndValue]:
-        """Forget the VMs that have not been attached for `AWAY_SECONDS`, and yield the entries to delete."""
+        """Remove the VMs that have not been attached for `AWAY_SECONDS`, and yield the entries to delete."""
         for name, known in list(self._vms.items()):
             if known.gone_at is not None and now - known.gone_at >= AWAY_SECONDS:
                 del self._vms[name]

@@ -1,4 +1,4 @@
-"""Live migration of a VM, from the view of one of its QEMU processes. Pure.
+"""The progress of a VM's migration, as seen by one of its QEMU processes. Pure.
 
 A VM that migrates has two processes with one UUID. The end of the source process is not the end of the VM, and the start of the
 destination process is not the start of the VM. QEMU also treats a save to a file and a restore from a file as migrations.
@@ -21,7 +21,7 @@ _SHUTDOWN = "shutdown"
 
 
 class MigrationPhase(Enum):
-    """Where the VM is, from the view of this process."""
+    """Where the VM is, as seen by this process."""
 
     UNKNOWN = "unknown"
     """No run state is known yet."""
@@ -44,7 +44,7 @@ _NEXT_BY_RUN_STATE: dict[str, dict[MigrationPhase, MigrationPhase]] = {
     _POSTMIGRATE: dict.fromkeys(MigrationPhase, MigrationPhase.MIGRATED_AWAY),
     _SHUTDOWN: {MigrationPhase.INCOMING: MigrationPhase.RECEIVED, MigrationPhase.HANDING_OVER: MigrationPhase.PRESENT},
 }
-"""The next phase by run state and present phase. A present phase that is not listed does not change."""
+"""The next phase by run state and current phase. A current phase that is not listed does not change."""
 
 _NEXT_BY_OTHER_RUN_STATE = {
     MigrationPhase.UNKNOWN: MigrationPhase.PRESENT,
@@ -52,10 +52,10 @@ _NEXT_BY_OTHER_RUN_STATE = {
     MigrationPhase.HANDING_OVER: MigrationPhase.PRESENT,  # the migration failed
     MigrationPhase.MIGRATED_AWAY: MigrationPhase.PRESENT,  # the source was resumed
 }
-"""The next phase by present phase, for every other run state."""
+"""The next phase by current phase, for all other run states."""
 
 _ROLE_BY_PHASE = {
-    MigrationPhase.PRESENT: "source",  # a process that runs its VM cannot start to receive one
+    MigrationPhase.PRESENT: "source",  # a process that runs its VM cannot begin to receive a VM
     MigrationPhase.HANDING_OVER: "source",
     MigrationPhase.MIGRATED_AWAY: "source",
     MigrationPhase.INCOMING: "destination",
@@ -74,14 +74,14 @@ _NEXT_BY_EVENT: dict[object, dict[MigrationPhase, MigrationPhase]] = {
         MigrationPhase.HANDING_OVER: MigrationPhase.MIGRATED_AWAY,
     },
 }
-"""The next phase by status in a MIGRATION event and present phase. Both the source and the destination emit these events."""
+"""The next phase by status in a MIGRATION event and current phase. Both the source and the destination emit these events."""
 
 
 class MigrationState:
     """State machine of the migration of one QEMU process. It handles run states, MIGRATION events and samples in order of arrival.
 
     Attributes:
-        phase: the present phase.
+        phase: the current phase.
     """
 
     __slots__ = ("_last_status", "phase")
@@ -114,8 +114,7 @@ class MigrationState:
         """Handle a sample of any family.
 
         Returns:
-            True if the VM has migrated in since the last sample. False if it had already migrated in before the first migration
-            sample. None in all other cases.
+            True if the VM has migrated in since the last sample. False if it migrated in before the first migration sample. Otherwise None.
         """
         if sample.family is RUNSTATE:
             return True if self._on_run_state(sample.values.get("status", "")) else None
@@ -138,7 +137,7 @@ class MigrationState:
         return None
 
     def migrated_away(self, *, shut_down: bool) -> bool:
-        """Return whether a process passed its VM to another process or to a file before it ended.
+        """Return whether a process passed its VM to another process or to a file before the process ended.
 
         Args:
             shut_down: whether QEMU emitted SHUTDOWN before the process ended.

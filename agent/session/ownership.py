@@ -30,8 +30,8 @@ class OwnershipClaim:
     def is_same_vm(self, other: "OwnershipClaim") -> bool:
         """Return whether both claims are for the same VM.
 
-        If both pids are known, they are compared. Otherwise, claims with the same UUID are for the same VM if their priorities differ.
-        If the priorities are equal, they are probably for two processes with one UUID, such as in a migration within this host.
+        If both pids are known, the pids decide. Otherwise, two claims with the same UUID are for the same VM only if their priorities
+        differ. With equal priorities, they are probably for two processes with one UUID, as in a migration within this host.
         """
         if self.pid is not None and other.pid is not None:
             return self.pid == other.pid
@@ -45,11 +45,11 @@ class OwnershipRegistry:
         self._held: dict[str | int, list[OwnershipClaim]] = {}  # by pid and by UUID
 
     async def acquire(self, claim: OwnershipClaim) -> OwnershipClaim | None:
-        """Acquire a claim. First preempt claims of worse priority on the same VM, and wait until they are released.
+        """Acquire a claim. Before that, preempt the claims of worse priority on the same VM, and wait until they are released.
 
         Returns:
-            None if the claim is acquired; otherwise another claim on the VM, with equal or better priority. When that claim is released,
-            call this again.
+            None if the claim is acquired. Otherwise, another claim on the VM with equal or better priority. When it is released, call this
+            again.
         """
         while rivals := [
             held for key in _keys_of_claim(claim) for held in self._held.get(key, ()) if claim.is_same_vm(held)

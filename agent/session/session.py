@@ -52,7 +52,7 @@ MAX_BUILDS = 64
 DISCOVER_FEATURES = "discover"
 """The schedule's name for the discovery of the VM's features. After the discovery, all collectors are polled."""
 MIN_DISCOVERY_SECONDS = 60.0
-"""Minimum time between a discovery and a later one that the guest causes."""
+"""Minimum time between two discoveries if the guest causes the second."""
 
 DISCOVERY_FAILURE = "discovery"
 """Name that a failed discovery has in the list of failing collectors."""
@@ -212,14 +212,16 @@ class Session:
             case "MIGRATION":
                 self._migration.on_event(status := event.data.get("status"))
                 if status != "setup" and poller.facts.receives_events:
-                    # MIGRATION events are enabled. The status `setup` does not show that: QEMU 7.2 always emits it on a destination.
+                    # This event shows that MIGRATION events are enabled. The status `setup` does not, because QEMU 7.2 always emits it on a
+                    # destination.
                     poller.facts = dataclasses.replace(poller.facts, migration_events=True)
             case "DEVICE_DELETED":
-                # A vhost device may take the place of a virtio disk. Its queues must not be queried.
+                # A vhost device may replace a virtio disk, and its queues must not be queried.
                 self._unplugs += 1
                 poller.facts = dataclasses.replace(poller.facts, virtio_disks=())
             case "VSERPORT_CHANGE" if not self._guest_agent_ports.is_known(event.data.get("id")):
-                # The port was plugged in after the last discovery, and QEMU emits no event for that. A guest can cause this event at will.
+                # The port was plugged in after the last discovery, for which QEMU emits no event. A guest can cause VSERPORT_CHANGE as
+                # often as it likes.
                 self._schedule.plan(
                     DISCOVER_FEATURES, max(time.monotonic(), self._discovered_at + MIN_DISCOVERY_SECONDS)
                 )
@@ -228,7 +230,7 @@ class Session:
             self._make_due(names)
 
     def _make_due(self, names: Sequence[str]) -> None:
-        """Make collectors due now. Before the first discovery, make only the discovery due, because all polls follow it."""
+        """Make collectors due now. Before the first discovery, only make the discovery due. All collectors are polled after it."""
         self._schedule.make_due(names if self._discovered else (DISCOVER_FEATURES,), time.monotonic())
         self._wake()
 
@@ -258,7 +260,7 @@ class Session:
         await disk_commands.apply(receives_events=poller.facts.receives_events)
 
     def _wake(self) -> None:
-        """Have the quiet polls check the schedule again, because something is due."""
+        """Let the quiet polls check the schedule again, because a poll is due."""
         if self._quiet_polls is not None:
             self._quiet_polls.check_soon()
 
@@ -297,7 +299,7 @@ class Session:
         self._discovered = True
 
     def _use_facts(self, poller: Poller, facts: VmFacts, unplugs: int) -> None:
-        """Use the facts of a discovery. If a device was unplugged during the discovery, drop the virtio disks, which may include it."""
+        """Use the facts of a discovery. If a device was unplugged meanwhile, drop the virtio disks, because it may be one of them."""
         poller.facts = facts if self._unplugs == unplugs else dataclasses.replace(facts, virtio_disks=())
 
     def _report_discovery(self, vm: Vm, now: float) -> None:
@@ -318,7 +320,7 @@ class Session:
             if isinstance(reply, UnreadableReplyError):
                 return frozenset()
             names = identity.parse_command_names(reply)
-            if not build.version:  # the commands of another VM may differ
+            if not build.version:  # the build is unknown, so other VMs may have other commands
                 return names
             if not names and not isinstance(reply, CommandError):  # the reply is not a list of commands
                 return names

@@ -46,7 +46,7 @@ class StallProbe:
     async def wait(self, error: BusyError | StalledError) -> None:
         """Wait until no reply is overdue, or until no other client holds the monitor.
 
-        The caller must send no in-band command during the wait, because QEMU still executes the overdue command.
+        During the wait, the caller must send no in-band command, because QEMU still executes the overdue command.
 
         Args:
             error: why the session waits.

@@ -33,7 +33,7 @@ from agent.session.session import Session
 FIRST_RETRY_SECONDS = 0.2
 """Delay of the first attempt to connect again."""
 
-NO_EVENTS = "figures only: this monitor delivers no events"
+NO_EVENTS = "polls only: this monitor delivers no events"
 """Reason of the state `up` of a monitor without events."""
 
 
@@ -57,8 +57,9 @@ class MonitorSupervisor:
         self._failures = CollectorFailures()
         self._up_reason = ""
         self._may_live = False
-        """True after the connection to a VM was lost although the VM may still run."""
-        self._removed = asyncio.get_running_loop().create_future()  # an Event allocates 0.7 KB for its waiters
+        """True if the connection to a VM was lost although the VM may still run."""
+        # Created when needed, because an Event allocates 0.7 KB.
+        self._removed = asyncio.get_running_loop().create_future()
 
     @property
     def _state(self) -> MonitorState | None:
@@ -104,7 +105,7 @@ class MonitorSupervisor:
             False if the connection failed or soon ended, so that the delay before the next connection has to grow.
         """
         if self._state in (None, MonitorState.NEGOTIATING, MonitorState.UP):
-            # Another state, such as busy, stays until this attempt has an outcome.
+            # Other states, such as busy, stay until this attempt has succeeded or failed.
             self._set_state(MonitorState.CONNECTING)
         events = EventHandler(self._observer)
         try:
@@ -113,7 +114,7 @@ class MonitorSupervisor:
             )
         except (BusyError, StalledError) as error:
             if isinstance(error, BusyError) and self._monitor.inbound:
-                # No other client can hold a monitor that connects to the agent.
+                # If the monitor connects to the agent, no other client can hold it.
                 self._set_state(MonitorState.GONE, "QEMU connected but did not greet")
             else:
                 self._report_state(
@@ -162,7 +163,7 @@ class MonitorSupervisor:
                 await self._wait_in_standby(client, better)
                 if client.ended.done():
                     return True
-                events.discard_buffered()  # the session over the better monitor has reported them
+                events.discard_buffered()  # the session over the better monitor has reported these events
             return await self._attach(client, session, vm, events.dropped)
         finally:
             self._claims.release(claim)
@@ -224,7 +225,7 @@ class MonitorSupervisor:
         }
 
     def _report_state(self, state: MonitorState, reason: str) -> None:
-        """Set the state. If the state is new, also report the change as a lifecycle record."""
+        """Set the state. If it differs from the last state, also report a lifecycle record."""
         before = self._state
         if not self._set_state(state, reason or (self._up_reason if state is MonitorState.UP else "")):
             return

@@ -35,7 +35,7 @@ class SupervisorGroup:
         return len(self._supervisors)
 
     def on_monitor_added(self, monitor: Monitor) -> None:
-        """Start to supervise a monitor. If it is still supervised after its removal, connect to it again."""
+        """Start to supervise a monitor. If it was removed and is still supervised, connect to it again."""
         if monitor.key in self._supervisors:
             self._supervisors[monitor.key].restore()
         else:
@@ -61,7 +61,7 @@ class SupervisorGroup:
         Args:
             discoverer: the discoverer's entry.
             error: why the discoverer cannot find monitors; None if it works.
-            limitation: a text about the discoverer for people; may be empty.
+            limitation: a limitation of discovery, for the operator; may be empty.
         """
         state, reason = (MonitorState.UP, limitation) if error is None else (state_after(error), str(error))
         self._observer.on_status(MonitorStatus(discoverer, state, reason, None, None, time.time_ns()))
@@ -94,7 +94,7 @@ class SupervisorGroup:
                     await asyncio.sleep(self._context.settings.max_retry_seconds)
         finally:
             del self._running[supervisor]
-            # If the monitor was dismissed and found again, a new supervisor is responsible for it.
+            # If the monitor was dismissed and found again, it has a new supervisor.
             if self._supervisors.get(monitor.key, supervisor) is supervisor:
                 self._supervisors.pop(monitor.key, None)
                 self._observer.on_monitor_removed(monitor)

@@ -13,9 +13,9 @@ Execute = Callable[[Sequence[Command]], Awaitable[list[CommandResult]]]
 
 
 async def find_virtio_disks(execute: Execute, context: SessionContext, facts: VmFacts) -> tuple[VirtioDisk, ...]:
-    """Return the VM's virtio disks that QEMU itself serves; none if the config does not allow queries of their queues.
+    """Return the VM's virtio disks that QEMU itself serves. Return none if the config does not allow queries of their queues.
 
-    Without events, return none, because the agent would not notice that another device has replaced a disk.
+    Also return none without events, because the agent would not notice that another device has replaced a disk.
 
     Args:
         execute: executes commands on QEMU.

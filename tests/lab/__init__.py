@@ -1,1 +1,1 @@
-"""Parts for tests: real guests, Kafka brokers and Prometheus servers, and a scripted QEMU for what a real QEMU cannot be made to do."""
+"""Parts for tests: real guests, Kafka brokers and Prometheus servers, and a scripted QEMU for behaviour that a real QEMU seldom shows."""

@@ -1,4 +1,4 @@
-"""Runs the agent as a process of its own, and reads the agent's records, metrics and log."""
+"""Runs the agent in a separate process, and reads the agent's records, metrics and log."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from agent.cli.demo.guest import until
 from tests.lab.machine import free_port
 
 COMMAND: Final = (sys.executable, "-m", "tests.lab.command_audit")
-"""The command line of `qmp-agent` under the tests' interpreter. The audit of commands records what it sends to QEMU."""
+"""The command line that runs `qmp-agent` with the tests' Python. The command audit records what this agent sends to QEMU."""
 
 _START_SECONDS: Final = 120.0
 _STOP_SECONDS: Final = 120.0
@@ -145,7 +145,7 @@ class AgentProcess:
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], *, name: str = "agent") -> None:
-        """Write the config file. The endpoint is added; so is a journal if there is a Kafka sink, and a file sink if there is no sink."""
+        """Write the config file. Add the endpoint, a journal if there is a Kafka sink, and a file sink if there is no sink."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.config = folder / f"{name}.yaml"

@@ -1,4 +1,4 @@
-"""Helpers for tests of alerts: an alert manager that gets events and polls by plain calls, without a session."""
+"""Helpers for tests of alerts: an alert manager that receives events and polls by plain calls, without a session."""
 
 import json
 from dataclasses import replace

@@ -83,7 +83,7 @@ class Alertmanager(Server):
         return await self._get("alerts/groups")
 
     async def peers(self) -> AlertList:
-        """Return the members of the set that this one knows, itself included. Each is `{"name", "address"}`."""
+        """Return the members of the set that this member knows, including itself. Each is `{"name", "address"}`."""
         url = f"{self.url}/api/v2/status"
         async with asyncio.timeout(60), aiohttp.ClientSession() as session, session.get(url, **self.client) as response:
             peers: AlertList = (await response.json())["cluster"]["peers"]

@@ -11,7 +11,7 @@ from agent.cli.demo.images import MissingDependencyError
 
 _PROGRAM = "chromium"
 _TIMEOUT_MS = 60_000
-"""Timeout of everything that a test expects on a page: generous, for a machine under load."""
+"""Timeout of all expectations about a page. It is long, because the machine may be under load."""
 
 expect.set_options(timeout=_TIMEOUT_MS)
 
@@ -27,7 +27,7 @@ async def chromium() -> AsyncIterator[Browser]:
     if path is None:
         raise MissingDependencyError("chromium is not installed: run tests/lab/install test")
     async with async_playwright() as playwright:
-        # Chromium has no sandbox for root, which tests in containers run as; it opens only the agent's own page.
+        # Chromium has no sandbox for root, and tests in containers run as root. It opens only the agent's page.
         browser = await playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         try:
             yield browser

@@ -34,7 +34,7 @@ COSTLY_QUERIES: Final = frozenset(
         "query-rx-filter",
     }
 )
-"""Forbidden queries: they change something, interrupt vCPUs, load modules, or return 250 kB."""
+"""Forbidden queries. They change something, interrupt vCPUs, load modules, or return 250 kB."""
 PROPERTIES: Final = frozenset(
     {"chardev", "guest-stats", "guest-stats-polling-interval", "mac", "name", "netdev", "num-queues", "type"}
 )
@@ -62,14 +62,14 @@ EXEMPT_TESTS: Final = ("tests/integration/test_lab.py",)
 def violation(request: Any) -> str | None:
     """Return why a request is forbidden; None if the request is allowed."""
     if not isinstance(request, dict) or not request.keys() <= {"execute", "exec-oob", "arguments", "id"}:
-        return "it is no request"
+        return "it is not a request"
     arguments = request.get("arguments", {})
     if "exec-oob" in request:
         return None if (request["exec-oob"], arguments) == ("query-yank", {}) else "out of band"
     command = request.get("execute")
     if "id" in request:  # the marker of a resynchronisation
         return None if (command, arguments) == ("query-status", {}) else "a command with an id"
-    return None if _is_allowed(command, arguments) else "it is not on the list, or not in this form"
+    return None if _is_allowed(command, arguments) else "the command is not on the list, or has other arguments"
 
 
 def _is_allowed(command: Any, arguments: Any) -> bool:
@@ -100,7 +100,7 @@ def _is_allowed(command: Any, arguments: Any) -> bool:
 
 
 def _sets_histograms(arguments: Any) -> bool:
-    """Return whether a command sets three equal histograms, with boundaries, and so removes none."""
+    """Return whether a command sets three equal histograms with boundaries. Without boundaries, it would remove histograms."""
     read, write, flush = (arguments.get(f"boundaries-{kind}") for kind in ("read", "write", "flush"))
     return len(arguments) == 4 and "id" in arguments and bool(read) and read == write == flush
 
@@ -123,7 +123,7 @@ def guest_violation(data: bytes) -> str | None:
             return None if data[:1] == b"\xff" else "a synchronization without the byte that resets the parser"
         case {"execute": str(name), **rest} if name in GUEST_COMMANDS and not rest:
             return None
-    return "it is not on the list, or not in this form"
+    return "the command is not on the list, or has other arguments"
 
 
 class CommandAudit:
@@ -212,7 +212,7 @@ def main() -> int:
         path, write = Path(folder) / f"{os.getpid()}.wire", Client._write
 
         def traced_write(self: Client, data: Request) -> None:
-            with path.open("ab", buffering=0) as file:  # unbuffered: the agent may be killed at any moment
+            with path.open("ab", buffering=0) as file:  # unbuffered, because the agent may be killed at any time
                 file.write(json.dumps(data.decode()).encode() + b"\n")
             write(self, data)
 

@@ -27,7 +27,7 @@ def unpack(release: str, packages: Sequence[str], scratch: Path, components: str
     """
     for folder in ("state/lists/partial", "cache/archives/partial", "etc/parts", "built/root"):
         Path(scratch, folder).mkdir(parents=True)
-    Path(scratch, "status").touch()  # nothing counts as installed, so apt fetches every dependency
+    Path(scratch, "status").touch()  # no package counts as installed, so that apt fetches all dependencies
     Path(scratch, "etc/sources.list").write_text(f"deb [signed-by={_KEYS}] {_mirror()} {release} {components}\n")
     places = {
         "Dir::State": "state",

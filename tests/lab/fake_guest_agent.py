@@ -1,4 +1,4 @@
-"""A scripted guest agent at a Unix socket, for what the real one cannot be made to do at will.
+"""A scripted guest agent at a Unix socket, for behaviour that a real guest agent does not show on demand.
 
 By default it behaves like qemu-ga behind QEMU's channel: it serves one client at a time, executes one command after the other, and
 replies to the byte 0xFF with an error. Its default replies were captured from a real qemu-ga, see `guest_transcript.py`.
@@ -15,7 +15,7 @@ from typing import Any, Self
 from tests.lab.guest_transcript import load
 
 Answer = Callable[[dict[str, Any]], bytes | None]
-"""Returns the bytes that answer a request; None answers nothing."""
+"""Returns the reply to a request as bytes; None for no reply."""
 
 
 class FakeGuestAgent:
@@ -25,7 +25,7 @@ class FakeGuestAgent:
         path: the socket.
         replies: values or errors by command; may change at any time. Each is a whole reply, with `return` or `error`.
         requests: every request of every client, oldest first.
-        silent: whether it answers nothing.
+        silent: whether it sends no replies.
         clients: the number of clients that it has served.
         raw: bytes that are sent instead of the reply to a command, by command.
     """
@@ -64,11 +64,11 @@ class FakeGuestAgent:
             writer.write(data)
 
     def count(self, command: str) -> int:
-        """Return how many times a command has been sent."""
+        """Return how many times a command was received."""
         return sum(request.get("execute") == command for request in self.requests)
 
     async def wait_for(self, command: str, times: int = 1) -> None:
-        """Wait until a command has been sent that many times in all."""
+        """Wait until a command was received this many times in total."""
         async with self._received:
             await self._received.wait_for(lambda: self.count(command) >= times)
 
@@ -83,7 +83,7 @@ class FakeGuestAgent:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
         try:
-            async with self._turn:  # QEMU's channel has one client; the others wait
+            async with self._turn:  # QEMU's channel has one client; other clients wait
                 self.clients += 1
                 with contextlib.suppress(ConnectionError, asyncio.LimitOverrunError):
                     await self._talk(reader, writer)

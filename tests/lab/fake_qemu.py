@@ -1,4 +1,4 @@
-"""A scripted QMP monitor, for behaviour that a real QEMU cannot be made to show.
+"""A scripted QMP monitor, for behaviour that a real QEMU does not show on demand.
 
 By default, the monitor behaves like QEMU. It serves one client at a time and refuses commands before the handshake. It runs commands in
 order, but `exec-oob` at once. It ends each reply with CRLF. The default replies were captured from a real QEMU, see `transcript.py`.
@@ -134,7 +134,7 @@ class FakeQemu:
         listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
         self.path.unlink(missing_ok=True)
         listener.bind(os.fspath(self.path))
-        listener.listen(1)  # as QEMU's: two more may connect while one is served
+        listener.listen(1)  # like QEMU's: while one client is served, two more may connect
         self._task = asyncio.create_task(self._serve(listener))
 
     async def stop(self, *, leave_socket: bool = False) -> None:
@@ -182,7 +182,7 @@ class FakeQemu:
             self._request_received.notify_all()
 
     async def answer(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Wait until the reply to a command is not withheld, and return the reply."""
+        """Return the reply to a command. Wait while the reply is withheld."""
         held = self._held.get(command)
         if held is not None:
             await held.wait()
@@ -219,7 +219,7 @@ class _Client:
             self.send(self._fake.greeting)
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                task.result()  # a reply function may have failed
+                task.result()  # raises the error of a reply function that failed
         finally:
             for task in tasks:
                 task.cancel()
@@ -296,7 +296,7 @@ def split_json_values(text: str) -> tuple[list[Any], str, bool]:
     Returns:
         The complete values, an incomplete value at the end (or an empty text), and whether a part of the text is invalid JSON.
     """
-    # A control character, or the character that byte 0xFF decodes to, resets QEMU's parser.
+    # QEMU's parser is reset by a control character, and by the character for the byte 0xFF.
     before, *after = re.split(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffd]", text)
     values = []
     rest = before.lstrip()

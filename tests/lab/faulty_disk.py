@@ -51,7 +51,7 @@ def connect_with_hooks(before: Hook, after: Hook = lambda _: None) -> OpenDataba
             try:
                 after(self.sql)
             except sqlite3.Error:
-                self.close()  # as SQLite resets a statement that fails
+                self.close()  # SQLite also resets a statement that fails
                 raise
             return result
 
@@ -85,12 +85,12 @@ class HangingDisk:
         self.connect = connect_with_hooks(self._before)
 
     def connect_after_release(self, path: Path) -> sqlite3.Connection:
-        """Open a connection, but not before `release` is called."""
+        """Wait until `release` is called, and open a connection."""
         self._released.wait(120)
         return self.connect(path)
 
     def release(self) -> None:
-        """Let the commit that hangs continue. Later commits do not hang."""
+        """Let the hanging commit continue. Later commits do not hang."""
         self._released.set()
 
     def _before(self, sql: str) -> None:
@@ -133,7 +133,7 @@ class FailsOnce:
     """
 
     def __init__(self, error_name: str, at: int, *, after: bool = False) -> None:
-        """Choose the call of SQLite that fails.
+        """Choose which call of SQLite fails.
 
         Args:
             error_name: name of SQLite's result code.

@@ -13,7 +13,7 @@ import pytest
 from tests.lab.thin_guests import MIB, LoopDevice, run
 
 UNPRIVILEGED: Final = 65534
-"""User of a QEMU that may not use the blocks that a file system reserves for root."""
+"""User that QEMU runs as in some tests. It may not use the blocks that a file system reserves for root."""
 
 
 LARGE: Final = 1024 * MIB
@@ -44,7 +44,7 @@ async def _xfs(folder: Path, mount: Path) -> Path:
 
 
 async def _xfs_quota(folder: Path, mount: Path) -> Path:
-    """Make an XFS with room for much more than the quota of the returned directory."""
+    """Make an XFS that is much larger than the quota of the returned directory."""
     device = await _loop(folder, 512 * MIB)
     await run("mkfs.xfs", "-q", device)
     try:
@@ -61,7 +61,8 @@ async def _xfs_quota(folder: Path, mount: Path) -> Path:
 async def _btrfs(folder: Path, mount: Path) -> Path:
     """Make a Btrfs that commits every second.
 
-    Btrfs frees the old copies of overwritten extents at a commit. The default of 30 s is longer than the windows of a test's forecasts.
+    At a commit, Btrfs frees the old copies of overwritten extents. The default interval of 30 s is longer than the windows of forecasts in
+    tests.
     """
     device = await _loop(folder, LARGE)
     await run("mkfs.btrfs", "-q", device)
@@ -70,7 +71,7 @@ async def _btrfs(folder: Path, mount: Path) -> Path:
 
 
 async def _loop(folder: Path, size: int) -> str:
-    """Return a loop device whose file is in memory, because a busy disk would delay each flush of a guest by seconds."""
+    """Return a loop device whose file is in memory. On a busy disk, each flush of a guest would take seconds."""
     memory = folder / MEMORY
     memory.mkdir()
     await run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(memory))
@@ -112,7 +113,7 @@ async def file_system(kind: str, folder: Path) -> AsyncIterator[Path]:
         for loop in (await run("losetup", "--associated", str(device), "--output", "NAME", "--noheadings")).split():
             await run("losetup", "--detach", loop)
         if _is_mounted(folder / MEMORY):
-            await run("umount", "--lazy", str(folder / MEMORY))  # the kernel closes the file of a loop device later
+            await run("umount", "--lazy", str(folder / MEMORY))  # the kernel may close the file of a loop device later
 
 
 def _is_mounted(point: Path) -> bool:

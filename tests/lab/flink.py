@@ -1,4 +1,4 @@
-"""Runs jobs of Flink SQL in a Flink of one process.
+"""Runs Flink SQL jobs in a single process.
 
 `python -m tests.lab.flink` downloads Flink in advance.
 """
@@ -52,7 +52,7 @@ def _version() -> str:
 
 
 def _fetch(scratch: Path) -> None:
-    """Fetch Flink from its Python package, which has most jars, and from Maven Central."""
+    """Fetch Flink. Most jars come from its Python package, the others from Maven Central."""
     built, downloaded = scratch / "built", scratch / "downloaded"
     package = f"apache-flink-libraries=={_version()}"
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(downloaded), package]
@@ -94,7 +94,7 @@ class FlinkJobs:
         self._log = folder / "log"
         self.process: asyncio.subprocess.Process | None = None
         *first, last = [(JOBS / f"{name}.sql").read_text() for name in jobs]
-        # The client returns when it has submitted a job, and Flink ends with the client. So the last statement waits for its job.
+        # Flink ends when its client ends, and the client returns after it has submitted a job. So the last statement waits for its job.
         text = "\n".join([(JOBS / "tables.sql").read_text(), *first, "SET 'table.dml-sync' = 'true';", last])
         for before, after in {_BOOTSTRAP: bootstrap, **(replacements or {})}.items():
             assert before in text, before

@@ -1,4 +1,4 @@
-"""The real guest agent, qemu-ga, on a plain Unix socket: it reports this machine.
+"""The real guest agent, qemu-ga, on a plain Unix socket. It reports values of this machine.
 
 The tests run the qemu-ga that this machine has installed, and those of other Debian releases, which are downloaded and unpacked but not
 installed. `python -m tests.lab.guest_agent` downloads them in advance.
@@ -31,7 +31,7 @@ exec "$root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$root/usr/lib/x86_64
 
 
 def find_guest_agent(release: str = "") -> str:
-    """Return the qemu-ga of a Debian release that was fetched, or the machine's own for an empty name.
+    """Return the qemu-ga of a Debian release that was fetched. For an empty name, return the installed qemu-ga.
 
     Raises:
         MissingDependencyError: it was not fetched or installed; the message says how to do it.

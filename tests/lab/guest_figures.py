@@ -1,4 +1,4 @@
-"""Compares the figures of a real guest agent in the Linux guest with those that a shell in the guest reads."""
+"""Compares the figures of a real guest agent in the Linux guest with figures that a shell in the guest reads."""
 
 import re
 

@@ -13,7 +13,9 @@ _LOADER = "usr/lib64/ld-linux-x86-64.so.2"
 
 
 def agent_initramfs(release: str) -> bytes:
-    """Return the initramfs of the Linux guest with the guest agent of a Debian release; for an empty name, with the machine's own.
+    """Return the initramfs of the Linux guest with the guest agent of a Debian release.
+
+    For an empty name, it has the installed guest agent.
 
     Raises:
         MissingDependencyError: the guest agent was not fetched.

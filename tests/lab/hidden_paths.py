@@ -1,4 +1,4 @@
-"""Makes the source tree and the Python interpreter reachable for an unprivileged user, if they are below a directory of root."""
+"""Makes the source tree and the Python interpreter reachable for an unprivileged user, if only root may enter their directories."""
 
 import shlex
 import stat
@@ -12,9 +12,9 @@ ROOT: Final = Path(__file__).parents[2]
 
 
 def hidden_paths() -> dict[Path, Path]:
-    """Return the paths that the agent needs but its user cannot reach. With each path goes the ancestor that only root may enter.
+    """Return the paths that the agent needs and its user cannot reach.
 
-    For example, the ancestor is /root if the source tree is below /root.
+    Each path is paired with its ancestor that only root may enter, such as /root.
     """
     hidden = {}
     for path in {ROOT, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()}:

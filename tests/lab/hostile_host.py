@@ -1,4 +1,4 @@
-"""An agent that watches a normal VM and a hostile monitor. The assertions here must hold for all that the hostile monitor sends."""
+"""An agent that watches a normal VM and a hostile monitor. The assertions here must hold for everything that the hostile monitor sends."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ from tests.lab.record_checks import validate_record, validator
 GOOD_UUID: Final = "00000000-1111-4111-8111-111111111111"
 POLL_SECONDS: Final = 0.1
 LATE_SECONDS: Final = 30.0
-"""Maximum delay of a poll of the good VM: generous, for a machine under load."""
+"""Maximum delay of a poll of the good VM. It is long, because the machine may be under load."""
 MAX_GROWTH_BYTES: Final = 400 << 20
 """Maximum growth of the agent's memory for one VM. The longest message has 16 MiB and takes ten times that as Python objects."""
 

@@ -1,4 +1,4 @@
-"""Storage that hangs while a test has its server stopped: a FUSE export, and a block device on it."""
+"""Storage that hangs while a test stops its server: a FUSE export, and a block device on it."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ FUSE: Final = Path("/dev/fuse")
 
 @contextlib.asynccontextmanager
 async def fuse(folder: Path) -> AsyncIterator[tuple[Path, asyncio.subprocess.Process]]:
-    """Serve a file of 16 MiB by FUSE. Yield its path and the FUSE process. The storage hangs while a test has this process stopped."""
+    """Serve a file of 16 MiB by FUSE. Yield its path and the FUSE process. While a test stops this process, the storage hangs."""
     if not FUSE.exists():
         pytest.skip("/dev/fuse is missing")
     backing, served = folder / "backing", folder / "served"

@@ -183,7 +183,7 @@ class KafkaCluster:
             raise
 
     async def stop(self) -> None:
-        """Stop all brokers. Several brokers are killed, because a broker cannot stop cleanly while all others stop."""
+        """Stop all brokers. If there are several brokers, kill them, because a broker cannot stop cleanly while all others stop."""
         async with asyncio.TaskGroup() as tasks:
             for broker in self.brokers:
                 tasks.create_task(broker.stop() if len(self.brokers) == 1 else broker.kill())
@@ -200,7 +200,7 @@ class KafkaCluster:
             topic = NewTopic(name, partitions, replication, topic_configs=dict(config or {}))
 
             async def created() -> bool:
-                """Create the topic. On a busy machine the cluster may lack a broker or a controller, because heartbeats were late."""
+                """Create the topic. On a busy machine, heartbeats may be late, so that the cluster lacks a broker or a controller."""
                 await admin._client.force_metadata_update()
                 if admin._client.cluster.controller is None:
                     return False
@@ -237,7 +237,7 @@ class KafkaCluster:
 
 
 def server_properties(broker: Broker, brokers: list[Broker], security: Security) -> dict[str, object]:
-    """Return a broker's properties that differ from Kafka's defaults, without the data directory. They prefer speed to durability."""
+    """Return a broker's properties that differ from Kafka's defaults, without the data directory. They favour speed over durability."""
     copied_fields = min(3, len(brokers))
     addresses = {name: f"{name}://127.0.0.1:{port}" for name, port in broker.ports.items()}
     return {
@@ -256,7 +256,7 @@ def server_properties(broker: Broker, brokers: list[Broker], security: Security)
         "transaction.state.log.num.partitions": 1,
         "transaction.state.log.replication.factor": copied_fields,
         "transaction.state.log.min.isr": max(1, copied_fields - 1),
-        # Transition a dead broker in two seconds, not nine: for so long it cannot come back after a kill either.
+        # Detect a dead broker after two seconds, not nine. A killed broker cannot come back earlier.
         "broker.heartbeat.interval.ms": 250,
         "broker.session.timeout.ms": 2000,
         "controller.quorum.election.timeout.ms": 500,

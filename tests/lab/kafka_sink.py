@@ -59,7 +59,7 @@ async def no_leaks(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
         return (asyncio.all_tasks() - tasks - {asyncio.current_task()}) | (_connections() - connections)
 
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(20.0):  # cancelled tasks and aborted sockets end in the loop's next turn
+        async with asyncio.timeout(20.0):  # cancelled tasks and aborted sockets end in the next turn of the event loop
             await eventually(lambda: not leaked())
     assert not leaked(), str(leaked())
     warnings = [record.getMessage() for record in caplog.records if record.name == "asyncio" and record.levelno >= 30]

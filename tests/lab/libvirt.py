@@ -25,7 +25,7 @@ _FOLDERS: Final = {
     "etc": "/etc/libvirt",
 }
 _CACHE: Final = "/var/cache/libvirt"
-"""libvirtd's cache of QEMU's capabilities, which take ten seconds to probe: kept from run to run."""
+"""libvirtd's cache of QEMU's capabilities. It is kept between runs, because probing the capabilities takes ten seconds."""
 
 _DATA: Final = "/usr/share/libvirt"
 """libvirtd's models of CPUs and schemas of XML."""
@@ -50,7 +50,7 @@ remember_owner = 0
 """
 
 _USER: Final = 64055
-"""Debian's libvirt-qemu: libvirtd does not start without it, and Debian creates it only with the package of the service."""
+"""Debian's user libvirt-qemu. libvirtd does not start without it, and only Debian's package of the service creates it."""
 
 _DOMAIN: Final = """\
 <domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
@@ -223,9 +223,9 @@ class Libvirtd:
         mounts += [f"mount --bind {capabilities} {_CACHE}"]
         if self.release:
             mounts += [f"mount --bind {find_libvirtd(self.release)}/root{_DATA} {_DATA}"]
-        mounts += [f"hostname host-{self._host.hex[:12]}"]  # a domain migrates only to a host of another name
+        mounts += [f"hostname host-{self._host.hex[:12]}"]  # a domain can only migrate to a host with another name
         if Path("/dev/kvm").exists():
-            # libvirtd probes QEMU's capabilities again, for ten seconds, whenever QEMU's user may not use KVM and root may.
+            # If root may use KVM and QEMU's user may not, libvirtd probes QEMU's capabilities again at each start, for ten seconds.
             mounts += [f"mkdir -p {self.folder}/dev", f"mount -t tmpfs tmpfs {self.folder}/dev"]
             mounts += [f"mknod -m 666 {self.folder}/dev/kvm c 10 232", f"mount --bind {self.folder}/dev/kvm /dev/kvm"]
         return mounts
@@ -265,7 +265,7 @@ class Libvirtd:
             interface: the type of the network interface in libvirt's XML. With `ethernet`, libvirt creates and removes a tap.
             extra: additional XML.
             identity: the domain's UUID; None for a new one.
-            paused: whether the guest does not run, and so takes no CPU.
+            paused: whether the guest stays paused, so that it uses no CPU.
         """
         boot, disk, xml = (self.folder / f"{name}{end}" for end in ("-boot.raw", ".qcow2", ".xml"))
         boot.write_bytes(build_boot_sector(pause_us=20_000).ljust(1 << 20, b"\0"))

@@ -1,7 +1,7 @@
 """A process that makes many concurrent calls to one libvirtd, like an agent.
 
-Each line on standard input names an outcome: a reply, or a lost connection. The process writes the line to standard output when each of its
-callers has had this outcome since.
+Each line on standard input names an outcome: a reply, or a lost connection. When each of its callers has had this outcome, the process
+writes the line to standard output.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A domain of libvirt's with a real Linux and a real guest agent."""
+"""A libvirt domain with a real Linux and a real guest agent."""
 
 import asyncio
 import shutil

@@ -1,4 +1,7 @@
-"""A TCP proxy before a server. It can discard the server's responses, and end all connections: the client then misses acknowledgements."""
+"""A TCP proxy in front of a server.
+
+It can discard the server's responses and end all connections, so that the client misses acknowledgements.
+"""
 
 import asyncio
 import contextlib
@@ -11,7 +14,7 @@ class LossyProxy:
     """A proxy on a port of 127.0.0.1. As an async context manager, it runs while the `with` block runs.
 
     Attributes:
-        discards_responses: whether the server's bytes are read and discarded.
+        discards_responses: whether the proxy discards what the server sends.
     """
 
     def __init__(self, port: int, server_port: int) -> None:

@@ -55,4 +55,4 @@ def is_listening(port: int) -> bool:
 
 
 _reservations: Final[deque[int]] = deque(maxlen=64)
-"""File descriptors of the sockets that reserve the ports returned last, open until the process ends."""
+"""File descriptors of the sockets that reserve the returned ports. They stay open until the process ends."""

@@ -64,7 +64,7 @@ LIBVIRT: Final = """\
 -chardev socket,id=charmonitor,fd=33,server=on,wait=off -mon chardev=charmonitor,id=monitor,mode=control -rtc base=utc"""
 
 
-class FakeHost:
+class FakeProcHost:
     """A fake /proc and a fake socket table."""
 
     def __init__(self, folder: Path) -> None:

@@ -83,7 +83,7 @@ def _provider_home() -> Path:
     version = re.search(r'"oidc-provider": "([^"]+)"', (SOURCE / "package.json").read_text())
     assert version is not None
     home = build_once(cache_folder() / f"oidc-provider-{version[1]}", _fetch)
-    shutil.copy(SOURCE / "server.mjs", home)  # the present one
+    shutil.copy(SOURCE / "server.mjs", home)  # the current version
     return home
 
 

@@ -34,9 +34,9 @@ class FakeVm:
     """One VM, whose counters grow at each poll.
 
     Args:
-        number: the VM's place on the host; the first ones are in trouble.
+        number: the VM's position on the host; the first VMs have problems.
         since: time of the VM's last change of state, in seconds since the epoch.
-        healthy: whether none is in trouble.
+        healthy: whether no VM has problems.
     """
 
     def __init__(self, number: int, since: float, *, healthy: bool = False) -> None:
@@ -167,7 +167,7 @@ class FakeHost(FakeView):
         self._update_pools()
 
     def step(self) -> None:
-        """Let a second pass: a tenth of the VMs is polled."""
+        """Advance by a second, in which a tenth of the VMs is polled."""
         self.time += 1
         turn = next(self._turn)
         for fake in self.vms[turn::POLL_SECONDS]:
@@ -229,7 +229,7 @@ class FakeHost(FakeView):
         }
 
     def firing_alerts(self) -> list[dict[str, Any]]:
-        """Return the alerts of the VMs in trouble, and of a full pool."""
+        """Return the alerts of the VMs with problems, and of a full pool."""
         if self.healthy:
             return []
         alerts = []

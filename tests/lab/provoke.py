@@ -1,4 +1,4 @@
-"""Table of events, and of the action that makes a real QEMU emit each event. The guest need not cooperate.
+"""Table of events, each with the action that makes a real QEMU emit it. The guest does not have to cooperate.
 
 Some events need a write to an I/O port by the guest. The human monitor's command `o` writes to the port instead.
 """
@@ -251,7 +251,7 @@ _NO_QUORUM = _read_quorum_node(
 _RESET = _send_command("system_reset")
 _SUSPEND = _write_ports_after_boot((_PM1_CONTROL, _SLEEP | 1 << 10), size="h")
 _WAKE = _run_steps(_SUSPEND, _send_command("system_wakeup"), _RESET)
-# The guest is paused meanwhile: its BIOS uses the clock's index register too and could change it between two writes.
+# The guest is paused meanwhile, because its BIOS also uses the clock's index register, and could change it between two writes.
 _SET_CLOCK = _write_ports((0x70, 11), (0x71, 0x82), (0x70, 4), (0x71, 3), (0x70, 11), (0x71, 2))
 _CLOCK = _run_steps(_wait_until_writing, _send_command("stop"), _SET_CLOCK, _send_command("cont"))
 _MIRROR = _run_block_job(

@@ -1,6 +1,6 @@
-"""QEMU versions for the tests: the version that this machine has installed, and those of other Debian releases.
+"""QEMU versions for the tests: the installed version, and the versions of other Debian releases.
 
-The other versions are downloaded and unpacked, but not installed. `python -m tests.lab.qemus` downloads them in advance.
+These are downloaded and unpacked, but not installed. `python -m tests.lab.qemus` downloads them in advance.
 """
 
 import re
@@ -17,7 +17,7 @@ from tests.lab.machine import INSTALL_HINT
 PROGRAM: Final = "qemu-system-x86_64"
 
 OTHER_RELEASES: Final = ("trixie", "sid")
-"""Debian releases whose QEMU the tests run beside the machine's own: 10.0, and the newest."""
+"""Debian releases whose QEMU the tests run in addition to the installed QEMU: 10.0, and the newest."""
 
 _LAUNCHER: Final = f"""\
 #!/bin/sh

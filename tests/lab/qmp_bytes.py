@@ -13,7 +13,7 @@ STATUS = Command("query-status")
 
 
 def line(message: object, *, indent: int | None = None) -> bytes:
-    """Return a message in the form in which QEMU sends it. An indent gives the form of a `pretty=on` monitor."""
+    """Return a message as QEMU sends it. With an indent, return it as a `pretty=on` monitor sends it."""
     return json.dumps(message, indent=indent).replace("\n", "\r\n").encode() + b"\r\n"
 
 

@@ -1,4 +1,4 @@
-"""Generates tests/golden/records.jsonl, the examples of docs/reference/records.md: one record of each type from a real run.
+"""Generates tests/golden/records.jsonl: one record of each type from a real run, as examples for docs/reference/records.md.
 
 The run has real guests and an agent. It triggers every type of record that can be triggered at will. docs/reference/records.md is
 generated from the file. The folder of the run appears as /run/qemu in the records.
@@ -113,7 +113,7 @@ async def _run_and_collect(folder: Path) -> list[Record]:
 
 
 async def collect_states(folder: Path) -> list[Record]:
-    """Return the records of states and of the agent's life from a run with Kafka: only Kafka has a state topic."""
+    """Return the state records and the agent's lifecycle records from a run with Kafka, because only Kafka has a state topic."""
     monitors = folder / "states"
     monitors.mkdir()
     enospc = {"event": "write_aio", "iotype": "write", "errno": 28, "once": True}

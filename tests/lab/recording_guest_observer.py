@@ -64,7 +64,7 @@ class RecordingGuestObserver:
         self._changed.set()
 
     def states(self, vm: Vm = VM) -> list[str]:
-        """Return the states of a session, each as often as it was entered."""
+        """Return the states that a session has entered, in order."""
         states: list[str] = []
         for known, families, samples in self.samples:
             if known == vm and GUEST_AGENT_SESSION in families and samples[0].values["state"] not in states[-1:]:
@@ -102,7 +102,7 @@ def guest_config(**keys: Any) -> GuestAgentConfig:
 async def managed(
     observer: RecordingGuestObserver, config: GuestAgentConfig, first_retry_seconds: float = FIRST_RETRY_SECONDS
 ) -> AsyncIterator[GuestAgentManager]:
-    """Run a manager for as long as the block runs."""
+    """Run a manager while the `with` block runs."""
     started: asyncio.Future[GuestAgentManager] = asyncio.get_running_loop().create_future()
 
     async def run() -> None:

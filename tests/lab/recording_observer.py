@@ -18,10 +18,10 @@ from agent.session.supervisor_group import SupervisorGroup
 from tests.lab.simulated_clock import longest_wait_seconds
 
 EQUAL = PollIntervals(poll=10.0, guest_memory=10.0, migrations_and_jobs=10.0, resync=3600.0)
-"""Intervals with which all collectors run in each poll, and no resync disturbs a test."""
+"""Equal intervals, so that all collectors run in each poll. No resync disturbs a test."""
 
 QUICK = PollIntervals(poll=0.06, guest_memory=0.06, migrations_and_jobs=0.06, resync=60.0)
-"""Intervals just above the slack within which polls share one write."""
+"""Intervals that are just too long for polls to share one write."""
 
 _CONTEXT_OPTIONS = {"histograms", "thresholds", "collectors", "first_polls", "root", "random"}
 
@@ -109,7 +109,7 @@ class RecordingObserver:
                 await self._changed.wait()
 
     async def wait_for_polls(self, times: int = 1, collector: str = "block") -> None:
-        """Wait until a collector has run this many times more."""
+        """Wait until a collector has run this many more times."""
         before = len(self.outcomes(collector))
         await self.wait_until(lambda: len(self.outcomes(collector)) >= before + times)
 

@@ -1,7 +1,8 @@
 """Takes the screenshots in the documentation: `python -m tests.lab.screenshots [DIRECTORY]`.
 
-The README has a real agent with three real guests. The page of a large host is that of a fake host. With a directory, every view of the
-page is taken there, with 3, 60 and 500 VMs, in light and dark, wide and on a phone: look at them after a change of the page.
+The screenshots of the README show a real agent with three real guests. Those of a large host show a fake host. With a directory, it takes
+each view of the page into this directory, with 3, 60 and 500 VMs, in light and dark, wide and on a phone. Look at them after a change of
+the page.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from tests.lab.page_shots import ALL_SHOTS, DOCUMENTED, shoot_views
 from tests.lab.terminal import Terminal
 
 IMAGES: Final = Path(__file__).parents[2] / "docs" / "images"
-WORK_SECONDS: Final = 240.0  # on a busy machine, the Linux boots for a minute
+WORK_SECONDS: Final = 240.0  # on a busy machine, the Linux guest needs a minute to boot
 GUESTS: Final = {
     "web-1": GuestOptions(kind=GuestKind.LINUX, write_kib=256, pause_seconds=0.4, guest_agent=True, fill_seconds=0.5),
     "db-1": GuestOptions(kind=GuestKind.WRITER, disk_mib=64, pause_seconds=0.01),
@@ -50,7 +51,7 @@ async def take() -> None:
             await start_backup(guests["build-7"])
             await agent.wait_for_record("alert.write_threshold", vm="web-1", level="used 32MiB", timeout=WORK_SECONDS)
             await agent.wait_for_record("sample.guest_filesystem", vm="web-1")
-            await start_migration(guests["web-1"])  # the guest agent's values stay
+            await start_migration(guests["web-1"])  # the last values of the guest agent stay visible
             await guests["db-1"].command("stop")
             await guests["db-1"].command("cont")
             await agent.wait_for_record("sample.migration", vm="web-1", status="active")

@@ -181,8 +181,8 @@ async def running(
 
     Args:
         pipeline: the pipeline.
-        stop_seconds: how long the stop may take. By default it is long enough for the journal on a busy machine. A stop while the sink is
-            known to fail does not wait for it. A test whose stop has to give up something passes a short time.
+        stop_seconds: how long the stop may take. By default it is long enough for the journal on a busy machine. While the sink fails, a
+            stop does not wait for it. A test in which the stop has to drop records passes a short time.
     """
     async with asyncio.timeout(3 * DEADLINE_SECONDS), pipeline.running(stop_seconds):
         yield pipeline

@@ -1,7 +1,7 @@
-"""An event loop whose clock advances to the next timer at once, for tests that run both ends of each connection in one loop.
+"""An event loop whose clock jumps to the next timer, for tests that run both ends of each connection in one loop.
 
-Nothing happens in such a test while the loop waits. Its result thus depends on neither the machine's speed nor its load,
-hours pass in milliseconds, and a test that would hang reaches its deadline at once.
+While the loop of such a test waits, nothing else happens. So the result does not depend on the machine's speed, hours pass in milliseconds,
+and a test that hangs reaches its deadline at once.
 """
 
 import asyncio
@@ -18,10 +18,10 @@ Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
 START_SECONDS = 1_000_000.0
-"""First reading of a simulated clock."""
+"""Time at which a simulated clock starts."""
 
 HANG_SECONDS = 10.0
-"""Real time after which a call in a thread holds the clock no longer, for tests in which such a call hangs."""
+"""How long, in real time, a call in a thread stops the clock. It limits the duration of tests in which such a call hangs."""
 
 LONGEST_WAIT_SECONDS = 3 * 3600.0
 """Simulated time after which a wait for a condition fails."""
@@ -33,10 +33,10 @@ def longest_wait_seconds() -> float:
 
 
 class SimulatedClockLoop(asyncio.SelectorEventLoop):
-    """asyncio's event loop with a simulated clock, by which the functions of `time` also go while the loop runs.
+    """asyncio's event loop with a simulated clock. While the loop runs, the functions of `time` also use this clock.
 
-    The clock stands still while callbacks run, while data can be read or written, and while calls run in threads. The loop does not
-    know of other processes, nor of threads that it did not start: a test that waits for them needs a real clock.
+    The clock stands still while callbacks run, while data can be read or written, and while calls run in threads. The loop does not know
+    other processes, nor threads that it did not start. A test that waits for them needs a real clock.
     """
 
     def __init__(self, hang_seconds: float = HANG_SECONDS) -> None:
@@ -87,7 +87,7 @@ class _AdvancingSelector(selectors.DefaultSelector):
         self.calls_in_threads = set[asyncio.Future[Any]]()
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Return what is ready. If nothing is, and nothing is to come, advance the clock by the timeout."""
+        """Return the file objects that are ready. If there are none and no call runs in a thread, advance the clock by the timeout."""
         ready = super().select(0)
         if ready or (timeout is not None and timeout <= 0):
             return ready

@@ -39,7 +39,7 @@ def status(
 
 
 def poll(snapshot: Snapshot, owner: Vm, collector: str, *replies: Any, at: int = 7) -> None:
-    """Put the samples into a snapshot that a collector makes of these replies."""
+    """Run a collector on these replies, and put its samples into a snapshot."""
     chosen = next(c for c in ALL if c.name == collector)
     snapshot.replace_samples(owner, chosen.families, tuple(chosen.collect(replies)), at * SECOND)
 

@@ -93,9 +93,8 @@ class CaptureWriter:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise CaptureError(f"{path}: {error.strerror}") from error
-        self._file = os.fdopen(
-            descriptor, "wb", buffering=0
-        )  # unbuffered, so that no message is lost if the process is killed
+        # Unbuffered, so that no message is lost if the process is killed.
+        self._file = os.fdopen(descriptor, "wb", buffering=0)
         self._bytes_left = max_bytes
         self._start = time.monotonic()
         self.lines = 0

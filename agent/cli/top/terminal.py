@@ -140,9 +140,8 @@ def _full_screen() -> Iterator[curses.window]:
     Raises:
         TopError: curses does not support this terminal.
     """
-    os.environ.setdefault(
-        "ESCDELAY", "25"
-    )  # milliseconds to wait for the rest of an escape sequence, because Esc alone is a key of `top`
+    # Milliseconds to wait for the rest of an escape sequence, because Esc alone is a key of `top`.
+    os.environ.setdefault("ESCDELAY", "25")
     try:
         window = curses.initscr()
         curses.start_color()
@@ -228,7 +227,6 @@ class _TopTerminal:
         self._window.refresh()
 
     def _draw_line(self, row: int, line: ScreenLine) -> None:
-        with contextlib.suppress(
-            curses.error
-        ):  # at the screen's last cell, curses raises an error after it has drawn the cell
+        # At the screen's last cell, curses raises an error after it has drawn the cell.
+        with contextlib.suppress(curses.error):
             self._window.addstr(row, 0, line.text, self._styles[line.style])

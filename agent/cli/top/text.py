@@ -112,7 +112,6 @@ def wrap_words(words: list[str], width: int, between: str = "   ") -> Iterator[s
 def natural_key(name: str) -> list[tuple[str, int, str]]:
     """Return a sort key for natural order, in which `vm2` comes before `VM10`."""
     parts = re.split(r"([0-9]+)", name.casefold())
-    numbers = [digits.lstrip("0") for digits in parts[1::2]] + [
-        ""
-    ]  # numbers are compared as texts, because int() refuses very long numbers
+    # Numbers are compared as texts, because int() refuses very long numbers.
+    numbers = [digits.lstrip("0") for digits in parts[1::2]] + [""]
     return [(text, len(digits), digits) for text, digits in zip(parts[::2], numbers, strict=True)]

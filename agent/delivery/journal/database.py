@@ -1,6 +1,7 @@
 """The journal's file: one SQLite database, which one thread uses. Every call blocks.
 
-WAL with synchronous=FULL: once `commit` has returned, its changes survive a power cut (SQLite's documentation of `PRAGMA synchronous`).
+It uses WAL with synchronous=FULL. So after `commit` has returned, its changes survive a power cut (SQLite's documentation of `PRAGMA
+synchronous`).
 SQLite has no checksums of its pages, so each row has a checksum. A row with a wrong checksum is counted as dropped, and not delivered.
 """
 
@@ -46,7 +47,7 @@ class JournalFault(StrEnum):
     FULL = "full"
     """The disk is full. Writes may succeed later."""
     UNUSABLE = "unusable"
-    """The file cannot be opened or written: no such directory, no permission, read-only, locked by another agent."""
+    """The file cannot be opened or written. Causes are a missing directory or permission, a read-only file system, or another agent."""
     DAMAGED = "damaged"
     """The file is not an intact journal."""
 
@@ -86,7 +87,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def raise_if_disk_full(error: Exception) -> None:
-    """Raise JournalError if a full disk caused an error of SQLite. Do nothing if another cause, such as a damaged file, is possible.
+    """Raise JournalError if a full disk caused an error of SQLite. If the cause may be another, such as a damaged file, do nothing.
 
     Raises:
         JournalError: the disk is full.
@@ -173,7 +174,7 @@ class JournalDatabase:
         if db is not None:
             try:
                 db.close()
-            except sqlite3.Error:  # committed transactions are in the log; the next start reads them
+            except sqlite3.Error:  # committed transactions are in the log, and the next start reads the log
                 return
 
     def commit(self, changes: Iterable[JournalChange]) -> None:

@@ -20,9 +20,8 @@ class PendingEntries:
         self.changed: ChangedEntries = _no_entries
         """Called at the start of each transaction. No caller waits for these entries."""
         self._waiting: list[tuple[PersistentEntry, asyncio.Future[None]]] = []
-        self._fetched: dict[
-            str, PersistentEntry
-        ] = {}  # by name: entries from `changed` that no transaction has stored yet
+        # By name: entries from `changed` that no transaction has stored yet.
+        self._fetched: dict[str, PersistentEntry] = {}
         self._writing: list[tuple[PersistentEntry, asyncio.Future[None]]] = []
         self._fetch_all = False
 

@@ -34,7 +34,7 @@ LOG_SUFFIXES = ("-wal", "-shm")
 """Suffixes of the files that SQLite creates beside a database in WAL mode."""
 
 MAX_BACKWARD_RECORDS = 100_000
-"""Maximum number of records recovered behind a damaged page. They are read backwards, so memory holds them until all are read."""
+"""Maximum number of records that are recovered behind a damaged page. They are read backwards, so all of them are in memory at once."""
 
 
 def quarantine_file(path: Path) -> Path | None:
@@ -101,7 +101,10 @@ def salvage_records(path: Path, queues: Sequence[str]) -> Iterator[tuple[str, li
 
 
 def count_indexed_records(path: Path, queue: str) -> int:
-    """Return the number of a queue's rows in the readable part of the index. The index has its own pages, so it can list lost records."""
+    """Return the number of a queue's rows in the readable part of the index.
+
+    The index has pages of its own, so it may list lost records.
+    """
     rows = set[int]()
     try:
         with contextlib.closing(connect_readonly(path)) as db:
@@ -142,7 +145,7 @@ def _read_intact(db: sqlite3.Connection, query: str, queue: str) -> Iterator[Enc
 
 
 def _keep_in_order(records: Iterator[EncodedRecord], sign: int) -> Iterator[EncodedRecord]:
-    """Yield the records whose row numbers rise (sign 1) or fall (sign -1). Leave out the others, which are on a damaged page."""
+    """Yield the records whose row numbers rise (sign 1) or fall (sign -1). Other records are on a damaged page, and are left out."""
     yielded = held = None
     for record in records:
         row = sign * (record.row or 0)
@@ -203,8 +206,8 @@ class RebuiltJournal:
         quarantined: the path to which the damaged file was renamed; None if it did not exist.
         database: the new file.
         recovered: number of records that were copied from the damaged file.
-        lost: by queue, number of records of the damaged file that could not be copied. It contains only the queues whose
-            `QueueCopyPlan.last_row` is infinite. The other queues count their lost records themselves.
+        lost: by queue, number of records of the damaged file that could not be copied. It contains only queues whose
+            `QueueCopyPlan.last_row` is infinite. Other queues count their lost records themselves.
     """
 
     quarantined: Path | None

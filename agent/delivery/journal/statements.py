@@ -45,8 +45,10 @@ JournalChange = Callable[[sqlite3.Connection], None]
 MAX_STATEMENT_BYTES = 1 << 20
 """Maximum bytes of the values of a statement that writes several rows. The statement cache of sqlite3 keeps these values in memory."""
 MAX_STATEMENT_ROWS = 512
-"""Maximum number of rows that one statement writes. Fewer statements are faster: the journal's thread releases the GIL in each statement,
-and waits up to 5 ms to get the GIL back while the event loop is busy."""
+"""Maximum number of rows that one statement writes. Few large statements are faster.
+
+In each statement, the journal's thread releases the GIL. While the event loop is busy, the thread waits up to 5 ms to get it back.
+"""
 _INSERT = "INSERT INTO records (queue, id, key, type, time_ns, crc, body) VALUES "
 _ROW = "(?, ?, ?, ?, ?, ?, ?)"
 _INSERT_ENTRIES = "INSERT INTO entries VALUES "
@@ -68,7 +70,7 @@ def insert_records(queue: str, records: Sequence[EncodedRecord], rows: list[int]
         size = MAX_STATEMENT_ROWS
         while len(rows) < len(records):
             while size > len(records) - len(rows):
-                size //= 2  # few sizes give few different statements, and SQLite prepares each only once
+                size //= 2  # few sizes lead to few different statements, and SQLite prepares each statement only once
             chunk = records[len(rows) : len(rows) + size]
             while size > 1 and total_bytes(chunk) > MAX_STATEMENT_BYTES:
                 size //= 2
@@ -76,7 +78,7 @@ def insert_records(queue: str, records: Sequence[EncodedRecord], rows: list[int]
             values = [v for r in chunk for v in (queue, r.id, r.key, r.type, r.time_ns, checksum(r), r.body)]
             last = db.execute(_INSERT + ", ".join([_ROW] * size), values).lastrowid
             assert last is not None
-            rows.extend(range(last - size + 1, last + 1))  # AUTOINCREMENT leaves no gap
+            rows.extend(range(last - size + 1, last + 1))  # valid because AUTOINCREMENT leaves no gap
         for record in records:
             if record.entry is not None:
                 upsert_entry(record.entry)(db)

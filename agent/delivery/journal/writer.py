@@ -1,6 +1,6 @@
 """The journal of all queues: opens its file, writes records in transactions, reads records back, and handles failures of the disk.
 
-While a transaction is committed, new records wait for the next transaction. So a thousand events at once cost one fsync, like a single
+While a transaction is committed, new records wait for the next transaction. So a thousand events at once need only one fsync, like a single
 event. A damaged file is quarantined, and its readable records are copied into a new file. While the disk fails or is full, the queues
 are in memory only.
 """
@@ -68,7 +68,7 @@ class Journal:
         """Values of the persistent entries that the file had when it was opened, by name."""
         self.pending_entries = PendingEntries()
         self.opened = asyncio.Event()
-        """Set after the first attempt to open the file, whether it succeeded or not."""
+        """Set after the first attempt to open the file, even if it failed."""
         self._queues = queues
         self._drops = drops
         self._timings = timings
@@ -76,11 +76,13 @@ class Journal:
         self._thread = JournalThread(timings.journal_hang, self._on_hang)
         self._database: JournalDatabase | None = None
         self._lock_fd = -1
-        self._dead_letters: list[tuple[str, EncodedRecord]] = []  # waiting for a transaction, each with its reason
+        # Waiting for a transaction, each with the reason of its rejection.
+        self._dead_letters: list[tuple[str, EncodedRecord]] = []
         self._dirty = asyncio.Event()
         self._stored_drops: object = None  # the unreported drops in the file
         self._identity = ""  # of the file that the queues' rows belong to
-        self._file_lock = asyncio.Lock()  # one operation on the file at a time, because each changes the queues' rows
+        # Held during each operation on the file, because each operation changes the queues' rows.
+        self._file_lock = asyncio.Lock()
         self._read_error: JournalError | None = None
         self._stopping = asyncio.Event()
         self._reads: dict[str, asyncio.Task[None]] = {}  # by queue
@@ -285,7 +287,7 @@ class Journal:
     async def _try_to_open(self) -> None:
         """Open the file. If it is damaged, quarantine it and create a new file with its readable records."""
         try:
-            if self._lock_fd < 0:  # the lock ends with the process
+            if self._lock_fd < 0:  # the lock is released when the process ends
                 self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
                 self._lock_fd = lock_directory(self.path.parent)
             opened = await self._thread.call(JournalDatabase, self.path, self._connect)
@@ -391,7 +393,7 @@ class Journal:
             await self._thread.call(rebuilt.database.close)
 
     def _on_hang(self, hangs: bool) -> None:  # noqa: FBT001 - a callback's only argument
-        """Send alerts without waiting for the journal while a call to its disk takes too long."""
+        """While a call to the journal's disk takes too long, let the queues send alerts without waiting for the journal."""
         if hangs:
             _log.warning("journal %s: the disk hangs: alerts no longer wait for the journal", self.path)
         for queue in self._queues:

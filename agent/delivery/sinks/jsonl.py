@@ -31,7 +31,7 @@ class JsonLinesSink:
 
     Rotated files are `<name>.1`, `<name>.2` and so on; `<name>.1` is the newest of them.
 
-    Lines are always whole. If a write to a file fails in the middle of a line, the sink removes the start of the line. In a pipe, the
+    Lines are always complete. If a write to a file fails in the middle of a line, the sink removes the start of the line. In a pipe, the
     next write completes the line. A record whose line was written is not written again.
     """
 
@@ -41,9 +41,10 @@ class JsonLinesSink:
         self._rotate_bytes = rotate_bytes
         self._max_files = max_files
         self._fd = -1
-        self._lock = threading.Lock()  # queues send concurrently, and each may rotate the file
+        # Held during each write, because several queues write concurrently, and each may rotate the file.
+        self._lock = threading.Lock()
         self._written: set[str] = set()  # ids of records whose batch failed after their lines were written
-        self._line_end = b""  # the unwritten end of a line whose start is in a pipe
+        self._line_end = b""  # the rest of a line whose start was written to a pipe
         self._line_end_id = ""  # the id of the record in that line
 
     async def open(self) -> None:
@@ -74,7 +75,7 @@ class JsonLinesSink:
             raise SinkError(f"{self.name}: {error.strerror}") from error
 
     def _open_between_writes(self) -> None:
-        with self._lock:  # otherwise a write in progress would continue in the newly opened file
+        with self._lock:  # without the lock, a write in progress would continue in the newly opened file
             self._open()
 
     def _close_between_writes(self) -> None:
@@ -90,7 +91,7 @@ class JsonLinesSink:
             self._fd = sys.stdout.fileno()
             return
         self._fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        if self._line_end:  # a new reader of the pipe gets the whole line
+        if self._line_end:  # write the whole line again, for a new reader of the pipe
             self._written.discard(self._line_end_id)
             self._line_end = b""
         try:
@@ -137,7 +138,7 @@ class JsonLinesSink:
         whole = lines.rfind(b"\n", 0, written) + 1
         torn = written - whole
         if torn and self._is_file():
-            with contextlib.suppress(OSError):  # if this fails, the next open repairs the line
+            with contextlib.suppress(OSError):  # if this fails, the next `open` repairs the line
                 os.ftruncate(self._fd, os.fstat(self._fd).st_size - torn)
                 os.lseek(self._fd, 0, os.SEEK_END)  # standard output may not be open for appending
             self._line_end = b""
@@ -182,7 +183,7 @@ def repair_last_line(descriptor: int) -> None:
         with contextlib.suppress(OSError):  # a file may be append-only
             os.ftruncate(descriptor, size - len(line))
             return
-    os.write(descriptor, b"\n")  # a record without its line end, or a line of another program
+    os.write(descriptor, b"\n")  # a complete record without a line end, or a line of another program
 
 
 def _read_last_line(descriptor: int, size: int) -> bytes:

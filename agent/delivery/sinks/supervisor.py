@@ -52,7 +52,7 @@ class SinkSupervisor:
         """Number of times since the start that an open sink failed and was closed."""
         self._timings = timings
         self._state_lock = asyncio.Lock()
-        # Number of times that the sink was opened, so that a failure of an earlier connection does not close the current one.
+        # Number of times that the sink was opened. It distinguishes failures of the current connection from failures of earlier ones.
         self._connection_number = 0
         self._failures = 0
         self._retry_at = float("-inf")

@@ -95,9 +95,8 @@ def _baseline(evidence: Evidence, kind: str) -> float | None:
     column = COLUMNS.index(f"{kind}_latency")
     points = evidence.view.history_recorder.history.points(BASELINE_SECONDS)
     old = [values[column] for time, values in points if time <= evidence.now - RECENT_SECONDS]
-    known = [
-        value for value in old if value > 0
-    ]  # leaves out unknown values (NaN), and zeros of times without requests
+    # Leaves out unknown values (NaN), and zeros of times without requests.
+    known = [value for value in old if value > 0]
     return median(known) if len(known) >= MIN_BASELINE_POINTS else None
 
 

@@ -36,9 +36,8 @@ def load_library() -> tuple[Any, Any]:
         ) from None
     with _loading_lock:
         if not any(thread.name == _EVENT_THREAD_NAME for thread in threading.enumerate()):
-            api.registerErrorHandler(
-                lambda *_: None, None
-            )  # without this, libvirt also prints each error that it raises
+            # Without this, libvirt also prints each error that it raises.
+            api.registerErrorHandler(lambda *_: None, None)
             api.virEventRegisterDefaultImpl()
             threading.Thread(target=_run_events, args=(api,), name=_EVENT_THREAD_NAME, daemon=True).start()
     return api, qemu

@@ -79,9 +79,8 @@ class DomainConnection:
         if self.ended.done():
             raise self.ended.result()
         for command in commands:
-            self._allow.encode(
-                command
-            )  # raises for a command that is not allowed, even if it is translated into a libvirt call
+            # Raises for a command that is not allowed, even if it is translated into a libvirt call.
+            self._allow.encode(command)
         if self._execution is not None and not self._execution.done():
             raise StalledError("earlier commands are still running")
         self._execution = asyncio.ensure_future(self._execute_or_fail_all(commands))

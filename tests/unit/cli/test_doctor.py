@@ -12,17 +12,17 @@ from agent.cli.doctor.rendering import render_reports
 from agent.config.loader import load_config
 from agent.host.sockets import ESTABLISHED, SocketEntry
 from tests.lab.golden_files import FOLDER, same_text
-from tests.lab.manager_hosts import GANETI, INCUS, INCUS_CONF, LISTENS, PROXMOX, FakeHost
+from tests.lab.manager_hosts import GANETI, INCUS, INCUS_CONF, LISTENS, PROXMOX, FakeProcHost
 
 DEPLOY: Final = Path(__file__).parents[3] / "deploy"
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> FakeHost:
-    return FakeHost(tmp_path)
+def host(tmp_path: Path) -> FakeProcHost:
+    return FakeProcHost(tmp_path)
 
 
-def add_managed_vms(host: FakeHost) -> None:
+def add_managed_vms(host: FakeProcHost) -> None:
     """Add a VM of each manager."""
     server, client = host.add_connection("/run/qmeventd.sock")
     qmp = host.add_listener("/run/qemu-server/104.qmp")
@@ -70,7 +70,7 @@ def add_managed_vms(host: FakeHost) -> None:
     )
 
 
-def add_incus_vm(host: FakeHost, directory: str) -> int:
+def add_incus_vm(host: FakeProcHost, directory: str) -> int:
     """Add a VM of Incus with its directory in /run/incus. Return the inode of the client's end of its monitor."""
     server, client = host.add_connection(
         "/proc/self/fd/3/qemu.monitor"
@@ -83,7 +83,7 @@ def add_incus_vm(host: FakeHost, directory: str) -> int:
     return client
 
 
-def test_each_manager_gets_its_holders_and_the_exact_steps(host: FakeHost) -> None:
+def test_each_manager_gets_its_holders_and_the_exact_steps(host: FakeProcHost) -> None:
     add_managed_vms(host)
     text = "\n".join(render_reports(host.inspect())) + "\n"
     assert same_text("doctor-managers.txt", text.replace(str(host.proc.parent), "/var"))
@@ -95,7 +95,7 @@ def test_the_example_in_the_docs_is_real_output() -> None:
     assert example in (FOLDER / "doctor-managers.txt").read_text()
 
 
-def test_after_the_steps_the_vms_of_each_manager_are_configured(host: FakeHost) -> None:
+def test_after_the_steps_the_vms_of_each_manager_are_configured(host: FakeProcHost) -> None:
     add_managed_vms(host)
     added = (
         "-chardev socket,id=qmp-agent,path=/run/qmp-agent/monitor.sock,reconnect=5 -mon chardev=qmp-agent,mode=control"
@@ -121,7 +121,7 @@ def test_after_the_steps_the_vms_of_each_manager_are_configured(host: FakeHost) 
     }
 
 
-def test_all_libvirts_in_the_config_cover_the_vms_of_every_libvirt(host: FakeHost) -> None:
+def test_all_libvirts_in_the_config_cover_the_vms_of_every_libvirt(host: FakeProcHost) -> None:
     add_managed_vms(host)
     entries = {vm.name: (vm.state, vm.entry) for vm in host.inspect([{"libvirt": "auto"}])}
     for name in ("ovirt-vm", "default_vmi", "laptop"):
@@ -129,7 +129,7 @@ def test_all_libvirts_in_the_config_cover_the_vms_of_every_libvirt(host: FakeHos
     assert entries["web"][0] == "unwatched"
 
 
-def test_a_vm_in_a_project_of_incus_gets_steps_for_that_project(host: FakeHost) -> None:
+def test_a_vm_in_a_project_of_incus_gets_steps_for_that_project(host: FakeProcHost) -> None:
     add_incus_vm(host, "shop_v1")
     (vm,) = host.inspect()
     assert vm.monitors[0].address == "/run/incus/shop_v1/qemu.monitor"
@@ -138,7 +138,7 @@ def test_a_vm_in_a_project_of_incus_gets_steps_for_that_project(host: FakeHost) 
     assert all(command.startswith("  incus config set v1 --project shop raw.") for command in commands)
 
 
-def test_a_monitor_that_its_manager_will_hold_is_not_offered_for_sharing(host: FakeHost) -> None:
+def test_a_monitor_that_its_manager_will_hold_is_not_offered_for_sharing(host: FakeProcHost) -> None:
     add_incus_vm(host, "v1")
     host.table.clear()
     host.table[1] = SocketEntry(LISTENS, "/proc/self/fd/3/qemu.monitor")  # incusd restarts
@@ -147,14 +147,14 @@ def test_a_monitor_that_its_manager_will_hold_is_not_offered_for_sharing(host: F
     assert not any("dial_per_poll" in step for step in vm.steps)
 
 
-def test_a_path_through_a_hidden_descriptor_is_shown_as_qemu_has_it(host: FakeHost) -> None:
+def test_a_path_through_a_hidden_descriptor_is_shown_as_qemu_has_it(host: FakeProcHost) -> None:
     add_incus_vm(host, "v1")
     (host.proc / "300" / "fd" / "3").unlink()
     monitor = host.inspect()[0].monitors[0]
     assert (monitor.address, monitor.state) == ("/proc/self/fd/3/qemu.monitor", "held")
 
 
-def test_doctor_warns_of_an_entry_that_keeps_the_manager_from_its_monitor(host: FakeHost) -> None:
+def test_doctor_warns_of_an_entry_that_keeps_the_manager_from_its_monitor(host: FakeProcHost) -> None:
     client = add_incus_vm(host, "v1")
     host.add_process(90, "/usr/bin/python3 /usr/bin/qmp-agent run", fds={7: client})
     (vm,) = host.inspect([{"dial": "/run/incus/*/qemu.monitor"}])
@@ -166,7 +166,7 @@ def test_doctor_warns_of_an_entry_that_keeps_the_manager_from_its_monitor(host: 
     ) in list(render_reports([vm]))
 
 
-def test_doctor_warns_of_an_entry_that_would_keep_the_manager_from_its_monitor(host: FakeHost) -> None:
+def test_doctor_warns_of_an_entry_that_would_keep_the_manager_from_its_monitor(host: FakeProcHost) -> None:
     host.add_process(
         104, PROXMOX.format(reconnect="reconnect=5"), fds={9: host.add_listener("/run/qemu-server/104.qmp")}
     )
@@ -175,7 +175,7 @@ def test_doctor_warns_of_an_entry_that_would_keep_the_manager_from_its_monitor(h
         assert f"  /var/run/qemu-server/104.qmp: free, but the manager needs it{warning}" in lines
 
 
-def test_a_shared_socket_may_be_held_by_its_manager(host: FakeHost) -> None:
+def test_a_shared_socket_may_be_held_by_its_manager(host: FakeProcHost) -> None:
     folder = host.proc.parent / "qemu-server"
     folder.mkdir()
     (folder / "104.qmp").touch()
@@ -191,7 +191,7 @@ def test_a_shared_socket_may_be_held_by_its_manager(host: FakeHost) -> None:
     assert vm.state == "unwatched"
 
 
-def test_a_vm_of_a_refused_user_gets_the_entry_that_allows_it(host: FakeHost) -> None:
+def test_a_vm_of_a_refused_user_gets_the_entry_that_allows_it(host: FakeProcHost) -> None:
     add_managed_vms(host)
     added = (
         "-chardev socket,id=qmp-agent,path=/run/qmp-agent/monitor.sock,reconnect=5 -mon chardev=qmp-agent,mode=control"
@@ -213,7 +213,7 @@ def test_a_vm_of_a_refused_user_gets_the_entry_that_allows_it(host: FakeHost) ->
         assert (vm.state, vm.monitors[-1].missing) == ("configured", "")
 
 
-def test_a_hotplugged_monitor_of_the_agent_counts_as_watched(host: FakeHost) -> None:
+def test_a_hotplugged_monitor_of_the_agent_counts_as_watched(host: FakeProcHost) -> None:
     server, client = host.add_connection("/run/qmp-agent/own/104.qmp")
     host.add_process(104, PROXMOX.format(reconnect="reconnect-ms=5000"), fds={10: server})
     host.add_process(90, "/usr/bin/python3 /usr/bin/qmp-agent run", fds={7: client})
@@ -222,7 +222,7 @@ def test_a_hotplugged_monitor_of_the_agent_counts_as_watched(host: FakeHost) -> 
     assert "  /run/qmp-agent/own/104.qmp: held by qmp-agent (pid 90)" in list(render_reports([vm]))
 
 
-def test_an_existing_listen_address_is_used_without_a_config_change(host: FakeHost) -> None:
+def test_an_existing_listen_address_is_used_without_a_config_change(host: FakeProcHost) -> None:
     add_managed_vms(host)
     (vm,) = host.inspect([{"listen": "/srv/agent.sock"}], "web")
     assert vm.steps[1].endswith(
@@ -231,7 +231,7 @@ def test_an_existing_listen_address_is_used_without_a_config_change(host: FakeHo
     assert not any("listen:" in line for line in vm.steps)
 
 
-def test_vms_with_the_same_uuid_are_named_whatever_the_pattern(host: FakeHost) -> None:
+def test_vms_with_the_same_uuid_are_named_whatever_the_pattern(host: FakeProcHost) -> None:
     line = "qemu-system-x86_64 -name {} -uuid 5f0c2c9e-1111-4111-8111-111111111111"
     for pid, name in ((7, "original"), (8, "clone"), (9, "clone2")):
         host.add_process(pid, line.format(name))
@@ -245,7 +245,7 @@ def test_vms_with_the_same_uuid_are_named_whatever_the_pattern(host: FakeHost) -
 
 @pytest.mark.parametrize(("source", "destination", "ticks"), [(8, 7, (40, 50)), (7, 8, (0, 0))], ids=["ticks", "pids"])
 def test_a_migration_within_the_host_is_no_uuid_clash(
-    host: FakeHost, source: int, destination: int, ticks: tuple[int, int]
+    host: FakeProcHost, source: int, destination: int, ticks: tuple[int, int]
 ) -> None:
     """The destination has started later. Its pid can be the lower one."""
     line = "qemu-system-x86_64 -name {} -uuid 5f0c2c9e-1111-4111-8111-111111111111"
@@ -261,14 +261,14 @@ def test_a_migration_within_the_host_is_no_uuid_clash(
     assert f"  migration within this host: source (pid {source}) has the same UUID" in list(render_reports(reports))
 
 
-def test_an_older_process_with_incoming_and_a_newer_one_without_are_a_clash(host: FakeHost) -> None:
+def test_an_older_process_with_incoming_and_a_newer_one_without_are_a_clash(host: FakeProcHost) -> None:
     line = "qemu-system-x86_64 -name {} -uuid 5f0c2c9e-1111-4111-8111-111111111111"
     host.add_process(7, line.format("migrated") + " -incoming defer")
     host.add_process(8, line.format("clone"))
     assert [report.same_uuid for report in host.inspect()] == [("migrated (pid 7)",), ("clone (pid 8)",)]
 
 
-def test_existing_proxmox_args_are_kept(host: FakeHost) -> None:
+def test_existing_proxmox_args_are_kept(host: FakeProcHost) -> None:
     host.add_process(104, PROXMOX.format(reconnect="reconnect-ms=5000"))
     conf = host.proc.parent / "etc/pve/qemu-server/104.conf"
     conf.parent.mkdir(parents=True)
@@ -285,14 +285,14 @@ def test_existing_proxmox_args_are_kept(host: FakeHost) -> None:
         )
 
 
-def test_qemu_before_9_2_gets_reconnect_in_seconds(host: FakeHost) -> None:
+def test_qemu_before_9_2_gets_reconnect_in_seconds(host: FakeProcHost) -> None:
     host.add_process(104, PROXMOX.format(reconnect="reconnect=5"))
     command, *_, note = host.inspect()[0].steps[1:3]
     assert ",reconnect=5 " in command
     assert "9.2" in note
 
 
-def test_vms_are_selected_by_name_uuid_or_pattern(host: FakeHost) -> None:
+def test_vms_are_selected_by_name_uuid_or_pattern(host: FakeProcHost) -> None:
     add_managed_vms(host)
     assert [vm.name for vm in host.inspect(pattern="*.example.com")] == ["db.example.com", "ns.example.com"]
     assert [vm.name for vm in host.inspect(pattern="b56f06f0-*")] == ["default_vmi"]
@@ -303,7 +303,7 @@ def test_vms_are_selected_by_name_uuid_or_pattern(host: FakeHost) -> None:
     ("listens", "dial"),
     [(":4444", "127.0.0.1:4444"), ("0.0.0.0:4444", "127.0.0.1:4444"), ("192.0.2.7:4444", "192.0.2.7:4444")],
 )
-def test_a_free_tcp_monitor_is_dialled_at_a_reachable_address(host: FakeHost, listens: str, dial: str) -> None:
+def test_a_free_tcp_monitor_is_dialled_at_a_reachable_address(host: FakeProcHost, listens: str, dial: str) -> None:
     host.add_process(
         7, f"qemu-system-x86_64 -name a -qmp tcp:{listens},server=on,wait=off", fds={5: host.add_listener("tcp:4444")}
     )
@@ -311,7 +311,7 @@ def test_a_free_tcp_monitor_is_dialled_at_a_reachable_address(host: FakeHost, li
     assert host.inspect([{"dial": f"tcp:{dial}"}])[0].state == "configured"
 
 
-def test_without_access_to_descriptors_doctor_refers_to_root(host: FakeHost) -> None:
+def test_without_access_to_descriptors_doctor_refers_to_root(host: FakeProcHost) -> None:
     add_managed_vms(host)
     for pid in (104, 400):
         folder = host.proc / str(pid) / "fd"
@@ -324,7 +324,7 @@ def test_without_access_to_descriptors_doctor_refers_to_root(host: FakeHost) -> 
     assert "/104.qmp: held by an unknown process" in "\n".join(render_reports(host.inspect(pattern="web")))
 
 
-def test_a_config_file_is_read_in_the_processs_view_and_only_if_regular(host: FakeHost) -> None:
+def test_a_config_file_is_read_in_the_processs_view_and_only_if_regular(host: FakeProcHost) -> None:
     folder = host.add_process(7, "qemu-system-x86_64 -readconfig fifo -readconfig /etc/qemu.conf")
     assert readconfig_paths(["qemu", "-readconfig", "/etc/qemu.conf", "-S"]) == ["/etc/qemu.conf"]
     (folder / "cwd").mkdir()
@@ -339,7 +339,7 @@ def test_a_config_file_is_read_in_the_processs_view_and_only_if_regular(host: Fa
     assert [monitor.address for monitor in host.inspect()[0].monitors] == ["/m"]
 
 
-def test_a_command_line_cannot_inject_commands_or_terminal_escapes(host: FakeHost) -> None:
+def test_a_command_line_cannot_inject_commands_or_terminal_escapes(host: FakeProcHost) -> None:
     line = (
         PROXMOX.format(reconnect="reconnect=5").replace("web,", "'$(reboot)\x1b[2J',").replace("/qemu-server/", "/x/")
     )
@@ -351,7 +351,7 @@ def test_a_command_line_cannot_inject_commands_or_terminal_escapes(host: FakeHos
     assert "incus config set '$(reboot)\ufffd[2J' raw.qemu=" in text
 
 
-def test_the_deploy_files_match_doctors_steps(host: FakeHost) -> None:
+def test_the_deploy_files_match_doctors_steps(host: FakeProcHost) -> None:
     add_managed_vms(host)
     steps = {
         vm.manager: "\n".join(vm.steps).replace("104", "VMID").replace("db.example.com", "NAME")

@@ -5,7 +5,7 @@ from pathlib import Path
 from agent.cli.doctor.argv import parse_argv
 from agent.cli.doctor.network import describe_network
 from agent.cli.doctor.rendering import render_reports
-from tests.lab.manager_hosts import FakeHost
+from tests.lab.manager_hosts import FakeProcHost
 from tests.unit.host.test_sriov import Machine
 
 
@@ -33,6 +33,6 @@ def test_a_passed_through_network_device_is_a_function_or_has_no_counters(tmp_pa
 
 
 def test_the_report_of_a_vm_has_these_lines(tmp_path: Path) -> None:
-    host = FakeHost(tmp_path)
+    host = FakeProcHost(tmp_path)
     host.add_process(70, "qemu-system-x86_64 -name a -netdev vhost-user,id=net0,chardev=c0")
     assert any("net0 (vhost-user): no counters" in line for line in render_reports(host.inspect()))

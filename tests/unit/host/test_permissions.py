@@ -7,11 +7,11 @@ import pytest
 
 from agent.host.permissions import User, agent_user, blocked_paths, describe_denial
 from agent.host.sockets import is_agent
-from tests.lab.manager_hosts import ROOT, FakeHost
+from tests.lab.manager_hosts import ROOT, FakeProcHost
 
 
 def test_the_default_user_is_that_of_the_running_agent(tmp_path: Path) -> None:
-    host = FakeHost(tmp_path)
+    host = FakeProcHost(tmp_path)
     host.add_process(7, "/usr/bin/python3 /usr/bin/qmp-agent run --config /etc/qmp-agent/agent.yaml", uid=65534)
     host.add_process(8, "/usr/bin/python3 /usr/bin/qmp-agent doctor")
     host.add_process(9, "/usr/bin/python3 /usr/bin/qmp-agent demo", uid=65534)

@@ -108,7 +108,7 @@ class KafkaTopicCreationConfig(ConfigSection):
     """How missing topics are created."""
 
     partitions: Annotated[int, Field(ge=1, le=100_000)] = 12
-    """Partitions of each topic. All records of a VM are in one partition. If you add partitions later, VMs move between them."""
+    """Partitions of each topic. All records of a VM are in one partition. If you add partitions later, VMs move to other partitions."""
     replication_factor: Annotated[int, Field(ge=-1, le=32767)] = -1
     """Replicas of each topic; -1 is the default of the brokers."""
 
@@ -126,7 +126,10 @@ class KafkaConfig(KafkaConnectionConfig):
     """How records become messages, as in CloudEvents' Kafka binding. structured: the value is the whole record, and headers have the
     attributes for filters. binary: the value is the record's `data`, and headers have all attributes."""
     headers: list[FilterAttribute] = list(DEFAULT_FILTERS)
-    """Attributes that structured mode repeats as headers, with the prefix `ce_`. Each further one adds 1 to 5 % to compressed batches."""
+    """Attributes that structured mode repeats as headers, with the prefix `ce_`.
+
+    Each additional header adds 1 to 5 % to compressed batches.
+    """
     max_message_bytes: Annotated[Bytes, Field(ge=8192, le=1 << 30)] = 1_000_000
     """Maximum size of a record. Larger records become dead letters. The topics' max.message.bytes must allow this size."""
     request_timeout: PositiveSeconds = 10.0

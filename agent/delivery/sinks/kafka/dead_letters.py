@@ -48,7 +48,7 @@ class DeadLetterTopic:
 
         Raises:
             SinkError: Kafka does not acknowledge a record. The caller opens the sink again and sends the records again.
-            KafkaError: Kafka rejects a dead letter, and not because of its size.
+            KafkaError: Kafka rejects a dead letter for another reason than its size.
         """
         for record in records:
             if record.id not in self._acknowledged:
@@ -66,7 +66,7 @@ class DeadLetterTopic:
         truncated = record.id in self._too_large
         try:
             acknowledgement = await self._enqueue_dead_letter(producer, record, truncated=truncated)
-        except MessageSizeTooLargeError:  # raised by aiokafka, which has not sent the message
+        except MessageSizeTooLargeError:  # aiokafka raises this before it sends the message
             truncated = True
             acknowledgement = await self._enqueue_dead_letter(producer, record, truncated=True)
         try:

@@ -53,7 +53,7 @@ def _uses_tokens(config: KafkaConnectionConfig) -> bool:
 
 async def _explain_connection_failure(error: BaseException, config: KafkaConnectionConfig, probe_seconds: float) -> str:
     """Connect to each bootstrap server, and return why the connections fail. aiokafka logs the causes, but does not return them."""
-    # This error remains if a server completes Kafka's handshake: it closes the connection later, or is slow.
+    # This error is returned if a server completes Kafka's handshake. Such a server closes the connection later, or is slow.
     error_after_handshake = error if isinstance(error, TimeoutError) else ConnectionResetError()
     causes = []
     for server in config.bootstrap_servers:

@@ -18,7 +18,7 @@ Header = tuple[str, bytes]
 
 
 class ContentMode(StrEnum):
-    """Content mode of the CloudEvents Kafka binding: which parts of a record are in the value and in the headers of a message."""
+    """Content mode of the CloudEvents Kafka binding. It determines which parts of a record are in a message's value and headers."""
 
     STRUCTURED = "structured"
     BINARY = "binary"
@@ -54,7 +54,7 @@ _STRUCTURED_TYPE: Header = ("content-type", CONTENT_TYPE.encode())
 DATA_CONTENT_TYPE = b"application/json"
 """Type of the data of all records. In structured mode the attribute is omitted, because CloudEvents' JSON format has this default."""
 _DATA_MEMBER = b',"data":'
-"""Start of the last member of a record's JSON. Earlier members cannot contain this text, because quotes in JSON strings are escaped."""
+"""Start of the last member of a record's JSON. It cannot occur in earlier members, because quotes in JSON strings are escaped."""
 
 _FRAMING_BYTES = 64
 """Upper bound of the bytes that Kafka adds to the key, the value and the headers of a message."""
@@ -105,7 +105,7 @@ class StructuredMessageEncoder:
         return record.key.encode(), record.body, headers
 
     def _parse_headers(self, record: EncodedRecord) -> list[Header]:
-        """Return the headers of a record from the journal. The journal stores the type and the body, so parse the body."""
+        """Return the headers of a record from the journal. They are parsed from the body, because the journal does not store them."""
         attributes, _ = _split_body(record)
         names = [name for name in self._filters if name in attributes]
         return [_STRUCTURED_TYPE, *((f"{HEADER_PREFIX}{name}", str(attributes[name]).encode()) for name in names)]

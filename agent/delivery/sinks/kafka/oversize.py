@@ -88,7 +88,7 @@ class OversizeHandler:
                 self._suspects.update(ids)
 
     async def _compare_with_limits(self, batch: Sequence[EncodedRecord], batch_size: BatchSize) -> set[str]:
-        """Return the ids of the rejected records that were alone in their batch, and whose topic accepts other records."""
+        """Return the ids of rejected records that were alone in their batch and whose topic accepts other records."""
         rejected: dict[str, list[EncodedRecord]] = {}
         for record in batch:
             if record.id in self._rejected_records:
@@ -100,7 +100,7 @@ class OversizeHandler:
                 record for record in batch if record.id not in sizes and self._config.topic_for(record.type) == topic
             ]
             if (accepted := self._smallest_accepted.get(topic)) is not None:
-                others.append(accepted)  # the other records in the batch may all be too large
+                others.append(accepted)  # all other records in the batch may also be too large
             smallest = min(others, key=_body_bytes, default=None)
             limit = SizeLimit(
                 await read_max_message_bytes(self._config.client_options(), topic),

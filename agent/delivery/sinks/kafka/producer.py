@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaError
 from agent.delivery.sinks.kafka.config import KafkaConfig
 
 KAFKA_BATCH_BYTES = 1024 * 1024
-"""Maximum bytes of a Kafka batch before compression. Each partition has one batch in flight, so small batches limit the rate."""
+"""Maximum bytes of a Kafka batch before compression. Each partition has only one batch in flight, so small batches would limit the rate."""
 UNCOMPRESSED_BATCH_BYTES = 256 * 1024
 """Maximum bytes of a Kafka batch if batches are not compressed."""
 
@@ -74,7 +74,7 @@ async def discard_producer(producer: AIOKafkaProducer, seconds: float) -> None:
     for batch in batches:
         for future in (batch.future, batch._drain_waiter):  # noqa: SLF001
             if future.done() and not future.cancelled():
-                future.exception()  # retrieve it, because asyncio warns about an exception that no task retrieves
+                future.exception()  # retrieve the exception, because asyncio warns about exceptions that are never retrieved
     for connection in list(client._conns.values()):  # noqa: SLF001
         writer = connection._writer  # noqa: SLF001
         connection.close()

@@ -64,7 +64,7 @@ class KafkaTimings:
 
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 _RETRY_NOW = (*_TOO_LARGE, InvalidTimestampError)
-"""Errors after which the next attempt uses smaller batches or no timestamps, so that it needs no wait."""
+"""Errors after which the next attempt needs no wait, because it uses smaller batches or no timestamps."""
 
 
 class KafkaSink:
@@ -87,7 +87,7 @@ class KafkaSink:
         self._clock = clock
         self._encode = build_message_encoder(config.content_mode, config.headers)
         self._workarounds = TopicWorkarounds(self._timings.workaround)
-        self._cleanup_policy: str | None = None  # of the state topic; None if unknown
+        self._cleanup_policy: str | None = None  # cleanup policy of the state topic; None if unknown
         self._oversize = OversizeHandler(config, self._workarounds)
         # The records of the batches in progress, by id:
         self._rejected: set[str] = set()
@@ -128,7 +128,7 @@ class KafkaSink:
         except SinkError:
             await self.close()
             raise
-        except Exception as error:  # aiokafka raises anything at a server that is not Kafka
+        except Exception as error:  # if the server does not speak Kafka's protocol, aiokafka may raise any exception
             await self.close()
             raise SinkError(await explain_error(error, self._config, self._timings.probe)) from error
         except BaseException:
@@ -171,7 +171,7 @@ class KafkaSink:
         self._rejected |= await self._oversize.find_too_large(
             batch, lambda record: _batch_bytes(producer, self._encode(record))
         )
-        # If a failure needs a wait, raise that failure, because other failures are retried immediately.
+        # Raise a failure that needs a wait, if there is one. Other failures are retried immediately.
         for failure in sorted(failures, key=lambda failure: isinstance(failure, _RETRY_NOW)):
             if isinstance(failure, Exception) and not isinstance(failure, SinkError):
                 text = await explain_error(failure, self._config, self._timings.probe)
@@ -225,7 +225,7 @@ class KafkaSink:
                 sending.cancel()
                 await asyncio.wait({sending})
                 with contextlib.suppress(asyncio.CancelledError):
-                    sending.exception()  # retrieve it, because asyncio logs an exception that no call retrieves
+                    sending.exception()  # retrieve the exception, because asyncio logs exceptions that are never retrieved
         return sending.result()
 
     async def _check_topics(self, producer: AIOKafkaProducer, topics: set[str]) -> None:
@@ -287,7 +287,7 @@ class KafkaSink:
             start = end
 
     def _latest_allowed_timestamp(self, topic: str) -> int:
-        """Return the latest allowed timestamp of a record, in milliseconds since the epoch; NO_TIMESTAMP to send no timestamps."""
+        """Return the latest allowed timestamp of a record, in milliseconds since the epoch. Return NO_TIMESTAMP to send no timestamps."""
         return self._clock() // 1_000_000 if self._workarounds.has_timestamps(topic) else NO_TIMESTAMP
 
     def _stop_timestamps(self, topic: str) -> None:

@@ -27,7 +27,7 @@ class SizeLimit:
     def is_record_too_large(self, size: int) -> bool:
         """Return whether a rejected record of `size` bytes is too large for a topic that accepts other records."""
         if self.max_message_bytes is not None and size <= self.max_message_bytes:
-            return False  # the limit was raised after the rejection
+            return False  # the limit must have been raised after the rejection
         if self.max_message_bytes is not None and self.smallest_other is not None:
             return min(self.smallest_other, TYPICAL_RECORD_BYTES) <= self.max_message_bytes
         return size >= TYPICAL_RECORD_BYTES

@@ -138,7 +138,7 @@ def parse_token(status: int, body: bytes, fetched_at: float) -> Token:
     text, lifetime = values.get("access_token"), values.get("expires_in")
     if not isinstance(text, str) or not text.isascii() or not text.isprintable() or not text:
         raise ValueError("the response has no access_token")
-    if isinstance(lifetime, str) and lifetime.isdecimal():  # some endpoints send a string
+    if isinstance(lifetime, str) and lifetime.isdecimal():  # some endpoints send the number as a string
         lifetime = int(lifetime)
     known = isinstance(lifetime, int | float) and not isinstance(lifetime, bool)
     return Token(text, fetched_at, float(lifetime) if known else None)

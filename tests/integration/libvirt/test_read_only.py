@@ -16,7 +16,7 @@ from tests.lab.libvirt import Libvirtd
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-LIMITATION = "read-only: of QEMU's events only STOP, RESUME, SUSPEND and SHUTDOWN; no thresholds and no passthrough"
+LIMITATION = "read-only: only the events STOP, RESUME, SUSPEND and SHUTDOWN; no thresholds and no passthrough"
 
 
 @pytest.mark.parametrize("reason", ["configured", "no other permitted"])

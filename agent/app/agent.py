@@ -165,7 +165,7 @@ class Agent:
         gate, io_stalls = self.storage.gate, self.io_stalls
         context = SessionContext(session_settings(config), thresholds=self.thresholds, storage=gate)
         context.histograms = self.histograms.if_enabled
-        gate.make_due = io_stalls.make_due = context.make_due
+        gate.schedule_collectors = io_stalls.schedule_collectors = context.schedule_collectors
         gate.is_io_suspect, io_stalls.on_change = io_stalls.is_suspect, gate.on_change
         return context
 

@@ -31,7 +31,7 @@ MAX_CHECK_INTERVAL_SECONDS: Final = 600.0
 
 VIRTIO_QUEUE_COLLECTOR: Final = "virtio_queues"
 
-MakeDue = Callable[[Vm, Sequence[str]], None]
+ScheduleCollectors = Callable[[Vm, Sequence[str]], None]
 ReadThreads = Callable[[int, Collection[str]], list[WaitingThread]]
 """Returns the threads of a process that wait for storage, except the threads with the given ids."""
 
@@ -86,7 +86,7 @@ class IoStallWatcher:
     """Watches the disks of all VMs for I/O that hangs.
 
     Attributes:
-        make_due: makes the given collectors of a VM due now. The agent sets it after the creation of the watcher.
+        schedule_collectors: makes the given collectors of a VM due now. The agent sets it after the creation of the watcher.
         on_change: called when the answer of `is_suspect` may have changed.
     """
 
@@ -103,7 +103,7 @@ class IoStallWatcher:
             read: reads the threads of a process.
             now: returns the time on the monotonic clock, in seconds.
         """
-        self.make_due: MakeDue = lambda _vm, _names: None
+        self.schedule_collectors: ScheduleCollectors = lambda _vm, _names: None
         self.on_change: Callable[[], None] = lambda: None
         self._snapshot = snapshot
         self._read = read
@@ -175,7 +175,7 @@ class IoStallWatcher:
         if isinstance(pid, str | int) and str(pid).isdecimal():
             waiting = self._read(int(pid), _thread_ids(view, VCPU))
             detector.on_threads(_of_disks(view, waiting), time_ns)
-        self.make_due(vm, (VIRTIO_QUEUE_COLLECTOR,))
+        self.schedule_collectors(vm, (VIRTIO_QUEUE_COLLECTOR,))
         if not detector.is_suspect:
             watched.on_nothing_found(now)
 

@@ -158,7 +158,7 @@ class StoragePoolPoller:
         """Poll the block nodes of VMs whose pools were read for the first time. Alerts then compare the disks with the pools."""
         for vm in [vm for vm in self._vms_to_poll if self._are_pools_read(vm)]:
             del self._vms_to_poll[vm]
-            self.gate.make_due(vm, ("nodes",))
+            self.gate.schedule_collectors(vm, ("nodes",))
 
     def _on_storage_change(self) -> None:
         """Handle a change of a mount's state. Read the unresponsive pools of mounts that answer again."""

@@ -36,12 +36,12 @@ class StorageQueryGate:
     """Defers commands that access storage while the storage does not answer. One gate serves all VMs.
 
     Attributes:
-        make_due: makes the given collectors of a VM due now. The agent sets it after the creation of the gate.
+        schedule_collectors: makes the given collectors of a VM due now. The agent sets it after the creation of the gate.
         is_io_suspect: returns whether a VM may have I/O that hangs. The agent sets it after the creation of the gate.
     """
 
     def __init__(self, reader: FileSystemReader, pool_finder: ImagePoolFinder) -> None:
-        self.make_due: Callable[[Vm, Sequence[str]], None] = lambda _vm, _names: None
+        self.schedule_collectors: Callable[[Vm, Sequence[str]], None] = lambda _vm, _names: None
         self.is_io_suspect: Callable[[Vm], bool] = lambda _vm: False
         self._reader = reader
         self._pool_finder = pool_finder
@@ -106,7 +106,7 @@ class StorageQueryGate:
         if self._has_suspect_mount(mounts):
             self._deferred[vm] = mounts
         else:
-            self.make_due(vm, DEFERRED_COLLECTORS)
+            self.schedule_collectors(vm, DEFERRED_COLLECTORS)
 
     async def _check_mounts(self, mounts: Mounts) -> None:
         """Read the mounts that have not answered within `FRESH_SECONDS`. Wait at most `WAIT_SECONDS` for the answers."""
@@ -131,7 +131,7 @@ class StorageQueryGate:
         for vm, mounts in list(self._deferred.items()):
             if not self._has_suspect_mount(mounts) and not self.is_io_suspect(vm):
                 del self._deferred[vm]
-                self.make_due(vm, DEFERRED_COLLECTORS)
+                self.schedule_collectors(vm, DEFERRED_COLLECTORS)
 
     def on_detached(self, vm: Vm) -> None:
         """Drop the state of a VM that is no longer attached."""

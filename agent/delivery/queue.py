@@ -44,7 +44,7 @@ class RecordQueue(QueueParts):
         self.linger_seconds = linger_seconds
         self.backlog_seconds = backlog_seconds
         self.sent_at = 0.0
-        """Time at which the sink received the batch in flight, by time.monotonic."""
+        """When the batch in flight was passed to the sink, by time.monotonic."""
         self.last_delivered_id = ""
         """Id of the last record that the sink has acknowledged or rejected; empty if there is no such record."""
         self.journaling = QueueJournaling(self)
@@ -74,7 +74,7 @@ class RecordQueue(QueueParts):
         if self.tail.bytes > self.limits.memory:
             self.journaling.shrink_tail()
             self.wake_waiting_tasks()
-        elif was_empty:  # if the tail was not empty, the events are set already
+        elif was_empty:  # if the tail was not empty, the events are already set
             self.wake_waiting_tasks()
 
     # For the sender.
@@ -167,7 +167,7 @@ class RecordQueue(QueueParts):
     def oldest_waiting_ns(self) -> int | None:
         """Return the time of the oldest waiting record, in nanoseconds since the epoch.
 
-        Return None if no record waits, or if the oldest record is only on disk.
+        Return None if there is none, or if that record is only on disk.
         """
         if self.in_flight:
             return self.in_flight[0].time_ns

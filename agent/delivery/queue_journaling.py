@@ -15,8 +15,10 @@ from agent.delivery.sizes import RowsSummary
 from agent.model.record import EncodedRecord, RecordState
 
 SLOW_JOURNAL_FACTOR = 4
-"""While the journal works but is too slow, a durable queue may use this multiple of its memory limit before records are dropped. The queue
-of samples may use twice its limit. So all queues together use up to three times `buffer_memory`."""
+"""If the journal works but is slow, a durable queue may use this multiple of its memory limit before it drops records.
+
+The queue of samples may use twice its limit. So all queues together use up to three times `buffer_memory`.
+"""
 
 
 # 16 public methods: four for the queue, five for the journal's file and seven for its transactions, on one list of pending writes.
@@ -27,7 +29,7 @@ class QueueJournaling:
         self.available = False
         """True while the journal works. Otherwise the queue is in memory only."""
         self.opening = parts.durable
-        """True until the journal has opened or failed to open. Until then, the journal may still take the records."""
+        """True until the journal has opened or failed to open. Until then, the journal may still accept the records."""
         self.hangs = False
         """True while an operation on the journal's disk takes too long. During this time, alerts are sent before they are journaled."""
         self.written = 0
@@ -55,7 +57,7 @@ class QueueJournaling:
     def resume_backlog(self) -> None:
         """Put the postponed records back at the front of the backlog.
 
-        Do nothing while a later row is in flight, or is delivered but not deleted.
+        While a later row is in flight, or is delivered and not deleted, do nothing.
         """
         if self.hangs or not self.available or self._parts.in_flight or self._pending.in_transaction:
             return
@@ -68,12 +70,12 @@ class QueueJournaling:
             self.dirty.set()
 
     def shrink_tail(self) -> None:
-        """Shrink a tail that exceeds its limit: remove journaled records from memory, journal older ones, or drop the oldest ones."""
+        """Shrink a tail that exceeds its limit. Remove journaled records from memory, journal older records, or drop the oldest."""
         parts, tail, limit = self._parts, self._parts.tail, self._parts.limits.memory
         while tail.bytes > limit and tail and tail.records[0].row is not None:
             parts.backlog.append(tail.popleft())
         if self.available and not parts.durable and not self._pending.busy and tail.bytes > limit:
-            # Write the batch in flight first. Otherwise it would follow the backlog after a restart.
+            # Write the batch in flight first. Otherwise, it would come after the backlog when the agent restarts.
             for record in (*parts.in_flight, *tail.older_half()):
                 if record.row is None:
                     self.write_later(record)
@@ -81,7 +83,7 @@ class QueueJournaling:
         factor = SLOW_JOURNAL_FACTOR if parts.durable else 2
         limit_before_drop = factor * limit if self.available or self.opening else limit
         if tail.bytes > limit_before_drop:
-            # Drop more than needed. Otherwise each new record would cause another drop.
+            # Drop more records than needed. Otherwise, each new record would cause another drop.
             dropped = tail.drop_oldest(tail.bytes - limit_before_drop + limit // 16)
             self._pending.discard_all_done()
             parts.count_dropped(DropReason.JOURNAL_UNAVAILABLE if parts.durable else DropReason.QUEUE_FULL, dropped)
@@ -161,9 +163,9 @@ class QueueJournaling:
 
     @property
     def backlog_bytes_to_drop(self) -> int:
-        """Number of bytes of the backlog that the journal should drop; 0 if the queue's rows do not exceed the disk limit.
+        """Number of bytes of the backlog that the journal should drop. It is 0 if the queue's rows do not exceed the disk limit.
 
-        The result is larger than the excess. Otherwise each new record would cause another drop.
+        It is larger than the excess. Otherwise, each new record would cause another drop.
         """
         limit = self._parts.limits.disk
         excess = self._parts.backlog.bytes_over_limit(limit)
@@ -172,7 +174,7 @@ class QueueJournaling:
 
     @property
     def droppable_rows(self) -> tuple[int, int]:
-        """Rows of the backlog that are not in flight: the row before the first of them, and the last of them."""
+        """The range of rows of the backlog that are not in flight: the row before the range, and the last row of the range."""
         backlog = self._parts.backlog
         return max([backlog.after_row, *(record.row or 0 for record in self._parts.in_flight)]), backlog.last_row
 

@@ -48,8 +48,7 @@ GREETING_SECONDS = 3.0
 """Timeout of the greeting. A free monitor greets within milliseconds (QEMU 7.2 to 11.1). A silent monitor has another client."""
 
 MAX_UNREAD_BYTES = 64 * 1024
-"""Maximum number of bytes of requests that wait in the agent because the peer does not read. The agent sends a command only after the
-previous reply, so only a hostile peer that replies without reading exceeds this limit."""
+"""Maximum number of bytes of requests that wait because the peer does not read. Only a hostile peer replies without reading."""
 
 
 # 16 public methods: three are those of asyncio.Protocol, the others those of `MonitorConnection` on the same state.
@@ -76,12 +75,12 @@ class Client(asyncio.Protocol):
         self._pause: FloodPause
         self._ready: asyncio.Future[None] = loop.create_future()
         self._results: list[CommandResult] = []
-        self._on_results: OnResults | None = None  # None if nothing waits for the results
+        self._on_results: OnResults | None = None  # None if no caller waits for the results
         self._has_all_results = False
         self._batch: asyncio.Future[list[CommandResult]] | None = None
         self._idle: asyncio.Future[None] | None = None
         self._in_sync: asyncio.Future[None] | None = None
-        """A future that completes when replies can be assigned to commands again; None while replies can be assigned."""
+        """A future that completes when replies can be assigned to commands again. None if they can be assigned now."""
         self._probe: tuple[int, asyncio.Future[None]] | None = None
 
     @classmethod
@@ -302,7 +301,8 @@ class Client(asyncio.Protocol):
     def close(self) -> None:
         """End the connection now. Every waiting call raises NotConnectedError."""
         self._end_connection(NotConnectedError("closed by the agent"))
-        # Drop the traceback: it refers to the waiting calls, which refer to this object. Only the garbage collector frees such a cycle.
+        # Drop the traceback, which refers to the waiting calls. They refer to this object, and only the garbage collector frees such a
+        # cycle.
         self.ended.result().__traceback__ = None
 
     def preempt(self) -> None:
@@ -313,8 +313,8 @@ class Client(asyncio.Protocol):
         assert self._transport is not None
         self.bytes_written += len(data)
         if self._is_tls:
-            # Send one TLS record per byte: QEMU reads a monitor byte by byte, and before 8.0 it loses the rest of a TLS record (seen on
-            # 7.2).
+            # Send one TLS record per byte. QEMU reads a monitor byte by byte, and before 8.0 it loses the rest of a TLS record (observed
+            # with 7.2).
             for number in data:
                 self._transport.write(bytes((number,)))
         else:
@@ -326,10 +326,10 @@ class Client(asyncio.Protocol):
     # Callbacks of asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102 - defined by asyncio
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's transport is one by behaviour, not by class
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transport is no instance of that class
         self._is_tls = transport.get_extra_info("ssl_object") is not None
         self._pause = FloodPause(self._transport)
-        if self.ended.done():  # the deadline of `open` passed in the same turn of the event loop
+        if self.ended.done():  # the deadline of `open` has passed in the same turn of the event loop
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:  # noqa: D102 - defined by asyncio
@@ -347,7 +347,7 @@ class Client(asyncio.Protocol):
             self._pause.begin()
 
     def _report_results(self) -> None:
-        """Report the results of the batch to the caller that waits for them, if one still waits."""
+        """Report the results of the batch to the waiting caller, unless it has given up."""
         on_results, results = self._on_results, self._results
         # This frees 10 KiB per VM until the next poll.
         self._on_results, self._results, self._has_all_results = None, [], False
@@ -395,4 +395,4 @@ class Client(asyncio.Protocol):
         for waiter in (self._ready, self._batch, self._idle, self._in_sync, self._probe and self._probe[1]):
             if waiter is not None and not waiter.done():
                 waiter.set_exception(cause)
-                waiter.exception()  # retrieve it, because asyncio logs an exception that no call retrieves
+                waiter.exception()  # retrieve the exception, because asyncio logs exceptions that are never retrieved

@@ -196,7 +196,7 @@ class StorageController(Protocol):
     async def may_query(self, vm: Vm, pid: int | None) -> bool:
         """Return whether commands that access the storage of this VM may be sent now. It waits less than a second for the storage.
 
-        After a refusal, it calls `SessionContext.make_due` when the storage answers again.
+        After a refusal, it calls `SessionContext.schedule_collectors` when the storage answers again.
 
         Args:
             vm: the VM.
@@ -270,7 +270,7 @@ class SessionContext:
         wake_timers: wakes sessions for their next polls.
         deadlines: deadlines of the replies to quiet polls.
         virtual_function_counters: the last counters of virtual functions of network devices.
-        make_due_by_vm: for each attached VM, a function that makes the collectors with the given names due.
+        schedule_by_vm: for each attached VM, a function that makes the collectors with the given names due.
     """
 
     __slots__ = (
@@ -281,9 +281,9 @@ class SessionContext:
         "deadlines",
         "first_polls",
         "histograms",
-        "make_due_by_vm",
         "random",
         "root",
+        "schedule_by_vm",
         "settings",
         "storage",
         "thresholds",
@@ -318,12 +318,12 @@ class SessionContext:
         self.wake_timers = WakeTimers()
         self.deadlines = Deadlines()
         self.virtual_function_counters = virtual_function_counters or VirtualFunctionCounters()
-        self.make_due_by_vm: dict[Vm, Callable[[Sequence[str]], None]] = {}
+        self.schedule_by_vm: dict[Vm, Callable[[Sequence[str]], None]] = {}
 
-    def make_due(self, vm: Vm, names: Sequence[str]) -> None:
+    def schedule_collectors(self, vm: Vm, names: Sequence[str]) -> None:
         """Make collectors of a VM due now. A VM that is not attached is ignored."""
-        if (make_due := self.make_due_by_vm.get(vm)) is not None:
-            make_due(names)
+        if (schedule := self.schedule_by_vm.get(vm)) is not None:
+            schedule(names)
 
     def apply(self, settings: SessionSettings) -> None:
         """Replace the settings. They also apply to VMs that are already attached."""

@@ -40,7 +40,7 @@ class DiskCommandWriter:
     def schedule_requested_polls(self) -> None:
         """Make the collectors due that the threshold controller needs."""
         if names := self.pop_collectors_to_poll():
-            self._schedule.make_due(names, time.monotonic())
+            self._schedule.schedule_now(names, time.monotonic())
 
     async def apply(self, *, receives_events: bool) -> None:
         """Execute the pending commands one by one. Then make the collectors due that the threshold controller needs.

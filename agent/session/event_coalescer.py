@@ -79,7 +79,7 @@ class EventCoalescer:
         """Return the time at which the first open window ends; `inf` if no window is open."""
         return next((window.ends_at for window in self._windows.values()), inf)
 
-    def take_due(self, now: float) -> Iterator[CoalescedEvent]:
+    def pop_due(self, now: float) -> Iterator[CoalescedEvent]:
         """Yield the reports of the windows that have ended. After each report, begin a new window with the same key."""
         while self.next_due_at() <= now:
             key = next(iter(self._windows))  # the windows are in the order of their ends

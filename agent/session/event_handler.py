@@ -126,7 +126,7 @@ class EventHandler:
 
     def _report_due(self, vm: Vm) -> None:
         self._timer = None
-        self._report_coalesced(vm, self._coalescer.take_due(time.monotonic()))
+        self._report_coalesced(vm, self._coalescer.pop_due(time.monotonic()))
         self._start_timer(vm)
 
 

@@ -73,7 +73,7 @@ class Poller:
         self._on_degraded = on_degraded
         self._collectors = context.collectors
         self._jitter = 1.0
-        self._spread: list[str] = []  # collectors whose second poll was moved to the VM's phase
+        self._spread: list[str] = []  # collectors whose polls are already at the VM's phase
         self._unsupported: list[str] = []  # a list, because a set of few names takes six times the memory
         self._files_facts = self.facts
         self._files: dict[str, Sequence[FileRequest]] = {}  # by collector, for these facts
@@ -81,7 +81,7 @@ class Poller:
         self._topologies: dict[str, object] = {}  # by collector
         self._previous: dict[str, Poll] = {}  # by collector
 
-    def plan_all_collectors(self, now: float) -> None:
+    def schedule_all_collectors(self, now: float) -> None:
         """Make all collectors due now whose commands QEMU supports."""
         for name, collector in self._collectors.by_name.items():
             if name in self._unsupported:
@@ -90,7 +90,7 @@ class Poller:
                 self._disable_collector(name)
                 self._observer.on_collector_run(name, PollOutcome.UNSUPPORTED)
             else:
-                self._schedule.plan(name, now)
+                self._schedule.schedule_at(name, now)
 
     def read_event(self, event: Event, time_ns: int) -> None:
         """Report the samples in the data of an event."""
@@ -114,7 +114,7 @@ class Poller:
                 replies = await self._executor.execute(commands_of(batch))
             except (BusyError, StalledError) as error:
                 await self.wait_until_responsive(batch, error)
-                return False  # the late replies are out of date, and events may have been missed
+                return False  # poll again: the late replies are out of date, and events may have been missed
             except ProtocolError as error:
                 self.on_protocol_error(batch, error)
                 raise
@@ -123,9 +123,10 @@ class Poller:
         return True
 
     def quiet_batch(self, names: Sequence[str]) -> Batch[Collector] | None:
-        """Return the commands of these collectors if they fit one write and need no task; None if they need a task.
+        """Return the commands of these collectors if no task is needed to poll them.
 
-        A task waits for storage, sends several writes, and handles large replies in several turns of the event loop.
+        Return None if a task is needed: to wait for storage, to send several writes, or to handle large replies in several turns of the
+        event loop.
         """
         collectors = [self._collectors.by_name.get(name) for name in names]
         if any(
@@ -160,7 +161,10 @@ class Poller:
         await self._executor.wait_until_responsive(error)
 
     def on_protocol_error(self, batch: Batch[Collector], error: ProtocolError) -> None:
-        """Handle a reply to a batch that ended the connection. The next connection polls the collectors alone, or a single one later."""
+        """Handle a reply to a batch that ended the connection.
+
+        On the next connection, several collectors are polled one by one, and a single collector is polled later.
+        """
         for collector, _ in batch:
             if len(batch) > 1:
                 self._isolate_collector(collector.name)
@@ -201,9 +205,9 @@ class Poller:
                 yield from self._handle_replies(collector, own, when)
 
     def _isolate_collector(self, name: str) -> None:
-        """Poll a collector alone at once, because this collector or another collector in the same write caused a failure."""
+        """Poll a collector alone at once, because one of the collectors in the same write caused a failure."""
         self._failures.isolate(name)
-        self._schedule.plan(name, time.monotonic())
+        self._schedule.schedule_at(name, time.monotonic())
 
     def _make_batches(self, names: Iterable[str]) -> Iterator[Batch[Collector]]:
         """Yield batches of collectors whose commands fit one write. Each isolated collector has its own batch."""
@@ -258,25 +262,25 @@ class Poller:
             files = self._files[collector.name] = collector.files(self.facts)
         return files
 
-    def plan_host_collectors(self) -> None:
+    def schedule_host_collectors(self) -> None:
         """Make the host-only collectors due now. The stall probe calls this, because the stall may have delayed their poll."""
         for name in self._collectors.host_only:
-            self._schedule.plan(name, time.monotonic())
+            self._schedule.schedule_at(name, time.monotonic())
 
     def poll_due_host_collectors(self) -> None:
         """Poll the host-only collectors that are due."""
-        self.poll_host(self._schedule.take_due(time.monotonic(), self._collectors.host_only))
+        self.poll_host(self._schedule.pop_due(time.monotonic(), self._collectors.host_only))
 
     def _is_collector_off(self, name: str) -> bool:
         """Return whether a collector is off after a failure. If it is, plan its next poll for the end of that time."""
         retry_at = self._failures.retry_at(name)
         if retry_at == -inf or retry_at <= time.monotonic() + SLACK_SECONDS:
             return False
-        self._schedule.plan(name, retry_at)
+        self._schedule.schedule_at(name, retry_at)
         return True
 
     def _switch_collector_off(self, name: str, cause: str, *, bug: bool = False) -> None:
-        """Switch a failing collector off, for a time that doubles with each failure in a row."""
+        """Switch a failing collector off, for a time that doubles with each consecutive failure."""
         settings = self._context.settings
         delay = self._failures.add(
             name, cause, time.monotonic(), 2 * settings.intervals.poll, settings.max_collector_off_seconds
@@ -319,7 +323,7 @@ class Poller:
             self._clear_failure(collector.name)
         else:
             self._observer.on_samples_lost(self._vm, collector.families, when.time_ns)
-        self._plan_next_poll(collector, samples, when.monotonic)
+        self._schedule_next_poll(collector, samples, when.monotonic)
         return samples if succeeded else None
 
     def _collect_samples(
@@ -362,19 +366,19 @@ class Poller:
         return poll.samples
 
     def _poll_invalidated(self, collector: Collector, samples: Sequence[Sample]) -> None:
-        """If the collector's topology has changed, make the collectors due that depend on it."""
+        """If the collector's topology has changed, make the dependent collectors due."""
         if not collector.invalidates:
             return
         topology = collector.topology(samples)
         if self._topologies.setdefault(collector.name, topology) != topology:
             self._topologies[collector.name] = topology
-            self._schedule.make_due(collector.invalidates, time.monotonic())
+            self._schedule.schedule_now(collector.invalidates, time.monotonic())
 
-    def _plan_next_poll(self, collector: Collector, samples: Sequence[Sample], start: float) -> None:
+    def _schedule_next_poll(self, collector: Collector, samples: Sequence[Sample], start: float) -> None:
         intervals, name = self._context.settings.intervals, collector.name
         delay = collector.next_poll_delay(samples, self.facts, intervals)
         if name in self._failures:
-            self._schedule.plan(name, self._failures.retry_at(name))
+            self._schedule.schedule_at(name, self._failures.retry_at(name))
             return
         if name in self._unsupported or delay is None:
             return
@@ -384,6 +388,6 @@ class Poller:
             self._spread.append(name)
             delay *= 0.1 + 0.9 * self.phase
         if not in_slot:
-            self._schedule.plan(name, start + delay * self._jitter)
+            self._schedule.schedule_at(name, start + delay * self._jitter)
             return
-        self._schedule.plan(name, next_poll_time(start, delay, interval, self.phase, self._context.attached_vms))
+        self._schedule.schedule_at(name, next_poll_time(start, delay, interval, self.phase, self._context.attached_vms))

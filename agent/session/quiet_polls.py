@@ -1,4 +1,4 @@
-"""The polls of a quiet VM, without a task: a timer sends the commands, and the arrival of the replies runs the rest.
+"""The polls of a quiet VM, which need no task. A timer sends the commands, and the arriving replies trigger the rest.
 
 A poll is quiet if its commands fit one write and none of them accesses storage. The session's task does all other work.
 """
@@ -69,8 +69,8 @@ class QuietPolls:
         self._schedule = schedule
         self._poller = poller
         self._disk_commands = disk_commands
-        self._task: asyncio.Future[Sequence[str]] | None = None  # completes when the task has to continue
-        self._batch: Batch[Collector] = []  # the batch in QEMU
+        self._task: asyncio.Future[Sequence[str]] | None = None  # completes when the session's task has to continue
+        self._batch: Batch[Collector] = []  # the batch whose replies are due
         self._sent_at = PollStart(0, 0.0)
         self._wake_at = inf
         self._is_check_pending = False
@@ -127,7 +127,7 @@ class QuietPolls:
         """Run the polls that are due. Stop when one waits for QEMU, when no other is due, or when the task is needed."""
         try:
             while self._is_idle:
-                names = self._schedule.take_due(time.monotonic())
+                names = self._schedule.pop_due(time.monotonic())
                 if not names:
                     self._wait_until_due()
                     return

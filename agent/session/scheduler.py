@@ -13,8 +13,8 @@ SLACK_SECONDS = 0.05
 SPACING_SECONDS = 0.25
 """Minimum time between two polls of one collector because of events."""
 
-MAX_TAKEN_NAMES = 4
-"""Number of stored poll times above which times older than `SPACING_SECONDS` are discarded, to save memory."""
+MAX_RUN_TIMES = 4
+"""If more poll times than this are stored, times older than `SPACING_SECONDS` are discarded, to save memory."""
 
 VMS_PER_SLOT = 25
 """Number of VMs that share a slot. They are polled one after the other, so that the agent's code stays in the processor's caches.
@@ -35,7 +35,7 @@ def next_poll_time(start: float, wait: float, interval: float, phase: float, vms
         phase: the VM's position in the interval, 0 to 1.
         vms: number of attached VMs.
     """
-    if interval < 4 * SLACK_SECONDS:  # polls in consecutive slots would be due within the slack and share one write
+    if interval < 4 * SLACK_SECONDS:  # the slots would be so close that polls in consecutive slots share one write
         return start + wait
     slots = max(1, vms // VMS_PER_SLOT)
     position = int(phase * slots) / slots
@@ -48,29 +48,31 @@ class Schedule:
 
     def __init__(self) -> None:
         self._due_at: dict[str, float] = {}
-        self._taken_at: dict[str, float] = {}
+        self._last_run_at: dict[str, float] = {}
 
-    def make_due(self, names: Iterable[str], now: float) -> None:
-        """Make polls due now, or `SPACING_SECONDS` after their last run if that is later. Unknown names are ignored."""
+    def schedule_now(self, names: Iterable[str], now: float) -> None:
+        """Make polls due now, but at least `SPACING_SECONDS` after their last run. Ignore unknown names."""
         for name in names:
             if self._due_at.get(name, -inf) > now:  # a poll may be due already, such as in a burst of events
-                earliest = max(now, self._taken_at.get(name, -inf) + SPACING_SECONDS)
+                earliest = max(now, self._last_run_at.get(name, -inf) + SPACING_SECONDS)
                 self._due_at[name] = min(self._due_at[name], earliest)
 
-    def plan(self, name: str, at: float) -> None:
-        """Make a poll due at this time, unless it is due earlier already. With the time `inf`, the poll waits for `make_due`."""
+    def schedule_at(self, name: str, at: float) -> None:
+        """Make a poll due at this time, unless it is already due earlier. With the time `inf`, the poll waits for `schedule_now`."""
         self._due_at[name] = min(self._due_at.get(name, inf), at)
 
     def remove(self, name: str) -> None:
-        """Remove a poll. `make_due` ignores its name from now on."""
+        """Remove a poll. `schedule_now` ignores its name from now on."""
         self._due_at.pop(name, None)
 
     def next_due_at(self) -> float:
         """Return when the next poll is due; `inf` if no poll is due at any time."""
         return min(self._due_at.values(), default=inf)
 
-    def take_due(self, now: float, among: Container[str] | None = None) -> list[str]:
-        """Return the names of the polls that are due, in the order of due times. They are due again after the next `plan` or `make_due`.
+    def pop_due(self, now: float, among: Container[str] | None = None) -> list[str]:
+        """Return the names of the polls that are due, in the order of due times.
+
+        They are due again after the next `schedule_at` or `schedule_now`.
 
         Args:
             now: the current time.
@@ -82,9 +84,9 @@ class Schedule:
             due.sort(key=self._due_at.__getitem__)
         for name in due:
             self._due_at[name] = inf
-            self._taken_at[name] = now
-        if len(self._taken_at) > MAX_TAKEN_NAMES:
-            self._taken_at = {name: at for name, at in self._taken_at.items() if at > now - SPACING_SECONDS}
+            self._last_run_at[name] = now
+        if len(self._last_run_at) > MAX_RUN_TIMES:
+            self._last_run_at = {name: at for name, at in self._last_run_at.items() if at > now - SPACING_SECONDS}
         return due
 
 
@@ -111,7 +113,7 @@ class Pacer:
 
 Requester = TypeVar("Requester")
 Batch = list[tuple[Requester, Sequence[Command]]]
-"""Pairs of a requester, such as a collector, and its commands."""
+"""Requesters, such as collectors, each with its commands."""
 
 
 def split_batch(batch: Batch[Requester]) -> tuple[Batch[Requester], Batch[Requester]]:

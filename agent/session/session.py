@@ -122,7 +122,7 @@ class Session:
         """Make all collectors due after a delay that differs between VMs, to spread the resyncs of many VMs over time."""
         if self._poller is not None:
             delay = self._poller.phase * min(self._context.settings.intervals.poll, MAX_RESYNC_DELAY_SECONDS)
-            self._schedule.plan(DISCOVER_FEATURES, time.monotonic() + delay)
+            self._schedule.schedule_at(DISCOVER_FEATURES, time.monotonic() + delay)
             self._wake()
 
     async def identify(self, monitor: Monitor) -> Vm:
@@ -174,15 +174,15 @@ class Session:
         )
         disk_commands = DiskCommandWriter(self._context, self._executor, self._schedule, vm)
         self._probe.poller = poller
-        self._schedule.plan(DISCOVER_FEATURES, self._context.first_polls.reserve_time(time.monotonic()))
-        self._schedule.plan(DISCOVER_PROCESS, inf)
+        self._schedule.schedule_at(DISCOVER_FEATURES, self._context.first_polls.reserve_time(time.monotonic()))
+        self._schedule.schedule_at(DISCOVER_PROCESS, inf)
         self._events.attach(vm, lambda event, time_ns: self._on_event(poller, disk_commands, event, time_ns))
         quiet_polls = self._quiet_polls = QuietPolls(
             self._context, self._client, self._executor, self._schedule, poller, disk_commands
         )
         self._client.ended.add_done_callback(lambda _: quiet_polls.check_soon())
         self._context.attached_vms += 1
-        self._context.make_due_by_vm[vm] = self._make_due
+        self._context.schedule_by_vm[vm] = self._schedule_now
         with contextlib.closing(self._process), contextlib.closing(quiet_polls):
             try:
                 while True:
@@ -197,8 +197,8 @@ class Session:
             finally:
                 self._context.attached_vms -= 1
                 # Another session may have attached the same VM.
-                if self._context.make_due_by_vm.get(vm) == self._make_due:
-                    del self._context.make_due_by_vm[vm]
+                if self._context.schedule_by_vm.get(vm) == self._schedule_now:
+                    del self._context.schedule_by_vm[vm]
                 self._events.close()
                 self._probe.poller = self._quiet_polls = None  # breaks reference cycles
 
@@ -222,16 +222,16 @@ class Session:
             case "VSERPORT_CHANGE" if not self._guest_agent_ports.is_known(event.data.get("id")):
                 # The port was plugged in after the last discovery, for which QEMU emits no event. A guest can cause VSERPORT_CHANGE as
                 # often as it likes.
-                self._schedule.plan(
+                self._schedule.schedule_at(
                     DISCOVER_FEATURES, max(time.monotonic(), self._discovered_at + MIN_DISCOVERY_SECONDS)
                 )
         names = (*find_event_row(event.name).invalidates, *disk_commands.pop_collectors_to_poll())
         if names:
-            self._make_due(names)
+            self._schedule_now(names)
 
-    def _make_due(self, names: Sequence[str]) -> None:
+    def _schedule_now(self, names: Sequence[str]) -> None:
         """Make collectors due now. Before the first discovery, only make the discovery due. All collectors are polled after it."""
-        self._schedule.make_due(names if self._discovered else (DISCOVER_FEATURES,), time.monotonic())
+        self._schedule.schedule_now(names if self._discovered else (DISCOVER_FEATURES,), time.monotonic())
         self._wake()
 
     async def _run_polls(
@@ -246,7 +246,7 @@ class Session:
             names = await quiet_polls.run()
         except StalledError as error:
             await quiet_polls.wait_until_responsive(error)
-            self._schedule.plan(DISCOVER_FEATURES, time.monotonic())
+            self._schedule.schedule_at(DISCOVER_FEATURES, time.monotonic())
             return
         if DISCOVER_FEATURES in names:
             await self._discover(poller, vm)
@@ -256,7 +256,7 @@ class Session:
             self._use_facts(poller, await self._discover_process(vm, poller.facts), unplugs)
         poller.poll_host(None if DISCOVER_PROCESS in names else names)
         if not await poller.poll(names):
-            self._schedule.plan(DISCOVER_FEATURES, time.monotonic())
+            self._schedule.schedule_at(DISCOVER_FEATURES, time.monotonic())
         await disk_commands.apply(receives_events=poller.facts.receives_events)
 
     def _wake(self) -> None:
@@ -291,9 +291,9 @@ class Session:
         self._use_facts(poller, await self._discover_process(vm, facts), unplugs)
         now = time.monotonic()
         self._report_discovery(vm, now)
-        poller.plan_all_collectors(now)
+        poller.schedule_all_collectors(now)
         self._discovered_at = now
-        self._schedule.plan(
+        self._schedule.schedule_at(
             DISCOVER_FEATURES, now + self._context.settings.intervals.resync * (0.9 + 0.2 * poller.phase)
         )
         self._discovered = True

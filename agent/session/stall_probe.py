@@ -12,7 +12,7 @@ from agent.session.api import MAIN_LOOP_STALLED, PROCESS_STALLED, MonitorState, 
 class HostPoller(Protocol):
     """Polls a VM's host-only collectors, which read the kernel's files and need no reply from QEMU."""
 
-    def plan_host_collectors(self) -> None:
+    def schedule_host_collectors(self) -> None:
         """Make all host-only collectors due now."""
 
     def poll_due_host_collectors(self) -> None:
@@ -56,7 +56,7 @@ class StallProbe:
         """
         self._on_state(MonitorState.BUSY if isinstance(error, BusyError) else MonitorState.STALLED, str(error))
         if self.poller is not None:
-            self.poller.plan_host_collectors()
+            self.poller.schedule_host_collectors()
         idle = asyncio.ensure_future(self._client.wait_idle())
         try:
             while not (await asyncio.wait({idle}, timeout=self._context.settings.probe_seconds))[0]:

@@ -32,7 +32,7 @@ class WatchedVm:
         now: The time in seconds since the epoch.
         threads: The threads that wait for storage.
         skipped: For each read of the threads, the thread ids that were left out.
-        made_due: The names of the collectors that were made due.
+        scheduled: The names of the collectors that were made due.
         changes: Number of calls of `on_change`.
         last: Result of the last poll of the disks.
     """
@@ -40,12 +40,12 @@ class WatchedVm:
     def __init__(self) -> None:
         self.snapshot = Snapshot()
         self.watch = IoStallWatcher(self.snapshot, self._read, lambda: float(self.now))
-        self.watch.make_due = lambda _vm, names: self.made_due.extend(names)
+        self.watch.schedule_collectors = lambda _vm, names: self.scheduled.extend(names)
         self.watch.on_change = self._on_change
         self.now = START
         self.threads: list[WaitingThread] = []
         self.skipped: list[Collection[str]] = []
-        self.made_due: list[str] = []
+        self.scheduled: list[str] = []
         self.changes = 0
         self.last: Sequence[Sample] | None = None
         self.snapshot.update_status(MonitorStatus(monitor_at(Path("/m")), MonitorState.UP, "", VM, None, 0))
@@ -84,7 +84,7 @@ STUCK: Final = WaitingThread(5, 9)
 def test_the_threads_of_a_vm_whose_disks_move_are_never_read(vm: WatchedVm) -> None:
     for writes in range(1000):
         assert vm.poll(idle=3.0, writes=writes) is None
-    assert (vm.skipped, vm.made_due) == ([], [])
+    assert (vm.skipped, vm.scheduled) == ([], [])
 
 
 def test_a_disk_is_checked_at_the_first_poll_at_which_it_is_idle(vm: WatchedVm) -> None:
@@ -93,7 +93,7 @@ def test_a_disk_is_checked_at_the_first_poll_at_which_it_is_idle(vm: WatchedVm) 
         vm.poll(idle=1.0, writes=writes)
     vm.threads = [STUCK]
     assert vm.poll(idle=10.5) is None
-    assert (vm.skipped, vm.made_due) == ([frozenset({"78"})], ["virtio_queues"])
+    assert (vm.skipped, vm.scheduled) == ([frozenset({"78"})], ["virtio_queues"])
     assert vm.watch.is_suspect(VM)
     assert vm.poll(idle=20.5) == {
         "state": "stalled",

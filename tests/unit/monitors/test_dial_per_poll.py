@@ -62,13 +62,13 @@ async def test_polls_are_jittered_and_collectors_of_one_poll_stay_together(
     fake: FakeQemu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned: dict[str, float] = {}
-    plan = Schedule.plan
+    schedule_at = Schedule.schedule_at
 
-    def record_plan(self: Schedule, name: str, at: float) -> None:
+    def record_schedule(self: Schedule, name: str, at: float) -> None:
         planned[name] = at - time.monotonic()
-        plan(self, name, at)
+        schedule_at(self, name, at)
 
-    monkeypatch.setattr(Schedule, "plan", record_plan)
+    monkeypatch.setattr(Schedule, "schedule_at", record_schedule)
     observer = RecordingObserver()
     context = session_context(
         intervals=PollIntervals(poll=600, migrations_and_jobs=600), random=lambda: 1.0

@@ -36,9 +36,9 @@ def test_the_first_event_is_reported_at_once_and_the_rest_of_the_second_as_one()
     assert reported(coalescer.add(("a",), event(), 5, 10.0)) == [(1, 5, 5)]
     for number in range(6, 1000):
         assert reported(coalescer.add(("a",), event(number), number, 10.5)) == []
-    assert reported(coalescer.take_due(10.9)) == []
+    assert reported(coalescer.pop_due(10.9)) == []
     assert coalescer.next_due_at() == 10 + WINDOW_SECONDS
-    (group,) = coalescer.take_due(11)
+    (group,) = coalescer.pop_due(11)
     assert (group.count, group.first_ns, group.last_ns, group.event.data["number"]) == (994, 6, 999, 999)
 
 
@@ -46,10 +46,10 @@ def test_repeated_events_are_reported_each_second_until_they_stop() -> None:
     coalescer = EventCoalescer()
     list(coalescer.add(("a",), event(), 1, 0.0))
     list(coalescer.add(("a",), event(), 2, 0.5))
-    assert reported(coalescer.take_due(1.0)) == [(1, 2, 2)]
+    assert reported(coalescer.pop_due(1.0)) == [(1, 2, 2)]
     assert reported(coalescer.add(("a",), event(), 3, 1.5)) == []
-    assert reported(coalescer.take_due(2.0)) == [(1, 3, 3)]
-    assert reported(coalescer.take_due(3.0)) == []
+    assert reported(coalescer.pop_due(2.0)) == [(1, 3, 3)]
+    assert reported(coalescer.pop_due(3.0)) == []
     assert coalescer.next_due_at() == float("inf")
     assert reported(coalescer.add(("a",), event(), 4, 3.1)) == [(1, 4, 4)]
 
@@ -76,7 +76,7 @@ def test_every_event_is_counted_exactly_once(steps: list[tuple[int, float, bool]
     for key, wait, check_due in steps:
         now += wait
         if check_due:
-            groups += coalescer.take_due(now)
+            groups += coalescer.pop_due(now)
         groups += coalescer.add((key,), event(), 1, now)
     groups += coalescer.flush()
     assert sum(group.count for group in groups) == len(steps)

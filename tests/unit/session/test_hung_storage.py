@@ -35,11 +35,11 @@ async def test_a_command_that_accesses_storage_is_deferred_until_the_storage_ans
         assert {name: fake.count(name) for name in WAITING_COMMANDS} == dict.fromkeys(WAITING_COMMANDS, 0)
         assert set(observer.outcomes("nodes")) == {PollOutcome.DEFERRED}
         storage.answers = True
-        context.make_due(storage.vms[-1], ("nodes", "drives"))
+        context.schedule_collectors(storage.vms[-1], ("nodes", "drives"))
         await observer.wait_until(lambda: PollOutcome.OK in observer.outcomes("nodes"))
         await observer.wait_until(lambda: PollOutcome.OK in observer.outcomes("drives"))
         assert all(fake.count(name) for name in WAITING_COMMANDS)
-    assert context.make_due_by_vm == {}
+    assert context.schedule_by_vm == {}
 
 
 async def test_a_poll_without_such_a_command_does_not_ask_the_storage(fake: FakeQemu) -> None:
@@ -55,5 +55,5 @@ async def test_a_poll_without_such_a_command_does_not_ask_the_storage(fake: Fake
 
 async def test_a_demand_for_a_vm_that_is_not_attached_is_ignored(fake: FakeQemu) -> None:
     context = session_context()
-    context.make_due(Vm("host1", "", "", str(fake.path)), ("nodes",))
+    context.schedule_collectors(Vm("host1", "", "", str(fake.path)), ("nodes",))
     assert fake.requests == []

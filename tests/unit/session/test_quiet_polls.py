@@ -59,8 +59,8 @@ async def test_a_poll_that_waits_for_storage_is_left_to_the_task(
     async with supervised(observer, quiet_fake.path, context=context):
         await observer.wait_until(lambda: observer.outcomes("kvm"))
         executed.clear()
-        (vm,) = context.make_due_by_vm
-        context.make_due(vm, ("drives",))
+        (vm,) = context.schedule_by_vm
+        context.schedule_collectors(vm, ("drives",))
         await observer.wait_for_polls(1, "drives")
     assert [*map(list, executed)] == [[Command("query-block")]]
 

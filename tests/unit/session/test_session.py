@@ -41,14 +41,14 @@ def give_balloon(fake: FakeQemu, *, interval: int, stats: Any = None) -> None:
 def record_plans(monkeypatch: pytest.MonkeyPatch, name: str) -> list[float]:
     """Return the list to which the planned times of a collector's polls are added."""
     planned: list[float] = []
-    plan = Schedule.plan
+    schedule_at = Schedule.schedule_at
 
-    def recording_plan(self: Schedule, planned_name: str, at: float) -> None:
-        plan(self, planned_name, at)
-        if planned_name == name:
+    def recording_schedule(self: Schedule, scheduled_name: str, at: float) -> None:
+        schedule_at(self, scheduled_name, at)
+        if scheduled_name == name:
             planned.append(at)
 
-    monkeypatch.setattr(Schedule, "plan", recording_plan)
+    monkeypatch.setattr(Schedule, "schedule_at", recording_schedule)
     return planned
 
 

@@ -67,18 +67,18 @@ async def test_no_queue_is_queried_after_a_device_was_unplugged_until_its_type_i
     observer, context = RecordingObserver(), session_context(QemuChange.VIRTIO_QUEUES)
     async with supervised(observer, disks.path, context=context):
         await observer.wait_until(lambda: observer.outcomes("virtio_queues"))
-        (vm,) = context.make_due_by_vm
+        (vm,) = context.schedule_by_vm
         before = len(queried(disks))
         set_type(disks, "vhost-user-blk")
         disks.emit("DEVICE_DELETED", {"device": "own", "path": "/machine/peripheral/own"})
         await observer.wait_until(lambda: "event.device_deleted" in observer.types())
-        context.make_due(vm, ("virtio_queues",))
+        context.schedule_collectors(vm, ("virtio_queues",))
         await observer.wait_for_polls(3)
         resync = disks.count("query-iothreads")
-        context.make_due(vm, ("discover",))
+        context.schedule_collectors(vm, ("discover",))
         await disks.wait_for("query-iothreads", resync + 1)
         await observer.wait_for_polls(3)
-        context.make_due(vm, ("virtio_queues",))
+        context.schedule_collectors(vm, ("virtio_queues",))
         await observer.wait_for_polls(3)
         assert len(queried(disks)) == before
 

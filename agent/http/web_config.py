@@ -92,7 +92,7 @@ class TlsServerConfig(_WebSection):
     def _check_client_auth(self) -> "TlsServerConfig":
         if (self.client_auth_type == "NoClientCert") != (self.client_ca_file is None):
             raise ValueError(
-                "client_ca_file and a client_auth_type other than NoClientCert need each other: set both or neither"
+                "client_ca_file needs a client_auth_type other than NoClientCert, and such a type needs client_ca_file"
             )
         if self.client_allowed_sans and self.client_auth_type != "RequireAndVerifyClientCert":
             raise ValueError("client_allowed_sans needs client_auth_type: RequireAndVerifyClientCert")

@@ -16,7 +16,7 @@ from agent.alerts.alertmanager_config import AlertmanagerConfig
 from agent.app.agent import Agent
 from agent.app.builders import StartError
 from agent.cli.demo.control import GuestError
-from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
 from agent.cli.demo.images import MissingDependencyError, cache_folder, linux_image
 from agent.cli.record_text import format_record
 from agent.common.errors import SubcommandError
@@ -27,6 +27,7 @@ from agent.guest.config import GuestAgentConfig, GuestIntervalsConfig
 from agent.http.record_stream import Subscriber
 from agent.monitors import DialConfig
 from agent.runtime.logging import configure_logging
+from agent.session.api import MonitorState
 
 LISTEN_ADDRESSES = ("127.0.0.1:9179", "127.0.0.1:0")
 """Addresses for the endpoint: the default address, or any free port if the default address is in use."""
@@ -41,7 +42,8 @@ PRINTED_SAMPLES = frozenset(
 """Record types of the samples to print. The other samples are too many to read."""
 
 BOOT_SECONDS = 120.0
-"""How long the demo waits for a guest to boot. After that, it continues."""
+"""How long the demo waits until a guest has booted. After that, it continues."""
+
 EVENT_SECONDS = 30.0
 """How long the demo waits for an event that a guest causes. After that, it continues without the event."""
 
@@ -106,13 +108,23 @@ async def _run_guests(
     async with _run_agent(folder, records, alerts) as (agent, url):
         # Subscribe before the guests start, to get every record.
         with agent.publisher.broadcaster.subscribe(Subscriber()) as subscriber:
-            async with web, db:
+            async with _ends_reported(agent), web, db:
                 _print(
                     f"booting two guests: {web.name} runs Linux with a balloon and a guest agent, and fills a file system; "
                     f"{db.name} only writes to a thin disk"
                 )
                 _print(f"page     {url}/\n  metrics  {url}/metrics\n  records  {_own_command()} tail --url {url}")
                 yield subscriber, (web, db)
+
+
+@contextlib.asynccontextmanager
+async def _ends_reported(agent: Agent) -> AsyncIterator[None]:
+    """After the block, let the agent report that the guests have ended. An agent that stops before it does so only detaches them."""
+    try:
+        yield
+    finally:
+        states = agent.snapshot.monitors.values()
+        await _wait_briefly(until(lambda: all(status.state is not MonitorState.UP for status in states), EVENT_SECONDS))
 
 
 def _own_command() -> str:

@@ -17,15 +17,20 @@ import aiohttp
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent.cli.demo.guest import until
+from agent.model.metrics import FAMILIES
 from tests.lab.machine import free_port
+from tests.lab.waiting import DEADLINE_SECONDS, until
 
 COMMAND: Final = (sys.executable, "-m", "tests.lab.command_audit")
 """The command line that runs `qmp-agent` with the tests' Python. The command audit records what this agent sends to QEMU."""
 
-_START_SECONDS: Final = 120.0
-_STOP_SECONDS: Final = 120.0
-_RESPONSE_SECONDS: Final = 120.0
+_REQUEST_SECONDS: Final = 120.0
+_STOP_SECONDS: Final = 300.0
+_PATIENT: Final = {"response": "120s", "greeting": "120s"}
+"""Timeouts of an agent whose test is not about them: no QEMU counts as stalled or busy because the machine is loaded."""
+
+_ON_CHANGE: Final = frozenset(family.type for family in FAMILIES if family.on_change)
+"""Types of the samples that are records only after a change. Such a record may have the time of a poll that began before the change."""
 
 Record = dict[str, Any]
 Labels = frozenset[tuple[str, str]]
@@ -46,7 +51,7 @@ class FinishedCommand:
     log: str
 
 
-async def run_command(*arguments: str | Path, timeout: float = 300.0) -> FinishedCommand:  # noqa: ASYNC109 - the deadline is the point
+async def run_command(*arguments: str | Path, timeout: float = DEADLINE_SECONDS) -> FinishedCommand:  # noqa: ASYNC109 - the deadline is the point
     """Run `qmp-agent` with these arguments and wait until it ends.
 
     Raises:
@@ -145,7 +150,11 @@ class AgentProcess:
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], *, name: str = "agent") -> None:
-        """Write the config file. Add the endpoint, a journal if there is a Kafka sink, and a file sink if there is no sink."""
+        """Write the config file.
+
+        Added are the endpoint, timeouts that a loaded machine does not exceed unless the config has its own, a journal if there is a
+        Kafka sink, and a file sink if there is no sink.
+        """
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.config = folder / f"{name}.yaml"
@@ -156,6 +165,7 @@ class AgentProcess:
         self._read = 0
         self._records: list[Record] = []
         whole = {"host": "hv7", "web": {"listen_address": f"127.0.0.1:{self.port}"}, **config}
+        whole["timeouts"] = _PATIENT | config.get("timeouts", {})
         if "kafka" in whole:
             whole["journal"] = {"directory": str(folder / f"{name}.journal")}
         elif "jsonl" not in whole:
@@ -177,11 +187,11 @@ class AgentProcess:
             )
 
         async def ended_or_healthy() -> bool:
-            with contextlib.suppress(aiohttp.ClientConnectionError):
+            with contextlib.suppress(aiohttp.ClientConnectionError, TimeoutError):
                 return process.returncode is not None or (await self.get("/healthz"))[0] in (200, 401)
             return False
 
-        await until(ended_or_healthy, _START_SECONDS)
+        await until(ended_or_healthy)
         assert process.returncode is None, f"the agent ended with {process.returncode}: {self.log}"
 
     def send_signal(self, number: signal.Signals) -> None:
@@ -228,18 +238,24 @@ class AgentProcess:
 
     @property
     def log(self) -> str:
-        """The text on standard error so far."""
-        return self._log.read_text() if self._log.exists() else ""
+        """The whole lines on standard error so far."""
+        return self._read_lines(self._log)
 
     @property
     def out(self) -> str:
-        """The text on standard output so far."""
-        return self._out.read_text() if self._out.exists() else ""
+        """The whole lines on standard output so far."""
+        return self._read_lines(self._out)
+
+    @staticmethod
+    def _read_lines(path: Path) -> str:
+        """Return the lines of a file without an incomplete last line, which its writer has not finished."""
+        text, line_end, _ = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
+        return (text + line_end).decode()
 
     async def get(self, path: str) -> tuple[int, str]:
         """Send a GET request for a path to the endpoint. Return the response's status and text."""
         async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_RESPONSE_SECONDS)) as session,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_REQUEST_SECONDS)) as session,
             session.get(self.url + path) as response,
         ):
             return response.status, await response.text()
@@ -259,32 +275,38 @@ class AgentProcess:
             self._records += map(json.loads, whole.splitlines())
         return self._records
 
-    def find_records(self, kind: str, *, vm: str = "", since: int = 0, **data: Any) -> Iterator[Record]:
+    def find_records(
+        self, kind: str, /, *, vm: str = "", subject: str | None = None, since: int = 0, **data: Any
+    ) -> Iterator[Record]:
         """Yield the records that match.
 
         Args:
             kind: The type without the prefix `qemu.`.
             vm: UUID or name of the VM; empty for any.
-            since: The number of records to skip, as `mark` returned it. Samples of a poll that was in flight then are skipped, too.
+            subject: The record's subject; None for any.
+            since: A moment, as `mark` returned it. Older records are skipped, and so are samples of a poll that had begun before.
             data: Fields that the record's data must have.
         """
-        earliest = since.time if isinstance(since, Mark) and kind.startswith("sample.") else 0.0
+        begin = since.time if isinstance(since, Mark) and f"qemu.{kind}" not in _ON_CHANGE else 0.0
         for record in self.records()[since:]:
             if (
                 record["type"] == f"qemu.{kind}"
                 and vm in ("", record.get("vmuuid"), record.get("vmname"))
+                and subject in (None, record.get("subject"))
                 and data.items() <= record["data"].items()
-                and (not earliest or record_time(record) >= earliest)
+                and not (kind.startswith("sample.") and record_time(record) < begin)
             ):
                 yield record
 
     async def wait_for_record(
         self,
         kind: str,
+        /,
         *,
         vm: str = "",
+        subject: str | None = None,
         since: int = 0,
-        timeout: float = 300.0,  # noqa: ASYNC109 - as in `until`
+        timeout: float = DEADLINE_SECONDS,  # noqa: ASYNC109 - as in `until`
         **data: Any,
     ) -> Record:
         """Wait until `find_records` yields a record for these arguments, and return the first record.
@@ -293,14 +315,25 @@ class AgentProcess:
             AssertionError: No record matched in time. The message has the types of the new records, and the log.
         """
         try:
-            await until(lambda: any(self.find_records(kind, vm=vm, since=since, **data)), timeout)
+            await until(lambda: any(self.find_records(kind, vm=vm, subject=subject, since=since, **data)), timeout)
         except TimeoutError:
             types = [record["type"] for record in self.records()[since:]]
             raise AssertionError(f"no {kind} of {vm} within {timeout:g} s, but {types}; {self.log}") from None
-        return next(self.find_records(kind, vm=vm, since=since, **data))
+        return next(self.find_records(kind, vm=vm, subject=subject, since=since, **data))
 
-    def mark(self) -> int:
-        """Return this moment, to pass as `since`."""
+    async def fresh_metrics(self, kind: str, /, **labels: Any) -> Scrape:
+        """Scrape the agent's /metrics after a poll that began after this call.
+
+        Args:
+            kind: The kind of a sample of this poll, such as `sample.block`. It must not be of a family that reports only changes.
+            labels: Arguments of `find_records`, such as `vm`.
+        """
+        assert f"qemu.{kind}" not in _ON_CHANGE, kind
+        await self.wait_for_record(kind, since=self.mark(), **labels)
+        return await self.metrics()
+
+    def mark(self) -> Mark:
+        """Return this moment, to pass as `since`. Call it before the action whose effects the test waits for."""
         return Mark(len(self.records()))
 
     def mark_after(self, record: Record) -> int:

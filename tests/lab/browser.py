@@ -10,10 +10,10 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 from agent.cli.demo.images import MissingDependencyError
 
 _PROGRAM = "chromium"
-_TIMEOUT_MS = 60_000
-"""Timeout of all expectations about a page. It is long, because the machine may be under load."""
+TIMEOUT_MS = 600_000
+"""Timeout of everything that a test expects on a page: long, because the machine may be under load."""
 
-expect.set_options(timeout=_TIMEOUT_MS)
+expect.set_options(timeout=TIMEOUT_MS)
 
 
 @contextlib.asynccontextmanager
@@ -42,7 +42,7 @@ async def open_page(browser: Browser, url: str, **options: Any) -> AsyncIterator
     context = await browser.new_context(locale="en-GB", **options)
     try:
         page = await context.new_page()
-        page.set_default_timeout(_TIMEOUT_MS)
+        page.set_default_timeout(TIMEOUT_MS)
         page.on("console", lambda entry: messages.append(entry.text) if entry.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: messages.append(str(error)))
         await page.goto(url)

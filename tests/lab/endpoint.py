@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 
 from agent.app.endpoint_view import describe_alerts
-from agent.cli.demo.guest import until
 from agent.cli.http_client import EndpointCredentials
 from agent.exposition.snapshot import Snapshot
 from agent.http.connection_limits import DEFAULT_CONNECTION_LIMITS, ConnectionLimits
@@ -19,6 +18,7 @@ from agent.http.server import HttpEndpoint
 from agent.http.sse import DEFAULT_INTERVALS, StreamIntervals
 from agent.model.record import RecordEncoder, Vm
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
+from tests.lab.waiting import until
 
 
 class FakeView:

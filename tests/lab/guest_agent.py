@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
-from agent.cli.demo.guest import until
 from agent.cli.demo.images import MissingDependencyError, build_once, cache_folder, run_program
 from tests.lab.debian_release import unpack
 from tests.lab.machine import INSTALL_HINT, require
 from tests.lab.qemus import OTHER_RELEASES
+from tests.lab.waiting import until
 
 OWN: Final = "/usr/sbin/qemu-ga"
 
@@ -78,7 +78,7 @@ class GuestAgentProcess:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
         )
-        await until(self.socket.exists, 60)
+        await until(self.socket.exists)
 
     async def stop(self) -> None:
         """Kill it."""

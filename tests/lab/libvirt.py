@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from agent.cli.demo.guest import until
 from agent.cli.demo.images import MissingDependencyError, build_boot_sector, cache_folder
 from tests.lab.libvirt_releases import find_libvirtd
 from tests.lab.machine import INSTALL_HINT, free_port, require
+from tests.lab.waiting import until
 
 _START_SECONDS: Final = 120.0
 _STOP_SECONDS: Final = 300.0

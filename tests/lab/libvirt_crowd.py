@@ -9,10 +9,10 @@ import sys
 from functools import partial
 from typing import Final
 
-from agent.cli.demo.guest import until
 from agent.monitors.libvirt.client_library import load_library
 from agent.monitors.libvirt.connection_pool import HOST_LIMITS, ConnectionPool
 from agent.qmp.errors import QmpError
+from tests.lab.waiting import until
 
 POOLS: Final = 6
 """Connection pools; an agent has one."""
@@ -53,7 +53,7 @@ async def main(uri: str, uuid: str) -> None:
     while outcome := await requests.readline():
         for met in outcomes:
             met.clear()
-        await until(partial(_all_have, outcomes, outcome), 180)
+        await until(partial(_all_have, outcomes, outcome))
         sys.stdout.buffer.write(outcome)
         sys.stdout.buffer.flush()
     for caller in callers:

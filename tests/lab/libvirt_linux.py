@@ -5,10 +5,10 @@ import shutil
 import uuid
 from typing import Final
 
-from agent.cli.demo.guest import until
 from agent.cli.demo.images import linux_image
 from tests.lab.guest_image import agent_initramfs
 from tests.lab.libvirt import Domain, Libvirtd
+from tests.lab.waiting import until
 
 _DOMAIN: Final = """\
 <domain type='qemu'>
@@ -49,5 +49,5 @@ async def linux_domain(libvirtd: Libvirtd, *, guest_agent: str = "") -> Domain:
     async def is_connected() -> bool:
         return "state='connected'" in await libvirtd.virsh("dumpxml", "linux-1")
 
-    await until(is_connected, 300)
+    await until(is_connected)
     return Domain("linux-1", identity, libvirtd.folder / "disk", xml)

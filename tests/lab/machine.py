@@ -54,5 +54,5 @@ def is_listening(port: int) -> bool:
     return any(line[1] == f"0100007F:{port:04X}" and line[3] == "0A" for line in lines)
 
 
-_reservations: Final[deque[int]] = deque(maxlen=64)
-"""File descriptors of the sockets that reserve the returned ports. They stay open until the process ends."""
+_reservations: Final[deque[int]] = deque(maxlen=256)
+"""File descriptors of the sockets that reserve the ports returned last, open until the process ends."""

@@ -10,9 +10,9 @@ from typing import Final, Self
 
 import aiohttp
 
-from agent.cli.demo.guest import until
 from agent.cli.demo.images import MissingDependencyError, build_once, cache_folder
 from tests.lab.machine import free_port, require
+from tests.lab.waiting import until
 
 SOURCE: Final = Path(__file__).parent / "oidc"
 CLIENT, SECRET, AUDIENCE = "hv7", "client/secret", "urn:kafka"

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.cli.demo.control import GuestError
-from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
 from tests.lab.machine import free_port
+from tests.lab.waiting import DEADLINE_SECONDS, until
 
 Provoke = Callable[[Guest], Awaitable[object]]
 
@@ -89,7 +90,7 @@ async def _wait_until_writing(guest: Guest) -> None:
     async def wrote() -> bool:
         return await guest.count_writes() > before
 
-    await until(wrote, 60)
+    await until(wrote)
 
 
 def _write_ports(*writes: tuple[int, int], size: str = "b") -> Provoke:
@@ -185,7 +186,7 @@ async def _connect_to_vnc(guest: Guest) -> None:
     (display,) = await guest.command("query-vnc-servers")
     reader, writer = await asyncio.open_connection("127.0.0.1", int(display["server"][0]["service"]))
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             writer.write(await reader.readexactly(12))  # accept the server's protocol version
             security_types = await reader.readexactly((await reader.readexactly(1))[0])
             assert 1 in security_types  # no authentication
@@ -218,7 +219,7 @@ async def _connect_to_stream_backend(guest: Guest) -> None:
             writers.append((await asyncio.open_unix_connection(path))[1])
         return bool(writers)
 
-    await until(connected, 60)
+    await until(connected)
     await guest.wait_for_event("NETDEV_STREAM_CONNECTED")
     writers[0].close()
 

@@ -20,13 +20,14 @@ from typing import Any
 from urllib.parse import quote
 
 from agent.cli.demo.control import GuestError
-from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
 from agent.consumer.state_reader import StateReader
 from tests.lab import provoke
 from tests.lab.agent_process import AgentProcess, Record
 from tests.lab.kafka import KafkaCluster
 from tests.lab.kafka_sink import read_topic
 from tests.lab.qemus import find_qemu
+from tests.lab.waiting import until
 from tools.reference import EXAMPLES
 
 LONG_TIMEOUT = 60.0

@@ -8,9 +8,9 @@ from typing import Any, Final, Self
 
 import aiohttp
 
-from agent.cli.demo.guest import until
 from agent.cli.demo.images import MissingDependencyError, build_once, cache_folder
 from tests.lab.machine import free_port, require
+from tests.lab.waiting import until
 
 VERSION: Final = "2.6.13.Final"
 _START_SECONDS: Final = 300.0

@@ -16,11 +16,12 @@ from typing import Final
 import pyte
 from playwright.async_api import Browser
 
-from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
 from tests.lab.agent_process import AgentProcess
 from tests.lab.browser import chromium, open_page
 from tests.lab.page_shots import ALL_SHOTS, DOCUMENTED, shoot_views
 from tests.lab.terminal import Terminal
+from tests.lab.waiting import until
 
 IMAGES: Final = Path(__file__).parents[2] / "docs" / "images"
 WORK_SECONDS: Final = 240.0  # on a busy machine, the Linux guest needs a minute to boot
@@ -100,7 +101,7 @@ async def shoot_terminal(browser: Browser, agent: AgentProcess) -> None:
     """Take the screenshot of the terminal."""
     async with Terminal("top", "--url", agent.url, "--interval", "1s", columns=110, rows=12) as top:
         await top.wait_for_texts("db-1", "web-1")
-        await until(lambda: "%" in top.find_row("CPU%") and len(top.find_row("web-1").split()) > 6, 60)
+        await until(lambda: "%" in top.find_row("CPU%") and len(top.find_row("web-1").split()) > 6)
         document = screen_html(top.screen)
     context = await browser.new_context(viewport={"width": 960, "height": 240})
     page = await context.new_page()

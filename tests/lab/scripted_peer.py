@@ -12,7 +12,7 @@ from agent.qmp.protocol import Event
 
 QUIET_SECONDS = 0.05
 """Time to wait before a test concludes that nothing arrives."""
-TIMEOUT_SECONDS = 180.0
+TIMEOUT_SECONDS = 300.0
 """Timeout for what must arrive, on any machine."""
 
 

@@ -8,10 +8,10 @@ from typing import Final, Self
 
 import aiohttp
 
-from agent.cli.demo.guest import until
 from tests.lab.machine import free_port, require
+from tests.lab.waiting import until
 
-_START_SECONDS: Final = 180.0
+_START_SECONDS: Final = 300.0
 _STOP_SECONDS: Final = 180.0
 
 

@@ -11,8 +11,8 @@ from typing import Self
 
 import pyte
 
-from agent.cli.demo.guest import until
 from tests.lab.agent_process import COMMAND
+from tests.lab.waiting import until
 
 
 class Terminal:
@@ -56,6 +56,8 @@ class Terminal:
     def _read(self) -> None:
         try:
             self._stream.feed(os.read(self._master, 1 << 16))
+        except BlockingIOError:
+            pass
         except OSError:  # the command has ended
             asyncio.get_running_loop().remove_reader(self._master)
 
@@ -85,6 +87,6 @@ class Terminal:
             AssertionError: A text does not appear in time.
         """
         try:
-            await until(lambda: all(self.find_row(text) for text in texts), 60)
+            await until(lambda: all(self.find_row(text) for text in texts))
         except TimeoutError:
             raise AssertionError(f"no {texts} on\n" + "\n".join(self.screen.display)) from None

@@ -13,9 +13,10 @@ from typing import Any, Final, Self
 import orjson
 
 from agent.app.agent import Agent
-from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
 from agent.config.model import Config
 from agent.model.record import EncodedRecord
+from tests.lab.waiting import until
 
 MIB: Final = 1 << 20
 
@@ -77,7 +78,7 @@ async def network_device(socket: Path, size: int) -> AsyncIterator[Mapping[str, 
     command = ("qemu-nbd", "--format=raw", "--persistent", "--shared=4", f"--socket={socket}", str(file))
     server = await asyncio.create_subprocess_exec("setpriv", "--pdeathsig", "KILL", *command)
     try:
-        await until(socket.exists, 60)
+        await until(socket.exists)
         yield {"driver": "nbd", "server": {"type": "unix", "path": str(socket)}}
     finally:
         server.kill()

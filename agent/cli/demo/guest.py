@@ -22,8 +22,8 @@ from agent.cli.demo.control import ControlClient, GuestError
 from agent.cli.demo.images import MissingDependencyError, build_boot_sector, linux_image
 
 _MAX_SOCKET_PATH_BYTES: Final = 107  # the size of struct sockaddr_un
-_START_SECONDS: Final = 120.0
-_STOP_SECONDS: Final = 30.0
+_START_SECONDS: Final = 300.0
+_STOP_SECONDS: Final = 90.0
 _POLL_SECONDS: Final = 0.02
 
 
@@ -177,7 +177,7 @@ class Guest:
         """
         return await self._require_connection().command(command, **arguments)
 
-    async def wait_for_event(self, name: str, timeout: float = 180.0) -> dict[str, Any]:  # noqa: ASYNC109 - as in `until`
+    async def wait_for_event(self, name: str, timeout: float = 600.0) -> dict[str, Any]:  # noqa: ASYNC109 - as in `until`
         """Wait up to `timeout` seconds for an event. Remove and return the oldest event of this name.
 
         Raises:
@@ -187,7 +187,7 @@ class Guest:
         async with asyncio.timeout(timeout):
             return await self._require_connection().wait_for_event(name)
 
-    async def wait_until_booted(self, timeout: float = 300.0) -> None:  # noqa: ASYNC109 - as in `until`
+    async def wait_until_booted(self, timeout: float = 600.0) -> None:  # noqa: ASYNC109 - as in `until`
         """Wait until the guest works: a Linux guest has printed READY on its console, or a writer has written to its disk.
 
         Raises:

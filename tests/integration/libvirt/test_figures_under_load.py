@@ -64,7 +64,7 @@ class LoadedDomain:
 
     async def agent_figures(self) -> dict[str, float]:
         """Return the agent's figures of polls that start from now on."""
-        since = self.agent.mark()
+        since: int = self.agent.mark()
         for _ in range(2):  # the first poll may have started before
             block = await self.agent.wait_for_record("sample.block", vm=self.domain.uuid, since=since, device=DEVICE)
             since = self.agent.records().index(block) + 1

@@ -28,10 +28,10 @@ REQUEST_TIMEOUT_SECONDS: Final = 3.0
 DISK_BYTES: Final = 384 << 20
 MEMORY_BUDGET: Final = 12 << 20
 """Bytes of memory for records. It is small, so that after a second or two without Kafka some records are only on disk."""
-IDLE_SECONDS: Final = 5.0
-"""A journal without a commit for this long has no record to write."""
+IDLE_ANSWERS: Final = 25
+"""A journal without a commit during so many answers of the agent in a row, five a second, has no record to write."""
 STOP_SECONDS: Final = 5.0
-STOP_TOLERANCE_SECONDS: Final = 25.0
+STOP_TOLERANCE_SECONDS: Final = 120.0
 """How much longer a stop may take, on a busy machine."""
 MAX_WAITING_RECORDS: Final = 20_000
 """How many records may wait while everything works: those of a few seconds, on a busy machine."""
@@ -40,6 +40,8 @@ SLOW_SECONDS: Final = 40.0
 RECOVER_SECONDS: Final = 400.0
 VMS: Final = 20
 PARTITIONS: Final = 6
+COMMITS: Final = "qmp_agent_journal_commits_total"
+WAITING: Final = 'qmp_agent_queue_records{queue="events"}'
 PAGE_BYTES: Final = 4096
 """Size of a page of SQLite."""
 
@@ -196,25 +198,34 @@ class Environment:
         """Wait until the agent has journaled or delivered all events that are written to it now, and record this time.
 
         An agent that answers a request has read what was written to its sockets before. The next transaction of its journal has the
-        records of these events. A transaction that is under way may not have them.
+        records of these events. A transaction that is under way may not have them. An empty queue has delivered them.
         """
-        now_ns, quiet_since = time.monotonic_ns(), time.monotonic()
-        first = last = await self._commits()
+        now_ns = time.monotonic_ns()
+        first = last = (await self._answer()).get(COMMITS, 0.0)
+        idle_answers = 0
 
         async def is_journaled() -> bool:
-            nonlocal last, quiet_since
-            commits = await self._commits()
-            if commits != last:
-                last, quiet_since = commits, time.monotonic()
-            return commits >= first + 2 or time.monotonic() - quiet_since > IDLE_SECONDS
+            nonlocal last, idle_answers  # answers, and not seconds, in which the agent may not have run at all
+            metrics = await self._answer()
+            commits = metrics.get(COMMITS, 0.0)
+            idle_answers = idle_answers + 1 if commits == last else 0
+            last = commits
+            return commits >= first + 2 or idle_answers >= IDLE_ANSWERS or metrics.get(WAITING) == 0
 
         await eventually(is_journaled, RECOVER_SECONDS, "the agent journals what it has read")
         self.processes[-1].accepted_ns = now_ns
 
-    async def _commits(self) -> float:
-        """Return the number of the journal's transactions. Wait until the agent answers."""
-        await eventually(self.metrics, RECOVER_SECONDS, "the agent answers")
-        return (await self.metrics()).get("qmp_agent_journal_commits_total", 0.0)
+    async def _answer(self) -> dict[str, float]:
+        """Return the agent's own metrics. Wait until it answers."""
+        metrics: dict[str, float] = {}
+
+        async def answers() -> bool:
+            nonlocal metrics
+            metrics = await self.metrics()
+            return bool(metrics)
+
+        await eventually(answers, RECOVER_SECONDS, "the agent answers")
+        return metrics
 
     def _record_end(self, kind: ExitKind) -> None:
         self.processes[-1].ended_ns, self.processes[-1].exit = time.monotonic_ns(), kind
@@ -281,7 +292,7 @@ class Environment:
         await self.issuer.count()
 
     async def _events_are_delivered(self) -> bool:
-        return (await self.metrics()).get('qmp_agent_queue_records{queue="events"}') == 0
+        return (await self.metrics()).get(WAITING) == 0
 
     # Faults.
 
@@ -301,10 +312,17 @@ class Environment:
 
     async def broker_of_single_replica_topic(self) -> Broker:
         """Return the broker of the topic with one replica."""
-        async with self.cluster._admin() as admin:
-            (topic,) = await admin.describe_topics([self.topics.single])
-        (partition,) = topic["partitions"]
-        leader: int = partition["leader"]
+        leader = 0
+
+        async def has_leader() -> bool:
+            nonlocal leader
+            async with self.cluster._admin() as admin:
+                (topic,) = await admin.describe_topics([self.topics.single])
+            (partition,) = topic["partitions"]
+            leader = partition["leader"]
+            return bool(leader > 0)
+
+        await eventually(has_leader, RECOVER_SECONDS, "the topic with one replica has a leader")
         return self.cluster.brokers[leader - 1]
 
 
@@ -324,7 +342,8 @@ def _make_agent(folder: Path, cluster: KafkaCluster, topics: Topics, issuer: Iss
         },
         "buffer_memory": MEMORY_BUDGET,
         "web": {"listen_address": f"127.0.0.1:{agent.port}"},
-        "timeouts": {"shutdown": STOP_SECONDS},
+        # An issuer without CPU time is no busy monitor, whose connection the agent closes.
+        "timeouts": {"shutdown": STOP_SECONDS, "greeting": "120s", "response": "120s"},
     }
     agent.config.write_text(yaml.safe_dump(config))
     return agent

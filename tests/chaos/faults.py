@@ -17,11 +17,13 @@ BROKER_OUTAGE_SECONDS: Final = 2 * REQUEST_TIMEOUT_SECONDS + 1.5
 """How long a broker must be down so that requests to it time out, and then the batches for its partitions too."""
 FILL_MEMORY_SECONDS: Final = 3.0
 """Approximate time in which events fill the memory that the agent may use for records."""
-DETECT_FULL_DISK_SECONDS: Final = 120.0
+UNJOURNALED_SECONDS: Final = 60.0
+"""How old an event may be that the agent on a busy machine has not yet read and journaled."""
+DETECT_FULL_DISK_SECONDS: Final = 400.0
 """Maximum time until the journal reports that the disk is full. Until then, it writes to the free pages of its file."""
 
 BACKLOG_RECORDS: Final = 10_000
-BACKLOG_SECONDS: Final = 120.0
+BACKLOG_SECONDS: Final = 400.0
 """How many records must wait in the journal before it is damaged, and the maximum time until they do."""
 
 # Faults of the brokers.
@@ -124,7 +126,7 @@ async def disk_full(env: Environment) -> AsyncIterator[None]:
         env.disk.free()
     await eventually(lambda: _journal_has_state(env, up=True), DETECT_FULL_DISK_SECONDS, "the agent journals again")
     await env.wait_delivered()  # a kill would lose records that are in memory only, without a report
-    env.expected_drops.append((DropReason.JOURNAL_UNAVAILABLE, began_at - FILL_MEMORY_SECONDS, time.time()))
+    env.expected_drops.append((DropReason.JOURNAL_UNAVAILABLE, began_at - UNJOURNALED_SECONDS, time.time()))
 
 
 async def full_disk_detected(env: Environment) -> None:

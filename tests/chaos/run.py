@@ -17,7 +17,7 @@ from tests.lab.kafka import KafkaCluster
 
 Script = Callable[[Environment, random.Random], Awaitable[None]]
 
-_ATTACH_SECONDS: Final = 120.0
+_ATTACH_SECONDS: Final = 400.0
 _MIN_EVENTS_SECONDS: Final = 400.0
 _PROGRESS_SECONDS: Final = 5.0
 

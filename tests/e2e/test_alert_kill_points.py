@@ -10,13 +10,13 @@ from uuid import uuid4
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from agent.cli.demo.guest import until
 from tests.integration.qemu.test_pools import SIZE as POOL_SIZE
 from tests.integration.qemu.test_pools import image as pool_image
 from tests.integration.qemu.test_pools import needs_root, small_file_system
 from tests.lab.agent_process import AgentProcess
 from tests.lab.kafka import KafkaCluster
 from tests.lab.thin_guests import MIB, ThinGuest, make_qcow2, network_device, run, thin_guest
+from tests.lab.waiting import until
 
 SIZE: Final = 32 * MIB
 LEVELS: Final = ["10%", "25%", "40%", "55%"]
@@ -79,6 +79,7 @@ async def agent(kafka: KafkaCluster, topic: AlertsTopic, folder: Path) -> AsyncI
             "topics": {"events": other_records, "samples": other_records, "alerts": topic.name, "state": None},
         },
         "alerts": {"disks": {"mode": "arm", "levels": LEVELS}},
+        "timeouts": {"shutdown": "240s"},  # for a broker on a machine under load
     }
     agent = AgentProcess(folder, config)
     try:
@@ -102,13 +103,14 @@ async def wait_until_armed(guest: ThinGuest, value: int) -> None:
     async def is_set() -> bool:
         return await guest.slot() == value
 
-    await until(is_set, 60)
+    await until(is_set)
 
 
-async def cross(guest: ThinGuest) -> None:
-    """Let the guest write until QEMU reports that the write threshold was exceeded."""
+async def cross(guest: ThinGuest, level_bytes: int) -> None:
+    """Let the guest write until QEMU reports that the write threshold was exceeded. It stops far before the next level."""
+    await guest.stop_writes_at(level_bytes + MIB // 2)
     await guest.command("cont")
-    await guest.wait_for_event("BLOCK_WRITE_THRESHOLD", 120)
+    await guest.wait_for_event("BLOCK_WRITE_THRESHOLD")
 
 
 async def have_fired_once(topic: AlertsTopic, levels: list[str]) -> bool:
@@ -125,14 +127,14 @@ async def test_killed_after_arming_it_reports_what_fired_meanwhile(
     for number, level_bytes in enumerate(LEVEL_BYTES[:3]):
         await agent.start()
         await wait_until_armed(guest, level_bytes)
-        await until(lambda n=number: have_fired_once(topic, LEVELS[:n]), 60)  # type: ignore[misc]
+        await until(lambda n=number: have_fired_once(topic, LEVELS[:n]))  # type: ignore[misc]
         await agent.kill()
-        await cross(guest)
+        await cross(guest, level_bytes)
         await guest.command("stop")
         assert await guest.slot() == 0
     await agent.start()
     await wait_until_armed(guest, LEVEL_BYTES[3])
-    await until(lambda: have_fired_once(topic, LEVELS[:3]), 60)
+    await until(lambda: have_fired_once(topic, LEVELS[:3]))
     assert {alert["detected_by"] for alert in await topic.firing()} == {"missed"}
     assert (await agent.stop()).status == 0
     assert await have_fired_once(topic, LEVELS[:3])
@@ -144,7 +146,7 @@ async def test_killed_at_the_event_it_reports_it_once(
     for level_bytes in LEVEL_BYTES[:3]:
         await agent.start()
         await wait_until_armed(guest, level_bytes)
-        await cross(guest)
+        await cross(guest, level_bytes)
         await agent.kill()
         await guest.command("stop")
     await agent.start()
@@ -160,9 +162,9 @@ async def test_killed_after_delivery_it_repeats_no_level(
     for number, level_bytes in enumerate(LEVEL_BYTES[:3], 1):
         await agent.start()
         await wait_until_armed(guest, level_bytes)
-        await cross(guest)
+        await cross(guest, level_bytes)
         await guest.command("stop")
-        await until(lambda n=number: have_fired_once(topic, LEVELS[:n]), 60)  # type: ignore[misc]
+        await until(lambda n=number: have_fired_once(topic, LEVELS[:n]))  # type: ignore[misc]
         await agent.kill()
     await agent.start()
     await wait_until_armed(guest, LEVEL_BYTES[3])
@@ -193,17 +195,17 @@ async def test_the_alerts_of_a_pool_are_emitted_once_although_the_agent_is_kille
         storage = await pool_image(point, "a")
         async with thin_guest(folder, storage=storage, disk_mib=1024, extra=["-S"]):
             await agent.start()
-            await until(lambda: has_read(agent, point), 60)
+            await until(lambda: has_read(agent, point))
             await run("fallocate", "-l", str(int(POOL_SIZE * 0.88)), f"{point}/first")
-            await until(lambda: are(("85%", "firing")), 60)
+            await until(lambda: are(("85%", "firing")))
             await agent.kill()
             await agent.start()
-            await until(lambda: has_read(agent, point), 60)
+            await until(lambda: has_read(agent, point))
             await run("fallocate", "-l", str(int(POOL_SIZE * 0.08)), f"{point}/second")
-            await until(lambda: are(("85%", "firing"), ("95%", "firing")), 60)
+            await until(lambda: are(("85%", "firing"), ("95%", "firing")))
             await agent.kill()
             (point / "first").unlink()
             (point / "second").unlink()
             await agent.start()
             resolved = ("85%", "resolved"), ("95%", "resolved")
-            await until(lambda: are(("85%", "firing"), ("95%", "firing"), *resolved), 60)
+            await until(lambda: are(("85%", "firing"), ("95%", "firing"), *resolved))

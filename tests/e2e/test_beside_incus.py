@@ -4,12 +4,12 @@ import os
 import socket
 from pathlib import Path
 
-from agent.cli.demo.guest import until
 from agent.cli.doctor.inspection import inspect_host
 from agent.cli.doctor.model import HostView, MonitorReport
 from agent.host.permissions import process_user
 from tests.lab.fixtures import StartGuest
 from tests.lab.manager_hosts import INCUS_CONF
+from tests.lab.waiting import until
 
 
 async def test_doctor_finds_the_client_of_a_monitor_with_a_path_through_a_descriptor(
@@ -33,4 +33,4 @@ async def test_doctor_finds_the_client_of_a_monitor_with_a_path_through_a_descri
     assert (inspect_monitor().state, inspect_monitor().used_by_manager) == ("free", True)
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
-        await until(lambda: inspect_monitor().holder_pid == os.getpid(), 60)
+        await until(lambda: inspect_monitor().holder_pid == os.getpid())

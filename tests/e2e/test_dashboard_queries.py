@@ -15,16 +15,17 @@ from uuid import uuid4
 
 import pytest
 
-from agent.cli.demo.guest import Guest, GuestKind, until
+from agent.cli.demo.guest import Guest, GuestKind
 from dashboards import DASHBOARDS
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartGuest, StartPrometheus
 from tests.lab.kafka import KafkaCluster
 from tests.lab.prometheus import Prometheus
+from tests.lab.waiting import until
 
 FOLDER: Final = Path(__file__).parents[2] / "dashboards"
 ROOT: Final = os.geteuid() == 0
-SLOW: Final = 200_000  # bytes per second: a migration outlasts the test
+SLOW: Final = 100_000  # bytes per second: a migration outlasts the test
 PAUSE_INTERVAL: Final = 20  # seconds: annotations cover the last minute
 COPY_SPEED: Final = 1_000_000  # bytes per second: a copy stays behind the guest, which writes about three times as much
 
@@ -120,7 +121,7 @@ async def wait_for_guest_agent(agent: AgentProcess, expressions: Iterable[str]) 
         return not missing
 
     try:
-        await until(all_have_values, 150)
+        await until(all_have_values)
     except TimeoutError:
         raise AssertionError(f"no value of {sorted(missing)}: {agent.log}") from None
 
@@ -197,13 +198,21 @@ async def test_every_query_of_every_panel_has_a_result(
             return not empty
 
         try:
-            await until(all_have_results, 150)
+            await until(all_have_results)
         except TimeoutError:
             raise AssertionError(
                 "queries without a result:\n" + "\n".join(": ".join(entry) for entry in sorted(empty))
             ) from None
         (vm,) = (v for board in boards for v in board["templating"]["list"] if v["name"] == "uuid")
-        series = (await prometheus.query(f'qemu_vm_info{{vm_uuid="{linux.uuid}"}}'))[0]["metric"]
+        infos: list[dict[str, Any]] = []
+
+        async def has_info() -> bool:
+            nonlocal infos  # empty after a scrape that took longer than Prometheus' timeout
+            infos = await prometheus.query(f'qemu_vm_info{{vm_uuid="{linux.uuid}"}}')
+            return bool(infos)
+
+        await until(has_info)
+        series = infos[0]["metric"]
         text = "qemu_vm_info{" + ",".join(f'{k}="{v}"' for k, v in sorted(series.items()) if k != "__name__") + "}"
         match = re.search(vm["regex"].strip("/").replace("(?<", "(?P<"), text)
         assert match is not None

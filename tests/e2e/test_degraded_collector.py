@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Final
 
-from agent.cli.demo.guest import until
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
+from tests.lab.waiting import until
 
 SERIES: Final = "qmp_agent_collector_degraded"
 
@@ -36,5 +36,5 @@ async def test_a_collector_with_an_unreadable_answer_is_reported_everywhere(fold
         async def has_recovered() -> bool:
             return not await collectors_off()
 
-        await until(has_recovered, 60)
+        await until(has_recovered)
         assert "is off" not in (await agent.get("/readyz"))[1]

@@ -7,6 +7,7 @@ import re
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,12 +15,12 @@ import orjson
 import pytest
 import pytest_asyncio
 
-from agent.cli.demo.guest import until
 from agent.model.metrics import FAMILIES
 from agent.schemas.record import record_schema
 from tests.lab.agent_process import COMMAND, run_command
 from tests.lab.alertmanager import Alertmanager
 from tests.lab.record_checks import sort_events, validate_record, validator
+from tests.lab.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -42,7 +43,10 @@ EXPECTED_TYPES: Final = frozenset(
 )
 
 
-DEADLINE_SECONDS: Final = 240.0
+FIRING: Final = ("firing", "db-1")
+"""The notification of the demo's alert: its status and its VM. A full disk of the machine is an alert of its own."""
+
+DEADLINE_SECONDS: Final = 600.0
 """Deadline of each step: two Linux guests boot slowly on a busy machine."""
 
 
@@ -112,22 +116,28 @@ async def demo(
         yield whole, folder / "records"
 
 
-def used_bytes(records: list[dict[str, Any]]) -> list[int]:
-    """Return the used bytes of the file system in the guest, in order."""
-    return [record["data"]["used_bytes"] for record in records if record["type"] == "qemu.sample.guest_filesystem"]
+def fills(records: list[dict[str, Any]]) -> bool:
+    """Return whether the file system in the guest has filled between two samples. The guest empties it when it is full."""
+    samples = [record for record in records if record["type"] == "qemu.sample.guest_filesystem"]
+    return any(before["data"]["used_bytes"] < after["data"]["used_bytes"] for before, after in pairwise(samples))
 
 
-async def shown_all(demo: Demo, out: Path) -> None:
-    """Wait until the demo has shown everything, interrupt it, and wait for its end."""
+def notified_groups(alertmanager: Alertmanager) -> list[tuple[str, str]]:
+    """Return the status and the VM of each notification of Alertmanager."""
+    return [(sent["status"], sent["groupLabels"].get("vm", "")) for sent in alertmanager.notifications]
+
+
+async def shown_all(demo: Demo, out: Path, alertmanager: Alertmanager) -> None:
+    """Wait until the demo has shown everything and Alertmanager has notified of its alert, interrupt it, and wait for its end."""
 
     def is_complete() -> bool:
         assert demo.process.returncode is None, demo.output.read_text()
         lines = out.read_bytes().splitlines(keepends=True) if out.exists() else []
         records = [orjson.loads(line) for line in lines if line.endswith(b"\n")]
-        return {record["type"] for record in records} >= EXPECTED_TYPES and len(set(used_bytes(records))) > 1
+        return {record["type"] for record in records} >= EXPECTED_TYPES and fills(records)
 
     if demo.process.returncode is None:
-        await until(is_complete, DEADLINE_SECONDS)
+        await until(lambda: is_complete() and FIRING in notified_groups(alertmanager), DEADLINE_SECONDS)
         demo.process.send_signal(signal.SIGINT)
     await demo.ended()
 
@@ -147,9 +157,11 @@ async def test_an_interrupted_demo_cleans_up(number: signal.Signals, folder: Pat
         await short.ended()
 
 
-async def test_a_demo_prints_all_kinds_of_records_and_cleans_up(demo: tuple[Demo, Path]) -> None:
+async def test_a_demo_prints_all_kinds_of_records_and_cleans_up(
+    demo: tuple[Demo, Path], alertmanager: Alertmanager
+) -> None:
     whole, out = demo
-    await shown_all(whole, out)
+    await shown_all(whole, out, alertmanager)
     schema = validator(record_schema())
     lines = out.read_bytes().splitlines()
     events = sort_events([validate_record(line, schema) for line in lines])
@@ -160,9 +172,7 @@ async def test_a_demo_prints_all_kinds_of_records_and_cleans_up(demo: tuple[Demo
     of_host = ("qemu.agent.", *(family.type for family in FAMILIES if family.per_host))
     names = {event.get_extension("vmname") for event in events if not event.get_type().startswith(of_host)}
     assert names == {"web-1", "db-1"}
-    used = used_bytes([*map(orjson.loads, lines)])
-    assert used == sorted(used), "the file system in the guest fills"
-    assert used[0] < used[-1]
+    assert fills([*map(orjson.loads, lines)])
     output = whole.output.read_text()
     assert f"{len(events)} records written to {out}" in output
     for kind in ("sample.block", "event.stop", "event.balloon_change", "alert.write_threshold"):
@@ -173,10 +183,8 @@ async def test_a_demo_prints_all_kinds_of_records_and_cleans_up(demo: tuple[Demo
 async def test_a_demo_sends_its_alert_to_the_given_alertmanager(
     demo: tuple[Demo, Path], alertmanager: Alertmanager
 ) -> None:
-    await shown_all(*demo)
-    await until(lambda: alertmanager.notifications, DEADLINE_SECONDS)
-    (first, *_) = alertmanager.notifications
-    assert (first["status"], first["groupLabels"]) == ("firing", {"vm": "db-1"})
+    await shown_all(*demo, alertmanager)
+    assert FIRING in notified_groups(alertmanager)
     rejected = await run_command("demo", "--alertmanager", "nowhere")
     assert rejected.status == 2
     assert "should be a URL, such as http://127.0.0.1:9093" in rejected.log

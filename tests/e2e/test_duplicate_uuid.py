@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from agent.cli.demo.guest import until
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartGuest
+from tests.lab.waiting import until
 
 
 async def test_two_vms_with_one_uuid_are_watched_and_their_clash_is_reported_and_ends(
@@ -23,10 +23,12 @@ async def test_two_vms_with_one_uuid_are_watched_and_their_clash_is_reported_and
             assert status == 200
             return (text in ready) is with_clash
 
-        await until(lambda: is_ready(with_clash=True), 60)
-        assert agent.log.count(f"alert uuid_clash firing: {clone.monitor}, {first.monitor}") == 1
+        await until(lambda: is_ready(with_clash=True))
         await agent.wait_for_record("alert.uuid_clash", state="firing")
+        firing = f"alert uuid_clash firing: {clone.monitor}, {first.monitor}"
+        await until(lambda: firing in agent.log)
+        assert agent.log.count(firing) == 1
         await clone.stop()
-        await until(lambda: is_ready(with_clash=False), 60)
+        await until(lambda: is_ready(with_clash=False))
         await agent.wait_for_record("alert.uuid_clash", state="resolved")
         assert [*agent.find_records("vm.gone", vm=first.name)] == []

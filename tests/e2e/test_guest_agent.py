@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from agent.cli.demo.guest import until
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fake_guest_agent import FakeGuestAgent
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.guest_agent import GuestAgentProcess
 from tests.lab.guest_channel import set_channel
+from tests.lab.waiting import until
 
 QUICK = {"filesystems": "200ms", "freeze": "200ms", "os": "1s", "clock": "1s"}
 
@@ -38,6 +38,7 @@ def agent_of(folder: Path, **guest_agent: Any) -> AgentProcess:
 
 
 async def test_the_figures_of_a_real_guest_agent_are_records_and_series(folder: Path, vm: FakeQemu) -> None:
+    begin = time.time()
     async with GuestAgentProcess(folder), agent_of(folder) as agent:
         record = await agent.wait_for_record("sample.guest_filesystem")
         await agent.wait_for_record("sample.guest_clock")
@@ -50,8 +51,7 @@ async def test_the_figures_of_a_real_guest_agent_are_records_and_series(folder: 
     assert scrape.value("qemu_guest_agent_connected") == 1
     assert scrape.matching("qemu_guest_os_kernel", kernel=os.uname().release)
     assert scrape.value("qmp_agent_guest_agent_commands_total", command="guest-info", outcome="ok") == 1
-    age = time.time() - (scrape.value("qemu_guest_agent_last_response_timestamp_seconds") or 0)
-    assert 0 <= age < 60
+    assert begin <= (scrape.value("qemu_guest_agent_last_response_timestamp_seconds") or 0) <= time.time()
     assert len(list(agent.find_records("sample.guest_os"))) == 1, "only after a change"
     assert len(list(agent.find_records("sample.guest_freeze"))) == 1
 
@@ -61,8 +61,9 @@ async def test_a_guest_agent_that_hangs_or_closes_its_channel_leaves_no_stale_se
 ) -> None:
     async with GuestAgentProcess(folder) as guest_agent, agent_of(folder) as agent:
         await agent.wait_for_record("sample.guest_clock")
+        mark = agent.mark()
         guest_agent.send_signal(signal.SIGSTOP)
-        await agent.wait_for_record("sample.guest_agent_session", state="unresponsive")
+        await agent.wait_for_record("sample.guest_agent_session", since=mark, state="unresponsive")
         scrape = await agent.metrics()
         assert scrape.matching("qemu_guest_filesystem_size_bytes") == []
         assert scrape.matching("qemu_guest_os_kernel") == []
@@ -70,7 +71,7 @@ async def test_a_guest_agent_that_hangs_or_closes_its_channel_leaves_no_stale_se
         await guest_agent.stop()
         await guest_agent.start()
         # The query that was not answered is not repeated within a minute.
-        await agent.wait_for_record("sample.guest_filesystem", since=mark, timeout=150)
+        await agent.wait_for_record("sample.guest_filesystem", since=mark)
         set_channel(vm, connected=False)
         await agent.wait_for_record("sample.guest_agent_session", since=mark, state="absent")
         scrape = await agent.metrics()
@@ -105,4 +106,4 @@ async def test_a_reload_switches_the_queries_on_and_off(folder: Path, vm: FakeQe
         async def without_series() -> bool:
             return not (await agent.metrics()).matching("qemu_guest_filesystem_size_bytes")
 
-        await until(without_series, 60)
+        await until(without_series)

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli.demo.guest import Guest, until
+from agent.cli.demo.guest import Guest
 from agent.qmp.commands import add_monitor_commands
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartGuest
 from tests.lab.proxmox import poll
 from tests.lab.qemus import Qemu
+from tests.lab.waiting import until
 
 SINCE = (11, 1)
 
@@ -43,7 +44,7 @@ async def test_a_monitor_is_added_if_qemu_supports_it_and_removed_with_the_agent
             await agent.start()
             attached = await agent.wait_for_record("vm.attached", vm=guest.uuid, since=mark)
             assert attached["data"].get("events_available", True) is supported
-            await until(lambda: has_added(int(supported)), 60)
+            await until(lambda: has_added(int(supported)))
             poll(str(guest.monitor))
             if supported:
                 await guest.command("stop")
@@ -51,7 +52,7 @@ async def test_a_monitor_is_added_if_qemu_supports_it_and_removed_with_the_agent
                 await guest.command("cont")
             await agent.wait_for_record("sample.runstate", vm=guest.uuid, since=mark)
             await end()
-            await until(lambda: has_added(0), 60)
+            await until(lambda: has_added(0))
         assert [*agent.find_records("vm.gone")] == []
     finally:
         await agent.kill()

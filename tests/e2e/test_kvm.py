@@ -47,7 +47,7 @@ async def test_kvm_counters_match_qemus_own_and_the_dirty_limit_is_reported(qemu
     async with Guest(folder, "vm1", options) as guest, AgentProcess(folder, config) as agent:
         await guest.wait_until_booted()
         before = await kvm_counters(guest)
-        since = agent.mark()
+        since: int = agent.mark()
         for _ in range(3):  # the first poll may have begun before, and the vCPUs of one poll come in any order
             last = await agent.wait_for_record("sample.kvm_vcpu", vm=guest.uuid, since=since, vcpu="1")
             since = agent.records().index(last) + 1

@@ -13,6 +13,7 @@ import pytest
 
 from agent.cli.demo.guest import Guest, GuestOptions
 from tests.lab.agent_process import AgentProcess, record_time
+from tests.lab.waiting import until
 
 _log = logging.getLogger(__name__)
 
@@ -49,8 +50,11 @@ async def test_all_vms_reconnect_after_the_agent_was_killed_and_restarted(folder
                     await agent.wait_for_record("vm.attached", vm=next(iter(missing())), since=mark)
                 delays = [record_time(record) - begin for record in agent.find_records("vm.attached", since=mark)]
                 _log.info("%d VMs: endpoint after %.2f s, all attached after %.2f s", VMS, listening, max(delays))
-                series = await agent.metrics()
-                assert series.value("qmp_agent_monitors", state="up") == VMS
+
+                async def are_up() -> bool:
+                    return (await agent.metrics()).value("qmp_agent_monitors", state="up") == VMS
+
+                await until(are_up)
                 await agent.kill()
                 assert path.is_socket(), "a killed agent leaves its socket behind"
         finally:

@@ -12,9 +12,10 @@ import pytest
 import pytest_asyncio
 from qemu.qmp import QMPClient
 
-from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
 from tests.lab.agent_process import AgentProcess, Scrape
 from tests.lab.prometheus import Prometheus, promtool_check
+from tests.lab.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -126,7 +127,7 @@ async def environment() -> AsyncIterator[Environment]:
             async def has_flushed() -> bool:
                 return any(disk["stats"]["flush_operations"] for disk in await linux.command("query-blockstats"))
 
-            await asyncio.gather(until(has_flushed, 300), until(writer.count_writes, 300))  # Linux boots meanwhile
+            await asyncio.gather(until(has_flushed), until(writer.count_writes))
             yield Environment(linux, writer, agent, prometheus)
 
 
@@ -141,11 +142,13 @@ async def paused(guest: Guest) -> AsyncIterator[None]:
 
 
 async def scrape_of(environment: Environment, guest: Guest) -> Scrape:
-    """Return a scrape with values of a poll after the guest was paused."""
-    for _ in range(2):  # the first may have been in flight
-        mark = environment.agent.mark()
-        await environment.agent.wait_for_record("sample.block", vm=guest.uuid, since=mark, device="disk0")
-    return await environment.agent.metrics()
+    """Return a scrape with values of polls after the guest was paused."""
+
+    async def is_paused() -> bool:
+        return (await environment.agent.metrics()).value("qemu_runstate_running", vm_uuid=guest.uuid) == 0
+
+    await until(is_paused)
+    return await environment.agent.fresh_metrics("sample.block", vm=guest.uuid, device="disk0")
 
 
 @pytest.mark.parametrize("name", ["linux", "writer"])
@@ -191,20 +194,22 @@ async def test_guest_memory_values_equal_qemus_own(environment: Environment) -> 
         stats = (await guest.command("qom-get", path=BALLOON, property="guest-stats"))["stats"]
         return bool(stats["stat-total-memory"] <= BALLOON_BYTES)
 
-    await until(has_inflated, 60)
-    await until(has_reported_since, 60)
+    await until(has_inflated)
+    await until(has_reported_since)
     async with paused(guest), independent_client(guest) as client:
-        balloon: Any = await client.execute("query-balloon")
-        memory: Any = await client.execute("qom-get", {"path": BALLOON, "property": "guest-stats"})
         labels = {"vm_uuid": guest.uuid}
+        memory: Any = {}
+        series = Scrape("", {})
 
         async def both_match() -> bool:
+            nonlocal memory, series  # a report of the guest may still arrive after the pause
+            balloon: Any = await client.execute("query-balloon")
+            memory = await client.execute("qom-get", {"path": BALLOON, "property": "guest-stats"})
             series = await environment.agent.metrics()
             exported = [series.value(f"qemu_{name}", **labels) for name in ("balloon_actual_bytes", LAST_UPDATE)]
             return bool(exported == [balloon["actual"], memory["last-update"]])
 
-        await until(both_match, 60)
-        series = await environment.agent.metrics()
+        await until(both_match)
     assert not memory["stats"].keys() - GUEST_MEMORY.keys()
     for key, name in GUEST_MEMORY.items():
         value = memory["stats"].get(key, UNKNOWN)
@@ -213,32 +218,38 @@ async def test_guest_memory_values_equal_qemus_own(environment: Environment) -> 
     assert series.matching("qemu_balloon_actual_bytes", vm_uuid=environment.writer.uuid) == []
 
 
+def layer_values(nodes: Any) -> dict[tuple[str, str], float]:
+    """Return the values of the layers of `disk0` in a reply to query-named-block-nodes, by layer and name of the series."""
+    return {
+        (layer, name): float(value)
+        for node in nodes
+        for layer in ("format", "storage")
+        if node["node-name"] == f"disk0-{layer}"
+        for name, value in (
+            ("size_bytes", node["image"]["virtual-size"]),
+            ("allocated_bytes", node["image"]["actual-size"]),
+            ("write_threshold_bytes", node["write_threshold"]),
+            ("read_only", node["ro"]),
+            ("backing_depth", node["backing_file_depth"]),
+        )
+    }
+
+
 async def test_layer_values_equal_qemus_own(environment: Environment) -> None:
     guest = environment.linux
     await guest.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=1 << 40)
     async with paused(guest), independent_client(guest) as client:
-        nodes: Any = await client.execute("query-named-block-nodes", {"flat": True})
-        expected = {
-            (layer, name): float(value)
-            for node in nodes
-            for layer in ("format", "storage")
-            if node["node-name"] == f"disk0-{layer}"
-            for name, value in (
-                ("size_bytes", node["image"]["virtual-size"]),
-                ("allocated_bytes", node["image"]["actual-size"]),
-                ("write_threshold_bytes", node["write_threshold"]),
-                ("read_only", node["ro"]),
-                ("backing_depth", node["backing_file_depth"]),
-            )
-        }
+        expected: dict[tuple[str, str], float] = {}
 
         async def all_match() -> bool:
+            nonlocal expected  # the host's file system may change the allocated size without a write of the guest
+            expected = layer_values(await client.execute("query-named-block-nodes", {"flat": True}))
             series = await environment.agent.metrics()
             labels = {"vm_uuid": guest.uuid, "device": "disk0"}
             exported = {key: series.value(f"qemu_block_layer_{key[1]}", layer=key[0], **labels) for key in expected}
             return exported == expected
 
-        await until(all_match, 60)
+        await until(all_match)
     assert expected["storage", "write_threshold_bytes"] == 1 << 40
     assert 0 < expected["storage", "allocated_bytes"] < expected["format", "size_bytes"]
 
@@ -271,15 +282,22 @@ async def test_prometheus_sees_a_guest_write(environment: Environment) -> None:
     async def is_scraped() -> bool:
         return await value("up") == 1 and await value(written) > 0
 
-    await until(is_scraped, 60)
+    await until(is_scraped)
     before = await value(written)
 
     async def has_risen() -> bool:
         return await value(written) > before
 
-    await until(has_risen, 60)
-    assert await value("up") == 1
-    (info,) = await environment.prometheus.query(
-        f"{written} * on (job, instance, vm_uuid) group_left (qemu_version) qemu_vm_info"
-    )
+    await until(has_risen)
+    found: list[dict[str, Any]] = []
+
+    async def has_version() -> bool:
+        nonlocal found  # empty after a scrape that took longer than Prometheus' timeout
+        found = await environment.prometheus.query(
+            f"{written} * on (job, instance, vm_uuid) group_left (qemu_version) qemu_vm_info"
+        )
+        return bool(found)
+
+    await until(has_version)
+    (info,) = found
     assert info["metric"]["qemu_version"].count(".") == 2

@@ -3,6 +3,7 @@
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from typing import Any, Final
 import pytest
 import pytest_asyncio
 
-from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
-from tests.lab.agent_process import AgentProcess, record_time
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
+from tests.lab.agent_process import AgentProcess, Record, record_time
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.transcript import UUID
+from tests.lab.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -26,8 +28,9 @@ TIMING: Final[dict[str, Any]] = {
 }
 
 
-LONGEST_GAP_SECONDS: Final = 30.0
-"""Maximum time between two polls of the bystander: far more than the interval, for a machine under load."""
+LONGEST_GAP_SECONDS: Final = 120.0
+"""Maximum time between two polls of the bystander: far more than the interval, for a machine under load. A bystander that waits for
+the end of another VM's failure fails `wait_for_polls` during the failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +73,15 @@ class WatchedFolder:
         records = self.agent.find_records("sample.block", vm=self.bystander.uuid, device="disk0")
         return [record_time(record) for record in records][skipped:]
 
+    def busy_records(self) -> list[Record]:
+        """Return the records that report the held monitor as busy. They have the monitor as the key, because its UUID is not known yet."""
+        records = self.agent.find_records("vm.busy")
+        return [record for record in records if record["partitionkey"] == str(self.held.monitor)]
+
     async def wait_for_polls(self, count: int) -> None:
         """Wait until the bystander has been polled `count` more times."""
         before = len(self.polls(0))
-        await until(lambda: self.polls(before + count - 1), 60)
+        await until(lambda: self.polls(before + count - 1))
 
     async def state(self, guest: Guest) -> str | None:
         """Return the state of a guest's monitor; None if the agent has not discovered the monitor."""
@@ -87,7 +95,7 @@ class WatchedFolder:
         async def has_state() -> bool:
             return await self.state(guest) == state
 
-        await until(has_state, 60)
+        await until(has_state)
 
 
 def hold(guest: Guest) -> socket.socket:
@@ -116,10 +124,10 @@ async def watched() -> AsyncIterator[WatchedFolder]:
 
 async def test_a_monitor_with_another_client_is_busy_until_that_disconnects(watched: WatchedFolder) -> None:
     async with watched.assert_undisturbed():
-        busy = await watched.agent.wait_for_record("vm.busy")
+        await until(watched.busy_records)
+        (busy,) = watched.busy_records()
         assert busy["severitytext"] == "WARN"
         assert "another client" in busy["data"]["reason"]
-        assert busy["partitionkey"] == str(watched.held.monitor), "its UUID is not known yet"
         await watched.wait_for_state(watched.held, "busy")
         assert (await watched.agent.metrics()).names_of(watched.held.uuid) == []
         await watched.wait_for_polls(4)
@@ -128,7 +136,7 @@ async def test_a_monitor_with_another_client_is_busy_until_that_disconnects(watc
         await watched.agent.wait_for_record("vm.attached", vm=watched.held.uuid, since=begin)
         await watched.wait_for_state(watched.held, "up")
         assert (await watched.agent.metrics()).value("qemu_vm_up", vm_uuid=watched.held.uuid) == 1
-    assert len([*watched.agent.find_records("vm.busy")]) == 1, "reported once, not at each attempt"
+    assert len(watched.busy_records()) == 1, "reported once, not at each attempt"
 
 
 async def test_a_vm_is_attached_when_its_socket_appears(watched: WatchedFolder) -> None:
@@ -150,12 +158,12 @@ async def test_a_crashed_vm_has_no_series_and_is_attached_again_after_a_restart(
         gone = await watched.agent.wait_for_record("vm.gone", vm=guest.uuid, since=begin)
         assert "shutdown_reason" not in gone["data"], "a killed QEMU sends no SHUTDOWN"
         assert (await watched.agent.metrics()).names_of(guest.uuid) == []
-        assert await watched.state(guest) == "gone"
+        await watched.wait_for_state(guest, "gone")
         await guest.stop()
-        restarted = watched.agent.mark()  # a poll may have come after `begin` and before the crash
+        restart = watched.agent.mark()
         await guest.start()
-        await watched.agent.wait_for_record("vm.attached", vm=guest.uuid, since=restarted)
-        await watched.agent.wait_for_record("sample.block", vm=guest.uuid, since=restarted, device="disk0")
+        await watched.agent.wait_for_record("vm.attached", vm=guest.uuid, since=restart)
+        await watched.agent.wait_for_record("sample.block", vm=guest.uuid, since=restart, device="disk0")
         series = await watched.agent.metrics()
         assert series.value("qemu_vm_up", vm_uuid=guest.uuid) == 1
         assert "qemu_block_writes_total" in series.names_of(guest.uuid)
@@ -166,12 +174,12 @@ async def test_a_lost_connection_is_reestablished_and_the_gap_in_events_is_repor
     """A running QEMU never closes a connection. A proxy between agent and QEMU can do so."""
     async with FakeQemu(watched.folder / "dropping.qmp") as fake, watched.assert_undisturbed():
         await watched.agent.wait_for_record("vm.attached", vm=UUID, reattached=False)
-        begin = watched.agent.mark()
+        begin, dropped_at = watched.agent.mark(), time.time()
         fake.drop()
         gone = await watched.agent.wait_for_record("vm.gone", vm=UUID, since=begin)
         attached = await watched.agent.wait_for_record("vm.attached", vm=UUID, since=begin, reattached=True)
         since = attached["data"]["events_lost_since_timestamp_seconds"]
-        assert since == pytest.approx(record_time(gone), abs=0.01)
+        assert dropped_at <= since <= record_time(gone) + 1e-6
         assert record_time(attached) >= record_time(gone)
 
 
@@ -188,10 +196,12 @@ async def test_a_vm_that_hangs_is_stalled_and_recovers(watched: WatchedFolder) -
         await watched.wait_for_polls(4)
         guest.send_signal(signal.SIGCONT)
         await watched.agent.wait_for_record("vm.recovered", vm=guest.uuid, since=begin)
+        await watched.wait_for_state(guest, "up")
         assert (await watched.agent.metrics()).value("qemu_vm_up", vm_uuid=guest.uuid) == 1
-        assert await watched.state(guest) == "up"
-    types = [r["type"] for r in watched.agent.records()[begin:] if r.get("vmuuid") == guest.uuid]
-    assert types.count("qemu.vm.stalled") == types.count("qemu.vm.recovered") == 1
+        types = [r["type"] for r in watched.agent.records()[begin:] if r.get("vmuuid") == guest.uuid]
+    changes = [kind for kind in types if kind in ("qemu.vm.stalled", "qemu.vm.recovered")]
+    # A guest without CPU time for longer than the timeout stalls again.
+    assert changes == ["qemu.vm.stalled", "qemu.vm.recovered"] * (len(changes) // 2), "each reported once"
 
 
 async def test_a_vm_that_is_killed_while_it_hangs_is_gone(watched: WatchedFolder) -> None:
@@ -202,7 +212,7 @@ async def test_a_vm_that_is_killed_while_it_hangs_is_gone(watched: WatchedFolder
         await guest.kill()
         await watched.agent.wait_for_record("vm.gone", vm=guest.uuid, since=begin)
         assert (await watched.agent.metrics()).names_of(guest.uuid) == []
-        assert not [*watched.agent.find_records("vm.recovered", vm=guest.uuid)]
+        assert not [*watched.agent.find_records("vm.recovered", vm=guest.uuid, since=begin)]
 
 
 async def test_readyz_has_the_reason_when_no_monitor_is_up(folder: Path) -> None:
@@ -214,7 +224,7 @@ async def test_readyz_has_the_reason_when_no_monitor_is_up(folder: Path) -> None
                 async def has_response() -> bool:
                     return await agent.get("/readyz") == (status, f"{text}\n")
 
-                await until(has_response, 60)
+                await until(has_response)
 
             with holder:
                 await wait_for_readyz(503, "none of 1 monitors is up: 1 busy")

@@ -16,9 +16,9 @@ from typing import Final
 import aiohttp
 import pytest
 
-from agent.cli.demo.guest import until
 from tests.lab.fixtures import StartGuest
 from tests.lab.machine import free_port
+from tests.lab.waiting import until
 
 ROOT: Final = Path(__file__).parents[2]
 
@@ -115,7 +115,7 @@ async def test_an_installed_wheel_watches_a_guest_and_serves_the_page(
                 return f'vm_uuid="{guest.uuid}"' in await get(f"http://127.0.0.1:{port}/metrics")
             return False
 
-        await until(exports_guest, 60)
+        await until(exports_guest)
         page = await get(f"http://127.0.0.1:{port}/")
         for name in re.findall(r'(?:src|href)="(/page/[^"]+)"', page):
             assert await get(f"http://127.0.0.1:{port}{name}")

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from agent.cli.demo.guest import Guest, GuestKind, until
+from agent.cli.demo.guest import Guest, GuestKind
 from tests.lab.agent_process import AgentProcess, Scrape
 from tests.lab.fixtures import StartGuest
+from tests.lab.waiting import until
 
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 QUICK = {"poll": "200ms", "resync": "1s"}
@@ -41,9 +42,12 @@ def pid_of(guest: Guest) -> int:
 
 async def fresh_scrape(agent: AgentProcess, guest: Guest, kind: str = "process") -> Scrape:
     """Return a scrape with values that the agent read after this call."""
-    for _ in range(2):  # the first poll may have begun before
-        await agent.wait_for_record(f"sample.{kind}", vm=guest.uuid, since=agent.mark())
-    return await agent.metrics()
+    return await agent.fresh_metrics(f"sample.{kind}", vm=guest.uuid)
+
+
+async def wait_until_stopped(pid: int) -> None:
+    """Wait until all threads of a process are stopped. A stopped thread may still run for a moment."""
+    await until(lambda: all(stat(f"{task}/stat")[0] == "T" for task in Path(f"/proc/{pid}/task").iterdir()))
 
 
 # Independent readers of /proc: the agent's own readers are under test.
@@ -81,13 +85,13 @@ async def test_process_and_vcpu_metrics_of_a_busy_guest_match_proc(folder: Path,
             *(agent.wait_for_record("sample.vcpu", vm=guest.uuid, since=agent.mark(), vcpu=cpu) for cpu in cpus)
         )
         guest.send_signal(signal.SIGSTOP)  # freezes the counters, so that they can be compared exactly
-        await until(lambda: stat(f"/proc/{pid}/stat")[0] == "T", 60)
+        await wait_until_stopped(pid)
         of = {"vm_uuid": guest.uuid}
 
         async def reports_stopped() -> bool:
             return (await agent.metrics()).value("qemu_process_state", **of, state="stopped") == 1
 
-        await until(reports_stopped, 60)  # the process metrics go on while QEMU does not reply
+        await until(reports_stopped)  # the process metrics go on while QEMU does not reply
         series = await fresh_scrape(agent, guest, "vcpu")
         for index, cpu in cpus.items():
             task = f"/proc/{pid}/task/{cpu['thread-id']}"
@@ -153,7 +157,7 @@ async def test_a_killed_qemu_leaves_no_series_and_no_error_in_the_log(folder: Pa
         async def has_no_series() -> bool:
             return (await agent.metrics()).names_of(guest.uuid) == []
 
-        await until(has_no_series, 60)
+        await until(has_no_series)
         await guest.stop()
         await guest.start()
         assert pid_of(guest) != first
@@ -183,21 +187,23 @@ async def test_both_qemus_of_a_migration_have_metrics_of_their_own_process(
     uri = f"unix:{folder}/m"
     target = await start_guest("b", kind=GuestKind.WRITER, identity=source.uuid, extra=["-incoming", uri])
     async with watching_agent(folder) as agent:
-        await fresh_scrape(agent, source)
-        assert {r["data"]["pid"] for r in agent.find_records("sample.process")} == {pid_of(source), pid_of(target)}
+        pids = {pid_of(source), pid_of(target)}
+        await until(lambda: {r["data"]["pid"] for r in agent.find_records("sample.process")} == pids)
         await source.command("migrate", uri=uri)
 
         async def has_migrated() -> bool:
             return bool((await target.command("query-status"))["status"] == "running")
 
-        await until(has_migrated, 60)
+        await until(has_migrated)
         await agent.wait_for_record("sample.runstate", vm=source.name, status="postmigrate")
         await source.stop()
         await agent.wait_for_record("vm.migrated_out", vm=source.name)
-        series = await fresh_scrape(agent, target)
-        assert [labels["pid"] for labels, _ in series.matching("qemu_vm_info", vm_uuid=source.uuid)] == [
-            str(pid_of(target))
-        ]
+
+        async def has_only_the_target() -> bool:
+            infos = (await agent.metrics()).matching("qemu_vm_info", vm_uuid=source.uuid)
+            return [labels["pid"] for labels, _ in infos] == [str(pid_of(target))]
+
+        await until(has_only_the_target)
         assert "Traceback" not in agent.log
 
 
@@ -224,10 +230,8 @@ async def test_tap_counters_match_the_hosts_with_directions_as_the_guest_sees_th
 ) -> None:
     guest = await start_guest(kind=GuestKind.WRITER, extra=card(tap))
     async with watching_agent(folder) as agent:
-        record = await agent.wait_for_record("sample.net", vm=guest.uuid)
-        assert record["subject"] == tap
-        expected = {"kind": "tap", "mac": "52:54:00:12:34:56", "device": "nic0", "netdev": "net0"}
-        assert expected.items() <= record["data"].items()
+        expected: dict[str, Any] = {"kind": "tap", "mac": "52:54:00:12:34:56", "device": "nic0", "netdev": "net0"}
+        await agent.wait_for_record("sample.net", vm=guest.uuid, subject=tap, **expected)
 
         def counter(name: str) -> int:
             return int(read(f"/sys/class/net/{tap}/statistics/{name}"))
@@ -243,7 +247,7 @@ async def test_tap_counters_match_the_hosts_with_directions_as_the_guest_sees_th
             pairs |= {"tx_dropped": "receive_drops", "rx_bytes": "transmit_bytes"}
             return all(series.value(f"qemu_net_{ours}_total", **of) == counter(name) for name, ours in pairs.items())
 
-        await until(matches_the_host, 60)
+        await until(matches_the_host)
         assert counter("tx_packets") + counter("tx_dropped") > 0
 
 

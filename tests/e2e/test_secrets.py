@@ -8,11 +8,11 @@ from typing import Any
 import bcrypt
 import yaml
 
-from agent.cli.demo.guest import until
 from agent.cli.http_client import EndpointCredentials
 from tests.lab.agent_process import AgentProcess, run_command
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.machine import free_port
+from tests.lab.waiting import DEADLINE_SECONDS, until
 
 KAFKA, USER, ALERTS = "kafka-hush-1", "user-hush-2", "alerts-hush-3"
 HASH = bcrypt.hashpw(USER.encode(), bcrypt.gensalt(4)).decode()
@@ -34,7 +34,7 @@ def config(folder: Path) -> dict[str, Any]:
     return {
         "monitors": [{"dial": f"{folder}/*.qmp"}],
         "intervals": {"poll": "100ms"},
-        "timeouts": {"greeting": "500ms"},  # `check` finds the monitor held
+        "timeouts": {"greeting": "500ms", "response": "120s"},  # `check` finds the monitor held
         "kafka": {"bootstrap_servers": [f"127.0.0.1:{free_port()}"], "sasl": sasl},
         "alerts": {
             "alertmanager": {"urls": [f"http://agent:{ALERTS}@127.0.0.1:{free_port()}"], "resend_interval": "1s"}
@@ -63,7 +63,7 @@ async def test_no_secret_is_in_responses_logs_records_or_the_process_list(fake: 
                 text = await get("/readyz")
                 return "Alertmanager" in text and "Kafka" in text
 
-            await until(reports_failures, 60)
+            await until(reports_failures)
             for path in ("/", "/metrics", "/readyz", "/healthz", "/style.css"):
                 assert_no_secret(path, await get(path))
             async with session.get(agent.url + "/records") as stream:
@@ -76,7 +76,7 @@ async def test_no_secret_is_in_responses_logs_records_or_the_process_list(fake: 
             assert_no_secret("check", checked.out + checked.log)
             # A web config with an invalid entry beside a valid hash.
             (folder / "web.yml").write_text(yaml.safe_dump({"basic_auth_users": {"alice": HASH, "bob": USER}}))
-            await until(lambda: "web config: reload failed" in agent.log, 60)
+            await until(lambda: "web config: reload failed" in agent.log)
             ended = await agent.stop()
     assert_no_secret("its log", ended.log)
     assert_no_secret("its records", await _journaled(agent.config))
@@ -115,7 +115,7 @@ sys.exit(main(["run", "--config", {str(agent.config)!r}]))
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-X", "faulthandler", "-X", "dev", "-c", crash, stderr=asyncio.subprocess.PIPE
     )
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         _, log = await process.communicate()
     assert process.returncode == 1
     assert "a bug" in log.decode()

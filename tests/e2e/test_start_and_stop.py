@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from cloudevents.core.formats.json import JSONFormat
 
-from agent.cli.demo.guest import GuestKind, until
+from agent.cli.demo.guest import GuestKind
 from agent.schemas.record import record_schema
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartGuest
 from tests.lab.record_checks import record_number, sort_events, validate_record, validator
+from tests.lab.waiting import until
 
 
 def files_of(records: Path) -> list[Path]:
@@ -23,7 +24,7 @@ def files_of(records: Path) -> list[Path]:
 async def test_without_a_sink_only_records_go_to_standard_output(start_guest: StartGuest, folder: Path) -> None:
     guest = await start_guest()
     async with AgentProcess(folder, {"monitors": [{"dial": str(guest.monitor)}], "jsonl": None}) as agent:
-        await until(lambda: "qemu.vm.attached" in agent.out, 60)
+        await until(lambda: '"qemu.vm.attached"' in agent.out)
         ended = await agent.stop()
     assert ended.status == 0
     schema = validator(record_schema())
@@ -48,7 +49,7 @@ async def test_rotation_loses_and_tears_no_line(start_guest: StartGuest, folder:
         "jsonl": {"path": str(records), "max_size": "4KiB", "max_files": 1000},
     }
     async with AgentProcess(folder, config) as agent:
-        await until(lambda: records.with_name("records.jsonl.8").exists(), 60)
+        await until(lambda: records.with_name("records.jsonl.8").exists())
         assert (await agent.stop()).status == 0
     current, *rotated = files_of(records)
     assert all(path.stat().st_size >= 4096 for path in rotated)
@@ -71,7 +72,7 @@ async def test_only_max_files_rotated_files_are_kept(start_guest: StartGuest, fo
         def starts_at() -> int:
             return record_number(json.loads(oldest.read_bytes().partition(b"\n")[0])["id"]) if oldest.exists() else 1
 
-        await until(lambda: starts_at() > 1, 60)
+        await until(lambda: starts_at() > 1)
         await agent.stop()
     assert [path.name for path in files_of(records)] == ["records.jsonl", "records.jsonl.1", "records.jsonl.2"]
 
@@ -81,7 +82,7 @@ async def test_a_line_that_a_crash_left_incomplete_is_removed(start_guest: Start
     agent = AgentProcess(folder, {"monitors": [{"dial": str(guest.monitor)}]})
     agent.sink.write_text('{"specversion": "1.0", "ty')
     async with agent:
-        await until(lambda: agent.sink.read_bytes().count(b"\n") >= 2, 60)
+        await until(lambda: agent.sink.read_bytes().count(b"\n") >= 2)
         await agent.stop()
     assert sort_events([JSONFormat().read(None, line) for line in agent.sink.read_bytes().splitlines()])
 

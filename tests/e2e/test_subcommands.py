@@ -22,6 +22,7 @@ from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
 from tests.lab.agent_process import COMMAND, AgentProcess, FinishedCommand, run_command
 from tests.lab.machine import free_port
 from tests.lab.record_checks import validate_record, validator
+from tests.lab.waiting import DEADLINE_SECONDS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -58,7 +59,13 @@ async def test_check_reports_each_monitor_the_endpoint_and_the_sink(folder: Path
     config = folder / "agent.yaml"
     monitors = [{"dial": f"{folder}/{pattern}"} for pattern in ("*.qmp", "missing/*.qmp", "none-*.qmp")]
     records = folder / "records.jsonl"
-    content = {"monitors": monitors, "timeouts": {"greeting": "500ms"}, "jsonl": {"path": str(records)}}
+    address = f"127.0.0.1:{free_port()}"
+    content = {
+        "monitors": monitors,
+        "timeouts": {"greeting": "3s"},  # within which the free monitor has to greet
+        "web": {"listen_address": address},
+        "jsonl": {"path": str(records)},
+    }
     config.write_text(yaml.safe_dump(content))
     async with Guest(folder, "free") as free, Guest(folder, "held") as held:
         with socket.socket(socket.AF_UNIX) as holder:
@@ -69,17 +76,19 @@ async def test_check_reports_each_monitor_the_endpoint_and_the_sink(folder: Path
     assert first == f"{config}: the config is valid"
     up, busy, missing, none, endpoint, sink = (line for line in findings if not line.startswith("ok    QEMU "))
     assert re.fullmatch(rf"ok    {free.monitor}: free \({free.uuid}\), QEMU \d+\.\d+\.\d+", up)
-    assert busy.startswith(f"FAIL  {held.monitor}: no greeting within 0.5 s: another client holds this monitor")
+    assert busy.startswith(f"FAIL  {held.monitor}: no greeting within 3 s: another client holds this monitor")
     assert missing == f"FAIL  {folder}/missing/*.qmp: the directory {folder}/missing does not exist"
     assert none.startswith(f"ok    {folder}/none-*.qmp: no socket exists now")
-    assert endpoint == "ok    endpoint: 127.0.0.1:9179 is readable by every user of this host"
+    assert endpoint == f"ok    endpoint: {address} is readable by every user of this host"
     assert sink == f"ok    sink: {records}"
 
 
 async def test_check_succeeds_if_every_check_passes(folder: Path) -> None:
     config = folder / "agent.yaml"
     async with Guest(folder, "vm1") as guest:
-        config.write_text(yaml.safe_dump({"monitors": [{"dial": str(guest.monitor)}]}))
+        web, timeouts = {"listen_address": f"127.0.0.1:{free_port()}"}, {"greeting": "120s"}
+        monitors = [{"dial": str(guest.monitor)}]
+        config.write_text(yaml.safe_dump({"monitors": monitors, "web": web, "timeouts": timeouts}))
         ended = await run_command("check", "--config", config)
     assert (ended.status, ended.log) == (0, "")
     assert "FAIL" not in ended.out
@@ -128,12 +137,12 @@ class Tail:
         )
 
     async def line(self) -> str:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             return (await self._out.readline()).decode().rstrip("\n")
 
     async def stop(self) -> FinishedCommand:
         self._process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             out, log = await self._process.communicate()
         assert self._process.returncode is not None
         return FinishedCommand(self._process.returncode, out.decode(), log.decode())
@@ -147,7 +156,7 @@ async def test_tail_prints_readable_lines(environment: Environment) -> None:
     ended = await tail.stop()
     assert (ended.status, ended.log) == (130, "")
     for line in lines:
-        assert re.match(r"\d\d:\d\d:\d\d\.\d\d\d  (writer|idle) +[a-z]+\.[a-z_]+ ", line), line
+        assert re.match(r"\d\d:\d\d:\d\d\.\d\d\d  (writer|idle|hv7) +[a-z]+\.[a-z_]+ ", line), line
         assert "\x1b" not in line
 
 
@@ -192,7 +201,7 @@ async def test_tail_exits_quietly_when_its_pipe_is_closed(environment: Environme
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         out, log = await process.communicate()
     assert (process.returncode, log) == (0, b"")
     assert out.count(b"\n") == 1

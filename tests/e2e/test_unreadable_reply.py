@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from agent.cli.demo.guest import until
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
+from tests.lab.waiting import until
 
 NOT_JSON: Final = b'{"return":[{"device":"d","locked":false,}]}\r\n'
 EVENTS: Final = 1000

@@ -5,14 +5,14 @@ import signal
 from pathlib import Path
 from typing import Final
 
-from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
 from tests.e2e.test_host_failures import LONGEST_GAP_SECONDS, OTHER_UUID, bystander, poll_gaps, watching_agent
-from tests.lab.hung_storage import WriterToDevice, device_on, fuse, longest_reply, on_fuse
+from tests.lab.hung_storage import LONGEST_REPLY_SECONDS, WriterToDevice, device_on, fuse, longest_reply, on_fuse
+from tests.lab.waiting import until
 
-LONGEST_REPLY_SECONDS: Final = 30.0
-"""Maximum time of a reply of QEMU while its storage hangs. A command that accesses the storage gets no reply until the hang ends."""
-UNHURRIED: Final = {"response": "10s", "greeting": "10s", "max_retry_delay": "1s", "shutdown": "2s"}
-"""Timeouts for a VM that must not be stalled, on a busy machine."""
+UNHURRIED: Final = {"response": "120s", "greeting": "120s", "max_retry_delay": "1s", "shutdown": "2s"}
+"""Timeouts for a VM that must not be stalled, on a busy machine. `longest_reply` fails if a command waits for the storage: the command
+gets no reply until the hang ends, and the hang lasts until `longest_reply` returns."""
 
 
 async def test_a_vm_on_hung_storage_keeps_running_because_no_command_accesses_it(folder: Path) -> None:
@@ -23,22 +23,28 @@ async def test_a_vm_on_hung_storage_keeps_running_because_no_command_accesses_it
             storage = await agent.wait_for_record("sample.block_storage", vm=guest.uuid, device="hung")
             assert storage["data"]["pool"] == str(served)
             await agent.wait_for_record("sample.pool", pool=str(served))
+            begin = agent.mark()
             server.send_signal(signal.SIGSTOP)
             try:
-                begin = agent.mark()
                 replies = asyncio.create_task(longest_reply(guest, 12))
-                silent = await agent.wait_for_record("alert.pool_unresponsive", since=begin, state="firing")
-                assert (silent["subject"], silent["data"]["vm_names"]) == (str(served), ["vm1"])
+                silent = await agent.wait_for_record(
+                    "alert.pool_unresponsive", subject=str(served), since=begin, state="firing"
+                )
+                assert silent["data"]["vm_names"] == ["vm1"]
                 polls = other.count("query-blockstats")
-                await until(lambda: other.count("query-blockstats") > polls + 5, 60)
-                assert await replies < LONGEST_REPLY_SECONDS
-                metrics = await agent.metrics()
-                assert metrics.value("qemu_pool_responsive", pool=str(served)) == 0
-                assert metrics.value("qmp_agent_collector_runs_total", collector="nodes", outcome="deferred")
+                await until(lambda: other.count("query-blockstats") > polls + 5)
+                await replies
+                assert (await agent.metrics()).value("qemu_pool_responsive", pool=str(served)) == 0
+
+                async def has_deferred_a_query() -> bool:
+                    deferred = {"collector": "nodes", "outcome": "deferred"}
+                    return bool((await agent.metrics()).value("qmp_agent_collector_runs_total", **deferred))
+
+                await until(has_deferred_a_query)
                 assert (await agent.get("/healthz"))[0] == 200
             finally:
                 server.send_signal(signal.SIGCONT)
-            await agent.wait_for_record("alert.pool_unresponsive", since=begin, state="resolved")
+            await agent.wait_for_record("alert.pool_unresponsive", subject=str(served), since=begin, state="resolved")
             await agent.wait_for_record("sample.block", vm=guest.uuid, since=agent.mark())
             assert not [*agent.find_records("vm.stalled", vm=guest.uuid)]
             assert max(poll_gaps(agent, OTHER_UUID)) < LONGEST_GAP_SECONDS
@@ -57,16 +63,18 @@ async def test_a_block_device_that_hangs_is_reported_and_delays_no_command(folde
             begin = agent.mark()
             server.send_signal(signal.SIGSTOP)
             try:
-                silent = await agent.wait_for_record("alert.pool_unresponsive", since=begin, state="firing")
-                assert (silent["subject"], silent["data"]["vm_names"]) == (device, ["vm1"])
+                silent = await agent.wait_for_record(
+                    "alert.pool_unresponsive", subject=device, since=begin, state="firing"
+                )
+                assert silent["data"]["vm_names"] == ["vm1"]
                 assert "requests wait, and the device has completed none for 5 s" in silent["data"]["error"]
-                assert await longest_reply(guest, 3) < LONGEST_REPLY_SECONDS
+                await longest_reply(guest, 3)
                 for command in ("query-block", "query-named-block-nodes"):
                     async with asyncio.timeout(LONGEST_REPLY_SECONDS):
                         await guest.command(command)
             finally:
                 server.send_signal(signal.SIGCONT)
-            await agent.wait_for_record("alert.pool_unresponsive", since=begin, state="resolved")
+            await agent.wait_for_record("alert.pool_unresponsive", subject=device, since=begin, state="resolved")
             assert (await agent.metrics()).value("qemu_pool_responsive", pool=device) == 1
             assert not [*agent.find_records("vm.stalled", vm=guest.uuid)]
 
@@ -76,13 +84,13 @@ async def test_an_agent_that_starts_on_hung_storage_sends_no_command_that_access
         server.send_signal(signal.SIGSTOP)
         try:
             async with watching_agent(folder, timeouts=UNHURRIED) as agent:
-                silent = await agent.wait_for_record("alert.pool_unresponsive", state="firing")
+                silent = await agent.wait_for_record("alert.pool_unresponsive", subject=str(served), state="firing")
                 assert silent["data"]["vm_names"] == ["vm1"]
-                assert await longest_reply(guest, 3) < LONGEST_REPLY_SECONDS
+                await longest_reply(guest, 3)
                 assert not [*agent.find_records("sample.block_layer", vm=guest.uuid)]
                 server.send_signal(signal.SIGCONT)
                 await agent.wait_for_record("sample.block_layer", vm=guest.uuid, device="hung")
-                await agent.wait_for_record("alert.pool_unresponsive", state="resolved")
+                await agent.wait_for_record("alert.pool_unresponsive", subject=str(served), state="resolved")
                 assert not [*agent.find_records("vm.stalled", vm=guest.uuid)]
         finally:
             server.send_signal(signal.SIGCONT)
@@ -93,7 +101,7 @@ async def test_an_agent_ends_in_time_while_storage_hangs(folder: Path) -> None:
         await agent.wait_for_record("sample.pool", pool=str(served))
         server.send_signal(signal.SIGSTOP)
         try:
-            await agent.wait_for_record("alert.pool_unresponsive", state="firing")
+            await agent.wait_for_record("alert.pool_unresponsive", subject=str(served), state="firing")
             assert (await agent.stop()).status == 0, "a stop that waits for the storage would never end"
         finally:
             server.send_signal(signal.SIGCONT)
@@ -111,15 +119,15 @@ async def test_a_vm_is_stalled_when_another_client_makes_its_main_loop_wait_for_
         guest, agent = on_fuse(folder, served), watching_agent(folder)
         async with guest, agent:
             await agent.wait_for_record("sample.block", vm=guest.uuid, device="hung")
-            server.send_signal(signal.SIGSTOP)
             begin = agent.mark()
+            server.send_signal(signal.SIGSTOP)
             asking = asyncio.create_task(ask_about_storage(guest))
             try:
                 stalled = await agent.wait_for_record("vm.stalled", vm=guest.uuid, since=begin)
                 assert "no reply to " in stalled["data"]["reason"]
-                await until(lambda: "the main loop hangs, most often on storage" in agent.log, 60)
+                await until(lambda: "the main loop hangs, most often on storage" in agent.log)
                 polls = other.count("query-blockstats")
-                await until(lambda: other.count("query-blockstats") > polls + 5, 60)
+                await until(lambda: other.count("query-blockstats") > polls + 5)
             finally:
                 server.send_signal(signal.SIGCONT)
                 asking.cancel()

@@ -3,7 +3,7 @@
     python -m tests.lab.proxmox SOCKET PAUSE_SECONDS
 
 A poll connects, sends one command after the other, and disconnects. It retries the connection every 100 ms while the socket's backlog is
-full. It does not wait for the greeting. At the end the program writes a `Report` as JSON.
+full. It does not wait for the greeting. The program writes a line after its first poll, and at the end a `Report` as JSON.
 """
 
 import json
@@ -93,6 +93,9 @@ def main() -> None:
         except OSError as error:
             report.failures.append(str(error) or type(error).__name__)
         report.seconds.append(time.monotonic() - start)
+        if len(report.seconds) == 1:
+            sys.stdout.write("polling\n")
+            sys.stdout.flush()
     json.dump(asdict(report), sys.stdout)
 
 

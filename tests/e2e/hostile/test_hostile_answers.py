@@ -10,11 +10,11 @@ from typing import Any, Final
 import pytest
 import pytest_asyncio
 
-from agent.cli.demo.guest import until
 from tests.bench.monitors import Monitors
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.hostile_host import HostileHost, hostile_host, resident_memory
 from tests.lab.qmp_bytes import line
+from tests.lab.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -60,10 +60,9 @@ async def test_hostile_names_do_not_inject_into_labels_logs_page_or_terminal(hos
             data = dict.fromkeys(("device", "node-name", "reason", "id", "operation", "action", "status"), HOSTILE_TEXT)
             evil.emit(name, data | {"nospace": True, "qom-path": HOSTILE_TEXT, "guest-panicked": HOSTILE_TEXT})
         await evil.wait_for("query-blockstats", evil.count("query-blockstats") + 3)
-        output = await host.tail(30)
+        output = await host.tail(30, "forged")
         series = await host.assert_no_injection(*MARKUP)
         assert "/etc/passwd" in series.text  # as part of a name
-        assert "eeeeeeee" in output or "forged" in output, "tail shows records of the hostile VM"
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e\u2066]", output)
         assert not [entry for entry in host.log() if entry["level"] == "critical"]
     await host.agent.wait_for_record("vm.gone", vm="eeeeeeee-1111-4111-8111-111111111111")
@@ -81,7 +80,7 @@ async def test_huge_numbers_do_no_harm(host: HostileHost, number: str) -> None:
         evil.hang("query-blockstats")
         await evil.wait_for("query-blockstats")
         evil.send_raw(raw.encode())
-        await until(lambda: evil.clients > 1 or evil.count("query-blockstats") > 1, 60)
+        await until(lambda: evil.clients > 1 or evil.count("query-blockstats") > 1)
         await host.assert_no_injection()
 
 
@@ -89,13 +88,18 @@ async def test_duplicate_keys_count_once_and_unexpected_replies_close_the_connec
     evil = FakeQemu(host.monitor, replies={"query-uuid": {"UUID": "eeeeeeee-1111-4111-8111-111111111113"}})
     async with host.assert_undisturbed(), evil:
         await evil.wait_for("query-blockstats", 2)
+        mark = host.agent.mark()
         evil.send_raw(b'{"event":"STOP","event":"RESUME","data":{},"data":{"x":1},"timestamp":5,"timestamp":null}\r\n')
-        await host.agent.wait_for_record("event.resume", vm="vm1")
+        await host.agent.wait_for_record("event.resume", vm="vm1", since=mark)
         evil.send_raw(line({"return": {"running": True}, "id": "not ours"}) * 100)
         await evil.wait_for("query-blockstats", evil.count("query-blockstats") + 2)
-        assert "up" in await host.states()
+
+        async def is_up() -> bool:
+            return "up" in await host.states()
+
+        await until(is_up)
         evil.send_raw(line({"return": []}) * 3)
-        await until(lambda: evil.clients > 1, 60)
+        await until(lambda: evil.clients > 1)
         await host.assert_no_injection()
 
 
@@ -124,7 +128,9 @@ async def test_events_between_replies_and_cut_at_every_byte_are_all_reported(hos
         await evil.wait_for("query-blockstats", 2)
         for byte in next_event():
             evil.send_raw(bytes([byte]))
-        await until(lambda: len([*host.agent.find_records("event.watchdog", vm=uuid)]) >= sent >= 3, 60)
+        await until(lambda: len([*host.agent.find_records("event.watchdog", vm=uuid)]) >= sent >= 3)
+    # A reply during the last wait may have had one more event.
+    await until(lambda: len([*host.agent.find_records("event.watchdog", vm=uuid)]) >= sent)
     numbers = [record["data"]["qemu"]["n"] for record in host.agent.find_records("event.watchdog", vm=uuid)]
     assert numbers == list(range(1, sent + 1))
 
@@ -141,7 +147,7 @@ async def test_a_million_device_names_exhaust_neither_memory_nor_cpu(host: Hosti
     evil.answers = CyclingReplies(evil.answers, {b"query-blockstats": replies})
     before = resident_memory(host.agent)
     async with host.assert_undisturbed(), evil:
-        await until(lambda: evil.answered[b"query-blockstats"] >= polls, 240)
+        await until(lambda: evil.answered[b"query-blockstats"] >= polls)
         series = await host.assert_no_injection()
         assert len(series.matching("qemu_block_read_bytes_total", vm="vm0")) <= 4096
         truncated = series.value("qmp_agent_collector_runs_total", collector="block", outcome="truncated")
@@ -185,4 +191,4 @@ async def test_an_event_storm_is_counted_completely_and_delays_no_other_vm(host:
             series = await host.agent.metrics()
             return series.value("qemu_vm_events_total", vm_uuid=uuid, event="RTC_CHANGE") == 10_000
 
-        await until(all_counted, 60)
+        await until(all_counted)

@@ -137,8 +137,9 @@ async def answers_late(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
     ids=lambda talk: talk.__name__,
 )
 async def test_a_guest_agent_costs_its_vm_and_the_others_no_poll(host: HostileHost, talk: Talk) -> None:
+    mark = host.agent.mark()
     async with guest_that(host, talk), hostile_vm(host):
-        await host.agent.wait_for_record("sample.guest_agent_session", vm=UUID, state="unresponsive")
+        await host.agent.wait_for_record("sample.guest_agent_session", vm=UUID, since=mark, state="unresponsive")
 
 
 HOSTILE_VALUES: Final[tuple[Any, ...]] = (

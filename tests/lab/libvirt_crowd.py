@@ -1,7 +1,7 @@
 """A process that makes many concurrent calls to one libvirtd, like an agent.
 
-Each line on standard input names an outcome: a reply, or a lost connection. When each of its callers has had this outcome, the process
-writes the line to standard output.
+Each line on standard input names an outcome: a reply, or a lost connection. The process writes the line to standard output when each of its
+callers has had this outcome. After the line `forget`, earlier outcomes do not count.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ KEEPALIVE: Final = (1, 2)
 
 ANSWERED: Final = b"answered\n"
 ENDED: Final = b"ended\n"
+FORGET: Final = b"forget\n"
 
 
 async def make_calls(pool: ConnectionPool, uuid: str, outcomes: set[bytes]) -> None:
@@ -51,9 +52,11 @@ async def main(uri: str, uuid: str) -> None:
             asyncio.create_task(make_calls(pool, uuid, met)) for met in outcomes[first : first + HOST_LIMITS.max_calls]
         ]
     while outcome := await requests.readline():
-        for met in outcomes:
-            met.clear()
-        await until(partial(_all_have, outcomes, outcome))
+        if outcome == FORGET:
+            for met in outcomes:
+                met.clear()
+        else:
+            await until(partial(_all_have, outcomes, outcome))
         sys.stdout.buffer.write(outcome)
         sys.stdout.buffer.flush()
     for caller in callers:

@@ -125,7 +125,7 @@ async def test_each_capability_of_the_daemon_set_is_needed(
             *(sys.executable, "-c", LOOK, libvirtd.container),
             stdout=asyncio.subprocess.PIPE,
         )
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(300):
             out, _ = await process.communicate()
     finally:
         os.chown(libvirtd.folder / "run" / "libvirt-sock", 0, 0)

@@ -43,7 +43,7 @@ async def test_a_domain_with_deploys_own_monitor_reconnects_and_is_polled_over_i
                     ("caller", "standby"),
                 }
 
-            await until(is_up, 60)
+            await until(is_up, 180)
             since = agent.mark()
             await libvirtd.virsh("suspend", domain.name)
             await agent.wait_for_record("event.stop", vm=domain.uuid, since=since)
@@ -85,7 +85,7 @@ async def test_passthrough_reports_everything_that_a_dedicated_monitor_reports(
             ) == reported_fields(direct, domain.uuid)
 
         try:
-            await until(same_fields, 60)
+            await until(same_fields, 180)
         except TimeoutError:
             assert reported_fields(through, domain.uuid) == reported_fields(direct, domain.uuid)
         assert len(reported_fields(through, domain.uuid)) > 6
@@ -108,7 +108,7 @@ async def test_a_threshold_that_another_client_set_over_libvirt_is_kept_and_repo
             series = await agent.metrics()
             return series.value("qemu_block_space_threshold_foreign", vm_uuid=domain.uuid, device="virtio-disk1") == 1
 
-        await until(is_foreign, 60)
+        await until(is_foreign, 180)
         since = agent.mark()
         await agent.wait_for_record("sample.block", vm=domain.uuid, since=since)
     assert (await libvirtd.stats(domain))["block.1.threshold"] == str(foreign_threshold)

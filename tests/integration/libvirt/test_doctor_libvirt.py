@@ -21,7 +21,7 @@ from agent.host.qemu_processes import command_line
 from tests.lab.agent_process import AgentProcess, run_command
 from tests.lab.golden_files import same_text
 from tests.lab.libvirt import Libvirtd
-from tests.lab.machine import free_port
+from tests.lab.machine import free_port, is_listening
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -115,9 +115,11 @@ async def vm_host(libvirtd: Libvirtd, open_folder: Path) -> AsyncIterator[VmHost
     async with AsyncExitStack() as stack:
         for name, options in monitors.items():
             qemu = f"qemu-system-x86_64 -name {VM_NAME_PREFIX}{name} -uuid {UUIDS[name]} -S -machine none -nodefaults -display none"
-            await start_process(stack, *qemu.split(), *options.split(), umask=0o77 if name == "denied" else 0)
-        held = (folder / "held.qmp", folder / "private/denied.qmp", folder / "free.qmp", folder / "watched.qmp")
-        await until(lambda: all(path.is_socket() for path in held), 60)
+            process = await start_process(stack, *qemu.split(), *options.split(), umask=0o77 if name == "denied" else 0)
+            await until(lambda pid=process.pid: is_qemu(pid), 180)  # type: ignore[misc]
+        sockets = (folder / "held.qmp", folder / "private/denied.qmp", folder / "free.qmp", folder / "watched.qmp")
+        await until(lambda: all(path.is_socket() for path in sockets), 180)
+        await until(lambda: all(is_listening(port) for port in vm_host.ports.values()), 180)
         (folder / "vm-manager").write_text(HOLDER_SCRIPT)
         manager = await start_process(
             stack,
@@ -125,10 +127,15 @@ async def vm_host(libvirtd: Libvirtd, open_folder: Path) -> AsyncIterator[VmHost
             stdout=asyncio.subprocess.PIPE,
         )
         assert manager.stdout is not None
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(300):
             assert await manager.stdout.readline() == b"held\n"
         await libvirtd.domain(f"{VM_NAME_PREFIX}libvirt", identity="00000000-0000-4000-8000-00000000000f")
         yield vm_host
+
+
+def is_qemu(pid: int) -> bool:
+    """Return whether a process has become QEMU: before, it is the program that starts QEMU."""
+    return Path(f"/proc/{pid}/exe").readlink().name == "qemu-system-x86_64"
 
 
 async def doctor(*options: str | Path) -> str:
@@ -227,7 +234,7 @@ async def test_a_directory_of_the_agents_group_and_a_group_umask_give_the_user_a
             f"qemu-system-x86_64 -name {VM_NAME_PREFIX}shared -S -machine none -nodefaults -display none -qmp {monitor}"
         )
         await start_process(stack, *qemu.split(), umask=0o007)
-        await until((folder / "doctor-shared.qmp").is_socket, 60)
+        await until((folder / "doctor-shared.qmp").is_socket, 180)
         assert await may_write(folder / "doctor-shared.qmp", "nogroup")
         path = write_config(vm_host, "shared", [{"dial": f"{folder}/*.qmp"}])
         output = json.loads(await doctor("--config", path, "--user", "nobody", "--json"))

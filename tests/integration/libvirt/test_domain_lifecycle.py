@@ -2,6 +2,9 @@
 
 import asyncio
 import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,15 @@ async def monitor_states(agent: AgentProcess, name: str) -> list[str]:
     return [labels["state"] for labels, value in series if labels["monitor"].endswith(name) and value]
 
 
+async def until_monitor_states(agent: AgentProcess, name: str, *states: str) -> None:
+    """Wait until the monitors whose names end with `name` have these states."""
+
+    async def have_states() -> bool:
+        return await monitor_states(agent, name) == [*states]
+
+    await until(have_states, 180)
+
+
 async def test_a_domain_is_started_paused_resumed_and_destroyed(libvirtd: Libvirtd, agent_on: AgentOn) -> None:
     async with agent_on() as agent:
         domain = await libvirtd.domain("mayfly")
@@ -45,43 +57,82 @@ async def test_a_domain_is_started_paused_resumed_and_destroyed(libvirtd: Libvir
         await agent.wait_for_record("event.shutdown", vm=domain.uuid)
         assert gone["data"]["reason"] == "the domain was destroyed"
         assert (await agent.metrics()).names_of(domain.uuid) == []
-        await libvirtd.virsh("create", domain.xml)
         since = agent.mark()
-        await agent.wait_for_record("vm.attached", vm=domain.uuid, reattached=False)
+        await libvirtd.virsh("create", domain.xml)
+        await agent.wait_for_record("vm.attached", vm=domain.uuid, since=since, reattached=False)
         await agent.wait_for_record("sample.block", vm=domain.uuid, since=since)
+
+
+async def wait_until_armed(agent: AgentProcess, domain: Domain) -> None:
+    """Wait until the agent has set a write threshold for the second disk of a domain."""
+
+    async def is_armed() -> bool:
+        labels = {"vm_uuid": domain.uuid, "device": "virtio-disk1"}
+        return bool((await agent.metrics()).value("qemu_block_space_armed_threshold_bytes", **labels))
+
+    await until(is_armed, 180)
+
+
+@asynccontextmanager
+async def events_of_virsh(libvirtd: Libvirtd, domain: Domain) -> AsyncIterator[set[tuple[str, str, int]]]:
+    """Let virsh print QEMU's events while the `with` block runs, and yield their domains, names and times in microseconds.
+
+    virsh has received an event of a paused domain when the block begins.
+    """
+    events: set[tuple[str, str, int]] = set()
+    virsh = await asyncio.create_subprocess_exec(
+        *("setpriv", "--pdeathsig", "KILL", "stdbuf", "-oL"),
+        *("virsh", "-q", "-c", libvirtd.uri, "qemu-monitor-event", "--loop"),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+    )
+
+    async def read() -> None:
+        assert virsh.stdout is not None
+        while line := await virsh.stdout.readline():
+            events.update((m[4], m[1], int(m[2]) * 10**6 + int(m[3])) for m in EVENT.finditer(line.decode()))
+
+    async def has_subscribed() -> bool:
+        await libvirtd.virsh("reset", domain.name)
+        return bool(events)
+
+    reading = asyncio.create_task(read())
+    try:
+        await until(has_subscribed, 180)
+        yield events
+    finally:
+        virsh.kill()
+        await virsh.wait()
+        await reading
 
 
 async def test_every_event_is_delivered_and_no_domain_is_tainted_by_default(
     libvirtd: Libvirtd, agent_on: AgentOn
 ) -> None:
     levels = {"disks": {"mode": "arm", "levels": ["used 2MiB"]}}
-    domains = [await libvirtd.domain(name) for name in ("pure", "clean")]
-    async with agent_on(alerts=levels) as agent:
+    domains = [await libvirtd.domain(name, paused=True) for name in ("pure", "clean")]
+    async with agent_on(alerts=levels) as agent, events_of_virsh(libvirtd, domains[0]) as virsh_events:
         for domain in domains:
-            await libvirtd.virsh("suspend", domain.name)
             await wait_until_attached(agent, domain)
-            await agent.wait_for_record(
-                "sample.block_layer", vm=domain.uuid, device="virtio-disk1", write_threshold_bytes=0
-            )
-        virsh_monitor = await asyncio.create_subprocess_exec(
-            *("virsh", "-q", "-c", libvirtd.uri, "qemu-monitor-event", "--loop", "--timeout", "8"),
-            stdout=asyncio.subprocess.PIPE,
-        )
+            await wait_until_armed(agent, domain)
+        attached_at = time.time_ns() // 1000
         for domain in domains:
             for change in ("reset", "resume", "suspend", "resume"):
                 await libvirtd.virsh(change, domain.name)
         for domain in domains:
             alert = await agent.wait_for_record("alert.write_threshold", vm=domain.uuid)
             assert (alert["data"]["detected_by"], alert["data"]["device"]) == ("event", "virtio-disk1")
-        out, _ = await virsh_monitor.communicate()
-        virsh_events = {(m[4], m[1], int(m[2]) * 10**6 + int(m[3])) for m in EVENT.finditer(out.decode())}
-        reported = {
-            (r["vmname"], r["data"]["event"], round(datetime.fromisoformat(r["time"]).timestamp() * 10**6))
-            for r in agent.records()
-            if r["type"].startswith("qemu.event.")
-        }
-    assert {name for _, name, _ in virsh_events} >= {"STOP", "RESUME", "RESET"}
-    assert virsh_events <= reported
+
+        def reported() -> set[tuple[str, str, int]]:
+            return {
+                (r["vmname"], r["data"]["event"], round(datetime.fromisoformat(r["time"]).timestamp() * 10**6))
+                for r in agent.records()
+                if r["type"].startswith("qemu.event.")
+            }
+
+        expected = {(domain.name, event) for domain in domains for event in ("STOP", "RESUME", "RESET")}
+        await until(lambda: {(name, event) for name, event, _ in virsh_events} >= expected, 180)
+        await until(lambda: {event for event in virsh_events if event[2] > attached_at} <= reported(), 180)
     for domain in domains:
         assert libvirtd.taints(domain) == []
         assert "tainted" not in await libvirtd.virsh("dominfo", domain.name)
@@ -117,14 +168,14 @@ async def test_a_restarted_libvirtd_ends_no_domain_and_does_not_affect_other_vms
         for domain in domains:
             detached = await agent.wait_for_record("vm.detached", vm=domain.uuid, since=since)
             assert "libvirt" in detached["data"]["reason"]
-            assert await monitor_states(agent, f"#{domain.name}") == ["connecting"]
+            await until_monitor_states(agent, f"#{domain.name}", "connecting")
         since_kill = agent.mark()
         await agent.wait_for_record("sample.process", vm=guest.uuid, since=since_kill)
         await libvirtd.start()
         for domain in domains:
             await agent.wait_for_record("vm.attached", vm=domain.uuid, since=since, reattached=True)
             await agent.wait_for_record("sample.block", vm=domain.uuid, since=since_kill)
-            assert await monitor_states(agent, f"#{domain.name}") == ["up"]
+            await until_monitor_states(agent, f"#{domain.name}", "up")
         assert [*agent.find_records("vm.gone", since=since), *agent.find_records("vm.detached", vm=guest.uuid)] == []
 
 
@@ -145,7 +196,7 @@ async def test_a_domain_with_two_monitors_is_polled_once_over_its_own_monitor(
         async def states_settled() -> bool:
             return [await monitor_states(agent, end) for end in (own, "#own")] == [["up"], ["standby"]]
 
-        await until(states_settled, 60)
+        await until(states_settled, 180)
         await libvirtd.virsh("suspend", domain.name)
         await agent.wait_for_record("event.stop", vm=domain.uuid, since=since)
         await agent.wait_for_record("sample.runstate", vm=domain.uuid, since=since, status="paused")

@@ -64,10 +64,8 @@ class LoadedDomain:
 
     async def agent_figures(self) -> dict[str, float]:
         """Return the agent's figures of polls that start from now on."""
-        since: int = self.agent.mark()
-        for _ in range(2):  # the first poll may have started before
-            block = await self.agent.wait_for_record("sample.block", vm=self.domain.uuid, since=since, device=DEVICE)
-            since = self.agent.records().index(block) + 1
+        since = self.agent.mark()
+        block = await self.agent.wait_for_record("sample.block", vm=self.domain.uuid, since=since, device=DEVICE)
         vcpu = await self.agent.wait_for_record("sample.vcpu", vm=self.domain.uuid, since=since)
         balloon = await self.agent.wait_for_record("sample.balloon", vm=self.domain.uuid)
         figures: Mapping[str, Any] = block["data"] | vcpu["data"] | balloon["data"]
@@ -87,7 +85,7 @@ async def loaded_domain(libvirtd: Libvirtd) -> AsyncIterator[LoadedDomain]:
     async def writes() -> bool:
         return int((await libvirtd.stats(domain))["block.1.wr.reqs"]) > 0
 
-    await until(writes, 60)
+    await until(writes, 180)
     other = QMPClient()
     await other.connect(str(monitors[1]))
     config = {"monitors": [{"dial": str(monitors[0])}], "intervals": {"poll": "200ms"}}

@@ -1,6 +1,7 @@
 """The guest agent of a real domain over libvirt, which holds its channel."""
 
 import json
+import re
 from typing import Any, Final
 
 import pytest
@@ -61,7 +62,7 @@ async def test_a_read_only_connection_cannot_query_guests(agent_on: AgentOn, dom
 async def test_the_response_timeout_is_restored(libvirtd: Libvirtd, agent_on: AgentOn, domain: Domain) -> None:
     for _ in range(3):  # in some of the runs, the agent stops during a call
         async with agent_on(guest_agent=QUERIES) as agent:
-            await agent.wait_for_record("sample.guest_filesystem", vm=domain.uuid)
+            await agent.wait_for_record("sample.guest_filesystem", vm=domain.uuid, since=agent.mark())
             await agent.stop()
     timeout = await libvirtd.run("grep agentTimeout /run/libvirt/qemu/linux-1.xml")
     assert timeout.strip() == "<agentTimeout>-2</agentTimeout>"
@@ -71,7 +72,9 @@ async def test_a_hung_guest_agent_does_not_stop_the_domains_polls(
     libvirtd: Libvirtd, agent_on: AgentOn, domain: Domain
 ) -> None:
     """Last, because `virsh qemu-agent-command` marks the domain as tainted."""
-    script = "P=$(pidof qemu-ga); sleep 8; kill -STOP $P; sleep 20; kill -CONT $P"
+    # It hangs until the guest's network cable is unplugged.
+    wait = "until [ $(cat /sys/class/net/eth0/carrier) = 0 ]; do sleep 1; done"
+    script = f"P=$(pidof qemu-ga); sleep 3; kill -STOP $P; {wait}; kill -CONT $P"
     hang = {"execute": "guest-exec", "arguments": {"path": "/bin/sh", "arg": ["-c", script]}}
     async with agent_on(guest_agent=QUERIES) as agent:
         await agent.wait_for_record("sample.guest_agent_session", vm=domain.uuid, state="up")
@@ -81,4 +84,7 @@ async def test_a_hung_guest_agent_does_not_stop_the_domains_polls(
         mark = agent.mark()
         await agent.wait_for_record("sample.block", vm=domain.uuid, since=mark)
         assert (await agent.metrics()).matching("qemu_guest_filesystem_used_bytes", vm_uuid=domain.uuid) == []
+        mark = agent.mark()
+        (interface,) = re.findall("[0-9a-f:]{17}", await libvirtd.virsh("domiflist", "linux-1"))
+        await libvirtd.virsh("domif-setlink", "linux-1", interface, "down")
         await agent.wait_for_record("sample.guest_agent_session", vm=domain.uuid, since=mark, state="up")

@@ -16,6 +16,9 @@ _AUDIT = command_audit.CommandAudit()
 
 # Images of containers set this variable. With it, each agent under test compiles 400 modules at its start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# A worker of pytest-xdist has these variables of its own. They have precedence over the size of a test's terminal.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,12 +9,15 @@ from typing import Any
 
 from playwright.async_api import Browser, Page
 
+from agent.http.connection_limits import ConnectionLimits
 from agent.http.sse import StreamIntervals
 from tests.lab.browser import open_page
 from tests.lab.endpoint import RunningEndpoint
 from tests.lab.page_host import FakeHost
 
 TIMING = StreamIntervals(overview_seconds=0.05)
+PATIENT = ConnectionLimits(header_seconds=600.0, idle_seconds=600.0, read_seconds=600.0)
+"""A browser under load may take long from a connection to its first request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ async def live_page(
         host.step()
     host.publish_events()
     async with (
-        RunningEndpoint(folder, timing=TIMING, view=host).open() as endpoint,
+        RunningEndpoint(folder, limits=PATIENT, timing=TIMING, view=host).open() as endpoint,
         open_page(browser, f"{endpoint.url}/{hash_}", **options) as page,
     ):
         yield LivePage(host, page, endpoint.url)

@@ -289,9 +289,20 @@ class Libvirtd:
         assert await self._do(f"kill -{number} $(cat /run/libvirt/qemu/{domain.name}.pid)")
 
     async def stats(self, domain: Domain) -> Mapping[str, str]:
-        """Return the output of `virsh domstats` for a domain."""
-        lines = (await self.virsh("domstats", "--nowait", domain.name)).splitlines()
-        return dict(line.strip().split("=", 1) for line in lines if "=" in line)
+        """Return the output of `virsh domstats` for a running domain.
+
+        libvirt leaves out the figures of the disks while another client queries QEMU. So ask again until it returns them.
+        """
+        stats: dict[str, str] = {}
+
+        async def has_disks() -> bool:
+            lines = (await self.virsh("domstats", "--nowait", domain.name)).splitlines()
+            stats.clear()
+            stats.update(dict(line.strip().split("=", 1) for line in lines if "=" in line))
+            return "block.0.rd.reqs" in stats
+
+        await until(has_disks)
+        return stats
 
     def taints(self, domain: Domain) -> list[str]:
         """Return a domain's taints in libvirtd's state file. The file can be read while libvirtd is down."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent.cli.demo.control import ControlClient, GuestError
-from agent.cli.demo.guest import until
+from tests.lab.waiting import until
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 9, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}}
 EVENT = {"event": "RESUME", "timestamp": {"seconds": 1, "microseconds": 0}}

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.cli.demo.demo_run import _provoke_events
-from agent.cli.demo.guest import Guest, until
+from agent.cli.demo.guest import Guest
+from tests.lab.waiting import until
 
 
 class SlowGuest(Guest):

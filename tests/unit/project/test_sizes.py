@@ -9,6 +9,9 @@ import pytest
 
 ROOT: Final = Path(__file__).parents[3]
 MODULES: Final = sorted((ROOT / "agent").rglob("*.py"))
+OTHERS: Final = sorted(
+    path for folder in ("dashboards", "deploy", "tests", "tools") for path in (ROOT / folder).rglob("*.py")
+)
 
 MAX_FILE_LINES: Final = 400
 MAX_FUNCTION_LINES: Final = 50
@@ -43,3 +46,8 @@ def test_files_functions_and_classes_are_small(path: Path) -> None:
     if len(lines) > MAX_FILE_LINES:
         problems.append(f"{len(lines)} lines")
     assert problems == []
+
+
+def test_no_file_outside_the_agent_is_long() -> None:
+    lines = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in OTHERS}
+    assert {path: count for path, count in lines.items() if count > MAX_FILE_LINES} == {}

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from agent.cli.demo.images import build_boot_sector
+from tests.lab import golden_files
 from tests.lab.debian_release import unpack
 from tests.lab.guest_host import OUT, GuestHost, build_module
 
-GOLDEN: Final = Path(__file__).parents[1] / "golden/guest_host"
 _REPOSITORY: Final = Path(__file__).parents[2]
 _SECONDS: Final = 3600
 _PAUSE_US: Final = 220_000
@@ -227,10 +227,9 @@ def record(release: str) -> None:
         module = build_module(packages / "built/root", _VF_COUNTERS, "vf_counters", scratch)
         recorded = run(packages / "built/root", module, scratch)
     recorded["about"] = f"A host with a kernel of Debian {release}, recorded by tests/lab/guest_host_recorder.py."
-    GOLDEN.mkdir(parents=True, exist_ok=True)
-    path = GOLDEN / f"linux-{recorded['kernel'].partition('-')[0]}.json"
-    path.write_text(json.dumps(recorded, indent=1) + "\n")
-    sys.stdout.write(f"{path}\n")
+    name = f"guest_host/linux-{recorded['kernel'].partition('-')[0]}.json"
+    golden_files.save(name, recorded)
+    sys.stdout.write(f"tests/golden/{name}\n")
 
 
 def run(kernel: Path, module: Path, scratch: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ commands of deploy/storage/storage_report.py. For quotas it prints statfs(2) of 
 tests/golden/storage/lvm-VERSION.json, zfs-VERSION.json and quota-VERSION.json.
 """
 
-import json
 import os
 import re
 import shlex
@@ -23,10 +22,10 @@ from typing import Final
 
 from agent.cli.demo.images import MissingDependencyError, run_program
 from deploy.storage.storage_report import DMSETUP, LVS, ZFS, ZPOOL
+from tests.lab import golden_files
 from tests.lab.debian_release import unpack
 from tests.lab.kernel_modules import module_content, module_files
 
-GOLDEN: Final = Path(__file__).parents[1] / "golden/storage"
 _MARK: Final = "=== "
 _SECONDS: Final = 600
 _BUILD_SECONDS: Final = 3600
@@ -274,10 +273,9 @@ def record(kind: str, release: str) -> None:
     assert version is not None, sections["version"]
     about = f"Output of real tools of Debian {release} in a guest, recorded by tests/lab/storage_recorder.py. "
     recorded = {"about": about + scenario.documents, **sections}
-    GOLDEN.mkdir(parents=True, exist_ok=True)
-    path = GOLDEN / f"{kind}-{version[1]}.json"
-    path.write_text(json.dumps(recorded, indent=2) + "\n")
-    sys.stdout.write(f"{path}\n")
+    name = f"storage/{kind}-{version[1]}.json"
+    golden_files.save(name, recorded)
+    sys.stdout.write(f"tests/golden/{name}\n")
 
 
 def _run_guest(scenario: _Scenario, root: Path, scratch: Path) -> dict[str, str]:

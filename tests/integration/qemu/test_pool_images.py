@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from agent.cli.demo.guest import until
 from agent.host.pools.report import ReportedPool, ReportedSource, ReportedVolume, StorageReport
 from tests.integration.qemu.test_pool_file_systems import (
     PAUSE_SECONDS,
@@ -23,6 +22,7 @@ from tests.integration.qemu.test_pool_file_systems import (
 )
 from tests.lab.file_systems import file_system
 from tests.lab.thin_guests import MIB, AlertWatcher, LoopDevice, ThinGuest, ThinOptions, network_device, thin_guest
+from tests.lab.waiting import until
 
 
 class RawGuest(ThinGuest):
@@ -37,19 +37,23 @@ class RawGuest(ThinGuest):
         ]
 
 
+def sparse_disk(storage: dict[str, Any]) -> ThinOptions:
+    """Return the options of a guest with a disk of 1 GiB on this storage. The guest waits for `cont`."""
+    return ThinOptions(
+        disk_mib=1024,
+        write_kib=63,
+        pause_seconds=PAUSE_SECONDS,
+        storage=storage,
+        disk_options="werror=stop",
+        extra=["-S"],
+    )
+
+
 async def test_a_sparse_raw_file_is_limited_by_its_pool(folder: Path) -> None:
     async with file_system("tmpfs", folder) as images:
         storage = await image(images, form="raw")
         await fill(images, 22 * MIB)
-        options = ThinOptions(
-            disk_mib=1024,
-            write_kib=63,
-            pause_seconds=PAUSE_SECONDS,
-            storage=storage,
-            disk_options="werror=stop",
-            extra=["-S"],
-        )
-        guest = RawGuest(folder, "vm1", options)
+        guest = RawGuest(folder, "vm1", sparse_disk(storage))
         async with guest, watcher(folder, "70%", "90%") as agent:
             await guest.stop_writes_at(19 * MIB)  # between the last level and the end
             await guest.command("cont")
@@ -164,15 +168,7 @@ async def test_a_raw_disk_on_a_thin_volume_is_limited_by_its_thin_pool(folder: P
     async with file_system("tmpfs", folder) as tmpfs, LoopDevice(tmpfs / "volume", 1024 * MIB) as device:
         await fill(tmpfs, 22 * MIB)
         storage = {"driver": "host_device", "filename": device.path, "cache": {"direct": True}}
-        options = ThinOptions(
-            disk_mib=1024,
-            write_kib=63,
-            pause_seconds=PAUSE_SECONDS,
-            storage=storage,
-            disk_options="werror=stop",
-            extra=["-S"],
-        )
-        guest, agent = RawGuest(folder, "vm1", options), watcher(folder, "70%", "90%")
+        guest, agent = RawGuest(folder, "vm1", sparse_disk(storage)), watcher(folder, "70%", "90%")
         use_report(agent, folder / "report.json")
         build_report = partial(report_of, device.path, tmpfs / "volume", tmpfs)
         reporting = asyncio.create_task(keep_reporting(folder / "report.json", build_report))

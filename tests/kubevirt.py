@@ -16,10 +16,10 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
-from agent.cli.demo.guest import until
 from agent.cli.demo.images import MissingDependencyError
 from tests.lab.agent_process import AgentProcess
 from tests.lab.libvirt import Libvirtd
+from tests.lab.waiting import until
 
 NAMESPACE: Final = "demo"
 START_SECONDS: Final = 600.0

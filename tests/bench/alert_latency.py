@@ -21,12 +21,12 @@ import uvloop
 from agent.app.agent import Agent
 from agent.app.builders import build_sink
 from agent.app.dispatcher import SessionDispatcher
-from agent.cli.demo.guest import until
 from agent.config.model import Config
 from agent.delivery.sinks.base import Sink
 from agent.model.record import EncodedRecord, Record
 from tests.lab.kafka import KafkaCluster
 from tests.lab.thin_guests import thin_guest
+from tests.lab.waiting import until
 
 STEP_KIB: Final = 512
 """Distance of the levels. The guest takes longer to write this much than the agent takes to arm the next level."""

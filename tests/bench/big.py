@@ -18,12 +18,12 @@ from typing import Any, Final
 
 import aiohttp
 
-from agent.cli.demo.guest import until
 from agent.exposition.prometheus import render_metrics
 from tests.bench.monitors import Monitors, line, two_disks
 from tests.bench.process import cpu_seconds, role, stop
 from tests.bench.scrape import filled_agent, stall
 from tests.bench.table import Row
+from tests.lab.waiting import until
 
 POLL_SECONDS: Final = 2.0
 WATCHERS: Final = 20

@@ -11,13 +11,14 @@ from typing import Any, Final
 
 import aiohttp
 
-from agent.cli.demo.guest import until
 from tests.bench.libvirt_exporter import Intervals, compare
 from tests.bench.monitors import Monitors
 from tests.bench.process import cpu_seconds, role, stop
 from tests.bench.stand_ins import stand_ins
 from tests.bench.table import Row
+from tests.lab.background import in_background
 from tests.lab.machine import free_port
+from tests.lab.waiting import until
 
 VMS: Final = 100
 VCPUS: Final = 2
@@ -89,13 +90,8 @@ async def scraping(port: str | None) -> AsyncIterator[None]:
                     assert response.status == 200
                     await response.read()
 
-    task = asyncio.create_task(scrape())
-    try:
+    async with in_background(scrape()):
         yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 async def day(*, short: bool) -> list[Row]:

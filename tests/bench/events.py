@@ -7,11 +7,11 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Final, NamedTuple
 
-from agent.cli.demo.guest import until
 from tests.bench.monitors import Monitors
 from tests.bench.process import cpu_seconds, role, stop
 from tests.bench.table import Row
 from tests.lab.kafka import KafkaCluster
+from tests.lab.waiting import until
 
 VMS: Final = 500
 POLL_SECONDS: Final = 10.0

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final, cast
 
-from agent.cli.demo.guest import until
 from tests.bench.monitors import Monitors
 from tests.bench.process import cpu_seconds, resident_bytes, role, stop
 from tests.bench.table import Row
 from tests.lab.guest_transcript import load
+from tests.lab.waiting import until
 
 VMS: Final = 200
 POLL_SECONDS: Final = 1.0

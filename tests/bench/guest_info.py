@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from agent.cli.demo.guest import until
 from agent.cli.demo.images import MissingDependencyError
 from agent.qga.client import GuestAgentClient
 from tests.bench.guest_agents import POLL_SECONDS, REPLIES
@@ -20,6 +19,7 @@ from tests.bench.table import Row
 from tests.lab.guest_agent import GuestAgentProcess
 from tests.lab.libvirt import Libvirtd
 from tests.lab.libvirt_linux import linux_domain
+from tests.lab.waiting import until
 
 COMMANDS: Final = (
     "guest-get-users",

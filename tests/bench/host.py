@@ -4,10 +4,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from agent.cli.demo.guest import until
 from tests.bench.monitors import Monitors
 from tests.bench.process import role
 from tests.bench.table import Row
+from tests.lab.waiting import until
 
 
 async def host(*, short: bool) -> list[Row]:

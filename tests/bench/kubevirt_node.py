@@ -16,12 +16,12 @@ from pathlib import Path
 from signal import SIGCONT, SIGSTOP
 from typing import Any, Final
 
-from agent.cli.demo.guest import until
 from agent.cli.demo.images import MissingDependencyError
 from tests.bench.process import cpu_seconds, resident_bytes
 from tests.bench.table import Row
 from tests.lab.agent_process import AgentProcess
 from tests.lab.libvirt import Domain, Libvirtd
+from tests.lab.waiting import until
 
 POLL_SECONDS: Final = 1.0
 POLLS_PER_DOMAIN: Final = 20

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from math import log
 from pathlib import Path
 
-from agent.cli.demo.guest import until
 from tests.bench.monitors import Monitors
 from tests.bench.process import resident_bytes
 from tests.bench.start import LIBRARIES, run_agent
 from tests.bench.table import Row
+from tests.lab.waiting import until
 
 MIB = 1 << 20
 

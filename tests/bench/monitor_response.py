@@ -22,6 +22,7 @@ from agent.cli.demo.control import ControlClient
 from agent.cli.demo.guest import Guest
 from tests.bench.table import Row
 from tests.lab.agent_process import AgentProcess
+from tests.lab.background import in_background
 from tests.lab.hung_storage import FUSE, fuse, on_fuse
 
 SLOW_SECONDS: Final = 0.02
@@ -137,13 +138,8 @@ async def _beside(state: str, folder: Path, guest: Guest) -> AsyncIterator[None]
             await agent.wait_for_record("sample.block_storage", vm=guest.uuid, device="hung", since=agent.mark())
             yield
     elif state == "client":
-        task = asyncio.create_task(_query_storage(guest))
-        try:
+        async with in_background(_query_storage(guest)):
             yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
     else:
         yield
 

@@ -7,10 +7,11 @@ from math import log
 from pathlib import Path
 from typing import Final
 
-from agent.cli.demo.guest import Guest, GuestOptions, until
+from agent.cli.demo.guest import Guest, GuestOptions
 from tests.bench.monitors import Monitors
 from tests.bench.process import cpu_seconds, role
 from tests.bench.table import Row
+from tests.lab.waiting import until
 
 INTERVAL_SECONDS: Final = 0.25
 ROUNDS: Final = 3

@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from agent.cli.demo.guest import until
 from tests.bench.monitors import Monitors
 from tests.bench.process import cpu_seconds
 from tests.bench.table import Row
 from tests.lab.machine import free_port
+from tests.lab.waiting import until
 
 AGENT: Final = (sys.executable, "-m", "agent")
 LIBRARIES: Final = "import aiohttp.web, aiokafka, prometheus_client, pydantic.main, uvloop, yaml"

@@ -12,7 +12,6 @@ from typing import Final
 from uuid import UUID
 
 from agent.app.agent import Agent
-from agent.cli.demo.guest import until
 from agent.config.model import Config
 from agent.model.family import Sample
 from agent.model.metrics.block_layers import BLOCK_LAYER
@@ -22,6 +21,7 @@ from tests.bench.poll import microseconds
 from tests.bench.process import cpu_seconds
 from tests.bench.roles import DiscardingSink
 from tests.bench.table import Row
+from tests.lab.waiting import until
 
 VMS: Final = 500
 POOLS: Final = 20

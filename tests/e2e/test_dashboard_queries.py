@@ -18,6 +18,7 @@ import pytest
 from agent.cli.demo.guest import Guest, GuestKind
 from dashboards import DASHBOARDS
 from tests.lab.agent_process import AgentProcess
+from tests.lab.background import in_background
 from tests.lab.fixtures import StartGuest, StartPrometheus
 from tests.lab.kafka import KafkaCluster
 from tests.lab.prometheus import Prometheus
@@ -102,12 +103,8 @@ async def read_disk(guest: Guest) -> AsyncIterator[None]:
             await guest.command("human-monitor-command", command_line=line)
             await asyncio.sleep(0.5)
 
-    task = asyncio.create_task(read())
-    try:
+    async with in_background(read()):
         yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
 
 
 async def wait_for_guest_agent(agent: AgentProcess, expressions: Iterable[str]) -> None:

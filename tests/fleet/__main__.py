@@ -23,7 +23,6 @@ from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer
 
-from agent.cli.demo.guest import until
 from agent.consumer.kafka_consumer import ForeignMessage, RecordConsumer
 from agent.consumer.record_orderer import Gap
 from agent.consumer.state_reader import StateReader
@@ -31,6 +30,7 @@ from tests.bench.monitors import Monitors
 from tests.lab.agent_process import AgentProcess
 from tests.lab.flink import FlinkJobs
 from tests.lab.kafka import KafkaCluster
+from tests.lab.waiting import until
 
 HOSTS: Final = 5
 VMS_PER_HOST: Final = 40

@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from qemu.qmp import ExecuteError, QMPClient
 
 from agent.cli.demo.control import GuestError
-from agent.cli.demo.guest import GuestKind, until
+from agent.cli.demo.guest import GuestKind
 from agent.cli.demo.images import MissingDependencyError, build_boot_sector, linux_image
 from tests.lab.fake_qemu import FakeError, FakeQemu, split_json_values
 from tests.lab.fixtures import StartGuest, StartPrometheus
@@ -21,6 +21,7 @@ from tests.lab.kafka import KafkaCluster
 from tests.lab.kafka_security import Certificates, Security
 from tests.lab.prometheus import promtool_check
 from tests.lab.transcript import NAME, UUID, Transcript, capture, transcript_path
+from tests.lab.waiting import until
 
 # --- Guests ---
 

@@ -1,6 +1,5 @@
 """Runs the discovery of a libvirtd's domains without an agent, and records its reports."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -8,6 +7,7 @@ from typing import Any, cast
 
 from agent.monitors.libvirt.discovery import LibvirtDiscoverer
 from agent.qmp.errors import QmpError
+from tests.lab.background import in_background
 
 
 class RecordingListener(SimpleNamespace):
@@ -30,9 +30,5 @@ class RecordingListener(SimpleNamespace):
 async def discovering(libvirt: LibvirtDiscoverer) -> AsyncIterator[RecordingListener]:
     """Run discovery while the `with` block runs."""
     reports = RecordingListener()
-    task = asyncio.create_task(libvirt.run(cast("Any", reports)))
-    try:
+    async with in_background(libvirt.run(cast("Any", reports))):
         yield reports
-    finally:
-        task.cancel()
-        await asyncio.wait({task})

@@ -17,13 +17,13 @@ from aiohttp.test_utils import TestServer
 from agent.alerts.alertmanager import AlertmanagerClient
 from agent.app.agent import Agent
 from agent.cli.check import check_config
-from agent.cli.demo.guest import until
 from agent.config.model import Config
 from tests.lab.alertmanager import Alertmanager
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.kafka_security import Certificates
 from tests.lab.machine import free_port
 from tests.lab.thin_guests import ListSink
+from tests.lab.waiting import until
 
 KEPT_SECONDS = 3
 """Resend interval of an agent whose alerts must not end. They end after four intervals, if the agent gets no CPU time for so long."""

@@ -13,10 +13,10 @@ from uuid import uuid4
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from agent.cli.demo.guest import until
 from agent.model.record import Record, RecordEncoder, Vm
 from tests.lab.flink import FlinkJobs
 from tests.lab.kafka import KafkaCluster
+from tests.lab.waiting import until
 
 START_SECONDS: Final = 1_795_600_800
 """A whole minute."""

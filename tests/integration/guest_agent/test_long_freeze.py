@@ -9,10 +9,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
-from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
 from tests.lab.agent_process import AgentProcess, Scrape, record_time
 from tests.lab.guest_agent_probe import GuestAgentProbe
 from tests.lab.guest_shell import guest_shell
+from tests.lab.waiting import until
 
 FREEZE_SECONDS: Final = float(os.environ.get("QMP_AGENT_FREEZE_SECONDS", "4"))
 STATUS_POLLS: Final = 5

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
 from tests.lab.agent_process import AgentProcess
 from tests.lab.guest_agent_probe import GuestAgentProbe
 from tests.lab.guest_figures import check_figures
 from tests.lab.guest_shell import GuestShell, guest_shell
+from tests.lab.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -9,7 +9,6 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from agent.cli.demo.guest import until
 from agent.delivery.sinks.kafka.config import KafkaTopicCreationConfig, KafkaTopicsConfig
 from agent.delivery.sinks.kafka.sink import KafkaSink
 from agent.model.record import EncodedRecord
@@ -17,6 +16,7 @@ from tests.lab.kafka import KafkaCluster
 from tests.lab.kafka_sink import kafka_config, open_sink
 from tests.lab.scripted_sink import DEADLINE_SECONDS
 from tests.lab.state_fleet import Fleet
+from tests.lab.waiting import until
 
 CLEAN_OFTEN = {
     "cleanup.policy": "compact",

@@ -9,7 +9,6 @@ from typing import Final
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
-from agent.cli.demo.guest import until
 from agent.consumer.state_reader import StateReader
 from agent.delivery.sinks.kafka.config import KafkaTopicsConfig
 from agent.model.record import EncodedRecord, Record, RecordEncoder
@@ -19,6 +18,7 @@ from tests.lab.kafka_sink import kafka_config, open_sink, read_topic
 from tests.lab.lossy_proxy import LossyProxy
 from tests.lab.machine import free_port
 from tests.lab.scripted_sink import DEADLINE_SECONDS, START_NS
+from tests.lab.waiting import until
 
 STATES: Final = "states"
 VMS: Final = 20

@@ -12,11 +12,11 @@ import pytest
 from aiohttp import web
 from aiokafka import AIOKafkaProducer
 
-from agent.cli.demo.guest import until
 from agent.model.record import Record, RecordEncoder, Severity, Vm
 from tests.lab.kafka import KafkaCluster
 from tests.lab.machine import free_port
 from tests.lab.scripted_sink import DEADLINE_SECONDS, START_NS
+from tests.lab.waiting import until
 
 PAGER: Final = Path(__file__).parents[3] / "deploy" / "consumer" / "pager.py"
 VM: Final = Vm("hv7", "00000000-0000-4000-8000-000000000001", "db-1")

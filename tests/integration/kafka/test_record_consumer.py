@@ -9,12 +9,13 @@ from typing import Any, Final
 import orjson
 from aiokafka import AIOKafkaProducer
 
-from agent.cli.demo.guest import until
 from agent.consumer.kafka_consumer import ConsumedItem, ConsumerSettings, ForeignMessage, RecordConsumer
 from agent.consumer.record_orderer import Gap, OrderSettings
 from agent.consumer.stream_record import StreamRecord
+from tests.lab.background import in_background
 from tests.lab.kafka import KafkaCluster
 from tests.lab.scripted_sink import DEADLINE_SECONDS
+from tests.lab.waiting import until
 
 SETTINGS: Final = ConsumerSettings(OrderSettings(hold_seconds=0.2), reread=100, poll_seconds=0.1)
 
@@ -83,13 +84,8 @@ async def reading(kafka: KafkaCluster, topic: str) -> AsyncIterator[list[Consume
             async for items in member:
                 received.extend(items)
 
-    task = asyncio.create_task(read())
-    try:
+    async with in_background(read()):
         yield received
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 async def test_repetitions_are_dropped_and_a_loss_is_reported(kafka: KafkaCluster, topic: str) -> None:

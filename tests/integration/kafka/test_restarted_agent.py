@@ -10,7 +10,6 @@ from typing import Final
 from uuid import uuid4
 
 from agent.app.stored_sequences import SEQUENCE_ENTRY_PREFIX
-from agent.cli.demo.guest import until
 from agent.consumer.kafka_consumer import ConsumedItem, ConsumerSettings, RecordConsumer
 from agent.consumer.record_orderer import Gap, OrderSettings
 from agent.consumer.stream_record import StreamRecord
@@ -21,6 +20,7 @@ from tests.bench.monitors import Monitors
 from tests.lab.agent_process import AgentProcess
 from tests.lab.kafka import KafkaCluster
 from tests.lab.scripted_sink import DEADLINE_SECONDS
+from tests.lab.waiting import until
 
 SETTINGS: Final = ConsumerSettings(OrderSettings(hold_seconds=0.5), poll_seconds=0.1)
 EVENT: Final = "qemu.event.job_status_change"

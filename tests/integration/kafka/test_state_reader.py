@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from agent.cli.demo.guest import until
 from agent.consumer.state_reader import StateReader
 from agent.model.record import Record, RecordEncoder, Vm
 from tests.lab.kafka import KafkaCluster
 from tests.lab.scripted_sink import DEADLINE_SECONDS, START_NS
+from tests.lab.waiting import until
 
 HOSTS = ("hv0", "hv1", "hv2")
 VMS = 50

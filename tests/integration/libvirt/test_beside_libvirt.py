@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli.demo.guest import until
 from tests.integration.libvirt.conftest import QUICK, AgentOn
 from tests.integration.libvirt.test_domain_lifecycle import wait_until_attached
 from tests.lab.agent_process import AgentProcess
 from tests.lab.libvirt import Libvirtd
+from tests.lab.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -16,12 +16,12 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from agent.cli.demo.guest import until
 from agent.host.qemu_processes import command_line
 from tests.lab.agent_process import AgentProcess, run_command
 from tests.lab.golden_files import same_text
 from tests.lab.libvirt import Libvirtd
 from tests.lab.machine import free_port, is_listening
+from tests.lab.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from agent.cli.demo.guest import Guest, until
+from agent.cli.demo.guest import Guest
 from tests.integration.libvirt.conftest import AgentOn
 from tests.lab.agent_process import AgentProcess
 from tests.lab.libvirt import Domain, Libvirtd
+from tests.lab.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

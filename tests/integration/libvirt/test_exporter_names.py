@@ -10,12 +10,12 @@ import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent.cli.demo.guest import until
 from tests.integration.libvirt.conftest import QUICK
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fixtures import StartPrometheus
 from tests.lab.libvirt import MONITOR, Domain, Libvirtd, run_exporter
 from tests.lab.prometheus import Prometheus
+from tests.lab.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -8,9 +8,9 @@ import pytest
 import pytest_asyncio
 from qemu.qmp import QMPClient
 
-from agent.cli.demo.guest import until
 from tests.lab.agent_process import AgentProcess
 from tests.lab.libvirt import Domain, Libvirtd
+from tests.lab.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from agent.cli.demo.guest import until
 from agent.cli.demo.images import MissingDependencyError
 from tests.integration.libvirt.conftest import QUICK
 from tests.integration.libvirt.test_guest_agent_of_domain import QUERIES
@@ -17,6 +16,7 @@ from tests.lab.guest_agent import find_guest_agent
 from tests.lab.libvirt import Domain, Libvirtd
 from tests.lab.libvirt_linux import linux_domain
 from tests.lab.libvirt_releases import find_libvirtd
+from tests.lab.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli.demo.guest import Guest, until
+from agent.cli.demo.guest import Guest
 from tests.integration.libvirt.conftest import AgentOn
 from tests.integration.libvirt.test_domain_lifecycle import monitor_states, until_monitor_states, wait_until_attached
 from tests.lab.agent_process import AgentProcess
+from tests.lab.background import in_background
 from tests.lab.libvirt import Domain, Libvirtd
+from tests.lab.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -29,12 +31,8 @@ async def scraping_all_the_time(agent: AgentProcess) -> AsyncIterator[list[float
             ends.append(time.monotonic())
             await asyncio.sleep(0.1)
 
-    task = asyncio.create_task(scrape())
-    try:
+    async with in_background(scrape()):
         yield ends
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
 
 
 async def wait_for_scrapes(ends: list[float], times: int) -> None:

@@ -8,11 +8,11 @@ from typing import Final
 import pytest
 import pytest_asyncio
 
-from agent.cli.demo.guest import until
 from tests.integration.libvirt.conftest import AgentOn
 from tests.lab.agent_process import AgentProcess, Scrape
 from tests.lab.libvirt import Domain, Libvirtd
 from tests.lab.thin_guests import run
+from tests.lab.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from agent.cli.demo.guest import until
 from agent.host.pools.libvirt import StoragePool
 from agent.host.qemu_processes import command_line
 from agent.monitors.libvirt.discovery import LibvirtDiscoverer
@@ -23,6 +22,7 @@ from tests.lab.libvirt import Libvirtd
 from tests.lab.libvirt_discovery import discovering
 from tests.lab.machine import require
 from tests.lab.thin_guests import LoopDevice, run
+from tests.lab.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -9,10 +9,11 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
 from tests.lab.fixtures import StartPrometheus
 from tests.lab.machine import free_port
 from tests.lab.thin_guests import MIB, AlertWatcher, thin_guest
+from tests.lab.waiting import until
 
 RESETTING: Final = "b0fee664f4"
 """Code that resets the machine by the keyboard controller: mov al, 0xfe; out 0x64, al; hlt."""

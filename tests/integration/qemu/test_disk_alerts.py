@@ -6,10 +6,10 @@ from typing import Any, Final
 
 import pytest
 
-from agent.cli.demo.guest import until
 from tests.integration.qemu.test_write_thresholds import wait_until_armed
 from tests.lab.qemus import Qemu
 from tests.lab.thin_guests import MIB, AlertWatcher, LoopDevice, ThinGuest, ThinOptions, make_qcow2, run, thin_guest
+from tests.lab.waiting import until
 
 SIZE: Final = 8 * MIB
 VIRTUAL_MIB: Final = 64

@@ -8,12 +8,13 @@ from typing import Any, Final
 import pytest
 
 from agent.app.agent import Agent
-from agent.cli.demo.guest import Guest, until
+from agent.cli.demo.guest import Guest
 from agent.config.model import Config
 from agent.session.disk_latency_histograms import HistogramState
 from tests.lab.fixtures import StartGuest
 from tests.lab.qemus import Qemu
 from tests.lab.thin_guests import ListSink
+from tests.lab.waiting import until
 
 SCSI_DISK: Final = [
     *("-blockdev", '{"driver":"null-co","node-name":"scratch","size":1048576,"read-zeroes":true}'),

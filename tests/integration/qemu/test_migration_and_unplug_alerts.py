@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any, Final
 
-from agent.cli.demo.guest import until
 from tests.integration.qemu.test_write_thresholds import wait_until_armed
 from tests.lab.thin_guests import MIB, AlertWatcher, make_qcow2, run, thin_guest
+from tests.lab.waiting import until
 
 NO_SPACE: Final = {"event": "write_aio", "iotype": "write", "errno": 28, "once": True}
 

@@ -12,9 +12,10 @@ from typing import Any, Final
 
 import pytest
 
-from agent.cli.demo.guest import GuestKind, until
+from agent.cli.demo.guest import GuestKind
 from tests.lab.qemus import Qemu
 from tests.lab.thin_guests import MIB, AlertWatcher, LoopDevice, ThinGuest, make_qcow2, thin_guest
+from tests.lab.waiting import until
 
 ROUNDS: Final = int(os.environ.get("QMP_AGENT_PAUSE_ROUNDS", "3"))
 FIRST_SIZE: Final = 8 * MIB

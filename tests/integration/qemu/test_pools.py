@@ -9,11 +9,11 @@ from typing import Any, Final
 import pytest
 
 from agent.alerts.pool_usage import PoolUsage
-from agent.cli.demo.guest import until
 from tests.integration.qemu.test_pool_file_systems import SLICE_SECONDS, WINDOW_SECONDS
 from tests.integration.qemu.test_write_thresholds import wait_until_armed
 from tests.lab.steady_writer import SteadyWriter
 from tests.lab.thin_guests import MIB, AlertWatcher, make_qcow2, run, thin_guest
+from tests.lab.waiting import until
 
 SIZE: Final = 60 * MIB
 FILLED: Final = 34 * MIB

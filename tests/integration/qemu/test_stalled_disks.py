@@ -9,10 +9,11 @@ from typing import Any, Final
 import pytest
 
 from agent.app.io_stall_watcher import CHECK_INTERVAL_SECONDS
-from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
+from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
 from tests.e2e.test_host_failures import watching_agent
 from tests.lab.agent_process import AgentProcess, Record
 from tests.lab.hung_storage import WriterToDevice, device_on, fuse, longest_reply
+from tests.lab.waiting import until
 
 EARLY: Final = {"alert": "io_stalled", "limit": "2s"}
 NO_POOLS: Final = {"alert": "pool_unresponsive", "enabled": False}

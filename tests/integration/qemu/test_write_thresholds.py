@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import pytest
 
-from agent.cli.demo.guest import until
 from tests.lab.thin_guests import MIB, AlertWatcher, LoopDevice, ThinGuest, make_qcow2, network_device, thin_guest
+from tests.lab.waiting import until
 
 SIZE: Final = 14 * MIB
 LEVELS: Final = [f"used {SIZE * percent // 100 // 1024}KiB" for percent in (5, 20, 35, 50, 65, 80, 95)]

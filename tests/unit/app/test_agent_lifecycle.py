@@ -13,7 +13,6 @@ import pytest
 
 from agent import __version__
 from agent.app.agent import Agent
-from agent.cli.demo.guest import until
 from agent.config.model import Config
 from agent.model.family import Sample
 from agent.model.metrics.runstate import RUNSTATE
@@ -23,6 +22,7 @@ from tests.lab.fake_qemu import FakeQemu
 from tests.lab.record_checks import validate_record, validator
 from tests.lab.scripted_sink import ScriptedSink
 from tests.lab.thin_guests import ListSink
+from tests.lab.waiting import until
 
 DEADLINE_SECONDS = 60.0
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from agent.app.agent import Agent
-from agent.cli.demo.guest import until
 from agent.collectors.block_graph import stable_name
 from agent.config.model import Config
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.thin_guests import ListSink
+from tests.lab.waiting import until
 
 NOSPACE = {"device": "", "qom-path": "/machine/peripheral/disk0", "operation": "write", "action": "stop"}
 

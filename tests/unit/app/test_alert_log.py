@@ -5,10 +5,10 @@ import logging
 import pytest
 
 from agent.app.agent import Agent
-from agent.cli.demo.guest import until
 from agent.config.model import Config
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.thin_guests import ListSink
+from tests.lab.waiting import until
 
 
 async def test_a_resolved_alert_is_logged_as_information(fake: FakeQemu, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,7 +10,6 @@ import pytest
 
 from agent.app.agent import Agent
 from agent.app.causation import CausationIds, PublishedSamples
-from agent.cli.demo.guest import until
 from agent.config.model import Config
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_DEVICE
@@ -19,6 +18,7 @@ from agent.model.record import Record, RecordEncoder, Vm
 from agent.session.api import VmChange
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.thin_guests import ListSink
+from tests.lab.waiting import until
 
 VM = Vm("host1", "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1", "vm1", "/run/vm1.qmp")
 NOSPACE = {

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from agent.app.agent import Agent
-from agent.cli.demo.guest import until
 from agent.config.model import Config
 from agent.model.record import EncodedRecord
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.thin_guests import ListSink
+from tests.lab.waiting import until
 
 FLOOD = 4000
 

@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from agent.app.agent import Agent
-from agent.cli.demo.guest import until
 from agent.config.model import Config
 from agent.exposition.prometheus import render_metrics
 from agent.qmp.commands import QUEUE_STATUS
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.thin_guests import ListSink
+from tests.lab.waiting import until
 
 PATH = "/machine/peripheral/disk0/virtio-backend"
 MINUTE_NS = 60_000_000_000

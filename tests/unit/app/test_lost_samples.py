@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from agent.app.agent import Agent
-from agent.cli.demo.guest import until
 from agent.config.model import Config
 from agent.exposition.prometheus import render_metrics
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
@@ -15,6 +14,7 @@ from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.metrics.runstate import RUNSTATE
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.thin_guests import ListSink
+from tests.lab.waiting import until
 
 
 @contextlib.asynccontextmanager

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli.demo.guest import until
 from agent.host.filesystem_reader import FileSystemFigures, FileSystemReader
 from agent.host.pools.base import PoolReadError, PoolUnresponsiveError
+from tests.lab.waiting import until
 
 PROGRAM = """
 import os, signal, sys

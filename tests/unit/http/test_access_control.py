@@ -13,7 +13,6 @@ import aiohttp
 import bcrypt
 import pytest
 
-from agent.cli.demo.guest import until
 from agent.cli.http_client import EndpointCredentials
 from agent.http import basic_auth
 from agent.http.handlers import HEADERS
@@ -22,6 +21,7 @@ from agent.http.web_config import EndpointError
 from tests.lab.endpoint import RunningEndpoint
 from tests.lab.kafka_security import Certificates
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
+from tests.lab.waiting import until
 
 PASSWORD = "correct horse"
 HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()

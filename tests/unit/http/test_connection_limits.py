@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from agent.app.self_metrics import HttpEndpointMetrics, SelfMetrics
-from agent.cli.demo.guest import until
 from agent.http.connection_limits import ConnectionLimits
 from tests.lab.endpoint import RunningEndpoint
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
+from tests.lab.waiting import until
 
 
 async def wait_until_closed(reader: asyncio.StreamReader) -> bool:

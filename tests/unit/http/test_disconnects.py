@@ -10,7 +10,6 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from agent.cli.demo.guest import until
 from agent.cli.http_client import EndpointCredentials
 from agent.http.connection_limits import ConnectionLimits
 from agent.http.sse import StreamIntervals
@@ -19,6 +18,7 @@ from tests.lab.endpoint import RunningEndpoint
 from tests.lab.kafka_security import Certificates
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
 from tests.lab.snapshots import status, vm
+from tests.lab.waiting import until
 
 ENCODE = RecordEncoder()
 NUMBERS = count()

@@ -12,6 +12,7 @@ import pytest
 from agent.monitors import DialDiscoverer, Monitor, dial
 from agent.qmp.commands import AllowList
 from agent.qmp.errors import NotConnectedError, QmpError
+from tests.lab.background import in_background
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.machine import free_port
 from tests.lab.scripted_peer import QUIET_SECONDS, TIMEOUT_SECONDS
@@ -58,13 +59,8 @@ class Listener:
 async def discovering(pattern: Path | str, scan_seconds: float = NEVER) -> AsyncIterator[Listener]:
     """Run discovery while the `with` block runs."""
     listener = Listener()
-    task = asyncio.create_task(DialDiscoverer(str(pattern), scan_seconds).run(listener))
-    try:
+    async with in_background(DialDiscoverer(str(pattern), scan_seconds).run(listener)):
         yield listener
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 def make_socket(path: Path) -> None:

@@ -1,6 +1,5 @@
 """Discovery of all libvirts of a host, with a scripted scan and a scripted library."""
 
-import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -9,11 +8,11 @@ from typing import Any, cast
 
 import pytest
 
-from agent.cli.demo.guest import until
 from agent.host.libvirt_processes import LibvirtProcess, LibvirtScan, LibvirtScanner
 from agent.monitors.libvirt import discovery
 from agent.monitors.libvirt.auto_discovery import LibvirtAutoDiscoverer
 from agent.qmp.errors import DeniedError, QmpError, TransportLostError
+from tests.lab.background import in_background
 from tests.lab.scripted_libvirt import (
     ScriptedConnection,
     ScriptedDomain,
@@ -21,6 +20,7 @@ from tests.lab.scripted_libvirt import (
     ScriptedLibrary,
     ScriptedQemuLibrary,
 )
+from tests.lab.waiting import until
 
 pytestmark = pytest.mark.real_clock
 
@@ -129,12 +129,8 @@ async def discovering(scanner: ScriptedScanner, grace_seconds: float = 3600) -> 
         scanner=cast("LibvirtScanner", scanner), scan_seconds=0.01, grace_seconds=grace_seconds
     )
     reports = MonitorsAndStatus()
-    task = asyncio.create_task(discoverer.run(cast("Any", reports)))
-    try:
+    async with in_background(discoverer.run(cast("Any", reports))):
         yield reports
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
 
 
 async def test_the_domains_of_every_daemon_are_found_and_dropped_with_it(library: LibraryOfManyDaemons) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from agent.cli.demo.guest import until
 from agent.monitors.libvirt.client_library import LibvirtConnection
 from agent.monitors.libvirt.connection_pool import HOST_LIMITS, ConnectionPool
 from agent.monitors.libvirt.event_connection import MAX_PENDING, EventConnection, EventInbox
 from agent.qmp.commands import AllowList
 from agent.qmp.errors import TransportLostError
 from tests.lab.scripted_libvirt import ScriptedLibrary
+from tests.lab.waiting import until
 
 pytestmark = pytest.mark.real_clock
 

@@ -5,13 +5,13 @@ import traceback
 
 import pytest
 
-from agent.cli.demo.guest import until
 from agent.monitors.libvirt import discovery
 from agent.monitors.libvirt.discovery import LibvirtDiscoverer
 from agent.qmp.commands import AllowList
 from agent.qmp.errors import CommandError, DeniedError, QmpError, TransportLostError
 from tests.lab.libvirt_discovery import discovering
 from tests.lab.scripted_libvirt import REFUSED, ScriptedDomain, ScriptedError, ScriptedLibrary, ScriptedQemuLibrary
+from tests.lab.waiting import until
 
 pytestmark = pytest.mark.real_clock
 

@@ -11,29 +11,25 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli.demo.guest import until
 from agent.config.model import AllowConfig
 from agent.monitors import ListenConfig, ListenDiscoverer, ListenTlsConfig
 from agent.session.api import MonitorState
+from tests.lab.background import in_background
 from tests.lab.fixtures import StartGuest
 from tests.lab.kafka_security import Certificates
 from tests.lab.machine import free_port
 from tests.lab.recording_observer import RecordingObserver, quick_context, supervised
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
 from tests.lab.simulated_clock import longest_wait_seconds
+from tests.lab.waiting import until
 
 
 @contextlib.asynccontextmanager
 async def listening(observer: RecordingObserver, discoverer: ListenDiscoverer) -> AsyncIterator[None]:
     """Accept connections of monitors and supervise these monitors while the `with` block runs."""
-    async with supervised(observer, context=quick_context()) as fleet:
-        task = asyncio.create_task(discoverer.run(fleet))
-        try:
-            await wait_until_listening(discoverer)
-            yield
-        finally:
-            task.cancel()
-            await asyncio.wait({task})
+    async with supervised(observer, context=quick_context()) as fleet, in_background(discoverer.run(fleet)):
+        await wait_until_listening(discoverer)
+        yield
 
 
 async def wait_until_listening(discoverer: ListenDiscoverer) -> None:

@@ -4,8 +4,8 @@ import asyncio
 import gc
 import weakref
 
-from agent.cli.demo.guest import until
 from agent.runtime import gc as agent_gc
+from tests.lab.waiting import until
 
 
 class Cycle:

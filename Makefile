@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test kubevirt flaky chaos soak fleet fuzz mutants bench bench-check check docs format hooks generate golden package prepare-release release requirements examples shots lab-demo lab-test clean
+.PHONY: help demo test kubevirt flaky chaos soak fleet fuzz mutants versions bench bench-check check docs format hooks generate golden package prepare-release release requirements examples shots lab-demo lab-test clean
 
 help:
 	@echo "make demo [FOR=30s] [OUT=FILE] [ALERTMANAGER=URL]   run two small guests and watch them"
@@ -16,6 +16,7 @@ help:
 	@echo "make fleet [MINUTES=10]          run five agents under the Flink jobs, and kill one of them"
 	@echo "make fuzz [FOR=60] [F=protocol]  fuzz the protocols, the collectors and the config, guided by coverage"
 	@echo "make mutants [A='record qmp']    change the code in many small ways, and print each change that no test notices"
+	@echo "make versions [PY='3.12 3.13']   run the unit tests with other Pythons and with the oldest dependencies"
 	@echo "make bench [PARTS=poll] [SHORT=1] [JSON=FILE]   measure the agent's cost and latency"
 	@echo "make bench-check                 fail if a benchmark ratio is worse than its baseline"
 	@echo "make check                       check formatting, lint, imports, types, the compatibility of schemas and the documentation's links"
@@ -64,6 +65,11 @@ fuzz: $(VENV)/dev
 mutants: $(VENV)/dev
 	$(BIN)/pip install -q --group mutants
 	$(BIN)/python -m tests.mutants $(A)
+
+# A Python that this machine lacks is skipped. uv builds the environments.
+versions: lab-test
+	$(BIN)/pip install -q --group versions
+	$(BIN)/python -m tests.versions $(PY)
 
 # Measures the cost of a poll, a scrape, an event, a flood and a VM. docs/explanation/performance.md explains the results.
 bench: lab-test

@@ -74,10 +74,12 @@ class HostProcess:
 
     Attributes:
         identity: sample that describes the VM, with the fields that are known.
+        timed_out: whether the last lookup of the process took too long. A slow host may answer the next one.
     """
 
     def __init__(self, context: SessionContext) -> None:
         self.identity = Sample(IDENTITY, (), {})
+        self.timed_out = False
         self._context = context
         self._process: Process | None = None
         self._interface_names: frozenset[str] = frozenset()
@@ -132,10 +134,12 @@ class HostProcess:
             values["labels"] = labels
         thread_ids = [task.id for task in (*vcpus, *iothreads)]
         find = partial(find_process, socket_owner, thread_ids, self._context.root)
+        self.timed_out = False
         try:
             qemu = await _run_in_thread(find, _close_found_process)
         except (UnknownProcessError, TimeoutError) as error:
             self.close()
+            self.timed_out = isinstance(error, TimeoutError)
             cause = str(error) or f"the lookup on the host timed out after {HOST_TIMEOUT_SECONDS:g} s"
             self.identity = Sample(IDENTITY, (), values | {"process_unknown_reason": cause})
             return dataclasses.replace(facts, process=None, vcpus=(), iothreads=(), cgroup=None, interfaces=())

@@ -57,6 +57,9 @@ MIN_DISCOVERY_SECONDS = 60.0
 DISCOVERY_FAILURE = "discovery"
 """Name that a failed discovery has in the list of failing collectors."""
 
+LOOKUP_RETRY_SECONDS = 15.0
+"""Delay before the VM's process is looked up again after a lookup took too long."""
+
 DISCOVER_PROCESS = "threads"
 """The schedule's name for the discovery of the VM's process. It is due after an event that changes threads or network interfaces."""
 
@@ -336,6 +339,8 @@ class Session:
         domain = client if isinstance(client, DomainXmlReader) else None
         facts = await self._process.discover(execute, client.peer_pid, vm, facts, domain)
         self._observer.on_samples(vm, (IDENTITY,), (self._process.identity,), time_ns)
+        if self._process.timed_out:
+            self._schedule.schedule_at(DISCOVER_PROCESS, time.monotonic() + LOOKUP_RETRY_SECONDS)
         return facts
 
     async def _guest_stats_seconds(self, balloon: str) -> int:

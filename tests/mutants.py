@@ -5,6 +5,17 @@ a survivor: it shows a behaviour without a test, or it has no effect. Prints eac
 
 mutmut makes the changes and runs the tests. It works in `.mutants/AREA` and keeps its results there, so that a later run repeats only what
 has changed. mutmut changes no property and no statement of a module outside its functions, such as a table.
+
+The first runs judged a part of the changes of three areas, those with the fastest tests first. The changes that no test notices now have no
+effect, or change a text for people.
+
+| area | changes judged | noticed before | noticed now |
+|---|---|---|---|
+| record | 117 of 441 | 99 (85 %) | 113 (97 %) |
+| qmp | 188 of 349 | 172 (91 %) | 185 (98 %) |
+| states | 30 of 403 | 24 (80 %) | 29 (97 %) |
+
+In conditions and thresholds, 46 changes were chosen by hand. The tests did not notice 34 of them; they notice 28 of these now.
 """
 
 import argparse

@@ -1,4 +1,6 @@
-"""Finds the disks of one VM that complete no request although requests are in flight. Pure: the caller passes polls and threads.
+"""Finds the disks of one VM that complete no request although requests are in flight. Pure.
+
+`io_stall_watcher` passes polls and threads, and skips a VM that does not run.
 
 A disk is idle if it has completed no request for `IDLE_SECONDS`. QEMU reports only completed requests. So a disk without requests has the
 same counters as a disk that hangs. An idle disk stalls if it has a sign of a request in flight:

@@ -16,13 +16,8 @@ from agent.monitors import Monitor
 from agent.qmp.commands import AllowList, Command, QemuChange
 from agent.session.collector_failures import DegradedCollectors
 from agent.session.identity import QemuBuild
-from agent.session.scheduler import Pacer
+from agent.session.scheduler import FIRST_POLL_MAX_DELAY_SECONDS, FIRST_POLL_SPACING_SECONDS, Pacer
 from agent.session.shared_timers import Deadlines, WakeTimers
-
-FIRST_POLL_SPACING_SECONDS = 0.0015
-"""Time between the first polls of two VMs. A first poll takes 1.3 ms. It takes 15 KiB of memory until its records are sent."""
-FIRST_POLL_MAX_DELAY_SECONDS = 5.0
-"""Maximum delay of a VM's first poll."""
 
 MAIN_LOOP_STALLED = (
     "QEMU's monitor thread answers but its main loop does not: the main loop hangs, most often on storage"

@@ -1,4 +1,7 @@
-"""The agent's alerts on events for which neither the run state nor a disk matters, a row for each alert. `rows` describes the columns."""
+"""The agent's alerts on events for which neither the run state nor a disk matters, a row for each alert. `rows` describes the columns.
+
+Alerts on crashes, watchdogs, errors of disks and memory, and failed block jobs are in agent/alerts/rules.py.
+"""
 
 from agent.alerts.conditions.comparison import FieldTest, Operator
 from agent.alerts.conditions.rows import EventAlertRow, EventMatch, Runbook

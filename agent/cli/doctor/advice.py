@@ -1,4 +1,7 @@
-"""Finds the smallest change that lets the agent watch a VM, and describes this change as steps for the operator."""
+"""Finds the smallest change that lets the agent watch a VM, and describes this change as steps for the operator.
+
+The steps for each manager of VMs, such as Proxmox, are rows in `managers`.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,4 +1,4 @@
-/** The view of all firing alerts and of the latest events. */
+/** The view of all firing alerts and of the latest events. `events.js` has the list of events and its filters. */
 
 import { createAlertList } from "./alerts.js";
 import { el, setAttribute } from "./dom.js";

@@ -1,4 +1,7 @@
-"""Lists the active storage pools of a libvirtd through a read-only connection."""
+"""Lists the active storage pools of a libvirtd through a read-only connection.
+
+agent/host/pools/libvirt.py decides which images are in which pool.
+"""
 
 from typing import Any
 

@@ -26,7 +26,9 @@ LATENCY_SECONDS: Final = 8.0
 
 PATH_ROUNDS: Final = 60
 PATH_FIGURES: Final = {
+    "read": "an event, from the monitor's bytes to the protocol's event",
     "publish": "an event, from the protocol to the queue",
+    "journal": "an event, into the journal and out of it",
     "send": "an event, from the queue to a batch",
 }
 

@@ -37,6 +37,9 @@ _LOG_LEVELS = {
     MonitorState.STALLED: logging.WARNING,
 }
 
+_BLOCK = Category.BLOCK.value
+"""A constant, because Python 3.11 takes 0.1 us to find a member of an enum."""
+
 _DETACHING = frozenset({VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT})
 """Changes after which the agent is not attached to the VM."""
 
@@ -86,7 +89,7 @@ class SessionDispatcher:
     def on_event(self, record: Record) -> None:
         """Publish an event and update the snapshot."""
         event = record
-        if record.data["category"] == Category.BLOCK and record.subject:
+        if record.data["category"] == _BLOCK and record.subject:
             record = record._replace(subject=self._alerts.manager.disk_lookup.subject_of(record))
         self._causes.on_published(event, self._publisher.publish(record))
         self._snapshot.count_event(record)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -177,6 +177,9 @@ class RecordState(IntEnum):
     """The record was delivered or dropped."""
 
 
+_FIRST_DONE_STATE: Final = RecordState.DONE_WHILE_WRITING
+"""A constant, because Python 3.11 takes 0.1 us to find a member of an enum, and delivery checks `done` three times for each event."""
+
 RECORDED_TIME_NS = 100_000_000
 """The attribute `recordedtime` is set if a record's time and the time of its encoding differ by at least this."""
 
@@ -222,7 +225,7 @@ class EncodedRecord:
     @property
     def done(self) -> bool:
         """True if the record was delivered or dropped."""
-        return self.state >= RecordState.DONE_WHILE_WRITING
+        return self.state >= _FIRST_DONE_STATE
 
     @property
     def size(self) -> int:

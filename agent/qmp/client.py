@@ -336,7 +336,10 @@ class Client(asyncio.Protocol):
         self.bytes_read += len(data)
         try:
             for message in self._qmp.receive(data):
-                self._dispatch_message(message)
+                if type(message) is Event:  # first, for floods of events
+                    self._on_event(message)
+                else:
+                    self._dispatch_message(message)
             if self._in_sync is not None:
                 self._send_marker_or_resume()
         except ProtocolError as error:
@@ -369,8 +372,6 @@ class Client(asyncio.Protocol):
 
     def _dispatch_message(self, message: object) -> None:
         match message:
-            case Event():
-                self._on_event(message)
             case Reply():
                 self._results.append(message.error if message.error is not None else message.value)
                 self._has_all_results = not self._qmp.replies_due

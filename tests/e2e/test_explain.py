@@ -58,7 +58,7 @@ async def wait_until_gone(agent: AgentProcess, vm: str, cause: str) -> None:
 
 
 async def test_a_pause_a_throttle_limit_and_a_backup_are_named_and_end(folder: Path) -> None:
-    options = GuestOptions(kind=GuestKind.WRITER, write_kib=16, disk_mib=16)
+    options = GuestOptions(kind=GuestKind.WRITER, write_kib=60, disk_mib=16)
     async with Guest(folder, "db-1", options) as guest, watching_agent(folder, **CONFIG) as agent:
         await guest.wait_until_booted()
         await agent.wait_for_record("sample.block_layer", vm=guest.uuid)

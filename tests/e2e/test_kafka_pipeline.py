@@ -115,7 +115,7 @@ async def test_each_vms_records_arrive_complete_in_order_and_in_the_right_topic(
     kafka: KafkaCluster, topics: dict[str, str], agent: AgentProcess, start_guest: StartGuest
 ) -> None:
     await agent.start()
-    writer = await start_guest("writer", kind=GuestKind.WRITER)
+    writer = await start_guest("writer", kind=GuestKind.WRITER, write_kib=60)
     idle = await start_guest("idle")
     await writer.wait_until_booted()
 

@@ -106,7 +106,8 @@ async def exceeds_a_level(guest: Guest, recording: Recording) -> None:
 
 
 async def test_a_replay_gives_the_records_of_the_recording(start_guest: StartGuest, folder: Path) -> None:
-    guest = await start_guest("db-1", kind=GuestKind.WRITER, span_mib=16)  # never exceeds the second level
+    options: dict[str, Any] = {"write_kib": 32, "span_mib": 16}  # exceeds the first level, and never the second
+    guest = await start_guest("db-1", kind=GuestKind.WRITER, **options)
     path = config(folder, alerts={"disks": {"mode": "arm", "levels": ["used 640KiB", "used 63MiB"]}})
     live = await recorded(guest, path, exceeds_a_level)
     assert {"vm.attached", "event.stop", "event.resume", "alert.write_threshold"} <= set(event_types(live))

@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from qemu.qmp import ExecuteError, QMPClient
 
 from agent.cli.demo.control import GuestError
-from agent.cli.demo.guest import GuestKind
+from agent.cli.demo.guest import FAST_PAUSE_SECONDS, GuestKind
 from agent.cli.demo.images import MissingDependencyError, build_boot_sector, linux_image
 from tests.lab.fake_qemu import FakeError, FakeQemu, split_json_values
 from tests.lab.fixtures import StartGuest, StartPrometheus
@@ -34,7 +34,7 @@ def test_a_boot_sector_has_512_bytes_and_needs_a_span_of_at_least_one_write() ->
 
 
 async def test_a_writer_starts_over_at_the_end_of_its_span(start_guest: StartGuest) -> None:
-    guest = await start_guest(kind=GuestKind.WRITER, span_mib=1, write_kib=32)
+    guest = await start_guest(kind=GuestKind.WRITER, span_mib=1, write_kib=32, pause_seconds=FAST_PAUSE_SECONDS)
     await guest.wait_until_booted()
     before = await guest.count_writes()
     writes_per_span = (1 << 20) // (32 << 10)

@@ -256,6 +256,7 @@ class Libvirtd:
         extra: str = "",
         identity: str | None = None,
         paused: bool = False,
+        pause_us: int = 200_000,
     ) -> Domain:
         """Create a domain and start it.
 
@@ -266,9 +267,10 @@ class Libvirtd:
             extra: additional XML.
             identity: the domain's UUID; None for a new one.
             paused: whether the guest stays paused, so that it uses no CPU.
+            pause_us: time between two writes of the guest in microseconds.
         """
         boot, disk, xml = (self.folder / f"{name}{end}" for end in ("-boot.raw", ".qcow2", ".xml"))
-        boot.write_bytes(build_boot_sector(pause_us=20_000).ljust(1 << 20, b"\0"))
+        boot.write_bytes(build_boot_sector(sectors_per_write=64, pause_us=pause_us).ljust(1 << 20, b"\0"))
         process = await asyncio.create_subprocess_exec("qemu-img", "create", "-q", "-f", "qcow2", disk, "64M")
         assert await process.wait() == 0
         domain = Domain(name, identity or str(uuid.uuid4()), disk, xml)

@@ -18,7 +18,7 @@ _QUICK: Final = {
 async def watch_guests(running: AsyncExitStack, folder: Path, name: str) -> tuple[AgentProcess, Guest, Guest, Guest]:
     """Start an agent and three guests: a writer, an idle guest with this name, and a Linux. Wait for the Linux's memory statistics."""
     # It writes so slowly that its disk is far from full, and only the first level is exceeded, as long as the tests run.
-    writer = Guest(folder, "db-1", GuestOptions(kind=GuestKind.WRITER, pause_seconds=0.1))
+    writer = Guest(folder, "db-1", GuestOptions(kind=GuestKind.WRITER, write_kib=8))
     hostile = Guest(folder, "hostile", GuestOptions(extra=("-name", f"guest={name}")))
     linux = Guest(folder, "web-1", GuestOptions(kind=GuestKind.LINUX, guest_agent=True))
     for guest in (writer, hostile, linux):

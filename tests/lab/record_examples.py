@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from agent.cli.demo.control import GuestError
-from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
+from agent.cli.demo.guest import FAST_PAUSE_SECONDS, Guest, GuestKind, GuestOptions
 from agent.consumer.state_reader import StateReader
 from tests.lab import provoke
 from tests.lab.agent_process import AgentProcess, Record
@@ -77,7 +77,8 @@ async def _run_and_collect(folder: Path) -> list[Record]:
         GuestOptions(kind=GuestKind.LINUX, pause_seconds=0.1, extra=_network_card_arguments("qmpexample0")),
     )
     machine = ["-action", "panic=pause", "-usb", "-device", "pvpanic", "-smp", "2", "-object", "iothread,id=io0"]
-    db = Guest(folder, "db-1", GuestOptions(kind=GuestKind.WRITER, disk_mib=1024, extra=machine))
+    fast = GuestOptions(kind=GuestKind.WRITER, disk_mib=1024, pause_seconds=FAST_PAUSE_SECONDS, extra=machine)
+    db = Guest(folder, "db-1", fast)
     enospc = {"event": "write_aio", "iotype": "write", "errno": 28, "once": True}
     full = Guest(folder, "full-1", GuestOptions(kind=GuestKind.WRITER, faults=[enospc], disk_options="werror=stop"))
     eio = enospc | {"errno": 5}

@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 import orjson
 
 from agent.app.agent import Agent
-from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
+from agent.cli.demo.guest import FAST_PAUSE_SECONDS, Guest, GuestKind, GuestOptions
 from agent.config.model import Config
 from agent.model.record import EncodedRecord
 from tests.lab.waiting import until
@@ -87,14 +87,15 @@ async def network_device(socket: Path, size: int) -> AsyncIterator[Mapping[str, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThinOptions(GuestOptions):
-    """Options of a guest that writes small blocks to a thin disk.
+    """Options of a guest that fills a thin disk fast.
 
     Attributes:
         storage: Options of the block node below the qcow2 node; None for a new file.
     """
 
     kind: GuestKind = GuestKind.WRITER
-    write_kib: int | None = 32
+    write_kib: int | None = 63
+    pause_seconds: float | None = FAST_PAUSE_SECONDS
     storage: Mapping[str, Any] | None = None
 
 

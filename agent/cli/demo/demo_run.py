@@ -16,7 +16,7 @@ from agent.alerts.alertmanager_config import AlertmanagerConfig
 from agent.app.agent import Agent
 from agent.app.builders import StartError
 from agent.cli.demo.control import GuestError
-from agent.cli.demo.guest import Guest, GuestKind, GuestOptions, until
+from agent.cli.demo.guest import FAST_PAUSE_SECONDS, Guest, GuestKind, GuestOptions, until
 from agent.cli.demo.images import MissingDependencyError, cache_folder, linux_image
 from agent.cli.record_text import format_record
 from agent.common.errors import SubcommandError
@@ -104,7 +104,8 @@ async def _run_guests(
     """Run two guests and the agent while the `with` block runs. Yield a subscriber of the agent's records, and the guests."""
     linux = GuestOptions(kind=GuestKind.LINUX, memory_mib=MEMORY_MIB, disk_mib=256, guest_agent=True, fill_seconds=0.3)
     web = Guest(folder, "web-1", linux)
-    db = Guest(folder, "db-1", GuestOptions(kind=GuestKind.WRITER, disk_mib=1024))
+    writer = GuestOptions(kind=GuestKind.WRITER, disk_mib=1024, pause_seconds=FAST_PAUSE_SECONDS)
+    db = Guest(folder, "db-1", writer)
     async with _run_agent(folder, records, alerts) as (agent, url):
         # Subscribe before the guests start, to get every record.
         with agent.publisher.broadcaster.subscribe(Subscriber()) as subscriber:

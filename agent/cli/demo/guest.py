@@ -26,6 +26,10 @@ _START_SECONDS: Final = 300.0
 _STOP_SECONDS: Final = 90.0
 _POLL_SECONDS: Final = 0.02
 
+FAST_PAUSE_SECONDS: Final = 0.002
+"""A pause between two writes of a boot sector that fills a disk within seconds. In it, the guest uses much of a CPU."""
+_PAUSE_SECONDS: Final = 0.2
+
 
 class GuestKind(StrEnum):
     """A kind of guest."""
@@ -48,7 +52,7 @@ class GuestOptions:
         guest_agent: whether the Linux guest runs qemu-ga, with a file system of 32 MiB on a separate disk.
         guest_shell: whether a channel leads to a shell in this guest; see tests/lab/guest_shell.py.
         fill_seconds: time between two files of 256 KiB that fill the file system of `guest_agent`; default: it stays empty.
-        pause_seconds: time between two writes; default: 2 ms, for Linux 1 s.
+        pause_seconds: time between two writes; default: 0.2 s, for Linux 1 s.
         disk_options: additional properties of the disk device, such as `werror=stop`.
         faults: `inject-error` rules of QEMU's blkdebug driver for `disk0-storage`; without rules, the node is a plain file.
         extra: additional arguments of QEMU, after all others.
@@ -259,7 +263,7 @@ class Guest:
             build_boot_sector(
                 sectors_per_write=(options.write_kib or 4) * 2,
                 last_sector=(options.span_mib or options.disk_mib) * 2048 - 1,
-                pause_us=round((0.002 if options.pause_seconds is None else options.pause_seconds) * 1e6),
+                pause_us=round((_PAUSE_SECONDS if options.pause_seconds is None else options.pause_seconds) * 1e6),
             )
         )
         os.truncate(image, 1 << 20)  # a BIOS does not boot from a disk smaller than one cylinder

@@ -84,7 +84,7 @@ def build_boot_sector(
     *,
     sectors_per_write: int = 8,
     last_sector: int = 64 * 2048 - 1,
-    pause_us: int = 2000,
+    pause_us: int = 200_000,
 ) -> bytes:
     """Build a boot disk. Its guest writes to another disk in ascending order, and begins again after `last_sector`.
 

@@ -80,7 +80,7 @@ async def loaded_domain(libvirtd: Libvirtd) -> AsyncIterator[LoadedDomain]:
     options = [option for path in monitors for option in ("-qmp", f"unix:{path},server=on,wait=off")]
     arguments = "".join(f"<qemu:arg value='{option}'/>" for option in options)
     (libvirtd.folder / "lib").chmod(0o777)  # QEMU is not root there
-    domain = await libvirtd.domain("loaded", extra=f"<qemu:commandline>{arguments}</qemu:commandline>")
+    domain = await libvirtd.domain("loaded", extra=f"<qemu:commandline>{arguments}</qemu:commandline>", pause_us=20_000)
 
     async def writes() -> bool:
         return int((await libvirtd.stats(domain))["block.1.wr.reqs"]) > 0

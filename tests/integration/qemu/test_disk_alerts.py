@@ -11,7 +11,7 @@ from tests.lab.qemus import Qemu
 from tests.lab.thin_guests import MIB, AlertWatcher, LoopDevice, ThinGuest, ThinOptions, make_qcow2, run, thin_guest
 from tests.lab.waiting import until
 
-SIZE: Final = 8 * MIB
+SIZE: Final = 4 * MIB
 VIRTUAL_MIB: Final = 64
 
 needs_loop = pytest.mark.skipif(not LoopDevice.is_available(), reason="only root can make loop devices")
@@ -58,7 +58,7 @@ async def test_a_full_disk_is_named_under_a_mirror_and_at_attach(
         await make_qcow2(loop.path, VIRTUAL_MIB * MIB)
         storage = {"driver": "host_device", "filename": loop.path}
         options: dict[str, Any] = {"disk_mib": VIRTUAL_MIB, "storage": storage, "disk_options": "werror=stop"}
-        options |= {"binary": qemu.binary, "write_kib": 63, "extra": ["-S"]}
+        options |= {"binary": qemu.binary, "extra": ["-S"]}
         agent = AlertWatcher(folder, mode="observe", levels=["99%"], poll=0.5)
         async with thin_guest(folder, **options) as guest:
             if is_mirrored:
@@ -81,9 +81,7 @@ async def test_a_full_disk_is_named_under_a_mirror_and_at_attach(
 async def test_a_full_legacy_drive_is_named_by_its_device(folder: Path, qemu: Qemu) -> None:
     async with LoopDevice(folder / "lv.raw", SIZE) as loop:
         await make_qcow2(loop.path, VIRTUAL_MIB * MIB)
-        options = ThinOptions(
-            disk_mib=VIRTUAL_MIB, storage={"filename": loop.path}, binary=qemu.binary, write_kib=63, extra=["-S"]
-        )
+        options = ThinOptions(disk_mib=VIRTUAL_MIB, storage={"filename": loop.path}, binary=qemu.binary, extra=["-S"])
         async with (
             LegacyDriveGuest(folder, "vm1", options) as guest,
             AlertWatcher(folder, mode="observe", poll=0.2) as agent,

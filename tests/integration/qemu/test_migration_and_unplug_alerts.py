@@ -68,7 +68,7 @@ async def test_unplugging_a_disk_resolves_its_alerts(folder: Path) -> None:
     node = f"driver=qcow2,node-name=disk1-format,file.driver=file,file.node-name=disk1-storage,file.filename={folder}/disk1.qcow2"
     device = ["-device", "virtio-scsi-pci", "-device", "scsi-hd,id=disk1,drive=disk1-format"]
     async with (
-        thin_guest(folder, span_mib=1, extra=["-blockdev", node, *device]) as guest,
+        thin_guest(folder, span_mib=1, pause_seconds=1, extra=["-blockdev", node, *device]) as guest,
         AlertWatcher(folder, levels=["used 12MiB"], poll=60) as agent,
     ):
         await agent.until("used 12MiB", subject="disk1", detected_by="level")

@@ -186,7 +186,7 @@ async def runs() -> AsyncIterator[dict[str, Run | str]]:
                 continue
             options: dict[str, Any] = {"storage": await image(images, kind), "disk_options": "werror=stop,share-rw=on"}
             await fill(images, ROOM)
-            options |= {"disk_mib": 1024, "write_kib": 63, "pause_seconds": 2, "binary": program}
+            options |= {"disk_mib": 1024, "pause_seconds": 2, "binary": program}
             guests[kind] = await stack.enter_async_context(thin_guest(folder, kind, **options)), images
         agent = await stack.enter_async_context(watcher(folder, *LEVELS))
         done = await asyncio.gather(*(fill_pool(agent, guest, images) for guest, images in guests.values()))

@@ -41,7 +41,6 @@ def sparse_disk(storage: dict[str, Any]) -> ThinOptions:
     """Return the options of a guest with a disk of 1 GiB on this storage. The guest waits for `cont`."""
     return ThinOptions(
         disk_mib=1024,
-        write_kib=63,
         pause_seconds=PAUSE_SECONDS,
         storage=storage,
         disk_options="werror=stop",
@@ -71,7 +70,7 @@ async def test_layers_in_two_pools_belong_to_each(folder: Path) -> None:
     base.mkdir()
     overlay.mkdir()
     async with file_system("tmpfs", base) as first, file_system("tmpfs", overlay) as second:
-        options: dict[str, Any] = {"disk_mib": 1024, "write_kib": 63, "storage": await image(first)}
+        options: dict[str, Any] = {"disk_mib": 1024, "storage": await image(first)}
         async with (
             thin_guest(folder, pause_seconds=1, **options) as guest,
             watcher(folder, "85%") as agent,
@@ -96,7 +95,7 @@ async def test_a_mirrored_disk_belongs_to_the_pool_of_its_target_after_the_switc
     before.mkdir()
     after.mkdir()
     async with file_system("tmpfs", before) as first, file_system("tmpfs", after) as second:
-        options: dict[str, Any] = {"disk_mib": 64, "write_kib": 63, "pause_seconds": 1, "storage": await image(first)}
+        options: dict[str, Any] = {"disk_mib": 64, "pause_seconds": 1, "storage": await image(first)}
         async with thin_guest(folder, **options) as guest, watcher(folder, "85%") as agent:
             await until(lambda: agent.space("vm1").get("pool") == str(first), 300)
             await guest.command(
@@ -123,7 +122,7 @@ async def test_a_mirrored_disk_belongs_to_the_pool_of_its_target_after_the_switc
 
 async def test_network_storage_is_unknown_with_what_to_do(folder: Path) -> None:
     async with network_device(folder / "nbd.sock", 64 * MIB) as storage:
-        guest = RawGuest(folder, "vm1", ThinOptions(disk_mib=64, write_kib=63, storage=storage))
+        guest = RawGuest(folder, "vm1", ThinOptions(disk_mib=64, storage=storage))
         async with guest, watcher(folder, "85%") as agent:
             await until(lambda: "unknown" in storage_of(agent), 180)
             assert (

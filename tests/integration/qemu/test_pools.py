@@ -58,7 +58,7 @@ async def test_a_guest_on_a_small_file_system_is_announced_before_it_is_paused(f
         options: dict[str, Any] = {"disk_mib": 1024, "disk_options": "werror=stop,share-rw=on", "storage": storage}
         async with (
             AlertWatcher(folder, mode="observe", levels=["80%", "90%"], poll=1) as agent,
-            thin_guest(folder, pause_seconds=2, **options) as guest,
+            thin_guest(folder, write_kib=32, pause_seconds=2, **options) as guest,
         ):
             forecasts: dict[float, tuple[int, float]] = {}
 

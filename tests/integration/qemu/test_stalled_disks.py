@@ -31,14 +31,18 @@ IDLE_NS: Final = 20_000_000_000
 
 @contextlib.asynccontextmanager
 async def writer_on(folder: Path, node: str, extra: tuple[str, ...] = ()) -> AsyncIterator[Guest]:
-    """Run a guest that writes to the first MiB of a block node all the time.
+    """Run a guest that writes to the first MiB of a block node all the time, and has written to all of it.
 
     A disk that grows would make the agent query the block nodes, perhaps in the second in which its storage begins to hang.
     """
     arguments = ("-blockdev", node, "-device", DISK, *extra)
-    options = GuestOptions(kind=GuestKind.WRITER, write_kib=60, disk_mib=1, extra=arguments)
+    options = GuestOptions(kind=GuestKind.WRITER, write_kib=60, disk_mib=1, pause_seconds=0.06, extra=arguments)
     async with WriterToDevice(folder, "vm1", options) as guest:
-        await guest.wait_until_booted()
+
+        async def has_written_all() -> bool:
+            return await guest.count_writes() * 60 > 1024
+
+        await until(has_written_all)
         yield guest
 
 

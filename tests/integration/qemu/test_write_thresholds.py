@@ -34,12 +34,13 @@ async def wait_until_armed(agent: AlertWatcher, guest: ThinGuest, node: str = "d
 
 
 async def write_to_single_levels(agent: AlertWatcher, guest: ThinGuest) -> None:
-    """Let a guest write to one level after the other. It waits at each level until the agent has set the next threshold."""
+    """Let a guest write to one level after the other, and pause it. It waits at each level until the agent has set the next threshold."""
     for number in range(SINGLE):
         await guest.stop_writes_at(await wait_until_armed(agent, guest) + MIB // 4)
         if number == 0:
             await guest.command("cont")
         await agent.until(LEVELS[number], vm=guest.name)
+    await guest.command("stop")
 
 
 async def test_each_level_is_reported_once_under_continuous_writes(folder: Path) -> None:
@@ -64,9 +65,11 @@ async def test_each_level_is_reported_once_under_continuous_writes(folder: Path)
             await write_to_single_levels(agent, guest)
         assert {alert["detected_by"] for alert in agent.alerts} == {"event"}
         for guest in guests:
-            await guest.stop_writes_at(None)
+            await guest.stop_writes_at(SIZE * 96 // 100)  # past the last level, and before the device is full
+            await guest.command("cont")
         for guest in guests:
             await agent.until(LEVELS[-1], vm=guest.name)
+            await guest.command("stop")  # else it writes until the next poll
             assert agent.levels(vm=guest.name) == LEVELS
             await until(lambda name=guest.name: "armed_threshold_bytes" not in agent.space(name), 180)  # type: ignore[misc]
             assert await guest.slot() == 0
@@ -198,21 +201,21 @@ async def test_a_resized_disk_has_another_limit_after_the_resync(folder: Path) -
 
 @pytest.mark.skipif(not LoopDevice.is_available(), reason="only root can make loop devices")
 async def test_an_extended_device_has_its_levels_moved_by_a_poll(folder: Path) -> None:
-    async with LoopDevice(folder / "lv.raw", 8 * MIB) as loop:
+    async with LoopDevice(folder / "lv.raw", 4 * MIB) as loop:
         await make_qcow2(loop.path, 64 * MIB)
         device = {"driver": "host_device", "filename": loop.path}
         async with (
-            thin_guest(folder, disk_mib=64, span_mib=40, storage=device, disk_options="werror=stop") as guest,
+            thin_guest(folder, disk_mib=64, span_mib=16, storage=device, disk_options="werror=stop") as guest,
             AlertWatcher(folder, levels=["50%", "90%"], poll=0.2) as agent,
         ):
             await agent.until("90%")
             await until(lambda: [alert for alert in agent.alerts if alert["alert"] == "disk_full"], 180)
             await until(lambda: agent.space(guest.name).get("free_bytes", 1) <= 0, 180)
-            await loop.extend(64 * MIB)
+            await loop.extend(24 * MIB)
             await agent.until("90%", "resolved")
             await agent.until("50%", "resolved")
-            assert await wait_until_armed(agent, guest) == 32 * MIB
+            assert await wait_until_armed(agent, guest) == 12 * MIB
             await guest.command("cont")
-            await agent.until("50%", detected_by="event", level_bytes=32 * MIB, timeout=90)
+            await agent.until("50%", detected_by="event", level_bytes=12 * MIB, timeout=90)
             assert [alert["state"] for alert in agent.alerts if alert["alert"] == "disk_full"] == ["firing", "resolved"]
             assert agent.alternates()

@@ -39,7 +39,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
     for name, disk in disks_by_name(replies[0]):
         stats, storage = as_object(disk.get("stats")), nodes_to_storage(disk)[-1]
         changed = {"parent": storage} if storage is not disk.get("parent") else {}
-        if not _HISTOGRAMS.keys().isdisjoint(stats):
+        if not stats.keys().isdisjoint(_HISTOGRAMS):
             changed["stats"] = stats | _add_sums(stats)
         yield Sample(BLOCK, (name,), _read_disk(disk | changed if changed else disk))
         if stats.get("timed_stats"):

@@ -2,17 +2,20 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from operator import itemgetter
 from sys import intern
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import orjson
 
 from agent.model.family import Family, FieldKind, Unit, Values
 from agent.model.record import sanitize
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 ToBase = Callable[[float], float]
 """Converts a number from its unit to the base unit, such as milliseconds to seconds."""
@@ -23,8 +26,8 @@ Convert = Callable[[Any], Any]
 Getter = Callable[[Any], tuple[Any, ...]]
 """Returns the values of some keys of a JSON object."""
 
-Shape = tuple[str | int, ...]
-"""The keys of an object and of its nested objects. The number of the parent object precedes the keys of a nested object."""
+Objects = Sequence[Mapping[str, Any]]
+"""A JSON object, and its nested objects by the reader's numbers."""
 
 _NUMBERS = frozenset({FieldKind.COUNTER, FieldKind.GAUGE})
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -47,10 +50,7 @@ TO_BASE: Mapping[Unit, ToBase] = {
 """Functions that convert a number to base units, by its unit."""
 
 _MAX_LAYOUTS = 256
-_MAX_SHAPE_BYTES = 8192
-"""Maximum size of a cached shape in bytes, because a malicious QEMU can send new keys at each poll. A disk's shape takes about 5 KB."""
-_KEY_BYTES = 64
-"""Bytes of memory that a key takes in addition to its characters."""
+"""Maximum number of cached layouts of one reader, because a malicious QEMU can send other keys at each poll."""
 MAX_BINS = 64
 """Maximum number of bins of a histogram, because each bin is a series. In a larger histogram, adjacent bins are merged."""
 _MAX_COUNT = 2**63 - 1
@@ -61,6 +61,12 @@ MAX_DETAIL_BYTES = 8192
 """Maximum JSON size of a DETAIL field. A larger value is omitted."""
 
 _INTS = {int}
+_CACHED_TYPES = {str, bool}
+"""Types of values whose conversions are cached. With other types, equal values may have different conversions: 1 equals True."""
+_MAX_CACHED = 4096
+"""Maximum number of cached conversions of one reader. Two disks with the same names and flags share one."""
+_MAX_CACHED_CHARACTERS = 1024
+"""Maximum length of the texts of one cached conversion."""
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -81,26 +87,48 @@ class FieldSource(NamedTuple):
 
 
 class ObjectLayout(NamedTuple):
-    """How to read objects of one shape. Counters and gauges are read together, the other fields one by one.
+    """How to read objects that have the same fields. Counters and gauges are read together, the other fields one by one.
 
     Attributes:
+        number: distinguishes the layouts of a reader.
+        absent: for each object that lacks fields: its number, and the keys of these fields.
         getters: for each object with counters or gauges: its number, and a getter of their values.
         names: the names of the counters and gauges, in the order of the getters.
         units: the counters and gauges that need a conversion to base units.
-        sources: the sources of the other fields.
+        other_getters: the same as `getters`, for the values of the other fields.
+        others: the sources of the other fields.
     """
 
+    number: int
+    absent: list[tuple[int, list[str]]]
     getters: list[tuple[int, Getter]]
-    names: list[str]
+    names: dict[str, int]
     units: list[tuple[str, ToBase]]
-    sources: list[FieldSource]
+    other_getters: list[tuple[int, Getter]]
+    others: list[FieldSource]
+
+    def read(self, objects: Objects) -> tuple[list[Any], list[Any]] | None:
+        """Return the counters and gauges, and the values of the other fields. Return None if the objects have not exactly these fields."""
+        numbers: list[Any] = []
+        others: list[Any] = []
+        try:
+            for index, get in self.getters:
+                numbers += get(objects[index])
+            for index, get in self.other_getters:
+                others += get(objects[index])
+        except KeyError:
+            return None
+        for index, keys in self.absent:
+            if not objects[index].keys().isdisjoint(keys):
+                return None
+        return numbers, others
 
 
 class FieldReader:
     """Extracts the fields of one family from JSON objects in QMP replies. Each family has one reader, for all VMs and polls.
 
-    A QEMU process always sends the keys of an object in the same order. So the reader compiles a layout for each order of keys, and then
-    reads all counters and gauges of an object at once.
+    The reader compiles a layout for each set of fields, and then reads all counters and gauges of an object at once. It converts the same
+    texts and flags only once.
     """
 
     def __init__(self, family: Family) -> None:
@@ -118,7 +146,12 @@ class FieldReader:
         numbers = [f for f in family.fields if f.kind in _NUMBERS and not family.unavailable]
         self._numbers = {f.name for f in numbers}
         self._units = {f.name: TO_BASE[f.unit] for f in numbers if f.unit is not Unit.BASE}
-        self._layouts: dict[Shape, ObjectLayout] = {}
+        self._layouts: dict[tuple[str, ...], ObjectLayout] = {}  # by the names of the fields that are present
+        # The last layout of objects of the same size. The size is the number of all keys.
+        self._last_layouts: dict[int, ObjectLayout] = {}
+        # By the number of the layout and the values in the reply.
+        self._converted: dict[tuple[int | str | bool, ...], Values] = {}
+        self._compiled = 0  # number of layouts so far
 
     def _number_object(self, path: tuple[str, ...]) -> int:
         """Return the number of the nested object at a path of keys. A new path gets the next number."""
@@ -129,25 +162,51 @@ class FieldReader:
 
     def __call__(self, item: Mapping[str, Any]) -> Values:
         """Return the fields of a JSON object by name. Fields that are missing, unavailable or of a wrong type are left out."""
-        objects = [item]
-        keys: list[str | int] = [*item]
+        objects, size = [item], len(item)
         for parent, key in self._parents:
             nested = objects[parent].get(key)
-            objects.append(nested if isinstance(nested, dict) else _EMPTY)
-            keys += (parent, *objects[-1])
-        shape = tuple(keys)
-        layout = self._layouts.get(shape) or self._compile_layout(objects, shape)
-        sources = layout.sources
+            if not isinstance(nested, dict):
+                nested = _EMPTY
+            objects.append(nested)
+            size += len(nested)
+        layout = self._last_layouts.get(size)
+        raw = layout.read(objects) if layout is not None else None
+        if layout is None or raw is None:
+            layout = self._find_layout(objects, size)
+            raw = layout.read(objects) or ([], [])
+        numbers, others = raw
+        if not numbers:
+            return self._convert_others(layout, others, objects).copy()
+        if set(map(type, numbers)) != _INTS or min(numbers) < 0:
+            return self._convert(self._sources, objects)
+        values: Values = layout.names.copy()  # faster than a new dict, which would grow several times
+        values.update(zip(layout.names, numbers, strict=True))
+        for name, to_base in layout.units:
+            values[name] = to_base(values[name])
+        values |= self._convert_others(layout, others, objects)
+        return values
+
+    def _convert_others(self, layout: ObjectLayout, raw: Sequence[Any], objects: Objects) -> Values:
+        """Return the fields that are not counters or gauges. The result may be in the cache: do not change it.
+
+        Args:
+            layout: the layout of the objects.
+            raw: the values of these fields in the reply.
+            objects: the objects.
+        """
+        if not _CACHED_TYPES.issuperset(map(type, raw)):
+            return self._convert(layout.others, objects)
+        key = (layout.number, *raw)
+        values = self._converted.get(key)
+        if values is None:
+            values = self._convert(layout.others, objects)
+            if sum(len(value) for value in raw if type(value) is str) <= _MAX_CACHED_CHARACTERS:
+                _put_bounded(self._converted, key, values, _MAX_CACHED)
+        return values
+
+    def _convert(self, sources: Iterable[FieldSource], objects: Objects) -> Values:
+        """Return the fields from these sources, each converted by itself."""
         values: Values = {}
-        numbers: list[Any] = []
-        for index, get in layout.getters:
-            numbers += get(objects[index])
-        if set(map(type, numbers)) == _INTS and min(numbers) >= 0:
-            values = dict(zip(layout.names, numbers, strict=True))
-            for name, to_base in layout.units:
-                values[name] = to_base(values[name])
-        elif numbers:
-            sources = self._sources
         for index, key, name, convert in sources:
             raw = objects[index].get(key)
             if raw is not None and not (type(raw) is int and raw in self._unavailable):
@@ -156,24 +215,61 @@ class FieldReader:
                     values[name] = value
         return values
 
-    def _compile_layout(self, objects: Sequence[Mapping[str, Any]], shape: Shape) -> ObjectLayout:
-        present = [source for source in self._sources if source.key in objects[source.object_index]]
-        numbers = [
-            [source for source in present if source.object_index == index and source.name in self._numbers]
-            for index in range(len(objects))
-        ]
-        names = [source.name for group in numbers for source in group]
-        layout = ObjectLayout(
-            [(index, make_getter([source.key for source in group])) for index, group in enumerate(numbers) if group],
-            names,
-            [(name, self._units[name]) for name in names if name in self._units],
-            [source for source in present if source.name not in self._numbers],
-        )
-        if len(self._layouts) >= _MAX_LAYOUTS:
-            self._layouts.clear()
-        if sum(_KEY_BYTES + len(key) for keys in objects for key in keys) <= _MAX_SHAPE_BYTES:
-            self._layouts[shape] = layout
+    def _find_layout(self, objects: Objects, size: int) -> ObjectLayout:
+        """Return the layout of these objects, and try it first for the next objects of this size."""
+        names = tuple(source.name for source in self._sources if source.key in objects[source.object_index])
+        layout = self._layouts.get(names)
+        if layout is None:
+            layout = self._compile_layout(objects)
+            _put_bounded(self._layouts, names, layout, _MAX_LAYOUTS)
+        _put_bounded(self._last_layouts, size, layout, _MAX_LAYOUTS)
         return layout
+
+    def _compile_layout(self, objects: Objects) -> ObjectLayout:
+        present: list[FieldSource] = []
+        absent: list[FieldSource] = []
+        for source in self._sources:
+            (present if source.key in objects[source.object_index] else absent).append(source)
+        numbers = sorted((s for s in present if s.name in self._numbers), key=lambda source: source.object_index)
+        names = [source.name for source in numbers]
+        others = [source for source in present if source.name not in self._numbers]
+        self._compiled += 1
+        return ObjectLayout(
+            self._compiled,
+            list(_keys_by_object(absent).items()),
+            _make_getters(numbers, objects),
+            dict.fromkeys(names, 0),
+            [(name, self._units[name]) for name in names if name in self._units],
+            _make_getters(others, objects),
+            others,
+        )
+
+
+def _put_bounded(cache: dict[Key, Value], key: Key, value: Value, maximum: int) -> None:
+    """Store an entry in a cache. Clear the cache first if it is full."""
+    if len(cache) >= maximum:
+        cache.clear()
+    cache[key] = value
+
+
+def _keys_by_object(sources: Iterable[FieldSource]) -> dict[int, list[str]]:
+    """Return the keys of the sources by the number of their object."""
+    keys: dict[int, list[str]] = {}
+    for source in sources:
+        keys.setdefault(source.object_index, []).append(source.key)
+    return keys
+
+
+def _make_getters(sources: Iterable[FieldSource], objects: Objects) -> list[tuple[int, Getter]]:
+    """Return a getter of the values in each object: the number of the object, and the getter.
+
+    The getters use the keys of the reply itself. orjson uses the same text for the same key, so that a lookup compares no characters.
+    """
+    getters = []
+    for index, keys in _keys_by_object(sources).items():
+        own = {key: key for key in objects[index]}
+        getters.append((index, make_getter([own[key] for key in keys])))
+    return getters
 
 
 def make_getter(keys: Sequence[str]) -> Getter:

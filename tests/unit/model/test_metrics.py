@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from agent.model import reader as model_reader
 from agent.model.family import Family, Field, FieldKind, Sample, Unit
 from agent.model.metrics import FAMILIES
 from agent.model.metrics.block import BLOCK
@@ -147,3 +148,42 @@ def test_large_shapes_are_not_cached() -> None:
     assert reader({"a": 1, "b": 2}) == {"a": 1, "b": 2}
     assert reader({"a": 1, "b": 2, **{chr(1024 + n): n for n in range(1000)}}) == {"a": 1, "b": 2}
     assert len(reader._layouts) == 1
+
+
+def _reader_of_two_objects() -> FieldReader:
+    fields = (
+        Field("number", "number", FieldKind.GAUGE, "H."),
+        Field("inner.text", "text", FieldKind.TEXT, "H."),
+        Field("inner.flag", "flag", FieldKind.DETAIL, "H."),
+    )
+    return FieldReader(Family("f", "s", "h.", (), fields))
+
+
+def test_objects_with_as_many_keys_and_other_fields_are_read_by_their_own_fields() -> None:
+    reader = _reader_of_two_objects()
+    for _ in range(2):
+        assert reader({"number": 1, "inner": {"text": "a"}}) == {"number": 1, "text": "a"}
+        assert reader({"number": 1, "inner": {"flag": True}}) == {"number": 1, "flag": True}
+        assert reader({"x": 1, "inner": {"text": "a"}}) == {"text": "a"}
+        assert reader({"number": 1, "inner": {"x": "a"}}) == {"number": 1}
+
+
+def test_equal_values_of_different_types_stay_different() -> None:
+    reader = _reader_of_two_objects()
+    for flag in (True, 1, 1.0, False, 0, "1"):
+        value = reader({"number": 1, "inner": {"flag": flag}})["flag"]
+        assert (type(value), value) == (type(flag), flag)
+
+
+def test_a_change_of_returned_values_does_not_change_later_ones() -> None:
+    reader = _reader_of_two_objects()
+    reader({"inner": {"text": "a"}})["text"] = "b"
+    assert reader({"inner": {"text": "a"}}) == {"text": "a"}
+
+
+def test_cached_conversions_are_bounded_in_number_and_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_reader, "_MAX_CACHED", 10)
+    reader = _reader_of_two_objects()
+    texts = [*map(str, range(35)), "x" * 2000]
+    assert [reader({"number": 1, "inner": {"text": text}})["text"] for text in texts] == [text[:1024] for text in texts]
+    assert len(reader._converted) == 5

@@ -176,11 +176,11 @@ class Journal:
 
     async def close(self) -> None:
         """Close the file and release the lock."""
-        if self._database is not None:
-            if self._drops.unreported() != self._stored_drops:
-                await self._write(self._database)
-            await self._thread.call(self._database.close)
-            self._database = None
+        if self._database is not None and self._drops.unreported() != self._stored_drops:
+            await self._write(self._database)
+        opened, self._database = self._database, None  # a write that failed has closed the file already
+        if opened is not None:
+            await self._thread.call(opened.close)
         self.release_lock()
 
     def release_lock(self) -> None:
@@ -307,9 +307,16 @@ class Journal:
         Args:
             opened: the file.
             plans: by queue, what was copied into the file; None if the file was not created by `recovery.rebuild_journal`.
+
+        Raises:
+            JournalError: the file cannot be read. It is closed.
         """
-        summaries = [await self._thread.call(opened.summarize_rows, queue.name) for queue in self._queues]
-        self.entries = await self._thread.call(opened.entries)
+        try:
+            summaries = [await self._thread.call(opened.summarize_rows, queue.name) for queue in self._queues]
+            self.entries = await self._thread.call(opened.entries)
+        except JournalError:
+            await self._thread.call(opened.close)
+            raise
         self._drops.load_unreported(self.entries.pop(UNREPORTED_DROPS, None))
         if self._identity:
             self.pending_entries.on_new_file()
@@ -318,10 +325,8 @@ class Journal:
         for queue, stored in zip(self._queues, summaries, strict=True):
             plan = plans[queue.name] if plans else QueueCopyPlan()
             queue.journaling.on_opened(stored, opened.last_row, plan.in_flight, plan.in_flight_rows)
-            if stored.records:
-                _log.info(
-                    "journal %s: queue %s has %d records of an earlier run", self.path, queue.name, stored.records
-                )
+            if records := stored.records:
+                _log.info("journal %s: queue %s has %d records of an earlier run", self.path, queue.name, records)
         self._mark_working()
 
     def _mark_working(self) -> None:
@@ -373,24 +378,18 @@ class Journal:
         plans = {queue.name: QueueCopyPlan.for_queue(queue, rows_known=rows_known) for queue in self._queues}
         try:
             rebuilt = await self._thread.call(recovery.rebuild_journal, self.path, self._connect, plans)
-        except JournalError as error:
-            self._mark_failed(f"{self.path}: {error}")
-            return
-        if rebuilt.quarantined is not None:
-            self.quarantined += 1
-            _log.error(
-                "journal %s: damaged; renamed to %s; %d records recovered",
-                self.path,
-                rebuilt.quarantined.name,
-                rebuilt.recovered,
-            )
-        for name, count in rebuilt.lost.items():
-            self._drops.add(name, DropReason.CORRUPT, count, 0, 0, time.monotonic())
-        try:
+            self._report_quarantine(rebuilt)
             await self._use_file(rebuilt.database, plans)
         except JournalError as error:
             self._mark_failed(f"{self.path}: {error}")
-            await self._thread.call(rebuilt.database.close)
+
+    def _report_quarantine(self, rebuilt: recovery.RebuiltJournal) -> None:
+        if rebuilt.quarantined is not None:
+            self.quarantined += 1
+            name, records = rebuilt.quarantined.name, rebuilt.recovered
+            _log.error("journal %s: damaged; renamed to %s; %d records recovered", self.path, name, records)
+        for name, count in rebuilt.lost.items():
+            self._drops.add(name, DropReason.CORRUPT, count, 0, 0, time.monotonic())
 
     def _on_hang(self, hangs: bool) -> None:  # noqa: FBT001 - a callback's only argument
         """While a call to the journal's disk takes too long, let the queues send alerts without waiting for the journal."""

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.faulty_disk import FailsOnce
+from agent.delivery.drops import DropReason
+from tests.lab.faulty_disk import FailingDisk, FailsOnce
 from tests.lab.scripted_sink import (
     EVENT,
     SAMPLE,
@@ -109,3 +110,24 @@ async def test_a_fault_at_any_step_loses_no_event_and_keeps_the_order(folder: Pa
     while all(await asyncio.gather(*(fails_at(number) for number in range(at, at + CONCURRENT_RUNS)))):
         at += CONCURRENT_RUNS
     assert at > 60
+
+
+async def test_a_disk_that_fails_at_the_last_write_does_not_disturb_the_stop(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = FailingDisk("BEGIN")
+    pipeline = make_pipeline(ScriptedSink(), folder, connect=disk.connect)
+    write_remaining = pipeline.journal.write_remaining
+
+    async def drop_a_record_and_fail() -> None:
+        await write_remaining()
+        pipeline.drops.add("samples", DropReason.QUEUE_FULL, 1, 0, 0, 0.0)
+        disk.error_name = "SQLITE_READONLY"
+
+    monkeypatch.setattr(pipeline.journal, "write_remaining", drop_a_record_and_fail)
+    async with running(pipeline):
+        await eventually(lambda: pipeline.journal.error is None)
+    assert pipeline.journal.error is not None
+    restarted = make_pipeline(ScriptedSink(), folder)
+    async with running(restarted):  # the lock was released
+        await eventually(lambda: restarted.journal.error is None)

@@ -71,6 +71,10 @@ class SimulatedClockLoop(asyncio.SelectorEventLoop):
         call.add_done_callback(self._clock.calls_in_threads.discard)
         return call
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ARG002, ASYNC109 - asyncio calls it
+        """Wait for the end of the threads, without a timeout: Python 3.12 and newer pass one, which the clock would reach at once."""
+        await super().shutdown_default_executor()
+
 
 class _AdvancingSelector(selectors.DefaultSelector):
     """A selector that advances a clock instead of waiting.

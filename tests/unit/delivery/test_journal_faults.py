@@ -117,17 +117,19 @@ async def test_a_disk_that_fails_at_the_last_write_does_not_disturb_the_stop(
 ) -> None:
     disk = FailingDisk("BEGIN")
     pipeline = make_pipeline(ScriptedSink(), folder, connect=disk.connect)
-    write_remaining = pipeline.journal.write_remaining
+    journal = pipeline.journal
+    assert journal is not None
+    write_remaining = journal.write_remaining
 
     async def drop_a_record_and_fail() -> None:
         await write_remaining()
         pipeline.drops.add("samples", DropReason.QUEUE_FULL, 1, 0, 0, 0.0)
         disk.error_name = "SQLITE_READONLY"
 
-    monkeypatch.setattr(pipeline.journal, "write_remaining", drop_a_record_and_fail)
+    monkeypatch.setattr(journal, "write_remaining", drop_a_record_and_fail)
     async with running(pipeline):
-        await eventually(lambda: pipeline.journal.error is None)
-    assert pipeline.journal.error is not None
+        await eventually(lambda: journal.error is None)
+    assert journal.error is not None
     restarted = make_pipeline(ScriptedSink(), folder)
     async with running(restarted):  # the lock was released
-        await eventually(lambda: restarted.journal.error is None)
+        await eventually(lambda: not restarted.unready_reasons())

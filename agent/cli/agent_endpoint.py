@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,11 @@ def endpoint_url(parsed: argparse.Namespace) -> str:
     """Return the URL of the agent's endpoint. The option --url has precedence over the config, and the config over the default."""
     if parsed.url:
         return str(parsed.url).rstrip("/")
-    web = _web_section(parsed.config)
+    return web_url(_web_section(parsed.config))
+
+
+def web_url(web: "WebConfig") -> str:
+    """Return the URL of the endpoint that a section `web` configures, for a client on this host."""
     scheme = "https" if web.config_file is not None and _has_tls(web.config_file) else "http"
     host, _, port = web.listen_address.rpartition(":")
     return f"{scheme}://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104 - compared, not bound
@@ -31,7 +36,7 @@ def _web_section(path: Path | None) -> "WebConfig":
     from agent.config.web import WebConfig, read_web  # noqa: PLC0415 - not needed with --url
 
     if path is None:
-        if not CONFIG_PATH.exists():
+        if not os.access(CONFIG_PATH, os.R_OK):  # an ordinary user may read neither the file nor its directory
             return WebConfig()
         if (web := read_web(CONFIG_PATH)) is not None:
             return web

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import errno
 import os
+import socket
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,15 +53,22 @@ def _make_failed(text: str) -> Finding:
     return Finding(ok=False, text=text)
 
 
-async def check_config(config: Config) -> AsyncIterator[Finding]:
-    """Run all checks of a config, and yield each finding as soon as it is known."""
+async def check_config(config: Config, watched: Collection[str] = ()) -> AsyncIterator[Finding]:
+    """Run all checks of a config, and yield each finding as soon as it is known.
+
+    Args:
+        config: the config.
+        watched: names of the monitors that the running agent holds. No other client can connect to them.
+    """
     context = SessionContext(session_settings(config))
     for discoverer in build_discoverers(config).values():
         async with _run_discoverer(discoverer) as (monitors, findings):
             for finding in findings:
                 yield finding
             slots = asyncio.Semaphore(MAX_CONCURRENT_CHECKS)
-            for checked in asyncio.as_completed([_check_monitor(monitor, context, slots) for monitor in monitors]):
+            for checked in asyncio.as_completed(
+                [_check_monitor(monitor, context, watched, slots) for monitor in monitors]
+            ):
                 yield await checked
     for build, commands in context.build_commands.items():
         if limitations := list(_limitations_without(commands, context.collectors.by_name.values())):
@@ -106,7 +114,7 @@ async def _run_discoverer(discoverer: Discoverer) -> AsyncIterator[tuple[list[Mo
     """Run a discoverer while the `with` block runs. Yield the monitors that it found, and the findings about the discoverer itself."""
     if isinstance(discoverer, DialDiscoverer):
         monitors = list(discoverer.scan().values())
-        yield monitors, [] if monitors else [_explain_no_monitors(discoverer.pattern)]
+        yield monitors, [] if monitors else [_explain_no_monitors(discoverer)]
         return
     if isinstance(discoverer, ListenDiscoverer):
         yield [], [_check_listen_address(discoverer)]
@@ -138,11 +146,10 @@ def _check_journal(config: Config) -> Iterator[Finding]:
         yield _make_failed(text)
 
 
-def _explain_no_monitors(pattern: str) -> Finding:
-    directory = Path(pattern).parent
-    if not any(c in str(directory) for c in "*?[") and not directory.is_dir():
-        return _make_failed(f"{pattern}: the directory {directory} does not exist")
-    return _make_passed(f"{pattern}: no socket exists now; the agent watches for new ones")
+def _explain_no_monitors(discoverer: DialDiscoverer) -> Finding:
+    if problem := discoverer.problem():
+        return _make_failed(f"{discoverer.pattern}: {problem}")
+    return _make_passed(f"{discoverer.pattern}: no socket exists now; the agent watches for new ones")
 
 
 def _check_listen_address(discoverer: ListenDiscoverer) -> Finding:
@@ -158,12 +165,18 @@ def _check_listen_address(discoverer: ListenDiscoverer) -> Finding:
     return _make_passed(f"{address}: the agent can listen")
 
 
-async def _check_monitor(monitor: Monitor, context: SessionContext, slots: asyncio.Semaphore) -> Finding:
+async def _check_monitor(
+    monitor: Monitor, context: SessionContext, watched: Collection[str], slots: asyncio.Semaphore
+) -> Finding:
     name = sanitize(monitor.name)
     async with slots:
         try:
             client = await monitor.open(context.allow, lambda _: None, deadline=context.settings.greeting_seconds)
-        except (BusyError, DeniedError) as error:
+        except BusyError as error:
+            if name in watched:
+                return _make_passed(f"{name}: the running agent watches it")
+            return _make_failed(f"{name}: {error}; run `sudo qmp-agent doctor` for details")
+        except DeniedError as error:
             return _make_failed(f"{name}: {error}; run `sudo qmp-agent doctor` for details")
         except QmpError as error:
             return _make_failed(f"{name}: {error}")
@@ -204,6 +217,8 @@ async def _check_endpoint(config: Config) -> Finding:
         return _make_failed(f"endpoint: {error}")
     except OSError as error:
         return _make_failed(f"endpoint: {error.strerror or error}")
+    if problem := _bind_problem(address):
+        return _make_failed(f"endpoint: cannot listen on {address}: {problem}")
     if web_config.config.authenticates:
         return _make_passed(f"endpoint: {address} requires authentication ({path})")
     if is_loopback(address):
@@ -212,6 +227,19 @@ async def _check_endpoint(config: Config) -> Finding:
         f"endpoint: {address} is readable by every client that reaches it; web.config_file can require authentication"
     )
     return _make_passed(text)
+
+
+def _bind_problem(address: str) -> str:
+    """Return why the agent cannot listen on host:port; empty if it can, or if the port is in use, probably by the running agent."""
+    host, _, port = address.rpartition(":")
+    try:
+        family, kind, protocol, _, bound = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(bound)
+    except OSError as error:
+        return "" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+    return ""
 
 
 async def _check_alertmanagers(config: Config) -> list[Finding]:

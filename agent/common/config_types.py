@@ -47,7 +47,7 @@ Bytes = Annotated[
 def _check_host_port(value: str) -> str:
     host, _, port = value.rpartition(":")
     if not host or not port.isdecimal() or not 0 <= int(port) < 65536:
-        raise ValueError('should be host:port, such as "127.0.0.1:9179"')
+        raise ValueError('should be host:port, such as "192.0.2.1:9092"')
     return value
 
 

@@ -76,10 +76,25 @@ class DialDiscoverer:
             if stat.S_ISSOCK(info.st_mode):
                 # A file name may contain bytes that are no text.
                 name = os.fsencode(path).decode("utf-8", "backslashreplace")
-                key = (path, info.st_dev, info.st_ino, info.st_ctime_ns)
+                key = (path, info.st_dev, info.st_ino, info.st_mtime_ns)  # not the ctime, which chmod changes
                 monitor = self.make_monitor(name, key, unix_connector(path))
                 monitors[monitor.key] = monitor
         return monitors
+
+    def problem(self) -> str:
+        """Return why this pattern can find no socket; empty if a socket may appear at any time."""
+        if self.pattern.startswith("tcp:"):
+            return ""
+        path = Path(self.pattern)
+        if not glob.has_magic(str(path.parent)):
+            try:
+                os.listdir(path.parent)  # noqa: PTH208 - only the error matters
+                os.stat(path.parent / ".")  # noqa: PTH116 - needs the permission to enter the directory
+            except OSError as error:
+                return f"the directory {path.parent} cannot be searched: {error.strerror}"
+        if not glob.has_magic(self.pattern) and path.exists() and not path.is_socket():
+            return "this is not a socket"
+        return ""
 
     def _can_scan(self) -> bool:
         """Return whether a file descriptor is free for a scan. Without a free descriptor, glob reports every directory as empty."""
@@ -98,10 +113,15 @@ class DialDiscoverer:
     async def run(self, listener: DiscoveryListener) -> None:
         """Report new and removed monitors to `listener` until cancelled."""
         reported: dict[tuple[object, ...], Monitor] = {}
+        logged = ""
         with _DirectoryWatcher(self.pattern) as watcher:
             while True:
                 if self._can_scan():
                     self._report_changes(reported, listener)
+                problem = "" if reported else self.problem()
+                if problem and problem != logged:
+                    _log.warning("%s: %s; the agent tries again every %g s", self.pattern, problem, self._scan_seconds)
+                logged = problem
                 await watcher.wait(self._scan_seconds)
 
     def _report_changes(self, reported: dict[tuple[object, ...], Monitor], listener: DiscoveryListener) -> None:

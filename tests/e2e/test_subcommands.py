@@ -74,10 +74,15 @@ async def test_check_reports_each_monitor_the_endpoint_and_the_sink(folder: Path
     assert (ended.status, ended.log) == (1, "")
     first, *findings = ended.out.splitlines()
     assert first == f"{config}: the config is valid"
-    up, busy, missing, none, endpoint, sink = (line for line in findings if not line.startswith("ok    QEMU "))
+    up, busy, missing, none, endpoint, sink = (
+        line for line in findings if not line.startswith(("ok    QEMU ", "note "))
+    )
     assert re.fullmatch(rf"ok    {free.monitor}: free \({free.uuid}\), QEMU \d+\.\d+\.\d+", up)
     assert busy.startswith(f"FAIL  {held.monitor}: no greeting within 3 s: another client holds this monitor")
-    assert missing == f"FAIL  {folder}/missing/*.qmp: the directory {folder}/missing does not exist"
+    assert (
+        missing
+        == f"FAIL  {folder}/missing/*.qmp: the directory {folder}/missing cannot be searched: No such file or directory"
+    )
     assert none.startswith(f"ok    {folder}/none-*.qmp: no socket exists now")
     assert endpoint == f"ok    endpoint: {address} is readable by every user of this host"
     assert sink == f"ok    sink: {records}"
@@ -93,6 +98,16 @@ async def test_check_succeeds_if_every_check_passes(folder: Path) -> None:
     assert (ended.status, ended.log) == (0, "")
     assert "FAIL" not in ended.out
     assert "standard output" in ended.out
+
+
+async def test_check_knows_the_monitors_that_the_running_agent_holds(folder: Path) -> None:
+    async with Guest(folder, "vm1") as guest:
+        settings = {"monitors": [{"dial": str(guest.monitor)}], "timeouts": {"greeting": "3s"}}
+        async with AgentProcess(folder, settings) as agent:
+            await agent.wait_for_record("vm.attached")
+            ended = await run_command("check", "--config", agent.config)
+    assert f"ok    {guest.monitor}: the running agent watches it" in ended.out.splitlines()
+    assert (ended.status, "FAIL" in ended.out) == (0, False)
 
 
 async def test_every_command_reports_all_problems_of_the_config(folder: Path) -> None:

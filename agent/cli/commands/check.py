@@ -1,9 +1,13 @@
 """The subcommand `qmp-agent check`."""
 
 import argparse
+import logging
+import os
 
+from agent.cli.agent_endpoint import web_url
 from agent.cli.check import check_config
 from agent.cli.event_loop import run_loop
+from agent.cli.http_client import AgentRequestError, EndpointCredentials, request_json
 from agent.common.paths import CONFIG_PATH
 from agent.config.loader import load_config
 
@@ -15,13 +19,32 @@ def execute(parsed: argparse.Namespace) -> int:
     print(f"{path}: the config is valid")
     if parsed.syntax:
         return 0
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # a finding reports the error
+    if os.geteuid() == 0:
+        print(
+            "note  this ran as root, which may do more than the agent's user; `sudo -u qmp-agent qmp-agent check` is exact"
+        )
     failures = []
 
     async def print_findings() -> None:
-        async for finding in check_config(config):
+        async for finding in check_config(config, await _watched_monitors(web_url(config.web))):
             print(f"{'ok' if finding.ok else 'FAIL':4}  {finding.text}", flush=True)
             if not finding.ok:
                 failures.append(finding)
 
     run_loop(print_findings())
     return 1 if failures else 0
+
+
+async def _watched_monitors(url: str) -> set[str]:
+    """Return the names of the monitors that the running agent is connected to; none if no agent answers, or it requires authentication."""
+    try:
+        overview = await request_json(EndpointCredentials(), "GET", url, "/overview")
+    except AgentRequestError:
+        return set()
+    monitors = overview.get("monitors")
+    return {
+        str(monitor.get("monitor"))
+        for monitor in (monitors if isinstance(monitors, list) else ())
+        if isinstance(monitor, dict) and monitor.get("state") == "up"
+    }

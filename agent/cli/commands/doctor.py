@@ -10,14 +10,14 @@ from agent.cli.doctor.model import HostView
 from agent.cli.doctor.rendering import render_reports
 from agent.cli.doctor.storage import add_images
 from agent.cli.subcommands import USAGE_ERROR
-from agent.common.paths import CONFIG_PATH
+from agent.common.paths import CONFIG_PATH, may_exist
 from agent.config.loader import load_config
 from agent.host import permissions
 
 
 def execute(parsed: argparse.Namespace) -> int:
     """Report whether the agent can watch each VM on this host."""
-    path = parsed.config or (CONFIG_PATH if CONFIG_PATH.exists() else None)
+    path = parsed.config or (CONFIG_PATH if may_exist(CONFIG_PATH) else None)
     try:
         user = permissions.agent_user(parsed.user)
     except KeyError:

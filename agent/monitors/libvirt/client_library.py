@@ -31,8 +31,9 @@ def load_library() -> tuple[Any, Any]:
         api, qemu = importlib.import_module("libvirt"), importlib.import_module("libvirt_qemu")
     except ImportError as error:
         raise LibraryMissingError(
-            f"libvirt's library for Python cannot be loaded ({error}): pip install 'qmp-agent[libvirt]', which needs "
-            "libvirt's headers (libvirt-dev), pkg-config and a C compiler"
+            f"libvirt's library for Python cannot be loaded ({error}): with the Debian package, apt install "
+            "python3-libvirt; in a virtual environment, pip install libvirt-python, which needs libvirt's headers "
+            "(libvirt-dev), pkg-config and a C compiler"
         ) from None
     with _loading_lock:
         if not any(thread.name == _EVENT_THREAD_NAME for thread in threading.enumerate()):

@@ -16,6 +16,7 @@ from tests.lab.background import in_background
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.machine import free_port
 from tests.lab.scripted_peer import QUIET_SECONDS, TIMEOUT_SECONDS
+from tests.lab.waiting import until
 
 NEVER = 60.0
 """A scan interval in seconds that is longer than any test. Sockets that are found in a test are found by inotify."""
@@ -250,3 +251,40 @@ async def test_a_socket_whose_name_is_not_utf8_gets_an_escaped_name(folder: Path
         assert monitor.name == rf"{folder}/vm\xff.qmp"
         client = await monitor.open(AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS)
         client.close()
+
+
+async def test_a_change_of_a_sockets_mode_or_owner_makes_no_new_monitor(folder: Path) -> None:
+    path = folder / "vm1.qmp"
+    make_socket(path)
+    discoverer = DialDiscoverer(str(path))
+    before = discoverer.scan()
+    path.chmod(0o600)
+    assert discoverer.scan().keys() == before.keys()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "problem"),
+    [
+        ("none/*.qmp", "the directory {folder}/none cannot be searched: No such file or directory"),
+        ("file", "this is not a socket"),
+        ("file/*.qmp", "the directory {folder}/file cannot be searched: Not a directory"),
+        ("*.qmp", ""),
+        ("not-yet.qmp", ""),
+        ("none-*/x.qmp", ""),
+    ],
+)
+def test_a_pattern_that_can_find_no_socket_has_a_reason(folder: Path, pattern: str, problem: str) -> None:
+    (folder / "file").touch()
+    assert DialDiscoverer(f"{folder}/{pattern}").problem() == problem.format(folder=folder)
+
+
+async def test_the_reason_why_no_socket_can_be_found_is_logged_once(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with discovering(folder / "none/*.qmp", scan_seconds=0.01) as listener:
+        await until(lambda: caplog.messages)
+        (folder / "none").mkdir()
+        make_socket(folder / "none/vm1.qmp")
+        await listener.wait_until(lambda: listener.monitors)
+    assert [message for message in caplog.messages if "cannot be searched" in message] == caplog.messages
+    assert len(caplog.messages) == 1

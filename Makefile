@@ -171,7 +171,7 @@ $(VENV)/docs: $(VENV)/dev
 	$(BIN)/pip install -q --group docs
 	@touch $@
 
-$(VENV)/release: $(VENV)/dev
+$(VENV)/release: $(VENV)/run
 	$(BIN)/pip install -q --group release
 	@touch $@
 

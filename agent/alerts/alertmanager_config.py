@@ -1,19 +1,29 @@
 """The config section of the client of Prometheus' Alertmanager."""
 
+import re
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from agent.alerts.alertmanager_request import AlertmanagerSettings
 from agent.common.config_types import PositiveSeconds, Seconds
 from agent.common.http_credentials import HttpClientConfig
+
+_URL_PATTERN = r"^https?://[^/]+(/.*)?$"
+
+
+def _check_url(value: str) -> str:
+    if re.match(_URL_PATTERN, value) is None:
+        raise ValueError('should be a URL such as "http://127.0.0.1:9093"')
+    return value
 
 
 class AlertmanagerConfig(HttpClientConfig):
     """Sends alerts to Prometheus' Alertmanager directly, without Prometheus."""
 
     urls: Annotated[
-        list[Annotated[str, StringConstraints(pattern=r"^https?://[^/]+(/.*)?$")]], Field(min_length=1, max_length=20)
+        list[Annotated[str, AfterValidator(_check_url), WithJsonSchema({"type": "string", "pattern": _URL_PATTERN})]],
+        Field(min_length=1, max_length=20),
     ]
     """URLs of all members of a high-availability set, without /api/v2. Each member receives every alert."""
     resend_interval: Annotated[Seconds, Field(ge=1)] = 60.0

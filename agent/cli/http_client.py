@@ -7,6 +7,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import ssl
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
@@ -229,10 +230,13 @@ async def request_json(
             answer: dict[str, Any] = json.loads(text)
             return answer
     except REQUEST_ERRORS as error:
+        cause = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error) or "timeout"
         raise AgentRequestError(
-            f"no agent answers at {url}: {error or 'timeout'}; is it running with this web.listen_address?"
+            f"no agent answers at {url}: {cause}; is it running with this web.listen_address?"
         ) from error
     text = text.strip()[:MAX_ERROR_CHARACTERS]
+    if text.startswith("<"):
+        text = "this is a web page, so the server is not qmp-agent"
     raise AgentRequestError(
         text if response.status in self_explanatory_statuses else f"{url}: HTTP {response.status}: {text}"
     )

@@ -1,7 +1,7 @@
 """Reads and validates config files. It reports all problems of a file at once, each with the file, the line, the key and the fix."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -78,7 +78,10 @@ def validate_yaml(text: str, name: str, model: type[Model]) -> Model:
     try:
         config = model.model_validate(values)
     except ValidationError as error:
-        problems += [_problem_of_value(name, detail, lines, model) for detail in error.errors(include_url=False)]
+        details = error.errors(include_url=False)
+        problems += [
+            _problem_of_value(name, each, lines, model) for each in details if not _is_misspelled(each, details)
+        ]
         raise ConfigError(sorted(problems, key=lambda problem: problem.line)) from error
     if problems:
         raise ConfigError(problems)
@@ -131,6 +134,15 @@ def _problem_of_value(
     location = tuple(part for part in tagged if not str(part).startswith(TAG_PREFIX))
     line = next((lines[location[:n]] for n in range(len(location), -1, -1) if location[:n] in lines), 0)
     return ConfigProblem(name, line, _format_location(location), _problem_text(detail, tagged, model))
+
+
+def _is_misspelled(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
+    """Return whether a key is missing because it is misspelled: then the unknown key is reported, and not the missing key."""
+    if detail["type"] != "missing":
+        return False
+    *section, key = detail["loc"]
+    unknown = [each["loc"] for each in details if each["type"] == "extra_forbidden" and [*each["loc"][:-1]] == section]
+    return any(difflib.get_close_matches(str(location[-1]), [str(key)]) for location in unknown)
 
 
 def _problem_text(detail: ErrorDetails, location: Location, model: type[BaseModel]) -> str:

@@ -218,3 +218,20 @@ def test_the_json_schema_accepts_good_files_and_rejects_most_bad_ones() -> None:
     for name in ("keys", "values", "shapes", "renamed", "none", "missing", "empty", "word", "list"):
         value = json.loads(json.dumps(yaml.safe_load((FOLDER / f"{name}.bad.yml").read_text()), default=str))
         assert not validator.is_valid(value), name
+
+
+def test_a_misspelled_key_is_not_also_reported_as_missing(tmp_path: Path) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text("monitors:\n  - dail: /run/qemu/*.qmp\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert [str(problem) for problem in caught.value.problems] == [
+        f"{path}:2: monitors[0].dail: unknown key; did you mean dial?"
+    ]
+
+
+def test_an_alertmanager_without_a_scheme_is_refused_with_an_example(tmp_path: Path) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text("monitors: [{dial: /run/*.qmp}]\nalerts: {alertmanager: {urls: [127.0.0.1:9093]}}\n")
+    with pytest.raises(ConfigError, match=r'urls\[0\]: should be a URL such as "http://127'):
+        load_config(path)

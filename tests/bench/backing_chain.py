@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
+from agent.cli.demo.guest import FAST_PAUSE_SECONDS, Guest, GuestKind, GuestOptions
 from tests.bench.table import Row
 from tests.lab.agent_process import AgentProcess
 from tests.lab.thin_guests import run
@@ -130,9 +130,9 @@ async def backing_chain(*, short: bool) -> list[Row]:
     proxies: list[OldQemuProxy] = []
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qmp-")))
-        options = GuestOptions(kind=GuestKind.WRITER, span_mib=4)
+        options = GuestOptions(kind=GuestKind.WRITER, span_mib=4, pause_seconds=FAST_PAUSE_SECONDS)
         guest = await stack.enter_async_context(ChainGuest(folder, "vm1", options))
-        agent = AgentProcess(folder, {"monitors": [{"dial": f"{folder}/old*.qmp"}]})
+        agent = AgentProcess(folder, {"monitors": [{"dial": f"{folder}/old*.qmp"}]}, is_forked=False)
         await stack.enter_async_context(agent)
         await guest.wait_until_booted()
         await asyncio.sleep(WARM_UP_SECONDS)  # the first pass over the disk allocates clusters

@@ -73,7 +73,9 @@ async def kubevirt_node(*, short: bool) -> list[Row]:
 
 def _agent(folder: Path, libvirts: list[Libvirtd], name: str = "agent") -> AgentProcess:
     entry = {"libvirt": "auto", "containers": [libvirt.container for libvirt in libvirts]}
-    return AgentProcess(folder, {"monitors": [entry], "intervals": {"poll": f"{POLL_SECONDS:g}s"}}, name=name)
+    return AgentProcess(
+        folder, {"monitors": [entry], "intervals": {"poll": f"{POLL_SECONDS:g}s"}}, name=name, is_forked=False
+    )
 
 
 async def _start_libvirt(stack: AsyncExitStack, folder: Path) -> Libvirtd:

@@ -134,7 +134,9 @@ async def _query_storage(guest: Guest) -> None:
 async def _beside(state: str, folder: Path, guest: Guest) -> AsyncIterator[None]:
     """Run what is beside QEMU in a state: nothing, the agent, or a client that queries storage."""
     if state == "agent":
-        async with AgentProcess(folder, {"monitors": [{"dial": str(guest.monitor)}]} | CONFIG) as agent:
+        async with AgentProcess(
+            folder, {"monitors": [{"dial": str(guest.monitor)}]} | CONFIG, is_forked=False
+        ) as agent:
             await agent.wait_for_record("sample.block_storage", vm=guest.uuid, device="hung", since=agent.mark())
             yield
     elif state == "client":

@@ -327,7 +327,7 @@ class Environment:
 
 
 def _make_agent(folder: Path, cluster: KafkaCluster, topics: Topics, issuer: Issuer, disk: Disk) -> AgentProcess:
-    agent = AgentProcess(folder, {})
+    agent = AgentProcess(folder, {}, is_forked=False)  # some faults hit an agent that starts
     config = {
         "host": numbered_events.HOST,
         "monitors": [{"dial": issuer.monitors}],

@@ -44,7 +44,7 @@ def config(folder: Path) -> dict[str, Any]:
 
 
 async def test_no_secret_is_in_responses_logs_records_or_the_process_list(fake: FakeQemu, folder: Path) -> None:
-    agent = AgentProcess(folder, config(folder))
+    agent = AgentProcess(folder, config(folder), is_forked=False)  # has a command line of its own
     whole = yaml.safe_load(agent.config.read_text())
     whole["web"]["config_file"] = str(folder / "web.yml")
     agent.config.write_text(yaml.safe_dump(whole))

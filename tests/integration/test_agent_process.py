@@ -1,11 +1,18 @@
-"""How tests read the records and the log of an agent that runs as a process."""
+"""How tests start an agent as a process, and read its records and its log."""
 
+import contextlib
 import json
+import signal
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.lab.agent_process import AgentProcess
+from tests.lab.command_audit import TRACE
+from tests.lab.fake_qemu import FakeQemu
+from tests.lab.waiting import until
 
 
 def record(kind: str, seconds: float, **data: Any) -> str:
@@ -42,3 +49,40 @@ def test_an_incomplete_line_is_not_read(folder: Path) -> None:
         assert [r["type"] for r in agent.records()] == ["qemu.event.stop"]
     (folder / "agent.log").write_text('{"level": "info"}\n{"lev')
     assert agent.log == '{"level": "info"}\n'
+
+
+def open_files(pid: int) -> list[str]:
+    files = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed in the meantime
+            files.append(str(path.readlink()))
+    return files
+
+
+@pytest.mark.parametrize("is_forked", [True, False])
+async def test_the_end_of_an_agent_is_known_with_its_status_and_log(folder: Path, *, is_forked: bool) -> None:
+    config: dict[str, Any] = {"monitors": [{"dial": f"{folder}/*.qmp"}]}
+    agent = AgentProcess(folder, config, is_forked=is_forked)
+    async with agent:
+        assert agent.process is not None
+        assert str(folder / "agent.out") in open_files(agent.process.pid)
+        assert (await agent.stop()).status == 0
+        await agent.start()
+        assert (await agent.stop(signal.SIGKILL)).status == -signal.SIGKILL
+    agent.config.write_text("monitors: wrong")
+    with pytest.raises(AssertionError, match=r"(?s)the agent ended with 2: .*monitors: should be a list"):
+        await agent.start()
+
+
+async def test_a_fork_has_the_environment_of_its_test_and_no_file_of_another_fork(
+    fake: FakeQemu, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monitors = {"monitors": [{"dial": str(fake.path)}]}
+    async with AgentProcess(folder, {"monitors": [{"dial": f"{folder}/none-*.qmp"}]}, name="other"):
+        monkeypatch.setenv(TRACE, str(folder))
+        async with AgentProcess(folder, monitors) as agent:
+            assert agent.process is not None
+            await until((folder / f"{agent.process.pid}.wire").exists)
+            files = open_files(agent.process.pid)
+            assert str(folder / "agent.jsonl") in files
+            assert not [file for file in files if "/other." in file]

@@ -7,11 +7,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, BinaryIO, Final, Self
 
 import aiohttp
 import yaml
@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.model.metrics import FAMILIES
 from agent.model.metrics.guest import GUEST_AGENT_SESSION
+from tests.lab.agent_forks import ForkedAgent
 from tests.lab.machine import free_port
 from tests.lab.waiting import DEADLINE_SECONDS, until
 
@@ -153,17 +154,25 @@ class AgentProcess:
         process: The process; None before `start` and after `stop`.
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], *, name: str = "agent") -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any], *, name: str = "agent", is_forked: bool = True) -> None:
         """Write the config file.
 
         Added are the endpoint, timeouts that a loaded machine does not exceed unless the config has its own, a journal if there is a
         Kafka sink, and a file sink if there is no sink.
+
+        Args:
+            folder: The directory of the agent's files. Their names begin with `name`.
+            config: The content of the config file.
+            name: The name of the config file without its ending.
+            is_forked: Whether the process is a fork that has imported the agent, which starts faster. A fork has the command line and
+                the memory of the process that it was forked from.
         """
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.config = folder / f"{name}.yaml"
         self.sink = folder / f"{name}.jsonl"
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: asyncio.subprocess.Process | ForkedAgent | None = None
+        self._is_forked = is_forked
         self._out = folder / f"{name}.out"
         self._log = folder / f"{name}.log"
         self._read = 0
@@ -183,12 +192,7 @@ class AgentProcess:
             AssertionError: The agent ended. The message has its log.
         """
         with self._out.open("ab") as out, self._log.open("ab") as log:
-            self.process = process = await asyncio.create_subprocess_exec(
-                *("setpriv", "--pdeathsig", "KILL", *COMMAND, "run", "--config", str(self.config)),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=out,
-                stderr=log,
-            )
+            self.process = process = await self._start_process(("run", "--config", str(self.config)), out, log)
 
         async def ended_or_healthy() -> bool:
             with contextlib.suppress(aiohttp.ClientConnectionError, TimeoutError):
@@ -197,6 +201,18 @@ class AgentProcess:
 
         await until(ended_or_healthy)
         assert process.returncode is None, f"the agent ended with {process.returncode}: {self.log}"
+
+    async def _start_process(
+        self, arguments: Sequence[str], out: BinaryIO, log: BinaryIO
+    ) -> asyncio.subprocess.Process | ForkedAgent:
+        if self._is_forked:
+            return ForkedAgent(arguments, out, log)
+        return await asyncio.create_subprocess_exec(
+            *("setpriv", "--pdeathsig", "KILL", *COMMAND, *arguments),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=out,
+            stderr=log,
+        )
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the agent if it is running."""

@@ -226,7 +226,9 @@ async def _started(folder: Path, seed: int) -> AsyncIterator[SoakRun]:
         for guest in guests:
             await stack.enter_async_context(guest)
         jsonl = {"path": str(folder / "records"), "max_size": "8MiB", "max_files": 2}
-        agent = AgentProcess(folder, {"monitors": [{"dial": f"{folder}/*.qmp"}], "jsonl": jsonl, **CONFIG})
+        agent = AgentProcess(
+            folder, {"monitors": [{"dial": f"{folder}/*.qmp"}], "jsonl": jsonl, **CONFIG}, is_forked=False
+        )
         await stack.enter_async_context(agent)
         yield SoakRun(folder, agent, monitors, guests, random.Random(seed))
         ended = await agent.stop()

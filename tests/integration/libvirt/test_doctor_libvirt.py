@@ -170,7 +170,7 @@ async def test_doctor_reports_the_vms_that_a_config_reaches_and_what_blocks_the_
     path = write_config(vm_host, "whole", monitors)
     monkeypatch.setattr("tests.lab.agent_process.COMMAND", (str(Path(sys.executable).parent / "qmp-agent"),))
     watching = [{"dial": f"{vm_host.folder}/watched.qmp"}, {"listen": f"{vm_host.folder}/agent.sock"}]
-    async with AgentProcess(vm_host.folder, {"monitors": watching}) as agent:
+    async with AgentProcess(vm_host.folder, {"monitors": watching}, is_forked=False) as agent:
         for name in ("watched", "calls"):
             await agent.wait_for_record("vm.attached", vm=UUIDS[name])
         output = vm_host.without_run_details(await doctor("--config", path, "--user", "nobody"))

@@ -25,6 +25,8 @@ _HISTOGRAMS = {
 }
 """Counters for a latency histogram, by its name: the sum of its durations, its completed operations and its failed operations."""
 
+_COMMANDS = (Command("query-blockstats"),)
+
 _MAX_INTERVALS = 16
 """Maximum number of `timed_stats` intervals of a disk."""
 
@@ -142,14 +144,17 @@ def disks_by_name(reply: Any) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _topology(samples: Sequence[Sample]) -> object:
     """Return the nodes of each disk. A snapshot or a completed mirror changes the nodes without an event."""
-    disks = [sample for sample in samples if sample.family is BLOCK]
-    return {disk.subject: (disk.values.get("node"), disk.values.get("storage_node")) for disk in disks}
+    return {
+        labels: (values.get("node"), values.get("storage_node"))
+        for family, labels, values in samples
+        if family is BLOCK
+    }
 
 
 COLLECTOR = Collector(
     "block",
     (BLOCK, BLOCK_BACKING, BLOCK_TIMED),
-    lambda _facts: (Command("query-blockstats"),),
+    lambda _facts: _COMMANDS,
     _collect,
     next_poll_delay=lambda _samples, _facts, intervals: intervals.poll,
     topology=_topology,

@@ -35,6 +35,10 @@ class CollectorFailures:
     def __contains__(self, name: object) -> bool:
         return name in self._failures
 
+    def __bool__(self) -> bool:
+        """True if a collector fails or is isolated."""
+        return bool(self._failures or self._isolated)
+
     @property
     def degraded(self) -> DegradedCollectors:
         """The failing collectors and their causes, sorted by name."""

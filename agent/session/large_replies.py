@@ -1,12 +1,16 @@
-"""Reads large replies in several turns of the event loop, so that a VM with a thousand disks does not delay other VMs. Pure."""
+"""Reads the replies to a collector's commands.
 
-from collections.abc import Generator, Sequence
+Large replies are read in several turns of the event loop, so that a VM with a thousand disks does not delay other VMs. Pure.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
 from itertools import islice
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
-from agent.collectors import Collector
+from agent.collectors import Collector, VmFacts
 from agent.collectors.base import MAX_SAMPLES
 from agent.model.family import Sample
+from agent.qmp.errors import CommandError
 
 Result = TypeVar("Result")
 Turns = Generator[None, None, Result]
@@ -16,13 +20,42 @@ SAMPLES_PER_TURN = 128
 """Number of samples that are read in one turn of the event loop. 128 disks take about two milliseconds."""
 
 
-def run_at_once(turns: Turns[Result]) -> Result:
-    """Run all steps without a pause, and return their result."""
-    while True:
-        try:
-            next(turns)
-        except StopIteration as end:
-            return cast("Result", end.value)
+class Collected(NamedTuple):
+    """The result of a collector that has read its replies.
+
+    Attributes:
+        samples: the samples; empty after an error.
+        truncated: whether the replies had more samples than `MAX_SAMPLES`.
+        error: why the replies cannot be read, which may be a bug of the collector; None if they could be read.
+    """
+
+    samples: Sequence[Sample] = ()
+    truncated: bool = False
+    error: Exception | None = None
+
+
+def read_at_once(collector: Collector, facts: VmFacts, replies: Sequence[Any]) -> Collected:
+    """Read a collector's replies without a pause."""
+    return next(filter(None, read_in_turns(collector, facts, replies)))
+
+
+def read_in_turns(collector: Collector, facts: VmFacts, replies: Sequence[Any]) -> Iterator[Collected | None]:
+    """Read a collector's replies in steps of a few milliseconds. Yield None between two steps, and then the result."""
+    unsupported = next(filter(is_unsupported, replies), None)
+    if unsupported is not None:
+        yield Collected(error=unsupported)
+        return
+    try:
+        samples, truncated = yield from collect_in_turns(collector, collector.with_subjects(facts, replies))
+    except Exception as error:  # noqa: BLE001 - a bug in one collector must not end the session
+        yield Collected(error=error)
+    else:
+        yield Collected(samples, truncated)
+
+
+def is_unsupported(reply: object) -> bool:
+    """Return whether a reply, or an error, shows that QEMU does not know the command."""
+    return isinstance(reply, CommandError) and reply.error_class == "CommandNotFound"
 
 
 def collect_in_turns(collector: Collector, replies: Sequence[Any]) -> Turns[tuple[Sequence[Sample], bool]]:

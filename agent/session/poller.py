@@ -19,7 +19,7 @@ from agent.session.api import PollOutcome, SessionContext, SessionObserver, VmCh
 from agent.session.collector_failures import CollectorFailures
 from agent.session.command_executor import CommandExecutor
 from agent.session.host_process import HostProcess
-from agent.session.large_replies import SAMPLES_PER_TURN, Turns, collect_in_turns, run_at_once
+from agent.session.large_replies import SAMPLES_PER_TURN, Collected, is_unsupported, read_at_once, read_in_turns
 from agent.session.migration_state import MigrationState
 from agent.session.poll_start import PollStart
 from agent.session.scheduler import SLACK_SECONDS, Batch, Schedule, commands_of, next_poll_time, split_batch
@@ -78,6 +78,8 @@ class Poller:
         self._files_facts = self.facts
         self._files: dict[str, Sequence[FileRequest]] = {}  # by collector, for these facts
         self._large: list[str] = []  # collectors whose replies are handled in several turns of the event loop
+        # The names and facts of the last call of `quiet_batch`, and its result.
+        self._quiet: tuple[Sequence[str], VmFacts, Batch[Collector]] = (), self.facts, []
         self._topologies: dict[str, object] = {}  # by collector
         self._previous: dict[str, Poll] = {}  # by collector
 
@@ -118,8 +120,12 @@ class Poller:
             except ProtocolError as error:
                 self.on_protocol_error(batch, error)
                 raise
-            for _ in self._handle_replies_in_turns(batch, replies, when):
-                await asyncio.sleep(0)
+            for collector, own in self._split_replies(batch, replies, when):
+                for collected in read_in_turns(collector, self.facts, own):
+                    if collected is not None:
+                        self._handle_samples(collector, collected, when)
+                    else:
+                        await asyncio.sleep(0)
         return True
 
     def quiet_batch(self, names: Sequence[str]) -> Batch[Collector] | None:
@@ -128,26 +134,26 @@ class Poller:
         Return None if a task is needed: to wait for storage, to send several writes, or to handle large replies in several turns of the
         event loop.
         """
+        last_names, last_facts, last_batch = self._quiet
+        if names == last_names and last_facts is self.facts and not self._failures:
+            return last_batch
         collectors = [self._collectors.by_name.get(name) for name in names]
         if any(
             collector is None or collector.accesses_storage or collector.name in self._large for collector in collectors
         ):
             return None
         batches = list(self._make_batches(names))
-        return None if len(batches) > 1 else batches[0] if batches else []
+        if len(batches) > 1:
+            return None
+        batch = batches[0] if batches else []
+        if not self._failures:  # otherwise, the batch lacks the collectors that are off
+            self._quiet = names, self.facts, batch
+        return batch
 
     def on_replies(self, batch: Batch[Collector], replies: Sequence[CommandResult], when: PollStart) -> None:
         """Handle the replies to the commands of a batch; `when` is the time at which the batch was sent."""
-        run_at_once(self._handle_replies_in_turns(batch, replies, when))
-
-    def _handle_replies_in_turns(
-        self, batch: Batch[Collector], replies: Sequence[CommandResult], when: PollStart
-    ) -> Turns[None]:
-        """Handle the replies to a batch. Each step takes a few milliseconds at most, and the event loop may run in between."""
-        self._observer.on_response_time(time.monotonic() - when.monotonic)
-        for reason, messages in self._executor.pop_skipped_messages():
-            self._observer.on_messages_skipped(self._vm, reason, messages)
-        yield from self._handle_batch(batch, replies, when)
+        for collector, own in self._split_replies(batch, replies, when):
+            self._handle_samples(collector, read_at_once(collector, self.facts, own), when)
 
     async def wait_until_responsive(self, batch: Batch[Collector], error: BusyError | StalledError) -> None:
         """Report that the replies to a batch are overdue, and wait until QEMU answers.
@@ -183,11 +189,15 @@ class Poller:
             self._observer.on_collector_run(name, PollOutcome.DEFERRED)
         return [name for name in names if name not in waiting]
 
-    def _handle_batch(self, batch: Batch[Collector], replies: Sequence[CommandResult], when: PollStart) -> Turns[None]:
-        """Handle the replies to a batch. If an unreadable reply may belong to several collectors, poll each of them alone."""
+    def _split_replies(
+        self, batch: Batch[Collector], replies: Sequence[CommandResult], when: PollStart
+    ) -> list[tuple[Collector, Sequence[CommandResult]]]:
+        """Return the replies to a batch by collector. If an unreadable reply may belong to several collectors, poll each of them alone."""
+        self._observer.on_response_time(time.monotonic() - when.monotonic)
+        for reason, messages in self._executor.pop_skipped_messages():
+            self._observer.on_messages_skipped(self._vm, reason, messages)
         if len(batch) == 1:  # the usual case: the poll of the disks
-            yield from self._handle_replies(batch[0][0], replies, when)
-            return
+            return [(batch[0][0], replies)]
         replies_by_collector: list[tuple[Collector, Sequence[CommandResult]]] = []
         for collector, commands in batch:
             replies_by_collector.append((collector, replies[: len(commands)]))
@@ -197,12 +207,12 @@ class Poller:
             for collector, own in replies_by_collector
             if any(isinstance(reply, UnclearReplyError) for reply in own)
         ]
-        for collector, own in replies_by_collector:
-            if len(unclear) > 1 and collector.name in unclear:
-                self._observer.on_collector_run(collector.name, PollOutcome.ERROR)
-                self._isolate_collector(collector.name)
-            else:
-                yield from self._handle_replies(collector, own, when)
+        if len(unclear) < 2:
+            return replies_by_collector
+        for name in unclear:
+            self._observer.on_collector_run(name, PollOutcome.ERROR)
+            self._isolate_collector(name)
+        return [(collector, own) for collector, own in replies_by_collector if collector.name not in unclear]
 
     def _isolate_collector(self, name: str) -> None:
         """Poll a collector alone at once, because one of the collectors in the same write caused a failure."""
@@ -243,7 +253,8 @@ class Poller:
                 continue
             collector = self._collectors.by_name[name]
             if files := self._files_of(collector):
-                own = run_at_once(self._run_collector(collector, self._process.read(files), when))
+                collected = read_at_once(collector, self.facts, self._process.read(files))
+                own = self._finish_run(collector, collected, when)
                 if own is None:
                     continue
                 samples += own
@@ -279,7 +290,7 @@ class Poller:
         self._schedule.schedule_at(name, retry_at)
         return True
 
-    def _switch_collector_off(self, name: str, cause: str, *, bug: bool = False) -> None:
+    def _switch_collector_off(self, name: str, cause: str, bug: Exception | None = None) -> None:
         """Switch a failing collector off, for a time that doubles with each consecutive failure."""
         settings = self._context.settings
         delay = self._failures.add(
@@ -300,10 +311,9 @@ class Poller:
         self._unsupported.append(name)
         self._schedule.remove(name)
 
-    def _handle_replies(self, collector: Collector, replies: Sequence[CommandResult], when: PollStart) -> Turns[None]:
-        """Run a collector on its replies, and report the samples."""
-        samples = yield from self._run_collector(collector, replies, when)
-        if samples is None:
+    def _handle_samples(self, collector: Collector, collected: Collected, when: PollStart) -> None:
+        """Report the samples in QEMU's replies."""
+        if (samples := self._finish_run(collector, collected, when)) is None:
             return
         self._observer.on_samples(self._vm, collector.families, samples, when.time_ns)
         for sample in samples:
@@ -312,43 +322,40 @@ class Poller:
                 self._observer.on_lifecycle(change, Record(change.type, self._vm, {"observed": observed}, when.time_ns))
         self._poll_invalidated(collector, samples)
 
-    def _run_collector(
-        self, collector: Collector, replies: Sequence[CommandResult], when: PollStart
-    ) -> Turns[Sequence[Sample] | None]:
-        """Return the samples in a collector's replies; None if it failed. Plan the collector's next poll."""
-        samples, outcome = yield from self._collect_samples(collector, replies, when)
-        self._observer.on_collector_run(collector.name, outcome)
-        succeeded = outcome in (PollOutcome.OK, PollOutcome.TRUNCATED)
-        if succeeded:
-            self._clear_failure(collector.name)
+    def _finish_run(self, collector: Collector, collected: Collected, when: PollStart) -> Sequence[Sample] | None:
+        """Return a collector's samples, with derived values; None if it failed. Plan the collector's next poll."""
+        samples, truncated, error = collected
+        if len(samples) > SAMPLES_PER_TURN and collector.name not in self._large:
+            self._large.append(collector.name)
+            self._quiet = (), self.facts, []
+        if error is None and collector.needs_previous:
+            try:
+                samples = self._compare_with_previous(collector, Poll(samples, *when))
+            except Exception as bug:  # noqa: BLE001 - a bug in one collector must not end the session
+                samples, error = (), bug
+        if error is None:
+            self._observer.on_collector_run(collector.name, PollOutcome.TRUNCATED if truncated else PollOutcome.OK)
+            if self._failures:
+                self._clear_failure(collector.name)
         else:
+            self._observer.on_collector_run(collector.name, self._handle_error(collector.name, error))
             self._observer.on_samples_lost(self._vm, collector.families, when.time_ns)
         self._schedule_next_poll(collector, samples, when.monotonic)
-        return samples if succeeded else None
+        return samples if error is None else None
 
-    def _collect_samples(
-        self, collector: Collector, replies: Sequence[CommandResult], when: PollStart
-    ) -> Turns[tuple[Sequence[Sample], PollOutcome]]:
-        if any(isinstance(reply, CommandError) and reply.error_class == "CommandNotFound" for reply in replies):
-            self._disable_collector(collector.name)
-            return (), PollOutcome.UNSUPPORTED
-        try:
-            replies = collector.with_subjects(self.facts, replies)
-            samples, truncated = yield from collect_in_turns(collector, replies)
-            if len(samples) > SAMPLES_PER_TURN and collector.name not in self._large:
-                self._large.append(collector.name)
-            if collector.needs_previous:
-                samples = self._compare_with_previous(collector, Poll(samples, *when))
-        except CommandError as error:
-            _log.debug("%s: collector %s: QEMU refused a command: %s", self._vm.name, collector.name, error)
-            self._clear_failure(collector.name)
-        except QmpError as error:
-            self._switch_collector_off(collector.name, str(error))
-        except Exception as error:  # noqa: BLE001 - a bug in one collector must not end the session
-            self._switch_collector_off(collector.name, f"{type(error).__name__}: {error}", bug=True)
+    def _handle_error(self, name: str, error: Exception) -> PollOutcome:
+        """Handle an error of a collector, and return the outcome of its run."""
+        if is_unsupported(error):
+            self._disable_collector(name)
+            return PollOutcome.UNSUPPORTED
+        if isinstance(error, CommandError):
+            _log.debug("%s: collector %s: QEMU refused a command: %s", self._vm.name, name, error)
+            self._clear_failure(name)
+        elif isinstance(error, QmpError):
+            self._switch_collector_off(name, str(error))
         else:
-            return samples, PollOutcome.TRUNCATED if truncated else PollOutcome.OK
-        return (), PollOutcome.ERROR
+            self._switch_collector_off(name, f"{type(error).__name__}: {error}", error)
+        return PollOutcome.ERROR
 
     def _compare_with_previous(self, collector: Collector, poll: Poll) -> Sequence[Sample]:
         """Report the transitions since the previous poll of a collector. Return the samples, with values derived from both polls."""

@@ -129,7 +129,7 @@ class QuietPolls:
             while self._is_idle:
                 names = self._schedule.pop_due(time.monotonic())
                 if not names:
-                    self._wait_until_due()
+                    self._wait_until(self._schedule.next_due_at())
                     return
                 if not self._start(names):
                     self._continue_task(names)
@@ -167,13 +167,15 @@ class QuietPolls:
             self._disk_commands.schedule_requested_polls()
         except Exception as error:  # noqa: BLE001 - a bug ends the task, as if the task had run this
             self._fail_task(error)
-        if self._schedule.next_due_at() <= time.monotonic() + SLACK_SECONDS:
+        at = self._schedule.next_due_at()
+        if at <= time.monotonic() + SLACK_SECONDS:
             self._poll_due()
         else:
-            self._wait_until_due()
+            self._wait_until(at)
 
-    def _wait_until_due(self) -> None:
-        at = self._executor.next_action_at = self._schedule.next_due_at()
+    def _wait_until(self, at: float) -> None:
+        """Wait until the next poll is due at this time."""
+        self._executor.next_action_at = at
         if at != self._wake_at:
             timers = self._context.wake_timers
             timers.remove(self._wake_at, self)

@@ -128,22 +128,23 @@ class DiskAlerts:
         return state.space
 
     def _on_counters(self, state: VmProcessState, sample: Sample, now: float) -> None:
+        device, values = sample.subject, sample.values
         for alias in ("backend", "node"):
-            if (name := sample.values.get(alias)) and state.aliases.get(name) != sample.subject:
-                _put_bounded(state.aliases, name, sample.subject, MAX_ALIASES)
-        node, offset = sample.values.get("storage_node", ""), sample.values.get("storage_write_highest_offset_bytes")
+            if (name := values.get(alias)) and state.aliases.get(name) != device:
+                _put_bounded(state.aliases, name, device, MAX_ALIASES)
+        node, offset = values.get("storage_node", ""), values.get("storage_write_highest_offset_bytes")
         if type(offset) is not int or not 0 <= offset <= MAX_SIZE_BYTES:
             return
-        tracker = state.trackers.get(sample.subject)
+        tracker = state.trackers.get(device)
         if tracker is None:
             _put_bounded(state.offsets, node, offset, MAX_DISKS)
             return
         usage = tracker.usage
-        if tracker.is_unchanged(node, offset, self._pool_lookup(state.vm, sample.subject, usage.storage.path)):
+        if tracker.is_unchanged(node, offset, self._pool_lookup(state.vm, device, usage.storage.path)):
             return
         _put_bounded(state.offsets, node, offset, MAX_DISKS)
         self._set_device_size(state, usage.storage)
-        self._set_pool(state, sample.subject, usage, usage.storage)
+        self._set_pool(state, device, usage, usage.storage)
         # The growth rate of a device changes at each poll. The usage of a file changes only if the guest has written.
         state.space_changed = state.space_changed or usage.measure == "offset" or offset > usage.offset
         state.space_changed = state.space_changed or usage.limit != tracker.shown_limit or usage.is_raw_volume

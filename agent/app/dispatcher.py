@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from agent.app.alert_publisher import AlertPublisher, ended_permanently
 from agent.app.causation import CausationIds, PublishedSamples, no_cause
 from agent.app.hang_detector import HangDetector
+from agent.app.image_pool_finder import STORAGE_FAMILIES
 from agent.app.io_stall_watcher import IoStallWatcher
 from agent.app.latency_histogram_controller import LatencyHistogramController
 from agent.app.publisher import RecordPublisher
@@ -13,7 +14,7 @@ from agent.app.self_metrics import SelfMetrics
 from agent.app.state_publisher import StatePublisher
 from agent.app.storage_pool_poller import StoragePoolPoller
 from agent.exposition.snapshot import Snapshot
-from agent.guest.manager import GuestAgentManager
+from agent.guest.manager import REACHABILITY_FAMILIES, GuestAgentManager
 from agent.model.event_row import Category
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK_SPACE
@@ -42,6 +43,9 @@ _BLOCK = Category.BLOCK.value
 
 _DETACHING = frozenset({VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT})
 """Changes after which the agent is not attached to the VM."""
+
+_VM_STATE_FAMILIES = frozenset({RUNSTATE, MIGRATION, GUEST_AGENT, JOB})
+"""Families whose samples update alerts of the VM as a whole."""
 
 
 def store_and_publish(
@@ -122,8 +126,10 @@ class SessionDispatcher:
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Publish samples, and update the snapshot, the alerts and the session with the guest agent."""
         published = store_and_publish(self._snapshot, self._publisher, vm, families, samples, time_ns)
-        self._storage.on_samples(vm, families, samples)
-        self._guests.on_samples(vm, families, samples)
+        if not STORAGE_FAMILIES.isdisjoint(families):
+            self._storage.on_samples(vm, families, samples)
+        if not REACHABILITY_FAMILIES.isdisjoint(families):
+            self._guests.on_samples(vm, families, samples)
         # A fast path: for most polls, `caused_by` would take longer than the alerts.
         self._alerts.cause_of = published.cause_of
         try:
@@ -145,10 +151,29 @@ class SessionDispatcher:
             if self._histograms.is_enabled:
                 self._histograms.on_samples(vm, families, samples)
             spaces = self._alerts.on_block_samples(vm, families, samples, time_ns)
-            if not self._snapshot.has_samples(vm, BLOCK_LAYER):  # the allocated bytes of the files may have changed
-                spaces = [space for space in spaces if space.values["measure"] != "allocated"]
-            self._snapshot.replace_samples(vm, (BLOCK_SPACE,), spaces, time_ns)
-            self._alerts.on_samples(vm, (BLOCK_SPACE,), spaces, time_ns)
+            self._update_space(vm, spaces, time_ns)
+        if not _VM_STATE_FAMILIES.isdisjoint(families):
+            self._update_alerts_of_state(vm, families, samples, time_ns)
+        self._alerts.on_samples(vm, families, samples, time_ns)
+
+    def _update_space(self, vm: Vm, spaces: Sequence[Sample], time_ns: int) -> None:
+        """Store the space samples of a VM, and update their alerts. Do nothing if the list is the same object as before."""
+        view, limits = self._snapshot.view_of(vm), self._snapshot.limits
+        has_conditions = BLOCK_SPACE in self._alerts.manager.conditions.samples.families
+        if view is not None and view.spaces is spaces and view.spaces_limits is limits and not has_conditions:
+            return
+        stored = spaces
+        if not self._snapshot.has_samples(vm, BLOCK_LAYER):  # the allocated bytes of the files may have changed
+            stored = [space for space in spaces if space.values["measure"] != "allocated"]
+        self._snapshot.replace_samples(vm, (BLOCK_SPACE,), stored, time_ns)
+        if view is not None:
+            is_complete = not view.dropped_subjects.get(BLOCK_SPACE.name)
+            view.spaces, view.spaces_limits = (spaces, limits) if is_complete else (None, None)
+        self._alerts.on_samples(vm, (BLOCK_SPACE,), stored, time_ns)
+
+    def _update_alerts_of_state(
+        self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int
+    ) -> None:
         if RUNSTATE in families:
             self._alerts.on_run_state(vm, samples, time_ns)
         if MIGRATION in families:
@@ -157,10 +182,11 @@ class SessionDispatcher:
             self._alerts.on_guest_channel(vm, samples, time_ns)
         if JOB in families:
             self._alerts.on_jobs(vm, samples, time_ns)
-        self._alerts.on_samples(vm, families, samples, time_ns)
 
     def on_samples_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
         """Remove the families' last values from the snapshot. Alerts keep firing, because their causes may still exist."""
+        if (view := self._snapshot.view_of(vm)) is not None:
+            view.spaces = None  # store them again, because they may depend on these families
         self._snapshot.replace_samples(vm, families, (), time_ns)
 
     def on_status(self, status: MonitorStatus) -> None:

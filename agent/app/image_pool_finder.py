@@ -19,6 +19,9 @@ _log = logging.getLogger("agent")
 ImagePlacementCallback = Callable[[Vm, Sequence[ImagePlacement], bool], None]
 """Called with a VM, its images with their pools, and a flag. The flag is True if all locations were cached, so that no file was read."""
 
+STORAGE_FAMILIES = frozenset({IDENTITY, BLOCK_LAYER})
+"""Families that `ImagePoolFinder.on_samples` uses."""
+
 
 class ImagePoolFinder:
     """Finds the pool of each VM image. Stores which source found a pool."""

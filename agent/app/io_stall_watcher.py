@@ -168,8 +168,10 @@ class IoStallWatcher:
     def _check(self, vm: Vm, view: VmView, watched: _WatchedVm, time_ns: int, *, has_new: bool) -> None:
         """Look for requests in flight if a check is due, or if earlier polls showed signs of such requests."""
         now, detector = self._now(), watched.detector
-        is_due = watched.is_check_due(now, has_new=has_new)
-        if not is_due and not detector.is_suspect and not _waits_in_kernel(view):
+        has_signs = detector.is_suspect or _waits_in_kernel(view)
+        if not has_signs and not has_new and now < watched.check_at:
+            return  # a fast path, because most disks are idle most of the time
+        if not watched.is_check_due(now, has_new=has_new) and not has_signs:
             return
         pid = _value(view, PROCESS, "pid")
         if isinstance(pid, str | int) and str(pid).isdecimal():
@@ -235,7 +237,7 @@ def _merged_without_completion(view: VmView, disks: Sequence[Sample], detector: 
     polls = view.polls.get(BLOCK.name)
     found: list[str] = []
     for sample in disks:
-        if polls is None or sample.subject in detector.idle_disks or not _is_idle(sample):
+        if polls is None or sample.labels[0] in detector.idle_disks or not _is_idle(sample):
             continue
         rates = polls.rates(sample.labels, (*COMPLETED, *MERGED))
         if any(rates.get(name) for name in MERGED) and not any(rates.get(name) for name in COMPLETED):

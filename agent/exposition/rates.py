@@ -125,9 +125,9 @@ class PollPair:
         subjects = {sample.labels: sample.values for sample in samples}
         if self._layouts is None or list(subjects) != list(self.current):
             return False
-        layouts = self._layouts_of(subjects)
-        if layouts != self._layouts:
-            return False
+        for values, before in zip(subjects.values(), self.current.values(), strict=True):
+            if values.keys() != before.keys():
+                return False
         self._keep_previous(time_ns)
         self.time_ns, self.current = time_ns, subjects
         return True

@@ -48,6 +48,8 @@ class VmView:
         revision: number of changes to this state. A reader compares it to detect a change.
         limiter: applies the series limits to the VM's samples.
         latencies: quantiles of the disks' latency; None if no disk ever had a latency histogram.
+        spaces: the list of space samples that was stored last; None if it has to be stored again.
+        spaces_limits: the series limits that were applied to `spaces`.
     """
 
     status: MonitorStatus
@@ -62,6 +64,8 @@ class VmView:
     revision: int = 0
     limiter: SeriesLimiter = field(default_factory=SeriesLimiter)
     latencies: LatencyWindows | None = None
+    spaces: Sequence[Sample] | None = None
+    spaces_limits: SeriesLimits | None = None
 
     def labeled_values(self, family: Family, subjects: Subjects) -> Iterator[tuple[str, Values]]:
         """Yield the labels, in Prometheus' text format, and the values of each subject of one poll."""

@@ -173,3 +173,6 @@ _FACT_READERS = (
     (IDENTITY, _read_pid),
 )
 """Families whose samples change `GuestReachability`, each with the function that reads them."""
+
+REACHABILITY_FAMILIES = frozenset(family for family, _ in _FACT_READERS)
+"""Families that `GuestAgentManager.on_samples` uses."""

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,9 +10,13 @@ import pytest
 from agent.app.agent import Agent
 from agent.config.model import Config
 from agent.exposition.prometheus import render_metrics
+from agent.exposition.series_limits import SeriesLimits
+from agent.exposition.snapshot import VmView
+from agent.model.family import Sample, Values
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.metrics.runstate import RUNSTATE
+from agent.session.api import MonitorState
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.thin_guests import ListSink
 from tests.lab.waiting import until
@@ -56,6 +61,36 @@ async def test_the_series_of_a_failed_poll_end_and_come_back(
         assert count(render_metrics(agent.snapshot), series) == count(before, series)
 
 
+def usages(view: VmView) -> list[Values]:
+    """Return the usages of a VM's disks that the snapshot has."""
+    return [*view.polls[BLOCK_SPACE.name].current.values()] if BLOCK_SPACE.name in view.polls else []
+
+
+async def test_a_vm_that_is_attached_again_has_its_unchanged_usages(fake: FakeQemu) -> None:
+    async with running_agent(fake, resync="1h") as agent:
+        (vm, before), *_ = agent.snapshot.views()
+        await until(lambda: usages(before), 60)
+        agent.snapshot.update_status(replace(before.status, state=MonitorState.GONE))
+        agent.snapshot.update_status(before.status)
+        view = agent.snapshot.view_of(vm)
+        assert view is not None
+        assert view is not before
+        layers = [Sample(BLOCK_LAYER, *item) for item in before.polls[BLOCK_LAYER.name].current.items()]
+        agent.snapshot.replace_samples(vm, (BLOCK_LAYER,), layers, 1)
+        await until(lambda: usages(view) == usages(before), 60)  # the layers are not polled, so no usage has changed
+
+
+async def test_new_series_limits_apply_to_unchanged_usages(fake: FakeQemu) -> None:
+    async with running_agent(fake, resync="1h") as agent:
+        (_, view), *_ = agent.snapshot.views()
+        await until(lambda: usages(view), 60)
+        before, limits = usages(view), agent.snapshot.limits
+        agent.snapshot.limits = SeriesLimits(series_per_vm=0)
+        await until(lambda: not usages(view), 60)
+        agent.snapshot.limits = limits
+        await until(lambda: usages(view) == before, 60)
+
+
 async def test_the_usage_of_files_ends_while_their_layers_are_unknown(fake: FakeQemu) -> None:
     async with running_agent(fake, resync="1h") as agent:
         (vm, view), *_ = agent.snapshot.views()
@@ -63,8 +98,7 @@ async def test_the_usage_of_files_ends_while_their_layers_are_unknown(fake: Fake
         agent.observer.on_samples_lost(vm, (BLOCK_LAYER,), 1)
 
         def usages_of_files() -> list[Any]:
-            spaces = view.polls[BLOCK_SPACE.name].current.values() if BLOCK_SPACE.name in view.polls else ()
-            return [values for values in spaces if values["measure"] == "allocated"]
+            return [values for values in usages(view) if values["measure"] == "allocated"]
 
         await until(lambda: not usages_of_files(), 60)  # from the next poll of the counters on
         assert agent.snapshot.has_samples(vm, BLOCK)

@@ -1,7 +1,7 @@
 """Lookups of names, levels and growth of disks, for records, the endpoint and the alerts of pools. Pure."""
 
 from agent.alerts.disk_space_alerts import DiskAlerts
-from agent.alerts.levels import ResolvedLevel
+from agent.alerts.levels import LevelInBytes
 from agent.alerts.pool_usage import MAX_GROWERS, GrowingDisk, PoolUsage
 from agent.alerts.processes import ProcessRegistry
 from agent.model.record import Record, Vm
@@ -14,7 +14,7 @@ class DiskLookup:
         self._processes = processes
         self._disks = disks
 
-    def levels(self, vm: Vm, device: str) -> tuple[ResolvedLevel, ...]:
+    def levels(self, vm: Vm, device: str) -> tuple[LevelInBytes, ...]:
         """Return the levels of a VM's disk, the lowest first; none if the policy is off or the disk is not thin."""
         state = self._processes.find_evaluated(vm)
         tracker = state.trackers.get(device) if state is not None else None

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from agent.alerts.disk_types import DetectedBy, DiskLayer, LevelCrossing, ThresholdPolicy
 from agent.alerts.disk_usage import DiskUsage
 from agent.alerts.highest_writes import HighestWriteStore, ImageKey
 from agent.alerts.levels import MAX_SIZE_BYTES
@@ -12,7 +13,6 @@ from agent.alerts.rules import HOUR
 from agent.alerts.space_metrics import space_figures, space_sample
 from agent.alerts.store import AlertStore
 from agent.alerts.threshold_tracker import ThresholdTracker
-from agent.alerts.threshold_types import DetectedBy, DiskLayer, LevelCrossing, ThresholdPolicy
 from agent.collectors.base import MAX_SAMPLES
 from agent.host.pools.base import UnknownPool
 from agent.model.family import Family, Sample
@@ -346,7 +346,7 @@ class DiskAlerts:
     ) -> Iterator[Record]:
         """Fire or resolve the alert of each crossed level."""
         for crossing in crossings:
-            severity = Severity.CRITICAL if crossing.is_highest else Severity.WARNING
+            severity = Severity.CRITICAL if crossing.is_highest_of_several else Severity.WARNING
             data = {"detected_by": crossing.detected_by.value, "device": device, "layer": "storage", "owner": "agent"}
             data |= {"level_bytes": crossing.level.bytes} | space_figures(tracker.usage)
             alert = state.alert("write_threshold", device, severity, time_ns, data, level=crossing.level.text)

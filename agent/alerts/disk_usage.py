@@ -7,10 +7,10 @@ QEMU reports how many bytes the host has allocated for a file. For a block devic
 from dataclasses import dataclass, field
 
 from agent.alerts.disk_growth import DiskGrowth
+from agent.alerts.disk_types import DiskLayer, LimitedBy, is_same_identity, parse_name_and_bytes
 from agent.alerts.image_size import max_file_bytes
 from agent.alerts.levels import MAX_SIZE_BYTES
 from agent.alerts.pool_usage import PoolUsage
-from agent.alerts.threshold_types import DiskLayer, LimitedBy, is_same_identity, parse_name_and_bytes
 from agent.host.pools.base import UnknownPool
 
 MAX_PAST_NODES = 64
@@ -72,7 +72,7 @@ class DiskUsage:
 
     @property
     def is_raw_volume(self) -> bool:
-        """True for a disk without a format on a thin volume. The pool reports the disk's usage, because the guest writes at any offset."""
+        """True for a raw disk on a thin volume. Only the pool knows its usage: the guest writes anywhere, so an offset says nothing."""
         return self.volume_allocated is not None and self.storage.driver not in FILE_DRIVERS and self.is_raw
 
     @property

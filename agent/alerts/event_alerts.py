@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from agent.alerts.disk_space_alerts import DiskAlerts
+from agent.alerts.disk_types import DetectedBy
 from agent.alerts.process_state import VmProcessState
 from agent.alerts.rules import EVENT_RULES, HOUR, EventRule
 from agent.alerts.run_state_alerts import RunStateAlerts
 from agent.alerts.store import AlertStore
-from agent.alerts.threshold_types import DetectedBy
 from agent.model.family import Sample
 from agent.model.record import Record, sanitize
 

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from agent.alerts.guest_policy import GuestAlertPolicy
-from agent.alerts.levels import resolve_levels
-from agent.alerts.policy import AlertPolicy
+from agent.alerts.levels import levels_to_bytes
+from agent.alerts.overrides import AlertOverrides
 from agent.alerts.process_state import VmProcessState
 from agent.alerts.rules import (
     GUEST_AGENT_LOST_HELP,
@@ -42,7 +42,7 @@ class GuestAlerts:
 
     def __init__(self, store: AlertStore, policy: GuestAlertPolicy | None = None) -> None:
         self.policy = policy or GuestAlertPolicy()
-        self.changes = AlertPolicy()
+        self.changes = AlertOverrides()
         self._store = store
 
     def _resolve_by_name(
@@ -126,7 +126,7 @@ class GuestAlerts:
         used, size = sample.values.get("used_bytes"), sample.values.get("size_bytes")
         if used is None or not size:
             return
-        levels = resolve_levels(self.policy.levels(state.vm, mountpoint), size)
+        levels = levels_to_bytes(self.policy.levels(state.vm, mountpoint), size)
         figures = {"used_bytes": used, "limit_bytes": size, "free_bytes": size - used}
         without_level = [alert for text, alert in firing.items() if text not in {level.text for level in levels}]
         yield from self._store.resolve(without_level, time_ns, "level_gone", figures)

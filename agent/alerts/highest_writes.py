@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from agent.alerts.disk_types import is_same_identity
 from agent.alerts.levels import MAX_SIZE_BYTES
-from agent.alerts.threshold_types import is_same_identity
 
 MAX_IMAGES = 16384
 """Maximum number of images. Beyond it, the agent removes the image that was polled longest ago."""

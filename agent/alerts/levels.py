@@ -56,7 +56,7 @@ def parse_level(text: str) -> Level:
 
 
 @dataclass(frozen=True, slots=True)
-class ResolvedLevel:
+class LevelInBytes:
     """A level on a disk of a known size.
 
     Attributes:
@@ -68,9 +68,7 @@ class ResolvedLevel:
     bytes: int
 
 
-def resolve_levels(levels: Sequence[Level], limit: int) -> tuple[ResolvedLevel, ...]:
+def levels_to_bytes(levels: Sequence[Level], limit: int) -> tuple[LevelInBytes, ...]:
     """Return the levels on a disk of `limit` bytes, the lowest first. Levels below 0 or above `limit` are left out."""
     text_of = {level.bytes_of(limit): level.text for level in levels}
-    return tuple(
-        ResolvedLevel(text_of[size], size) for size in sorted(text_of) if 0 < size < min(limit, MAX_SIZE_BYTES)
-    )
+    return tuple(LevelInBytes(text_of[size], size) for size in sorted(text_of) if 0 < size < min(limit, MAX_SIZE_BYTES))

@@ -17,8 +17,8 @@ from agent.alerts.event_alerts import HANDLED_EVENTS, EventAlerts
 from agent.alerts.guest_alerts import GuestAlerts
 from agent.alerts.guest_policy import GuestAlertPolicy
 from agent.alerts.highest_writes import HighestWriteStore
+from agent.alerts.overrides import AlertOverrides
 from agent.alerts.persistence import AlertPersistence, EntryNameAndValue
-from agent.alerts.policy import AlertPolicy
 from agent.alerts.processes import IsProcessAlive, ProcessRegistry
 from agent.alerts.run_state_alerts import RunStateAlerts
 from agent.alerts.shared_uuid_alerts import SharedUuidAlerts
@@ -51,7 +51,7 @@ class PendingAlert:
         return self.record.vm.uuid
 
 
-class AlertManager:
+class AlertEngine:
     """All alerts of one agent.
 
     Attributes:
@@ -102,7 +102,7 @@ class AlertManager:
         """Use other limits inside guests, from the next poll of each guest agent."""
         self._guests.policy = policy
 
-    def set_changes(self, policy: AlertPolicy, custom: Sequence[SampleAlertRow | EventAlertRow]) -> None:
+    def set_overrides(self, policy: AlertOverrides, custom: Sequence[SampleAlertRow | EventAlertRow]) -> None:
         """Use a new config's changes to alerts and its custom alerts."""
         self.conditions.configure(policy, custom)
         self._run_states.policy = self._guests.changes = policy
@@ -257,7 +257,7 @@ class AlertManager:
             else []
         )
 
-    def on_guest_disabled(self, vm: Vm, time_ns: int) -> list[PendingAlert]:
+    def on_guest_queries_disabled(self, vm: Vm, time_ns: int) -> list[PendingAlert]:
         """Handle a VM whose guest agent is no longer queried."""
         state = self._processes.find_attached(vm)
         return self._to_pending_alerts(self._guests.on_disabled(state, time_ns)) if state is not None else []

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from agent.alerts.pool_levels import (
-    PoolLevel,
+    PoolAlertLevel,
     PoolPolicyLookup,
     bytes_until,
     is_exceeded,
-    is_highest,
+    is_highest_of_several,
 )
 from agent.alerts.pool_usage import MAX_NAMES, MAX_REASON, GrowingDisk, PoolRegistry, PoolUsage, growers_data
 from agent.alerts.store import Alert, AlertStore
@@ -85,18 +85,18 @@ class PoolAlerts:
 
     def on_reading(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
         """Fire and resolve the alerts of a pool after new figures."""
-        yield from self.on_answer(usage, now_ns)
+        yield from self.on_responsive(usage, now_ns)
         yield from self.compare(usage, now_ns)
 
-    def on_answer(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
+    def on_responsive(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
         """Resolve the alerts of an unresponsive pool, because the pool has answered with figures or with an error."""
         usage.guests_stand_still = False
         silent = [alert for alert in self._store.alerts_of_owner(usage.owner) if alert.name == UNRESPONSIVE]
         if silent:
             yield from self._store.resolve(silent, now_ns, "responsive", self._alert_data(usage, now_ns))
-        yield from self._store.apply_changes(self._store.alerts_of_owner(usage.owner), now_ns)
+        yield from self._store.apply_overrides(self._store.alerts_of_owner(usage.owner), now_ns)
 
-    def on_silence(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
+    def on_unresponsive(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
         """Fire the alert of an unresponsive pool, and a critical one if guests on it stand still."""
         data = {"help": UNRESPONSIVE_HELP} | self._alert_data(usage, now_ns)
         data |= {"error": sanitize(usage.error, MAX_REASON)} if usage.error else {}
@@ -117,7 +117,7 @@ class PoolAlerts:
             exceeded = is_exceeded(level, usage, policy.hysteresis, firing=firing)
             if exceeded is True:
                 usage.exceeded |= {level.text}
-                severity = Severity.CRITICAL if is_highest(level, policy, usage) else Severity.WARNING
+                severity = Severity.CRITICAL if is_highest_of_several(level, policy, usage) else Severity.WARNING
                 data = self._level_data(usage, level, now_ns)
                 yield from self._store.fire(self._build_alert(FILLING, usage, level.text, severity, now_ns, data))
             elif exceeded is False and firing:
@@ -142,7 +142,7 @@ class PoolAlerts:
     ) -> Alert:
         return Alert(name, self._vm, usage.name, level, severity, now_ns, data, owner=usage.owner)
 
-    def _level_data(self, usage: PoolUsage, level: PoolLevel, now_ns: int) -> dict[str, Any]:
+    def _level_data(self, usage: PoolUsage, level: PoolAlertLevel, now_ns: int) -> dict[str, Any]:
         return {"measure": level.measure.value} | self._alert_data(usage, now_ns)
 
     def _alert_data(self, usage: PoolUsage, now_ns: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ TIME_HYSTERESIS = 1.25
 
 
 @dataclass(frozen=True, slots=True)
-class PoolLevel:
+class PoolAlertLevel:
     """One alert level. Exactly one of `percent`, `free` and `seconds` is set.
 
     Attributes:
@@ -53,7 +53,7 @@ class PoolPolicy:
         hysteresis: how far the usage must fall below a level to resolve its alert, as a share of the pool's size.
     """
 
-    levels: tuple[PoolLevel, ...]
+    levels: tuple[PoolAlertLevel, ...]
     hysteresis: float = 0.02
 
     @property
@@ -67,7 +67,7 @@ PoolPolicyLookup = Callable[[PoolUsage], PoolPolicy]
 
 
 @lru_cache(maxsize=256)
-def parse_pool_level(text: str) -> PoolLevel:
+def parse_pool_level(text: str) -> PoolAlertLevel:
     """Parse the text of a level in the config.
 
     Raises:
@@ -76,18 +76,18 @@ def parse_pool_level(text: str) -> PoolLevel:
     words = " ".join(text.split())
     match = re.fullmatch(r"(?:(inodes|metadata) )?(\d+(?:\.\d+)?) ?%", words)
     if match and 0 < float(match[2]) <= 100:
-        return PoolLevel(words, PoolMeasure(match[1] or "space"), percent=float(match[2]))
+        return PoolAlertLevel(words, PoolMeasure(match[1] or "space"), percent=float(match[2]))
     try:
         if words.startswith("free ") and (free := parse_bytes(words.removeprefix("free "))) > 0:
-            return PoolLevel(words, PoolMeasure.SPACE, free=free)
+            return PoolAlertLevel(words, PoolMeasure.SPACE, free=free)
         if words.startswith("full in ") and (seconds := parse_seconds(words.removeprefix("full in "))) > 0:
-            return PoolLevel(words, PoolMeasure.TIME, seconds=seconds)
+            return PoolAlertLevel(words, PoolMeasure.TIME, seconds=seconds)
     except ValueError:
         pass
     raise ValueError('should be a level such as "85%", "free 20GiB", "full in 2h", "inodes 90%" or "metadata 75%"')
 
 
-def is_exceeded(level: PoolLevel, usage: PoolUsage, hysteresis: float, *, firing: bool) -> bool | None:
+def is_exceeded(level: PoolAlertLevel, usage: PoolUsage, hysteresis: float, *, firing: bool) -> bool | None:
     """Return whether a pool exceeds a level; None if the pool's figures for this level are unknown.
 
     Args:
@@ -134,7 +134,7 @@ def _used_and_size(measure: PoolMeasure, usage: PoolUsage) -> tuple[int, int] | 
     return (size - free, size) if size is not None and free is not None else None
 
 
-def bytes_until(level: PoolLevel, usage: PoolUsage) -> float | None:
+def bytes_until(level: PoolAlertLevel, usage: PoolUsage) -> float | None:
     """Return how many bytes can be written before a level of space is exceeded. The number is negative if the level is exceeded.
 
     Returns:
@@ -148,13 +148,13 @@ def bytes_until(level: PoolLevel, usage: PoolUsage) -> float | None:
     return at - used
 
 
-def is_highest(level: PoolLevel, policy: PoolPolicy, usage: PoolUsage) -> bool:
-    """Return whether at least two levels limit the same quantity, and this level is the highest of them. A level of time never is."""
+def is_highest_of_several(level: PoolAlertLevel, policy: PoolPolicy, usage: PoolUsage) -> bool:
+    """Return whether this level is the highest of two or more levels for the same quantity. Return False for a time level."""
     shares = _used_and_size(level.measure, usage)
     if level.measure is PoolMeasure.TIME or shares is None:
         return False
 
-    def percent_of(other: PoolLevel) -> float:
+    def percent_of(other: PoolAlertLevel) -> float:
         return other.percent if other.percent is not None else 100 - 100 * (other.free or 0) / max(1, shares[1])
 
     percents = [percent_of(other) for other in policy.levels if other.measure is level.measure]

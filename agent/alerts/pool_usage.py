@@ -165,7 +165,7 @@ class PoolUsage:
 
     @property
     def problem(self) -> str:
-        """The problem that the pool's source reports; empty if there is none. A file system of ISO images may be read-only."""
+        """The problem that the pool's source reports; empty if there is none. Read-only is no problem if no VM writes to the pool."""
         problem = self.reading.problem if self.reading is not None else ""
         is_harmless = problem == READ_ONLY and not any(image.writable for image in self.images.values())
         return "" if is_harmless else problem
@@ -301,7 +301,7 @@ class PoolRegistry:
     def __iter__(self) -> Iterator[PoolUsage]:
         return iter(list(self.pools.values()))
 
-    def place(self, vm: Vm, placements: Sequence[ImagePlacement], now: float) -> bool:
+    def set_images_of_vm(self, vm: Vm, placements: Sequence[ImagePlacement], now: float) -> bool:
         """Replace the images of a VM and their pools.
 
         Returns:

@@ -45,7 +45,7 @@ class ProcessRegistry:
         return None
 
     def find_evaluated(self, vm: Vm) -> VmProcessState | None:
-        """Return the process that is attached as this VM. Return None if there is none, or if the agent does not evaluate its disks."""
+        """Return the attached process of this VM, if it is the active process whose disks are evaluated. Otherwise return None."""
         state = self.find_attached(vm)
         return state if state is not None and state.is_active else None
 

@@ -133,7 +133,7 @@ class RunStateRule:
         severity: The alert's severity.
         help: Text of the alert for the operator, one sentence.
         seconds: How long the guest has to be in the run state before the alert fires.
-        after_reset: Whether the alert fires only after the guest has run or was reset. A new VM is in this run state, which is no problem.
+        after_reset: Whether the guest must have run or been reset before. A VM that never started is also in this run state.
     """
 
     status: str

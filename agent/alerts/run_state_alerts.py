@@ -1,4 +1,4 @@
-"""Alerts of guests that an error has stopped, and not their operator. Pure: it returns records.
+"""Alerts about guests that stopped because of an error. A pause by an operator fires none. Pure: it returns records.
 
 A RESUME event, or a later poll of a running guest, resolves such an alert. A reset, a stop or an older poll never resolves it.
 """
@@ -6,7 +6,8 @@ A RESUME event, or a later poll of a running guest, resolves such an alert. A re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from agent.alerts.policy import AlertPolicy
+from agent.alerts.disk_types import DetectedBy
+from agent.alerts.overrides import AlertOverrides
 from agent.alerts.process_state import VmProcessState
 from agent.alerts.rules import (
     EVENT_RULES,
@@ -20,7 +21,6 @@ from agent.alerts.rules import (
 )
 from agent.alerts.space_metrics import space_figures
 from agent.alerts.store import Alert, AlertStore
-from agent.alerts.threshold_types import DetectedBy
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK_DEVICE
 from agent.model.record import Record, Severity
@@ -48,7 +48,7 @@ class RunStateAlerts:
     """
 
     def __init__(self, store: AlertStore) -> None:
-        self.policy = AlertPolicy()
+        self.policy = AlertOverrides()
         self._store = store
 
     def _alerts_of_stop(self, state: VmProcessState) -> list[Alert]:

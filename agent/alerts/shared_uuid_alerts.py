@@ -57,7 +57,7 @@ class SharedUuidAlerts:
 
     def check_clashes(self, now_ns: int) -> Iterator[Record]:
         """Fire or resolve `uuid_clash` for each UUID that several processes share. `now_ns` is in nanoseconds since the epoch."""
-        firing_uuids = {alert.vm.uuid for alert in self._store.with_muted() if alert.name == "uuid_clash"}
+        firing_uuids = {alert.vm.uuid for alert in self._store.all_including_muted() if alert.name == "uuid_clash"}
         for uuid in firing_uuids.union(self._processes.shared_uuids()):
             yield from self._check_uuid(uuid, now_ns)
 

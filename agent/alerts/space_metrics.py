@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from agent.alerts.disk_types import ThresholdMode
 from agent.alerts.disk_usage import DiskUsage
 from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.threshold_tracker import ThresholdTracker
-from agent.alerts.threshold_types import ThresholdMode
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK_SPACE
 

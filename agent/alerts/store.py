@@ -121,12 +121,12 @@ class AlertStore:
         self.resolving_events: set[str] = set()
 
     def __iter__(self) -> Iterator[Alert]:
-        return (alert for alert in self.with_muted() if not alert.muted)
+        return (alert for alert in self.all_including_muted() if not alert.muted)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def with_muted(self) -> Iterator[Alert]:
+    def all_including_muted(self) -> Iterator[Alert]:
         """Yield all alerts whose condition is true, including those that the config mutes."""
         return (alert for alerts in list(self._firing.values()) for alert in list(alerts.values()))
 
@@ -169,7 +169,7 @@ class AlertStore:
             since_ns, instance, muted = known.since_ns, known.instance, known.muted
             self._put(replace(alert, since_ns=since_ns, instance=instance, seen_ns=seen_ns, muted=muted))
 
-    def apply_changes(self, alerts: Iterable[Alert], time_ns: int) -> Iterator[Record]:
+    def apply_overrides(self, alerts: Iterable[Alert], time_ns: int) -> Iterator[Record]:
         """Mute the alerts that the config mutes now, and fire muted alerts that it no longer mutes."""
         for alert in list(alerts):
             adjusted = self.adjust(replace(alert, muted=False))
@@ -224,7 +224,9 @@ class AlertStore:
 
     def resolve_expired(self, time_ns: int) -> Iterator[Record]:
         """Resolve the alerts whose `until_ns` has passed at `time_ns`."""
-        return self.resolve((alert for alert in self.with_muted() if 0 < alert.until_ns <= time_ns), time_ns, "time")
+        return self.resolve(
+            (alert for alert in self.all_including_muted() if 0 < alert.until_ns <= time_ns), time_ns, "time"
+        )
 
     def reassign(self, alerts: Iterable[Alert], vm: Vm, owner: int) -> None:
         """Move alerts to another process of the VM, such as the destination of a migration."""

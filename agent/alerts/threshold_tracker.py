@@ -10,10 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.alerts.disk_usage import DiskUsage
-from agent.alerts.levels import MAX_SIZE_BYTES, Level, ResolvedLevel, resolve_levels
-from agent.alerts.pool_usage import PoolUsage
-from agent.alerts.threshold_types import (
+from agent.alerts.disk_types import (
     DetectedBy,
     DiskLayer,
     LevelCrossing,
@@ -22,6 +19,9 @@ from agent.alerts.threshold_types import (
     ThresholdMode,
     ThresholdPolicy,
 )
+from agent.alerts.disk_usage import DiskUsage
+from agent.alerts.levels import MAX_SIZE_BYTES, Level, LevelInBytes, levels_to_bytes
+from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.write_threshold_slot import NodeThreshold, WriteThresholdSlot, WriteThresholdState
 
 LAYER_REFRESH_SHARE = 0.01
@@ -47,11 +47,11 @@ class ThresholdTracker:
     shown_limit: int = 0
     _exceeded: frozenset[str] = frozenset()
     # A cache of the last resolution: the limit, the config's levels, whether all levels apply, and the result.
-    _levels: tuple[tuple[int, tuple[Level, ...], bool], tuple[ResolvedLevel, ...]] = ((0, (), False), ())
+    _levels: tuple[tuple[int, tuple[Level, ...], bool], tuple[LevelInBytes, ...]] = ((0, (), False), ())
     _quiet_poll: object = None  # inputs of the last poll; None if it crossed a level or requires a poll of the layers
 
     @property
-    def levels(self) -> tuple[ResolvedLevel, ...]:
+    def levels(self) -> tuple[LevelInBytes, ...]:
         """The levels on this disk, the lowest first; none if the policy is off or the disk is not thin.
 
         Levels in percent and in free bytes are left out in two cases. If only the virtual size limits a file, the file stops growing there
@@ -63,7 +63,7 @@ class ThresholdTracker:
         if self._levels[0] != key:
             limit, levels, is_watched = key
             applying = [level for level in levels if is_watched or level.used is not None]
-            self._levels = key, resolve_levels(applying, limit)
+            self._levels = key, levels_to_bytes(applying, limit)
         return self._levels[1]
 
     @property
@@ -164,7 +164,7 @@ class ThresholdTracker:
             self.usage.on_threshold_exceeded(threshold + exceeded_by)
             yield from self._compare_levels(DetectedBy.EVENT)
 
-    def _level_changes(self) -> Iterator[tuple[ResolvedLevel, bool]]:
+    def _level_changes(self) -> Iterator[tuple[LevelInBytes, bool]]:
         """Yield the newly exceeded levels with True, the lowest first, and the levels no longer exceeded with False, the highest first."""
         usage = self.usage
         if not usage.is_limit_known or not usage.limit:
@@ -182,14 +182,14 @@ class ThresholdTracker:
             if used <= level.bytes - slack and level.text in self._exceeded:
                 yield level, False
         for text in sorted(self._exceeded - {level.text for level in levels}):
-            yield ResolvedLevel(text, 0), False
+            yield LevelInBytes(text, 0), False
 
     def _compare_levels(self, detected_by: DetectedBy, *, is_replaced: bool = False) -> Iterator[LevelCrossing]:
         """Compare the usage with the levels; store and yield the levels that were crossed since the last comparison."""
         usage, levels = self.usage, self.levels
         changes = list(self._level_changes())
         if is_replaced and not usage.is_measured:  # it is unknown whether the new image exceeds these levels
-            changes = [(ResolvedLevel(text, 0), False) for text in sorted(self._exceeded)]
+            changes = [(LevelInBytes(text, 0), False) for text in sorted(self._exceeded)]
         for level, firing in changes:
             self._exceeded = self._exceeded | {level.text} if firing else self._exceeded - {level.text}
             yield LevelCrossing(
@@ -198,13 +198,13 @@ class ThresholdTracker:
                 usage.limit,
                 detected_by if firing else DetectedBy.LEVEL,
                 firing,
-                is_highest=len(levels) > 1 and level == levels[-1],
+                is_highest_of_several=len(levels) > 1 and level == levels[-1],
                 resolved_by=_resolved_reason(is_level=level in levels, is_replaced=is_replaced),
             )
 
     # Commands.
 
-    def _next_level(self) -> ResolvedLevel | None:
+    def _next_level(self) -> LevelInBytes | None:
         """Return the lowest level that is not exceeded."""
         return next((level for level in self.levels if level.text not in self._exceeded), None)
 

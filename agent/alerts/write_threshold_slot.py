@@ -13,7 +13,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from agent.alerts.threshold_types import parse_name_and_bytes
+from agent.alerts.disk_types import parse_name_and_bytes
 
 MAX_OWN_THRESHOLDS = 16
 """Number of the agent's last thresholds that are stored.
@@ -162,7 +162,7 @@ class WriteThresholdSlot:
             self._change_state(WriteThresholdStateInput.FAIL)
 
     def on_fired(self, node: str, value: int) -> None:
-        """Handle the event of the agent's own threshold. In UNREAD, keep the threshold: the first read then reports the event as missed."""
+        """Handle the event of the agent's own threshold. In state UNREAD, do nothing: the next read then reports the event as missed."""
         if self.threshold == (node, value) and self.state is not WriteThresholdState.UNREAD:
             self.threshold = None
             self._change_state(WriteThresholdStateInput.FIRE)

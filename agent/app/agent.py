@@ -38,7 +38,7 @@ from agent.app.self_metrics import (
     SelfMetrics,
 )
 from agent.app.state_publisher import StateMetrics, StatePublisher, StateSources
-from agent.app.storage_pool_poller import StoragePoolPoller
+from agent.app.storage_pool_poller import PoolPoller
 from agent.app.write_threshold_controller import WriteThresholdController
 from agent.config.model import Config
 from agent.config.reload import ConfigReloader
@@ -46,7 +46,7 @@ from agent.delivery.sinks.base import Sink
 from agent.exposition.series_limits import SeriesLimits
 from agent.exposition.snapshot import Snapshot
 from agent.guest.manager import GuestAgentManager
-from agent.host.pools.libvirt import LibvirtSource, StoragePool
+from agent.host.pools.libvirt import LibvirtSource, LibvirtStoragePool
 from agent.host.pools.lvm_thin import LvmThinSource
 from agent.host.pools.report import ReportFile
 from agent.host.pools.zfs import ZfsSource
@@ -146,10 +146,10 @@ class Agent:
             self._limits,
         )
 
-    def _build_storage_poller(self, config: Config, pools: PoolRegistry) -> StoragePoolPoller:
+    def _build_storage_poller(self, config: Config, pools: PoolRegistry) -> PoolPoller:
         report = ReportFile()
         thin_pools = LvmThinSource(report)
-        return StoragePoolPoller(
+        return PoolPoller(
             config.host,
             self.publisher.publish,
             self.snapshot,
@@ -284,7 +284,7 @@ class Agent:
         if any(getattr(before, name) != getattr(config, name) for name in polled):
             self._supervisors.resync()
 
-    async def _storage_pools(self) -> list[StoragePool]:
+    async def _storage_pools(self) -> list[LibvirtStoragePool]:
         return await self._discovery.storage_pools()
 
     async def _run_alert_loop(self) -> None:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 from agent.alerts.alertmanager_request import AlertmanagerRequests
-from agent.alerts.manager import AlertManager, PendingAlert
+from agent.alerts.manager import AlertEngine, PendingAlert
 from agent.alerts.pool_alerts import PoolAlerts
 from agent.alerts.pool_usage import PoolRegistry
 from agent.app.builders import (
-    alert_policy,
+    alert_overrides,
     device_identity_of,
     device_size_of,
     guest_alert_policy,
@@ -55,7 +55,7 @@ class AlertPublisher:
     """
 
     def __init__(self, host: str, config: AlertsConfig, publisher: RecordPublisher, pools: PoolRegistry) -> None:
-        self.manager = AlertManager(
+        self.manager = AlertEngine(
             host,
             partial(threshold_policy, config.disks),
             device_size_of,
@@ -68,7 +68,7 @@ class AlertPublisher:
         )
         self.manager.conditions.samples.pools_of_disk = pools.pools_of_disk
         self.manager.set_guest_policy(guest_alert_policy(config))
-        self.manager.set_changes(alert_policy(config), [alert.to_row() for alert in config.custom])
+        self.manager.set_overrides(alert_overrides(config), [alert.to_row() for alert in config.custom])
         self.requests = AlertmanagerRequests(host, time.time())
         self.changed = asyncio.Event()
         self.on_record: Callable[[Record], None] = lambda _record: None
@@ -94,7 +94,7 @@ class AlertPublisher:
         """Apply a new config to the alerts of all disks and guests."""
         self.manager.set_policy(partial(threshold_policy, config.disks))
         self.manager.set_guest_policy(guest_alert_policy(config))
-        self.manager.set_changes(alert_policy(config), [alert.to_row() for alert in config.custom])
+        self.manager.set_overrides(alert_overrides(config), [alert.to_row() for alert in config.custom])
 
     def on_event(self, record: Record, id_of_event: CausationIdLookup = no_cause) -> None:
         """Update the alerts after an event.
@@ -153,9 +153,9 @@ class AlertPublisher:
         self.publish(self.manager.on_guest_samples(vm, families, samples, time_ns))
         self.on_samples(vm, families, samples, time_ns)
 
-    def on_guest_disabled(self, vm: Vm, time_ns: int) -> None:
+    def on_guest_queries_disabled(self, vm: Vm, time_ns: int) -> None:
         """Resolve the alerts about the inside of a guest that is no longer queried."""
-        self.publish(self.manager.on_guest_disabled(vm, time_ns))
+        self.publish(self.manager.on_guest_queries_disabled(vm, time_ns))
 
     def on_samples(self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Update the alerts of the alert tables and of the operator's config after a poll."""

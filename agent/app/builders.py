@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from agent.alerts.disk_types import ThresholdMode, ThresholdPolicy
 from agent.alerts.guest_policy import GuestAlertPolicy
 from agent.alerts.levels import Level, parse_level
-from agent.alerts.policy import AlertPolicy
+from agent.alerts.overrides import AlertOverrides
 from agent.alerts.pool_levels import PoolPolicy, parse_pool_level
 from agent.alerts.pool_usage import PoolUsage
-from agent.alerts.threshold_types import ThresholdMode, ThresholdPolicy
 from agent.collectors import PollIntervals
 from agent.common.config_types import expand_secret_path
 from agent.common.errors import SubcommandError
@@ -67,9 +67,9 @@ def guest_alert_policy(config: AlertsConfig) -> GuestAlertPolicy:
     return GuestAlertPolicy(levels, filesystems.hysteresis / 100, guests.max_frozen_time, guests.max_clock_offset)
 
 
-def alert_policy(config: AlertsConfig) -> AlertPolicy:
+def alert_overrides(config: AlertsConfig) -> AlertOverrides:
     """Return the operator's changes to alerts."""
-    return AlertPolicy(override.to_override() for override in config.overrides)
+    return AlertOverrides(override.to_override() for override in config.overrides)
 
 
 def pool_policy(config: PoolAlertsConfig, usage: PoolUsage) -> PoolPolicy:

@@ -12,7 +12,7 @@ from agent.app.latency_histogram_controller import LatencyHistogramController
 from agent.app.publisher import RecordPublisher
 from agent.app.self_metrics import SelfMetrics
 from agent.app.state_publisher import StatePublisher
-from agent.app.storage_pool_poller import StoragePoolPoller
+from agent.app.storage_pool_poller import PoolPoller
 from agent.exposition.snapshot import Snapshot
 from agent.guest.manager import REACHABILITY_FAMILIES, GuestAgentManager
 from agent.model.event_row import Category
@@ -70,7 +70,7 @@ class SessionDispatcher:
         publisher: RecordPublisher,
         snapshot: Snapshot,
         alerts: AlertPublisher,
-        storage: StoragePoolPoller,
+        storage: PoolPoller,
         metrics: SelfMetrics,
         hang_detector: HangDetector,
         guests: GuestAgentManager,
@@ -205,7 +205,7 @@ class SessionDispatcher:
     def _update_guest_session(self, vm: Vm, status: MonitorStatus) -> None:
         if status.state in (MonitorState.UP, MonitorState.STALLED):
             is_up, open_channel = status.state is MonitorState.UP, status.monitor.open_guest_channel
-            self._guests.on_qemu_responsive(vm, responsive=is_up, open_channel=open_channel)
+            self._guests.on_responsiveness_changed(vm, responsive=is_up, open_channel=open_channel)
         elif not self._snapshot.is_attached(vm):
             self._guests.on_vm_gone(vm)
 

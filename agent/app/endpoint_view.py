@@ -112,9 +112,9 @@ class EndpointView:
         state = self._histograms.state_of(vm, device)
         return state.value if state in (HistogramState.OURS, HistogramState.FOREIGN) else ""
 
-    def resync(self) -> int | None:
+    def rewrite_state_topic(self) -> int | None:
         """Schedule the state topic to be written again. Return the number of states; None if there is no such topic."""
-        return self._states.resync() if self._states is not None else None
+        return self._states.rewrite_all() if self._states is not None else None
 
     def on_scrape(self, seconds: float) -> None:
         """Record how long a scrape took."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.model.record import Severity
-from agent.model.state import StateEntity
+from agent.model.state import StateSubject
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class EntityState:
         severity: severity of the record.
     """
 
-    entity: StateEntity
+    entity: StateSubject
     type: str
     data: Mapping[str, Any]
     subject: str = ""

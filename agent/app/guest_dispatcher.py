@@ -29,13 +29,13 @@ class GuestDispatcher:
         with self._alerts.caused_by(published.cause_of):
             self._alerts.on_guest_samples(vm, families, samples, time_ns)
 
-    def on_guest_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
+    def on_guest_agent_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
         """Remove the families' last values from the snapshot. Alerts keep firing, because their causes may still exist."""
         self._snapshot.replace_samples(vm, families, (), time_ns)
 
-    def on_guest_disabled(self, vm: Vm, time_ns: int) -> None:
+    def on_guest_queries_disabled(self, vm: Vm, time_ns: int) -> None:
         """Resolve the alerts about the inside of the guest, because no further values will arrive."""
-        self._alerts.on_guest_disabled(vm, time_ns)
+        self._alerts.on_guest_queries_disabled(vm, time_ns)
 
     def on_guest_command(self, command: str, outcome: GuestCommandOutcome) -> None:
         """Count a command."""

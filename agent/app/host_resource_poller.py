@@ -10,7 +10,7 @@ from agent.exposition.host_sums import add_ratios, sum_vms
 from agent.exposition.resource_contention import ResourceContentionFinder
 from agent.exposition.snapshot import Snapshot
 from agent.host.host_resources import HostReading, read_host
-from agent.http.overview import run_in_slices
+from agent.http.overview import run_in_steps
 from agent.model.family import Sample
 from agent.model.metrics.host_resources import HOST, HOST_HUGEPAGES
 from agent.model.metrics.pool import POOL
@@ -72,7 +72,7 @@ class HostResourcePoller:
         values = reading.values | sum_vms(self._snapshot.views())
         add_ratios(values)
         finder = ResourceContentionFinder(time_ns / 1e9, self._snapshot.host.get(POOL.name, {}))
-        await run_in_slices(self._add_vms(finder))
+        await run_in_steps(self._add_vms(finder))
         if contention := finder.result():
             values["contention"] = contention
         samples = [Sample(HOST, (), values)]
@@ -107,5 +107,5 @@ class HostResourcePoller:
     def _log_failure(self, cause: str) -> None:
         """Log the first of several failures in a row."""
         if not self._failed:
-            _log.warning("host: CPUs and memory not read: %s", cause)
+            _log.warning("cannot read the CPU and memory statistics of the host: %s", cause)
         self._failed = True

@@ -104,7 +104,7 @@ class ImagePoolFinder:
                 try:
                     await self._place_images(vm)
                 except Exception:  # noqa: BLE001 - a bug that one VM triggers must not end the search for others
-                    _log.exception("%s: pools of the VM's images not found: internal error", vm.name)
+                    _log.exception("%s: internal error while searching for the pools of the VM's images", vm.name)
 
     def _place_from_cache(self, vm: Vm) -> bool:
         """Find the pools of a VM's images if the locations of all images are cached. Return whether they are cached."""

@@ -45,7 +45,7 @@ class StallSign(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class DiskThread:
+class WaitingDiskThread:
     """A thread that waits in the kernel for storage.
 
     Attributes:
@@ -102,7 +102,7 @@ class IoStallDetector:
 
     @property
     def is_suspect(self) -> bool:
-        """True if an idle disk may have requests in flight. Usually they complete before the next poll."""
+        """True if an idle disk may have requests in flight. This is usually harmless: they complete before the next poll."""
         if self._threads:
             return bool(self.idle_disks)
         for disk in self.idle_disks.values():  # noqa: SIM110 - each poll of an idle disk runs this
@@ -144,7 +144,7 @@ class IoStallDetector:
             self.idle_disks[device] = disk
         return has_new
 
-    def on_threads(self, threads: Iterable[DiskThread], time_ns: int) -> None:
+    def on_threads(self, threads: Iterable[WaitingDiskThread], time_ns: int) -> None:
         """Handle a list of all threads that wait for storage, read at `time_ns` (nanoseconds since the epoch)."""
         before, self._threads = self._threads, {}
         for disk in self.idle_disks.values():

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from agent.app.io_stall_detector import COMPLETED, IDLE_SECONDS, MERGED, DiskThread, IoStallDetector
+from agent.app.io_stall_detector import COMPLETED, IDLE_SECONDS, MERGED, IoStallDetector, WaitingDiskThread
 from agent.exposition.snapshot import Snapshot, VmView
 from agent.host.process import ROOT, Process
 from agent.host.waiting_threads import WaitingThread, waiting_threads
@@ -245,7 +245,7 @@ def _merged_without_completion(view: VmView, disks: Sequence[Sample], detector: 
     return found
 
 
-def _of_disks(view: VmView, threads: Iterable[WaitingThread]) -> list[DiskThread]:
+def _of_disks(view: VmView, threads: Iterable[WaitingThread]) -> list[WaitingDiskThread]:
     """Return the threads that may wait for a disk. Leave out threads that wait for another file, such as a log."""
     polls = view.polls.get(BLOCK_LAYER.name)
     paths = (
@@ -259,5 +259,5 @@ def _of_disks(view: VmView, threads: Iterable[WaitingThread]) -> list[DiskThread
         same = same or {device for device, path in paths if Path(path).name == Path(thread.path).name}
         if not thread.path or thread.path.startswith("/dev/") or not paths or same:
             device = next(iter(same)) if len(same) == 1 else ""
-            found.append(DiskThread(thread.id, thread.timeslices, device))
+            found.append(WaitingDiskThread(thread.id, thread.timeslices, device))
     return found

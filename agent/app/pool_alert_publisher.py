@@ -30,11 +30,11 @@ class PoolAlertPublisher:
 
     def on_error(self, usage: PoolUsage) -> None:
         """Update the alerts of a pool that responds, but whose sizes cannot be read."""
-        self._publish(usage, self._pools.on_answer(usage, time.time_ns()))
+        self._publish(usage, self._pools.on_responsive(usage, time.time_ns()))
 
-    def on_silence(self, usage: PoolUsage) -> None:
+    def on_unresponsive(self, usage: PoolUsage) -> None:
         """Update the alerts of a pool that does not respond."""
-        self._publish(usage, self._pools.on_silence(usage, time.time_ns()))
+        self._publish(usage, self._pools.on_unresponsive(usage, time.time_ns()))
 
     def on_removed(self, usage: PoolUsage) -> None:
         """Resolve the alerts of a pool that no VM uses any more."""

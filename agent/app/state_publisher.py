@@ -1,7 +1,7 @@
 """Writes the current state of VMs, alerts and the host to the compacted state topic.
 
 Each turn writes the states that have changed: at most `MAX_CHANGES` records, and at most one record for each entity. The start of the agent
-and `resync` write all states. While Kafka does not accept records, a newer state of an entity replaces its older state, so that nothing is
+and `rewrite_all` write all states. While Kafka accepts no records, a newer state of an entity replaces its older state, so that nothing is
 queued or dropped. The journal stores which keys the topic has. The next run then deletes the keys of entities that ended while the agent
 was down.
 """
@@ -22,8 +22,8 @@ from agent.alerts.store import Alert
 from agent.app.entity_state_table import EntityState, EntityStateTable
 from agent.app.state_values import (
     STATE_FAMILIES,
+    alert_entity_state,
     alert_path,
-    alert_state,
     host_state,
     migration_fields,
     stored_alert_state,
@@ -34,7 +34,7 @@ from agent.exposition.snapshot import Snapshot, VmView
 from agent.model.family import Family
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import EncodedRecord, Record, Vm
-from agent.model.state import STATE_PREFIX, StateEntity
+from agent.model.state import STATE_PREFIX, StateSubject
 from agent.session.api import MonitorState
 
 TURN_SECONDS = 1.0
@@ -179,11 +179,11 @@ class StatePublisher:
     def on_alert(self, record: Record) -> None:
         """Handle the record of an alert that fires or is resolved."""
         if record.data["state"] == "firing":
-            self._table.put(alert_state(record))
+            self._table.put(alert_entity_state(record))
         else:
             self._table.remove(alert_path(record.data["fingerprint"]))
 
-    def resync(self) -> int:
+    def rewrite_all(self) -> int:
         """Schedule all states to be written again. Return the number of entities."""
         self._changed |= dict.fromkeys(vm.uuid for vm, _ in self._sources.snapshot.views())
         return self._table.write_all_again()
@@ -278,7 +278,7 @@ class StatePublisher:
     def _encode_change(self, path: str, state: EntityState | None) -> EncodedRecord:
         now_ns = time.time_ns()
         if state is None:
-            entity = StateEntity(self._sources.host, "", "", path=path)
+            entity = StateSubject(self._sources.host, "", "", path=path)
             return EncodedRecord(f"tombstone {path}", entity.key, f"{STATE_PREFIX}tombstone", now_ns, b"", entity)
         return self._sink.encode_state(
             Record(state.type, state.entity, state.data, now_ns, state.subject, state.severity)

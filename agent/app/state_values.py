@@ -15,7 +15,7 @@ from agent.model.metrics.identity import IDENTITY
 from agent.model.metrics.pool import BLOCK_STORAGE
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, Vm, sanitize
-from agent.model.state import ALERT_STATE, HOST_STATE, VM_STATE, StateEntity
+from agent.model.state import ALERT_STATE, HOST_STATE, VM_STATE, StateSubject
 
 STATE_FAMILIES = frozenset({IDENTITY, BLOCK_LAYER, BLOCK_STORAGE, GUEST_AGENT, GUEST_AGENT_SESSION, RUNSTATE})
 """Families whose samples can change the state of a VM. The usage of disks is not part of the state, because it changes at each poll."""
@@ -69,19 +69,19 @@ def vm_state(vm: Vm, view: VmView, last_migration: Mapping[str, Any] | None) -> 
         data["disks"] = disks[:MAX_STATE_DISKS]
     if last_migration:
         data["last_migration"] = dict(last_migration)
-    return EntityState(StateEntity(vm.host, vm.uuid, vm.name, path=vm_path(vm.uuid)), f"qemu.{VM_STATE.name}", data)
+    return EntityState(StateSubject(vm.host, vm.uuid, vm.name, path=vm_path(vm.uuid)), f"qemu.{VM_STATE.name}", data)
 
 
-def alert_state(record: Record) -> EntityState:
+def alert_entity_state(record: Record) -> EntityState:
     """Return the state of a firing alert, built from the alert's record."""
     vm = record.vm
-    entity = StateEntity(vm.host, vm.uuid, vm.name, path=alert_path(record.data["fingerprint"]))
+    entity = StateSubject(vm.host, vm.uuid, vm.name, path=alert_path(record.data["fingerprint"]))
     return EntityState(entity, f"qemu.{ALERT_STATE.name}", dict(record.data), record.subject, record.severity)
 
 
 def stored_alert_state(alert: Alert) -> EntityState:
     """Return the state of a stored alert that fires."""
-    return alert_state(alert.to_record("firing", alert.since_ns, {}))
+    return alert_entity_state(alert.to_record("firing", alert.since_ns, {}))
 
 
 def host_state(host: str, run_fields: Mapping[str, Any], pools: Iterable[PoolUsage], state: str) -> EntityState:
@@ -104,7 +104,7 @@ def host_state(host: str, run_fields: Mapping[str, Any], pools: Iterable[PoolUsa
     ]
     described.sort(key=lambda pool: (str(pool["pool"]), str(pool["kind"])))
     data = {"state": state, **run_fields, "pools": described[:MAX_STATE_POOLS]}
-    return EntityState(StateEntity(host, "", ""), f"qemu.{HOST_STATE.name}", data)
+    return EntityState(StateSubject(host, "", ""), f"qemu.{HOST_STATE.name}", data)
 
 
 def migration_fields(record: Record) -> dict[str, Any]:

@@ -63,7 +63,7 @@ MAX_READS_AT_ONCE = 32
 """Maximum number of reads that start at once, because the event loop handles their answers one after the other."""
 
 
-class StoragePoolPoller:
+class PoolPoller:
     """Finds and reads the pools of all VMs, and publishes their records.
 
     Attributes:
@@ -132,7 +132,7 @@ class StoragePoolPoller:
         self.registry.remove_vm(vm, time.time())
 
     def _on_placed(self, vm: Vm, placements: Sequence[ImagePlacement], at_once: bool) -> None:  # noqa: FBT001 - a callback
-        has_moved = self.registry.place(vm, placements, time.time())
+        has_moved = self.registry.set_images_of_vm(vm, placements, time.time())
         samples, time_ns = self.registry.storage_samples(vm), time.time_ns()
         changed = [sample for sample in samples if self._snapshot.stored_values(vm, sample) != sample.values]
         self._snapshot.replace_samples(vm, (BLOCK_STORAGE,), samples, time_ns)
@@ -254,7 +254,7 @@ class StoragePoolPoller:
             usage.error = str(reading) if usage.pool.kind is PoolKind.DEVICE else usage.error
             if usage.pool.kind is not PoolKind.FILESYSTEM or self._reader.is_unresponsive(mount_device(usage.pool)):
                 with self._alerts.caused_by(self._cause_of_alerts(usage, now)):
-                    self.pool_alerts.on_silence(usage)
+                    self.pool_alerts.on_unresponsive(usage)
         else:
             usage.error, usage.silent_since = str(reading), None
             with self._alerts.caused_by(self._cause_of_alerts(usage, now)):

@@ -88,7 +88,7 @@ class StorageQueryGate:
         try:
             return await self._locate_mounts(vm, pid)
         except Exception:  # noqa: BLE001 - a bug must not end the session
-            _log.exception("%s: mounts of the VM's images not found: internal error", vm.name)
+            _log.exception("%s: internal error while searching for the mounts of the VM's images", vm.name)
             return {}
 
     async def _locate_mounts(self, vm: Vm, pid: int) -> Mounts:
@@ -124,7 +124,7 @@ class StorageQueryGate:
             await self._reader.statvfs(directory, mount)
 
     def on_change(self) -> None:
-        """Make the deferred collectors of each VM due whose storage answers again.
+        """For each VM whose storage answers again, schedule the deferred collectors.
 
         Call this when the state of a mount changes, and when a VM has no more disks that may hang.
         """

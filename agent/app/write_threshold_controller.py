@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from agent.alerts.manager import AlertManager
+from agent.alerts.manager import AlertEngine
 from agent.app.publisher import RecordPublisher
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import Vm
@@ -12,7 +12,7 @@ from agent.qmp.commands import Command
 class WriteThresholdController:
     """Implements `ThresholdController` for the sessions."""
 
-    def __init__(self, manager: AlertManager, publisher: RecordPublisher) -> None:
+    def __init__(self, manager: AlertEngine, publisher: RecordPublisher) -> None:
         self._commands = manager.threshold_commands
         self._persistence = manager.persistence
         self._publisher = publisher

@@ -10,7 +10,7 @@ from agent.cli.http_client import EndpointCredentials
 from agent.common.paths import CONFIG_PATH
 
 if TYPE_CHECKING:
-    from agent.config.web import WebConfig
+    from agent.config.web import WebSectionConfig
 
 
 def endpoint_url(parsed: argparse.Namespace) -> str:
@@ -20,24 +20,24 @@ def endpoint_url(parsed: argparse.Namespace) -> str:
     return web_url(_web_section(parsed.config))
 
 
-def web_url(web: "WebConfig") -> str:
+def web_url(web: "WebSectionConfig") -> str:
     """Return the URL of the endpoint that a section `web` configures, for a client on this host."""
     scheme = "https" if web.config_file is not None and _has_tls(web.config_file) else "http"
     host, _, port = web.listen_address.rpartition(":")
     return f"{scheme}://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104 - compared, not bound
 
 
-def _web_section(path: Path | None) -> "WebConfig":
+def _web_section(path: Path | None) -> "WebSectionConfig":
     """Return the section `web` of the config. The other sections of the default config file are not validated.
 
     Raises:
         ConfigError: the file cannot be read or has problems.
     """
-    from agent.config.web import WebConfig, read_web  # noqa: PLC0415 - not needed with --url
+    from agent.config.web import WebSectionConfig, read_web  # noqa: PLC0415 - not needed with --url
 
     if path is None:
         if not os.access(CONFIG_PATH, os.R_OK):  # an ordinary user may read neither the file nor its directory
-            return WebConfig()
+            return WebSectionConfig()
         if (web := read_web(CONFIG_PATH)) is not None:
             return web
     from agent.config.loader import load_config  # noqa: PLC0415 - imports the types of all sections

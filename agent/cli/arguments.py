@@ -80,8 +80,8 @@ def add_explain_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_resync_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of `resync`."""
+def add_rewrite_state_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of `rewrite-state`."""
     _add_endpoint_options(command)
 
 

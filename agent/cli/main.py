@@ -39,7 +39,7 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = 
     "tail": (arguments.add_tail_options, "follow the records of the running agent"),
     "top": (arguments.add_top_options, "show the VMs of the running agent in the terminal"),
     "explain": (arguments.add_explain_options, "explain why a VM is slow or stands still"),
-    "resync": (arguments.add_resync_options, "make the running agent write the whole state topic again"),
+    "rewrite-state": (arguments.add_rewrite_state_options, "make the running agent write the whole state topic again"),
     "journal": (arguments.add_journal_options, "show, export or replay the records in the journal"),
     "record": (
         arguments.add_record_options,

@@ -231,7 +231,7 @@ class Collector:
     accesses_storage: bool = False
     subjects: Callable[[VmFacts], Sequence[Any]] | None = None
 
-    def with_subjects(self, facts: VmFacts, replies: Replies) -> Replies:
+    def pair_replies_with_subjects(self, facts: VmFacts, replies: Replies) -> Replies:
         """Return the replies to pass to `collect`, paired with subjects if needed; empty if the facts changed after the commands."""
         if self.subjects is None:
             return replies

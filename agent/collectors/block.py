@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.collectors.base import Collector, Replies, require_type
 from agent.collectors.block_graph import stable_name
-from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
+from agent.collectors.json_checks import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_BACKING, BLOCK_TIMED
 from agent.model.reader import FieldReader

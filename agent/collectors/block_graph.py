@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
+from agent.collectors.json_checks import as_list_of_objects, as_object, as_text
 from agent.model.event_row import device_name
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_BACKING, BLOCK_DEVICE

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from agent.collectors.base import Collector, Replies, require_type
-from agent.collectors.untrusted import as_list_of_objects, as_text
+from agent.collectors.json_checks import as_list_of_objects, as_text
 from agent.model.family import Sample, Values
 from agent.model.metrics.inventory import SPICE, VNC
 from agent.model.reader import FieldReader

@@ -5,7 +5,7 @@ from sys import intern
 from typing import Any
 
 from agent.collectors.base import Collector, Replies, VmFacts, require_type
-from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
+from agent.collectors.json_checks import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample, Values
 from agent.model.metrics.inventory import INVENTORY, TPM
 from agent.model.reader import FieldReader

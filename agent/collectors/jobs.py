@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, Poll, PollIntervals, Replies, VmFacts, on_event_only, require_type
-from agent.collectors.untrusted import as_list_of_objects, as_text
+from agent.collectors.json_checks import as_list_of_objects, as_text
 from agent.model.family import Sample, Values
 from agent.model.metrics.jobs import JOB
 from agent.model.reader import FieldReader

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, PollIntervals, Replies, VmFacts, require_type
-from agent.collectors.untrusted import as_list_of_objects, as_text
+from agent.collectors.json_checks import as_list_of_objects, as_text
 from agent.model.family import Family, Sample, Values
 from agent.model.metrics.kvm import KVM, KVM_VCPU
 from agent.model.reader import FieldReader

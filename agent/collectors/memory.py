@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from agent.collectors.base import Collector, Replies, require_type
-from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
+from agent.collectors.json_checks import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample
 from agent.model.metrics.memory import MEMORY, MEMORY_DEVICE
 from agent.model.reader import FieldReader

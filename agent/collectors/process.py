@@ -1,4 +1,4 @@
-"""Resource usage of a VM's process and of its cgroup. The kernel creates the files without waiting for the process."""
+"""Resource usage of a VM's process and of its cgroup. Reading these files never waits for the process or for storage."""
 
 from collections.abc import Iterable, Sequence
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from agent.collectors.base import Collector, Replies, VirtioDisk, VmFacts, optional_reply
 from agent.collectors.block import disks_by_name
-from agent.collectors.untrusted import as_text
+from agent.collectors.json_checks import as_text
 from agent.model.family import Sample
 from agent.model.metrics.block_stall import VIRTIO_QUEUE
 from agent.model.reader import FieldReader

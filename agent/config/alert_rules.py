@@ -15,7 +15,7 @@ from agent.alerts.catalogue import ALERT_CATALOGUE
 from agent.alerts.conditions.comparison import NUMERIC, FieldTest, Operator, Value
 from agent.alerts.conditions.derived import BALLOON_MEMORY, DISK_CHAIN
 from agent.alerts.conditions.rows import EventAlertRow, EventMatch, LimitUnit, SampleAlertRow
-from agent.alerts.policy import AlertOverride
+from agent.alerts.overrides import AlertOverride
 from agent.common.config_types import ConfigSection, PositiveSeconds, Seconds
 from agent.common.units import parse_bytes, parse_seconds
 from agent.model.event_fields import EVENT_FIELDS

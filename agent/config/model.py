@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Tag, field_validator, model_validator
 
 from agent.alerts.alertmanager_config import AlertmanagerConfig
+from agent.alerts.disk_types import ThresholdMode
 from agent.alerts.levels import parse_level
 from agent.alerts.pool_levels import parse_pool_level
-from agent.alerts.threshold_types import ThresholdMode
 from agent.common.config_types import Bytes, ConfigSection, PositiveSeconds, Seconds
 from agent.config.alert_rules import (
     MAX_CUSTOM_ALERTS,
@@ -24,7 +24,7 @@ from agent.config.alert_rules import (
     check_override_names,
 )
 from agent.config.latency_boundaries import LatencyBoundaries
-from agent.config.web import WebConfig
+from agent.config.web import WebSectionConfig
 from agent.delivery.sinks.config import SinkConfig
 from agent.delivery.sinks.jsonl import JsonLinesConfig
 from agent.delivery.sinks.kafka.config import KafkaConfig
@@ -286,7 +286,7 @@ class Config(ConfigSection):
     """Stores records on disk until Kafka acknowledges them. Without `kafka`, there is no journal."""
     buffer_memory: Annotated[Bytes, Field(ge=1 << 20)] = 32 << 20
     """Maximum memory for records that wait for delivery. The agent keeps further records only on disk, in the journal."""
-    web: WebConfig = WebConfig()
+    web: WebSectionConfig = WebSectionConfig()
     """The HTTP endpoint."""
     guest_agent: GuestAgentConfig = GuestAgentConfig()
     """Queries guest agents, read-only, for data that only the guest has."""

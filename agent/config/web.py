@@ -9,7 +9,7 @@ from pydantic import Field
 from agent.common.config_types import Bytes, ConfigSection, HostPort, SecretPath
 
 
-class WebConfig(ConfigSection):
+class WebSectionConfig(ConfigSection):
     """The HTTP endpoint: /metrics, /healthz, /readyz and the page."""
 
     listen_address: HostPort = "127.0.0.1:9179"
@@ -20,10 +20,10 @@ class WebConfig(ConfigSection):
     """TLS, client certificates and users: a web configuration file in the format of Prometheus' exporter-toolkit."""
 
 
-def read_web(path: Path) -> WebConfig | None:
+def read_web(path: Path) -> WebSectionConfig | None:
     """Return the section `web` of a config file; None if it cannot be read. `agent.config.loader` reports the file's problems."""
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
-        return WebConfig.model_validate(values.get("web", {}))
+        return WebSectionConfig.model_validate(values.get("web", {}))
     except (OSError, yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, ValueError):
         return None

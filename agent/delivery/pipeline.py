@@ -12,7 +12,7 @@ from typing import Any
 from agent.delivery.drops import DropLedger, DropReason, DropReport
 from agent.delivery.journal.writer import Journal
 from agent.delivery.queue import RecordQueue
-from agent.delivery.queue_parts import QueueLimits
+from agent.delivery.queue_state import QueueLimits
 from agent.delivery.sender import send_records
 from agent.delivery.sinks.base import Sink, SinkWithWarnings
 from agent.delivery.sinks.supervisor import SinkSupervisor
@@ -149,14 +149,16 @@ class DeliveryPipeline:
         """Return why records are not delivered or not journaled, one text for each reason; empty if there is no such reason."""
         reasons, now = [], time.monotonic()
         sink = self.supervisor.sink.name
-        silent = max(queue.silent_seconds(now) for queue in self.queues)
+        silent = max(queue.unresponsive_seconds(now) for queue in self.queues)
         if self.supervisor.error is not None and (self.journal is not None or any(map(len, self.queues))):
             reasons.append(f"nothing is delivered to {sink}: {self.supervisor.error}")
         elif silent > self.timings.unready_after:
             reasons.append(f"nothing is delivered to {sink}: it has not answered for {silent:.0f} s")
         if self.journal is not None and self.journal.error is not None:
             reasons.append(f"nothing is journaled: {self.journal.error}")
-        elif self.journal is not None and (silent := self.journal.silent_seconds(now)) > self.timings.unready_after:
+        elif (
+            self.journal is not None and (silent := self.journal.unresponsive_seconds(now)) > self.timings.unready_after
+        ):
             reasons.append(f"nothing is journaled: the disk of {self.journal.path} has not answered for {silent:.0f} s")
         return reasons
 

@@ -12,7 +12,7 @@ from itertools import islice
 
 from agent.delivery.drops import DropLedger, DropReason
 from agent.delivery.queue_journaling import QueueJournaling
-from agent.delivery.queue_parts import QueueLimits, QueueParts
+from agent.delivery.queue_state import QueueLimits, QueueParts
 from agent.delivery.record_transitions import FINISHED
 from agent.model.record import EncodedRecord
 
@@ -173,7 +173,7 @@ class RecordQueue(QueueParts):
             return self.in_flight[0].time_ns
         return self.tail.records[0].time_ns if self.tail and not self.backlog else None
 
-    def silent_seconds(self, now: float) -> float:
+    def unresponsive_seconds(self, now: float) -> float:
         """Return how many seconds the batch in flight has waited for the sink; 0 if no batch is in flight.
 
         Args:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from agent.delivery.disk_backlog import RowDeletion
 from agent.delivery.drops import DropReason
 from agent.delivery.memory_tail import PendingWrites
-from agent.delivery.queue_parts import QueueParts
+from agent.delivery.queue_state import QueueParts
 from agent.delivery.record_transitions import COPIED, FINISHED, JOURNAL_REPLACED
 from agent.delivery.sizes import RowsSummary
 from agent.model.record import EncodedRecord, RecordState
@@ -97,7 +97,9 @@ class QueueJournaling:
         copied: Sequence[EncodedRecord] = (),
         copied_rows: Sequence[int] = (),
     ) -> None:
-        """Use the rows of a newly opened journal file as the backlog, before the records in memory. A durable queue writes these again.
+        """Use the rows of a newly opened journal file as the backlog, before the records in memory.
+
+        A durable queue also writes the records in memory to the new file.
 
         Args:
             stored: summary of this queue's rows in the file.
@@ -174,7 +176,7 @@ class QueueJournaling:
 
     @property
     def droppable_rows(self) -> tuple[int, int]:
-        """The range of rows of the backlog that are not in flight: the row before the range, and the last row of the range."""
+        """Range of backlog rows that may be deleted, because none is in flight: the row before the range, and its last row."""
         backlog = self._parts.backlog
         return max([backlog.after_row, *(record.row or 0 for record in self._parts.in_flight)]), backlog.last_row
 

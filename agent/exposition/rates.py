@@ -28,7 +28,7 @@ _HISTOGRAMS = {field.name for family in FAMILIES for field in family.fields if f
 
 
 class _Layout:
-    """The names of a subject's values. It packs the subject's counters into bytes, as floating-point numbers.
+    """Which counters a subject has, and how they are packed into bytes, as floating-point numbers.
 
     Attributes:
         has_fixed_series: whether the layout determines the series. It does not if there is a histogram, which has a series for each of its
@@ -59,7 +59,7 @@ _NO_COUNTERS: dict[Labels, PackedCounters] = {}
 
 
 class CounterLayouts:
-    """A bounded cache of layouts by the names of the values. A QEMU process always sends the names in the same order."""
+    """A bounded cache of layouts. The key is the tuple of value names, which a QEMU process always sends in the same order."""
 
     def __init__(self, max_layouts: int = MAX_LAYOUTS) -> None:
         self._max_layouts = max_layouts
@@ -117,7 +117,7 @@ class PollPair:
                 return False
         return len(samples) == len(self.current)
 
-    def replace_values(self, samples: Sequence[Sample], time_ns: int) -> bool:
+    def try_replace_values(self, samples: Sequence[Sample], time_ns: int) -> bool:
         """Store a new poll if it has the same subjects and series as the last poll. Return whether the poll was stored.
 
         In such a poll, which is the usual case, the series limits need not be applied again.
@@ -133,7 +133,7 @@ class PollPair:
         return True
 
     def update(self, subjects: Subjects, time_ns: int) -> None:
-        """Store a new poll. If the last poll is less than `MIN_INTERVAL_NS` old, rates start at an earlier poll."""
+        """Store a new poll. If the last poll is less than `MIN_INTERVAL_NS` old, rates are computed from an older poll."""
         self._keep_previous(time_ns)
         self.time_ns, self.current, self._layouts = time_ns, subjects, self._layouts_of(subjects)
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from agent.common.units import format_bytes
-from agent.exposition.explain.cpu_and_memory import cpu_quota, cpu_waiting, swapped
+from agent.exposition.explain.cpu_and_memory import find_cpu_quota, find_cpu_waiting, find_swapped
 from agent.exposition.explain.disks import slow_disks_by_pool
 from agent.exposition.explain.evidence import Evidence
 from agent.exposition.explain.text_format import latency, listing
@@ -112,10 +112,10 @@ def cpus_of(evidence: Evidence) -> float | None:
 
 def _waits(evidence: Evidence) -> Iterator[tuple[HostResource, Labels, Values]]:
     """Yield what a VM waits for. If the VM's own CPU quota stops it, it does not wait for CPUs that other VMs use."""
-    if not any(cpu_quota(evidence)):
-        for found in cpu_waiting(evidence):
+    if not any(find_cpu_quota(evidence)):
+        for found in find_cpu_waiting(evidence):
             yield HostResource.CPU, (), {"cpus": found.figures["waiting_cpus"]}
-    for found in swapped(evidence):
+    for found in find_swapped(evidence):
         yield (
             HostResource.MEMORY,
             (),

@@ -196,7 +196,7 @@ class Snapshot:
         self.monitors.pop(key, None)
 
     def replace_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Replace a VM's samples of some families. A family whose stored sample objects are passed again does not change.
+        """Replace a VM's samples of some families. A family counts as unchanged if its stored sample objects are passed again.
 
         Args:
             vm: the VM.
@@ -250,7 +250,7 @@ class Snapshot:
         elif (
             polls.limits is self.limits
             and not view.dropped_subjects.get(family.name)
-            and (polls.is_current(samples) or polls.replace_values(samples, time_ns))
+            and (polls.is_current(samples) or polls.try_replace_values(samples, time_ns))
         ):
             return
         polls.limits = self.limits

@@ -45,10 +45,10 @@ class GuestObserver(Protocol):
     def on_guest_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Handle the result of one query: all samples of these families. A subject without a sample no longer exists."""
 
-    def on_guest_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
+    def on_guest_agent_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
         """Handle the loss of a guest agent. The last samples of these families are out of date."""
 
-    def on_guest_disabled(self, vm: Vm, time_ns: int) -> None:
+    def on_guest_queries_disabled(self, vm: Vm, time_ns: int) -> None:
         """Handle the end of all queries of this VM's guest agent after a config reload."""
 
     def on_guest_command(self, command: str, outcome: GuestCommandOutcome) -> None:

@@ -20,7 +20,7 @@ SHARED_CHANNEL_TIMEOUT_SECONDS = 1.0
 """Maximum timeout of a command on a shared channel. Proxmox VE's tools wait 3 s in total, first for the channel and then for the reply."""
 
 
-class ChannelSource(Protocol):
+class ChannelOpener(Protocol):
     """Opens the channel of one VM's guest agent."""
 
     def is_shared(self, reachability: GuestReachability) -> bool:
@@ -66,7 +66,7 @@ class SocketChannelSource:
         return await GuestAgentClient.open(unix_connector(path), deadline=self._timeout, check_peer=check)
 
 
-class ManagerChannelSource:
+class VmManagerChannelOpener:
     """Connects through the VM's manager, which is itself the client of the channel's socket."""
 
     def __init__(self, open_channel: OpenGuestChannel) -> None:
@@ -81,14 +81,14 @@ class ManagerChannelSource:
         return await self._open_channel()
 
 
-def channel_source(vm: Vm, config: GuestAgentConfig, open_channel: OpenGuestChannel | None) -> ChannelSource:
+def channel_source(vm: Vm, config: GuestAgentConfig, open_channel: OpenGuestChannel | None) -> ChannelOpener:
     """Return the source of a VM's channel.
 
     A socket in the config has precedence over the manager, and the manager over the socket that QEMU reports.
     """
     is_configured = any(matches_vm(entry.vm, vm.name, vm.uuid) for entry in config.channels)
     return (
-        ManagerChannelSource(open_channel)
+        VmManagerChannelOpener(open_channel)
         if open_channel is not None and not is_configured
         else SocketChannelSource(vm, config)
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from agent.common.vm_patterns import matches_vm
 from agent.guest.api import GuestObserver, GuestReachability
-from agent.guest.channels import ChannelSource, channel_source
+from agent.guest.channels import ChannelOpener, channel_source
 from agent.guest.config import GuestAgentConfig
 from agent.guest.session import FIRST_RETRY_SECONDS, GUEST_FAMILIES, GuestSession
 from agent.model.family import Family, Sample, Values
@@ -68,9 +68,9 @@ class GuestAgentManager:
             had_session = vm in self._sessions
             self._end_session(vm)
             if had_session:
-                self._observer.on_guest_lost(vm, (*GUEST_FAMILIES, GUEST_AGENT_SESSION), time.time_ns())
+                self._observer.on_guest_agent_lost(vm, (*GUEST_FAMILIES, GUEST_AGENT_SESSION), time.time_ns())
             if had_session and not self._is_selected(vm):
-                self._observer.on_guest_disabled(vm, time.time_ns())
+                self._observer.on_guest_queries_disabled(vm, time.time_ns())
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample]) -> None:
         """Handle the samples of a poll of the VM. Ignore families that do not change `GuestReachability`."""
@@ -85,7 +85,9 @@ class GuestAgentManager:
         if (session := self._sessions.get(vm)) is not None:
             session.on_reachability_changed()
 
-    def on_qemu_responsive(self, vm: Vm, *, responsive: bool, open_channel: OpenGuestChannel | None = None) -> None:
+    def on_responsiveness_changed(
+        self, vm: Vm, *, responsive: bool, open_channel: OpenGuestChannel | None = None
+    ) -> None:
         """Handle a QEMU that has begun or stopped responding to QMP commands.
 
         Args:
@@ -115,7 +117,7 @@ class GuestAgentManager:
     def _is_selected(self, vm: Vm) -> bool:
         return self._config.enabled and any(matches_vm(pattern, vm.name, vm.uuid) for pattern in self._config.vms)
 
-    def _start_session(self, vm: Vm, reachability: GuestReachability, source: ChannelSource) -> None:
+    def _start_session(self, vm: Vm, reachability: GuestReachability, source: ChannelOpener) -> None:
         """Start the session with a VM's guest agent. Do nothing if the session runs already."""
         if self._tasks is None or vm in self._sessions:
             return

@@ -14,7 +14,7 @@ from typing import Any
 from agent.collectors.guest import GUEST_COLLECTORS, Exchange, GuestCollector
 from agent.common.backoff import retry_delay
 from agent.guest.api import GuestAgentState, GuestCommandOutcome, GuestObserver, GuestReachability
-from agent.guest.channels import SHARED_CHANNEL_TIMEOUT_SECONDS, ChannelSource
+from agent.guest.channels import SHARED_CHANNEL_TIMEOUT_SECONDS, ChannelOpener
 from agent.guest.config import GuestAgentConfig
 from agent.guest.schedule import GuestSchedule
 from agent.model.family import Family, Sample
@@ -79,7 +79,7 @@ class GuestSession:
         self,
         vm: Vm,
         config: GuestAgentConfig,
-        source: ChannelSource,
+        source: ChannelOpener,
         observer: GuestObserver,
         *,
         random_fraction: Callable[[], float],
@@ -303,7 +303,7 @@ class GuestSession:
         """Report that the last values of a collector are out of date, if the collector has reported values."""
         if collector.name in self._reported:
             self._reported.discard(collector.name)
-            self._observer.on_guest_lost(self._vm, collector.families, time.time_ns())
+            self._observer.on_guest_agent_lost(self._vm, collector.families, time.time_ns())
 
     def _report_samples(self, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         self._observer.on_guest_samples(self._vm, families, samples, time_ns)
@@ -345,7 +345,7 @@ class GuestSession:
         """Report that the last values are out of date, if there are any, and make all collectors due."""
         if self._reported:
             self._reported.clear()
-            self._observer.on_guest_lost(self._vm, GUEST_FAMILIES, time.time_ns())
+            self._observer.on_guest_agent_lost(self._vm, GUEST_FAMILIES, time.time_ns())
             self._schedule.schedule_all_now()
 
     def _set_state(self, state: GuestAgentState, reason: str = "") -> None:

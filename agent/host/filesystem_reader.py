@@ -42,7 +42,7 @@ CLOCK_SECONDS = 0.01
 """Resolution of an event loop's timers."""
 
 
-class FileSystemFigures(NamedTuple):
+class FileSystemStats(NamedTuple):
     """Figures of a file system from statvfs(3).
 
     Attributes:
@@ -102,7 +102,7 @@ class FileSystemReader:
         self._silent_since: dict[str, float] = {}
         self._waiting: dict[str, tuple[ChildProcess, asyncio.Task[None]]] = {}
         self._answered_at: dict[str, float] = {}
-        self._figures: dict[str, tuple[float, FileSystemFigures]] = {}
+        self._figures: dict[str, tuple[float, FileSystemStats]] = {}
 
     # State of mounts.
 
@@ -116,13 +116,13 @@ class FileSystemReader:
         return list(self._silent_since)
 
     def is_unresponsive(self, mount: str) -> bool:
-        """Return whether the mount has missed the deadline. While the child only waits for a CPU, return False."""
-        silent = self.silent_seconds(mount)
+        """Return whether the mount has not answered by the deadline. While the child process only waits for a CPU, return False."""
+        silent = self.unresponsive_seconds(mount)
         if silent is None or silent < self._deadline_seconds - CLOCK_SECONDS:
             return False
         return mount not in self._waiting or not _is_runnable(self._waiting[mount][0].pid)
 
-    def silent_seconds(self, mount: str) -> float | None:
+    def unresponsive_seconds(self, mount: str) -> float | None:
         """Return how long a suspect mount has not answered, in seconds. Return None if the mount is not suspect."""
         since = self._silent_since.get(mount)
         return None if since is None else time.monotonic() - since
@@ -133,7 +133,7 @@ class FileSystemReader:
 
     # Requests.
 
-    async def statvfs(self, path: str, mount: str) -> FileSystemFigures:
+    async def statvfs(self, path: str, mount: str) -> FileSystemStats:
         """Return the figures of the file system that contains a path.
 
         Raises:
@@ -142,7 +142,7 @@ class FileSystemReader:
         """
         answer = await self._send_request("statfs", path, mount)
         try:
-            figures = FileSystemFigures(*map(int, answer.split()))
+            figures = FileSystemStats(*map(int, answer.split()))
         except (TypeError, ValueError) as error:
             raise PoolReadError(f"{path}: the child process sent an invalid answer") from error
         self._figures.pop(path, None)
@@ -151,7 +151,7 @@ class FileSystemReader:
             del self._figures[next(iter(self._figures))]
         return figures
 
-    def recent_figures(self, path: str, seconds: float) -> FileSystemFigures | None:
+    def recent_figures(self, path: str, seconds: float) -> FileSystemStats | None:
         """Return the last figures that `statvfs` returned for a path; None if they are older than `seconds` or there are none."""
         at, figures = self._figures.get(path, (float("-inf"), None))
         return figures if time.monotonic() - at <= seconds else None

@@ -1,7 +1,7 @@
 """Reads one process's files under /proc, and files of the host such as a cgroup's.
 
 The process's directory under /proc stays open. After the process has ended, no file in this directory can be opened, even if a new process
-has the same pid. Callers request only files that the kernel creates without waiting for the process or for storage.
+has the same pid. Callers request only files whose reading never waits for the process or for storage.
 """
 
 import contextlib

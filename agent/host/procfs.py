@@ -71,7 +71,7 @@ _STATUS_ORDER = (
 
 
 class FileParser(Generic[Content]):
-    """Parses the numbers in one file that are fields of a family."""
+    """Parses one file of the kernel, and returns those of its numbers that are fields of a family."""
 
     def __init__(self, family: Family, file: str, file_format: Format[Content]) -> None:
         """Compile the parser.

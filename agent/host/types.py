@@ -74,7 +74,7 @@ class FileRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VirtualFunctionRequest(FileRequest):
-    """A request for the counters of a virtual function, by the kernel's names, and for its MAC address, `mac`.
+    """A request for a virtual function's counters, by the kernel's names, and for its MAC address, by the name `mac`.
 
     The kernel has no file with these counters. The agent queries them at an interval, and a reply contains the last counters.
 

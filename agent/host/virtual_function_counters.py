@@ -114,7 +114,7 @@ class VirtualFunctionCounters:
         except (TimeoutError, OSError, NetlinkError) as error:
             if not physical.failed:
                 cause = str(error) or f"no answer within {QUERY_SECONDS:g} s"
-                _log.warning("%s: counters of virtual functions not read: %s", name, cause)
+                _log.warning("%s: cannot read the counters of the virtual functions: %s", name, cause)
             physical.failed = True
             return
         physical.failed = False

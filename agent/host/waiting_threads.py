@@ -1,4 +1,4 @@
-"""Threads of a process that wait in the kernel for storage, from /proc/PID/task. The kernel creates these files without waiting.
+"""Threads of a process that wait in the kernel for storage, from /proc/PID/task. Reading these files never waits for storage.
 
 A thread waits for storage if it is in state D or in a system call that accesses files. With FUSE, for example, a thread waits in state S.
 To read the system call and its file, the agent needs the permission to trace the process. Without this permission, only state D is known.

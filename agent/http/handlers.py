@@ -1,6 +1,6 @@
-"""Request handlers of the endpoint: /metrics, /healthz, /readyz, /overview, /explain, the page and its data, and /resync.
+"""Request handlers of the endpoint: /metrics, /healthz, /readyz, /overview, /explain, the page and its data, and /rewrite-state.
 
-No handler sends a command to QEMU. /resync makes the agent write the state topic again; all other handlers only read.
+No handler sends a command to QEMU. /rewrite-state makes the agent write the state topic again; all other handlers only read.
 """
 
 import asyncio
@@ -26,8 +26,8 @@ MAX_BLOCKING_SECONDS = 0.005
 GZIP_LEVEL = 1
 """gzip's lowest compression level. Because labels repeat, it compresses nearly as well as the highest level."""
 
-RESYNC_SECONDS = 10.0
-"""Shortest time between two resyncs of the state topic."""
+REWRITE_SECONDS = 10.0
+"""Shortest time between two rewrites of the state topic."""
 
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -69,7 +69,7 @@ class AgentView(OverviewSource, Protocol):
     def describe_alerts(self) -> dict[str, dict[str, str]]:
         """Return `help`, `cause` and `action` of each alert in Markdown, by the alert's name."""
 
-    def resync(self) -> int | None:
+    def rewrite_state_topic(self) -> int | None:
         """Schedule the state topic to be written again. Return the number of states; None if there is no such topic."""
 
     def on_scrape(self, seconds: float) -> None:
@@ -91,7 +91,7 @@ def create_application(view: AgentView, timing: StreamIntervals = DEFAULT_INTERV
     app.router.add_get("/metrics", handlers.metrics)
     app.router.add_get("/healthz", handlers.healthz)
     app.router.add_get("/readyz", handlers.readyz)
-    app.router.add_post("/resync", handlers.resync)
+    app.router.add_post("/rewrite-state", handlers.rewrite_state)
     app.router.add_get("/records", streams.records)
     app.router.add_get("/overview", handlers.overview)
     app.router.add_get("/explain", ExplanationHandler(view).explain)
@@ -111,7 +111,7 @@ class _RequestHandlers:
     def __init__(self, view: AgentView) -> None:
         self._view = view
         self._overview = Overview(view)
-        self._resync_allowed_at = float("-inf")
+        self._rewrite_allowed_at = float("-inf")
 
     async def metrics(self, request: web.Request) -> web.Response:
         start = resumed = time.perf_counter()
@@ -138,7 +138,7 @@ class _RequestHandlers:
         lines = [*(reasons or ["ready"]), *self._view.warnings()]
         return web.Response(text="\n".join(lines) + "\n", status=503 if reasons else 200)
 
-    async def resync(self, request: web.Request) -> web.Response:
+    async def rewrite_state(self, request: web.Request) -> web.Response:
         """Schedule the state topic to be written again.
 
         The content type has to be JSON. With a simple content type, the page of another site could send this request without the user's
@@ -146,13 +146,15 @@ class _RequestHandlers:
         """
         if request.content_type != "application/json":
             raise web.HTTPUnsupportedMediaType(text="the content type should be application/json\n")
-        if (wait := self._resync_allowed_at - time.monotonic()) > 0:
+        if (wait := self._rewrite_allowed_at - time.monotonic()) > 0:
             headers = {"Retry-After": str(ceil(wait))}
-            raise web.HTTPTooManyRequests(text="the last resync was requested too recently\n", headers=headers)
-        entities = self._view.resync()
+            raise web.HTTPTooManyRequests(
+                text="the last rewrite of the state topic was requested too recently\n", headers=headers
+            )
+        entities = self._view.rewrite_state_topic()
         if entities is None:
             raise web.HTTPConflict(text="there is no state topic: set kafka and kafka.topics.state\n")
-        self._resync_allowed_at = time.monotonic() + RESYNC_SECONDS
+        self._rewrite_allowed_at = time.monotonic() + REWRITE_SECONDS
         return web.json_response({"entities": entities}, status=202)
 
     async def overview(self, request: web.Request) -> web.Response:

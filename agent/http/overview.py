@@ -60,7 +60,7 @@ class Overview:
         views = {vm.uuid: (vm, view) for vm, view in self._source.snapshot.views()}
         for gone in self._cache.keys() - views.keys():
             del self._cache[gone]
-        await run_in_slices(self._encode_changed(views))
+        await run_in_steps(self._encode_changed(views))
         overview: dict[str, Any] = {"vms": {key: self._vm_json(vm, view) for key, (vm, view) in views.items()}}
         overview |= {
             "monitors": [monitor_json(status) for status in self._source.snapshot.monitors.values()],
@@ -87,7 +87,7 @@ class Overview:
         return cached[2]
 
 
-async def run_in_slices(steps: Iterator[None]) -> None:
+async def run_in_steps(steps: Iterator[None]) -> None:
     """Run the steps of an iterator, and let the event loop run in between."""
     resumed = time.perf_counter()
     for _ in steps:

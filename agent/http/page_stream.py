@@ -18,7 +18,7 @@ from agent.http.overview import (
     monitor_json,
     pools_json,
     resources_json,
-    run_in_slices,
+    run_in_steps,
     vm_summary,
 )
 from agent.model.json_encoding import encode_json
@@ -135,7 +135,7 @@ class PageChanges:
             self._is_first = False
             changes["columns"] = COLUMNS
         if not self._uuid:
-            await run_in_slices(self._state.update_rows(views))
+            await run_in_steps(self._state.update_rows(views))
             self._add("rows", self._state.rows(), changes)
         self._add("monitors", dict(self._monitors()), changes)
         alerts = self._state.source.firing_alerts()

@@ -19,9 +19,9 @@ from agent.monitors.base import (
 )
 from agent.monitors.dial import DialConfig, DialDiscoverer
 from agent.monitors.dial_per_poll import DialPerPollDiscoverer
-from agent.monitors.hotplug import DialPerPollConfig, HotplugDiscoverer
 from agent.monitors.libvirt.config import LibvirtConfig
 from agent.monitors.listen import ListenConfig, ListenDiscoverer, ListenTlsConfig
+from agent.monitors.own_monitor import DialPerPollConfig, OwnMonitorDiscoverer
 
 ENTRIES: tuple[type[DiscovererConfig], ...] = (DialConfig, DialPerPollConfig, LibvirtConfig, ListenConfig)
 """Types of the entries in the config's `monitors`. An entry without any type's key is validated as the first type."""
@@ -36,7 +36,6 @@ __all__ = [
     "DiscovererConfig",
     "DiscoveryListener",
     "DomainXmlReader",
-    "HotplugDiscoverer",
     "LibvirtConfig",
     "ListenConfig",
     "ListenDiscoverer",
@@ -44,5 +43,6 @@ __all__ = [
     "Monitor",
     "MonitorConnection",
     "MonitorPriority",
+    "OwnMonitorDiscoverer",
     "StoragePoolLister",
 ]

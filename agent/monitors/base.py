@@ -9,16 +9,16 @@ from functools import partial
 from typing import ClassVar, Protocol, runtime_checkable
 
 from agent.common.config_types import ConfigSection
-from agent.host.pools.libvirt import StoragePool
+from agent.host.pools.libvirt import LibvirtStoragePool
 from agent.qga.channel import OpenGuestChannel
-from agent.qmp.client import Client, CommandResult, Connect
+from agent.qmp.client import CommandResult, Connect, QmpClient
 from agent.qmp.commands import AllowList, Command, QemuChange
 from agent.qmp.errors import QmpError
 from agent.qmp.protocol import Event, Greeting, SkippedQmpMessages
 
 
 class MonitorConnection(Protocol):
-    """A connection to one VM that executes QMP commands. `Client` is the implementation over a QMP socket."""
+    """A connection to one VM that executes QMP commands. `QmpClient` is the implementation over a QMP socket."""
 
     @property
     def greeting(self) -> Greeting | None:
@@ -45,7 +45,7 @@ class MonitorConnection(Protocol):
         """Total numbers of skipped messages. A new object replaces the old one only when further messages were skipped."""
 
     async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
-        """Execute commands within `deadline` seconds; raises what `Client.execute` raises."""
+        """Execute commands within `deadline` seconds; raises what `QmpClient.execute` raises."""
 
     async def wait_idle(self) -> None:
         """Wait until all replies have arrived. There is no deadline."""
@@ -67,12 +67,12 @@ class ConnectionOpener(Protocol):
     """Opens a connection to one monitor."""
 
     def __call__(self, allow: AllowList, on_event: EventCallback, *, deadline: float) -> Awaitable[MonitorConnection]:
-        """Connect within `deadline` seconds; raises what `Client.open` raises."""
+        """Connect within `deadline` seconds; raises what `QmpClient.open` raises."""
 
 
 def qmp_opener(connect: Connect) -> ConnectionOpener:
     """Return an opener that keeps one QMP connection; `connect` opens a transport to the socket."""
-    return partial(Client.open, connect)
+    return partial(QmpClient.open, connect)
 
 
 class MonitorPriority(IntEnum):
@@ -144,7 +144,7 @@ class Discoverer(Protocol):
 class StoragePoolLister(Protocol):
     """A discoverer whose manager has storage pools."""
 
-    async def storage_pools(self) -> Sequence[StoragePool]:
+    async def storage_pools(self) -> Sequence[LibvirtStoragePool]:
         """Return the active storage pools.
 
         Raises:

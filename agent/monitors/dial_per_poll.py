@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from agent.common.backoff import retry_delay
 from agent.monitors.base import ConnectionOpener, EventCallback, Monitor, MonitorConnection, MonitorPriority
 from agent.monitors.dial import SCAN_SECONDS, DialDiscoverer
-from agent.qmp.client import Client, CommandResult, Connect
+from agent.qmp.client import CommandResult, Connect, QmpClient
 from agent.qmp.commands import AllowList, Command
 from agent.qmp.errors import BusyError, NotConnectedError, PreemptedError, ProtocolError, QmpError, StalledError
 from agent.qmp.protocol import Greeting, SkippedQmpMessages
@@ -95,7 +95,7 @@ class DialPerPollConnection:
         self._timeout = timeout
         self._allow = allow
         self._on_event = on_event
-        self._client: Client | None = None
+        self._client: QmpClient | None = None
         self._uuid: str | None = None
 
     async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
@@ -106,7 +106,7 @@ class DialPerPollConnection:
             StalledError: QEMU greeted, but the replies did not arrive within the timeout.
             NotConnectedError: the connection has ended.
             ProtocolError: the peer does not speak QMP, and the connection has ended.
-            CommandRefusedError: a command is not on the allow-list.
+            CommandNotAllowedError: a command is not on the allow-list.
         """
         until, attempt = time.monotonic() + deadline, 0
         while True:
@@ -155,7 +155,7 @@ class DialPerPollConnection:
             ProtocolError: the peer does not speak QMP, and the connection has ended.
         """
         try:
-            client = await Client.open(self._connect, self._allow, self._on_event, deadline=self._timeout)
+            client = await QmpClient.open(self._connect, self._allow, self._on_event, deadline=self._timeout)
             with contextlib.closing(client):
                 self._check_peer(client)
                 try:
@@ -176,7 +176,7 @@ class DialPerPollConnection:
         finally:
             self._client = None
 
-    def _check_peer(self, client: Client) -> None:
+    def _check_peer(self, client: QmpClient) -> None:
         """At the first poll, store the peer's process. At later polls, compare the peer's process with the stored process.
 
         Raises:

@@ -17,19 +17,19 @@ from agent.qmp.errors import (
     BusyError,
     DeniedError,
     NotConnectedError,
+    PeerNotReadingError,
     PreemptedError,
     ProtocolError,
     QmpError,
     StalledError,
-    UnreadRequestsError,
 )
 from agent.qmp.flood_pause import FLOOD_BYTES, FloodPause
 from agent.qmp.protocol import (
     MAX_COMMANDS_IN_FLIGHT,
-    Connection,
     Event,
     Greeting,
     ProbeReply,
+    QmpProtocol,
     Ready,
     Reply,
     SkippedQmpMessages,
@@ -52,8 +52,8 @@ MAX_UNREAD_BYTES = 64 * 1024
 
 
 # 16 public methods: three are those of asyncio.Protocol, the others those of `MonitorConnection` on the same state.
-class Client(asyncio.Protocol):
-    """A connection to one monitor. Create it with `Client.open`.
+class QmpClient(asyncio.Protocol):
+    """A connection to one monitor. Create it with `QmpClient.open`.
 
     Attributes:
         greeting: QEMU's greeting; None until it arrives.
@@ -69,7 +69,7 @@ class Client(asyncio.Protocol):
         self.bytes_read = 0
         self.bytes_written = 0
         self._on_event = on_event
-        self._qmp = Connection(allow)
+        self._qmp = QmpProtocol(allow)
         self._transport: asyncio.Transport | None = None
         self._is_tls = False
         self._pause: FloodPause
@@ -91,7 +91,7 @@ class Client(asyncio.Protocol):
         on_event: Callable[[Event], None],
         *,
         deadline: float = GREETING_SECONDS,
-    ) -> "Client":
+    ) -> "QmpClient":
         """Connect, wait for the greeting and negotiate capabilities.
 
         Args:
@@ -165,7 +165,7 @@ class Client(asyncio.Protocol):
             StalledError: a reply did not arrive within `deadline` seconds, or an earlier reply is still due. Call `wait_idle` next.
             NotConnectedError: the connection ended.
             ProtocolError: the peer violated the protocol.
-            CommandRefusedError: one of the commands is not on the allow-list, so no command was sent.
+            CommandNotAllowedError: one of the commands is not on the allow-list, so no command was sent.
         """
         if self.ended.done():
             raise self.ended.result()
@@ -242,7 +242,7 @@ class Client(asyncio.Protocol):
             on_results: called when all replies have arrived; not called after `abandon`, or after the connection has ended.
 
         Raises:
-            CommandRefusedError: one of the commands is not on the allow-list.
+            CommandNotAllowedError: one of the commands is not on the allow-list.
         """
         qmp = self._qmp
         if self.ended.done() or qmp.out_of_sync or qmp.replies_due or len(commands) > MAX_COMMANDS_IN_FLIGHT:
@@ -321,7 +321,7 @@ class Client(asyncio.Protocol):
             self._transport.write(data)
         if self._transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
             reason = f"the peer does not read its requests: more than {MAX_UNREAD_BYTES} bytes wait"
-            self._end_connection(UnreadRequestsError(reason))
+            self._end_connection(PeerNotReadingError(reason))
 
     # Callbacks of asyncio.
 

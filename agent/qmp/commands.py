@@ -18,7 +18,7 @@ from typing import Any, NewType
 
 import orjson
 
-from agent.qmp.errors import CommandRefusedError
+from agent.qmp.errors import CommandNotAllowedError
 from agent.qmp.queries import QUERIES, QueryTrigger
 
 QMP_READS = frozenset(
@@ -223,19 +223,19 @@ class AllowList:
         """Return an in-band request. It is short, without id and newline, because QEMU reads its monitor a byte at a time.
 
         Raises:
-            CommandRefusedError: the command is neither a permitted read nor a permitted change with arguments of the permitted form.
+            CommandNotAllowedError: the command is neither a permitted read nor a permitted change with arguments of the permitted form.
         """
         if command.arguments is None and command.name in self._encoded_reads:
             return self._encoded_reads[command.name]
         if not self._is_permitted_read(command) and not self._is_permitted_change(command):
-            raise CommandRefusedError(f"{command.name} is not on the allow-list")
+            raise CommandNotAllowedError(f"{command.name} is not on the allow-list")
         return Request(orjson.dumps({"execute": command.name, "arguments": dict(command.arguments or {})}))
 
     def encode_all(self, commands: Iterable[Command]) -> Request:
         """Return the requests of several commands for one write.
 
         Raises:
-            CommandRefusedError: one of the commands is not permitted.
+            CommandNotAllowedError: one of the commands is not permitted.
         """
         return Request(b"".join(map(self.encode, commands)))
 

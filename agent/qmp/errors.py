@@ -9,7 +9,7 @@ class ProtocolError(QmpError):
     """The peer does not speak QMP, so the agent cannot use the connection any more."""
 
 
-class UnreadRequestsError(QmpError):
+class PeerNotReadingError(QmpError):
     """The peer sends replies but does not read the agent's requests."""
 
 
@@ -41,7 +41,7 @@ class StalledError(QmpError):
     """A reply is overdue. QEMU is still executing the command, so the agent sends no further in-band commands."""
 
 
-class CommandRefusedError(QmpError):
+class CommandNotAllowedError(QmpError):
     """The command is not on the allow-list. It is a change that the config does not permit, or the agent has a bug."""
 
 
@@ -53,7 +53,7 @@ class UnreadableReplyError(QmpError):
     """The reply to one command is not JSON, is malformed, or exceeds the size limit. The connection can still be used."""
 
 
-class UnclearReplyError(UnreadableReplyError):
+class AmbiguousReplyError(UnreadableReplyError):
     """An unreadable message may be the reply to this command, or to another command. So this command fails."""
 
 

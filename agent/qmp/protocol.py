@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 from agent.qmp import commands
 from agent.qmp.commands import AllowList, Command, Request
 from agent.qmp.errors import (
+    AmbiguousReplyError,
     CommandError,
     ProtocolError,
     QmpError,
     StalledError,
-    UnclearReplyError,
     UnreadableReplyError,
 )
 from agent.qmp.frames import FrameSplitter, MessageKind, UnreadableMessage
@@ -136,7 +136,7 @@ class _UnreadableError(Exception):
         self.kind = kind
 
 
-class Connection:
+class QmpProtocol:
     """The state of one QMP connection.
 
     Attributes:
@@ -199,7 +199,7 @@ class Connection:
             batch: at most `MAX_COMMANDS_IN_FLIGHT` commands. While `out_of_sync`, send markers instead.
 
         Raises:
-            CommandRefusedError: one of the commands is not on the allow-list, so nothing may be written.
+            CommandNotAllowedError: one of the commands is not on the allow-list, so nothing may be written.
             StalledError: an earlier reply is still due.
         """
         assert self.state is ConnectionState.READY
@@ -215,7 +215,7 @@ class Connection:
         """Check that all commands are on the allow-list.
 
         Raises:
-            CommandRefusedError: a command is not on the allow-list.
+            CommandNotAllowedError: a command is not on the allow-list.
         """
         self._allow.encode_all(batch)
 
@@ -266,7 +266,7 @@ class Connection:
             self._marker_is_in_flight = False  # the message may have been the reply to the marker
         if self.out_of_sync:
             self._unreadable_replies += 1
-        error_type = UnreadableReplyError if failed == 1 else UnclearReplyError
+        error_type = UnreadableReplyError if failed == 1 else AmbiguousReplyError
         for _ in range(failed):
             command = self._pending.pop(0)
             yield Reply(None, error_type(f"unreadable reply to {command.name}: {reason}"))

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent.alerts.catalogue import ALERT_CATALOGUE
+from agent.alerts.disk_types import DetectedBy, LimitedBy
 from agent.alerts.pool_alerts import GUESTS_STAND_STILL
 from agent.alerts.pool_levels import PoolMeasure
 from agent.alerts.store import CUSTOM
-from agent.alerts.threshold_types import DetectedBy, LimitedBy
 from agent.delivery.drops import DropReason
 from agent.host.pools.base import PoolKind
 from agent.model.agent_lifecycle import AGENT_LIFECYCLE

@@ -17,7 +17,7 @@ from agent.qmp.commands import AllowList, Command, QemuChange
 from agent.session.collector_failures import DegradedCollectors
 from agent.session.identity import QemuBuild
 from agent.session.scheduler import FIRST_POLL_MAX_DELAY_SECONDS, FIRST_POLL_SPACING_SECONDS, Pacer
-from agent.session.shared_timers import Deadlines, WakeTimers
+from agent.session.shared_timers import SharedDeadlines, WakeTimers
 
 MAIN_LOOP_STALLED = (
     "QEMU's monitor thread answers but its main loop does not: the main loop hangs, most often on storage"
@@ -185,7 +185,7 @@ class ThresholdController(DiskCommandController, Protocol):
         """Return the names of the collectors to poll now, and remove them from the list."""
 
 
-class StorageController(Protocol):
+class StorageAccess(Protocol):
     """Decides whether the storage of a VM may be accessed."""
 
     async def may_query(self, vm: Vm, pid: int | None) -> bool:
@@ -292,7 +292,7 @@ class SessionContext:
         *,
         thresholds: ThresholdController | None = None,
         histograms: DiskCommandController | None = None,
-        storage: StorageController | None = None,
+        storage: StorageAccess | None = None,
         collectors: CollectorIndex = _ALL_COLLECTORS,
         first_polls: Pacer | None = None,
         root: Path = Path("/"),
@@ -311,7 +311,7 @@ class SessionContext:
         self.first_polls = first_polls or Pacer(FIRST_POLL_SPACING_SECONDS, FIRST_POLL_MAX_DELAY_SECONDS)
         self.attached_vms = 0
         self.wake_timers = WakeTimers()
-        self.deadlines = Deadlines()
+        self.deadlines = SharedDeadlines()
         self.virtual_function_counters = virtual_function_counters or VirtualFunctionCounters()
         self.schedule_by_vm: dict[Vm, Callable[[Sequence[str]], None]] = {}
 

@@ -6,7 +6,7 @@ When a config reload removes a discoverer, the agent keeps its connections to th
 import asyncio
 from collections.abc import Mapping
 
-from agent.host.pools.libvirt import StoragePool, StoragePoolsError
+from agent.host.pools.libvirt import LibvirtStoragePool, StoragePoolsError
 from agent.monitors import Discoverer, Monitor, StoragePoolLister
 from agent.qmp.errors import QmpError
 from agent.session.supervisor_group import SupervisorGroup
@@ -61,13 +61,13 @@ class DiscoveryManager:
             task.cancel()
             self._tasks.create_task(self._dismiss_monitors(discovered), name="dismiss monitors")
 
-    async def storage_pools(self) -> list[StoragePool]:
+    async def storage_pools(self) -> list[LibvirtStoragePool]:
         """Return the storage pools of all managers that have some.
 
         Raises:
             StoragePoolsError: a manager failed, and no other manager has pools.
         """
-        pools: list[StoragePool] = []
+        pools: list[LibvirtStoragePool] = []
         errors: list[QmpError] = []
         for discoverer in list(self._discoverers.values()):
             if isinstance(discoverer, StoragePoolLister):

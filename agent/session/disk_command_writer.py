@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from agent.model.record import Vm
 from agent.qmp.commands import Command
-from agent.qmp.errors import CommandRefusedError, QmpError, StalledError
+from agent.qmp.errors import CommandNotAllowedError, QmpError, StalledError
 from agent.session.api import DiskCommandController, SessionContext
 from agent.session.command_executor import CommandExecutor
 from agent.session.scheduler import Schedule
@@ -38,12 +38,12 @@ class DiskCommandWriter:
         )
 
     def schedule_requested_polls(self) -> None:
-        """Make the collectors due that the threshold controller needs."""
+        """Schedule the collectors that the threshold controller requested."""
         if names := self.pop_collectors_to_poll():
             self._schedule.schedule_now(names, time.monotonic())
 
     async def apply(self, *, receives_events: bool) -> None:
-        """Execute the pending commands one by one. Then make the collectors due that the threshold controller needs.
+        """Execute the pending commands one by one. Then schedule the collectors that the threshold controller requested.
 
         After a stall, the remaining commands are dropped, because they were computed from old samples. On a connection without events, no
         threshold is set, because the agent would miss the threshold's event. The levels are also compared at each poll.
@@ -79,7 +79,7 @@ class DiskCommandWriter:
         """Execute a command; return whether QEMU confirmed it."""
         try:
             (result,) = await self._executor.execute((command,))
-        except CommandRefusedError as error:  # a config reload has forbidden the command in the meantime
+        except CommandNotAllowedError as error:  # a config reload has forbidden the command in the meantime
             _log.info("%s: %s of disk %s not sent: %s", self._vm.name, command.name, disk, error)
             return False
         return not isinstance(result, QmpError)

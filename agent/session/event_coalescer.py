@@ -22,7 +22,7 @@ EventKey = tuple[object, ...]
 
 @dataclass(slots=True)
 class CoalescedEvent:
-    """One report of `count` events with the same key.
+    """`count` events with the same key, reported as one event.
 
     Attributes:
         event: the last event.

@@ -3,8 +3,8 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from agent.collectors.guest_agent import PORT_NAME
-from agent.collectors.untrusted import as_list_of_objects, as_text
+from agent.collectors.guest_agent_channel import PORT_NAME
+from agent.collectors.json_checks import as_list_of_objects, as_text
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import Command
 from agent.session.identity import DEVICE_CONTAINERS

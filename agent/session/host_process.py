@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from agent.collectors.base import VmFacts
-from agent.collectors.untrusted import as_list_of_objects, as_text
+from agent.collectors.json_checks import as_list_of_objects, as_text
 from agent.host.interfaces import interfaces_of
 from agent.host.libvirt_metadata import parse_libvirt_labels, read_libvirt_labels
 from agent.host.process import Process

@@ -46,7 +46,9 @@ def read_in_turns(collector: Collector, facts: VmFacts, replies: Sequence[Any]) 
         yield Collected(error=unsupported)
         return
     try:
-        samples, truncated = yield from collect_in_turns(collector, collector.with_subjects(facts, replies))
+        samples, truncated = yield from collect_in_steps(
+            collector, collector.pair_replies_with_subjects(facts, replies)
+        )
     except Exception as error:  # noqa: BLE001 - a bug in one collector must not end the session
         yield Collected(error=error)
     else:
@@ -58,7 +60,7 @@ def is_unsupported(reply: object) -> bool:
     return isinstance(reply, CommandError) and reply.error_class == "CommandNotFound"
 
 
-def collect_in_turns(collector: Collector, replies: Sequence[Any]) -> Turns[tuple[Sequence[Sample], bool]]:
+def collect_in_steps(collector: Collector, replies: Sequence[Any]) -> Turns[tuple[Sequence[Sample], bool]]:
     """Return the samples in a collector's replies. Replies with few samples are read in one step.
 
     Returns:

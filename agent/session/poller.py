@@ -13,7 +13,7 @@ from agent.model.family import Family, Sample
 from agent.model.metrics.migration import MIGRATION_ENDED
 from agent.model.record import Record, Vm
 from agent.qmp.client import CommandResult
-from agent.qmp.errors import BusyError, CommandError, ProtocolError, QmpError, StalledError, UnclearReplyError
+from agent.qmp.errors import AmbiguousReplyError, BusyError, CommandError, ProtocolError, QmpError, StalledError
 from agent.qmp.protocol import Event
 from agent.session.api import PollOutcome, SessionContext, SessionObserver, VmChange
 from agent.session.collector_failures import CollectorFailures
@@ -21,7 +21,7 @@ from agent.session.command_executor import CommandExecutor
 from agent.session.host_process import HostProcess
 from agent.session.large_replies import SAMPLES_PER_TURN, Collected, is_unsupported, read_at_once, read_in_turns
 from agent.session.migration_state import MigrationState
-from agent.session.poll_start import PollStart
+from agent.session.poll_time import PollStart
 from agent.session.scheduler import SLACK_SECONDS, Batch, Schedule, commands_of, next_poll_time, split_batch
 
 _log = logging.getLogger(__name__)
@@ -78,13 +78,13 @@ class Poller:
         self._files_facts = self.facts
         self._files: dict[str, Sequence[FileRequest]] = {}  # by collector, for these facts
         self._large: list[str] = []  # collectors whose replies are handled in several turns of the event loop
-        # The names and facts of the last call of `quiet_batch`, and its result.
+        # The names and facts of the last call of `callback_batch`, and its result.
         self._quiet: tuple[Sequence[str], VmFacts, Batch[Collector]] = (), self.facts, []
         self._topologies: dict[str, object] = {}  # by collector
         self._previous: dict[str, Poll] = {}  # by collector
 
     def schedule_all_collectors(self, now: float) -> None:
-        """Make all collectors due now whose commands QEMU supports."""
+        """Schedule each collector now if QEMU supports its commands, and disable the others."""
         for name, collector in self._collectors.by_name.items():
             if name in self._unsupported:
                 continue
@@ -92,7 +92,7 @@ class Poller:
                 self._disable_collector(name)
                 self._observer.on_collector_run(name, PollOutcome.UNSUPPORTED)
             else:
-                self._schedule.schedule_at(name, now)
+                self._schedule.schedule_no_later_than(name, now)
 
     def read_event(self, event: Event, time_ns: int) -> None:
         """Report the samples in the data of an event."""
@@ -128,8 +128,8 @@ class Poller:
                         await asyncio.sleep(0)
         return True
 
-    def quiet_batch(self, names: Sequence[str]) -> Batch[Collector] | None:
-        """Return the commands of these collectors if no task is needed to poll them.
+    def callback_batch(self, names: Sequence[str]) -> Batch[Collector] | None:
+        """Return the commands of these collectors if callbacks alone can poll them.
 
         Return None if a task is needed: to wait for storage, to send several writes, or to handle large replies in several turns of the
         event loop.
@@ -205,7 +205,7 @@ class Poller:
         unclear = [
             collector.name
             for collector, own in replies_by_collector
-            if any(isinstance(reply, UnclearReplyError) for reply in own)
+            if any(isinstance(reply, AmbiguousReplyError) for reply in own)
         ]
         if len(unclear) < 2:
             return replies_by_collector
@@ -217,7 +217,7 @@ class Poller:
     def _isolate_collector(self, name: str) -> None:
         """Poll a collector alone at once, because one of the collectors in the same write caused a failure."""
         self._failures.isolate(name)
-        self._schedule.schedule_at(name, time.monotonic())
+        self._schedule.schedule_no_later_than(name, time.monotonic())
 
     def _make_batches(self, names: Iterable[str]) -> Iterator[Batch[Collector]]:
         """Yield batches of collectors whose commands fit one write. Each isolated collector has its own batch."""
@@ -276,7 +276,7 @@ class Poller:
     def schedule_host_collectors(self) -> None:
         """Make the host-only collectors due now. The stall probe calls this, because the stall may have delayed their poll."""
         for name in self._collectors.host_only:
-            self._schedule.schedule_at(name, time.monotonic())
+            self._schedule.schedule_no_later_than(name, time.monotonic())
 
     def poll_due_host_collectors(self) -> None:
         """Poll the host-only collectors that are due."""
@@ -287,7 +287,7 @@ class Poller:
         retry_at = self._failures.retry_at(name)
         if retry_at == -inf or retry_at <= time.monotonic() + SLACK_SECONDS:
             return False
-        self._schedule.schedule_at(name, retry_at)
+        self._schedule.schedule_no_later_than(name, retry_at)
         return True
 
     def _switch_collector_off(self, name: str, cause: str, bug: Exception | None = None) -> None:
@@ -382,10 +382,14 @@ class Poller:
             self._schedule.schedule_now(collector.invalidates, time.monotonic())
 
     def _schedule_next_poll(self, collector: Collector, samples: Sequence[Sample], start: float) -> None:
-        intervals, name = self._context.settings.intervals, collector.name
+        intervals, name, schedule = (
+            self._context.settings.intervals,
+            collector.name,
+            self._schedule.schedule_no_later_than,
+        )
         delay = collector.next_poll_delay(samples, self.facts, intervals)
         if name in self._failures:
-            self._schedule.schedule_at(name, self._failures.retry_at(name))
+            schedule(name, self._failures.retry_at(name))
             return
         if name in self._unsupported or delay is None:
             return
@@ -395,6 +399,6 @@ class Poller:
             self._spread.append(name)
             delay *= 0.1 + 0.9 * self.phase
         if not in_slot:
-            self._schedule.schedule_at(name, start + delay * self._jitter)
+            schedule(name, start + delay * self._jitter)
             return
-        self._schedule.schedule_at(name, next_poll_time(start, delay, interval, self.phase, self._context.attached_vms))
+        schedule(name, next_poll_time(start, delay, interval, self.phase, self._context.attached_vms))

@@ -9,7 +9,7 @@ from math import inf
 
 from agent.collectors import VmFacts
 from agent.collectors.block import count_repeated_images
-from agent.collectors.nodes import has_flat_argument
+from agent.collectors.block_layers import has_flat_argument
 from agent.collectors.process import CGROUPS
 from agent.host.qemu_processes import command_line, is_qemu
 from agent.model.event_table import find_event_row
@@ -18,16 +18,17 @@ from agent.model.record import Vm, sanitize
 from agent.monitors import DomainXmlReader, Monitor, MonitorConnection
 from agent.qmp.commands import Command, QemuChange
 from agent.qmp.errors import (
+    AmbiguousReplyError,
     CommandError,
     ProtocolError,
     QmpError,
     StalledError,
-    UnclearReplyError,
     UnreadableReplyError,
 )
 from agent.qmp.protocol import Event, Greeting
 from agent.session import identity
 from agent.session.api import MonitorState, SessionContext, SessionObserver
+from agent.session.callback_polls import CallbackPolls
 from agent.session.collector_failures import CollectorFailures
 from agent.session.command_executor import CommandExecutor
 from agent.session.disk_command_writer import DiskCommandWriter
@@ -36,7 +37,6 @@ from agent.session.guest_agent_port import GuestAgentPortLookup
 from agent.session.host_process import HostProcess
 from agent.session.migration_state import MigrationState
 from agent.session.poller import Poller
-from agent.session.quiet_polls import QuietPolls
 from agent.session.scheduler import Schedule
 from agent.session.stall_probe import StallProbe
 from agent.session.virtio_disks import find_virtio_disks
@@ -108,7 +108,7 @@ class Session:
         self._process = HostProcess(context)
         self._guest_agent_ports = GuestAgentPortLookup()
         self._poller: Poller | None = None
-        self._quiet_polls: QuietPolls | None = None
+        self._quiet_polls: CallbackPolls | None = None
         self._unplugs = 0
         self._discovered = False
         self._discovered_at = 0.0
@@ -125,7 +125,7 @@ class Session:
         """Make all collectors due after a delay that differs between VMs, to spread the resyncs of many VMs over time."""
         if self._poller is not None:
             delay = self._poller.phase * min(self._context.settings.intervals.poll, MAX_RESYNC_DELAY_SECONDS)
-            self._schedule.schedule_at(DISCOVER_FEATURES, time.monotonic() + delay)
+            self._schedule.schedule_no_later_than(DISCOVER_FEATURES, time.monotonic() + delay)
             self._wake()
 
     async def identify(self, monitor: Monitor) -> Vm:
@@ -139,9 +139,9 @@ class Session:
         """
         commands = (*identity.IDENTITY_COMMANDS, identity.QUERY_RUN_STATE)
         *replies, status = await self._executor.execute_with_retry(commands)
-        if any(isinstance(reply, UnclearReplyError) for reply in (*replies, status)):
+        if any(isinstance(reply, AmbiguousReplyError) for reply in (*replies, status)):
             *replies, status = [(await self._executor.execute_with_retry((command,)))[0] for command in commands]
-        if identity.are_misplaced((*replies, status)):
+        if identity.belong_to_earlier_connection((*replies, status)):
             raise ProtocolError("QEMU replied to a command of an earlier connection")
         self._migration.on_attach(status.get("status", "") if isinstance(status, dict) else "")
         return identity.identify(
@@ -177,21 +177,23 @@ class Session:
         )
         disk_commands = DiskCommandWriter(self._context, self._executor, self._schedule, vm)
         self._probe.poller = poller
-        self._schedule.schedule_at(DISCOVER_FEATURES, self._context.first_polls.reserve_time(time.monotonic()))
-        self._schedule.schedule_at(DISCOVER_PROCESS, inf)
+        self._schedule.schedule_no_later_than(
+            DISCOVER_FEATURES, self._context.first_polls.reserve_time(time.monotonic())
+        )
+        self._schedule.schedule_no_later_than(DISCOVER_PROCESS, inf)
         self._events.attach(vm, lambda event, time_ns: self._on_event(poller, disk_commands, event, time_ns))
-        quiet_polls = self._quiet_polls = QuietPolls(
+        callback_polls = self._quiet_polls = CallbackPolls(
             self._context, self._client, self._executor, self._schedule, poller, disk_commands
         )
-        self._client.ended.add_done_callback(lambda _: quiet_polls.check_soon())
+        self._client.ended.add_done_callback(lambda _: callback_polls.check_soon())
         self._context.attached_vms += 1
         self._context.schedule_by_vm[vm] = self._schedule_now
-        with contextlib.closing(self._process), contextlib.closing(quiet_polls):
+        with contextlib.closing(self._process), contextlib.closing(callback_polls):
             try:
                 while True:
                     if self._client.ended.done():
                         raise self._client.ended.result()
-                    await self._run_polls(poller, quiet_polls, disk_commands, vm)
+                    await self._run_polls(poller, callback_polls, disk_commands, vm)
             except QmpError:
                 if poller.facts.cgroup is not None:
                     # The kernel counts an OOM kill before it ends the process, and the cgroup often exists for a little longer.
@@ -225,7 +227,7 @@ class Session:
             case "VSERPORT_CHANGE" if not self._guest_agent_ports.is_known(event.data.get("id")):
                 # The port was plugged in after the last discovery, for which QEMU emits no event. A guest can cause VSERPORT_CHANGE as
                 # often as it likes.
-                self._schedule.schedule_at(
+                self._schedule.schedule_no_later_than(
                     DISCOVER_FEATURES, max(time.monotonic(), self._discovered_at + MIN_DISCOVERY_SECONDS)
                 )
         names = (*find_event_row(event.name).invalidates, *disk_commands.pop_collectors_to_poll())
@@ -238,7 +240,7 @@ class Session:
         self._wake()
 
     async def _run_polls(
-        self, poller: Poller, quiet_polls: QuietPolls, disk_commands: DiskCommandWriter, vm: Vm
+        self, poller: Poller, callback_polls: CallbackPolls, disk_commands: DiskCommandWriter, vm: Vm
     ) -> None:
         """Run quiet polls until other polls are due that only this task can run, and run those polls.
 
@@ -246,10 +248,10 @@ class Session:
             QmpError: the connection ended.
         """
         try:
-            names = await quiet_polls.run()
+            names = await callback_polls.run()
         except StalledError as error:
-            await quiet_polls.wait_until_responsive(error)
-            self._schedule.schedule_at(DISCOVER_FEATURES, time.monotonic())
+            await callback_polls.wait_until_responsive(error)
+            self._schedule.schedule_no_later_than(DISCOVER_FEATURES, time.monotonic())
             return
         if DISCOVER_FEATURES in names:
             await self._discover(poller, vm)
@@ -259,7 +261,7 @@ class Session:
             self._use_facts(poller, await self._discover_process(vm, poller.facts), unplugs)
         poller.poll_host(None if DISCOVER_PROCESS in names else names)
         if not await poller.poll(names):
-            self._schedule.schedule_at(DISCOVER_FEATURES, time.monotonic())
+            self._schedule.schedule_no_later_than(DISCOVER_FEATURES, time.monotonic())
         await disk_commands.apply(receives_events=poller.facts.receives_events)
 
     def _wake(self) -> None:
@@ -296,7 +298,7 @@ class Session:
         self._report_discovery(vm, now)
         poller.schedule_all_collectors(now)
         self._discovered_at = now
-        self._schedule.schedule_at(
+        self._schedule.schedule_no_later_than(
             DISCOVER_FEATURES, now + self._context.settings.intervals.resync * (0.9 + 0.2 * poller.phase)
         )
         self._discovered = True
@@ -310,7 +312,12 @@ class Session:
         if cause := self._executor.unreadable:
             seconds = self._context.settings.intervals.resync
             self._failures.add(DISCOVERY_FAILURE, cause, now, seconds, seconds)
-            _log.warning("%s: discovery of features is incomplete until the next resync: %s", vm.name, cause)
+            _log.warning(
+                "%s: some features of this QEMU are unknown, so samples may be missing; the agent asks again in %.0f s: %s",
+                vm.name,
+                seconds,
+                cause,
+            )
             self._on_degraded()
         elif self._failures.clear(DISCOVERY_FAILURE):
             self._on_degraded()
@@ -340,7 +347,7 @@ class Session:
         facts = await self._process.discover(execute, client.peer_pid, vm, facts, domain)
         self._observer.on_samples(vm, (IDENTITY,), (self._process.identity,), time_ns)
         if self._process.timed_out:
-            self._schedule.schedule_at(DISCOVER_PROCESS, time.monotonic() + LOOKUP_RETRY_SECONDS)
+            self._schedule.schedule_no_later_than(DISCOVER_PROCESS, time.monotonic() + LOOKUP_RETRY_SECONDS)
         return facts
 
     async def _guest_stats_seconds(self, balloon: str) -> int:

@@ -16,7 +16,7 @@ class Sleeper(Protocol):
     """An object that waits until a time."""
 
     def on_time(self, at: float) -> None:
-        """Handle the wake-up for the time `at`. A wake-up comes early if its delay exceeds `MAX_TIMER_SECONDS`, and may follow `remove`."""
+        """Handle the wake-up for the time `at`. It may come too early, after `MAX_TIMER_SECONDS`, and even after `remove`."""
 
 
 class WakeTimers:
@@ -57,8 +57,8 @@ class Waiter(Protocol):
         """Handle an overdue response."""
 
 
-class Deadlines:
-    """Deadlines of the responses that sessions wait for. Nearly all responses arrive in time, so one timer checks all deadlines."""
+class SharedDeadlines:
+    """SharedDeadlines of the responses that sessions wait for. Nearly all responses arrive in time, so one timer checks all deadlines."""
 
     def __init__(self) -> None:
         self._deadlines: dict[Waiter, float] = {}

@@ -9,7 +9,7 @@ from agent.qmp.errors import BusyError, StalledError
 from agent.session.api import MAIN_LOOP_STALLED, PROCESS_STALLED, MonitorState, SessionContext
 
 
-class HostPoller(Protocol):
+class HostCollectorPoller(Protocol):
     """Polls a VM's host-only collectors, which read the kernel's files and need no reply from QEMU."""
 
     def schedule_host_collectors(self) -> None:
@@ -38,7 +38,7 @@ class StallProbe:
             context: state that all sessions share.
             on_state: called with the new state and its cause, when a wait begins, when the cause changes and when the wait ends.
         """
-        self.poller: HostPoller | None = None
+        self.poller: HostCollectorPoller | None = None
         self._client = client
         self._context = context
         self._on_state = on_state

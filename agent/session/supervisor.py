@@ -14,13 +14,13 @@ from agent.qmp.errors import (
     BusyError,
     DeniedError,
     MigratedAwayError,
+    PeerNotReadingError,
     PreemptedError,
     ProtocolError,
     QmpError,
     StalledError,
     TransportLostError,
     UnreadableReplyError,
-    UnreadRequestsError,
 )
 from agent.session import identity
 from agent.session.api import MonitorState, MonitorStatus, SessionContext, SessionObserver, VmChange, reported_change
@@ -260,7 +260,7 @@ class MonitorSupervisor:
         self._observer.on_lifecycle(change, Record(change.type, vm, known, time.time_ns(), severity=severity))
 
 
-_VM_MAY_LIVE = (TransportLostError, ProtocolError, UnreadRequestsError, UnreadableReplyError)
+_VM_MAY_LIVE = (TransportLostError, ProtocolError, PeerNotReadingError, UnreadableReplyError)
 """Errors that end the agent's use of a connection although the VM itself has not ended."""
 
 _SEVERITIES = {VmChange.BUSY: Severity.WARNING, VmChange.STALLED: Severity.ERROR}

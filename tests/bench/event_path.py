@@ -22,7 +22,7 @@ from agent.delivery.journal.transaction import Transaction
 from agent.delivery.sinks.kafka.sink import KafkaSink
 from agent.delivery.sizes import RowsSummary
 from agent.model.record import Vm
-from agent.qmp.client import Client
+from agent.qmp.client import QmpClient
 from agent.qmp.commands import AllowList
 from agent.qmp.protocol import Event
 from agent.session.event_handler import EventHandler
@@ -122,9 +122,9 @@ class EventPath:
         return time.process_time_ns() - started
 
 
-def _ready_client() -> Client:
+def _ready_client() -> QmpClient:
     """Return a client after its negotiation, which discards events."""
-    client = Client(AllowList(), lambda _event: None)
+    client = QmpClient(AllowList(), lambda _event: None)
     client.connection_made(_Transport())
     client.data_received(b'{"QMP": {"version": {}, "capabilities": []}}\r\n{"return": {}}\r\n')
     return client

@@ -46,11 +46,11 @@ from agent.delivery.sinks.base import Sink
 from agent.delivery.sinks.kafka.message import StructuredMessageEncoder
 from agent.http import handlers
 from agent.model.record import EncodedRecord
-from agent.qmp.client import Client
+from agent.qmp.client import QmpClient
 from agent.runtime.gc import scheduled_collection
+from agent.session.callback_polls import CallbackPolls
 from agent.session.host_process import HostProcess
 from agent.session.poller import Poller
-from agent.session.quiet_polls import QuietPolls
 from tests.bench.shares import Shares
 
 ZSTD = 4
@@ -128,10 +128,10 @@ async def agent_day(folder: Path, seconds: float, port: str, measure_shares: str
     if measure_shares == "yes":
         shares.wrap(HostProcess, "read", "kernel files: reading")
         shares.wrap(Poller, "poll_host", "kernel files: parsing, samples, records")
-        for name in ("poll", "quiet_batch", "on_replies"):
+        for name in ("poll", "callback_batch", "on_replies"):
             shares.wrap(Poller, name, "polls")
-        shares.wrap(QuietPolls, "on_time", "polls")
-        shares.wrap(Client, "data_received", "polls")
+        shares.wrap(CallbackPolls, "on_time", "polls")
+        shares.wrap(QmpClient, "data_received", "polls")
         shares.wrap(handlers._RequestHandlers, "metrics", "scrape")
         shares.wrap(DiscardingSink, "send", "sink")
         shares.wrap_in_thread(gzip, "compress", "gzip")

@@ -14,7 +14,7 @@ from agent.config.loader import validate_yaml
 from agent.config.model import Config
 from agent.model.record import Vm
 from agent.qmp.commands import QMP_READS, AllowList, Command, QemuChange
-from agent.qmp.errors import CommandRefusedError
+from agent.qmp.errors import CommandNotAllowedError
 from tests.lab import command_audit
 from tests.lab.agent_process import AgentProcess
 from tests.lab.fake_qemu import FakeQemu
@@ -80,7 +80,7 @@ async def test_only_commands_on_the_list_are_encoded(schema: list[dict[str, Any]
             for given in arguments(schema, name):
                 try:
                     data = allow.encode(Command(name, given))
-                except CommandRefusedError:
+                except CommandNotAllowedError:
                     continue
                 request = json.loads(data)
                 assert command_audit.violation(request) is None, request
@@ -98,7 +98,7 @@ async def test_a_connection_that_gets_a_forbidden_command_sends_nothing(
             if name in QMP_READS:
                 continue
             for given in arguments(schema, name):
-                with pytest.raises(CommandRefusedError):
+                with pytest.raises(CommandNotAllowedError):
                     await client.execute([Command("query-status"), Command(name, given)], deadline=60)
         assert client.bytes_written == written
         assert len(fake.requests) == requests

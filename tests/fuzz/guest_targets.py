@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from agent.alerts.manager import AlertManager
+from agent.alerts.manager import AlertEngine
 from agent.collectors.guest import GUEST_COLLECTORS, Exchange, GuestCollector
 from agent.exposition.prometheus import render_metrics
 from agent.exposition.snapshot import Snapshot
@@ -75,7 +75,7 @@ def guest_collectors(data: bytes) -> None:
         samples = tuple(islice(collector.collect(exchanges), MAX_GUEST_SAMPLES))
     except GuestAgentError:
         return
-    snapshot, alerts = Snapshot(), AlertManager("hv7", lambda _vm, _disk: policy())
+    snapshot, alerts = Snapshot(), AlertEngine("hv7", lambda _vm, _disk: policy())
     monitor = Monitor(VM.monitor, (VM.monitor,), _no_connection)
     snapshot.update_status(MonitorStatus(monitor, MonitorState.UP, "", VM, QemuBuild("7.2.22", "Debian"), 1))
     snapshot.replace_samples(VM, collector.families, samples, 10**18)

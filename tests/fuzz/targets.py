@@ -100,7 +100,9 @@ def collectors(data: bytes) -> None:
     replies = [_reply(value) for value in replies]
     vm = identify("hv7", "/run/x.qmp", [{"UUID": VM.uuid}, {"name": replies[0]}])
     try:
-        samples = tuple(islice(collector.collect(collector.with_subjects(ALL_FEATURES, replies)), MAX_SAMPLES))
+        samples = tuple(
+            islice(collector.collect(collector.pair_replies_with_subjects(ALL_FEATURES, replies)), MAX_SAMPLES)
+        )
         now = Poll(samples, 10**18, 100.0)
         before = Poll(tuple(collector.derive(Poll(), Poll(samples, 10**18 - 10**9, 99.0))), 10**18 - 10**9, 99.0)
         samples = tuple(collector.derive(before, now))

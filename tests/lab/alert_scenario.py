@@ -4,8 +4,8 @@ import json
 from dataclasses import replace
 from typing import Any, Final
 
-from agent.alerts.manager import AlertManager, PendingAlert
-from agent.alerts.threshold_types import ThresholdMode
+from agent.alerts.disk_types import ThresholdMode
+from agent.alerts.manager import AlertEngine, PendingAlert
 from agent.model.event_table import find_event_row
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK, BLOCK_DEVICE
@@ -40,8 +40,8 @@ class AlertScenario:
         self.emitted: list[Record] = []
         self.entries: dict[str, Any] = {}
 
-    def _new_manager(self) -> AlertManager:
-        return AlertManager(
+    def _new_manager(self) -> AlertEngine:
+        return AlertEngine(
             HOST,
             lambda _vm, _disk: policy(self.mode),
             is_alive=lambda pid: pid in self.live_pids,

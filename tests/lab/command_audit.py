@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from agent.qga.client import GuestAgentClient
 from agent.qga.commands import GuestRequest
-from agent.qmp.client import Client
+from agent.qmp.client import QmpClient
 from agent.qmp.commands import Request
 from tests.lab.fake_guest_agent import FakeGuestAgent
 from tests.lab.fake_qemu import FakeQemu, split_json_values
@@ -177,10 +177,10 @@ class CommandAudit:
 
 def start_recording(audit: CommandAudit) -> None:
     """Let the audit record what clients in this process send and what scripted monitors in this process receive."""
-    write, guest_write = Client._write, GuestAgentClient._write
+    write, guest_write = QmpClient._write, GuestAgentClient._write
     record_request, record_guest_request = FakeQemu.record_request, FakeGuestAgent.record_request
 
-    def audited_write(self: Client, data: Request) -> None:
+    def audited_write(self: QmpClient, data: Request) -> None:
         audit.add_write(data)
         write(self, data)
 
@@ -197,7 +197,7 @@ def start_recording(audit: CommandAudit) -> None:
         audit.check_guest_request(line)
         return await record_guest_request(self, line)
 
-    Client._write = audited_write  # type: ignore[method-assign]  # that is the hook
+    QmpClient._write = audited_write  # type: ignore[method-assign]  # that is the hook
     GuestAgentClient._write = audited_guest_write  # type: ignore[method-assign]  # that is the hook
     FakeQemu.record_request = audited_record_request  # type: ignore[method-assign]
     FakeGuestAgent.record_request = audited_record_guest_request  # type: ignore[method-assign]
@@ -209,9 +209,9 @@ def main() -> int:
 
     folder = os.environ.get(TRACE)
     if folder is not None:
-        path, write = Path(folder) / f"{os.getpid()}.wire", Client._write
+        path, write = Path(folder) / f"{os.getpid()}.wire", QmpClient._write
 
-        def traced_write(self: Client, data: Request) -> None:
+        def traced_write(self: QmpClient, data: Request) -> None:
             with path.open("ab", buffering=0) as file:  # unbuffered, because the agent may be killed at any time
                 file.write(json.dumps(data.decode()).encode() + b"\n")
             write(self, data)
@@ -224,7 +224,7 @@ def main() -> int:
             guest_write(self, data)
 
         GuestAgentClient._write = traced_guest_write  # type: ignore[method-assign]  # that is the hook
-        Client._write = traced_write  # type: ignore[method-assign]  # that is the hook
+        QmpClient._write = traced_write  # type: ignore[method-assign]  # that is the hook
     return qmp_agent()
 
 

@@ -13,7 +13,7 @@ ROOT: Final = Path(__file__).parent.parent.parent
 
 LONGEST_FIRST: Final[Sequence[Sequence[str]]] = (
     ("tests/integration/kafka/",),
-    ("tests/e2e/test_alert_kill_points.py", "tests/e2e/test_kafka_pipeline.py", "tests/e2e/test_resync.py"),
+    ("tests/e2e/test_alert_kill_points.py", "tests/e2e/test_kafka_pipeline.py", "tests/e2e/test_rewrite_state.py"),
     (
         "tests/e2e/test_dashboard_queries.py",
         "tests/e2e/test_deploy_stack.py",

@@ -32,7 +32,7 @@ class FakeView:
         self.hung = ""
         self.scrapes: list[float] = []
         self.states: int | None = 0
-        self.resyncs = 0
+        self.rewrites = 0
 
     def render_self_metrics(self) -> bytes:
         return b"# TYPE qmp_agent_x gauge\nqmp_agent_x 1.0\n"
@@ -61,8 +61,8 @@ class FakeView:
     def histogram_owner(self, _vm: Vm, _device: str, /) -> str:
         return "agent"
 
-    def resync(self) -> int | None:
-        self.resyncs += 1
+    def rewrite_state_topic(self) -> int | None:
+        self.rewrites += 1
         return self.states
 
     def on_scrape(self, seconds: float) -> None:

@@ -12,7 +12,7 @@ _LIBRARY_FOLDERS = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
 _LOADER = "usr/lib64/ld-linux-x86-64.so.2"
 
 
-def agent_initramfs(release: str) -> bytes:
+def guest_agent_initramfs(release: str) -> bytes:
     """Return the initramfs of the Linux guest with the guest agent of a Debian release.
 
     For an empty name, it has the installed guest agent.
@@ -20,7 +20,7 @@ def agent_initramfs(release: str) -> bytes:
     Raises:
         MissingDependencyError: the guest agent was not fetched.
     """
-    image = linux_image().agent_initramfs.read_bytes()
+    image = linux_image().guest_agent_initramfs.read_bytes()
     if not release:
         return image
     find_guest_agent(release)

@@ -6,7 +6,7 @@ import uuid
 from typing import Final
 
 from agent.cli.demo.images import linux_image
-from tests.lab.guest_image import agent_initramfs
+from tests.lab.guest_image import guest_agent_initramfs
 from tests.lab.libvirt import Domain, Libvirtd
 from tests.lab.waiting import until
 
@@ -39,7 +39,7 @@ async def linux_domain(libvirtd: Libvirtd, *, guest_agent: str = "") -> Domain:
     """
     image, identity = await asyncio.to_thread(linux_image), str(uuid.uuid4())
     shutil.copy(image.kernel, libvirtd.folder / "vmlinuz")
-    (libvirtd.folder / "initramfs").write_bytes(await asyncio.to_thread(agent_initramfs, guest_agent))
+    (libvirtd.folder / "initramfs").write_bytes(await asyncio.to_thread(guest_agent_initramfs, guest_agent))
     for name in ("disk", "data"):
         (libvirtd.folder / name).write_bytes(bytes(64 << 20))
     xml = libvirtd.folder / "linux-1.xml"

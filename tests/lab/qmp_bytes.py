@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agent.qmp.commands import AllowList, Command
-from agent.qmp.protocol import Connection, Message
+from agent.qmp.protocol import Message, QmpProtocol
 
 HELLO = {"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "p"}, "capabilities": ["oob"]}}
 DONE: dict[str, Any] = {"return": {}}
@@ -17,15 +17,15 @@ def line(message: object, *, indent: int | None = None) -> bytes:
     return json.dumps(message, indent=indent).replace("\n", "\r\n").encode() + b"\r\n"
 
 
-def ready(*, oob: bool = True, bound: int = 1 << 20) -> Connection:
+def ready(*, oob: bool = True, bound: int = 1 << 20) -> QmpProtocol:
     """Return a connection that has completed the negotiation."""
-    connection = Connection(AllowList(), bound)
+    connection = QmpProtocol(AllowList(), bound)
     hello = {"QMP": HELLO["QMP"] | {"capabilities": ["oob"] if oob else []}}
     assert len(list(connection.receive(line(hello) + line(DONE)))) == 2
     return connection
 
 
-def receive(connection: Connection, *messages: object) -> list[Message]:
+def receive(connection: QmpProtocol, *messages: object) -> list[Message]:
     """Pass messages to a connection as bytes, and return the messages that it yields."""
     return list(connection.receive(b"".join(line(message) for message in messages)))
 

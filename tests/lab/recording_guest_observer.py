@@ -47,14 +47,14 @@ class RecordingGuestObserver:
         self.samples.append((vm, families, samples))
         self._changed.set()
 
-    def on_guest_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
+    def on_guest_agent_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
         assert families
         assert time_ns > 0
         self.lost.append(vm)
         self.lost_families.append(families)
         self._changed.set()
 
-    def on_guest_disabled(self, vm: Vm, time_ns: int) -> None:
+    def on_guest_queries_disabled(self, vm: Vm, time_ns: int) -> None:
         assert time_ns > 0
         self.disabled.append(vm)
         self._changed.set()

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from agent.monitors.dial import unix_connector
-from agent.qmp.client import Client
+from agent.qmp.client import QmpClient
 from agent.qmp.commands import AllowList
 from agent.qmp.protocol import Event
 
@@ -19,9 +19,9 @@ TIMEOUT_SECONDS = 300.0
 @contextlib.asynccontextmanager
 async def connected(
     path: Path, on_event: Callable[[Event], None] = lambda _: None, deadline: float = TIMEOUT_SECONDS
-) -> AsyncIterator[Client]:
+) -> AsyncIterator[QmpClient]:
     """Connect a client to the monitor at a path. The client is closed at the end of the block."""
-    client = await Client.open(unix_connector(str(path)), AllowList(), on_event, deadline=deadline)
+    client = await QmpClient.open(unix_connector(str(path)), AllowList(), on_event, deadline=deadline)
     with contextlib.closing(client):
         yield client
 

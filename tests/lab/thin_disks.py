@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
+from agent.alerts.disk_types import DetectedBy, DiskLayer, LevelCrossing, ThresholdMode, ThresholdPolicy
 from agent.alerts.levels import parse_level
-from agent.alerts.manager import AlertManager
+from agent.alerts.manager import AlertEngine
 from agent.alerts.threshold_tracker import ThresholdTracker
-from agent.alerts.threshold_types import DetectedBy, DiskLayer, LevelCrossing, ThresholdMode, ThresholdPolicy
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
 from agent.model.metrics.block_layers import BLOCK_LAYER
@@ -105,8 +105,8 @@ def summary(crossings: list[LevelCrossing]) -> list[tuple[str, DetectedBy, bool]
     return [(crossing.level.text, crossing.detected_by, crossing.firing) for crossing in crossings]
 
 
-def alert_manager(mode: ThresholdMode = ThresholdMode.ARM, *levels: str) -> AlertManager:
-    return AlertManager(HOST, lambda _vm, _disk: policy(mode, *levels))
+def alert_manager(mode: ThresholdMode = ThresholdMode.ARM, *levels: str) -> AlertEngine:
+    return AlertEngine(HOST, lambda _vm, _disk: policy(mode, *levels))
 
 
 def threshold_record(data: dict[str, Any] | None, vm: Vm = VM, time_ns: int = 5) -> Record:

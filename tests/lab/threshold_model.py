@@ -4,10 +4,10 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from agent.alerts.levels import parse_level, resolve_levels
-from agent.alerts.manager import AlertManager, PendingAlert
+from agent.alerts.disk_types import ThresholdMode, ThresholdPolicy
+from agent.alerts.levels import levels_to_bytes, parse_level
+from agent.alerts.manager import AlertEngine, PendingAlert
 from agent.alerts.space_metrics import space_sample
-from agent.alerts.threshold_types import ThresholdMode, ThresholdPolicy
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
 from agent.model.metrics.block_layers import BLOCK_LAYER
@@ -147,7 +147,7 @@ class Agent:
         self.qemu = qemu
         self.journal = journal
         self.emitted: list[Record] = []
-        self.manager = AlertManager(HOST, lambda _vm, _disk: ThresholdPolicy(mode, LEVELS, HYSTERESIS), self._size_of)
+        self.manager = AlertEngine(HOST, lambda _vm, _disk: ThresholdPolicy(mode, LEVELS, HYSTERESIS), self._size_of)
         self.manager.persistence.restore(journal.entries, now)
 
     def _size_of(self, _vm: Vm, path: str) -> int | None:
@@ -187,4 +187,4 @@ class Agent:
 
 def levels_in_bytes(size: int) -> dict[str, int]:
     """Return the bytes of each level on a disk of this size, by level."""
-    return {level.text: level.bytes for level in resolve_levels(LEVELS, size)}
+    return {level.text: level.bytes for level in levels_to_bytes(LEVELS, size)}

@@ -7,7 +7,7 @@ from agent.alerts.conditions.event_conditions import EventConditions
 from agent.alerts.conditions.rows import EventAlertRow, SampleAlertRow
 from agent.alerts.conditions.sample_alert_table import SAMPLE_ALERT_ROWS
 from agent.alerts.conditions.sample_conditions import SampleConditions
-from agent.alerts.policy import AlertPolicy
+from agent.alerts.overrides import AlertOverrides
 from agent.alerts.process_state import VmProcessState
 from agent.alerts.store import AlertStore
 from agent.model.family import Family, Sample
@@ -24,14 +24,14 @@ class ConditionAlerts:
     """
 
     def __init__(self, store: AlertStore) -> None:
-        self.policy = AlertPolicy()
+        self.policy = AlertOverrides()
         self.samples = SampleConditions(store, SAMPLE_ALERT_ROWS, self.policy)
         self.events = EventConditions(store, EVENT_ALERT_ROWS, self.policy)
         self._store = store
         self._custom: frozenset[str] = frozenset()
         self._is_store_checked = False
 
-    def configure(self, policy: AlertPolicy, custom: Sequence[SampleAlertRow | EventAlertRow]) -> None:
+    def configure(self, policy: AlertOverrides, custom: Sequence[SampleAlertRow | EventAlertRow]) -> None:
         """Use a config's changes to alerts and its custom alerts, from the next tick on."""
         self.policy = self.samples.policy = self.events.policy = policy
         self._store.adjust = policy.adjust
@@ -48,12 +48,12 @@ class ConditionAlerts:
             yield from self.samples.on_samples(state, families, samples, time_ns)
 
     def on_tick(self, now_ns: int) -> Iterator[Record]:
-        """Fire the alerts that wait for other events. After a new config, apply its changes to the stored alerts."""
+        """Fire the event alerts whose waiting time is over. After a new config, apply its overrides to the alerts that already fire."""
         yield from self.events.on_tick(now_ns)
         if not self._is_store_checked:
             self._is_store_checked = True
             # Skip alerts of pools, which have no UUID. They change at the next reading of the pool.
-            alerts = [alert for alert in self._store.with_muted() if alert.vm.uuid]
+            alerts = [alert for alert in self._store.all_including_muted() if alert.vm.uuid]
             removed = [alert for alert in alerts if alert.custom and alert.name not in self._custom]
             yield from self._store.resolve(removed, now_ns, "rule_gone")
-            yield from self._store.apply_changes((alert for alert in alerts if alert not in removed), now_ns)
+            yield from self._store.apply_overrides((alert for alert in alerts if alert not in removed), now_ns)

@@ -1,4 +1,4 @@
-"""The agent's alerts on events for which neither the run state nor a disk matters, a row for each alert. `rows` describes the columns.
+"""Alerts on events that concern neither the run state nor a disk. Each row is one alert. The module `rows` describes the columns.
 
 Alerts on crashes, watchdogs, errors of disks and memory, and failed block jobs are in agent/alerts/rules.py.
 """

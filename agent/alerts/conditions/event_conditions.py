@@ -7,7 +7,7 @@ from typing import Any
 from agent.alerts.conditions.comparison import check_all
 from agent.alerts.conditions.rows import EventAlertRow, EventMatch
 from agent.alerts.conditions.sample_conditions import MAX_INSTANCES
-from agent.alerts.policy import AlertPolicy
+from agent.alerts.overrides import AlertOverrides
 from agent.alerts.process_state import VmProcessState
 from agent.alerts.store import Alert, AlertStore
 from agent.model.record import Record, sanitize
@@ -36,7 +36,7 @@ class EventConditions:
         events: Names of the events that the rows use. Pass only these events to `on_event`.
     """
 
-    def __init__(self, store: AlertStore, rows: Iterable[EventAlertRow], policy: AlertPolicy) -> None:
+    def __init__(self, store: AlertStore, rows: Iterable[EventAlertRow], policy: AlertOverrides) -> None:
         self.policy = policy
         self.events: frozenset[str] = frozenset()
         self._store = store

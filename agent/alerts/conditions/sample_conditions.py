@@ -11,7 +11,7 @@ from agent.alerts.conditions.comparison import Operator, check_all, compare, wit
 from agent.alerts.conditions.derived import Derivation, VmConditionState, derivations
 from agent.alerts.conditions.rows import SampleAlertRow
 from agent.alerts.conditions.snapshot_ages import SnapshotAges
-from agent.alerts.policy import AlertPolicy
+from agent.alerts.overrides import AlertOverrides
 from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.process_state import VmProcessState
 from agent.alerts.store import Alert, AlertStore
@@ -35,7 +35,7 @@ class SampleConditions:
         pools_of_disk: Returns the pools that have images of a VM's disk.
     """
 
-    def __init__(self, store: AlertStore, rows: Iterable[SampleAlertRow], policy: AlertPolicy) -> None:
+    def __init__(self, store: AlertStore, rows: Iterable[SampleAlertRow], policy: AlertOverrides) -> None:
         self.policy = policy
         self.ages = SnapshotAges()
         self.pools_of_disk: PoolsOfDisk = lambda _vm, _disk: ()

@@ -21,7 +21,7 @@ from agent.cli.demo.images import MissingDependencyError, cache_folder, linux_im
 from agent.cli.record_text import format_record
 from agent.common.errors import SubcommandError
 from agent.config.model import AlertsConfig, AllowConfig, Config, IntervalsConfig
-from agent.config.web import WebConfig
+from agent.config.web import WebSectionConfig
 from agent.delivery.sinks.jsonl import JsonLinesConfig
 from agent.guest.config import GuestAgentConfig, GuestIntervalsConfig
 from agent.http.record_stream import Subscriber
@@ -142,7 +142,7 @@ async def _run_agent(folder: Path, records: Path, alerts: AlertsConfig) -> Async
             Config(
                 monitors=[DialConfig(dial=f"{folder}/*.qmp")],
                 jsonl=JsonLinesConfig(path=records, max_size=1 << 40),
-                web=WebConfig(listen_address=listen),
+                web=WebSectionConfig(listen_address=listen),
                 intervals=IntervalsConfig(poll=2.0, guest_memory=5.0),
                 allow=AllowConfig(guest_stats_interval=2.0),
                 alerts=alerts,

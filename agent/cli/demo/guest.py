@@ -284,7 +284,7 @@ class Guest:
         }
         if options.guest_agent:
             writer_options |= {"GUEST_NAME": self.name, "FILL_SECONDS": options.fill_seconds or ""}
-        initramfs = image.agent_initramfs if options.guest_agent else image.initramfs
+        initramfs = image.guest_agent_initramfs if options.guest_agent else image.initramfs
         line = " ".join(["console=ttyS0", "quiet", *(f"{name}={value}" for name, value in writer_options.items())])
         console = ["-chardev", f"file,id=serial,path={self._serial}", "-serial", "chardev:serial"]
         return ["-kernel", os.fspath(image.kernel), "-initrd", os.fspath(initramfs), "-append", line, *console]

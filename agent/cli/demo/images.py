@@ -39,7 +39,7 @@ class LinuxImage:
 
     kernel: Path
     initramfs: Path
-    agent_initramfs: Path
+    guest_agent_initramfs: Path
     """The initramfs with the guest agent; see agent/cli/demo/guest_agent.py."""
 
 

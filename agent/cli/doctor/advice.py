@@ -63,7 +63,7 @@ def paths_blocking_dial(host: HostView, address: str) -> list[Path]:
     return blocked_paths(address, host.user) if address.startswith("/") else []
 
 
-def is_allowed(host: HostView, entry: ListenConfig, vm: VmContext) -> bool:
+def listen_accepts(host: HostView, entry: ListenConfig, vm: VmContext) -> bool:
     """Return whether a `listen` entry accepts connections of a VM's process."""
     uids, gids = allowed_ids(entry, host.user.uid)
     return not vm.owner.name or vm.owner.uid in uids or not gids.isdisjoint(vm.owner.gids)
@@ -72,6 +72,6 @@ def is_allowed(host: HostView, entry: ListenConfig, vm: VmContext) -> bool:
 def _listen_steps(host: HostView, vm: VmContext, listen: str) -> list[str]:
     """Return the config lines that let a VM connect to an address; empty if the config has these lines already."""
     entry = next((e for e in host.entries if isinstance(e, ListenConfig) and e.listen == listen), None)
-    if entry is not None and is_allowed(host, entry, vm):
+    if entry is not None and listen_accepts(host, entry, vm):
         return []
     return listen_entry_lines(vm, listen, entry.users if entry is not None else None)

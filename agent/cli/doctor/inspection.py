@@ -14,13 +14,13 @@ from agent.cli.doctor.addresses import leads_to, libvirt_instance, socket_table_
 from agent.cli.doctor.advice import (
     DIAL_PER_POLL_PREFIX,
     find_smallest_change,
-    is_allowed,
+    listen_accepts,
     paths_blocking_dial,
     permission_steps,
 )
 from agent.cli.doctor.argv import MonitorSocket, parse_argv, readconfig_paths
 from agent.cli.doctor.managers import VmContext, manager_of, proxmox_vmid
-from agent.cli.doctor.model import HostView, MonitorReport, SocketState, VmReport, VmState
+from agent.cli.doctor.model import HostView, MonitorReport, SocketState, VmReport, WatchState
 from agent.cli.doctor.network import describe_network
 from agent.host import qemu_processes
 from agent.host.permissions import describe_denial, process_user
@@ -126,15 +126,15 @@ class _VmInspector:
         libvirt = self._find_libvirt_entry()
         blocked = self._paths_blocking_libvirt(libvirt) if libvirt is not None else []
         if reachable is not None:
-            state, entry = VmState.WATCHED if held_by_agent is not None else VmState.CONFIGURED, reachable.entry
+            state, entry = WatchState.WATCHED if held_by_agent is not None else WatchState.CONFIGURED, reachable.entry
         elif libvirt is not None:
-            state, entry = VmState.UNWATCHED if blocked else VmState.CONFIGURED, f"libvirt: {libvirt.libvirt}"
+            state, entry = WatchState.UNWATCHED if blocked else WatchState.CONFIGURED, f"libvirt: {libvirt.libvirt}"
         else:
-            state, entry = VmState.UNWATCHED, next((m.entry for m in monitors if m.entry), "")
+            state, entry = WatchState.UNWATCHED, next((m.entry for m in monitors if m.entry), "")
         section, steps = self._manager.section, list[str]()
-        if state is VmState.UNWATCHED and blocked:
+        if state is WatchState.UNWATCHED and blocked:
             steps = permission_steps(self._host, blocked, recreated=False)
-        elif state is VmState.UNWATCHED:
+        elif state is WatchState.UNWATCHED:
             section, steps = find_smallest_change(self._host, self._manager, self.vm, monitors)
         return VmReport(
             self.vm.name,
@@ -167,7 +167,7 @@ class _VmInspector:
             if may_connect and not monitor.connects
             else ""
         )
-        if isinstance(entry, ListenConfig) and not is_allowed(self._host, entry, self.vm):
+        if isinstance(entry, ListenConfig) and not listen_accepts(self._host, entry, self.vm):
             missing = f"the agent refuses connections of the processes of {self.vm.owner.name}"
         holder = sanitize(program_name(command_line(pid, self._host.proc))) if pid is not None else ""
         return MonitorReport(shown, state, holder, pid, missing, text, used)

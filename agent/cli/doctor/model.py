@@ -12,7 +12,7 @@ from agent.host.sockets import SocketTable, read_socket_table
 from agent.monitors import DiscovererConfig
 
 
-class VmState(StrEnum):
+class WatchState(StrEnum):
     """The state of a VM: watched, ready to be watched, or not watched."""
 
     WATCHED = "watched"
@@ -97,7 +97,7 @@ class VmReport:
     uuid: str
     pid: int
     manager: str
-    state: VmState
+    state: WatchState
     entry: str
     missing: str
     monitors: tuple[MonitorReport, ...]

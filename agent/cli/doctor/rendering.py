@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from agent.cli.doctor.advice import DIAL_PER_POLL_PREFIX
-from agent.cli.doctor.model import MonitorReport, SocketState, VmReport, VmState
+from agent.cli.doctor.model import MonitorReport, SocketState, VmReport, WatchState
 from agent.host.sockets import PROGRAM
 
 
@@ -36,11 +36,11 @@ def _describe_monitors(vm: VmReport) -> Iterator[str]:
 
 def _describe_state(vm: VmReport) -> Iterator[str]:
     match vm.state:
-        case VmState.WATCHED:
+        case WatchState.WATCHED:
             yield "  watched"
-        case VmState.CONFIGURED:
+        case WatchState.CONFIGURED:
             yield f"  configured: {vm.entry}"
-        case VmState.UNWATCHED:
+        case WatchState.UNWATCHED:
             configured = f" although configured ({vm.entry})" if vm.entry else ""
             yield f"  not watched{configured}; to watch it (docs/reference/monitors.md#{vm.section}),"
             yield from (f"    {step}" for step in vm.steps)

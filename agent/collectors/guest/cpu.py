@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from agent.collectors.guest.base import Exchange, GuestCollector, require_value
-from agent.collectors.untrusted import as_list_of_objects
+from agent.collectors.json_checks import as_list_of_objects
 from agent.model.family import COUNTER, Sample
 from agent.model.metrics.guest import GUEST_CPU
 from agent.model.reader import FieldReader

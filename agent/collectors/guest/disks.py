@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, Exchange, GuestCollector, require_value
-from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
+from agent.collectors.json_checks import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample
 from agent.model.metrics.guest import GUEST_DISK
 from agent.model.reader import FieldReader

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, Exchange, GuestCollector, require_value
-from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
+from agent.collectors.json_checks import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample, Values
 from agent.model.metrics.guest import GUEST_FILESYSTEM
 from agent.model.reader import FieldReader

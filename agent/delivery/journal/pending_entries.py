@@ -14,7 +14,7 @@ def _no_entries(_whole: bool) -> Iterable[PersistentEntry]:  # noqa: FBT001 - a 
 
 
 class PendingEntries:
-    """Persistent entries for the next transaction. A caller has added them and waits for the commit, or `changed` has returned them."""
+    """Persistent entries for the next transaction: entries that callers added and wait for, and entries that `changed` returned."""
 
     def __init__(self) -> None:
         self.changed: ChangedEntries = _no_entries

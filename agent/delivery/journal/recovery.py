@@ -103,7 +103,7 @@ def salvage_records(path: Path, queues: Sequence[str]) -> Iterator[tuple[str, li
 def count_indexed_records(path: Path, queue: str) -> int:
     """Return the number of a queue's rows in the readable part of the index.
 
-    The index has pages of its own, so it may list lost records.
+    The index has its own pages, so it may still list records whose data is lost.
     """
     rows = set[int]()
     try:

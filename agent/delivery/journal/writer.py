@@ -92,13 +92,13 @@ class Journal:
         for queue in queues:
             queue.journaling.dirty = self._dirty
 
-    def silent_seconds(self, now: float) -> float:
+    def unresponsive_seconds(self, now: float) -> float:
         """Return how long the current call to the disk has taken; 0 if there is no current call.
 
         Args:
             now: the present time, by time.monotonic.
         """
-        return self._thread.silent_seconds(now)
+        return self._thread.unresponsive_seconds(now)
 
     # For the pipeline and the sender.
 
@@ -127,13 +127,13 @@ class Journal:
         reading = self._reads.get(queue.name)
         if reading is None:
             reading = self._reads[queue.name] = asyncio.create_task(self._read_backlog(queue, max_records, max_bytes))
-        timeout = max(0.0, queue.backlog_seconds - self.silent_seconds(time.monotonic()))
+        timeout = max(0.0, queue.backlog_seconds - self.unresponsive_seconds(time.monotonic()))
         if (await asyncio.wait({reading}, timeout=timeout))[0]:
             del self._reads[queue.name]
             reading.result()
         elif queue.backlog:
             _log.error(
-                "journal %s: the disk does not respond: newer %s in memory are delivered first", self.path, queue.name
+                "journal %s: the disk does not respond: newer %s in memory are sent first", self.path, queue.name
             )
             queue.journaling.postpone_backlog()
 
@@ -394,6 +394,6 @@ class Journal:
     def _on_hang(self, hangs: bool) -> None:  # noqa: FBT001 - a callback's only argument
         """While a call to the journal's disk takes too long, let the queues send alerts without waiting for the journal."""
         if hangs:
-            _log.warning("journal %s: the disk hangs: alerts no longer wait for the journal", self.path)
+            _log.warning("journal %s: the disk hangs: the agent sends alerts before it stores them", self.path)
         for queue in self._queues:
             queue.journaling.on_hang(hangs=hangs)

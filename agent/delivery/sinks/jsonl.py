@@ -167,7 +167,7 @@ class JsonLinesSink:
 
 
 def repair_last_line(descriptor: int) -> None:
-    """Make a file end with a whole line. Remove an incomplete record. If the last line is anything else, add its missing line end.
+    """If the last line has no line end: remove the line if it is an incomplete record, otherwise append the line end.
 
     Args:
         descriptor: a regular file that is open for reading and appending.

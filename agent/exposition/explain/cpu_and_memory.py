@@ -26,7 +26,7 @@ MIN_STALL = 0.05
 """Minimum share of the time in which all processes of a cgroup wait for memory."""
 
 
-def cpu_quota(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_cpu_quota(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find a CPU quota that stops the VM."""
     names = ("cpu_periods_total", "cpu_throttled_periods_total", "cpu_throttled_seconds_total")
     rates = evidence.rates(CGROUP, (), names)
@@ -41,7 +41,7 @@ def cpu_quota(evidence: Evidence) -> Iterator[CauseEvidence]:
     yield CauseEvidence("", sentence, {"throttled_ratio": share, "cgroup": path})
 
 
-def cpu_waiting(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_cpu_waiting(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find vCPUs that wait for a host CPU."""
     poll = [
         evidence.rates(VCPU, labels, ("run_delay_seconds_total", "cpu_seconds_total"))
@@ -59,7 +59,7 @@ def cpu_waiting(evidence: Evidence) -> Iterator[CauseEvidence]:
     yield CauseEvidence("", sentence, {"waiting_cpus": delay, "used_cpus": used, "vcpus": evidence.vcpus()})
 
 
-def thread_busy(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_thread_busy(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find an iothread or a main loop that uses a whole host CPU."""
     main = evidence.rate(PROCESS, "main_loop_cpu_seconds_total")
     if main is not None and main >= BUSY_THREAD:
@@ -72,7 +72,7 @@ def thread_busy(evidence: Evidence) -> Iterator[CauseEvidence]:
             yield CauseEvidence(labels[0], sentence, {"cpus": used})
 
 
-def guest_cpu_busy(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_guest_cpu_busy(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find a guest that uses all of its vCPUs."""
     count = evidence.vcpus()
     known = [evidence.rate(VCPU, "cpu_seconds_total", labels) for labels in evidence.subjects(VCPU)]
@@ -83,7 +83,7 @@ def guest_cpu_busy(evidence: Evidence) -> Iterator[CauseEvidence]:
         )
 
 
-def out_of_memory(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_out_of_memory(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find a process that the guest's or the host's kernel killed for lack of memory."""
     for alert in evidence.alerts_named("guest_oom", "cgroup_oom"):
         is_guest = alert["alert"] == "guest_oom"
@@ -98,7 +98,7 @@ def out_of_memory(evidence: Evidence) -> Iterator[CauseEvidence]:
         )
 
 
-def memory_limited(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_memory_limited(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find a cgroup whose processes wait because of its memory limit."""
     stalled = evidence.rate(CGROUP, "pressure_memory_stalled_seconds_total")
     if stalled is None or stalled < MIN_STALL:
@@ -111,7 +111,7 @@ def memory_limited(evidence: Evidence) -> Iterator[CauseEvidence]:
     yield CauseEvidence("", sentence, {"stalled_ratio": stalled})
 
 
-def swapped(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_swapped(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find a VM whose memory the host swaps."""
     out, resident = (evidence.number(PROCESS, name) for name in ("swap_bytes", "resident_bytes"))
     faults = evidence.rate(PROCESS, "major_faults_total")
@@ -127,7 +127,7 @@ def swapped(evidence: Evidence) -> Iterator[CauseEvidence]:
         )
 
 
-def guest_memory(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_guest_memory(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find a guest that is short of memory, and the memory that its balloon holds."""
     available, total = (evidence.number(GUEST_MEMORY, name) for name in ("available_bytes", "total_bytes"))
     if available is None or not total or available >= LOW_RATIO * total:
@@ -150,7 +150,7 @@ def guest_memory(evidence: Evidence) -> Iterator[CauseEvidence]:
         yield CauseEvidence("", f"{left}.", figures)
 
 
-def guest_swapping(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_guest_swapping(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find a guest that swaps."""
     rates = evidence.rates(GUEST_MEMORY, (), ("swap_in_bytes_total", "swap_out_bytes_total"))
     if rates and (swap := sum(rates.values())) >= MIN_GUEST_SWAP:

@@ -37,7 +37,7 @@ _LIMITED = {"": _KINDS, "read_": ("read",), "write_": ("write",)}
 """The kinds of operations that a throttle limit counts, by the limit's prefix."""
 
 
-def io_stalled(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_io_stalled(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find disks that complete no request although requests are in flight. QEMU may still answer its monitor."""
     for labels, values in evidence.subjects(BLOCK_STALL).items():
         seconds = number_in(values, "seconds")
@@ -57,7 +57,7 @@ def io_stalled(evidence: Evidence) -> Iterator[CauseEvidence]:
         yield CauseEvidence(labels[0], sentence, figures)
 
 
-def disk_throttled(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_disk_throttled(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find disks whose rates reach a throttle limit. Disks of one throttle group share their limits."""
     groups: dict[str, list[str]] = {}
     for labels, values in evidence.subjects(BLOCK_DEVICE).items():
@@ -107,7 +107,7 @@ def _slowest_percent(evidence: Evidence, device: str, kind: str) -> float | None
     return summary.get("p99") if summary.get("operations", 0) >= MIN_P99_OPERATIONS else None
 
 
-def disk_slow(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_disk_slow(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find disks whose requests take much longer than in the last hour, or longer than a limit. A histogram shows rare slow requests."""
     for kind in _KINDS:
         baseline = _baseline(evidence, kind)
@@ -135,12 +135,12 @@ def disk_slow(evidence: Evidence) -> Iterator[CauseEvidence]:
 
 def slow_disks_by_pool(evidence: Evidence) -> Iterator[tuple[Labels, CauseEvidence]]:
     """Yield the pool's labels and the evidence for each slow disk with a known pool."""
-    slow = list(disk_slow(evidence))
+    slow = list(find_disk_slow(evidence))
     for pool, devices, _ in evidence.pools_of_disks() if slow else ():
         yield from ((pool, found) for found in slow if found.subject in devices)
 
 
-def disk_queue(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_disk_queue(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find disks with many requests in flight that take long."""
     for labels in evidence.subjects(BLOCK):
         both = [_latency(evidence, labels[0], kind) for kind in _KINDS]

@@ -20,7 +20,7 @@ _SERIOUS = frozenset({Severity.ERROR.label, Severity.CRITICAL.label})
 """Severities of alerts that explain a VM's state by themselves."""
 
 
-def guest_filesystem_full(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_guest_filesystem_full(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find full file systems in the guest."""
     for (mountpoint, _device, _type), values in evidence.subjects(GUEST_FILESYSTEM).items():
         used, size = number_in(values, "used_bytes"), number_in(values, "size_bytes")
@@ -34,7 +34,7 @@ def guest_filesystem_full(evidence: Evidence) -> Iterator[CauseEvidence]:
         yield CauseEvidence(mountpoint, sentence, {"used_bytes": used, "size_bytes": size, "age_seconds": age})
 
 
-def migration_running(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_migration_running(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find a migration, with its progress and its effects on the guest."""
     values = evidence.values(MIGRATION)
     status = values.get("status", "none")
@@ -61,7 +61,7 @@ def migration_running(evidence: Evidence) -> Iterator[CauseEvidence]:
     yield CauseEvidence("", f"{parts[0]}{': ' if parts[1:] else ''}{', '.join(parts[1:])}.", figures)
 
 
-def dirty_limited(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_dirty_limited(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find vCPUs that QEMU slows to limit their dirty rate."""
     for (vcpu,), values in evidence.subjects(VCPU_DIRTY).items():
         limit, current = (number_in(values, f"{name}_bytes_per_second") for name in ("limit", "current"))
@@ -70,7 +70,7 @@ def dirty_limited(evidence: Evidence) -> Iterator[CauseEvidence]:
             yield CauseEvidence(vcpu, sentence, {"current_bytes_per_second": current, "limit_bytes_per_second": limit})
 
 
-def job_running(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_job_running(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find jobs that read or write the VM's disks."""
     for (job, kind), values in evidence.subjects(JOB).items():
         status = values.get("status", "running")
@@ -91,7 +91,7 @@ _BYTES_JOBS = frozenset({"backup", "commit", "mirror", "stream"})
 """Types of jobs whose progress is in bytes."""
 
 
-def dump_running(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_dump_running(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find a dump of the guest's memory, or a measurement of its dirty rate."""
     if evidence.values(DUMP).get("status") == "active":
         written, size = (evidence.number(DUMP, name) for name in ("written_bytes", "size_bytes"))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from agent.exposition.explain.cpu_and_memory import cpu_quota, cpu_waiting
+from agent.exposition.explain.cpu_and_memory import find_cpu_quota, find_cpu_waiting
 from agent.exposition.explain.disks import slow_disks_by_pool
 from agent.exposition.explain.evidence import CauseEvidence, Evidence
 from agent.exposition.explain.text_format import listing, percent
@@ -13,11 +13,11 @@ MIN_SHARE = 0.5
 """Minimum share of a resource that the other VMs together must take to count as the cause."""
 
 
-def neighbours(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_neighbours(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find other VMs that take most of the host's CPUs or of a pool's requests, while this VM waits for that resource."""
     vm = evidence.view.status.vm
     own = vm.uuid if vm is not None else ""
-    if any(cpu_waiting(evidence)) and not any(cpu_quota(evidence)):
+    if any(find_cpu_waiting(evidence)) and not any(find_cpu_quota(evidence)):
         others, _ = _takers(evidence, HostResource.CPU, ("", ""), own)
         yield from _finding(others, HostResource.CPU, "", evidence.host.get("online_cpus"), "cpus", "the host's CPUs")
     for pool in dict.fromkeys(pool for pool, _ in slow_disks_by_pool(evidence)):

@@ -35,7 +35,7 @@ _STATUS_TEXTS = {
 }
 
 
-def process_stopped(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_process_stopped(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find a process that a signal or a debugger stopped."""
     state = evidence.values(PROCESS).get("state")
     if state in ("stopped", "traced"):
@@ -43,7 +43,7 @@ def process_stopped(evidence: Evidence) -> Iterator[CauseEvidence]:
         yield CauseEvidence("", f"The QEMU process is {state}: {by}.", {"state": state})
 
 
-def storage_unresponsive(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_storage_unresponsive(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find pools that do not answer."""
     for (pool, kind), devices, values in evidence.pools_of_disks():
         if values.get("responsive") is False:
@@ -52,7 +52,7 @@ def storage_unresponsive(evidence: Evidence) -> Iterator[CauseEvidence]:
             yield CauseEvidence(pool, sentence, {"kind": kind, "devices": devices})
 
 
-def monitor_stalled(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_monitor_stalled(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find a monitor that does not answer."""
     status = evidence.view.status
     if status.state is MonitorState.STALLED:
@@ -63,7 +63,7 @@ def monitor_stalled(evidence: Evidence) -> Iterator[CauseEvidence]:
         )
 
 
-def not_running(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_not_running(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find a guest that does not run."""
     values = evidence.values(RUNSTATE)
     status = values.get("status")
@@ -99,14 +99,14 @@ def _io_error(evidence: Evidence, known: str, figures: dict[str, Any]) -> Iterat
         yield CauseEvidence(device, f"{begin}: {why} on {device}.", figures | {"io_status": state})
 
 
-def guest_frozen(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_guest_frozen(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find frozen file systems in the guest."""
     if evidence.values(GUEST_FREEZE).get("frozen") is True:
         sentence = "The guest's file systems are frozen (`guest-fsfreeze-freeze`), so every write in the guest waits."
         yield CauseEvidence("", sentence, {"frozen": True})
 
 
-def pool_full(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_pool_full(evidence: Evidence) -> Iterator[CauseEvidence]:
     """Find pools without space."""
     for (pool, kind), devices, values in evidence.pools_of_disks():
         free, size = number_in(values, "free_bytes"), number_in(values, "size_bytes")

@@ -27,15 +27,15 @@ LOOK_SECONDS = 0.25
 class DeviceSource:
     """The source of block devices. It is searched last, because another source may find the device in a pool."""
 
-    def __init__(self, sys: Path = Path("/sys"), silent_seconds: float = SILENT_SECONDS) -> None:
+    def __init__(self, sys: Path = Path("/sys"), unresponsive_seconds: float = SILENT_SECONDS) -> None:
         """Create a source.
 
         Args:
             sys: the /sys directory.
-            silent_seconds: time without a completed request after which a device counts as hanging.
+            unresponsive_seconds: time without a completed request after which a device counts as hanging.
         """
         self._sys = sys
-        self._silent_seconds = silent_seconds
+        self._silent_seconds = unresponsive_seconds
 
     async def refresh(self) -> bool:
         """Do nothing, because `find_pool` needs no list of devices."""

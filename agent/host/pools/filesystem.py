@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
-from agent.host.filesystem_reader import FileSystemFigures, FileSystemReader
+from agent.host.filesystem_reader import FileSystemReader, FileSystemStats
 from agent.host.image_location import read_mounts
 from agent.host.mounts import Mount
 from agent.host.pools.base import (
@@ -71,7 +71,7 @@ class FileSystemSource:
         figures = self._reader.recent_figures(pool.path, seconds)
         return self._build_reading(pool, figures) if figures is not None else None
 
-    def _build_reading(self, pool: Pool, figures: FileSystemFigures) -> PoolReading:
+    def _build_reading(self, pool: Pool, figures: FileSystemStats) -> PoolReading:
         thin_pool_free = self._thin_pool_free(mount_device(pool))
         available = figures.available_bytes
         return PoolReading(

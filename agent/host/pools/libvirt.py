@@ -31,7 +31,7 @@ FRESH_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class StoragePool:
+class LibvirtStoragePool:
     """An active storage pool of libvirt.
 
     Attributes:
@@ -62,7 +62,7 @@ class StoragePoolsError(Exception):
     """libvirt's storage pools cannot be listed. The message states the cause."""
 
 
-ListStoragePools = Callable[[], Coroutine[Any, Any, Sequence[StoragePool]]]
+ListStoragePools = Callable[[], Coroutine[Any, Any, Sequence[LibvirtStoragePool]]]
 """Returns the active storage pools of all configured libvirtds; raises StoragePoolsError."""
 
 
@@ -79,9 +79,9 @@ class LibvirtSource:
         self._list_pools = list_pools
         self._clock = clock
         self._error: PoolReadError | None = None
-        self._listing: asyncio.Future[Sequence[StoragePool]] | None = None
+        self._listing: asyncio.Future[Sequence[LibvirtStoragePool]] | None = None
         self._listed_at = float("-inf")
-        self._pools: dict[str, StoragePool] = {}
+        self._pools: dict[str, LibvirtStoragePool] = {}
         self._changed_at: dict[str, float] = {}
 
     async def refresh(self) -> bool:
@@ -139,7 +139,7 @@ class LibvirtSource:
         return PoolReading(pool.capacity, pool.available, read_at=self._changed_at[name])
 
 
-def _contains_image(pool: StoragePool, image: ImageLocation) -> bool:
+def _contains_image(pool: LibvirtStoragePool, image: ImageLocation) -> bool:
     if image.path.startswith("/"):
         return bool(pool.target) and image.path.startswith(f"{pool.target.rstrip('/')}/")
     return bool(pool.source) and (pool.type, pool.source) == _network_source(image.path)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from agent.host.libvirt_processes import MAX_DAEMONS, LibvirtProcess, LibvirtScan, LibvirtScanner, QemuIndex
-from agent.host.pools.libvirt import StoragePool
+from agent.host.pools.libvirt import LibvirtStoragePool
 from agent.model.record import sanitize
 from agent.monitors.base import DiscoveryListener, Monitor, MonitorConnection
 from agent.monitors.libvirt.connection_pool import HOST_LIMITS, SINGLE_DOMAIN_LIMITS
@@ -130,13 +130,13 @@ class LibvirtAutoDiscoverer:
                     self.report_status(listener)
                 await asyncio.sleep(self._scan_seconds)
 
-    async def storage_pools(self) -> list[StoragePool]:
+    async def storage_pools(self) -> list[LibvirtStoragePool]:
         """Return the active storage pools of the daemons of the host itself. Daemons in containers have no storage pools.
 
         Raises:
             QmpError: no daemon can be reached, or none has storage pools.
         """
-        pools: list[StoragePool] = []
+        pools: list[LibvirtStoragePool] = []
         errors: list[QmpError] = []
         for daemon in list(self._daemons.values()):
             if not daemon.process.container:
@@ -149,7 +149,7 @@ class LibvirtAutoDiscoverer:
         return pools
 
     def report_status(self, listener: DiscoveryListener) -> None:
-        """Report one status for all daemons, if it has changed and each daemon has a status."""
+        """Report the combined status of all daemons, if it has changed, and only once each daemon has a status."""
         if not all(daemon.has_status for daemon in self._daemons.values()):
             return
         error, limitation = self._summarize_status()

@@ -92,8 +92,8 @@ class ConnectionPool:
         self._in_use: set[LibvirtConnection] = set()
 
     @property
-    def is_full(self) -> bool:
-        """True if the maximum number of calls hang."""
+    def has_too_many_hung_calls(self) -> bool:
+        """True if so many calls hang that no further call is allowed."""
         return self.hung >= self._limits.max_hung
 
     async def run(self, function: Callable[[LibvirtConnection], T]) -> T:

@@ -15,7 +15,7 @@ from typing import Any
 
 from agent.common.backoff import retry_delay
 from agent.host.libvirt_processes import QemuIndex
-from agent.host.pools.libvirt import StoragePool
+from agent.host.pools.libvirt import LibvirtStoragePool
 from agent.monitors.base import DiscoveryListener, Monitor, MonitorConnection
 from agent.monitors.libvirt.client_library import LibraryMissingError, load_library
 from agent.monitors.libvirt.connection_pool import HOST_LIMITS, CallLimits, ConnectionPool
@@ -168,7 +168,7 @@ class LibvirtDiscoverer:
             attempt = 0 if time.monotonic() - connected_at > self._max_retry_seconds else attempt + 1
             await asyncio.sleep(self._retry_delay(attempt, FIRST_RETRY_SECONDS, self._max_retry_seconds))
 
-    async def storage_pools(self) -> list[StoragePool]:
+    async def storage_pools(self) -> list[LibvirtStoragePool]:
         """Return libvirtd's active storage pools. A read-only connection is enough.
 
         Raises:

@@ -13,16 +13,16 @@ from agent.monitors.libvirt.executors import (
     PassthroughExecutor,
     TranslatingExecutor,
 )
-from agent.monitors.libvirt.lifecycle import DomainMigrationPhase
+from agent.monitors.libvirt.lifecycle import LibvirtMigrationPhase
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import AllowList, Command
 from agent.qmp.errors import (
+    AmbiguousReplyError,
     CommandError,
     NotConnectedError,
     PreemptedError,
     QmpError,
     StalledError,
-    UnclearReplyError,
     UnreadableReplyError,
 )
 from agent.qmp.protocol import UNKNOWN_VERSION, Greeting, SkippedQmpMessages, greeting_with_version
@@ -46,7 +46,7 @@ class DomainConnection:
         allow: AllowList,
         on_event: EventCallback,
         pid: int | None,
-        migration_phase: Callable[[], DomainMigrationPhase],
+        migration_phase: Callable[[], LibvirtMigrationPhase],
     ) -> None:
         self.greeting: Greeting | None = Greeting(UNKNOWN_VERSION, "", oob=False)
         self.ended: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
@@ -74,7 +74,7 @@ class DomainConnection:
         Raises:
             StalledError: the results did not arrive within `deadline` seconds, or earlier results are still due.
             NotConnectedError: the connection has ended.
-            CommandRefusedError: a command is not on the allow-list.
+            CommandNotAllowedError: a command is not on the allow-list.
         """
         if self.ended.done():
             raise self.ended.result()
@@ -87,7 +87,9 @@ class DomainConnection:
         if await self._wait_for_results(self._execution, deadline):
             return self._execution.result()
         full = (
-            f"; {pool.hung} calls hang in libvirtd, which is the limit" if (pool := self._daemon.pool).is_full else ""
+            f"; {pool.hung} calls hang in libvirtd, which is the limit"
+            if (pool := self._daemon.pool).has_too_many_hung_calls
+            else ""
         )
         name = f" to {self._executor.current_command}" if self._executor.current_command else ""
         raise StalledError(f"no reply from libvirt{name} within {deadline:g} s{full}")
@@ -155,7 +157,7 @@ class DomainConnection:
         except CommandError as error:
             return [error] * len(commands)
         except UnreadableReplyError as error:
-            return [error if len(commands) == 1 else UnclearReplyError(str(error))] * len(commands)
+            return [error if len(commands) == 1 else AmbiguousReplyError(str(error))] * len(commands)
 
     async def _wait_for_results(self, execution: asyncio.Task[list[CommandResult]], deadline: float | None) -> bool:
         """Return whether the results arrive within `deadline` seconds; None waits without a deadline.

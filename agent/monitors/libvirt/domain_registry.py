@@ -11,7 +11,7 @@ from agent.monitors.libvirt.domain import DomainConnection
 from agent.monitors.libvirt.event_connection import DomainEvent, LibvirtEvent
 from agent.monitors.libvirt.executors import LibvirtDaemon
 from agent.monitors.libvirt.guest_info import MAX_GUEST_CALLS, open_guest_channel
-from agent.monitors.libvirt.lifecycle import QMP_EVENTS, STOPPED, DomainMigrationPhase, LifecycleEvent
+from agent.monitors.libvirt.lifecycle import QMP_EVENTS, STOPPED, LibvirtMigrationPhase, LifecycleEvent
 from agent.qga.channel import GuestChannel
 from agent.qga.errors import GuestChannelError
 from agent.qmp.commands import AllowList
@@ -53,7 +53,7 @@ class DomainRegistry:
         self._require_daemon = require_daemon
         self._monitors: dict[tuple[object, ...], Monitor] = {}
         self._connections: dict[str, DomainConnection] = {}
-        self._migration_phases: dict[str, DomainMigrationPhase] = {}
+        self._migration_phases: dict[str, LibvirtMigrationPhase] = {}
         self._guest_calls = asyncio.Semaphore(MAX_GUEST_CALLS)
         self._missing: set[str] = set()
         """UUIDs of domains that have a connection, but are missing in the last list."""
@@ -142,7 +142,7 @@ class DomainRegistry:
 
     def _on_lifecycle(self, event: LifecycleEvent) -> None:
         phase = self._migration_phase(event.uuid).after(event)
-        if phase is DomainMigrationPhase.NONE:
+        if phase is LibvirtMigrationPhase.NONE:
             self._migration_phases.pop(event.uuid, None)
         else:
             self._migration_phases[event.uuid] = phase
@@ -156,8 +156,8 @@ class DomainRegistry:
             self._forget_connection(event.uuid, connection)
             connection.end(error(event.stop_reason))
 
-    def _migration_phase(self, uuid: str) -> DomainMigrationPhase:
-        return self._migration_phases.get(uuid, DomainMigrationPhase.NONE)
+    def _migration_phase(self, uuid: str) -> LibvirtMigrationPhase:
+        return self._migration_phases.get(uuid, LibvirtMigrationPhase.NONE)
 
     def _forget_connection(self, uuid: str, connection: DomainConnection) -> None:
         if self._connections.get(uuid) is connection:

@@ -15,12 +15,12 @@ from agent.monitors.libvirt import qmp_translation
 from agent.monitors.libvirt.client_library import LibvirtConnection
 from agent.monitors.libvirt.connection_pool import ConnectionPool
 from agent.monitors.libvirt.devices import NO_DEVICES, DomainDevices, parse_devices
-from agent.monitors.libvirt.lifecycle import DomainMigrationPhase
+from agent.monitors.libvirt.lifecycle import LibvirtMigrationPhase
 from agent.monitors.libvirt.qmp_translation import DomainData, FileSizes, Stats
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import AllowList, Command
-from agent.qmp.errors import CommandError, QmpError, UnclearReplyError, UnreadableReplyError
+from agent.qmp.errors import AmbiguousReplyError, CommandError, QmpError, UnreadableReplyError
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class TranslatingExecutor:
     """Executes commands by libvirt's own calls. It converts libvirt's statistics and the domain's XML to QMP results."""
 
     def __init__(
-        self, daemon: LibvirtDaemon, uuid: str, name: str, migration_phase: Callable[[], DomainMigrationPhase]
+        self, daemon: LibvirtDaemon, uuid: str, name: str, migration_phase: Callable[[], LibvirtMigrationPhase]
     ) -> None:
         """Create an executor.
 
@@ -152,7 +152,7 @@ class TranslatingExecutor:
         except CommandError as error:
             return {}, error
         except UnreadableReplyError as error:
-            return {}, error if len(names) == 1 else UnclearReplyError(str(error))
+            return {}, error if len(names) == 1 else AmbiguousReplyError(str(error))
 
     async def _read_devices(self, commands: Sequence[Command], stats: Stats) -> tuple[DomainDevices, QmpError | None]:
         """Return the devices if these commands need them, and an error if the XML cannot be read.
@@ -205,13 +205,13 @@ class TranslatingExecutor:
         """
         phase = self._migration_phase()
         if (
-            phase is DomainMigrationPhase.ARRIVING
+            phase is LibvirtMigrationPhase.ARRIVING
             and command.name == "query-status"
             and result != qmp_translation.STATUS_RUNNING
         ):
             self._arrival_reported = True
             return {"status": "inmigrate", "running": False}
-        if phase is DomainMigrationPhase.ARRIVED and command.name == "query-migrate" and not self._arrival_reported:
+        if phase is LibvirtMigrationPhase.ARRIVED and command.name == "query-migrate" and not self._arrival_reported:
             self._arrival_reported = True
             return {"status": "completed"}
         return result

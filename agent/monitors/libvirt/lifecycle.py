@@ -55,7 +55,7 @@ class LifecycleEvent:
         return self.type == STOPPED and self.detail in _CONTINUES_ELSEWHERE
 
 
-class DomainMigrationPhase(Enum):
+class LibvirtMigrationPhase(Enum):
     """Progress of a domain's migration to this host. libvirt's lifecycle events report the progress; its domain states do not."""
 
     NONE = auto()
@@ -65,12 +65,12 @@ class DomainMigrationPhase(Enum):
     ARRIVED = auto()
     """The migration has ended, and the domain is on this host."""
 
-    def after(self, event: LifecycleEvent) -> "DomainMigrationPhase":
+    def after(self, event: LifecycleEvent) -> "LibvirtMigrationPhase":
         """Return the phase after a lifecycle event."""
         if event.type == STOPPED:
-            return DomainMigrationPhase.NONE
+            return LibvirtMigrationPhase.NONE
         if (event.type, event.detail) == (STARTED, _STARTED_BY_MIGRATION):
-            return DomainMigrationPhase.ARRIVING
-        if self is not DomainMigrationPhase.NONE and (event.type, event.detail) in _ARRIVAL_EVENTS:
-            return DomainMigrationPhase.ARRIVED
+            return LibvirtMigrationPhase.ARRIVING
+        if self is not LibvirtMigrationPhase.NONE and (event.type, event.detail) in _ARRIVAL_EVENTS:
+            return LibvirtMigrationPhase.ARRIVED
         return self

@@ -224,7 +224,7 @@ def _write_threshold(image: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def has_threshold_slot(node: str, data: "DomainData") -> bool:
-    """Return whether libvirt reports a storage node's write threshold, or that none is set."""
+    """Return whether libvirt reports the write threshold of a storage node: its value, or that none is set."""
     nodes = query_named_block_nodes_result(data.stats, data.devices, {})
     return any(entry["node-name"] == node and "write_threshold" in entry for entry in nodes)
 

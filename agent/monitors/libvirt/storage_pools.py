@@ -6,14 +6,14 @@ agent/host/pools/libvirt.py decides which images are in which pool.
 from typing import Any
 
 from agent.common.safe_xml import parse_xml
-from agent.host.pools.libvirt import StoragePool
+from agent.host.pools.libvirt import LibvirtStoragePool
 from agent.model.record import sanitize
 
 MAX_LIBVIRT_POOLS = 1000
 _ACTIVE = 2  # VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE
 
 
-def list_storage_pools(api: Any, handle: Any) -> list[StoragePool]:
+def list_storage_pools(api: Any, handle: Any) -> list[LibvirtStoragePool]:
     """Return the active storage pools. The call blocks until libvirtd has answered. A pool that disappears during the call is skipped.
 
     Args:
@@ -34,7 +34,7 @@ def list_storage_pools(api: Any, handle: Any) -> list[StoragePool]:
     return pools
 
 
-def parse_storage_pool(text: str, info: list[int]) -> StoragePool | None:
+def parse_storage_pool(text: str, info: list[int]) -> LibvirtStoragePool | None:
     """Return a storage pool; None if the XML cannot be parsed.
 
     Args:
@@ -48,6 +48,6 @@ def parse_storage_pool(text: str, info: list[int]) -> StoragePool | None:
     name, target = root.findtext("name") or "", root.findtext("target/path") or ""
     source = root.findtext("source/name") or ""
     _, capacity, _, available = info
-    return StoragePool(
+    return LibvirtStoragePool(
         sanitize(name), sanitize(root.get("type", "")), target.strip(), source.strip(), capacity, available
     )

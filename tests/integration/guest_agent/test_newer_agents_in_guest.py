@@ -11,7 +11,7 @@ from agent.cli.demo.images import MissingDependencyError
 from tests.integration.guest_agent.test_real_guest import config
 from tests.lab.agent_process import AgentProcess
 from tests.lab.guest_figures import check_figures
-from tests.lab.guest_image import agent_initramfs
+from tests.lab.guest_image import guest_agent_initramfs
 from tests.lab.guest_shell import guest_shell
 from tests.lab.qemus import OTHER_RELEASES
 
@@ -23,7 +23,7 @@ RELEASES: Final = OTHER_RELEASES if os.environ.get("QMP_AGENT_ALL_RELEASES") els
 async def test_the_figures_of_a_newer_guest_agent_equal_those_inside(folder: Path, release: str) -> None:
     initramfs = folder / "initramfs"
     try:
-        initramfs.write_bytes(agent_initramfs(release))
+        initramfs.write_bytes(guest_agent_initramfs(release))
     except MissingDependencyError as missing:
         pytest.skip(str(missing))
     options = GuestOptions(

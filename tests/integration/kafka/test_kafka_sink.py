@@ -13,7 +13,7 @@ from aiokafka.partitioner import murmur2
 from agent.delivery.journal.database import JournalDatabase
 from agent.delivery.journal.writer import FILE
 from agent.delivery.sinks.kafka.config import KafkaTopicCreationConfig, KafkaTopicsConfig, TopicRouteConfig
-from agent.delivery.sinks.kafka.sink import KafkaSink, hash_key
+from agent.delivery.sinks.kafka.sink import KafkaSink, murmur2_hash
 from agent.model.record import Record, RecordEncoder, Vm
 from tests.lab.kafka import KafkaCluster
 from tests.lab.kafka_sink import (
@@ -53,7 +53,7 @@ JAVA_HASHES = {  # org.apache.kafka.common.utils.UtilsTest.testMurmur2
 @pytest.mark.parametrize("key", JAVA_HASHES)
 def test_keys_are_hashed_as_in_kafkas_java_client(key: str) -> None:
     assert int.from_bytes(murmur2(key.encode()).to_bytes(4, "big"), "big", signed=True) == JAVA_HASHES[key]
-    assert hash_key(key) == JAVA_HASHES[key] & 0x7FFFFFFF
+    assert murmur2_hash(key) == JAVA_HASHES[key] & 0x7FFFFFFF
 
 
 async def test_records_are_unchanged_in_order_and_in_the_java_clients_partitions(
@@ -72,7 +72,7 @@ async def test_records_are_unchanged_in_order_and_in_the_java_clients_partitions
             assert await sink.send(records[at : at + 500]) == []
     messages = await read_topic(kafka, topic)
     assert {message.key.decode(): message.partition for message in messages} == {
-        vm.key: hash_key(vm.key) % 7 for vm in vms
+        vm.key: murmur2_hash(vm.key) % 7 for vm in vms
     }
     for vm in vms:
         mine = [message for message in messages if message.key.decode() == vm.key]
@@ -137,7 +137,7 @@ async def test_missing_topics_are_created_with_the_configured_partitions(kafka: 
         await sink.__aexit__(None, None, None)
     messages = await read_topic(kafka, name)
     assert len(messages) == 30
-    assert {message.partition for message in messages} == {hash_key(record.key.decode()) % 5 for record in messages}
+    assert {message.partition for message in messages} == {murmur2_hash(record.key.decode()) % 5 for record in messages}
 
 
 async def test_an_invalid_topic_name_is_reported(kafka: KafkaCluster) -> None:

@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestServer
 from agent.common.client_tls import ClientTlsConfig
 from agent.delivery.sinks.kafka.config import KafkaConfig
 from agent.delivery.sinks.kafka.sasl_config import OauthConfig, SaslConfig
-from agent.delivery.sinks.kafka.tokens import EndpointTokenProvider, TokenError, parse_token
+from agent.delivery.sinks.kafka.tokens import OidcTokenProvider, TokenError, parse_token
 from tests.lab.kafka import KafkaCluster
 from tests.lab.kafka_security import Certificates, Security
 from tests.lab.kafka_sink import ids, kafka_config, no_leaks, open_error, open_sink, read_topic, single_topic
@@ -127,7 +127,7 @@ async def test_records_are_delivered_while_tokens_expire(folder: Path, caplog: p
 
             # The other way to get tokens: another program writes them to a file.
             file = folder / "token"
-            provider = EndpointTokenProvider(OauthConfig.model_validate(right["oauth"]), {})
+            provider = OidcTokenProvider(OauthConfig.model_validate(right["oauth"]), {})
             token = await provider.token()
             file.write_text(f"{token}\n")
             async with open_sink(config(broker.address, {"token_file": str(file)})) as sink:
@@ -166,7 +166,7 @@ async def test_a_token_is_shared_replaced_before_it_expires_and_kept_during_an_o
             "client_id": CLIENT,
             "client_secret_file": secret_file(folder, SECRET),
         }
-        provider = EndpointTokenProvider(OauthConfig.model_validate(values), {"logicalCluster": "lkc-1"}, lambda: now)
+        provider = OidcTokenProvider(OauthConfig.model_validate(values), {"logicalCluster": "lkc-1"}, lambda: now)
         first, second = await asyncio.gather(provider.token(), provider.token())
         assert first == second
         now = 79.0
@@ -202,9 +202,9 @@ async def test_a_client_certificate_authenticates_the_agent_without_a_secret(fol
         url = f"https://127.0.0.1:{server.port}/token"
         tls = {"ca": str(certificates.authority), "certificate": str(certificates.client)}
         values = {"token_url": url, "client_id": CLIENT, "scope": "kafka"}
-        provider = EndpointTokenProvider(OauthConfig.model_validate(values | {"tls": tls}), {})
+        provider = OidcTokenProvider(OauthConfig.model_validate(values | {"tls": tls}), {})
         assert await provider.token() == "client_credentials:hv7:kafka"
-        anonymous = EndpointTokenProvider(OauthConfig.model_validate(values | {"tls": {"ca": tls["ca"]}}), {})
+        anonymous = OidcTokenProvider(OauthConfig.model_validate(values | {"tls": {"ca": tls["ca"]}}), {})
         with pytest.raises(TokenError, match=f"no token: {url}: "):
             await anonymous.token()
     finally:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from agent.host.pools.libvirt import StoragePool
+from agent.host.pools.libvirt import LibvirtStoragePool
 from agent.host.qemu_processes import command_line
 from agent.monitors.libvirt.discovery import LibvirtDiscoverer
 from agent.monitors.libvirt.storage_pools import parse_storage_pool
@@ -37,7 +37,7 @@ async def loop(folder: Path) -> AsyncIterator[LoopDevice]:
         yield device
 
 
-async def pools_of(libvirtd: Libvirtd) -> dict[str, StoragePool]:
+async def pools_of(libvirtd: Libvirtd) -> dict[str, LibvirtStoragePool]:
     """Return the pools that the agent lists over a read-only connection."""
     libvirt = LibvirtDiscoverer(libvirtd.read_only_uri, read_only=True)
     async with discovering(libvirt) as reports:
@@ -115,7 +115,7 @@ async def test_the_definition_of_a_volume_group_names_it(libvirtd: Libvirtd) -> 
     definition = ("--type", "logical", "--source-name", "vg0", "--target", "/dev/vg0")
     await libvirtd.virsh("pool-define-as", "volumes", *definition)
     pool = parse_storage_pool(await libvirtd.virsh("pool-dumpxml", "volumes"), [0, 0, 0, 0])
-    assert pool == StoragePool("volumes", "logical", "/dev/vg0", "vg0", 0, 0)
+    assert pool == LibvirtStoragePool("volumes", "logical", "/dev/vg0", "vg0", 0, 0)
     assert "volumes" not in await pools_of(libvirtd)
 
 

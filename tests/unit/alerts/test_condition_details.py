@@ -7,7 +7,7 @@ import pytest
 from agent.alerts.conditions.comparison import FieldTest, Operator, Value, compare
 from agent.alerts.conditions.rows import SampleAlertRow
 from agent.alerts.conditions.sample_conditions import MAX_INSTANCES
-from agent.alerts.policy import AlertPolicy
+from agent.alerts.overrides import AlertOverrides
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
 from agent.model.metrics.memory import BALLOON, GUEST_MEMORY, MEMORY
@@ -27,7 +27,7 @@ def watch(scenario: AlertScenario, **options: Any) -> None:
         "help": "Mine.",
     } | options
     row = SampleAlertRow(alert="mine", family=BLOCK, field="reads_total", custom=True, **fields)
-    scenario.manager.set_changes(AlertPolicy(), [row])
+    scenario.manager.set_overrides(AlertOverrides(), [row])
 
 
 def poll(scenario: AlertScenario, at: float, device: str = "disk0", **values: Any) -> list[Change]:

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from agent.alerts.disk_types import LimitedBy, ThresholdMode
 from agent.alerts.image_size import max_file_bytes
 from agent.alerts.pool_usage import Image, PoolUsage
 from agent.alerts.space_metrics import space_figures, space_sample
 from agent.alerts.threshold_tracker import ThresholdTracker
-from agent.alerts.threshold_types import LimitedBy, ThresholdMode
 from agent.host.pools.base import Pool, PoolKind, PoolReading, UnknownPool
 from tests.lab.thin_disks import GIB, VM, Disk, policy
 

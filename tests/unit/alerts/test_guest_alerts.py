@@ -191,7 +191,7 @@ def test_alerts_of_a_guest_that_is_no_longer_queried_end(scenario: AlertScenario
     scenario.guest_filesystems(10, data=91)
     freeze(scenario, 10, frozen=True)
     freeze(scenario, 200, frozen=True)
-    scenario.manager.on_guest_disabled(VM, 300 * SECOND)
+    scenario.manager.on_guest_queries_disabled(VM, 300 * SECOND)
     assert scenario.firing() == set()
 
 
@@ -199,5 +199,5 @@ def test_an_agent_that_closed_its_channel_stays_lost_without_queries(scenario: A
     scenario.guest_channel(10, connected=True)
     scenario.guest_channel(20, connected=False)
     scenario.tick(320)
-    assert scenario.manager.on_guest_disabled(VM, 330 * SECOND) == []
+    assert scenario.manager.on_guest_queries_disabled(VM, 330 * SECOND) == []
     assert scenario.firing() == {LOST}

@@ -2,8 +2,8 @@
 
 import pytest
 
+from agent.alerts.disk_types import ThresholdMode
 from agent.alerts.highest_writes import MAX_IMAGES, HighestWriteStore, ImageKey
-from agent.alerts.threshold_types import ThresholdMode
 from tests.lab.alert_scenario import AlertScenario
 from tests.lab.thin_disks import GIB, VM, Disk
 

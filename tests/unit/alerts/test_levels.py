@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.alerts.levels import MAX_SIZE_BYTES, parse_level, resolve_levels
+from agent.alerts.levels import MAX_SIZE_BYTES, levels_to_bytes, parse_level
 
 GIB = 1 << 30
 
 
 def resolved(*levels: str, limit: int = 100 * GIB) -> list[tuple[str, int]]:
-    return [(level.text, level.bytes) for level in resolve_levels([parse_level(level) for level in levels], limit)]
+    return [(level.text, level.bytes) for level in levels_to_bytes([parse_level(level) for level in levels], limit)]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,6 @@ levels = st.sampled_from(["1%", "50%", "80%", "95%", "used 10", "used 1GiB", "fr
 
 @given(st.lists(levels, max_size=6), st.integers(0, MAX_SIZE_BYTES * 2))
 def test_levels_lie_within_the_disk_and_within_qemus_range(configured: list, limit: int) -> None:  # type: ignore[type-arg]
-    sizes = [level.bytes for level in resolve_levels(configured, limit)]
+    sizes = [level.bytes for level in levels_to_bytes(configured, limit)]
     assert sizes == sorted(set(sizes))
     assert all(0 < size < min(limit, MAX_SIZE_BYTES) for size in sizes)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from agent.alerts.manager import AWAY_SECONDS, AlertManager, PendingAlert
+from agent.alerts.disk_types import ThresholdMode
+from agent.alerts.manager import AWAY_SECONDS, AlertEngine, PendingAlert
 from agent.alerts.persistence import VM_ENTRY_PREFIX
 from agent.alerts.rules import EVENT_RULES
 from agent.alerts.store import Alert, AlertStore
-from agent.alerts.threshold_types import ThresholdMode
 from agent.model.record import Record, RecordEncoder, Severity, Vm
 from agent.qmp.commands import AllowList, Command, QemuChange
 from tests.lab.record_validation import parse_cloudevent, schema_violations
@@ -29,13 +29,13 @@ def records(pending: list[PendingAlert]) -> list[Record]:
     return [alert.record for alert in pending]
 
 
-def poll(manager: AlertManager, disk: Disk, device: str = "disk0", vm: Vm = VM, now: float = 0) -> list[Record]:
+def poll(manager: AlertEngine, disk: Disk, device: str = "disk0", vm: Vm = VM, now: float = 0) -> list[Record]:
     """Pass both polls of a disk to a manager; return its alert records."""
     samples = [disk.counter_sample(device), *disk.layer_samples(device)]
     return records(manager.on_samples(vm, samples, now, int(now * 1e9))[0])
 
 
-def attached_manager(disk: Disk, mode: ThresholdMode = ThresholdMode.ARM, *levels: str) -> AlertManager:
+def attached_manager(disk: Disk, mode: ThresholdMode = ThresholdMode.ARM, *levels: str) -> AlertEngine:
     """Return a manager that has polled the disk of an attached VM."""
     manager = alert_manager(mode, *levels)
     manager.on_attached(VM)
@@ -43,7 +43,7 @@ def attached_manager(disk: Disk, mode: ThresholdMode = ThresholdMode.ARM, *level
     return manager
 
 
-def execute_commands(manager: AlertManager, disk: Disk, vm: Vm = VM) -> list[Command]:
+def execute_commands(manager: AlertEngine, disk: Disk, vm: Vm = VM) -> list[Command]:
     """Execute the pending commands on the disk; return them."""
     commands = manager.threshold_commands.pending(vm)
     for device, command in commands:
@@ -59,7 +59,7 @@ def event(name: str, data: dict[str, Any], subject: str = "", vm: Vm = VM, time_
 
 
 def send_event(
-    manager: AlertManager, name: str, data: dict[str, Any] | None = None, subject: str = "", vm: Vm = VM
+    manager: AlertEngine, name: str, data: dict[str, Any] | None = None, subject: str = "", vm: Vm = VM
 ) -> list[Record]:
     return records(manager.on_event(event(name, data or {}, subject, vm), name, 7))
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from agent.alerts.manager import AWAY_SECONDS, AlertManager, PendingAlert
+from agent.alerts.disk_types import ThresholdMode
+from agent.alerts.manager import AWAY_SECONDS, AlertEngine, PendingAlert
 from agent.alerts.persistence import VM_ENTRY_PREFIX
 from agent.alerts.rules import EVENT_RULES, HOUR
-from agent.alerts.threshold_types import ThresholdMode
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.record import Record, Severity, Vm
 from tests.lab.threshold_model import HOST, UUID, VM, Agent, Journal, Qemu
@@ -37,7 +37,7 @@ def event(name: str, vm: Vm = VM, subject: str = "", time_ns: int = 7, **data: A
     return Record(f"qemu.event.{name.lower()}", vm, body, time_ns, subject)
 
 
-def send_event(manager: AlertManager, name: str, vm: Vm = VM, subject: str = "", **data: Any) -> list[tuple[str, str]]:
+def send_event(manager: AlertEngine, name: str, vm: Vm = VM, subject: str = "", **data: Any) -> list[tuple[str, str]]:
     return alert_changes(manager.on_event(event(name, vm, subject, **data), name, 7))
 
 

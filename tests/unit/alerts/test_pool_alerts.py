@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 
-from agent.alerts.policy import AlertOverride, AlertPolicy
+from agent.alerts.overrides import AlertOverride, AlertOverrides
 from agent.alerts.pool_alerts import PoolAlerts
 from agent.alerts.pool_levels import PoolPolicy, parse_pool_level
 from agent.alerts.pool_usage import GrowingDisk, Image, PoolRegistry, PoolUsage
@@ -41,7 +41,7 @@ class PoolScenario:
         for number in range(6):
             vm = Vm("hv7", f"00000000-0000-0000-0000-00000000000{number}", f"vm{number}", f"/run/vm{number}.qmp")
             image = Image("disk0", "storage", "file", f"/images/{number}", GIB, GIB, GIB)
-            self.registry.place(vm, [(image, self.pool)], self.now)
+            self.registry.set_images_of_vm(vm, [(image, self.pool)], self.now)
         return self.registry.pools[self.pool.key]
 
     def store_entries(self, usage: PoolUsage, records: Iterable[Record]) -> list[Record]:
@@ -84,11 +84,11 @@ def test_a_level_fires_once_for_all_vms_on_the_pool_and_names_them() -> None:
 def test_a_silenced_pool_has_no_alert_until_it_is_not_silenced() -> None:
     pool = PoolScenario("85%")
     pool.read(149)
-    pool.store.adjust = AlertPolicy([AlertOverride("pool_*", device="/images", enabled=False)]).adjust
+    pool.store.adjust = AlertOverrides([AlertOverride("pool_*", device="/images", enabled=False)]).adjust
     assert pool.read(140) == [filling("85%", "resolved")]
     assert pool.read(130) == []
     assert list(pool.store) == []
-    pool.store.adjust = AlertPolicy().adjust
+    pool.store.adjust = AlertOverrides().adjust
     assert pool.read(120) == [filling("85%")]
 
 
@@ -187,7 +187,7 @@ def test_a_pool_that_does_not_answer_fires_once_and_is_resolved_by_its_answer() 
     usage = pool.place()
     usage.silent_since = pool.now
     for _ in range(3):
-        fired = pool.store_entries(usage, pool.alerts.on_silence(usage, int(pool.now * SECOND)))
+        fired = pool.store_entries(usage, pool.alerts.on_unresponsive(usage, int(pool.now * SECOND)))
     assert fired == []
     (alert,) = pool.store
     assert (alert.name, alert.severity, alert.data["vms"]) == ("pool_unresponsive", Severity.ERROR, 6)

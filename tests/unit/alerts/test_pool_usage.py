@@ -57,7 +57,7 @@ def test_a_read_only_file_system_is_a_problem_of_images_that_guests_write(
     problem: str | None,
 ) -> None:
     registry = PoolRegistry()
-    registry.place(VM1, [(replace(image(), writable=writable), IMAGES)], 100.0)
+    registry.set_images_of_vm(VM1, [(replace(image(), writable=writable), IMAGES)], 100.0)
     (usage,) = registry
     usage.on_reading(PoolReading(10 * GIB, 5 * GIB, problem=READ_ONLY), 100.0)
     assert usage.sample(100.0).values.get("problem") == problem
@@ -75,8 +75,8 @@ def test_an_image_with_internal_snapshots_counts_with_what_it_uses_already() -> 
 
 def test_an_image_that_several_vms_use_is_provisioned_once() -> None:
     registry = PoolRegistry()
-    registry.place(VM1, [(image("/images/a"), IMAGES), (image("/images/base", name="backing-1"), IMAGES)], 0)
-    registry.place(VM2, [(image("/images/b"), IMAGES), (image("/images/base", name="backing-1"), IMAGES)], 0)
+    registry.set_images_of_vm(VM1, [(image("/images/a"), IMAGES), (image("/images/base", name="backing-1"), IMAGES)], 0)
+    registry.set_images_of_vm(VM2, [(image("/images/b"), IMAGES), (image("/images/base", name="backing-1"), IMAGES)], 0)
     (usage,) = registry
     assert usage.provisioned == 3 * GIB
     assert usage.vm_names == ["vm1", "vm2"]
@@ -84,7 +84,7 @@ def test_an_image_that_several_vms_use_is_provisioned_once() -> None:
 
 def test_the_commitment_ratio_compares_what_is_provisioned_with_the_size() -> None:
     registry = PoolRegistry()
-    registry.place(VM1, [(image(most=3 * GIB), IMAGES)], 0)
+    registry.set_images_of_vm(VM1, [(image(most=3 * GIB), IMAGES)], 0)
     (usage,) = registry
     usage.on_reading(PoolReading(2 * GIB, GIB), 10)
     values = usage.sample(10).values
@@ -93,7 +93,7 @@ def test_the_commitment_ratio_compares_what_is_provisioned_with_the_size() -> No
 
 def test_used_bytes_leave_out_the_blocks_that_are_reserved_for_root() -> None:
     registry = PoolRegistry()
-    registry.place(VM1, [(image(), IMAGES)], 0)
+    registry.set_images_of_vm(VM1, [(image(), IMAGES)], 0)
     (usage,) = registry
     usage.on_reading(PoolReading(100, 40, used_bytes=55), 10)
     assert (usage.used, usage.free) == (55, 40)
@@ -101,7 +101,7 @@ def test_used_bytes_leave_out_the_blocks_that_are_reserved_for_root() -> None:
 
 def test_a_figure_that_is_unknown_is_absent() -> None:
     registry = PoolRegistry()
-    registry.place(VM1, [(image(), IMAGES)], 0)
+    registry.set_images_of_vm(VM1, [(image(), IMAGES)], 0)
     (usage,) = registry
     values = usage.sample(0).values
     assert not {"size_bytes", "free_bytes", "inodes", "time_to_full_seconds", "commitment_ratio"} & values.keys()
@@ -109,33 +109,33 @@ def test_a_figure_that_is_unknown_is_absent() -> None:
 
 def test_a_pool_without_a_vm_is_unused() -> None:
     registry = PoolRegistry()
-    registry.place(VM1, [(image(), IMAGES)], 1)
+    registry.set_images_of_vm(VM1, [(image(), IMAGES)], 1)
     (usage,) = registry
     registry.remove_vm(VM1, 5)
     assert usage.unused_since == 5
-    registry.place(VM2, [(image(), IMAGES)], 6)
+    registry.set_images_of_vm(VM2, [(image(), IMAGES)], 6)
     assert [usage.unused_since for usage in registry] == [None]
 
 
 def test_an_image_that_moved_leaves_its_pool() -> None:
     registry, other = PoolRegistry(), Pool("filesystem:8:2", PoolKind.FILESYSTEM, "/fast", "ext4", "/fast")
-    registry.place(VM1, [(image("/images/a"), IMAGES)], 1)
-    registry.place(VM1, [(image("/fast/a"), other)], 2)
+    registry.set_images_of_vm(VM1, [(image("/images/a"), IMAGES)], 1)
+    registry.set_images_of_vm(VM1, [(image("/fast/a"), other)], 2)
     assert [usage.name for usage in registry.pools_of_vm(VM1)] == ["/fast"]
     assert registry.pools[IMAGES.key].images == {}
 
 
 def test_pools_of_one_name_are_distinguished_by_their_keys() -> None:
     registry, other = PoolRegistry(), Pool("filesystem:0:45", PoolKind.FILESYSTEM, "/images", "nfs4", "/images")
-    registry.place(VM1, [(image("/images/a"), IMAGES)], 1)
-    registry.place(VM2, [(image("/images/b"), other)], 1)
+    registry.set_images_of_vm(VM1, [(image("/images/a"), IMAGES)], 1)
+    registry.set_images_of_vm(VM2, [(image("/images/b"), other)], 1)
     assert [usage.name for usage in registry] == ["/images", "/images (0:45)"]
 
 
 def test_the_storage_samples_join_each_image_to_its_pool() -> None:
     registry = PoolRegistry()
     unknown = UnknownPool("rbd storage is outside this host")
-    registry.place(VM1, [(image("/images/a"), IMAGES), (image("rbd:p/i", device="disk1"), unknown)], 1)
+    registry.set_images_of_vm(VM1, [(image("/images/a"), IMAGES), (image("rbd:p/i", device="disk1"), unknown)], 1)
     assert [(sample.labels, sample.values) for sample in registry.storage_samples(VM1)] == [
         (("disk0", "storage"), {"path": "/images/a", "pool": "/images", "kind": "filesystem"}),
         (("disk1", "storage"), {"path": "rbd:p/i", "unknown": unknown.reason}),
@@ -149,14 +149,14 @@ def test_the_number_of_pools_is_bounded() -> None:
     registry = PoolRegistry()
     for number in range(MAX_POOLS):
         registry.add(Pool(f"device:9:{number}", PoolKind.DEVICE, f"/dev/{number}"), f"/dev/{number}")
-    registry.place(VM1, [(image(), IMAGES)], 0)
+    registry.set_images_of_vm(VM1, [(image(), IMAGES)], 0)
     assert len(registry.pools) == MAX_POOLS
     assert isinstance(registry.pool_of_image(VM1, "disk0", "/images/a"), UnknownPool)
 
 
 def test_a_reason_of_qemu_is_sanitized_and_cut() -> None:
     registry = PoolRegistry()
-    registry.place(VM1, [(image("x"), UnknownPool("the path \n" + "y" * 10_000))], 0)
+    registry.set_images_of_vm(VM1, [(image("x"), UnknownPool("the path \n" + "y" * 10_000))], 0)
     (sample,) = registry.storage_samples(VM1)
     assert "\n" not in sample.values["unknown"]
     assert len(sample.values["unknown"]) <= 500

@@ -11,7 +11,7 @@ from agent.alerts.conditions.comparison import Operator
 from agent.alerts.conditions.rows import NO_RUNBOOK, SampleAlertRow
 from agent.alerts.conditions.sample_alert_table import DAY, HOUR, MINUTE, SAMPLE_ALERT_ROWS
 from agent.alerts.conditions.sample_conditions import MAX_INSTANCES
-from agent.alerts.policy import AlertOverride, AlertPolicy
+from agent.alerts.overrides import AlertOverride, AlertOverrides
 from agent.alerts.store import Alert
 from agent.app.self_metrics import AlertMetrics
 from agent.model.family import Sample
@@ -251,7 +251,7 @@ def test_a_hostile_vm_cannot_fill_the_memory_of_conditions(scenario: AlertScenar
 
 
 def override(scenario: AlertScenario, *overrides: AlertOverride, custom: tuple[SampleAlertRow, ...] = ()) -> None:
-    scenario.manager.set_changes(AlertPolicy(overrides), custom)
+    scenario.manager.set_overrides(AlertOverrides(overrides), custom)
 
 
 def test_the_config_changes_a_limit_a_duration_and_a_severity_of_some_vms(scenario: AlertScenario) -> None:

@@ -5,7 +5,7 @@ from typing import Final
 
 import pytest
 
-from agent.alerts.policy import AlertOverride, AlertPolicy
+from agent.alerts.overrides import AlertOverride, AlertOverrides
 from agent.alerts.pool_alerts import PoolAlerts
 from agent.alerts.pool_levels import PoolPolicy
 from agent.alerts.pool_usage import Image, PoolRegistry, PoolUsage
@@ -43,17 +43,17 @@ class StalledHost:
         alerts.manager.conditions.samples.pools_of_disk = self.registry.pools_of_disk
         places = (("disk0", "storage", NFS), ("disk0", "backing-1", LOCAL), ("disk1", "storage", LOCAL))
         images = [(Image(disk, layer, "file", disk + layer, GIB, 0, GIB), pool) for disk, layer, pool in places]
-        self.registry.place(VM, images, 0.0)
+        self.registry.set_images_of_vm(VM, images, 0.0)
 
     def pool(self, pool: Pool) -> PoolUsage:
         return self.registry.pools[pool.key]
 
     def hang(self, pool: Pool, at: float) -> list[PoolChange]:
         """Read a pool that does not answer."""
-        return changes(self.pools.on_silence(self.pool(pool), int(at * SECOND)))
+        return changes(self.pools.on_unresponsive(self.pool(pool), int(at * SECOND)))
 
     def answer(self, pool: Pool, at: float) -> list[PoolChange]:
-        return changes(self.pools.on_answer(self.pool(pool), int(at * SECOND)))
+        return changes(self.pools.on_responsive(self.pool(pool), int(at * SECOND)))
 
     def poll(self, at: float, *disks: str, seconds: float = 60.0) -> list[Change]:
         """Poll the VM, some of whose disks have completed no request for a minute."""
@@ -92,8 +92,8 @@ def test_a_disk_of_another_pool_fires(host: StalledHost) -> None:
 
 
 def test_a_disk_fires_if_the_config_turns_the_alert_of_the_pool_off(host: StalledHost) -> None:
-    off = AlertPolicy([AlertOverride(alert="pool_unresponsive", enabled=False)])
-    host.alerts.manager.set_changes(off, ())
+    off = AlertOverrides([AlertOverride(alert="pool_unresponsive", enabled=False)])
+    host.alerts.manager.set_overrides(off, ())
     host.hang(NFS, 1)
     assert host.poll(2, "disk0") == FIRES
 
@@ -129,14 +129,16 @@ def test_only_the_pool_that_does_not_answer_is_critical(host: StalledHost) -> No
 
 
 def test_a_pool_is_not_critical_if_the_config_turns_the_alert_of_the_disk_off(host: StalledHost) -> None:
-    host.alerts.manager.set_changes(AlertPolicy([AlertOverride(alert="io_stalled", enabled=False)]), ())
+    host.alerts.manager.set_overrides(AlertOverrides([AlertOverride(alert="io_stalled", enabled=False)]), ())
     host.hang(NFS, 1)
     host.poll(2, "disk0")
     assert host.hang(NFS, 3) == []
 
 
 def test_the_config_sets_the_severity_of_both_alerts_of_a_pool(host: StalledHost) -> None:
-    host.alerts.manager.set_changes(AlertPolicy([AlertOverride("pool_unresponsive", severity=Severity.WARNING)]), ())
+    host.alerts.manager.set_overrides(
+        AlertOverrides([AlertOverride("pool_unresponsive", severity=Severity.WARNING)]), ()
+    )
     host.hang(NFS, 1)
     host.poll(2, "disk0")
     assert [severity for *_, severity in host.hang(NFS, 3)] == [Severity.WARNING]

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agent.alerts.disk_types import ThresholdMode
 from agent.alerts.levels import MAX_SIZE_BYTES
-from agent.alerts.threshold_types import ThresholdMode
 from tests.lab.threshold_model import HYSTERESIS, UUID, VM, Agent, Journal, Qemu, Reply, levels_in_bytes
 
 SIZE: Final = 1000

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.alerts.disk_types import DetectedBy, ThresholdMode
 from agent.alerts.threshold_tracker import ThresholdTracker
-from agent.alerts.threshold_types import DetectedBy, ThresholdMode
 from tests.lab.thin_disks import GIB, LEVELS, Disk, arm, fire, policy, poll_layers, summary
 
 EVENT, LEVEL, MISSED = DetectedBy.EVENT, DetectedBy.LEVEL, DetectedBy.MISSED
@@ -65,7 +65,7 @@ def test_each_level_is_reported_once_as_usage_grows() -> None:
         disk.write(percent * GIB)
         crossings += poll_layers(tracker, disk)
     assert summary(crossings) == [(level, LEVEL, True) for level in LEVELS]
-    assert [crossing.is_highest for crossing in crossings] == [False, False, True]
+    assert [crossing.is_highest_of_several for crossing in crossings] == [False, False, True]
     assert [crossing.used for crossing in crossings] == [81 * GIB, 91 * GIB, 96 * GIB]
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from agent.alerts.disk_types import DetectedBy, DiskLayer, ResolvedReason, ThresholdMode, ThresholdPolicy
 from agent.alerts.levels import MAX_SIZE_BYTES, parse_level
 from agent.alerts.threshold_tracker import MAX_EXCEEDED_LEVELS, ThresholdTracker
-from agent.alerts.threshold_types import DetectedBy, DiskLayer, ResolvedReason, ThresholdMode, ThresholdPolicy
 
 LIMIT = 1000
 NODE = "storage"

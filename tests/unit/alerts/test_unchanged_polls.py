@@ -5,10 +5,10 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.alerts.disk_types import ThresholdMode
 from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.space_metrics import space_sample
 from agent.alerts.threshold_tracker import ThresholdTracker
-from agent.alerts.threshold_types import ThresholdMode
 from agent.host.pools.base import Pool, PoolKind, PoolReading, UnknownPool
 from tests.lab.thin_disks import GIB, Disk, policy
 

@@ -1,8 +1,8 @@
 """Values that QEMU does not report: they are absent, and not 0."""
 
+from agent.alerts.disk_types import DetectedBy, DiskLayer, ThresholdMode
 from agent.alerts.space_metrics import space_figures
 from agent.alerts.threshold_tracker import ThresholdTracker
-from agent.alerts.threshold_types import DetectedBy, DiskLayer, ThresholdMode
 from agent.collectors.base import MAX_SAMPLES
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK

@@ -3,11 +3,11 @@
 from typing import Any
 
 from agent.app.entity_state_table import EntityState, EntityStateTable
-from agent.model.state import StateEntity
+from agent.model.state import StateSubject
 
 
 def state(path: str, value: int) -> EntityState:
-    return EntityState(StateEntity("hv7", "", "", path=path), "qemu.state.vm", {"value": value})
+    return EntityState(StateSubject("hv7", "", "", path=path), "qemu.state.vm", {"value": value})
 
 
 def values(changes: dict[str, EntityState | None]) -> dict[str, Any]:

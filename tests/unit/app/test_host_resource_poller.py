@@ -120,7 +120,9 @@ async def test_an_unexpected_error_is_logged_once_and_the_next_read_works(caplog
     host.reading = ValueError("x")
     await host.poller.poll()
     await host.poller.poll()
-    assert [record.getMessage() for record in caplog.records] == ["host: CPUs and memory not read: ValueError: x"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "cannot read the CPU and memory statistics of the host: ValueError: x"
+    ]
     host.reading = HostReading(FILES, {})
     await host.poller.poll()
     assert host.records[0].data["online_cpus"] == 2

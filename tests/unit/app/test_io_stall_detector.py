@@ -5,14 +5,14 @@ from typing import Any, Final
 
 import pytest
 
-from agent.app.io_stall_detector import DiskThread, IoStallDetector
+from agent.app.io_stall_detector import IoStallDetector, WaitingDiskThread
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
 from tests.lab.alert_scenario import SECOND
 
 START: Final = 1_000_000 * SECOND
 """Time of the first poll, in nanoseconds since the epoch."""
-STUCK: Final = DiskThread(7, 20)
+STUCK: Final = WaitingDiskThread(7, 20)
 """A thread that waits for an unknown disk, as long as it is read with the same timeslices."""
 
 
@@ -31,7 +31,7 @@ class Polls:
     def poll(
         self,
         *disks: Sample,
-        threads: Iterable[DiskThread] = (),
+        threads: Iterable[WaitingDiskThread] = (),
         merged: tuple[str, ...] = (),
         queued: dict[str, int] | None = None,
         throttled: tuple[str, ...] = (),
@@ -76,7 +76,7 @@ def test_a_disk_that_moves_again_is_reported_once_more_as_moving(polls: Polls) -
 
 def test_a_slow_disk_whose_threads_run_in_between_does_not_stall(polls: Polls) -> None:
     for timeslices in range(20):
-        waiting = [DiskThread(7, timeslices)]
+        waiting = [WaitingDiskThread(7, timeslices)]
         assert polls.poll(disk(idle=12 + 10 * timeslices), threads=waiting) == {}
 
 
@@ -99,7 +99,7 @@ def test_a_thread_that_waits_since_before_the_last_request_concerns_another_disk
 
 
 def test_a_thread_that_waits_for_the_file_of_one_disk_concerns_no_other(polls: Polls) -> None:
-    stuck = [DiskThread(7, 20, "disk1")]
+    stuck = [WaitingDiskThread(7, 20, "disk1")]
     polls.poll(disk(idle=12), disk("disk1", idle=12), threads=stuck)
     assert polls.poll(disk(idle=22), disk("disk1", idle=22), threads=stuck) == {"disk1": 10.0}
 
@@ -108,7 +108,7 @@ def test_a_disk_that_never_completed_a_request_stalls_only_if_it_is_named(polls:
     unused = disk("cd0", idle=None, writes=0)
     polls.poll(unused, threads=[STUCK])
     assert polls.poll(unused, threads=[STUCK]) == {}
-    named = [DiskThread(8, 3, "cd0")]
+    named = [WaitingDiskThread(8, 3, "cd0")]
     polls.poll(unused, threads=named)
     assert polls.poll(unused, threads=named) == {"cd0": 10.0}
 

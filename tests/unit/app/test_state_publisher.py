@@ -199,10 +199,10 @@ async def test_changes_during_an_outage_are_not_queued(host: Host) -> None:
     WEB.status = "running"
 
 
-async def test_a_resync_writes_all_states_again(host: Host) -> None:
+async def test_a_rewrite_writes_all_states_again(host: Host) -> None:
     await host.states.run_turn()
     host.topic.values.clear()  # as if the topic was deleted
-    assert host.states.resync() == 2
+    assert host.states.rewrite_all() == 2
     await host.states.run_turn()
     assert set(host.topic.values) == {WEB_KEY, "/hosts/hv0/state"}
 
@@ -211,4 +211,4 @@ async def test_a_resync_writes_all_states_again(host: Host) -> None:
 def test_without_a_topic_of_states_there_is_no_publisher(kafka: Any) -> None:
     agent = Agent(Config.model_validate({"monitors": [{"dial": "/nowhere"}], "kafka": kafka}), ListSink())
     assert agent.states is None
-    assert agent.view.resync() is None
+    assert agent.view.rewrite_state_topic() is None

@@ -11,7 +11,7 @@ from agent.app.storage_pool_poller import (
     CHECK_SECONDS,
     MAX_READS_AT_ONCE,
     SILENT_SECONDS,
-    StoragePoolPoller,
+    PoolPoller,
     _refresh_source,
 )
 from agent.config.model import Config
@@ -24,13 +24,13 @@ INTERVAL = 30.0
 
 
 @pytest.fixture
-def poller() -> StoragePoolPoller:
+def poller() -> PoolPoller:
     config = {"monitors": [{"dial": "/none/*.qmp"}], "alerts": {"pools": {"levels": ["free 100GiB"]}}}
     return Agent(Config.model_validate(config)).storage
 
 
 def add(
-    poller: StoragePoolPoller, type_: str, free: int | None, kind: PoolKind = PoolKind.FILESYSTEM, at: float = 100.0
+    poller: PoolPoller, type_: str, free: int | None, kind: PoolKind = PoolKind.FILESYSTEM, at: float = 100.0
 ) -> PoolUsage:
     """Add a pool of 1,000 GiB, and read it unless its free space is None."""
     pool = Pool(f"{kind.value}:1:1", kind, "/srv", type_, "/srv")
@@ -53,28 +53,28 @@ def add(
     ],
 )
 def test_a_file_system_is_read_often_if_it_may_hang_or_reach_a_level(
-    poller: StoragePoolPoller, type_: str, free: int | None, delay: float
+    poller: PoolPoller, type_: str, free: int | None, delay: float
 ) -> None:
     assert poller._seconds_until_read(add(poller, type_, free)) == pytest.approx(delay)
 
 
-def test_a_file_system_that_grows_towards_a_level_is_read_faster(poller: StoragePoolPoller) -> None:
+def test_a_file_system_that_grows_towards_a_level_is_read_faster(poller: PoolPoller) -> None:
     usage = add(poller, "ext4", 106 * GIB)
     add(poller, "ext4", 105 * GIB, at=101.0)
     assert poller._seconds_until_read(usage) < CHECK_SECONDS
 
 
-def test_a_silent_file_system_is_read_again_soon(poller: StoragePoolPoller) -> None:
+def test_a_silent_file_system_is_read_again_soon(poller: PoolPoller) -> None:
     usage = add(poller, "nfs4", 900 * GIB)
     usage.silent_since = 100.0
     assert poller._seconds_until_read(usage) == SILENT_SECONDS
 
 
-def test_a_thin_pool_is_read_at_the_interval_of_its_report(poller: StoragePoolPoller) -> None:
+def test_a_thin_pool_is_read_at_the_interval_of_its_report(poller: PoolPoller) -> None:
     assert poller._seconds_until_read(add(poller, "", 105 * GIB, PoolKind.LVM_THIN)) == INTERVAL
 
 
-def test_regular_reads_of_all_pools_are_at_the_same_times(poller: StoragePoolPoller) -> None:
+def test_regular_reads_of_all_pools_are_at_the_same_times(poller: PoolPoller) -> None:
     usage = add(poller, "ext4", 900 * GIB)
     other = add(poller, "", 900 * GIB, PoolKind.LVM_THIN)
     assert poller._next_read_time(usage) == poller._next_read_time(other)
@@ -84,7 +84,7 @@ def test_regular_reads_of_all_pools_are_at_the_same_times(poller: StoragePoolPol
     assert poller._next_read_time(near) - time.monotonic() == pytest.approx(poller._seconds_until_read(near), abs=0.1)
 
 
-async def test_reads_of_many_pools_start_in_groups(poller: StoragePoolPoller) -> None:
+async def test_reads_of_many_pools_start_in_groups(poller: PoolPoller) -> None:
     for number in range(MAX_READS_AT_ONCE + 5):
         pool = Pool(f"device:7:{number}", PoolKind.DEVICE, f"/dev/loop{number}", "", f"/dev/loop{number}")
         poller.registry.add(pool, pool.name)
@@ -109,7 +109,7 @@ async def test_reads_of_many_pools_start_in_groups(poller: StoragePoolPoller) ->
     ],
 )
 def test_a_check_shows_nothing_new_if_the_figures_are_nearly_the_same(
-    poller: StoragePoolPoller,
+    poller: PoolPoller,
     reading: PoolReading,
     unchanged: bool,  # noqa: FBT001 - a table
 ) -> None:
@@ -117,7 +117,7 @@ def test_a_check_shows_nothing_new_if_the_figures_are_nearly_the_same(
     assert usage.is_unchanged(reading) is unchanged
 
 
-def test_a_pool_that_answers_again_is_something_new(poller: StoragePoolPoller) -> None:
+def test_a_pool_that_answers_again_is_something_new(poller: PoolPoller) -> None:
     usage = add(poller, "nfs4", 500 * GIB)
     usage.silent_since = 100.0
     assert not usage.is_unchanged(PoolReading(1000 * GIB, 500 * GIB))
@@ -132,7 +132,7 @@ async def test_a_bug_in_a_source_does_not_end_the_reading_of_pools(caplog: pytes
     assert "the list of BrokenSource was not refreshed: internal error" in caplog.text
 
 
-def test_an_alert_of_a_pool_names_the_record_of_the_reading_that_led_to_it(poller: StoragePoolPoller) -> None:
+def test_an_alert_of_a_pool_names_the_record_of_the_reading_that_led_to_it(poller: PoolPoller) -> None:
     published: list[Record] = []
 
     def publish(record: Record) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli.doctor.model import ImageReport, VmReport, VmState
+from agent.cli.doctor.model import ImageReport, VmReport, WatchState
 from agent.cli.doctor.rendering import render_reports
 from agent.cli.doctor.storage import MIN_BYTES, add_images, open_images
 from agent.host.image_location import read_mounts
@@ -16,7 +16,7 @@ from agent.host.permissions import User
 PROC = Path("/proc")
 NOBODY = User("nobody", 65534, frozenset({65534}))
 ROOT = User("root", 0, frozenset({0}))
-VM = VmReport("web-3", "", os.getpid(), "libvirt", VmState.WATCHED, "", "", (), (), "")
+VM = VmReport("web-3", "", os.getpid(), "libvirt", WatchState.WATCHED, "", "", (), (), "")
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can check the permissions of another user")
 
@@ -76,7 +76,7 @@ def test_the_report_names_each_image_its_problem_and_the_steps() -> None:
         ImageReport("/data/c", "ext4 /data", "nobody may not enter /data", ("setfacl -m u:nobody:x /data",)),
     )
     lines = list(
-        render_reports([VmReport("web-3", "", 1, "libvirt", VmState.WATCHED, "", "", (), (), "", images=reports)])
+        render_reports([VmReport("web-3", "", 1, "libvirt", WatchState.WATCHED, "", "", (), (), "", images=reports)])
     )
     assert lines[3:] == [
         "  image /srv/a.qcow2: xfs /srv",

@@ -6,7 +6,7 @@ import pytest
 
 from agent.alerts.conditions.comparison import FieldTest, Operator
 from agent.alerts.conditions.rows import EventAlertRow, SampleAlertRow
-from agent.app.builders import alert_policy
+from agent.app.builders import alert_overrides
 from agent.config.alert_rules import MAX_CUSTOM_ALERTS, SAMPLES, CustomAlertConfig, fields_of, parse_test
 from agent.config.model import AlertsConfig
 from agent.model.family import Sample
@@ -23,7 +23,7 @@ def scenario_of(**alerts: Any) -> AlertScenario:
     """Return a scenario with an attached VM and this section `alerts` of the config."""
     config = AlertsConfig.model_validate(alerts)
     scenario = AlertScenario()
-    scenario.manager.set_changes(alert_policy(config), [alert.to_row() for alert in config.custom])
+    scenario.manager.set_overrides(alert_overrides(config), [alert.to_row() for alert in config.custom])
     scenario.attach()
     return scenario
 
@@ -140,7 +140,7 @@ def test_a_limit_in_the_config_has_the_unit_of_the_alert() -> None:
             ]
         }
     )
-    overrides = alert_policy(config).overrides
+    overrides = alert_overrides(config).overrides
     assert [override.limit for override in overrides] == [7 * 86400.0, 0.1, None]
     assert (overrides[1].seconds, overrides[1].severity) == (60.0, Severity.ERROR)
     assert not overrides[2].enabled

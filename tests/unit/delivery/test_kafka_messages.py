@@ -16,7 +16,7 @@ from agent.delivery.sinks.kafka.message import (
     StructuredMessageEncoder,
     binary_message,
     build_message_encoder,
-    max_message_bytes,
+    message_bytes_upper_bound,
 )
 from agent.model.record import EncodedRecord, Record, RecordEncoder, Vm
 from tests.lab.record_validation import parse_cloudevent
@@ -118,7 +118,7 @@ def test_a_message_takes_no_more_bytes_than_stated(mode: ContentMode, host: str,
     message = build_message_encoder(mode, FilterAttribute)(encode_named(host, name, subject))
     key, value, headers = message
     batch.append(timestamp=1 << 60, key=key, value=value, headers=headers)
-    assert batch.size() - empty <= max_message_bytes(message) < batch.size() - empty + 256
+    assert batch.size() - empty <= message_bytes_upper_bound(message) < batch.size() - empty + 256
 
 
 def test_headers_and_key_take_less_than_three_times_the_body() -> None:
@@ -126,4 +126,4 @@ def test_headers_and_key_take_less_than_three_times_the_body() -> None:
     for vm in (Vm("é" * 255, UUID, "日" * 255), Vm("日" * 255, "", "", "/" + "日" * 2000)):
         record = RecordEncoder()(Record("qemu.vm.busy", vm, {}, 0, "日" * 255))
         for encode in (StructuredMessageEncoder(FilterAttribute), binary_message):
-            assert max_message_bytes(encode(record)) < 3 * len(record.body) + 300
+            assert message_bytes_upper_bound(encode(record)) < 3 * len(record.body) + 300

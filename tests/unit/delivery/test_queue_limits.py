@@ -15,7 +15,7 @@ import pytest
 from agent.delivery.drops import DropLedger, DropReason
 from agent.delivery.queue import RecordQueue
 from agent.delivery.queue_journaling import SLOW_JOURNAL_FACTOR
-from agent.delivery.queue_parts import QueueLimits
+from agent.delivery.queue_state import QueueLimits
 from agent.model.record import EncodedRecord, RecordState
 from tests.lab.faulty_disk import FailingDisk, HangingDisk
 from tests.lab.queue_kinds import DURABLE, MEMORY, SPILLING, QueueKind, journaled_kinds

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from agent.delivery.drops import DropLedger
 from agent.delivery.queue import RecordQueue
-from agent.delivery.queue_parts import QueueLimits
+from agent.delivery.queue_state import QueueLimits
 from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.supervisor import SinkState, SinkSupervisor
 from agent.delivery.sizes import RowsSummary

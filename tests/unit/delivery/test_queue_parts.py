@@ -10,7 +10,7 @@ from agent.delivery.disk_backlog import DiskBacklog
 from agent.delivery.drops import LOG_INTERVAL_SECONDS, DropLedger, DropReason
 from agent.delivery.memory_tail import MemoryTail
 from agent.delivery.queue import RecordQueue
-from agent.delivery.queue_parts import QueueLimits
+from agent.delivery.queue_state import QueueLimits
 from agent.delivery.sizes import RowsSummary
 from agent.model.record import EncodedRecord, RecordState
 from tests.lab.scripted_sink import START_NS, RecordSource
@@ -68,9 +68,9 @@ def test_the_oldest_waiting_record_is_in_flight_or_first_in_memory_or_unknown() 
 def test_only_a_batch_in_flight_waits_for_the_sink() -> None:
     queue = memory_queue(RecordSource().take(1))
     queue.sent_at = 5.0
-    assert (queue.silent_seconds(7.0), queue.oldest_age_seconds()) == (0.0, 0.0)
+    assert (queue.unresponsive_seconds(7.0), queue.oldest_age_seconds()) == (0.0, 0.0)
     queue.take_from_memory(1, 1 << 20)
-    assert queue.silent_seconds(7.0) == 2.0
+    assert queue.unresponsive_seconds(7.0) == 2.0
     queue.in_flight[0].time_ns = 0
     assert queue.oldest_age_seconds() > 1e9
     queue.in_flight[0].time_ns = 1 << 62

@@ -85,7 +85,7 @@ def pool_of(name: str, number: str) -> Pool:
 
 
 async def read(sys: Path, pool: Pool) -> PoolReading | PoolReadError:
-    return (await DeviceSource(sys, silent_seconds=0.3).read([pool]))[pool.key]
+    return (await DeviceSource(sys, unresponsive_seconds=0.3).read([pool]))[pool.key]
 
 
 def test_the_activity_of_a_partition_has_the_state_of_its_disk(tmp_path: Path) -> None:
@@ -123,7 +123,9 @@ async def test_a_device_that_completes_no_request_does_not_answer(tmp_path: Path
 async def test_a_slow_device_answers(tmp_path: Path) -> None:
     device = Device(tmp_path, "qmpa", "8:0")
     device.set_activity(2, 40)
-    reading = asyncio.create_task(DeviceSource(tmp_path, silent_seconds=60).read([pool := pool_of("qmpa", "8:0")]))
+    reading = asyncio.create_task(
+        DeviceSource(tmp_path, unresponsive_seconds=60).read([pool := pool_of("qmpa", "8:0")])
+    )
     for _ in range(5):  # turns of the event loop in which the source has its first look
         await asyncio.sleep(0)
     device.set_activity(2, 41)
@@ -139,7 +141,7 @@ async def test_a_suspended_device_does_not_answer(tmp_path: Path) -> None:
 
 async def test_a_device_that_is_offline_is_an_error_at_once(tmp_path: Path) -> None:
     Device(tmp_path, "qmpa", "8:0").set_file("device/state", "offline")
-    reading = (await DeviceSource(tmp_path, silent_seconds=60).read([pool := pool_of("qmpa", "8:0")]))[pool.key]
+    reading = (await DeviceSource(tmp_path, unresponsive_seconds=60).read([pool := pool_of("qmpa", "8:0")]))[pool.key]
     assert type(reading) is PoolReadError
     assert str(reading) == "/dev/qmpa: the device is offline, and its requests fail"
 
@@ -147,7 +149,11 @@ async def test_a_device_that_is_offline_is_an_error_at_once(tmp_path: Path) -> N
 async def test_a_device_that_hangs_delays_no_device_of_another_task(tmp_path: Path) -> None:
     Device(tmp_path, "qmpa", "8:0").set_activity(2, 40)
     Device(tmp_path, "qmpb", "8:16")
-    source, hung, fine = DeviceSource(tmp_path, silent_seconds=60), pool_of("qmpa", "8:0"), pool_of("qmpb", "8:16")
+    source, hung, fine = (
+        DeviceSource(tmp_path, unresponsive_seconds=60),
+        pool_of("qmpa", "8:0"),
+        pool_of("qmpb", "8:16"),
+    )
     waiting = asyncio.create_task(source.read([hung]))
     assert (await source.read([fine]))[fine.key] == PoolReading(1 << 20)
     assert not waiting.done()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.filesystem_reader import FileSystemFigures, FileSystemReader
+from agent.host.filesystem_reader import FileSystemReader, FileSystemStats
 from agent.host.pools.base import PoolReadError, PoolUnresponsiveError
 from tests.lab.waiting import until
 
@@ -178,6 +178,6 @@ async def test_a_path_that_no_file_can_have_harms_no_other_request() -> None:
             reader.statvfs("/a\0b", "8:1"), reader.statvfs("/", "8:1"), return_exceptions=True
         )
         assert isinstance(bad, PoolReadError)
-        assert isinstance(good, FileSystemFigures)
+        assert isinstance(good, FileSystemStats)
     finally:
         await reader.close()

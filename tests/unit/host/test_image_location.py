@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.host.block_device import device_number
-from agent.host.filesystem_reader import FileSystemFigures, FileSystemReader
+from agent.host.filesystem_reader import FileSystemReader, FileSystemStats
 from agent.host.image_location import ImageLocator, MountTables, local_path, read_mounts
 from agent.host.mounts import Mount
 from agent.host.pools.base import ImageLocation, Pool, PoolReading, UnknownPool
@@ -155,10 +155,10 @@ class QuotaReader(FileSystemReader):
         self.asked: list[str] = []
         self._quotas = {f"/{name}": size for name, size in quotas.items()}
 
-    async def statvfs(self, path: str, mount: str) -> FileSystemFigures:  # noqa: ARG002 - the reader's signature
+    async def statvfs(self, path: str, mount: str) -> FileSystemStats:  # noqa: ARG002 - the reader's signature
         self.asked.append(path)
         size = next((size for top, size in self._quotas.items() if f"{path}/".startswith(f"{top}/")), 100)
-        return FileSystemFigures(size, 0, 0, 0, 0)
+        return FileSystemStats(size, 0, 0, 0, 0)
 
     async def realpath(self, path: str, mount: str) -> str:  # noqa: ARG002 - the reader's signature
         return path

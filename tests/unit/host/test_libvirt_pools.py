@@ -12,20 +12,20 @@ from agent.host.pools.base import (
     PoolReading,
     PoolUnresponsiveError,
 )
-from agent.host.pools.libvirt import LibvirtSource, StoragePool, StoragePoolsError
+from agent.host.pools.libvirt import LibvirtSource, LibvirtStoragePool, StoragePoolsError
 
 GIB = 1 << 30
-IMAGES = StoragePool("images", "dir", "/srv/images", "", 100 * GIB, 40 * GIB)
-NESTED = StoragePool("nested", "fs", "/srv/images/fast", "", 10 * GIB, 4 * GIB)
-CEPH = StoragePool("ceph", "rbd", "", "vms", 1000 * GIB, 600 * GIB)
-GLUSTER = StoragePool("bricks", "gluster", "", "vol0", 500 * GIB, 300 * GIB)
+IMAGES = LibvirtStoragePool("images", "dir", "/srv/images", "", 100 * GIB, 40 * GIB)
+NESTED = LibvirtStoragePool("nested", "fs", "/srv/images/fast", "", 10 * GIB, 4 * GIB)
+CEPH = LibvirtStoragePool("ceph", "rbd", "", "vms", 1000 * GIB, 600 * GIB)
+GLUSTER = LibvirtStoragePool("bricks", "gluster", "", "vol0", 500 * GIB, 300 * GIB)
 
 
 class Daemon:
     """A libvirtd with storage pools, and a clock."""
 
-    def __init__(self, *pools: StoragePool) -> None:
-        self.pools: Sequence[StoragePool] = pools
+    def __init__(self, *pools: LibvirtStoragePool) -> None:
+        self.pools: Sequence[LibvirtStoragePool] = pools
         self.error: StoragePoolsError | None = None
         self.answers = asyncio.Event()
         self.answers.set()
@@ -33,7 +33,7 @@ class Daemon:
         self.now = 1000.0
         self.source = LibvirtSource(self.list_pools, lambda: self.now)
 
-    async def list_pools(self) -> Sequence[StoragePool]:
+    async def list_pools(self) -> Sequence[LibvirtStoragePool]:
         self.calls += 1
         await self.answers.wait()
         if self.error is not None:
@@ -79,14 +79,14 @@ async def test_a_reading_has_the_time_when_its_figures_last_changed() -> None:
     daemon = Daemon(IMAGES)
     await daemon.source.refresh()
     assert await daemon.read("images") == PoolReading(100 * GIB, 40 * GIB, read_at=1000.0)
-    daemon.pools = [StoragePool("images", "dir", "/srv/images", "", 100 * GIB, 30 * GIB)]
+    daemon.pools = [LibvirtStoragePool("images", "dir", "/srv/images", "", 100 * GIB, 30 * GIB)]
     assert await daemon.read("images") == PoolReading(100 * GIB, 30 * GIB, read_at=1060.0)
 
 
 async def test_only_a_change_of_the_list_is_a_change_for_images() -> None:
     daemon = Daemon(IMAGES)
     assert await daemon.source.refresh()
-    daemon.pools = [StoragePool("images", "dir", "/srv/images", "", 100 * GIB, 30 * GIB)]
+    daemon.pools = [LibvirtStoragePool("images", "dir", "/srv/images", "", 100 * GIB, 30 * GIB)]
     assert not await daemon.source.refresh()
     daemon.pools = []
     assert await daemon.source.refresh()

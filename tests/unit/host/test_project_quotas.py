@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.host.filesystem_reader import FileSystemFigures, FileSystemReader
+from agent.host.filesystem_reader import FileSystemReader, FileSystemStats
 from agent.host.image_location import ImageLocator, MountTables
 from agent.host.mounts import parse_mountinfo
 from agent.host.pools.base import ImageLocation, Pool, PoolReading
@@ -25,9 +25,9 @@ class RecordedReader(FileSystemReader):
         lines = [line.split() for line in recording[section].splitlines()]
         self._recorded = {path: tuple(map(int, numbers)) for path, *numbers in lines}
 
-    async def statvfs(self, path: str, mount: str) -> FileSystemFigures:  # noqa: ARG002 - the reader's signature
+    async def statvfs(self, path: str, mount: str) -> FileSystemStats:  # noqa: ARG002 - the reader's signature
         unit, blocks, free, available, inodes, free_inodes = self._recorded[path]
-        return FileSystemFigures(blocks * unit, free * unit, available * unit, inodes, free_inodes)
+        return FileSystemStats(blocks * unit, free * unit, available * unit, inodes, free_inodes)
 
     async def realpath(self, path: str, mount: str) -> str:  # noqa: ARG002 - the reader's signature
         return path

@@ -7,7 +7,7 @@ from typing import Any, cast
 import orjson
 import pytest
 
-from agent.host.filesystem_reader import FileSystemFigures, FileSystemReader
+from agent.host.filesystem_reader import FileSystemReader, FileSystemStats
 from agent.host.mounts import Mount
 from agent.host.pools.base import (
     ImageLocation,
@@ -106,9 +106,9 @@ async def test_the_free_space_below_a_file_system_is_that_of_its_thin_pool(tmp_p
 @pytest.mark.parametrize(("below", "free"), [(None, 70 * GIB), (40 * GIB, 40 * GIB), (90 * GIB, 70 * GIB)])
 async def test_a_file_system_on_a_thin_volume_has_at_most_its_pools_free_space(below: int | None, free: int) -> None:
     class Reader:
-        async def statvfs(self, _path: str, mount: str) -> FileSystemFigures:
+        async def statvfs(self, _path: str, mount: str) -> FileSystemStats:
             assert mount == "253:7"
-            return FileSystemFigures(100 * GIB, 80 * GIB, 70 * GIB, 0, 0)
+            return FileSystemStats(100 * GIB, 80 * GIB, 70 * GIB, 0, 0)
 
     pool = Pool("filesystem:253:7", PoolKind.FILESYSTEM, "/srv", "ext4", "/srv")
     source = FileSystemSource(cast("FileSystemReader", Reader()), {"253:7": below}.get)

@@ -114,7 +114,7 @@ async def test_a_failure_is_logged_once_and_ends(error: Exception, caplog: pytes
     for _ in range(2):
         await device.counters.refresh()
     assert [record.getMessage() for record in caplog.records] == [
-        f"ens1f0: counters of virtual functions not read: {error}"
+        f"ens1f0: cannot read the counters of the virtual functions: {error}"
     ]
     device.functions = [VirtualFunction(3, "", COUNTERS)]
     await device.counters.refresh()

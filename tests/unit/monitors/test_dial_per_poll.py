@@ -14,7 +14,7 @@ from agent.monitors import DialPerPollDiscoverer, Monitor, MonitorPriority
 from agent.monitors.dial import tcp_connector, unix_connector
 from agent.monitors.dial_per_poll import dial_per_poll_opener
 from agent.qmp.commands import AllowList, Command, QemuChange
-from agent.qmp.errors import BusyError, CommandRefusedError, NotConnectedError, PreemptedError
+from agent.qmp.errors import BusyError, CommandNotAllowedError, NotConnectedError, PreemptedError
 from agent.session.api import MonitorState
 from agent.session.scheduler import Schedule
 from agent.session.supervisor import NO_EVENTS
@@ -62,13 +62,13 @@ async def test_polls_are_jittered_and_collectors_of_one_poll_stay_together(
     fake: FakeQemu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned: dict[str, float] = {}
-    schedule_at = Schedule.schedule_at
+    schedule_no_later_than = Schedule.schedule_no_later_than
 
     def record_schedule(self: Schedule, name: str, at: float) -> None:
         planned[name] = at - time.monotonic()
-        schedule_at(self, name, at)
+        schedule_no_later_than(self, name, at)
 
-    monkeypatch.setattr(Schedule, "schedule_at", record_schedule)
+    monkeypatch.setattr(Schedule, "schedule_no_later_than", record_schedule)
     observer = RecordingObserver()
     context = session_context(
         intervals=PollIntervals(poll=600, migrations_and_jobs=600), random=lambda: 1.0
@@ -230,7 +230,7 @@ async def test_an_unreadable_reply_fails_only_its_own_collector(fake: FakeQemu, 
 async def test_a_refused_command_does_not_end_the_connection(fake: FakeQemu) -> None:
     opener = dial_per_poll_opener(unix_connector(str(fake.path)), TIMEOUT_SECONDS)
     connection = await opener(AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS)
-    with pytest.raises(CommandRefusedError):
+    with pytest.raises(CommandNotAllowedError):
         await connection.execute([Command("quit")], deadline=TIMEOUT_SECONDS)
     assert not connection.ended.done()
     connection.close()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.monitors import HotplugDiscoverer
+from agent.monitors import OwnMonitorDiscoverer
 from agent.qmp.commands import QemuChange
 from agent.session.api import MonitorState
 from tests.lab.fake_qemu import FakeError, FakeQemu
@@ -39,7 +39,7 @@ def added_socket_path(folder: Path) -> Path:
 async def supervise(fake: FakeQemu, folder: Path, **options: Any) -> RecordingObserver:
     """Supervise the fake QEMU's monitor until two polls are done; `options` are settings of the session."""
     observer = RecordingObserver()
-    (monitor,) = HotplugDiscoverer(str(fake.path), folder, 0.2).scan().values()
+    (monitor,) = OwnMonitorDiscoverer(str(fake.path), folder, 0.2).scan().values()
     async with supervised(observer, context=session_context(QemuChange.OWN_MONITOR, **options)) as fleet:
         fleet.on_monitor_added(monitor)
         await observer.wait_for_polls(2)

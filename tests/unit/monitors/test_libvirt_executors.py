@@ -15,10 +15,10 @@ from agent.monitors.libvirt.executors import (
     PassthroughExecutor,
     TranslatingExecutor,
 )
-from agent.monitors.libvirt.lifecycle import DomainMigrationPhase
+from agent.monitors.libvirt.lifecycle import LibvirtMigrationPhase
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
 from agent.qmp.commands import AllowList, Command
-from agent.qmp.errors import CommandError, StalledError, UnclearReplyError, UnreadableReplyError
+from agent.qmp.errors import AmbiguousReplyError, CommandError, StalledError, UnreadableReplyError
 from agent.session.identity import qemu_build_of
 from tests.lab.scripted_libvirt import REFUSED, ScriptedDomain, ScriptedError, ScriptedLibrary, ScriptedQemuLibrary
 
@@ -52,7 +52,7 @@ async def results_of(executor: LibvirtCommandExecutor, *commands: Command) -> li
 
 def translating_executor(library: ScriptedLibrary, **domain: Any) -> TranslatingExecutor:
     library.domains["a"] = ScriptedDomain("a", **{"xml": XML, "stats": STATS} | domain)
-    return TranslatingExecutor(daemon_of(library), "a", "vm", lambda: DomainMigrationPhase.NONE)
+    return TranslatingExecutor(daemon_of(library), "a", "vm", lambda: LibvirtMigrationPhase.NONE)
 
 
 async def test_libvirts_answers_become_results_of_commands(library: ScriptedLibrary) -> None:
@@ -77,7 +77,7 @@ async def test_unreadable_xml_fails_the_commands_that_need_devices(library: Scri
 
 @pytest.mark.parametrize(
     ("commands", "error_type"),
-    [([STATUS], UnreadableReplyError), ([STATUS, BLOCKSTATS], UnclearReplyError)],
+    [([STATUS], UnreadableReplyError), ([STATUS, BLOCKSTATS], AmbiguousReplyError)],
     ids=["one group", "two groups"],
 )
 async def test_unreadable_statistics_of_several_groups_are_not_the_fault_of_one_command(
@@ -131,7 +131,9 @@ async def test_the_version_is_that_of_the_running_qemu_or_unknown(
     reply = '{"return":{"qemu":{"micro":1,"minor":2,"major":5},"package":"Debian"}}'
     library.domains["a"] = ScriptedDomain("a", replies={"query-version": reply})
     host = replace(daemon_of(library), passthrough=passthrough)
-    connection = DomainConnection(host, "a", "vm", AllowList(), lambda _: None, None, lambda: DomainMigrationPhase.NONE)
+    connection = DomainConnection(
+        host, "a", "vm", AllowList(), lambda _: None, None, lambda: LibvirtMigrationPhase.NONE
+    )
     await connection.read_version(10)
     assert connection.greeting is not None
     assert qemu_build_of(connection.greeting).version == version
@@ -152,7 +154,7 @@ async def test_a_stall_names_the_command_that_hangs(library: ScriptedLibrary) ->
     library.domains["a"] = ScriptedDomain("a", replies=replies)
     daemon = replace(daemon_of(library), qemu=HangingQemuLibrary(), passthrough=True)
     connection = DomainConnection(
-        daemon, "a", "vm", AllowList(), lambda _: None, None, lambda: DomainMigrationPhase.NONE
+        daemon, "a", "vm", AllowList(), lambda _: None, None, lambda: LibvirtMigrationPhase.NONE
     )
     with pytest.raises(StalledError, match="no reply from libvirt to query-blockstats within"):
         await connection.execute([STATUS, BLOCKSTATS, STATUS], deadline=5.0)

@@ -3,10 +3,10 @@
 import pytest
 
 from agent.monitors.libvirt.discovery import DaemonState
-from agent.monitors.libvirt.lifecycle import RESUMED, STARTED, STOPPED, SUSPENDED, DomainMigrationPhase, LifecycleEvent
+from agent.monitors.libvirt.lifecycle import RESUMED, STARTED, STOPPED, SUSPENDED, LibvirtMigrationPhase, LifecycleEvent
 from agent.qmp.errors import DeniedError, QmpError, TransportLostError
 
-NONE, ARRIVING, ARRIVED = DomainMigrationPhase
+NONE, ARRIVING, ARRIVED = LibvirtMigrationPhase
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ NONE, ARRIVING, ARRIVED = DomainMigrationPhase
     ],
 )
 def test_a_migration_phase_follows_the_lifecycle_events(
-    before: DomainMigrationPhase, event: tuple[int, int], after: DomainMigrationPhase
+    before: LibvirtMigrationPhase, event: tuple[int, int], after: LibvirtMigrationPhase
 ) -> None:
     assert before.after(LifecycleEvent("uuid", *event)) is after
 

@@ -65,7 +65,7 @@ def test_a_subcommand_imports_only_what_it_needs(arguments: str, absent: tuple[s
     assert not [name for name in modules if name.startswith(absent)]
 
 
-@pytest.mark.parametrize("name", ["tail", "top", "explain", "resync"])
+@pytest.mark.parametrize("name", ["tail", "top", "explain", "rewrite_state"])
 def test_a_client_of_the_endpoint_needs_no_http_library(name: str) -> None:
     modules = imported_modules(f"import agent.cli.commands.{name}")
     assert "agent.cli.http_client" in modules

@@ -13,14 +13,14 @@ import pytest
 from agent.qmp.client import MAX_UNREAD_BYTES
 from agent.qmp.commands import Command
 from agent.qmp.errors import (
+    AmbiguousReplyError,
     CommandError,
-    CommandRefusedError,
+    CommandNotAllowedError,
     NotConnectedError,
+    PeerNotReadingError,
     QmpError,
     StalledError,
-    UnclearReplyError,
     UnreadableReplyError,
-    UnreadRequestsError,
 )
 from agent.qmp.protocol import MAX_COMMANDS_IN_FLIGHT
 from tests.lab.fake_qemu import FakeError, FakeQemu
@@ -45,7 +45,7 @@ async def test_results_arrive_in_order_and_errors_are_results(fake: FakeQemu) ->
 
 async def test_a_refused_command_is_not_sent_and_the_connection_stays_up(fake: FakeQemu) -> None:
     async with connected(fake.path) as client:
-        with pytest.raises(CommandRefusedError):
+        with pytest.raises(CommandNotAllowedError):
             await client.execute([STATUS, Command("stop")], deadline=TIMEOUT_SECONDS)
         await client.execute([STATUS], deadline=TIMEOUT_SECONDS)
     assert [request["execute"] for request in fake.requests] == ["qmp_capabilities", "query-status"]
@@ -186,7 +186,7 @@ async def test_noise_fails_the_batch_and_the_next_batch_gets_its_own_replies(fak
         executing = tasks.create_task(client.execute([STATUS, NAME], deadline=TIMEOUT_SECONDS))
         await fake.wait_for("query-status")
         fake.send_raw(b"\x00\xff\r\n")
-        assert [type(result) for result in await executing] == [UnclearReplyError] * 2
+        assert [type(result) for result in await executing] == [AmbiguousReplyError] * 2
         fake.release("query-status")
         assert await client.execute([NAME], deadline=TIMEOUT_SECONDS) == [{"name": "vm1"}]
         assert client.skipped_messages == (1, 0, 2)
@@ -273,7 +273,7 @@ async def test_a_peer_that_replies_without_reading_is_disconnected(folder: Path)
             await asyncio.wait({executing})
             error = executing.exception()
             assert client.bytes_written < 100 * MAX_UNREAD_BYTES
-        assert isinstance(error, UnreadRequestsError)
+        assert isinstance(error, PeerNotReadingError)
         sent.set()
 
 

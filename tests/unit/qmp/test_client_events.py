@@ -11,7 +11,7 @@ import pytest
 import uvloop
 
 from agent.monitors.dial import unix_connector
-from agent.qmp.client import Client
+from agent.qmp.client import QmpClient
 from agent.qmp.commands import AllowList, Command
 from agent.qmp.errors import (
     NotConnectedError,
@@ -150,7 +150,7 @@ async def run_command_at_closed_peer(path: Path) -> list[str]:
         listener.listen()
         listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
         opening = asyncio.create_task(
-            Client.open(unix_connector(str(path)), AllowList(), lambda event: received.append(event.name))
+            QmpClient.open(unix_connector(str(path)), AllowList(), lambda event: received.append(event.name))
         )
         peer, _ = await loop.sock_accept(listener)
         with peer:

@@ -15,7 +15,7 @@ from agent.qmp.commands import (
     add_monitor_commands,
     remove_monitor_commands,
 )
-from agent.qmp.errors import CommandRefusedError
+from agent.qmp.errors import CommandNotAllowedError
 from agent.session import identity
 from tests.lab.fixtures import StartGuest
 
@@ -30,7 +30,7 @@ ALL = AllowList(QemuChange)
 def is_refused(allow: AllowList, command: str, arguments: Any = None) -> bool:
     try:
         allow.encode(Command(command, arguments))
-    except CommandRefusedError:
+    except CommandNotAllowedError:
         return True
     return False
 
@@ -59,7 +59,7 @@ async def test_only_permitted_commands_of_a_real_qemu_can_be_encoded(start_guest
     "command", ["quit", "cont", "human-monitor-command", "qom-list-types", "query-cpus", "", "QUERY-STATUS"]
 )
 def test_commands_that_are_not_listed_are_refused(command: str) -> None:
-    with pytest.raises(CommandRefusedError, match="allow-list"):
+    with pytest.raises(CommandNotAllowedError, match="allow-list"):
         ALL.encode(Command(command))
 
 

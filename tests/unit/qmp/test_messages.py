@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 
 from agent.qmp.commands import AllowList, Command
-from agent.qmp.errors import CommandError, CommandRefusedError, ProtocolError, StalledError
-from agent.qmp.protocol import Connection, Event, Message, ProbeReply, Reply
+from agent.qmp.errors import CommandError, CommandNotAllowedError, ProtocolError, StalledError
+from agent.qmp.protocol import Event, Message, ProbeReply, QmpProtocol, Reply
 from tests.lab.qmp_bytes import DONE, HELLO, STATUS, line, ready, receive
 
 NAME = Command("query-name")
 UNKNOWN = {"error": {"class": "CommandNotFound", "desc": "no such thing"}}
 
 
-def receive_one(connection: Connection, raw: bytes) -> Message:
+def receive_one(connection: QmpProtocol, raw: bytes) -> Message:
     (message,) = connection.receive(raw)
     return message
 
@@ -43,9 +43,9 @@ def test_sending_while_replies_are_due_fails_and_sends_nothing() -> None:
 
 def test_one_refused_command_prevents_the_whole_batch() -> None:
     connection = ready()
-    with pytest.raises(CommandRefusedError):
+    with pytest.raises(CommandNotAllowedError):
         connection.send([STATUS, Command("quit")])
-    with pytest.raises(CommandRefusedError):
+    with pytest.raises(CommandNotAllowedError):
         connection.check_allowed([STATUS, Command("quit")])
     connection.check_allowed([STATUS, NAME])
     assert connection.replies_due == 0
@@ -67,7 +67,7 @@ def test_a_reply_without_a_command_ends_the_connection() -> None:
     with pytest.raises(ProtocolError, match="a reply without a command"):
         receive(ready(), DONE)
     with pytest.raises(ProtocolError, match="a reply without a command"):
-        receive(Connection(AllowList()), DONE)
+        receive(QmpProtocol(AllowList()), DONE)
 
 
 @pytest.mark.parametrize("number", [0, 2, -1, "1", None, True, 1.0, [1], {"a": 1}])
@@ -125,7 +125,7 @@ def test_an_events_data_is_complete() -> None:
 @pytest.mark.parametrize("body", [{"QMP": 7}, {"QMP": None}, {"QMP": ["oob"]}])
 def test_a_greeting_that_is_not_an_object_ends_the_connection(body: Any) -> None:
     with pytest.raises(ProtocolError, match="greeting"):
-        receive(Connection(AllowList()), body)
+        receive(QmpProtocol(AllowList()), body)
 
 
 @pytest.mark.parametrize(

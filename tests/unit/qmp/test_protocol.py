@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agent.qmp.commands import AllowList
 from agent.qmp.errors import ProtocolError
-from agent.qmp.protocol import Connection, Event, Greeting, Message, Ready, Reply
+from agent.qmp.protocol import Event, Greeting, Message, QmpProtocol, Ready, Reply
 from tests.lab.qmp_bytes import DONE, HELLO, STATUS, cut, line, ready, receive
 
 
@@ -25,7 +25,7 @@ def receive_chunks(
         count: number of commands to send after the handshake.
         bound: the size limit of a message in bytes.
     """
-    connection = Connection(AllowList(), bound)
+    connection = QmpProtocol(AllowList(), bound)
     messages: list[Message] = []
     try:
         for chunk in chunks:
@@ -209,7 +209,7 @@ def test_a_deeply_nested_pretty_printed_reply_is_read() -> None:
     ],
 )
 def test_a_greeting_is_read_with_any_of_its_parts_missing(body: Any, greeting: Greeting) -> None:
-    assert receive(Connection(AllowList()), {"QMP": body}) == [greeting]
+    assert receive(QmpProtocol(AllowList()), {"QMP": body}) == [greeting]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_a_greeting_is_read_with_any_of_its_parts_missing(body: Any, greeting: G
     ],
 )
 def test_out_of_band_is_enabled_only_if_it_is_offered(offered: list[str], request_bytes: bytes) -> None:
-    connection = Connection(AllowList())
+    connection = QmpProtocol(AllowList())
     receive(connection, {"QMP": {"capabilities": offered}})
     assert connection.negotiate() == request_bytes
     assert receive(connection, DONE) == [Ready()]
@@ -228,7 +228,7 @@ def test_out_of_band_is_enabled_only_if_it_is_offered(offered: list[str], reques
 
 def test_a_refused_negotiation_ends_the_connection() -> None:
     with pytest.raises(ProtocolError, match="no thanks"):
-        receive(Connection(AllowList()), HELLO, {"error": {"class": "GenericError", "desc": "no thanks"}})
+        receive(QmpProtocol(AllowList()), HELLO, {"error": {"class": "GenericError", "desc": "no thanks"}})
 
 
 def test_a_second_greeting_ends_the_connection() -> None:
@@ -237,5 +237,5 @@ def test_a_second_greeting_ends_the_connection() -> None:
 
 
 def test_events_are_received_before_the_greeting_and_during_negotiation() -> None:
-    messages = receive(Connection(AllowList()), {"event": "A"}, HELLO, {"event": "B"}, DONE)
+    messages = receive(QmpProtocol(AllowList()), {"event": "A"}, HELLO, {"event": "B"}, DONE)
     assert [m.name if isinstance(m, Event) else type(m).__name__ for m in messages] == ["A", "Greeting", "B", "Ready"]

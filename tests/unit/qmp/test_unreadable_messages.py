@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.qmp.commands import AllowList, Command
-from agent.qmp.errors import ProtocolError, UnclearReplyError, UnreadableReplyError
-from agent.qmp.protocol import MAX_COMMANDS_IN_FLIGHT, Connection, Event, Message, ProbeReply, Reply
+from agent.qmp.errors import AmbiguousReplyError, ProtocolError, UnreadableReplyError
+from agent.qmp.protocol import MAX_COMMANDS_IN_FLIGHT, Event, Message, ProbeReply, QmpProtocol, Reply
 from tests.lab.qmp_bytes import DONE, HELLO, STATUS, cut, line, ready, receive
 
 BLOCK, MIGRATE = Command("query-block"), Command("query-migrate")
@@ -21,7 +21,7 @@ NOT_A_NUMBER = b'{"return": {"status": "active", "ram": {"mbps": nan, "total": 1
 LOST_BRACE = b'{"return": {"status": "active", "ram": {"total": 1}}\r\n'
 
 
-def receive_all(connection: Connection, *chunks: bytes) -> list[Message]:
+def receive_all(connection: QmpProtocol, *chunks: bytes) -> list[Message]:
     return [message for chunk in chunks for message in connection.receive(chunk)]
 
 
@@ -34,7 +34,7 @@ def summarize(messages: Iterable[Message]) -> list[Any]:
 
 
 FAILED = UnreadableReplyError.__name__
-UNCLEAR = UnclearReplyError.__name__
+UNCLEAR = AmbiguousReplyError.__name__
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_a_marker_waits_while_qemu_may_hold_seven_commands() -> None:
 @pytest.mark.parametrize("noise", [*NOISE, TRAILING_COMMA, LOST_BRACE])
 @pytest.mark.parametrize("before", [[], [HELLO]])
 def test_an_unreadable_message_during_the_handshake_ends_the_connection(noise: bytes, before: list[Any]) -> None:
-    connection = Connection(AllowList())
+    connection = QmpProtocol(AllowList())
     receive(connection, *before)
     with pytest.raises(ProtocolError):
         receive_all(connection, noise + b"\r\n")

@@ -12,7 +12,7 @@ from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
 from agent.qmp.commands import Command
 from agent.qmp.errors import UnexpectedReplyError
-from agent.session.large_replies import SAMPLES_PER_TURN, collect_in_turns
+from agent.session.large_replies import SAMPLES_PER_TURN, collect_in_steps
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import RecordingObserver, supervised
 
@@ -28,7 +28,7 @@ COLLECTOR = Collector("numbered", (BLOCK,), lambda _facts: (Command("query-block
 
 def collected(count: int) -> tuple[int, int, bool]:
     """Return the number of turns and of samples, and whether there were too many samples."""
-    steps, turns = collect_in_turns(COLLECTOR, [count]), 1
+    steps, turns = collect_in_steps(COLLECTOR, [count]), 1
     while True:
         try:
             next(steps)
@@ -60,7 +60,7 @@ def test_an_error_in_a_later_turn_is_raised() -> None:
         yield from numbered([SAMPLES_PER_TURN])
         raise UnexpectedReplyError("broken")
 
-    steps = collect_in_turns(Collector("failing", (BLOCK,), lambda _facts: (), failing), [0])
+    steps = collect_in_steps(Collector("failing", (BLOCK,), lambda _facts: (), failing), [0])
     next(steps)
     with pytest.raises(UnexpectedReplyError, match="broken"):
         next(steps)

@@ -13,7 +13,7 @@ from agent.collectors import ALL, Collector, PollIntervals
 from agent.collectors.base import Replies
 from agent.model.family import Sample
 from agent.model.metrics.runstate import RUNSTATE
-from agent.qmp.client import Client
+from agent.qmp.client import QmpClient
 from agent.qmp.commands import Command, QemuChange
 from agent.qmp.errors import UnexpectedReplyError
 from agent.session.api import CollectorIndex, PollOutcome
@@ -41,14 +41,14 @@ def give_balloon(fake: FakeQemu, *, interval: int, stats: Any = None) -> None:
 def record_plans(monkeypatch: pytest.MonkeyPatch, name: str) -> list[float]:
     """Return the list to which the planned times of a collector's polls are added."""
     planned: list[float] = []
-    schedule_at = Schedule.schedule_at
+    schedule_no_later_than = Schedule.schedule_no_later_than
 
     def recording_schedule(self: Schedule, scheduled_name: str, at: float) -> None:
-        schedule_at(self, scheduled_name, at)
+        schedule_no_later_than(self, scheduled_name, at)
         if scheduled_name == name:
             planned.append(at)
 
-    monkeypatch.setattr(Schedule, "schedule_at", recording_schedule)
+    monkeypatch.setattr(Schedule, "schedule_no_later_than", recording_schedule)
     return planned
 
 
@@ -367,7 +367,7 @@ async def test_a_collector_with_a_longer_interval_is_polled_at_that_interval(
 async def test_a_vm_without_events_is_not_polled_twice_in_a_row_at_attach(
     fake: FakeQemu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Client, "receives_events", False)
+    monkeypatch.setattr(QmpClient, "receives_events", False)
     observer, began = RecordingObserver(), time.monotonic()
     async with supervised(
         observer, fake.path, context=session_context(intervals=PollIntervals(poll=10), random=lambda: 0.0)

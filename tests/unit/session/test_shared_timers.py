@@ -3,7 +3,7 @@
 import asyncio
 import time
 
-from agent.session.shared_timers import VMS_PER_TURN, Deadlines, WakeTimers
+from agent.session.shared_timers import VMS_PER_TURN, SharedDeadlines, WakeTimers
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
 
 SHORT_SECONDS = 0.02
@@ -83,7 +83,7 @@ async def test_a_sleeper_is_woken_again_if_it_adds_the_same_time() -> None:
 
 
 async def test_only_responses_that_do_not_arrive_are_overdue_each_once() -> None:
-    deadlines = Deadlines()
+    deadlines = SharedDeadlines()
     answered, late, later = Recorder(), Recorder(), Recorder()
     for waiter in (answered, late):
         deadlines.add(waiter, SHORT_SECONDS)
@@ -94,7 +94,7 @@ async def test_only_responses_that_do_not_arrive_are_overdue_each_once() -> None
 
 
 async def test_a_shorter_deadline_is_checked_before_a_longer_one() -> None:
-    deadlines = Deadlines()
+    deadlines = SharedDeadlines()
     long, short = Recorder(), Recorder()
     deadlines.add(long, TIMEOUT_SECONDS)
     deadlines.add(short, SHORT_SECONDS)
@@ -103,7 +103,7 @@ async def test_a_shorter_deadline_is_checked_before_a_longer_one() -> None:
 
 
 async def test_a_waiter_can_wait_again_after_its_response() -> None:
-    deadlines = Deadlines()
+    deadlines = SharedDeadlines()
     waiter = Recorder()
     deadlines.add(waiter, SHORT_SECONDS)
     deadlines.remove(waiter)

@@ -8,7 +8,7 @@ import pytest
 
 from agent.collectors import PollIntervals
 from agent.model.record import Severity, Vm
-from agent.qmp.client import Client
+from agent.qmp.client import QmpClient
 from agent.qmp.protocol import Event
 from agent.session.api import MonitorState, PollOutcome
 from agent.session.event_handler import EventHandler
@@ -311,7 +311,7 @@ async def test_a_closed_connection_leaves_no_reference_cycle(fake: FakeQemu) -> 
                 await observer.wait_until(lambda: len(observer.outcomes("kvm")) >= times)  # noqa: B023 - awaited here
                 fake.drop()
                 await observer.wait_until(lambda: len(observer.records("vm.attached")) > times)  # noqa: B023 - awaited here
-            alive = [type(item).__name__ for item in gc.get_objects() if isinstance(item, Session | Client)]
+            alive = [type(item).__name__ for item in gc.get_objects() if isinstance(item, Session | QmpClient)]
     finally:
         gc.enable()
     assert len(alive) <= 2, alive

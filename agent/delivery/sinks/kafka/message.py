@@ -67,7 +67,7 @@ KafkaMessage = tuple[bytes, bytes | None, list[Header]]
 deletes its key from a compacted topic. The type is a plain tuple, because creating a named tuple takes longer than an event's headers."""
 
 
-def max_message_bytes(message: KafkaMessage) -> int:
+def message_bytes_upper_bound(message: KafkaMessage) -> int:
     """Return an upper bound of the bytes that a message takes in a batch before compression."""
     key, value, headers = message
     header_bytes = sum(len(name) + len(text) + _HEADER_FRAMING_BYTES for name, text in headers)

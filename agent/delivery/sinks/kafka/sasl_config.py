@@ -94,9 +94,9 @@ class SaslConfig(ConfigSection):
     def _token_provider(self) -> "AbstractTokenProvider":
         """The token provider. All connections share it, so they share one token."""
         # Import late: an agent without Kafka does not import aiokafka.
-        from agent.delivery.sinks.kafka.tokens import EndpointTokenProvider, FileTokenProvider  # noqa: PLC0415
+        from agent.delivery.sinks.kafka.tokens import FileTokenProvider, OidcTokenProvider  # noqa: PLC0415
 
         if self.oauth is not None:
-            return EndpointTokenProvider(self.oauth, self.extensions)
+            return OidcTokenProvider(self.oauth, self.extensions)
         assert self.token_file is not None, "the validator has checked it"
         return FileTokenProvider(self.token_file, self.extensions)

@@ -31,7 +31,12 @@ from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.kafka.config import KafkaConfig
 from agent.delivery.sinks.kafka.dead_letters import DeadLetterTopic
 from agent.delivery.sinks.kafka.diagnostics import PROBE_SECONDS, explain_error
-from agent.delivery.sinks.kafka.message import NO_TIMESTAMP, KafkaMessage, build_message_encoder, max_message_bytes
+from agent.delivery.sinks.kafka.message import (
+    NO_TIMESTAMP,
+    KafkaMessage,
+    build_message_encoder,
+    message_bytes_upper_bound,
+)
 from agent.delivery.sinks.kafka.oversize import OversizeHandler
 from agent.delivery.sinks.kafka.producer import discard_producer, start_producer
 from agent.delivery.sinks.kafka.topic_settings import read_topic_setting
@@ -245,7 +250,10 @@ class KafkaSink:
         small = self._config.max_message_bytes // 4
         has_done = bool(self._acknowledged)
         for record in batch:
-            if len(record.body) > small and max_message_bytes(self._encode(record)) > self._config.max_message_bytes:
+            if (
+                len(record.body) > small
+                and message_bytes_upper_bound(self._encode(record)) > self._config.max_message_bytes
+            ):
                 self._rejected.add(record.id)
             if not (has_done and record.id in self._acknowledged) and record.id not in self._rejected:
                 records = routes.get(route := (record.type, record.key))
@@ -260,7 +268,7 @@ class KafkaSink:
         partitions = producer.client.cluster.partitions_for_topic(topic)
         if not partitions:
             raise SinkError(_missing_topic_error(topic))
-        return topic, hash_key(key) % len(partitions)
+        return topic, murmur2_hash(key) % len(partitions)
 
     async def _send_partition(
         self, producer: AIOKafkaProducer, topic: str, partition: int, records: Sequence[EncodedRecord]
@@ -318,7 +326,7 @@ class KafkaSink:
         end, append = start, batch.append  # aiokafka's docstring is wrong: its timestamps are in milliseconds
         for record in islice(records, start, None):
             message = key, value, headers = encode(record)
-            if is_limited and end > start and batch.size() + max_message_bytes(message) > max_bytes:
+            if is_limited and end > start and batch.size() + message_bytes_upper_bound(message) > max_bytes:
                 break
             time_ms = record.time_ns // 1_000_000
             if not 0 <= time_ms <= latest_ms:
@@ -350,7 +358,7 @@ def _missing_topic_error(topic: str) -> str:
 
 
 @lru_cache(maxsize=16384)
-def hash_key(key: str) -> int:
+def murmur2_hash(key: str) -> int:
     """Return the hash that Kafka's Java client uses to choose the partition of a key."""
     return int(murmur2(key.encode())) & 0x7FFFFFFF
 

@@ -12,7 +12,9 @@ TYPICAL_RECORD_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class SizeLimit:
-    """The size limit of a topic, and the size of another record of the topic to compare with.
+    """A topic's size limit, and the size of its smallest other record.
+
+    Together they show whether one record is too large, or the limit is too low for any record.
 
     A record's size is the size of a compressed batch with only this record, including the key, the headers and the framing.
 

@@ -55,7 +55,7 @@ class Token:
         return self.lifetime is not None and now < self.fetched_at + self.lifetime
 
 
-class EndpointTokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has no types
+class OidcTokenProvider(AbstractTokenProvider):  # type: ignore[misc]  # aiokafka has no types
     """Fetches tokens by OAuth 2.0 client credentials (RFC 6749, section 4.4). Connections share a token while it is fresh."""
 
     def __init__(

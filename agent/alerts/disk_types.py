@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from agent.alerts.levels import MAX_SIZE_BYTES, Level, ResolvedLevel
+from agent.alerts.levels import MAX_SIZE_BYTES, Level, LevelInBytes
 
 
 class ThresholdMode(StrEnum):
@@ -79,16 +79,16 @@ class LevelCrossing:
         used, limit: The disk's usage and size, in bytes.
         detected_by: How the crossing was detected.
         firing: Whether the level is exceeded now.
-        is_highest: Whether the disk has two or more levels and this level is the highest.
+        is_highest_of_several: Whether the disk has two or more levels and this level is the highest.
         resolved_by: Why the level is no longer exceeded; valid only if `firing` is false.
     """
 
-    level: ResolvedLevel
+    level: LevelInBytes
     used: int
     limit: int
     detected_by: DetectedBy
     firing: bool
-    is_highest: bool
+    is_highest_of_several: bool
     resolved_by: ResolvedReason = ResolvedReason.SPACE
 
 

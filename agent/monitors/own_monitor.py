@@ -26,7 +26,7 @@ from agent.monitors.base import (
 )
 from agent.monitors.dial import SCAN_SECONDS, unix_connector
 from agent.monitors.dial_per_poll import DEFAULT_TIMEOUT_SECONDS, DialPerPollDiscoverer
-from agent.qmp.client import Client, Connect
+from agent.qmp.client import Connect, QmpClient
 from agent.qmp.commands import AllowList, Command, QemuChange, add_monitor_commands, remove_monitor_commands
 from agent.qmp.errors import BusyError, CommandError, DeniedError, NotConnectedError, QmpError
 
@@ -51,7 +51,7 @@ class DialPerPollConfig(DiscovererConfig):
         return (
             DialPerPollDiscoverer(self.dial_per_poll, self.timeout)
             if self.own_monitor_dir is None
-            else HotplugDiscoverer(self.dial_per_poll, Path(self.own_monitor_dir), self.timeout)
+            else OwnMonitorDiscoverer(self.dial_per_poll, Path(self.own_monitor_dir), self.timeout)
         )
 
     @property
@@ -65,7 +65,7 @@ class DialPerPollConfig(DiscovererConfig):
         return frozenset({QemuChange.OWN_MONITOR} if self.own_monitor_dir is not None else ())
 
 
-class HotplugDiscoverer(DialPerPollDiscoverer):
+class OwnMonitorDiscoverer(DialPerPollDiscoverer):
     """Finds shared monitors like `DialPerPollDiscoverer`, and adds a dedicated monitor to each QEMU."""
 
     def __init__(
@@ -92,11 +92,11 @@ class HotplugDiscoverer(DialPerPollDiscoverer):
     def make_monitor(self, name: str, key: tuple[object, ...], connect: Connect) -> Monitor:
         """Return the monitor at an address; `key` identifies its socket."""
         shared = super().make_monitor(name, key, connect)
-        opener = hotplug_opener(name, shared.open, self._directory)
+        opener = own_monitor_opener(name, shared.open, self._directory)
         return Monitor(name, ("hotplug", self._directory, *shared.key), opener, MonitorPriority.DEDICATED)
 
 
-def hotplug_opener(name: str, open_shared: ConnectionOpener, directory: Path) -> ConnectionOpener:
+def own_monitor_opener(name: str, open_shared: ConnectionOpener, directory: Path) -> ConnectionOpener:
     """Return an opener that adds a dedicated monitor over a shared monitor, and connects to the dedicated monitor.
 
     If QEMU cannot add a monitor, the opener returns a connection to the shared monitor.
@@ -134,7 +134,7 @@ def hotplug_opener(name: str, open_shared: ConnectionOpener, directory: Path) ->
 
 async def _add_monitor(
     shared: MonitorConnection, directory: Path, allow: AllowList, on_event: EventCallback, deadline: float
-) -> Client:
+) -> QmpClient:
     """Add a monitor to QEMU, and connect to the new monitor.
 
     Raises:
@@ -154,7 +154,7 @@ async def _add_monitor(
     try:
         if isinstance(monitor, QmpError) and not isinstance(socket, QmpError):
             raise monitor
-        return await Client.open(unix_connector(path), allow, on_event, deadline=deadline)
+        return await QmpClient.open(unix_connector(path), allow, on_event, deadline=deadline)
     except QmpError as error:
         if not isinstance(socket, QmpError):
             with contextlib.suppress(QmpError):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, PollIntervals, Replies, VmFacts, optional_reply, require_type
-from agent.collectors.untrusted import as_list_of_objects, as_text
+from agent.collectors.json_checks import as_list_of_objects, as_text
 from agent.model.family import Sample, Values
 from agent.model.metrics.memory import DIRTY_RATE, VCPU_DIRTY
 from agent.model.reader import FieldReader

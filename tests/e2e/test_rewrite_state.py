@@ -1,4 +1,4 @@
-"""The state topic of a real agent on a real Kafka: kills, `qmp-agent resync`, and the end of guests and of the agent."""
+"""The state topic of a real agent on a real Kafka: kills, `qmp-agent rewrite-state`, and the end of guests and of the agent."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -76,7 +76,7 @@ async def test_the_topic_follows_guests_over_a_kill_and_is_written_again_on_requ
         await until(has_deleted_the_guest_that_shut_down)
 
         written = len(await read_topic(kafka, topic))
-        ended = await run_command("resync", "--url", agent.url)
+        ended = await run_command("rewrite-state", "--url", agent.url)
         assert (ended.status, ended.out) == (0, "3 states are written again\n")
 
         async def is_written_again() -> bool:
@@ -87,7 +87,7 @@ async def test_the_topic_follows_guests_over_a_kill_and_is_written_again_on_requ
 
         async def is_refused() -> bool:
             nonlocal refused  # only within ten seconds of the request before, which may have been too long ago
-            refused = (await run_command("resync", "--url", agent.url)).log
+            refused = (await run_command("rewrite-state", "--url", agent.url)).log
             return bool(refused)
 
         await until(is_refused)

@@ -1,4 +1,4 @@
-"""The polls of a quiet VM, which need no task. A timer sends the commands, and the arriving replies trigger the rest.
+"""Polls that need no task: a timer sends the commands, and the arriving replies call the rest.
 
 A poll is quiet if its commands fit one write and none of them accesses storage. The session's task does all other work.
 """
@@ -16,7 +16,7 @@ from agent.qmp.errors import ProtocolError, StalledError
 from agent.session.api import SessionContext
 from agent.session.command_executor import CommandExecutor
 from agent.session.disk_command_writer import DiskCommandWriter
-from agent.session.poll_start import PollStart
+from agent.session.poll_time import PollStart
 from agent.session.poller import Poller
 from agent.session.scheduler import SLACK_SECONDS, Batch, Schedule, commands_of
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class CallbackConnection(Protocol):
-    """A connection that can send commands and call back with the replies. `Client` implements it, and documents the methods."""
+    """A connection that can send commands and call back with the replies. `QmpClient` implements it, and documents the methods."""
 
     def start(self, commands: Sequence[Command], on_results: OnResults) -> bool:
         """Send commands in one write; return False if that is not possible now."""
@@ -35,7 +35,7 @@ class CallbackConnection(Protocol):
         """Ignore the replies that are overdue, and return the error to raise."""
 
 
-class QuietPolls:
+class CallbackPolls:
     """Runs the quiet polls of one VM, while the session's task waits in `run`."""
 
     __slots__ = (
@@ -141,7 +141,7 @@ class QuietPolls:
     def _start(self, names: Sequence[str]) -> bool:
         """Send the commands of these polls, and read the kernel's files for them. Return False if only the task can run them."""
         client = self._client
-        batch = self._poller.quiet_batch(names) if client is not None else None
+        batch = self._poller.callback_batch(names) if client is not None else None
         if client is None or batch is None:
             return False
         if batch:

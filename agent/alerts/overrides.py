@@ -34,7 +34,7 @@ class AlertOverride:
     seconds: float | None = None
 
 
-class AlertPolicy:
+class AlertOverrides:
     """The config's changes to alerts. The first change that matches an alert applies."""
 
     def __init__(self, overrides: Iterable[AlertOverride] = ()) -> None:

@@ -12,7 +12,7 @@ import orjson
 from agent.collectors.base import Collector, Replies, VmFacts, require_type
 from agent.collectors.block import backing_layers, disks_by_name, nodes_to_storage
 from agent.collectors.block_graph import FILTERS, BlockGraph
-from agent.collectors.untrusted import as_list_of_objects, as_object, as_text
+from agent.collectors.json_checks import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample, Values
 from agent.model.metrics.block_layers import BLOCK_BITMAP, BLOCK_LAYER, BLOCK_NAMES
 from agent.model.reader import MAX_DETAIL_BYTES, FieldReader

@@ -66,7 +66,7 @@ class QueueParts:
             self.empty.set()
 
     def count_dropped(self, reason: DropReason, records: Sequence[EncodedRecord]) -> None:
-        """Count records that were dropped from memory. The drops in drop reports among them count as unreported again."""
+        """Count records that were dropped from memory. If a dropped record is a drop report, the drops in it become unreported again."""
         self._drops.add_records(self.name, reason, records, time.monotonic())
         self._drops.restore_unreported(record.body for record in records if record.type == DROP_REPORT_TYPE)
 
@@ -75,7 +75,7 @@ class QueueParts:
         self._drops.add(self.name, DropReason.CORRUPT, records, 0, 0, time.monotonic())
 
     def count_deleted(self, deleted: RowsSummary) -> None:
-        """Count records that the journal deleted to make room. The drops in drop reports among them count as unreported again."""
+        """Count records that the journal deleted to make room. If one is a drop report, the drops in it become unreported again."""
         times = deleted.first_ns, deleted.last_ns
         self._drops.add(self.name, DropReason.QUEUE_FULL, deleted.records, *times, time.monotonic())
         self._drops.restore_unreported(deleted.drop_reports)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, Replies, VmFacts, on_event_only, optional_reply, require_type
-from agent.collectors.untrusted import as_list_of_objects, as_text
+from agent.collectors.json_checks import as_list_of_objects, as_text
 from agent.model.family import Sample
 from agent.model.metrics.guest import GUEST_AGENT
 from agent.model.reader import FieldReader

@@ -10,7 +10,7 @@ from agent.collectors import PollIntervals
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK
 from agent.model.record import Vm
-from agent.qmp.client import Client, CommandResult
+from agent.qmp.client import CommandResult, QmpClient
 from agent.qmp.commands import Command
 from agent.session.api import MonitorState, PollOutcome
 from tests.lab.fake_qemu import FakeQemu
@@ -23,13 +23,15 @@ EVENTS_ENABLED = [{"capability": "events", "state": True}]
 def executed(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Command]]:
     """The commands that tasks execute."""
     batches: list[Sequence[Command]] = []
-    execute = Client.execute
+    execute = QmpClient.execute
 
-    async def recording_execute(self: Client, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
+    async def recording_execute(
+        self: QmpClient, commands: Sequence[Command], *, deadline: float
+    ) -> list[CommandResult]:
         batches.append(commands)
         return await execute(self, commands, deadline=deadline)
 
-    monkeypatch.setattr(Client, "execute", recording_execute)
+    monkeypatch.setattr(QmpClient, "execute", recording_execute)
     return batches
 
 

@@ -1,0 +1,21 @@
+"""`qmp-agent rewrite-state`: makes the running agent write the whole state topic again."""
+
+from agent.cli.http_client import AgentRequestError, EndpointCredentials, request_json
+
+
+async def request_rewrite(url: str, credentials: EndpointCredentials) -> int:
+    """Request the rewriting and return the number of states that the agent writes again.
+
+    Args:
+        url: URL of the agent's endpoint.
+        credentials: credentials for the endpoint.
+
+    Raises:
+        AgentRequestError: no agent answers, or it refuses the request.
+        EndpointCredentialsError: a file with credentials cannot be read.
+    """
+    answer = await request_json(credentials, "POST", url, "/rewrite-state", body={}, expected_status=202)
+    try:
+        return int(answer["entities"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise AgentRequestError(f"{url}: the answer to the request cannot be read: {error}") from error

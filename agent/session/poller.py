@@ -92,7 +92,7 @@ class Poller:
                 self._disable_collector(name)
                 self._observer.on_collector_run(name, PollOutcome.UNSUPPORTED)
             else:
-                self._schedule.schedule_no_later_than(name, now)
+                self._schedule.schedule_by(name, now)
 
     def read_event(self, event: Event, time_ns: int) -> None:
         """Report the samples in the data of an event."""
@@ -217,7 +217,7 @@ class Poller:
     def _isolate_collector(self, name: str) -> None:
         """Poll a collector alone at once, because one of the collectors in the same write caused a failure."""
         self._failures.isolate(name)
-        self._schedule.schedule_no_later_than(name, time.monotonic())
+        self._schedule.schedule_by(name, time.monotonic())
 
     def _make_batches(self, names: Iterable[str]) -> Iterator[Batch[Collector]]:
         """Yield batches of collectors whose commands fit one write. Each isolated collector has its own batch."""
@@ -276,7 +276,7 @@ class Poller:
     def schedule_host_collectors(self) -> None:
         """Make the host-only collectors due now. The stall probe calls this, because the stall may have delayed their poll."""
         for name in self._collectors.host_only:
-            self._schedule.schedule_no_later_than(name, time.monotonic())
+            self._schedule.schedule_by(name, time.monotonic())
 
     def poll_due_host_collectors(self) -> None:
         """Poll the host-only collectors that are due."""
@@ -287,7 +287,7 @@ class Poller:
         retry_at = self._failures.retry_at(name)
         if retry_at == -inf or retry_at <= time.monotonic() + SLACK_SECONDS:
             return False
-        self._schedule.schedule_no_later_than(name, retry_at)
+        self._schedule.schedule_by(name, retry_at)
         return True
 
     def _switch_collector_off(self, name: str, cause: str, bug: Exception | None = None) -> None:
@@ -382,14 +382,10 @@ class Poller:
             self._schedule.schedule_now(collector.invalidates, time.monotonic())
 
     def _schedule_next_poll(self, collector: Collector, samples: Sequence[Sample], start: float) -> None:
-        intervals, name, schedule = (
-            self._context.settings.intervals,
-            collector.name,
-            self._schedule.schedule_no_later_than,
-        )
+        intervals, name, schedule_by = self._context.settings.intervals, collector.name, self._schedule.schedule_by
         delay = collector.next_poll_delay(samples, self.facts, intervals)
         if name in self._failures:
-            schedule(name, self._failures.retry_at(name))
+            schedule_by(name, self._failures.retry_at(name))
             return
         if name in self._unsupported or delay is None:
             return
@@ -399,6 +395,6 @@ class Poller:
             self._spread.append(name)
             delay *= 0.1 + 0.9 * self.phase
         if not in_slot:
-            schedule(name, start + delay * self._jitter)
+            schedule_by(name, start + delay * self._jitter)
             return
-        schedule(name, next_poll_time(start, delay, interval, self.phase, self._context.attached_vms))
+        schedule_by(name, next_poll_time(start, delay, interval, self.phase, self._context.attached_vms))

@@ -62,7 +62,7 @@ class Schedule:
                 earliest = max(now, self._last_run_at.get(name, -inf) + SPACING_SECONDS)
                 self._due_at[name] = min(self._due_at[name], earliest)
 
-    def schedule_no_later_than(self, name: str, at: float) -> None:
+    def schedule_by(self, name: str, at: float) -> None:
         """Make a poll due at this time, unless it is already due earlier. With the time `inf`, the poll waits for `schedule_now`."""
         self._due_at[name] = min(self._due_at.get(name, inf), at)
 
@@ -77,7 +77,7 @@ class Schedule:
     def pop_due(self, now: float, among: Container[str] | None = None) -> list[str]:
         """Return the names of the polls that are due, in the order of due times.
 
-        They are due again after the next `schedule_no_later_than` or `schedule_now`.
+        They are due again after the next `schedule_by` or `schedule_now`.
 
         Args:
             now: the current time.

@@ -125,7 +125,7 @@ class Session:
         """Make all collectors due after a delay that differs between VMs, to spread the resyncs of many VMs over time."""
         if self._poller is not None:
             delay = self._poller.phase * min(self._context.settings.intervals.poll, MAX_RESYNC_DELAY_SECONDS)
-            self._schedule.schedule_no_later_than(DISCOVER_FEATURES, time.monotonic() + delay)
+            self._schedule.schedule_by(DISCOVER_FEATURES, time.monotonic() + delay)
             self._wake()
 
     async def identify(self, monitor: Monitor) -> Vm:
@@ -177,10 +177,8 @@ class Session:
         )
         disk_commands = DiskCommandWriter(self._context, self._executor, self._schedule, vm)
         self._probe.poller = poller
-        self._schedule.schedule_no_later_than(
-            DISCOVER_FEATURES, self._context.first_polls.reserve_time(time.monotonic())
-        )
-        self._schedule.schedule_no_later_than(DISCOVER_PROCESS, inf)
+        self._schedule.schedule_by(DISCOVER_FEATURES, self._context.first_polls.reserve_time(time.monotonic()))
+        self._schedule.schedule_by(DISCOVER_PROCESS, inf)
         self._events.attach(vm, lambda event, time_ns: self._on_event(poller, disk_commands, event, time_ns))
         callback_polls = self._quiet_polls = CallbackPolls(
             self._context, self._client, self._executor, self._schedule, poller, disk_commands
@@ -227,7 +225,7 @@ class Session:
             case "VSERPORT_CHANGE" if not self._guest_agent_ports.is_known(event.data.get("id")):
                 # The port was plugged in after the last discovery, for which QEMU emits no event. A guest can cause VSERPORT_CHANGE as
                 # often as it likes.
-                self._schedule.schedule_no_later_than(
+                self._schedule.schedule_by(
                     DISCOVER_FEATURES, max(time.monotonic(), self._discovered_at + MIN_DISCOVERY_SECONDS)
                 )
         names = (*find_event_row(event.name).invalidates, *disk_commands.pop_collectors_to_poll())
@@ -251,7 +249,7 @@ class Session:
             names = await callback_polls.run()
         except StalledError as error:
             await callback_polls.wait_until_responsive(error)
-            self._schedule.schedule_no_later_than(DISCOVER_FEATURES, time.monotonic())
+            self._schedule.schedule_by(DISCOVER_FEATURES, time.monotonic())
             return
         if DISCOVER_FEATURES in names:
             await self._discover(poller, vm)
@@ -261,7 +259,7 @@ class Session:
             self._use_facts(poller, await self._discover_process(vm, poller.facts), unplugs)
         poller.poll_host(None if DISCOVER_PROCESS in names else names)
         if not await poller.poll(names):
-            self._schedule.schedule_no_later_than(DISCOVER_FEATURES, time.monotonic())
+            self._schedule.schedule_by(DISCOVER_FEATURES, time.monotonic())
         await disk_commands.apply(receives_events=poller.facts.receives_events)
 
     def _wake(self) -> None:
@@ -298,7 +296,7 @@ class Session:
         self._report_discovery(vm, now)
         poller.schedule_all_collectors(now)
         self._discovered_at = now
-        self._schedule.schedule_no_later_than(
+        self._schedule.schedule_by(
             DISCOVER_FEATURES, now + self._context.settings.intervals.resync * (0.9 + 0.2 * poller.phase)
         )
         self._discovered = True
@@ -347,7 +345,7 @@ class Session:
         facts = await self._process.discover(execute, client.peer_pid, vm, facts, domain)
         self._observer.on_samples(vm, (IDENTITY,), (self._process.identity,), time_ns)
         if self._process.timed_out:
-            self._schedule.schedule_no_later_than(DISCOVER_PROCESS, time.monotonic() + LOOKUP_RETRY_SECONDS)
+            self._schedule.schedule_by(DISCOVER_PROCESS, time.monotonic() + LOOKUP_RETRY_SECONDS)
         return facts
 
     async def _guest_stats_seconds(self, balloon: str) -> int:

@@ -62,13 +62,13 @@ async def test_polls_are_jittered_and_collectors_of_one_poll_stay_together(
     fake: FakeQemu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned: dict[str, float] = {}
-    schedule_no_later_than = Schedule.schedule_no_later_than
+    schedule_by = Schedule.schedule_by
 
     def record_schedule(self: Schedule, name: str, at: float) -> None:
         planned[name] = at - time.monotonic()
-        schedule_no_later_than(self, name, at)
+        schedule_by(self, name, at)
 
-    monkeypatch.setattr(Schedule, "schedule_no_later_than", record_schedule)
+    monkeypatch.setattr(Schedule, "schedule_by", record_schedule)
     observer = RecordingObserver()
     context = session_context(
         intervals=PollIntervals(poll=600, migrations_and_jobs=600), random=lambda: 1.0

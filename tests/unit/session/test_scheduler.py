@@ -26,7 +26,7 @@ from agent.session.scheduler import (
 def scheduled(**at: float) -> Schedule:
     schedule = Schedule()
     for name, when in at.items():
-        schedule.schedule_no_later_than(name, when)
+        schedule.schedule_by(name, when)
     return schedule
 
 
@@ -47,12 +47,12 @@ def test_polls_within_the_slack_are_taken_together_in_order() -> None:
 
 def test_an_earlier_plan_stays_until_it_is_taken() -> None:
     schedule = scheduled(block=10)
-    schedule.schedule_no_later_than("block", 20)
+    schedule.schedule_by("block", 20)
     assert schedule.next_due_at() == 10
-    schedule.schedule_no_later_than("block", 5)
+    schedule.schedule_by("block", 5)
     assert schedule.next_due_at() == 5
     schedule.pop_due(5)
-    schedule.schedule_no_later_than("block", 20)
+    schedule.schedule_by("block", 20)
     assert schedule.next_due_at() == 20
 
 
@@ -71,7 +71,7 @@ def test_a_demand_during_a_poll_leads_to_another_poll() -> None:
     schedule = scheduled(runstate=1)
     schedule.pop_due(1)
     schedule.schedule_now(["runstate"], 1.001)  # the answer may predate the event
-    schedule.schedule_no_later_than("runstate", 300)
+    schedule.schedule_by("runstate", 300)
     assert schedule.next_due_at() == 1 + SPACING_SECONDS
 
 
@@ -90,7 +90,7 @@ def test_without_polls_nothing_is_ever_due() -> None:
 def test_a_demand_does_not_delay_an_earlier_poll() -> None:
     schedule = scheduled(block=1)
     schedule.pop_due(1)
-    schedule.schedule_no_later_than("block", 1.1)
+    schedule.schedule_by("block", 1.1)
     schedule.schedule_now(["block"], 1.05)
     assert schedule.next_due_at() == 1.1
 

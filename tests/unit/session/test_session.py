@@ -41,14 +41,14 @@ def give_balloon(fake: FakeQemu, *, interval: int, stats: Any = None) -> None:
 def record_plans(monkeypatch: pytest.MonkeyPatch, name: str) -> list[float]:
     """Return the list to which the planned times of a collector's polls are added."""
     planned: list[float] = []
-    schedule_no_later_than = Schedule.schedule_no_later_than
+    schedule_by = Schedule.schedule_by
 
     def recording_schedule(self: Schedule, scheduled_name: str, at: float) -> None:
-        schedule_no_later_than(self, scheduled_name, at)
+        schedule_by(self, scheduled_name, at)
         if scheduled_name == name:
             planned.append(at)
 
-    monkeypatch.setattr(Schedule, "schedule_no_later_than", recording_schedule)
+    monkeypatch.setattr(Schedule, "schedule_by", recording_schedule)
     return planned
 
 

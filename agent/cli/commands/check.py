@@ -20,10 +20,6 @@ def execute(parsed: argparse.Namespace) -> int:
     if parsed.syntax:
         return 0
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # a finding reports the error
-    if os.geteuid() == 0:
-        print(
-            "note  this ran as root, which may do more than the agent's user; `sudo -u qmp-agent qmp-agent check` is exact"
-        )
     failures = []
 
     async def print_findings() -> None:
@@ -33,6 +29,10 @@ def execute(parsed: argparse.Namespace) -> int:
                 failures.append(finding)
 
     run_loop(print_findings())
+    if os.geteuid() == 0:
+        print(
+            "note  this ran as root, which may do more than the agent's user; `sudo -u qmp-agent qmp-agent check` is exact"
+        )
     return 1 if failures else 0
 
 

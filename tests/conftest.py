@@ -1,6 +1,7 @@
 """Pytest's entry point: the lab's fixtures, and an audit of every command that the agent sends to a monitor during the tests."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ _AUDIT = command_audit.CommandAudit()
 
 # Images of containers set this variable. With it, each agent under test compiles 400 modules at its start.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# A shell that runs the tests in the background ignores SIGINT, and the programs that the tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # A worker of pytest-xdist has these variables of its own. They have precedence over the size of a test's terminal.
 for name in ("COLUMNS", "LINES"):
     os.environ.pop(name, None)

@@ -185,10 +185,14 @@ async def test_the_shipped_jobs_report_the_fleet(stream: Stream) -> None:
     await stream.wait_for_results("fleet.silent_hosts", 1)
     later = [life("hv2", "started", 240), life("hv1", "heartbeat", 270), life("hv1", "heartbeat", 300)]
     await stream.send("qemu.events", later)
-    assert await stream.wait_for_results("fleet.silent_hosts", 3) == [
+    results = await stream.wait_for_results("fleet.silent_hosts", 3)
+    # Flink keeps the order of one host's results, not that of several hosts.
+    assert [result for result in results if result[0] == "hv2"] == [
         ("hv2", {"host": "hv2", "last_heartbeat": "2026-11-25 10:01:00Z"}),
         ("hv2", None),
-        ("last", {"host": "last", "last_heartbeat": "2026-11-25 10:03:25Z"}),
+    ]
+    assert [result for result in results if result[0] != "hv2"] == [
+        ("last", {"host": "last", "last_heartbeat": "2026-11-25 10:03:25Z"})
     ]
 
     await stream.send_ticks((310, 400, 500))  # no host sends anything

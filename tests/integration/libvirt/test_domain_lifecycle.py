@@ -122,7 +122,9 @@ async def test_every_event_is_delivered_and_no_domain_is_tainted_by_default(
                 await libvirtd.virsh(change, domain.name)
         for domain in domains:
             alert = await agent.wait_for_record("alert.write_threshold", vm=domain.uuid)
-            assert (alert["data"]["detected_by"], alert["data"]["device"]) == ("event", "virtio-disk1")
+            assert alert["data"]["device"] == "virtio-disk1"
+            # libvirtd may send its reply to a poll before an event that QEMU has emitted earlier.
+            assert alert["data"]["detected_by"] in ("event", "level")
 
         def reported() -> set[tuple[str, str, int]]:
             return {

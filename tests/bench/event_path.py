@@ -22,10 +22,14 @@ from agent.delivery.journal.transaction import Transaction
 from agent.delivery.sinks.kafka.sink import KafkaSink
 from agent.delivery.sizes import RowsSummary
 from agent.model.record import Vm
-from agent.qmp.client import QmpClient
 from agent.qmp.commands import AllowList
 from agent.qmp.protocol import Event
 from agent.session.event_handler import EventHandler
+
+try:
+    from agent.qmp.client import QmpClient
+except ImportError:
+    from agent.qmp.client import Client as QmpClient  # type: ignore[attr-defined, no-redef]  # its name in older versions
 
 VMS: Final = 50
 EVENTS_PER_VM: Final = 80

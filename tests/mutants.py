@@ -99,7 +99,7 @@ AREAS: Final = {
             "delivery/record_transitions.py",
             "delivery/memory_tail.py",
         ),
-        ("delivery/test_queue_model.py", "delivery/test_queue_parts.py"),
+        ("delivery/test_queue_model.py", "delivery/test_queue_state.py"),
     ),
 }
 """The areas by name. Their code does no I/O of its own, so the tests judge most mutants in a fraction of a second."""

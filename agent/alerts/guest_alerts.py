@@ -42,7 +42,7 @@ class GuestAlerts:
 
     def __init__(self, store: AlertStore, policy: GuestAlertPolicy | None = None) -> None:
         self.policy = policy or GuestAlertPolicy()
-        self.changes = AlertOverrides()
+        self.overrides = AlertOverrides()
         self._store = store
 
     def _resolve_by_name(
@@ -81,7 +81,7 @@ class GuestAlerts:
         lost_ns = guest.agent_lost_ns or guest.agent_silent_ns
         if not lost_ns or not state.run.running:
             return
-        if now_ns - lost_ns >= self.changes.seconds_of(LOST, state.vm, "", GUEST_AGENT_LOST_SECONDS) * 1e9:
+        if now_ns - lost_ns >= self.overrides.seconds_of(LOST, state.vm, "", GUEST_AGENT_LOST_SECONDS) * 1e9:
             reason = "closed" if guest.agent_lost_ns else "unresponsive"
             data = {"help": GUEST_AGENT_LOST_HELP, "reason": reason, "lost_since_timestamp_seconds": lost_ns / 1e9}
             yield from self._store.fire(state.alert(LOST, "", Severity.WARNING, now_ns, data))

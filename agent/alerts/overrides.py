@@ -1,4 +1,4 @@
-"""The config's changes to alerts: it can turn alerts off, mute them, or change their severity, limit and duration. Pure."""
+"""The config's overrides of alerts: it can turn alerts off, mute them, or change their severity, limit and duration. Pure."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from agent.model.record import Severity, Vm
 
 @dataclass(frozen=True, slots=True)
 class AlertOverride:
-    """One change that the config makes to some alerts.
+    """One override of some alerts by the config.
 
     Attributes:
         alert: Pattern of the alerts' names.
@@ -35,7 +35,7 @@ class AlertOverride:
 
 
 class AlertOverrides:
-    """The config's changes to alerts. The first change that matches an alert applies."""
+    """The config's overrides of alerts. The first one that matches an alert applies."""
 
     def __init__(self, overrides: Iterable[AlertOverride] = ()) -> None:
         self.overrides: Sequence[AlertOverride] = tuple(overrides)
@@ -45,7 +45,7 @@ class AlertOverrides:
         return tuple(override for override in self.overrides if fnmatchcase(alert, override.alert))
 
     def find(self, alert: str, vm: Vm, subject: str) -> AlertOverride | None:
-        """Return the change that applies to an alert; None if there is none."""
+        """Return the override that applies to an alert; None if there is none."""
         if not self.overrides:
             return None
         return next(

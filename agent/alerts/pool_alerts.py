@@ -91,9 +91,9 @@ class PoolAlerts:
     def on_responsive(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
         """Resolve the alerts of an unresponsive pool, because the pool has answered with figures or with an error."""
         usage.guests_stand_still = False
-        silent = [alert for alert in self._store.alerts_of_owner(usage.owner) if alert.name == UNRESPONSIVE]
-        if silent:
-            yield from self._store.resolve(silent, now_ns, "responsive", self._alert_data(usage, now_ns))
+        unresponsive = [alert for alert in self._store.alerts_of_owner(usage.owner) if alert.name == UNRESPONSIVE]
+        if unresponsive:
+            yield from self._store.resolve(unresponsive, now_ns, "responsive", self._alert_data(usage, now_ns))
         yield from self._store.apply_overrides(self._store.alerts_of_owner(usage.owner), now_ns)
 
     def on_unresponsive(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:

@@ -44,11 +44,11 @@ class RunStateAlerts:
     """Alerts that depend on the run state or the migration of a process, for all VMs.
 
     Attributes:
-        policy: Changes of alerts by the config.
+        overrides: The config's overrides of alerts.
     """
 
     def __init__(self, store: AlertStore) -> None:
-        self.policy = AlertOverrides()
+        self.overrides = AlertOverrides()
         self._store = store
 
     def _alerts_of_stop(self, state: VmProcessState) -> list[Alert]:
@@ -206,7 +206,7 @@ class RunStateAlerts:
         """
         if not rule.seconds or state.run.status != rule.status or (rule.after_reset and not state.run.has_started):
             return False
-        seconds = self.policy.seconds_of(rule.alert, state.vm, "", rule.seconds)
+        seconds = self.overrides.seconds_of(rule.alert, state.vm, "", rule.seconds)
         return now_ns - state.run.since_ns >= seconds * 1e9 and not self._alerts_of_stop(state)
 
     def on_migration(self, state: VmProcessState, status: str, time_ns: int) -> Iterator[Record]:

@@ -26,6 +26,7 @@ from agent.app.health import AgentHealth, HealthLimits
 from agent.app.host_resource_poller import HostResourcePoller
 from agent.app.io_stall_watcher import IoStallWatcher
 from agent.app.latency_histogram_controller import LatencyHistogramController, LatencyHistogramMetrics
+from agent.app.pool_poller import PoolPoller
 from agent.app.publisher import RecordPublisher
 from agent.app.self_metrics import (
     AlertmanagerMetrics,
@@ -38,7 +39,6 @@ from agent.app.self_metrics import (
     SelfMetrics,
 )
 from agent.app.state_publisher import StateMetrics, StatePublisher, StateSources
-from agent.app.storage_pool_poller import PoolPoller
 from agent.app.write_threshold_controller import WriteThresholdController
 from agent.config.model import Config
 from agent.config.reload import ConfigReloader
@@ -83,14 +83,14 @@ class Agent:
         pools = PoolRegistry()
         self.alerts = AlertPublisher(config.host, config.alerts, self.publisher, pools)
         self.storage = self._build_storage_poller(config, pools)
-        self.thresholds = WriteThresholdController(self.alerts.manager, self.publisher)
+        self.thresholds = WriteThresholdController(self.alerts.engine, self.publisher)
         self.histograms = LatencyHistogramController(config.allow.latency_histograms, self.publisher)
         self.host_resources = HostResourcePoller(
             config.host, self.publisher.publish, self.snapshot, config.intervals.host
         )
         self.metrics = SelfMetrics()
         self.lifecycle = AgentLifecycle(
-            lambda: self.config, self.publisher, self.snapshot, self.alerts.manager.store, self.metrics
+            lambda: self.config, self.publisher, self.snapshot, self.alerts.engine.store, self.metrics
         )
         self.states = self._build_state_publisher(config, pools)
         self.reload = ConfigReloader()
@@ -142,7 +142,7 @@ class Agent:
             self.publisher.delivery,
             self.reload,
             self.hang_detector,
-            self.alerts.manager.store,
+            self.alerts.engine.store,
             self._limits,
         )
 
@@ -174,7 +174,7 @@ class Agent:
             RecordMetrics(self.publisher.published),
             DeliveryMetrics(self.publisher.delivery),
             MonitorMetrics(self.snapshot),
-            AlertMetrics(self.alerts.manager.store),
+            AlertMetrics(self.alerts.engine.store),
             LatencyHistogramMetrics(self.histograms),
             AlertmanagerMetrics(lambda: self.health.alertmanager),
             ConfigReloadMetrics(self.reload),
@@ -188,7 +188,7 @@ class Agent:
         """Return the publisher of the state topic; None if there is no such topic."""
         if config.kafka is None or config.kafka.topics.state is None:
             return None
-        sources = StateSources(config.host, self.snapshot, self.alerts.manager.store, pools, self.lifecycle.run_fields)
+        sources = StateSources(config.host, self.snapshot, self.alerts.engine.store, pools, self.lifecycle.run_fields)
         states = StatePublisher(sources, self.publisher)
         self.alerts.on_record = states.on_alert
         self.snapshot.on_replaced = states.on_samples
@@ -257,7 +257,7 @@ class Agent:
         self.alerts.requests.settings = config.settings() if config is not None else None
         if config is not None:
             client = AlertmanagerClient(config, self.alerts.requests)
-            run = client.run(self.alerts.manager.store, self.alerts.changed)
+            run = client.run(self.alerts.engine.store, self.alerts.changed)
             self._alertmanager = self._tasks.create_task(run, name="alertmanager")
         self.health.alertmanager = client
 

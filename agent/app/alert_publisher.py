@@ -1,4 +1,4 @@
-"""Forwards events and samples to the alert manager, publishes its alerts, and stores their state for the next start of the agent.
+"""Forwards events and samples to the alert engine, publishes its alerts, and stores their state for the next start of the agent.
 
 A persistent entry in the journal contains the state of all alerts of a VM. The journal stores it in one transaction with an alert's record.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 from agent.alerts.alertmanager_request import AlertmanagerRequests
-from agent.alerts.manager import AlertEngine, PendingAlert
+from agent.alerts.engine import AlertEngine, PendingAlert
 from agent.alerts.pool_alerts import PoolAlerts
 from agent.alerts.pool_usage import PoolRegistry
 from agent.app.builders import (
@@ -43,11 +43,11 @@ def ended_permanently(change: VmChange, record: Record) -> bool:
 
 
 class AlertPublisher:
-    """Passes events and samples to the alert manager, and publishes what it returns.
+    """Passes events and samples to the alert engine, and publishes what it returns.
 
     Attributes:
         pools: the alerts about storage pools.
-        manager: the alerts about VMs.
+        engine: the alerts about VMs.
         requests: composes the requests to Alertmanager.
         changed: set when an alert fires or is resolved.
         on_record: called with the record of each alert that fires or is resolved.
@@ -55,7 +55,7 @@ class AlertPublisher:
     """
 
     def __init__(self, host: str, config: AlertsConfig, publisher: RecordPublisher, pools: PoolRegistry) -> None:
-        self.manager = AlertEngine(
+        self.engine = AlertEngine(
             host,
             partial(threshold_policy, config.disks),
             device_size_of,
@@ -64,11 +64,11 @@ class AlertPublisher:
             device_identity_of,
         )
         self.pools = PoolAlerts(
-            host, self.manager.store, pools, partial(pool_policy, config.pools), self.manager.disk_lookup.growers
+            host, self.engine.store, pools, partial(pool_policy, config.pools), self.engine.disk_lookup.growers
         )
-        self.manager.conditions.samples.pools_of_disk = pools.pools_of_disk
-        self.manager.set_guest_policy(guest_alert_policy(config))
-        self.manager.set_overrides(alert_overrides(config), [alert.to_row() for alert in config.custom])
+        self.engine.conditions.samples.pools_of_disk = pools.pools_of_disk
+        self.engine.set_guest_policy(guest_alert_policy(config))
+        self.engine.set_overrides(alert_overrides(config), [alert.to_row() for alert in config.custom])
         self.requests = AlertmanagerRequests(host, time.time())
         self.changed = asyncio.Event()
         self.on_record: Callable[[Record], None] = lambda _record: None
@@ -87,14 +87,14 @@ class AlertPublisher:
     def restore(self) -> None:
         """Restore the alerts of the previous run from the journal."""
         entries = self._publisher.delivery.stored_entries
-        self.manager.persistence.restore(entries, time.monotonic())
+        self.engine.persistence.restore(entries, time.monotonic())
         self.pools.restore(entries, time.time())
 
     def set_policy(self, config: AlertsConfig) -> None:
         """Apply a new config to the alerts of all disks and guests."""
-        self.manager.set_policy(partial(threshold_policy, config.disks))
-        self.manager.set_guest_policy(guest_alert_policy(config))
-        self.manager.set_overrides(alert_overrides(config), [alert.to_row() for alert in config.custom])
+        self.engine.set_policy(partial(threshold_policy, config.disks))
+        self.engine.set_guest_policy(guest_alert_policy(config))
+        self.engine.set_overrides(alert_overrides(config), [alert.to_row() for alert in config.custom])
 
     def on_event(self, record: Record, id_of_event: CausationIdLookup = no_cause) -> None:
         """Update the alerts after an event.
@@ -103,7 +103,7 @@ class AlertPublisher:
             record: the record of the event.
             id_of_event: returns the id of that record, or an empty string. It is called only if the event changes an alert.
         """
-        if pending := self.manager.on_event(record, record.data["event"], time.time_ns()):
+        if pending := self.engine.on_event(record, record.data["event"], time.time_ns()):
             record_id = id_of_event(record)
             with self.caused_by(lambda _alert: record_id):
                 self.publish(pending)
@@ -111,17 +111,17 @@ class AlertPublisher:
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
         """Update the alerts after a lifecycle change."""
         if change is VmChange.ATTACHED:
-            self.publish(self.manager.on_attached(record.vm, record.time_ns, record.data.get("pid")))
+            self.publish(self.engine.on_attached(record.vm, record.time_ns, record.data.get("pid")))
         elif change in (VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT):
             permanently = ended_permanently(change, record)
-            gone = self.manager.on_gone(record.vm, time.monotonic(), permanently=permanently, time_ns=record.time_ns)
+            gone = self.engine.on_gone(record.vm, time.monotonic(), permanently=permanently, time_ns=record.time_ns)
             self.publish(gone)
 
     def on_block_samples(
         self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
     ) -> Sequence[Sample]:
         """Update the alerts after a poll of disks. Return samples of the free space of the VM's disks."""
-        pending, spaces = self.manager.on_samples(vm, samples, time.monotonic(), time_ns, families=families)
+        pending, spaces = self.engine.on_samples(vm, samples, time.monotonic(), time_ns, families=families)
         self.publish(pending)
         return spaces
 
@@ -130,47 +130,47 @@ class AlertPublisher:
         for sample in samples:
             if sample.family is RUNSTATE and type(running := sample.values.get("running")) is bool:
                 status = str(sample.values.get("status", ""))
-                self.publish(self.manager.on_run_state(vm, time_ns, running=running, status=status))
+                self.publish(self.engine.on_run_state(vm, time_ns, running=running, status=status))
 
     def on_migration(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> None:
         """Update the alerts with the migration status of a VM, if the samples contain it."""
         for sample in samples:
             if sample.family is MIGRATION and isinstance(status := sample.values.get("status"), str):
-                self.publish(self.manager.on_migration(vm, status, time_ns))
+                self.publish(self.engine.on_migration(vm, status, time_ns))
 
     def on_jobs(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> None:
         """Update the alerts after a poll of jobs."""
-        self.publish(self.manager.on_jobs(vm, samples, time_ns, time.time_ns()))
+        self.publish(self.engine.on_jobs(vm, samples, time_ns, time.time_ns()))
 
     def on_guest_channel(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> None:
         """Update the alerts with the state of the guest agent's channel, if the samples contain it."""
         for sample in samples:
             if sample.family is GUEST_AGENT and type(connected := sample.values.get("connected")) is bool:
-                self.publish(self.manager.on_guest_channel(vm, time_ns, connected=connected))
+                self.publish(self.engine.on_guest_channel(vm, time_ns, connected=connected))
 
     def on_guest_samples(self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Update the alerts after a query of a guest agent."""
-        self.publish(self.manager.on_guest_samples(vm, families, samples, time_ns))
+        self.publish(self.engine.on_guest_samples(vm, families, samples, time_ns))
         self.on_samples(vm, families, samples, time_ns)
 
     def on_guest_queries_disabled(self, vm: Vm, time_ns: int) -> None:
         """Resolve the alerts about the inside of a guest that is no longer queried."""
-        self.publish(self.manager.on_guest_queries_disabled(vm, time_ns))
+        self.publish(self.engine.on_guest_queries_disabled(vm, time_ns))
 
     def on_samples(self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Update the alerts of the alert tables and of the operator's config after a poll."""
-        if not self.manager.conditions.samples.families.isdisjoint(families):
-            self.publish(self.manager.on_condition_samples(vm, families, samples, time_ns))
+        if not self.engine.conditions.samples.families.isdisjoint(families):
+            self.publish(self.engine.on_condition_samples(vm, families, samples, time_ns))
 
     async def tick(self) -> None:
         """Update the alerts that depend on time, and store the entries that changed. The caller calls this about once a second."""
-        self.publish(self.manager.tick(time.monotonic(), time.time_ns()))
+        self.publish(self.engine.tick(time.monotonic(), time.time_ns()))
         delivery = self._publisher.delivery
         if delivery.journal is None or delivery.journal.error is not None:
             return  # the entries are stored at a later tick
         entries = [
             PersistentEntry(*entry)
-            for entry in (*self.manager.persistence.entries_to_store(time.time_ns()), *self.pools.entries_to_store())
+            for entry in (*self.engine.persistence.entries_to_store(time.time_ns()), *self.pools.entries_to_store())
         ]
         # One transaction stores all entries.
         await asyncio.gather(*(self._publisher.persist_entry(entry) for entry in entries))

@@ -9,10 +9,10 @@ from agent.app.hang_detector import HangDetector
 from agent.app.image_pool_finder import STORAGE_FAMILIES
 from agent.app.io_stall_watcher import IoStallWatcher
 from agent.app.latency_histogram_controller import LatencyHistogramController
+from agent.app.pool_poller import PoolPoller
 from agent.app.publisher import RecordPublisher
 from agent.app.self_metrics import SelfMetrics
 from agent.app.state_publisher import StatePublisher
-from agent.app.storage_pool_poller import PoolPoller
 from agent.exposition.snapshot import Snapshot
 from agent.guest.manager import REACHABILITY_FAMILIES, GuestAgentManager
 from agent.model.event_row import Category
@@ -94,7 +94,7 @@ class SessionDispatcher:
         """Publish an event and update the snapshot."""
         event = record
         if record.data["category"] == _BLOCK and record.subject:
-            record = record._replace(subject=self._alerts.manager.disk_lookup.subject_of(record))
+            record = record._replace(subject=self._alerts.engine.disk_lookup.subject_of(record))
         self._causes.on_published(event, self._publisher.publish(record))
         self._snapshot.count_event(record)
 
@@ -159,7 +159,7 @@ class SessionDispatcher:
     def _update_space(self, vm: Vm, spaces: Sequence[Sample], time_ns: int) -> None:
         """Store the space samples of a VM, and update their alerts. Do nothing if the list is the same object as before."""
         view, limits = self._snapshot.view_of(vm), self._snapshot.limits
-        has_conditions = BLOCK_SPACE in self._alerts.manager.conditions.samples.families
+        has_conditions = BLOCK_SPACE in self._alerts.engine.conditions.samples.families
         if view is not None and view.spaces is spaces and view.spaces_limits is limits and not has_conditions:
             return
         stored = spaces

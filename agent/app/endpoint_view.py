@@ -57,7 +57,7 @@ class EndpointView:
         self.broadcaster = publisher.broadcaster
         self._host = host
         self._delivery = publisher.delivery
-        self._alerts = alerts.manager
+        self._alerts = alerts.engine
         self._metrics = metrics
         self._health = health
         self._states = states

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable
 from functools import partial
 
-from agent.alerts.manager import PendingAlert
+from agent.alerts.engine import PendingAlert
 from agent.alerts.pool_usage import PoolUsage
 from agent.app.alert_publisher import AlertPublisher
 from agent.app.builders import pool_policy

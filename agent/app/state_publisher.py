@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from agent.alerts.manager import AWAY_SECONDS
+from agent.alerts.engine import AWAY_SECONDS
 from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.store import Alert
 from agent.app.entity_state_table import EntityState, EntityStateTable

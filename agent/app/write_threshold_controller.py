@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from agent.alerts.manager import AlertEngine
+from agent.alerts.engine import AlertEngine
 from agent.app.publisher import RecordPublisher
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import Vm

@@ -149,17 +149,20 @@ class DeliveryPipeline:
         """Return why records are not delivered or not journaled, one text for each reason; empty if there is no such reason."""
         reasons, now = [], time.monotonic()
         sink = self.supervisor.sink.name
-        silent = max(queue.unresponsive_seconds(now) for queue in self.queues)
+        seconds = max(queue.unresponsive_seconds(now) for queue in self.queues)
         if self.supervisor.error is not None and (self.journal is not None or any(map(len, self.queues))):
             reasons.append(f"nothing is delivered to {sink}: {self.supervisor.error}")
-        elif silent > self.timings.unready_after:
-            reasons.append(f"nothing is delivered to {sink}: it has not answered for {silent:.0f} s")
+        elif seconds > self.timings.unready_after:
+            reasons.append(f"nothing is delivered to {sink}: it has not answered for {seconds:.0f} s")
         if self.journal is not None and self.journal.error is not None:
             reasons.append(f"nothing is journaled: {self.journal.error}")
         elif (
-            self.journal is not None and (silent := self.journal.unresponsive_seconds(now)) > self.timings.unready_after
+            self.journal is not None
+            and (seconds := self.journal.unresponsive_seconds(now)) > self.timings.unready_after
         ):
-            reasons.append(f"nothing is journaled: the disk of {self.journal.path} has not answered for {silent:.0f} s")
+            reasons.append(
+                f"nothing is journaled: the disk of {self.journal.path} has not answered for {seconds:.0f} s"
+            )
         return reasons
 
     def warnings(self) -> list[str]:

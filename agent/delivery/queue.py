@@ -12,12 +12,12 @@ from itertools import islice
 
 from agent.delivery.drops import DropLedger, DropReason
 from agent.delivery.queue_journaling import QueueJournaling
-from agent.delivery.queue_state import QueueLimits, QueueParts
+from agent.delivery.queue_state import QueueLimits, QueueState
 from agent.delivery.record_transitions import FINISHED
 from agent.model.record import EncodedRecord
 
 
-class RecordQueue(QueueParts):
+class RecordQueue(QueueState):
     """A queue of records. `agent.delivery.record_transitions` defines the states of a record."""
 
     def __init__(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from agent.delivery.disk_backlog import RowDeletion
 from agent.delivery.drops import DropReason
 from agent.delivery.memory_tail import PendingWrites
-from agent.delivery.queue_state import QueueParts
+from agent.delivery.queue_state import QueueState
 from agent.delivery.record_transitions import COPIED, FINISHED, JOURNAL_REPLACED
 from agent.delivery.sizes import RowsSummary
 from agent.model.record import EncodedRecord, RecordState
@@ -25,7 +25,7 @@ The queue of samples may use twice its limit. So all queues together use up to t
 class QueueJournaling:
     """Moves the records of one queue between memory and the journal, within the limits of both."""
 
-    def __init__(self, parts: QueueParts) -> None:
+    def __init__(self, parts: QueueState) -> None:
         self.available = False
         """True while the journal works. Otherwise the queue is in memory only."""
         self.opening = parts.durable

@@ -26,7 +26,7 @@ class QueueLimits:
     disk: int
 
 
-class QueueParts:
+class QueueState:
     """The three parts of a queue, from the oldest records to the newest: the batch in flight, the backlog on disk, the tail in memory."""
 
     def __init__(self, name: str, limits: QueueLimits, drops: DropLedger, *, durable: bool) -> None:

@@ -60,7 +60,7 @@ def describe_failure(activity: DeviceActivity) -> str:
     return f"the device is {activity.state}, and its requests fail" if activity.state in FAILED_STATES else ""
 
 
-def describe_silence(before: DeviceActivity, after: DeviceActivity, seconds: float) -> str:
+def describe_stall(before: DeviceActivity, after: DeviceActivity, seconds: float) -> str:
     """Return why a device does not answer. Return an empty text if it answers or has no request.
 
     Args:

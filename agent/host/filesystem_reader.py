@@ -99,7 +99,7 @@ class FileSystemReader:
         self._child: ChildProcess | None = None
         self._queue: deque[_Request] = deque()
         self._serving: asyncio.Task[None] | None = None
-        self._silent_since: dict[str, float] = {}
+        self._unresponsive_since: dict[str, float] = {}
         self._waiting: dict[str, tuple[ChildProcess, asyncio.Task[None]]] = {}
         self._answered_at: dict[str, float] = {}
         self._figures: dict[str, tuple[float, FileSystemStats]] = {}
@@ -108,23 +108,23 @@ class FileSystemReader:
 
     def is_suspect(self, mount: str) -> bool:
         """Return whether the mount has not answered a request for longer than `slow_seconds`."""
-        return mount in self._silent_since
+        return mount in self._unresponsive_since
 
     @property
     def suspects(self) -> list[str]:
         """The suspect mounts."""
-        return list(self._silent_since)
+        return list(self._unresponsive_since)
 
     def is_unresponsive(self, mount: str) -> bool:
         """Return whether the mount has not answered by the deadline. While the child process only waits for a CPU, return False."""
-        silent = self.unresponsive_seconds(mount)
-        if silent is None or silent < self._deadline_seconds - CLOCK_SECONDS:
+        seconds = self.unresponsive_seconds(mount)
+        if seconds is None or seconds < self._deadline_seconds - CLOCK_SECONDS:
             return False
         return mount not in self._waiting or not _is_runnable(self._waiting[mount][0].pid)
 
     def unresponsive_seconds(self, mount: str) -> float | None:
         """Return how long a suspect mount has not answered, in seconds. Return None if the mount is not suspect."""
-        since = self._silent_since.get(mount)
+        since = self._unresponsive_since.get(mount)
         return None if since is None else time.monotonic() - since
 
     def answered_seconds_ago(self, mount: str) -> float:
@@ -162,7 +162,7 @@ class FileSystemReader:
         return os.fsdecode(bytes.fromhex(answer))
 
     async def _send_request(self, operation: str, path: str, mount: str) -> str:
-        if mount in self._silent_since:
+        if mount in self._unresponsive_since:
             raise PoolUnresponsiveError(f"{path}: the file system does not answer")
         request = _Request(f"{operation} {os.fsencode(path).hex()}\n".encode(), mount, time.monotonic())
         self._queue.append(request)
@@ -206,7 +206,7 @@ class FileSystemReader:
         batch: list[_Request] = []
         while self._queue and len(batch) < MAX_BATCH_REQUESTS:
             request = self._queue.popleft()
-            if request.mount not in self._silent_since:
+            if request.mount not in self._unresponsive_since:
                 batch.append(request)
             elif not request.answer.done():
                 request.answer.set_exception(PoolUnresponsiveError("the file system does not answer"))
@@ -237,7 +237,7 @@ class FileSystemReader:
     def _let_child_wait(self, child: ChildProcess, request: _Request) -> None:
         """Mark the mount as suspect, and let the child wait for the mount's answer."""
         self._child = None
-        self._silent_since[request.mount] = request.sent_at
+        self._unresponsive_since[request.mount] = request.sent_at
         if len(self._waiting) < MAX_WAITING:
             task = asyncio.create_task(self._await_late_answer(child, request), name="wait for a mount")
             self._waiting[request.mount] = child, task
@@ -261,7 +261,7 @@ class FileSystemReader:
             self._clear_suspect(request.mount)
 
     def _clear_suspect(self, mount: str) -> None:
-        self._silent_since.pop(mount, None)
+        self._unresponsive_since.pop(mount, None)
         self.on_change()
 
     async def close(self) -> None:

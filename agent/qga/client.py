@@ -92,7 +92,7 @@ class GuestAgentClient(asyncio.Protocol):
             deadline: maximum time in seconds, including the synchronization.
 
         Raises:
-            GuestAgentCommandRefusedError: the command is not on the allow-list.
+            GuestAgentCommandNotAllowedError: the command is not on the allow-list.
             GuestAgentCommandError: the guest agent returned an error.
             GuestTimeoutError: no reply in time.
             UnreadableGuestReplyError: the reply cannot be parsed.

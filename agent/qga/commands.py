@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NewType
 
-from agent.qga.errors import GuestAgentCommandRefusedError
+from agent.qga.errors import GuestAgentCommandNotAllowedError
 
 GuestRequest = NewType("GuestRequest", bytes)
 """Bytes that may be written to a guest agent. Only this module creates them, and clients write nothing else. mypy checks both rules."""
@@ -89,11 +89,11 @@ def encode(name: str) -> GuestRequest:
     """Return the bytes of a command without arguments.
 
     Raises:
-        GuestAgentCommandRefusedError: the command is not on the allow-list.
+        GuestAgentCommandNotAllowedError: the command is not on the allow-list.
     """
     request = _ENCODED.get(name)
     if request is None:
-        raise GuestAgentCommandRefusedError(f"{name} is not on the allow-list")
+        raise GuestAgentCommandNotAllowedError(f"{name} is not on the allow-list")
     return request
 
 
@@ -101,8 +101,8 @@ def synchronization(number: int) -> GuestRequest:
     """Return the request of a synchronization: a byte that resets the guest agent's parser, and guest-sync-delimited with a number.
 
     Raises:
-        GuestAgentCommandRefusedError: the number is out of range.
+        GuestAgentCommandNotAllowedError: the number is out of range.
     """
     if type(number) is not int or not 0 <= number <= MAX_SYNC_NUMBER:
-        raise GuestAgentCommandRefusedError("the number of a synchronization is out of range")
+        raise GuestAgentCommandNotAllowedError("the number of a synchronization is out of range")
     return GuestRequest(b'\xff{"execute":"guest-sync-delimited","arguments":{"id":%d}}\n' % number)

@@ -29,7 +29,7 @@ class UnreadableGuestReplyError(GuestAgentError):
     """The reply to one command is not valid JSON, is malformed or exceeds the size limit."""
 
 
-class GuestAgentCommandRefusedError(GuestAgentError):
+class GuestAgentCommandNotAllowedError(GuestAgentError):
     """The command is not on the allow-list, because of a bug in the agent."""
 
 

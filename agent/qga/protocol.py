@@ -86,7 +86,7 @@ class GuestAgentProtocol:
         """Return the request of a command, and wait for its reply. The state must be READY.
 
         Raises:
-            GuestAgentCommandRefusedError: the command is not on the allow-list.
+            GuestAgentCommandNotAllowedError: the command is not on the allow-list.
         """
         assert self.state is SyncState.READY
         request = commands.encode(name)

@@ -108,7 +108,7 @@ class Session:
         self._process = HostProcess(context)
         self._guest_agent_ports = GuestAgentPortLookup()
         self._poller: Poller | None = None
-        self._quiet_polls: CallbackPolls | None = None
+        self._callback_polls: CallbackPolls | None = None
         self._unplugs = 0
         self._discovered = False
         self._discovered_at = 0.0
@@ -180,7 +180,7 @@ class Session:
         self._schedule.schedule_by(DISCOVER_FEATURES, self._context.first_polls.reserve_time(time.monotonic()))
         self._schedule.schedule_by(DISCOVER_PROCESS, inf)
         self._events.attach(vm, lambda event, time_ns: self._on_event(poller, disk_commands, event, time_ns))
-        callback_polls = self._quiet_polls = CallbackPolls(
+        callback_polls = self._callback_polls = CallbackPolls(
             self._context, self._client, self._executor, self._schedule, poller, disk_commands
         )
         self._client.ended.add_done_callback(lambda _: callback_polls.check_soon())
@@ -203,7 +203,7 @@ class Session:
                 if self._context.schedule_by_vm.get(vm) == self._schedule_now:
                     del self._context.schedule_by_vm[vm]
                 self._events.close()
-                self._probe.poller = self._quiet_polls = None  # breaks reference cycles
+                self._probe.poller = self._callback_polls = None  # breaks reference cycles
 
     def _on_event(self, poller: Poller, disk_commands: DiskCommandWriter, event: Event, time_ns: int) -> None:
         """Handle an event of the attached VM, and make the collectors due whose last results are stale after it."""
@@ -264,8 +264,8 @@ class Session:
 
     def _wake(self) -> None:
         """Let the quiet polls check the schedule again, because a poll is due."""
-        if self._quiet_polls is not None:
-            self._quiet_polls.check_soon()
+        if self._callback_polls is not None:
+            self._callback_polls.check_soon()
 
     async def _discover(self, poller: Poller, vm: Vm) -> None:
         """Discover the VM's features, make the changes to QEMU that the config allows, and make all collectors due."""

@@ -51,7 +51,7 @@ class NoIoStallWatcher(IoStallWatcher):
 
 def switch(agent: Agent, watch: IoStallWatcher, *, on: bool) -> None:
     """Turn the alerts of tables on or off, with the samples that are derived for them, and set the watch for stalled I/O."""
-    conditions = agent.alerts.manager.conditions
+    conditions = agent.alerts.engine.conditions
     conditions.samples.set_rows(SAMPLE_ALERT_ROWS if on else ())
     conditions.events.set_rows(EVENT_ALERT_ROWS if on else ())
     agent.observer._io_stalls = watch

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from agent.alerts.manager import AlertEngine
+from agent.alerts.engine import AlertEngine
 from agent.collectors.guest import GUEST_COLLECTORS, Exchange, GuestCollector
 from agent.exposition.prometheus import render_metrics
 from agent.exposition.snapshot import Snapshot

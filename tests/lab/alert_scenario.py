@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from agent.alerts.disk_types import ThresholdMode
-from agent.alerts.manager import AlertEngine, PendingAlert
+from agent.alerts.engine import AlertEngine, PendingAlert
 from agent.model.event_table import find_event_row
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK, BLOCK_DEVICE
@@ -36,7 +36,7 @@ class AlertScenario:
         self.mode = mode
         self.live_pids: set[int] = set()
         self.identity = ""
-        self.manager = self._new_manager()
+        self.engine = self._new_manager()
         self.emitted: list[Record] = []
         self.entries: dict[str, Any] = {}
 
@@ -62,19 +62,19 @@ class AlertScenario:
 
     def restart(self, now: float = 0.0) -> None:
         """Replace the manager by a new manager that restores the stored entries, as after a restart of the agent."""
-        self.manager = self._new_manager()
-        self.manager.persistence.restore(self.entries, now)
+        self.engine = self._new_manager()
+        self.engine.persistence.restore(self.entries, now)
 
     def attach(self, vm: Vm = VM, *, at: float = 0.0, pid: int | None = None) -> list[Change]:
-        return self._changes(self.manager.on_attached(vm, int(at * SECOND), pid))
+        return self._changes(self.engine.on_attached(vm, int(at * SECOND), pid))
 
     def detach(self, vm: Vm = VM, *, at: float = 0.0, permanently: bool = False) -> list[Change]:
-        return self._changes(self.manager.on_gone(vm, at, permanently=permanently, time_ns=int(at * SECOND)))
+        return self._changes(self.engine.on_gone(vm, at, permanently=permanently, time_ns=int(at * SECOND)))
 
     def event(self, name: str, at: float, vm: Vm = VM, **qemu: Any) -> list[Change]:
         """Pass an event to the manager. The keywords are the event's data, with `_` for `-`."""
         data = {key.replace("_", "-"): value for key, value in qemu.items()}
-        return self._changes(self.manager.on_event(event_record(name, at, vm, **data), name, int(at * SECOND)))
+        return self._changes(self.engine.on_event(event_record(name, at, vm, **data), name, int(at * SECOND)))
 
     def io_error(self, at: float, vm: Vm = VM, *, nospace: bool = True, **qemu: Any) -> list[Change]:
         """Pass an event BLOCK_IO_ERROR with action `stop`. The default device is disk0."""
@@ -83,24 +83,24 @@ class AlertScenario:
 
     def run_state(self, status: str, at: float, vm: Vm = VM) -> list[Change]:
         """Pass the result of a poll of the run state. The poll was sent at this time."""
-        pending = self.manager.on_run_state(vm, int(at * SECOND), running=status == "running", status=status)
+        pending = self.engine.on_run_state(vm, int(at * SECOND), running=status == "running", status=status)
         return self._changes(pending)
 
     def migration(self, status: str, at: float, vm: Vm = VM) -> list[Change]:
-        return self._changes(self.manager.on_migration(vm, status, int(at * SECOND)))
+        return self._changes(self.engine.on_migration(vm, status, int(at * SECOND)))
 
     def jobs(self, at: float, vm: Vm = VM, **errors: str) -> list[Change]:
         """Pass the result of a poll of jobs. The keywords are the job's error, by job."""
         samples = [Sample(JOB, (job, "commit"), {"error": error} if error else {}) for job, error in errors.items()]
-        return self._changes(self.manager.on_jobs(vm, samples, int(at * SECOND), int(at * SECOND)))
+        return self._changes(self.engine.on_jobs(vm, samples, int(at * SECOND), int(at * SECOND)))
 
     def guest_channel(self, at: float, vm: Vm = VM, *, connected: bool) -> list[Change]:
         """Pass a poll of the guest agent's channel."""
-        return self._changes(self.manager.on_guest_channel(vm, int(at * SECOND), connected=connected))
+        return self._changes(self.engine.on_guest_channel(vm, int(at * SECOND), connected=connected))
 
     def guest(self, at: float, family: Family, *samples: Sample, vm: Vm = VM) -> list[Change]:
         """Pass all samples of a family from a guest agent."""
-        return self._changes(self.manager.on_guest_samples(vm, (family,), samples, int(at * SECOND)))
+        return self._changes(self.engine.on_guest_samples(vm, (family,), samples, int(at * SECOND)))
 
     def guest_filesystems(self, at: float, vm: Vm = VM, **used_percent: float) -> list[Change]:
         """Pass file systems of 100 GiB; keywords are their usage in percent, by mountpoint without its slash."""
@@ -114,12 +114,12 @@ class AlertScenario:
 
     def samples(self, at: float, family: Family, *samples: Sample, vm: Vm = VM) -> list[Change]:
         """Pass all samples of a family to the alerts of tables and of the operator."""
-        return self._changes(self.manager.on_condition_samples(vm, (family,), samples, int(at * SECOND)))
+        return self._changes(self.engine.on_condition_samples(vm, (family,), samples, int(at * SECOND)))
 
     def io_status(self, at: float, vm: Vm = VM, **devices: str) -> list[Change]:
         """Pass the result of a poll of devices. The keywords are the device's io-status, by device."""
         samples = [Sample(BLOCK_DEVICE, (device,), {"io_status": status}) for device, status in devices.items()]
-        return self._changes(self.manager.on_samples(vm, samples, at, int(at * SECOND), families=(BLOCK_DEVICE,))[0])
+        return self._changes(self.engine.on_samples(vm, samples, at, int(at * SECOND), families=(BLOCK_DEVICE,))[0])
 
     def disks(self, at: float, vm: Vm = VM, **disks: Disk) -> list[Change]:
         """Pass the results of polls of disk counters and layers. The keywords are the disks, by device."""
@@ -128,23 +128,23 @@ class AlertScenario:
             for device, disk in disks.items()
             for sample in (disk.counter_sample(device), *disk.layer_samples(device))
         ]
-        pending, _ = self.manager.on_samples(vm, samples, at, int(at * SECOND), families=(BLOCK, BLOCK_LAYER))
+        pending, _ = self.engine.on_samples(vm, samples, at, int(at * SECOND), families=(BLOCK, BLOCK_LAYER))
         return self._changes(pending)
 
     def tick(self, at: float) -> list[Change]:
         """Pass the time to the manager, and store the entries that are due."""
-        changes = self._changes(self.manager.tick(at, int(at * SECOND)))
-        for entry in self.manager.persistence.entries_to_store(int(at * SECOND)):
+        changes = self._changes(self.engine.tick(at, int(at * SECOND)))
+        for entry in self.engine.persistence.entries_to_store(int(at * SECOND)):
             self._persist(*entry)
         return changes
 
     def firing(self) -> set[tuple[str, str]]:
         """Return the names and the subjects of the firing alerts."""
-        return {(alert.name, alert.subject) for alert in self.manager.store}
+        return {(alert.name, alert.subject) for alert in self.engine.store}
 
     def space(self, device: str = "disk0", vm: Vm = VM) -> dict[str, Any]:
         """Return the values of a disk's space sample; empty if there is no sample."""
-        _, samples = self.manager.on_samples(vm, [], 0.0, 0)
+        _, samples = self.engine.on_samples(vm, [], 0.0, 0)
         return next((dict(sample.values) for sample in samples if sample.subject == device), {})
 
 

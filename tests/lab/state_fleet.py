@@ -195,7 +195,7 @@ class ScriptedHost:
         """Let the agent resolve the alerts of VMs that are gone."""
         if self.agent is not None:
             alerts = self.agent.alerts
-            alerts.publish(alerts.manager.tick(time.monotonic() + AWAY, time.time_ns()))
+            alerts.publish(alerts.engine.tick(time.monotonic() + AWAY, time.time_ns()))
 
     def _source(self, vm: ScriptedVm) -> Vm:
         return Vm(self.name, vm.uuid, vm.name, f"/run/{vm.name}.qmp")
@@ -259,7 +259,7 @@ class Fleet:
     @property
     def firing_alerts(self) -> int:
         """Number of alerts that fire on all hosts."""
-        return sum(len(host.agent.alerts.manager.store) for host in self.hosts if host.agent is not None)
+        return sum(len(host.agent.alerts.engine.store) for host in self.hosts if host.agent is not None)
 
     async def settle(self) -> None:
         """Start the dead agents, and let all agents write what is true."""
@@ -289,7 +289,7 @@ class Fleet:
         alerts = {
             (host.name, alert.vm.uuid, alert.name, "firing")
             for host in self.hosts
-            for alert in (host.agent.alerts.manager.store if host.agent is not None else ())
+            for alert in (host.agent.alerts.engine.store if host.agent is not None else ())
         }
         problems = [f"missing {key}" for key in expected.keys() - known.keys()]
         problems += [f"not deleted {key}" for key in known.keys() - expected.keys()]

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.alerts.disk_types import DetectedBy, DiskLayer, LevelCrossing, ThresholdMode, ThresholdPolicy
+from agent.alerts.engine import AlertEngine
 from agent.alerts.levels import parse_level
-from agent.alerts.manager import AlertEngine
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK

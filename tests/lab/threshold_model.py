@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agent.alerts.disk_types import ThresholdMode, ThresholdPolicy
+from agent.alerts.engine import AlertEngine, PendingAlert
 from agent.alerts.levels import levels_to_bytes, parse_level
-from agent.alerts.manager import AlertEngine, PendingAlert
 from agent.alerts.space_metrics import space_sample
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
@@ -147,8 +147,8 @@ class Agent:
         self.qemu = qemu
         self.journal = journal
         self.emitted: list[Record] = []
-        self.manager = AlertEngine(HOST, lambda _vm, _disk: ThresholdPolicy(mode, LEVELS, HYSTERESIS), self._size_of)
-        self.manager.persistence.restore(journal.entries, now)
+        self.engine = AlertEngine(HOST, lambda _vm, _disk: ThresholdPolicy(mode, LEVELS, HYSTERESIS), self._size_of)
+        self.engine.persistence.restore(journal.entries, now)
 
     def _size_of(self, _vm: Vm, path: str) -> int | None:
         sizes = {node.medium.path: node.medium.size for node in self.qemu.nodes.values()}
@@ -162,21 +162,21 @@ class Agent:
     def on_event(self, data: dict[str, Any], now_ns: int) -> None:
         body = {"event": "BLOCK_WRITE_THRESHOLD", "category": "block", "qemu": data}
         record = Record("qemu.event.block_write_threshold", VM, body, now_ns, data["node-name"])
-        self.emit(self.manager.on_event(record, "BLOCK_WRITE_THRESHOLD", now_ns))
+        self.emit(self.engine.on_event(record, "BLOCK_WRITE_THRESHOLD", now_ns))
 
     def on_reply(self, reply: Reply, now: float) -> None:
         """Process a reply."""
         families = (BLOCK, BLOCK_LAYER) if reply.with_nodes else (BLOCK,)
-        pending, spaces = self.manager.on_samples(VM, self.qemu.samples(reply), now, int(now * 1e9), families=families)
-        trackers = self.manager._processes.processes_with_uuid(UUID)[0].trackers.items()
+        pending, spaces = self.engine.on_samples(VM, self.qemu.samples(reply), now, int(now * 1e9), families=families)
+        trackers = self.engine._processes.processes_with_uuid(UUID)[0].trackers.items()
         assert spaces == [space for disk, tracker in trackers if (space := space_sample(disk, tracker)) is not None]
         self.emit(pending)
 
     def pending_commands(self) -> list[tuple[str, int]]:
         """Return the thresholds to set, by node. Their entry is put into the journal first."""
-        commands = self.manager.threshold_commands.pending(VM)
+        commands = self.engine.threshold_commands.pending(VM)
         if commands:
-            self.journal.put(None, self.manager.persistence.entry_of_vm(UUID))
+            self.journal.put(None, self.engine.persistence.entry_of_vm(UUID))
         thresholds = []
         for device, command in commands:
             assert device == DEVICE

@@ -18,23 +18,23 @@ class ConditionAlerts:
     """The rows on samples and on events, for all VMs.
 
     Attributes:
-        policy: Changes of alerts by the config.
+        overrides: The config's overrides of alerts.
         samples: The rows on samples.
         events: The rows on events.
     """
 
     def __init__(self, store: AlertStore) -> None:
-        self.policy = AlertOverrides()
-        self.samples = SampleConditions(store, SAMPLE_ALERT_ROWS, self.policy)
-        self.events = EventConditions(store, EVENT_ALERT_ROWS, self.policy)
+        self.overrides = AlertOverrides()
+        self.samples = SampleConditions(store, SAMPLE_ALERT_ROWS, self.overrides)
+        self.events = EventConditions(store, EVENT_ALERT_ROWS, self.overrides)
         self._store = store
         self._custom: frozenset[str] = frozenset()
         self._is_store_checked = False
 
-    def configure(self, policy: AlertOverrides, custom: Sequence[SampleAlertRow | EventAlertRow]) -> None:
+    def configure(self, overrides: AlertOverrides, custom: Sequence[SampleAlertRow | EventAlertRow]) -> None:
         """Use a config's changes to alerts and its custom alerts, from the next tick on."""
-        self.policy = self.samples.policy = self.events.policy = policy
-        self._store.adjust = policy.adjust
+        self.overrides = self.samples.overrides = self.events.overrides = overrides
+        self._store.adjust = overrides.adjust
         self._custom = frozenset(row.alert for row in custom)
         self.samples.set_rows((*SAMPLE_ALERT_ROWS, *(row for row in custom if isinstance(row, SampleAlertRow))))
         self.events.set_rows((*EVENT_ALERT_ROWS, *(row for row in custom if isinstance(row, EventAlertRow))))

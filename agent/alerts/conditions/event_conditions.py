@@ -32,12 +32,12 @@ class EventConditions:
     """The rows on events, for all VMs.
 
     Attributes:
-        policy: Changes of the rows by the config.
+        overrides: The config's overrides of the rows.
         events: Names of the events that the rows use. Pass only these events to `on_event`.
     """
 
-    def __init__(self, store: AlertStore, rows: Iterable[EventAlertRow], policy: AlertOverrides) -> None:
-        self.policy = policy
+    def __init__(self, store: AlertStore, rows: Iterable[EventAlertRow], overrides: AlertOverrides) -> None:
+        self.overrides = overrides
         self.events: frozenset[str] = frozenset()
         self._store = store
         self._rows: dict[str, list[EventAlertRow]] = {}
@@ -75,10 +75,10 @@ class EventConditions:
     def _on_match(
         self, state: VmProcessState, row: EventAlertRow, event: Record, subject: str, now_ns: int
     ) -> Iterator[Record]:
-        seconds = self.policy.seconds_of(row.alert, state.vm, subject, row.seconds)
+        seconds = self.overrides.seconds_of(row.alert, state.vm, subject, row.seconds)
         count = 1
         if row.limit is not None:
-            limit = max(1.0, self.policy.limit_of(row, state.vm, subject))
+            limit = max(1.0, self.overrides.limit_of(row, state.vm, subject))
             count = self._count(state, row, subject, event.time_ns, int(limit), seconds)
             if count < limit:
                 return

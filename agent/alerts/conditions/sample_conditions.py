@@ -29,14 +29,14 @@ class SampleConditions:
     """The rows on samples, for all VMs.
 
     Attributes:
-        policy: Changes of the rows by the config.
+        overrides: The config's overrides of the rows.
         families: The families that the rows use. Pass only samples of these families to `on_samples`.
         ages: The ages of external snapshots.
         pools_of_disk: Returns the pools that have images of a VM's disk.
     """
 
-    def __init__(self, store: AlertStore, rows: Iterable[SampleAlertRow], policy: AlertOverrides) -> None:
-        self.policy = policy
+    def __init__(self, store: AlertStore, rows: Iterable[SampleAlertRow], overrides: AlertOverrides) -> None:
+        self.overrides = overrides
         self.ages = SnapshotAges()
         self.pools_of_disk: PoolsOfDisk = lambda _vm, _disk: ()
         self.families: frozenset[Family] = frozenset()
@@ -148,7 +148,7 @@ class SampleConditions:
 
     def _would_fire(self, state: VmProcessState, row: SampleAlertRow, sample: Sample, firing: Alert | None) -> bool:
         """Return whether the row's alert would fire for a sample if no alert of a pool reported its cause."""
-        override = self.policy.find(row.alert, state.vm, row.key_of(sample)[0])
+        override = self.overrides.find(row.alert, state.vm, row.key_of(sample)[0])
         is_off = override is not None and not override.enabled
         return not is_off and self._condition_holds(state, row, sample, is_firing=firing is not None) is True
 
@@ -165,7 +165,7 @@ class SampleConditions:
             return self._check_increase(state, row, sample, value) if tests_pass else None
         limit = row.value
         if row.limit is not None:
-            limit = self.policy.limit_of(row, state.vm, row.key_of(sample)[0])
+            limit = self.overrides.limit_of(row, state.vm, row.key_of(sample)[0])
         if is_firing and row.resolve_at is not None:
             limit = row.resolve_at
         elif is_firing and row.hysteresis:
@@ -208,7 +208,7 @@ class SampleConditions:
             if firing is not None and row.lasts is None and row.resolved_when_false and time_ns >= firing.seen_ns:
                 yield from self._store.resolve([firing], time_ns, "condition")
             return
-        seconds = self.policy.seconds_of(row.alert, state.vm, subject, row.seconds)
+        seconds = self.overrides.seconds_of(row.alert, state.vm, subject, row.seconds)
         if seconds and firing is None:
             if key not in pending and len(pending) >= MAX_INSTANCES:
                 self._store.suppressed += 1

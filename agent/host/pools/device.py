@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent.host.block_device import device_size
-from agent.host.device_activity import DeviceActivity, describe_failure, describe_silence, read_activity
+from agent.host.device_activity import DeviceActivity, describe_failure, describe_stall, read_activity
 from agent.host.pools.base import (
     ImageLocation,
     Pool,
@@ -17,7 +17,7 @@ from agent.host.pools.base import (
     UnknownPool,
 )
 
-SILENT_SECONDS = 5.0
+UNRESPONSIVE_SECONDS = 5.0
 """How long a device may have requests without completing one before it counts as hanging."""
 
 LOOK_SECONDS = 0.25
@@ -27,7 +27,7 @@ LOOK_SECONDS = 0.25
 class DeviceSource:
     """The source of block devices. It is searched last, because another source may find the device in a pool."""
 
-    def __init__(self, sys: Path = Path("/sys"), unresponsive_seconds: float = SILENT_SECONDS) -> None:
+    def __init__(self, sys: Path = Path("/sys"), unresponsive_seconds: float = UNRESPONSIVE_SECONDS) -> None:
         """Create a source.
 
         Args:
@@ -35,7 +35,7 @@ class DeviceSource:
             unresponsive_seconds: time without a completed request after which a device counts as hanging.
         """
         self._sys = sys
-        self._silent_seconds = unresponsive_seconds
+        self._unresponsive_seconds = unresponsive_seconds
 
     async def refresh(self) -> bool:
         """Do nothing, because `find_pool` needs no list of devices."""
@@ -59,17 +59,17 @@ class DeviceSource:
         first = read_activity(number, self._sys)
         if first is not None and (failure := describe_failure(first)):
             return PoolReadError(f"{pool.path}: {failure}")
-        if first is not None and first.is_suspect and (silence := await self._watch_device(number, first)):
-            return PoolUnresponsiveError(f"{pool.path}: {silence}")
+        if first is not None and first.is_suspect and (stall := await self._watch_device(number, first)):
+            return PoolUnresponsiveError(f"{pool.path}: {stall}")
         size = device_size(pool.path, self._sys)
         return PoolReading(size) if size is not None else PoolReadError(f"{pool.path}: the agent cannot see the device")
 
     async def _watch_device(self, number: str, first: DeviceActivity) -> str:
         """Watch a device until it completes a request or counts as hanging. Return why it hangs, or an empty text."""
-        end = asyncio.get_running_loop().time() + self._silent_seconds
+        end = asyncio.get_running_loop().time() + self._unresponsive_seconds
         while True:
-            await asyncio.sleep(min(LOOK_SECONDS, self._silent_seconds))
+            await asyncio.sleep(min(LOOK_SECONDS, self._unresponsive_seconds))
             activity = read_activity(number, self._sys)
-            silence = describe_silence(first, activity, self._silent_seconds) if activity is not None else ""
-            if not silence or asyncio.get_running_loop().time() >= end:
-                return silence
+            stall = describe_stall(first, activity, self._unresponsive_seconds) if activity is not None else ""
+            if not stall or asyncio.get_running_loop().time() >= end:
+                return stall

@@ -167,7 +167,7 @@ async def test_the_error_clears_although_the_alert_was_resolved_meanwhile(
         agent.app.alerts.requests.resolved_seconds = 0.0
         await until(lambda: member.error is not None, 180)
         agent.resume()
-        await until(lambda: len(agent.app.alerts.manager.store) == 0, 180)
+        await until(lambda: len(agent.app.alerts.engine.store) == 0, 180)
         await alertmanager.start()
         await until(lambda: member.error is None, 180)
 

@@ -68,7 +68,7 @@ async def test_no_alert_fires_while_the_guest_runs(folder: Path, qemu: Qemu) -> 
             await asyncio.sleep(3)  # coalesced events are reported after a second
 
             async def agrees() -> bool:
-                firing = [alert for alert in agent.app.alerts.manager.store if alert.name == "disk_full"]
+                firing = [alert for alert in agent.app.alerts.engine.store if alert.name == "disk_full"]
                 return bool(firing) is await is_stopped(guest)
 
             await until(agrees, 180)

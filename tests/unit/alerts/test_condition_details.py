@@ -27,7 +27,7 @@ def watch(scenario: AlertScenario, **options: Any) -> None:
         "help": "Mine.",
     } | options
     row = SampleAlertRow(alert="mine", family=BLOCK, field="reads_total", custom=True, **fields)
-    scenario.manager.set_overrides(AlertOverrides(), [row])
+    scenario.engine.set_overrides(AlertOverrides(), [row])
 
 
 def poll(scenario: AlertScenario, at: float, device: str = "disk0", **values: Any) -> list[Change]:
@@ -132,6 +132,6 @@ def test_a_balloon_that_is_gone_holds_no_memory(scenario: AlertScenario) -> None
 def test_a_hostile_vm_cannot_fill_the_memory_of_counters(scenario: AlertScenario) -> None:
     watch(scenario, operator=Operator.INCREASES)
     scenario.samples(1, BLOCK, *(Sample(BLOCK, (f"d{n}",), {"reads_total": 1}) for n in range(2 * MAX_INSTANCES)))
-    (state,) = scenario.manager._processes.processes_with_uuid(VM.uuid)
+    (state,) = scenario.engine._processes.processes_with_uuid(VM.uuid)
     assert len(state.conditions.previous) == MAX_INSTANCES
-    assert scenario.manager.store.suppressed == MAX_INSTANCES
+    assert scenario.engine.store.suppressed == MAX_INSTANCES

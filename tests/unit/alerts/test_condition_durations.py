@@ -57,7 +57,7 @@ def test_the_time_of_a_condition_that_ended_during_the_restart_begins_again(scen
 
 def test_a_condition_is_stored_once_it_has_held_for_a_minute_and_once_it_has_ended(scenario: AlertScenario) -> None:
     def due(at: float) -> list[Any]:
-        entries = scenario.manager.persistence.entries_to_store(int(at * SECOND))
+        entries = scenario.engine.persistence.entries_to_store(int(at * SECOND))
         return [value and value["processes"][0].get("pending") for _, value in entries]
 
     due(0)

@@ -29,7 +29,7 @@ def test_a_backend_that_restarts_within_ten_seconds_is_no_alert(scenario: AlertS
     scenario.event("NETDEV_VHOST_USER_DISCONNECTED", 10, netdev_id="net0")
     scenario.event("NETDEV_VHOST_USER_CONNECTED", 15, netdev_id="net0")
     assert scenario.tick(60) == []
-    assert scenario.manager.conditions.events._pending == {}
+    assert scenario.engine.conditions.events._pending == {}
 
 
 def test_the_time_of_a_lost_backend_begins_with_the_first_event(scenario: AlertScenario) -> None:
@@ -87,21 +87,21 @@ def test_resets_over_a_day_are_no_loop(scenario: AlertScenario) -> None:
 
 
 def test_the_config_changes_the_number_and_the_time_of_counted_events(scenario: AlertScenario) -> None:
-    scenario.manager.set_overrides(AlertOverrides([AlertOverride("reset_loop", limit=2.0, seconds=60.0)]), ())
+    scenario.engine.set_overrides(AlertOverrides([AlertOverride("reset_loop", limit=2.0, seconds=60.0)]), ())
     assert scenario.event("RESET", 0, guest=True, reason="guest-reset") == []
     assert scenario.event("RESET", 60, guest=True, reason="guest-reset") == []
     assert scenario.event("RESET", 119, guest=True, reason="guest-reset") == [("reset_loop", "", "firing")]
 
 
 def test_an_event_that_is_much_older_is_not_counted_with_newer_ones(scenario: AlertScenario) -> None:
-    scenario.manager.set_overrides(AlertOverrides([AlertOverride("reset_loop", limit=2.0, seconds=60.0)]), ())
+    scenario.engine.set_overrides(AlertOverrides([AlertOverride("reset_loop", limit=2.0, seconds=60.0)]), ())
     for at in (1000, 900):
         assert scenario.event("RESET", at, guest=True, reason="guest-reset") == []
     assert scenario.event("RESET", 950, guest=True, reason="guest-reset") == [("reset_loop", "", "firing")]
 
 
 def test_a_limit_below_one_event_is_one_event(scenario: AlertScenario) -> None:
-    scenario.manager.set_overrides(AlertOverrides([AlertOverride("reset_loop", limit=0.0)]), ())
+    scenario.engine.set_overrides(AlertOverrides([AlertOverride("reset_loop", limit=0.0)]), ())
     assert scenario.event("RESET", 0, guest=True, reason="guest-reset") == [("reset_loop", "", "firing")]
     assert scenario.emitted[-1].data["count"] == 1
 
@@ -113,7 +113,7 @@ def own(alert: str = "vnc", **options: object) -> EventAlertRow:
 
 def test_an_own_alert_on_an_event_is_resolved_by_events_of_the_same_client(scenario: AlertScenario) -> None:
     row = own(resolved_by=(EventMatch("VNC_DISCONNECTED"), EventMatch("SHUTDOWN")))
-    scenario.manager.set_overrides(AlertOverrides(), [row])
+    scenario.engine.set_overrides(AlertOverrides(), [row])
     for host in ("10.0.0.1", "10.0.0.2"):
         assert scenario.event("VNC_CONNECTED", 10, client={"host": host}) == [("vnc", host, "firing")]
     assert scenario.emitted[-1].type == "qemu.alert.custom"
@@ -124,7 +124,7 @@ def test_an_own_alert_on_an_event_is_resolved_by_events_of_the_same_client(scena
 def test_an_own_alert_tests_fields_and_patterns_and_ends_by_time(scenario: AlertScenario) -> None:
     test = FieldTest(("client", "host"), Operator.UNEQUAL, "10.0.0.1")
     row = own(match=EventMatch("VNC_CONNECTED", (test,)), device="10.*", lasts=60.0)
-    scenario.manager.set_overrides(AlertOverrides(), [row])
+    scenario.engine.set_overrides(AlertOverrides(), [row])
     assert scenario.event("VNC_CONNECTED", 10, client={"host": "10.0.0.1"}) == []
     assert scenario.event("VNC_CONNECTED", 10, client={"host": "192.0.2.1"}) == []
     assert scenario.event("VNC_CONNECTED", 10, client={}) == []
@@ -134,27 +134,27 @@ def test_an_own_alert_tests_fields_and_patterns_and_ends_by_time(scenario: Alert
 
 def test_a_hostile_vm_cannot_fill_the_memory_of_events(scenario: AlertScenario) -> None:
     row = own(limit=2.0, seconds=60.0, lasts=60.0)
-    scenario.manager.set_overrides(AlertOverrides(), [row])
+    scenario.engine.set_overrides(AlertOverrides(), [row])
     for number in range(2 * MAX_INSTANCES):
         scenario.event("VNC_CONNECTED", 10, client={"host": f"h{number}"})
         scenario.event("NETDEV_VHOST_USER_DISCONNECTED", 10, netdev_id=f"net{number}")
-    (state,) = scenario.manager._processes.processes_with_uuid(VM.uuid)
+    (state,) = scenario.engine._processes.processes_with_uuid(VM.uuid)
     scenario.event("NETDEV_VHOST_USER_DISCONNECTED", 11, netdev_id="net0")
     assert len(state.conditions.events) == MAX_INSTANCES
     assert len(scenario.tick(20)) == MAX_INSTANCES
-    assert scenario.manager.store.suppressed == 2 * MAX_INSTANCES, "one that waits already is not suppressed"
+    assert scenario.engine.store.suppressed == 2 * MAX_INSTANCES, "one that waits already is not suppressed"
 
 
 def test_the_time_that_an_alert_lasts_begins_when_its_event_is_read(scenario: AlertScenario) -> None:
-    scenario.manager.set_overrides(AlertOverrides(), [own(lasts=60.0)])
+    scenario.engine.set_overrides(AlertOverrides(), [own(lasts=60.0)])
     event = event_record("VNC_CONNECTED", 10, client={"host": "h"})
-    assert len(scenario.manager.on_event(event, "VNC_CONNECTED", 15 * SECOND)) == 1
+    assert len(scenario.engine.on_event(event, "VNC_CONNECTED", 15 * SECOND)) == 1
     assert scenario.tick(74) == []
     assert scenario.tick(75) == [("vnc", "h", "resolved")]
 
 
 def test_a_copied_field_of_an_event_is_a_safe_text_a_number_or_a_flag(scenario: AlertScenario) -> None:
-    scenario.manager.set_overrides(AlertOverrides(), [own(copied_fields=("text", "number", "flag", "list", "absent"))])
+    scenario.engine.set_overrides(AlertOverrides(), [own(copied_fields=("text", "number", "flag", "list", "absent"))])
     scenario.event("VNC_CONNECTED", 10, text="a\x1b[31m", number=5, flag=True, list=[1])
     copied = {
         name: value for name, value in scenario.emitted[-1].data.items() if name in ("text", "number", "flag", "list")
@@ -163,10 +163,10 @@ def test_a_copied_field_of_an_event_is_a_safe_text_a_number_or_a_flag(scenario: 
 
 
 def test_no_more_events_are_stored_than_the_limit_needs(scenario: AlertScenario) -> None:
-    scenario.manager.set_overrides(AlertOverrides(), [own(limit=2.0, seconds=60.0, lasts=60.0)])
+    scenario.engine.set_overrides(AlertOverrides(), [own(limit=2.0, seconds=60.0, lasts=60.0)])
     for at in range(10):
         scenario.event("VNC_CONNECTED", at, client={"host": "h"})
-    (state,) = scenario.manager._processes.processes_with_uuid(VM.uuid)
+    (state,) = scenario.engine._processes.processes_with_uuid(VM.uuid)
     assert [len(times) for times in state.conditions.events.values()] == [2]
 
 

@@ -128,13 +128,13 @@ def test_the_alert_of_a_file_system_survives_a_restart(scenario: AlertScenario) 
 
 def test_the_levels_depend_on_the_vm_and_the_mountpoint(scenario: AlertScenario) -> None:
     levels = {"/data": (parse_level("free 20GiB"),)}
-    scenario.manager.set_guest_policy(GuestAlertPolicy(lambda _vm, mountpoint: levels.get(mountpoint, ())))
+    scenario.engine.set_guest_policy(GuestAlertPolicy(lambda _vm, mountpoint: levels.get(mountpoint, ())))
     assert scenario.guest_filesystems(10, data=81, root=99) == [(*DATA, "firing")]
 
 
 def test_a_level_that_is_no_longer_configured_is_resolved(scenario: AlertScenario) -> None:
     scenario.guest_filesystems(10, data=91)
-    scenario.manager.set_guest_policy(GuestAlertPolicy(lambda _vm, _mountpoint: ()))
+    scenario.engine.set_guest_policy(GuestAlertPolicy(lambda _vm, _mountpoint: ()))
     assert scenario.guest_filesystems(20, data=91) == [(*DATA, "resolved")]
     assert scenario.emitted[-1].data["resolved_by"] == "level_gone"
 
@@ -191,7 +191,7 @@ def test_alerts_of_a_guest_that_is_no_longer_queried_end(scenario: AlertScenario
     scenario.guest_filesystems(10, data=91)
     freeze(scenario, 10, frozen=True)
     freeze(scenario, 200, frozen=True)
-    scenario.manager.on_guest_queries_disabled(VM, 300 * SECOND)
+    scenario.engine.on_guest_queries_disabled(VM, 300 * SECOND)
     assert scenario.firing() == set()
 
 
@@ -199,5 +199,5 @@ def test_an_agent_that_closed_its_channel_stays_lost_without_queries(scenario: A
     scenario.guest_channel(10, connected=True)
     scenario.guest_channel(20, connected=False)
     scenario.tick(320)
-    assert scenario.manager.on_guest_queries_disabled(VM, 330 * SECOND) == []
+    assert scenario.engine.on_guest_queries_disabled(VM, 330 * SECOND) == []
     assert scenario.firing() == {LOST}

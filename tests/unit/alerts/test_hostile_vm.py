@@ -24,7 +24,7 @@ def test_errors_of_any_number_of_devices_fire_a_bounded_number_of_alerts() -> No
     for number in range(MAX_SUBJECT_ALERTS + 500):
         scenario.io_error(10 + number / 1e6, qom_path=f"/machine/peripheral/{number}", device="")
     assert len(scenario.firing()) == MAX_SUBJECT_ALERTS
-    assert scenario.manager.store.suppressed == 500
+    assert scenario.engine.store.suppressed == 500
     assert len(scenario.emitted) == MAX_SUBJECT_ALERTS
     assert len(json.dumps(scenario.entries)) < 1000 * MAX_SUBJECT_ALERTS
     panicked = scenario.event("GUEST_PANICKED", 20, action="pause")
@@ -37,7 +37,7 @@ def test_any_number_of_failed_jobs_is_remembered_up_to_a_limit() -> None:
     scenario = running_scenario()
     for number in range(MAX_FAILED_JOBS + 100):
         scenario.event("BLOCK_JOB_COMPLETED", 10, device=f"job{number}", type="commit", error="x")
-    (state,) = scenario.manager._processes
+    (state,) = scenario.engine._processes
     assert len(state.failed_jobs) == MAX_FAILED_JOBS
 
 
@@ -48,8 +48,8 @@ def test_node_names_that_change_at_each_poll_take_bounded_memory() -> None:
             Sample(BLOCK, (f"disk{n}",), {"node": f"node-{poll}-{n}", "backend": f"backend-{poll}-{n}"})
             for n in range(MAX_DISKS)
         ]
-        scenario.manager.on_samples(VM, samples, poll, poll * SECOND, families=(BLOCK,))
-    (state,) = scenario.manager._processes
+        scenario.engine.on_samples(VM, samples, poll, poll * SECOND, families=(BLOCK,))
+    (state,) = scenario.engine._processes
     assert len(state.aliases) <= MAX_ALIASES
 
 
@@ -57,7 +57,7 @@ def test_storage_that_changes_at_each_poll_takes_bounded_memory() -> None:
     scenario = running_scenario()
     for poll in range(MAX_PAST_NODES + 50):
         scenario.disks(poll, disk0=Disk(offset=GIB, node=f"node{poll}"))
-    (state,) = scenario.manager._processes
+    (state,) = scenario.engine._processes
     past = state.trackers["disk0"].usage.past_nodes
     assert len(past) == MAX_PAST_NODES
     assert f"node{MAX_PAST_NODES + 48}" in past, "the newest are kept"

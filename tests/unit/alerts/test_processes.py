@@ -35,8 +35,8 @@ def test_a_clash_is_certain_only_after_both_were_polled_again() -> None:
     scenario.run_state("running", 1, VM)
     scenario.run_state("running", 2, CLONE)
     assert scenario.tick(3) == []
-    assert "runstate" in scenario.manager.threshold_commands.pop_collectors_to_poll(VM)
-    assert "runstate" in scenario.manager.threshold_commands.pop_collectors_to_poll(CLONE)
+    assert "runstate" in scenario.engine.threshold_commands.pop_collectors_to_poll(VM)
+    assert "runstate" in scenario.engine.threshold_commands.pop_collectors_to_poll(CLONE)
 
 
 def test_a_clash_outlives_a_restart_of_the_agent() -> None:
@@ -125,7 +125,7 @@ def test_the_end_of_the_first_clone_leaves_the_second_its_own_levels() -> None:
     scenario.disks(5, CLONE, disk0=Disk(offset=81 * GIB, path="/dev/vg/b"))
     assert scenario.detach(VM, at=10, permanently=True).count(("write_threshold", "disk0", "resolved")) == 3
     scenario.tick(11)
-    (alert,) = scenario.manager.store
+    (alert,) = scenario.engine.store
     assert (alert.level, alert.data["path"]) == ("80%", "/dev/vg/b")
     assert scenario.disks(12, CLONE, disk0=Disk(offset=81 * GIB, path="/dev/vg/b")) == []
     assert scenario.space(vm=CLONE)["used_bytes"] == 81 * GIB

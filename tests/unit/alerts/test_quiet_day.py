@@ -148,7 +148,7 @@ def test_fifty_ordinary_vms_have_no_alert_in_a_day() -> None:
     scenario, random = AlertScenario(), Random(21)
     run_day(scenario, [ordinary_vm(number, random) for number in range(VMS)])
     assert [(record.vm.name, record.data) for record in scenario.emitted] == []
-    assert scenario.manager.store.suppressed == 0
+    assert scenario.engine.store.suppressed == 0
 
 
 @pytest.mark.parametrize(

@@ -62,10 +62,10 @@ def test_a_poll_between_the_error_and_the_stop_resolves_nothing(scenario: AlertS
 
 
 def test_a_pause_is_polled_until_it_ends(scenario: AlertScenario) -> None:
-    assert "runstate" not in scenario.manager.threshold_commands.pop_collectors_to_poll(VM)
+    assert "runstate" not in scenario.engine.threshold_commands.pop_collectors_to_poll(VM)
     scenario.io_error(10.0)
     scenario.tick(11.0)
-    assert "runstate" in scenario.manager.threshold_commands.pop_collectors_to_poll(VM)
+    assert "runstate" in scenario.engine.threshold_commands.pop_collectors_to_poll(VM)
 
 
 def test_a_reset_does_not_end_what_stops_the_guest(scenario: AlertScenario) -> None:
@@ -90,7 +90,7 @@ def test_thirty_quick_pauses_end_without_an_alert(scenario: AlertScenario) -> No
 
 def test_an_event_from_a_clock_that_is_ahead_counts_as_of_now(scenario: AlertScenario) -> None:
     ahead = event_record("BLOCK_IO_ERROR", 4000, action="stop", nospace=True, device="disk0")
-    assert len(scenario.manager.on_event(ahead, "BLOCK_IO_ERROR", 10 * SECOND)) == 1
+    assert len(scenario.engine.on_event(ahead, "BLOCK_IO_ERROR", 10 * SECOND)) == 1
     assert scenario.run_state("io-error", 11) == []
     assert scenario.run_state("running", 20) == [(*DISK_FULL, "resolved")]
 
@@ -245,10 +245,10 @@ def test_a_guest_that_runs_is_stored_once() -> None:
     scenario = AlertScenario()
     scenario.attach(at=2, pid=7)
     scenario.run_state("running", 3)
-    assert len(scenario.manager.persistence.entries_to_store()) == 1
-    assert scenario.manager.persistence.entries_to_store() == []
+    assert len(scenario.engine.persistence.entries_to_store()) == 1
+    assert scenario.engine.persistence.entries_to_store() == []
     scenario.run_state("paused", 4)
-    assert scenario.manager.persistence.entries_to_store() == []
+    assert scenario.engine.persistence.entries_to_store() == []
 
 
 def test_a_pause_outlives_a_restart_of_the_agent(scenario: AlertScenario) -> None:

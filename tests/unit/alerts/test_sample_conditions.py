@@ -243,15 +243,15 @@ def test_a_firing_alert_is_resolved_after_a_restart_if_its_condition_has_ended(s
 def test_a_hostile_vm_cannot_fill_the_memory_of_conditions(scenario: AlertScenario) -> None:
     jobs = [job(f"job{number}", status="paused") for number in range(2 * MAX_INSTANCES)]
     scenario.samples(0, JOB, *jobs)
-    (state,) = scenario.manager._processes.processes_with_uuid(VM.uuid)
+    (state,) = scenario.engine._processes.processes_with_uuid(VM.uuid)
     assert len(state.conditions.pending) == MAX_INSTANCES
-    assert scenario.manager.store.suppressed == MAX_INSTANCES
+    assert scenario.engine.store.suppressed == MAX_INSTANCES
     scenario.samples(1, JOB)
     assert not state.conditions.pending
 
 
 def override(scenario: AlertScenario, *overrides: AlertOverride, custom: tuple[SampleAlertRow, ...] = ()) -> None:
-    scenario.manager.set_overrides(AlertOverrides(overrides), custom)
+    scenario.engine.set_overrides(AlertOverrides(overrides), custom)
 
 
 def test_the_config_changes_a_limit_a_duration_and_a_severity_of_some_vms(scenario: AlertScenario) -> None:
@@ -275,7 +275,7 @@ def test_a_silenced_alert_is_resolved_until_it_is_not_silenced(scenario: AlertSc
     assert scenario.emitted[-1].data["resolved_by"] == "silenced"
     assert scenario.samples(3, JOB, job(io_status="failed")) == scenario.tick(3) == []
     assert scenario.firing() == {("guest_panicked", "")}
-    assert len(scenario.manager.store) == 1
+    assert len(scenario.engine.store) == 1
     override(scenario)
     assert scenario.tick(4) == [("job_io_error", "backup0", "firing")]
     assert scenario.emitted[-1].data["since_timestamp_seconds"] == 0.0
@@ -313,10 +313,8 @@ def test_an_alert_that_the_new_config_silences_is_resolved_after_a_restart(scena
 def test_each_alert_can_be_turned_off(scenario: AlertScenario, name: str) -> None:
     override(scenario, AlertOverride(name, vm="vm?", enabled=False))
     alert = Alert(name, VM, "disk0", "", Severity.ERROR, 1, {}, owner=1)
-    assert list(scenario.manager.store.fire(alert)) == []
-    assert [
-        record.subject for record in scenario.manager.store.fire(replace(alert, vm=replace(VM, name="db"), owner=2))
-    ]
+    assert list(scenario.engine.store.fire(alert)) == []
+    assert [record.subject for record in scenario.engine.store.fire(replace(alert, vm=replace(VM, name="db"), owner=2))]
 
 
 def test_a_silenced_alert_of_a_run_state_does_not_fire(scenario: AlertScenario) -> None:
@@ -335,9 +333,9 @@ def test_an_own_alert_is_a_record_of_type_custom_and_ends_with_its_rule(scenario
     reads = [Sample(BLOCK, (device,), {"reads_total": 11}) for device in ("cd0", "disk0")]
     assert scenario.samples(1, BLOCK, *reads) == [("many_reads", "disk0", "firing")]
     assert scenario.emitted[-1].type == "qemu.alert.custom"
-    (body,) = AlertmanagerRequests("hv7", 0.0).compose(scenario.manager.store, 2.0)
+    (body,) = AlertmanagerRequests("hv7", 0.0).compose(scenario.engine.store, 2.0)
     assert (body["labels"]["alertname"], body["labels"]["device"]) == ("many_reads", "disk0")
-    (firing, _) = AlertMetrics(scenario.manager.store).collect()
+    (firing, _) = AlertMetrics(scenario.engine.store).collect()
     assert [sample.labels["alert"] for sample in firing.samples] == ["many_reads"]
     scenario.restart()
     scenario.attach()
@@ -348,7 +346,7 @@ def test_an_own_alert_is_a_record_of_type_custom_and_ends_with_its_rule(scenario
 
 
 def test_no_family_is_watched_that_no_row_concerns(scenario: AlertScenario) -> None:
-    watched = scenario.manager.conditions.samples.families
+    watched = scenario.engine.conditions.samples.families
     assert BLOCK not in watched
     assert {JOB, MIGRATION, BLOCK_LAYER, BALLOON} <= watched
 

@@ -39,8 +39,8 @@ class StalledHost:
         self.alerts = alerts
         alerts.attach()
         self.registry = PoolRegistry()
-        self.pools = PoolAlerts(HOST, alerts.manager.store, self.registry, lambda _usage: PoolPolicy((), 0.0))
-        alerts.manager.conditions.samples.pools_of_disk = self.registry.pools_of_disk
+        self.pools = PoolAlerts(HOST, alerts.engine.store, self.registry, lambda _usage: PoolPolicy((), 0.0))
+        alerts.engine.conditions.samples.pools_of_disk = self.registry.pools_of_disk
         places = (("disk0", "storage", NFS), ("disk0", "backing-1", LOCAL), ("disk1", "storage", LOCAL))
         images = [(Image(disk, layer, "file", disk + layer, GIB, 0, GIB), pool) for disk, layer, pool in places]
         self.registry.set_images_of_vm(VM, images, 0.0)
@@ -93,7 +93,7 @@ def test_a_disk_of_another_pool_fires(host: StalledHost) -> None:
 
 def test_a_disk_fires_if_the_config_turns_the_alert_of_the_pool_off(host: StalledHost) -> None:
     off = AlertOverrides([AlertOverride(alert="pool_unresponsive", enabled=False)])
-    host.alerts.manager.set_overrides(off, ())
+    host.alerts.engine.set_overrides(off, ())
     host.hang(NFS, 1)
     assert host.poll(2, "disk0") == FIRES
 
@@ -129,14 +129,14 @@ def test_only_the_pool_that_does_not_answer_is_critical(host: StalledHost) -> No
 
 
 def test_a_pool_is_not_critical_if_the_config_turns_the_alert_of_the_disk_off(host: StalledHost) -> None:
-    host.alerts.manager.set_overrides(AlertOverrides([AlertOverride(alert="io_stalled", enabled=False)]), ())
+    host.alerts.engine.set_overrides(AlertOverrides([AlertOverride(alert="io_stalled", enabled=False)]), ())
     host.hang(NFS, 1)
     host.poll(2, "disk0")
     assert host.hang(NFS, 3) == []
 
 
 def test_the_config_sets_the_severity_of_both_alerts_of_a_pool(host: StalledHost) -> None:
-    host.alerts.manager.set_overrides(
+    host.alerts.engine.set_overrides(
         AlertOverrides([AlertOverride("pool_unresponsive", severity=Severity.WARNING)]), ()
     )
     host.hang(NFS, 1)

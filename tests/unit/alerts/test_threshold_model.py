@@ -158,14 +158,14 @@ class Scenario:
     def confirm_command(self, _: int) -> None:
         if self.sent is not None:
             assert self.agent is not None
-            self.agent.manager.threshold_commands.on_done(VM, "disk0", done=self._execute())
+            self.agent.engine.threshold_commands.on_done(VM, "disk0", done=self._execute())
 
     def time_out(self, n: int) -> None:
         """Let the response time out. QEMU may have executed the command."""
         if self.sent is not None:
             assert self.agent is not None
             self._maybe_execute(n)
-            self.agent.manager.threshold_commands.on_done(VM, "disk0", done=False)
+            self.agent.engine.threshold_commands.on_done(VM, "disk0", done=False)
 
     def _execute(self) -> bool:
         assert self.sent is not None
@@ -191,9 +191,9 @@ class Scenario:
             assert self.agent is not None
             if self.sent is not None:
                 self._maybe_execute(n)
-                self.agent.manager.threshold_commands.on_done(VM, "disk0", done=False)
+                self.agent.engine.threshold_commands.on_done(VM, "disk0", done=False)
             self._lose_connection()
-            self.agent.manager.on_gone(VM, self.now, permanently=False)
+            self.agent.engine.on_gone(VM, self.now, permanently=False)
 
     def _lose_connection(self) -> None:
         self.attached, self.events, self.reply, self.commands, self.sent = False, [], None, [], None
@@ -201,7 +201,7 @@ class Scenario:
     def connect(self, _: int) -> None:
         if self.agent is not None and not self.attached:
             self.attached, self.polled_foreign = True, False
-            self.agent.emit(self.agent.manager.on_attached(VM, int(self.now * 1e9)))
+            self.agent.emit(self.agent.engine.on_attached(VM, int(self.now * 1e9)))
 
     def restart_qemu(self, n: int) -> None:
         self.polled_offset = {}
@@ -209,7 +209,7 @@ class Scenario:
         if self.attached:
             assert self.agent is not None
             self._lose_connection()
-            self.agent.manager.on_gone(VM, self.now, permanently=n % 2 > 0)
+            self.agent.engine.on_gone(VM, self.now, permanently=n % 2 > 0)
 
     def kill(self, n: int) -> None:
         """Kill the agent. Some pending transactions are on disk, the others are lost."""
@@ -254,7 +254,7 @@ class Scenario:
         due = {"block", "nodes"}
         for _ in range(QUIET_ROUNDS):
             self._finish()
-            due |= self.agent.manager.threshold_commands.pop_collectors_to_poll(VM)
+            due |= self.agent.engine.threshold_commands.pop_collectors_to_poll(VM)
             if not due:
                 break
             self.reply = self.qemu.reply(with_nodes="nodes" in due)
@@ -283,7 +283,7 @@ class Scenario:
             assert not is_firing or medium.end > size - int(medium.size * HYSTERESIS), (
                 f"{level} fires and is not exceeded"
             )
-        (tracker,) = self.agent.manager._processes.processes_with_uuid(UUID)[0].trackers.values()
+        (tracker,) = self.agent.engine._processes.processes_with_uuid(UUID)[0].trackers.values()
         if (
             self.mode is ThresholdMode.ARM
             and not tracker.slot.is_foreign

@@ -34,8 +34,8 @@ class ScriptedDelivery:
 async def test_the_entry_of_a_guest_that_runs_is_stored_once_the_journal_works() -> None:
     delivery: Any = ScriptedDelivery()
     alerts = AlertPublisher(HOST, AlertsConfig(), delivery, PoolRegistry())
-    alerts.manager.on_attached(VM, 1, 7)
-    alerts.manager.on_run_state(VM, 2, running=True, status="running")
+    alerts.engine.on_attached(VM, 1, 7)
+    alerts.engine.on_run_state(VM, 2, running=True, status="running")
     delivery.error = "the disk is full"
     await alerts.tick()
     assert delivery.stored == []

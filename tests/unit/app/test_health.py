@@ -43,9 +43,9 @@ async def test_vms_that_run_with_one_uuid_are_one_warning() -> None:
     for number in (1, 2):
         clone = replace(vm(number), uuid="u")
         agent.snapshot.update_status(status(clone))
-        agent.alerts.manager.on_attached(clone, 1, number)
+        agent.alerts.engine.on_attached(clone, 1, number)
     for time_ns in (2, 3):
         for number in (1, 2):
-            agent.alerts.manager.on_run_state(replace(vm(number), uuid="u"), time_ns, running=True, status="running")
+            agent.alerts.engine.on_run_state(replace(vm(number), uuid="u"), time_ns, running=True, status="running")
     await agent.alerts.tick()
     assert agent.health.warnings() == ["UUID clash: /run/vm1.qmp, /run/vm2.qmp: several VMs run with UUID u"]

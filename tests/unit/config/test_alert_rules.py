@@ -23,7 +23,7 @@ def scenario_of(**alerts: Any) -> AlertScenario:
     """Return a scenario with an attached VM and this section `alerts` of the config."""
     config = AlertsConfig.model_validate(alerts)
     scenario = AlertScenario()
-    scenario.manager.set_overrides(alert_overrides(config), [alert.to_row() for alert in config.custom])
+    scenario.engine.set_overrides(alert_overrides(config), [alert.to_row() for alert in config.custom])
     scenario.attach()
     return scenario
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.device_activity import DeviceActivity, describe_failure, describe_silence, read_activity
+from agent.host.device_activity import DeviceActivity, describe_failure, describe_stall, read_activity
 from agent.host.pools.base import (
     ImageLocation,
     Pool,
@@ -43,8 +43,8 @@ SUSPENDED = DeviceActivity(0, 100, suspended=True)
 def test_a_device_is_silent_if_it_completes_no_request_or_is_blocked(
     before: DeviceActivity, after: DeviceActivity, reason: str
 ) -> None:
-    silence = describe_silence(before, after, 5.0)
-    assert silence.startswith(reason) if reason else silence == ""
+    stall = describe_stall(before, after, 5.0)
+    assert stall.startswith(reason) if reason else stall == ""
 
 
 @pytest.mark.parametrize("state", ["offline", "transport-offline", "dead", "running", "live", "blocked", ""])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.qga.commands import COMMAND_ROWS, GUEST_READS, MAX_SYNC_NUMBER, encode, synchronization
-from agent.qga.errors import GuestAgentCommandRefusedError
+from agent.qga.errors import GuestAgentCommandNotAllowedError
 from tests.lab.guest_transcript import load
 
 CHANGING = re.compile(r"exec|file|ssh|set|freeze$|freeze-|thaw|trim|shutdown|suspend|password")
@@ -45,14 +45,14 @@ def test_a_request_is_the_name_alone(name: str) -> None:
     + ["", "guest-sync-delimited", "GUEST-INFO"],
 )
 def test_every_other_command_is_refused(name: str) -> None:
-    with pytest.raises(GuestAgentCommandRefusedError):
+    with pytest.raises(GuestAgentCommandNotAllowedError):
         encode(name)
 
 
 @given(st.text() | st.sampled_from(sorted(GUEST_READS)).map(lambda name: name + '","arguments":{"x":"'))
 def test_no_text_becomes_a_command(name: str) -> None:
     if name not in GUEST_READS:
-        with pytest.raises(GuestAgentCommandRefusedError):
+        with pytest.raises(GuestAgentCommandNotAllowedError):
             encode(name)
 
 
@@ -65,7 +65,7 @@ def test_a_synchronization_is_a_byte_and_a_command(number: int) -> None:
 
 @pytest.mark.parametrize("number", [-1, MAX_SYNC_NUMBER + 1, True, '1}},{"execute":"guest-shutdown"'])
 def test_a_synchronization_takes_a_number_only(number: int) -> None:
-    with pytest.raises(GuestAgentCommandRefusedError):
+    with pytest.raises(GuestAgentCommandNotAllowedError):
         synchronization(number)
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from agent.alerts.pool_usage import PoolUsage
 from agent.app.agent import Agent
-from agent.app.storage_pool_poller import (
+from agent.app.pool_poller import (
     CHECK_SECONDS,
     MAX_READS_AT_ONCE,
-    SILENT_SECONDS,
+    UNRESPONSIVE_SECONDS,
     PoolPoller,
     _refresh_source,
 )
@@ -67,7 +67,7 @@ def test_a_file_system_that_grows_towards_a_level_is_read_faster(poller: PoolPol
 def test_a_silent_file_system_is_read_again_soon(poller: PoolPoller) -> None:
     usage = add(poller, "nfs4", 900 * GIB)
     usage.silent_since = 100.0
-    assert poller._seconds_until_read(usage) == SILENT_SECONDS
+    assert poller._seconds_until_read(usage) == UNRESPONSIVE_SECONDS
 
 
 def test_a_thin_pool_is_read_at_the_interval_of_its_report(poller: PoolPoller) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agent.alerts.disk_types import ThresholdMode
-from agent.alerts.manager import AWAY_SECONDS, AlertEngine, PendingAlert
+from agent.alerts.engine import AWAY_SECONDS, AlertEngine, PendingAlert
 from agent.alerts.persistence import VM_ENTRY_PREFIX
 from agent.alerts.rules import EVENT_RULES, HOUR
 from agent.model.metrics.block_layers import BLOCK_LAYER
@@ -27,7 +27,7 @@ def polled_agent(used: int = 0) -> Agent:
     """Return an agent that has polled a disk with `used` bytes."""
     agent = new_agent()
     agent.qemu.node.write(max(used, 1))
-    agent.manager.on_attached(VM)
+    agent.engine.on_attached(VM)
     agent.on_reply(agent.qemu.reply(with_nodes=True), 0.0)
     return agent
 
@@ -53,7 +53,7 @@ def agent_of_next_run(agent: Agent) -> Agent:
 
 def vm_entries_to_store(agent: Agent) -> list[tuple[str, Any]]:
     """Return the entries of VMs that are due."""
-    return [entry for entry in agent.manager.persistence.entries_to_store() if entry[0].startswith(VM_ENTRY_PREFIX)]
+    return [entry for entry in agent.engine.persistence.entries_to_store() if entry[0].startswith(VM_ENTRY_PREFIX)]
 
 
 STOPPED_WITHOUT_SPACE: dict[str, Any] = {"action": "stop", "nospace": True, "operation": "write"}
@@ -64,7 +64,7 @@ STOPPED_WITHOUT_SPACE: dict[str, Any] = {"action": "stop", "nospace": True, "ope
 
 def test_each_record_has_the_entry_as_of_that_record() -> None:
     agent = polled_agent(960)
-    firing = [len(pending.entry[1]["firing"]) for pending in agent.manager.tick(0, 0)]
+    firing = [len(pending.entry[1]["firing"]) for pending in agent.engine.tick(0, 0)]
     assert firing == []
     levels = [value["processes"][0]["disks"]["disk0"]["exceeded"] for _, _, value in agent.journal.pending]
     assert levels == [["80%"], ["80%", "90%"], ["80%", "90%", "95%"]]
@@ -73,8 +73,8 @@ def test_each_record_has_the_entry_as_of_that_record() -> None:
 
 def test_an_entry_before_the_first_poll_keeps_restored_disks() -> None:
     second = agent_of_next_run(polled_agent(850))
-    second.manager.on_attached(VM)
-    (pending,) = second.manager.on_event(event("WATCHDOG", action="none"), "WATCHDOG", 7)
+    second.engine.on_attached(VM)
+    (pending,) = second.engine.on_event(event("WATCHDOG", action="none"), "WATCHDOG", 7)
     assert pending.entry[1]["processes"][0]["disks"]["disk0"]["exceeded"] == ["80%"]
 
 
@@ -82,9 +82,9 @@ def test_the_entry_of_a_gone_vm_without_alerts_is_removed() -> None:
     agent = polled_agent()
     assert len(agent.pending_commands()) == 1
     assert agent.journal.pending[-1][2] is not None
-    agent.manager.on_gone(VM, 0, permanently=True)
+    agent.engine.on_gone(VM, 0, permanently=True)
     assert vm_entries_to_store(agent) == []
-    assert agent.manager.tick(1, 0) == []
+    assert agent.engine.tick(1, 0) == []
     assert vm_entries_to_store(agent) == [(VM_ENTRY_PREFIX + UUID, None)]
     assert vm_entries_to_store(agent) == []
 
@@ -94,18 +94,18 @@ def test_the_entry_of_a_vm_that_never_returns_is_removed() -> None:
     agent.pending_commands()
     second = agent_of_next_run(agent)
     assert vm_entries_to_store(second) == []
-    second.manager.tick(AWAY_SECONDS, 0)
+    second.engine.tick(AWAY_SECONDS, 0)
     assert vm_entries_to_store(second) == [(VM_ENTRY_PREFIX + UUID, None)]
 
 
 def test_fingerprints_are_stable_over_restarts_and_processes() -> None:
     agent = polled_agent(850)
     second = agent_of_next_run(agent)
-    assert [alert.fingerprint for alert in second.manager.store] == [alert.fingerprint for alert in agent.manager.store]
-    second.manager.on_attached(VM_AT_OTHER_MONITOR)
+    assert [alert.fingerprint for alert in second.engine.store] == [alert.fingerprint for alert in agent.engine.store]
+    second.engine.on_attached(VM_AT_OTHER_MONITOR)
     second.qemu.node.medium.size = 2 * SIZE
     second.emit(
-        second.manager.on_samples(VM_AT_OTHER_MONITOR, second.qemu.samples(second.qemu.reply(with_nodes=True)), 1, 1)[0]
+        second.engine.on_samples(VM_AT_OTHER_MONITOR, second.qemu.samples(second.qemu.reply(with_nodes=True)), 1, 1)[0]
     )
     assert second.emitted[0].data["state"] == "resolved"
     assert second.emitted[0].data["fingerprint"] == agent.emitted[0].data["fingerprint"]
@@ -117,7 +117,7 @@ def test_fingerprints_are_stable_over_restarts_and_processes() -> None:
 def test_a_slot_is_set_only_after_a_fresh_read() -> None:
     agent = polled_agent()
     assert len(agent.pending_commands()) == 1
-    agent.manager.threshold_commands.on_done(VM, "disk0", done=True)
+    agent.engine.threshold_commands.on_done(VM, "disk0", done=True)
     agent.qemu.node.slot = 800
     data = agent.qemu.node.write(810)
     assert data is not None
@@ -135,7 +135,7 @@ def test_an_extended_device_has_the_size_that_the_host_reports() -> None:
     agent.qemu.node.medium.size = 2 * SIZE
     reply = agent.qemu.reply(with_nodes=False)
     agent.on_reply(reply, 1.0)
-    assert agent.manager.threshold_commands.pop_collectors_to_poll(VM) == {"nodes"}
+    assert agent.engine.threshold_commands.pop_collectors_to_poll(VM) == {"nodes"}
     stale = replace(reply, with_nodes=True, medium=replace(reply.medium, size=SIZE))  # QEMU has the old size
     agent.on_reply(stale, 2.0)
     assert [record.data["state"] for record in agent.emitted] == ["firing", "resolved"]
@@ -147,15 +147,15 @@ def test_an_extended_device_has_the_size_that_the_host_reports() -> None:
 
 def test_unplugging_the_only_disk_resolves_its_alerts() -> None:
     agent = polled_agent(850)
-    pending, spaces = agent.manager.on_samples(VM, [], 1, 1, families=(BLOCK_LAYER,))
+    pending, spaces = agent.engine.on_samples(VM, [], 1, 1, families=(BLOCK_LAYER,))
     assert (alert_changes(pending), spaces) == ([("write_threshold", "resolved")], [])
-    assert agent.manager.on_samples(VM, [], 2, 2, families=(BLOCK_LAYER,)) == ([], [])
+    assert agent.engine.on_samples(VM, [], 2, 2, families=(BLOCK_LAYER,)) == ([], [])
 
 
 def test_a_disk_unplugged_while_the_agent_was_away_resolves() -> None:
     second = agent_of_next_run(polled_agent(850))
-    second.manager.on_attached(VM)
-    pending, _ = second.manager.on_samples(VM, [], 1, 1, families=(BLOCK_LAYER,))
+    second.engine.on_attached(VM)
+    pending, _ = second.engine.on_samples(VM, [], 1, 1, families=(BLOCK_LAYER,))
     assert [alert.record.data["resolved_by"] for alert in pending] == ["unplugged"]
     assert pending[0].entry == (VM_ENTRY_PREFIX + UUID, None)
 
@@ -165,23 +165,23 @@ def test_a_disk_unplugged_while_the_agent_was_away_resolves() -> None:
 
 def test_a_panic_outlives_an_agent_restart_until_the_guest_runs() -> None:
     agent = polled_agent()
-    agent.emit(agent.manager.on_event(event("GUEST_PANICKED", action="pause"), "GUEST_PANICKED", 7))
+    agent.emit(agent.engine.on_event(event("GUEST_PANICKED", action="pause"), "GUEST_PANICKED", 7))
     second = agent_of_next_run(agent)
-    second.manager.on_attached(VM)
-    assert send_event(second.manager, "STOP") == []
-    assert send_event(second.manager, "RESET") == [], "the guest stands still"
-    assert send_event(second.manager, "RESUME") == [("guest_panicked", "resolved")]
+    second.engine.on_attached(VM)
+    assert send_event(second.engine, "STOP") == []
+    assert send_event(second.engine, "RESET") == [], "the guest stands still"
+    assert send_event(second.engine, "RESUME") == [("guest_panicked", "resolved")]
 
 
 def test_resume_does_not_resolve_a_panic_that_stopped_nothing() -> None:
-    manager = polled_agent().manager
+    manager = polled_agent().engine
     send_event(manager, "GUEST_PANICKED", action="run")
     assert send_event(manager, "RESUME") == []
     assert send_event(manager, "RESET") == [("guest_panicked", "resolved")]
 
 
 def test_a_watchdog_alert_expires() -> None:
-    manager = polled_agent().manager
+    manager = polled_agent().engine
     send_event(manager, "WATCHDOG", action="reset")
     assert send_event(manager, "RESET") == []
     assert manager.tick(0, int(HOUR * 1e9) + 6) == []
@@ -189,7 +189,7 @@ def test_a_watchdog_alert_expires() -> None:
 
 
 def test_disk_full_with_a_node_name_is_reported_by_device() -> None:
-    manager = polled_agent(990).manager
+    manager = polled_agent(990).engine
     (pending,) = manager.on_event(
         event("BLOCK_IO_ERROR", subject="format", **STOPPED_WITHOUT_SPACE), "BLOCK_IO_ERROR", 7
     )
@@ -200,8 +200,8 @@ def test_disk_full_with_a_node_name_is_reported_by_device() -> None:
 
 def test_an_event_without_a_subject_names_no_disk() -> None:
     second = agent_of_next_run(polled_agent(850))
-    second.manager.on_attached(VM)
-    (pending,) = second.manager.on_event(event("GUEST_PANICKED"), "GUEST_PANICKED", 7)
+    second.engine.on_attached(VM)
+    (pending,) = second.engine.on_event(event("GUEST_PANICKED"), "GUEST_PANICKED", 7)
     assert pending.record.subject == ""
 
 
@@ -216,18 +216,18 @@ def test_every_rule_is_at_least_an_error() -> None:
 def test_a_guest_found_running_resolves_its_pause(is_restarted: bool) -> None:  # noqa: FBT001
     agent = polled_agent()
     agent.emit(
-        agent.manager.on_event(event("BLOCK_IO_ERROR", subject="disk0", **STOPPED_WITHOUT_SPACE), "BLOCK_IO_ERROR", 7)
+        agent.engine.on_event(event("BLOCK_IO_ERROR", subject="disk0", **STOPPED_WITHOUT_SPACE), "BLOCK_IO_ERROR", 7)
     )
     if is_restarted:
         agent = agent_of_next_run(agent)
     else:
-        agent.manager.on_gone(VM, 1, permanently=False)
-    agent.manager.on_attached(VM)
-    assert alert_changes(agent.manager.on_run_state(VM, 9, running=True)) == [("disk_full", "resolved")]
+        agent.engine.on_gone(VM, 1, permanently=False)
+    agent.engine.on_attached(VM)
+    assert alert_changes(agent.engine.on_run_state(VM, 9, running=True)) == [("disk_full", "resolved")]
 
 
 def test_a_guest_found_paused_stays_firing_until_resume() -> None:
-    manager = polled_agent().manager
+    manager = polled_agent().engine
     send_event(manager, "BLOCK_IO_ERROR", subject="disk0", **STOPPED_WITHOUT_SPACE)
     assert manager.on_run_state(VM, 6, running=True) == [], "the poll is older than the error"
     manager.on_gone(VM, 1, permanently=False)
@@ -239,7 +239,7 @@ def test_a_guest_found_paused_stays_firing_until_resume() -> None:
 
 
 def test_an_error_at_attach_outranks_an_older_poll() -> None:
-    manager = polled_agent().manager
+    manager = polled_agent().engine
     send_event(manager, "BLOCK_IO_ERROR", subject="disk0", **STOPPED_WITHOUT_SPACE)
     manager.on_gone(VM, 1, permanently=False)
     manager.on_attached(VM)
@@ -249,10 +249,10 @@ def test_an_error_at_attach_outranks_an_older_poll() -> None:
 
 def test_a_restarted_vm_keeps_its_disk_levels_only() -> None:
     agent = polled_agent(850)
-    send_event(agent.manager, "GUEST_PANICKED", action="pause")
-    agent.manager.on_gone(VM, 1, permanently=True)
-    assert alert_changes(agent.manager.on_attached(VM, 9)) == [("guest_panicked", "resolved")]
-    assert agent.manager.tick(2, 9) == []
+    send_event(agent.engine, "GUEST_PANICKED", action="pause")
+    agent.engine.on_gone(VM, 1, permanently=True)
+    assert alert_changes(agent.engine.on_attached(VM, 9)) == [("guest_panicked", "resolved")]
+    assert agent.engine.tick(2, 9) == []
     agent.qemu.restart()
     agent.on_reply(agent.qemu.reply(with_nodes=True), 3.0)
     assert [record.data["level"] for record in agent.emitted] == ["80%"]
@@ -268,7 +268,7 @@ def test_a_restarted_vm_keeps_its_disk_levels_only() -> None:
     ],
 )
 def test_a_missed_pause_is_detected_by_the_run_state(status: str, alert: str | None) -> None:
-    manager = polled_agent().manager
+    manager = polled_agent().engine
     pending = manager.on_run_state(VM, 9, running=False, status=status)
     assert alert_changes(pending) == ([(alert, "firing")] if alert else [])
     assert [alert.record.data["detected_by"] for alert in pending] == ["missed"] * len(pending)
@@ -283,11 +283,11 @@ def test_a_missed_pause_is_detected_by_the_run_state(status: str, alert: str | N
 def test_a_known_pause_is_not_reported_again() -> None:
     agent = polled_agent()
     agent.emit(
-        agent.manager.on_event(event("BLOCK_IO_ERROR", subject="disk0", **STOPPED_WITHOUT_SPACE), "BLOCK_IO_ERROR", 7)
+        agent.engine.on_event(event("BLOCK_IO_ERROR", subject="disk0", **STOPPED_WITHOUT_SPACE), "BLOCK_IO_ERROR", 7)
     )
     second = agent_of_next_run(agent)
-    second.manager.on_attached(VM)
-    assert second.manager.on_run_state(VM, 9, running=False, status="io-error") == []
+    second.engine.on_attached(VM)
+    assert second.engine.on_run_state(VM, 9, running=False, status="io-error") == []
 
 
 # --- Two processes with one UUID ---
@@ -295,7 +295,7 @@ def test_a_known_pause_is_not_reported_again() -> None:
 
 def test_a_migration_source_is_active_until_it_stops() -> None:
     agent = polled_agent(850)
-    manager = agent.manager
+    manager = agent.engine
     manager.on_run_state(VM, 1, running=True)
     manager.on_attached(VM_AT_OTHER_MONITOR)
     manager.on_run_state(VM_AT_OTHER_MONITOR, 1, running=False, status="inmigrate")
@@ -325,9 +325,9 @@ def test_a_migration_source_is_active_until_it_stops() -> None:
 
 def test_the_source_of_a_failed_migration_stays_active() -> None:
     agent = polled_agent(850)
-    agent.manager.on_attached(VM_AT_OTHER_MONITOR)
-    agent.manager.on_gone(VM_AT_OTHER_MONITOR, 1, permanently=True)
-    assert agent.manager.tick(1000, 0) == []
+    agent.engine.on_attached(VM_AT_OTHER_MONITOR)
+    agent.engine.on_gone(VM_AT_OTHER_MONITOR, 1, permanently=True)
+    assert agent.engine.tick(1000, 0) == []
     agent.qemu.node.write(910)
     agent.on_reply(agent.qemu.reply(with_nodes=True), 2.0)
     assert [record.data["level"] for record in agent.emitted] == ["80%", "90%"]
@@ -336,34 +336,34 @@ def test_the_source_of_a_failed_migration_stays_active() -> None:
 def test_after_a_restart_the_running_process_is_active() -> None:
     for first, second in ((VM, VM_AT_OTHER_MONITOR), (VM_AT_OTHER_MONITOR, VM)):
         agent = agent_of_next_run(polled_agent(850))
-        agent.manager.on_attached(first)
-        agent.manager.on_attached(second)
-        agent.manager.on_run_state(VM, 1, running=False, status="postmigrate")  # the source of a completed migration
-        agent.manager.on_run_state(VM_AT_OTHER_MONITOR, 1, running=True)
+        agent.engine.on_attached(first)
+        agent.engine.on_attached(second)
+        agent.engine.on_run_state(VM, 1, running=False, status="postmigrate")  # the source of a completed migration
+        agent.engine.on_run_state(VM_AT_OTHER_MONITOR, 1, running=True)
         reply = agent.qemu.samples(agent.qemu.reply(with_nodes=True))
-        assert agent.manager.on_samples(VM, reply, 1, 1) == ([], [])
-        assert len(agent.manager.on_samples(VM_AT_OTHER_MONITOR, reply, 1, 1)[1]) == 1
+        assert agent.engine.on_samples(VM, reply, 1, 1) == ([], [])
+        assert len(agent.engine.on_samples(VM_AT_OTHER_MONITOR, reply, 1, 1)[1]) == 1
 
 
 def test_an_event_from_two_monitors_is_reported_once() -> None:
     agent = polled_agent(100)
-    agent.manager.on_attached(VM_AT_OTHER_MONITOR)
+    agent.engine.on_attached(VM_AT_OTHER_MONITOR)
     ((node, value),) = agent.pending_commands()
     data: dict[str, Any] = {"node-name": node, "write-threshold": value, "amount-exceeded": 5}
-    assert send_event(agent.manager, "BLOCK_WRITE_THRESHOLD", VM_AT_OTHER_MONITOR, **data) == []
-    assert send_event(agent.manager, "BLOCK_WRITE_THRESHOLD", VM, **data) == [("write_threshold", "firing")]
-    assert send_event(agent.manager, "BLOCK_WRITE_THRESHOLD", VM_AT_OTHER_MONITOR, **data) == []
+    assert send_event(agent.engine, "BLOCK_WRITE_THRESHOLD", VM_AT_OTHER_MONITOR, **data) == []
+    assert send_event(agent.engine, "BLOCK_WRITE_THRESHOLD", VM, **data) == [("write_threshold", "firing")]
+    assert send_event(agent.engine, "BLOCK_WRITE_THRESHOLD", VM_AT_OTHER_MONITOR, **data) == []
 
 
 def test_a_response_for_an_inactive_process_is_ignored() -> None:
     agent = polled_agent(100)
     agent.pending_commands()
-    agent.manager.on_run_state(VM, 1, running=False, status="postmigrate")
-    agent.manager.on_attached(VM_AT_OTHER_MONITOR)
-    agent.manager.on_run_state(VM_AT_OTHER_MONITOR, 1, running=True)
-    agent.manager.threshold_commands.pop_collectors_to_poll(VM_AT_OTHER_MONITOR)
-    agent.manager.threshold_commands.on_done(VM, "disk0", done=False)
-    assert agent.manager.threshold_commands.pop_collectors_to_poll(VM_AT_OTHER_MONITOR) == set()
+    agent.engine.on_run_state(VM, 1, running=False, status="postmigrate")
+    agent.engine.on_attached(VM_AT_OTHER_MONITOR)
+    agent.engine.on_run_state(VM_AT_OTHER_MONITOR, 1, running=True)
+    agent.engine.threshold_commands.pop_collectors_to_poll(VM_AT_OTHER_MONITOR)
+    agent.engine.threshold_commands.on_done(VM, "disk0", done=False)
+    assert agent.engine.threshold_commands.pop_collectors_to_poll(VM_AT_OTHER_MONITOR) == set()
 
 
 # --- Format of the entry ---
@@ -372,8 +372,8 @@ def test_a_response_for_an_inactive_process_is_ignored() -> None:
 def test_the_entry_is_json() -> None:
     agent = polled_agent(850)
     agent.pending_commands()
-    name, value = agent.manager.persistence.entry_of_vm(UUID)
+    name, value = agent.engine.persistence.entry_of_vm(UUID)
     assert json.loads(json.dumps(value)) == value
     assert name == f"{VM_ENTRY_PREFIX}{UUID}"
     assert value["processes"][0]["disks"]["disk0"]["threshold"] == ["storage1", 900]
-    assert {alert.vm.host for alert in agent.manager.store} == {HOST}
+    assert {alert.vm.host for alert in agent.engine.store} == {HOST}

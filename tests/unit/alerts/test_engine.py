@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agent.alerts.disk_types import ThresholdMode
-from agent.alerts.manager import AWAY_SECONDS, AlertEngine, PendingAlert
+from agent.alerts.engine import AWAY_SECONDS, AlertEngine, PendingAlert
 from agent.alerts.persistence import VM_ENTRY_PREFIX
 from agent.alerts.rules import EVENT_RULES
 from agent.alerts.store import Alert, AlertStore

@@ -56,7 +56,7 @@ class AlertEngine:
 
     Attributes:
         store: The firing alerts.
-        conditions: The alerts on samples and events: the agent's own, and the operator's. It also applies the config's changes to them.
+        conditions: The alerts on samples and events: the agent's own, and the operator's. It also applies the config's overrides to them.
         entries: The state to store for the next run of the agent.
     """
 
@@ -102,10 +102,10 @@ class AlertEngine:
         """Use other limits inside guests, from the next poll of each guest agent."""
         self._guests.policy = policy
 
-    def set_overrides(self, policy: AlertOverrides, custom: Sequence[SampleAlertRow | EventAlertRow]) -> None:
+    def set_overrides(self, overrides: AlertOverrides, custom: Sequence[SampleAlertRow | EventAlertRow]) -> None:
         """Use a new config's changes to alerts and its custom alerts."""
-        self.conditions.configure(policy, custom)
-        self._run_states.policy = self._guests.changes = policy
+        self.conditions.configure(overrides, custom)
+        self._run_states.overrides = self._guests.overrides = overrides
 
     # Lifecycle.
 

@@ -42,7 +42,7 @@ MIN_READ_SECONDS = 0.5
 LEVEL_SHARE = 0.25
 """A pool is read again after this share of the forecast time until its next alert level."""
 
-SILENT_SECONDS = 1.0
+UNRESPONSIVE_SECONDS = 1.0
 """Time between two checks of a pool that does not answer. There is never more than one request for the pool in flight."""
 
 LOCAL_TYPES = frozenset({"btrfs", "ext2", "ext3", "ext4", "tmpfs", "xfs", "zfs"})
@@ -272,7 +272,7 @@ class PoolPoller:
 
     def _publish_record(self, usage: PoolUsage, now: float) -> tuple[str, Sample]:
         """Publish the record of a pool; return the record's id and its sample."""
-        usage.growers = self._alerts.manager.disk_lookup.growers(usage)
+        usage.growers = self._alerts.engine.disk_lookup.growers(usage)
         sample = usage.sample(now)
         self._published_at[usage.pool.key] = time.monotonic()
         return self._publish(Record(POOL.type, self._vm, sample.data, time.time_ns(), sample.subject)), sample
@@ -304,7 +304,7 @@ class PoolPoller:
     def _seconds_until_read(self, usage: PoolUsage) -> float:
         """Return the seconds until the next read of a pool. A pool that grows towards a level is read more often."""
         if usage.silent_since is not None and usage.pool.kind in (PoolKind.FILESYSTEM, PoolKind.DEVICE):
-            return SILENT_SECONDS
+            return UNRESPONSIVE_SECONDS
         if usage.pool.kind is not PoolKind.FILESYSTEM:
             return self.interval
         until_level = self._alerts.pools.seconds_until_level(usage)

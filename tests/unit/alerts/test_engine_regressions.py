@@ -1,9 +1,9 @@
 """The alert manager after a reconnect, a replaced disk, a late response and a config change, and with a second monitor."""
 
 from agent.alerts.disk_types import ThresholdMode
-from agent.alerts.manager import AWAY_SECONDS
+from agent.alerts.engine import AWAY_SECONDS
 from tests.lab.thin_disks import GIB, VM, Disk, alert_manager
-from tests.unit.alerts.test_manager import VM_AT_OTHER_MONITOR, alert_changes, attached_manager, poll, records
+from tests.unit.alerts.test_engine import VM_AT_OTHER_MONITOR, alert_changes, attached_manager, poll, records
 
 
 def test_a_replugged_disk_reports_its_levels_again() -> None:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import socket
 import time
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from agent.collectors import ALL_FEATURES, Collector
 from agent.common.config_types import expand_secret_path
 from agent.config.model import Config
 from agent.delivery.sinks.base import SinkError
-from agent.http.server import is_loopback
+from agent.http.server import bind_sockets, is_loopback
 from agent.http.web_config import EndpointError, LoadedWebConfig
 from agent.model.record import sanitize
 from agent.monitors import DialDiscoverer, Discoverer, ListenDiscoverer, Monitor
@@ -213,12 +212,11 @@ async def _check_endpoint(config: Config) -> Finding:
         web_config = await asyncio.to_thread(
             LoadedWebConfig.read, expand_secret_path(path) if path is not None else None
         )
+        await asyncio.to_thread(_try_to_bind, address)
     except EndpointError as error:
         return _make_failed(f"endpoint: {error}")
     except OSError as error:
         return _make_failed(f"endpoint: {error.strerror or error}")
-    if problem := _bind_problem(address):
-        return _make_failed(f"endpoint: cannot listen on {address}: {problem}")
     if web_config.config.authenticates:
         return _make_passed(f"endpoint: {address} requires authentication ({path})")
     if is_loopback(address):
@@ -229,17 +227,18 @@ async def _check_endpoint(config: Config) -> Finding:
     return _make_passed(text)
 
 
-def _bind_problem(address: str) -> str:
-    """Return why the agent cannot listen on host:port; empty if it can, or if the port is in use, probably by the running agent."""
-    host, _, port = address.rpartition(":")
+def _try_to_bind(address: str) -> None:
+    """Bind the endpoint's address for a moment.
+
+    Raises:
+        EndpointError: the agent cannot listen on it. A port that is in use is no error, because probably the running agent uses it.
+    """
     try:
-        family, kind, protocol, _, bound = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(bound)
-    except OSError as error:
-        return "" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
-    return ""
+        for bound in bind_sockets(address):
+            bound.close()
+    except EndpointError as error:
+        if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.EADDRINUSE:
+            raise
 
 
 async def _check_alertmanagers(config: Config) -> list[Finding]:

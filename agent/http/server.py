@@ -103,7 +103,7 @@ class HttpEndpoint:
         """
         web_config = await asyncio.to_thread(LoadedWebConfig.read, self._path)
         with contextlib.ExitStack() as stack:
-            sockets = [stack.enter_context(bound) for bound in _bind_sockets(self._listen)]
+            sockets = [stack.enter_context(bound) for bound in bind_sockets(self._listen)]
             if not is_loopback(self._listen) and not web_config.config.authenticates:
                 _log.warning(
                     "endpoint %s: no authentication: every client that can connect can read all data; set web.config_file to require it",
@@ -174,7 +174,7 @@ def is_loopback(listen: str) -> bool:
         return host == "localhost"
 
 
-def _bind_sockets(listen: str) -> list[socket.socket]:
+def bind_sockets(listen: str) -> list[socket.socket]:
     """Return a listening socket for each IP address of `host:port`. All sockets have the same port, even if `port` is 0."""
     host, _, port = listen.rpartition(":")
     bound: list[socket.socket] = []

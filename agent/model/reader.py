@@ -65,8 +65,8 @@ _CACHED_TYPES = {str, bool}
 """Types of values whose conversions are cached. With other types, equal values may have different conversions: 1 equals True."""
 _MAX_CACHED = 4096
 """Maximum number of cached conversions of one reader. Two disks with the same names and flags share one."""
-_MAX_CACHED_CHARACTERS = 1024
-"""Maximum length of the texts of one cached conversion."""
+_MAX_CACHED_CHARACTERS = 256
+"""Maximum length of the texts of one cached conversion, because a malicious QEMU can fill the cache. Then a disk reader's takes 4 MiB."""
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -173,7 +173,8 @@ class FieldReader:
         raw = layout.read(objects) if layout is not None else None
         if layout is None or raw is None:
             layout = self._find_layout(objects, size)
-            raw = layout.read(objects) or ([], [])
+            raw = layout.read(objects)
+            assert raw is not None
         numbers, others = raw
         if not numbers:
             return self._convert_others(layout, others, objects).copy()

@@ -1,6 +1,7 @@
 """Samples of a collector whose last poll failed: they leave the snapshot, and so /metrics and the page."""
 
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -95,6 +96,7 @@ async def test_the_usage_of_files_ends_while_their_layers_are_unknown(fake: Fake
     async with running_agent(fake, resync="1h") as agent:
         (vm, view), *_ = agent.snapshot.views()
         await until(lambda: agent.snapshot.has_samples(vm, BLOCK_LAYER), 60)
+        layers = [Sample(BLOCK_LAYER, *item) for item in view.polls[BLOCK_LAYER.name].current.items()]
         agent.observer.on_samples_lost(vm, (BLOCK_LAYER,), 1)
 
         def usages_of_files() -> list[Any]:
@@ -103,6 +105,8 @@ async def test_the_usage_of_files_ends_while_their_layers_are_unknown(fake: Fake
         await until(lambda: not usages_of_files(), 60)  # from the next poll of the counters on
         assert agent.snapshot.has_samples(vm, BLOCK)
         assert agent.snapshot.has_samples(vm, RUNSTATE)
+        agent.observer.on_samples(vm, (BLOCK_LAYER,), layers, time.time_ns())
+        await until(usages_of_files, 60)  # the same layers are known again
 
 
 def count(text: str, series: str) -> int:

@@ -4,20 +4,21 @@ import argparse
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 from agent.cli.doctor.inspection import inspect_host
 from agent.cli.doctor.model import HostView
 from agent.cli.doctor.rendering import render_reports
 from agent.cli.doctor.storage import add_images
 from agent.cli.subcommands import USAGE_ERROR
-from agent.common.paths import CONFIG_PATH, may_exist
+from agent.common.paths import CONFIG_PATH
 from agent.config.loader import load_config
 from agent.host import permissions
 
 
 def execute(parsed: argparse.Namespace) -> int:
     """Report whether the agent can watch each VM on this host."""
-    path = parsed.config or (CONFIG_PATH if may_exist(CONFIG_PATH) else None)
+    path = parsed.config or (CONFIG_PATH if _may_exist(CONFIG_PATH) else None)
     try:
         user = permissions.agent_user(parsed.user)
     except KeyError:
@@ -30,3 +31,14 @@ def execute(parsed: argparse.Namespace) -> int:
     else:
         print(*render_reports(reports), sep="\n")
     return 0
+
+
+def _may_exist(path: Path) -> bool:
+    """Return whether a file exists, or this user may not know because a directory is closed to the user."""
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True

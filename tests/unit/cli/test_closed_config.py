@@ -1,20 +1,15 @@
 """Subcommands of a user who may not read the directory of the default config."""
 
 import argparse
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from agent.cli import agent_endpoint
-from agent.common.paths import may_exist
-
-
-class ClosedPath(type(Path())):  # type: ignore[misc]  # the class of paths on this system
-    """A path below a directory that this user may not enter."""
-
-    def stat(self, *, follow_symlinks: bool = True) -> None:
-        raise PermissionError(13, "Permission denied", str(self), follow_symlinks)
+from agent.cli.commands import doctor
+from agent.config.errors import ConfigError
 
 
 def test_a_client_of_the_endpoint_uses_the_default_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,7 +19,12 @@ def test_a_client_of_the_endpoint_uses_the_default_address(tmp_path: Path, monke
     assert agent_endpoint.endpoint_url(parsed) == "http://127.0.0.1:9179"
 
 
-def test_a_file_in_a_closed_directory_may_exist(tmp_path: Path) -> None:
-    assert may_exist(ClosedPath(tmp_path / "agent.yaml"))
-    assert not may_exist(tmp_path / "agent.yaml")
-    assert may_exist(tmp_path)
+def test_doctor_reports_a_config_that_it_may_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *_: object, **_options: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(doctor, "CONFIG_PATH", tmp_path / "agent.yaml")
+    monkeypatch.setattr(Path, "stat", refuse)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
+        doctor.execute(argparse.Namespace(config=None, user=None))

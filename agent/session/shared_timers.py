@@ -8,9 +8,6 @@ from typing import Protocol
 MAX_TIMER_SECONDS = 86400.0
 """Maximum delay of a timer, because some event loops reject longer delays."""
 
-VMS_PER_TURN = 8
-"""Number of VMs that are polled in one turn of the event loop. Between two turns the loop reads events that have arrived."""
-
 
 class Sleeper(Protocol):
     """An object that waits until a time."""
@@ -40,13 +37,7 @@ class WakeTimers:
         self._sleepers.get(at, {}).pop(sleeper, None)
 
     def _wake(self, at: float) -> None:
-        self._wake_some(at, list(self._sleepers.pop(at)))
-
-    def _wake_some(self, at: float, sleepers: list[Sleeper]) -> None:
-        """Wake `VMS_PER_TURN` sleepers in this turn of the event loop, and the remaining ones in the next turns."""
-        if len(sleepers) > VMS_PER_TURN:
-            asyncio.get_running_loop().call_soon(self._wake_some, at, sleepers[VMS_PER_TURN:])
-        for sleeper in sleepers[:VMS_PER_TURN]:
+        for sleeper in list(self._sleepers.pop(at)):
             sleeper.on_time(at)
 
 
@@ -58,7 +49,7 @@ class Waiter(Protocol):
 
 
 class SharedDeadlines:
-    """SharedDeadlines of the responses that sessions wait for. Nearly all responses arrive in time, so one timer checks all deadlines."""
+    """Deadlines of the responses that sessions wait for. Nearly all responses arrive in time, so one timer checks all deadlines."""
 
     def __init__(self) -> None:
         self._deadlines: dict[Waiter, float] = {}

@@ -1,6 +1,7 @@
 """`qmp-agent tail`: prints the records of a running agent as they arrive."""
 
 import asyncio
+import contextlib
 import shutil
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -8,7 +9,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from agent.cli.http_client import REQUEST_ERRORS, EndpointCredentials, open_response
+from agent.cli.http_client import REQUEST_ERRORS, AgentRequestError, EndpointCredentials, open_response, request_json
 from agent.cli.record_text import format_record
 from agent.common.backoff import retry_delay
 from agent.common.errors import SubcommandError
@@ -57,6 +58,8 @@ async def tail_records(options: TailOptions) -> None:
     while True:
         try:
             async for line in _stream_lines(options, query):
+                if attempt == 0:
+                    await _warn_if_vm_unknown(options)
                 attempt = 1
                 _print_record(line, options)
         except _ConnectionLostError as error:
@@ -67,6 +70,19 @@ async def tail_records(options: TailOptions) -> None:
         print("connection to the agent lost; reconnecting", file=sys.stderr)
         attempt += 1
         await asyncio.sleep(retry_delay(attempt, 0.25, 5.0))
+
+
+async def _warn_if_vm_unknown(options: TailOptions) -> None:
+    """Print a warning if the agent has no VM with the requested name or UUID. The VM may still start later."""
+    if not options.vm:
+        return
+    with contextlib.suppress(AgentRequestError):  # `tail` itself reports a lost agent
+        vms = (await request_json(options.credentials, "GET", options.url, "/overview"))["vms"]
+        if options.vm not in vms and options.vm not in [vm["name"] for vm in vms.values()]:
+            print(
+                f"no VM has the name or UUID {options.vm} now; waiting for its records (`qmp-agent top` lists the VMs)",
+                file=sys.stderr,
+            )
 
 
 class _ConnectionLostError(Exception):

@@ -155,6 +155,11 @@ class Tail:
         async with asyncio.timeout(DEADLINE_SECONDS):
             return (await self._out.readline()).decode().rstrip("\n")
 
+    async def log_line(self) -> str:
+        assert self._process.stderr is not None
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            return (await self._process.stderr.readline()).decode().rstrip("\n")
+
     async def stop(self) -> FinishedCommand:
         self._process.send_signal(signal.SIGINT)
         async with asyncio.timeout(DEADLINE_SECONDS):
@@ -207,6 +212,14 @@ async def test_tail_filters_by_vm_type_and_severity(environment: Environment) ->
     assert records["type"]["type"].startswith("qemu.event.")
     assert records["severity"]["severitytext"] == "WARN"
     assert records["severity"]["vmuuid"] == environment.writer.uuid
+
+
+async def test_tail_warns_that_a_vm_is_unknown_and_waits_for_it(environment: Environment) -> None:
+    tail = await Tail.start(environment, "--vm", "typo")
+    assert await tail.log_line() == (
+        "no VM has the name or UUID typo now; waiting for its records (`qmp-agent top` lists the VMs)"
+    )
+    assert (await tail.stop()).status == 130
 
 
 async def test_tail_exits_quietly_when_its_pipe_is_closed(environment: Environment) -> None:

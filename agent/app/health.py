@@ -86,6 +86,7 @@ class AgentHealth:
         """Return problems that need attention although the agent is ready."""
         config_error = self.endpoint.config_error if self.endpoint is not None else None
         return [
+            *self._no_monitor_warnings(),
             *self.reload.warnings(),
             *filter(None, [config_error]),
             *self.delivery.warnings(),
@@ -94,6 +95,13 @@ class AgentHealth:
             *self._uuid_clash_warnings(),
             *self._alert_warnings(),
         ]
+
+    def _no_monitor_warnings(self) -> list[str]:
+        """Return a warning if the agent has found no monitor. It is ready nevertheless, because a host may have no VM."""
+        addresses = [address for entry in self.config().monitors for address in entry.addresses]
+        if self.snapshot.monitors or not addresses:
+            return []
+        return [f"no monitor found yet at {', '.join(addresses)}: see `qmp-agent doctor` if VMs run on this host"]
 
     def _collector_warnings(self) -> list[str]:
         """Return a warning for each collector that is off because the agent cannot parse QEMU's replies."""

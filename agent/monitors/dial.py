@@ -114,11 +114,15 @@ class DialDiscoverer:
         """Report new and removed monitors to `listener` until cancelled."""
         reported: dict[tuple[object, ...], Monitor] = {}
         logged = ""
+        is_first = True
         with _DirectoryWatcher(self.pattern) as watcher:
             while True:
                 if self._can_scan():
                     self._report_changes(reported, listener)
                 problem = "" if reported else self.problem()
+                if is_first and not reported and not problem:
+                    _log.info("%s: no socket matches yet; the agent watches for new ones", self.pattern)
+                is_first = False
                 if problem and problem != logged:
                     _log.warning("%s: %s; the agent tries again every %g s", self.pattern, problem, self._scan_seconds)
                 logged = problem

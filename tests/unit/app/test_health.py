@@ -17,6 +17,16 @@ def vm(number: int) -> Vm:
     return Vm("hv1", f"{number:036}", f"vm{number}", f"/run/vm{number}.qmp")
 
 
+async def test_without_a_monitor_the_agent_is_ready_and_names_where_it_looks() -> None:
+    agent = scripted_agent()
+    assert agent.health.unready_reasons() == []
+    assert agent.health.warnings() == [
+        "no monitor found yet at /run/*.qmp: see `qmp-agent doctor` if VMs run on this host"
+    ]
+    agent.snapshot.update_status(status(vm(1)))
+    assert agent.health.warnings() == []
+
+
 async def test_collectors_that_are_off_are_warnings_and_the_agent_stays_ready() -> None:
     agent = scripted_agent()
     agent.snapshot.update_status(status(vm(1)))

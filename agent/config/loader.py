@@ -155,6 +155,8 @@ def _problem_text(detail: ErrorDetails, location: Location, model: type[BaseMode
         )
         if key in RENAMED_KEYS:
             return f"unknown key; it was renamed to {RENAMED_KEYS[key]}"
+        if f"{TAG_PREFIX}{location[-1]}" in ENTRY_TYPES and key.startswith("monitors."):
+            return "is of another kind of entry: move it into an entry of its own, after a new `-`"
         known = _keys_at(location[:-1], model)
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
         return f"unknown key; did you mean {near[0]}?" if near else f"unknown key; known keys: {', '.join(known)}"

@@ -230,6 +230,16 @@ def test_a_misspelled_key_is_not_also_reported_as_missing(tmp_path: Path) -> Non
     ]
 
 
+def test_two_kinds_of_monitors_in_one_entry_are_refused_with_the_fix(tmp_path: Path) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text("monitors:\n  - dial: /run/qemu/*.qmp\n    listen: /run/qmp-agent/monitor.sock\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert [str(problem) for problem in caught.value.problems] == [
+        f"{path}:3: monitors[0].listen: is of another kind of entry: move it into an entry of its own, after a new `-`"
+    ]
+
+
 def test_an_alertmanager_without_a_scheme_is_refused_with_an_example(tmp_path: Path) -> None:
     path = tmp_path / "agent.yaml"
     path.write_text("monitors: [{dial: /run/*.qmp}]\nalerts: {alertmanager: {urls: [127.0.0.1:9093]}}\n")

@@ -206,6 +206,15 @@ async def test_a_full_device_is_reported() -> None:
     await sink.close()
 
 
+async def test_dev_null_accepts_records_and_is_never_rotated() -> None:
+    sink = JsonLinesSink(Path("/dev/null"), rotate_bytes=1)
+    await sink.open()
+    for _ in range(3):
+        assert await sink.send([*RecordSource().take(1)]) == ()
+    await sink.close()
+    assert not list(Path("/dev").glob("null.*"))  # noqa: ASYNC240 - /dev is in memory
+
+
 async def test_a_missing_directory_is_reported(folder: Path) -> None:
     with pytest.raises(SinkError, match=r"none/r\.jsonl: No such file or directory$"):
         await JsonLinesSink(folder / "none" / "r.jsonl").open()

@@ -1,5 +1,5 @@
-"""A library for services that consume the agent's records from Kafka: it removes repetitions, restores order and reports gaps.
+"""Library for services that consume the agent's records from Kafka: drops duplicates, restores the order and reports gaps.
 
 Start at `kafka_consumer`, or at `state_reader` for the current state of all hosts. The library imports only agent.model and aiokafka, so a
-service needs no other part of the agent. docs/how-to/consumers.md explains it.
+service needs no other part of the agent. docs/how-to/consumers.md is the guide.
 """

@@ -1,4 +1,4 @@
-"""The current state of all hosts, built from the messages of the compacted state topic. Pure."""
+"""The current state of all hosts, VMs and alerts, built from the messages of the compacted state topic. Pure."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ HOST_TYPE: Final = "qemu.state.host"
 class FleetState:
     """The latest state of each VM on each host, of each firing alert, and of each host.
 
-    A consumer may apply messages twice, for example after a restart. After the newest message, the state is correct again.
+    A consumer may apply messages twice, for example after a restart. The state is correct again after the newest message.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class FleetState:
         return len(self._records)
 
     def apply(self, key: str, record: StreamRecord | None) -> None:
-        """Apply the next message of the topic.
+        """Update the state with the next message of the state topic.
 
         Args:
             key: the key of the message.
@@ -45,22 +45,22 @@ class FleetState:
     def vm(self, uuid: str) -> StreamRecord | None:
         """Return the state of a VM; None if no host reports the VM.
 
-        During a migration and for a minute after it, two hosts report the VM. This returns the state from the host that runs the VM. If
-        neither host runs the VM, it returns the newer state.
+        During a migration and for a minute after the migration, two hosts report the VM. The state from the host that runs the VM is
+        returned. If neither host runs the VM, the newer state is returned.
         """
         records = (self._records[key] for key in self._keys_by_vm.get(uuid, ()))
         return max(records, key=lambda record: (record.data.get("running") is True, record.time), default=None)
 
     def vms(self) -> Iterable[StreamRecord]:
-        """Yield one state for each VM, as returned by `vm`."""
+        """Yield the state of each VM, from one host as in `vm`."""
         return (record for record in map(self.vm, list(self._keys_by_vm)) if record is not None)
 
     def vms_on_all_hosts(self) -> Iterable[StreamRecord]:
-        """Yield each state of a VM that a host reports. A migrating VM has two states, one from each host."""
+        """Yield the state of each VM from each host that reports the VM. During a migration, two hosts report a VM."""
         return self._states_of_type(VM_TYPE)
 
     def alerts(self) -> Iterable[StreamRecord]:
-        """Yield the state of each firing alert, which contains the data of the alert's record."""
+        """Yield the state of each firing alert. The state contains the data of the alert's record."""
         return self._states_of_type(ALERT_TYPE)
 
     def hosts(self) -> Iterable[StreamRecord]:

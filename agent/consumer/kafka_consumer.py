@@ -1,13 +1,13 @@
-"""Consumer of the agent's topics, as a member of a consumer group. It removes repetitions, restores the order and reports gaps.
+"""Member of a consumer group that reads the agent's topics, drops duplicates, restores the order and reports gaps.
 
     async with RecordConsumer(["qemu.alerts"], group="pager", client={"bootstrap_servers": "kafka-1:9092"}) as consumer:
         async for items in consumer:
             for item in items:
                 ...
 
-The consumer commits a batch when the caller requests the next batch. So a service that is killed receives its last batch again: delivery
-is at least once. After a start or a rebalance, the consumer first rereads some messages before the committed offset, but does not return
-them. From these messages, it detects repetitions and gaps across restarts. So it needs no storage of its own.
+The consumer commits a batch when the caller requests the next batch. A killed service receives its last batch again, so delivery is at
+least once. After a start or a rebalance, the consumer rereads some messages before the committed offset, without returning them to the
+caller. These messages reveal duplicates and gaps across restarts, so the consumer stores nothing.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class ForeignMessage:
 
 
 ConsumedItem = StreamRecord | Gap | ForeignMessage
-"""An item of a batch that the consumer returns."""
+"""An item of a batch: a record, a gap, or a message that is not a record of the agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +49,11 @@ class ConsumerSettings:
     """Settings of a `RecordConsumer`.
 
     Attributes:
-        order: limits of the records that wait for an earlier record of their source.
-        reread: number of messages before the committed offset that are read again in each partition after a start.
+        order: limits of the records that wait for an earlier record of the same source.
+        reread: number of messages before the committed offset that the consumer rereads in each partition after a start.
         batch: maximum number of messages in a batch.
         poll_seconds: how long the consumer waits for messages before it returns an empty batch.
-        request_seconds: deadline of each request to Kafka, in seconds.
+        request_seconds: timeout of each request to Kafka, in seconds.
     """
 
     order: OrderSettings = field(default_factory=OrderSettings)
@@ -78,7 +78,7 @@ class _AssignedPartition:
         Args:
             orderer: orders the records of the partition.
             committed: the committed offset; None if the group has committed none.
-            first_offset: offset of the first message whose record is returned. Earlier messages are only reread.
+            first_offset: offset of the first message to return. The consumer rereads earlier messages, but does not return them.
         """
         self.orderer = orderer
         self.committed = committed
@@ -87,12 +87,12 @@ class _AssignedPartition:
         self._is_rereading = True
 
     def add(self, message: ConsumerRecord) -> list[ConsumedItem]:
-        """Add the next message of the partition, and return the items that are ready."""
+        """Add the next message of the partition. Return the items that are ready for the caller."""
         position = Position(message.topic, message.partition, message.offset)
         items: list[ConsumedItem] = []
         if self._is_rereading and message.offset >= self._first_offset:
             self._is_rereading = False
-            self.orderer.release_all()  # these records were already returned before the restart
+            self.orderer.release_all()  # discards the records that were returned before the restart
         self.next_offset = max(self.next_offset, message.offset + 1)
         try:
             items += self.orderer.add(StreamRecord.parse(position, message.value, message.headers))
@@ -101,18 +101,18 @@ class _AssignedPartition:
         return [] if self._is_rereading else items
 
     def release_overdue(self) -> list[ConsumedItem]:
-        """Return the records that have waited too long for their predecessors."""
+        """Return the records that have waited too long for an earlier record, and their gaps."""
         return [] if self._is_rereading else [*self.orderer.release_overdue()]
 
     @property
-    def handled_offset(self) -> int:
+    def offset_to_commit(self) -> int:
         """The offset to commit after the caller has handled all returned items."""
         held = self.orderer.first_held_offset
         return self.next_offset if held is None or self._is_rereading else min(held, self.next_offset)
 
 
 class RecordConsumer:
-    """A member of a consumer group that reads the agent's records. Use it as an async context manager, and iterate over it.
+    """A member of a consumer group that reads the agent's records. Use as an async context manager and an async iterator.
 
     Each iteration yields a batch: a list of records, gaps, and messages that are not records of the agent. A batch may be empty.
     """
@@ -133,7 +133,7 @@ class RecordConsumer:
             group: name of the consumer group. Its members share the partitions.
             client: aiokafka's keyword arguments for the connection, such as `bootstrap_servers`. A group without committed
                 offsets begins at the oldest record, unless `auto_offset_reset` is `latest`.
-            settings: limits and deadlines; None for the defaults.
+            settings: limits and timeouts; None for the defaults.
             clock: returns the time of a monotonic clock in seconds.
         """
         self._topics = list(topics)
@@ -179,7 +179,7 @@ class RecordConsumer:
             await self.commit()
 
     async def commit(self) -> None:
-        """Commit the last batch. Call this if you leave the loop after handling the whole batch."""
+        """Commit the last batch. Call this method if you leave the loop after you have handled the whole batch."""
         offsets = {
             name: offset
             for name, (partition, offset) in self._handled.items()
@@ -196,27 +196,27 @@ class RecordConsumer:
             )
             return
         for name, offset in offsets.items():
-            # Use the object in `_handled`, because a rebalance may have removed the partition from `_partitions`.
+            # Update the object in `_handled`. A rebalance may have removed the partition from `_partitions`.
             self._handled[name][0].committed = offset
 
     async def _read_batch(self) -> list[ConsumedItem]:
-        """Wait for messages, and return their items."""
+        """Poll Kafka for messages, and return a batch of items."""
         await self._set_up_new_partitions()
         poll_ms = int(self._settings.poll_seconds * 1000)
         messages: Mapping[TopicPartition, Sequence[ConsumerRecord]] = await self._consumer.getmany(timeout_ms=poll_ms)
         items: list[ConsumedItem] = []
         for name, received in messages.items():
             partition = self._partitions.get(name)
-            # If a partition was assigned during the request, it is not in `_partitions` yet. The next call seeks it.
+            # A partition that was assigned during the request is not in `_partitions` yet. The next call seeks in the partition.
             if partition is not None:
                 items += [item for message in received for item in partition.add(message)]
         for partition in self._partitions.values():
             items += partition.release_overdue()
-        self._handled = {name: (partition, partition.handled_offset) for name, partition in self._partitions.items()}
+        self._handled = {name: (partition, partition.offset_to_commit) for name, partition in self._partitions.items()}
         return items
 
     async def _set_up_new_partitions(self) -> None:
-        """Seek each new partition to the offset `settings.reread` messages before the committed one, to read these messages again."""
+        """In each new partition, seek to `settings.reread` messages before the committed offset."""
         new = [name for name in self._consumer.assignment() if name not in self._partitions]
         if not new:
             return
@@ -238,7 +238,7 @@ class RecordConsumer:
             self._consumer.seek(name, begin)
 
     def discard_partitions(self, names: Iterable[TopicPartition]) -> None:
-        """Discard the state of revoked partitions, because another member of the group may read them now."""
+        """Discard the state of revoked partitions, which another member of the group may read now."""
         for name in names:
             self._partitions.pop(name, None)
 
@@ -253,4 +253,4 @@ class _RebalanceListener(ConsumerRebalanceListener):  # type: ignore[misc]  # ai
         self._consumer.discard_partitions(revoked)
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """Do nothing. The next read sets up new partitions. It can report errors, whereas aiokafka only logs the errors of a listener."""
+        """Do nothing. The next read sets up new partitions, and can report errors. aiokafka only logs the errors of a listener."""

@@ -1,9 +1,9 @@
-"""Restores the order of the records of one partition, drops repetitions and reports gaps. Pure.
+"""Restores the order of the records of one partition, drops duplicates and reports gaps. Pure.
 
-The attribute `previoussequence` of a record is the `sequence` of its predecessor: the previous record of its source in the same topic. So
-the newest sequence of each source is enough to detect repetitions and losses. The first digits of a sequence identify the agent's run.
-If the agent knows the predecessor in an earlier run, the records of both runs form one chain. If it does not, the new run begins another
-chain, because its sequences may be lower after the host's clock was set back.
+The attribute `previoussequence` of a record is the `sequence` of its predecessor: the previous record of its source in the same topic.
+The newest sequence of each source is therefore enough to detect duplicates and losses. The first digits of a sequence identify the run of
+the agent, from its start to its end. If the agent knows the predecessor from its earlier run, the records of both runs form one chain.
+Otherwise the new run begins another chain, because its sequences may be lower if the host's clock was set back.
 """
 
 import heapq
@@ -15,7 +15,7 @@ from typing import Final
 from agent.consumer.stream_record import StreamRecord
 
 RUN_DIGITS: Final = 10
-"""Number of digits at the start of a `sequence` that identify the agent's run."""
+"""Number of digits at the start of a `sequence` that identify the run of the agent."""
 _MAX_RUNS: Final = 4
 """Maximum number of runs of the agent whose state is kept for each source."""
 _MAX_GAPS: Final = 16
@@ -30,7 +30,7 @@ class Gap:
         topic: topic of the missing records.
         source: the source of the missing records.
         after: `sequence` of the last record before the gap; empty if no earlier record is known.
-        through: `sequence` of the last missing record. Empty if it is unknown whether records are missing: the agent was killed, and had
+        through: `sequence` of the last missing record. Empty if it is unknown whether records are missing, because a killed agent had
             not stored which record it sent last.
         next: the first record after the gap.
     """
@@ -43,7 +43,7 @@ class Gap:
 
     @property
     def is_certain(self) -> bool:
-        """True if records are certainly missing; False if that is unknown."""
+        """True if records are certainly missing; False if records may be missing."""
         return bool(self.through)
 
 
@@ -54,7 +54,7 @@ class OrderSettings:
     Attributes:
         hold_seconds: how long a record waits for its predecessor, in seconds.
         max_held: maximum number of waiting records in a partition.
-        max_sources: maximum number of sources in a partition whose state is kept. A source is a VM on a host, a monitor, or a host.
+        max_sources: maximum number of sources whose state is kept for a partition. A source is a VM on a host, a monitor, or a host.
     """
 
     hold_seconds: float = 2.0
@@ -64,21 +64,21 @@ class OrderSettings:
 
 @dataclass(slots=True)
 class _HeldRecord:
-    """A record that waits for its predecessor until the monotonic time `until` at the latest."""
+    """A record that waits for its predecessor, at the latest until the monotonic time `deadline`."""
 
     record: StreamRecord
-    until: float
+    deadline: float
 
 
 @dataclass(slots=True)
 class _Chain:
-    """The records of one source that `previoussequence` connects, over one or more runs of the agent.
+    """State of a chain: the records of one source that `previoussequence` connects, over one or more runs of the agent.
 
     Attributes:
-        last: `sequence` of the last returned record, or of the last record that is treated as missing; empty if there is none.
+        last: `sequence` of the last record that was returned or is treated as missing; empty if there is none.
         held: waiting records, by `sequence`.
         order: sequences of the waiting records, as a heap.
-        gaps: reported gaps, each as two sequences: of the last record before the gap, and of the last missing record.
+        gaps: gaps that late records can fill, each as two sequences: of the last record before the gap, and of the last missing one.
     """
 
     last: str = ""
@@ -92,33 +92,33 @@ class _Chain:
         heapq.heappush(self.order, held.record.sequence)
 
     def fill_gap(self, record: StreamRecord) -> bool:
-        """Remove a late record from its gap. Return False if no gap contains the record, because it is a repetition."""
+        """Remove a late record from its gap. Return False if no gap contains the record, which is then a duplicate."""
         for index, (after, through) in enumerate(self.gaps):
             if after < record.sequence <= through:
-                before = record.previous_sequence or _text_before(record.sequence)
+                before = record.previous_sequence or _sequence_before(record.sequence)
                 parts = [(after, before), (record.sequence, through)]
                 self.gaps[index : index + 1] = [(begin, end) for begin, end in parts if begin < end]
                 return True
         return False
 
     def skip_to(self, sequence: str) -> None:
-        """Treat the records after `last` as missing, up to and including the record with this `sequence`."""
+        """Treat the records after `last` as missing, up to and including this `sequence`."""
         self.add_gap(sequence)
         self.last = sequence
 
     def add_gap(self, through: str) -> None:
-        """Add a gap after `last`, up to and including this sequence. Late records can fill it."""
+        """Add a gap after `last`, up to and including this sequence. Late records can fill the gap."""
         self.gaps.append((self.last, through))
         del self.gaps[:-_MAX_GAPS]
 
 
 class RecordOrderer:
-    """Orders the records of one partition.
+    """Orders the records of one partition, and returns each record once.
 
-    It returns each record once. A source's records are in order, except for late records, which arrive after their gap was reported.
+    The records of a source are in order, except for late records, which arrive after their gap was reported.
 
     Attributes:
-        duplicates: number of repetitions that were dropped.
+        duplicates: number of duplicates that were dropped.
         late: number of records that arrived after their gap was reported.
     """
 
@@ -128,8 +128,8 @@ class RecordOrderer:
         Args:
             settings: limits of waiting records and of sources.
             clock: returns the time of a monotonic clock in seconds.
-            complete: whether the consumer reads from the first record that was ever in the partition. If not, no gap is reported before
-                the first record of each source.
+            complete: whether the consumer reads the partition from offset 0. If False, no gap is reported before the first record of
+                each source.
         """
         self.duplicates = 0
         self.late = 0
@@ -153,7 +153,7 @@ class RecordOrderer:
             return []
         if record.previous_sequence <= chain.last:
             if possible_gap and chain.last:
-                chain.add_gap(_text_before(record.sequence))
+                chain.add_gap(_sequence_before(record.sequence))
             chain.last = record.sequence
             return [*possible_gap, record, *self._release_successors(chain)]
         if record.sequence in chain.held:
@@ -165,18 +165,18 @@ class RecordOrderer:
         return self.release_overdue()
 
     def release_overdue(self) -> list[StreamRecord | Gap]:
-        """Return the records that have waited too long for their predecessors. Before each record comes its gap."""
+        """Return the records that have waited too long for their predecessors, each after the gap before the record."""
         released: list[StreamRecord | Gap] = []
         now = self._clock()
         while self._waiting:
             chain, held = next(iter(self._waiting.values()))
-            if held.until > now and len(self._waiting) <= self._settings.max_held:
+            if held.deadline > now and len(self._waiting) <= self._settings.max_held:
                 break
             released += self._release_through(chain, held.record.sequence)
         return released
 
     def release_all(self) -> list[StreamRecord | Gap]:
-        """Return all waiting records. Before each record comes its gap."""
+        """Return all waiting records, each after the gap before the record."""
         released: list[StreamRecord | Gap] = []
         while self._waiting:
             chain, held = next(iter(self._waiting.values()))
@@ -189,7 +189,7 @@ class RecordOrderer:
         return min((held.record.position.offset for _, held in self._waiting.values()), default=None)
 
     def _chain_of_record(self, record: StreamRecord) -> tuple[_Chain, list[Gap]]:
-        """Return the chain of a record. Also return a gap before the record if it is unknown whether records are missing there."""
+        """Return the chain of a record. Also return a gap if records may be missing before the record."""
         source_is_known = record.source in self._sources
         chains = self._sources.setdefault(record.source, OrderedDict())
         self._sources.move_to_end(record.source)
@@ -204,14 +204,14 @@ class RecordOrderer:
         chains.move_to_end(run)
         self._discard_oldest(chains)
         after = chain.last or newest
-        # After a kill, records may be missing between the stored predecessor and this record, because the journal did not have them.
+        # After a kill, records that were not in the journal may be missing between the stored predecessor and this record.
         continues_older = previous[:RUN_DIGITS] != run and previous < chain.last
         is_uncertain = after != "" and (continues_older or not previous)
         gap = Gap(record.position.topic, record.source, after, "", record)
         return chain, [gap] if is_uncertain else []
 
     def _continued_chain(self, chains: OrderedDict[str, _Chain], run: str, previous: str) -> _Chain | None:
-        """Return the chain that a record continues if its predecessor is from an earlier run. Otherwise return None.
+        """Return the chain of an earlier run that a record continues; None if the predecessor is not from an earlier run.
 
         Args:
             chains: the chains of the source, by run.
@@ -236,7 +236,7 @@ class RecordOrderer:
         return chain
 
     def _discard_oldest(self, chains: OrderedDict[str, _Chain]) -> None:
-        """Discard the oldest runs of a source and the oldest source if there are too many. Keep runs with waiting records."""
+        """Discard the oldest runs of a source, and the oldest source, above the limits. Keep runs with waiting records."""
         for name in [name for name, chain in chains.items() if not chain.held][: max(0, len(chains) - _MAX_RUNS)]:
             del chains[name]
         if len(self._sources) > self._settings.max_sources:
@@ -247,7 +247,7 @@ class RecordOrderer:
                 del self._sources[source]
 
     def _release_successors(self, chain: _Chain) -> Iterator[StreamRecord]:
-        """Yield the records that waited for the last returned record, in order."""
+        """Yield the waiting records that directly follow the last returned record, in order."""
         while chain.order and chain.held[chain.order[0]].record.previous_sequence <= chain.last:
             chain.last = heapq.heappop(chain.order)
             record = chain.held.pop(chain.last).record
@@ -255,7 +255,7 @@ class RecordOrderer:
             yield record
 
     def _release_through(self, chain: _Chain, sequence: str) -> Iterator[StreamRecord | Gap]:
-        """Yield the waiting records of the chain up to this `sequence`, and the later records that follow without a gap."""
+        """Yield the waiting records of the chain up to this `sequence`, then the later records up to the next gap."""
         while chain.order and chain.order[0] <= sequence:
             record = chain.held[chain.order[0]].record
             yield Gap(record.position.topic, record.source, chain.last, record.previous_sequence, record)
@@ -263,7 +263,7 @@ class RecordOrderer:
             yield from self._release_successors(chain)
 
 
-def _text_before(sequence: str) -> str:
+def _sequence_before(sequence: str) -> str:
     """Return the sequence directly before this one."""
     number = sequence[RUN_DIGITS:]
     return f"{sequence[:RUN_DIGITS]}{int(number) - 1:0{len(number)}d}" if number.isdecimal() else sequence[:-1]

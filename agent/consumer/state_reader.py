@@ -1,4 +1,4 @@
-"""Reads the compacted state topic from its beginning, so that a new consumer gets the current state of all hosts.
+"""Reads the compacted state topic from its beginning, to get the current state of all hosts.
 
 async with StateReader("qemu.state", client={"bootstrap_servers": "kafka-1:9092"}) as reader:
     print(reader.state.vm(uuid))
@@ -23,10 +23,10 @@ _POLL_MS: Final = 200
 
 
 class StateReader:
-    """A consumer of all partitions of the state topic, without a consumer group. Use it as an async context manager.
+    """A consumer of all partitions of the state topic, without a consumer group. Use as an async context manager.
 
     Attributes:
-        state: the state at the last `catch_up`.
+        state: the state as of the last `catch_up`.
     """
 
     def __init__(self, topic: str, *, client: Mapping[str, Any], catch_up_seconds: float = 300.0) -> None:
@@ -35,7 +35,7 @@ class StateReader:
         Args:
             topic: name of the state topic.
             client: aiokafka's keyword arguments for the connection, such as `bootstrap_servers`.
-            catch_up_seconds: maximum time in seconds to read to the end of the topic.
+            catch_up_seconds: timeout for connecting, and for reading to the end of the topic, in seconds.
         """
         self.state = FleetState()
         self._catch_up_seconds = catch_up_seconds

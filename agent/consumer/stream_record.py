@@ -1,4 +1,4 @@
-"""A record that a consumer receives: parses Kafka messages in both content modes of CloudEvents. Pure."""
+"""A record as a consumer receives it: parses Kafka messages in the structured and the binary mode of CloudEvents. Pure."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _HEADER_PREFIX: Final = "ce_"
 
 
 class MessageFormatError(ValueError):
-    """A Kafka message is not a record of the agent. The text of the error is the cause."""
+    """A Kafka message is not a record of the agent. The error text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class StreamRecord:
-    """A record of the agent.
+    """A record that the agent sent to Kafka.
 
     Attributes:
         position: place of the message in Kafka.
@@ -49,7 +49,7 @@ class StreamRecord:
 
     @property
     def id(self) -> str:
-        """Id of the record. A repetition has the same id and the same source."""
+        """Id of the record. A duplicate has the same id and the same source."""
         return str(self.attributes["id"])
 
     @property
@@ -64,12 +64,12 @@ class StreamRecord:
 
     @property
     def subject(self) -> str:
-        """The device, vCPU or job within the VM; empty for the VM as a whole."""
+        """The device, vCPU or job that the record is about; empty for the VM as a whole."""
         return self.attribute("subject")
 
     @property
     def host(self) -> str:
-        """Name of the agent's host."""
+        """Name of the host on which the agent runs."""
         return self.attribute("host")
 
     @property
@@ -94,7 +94,7 @@ class StreamRecord:
 
     @property
     def previous_sequence(self) -> str:
-        """`sequence` of the previous record of the source in the topic; empty if the agent does not know the previous record."""
+        """`sequence` of the previous record of the same source in the topic; empty if the agent does not know that record."""
         return self.attribute("previoussequence")
 
     def attribute(self, name: str) -> str:

@@ -21,8 +21,8 @@ class AccessControl:
     """Decides whether a request is allowed.
 
     Args:
-        loopback: whether the endpoint listens on a loopback address.
-        connections: the limiter of the endpoint's connections; None for a new one.
+        loopback: whether the endpoint listens on a loopback address, such as 127.0.0.1.
+        connections: the limiter of the endpoint's connections; None for a new limiter.
         clock: returns the time in seconds of a monotonic clock.
 
     Attributes:
@@ -41,14 +41,14 @@ class AccessControl:
         self.connections = connections if connections is not None else ConnectionLimiter()
         self._loopback = loopback
         self._clock = clock
-        self._tokens = inf  # the bucket starts full; `take_token` reduces it to the limit's burst
+        self._tokens = inf  # a full bucket; `take_token` reduces the number to the limit's burst
         self._refilled_at = clock()
 
     async def refuse_if_denied(self, request: web.Request) -> web.Response | None:
         """Return the response that refuses a request; None if the request is allowed."""
         config, users = self.web_config.config, self.web_config.users
         if self._loopback and not config.authenticates and not _is_local(request.host):
-            # This prevents DNS rebinding: the page of a web site could read the response if the site's host name resolved to this address.
+            # Prevent DNS rebinding: a web site whose host name resolves to a loopback address could read the response.
             return _refusal_response(421, "host name not allowed: use the endpoint's IP address or localhost")
         if not self.take_token(config.rate_limit):
             return _refusal_response(429, "too many requests", {"Retry-After": "1"})
@@ -63,7 +63,7 @@ class AccessControl:
         return None
 
     def take_token(self, limit: RateLimit) -> bool:
-        """Take a token from the bucket of the rate limit. Return whether the bucket had one."""
+        """Take a token from the rate limit's bucket. Return False if the bucket was empty."""
         if not limit.interval:
             return True
         now = self._clock()
@@ -98,7 +98,7 @@ def _is_local(host: str) -> bool:
 
 @web.middleware
 async def control_access(request: web.Request, handler: Any) -> web.StreamResponse:
-    """Pass a request to its handler if it is allowed, else refuse it.
+    """Pass an allowed request to its handler, and refuse other requests.
 
     The application must store the access control under the key ACCESS_CONTROL and list this middleware first.
     """

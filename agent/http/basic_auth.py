@@ -1,7 +1,7 @@
 """HTTP basic authentication against bcrypt hashes.
 
-A single thread checks the passwords, so an attacker who guesses passwords uses at most one of the host's cores. For an unknown user, a
-check takes as long as for a known user.
+A single thread checks the passwords, so an attacker who guesses passwords uses at most one CPU of the host. A check takes as long for an
+unknown user as for a known user.
 """
 
 import asyncio
@@ -13,15 +13,15 @@ import secrets
 from collections.abc import Mapping
 
 MAX_WAITING_CHECKS = 16
-"""Maximum number of password checks that wait for the thread. Further requests are refused."""
+"""Maximum number of password checks that wait for the thread. The endpoint refuses further requests."""
 MAX_CACHED_CREDENTIALS = 100
-"""Maximum number of accepted credentials whose digests are cached."""
+"""Maximum number of accepted credentials in the cache, which holds their digests."""
 _MAX_PASSWORD_BYTES = 72
-"""Maximum length of a password. Longer passwords are refused, because bcrypt ignores the further bytes."""
+"""Maximum length of a password. Longer passwords are refused, because bcrypt ignores further bytes."""
 
 
 class TooManyPendingChecksError(Exception):
-    """The maximum number of password checks is already waiting."""
+    """Too many password checks wait already."""
 
 
 class BasicAuthUsers:
@@ -31,7 +31,7 @@ class BasicAuthUsers:
         self._hashes = {user: text.encode() for user, text in hashes.items()}
         self._dummy_hash = _random_hash(max(int(text.split("$")[2]) for text in hashes.values())) if hashes else b""
         self._digest_key = secrets.token_bytes(32)
-        # Oldest first; without the key, a keyed digest does not reveal the credentials.
+        # Oldest first. A keyed digest does not reveal the credentials.
         self._accepted_digests: dict[bytes, None] = {}
         self._check_slot = asyncio.Semaphore()
         self._waiting_checks = 0

@@ -1,4 +1,4 @@
-"""Limits of the endpoint's connections: their number, the size of a request's header, and waits for slow clients."""
+"""Limits of the endpoint's connections: number of connections, size of a request's header, and timeouts for slow clients."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,9 +14,9 @@ class ConnectionLimits:
 
     Attributes:
         connections: maximum number of concurrent connections.
-        header_seconds: maximum time from the connection to its first complete request.
+        header_seconds: maximum time from the start of a connection to its first complete request header.
         idle_seconds: maximum time between two requests. Prometheus keeps its connection open between scrapes.
-        read_seconds: how long a response may wait while the client reads nothing.
+        read_seconds: timeout for a client that does not read its response.
         header_bytes: maximum size of a request's header.
     """
 
@@ -36,23 +36,23 @@ class ConnectionLimiter:
     def __init__(self, limits: ConnectionLimits = DEFAULT_CONNECTION_LIMITS) -> None:
         self.limits = limits
         self.refused = 0
-        """Number of connections that were closed at once because too many were open."""
+        """Number of new connections that were closed, because too many were open."""
         self._connections: dict[asyncio.BaseTransport, _LimitedProtocol] = {}
 
     def __len__(self) -> int:
         return len(self._connections)
 
     def wrap(self, factory: Callable[[], asyncio.BaseProtocol]) -> ProtocolFactory:
-        """Return a protocol factory whose protocols enforce the limits and pass everything else to a protocol of `factory`."""
+        """Return a protocol factory that enforces the limits around the protocols of `factory`."""
         return lambda: _LimitedProtocol(self, cast("asyncio.Protocol", factory()))
 
     def request_started(self, transport: asyncio.BaseTransport | None) -> None:
-        """Stop the timer of a connection, because a request has arrived. The request's handler has no time limit."""
+        """Stop the idle timer of a connection, because a request has arrived. The request's handler has no timeout."""
         if transport is not None and (connection := self._connections.get(transport)) is not None:
             connection.request_started()
 
     def request_finished(self, transport: asyncio.BaseTransport | None) -> None:
-        """Start the idle timer of a connection, because a request is answered."""
+        """Start the idle timer of a connection, because the response was sent."""
         if transport is not None and (connection := self._connections.get(transport)) is not None:
             connection.request_finished()
 
@@ -70,7 +70,7 @@ class ConnectionLimiter:
 
 
 class _LimitedProtocol(asyncio.Protocol):
-    """Passes a connection's data to the server's protocol while the connection stays within the limits."""
+    """Passes a connection's data to the server's protocol, and aborts the connection at a limit."""
 
     def __init__(self, limiter: ConnectionLimiter, inner: asyncio.Protocol) -> None:
         self._limiter = limiter

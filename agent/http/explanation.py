@@ -14,18 +14,18 @@ from agent.model.record import Vm, sanitize
 
 
 class ExplanationHandler:
-    """Explains a VM's state from stored values. It sends no command to QEMU."""
+    """Request handler that explains a VM's state from stored values, without commands to QEMU."""
 
     def __init__(self, source: OverviewSource) -> None:
         self._source = source
 
     async def explain(self, request: web.Request) -> web.Response:
-        """Return the explanation of the VM in the query parameter `vm`, its UUID or its name."""
+        """Return the explanation as JSON. The query parameter `vm` is the VM's UUID or name."""
         vm, view = self._find(request.query.get("vm", ""))
         return web.Response(body=encode_json(explanation(self._source, vm, view)), content_type="application/json")
 
     def _find(self, name: str) -> tuple[Vm, VmView]:
-        """Return the VM with a UUID or a name.
+        """Return the VM with this UUID or name.
 
         Raises:
             HTTPBadRequest: no name was given.

@@ -22,12 +22,12 @@ from agent.http.static_files import StaticFiles
 from agent.model.json_encoding import encode_json
 
 MAX_BLOCKING_SECONDS = 0.005
-"""Maximum time for which a scrape may block the event loop, because events are delayed meanwhile."""
+"""Maximum time for which a scrape may block the event loop. Events wait meanwhile."""
 GZIP_LEVEL = 1
-"""gzip's lowest compression level. Because labels repeat, it compresses nearly as well as the highest level."""
+"""gzip's lowest compression level, which compresses repeated labels nearly as well as the highest level."""
 
 REWRITE_SECONDS = 10.0
-"""Shortest time between two rewrites of the state topic."""
+"""Minimum time between two rewrites of the state topic."""
 
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -46,11 +46,11 @@ HEADERS = {
 """Headers of every response."""
 
 CACHE_CONTROL = "no-store"
-"""The header Cache-Control, unless the handler of a request sets it."""
+"""Default of the header Cache-Control."""
 
 
 class AgentView(OverviewSource, Protocol):
-    """The state of the agent that the endpoint reads."""
+    """Interface through which the endpoint reads the agent's state."""
 
     broadcaster: RecordBroadcaster
 
@@ -58,10 +58,10 @@ class AgentView(OverviewSource, Protocol):
         """Return the agent's metrics about itself in Prometheus' text format."""
 
     def unready_reasons(self) -> list[str]:
-        """Return why the agent is not ready, one text for each reason; empty if it is ready."""
+        """Return why the agent is not ready, one text for each reason; empty if the agent is ready."""
 
     def hang_reason(self) -> str:
-        """Return why the agent makes no progress and should be restarted; empty if it makes progress."""
+        """Return why the agent makes no progress and should be restarted; empty if all is well."""
 
     def warnings(self) -> list[str]:
         """Return problems that need attention although the agent is ready."""
@@ -70,7 +70,7 @@ class AgentView(OverviewSource, Protocol):
         """Return `help`, `cause` and `action` of each alert in Markdown, by the alert's name."""
 
     def rewrite_state_topic(self) -> int | None:
-        """Schedule the state topic to be written again. Return the number of states; None if there is no such topic."""
+        """Schedule a rewrite of the state topic. Return the number of states to write; None without a state topic."""
 
     def on_scrape(self, seconds: float) -> None:
         """Record the duration of a scrape of /metrics, in seconds."""
@@ -130,7 +130,7 @@ class _RequestHandlers:
         return web.Response(body=body, headers=headers)
 
     async def healthz(self, _: web.Request) -> web.Response:
-        reason = self._view.hang_reason()  # every response, even an error, shows that the event loop runs
+        reason = self._view.hang_reason()  # any response, even an error, proves that the event loop runs
         return web.Response(text=f"{reason or 'ok'}\n", status=503 if reason else 200)
 
     async def readyz(self, _: web.Request) -> web.Response:
@@ -139,10 +139,10 @@ class _RequestHandlers:
         return web.Response(text="\n".join(lines) + "\n", status=503 if reasons else 200)
 
     async def rewrite_state(self, request: web.Request) -> web.Response:
-        """Schedule the state topic to be written again.
+        """Schedule a rewrite of the state topic.
 
-        The content type has to be JSON. With a simple content type, the page of another site could send this request without the user's
-        knowledge.
+        The content type must be JSON, to prevent cross-site request forgery: browsers send simple content types to other sites without
+        a preflight request.
         """
         if request.content_type != "application/json":
             raise web.HTTPUnsupportedMediaType(text="the content type should be application/json\n")
@@ -158,6 +158,6 @@ class _RequestHandlers:
         return web.json_response({"entities": entities}, status=202)
 
     async def overview(self, request: web.Request) -> web.Response:
-        """Return the host overview as JSON. The query parameter `vm` is a UUID: add all values of this VM."""
+        """Return the host overview as JSON. With a UUID in the query parameter `vm`, include all values of that VM."""
         overview = await self._overview.whole(request.query.get("vm", ""))
         return web.Response(body=encode_json(overview), content_type="application/json")

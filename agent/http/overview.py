@@ -1,6 +1,6 @@
-"""The host overview as JSON, for `qmp-agent top` and other clients of /overview.
+"""Encodes the host overview as JSON, for `qmp-agent top` and other clients of /overview.
 
-It has a summary of every VM, the monitors, the firing alerts, the pools and the agent's own state.
+The overview has a summary of every VM, the monitors, the firing alerts, the pools, the host's resources and the agent's own state.
 """
 
 import asyncio
@@ -23,25 +23,25 @@ from agent.model.record import Vm, sanitize
 from agent.session.api import MonitorStatus
 
 MAX_BLOCKING_SECONDS = 0.005
-"""Maximum time for which the encoding may block the event loop, because events are delayed meanwhile."""
+"""Maximum time for which the encoding may block the event loop. Events wait meanwhile."""
 
 
 class OverviewSource(Protocol):
-    """The state that the overview encodes."""
+    """Interface through which the overview reads the agent's state."""
 
     snapshot: Snapshot
 
     def health(self) -> dict[str, Any]:
-        """Return the agent's own state, such as its problems, its sink and its queues."""
+        """Return the agent's own state as JSON, such as problems, the sink and the queues."""
 
     def firing_alerts(self) -> list[dict[str, Any]]:
-        """Return the firing alerts."""
+        """Return the firing alerts as JSON."""
 
     def levels_in_bytes(self, vm: Vm, device: str, /) -> Sequence[tuple[str, int]]:
-        """Return a disk's alert levels in ascending order, each as its text in the config and as a number of used bytes."""
+        """Return a disk's alert levels, lowest first: the text in the config, and the level in used bytes."""
 
     def histogram_owner(self, vm: Vm, device: str, /) -> str:
-        """Return who has set a disk's latency histograms: `agent` or `other`; empty if that is unknown."""
+        """Return which client has set a disk's latency histograms: `agent` or `other`; empty if unknown."""
 
 
 class Overview:
@@ -55,7 +55,7 @@ class Overview:
         """Return the whole overview.
 
         Args:
-            uuid: the UUID of a VM to include with all of its values; empty for none.
+            uuid: the UUID of a VM whose values are all included; empty for no VM.
         """
         views = {vm.uuid: (vm, view) for vm, view in self._source.snapshot.views()}
         for gone in self._cache.keys() - views.keys():
@@ -88,7 +88,7 @@ class Overview:
 
 
 async def run_in_steps(steps: Iterator[None]) -> None:
-    """Run the steps of an iterator, and let the event loop run in between."""
+    """Run an iterator to its end, and let the event loop run every 5 ms."""
     resumed = time.perf_counter()
     for _ in steps:
         if time.perf_counter() - resumed > MAX_BLOCKING_SECONDS:
@@ -97,7 +97,7 @@ async def run_in_steps(steps: Iterator[None]) -> None:
 
 
 def vm_summary(source: OverviewSource, vm: Vm, view: VmView) -> dict[str, Any]:
-    """Return the summary of a VM, with the state of its session."""
+    """Return the summary of a VM as JSON, with the state of its monitor."""
     status = view.status
     summary = summarize(view.polls)
     for disk in summary.get("disks", ()):
@@ -124,7 +124,7 @@ def vm_summary(source: OverviewSource, vm: Vm, view: VmView) -> dict[str, Any]:
 
 
 def monitor_json(status: MonitorStatus) -> dict[str, Any]:
-    """Return the state of a monitor."""
+    """Return the state of a monitor as JSON."""
     return {
         "monitor": sanitize(status.monitor.name),
         "state": status.state.value,
@@ -136,7 +136,7 @@ def monitor_json(status: MonitorStatus) -> dict[str, Any]:
 
 
 def pools_json(snapshot: Snapshot) -> list[dict[str, Any]]:
-    """Return the storage pools. Leave out a block device that has only one image."""
+    """Return the storage pools as JSON, sorted by name, without block devices that hold a single image."""
     pools = snapshot.host.get(POOL.name, {}).items()
     shared = ({"pool": name, "kind": kind, **values} for (name, kind), values in pools if kind != PoolKind.DEVICE)
     return sorted(shared, key=lambda pool: str(pool["pool"]))
@@ -148,11 +148,11 @@ _WAITING_RATES = {
     "waiting_for_io_ratio": "pressure_io_waiting_seconds_total",
     "swap_in_bytes_per_second": "swap_in_bytes_total",
 }
-"""Counters of the host, by the names of their rates in /overview."""
+"""The host's counters, by the names of their rates in /overview."""
 
 
 def resources_json(snapshot: Snapshot) -> dict[str, Any]:
-    """Return the host's own resources: its last sample, rates, and its pools of huge pages; empty before the first sample."""
+    """Return the host's resources as JSON: the last sample, rates, and huge pages; empty before the first sample."""
     values = snapshot.host.get(HOST.name, {}).get(())
     if values is None:
         return {}
@@ -166,12 +166,12 @@ def resources_json(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def encode_compactly(value: dict[str, Any]) -> bytes:
-    """Encode a value as JSON for a cache. Return a copy, because orjson's own result keeps a buffer of up to eight times its size."""
+    """Encode a value as JSON to keep in a cache. Copy the bytes, because orjson's own result may occupy eight times their size."""
     return bytes(memoryview(encode_json(value)))
 
 
 def vm_detail(vm: Vm, view: VmView) -> dict[str, Any]:
-    """Return all values of a VM, with the help text of each field."""
+    """Return all values of a VM as JSON, with the help text of each field."""
     families = [_family_detail(family, view.polls[family.name]) for family in FAMILIES if family.name in view.polls]
     return {"uuid": vm.uuid, "families": [f for f in families if f["subjects"]], "events": view.events}
 

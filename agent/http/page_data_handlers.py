@@ -1,4 +1,4 @@
-"""Request handlers for what the page requests besides its stream: the table of metrics, descriptions of alerts, and histories."""
+"""Request handlers of the page's data that is not in its stream: the table of metrics, alert descriptions, and histories."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,11 +14,11 @@ from agent.model.json_encoding import encode_json
 from agent.model.metrics import FAMILIES
 
 DIGITS = 4
-"""Significant digits of the values in a history."""
+"""Number of significant digits of the values in a history."""
 
 
 def fields_json() -> dict[str, Any]:
-    """Return the table of metrics: each family with its source and labels, and each field with its kind, help and series."""
+    """Return the table of metrics: each family with its source and labels, and each field with kind, help and metric name."""
     return {
         family.name: {
             "help": family.help,
@@ -26,7 +26,7 @@ def fields_json() -> dict[str, Any]:
             "labels": family.labels,
             "per_host": family.per_host,
             "fields": {
-                field.name: [field.kind.value, field.help, _series(family.series(field), field.kind)]
+                field.name: [field.kind.value, field.help, _metric_name(family.series(field), field.kind)]
                 for field in family.fields
             },
         }
@@ -34,8 +34,8 @@ def fields_json() -> dict[str, Any]:
     }
 
 
-def _series(name: str, kind: FieldKind) -> str:
-    """Return the name of a field's series; empty for a field that is in records only."""
+def _metric_name(name: str, kind: FieldKind) -> str:
+    """Return the metric name of a field; empty for a field that is only in records."""
     return "" if kind in (FieldKind.TEXT, FieldKind.DETAIL) else name
 
 
@@ -56,9 +56,9 @@ class PageDataHandlers:
         return web.Response(body=self._alerts, content_type="application/json")
 
     async def history(self, request: web.Request) -> web.Response:
-        """Return points of a VM (`vm`, its UUID), of a pool (`pool` and `kind`), or of the host.
+        """Return the history of a VM (`vm`: its UUID), of a pool (`pool` and `kind`), or of the host.
 
-        `range`: seconds up to the last point. `after`: time of the last point that the client has, seconds since the epoch.
+        `range`: length of the history in seconds. `after`: return only points after this time, in seconds since the epoch.
         """
         query = request.query
         try:

@@ -1,6 +1,6 @@
-"""The stream of the page. It first sends the whole state of the host, and then only the rows, alerts, pools and values that changed.
+"""Content of the page's stream: first the whole state of the host, and then the rows, alerts, pools and values that changed.
 
-A row is encoded once for all clients. Nothing is queued for a slow client. It misses intermediate states, and gets the newest state.
+A row of the VM table is encoded once for all clients. A slow client has no queue: it skips intermediate states, and gets the newest state.
 """
 
 from collections import Counter
@@ -27,16 +27,17 @@ from agent.model.record import Vm, sanitize
 from agent.session.api import MonitorState
 
 SESSION_FIELDS = ("name", "state", "reason", "since", "qemu", "degraded")
-"""The first values of a row, about the VM's session. The values of `FIELDS` follow. `degraded` lists the collectors that are off."""
+"""The first values of a row of the VM table, about the VM's monitor. `degraded` lists the collectors that are off."""
 
 COLUMNS = (*SESSION_FIELDS, *FIELDS)
+"""Names of the values of a row, in order."""
 
 Views = Mapping[str, tuple[Vm, VmView]]
-"""The current VMs by UUID."""
+"""The attached VMs by UUID."""
 
 
 class PageState:
-    """The state that all pages show. It caches the encoded row of each VM."""
+    """State that all open pages share, with a cache of each VM's encoded row."""
 
     def __init__(self, source: OverviewSource) -> None:
         self.source = source
@@ -48,43 +49,43 @@ class PageState:
         return self.source.snapshot
 
     def views(self) -> Views:
-        """Return the current VMs by UUID."""
+        """Return the attached VMs by UUID."""
         return {vm.uuid: (vm, view) for vm, view in self.snapshot.views()}
 
     def update_rows(self, views: Views) -> Iterator[None]:
-        """Encode the rows of VMs that changed, one at each step."""
+        """Encode the rows of VMs that changed, one row at each step of the iterator."""
         for uuid in self._rows.keys() - views.keys():
             del self._rows[uuid]
         for uuid, (vm, view) in views.items():
             known = self._rows.get(uuid)
             if known is not None and known[:2] == (view, view.revision):
                 continue
-            row = bytes(encode_json({"row": _row(vm, view)})[len(b'{"row":') : -1])
+            row = bytes(encode_json({"row": _row_values(vm, view)})[len(b'{"row":') : -1])
             if known is not None and known[2] == row:
-                row = known[2]  # a new object, because clients detect a change by the identity of the row
+                row = known[2]  # keep the old object, so that comparisons of unchanged rows are fast
             self._rows[uuid] = view, view.revision, row
             yield
 
     def rows(self) -> dict[str, bytes]:
-        """Return the encoded row of each VM by UUID, as of the last update."""
+        """Return the encoded row of each VM by UUID, as of the last `update_rows`."""
         return {uuid: row for uuid, (_, _, row) in self._rows.items()}
 
     def totals(self, views: Views) -> dict[str, Any]:
-        """Return the number of VMs and of monitors by state."""
-        states = Counter(_state(view) for _, view in views.values())
+        """Return as JSON the number of VMs by state, and of monitors by state."""
+        states = Counter(_vm_state(view) for _, view in views.values())
         monitors = Counter(status.state.value for status in self.snapshot.monitors.values())
         return {"states": states, "monitors": monitors}
 
 
-def _state(view: VmView) -> str:
-    """Return QEMU's run state of a VM. If the VM's session is not up, return the state of the session."""
+def _vm_state(view: VmView) -> str:
+    """Return QEMU's run state of a VM. If the VM's monitor is not up, return the monitor's state."""
     if view.status.state is not MonitorState.UP:
         return view.status.state.value
     polls = view.polls.get("runstate")
     return str(polls.current.get((), {}).get("status", "up")) if polls is not None else "up"
 
 
-def _row(vm: Vm, view: VmView) -> list[Any]:
+def _row_values(vm: Vm, view: VmView) -> list[Any]:
     status = view.status
     build = status.build.version if status.build is not None else ""
     degraded = [name for name, _ in status.degraded] or None
@@ -92,14 +93,14 @@ def _row(vm: Vm, view: VmView) -> list[Any]:
     return [sanitize(vm.name), status.state.value, status.reason, since, build, degraded, *vm_row(view.polls)]
 
 
-class _Entries:
-    """The entries that a client has received of one part of the state, by key."""
+class _SentEntries:
+    """The entries of one part of the state, such as the rows or the alerts, that a client has received."""
 
     def __init__(self) -> None:
         self._sent: dict[str, bytes] = {}
 
     def changes(self, current: Mapping[str, bytes]) -> dict[str, Any] | None:
-        """Return the entries that are new or changed, and the keys of removed entries; None if nothing changed."""
+        """Return as JSON the new and changed entries, and the keys of removed entries; None without changes."""
         changed = {key: text for key, text in current.items() if self._sent.get(key) != text}
         gone = sorted(self._sent.keys() - current.keys())
         self._sent = dict(current)
@@ -110,10 +111,10 @@ class _Entries:
 
 
 class PageChanges:
-    """Stores what one page has received.
+    """Computes the next message for one open page, from the state that the page has received.
 
     Args:
-        state: the state of the host.
+        state: the state that all open pages share.
         uuid: the UUID of the VM that the page shows; empty for the table of all VMs.
         all_monitors: whether the page also shows the monitors that are up.
     """
@@ -122,13 +123,13 @@ class PageChanges:
         self._state = state
         self._uuid = uuid
         self._all_monitors = all_monitors
-        self._parts = {name: _Entries() for name in ("rows", "monitors", "alerts", "pools", "families")}
-        self._wholes: dict[str, bytes] = {}  # parts that are always sent as a whole
+        self._parts = {name: _SentEntries() for name in ("rows", "monitors", "alerts", "pools", "families")}
+        self._wholes: dict[str, bytes] = {}  # parts that are sent whole whenever they change
         self._vm: tuple[VmView, int] | None = None
         self._is_first = True
 
     async def changes(self) -> dict[str, Any] | None:
-        """Return what has changed since the previous call; None if nothing has. The first call returns everything."""
+        """Return what has changed since the previous call, as JSON; None without changes. The first call returns the whole state."""
         views = self._state.views()
         changes: dict[str, Any] = {}
         if self._is_first:
@@ -139,9 +140,9 @@ class PageChanges:
             self._add("rows", self._state.rows(), changes)
         self._add("monitors", dict(self._monitors()), changes)
         alerts = self._state.source.firing_alerts()
-        self._add("alerts", _encoded((alert["fingerprint"], alert) for alert in alerts), changes)
+        self._add("alerts", _encode_entries((alert["fingerprint"], alert) for alert in alerts), changes)
         pools = pools_json(self._state.snapshot)
-        self._add("pools", _encoded((f"{pool['kind']} {pool['pool']}", pool) for pool in pools), changes)
+        self._add("pools", _encode_entries((f"{pool['kind']} {pool['pool']}", pool) for pool in pools), changes)
         self._add_whole("agent", self._state.source.health() | self._state.totals(views), changes)
         self._add_whole("resources", resources_json(self._state.snapshot), changes)
         self._add_vm(views, changes)
@@ -164,7 +165,7 @@ class PageChanges:
                 yield sanitize(status.monitor.name), encode_compactly(monitor_json(status))
 
     def _add_vm(self, views: Views, changes: dict[str, Any]) -> None:
-        """Add the VM that the page shows: its summary, and the families whose values changed."""
+        """Add the summary of the VM that the page shows, and the families whose values changed."""
         found = views.get(self._uuid)
         if found is None:
             if self._uuid and self._vm is not None:
@@ -176,14 +177,14 @@ class PageChanges:
         self._vm = view, view.revision
         summary = vm_summary(self._state.source, vm, view) | {"events": view.events}
         changes["vm"] = orjson.Fragment(encode_json(summary))
-        self._add("families", _encoded(_families(view)), changes)
+        self._add("families", _encode_entries(_family_values(view)), changes)
 
 
-def _encoded(entries: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, bytes]:
+def _encode_entries(entries: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, bytes]:
     return {key: encode_json(entry) for key, entry in entries}
 
 
-def _families(view: VmView) -> Iterator[tuple[str, dict[str, Any]]]:
+def _family_values(view: VmView) -> Iterator[tuple[str, dict[str, Any]]]:
     for family in FAMILIES:
         polls = view.polls.get(family.name)
         if polls is not None and polls.current:

@@ -1,4 +1,4 @@
-"""Live record stream for `qmp-agent tail` and the page. Slow subscribers miss records instead of blocking the agent."""
+"""Live stream of records for `qmp-agent tail` and the page. A slow subscriber misses records, and does not block the agent."""
 
 import asyncio
 from collections import deque
@@ -13,12 +13,13 @@ MAX_STREAMS = 32
 """Maximum number of concurrent record streams, and of concurrent overview streams."""
 
 RECENT_RECORDS = 500
+"""Maximum number of recent records, without samples, that are kept for new subscribers."""
 RECENT_BYTES = 1 << 20
-"""Limits of the recent records that are kept for new subscribers, in bytes and in number. Both apply. Samples are not kept."""
+"""Maximum size of the recent records that are kept for new subscribers, in bytes."""
 
 
 class TooManySubscribersError(Exception):
-    """The maximum number of concurrent streams is in use."""
+    """The maximum number of concurrent streams is open."""
 
 
 class Subscriber:
@@ -32,7 +33,7 @@ class Subscriber:
 
     def __init__(self, *, vm: str = "", types: tuple[str, ...] = ("",), severity: Severity = Severity.DEBUG) -> None:
         self.missed = 0
-        """Number of matching records that were dropped because the queue was full. The reader of the queue resets it to 0."""
+        """Number of matching records that were dropped, because the queue was full. The reader of the queue resets this number."""
         self._vm = vm
         self._types = types
         self._severity = severity
@@ -64,7 +65,7 @@ class StreamLimit:
 
     @contextmanager
     def acquire(self) -> Iterator[None]:
-        """Occupy one stream while the `with` block runs.
+        """Count one more open stream while the `with` block runs.
 
         Raises:
             TooManySubscribersError: all streams are in use.
@@ -94,7 +95,7 @@ class RecordBroadcaster:
 
         Args:
             encoded: the record.
-            kind: the record's kind, if the caller has it already.
+            kind: the record's kind, such as `event`, if the caller knows the kind; empty to derive the kind.
         """
         for subscriber in self._subscribers:
             subscriber.offer(encoded)
@@ -118,8 +119,8 @@ class RecordBroadcaster:
         Args:
             subscriber: the receiver.
             recent: whether recent records, except samples, are delivered first.
-            after: id of the last record that the receiver has. Recent records up to this record are skipped. If the id is unknown, no
-                record is skipped.
+            after: id of the last record that the receiver has. Recent records up to this record are skipped; none if the id is
+                unknown.
 
         Raises:
             TooManySubscribersError: all streams are in use.

@@ -20,8 +20,9 @@ _log = logging.getLogger(__name__)
 _request_log = logging.getLogger("agent.http.requests")
 
 RELOAD_SECONDS = 1.0
-"""Time between two checks for changes of the web config file and of the files that it names."""
+"""Time between two checks whether the web config, or a file that the web config names, has changed."""
 HANDSHAKE_SECONDS = 5.0
+"""Timeout of a TLS handshake."""
 MAX_HEADER_LINE_BYTES = 8190
 MAX_HEADERS = 64
 
@@ -91,7 +92,7 @@ class HttpEndpoint:
 
     @property
     def refused_connections(self) -> int:
-        """The number of connections that were closed at once because too many were open."""
+        """The number of new connections that were closed, because too many were open."""
         return self._connections.refused
 
     @contextlib.asynccontextmanager
@@ -106,7 +107,8 @@ class HttpEndpoint:
             sockets = [stack.enter_context(bound) for bound in bind_sockets(self._listen)]
             if not is_loopback(self._listen) and not web_config.config.authenticates:
                 _log.warning(
-                    "endpoint %s: no authentication: every client that can connect can read all data; set web.config_file to require it",
+                    "endpoint %s: no authentication: every client that can connect can read all data; "
+                    "set web.config_file to require authentication",
                     self._listen,
                 )
             await self._runner.setup()
@@ -125,16 +127,16 @@ class HttpEndpoint:
                 await self._runner.cleanup()
 
     async def _start_servers(self, web_config: LoadedWebConfig, sockets: Sequence[socket.socket]) -> None:
-        """Replace the servers, so that new connections use the TLS of a new web config. Open connections stay open.
+        """Replace the servers, so that new connections use the TLS settings of a new web config.
 
-        For their next requests, the access control of the new web config applies.
+        Open connections stay open. The access control of the new web config applies to their next requests.
         """
         loop = asyncio.get_running_loop()
         assert self._runner.server is not None
         factory = self._connections.wrap(self._runner.server)
         previous, self._servers = self._servers, []
         handshake = HANDSHAKE_SECONDS if web_config.tls is not None else None
-        for bound in sockets:  # a server closes its socket at its end; pass a duplicate, which shares the accept queue
+        for bound in sockets:  # a closing server closes its socket, so pass a duplicate, which shares the accept queue
             server = await loop.create_server(
                 factory, sock=bound.dup(), ssl=web_config.tls, backlog=128, ssl_handshake_timeout=handshake
             )
@@ -144,7 +146,7 @@ class HttpEndpoint:
             server.close()
 
     async def _reload_on_change(self, sockets: Sequence[socket.socket]) -> None:
-        """Reload the web config when its files change, until cancelled. If the new web config is invalid, the previous one stays in use."""
+        """Reload the web config when its files change, until cancelled. An invalid new web config is reported and not used."""
         if self._path is None:
             return
         signature = self._access.web_config.signature

@@ -1,4 +1,4 @@
-"""Server-sent events: a stream of records, and a stream of changes of the host's state."""
+"""Server-sent events: a stream of records, and a stream of changes of the host's state for the page."""
 
 import asyncio
 import time
@@ -21,8 +21,8 @@ class StreamIntervals:
     """Intervals of the record stream and the overview stream.
 
     Attributes:
-        keepalive_seconds: interval of the comments on an idle stream. The comments detect a disconnected client.
-        overview_seconds: interval of the checks whether the overview has changed.
+        keepalive_seconds: interval of keepalive comments on an idle stream, which detect a disconnected client.
+        overview_seconds: interval at which changes of the host's state are sent.
     """
 
     keepalive_seconds: float = 15.0
@@ -47,8 +47,8 @@ class EventStreams:
         """Stream records. All query parameters are optional.
 
         `vm`: name or UUID of a VM. `type`: prefixes of record types, separated by commas. `severity`: the lowest severity.
-        `recent`: send recent records first, without samples. `after`: skip recent records up to the record with this id. The header
-        `Last-Event-ID` has the same meaning as `after`.
+        `recent`: send recent records first, without samples. `after`: skip recent records up to the record with this id; the header
+        `Last-Event-ID` is an alternative.
         """
         query = request.query
         try:

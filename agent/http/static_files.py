@@ -1,4 +1,4 @@
-"""The page's files. Their URL contains a digest of their content, so that a browser caches them until the agent is upgraded."""
+"""Serves the page's files. Their URLs contain a digest of the content, so browsers cache the files until the agent is upgraded."""
 
 import hashlib
 from importlib.resources import files
@@ -10,11 +10,12 @@ CONTENT_TYPES: Final = {".html": "text/html", ".css": "text/css", ".js": "text/j
 """Content types of the page's files, by suffix. Files with other suffixes are not served."""
 
 IMMUTABLE_HEADERS: Final = {"Cache-Control": "private, max-age=31536000, immutable"}
+"""Response headers that let a browser cache a file for a year."""
 INDEX: Final = "index.html"
 
 
 class StaticFiles:
-    """Request handlers of the page's HTML and of the files that it refers to."""
+    """Request handlers of the page's HTML file, and of its scripts, style sheets and icon."""
 
     def __init__(self) -> None:
         self._files = _read_files()
@@ -23,11 +24,11 @@ class StaticFiles:
         self._html = html.replace(b'"page/', f'"page/{self._digest}/'.encode())
 
     async def index(self, _: web.Request) -> web.Response:
-        """Return the HTML. Its links to the files contain the digest of their current content."""
+        """Return the HTML file, with the current digest in its links."""
         return web.Response(body=self._html, content_type=CONTENT_TYPES[".html"], charset="utf-8")
 
     async def file(self, request: web.Request) -> web.Response:
-        """Return a file. If the URL has the digest of another version of the agent, forbid caching of the current file."""
+        """Return a file. Forbid caching if the URL has the digest of another agent version."""
         file = self._files.get(request.match_info["name"])
         if file is None:
             raise web.HTTPNotFound

@@ -1,7 +1,7 @@
 """The web config: TLS, authentication and rate limit of the endpoint, in the file format of Prometheus' exporter-toolkit.
 
-Python's TLS library lacks three features of that format: certificates inside the file, curve preferences, and client certificates that are
-not verified. A file that uses one of these features is rejected, and the error names the feature.
+The agent rejects files with three features that Python's ssl module does not support: inline certificates, curve preferences, and client
+certificates that are not verified. The error names the feature.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from agent.config.loader import read_yaml_file
 from agent.http.basic_auth import BasicAuthUsers
 
 MAX_BCRYPT_COST = 16
-"""Maximum cost of a bcrypt hash. A check takes 50 ms at cost 10, and each step doubles the time."""
+"""Maximum cost of a bcrypt hash. A password check takes 50 ms at cost 10, and twice as long for each further step."""
 
 _TLS_VERSIONS = {
     "TLS10": ssl.TLSVersion.TLSv1,
@@ -38,7 +38,7 @@ _CIPHER_SUITES = {
         ("CHACHA20_POLY1305_SHA256", "CHACHA20-POLY1305"),
     )
 }
-"""The strong cipher suites of TLS 1.2: OpenSSL's names by Go's names. The cipher suites of TLS 1.3 cannot be configured."""
+"""Secure cipher suites of TLS 1.2: OpenSSL's names by Go's names. The cipher suites of TLS 1.3 cannot be configured."""
 
 
 def _check_bcrypt_hash(value: str) -> str:
@@ -78,7 +78,7 @@ class TlsServerConfig(_WebSection):
     client_ca_file: Path | None = None
     """Certificate authorities that issue the clients' certificates (PEM)."""
     client_allowed_sans: list[str] = []
-    """Subject alternative names, compared literally. A client's certificate needs one of these. An empty list allows all clients."""
+    """A client's certificate must have one of these subject alternative names. An empty list allows all clients."""
     min_version: Literal["TLS10", "TLS11", "TLS12", "TLS13"] = "TLS12"
     """The oldest accepted TLS version."""
     max_version: Literal["TLS10", "TLS11", "TLS12", "TLS13"] = "TLS13"
@@ -86,7 +86,7 @@ class TlsServerConfig(_WebSection):
     cipher_suites: list[Annotated[str, AfterValidator(_check_cipher_suite)]] = []
     """Cipher suites of TLS 1.2, in Go's names; an empty list means OpenSSL's defaults."""
     prefer_server_cipher_suites: bool = True
-    """Give the order of `cipher_suites` precedence over the client's order."""
+    """If true, the order of `cipher_suites` has precedence over the client's order."""
 
     @model_validator(mode="after")
     def _check_client_auth(self) -> "TlsServerConfig":
@@ -122,9 +122,9 @@ class RateLimit(_WebSection):
     """Rate limit of the requests of all clients together (a token bucket)."""
 
     interval: Annotated[Seconds, Field(ge=0)] = 0.0
-    """Time in which the bucket gains one token. Each request takes a token. 0 means no limit."""
+    """Time after which the bucket gets one more token. Each request takes a token. 0 means no limit."""
     burst: Annotated[int, Field(ge=1)] = 1
-    """Size of the bucket: the number of requests that are allowed at once."""
+    """Size of the bucket: the maximum number of requests at once."""
 
 
 class WebConfigFile(_WebSection):
@@ -176,18 +176,18 @@ def tls_context(tls: TlsServerConfig, directory: Path) -> ssl.SSLContext:
 
 
 class EndpointError(Exception):
-    """The endpoint cannot start or reload its web config. The text is the message for the user."""
+    """The endpoint cannot start, or cannot load its web config. The text is the message for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedWebConfig:
-    """A web config with everything that its files contain.
+    """A web config, with the TLS context and the users that were loaded from its files.
 
     Attributes:
         config: the content of the web config file.
         tls: the server's TLS context; None for plain HTTP.
         users: the users that can authenticate by password.
-        signature: inode, time and size of each file. If the signature differs, a file has changed.
+        signature: inode, modification time and size of each file, to detect changes.
     """
 
     config: WebConfigFile = field(default_factory=WebConfigFile)
@@ -197,7 +197,7 @@ class LoadedWebConfig:
 
     @classmethod
     def read(cls, path: Path | None) -> "LoadedWebConfig":
-        """Read a web config. This blocks, so call it in a thread.
+        """Read a web config. Blocks, so call this method in a thread.
 
         Args:
             path: the web config file; None for an empty web config.
@@ -220,7 +220,7 @@ class LoadedWebConfig:
         return cls(config, context, BasicAuthUsers(config.basic_auth_users), signature)
 
     def read_signature(self, path: Path) -> object:
-        """Return the current signature of the web config's files. This blocks, so call it in a thread."""
+        """Return the current signature of the web config's files. Blocks, so call this method in a thread."""
         return _read_signature([path, *referenced_files(self.config, path.parent)])
 
 

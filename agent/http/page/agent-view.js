@@ -6,7 +6,7 @@ import { createFactList } from "./fact-list.js";
 import { vmHash } from "./view-address.js";
 import { createTable } from "./space-tables.js";
 
-/** Return whether the agent is ready, as /readyz reports it, and the look of this word. The problems themselves are above every view. */
+/** Return a word for the agent's readiness, as in /readyz, and the colour of the word. Every view lists the problems at its top. */
 function healthOf({ unready_reasons: reasons, warnings }) {
   const problems = reasons.length + warnings.length;
   return [`${reasons.length ? "not ready" : "ready"}, ${problems === 1 ? "1 problem" : `${problems || "no"} problems`}`, problems ? "bad" : "good"];

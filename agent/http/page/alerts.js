@@ -14,19 +14,19 @@ export function isStopReason(host, { alert, uuid }) {
   return STOPPING.has(alert) && vm?.running === false;
 }
 
-/** Return the name of an alert in words; that of a reason says that the guest does not run. */
+/** Return the name of an alert in words. If the alert reports why the guest does not run, the words say so. */
 export const alertName = (host, alert) => `${isStopReason(host, alert) ? "stopped: " : ""}${fieldName(alert.alert)}`;
 
-/** Return the address of the pool of an alert; undefined if it is about no pool that the page knows. */
+/** Return the address of the pool of an alert; undefined without a pool that the page knows. */
 function hashOfPool(host, { alert, subject }) {
   const pool = alert.startsWith("pool_") ? [...host.pools.values()].find((known) => known.pool === subject) : undefined;
   return pool && poolHash(pool);
 }
 
-/** Return the address of what an alert is about: its VM or its pool; of all alerts if it is about neither. */
+/** Return the address of the view of an alert's VM or pool, or else of the view of all alerts. */
 export const hashOfAlert = (host, alert) => (alert.uuid ? vmHash(alert.uuid, "alerts") : (hashOfPool(host, alert) ?? hashOf(["events"])));
 
-/** Return what an alert says besides its name: the exceeded level, free space, growth. */
+/** Return the details of an alert as a text: exceeded level, free space, growth. */
 export function describeAlert(alert) {
   return [
     alert.level && `level ${alert.level.replace(/^threshold (\d+)$/, (_, size) => bytes(Number(size)))} exceeded`,
@@ -45,7 +45,7 @@ function loadDescriptions() {
   return descriptions;
 }
 
-/** Create what explains an alert: its meaning, and its causes and what to do, which open. An alert of the operator's own has none. */
+/** Create the description of an alert: its meaning, with causes and remedy to unfold. The operator's own alerts have no description. */
 function createDescription(name, open) {
   const [meaning, cause, action] = ["span", "p", "p"].map((tag) => el(tag));
   const node = el("details", { class: "help", open, hidden: true }, el("summary", {}, meaning, " ", el("span", { class: "link" }, "Causes, and what to do")), cause, action);
@@ -61,7 +61,7 @@ function createDescription(name, open) {
   return node;
 }
 
-/** Create an item of a list of alerts. In the list of one VM or pool, `isOfOne`, it is not named. `isOpen`: whether the description is open. */
+/** Create an item of a list of alerts. `isOfOne`: leave out the VM or pool, which the whole list shares. `isOpen`: unfold the description. */
 function createAlert(first, isOfOne, isOpen) {
   const [name, detail, since] = [el("b"), el("span", { class: "what" }), el("span", { class: "more" })];
   const vm = first.uuid && !isOfOne ? [el("a", { href: vmHash(first.uuid) }, first.vm), " "] : [];
@@ -82,7 +82,7 @@ function createAlert(first, isOfOne, isOpen) {
   };
 }
 
-/** Create a section with a list of alerts; `isOfOne` is whether all are of one VM or pool. `update(alerts, host)` hides it if there are none. */
+/** Create a section with a list of alerts. `isOfOne`: all alerts are of one VM or pool. `update(alerts, host)` hides a section without alerts. */
 export function createAlertList(title, { isOfOne = false } = {}) {
   const list = el("ul", { class: "alerts" });
   const node = el("section", { id: "alerts", "aria-label": title, hidden: true }, el("h2", {}, title), list);

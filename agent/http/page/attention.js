@@ -1,4 +1,4 @@
-/** What needs attention first, worst first. Pure. */
+/** The list of problems that need attention, worst first. Pure. */
 
 import { alertName, describeAlert, hashOfAlert, isStopReason } from "./alerts.js";
 import { latency } from "./columns.js";
@@ -14,15 +14,15 @@ const SOON_SECONDS = 30 * 86400;
 const STEAL_CPUS = 0.1;
 const LATENCY_SECONDS = 0.02;
 
-/** Return the used share of what users can allocate in a pool; undefined if it is unknown. */
+/** Return the used share of a pool's usable space, from 0 to 1; undefined if unknown. */
 export function poolShare({ used_bytes: used, free_bytes: free }) {
   return used === undefined || free === undefined || used + free === 0 ? undefined : used / (used + free);
 }
 
-/** Return what is wrong with a pool; empty if nothing is. */
+/** Return a text for the problem of a pool; empty without a problem. */
 export const poolProblem = (pool) => (pool.responsive === false ? "does not answer" : (pool.error ?? pool.problem ?? ""));
 
-/** Compare what fills up, given as {share, seconds}: first what is full within 30 days, the soonest first; then the fullest. */
+/** Compare two {share, seconds}: first those that are full within 30 days, the soonest first; then the fullest. */
 export function compareFilling(a, b) {
   const [soon, later] = [a, b].map(({ seconds }) => (seconds < SOON_SECONDS ? seconds : SOON_SECONDS));
   return soon - later || (b.share ?? -1) - (a.share ?? -1);
@@ -37,7 +37,7 @@ export function comparePools(a, b) {
 const isNearlyFull = (share, seconds) => share >= FULL_SHARE || seconds < FULL_SECONDS;
 const fullText = (share, seconds) => [share !== undefined && `${percent(share)} used`, seconds !== undefined && `full in ${duration(seconds)}`].filter(Boolean).join(", ");
 
-/** Each kind: its look, and the items of a host. An item is [key, subject, text, hash, rank]; larger ranks come first. */
+/** Each kind of problem: its colour, and the items of a host. An item is [key, subject, text, hash, rank]; larger ranks come first. */
 const KINDS = {
   alert: {
     look: (alert) => (["critical", "error"].includes(alert.severity) ? "bad" : "warning"),
@@ -93,7 +93,7 @@ function vms(host, isMeant, text, rank, look, tab) {
   return meant.map((vm) => ({ key: vm.uuid, subject: vm.name, text: text(vm), hash: vmHash(vm.uuid, tab), look }));
 }
 
-/** Return whether an alert already says what an item of another kind would say. */
+/** Return whether an alert already reports the same problem as an item of another kind. */
 function isCovered(host, kind, { key, subject }) {
   const alerts = [...(host.alertsByVm.get(key) ?? []), ...(kind === "pool" ? host.alertsByVm.get("") ?? [] : [])];
   const covering = { stopped: (alert) => isStopReason(host, alert), pool: (alert) => alert.subject === subject, disk: (alert) => /threshold|space|full/.test(alert.alert) && !alert.alert.startsWith("guest"), filesystem: (alert) => alert.alert === "guest_filesystem_space" }[kind];
@@ -101,7 +101,7 @@ function isCovered(host, kind, { key, subject }) {
 }
 
 /**
- * Return what needs attention.
+ * Return the problems of the host that need attention.
  * @returns {{key, subject, text, hash, look}[]} at most `MAX_OF_KIND` items of each kind, and an item for the others
  */
 export function attentionItems(host) {

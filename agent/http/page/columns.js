@@ -15,7 +15,7 @@ const LOOKS = ["bad", "warning", "idle", "good"];
 
 /**
  * A column: `sort(vm, alerts)` returns a number, larger first, or undefined for a VM without a value, which comes last.
- * `text(vm, alerts)` is the cell. `share(vm)` from 0 to 1 adds a bar; `look(vm, alerts)` a colour.
+ * `text(vm, alerts)` is the cell's text. `share(vm)` from 0 to 1 adds a bar. `look(vm, alerts)` adds a colour.
  */
 export const COLUMNS = {
   name: { title: "VM", width: "minmax(9em, 1.6fr)", sort: (vm) => -vm.rank, text: (vm) => vm.name, ascending: true },

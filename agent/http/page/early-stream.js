@@ -1,4 +1,4 @@
-/** Opens the stream of the view in the address while the other modules load. The agent encodes the state of the host meanwhile. */
+/** Opens the stream of the view in the address before the other modules load, so that the agent encodes the state meanwhile. */
 
 import { openEarly } from "./event-stream.js";
 import { parseHash, streamUrl } from "./view-address.js";

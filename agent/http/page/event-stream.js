@@ -1,11 +1,11 @@
-/** A stream of server-sent events that reconnects by itself. */
+/** A stream of server-sent events that reconnects automatically. */
 
 const RETRY_MS = { first: 500, max: 10_000 };
 const MAX_EARLY_CALLS = 50;
 
 let early = null;
 
-/** Open a stream before its listeners are loaded. `openStream` with the same URL continues it. */
+/** Open a stream before its listeners are loaded. `openStream` with the same URL takes over this stream. */
 export function openEarly(address) {
   const opened = { url: () => address, calls: [], listeners: null };
   const pass = (name) => (...values) => {
@@ -16,7 +16,7 @@ export function openEarly(address) {
   early = opened;
 }
 
-/** Close the early stream, whose listeners did not load. */
+/** Close the early stream, because its listeners could not be loaded. */
 function closeEarly() {
   early.stream.close();
   early = null;

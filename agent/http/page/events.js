@@ -1,4 +1,4 @@
-/** A live list of events, alerts and lifecycle records, with filters. It shows no samples. */
+/** A live list of events, alerts and lifecycle records, without samples, with filters. */
 
 import { el, renderList, setAttribute, setText } from "./dom.js";
 import { clock, compareNames } from "./format.js";

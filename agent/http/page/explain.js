@@ -1,4 +1,4 @@
-/** Why the VM is slow or stands still: the sentences of the agent's explanation, the most likely cause first. */
+/** Why a VM is slow or hangs: the sentences of the agent's explanation, the most likely cause first. */
 
 import { el, renderList, setAttribute, withCode } from "./dom.js";
 

@@ -1,8 +1,8 @@
-/** A list of facts: a title and a text each. */
+/** A list of facts, each with a title and a text. */
 
 import { el, renderList, setAttribute, setText } from "./dom.js";
 
-/** Create a list of facts. `update(facts)` takes [title, text, look][]; facts without a text are left out. */
+/** Create a list of facts. `update(facts)` takes [title, text, look][], and leaves out facts without a text. */
 export function createFactList() {
   const node = el("dl", { class: "facts" });
   return {

@@ -1,4 +1,4 @@
-/** Every value of a VM: a table for each metric family. The name of a field shows its series and PromQL. */
+/** All values of a VM: a table for each family of metrics. A click on a field's name shows the metric name and PromQL. */
 
 import { el, renderList, setAttribute, setText } from "./dom.js";
 import { fieldName, fieldRate, fieldValue, sentenceCase } from "./format.js";
@@ -65,7 +65,7 @@ function queryField(family, known, name, subjects, labels) {
   showQuery(`${familyTitle(family)}: ${fieldName(name)}`, entries.slice(0, 8));
 }
 
-/** A section with the tables of some families. `update(families, fields, labels)` hides it if none has values. */
+/** A section with the tables of some families. `update(families, fields, labels)` hides a section without values. */
 export class FamilyTables {
   node;
   #zeros = el("input", { id: "show-zeros", type: "checkbox", change: () => this.#render() });

@@ -1,4 +1,4 @@
-/** The filter of the VM table: words and `key:value` pairs. A VM has to match each of them. Pure. */
+/** The filter of the VM table: words and `key:value` pairs, all of which a shown VM matches. Pure. */
 
 import { SEVERITIES, isStopped, stateOf } from "./host-state.js";
 
@@ -14,7 +14,7 @@ function matchesLabel(wanted, name, text) {
   return name === key && (value === undefined || text === value);
 }
 
-/** Split a filter into words. Quotes hold words with spaces together. */
+/** Split a filter into words. A quoted text with spaces is one word. */
 const split = (text) => [...text.toLowerCase().matchAll(/(?:[^\s"]|"[^"]*"?)+/g)].map(([word]) => word.replaceAll('"', ""));
 
 /**

@@ -78,5 +78,5 @@ const UNIT_SUFFIXES = [
   [/_seconds$/, "_time"],
 ];
 
-/** Return the name of a field in words and without its unit: `read` for `read_bytes_total`, `read time` for `read_seconds_total`. */
+/** Return the name of a field in words, without the unit: `read` for `read_bytes_total`, `read time` for `read_seconds_total`. */
 export const fieldName = (name) => UNIT_SUFFIXES.reduce((words, [suffix, word]) => words.replace(suffix, word), name).replaceAll("_", " ");

@@ -1,4 +1,4 @@
-/** A graph over time: axes with units, values under the pointer, marks of events and alerts. All graphs of a view share the pointer's time. */
+/** Graphs over time: axes with units, values at the pointer, and marks of events and alerts. Graphs of one view share the pointer's time. */
 
 import { el, setAttribute, setText, svg } from "./dom.js";
 import { clock } from "./format.js";
@@ -81,7 +81,7 @@ class Graph {
     setText(this.#spoken, `${this.#time.textContent}: ${this.#spec.series.map(({ label }, index) => `${label} ${this.#values[index].textContent}`).join(", ")}`);
   }
 
-  /** Show the values at a time; those of the last point if it is null. */
+  /** Show the values at a time. If the time is null, show the values of the last point. */
   point(time) {
     this.#pointed = time;
     const { points, columns } = this.#data;

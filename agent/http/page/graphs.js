@@ -1,4 +1,4 @@
-/** The graphs of a VM and of the host: which columns of the history they show, and which series have the same figures. */
+/** Definitions of the graphs of a VM and of the host: the columns of the history, and the metrics with the same figures. */
 
 import { latency } from "./columns.js";
 import { bytes, number, percent } from "./format.js";

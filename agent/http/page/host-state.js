@@ -9,7 +9,7 @@ const STOPPED = ["io-error", "internal-error", "guest-panicked", "watchdog", "sh
 /** Return a state in plain words: what QEMU calls a state of error is a stopped guest. */
 export const stateText = (word) => (STOPPED.includes(word) ? `stopped: ${word}` : word);
 
-/** Return whether QEMU has stopped the guest for an error. */
+/** Return whether QEMU has stopped the guest because of an error. */
 export const isStopped = (vm) => vm.state === "up" && vm.running === false && STOPPED.includes(vm.status);
 
 /** Return the state of a VM as a word, and the look of this word: good, idle, warning or bad. */

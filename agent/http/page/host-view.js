@@ -1,4 +1,4 @@
-/** The view of the host: what all VMs together do, over time, and which of them do most of it. */
+/** The view of the host: the activity of all VMs over time, and the most active VMs. */
 
 import { createFactList } from "./fact-list.js";
 import { COLUMNS } from "./columns.js";
@@ -41,7 +41,7 @@ function createRanking([name, title]) {
 const known = (value, text) => (value === undefined ? "" : text(value));
 const joined = (...texts) => texts.filter(Boolean).join(", ");
 
-/** Return the facts about the host's CPUs and memory beside what its VMs take. A figure that the kernel does not have is left out. */
+/** Return the facts about the host's CPUs and memory, and how much its VMs use. Leave out figures that the kernel does not have. */
 function resourceFacts(of) {
   const pools = (of.hugepages ?? []).filter((pool) => pool.pool_bytes > 0).map((pool) => `${bytes(pool.free_bytes)} of ${bytes(pool.pool_bytes)} free (${pool.size})`);
   const waiting = [["a CPU", of.waiting_for_cpu_ratio], ["memory", of.waiting_for_memory_ratio], ["I/O", of.waiting_for_io_ratio]].filter(([, ratio]) => ratio !== undefined).map(([what, ratio]) => `${what} ${percent(ratio)}`);
@@ -57,7 +57,7 @@ function resourceFacts(of) {
   ];
 }
 
-/** Create the list of resources for which VMs wait: who waits, and who takes most. */
+/** Create the list of resources that VMs wait for: which VMs wait, and which VMs use most. */
 function createContention() {
   const list = el("ul", { class: "contention" });
   const node = el("section", { id: "contention", "aria-labelledby": "contention-title", hidden: true }, el("h2", { id: "contention-title" }, "VMs that wait for others"), list);

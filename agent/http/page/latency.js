@@ -1,4 +1,4 @@
-/** A table of the latency of disks that have latency histograms. It is hidden if none has. */
+/** A table of the latency of disks with latency histograms; hidden without histograms. */
 
 import { latency } from "./columns.js";
 import { cell, el, setText } from "./dom.js";
@@ -9,7 +9,7 @@ const QUANTILES = { p50: "Median", p99: "99 %", p999: "99.9 %" };
 
 const OWNERS = { agent: "histogram set by the agent", other: "histogram set by another client" };
 
-/** Return a quantile as a text. The last bin of a histogram has no end, so a quantile in it is a lower bound. */
+/** Return a quantile as a text. A quantile in the last bin of a histogram is a lower bound. */
 const quantileText = (seconds, lastBoundary) => `${seconds >= lastBoundary ? "≥ " : ""}${latency(seconds)}`;
 
 /** Create the table. An item is {device, kind, owner, values}: the values of one kind of operation of a disk. */

@@ -52,7 +52,7 @@ function connect() {
   });
 }
 
-/** Return a new state for a new connection. The stream of one VM has no rows, so the old ones stay for the way back. */
+/** Return a new state for a new connection. The stream of one VM has no rows, so keep the old rows for the return to the table. */
 function keepRows(before, changes) {
   const state = new HostState();
   if (!changes.rows && route.path[0] === "vm") Object.assign(state, { vms: before.vms, uuidsByName: before.uuidsByName, hasRows: before.hasRows });
@@ -101,7 +101,7 @@ function switchTo(kind, found) {
   }
 }
 
-/** Keys that work everywhere but in a field. */
+/** Keys that work everywhere except in an input field. */
 function onKey(event) {
   if (event.defaultPrevented || event.ctrlKey || event.altKey || event.metaKey || document.querySelector("dialog[open]")) return;
   if (event.target.closest("input, select, textarea")) return;

@@ -5,13 +5,13 @@ import { hashOf, vmHash } from "./view-address.js";
 
 const MAX_LINKS = 4;
 
-/** Return the address of the VM with a name; of the table, filtered, if the page knows no such VM or several. */
+/** Return the address of the only VM with this name, or else of the table with a filter. */
 export function hashOfName(host, name) {
   const uuid = host.uuidsByName.get(name);
   return uuid ? vmHash(uuid) : hashOf([], { q: `"${name}"` });
 }
 
-/** Return the first of several VMs as a text, and the number of the others. */
+/** Return the names of the first VMs, and the number of further VMs, as a text. */
 export function nameVms({ vms, vm_names: names = [] }) {
   const first = names.slice(0, MAX_LINKS);
   return `${first.join(", ")}${vms > first.length ? ` and ${vms - first.length} more` : ""}`;

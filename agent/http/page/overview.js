@@ -7,7 +7,7 @@ import { hashOf, replaceHash } from "./view-address.js";
 import { SEVERITIES, stateText } from "./host-state.js";
 import { VmTable } from "./vm-table.js";
 
-/** The address of this view as the user left it, for links back to it. */
+/** The last address of this view, for links back to the table. */
 let lastHash = "#/";
 let lastScroll = 0;
 export const overviewHash = () => lastHash;
@@ -92,7 +92,7 @@ export class OverviewView {
   }
 }
 
-/** Return what all VMs together use of the host. */
+/** Return the activity of all VMs together. */
 function hostEntries(host) {
   const { cpus, memory_bytes: size } = host.agent ?? {};
   const sum = (name) => {

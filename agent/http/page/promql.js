@@ -1,4 +1,4 @@
-/** The names of series, with PromQL that is ready to copy, in a dialog. */
+/** A dialog with metric names, and PromQL to copy. */
 
 import { el } from "./dom.js";
 
@@ -22,7 +22,7 @@ export function selector(series, labels) {
   return pairs.length ? `${series}{${pairs.join(",")}}` : series;
 }
 
-/** Return PromQL that shows a field as people read it: the rate of a counter, the 99th percentile of a histogram. */
+/** Return a PromQL query for a field: the rate of a counter, or the 99th percentile of a histogram. */
 export function promql(series, kind, labels) {
   if (kind === "counter") return `rate(${selector(series, labels)}[5m])`;
   if (kind === "histogram") return `histogram_quantile(0.99, sum by (le) (rate(${selector(`${series}_bucket`, labels)}[5m])))`;
@@ -53,7 +53,7 @@ function queryOf({ series, kind, labels, promql: special, isSum }) {
 
 /**
  * Show series in a dialog.
- * @param title what the figure is
+ * @param title title of the figure
  * @param entries {{series, kind, help, labels, promql, isSum}[]}; an empty `series` is a value that is in records only, `promql` replaces
  *   the query, and `isSum` sums over all VMs
  */

@@ -48,7 +48,7 @@ class RecordFeed {
     this.#listeners.delete(listener);
   }
 
-  /** Return the records of a VM that change its state, as marks for its graphs; those of all VMs without a UUID. */
+  /** Return the records that report changes of a VM's state, as marks for graphs. Without a UUID, return those of all VMs. */
   marks(uuid) {
     const meant = this.kept.filter((entry) => entry.isMarked && (!uuid || entry.uuid === uuid)).slice(0, 60);
     return meant.map((entry) => ({ time: entry.time, text: [uuid ? "" : entry.vm, entry.type.replace(" · ", " "), entry.subject].filter(Boolean).join(" "), look: entry.rank >= 3 ? "bad" : entry.rank === 2 ? "warning" : "idle" }));

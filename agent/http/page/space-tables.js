@@ -1,4 +1,4 @@
-/** Tables of what fills up: pools, thin disks and file systems in guests. An empty table is hidden. */
+/** Tables of storage that fills up: pools, thin disks and file systems in guests. An empty table is hidden. */
 
 import { comparePools, poolProblem, poolShare } from "./attention.js";
 import { cell, el, renderList, setAttribute, setText } from "./dom.js";
@@ -28,7 +28,7 @@ const lookOfShare = (share) => (share > 0.95 ? "critical" : share > 0.85 ? "warn
 
 const nameOf = (uuid, vm, isOfVm, text) => (isOfVm ? [text] : [el("a", { href: vmHash(uuid) }, vm), ` ${text}`]);
 
-/** Return when something is full, as a text. Without a forecast, it may be that nothing grows, or that the growth is not steady. */
+/** Return the time to full as a text. Without a forecast, the usage does not grow, or does not grow steadily. */
 function timeToFullText({ time_to_full_seconds: seconds, growth_bytes_per_second: growth }) {
   if (seconds !== undefined) return duration(seconds);
   return growth === undefined || growth > 0 ? "no forecast" : "not growing";

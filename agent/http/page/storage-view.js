@@ -1,4 +1,4 @@
-/** The view of storage: all pools, and the fullest disks and file systems of all VMs. */
+/** The view of storage: all pools, and the fullest disks and guest file systems of all VMs. */
 
 import { compareFilling } from "./attention.js";
 import { el, setAttribute } from "./dom.js";
@@ -18,7 +18,7 @@ export class StorageView {
   #pools = createPoolTable();
   #disks = createDiskTable();
   #filesystems = createFilesystemTable();
-  #none = el("p", { class: "none", hidden: true }, "No image is on storage that the agent knows: “qmp-agent doctor” has the reasons.");
+  #none = el("p", { class: "none", hidden: true }, "No image is in a known storage pool: “qmp-agent doctor” reports why.");
 
   constructor() {
     this.node = el("div", {}, el("h2", { class: "hidden", tabindex: "-1" }, "Storage"), this.#pools.node, this.#none, this.#disks.node, this.#filesystems.node);

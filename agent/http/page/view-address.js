@@ -1,4 +1,4 @@
-/** The address of a view: `#/PATH?PARAMETERS`. Everything that a link should show again is in it. Pure but for `location`. */
+/** The address of a view: `#/PATH?PARAMETERS`. A link with this address shows the same view again. Pure except for `location`. */
 
 /**
  * Parse a location hash.
@@ -32,7 +32,7 @@ export const replaceHash = (hash) => history.replaceState(null, "", hash);
 export const vmHash = (uuid, tab) => hashOf(["vm", uuid], { tab });
 export const poolHash = ({ kind, pool }) => hashOf(["pool", kind, pool]);
 
-/** Return the address of the stream that has what a view shows. */
+/** Return the address of the stream with the data of a view. */
 export function streamUrl([kind, uuid]) {
   if (kind === "vm" && uuid) return `overview/live?vm=${encodeURIComponent(uuid)}`;
   return kind === "agent" ? "overview/live?monitors" : "overview/live";

@@ -1,4 +1,4 @@
-/** The views. The overview's modules load with the page, those of another view after the first rows or when it is opened. */
+/** The views of the page. The overview's modules load with the page. Other views load after the first rows, or when the user opens a view. */
 
 import { OverviewView } from "./overview.js";
 
@@ -12,7 +12,7 @@ const VIEWS = {
   agent: async () => (await import("./agent-view.js")).AgentView,
 };
 
-/** Return the name of the view at an address; the overview's for an unknown one. */
+/** Return the name of the view at an address; the overview for an unknown address. */
 export const viewName = ([first]) => (first in VIEWS ? first : "");
 
 /** Return the class of a view. */

@@ -99,7 +99,7 @@ export class VirtualRows {
     this.#body.querySelector(`[data-key="${CSS.escape(key)}"] a`)?.focus({ preventScroll: true });
   }
 
-  /** Remember the row that the focus is in, without moving it. */
+  /** Remember the row that has the focus, without moving the focus. */
   setActive(key) {
     this.#active = key;
     this.render();

@@ -1,4 +1,4 @@
-/** The table of VMs: filter, columns and order, which the address has too. Its order does not change while the user reads it. */
+/** The table of VMs. The address contains filter, columns and order. The order does not change while the user reads the table. */
 
 import { COLUMNS, DEFAULT_COLUMNS, NARROW_COLUMNS } from "./columns.js";
 import { el, renderList, setAttribute, setText } from "./dom.js";
@@ -53,7 +53,7 @@ export class VmTable {
     return { filter, sort, choices, held, title, head, body, table, none, section };
   }
 
-  /** Show what the parameters of an address say. */
+  /** Apply the filter, the columns and the order in the parameters of an address. */
   setView(parameters) {
     const [q, sort] = [parameters.get("q") ?? "", parameters.get("sort") ?? "name"];
     const name = sort.replace(/^-/, "");
@@ -76,7 +76,7 @@ export class VmTable {
     this.#parts.filter.select();
   }
 
-  /** Focus the row that had the focus last, else the first row. */
+  /** Focus the row that had the focus last, or else the first row. */
   focusRows() {
     this.#rows.move(0);
   }
@@ -133,7 +133,7 @@ export class VmTable {
     if (key && key !== this.#rows.active) this.#rows.setActive(key);
   }
 
-  /** Return whether the user reads the table: it has the pointer or the focus, or is scrolled. */
+  /** Return whether the user reads the table: the pointer or the focus is in the table, or the table is scrolled. */
   #isRead() {
     const { table, body } = this.#parts;
     return table.scrollTop > 0 || table.matches(":hover") || body.contains(document.activeElement);

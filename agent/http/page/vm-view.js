@@ -150,7 +150,7 @@ export class VmView {
   }
 }
 
-/** Return the facts about a VM and the inside of its guest. */
+/** Return the facts about a VM and its guest. */
 function factsOf(vm) {
   const { agent, reason, frozen, hostname, system, kernel, addresses = [] } = vm.guest ?? {};
   const state = [agent, reason, frozen && "file systems frozen"].filter(Boolean).join(": ");

@@ -1,4 +1,4 @@
-"""Histories of VMs, of the host and of pools for the page's graphs: six hours, with fewer points for older times. Pure."""
+"""Time series in memory for the page's graphs of VMs, pools and the host: six hours, with fewer points for older times. Pure."""
 
 from array import array
 from bisect import bisect_right
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Resolution(NamedTuple):
-    """Density of the points in one part of a history.
+    """Step between the points of a history, and number of points.
 
     Attributes:
         step: time between two points in seconds.
@@ -22,38 +22,38 @@ class Resolution(NamedTuple):
 
     @property
     def range(self) -> float:
-        """The time that the points cover, in seconds."""
+        """The time range that the points cover, in seconds."""
         return self.step * self.points
 
 
 RESOLUTIONS = (Resolution(5, 60), Resolution(30, 120), Resolution(180, 120))
 """Resolutions for 5 minutes, 1 hour and 6 hours.
 
-If a VM is polled every 10 seconds, the first resolution also has a point every 10 seconds.
+For a VM that is polled every 10 seconds, the first resolution has a point every 10 seconds.
 """
 
 TOLERANCE = 0.9
-"""The next point is due after this share of a step, because polls are not exactly on time."""
+"""Share of a step after which the next point is due. The share is less than 1, because polls are not exactly on time."""
 
-CLOCK_STEP = 60.0
-"""If a point is this many seconds before the next due time, the clock was set back."""
+CLOCK_STEP_SECONDS = 60.0
+"""A poll this many seconds or more before the next due time shows that the clock was set back."""
 
 _TIME_BYTES, _VALUE_BYTES = 8, 4
 
 
 def history_bytes(columns: int) -> int:
-    """Return the memory of the points of one full history."""
+    """Return the size of a full history in bytes, for points with this number of values."""
     return sum(resolution.points for resolution in RESOLUTIONS) * (_TIME_BYTES + columns * _VALUE_BYTES)
 
 
 @dataclass(slots=True)
 class HistoryBudget:
-    """The memory that the histories of all VMs share. If the budget is too small for all VMs, each history covers less time.
+    """Memory limit that the histories of all VMs share. If the limit is too low for all VMs, each history covers less time.
 
     Attributes:
-        bytes: the budget; 0 for no history.
+        bytes: the limit in bytes; 0 for no histories.
         columns: the number of values in a VM's point.
-        histories: the number of VMs with a history.
+        histories: the number of histories that share the limit.
     """
 
     bytes: int
@@ -62,7 +62,7 @@ class HistoryBudget:
 
     @property
     def capacities(self) -> tuple[int, ...]:
-        """The number of points for one VM in each resolution."""
+        """The maximum number of points of one history in each resolution."""
         return _capacities(self.bytes, self.columns, self.histories)
 
 
@@ -98,7 +98,7 @@ class _Ring:
             self.values.extend(values)
 
     def mean_after(self, start: float, columns: int) -> list[float]:
-        """Return the mean of each column over the points after a time; NaN for a column without a known value."""
+        """Return the mean of each column over the points after `start`; NaN for a column without a known value."""
         first = bisect_right(self.times, start) * columns
         rows = [self.values[place : place + columns] for place in range(first, len(self.values), columns)]
         return [_mean_of_known(column) for column in zip(*rows, strict=True)] or [nan] * columns
@@ -114,11 +114,11 @@ def _mean_of_known(values: Sequence[float]) -> float:
 
 
 class History:
-    """The points of one VM, one pool or the host, in all resolutions. An unknown value is NaN.
+    """Time series of one VM, one pool or the host, in all resolutions. A point has a value for each column; an unknown value is NaN.
 
     Args:
         columns: the number of values of a point.
-        budget: the memory that this history shares with others; None for a history of full length.
+        budget: the memory limit that this history shares with others; None for no limit.
     """
 
     __slots__ = ("_budget", "_columns", "_rings", "next_time")
@@ -132,13 +132,13 @@ class History:
 
     def is_due(self, time: float) -> bool:
         """Return whether the next point is due, or the clock was set back."""
-        return not self.next_time - CLOCK_STEP < time < self.next_time
+        return not self.next_time - CLOCK_STEP_SECONDS < time < self.next_time
 
     def append(self, time: float, values: Sequence[float]) -> None:
-        """Append a point, and the means of finer points to the coarser resolutions.
+        """Append a point to the finest resolution, and means of points to the coarser resolutions when due.
 
         Args:
-            time: the time of the point, seconds since the epoch. If the clock was set back, the existing points are removed.
+            time: time of the point, seconds since the epoch. If this is before the last point, the existing points are removed.
             values: the value of each column.
         """
         capacities = self._budget.capacities if self._budget is not None else _FULL_CAPACITIES
@@ -163,11 +163,11 @@ class History:
         return self._rings[0].last_time
 
     def points(self, seconds: float, after: float = 0.0) -> Iterator[tuple[float, Sequence[float]]]:
-        """Yield the points of the finest resolution that covers a time range, oldest first.
+        """Yield the points of a time range up to the newest point, oldest first, in the finest resolution that covers the range.
 
         Args:
-            seconds: the range.
-            after: points up to this time, in seconds since the epoch, are left out.
+            seconds: length of the range.
+            after: leave out points up to this time, in seconds since the epoch.
         """
         place = next((i for i, resolution in enumerate(RESOLUTIONS) if resolution.range >= seconds), -1)
         ring, columns = self._rings[place], self._columns

@@ -1,11 +1,11 @@
-"""The history of what a VM does: its columns, computed from its polls. Pure."""
+"""Computes the points of a VM's history from its polls, and the points of the host from those of all VMs. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from math import nan
 
 from agent.exposition.history import History, HistoryBudget
 from agent.exposition.rates import PollPair
-from agent.exposition.summary import memory_sizes
+from agent.exposition.summary import Polls, memory_sizes
 
 COLUMNS = (
     "cpu",
@@ -24,22 +24,20 @@ COLUMNS = (
 )
 """The columns of a VM's history.
 
-`cpu`: CPUs that the vCPUs used. `steal`: CPUs that the vCPUs waited for. `read`, `write`, `receive`, `transmit`: bytes per second.
+`cpu`, `steal`: host CPUs that the vCPUs used, and that they waited for. `read`, `write`, `receive`, `transmit`: bytes per second.
 `reads`, `writes`: operations per second. `read_latency`, `write_latency`: mean seconds of an operation. `used`: bytes that the guest uses.
-`resident`: bytes of the process in memory. `disk`: used bytes of the thin disks.
+`resident`: resident bytes of QEMU's process. `disk`: used bytes of the thin disks.
 """
 
 POOL_COLUMNS = ("used", "free")
 """The columns of a pool's history, in bytes."""
 
 HOST_STEP = 10.0
-"""Time between two points of the host in seconds."""
+"""Time between two points of the host's history, in seconds."""
 MAX_AGE = 60.0
-"""Maximum age in seconds of a VM's last point that is added to the host's point."""
+"""Maximum age of a VM's last point in seconds. Older points are not added to the host's point."""
 
-Polls = Mapping[str, PollPair]
-
-_GROUPS = (
+_COUNTER_GROUPS = (
     (0, "vcpu", ("cpu_seconds_total", "run_delay_seconds_total")),
     (
         2,
@@ -51,22 +49,22 @@ _GROUPS = (
     ),
     (10, "net", ("receive_bytes_total", "transmit_bytes_total")),
 )
-"""Counters in a history: the index of the first counter in `COLUMNS`, the family, and the counters' names."""
+"""Counters whose rates a history has: the index of the first rate in `COLUMNS`, the family, and the counters' names."""
 
 _READS, _WRITES, _READ_LATENCY, _WRITE_LATENCY = map(
     COLUMNS.index, ("reads", "writes", "read_latency", "write_latency")
 )
 _LATENCIES = ((_READ_LATENCY, _READS), (_WRITE_LATENCY, _WRITES))
-"""Pairs of indices in `COLUMNS`: of the mean latency of a kind of operation, and of the number of these operations."""
+"""Pairs of indices in `COLUMNS`: of the mean latency of reads or writes, and of the rate of these operations."""
 
 
 class HistoryRecorder:
-    """Appends the points of one VM to its history. A rate is the mean since the last point, regardless of the polls in between.
+    """Appends points to the history of one VM. A rate is the mean since the previous point.
 
     Attributes:
         history: the points.
-        summands: what the VM's last point adds to the host's point. It has the total of the latencies in place of their mean. Empty before
-            the first point.
+        summands: the VM's last point, as it is added to the host's point: with the sums of latencies instead of means. Empty before the
+            first point.
     """
 
     __slots__ = ("_totals", "history", "summands")
@@ -77,17 +75,17 @@ class HistoryRecorder:
         self._totals: dict[str, tuple[int, list[float]]] = {}
 
     def record(self, polls: Polls, time: float) -> bool:
-        """Append a point if the next one is due. Return whether a point was appended.
+        """Append a point if the next point is due. Return whether a point was appended.
 
         Args:
-            polls: the last polls of the VM.
-            time: the time of the poll of its disks, seconds since the epoch.
+            polls: the VM's last two polls of each family, by family name.
+            time: time of the last poll of the VM's disks, seconds since the epoch.
         """
         if not self.history.is_due(time):
             return False
         values = [nan] * len(COLUMNS)
         is_first = not self._totals
-        for place, family, names in _GROUPS:
+        for place, family, names in _COUNTER_GROUPS:
             poll = polls.get(family)
             if poll is not None and poll.current:
                 self._add_rates(values, place, family, poll, names)
@@ -108,7 +106,7 @@ class HistoryRecorder:
         return True
 
     def _add_rates(self, values: list[float], place: int, family: str, poll: PollPair, names: tuple[str, ...]) -> None:
-        """Set the rates of a family's counters since the last point. A counter that fell, for example after an unplug, has no rate."""
+        """Set the rates of a family's counters since the previous point. A counter that fell, for example after an unplug, has no rate."""
         subjects = poll.current.values()
         try:
             totals = [sum([subject[name] for subject in subjects]) for name in names]
@@ -126,10 +124,10 @@ class HistoryRecorder:
 
 
 def host_values(points: Iterable[Sequence[float]]) -> list[float]:
-    """Return the values of the host from the summands of its VMs. Latencies are means over all operations.
+    """Return a point of the host: the sums over its VMs. Latencies are means over all operations.
 
     Args:
-        points: the summands of each VM, not empty.
+        points: `HistoryRecorder.summands` of each VM, not empty.
     """
     totals = [_sum_of_known(column) for column in zip(*points, strict=True)] or [nan] * len(COLUMNS)
     for latency, operations in _LATENCIES:

@@ -1,4 +1,4 @@
-"""Sums over the VMs of a host, and their ratio to the host's CPUs and memory. Pure."""
+"""Sums of vCPUs and memory over the VMs of a host, and commitment ratios. Pure."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from agent.model.record import Vm
 
 
 def sum_vms(views: Iterable[tuple[Vm, VmView]]) -> Values:
-    """Return the fields of the family `host` that are sums over VMs. A sum is absent if no part of it is known.
+    """Return the fields of the family `host` that are sums over VMs. A sum without known parts is left out.
 
-    If a VM's monitor is on TCP, the VM may run on another host. It counts only if its process is known.
+    A VM with a monitor on TCP may run on another host, so its memory counts only if its process is known on this host.
     """
     running = unknown = 0
     sums = {name: _Sum() for name in ("vcpus", "guest_memory_bytes", "vm_hugetlb_bytes", "vm_swap_bytes")}
     for vm, view in views:
-        process = _values(view, PROCESS)
-        is_running = _values(view, RUNSTATE).get("running") is True
+        process = _vm_level_values(view, PROCESS)
+        is_running = _vm_level_values(view, RUNSTATE).get("running") is True
         is_elsewhere = vm.may_be_remote and not process
         vcpus = len(view.polls[VCPU.name].current) if VCPU.name in view.polls else 0
         memory = None if is_elsewhere else _guest_memory(view)
@@ -37,7 +37,7 @@ def sum_vms(views: Iterable[tuple[Vm, VmView]]) -> Values:
 
 @dataclass(slots=True)
 class _Sum:
-    """A sum of parts. Unknown parts are left out. If all parts are unknown, the sum is unknown."""
+    """A sum whose parts may be unknown. The sum leaves out unknown parts, and is unknown if all parts are."""
 
     total: float = 0
     has_known: bool = False
@@ -56,7 +56,7 @@ class _Sum:
 
 
 def add_ratios(values: Values) -> None:
-    """Add the ratios of the sums to the host's CPUs and memory. Leave out a ratio if one of its two values is unknown."""
+    """Add the commitment ratios: vCPUs to online CPUs, and guest memory to host memory. Leave out unknown ratios."""
     for name, part, whole in (
         ("vcpu_commitment_ratio", "vcpus", "online_cpus"),
         ("memory_commitment_ratio", "guest_memory_bytes", "memory_bytes"),
@@ -66,12 +66,12 @@ def add_ratios(values: Values) -> None:
 
 
 def _guest_memory(view: VmView) -> int | None:
-    """Return the size of a guest's memory in bytes; None if it is unknown."""
-    memory = _values(view, MEMORY)
+    """Return the size of a guest's memory in bytes; None if unknown."""
+    memory = _vm_level_values(view, MEMORY)
     base, plugged = memory.get("base_bytes"), memory.get("plugged_bytes", 0)
     return base + plugged if base is not None else None
 
 
-def _values(view: VmView, family: Family) -> Mapping[str, Any]:
+def _vm_level_values(view: VmView, family: Family) -> Mapping[str, Any]:
     polls = view.polls.get(family.name)
     return polls.current.get((), {}) if polls is not None else {}

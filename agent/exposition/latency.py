@@ -1,6 +1,6 @@
-"""Quantiles of the latency of disks over the last minute, from QEMU's latency histograms. Pure.
+"""Quantiles of disk latency over the last minute, from QEMU's latency histograms. Pure.
 
-QEMU's histograms count from the time at which they were set. So a quantile of the last minute also needs the counts of a minute ago.
+QEMU's histograms count from the command that set them. A quantile of the last minute needs the difference to the counts a minute ago.
 """
 
 from array import array
@@ -15,7 +15,7 @@ from agent.model.family import FieldKind, Values
 from agent.model.metrics.block import BLOCK
 
 WINDOW_NS = 60_000_000_000
-"""Time over which quantiles are computed. If polls are rarer, the time between two polls is used."""
+"""Time window of the quantiles. If polls are rarer, the window is the time between two polls."""
 STEP_NS = 15_000_000_000
 """Minimum time between two stored counts of a histogram."""
 
@@ -27,19 +27,19 @@ _HISTOGRAMS = {
     for field in BLOCK.fields
     if field.kind is FieldKind.HISTOGRAM
 }
-"""The kind of operation, by the name of the histogram."""
+"""The kind of operation, such as `read`, by the histogram's field in the family `block`."""
 
 
 def quantile(share: float, boundaries: Sequence[float], counts: Sequence[int]) -> float | None:
-    """Return a quantile of a histogram in the unit of its boundaries. Interpolate within a bin like PromQL's histogram_quantile.
+    """Return a quantile of a histogram in the unit of its boundaries. Interpolate within a bin as PromQL's histogram_quantile does.
 
     Args:
-        share: the share of the operations that are not longer than the quantile, from 0 to 1.
+        share: which quantile, from 0 to 1, such as 0.99.
         boundaries: the boundaries between the bins, ascending.
         counts: the counts of the bins, one more than there are boundaries.
 
     Returns:
-        The quantile. If it is in the last bin, which has no end, the last boundary. None if all counts are 0 or there is no boundary.
+        The quantile; the last boundary if the quantile is in the last bin, which has no end. None without counts or boundaries.
     """
     totals = list(accumulate(counts))
     if not totals[-1] or not boundaries:
@@ -55,11 +55,11 @@ def quantile(share: float, boundaries: Sequence[float], counts: Sequence[int]) -
 
 @dataclass(slots=True)
 class _LatencyWindow:
-    """The counts of one histogram at a few times in the last minute.
+    """Counts of one histogram at several times in the last minute.
 
     Attributes:
         boundaries: the boundaries between the bins in seconds.
-        points: time in nanoseconds since the epoch, and the counts, oldest first.
+        points: pairs of time, in nanoseconds since the epoch, and counts; oldest first.
         time_ns: time of the last poll, in nanoseconds since the epoch.
         counts: the counts in the last poll.
     """
@@ -70,7 +70,7 @@ class _LatencyWindow:
     counts: Sequence[int] = ()
 
     def add(self, counts: Sequence[int], time_ns: int) -> None:
-        """Add the counts of a poll. If a count has fallen, the histogram was set again. So remove the earlier counts."""
+        """Add the counts of a poll. If a count has fallen, a client set the histogram again, so remove the earlier counts."""
         has_restarted = any(now < before for now, before in zip(counts, self.counts, strict=False))
         if has_restarted or time_ns < self.time_ns:
             self.points.clear()
@@ -81,9 +81,9 @@ class _LatencyWindow:
         self.time_ns, self.counts = time_ns, counts
 
     def summary(self) -> dict[str, float]:
-        """Return the quantiles in seconds, the number of operations and the length of the window; empty without operations.
+        """Return the quantiles, the number of operations and the length of the window in seconds; empty without operations.
 
-        `last_boundary` is the start of the last bin. A quantile that equals it is a lower bound.
+        `last_boundary` is the start of the last bin. A quantile with this value is a lower bound.
         """
         start_ns, before = self.points[0]
         rises = [now - then for now, then in zip(self.counts, before, strict=True)]
@@ -104,7 +104,7 @@ class LatencyWindows:
         self._windows: dict[tuple[Labels, str], _LatencyWindow] = {}
 
     def on_poll(self, disks: Subjects, time_ns: int) -> None:
-        """Handle a poll: the values of all disks, and the time in nanoseconds since the epoch. Disks without histograms are skipped."""
+        """Add the histograms of a poll: the values of all disks, and the time in nanoseconds since the epoch."""
         before, self._windows = self._windows, {}
         for labels, values in disks.items():
             for name in _HISTOGRAMS.keys() & values.keys():
@@ -121,7 +121,7 @@ class LatencyWindows:
         self._windows[key] = window
 
     def summaries(self, device: str) -> dict[str, dict[str, Any]]:
-        """Return the quantiles for each kind of operation on a disk. Leave out kinds without operations."""
+        """Return the quantiles of a disk by kind of operation. Leave out kinds without operations."""
         found = {
             kind: window.summary()
             for name, kind in _HISTOGRAMS.items()

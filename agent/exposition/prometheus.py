@@ -1,6 +1,6 @@
-"""The VMs' series in Prometheus' text format 0.0.4, rendered from the snapshot. Pure.
+"""Renders the metrics of all VMs in Prometheus' text format 0.0.4, from the stored samples. Pure.
 
-The labels of a disk or another subject are rendered only once. A scrape joins them with the values. It sends no command to QEMU.
+The label texts of a disk or another subject are rendered once, and joined with the values at each scrape. A scrape sends no QMP command.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,14 +19,14 @@ LabeledValues = tuple[str, Values]
 
 
 def render_metrics(snapshot: Snapshot) -> str:
-    """Return the text of all series of all VMs."""
+    """Return the text of all metrics of all VMs."""
     return "".join(render_chunks(snapshot))
 
 
 def render_chunks(snapshot: Snapshot) -> Iterator[str]:
-    """Return the text of all series in chunks.
+    """Return the text of all metrics of all VMs in chunks.
 
-    All values are from the time of the call, even if the caller reads the chunks later, because stored samples are never modified.
+    All values are from the time of the call, even if the caller reads the chunks later. Stored samples are never modified.
     """
     views = [view for _, view in snapshot.views()]
     families = [
@@ -45,7 +45,7 @@ def render_chunks(snapshot: Snapshot) -> Iterator[str]:
 
 
 LineRenderer = Callable[[Sequence[LabeledValues]], list[str]]
-"""Returns the lines of one metric for all subjects."""
+"""Function that returns the lines of one metric for all subjects."""
 
 
 def _label_vm_values(family: Family, subjects_by_vm: list[tuple[VmView, Subjects]]) -> Iterator[LabeledValues]:
@@ -66,7 +66,7 @@ def _render_family(family: Family, rows: list[LabeledValues]) -> Iterator[str]:
 
 @cache
 def _metrics_of_family(family: Family) -> list[tuple[str, LineRenderer]]:
-    """Return the header and the line renderer for each metric of a family. They do not change between scrapes."""
+    """Return the header and the line renderer of each metric of a family. The result is cached between scrapes."""
     return [
         (
             _render_header(
@@ -127,7 +127,7 @@ def _render_metric(name: str, kind: str, text: str, rows: Iterable[tuple[str, fl
         name: the metric's name.
         kind: the metric's type, such as `gauge`.
         text: the help text.
-        rows: the labels and the value of each series. The labels are in the text format.
+        rows: the labels in the text format, and the value, of each series.
     """
     return _render_header(name, kind, text) + "".join([f"{name}{{{labels}}} {+value!r}\n" for labels, value in rows])
 
@@ -139,7 +139,7 @@ def _render_vm_metrics(views: list[VmView]) -> Iterator[str]:
     yield _render_metric(
         "qemu_vm_info",
         "gauge",
-        "1 for each attached VM; the labels describe the VM.",
+        "1 for each attached VM. The labels describe the VM.",
         [(_vm_info_labels(view), 1) for view in views],
     )
     up = [(view.labels, view.status.state is MonitorState.UP) for view in views]
@@ -173,17 +173,17 @@ def _render_vm_metrics(views: list[VmView]) -> Iterator[str]:
         for collector, _ in view.status.degraded
     ]
     if degraded:
-        text = "1 for each collector of a VM that runs less often, because the agent could not read QEMU's last replies to it."
+        text = "1 for each collector that fails for a VM because of QEMU's replies. The agent runs such a collector less often."
         yield _render_metric("qmp_agent_collector_degraded", "gauge", text, degraded)
     events = [(f'{view.labels},event="{name}"', count) for view in views for name, count in sorted(view.events.items())]
     if events:
-        text = "Total number of events since the VM was attached; a lower bound, because QEMU coalesces some events."
+        text = "Total number of events since the VM was attached. This is a lower bound, because QEMU coalesces some events."
         yield _render_metric("qemu_vm_events_total", "counter", text, events)
 
 
 def _render_monitor_metrics(snapshot: Snapshot) -> Iterator[str]:
     """Yield the metric with the state of each monitor, including monitors without a VM."""
-    # Several monitors may have one name: a stalled monitor, and a new socket at the same path.
+    # Two monitors may have the same name: a stalled monitor, and a new socket at the same path.
     states = {
         f'monitor="{escape_label(status.monitor.name)}",state="{status.state.value}"': 1
         for status in snapshot.monitors.values()

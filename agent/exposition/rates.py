@@ -1,7 +1,7 @@
 """Rates of counters between the last two polls of a family. Pure.
 
-The agent computes rates itself, so that a new page and `qmp-agent top --once` show them at once. It stores only the counters of the
-previous poll, packed as plain numbers. As Python objects, they would take a tenth more memory for each VM.
+The agent computes rates itself, so that a newly opened page and `qmp-agent top --once` show rates immediately. The agent
+stores only the counters of the previous poll, packed as plain numbers. Python objects would take a tenth more memory for each VM.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -13,27 +13,26 @@ from agent.model.metrics import FAMILIES
 from agent.model.reader import Getter, make_getter
 
 MIN_INTERVAL_NS = 500_000_000
-"""Minimum time between the two polls of a rate, because a rate over a few milliseconds is noise."""
+"""Minimum time between the two polls of a rate. A rate over a few milliseconds is noise."""
 
 MAX_LAYOUTS = 1024
 """Maximum number of layouts in the cache that all VMs share."""
 
 Labels = tuple[str, ...]
-"""Values of a family's labels, which identify a subject such as a disk."""
+"""Label values that identify a subject of a family, such as the name of a disk."""
 Subjects = dict[Labels, Values]
-"""The values of each subject in one poll."""
+"""The values of each subject in one poll, by label values."""
 
 
 _HISTOGRAMS = {field.name for family in FAMILIES for field in family.fields if field.kind is FieldKind.HISTOGRAM}
 
 
 class _Layout:
-    """Which counters a subject has, and how they are packed into bytes, as floating-point numbers.
+    """Which counters a subject has, and how the counters are packed into bytes, as floating-point numbers.
 
     Attributes:
-        has_fixed_series: whether the layout determines the series. It does not if there is a histogram, which has a series for each of its
-            bins.
-        positions: position of each counter among the packed counters, by name.
+        has_fixed_series: whether the layout determines the number of series. False with a histogram, which has a series for each bin.
+        positions: index of each counter among the packed counters, by name.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -48,7 +47,7 @@ class _Layout:
         return self._packing.pack(*self._select(values))
 
     def unpack(self, packed: bytes) -> tuple[float, ...]:
-        """Return the counters, each at its position."""
+        """Return the counters, in the order of `positions`."""
         return self._packing.unpack(packed)
 
 
@@ -59,7 +58,7 @@ _NO_COUNTERS: dict[Labels, PackedCounters] = {}
 
 
 class CounterLayouts:
-    """A bounded cache of layouts. The key is the tuple of value names, which a QEMU process always sends in the same order."""
+    """A bounded cache of layouts by value names. A QEMU process always sends the names in the same order."""
 
     def __init__(self, max_layouts: int = MAX_LAYOUTS) -> None:
         self._max_layouts = max_layouts
@@ -89,7 +88,7 @@ class PollPair:
     Attributes:
         time_ns: time of the last poll, nanoseconds since the epoch.
         current: the values of each subject in the last poll.
-        previous_ns: time of the poll at which rates start, nanoseconds since the epoch; 0 if there is none.
+        previous_ns: time of the earlier poll, from which rates are computed, nanoseconds since the epoch; 0 if there is none.
         limits: the series limits that were applied to the last poll.
         layouts: the cache of layouts, shared with other polls.
     """
@@ -103,7 +102,7 @@ class PollPair:
         None  # layouts of the last poll: one for all subjects, or one for each subject
     )
     _previous: dict[Labels, PackedCounters] = field(default_factory=lambda: _NO_COUNTERS)
-    _next_previous: tuple[int, dict[Labels, PackedCounters]] | None = None  # the next poll at which rates start
+    _next_previous: tuple[int, dict[Labels, PackedCounters]] | None = None  # the next earlier poll for rates
 
     @property
     def has_histograms(self) -> bool:
@@ -111,7 +110,7 @@ class PollPair:
         return self._layouts is None and any(not _HISTOGRAMS.isdisjoint(values) for values in self.current.values())
 
     def is_current(self, samples: Sequence[Sample]) -> bool:
-        """Return whether these samples have the same value objects as the last poll. If so, no value has changed."""
+        """Return whether these samples have the same value objects as the last poll, so that no value has changed."""
         for sample in samples:
             if self.current.get(sample.labels) is not sample.values:
                 return False
@@ -120,7 +119,7 @@ class PollPair:
     def try_replace_values(self, samples: Sequence[Sample], time_ns: int) -> bool:
         """Store a new poll if it has the same subjects and series as the last poll. Return whether the poll was stored.
 
-        In such a poll, which is the usual case, the series limits need not be applied again.
+        In this usual case, the series limits need not be applied again.
         """
         subjects = {sample.labels: sample.values for sample in samples}
         if self._layouts is None or list(subjects) != list(self.current):
@@ -133,14 +132,14 @@ class PollPair:
         return True
 
     def update(self, subjects: Subjects, time_ns: int) -> None:
-        """Store a new poll. If the last poll is less than `MIN_INTERVAL_NS` old, rates are computed from an older poll."""
+        """Store a new poll. If the last poll is less than `MIN_INTERVAL_NS` old, compute rates from an older poll."""
         self._keep_previous(time_ns)
         self.time_ns, self.current, self._layouts = time_ns, subjects, self._layouts_of(subjects)
 
     def _layouts_of(self, subjects: Subjects) -> _Layout | list[_Layout] | None:
-        """Return the layout that all subjects share. If they differ, return a list of layouts.
+        """Return the layout that all subjects share, or a list with the layout of each subject.
 
-        Return None without subjects or without fixed series.
+        Return None without subjects, or if a subject has a histogram.
         """
         layouts = [self.layouts.layout_of(values) for values in subjects.values()]
         if not layouts or not all(layout.has_fixed_series for layout in layouts):
@@ -148,10 +147,10 @@ class PollPair:
         return layouts[0] if layouts.count(layouts[0]) == len(layouts) else layouts
 
     def _keep_previous(self, time_ns: int) -> None:
-        """Choose the poll at which rates start, before a new poll is stored.
+        """Choose the earlier poll for rates, before a new poll is stored.
 
-        This is the last poll if it is at least `MIN_INTERVAL_NS` old. If it is not, rates start at an earlier poll, and `_next_previous`
-        keeps the last poll until it is old enough. So the rates of fast polls cover one to two such intervals.
+        A last poll that is at least `MIN_INTERVAL_NS` old becomes the earlier poll. A newer last poll waits in `_next_previous`.
+        So the rates of fast polls cover one to two such intervals.
         """
         if self._next_previous is not None:
             if time_ns - self._next_previous[0] >= MIN_INTERVAL_NS:
@@ -171,7 +170,7 @@ class PollPair:
         return counters or _NO_COUNTERS
 
     def rates(self, labels: Labels, names: Iterable[str]) -> dict[str, float]:
-        """Return the increase per second of a subject's counters. Leave out counters that restarted or that one of the polls lacks."""
+        """Return the increase per second of a subject's counters. Leave out counters that fell, or that are not in both polls."""
         values, packed = self.current.get(labels), self._previous.get(labels)
         if values is None or packed is None or self.time_ns <= self.previous_ns:
             return {}
@@ -189,7 +188,7 @@ class PollPair:
         return self.total_rates((name,)).get(name)
 
     def total_rates(self, names: Collection[str]) -> dict[str, float]:
-        """Return the sum of each counter's rates over all subjects. A counter is left out if no subject has a rate for it."""
+        """Return the sum of each counter's rates over all subjects. Leave out counters without a rate."""
         totals: dict[str, float] = {}
         for labels in self.current:
             for name, rate in self.rates(labels, names).items():

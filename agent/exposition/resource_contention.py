@@ -1,7 +1,7 @@
-"""Finds the VMs that wait for a resource of the host, and the VMs that use most of it. Pure.
+"""Finds the VMs that wait for a resource of the host, and the VMs that use most of the resource. Pure.
 
-A VM waits if a rule of its explanation finds steal, swapped-out memory or slow disks. For disks, the resource is a pool. The network is not
-included, because the kernel does not count how long a VM waits for it.
+A VM waits if `explain` finds steal, swapped-out memory or slow disks. For disks, the resource is a pool. The network is not included,
+because the kernel does not count how long a VM waits for the network.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,9 +39,9 @@ class HostResource(StrEnum):
 
 @dataclass(slots=True)
 class _Usage:
-    """The VMs that wait for one resource, and the VMs that use it. The values of a VM are in base units.
+    """The VMs that wait for one resource, and the VMs that use the resource.
 
-    VMs are sorted by the first value.
+    Each dict has `uuid`, `vm`, and figures in base units. VMs are later sorted by the first figure.
     """
 
     waiting: list[dict[str, Any]] = field(default_factory=list)
@@ -49,7 +49,7 @@ class _Usage:
 
 
 class ResourceContentionFinder:
-    """Collects the usage of one VM after the other, and then returns the resources that VMs wait for."""
+    """Collects what each VM uses and waits for, and returns the resources that VMs wait for."""
 
     def __init__(self, now: float, pools: Subjects) -> None:
         """Set up a finder.
@@ -63,27 +63,27 @@ class ResourceContentionFinder:
         self._usage: dict[tuple[HostResource, Labels], _Usage] = {}
 
     def add(self, vm: Vm, view: VmView) -> None:
-        """Add a VM."""
+        """Add the usage and the waits of a VM."""
         evidence = Evidence(view, self._now, self._pools)
         identity = {"uuid": vm.uuid, "vm": sanitize(vm.name, MAX_NAME)}
-        for resource, pool, figures in _taken(evidence):
+        for resource, pool, figures in _used_resources(evidence):
             self._usage_of(resource, pool).taking.append(identity | figures)
-        for resource, pool, figures in _waits(evidence):
+        for resource, pool, figures in _awaited_resources(evidence):
             self._usage_of(resource, pool).waiting.append(identity | figures)
 
     def _usage_of(self, resource: HostResource, pool: Labels) -> _Usage:
         return self._usage.setdefault((resource, pool), _Usage())
 
     def result(self) -> list[dict[str, Any]]:
-        """Return each resource that VMs wait for, with `resource`, `pool`, `sentence`, `waiting_vms`, `waiting`, `total` and `taking`."""
+        """Return each resource that VMs wait for, as JSON: `waiting` lists the VMs that wait, and `taking` the VMs that use most."""
         found = [(key, usage) for key, usage in self._usage.items() if usage.waiting and usage.taking]
         found.sort(key=lambda row: (list(HostResource).index(row[0][0]), -len(row[1].waiting)))
         return [_describe(resource, pool, usage) for (resource, pool), usage in found[: MAX_POOLS + 2]]
 
 
-def _taken(evidence: Evidence) -> Iterator[tuple[HostResource, Labels, Values]]:
-    """Yield what a VM uses: CPUs, bytes of memory, and bytes and operations per second of each pool."""
-    cpus = cpus_of(evidence)
+def _used_resources(evidence: Evidence) -> Iterator[tuple[HostResource, Labels, Values]]:
+    """Yield each resource that a VM uses, with figures: CPUs, bytes of memory, and the I/O rates on each pool."""
+    cpus = _process_cpus(evidence)
     if cpus:
         yield HostResource.CPU, (), {"cpus": cpus}
     parts = [evidence.number(PROCESS, name) for name in ("resident_bytes", "hugetlb_bytes")]
@@ -101,8 +101,8 @@ def _taken(evidence: Evidence) -> Iterator[tuple[HostResource, Labels, Values]]:
             yield HostResource.DISK, pool, {"operations_per_second": operations, "bytes_per_second": transferred}
 
 
-def cpus_of(evidence: Evidence) -> float | None:
-    """Return how many host CPUs all threads of a VM's process use; None if that is unknown."""
+def _process_cpus(evidence: Evidence) -> float | None:
+    """Return how many host CPUs all threads of a VM's process use; None if unknown."""
     rates = evidence.rates(PROCESS, (), ("user_seconds_total", "system_seconds_total"))
     if rates:
         return sum(rates.values())
@@ -110,8 +110,8 @@ def cpus_of(evidence: Evidence) -> float | None:
     return sum(rate for rate in known if rate is not None) if any(rate is not None for rate in known) else None
 
 
-def _waits(evidence: Evidence) -> Iterator[tuple[HostResource, Labels, Values]]:
-    """Yield what a VM waits for. If the VM's own CPU quota stops it, it does not wait for CPUs that other VMs use."""
+def _awaited_resources(evidence: Evidence) -> Iterator[tuple[HostResource, Labels, Values]]:
+    """Yield each resource that a VM waits for, with figures. A VM that its own CPU quota stops does not wait for CPUs."""
     if not any(find_cpu_quota(evidence)):
         for found in find_cpu_waiting(evidence):
             yield HostResource.CPU, (), {"cpus": found.figures["waiting_cpus"]}
@@ -128,7 +128,7 @@ def _waits(evidence: Evidence) -> Iterator[tuple[HostResource, Labels, Values]]:
 
 
 def _describe(resource: HostResource, pool: Labels, usage: _Usage) -> dict[str, Any]:
-    waiting, taking = (_sorted(vms) for vms in (usage.waiting, usage.taking))
+    waiting, taking = (_sort_vms(vms) for vms in (usage.waiting, usage.taking))
     total = {name: sum(vm[name] for vm in taking) for name in taking[0] if name not in ("uuid", "vm")}
     count = len(waiting)
     what = {
@@ -137,8 +137,8 @@ def _describe(resource: HostResource, pool: Labels, usage: _Usage) -> dict[str, 
         HostResource.DISK: f"the storage {pool[0]}" if pool else "",
     }[resource]
     sentence = (
-        f"{count} VM{'s wait' if count > 1 else ' waits'} for {what}: {_listing(waiting[:MAX_VMS], resource, 'waiting')}. "
-        f"The VMs that take most: {_listing(taking[:MAX_VMS], resource, 'taking')}."
+        f"{count} VM{'s wait' if count > 1 else ' waits'} for {what}: {_list_vms(waiting[:MAX_VMS], resource, 'waiting')}. "
+        f"The VMs that take most: {_list_vms(taking[:MAX_VMS], resource, 'taking')}."
     )
     return {
         "resource": resource.value,
@@ -152,12 +152,12 @@ def _describe(resource: HostResource, pool: Labels, usage: _Usage) -> dict[str, 
     }
 
 
-def _sorted(vms: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _sort_vms(vms: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return VMs sorted by their first figure, the largest first, and then by name."""
     return sorted(vms, key=lambda vm: (-list(vm.values())[2], vm["vm"], vm["uuid"]))
 
 
-_TEXTS = {
+_FORMATTERS = {
     (HostResource.CPU, "waiting"): lambda vm: f"{vm['cpus']:.2g} s in each second",
     (HostResource.CPU, "taking"): lambda vm: f"{vm['cpus']:.2g} CPUs",
     (HostResource.MEMORY, "waiting"): lambda vm: f"{vm['faults_per_second']:.3g} pages/s",
@@ -167,13 +167,13 @@ _TEXTS = {
         f"{vm['operations_per_second']:.3g} operations/s, {format_bytes(vm['bytes_per_second'])}/s"
     ),
 }
-"""Functions that return a VM's figures as words, by resource and role."""
+"""Functions that format a VM's figures, by resource and role (`waiting` or `taking`)."""
 
 
 def describe_vm(vm: Mapping[str, Any], resource: HostResource, role: str) -> str:
-    """Return a VM's name and figures; `role` is `waiting` or `taking`."""
-    return f"{vm['vm']} ({_TEXTS[resource, role](vm)})"
+    """Return a VM's name and figures as text. `role` is `waiting` or `taking`."""
+    return f"{vm['vm']} ({_FORMATTERS[resource, role](vm)})"
 
 
-def _listing(vms: Iterable[Mapping[str, Any]], resource: HostResource, role: str) -> str:
+def _list_vms(vms: Iterable[Mapping[str, Any]], resource: HostResource, role: str) -> str:
     return listing([describe_vm(vm, resource, role) for vm in vms], MAX_VMS)

@@ -1,7 +1,7 @@
-"""Limits on the series of one VM. Pure.
+"""Limits on the number of series of one VM. Pure.
 
-A QEMU process chooses the names of its disks, jobs and other subjects, and Prometheus stores each name that it scrapes. So the number of
-series and the rate of new names are limited. These limits do not affect records.
+A QEMU process chooses the names of its disks, jobs and other subjects, and Prometheus stores a series for each name. A hostile QEMU could
+exhaust Prometheus' memory, so the number of series and the rate of new names are limited. Records have no such limits.
 """
 
 from collections.abc import Collection, Sequence
@@ -28,10 +28,10 @@ def _count_series(family: Family, values: Values) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SeriesLimits:
-    """The limits of one VM.
+    """Limits on the series of one VM.
 
     Attributes:
-        series_per_vm: maximum number of series of disks, vCPUs, jobs and other subjects. Series of the VM as a whole are not limited.
+        series_per_vm: maximum number of series of disks, vCPUs, jobs and other subjects. Series of the VM as a whole do not count.
         new_subjects_per_hour: maximum number of subjects with new names within an hour.
     """
 
@@ -43,7 +43,7 @@ DEFAULT_SERIES_LIMITS = SeriesLimits()
 
 
 class SeriesLimiter:
-    """Decides which subjects of one VM have series."""
+    """Decides which subjects of one VM get series."""
 
     def __init__(self) -> None:
         self._series: dict[str, int] = {}
@@ -60,10 +60,10 @@ class SeriesLimiter:
         time_ns: int,
         limits: SeriesLimits,
     ) -> Sequence[Sample]:
-        """Return the samples of a family's poll that get series: the first ones, as many as the limits allow.
+        """Return the first samples of a poll, as many as the series limits allow.
 
         Args:
-            family: the family.
+            family: the family of the samples.
             previous: labels of the subjects that had series before this poll.
             samples: all samples of the poll.
             time_ns: time of the poll, nanoseconds since the epoch.

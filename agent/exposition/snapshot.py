@@ -1,6 +1,6 @@
-"""The latest samples of every VM and the state of every monitor, for scrapes and the page. Pure.
+"""Stores the latest samples of every VM and the state of every monitor, for scrapes and the page. Pure.
 
-All samples of one family of a VM are replaced at once. So a reader never gets a mixture of two polls, and an unplugged disk disappears.
+All samples of one family of a VM are replaced at once, so a reader never gets a mixture of two polls, and an unplugged disk disappears.
 """
 
 from collections import Counter
@@ -25,30 +25,30 @@ from agent.model.record import Record, Vm
 from agent.session.api import MonitorState, MonitorStatus
 
 DEFAULT_HISTORY_BYTES = 16 << 20
-"""Memory for the histories of all VMs."""
+"""Memory limit of the histories of all VMs, in bytes."""
 MAX_DEPARTED = 64
-"""Maximum number of VMs whose history is kept after they were detached."""
+"""Maximum number of detached VMs whose history is kept."""
 
 
 @dataclass(slots=True, eq=False)
 class VmView:
-    """The current state of one VM. Two objects are equal only if they are the same object.
+    """The latest samples and the state of one attached VM. Objects compare by identity.
 
     Attributes:
         status: the state of the VM's monitor.
         labels: the VM's labels in Prometheus' text format, `vm_uuid="...",vm="..."`.
         history_recorder: records the VM's history, for the page's graphs.
         last_response_ns: time of the VM's last response, nanoseconds since the epoch; 0 if there was none.
-        guest_response_ns: time of the last values from the VM's guest agent, nanoseconds since the epoch; 0 if there were none. It does not
-            change while the guest's file systems are frozen.
+        guest_response_ns: time of the last values from the VM's guest agent, nanoseconds since the epoch; 0 if there were none. The time
+            does not change while the guest's file systems are frozen.
         events: number of events by name since the VM was attached.
-        dropped_subjects: number of subjects without series because the VM exceeds its series limits, by family name.
+        dropped_subjects: number of subjects without series, because the VM exceeds its series limits, by family name.
         polls: the last two polls of each family, by family name; a family that never had samples is absent.
-        label_texts: each subject's labels in Prometheus' text format, by family name; built when they are first used.
-        revision: number of changes to this state. A reader compares it to detect a change.
+        label_texts: cache of each subject's labels in Prometheus' text format, by family name.
+        revision: number of changes to this object, from which readers detect a change.
         limiter: applies the series limits to the VM's samples.
         latencies: quantiles of the disks' latency; None if no disk ever had a latency histogram.
-        spaces: the list of space samples that was stored last; None if it has to be stored again.
+        spaces: the last stored list of `block_space` samples; None if the samples have to be stored again.
         spaces_limits: the series limits that were applied to `spaces`.
     """
 
@@ -68,9 +68,9 @@ class VmView:
     spaces_limits: SeriesLimits | None = None
 
     def labeled_values(self, family: Family, subjects: Subjects) -> Iterator[tuple[str, Values]]:
-        """Yield the labels, in Prometheus' text format, and the values of each subject of one poll."""
+        """Yield each subject of one poll: its labels in Prometheus' text format, and its values."""
         texts = self.label_texts.setdefault(family.name, {})
-        if len(texts) > 2 * len(subjects) + 8:  # most of the stored texts belong to subjects that no longer exist
+        if len(texts) > 2 * len(subjects) + 8:  # most of the cached texts belong to subjects that no longer exist
             texts.clear()
         for labels, values in subjects.items():
             text = texts.get(labels)
@@ -82,72 +82,73 @@ class VmView:
 
 
 def escape_label(value: str) -> str:
-    """Return a label's value as Prometheus' text format requires it: with escaped backslashes, quotes and line ends."""
+    """Escape backslashes, quotes and line ends in a label's value, as Prometheus' text format requires."""
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
-_HANDED_OVER = frozenset({"finish-migrate", "postmigrate"})
-"""Run states of the source of a migration whose guest runs in the destination, or will run there."""
+_MIGRATED_AWAY_STATES = frozenset({"finish-migrate", "postmigrate"})
+"""Run states of a migration's source whose guest runs in the destination, or will run there soon."""
 
 
 def _run_state(view: VmView) -> object:
-    """Return QEMU's RunState of a VM; None if the agent has not polled the run state yet."""
+    """Return QEMU's run state of a VM; None if the agent has not polled the run state yet."""
     polls = view.polls.get(RUNSTATE.name)
     return polls.current.get((), {}).get("status") if polls is not None else None
 
 
-def _keeps_older_values(view: VmView, samples: Sequence[Sample]) -> bool:
-    """Return whether the guest's file systems are frozen. If so, the guest agent reports only the freeze, and the other values stay old."""
+def _reports_only_freeze(view: VmView, samples: Sequence[Sample]) -> bool:
+    """Return whether a guest agent reports only that its file systems are frozen, so that its other values stay old."""
     return bool(view.guest_response_ns) and any(
         sample.family is GUEST_FREEZE and sample.values.get("frozen") is True for sample in samples
     )
 
 
 @lru_cache(maxsize=256)
-def _origins(families: tuple[Family, ...]) -> tuple[bool, bool]:
-    """Return two flags: whether one of these families is polled from QEMU, and whether the guest reports one of them."""
+def _response_sources(families: tuple[Family, ...]) -> tuple[bool, bool]:
+    """Return two flags: whether QEMU answers the poll of one of these families, and whether the guest agent does."""
     return not all(family.host_only or family.from_guest for family in families), any(
         family.from_guest for family in families
     )
 
 
 class Snapshot:
-    """The state of all VMs and monitors. Sessions write it and the endpoint reads it, all on the event loop, so no lock is needed."""
+    """The latest samples and states of all VMs and monitors. All reads and writes are on the event loop, so no lock is needed."""
 
     def __init__(
         self, limits: SeriesLimits = DEFAULT_SERIES_LIMITS, history_bytes: int = DEFAULT_HISTORY_BYTES
     ) -> None:
         self.limits = limits
-        """Series limits of each VM. New limits apply to the next samples."""
+        """Series limits of each VM. New limits apply from the next samples on."""
         self.monitors: dict[tuple[object, ...], MonitorStatus] = {}
+        """The state of each monitor, by `Monitor.key`."""
         self.host: dict[str, Subjects] = {}
-        """Samples of the host itself, such as its pools: by family name, the values of each subject."""
+        """Samples of the host itself, such as its pools: the values of each subject, by family name."""
         self.on_replaced: Callable[[Vm, Sequence[Family]], None] = lambda _vm, _families: None
-        """Called after the samples of some families of an attached VM were replaced."""
+        """Callback that is called after samples of some families of an attached VM were replaced."""
         self.host_polls = PollPair()
-        """The last two samples of the host's own resources, for rates."""
+        """The last two samples of the family `host`, for rates."""
         self.host_history = History(len(COLUMNS))
-        """The sums over all VMs."""
+        """History of the sums over all VMs."""
         self._budget = HistoryBudget(history_bytes, len(COLUMNS))
         self._departed: dict[str, HistoryRecorder] = {}  # by UUID
         self._pool_histories: dict[Labels, History] = {}
         self._views: dict[Vm, VmView] = {}
 
     def views(self) -> Iterator[tuple[Vm, VmView]]:
-        """Yield the VMs, one for each UUID.
+        """Yield the attached VMs, one for each UUID.
 
-        Several VMs have the same UUID during a migration within the host. The first of them is yielded until its guest has stopped for the
-        migration and another VM runs. So a clone or a compromised QEMU cannot replace another VM by reporting its UUID.
+        During a migration within the host, two QEMUs have the same UUID. The first QEMU is yielded until its guest has stopped for the
+        migration and the other guest runs. So a clone or a compromised QEMU cannot replace another VM by reporting its UUID.
         """
         holders: dict[str, VmView] = {}
         for vm, view in self._views.items():
             holder = holders.setdefault(vm.uuid, view)
-            if _run_state(holder) in _HANDED_OVER and _run_state(view) == "running":
+            if _run_state(holder) in _MIGRATED_AWAY_STATES and _run_state(view) == "running":
                 holders[vm.uuid] = view
         return ((vm, view) for vm, view in self._views.items() if holders[vm.uuid] is view)
 
     def update_status(self, status: MonitorStatus) -> None:
-        """Store a monitor's new state. If the VM is no longer attached, remove its series."""
+        """Store a monitor's new state. If the monitor's VM was detached, remove the VM's samples."""
         self.monitors[status.monitor.key] = status
         if status.vm is None:
             return
@@ -169,7 +170,7 @@ class Snapshot:
             self._budget.histories = len(self._views) + len(self._departed)
 
     def vm_history(self, uuid: str) -> History | None:
-        """Return the history of a VM that is attached or was attached recently; None if there is none."""
+        """Return the history of a VM that is or recently was attached; None if there is none."""
         recorder = next(
             (view.history_recorder for vm, view in self.views() if vm.uuid == uuid), self._departed.get(uuid)
         )
@@ -196,21 +197,21 @@ class Snapshot:
         self.monitors.pop(key, None)
 
     def replace_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Replace a VM's samples of some families. A family counts as unchanged if its stored sample objects are passed again.
+        """Replace a VM's samples of some families. Sample objects that are passed again count as unchanged.
 
         Args:
             vm: the VM.
-            families: the polled families. A family without samples has no subjects now.
+            families: the polled families. A family without samples has no subjects any more.
             samples: all samples of these families.
             time_ns: time of the poll, nanoseconds since the epoch.
         """
         view = self._views.get(vm)
         if view is None:
             return
-        from_qemu, from_guest = _origins(tuple(families))
+        from_qemu, from_guest = _response_sources(tuple(families))
         if from_qemu:
             view.last_response_ns = time_ns  # if the clock was set back, this is earlier than the last time
-        if from_guest and samples and not _keeps_older_values(view, samples):
+        if from_guest and samples and not _reports_only_freeze(view, samples):
             view.guest_response_ns = time_ns
         view.revision += 1
         remaining = len(samples)
@@ -263,11 +264,11 @@ class Snapshot:
             view.latencies.on_poll(polls.current, time_ns)
 
     def replace_host_sample(self, sample: Sample, time: float = 0.0) -> None:
-        """Store the latest sample of one of the host's subjects, such as a pool. No limit applies, because no guest can choose the name.
+        """Store the latest sample of a subject of the host, such as a pool. The series limits do not apply.
 
         Args:
             sample: the sample.
-            time: its time in seconds since the epoch; 0 for a sample that is not part of a history.
+            time: time of the sample in seconds since the epoch; 0 for a sample that has no history.
         """
         self.host.setdefault(sample.family.name, {})[sample.labels] = sample.values
         if sample.family is HOST:
@@ -278,12 +279,12 @@ class Snapshot:
                 history.append(time, [float(sample.values.get(f"{name}_bytes", nan)) for name in POOL_COLUMNS])
 
     def remove_host_sample(self, family: Family, labels: Labels) -> None:
-        """Remove the sample of a subject that the host no longer has."""
+        """Remove the sample of a subject that the host no longer has, such as a pool."""
         self.host.get(family.name, {}).pop(labels, None)
         self._pool_histories.pop(labels, None)
 
     def stored_values(self, vm: Vm, sample: Sample) -> Values | None:
-        """Return the stored values of the subject of a sample; None if no values are stored."""
+        """Return the stored values of a sample's subject; None if none are stored."""
         view = self._views.get(vm)
         polls = view.polls.get(sample.family.name) if view is not None else None
         return polls.current.get(sample.labels) if polls is not None else None
@@ -294,7 +295,7 @@ class Snapshot:
         return view is not None and family.name in view.polls and bool(view.polls[family.name].current)
 
     def count_event(self, record: Record) -> None:
-        """Count an event of QEMU. All events without a row in the event table count under one name, because QEMU may send any name."""
+        """Count an event of QEMU by name. Events that are not in the event table count as `unknown`, because QEMU may send any name."""
         view = self._views.get(record.vm)
         if view is not None:
             name = record.data["event"]

@@ -1,6 +1,6 @@
-"""The summary of one VM: a few values for the page and the terminal. Pure.
+"""Computes the summary of one VM for the page and `qmp-agent top`. Pure.
 
-Each value is computed from families that may be absent. An unknown value is None or left out.
+The values come from families that may be absent. An unknown value is None or left out.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _COUNTERS = {
     "reads": "reads_total",
     "writes": "writes_total",
 }
-"""Counters of a disk's activity, by the names of their rates in the summary."""
+"""A disk's counters, by the names of their rates in the summary."""
 _TIMES = ("read_seconds_total", "write_seconds_total")
 _NET = {"receive": "receive_bytes_total", "transmit": "transmit_bytes_total"}
 
@@ -28,9 +28,9 @@ _NET = {"receive": "receive_bytes_total", "transmit": "transmit_bytes_total"}
 def current_activity(polls: Polls) -> dict[str, float]:
     """Return a VM's activity between its last two polls. Leave out unknown values.
 
-    `time`: time of the last poll in seconds since the epoch. `cpu`, `steal`: CPUs that the vCPUs used, and CPUs that they waited for.
+    `time`: time of the last poll in seconds since the epoch. `cpu`, `steal`: host CPUs that the vCPUs used, and that they waited for.
     `read`, `write`, `receive`, `transmit`: bytes per second. `reads`, `writes`: operations per second. `latency`: mean seconds of an
-    operation. `memory`: bytes that the guest reports as used; without such a report, resident bytes of the process.
+    operation. `memory`: used bytes that the guest reports, or else resident bytes of QEMU's process.
     """
     block, net = (polls.get(family) or PollPair() for family in ("block", "net"))
     rates = block.total_rates((*_COUNTERS.values(), *_TIMES))
@@ -50,7 +50,7 @@ def current_activity(polls: Polls) -> dict[str, float]:
 
 
 def used_cpus(polls: Polls) -> float | None:
-    """Return how many host CPUs the VM's vCPUs use; None if that is unknown."""
+    """Return how many host CPUs the VM's vCPUs use; None if unknown."""
     return polls["vcpu"].total_rate("cpu_seconds_total") if "vcpu" in polls else None
 
 
@@ -67,7 +67,7 @@ def memory_sizes(polls: Polls) -> dict[str, float]:
 
 
 def summarize_disks(polls: Polls) -> list[dict[str, Any]]:
-    """Return the rates and the size of each disk. Add the values of the family `block_space` to thin disks."""
+    """Return the rates and the size of each disk, and for thin disks also the values of the family `block_space`."""
     block, space, layers = (polls.get(name) or PollPair() for name in ("block", "block_space", "block_layer"))
     disks = []
     for labels in block.current:
@@ -105,7 +105,7 @@ def summarize_jobs(polls: Polls) -> list[dict[str, Any]]:
 
 
 _CHANNEL_STATES: Mapping[Any, str] = {True: "connected", False: "absent"}
-"""State of a guest agent that is not queried. The key is whether the guest has opened its channel."""
+"""State of a guest agent that the agent does not query, by whether the guest has opened the virtio-serial port."""
 
 
 def summarize_guest(polls: Polls) -> dict[str, Any]:

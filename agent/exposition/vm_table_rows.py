@@ -1,10 +1,9 @@
-"""A VM as a row of the page's table. A row is short, and changes only if the table shows a change. Pure."""
+"""Computes a VM's row of the page's table. A row is short, and changes only if the table shows a change. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agent.exposition.rates import PollPair
-from agent.exposition.summary import current_activity, memory_sizes, summarize_jobs, summarize_migration
+from agent.exposition.summary import Polls, current_activity, memory_sizes, summarize_jobs, summarize_migration
 from agent.model.metrics.migration import INACTIVE_STATUSES
 
 FIELDS = (
@@ -15,23 +14,21 @@ FIELDS = (
 )
 """The values of a row, in order. An unknown value is None.
 
-`status`, `running`: QEMU's run state. `cpu`, `steal`: CPUs that the vCPUs use, and CPUs that they wait for. `read`, `write`, `receive`,
+`status`, `running`: QEMU's run state. `cpu`, `steal`: host CPUs that the vCPUs use, and that they wait for. `read`, `write`, `receive`,
 `transmit`: bytes per second. `iops`: operations per second. `latency`: mean seconds of an operation. `used`, `total`, `resident`: memory
 in bytes. `disk…`, `filesystem…`: the fullest thin disk and the fullest file system in the guest. `full_in`: the shortest time to full in
-seconds. `activity`, `progress`: a migration or a job, and its progress from 0 to 1. `labels`: the manager's labels of the VM.
+seconds. `activity`, `progress`: a migration or a job, and its progress from 0 to 1. `labels`: labels that the VM manager set.
 """
 
 DIGITS = 3
-"""Number of significant digits of values that change a little at each poll. The page shows as many digits."""
+"""Number of significant digits of rates and sizes. The page shows the same number of digits."""
 
 MAX_LABELS = 16
 """Maximum number of a VM's labels in its row."""
 
-Polls = Mapping[str, PollPair]
-
 
 def rounded(value: float | None, digits: int = DIGITS) -> float | None:
-    """Return a value with few significant digits."""
+    """Return a value with `digits` significant digits."""
     if value is None:
         return None
     short = float(f"{value:.{digits}g}")
@@ -39,10 +36,10 @@ def rounded(value: float | None, digits: int = DIGITS) -> float | None:
 
 
 def vm_row(polls: Polls) -> list[Any]:
-    """Return the values of `FIELDS`."""
-    run = _values(polls, "runstate")
+    """Return a VM's row: the values of `FIELDS`, in order."""
+    run = _vm_level_values(polls, "runstate")
     now, sizes = current_activity(polls), memory_sizes(polls)
-    activity, progress = _activity(polls)
+    activity, progress = _migration_or_job(polls)
     return [
         run.get("status"),
         run.get("running"),
@@ -60,7 +57,7 @@ def vm_row(polls: Polls) -> list[Any]:
     ]
 
 
-def _values(polls: Polls, family: str) -> Mapping[str, Any]:
+def _vm_level_values(polls: Polls, family: str) -> Mapping[str, Any]:
     return polls[family].current.get((), {}) if family in polls else {}
 
 
@@ -93,7 +90,7 @@ def _fullest_filesystem(polls: Polls) -> Sequence[Any]:
     return mountpoint, rounded(used, DIGITS + 1), size
 
 
-def _activity(polls: Polls) -> tuple[str | None, float | None]:
+def _migration_or_job(polls: Polls) -> tuple[str | None, float | None]:
     """Return the running migration, or the first job if there is no migration, with its progress from 0 to 1."""
     migration = summarize_migration(polls) if "migration" in polls else None
     if migration is not None and migration["status"] not in INACTIVE_STATUSES:
@@ -107,5 +104,5 @@ def _activity(polls: Polls) -> tuple[str | None, float | None]:
 
 
 def _labels(polls: Polls) -> Mapping[str, str] | None:
-    labels = _values(polls, "identity").get("labels")
+    labels = _vm_level_values(polls, "identity").get("labels")
     return dict(list(labels.items())[:MAX_LABELS]) if isinstance(labels, dict) and labels else None

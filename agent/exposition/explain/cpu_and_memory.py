@@ -1,4 +1,4 @@
-"""Causes in a VM's CPUs and memory. Pure."""
+"""Finds causes in a VM's CPUs and memory. Pure."""
 
 from collections.abc import Iterator
 
@@ -9,25 +9,25 @@ from agent.model.metrics.host import CGROUP, IOTHREAD, PROCESS, VCPU
 from agent.model.metrics.memory import BALLOON, GUEST_MEMORY, MEMORY
 
 QUOTA_RATIO = 0.25
-"""Minimum share of the periods in which a CPU quota stops the VM."""
+"""Minimum share of the quota's periods in which the CPU quota throttles the VM."""
 MIN_DELAY, DELAY_RATIO = 0.1, 0.15
-"""Minimum number of CPUs that the vCPUs wait for, and minimum share of the time in which they could run."""
+"""Minimum run delay of all vCPUs in seconds per second, and minimum share of run delay in run time plus run delay."""
 BUSY_THREAD = 0.9
-"""Minimum share of a host CPU that a busy thread uses."""
+"""A thread counts as busy if it uses at least this share of a host CPU."""
 BUSY_VCPUS = 0.95
-"""Minimum share of all vCPUs that a busy guest uses."""
+"""A guest counts as busy if it uses at least this share of all its vCPUs."""
 SWAPPED_RATIO, MIN_FAULTS = 0.05, 10.0
-"""Minimum share of the process's memory that is swapped out, and minimum number of page faults with disk access per second."""
+"""Minimum share of swapped-out memory in the process's memory, and minimum number of major page faults per second."""
 MIN_GUEST_SWAP = 1 << 20
-"""Minimum number of bytes per second that a swapping guest swaps in and out."""
+"""A guest counts as swapping if it swaps at least this many bytes per second, in and out."""
 LOW_RATIO = 0.05
-"""Share of available memory below which a guest is short of memory."""
+"""A guest counts as short of memory if a smaller share of its memory is available."""
 MIN_STALL = 0.05
-"""Minimum share of the time in which all processes of a cgroup wait for memory."""
+"""Minimum share of the time in which all processes of a cgroup wait for memory (PSI `full`)."""
 
 
 def find_cpu_quota(evidence: Evidence) -> Iterator[CauseEvidence]:
-    """Find a CPU quota that stops the VM."""
+    """Find a CPU quota that throttles the VM."""
     names = ("cpu_periods_total", "cpu_throttled_periods_total", "cpu_throttled_seconds_total")
     rates = evidence.rates(CGROUP, (), names)
     periods, throttled = rates.get("cpu_periods_total"), rates.get("cpu_throttled_periods_total")
@@ -99,7 +99,7 @@ def find_out_of_memory(evidence: Evidence) -> Iterator[CauseEvidence]:
 
 
 def find_memory_limited(evidence: Evidence) -> Iterator[CauseEvidence]:
-    """Find a cgroup whose processes wait because of its memory limit."""
+    """Find a cgroup whose processes all wait for memory, because of the cgroup's limit."""
     stalled = evidence.rate(CGROUP, "pressure_memory_stalled_seconds_total")
     if stalled is None or stalled < MIN_STALL:
         return
@@ -112,7 +112,7 @@ def find_memory_limited(evidence: Evidence) -> Iterator[CauseEvidence]:
 
 
 def find_swapped(evidence: Evidence) -> Iterator[CauseEvidence]:
-    """Find a VM whose memory the host swaps."""
+    """Find swapped-out memory that the VM reads back from the host's swap."""
     out, resident = (evidence.number(PROCESS, name) for name in ("swap_bytes", "resident_bytes"))
     faults = evidence.rate(PROCESS, "major_faults_total")
     if out is None or resident is None or faults is None or faults < MIN_FAULTS:
@@ -128,7 +128,7 @@ def find_swapped(evidence: Evidence) -> Iterator[CauseEvidence]:
 
 
 def find_guest_memory(evidence: Evidence) -> Iterator[CauseEvidence]:
-    """Find a guest that is short of memory, and the memory that its balloon holds."""
+    """Find a guest that is short of memory. Report how much memory its balloon holds."""
     available, total = (evidence.number(GUEST_MEMORY, name) for name in ("available_bytes", "total_bytes"))
     if available is None or not total or available >= LOW_RATIO * total:
         return
@@ -151,7 +151,7 @@ def find_guest_memory(evidence: Evidence) -> Iterator[CauseEvidence]:
 
 
 def find_guest_swapping(evidence: Evidence) -> Iterator[CauseEvidence]:
-    """Find a guest that swaps."""
+    """Find a guest that swaps to its own swap space."""
     rates = evidence.rates(GUEST_MEMORY, (), ("swap_in_bytes_total", "swap_out_bytes_total"))
     if rates and (swap := sum(rates.values())) >= MIN_GUEST_SWAP:
         yield CauseEvidence("", f"The guest swaps {format_bytes(swap)}/s in and out.", {"swap_bytes_per_second": swap})

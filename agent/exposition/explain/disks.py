@@ -1,4 +1,4 @@
-"""Causes in a VM's disks: limits, latency, queues. Pure."""
+"""Finds causes in a VM's disks: stalled requests, throttle limits, latency and queues. Pure."""
 
 from collections.abc import Iterator
 from statistics import median
@@ -13,32 +13,33 @@ from agent.model.metrics.block_stall import BLOCK_STALL
 THROTTLED_RATIO = 0.9
 """Share of a throttle limit above which the limit counts as reached."""
 BASELINE_SECONDS = 3600.0
-"""Length of the history that a latency is compared with."""
+"""Length of the history with which a latency is compared, in seconds."""
 RECENT_SECONDS = 60.0
-"""Length of the newest part of the history. The baseline excludes it, because it may already be slow."""
+"""Length of the newest part of the history, in seconds. The baseline excludes this part, in which the disk may already be slow."""
 MIN_BASELINE_POINTS = 10
-"""Minimum number of points of a baseline."""
+"""Minimum number of points in the history for a baseline."""
 SLOW_RATIO, MIN_SLOW_SECONDS = 3.0, 0.005
-"""A latency counts as high if it is at least this multiple of the baseline, and at least this long."""
+"""A mean latency counts as high if it is at least this multiple of the baseline, and at least this many seconds."""
 ALWAYS_SLOW_SECONDS = 0.05
-"""A latency of this or more counts as high even without a baseline."""
+"""A mean latency of at least this many seconds counts as high, even without a baseline."""
 ALWAYS_SLOW_P99_SECONDS = 0.1
-"""A 99th percentile of this latency or more counts as high, even if the mean is low."""
+"""A 99th percentile of at least this many seconds counts as high, even if the mean latency is low."""
 MIN_P99_OPERATIONS = 100
 """Minimum number of operations in a histogram of the last minute for a meaningful 99th percentile."""
 MIN_OPERATIONS = 1.0
 """Minimum number of operations per second for a meaningful mean latency."""
 LONG_QUEUE = 16.0
-"""A queue counts as long if this many requests are in flight on average, and a request takes `QUEUE_SECONDS` or longer."""
+"""A queue counts as long if at least this many requests are in flight on average, and a request takes `QUEUE_SECONDS` or longer."""
 QUEUE_SECONDS = 0.01
+"""Minimum mean latency in seconds of the requests in a long queue."""
 
 _KINDS = ("read", "write")
 _LIMITED = {"": _KINDS, "read_": ("read",), "write_": ("write",)}
-"""The kinds of operations that a throttle limit counts, by the limit's prefix."""
+"""The kinds of operations that a throttle limit counts, by prefix of the limit's name."""
 
 
 def find_io_stalled(evidence: Evidence) -> Iterator[CauseEvidence]:
-    """Find disks that complete no request although requests are in flight. QEMU may still answer its monitor."""
+    """Find disks that complete no request although requests are in flight. QEMU may still answer on its monitor."""
     for labels, values in evidence.subjects(BLOCK_STALL).items():
         seconds = number_in(values, "seconds")
         if values.get("state") != "stalled" or seconds is None:
@@ -67,7 +68,11 @@ def find_disk_throttled(evidence: Evidence) -> Iterator[CauseEvidence]:
         for prefix, kinds in _LIMITED.items():
             for unit in ("bytes", "operations"):
                 limit = number_in(limits, f"throttle_{prefix}{unit}_per_second")
-                rate = sum(filter(None, (_rate(evidence, device, kind, unit) for device in devices for kind in kinds)))
+                rate = sum(
+                    filter(
+                        None, (_operation_rate(evidence, device, kind, unit) for device in devices for kind in kinds)
+                    )
+                )
                 if limit and rate >= THROTTLED_RATIO * limit:
                     what = f"{prefix.removesuffix('_')} {unit}".strip()
                     sentence = (
@@ -79,43 +84,43 @@ def find_disk_throttled(evidence: Evidence) -> Iterator[CauseEvidence]:
                     yield CauseEvidence(devices[0], sentence, figures)
 
 
-def _rate(evidence: Evidence, device: str, kind: str, unit: str) -> float | None:
+def _operation_rate(evidence: Evidence, device: str, kind: str, unit: str) -> float | None:
     return evidence.rate(BLOCK, f"{kind}_bytes_total" if unit == "bytes" else f"{kind}s_total", (device,))
 
 
-def _latency(evidence: Evidence, device: str, kind: str) -> tuple[float, float, float]:
-    """Return a disk's operations per second, their mean latency in seconds, and the mean number of operations in flight."""
+def _operation_figures(evidence: Evidence, device: str, kind: str) -> tuple[float, float, float]:
+    """Return three figures of a disk's reads or writes: operations per second, mean latency in seconds, and mean number in flight."""
     rates = evidence.rates(BLOCK, (device,), (f"{kind}s_total", f"{kind}_seconds_total"))
     operations, in_flight = rates.get(f"{kind}s_total", 0.0), rates.get(f"{kind}_seconds_total", 0.0)
     return operations, in_flight / operations if operations else 0.0, in_flight
 
 
-def _baseline(evidence: Evidence, kind: str) -> float | None:
-    """Return the median latency of the VM's disks over the last hour, without the last minute; None without enough points."""
+def _baseline_latency(evidence: Evidence, kind: str) -> float | None:
+    """Return the median latency of the VM's disks over the last hour, except the last minute; None with too few points."""
     column = COLUMNS.index(f"{kind}_latency")
     points = evidence.view.history_recorder.history.points(BASELINE_SECONDS)
     old = [values[column] for time, values in points if time <= evidence.now - RECENT_SECONDS]
-    # Leaves out unknown values (NaN), and zeros of times without requests.
+    # Leave out unknown values (NaN), and zeros, which are times without requests.
     known = [value for value in old if value > 0]
     return median(known) if len(known) >= MIN_BASELINE_POINTS else None
 
 
-def _slowest_percent(evidence: Evidence, device: str, kind: str) -> float | None:
-    """Return the 99th percentile of a disk's latency from its histogram; None without a histogram or with few operations."""
+def _p99_latency(evidence: Evidence, device: str, kind: str) -> float | None:
+    """Return the 99th percentile of a disk's latency in seconds; None without a histogram, or with too few operations."""
     windows = evidence.view.latencies
     summary = windows.summaries(device).get(kind, {}) if windows is not None else {}
     return summary.get("p99") if summary.get("operations", 0) >= MIN_P99_OPERATIONS else None
 
 
 def find_disk_slow(evidence: Evidence) -> Iterator[CauseEvidence]:
-    """Find disks whose requests take much longer than in the last hour, or longer than a limit. A histogram shows rare slow requests."""
+    """Find disks whose requests take much longer than in the last hour, or longer than a limit."""
     for kind in _KINDS:
-        baseline = _baseline(evidence, kind)
+        baseline = _baseline_latency(evidence, kind)
         for labels in evidence.subjects(BLOCK):
-            operations, seconds, _ = _latency(evidence, labels[0], kind)
+            operations, seconds, _ = _operation_figures(evidence, labels[0], kind)
             if operations < MIN_OPERATIONS:
                 continue
-            p99 = _slowest_percent(evidence, labels[0], kind)
+            p99 = _p99_latency(evidence, labels[0], kind)
             is_slower = baseline is not None and seconds >= SLOW_RATIO * baseline and seconds >= MIN_SLOW_SECONDS
             if not is_slower and seconds < ALWAYS_SLOW_SECONDS and (p99 is None or p99 < ALWAYS_SLOW_P99_SECONDS):
                 continue
@@ -134,16 +139,16 @@ def find_disk_slow(evidence: Evidence) -> Iterator[CauseEvidence]:
 
 
 def slow_disks_by_pool(evidence: Evidence) -> Iterator[tuple[Labels, CauseEvidence]]:
-    """Yield the pool's labels and the evidence for each slow disk with a known pool."""
+    """Yield each slow disk with a known pool: the pool's label values, and the evidence."""
     slow = list(find_disk_slow(evidence))
     for pool, devices, _ in evidence.pools_of_disks() if slow else ():
         yield from ((pool, found) for found in slow if found.subject in devices)
 
 
 def find_disk_queue(evidence: Evidence) -> Iterator[CauseEvidence]:
-    """Find disks with many requests in flight that take long."""
+    """Find disks with long queues of slow requests."""
     for labels in evidence.subjects(BLOCK):
-        both = [_latency(evidence, labels[0], kind) for kind in _KINDS]
+        both = [_operation_figures(evidence, labels[0], kind) for kind in _KINDS]
         operations, in_flight = sum(row[0] for row in both), sum(row[2] for row in both)
         measured = max(
             (

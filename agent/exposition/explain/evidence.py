@@ -1,4 +1,4 @@
-"""Evidence about one VM for its explanation: samples, rates, history, alerts and pools. Pure."""
+"""Known facts about one VM: samples, rates, history, alerts and pools, as input of the functions that find causes. Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ from agent.model.metrics.host_resources import HOST
 from agent.model.metrics.pool import BLOCK_STORAGE, POOL
 
 MAX_RATE_AGE = 60.0
-"""Maximum age in seconds of rates that explain the current state. For a VM that is polled rarely, it is longer."""
+"""Maximum age of rates in seconds. Older rates do not explain the current state."""
 MAX_MISSED_POLLS = 3
-"""Maximum age of rates, in polling intervals, of a VM that is polled rarely."""
+"""Maximum age of rates in polling intervals. The larger of the two limits applies."""
 
 
 class CauseEvidence(NamedTuple):
-    """One cause with its evidence.
+    """Evidence that one cause applies to a VM.
 
     Attributes:
         subject: the disk, job, pool or other part of the VM; empty for the VM as a whole.
@@ -34,12 +34,12 @@ class CauseEvidence(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Samples, state, alerts and pools of one VM.
+    """Samples, state, alerts and pools of one VM, in which causes are searched.
 
     Attributes:
         view: the VM's state and samples.
         pools: the samples of the host's pools.
-        host: the last sample of the host itself; empty before the first.
+        host: the last sample of the family `host`; empty before the first sample.
         alerts: the VM's firing alerts, in the form of /overview.
         now: the present time in seconds since the epoch.
     """
@@ -52,7 +52,7 @@ class Evidence:
 
     @classmethod
     def of(cls, snapshot: Snapshot, view: VmView, alerts: Sequence[Mapping[str, Any]], now: float) -> "Evidence":
-        """Return the evidence about a VM of a snapshot."""
+        """Return the evidence about a VM, from the stored samples and the VM's alerts."""
         return cls(view, now, snapshot.host.get(POOL.name, {}), alerts, snapshot.host.get(HOST.name, {}).get((), {}))
 
     def subjects(self, family: Family) -> Subjects:
@@ -65,7 +65,7 @@ class Evidence:
         return self.subjects(family).get((), {})
 
     def number(self, family: Family, name: str) -> float | None:
-        """Return a number of a family that describes the whole VM; None if it is unknown."""
+        """Return a number of a family that describes the whole VM; None if unknown."""
         return number_in(self.values(family), name)
 
     def rates(self, family: Family, labels: Labels, names: Iterable[str]) -> dict[str, float]:
@@ -74,7 +74,7 @@ class Evidence:
         return poll.rates(labels, names) if poll is not None else {}
 
     def rate(self, family: Family, name: str, labels: Labels = ()) -> float | None:
-        """Return the increase per second of one counter; None if it is unknown or too old."""
+        """Return the increase per second of one counter; None if unknown or too old."""
         return self.rates(family, labels, (name,)).get(name)
 
     def _fresh_poll(self, family: Family) -> PollPair | None:
@@ -85,7 +85,7 @@ class Evidence:
         return poll if self.now - poll.time_ns / 1e9 <= max(MAX_RATE_AGE, MAX_MISSED_POLLS * interval) else None
 
     def pools_of_disks(self) -> Iterator[tuple[Labels, list[str], Values]]:
-        """Yield each pool with images of the VM: its labels, the VM's disks on it, and its values."""
+        """Yield each pool with images of the VM: the pool's label values, the VM's disks, and the pool's values."""
         disks: dict[Labels, list[str]] = {}
         for (device, _layer), values in self.subjects(BLOCK_STORAGE).items():
             if "pool" in values:
@@ -97,7 +97,7 @@ class Evidence:
                 yield labels, devices, self.pools[labels]
 
     def vcpus(self) -> int:
-        """Return the number of vCPUs with a known thread; 0 if none is known."""
+        """Return the number of vCPUs whose threads are known."""
         return len(self.subjects(VCPU))
 
     def alerts_named(self, *names: str) -> list[Mapping[str, Any]]:
@@ -106,7 +106,7 @@ class Evidence:
 
 
 def number_in(values: Mapping[str, Any], name: str) -> float | None:
-    """Return a number of a sample; None if it is absent or no number."""
+    """Return a value of a sample if it is a finite number; otherwise None."""
     value = values.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
         return None

@@ -1,4 +1,4 @@
-"""Causes that are work on the VM, such as migrations, jobs and dumps. Also causes that the guest or an alert reports. Pure."""
+"""Finds migrations, jobs and dumps that slow a VM, full file systems in the guest, and alerts without another cause. Pure."""
 
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from agent.model.metrics.migration import INACTIVE_STATUSES, MIGRATION
 from agent.model.record import Severity
 
 FULL_FILESYSTEM = 0.98
-"""Share of used bytes at which a file system in the guest counts as full."""
+"""A file system in the guest counts as full if at least this share of its bytes is used."""
 _QUIET_JOBS = frozenset({"concluded", "null", "paused", "standby", "undefined", "created"})
 """Statuses of a job that does no I/O."""
 _SERIOUS = frozenset({Severity.ERROR.label, Severity.CRITICAL.label})
@@ -35,7 +35,7 @@ def find_guest_filesystem_full(evidence: Evidence) -> Iterator[CauseEvidence]:
 
 
 def find_migration_running(evidence: Evidence) -> Iterator[CauseEvidence]:
-    """Find a migration, with its progress and its effects on the guest."""
+    """Find an active migration. Report its progress and its effects on the guest."""
     values = evidence.values(MIGRATION)
     status = values.get("status", "none")
     if status in INACTIVE_STATUSES:
@@ -62,7 +62,7 @@ def find_migration_running(evidence: Evidence) -> Iterator[CauseEvidence]:
 
 
 def find_dirty_limited(evidence: Evidence) -> Iterator[CauseEvidence]:
-    """Find vCPUs that QEMU slows to limit their dirty rate."""
+    """Find vCPUs that QEMU slows down to limit their dirty rate."""
     for (vcpu,), values in evidence.subjects(VCPU_DIRTY).items():
         limit, current = (number_in(values, f"{name}_bytes_per_second") for name in ("limit", "current"))
         if limit and current is not None and current >= 0.9 * limit:
@@ -92,7 +92,7 @@ _BYTES_JOBS = frozenset({"backup", "commit", "mirror", "stream"})
 
 
 def find_dump_running(evidence: Evidence) -> Iterator[CauseEvidence]:
-    """Find a dump of the guest's memory, or a measurement of its dirty rate."""
+    """Find a running dump of the guest's memory, or a running measurement of its dirty rate."""
     if evidence.values(DUMP).get("status") == "active":
         written, size = (evidence.number(DUMP, name) for name in ("written_bytes", "size_bytes"))
         done = f": {format_bytes(written)} of {format_bytes(size)} are written" if written is not None and size else ""
@@ -104,11 +104,11 @@ def find_dump_running(evidence: Evidence) -> Iterator[CauseEvidence]:
 
 
 def unexplained_alerts(evidence: Evidence, covered: Collection[str]) -> Iterator[CauseEvidence]:
-    """Find serious firing alerts that no row of the table covers.
+    """Find firing alerts of severity error or critical that no other cause explains.
 
     Args:
         evidence: what is known about the VM.
-        covered: names of the alerts that a cause already explains.
+        covered: names of the alerts that other causes explain.
     """
     for alert in evidence.alerts:
         if alert["severity"] in _SERIOUS and alert["alert"] not in covered:

@@ -1,4 +1,4 @@
-"""Other VMs of the host that take most of a resource that a VM waits for. Pure."""
+"""Finds noisy neighbours: other VMs of the host that use most of a resource for which a VM waits. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,33 +10,37 @@ from agent.exposition.explain.text_format import listing, percent
 from agent.exposition.resource_contention import HostResource, describe_vm
 
 MIN_SHARE = 0.5
-"""Minimum share of a resource that the other VMs together must take to count as the cause."""
+"""Other VMs count as the cause if together they use at least this share of the resource."""
 
 
 def find_neighbours(evidence: Evidence) -> Iterator[CauseEvidence]:
-    """Find other VMs that take most of the host's CPUs or of a pool's requests, while this VM waits for that resource."""
+    """Find other VMs that use most of the host's CPUs, or send most requests to a pool, while this VM waits for that resource."""
     vm = evidence.view.status.vm
     own = vm.uuid if vm is not None else ""
     if any(find_cpu_waiting(evidence)) and not any(find_cpu_quota(evidence)):
-        others, _ = _takers(evidence, HostResource.CPU, ("", ""), own)
-        yield from _finding(others, HostResource.CPU, "", evidence.host.get("online_cpus"), "cpus", "the host's CPUs")
+        others, _ = _largest_users(evidence, HostResource.CPU, ("", ""), own)
+        yield from _describe_neighbours(
+            others, HostResource.CPU, "", evidence.host.get("online_cpus"), "cpus", "the host's CPUs"
+        )
     for pool in dict.fromkeys(pool for pool, _ in slow_disks_by_pool(evidence)):
-        others, total = _takers(evidence, HostResource.DISK, pool, own)
+        others, total = _largest_users(evidence, HostResource.DISK, pool, own)
         name = "operations_per_second"
-        yield from _finding(others, HostResource.DISK, pool[0], total.get(name), name, f"the requests to {pool[0]}")
+        yield from _describe_neighbours(
+            others, HostResource.DISK, pool[0], total.get(name), name, f"the requests to {pool[0]}"
+        )
 
 
-def _takers(
+def _largest_users(
     evidence: Evidence, resource: HostResource, pool: Sequence[str], own: str
 ) -> tuple[list[Mapping[str, Any]], Mapping[str, float]]:
-    """Return the other VMs that take most of a resource, and the sum over all VMs. If no VM waits for the resource, return no VM."""
+    """Return the other VMs that use most of a resource, and the sums over all VMs; empty if no VM waits for the resource."""
     for found in evidence.host.get("contention", ()):
         if (found["resource"], found["pool"], found["kind"]) == (resource.value, *pool):
             return [vm for vm in found["taking"] if vm["uuid"] != own], found["total"]
     return [], {}
 
 
-def _finding(
+def _describe_neighbours(
     others: Sequence[Mapping[str, Any]],
     resource: HostResource,
     subject: str,

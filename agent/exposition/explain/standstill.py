@@ -1,4 +1,4 @@
-"""Causes that stop a VM: its process, its run state, its monitor, its storage. Pure."""
+"""Finds what has stopped a VM: its process, its run state, its monitor or its storage. Pure."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,9 +13,9 @@ from agent.model.metrics.runstate import RUNSTATE
 from agent.session.api import MonitorState
 
 FULL_RATIO = 0.01
-"""Share of free space below which a pool counts as full. The smaller of this limit and `FULL_BYTES` applies."""
+"""Share of free space up to which a pool counts as full. The smaller of this limit and `FULL_BYTES` applies."""
 FULL_BYTES = 1 << 30
-"""Free bytes below which a pool counts as full. The smaller of this limit and `FULL_RATIO` applies."""
+"""Free bytes up to which a pool counts as full. The smaller of this limit and `FULL_RATIO` applies."""
 
 _STATUS_TEXTS = {
     "paused": "a client of its monitor, such as its manager, stopped it; QEMU does not report which client",
@@ -44,7 +44,7 @@ def find_process_stopped(evidence: Evidence) -> Iterator[CauseEvidence]:
 
 
 def find_storage_unresponsive(evidence: Evidence) -> Iterator[CauseEvidence]:
-    """Find pools that do not answer."""
+    """Find storage pools that do not answer."""
     for (pool, kind), devices, values in evidence.pools_of_disks():
         if values.get("responsive") is False:
             error = f": {values['error']}" if values.get("error") else ""
@@ -53,7 +53,7 @@ def find_storage_unresponsive(evidence: Evidence) -> Iterator[CauseEvidence]:
 
 
 def find_monitor_stalled(evidence: Evidence) -> Iterator[CauseEvidence]:
-    """Find a monitor that does not answer."""
+    """Find a monitor on which QEMU does not answer."""
     status = evidence.view.status
     if status.state is MonitorState.STALLED:
         seconds = max(0.0, evidence.now - status.since_ns / 1e9)
@@ -76,14 +76,14 @@ def find_not_running(evidence: Evidence) -> Iterator[CauseEvidence]:
         figures["seconds"] = max(0.0, evidence.now - since)
         known = f" for {duration(figures['seconds'])} or longer"
     if status == "io-error":
-        yield from _io_error(evidence, known, figures)
+        yield from _describe_io_errors(evidence, known, figures)
         return
     reason = _STATUS_TEXTS.get(status, "")
     yield CauseEvidence("", f"The guest has not run{known} (`{status}`){f': {reason}' if reason else ''}.", figures)
 
 
-def _io_error(evidence: Evidence, known: str, figures: dict[str, Any]) -> Iterator[CauseEvidence]:
-    """Find the disks whose error stopped the guest."""
+def _describe_io_errors(evidence: Evidence, known: str, figures: dict[str, Any]) -> Iterator[CauseEvidence]:
+    """Yield the disks whose I/O errors stopped the guest."""
     states = {labels[0]: values.get("io_status") for labels, values in evidence.subjects(BLOCK_DEVICE).items()}
     failed = {device: state for device, state in states.items() if state in ("failed", "nospace")}
     failed |= {alert["subject"]: "nospace" for alert in evidence.alerts_named("disk_full")}
@@ -107,7 +107,7 @@ def find_guest_frozen(evidence: Evidence) -> Iterator[CauseEvidence]:
 
 
 def find_pool_full(evidence: Evidence) -> Iterator[CauseEvidence]:
-    """Find pools without space."""
+    """Find storage pools that are full, or that report a problem."""
     for (pool, kind), devices, values in evidence.pools_of_disks():
         free, size = number_in(values, "free_bytes"), number_in(values, "size_bytes")
         if values.get("problem"):

@@ -1,4 +1,4 @@
-"""The table of causes, the most likely first. It explains the state of a VM. Pure."""
+"""Table of known causes of slow and hung VMs, the most likely cause first. Pure."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ from agent.exposition.explain.evidence import CauseEvidence, Evidence
 from agent.model.record import sanitize
 
 MAX_FINDINGS = 8
-"""Maximum number of findings of one cause, because a VM can have any number of disks and jobs."""
+"""Maximum number of findings of one cause. A VM can have any number of disks and jobs."""
 MAX_SENTENCE = 500
-"""Maximum length of a sentence in characters. A QEMU chooses the names in it."""
+"""Maximum length of a sentence in characters. QEMU chooses the names in the sentence."""
 
 NOTHING = "Nothing stands out: no known cause explains a slow or stopped guest."
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """A row of the table. The rank of a cause is its place in the table.
+    """One known cause of slow or hung VMs. The order in `CAUSES` is the rank.
 
     Attributes:
         name: the cause's name.
-        find: yields the cause's evidence, once for each disk or other subject; nothing if the cause does not apply.
-        alerts: the alerts that report the same cause.
+        find: yields the cause's evidence for each disk or other subject; nothing if the cause does not apply.
+        alerts: names of the alerts that report the same cause.
     """
 
     name: str
@@ -71,14 +71,14 @@ CAUSES = (
     Cause("dump_running", migrations_and_jobs.find_dump_running),
     Cause("guest_cpu_busy", cpu_and_memory.find_guest_cpu_busy),
 )
-"""All causes, the most likely first. A cause that stops a guest comes before a cause that slows it. A limit comes before its effects."""
+"""All causes, the most likely first. Causes that stop a guest come before causes that slow a guest, and limits before their effects."""
 
 OTHER_ALERT = "alert"
-"""Name of the cause for a serious alert that no row covers."""
+"""Name of the cause for a firing alert that no row explains."""
 
 
 def explain(evidence: Evidence) -> list[dict[str, Any]]:
-    """Return the causes that explain a VM's state, the most likely first; empty if nothing stands out.
+    """Return the causes that make a VM slow or hung, the most likely cause first; empty if no cause applies.
 
     Args:
         evidence: what is known about the VM.

@@ -1,4 +1,4 @@
-"""Figures as words, for sentences. Pure."""
+"""Formats figures for the sentences of an explanation. Pure."""
 
 from collections.abc import Sequence
 
@@ -8,32 +8,32 @@ _UNITS = (("s", 1.0, 100.0), ("min", 60.0, 7200.0), ("h", 3600.0, 172_800.0), ("
 
 
 def duration(seconds: float) -> str:
-    """Return a duration, such as `45 s`, `12 min`, `5 h` or `31 days`."""
+    """Format a duration, such as `45 s`, `12 min`, `5 h` or `31 days`."""
     seconds = max(0.0, seconds)
     unit, length, _ = next(row for row in _UNITS if seconds < row[2] or row is _UNITS[-1])
     return f"{seconds / length:.0f} {unit}"
 
 
 def latency(seconds: float) -> str:
-    """Return a latency, such as `0.35 ms`, `80 ms` or `2.1 s`."""
+    """Format a latency, such as `0.35 ms`, `80 ms` or `2.1 s`."""
     if seconds >= 0.9995:
         return f"{seconds:.3g} s"
     return f"{seconds * 1000:.2g} ms" if seconds < 0.0995 else f"{seconds * 1000:.0f} ms"
 
 
 def percent(ratio: float) -> str:
-    """Return a ratio in percent, such as `98 %`."""
+    """Format a ratio in percent, such as `98 %`."""
     return f"{ratio * 100:.0f} %"
 
 
 def per_second(unit: str, rate: float) -> str:
-    """Return a rate of bytes, such as `12 MiB/s`, or of another unit, such as `250 operations/s`."""
+    """Format a rate of bytes, such as `12 MiB/s`, or of another unit, such as `250 operations/s`."""
     if unit == "bytes":
         return f"{format_bytes(rate)}/s"
     return f"{rate:.3g} {unit}/s" if rate < 999.5 else f"{rate:.0f} {unit}/s"
 
 
 def listing(names: Sequence[str], maximum: int = 4) -> str:
-    """Return names as a list, such as `disk0, disk1 and 3 more`."""
+    """Format names as a list, such as `disk0, disk1 and 3 more`."""
     shown = ", ".join(names[:maximum])
     return shown if len(names) <= maximum else f"{shown} and {len(names) - maximum} more"

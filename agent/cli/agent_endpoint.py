@@ -1,4 +1,4 @@
-"""The agent's endpoint and the credentials for it, from the options of a subcommand."""
+"""URL and credentials of the agent's endpoint, from the options of a subcommand."""
 
 import argparse
 import contextlib
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def endpoint_url(parsed: argparse.Namespace) -> str:
-    """Return the URL of the agent's endpoint. The option --url has precedence over the config, and the config over the default."""
+    """Return the URL of the agent's endpoint. Without the option --url, use the config, or else the default."""
     if parsed.url:
         return str(parsed.url).rstrip("/")
     return web_url(_web_section(parsed.config))
 
 
 def web_url(web: "WebSectionConfig") -> str:
-    """Return the URL of the endpoint that a section `web` configures, for a client on this host."""
+    """Return the URL of the endpoint for a client on this host, from the section `web` of the config."""
     scheme = "https" if web.config_file is not None and _has_tls(web.config_file) else "http"
     host, _, port = web.listen_address.rpartition(":")
     return f"{scheme}://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104 - compared, not bound
@@ -47,7 +47,7 @@ def _web_section(path: Path | None) -> "WebSectionConfig":
 
 def _has_tls(config_file: str) -> bool:
     """Return whether the endpoint uses TLS; False if this user may not read the web config."""
-    from agent.common.config_types import expand_secret_path  # noqa: PLC0415 - as below
+    from agent.common.config_types import expand_secret_path  # noqa: PLC0415 - few hosts have a web config
     from agent.http.web_config import EndpointError, LoadedWebConfig  # noqa: PLC0415 - few hosts have a web config
 
     with contextlib.suppress(EndpointError, OSError):

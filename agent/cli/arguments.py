@@ -1,4 +1,4 @@
-"""The options of each subcommand of `qmp-agent`, and the types of their values. Pure."""
+"""Command-line options of each subcommand of `qmp-agent`, with the parsers of their values. Pure."""
 
 import argparse
 from pathlib import Path
@@ -88,19 +88,25 @@ def add_rewrite_state_options(command: argparse.ArgumentParser) -> None:
 def add_journal_options(command: argparse.ArgumentParser) -> None:
     """Add the options of `journal`."""
     add_config_option(command)
-    command.add_argument("action", nargs="?", choices=("show", "export", "replay"), default="show")
+    command.add_argument(
+        "action",
+        nargs="?",
+        choices=("show", "export", "replay"),
+        default="show",
+        help="show: print a summary (default); export: print records as JSON lines; replay: deliver rejected records again",
+    )
     command.add_argument(
         "--dead-letters",
         action="store_true",
-        help="export the records that Kafka rejected, and not the waiting records; `replay` always replays rejected records",
+        help="export the records that Kafka rejected, instead of the waiting records; `replay` needs no such option",
     )
-    command.add_argument("--file", help="export or replay this quarantined file, named as in the journal's directory")
+    command.add_argument("--file", help="name of a quarantined file in the journal's directory, to export or replay")
 
 
 def add_record_options(command: argparse.ArgumentParser) -> None:
     """Add the options of `record`."""
     add_config_option(command)
-    command.add_argument("monitor", help="path of a socket, or tcp:host:port; no other client may hold it")
+    command.add_argument("monitor", help="path of a socket, or tcp:host:port; no other client may be connected to it")
     command.add_argument("file", type=Path, help="output file; only you can read it")
     command.add_argument(
         "--duration",
@@ -143,7 +149,7 @@ def add_doctor_options(command: argparse.ArgumentParser) -> None:
 def add_schema_options(command: argparse.ArgumentParser) -> None:
     """Add the options of `schema`."""
     command.add_argument(
-        "of", choices=("record", "config", "data"), help="data: the data of each record type, as one object by type"
+        "of", choices=("record", "config", "data"), help="data: one JSON object with a schema for each record type"
     )
 
 
@@ -165,7 +171,7 @@ def add_demo_options(command: argparse.ArgumentParser) -> None:
 
 
 def _add_endpoint_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of a client of the agent's endpoint."""
+    """Add the options for connecting to the agent's endpoint."""
     add_config_option(command)
     command.add_argument(
         "--url", help="URL of the agent's endpoint; default: from the config, or http://127.0.0.1:9179"
@@ -174,7 +180,7 @@ def _add_endpoint_options(command: argparse.ArgumentParser) -> None:
 
 
 def _add_credentials_options(command: argparse.ArgumentParser, server: str) -> None:
-    """Add the options of an HTTP client's credentials for a server."""
+    """Add the options for the credentials that an HTTP client presents to a server."""
     command.add_argument("--ca", type=Path, metavar="FILE", help=f"certificate authorities of {server}")
     command.add_argument("--cert", type=Path, metavar="FILE", help="the client's certificate and its key")
     command.add_argument("--user", default="", help=f"user name for {server}")
@@ -209,7 +215,7 @@ def parse_speed(text: str) -> float:
     """Parse a speed factor.
 
     Raises:
-        argparse.ArgumentTypeError: the text is no number in the permitted range.
+        argparse.ArgumentTypeError: the text is not a number, or it is out of range.
     """
     try:
         speed = float(text)
@@ -224,9 +230,9 @@ def parse_alertmanager_url(text: str) -> "AlertmanagerConfig":
     """Parse the URL of an Alertmanager.
 
     Raises:
-        argparse.ArgumentTypeError: the text is no URL.
+        argparse.ArgumentTypeError: the text is not a URL.
     """
-    from agent.alerts.alertmanager_config import AlertmanagerConfig  # noqa: PLC0415 - pydantic takes longer to import than `version` runs
+    from agent.alerts.alertmanager_config import AlertmanagerConfig  # noqa: PLC0415 - importing pydantic takes longer than `version` runs
 
     try:
         return AlertmanagerConfig(urls=[text])

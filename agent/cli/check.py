@@ -1,4 +1,4 @@
-"""`qmp-agent check`: tries to reach every monitor, broker, Alertmanager and file in a config. It watches no VM and delivers no record."""
+"""`qmp-agent check`: tests whether the agent can use the monitors, sink, Alertmanagers and files in a config. Delivers no record."""
 
 import asyncio
 import contextlib
@@ -26,9 +26,10 @@ from agent.session import host_process, identity
 from agent.session.api import SessionContext
 
 MAX_CONCURRENT_CHECKS = 50
+"""Maximum number of monitors that are checked at once."""
 
 DISCOVERY_SECONDS = 10.0
-"""How long to wait until a discoverer, such as libvirt's, has connected."""
+"""Timeout for the connection of a discoverer, such as the connection to libvirtd."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +38,18 @@ class Finding:
 
     Attributes:
         ok: whether the check passed.
-        text: what was checked, and the outcome: a line for the user.
+        text: a line for the user: what was checked, and the outcome.
     """
 
     ok: bool
     text: str
 
 
-def _make_passed(text: str) -> Finding:
+def _passed_finding(text: str) -> Finding:
     return Finding(ok=True, text=text)
 
 
-def _make_failed(text: str) -> Finding:
+def _failed_finding(text: str) -> Finding:
     return Finding(ok=False, text=text)
 
 
@@ -57,11 +58,11 @@ async def check_config(config: Config, watched: Collection[str] = ()) -> AsyncIt
 
     Args:
         config: the config.
-        watched: names of the monitors that the running agent holds. No other client can connect to them.
+        watched: names of the monitors to which the running agent is connected. A monitor serves no other client meanwhile.
     """
     context = SessionContext(session_settings(config))
     for discoverer in build_discoverers(config).values():
-        async with _run_discoverer(discoverer) as (monitors, findings):
+        async with _search_monitors(discoverer) as (monitors, findings):
             for finding in findings:
                 yield finding
             slots = asyncio.Semaphore(MAX_CONCURRENT_CHECKS)
@@ -70,8 +71,8 @@ async def check_config(config: Config, watched: Collection[str] = ()) -> AsyncIt
             ):
                 yield await checked
     for build, commands in context.build_commands.items():
-        if limitations := list(_limitations_without(commands, context.collectors.by_name.values())):
-            yield _make_passed(f"QEMU {build.version}: {'; '.join(limitations)}")
+        if limitations := list(_describe_missing_commands(commands, context.collectors.by_name.values())):
+            yield _passed_finding(f"QEMU {build.version}: {'; '.join(limitations)}")
     for finding in _check_journal(config):
         yield finding
     yield await _check_endpoint(config)
@@ -105,15 +106,18 @@ class _DiscoveryRecorder:
             )
 
     def on_connection_refused(self, address: str, reason: str) -> None:
-        """Do nothing, because only a `listen` discoverer refuses connections, and `check` does not run one."""
+        """Do nothing: `check` runs no `listen` discoverer, and other discoverers refuse no connection."""
 
 
 @contextlib.asynccontextmanager
-async def _run_discoverer(discoverer: Discoverer) -> AsyncIterator[tuple[list[Monitor], list[Finding]]]:
-    """Run a discoverer while the `with` block runs. Yield the monitors that it found, and the findings about the discoverer itself."""
+async def _search_monitors(discoverer: Discoverer) -> AsyncIterator[tuple[list[Monitor], list[Finding]]]:
+    """Yield the monitors that a discoverer finds, and the findings about the discoverer itself.
+
+    A discoverer that needs a connection, such as libvirt's, stays connected while the `with` block runs.
+    """
     if isinstance(discoverer, DialDiscoverer):
         monitors = list(discoverer.scan().values())
-        yield monitors, [] if monitors else [_explain_no_monitors(discoverer)]
+        yield monitors, [] if monitors else [_explain_missing_sockets(discoverer)]
         return
     if isinstance(discoverer, ListenDiscoverer):
         yield [], [_check_listen_address(discoverer)]
@@ -125,7 +129,7 @@ async def _run_discoverer(discoverer: Discoverer) -> AsyncIterator[tuple[list[Mo
             status = await recorder.status
         yield list(recorder.monitors.values()), [status]
     except TimeoutError:
-        yield [], [_make_failed(f"{discoverer}: no connection within {DISCOVERY_SECONDS:g} s")]
+        yield [], [_failed_finding(f"{discoverer}: no connection within {DISCOVERY_SECONDS:g} s")]
     finally:
         running.cancel()
         await asyncio.wait({running})
@@ -137,18 +141,18 @@ def _check_journal(config: Config) -> Iterator[Finding]:
     directory = config.journal.directory
     existing = directory if directory.exists() else next(parent for parent in directory.parents if parent.exists())
     if not os.access(existing, os.W_OK | os.X_OK) or not existing.is_dir():
-        yield _make_failed(f"journal: {directory} cannot be created or written: this user cannot write {existing}")
+        yield _failed_finding(f"journal: {directory} cannot be created or written: this user cannot write {existing}")
         return
-    yield _make_passed(f"journal: {directory}")
+    yield _passed_finding(f"journal: {directory}")
     for path in quarantined_files(directory):
         text = f"journal: {path} is damaged and quarantined; see `qmp-agent journal`, and remove the file when you no longer need it"
-        yield _make_failed(text)
+        yield _failed_finding(text)
 
 
-def _explain_no_monitors(discoverer: DialDiscoverer) -> Finding:
+def _explain_missing_sockets(discoverer: DialDiscoverer) -> Finding:
     if problem := discoverer.problem():
-        return _make_failed(f"{discoverer.pattern}: {problem}")
-    return _make_passed(f"{discoverer.pattern}: no socket exists now; the agent watches for new ones")
+        return _failed_finding(f"{discoverer.pattern}: {problem}")
+    return _passed_finding(f"{discoverer.pattern}: no socket exists now; the agent watches for new ones")
 
 
 def _check_listen_address(discoverer: ListenDiscoverer) -> Finding:
@@ -157,11 +161,11 @@ def _check_listen_address(discoverer: ListenDiscoverer) -> Finding:
         discoverer.bind().close()
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return _make_passed(f"{address}: address in use (probably by the running agent)")
-        return _make_failed(f"{address}: cannot listen: {error.strerror or error}")
+            return _passed_finding(f"{address}: address in use (probably by the running agent)")
+        return _failed_finding(f"{address}: cannot listen: {error.strerror or error}")
     if not address.startswith("tcp:"):
         Path(address).unlink(missing_ok=True)
-    return _make_passed(f"{address}: the agent can listen")
+    return _passed_finding(f"{address}: the agent can listen")
 
 
 async def _check_monitor(
@@ -173,18 +177,18 @@ async def _check_monitor(
             client = await monitor.open(context.allow, lambda _: None, deadline=context.settings.greeting_seconds)
         except BusyError as error:
             if name in watched:
-                return _make_passed(f"{name}: the running agent watches it")
-            return _make_failed(f"{name}: {error}; run `sudo qmp-agent doctor` for details")
+                return _passed_finding(f"{name}: the running agent watches it")
+            return _failed_finding(f"{name}: {error}; run `sudo qmp-agent doctor` for details")
         except DeniedError as error:
-            return _make_failed(f"{name}: {error}; run `sudo qmp-agent doctor` for details")
+            return _failed_finding(f"{name}: {error}; run `sudo qmp-agent doctor` for details")
         except QmpError as error:
-            return _make_failed(f"{name}: {error}")
+            return _failed_finding(f"{name}: {error}")
         try:
             replies = await client.execute(
                 (*identity.IDENTITY_COMMANDS, identity.QUERY_COMMANDS), deadline=context.settings.response_seconds
             )
         except QmpError as error:
-            return _make_failed(f"{name}: {error}")
+            return _failed_finding(f"{name}: {error}")
         finally:
             client.close()
         vm = identity.identify(context.settings.host, monitor.name, replies[:-1])
@@ -192,11 +196,11 @@ async def _check_monitor(
         build = identity.qemu_build_of(client.greeting)
         if build.version and (commands := identity.parse_command_names(replies[-1])):
             context.build_commands[build] = commands
-        return _make_passed(f"{name}: {vm.name} ({vm.uuid}), QEMU {build.version or 'of an unknown version'}")
+        return _passed_finding(f"{name}: {vm.name} ({vm.uuid}), QEMU {build.version or 'of an unknown version'}")
 
 
-def _limitations_without(available: frozenset[str], collectors: Iterable[Collector]) -> Iterator[str]:
-    """Yield a text for each collector that is off or limited because QEMU lacks a command that the collector needs."""
+def _describe_missing_commands(available: frozenset[str], collectors: Iterable[Collector]) -> Iterator[str]:
+    """Yield a text for each collector that is off or limited, because QEMU lacks a command."""
     features = replace(ALL_FEATURES, commands=available)
     for collector in collectors:
         needed = {command.name for command in collector.commands(ALL_FEATURES)}
@@ -214,24 +218,24 @@ async def _check_endpoint(config: Config) -> Finding:
         )
         await asyncio.to_thread(_try_to_bind, address)
     except EndpointError as error:
-        return _make_failed(f"endpoint: {error}")
+        return _failed_finding(f"endpoint: {error}")
     except OSError as error:
-        return _make_failed(f"endpoint: {error.strerror or error}")
+        return _failed_finding(f"endpoint: {error.strerror or error}")
     if web_config.config.authenticates:
-        return _make_passed(f"endpoint: {address} requires authentication ({path})")
+        return _passed_finding(f"endpoint: {address} requires authentication ({path})")
     if is_loopback(address):
-        return _make_passed(f"endpoint: {address} is readable by every user of this host")
+        return _passed_finding(f"endpoint: {address} is readable by every user of this host")
     text = (
         f"endpoint: {address} is readable by every client that reaches it; web.config_file can require authentication"
     )
-    return _make_passed(text)
+    return _passed_finding(text)
 
 
 def _try_to_bind(address: str) -> None:
     """Bind the endpoint's address for a moment.
 
     Raises:
-        EndpointError: the agent cannot listen on it. A port that is in use is no error, because probably the running agent uses it.
+        EndpointError: the agent cannot listen on the address. A port in use is no error, because the running agent probably uses it.
     """
     try:
         for bound in bind_sockets(address):
@@ -256,10 +260,10 @@ async def _check_alertmanagers(config: Config) -> list[Finding]:
 async def _check_sink(config: Config) -> Finding:
     sink = build_sink(config)
     if config.sink is config.jsonl and config.jsonl.path is None:
-        return _make_passed("sink: standard output, because neither kafka nor jsonl.path is set")
+        return _passed_finding("sink: standard output, because neither kafka nor jsonl.path is set")
     try:
         await sink.open()
     except SinkError as error:
-        return _make_failed(f"sink: {sink.name}: {error}")
+        return _failed_finding(f"sink: {sink.name}: {error}")
     await sink.close()
-    return _make_passed(f"sink: {sink.name}")
+    return _passed_finding(f"sink: {sink.name}")

@@ -1,4 +1,4 @@
-"""The event loop of subcommands."""
+"""Runs the coroutine of a subcommand on uvloop, a fast event loop."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,6 +8,6 @@ import uvloop
 
 
 def run_loop(main: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine to its end."""
+    """Run a coroutine until it ends."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main)

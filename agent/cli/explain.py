@@ -1,4 +1,4 @@
-"""`qmp-agent explain`: prints the running agent's explanation why a VM is slow or hangs."""
+"""`qmp-agent explain`: prints why a VM is slow or hangs, as the running agent explains it."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,8 +8,8 @@ from agent.model.record import sanitize
 
 MAX_LINE = 600
 """Maximum length of a line in characters."""
-REFUSALS = (400, 404, 409)
-"""Statuses of /explain whose text states what is wrong with the VM's name."""
+SELF_EXPLANATORY_STATUSES = (400, 404, 409)
+"""HTTP statuses of /explain whose response text is a complete error message."""
 
 
 async def request_explanation(url: str, credentials: EndpointCredentials, vm: str) -> dict[str, Any]:
@@ -21,16 +21,16 @@ async def request_explanation(url: str, credentials: EndpointCredentials, vm: st
         vm: name or UUID of the VM.
 
     Raises:
-        AgentRequestError: no agent answers, or it does not know the VM.
+        AgentRequestError: no agent answers, or the agent does not know the VM.
         EndpointCredentialsError: a file with credentials cannot be read.
     """
     return await request_json(
-        credentials, "GET", url, "/explain", params={"vm": vm}, self_explanatory_statuses=REFUSALS
+        credentials, "GET", url, "/explain", params={"vm": vm}, self_explanatory_statuses=SELF_EXPLANATORY_STATUSES
     )
 
 
 def explanation_lines(explanation: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of an explanation: the VM, then its causes, the most likely first."""
+    """Yield the lines to print: the VM, then its causes, the most likely first."""
     yield sanitize(f"{explanation['name']} ({explanation['uuid']}), monitor {explanation['state']}", MAX_LINE)
     causes = explanation["causes"]
     if not causes:

@@ -1,6 +1,6 @@
-"""HTTP client of the subcommands that query the running agent, with credentials for an endpoint that requires authentication.
+"""HTTP client of the subcommands that query the running agent, with TLS and basic authentication.
 
-It sends HTTP/1.0 requests, each on a new connection. So it needs only asyncio, and subcommands start in half the time.
+The client sends HTTP/1.0 requests, each on a new connection. Subcommands start in half the time, because the client needs only asyncio.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ REQUEST_SECONDS = 10.0
 MAX_LINE_BYTES = 8 * 1024 * 1024
 """Maximum length of a line in a response. A record can have several megabytes."""
 MAX_ERROR_CHARACTERS = 200
-"""Maximum length of the endpoint's own text in an error."""
+"""Maximum number of characters of a response that an error message quotes."""
 
 REQUEST_ERRORS = (OSError, EOFError, ValueError, asyncio.LimitOverrunError)
-"""Errors of a request if no agent answers, or if the response is not HTTP."""
+"""Exceptions of a request if no agent answers, or if the response is not HTTP."""
 
 
 class AgentRequestError(SubcommandError):
@@ -46,7 +46,7 @@ class EndpointCredentials:
     Attributes:
         ca: file with the endpoint's certificate authorities; None for the system's certificate authorities.
         certificate: file with the client's certificate and its key, or None.
-        user: the user name; empty for no authentication by password.
+        user: the user name; empty for no basic authentication.
         password_file: file whose first line is the password. No option takes the password itself, because every user of the host can
             read the command lines of processes.
     """
@@ -60,7 +60,7 @@ class EndpointCredentials:
         """Return a TLS context with these certificates.
 
         Raises:
-            EndpointCredentialsError: a file cannot be read, or is no certificate.
+            EndpointCredentialsError: a file cannot be read, or is not a certificate.
         """
         try:
             context = ssl.create_default_context(cafile=self.ca)
@@ -72,10 +72,10 @@ class EndpointCredentials:
         return context
 
     def headers(self) -> dict[str, str]:
-        """Return the headers for authentication by password.
+        """Return the header for basic authentication; empty without a user name.
 
         Raises:
-            EndpointCredentialsError: the file cannot be read, or is no text.
+            EndpointCredentialsError: the password file cannot be read, or is not UTF-8.
         """
         try:
             password = self.password_file.read_text("utf-8") if self.password_file is not None else ""
@@ -95,7 +95,7 @@ class EndpointCredentials:
             options: further arguments of aiohttp.ClientSession. The default timeout is `REQUEST_SECONDS`.
 
         Raises:
-            EndpointCredentialsError: a file cannot be read, or is no certificate or text.
+            EndpointCredentialsError: a file cannot be read, or is not a certificate or UTF-8.
         """
         import aiohttp  # noqa: PLC0415 - takes longer to import than most subcommands take to run
 
@@ -109,7 +109,7 @@ class EndpointResponse:
     """A response whose body has not been read yet.
 
     Attributes:
-        status: the status, such as 200.
+        status: the HTTP status, such as 200.
         body: the body, which ends when the connection ends.
         length: number of bytes of the body; None if the endpoint did not announce it.
     """
@@ -122,7 +122,7 @@ class EndpointResponse:
         """Return the whole body.
 
         Raises:
-            EOFError: the connection was lost.
+            EOFError: the connection ended before the end of the body.
         """
         return await (self.body.read() if self.length is None else self.body.readexactly(self.length))
 
@@ -142,7 +142,7 @@ async def open_response(
     body: Any = None,
     seconds: float = REQUEST_SECONDS,
 ) -> AsyncIterator[EndpointResponse]:
-    """Send a request, and yield the response. At the end of the `with` block, close the connection.
+    """Send a request, and yield the response. Close the connection at the end of the `with` block.
 
     Args:
         credentials: credentials for the endpoint.
@@ -151,7 +151,7 @@ async def open_response(
         path: path of the request, beginning with a slash.
         params: parameters in the query of the URL.
         body: a JSON value to send; None for no body.
-        seconds: timeout of the connection, and of the request until the body of the response begins.
+        seconds: timeout for connecting, and for the response's header.
 
     Raises:
         EndpointCredentialsError: a file with credentials cannot be read.
@@ -215,11 +215,11 @@ async def request_json(
         params: parameters in the query of the URL.
         body: a JSON value to send; None for no body.
         expected_status: the status of a successful answer.
-        self_explanatory_statuses: statuses for which the endpoint's own text is the whole error message.
+        self_explanatory_statuses: statuses whose response text is a complete error message.
         seconds: timeout of the request.
 
     Raises:
-        AgentRequestError: no agent answers, or the answer has another status or is no JSON.
+        AgentRequestError: no agent answers, or the answer has another status or is not JSON.
         EndpointCredentialsError: a file with credentials cannot be read.
     """
     request = open_response(credentials, method, url, path, params=params, body=body, seconds=seconds)
@@ -236,7 +236,7 @@ async def request_json(
         ) from error
     text = text.strip()[:MAX_ERROR_CHARACTERS]
     if text.startswith("<"):
-        text = "this is a web page, so the server is not qmp-agent"
+        text = "the answer is a web page, so the server is not qmp-agent"
     raise AgentRequestError(
         text if response.status in self_explanatory_statuses else f"{url}: HTTP {response.status}: {text}"
     )

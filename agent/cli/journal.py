@@ -1,4 +1,4 @@
-"""`qmp-agent journal`: shows, exports and replays the records in the journal. Only a replay requires that no agent runs."""
+"""`qmp-agent journal`: shows, exports and replays the records in the journal. Stop the agent before a replay."""
 
 import contextlib
 import os
@@ -16,7 +16,8 @@ from agent.delivery.journal.writer import FILE, UNREPORTED_DROPS
 from agent.delivery.pipeline import QUEUE_NAMES
 from agent.model.record import EncodedRecord
 
-REPLAY_QUEUE = "events"  # Name of the queue that receives all replayed records
+REPLAY_QUEUE = "events"
+"""Name of the queue that receives all replayed records."""
 
 
 class JournalToolError(SubcommandError):
@@ -41,15 +42,15 @@ def _open_readonly(path: Path) -> Iterator[JournalDatabase]:
             f"{path} does not exist: no agent has used this journal yet, or journal.directory is wrong"
         )
     try:
-        opened = JournalDatabase(path, connect_readonly, readonly=True)
+        database = JournalDatabase(path, connect_readonly, readonly=True)
     except JournalError as error:
         raise JournalToolError(f"{path}: {error}") from error
     try:
-        yield opened
+        yield database
     except JournalError as error:
         raise JournalToolError(f"{path}: {error}") from error
     finally:
-        opened.close()
+        database.close()
 
 
 def describe_journal(directory: Path) -> Iterator[str]:
@@ -59,21 +60,21 @@ def describe_journal(directory: Path) -> Iterator[str]:
         JournalToolError: the journal cannot be read.
     """
     path = directory / FILE
-    with _open_readonly(path) as opened:
+    with _open_readonly(path) as database:
         yield f"{path}: {format_bytes(path.stat().st_size)}"
         for queue in QUEUE_NAMES:
-            summary = opened.summarize_rows(queue)
+            summary = database.summarize_rows(queue)
             span = (
                 f", from {_local_time(summary.first_ns)} to {_local_time(summary.last_ns)}" if summary.records else ""
             )
             yield f"  {queue}: {summary.records} waiting records, {format_bytes(summary.bytes)}{span}"
             for kind, count in sorted(summary.types.items()):
                 yield f"    {count:8} {kind}"
-        dead_letters = Counter((record.type, reason) for reason, record in opened.dead_letters())
+        dead_letters = Counter((record.type, reason) for reason, record in database.dead_letters())
         yield f"  dead letters: {dead_letters.total()}"
         for (kind, reason), count in sorted(dead_letters.items(), key=lambda item: item[0][::-1]):
             yield f"    {count:8} {kind} ({reason})"
-        drops = opened.entries().get(UNREPORTED_DROPS)
+        drops = database.entries().get(UNREPORTED_DROPS)
         for drop in drops if isinstance(drops, list) else ():
             yield f"  dropped, but not yet reported downstream: {drop['records']} of queue {drop['queue']} ({drop['reason']})"
     for quarantined in quarantined_files(directory):
@@ -96,20 +97,20 @@ def export_records(directory: Path, *, file: str | None, dead_letters: bool) -> 
         for record in _salvage_records(directory, file):
             yield record.body + b"\n"
         return
-    with _open_readonly(directory / FILE) as opened:
+    with _open_readonly(directory / FILE) as database:
         if dead_letters:
-            for _, record in opened.dead_letters():
+            for _, record in database.dead_letters():
                 yield record.body + b"\n"
             return
         for queue in QUEUE_NAMES:
-            for record in _read_waiting_records(opened, queue):
+            for record in _read_waiting_records(database, queue):
                 yield record.body + b"\n"
 
 
-def _read_waiting_records(opened: JournalDatabase, queue: str) -> Iterator[EncodedRecord]:
+def _read_waiting_records(database: JournalDatabase, queue: str) -> Iterator[EncodedRecord]:
     after = 0
     while True:
-        records, _, last = opened.read_records(queue, after, 500, 8 << 20)
+        records, _, last = database.read_records(queue, after, 500, 8 << 20)
         if last == after:
             return
         yield from records
@@ -129,7 +130,7 @@ def _salvage_records(directory: Path, file: str) -> Iterator[EncodedRecord]:
 
 
 def replay_records(directory: Path, *, file: str | None) -> int:
-    """Enqueue records for delivery at the agent's next start. They keep their ids, so that consumers can deduplicate them.
+    """Enqueue records for delivery at the agent's next start. Records keep their ids, so that consumers can deduplicate.
 
     Args:
         directory: the journal's directory.
@@ -146,16 +147,16 @@ def replay_records(directory: Path, *, file: str | None) -> int:
     except (JournalError, OSError) as error:
         raise JournalToolError(f"{error}; stop the agent first") from error
     try:
-        opened = JournalDatabase(directory / FILE)
+        database = JournalDatabase(directory / FILE)
         try:
-            dead_letters = (record for _, record in opened.dead_letters())
+            dead_letters = (record for _, record in database.dead_letters())
             records = list(dead_letters if file is None else _salvage_records(directory, file))
             changes = [statements.insert_records(REPLAY_QUEUE, records, [])]
             if file is None:
                 changes.append(statements.delete_dead_letters())
-            opened.commit(changes)
+            database.commit(changes)
         finally:
-            opened.close()
+            database.close()
     except JournalError as error:
         raise JournalToolError(f"{directory / FILE}: {error}") from error
     finally:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import agent
 from agent.cli import arguments, subcommands
 
-INTERRUPTED = 128 + 2
-"""Exit status after Ctrl-C: 128 plus the number of SIGINT, like in shells."""
+INTERRUPTED_STATUS = 128 + 2
+"""Exit status after Ctrl-C: 128 plus the number of SIGINT, as in shells."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return subcommands.execute(parsed)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return INTERRUPTED_STATUS
 
 
 SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
@@ -58,7 +58,7 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = 
     "demo": (arguments.add_demo_options, "boot two small guests, watch them and provoke events"),
     "version": (arguments.add_no_options, "print the version"),
 }
-"""For each subcommand, by name: the function that adds its options, and its help."""
+"""The function that adds the options of a subcommand, and the help text, by the subcommand's name."""
 
 
 def _version() -> str:
@@ -66,7 +66,7 @@ def _version() -> str:
 
 
 class _PrintVersion(argparse.Action):
-    """Prints the version. argparse's own action would need the version before it parses the command line."""
+    """Action of --version. Reads the version only when needed, unlike argparse's own action."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print(_version())

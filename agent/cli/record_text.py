@@ -30,11 +30,11 @@ def format_record(record: Mapping[str, Any], *, width: int = 0, colour: bool = F
 
 
 HIDDEN_FIELDS = frozenset({"event", "category", "alert", "fingerprint", "account_failed", "account_invalid", "qdev"})
-"""Fields of a record's data that are not shown. They repeat other parts of the line, or are not useful to people."""
+"""Fields of a record's data that are not shown, because people do not need them or the line has them already."""
 
 
 _QEMU_BYTES = frozenset({"write-threshold", "amount-exceeded", "actual"})
-"""Fields of QEMU's own events that are in bytes."""
+"""Fields of QEMU's events whose values are in bytes, although their names do not end in `_bytes`."""
 
 
 def _format_fields(data: Mapping[str, Any], subject: str) -> Iterator[str]:
@@ -51,7 +51,7 @@ def _name_without_unit(key: str) -> str:
 
 
 def format_value(key: str, value: object) -> str:
-    """Format the value of a field. The field's name, such as `read_bytes_total`, contains the unit."""
+    """Format the value of a field. The field's name `key`, such as `read_bytes_total`, contains the unit."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if not isinstance(value, int | float):

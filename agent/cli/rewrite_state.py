@@ -4,7 +4,7 @@ from agent.cli.http_client import AgentRequestError, EndpointCredentials, reques
 
 
 async def request_rewrite(url: str, credentials: EndpointCredentials) -> int:
-    """Request the rewriting and return the number of states that the agent writes again.
+    """Request a rewrite of the state topic, and return the number of states that the agent will write.
 
     Args:
         url: URL of the agent's endpoint.

@@ -1,7 +1,7 @@
 """`qmp-agent register-schemas`: registers the schemas of records in a schema registry with Confluent's API.
 
-Each version of a schema has a subject of its own: `urn:qmp-agent:qemu.sample.block:1` becomes `qemu.sample.block.1`. A new subject gets the
-compatibility FORWARD: a later release may add fields to the same version, and older consumers can still read the data.
+Each version of a schema has its own subject in the registry: `urn:qmp-agent:qemu.sample.block:1` becomes `qemu.sample.block.1`.
+A new subject gets the compatibility FORWARD: a later release may add fields, and older consumers can still read the data.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -23,8 +23,9 @@ REQUEST_SECONDS = 30.0
 MAX_RESPONSE_BYTES = 1 << 20
 """Maximum size of a response."""
 DIALECT: Final = "http://json-schema.org/draft-07/schema#"
-"""The newest dialect whose compatibility all registries can check. The schemas use no keyword of a later dialect."""
+"""JSON Schema dialect of the registered schemas: the newest dialect that all registries can check for compatibility."""
 COMPATIBILITY: Final = "FORWARD"
+"""Compatibility mode of a new subject."""
 
 
 class SchemaRegistryError(SubcommandError):
@@ -38,7 +39,7 @@ class Registration:
     Attributes:
         subject: the subject in the registry.
         id: the schema's id in the registry; None if the registry rejects the schema.
-        error: why the registry rejects the schema; empty if it accepts the schema.
+        error: why the registry rejects the schema; empty if the registry accepts the schema.
     """
 
     subject: str
@@ -54,11 +55,11 @@ def subject_of(name: str) -> str:
 async def register_schemas(
     url: str, credentials: EndpointCredentials, schemas: Mapping[str, Mapping[str, Any]] | None = None
 ) -> AsyncIterator[Registration]:
-    """Register the schemas, and yield the outcome of each. A schema that is registered already keeps its id.
+    """Register schemas, and yield the outcome for each schema. A schema that is already registered keeps its id.
 
     Args:
         url: the URL of the registry's API, such as http://registry:8081.
-        credentials: the credentials for it.
+        credentials: the credentials for the registry.
         schemas: the schemas by name; None for the schemas of this agent version.
 
     Raises:
@@ -91,7 +92,7 @@ class _Registry:
         return Registration(subject, schema_id)
 
     async def _request(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, Any]]:
-        """Send a request, and return the status and the object in the response. The statuses 404, 409 and 422 are not errors."""
+        """Send a request, and return the status and the JSON object of the response. The statuses 404, 409 and 422 raise no error."""
         options: dict[str, Any] = {} if body is None else {"data": orjson.dumps(body)}
         headers = {"Content-Type": "application/vnd.schemaregistry.v1+json"}
         try:

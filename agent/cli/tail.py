@@ -15,9 +15,9 @@ from agent.common.backoff import retry_delay
 from agent.common.errors import SubcommandError
 
 RESPONSE_SECONDS = 5.0
-"""Timeout of the connection, and of the start of the response."""
+"""Timeout for connecting, and for the response's header."""
 SILENT_SECONDS = 60.0
-"""The connection counts as lost after this time without a line. Even without records, the agent sends lines more often."""
+"""Time without a line after which the connection counts as lost. An idle agent sends a keepalive line every 15 seconds."""
 
 
 class TailError(SubcommandError):
@@ -31,7 +31,7 @@ class TailOptions:
     Attributes:
         url: the URL of the agent's endpoint.
         vm: the name or UUID of a VM; empty for all VMs.
-        type: a prefix of the record type, with or without `qemu.`; empty for all types.
+        type: prefix of the record types to print, with or without `qemu.`; empty for all types.
         severity: the lowest severity to print.
         json: print whole records as JSON instead of one readable line each.
         credentials: credentials for the endpoint.
@@ -46,7 +46,7 @@ class TailOptions:
 
 
 async def tail_records(options: TailOptions) -> None:
-    """Print records until cancelled. Reconnects if the connection to the agent is lost.
+    """Print records until cancelled. Reconnect if the connection to the agent is lost.
 
     Raises:
         TailError: no agent answers the first request, or the agent rejects a request.

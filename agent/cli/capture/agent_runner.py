@@ -1,4 +1,4 @@
-"""Runs the agent for recording and replaying. It splits an agent's bytes into requests, and runs an agent that prints its records."""
+"""Code that `record` and `replay` share: runs an agent on one monitor, and splits the bytes that the agent sends into QMP commands."""
 
 import codecs
 import contextlib
@@ -13,23 +13,24 @@ from agent.delivery.sinks.jsonl import JsonLinesConfig
 from agent.monitors import DialConfig
 
 READ_BYTES = 1 << 16
+"""Maximum number of bytes of one read."""
 
 
 class RequestSplitter:
-    """Splits the bytes that an agent sends into requests. The agent sends no separator between requests."""
+    """Splits the bytes that an agent sends into QMP commands. The agent sends no separator between commands."""
 
     def __init__(self) -> None:
         self._text = ""
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def receive(self, data: bytes) -> Iterator[dict[str, Any]]:
-        """Yield the requests that these bytes complete. Always iterate to the end, because the state changes with each request."""
+        """Yield the commands that these bytes complete. Always iterate to the end, because each step removes a command from the buffer."""
         self._text += self._decode(data)
         while self._text:
             try:
                 request, end = json.JSONDecoder().raw_decode(self._text)
             except json.JSONDecodeError:
-                return  # the request is incomplete
+                return  # the command is incomplete
             self._text = self._text[end:]
             yield request
 
@@ -40,7 +41,7 @@ async def run_agent_at(monitor: Path, config: Config, listen: str) -> AsyncItera
 
     Args:
         monitor: the path of the monitor's socket.
-        config: the agent's config; its monitors, sinks and endpoint are replaced.
+        config: the agent's config. This function replaces the monitors, the sinks, the endpoint and the Alertmanager.
         listen: the address of the endpoint, `host:port`.
 
     Raises:

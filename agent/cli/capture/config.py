@@ -9,6 +9,6 @@ from agent.runtime.logging import configure_logging
 
 
 def capture_config(parsed: argparse.Namespace) -> Config:
-    """Return the config of --config, or the default config without it. `record` and `replay` replace its monitors."""
+    """Return the config that --config names, or else the default config. `record` and `replay` replace its monitors."""
     configure_logging("warning", "auto")
     return load_config(parsed.config) if parsed.config is not None else Config(monitors=[DialConfig(dial="/nowhere")])

@@ -1,10 +1,11 @@
-"""Reads and writes capture files: a header, then a line of JSON for each message, in order and without secrets.
+"""Reads and writes capture files: a header line, and then a line of JSON for each QMP message, without secrets.
 
     {"qmp-agent-capture": 1, "agent": "0.1.0", "time": "2026-11-21T09:14:02Z", "monitor": "/run/qemu/web-3.qmp"}
     {"seconds": 0.004, "from": "qemu", "message": {"QMP": ...}}
     {"seconds": 0.031, "from": "agent", "message": {"execute": "query-status"}}
 
-`seconds` is the time since the header. The last line is `{"seconds": 61.2, "from": "qemu", "message": null}` if QEMU closed the connection.
+`seconds` is the time since the header. If QEMU closed the connection, the last line is
+`{"seconds": 61.2, "from": "qemu", "message": null}`.
 """
 
 import os
@@ -21,13 +22,14 @@ import orjson
 from agent import __version__
 from agent.cli.capture import CaptureError
 
-FORMAT = 1
+FORMAT_VERSION = 1
 REMOVED = "(removed)"
+"""Text that replaces a secret."""
 
 _SECRET_KEY = re.compile(
     r"passw(or)?d|passphrase|secret|psk|token|credential|cookie|private.?key|^(auth|key)$", re.IGNORECASE
 )
-"""Keys whose values may be secrets, such as QEMU's `password`, `key-secret` and `cookie`."""
+"""Pattern of keys whose values may be secrets, such as QEMU's `password`, `key-secret` and `cookie`."""
 
 _SECRETS_IN_TEXT = (
     (re.compile(r"(?<=://)[^/@\s\"]+(?=@)"), REMOVED),  # the user and the password of a URL
@@ -45,7 +47,7 @@ Side = Literal["agent", "qemu"]
 
 @dataclass(frozen=True, slots=True)
 class CaptureLine:
-    """A message, its sender and its time since the header. If the message is None, the sender closed the connection."""
+    """A message, its sender, and its time in seconds since the header. The message is None if the sender closed the connection."""
 
     seconds: float
     side: Side
@@ -53,7 +55,7 @@ class CaptureLine:
 
 
 def remove_secrets(value: Any, key: str = "") -> Any:
-    """Return a copy of a message without secrets. Remove all texts under secret keys, and secrets inside other texts.
+    """Return a copy of a message in which `REMOVED` replaces secrets: all texts under secret keys, and secrets inside other texts.
 
     Args:
         value: the message or a part of it.
@@ -82,7 +84,7 @@ class CaptureWriter:
 
     Attributes:
         lines: the number of messages in the file.
-        full: whether a message was not written because the file would exceed its maximum size.
+        full: whether the file has reached its maximum size, so that a message was dropped.
 
     Raises:
         CaptureError: the file exists or cannot be created.
@@ -101,11 +103,11 @@ class CaptureWriter:
         self.full = False
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._write_line(
-            {"qmp-agent-capture": FORMAT, "agent": __version__, "time": now, "monitor": remove_secrets(monitor)}
+            {"qmp-agent-capture": FORMAT_VERSION, "agent": __version__, "time": now, "monitor": remove_secrets(monitor)}
         )
 
     def write_message(self, side: Side, message: dict[str, Any] | None) -> None:
-        """Write a message with the current time. If the file would exceed its maximum size, do nothing."""
+        """Write a message with the current time. Drop the message if the file would exceed its maximum size."""
         seconds = round(time.monotonic() - self._start, 6)
         self._write_line({"seconds": seconds, "from": side, "message": remove_secrets(message)})
         self.lines += not self.full
@@ -130,8 +132,8 @@ def read_capture(path: Path) -> list[CaptureLine]:
     """
     try:
         header, *lines = _parse_json_lines(path.read_bytes())
-        if header["qmp-agent-capture"] != FORMAT:
-            raise CaptureError(f"{path}: unsupported format; this version reads format {FORMAT}")
+        if header["qmp-agent-capture"] != FORMAT_VERSION:
+            raise CaptureError(f"{path}: unsupported format; this version reads format {FORMAT_VERSION}")
         return [_parse_line(line) for line in lines]
     except OSError as error:
         raise CaptureError(f"{path}: {error.strerror}") from error

@@ -25,7 +25,7 @@ async def record_traffic(monitor: str, path: Path, config: Config, *, seconds: f
     Args:
         monitor: the path of a socket, or tcp:host:port.
         path: the file, which must not exist.
-        config: the agent's config; its monitors are replaced.
+        config: the agent's config. Its monitors, sinks and endpoint are not used.
         seconds: the maximum duration.
         max_bytes: the maximum size of the file.
 
@@ -75,10 +75,10 @@ class _MessageSplitter(Protocol):
 
 
 class _RecordingProxy:
-    """A proxy between one agent and one QEMU that writes the traffic to a file.
+    """A proxy between one agent and one QEMU. The proxy writes the traffic to a file.
 
     Attributes:
-        ended: set when the file is full or cannot be written, or when the agent has reconnected after QEMU closed the connection.
+        ended: set when the file is full or cannot be written. If QEMU closes the connection, set when the agent reconnects.
         error: why the file cannot be written, or None.
     """
 
@@ -92,7 +92,7 @@ class _RecordingProxy:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Forward the traffic between QEMU and the agent that connects."""
         qemu, self._qemu = self._qemu, None
-        if qemu is None:  # the agent has reconnected, so it has handled the end of the first connection
+        if qemu is None:  # the agent reconnects after it has handled the end of the first connection
             self.ended.set()
             writer.close()
             return
@@ -114,7 +114,7 @@ class _RecordingProxy:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         side: Side,
-        framer: _MessageSplitter,
+        splitter: _MessageSplitter,
         data: bytes = b"",
     ) -> None:
         """Record and forward the messages of one side until this side closes the connection or the file is full.
@@ -123,12 +123,12 @@ class _RecordingProxy:
             reader: the connection to read from.
             writer: the connection to forward to.
             side: the sender of the messages.
-            framer: splits the bytes into messages.
-            data: bytes that were read already.
+            splitter: splits the bytes into messages.
+            data: bytes that were already read.
         """
         with contextlib.suppress(ConnectionError, ProtocolError):
             while (data := data or await reader.read(READ_BYTES)) and not self._file.full and self.error is None:
-                for message in framer.receive(data):
+                for message in splitter.receive(data):
                     if not isinstance(message, UnreadableMessage):  # a capture file contains only JSON
                         self._write_message(side, message)
                 writer.write(data)

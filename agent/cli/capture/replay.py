@@ -1,8 +1,8 @@
 """Replays a capture file: a fake QEMU sends the recorded messages to an agent at their recorded times.
 
-The fake QEMU answers a command with the reply to the same command in the recording. If the recording contains the command several times,
-the last one before the current time counts. A reply is never sent before its recorded time. The order of the agent's commands does not
-matter, so an agent of another version can be used. A command that is not in the recording gets the error CommandNotFound.
+The fake QEMU answers a command with the recorded reply to the same command. If the command was recorded several times, the last exchange
+before the current time counts. The fake QEMU never sends a reply before its recorded time. The agent may send its commands in another
+order, so a different agent version can replay the file. The fake QEMU answers a command that was not recorded with CommandNotFound.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from agent.config.model import Config
 
 @dataclass(frozen=True, slots=True)
 class RecordedExchange:
-    """The reply to a recorded command, and the times of command and reply in seconds. Without a reply, `replied_at` is infinite."""
+    """A recorded command's reply, and the times of the command and the reply in seconds. Without a reply, `replied_at` is infinite."""
 
     sent_at: float
     replied_at: float
@@ -69,14 +69,14 @@ class Recording:
         self._exchanges[_command_key(command.message)].append(RecordedExchange(command.seconds, replied_at, reply))
 
     def find_exchange(self, request: dict[str, Any], seconds: float) -> RecordedExchange | None:
-        """Return the latest exchange of a command up to a time.
+        """Return the last exchange of a command up to a time.
 
         Args:
             request: the command with its arguments.
             seconds: the time since the header.
 
         Returns:
-            The exchange. If all exchanges of the command are later, the first one. None if the command is not in the recording.
+            The exchange; the first exchange if all are later. None if the command is not in the recording.
         """
         exchanges = self._exchanges.get(_command_key(remove_secrets(request)))
         if exchanges is None:
@@ -95,8 +95,7 @@ class ReplayedMonitor:
     """A fake QEMU monitor that replays a recording to the first agent that connects.
 
     Attributes:
-        ended: set at the end of the recording. If the recording ends with a connection that QEMU closed, set when the agent has
-            reconnected.
+        ended: set at the end of the recording. If QEMU closed the recorded connection, set when the agent reconnects.
     """
 
     def __init__(self, recording: Recording, speed: float) -> None:
@@ -120,7 +119,7 @@ class ReplayedMonitor:
                 self.ended.set()
                 while await reader.read(READ_BYTES):
                     pass  # wait until the agent closes the connection
-        else:  # the agent has reconnected, so it has handled the end of the first connection
+        else:  # the agent reconnects after it has handled the end of the first connection
             self.ended.set()
         writer.close()
 
@@ -146,7 +145,7 @@ class ReplayedMonitor:
             request = await self._requests.get()
             exchange = self._recording.find_exchange(request, self._now)
             if exchange is not None:
-                # If the recorded QEMU hung, send the reply at its recorded time, even if the command arrives later than in the recording.
+                # Send a late reply of a hung QEMU at its recorded time, even if the command arrives later than in the recording.
                 await asyncio.sleep(max(0.0, exchange.replied_at - max(self._now, exchange.sent_at)) / self._speed)
             _send(writer, exchange.reply if exchange is not None else NOT_RECORDED)
 
@@ -171,17 +170,17 @@ async def replay_capture(path: Path, config: Config, *, listen: str, speed: floa
 
     Args:
         path: the capture file.
-        config: the agent's config; its monitors are replaced.
+        config: the agent's config. Its monitors, sinks and endpoint are not used.
         listen: the address of the agent's endpoint, `host:port`.
         speed: factor by which the replay is faster than the recording.
 
     Raises:
-        CaptureError: the file is not a capture file.
+        CaptureError: the file is not a capture file, or it has no greeting.
         StartError: the agent cannot start.
     """
     recording = Recording(read_capture(path))
     if not recording.greeting:
-        raise CaptureError(f"{path}: it has no greeting of QEMU")
+        raise CaptureError(f"{path}: the file has no greeting from QEMU")
     monitor = ReplayedMonitor(recording, speed)
     with tempfile.TemporaryDirectory(prefix="qmp-agent-replay-") as folder:
         socket = Path(folder) / "monitor.qmp"

@@ -31,13 +31,13 @@ def execute(parsed: argparse.Namespace) -> int:
     run_loop(print_findings())
     if os.geteuid() == 0:
         print(
-            "note  this ran as root, which may do more than the agent's user; `sudo -u qmp-agent qmp-agent check` is exact"
+            "note  root has more permissions than the agent's user; for an exact result, run `sudo -u qmp-agent qmp-agent check`"
         )
     return 1 if failures else 0
 
 
 async def _watched_monitors(url: str) -> set[str]:
-    """Return the names of the monitors that the running agent is connected to; none if no agent answers, or it requires authentication."""
+    """Return the names of the monitors to which the running agent is connected; empty if the agent does not answer without credentials."""
     try:
         overview = await request_json(EndpointCredentials(), "GET", url, "/overview")
     except AgentRequestError:

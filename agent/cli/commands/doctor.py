@@ -34,7 +34,7 @@ def execute(parsed: argparse.Namespace) -> int:
 
 
 def _may_exist(path: Path) -> bool:
-    """Return whether a file exists, or this user may not know because a directory is closed to the user."""
+    """Return whether a file exists. Return True if this user may not search the file's directory."""
     try:
         path.stat()
     except PermissionError:

@@ -15,7 +15,7 @@ from agent.config.loader import load_config
 from agent.runtime.logging import configure_logging
 
 THREAD_EXIT_SECONDS = 2.0
-"""How long a finished `run` waits for its threads before the process exits."""
+"""How long the process waits for its threads before it exits."""
 
 
 def execute(parsed: argparse.Namespace) -> int:
@@ -29,7 +29,7 @@ def execute(parsed: argparse.Namespace) -> int:
 
 
 async def _exit_after(main: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine to its end, and then end the process within THREAD_EXIT_SECONDS, even if a hung disk blocks a thread."""
+    """Run a coroutine, and then exit the process within THREAD_EXIT_SECONDS, even if a hung disk blocks a thread."""
     status = 1
     try:
         await main

@@ -8,7 +8,7 @@ from typing import Any, cast
 from agent import config
 
 CONFIG_SCHEMA = Path(config.__path__[0]) / "agent.schema.json"
-"""The schema of the config. It is a file, because its generation imports the types of all sections."""
+"""File with the schema of the config. Generating the schema at each call would import the types of all sections."""
 
 
 def execute(parsed: argparse.Namespace) -> int:
@@ -18,7 +18,7 @@ def execute(parsed: argparse.Namespace) -> int:
 
 
 def _schema(of: str) -> dict[str, Any]:
-    """Return a schema. Import only the parts of the agent that this schema describes."""
+    """Return a schema. Import only the modules that this schema needs."""
     match of:
         case "config":
             return cast("dict[str, Any]", json.loads(CONFIG_SCHEMA.read_text("utf-8")))

@@ -1,4 +1,4 @@
-"""`qmp-agent demo`: runs small real guests in QEMU. The tests use the same guests.
+"""`qmp-agent demo`: runs small guests in QEMU. The tests use the same guests.
 
-Start at `demo_run`, the demo itself, and at `guest`, one guest.
+Start at `demo_run`, which runs the demo, and at `guest`, which starts and stops one guest.
 """

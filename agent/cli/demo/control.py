@@ -1,4 +1,4 @@
-"""A QMP client with which the demo and the tests control their own guests. It can send any command, so the agent must not use it."""
+"""QMP client of the demo and the tests for their own guests. The agent must not use the client, because it can send any command."""
 
 import asyncio
 import itertools
@@ -19,10 +19,10 @@ class GuestError(Exception):
 
 
 class ControlClient:
-    """A client of one QMP monitor. It matches replies to commands by id, and keeps the latest events.
+    """A client of one QMP monitor that matches replies to commands by id, and stores events.
 
     Attributes:
-        events: the latest events that `wait_for_event` has not returned yet, oldest first.
+        events: the last events that `wait_for_event` has not returned yet, oldest first.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -38,7 +38,7 @@ class ControlClient:
 
     @classmethod
     async def open(cls, connected: socket.socket) -> "ControlClient":
-        """Take over a connected socket, and wait until QEMU accepts commands on it. There is no timeout.
+        """Return a client for a connected socket, after QEMU accepts commands. The wait has no timeout.
 
         Raises:
             GuestError: QEMU closes the connection before it accepts commands.
@@ -123,7 +123,7 @@ class ControlClient:
             self._changed.notify_all()
 
     async def _dispatch(self, message: dict[str, Any]) -> None:
-        """Handle an event, a greeting or a reply. Other messages are ignored, and so is a reply without a waiting command."""
+        """Handle an event, a greeting or a reply. Ignore other messages, and replies to no pending command."""
         if "event" in message:
             async with self._changed:
                 self.events.append(message)
@@ -140,7 +140,7 @@ class ControlClient:
                     future.set_result(message["return"])
 
     def _fail_pending(self, reason: str) -> None:
-        """Fail all commands that wait for a reply."""
+        """Raise a GuestError in each call of `command` that waits for a reply."""
         for future in self._pending.values():
             if not future.done():
                 future.set_exception(GuestError(reason))

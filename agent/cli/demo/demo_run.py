@@ -30,7 +30,7 @@ from agent.runtime.logging import configure_logging
 from agent.session.api import MonitorState
 
 LISTEN_ADDRESSES = ("127.0.0.1:9179", "127.0.0.1:0")
-"""Addresses for the endpoint: the default address, or any free port if the default address is in use."""
+"""Addresses of the endpoint to try in order: the default address, and then any free port."""
 
 MEMORY_MIB = 128
 
@@ -39,13 +39,13 @@ GUEST_INTERVALS = GuestIntervalsConfig(filesystems=2.0, cpu=5.0, disks=5.0, netw
 PRINTED_SAMPLES = frozenset(
     f"qemu.sample.{name}" for name in ("block", "balloon", "guest_memory", "runstate", "migration", "job")
 )
-"""Record types of the samples to print. The other samples are too many to read."""
+"""Record types of the samples to print. The demo prints no other samples, because they are too many to read."""
 
 BOOT_SECONDS = 120.0
-"""How long the demo waits until a guest has booted. After that, it continues."""
+"""Timeout for the boot of a guest. The demo continues after the timeout."""
 
 EVENT_SECONDS = 30.0
-"""How long the demo waits for an event that a guest causes. After that, it continues without the event."""
+"""Timeout for an event that a guest causes. The demo continues after the timeout."""
 
 
 class DemoError(SubcommandError):
@@ -57,7 +57,7 @@ async def run_demo(seconds: float | None, out: Path | None, alertmanager: Alertm
 
     Args:
         seconds: maximum duration from the start of the guests; None for no maximum.
-        out: the file for all records, one per line; an existing file is replaced. None for a temporary file.
+        out: the file for all records, one per line. An existing file is replaced. None for a temporary file.
         alertmanager: the Alertmanager to send alerts to, or None.
 
     Raises:
@@ -101,7 +101,7 @@ async def _prepare_linux_image() -> None:
 async def _run_guests(
     folder: Path, records: Path, alerts: AlertsConfig
 ) -> AsyncIterator[tuple[Subscriber, tuple[Guest, Guest]]]:
-    """Run two guests and the agent while the `with` block runs. Yield a subscriber of the agent's records, and the guests."""
+    """Run two guests and the agent while the `with` block runs. Yield a subscriber to the agent's records, and the guests."""
     linux = GuestOptions(kind=GuestKind.LINUX, memory_mib=MEMORY_MIB, disk_mib=256, guest_agent=True, fill_seconds=0.3)
     web = Guest(folder, "web-1", linux)
     writer = GuestOptions(kind=GuestKind.WRITER, disk_mib=1024, pause_seconds=FAST_PAUSE_SECONDS)
@@ -109,26 +109,31 @@ async def _run_guests(
     async with _run_agent(folder, records, alerts) as (agent, url):
         # Subscribe before the guests start, to get every record.
         with agent.publisher.broadcaster.subscribe(Subscriber()) as subscriber:
-            async with _ends_reported(agent), web, db:
+            async with _wait_for_end_reports(agent), web, db:
                 _print(
                     f"booting two guests: {web.name} runs Linux with a balloon and a guest agent, and fills a file system; "
                     f"{db.name} only writes to a thin disk"
                 )
-                _print(f"page     {url}/\n  metrics  {url}/metrics\n  records  {_own_command()} tail --url {url}")
+                _print(f"page     {url}/\n  metrics  {url}/metrics\n  records  {_agent_command()} tail --url {url}")
                 yield subscriber, (web, db)
 
 
 @contextlib.asynccontextmanager
-async def _ends_reported(agent: Agent) -> AsyncIterator[None]:
-    """After the block, let the agent report that the guests have ended. An agent that stops before it does so only detaches them."""
+async def _wait_for_end_reports(agent: Agent) -> AsyncIterator[None]:
+    """At the end of the `with` block, wait until the agent has reported the end of each guest.
+
+    If the agent stopped earlier, it would only report that it detached from the guests.
+    """
     try:
         yield
     finally:
         states = agent.snapshot.monitors.values()
-        await _wait_briefly(until(lambda: all(status.state is not MonitorState.UP for status in states), EVENT_SECONDS))
+        await _wait_ignoring_timeout(
+            until(lambda: all(status.state is not MonitorState.UP for status in states), EVENT_SECONDS)
+        )
 
 
-def _own_command() -> str:
+def _agent_command() -> str:
     """Return the shell command that runs this `qmp-agent`."""
     if shutil.which("qmp-agent"):
         return "qmp-agent"
@@ -185,29 +190,29 @@ async def _print_records(subscriber: Subscriber) -> None:
         sys.stdout.flush()
 
 
-async def _wait_briefly(guest: Awaitable[object]) -> None:
-    """Wait for a guest. Ignore a missed deadline, because a guest boots and writes slowly on a busy machine."""
+async def _wait_ignoring_timeout(guest: Awaitable[object]) -> None:
+    """Wait for a guest, and ignore a timeout, because a guest boots and writes slowly on a busy machine."""
     with contextlib.suppress(TimeoutError):
         await guest
 
 
 async def _provoke_events(web: Guest, db: Guest) -> None:
     """Provoke events until cancelled: cross a write threshold, pause and resume a guest, inflate and deflate a balloon."""
-    await _wait_briefly(db.wait_until_booted(BOOT_SECONDS))
+    await _wait_ignoring_timeout(db.wait_until_booted(BOOT_SECONDS))
     for round_number in itertools.count():
         offset = await db.highest_written_offset()
         _print(f"setting a write threshold 1 MiB above the last write of {db.name}, which will cross it soon")
         await db.command("block-set-write-threshold", node_name="disk0-storage", write_threshold=offset + (1 << 20))
-        await _wait_briefly(db.wait_for_event("BLOCK_WRITE_THRESHOLD", EVENT_SECONDS))
+        await _wait_ignoring_timeout(db.wait_for_event("BLOCK_WRITE_THRESHOLD", EVENT_SECONDS))
         _print(f"pausing and resuming {db.name}")
         await db.command("stop")
         await asyncio.sleep(1.0)
         await db.command("cont")
         if round_number == 0:
-            await _wait_briefly(web.wait_until_booted(BOOT_SECONDS))
+            await _wait_ignoring_timeout(web.wait_until_booted(BOOT_SECONDS))
         _print(f"inflating the balloon of {web.name}: it takes 32 of {MEMORY_MIB} MiB")
         await web.command("balloon", value=(MEMORY_MIB - 32) << 20)
-        await _wait_briefly(web.wait_for_event("BALLOON_CHANGE", EVENT_SECONDS))
+        await _wait_ignoring_timeout(web.wait_for_event("BALLOON_CHANGE", EVENT_SECONDS))
         await asyncio.sleep(3.0)
         _print(f"deflating the balloon of {web.name}")
         await web.command("balloon", value=MEMORY_MIB << 20)

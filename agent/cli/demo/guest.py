@@ -27,14 +27,14 @@ _STOP_SECONDS: Final = 90.0
 _POLL_SECONDS: Final = 0.02
 
 FAST_PAUSE_SECONDS: Final = 0.002
-"""A pause between two writes of a boot sector that fills a disk within seconds. In it, the guest uses much of a CPU."""
+"""Pause between two writes of a boot-sector guest that should fill its disk within seconds. The guest uses much of a CPU."""
 _PAUSE_SECONDS: Final = 0.2
 
 
 class GuestKind(StrEnum):
     """A kind of guest."""
 
-    IDLE = "idle"  # no CPU and no disk, only a monitor; uses little memory
+    IDLE = "idle"  # a machine without CPU and disk, only with a monitor; uses little memory
     WRITER = "writer"  # a boot sector that writes to `disk0` in a loop
     LINUX = "linux"  # Linux that writes to `disk0` with flushes and has the balloon `balloon0`
 
@@ -46,15 +46,15 @@ class GuestOptions:
     Attributes:
         kind: the kind of guest.
         memory_mib: memory in MiB; default: 64, for Linux 128.
-        disk_mib: virtual size of `disk0` in MiB. Its file grows with the writes.
-        span_mib: size in MiB of the part of the disk that the guest writes again and again; default: the whole disk.
+        disk_mib: virtual size of `disk0` in MiB. The disk's file grows with the writes.
+        span_mib: size in MiB of the part of the disk to which the guest writes in a loop; default: the whole disk.
         write_kib: size of one write in KiB; default: 4 (the maximum of a boot sector is 63), for Linux 1024.
-        guest_agent: whether the Linux guest runs qemu-ga, with a file system of 32 MiB on a separate disk.
-        guest_shell: whether a channel leads to a shell in this guest; see tests/lab/guest_shell.py.
-        fill_seconds: time between two files of 256 KiB that fill the file system of `guest_agent`; default: it stays empty.
+        guest_agent: whether the Linux guest runs qemu-ga and has a file system of 32 MiB on a separate disk.
+        guest_shell: whether a virtio-serial port leads to a shell in this guest; see tests/lab/guest_shell.py.
+        fill_seconds: interval at which a file of 256 KiB is added to the file system of `guest_agent`; default: no files.
         pause_seconds: time between two writes; default: 0.2 s, for Linux 1 s.
         disk_options: additional properties of the disk device, such as `werror=stop`.
-        faults: `inject-error` rules of QEMU's blkdebug driver for `disk0-storage`; without rules, the node is a plain file.
+        faults: `inject-error` rules of QEMU's blkdebug driver for `disk0-storage`. Without rules, the node is a plain file.
         extra: additional arguments of QEMU, after all others.
         binary: the QEMU program.
         accel: the argument of `-accel`.
@@ -79,12 +79,12 @@ class GuestOptions:
 class Guest:
     """A QEMU process that runs while the async context is open.
 
-    It can be started again after a stop, with the same name, UUID and disk. When the thread that started QEMU ends, the kernel kills QEMU.
+    After `stop`, `start` runs the guest again with the same name, UUID and disk. When the thread that started QEMU ends, QEMU is killed.
 
     Attributes:
         name: the argument of -name.
         uuid: the argument of -uuid.
-        folder: the directory of the guest's files. Their names begin with the guest's name.
+        folder: the directory of the guest's files, whose names begin with the guest's name.
         monitor: the QMP socket for an agent, `<name>.qmp`.
         control: the QMP socket that `command` and `wait_for_event` use.
         process: the QEMU process; None before `start` and after `stop`.
@@ -105,7 +105,7 @@ class Guest:
         self._serial = folder / f"{name}.serial"
 
     async def start(self) -> None:
-        """Start QEMU and wait until its control socket answers. The guest has not booted yet.
+        """Start QEMU, and wait until its control socket answers. The guest may still be booting.
 
         Raises:
             GuestError: QEMU ends or does not answer. The message has the last lines of QEMU's output.
@@ -161,20 +161,20 @@ class Guest:
         self._unlink_sockets()
 
     async def kill(self) -> None:
-        """Kill QEMU with SIGKILL. Like after a crash, there is no event, and the sockets remain until the next start or stop."""
+        """Kill QEMU with SIGKILL. QEMU sends no event and leaves its sockets behind, as after a crash."""
         if self.process is not None:
             self.send_signal(signal.SIGKILL)
             await self.process.wait()
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to QEMU if it runs. After SIGSTOP, QEMU hangs until SIGCONT."""
-        # Do not use the process object. It would reap the process, and asyncio would not notice the end of the process.
+        # Do not use the process object, which would reap the process before asyncio notices its end.
         if self.process is not None and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.process.pid, number)
 
     async def command(self, command: str, /, **arguments: Any) -> Any:
-        """Execute a command over the control socket and return its reply. `a_b=1` is sent as `"a-b": 1`.
+        """Execute a QMP command over the control socket, and return its reply. The argument `a_b=1` becomes `"a-b": 1`.
 
         Raises:
             GuestError: QEMU answers with an error or does not run.
@@ -192,10 +192,10 @@ class Guest:
             return await self._require_connection().wait_for_event(name)
 
     async def wait_until_booted(self, timeout: float = 600.0) -> None:  # noqa: ASYNC109 - as in `until`
-        """Wait until the guest works: a Linux guest has printed READY on its console, or a writer has written to its disk.
+        """Wait until the guest has booted: a Linux guest has printed READY on its console, or a writer has written to its disk.
 
         Raises:
-            TimeoutError: the guest does not work within `timeout` seconds.
+            TimeoutError: the guest has not booted within `timeout` seconds.
         """
         match self.options.kind:
             case GuestKind.LINUX:
@@ -209,7 +209,7 @@ class Guest:
         return sum(device["stats"]["wr_operations"] for device in devices if "disk0" in device.get("qdev", ""))
 
     async def highest_written_offset(self) -> int:
-        """Return the highest offset in bytes that was written in the storage node of `disk0`."""
+        """Return the highest written offset of the storage node of `disk0`, in bytes."""
         devices = await self.command("query-blockstats")
         disk = next(device for device in devices if "disk0" in device.get("qdev", ""))
         return int(disk["parent"]["stats"]["wr_highest_offset"])
@@ -296,7 +296,7 @@ class Guest:
         return guest_agent.guest_agent_arguments(self.folder, self.name, disk, shell=self.options.guest_shell)
 
     async def _disk0_arguments(self) -> list[str]:
-        """Return the arguments of `disk0`: a device, its qcow2 node `disk0-format`, and that node's file node `disk0-storage`."""
+        """Return QEMU's arguments for `disk0`: the device, its qcow2 node `disk0-format`, and its file node `disk0-storage`."""
         storage = {**await self._disk0_storage(), "node-name": "disk0-storage"}
         node = {"driver": "qcow2", "node-name": "disk0-format", "file": "disk0-storage"}
         device = ",".join(filter(None, ["virtio-blk-pci,id=disk0,drive=disk0-format", self.options.disk_options]))
@@ -306,7 +306,7 @@ class Guest:
         ]
 
     async def _disk0_storage(self) -> Mapping[str, Any]:
-        """Return the -blockdev options of the node `disk0-storage`, and create its file if it does not exist."""
+        """Return the -blockdev options of the node `disk0-storage`, and create the node's file if missing."""
         image = self.folder / f"{self.name}-disk0.qcow2"
         if not image.exists():
             await _make_disk(image, self.options.disk_mib)
@@ -321,7 +321,7 @@ async def until(
 ) -> None:
     """Call a predicate every 20 ms until it returns a true value.
 
-    A process that gets no CPU time does not miss its deadline: the predicate is called at least twice for each second of `timeout`.
+    The predicate is called at least twice for each second of `timeout`, so a process without CPU time does not time out early.
 
     Raises:
         TimeoutError: the predicate returns no true value within `timeout` seconds.

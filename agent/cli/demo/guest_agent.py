@@ -1,7 +1,7 @@
-"""The parts of the Linux guest that run the real guest agent, qemu-ga: QEMU's arguments, and the files in the guest.
+"""QEMU's arguments and the files with which the Linux guest runs the real guest agent, qemu-ga.
 
-The guest has a file system on a separate disk, a network interface without a network, and the channel of the guest agent. For tests, a
-second channel leads to a shell in the guest.
+The guest has a file system on a separate disk, a network interface without a network, and a virtio-serial port for the guest agent. For
+tests, a second port leads to a shell in the guest.
 """
 
 import re
@@ -14,6 +14,7 @@ PROGRAM: Final = Path("/usr/sbin/qemu-ga")
 """Debian's qemu-ga, from the package qemu-guest-agent."""
 
 DRIVERS: Final = ("virtio_console", "virtio_net", "ext4")
+"""Kernel modules that the guest needs for the port, the network interface and the file system."""
 
 SCRIPT: Final = """\
 for module in $(cat /modules/agent-order); do
@@ -51,7 +52,7 @@ if [ -n "$FILL_SECONDS" ]; then
     done &
 fi
 """
-"""Script that runs in the guest before the writes to /dev/vda begin. FILL_SECONDS: time between two files that fill /data."""
+"""Shell script in the guest that runs before the writes to /dev/vda begin. FILL_SECONDS: interval at which a file is added to /data."""
 
 _OS_RELEASE: Final = """\
 ID=busybox
@@ -61,32 +62,32 @@ VERSION_ID=1
 """
 
 
-def add_guest_agent_files(root: Path, libraries: Callable[[Path], bytes]) -> None:
+def add_guest_agent_files(root: Path, ldd: Callable[[Path], bytes]) -> None:
     """Add the guest agent's files to the root of an initramfs.
 
     Args:
         root: the directory.
-        libraries: returns the output of `ldd` for a program.
+        ldd: returns the output of `ldd` for a program.
     """
     for name in ("data", "etc", "run", "usr/sbin"):
         (root / name).mkdir(parents=True, exist_ok=True)
     (root / "guest-agent").write_text(SCRIPT)
     (root / "etc/os-release").write_text(_OS_RELEASE)
     shutil.copy(PROGRAM, root / "bin" / "qemu-ga")
-    for library in re.findall(r"(/\S+) \(0x", libraries(PROGRAM).decode()):
+    for library in re.findall(r"(/\S+) \(0x", ldd(PROGRAM).decode()):
         target = root / library.lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(library, target)
 
 
 def guest_agent_arguments(folder: Path, name: str, disk: Path, *, shell: bool) -> list[str]:
-    """Return QEMU's arguments for the guest's channels, network card and data disk.
+    """Return QEMU's arguments for the guest's virtio-serial ports, network interface and data disk.
 
     Args:
-        folder: the directory of the sockets, NAME.qga and NAME.shell.
+        folder: the directory of the ports' sockets, NAME.qga and NAME.shell.
         name: the guest's name.
         disk: the raw image of the file system.
-        shell: whether there is a channel to a shell.
+        shell: whether to add a port that leads to a shell.
     """
     arguments = ["-device", "virtio-serial-pci,id=serial0"]
     channels = [("qga0", "org.qemu.guest_agent.0", "qga"), *([("shell0", "lab.shell.0", "shell")] if shell else [])]

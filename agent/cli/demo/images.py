@@ -1,6 +1,6 @@
-"""Builds guest images locally: a 512-byte boot disk, and a Linux with busybox.
+"""Builds guest images locally: a boot sector of 512 bytes, and a Linux with busybox.
 
-`build_boot_sector` is enough for disk writes, and runs within a second after QEMU's start. `linux_image` is for guests that need
+The guest of `build_boot_sector` only writes to a disk, and runs within a second after QEMU's start. `linux_image` is for guests that need
 drivers, for example for balloon statistics, balloon changes and flushes.
 """
 
@@ -33,8 +33,8 @@ class MissingDependencyError(Exception):
 class LinuxImage:
     """The files of the Linux guest, for QEMU's `-kernel` and `-initrd`.
 
-    The guest takes options on its kernel command line. `WRITE_KIB`: size of one write, after which it flushes. `PAUSE_SECONDS`: time
-    between two writes; may be a fraction. `SPAN_MIB`: size of the part of /dev/vda that it writes again and again.
+    The guest takes options on its kernel command line. `WRITE_KIB`: size of one write, after which the guest flushes. `PAUSE_SECONDS`:
+    time between two writes; may be a fraction. `SPAN_MIB`: size of the part of /dev/vda to which the guest writes in a loop.
     """
 
     kernel: Path
@@ -44,12 +44,12 @@ class LinuxImage:
 
 
 def cache_folder() -> Path:
-    """Return this user's cache directory of built and downloaded files. It may not exist yet."""
+    """Return this user's cache directory of built and downloaded files. The directory may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmp-agent"
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """Build a directory if it does not exist, and return its path. Several processes may do so at once. The directory is never incomplete.
+    """Build a directory if it does not exist, and return its path. The directory appears complete, even if several processes build it.
 
     Args:
         folder: the directory.
@@ -72,8 +72,10 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
 
 _LOADED_AT: Final = 0x7C00  # where every PC BIOS loads the boot sector
 _PACKET: Final = 0x180  # offset, within the sector, of the disk address packet of INT 13h AH=43h
-_PACKET_COUNT: Final = _LOADED_AT + _PACKET + 2  # its 16-bit number of sectors
-_PACKET_LBA: Final = _LOADED_AT + _PACKET + 8  # its 64-bit first sector; the guest counts the low 32 bits
+_PACKET_COUNT: Final = _LOADED_AT + _PACKET + 2  # address of the packet's 16-bit number of sectors
+_PACKET_LBA: Final = (
+    _LOADED_AT + _PACKET + 8
+)  # address of the packet's 64-bit first sector; the guest counts the low 32 bits
 _DATA_AT: Final = 0x8000  # address of the memory that is written to the disk
 _DRIVE: Final = 0x81  # the BIOS number of the second disk, which is written
 _TICK_US: Final = 54_925  # period of the PC's timer in microseconds
@@ -86,18 +88,18 @@ def build_boot_sector(
     last_sector: int = 64 * 2048 - 1,
     pause_us: int = 200_000,
 ) -> bytes:
-    """Build a boot disk. Its guest writes to another disk in ascending order, and begins again after `last_sector`.
+    """Build a boot disk whose guest writes to another disk in ascending order, and begins again after `last_sector`.
 
-    The guest does not retry a failed write. It continues with the next write while QEMU lets it run.
+    The guest does not retry a failed write, but continues with the next write.
 
     Args:
         sectors_per_write: size of one write in sectors, 1..127, the range that every BIOS accepts.
         last_sector: the highest sector that is written, up to 2^32 - 2.
-        pause_us: time between two writes in microseconds; the BIOS counts it in steps of about 1 ms. In a pause of at least one timer
-            tick (55 ms) the guest sleeps, and the pause ends with a tick. In a shorter pause it uses much of a CPU.
+        pause_us: time between two writes in microseconds. In a pause of at least one timer tick (55 ms), the guest sleeps until a tick.
+            In a shorter pause, the guest uses much of a CPU, and the BIOS counts in steps of about 1 ms.
 
     Returns:
-        512 bytes. Pad them to 1 MiB, because a BIOS boots only from a disk of at least one cylinder.
+        512 bytes. The caller pads the image to 1 MiB, because a BIOS boots only from a disk of at least one cylinder.
 
     Raises:
         ValueError: no write fits before the last sector.
@@ -120,7 +122,7 @@ def build_boot_sector(
 
 
 def _write_instructions(sectors_per_write: int, last_sector: int, pause_us: int) -> bytes:
-    """Return the code of one turn of the loop: write, advance to the next sector or start over, and pause."""
+    """Return the code of one iteration of the loop: write, advance to the next sector or start over, and pause."""
     start_over = b"\x66\xc7\x06" + struct.pack("<HI", _PACKET_LBA, _FIRST_SECTOR)  # mov dword [lba], first sector
     return b"".join(
         (
@@ -189,12 +191,12 @@ done
 
 
 def linux_image(cache: Path | None = None) -> LinuxImage:
-    """Return the Linux guest. The first call builds it from Debian's packages in a few seconds. Blocks.
+    """Return the image of the Linux guest. Blocks: the first call builds the image from Debian's packages within seconds.
 
-    The build needs Debian's package lists, `dpkg-deb`, `cpio` and a static busybox. It needs no root privileges and installs nothing.
+    The build needs Debian's package lists, `dpkg-deb`, `cpio` and a static busybox. The build needs no root and installs nothing.
 
     Args:
-        cache: the directory for the result, which has about 20 MB; default: `cache_folder()`.
+        cache: the directory for the image, which has about 20 MB; default: `cache_folder()`.
 
     Raises:
         MissingDependencyError: a program, a package or the network is missing.
@@ -253,8 +255,7 @@ def _download_kernel(folder: Path) -> Path:
 def _extract_kernel(package: Path, drivers: Sequence[str]) -> tuple[bytes, dict[str, bytes]]:
     """Return the kernel in a package, and the modules of the drivers by name, in loading order.
 
-    The dependencies differ between kernels, so they are read from the modules. A module that is not in the package is
-    built into the kernel.
+    Each module lists its dependencies, which differ between kernels. A module that is not in the package is built into the kernel.
     """
     with tarfile.open(fileobj=io.BytesIO(run_program("dpkg-deb", "--fsys-tarfile", str(package)))) as archive:
         members = {PurePath(member.name).name: member for member in archive if member.isfile()}

@@ -1,4 +1,4 @@
-"""`qmp-agent doctor`: reports whether the agent can watch each VM on this host, and which change allows it.
+"""`qmp-agent doctor`: reports for each VM on this host whether the agent can watch it, and if not, what to change.
 
-Start at `inspection`, which examines the host; `managers` has the changes for each manager of VMs.
+Start at `inspection`, which examines the host. `managers` has the changes for each VM manager, such as Proxmox.
 """

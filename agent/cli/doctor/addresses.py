@@ -16,24 +16,24 @@ def socket_table_address(address: str) -> str:
 
 
 def dial_address(address: str) -> str:
-    """Return the address to connect to for a monitor's address. If the monitor listens on all addresses, return the loopback address."""
+    """Return the address at which the agent connects to a monitor. For a monitor that listens on all addresses, use 127.0.0.1."""
     host, _, port = address.removeprefix("tcp:").rpartition(":")
     return f"tcp:127.0.0.1:{port}" if address.startswith("tcp:") and host.strip("[]") in _LOCAL else address
 
 
 def libvirt_instance(uri: str) -> str:
-    """Return the libvirtd of this host that a URI names: `qemu/system` or `qemu/session`, without the transport."""
+    """Return which libvirtd of this host a URI names: `qemu/system` or `qemu/session`."""
     parts = urlsplit(uri)
     return parts.scheme.partition("+")[0] + parts.path
 
 
 def leads_to(entry: DiscovererConfig, monitor: MonitorSocket, address: str) -> bool:
-    """Return whether a `monitors` entry of the config leads to a monitor at this address."""
+    """Return whether the agent reaches a monitor at this address through a `monitors` entry of its config."""
     return entry.inbound == monitor.connects and any(_address_matches(pattern, address) for pattern in entry.addresses)
 
 
 def _address_matches(pattern: str, address: str) -> bool:
-    """Return whether the address of a monitor matches an address or a pattern of the config."""
+    """Return whether a monitor's address matches an address or a glob pattern in the config."""
     if not pattern.startswith("tcp:") or not address.startswith("tcp:"):
         return PurePath(normalize_path(address)).match(normalize_path(pattern)) if address else False
     hosts = {text.removeprefix("tcp:").rpartition(":")[0].strip("[]") for text in (pattern, address)}

@@ -1,6 +1,6 @@
 """Finds the smallest change that lets the agent watch a VM, and describes this change as steps for the operator.
 
-The steps for each manager of VMs, such as Proxmox, are rows in `managers`.
+The steps for each VM manager, such as Proxmox, are rows in `managers`.
 """
 
 from collections.abc import Iterable
@@ -51,26 +51,26 @@ def permission_steps(host: HostView, paths: Iterable[Path], *, recreated: bool =
 
     Args:
         host: the host.
-        paths: the files and directories that block the user.
-        recreated: whether each start of the VM creates the last path again, so that its command has to be repeated.
+        paths: the files and directories to which the user has no access.
+        recreated: whether each start of the VM creates the last path again. If so, the operator has to repeat the command.
     """
     commands = [command for path in paths for command in fix_commands(path, host.user, recreated=recreated)]
     return ["as root:", *(f"  {command}" for command in dict.fromkeys(commands))] if commands else []
 
 
 def paths_blocking_dial(host: HostView, address: str) -> list[Path]:
-    """Return the directories and the socket that block the agent's user on the way to a monitor."""
+    """Return the directories and the socket whose permissions keep the agent's user from connecting to a monitor."""
     return blocked_paths(address, host.user) if address.startswith("/") else []
 
 
 def listen_accepts(host: HostView, entry: ListenConfig, vm: VmContext) -> bool:
-    """Return whether a `listen` entry accepts connections of a VM's process."""
+    """Return whether a `listen` entry allows the user of a VM's process to connect."""
     uids, gids = allowed_ids(entry, host.user.uid)
     return not vm.owner.name or vm.owner.uid in uids or not gids.isdisjoint(vm.owner.gids)
 
 
 def _listen_steps(host: HostView, vm: VmContext, listen: str) -> list[str]:
-    """Return the config lines that let a VM connect to an address; empty if the config has these lines already."""
+    """Return the config lines with which the agent accepts a VM at an address; empty if the config already has these lines."""
     entry = next((e for e in host.entries if isinstance(e, ListenConfig) and e.listen == listen), None)
     if entry is not None and listen_accepts(host, entry, vm):
         return []

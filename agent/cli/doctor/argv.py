@@ -1,8 +1,8 @@
-"""Parses QEMU's command line: the VM's name, its UUID and its QMP monitors. Pure.
+"""Parses QEMU's command line into the VM's name, UUID, QMP monitors and network backends. Pure.
 
 In QEMU 2.6 to 11.1, these options define a monitor: `-qmp DEV`, or `-chardev` with `-mon`, or `-chardev` with `-object monitor-qmp` (11.1).
-The options may also be in a file that `-readconfig` names (Incus). A socket may be an inherited descriptor (libvirt). Any user can start a
-process with any command line, so a malformed command line must not raise an error.
+The options may also be in a file that `-readconfig` names (Incus). A socket may be an inherited file descriptor (libvirt).
+A malformed command line raises no error, because any user can start a process with any command line.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ class MonitorSocket:
 
     Attributes:
         path: the path of a Unix socket; empty for an inherited descriptor and for TCP.
-        fd: the inherited descriptor, or None.
+        fd: the inherited file descriptor, or None.
         tcp: host:port of a TCP socket, or empty.
         connects: whether QEMU connects to the address instead of listening on it.
     """
@@ -41,8 +41,8 @@ class CommandLine:
 
     Attributes:
         name, uuid: name and UUID of the VM; empty if the command line does not contain them.
-        monitors: the sockets of its QMP monitors.
-        incoming: whether the process waits at its start for a VM that migrates in or is restored.
+        monitors: the sockets of the QMP monitors.
+        incoming: whether QEMU was started with `-incoming`, to wait for a migration or a restored state.
         netdevs: id and type of each network backend.
     """
 
@@ -55,7 +55,7 @@ class CommandLine:
 
 def readconfig_paths(argv: Sequence[str]) -> list[str]:
     """Return the paths of the files that `-readconfig` names."""
-    return [value for option, value in _iterate_options(argv) if option == "readconfig"]
+    return [value for option, value in _split_options(argv) if option == "readconfig"]
 
 
 def parse_argv(argv: Sequence[str], files: Sequence[str] = ()) -> CommandLine:
@@ -69,7 +69,7 @@ def parse_argv(argv: Sequence[str], files: Sequence[str] = ()) -> CommandLine:
     incoming = False
     chardevs: dict[str, MonitorSocket] = {}
     monitors: list[MonitorSocket | str] = []
-    options = [*_iterate_options(argv), *(pair for text in files for pair in _options_of_config_file(text))]
+    options = [*_split_options(argv), *(pair for text in files for pair in _parse_config_file(text))]
     for option, value in options:
         properties = _parse_properties(value)
         match option:
@@ -84,7 +84,7 @@ def parse_argv(argv: Sequence[str], files: Sequence[str] = ()) -> CommandLine:
             case "qmp" | "qmp-pretty":
                 monitors.append(_parse_qmp_argument(value))
             case "chardev" if "socket" in (properties.get(""), properties.get("backend")):
-                chardevs[properties.get("id", "")] = _socket_of_chardev(properties)
+                chardevs[properties.get("id", "")] = _parse_chardev(properties)
             case "mon" if properties.get("mode") == "control":
                 monitors.append(properties.get("chardev") or properties.get("", ""))
             case "object" if "monitor-qmp" in (properties.get(""), properties.get("qom-type")):
@@ -99,14 +99,14 @@ def _parse_netdevs(options: Sequence[tuple[str, str]]) -> tuple[tuple[str, str],
     return tuple((each.get("id", ""), each.get("") or each.get("type", "")) for each in backends)
 
 
-def _iterate_options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _split_options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
     for option, value in zip(argv[1:], [*argv[2:], ""], strict=False):
         if option.startswith("-"):
             yield option.lstrip("-"), value
 
 
 def _parse_properties(value: str) -> dict[str, str]:
-    """Parse `WORD,KEY=VALUE,...` or a JSON object. Return the word under an empty key. `,,` is an escaped comma."""
+    """Parse an option's argument: `WORD,KEY=VALUE,...` or a JSON object. The word gets an empty key. `,,` is an escaped comma."""
     if value.startswith("{"):
         with contextlib.suppress(orjson.JSONDecodeError):
             return {key: text for key, text in orjson.loads(value).items() if isinstance(text, str)}
@@ -122,7 +122,7 @@ def _parse_properties(value: str) -> dict[str, str]:
     return properties
 
 
-def _socket_of_chardev(properties: dict[str, str]) -> MonitorSocket:
+def _parse_chardev(properties: dict[str, str]) -> MonitorSocket:
     connects = properties.get("server", "off") in _OFF_VALUES
     if "fd" in properties:
         return MonitorSocket(
@@ -147,8 +147,8 @@ def _parse_qmp_argument(value: str) -> MonitorSocket | str:
             return argument if kind == "chardev" else ""
 
 
-def _options_of_config_file(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the options in a `-readconfig` file. Each is a section `[chardev "ID"]` with lines `key = "value"`."""
+def _parse_config_file(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the options in a `-readconfig` file. A section `[chardev "ID"]` with lines `key = "value"` is one option."""
     option = ""
     properties: list[tuple[str, str]] = []
     for line in [*text.splitlines(), "[end]"]:

@@ -1,4 +1,4 @@
-"""Inspects the QEMU processes of a host: their monitors, the monitors' clients, and whether the agent can watch the VMs. Blocks."""
+"""Inspects each QEMU process of a host: its monitors, their clients, and whether the agent can watch the VM. Blocks."""
 
 import os
 import re
@@ -39,7 +39,7 @@ from agent.monitors import LibvirtConfig, ListenConfig
 from agent.monitors.libvirt.config import AUTO
 
 MAX_STEP_CHARACTERS = 16_384
-"""Maximum length of a step of advice. Longer steps are truncated. No manager's command is that long."""
+"""Maximum length of a line of advice. Longer lines are truncated. No manager's command is that long."""
 
 _DESCRIPTOR_PATH = re.compile(r"/proc/self/fd/([0-9]{1,9})/(.+)")
 
@@ -57,7 +57,7 @@ def inspect_host(host: HostView, pattern: str = "*") -> list[VmReport]:
     holders = socket_owners({entry.peer for vm in selected for entry in vm.connections()}, host.proc)
     reports = (
         replace(
-            vm.report(holders),
+            vm.build_report(holders),
             same_uuid=vm.same_uuid(all_vms, migrating=False),
             migration_ends=vm.same_uuid(all_vms, migrating=True),
         )
@@ -72,8 +72,8 @@ class _VmInspector:
     Attributes:
         vm: the facts about the VM that advice depends on.
         uuid: the VM's UUID; empty if the command line does not have it.
-        incoming: whether the process waits at its start for a VM that migrates in.
-        start: a value that orders the processes by their start times.
+        incoming: whether QEMU was started with `-incoming`, to wait for a migration.
+        start: sort key that orders the processes by their start times.
     """
 
     def __init__(self, pid: int, host: HostView) -> None:
@@ -100,24 +100,24 @@ class _VmInspector:
 
         Args:
             others: all processes.
-            migrating: True to return the processes that may be the other end of a migration within this host; False to return all
-                others. The destination of a migration starts after the source, with `-incoming`.
+            migrating: True for the processes that may be the other end of a migration within this host, False for all others. The
+                destination of a migration starts later than the source, and with `-incoming`.
         """
         sharing = (vm for vm in others if vm is not self and self.uuid and vm.uuid == self.uuid)
         chosen = (vm for vm in sharing if max(vm, self, key=lambda end: end.start).incoming is migrating)
         return tuple(f"{vm.vm.name} (pid {vm.vm.pid})" for vm in chosen)
 
     def connections(self) -> Iterator[SocketEntry]:
-        """Yield this process's end of each connection, including connections of monitors that were added after QEMU's start."""
+        """Yield this process's socket of each established connection, including monitors that were added after QEMU's start."""
         table = self._host.table
         inodes = table.keys() if self._inodes is None else self._inodes.values()
         yield from (entry for inode in inodes if (entry := table.get(inode)) and entry.state == ESTABLISHED)
 
-    def report(self, holders: Mapping[int, int]) -> VmReport:
-        """Return the report of this VM.
+    def build_report(self, holders: Mapping[int, int]) -> VmReport:
+        """Return the report on this VM.
 
         Args:
-            holders: the pid of the process that has a peer's socket open, by the socket's inode.
+            holders: for each socket at the other end of a connection, by inode: the pid of the process that has the socket open.
         """
         monitors = tuple(self._inspect_monitor(monitor, address, holders) for monitor, address in self._monitors)
         monitors += tuple(self._hotplugged_monitors(holders))
@@ -183,7 +183,7 @@ class _VmInspector:
         return next((entry for entry in entries if libvirt_instance(entry.libvirt) in instances), None)
 
     def _paths_blocking_libvirt(self, entry: LibvirtConfig) -> list[Path]:
-        """Return the paths that block the agent's user on the way to a libvirtd's socket."""
+        """Return the paths whose permissions keep the agent's user from connecting to a libvirtd."""
         if entry.libvirt == AUTO:
             return []
         in_uri = parse_qs(urlsplit(entry.libvirt).query).get("socket", [])
@@ -191,7 +191,7 @@ class _VmInspector:
         return paths_blocking_dial(self._host, f"{path}-ro" if entry.read_only and not in_uri else path) if path else []
 
     def _address_of(self, monitor: MonitorSocket) -> str:
-        """Return the address of a monitor; empty if unknown. For an inherited descriptor, it is in the kernel's socket table."""
+        """Return the address of a monitor; empty if unknown. The kernel's socket table has the address of an inherited descriptor."""
         if monitor.fd is None:
             return self._resolve_descriptor(monitor.path) or f"tcp:{monitor.tcp}"
         entry = self._host.table.get((self._inodes or {}).get(monitor.fd, 0))
@@ -212,7 +212,7 @@ class _VmInspector:
         return str(folder / match[2]) if folder.is_absolute() else path
 
     def _connections_of(self, monitor: MonitorSocket, address: str) -> Iterator[SocketEntry]:
-        """Yield QEMU's end of each connection of a monitor."""
+        """Yield QEMU's socket of each connection of a monitor."""
         key = _table_key(monitor, address)
         for entry in self.connections():
             peer = self._host.table.get(entry.peer)
@@ -221,7 +221,7 @@ class _VmInspector:
                 yield entry
 
     def _hotplugged_monitors(self, holders: Mapping[int, int]) -> Iterator[MonitorReport]:
-        """Yield the monitors that a running agent added to QEMU."""
+        """Yield the monitors that a running agent has hot-plugged into QEMU."""
         keys = {_table_key(monitor, address) for monitor, address in self._monitors}
         for entry in self.connections() if self._inodes is not None else ():
             pid = holders.get(entry.peer)
@@ -233,17 +233,17 @@ class _VmInspector:
 
 
 def _table_key(monitor: MonitorSocket, address: str) -> str:
-    """Return the address of a monitor as the kernel's socket table has it: the path by which QEMU created the socket."""
+    """Return the address of a monitor as in the kernel's socket table, which has the path with which QEMU created the socket."""
     return socket_table_address(monitor.path or address)
 
 
 def _can_connect(monitor: MonitorReport) -> bool:
-    """Return whether the agent can connect to a configured monitor. If another client holds it, only `dial_per_poll` can."""
+    """Return whether the agent can connect to a configured monitor. If another client is connected, only `dial_per_poll` works."""
     return monitor.state is not SocketState.HELD or monitor.entry.startswith(DIAL_PER_POLL_PREFIX)
 
 
 def _read_proxmox_args(argv: Sequence[str], root: Path) -> str | None:
-    """Return the VM's key `args` in Proxmox' config; empty if it is not set, None if the config cannot be read."""
+    """Return the value of `args` in Proxmox' config of the VM; empty if not set, None if the config cannot be read."""
     path = root / "etc/pve/qemu-server" / f"{proxmox_vmid(argv)}.conf"
     lines = qemu_processes.read_file(path).decode("utf-8", "replace").splitlines()
     current = takewhile(lambda line: not line.startswith("["), lines)  # the sections of the snapshots follow
@@ -252,10 +252,10 @@ def _read_proxmox_args(argv: Sequence[str], root: Path) -> str | None:
 
 
 def _read_config_file(path: str, pid: int, proc: Path) -> str:
-    """Return the text of a file in a process's mount namespace; empty if it is not a readable regular file."""
+    """Return the text of a file in a process's mount namespace; empty if the file is not regular or cannot be read."""
     path_in_process = proc / str(pid) / (f"root{path}" if path.startswith("/") else f"cwd/{path}")
     try:
-        # O_PATH does not open the file itself, because opening a device can have side effects.
+        # O_PATH does not open the file itself. Opening a device can have side effects.
         descriptor = os.open(path_in_process, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return ""

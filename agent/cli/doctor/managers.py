@@ -1,6 +1,6 @@
 """Table of VM managers: how `doctor` recognises a manager's VMs, and which change lets the agent watch them. Pure.
 
-The table fits the command lines of Proxmox VE 6 to 9, Ganeti 2.12 to 3.1, Incus 6 and 7, LXD 4 to 5, VDSM 4.5 and KubeVirt 1.x.
+The table matches the command lines of Proxmox VE 6 to 9, Ganeti 2.12 to 3.1, Incus 6 and 7, LXD 4 to 5, VDSM 4.5 and KubeVirt 1.x.
 docs/how-to/ has a page for each manager, which lists what was tested.
 """
 
@@ -13,7 +13,7 @@ from agent.host.permissions import User
 from agent.monitors.listen import DEFAULT_USERS
 
 DEFAULT_LISTEN = "/run/qmp-agent/monitor.sock"
-"""The socket that advice names if the agent's config has no `listen` entry."""
+"""The agent's socket in the advice, if the agent's config has no `listen` entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,10 @@ class VmManager:
 
     Attributes:
         name: the manager's name.
-        signature: a regular expression that matches a part of the command line, config files or monitor paths of each of its VMs.
-        used_monitors: a regular expression for the addresses of monitors that the manager needs, even if they are free now.
-        steps: the change, line by line. `manager_steps` replaces the placeholders.
-        uri: the libvirt URI, if the manager uses libvirt; otherwise empty. Without libvirt, the steps make QEMU connect to the agent.
+        signature: a regular expression that identifies the manager's VMs by command line, config files or monitor paths.
+        used_monitors: a regular expression for the addresses of monitors that the manager needs, even if not connected now.
+        steps: the change that lets the agent watch a VM, line by line. `manager_steps` replaces the placeholders.
+        uri: the libvirt URI; empty if the manager does not use libvirt. Without libvirt, the steps make QEMU connect to the agent.
         section: the section of docs/reference/monitors.md that explains the change.
         holds_monitors: whether the manager stays connected to its monitors, so that the agent cannot share them.
     """
@@ -138,27 +138,27 @@ def manager_of(argv: Sequence[str], files: Sequence[str] = (), paths: Sequence[s
 
 
 def proxmox_vmid(argv: Sequence[str]) -> str:
-    """Return the number of a VM in Proxmox (VMID); the text `VMID` if it is unknown."""
+    """Return the VMID of a VM in Proxmox; the text `VMID` if the number is unknown."""
     match = re.search(r"/qemu-server/(\d+)\.", " ".join(argv))
     return match[1] if match else "VMID"
 
 
 def incus_project(argv: Sequence[str]) -> str:
-    """Return the project of a VM in Incus or LXD; empty for the default project. The VM's directory is `PROJECT_NAME` in other projects."""
+    """Return the project of a VM in Incus or LXD; empty for the default project. Other projects name the VM's directory `PROJECT_NAME`."""
     match = re.search(r"/([^/_ ]+)_[^/_ ]+/qemu\.(conf|pid)", " ".join(argv))
     return match[1] if match else ""
 
 
 @dataclass(frozen=True, slots=True)
 class VmContext:
-    """The facts about a VM that advice depends on.
+    """The facts about a VM that determine the advice.
 
     Attributes:
         argv: QEMU's command line.
         name: the VM's name.
         pid: the pid of QEMU.
         owner: the user that QEMU runs as.
-        args: the custom arguments in Proxmox' config of the VM; None if they are unknown.
+        args: the value of `args` in Proxmox' config of the VM; None if the config cannot be read.
     """
 
     argv: Sequence[str]
@@ -169,13 +169,13 @@ class VmContext:
 
 
 def manager_steps(manager: VmManager, vm: VmContext, listen: str, entry: Sequence[str]) -> list[str]:
-    """Return the steps that give a VM another monitor, or that let the agent watch the VM through libvirt.
+    """Return the steps that add a monitor to a VM, or that let the agent watch the VM through libvirt.
 
     Args:
         manager: the VM's manager.
         vm: the VM.
         listen: the address that the agent listens on.
-        entry: the config lines for this address; empty if the config has these lines already.
+        entry: the config lines for this address; empty if the config already has these lines.
     """
     text = " ".join(vm.argv)
     reconnect = "reconnect-ms=5000" if "reconnect-ms=" in text else "reconnect=5"
@@ -202,12 +202,12 @@ def manager_steps(manager: VmManager, vm: VmContext, listen: str, entry: Sequenc
 
 
 def listen_entry_lines(vm: VmContext, listen: str, users: Sequence[str] | None = None) -> list[str]:
-    """Return the config lines that let a VM connect to the agent.
+    """Return the lines of the agent's config that allow a VM to connect.
 
     Args:
         vm: the VM.
         listen: the address that the agent listens on.
-        users: the users that the config already allows at this address; None if the config has no such entry or no list of users.
+        users: the users that the config already allows at this address; None if the config does not list users.
     """
     entry = ["  monitors:", f"    - listen: {listen}"]
     if users is not None or vm.owner.name not in ("", *DEFAULT_USERS):

@@ -1,4 +1,4 @@
-"""Types of an inspection by `qmp-agent doctor`: its input and its reports."""
+"""Types of `qmp-agent doctor`: the host to inspect, and the reports on VMs, monitors and images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,30 +18,34 @@ class WatchState(StrEnum):
     WATCHED = "watched"
     """The agent is connected to one of the VM's monitors."""
     CONFIGURED = "configured"
-    """A config entry leads to the VM, and nothing blocks the agent."""
+    """A config entry leads to the VM, and the agent has the necessary permissions."""
     UNWATCHED = "unwatched"
+    """The agent cannot watch the VM without a change."""
 
 
 class SocketState(StrEnum):
     """The state of a monitor's socket. A monitor serves one client at a time."""
 
     FREE = "free"
+    """No client is connected."""
     HELD = "held"
+    """A client is connected."""
     CONNECTS = "connects"
-    """QEMU does not listen; it connects to the socket of another process."""
+    """QEMU connects to the socket of another process instead of listening."""
     UNKNOWN = "unknown"
+    """The socket table or the monitor's address is not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class MonitorReport:
-    """One monitor of a VM.
+    """The report on one monitor of a VM.
 
     Attributes:
         address: the path or tcp:host:port; `descriptor N` if the address is unknown.
         state: the state of the monitor's socket.
         holder: the program at the other end: the monitor's client, or the listener that QEMU connects to; empty if unknown.
         holder_pid: the pid of that program, or None.
-        missing: the permission that the agent's user lacks to connect; empty if it lacks none.
+        missing: a text for the permission that the agent's user needs to connect; empty if none is missing.
         entry: the config entry that leads to the monitor, or empty.
         used_by_manager: whether the VM's manager needs the monitor.
     """
@@ -57,12 +61,12 @@ class MonitorReport:
 
 @dataclass(frozen=True, slots=True)
 class ImageReport:
-    """One image that a VM has open.
+    """The report on one image that a VM has open.
 
     Attributes:
-        path: its path in the mount namespace of QEMU.
-        pool: kind and name of its pool; empty if the pool is unknown.
-        problem: why the pool is unknown, or the permission that the agent's user lacks; empty if there is no problem.
+        path: the image's path in the mount namespace of QEMU.
+        pool: kind and name of the image's pool; empty if the pool is unknown.
+        problem: why the pool is unknown, or which permission the agent's user needs; empty if there is no problem.
         steps: the commands that give the permission, as root.
     """
 
@@ -74,7 +78,7 @@ class ImageReport:
 
 @dataclass(frozen=True, slots=True)
 class VmReport:
-    """One VM.
+    """The report on one VM.
 
     Attributes:
         name: the VM's name in QEMU's command line; `pid N` if it has none.
@@ -83,14 +87,14 @@ class VmReport:
         manager: the VM manager that started QEMU, or `unknown`.
         state: whether the agent watches the VM.
         entry: the config entry that leads to the VM, or empty.
-        missing: the permission that the agent's user lacks on libvirt's socket; empty if it lacks none.
+        missing: a text for the permission that the agent's user needs on libvirt's socket; empty if none is missing.
         monitors: the VM's QMP monitors.
         steps: the change that lets the agent watch the VM, line by line; empty if no change is needed.
         section: the section of docs/reference/monitors.md that explains the steps.
         same_uuid: names and pids of the other VMs on this host with the same UUID.
         migration_ends: names and pids of the processes with the same UUID that may be the other end of a migration within this host.
-        images: the images that QEMU has open; empty without the permission to see its open files.
-        network: a text for each network device whose traffic the kernel does not count at a tap.
+        images: the images that QEMU has open; empty without permission to list the open files.
+        network: a text for each network device whose traffic the host's kernel does not count at a tap interface.
     """
 
     name: str
@@ -114,7 +118,7 @@ class HostView:
     """The host to inspect.
 
     Attributes:
-        user: the user that the agent runs as.
+        user: the user as which the agent runs.
         config: the agent's config; None if there is no config file.
         root: the root directory of the host's file system.
         proc: the /proc directory.

@@ -1,4 +1,4 @@
-"""Describes network devices of a VM whose traffic the host's kernel does not count at a tap, but elsewhere or not at all."""
+"""Describes the network devices of a VM whose traffic the host's kernel does not count at a tap interface."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,25 +12,27 @@ from agent.model.record import sanitize
 _NETWORK_CLASS = "0x02"
 """First digits of the PCI class of network devices."""
 
-_BACKENDS = {
+_BACKENDS_WITHOUT_COUNTERS = {
     "vhost-user": "the switch at its socket counts the traffic (Open vSwitch, VPP, passt), and the host's kernel does not",
     "vhost-vdpa": "the device counts the traffic (`vdpa dev vstats show`), and the host's kernel does not",
 }
-"""Network backends without counters in the kernel, each with a text that names what counts the traffic."""
+"""Network backends without counters in the kernel. The text says where the traffic is counted instead."""
 
 
 def describe_network(command_line: CommandLine, pid: int, root: Path) -> tuple[str, ...]:
-    """Return a text for each such network device of a process."""
-    return tuple(sanitize(line, 512) for line in (*_describe_backends(command_line), *_describe_devices(pid, root)))
+    """Return a text for each network device without a tap interface: where its traffic is counted, or that there is no counter."""
+    return tuple(
+        sanitize(line, 512) for line in (*_describe_backends(command_line), *_describe_passthrough_devices(pid, root))
+    )
 
 
 def _describe_backends(command_line: CommandLine) -> Iterator[str]:
     for name, kind in command_line.netdevs:
-        if kind in _BACKENDS:
-            yield f"network {name} ({kind}): no counters: {_BACKENDS[kind]}"
+        if kind in _BACKENDS_WITHOUT_COUNTERS:
+            yield f"network {name} ({kind}): no counters: {_BACKENDS_WITHOUT_COUNTERS[kind]}"
 
 
-def _describe_devices(pid: int, root: Path) -> Iterator[str]:
+def _describe_passthrough_devices(pid: int, root: Path) -> Iterator[str]:
     try:
         process = Process(pid, root)
     except OSError:

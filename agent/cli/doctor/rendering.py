@@ -59,18 +59,18 @@ def _describe_socket(monitor: MonitorReport) -> str:
     shared = monitor.entry.startswith(DIAL_PER_POLL_PREFIX)
     match monitor.state:
         case SocketState.HELD:
-            need = _describe_need(monitor) if monitor.holder == PROGRAM and not shared else ""
+            need = _describe_manager_need(monitor) if monitor.holder == PROGRAM and not shared else ""
             return f"held by {holder or 'an unknown process'}{need}"
         case SocketState.CONNECTS:
             return f"QEMU connects to it; {f'{holder} listens' if holder else 'no process listens'}"
         case SocketState.FREE:
-            return f"free{_describe_need(monitor)}"
+            return f"free{_describe_manager_need(monitor)}"
         case SocketState.UNKNOWN:
             return "holder unknown; run doctor as root to see it"
 
 
-def _describe_need(monitor: MonitorReport) -> str:
-    """If the VM's manager needs a monitor, return a warning with the config entry to remove. Otherwise return an empty text."""
+def _describe_manager_need(monitor: MonitorReport) -> str:
+    """Return a warning if the VM's manager needs a monitor, with the config entry to remove; otherwise an empty text."""
     if not monitor.used_by_manager:
         return ""
     keeps = monitor.entry and not monitor.entry.startswith(DIAL_PER_POLL_PREFIX)

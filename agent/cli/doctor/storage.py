@@ -1,4 +1,4 @@
-"""Finds the pool of each image that a QEMU has open. If the agent cannot find a pool, the report contains the cause and the fix."""
+"""Finds the storage pool of each image that a QEMU has open, and reports unknown pools and missing permissions."""
 
 import asyncio
 import os
@@ -20,20 +20,20 @@ from agent.host.pools.zfs import ZfsSource
 from agent.model.record import sanitize
 
 MAX_IMAGES = 256
-"""Maximum number of images of one VM."""
+"""Maximum number of images in the report on one VM."""
 
 MIN_BYTES = 64 << 10
 """Minimum size of an image in bytes. Smaller files, such as PID files and NVRAM templates, are skipped."""
 
-_NO_IMAGES = ("/usr/", "/proc/", "/sys/", "/dev/shm/", "/dev/hugepages", "/var/log/", "/memfd:")  # noqa: S108 - compared
+_NON_IMAGE_PATHS = ("/usr/", "/proc/", "/sys/", "/dev/shm/", "/dev/hugepages", "/var/log/", "/memfd:")  # noqa: S108 - compared
 
 
 def add_images(reports: Sequence[VmReport], user: User, proc: Path) -> list[VmReport]:
-    """Return the reports with the images of each VM. The call blocks while it reads the file systems.
+    """Return the reports on VMs, with the images of each VM added. Blocks while the file systems are read.
 
     Args:
         reports: the reports of the VMs.
-        user: the user that the agent runs as.
+        user: the user as which the agent runs.
         proc: the /proc directory.
     """
     return asyncio.run(_add_images(reports, user, proc))
@@ -44,7 +44,7 @@ async def _add_images(reports: Sequence[VmReport], user: User, proc: Path) -> li
     finder = _PoolFinder(reader, user, proc)
     try:
         await finder.refresh()
-        return [replace(vm, images=await finder.images_of(vm.pid)) for vm in reports]
+        return [replace(vm, images=await finder.inspect_images(vm.pid)) for vm in reports]
     finally:
         await reader.close()
 
@@ -65,12 +65,12 @@ class _PoolFinder:
         self._proc = proc
 
     async def refresh(self) -> None:
-        """Load the lists of volumes."""
+        """Load the lists of LVM and ZFS volumes."""
         for source in self._sources:
             await source.refresh()
 
-    async def images_of(self, pid: int) -> tuple[ImageReport, ...]:
-        """Return the reports of the images that a process has open."""
+    async def inspect_images(self, pid: int) -> tuple[ImageReport, ...]:
+        """Return the reports on the images that a process has open."""
         tables = MountTables.of_process(pid, self._proc.parent)
         return tuple([await self._inspect_image(tables, driver, path) for driver, path in open_images(pid, self._proc)])
 
@@ -99,7 +99,7 @@ def _pool_of(location: ImageLocation, sources: Sequence[PoolSource]) -> Pool | U
 def open_images(pid: int, proc: Path) -> Iterator[tuple[str, str]]:
     """Yield QEMU's driver and the path of each image that a process has open.
 
-    A file that is open only for writing, such as a log, is not an image. Without permission to list the open files, yield nothing.
+    A file that is open only for writing, such as a log, is not an image. Yield nothing without permission to list the open files.
     """
     drivers: dict[str, str] = {}
     try:
@@ -113,7 +113,7 @@ def open_images(pid: int, proc: Path) -> Iterator[tuple[str, str]]:
         except (OSError, ValueError):
             continue
         is_file = stat.S_ISREG(status.st_mode) and status.st_size >= MIN_BYTES
-        if path.startswith(_NO_IMAGES) or path.endswith(" (deleted)") or flags & os.O_ACCMODE == os.O_WRONLY:
+        if path.startswith(_NON_IMAGE_PATHS) or path.endswith(" (deleted)") or flags & os.O_ACCMODE == os.O_WRONLY:
             continue
         if is_file or stat.S_ISBLK(status.st_mode):
             drivers.setdefault(path, "file" if is_file else "host_device")

@@ -1,6 +1,6 @@
 """The columns of the VM table. Pure.
 
-An `OverviewVm` is the JSON object of a VM in /overview, from `agent.exposition.summary`. A column is hidden if no VM has a value for it.
+An `OverviewVm` is the JSON object of a VM in /overview. A column without a value for any VM is hidden.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,14 +14,14 @@ OverviewVm = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column.
+    """One column of the VM table.
 
     Attributes:
         title: the heading.
         key: the key on the keyboard that sorts the table by this column.
-        name: the name for the option --sort.
-        width: the width in characters; 0 for the remaining width.
-        value: returns a VM's value; None if it is unknown.
+        name: the column's name in the option --sort.
+        width: the width in characters; 0 to fill the rest of the line.
+        value: returns a VM's value; None if unknown.
         text: formats a value.
         descending: whether the largest value comes first.
         sort_key: returns the sort key of a value; by default, the value itself.
@@ -38,7 +38,7 @@ class Column:
 
 
 def display_state(vm: OverviewVm) -> str:
-    """Return QEMU's run state of a VM, such as `paused`. If its session is not up, return the state of the session, such as `stalled`."""
+    """Return QEMU's run state of a VM, such as `paused`. If the monitor is not up, return the monitor's state, such as `stalled`."""
     return str(vm.get("status", "up") if vm["state"] == "up" else vm["state"])
 
 
@@ -73,7 +73,7 @@ def _smallest_of_disks(name: str) -> Callable[[OverviewVm], Any]:
 
 
 def filesystem_share(filesystem: Mapping[str, Any]) -> float | None:
-    """Return the used share of a guest's file system; None if it is unknown."""
+    """Return the used share of a guest's file system, from 0 to 1; None if unknown."""
     used, size = filesystem.get("used_bytes"), filesystem.get("size_bytes")
     return used / size if used is not None and size else None
 
@@ -84,14 +84,14 @@ def _fullest_filesystem(vm: OverviewVm) -> float | None:
 
 
 def is_lower_bound(latency: Mapping[str, float], name: str) -> bool:
-    """Return whether a quantile is a lower bound, because it is in the histogram's last bin, which has no end."""
+    """Return whether a quantile is only a lower bound, because it is in the histogram's last bin, which has no end."""
     return latency[name] >= latency["last_boundary"]
 
 
-def _longest_p99(vm: OverviewVm) -> tuple[float, bool] | None:
-    """Return the longest 99th percentile of latency among the disks and kinds of operations; None without histograms.
+def _highest_p99(vm: OverviewVm) -> tuple[float, bool] | None:
+    """Return the highest 99th percentile of latency over the disks and kinds of operations; None without histograms.
 
-    The second value is whether the percentile is a lower bound.
+    The second value is True if the percentile is a lower bound.
     """
     latencies = (latency for disk in vm.get("disks", ()) for latency in disk.get("latencies", {}).values())
     return max(((latency["p99"], is_lower_bound(latency, "p99")) for latency in latencies), default=None)
@@ -110,7 +110,7 @@ COLUMNS: Sequence[Column] = (
     Column("RD/s", "r", "read", 6, _value_at_last_poll("read"), format_size),
     Column("WR/s", "w", "write", 6, _value_at_last_poll("write"), format_size),
     Column("LAT", "l", "latency", 5, _value_at_last_poll("latency"), format_latency),
-    Column("P99", "9", "p99", 7, _longest_p99, _format_p99),
+    Column("P99", "9", "p99", 7, _highest_p99, _format_p99),
     Column("MEM", "m", "memory", 6, _memory_bytes, format_size),
     Column("FREE", "d", "free", 6, _smallest_of_disks("free_bytes"), format_size, descending=False),
     Column("FULL", "f", "full", 5, _smallest_of_disks("time_to_full_seconds"), format_seconds, descending=False),
@@ -121,11 +121,11 @@ COLUMNS: Sequence[Column] = (
     Column("RX/s", "x", "receive", 6, _value_at_last_poll("receive"), format_size),
     Column("TX/s", "y", "transmit", 6, _value_at_last_poll("transmit"), format_size),
 )
-"""The columns, the most important first. On a narrow terminal, the last columns are left out."""
+"""The columns, the most important first. A narrow terminal shows only the first columns."""
 
 
 def sort_by_column(vms: Sequence[OverviewVm], column: Column, *, reverse: bool) -> list[OverviewVm]:
-    """Sort VMs by a column, then by name in natural order. VMs without a value come last."""
+    """Sort VMs by a column, and VMs with equal values by name in natural order. VMs without a value come last."""
     named = sorted(vms, key=lambda vm: (natural_key(vm["name"]), vm["uuid"]))
     known = [vm for vm in named if column.value(vm) is not None]
     unknown = [vm for vm in named if column.value(vm) is None]

@@ -1,4 +1,4 @@
-"""Renders the details of one VM as lines. Pure."""
+"""Renders the details of one VM as lines of text. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ def detail_lines(
     Args:
         vm: the JSON object of the VM in /overview.
         alerts: the VM's firing alerts.
-        families: the VM's samples, by family.
+        families: the VM's samples by family. A family is a group of metrics with the same labels, such as `block`.
         width: the maximum width of a line in characters; 0 for no maximum.
     """
     for text, style in _styled_lines(vm, alerts, families, width or 120):
@@ -75,7 +75,7 @@ def _summary_words(vm: OverviewVm) -> Iterator[str]:
 
 
 def _progress_lines(vm: OverviewVm) -> Iterator[str]:
-    """Yield a line for the migration and for each job, with progress and remaining time."""
+    """Yield a line with progress and remaining time for the migration, and for each job."""
     migration = vm.get("migration")
     tasks = [("migration", migration)] if migration else []
     tasks += [(f"{job['type']} {job['job']}", job) for job in vm.get("jobs", ())]
@@ -112,7 +112,7 @@ _HISTOGRAM_OWNERS = {"agent": "histogram set by the agent", "other": "histogram 
 
 
 def _latency_lines(disks: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, TextStyle]]:
-    """Yield a heading, and a line with the latency of each disk and kind of operation. Yield nothing without latency histograms."""
+    """Yield a heading, and a latency line for each disk and kind of operation; nothing without latency histograms."""
     rows = [(disk, kind, values) for disk in disks for kind, values in disk.get("latencies", {}).items()]
     if rows:
         yield "", TextStyle.PLAIN
@@ -129,7 +129,7 @@ def _latency_lines(disks: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Te
 
 
 def _guest_lines(guest: Mapping[str, Any]) -> Iterator[tuple[str, TextStyle]]:
-    """Yield lines with the guest agent's state, and with the operating system, addresses and file systems that it reports."""
+    """Yield the guest agent's state, and the operating system, addresses and file systems that the guest agent reports."""
     if not guest:
         return
     words = [f"guest agent {guest['agent']}" if "agent" in guest else "", guest.get("reason", "")]
@@ -160,7 +160,7 @@ def _format_filesystem_row(name: str, *texts: str) -> str:
 
 
 def _family_lines(family: Mapping[str, Any], width: int) -> Iterator[tuple[str, TextStyle]]:
-    """Yield a heading and the values of each subject of a family. Values that are zero or empty are left out."""
+    """Yield a heading and the values of each subject, such as a disk, of a family. Leave out values that are zero or empty."""
     for subject in family["subjects"]:
         values = []
         for name, value in subject["values"].items():

@@ -1,4 +1,4 @@
-"""Filters of the VM table: words and `key:value` pairs, like on the page. A VM has to match all of them. Pure."""
+"""Filters of the VM table: words and `key:value` pairs, as on the web page. A shown VM matches every word and pair. Pure."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +14,12 @@ _WORD = re.compile(r'(?:[^\s"]|"[^"]*"?)+')
 
 
 def parse_filter(text: str) -> VmTest:
-    """Return a function that returns whether a VM, given its firing alerts, matches a filter.
+    """Parse a filter. Return a predicate of a VM and its firing alerts.
 
     A word matches a part of the name, the UUID or the state. `state:TEXT` matches the beginning of the state. `state:stopped` matches the
-    states in which QEMU stopped the guest for an error. `alert:any`, `alert:SEVERITY` and `alert:TEXT` match alerts; `label:NAME` and
-    `label:NAME=VALUE` match labels of the VM's manager; `is:degraded` matches VMs with collectors that are off. `is:busy` matches VMs
-    with a migration or a job.
+    states in which QEMU stopped the guest for an error. `alert:any`, `alert:SEVERITY` and `alert:TEXT` match firing alerts. `label:NAME`
+    and `label:NAME=VALUE` match labels that the VM manager set. `is:degraded` matches VMs with collectors that are off. `is:busy` matches
+    VMs with a migration or a job.
     """
     tests = [_parse_word(word.replace('"', "")) for word in _WORD.findall(text.casefold())]
     return lambda vm, alerts: all(test(vm, alerts) for test in tests)

@@ -1,4 +1,4 @@
-"""The firing alerts and the monitors, as lines. Pure."""
+"""Renders the list of firing alerts and the list of monitors as lines of text. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -18,17 +18,17 @@ def alert_lines(alerts: Sequence[Mapping[str, Any]], width: int) -> Iterator[Scr
         alerts: the alerts in /overview.
         width: the maximum width in characters; 0 for no maximum.
     """
-    yield ScreenLine(_join(("SEVERITY", "SINCE", "ALERT", "VM", "SUBJECT"), _ALERT_WIDTHS, width), TextStyle.HEAD)
+    yield ScreenLine(_join_cells(("SEVERITY", "SINCE", "ALERT", "VM", "SUBJECT"), _ALERT_WIDTHS, width), TextStyle.HEAD)
     for alert in alerts:
         since = datetime.fromtimestamp(alert["since"]).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        cells = (alert["severity"], since, alert["alert"], alert["vm"], _describe(alert))
+        cells = (alert["severity"], since, alert["alert"], alert["vm"], _describe_alert(alert))
         style = TextStyle.BAD if alert["severity"] in ("critical", "error") else TextStyle.WARNING
-        yield ScreenLine(_join(cells, _ALERT_WIDTHS, width), style)
+        yield ScreenLine(_join_cells(cells, _ALERT_WIDTHS, width), style)
     if not alerts:
         yield ScreenLine("No alert fires.")
 
 
-def _describe(alert: Mapping[str, Any]) -> str:
+def _describe_alert(alert: Mapping[str, Any]) -> str:
     parts = [str(alert["subject"]), f"past {alert['level']}" if alert["level"] else ""]
     if "free_bytes" in alert:
         parts.append(f"{format_size(alert['free_bytes'])} free")
@@ -38,7 +38,7 @@ def _describe(alert: Mapping[str, Any]) -> str:
 
 
 def monitor_lines(monitors: Sequence[Mapping[str, Any]], width: int) -> Iterator[ScreenLine]:
-    """Yield a heading, and a line for each monitor. Monitors that are not up come first. Otherwise, the order is natural.
+    """Yield a heading, and a line for each monitor, first the monitors that are not up. Sort by name in natural order.
 
     Args:
         monitors: the monitors in /overview.
@@ -47,14 +47,14 @@ def monitor_lines(monitors: Sequence[Mapping[str, Any]], width: int) -> Iterator
     longest = max((len(str(monitor["monitor"])) for monitor in monitors), default=0)
     name = max(_MIN_MONITOR_WIDTH, longest if not width else min(longest, width - 45))
     widths = (name, *_MONITOR_WIDTHS)
-    yield ScreenLine(_join(("MONITOR", "STATE", "VM", "REASON"), widths, width), TextStyle.HEAD)
+    yield ScreenLine(_join_cells(("MONITOR", "STATE", "VM", "REASON"), widths, width), TextStyle.HEAD)
     for monitor in sorted(monitors, key=lambda known: (known["state"] == "up", natural_key(known["monitor"]))):
         cells = (monitor["monitor"], monitor["state"], monitor["vm"], monitor["reason"])
         style = TextStyle.PLAIN if monitor["state"] == "up" else TextStyle.WARNING
-        yield ScreenLine(_join(cells, widths, width), style)
+        yield ScreenLine(_join_cells(cells, widths, width), style)
 
 
-def _join(cells: Sequence[str], widths: Sequence[int], width: int) -> str:
+def _join_cells(cells: Sequence[str], widths: Sequence[int], width: int) -> str:
     *fixed, last = cells
     row = " ".join(
         [*(fit_to_width(cell, remaining_width) for cell, remaining_width in zip(fixed, widths, strict=True)), last]

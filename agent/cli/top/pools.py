@@ -1,4 +1,4 @@
-"""The storage pools, as lines. Pure."""
+"""Renders the list of storage pools as lines of text. Pure."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -7,14 +7,14 @@ from agent.cli.top.text import ScreenLine, TextStyle, fit_to_width, format_numbe
 
 NAME_WIDTH = 32
 NARROW_WIDTH = 110
-"""On a terminal narrower than this, names are shorter, and the columns for size and committed share are left out."""
+"""A terminal with fewer columns shows shorter names, and no size and no commitment ratio."""
 _NARROW_NAME_WIDTH = 18
-SOON_SECONDS = 30 * 86400.0
-"""Pools that will be full within this time come first, in the order of these times."""
+FULL_SOON_SECONDS = 30 * 86400.0
+"""Pools that will be full within this time are sorted by their time to full; the others by their used share."""
 
 
 def pool_lines(pools: Sequence[Mapping[str, Any]], width: int) -> Iterator[ScreenLine]:
-    """Yield a heading, and a line for each pool: first those with a problem, then those that fill first.
+    """Yield a heading, and a line for each pool. Pools with a problem come first, then the pools that will be full soonest.
 
     Args:
         pools: the pools in /overview.
@@ -22,21 +22,21 @@ def pool_lines(pools: Sequence[Mapping[str, Any]], width: int) -> Iterator[Scree
     """
     heading = ("POOL", "KIND", "SIZE", "USED", "FREE", "USED%", "COMM%", "GROW/s", "FULL", "VMS", "STATE")
     yield ScreenLine(_format_line(heading, width), TextStyle.HEAD)
-    for pool in sorted(pools, key=_filling_order):
+    for pool in sorted(pools, key=_pool_sort_key):
         state = _describe_problem(pool)
         style = TextStyle.BAD if state else TextStyle.WARNING if pool.get("exceeded_levels") else TextStyle.PLAIN
         yield ScreenLine(_format_line(_format_cells(pool, state), width), style)
     if not pools:
-        yield ScreenLine("No image is on storage that the agent knows: `qmp-agent doctor` has the reasons.")
+        yield ScreenLine("No image is in a known storage pool: `qmp-agent doctor` reports why.")
 
 
-def _filling_order(pool: Mapping[str, Any]) -> tuple[bool, float, float]:
-    seconds = pool.get("time_to_full_seconds", SOON_SECONDS)
-    return not _describe_problem(pool), min(seconds, SOON_SECONDS), -(_used_share(pool) or 0)
+def _pool_sort_key(pool: Mapping[str, Any]) -> tuple[bool, float, float]:
+    seconds = pool.get("time_to_full_seconds", FULL_SOON_SECONDS)
+    return not _describe_problem(pool), min(seconds, FULL_SOON_SECONDS), -(_used_share(pool) or 0)
 
 
 def _used_share(pool: Mapping[str, Any]) -> float | None:
-    """Return the used share of the space that users can allocate; None if it is unknown."""
+    """Return the used share of the usable space, from 0 to 1; None if unknown."""
     if "used_bytes" not in pool or "free_bytes" not in pool:
         return None
     usable = pool["used_bytes"] + pool["free_bytes"]
@@ -44,7 +44,7 @@ def _used_share(pool: Mapping[str, Any]) -> float | None:
 
 
 def _describe_problem(pool: Mapping[str, Any]) -> str:
-    """Return a text for the problem of a pool; empty if it has no problem."""
+    """Return a text for the problem of a pool; empty without a problem."""
     if not pool.get("responsive", True):
         return "does not answer"
     return str(pool.get("error") or pool.get("problem") or "")

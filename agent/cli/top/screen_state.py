@@ -1,4 +1,4 @@
-"""The state of the screen. It handles new overviews and pressed keys, and returns the lines to draw. Pure."""
+"""State of the `top` screen: handles pressed keys, and renders the last overview as the lines to draw. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ FILTER_TEXT = "state:paused alert:any alert:critical label:NAME=VALUE is:degrade
 
 
 class TopView(StrEnum):
-    """A list that the screen shows."""
+    """The list that the screen shows, as named in the option --view."""
 
     VMS = "vms"
     STORAGE = "storage"
@@ -33,18 +33,18 @@ _VIEW_KEYS = {"S": TopView.STORAGE, "A": TopView.ALERTS, "M": TopView.MONITORS, 
 
 @dataclass
 class TopScreenState:
-    """The state of the screen.
+    """State of the `top` screen.
 
     Attributes:
-        host: the last received overview; empty before the first.
+        host: the last response of /overview; empty before the first response.
         error: why the last request to the agent failed; empty if it succeeded.
         selected: the UUID of the VM in the selected row of the table.
-        opened: the UUID of the VM whose details are shown; empty while the table is shown.
+        opened: the UUID of the VM whose details are shown; empty while a list is shown.
         view: the shown list.
-        filter: the filter of the table of VMs.
+        filter: the filter of the VM table, as typed.
         sort: the name of the column that sorts the table.
-        reverse: whether the order of the column is reversed.
-        ended: whether the user has quit.
+        reverse: whether the sort order is reversed.
+        ended: whether the user has pressed `q`.
     """
 
     host: Mapping[str, Any] = field(default_factory=dict)
@@ -74,7 +74,11 @@ class TopScreenState:
         return sort_by_column(visible, sorted_column, reverse=self.reverse)
 
     def on_key(self, name: str) -> None:
-        """Update the state after a key: a character, UP, DOWN, LEFT, RIGHT, PAGE_UP, PAGE_DOWN, HOME, END, ENTER, ESCAPE or BACKSPACE."""
+        """Update the state after a key press.
+
+        Args:
+            name: a character, UP, DOWN, LEFT, RIGHT, PAGE_UP, PAGE_DOWN, HOME, END, ENTER, ESCAPE or BACKSPACE.
+        """
         if self._editing_filter:
             self._edit_filter(name)
         elif name in ("UP", "DOWN", "PAGE_UP", "PAGE_DOWN", "HOME", "END", "k", "j"):
@@ -166,7 +170,7 @@ class TopScreenState:
         return f"{agent['host']}   {counts}"
 
     def _problems_line(self, width: int) -> ScreenLine:
-        """Return a line with the most important problem: the error of the last request, why the agent is not ready, or its warnings."""
+        """Return a line with the most important problems: the last request's error, why the agent is not ready, or warnings."""
         agent = self.host.get("agent", {})
         reasons = [self.error] if self.error else agent.get("unready_reasons", [])
         if reasons:
@@ -223,7 +227,7 @@ class TopScreenState:
 
 
 def view_lines(screen: TopScreenState, width: int) -> list[ScreenLine]:
-    """Return all lines of the list that a screen shows, beginning with the heading.
+    """Return all lines of the list that the screen shows, beginning with the heading.
 
     Args:
         screen: the state of the screen.
@@ -243,7 +247,7 @@ def view_lines(screen: TopScreenState, width: int) -> list[ScreenLine]:
 
 
 def visible_columns(vms: Sequence[OverviewVm]) -> list[Column]:
-    """Return the columns to show: the first two columns, and each other column with a value for at least one VM."""
+    """Return the columns to show: name, state, and each other column with a value for at least one VM."""
     with_values = (column for column in COLUMNS[2:] if any(column.value(vm) is not None for vm in vms))
     return [*COLUMNS[:2], *with_values]
 
@@ -273,10 +277,10 @@ def table_lines(vms: Sequence[OverviewVm], width: int, sort: str = "") -> list[S
         return fit_to_width(row, width) if width else row.rstrip()
 
     lines = [ScreenLine(line([f"{c.title}*" if c.name == sort else c.title for c in shown]), TextStyle.HEAD)]
-    return lines + [ScreenLine(line([c.text(c.value(vm)) for c in shown]), _style_of(vm)) for vm in vms]
+    return lines + [ScreenLine(line([c.text(c.value(vm)) for c in shown]), _vm_style(vm)) for vm in vms]
 
 
-def _style_of(vm: OverviewVm) -> TextStyle:
+def _vm_style(vm: OverviewVm) -> TextStyle:
     if vm["state"] != "up" or is_stopped(vm):
         return TextStyle.BAD
     return TextStyle.WARNING if vm["alerts"] else TextStyle.PLAIN

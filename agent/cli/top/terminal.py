@@ -1,4 +1,4 @@
-"""The terminal of `qmp-agent top`: draws with curses on asyncio's event loop, and polls the agent's endpoint."""
+"""Terminal of `qmp-agent top`: draws with curses, reads keys, and polls the agent's endpoint."""
 
 import asyncio
 import contextlib
@@ -30,8 +30,8 @@ class TopOptions:
         seconds: the refresh interval in seconds.
         vm: the name or UUID of the VM whose details are shown first; empty for the table of all VMs.
         view: the list that is shown first.
-        filter: the filter of the table of VMs.
-        sort: the name of the column that sorts the table; a minus sign before it reverses the order.
+        filter: the filter of the VM table.
+        sort: the name of the column that sorts the table; with a leading minus sign, the order is reversed.
         json: whether `print_once` prints JSON.
         credentials: credentials for the endpoint.
     """
@@ -47,13 +47,13 @@ class TopOptions:
 
 
 def _new_screen(options: TopOptions, host: Mapping[str, Any]) -> TopScreenState:
-    """Return a screen with the view, the filter and the order of the options."""
+    """Return a screen with the list, the filter and the order in the options."""
     name, is_reversed = options.sort.removeprefix("-"), options.sort.startswith("-")
     return TopScreenState(host, view=options.view, filter=options.filter, sort=name, reverse=is_reversed)
 
 
 async def print_once(options: TopOptions) -> None:
-    """Print the list once, or the details of the VM in the options.
+    """Print the list in the options once, or the details of the VM in the options.
 
     Raises:
         AgentRequestError: no agent answers.
@@ -102,7 +102,7 @@ async def _fetch_overview(options: TopOptions, uuid: str) -> Mapping[str, Any]:
 
 
 def _find_uuid(host: Mapping[str, Any], name: str) -> str:
-    """Return the UUID of the VM that has this name or UUID; empty if the name is empty.
+    """Return the UUID of the VM with this name or UUID; empty if `name` is empty.
 
     Raises:
         TopError: no VM has this name or UUID.
@@ -140,7 +140,7 @@ def _full_screen() -> Iterator[curses.window]:
     Raises:
         TopError: curses does not support this terminal.
     """
-    # Milliseconds to wait for the rest of an escape sequence, because Esc alone is a key of `top`.
+    # Milliseconds to wait for the rest of an escape sequence. `top` also uses the Esc key alone.
     os.environ.setdefault("ESCDELAY", "25")
     try:
         window = curses.initscr()
@@ -227,6 +227,6 @@ class _TopTerminal:
         self._window.refresh()
 
     def _draw_line(self, row: int, line: ScreenLine) -> None:
-        # At the screen's last cell, curses raises an error after it has drawn the cell.
+        # curses draws the screen's last cell, but then raises an error.
         with contextlib.suppress(curses.error):
             self._window.addstr(row, 0, line.text, self._styles[line.style])

@@ -42,7 +42,7 @@ def _text_columns(text: str) -> int:
 
 
 def fit_to_width(text: str, width: int, *, right: bool = False) -> str:
-    """Replace control characters in a text, and truncate or pad it to a width in terminal columns. A truncated text ends in a plus sign."""
+    """Truncate or pad a text to a width in terminal columns, and replace control characters. A truncated text ends in a plus sign."""
     fitted = sanitize(text, 4096)
     if _text_columns(fitted) > width:
         while fitted and _text_columns(fitted) > width - 1:
@@ -53,7 +53,7 @@ def fit_to_width(text: str, width: int, *, right: bool = False) -> str:
 
 
 def format_size(value: float | None) -> str:
-    """Format bytes or operations in at most five characters: `1.5M`, `340K`, `12`."""
+    """Format a number of bytes in at most five characters, with binary prefixes: `1.5M`, `340K`, `12`."""
     if value is None:
         return ""
     for unit in _UNITS:
@@ -65,7 +65,7 @@ def format_size(value: float | None) -> str:
 
 
 def format_number(value: float | None) -> str:
-    """Format a number, such as a rate, in at most five characters: `0.5`, `140`, `12.3k`."""
+    """Format a number, such as operations per second, in at most five characters: `0.5`, `140`, `12.3k`."""
     if value is None:
         return ""
     if value >= 9999.5:
@@ -84,7 +84,7 @@ def format_seconds(value: float | None) -> str:
 
 
 def format_latency(value: float | None) -> str:
-    """Format a latency in seconds in at most five characters: `450u`, `1.5m`, `80m`, `2.0s`; u is microseconds and m is milliseconds."""
+    """Format a latency in seconds in at most five characters: `450u` (microseconds), `1.5m` (milliseconds), `2.0s`."""
     if value is None:
         return ""
     if value >= 0.9995:
@@ -98,7 +98,7 @@ def format_quantile(seconds: float, *, is_lower_bound: bool) -> str:
 
 
 def wrap_words(words: list[str], width: int, between: str = "   ") -> Iterator[str]:
-    """Yield lines of at most this width. Each line contains as many words as fit."""
+    """Yield lines of at most `width` characters, each with as many words as fit. `between` separates the words."""
     row = ""
     for word in words:
         if row and len(row) + len(between) + len(word) > width:

@@ -3,7 +3,8 @@
 Start at `base`, which has the interfaces, and at `dial`, the simplest transport. The package may import agent.collectors and the packages
 below it, but neither agent.alerts nor agent.delivery.
 
-A transport discovers monitors and opens connections to them. The session package schedules polls, retries and waits after failures.
+A transport discovers monitors and opens connections to them. The session package polls over these connections, and reconnects after
+failures.
 To add a transport, write its discoverer and its config entry, and list the entry in `ENTRIES`.
 """
 
@@ -24,7 +25,7 @@ from agent.monitors.listen import ListenConfig, ListenDiscoverer, ListenTlsConfi
 from agent.monitors.own_monitor import DialPerPollConfig, OwnMonitorDiscoverer
 
 ENTRIES: tuple[type[DiscovererConfig], ...] = (DialConfig, DialPerPollConfig, LibvirtConfig, ListenConfig)
-"""Types of the entries in the config's `monitors`. An entry without any type's key is validated as the first type."""
+"""Types of the entries in the config's `monitors`. An entry that has the key of no type is validated as the first type."""
 
 __all__ = [
     "ENTRIES",

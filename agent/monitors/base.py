@@ -34,7 +34,7 @@ class MonitorConnection(Protocol):
 
     @property
     def can_probe(self) -> bool:
-        """True if the connection supports out-of-band commands. The agent uses them to probe a stalled QEMU."""
+        """True if the connection supports out-of-band commands, with which the agent probes a stalled QEMU."""
 
     @property
     def receives_events(self) -> bool:
@@ -42,7 +42,7 @@ class MonitorConnection(Protocol):
 
     @property
     def skipped_messages(self) -> SkippedQmpMessages:
-        """Total numbers of skipped messages. A new object replaces the old one only when further messages were skipped."""
+        """Total numbers of messages that the agent skipped. When a number grows, a new object replaces the old object."""
 
     async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
         """Execute commands within `deadline` seconds; raises what `QmpClient.execute` raises."""
@@ -76,7 +76,7 @@ def qmp_opener(connect: Connect) -> ConnectionOpener:
 
 
 class MonitorPriority(IntEnum):
-    """Preference among the monitors of one VM. The agent uses the monitor with the lowest value, and the others stand by."""
+    """Preference among the monitors of one VM. The agent uses the monitor with the lowest value, and keeps the others in standby."""
 
     DEDICATED = 0
     """A monitor for the agent alone: all events, all commands."""
@@ -112,20 +112,20 @@ class Monitor:
 
 
 class DiscoveryListener(Protocol):
-    """Receives the monitors that a discoverer finds, and its state. No method may block or raise."""
+    """Receives the monitors that a discoverer finds, and the discoverer's status. No method may block or raise."""
 
     def on_monitor_added(self, monitor: Monitor) -> None:
         """Handle a new monitor."""
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
-        """Handle a monitor that no longer exists. An open connection to this monitor stays open until it ends by itself."""
+        """Handle a monitor that no longer exists. The agent keeps an open connection to this monitor until the connection ends."""
 
     def on_status(self, source: Monitor, error: QmpError | None, limitation: str = "") -> None:
         """Handle a change of the discoverer's own state.
 
         Args:
-            source: a monitor without a VM, which represents the discoverer in lists of monitors.
-            error: why discovery does not work; None if it works.
+            source: a placeholder `Monitor` without a VM, which stands for the discoverer in lists of monitors.
+            error: why discovery does not work; None if discovery works.
             limitation: a limitation of discovery for the operator, such as read-only access; empty if there is none.
         """
 
@@ -134,7 +134,7 @@ class DiscoveryListener(Protocol):
 
 
 class Discoverer(Protocol):
-    """Finds monitors."""
+    """Finds the monitors of one entry of the config."""
 
     async def run(self, listener: DiscoveryListener) -> None:
         """Report monitors to `listener` until cancelled."""
@@ -148,7 +148,7 @@ class StoragePoolLister(Protocol):
         """Return the active storage pools.
 
         Raises:
-            QmpError: they cannot be listed.
+            QmpError: the pools cannot be listed.
         """
 
 

@@ -1,7 +1,7 @@
 """Monitors that the agent connects to: Unix sockets by path or glob pattern, and TCP addresses.
 
 Discovery scans the file system every few seconds, and at once when inotify reports a change of the directory.
-A new socket file at the same path has another inode. The agent treats it as another monitor, because another QEMU created it.
+A new socket file at the same path has another inode. The agent treats the new file as another monitor, because another QEMU created it.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class DialConfig(DiscovererConfig):
     """Monitors that the agent connects to."""
 
     dial: DialAddress
-    """A Unix socket, a pattern of sockets, or tcp:host:port. A QMP socket serves one client: `qmp-agent doctor` lists the free ones."""
+    """A Unix socket, a pattern of sockets, or tcp:host:port. A QMP socket serves one client: `qmp-agent doctor` lists the free sockets."""
 
     def build(self, _allow: AllowedChanges) -> "DialDiscoverer":
         """Return the discoverer."""
@@ -74,7 +74,7 @@ class DialDiscoverer:
             except OSError:
                 continue  # removed after the listing
             if stat.S_ISSOCK(info.st_mode):
-                # A file name may contain bytes that are no text.
+                # A file name may contain bytes that are not UTF-8.
                 name = os.fsencode(path).decode("utf-8", "backslashreplace")
                 key = (path, info.st_dev, info.st_ino, info.st_mtime_ns)  # not the ctime, which chmod changes
                 monitor = self.make_monitor(name, key, unix_connector(path))
@@ -82,7 +82,7 @@ class DialDiscoverer:
         return monitors
 
     def problem(self) -> str:
-        """Return why this pattern can find no socket; empty if a socket may appear at any time."""
+        """Return why no socket can match the pattern, such as a missing directory; empty if a socket may appear at any time."""
         if self.pattern.startswith("tcp:"):
             return ""
         path = Path(self.pattern)
@@ -96,7 +96,7 @@ class DialDiscoverer:
             return "this is not a socket"
         return ""
 
-    def _can_scan(self) -> bool:
+    def _has_free_descriptor(self) -> bool:
         """Return whether a file descriptor is free for a scan. Without a free descriptor, glob reports every directory as empty."""
         try:
             os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
@@ -117,21 +117,21 @@ class DialDiscoverer:
         is_first = True
         with _DirectoryWatcher(self.pattern) as watcher:
             while True:
-                if self._can_scan():
+                if self._has_free_descriptor():
                     self._report_changes(reported, listener)
                 problem = "" if reported else self.problem()
                 if is_first and not reported and not problem:
                     _log.info("%s: no socket matches yet; the agent watches for new ones", self.pattern)
                 is_first = False
                 if problem and problem != logged:
-                    _log.warning("%s: %s; the agent tries again every %g s", self.pattern, problem, self._scan_seconds)
+                    _log.warning("%s: %s; the agent retries every %g s", self.pattern, problem, self._scan_seconds)
                 logged = problem
-                await watcher.wait(self._scan_seconds)
+                await watcher.wait_for_change(self._scan_seconds)
 
     def _report_changes(self, reported: dict[tuple[object, ...], Monitor], listener: DiscoveryListener) -> None:
         """Scan once and report new and removed monitors.
 
-        This is a separate function, so that the memory of the scan is freed at its end.
+        This code is a separate method, so that Python frees the memory of the scan when the method returns.
         """
         current = self.scan()
         for key in reported.keys() - current.keys():
@@ -144,8 +144,7 @@ class DialDiscoverer:
 class _DirectoryWatcher:
     """Waits until the next scan is due: an interval has passed, or inotify has reported a change of the directory.
 
-    If the directory does not exist, or if inotify is not available, it waits for the whole interval. Linux limits a user's inotify
-    instances.
+    Without the directory or without inotify, the wait lasts the whole interval. inotify fails if the user has too many inotify instances.
     """
 
     def __init__(self, pattern: str) -> None:
@@ -161,7 +160,8 @@ class _DirectoryWatcher:
         if self._inotify is not None:
             self._inotify.close()
 
-    async def wait(self, seconds: float) -> None:
+    async def wait_for_change(self, seconds: float) -> None:
+        """Return after a change of the directory, or after the interval `seconds`."""
         if self._inotify is None:
             await asyncio.sleep(seconds)
             return
@@ -178,7 +178,7 @@ class _DirectoryWatcher:
         """Watch the directory if it exists; return whether the watch is new."""
         before = len(inotify.watches)
         with contextlib.suppress(OSError):
-            # If the directory is watched already, this returns the existing watch.
+            # If the directory is watched already, `add_watch` returns the existing watch.
             inotify.add_watch(str(self._directory), _INOTIFY_MASK)
         return len(inotify.watches) > before
 

@@ -21,7 +21,7 @@ from agent.qmp.protocol import Greeting, SkippedQmpMessages
 DEFAULT_TIMEOUT_SECONDS = 0.5
 """Default timeout of the greeting, and of the replies. While the agent is connected, Proxmox's tools wait in the backlog.
 
-Its statistics wait at most 3 s, and most of its commands 5 s (qemu-server 9.2).
+Proxmox's statistics wait at most 3 s, and most of Proxmox's commands wait at most 5 s (qemu-server 9.2).
 """
 
 FIRST_RETRY_SECONDS = 0.05
@@ -61,7 +61,7 @@ class DialPerPollDiscoverer(DialDiscoverer):
 
 
 def dial_per_poll_opener(connect: Connect, timeout: float) -> ConnectionOpener:
-    """Return an opener whose connections use the socket only while they execute commands.
+    """Return an opener of `DialPerPollConnection`, which is connected only while commands are executed.
 
     Args:
         connect: opens a transport to the socket.
@@ -79,8 +79,8 @@ def dial_per_poll_opener(connect: Connect, timeout: float) -> ConnectionOpener:
 class DialPerPollConnection:
     """A `MonitorConnection` that connects to the socket for each `execute` and disconnects afterwards.
 
-    It ends when the socket refuses connections, or when another process listens on the socket. Over TCP the listening process is unknown.
-    So each `execute` also queries the VM's UUID, and the connection ends when the UUID changes.
+    The connection ends when the socket refuses the agent, or when another process listens on the socket. Over TCP, the listening process is
+    unknown. So each `execute` over TCP also queries the VM's UUID, and the connection ends when the UUID changes.
     """
 
     can_probe = False
@@ -99,11 +99,11 @@ class DialPerPollConnection:
         self._uuid: str | None = None
 
     async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
-        """Connect, execute the commands, disconnect, and return the results in order. Retry a busy monitor with growing waits.
+        """Connect, execute the commands, disconnect, and return the results in order. Retry a busy monitor with growing delays.
 
         Raises:
             BusyError: QEMU sent no greeting within `deadline` seconds. `wait_idle` retries without a deadline.
-            StalledError: QEMU greeted, but the replies did not arrive within the timeout.
+            StalledError: QEMU sent its greeting, but the replies did not arrive within the timeout.
             NotConnectedError: the connection has ended.
             ProtocolError: the peer does not speak QMP, and the connection has ended.
             CommandNotAllowedError: a command is not on the allow-list.
@@ -120,7 +120,7 @@ class DialPerPollConnection:
             await self._wait_to_retry(wait)
 
     async def wait_idle(self) -> None:
-        """Connect and disconnect, with growing waits, until QEMU answers.
+        """Connect and disconnect repeatedly, with growing delays, until QEMU answers.
 
         Raises:
             QmpError: the connection ended first.
@@ -134,7 +134,7 @@ class DialPerPollConnection:
             attempt += 1
 
     async def probe(self, *, deadline: float) -> bool:  # noqa: ARG002 - MonitorConnection's signature
-        """Return False, because there is no connection for an out-of-band command between two polls."""
+        """Return False, because between two polls no connection exists for an out-of-band command."""
         return False
 
     def close(self) -> None:

@@ -28,15 +28,15 @@ from agent.monitors.base import AllowedChanges, DiscovererConfig, DiscoveryListe
 _log = logging.getLogger(__name__)
 
 SOCKET_CHECK_SECONDS = 5.0
-"""Time between two checks that the agent's socket file still exists, and between two attempts to create it."""
+"""Interval at which the agent checks that its socket file still exists, and retries if it cannot create the file."""
 TLS_HANDSHAKE_SECONDS = 5.0
 BACKLOG = 4096
-"""Maximum number of connections that wait to be accepted, because all QEMUs of a host connect at once after a restart of the agent.
+"""Maximum number of connections that wait to be accepted. All QEMUs of a host connect at once after a restart of the agent.
 
 The kernel limits this number to net.core.somaxconn.
 """
 MAX_CONNECTIONS_PER_PROCESS = 4
-"""Maximum number of connections from one process, so that a compromised QEMU leaves connections for others."""
+"""Maximum number of connections from one process, so that a compromised QEMU cannot occupy all connections."""
 DEFAULT_USERS = ("root", "libvirt-qemu", "qemu")
 
 _SO_PEERGROUPS = 59
@@ -92,7 +92,7 @@ class ListenConfig(DiscovererConfig):
     @model_validator(mode="after")
     def _require_tls_for_tcp(self) -> "ListenConfig":
         if self.listen.startswith("tcp:") != (self.tls is not None):
-            raise ValueError("tcp needs tls, with certificates on both sides, and a Unix socket has none")
+            raise ValueError("tcp:host:port needs `tls`, and a Unix socket must not have `tls`")
         return self
 
     def build(self, _allow: AllowedChanges) -> "ListenDiscoverer":
@@ -129,7 +129,7 @@ class _IncomingConnection:
 
 
 class _RefusedError(Exception):
-    """The agent refuses a connection. The text is the value of the metric's label `reason`."""
+    """The agent refuses a connection. The error's text is the value of the metric's label `reason`."""
 
 
 class ListenDiscoverer:
@@ -158,7 +158,7 @@ class ListenDiscoverer:
         """Return a listening socket.
 
         Raises:
-            OSError: the agent cannot listen on the address; the text is the cause.
+            OSError: the agent cannot listen on the address. The error's text is the cause.
         """
         if self.address.startswith("tcp:"):
             assert self.config.tls is not None
@@ -220,7 +220,7 @@ class ListenDiscoverer:
     def _accept_connection(
         self, server: socket.socket, listener: DiscoveryListener, failed: asyncio.Future[OSError]
     ) -> None:
-        """Accept one connection. asyncio's `sock_accept` is not used, because it may drop an accepted connection when it is cancelled."""
+        """Accept one connection. asyncio's `sock_accept` is not used, because its cancellation may drop an accepted connection."""
         try:
             sock, address = server.accept()
         except (BlockingIOError, ConnectionAbortedError):
@@ -289,7 +289,7 @@ class ListenDiscoverer:
         return monitor
 
     def _current_tls_context(self, tls: ListenTlsConfig) -> ssl.SSLContext:
-        """Return a TLS context. If the files were modified, read them again, because certificates are renewed while the agent runs."""
+        """Return the TLS context. Read modified files again, because certificates are renewed while the agent runs."""
         modified = tls.modification_times()
         if self._tls is None or self._tls[0] != modified:
             self._tls = modified, tls.make_context()
@@ -316,7 +316,7 @@ class ListenDiscoverer:
 
 def _bind_unix(path: str) -> socket.socket:
     """Return a Unix socket that listens at a path. A socket file that no process listens on is replaced."""
-    if _is_stale(path):
+    if _is_unused_socket_file(path):
         Path(path).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     try:
@@ -330,11 +330,11 @@ def _bind_unix(path: str) -> socket.socket:
     return listener
 
 
-def _is_stale(path: str) -> bool:
+def _is_unused_socket_file(path: str) -> bool:
     """Return whether the path is a socket file that no process listens on.
 
     Raises:
-        OSError: a process listens on it.
+        OSError: a process listens on the socket.
     """
     with socket.socket(socket.AF_UNIX) as probe:
         if Path(path).is_socket() and probe.connect_ex(path) != errno.ECONNREFUSED:
@@ -343,7 +343,7 @@ def _is_stale(path: str) -> bool:
 
 
 def _peer_groups(sock: socket.socket) -> Sequence[int]:
-    """Return the IDs of the peer's supplementary groups; empty if there are more than 256, because `getsockopt` cannot return them."""
+    """Return the IDs of the peer's supplementary groups; empty for more than 256 groups, which exceed the buffer of `getsockopt`."""
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
     except OSError:
@@ -364,7 +364,7 @@ def allowed_ids(config: ListenConfig, agent_uid: int) -> tuple[set[int], set[int
 
     Args:
         config: the entry of the config's `monitors`.
-        agent_uid: user ID of the agent, which may connect if `users` is not set.
+        agent_uid: user ID of the agent. If `users` is not set, this user may connect.
     """
     if config.users is not None:
         return _ids_of_names(config.users, _uid_of_user), _ids_of_names(config.groups, _gid_of_group)

@@ -1,8 +1,8 @@
-"""A dedicated monitor that the agent adds to QEMU 11.1 and newer. The agent adds it over a monitor that it shares with another client.
+"""A dedicated monitor that the agent adds to QEMU 11.1 and newer, over a monitor that the agent shares with another client.
 
-If a QEMU can add monitors, its existing monitors are QOM objects. So one `qom-list` shows whether QEMU can add monitors.
+A QEMU that can add monitors has its monitors as QOM objects. So one `qom-list` shows whether QEMU can add monitors.
 When the agent disconnects, QEMU deletes the added monitor, its character device and its socket file (`close-action`). If QEMU cannot
-add a monitor, the agent uses the shared monitor and connects to it for each poll.
+add a monitor, the agent connects to the shared monitor for each poll.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ class DialPerPollConfig(DiscovererConfig):
     timeout: Annotated[Seconds, Field(ge=0.05, le=10)] = 0.5
     """How long the agent waits for the greeting, and again for the replies, before it disconnects."""
     own_monitor_dir: AbsolutePath | None = None
-    """Directory for sockets of the agent's own monitors, which it adds to QEMU 11.1 and newer. The key allows only this change."""
+    """Directory for the sockets of monitors that the agent adds to QEMU 11.1 and newer. This key allows no other change."""
 
     def build(self, _allow: AllowedChanges) -> DialPerPollDiscoverer:
         """Return the discoverer."""
@@ -147,10 +147,10 @@ async def _add_monitor(
     (objects,) = await shared.execute((LIST_OBJECTS,), deadline=deadline)
     types = [entry.get("type") for entry in objects if isinstance(entry, dict)] if isinstance(objects, list) else []
     if _MONITOR_TYPE not in types:
-        raise NotConnectedError("this QEMU cannot add monitors; 11.1 and newer can")
+        raise NotConnectedError("this QEMU cannot add monitors; QEMU 11.1 and newer can")
     path = str(directory / f"{shared.peer_pid}.qmp")
     socket, monitor = await shared.execute(add_monitor_commands(path), deadline=deadline)
-    # The socket and the monitor exist already if an agent added them and was killed before it connected.
+    # If an agent was killed between adding the monitor and connecting, the socket and the monitor exist already.
     try:
         if isinstance(monitor, QmpError) and not isinstance(socket, QmpError):
             raise monitor

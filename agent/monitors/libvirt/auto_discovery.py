@@ -1,4 +1,4 @@
-"""Discovery of all libvirts of a host: system and session daemons, on the host and in containers such as KubeVirt's pods.
+"""Discovery of all libvirt daemons of a host: system and session daemons, on the host and in containers such as KubeVirt's pods.
 
 Each daemon has its own `LibvirtDiscoverer`, so a daemon that hangs affects no other.
 """
@@ -25,15 +25,15 @@ SCAN_SECONDS = 0.5
 SCAN_TIMEOUT_SECONDS = 10.0
 """Time after which a scan counts as hung. A container's file system may hang."""
 GRACE_SECONDS = 10.0
-"""How long the agent waits for a daemon to start again on the host or in its container. After that, it drops the daemon's domains."""
+"""How long a daemon that has ended may take to start again. After that, the agent drops the daemon's domains."""
 RESTART_SECONDS = 10.0
-"""Wait after an internal error in the discovery of one daemon."""
-HOST = "host"
-"""The name of the host in patterns of containers."""
-MAX_NAMES = 3
-"""Maximum number of daemons that the status names."""
+"""Wait before the discovery of one daemon restarts after an internal error."""
+HOST_NAME = "host"
+"""The name that stands for the host itself in `containers`."""
+MAX_NAMED_DAEMONS = 3
+"""Maximum number of daemons whose names and errors are in the status."""
 
-Place = tuple[int | None, str]
+DaemonKey = tuple[int | None, str]
 """Identity of a daemon across restarts, see `LibvirtProcess.key`."""
 
 
@@ -42,11 +42,11 @@ class _Daemon:
     """A daemon that the agent uses.
 
     Attributes:
-        process: the daemon's process at the last scan that found one.
+        process: the daemon's process, as of the last scan that found the daemon.
         discoverer: finds its domains.
         task: runs the discoverer.
         has_status: whether the discoverer has reported a status.
-        error: why discovery does not work; None if it works.
+        error: why discovery does not work; None if discovery works.
         limitation: a limitation of discovery; may be empty.
         missing_since: monotonic time of the first scan without the daemon; None if the last scan found it.
     """
@@ -61,7 +61,7 @@ class _Daemon:
 
 
 class _DaemonListener:
-    """Passes on the domains of one daemon. Stores the daemon's status, which becomes part of the status of all daemons."""
+    """Forwards the domains of one daemon. Stores the daemon's status for the combined status of all daemons."""
 
     def __init__(self, daemons: "LibvirtAutoDiscoverer", daemon: _Daemon, listener: DiscoveryListener) -> None:
         self._daemons = daemons
@@ -114,7 +114,7 @@ class LibvirtAutoDiscoverer:
         self._grace_seconds = grace_seconds
         self._scan = LibvirtScan()
         self._index = QemuIndex()
-        self._daemons: dict[Place, _Daemon] = {}
+        self._daemons: dict[DaemonKey, _Daemon] = {}
         self._status_source = Monitor("libvirt auto", ("libvirt", "auto", *self._options), self._refuse_to_open)
         self._reported: object = None
 
@@ -149,7 +149,7 @@ class LibvirtAutoDiscoverer:
         return pools
 
     def report_status(self, listener: DiscoveryListener) -> None:
-        """Report the combined status of all daemons, if it has changed, and only once each daemon has a status."""
+        """Report the combined status of all daemons after a change, but not before each daemon has reported a status."""
         if not all(daemon.has_status for daemon in self._daemons.values()):
             return
         error, limitation = self._summarize_status()
@@ -160,18 +160,20 @@ class LibvirtAutoDiscoverer:
 
     def _summarize_status(self) -> tuple[QmpError | None, str]:
         failed = {daemon.discoverer.name: daemon.error for daemon in self._daemons.values() if daemon.error is not None}
-        parts = [] if self._daemons else ["no libvirt runs on this host"]
+        parts = [] if self._daemons else ["no libvirt daemon runs on this host"]
         if failed:
-            names = ", ".join(f"{sanitize(name)}: {error}" for name, error in sorted(failed.items())[:MAX_NAMES])
-            parts.append(f"{len(failed)} of {len(self._daemons)} libvirts cannot be reached: {names}")
+            names = ", ".join(
+                f"{sanitize(name)}: {error}" for name, error in sorted(failed.items())[:MAX_NAMED_DAEMONS]
+            )
+            parts.append(f"{len(failed)} of {len(self._daemons)} libvirt daemons cannot be reached: {names}")
         if self._scan.unreadable:
             parts.append(
-                f"the agent may not look into the containers of {self._scan.unreadable}: it needs CAP_SYS_PTRACE"
+                f"libvirt daemons in containers that cannot be inspected: {self._scan.unreadable} (the agent needs CAP_SYS_PTRACE)"
             )
         if self._scan.ignored:
-            parts.append(f"{self._scan.ignored} ignored, because the limit is {MAX_DAEMONS}")
+            parts.append(f"libvirt daemons ignored: {self._scan.ignored} (the limit is {MAX_DAEMONS})")
         if read_only := sum(bool(daemon.limitation) for daemon in self._daemons.values()):
-            parts.append(f"{read_only} read-only")
+            parts.append(f"read-only libvirt daemons: {read_only}")
         text = "; ".join(parts)
         if failed and len(failed) == len(self._daemons):
             return type(next(iter(failed.values())))(text), ""
@@ -195,25 +197,25 @@ class LibvirtAutoDiscoverer:
 
     def _update_daemons(self, listener: DiscoveryListener, tasks: asyncio.TaskGroup) -> None:
         now = time.monotonic()
-        current = {place: process for place, process in self._scan.daemons.items() if self._is_selected(process)}
-        for place, process in current.items():
-            daemon = self._daemons.get(place)
+        current = {key: process for key, process in self._scan.daemons.items() if self._is_selected(process)}
+        for key, process in current.items():
+            daemon = self._daemons.get(key)
             if daemon is None:
-                daemon = self._daemons[place] = _Daemon(process, self._make_discoverer(process))
+                daemon = self._daemons[key] = _Daemon(process, self._make_discoverer(process))
                 daemon.task = tasks.create_task(self._run_daemon(daemon, listener), name=repr(daemon.discoverer))
             daemon.process, daemon.missing_since = process, None
             daemon.discoverer.uri = process.uri
-        for place in self._daemons.keys() - current.keys():
-            daemon = self._daemons[place]
+        for key in self._daemons.keys() - current.keys():
+            daemon = self._daemons[key]
             daemon.missing_since = daemon.missing_since or now
             if now - daemon.missing_since >= self._grace_seconds or not self._has_qemus(daemon.process):
-                del self._daemons[place]
+                del self._daemons[key]
                 if daemon.task is not None:
                     daemon.task.cancel()
                 daemon.discoverer.domains.remove_all(listener)
 
     def _is_selected(self, process: LibvirtProcess) -> bool:
-        return any(fnmatchcase(process.container or HOST, pattern) for pattern in self._containers)
+        return any(fnmatchcase(process.container or HOST_NAME, pattern) for pattern in self._containers)
 
     def _make_discoverer(self, process: LibvirtProcess) -> LibvirtDiscoverer:
         name = f"{process.container or 'libvirt'}:{process.socket}"
@@ -230,11 +232,11 @@ class LibvirtAutoDiscoverer:
         )
 
     def _find_pid(self, pid_namespace: int | None, uuid: str) -> int | None:
-        """Return the process ID of a domain's QEMU; None if unknown. If the last scan did not find it, scan again. The call may block."""
+        """Return the process ID of a domain's QEMU; None if unknown. Scan again if the last scan missed the process. The call may block."""
         return self._scan.qemus.get((pid_namespace, uuid)) or self._index.pid_of(uuid)
 
     def _has_qemus(self, process: LibvirtProcess) -> bool:
-        """Return whether a QEMU runs in the pid namespace of a daemon that has ended."""
+        """Return whether a QEMU runs in a daemon's pid namespace. The daemon itself may have ended."""
         return any(namespace == process.pid_namespace for namespace, _ in self._scan.qemus)
 
     async def _run_daemon(self, daemon: _Daemon, listener: DiscoveryListener) -> None:
@@ -242,7 +244,7 @@ class LibvirtAutoDiscoverer:
             try:
                 await daemon.discoverer.run(_DaemonListener(self, daemon, listener))
             except Exception:  # noqa: BLE001 - a bug that one daemon triggers must not end the discovery of others
-                _log.exception("%s: internal error: the agent connects again", sanitize(daemon.discoverer.name))
+                _log.exception("%s: internal error; the agent reconnects", sanitize(daemon.discoverer.name))
             await asyncio.sleep(RESTART_SECONDS)
 
     async def _refuse_to_open(self, *_: object, **__: object) -> MonitorConnection:

@@ -18,7 +18,7 @@ _loading_lock = threading.Lock()
 
 
 class LibraryMissingError(Exception):
-    """libvirt's Python library cannot be loaded. The error's text contains the command that installs it."""
+    """libvirt's Python library cannot be loaded. The error's text contains the command that installs the library."""
 
 
 def load_library() -> tuple[Any, Any]:
@@ -37,7 +37,7 @@ def load_library() -> tuple[Any, Any]:
         ) from None
     with _loading_lock:
         if not any(thread.name == _EVENT_THREAD_NAME for thread in threading.enumerate()):
-            # Without this, libvirt also prints each error that it raises.
+            # Without this handler, libvirt also prints each error that it raises.
             api.registerErrorHandler(lambda *_: None, None)
             api.virEventRegisterDefaultImpl()
             threading.Thread(target=_run_events, args=(api,), name=_EVENT_THREAD_NAME, daemon=True).start()
@@ -51,7 +51,7 @@ def _run_events(api: Any) -> None:
 
 
 class LibvirtConnection:
-    """A connection to libvirtd. Its first use opens it. Only one thread may use it at a time."""
+    """A connection to libvirtd. The first call opens the connection. Only one thread at a time may use the connection."""
 
     def __init__(self, api: Any, uri: str, *, read_only: bool, keepalive: tuple[int, int] = KEEPALIVE) -> None:
         self.retired = False

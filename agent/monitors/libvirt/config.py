@@ -22,19 +22,21 @@ class LibvirtConfig(DiscovererConfig):
     """The domains of a libvirtd, or of all daemons of libvirt on this host."""
 
     libvirt: Annotated[str, AfterValidator(_check_uri)]
-    """libvirt's URI, such as qemu:///system, or `auto` for all daemons on this host and in its containers. It needs qmp-agent[libvirt];
-    docs/reference/monitors.md has the permissions."""
+    """libvirt's URI, such as qemu:///system, or `auto` for all daemons on this host and in its containers.
+
+    The entry needs qmp-agent[libvirt]. docs/reference/monitors.md has the permissions.
+    """
     read_only: bool = False
     """Use a read-only connection, without events from QEMU and without thresholds.
 
-    The agent also does so if libvirt permits nothing else.
+    The agent also does so if libvirt permits no other connection.
     """
     passthrough: bool = False
     """Send commands to QEMU itself, through libvirt. libvirt then taints the domains. allow.libvirt_passthrough does so for all entries.
     """
 
     containers: Annotated[tuple[str, ...], Field(min_length=1, max_length=100)] = ("*",)
-    """For `auto`: name patterns of the containers whose libvirts are used, such as virt-launcher-*. `host` is the host itself."""
+    """For `auto`: name patterns of the containers whose libvirt daemons are used, such as virt-launcher-*. `host` is the host itself."""
 
     def build(self, allow: AllowedChanges) -> Discoverer:
         """Return the discoverer."""

@@ -1,8 +1,8 @@
 """Calls of libvirt's blocking library, each in a thread, on a limited number of connections.
 
 libvirt cannot cancel calls, so a call that waits for a hung QEMU returns only when that QEMU continues. A call that takes too long
-therefore counts as hung. It frees its slot for another call, and its connection gets no further calls. The number of hung calls is also
-limited. Each of them occupies one of libvirtd's workers (max_workers, 20 by default), and all clients of libvirtd share the workers.
+therefore counts as hung: another call may start in its place, and its connection gets no further calls. The number of hung calls is also
+limited. Each hung call occupies one of libvirtd's workers (max_workers, 20 by default), and all clients of libvirtd share the workers.
 
 A connection never has two calls at once, because libvirt 9.0 may crash (virNetClientIOEventLoop, CVE-2024-4418). The crash happens after
 keepalive has ended the calls of several threads on one connection. libvirt then keeps an event source that points into the stack of an
@@ -28,7 +28,7 @@ class CallLimits:
 
     Attributes:
         max_calls: maximum number of calls at once, not counting hung calls.
-        max_hung: maximum number of hung calls. Beyond it, a call that takes too long does not free its slot.
+        max_hung: maximum number of hung calls. Beyond this number, a call that takes too long still counts toward `max_calls`.
     """
 
     max_calls: int
@@ -39,7 +39,7 @@ HOST_LIMITS = CallLimits(max_calls=4, max_hung=8)
 """Limits for a libvirtd with all domains of a host."""
 
 SINGLE_DOMAIN_LIMITS = CallLimits(max_calls=1, max_hung=2)
-"""Limits for a libvirtd with one domain, as in the pods of KubeVirt. A node may have 250 of them."""
+"""Limits for a libvirtd with one domain, as in the pods of KubeVirt. A node may have 250 such daemons."""
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class _PooledCall:
 
 
 class ConnectionPool:
-    """Makes calls to one libvirtd, and reconnects when it restarts. Must be used on the event loop that created it."""
+    """Makes calls to one libvirtd, and reconnects when libvirtd restarts. Only the event loop that created the pool may use the pool."""
 
     def __init__(
         self,

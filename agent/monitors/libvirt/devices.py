@@ -30,6 +30,7 @@ _MAX_DEPTH = 64
 """Maximum number of images to read from the backing chain of a disk."""
 
 GUEST_AGENT_PORT = "org.qemu.guest_agent.0"
+"""Name of the virtio serial port that guest agents use."""
 
 MAX_XML_BYTES = 1 << 22
 """Maximum size of the XML, which is the maximum size of a string in libvirt's protocol."""
@@ -40,8 +41,8 @@ class ImageLayer:
     """One image in the backing chain of a disk.
 
     Attributes:
-        index: libvirt's number of the image. libvirt derives the names of the image's block nodes from it. If libvirt does not use
-            -blockdev, it has no number; the index is -1, and the names of the block nodes are unknown.
+        index: libvirt's number of the image, which is part of the names of the image's block nodes; -1 if unknown. libvirt numbers images
+            only if it uses -blockdev.
         format: the format's block driver, such as qcow2.
         protocol: the block driver of the storage below the format, such as file.
         path: the image's file, device, or name on a storage server; empty if unknown.
@@ -101,7 +102,7 @@ class DomainDevices:
     guest_agent: tuple[str, bool] | None = None
 
     def threshold_target(self, node: str) -> str | None:
-        """Return libvirt's name of the image with this storage node, such as `vda[1]`; None if no disk has the node."""
+        """Return the name by which libvirt sets the write threshold of a storage node, such as `vda[1]`; None if no disk has the node."""
         for disk in self.disks.values():
             for layer in disk.layers:
                 if node == layer.storage_node:

@@ -39,12 +39,12 @@ from agent.qmp.errors import (
 RELIST_SECONDS = 30.0
 """Time between two reads of libvirt's list of running domains."""
 RESPONSE_SECONDS = 5.0
-"""Timeout of calls that libvirtd answers without QEMU. A libvirtd that exceeds it counts as hung."""
+"""Timeout of calls that libvirtd answers without QEMU. A libvirtd that exceeds this timeout counts as hung."""
 FIRST_RETRY_SECONDS = 0.2
 MAX_RETRY_SECONDS = 10.0
 """Maximum wait between two attempts to connect to libvirtd."""
-PID_FILES = Path("/run/libvirt/qemu")
-"""Directory with a file of the process ID of each domain. The system libvirtd of this host writes these files."""
+PID_FILE_DIRECTORY = Path("/run/libvirt/qemu")
+"""Directory of the pid files, NAME.pid for each domain. The system libvirtd of this host writes these files."""
 
 READ_ONLY_NOTE = "read-only: only the events STOP, RESUME, SUSPEND and SHUTDOWN; no thresholds and no passthrough"
 
@@ -83,7 +83,7 @@ _ERROR_TYPES: Mapping[DaemonState, type[QmpError]] = {
     DaemonState.LOST: TransportLostError,
     DaemonState.DENIED: DeniedError,
 }
-"""The exception that opening a domain raises in each state. In the state REACHABLE a domain can be opened."""
+"""Type of the error when a domain cannot be opened, by libvirtd's state. In the state REACHABLE, domains can be opened."""
 
 
 class LibvirtDiscoverer:
@@ -132,7 +132,7 @@ class LibvirtDiscoverer:
         )
         self._daemon: LibvirtDaemon | None = None
         self._state = DaemonState.CONNECTING
-        self._reason = f"{uri} was not reached yet"
+        self._reason = f"{uri} has not been reached yet"
         self._reported: object = None
         self._list_outdated = asyncio.Event()
 
@@ -178,13 +178,13 @@ class LibvirtDiscoverer:
         return await daemon.pool.run(lambda connection: list_storage_pools(daemon.api, connection.handle()))
 
     def refresh(self) -> None:
-        """Read the list of running domains again, without waiting for the interval."""
+        """Make discovery read libvirt's list of running domains now, without waiting for the interval."""
         self._list_outdated.set()
 
     async def _connect(
         self, events: EventConnection, pool: ConnectionPool, listener: DiscoveryListener
     ) -> LibvirtDaemon:
-        """Connect. If libvirtd does not answer in time, report it as hung, and keep waiting until keepalive ends the attempt."""
+        """Connect. Report a libvirtd that does not answer in time as hung, and keep waiting until keepalive ends the attempt."""
         opening = asyncio.ensure_future(events.open(self.uri, read_only=self._read_only))
         try:
             if not (await asyncio.wait({opening}, timeout=RESPONSE_SECONDS))[0]:
@@ -247,7 +247,7 @@ class LibvirtDiscoverer:
             listener.on_status(self._status_source, error, limitation)
 
     def _handle_connection_failure(self, error: QmpError) -> None:
-        """Enter the state that follows a failure. End the connections to the domains, because the state of the domains is unknown."""
+        """Set the state after a failure. End the connections to the domains, because the domains may change unnoticed."""
         state = self._state.after_failure(error, connected=self._daemon is not None)
         if state is not DaemonState.HUNG:
             self._reason = str(error)
@@ -280,12 +280,12 @@ class LibvirtDiscoverer:
 def _pid_of_domain(uri: str, index: QemuIndex, uuid: str, name: str) -> int | None:
     """Return the process ID of a domain; None if libvirtd is on another host or the ID is unknown. The call blocks.
 
-    For a libvirtd that is not the system libvirtd, search by the UUID, because its pid files may be in another namespace.
+    If libvirtd is not the system libvirtd, search by the UUID, because the pid files may be in another namespace.
     """
     if not re.match(r"qemu(\+unix)?:///", uri):
         return None
     is_system = uri.partition("///")[2].startswith("system") and "socket=" not in uri
-    return (read_pid_file(PID_FILES, name) if is_system else None) or index.pid_of(uuid)
+    return (read_pid_file(PID_FILE_DIRECTORY, name) if is_system else None) or index.pid_of(uuid)
 
 
 def _list_running_domains(handle: Any) -> list[RunningDomain]:

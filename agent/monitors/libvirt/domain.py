@@ -28,7 +28,7 @@ from agent.qmp.errors import (
 from agent.qmp.protocol import UNKNOWN_VERSION, Greeting, SkippedQmpMessages, greeting_with_version
 
 REASON_SECONDS = 1.0
-"""How long to wait for libvirt's event with the reason after a domain has ended. The end is detected by a failed call."""
+"""How long to wait for libvirt's event with the reason, after a failed call has shown that the domain ended."""
 
 QUERY_VERSION = Command("query-version")
 
@@ -65,21 +65,21 @@ class DomainConnection:
 
     @property
     def receives_events(self) -> bool:
-        """True if libvirt reports QEMU's events. It reports none on read-only connections."""
+        """True if libvirt reports QEMU's events. libvirt reports no events of QEMU on read-only connections."""
         return not self._daemon.read_only
 
     async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
         """Execute commands and return their results, in order.
 
         Raises:
-            StalledError: the results did not arrive within `deadline` seconds, or earlier results are still due.
+            StalledError: the results did not arrive within `deadline` seconds, or earlier commands are still running.
             NotConnectedError: the connection has ended.
             CommandNotAllowedError: a command is not on the allow-list.
         """
         if self.ended.done():
             raise self.ended.result()
         for command in commands:
-            # Raises for a command that is not allowed, even if it is translated into a libvirt call.
+            # `encode` raises for a command that is not allowed. This check also applies to commands that become libvirt calls.
             self._allow.encode(command)
         if self._execution is not None and not self._execution.done():
             raise StalledError("earlier commands are still running")

@@ -1,4 +1,4 @@
-"""The running domains of one libvirtd: their monitors and the connections to them."""
+"""The running domains of one libvirtd, with their monitors and the agent's connections."""
 
 import asyncio
 import contextlib
@@ -19,10 +19,10 @@ from agent.qmp.errors import MigratedAwayError, NotConnectedError, QmpError
 from agent.qmp.protocol import Event
 
 FindPid = Callable[[str, str], int | None]
-"""Returns the process ID of a domain's QEMU on this host, by the domain's UUID and name; None if it is unknown. It may block."""
+"""Returns the process ID of a domain's QEMU on this host, by the domain's UUID and name; None if unknown. The call may block."""
 
-FIND_SECONDS = 3.0
-"""Timeout of the search for a domain's QEMU. The kernel's files about a process can hang with the process."""
+FIND_PID_SECONDS = 3.0
+"""Timeout of the search for a domain's QEMU. If a process hangs, reading its files in /proc may hang, too."""
 
 
 class RunningDomain(NamedTuple):
@@ -44,7 +44,7 @@ class DomainRegistry:
         Args:
             name: the libvirtd's name, such as its URI; the first part of each domain's `Monitor.name`.
             key: the first part of each domain's `Monitor.key`.
-            require_daemon: returns the libvirtd; raises QmpError if the agent is not connected to it.
+            require_daemon: returns the libvirtd; raises QmpError if the agent is not connected to libvirtd.
             find_pid: finds the QEMU of a domain.
         """
         self._name = name
@@ -56,7 +56,7 @@ class DomainRegistry:
         self._migration_phases: dict[str, LibvirtMigrationPhase] = {}
         self._guest_calls = asyncio.Semaphore(MAX_GUEST_CALLS)
         self._missing: set[str] = set()
-        """UUIDs of domains that have a connection, but are missing in the last list."""
+        """UUIDs of domains that have a connection but are missing in the last list."""
 
     def update(self, running: Iterable[RunningDomain], listener: DiscoveryListener) -> None:
         """Report new and ended domains to `listener`; `running` is libvirt's list of running domains."""
@@ -66,7 +66,8 @@ class DomainRegistry:
         missing = self._connections.keys() - {domain.uuid for domain in current.values()}
         for uuid in missing & self._missing:
             self._connections.pop(uuid).end(NotConnectedError("the domain ended"))
-        self._missing = missing  # wait until the next list before their connections end, so that the event with the reason can arrive
+        # These connections end at the next list, so that libvirt's event with the reason can arrive first.
+        self._missing = missing
         for key in current.keys() - self._monitors.keys():
             _, uuid, name = current[key]
             open_ = partial(self.open, uuid, name)
@@ -92,7 +93,7 @@ class DomainRegistry:
         """
         pid: int | None = None
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(deadline, FIND_SECONDS)):
+            async with asyncio.timeout(min(deadline, FIND_PID_SECONDS)):
                 pid = await asyncio.to_thread(self._find_pid, uuid, name)
         connection = DomainConnection(
             self._require_daemon(),
@@ -112,7 +113,7 @@ class DomainRegistry:
         """Return a connection to a domain's guest agent.
 
         Raises:
-            GuestChannelError: the agent is not connected to libvirtd, or may only read.
+            GuestChannelError: the agent is not connected to libvirtd, or the connection is read-only.
         """
         try:
             return open_guest_channel(self._require_daemon(), uuid, self._guest_calls)

@@ -1,4 +1,4 @@
-"""A connection to libvirtd for events. It passes QEMU's events and lifecycle events from libvirt's event thread to the event loop."""
+"""A connection to libvirtd for events. Passes QEMU's events and lifecycle events from libvirt's event thread to the event loop."""
 
 import asyncio
 import contextlib
@@ -22,12 +22,12 @@ from agent.monitors.libvirt.lifecycle import LifecycleEvent
 from agent.qmp.protocol import Event
 
 MAX_PENDING = 8192
-"""Maximum number of events that wait for the event loop. Further events are dropped, and the agent connects again."""
+"""Maximum number of events that wait for the event loop. Further events are dropped, and the agent reconnects."""
 
 
 @dataclass(frozen=True, slots=True)
 class DomainEvent:
-    """An event that a domain's QEMU emitted; `uuid` is the domain's."""
+    """An event that a domain's QEMU emitted; `uuid` identifies the domain."""
 
     uuid: str
     event: Event
@@ -41,7 +41,7 @@ class _ConnectionClosed:
 
 
 class EventConnection:
-    """The connection to libvirtd that libvirt reports events on."""
+    """The connection to libvirtd on which libvirt reports events."""
 
     def __init__(self, api: Any, qemu: Any, on_event: Callable[[LibvirtEvent], None]) -> None:
         """Create a connection that is not open yet.
@@ -167,7 +167,7 @@ def _event_callback(put: Callable[[Any], None]) -> Callable[..., None]:
 
 
 class EventInbox:
-    """A bounded queue of events from libvirt's event thread to the event loop. It keeps their order and counts dropped events."""
+    """A bounded queue of events from libvirt's event thread to the event loop. Keeps the order of events, and counts dropped events."""
 
     def __init__(self, deliver: Callable[[Any], None], on_overflow: Callable[[int], object]) -> None:
         """Create an empty queue.

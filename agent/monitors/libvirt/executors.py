@@ -1,7 +1,7 @@
-"""Execution of QMP commands for a domain: by translation into libvirt's own calls, or by passing them through libvirt to QEMU.
+"""Execution of QMP commands for a domain: by translation into libvirt's own calls, or by passthrough to QEMU.
 
-libvirt's own calls cover a part of QMP. Any other command fails with CommandNotFound, as if QEMU lacked the command. So the agent does not
-send the command again. Passthrough sends every command to QEMU, and libvirt then marks the domain as tainted.
+libvirt's own calls cover a part of QMP. Any other command fails with CommandNotFound, as if QEMU lacked the command. Then the agent does
+not send the command again. Passthrough sends every command to QEMU, and libvirt then marks the domain as tainted.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ class LibvirtCommandExecutor(Protocol):
     """Executes QMP commands for one libvirt domain.
 
     Attributes:
-        current_command: name of the command that QEMU is executing; empty during a libvirt call that serves several commands.
+        current_command: name of the command that QEMU executes now; empty during a libvirt call that serves several commands.
     """
 
     current_command: str
@@ -106,7 +106,7 @@ def _parse_reply(text: str) -> CommandResult:
 
 
 class TranslatingExecutor:
-    """Executes commands by libvirt's own calls. It converts libvirt's statistics and the domain's XML to QMP results."""
+    """Executes commands by libvirt's own calls. Converts libvirt's statistics and the domain's XML to QMP results."""
 
     def __init__(
         self, daemon: LibvirtDaemon, uuid: str, name: str, migration_phase: Callable[[], LibvirtMigrationPhase]
@@ -138,7 +138,7 @@ class TranslatingExecutor:
         devices, devices_error = await self._read_devices(commands, stats)
         sizes: FileSizes = {}
         if any(command.name == "query-named-block-nodes" for command in commands):
-            with contextlib.suppress(CommandError, UnreadableReplyError):  # if this fails, records lack the sizes
+            with contextlib.suppress(CommandError, UnreadableReplyError):  # after a failure, records lack the sizes
                 sizes = await self._read_file_sizes(devices)
         return DomainData(self._uuid, self._name, stats, devices, sizes, stats_error, devices_error)
 
@@ -198,7 +198,7 @@ class TranslatingExecutor:
         return await self._apply_change(lambda domain: domain.setBlockThreshold(target, threshold))
 
     def _add_migration_state(self, command: Command, result: Any) -> Any:
-        """Return a result with the state of a migration to this host. libvirt's domain states do not show this state.
+        """Return a result with the state of a migration to this host, because libvirt's domain states do not show this state.
 
         While the migration runs, query-status returns `inmigrate`. If query-status never returned `inmigrate`, query-migrate returns
         `completed` once after the migration.
@@ -217,7 +217,7 @@ class TranslatingExecutor:
         return result
 
     async def _apply_change(self, change: Callable[[Any], object]) -> CommandResult:
-        """Call `change` in a thread, with libvirt's object of the domain. Return its outcome as a command's result."""
+        """Call `change` with libvirt's object of the domain, in a thread. Return an empty result, or libvirt's error."""
 
         def call(connection: LibvirtConnection) -> dict[str, Any]:
             change(connection.look_up_domain(self._uuid))

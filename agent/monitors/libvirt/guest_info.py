@@ -26,7 +26,7 @@ Params = Mapping[str, Any]
 """libvirt's typed parameters, such as `fs.0.mountpoint`."""
 
 MAX_GUEST_CALLS = 2
-"""Maximum number of calls to guest agents at once. libvirt's pool permits four calls, and the others stay free for polls."""
+"""Maximum number of calls to guest agents at once. On the host, `ConnectionPool` permits four calls, so two stay free for polls."""
 
 _MAX_ENTRIES = 256
 RESTORED_TIMEOUT = -2
@@ -39,12 +39,12 @@ AGENT_UNRESPONSIVE = 86
 
 
 @dataclass(frozen=True, slots=True)
-class InfoType:
-    """One kind of information.
+class GuestInfoType:
+    """A kind of information that virDomainGetGuestInfo returns, such as file systems.
 
     Attributes:
-        flag: its virDomainGuestInfoTypes.
-        convert: returns the command's value.
+        flag: the kind's bit in virDomainGuestInfoTypes.
+        convert: converts libvirt's parameters to the result of the guest agent's command.
     """
 
     flag: int
@@ -52,7 +52,7 @@ class InfoType:
 
 
 def _split_entries(params: Params, prefix: str) -> list[dict[str, Any]]:
-    """Return the parameters of each entry of a list, without their prefix, in one pass."""
+    """Return the parameters of each entry of a list, with keys such as `mountpoint` for `fs.0.mountpoint`."""
     count = params.get(f"{prefix}.count", 0)
     entries: list[dict[str, Any]] = [{} for _ in range(min(count, _MAX_ENTRIES) if type(count) is int else 0)]
     by_number = {str(number): entry for number, entry in enumerate(entries)}
@@ -64,7 +64,7 @@ def _split_entries(params: Params, prefix: str) -> list[dict[str, Any]]:
 
 
 def _rename_params(params: Params, names: Mapping[str, str]) -> dict[str, Any]:
-    """Return the parameters that exist, under the guest agent's names."""
+    """Return the values of the parameters in `names`, by the guest agent's names. Leave out absent parameters."""
     return {name: params[key] for key, name in names.items() if key in params}
 
 
@@ -107,20 +107,20 @@ def _convert_system(params: Params) -> dict[str, Any]:
     return _rename_params(params, {f"os.{name}": name for name in (*_OS, "kernel-version")})
 
 
-INFO_TYPES: Mapping[str, InfoType] = {
-    "guest-get-users": InfoType(1, lambda params: _split_entries(params, "user")),
-    "guest-get-osinfo": InfoType(2, _convert_system),
-    "guest-get-timezone": InfoType(
+INFO_TYPES: Mapping[str, GuestInfoType] = {
+    "guest-get-users": GuestInfoType(1, lambda params: _split_entries(params, "user")),
+    "guest-get-osinfo": GuestInfoType(2, _convert_system),
+    "guest-get-timezone": GuestInfoType(
         4, lambda p: _rename_params(p, {"timezone.name": "zone", "timezone.offset": "offset"})
     ),
-    "guest-get-host-name": InfoType(8, lambda params: _rename_params(params, {"hostname": "host-name"})),
-    "guest-get-fsinfo": InfoType(16, _convert_filesystems),
-    "guest-network-get-interfaces": InfoType(64, _convert_interfaces),
-    "guest-get-load": InfoType(
+    "guest-get-host-name": GuestInfoType(8, lambda params: _rename_params(params, {"hostname": "host-name"})),
+    "guest-get-fsinfo": GuestInfoType(16, _convert_filesystems),
+    "guest-network-get-interfaces": GuestInfoType(64, _convert_interfaces),
+    "guest-get-load": GuestInfoType(
         128, lambda p: _rename_params(p, {"load.1m": "load1m", "load.5m": "load5m", "load.15m": "load15m"})
     ),
 }
-"""libvirt's kind of information, by guest agent command. libvirt does not report CPU time, disk statistics, the clock and freezes."""
+"""libvirt's kind of information, by guest agent command. libvirt reports no CPU time, disk statistics, clock or freeze state."""
 
 _INFO = {"version": "libvirt", "supported_commands": [{"name": name, "enabled": True} for name in INFO_TYPES]}
 
@@ -128,29 +128,30 @@ _INFO = {"version": "libvirt", "supported_commands": [{"name": name, "enabled": 
 class LibvirtGuestChannel:
     """A `GuestChannel` over libvirt. libvirt's calls wait forever for the guest agent, unless a timeout is set."""
 
-    def __init__(self, daemon: LibvirtDaemon, uuid: str, budget: asyncio.Semaphore) -> None:
+    def __init__(self, daemon: LibvirtDaemon, uuid: str, call_slots: asyncio.Semaphore) -> None:
         self.ended: asyncio.Future[GuestAgentError] = asyncio.get_running_loop().create_future()
         self._daemon = daemon
         self._uuid = uuid
-        self._budget = budget
+        self._call_slots = call_slots
 
     async def execute(self, name: str, *, deadline: float) -> Any:
-        """Return the value of a command.
+        """Return the result of a guest agent's command, within `deadline` seconds.
 
         Raises:
             GuestAgentError: the errors of `GuestAgentClient.execute`.
         """
         if self.ended.done():
             raise self.ended.result()
-        commands.encode(name)  # raises for a command that is not on the list
+        commands.encode(name)  # raises for a command that is not on the allow-list
         if name == "guest-info":
             return _INFO
         info = INFO_TYPES.get(name)
         if info is None:
             raise GuestAgentCommandError("CommandNotFound", f"libvirt does not report {name}")
         try:
-            async with asyncio.timeout(deadline + 1), self._budget:  # normally, libvirt's timeout ends the call before
-                params = await self._call(info.flag, deadline)
+            # libvirt's own timeout normally ends the call first.
+            async with asyncio.timeout(deadline + 1), self._call_slots:
+                params = await self._query_in_thread(info.flag, deadline)
         except TimeoutError:
             raise GuestTimeoutError(f"no reply to {name} within {deadline:g} s") from None
         except QmpError as error:
@@ -159,19 +160,21 @@ class LibvirtGuestChannel:
             raise params
         return info.convert(params)
 
-    async def _call(self, flag: int, deadline: float) -> Params | GuestAgentError:
-        """Query one kind of information. If this call is cancelled, wait until libvirt has returned and the timeout is restored."""
+    async def _query_in_thread(self, flag: int, deadline: float) -> Params | GuestAgentError:
+        """Query one kind of information in a thread. After a cancellation, wait until libvirt has returned and the timeout is restored."""
         loop, seconds = asyncio.get_running_loop(), max(1, round(deadline))
         end = loop.time() + seconds + 1
-        call = asyncio.ensure_future(self._daemon.pool.run(lambda connection: self._query(connection, flag, seconds)))
+        call = asyncio.ensure_future(
+            self._daemon.pool.run(lambda connection: self._query_blocking(connection, flag, seconds))
+        )
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:
             await asyncio.wait({call}, timeout=max(0.0, end - loop.time()))
             raise
 
-    def _query(self, connection: LibvirtConnection, flag: int, seconds: int) -> Params | GuestAgentError:
-        """Query one kind of information. Runs in a thread."""
+    def _query_blocking(self, connection: LibvirtConnection, flag: int, seconds: int) -> Params | GuestAgentError:
+        """Query one kind of information. This method runs in a thread."""
         domain = connection.look_up_domain(self._uuid)
         try:
             with _response_timeout(domain, seconds):
@@ -183,14 +186,14 @@ class LibvirtGuestChannel:
         return params
 
     def close(self) -> None:
-        """End the connection. A call in progress ends by its own timeout."""
+        """Close the channel. A call in progress ends by its own timeout."""
         if not self.ended.done():
             self.ended.set_result(GuestChannelError("closed by the agent"))
 
 
 @contextmanager
 def _response_timeout(domain: Any, seconds: int) -> Iterator[None]:
-    """Set the timeout of calls to the guest agent during a `with` block. Restore the default, because the manager's calls also use it."""
+    """Set the timeout of all calls to the guest agent during a `with` block. Then restore the default for the VM's manager."""
     domain.agentSetResponseTimeout(seconds, 0)
     try:
         yield
@@ -209,12 +212,12 @@ def _to_guest_error(error: QmpError) -> GuestAgentError:
     return GuestChannelError(str(error))
 
 
-def open_guest_channel(daemon: LibvirtDaemon, uuid: str, budget: asyncio.Semaphore) -> LibvirtGuestChannel:
+def open_guest_channel(daemon: LibvirtDaemon, uuid: str, call_slots: asyncio.Semaphore) -> LibvirtGuestChannel:
     """Return a channel to a domain's guest agent.
 
     Raises:
         GuestChannelDeniedError: the connection to libvirtd is read-only.
     """
     if daemon.read_only:
-        raise GuestChannelDeniedError("libvirt queries guest agents only on a connection that may write")
-    return LibvirtGuestChannel(daemon, uuid, budget)
+        raise GuestChannelDeniedError("libvirt queries guest agents only over a connection that is not read-only")
+    return LibvirtGuestChannel(daemon, uuid, call_slots)

@@ -8,7 +8,7 @@ STARTED, SUSPENDED, RESUMED, STOPPED = 2, 3, 4, 5
 """Types of lifecycle events: values of virDomainEventType."""
 
 _STARTED_BY_MIGRATION = 1
-"""Detail of STARTED if the domain migrates in (VIR_DOMAIN_EVENT_STARTED_MIGRATED). The process exists, but does not run the guest yet."""
+"""Detail of STARTED if the domain migrates in (VIR_DOMAIN_EVENT_STARTED_MIGRATED). QEMU exists, but does not run the guest yet."""
 _ARRIVAL_EVENTS = {(SUSPENDED, 0), (RESUMED, 0), (RESUMED, 1)}
 """Types and details of the events that end a migration to this host. The domain is resumed, or suspended if it was suspended before."""
 

@@ -1,6 +1,6 @@
 """Translation of libvirt's statistics and devices into the results of QMP commands. Pure.
 
-libvirt itself sends these commands to QEMU. It reports only a part of the results, with its own names and units. The tables convert them to
+libvirt itself sends these commands to QEMU, and reports a part of the results with libvirt's own names and units. The tables below have
 QEMU's names and units, so that the collectors read one format. A value that libvirt does not report is absent.
 """
 
@@ -151,9 +151,9 @@ def has_block_stats(stats: Stats) -> bool:
 
 
 def devices_cover_stats(stats: Stats, devices: DomainDevices) -> bool:
-    """Return whether the devices contain all images of the statistics.
+    """Return whether `devices` contains every image in the statistics.
 
-    After a snapshot, a mirror's pivot or a hotplug, an image is missing.
+    After a snapshot, a mirror's pivot or a hotplug, an image is missing until the XML is read again.
     """
     return _image_stats(stats).keys() <= {
         (disk.target, layer.index) for disk in devices.disks.values() for layer in disk.layers
@@ -217,14 +217,14 @@ def query_named_block_nodes_result(stats: Stats, devices: DomainDevices, sizes: 
 
 
 def _write_threshold(image: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the write threshold of an image. It is 0 if none is set. Return an empty dict if libvirt could not query the image."""
+    """Return the write threshold of an image, 0 if no threshold is set; empty if libvirt could not query the image."""
     if "threshold" in image:
         return {"write_threshold": image["threshold"]}
     return {"write_threshold": 0} if "capacity" in image else {}
 
 
 def has_threshold_slot(node: str, data: "DomainData") -> bool:
-    """Return whether libvirt reports the write threshold of a storage node: its value, or that none is set."""
+    """Return whether libvirt reports the write threshold of a storage node: a value, or that no threshold is set."""
     nodes = query_named_block_nodes_result(data.stats, data.devices, {})
     return any(entry["node-name"] == node and "write_threshold" in entry for entry in nodes)
 
@@ -253,8 +253,8 @@ class DomainData:
         stats: the domain's statistics, of the groups that the commands need.
         devices: the domain's devices.
         sizes: sizes of the disks that are files; empty if no command needs them.
-        stats_error: why the statistics are missing; None if they are not missing.
-        devices_error: why the devices are missing; None if they are not missing.
+        stats_error: why the statistics are missing; None if `stats` is complete.
+        devices_error: why the devices are missing; None if `devices` is complete.
     """
 
     uuid: str
@@ -269,7 +269,8 @@ class DomainData:
 _STATS_INTERVAL_PROPERTY = "guest-stats-polling-interval"
 
 
-def _qom_property(data: DomainData, arguments: Mapping[str, Any]) -> Any:
+def _qom_get_result(data: DomainData, arguments: Mapping[str, Any]) -> Any:
+    """Return the result of qom-get for the properties that the agent reads; None for any other property."""
     match arguments.get("property"):
         case "guest-stats":
             return guest_stats_value(data.stats)
@@ -282,7 +283,7 @@ def _qom_property(data: DomainData, arguments: Mapping[str, Any]) -> Any:
     return None
 
 
-def _qom_children(data: DomainData, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _qom_list_result(data: DomainData, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the result of qom-list at /machine/peripheral with only the devices that the agent needs."""
     if arguments.get("path") != "/machine/peripheral":
         return []
@@ -310,10 +311,10 @@ _TRANSLATORS: Mapping[str, Callable[[DomainData, Mapping[str, Any]], Any]] = {
     "query-blockstats": lambda data, _: query_blockstats_result(data.stats, data.devices),
     "query-named-block-nodes": lambda data, _: query_named_block_nodes_result(data.stats, data.devices, data.sizes),
     # libvirt enables this capability in every QEMU that supports it.
-    "query-migrate-capabilities": lambda _snapshot, _: [{"capability": "events", "state": True}],
+    "query-migrate-capabilities": lambda _data, _: [{"capability": "events", "state": True}],
     "query-chardev": lambda data, _: _query_chardev_result(data),
-    "qom-list": _qom_children,
-    "qom-get": _qom_property,
+    "qom-list": _qom_list_result,
+    "qom-get": _qom_get_result,
 }
 
 _STATS_GROUPS: Mapping[str, str] = {
@@ -327,7 +328,7 @@ _STATS_GROUPS: Mapping[str, str] = {
 }
 
 REFRESH_DEVICES = frozenset({"qom-list", "query-chardev", "query-named-block-nodes"})
-"""Commands that the agent sends after devices may have changed. So the XML is read again for these commands."""
+"""Commands that the agent sends after devices may have changed. The executor reads the XML again for these commands."""
 
 
 _NEED_DEVICES = frozenset(
@@ -364,7 +365,7 @@ def needs_devices(command: Command) -> bool:
 
 
 def translate(command: Command, data: DomainData) -> CommandResult:
-    """Return a command's result; None if libvirt does not report it."""
+    """Return a command's result; None if libvirt does not report the result."""
     translator = _TRANSLATORS.get(command.name)
     if translator is None:
         return None

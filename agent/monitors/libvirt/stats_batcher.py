@@ -1,4 +1,4 @@
-"""Fetches the statistics of many domains in one call to libvirt. A domain whose QEMU hangs does not delay the others for long."""
+"""Fetches the statistics of many domains in one call to libvirt. A domain whose QEMU hangs delays the others only briefly."""
 
 import asyncio
 from typing import Any
@@ -81,10 +81,10 @@ class StatsBatcher:
                 self._requests.remove(request)
 
     async def _fetch_batch(self, requests: list[_StatsRequest]) -> None:
-        """Make one call for these requests. If the call times out or libvirt refuses it, mark each request for its own call.
+        """Make one call for these requests. If the call times out or libvirt returns an error, mark each request for its own call.
 
-        A call that has timed out continues in its thread, and its result is ignored. Until it returns, the hung domain is busy. Later calls
-        do not wait for a busy domain, because they have the flag VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT.
+        A call that has timed out continues in its thread, and its result is ignored. Until the call returns, the hung domain is busy.
+        The flag VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT makes later calls skip a busy domain.
         """
         uuids = list({request.uuid for request in requests})
         groups = 0

@@ -14,7 +14,7 @@ _ACTIVE = 2  # VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE
 
 
 def list_storage_pools(api: Any, handle: Any) -> list[LibvirtStoragePool]:
-    """Return the active storage pools. The call blocks until libvirtd has answered. A pool that disappears during the call is skipped.
+    """Return the active storage pools, without pools that disappear during the call. The call blocks until libvirtd has answered.
 
     Args:
         api: the Python module `libvirt`.

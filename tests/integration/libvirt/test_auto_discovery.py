@@ -1,4 +1,4 @@
-"""Discovery of all libvirts of a host: each libvirtd here has namespaces of its own, as in a container."""
+"""Discovery of all libvirt daemons of a host: each libvirtd here has namespaces of its own, as in a container."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Discovery of all libvirts of a host, with a scripted scan and a scripted library."""
+"""Discovery of all libvirt daemons of a host, with a scripted scan and a scripted library."""
 
 import contextlib
 import threading
@@ -175,7 +175,8 @@ async def test_a_daemon_that_hangs_or_refuses_disturbs_no_other(library: Library
         async with discovering(scanner) as reports:
             await until(lambda: reports.names == {name_of(pod(3))}, 60)
             await until(
-                lambda: reports.limitation and "1 of 2 libvirts cannot be reached: pod2:" in reports.limitation, 60
+                lambda: reports.limitation and "1 of 2 libvirt daemons cannot be reached: pod2:" in reports.limitation,
+                60,
             )
             assert reports.error is None
             library.hung.add(pod(1).uri)
@@ -201,14 +202,14 @@ async def test_the_first_status_waits_until_each_daemon_has_answered(library: Li
 
 async def test_a_host_without_libvirt_is_reported(library: LibraryOfManyDaemons) -> None:
     async with discovering(ScriptedScanner()) as reports:
-        await until(lambda: reports.limitation == "no libvirt runs on this host", 60)
+        await until(lambda: reports.limitation == "no libvirt daemon runs on this host", 60)
 
 
 async def test_the_status_is_an_error_if_no_daemon_can_be_reached(library: LibraryOfManyDaemons) -> None:
     library.refused |= {pod(1).uri, pod(2).uri}
     async with discovering(ScriptedScanner(pod(1), pod(2))) as reports:
         await until(lambda: isinstance(reports.error, TransportLostError), 60)
-        await until(lambda: "2 of 2 libvirts cannot be reached" in str(reports.error), 60)
+        await until(lambda: "2 of 2 libvirt daemons cannot be reached" in str(reports.error), 60)
 
 
 async def test_the_status_says_what_the_agent_may_not_look_into(library: LibraryOfManyDaemons) -> None:
@@ -216,7 +217,9 @@ async def test_the_status_says_what_the_agent_may_not_look_into(library: Library
     scanner.set(unreadable=3)
     async with discovering(scanner) as reports:
         await until(lambda: isinstance(reports.error, DeniedError), 60)
-        assert "the agent may not look into the containers of 3: it needs CAP_SYS_PTRACE" in str(reports.error)
+        assert "libvirt daemons in containers that cannot be inspected: 3 (the agent needs CAP_SYS_PTRACE)" in str(
+            reports.error
+        )
 
 
 async def test_a_scan_that_fails_is_reported_until_one_succeeds(library: LibraryOfManyDaemons) -> None:

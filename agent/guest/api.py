@@ -15,7 +15,7 @@ class GuestAgentState(StrEnum):
     ABSENT = "absent"
     """No program in the guest has opened the channel."""
     SUSPENDED = "suspended"
-    """The agent does not query the guest agent now, because QEMU hangs, or the guest is stopped or migrates. The last values stay valid."""
+    """The agent pauses its queries, because QEMU hangs, or because the guest is stopped or migrates. The last values stay valid."""
     CONNECTING = "connecting"
     UP = "up"
     UNRESPONSIVE = "unresponsive"
@@ -43,13 +43,13 @@ class GuestObserver(Protocol):
     """Callbacks invoked by sessions with guest agents. Implementations must not block or raise."""
 
     def on_guest_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Handle the result of one query: all samples of these families. A subject without a sample no longer exists."""
+        """Handle the samples of one query. A disk, interface or other subject of these families that has no sample no longer exists."""
 
     def on_guest_agent_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
-        """Handle the loss of a guest agent. The last samples of these families are out of date."""
+        """Handle the loss of a guest agent, or a failed query. The last samples of these families are out of date."""
 
     def on_guest_queries_disabled(self, vm: Vm, time_ns: int) -> None:
-        """Handle the end of all queries of this VM's guest agent after a config reload."""
+        """Handle a config reload after which the agent no longer queries this VM's guest agent."""
 
     def on_guest_command(self, command: str, outcome: GuestCommandOutcome) -> None:
         """Handle the outcome of one command to a guest agent."""
@@ -57,17 +57,17 @@ class GuestObserver(Protocol):
 
 @dataclass(slots=True)
 class GuestReachability:
-    """The state of a VM that decides whether and where its guest agent can be queried.
+    """The facts about a VM that decide whether the agent can query its guest agent, and over which socket.
 
     Attributes:
-        connected: whether a program in the guest has opened the channel; None if QEMU has not reported it yet.
-        socket: the Unix socket of the channel, as QEMU reports it; empty if it reports none.
+        connected: whether a program in the guest has opened the channel; None if QEMU has not reported this yet.
+        socket: path of the channel's Unix socket, as QEMU reports the path; empty if QEMU reports none.
         client_connected: whether another client was connected to the socket at the last poll.
-        in_use: whether the agent itself is connected to the socket. If so, QEMU reports the agent as a client.
+        in_use: whether the agent itself is connected to the socket. QEMU then reports the agent as a client.
         running: whether the vCPUs run.
         migrating: whether the VM is migrating.
         responsive: whether QEMU responds to QMP commands.
-        pid: process id of the VM's QEMU; None if it is unknown.
+        pid: process ID of the VM's QEMU; None if unknown.
     """
 
     connected: bool | None = None

@@ -15,7 +15,7 @@ from agent.qga.client import GuestAgentClient, PeerCheck
 from agent.qga.errors import GuestChannelDeniedError, GuestChannelError
 
 PROXMOX_SOCKET_DIRECTORIES = ("/run/qemu-server/", "/var/run/qemu-server/")
-"""Directories of Proxmox VE's sockets. Proxmox's tools connect to a channel for each command, so the agent must not stay connected."""
+"""Directories of Proxmox VE's sockets. Proxmox VE's tools connect to a channel for each command, so the agent must not stay connected."""
 SHARED_CHANNEL_TIMEOUT_SECONDS = 1.0
 """Maximum timeout of a command on a shared channel. Proxmox VE's tools wait 3 s in total, first for the channel and then for the reply."""
 
@@ -27,7 +27,7 @@ class ChannelOpener(Protocol):
         """Return whether another client also needs the channel. If so, the agent disconnects after each round of queries."""
 
     async def open(self, reachability: GuestReachability) -> GuestChannel:
-        """Open the channel. It raises the exceptions of `GuestAgentClient.open`."""
+        """Open the channel. Raises the exceptions of `GuestAgentClient.open`."""
 
 
 class SocketChannelSource:
@@ -47,7 +47,7 @@ class SocketChannelSource:
         )
 
     async def open(self, reachability: GuestReachability) -> GuestChannel:
-        """Connect to the socket. If QEMU reported the path, check that the process that listens there is the VM's QEMU.
+        """Connect to the socket. If QEMU reported the socket's path, check that the VM's QEMU listens on the socket.
 
         A hostile QEMU can report any path, so an unchecked connection could reach another program.
 
@@ -82,7 +82,7 @@ class VmManagerChannelOpener:
 
 
 def channel_source(vm: Vm, config: GuestAgentConfig, open_channel: OpenGuestChannel | None) -> ChannelOpener:
-    """Return the source of a VM's channel.
+    """Return the object that opens the channel of a VM's guest agent.
 
     A socket in the config has precedence over the manager, and the manager over the socket that QEMU reports.
     """
@@ -99,11 +99,11 @@ def _accept_any_peer(_pid: int | None) -> str:
 
 
 def _check_peer(expected: int | None, pid: int | None) -> str:
-    """Return why the agent must not connect to the process that listens at the channel. Return an empty text if it is the VM's QEMU.
+    """Return why the agent must not use the channel; empty if the process that listens there is the VM's QEMU.
 
     Args:
-        expected: process id of the VM's QEMU; None if it is unknown.
-        pid: id of the process that listens; None if it is unknown.
+        expected: process ID of the VM's QEMU; None if unknown.
+        pid: ID of the process that listens; None if unknown.
     """
     if pid is None:
         return "the process that listens at the channel is unknown: set guest_agent.channels"
@@ -123,6 +123,6 @@ def socket_path(pattern: str, vm: Vm) -> str:
     values = {"{name}": vm.name, "{uuid}": vm.uuid, "{monitor}": PurePath(vm.monitor).stem}
     for placeholder, value in values.items():
         if placeholder in pattern and (not value or "/" in value or "\0" in value or value.startswith(".")):
-            raise GuestChannelDeniedError("the VM's name cannot be part of a path")
+            raise GuestChannelDeniedError(f"the VM's value of {placeholder} cannot be part of a path")
         pattern = pattern.replace(placeholder, value)
     return pattern

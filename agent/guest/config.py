@@ -1,4 +1,4 @@
-"""Config of the guest agents' queries. All of them are off until the operator enables them."""
+"""Config of the queries of guest agents. The agent queries no guest agent until the operator enables the queries."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 from agent.common.config_types import ConfigSection, Seconds
 
 PLACEHOLDERS = ("{name}", "{uuid}", "{monitor}")
-"""Parts of a socket's path that stand for the VM's name, its UUID, and its monitor's file name without the suffix."""
+"""Placeholders in a socket's path: the VM's name, its UUID, and its monitor's file name without the suffix."""
 
 
 def _check_socket_pattern(value: str) -> str:
@@ -26,7 +26,7 @@ class GuestIntervalsConfig(ConfigSection):
     """Intervals at which the agent queries a guest agent; 0 turns a query off."""
 
     filesystems: Interval = 60.0
-    """File systems."""
+    """Size and usage of file systems."""
     load: Interval = 60.0
     """Load average."""
     cpu: Interval = 60.0
@@ -42,10 +42,10 @@ class GuestIntervalsConfig(ConfigSection):
     clock: Interval = 300.0
     """Offset of the guest's clock."""
     freeze: Interval = 30.0
-    """Freezes of the file systems, for example during a snapshot."""
+    """Whether the file systems are frozen, for example during a snapshot."""
 
     def interval_of(self, collector: str) -> float:
-        """Return the interval of a collector in seconds; 0 if it is off."""
+        """Return the interval of a collector in seconds; 0 if the collector is off."""
         seconds = {
             "filesystems": self.filesystems,
             "load": self.load,
@@ -61,7 +61,7 @@ class GuestIntervalsConfig(ConfigSection):
 
 
 class GuestChannelConfig(ConfigSection):
-    """Where the channel of some VMs is, if QEMU does not report it."""
+    """Socket of some VMs' channels, in place of the socket that QEMU reports."""
 
     vm: str = "*"
     """Name or UUID of the VMs; * and ? are wildcards."""
@@ -75,7 +75,7 @@ class GuestAgentConfig(ConfigSection):
     """Queries the guest agents (qemu-ga), read-only, for data that only the guest has, such as the usage of its file systems."""
 
     enabled: bool = False
-    """Query guest agents. A guest agent serves one client: do not enable it for VMs whose manager uses the channel itself."""
+    """Query guest agents. A guest agent serves one client: do not enable queries for VMs whose manager uses the channel itself."""
     vms: list[str] = ["*"]
     """Names or UUIDs of the VMs whose guest agents are queried; * and ? are wildcards."""
     channels: list[GuestChannelConfig] = []

@@ -1,4 +1,4 @@
-"""Runs the sessions with all guest agents, one task for each VM that has a channel and is selected by the config."""
+"""Runs the sessions with all guest agents, one task for each VM that has a channel and that the config selects."""
 
 import asyncio
 import logging
@@ -23,10 +23,11 @@ _log = logging.getLogger(__name__)
 
 MAX_PID = 1 << 31
 BUG_RETRY_SECONDS = 300.0
+"""Wait before a session restarts after an internal error."""
 
 
 class GuestAgentManager:
-    """Starts and ends the sessions with guest agents. From the polls of QEMU, it updates each session's `GuestReachability`."""
+    """Starts and ends the sessions with guest agents, and updates each session's `GuestReachability` from the polls of QEMU."""
 
     def __init__(
         self,
@@ -73,8 +74,8 @@ class GuestAgentManager:
                 self._observer.on_guest_queries_disabled(vm, time.time_ns())
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample]) -> None:
-        """Handle the samples of a poll of the VM. Ignore families that do not change `GuestReachability`."""
-        reads = [read for family, read in _FACT_READERS if family in families]
+        """Handle the samples of a poll of the VM's QEMU. Ignore families that do not change `GuestReachability`."""
+        reads = [read for family, read in _REACHABILITY_READERS if family in families]
         if not reads or not self._is_selected(vm):
             return
         reachability = self._reachability_by_vm.setdefault(vm, GuestReachability())
@@ -117,14 +118,14 @@ class GuestAgentManager:
     def _is_selected(self, vm: Vm) -> bool:
         return self._config.enabled and any(matches_vm(pattern, vm.name, vm.uuid) for pattern in self._config.vms)
 
-    def _start_session(self, vm: Vm, reachability: GuestReachability, source: ChannelOpener) -> None:
+    def _start_session(self, vm: Vm, reachability: GuestReachability, opener: ChannelOpener) -> None:
         """Start the session with a VM's guest agent. Do nothing if the session runs already."""
         if self._tasks is None or vm in self._sessions:
             return
         session = self._sessions[vm] = GuestSession(
             vm,
             self._config,
-            source,
+            opener,
             self._observer,
             random_fraction=self._random_fraction,
             first_retry_seconds=self._first_retry_seconds,
@@ -168,13 +169,13 @@ def _read_pid(reachability: GuestReachability, samples: Sequence[Sample]) -> Non
     reachability.pid = int(pid) if pid.isdecimal() and int(pid) < MAX_PID else None
 
 
-_FACT_READERS = (
+_REACHABILITY_READERS = (
     (GUEST_AGENT, _read_channel),
     (RUNSTATE, _read_run_state),
     (MIGRATION, _read_migration),
     (IDENTITY, _read_pid),
 )
-"""Families whose samples change `GuestReachability`, each with the function that reads them."""
+"""Families whose samples change `GuestReachability`, each with the function that reads the samples."""
 
-REACHABILITY_FAMILIES = frozenset(family for family, _ in _FACT_READERS)
+REACHABILITY_FAMILIES = frozenset(family for family, _ in _REACHABILITY_READERS)
 """Families that `GuestAgentManager.on_samples` uses."""

@@ -10,9 +10,9 @@ SLACK_SECONDS = 0.5
 """Collectors that are due within this time run together, because each wake-up of the guest agent costs CPU time of the guest."""
 
 MIN_SPACING_SECONDS = 10.0
-"""Minimum time between two runs of a collector with a longer interval.
+"""Minimum time between two runs of a collector, or the collector's interval if that is shorter.
 
-All collectors become due when a guest opens its channel or ends a freeze, and a guest can do so at any time.
+All collectors become due when a guest opens its channel or ends a freeze. Without this minimum, a guest could trigger any number of runs.
 """
 
 FIRST_PENALTY_SECONDS = 60.0
@@ -27,8 +27,8 @@ class GuestSchedule:
     def __init__(self, collectors: Sequence[GuestCollector], intervals: GuestIntervalsConfig) -> None:
         self._intervals = intervals
         self._collectors = [collector for collector in collectors if intervals.interval_of(collector.name)]
-        self._due = {collector.name: -inf for collector in self._collectors}
-        self._earliest = dict(self._due)  # the earliest time at which `schedule_all_now` makes a collector due
+        self._due_at = {collector.name: -inf for collector in self._collectors}
+        self._earliest_due_at = dict(self._due_at)  # `schedule_all_now` makes a collector due at this time or later
         self._failures: dict[str, int] = {}
 
     @property
@@ -38,39 +38,39 @@ class GuestSchedule:
 
     def due_collectors(self, now: float) -> list[GuestCollector]:
         """Return the collectors to run now."""
-        return [collector for collector in self._collectors if self._due[collector.name] <= now + SLACK_SECONDS]
+        return [collector for collector in self._collectors if self._due_at[collector.name] <= now + SLACK_SECONDS]
 
     def next_due_at(self) -> float:
         """Return when the next collector is due; `inf` if no collector is enabled."""
-        return min(self._due.values(), default=inf)
+        return min(self._due_at.values(), default=inf)
 
     def on_success(self, name: str, now: float) -> None:
         """Schedule the next run of a collector that succeeded or was skipped."""
         self._failures.pop(name, None)
-        self._due[name] = now + self._intervals.interval_of(name)
-        self._limit(name, now)
+        self._due_at[name] = now + self._intervals.interval_of(name)
+        self._set_earliest_due_time(name, now)
 
     def on_failure(self, name: str, now: float) -> None:
         """Schedule the next run of a collector that failed. The delay doubles with each consecutive failure."""
         count = self._failures.get(name, 0)
         self._failures[name] = count + 1
         penalty = min(MAX_PENALTY_SECONDS, FIRST_PENALTY_SECONDS * 2.0 ** min(count, 30))
-        self._due[name] = now + max(penalty, self._intervals.interval_of(name))
-        self._limit(name, now)
+        self._due_at[name] = now + max(penalty, self._intervals.interval_of(name))
+        self._set_earliest_due_time(name, now)
 
-    def _limit(self, name: str, now: float) -> None:
-        """Set the earliest due time of a collector that has just run."""
-        self._earliest[name] = now + min(MIN_SPACING_SECONDS, self._intervals.interval_of(name))
+    def _set_earliest_due_time(self, name: str, now: float) -> None:
+        """Set the earliest time at which `schedule_all_now` makes a collector due that has just run."""
+        self._earliest_due_at[name] = now + min(MIN_SPACING_SECONDS, self._intervals.interval_of(name))
 
     def schedule_now(self, name: str, now: float) -> None:
         """Make a collector due now. A collector whose last run failed keeps its due time."""
-        if name in self._due and name not in self._failures:
-            self._due[name] = now
+        if name in self._due_at and name not in self._failures:
+            self._due_at[name] = now
 
     def schedule_all_now(self) -> None:
-        """Make all collectors due now, or `MIN_SPACING_SECONDS` after they ran. Collectors whose last run failed keep their due time."""
-        for name in self._due.keys() - self._failures.keys():
-            self._due[name] = min(self._due[name], self._earliest[name])
+        """Make each collector due now, or `MIN_SPACING_SECONDS` after its last run. A collector that failed last keeps its due time."""
+        for name in self._due_at.keys() - self._failures.keys():
+            self._due_at[name] = min(self._due_at[name], self._earliest_due_at[name])
 
     def reset(self) -> None:
         """Clear all failures and call `schedule_all_now`, because the guest may run another guest agent now."""

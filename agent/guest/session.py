@@ -1,6 +1,6 @@
-"""The session with one guest agent. It connects while the guest can reply, queries at intervals, and retries with a growing delay.
+"""The session with one guest agent. Connects while the guest can reply, queries at intervals, and retries with a growing delay.
 
-Each session has its own task. It never waits for the VM's monitor, and the monitor's polls never wait for the session.
+Each session has its own task. A session never waits for the VM's monitor, and the monitor's polls never wait for the session.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ MAX_REASON_LENGTH = 200
 MAX_MISSING_COMMANDS = 32
 
 GUEST_FAMILIES: tuple[Family, ...] = tuple(family for collector in GUEST_COLLECTORS for family in collector.families)
-"""The families of all collectors. Their values are out of date after the guest agent is lost."""
+"""The families of all collectors. Their values are out of date after the connection to the guest agent is lost."""
 
 _STATE_BY_ERROR: tuple[tuple[type[GuestAgentError], GuestAgentState], ...] = (
     (GuestChannelDeniedError, GuestAgentState.DENIED),
@@ -69,17 +69,17 @@ _MISSING_COMMAND_ERROR = GuestAgentCommandError(
 class GuestSession:
     """The session with one VM's guest agent.
 
-    The owner runs `run` as a task, and calls `on_reachability_changed` after each change of `reachability`.
+    The owner of the session runs `run` as a task, and calls `on_reachability_changed` after each change of `reachability`.
 
     Attributes:
-        reachability: whether and where the guest agent can be queried; the owner changes it.
+        reachability: whether and where the guest agent can be queried. The owner of the session changes this object.
     """
 
     def __init__(
         self,
         vm: Vm,
         config: GuestAgentConfig,
-        source: ChannelOpener,
+        opener: ChannelOpener,
         observer: GuestObserver,
         *,
         random_fraction: Callable[[], float],
@@ -90,7 +90,7 @@ class GuestSession:
         Args:
             vm: the VM.
             config: the config.
-            source: opens the channel.
+            opener: opens the channel.
             observer: receives samples and outcomes.
             random_fraction: returns a number from 0 to 1, to spread the queries of many VMs.
             first_retry_seconds: delay before the first retry.
@@ -98,24 +98,26 @@ class GuestSession:
         self.reachability = GuestReachability()
         self._vm = vm
         self._config = config
-        self._source = source
+        self._opener = opener
         self._observer = observer
         self._random_fraction = random_fraction
         self._first_retry_seconds = first_retry_seconds
         self._schedule = GuestSchedule(GUEST_COLLECTORS, config.intervals)
-        self._changed = asyncio.Event()
+        self._reachability_changed = asyncio.Event()
         self._state: GuestAgentState | None = None
         self._reason = ""
         self._version = ""
         self._permitted: frozenset[str] = frozenset()
         self._info_due_at = 0.0
         self._frozen = False
-        self._unreadable: set[str] = set()
-        self._reported: set[str] = set()  # the collectors that have reported values since the last loss
+        self._unreadable_collectors: set[str] = set()
+        self._reported_collectors: set[str] = (
+            set()
+        )  # names of collectors that have reported values since the last connection failure
 
     def on_reachability_changed(self) -> None:
         """Handle a change of `reachability`."""
-        self._changed.set()
+        self._reachability_changed.set()
 
     async def run(self) -> None:
         """Query the guest agent until cancelled."""
@@ -138,29 +140,29 @@ class GuestSession:
                 await self._wait_unless_obstacle(self._next_due_at() - time.monotonic())
 
     async def _wait_until_no_obstacle(self) -> None:
-        """Wait until nothing, such as a stopped guest, prevents a query."""
+        """Wait until no obstacle, such as a stopped guest, prevents queries."""
         while (obstacle := self.reachability.obstacle()) is not None:
             state, cause = obstacle
             if state is GuestAgentState.ABSENT:
-                self._report_values_lost()
+                self._report_all_values_outdated()
                 self._schedule.reset()
                 self._frozen = False
             self._set_state(state, cause)
-            self._changed.clear()
-            await self._changed.wait()
+            self._reachability_changed.clear()
+            await self._reachability_changed.wait()
 
     async def _wait_unless_obstacle(self, seconds: float) -> None:
-        """Wait for a number of seconds, or until there is an obstacle."""
+        """Wait for a number of seconds, or until an obstacle appears, such as a stopped guest."""
         until = time.monotonic() + seconds
         while self.reachability.obstacle() is None and (remaining := until - time.monotonic()) > 0:
             await self._wait_for_change(remaining)
 
     async def _wait_for_change(self, seconds: float) -> None:
         """Wait until the reachability changes, for at most `seconds`."""
-        self._changed.clear()
+        self._reachability_changed.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, seconds)):
-                await self._changed.wait()
+                await self._reachability_changed.wait()
 
     async def _connect_and_query(self) -> None:
         """Connect, and query until an obstacle appears. On a shared channel, disconnect after one round of queries.
@@ -168,11 +170,11 @@ class GuestSession:
         Raises:
             GuestAgentError: the channel cannot be opened, or the guest agent does not respond.
         """
-        shared = self._source.is_shared(self.reachability)
+        shared = self._opener.is_shared(self.reachability)
         if self._state is not GuestAgentState.UNRESPONSIVE and not (shared and self._state is GuestAgentState.UP):
             self._set_state(GuestAgentState.CONNECTING)
-        with contextlib.closing(await self._source.open(self.reachability)) as channel, self._mark_channel_in_use():
-            channel.ended.add_done_callback(lambda _: self._changed.set())
+        with contextlib.closing(await self._opener.open(self.reachability)) as channel, self._mark_channel_in_use():
+            channel.ended.add_done_callback(lambda _: self._reachability_changed.set())
             try:
                 if not shared or self._state is not GuestAgentState.UP:
                     await self._read_guest_info(channel)
@@ -202,7 +204,7 @@ class GuestSession:
     @property
     def _command_timeout(self) -> float:
         """Timeout of a command in seconds."""
-        shared = self._source.is_shared(self.reachability)
+        shared = self._opener.is_shared(self.reachability)
         return min(self._config.timeout, SHARED_CHANNEL_TIMEOUT_SECONDS) if shared else self._config.timeout
 
     def _next_due_at(self) -> float:
@@ -225,14 +227,14 @@ class GuestSession:
                 await self._run_collector(collector, channel)
 
     async def _read_guest_info(self, channel: GuestChannel) -> None:
-        """Read the version and the permitted commands. A guest agent permits few commands while the file systems are frozen."""
+        """Read the guest agent's version and permitted commands. While the file systems are frozen, few commands are permitted."""
         info = await self._execute(channel, "guest-info")
         if isinstance(info, GuestAgentError):
             raise info
         version, permitted = parse_guest_info(info)
         self._version, self._permitted = version, permitted
         self._info_due_at = time.monotonic() + INFO_SECONDS
-        # The list may be incomplete because the file systems are frozen.
+        # The list of permitted commands may be incomplete because the file systems are frozen.
         self._schedule.schedule_now("freeze", time.monotonic())
         self._set_state(GuestAgentState.UP)
 
@@ -244,19 +246,19 @@ class GuestSession:
         """
         name, start = collector.name, time.monotonic()
         if self._permitted.isdisjoint(collector.commands):
-            self._drop_values(collector)
+            self._report_values_outdated(collector)
             self._schedule.on_success(name, start)
             return
         try:
             exchanges = [await self._exchange_command(channel, command) for command in collector.commands]
             samples = tuple(islice(collector.collect(exchanges), MAX_GUEST_SAMPLES))
         except GuestAgentCommandError as error:
-            await self._on_refusal(collector, channel, error)
+            await self._on_command_error(collector, channel, error)
             return
         except UnreadableGuestReplyError as error:
-            level = logging.DEBUG if name in self._unreadable else logging.WARNING
-            self._unreadable.add(name)
-            self._on_failure(collector, start, level, error)
+            level = logging.DEBUG if name in self._unreadable_collectors else logging.WARNING
+            self._unreadable_collectors.add(name)
+            self._on_collector_failure(collector, start, level, error)
             return
         except GuestTimeoutError:
             self._schedule.on_failure(name, start)
@@ -264,21 +266,21 @@ class GuestSession:
         except GuestAgentError:
             raise
         except Exception:  # noqa: BLE001 - a bug in one collector must not end the session
-            _log.exception("%s: guest agent: %s: internal error", self._vm.name, name)
-            self._drop_values(collector)
+            _log.exception("%s: guest agent: collector %s failed: internal error", self._vm.name, name)
+            self._report_values_outdated(collector)
             self._schedule.on_failure(name, start)
             return
-        self._unreadable.discard(name)
+        self._unreadable_collectors.discard(name)
         self._schedule.on_success(name, start)
-        self._reported.add(name)
+        self._reported_collectors.add(name)
         self._report_samples(collector.families, samples, exchanges[0].sent_ns)
 
-    async def _on_refusal(
+    async def _on_command_error(
         self, collector: GuestCollector, channel: GuestChannel, error: GuestAgentCommandError
     ) -> None:
         """Handle an error that the guest agent returned.
 
-        While the file systems are frozen, it is no failure, because most commands fail then.
+        While the file systems are frozen, most commands return an error. Such an error does not count as a failure of the collector.
 
         Raises:
             GuestAgentError: the guest agent does not respond.
@@ -290,19 +292,19 @@ class GuestSession:
         if self._frozen:
             self._schedule.on_success(collector.name, now)
         else:
-            self._on_failure(collector, now, logging.DEBUG, error)
+            self._on_collector_failure(collector, now, logging.DEBUG, error)
 
-    def _on_failure(self, collector: GuestCollector, now: float, level: int, error: GuestAgentError) -> None:
+    def _on_collector_failure(self, collector: GuestCollector, now: float, level: int, error: GuestAgentError) -> None:
         """Handle a failure that concerns only one collector. The collector's last values are out of date."""
         reason = sanitize(str(error), MAX_REASON_LENGTH)
         _log.log(level, "%s: guest agent: collector %s failed: %s", self._vm.name, collector.name, reason)
-        self._drop_values(collector)
+        self._report_values_outdated(collector)
         self._schedule.on_failure(collector.name, now)
 
-    def _drop_values(self, collector: GuestCollector) -> None:
-        """Report that the last values of a collector are out of date, if the collector has reported values."""
-        if collector.name in self._reported:
-            self._reported.discard(collector.name)
+    def _report_values_outdated(self, collector: GuestCollector) -> None:
+        """If a collector has reported values, report that these values are out of date."""
+        if collector.name in self._reported_collectors:
+            self._reported_collectors.discard(collector.name)
             self._observer.on_guest_agent_lost(self._vm, collector.families, time.time_ns())
 
     def _report_samples(self, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
@@ -326,7 +328,7 @@ class GuestSession:
         return Exchange(value, sent_ns, time.time_ns())
 
     async def _execute(self, channel: GuestChannel, command: str) -> Any:
-        """Return the value of a command, or the error that the guest agent returned for it."""
+        """Return the result of a command, or the error that the guest agent returned for the command."""
         try:
             value = await channel.execute(command, deadline=self._command_timeout)
         except GuestAgentError as error:
@@ -338,13 +340,13 @@ class GuestSession:
         return value
 
     def _on_connection_failure(self, error: GuestAgentError) -> None:
-        self._report_values_lost()
+        self._report_all_values_outdated()
         self._set_state(_find_by_error(_STATE_BY_ERROR, error), sanitize(str(error), MAX_REASON_LENGTH))
 
-    def _report_values_lost(self) -> None:
-        """Report that the last values are out of date, if there are any, and make all collectors due."""
-        if self._reported:
-            self._reported.clear()
+    def _report_all_values_outdated(self) -> None:
+        """If any values were reported, report that they are out of date, and make all collectors due."""
+        if self._reported_collectors:
+            self._reported_collectors.clear()
             self._observer.on_guest_agent_lost(self._vm, GUEST_FAMILIES, time.time_ns())
             self._schedule.schedule_all_now()
 
@@ -380,7 +382,7 @@ def parse_guest_info(reply: Any) -> tuple[str, frozenset[str]]:
             return sanitize(version, 64), frozenset(
                 name for name in names if isinstance(name, str) and name in GUEST_READS
             )
-    raise UnreadableGuestReplyError("the reply to guest-info has neither a version nor a list of commands")
+    raise UnreadableGuestReplyError("the reply to guest-info lacks the version or the list of commands")
 
 
 def missing_commands(collectors: Iterable[GuestCollector], permitted: frozenset[str]) -> list[str]:

@@ -1,8 +1,8 @@
 """Device number, current size and unique identity of a block device, from sysfs.
 
 QEMU reports the size that the device had when QEMU opened it. After a logical volume is extended, `query-named-block-nodes` still
-reports the old size. After a write beyond the old size, it reports the end of this write as the size (observed with 7.2). So the volume
-always looks full.
+reports the old size. After a write beyond the old size, QEMU reports the end of this write as the size (observed with 7.2). So the
+volume always looks full.
 
 The agent's systemd unit hides the nodes in /dev (PrivateDevices). Every process can see the devices in sysfs.
 """
@@ -60,7 +60,7 @@ def device_identity(path: str, sys: Path = _SYS) -> str:
 def stable_device_path(path: str, sys: Path = _SYS) -> str:
     """Return the path of a device-mapper device by its name, such as `/dev/mapper/vg-lv` for `/dev/dm-7`. Return any other path unchanged.
 
-    The number in the path is not stable: the kernel may give it to another device after a reboot.
+    The number in `/dev/dm-7` is not stable: the kernel may give this number to another device after a reboot.
     """
     name = (
         _read_text(sys / "class/block" / path.removeprefix("/dev/") / "dm/name")

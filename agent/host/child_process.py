@@ -1,6 +1,6 @@
 """A child process that answers requests line by line.
 
-No call waits for its exit, because a child that hangs on storage cannot be killed.
+Waits for the exit of a child have a timeout, because even SIGKILL does not end a child that hangs on storage.
 """
 
 import asyncio
@@ -35,9 +35,9 @@ class _LineProtocol(asyncio.SubprocessProtocol):
 
     def __init__(self) -> None:
         self._lines: deque[bytes] = deque()
-        self._part = b""
+        self._incomplete_line = b""
         self._ended = False
-        self._arrived = asyncio.Event()
+        self._output_arrived = asyncio.Event()
         self.exited = asyncio.Event()
 
     def process_exited(self) -> None:
@@ -46,15 +46,15 @@ class _LineProtocol(asyncio.SubprocessProtocol):
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: ARG002 - it is standard output
         """Handle output of the child."""
-        *lines, self._part = (self._part + data).split(b"\n")
+        *lines, self._incomplete_line = (self._incomplete_line + data).split(b"\n")
         self._lines.extend(lines)
-        self._ended = self._ended or len(self._part) > MAX_ANSWER_BYTES
-        self._arrived.set()
+        self._ended = self._ended or len(self._incomplete_line) > MAX_ANSWER_BYTES
+        self._output_arrived.set()
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002 - the child has exited
         """Handle a pipe that was closed."""
         self._ended = True
-        self._arrived.set()
+        self._output_arrived.set()
 
     async def read_line(self) -> bytes:
         """Wait for the next line and return it.
@@ -65,8 +65,8 @@ class _LineProtocol(asyncio.SubprocessProtocol):
         while not self._lines:
             if self._ended:
                 raise ChildError("the child process has exited")
-            self._arrived.clear()
-            await self._arrived.wait()
+            self._output_arrived.clear()
+            await self._output_arrived.wait()
         return self._lines.popleft()
 
 
@@ -79,7 +79,7 @@ class ChildProcess:
 
     @classmethod
     async def start(cls, program: Path, arguments: Sequence[str] = ()) -> Self:
-        """Start a Python program, and wait until it writes its first line to show that it is ready.
+        """Start a Python program, and wait for its first line, which shows that the program is ready.
 
         Raises:
             ChildError: The program cannot be started, or is not ready within `START_SECONDS`.
@@ -132,5 +132,5 @@ class ChildProcess:
         self._transport.close()
 
     async def wait_for_exit(self) -> None:
-        """Wait for the exit of the child. A child that hangs on storage may never exit."""
+        """Wait for the exit of the child, without a timeout. A child that hangs on storage may never exit."""
         await self._lines.exited.wait()

@@ -1,4 +1,4 @@
-"""Requests and state of block devices, from sysfs. Every user may read these files, even while the device hangs."""
+"""I/O requests and state of block devices, from sysfs. Every user may read these files, even while the device hangs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,11 @@ FAILED_STATES = frozenset({"offline", "transport-offline", "deleted", "deleting"
 
 @dataclass(frozen=True, slots=True)
 class DeviceActivity:
-    """Requests and state of a block device at one instant.
+    """I/O requests and state of a block device at one instant.
 
     Attributes:
         in_flight: number of requests that wait for the device.
-        completed: number of requests that have ended.
+        completed: number of requests that the device has completed since it was added.
         state: state of the SCSI device or the NVMe controller, such as `running` or `live`; empty for other devices.
         suspended: whether the device mapper has suspended the device.
     """
@@ -32,7 +32,7 @@ class DeviceActivity:
 
     @property
     def is_suspect(self) -> bool:
-        """True if the device may hang. The caller has to read its activity again to be sure."""
+        """True if the device may hang. Only a second reading shows whether the device hangs."""
         return self.suspended or self.state in HANGING_STATES or self.in_flight > 0
 
 
@@ -56,12 +56,12 @@ def read_activity(number: str, sys: Path = _SYS) -> DeviceActivity | None:
 
 
 def describe_failure(activity: DeviceActivity) -> str:
-    """Return why all requests of a device fail; empty if they do not fail."""
+    """Return why all requests of a device fail; empty if the device accepts requests."""
     return f"the device is {activity.state}, and its requests fail" if activity.state in FAILED_STATES else ""
 
 
 def describe_stall(before: DeviceActivity, after: DeviceActivity, seconds: float) -> str:
-    """Return why a device does not answer. Return an empty text if it answers or has no request.
+    """Return why a device does not answer; empty if the device completes requests or has none.
 
     Args:
         before: the activity at one time.

@@ -1,8 +1,8 @@
 """Program of a child process that reads file systems. A file system that does not answer blocks the child instead of the agent.
 
-It reads requests from standard input, one per line: `statfs PATH` or `realpath PATH`, with the path as hexadecimal digits. For each request
-it writes one line: `ok` and the result, or `error` and the errno. It imports no module of the agent, so that it starts fast and stays
-small.
+The program reads requests from standard input, one per line: `statfs PATH` or `realpath PATH`, with the path as hexadecimal digits.
+For each request, the program writes one line: `ok` and the result, or `error` and the errno. The program imports no module of the agent,
+so that it starts fast and needs little memory.
 """
 
 import errno
@@ -11,7 +11,7 @@ import sys
 
 BTRFS = "/sys/fs/btrfs"
 PENDING_FILES = ("allocation/data/bytes_may_use", "allocation/data/bytes_reserved")
-"""Files with the number of bytes that were written to a Btrfs and do not count as used yet. Every user may read them.
+"""Files with the number of bytes that were written to a Btrfs but do not count as used yet. Every user may read these files.
 
 Btrfs counts data as used only after it has written the data to disk, up to 30 s later. ext4, XFS and tmpfs count written data at once.
 """
@@ -19,12 +19,12 @@ Btrfs counts data as used only after it has written the data to disk, up to 30 s
 MAX_TRIES = 4
 """Maximum number of reads of one Btrfs.
 
-A read is repeated if data became used during the read, because such data may count twice or not at all.
+If data changed from pending to used during a read, the program reads again, because such data may count twice or not at all.
 """
 
 
 def btrfs_id(fsid: int, directory: str = BTRFS) -> str:
-    """Return the UUID of the mounted Btrfs with this `f_fsid`. Return an empty text for another type of file system.
+    """Return the UUID of the mounted Btrfs with this `f_fsid`; empty for a file system of another type.
 
     The lower half of `f_fsid` is computed from the UUID, the upper half also from the subvolume (fs/btrfs/super.c: btrfs_statfs).
     """
@@ -40,19 +40,19 @@ def btrfs_id(fsid: int, directory: str = BTRFS) -> str:
 
 
 def read_btrfs_pending_bytes(name: str, directory: str = BTRFS) -> int:
-    """Return the written bytes of a Btrfs that statvfs does not count as used yet; 0 if they are unknown."""
+    """Return the written bytes of a Btrfs that statvfs does not count as used yet; 0 if unknown."""
     pending = 0
     for file in PENDING_FILES:
         try:
-            with open(f"{directory}/{name}/{file}", "rb") as figure:  # noqa: PTH123 - see above
-                pending += int(figure.read(32))
+            with open(f"{directory}/{name}/{file}", "rb") as pending_file:  # noqa: PTH123 - see above
+                pending += int(pending_file.read(32))
         except (OSError, ValueError):
             return 0
     return pending
 
 
 def read_figures(path: str) -> "tuple[int, int, int, int, int]":
-    """Return size, free bytes, free bytes without privileges, inodes and free inodes of the file system of a path."""
+    """Return five numbers about a path's file system: size, free bytes, free bytes without privileges, inodes and free inodes."""
     stat = os.statvfs(path)
     pending = 0
     name = btrfs_id(stat.f_fsid)

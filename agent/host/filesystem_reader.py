@@ -1,7 +1,7 @@
 """Reads file systems through a child process, because a system call on a hung file system would block the agent.
 
 One child answers all requests in order. If an answer is late, this child keeps waiting for the mount, and a new child answers the other
-requests. Until the mount answers, further requests for it fail. So at most one request for each mount is in flight.
+requests. Until the mount answers, further requests for this mount fail at once. So each mount blocks at most one child.
 """
 
 import asyncio
@@ -28,22 +28,22 @@ SLOW_SECONDS = 0.25
 DEADLINE_SECONDS = 3.0
 """A mount that has not answered for this long is unresponsive."""
 
-MAX_WAITING = 16
-"""Maximum number of children that wait for mounts. Further suspect mounts get no child and are tried again after `RETRY_SECONDS`."""
+MAX_WAITING_CHILDREN = 16
+"""Maximum number of children that wait for mounts. Beyond this number, a child is killed, and its mount is suspect for `RETRY_SECONDS`."""
 
 RETRY_SECONDS = 30.0
 
 MAX_BATCH_REQUESTS = 256
 
-MAX_RECENT = 1024
-"""Maximum number of paths whose last figures are kept."""
+MAX_CACHED_STATS = 1024
+"""Maximum number of paths whose last statistics are cached."""
 
-CLOCK_SECONDS = 0.01
+TIMER_RESOLUTION_SECONDS = 0.01
 """Resolution of an event loop's timers."""
 
 
 class FileSystemStats(NamedTuple):
-    """Figures of a file system from statvfs(3).
+    """Statistics of a file system from statvfs(3).
 
     Attributes:
         size_bytes: size of the file system.
@@ -74,7 +74,10 @@ def _is_runnable(pid: int) -> bool:
 
 
 class FileSystemReader:
-    """Runs statvfs and realpath in child processes. Each request names the mount of its path, to detect which mount hangs."""
+    """Runs statvfs and realpath in child processes.
+
+    The argument `mount` of a request identifies what may hang: `major:minor` of the path's file system, or `path:` and a path.
+    """
 
     def __init__(
         self,
@@ -84,7 +87,7 @@ class FileSystemReader:
         program: Path = Path(filesystem_child.__file__),
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        """Create a reader; `close` it after use.
+        """Create a reader. Call `close` after use.
 
         Args:
             slow_seconds: time without an answer after which a mount is suspect.
@@ -98,16 +101,16 @@ class FileSystemReader:
         self._program = program
         self._child: ChildProcess | None = None
         self._queue: deque[_Request] = deque()
-        self._serving: asyncio.Task[None] | None = None
+        self._queue_task: asyncio.Task[None] | None = None
         self._unresponsive_since: dict[str, float] = {}
-        self._waiting: dict[str, tuple[ChildProcess, asyncio.Task[None]]] = {}
+        self._waiting_children: dict[str, tuple[ChildProcess, asyncio.Task[None]]] = {}
         self._answered_at: dict[str, float] = {}
-        self._figures: dict[str, tuple[float, FileSystemStats]] = {}
+        self._recent_stats: dict[str, tuple[float, FileSystemStats]] = {}
 
     # State of mounts.
 
     def is_suspect(self, mount: str) -> bool:
-        """Return whether the mount has not answered a request for longer than `slow_seconds`."""
+        """Return whether a request for the mount has waited for an answer for longer than `slow_seconds`."""
         return mount in self._unresponsive_since
 
     @property
@@ -116,14 +119,14 @@ class FileSystemReader:
         return list(self._unresponsive_since)
 
     def is_unresponsive(self, mount: str) -> bool:
-        """Return whether the mount has not answered by the deadline. While the child process only waits for a CPU, return False."""
+        """Return whether a request for the mount has exceeded the deadline. While the child process only waits for a CPU, return False."""
         seconds = self.unresponsive_seconds(mount)
-        if seconds is None or seconds < self._deadline_seconds - CLOCK_SECONDS:
+        if seconds is None or seconds < self._deadline_seconds - TIMER_RESOLUTION_SECONDS:
             return False
-        return mount not in self._waiting or not _is_runnable(self._waiting[mount][0].pid)
+        return mount not in self._waiting_children or not _is_runnable(self._waiting_children[mount][0].pid)
 
     def unresponsive_seconds(self, mount: str) -> float | None:
-        """Return how long a suspect mount has not answered, in seconds. Return None if the mount is not suspect."""
+        """Return how long the request for a suspect mount has waited, in seconds; None if the mount is not suspect."""
         since = self._unresponsive_since.get(mount)
         return None if since is None else time.monotonic() - since
 
@@ -134,7 +137,7 @@ class FileSystemReader:
     # Requests.
 
     async def statvfs(self, path: str, mount: str) -> FileSystemStats:
-        """Return the figures of the file system that contains a path.
+        """Return the statistics of the file system that contains a path.
 
         Raises:
             PoolUnresponsiveError: the mount is suspect, or did not answer within the deadline.
@@ -145,19 +148,19 @@ class FileSystemReader:
             figures = FileSystemStats(*map(int, answer.split()))
         except (TypeError, ValueError) as error:
             raise PoolReadError(f"{path}: the child process sent an invalid answer") from error
-        self._figures.pop(path, None)
-        self._figures[path] = time.monotonic(), figures
-        if len(self._figures) > MAX_RECENT:
-            del self._figures[next(iter(self._figures))]
+        self._recent_stats.pop(path, None)
+        self._recent_stats[path] = time.monotonic(), figures
+        if len(self._recent_stats) > MAX_CACHED_STATS:
+            del self._recent_stats[next(iter(self._recent_stats))]
         return figures
 
     def recent_figures(self, path: str, seconds: float) -> FileSystemStats | None:
-        """Return the last figures that `statvfs` returned for a path; None if they are older than `seconds` or there are none."""
-        at, figures = self._figures.get(path, (float("-inf"), None))
+        """Return what `statvfs` last returned for a path; None if there is nothing, or if it is older than `seconds`."""
+        at, figures = self._recent_stats.get(path, (float("-inf"), None))
         return figures if time.monotonic() - at <= seconds else None
 
     async def realpath(self, path: str, mount: str) -> str:
-        """Return a path with all symbolic links resolved. It raises the errors of `statvfs`."""
+        """Return a path with all symbolic links resolved. Raises the errors of `statvfs`."""
         answer = await self._send_request("realpath", path, mount)
         return os.fsdecode(bytes.fromhex(answer))
 
@@ -166,8 +169,8 @@ class FileSystemReader:
             raise PoolUnresponsiveError(f"{path}: the file system does not answer")
         request = _Request(f"{operation} {os.fsencode(path).hex()}\n".encode(), mount, time.monotonic())
         self._queue.append(request)
-        if self._serving is None:
-            self._serving = asyncio.create_task(self._serve_queue(), name="read file systems")
+        if self._queue_task is None:
+            self._queue_task = asyncio.create_task(self._serve_queue(), name="read file systems")
         try:
             async with asyncio.timeout(self._deadline_seconds):
                 answer = await request.answer  # a timeout cancels the future, so a late answer is ignored
@@ -200,7 +203,7 @@ class FileSystemReader:
                         if not request.answer.done():
                             request.answer.set_exception(PoolReadError(str(error)))
         finally:
-            self._serving = None
+            self._queue_task = None
 
     def _next_batch(self) -> list[_Request]:
         batch: list[_Request] = []
@@ -238,9 +241,9 @@ class FileSystemReader:
         """Mark the mount as suspect, and let the child wait for the mount's answer."""
         self._child = None
         self._unresponsive_since[request.mount] = request.sent_at
-        if len(self._waiting) < MAX_WAITING:
+        if len(self._waiting_children) < MAX_WAITING_CHILDREN:
             task = asyncio.create_task(self._await_late_answer(child, request), name="wait for a mount")
-            self._waiting[request.mount] = child, task
+            self._waiting_children[request.mount] = child, task
         else:
             child.kill()
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._clear_suspect, request.mount)
@@ -257,7 +260,7 @@ class FileSystemReader:
             self._set_answer(request, line)
         finally:
             child.kill()  # its standard input still contains further requests
-            self._waiting.pop(request.mount, None)
+            self._waiting_children.pop(request.mount, None)
             self._clear_suspect(request.mount)
 
     def _clear_suspect(self, mount: str) -> None:
@@ -266,9 +269,9 @@ class FileSystemReader:
 
     async def close(self) -> None:
         """Kill the children, and wait at most `EXIT_SECONDS`. A child that hangs on storage exits only after the storage answers."""
-        tasks = [task for _, task in self._waiting.values()]
-        children = [child for child, _ in self._waiting.values()]
-        tasks += [self._serving] if self._serving is not None else []
+        tasks = [task for _, task in self._waiting_children.values()]
+        children = [child for child, _ in self._waiting_children.values()]
+        tasks += [self._queue_task] if self._queue_task is not None else []
         children += [self._child] if self._child is not None else []
         self._child = None
         for child in children:

@@ -1,4 +1,4 @@
-"""Reads the host's CPUs, memory, swap, huge pages, KSM, load and pressure. A value that the kernel does not have is absent.
+"""Reads the host's CPUs, memory, swap, huge pages, KSM, load and pressure. A value that the kernel does not report is absent.
 
 The calls may block: under LXC, a FUSE file system can provide files such as /proc/meminfo.
 """
@@ -36,7 +36,7 @@ class HostReading(NamedTuple):
 
     Attributes:
         values: the fields of the family `host` that come from files.
-        hugepages: the fields of the family `host_hugepages`, by size, such as 2M.
+        hugepages: the fields of the family `host_hugepages`, by page size, such as 2M.
     """
 
     values: Values
@@ -51,19 +51,21 @@ def read_host(root: Path = ROOT) -> HostReading:
     """
     values: Values = {}
     for name, add in _PARSERS.items():
-        if (content := _read(root / name)) is not None:
+        if (content := _read_file(root / name)) is not None:
             add(content, values)
-    if (load := _LOAD.match(_read(root / "proc/loadavg") or b"")) is not None:
+    if (load := _LOAD.match(_read_file(root / "proc/loadavg") or b"")) is not None:
         values["load_1m"] = float(load[1])
-    if (ksm := parse_number((_read(root / "sys/kernel/mm/ksm/run") or b"").strip())) is not None:
+    if (ksm := parse_number((_read_file(root / "sys/kernel/mm/ksm/run") or b"").strip())) is not None:
         values["ksm_running"] = ksm == 1  # the value 2 means that KSM separates the merged pages
-    if (cpus := parse_cpu_list((_read(root / "sys/devices/system/cpu/online") or b"").decode("ascii", "replace"))) > 0:
+    if (
+        cpus := parse_cpu_list((_read_file(root / "sys/devices/system/cpu/online") or b"").decode("ascii", "replace"))
+    ) > 0:
         values["online_cpus"] = cpus
     return HostReading(values, _read_hugepages(root / _HUGEPAGES))
 
 
 def parse_cpu_list(text: str) -> int:
-    """Return the number of CPUs in a list such as `0-3,8`; 0 if it is not such a list."""
+    """Return the number of CPUs in a list such as `0-3,8`; 0 if the text is not such a list."""
     count = 0
     for part in text.strip().split(","):
         match = _CPU_RANGE.fullmatch(part)
@@ -85,24 +87,24 @@ def _read_hugepages(directory: Path) -> dict[str, Values]:
             continue
         kibibytes, values = int(match[1]), Values()
         for field in HOST_HUGEPAGES.fields:
-            pages = parse_number((_read(directory / name / field.path) or b"").strip())
+            pages = parse_number((_read_file(directory / name / field.path) or b"").strip())
             if pages is not None:
                 values[field.name] = pages * kibibytes * 1024
         if values:
-            pools[_size_name(kibibytes)] = values
+            pools[_format_page_size(kibibytes)] = values
     return pools
 
 
-def _size_name(kibibytes: int) -> str:
-    """Return a size in the form of the kernel's command line, such as 2M or 1G."""
+def _format_page_size(kibibytes: int) -> str:
+    """Return a page size in the form of the kernel's command line, such as 2M or 1G."""
     for unit, divisor in (("G", 1 << 20), ("M", 1 << 10)):
         if kibibytes % divisor == 0:
             return f"{kibibytes // divisor}{unit}"
     return f"{kibibytes}K"
 
 
-def _read(path: Path) -> bytes | None:
-    """Return the content of a file; None if it cannot be read. A kernel without PSI may have the files of PSI and refuse to read them."""
+def _read_file(path: Path) -> bytes | None:
+    """Return the content of a file; None if unreadable. A kernel without PSI may have the files of PSI, but their reads fail."""
     try:
         with path.open("rb") as file:
             return file.read(MAX_BYTES)

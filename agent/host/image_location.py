@@ -15,7 +15,7 @@ from agent.host.pools.base import ImageLocation, PoolReadError, PoolUnresponsive
 from agent.host.process import ROOT
 
 MAX_MOUNTINFO_BYTES = 4 << 20
-"""Maximum number of bytes to read from a mount table. On a host with a thousand containers, it has about 1 MB."""
+"""Maximum number of bytes to read from a mount table. On a host with a thousand containers, the table has about 1 MB."""
 
 MAX_PATH_BYTES = 4096
 """Maximum length of a path in the kernel (PATH_MAX)."""
@@ -23,10 +23,10 @@ MAX_PATH_BYTES = 4096
 MAX_QUOTA_DEPTH = 64
 """Maximum number of parent directories that are checked for a quota."""
 
-KEEP_SECONDS = 600.0
-"""How long the location of a directory is cached. After that, the directory is read again, because it may have a new quota."""
+CACHE_SECONDS = 600.0
+"""How long the location of a directory is cached. After that, the directory is read again, because the directory may have a new quota."""
 
-MAX_CACHED = 4096
+MAX_CACHED_LOCATIONS = 4096
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 _LOCAL_DRIVERS = frozenset({"file", "host_device", "host_cdrom"})
@@ -61,7 +61,7 @@ def read_mounts(pid: int | str, root: Path = ROOT) -> tuple[Mount, ...]:
 
 
 def local_path(driver: str, path: str) -> str | UnknownPool:
-    """Return the absolute path of an image on this host, or the reason why there is none.
+    """Return the absolute path of an image in QEMU's mount namespace, or the reason why the image has no such path.
 
     Args:
         driver: the driver of QEMU's block node.
@@ -132,13 +132,13 @@ class MountTables(NamedTuple):
 
 
 class ImageLocator:
-    """Finds the locations of images. It caches the locations of directories for `KEEP_SECONDS`."""
+    """Finds the locations of images, and caches the locations of directories for `CACHE_SECONDS`."""
 
     def __init__(self, reader: FileSystemReader) -> None:
         self._reader = reader
         self._cache: dict[tuple[str, str], tuple[float, _DirectoryLocation]] = {}
         # Separate from the directories, because an image may be a symbolic link to another file system.
-        self._targets: dict[tuple[str, str], tuple[float, str]] = {}
+        self._link_targets: dict[tuple[str, str], tuple[float, str]] = {}
 
     def location_without_io(
         self, tables: MountTables | None, driver: str, path: str
@@ -151,7 +151,7 @@ class ImageLocator:
             path: the file name that QEMU reports.
 
         Returns:
-            The location, or the reason why it is unknown; None if the file system has to be read first.
+            The location, or the reason why the location is unknown; None if the file system has to be read first.
         """
         local = local_path(driver, path)
         if isinstance(local, UnknownPool):
@@ -170,13 +170,13 @@ class ImageLocator:
     ) -> ImageLocation | UnknownPool | None:
         """Return the location of a file from the caches. Return None if the file system has to be read first."""
         directory = _path_for_agent(tables, mount, _directory_of_image(mount, local))
-        kept = self._cache.get((mount.device, directory))
-        link = self._targets.get((mount.device, _path_of_image(directory, mount, local)))
-        if kept is None or link is None or time.monotonic() - min(kept[0], link[0]) >= KEEP_SECONDS:
+        cached = self._cache.get((mount.device, directory))
+        link = self._link_targets.get((mount.device, _path_of_image(directory, mount, local)))
+        if cached is None or link is None or time.monotonic() - min(cached[0], link[0]) >= CACHE_SECONDS:
             return None
         if link[1]:
             return self.location_without_io(MountTables(tables.pid, tables.agent, tables.agent), driver, link[1])
-        return _build_location(driver, local, kept[1])
+        return _build_location(driver, local, cached[1])
 
     async def locate(self, tables: MountTables | None, driver: str, path: str) -> ImageLocation | UnknownPool:
         """Return the location of an image, and read its file system if necessary. `location_without_io` describes the arguments."""
@@ -198,7 +198,7 @@ class ImageLocator:
         return _build_location(driver, local, location)
 
     async def _resolve_link(self, tables: MountTables, mount: Mount, local: str) -> str:
-        """Return the target of an image that is a symbolic link, such as oVirt's images; empty if the image is no link.
+        """Return the target of an image that is a symbolic link, such as oVirt's images; empty if the image is not a link.
 
         The result is a path in the agent's mount namespace. A link that exists only in QEMU's namespace is not resolved.
 
@@ -217,9 +217,9 @@ class ImageLocator:
                 raise
             except PoolReadError:
                 pass  # the image was deleted while QEMU has it open
-        if len(self._targets) >= MAX_CACHED:
-            self._targets.clear()
-        self._targets[mount.device, path] = time.monotonic(), target
+        if len(self._link_targets) >= MAX_CACHED_LOCATIONS:
+            self._link_targets.clear()
+        self._link_targets[mount.device, path] = time.monotonic(), target
         return target
 
     async def _locate_directory(self, tables: MountTables, mount: Mount, directory: str) -> _DirectoryLocation:
@@ -238,20 +238,20 @@ class ImageLocator:
         )
         real = await self._reader.realpath(path, f"path:{path}")
         if prefix:
-            found = _DirectoryLocation(mount, f"{prefix}{mount.mount_point}")
+            location = _DirectoryLocation(mount, f"{prefix}{mount.mount_point}")
         else:
             own_mount = mount_of(tables.agent, real) or mount
             agent_path = await self._find_quota_directory(own_mount, real)
-            found = _DirectoryLocation(own_mount, agent_path, agent_path != own_mount.mount_point)
-        if len(self._cache) >= MAX_CACHED:
+            location = _DirectoryLocation(own_mount, agent_path, agent_path != own_mount.mount_point)
+        if len(self._cache) >= MAX_CACHED_LOCATIONS:
             self._cache.clear()
-        self._cache[mount.device, path] = time.monotonic(), found
-        return found
+        self._cache[mount.device, path] = time.monotonic(), location
+        return location
 
     async def _find_quota_directory(self, mount: Mount, directory: str) -> str:
         """Return the topmost parent directory for which statvfs reports the same size.
 
-        It is the directory of the quota, or the mount point.
+        This directory has the quota, or is the mount point.
         """
         own = await self._reader.statvfs(directory, mount.device)
         top = directory

@@ -1,4 +1,7 @@
-"""Network interfaces of a process: taps from fdinfo, macvtaps from the names of their device files, VFs from VFIO. The calls block."""
+"""Network interfaces that a process has open: taps, macvtaps, and virtual functions that VFIO passes through. The calls block.
+
+The sources are fdinfo for taps, the names of device files for macvtaps, and VFIO's device files for virtual functions.
+"""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping

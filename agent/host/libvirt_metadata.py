@@ -1,8 +1,8 @@
 """Labels of a VM from libvirt's XML, such as Nova's project and flavour, oVirt's cluster, KubeVirt's namespace, or a title.
 
 The XML comes from libvirt itself if the agent is connected to libvirt, else from libvirt's files: the XML of running VMs is in
-/run/libvirt/qemu, and the XML of defined VMs in /etc/libvirt/qemu. By default only root may read these files. Reading them blocks.
-Users of the manager can set the metadata, so it is untrusted.
+/run/libvirt/qemu, and the XML of defined VMs in /etc/libvirt/qemu. By default only root may read these files. The reads block.
+Users of the VM's manager can set the metadata, so the metadata is untrusted.
 """
 
 import re
@@ -66,7 +66,7 @@ class LabelsConfig(ConfigSection):
 
 
 def read_libvirt_labels(vm: Vm, config: LabelsConfig) -> dict[str, str]:
-    """Return the VM's labels from libvirt's files; empty if there is no file for this VM, or the agent cannot read it."""
+    """Return the VM's labels from libvirt's files; empty if this VM has no file that the agent can read."""
     for directory in config.libvirt_xml_dirs:
         domain = _read_domain(directory, vm)
         if domain is not None:
@@ -75,7 +75,7 @@ def read_libvirt_labels(vm: Vm, config: LabelsConfig) -> dict[str, str]:
 
 
 def parse_libvirt_labels(xml: str, config: LabelsConfig, *, pod: str = "", node: str = "") -> dict[str, str]:
-    """Return the labels in the XML of a domain; empty if it cannot be parsed.
+    """Return the labels in the XML of a domain; empty if the XML cannot be parsed.
 
     A VM of KubeVirt also has the labels `namespace`, `name`, `pod` and `node`, which Kubernetes uses. KubeVirt names a domain
     NAMESPACE_NAME, and neither part contains an underscore.

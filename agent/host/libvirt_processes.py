@@ -1,9 +1,8 @@
 """Finds libvirt's daemons in /proc, on the host and inside containers, and the QEMUs in their pid namespaces. The calls block.
 
-A scan reads only the names of new processes, so it takes little longer than a listing of /proc. The agent uses only a socket that the
-daemon
-itself has open, because two containers may share a directory. It reaches a daemon inside a container through /proc/PID/root. A container
-may contain any symbolic links, so the agent resolves them itself and never leaves the container.
+A scan reads only the names of new processes, so a scan takes little longer than a listing of /proc. Two containers may share a directory,
+so the agent uses only a socket that the daemon itself has open. The agent connects to a daemon inside a container through /proc/PID/root.
+A container may contain any symbolic links, so the agent itself resolves the links and never leaves the container.
 """
 
 import contextlib
@@ -31,10 +30,10 @@ MAX_TABLE_BYTES = 16 << 20
 """Maximum number of bytes to read from the kernel's table of Unix sockets. A line has about 100 bytes."""
 
 SETTLE_SECONDS = 10.0
-"""How long the name of a new process is read in each scan, because the process may still execute another program."""
+"""How long after its start each scan reads a process's name again, because the process may still execute another program."""
 
 FULL_SCAN_SECONDS = 60.0
-"""Time between two scans that read the names of all processes. They are needed because the kernel reuses process IDs."""
+"""Time between two scans that read the names of all processes, because the kernel reuses process IDs."""
 
 MAX_DAEMONS = 1024
 """Maximum number of daemons. Further daemons are counted, but not used."""
@@ -57,10 +56,10 @@ class LibvirtProcess:
 
     Attributes:
         pid: its process ID.
-        pid_namespace: inode of its pid namespace; None if the agent may not read it.
-        mount_namespace: inode of its mount namespace; None if it is the agent's own, or if the agent may not read it.
+        pid_namespace: inode of its pid namespace; None if the agent may not read the namespace.
+        mount_namespace: inode of its mount namespace; None for the agent's own namespace, or if the agent may not read the namespace.
         socket: the socket's path in the daemon's mount namespace.
-        privileged: whether the daemon runs as root of its user namespace. If it does, it serves qemu:///system, else qemu:///session.
+        privileged: whether the daemon runs as root of its user namespace. Root's daemon serves qemu:///system, any other qemu:///session.
         container: name of its container, such as a Kubernetes pod; empty in the agent's own mount namespace.
     """
 
@@ -73,7 +72,7 @@ class LibvirtProcess:
 
     @property
     def key(self) -> tuple[int | None, str]:
-        """Identity of the daemon across restarts. A daemon that is started again in the same container has the same key."""
+        """Identity of the daemon: mount namespace and socket. A daemon that restarts in the same container has the same key."""
         return self.mount_namespace, self.socket
 
     @property
@@ -101,7 +100,7 @@ class LibvirtScan:
 
 
 class LibvirtScanner:
-    """Scans /proc for daemons of libvirt and keeps the state of each process."""
+    """Scans /proc for daemons of libvirt. Keeps what earlier scans have found, so that a scan reads only new processes."""
 
     def __init__(self, proc: Path = PROC, host_sockets: Sequence[str] = HOST_SOCKETS) -> None:
         """Create a scanner without processes.
@@ -140,7 +139,7 @@ class LibvirtScanner:
                 ignored += 1
             else:
                 daemons[daemon.key] = daemon
-        return LibvirtScan(daemons, {place: pid for pid, place in self._qemus.items()}, unreadable, ignored)
+        return LibvirtScan(daemons, {key: pid for pid, key in self._qemus.items()}, unreadable, ignored)
 
     def _classify_new_processes(self, now: float) -> None:
         is_full = now - self._last_full_scan >= FULL_SCAN_SECONDS
@@ -150,7 +149,7 @@ class LibvirtScanner:
         pids = set(list_pids(self._proc))
         for pid in self._first_seen.keys() - pids:
             del self._first_seen[pid]
-            self._forget(pid)
+            self._forget_process(pid)
         for pid in pids:
             if is_full or now - self._first_seen.setdefault(pid, now) <= SETTLE_SECONDS:
                 self._first_seen.setdefault(pid, now)
@@ -161,13 +160,13 @@ class LibvirtScanner:
         if name in SOCKET_NAMES:
             self._daemon_names[pid] = name
         elif not name.startswith(("qemu", "kvm")):
-            self._forget(pid)
+            self._forget_process(pid)
         elif pid not in self._qemus:
-            self._forget(pid)
+            self._forget_process(pid)
             if uuid := _uuid_argument(command_line(pid, self._proc)):
                 self._qemus[pid] = _namespace_inode(self._proc, pid, "pid"), uuid
 
-    def _forget(self, pid: int) -> None:
+    def _forget_process(self, pid: int) -> None:
         self._daemon_names.pop(pid, None)
         self._daemons.pop(pid, None)
         self._qemus.pop(pid, None)
@@ -244,7 +243,7 @@ class LibvirtScanner:
 
 
 class QemuIndex:
-    """Finds a QEMU by its VM's UUID, for daemons whose pid files the agent cannot read. Several threads may use it."""
+    """Finds a QEMU by its VM's UUID, for daemons whose pid files the agent cannot read. Several threads may use an index."""
 
     def __init__(self, proc: Path = PROC) -> None:
         """Create an empty index."""
@@ -282,7 +281,7 @@ class QemuIndex:
 
 
 def _namespace_inode(proc: Path, pid: int | str, kind: str) -> int | None:
-    """Return the inode of a process's namespace; None if the process has ended or the agent may not read it."""
+    """Return the inode of a process's namespace; None if the process has ended or the agent may not read the namespace."""
     with contextlib.suppress(OSError):
         return os.stat(f"{proc}/{pid}/ns/{kind}").st_ino  # noqa: PTH116 - one system call a process
     return None
@@ -295,7 +294,7 @@ def _is_socket(path: str) -> bool:
 
 
 def resolve_in_root(root: str, path: str) -> str | None:
-    """Return a path below a container's root directory without symbolic links; None if it does not exist or has too many links.
+    """Return a path below a container's root directory without symbolic links; None if the path does not exist or has too many links.
 
     Links are resolved inside the container, so the result never leads out of the container.
 
@@ -303,9 +302,9 @@ def resolve_in_root(root: str, path: str) -> str | None:
         root: the container's root directory.
         path: an absolute path inside the container.
     """
-    todo, resolved, links = deque(path.split("/")), list[str](), 0
-    while todo:
-        name = todo.popleft()
+    remaining, resolved, links = deque(path.split("/")), list[str](), 0
+    while remaining:
+        name = remaining.popleft()
         if name in {"", "."}:
             continue
         if name == "..":
@@ -324,7 +323,7 @@ def resolve_in_root(root: str, path: str) -> str | None:
             return None
         if target.startswith("/"):
             resolved.clear()
-        todo.extendleft(reversed(target.split("/")))
+        remaining.extendleft(reversed(target.split("/")))
     return "/" + "/".join(resolved)
 
 

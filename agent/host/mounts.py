@@ -60,8 +60,8 @@ def _parse_line(line: str) -> Mount | None:
 def mount_of(mounts: Sequence[Mount], path: str) -> Mount | None:
     """Return the mount that contains an absolute path; None if no mount has the mount point `/`.
 
-    The search goes from the root mount to its child mounts, like the kernel's path lookup. So it never returns a mount that is hidden by a
-    later mount on a parent directory.
+    The search goes from the root mount to its child mounts, like the kernel's path lookup. So the result is never a mount that is hidden by
+    a later mount on a parent directory.
 
     Args:
         mounts: All mounts of the mount namespace.

@@ -1,7 +1,7 @@
-"""Files of the kernel that stay open between polls. A read at offset 0 makes the kernel create the content again.
+"""Cache of open files in /proc, sysfs and cgroups. The files stay open between polls. A read at offset 0 returns the present content.
 
-Reading an open file takes a third of the time of opening, reading and closing it. An open file under /proc/PID belongs to the process, not
-to its pid. So reads fail after the process has ended, even if a new process has the same pid.
+Reading an open file takes a third of the time of opening, reading and closing a file. An open file under /proc/PID belongs to the process,
+not to the pid. So reads fail after the process has ended, even if a new process has the same pid.
 """
 
 import os
@@ -15,17 +15,17 @@ READ_BYTES = 4096
 """Size of the first read of a file. Most files are shorter."""
 
 SHORT_BYTES = 2048
-"""If a read returns fewer bytes than this, it has reached the end of the file.
+"""A read that returns fewer bytes than this has reached the end of the file.
 
 The kernel fills each page with as many whole lines as fit (fs/seq_file.c, Linux 2.6 to 6.18).
 """
 
 _RESERVED_DESCRIPTORS = 256
-"""Number of descriptors that other parts of the agent may use, in addition to half of the limit."""
+"""Number of descriptors that a budget never includes. Of the other descriptors, a budget includes half."""
 
 
 class DescriptorBudget:
-    """The number of descriptors that may stay open.
+    """Limit of the number of file descriptors that stay open between polls.
 
     Attributes:
         limit: the maximum number.
@@ -51,10 +51,10 @@ class DescriptorBudget:
 
 
 class OpenFileCache:
-    """Open files of one process and of its host. Close them after use."""
+    """Open files about one process, and files of the host such as a cgroup's. Call `close` after use."""
 
     def __init__(self, open_file: Callable[[str, int], int], budget: DescriptorBudget) -> None:
-        """Set up an empty collection of files.
+        """Create a cache without files.
 
         Args:
             open_file: opens a path with flags and returns the descriptor. Raises OSError.
@@ -82,7 +82,7 @@ class OpenFileCache:
                     contents.append(_read(descriptor, names[index]))
                     continue
                 except OSError:  # the process, thread or interface has ended, and a new one may have the same name
-                    self._close_one(known[1], index)
+                    self._close_descriptor(known[1], index)
             contents.append(self._open_and_read(directory, names[index], known[1], index))
         return contents
 
@@ -106,9 +106,9 @@ class OpenFileCache:
     def _close_directory(self, directory: str) -> None:
         _, descriptors = self._descriptors.pop(directory, ((), []))
         for index in range(len(descriptors)):
-            self._close_one(descriptors, index)
+            self._close_descriptor(descriptors, index)
 
-    def _close_one(self, descriptors: list[int | None], index: int) -> None:
+    def _close_descriptor(self, descriptors: list[int | None], index: int) -> None:
         descriptor, descriptors[index] = descriptors[index], None
         if descriptor is not None:
             self._budget.used -= 1

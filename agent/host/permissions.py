@@ -1,6 +1,6 @@
 """Checks whether the agent's user may connect to a socket, and returns the shell commands that grant the permission.
 
-The kernel makes the check for that user.
+The kernel decides: the check runs with the user and groups of the agent.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ def agent_user(name: str | None = None, proc: Path = PROC) -> User:
 
 
 def process_user(pid: int, proc: Path = PROC) -> User:
-    """Return the user of a process. If it is unknown, its name is empty."""
+    """Return the user of a process; a user with an empty name if unknown."""
     return _read_process_user(pid, proc) or User("", -1, frozenset())
 
 
@@ -95,7 +95,7 @@ def blocked_paths(path: str, user: User) -> list[Path]:
     """
     if os.geteuid() not in (0, user.uid):
         return []
-    return [step for step in (*reversed(Path(path).parents), Path(path)) if not _has_access(step, user)]
+    return [each for each in (*reversed(Path(path).parents), Path(path)) if not _has_access(each, user)]
 
 
 def _has_access(path: Path, user: User) -> bool:
@@ -143,7 +143,7 @@ def describe_denial(path: Path, user: User) -> str:
 
 
 def fix_commands(path: Path, user: User, *, recreated: bool = True) -> list[str]:
-    """Return the shell commands that let a user enter a directory or connect to a socket. Return none if the path does not exist.
+    """Return the shell commands that let a user enter a directory or connect to a socket; empty if the path does not exist.
 
     Args:
         path: the directory or the socket.

@@ -1,7 +1,7 @@
 """Reads one process's files under /proc, and files of the host such as a cgroup's.
 
 The process's directory under /proc stays open. After the process has ended, no file in this directory can be opened, even if a new process
-has the same pid. Callers request only files whose reading never waits for the process or for storage.
+has the same pid. Callers may read only files whose reads never wait for the process or for storage.
 """
 
 import contextlib
@@ -15,13 +15,13 @@ from agent.host.types import FileReply, FileRequest
 ROOT = Path("/")
 
 _BUDGET = DescriptorBudget.of_process()
-"""The budget that all processes share, because the kernel limits the descriptors of the agent as a whole."""
+"""The budget that all `Process` objects share, because the kernel limits the descriptors of the agent as a whole."""
 
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class Process:
-    """One process; close it after use.
+    """One process, and its files under /proc. Call `close` after use.
 
     Attributes:
         pid: its pid on this host.
@@ -57,7 +57,7 @@ class Process:
         return [FileReply(request, read(request.directory, request.names)) for request in requests]
 
     def read(self, path: str) -> str | None:
-        """Return the text of a file, truncated at MAX_TEXT_BYTES; None if it cannot be read.
+        """Return the text of a file, truncated at MAX_TEXT_BYTES; None if the file cannot be read.
 
         Args:
             path: relative to the process's directory; with a leading slash, absolute on the host.

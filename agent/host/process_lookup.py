@@ -1,8 +1,8 @@
-"""Identifies the QEMU process behind a monitor, at each attach, from the socket's owner and from QEMU's thread ids.
+"""Identifies the QEMU process behind a monitor, at each attach, by the socket's owner and by QEMU's thread ids.
 
-The socket's owner is the process that opened the other end of the monitor's socket (SO_PEERCRED). This may be a manager that passed the
-socket to QEMU. QEMU reports the ids of its vCPU threads and iothreads. A QEMU in a pid namespace reports the ids of that namespace. On the
-host, other threads may have these ids. So neither the owner nor the thread ids are enough, and the agent checks both.
+The socket's owner is the process that opened the other end of the monitor's socket (SO_PEERCRED). The owner may be a manager that passed
+the socket to QEMU. QEMU reports the ids of its vCPU threads and iothreads. A QEMU in a pid namespace reports the ids of that namespace. On
+the host, other threads may have these ids. Each of the two can mislead, so the agent checks both.
 """
 
 import os
@@ -87,8 +87,7 @@ def _process_by_pid(pid: int, threads: Sequence[int], root: Path) -> Process | N
 def _process_by_threads(threads: Sequence[int], root: Path) -> Process | None:
     """Return the QEMU in the agent's pid namespace that has these threads; None if there is none.
 
-    The process's name has to be QEMU's. Thread ids alone are not enough: threads of another process may have the same ids, if QEMU is in
-    another pid namespace.
+    The process's name also has to be QEMU's: if QEMU is in another pid namespace, threads of another process may have the same ids.
     """
     if not threads:
         return None
@@ -114,7 +113,7 @@ def _looks_like_qemu(process: Process) -> bool:
 def _ids_in_pid_namespaces(status: str | None) -> list[int]:
     """Return a thread's id in each of its pid namespaces, from a `status` file (Linux 4.1).
 
-    The first is that in the agent's namespace, the last that in the innermost namespace.
+    The list begins with the id in the agent's namespace, and ends with the id in the innermost namespace.
     """
     line = next((line for line in (status or "").splitlines() if line.startswith("NSpid:")), "")
     return [int(part) for part in line.split()[1:] if part.isdecimal()]
@@ -150,9 +149,9 @@ def _cgroup_name(process: Process) -> str:
 
 
 def _cgroup_directory(process: Process, name: str) -> str | None:
-    """Return the directory of the process's cgroup. If this cgroup does not count memory, return that of the nearest parent that does.
+    """Return the directory of the process's cgroup, or of the nearest parent cgroup that counts memory; None if none does.
 
-    Return None if there is none. libvirt creates cgroups for groups of threads that do not count memory.
+    libvirt creates cgroups for groups of threads, and these cgroups do not count memory.
     """
     while name not in ("", "/") and ".." not in name.split("/"):
         directory = f"/sys/fs/cgroup{name}"

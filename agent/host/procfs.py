@@ -1,7 +1,7 @@
 """Parsers of files in /proc, sysfs and cgroups (Linux 4.15 to 6.18). Pure.
 
-A parser reads only those values that are fields of a family of metrics, and converts them to base units. It leaves out values that are
-missing or are no numbers. Older kernels lack some values.
+A parser reads only values that are fields of a family of metrics, and converts the values to base units. Values that are missing or are
+not numbers are left out. Older kernels lack some values.
 """
 
 import re
@@ -19,10 +19,10 @@ MAX_DIGITS = 20
 NumbersByName = dict[str, int]
 
 Content = TypeVar("Content")
-"""The content of a file: its bytes, or its words if the caller also needs words that are no numbers."""
+"""The content of a file: its bytes, or its words if the caller also needs words that are not numbers."""
 
 ParseAll = Callable[[Content], Sequence[bytes] | None]
-"""Returns the digits of all requested values in order. Returns None if the file lacks one of them."""
+"""Returns the digits of all requested values, in order; None if the file lacks one of the values."""
 
 ParseEach = Callable[[Content], Iterable[tuple[str, bytes]]]
 """Yields the name and the digits of each requested value that the file has."""
@@ -71,13 +71,13 @@ _STATUS_ORDER = (
 
 
 class FileParser(Generic[Content]):
-    """Parses one file of the kernel, and returns those of its numbers that are fields of a family."""
+    """Parses one file of the kernel, and adds the numbers that are fields of a family to a sample."""
 
     def __init__(self, family: Family, file: str, file_format: Format[Content]) -> None:
         """Compile the parser.
 
         Args:
-            family: the family. The path of a field is the file's name, or the file's name with the kernel's name, such as `status.VmRSS`.
+            family: the family. The parser sets the fields whose `path` is the file's name, alone or with a value's name: `status.VmRSS`.
             file: the file's name.
             file_format: the format of the file.
         """
@@ -130,8 +130,8 @@ def parse_numbers(texts: Sequence[bytes]) -> list[int] | None:
 # --- Formats ---
 
 
-def _select(positions: Sequence[int]) -> Callable[[Sequence[bytes]], Sequence[bytes] | None]:
-    """Return a function that returns the items of a sequence at these positions. It returns None if the sequence is too short."""
+def _item_picker(positions: Sequence[int]) -> Callable[[Sequence[bytes]], Sequence[bytes] | None]:
+    """Return a function that picks the items at these positions from a sequence, and returns None for a shorter sequence."""
     get, length = itemgetter(*positions), max(positions) + 1
     if len(positions) == 1:
         return lambda words: (words[positions[0]],) if len(words) >= length else None
@@ -150,7 +150,7 @@ def stat_format(keys: Sequence[str]) -> tuple[ParseAll[list[bytes]], ParseEach[l
     def parse_each(words: list[bytes]) -> Iterable[tuple[str, bytes]]:
         return [(key, words[at]) for key, at in zip(keys, positions, strict=True) if at < len(words)]
 
-    return _select(positions), parse_each
+    return _item_picker(positions), parse_each
 
 
 def parse_state(words: Sequence[bytes]) -> str | None:
@@ -168,7 +168,7 @@ def words_format(*names: str) -> Format[bytes]:
     """
 
     def parsers(keys: Sequence[str]) -> tuple[ParseAll[bytes], ParseEach[bytes]]:
-        select = _select([names.index(key) for key in keys])
+        select = _item_picker([names.index(key) for key in keys])
 
         def parse_each(content: bytes) -> Iterable[tuple[str, bytes]]:
             return [(name, text) for name, text in zip(names, content.split(), strict=False) if name in keys]
@@ -182,13 +182,13 @@ def lines_format(*order: str) -> Format[bytes]:
     """Format of lines such as `Name: 5 kB` (status, io) or `name 5` (cpu.stat, memory.events).
 
     Args:
-        order: the order in which the kernel writes these lines; other lines may be between them. Other names can be parsed, too, but then
-            each line is searched separately.
+        order: names in the order in which the kernel writes the lines; other lines may be in between. Other names are also possible, but
+            then each line is searched separately.
     """
 
     def parsers(keys: Sequence[str]) -> tuple[ParseAll[bytes], ParseEach[bytes]]:
         ordered = [*(key for key in order if key in keys), *(key for key in keys if key not in order)]
-        # One match reads all lines. If it fails, each line is searched separately.
+        # One match reads all lines. If the match fails, each line is searched separately.
         lines = [rf"\n{re.escape(key)}:?[ \t]+([0-9]{{1,{MAX_DIGITS}}})(?!\S)" for key in ordered]
         whole = re.compile(".*?".join(lines).encode(), re.DOTALL)
         groups = [ordered.index(key) + 1 for key in keys]

@@ -1,4 +1,4 @@
-"""Finds QEMU processes in /proc and reads their command lines. Every read is bounded. An unreadable file counts as empty."""
+"""Finds QEMU processes in /proc and reads their command lines. Every read has a size limit. An unreadable file counts as empty."""
 
 import contextlib
 import os
@@ -39,7 +39,7 @@ def is_qemu(argv: list[str]) -> bool:
 def pid_if_qemu(pid: int | None, proc: Path = PROC) -> int | None:
     """Return `pid` if this process runs QEMU, else None.
 
-    The peer of a monitor's socket may be another process, which passed the socket to QEMU. Or it may be in another pid namespace.
+    The peer of a monitor's socket may be another process that passed the socket to QEMU, or a process in another pid namespace.
     """
     return pid if pid and is_qemu(command_line(pid, proc)) else None
 
@@ -50,6 +50,6 @@ def list_qemus(proc: Path = PROC) -> list[int]:
 
 
 def start_ticks(pid: int, proc: Path = PROC) -> int:
-    """Return when a process started, in clock ticks since the host's boot; 0 if that cannot be read."""
+    """Return when a process started, in clock ticks since the host's boot; 0 if unknown."""
     fields = read_file(proc / str(pid) / "stat").rpartition(b") ")[2].split()
     return int(fields[19]) if len(fields) > 19 and fields[19].isdigit() else 0

@@ -49,7 +49,7 @@ class VirtualFunction:
 
     Attributes:
         number: its number.
-        mac: its MAC address, such as `52:54:00:12:34:56`; empty if it has no MAC address or is no Ethernet device.
+        mac: its MAC address, such as `52:54:00:12:34:56`; empty without a MAC address, or for a device that is not Ethernet.
         counters: the counters by the kernel's names. `rx` counts packets that the virtual function received.
     """
 
@@ -82,18 +82,18 @@ def parse_link_reply(data: bytes) -> list[VirtualFunction]:
         raise NetlinkError(f"the kernel refused the request: error {-_ERROR.unpack_from(data, _HEADER.size)[0]}")
     if kind != RTM_NEWLINK or not _HEADER.size + _LINK.size <= size <= len(data):
         raise NetlinkError("the reply is not the description of an interface")
-    attributes = list(_attributes(data[_HEADER.size + _LINK.size : size]))
+    attributes = list(_parse_attributes(data[_HEADER.size + _LINK.size : size]))
     address = next((value for number, value in attributes if number == _IFLA_ADDRESS), b"")
     return [
         function
         for number, value in attributes
         if number == _IFLA_VFINFO_LIST
-        for entry, content in _attributes(value)
+        for entry, content in _parse_attributes(value)
         if entry == _IFLA_VF_INFO and (function := _parse_function(content, len(address))) is not None
     ][:MAX_VIRTUAL_FUNCTIONS]
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+def _parse_attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yield the type and the content of each attribute, up to the first truncated attribute.
 
     Attributes begin at multiples of four bytes.
@@ -108,10 +108,10 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _parse_function(data: bytes, address_bytes: int) -> VirtualFunction | None:
-    """Return a virtual function. Return None if the attribute with its MAC address and its number is missing."""
+    """Return a virtual function; None if the attribute with the function's number and MAC address is missing."""
     number: int | None = None
     mac, counters = "", {}
-    for kind, value in _attributes(data):
+    for kind, value in _parse_attributes(data):
         if kind == _IFLA_VF_MAC and len(value) >= _VF_NUMBER.size + _MAC_BYTES:
             number = _VF_NUMBER.unpack_from(value)[0]
             digits = value[_VF_NUMBER.size : _VF_NUMBER.size + _MAC_BYTES]
@@ -122,6 +122,6 @@ def _parse_function(data: bytes, address_bytes: int) -> VirtualFunction | None:
 
 
 def _parse_counters(data: bytes) -> Iterator[tuple[str, int]]:
-    for kind, value in _attributes(data):
+    for kind, value in _parse_attributes(data):
         if kind in _COUNTERS and len(value) == _NUMBER.size:
             yield _COUNTERS[kind], _NUMBER.unpack(value)[0]

@@ -1,7 +1,7 @@
 """Sockets of this host and the processes that have them open, from the kernel's sock_diag (linux/unix_diag.h) and /proc.
 
-/proc/PID/fd shows which process has a socket open. Only root can read it for all processes. Processes that the agent cannot read are left
-out.
+/proc/PID/fd shows which process has a socket open. Only root can read /proc/PID/fd of all processes. Processes that the agent cannot read
+are left out.
 """
 
 import contextlib
@@ -18,11 +18,12 @@ from agent.host.qemu_processes import PROC, command_line, list_pids, read_file
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
-_REQUEST_DUMP = 0x301
-_SHOW_NAME_PEER = 1 | 4
-_DONE, _ERROR = 3, 2
-_NAME, _PEER = 0, 2
+_REQUEST_DUMP = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
+_SHOW_NAME_PEER = 1 | 4  # UDIAG_SHOW_NAME | UDIAG_SHOW_PEER
+_DONE, _ERROR = 3, 2  # NLMSG_DONE, NLMSG_ERROR
+_NAME, _PEER = 0, 2  # UNIX_DIAG_NAME, UNIX_DIAG_PEER
 ESTABLISHED = 1
+"""The kernel's number of the state of a connected socket (TCP_ESTABLISHED)."""
 _DEADLINE_SECONDS = 5.0
 _MAX_SOCKETS = 1_000_000
 """Maximum number of Unix sockets to read. A busy host has some thousands."""
@@ -38,7 +39,7 @@ class SocketEntry:
     """One socket.
 
     Attributes:
-        state: the state, as the kernel's number of a TCP state, such as `ESTABLISHED`.
+        state: the kernel's number of the socket's state, such as `ESTABLISHED`. Unix sockets have the numbers of TCP's states.
         address: the path that the socket is bound to, or `tcp:PORT`.
         peer: inode of the socket at the other end; 0 if that socket is not on this host.
         remote: `tcp:PORT` of the other end; empty for a Unix socket.
@@ -56,9 +57,9 @@ SocketTable = Mapping[int, SocketEntry]
 
 def read_socket_table(proc: Path = PROC) -> SocketTable:
     """Return all Unix and TCP sockets that the kernel lists, by inode. The call blocks for some milliseconds."""
-    table = dict(_tcp_sockets(read_file(proc / "net" / "tcp"), read_file(proc / "net" / "tcp6")))
+    table = dict(_parse_tcp_sockets(read_file(proc / "net" / "tcp"), read_file(proc / "net" / "tcp6")))
     with contextlib.suppress(OSError):
-        table |= _unix_sockets()
+        table |= _read_unix_sockets()
     return table
 
 
@@ -67,7 +68,12 @@ def normalize_path(path: str) -> str:
     return "/run/" + path.removeprefix("/var/run/") if path.startswith("/var/run/") else path
 
 
-def _unix_sockets() -> dict[int, SocketEntry]:
+def _read_unix_sockets() -> dict[int, SocketEntry]:
+    """Return the Unix sockets of this network namespace, by inode.
+
+    Raises:
+        OSError: the kernel refused the request, or did not answer in time.
+    """
     table: dict[int, SocketEntry] = {}
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
         netlink.settimeout(_DEADLINE_SECONDS)
@@ -79,7 +85,7 @@ def _unix_sockets() -> dict[int, SocketEntry]:
                 if kind == _DONE:
                     return table
                 if kind == _ERROR:
-                    raise OSError(-struct.unpack_from("=i", body)[0], "sock_diag refused")
+                    raise OSError(-struct.unpack_from("=i", body)[0], "the kernel refused the sock_diag request")
                 inode, entry = _parse_entry(body)
                 table[inode] = entry
     return table
@@ -111,14 +117,14 @@ def _parse_entry(body: bytes) -> tuple[int, SocketEntry]:
     return inode, SocketEntry(state, normalize_path(path), peer)
 
 
-def _tcp_sockets(*tables: bytes) -> Iterator[tuple[int, SocketEntry]]:
+def _parse_tcp_sockets(*tables: bytes) -> Iterator[tuple[int, SocketEntry]]:
     """Yield the inode and the entry of each socket in /proc/net/tcp and /proc/net/tcp6."""
     rows = [line.split() for table in tables for line in table.decode("ascii", "replace").splitlines()[1:]]
-    ends = [
+    connections = [
         (_parse_endpoint(row[1]), _parse_endpoint(row[2]), int(row[3], 16), int(row[9])) for row in rows if len(row) > 9
     ]
-    inodes = {(local, remote): inode for local, remote, _, inode in ends}
-    for local, remote, state, inode in ends:
+    inodes = {(local, remote): inode for local, remote, _, inode in connections}
+    for local, remote, state, inode in connections:
         yield inode, SocketEntry(state, f"tcp:{local[1]}", inodes.get((remote, local), 0), f"tcp:{remote[1]}")
 
 

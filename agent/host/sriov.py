@@ -35,10 +35,10 @@ def passthrough_addresses(process: Process, targets: Iterable[str]) -> list[str]
         process: the process.
         targets: the targets of its open descriptors.
     """
-    return sorted({address for target in targets for address in _addresses(process, target)})[:MAX_PCI_DEVICES]
+    return sorted({address for target in targets for address in _pci_addresses(process, target)})[:MAX_PCI_DEVICES]
 
 
-def _addresses(process: Process, target: str) -> Iterator[str]:
+def _pci_addresses(process: Process, target: str) -> Iterator[str]:
     """Yield the PCI addresses behind one open descriptor."""
     if group := _GROUP.fullmatch(target):
         names = process.list_directory(f"/sys/kernel/iommu_groups/{group[1]}/devices")
@@ -50,7 +50,7 @@ def _addresses(process: Process, target: str) -> Iterator[str]:
 
 
 def locate_virtual_function(process: Process, address: str) -> VirtualFunctionLocation | None:
-    """Return the location of a virtual function. Return None if the process sees no interface of the physical function, or several."""
+    """Return the location of a virtual function; None if its physical function has no network interface, or several."""
     physical = f"/sys/bus/pci/devices/{address}/physfn"
     interfaces = [name for name in process.list_directory(f"{physical}/net") if _INTERFACE.fullmatch(name)]
     if len(interfaces) != 1:

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 @dataclass(frozen=True, slots=True)
 class LinuxTask:
-    """A process or one of its threads, which Linux calls tasks.
+    """A process, or one thread of a process. Linux calls both tasks.
 
     Attributes:
         id: process id or thread id on this host.
         name: value of the thread's label: the index of a vCPU or the id of an iothread; empty for the process.
-        values: values by name from sources other than a `FileRequest`, such as `qom_path`.
+        values: further values of the sample, by name, that no `FileRequest` reads, such as `qom_path`.
     """
 
     id: int
@@ -41,8 +41,9 @@ class NetworkInterface:
 
     Attributes:
         name: name of the interface on the host, such as tap0, or ens1f0v3 for a virtual function.
-        values: values by name from sources other than a `FileRequest`, such as the kind of the interface.
-        directions_swapped: True for a tap: it transmits the packets that the guest receives. False for a macvtap.
+        values: further values of the sample, by name, that no `FileRequest` reads, such as the kind of the interface.
+        directions_swapped: whether the host's counters of sent packets are the guest's counters of received packets. True for a tap, False
+            for a macvtap.
         same_netns: whether the interface is in the agent's network namespace.
         vf: the virtual function; None for a tap and a macvtap.
     """
@@ -58,11 +59,11 @@ class NetworkInterface:
 class FileRequest:
     """A request for files of one directory in /proc, /sys or a cgroup.
 
-    The same object is used at each poll, because the agent keeps the files open.
+    Callers use the same object at each poll, because the files stay open between polls.
 
     Attributes:
-        directory: path relative to the process's directory in /proc; empty for this directory itself. With a leading slash, it is an
-            absolute path on the host.
+        directory: path relative to the process's directory in /proc; empty for this directory itself. With a leading slash, an absolute
+            path on the host.
         names: names of the files. A name that ends with a slash is a directory; its content is the number of its entries.
         subject: the task, interface or cgroup that the files describe.
     """
@@ -76,7 +77,7 @@ class FileRequest:
 class VirtualFunctionRequest(FileRequest):
     """A request for a virtual function's counters, by the kernel's names, and for its MAC address, by the name `mac`.
 
-    The kernel has no file with these counters. The agent queries them at an interval, and a reply contains the last counters.
+    The kernel has no file with these counters. The agent queries the counters at an interval, and a reply contains the last result.
 
     Attributes:
         vf: the virtual function.

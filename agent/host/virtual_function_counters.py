@@ -1,7 +1,7 @@
-"""Counters of virtual functions. The agent queries them from the kernel by rtnetlink for all VMs at an interval.
+"""Traffic counters of SR-IOV virtual functions. The agent queries the kernel by rtnetlink at an interval, for all VMs at once.
 
 A query is slow: the kernel holds its network lock, and some drivers query their device's firmware. So each query runs in a thread, with at
-most one query for each physical function. Polls of VMs use the last answer.
+most one query for each physical function. Polls of VMs use the last result.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ MAX_REPLY_BYTES = 1 << 20
 MAX_PHYSICAL_FUNCTIONS = 256
 """Maximum number of physical functions to query."""
 FRESH_INTERVALS = 3
-"""Number of intervals after which an answer is too old."""
+"""Number of intervals after which a result is too old to report."""
 UNUSED_INTERVALS = 10
 """Number of intervals after which the agent no longer queries a physical function that no poll has used."""
 
@@ -39,9 +39,9 @@ class _PhysicalFunction:
     Attributes:
         call: queries its virtual functions.
         last_used_at: time of the last poll that used it, by time.monotonic.
-        answered_at: time of the last answer, by time.monotonic.
-        functions: its virtual functions by number, as of the last answer.
-        has_counters: whether its driver has counters. If the driver has none, the kernel reports 0.
+        answered_at: time of the last result, by time.monotonic.
+        functions: its virtual functions by number, as of the last result.
+        has_counters: whether any counter was ever more than 0. For a driver without counters, the kernel reports 0.
         failed: whether the last query failed.
     """
 
@@ -57,11 +57,11 @@ class VirtualFunctionCounters:
     """The last counters of all virtual functions that VMs use."""
 
     def __init__(self, query: Query | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        """Set up without any virtual function; `read` adds them.
+        """Create a cache without virtual functions. `read` adds each requested function.
 
         Args:
-            query: returns the virtual functions of a network interface. It may block, and may raise OSError or NetlinkError.
-            clock: returns the present time in seconds.
+            query: returns the virtual functions of a network interface. The call may block, and may raise OSError or NetlinkError.
+            clock: returns a monotonic time in seconds.
         """
         self._query = query or query_virtual_functions
         self._clock = clock
@@ -69,7 +69,7 @@ class VirtualFunctionCounters:
         self._physical_functions: dict[str, _PhysicalFunction] = {}
 
     def read(self, request: VirtualFunctionRequest) -> FileReply:
-        """Return the last counters of a virtual function; None for each unknown counter. Include the function in the next refresh."""
+        """Return the last counters of a virtual function; None for each unknown counter. The next refresh includes this function."""
         now, vf = self._clock(), request.vf
         physical = self._physical_functions.get(vf.physical)
         if physical is None:

@@ -15,7 +15,7 @@ from agent.host.procfs import split_stat
 MAX_THREADS: Final = 256
 """Maximum number of threads to read. By default, QEMU has up to 64 threads that access files."""
 
-_CALLS: Final[Mapping[str, Mapping[int, str]]] = {
+_STORAGE_CALLS: Final[Mapping[str, Mapping[int, str]]] = {
     "x86_64": {
         17: "pread64",
         18: "pwrite64",
@@ -45,10 +45,10 @@ _CALLS: Final[Mapping[str, Mapping[int, str]]] = {
         287: "pwritev2",
     },
 }
-"""System calls that access storage, by machine and number. QEMU makes them for the requests of a guest."""
+"""System calls that QEMU makes for a guest's I/O requests, by machine and number."""
 
-_WITHOUT_FILE: Final = "io_submit"
-"""The only system call in the table whose first argument is not a file descriptor."""
+_CALL_WITHOUT_FILE: Final = "io_submit"
+"""The only system call in `_STORAGE_CALLS` whose first argument is not a file descriptor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class WaitingThread:
 
     Attributes:
         id: the thread id.
-        timeslices: number of times that the thread was scheduled. While it does not change, the thread has not run.
+        timeslices: number of times that the thread was scheduled. If two reads return the same number, the thread has not run in between.
         path: path of the file that the thread waits for; empty if unknown.
     """
 
@@ -76,7 +76,7 @@ def waiting_threads(
         skip: ids of threads to leave out, such as the vCPU threads, which wait for the guest.
         machine: the machine's name, which decides the numbers of system calls.
     """
-    calls = _CALLS.get(machine, {})
+    calls = _STORAGE_CALLS.get(machine, {})
     ids = [name for name in process.list_directory("task") if name not in skip][:MAX_THREADS]
     threads = (_read_thread(process, name, calls) for name in ids if name.isdecimal())
     return [thread for thread in threads if thread is not None]
@@ -100,7 +100,7 @@ def _read_thread(process: Process, name: str, calls: Mapping[int, str]) -> Waiti
 
 def _path_of_file(process: Process, call: str | None, arguments: list[str]) -> str:
     """Return the path of the file that a system call accesses; empty if it is unknown."""
-    if call is None or call == _WITHOUT_FILE or not arguments:
+    if call is None or call == _CALL_WITHOUT_FILE or not arguments:
         return ""
     try:
         descriptor = int(arguments[0], 16)

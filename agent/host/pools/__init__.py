@@ -1,4 +1,4 @@
-"""Pools: the storage under the images of VMs, one file for each kind of pool.
+"""Pools: the storage that holds the images of VMs, one file for each kind of pool.
 
-Start at `base`, the interface of a source of pools.
+Start at `base`, which has the interface `PoolSource`.
 """

@@ -1,4 +1,4 @@
-"""Types of storage pools. Images of VMs share a pool, and the pool can run out of space. Pure."""
+"""Types of storage pools. A pool is storage that images of VMs share, and that can run out of space. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from typing import Protocol
 from agent.host.mounts import Mount
 
 READ_ONLY = "read_only"
-"""Problem of a file system that is read-only, for example because the kernel has found an error in it."""
+"""`PoolReading.problem` of a file system that is read-only, for example because the kernel has found an error in the file system."""
 
 
 class PoolKind(StrEnum):
@@ -27,11 +27,11 @@ class Pool:
     """One pool.
 
     Attributes:
-        key: Identifies the pool on this host, such as `filesystem:8:1`. It begins with the kind.
+        key: Identifies the pool on this host, such as `filesystem:8:1`. The key begins with the kind.
         kind: Kind of the pool.
         name: Name for operators: mount point, device path, `vg/pool`, name of the ZFS pool or name of the libvirt pool.
         type: File system type, such as `xfs`, or libvirt's type of the pool, such as `rbd`; empty for other kinds.
-        path: Directory, device path or pool name with which the source reads the pool.
+        path: What the source needs to read the pool: a directory, a device path or the pool's name.
     """
 
     key: str
@@ -43,7 +43,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class PoolReading:
-    """Figures of a pool at one instant. A figure is None if the source does not report it.
+    """Size and usage of a pool at one instant. A value is None if the source does not report the value.
 
     Attributes:
         size_bytes: Size in bytes.
@@ -56,9 +56,8 @@ class PoolReading:
         metadata_size_bytes: Size of the metadata area of an LVM thin pool. This area can fill up before the pool does.
         metadata_free_bytes: Free bytes of the metadata area.
         problem: State that LVM or ZFS reports, such as `DEGRADED` or `out_of_data_space`, or `read_only`; empty if the pool is healthy.
-        read_at: When the figures were measured, in seconds since the epoch; None means now. Figures from a report file are older.
-        allocated: For each volume, the bytes of the pool that it occupies. The keys are `major:minor` of the volume's device, and the
-            volume's name.
+        read_at: When the values were measured, in seconds since the epoch; None means now. Values from a report file are older.
+        allocated: Bytes of the pool that each volume occupies. The keys are `major:minor` of the volume's device, and the volume's name.
     """
 
     size_bytes: int
@@ -131,7 +130,7 @@ class PoolSource(Protocol):
         """Return the pool of an image, without I/O that can block.
 
         Returns:
-            The pool, or the reason why it is unknown; None if the image is not on this kind of pool.
+            The pool, or the reason why the pool is unknown; None if the image is not on this kind of pool.
         """
 
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:

@@ -1,4 +1,4 @@
-"""Block devices that hold one image each, such as a logical volume or a LUN."""
+"""Block devices as pools. Each device, such as a logical volume or a LUN, holds one image."""
 
 import asyncio
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from agent.host.pools.base import (
 UNRESPONSIVE_SECONDS = 5.0
 """How long a device may have requests without completing one before it counts as hanging."""
 
-LOOK_SECONDS = 0.25
+RECHECK_SECONDS = 0.25
 """Time between two reads of a device that may hang."""
 
 
 class DeviceSource:
-    """The source of block devices. It is searched last, because another source may find the device in a pool."""
+    """The source of block devices. The agent tries this source last, because another source may find the device in a pool."""
 
     def __init__(self, sys: Path = Path("/sys"), unresponsive_seconds: float = UNRESPONSIVE_SECONDS) -> None:
         """Create a source.
@@ -65,10 +65,10 @@ class DeviceSource:
         return PoolReading(size) if size is not None else PoolReadError(f"{pool.path}: the agent cannot see the device")
 
     async def _watch_device(self, number: str, first: DeviceActivity) -> str:
-        """Watch a device until it completes a request or counts as hanging. Return why it hangs, or an empty text."""
+        """Watch a device until it completes a request or counts as hanging. Return why the device hangs; empty if it does not hang."""
         end = asyncio.get_running_loop().time() + self._unresponsive_seconds
         while True:
-            await asyncio.sleep(min(LOOK_SECONDS, self._unresponsive_seconds))
+            await asyncio.sleep(min(RECHECK_SECONDS, self._unresponsive_seconds))
             activity = read_activity(number, self._sys)
             stall = describe_stall(first, activity, self._unresponsive_seconds) if activity is not None else ""
             if not stall or asyncio.get_running_loop().time() >= end:

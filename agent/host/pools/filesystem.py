@@ -67,7 +67,7 @@ class FileSystemSource:
             return error
 
     def recent_reading(self, pool: Pool, seconds: float) -> PoolReading | None:
-        """Return the last figures of a file system; None if they are older than `seconds` or there are none."""
+        """Return the last reading of a file system; None if there is none, or if it is older than `seconds`."""
         figures = self._reader.recent_figures(pool.path, seconds)
         return self._build_reading(pool, figures) if figures is not None else None
 

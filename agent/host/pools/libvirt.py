@@ -1,8 +1,8 @@
 """Storage pools of libvirt, for images whose storage the agent cannot read itself, such as RBD.
 
-libvirt computes a pool's free space only when it refreshes the pool or creates or deletes a volume. Writes of guests do not change it. So
-the agent reads file systems and thin pools itself, and uses libvirt's figures only for other storage. The time of a reading is the time
-of the last change of the figures.
+libvirt computes a pool's free space only when libvirt refreshes the pool, or creates or deletes a volume. Writes of guests do not update
+the free space. So the agent itself reads file systems and thin pools, and uses libvirt's values only for other storage. The time of a
+reading is the time of the last change of these values.
 """
 
 import asyncio
@@ -125,7 +125,7 @@ class LibvirtSource:
         return Pool(f"{PoolKind.LIBVIRT.value}:{pool.name}", PoolKind.LIBVIRT, pool.name, pool.type, pool.name)
 
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
-        """Return libvirt's figures of these pools."""
+        """Return the size and the free space of these pools, as libvirt reports them."""
         if self._clock() - self._listed_at > FRESH_SECONDS:
             await self.refresh()
         return {pool.key: self._reading_of_pool(pool.name) for pool in pools}

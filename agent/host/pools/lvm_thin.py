@@ -49,7 +49,7 @@ class LvmThinSource(ReportedSource):
 
 
 def thin_pool_of(device: str, sys: Path = _SYS) -> str | None:
-    """Return the device-mapper name of the thin pool under a device, such as `vg-pool`. Return None if the device is not a thin volume.
+    """Return the device-mapper name of the thin pool under a device, such as `vg-pool`; None if the device is not a thin volume.
 
     Every user may read the name. Only root may read the usage of the pool.
 

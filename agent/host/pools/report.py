@@ -1,4 +1,4 @@
-"""The storage report: its format, its file, and the source of the pools in it.
+"""The storage report: its format, its file, and the base class of the sources that find pools in the report.
 
 A program that runs as root writes the report, because the agent may not query the device mapper and ZFS. The program and its timer are in
 deploy/storage/. Other programs may write the same format: docs/reference/storage-report.md.
@@ -162,10 +162,10 @@ class ReportFile:
 
 
 class ReportedSource:
-    """The source of the pools of one kind in the report.
+    """A source that finds and reads pools of one kind by the report.
 
     Attributes:
-        error: why the report is unusable; None if it is usable.
+        error: why the report is unusable; None for a usable report.
     """
 
     def __init__(self, kind: PoolKind, file: ReportFile) -> None:
@@ -180,7 +180,7 @@ class ReportedSource:
         self._allocated: dict[str, dict[str, int]] = {}
 
     async def refresh(self) -> bool:
-        """Load the report. If it is unusable, keep the volumes of the last usable report.
+        """Load the report. If the report is unusable, keep the volumes of the last usable report.
 
         Returns:
             True if the names of the volumes have changed, or if the report has become usable or unusable.
@@ -190,14 +190,14 @@ class ReportedSource:
         return (self._by_name.keys(), self.error is None) != before
 
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
-        """Return the figures of pools from the report."""
+        """Return the size and usage of pools from the report."""
         self._load_report()
         return {pool.key: self._reading_of_pool(pool) for pool in pools}
 
     def volume_of(self, image: ImageLocation) -> tuple[ReportedPool, ReportedVolume] | None:
-        """Return the volume of an image and the volume's pool. Return None if the report lacks the volume.
+        """Return the volume of an image, with its pool; None if the report lacks the volume.
 
-        The volume is identified by the image's device number. If the number is unknown, the name in the image's path identifies it.
+        The image's device number identifies the volume. If the number is unknown, the name in the image's path identifies the volume.
         """
         if image.device:
             return self._by_device.get(image.device)
@@ -258,7 +258,7 @@ class ReportedSource:
 
 
 def allocated_bytes(volumes: Iterable[ReportedVolume]) -> dict[str, int]:
-    """Return the allocated bytes of volumes, by `major:minor` and by name. A volume without this figure is omitted."""
+    """Return the allocated bytes of volumes, by `major:minor` and by name. A volume without this value is omitted."""
     known = [(volume, volume.allocated_bytes) for volume in volumes if volume.allocated_bytes is not None]
     by_device = {volume.device: allocated for volume, allocated in known if volume.device is not None}
     return by_device | {volume.name: allocated for volume, allocated in known}

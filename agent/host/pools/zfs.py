@@ -7,8 +7,8 @@ from agent.host.pools.report import ReportedSource, ReportFile
 class ZfsSource(ReportedSource):
     """Finds the ZFS pool of an image that is on a ZFS volume or in a ZFS file system.
 
-    It ignores two kinds of images, because other limits apply to them. Other sources find these images: `DeviceSource` finds a volume whose
-    whole size is reserved, and `FileSystemSource` finds a file system with a quota.
+    Two kinds of images belong to other sources, because the pool does not limit them. `DeviceSource` finds an image on a volume whose whole
+    size is reserved. `FileSystemSource` finds an image in a file system with a quota.
     """
 
     def __init__(self, file: ReportFile) -> None:

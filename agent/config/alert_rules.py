@@ -1,6 +1,7 @@
 """Sections of the config that change the agent's alerts and add custom alerts.
 
-Names are checked against the tables of alerts, events and samples. So a misspelled name is an error, not an alert that never fires.
+The validators look up each name in the tables of alerts, events and samples. So a misspelled name is an error, and not an alert that
+never fires.
 """
 
 import difflib
@@ -26,12 +27,12 @@ from agent.model.record import Severity
 MAX_CUSTOM_ALERTS: Final = 100
 """Maximum number of custom alerts."""
 DEFAULT_LASTS_SECONDS: Final = 3600.0
-"""How long a custom alert on an event fires if the config sets neither `resolved_by` nor `lasts`."""
+"""Default of `lasts`: how long a custom alert on an event fires without `resolved_by`."""
 
 SAMPLES: Final = {family.name: family for family in (*FAMILIES, DISK_CHAIN, BALLOON_MEMORY) if not family.per_host}
-"""Families that custom alerts can use, by name. Pools are not among them, because `alerts.pools` has their levels."""
+"""Families of samples that custom alerts can use, by name. Families about the host or a pool are left out."""
 
-_KINDS: Final = {
+_COMPARABLE_KINDS: Final = {
     FieldKind.COUNTER: "number",
     FieldKind.GAUGE: "number",
     FieldKind.FLAG: "flag",
@@ -39,7 +40,7 @@ _KINDS: Final = {
     FieldKind.NAME: "text",
     FieldKind.TEXT: "text",
 }
-_TEST: Final = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(>=|<=|==|!=|>|<|increases\b)\s*(.*?)\s*")
+_COMPARISON: Final = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(>=|<=|==|!=|>|<|increases\b)\s*(.*?)\s*")
 
 SeverityName = Literal["debug", "info", "warning", "error", "critical"]
 
@@ -48,7 +49,7 @@ def _wrap_in_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Texts = Annotated[list[str], BeforeValidator(_wrap_in_list)]
+TextOrTexts = Annotated[list[str], BeforeValidator(_wrap_in_list)]
 """A text, or a list of texts."""
 
 
@@ -62,7 +63,7 @@ def require_known(name: str, known: Iterable[str], what: str) -> str:
     """Return the name if it is known.
 
     Raises:
-        ValueError: the name is unknown. The text contains the nearest known name.
+        ValueError: the name is unknown. The text contains the most similar known name.
     """
     names = list(known)
     if name in names:
@@ -95,12 +96,12 @@ def parse_test(text: str, kinds: dict[str, str], what: str) -> FieldTest:
     Args:
         text: the comparison.
         kinds: the kind (flag, number or text) of each field that the comparison may name.
-        what: the name of these fields in errors.
+        what: description of these fields in errors, such as `a field of block`.
 
     Raises:
         ValueError: the text is not a comparison, the field is unknown, or the field's kind does not fit.
     """
-    match = _TEST.fullmatch(text)
+    match = _COMPARISON.fullmatch(text)
     if match is None or (match[2] == Operator.INCREASES) is bool(match[3]):
         raise ValueError(
             'should be a comparison such as "size_bytes > 10GiB", "status == paused" or "oom_kills_total increases"'
@@ -108,7 +109,7 @@ def parse_test(text: str, kinds: dict[str, str], what: str) -> FieldTest:
     name, operator = match[1], Operator(match[2])
     kind = kinds[require_known(name, kinds, what)]
     if kind != "number" and operator in {*NUMERIC, Operator.INCREASES}:
-        raise ValueError(f"should compare {name} with == or !=, because it is no number")
+        raise ValueError(f"should compare {name} with == or !=, because this field is not a number")
     value: Value = match[3].strip("\"'")
     if operator is Operator.INCREASES:
         value = 0.0
@@ -122,17 +123,17 @@ def parse_test(text: str, kinds: dict[str, str], what: str) -> FieldTest:
 
 
 def fields_of(family: Family) -> dict[str, str]:
-    """Return the kind of each field and label of a family that a comparison may name."""
-    return {field.name: _KINDS[field.kind] for field in family.fields if field.kind in _KINDS} | dict.fromkeys(
-        family.labels, "text"
-    )
+    """Return the kind (flag, number or text) of each field and label of a family that a comparison may name."""
+    return {
+        field.name: _COMPARABLE_KINDS[field.kind] for field in family.fields if field.kind in _COMPARABLE_KINDS
+    } | dict.fromkeys(family.labels, "text")
 
 
 def _check_name(name: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
         raise ValueError("should be at most 64 lower-case letters, digits and underscores, and begin with a letter")
     if name in ALERT_CATALOGUE or name == "custom":
-        raise ValueError("should be another name than those of the agent's own alerts")
+        raise ValueError("should not be the name of one of the agent's own alerts")
     return name
 
 
@@ -145,14 +146,14 @@ class CustomAlertConfig(ConfigSection):
     """QEMU's name of the event, such as VNC_CONNECTED."""
     sample: Annotated[str | None, Field(validate_default=True)] = None
     """Family of the samples, as in docs/reference/metrics.md, such as block."""
-    when: Annotated[Texts, Field(validate_default=True)] = []
-    """Comparisons of fields, which all have to be true. An alert on samples needs at least one.
+    when: Annotated[TextOrTexts, Field(validate_default=True)] = []
+    """Comparisons of fields, which all have to be true. An alert on samples needs at least one comparison.
 
     The first comparison has the alert's limit.
     """
     resolve_at: str | float | None = None
     """Limit at which a firing alert on samples is resolved; by default, the limit of the first comparison."""
-    resolved_by: Texts = []
+    resolved_by: TextOrTexts = []
     """Events that resolve an alert on an event. An event about another device does not resolve it."""
     duration: Seconds = 0.0
     """How long the condition has to hold; with `count`, the time in which events are counted."""
@@ -181,7 +182,7 @@ class CustomAlertConfig(ConfigSection):
     @classmethod
     def _check_sample(cls, value: str | None, info: ValidationInfo) -> str | None:
         if "event" in info.data and (value is None) is (info.data["event"] is None):
-            raise ValueError("should be present if and only if `event` is absent")
+            raise ValueError("should be set if `event` is not set, and otherwise absent")
         return value if value is None else require_known(value, SAMPLES, "a family of samples")
 
     @field_validator("when")
@@ -224,7 +225,7 @@ class CustomAlertConfig(ConfigSection):
         return value
 
     def to_row(self) -> SampleAlertRow | EventAlertRow:
-        """Return the alert as a row of an alert table."""
+        """Return the alert in the form of the agent's own alerts, which the alert engine evaluates."""
         tests = tuple(parse_test(text, *_comparable_fields(self.model_dump())) for text in self.when)
         common: dict[str, Any] = {"alert": self.name, "severity": Severity[self.severity.upper()], "custom": True}
         common |= {"vm": self.vm, "device": self.device, "seconds": self.duration}
@@ -253,7 +254,7 @@ class CustomAlertConfig(ConfigSection):
 
 
 def _comparable_fields(data: dict[str, Any]) -> tuple[dict[str, str], str]:
-    """Return the kind of each field that comparisons of a custom alert may name. Also return the name of these fields in errors."""
+    """Return the kind of each field that a custom alert may compare, and a description of these fields for errors."""
     if data["event"] is not None:
         return dict(EVENT_FIELDS[data["event"]]), f"a field of {data['event']}"
     return fields_of(SAMPLES[data["sample"]]), f"a field of {data['sample']}"
@@ -271,7 +272,7 @@ class AlertOverrideConfig(ConfigSection):
     vm: str = "*"
     """Name or UUID of the VMs; * and ? are wildcards."""
     device: str = "*"
-    """Subjects, such as the ids of disks or jobs, or the names of pools; * and ? are wildcards."""
+    """Ids of the disks, jobs or other parts of a VM, or names of the pools; * and ? are wildcards."""
     enabled: bool = True
     """False turns these alerts off, and resolves those that fire."""
     severity: SeverityName | None = None
@@ -305,10 +306,10 @@ class AlertOverrideConfig(ConfigSection):
 
 
 def check_override_names(overrides: list[AlertOverrideConfig], custom: Iterable[str]) -> None:
-    """Check that each change names an alert of the agent or of the operator.
+    """Check that each override names one of the agent's own alerts or a custom alert.
 
     Raises:
-        ValueError: a change names an unknown alert. The text contains the nearest known name.
+        ValueError: an override names an unknown alert. The text contains the most similar known name.
     """
     names = [*ALERT_CATALOGUE, *custom]
     for number, override in enumerate(overrides):

@@ -1,4 +1,4 @@
-"""Problems of config files."""
+"""Errors about config files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ class ConfigProblem:
         file: the path of the file.
         line: the number of the line, from 1; 0 if unknown.
         key: the key, such as `kafka.bootstrap_servers[0]`; empty if the problem is the file as a whole.
-        text: the problem, and a correct value or the fix.
+        text: what is wrong, and a correct value or the fix.
     """
 
     file: str

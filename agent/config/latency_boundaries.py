@@ -56,4 +56,4 @@ LatencyBoundaries = Annotated[
         }
     ),
 ]
-"""`true` for the default boundaries, or a list of durations such as `[1ms, 10ms]`; parsed to nanoseconds. Empty for none."""
+"""`true` for the default boundaries, or a list of durations such as `[1ms, 10ms]`; parsed to nanoseconds. Empty without histograms."""

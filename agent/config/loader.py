@@ -1,4 +1,4 @@
-"""Reads and validates config files. It reports all problems of a file at once, each with the file, the line, the key and the fix."""
+"""Reads and validates config files. Reports all problems of a file at once, each with the file, the line, the key and the fix."""
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -137,7 +137,7 @@ def _problem_of_value(
 
 
 def _is_misspelled(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
-    """Return whether a key is missing because it is misspelled: then the unknown key is reported, and not the missing key."""
+    """Return whether a missing key is only misspelled. The loader then reports the unknown key, and not the missing key."""
     if detail["type"] != "missing":
         return False
     *section, key = detail["loc"]
@@ -146,7 +146,7 @@ def _is_misspelled(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> boo
 
 
 def _problem_text(detail: ErrorDetails, location: Location, model: type[BaseModel]) -> str:
-    """Return the text of a problem, in the terms of the config file and not of pydantic. Leave out a value that may be a secret."""
+    """Return the text of a problem in the terms of the config file, not of pydantic. Values that may be secrets are left out."""
     context: dict[str, Any] = detail.get("ctx", {})
     kind, given = detail["type"], detail["input"]
     if kind == "extra_forbidden":
@@ -210,7 +210,7 @@ _SECRET_KEYS = frozenset(
         "token_file",
     }
 )
-"""Keys whose values are not shown in problems. An operator may have written a secret in place of the path of its file."""
+"""Keys whose values are left out of problems. An operator may have written a secret in place of the path of its file."""
 
 
 _TEXT_BY_ERROR = {
@@ -227,10 +227,11 @@ _TEXT_BY_ERROR = {
     "model_type": "should be a mapping",
     "list_type": "should be a list",
 }
+"""Text of a problem, by pydantic's type of error."""
 
 
 def _keys_at(location: Location, model: Any) -> list[str]:
-    """Return the known keys of the section at a location. Return nothing if the location is not a section."""
+    """Return the known keys of the section at a location; empty if the location is not a section."""
     entry_keys: tuple[str, ...] = ()
     for part in location:
         entry_keys = ()

@@ -36,7 +36,7 @@ TAG_PREFIX = "discoverer:"
 """Prefix of the tags that pydantic uses to distinguish the types of entries in `monitors`."""
 
 ENTRY_TYPES = {f"{TAG_PREFIX}{entry.key()}": entry for entry in ENTRIES}
-"""The type of each kind of entry in `monitors`, by its tag."""
+"""The types of entries in `monitors`, by pydantic's tag."""
 
 
 def _tag_of_entry(entry: object) -> str:
@@ -66,7 +66,7 @@ LevelText = Annotated[str, AfterValidator(_normalize_level)]
 
 
 class JournalSizeConfig(ConfigSection):
-    """Maximum disk space of each queue. Beyond it, the agent drops the queue's oldest records, counts them and reports them."""
+    """Maximum disk space of each queue. Beyond this size, the agent drops the queue's oldest records, counts them and reports them."""
 
     alerts: Annotated[Bytes, Field(ge=1 << 20)] = 64 << 20
     """Maximum disk space for alerts."""
@@ -124,7 +124,7 @@ class AllowConfig(ConfigSection):
     """Interval at which QEMU polls the guest's memory statistics. The agent sets this interval in a QEMU that has none."""
     latency_histograms: LatencyBoundaries = ()
     """Set latency histograms in disks that have none: `true` for bins from 100us to 10s, or a list of the boundaries between the bins,
-    such as [1ms, 10ms, 100ms]. They stay until the disk is unplugged or QEMU ends."""
+    such as [1ms, 10ms, 100ms]. A histogram stays until the disk is unplugged or QEMU ends."""
     libvirt_passthrough: bool = False
     """Query the QEMUs of libvirt's domains for data that libvirt does not report. libvirt then marks the domains as tainted."""
     migration_events: bool = False
@@ -204,7 +204,7 @@ class PoolOverrideConfig(ConfigSection):
     pool: str
     """Name of the pools, such as a mount point; * and ? are wildcards."""
     levels: list[PoolLevelText]
-    """Levels of these pools. An empty list turns their alerts off; the disks on them then have alerts of their own."""
+    """Levels of these pools. An empty list turns their alerts off; each disk on these pools then has its own alert."""
 
 
 class PoolAlertsConfig(ConfigSection):
@@ -241,7 +241,7 @@ class AlertsConfig(ConfigSection):
     def _check_custom_names(cls, value: list[CustomAlertConfig]) -> list[CustomAlertConfig]:
         names = [alert.name for alert in value]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"should have each name once, and has several alerts {repeated[0]}")
+            raise ValueError(f"should have each name once: {repeated[0]} occurs several times")
         return value
 
     @model_validator(mode="after")
@@ -251,13 +251,13 @@ class AlertsConfig(ConfigSection):
 
 
 class LimitsConfig(ConfigSection):
-    """Limits of one VM's series on /metrics, because a guest can choose some names in them.
+    """Limits on the number of one VM's series on /metrics, because a guest can choose some names in them.
 
     Series beyond a limit are omitted and counted. Their records are still emitted, for up to 4096 subjects per poll.
     """
 
     series_per_vm: Annotated[int, Field(ge=100, le=1_000_000)] = 5000
-    """Maximum number of series of one VM's subjects, such as disks, vCPUs and jobs."""
+    """Maximum number of series about one VM's subjects: its disks, vCPUs, jobs and other parts."""
     new_subjects_per_hour: Annotated[int, Field(ge=10, le=1_000_000)] = 10_000
     """Maximum number of new subjects of one VM within an hour. Without this limit, names that change at each poll would fill Prometheus."""
 
@@ -301,7 +301,7 @@ class Config(ConfigSection):
     labels: LabelsConfig = LabelsConfig()
     """Labels of the series qemu_vm_info, from libvirt's XML files."""
     limits: LimitsConfig = LimitsConfig()
-    """Limits of one VM's series on /metrics, because a guest can choose some names in them."""
+    """Limits on the number of one VM's series on /metrics, because a guest can choose some names in them."""
     log: LogConfig = LogConfig()
     """The agent's own log."""
 

@@ -14,7 +14,7 @@ _log = logging.getLogger("agent")
 LIVE_SECTIONS = frozenset(
     {"monitors", "guest_agent", "intervals", "timeouts", "alerts", "allow", "labels", "limits", "log"}
 )
-"""Sections that a running agent applies. Other sections need a restart, because records in the queues and open sockets depend on them."""
+"""Sections whose changes a running agent applies at once. Other sections need a restart: queued records and open sockets depend on them."""
 
 
 def merge_live_sections(running: Config, loaded: Config) -> tuple[Config, list[str]]:
@@ -42,7 +42,7 @@ class ConfigReloader:
 
     Attributes:
         requested: set this event to request a reload.
-        error: why the last reload failed; None if it succeeded or there was none.
+        error: why the last reload failed; None if the last reload succeeded, or if there was none.
         needs_restart: names of the changed sections that need a restart.
         loaded_at: when a config was last loaded, in seconds since the epoch.
     """
@@ -54,7 +54,7 @@ class ConfigReloader:
         self.requested = asyncio.Event()
 
     def warnings(self) -> list[str]:
-        """Return texts for the operator: why the last reload failed, and which changed sections need a restart."""
+        """Return warnings for the operator: why the last reload failed, and which changed sections need a restart."""
         failure = [f"config: reload failed: {self.error}; the previous config stays in use"] if self.error else []
         return failure + [_restart_text(name) for name in self.needs_restart]
 

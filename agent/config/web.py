@@ -1,4 +1,4 @@
-"""The section `web` of the config file. Clients of the endpoint read it without the other sections."""
+"""The section `web` of the config file. Clients of the agent's endpoint read only this section."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,15 +13,15 @@ class WebSectionConfig(ConfigSection):
     """The HTTP endpoint: /metrics, /healthz, /readyz and the page."""
 
     listen_address: HostPort = "127.0.0.1:9179"
-    """Address to listen on. Without `config_file`, every client that reaches it can read the names, disks and events of guests."""
+    """Address to listen on. Without `config_file`, every client that reaches this address can read the guests' names, disks and events."""
     history_memory: Annotated[Bytes, Field(le=1 << 30)] = 16 << 20
-    """Memory for the graphs of all VMs. The default holds six hours of 900 VMs, or less time of more VMs. With 0, there are no graphs."""
+    """Memory for the graphs of all VMs. The default holds six hours of 900 VMs, or fewer hours of more VMs. With 0, there are no graphs."""
     config_file: SecretPath | None = None
     """TLS, client certificates and users: a web configuration file in the format of Prometheus' exporter-toolkit."""
 
 
 def read_web(path: Path) -> WebSectionConfig | None:
-    """Return the section `web` of a config file; None if it cannot be read. `agent.config.loader` reports the file's problems."""
+    """Return the section `web` of a config file; None if the section cannot be read. `agent.config.loader` reports the file's problems."""
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
         return WebSectionConfig.model_validate(values.get("web", {}))

@@ -8,8 +8,8 @@ from pydantic import BeforeValidator, WithJsonSchema
 from agent.common.units import parse_seconds
 from agent.qmp.commands import MAX_HISTOGRAM_BOUNDARIES
 
-MIN_SECONDS = 0.000001
-MAX_SECONDS = 3600.0
+MIN_BOUNDARY_SECONDS = 0.000001
+MAX_BOUNDARY_SECONDS = 3600.0
 
 DEFAULT_BOUNDARIES_NS = (
     *(digit * decade for decade in (10**5, 10**6, 10**7, 10**8, 10**9) for digit in (1, 2, 5)),
@@ -30,7 +30,7 @@ def _parse_boundaries(value: object) -> tuple[int, ...]:
     boundaries = tuple(round(item * 1_000_000_000) for item in seconds)
     if not all(lower < upper for lower, upper in pairwise(boundaries)):
         raise ValueError(expected)
-    if any(not MIN_SECONDS <= item <= MAX_SECONDS for item in seconds):
+    if any(not MIN_BOUNDARY_SECONDS <= item <= MAX_BOUNDARY_SECONDS for item in seconds):
         raise ValueError(expected)
     return boundaries
 
@@ -48,7 +48,7 @@ LatencyBoundaries = Annotated[
                     "items": {
                         "anyOf": [
                             {"type": "string", "pattern": r"^\d+(\.\d+)?\s*(us|ms|s|m|h)$"},
-                            {"type": "number", "minimum": MIN_SECONDS, "maximum": MAX_SECONDS},
+                            {"type": "number", "minimum": MIN_BOUNDARY_SECONDS, "maximum": MAX_BOUNDARY_SECONDS},
                         ]
                     },
                 },

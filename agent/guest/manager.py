@@ -49,9 +49,9 @@ class GuestAgentManager:
         self._observer = observer
         self._random_fraction = random_fraction
         self._first_retry_seconds = first_retry_seconds
-        self._tasks: asyncio.TaskGroup | None = None
+        self._task_group: asyncio.TaskGroup | None = None
         self._sessions: dict[Vm, GuestSession] = {}
-        self._running: dict[Vm, asyncio.Task[None]] = {}
+        self._session_tasks: dict[Vm, asyncio.Task[None]] = {}
         self._reachability_by_vm: dict[Vm, GuestReachability] = {}
         self._channel_openers: dict[Vm, OpenGuestChannel] = {}
 
@@ -60,7 +60,7 @@ class GuestAgentManager:
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Run the sessions in this task group from now on."""
-        self._tasks = tasks
+        self._task_group = tasks
 
     def apply(self, config: GuestAgentConfig) -> None:
         """Apply a new config. End all sessions. A session starts again after the next poll of its VM."""
@@ -112,7 +112,7 @@ class GuestAgentManager:
     def _end_session(self, vm: Vm) -> None:
         self._reachability_by_vm.pop(vm, None)
         self._sessions.pop(vm, None)
-        if (task := self._running.pop(vm, None)) is not None:
+        if (task := self._session_tasks.pop(vm, None)) is not None:
             task.cancel()
 
     def _is_selected(self, vm: Vm) -> bool:
@@ -120,7 +120,7 @@ class GuestAgentManager:
 
     def _start_session(self, vm: Vm, reachability: GuestReachability, opener: ChannelOpener) -> None:
         """Start the session with a VM's guest agent. Do nothing if the session runs already."""
-        if self._tasks is None or vm in self._sessions:
+        if self._task_group is None or vm in self._sessions:
             return
         session = self._sessions[vm] = GuestSession(
             vm,
@@ -131,7 +131,9 @@ class GuestAgentManager:
             first_retry_seconds=self._first_retry_seconds,
         )
         session.reachability = reachability
-        self._running[vm] = self._tasks.create_task(self._run_session(vm, session), name=f"guest agent of {vm.name}")
+        self._session_tasks[vm] = self._task_group.create_task(
+            self._run_session(vm, session), name=f"guest agent of {vm.name}"
+        )
 
     async def _run_session(self, vm: Vm, session: GuestSession) -> None:
         while True:

@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 FIRST_RETRY_SECONDS = 10.0
 STABLE_SECONDS = 60.0
 """How long a connection must work to reset the retry delay."""
-INFO_SECONDS = 600.0
+GUEST_INFO_INTERVAL_SECONDS = 600.0
 """Time between two queries of guest-info. An update of the guest agent or its config can change the permitted commands."""
 
 MAX_GUEST_SAMPLES = 256
@@ -233,7 +233,7 @@ class GuestSession:
             raise info
         version, permitted = parse_guest_info(info)
         self._version, self._permitted = version, permitted
-        self._info_due_at = time.monotonic() + INFO_SECONDS
+        self._info_due_at = time.monotonic() + GUEST_INFO_INTERVAL_SECONDS
         # The list of permitted commands may be incomplete because the file systems are frozen.
         self._schedule.schedule_now("freeze", time.monotonic())
         self._set_state(GuestAgentState.UP)

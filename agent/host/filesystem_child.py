@@ -16,7 +16,7 @@ PENDING_FILES = ("allocation/data/bytes_may_use", "allocation/data/bytes_reserve
 Btrfs counts data as used only after it has written the data to disk, up to 30 s later. ext4, XFS and tmpfs count written data at once.
 """
 
-MAX_TRIES = 4
+MAX_BTRFS_READS = 4
 """Maximum number of reads of one Btrfs.
 
 If data changed from pending to used during a read, the program reads again, because such data may count twice or not at all.
@@ -56,7 +56,7 @@ def read_figures(path: str) -> "tuple[int, int, int, int, int]":
     stat = os.statvfs(path)
     pending = 0
     name = btrfs_id(stat.f_fsid)
-    for _ in range(MAX_TRIES if name else 0):
+    for _ in range(MAX_BTRFS_READS if name else 0):
         pending = read_btrfs_pending_bytes(name)
         stat = os.statvfs(path)
         pending_after = read_btrfs_pending_bytes(name)

@@ -227,7 +227,7 @@ class FileSystemReader:
                 async with asyncio.timeout(self._slow_seconds):
                     line = await child.read_line()
             except TimeoutError:
-                self._let_child_wait(child, request)
+                self._mark_mount_suspect(child, request)
                 self._queue.extendleft(reversed(batch[index + 1 :]))
                 return
             self._set_answer(request, line)
@@ -237,7 +237,7 @@ class FileSystemReader:
         if not request.answer.done():
             request.answer.set_result(line)
 
-    def _let_child_wait(self, child: ChildProcess, request: _Request) -> None:
+    def _mark_mount_suspect(self, child: ChildProcess, request: _Request) -> None:
         """Mark the mount as suspect, and let the child wait for the mount's answer."""
         self._child = None
         self._unresponsive_since[request.mount] = request.sent_at

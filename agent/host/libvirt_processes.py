@@ -44,7 +44,7 @@ MAX_LINKS = 40
 INDEX_SECONDS = 1.0
 """Minimum time between two scans for the QEMUs of domains, because many domains may be attached within a second."""
 
-LISTENING = "00010000"
+LISTENING_SOCKET_FLAGS = "00010000"
 """The flags of a listening socket in the kernel's table (__SO_ACCEPTCON)."""
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -153,9 +153,9 @@ class LibvirtScanner:
         for pid in pids:
             if is_full or now - self._first_seen.setdefault(pid, now) <= SETTLE_SECONDS:
                 self._first_seen.setdefault(pid, now)
-                self._classify(pid)
+                self._classify_process(pid)
 
-    def _classify(self, pid: int) -> None:
+    def _classify_process(self, pid: int) -> None:
         name = read_file(self._proc / str(pid) / "comm").strip().decode("ascii", "replace")
         if name in SOCKET_NAMES:
             self._daemon_names[pid] = name
@@ -214,7 +214,12 @@ class LibvirtScanner:
             for line in table.read(MAX_TABLE_BYTES).splitlines()[1:]:
                 # Num RefCount Protocol Flags Type St Inode Path
                 fields = line.decode("utf-8", "surrogateescape").split(maxsplit=7)
-                if len(fields) == 8 and fields[3] == LISTENING and fields[6] in inodes and fields[7].startswith("/"):
+                if (
+                    len(fields) == 8
+                    and fields[3] == LISTENING_SOCKET_FLAGS
+                    and fields[6] in inodes
+                    and fields[7].startswith("/")
+                ):
                     yield fields[7]
 
     def _find_user(self, pid: int) -> tuple[int, bool] | None:

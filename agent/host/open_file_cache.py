@@ -79,7 +79,7 @@ class OpenFileCache:
         for index, descriptor in enumerate(known[1]):
             if descriptor is not None:
                 try:
-                    contents.append(_read(descriptor, names[index]))
+                    contents.append(_read_content(descriptor, names[index]))
                     continue
                 except OSError:  # the process, thread or interface has ended, and a new one may have the same name
                     self._close_descriptor(known[1], index)
@@ -93,7 +93,7 @@ class OpenFileCache:
         except OSError:
             return None
         try:
-            content = _read(descriptor, name)
+            content = _read_content(descriptor, name)
         except OSError:
             os.close(descriptor)
             return None
@@ -128,7 +128,7 @@ def read_from_start(descriptor: int) -> bytes:
     return data
 
 
-def _read(descriptor: int, name: str) -> bytes:
+def _read_content(descriptor: int, name: str) -> bytes:
     """Return the content of an open file, or the number of entries of an open directory."""
     if not name.endswith("/"):
         return read_from_start(descriptor)

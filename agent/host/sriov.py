@@ -13,11 +13,11 @@ from agent.host.types import VirtualFunctionLocation
 MAX_PCI_DEVICES = 64
 """Maximum number of PCI devices to check for one process."""
 
-_GROUP = re.compile(r"/dev/vfio/(?:noiommu-)?([0-9]{1,9})")
-_DEVICE = re.compile(r"/dev/vfio/devices/(vfio[0-9]{1,9})")  # with iommufd
-_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
-_VIRTUAL = re.compile(r"virtfn([0-9]{1,5})")
-_INTERFACE = re.compile(r"[^/\s]{1,15}")
+_VFIO_GROUP_PATH = re.compile(r"/dev/vfio/(?:noiommu-)?([0-9]{1,9})")
+_VFIO_DEVICE_PATH = re.compile(r"/dev/vfio/devices/(vfio[0-9]{1,9})")  # with iommufd
+_PCI_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+_VIRTFN_LINK = re.compile(r"virtfn([0-9]{1,5})")
+_INTERFACE_NAME = re.compile(r"[^/\s]{1,15}")
 
 
 def find_virtual_functions(process: Process, targets: Iterable[str]) -> list[VirtualFunctionLocation]:
@@ -40,23 +40,23 @@ def passthrough_addresses(process: Process, targets: Iterable[str]) -> list[str]
 
 def _pci_addresses(process: Process, target: str) -> Iterator[str]:
     """Yield the PCI addresses behind one open descriptor."""
-    if group := _GROUP.fullmatch(target):
+    if group := _VFIO_GROUP_PATH.fullmatch(target):
         names = process.list_directory(f"/sys/kernel/iommu_groups/{group[1]}/devices")
-    elif device := _DEVICE.fullmatch(target):
+    elif device := _VFIO_DEVICE_PATH.fullmatch(target):
         names = [(process.read_link(f"/sys/class/vfio-dev/{device[1]}/device") or "").rpartition("/")[2]]
     else:
         return
-    yield from (name for name in names if _ADDRESS.fullmatch(name))
+    yield from (name for name in names if _PCI_ADDRESS.fullmatch(name))
 
 
 def locate_virtual_function(process: Process, address: str) -> VirtualFunctionLocation | None:
     """Return the location of a virtual function; None if its physical function has no network interface, or several."""
     physical = f"/sys/bus/pci/devices/{address}/physfn"
-    interfaces = [name for name in process.list_directory(f"{physical}/net") if _INTERFACE.fullmatch(name)]
+    interfaces = [name for name in process.list_directory(f"{physical}/net") if _INTERFACE_NAME.fullmatch(name)]
     if len(interfaces) != 1:
         return None
     for name in process.list_directory(physical):
-        match = _VIRTUAL.fullmatch(name)
+        match = _VIRTFN_LINK.fullmatch(name)
         if match is not None and (process.read_link(f"{physical}/{name}") or "").rpartition("/")[2] == address:
             return VirtualFunctionLocation(interfaces[0], int(match[1]), address)
     return None

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 MAX_PATHS = 256
 
 _PATH = re.compile(r'(?:^|[=":])(/(?!/)[^",]+)')
-_NO_IMAGES = ("/dev/", "/proc/", "/sys/", "/run/", "/usr/")
+_PREFIXES_WITHOUT_IMAGES = ("/dev/", "/proc/", "/sys/", "/run/", "/usr/")
 
 
 def image_paths(argv: Iterable[str]) -> Sequence[str]:
@@ -15,5 +15,7 @@ def image_paths(argv: Iterable[str]) -> Sequence[str]:
     Paths in the usual directories of sockets, firmware and devices are left out. Paths of other files may be in the result, which
     does no harm, because the agent only checks their storage.
     """
-    paths = (path for argument in argv for path in _PATH.findall(argument) if not path.startswith(_NO_IMAGES))
+    paths = (
+        path for argument in argv for path in _PATH.findall(argument) if not path.startswith(_PREFIXES_WITHOUT_IMAGES)
+    )
     return list(dict.fromkeys(paths))[:MAX_PATHS]

@@ -106,9 +106,11 @@ class VirtualFunctionCounters:
         self._physical_functions = {
             name: each for name, each in self._physical_functions.items() if each.last_used_at >= oldest
         }
-        await asyncio.gather(*(self._refresh_one(name, each) for name, each in self._physical_functions.items()))
+        await asyncio.gather(
+            *(self._refresh_physical_function(name, each) for name, each in self._physical_functions.items())
+        )
 
-    async def _refresh_one(self, name: str, physical: _PhysicalFunction) -> None:
+    async def _refresh_physical_function(self, name: str, physical: _PhysicalFunction) -> None:
         try:
             functions = await physical.call()
         except (TimeoutError, OSError, NetlinkError) as error:

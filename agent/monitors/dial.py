@@ -148,7 +148,7 @@ class _DirectoryWatcher:
     """
 
     def __init__(self, pattern: str) -> None:
-        self._directory = None if pattern.startswith("tcp:") else _directory_of(pattern)
+        self._directory = None if pattern.startswith("tcp:") else _directory_to_watch(pattern)
         self._inotify: Inotify | None = None
 
     def __enter__(self) -> Self:
@@ -183,7 +183,7 @@ class _DirectoryWatcher:
         return len(inotify.watches) > before
 
 
-def _directory_of(pattern: str) -> Path:
+def _directory_to_watch(pattern: str) -> Path:
     """Return the directory to watch: the innermost parent directory of the sockets whose path has no wildcard."""
     directory = Path(pattern).parent
     while glob.has_magic(str(directory)):

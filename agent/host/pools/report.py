@@ -112,7 +112,7 @@ class ReportFile:
 
     def __init__(self, path: Path = REPORT_PATH) -> None:
         self.path = path
-        self._identity: tuple[int, ...] = ()
+        self._file_identity: tuple[int, ...] = ()
         self._report: StorageReport | ReportError = ReportError(f"{path} was not read yet")
 
     def load(self, now: float) -> StorageReport:
@@ -128,18 +128,18 @@ class ReportFile:
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
                 identity = (status.st_ino, status.st_mtime_ns, status.st_size)
-                if identity != self._identity:
-                    self._identity, self._report = (
+                if identity != self._file_identity:
+                    self._file_identity, self._report = (
                         identity,
                         self._parse_content(status, file.read(MAX_REPORT_BYTES + 1)),
                     )
         except FileNotFoundError:
-            self._identity = ()
+            self._file_identity = ()
             raise ReportError(
                 f"{self.path} does not exist: enable {TIMER_UNIT} on the host (docs/how-to/storage.md)"
             ) from None
         except OSError as error:
-            self._identity = ()
+            self._file_identity = ()
             raise ReportError(f"{self.path}: {error.strerror or error}") from None
         if isinstance(self._report, ReportError):
             raise self._report
@@ -172,7 +172,7 @@ class ReportedSource:
         self.kind = kind
         self.error: ReportError | None = None
         self._file = file
-        self._failure: ReportedError | None = None
+        self._reported_error: ReportedError | None = None
         self._read_at: float | None = None
         self._pools: dict[str, ReportedPool] = {}
         self._by_device: dict[str, tuple[ReportedPool, ReportedVolume]] = {}
@@ -225,11 +225,11 @@ class ReportedSource:
             self.error = error
             return
         self.error = None
-        self._failure = next((error for error in report.errors if error.kind == self.kind.value), None)
+        self._reported_error = next((error for error in report.errors if error.kind == self.kind.value), None)
         if report.written_at == self._read_at:
             return
         self._read_at = report.written_at
-        if self._failure is not None:
+        if self._reported_error is not None:
             return  # keep the volumes of the last usable report
         self._pools = {pool.name: pool for pool in report.pools if pool.kind == self.kind.value}
         volumes = [(pool, volume) for pool in self._pools.values() for volume in pool.volumes]
@@ -241,8 +241,10 @@ class ReportedSource:
     def _reading_of_pool(self, pool: Pool) -> PoolReading | PoolReadError:
         if self.error is not None:
             return PoolReadError(str(self.error))
-        if self._failure is not None:
-            return (PoolUnresponsiveError if self._failure.hangs else PoolReadError)(self._failure.message)
+        if self._reported_error is not None:
+            return (PoolUnresponsiveError if self._reported_error.hangs else PoolReadError)(
+                self._reported_error.message
+            )
         reported = self._pools.get(pool.name)
         if reported is None:
             return PoolReadError(f"{pool.name} no longer exists or is inactive")

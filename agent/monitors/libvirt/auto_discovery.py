@@ -112,11 +112,11 @@ class LibvirtAutoDiscoverer:
         self._scanner = scanner or LibvirtScanner()
         self._scan_seconds = scan_seconds
         self._grace_seconds = grace_seconds
-        self._scan = LibvirtScan()
-        self._index = QemuIndex()
+        self._last_scan = LibvirtScan()
+        self._qemu_index = QemuIndex()
         self._daemons: dict[DaemonKey, _Daemon] = {}
         self._status_source = Monitor("libvirt auto", ("libvirt", "auto", *self._options), self._refuse_to_open)
-        self._reported: object = None
+        self._reported_status: object = None
 
     def __repr__(self) -> str:
         return " ".join(("libvirt auto", *self._options))
@@ -154,8 +154,8 @@ class LibvirtAutoDiscoverer:
             return
         error, limitation = self._summarize_status()
         status = (type(error), str(error), limitation)
-        if status != self._reported:
-            self._reported = status
+        if status != self._reported_status:
+            self._reported_status = status
             listener.on_status(self._status_source, error, limitation)
 
     def _summarize_status(self) -> tuple[QmpError | None, str]:
@@ -166,18 +166,18 @@ class LibvirtAutoDiscoverer:
                 f"{sanitize(name)}: {error}" for name, error in sorted(failed.items())[:MAX_NAMED_DAEMONS]
             )
             parts.append(f"{len(failed)} of {len(self._daemons)} libvirt daemons cannot be reached: {names}")
-        if self._scan.unreadable:
+        if self._last_scan.unreadable:
             parts.append(
-                f"libvirt daemons in containers that cannot be inspected: {self._scan.unreadable} (the agent needs CAP_SYS_PTRACE)"
+                f"libvirt daemons in containers that cannot be inspected: {self._last_scan.unreadable} (the agent needs CAP_SYS_PTRACE)"
             )
-        if self._scan.ignored:
-            parts.append(f"libvirt daemons ignored: {self._scan.ignored} (the limit is {MAX_DAEMONS})")
+        if self._last_scan.ignored:
+            parts.append(f"libvirt daemons ignored: {self._last_scan.ignored} (the limit is {MAX_DAEMONS})")
         if read_only := sum(bool(daemon.limitation) for daemon in self._daemons.values()):
             parts.append(f"read-only libvirt daemons: {read_only}")
         text = "; ".join(parts)
         if failed and len(failed) == len(self._daemons):
             return type(next(iter(failed.values())))(text), ""
-        if self._scan.unreadable and not self._daemons:
+        if self._last_scan.unreadable and not self._daemons:
             return DeniedError(text), ""
         return None, text
 
@@ -186,18 +186,18 @@ class LibvirtAutoDiscoverer:
         scanning = asyncio.ensure_future(asyncio.to_thread(self._scanner.scan))
         try:
             if not (await asyncio.wait({scanning}, timeout=SCAN_TIMEOUT_SECONDS))[0]:
-                self._reported = None
+                self._reported_status = None
                 listener.on_status(self._status_source, StalledError("the scan of /proc for libvirt hangs"), "")
-            self._scan = await scanning
+            self._last_scan = await scanning
         except OSError as error:
-            self._reported = None
+            self._reported_status = None
             listener.on_status(self._status_source, DeniedError(f"/proc cannot be read: {error.strerror}"), "")
             return False
         return True
 
     def _update_daemons(self, listener: DiscoveryListener, tasks: asyncio.TaskGroup) -> None:
         now = time.monotonic()
-        current = {key: process for key, process in self._scan.daemons.items() if self._is_selected(process)}
+        current = {key: process for key, process in self._last_scan.daemons.items() if self._is_selected(process)}
         for key, process in current.items():
             daemon = self._daemons.get(key)
             if daemon is None:
@@ -233,11 +233,11 @@ class LibvirtAutoDiscoverer:
 
     def _find_pid(self, pid_namespace: int | None, uuid: str) -> int | None:
         """Return the process ID of a domain's QEMU; None if unknown. Scan again if the last scan missed the process. The call may block."""
-        return self._scan.qemus.get((pid_namespace, uuid)) or self._index.pid_of(uuid)
+        return self._last_scan.qemus.get((pid_namespace, uuid)) or self._qemu_index.pid_of(uuid)
 
     def _has_qemus(self, process: LibvirtProcess) -> bool:
         """Return whether a QEMU runs in a daemon's pid namespace. The daemon itself may have ended."""
-        return any(namespace == process.pid_namespace for namespace, _ in self._scan.qemus)
+        return any(namespace == process.pid_namespace for namespace, _ in self._last_scan.qemus)
 
     async def _run_daemon(self, daemon: _Daemon, listener: DiscoveryListener) -> None:
         while True:

@@ -132,8 +132,8 @@ class LibvirtDiscoverer:
         )
         self._daemon: LibvirtDaemon | None = None
         self._state = DaemonState.CONNECTING
-        self._reason = f"{uri} has not been reached yet"
-        self._reported: object = None
+        self._unreachable_reason = f"{uri} has not been reached yet"
+        self._reported_status: object = None
         self._list_outdated = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -237,20 +237,20 @@ class LibvirtDiscoverer:
                 ended.cancel()
 
     def _on_hung(self, listener: DiscoveryListener) -> None:
-        self._state, self._reason = DaemonState.HUNG, f"libvirtd at {self.uri} does not answer"
-        self._report_status(listener, StalledError(self._reason))
+        self._state, self._unreachable_reason = DaemonState.HUNG, f"libvirtd at {self.uri} does not answer"
+        self._report_status(listener, StalledError(self._unreachable_reason))
 
     def _report_status(self, listener: DiscoveryListener, error: QmpError | None, limitation: str = "") -> None:
         status = (type(error), str(error), limitation)
-        if status != self._reported:
-            self._reported = status
+        if status != self._reported_status:
+            self._reported_status = status
             listener.on_status(self._status_source, error, limitation)
 
     def _handle_connection_failure(self, error: QmpError) -> None:
         """Set the state after a failure. End the connections to the domains, because the domains may change unnoticed."""
         state = self._state.after_failure(error, connected=self._daemon is not None)
         if state is not DaemonState.HUNG:
-            self._reason = str(error)
+            self._unreachable_reason = str(error)
         self._state = state
         if self._daemon is not None:
             self._daemon.pool.replace_connections()
@@ -264,7 +264,7 @@ class LibvirtDiscoverer:
             QmpError: the agent is not connected to libvirtd, or libvirtd hangs.
         """
         if self._state is not DaemonState.REACHABLE:
-            raise _ERROR_TYPES[self._state](self._reason)
+            raise _ERROR_TYPES[self._state](self._unreachable_reason)
         assert self._daemon is not None, "a reachable libvirtd is connected"
         return self._daemon
 

@@ -55,7 +55,7 @@ class DomainRegistry:
         self._connections: dict[str, DomainConnection] = {}
         self._migration_phases: dict[str, LibvirtMigrationPhase] = {}
         self._guest_calls = asyncio.Semaphore(MAX_GUEST_CALLS)
-        self._missing: set[str] = set()
+        self._missing_in_last_list: set[str] = set()
         """UUIDs of domains that have a connection but are missing in the last list."""
 
     def update(self, running: Iterable[RunningDomain], listener: DiscoveryListener) -> None:
@@ -64,10 +64,10 @@ class DomainRegistry:
         for key in self._monitors.keys() - current.keys():
             listener.on_monitor_removed(self._monitors.pop(key))
         missing = self._connections.keys() - {domain.uuid for domain in current.values()}
-        for uuid in missing & self._missing:
+        for uuid in missing & self._missing_in_last_list:
             self._connections.pop(uuid).end(NotConnectedError("the domain ended"))
         # These connections end at the next list, so that libvirt's event with the reason can arrive first.
-        self._missing = missing
+        self._missing_in_last_list = missing
         for key in current.keys() - self._monitors.keys():
             _, uuid, name = current[key]
             open_ = partial(self.open, uuid, name)

@@ -68,19 +68,19 @@ def _rename_params(params: Params, names: Mapping[str, str]) -> dict[str, Any]:
     return {name: params[key] for key, name in names.items() if key in params}
 
 
-_FILESYSTEM = {
+_FILESYSTEM_KEYS = {
     "name": "name",
     "mountpoint": "mountpoint",
     "fstype": "type",
     "total-bytes": "total-bytes",
     "used-bytes": "used-bytes",
 }
-_OS = ("id", "name", "pretty-name", "version", "version-id", "machine", "variant", "variant-id", "kernel-release")
+_OS_KEYS = ("id", "name", "pretty-name", "version", "version-id", "machine", "variant", "variant-id", "kernel-release")
 
 
 def _convert_filesystems(params: Params) -> list[dict[str, Any]]:
     return [
-        _rename_params(entry, _FILESYSTEM)
+        _rename_params(entry, _FILESYSTEM_KEYS)
         | {
             "disk": [
                 _rename_params(disk, {"serial": "serial", "device": "dev"}) for disk in _split_entries(entry, "disk")
@@ -104,7 +104,7 @@ def _convert_interfaces(params: Params) -> list[dict[str, Any]]:
 
 
 def _convert_system(params: Params) -> dict[str, Any]:
-    return _rename_params(params, {f"os.{name}": name for name in (*_OS, "kernel-version")})
+    return _rename_params(params, {f"os.{name}": name for name in (*_OS_KEYS, "kernel-version")})
 
 
 INFO_TYPES: Mapping[str, GuestInfoType] = {
@@ -122,7 +122,10 @@ INFO_TYPES: Mapping[str, GuestInfoType] = {
 }
 """libvirt's kind of information, by guest agent command. libvirt reports no CPU time, disk statistics, clock or freeze state."""
 
-_INFO = {"version": "libvirt", "supported_commands": [{"name": name, "enabled": True} for name in INFO_TYPES]}
+_GUEST_INFO_REPLY = {
+    "version": "libvirt",
+    "supported_commands": [{"name": name, "enabled": True} for name in INFO_TYPES],
+}
 
 
 class LibvirtGuestChannel:
@@ -144,7 +147,7 @@ class LibvirtGuestChannel:
             raise self.ended.result()
         commands.encode(name)  # raises for a command that is not on the allow-list
         if name == "guest-info":
-            return _INFO
+            return _GUEST_INFO_REPLY
         info = INFO_TYPES.get(name)
         if info is None:
             raise GuestAgentCommandError("CommandNotFound", f"libvirt does not report {name}")

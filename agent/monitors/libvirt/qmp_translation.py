@@ -331,7 +331,7 @@ REFRESH_DEVICES = frozenset({"qom-list", "query-chardev", "query-named-block-nod
 """Commands that the agent sends after devices may have changed. The executor reads the XML again for these commands."""
 
 
-_NEED_DEVICES = frozenset(
+_DEVICE_COMMANDS = frozenset(
     {
         "query-balloon",
         "query-memory-size-summary",
@@ -361,7 +361,7 @@ def _stats_group_of(command: Command) -> str | None:
 
 def needs_devices(command: Command) -> bool:
     """Return whether a command needs the domain's devices."""
-    return command.name in _NEED_DEVICES
+    return command.name in _DEVICE_COMMANDS
 
 
 def translate(command: Command, data: DomainData) -> CommandResult:

@@ -1,8 +1,8 @@
 """Calls of libvirt's blocking library, each in a thread, on a limited number of connections.
 
 libvirt cannot cancel calls, so a call that waits for a hung QEMU returns only when that QEMU continues. A call that takes too long
-therefore counts as hung: another call may start in its place, and its connection gets no further calls. The number of hung calls is also
-limited. Each hung call occupies one of libvirtd's workers (max_workers, 20 by default), and all clients of libvirtd share the workers.
+therefore counts as hung: another call may start in its place. The connection of a hung call gets no further calls. The number of hung calls
+is also limited, because each hung call occupies one of libvirtd's workers (max_workers, 20 by default), which all clients share.
 
 A connection never has two calls at once, because libvirt 9.0 may crash (virNetClientIOEventLoop, CVE-2024-4418). The crash happens after
 keepalive has ended the calls of several threads on one connection. libvirt then keeps an event source that points into the stack of an

@@ -1,7 +1,7 @@
 """Translation of libvirt's statistics and devices into the results of QMP commands. Pure.
 
-libvirt itself sends these commands to QEMU, and reports a part of the results with libvirt's own names and units. The tables below have
-QEMU's names and units, so that the collectors read one format. A value that libvirt does not report is absent.
+libvirt itself sends these commands to QEMU, and reports a part of the results with libvirt's own names and units. The tables below convert
+these values to QEMU's names and units, so that the collectors read one format. A value that libvirt does not report is absent.
 """
 
 import re

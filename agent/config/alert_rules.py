@@ -27,7 +27,7 @@ from agent.model.record import Severity
 MAX_CUSTOM_ALERTS: Final = 100
 """Maximum number of custom alerts."""
 DEFAULT_LASTS_SECONDS: Final = 3600.0
-"""Default of `lasts`: how long a custom alert on an event fires without `resolved_by`."""
+"""Default of `lasts` for a custom alert on an event without `resolved_by`, and for a custom alert on an increase."""
 
 SAMPLES: Final = {family.name: family for family in (*FAMILIES, DISK_CHAIN, BALLOON_MEMORY) if not family.per_host}
 """Families of samples that custom alerts can use, by name. Families about the host or a pool are left out."""

@@ -43,7 +43,7 @@ class GuestObserver(Protocol):
     """Callbacks invoked by sessions with guest agents. Implementations must not block or raise."""
 
     def on_guest_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Handle the samples of one query. A disk, interface or other subject of these families that has no sample no longer exists."""
+        """Handle all samples of these families after one query. Disks, interfaces and other subjects without a sample no longer exist."""
 
     def on_guest_agent_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
         """Handle the loss of a guest agent, or a failed query. The last samples of these families are out of date."""

@@ -42,7 +42,7 @@ class GuestIntervalsConfig(ConfigSection):
     clock: Interval = 300.0
     """Offset of the guest's clock."""
     freeze: Interval = 30.0
-    """Whether the file systems are frozen, for example during a snapshot."""
+    """Freeze state of the file systems, which are frozen for example during a snapshot."""
 
     def interval_of(self, collector: str) -> float:
         """Return the interval of a collector in seconds; 0 if the collector is off."""

@@ -21,7 +21,7 @@ The kernel fills each page with as many whole lines as fit (fs/seq_file.c, Linux
 """
 
 _RESERVED_DESCRIPTORS = 256
-"""Number of descriptors that a budget never includes. Of the other descriptors, a budget includes half."""
+"""Number of descriptors that a budget never includes. A budget includes half of the other descriptors."""
 
 
 class DescriptorBudget:

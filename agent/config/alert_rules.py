@@ -133,7 +133,7 @@ def _check_name(name: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
         raise ValueError("should be at most 64 lower-case letters, digits and underscores, and begin with a letter")
     if name in ALERT_CATALOGUE or name == "custom":
-        raise ValueError("should not be the name of one of the agent's own alerts")
+        raise ValueError("should be a name that none of the agent's own alerts has")
     return name
 
 
@@ -182,7 +182,7 @@ class CustomAlertConfig(ConfigSection):
     @classmethod
     def _check_sample(cls, value: str | None, info: ValidationInfo) -> str | None:
         if "event" in info.data and (value is None) is (info.data["event"] is None):
-            raise ValueError("should be set if `event` is not set, and otherwise absent")
+            raise ValueError("is required without `event`" if value is None else "should be absent beside `event`")
         return value if value is None else require_known(value, SAMPLES, "a family of samples")
 
     @field_validator("when")

@@ -1,5 +1,5 @@
-"""Alerts: which events and samples fire and resolve them, and the write thresholds that detect a filling disk.
+"""Alerts: the events and samples that fire and resolve them, and the write thresholds by which QEMU reports a filling disk.
 
-Start at `engine`, which passes each event and each poll to the alerts that it concerns; `catalogue` lists all alerts. The package imports
-agent.collectors and the packages below it, but neither agent.delivery nor agent.monitors. Only `alertmanager` does I/O.
+Start at `engine`, which passes each event and each poll to the modules that evaluate alerts. `catalogue` lists all alerts. The package
+imports agent.collectors and the lower layers, but neither agent.delivery nor agent.monitors. Only `alertmanager` does I/O.
 """

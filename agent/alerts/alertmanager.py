@@ -1,4 +1,4 @@
-"""Client of Prometheus' Alertmanager, API v2. Like Prometheus, it sends every alert to each member of an Alertmanager cluster."""
+"""Client of Prometheus' Alertmanager, API v2. Like Prometheus, the client sends every alert to each member of a cluster."""
 
 import asyncio
 import contextlib
@@ -135,7 +135,9 @@ class AlertmanagerMember:
 
 
 class AlertmanagerClient:
-    """Sends the firing and the recently resolved alerts to all members of an Alertmanager cluster. A failed member does not delay others.
+    """Sends the firing and the recently resolved alerts to all members of an Alertmanager cluster.
+
+    A failed member does not delay the others.
 
     Attributes:
         members: clients of the members, in the order of the config.
@@ -173,17 +175,17 @@ class AlertmanagerClient:
                     member.wake.set()
 
     async def probe(self) -> None:
-        """Send a request without alerts to each member. This sets the attributes `up` and `error` of the members."""
+        """Send a request without alerts to each member, and set the members' attributes `up` and `error` to the result."""
         async with _new_session() as session:
             await asyncio.gather(*(member.send(session, self._requests, []) for member in self.members))
 
     def unready_reasons(self) -> list[str]:
-        """Return why the alerts are not sent, one text for each member. Return nothing if at least one member accepts alerts."""
+        """Return one error for each member if no member accepts alerts; otherwise an empty list."""
         reasons = self._member_errors()
         return reasons if len(reasons) == len(self.members) else []
 
     def warnings(self) -> list[str]:
-        """Return why some members fail, one text for each failed member. Return nothing if no member accepts alerts."""
+        """Return one error for each failed member if another member accepts alerts; otherwise an empty list."""
         reasons = self._member_errors()
         return reasons if len(reasons) < len(self.members) else []
 

@@ -31,9 +31,9 @@ class AlertmanagerConfig(HttpClientConfig):
     labels: dict[str, str] = {}
     """Labels to add to every alert, such as {cluster: eu1}."""
     watchdog: PositiveSeconds | None = None
-    """How long `agent_lost` may fire after the agent's last request. By default, it never fires.
+    """How long the alert `agent_lost` may fire after the agent's last request. By default, this alert never fires.
 
-    It needs two inhibition rules: docs/how-to/alertmanager.md.
+    The alert needs two inhibition rules: docs/how-to/alertmanager.md.
     """
 
     def settings(self) -> AlertmanagerSettings:

@@ -1,8 +1,9 @@
 """Bodies of requests to Prometheus' Alertmanager, API v2. Pure: the caller passes the time.
 
-Like Prometheus, the agent repeats each firing alert. It repeats each resolved alert for `RESOLVED_SECONDS`. If the agent dies, Alertmanager
-resolves the agent's alerts when their `endsAt` has passed. The annotation `resolved_by` shows why an alert was resolved. While an alert
-fires, its value is `agent lost`. The agent replaces this value by the cause when it resolves the alert.
+Like Prometheus, the agent repeats each firing alert, and repeats each resolved alert for `RESOLVED_SECONDS`. If the agent dies,
+Alertmanager resolves the agent's alerts when their `endsAt` has passed. The annotation `resolved_by` shows why an alert was resolved. While
+an alert fires, the annotation is `agent lost`, because Alertmanager keeps the last value. When the agent resolves the alert, it sends the
+true cause instead.
 
 The watchdog is a pair of alerts about the host. Inhibition rules in Alertmanager mute each of them while the other fires. `agent_running`
 ends soon after the last request, and `agent_lost` ends much later. So Alertmanager notifies about `agent_lost` after the requests stop.
@@ -22,8 +23,10 @@ RESOLVED_SECONDS = 900.0
 ENDS_AFTER_INTERVALS = 4
 """Number of resend intervals after which Alertmanager resolves a firing alert that is not sent again."""
 RUNNING_INTERVALS = 3
-"""Number of resend intervals after which `agent_running` ends. It is lower than `ENDS_AFTER_INTERVALS`, so that `agent_lost` fires before
-the other alerts end."""
+"""Number of resend intervals after which `agent_running` ends.
+
+This number is lower than `ENDS_AFTER_INTERVALS`, so that `agent_lost` fires before the other alerts end.
+"""
 RESOLVED_BY_AGENT_LOST = "agent lost"
 """Value of the annotation `resolved_by` of an alert that Alertmanager resolves because the agent stopped sending."""
 AGENT_LOST = "agent_lost"
@@ -46,7 +49,7 @@ class AlertmanagerSettings:
 
 
 class AlertmanagerRequests:
-    """Composes the requests of one run of the agent.
+    """Composes the requests to Alertmanager of one run of the agent.
 
     Attributes:
         settings: settings of the requests; None if no Alertmanager is configured.
@@ -54,7 +57,7 @@ class AlertmanagerRequests:
     """
 
     def __init__(self, host: str, started: float, settings: AlertmanagerSettings | None = None) -> None:
-        """Create a composer without alerts.
+        """Create an object without alerts.
 
         Args:
             host: name of this host.
@@ -78,7 +81,7 @@ class AlertmanagerRequests:
             self._causes[fingerprint] = cause
 
     def compose(self, alerts: Iterable[Alert], now: float) -> list[dict[str, Any]]:
-        """Return the body of a request: the firing alerts, the recently resolved alerts, and the alerts of the watchdog.
+        """Return the body of a request: the firing and the recently resolved alerts, and the watchdog's alerts.
 
         Args:
             alerts: the firing alerts.
@@ -123,12 +126,12 @@ class AlertmanagerRequests:
             }
 
     def lost_alerts_filter(self) -> list[tuple[str, str]]:
-        """Return the query parameters that select the alerts `agent_lost` of this host in Alertmanager."""
+        """Return the query parameters that select the `agent_lost` alerts of this host in Alertmanager."""
         host = self._host.replace("\\", "\\\\").replace('"', '\\"')
         return [("filter", f'alertname="{AGENT_LOST}"'), ("filter", f'host="{host}"')]
 
     def end_earlier_runs(self, alerts: object, now: float) -> list[dict[str, Any]]:
-        """Return the body of a request that resolves the alerts `agent_lost` of the agent's earlier runs.
+        """Return the body of a request that resolves the `agent_lost` alerts of the agent's earlier runs.
 
         Args:
             alerts: the JSON value that Alertmanager returned. Values of unexpected types are ignored.

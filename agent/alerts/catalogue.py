@@ -1,6 +1,7 @@
-"""The catalogue of the agent's alerts: each alert once, with its texts, its condition and what the config can change. Pure.
+"""The catalogue of built-in alerts: the texts and the condition of each alert, and what the config can change. Pure.
 
-It is built from the tables of rules. The config's checks, the schemas of records and docs/reference/alerts.md follow from it.
+The catalogue is built from the tables of alert rules. The config's checks, the record schemas and docs/reference/alerts.md are derived
+from the catalogue.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,14 +22,14 @@ class AlertInfo:
 
     Attributes:
         name: The alert's name.
-        help: Its meaning.
-        condition: Its condition in Markdown.
-        severity: Its severity, in words.
-        runbook: Its causes, and what to do.
-        limit: The default limit; None if there is no limit, or if `alerts.overrides` cannot change it.
+        help: The alert's meaning, one sentence.
+        condition: When the alert fires, in Markdown.
+        severity: The alert's severity as text. The severity of some alerts depends on the exceeded level.
+        runbook: Usual causes, and what to do.
+        limit: The default limit. None if the alert has no limit, or if `alerts.overrides` cannot change the limit.
         unit: The unit of the limit.
-        seconds: How long the condition has to hold; None if there is no duration, or if `alerts.overrides` cannot change it.
-        setting: The config key with the alert's limits, if `alerts.overrides` does not contain them.
+        seconds: How long the condition has to hold, in seconds. None if `alerts.overrides` cannot change this time.
+        setting: The config key that has the alert's limits, such as `alerts.disks`; empty if no key but `alerts.overrides` has limits.
     """
 
     name: str
@@ -51,19 +52,19 @@ def _make_info(
     return AlertInfo(name, text, condition, severity, RUNBOOKS[name], seconds=seconds, setting=setting)
 
 
-_OTHERS = (
+_ALERTS_WITHOUT_RULE = (
     _make_info(
         "write_threshold",
         _WRITE_THRESHOLD_HELP,
         "bytes in use of a disk, or its highest written offset, above a level",
-        "warning; critical at the highest level",
+        "warning; critical at the highest of several levels",
         "alerts.disks",
     ),
     _make_info(
         "pool_filling",
         POOL_ALERT_TEXTS["pool_filling"],
-        "space, inodes, metadata or time until full of a pool beyond a level",
-        "warning; critical at the highest level of a kind",
+        "used space, inodes or metadata of a pool above a level, or time until the pool is full below a level",
+        "warning; critical at the highest of several levels of one kind",
         "alerts.pools",
     ),
     _make_info(
@@ -73,7 +74,10 @@ _OTHERS = (
         "error; critical at the level `guests stand still`",
     ),
     _make_info(
-        "postcopy_paused", rules.POSTCOPY_HELP, "migration status `postcopy-paused` or a recovery of it", "critical"
+        "postcopy_paused",
+        rules.POSTCOPY_HELP,
+        "migration status `postcopy-paused`, or an attempt to recover",
+        "critical",
     ),
     _make_info(
         "postcopy_recovery_failed",
@@ -85,7 +89,7 @@ _OTHERS = (
     _make_info(
         "guest_agent_lost",
         rules.GUEST_AGENT_LOST_HELP,
-        "channel of the guest agent closed after it was open, or no response to queries, while the guest runs",
+        "the guest runs, and its guest agent has closed its channel or does not respond to queries",
         "warning",
         seconds=rules.GUEST_AGENT_LOST_SECONDS,
     ),
@@ -106,7 +110,7 @@ _OTHERS = (
     _make_info(
         "guest_clock_offset",
         rules.GUEST_CLOCK_HELP,
-        "`guest_clock.offset_seconds` beyond its uncertainty, in two polls in a row",
+        "absolute value of `guest_clock.offset_seconds`, minus its uncertainty, above the limit in two consecutive polls",
         "warning",
         "alerts.guests.max_clock_offset",
     ),
@@ -114,13 +118,13 @@ _OTHERS = (
 
 
 def _infos_of_rules() -> Iterator[AlertInfo]:
-    """Yield the alerts of run states and events that are rows of `agent.alerts.rules`."""
+    """Yield the alerts of the rules in `agent.alerts.rules`, except for alerts that also have a rule on samples."""
     events = {
         rule.alert: [each for each in rules.EVENT_RULES if each.alert == rule.alert] for rule in rules.EVENT_RULES
     }
     states = {rule.alert: rule for rule in rules.RUN_STATE_RULES}
     for name in dict.fromkeys((*events, *states)):
-        if name in {row.alert for row in SAMPLE_ALERT_ROWS}:
+        if name in {sample_rule.alert for sample_rule in SAMPLE_ALERT_ROWS}:
             continue
         rule = events[name][0] if name in events else states[name]
         conditions = [f"event `{events[name][0].event}`"] if name in events else []
@@ -129,19 +133,25 @@ def _infos_of_rules() -> Iterator[AlertInfo]:
         yield _make_info(name, rule.help, " or ".join(conditions), rule.severity.label, seconds=seconds)
 
 
-def _info_of_row(row: SampleAlertRow | EventAlertRow) -> AlertInfo:
-    seconds = row.seconds if isinstance(row, SampleAlertRow) and row.lasts is None else row.seconds or None
-    runbook = RUNBOOKS.get(row.alert, row.runbook)
-    also = [f"event `{rule.event}`" for rule in rules.EVENT_RULES if rule.alert == row.alert]
-    condition = " or ".join((*also, row.condition))
-    if isinstance(row, EventAlertRow) and row.resolved_by:
-        condition += ", resolved by " + " or ".join(map(str, row.resolved_by))
-    return AlertInfo(row.alert, row.help, condition, row.severity.label, runbook, row.limit, row.unit, seconds)
+def _info_of_table_rule(rule: SampleAlertRow | EventAlertRow) -> AlertInfo:
+    seconds = rule.seconds if isinstance(rule, SampleAlertRow) and rule.lasts is None else rule.seconds or None
+    runbook = RUNBOOKS.get(rule.alert, rule.runbook)
+    also = [f"event `{other.event}`" for other in rules.EVENT_RULES if other.alert == rule.alert]
+    condition = " or ".join((*also, rule.condition))
+    if isinstance(rule, EventAlertRow) and rule.resolved_by:
+        condition += ", resolved by " + " or ".join(map(str, rule.resolved_by))
+    return AlertInfo(rule.alert, rule.help, condition, rule.severity.label, runbook, rule.limit, rule.unit, seconds)
 
 
-_TABLES: tuple[SampleAlertRow | EventAlertRow, ...] = (*SAMPLE_ALERT_ROWS, *EVENT_ALERT_ROWS)
+_TABLE_RULES: tuple[SampleAlertRow | EventAlertRow, ...] = (*SAMPLE_ALERT_ROWS, *EVENT_ALERT_ROWS)
 
 ALERT_CATALOGUE: Final[Mapping[str, AlertInfo]] = {
-    info.name: info for info in (*_OTHERS[:3], *_infos_of_rules(), *_OTHERS[3:], *map(_info_of_row, _TABLES))
+    info.name: info
+    for info in (
+        *_ALERTS_WITHOUT_RULE[:3],
+        *_infos_of_rules(),
+        *_ALERTS_WITHOUT_RULE[3:],
+        *map(_info_of_table_rule, _TABLE_RULES),
+    )
 }
-"""Every alert of the agent by name."""
+"""Every built-in alert by name."""

@@ -17,7 +17,7 @@ class DiskGrowth:
     _points: "array[float]" = field(default_factory=lambda: array("d"))
 
     def add(self, used: int, now: float) -> None:
-        """Add a measurement in bytes, at `now` in seconds. If the disk has shrunk, remove the measurements before."""
+        """Add a measurement in bytes, at `now` in seconds. If the disk has shrunk, remove the earlier measurements."""
         points = self._points
         while points and (now - points[0] > GROWTH_SECONDS or points[-1] > used):
             del points[:2]

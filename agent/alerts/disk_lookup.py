@@ -21,7 +21,7 @@ class DiskLookup:
         return tracker.levels if tracker is not None else ()
 
     def growers(self, pool: PoolUsage) -> list[GrowingDisk]:
-        """Return the disks on a pool that grow, the fastest first."""
+        """Return the growing disks on a pool, the fastest first, at most `MAX_GROWERS`."""
         growers = []
         for vm, device, layer in pool.images:
             state = self._processes.find_evaluated(vm) if layer == "storage" else None
@@ -31,7 +31,7 @@ class DiskLookup:
         return sorted(growers, key=lambda grower: -grower.rate)[:MAX_GROWERS]
 
     def subject_of(self, event: Record) -> str:
-        """Return the subject of an event about a disk: the disk's stable name. If it is unknown, return the name in the event."""
+        """Return the subject of an event about a disk: the disk's stable name, or the name in the event if the disk is unknown."""
         state = self._processes.find_attached(event.vm)
         if state is None:
             return event.subject

@@ -44,7 +44,7 @@ Value = TypeVar("Value")
 
 
 def _put_bounded(values: dict[str, Value], key: str, value: Value, maximum: int) -> None:
-    """Store a value in a dictionary. If it then has more than `maximum` entries, remove the oldest entry."""
+    """Store a value in a dictionary. If the dictionary then has more than `maximum` entries, remove the oldest entry."""
     values[key] = value
     if len(values) > maximum:
         del values[next(iter(values))]
@@ -70,7 +70,7 @@ class DiskAlerts:
         self._identity_lookup = identity_lookup
 
     def set_policy(self, policy_lookup: PolicyLookup, states: Iterable[VmProcessState]) -> None:
-        """Use another policy, and make a poll of all disks due now. The policy applies to each disk from that poll on."""
+        """Replace the threshold policy, and schedule a poll of all disks now. The policy applies to each disk from that poll on."""
         self._policy_lookup = policy_lookup
         for state in states:
             for device, tracker in state.trackers.items():
@@ -121,7 +121,7 @@ class DiskAlerts:
                 yield from self._remove_unplugged_disks(state, layers, time_ns)
 
     def space_samples(self, state: VmProcessState) -> list[Sample]:
-        """Return a VM's space samples. If nothing changed, the list is the same object as before."""
+        """Return a VM's `block_space` samples. If nothing has changed, the list is the same object as before."""
         if state.space_changed:
             samples = (space_sample(device, tracker) for device, tracker in state.trackers.items())
             state.space, state.space_changed = [sample for sample in samples if sample is not None], False
@@ -184,15 +184,15 @@ class DiskAlerts:
             if len(state.trackers) >= MAX_DISKS:
                 return
             tracker = state.trackers[device] = self._new_tracker(state, device)
-        form, storage = (DiskLayer.from_values(by_layer[layer].values) for layer in ("format", "storage"))
+        image_format, storage = (DiskLayer.from_values(by_layer[layer].values) for layer in ("format", "storage"))
         self._set_device_size(state, storage)
         if storage.driver == "host_device":
             storage.identity = self._identity_lookup(state.vm, storage.path)
         state.slots_read |= {device} if storage.write_threshold is not None else EMPTY_SET
         self._set_pool(state, device, tracker.usage, storage)
-        image = ImageKey(storage.path, form.size, storage.identity)
+        image = ImageKey(storage.path, image_format.size, storage.identity)
         offset = max(state.offsets.get(storage.node, 0), self._highest_writes.offset_of(image))
-        crossings = tracker.on_layers(form, storage, offset, now)
+        crossings = tracker.on_layers(image_format, storage, offset, now)
         yield from self._report_crossings(state, device, tracker, crossings, time_ns)
         self._store_highest_write(tracker.usage)
 
@@ -256,7 +256,7 @@ class DiskAlerts:
         owner: str,
         now_ns: int,
     ) -> Iterator[Record]:
-        """Fire the alert of a threshold that is not a level of a disk."""
+        """Fire the alert of a write threshold that does not belong to an alert level of a disk."""
         device, layer, path = self._locate_node(state, node)
         tracker = state.trackers.get(device)
         state.slots_read -= {device}
@@ -291,7 +291,7 @@ class DiskAlerts:
         return node, "node", ""
 
     def device_of(self, state: VmProcessState, subject: str, qemu: Mapping[str, Any]) -> tuple[str, bool]:
-        """Return the device of an event, and whether the agent is sure of it.
+        """Return the device of an event, and whether this device is certain.
 
         Args:
             state: The process.
@@ -361,7 +361,7 @@ class DiskAlerts:
     def pending_commands(self, state: VmProcessState) -> list[tuple[str, Command]]:
         """Return the commands that set thresholds now, each with its device. After this call, these thresholds count as set.
 
-        After each read of a slot, the agent sends at most one command, because another client may also set thresholds.
+        The agent sends at most one command after each read of a write-threshold slot, because another client may also set thresholds.
         """
         slots_read, state.slots_read = state.slots_read, EMPTY_SET
         commands = []

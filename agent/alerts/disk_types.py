@@ -26,7 +26,7 @@ class DetectedBy(StrEnum):
     LEVEL = "level"
     """A poll showed the condition."""
     MISSED = "missed"
-    """A poll showed the condition. Its event was lost, or the agent was not connected at that time."""
+    """A poll showed the condition. QEMU's event was lost, or the agent was not connected at that time."""
     ENOSPC = "enospc"
     """A write failed because there was no space."""
 
@@ -57,7 +57,7 @@ class ResolvedReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ThresholdPolicy:
-    """The config's policy for a disk.
+    """The config's levels for a disk, and how the agent detects that a level is exceeded.
 
     Attributes:
         mode: How exceeded levels are detected.
@@ -72,7 +72,7 @@ class ThresholdPolicy:
 
 @dataclass(frozen=True, slots=True)
 class LevelCrossing:
-    """A level that the usage crossed, upwards or downwards.
+    """An alert level that a disk's usage crossed, upwards or downwards.
 
     Attributes:
         level: The level.
@@ -94,7 +94,7 @@ class LevelCrossing:
 
 @dataclass(slots=True)
 class DiskLayer:
-    """One layer of a disk.
+    """One layer of a disk: the image format, or the file or block device below it.
 
     Attributes:
         node: The name of the layer's block node.

@@ -1,4 +1,4 @@
-"""Usage of one disk: its size, the bytes in use and their growth. Pure.
+"""Usage of one disk: its limit, the bytes in use, and their growth. Pure.
 
 A disk consists of two layers: the format, such as qcow2, and the storage below it, which is a file or a block device.
 QEMU reports how many bytes the host has allocated for a file. For a block device it reports only the highest write offset.
@@ -23,14 +23,14 @@ UNKNOWN_POOL = UnknownPool("")
 """The value of a disk's pool before the agent searches for the pool."""
 
 
-# 16 public methods: eleven of them are properties, a figure each, that are computed from the same few attributes.
+# 16 public methods: eleven are properties, and each property computes one number from the same few attributes.
 @dataclass(slots=True)
 class DiskUsage:
     """Usage of one disk.
 
     Attributes:
-        format: The format layer at the last poll; empty before the first.
-        storage: The storage layer at the last poll; empty before the first.
+        format: The format layer at the last poll; empty before the first poll.
+        storage: The storage layer at the last poll; empty before the first poll.
         offset: The highest known write offset in the storage, in bytes; 0 if no write is known.
         past_nodes: The paths of earlier storage nodes by node name. A snapshot or a completed mirror changes the storage node.
         is_polled: Whether the layers were polled.
@@ -56,7 +56,7 @@ class DiskUsage:
     _max_file_bytes: int = 0  # size of the file if it is fully allocated and has no internal snapshots
     _was_thin: bool = False  # whether the storage had unallocated bytes at some poll
     # Time of the pool's last reading, and the disk's usage at the first poll after it.
-    _pool_mark: tuple[float, int] = (
+    _read_at_and_usage: tuple[float, int] = (
         -1.0,
         0,
     )
@@ -97,17 +97,17 @@ class DiskUsage:
 
     @property
     def _used_at_reading(self) -> int:
-        """Usage of the disk when the pool was read last. It belongs to the pool's free bytes of the same time."""
-        read_at, used = self._pool_mark
+        """Usage of the disk when the pool was last read, for a sum with the pool's free bytes of the same time."""
+        read_at, used = self._read_at_and_usage
         return used if isinstance(self.pool, PoolUsage) and self.pool.read_at == read_at else self.used
 
     def _store_usage_at_reading(self) -> None:
-        if isinstance(self.pool, PoolUsage) and self.pool.read_at != self._pool_mark[0]:
-            self._pool_mark = self.pool.read_at, self.used
+        if isinstance(self.pool, PoolUsage) and self.pool.read_at != self._read_at_and_usage[0]:
+            self._read_at_and_usage = self.pool.read_at, self.used
 
     @property
     def _can_outgrow_size(self) -> bool:
-        """True if the file can be larger than a fully allocated image: it has internal snapshots, or it is larger already."""
+        """True if the file has internal snapshots, or is larger than a fully allocated image without snapshots."""
         return bool(self.format.snapshots) or (self.allocated or 0) > self._max_file_bytes
 
     @property
@@ -117,7 +117,7 @@ class DiskUsage:
 
     @property
     def is_limit_known(self) -> bool:
-        """True if the limit is known. False while the agent searches for a file's pool, and until it has read the pool."""
+        """True if the limit is known. False while the agent searches for a file's pool, and until the agent has read that pool."""
         pool = self.pool
         is_pending = pool is None or (isinstance(pool, PoolUsage) and pool.reading is None and not pool.error)
         return self.measure == "offset" or not is_pending
@@ -134,7 +134,7 @@ class DiskUsage:
 
     @property
     def is_measured(self) -> bool:
-        """True if the usage is known. A highest write offset of 0 is unknown, because QEMU starts at 0 when it opens the image."""
+        """True if the usage is known. A highest write offset of 0 counts as unknown, because QEMU starts at 0 when it opens an image."""
         return self.allocated is not None if self.measure == "allocated" else self.offset > 0
 
     @property
@@ -144,7 +144,7 @@ class DiskUsage:
 
     @property
     def is_thin(self) -> bool:
-        """True if the storage can run out of space. A raw device and a fully allocated file cannot."""
+        """True if the storage can run out of space. A raw device and a fully allocated file cannot run out of space."""
         if not self.is_polled or not self.is_limit_known or not self.limit or self.format.read_only:
             return False
         return self._was_thin if self.measure == "allocated" else not self.is_raw
@@ -170,11 +170,13 @@ class DiskUsage:
         if self.measure == "offset" or self.is_raw_volume:
             self._add_point(now)
 
-    def on_layers(self, form: DiskLayer, storage: DiskLayer, offset: int, now: float, *, had_alert: bool) -> bool:
+    def on_layers(
+        self, image_format: DiskLayer, storage: DiskLayer, offset: int, now: float, *, had_alert: bool
+    ) -> bool:
         """Handle a poll of the layers.
 
         Args:
-            form: The format layer.
+            image_format: The format layer.
             storage: The storage layer.
             offset: The highest known write offset in the storage, in bytes.
             now: The current time in seconds.
@@ -195,11 +197,11 @@ class DiskUsage:
                 self.offset = self._restored_write[1]
                 self._was_thin = had_alert
             self._restored_write = ("", 0, "")
-        self.format, self.storage, self.is_polled = form, storage, True
-        self._max_file_bytes = max_file_bytes(form.driver, form.size, form.cluster)
+        self.format, self.storage, self.is_polled = image_format, storage, True
+        self._max_file_bytes = max_file_bytes(image_format.driver, image_format.size, image_format.cluster)
         self.offset = self._layers_offset = max(self.offset, offset)
         self._layers_allocated = storage.allocated or 0
-        has_holes = self.allocated is not None and self.allocated < form.size
+        has_holes = self.allocated is not None and self.allocated < image_format.size
         self._was_thin = self._was_thin or has_holes or self._can_outgrow_size
         self._store_usage_at_reading()
         self._update_limit()

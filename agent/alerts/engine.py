@@ -1,8 +1,7 @@
-"""Alerts of all VMs: write thresholds, events, jobs and run states, in one store. Pure.
+"""The alert engine: evaluates the events and polls of all VMs, and stores which alerts fire. Pure.
 
-The manager returns the records to send and the commands to execute. With each record it returns a persistent entry with the VM's state
-after the record. The journal stores the record and the entry in one transaction. So each alert is emitted exactly once, even if the agent
-is killed.
+The engine returns the records to send and the commands to execute. Each record comes with a persistent entry: the VM's alerts after the
+record. The journal stores the record and the entry in one transaction. So each alert is emitted exactly once, even if the agent is killed.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -29,17 +28,17 @@ from agent.model.family import Family, Sample
 from agent.model.record import Record, Vm
 
 AWAY_SECONDS = 60.0
-"""How long the alerts of a detached VM are kept, because the VM may be attached again."""
+"""How long the agent keeps the alerts of a detached VM, because the agent may attach to the VM again."""
 
 
 @dataclass(frozen=True, slots=True)
 class PendingAlert:
-    """An alert record to send.
+    """An alert that fires or is resolved: the record to send, and the persistent entry to store with the record.
 
     Attributes:
         record: The record.
-        entry: The VM's state after this record. The journal stores both in one transaction. So no alert counts as emitted before its record
-            is on disk.
+        entry: The persistent entry with the alerts of the VM or pool after this record. The journal stores both in one transaction, so no
+            alert counts as emitted before its record is on disk.
     """
 
     record: Record
@@ -52,12 +51,14 @@ class PendingAlert:
 
 
 class AlertEngine:
-    """All alerts of one agent.
+    """Fires and resolves the alerts of all VMs.
 
     Attributes:
         store: The firing alerts.
-        conditions: The alerts on samples and events: the agent's own, and the operator's. It also applies the config's overrides to them.
-        entries: The state to store for the next run of the agent.
+        conditions: Evaluates the alert rules on samples and events, built-in and custom, with the config's overrides.
+        disk_lookup: Looks up names, levels and growth of disks.
+        threshold_commands: The commands that set write thresholds.
+        persistence: Creates and restores the persistent entries.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class AlertEngine:
         pool_lookup: PoolLookup = lambda _vm, _device, _path: UNKNOWN_POOL,
         identity_lookup: DeviceIdentityLookup = lambda _vm, _path: "",
     ) -> None:
-        """Create a manager without alerts.
+        """Create an engine without alerts.
 
         Args:
             host: This host's name.
@@ -95,26 +96,26 @@ class AlertEngine:
         )
 
     def set_policy(self, policy_lookup: PolicyLookup) -> None:
-        """Use another threshold policy, and make a poll of all disks due now. The policy applies to each disk from that poll on."""
+        """Replace the threshold policy, and schedule a poll of all disks now. The policy applies to each disk from that poll on."""
         self._disks.set_policy(policy_lookup, self._processes)
 
     def set_guest_policy(self, policy: GuestAlertPolicy) -> None:
-        """Use other limits inside guests, from the next poll of each guest agent."""
+        """Replace the limits for values that guest agents report. The limits apply from the next query of each guest agent on."""
         self._guests.policy = policy
 
     def set_overrides(self, overrides: AlertOverrides, custom: Sequence[SampleAlertRow | EventAlertRow]) -> None:
-        """Use a new config's changes to alerts and its custom alerts."""
+        """Replace the config's overrides of alerts and the custom alerts."""
         self.conditions.configure(overrides, custom)
         self._run_states.overrides = self._guests.overrides = overrides
 
     # Lifecycle.
 
     def on_attached(self, vm: Vm, time_ns: int = 0, pid: int | None = None) -> list[PendingAlert]:
-        """Handle a VM that was attached.
+        """Handle a VM that the agent has attached to.
 
         Args:
             vm: The VM.
-            time_ns: When the VM was attached, in nanoseconds since the epoch.
+            time_ns: When the agent attached, in nanoseconds since the epoch.
             pid: The VM's process; None if unknown.
         """
         state = self._processes.attach(vm, pid)
@@ -125,13 +126,13 @@ class AlertEngine:
         return self._to_pending_alerts(self._shared_uuids.switch_primary(vm.uuid, time_ns))
 
     def on_gone(self, vm: Vm, now: float, *, permanently: bool, time_ns: int = 0) -> list[PendingAlert]:
-        """Handle a VM that was detached.
+        """Handle a VM that the agent has detached from.
 
         Args:
             vm: The VM.
             now: The current time on the monotonic clock, in seconds.
             permanently: Whether the guest shut down or migrated away. Otherwise, the VM's alerts are kept for `AWAY_SECONDS`.
-            time_ns: When the VM was detached, in nanoseconds since the epoch.
+            time_ns: When the agent detached, in nanoseconds since the epoch.
         """
         state = self._processes.find_attached(vm)
         if state is None:
@@ -140,7 +141,7 @@ class AlertEngine:
         return self._to_pending_alerts(self._shared_uuids.switch_primary(vm.uuid, time_ns))
 
     def tick(self, now: float, now_ns: int) -> list[PendingAlert]:
-        """Fire and resolve the alerts that depend on time. Call it about once a second.
+        """Fire and resolve the alerts that depend on time. Call this about once a second.
 
         Args:
             now: The current time on the monotonic clock, in seconds.
@@ -165,7 +166,7 @@ class AlertEngine:
     # Events and samples.
 
     def on_event(self, event: Record, name: str, now_ns: int) -> list[PendingAlert]:
-        """Handle an event as soon as it is read.
+        """Handle an event as soon as the event is read.
 
         Args:
             event: The event's record.
@@ -226,13 +227,13 @@ class AlertEngine:
     def on_condition_samples(
         self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
     ) -> list[PendingAlert]:
-        """Handle a poll.
+        """Handle a poll of families that have alert rules.
 
         Args:
-            vm: the VM.
-            families: the families of the poll. At least one of them has an alert with a condition.
-            samples: all samples of these families.
-            time_ns: when the query was sent, in nanoseconds since the epoch.
+            vm: The VM.
+            families: The polled families. At least one of them has an alert rule.
+            samples: All samples of these families.
+            time_ns: When the query was sent, in nanoseconds since the epoch.
         """
         state = self._processes.find_attached(vm)
         if state is None:
@@ -240,7 +241,7 @@ class AlertEngine:
         return self._to_pending_alerts(self.conditions.on_samples(state, families, samples, time_ns))
 
     def on_guest_channel(self, vm: Vm, time_ns: int, *, connected: bool) -> list[PendingAlert]:
-        """Handle a poll of the guest agent's channel; `connected` is whether the guest has opened it."""
+        """Handle a poll of the guest agent's channel; `connected` is whether the guest has opened the channel."""
         state = self._processes.find_attached(vm)
         if state is None:
             return []
@@ -249,7 +250,7 @@ class AlertEngine:
     def on_guest_samples(
         self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
     ) -> list[PendingAlert]:
-        """Handle a query of a guest agent: all samples of these families."""
+        """Handle a query of a guest agent. `samples` are all samples of these families."""
         state = self._processes.find_attached(vm)
         return (
             self._to_pending_alerts(self._guests.on_samples(state, families, samples, time_ns))
@@ -275,7 +276,7 @@ class AlertEngine:
             families: The polled families.
 
         Returns:
-            The alert records to send, and the VM's space samples. If no space sample has changed, the list is the same object as before.
+            The alert records to send, and the VM's `block_space` samples. If no sample has changed, the list is the same object as before.
         """
         state = self._processes.find_attached(vm)
         if state is None:

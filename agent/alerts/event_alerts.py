@@ -1,4 +1,4 @@
-"""Alerts that events fire. Pure: it returns records."""
+"""Fires and resolves alerts when QEMU's events arrive. Pure: it returns records."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -27,7 +27,7 @@ MAX_FAILED_JOBS = 256
 
 
 class EventAlerts:
-    """Alerts that events fire and resolve, and alerts of failed jobs, for all VMs."""
+    """Fires and resolves the alerts on events, and the alerts of failed jobs, for all VMs."""
 
     def __init__(self, store: AlertStore, disks: DiskAlerts, run_states: RunStateAlerts) -> None:
         self._store = store
@@ -35,7 +35,7 @@ class EventAlerts:
         self._run_states = run_states
 
     def on_event(self, state: VmProcessState, event: Record, name: str, now_ns: int) -> Iterator[Record]:
-        """Handle an event; `name` is its name in QEMU."""
+        """Handle an event; `name` is the event's name in QEMU."""
         data = event.data["qemu"]
         if name in RUN_STATE_EVENTS:
             yield from self._run_states.on_event(state, name, event.time_ns)
@@ -51,7 +51,7 @@ class EventAlerts:
     def _apply_rule(
         self, state: VmProcessState, rule: EventRule, event: Record, data: Mapping[str, Any], now_ns: int
     ) -> Iterator[Record]:
-        """Fire a rule's alert, unless the event stopped the guest and the guest has certainly run since."""
+        """Fire a rule's alert. Do nothing if the event stopped the guest, and the guest has certainly run since then."""
         if rule.status and state.run.has_run_since(event.time_ns):
             return
         device, located = self._disks.device_of(state, event.subject, data)

@@ -1,7 +1,7 @@
-"""Alerts about the inside of guests. Pure: it returns records.
+"""Guest-agent alerts: full file systems, frozen file systems and a wrong clock in the guest, and a lost guest agent. Pure.
 
 The guest agent reports the values, so a guest can report false values. Only a newer value resolves an alert. The loss of the guest agent
-does not resolve it.
+resolves no alert.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,21 +23,21 @@ from agent.model.family import Family, Sample
 from agent.model.metrics.guest import GUEST_AGENT_SESSION, GUEST_CLOCK, GUEST_FILESYSTEM, GUEST_FREEZE
 from agent.model.record import Record, Severity
 
-FILESYSTEM = "guest_filesystem_space"
-LOST = "guest_agent_lost"
-FROZEN = "guest_frozen"
-CLOCK = "guest_clock_offset"
+FILESYSTEM_ALERT = "guest_filesystem_space"
+LOST_ALERT = "guest_agent_lost"
+FROZEN_ALERT = "guest_frozen"
+CLOCK_ALERT = "guest_clock_offset"
 
 CLOCK_POLLS = 2
 """Number of consecutive polls that must show an offset before the alert fires. After a pause, a guest needs time to correct its clock."""
 
 
 class GuestAlerts:
-    """Alerts about the inside of guests, for all VMs.
+    """The guest-agent alerts of all VMs.
 
     Attributes:
-        policy: the levels of file systems, and the limits of freezes and clock offsets.
-        changes: changes of alerts by the config.
+        policy: The levels of file systems, and the limits of freezes and clock offsets.
+        overrides: The config's overrides of alerts.
     """
 
     def __init__(self, store: AlertStore, policy: GuestAlertPolicy | None = None) -> None:
@@ -59,19 +59,19 @@ class GuestAlerts:
         if connected:
             guest.had_agent, guest.agent_lost_ns = True, 0
             if not guest.agent_silent_ns:
-                yield from self._resolve_by_name(state, LOST, time_ns, "connected")
+                yield from self._resolve_by_name(state, LOST_ALERT, time_ns, "connected")
         elif guest.had_agent and not guest.agent_lost_ns:
             guest.agent_lost_ns = time_ns
 
     def _on_session(self, state: VmProcessState, session: str, time_ns: int) -> Iterator[Record]:
-        """Handle the state of the agent's session with the guest agent."""
+        """Handle the state of the session with the guest agent."""
         guest = state.guest
         if session == "unresponsive":
             guest.agent_silent_ns = guest.agent_silent_ns or time_ns
         elif session == "up":
             guest.agent_silent_ns = 0
             if not guest.agent_lost_ns:
-                yield from self._resolve_by_name(state, LOST, time_ns, "connected")
+                yield from self._resolve_by_name(state, LOST_ALERT, time_ns, "connected")
         elif session == "absent":
             guest.agent_silent_ns = 0
 
@@ -81,17 +81,17 @@ class GuestAlerts:
         lost_ns = guest.agent_lost_ns or guest.agent_silent_ns
         if not lost_ns or not state.run.running:
             return
-        if now_ns - lost_ns >= self.overrides.seconds_of(LOST, state.vm, "", GUEST_AGENT_LOST_SECONDS) * 1e9:
+        if now_ns - lost_ns >= self.overrides.seconds_of(LOST_ALERT, state.vm, "", GUEST_AGENT_LOST_SECONDS) * 1e9:
             reason = "closed" if guest.agent_lost_ns else "unresponsive"
             data = {"help": GUEST_AGENT_LOST_HELP, "reason": reason, "lost_since_timestamp_seconds": lost_ns / 1e9}
-            yield from self._store.fire(state.alert(LOST, "", Severity.WARNING, now_ns, data))
+            yield from self._store.fire(state.alert(LOST_ALERT, "", Severity.WARNING, now_ns, data))
 
     # The values that the guest agent reports.
 
     def on_samples(
         self, state: VmProcessState, families: Collection[Family], samples: Sequence[Sample], time_ns: int
     ) -> Iterator[Record]:
-        """Handle the result of a query of a guest agent: all samples of these families."""
+        """Handle a query of a guest agent. `samples` are all samples of these families."""
         if GUEST_FILESYSTEM in families:
             yield from self._on_filesystems(state, samples, time_ns)
         for sample in samples:
@@ -103,16 +103,18 @@ class GuestAlerts:
                 yield from self._on_session(state, str(sample.values.get("state", "")), time_ns)
 
     def on_disabled(self, state: VmProcessState, time_ns: int) -> Iterator[Record]:
-        """Resolve the alerts about a guest that is no longer queried. No later value could resolve them."""
+        """Resolve the alerts of a guest agent that is no longer queried, because no later value can resolve these alerts."""
         guest = state.guest
         guest.agent_silent_ns = guest.frozen_ns = guest.clock_polls = 0
-        names = {FILESYSTEM, FROZEN, CLOCK} if guest.agent_lost_ns else {FILESYSTEM, FROZEN, CLOCK, LOST}
+        names = {FILESYSTEM_ALERT, FROZEN_ALERT, CLOCK_ALERT}
+        if not guest.agent_lost_ns:
+            names.add(LOST_ALERT)
         alerts = [alert for alert in self._store.alerts_of_owner(state.owner) if alert.name in names]
         yield from self._store.resolve(alerts, time_ns, "disabled")
 
     def _on_filesystems(self, state: VmProcessState, samples: Sequence[Sample], time_ns: int) -> Iterator[Record]:
         mounted = {sample.subject: sample for sample in samples if sample.family is GUEST_FILESYSTEM}
-        known = [alert for alert in self._store.alerts_of_owner(state.owner) if alert.name == FILESYSTEM]
+        known = [alert for alert in self._store.alerts_of_owner(state.owner) if alert.name == FILESYSTEM_ALERT]
         unmounted = [alert for alert in known if alert.subject not in mounted]
         yield from self._store.resolve(unmounted, time_ns, "unmounted")
         for mountpoint, sample in mounted.items():
@@ -137,7 +139,7 @@ class GuestAlerts:
                 where = {"help": GUEST_FILESYSTEM_HELP, "mountpoint": mountpoint, "device": device, "type": kind}
                 data = {**where, "level_bytes": level.bytes, **figures}
                 yield from self._store.fire(
-                    state.alert(FILESYSTEM, mountpoint, severity, time_ns, data, level=level.text)
+                    state.alert(FILESYSTEM_ALERT, mountpoint, severity, time_ns, data, level=level.text)
                 )
             elif level.text in firing and used <= level.bytes - size * self.policy.hysteresis:
                 yield from self._store.resolve([firing[level.text]], time_ns, "space", figures)
@@ -146,13 +148,13 @@ class GuestAlerts:
         guest = state.guest
         if not frozen:
             guest.frozen_ns = 0
-            yield from self._resolve_by_name(state, FROZEN, time_ns, "thawed")
+            yield from self._resolve_by_name(state, FROZEN_ALERT, time_ns, "thawed")
             return
         guest.frozen_ns = guest.frozen_ns or time_ns
         if time_ns - guest.frozen_ns >= self.policy.frozen_seconds * 1e9:
             data = {"help": GUEST_FROZEN_HELP, "frozen_since_timestamp_seconds": guest.frozen_ns / 1e9}
             options = {"resolved_by": frozenset({"RESET"})}
-            yield from self._store.fire(state.alert(FROZEN, "", Severity.ERROR, time_ns, data, **options))
+            yield from self._store.fire(state.alert(FROZEN_ALERT, "", Severity.ERROR, time_ns, data, **options))
 
     def _on_clock(self, state: VmProcessState, values: Mapping[str, Any], time_ns: int) -> Iterator[Record]:
         """Fire `guest_clock_offset` if the offset minus its maximum error exceeds the limit in `CLOCK_POLLS` consecutive polls."""
@@ -160,9 +162,9 @@ class GuestAlerts:
         figures = {"offset_seconds": offset, "uncertainty_seconds": uncertainty}
         if abs(offset) - uncertainty <= self.policy.clock_offset_seconds:
             state.guest.clock_polls = 0
-            yield from self._resolve_by_name(state, CLOCK, time_ns, "clock", figures)
+            yield from self._resolve_by_name(state, CLOCK_ALERT, time_ns, "clock", figures)
             return
         state.guest.clock_polls += 1
         if state.guest.clock_polls >= CLOCK_POLLS:
             data: dict[str, Any] = {"help": GUEST_CLOCK_HELP, **figures}
-            yield from self._store.fire(state.alert(CLOCK, "", Severity.WARNING, time_ns, data))
+            yield from self._store.fire(state.alert(CLOCK_ALERT, "", Severity.WARNING, time_ns, data))

@@ -1,4 +1,4 @@
-"""Limits of the alerts about the inside of guests. Pure."""
+"""Limits of the guest-agent alerts. Pure."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,13 +11,13 @@ _DEFAULT_LEVELS = (parse_level("90%"), parse_level("95%"))
 
 @dataclass(frozen=True, slots=True)
 class GuestAlertPolicy:
-    """Limits of the alerts about the inside of guests.
+    """Limits of the guest-agent alerts.
 
     Attributes:
         levels: Returns the levels of a file system, given its VM and its mountpoint.
-        hysteresis: A level is resolved when usage falls below it by this share of the size.
-        frozen_seconds: How long file systems may stay frozen.
-        clock_offset_seconds: How far a guest's clock may be from the host's.
+        hysteresis: Share of the file system's size by which the usage has to fall below a level to resolve the alert.
+        frozen_seconds: How long file systems may stay frozen, in seconds.
+        clock_offset_seconds: Maximum difference between a guest's clock and the host's clock, in seconds.
     """
 
     levels: Callable[[Vm, str], Sequence[Level]] = field(default=lambda _vm, _mountpoint: _DEFAULT_LEVELS)

@@ -47,7 +47,7 @@ class HighestWrite:
     persisted_offset: int = 0
 
     def matches_image(self, image: ImageKey) -> bool:
-        """Return whether this offset belongs to an image at its path: the sizes are equal, and the devices are equal or unknown."""
+        """Return whether this offset belongs to the image at the same path: equal sizes, and equal or unknown devices."""
         return self.size == image.size and is_same_identity(self.identity, image.identity)
 
 
@@ -78,7 +78,7 @@ class HighestWriteStore:
                 self._forgotten_paths.append(oldest_path)
 
     def entries_to_store(self) -> Iterator[tuple[str, Any]]:
-        """Yield the path and the value of each image whose persistent entry has to be stored now. The value None deletes a stored entry."""
+        """Yield the path and the value of each image whose persistent entry must be stored now. The value None deletes the entry."""
         forgotten_paths, self._forgotten_paths = self._forgotten_paths, []
         yield from ((path, None) for path in forgotten_paths)
         for path, write in self._by_path.items():

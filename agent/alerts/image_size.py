@@ -13,9 +13,9 @@ def max_file_bytes(driver: str, size: int, cluster_bytes: int = 0) -> int:
     For qcow2, the result equals that of `qemu-img measure` (block/qcow2.c: qcow2_calc_prealloc_size) with refcounts of 16 bits.
 
     Args:
-        driver: driver of the image format, such as `qcow2`.
-        size: virtual size of the image in bytes.
-        cluster_bytes: size of a cluster in bytes; 0 means unknown, and the default of 64 KiB is used.
+        driver: Driver of the image format, such as `qcow2`.
+        size: Virtual size of the image in bytes.
+        cluster_bytes: Size of a cluster in bytes. 0 if unknown; QEMU's default of 64 KiB then applies.
     """
     if driver != "qcow2":
         return size
@@ -29,7 +29,7 @@ def max_file_bytes(driver: str, size: int, cluster_bytes: int = 0) -> int:
 
 
 def _refcount_bytes(other_clusters: int, cluster_size: int) -> int:
-    """Return the bytes of the refcount table and the refcount blocks. Their own clusters also need refcounts."""
+    """Return the size in bytes of the refcount table and the refcount blocks, which count their own clusters, too."""
     refcount_blocks = table_clusters = total_clusters = 0
     while True:
         refcount_blocks = ceil((other_clusters + table_clusters + refcount_blocks) / (cluster_size // _REFCOUNT_BYTES))

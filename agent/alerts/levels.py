@@ -17,7 +17,7 @@ MAX_SIZE_BYTES = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One level of the config.
+    """One alert level of disks in the config.
 
     Attributes:
         text: The level as written: `80%`, `used 100GiB` or `free 2GiB`.
@@ -38,7 +38,7 @@ class Level:
 
 @lru_cache(maxsize=64)
 def parse_level(text: str) -> Level:
-    """Parse a level of the config.
+    """Parse an alert level of disks in the config.
 
     Raises:
         ValueError: The text is not a level.
@@ -57,7 +57,7 @@ def parse_level(text: str) -> Level:
 
 @dataclass(frozen=True, slots=True)
 class LevelInBytes:
-    """A level on a disk of a known size.
+    """An alert level of one disk as a number of bytes.
 
     Attributes:
         text: The level as written in the config.
@@ -69,6 +69,6 @@ class LevelInBytes:
 
 
 def levels_to_bytes(levels: Sequence[Level], limit: int) -> tuple[LevelInBytes, ...]:
-    """Return the levels on a disk of `limit` bytes, the lowest first. Levels below 0 or above `limit` are left out."""
+    """Return the levels of a disk of `limit` bytes, the lowest first. Leave out levels that are not between 0 and `limit`."""
     text_of = {level.bytes_of(limit): level.text for level in levels}
     return tuple(LevelInBytes(text_of[size], size) for size in sorted(text_of) if 0 < size < min(limit, MAX_SIZE_BYTES))

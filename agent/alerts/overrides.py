@@ -1,4 +1,4 @@
-"""The config's overrides of alerts: it can turn alerts off, mute them, or change their severity, limit and duration. Pure."""
+"""The overrides in the config that mute alerts, or change their severity, limit or duration. Pure."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,16 +13,16 @@ from agent.model.record import Severity, Vm
 
 @dataclass(frozen=True, slots=True)
 class AlertOverride:
-    """One override of some alerts by the config.
+    """One entry of `alerts.overrides` in the config.
 
     Attributes:
         alert: Pattern of the alerts' names.
         vm: Pattern of the names or UUIDs of the VMs.
         device: Pattern of the alerts' subjects: disks, jobs, pools.
-        enabled: Whether the alerts may fire.
-        severity: Their severity; None for the default.
-        limit: Their limit; None for the default.
-        seconds: How long their condition has to hold; None for the default.
+        enabled: Whether the alerts may fire. False mutes the alerts.
+        severity: The severity of the alerts; None for the default.
+        limit: The limit of the alerts, in the unit of the alert; None for the default.
+        seconds: How long the condition has to hold, in seconds; None for the default.
     """
 
     alert: str
@@ -35,7 +35,7 @@ class AlertOverride:
 
 
 class AlertOverrides:
-    """The config's overrides of alerts. The first one that matches an alert applies."""
+    """All overrides of the config. The first override that matches an alert applies."""
 
     def __init__(self, overrides: Iterable[AlertOverride] = ()) -> None:
         self.overrides: Sequence[AlertOverride] = tuple(overrides)
@@ -57,18 +57,18 @@ class AlertOverrides:
             None,
         )
 
-    def limit_of(self, row: ConditionRow, vm: Vm, subject: str) -> float:
-        """Return the limit of a row for a subject of a VM."""
-        override = self.find(row.alert, vm, subject)
-        return override.limit if override is not None and override.limit is not None else row.limit or 0.0
+    def limit_of(self, rule: ConditionRow, vm: Vm, subject: str) -> float:
+        """Return the limit of an alert rule for a subject of a VM: the override's limit, or the rule's default limit."""
+        override = self.find(rule.alert, vm, subject)
+        return override.limit if override is not None and override.limit is not None else rule.limit or 0.0
 
     def seconds_of(self, alert: str, vm: Vm, subject: str, default: float) -> float:
-        """Return how long the condition of an alert has to hold. It is `default` unless the config changes it."""
+        """Return how long the condition of an alert has to hold, in seconds. Return `default` if no override changes this time."""
         override = self.find(alert, vm, subject)
         return override.seconds if override is not None and override.seconds is not None else default
 
     def adjust(self, alert: Alert) -> Alert | None:
-        """Return an alert with the severity that the config sets; None if the config turns the alert off."""
+        """Return an alert with the severity that the config sets; None if the config mutes the alert."""
         override = self.find(alert.name, alert.vm, alert.subject)
         if override is None:
             return alert

@@ -1,4 +1,4 @@
-"""The state of alerts that the journal stores for the next run of the agent, as persistent entries. Pure."""
+"""Persistent entries of alerts: named JSON values in the journal, from which the next run of the agent restores the alerts. Pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -44,7 +44,7 @@ class AlertPersistence:
         self._stored_uuids: set[str] = set()
 
     def restore(self, entries: Mapping[str, object], now: float) -> None:
-        """Restore the entries of an earlier run. Each restored VM counts as detached at `now`, in seconds on the monotonic clock."""
+        """Restore the entries of an earlier run. Each restored VM counts as detached since `now`, in seconds on the monotonic clock."""
         for name, value in entries.items():
             if name.startswith(IMAGE_ENTRY_PREFIX):
                 self._highest_writes.restore(name.removeprefix(IMAGE_ENTRY_PREFIX), value)
@@ -63,7 +63,7 @@ class AlertPersistence:
             vm = Vm(self._host, uuid, uuid, str(monitor or ""))
             state = self._processes.add(vm, pid if type(pid) is int else None, instance=str(instance or ""))
             state.gone_at = now
-            # With a pid, the agent later recognises the process. Another process of the VM may not have started its guest yet.
+            # Without a pid, the agent could take a new process, whose guest has not started yet, for this process.
             state.run.has_started = state.pid is not None and process.get("has_started") is True
             disks = process.get("disks")
             state.restored_disks = disks if isinstance(disks, dict) else {}
@@ -98,10 +98,13 @@ class AlertPersistence:
         return fields
 
     def entries_to_store(self, now_ns: int = 0) -> list[EntryNameAndValue]:
-        """Return the entries to store now.
+        """Return the entries to store or to delete now.
 
-        These are the entries of images that grew and of VMs that are gone, have started or have a new snapshot. They are also the entries
-        of VMs with a condition that has held for `PENDING_SECONDS` at `now_ns`, in nanoseconds since the epoch.
+        The list contains an entry in these cases: a guest has started; a condition has held for `PENDING_SECONDS`; a stored condition has
+        ended; a VM was removed; the guest has written much to an image; or the snapshots of a VM have changed.
+
+        Args:
+            now_ns: The current time in nanoseconds since the epoch.
         """
         changed = {
             state.vm.uuid
@@ -115,10 +118,9 @@ class AlertPersistence:
 
 
 def _is_pending_due(conditions: VmConditionState, now_ns: int) -> bool:
-    """Return whether to store the VM's entry again.
+    """Return whether the VM's stored entry is out of date.
 
-    It is stored again in two cases: a condition has held for `PENDING_SECONDS` and is not in the entry, or a condition in the entry has
-    ended.
+    A condition has held for `PENDING_SECONDS` and is not in the entry, or a condition in the entry has ended.
     """
     if not conditions.stored.keys() <= conditions.pending.keys():
         return True

@@ -29,7 +29,7 @@ GrowersLookup = Callable[[PoolUsage], Sequence[GrowingDisk]]
 FILLING, UNRESPONSIVE = "pool_filling", "pool_unresponsive"
 
 GUESTS_STAND_STILL = "guests stand still"
-"""Level of the critical alert of an unresponsive pool. A pool may also be too slow for the agent's deadline while its guests run."""
+"""Level of the critical alert of an unresponsive pool: a disk of a guest on the pool stalls. Without it, the pool may only be slow."""
 
 POOL_ALERT_TEXTS = {
     FILLING: "A pool exceeded an alert level. One alert covers all VMs on the pool.",
@@ -54,7 +54,7 @@ class PoolAlerts:
         policy_lookup: PoolPolicyLookup,
         growers_lookup: GrowersLookup = lambda _usage: (),
     ) -> None:
-        """Create the alerts.
+        """Create an object that has no firing alert yet.
 
         Args:
             host: name of this host.
@@ -72,7 +72,7 @@ class PoolAlerts:
         registry.on_new_pool = self.on_new_pool
 
     def set_policy(self, policy_lookup: PoolPolicyLookup) -> list[PoolUsage]:
-        """Use the policies of a reloaded config. Return the pools to compare with their levels again."""
+        """Replace the alert policy of pools. Return all pools, so that the caller compares them with their new levels."""
         self._policy_lookup = policy_lookup
         usages = list(self._registry)
         for usage in usages:
@@ -84,12 +84,12 @@ class PoolAlerts:
         usage.has_levels = usage.pool.kind is not PoolKind.DEVICE and self._policy_lookup(usage).watches_space
 
     def on_reading(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
-        """Fire and resolve the alerts of a pool after new figures."""
+        """Fire and resolve the alerts of a pool after a new reading."""
         yield from self.on_responsive(usage, now_ns)
         yield from self.compare(usage, now_ns)
 
     def on_responsive(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
-        """Resolve the alerts of an unresponsive pool, because the pool has answered with figures or with an error."""
+        """Resolve the alerts of an unresponsive pool, because the pool has answered with a reading or with an error."""
         usage.guests_stand_still = False
         unresponsive = [alert for alert in self._store.alerts_of_owner(usage.owner) if alert.name == UNRESPONSIVE]
         if unresponsive:
@@ -97,7 +97,7 @@ class PoolAlerts:
         yield from self._store.apply_overrides(self._store.alerts_of_owner(usage.owner), now_ns)
 
     def on_unresponsive(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
-        """Fire the alert of an unresponsive pool, and a critical one if guests on it stand still."""
+        """Fire the alert of an unresponsive pool, and a critical alert if the I/O of a guest on that pool stalls."""
         data = {"help": UNRESPONSIVE_HELP} | self._alert_data(usage, now_ns)
         data |= {"error": sanitize(usage.error, MAX_REASON)} if usage.error else {}
         yield from self._store.fire(self._build_alert(UNRESPONSIVE, usage, "", Severity.ERROR, now_ns, data))
@@ -110,7 +110,7 @@ class PoolAlerts:
         yield from self._store.resolve(self._store.alerts_of_owner(usage.owner), now_ns, "pool_unused")
 
     def compare(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
-        """Compare the last figures of a pool with its levels. Fire the alerts of exceeded levels, and resolve all other alerts."""
+        """Compare the last reading of a pool with its levels. Fire the alerts of exceeded levels, and resolve all other alerts."""
         policy = self._policy_lookup(usage)
         for level in policy.levels if usage.pool.kind is not PoolKind.DEVICE else ():
             firing = level.text in usage.exceeded
@@ -146,7 +146,7 @@ class PoolAlerts:
         return {"measure": level.measure.value} | self._alert_data(usage, now_ns)
 
     def _alert_data(self, usage: PoolUsage, now_ns: int) -> dict[str, Any]:
-        """Return the data of a pool's alert record: the pool, its figures, and the VMs on the pool."""
+        """Return the data of a pool's alert record: the pool, its sizes and growth, and the VMs on the pool."""
         identity = {"pool": usage.name, "kind": usage.pool.kind.value} | (
             {"type": usage.pool.type} if usage.pool.type else {}
         )
@@ -178,7 +178,7 @@ class PoolAlerts:
         }
 
     def entries_to_store(self) -> list[EntryNameAndValue]:
-        """Return the entries to store now, for pools whose history has a new point. The entry of a removed pool has the value None."""
+        """Return the entries of pools whose growth has a new point, and entries with the value None for removed pools."""
         usages = [usage for usage in self._registry if usage.pool.kind is not PoolKind.DEVICE]
         changed_pools = [
             self.entry_of(usage)

@@ -1,7 +1,7 @@
 """Growth rate of used space over windows of ten seconds to one day, and the forecast of the time until a pool is full. Pure.
 
 A forecast may look ahead six times as far as it looks back. So ten seconds of writes can forecast that a pool is full within a minute, but
-not that it is full tomorrow.
+not that the pool is full tomorrow.
 """
 
 from array import array
@@ -15,7 +15,9 @@ WINDOWS = (10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1800.0, 5400.0, 21600.0,
 RECENT_SECONDS = 640.0
 """Longest window of the recent growth rate."""
 RECENT_WINDOWS = tuple(window for window in WINDOWS if window <= RECENT_SECONDS)
+"""Windows of the recent growth rate, in seconds."""
 DAY_SECONDS = 86400.0
+"""Length of a day in seconds."""
 
 LOOK_AHEAD = 6.0
 """Maximum time that a forecast looks ahead, as a multiple of its window. The longest window has no such limit."""
@@ -38,11 +40,11 @@ TOLERANCE = 0.6
 
 @dataclass(slots=True)
 class _UsedBytesSeries:
-    """A time series of used bytes with a minimum spacing of its points. The newest point is the last one.
+    """A time series of used bytes. Two points have a minimum distance in time, and the newest point is the last.
 
     Attributes:
-        spacing: minimum number of seconds between two points.
-        length: number of seconds after which a point is removed.
+        spacing: minimum time between two points, in seconds.
+        length: age at which a point is removed, in seconds.
         times: times of the points in seconds since the epoch.
         used: used bytes of the points. Arrays take a tenth of the memory of tuples.
     """
@@ -70,8 +72,8 @@ class _UsedBytesSeries:
     def slope_from(self, index: int, time: float, used: float) -> float:
         """Return the growth in bytes per second from a point to a later measurement.
 
-        It is the slope between two means: one over the first third of the points, one over the last third. Means are needed because single
-            points vary: Btrfs counts old copies of rewritten data as used until its next commit.
+        The growth is the slope between two means: one over the first third of the points, one over the last third. Means are needed
+        because single points vary: Btrfs counts old copies of rewritten data as used until its next commit.
 
         Args:
             index: index of the first point.
@@ -104,23 +106,23 @@ class PoolGrowth:
     kept_points: int = 0
     """Total number of points that were added to the series that `state_to_store` returns."""
     _series: tuple[_UsedBytesSeries, ...] = field(default_factory=_new_series)
-    _last: tuple[float, float] | None = None
-    _same_since: float = inf  # time of the last change of the used bytes
+    _last_measurement: tuple[float, float] | None = None
+    _unchanged_since: float = inf  # time of the last change of the used bytes
     _rates: dict[float, float | None] = field(default_factory=dict)  # growth by window, since the last measurement
 
     def add(self, at: float, used: int) -> None:
         """Add a measurement. If the clock was set back, remove all points after the new time."""
-        if self._last is not None and at < self._last[0]:
+        if self._last_measurement is not None and at < self._last_measurement[0]:
             for series in self._series:
                 series.remove_after(at)
-        if self._last is None or used != self._last[1] or at < self._same_since:
-            self._same_since = at
+        if self._last_measurement is None or used != self._last_measurement[1] or at < self._unchanged_since:
+            self._unchanged_since = at
         self._rates.clear()
         *shorter_series, day = self._series
         for series in shorter_series:
             series.add(at, used)
         self.kept_points += day.add(at, used)
-        self._last = at, used
+        self._last_measurement = at, used
 
     def rate(self, window: float) -> float | None:
         """Return the growth in bytes per second over a window. A negative rate means that the used space shrinks.
@@ -136,13 +138,13 @@ class PoolGrowth:
         return self._rates[window]
 
     def _compute_rate(self, window: float) -> float | None:
-        if self._last is None:
+        if self._last_measurement is None:
             return None
-        now, used = self._last
+        now, used = self._last_measurement
         for series in self._series:
             index = series.index_at(now - window)
             if index is not None and now - (start := series.times[index]) <= window * (1 + TOLERANCE):
-                return 0.0 if start >= self._same_since else series.slope_from(index, now, used)
+                return 0.0 if start >= self._unchanged_since else series.slope_from(index, now, used)
         return None
 
     def recent_rate(self) -> float | None:
@@ -167,7 +169,7 @@ class PoolGrowth:
         return None
 
     def _smooth_rate(self, rate: float, index: int) -> float:
-        """Return the growth rate over a longer window if it is nearly equal, because it varies less. Otherwise return `rate`.
+        """Return the rate over a longer window if both rates are nearly equal, because a longer window varies less; otherwise `rate`.
 
         Args:
             rate: growth rate over a window.
@@ -182,7 +184,7 @@ class PoolGrowth:
         return smoothed
 
     def shortest_time_to_full(self, free: int, window: float) -> float | None:
-        """Return the shortest of the forecasts over all windows up to a length, in seconds; None if no window shows growth.
+        """Return the shortest forecast over all windows up to a length, in seconds; None if no window shows growth.
 
         Args:
             free: number of free bytes.

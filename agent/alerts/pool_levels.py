@@ -12,7 +12,7 @@ from agent.common.units import parse_bytes, parse_seconds
 
 
 class PoolMeasure(StrEnum):
-    """The quantity that a level limits."""
+    """The quantity that an alert level limits."""
 
     SPACE = "space"
     TIME = "time"
@@ -58,7 +58,7 @@ class PoolPolicy:
 
     @property
     def watches_space(self) -> bool:
-        """True if the pool has a level of space. Disks on such a pool need no separate alerts."""
+        """True if the pool has a level of space. Disks on that pool then need no separate alerts."""
         return any(level.measure is PoolMeasure.SPACE for level in self.levels)
 
 
@@ -88,13 +88,13 @@ def parse_pool_level(text: str) -> PoolAlertLevel:
 
 
 def is_exceeded(level: PoolAlertLevel, usage: PoolUsage, hysteresis: float, *, firing: bool) -> bool | None:
-    """Return whether a pool exceeds a level; None if the pool's figures for this level are unknown.
+    """Return whether a pool exceeds a level; None if the pool's values for this level are unknown.
 
     Args:
         level: the level.
         usage: the pool.
         hysteresis: how far the usage must fall below the level to resolve its alert, as a share of the pool's size.
-        firing: whether the alert of the level fires.
+        firing: whether the alert of the level fires already.
     """
     if level.seconds is not None:
         return _is_full_within(level.seconds, usage, firing=firing)
@@ -103,8 +103,8 @@ def is_exceeded(level: PoolAlertLevel, usage: PoolUsage, hysteresis: float, *, f
         return None
     used, size = shares
     slack = size * hysteresis if firing else 0.0
-    at = size * level.percent / 100 if level.percent is not None else size - (level.free or 0)
-    return used > at - slack if firing else used > at
+    max_used = size * level.percent / 100 if level.percent is not None else size - (level.free or 0)
+    return used > max_used - slack if firing else used > max_used
 
 
 def _is_full_within(seconds: float, usage: PoolUsage, *, firing: bool) -> bool | None:
@@ -138,14 +138,14 @@ def bytes_until(level: PoolAlertLevel, usage: PoolUsage) -> float | None:
     """Return how many bytes can be written before a level of space is exceeded. The number is negative if the level is exceeded.
 
     Returns:
-        None for a level of another quantity, or if the pool's figures are unknown.
+        None for a level of another quantity, or if the pool's sizes are unknown.
     """
     shares = _used_and_size(level.measure, usage) if level.measure is PoolMeasure.SPACE else None
     if shares is None:
         return None
     used, size = shares
-    at = size * level.percent / 100 if level.percent is not None else size - (level.free or 0)
-    return at - used
+    max_used = size * level.percent / 100 if level.percent is not None else size - (level.free or 0)
+    return max_used - used
 
 
 def is_highest_of_several(level: PoolAlertLevel, policy: PoolPolicy, usage: PoolUsage) -> bool:

@@ -1,4 +1,4 @@
-"""Usage of storage pools: the images on a pool, their maximum sizes, and the growth of the pool. Pure."""
+"""Usage of storage pools: the VM images on a pool, their maximum sizes, and the growth of the pool. Pure."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,15 +19,16 @@ MAX_GROWERS = 5
 """Maximum number of disks in the field `growers` of a pool's record."""
 
 MAX_POOLS = 4096
-"""Maximum number of pools. The pool of an image on a further pool counts as unknown."""
+"""Maximum number of pools. An image on a further pool has an unknown pool."""
 
 MAX_REASON = 500
-"""Maximum number of characters of a reason. A reason may contain a long path that QEMU reported."""
+"""Maximum number of characters of an error in a record. An error may contain a long path that QEMU reported."""
 
 UNCHANGED_SHARE = 0.001
-"""Changes of the free bytes or free inodes up to this share of the pool's total count as no change."""
+"""Maximum change of the free bytes or free inodes that counts as no change, as a share of the pool's total."""
 
 DEVICE_DRIVERS = frozenset({"host_device", "host_cdrom"})
+"""QEMU's block drivers for block devices of the host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +69,17 @@ def images_of(layers: Iterable[Sample]) -> list[Image]:
     for (device, layer), values in by_label.items():
         if layer == "format":
             continue
-        shape = by_label.get((device, "format"), values) if layer == "storage" else values
-        size, cluster = _non_negative_int(shape, "size_bytes"), _non_negative_int(shape, "cluster_bytes")
+        image_format = by_label.get((device, "format"), values) if layer == "storage" else values
+        size, cluster = _non_negative_int(image_format, "size_bytes"), _non_negative_int(image_format, "cluster_bytes")
         allocated = _non_negative_int(values, "allocated_bytes")
-        writable = layer == "storage" and shape.get("read_only") is not True
-        limit = allocated
+        writable = layer == "storage" and image_format.get("read_only") is not True
+        max_bytes = allocated
         if values.get("driver") in DEVICE_DRIVERS:
-            limit = _non_negative_int(values, "size_bytes")
+            max_bytes = _non_negative_int(values, "size_bytes")
         elif writable:
-            limit = max(max_file_bytes(str(shape.get("driver", "")), size, cluster), allocated)
+            max_bytes = max(max_file_bytes(str(image_format.get("driver", "")), size, cluster), allocated)
         driver, path = str(values.get("driver", "")), str(values.get("path", ""))
-        images.append(Image(device, layer, driver, path, size, allocated, limit, writable=writable))
+        images.append(Image(device, layer, driver, path, size, allocated, max_bytes, writable=writable))
     return images
 
 
@@ -104,17 +105,17 @@ class GrowingDisk:
 
 @dataclass(slots=True, eq=False)
 class PoolUsage:
-    """A pool with its figures, its images and the state of its alerts.
+    """A pool with its last reading, its images and the state of its alerts.
 
     Attributes:
         pool: the pool.
         name: unique name of the pool in records and series.
         images: the images on the pool, by VM, device and layer.
-        reading: the last figures; None before the first read.
-        read_at: when the last figures were measured, in seconds since the epoch.
+        reading: the last successful reading of the sizes; None before the first.
+        read_at: when the sizes of the last reading were measured, in seconds since the epoch.
         error: why the last read failed; empty if it succeeded.
         silent_since: when the pool stopped answering, in seconds since the epoch; None if the pool answers.
-        guests_stand_still: whether a disk on the pool has stood still for the limit of `io_stalled` since the pool stopped answering.
+        guests_stand_still: whether a disk on the pool has stalled for the limit of `io_stalled` since the pool stopped answering.
         growth: history of the used bytes.
         exceeded: texts of the exceeded levels.
         growers: the disks on the pool that grow fastest.
@@ -126,7 +127,7 @@ class PoolUsage:
         bytes_until_level: number of bytes that can be written before the next level of space is exceeded; None without a next level.
         on_read_request: called when the pool has to be read now.
         last_rate: growth between the last two readings in bytes per second.
-        owner: number that identifies the pool in the alert store. It is negative; the number of a QEMU process is positive.
+        owner: negative number that identifies the pool in the alert store. The number of a QEMU process is positive.
     """
 
     pool: Pool
@@ -171,12 +172,12 @@ class PoolUsage:
         return "" if is_harmless else problem
 
     def allocated_of(self, vm: Vm, device: str) -> int | None:
-        """Return the bytes that the volume under a disk occupies in the pool; None if the pool has no volumes or does not report them."""
+        """Return the bytes that the volume under a disk occupies in the pool; None if the pool does not report volumes."""
         image = self.images.get((vm, device, "storage"))
         return self.reading.allocated.get(image.volume) if image is not None and self.reading is not None else None
 
     def on_images(self) -> None:
-        """Compute the provisioned bytes and the names of the VMs again, after a change of `images`."""
+        """Update the provisioned bytes and the names of the VMs after a change of `images`."""
         by_path: dict[str, int] = {}
         for image in self.images.values():
             by_path[image.path] = max(by_path.get(image.path, 0), image.max_bytes)
@@ -184,7 +185,7 @@ class PoolUsage:
         self.vm_names = sorted({sanitize(vm.name) for vm, _, _ in self.images})
 
     def is_unchanged(self, reading: PoolReading) -> bool:
-        """Return whether a reading equals the last one, apart from changes up to `UNCHANGED_SHARE`.
+        """Return whether a reading equals the last reading, apart from changes up to `UNCHANGED_SHARE`.
 
         The first reading after an error or after a time without an answer always counts as a change.
         """
@@ -198,7 +199,7 @@ class PoolUsage:
         )
 
     def on_reading(self, reading: PoolReading, now: float) -> None:
-        """Store new figures, and compute the growth and the forecast again."""
+        """Store a new reading, and update the growth and the forecast."""
         used_before, read_before = self.used, self.read_at
         self.reading, self.error, self.silent_since = reading, "", None
         self.read_at = now if reading.read_at is None else min(reading.read_at, now)
@@ -209,7 +210,7 @@ class PoolUsage:
         self.time_to_full = self.growth.time_to_full(self.free) if self.free is not None else None
 
     def figures(self, now: float) -> dict[str, Any]:
-        """Return the figures of the pool by the names of the record's fields. Unknown figures are absent."""
+        """Return the pool's sizes, growth and forecast, by the names of the record's fields. Unknown values are absent."""
         reading = self.reading
         values: dict[str, Any] = {}
         if reading is not None:
@@ -236,7 +237,7 @@ class PoolUsage:
         return self.free / rate if self.free is not None and rate is not None and rate > 0 else None
 
     def sample(self, now: float) -> Sample:
-        """Return the POOL sample of this pool."""
+        """Return the `pool` sample of this pool."""
         values: dict[str, Any] = {"key": self.pool.key, "responsive": self.silent_since is None}
         values |= {"type": self.pool.type} if self.pool.type else {}
         values |= self.figures(now) | {"provisioned_bytes": self.provisioned}
@@ -251,7 +252,7 @@ class PoolUsage:
 
 
 def _is_nearly_equal(before: int | None, after: int | None, size: int | None) -> bool:
-    """Return whether two figures differ by at most `UNCHANGED_SHARE` of the size."""
+    """Return whether two numbers differ by at most `UNCHANGED_SHARE` of the size."""
     if before is None or after is None or size is None:
         return before == after
     return abs(before - after) <= size * UNCHANGED_SHARE
@@ -340,7 +341,7 @@ class PoolRegistry:
         return usages
 
     def _add_new_pool(self, pool: Pool | UnknownPool) -> Pool | UnknownPool:
-        """Add the pool if it is new; return it. If the host has too many pools, return the reason instead."""
+        """Add the pool if it is new, and return the pool. If the host has too many pools, return an unknown pool instead."""
         if isinstance(pool, Pool) and pool.key not in self.pools:
             if len(self.pools) >= MAX_POOLS:
                 return UnknownPool(f"the host has more than {MAX_POOLS} pools")
@@ -373,7 +374,7 @@ class PoolRegistry:
         return pool if known_path == path else None
 
     def storage_samples(self, vm: Vm) -> list[Sample]:
-        """Return the BLOCK_STORAGE samples of a VM, one for each image."""
+        """Return the `block_storage` samples of a VM, one for each image."""
         samples = []
         for image, pool in islice(self._placements.get(vm, ()), 4096):
             values: dict[str, Any] = {"path": sanitize(image.path, 4096)}

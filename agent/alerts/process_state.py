@@ -1,4 +1,4 @@
-"""State of one VM process for its alerts. Pure."""
+"""The alert engine's state of one QEMU process. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,19 +12,19 @@ from agent.model.family import Sample
 from agent.model.record import Severity, Vm
 
 EMPTY_SET: frozenset[str] = frozenset()
-"""An empty set that all states share. A separate set for each state would take 216 bytes."""
+"""An empty set that all processes share. A separate set for each process would take 216 bytes."""
 
 
 @dataclass(slots=True)
 class GuestHealth:
-    """State of a guest for its alerts: its agent, its frozen file systems and its clock.
+    """State of one guest for the guest-agent alerts: its guest agent, its frozen file systems and its clock.
 
     Attributes:
-        had_agent: Whether the guest had opened the channel of its guest agent.
+        had_agent: Whether a program in the guest has ever opened the guest agent's channel.
         agent_lost_ns: When a poll first showed that the channel is closed again; 0 if it is open.
         agent_silent_ns: When the guest agent stopped responding; 0 if it responds or is not queried.
         frozen_ns: When a poll first showed that the file systems are frozen; 0 if they are not.
-        clock_polls: Number of polls in a row that showed a wrong clock.
+        clock_polls: Number of consecutive polls that showed a wrong clock.
     """
 
     had_agent: bool = False
@@ -36,17 +36,17 @@ class GuestHealth:
 
 @dataclass(eq=False, slots=True)
 class VmProcessState:
-    """State of a QEMU process that is attached, or that was attached less than `AWAY_SECONDS` ago.
+    """The alert engine's state of a QEMU process. The agent is attached to the process, or was until `AWAY_SECONDS` ago.
 
     Times whose names end in `_ns` are in nanoseconds since the epoch.
 
     Attributes:
-        vm: The VM, with the monitor that the process is attached through.
+        vm: The VM, with the monitor through which the agent is attached.
         pid: The process id; None if unknown.
         owner: Number that identifies the process in the alert store.
         instance: Distinguishes the process in fingerprints of alerts: empty for the first process of a UUID, else a monitor's name.
         run: The run state of the guest.
-        is_active: Whether the agent evaluates the disks. For the destination of a migration it is false until the guest runs there.
+        is_active: Whether the agent evaluates the disks of this process. False for the destination of a migration until its guest runs.
         trackers: Levels and write threshold of each disk, by device.
         restored_disks: State of disks that an earlier run stored, by device. Empty once the VM is attached.
         offsets: Highest write offset in bytes, by storage node.
@@ -55,18 +55,18 @@ class VmProcessState:
         io_status: `io-status` of each device at the last poll.
         io_status_ns: Time of that poll; 0 if the devices were not polled.
         io_errors_ns: Time of the oldest I/O error that stopped the guest, if its disk is still unknown; 0 if there is no such error.
-        io_error_full: Whether lack of space caused the newest such error.
-        failed_jobs: Jobs whose failure was reported.
+        io_error_full: Whether lack of space caused the newest of these errors.
+        failed_jobs: Ids of the jobs whose failure the agent has reported.
         migration_ns: Time of the newest migration status.
         collectors_to_poll: Names of the collectors to run now.
-        slots_read: Devices whose threshold slot was read after the last command or event for the slot.
+        slots_read: Devices whose write-threshold slot was read after the last command or event for the slot.
         is_start_stored: Whether the VM's persistent entry shows that the guest has run or was reset.
         has_run_state: Whether the run state was polled since the process was attached.
-        gone_at: Monotonic time in seconds at which the process was detached; None while it is attached.
+        gone_at: Monotonic time in seconds at which the agent detached from the process; None while the agent is attached.
         gone_permanently: Whether the guest shut down or migrated away.
-        guest: State of the inside of the guest.
-        conditions: State of the conditions in the alert tables.
-        space: The VM's space samples that were returned last.
+        guest: Values that the guest-agent alerts keep between polls.
+        conditions: Values that the alert rules keep between polls.
+        space: The VM's `block_space` samples that were returned last.
         space_changed: Whether `space` may be out of date.
     """
 
@@ -99,7 +99,10 @@ class VmProcessState:
     space_changed: bool = True
 
     def is_process(self, vm: Vm, pid: int | None) -> bool:
-        """Return whether an attached VM runs in this process. The pids decide, or the monitors if a pid is unknown."""
+        """Return whether a VM that the agent attaches to runs in this process.
+
+        Compare the pids. If a pid is unknown, compare the monitors.
+        """
         if pid is not None and self.pid is not None:
             return pid == self.pid
         return vm.monitor == self.vm.monitor and not self.gone_permanently

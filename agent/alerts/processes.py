@@ -1,7 +1,7 @@
-"""VM processes by UUID. Pure.
+"""The QEMU processes of each VM UUID. Pure.
 
 Several processes can have one UUID: the source and the destination of a migration within the host, a VM before and after a restart, or
-two clones that got one UUID by mistake. Each process has its own alerts. One process of each UUID is the primary. When another process
+two clones with the same UUID. Each process has its own alerts. One process of each UUID is the primary. When another process
 becomes the primary, it takes over the alerts of the disks.
 """
 
@@ -16,7 +16,7 @@ IsProcessAlive = Callable[[int], bool]
 
 
 class ProcessRegistry:
-    """All processes that are attached, or that were attached less than `AWAY_SECONDS` ago."""
+    """All processes to which the agent is attached, or was attached until `AWAY_SECONDS` ago."""
 
     def __init__(self, is_alive: IsProcessAlive) -> None:
         self._is_alive = is_alive
@@ -38,19 +38,26 @@ class ProcessRegistry:
         return self._by_uuid.get(uuid, [])
 
     def find_attached(self, vm: Vm) -> VmProcessState | None:
-        """Return the process that is attached as this VM; None if there is none."""
+        """Return the process of this VM if the agent is attached to it; None if there is none."""
         for state in self._by_uuid.get(vm.uuid, ()):
             if state.gone_at is None and (state.vm is vm or state.vm == vm):
                 return state
         return None
 
     def find_evaluated(self, vm: Vm) -> VmProcessState | None:
-        """Return the attached process of this VM, if it is the active process whose disks are evaluated. Otherwise return None."""
+        """Return the attached process of this VM if the agent evaluates its disks; otherwise None."""
         state = self.find_attached(vm)
         return state if state is not None and state.is_active else None
 
     def attach(self, vm: Vm, pid: int | None) -> VmProcessState:
-        """Attach a VM and return its process: a known process that is back, or else a new one. The pid is None if unknown."""
+        """Handle a VM that the agent has attached to, and return its process.
+
+        The process may be known from before. Otherwise, add a new process.
+
+        Args:
+            vm: The VM.
+            pid: The process id; None if unknown.
+        """
         states = self._by_uuid.setdefault(vm.uuid, [])
         state = next((state for state in states if state.is_process(vm, pid)), None)
         if state is None:
@@ -91,8 +98,8 @@ class ProcessRegistry:
         running = next((state for state in candidates if state.run.running), None)
         if primary.gone_at is not None:
             successor = running or next(iter(candidates), None)
-            may_live = successor is not None and successor.pid is not None and not self.has_ended(primary, successor)
-            return successor if primary.pid is None or not may_live else None
+            may_run = successor is not None and successor.pid is not None and not self.has_ended(primary, successor)
+            return successor if primary.pid is None or not may_run else None
         if running is None or primary.run.running is not False:
             return None
         status = primary.run.status
@@ -102,7 +109,7 @@ class ProcessRegistry:
     def has_ended(self, state: VmProcessState, successor: VmProcessState) -> bool:
         """Return whether a detached process has certainly ended.
 
-        It has ended if its pid is dead, if the guest shut down or migrated away, or if its monitor now belongs to the successor.
+        A process has ended if its pid is dead, its guest shut down or migrated away, or its monitor now belongs to the successor.
         """
         if state.gone_at is None:
             return False
@@ -123,14 +130,14 @@ class ProcessRegistry:
         return [state for state in self.processes_with_uuid(uuid) if state.gone_at is None and state.run.running]
 
     def is_unique(self, uuid: str) -> bool:
-        """Return whether at most one guest with this UUID runs. Return False if that is uncertain, because a run state is unknown."""
+        """Return True if all processes of a UUID are attached with a known run state, and at most one guest runs."""
         are_known = all(state.has_run_state and state.gone_at is None for state in self.processes_with_uuid(uuid))
         return are_known and len(self.running(uuid)) < 2
 
     def clashing_processes(self, uuid: str) -> list[VmProcessState]:
         """Return the running processes of a UUID if several guests certainly run at the same time; else an empty list.
 
-        This is certain if each guest was polled as running after the last guest began to run. A migration never meets this condition,
+        A clash is certain if each guest was polled as running after the last guest began to run. A migration never meets this condition,
         because its source stops before its destination runs.
         """
         running = self.running(uuid)

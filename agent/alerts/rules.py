@@ -1,4 +1,7 @@
-"""Rules for alerts. A rule has the events or the run state that fire an alert, its severity and text, and the events that resolve it."""
+"""Alert rules on events and run states that report failures of a guest, a disk, the host's memory or a job.
+
+The package `conditions` has the alert rules on samples and on other events.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,7 +10,7 @@ from typing import Any
 from agent.model.record import Severity
 
 EventData = Mapping[str, Any]
-"""The data of an event from QEMU."""
+"""The `data` member of a QMP event."""
 
 HOUR = 3600.0
 """An hour in seconds."""
@@ -16,7 +19,7 @@ CRITICAL, ERROR, WARNING = Severity.CRITICAL, Severity.ERROR, Severity.WARNING
 
 @dataclass(frozen=True, slots=True)
 class EventRule:
-    """A rule that fires an alert when an event arrives.
+    """An alert rule on an event that reports a failure. The alert fires when the event arrives.
 
     Attributes:
         event: The event's name in QEMU.
@@ -24,10 +27,10 @@ class EventRule:
         severity: The alert's severity.
         help: Text of the alert for the operator, one sentence.
         when: Returns whether an event with this data fires the alert.
-        status: The run state in which the event stops the guest; empty if the event does not stop the guest. The alert of a stopped guest
-            is resolved only when the guest runs again.
+        status: The guest's run state after the event has stopped the guest; empty if the event does not stop the guest. The alert of a
+            stopped guest is resolved only when the guest runs again.
         resolved_by: Names of the events that resolve the alert.
-        seconds: How long the alert fires if no event resolves it. None if it fires until the process ends.
+        seconds: Maximum time that the alert fires, in seconds. None for no maximum.
         copied_fields: Names of the fields of the event to copy into the alert's record.
     """
 
@@ -108,7 +111,13 @@ EVENT_RULES = (
         when=lambda data: data.get("action") != "pause",
         seconds=HOUR,
     ),
-    EventRule("MEMORY_FAILURE", "memory_failure", ERROR, "The host's memory failed under the VM.", seconds=HOUR),
+    EventRule(
+        "MEMORY_FAILURE",
+        "memory_failure",
+        ERROR,
+        "The host reported a hardware error in memory that the VM uses.",
+        seconds=HOUR,
+    ),
     EventRule("QUORUM_FAILURE", "quorum_failure", CRITICAL, "The disks of a quorum do not agree.", seconds=HOUR),
     EventRule(
         "BLOCK_JOB_COMPLETED",
@@ -120,20 +129,21 @@ EVENT_RULES = (
         copied_fields=("type", "error"),
     ),
 )
-"""The rules for events. In BLOCK_IO_ERROR, `nospace` is only present with `action: stop` (QEMU 2.2 to 11.1)."""
+"""The alert rules on events that report failures. In BLOCK_IO_ERROR, `nospace` is only present with `action: stop` (QEMU 2.2 to 11.1)."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunStateRule:
-    """A rule that fires an alert when polls show the guest in a run state, with or without an event.
+    """An alert rule on a run state. The alert fires when polls show the guest in this run state, even if its event was lost.
 
     Attributes:
         status: The run state, as QEMU's RunState names it.
         alert: The alert's name.
         severity: The alert's severity.
         help: Text of the alert for the operator, one sentence.
-        seconds: How long the guest has to be in the run state before the alert fires.
-        after_reset: Whether the guest must have run or been reset before. A VM that never started is also in this run state.
+        seconds: How long the guest has to be in the run state before the alert fires, in seconds.
+        after_reset: Whether the rule applies only to a guest that has run or was reset. A new guest that has never run is in the same run
+            state.
     """
 
     status: str
@@ -181,14 +191,15 @@ POSTCOPY_PAUSED = "postcopy-paused"
 POSTCOPY_RECOVERING = frozenset({"postcopy-recover-setup", "postcopy-recover"})
 """Statuses of an attempt to recover a paused postcopy migration. QEMU enters them only from `postcopy-paused`."""
 MIGRATION_FAILED = frozenset({"failing", "failed", "cancelling", "cancelled"})
+"""Statuses of a migration that failed or was cancelled, or that is about to end so."""
 POSTCOPY_HELP = "The postcopy migration lost its connection, and the guest waits for memory."
 RECOVERY_FAILED_HELP = "The recovery of a postcopy migration failed, and the guest still waits for memory."
 
 UUID_CLASH_HELP = "Several running VMs have this UUID; their records and metrics are mixed."
 
 GUEST_AGENT_LOST_SECONDS = 300.0
-"""How long the guest agent of a running guest may be away, such as during a reboot."""
+"""How long a guest agent may be lost before the alert fires. A reboot of the guest takes less time."""
 GUEST_AGENT_LOST_HELP = "The guest agent has closed its channel or does not respond, and the guest still runs."
 GUEST_FILESYSTEM_HELP = "A file system in the guest exceeded an alert level."
-GUEST_FROZEN_HELP = "The guest's file systems are frozen for too long, and every write in the guest waits."
+GUEST_FROZEN_HELP = "The guest's file systems have been frozen for too long, and every write in the guest waits."
 GUEST_CLOCK_HELP = "The guest's clock differs from the host's."

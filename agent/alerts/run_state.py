@@ -1,4 +1,4 @@
-"""Run state of one process's guest, from events and polls in any order. Pure.
+"""Run state of one guest, from events and polls in any order. Pure.
 
 Events and polls arrive out of order: libvirt passes events over another connection, and QEMU delays some events. So an event or a poll
 changes the run state only if it is newer than all earlier events and polls.
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 CLOCK_STEP_NS = 1_000_000_000
 """Polls arrive in order. If a poll is older than the previous poll by more than this, the clock was set back."""
 STOP_DELAY_NS = 1_000_000_000
-"""How long a poll may still report `running` after the event of an error. QEMU emits the event before it stops the guest."""
+"""How long a poll may still report `running` after an error event. QEMU emits the event before it stops the guest."""
 
 
 @dataclass(slots=True)
 class RunState:
-    """Run state of one process's guest. Times are in nanoseconds since the epoch; 0 if there is no such time.
+    """Run state of the guest in one QEMU process. Times are in nanoseconds since the epoch; 0 if there is no such time.
 
     Attributes:
         running: Whether the guest runs; None if unknown.
@@ -85,7 +85,7 @@ class RunState:
         self.running, self._as_of_ns = running, time_ns
 
     def adjust_clock(self, time_ns: int) -> bool:
-        """Return whether a poll at `time_ns` shows that the clock was set back. If it was, limit all times to `time_ns`."""
+        """Return whether a poll at `time_ns` shows that the clock was set back. If so, limit all stored times to `time_ns`."""
         before, self._polled_ns = self._polled_ns, time_ns
         if time_ns >= before - CLOCK_STEP_NS:
             return False

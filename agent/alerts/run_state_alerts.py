@@ -26,14 +26,14 @@ from agent.model.metrics.block import BLOCK_DEVICE
 from agent.model.record import Record, Severity
 
 IO_STATUS_NS = 2_000_000_000
-"""How long the agent waits until query-block shows which disk failed. After that, the agent fires the alert without a disk."""
+"""How long the agent waits until query-block shows which disk failed, in nanoseconds. Then the alert fires without a disk."""
 
 _IO_ERROR_RULES = {rule.alert: rule for rule in EVENT_RULES if rule.status == "io-error"}
 """Rules of I/O errors that stop the guest, by alert."""
 _ALERT_OF_IO_STATUS = {"nospace": "disk_full", "failed": "io_error_stop"}
 """Alert for each `io-status` of a device whose request failed."""
 _DELAYED_ALERTS = frozenset(rule.alert for rule in RUN_STATE_RULES if rule.seconds)
-"""Alerts that fire only after the guest has been in a run state for some time."""
+"""Names of the alerts that fire only after the guest has been in a run state for some time."""
 _ENTERED_FROM_RUNNING = frozenset({"io-error", "guest-panicked", "internal-error", "watchdog", "paused", "suspended"})
 """Run states that a guest can only enter while it runs."""
 _STATUSES_WITH_EVENT = frozenset(rule.status for rule in EVENT_RULES if rule.status)
@@ -58,7 +58,7 @@ class RunStateAlerts:
     def on_attached(self, state: VmProcessState) -> None:
         """Let the next poll of a running guest resolve the alerts, because the agent may have missed the RESUME event.
 
-        Until that poll, the guest counts as stopped. The time of the stop is that of the last event or poll that showed one of its alerts.
+        Until that poll, the guest counts as stopped. The time of the stop is the newest `seen_ns` of the guest's alerts.
         """
         seen_ns = (alert.seen_ns for alert in self._store.alerts_of_owner(state.owner))
         state.run.stopped_ns = max([state.run.stopped_ns, *seen_ns])
@@ -70,7 +70,7 @@ class RunStateAlerts:
             yield from self._resolve_stop(state, time_ns, name)
 
     def _resolve_stop(self, state: VmProcessState, time_ns: int, reason: str) -> Iterator[Record]:
-        """Resolve the alerts of a stopped guest, because the guest runs again. Alerts that a later poll or event showed keep firing."""
+        """Resolve the alerts of a stopped guest, because the guest runs again. An alert keeps firing if its cause was seen later."""
         if state.run.has_run_since(state.io_errors_ns):
             state.io_errors_ns = 0
         ended = [
@@ -101,7 +101,7 @@ class RunStateAlerts:
     def _fire_polled_state(
         self, state: VmProcessState, status: str, time_ns: int, *, is_first: bool
     ) -> Iterator[Record]:
-        """Fire the alert of a polled run state, because no event has fired it."""
+        """Fire the alert of a polled run state, because no event has fired this alert."""
         if status == "io-error":
             state.io_errors_ns, state.io_error_full = state.io_errors_ns or time_ns, False
             state.collectors_to_poll |= {"drives"}
@@ -111,9 +111,9 @@ class RunStateAlerts:
         for rule in RUN_STATE_RULES:
             if rule.status == status and not rule.seconds:
                 missed = is_first or status in _STATUSES_WITH_EVENT
-                yield from self._fire(state, rule, time_ns, DetectedBy.MISSED if missed else DetectedBy.LEVEL)
+                yield from self._fire_for_rule(state, rule, time_ns, DetectedBy.MISSED if missed else DetectedBy.LEVEL)
 
-    def _fire(
+    def _fire_for_rule(
         self, state: VmProcessState, rule: RunStateRule, time_ns: int, detected_by: DetectedBy
     ) -> Iterator[Record]:
         data = {"help": rule.help, "status": rule.status, "detected_by": detected_by.value}
@@ -122,7 +122,7 @@ class RunStateAlerts:
     # I/O errors.
 
     def on_unlocated_io_error(self, state: VmProcessState, time_ns: int, *, is_full: bool) -> None:
-        """Handle an I/O error on an unknown disk that stopped the guest. A later query-block shows the disk by its `io-status`.
+        """Handle an I/O error that stopped the guest, if the failed disk is unknown. A later query-block shows the disk by its `io-status`.
 
         Args:
             state: The process.
@@ -137,7 +137,7 @@ class RunStateAlerts:
     def on_devices(
         self, state: VmProcessState, samples: Sequence[Sample], families: Collection[Family], time_ns: int
     ) -> Iterator[Record]:
-        """Find the disks that failed by the `io-status` that query-block reports, and update the alerts of I/O errors."""
+        """Handle a poll of devices: find the failed disks by their `io-status` in query-block, and update the alerts of I/O errors."""
         if BLOCK_DEVICE in families:
             devices = (sample for sample in samples if sample.family is BLOCK_DEVICE)
             state.io_status = {device.subject: str(device.values.get("io_status", "")) for device in devices}
@@ -195,14 +195,14 @@ class RunStateAlerts:
             state.io_errors_ns = 0
         for rule in RUN_STATE_RULES if state.run.running is False else ():
             if self._is_due(state, rule, now_ns):
-                yield from self._fire(state, rule, now_ns, DetectedBy.LEVEL)
+                yield from self._fire_for_rule(state, rule, now_ns, DetectedBy.LEVEL)
         if self._alerts_of_stop(state):
             state.collectors_to_poll |= {"runstate"}
 
     def _is_due(self, state: VmProcessState, rule: RunStateRule, now_ns: int) -> bool:
         """Return whether the guest has been in the rule's run state for too long.
 
-        If another alert reports why it is stopped, return False.
+        Return False if another alert reports why the guest is stopped.
         """
         if not rule.seconds or state.run.status != rule.status or (rule.after_reset and not state.run.has_started):
             return False

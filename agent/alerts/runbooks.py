@@ -1,11 +1,11 @@
-"""Instructions for the alerts that are not rows of `agent.alerts.conditions`: usual causes, and what to do. Pure."""
+"""Usual causes and remedies of the alerts whose rules are not in `agent.alerts.conditions`. Pure."""
 
 from collections.abc import Mapping
 from typing import Final
 
 from agent.alerts.conditions.rows import Runbook
 
-_MANAGER_HANGS: Final = "The manager of the VM hangs or lost it, so it does not end QEMU."
+_MANAGER_HANGS: Final = "The manager of the VM hangs, or has lost track of the VM, so QEMU is not ended."
 _STATE_STORAGE: Final = "The guest has much memory, and the storage of the saved state is slow or hangs."
 
 RUNBOOKS: Final[Mapping[str, Runbook]] = {
@@ -16,8 +16,8 @@ RUNBOOKS: Final[Mapping[str, Runbook]] = {
         "`intervals.resync`. Deleting files in the guest frees space only if its disk discards.",
     ),
     "pool_filling": Runbook(
-        "The storage that images share fills up, or will be full soon at its growth. When a write finds no space, QEMU pauses each "
-        "guest that writes to the pool. `level` says what is short: space, inodes, or the metadata of an LVM thin pool.",
+        "The storage that images share fills up, or will soon be full at its current growth. When a write finds no space, QEMU pauses "
+        "each guest that writes to the pool. `level` shows what is short: space, inodes, or the metadata of an LVM thin pool.",
         "The record names the VMs and the disks that grow fastest (`growers`). Delete or move images, old snapshots and backups, or "
         "extend the file system, the thin pool or the ZFS pool. For metadata: `lvextend --poolmetadatasize +1G VG/POOL` now, because "
         "a pool without metadata becomes read-only. For inodes: `du --inodes -xd 2 MOUNTPOINT | sort -n`. "
@@ -65,7 +65,7 @@ RUNBOOKS: Final[Mapping[str, Runbook]] = {
         "Take a dump if you need one, then reset and resume the guest.",
     ),
     "watchdog": Runbook(
-        "The guest hung, and its watchdog expired. The record's event has QEMU's `action`.",
+        "The guest hung, and its watchdog expired. The record of the event WATCHDOG has QEMU's `action`.",
         "Read the guest's log from before the reset.",
     ),
     "reset_stopped": Runbook(
@@ -102,11 +102,11 @@ RUNBOOKS: Final[Mapping[str, Runbook]] = {
         "The host's memory is faulty.", "Check the host's kernel log (`mcelog`, `rasdaemon`), and move the VMs away."
     ),
     "quorum_failure": Runbook(
-        "A disk of the quorum failed or returned other data than the others.",
+        "A disk of the quorum failed, or returned different data than the other disks.",
         "The event's `reference` names the quorum. Replace the failed disk.",
     ),
     "guest_agent_lost": Runbook(
-        "The service in the guest has stopped or crashed, or the guest was started with another system.",
+        "The service in the guest has stopped or crashed, or the guest has booted another system.",
         "Start it: `systemctl start qemu-guest-agent`. Until then, managers cannot freeze the guest's file systems for a snapshot or "
         "shut the guest down cleanly. docs/reference/guest-agent.md describes the states.",
     ),
@@ -115,12 +115,12 @@ RUNBOOKS: Final[Mapping[str, Runbook]] = {
         "Free space in the guest, or extend its disk and then the file system.",
     ),
     "guest_frozen": Runbook(
-        "A manager froze the guest's file systems, as for a snapshot or a backup, and did not thaw them. Every write in the guest waits.",
+        "A manager froze the guest's file systems, as for a snapshot or a backup, and did not thaw them.",
         "Look for a backup job that hangs or has failed. Thaw them by the manager (`virsh domfsthaw`), or reset the guest.",
     ),
     "guest_clock_offset": Runbook(
-        "The guest's time synchronization does not work, or the guest was paused for long or restored from a file.",
-        "Check chrony, systemd-timesyncd or Windows Time in the guest. It may have to step the clock.",
+        "The guest's time synchronization does not work, or the guest was paused for a long time or restored from a file.",
+        "Check chrony, systemd-timesyncd or Windows Time in the guest. The service may have to step the clock.",
     ),
 }
 """Instructions by the alert's name."""

@@ -1,7 +1,8 @@
-"""Alerts of VM processes that share a UUID. Pure: it returns records.
+"""Alerts of QEMU processes that share a UUID. Pure: it returns records.
 
-After a migration within the host or a restart of the VM, another process becomes the primary process of the UUID and takes over the alerts
-that are still true. If the guests of several processes run at the same time, the UUID clashes, and the alert `uuid_clash` fires.
+After a migration within the host or a restart of the VM, another process becomes the primary process of the UUID. The new primary process
+takes over the alerts that are still true. If the guests of several processes run at the same time, the UUID clashes, and the alert
+`uuid_clash` fires.
 """
 
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ class SharedUuidAlerts:
         self._run_states = run_states
 
     def switch_primary(self, uuid: str, time_ns: int) -> Iterator[Record]:
-        """Change the primary process of a UUID if necessary. Yield records for the alerts that are not true for the new primary."""
+        """Change the primary process of a UUID if necessary. Resolve the alerts that are not true for the new primary process."""
         successor = self._processes.successor(uuid)
         if successor is None:
             return
@@ -81,7 +82,7 @@ class SharedUuidAlerts:
 
 
 def _is_still_true(alert: Alert, primary: VmProcessState, *, has_ended: bool) -> bool:
-    """Return whether an alert of the old primary process is also true for the process that succeeds it."""
+    """Return whether an alert of the old primary process is also true for the new primary process."""
     if alert.name == "write_threshold":
         return True  # the disks are as full as before
     if has_ended:

@@ -1,4 +1,4 @@
-"""Fields about a disk's usage, for alert records and for the block_space samples. Pure."""
+"""Values of a disk's usage, for alert records and for `block_space` samples. Pure."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def space_figures(usage: DiskUsage) -> dict[str, Any]:
 
 
 def space_sample(device: str, tracker: ThresholdTracker) -> Sample | None:
-    """Return a disk's usage as a block_space sample; None if the disk cannot run out of space or the policy is off."""
+    """Return a disk's usage as a `block_space` sample; None if the disk cannot run out of space or the policy is off."""
     tracker.shown_limit = tracker.usage.limit
     if not tracker.usage.is_thin or tracker.policy.mode is ThresholdMode.OFF:
         return None

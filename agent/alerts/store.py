@@ -1,4 +1,4 @@
-"""The firing alerts, and a record for each alert that fires or is resolved. Pure: the caller passes the time."""
+"""Stores the firing alerts, and creates a record for each alert that fires or is resolved. Pure: the caller passes the time."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,12 +12,12 @@ AlertKey = tuple[str, str, str]
 
 
 CUSTOM = "custom"
-"""Last part of the record type of custom alerts."""
+"""Last part of the record type of all custom alerts: `qemu.alert.custom`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One alert.
+    """One firing or muted alert.
 
     Attributes:
         name: The kind of alert, such as `write_threshold`.
@@ -31,11 +31,11 @@ class Alert:
             it.
         resolved_by: Names of the events that resolve the alert.
         status: The run state in which the guest is stopped. The alert is resolved when the guest runs. Empty if the guest is not stopped.
-        owner: Number of the VM process that the alert belongs to.
-        instance: Distinguishes processes with one UUID that run at the same time; empty for the first attached process.
+        owner: Number of the VM process or of the pool that the alert belongs to.
+        instance: Distinguishes processes that have the same UUID at the same time; empty for the first attached process.
         seen_ns: Time of the newest event or poll that showed the alert's condition. An older event or poll does not resolve the alert.
         custom: Whether the operator defined the alert in the config. All such alerts have the same record type.
-        muted: Whether the config keeps the alert from firing although its condition is true. It fires when the config no longer mutes it.
+        muted: Whether the config mutes the alert. The condition of a muted alert is true, but the alert does not fire.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Alert:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the alert for consumers of records. It does not change when the agent restarts or when the alert fires again."""
+        """Identity of the alert for consumers of records: unchanged when the agent restarts, and when the alert fires again."""
         parts = f"{self.vm.host}\n{self.vm.uuid}\n{self.name}\n{self.subject}\n{self.level}"
         parts += f"\n{self.instance}" if self.instance else ""
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
@@ -99,7 +99,7 @@ class Alert:
 
 
 MAX_SUBJECT_ALERTS = 256
-"""Maximum number of firing alerts with a subject for one process. A QEMU chooses the names of its devices, jobs and nodes.
+"""Maximum number of alerts with a subject for one process. A malicious QEMU may report any number of devices, jobs and nodes.
 
 The journal stores each alert's record together with all alerts of the VM. Without a limit, storing alerts for 1,500 names took 44 s.
 """
@@ -110,8 +110,8 @@ class AlertStore:
 
     Attributes:
         resolving_events: Names of the events that may resolve a firing alert.
-        suppressed: Total number of alerts that did not fire because their process had `MAX_SUBJECT_ALERTS`.
-        adjust: Applies the config's changes to an alert before it fires. Returns None if the config mutes the alert.
+        suppressed: How often an alert could not fire, or a condition could not be stored, because its process had too many of them.
+        adjust: Applies the config's overrides to an alert before the alert fires. Returns None if the config mutes the alert.
     """
 
     def __init__(self) -> None:
@@ -131,11 +131,11 @@ class AlertStore:
         return (alert for alerts in list(self._firing.values()) for alert in list(alerts.values()))
 
     def __contains__(self, owner: object) -> bool:
-        """Return whether a process has a firing or muted alert."""
+        """Return whether a process or a pool has a firing or muted alert."""
         return owner in self._firing
 
     def alerts_of_owner(self, owner: int) -> list[Alert]:
-        """Return the firing and the muted alerts of a process."""
+        """Return the firing and the muted alerts of a process or a pool."""
         return list(self._firing.get(owner, {}).values())
 
     def vms_at_limit(self) -> list[Vm]:
@@ -150,8 +150,8 @@ class AlertStore:
     def fire(self, alert: Alert) -> Iterator[Record]:
         """Store an alert that fires, and yield its record.
 
-        If `adjust` returns None, store the alert as muted and yield nothing. If the alert is stored already, yield nothing and replace its
-        data, unless the stored alert has a newer `seen_ns`. Do not store a new alert with a subject beyond `MAX_SUBJECT_ALERTS`.
+        If the config mutes the alert, store it as muted and yield nothing. If the alert is stored already, yield nothing and replace its
+        data, unless the stored alert has a newer `seen_ns`. If the process has `MAX_SUBJECT_ALERTS`, ignore a new alert with a subject.
         """
         adjusted = self.adjust(alert)
         alert = replace(adjusted or alert, muted=adjusted is None)
@@ -170,7 +170,7 @@ class AlertStore:
             self._put(replace(alert, since_ns=since_ns, instance=instance, seen_ns=seen_ns, muted=muted))
 
     def apply_overrides(self, alerts: Iterable[Alert], time_ns: int) -> Iterator[Record]:
-        """Mute the alerts that the config mutes now, and fire muted alerts that it no longer mutes."""
+        """Apply a new config: resolve and mute the alerts that the config mutes, and fire the alerts that the config no longer mutes."""
         for alert in list(alerts):
             adjusted = self.adjust(replace(alert, muted=False))
             if (adjusted is None) is not alert.muted:
@@ -203,7 +203,7 @@ class AlertStore:
     def resolve(
         self, alerts: Iterable[Alert], time_ns: int, reason: str, extra: Mapping[str, Any] | None = None
     ) -> Iterator[Record]:
-        """Resolve those of the alerts that fire. Yield one record per resolved alert, except for muted alerts.
+        """Remove these alerts, and yield a record for each that fired. Ignore alerts that are not in the store.
 
         Args:
             alerts: The alerts.
@@ -217,7 +217,7 @@ class AlertStore:
                 yield known.to_record("resolved", time_ns, {"resolved_by": reason, **(extra or {})})
 
     def resolve_by_event(self, owner: int, event: str, time_ns: int) -> Iterator[Record]:
-        """Resolve the alerts of a process that this event resolves. Alerts keep firing if their condition was seen after the event."""
+        """Resolve the alerts of a process that end by this event. An alert keeps firing if its condition was seen after the event."""
         alerts = self.alerts_of_owner(owner)
         resolved = (alert for alert in alerts if event in alert.resolved_by and alert.seen_ns <= time_ns)
         return self.resolve(resolved, time_ns, event)
@@ -237,7 +237,7 @@ class AlertStore:
     # Persistence.
 
     def state_to_store(self, owner: int) -> list[dict[str, Any]]:
-        """Return the firing alerts of a process for the next run of the agent, as JSON values."""
+        """Return the firing and muted alerts of a process for the next run of the agent, as JSON values."""
         return [
             {
                 "name": alert.name,

@@ -1,4 +1,4 @@
-"""Commands that set the write thresholds of all VMs' disks, and the collectors to poll before these commands. Pure."""
+"""The commands that set the write thresholds of disks, and the collectors to poll before these commands. Pure."""
 
 from agent.alerts.disk_space_alerts import DiskAlerts
 from agent.alerts.process_state import EMPTY_SET
@@ -8,7 +8,7 @@ from agent.qmp.commands import Command
 
 
 class ThresholdCommands:
-    """The pending commands and polls of all VMs."""
+    """The commands that set write thresholds, and the polls that these commands need, for all VMs."""
 
     def __init__(self, processes: ProcessRegistry, disks: DiskAlerts) -> None:
         self._processes = processes

@@ -47,28 +47,30 @@ class ThresholdTracker:
     shown_limit: int = 0
     _exceeded: frozenset[str] = frozenset()
     # A cache of the last resolution: the limit, the config's levels, whether all levels apply, and the result.
-    _levels: tuple[tuple[int, tuple[Level, ...], bool], tuple[LevelInBytes, ...]] = ((0, (), False), ())
-    _quiet_poll: object = None  # inputs of the last poll; None if it crossed a level or requires a poll of the layers
+    _cached_levels: tuple[tuple[int, tuple[Level, ...], bool], tuple[LevelInBytes, ...]] = ((0, (), False), ())
+    _last_poll_inputs: object = (
+        None  # inputs of the last poll; None if that poll crossed a level or requires a poll of the layers
+    )
 
     @property
     def levels(self) -> tuple[LevelInBytes, ...]:
         """The levels on this disk, the lowest first; none if the policy is off or the disk is not thin.
 
-        Levels in percent and in free bytes are left out in two cases. If only the virtual size limits a file, the file stops growing there
-        and no write fails. If a pool has its own levels, one alert of the pool covers all disks on it.
+        Levels in percent and in free bytes are left out in two cases. If only the virtual size limits a file, the file stops growing at
+        that size and no write fails. If a pool has its own levels, one pool alert covers all disks on that pool.
         """
         if self.policy.mode is ThresholdMode.OFF or not self.usage.is_thin:
             return ()
         key = self.usage.limit, self.policy.levels, self._is_limit_watched
-        if self._levels[0] != key:
+        if self._cached_levels[0] != key:
             limit, levels, is_watched = key
             applying = [level for level in levels if is_watched or level.used is not None]
-            self._levels = key, levels_to_bytes(applying, limit)
-        return self._levels[1]
+            self._cached_levels = key, levels_to_bytes(applying, limit)
+        return self._cached_levels[1]
 
     @property
     def _is_limit_watched(self) -> bool:
-        """True if the disk's own levels watch its limit: the limit is neither its virtual size nor a pool with its own levels."""
+        """True if levels in percent or in free bytes apply: the limit is neither the virtual size nor a pool with its own levels."""
         usage = self.usage
         if isinstance(usage.pool, PoolUsage) and usage.limited_by is LimitedBy.POOL:
             return not usage.pool.has_levels
@@ -90,8 +92,8 @@ class ThresholdTracker:
             pool: The pool of the image, as in `DiskUsage.pool`.
         """
         return (
-            self._quiet_poll is not None
-            and self._quiet_poll == self._inputs_of_poll(storage_node, offset, pool)
+            self._last_poll_inputs is not None
+            and self._last_poll_inputs == self._inputs_of_poll(storage_node, offset, pool)
             and self.usage.limit == self.shown_limit
         )
 
@@ -112,7 +114,7 @@ class ThresholdTracker:
         Returns:
             True if the agent has to poll the layers before it compares the levels.
         """
-        usage, self._quiet_poll = self.usage, None
+        usage, self._last_poll_inputs = self.usage, None
         if storage_node != usage.storage.node or self.slot.needs_read:
             return True  # a snapshot or a completed mirror changed the storage
         usage.on_offset(offset, now)
@@ -125,20 +127,22 @@ class ThresholdTracker:
         is_near_level = level is not None and usage.used + written > level.bytes
         if is_near_level or written > max(usage.limit * LAYER_REFRESH_SHARE, 1):
             return True
-        self._quiet_poll = self._inputs_of_poll(storage_node, offset, usage.pool)
+        self._last_poll_inputs = self._inputs_of_poll(storage_node, offset, usage.pool)
         return False
 
-    def on_layers(self, form: DiskLayer, storage: DiskLayer, offset: int, now: float) -> Iterator[LevelCrossing]:
+    def on_layers(
+        self, image_format: DiskLayer, storage: DiskLayer, offset: int, now: float
+    ) -> Iterator[LevelCrossing]:
         """Handle a poll of the layers; yield the levels that were crossed since the last comparison.
 
         Args:
-            form: The format layer.
+            image_format: The format layer.
             storage: The storage layer.
             offset: The highest known write offset in the storage, in bytes.
             now: The current time in seconds.
         """
-        self._quiet_poll = None
-        is_replaced = self.usage.on_layers(form, storage, offset, now, had_alert=bool(self._exceeded))
+        self._last_poll_inputs = None
+        is_replaced = self.usage.on_layers(image_format, storage, offset, now, had_alert=bool(self._exceeded))
         threshold = storage.write_threshold
         has_fired = threshold is not None and self.slot.on_read(
             storage.node, threshold, is_level=self._is_own_level(threshold)
@@ -158,7 +162,7 @@ class ThresholdTracker:
         """
         if not self.slot.owns(node, threshold) or not self.usage.is_polled:
             return
-        self._quiet_poll = None
+        self._last_poll_inputs = None
         self.slot.on_fired(node, threshold)
         if node == self.usage.storage.node:
             self.usage.on_threshold_exceeded(threshold + exceeded_by)
@@ -228,7 +232,7 @@ class ThresholdTracker:
         return (usage.storage.node, value) if write_position <= value <= MAX_SIZE_BYTES else None
 
     def _bytes_until_pool_level(self) -> int | None:
-        """Return how many bytes this disk has to write until its pool exceeds its next level. Return None if this disk alone cannot do so.
+        """Return how many bytes this disk has to write until its pool exceeds the next level; None if this disk alone cannot do so.
 
         With a threshold at that offset, QEMU reports the write at once, and the agent then reads the pool. If other disks also write, the
         agent detects the exceeded level at its next read of the pool.
@@ -240,7 +244,7 @@ class ThresholdTracker:
         return bytes_until_level if usage.pool.has_levels and usage.used + bytes_until_level < usage.max_usage else None
 
     def claim_next_threshold(self) -> NodeThreshold | None:
-        """Return the threshold to set now, like `next_threshold`, and count it as set from now on."""
+        """Return the threshold to set now, like `next_threshold`. The threshold counts as set from now on."""
         threshold = self.next_threshold()
         if threshold is not None:
             self.slot.on_send(*threshold)
@@ -248,7 +252,7 @@ class ThresholdTracker:
 
     def on_command_done(self, *, done: bool) -> None:
         """Handle the outcome of the command that set the threshold; `done` is whether QEMU confirmed it."""
-        self._quiet_poll = None
+        self._last_poll_inputs = None
         self.slot.on_command_done(self.usage.storage.node, done=done)
 
     # Persistence.

@@ -1,10 +1,9 @@
 """State machine of the write-threshold slot of one block node in QEMU. Pure.
 
-QEMU has one slot for each block node, and any client can overwrite its value. QEMU empties the slot when the threshold fires. If a
-threshold is set below the highest write offset, it fires only at the next write. The agent therefore reads the slot first, and never
-replaces another client's
-value. The agent stores a threshold before it sets the threshold. If the slot is empty later, the threshold has fired or another client has
-cleared it.
+QEMU has one slot for each block node, and any client can overwrite its value. QEMU empties the slot when the threshold fires. A threshold
+below the highest write offset fires only at the next write. The agent therefore reads the slot first, and never replaces another client's
+value. The agent stores its threshold in the journal before it sends the command. If the slot is empty later, the threshold has fired, or
+another client has cleared the slot.
 """
 
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from typing import Any
 from agent.alerts.disk_types import parse_name_and_bytes
 
 MAX_OWN_THRESHOLDS = 16
-"""Number of the agent's last thresholds that are stored.
+"""Maximum number of the agent's newest thresholds that are stored.
 
 An event can arrive late: after a reply with an empty slot, or after a snapshot has changed the storage node.
 """
@@ -28,7 +27,7 @@ NodeThreshold = tuple[str, int]
 
 
 class WriteThresholdState(StrEnum):
-    """State of a slot, as far as the agent has read and set it."""
+    """State of a write-threshold slot, as the agent knows it from reads, commands and events."""
 
     UNREAD = "unread"
     """The agent has not read the slot since it attached. The slot may hold a threshold of an earlier run."""
@@ -45,7 +44,7 @@ class WriteThresholdState(StrEnum):
 
 
 class WriteThresholdStateInput(StrEnum):
-    """An input of the state machine."""
+    """An input of the state machine: a read of the slot, a command or an event."""
 
     READ_EMPTY = "read_empty"
     READ_OURS = "read_ours"
@@ -92,7 +91,7 @@ WRITE_THRESHOLD_TRANSITIONS: Mapping[WriteThresholdState, Mapping[WriteThreshold
 
 @dataclass(slots=True)
 class WriteThresholdSlot:
-    """The write-threshold slot of a disk's storage node, as far as the agent has read and set it.
+    """The write-threshold slot of a disk's storage node, as the agent knows it from reads, commands and events.
 
     Attributes:
         state: The state of the slot.
@@ -101,9 +100,8 @@ class WriteThresholdSlot:
 
     state: WriteThresholdState = WriteThresholdState.UNREAD
     threshold: NodeThreshold | None = None
-    _own: list[NodeThreshold] = field(
-        default_factory=list
-    )  # the last thresholds that the agent set, the newest at the end
+    # The newest threshold is the last.
+    _own_thresholds: list[NodeThreshold] = field(default_factory=list)
     _refusals: dict[str, int] = field(default_factory=dict)  # consecutive failed commands, by node
 
     @property
@@ -118,7 +116,7 @@ class WriteThresholdSlot:
 
     def owns(self, node: str, value: int) -> bool:
         """Return whether the agent set this threshold, even on a node that is no longer the disk's storage."""
-        return self.threshold == (node, value) or (node, value) in self._own
+        return self.threshold == (node, value) or (node, value) in self._own_thresholds
 
     def on_read(self, node: str, value: int, *, is_level: bool) -> bool:
         """Handle the slot's value that QEMU reported.
@@ -151,7 +149,8 @@ class WriteThresholdSlot:
         """Store a threshold whose command is about to be sent, and count the threshold as set from now on."""
         self._change_state(WriteThresholdStateInput.SEND)
         self.threshold = (node, value)
-        self._own = [*(own for own in self._own if own != self.threshold), self.threshold][-MAX_OWN_THRESHOLDS:]
+        earlier = [own for own in self._own_thresholds if own != self.threshold]
+        self._own_thresholds = [*earlier, self.threshold][-MAX_OWN_THRESHOLDS:]
 
     def on_command_done(self, node: str, *, done: bool) -> None:
         """Handle the outcome of the command that set the threshold; `done` is whether QEMU confirmed it."""
@@ -174,7 +173,7 @@ class WriteThresholdSlot:
         """Return the state to store for the next run of the agent, as JSON values."""
         return {
             "threshold": list(self.threshold) if self.threshold is not None else None,
-            "own_thresholds": [list(own) for own in self._own],
+            "own_thresholds": [list(own) for own in self._own_thresholds],
         }
 
     def restore(self, stored: Mapping[str, Any]) -> None:
@@ -182,4 +181,4 @@ class WriteThresholdSlot:
         own = stored.get("own_thresholds")
         parsed = map(parse_name_and_bytes, own if isinstance(own, list) else ())
         self.threshold = parse_name_and_bytes(stored.get("threshold"))
-        self._own = [threshold for threshold in parsed if threshold is not None][-MAX_OWN_THRESHOLDS:]
+        self._own_thresholds = [threshold for threshold in parsed if threshold is not None][-MAX_OWN_THRESHOLDS:]

@@ -1,4 +1,5 @@
-"""Alerts from tables: a row for each condition on samples or events. Custom alerts of the config are also rows.
+"""Alert rules on samples and events: the tables of built-in rules, and the code that evaluates all rules. Pure.
 
-Start at `rows`, which defines a row, and at the two tables, `sample_alert_table` and `event_alert_table`. Pure.
+Start at `rows`, which defines a rule, and at the two tables, `sample_alert_table` and `event_alert_table`. Each custom alert in the config
+is also a rule.
 """

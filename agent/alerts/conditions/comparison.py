@@ -1,4 +1,4 @@
-"""Comparisons of a value with a limit, for the rows of alert tables and for custom alerts. Pure."""
+"""Comparisons of a value with a limit, for alert rules. Pure."""
 
 import operator
 from collections.abc import Callable, Mapping
@@ -38,7 +38,7 @@ _FUNCTIONS: Mapping[Operator, Callable[[Any, Any], bool]] = {
 
 
 def _kind_of(value: object) -> str:
-    """Return the kind of a value: `flag`, `number` or `text`; empty if it is none of them."""
+    """Return the kind of a value: `flag`, `number` or `text`; empty for any other value."""
     if isinstance(value, bool):
         return "flag"
     return "number" if isinstance(value, int | float) else "text" if isinstance(value, str) else ""
@@ -53,7 +53,7 @@ def compare(value: object, comparison: Operator, limit: Value) -> bool | None:
 
 
 def with_hysteresis(comparison: Operator, limit: Value, hysteresis: float) -> Value:
-    """Return the limit that decides whether a firing alert is resolved: the configured limit, moved by the hysteresis."""
+    """Return the limit at which a firing alert is resolved: the configured limit, moved by the hysteresis."""
     if isinstance(limit, bool | str):
         return limit
     return limit - hysteresis if comparison in (Operator.ABOVE, Operator.AT_LEAST) else limit + hysteresis
@@ -64,8 +64,8 @@ class FieldTest:
     """A comparison of one field of a sample or of an event's data.
 
     Attributes:
-        path: Names of the objects around the field, the outermost first, and the name of the field.
-        operator: The operator. `check` does not evaluate `INCREASES`, which needs two polls.
+        path: Path of the field in nested JSON objects: the outermost key first, the field's own name last.
+        operator: The operator. `check` cannot evaluate `INCREASES`, because that operator needs two polls.
         limit: What the field is compared with.
     """
 
@@ -74,7 +74,7 @@ class FieldTest:
     limit: Value
 
     def check(self, data: Mapping[str, Any]) -> bool | None:
-        """Return whether the field meets the limit; None if it is missing or of another type."""
+        """Return whether the field meets the limit; None if the field is missing or of another type."""
         value: Any = data
         for key in self.path:
             value = value.get(key) if isinstance(value, Mapping) else None
@@ -88,9 +88,9 @@ class FieldTest:
 
 
 def check_all(tests: tuple[FieldTest, ...], data: Mapping[str, Any]) -> bool | None:
-    """Return True if all tests are true, and False if at least one is false.
+    """Return whether all comparisons are true.
 
-    Return None if no test is false and at least one is unknown.
+    Return None if no comparison is false and at least one is unknown, because its field is missing or of another type.
     """
     results = [test.check(data) for test in tests]
     return False if False in results else None if None in results else True

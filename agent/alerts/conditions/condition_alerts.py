@@ -1,4 +1,4 @@
-"""The alerts of all tables and the custom alerts, with the changes that the config makes to them. Pure: it returns records."""
+"""Evaluates the alert rules on samples and events, built-in and custom, with the config's overrides. Pure: it returns records."""
 
 from collections.abc import Collection, Iterator, Sequence
 
@@ -15,12 +15,12 @@ from agent.model.record import Record
 
 
 class ConditionAlerts:
-    """The rows on samples and on events, for all VMs.
+    """Evaluates the alert rules on samples and events, for all VMs.
 
     Attributes:
         overrides: The config's overrides of alerts.
-        samples: The rows on samples.
-        events: The rows on events.
+        samples: Evaluates the rules on samples.
+        events: Evaluates the rules on events.
     """
 
     def __init__(self, store: AlertStore) -> None:
@@ -29,30 +29,33 @@ class ConditionAlerts:
         self.events = EventConditions(store, EVENT_ALERT_ROWS, self.overrides)
         self._store = store
         self._custom: frozenset[str] = frozenset()
-        self._is_store_checked = False
+        self._are_overrides_applied = False
 
     def configure(self, overrides: AlertOverrides, custom: Sequence[SampleAlertRow | EventAlertRow]) -> None:
-        """Use a config's changes to alerts and its custom alerts, from the next tick on."""
+        """Replace the overrides and the custom alerts. The next tick applies the overrides to the alerts that already fire."""
         self.overrides = self.samples.overrides = self.events.overrides = overrides
         self._store.adjust = overrides.adjust
-        self._custom = frozenset(row.alert for row in custom)
-        self.samples.set_rows((*SAMPLE_ALERT_ROWS, *(row for row in custom if isinstance(row, SampleAlertRow))))
-        self.events.set_rows((*EVENT_ALERT_ROWS, *(row for row in custom if isinstance(row, EventAlertRow))))
-        self._is_store_checked = False
+        self._custom = frozenset(rule.alert for rule in custom)
+        self.samples.set_rows((*SAMPLE_ALERT_ROWS, *(rule for rule in custom if isinstance(rule, SampleAlertRow))))
+        self.events.set_rows((*EVENT_ALERT_ROWS, *(rule for rule in custom if isinstance(rule, EventAlertRow))))
+        self._are_overrides_applied = False
 
     def on_samples(
         self, state: VmProcessState, families: Collection[Family], samples: Sequence[Sample], time_ns: int
     ) -> Iterator[Record]:
-        """Handle a poll of an active VM. Ignore an inactive VM, such as the destination of a migration: the source has the same disks."""
+        """Handle a poll of a VM process.
+
+        Ignore a process that is not active, such as the destination of a migration, because the source has the same disks.
+        """
         if state.is_active:
             yield from self.samples.on_samples(state, families, samples, time_ns)
 
     def on_tick(self, now_ns: int) -> Iterator[Record]:
-        """Fire the event alerts whose waiting time is over. After a new config, apply its overrides to the alerts that already fire."""
+        """Fire the delayed event alerts that are due. After a config reload, apply the new overrides to the firing alerts."""
         yield from self.events.on_tick(now_ns)
-        if not self._is_store_checked:
-            self._is_store_checked = True
-            # Skip alerts of pools, which have no UUID. They change at the next reading of the pool.
+        if not self._are_overrides_applied:
+            self._are_overrides_applied = True
+            # Skip alerts of pools, which have no UUID. The next reading of the pool applies the overrides to its alerts.
             alerts = [alert for alert in self._store.all_including_muted() if alert.vm.uuid]
             removed = [alert for alert in alerts if alert.custom and alert.name not in self._custom]
             yield from self._store.resolve(removed, now_ns, "rule_gone")

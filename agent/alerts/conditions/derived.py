@@ -1,4 +1,4 @@
-"""Samples that the agent derives for alerts from the samples of other families: chains of images, and memory under a balloon. Pure."""
+"""Computes samples for alert rules from the samples of other families: image chains of disks, and guest memory under a balloon. Pure."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ DISK_CHAIN = Family(
     "The images of a disk and its snapshots.",
     ("device",),
     (
-        Field("depth", "depth", GAUGE, "Number of images under the image that the guest writes to."),
+        Field("depth", "depth", GAUGE, "Number of backing images under the image that the guest writes to."),
         Field(
             "age", "snapshot_age_seconds", GAUGE, "Age of the disk's oldest snapshot in seconds; absent without one."
         ),
@@ -30,20 +30,20 @@ BALLOON_MEMORY = Family(
     (),
     (
         Field("ratio", "available_ratio", GAUGE, "Share of the guest's memory that it can use without swapping."),
-        Field("held", "held_bytes", GAUGE, "Number of bytes that the balloon holds."),
+        Field("held", "held_bytes", GAUGE, "Size of the memory that the balloon holds in bytes."),
     ),
 )
 
 
 @dataclass(slots=True)
 class VmConditionState:
-    """Values that the conditions of one VM's alerts keep from one poll to the next.
+    """Values that the alert rules of one VM keep from one poll to the next.
 
     Attributes:
         pending: When each condition that has to hold for some time began to hold, in nanoseconds since the epoch; by alert, subject, level.
         stored: The part of `pending` that is stored in the VM's persistent entry.
-        previous: The field's value at the previous poll, for fields that must increase; by alert, subject and level.
-        counters: For families whose rows compare only counters: the generation of the rows, and labels and counters of the last samples.
+        previous: Value at the previous poll of each field that is compared with `INCREASES`; by alert, subject and level.
+        counters: For families whose rules compare only counters: the number of the rule set, and labels and counters of the last samples.
         latest: The last values of each family that a derived family needs in addition to the polled samples.
         events: Times of the counted events in nanoseconds since the epoch, by alert and subject.
     """
@@ -63,7 +63,8 @@ class Derivation:
     Attributes:
         family: The derived family.
         sources: The families to compute the samples from. Samples are derived after each poll of the first family.
-        derive: Returns the derived samples, given the VM's UUID, its conditions, the samples of the first family and the poll's time.
+        derive: Returns the derived samples, given the VM's UUID, the VM's values of earlier polls, the samples of the first family and
+            the poll's time.
     """
 
     family: Family
@@ -89,7 +90,7 @@ def _memory_under_balloon(
 
 
 def derivations(ages: SnapshotAges) -> tuple[Derivation, ...]:
-    """Return the derivations of all derived families; `ages` stores the ages of external snapshots."""
+    """Return the derivation of each derived family. `ages` stores the ages of external snapshots."""
 
     def derive_disk_chains(
         uuid: str, _conditions: VmConditionState, samples: Sequence[Sample], time_ns: int
@@ -114,7 +115,7 @@ def derivations(ages: SnapshotAges) -> tuple[Derivation, ...]:
 
 
 def _image_paths(layers: Mapping[str, Values]) -> Iterator[str]:
-    """Yield the paths of a disk's images, from the top to the base, until one has no path."""
+    """Yield the paths of a disk's images, from the top to the base. Stop at an image without a path."""
     for layer in ("format", *(f"backing-{depth}" for depth in range(1, len(layers)))):
         path = layers.get(layer, {}).get("path")
         if not isinstance(path, str) or not path:

@@ -1,6 +1,6 @@
-"""Alerts on events that concern neither the run state nor a disk. Each row is one alert. The module `rows` describes the columns.
+"""The built-in alert rules on events that concern neither the run state nor a disk. The module `rows` describes the fields of a rule.
 
-Alerts on crashes, watchdogs, errors of disks and memory, and failed block jobs are in agent/alerts/rules.py.
+The rules on crashes, watchdogs, errors of disks and memory, and failed block jobs are in agent/alerts/rules.py.
 """
 
 from agent.alerts.conditions.comparison import FieldTest, Operator
@@ -67,4 +67,4 @@ EVENT_ALERT_ROWS = (
         ),
     ),
 )
-"""All rows on events. A row on an event that stops the guest or that names a disk is in `agent.alerts.rules` instead."""
+"""All rules of this table. A rule on an event that stops the guest or that names a disk is in `agent.alerts.rules` instead."""

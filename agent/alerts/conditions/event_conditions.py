@@ -1,4 +1,4 @@
-"""Evaluates the rows on events: one or several events fire an alert, and other events resolve it. Pure."""
+"""Evaluates the alert rules on events: one or several events fire an alert, and other events resolve the alert. Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from agent.model.record import Record, sanitize
 
 
 @dataclass(frozen=True, slots=True)
-class PendingEvent:
-    """An event whose alert fires at `due_ns` unless another event resolves it earlier.
+class DelayedAlert:
+    """An alert that fires at `due_ns`, unless an event resolves the alert earlier.
 
     Attributes:
         state: The process.
@@ -29,30 +29,30 @@ class PendingEvent:
 
 
 class EventConditions:
-    """The rows on events, for all VMs.
+    """Evaluates the alert rules on events, for all VMs.
 
     Attributes:
-        overrides: The config's overrides of the rows.
-        events: Names of the events that the rows use. Pass only these events to `on_event`.
+        overrides: The config's overrides of the rules.
+        events: Names of the events that the rules use. Pass only these events to `on_event`.
     """
 
-    def __init__(self, store: AlertStore, rows: Iterable[EventAlertRow], overrides: AlertOverrides) -> None:
+    def __init__(self, store: AlertStore, rules: Iterable[EventAlertRow], overrides: AlertOverrides) -> None:
         self.overrides = overrides
         self.events: frozenset[str] = frozenset()
         self._store = store
-        self._rows: dict[str, list[EventAlertRow]] = {}
-        self._resolved: dict[str, list[tuple[EventMatch, EventAlertRow]]] = {}
-        self._pending: dict[int, dict[tuple[str, str], PendingEvent]] = {}  # by process, alert and subject
-        self.set_rows(rows)
+        self._rules: dict[str, list[EventAlertRow]] = {}
+        self._resolving: dict[str, list[tuple[EventMatch, EventAlertRow]]] = {}
+        self._delayed: dict[int, dict[tuple[str, str], DelayedAlert]] = {}  # by process, alert and subject
+        self.set_rows(rules)
 
-    def set_rows(self, rows: Iterable[EventAlertRow]) -> None:
-        """Replace the rows, from the next event on."""
-        self._rows, self._resolved = {}, {}
-        for row in rows:
-            self._rows.setdefault(row.match.event, []).append(row)
-            for match in row.resolved_by:
-                self._resolved.setdefault(match.event, []).append((match, row))
-        self.events = frozenset({*self._rows, *self._resolved})
+    def set_rows(self, rules: Iterable[EventAlertRow]) -> None:
+        """Replace the rules, from the next event on."""
+        self._rules, self._resolving = {}, {}
+        for rule in rules:
+            self._rules.setdefault(rule.match.event, []).append(rule)
+            for match in rule.resolved_by:
+                self._resolving.setdefault(match.event, []).append((match, rule))
+        self.events = frozenset({*self._rules, *self._resolving})
 
     def on_event(self, state: VmProcessState, event: Record, name: str, subject: str, now_ns: int) -> Iterator[Record]:
         """Handle an event.
@@ -65,41 +65,41 @@ class EventConditions:
             now_ns: The current time in nanoseconds since the epoch.
         """
         data = event.data["qemu"]
-        for match, row in self._resolved.get(name, ()):
+        for match, rule in self._resolving.get(name, ()):
             if check_all(match.where, data) is True:
-                yield from self._resolve(state, row, name, subject, event.time_ns)
-        for row in self._rows.get(name, ()):
-            if check_all(row.match.where, data) is True and row.covers(state.vm, subject):
-                yield from self._on_match(state, row, event, subject, now_ns)
+                yield from self._resolve(state, rule, name, subject, event.time_ns)
+        for rule in self._rules.get(name, ()):
+            if check_all(rule.match.where, data) is True and rule.covers(state.vm, subject):
+                yield from self._on_match(state, rule, event, subject, now_ns)
 
     def _on_match(
-        self, state: VmProcessState, row: EventAlertRow, event: Record, subject: str, now_ns: int
+        self, state: VmProcessState, rule: EventAlertRow, event: Record, subject: str, now_ns: int
     ) -> Iterator[Record]:
-        seconds = self.overrides.seconds_of(row.alert, state.vm, subject, row.seconds)
+        seconds = self.overrides.seconds_of(rule.alert, state.vm, subject, rule.seconds)
         count = 1
-        if row.limit is not None:
-            limit = max(1.0, self.overrides.limit_of(row, state.vm, subject))
-            count = self._count(state, row, subject, event.time_ns, int(limit), seconds)
+        if rule.limit is not None:
+            limit = max(1.0, self.overrides.limit_of(rule, state.vm, subject))
+            count = self._count_event(state, rule, subject, event.time_ns, int(limit), seconds)
             if count < limit:
                 return
-        alert = self._to_alert(state, row, event, subject, count, now_ns)
-        if row.limit is not None or not seconds:
+        alert = self._to_alert(state, rule, event, subject, count, now_ns)
+        if rule.limit is not None or not seconds:
             yield from self._store.fire(alert)
             return
-        pending, key = self._pending.setdefault(state.owner, {}), (row.alert, subject)
-        if key in pending or len(pending) < MAX_INSTANCES:
-            pending.setdefault(key, PendingEvent(state, alert, event.time_ns + int(seconds * 1e9)))
+        delayed, key = self._delayed.setdefault(state.owner, {}), (rule.alert, subject)
+        if key in delayed or len(delayed) < MAX_INSTANCES:
+            delayed.setdefault(key, DelayedAlert(state, alert, event.time_ns + int(seconds * 1e9)))
         else:
             self._store.suppressed += 1
 
-    def _count(
-        self, state: VmProcessState, row: EventAlertRow, subject: str, time_ns: int, limit: int, seconds: float
+    def _count_event(
+        self, state: VmProcessState, rule: EventAlertRow, subject: str, time_ns: int, limit: int, seconds: float
     ) -> int:
         """Count an event. Return the number of such events in the last `seconds`, at most `limit`.
 
         Return 0 if too many subjects are counted.
         """
-        counted, key = state.conditions.events, (row.alert, subject)
+        counted, key = state.conditions.events, (rule.alert, subject)
         if key not in counted and len(counted) >= MAX_INSTANCES:
             self._store.suppressed += 1
             return 0
@@ -108,43 +108,43 @@ class EventConditions:
         return len(counted[key])
 
     def _to_alert(
-        self, state: VmProcessState, row: EventAlertRow, event: Record, subject: str, count: int, now_ns: int
+        self, state: VmProcessState, rule: EventAlertRow, event: Record, subject: str, count: int, now_ns: int
     ) -> Alert:
         qemu: Mapping[str, Any] = event.data["qemu"]
-        data: dict[str, Any] = {"help": row.help, "event": row.match.event}
-        data |= {"count": count} if row.limit is not None else {}
-        for name in row.copied_fields:
+        data: dict[str, Any] = {"help": rule.help, "event": rule.match.event}
+        data |= {"count": count} if rule.limit is not None else {}
+        for name in rule.copied_fields:
             if isinstance(value := qemu.get(name), bool | int | float | str):
                 data[name] = sanitize(value) if isinstance(value, str) else value
-        until_ns = now_ns + int(row.lasts * 1e9) if row.lasts is not None else 0
-        attributes = {"until_ns": until_ns, "custom": row.custom}
-        return state.alert(row.alert, subject, row.severity, event.time_ns, data, **attributes)
+        until_ns = now_ns + int(rule.lasts * 1e9) if rule.lasts is not None else 0
+        attributes = {"until_ns": until_ns, "custom": rule.custom}
+        return state.alert(rule.alert, subject, rule.severity, event.time_ns, data, **attributes)
 
     def _resolve(
-        self, state: VmProcessState, row: EventAlertRow, name: str, subject: str, time_ns: int
+        self, state: VmProcessState, rule: EventAlertRow, name: str, subject: str, time_ns: int
     ) -> Iterator[Record]:
-        """Resolve the row's alert of this subject, or drop it if it waits to fire. Keep an alert that began after the event.
+        """Resolve the rule's firing or delayed alert of this subject. Keep an alert that began after the event.
 
         An event about the VM as a whole resolves the alerts of all subjects.
         """
-        pending = self._pending.get(state.owner, {})
-        for key, event in list(pending.items()):
-            if key[0] == row.alert and subject in ("", key[1]) and event.alert.since_ns <= time_ns:
-                del pending[key]
+        delayed = self._delayed.get(state.owner, {})
+        for key, waiting in list(delayed.items()):
+            if key[0] == rule.alert and subject in ("", key[1]) and waiting.alert.since_ns <= time_ns:
+                del delayed[key]
         ended = [
             alert
             for alert in self._store.alerts_of_owner(state.owner)
-            if alert.name == row.alert and subject in ("", alert.subject) and alert.seen_ns <= time_ns
+            if alert.name == rule.alert and subject in ("", alert.subject) and alert.seen_ns <= time_ns
         ]
         yield from self._store.resolve(ended, time_ns, name)
 
     def on_tick(self, now_ns: int) -> Iterator[Record]:
-        """Fire the alerts that are due and that no other event has resolved. Drop the events of detached VMs."""
-        for owner, pending in list(self._pending.items()):
-            for key, event in list(pending.items()):
-                if event.state.gone_at is not None or now_ns >= event.due_ns:
-                    del pending[key]
-                if event.state.gone_at is None and now_ns >= event.due_ns:
-                    yield from self._store.fire(event.alert)
-            if not pending:
-                del self._pending[owner]
+        """Fire the delayed alerts that are due. Drop the delayed alerts of detached VMs."""
+        for owner, delayed in list(self._delayed.items()):
+            for key, waiting in list(delayed.items()):
+                if waiting.state.gone_at is not None or now_ns >= waiting.due_ns:
+                    del delayed[key]
+                if waiting.state.gone_at is None and now_ns >= waiting.due_ns:
+                    yield from self._store.fire(waiting.alert)
+            if not delayed:
+                del self._delayed[owner]

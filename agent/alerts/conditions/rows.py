@@ -1,7 +1,7 @@
-"""The types of the rows in the alert tables. One row is one alert: its condition, its severity, its texts and its default limit. Pure.
+"""The types of alert rules. A rule defines one alert: its condition, severity, texts and default limit. Pure.
 
-A new alert is a row in `sample_alert_table` or `event_alert_table`. The row is enough: the record, the metric, the schema,
-docs/reference/alerts.md and the config's check of names follow from it.
+To add an alert, add a rule to `sample_alert_table` or `event_alert_table`. The record, the metric, the schema, docs/reference/alerts.md
+and the config's check of alert names are derived from the rule.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from agent.model.record import Severity, Vm
 
 
 class LimitUnit(StrEnum):
-    """The unit of a limit, which decides how the config writes it."""
+    """The unit of an alert's limit. The config can write a limit with this unit, such as `10m`, `5GiB` or `5%`."""
 
     NUMBER = "number"
     SECONDS = "seconds"
@@ -41,7 +41,7 @@ NO_RUNBOOK = Runbook("", "")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConditionRow:
-    """Columns that rows on samples and rows on events share.
+    """The fields that the rules on samples and the rules on events share.
 
     Attributes:
         alert: The alert's name.
@@ -50,12 +50,12 @@ class ConditionRow:
         runbook: Instructions for the operator.
         limit: The default limit. None if the config cannot change it.
         unit: The unit of the limit.
-        seconds: How long the condition has to hold before the alert fires. For a row that counts events, the time in which events are
-            counted.
-        lasts: How long the alert fires after the condition was last true. None if the end of the condition resolves the alert.
-        custom: Whether the operator wrote the row in the config.
+        seconds: How long the condition has to hold before the alert fires, in seconds. For a rule that counts events, the length of the
+            time window in seconds.
+        lasts: How long the alert fires after the condition was last true, in seconds. None if the end of the condition resolves the alert.
+        custom: Whether the operator defined the rule in the config.
         vm: Pattern of the names or UUIDs of the VMs.
-        device: Pattern of the subjects.
+        device: Pattern of the subjects, such as disks or jobs.
     """
 
     alert: str
@@ -71,7 +71,7 @@ class ConditionRow:
     device: str = "*"
 
     def covers(self, vm: Vm, subject: str) -> bool:
-        """Return whether the row is about this subject of this VM."""
+        """Return whether the rule applies to this subject of this VM."""
         return (self.device == "*" or fnmatchcase(subject, self.device)) and (
             self.vm == "*" or matches_vm(self.vm, vm.name, vm.uuid)
         )
@@ -79,18 +79,19 @@ class ConditionRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleAlertRow(ConditionRow):
-    """An alert on the samples of a family. Each subject, such as a disk or a job, has its own alert.
+    """An alert rule on the samples of a family. Each subject, such as a disk or a job, has its own alert.
 
     Attributes:
         family: The family.
         field: Name of the compared field, or of one of the family's labels.
         operator: How the field is compared.
         value: What the field is compared with if `limit` is None. `INCREASES` does not use it.
-        where: Further tests of the sample that have to be true.
+        where: Further comparisons of the sample's fields and labels, which all have to be true.
         hysteresis: How far the field has to be from the limit to resolve the alert, in the unit of the limit.
-        resolve_at: The limit at which a firing alert is resolved. It replaces `hysteresis`. None if `hysteresis` applies.
+        resolve_at: The limit at which a firing alert is resolved; None if `hysteresis` determines that limit.
         unless: Name of an alert that reports the same cause more precisely. While that alert fires for the VM, this alert does not fire.
-        unless_pool: Like `unless`, but the name of a pool's alert. It counts if the pool has an image of the disk.
+        unless_pool: Name of a pool alert that reports the same cause more precisely. While that alert fires for a pool with an image of the
+            disk, this alert does not fire.
         level_label: The label that distinguishes the alerts of one subject; empty if a subject has one alert.
         copied_fields: Further fields to copy into the alert's record.
         resolved_when_false: Whether the alert is resolved by a sample for which the condition is false.
@@ -110,7 +111,7 @@ class SampleAlertRow(ConditionRow):
     resolved_when_false: bool = True
 
     def selects(self, sample: Sample) -> bool:
-        """Return whether the labels of a sample pass the tests of the row."""
+        """Return whether a sample's labels pass the comparisons in `where`. Comparisons of other fields are ignored."""
         labels = dict(zip(self.family.labels, sample.labels, strict=True))
         return all(test.check(labels) is not False for test in self.where if test.path[0] in labels)
 
@@ -122,7 +123,7 @@ class SampleAlertRow(ConditionRow):
 
     @property
     def condition(self) -> str:
-        """The condition as text, such as `job.progress_per_second == 0, while job.status == running`."""
+        """The condition in Markdown, such as "`job.progress_per_second == 0` while `status == running`"."""
         test = FieldTest((f"{self.family.name}.{self.field}",), self.operator, self.value)
         what = f"`{test.path[0]} {self.operator} limit`" if self.limit is not None else f"`{test}`"
         tests = " and ".join(f"`{test}`" for test in self.where)
@@ -131,11 +132,11 @@ class SampleAlertRow(ConditionRow):
 
 @dataclass(frozen=True, slots=True)
 class EventMatch:
-    """Events of one name whose data pass some tests.
+    """Selects the events with a name and with certain data.
 
     Attributes:
         event: The event's name in QEMU.
-        where: Tests of the event's data that have to be true.
+        where: Comparisons of the event's data, which all have to be true.
     """
 
     event: str
@@ -147,10 +148,10 @@ class EventMatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventAlertRow(ConditionRow):
-    """An alert on an event. Each subject of the event has its own alert.
+    """An alert rule on an event. Each subject of the event has its own alert.
 
-    With a `limit`, the alert fires at that number of events within `seconds`. Without one, it fires `seconds` after the event unless
-    another event has resolved it.
+    With a `limit`, the alert fires when that number of events has arrived within `seconds`. Without a `limit`, the alert fires `seconds`
+    after the event, unless an event in `resolved_by` arrives first.
 
     Attributes:
         match: The events.
@@ -164,5 +165,5 @@ class EventAlertRow(ConditionRow):
 
     @property
     def condition(self) -> str:
-        """The condition as text."""
+        """The condition in Markdown."""
         return f"event {self.match}"

@@ -1,4 +1,4 @@
-"""The agent's alerts on samples, a row for each alert. `rows` describes the columns."""
+"""The built-in alert rules on samples. The module `rows` describes the fields of a rule."""
 
 from agent.alerts.conditions.comparison import FieldTest, Operator
 from agent.alerts.conditions.derived import BALLOON_MEMORY, DISK_CHAIN
@@ -46,7 +46,7 @@ _JOBS = (
         seconds=HOUR,
         severity=Severity.WARNING,
         copied_fields=("progress_ratio", "io_status"),
-        help="A job has been paused for long.",
+        help="A job has been paused for a long time.",
         runbook=Runbook(
             "A client paused the job and did not resume it, or the job stopped at an I/O error.",
             "Resume the job with its manager (`block-job-resume`), or cancel it.",
@@ -74,9 +74,9 @@ _JOBS = (
         value="ready",
         seconds=12 * HOUR,
         severity=Severity.WARNING,
-        help="A mirror or an active commit has been ready for long, and no client completes it.",
+        help="A mirror or an active commit has been ready for a long time, and no client completes it.",
         runbook=Runbook(
-            "The manager that started the job hangs or has lost it. Until then, each write of the guest is written twice.",
+            "The manager that started the job hangs, or has lost track of it. Until the job ends, QEMU writes the guest's data twice.",
             "Complete the job with its manager (`virsh blockjob --pivot`, `job-complete`), or cancel it. "
             "Turn this alert off for disks with a permanent mirror.",
         ),
@@ -91,7 +91,7 @@ _JOBS = (
         severity=Severity.WARNING,
         help="A job waits to be finalized, and no client finalizes it.",
         runbook=Runbook(
-            "The manager that started the job hangs or has lost it.",
+            "The manager that started the job hangs, or has lost track of it.",
             "Finalize the job with its manager (`job-finalize`).",
         ),
     ),
@@ -106,7 +106,7 @@ _JOBS = (
         copied_fields=("error",),
         help="A job has ended, and no client dismisses it.",
         runbook=Runbook(
-            "The manager that started the job hangs or has lost it. The job's id stays in use, so the next job may fail.",
+            "The manager that started the job hangs, or has lost track of it. The job's id stays in use, so the next job may fail.",
             "Read the job's `error`, then dismiss it with its manager (`job-dismiss`).",
         ),
     ),
@@ -125,9 +125,9 @@ _DISKS = (
         copied_fields=("signs", "since_timestamp_seconds", "waiting_threads", "requests_in_flight"),
         help="A disk completes no request although requests are in flight, while QEMU answers its monitor.",
         runbook=Runbook(
-            "The storage under the disk hangs: a path, a server or a device that does not answer. `pool_unresponsive` names it if the "
-            "agent can check it.",
-            "Repair the storage. Until then, QEMU may hang at each command that accesses the disk, and the agent sends none. "
+            "The storage under the disk hangs: a path, a server or a device that does not answer. If the agent can check that storage, "
+            "the alert `pool_unresponsive` names it.",
+            "Repair the storage. Until then, QEMU may hang at each command that accesses the disk, so the agent sends no such command. "
             "Do not kill QEMU before its requests end: the process cannot exit.",
         ),
     ),
@@ -151,7 +151,7 @@ _DISKS = (
         value=True,
         level_label="bitmap",
         severity=Severity.WARNING,
-        help="A dirty bitmap is unusable, so the next backup with it fails or copies the whole disk.",
+        help="A dirty bitmap is unusable, so the next backup with this bitmap fails or copies the whole disk.",
         runbook=Runbook(
             "QEMU was killed or crashed before it could store the bitmap in the image.",
             "Remove the bitmap (`block-dirty-bitmap-remove`), and start a full backup that creates a new one.",
@@ -183,7 +183,8 @@ _DISKS = (
         copied_fields=("snapshot_kind",),
         help="A disk has an old snapshot.",
         runbook=Runbook(
-            "A snapshot was forgotten. An internal snapshot has its time of creation; an external one was first seen at this age.",
+            "A snapshot was forgotten. The age of an internal snapshot counts from its creation, and the age of an external snapshot from "
+            "when the agent first saw it.",
             "A snapshot is no backup, and it grows with each write. Delete it, or merge it with the manager (`virsh blockcommit`).",
         ),
     ),
@@ -216,8 +217,8 @@ _MEMORY = (
         runbook=Runbook(
             "The memory limit leaves too little room for QEMU itself, its page cache, or a helper such as swtpm or virtiofsd.",
             "Read the host's kernel log for the killed process. Raise the limit (`virsh memtune --hard-limit`). "
-            "If QEMU was killed, the VM is gone, and its record `qemu.vm.gone` has no `shutdown_reason`. The agent reads the cgroup "
-            "once more then. The alert is missing if the manager removed the cgroup before.",
+            "If QEMU was killed, the record `qemu.vm.gone` has no `shutdown_reason`. The agent then reads the cgroup once more. "
+            "If the manager has removed the cgroup before that, the alert does not fire.",
         ),
     ),
     SampleAlertRow(
@@ -234,7 +235,7 @@ _MEMORY = (
         copied_fields=("held_bytes",),
         help="The guest has little memory left while its balloon holds memory.",
         runbook=Runbook(
-            "A client inflated the balloon, for example a manager's overcommitment such as oVirt's MoM.",
+            "A client inflated the balloon, for example a memory overcommitment manager such as oVirt's MoM.",
             "Deflate the balloon (`virsh setmem --live`), or find out who inflated it.",
         ),
     ),
@@ -260,4 +261,4 @@ _MIGRATION = (
 )
 
 SAMPLE_ALERT_ROWS = (*_JOBS, *_DISKS, *_MEMORY, *_MIGRATION)
-"""All rows on samples."""
+"""All built-in rules on samples."""

@@ -17,18 +17,19 @@ SNAPSHOT_ENTRY_PREFIX = "snapshots/"
 MAX_VMS = 4096
 """Maximum number of VMs. Beyond it, the agent removes the VM that was polled longest ago."""
 MAX_DISKS = 128
-"""Maximum number of disks of a VM, because a QEMU chooses their names."""
+"""Maximum number of disks of a VM, because a malicious QEMU may report any number of names."""
 MAX_OVERLAYS = 64
 """Maximum number of snapshots of a disk."""
 
 
 @dataclass(slots=True)
 class DiskSnapshots:
-    """Images of one disk. Paths are stored as digests, because QEMU determines the length of a path.
+    """The external snapshots of one disk. Paths are stored as digests, because a path may be long.
 
     Attributes:
-        top: The image that the guest wrote to at the last poll.
-        overlays: When each snapshot was first seen, in nanoseconds since the epoch, by its image.
+        top: Digest of the path of the image that the guest wrote to at the last poll.
+        overlays: When each snapshot was first seen, in nanoseconds since the epoch. The key is the digest of the path of the image that the
+            snapshot added.
     """
 
     top: str
@@ -44,11 +45,11 @@ class SnapshotAges:
         self._forgotten: list[str] = []
 
     def observe(self, uuid: str, chains: Mapping[str, Sequence[str]], time_ns: int) -> dict[str, int]:
-        """Handle a poll of a VM's disks.
+        """Handle a poll of a VM's disks, and return when their oldest snapshots were first seen.
 
         Args:
-            uuid: The VM.
-            chains: The paths of each disk's images by device, from the top to the base.
+            uuid: The VM's UUID.
+            chains: The paths of each disk's images, from the top to the base, by device.
             time_ns: When the query was sent, in nanoseconds since the epoch.
 
         Returns:
@@ -57,7 +58,7 @@ class SnapshotAges:
         previous_disks, disks = self._vms.pop(uuid, {}), {}
         for device, paths in list(chains.items())[:MAX_DISKS]:
             images = [_hash_path(path) for path in paths]
-            disks[device] = _next_history(previous_disks.get(device), images, time_ns)
+            disks[device] = _snapshots_after_poll(previous_disks.get(device), images, time_ns)
         if disks != previous_disks:
             self._changed.add(uuid)
         self._vms[uuid] = disks
@@ -88,8 +89,8 @@ class SnapshotAges:
             self._vms[uuid] = disks
 
 
-def _next_history(previous: DiskSnapshots | None, images: Sequence[str], time_ns: int) -> DiskSnapshots:
-    """Return the history of a disk after a poll that showed these images, from the top to the base."""
+def _snapshots_after_poll(previous: DiskSnapshots | None, images: Sequence[str], time_ns: int) -> DiskSnapshots:
+    """Return the snapshots of a disk after a poll that showed these images, from the top to the base."""
     top_image, backing_images = images[0], images[1:]
     images_above_base = images[:-1]
     overlays = (

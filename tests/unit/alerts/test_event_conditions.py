@@ -29,7 +29,7 @@ def test_a_backend_that_restarts_within_ten_seconds_is_no_alert(scenario: AlertS
     scenario.event("NETDEV_VHOST_USER_DISCONNECTED", 10, netdev_id="net0")
     scenario.event("NETDEV_VHOST_USER_CONNECTED", 15, netdev_id="net0")
     assert scenario.tick(60) == []
-    assert scenario.engine.conditions.events._pending == {}
+    assert scenario.engine.conditions.events._delayed == {}
 
 
 def test_the_time_of_a_lost_backend_begins_with_the_first_event(scenario: AlertScenario) -> None:

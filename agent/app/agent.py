@@ -61,11 +61,11 @@ from agent.session.supervisor_group import SupervisorGroup
 _log = logging.getLogger("agent")
 
 STATE_STOP_SHARE = 0.2
-"""Share of `timeouts.shutdown` that writing the host's last record to the state topic may take."""
+"""Maximum time to write the host's last state to the state topic, as a share of `timeouts.shutdown`."""
 
 
 class Agent:
-    """The agent with all its parts: sessions, alerts, delivery, HTTP endpoint and health.
+    """The agent with all its parts, such as sessions, alerts, delivery and the HTTP endpoint.
 
     Args:
         config: the config to start with.
@@ -114,7 +114,7 @@ class Agent:
         self.endpoint = self.health.endpoint = build_endpoint(self.view, config)
         self._register_metrics()
         self.watching: asyncio.Task[None]
-        """The task that watches VMs. It runs until it is cancelled, or until it fails."""
+        """The task that watches VMs until it is cancelled or fails."""
         self._context = self._build_context(config)
         self._supervisors: SupervisorGroup
         self._discovery: DiscoveryManager
@@ -249,7 +249,7 @@ class Agent:
             await self.states.stop(self.config.timeouts.shutdown * STATE_STOP_SHARE)
 
     def _replace_alertmanager_task(self) -> None:
-        """Replace the Alertmanager client by a client for the current config, or by none if the config has no Alertmanager."""
+        """Stop the Alertmanager client. If the current config has an Alertmanager, start a new client."""
         if self._alertmanager is not None:
             self._alertmanager.cancel()
         client = self._alertmanager = None
@@ -343,4 +343,4 @@ async def _run_until(stop: asyncio.Event, agent: Agent, read: Callable[[], Confi
         if not stopped.cancel():
             _log.info("agent: stopping")
         else:
-            agent.watching.result()  # raise the task's error; only a bug ends this task, so the process must end
+            agent.watching.result()  # raise the task's error: only a bug ends this task, so the process must end

@@ -1,4 +1,4 @@
-"""Publishes records about the agent itself: one at its start, heartbeats at an interval, and one at its end.
+"""Publishes records about the agent itself: `started`, a heartbeat at each interval, and `stopping`.
 
 Without heartbeats, a dead agent would look like a host without events.
 """
@@ -56,7 +56,7 @@ class AgentLifecycle:
         metrics: SelfMetrics,
         interval: float = HEARTBEAT_SECONDS,
     ) -> None:
-        """Set up the publisher. It has published no record yet.
+        """Create an object that has published no record yet.
 
         Args:
             config: returns the config in use.
@@ -74,7 +74,7 @@ class AgentLifecycle:
         self._metrics = metrics
         self._started_ns = time.time_ns()
         self._digest: tuple[Config | None, str] = (None, "")
-        # Record id and time of publication.
+        # Record id and time of publication of each heartbeat that may not be delivered yet.
         self._undelivered: deque[tuple[str, float]] = deque(maxlen=MAX_UNDELIVERED_HEARTBEATS)
         self._delivered_at = self._started_ns / 1e9
 
@@ -101,7 +101,7 @@ class AgentLifecycle:
     def heartbeat_delivered_at(self) -> float:
         """Return when the last delivered heartbeat was published, in seconds since the epoch.
 
-        Before the first, return the agent's start.
+        If no heartbeat was delivered yet, return the agent's start.
         """
         last_delivered = _sort_key_of_id(self._publisher.delivery.events.last_delivered_id)
         while self._undelivered and _sort_key_of_id(self._undelivered[0][0]) <= last_delivered:
@@ -167,7 +167,7 @@ class AgentLifecycleMetrics(Collector):
 
 
 def _sort_key_of_id(record_id: str) -> tuple[str, int]:
-    """Return a sort key that puts the ids of one queue in the order of the queue. An empty id comes first."""
+    """Return a key that sorts the record ids of one queue in the order of publication. An empty id comes first."""
     run, _, number = record_id.partition("-")
     return run, int(number or 0)
 

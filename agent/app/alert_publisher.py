@@ -1,4 +1,4 @@
-"""Forwards events and samples to the alert engine, publishes its alerts, and stores their state for the next start of the agent.
+"""Forwards events and samples to the alert engine, publishes the alerts, and stores their state for the next start of the agent.
 
 A persistent entry in the journal contains the state of all alerts of a VM. The journal stores it in one transaction with an alert's record.
 """
@@ -38,12 +38,12 @@ _log = logging.getLogger("agent")
 
 
 def ended_permanently(change: VmChange, record: Record) -> bool:
-    """Return whether a detached VM has ended on this host, because its guest shut down or migrated away."""
+    """Return whether a detached VM has ended on this host: its guest shut down or migrated away."""
     return "shutdown_reason" in record.data or change is VmChange.MIGRATED_OUT
 
 
 class AlertPublisher:
-    """Passes events and samples to the alert engine, and publishes what it returns.
+    """Passes events and samples to the alert engine, and publishes the alert records that the engine returns.
 
     Attributes:
         pools: the alerts about storage pools.
@@ -51,7 +51,7 @@ class AlertPublisher:
         requests: composes the requests to Alertmanager.
         changed: set when an alert fires or is resolved.
         on_record: called with the record of each alert that fires or is resolved.
-        cause_of: returns the `causationid` of an alert that is published now.
+        cause_of: returns the `causationid` of an alert that is published now, given the alert's record.
     """
 
     def __init__(self, host: str, config: AlertsConfig, publisher: RecordPublisher, pools: PoolRegistry) -> None:
@@ -77,7 +77,7 @@ class AlertPublisher:
 
     @contextlib.contextmanager
     def caused_by(self, cause_of: CausationIdLookup) -> Iterator[None]:
-        """Set `cause_of` while the `with` block runs. The block must not await."""
+        """Set the cause of the alerts that the `with` block publishes. The block must not await."""
         self.cause_of = cause_of
         try:
             yield
@@ -101,7 +101,7 @@ class AlertPublisher:
 
         Args:
             record: the record of the event.
-            id_of_event: returns the id of that record, or an empty string. It is called only if the event changes an alert.
+            id_of_event: returns the id of that record, or an empty string; called only if the event changes an alert.
         """
         if pending := self.engine.on_event(record, record.data["event"], time.time_ns()):
             record_id = id_of_event(record)
@@ -120,20 +120,20 @@ class AlertPublisher:
     def on_block_samples(
         self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
     ) -> Sequence[Sample]:
-        """Update the alerts after a poll of disks. Return samples of the free space of the VM's disks."""
+        """Update the alerts after a poll of disks. Return the `block_space` samples of the VM."""
         pending, spaces = self.engine.on_samples(vm, samples, time.monotonic(), time_ns, families=families)
         self.publish(pending)
         return spaces
 
     def on_run_state(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> None:
-        """Update the alerts with the run state of a VM, if the samples contain it."""
+        """Update the alerts with the run state of a VM, if the samples contain the run state."""
         for sample in samples:
             if sample.family is RUNSTATE and type(running := sample.values.get("running")) is bool:
                 status = str(sample.values.get("status", ""))
                 self.publish(self.engine.on_run_state(vm, time_ns, running=running, status=status))
 
     def on_migration(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> None:
-        """Update the alerts with the migration status of a VM, if the samples contain it."""
+        """Update the alerts with the migration status of a VM, if the samples contain the status."""
         for sample in samples:
             if sample.family is MIGRATION and isinstance(status := sample.values.get("status"), str):
                 self.publish(self.engine.on_migration(vm, status, time_ns))
@@ -143,7 +143,7 @@ class AlertPublisher:
         self.publish(self.engine.on_jobs(vm, samples, time_ns, time.time_ns()))
 
     def on_guest_channel(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> None:
-        """Update the alerts with the state of the guest agent's channel, if the samples contain it."""
+        """Update the alerts with the state of the guest agent's channel, if the samples contain this state."""
         for sample in samples:
             if sample.family is GUEST_AGENT and type(connected := sample.values.get("connected")) is bool:
                 self.publish(self.engine.on_guest_channel(vm, time_ns, connected=connected))
@@ -154,16 +154,16 @@ class AlertPublisher:
         self.on_samples(vm, families, samples, time_ns)
 
     def on_guest_queries_disabled(self, vm: Vm, time_ns: int) -> None:
-        """Resolve the alerts about the inside of a guest that is no longer queried."""
+        """Resolve the guest-agent alerts of a guest that is no longer queried."""
         self.publish(self.engine.on_guest_queries_disabled(vm, time_ns))
 
     def on_samples(self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Update the alerts of the alert tables and of the operator's config after a poll."""
+        """Evaluate the alert rules on samples, built-in and custom, after a poll."""
         if not self.engine.conditions.samples.families.isdisjoint(families):
             self.publish(self.engine.on_condition_samples(vm, families, samples, time_ns))
 
     async def tick(self) -> None:
-        """Update the alerts that depend on time, and store the entries that changed. The caller calls this about once a second."""
+        """Update the alerts that depend on time, and store the changed persistent entries. Call this about once a second."""
         self.publish(self.engine.tick(time.monotonic(), time.time_ns()))
         delivery = self._publisher.delivery
         if delivery.journal is None or delivery.journal.error is not None:
@@ -176,7 +176,7 @@ class AlertPublisher:
         await asyncio.gather(*(self._publisher.persist_entry(entry) for entry in entries))
 
     def publish(self, pending: Sequence[PendingAlert]) -> None:
-        """Publish alerts. The journal stores each alert and its entry in one transaction."""
+        """Publish and log alerts. The journal stores each alert and its persistent entry in one transaction."""
         for alert in pending:
             record = alert.record._replace(causation_id=self.cause_of(alert.record))
             self._publisher.publish(record, PersistentEntry(*alert.entry))

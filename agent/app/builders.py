@@ -33,14 +33,13 @@ class StartError(SubcommandError):
 
 
 VDSM_DIRECTORY = Path("/run/vdsm")
-"""A directory that exists on oVirt hosts only. VDSM sets write thresholds itself, and takes each threshold event for one of its own.
-"""
+"""A directory that exists on oVirt hosts only. VDSM sets write thresholds itself, and handles every threshold event as its own."""
 
 
 def threshold_policy(config: DiskAlertsConfig, vm: Vm, disk: str) -> ThresholdPolicy:
-    """Return the threshold policy of a VM's disk: the first entry of `overrides` that matches, or the defaults.
+    """Return the threshold policy of a VM's disk from the first entry of `overrides` that matches, or the defaults.
 
-    On oVirt hosts the mode `arm` is replaced by `observe`, because VDSM sets the thresholds itself.
+    On oVirt hosts, `observe` replaces the mode `arm`, because VDSM sets the thresholds itself.
     """
     mode, levels = config.mode, config.levels
     for entry in config.overrides:
@@ -54,7 +53,7 @@ def threshold_policy(config: DiskAlertsConfig, vm: Vm, disk: str) -> ThresholdPo
 
 
 def guest_alert_policy(config: AlertsConfig) -> GuestAlertPolicy:
-    """Return the limits of the alerts about the inside of guests."""
+    """Return the limits of the guest-agent alerts."""
 
     def levels(vm: Vm, mountpoint: str) -> Sequence[Level]:
         for entry in filesystems.overrides:
@@ -68,12 +67,12 @@ def guest_alert_policy(config: AlertsConfig) -> GuestAlertPolicy:
 
 
 def alert_overrides(config: AlertsConfig) -> AlertOverrides:
-    """Return the operator's changes to alerts."""
+    """Return the config's overrides of alerts."""
     return AlertOverrides(override.to_override() for override in config.overrides)
 
 
 def pool_policy(config: PoolAlertsConfig, usage: PoolUsage) -> PoolPolicy:
-    """Return the policy of a pool's alerts: the first entry of `overrides` that matches, or the defaults."""
+    """Return the alert policy of a pool from the first entry of `overrides` that matches, or the defaults."""
     levels = next((entry.levels for entry in config.overrides if fnmatchcase(usage.name, entry.pool)), config.levels)
     return PoolPolicy(tuple(map(parse_pool_level, levels)), config.hysteresis / 100)
 
@@ -155,7 +154,7 @@ def build_endpoint(view: AgentView, config: Config) -> HttpEndpoint:
 
 
 def delivery_settings(config: Config) -> DeliverySettings:
-    """Return the limits of the queues. With a JSON lines sink there is no journal, because the sink's file is as durable as a journal."""
+    """Return the delivery settings. A JSON lines sink needs no journal, because the sink's file is as durable as a journal."""
     directory = config.journal.directory if config.sink.journaled else None
     sizes = config.journal.max_size
     return DeliverySettings(config.buffer_memory, directory, sizes.alerts, sizes.events, sizes.samples)

@@ -1,4 +1,4 @@
-"""Passes on what sessions report: to delivery, the snapshot, the alerts and the agent's own metrics."""
+"""Passes events, samples and states from the sessions to delivery, the snapshot, the alerts and the agent's own metrics."""
 
 import logging
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ _BLOCK = Category.BLOCK.value
 """A constant, because Python 3.11 takes 0.1 us to find a member of an enum."""
 
 _DETACHING = frozenset({VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT})
-"""Changes after which the agent is not attached to the VM."""
+"""Lifecycle changes after which the agent is no longer attached to the VM."""
 
 _VM_STATE_FAMILIES = frozenset({RUNSTATE, MIGRATION, GUEST_AGENT, JOB})
 """Families whose samples update alerts of the VM as a whole."""
@@ -56,14 +56,17 @@ def store_and_publish(
     samples: Sequence[Sample],
     time_ns: int,
 ) -> PublishedSamples:
-    """Update the snapshot with the samples of one poll and publish them. On-change families are published only if their values changed."""
+    """Update the snapshot with the samples of one poll, and publish the samples.
+
+    Samples of on-change families are published only if their values have changed.
+    """
     changed = [s for s in samples if not (s.family.on_change and snapshot.stored_values(vm, s) == s.values)]
     snapshot.replace_samples(vm, families, samples, time_ns)
     return PublishedSamples(changed, publisher.publish_samples(vm, changed, time_ns) if changed else ())
 
 
 class SessionDispatcher:
-    """Implements SessionObserver for all sessions of one agent."""
+    """Receives what all sessions with QEMU report: implements `SessionObserver`."""
 
     def __init__(
         self,
@@ -99,7 +102,7 @@ class SessionDispatcher:
         self._snapshot.count_event(record)
 
     def on_event_read(self, event: Record) -> None:
-        """Update the alerts with an event as soon as it is read. `on_event` receives coalesced events later, as one record."""
+        """Update the alerts with an event as soon as the event is read. `on_event` receives coalesced events later, as one record."""
         self._alerts.on_event(event, self._causes.id_of_event)
         if event.type == "qemu.event.device_deleted":
             self._histograms.on_unplugged(event)
@@ -118,7 +121,7 @@ class SessionDispatcher:
             self._states.on_vm_gone(record.vm, permanently=ended_permanently(change, record))
 
     def on_transition(self, record: Record) -> None:
-        """Publish a transition."""
+        """Publish the record of a transition, such as the end of a migration."""
         self._publisher.publish(record._replace(causation_id=self._causes.cause_of_transition(record)))
         if self._states is not None and record.type == f"qemu.{MIGRATION_ENDED.name}":
             self._states.on_migration_ended(record)
@@ -130,7 +133,7 @@ class SessionDispatcher:
             self._storage.on_samples(vm, families, samples)
         if not REACHABILITY_FAMILIES.isdisjoint(families):
             self._guests.on_samples(vm, families, samples)
-        # A fast path: for most polls, `caused_by` would take longer than the alerts.
+        # A fast path: for most polls, the context manager `caused_by` would take longer than the alerts.
         self._alerts.cause_of = published.cause_of
         try:
             self._update_alerts(vm, families, samples, time_ns)
@@ -157,7 +160,7 @@ class SessionDispatcher:
         self._alerts.on_samples(vm, families, samples, time_ns)
 
     def _update_space(self, vm: Vm, spaces: Sequence[Sample], time_ns: int) -> None:
-        """Store the space samples of a VM, and update their alerts. Do nothing if the list is the same object as before."""
+        """Store the `block_space` samples of a VM, and update their alerts. Do nothing if the list is the same object as before."""
         view, limits = self._snapshot.view_of(vm), self._snapshot.limits
         has_conditions = BLOCK_SPACE in self._alerts.engine.conditions.samples.families
         if view is not None and view.spaces is spaces and view.spaces_limits is limits and not has_conditions:
@@ -186,7 +189,7 @@ class SessionDispatcher:
     def on_samples_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
         """Remove the families' last values from the snapshot. Alerts keep firing, because their causes may still exist."""
         if (view := self._snapshot.view_of(vm)) is not None:
-            view.spaces = None  # store them again, because they may depend on these families
+            view.spaces = None  # store the `block_space` samples again, because they may depend on these families
         self._snapshot.replace_samples(vm, families, (), time_ns)
 
     def on_status(self, status: MonitorStatus) -> None:

@@ -1,4 +1,4 @@
-"""The agent's state that the HTTP endpoint reads, in values that JSON can encode."""
+"""Gives the HTTP endpoint the agent's state as values that JSON can encode."""
 
 import os
 from collections.abc import Iterable
@@ -40,7 +40,7 @@ def describe_alerts() -> dict[str, dict[str, str]]:
 
 
 class EndpointView:
-    """Implements agent.http.handlers.AgentView."""
+    """The agent's state for the HTTP endpoint: implements `agent.http.handlers.AgentView`."""
 
     def __init__(
         self,
@@ -68,11 +68,11 @@ class EndpointView:
         }
 
     def render_self_metrics(self) -> bytes:
-        """Return the agent's own series in the text format."""
+        """Return the agent's metrics about itself in Prometheus' text format."""
         return self._metrics.render()
 
     def unready_reasons(self) -> list[str]:
-        """Return why /readyz reports failure, one text for each reason; empty if the agent is ready."""
+        """Return why the agent is not ready, one text for each reason; empty if the agent is ready."""
         return self._health.unready_reasons()
 
     def warnings(self) -> list[str]:
@@ -80,11 +80,11 @@ class EndpointView:
         return self._health.warnings()
 
     def hang_reason(self) -> str:
-        """Return why the agent makes no progress and should be restarted; empty if it makes progress."""
+        """Return why the agent hangs and should be restarted; empty if the agent makes progress."""
         return self._health.hang_reason()
 
     def health(self) -> dict[str, Any]:
-        """Return the state of the host and the agent: capacity, problems, sink, queues, journal, delivered and dropped records."""
+        """Return the host's capacity, the agent's problems, and the state of the sink, the queues and the journal."""
         return {
             "host": self._host,
             "version": __version__,
@@ -113,7 +113,7 @@ class EndpointView:
         return state.value if state in (HistogramState.OURS, HistogramState.FOREIGN) else ""
 
     def rewrite_state_topic(self) -> int | None:
-        """Schedule the state topic to be written again. Return the number of states; None if there is no such topic."""
+        """Schedule all states to be written to the state topic again. Return their number; None if there is no such topic."""
         return self._states.rewrite_all() if self._states is not None else None
 
     def on_scrape(self, seconds: float) -> None:

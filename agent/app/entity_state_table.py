@@ -1,7 +1,7 @@
 """Compares the current states of entities with the states in the compacted topic. Pure.
 
-A new change of an entity replaces an earlier change that was not written yet. So the table has at most one change for each entity, even
-while Kafka is down.
+An entity is a VM, a firing alert or the host. A new change of an entity replaces an earlier change that was not written yet. So the table
+has at most one change for each entity, even while Kafka is down.
 """
 
 from collections.abc import Mapping
@@ -35,14 +35,14 @@ class EntityStateTable:
     """The states of all entities, and the changes that are not in the topic yet. A removed entity becomes a tombstone in the topic."""
 
     def __init__(self) -> None:
-        self._present: dict[str, EntityState] = {}
+        self._current: dict[str, EntityState] = {}
         self._written: dict[str, EntityState | None] = {}  # the state in the topic, by path; None if it is unknown
         self._in_flight: dict[str, EntityState | None] = {}
         # Changed paths in the order of the changes; True to write the state even if the topic already has it.
         self._pending: dict[str, bool] = {}
 
     def __len__(self) -> int:
-        return len(self._present)
+        return len(self._current)
 
     @property
     def pending(self) -> int:
@@ -51,7 +51,7 @@ class EntityStateTable:
 
     def get(self, path: str) -> EntityState | None:
         """Return the current state of an entity; None if the entity was removed or never added."""
-        return self._present.get(path)
+        return self._current.get(path)
 
     def add_written(self, path: str) -> None:
         """Add an entity whose state an earlier run of the agent wrote to the topic.
@@ -63,7 +63,7 @@ class EntityStateTable:
     def put(self, state: EntityState) -> None:
         """Set the current state of an entity. If the state in the topic differs, schedule a write."""
         path = state.entity.path
-        self._present[path] = state
+        self._current[path] = state
         if self._state_in_topic(path) != state:
             self._pending.setdefault(path, False)
         elif not self._pending.get(path):
@@ -71,7 +71,7 @@ class EntityStateTable:
 
     def remove(self, path: str) -> None:
         """Remove an entity. If the topic may have its state, schedule a tombstone."""
-        self._present.pop(path, None)
+        self._current.pop(path, None)
         if path in self._written or path in self._in_flight:
             self._pending.setdefault(path, False)
         else:
@@ -79,23 +79,23 @@ class EntityStateTable:
 
     def write_all_again(self) -> int:
         """Schedule the state of every entity to be written again. Return the number of entities."""
-        self._pending |= dict.fromkeys(self._present, True)
-        return len(self._present)
+        self._pending |= dict.fromkeys(self._current, True)
+        return len(self._current)
 
     def start_writing(self, max_changes: int) -> dict[str, EntityState | None]:
         """Take the oldest pending changes, at most `max_changes`. Call `on_written` or `on_failed` before the next call.
 
         Returns:
-            The new states by path; None for an entity that is gone.
+            The new states by path; None for a removed entity.
         """
         assert not self._in_flight
         for path in list(self._pending)[:max_changes]:
             del self._pending[path]
-            self._in_flight[path] = self._present.get(path)
+            self._in_flight[path] = self._current.get(path)
         return dict(self._in_flight)
 
     def on_written(self) -> None:
-        """Handle the acknowledgement of the changes that `start_writing` returned."""
+        """Handle a successful write of the changes that `start_writing` returned."""
         for path, state in self._in_flight.items():
             if state is None:
                 self._written.pop(path, None)
@@ -104,7 +104,7 @@ class EntityStateTable:
         self._in_flight.clear()
 
     def on_failed(self) -> None:
-        """Handle a failed write. It is unknown whether the topic has the changes. So they are written again, before all other changes."""
+        """Handle a failed write: schedule its changes again, before all other changes, because the topic may not have them."""
         for path in self._in_flight:
             self._written[path] = None
         self._pending = dict.fromkeys(self._in_flight, True) | self._pending

@@ -1,4 +1,4 @@
-"""Passes on what sessions with guest agents report: to delivery, the snapshot, the alerts and the agent's own metrics."""
+"""Passes samples from the sessions with guest agents to delivery, the snapshot, the alerts and the agent's own metrics."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from agent.model.record import Vm
 
 
 class GuestDispatcher:
-    """Implements GuestObserver for all sessions with guest agents."""
+    """Receives what all sessions with guest agents report: implements `GuestObserver`."""
 
     def __init__(
         self, publisher: RecordPublisher, snapshot: Snapshot, alerts: AlertPublisher, metrics: SelfMetrics
@@ -34,9 +34,9 @@ class GuestDispatcher:
         self._snapshot.replace_samples(vm, families, (), time_ns)
 
     def on_guest_queries_disabled(self, vm: Vm, time_ns: int) -> None:
-        """Resolve the alerts about the inside of the guest, because no further values will arrive."""
+        """Resolve the guest-agent alerts, because no further values will arrive."""
         self._alerts.on_guest_queries_disabled(vm, time_ns)
 
     def on_guest_command(self, command: str, outcome: GuestCommandOutcome) -> None:
-        """Count a command."""
+        """Count a command to a guest agent by its outcome."""
         self._metrics.guest_commands[command, outcome.value] += 1

@@ -1,4 +1,4 @@
-"""Describes the health of the agent for /readyz, /healthz, the page and systemd's status line."""
+"""Reports the health of the agent for /readyz, /healthz, the page and systemd's status line."""
 
 import time
 from collections import Counter
@@ -18,13 +18,14 @@ from agent.session.api import MonitorState
 from agent.session.supervisor_group import SupervisorGroup
 
 HANG_POLLS = 3
+"""Number of poll intervals without a poll that are part of the time after which the agent counts as hung."""
 MAX_NAMED_MONITORS = 5
 MAX_NAMED_COLLECTORS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class HealthLimits:
-    """When the agent counts as hung, and a session as stuck.
+    """The times after which the agent counts as hung, and a session as stuck.
 
     Attributes:
         tick_seconds: interval of the alert loop.
@@ -39,7 +40,7 @@ class HealthLimits:
 
 @dataclass(slots=True)
 class AgentHealth:
-    """Derives the health of the agent from its parts.
+    """Derives the health of the agent from the states of its parts.
 
     Attributes:
         config: returns the config in use.
@@ -66,7 +67,7 @@ class AgentHealth:
     alertmanager: AlertmanagerClient | None = None
 
     def unready_reasons(self) -> list[str]:
-        """Return why the agent is not ready, one text for each reason; empty if it is ready."""
+        """Return why the agent is not ready, one text for each reason; empty if the agent is ready."""
         reasons = []
         # A socket without a listener (GONE) is no failure, because a VM that ended may leave its socket behind.
         states = Counter(
@@ -124,13 +125,13 @@ class AgentHealth:
     def _alert_warnings(self) -> list[str]:
         """Return a warning for each VM that has reached the maximum number of firing alerts."""
         warnings = [
-            f"{vm.name}: {MAX_SUBJECT_ALERTS} alerts fire, which is the maximum: further alerts of its devices do not"
+            f"{vm.name}: the maximum of {MAX_SUBJECT_ALERTS} alerts fire: the agent suppresses alerts of further devices"
             for vm in self.alerts.vms_at_limit()
         ]
         return _shorten(warnings, MAX_NAMED_MONITORS, "more VMs with too many alerts")
 
     def hang_reason(self) -> str:
-        """Return why the agent makes no progress and should be restarted; empty if it makes progress."""
+        """Return why the agent hangs and should be restarted; empty if the agent makes progress."""
         config = self.config()
         hang_seconds = HANG_POLLS * config.intervals.poll + config.timeouts.response + self.limits.hang_seconds
         return self.hang_detector.hang_reason(vms_up=self.monitor_states()[MonitorState.UP], hang_seconds=hang_seconds)
@@ -146,6 +147,6 @@ class AgentHealth:
 
 
 def _shorten(warnings: list[str], maximum: int, ending: str) -> list[str]:
-    """Return the first `maximum` warnings. If more exist, add a text with the number of omitted warnings and the ending."""
+    """Return the first `maximum` warnings. If there are more, add a text with the number of omitted warnings and `ending`."""
     excess = len(warnings) - maximum
     return [*warnings[:maximum], f"{excess} {ending}"] if excess > 0 else warnings

@@ -1,4 +1,4 @@
-"""Reads the host's resources at an interval, adds the sums over its VMs, and publishes both. It sends no command to QEMU."""
+"""Reads the host's CPU and memory statistics at an interval, adds the sums over its VMs, and publishes both. Sends no QMP command."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ READ_SECONDS = 5.0
 
 
 class HostResourcePoller:
-    """Publishes the records of the host.
+    """Publishes the host's CPU and memory statistics.
 
     Attributes:
         interval: seconds between two records.
@@ -45,7 +45,7 @@ class HostResourcePoller:
             publish: publishes a record, and returns its id.
             snapshot: has the latest samples of all VMs, and stores the host's samples.
             interval: seconds between two records.
-            read: reads the host's files. It may block.
+            read: reads the host's files, and may block.
             read_seconds: timeout of one read.
         """
         self.interval = interval
@@ -56,7 +56,7 @@ class HostResourcePoller:
         self._read = CallWithTimeout(read, read_seconds, "host resources")
 
     async def run(self) -> None:
-        """Publish the records at each interval, until cancelled. Wait one interval before the first, so that the VMs are polled."""
+        """Publish the records at each interval, until cancelled. Wait one interval before the first, so that the agent has polled VMs."""
         while True:
             await asyncio.sleep(self.interval)
             await self.poll()
@@ -105,7 +105,7 @@ class HostResourcePoller:
         return reading
 
     def _log_failure(self, cause: str) -> None:
-        """Log the first of several failures in a row."""
+        """Log the first of several consecutive failures."""
         if not self._failed:
             _log.warning("cannot read the CPU and memory statistics of the host: %s", cause)
         self._failed = True

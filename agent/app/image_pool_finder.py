@@ -1,4 +1,4 @@
-"""Finds the pools of the images of all VMs."""
+"""Finds the storage pool of each VM's disk images."""
 
 import asyncio
 import logging
@@ -17,14 +17,14 @@ from agent.model.record import Vm
 _log = logging.getLogger("agent")
 
 ImagePlacementCallback = Callable[[Vm, Sequence[ImagePlacement], bool], None]
-"""Called with a VM, its images with their pools, and a flag. The flag is True if all locations were cached, so that no file was read."""
+"""Called with a VM, its images with their pools, and a flag. The flag is True if the search was immediate, from cached locations."""
 
 STORAGE_FAMILIES = frozenset({IDENTITY, BLOCK_LAYER})
 """Families that `ImagePoolFinder.on_samples` uses."""
 
 
 class ImagePoolFinder:
-    """Finds the pool of each VM image. Stores which source found a pool."""
+    """Finds the pool of each VM image, and stores which source found the pool."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class ImagePoolFinder:
         self._pids: dict[Vm, int] = {}
         self._images: dict[Vm, Sequence[Image]] = {}
         self._mounts: dict[Vm, dict[str, str]] = {}
-        self._waiting: dict[Vm, None] = {}
+        self._vms_to_search: dict[Vm, None] = {}
         self._woken = asyncio.Event()
 
     def source_of(self, pool: Pool) -> PoolSource:
@@ -69,7 +69,7 @@ class ImagePoolFinder:
         return self._mounts.get(vm)
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample]) -> None:
-        """Handle the samples of one poll of a VM. If the locations of all images are cached, find the pools at once."""
+        """Handle the samples of one poll of a VM. Find the pools immediately if the locations of all images are cached."""
         if IDENTITY in families:
             pid = next((sample.values.get("pid") for sample in samples if sample.family is IDENTITY), None)
             if isinstance(pid, str) and pid.isdecimal():
@@ -78,36 +78,36 @@ class ImagePoolFinder:
                 self._pids.pop(vm, None)
         if BLOCK_LAYER in families:
             self._images[vm] = images_of(sample for sample in samples if sample.family is BLOCK_LAYER)
-            self._waiting[vm] = None
+            self._vms_to_search[vm] = None
             if self._place_from_cache(vm):
-                del self._waiting[vm]
+                del self._vms_to_search[vm]
             self._woken.set()
 
     def on_detached(self, vm: Vm) -> None:
-        """Drop the state of a VM that is no longer attached."""
-        for known in (self._pids, self._images, self._mounts, self._waiting):
+        """Drop the state of a VM that the agent has detached from."""
+        for known in (self._pids, self._images, self._mounts, self._vms_to_search):
             known.pop(vm, None)
 
     def schedule_new_search(self) -> None:
         """Schedule a new search for the pools of all images, because the list of a source has changed."""
-        self._waiting |= dict.fromkeys(self._images)
+        self._vms_to_search |= dict.fromkeys(self._images)
         self._woken.set()
 
     async def run(self) -> None:
-        """For VMs whose images or pools may have changed, find the pools again. Run until cancelled."""
+        """Find the pools of VMs whose images or pools may have changed, until cancelled."""
         while True:
             await self._woken.wait()
             self._woken.clear()
-            while self._waiting:
-                vm = next(iter(self._waiting))
-                del self._waiting[vm]
+            while self._vms_to_search:
+                vm = next(iter(self._vms_to_search))
+                del self._vms_to_search[vm]
                 try:
                     await self._place_images(vm)
                 except Exception:  # noqa: BLE001 - a bug that one VM triggers must not end the search for others
                     _log.exception("%s: internal error while searching for the pools of the VM's images", vm.name)
 
     def _place_from_cache(self, vm: Vm) -> bool:
-        """Find the pools of a VM's images if the locations of all images are cached. Return whether they are cached."""
+        """Find the pools of a VM's images without I/O. Return False if the location of an image is not cached."""
         tables = self._mount_tables_of(vm)
         locations = []
         for image in self._images[vm]:
@@ -187,7 +187,7 @@ class ImagePoolFinder:
 
 
 def _with_volume(image: Image, location: ImageLocation | UnknownPool) -> Image:
-    """Return an image on a block device with the device added. If the agent cannot see the device, add the volume's name."""
+    """Return an image with the block device that the image is on, or the volume's name if the agent cannot see the device."""
     if isinstance(location, UnknownPool) or location.mount is not None:
         return image
     return replace(image, volume=location.device or volume_name(location.path))

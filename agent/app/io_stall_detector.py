@@ -21,13 +21,13 @@ from agent.model.family import Sample, Values
 from agent.model.metrics.block_stall import BLOCK_STALL
 
 IDLE_SECONDS: Final = 10.0
-"""Time without a completed request after which a disk counts as idle. Most idle disks do not stall."""
+"""Time without a completed request after which a disk counts as idle, in seconds. Most idle disks do not stall."""
 
 SAME_ACCESS_NS: Final = 1_000_000_000
 """Maximum error of the time of a disk's last access. The agent computes this time from the idle time at a poll."""
 
 MAX_DISKS: Final = 256
-"""Maximum number of disks of a VM, because a QEMU chooses their names."""
+"""Maximum number of disks of a VM, because a malicious QEMU may report any number of names."""
 
 _KINDS: Final = ("reads", "writes", "flushes", "unmaps", "zone_appends")
 COMPLETED: Final = tuple(f"{outcome}{kind}_total" for outcome in ("", "failed_", "invalid_") for kind in _KINDS)
@@ -37,7 +37,7 @@ MERGED: Final = ("reads_merged_total", "writes_merged_total", "unmaps_merged_tot
 
 
 class StallSign(StrEnum):
-    """A sign of requests in flight."""
+    """A sign that a disk has requests in flight."""
 
     THREADS = "threads"
     MERGED = "merged requests"
@@ -61,12 +61,13 @@ class WaitingDiskThread:
 
 @dataclass(slots=True)
 class IdleDisk:
-    """A disk that has completed no request lately.
+    """A disk that has completed no request for `IDLE_SECONDS`.
 
     Attributes:
         completed: number of completed requests.
         merged: number of merged requests when the disk became idle.
-        moved_ns: time of the last completed request, in nanoseconds since the epoch. If it is unknown, the time of the first poll after it.
+        last_completed_ns: time of the last completed request, in nanoseconds since the epoch. If this time is unknown, the time of the next
+            poll.
         signs: for each sign of requests in flight, when it began, in nanoseconds since the epoch.
         queued_ns: time of the first poll that showed requests in a virtio queue; 0 if the queues were empty at the last poll.
         requests: number of requests in the virtio queues at their last poll; None if they were not polled.
@@ -75,7 +76,7 @@ class IdleDisk:
 
     completed: float
     merged: float
-    moved_ns: int
+    last_completed_ns: int
     signs: dict[StallSign, int] = field(default_factory=dict)
     queued_ns: int = 0
     requests: int | None = None
@@ -86,7 +87,7 @@ class IoStallDetector:
     """The idle disks of one VM, and which of them stall.
 
     Attributes:
-        idle_disks: the disks that have completed no request lately, by device.
+        idle_disks: the disks that have completed no request for `IDLE_SECONDS`, by device.
         stalled: the devices that were reported as stalled at the last poll.
         has_samples: whether the last report had a sample.
     """
@@ -102,7 +103,7 @@ class IoStallDetector:
 
     @property
     def is_suspect(self) -> bool:
-        """True if an idle disk may have requests in flight. This is usually harmless: they complete before the next poll."""
+        """True if an idle disk may have requests in flight. Usually these requests complete before the next poll."""
         if self._threads:
             return bool(self.idle_disks)
         for disk in self.idle_disks.values():  # noqa: SIM110 - each poll of an idle disk runs this
@@ -129,17 +130,18 @@ class IoStallDetector:
             idle = values.get("idle_seconds")
             if idle is not None and idle < IDLE_SECONDS:
                 continue
-            moved_ns, disk = time_ns - int((idle or 0.0) * 1e9), before.get(device)
+            last_completed_ns, disk = time_ns - int((idle or 0.0) * 1e9), before.get(device)
             if disk is None or (
                 # The idle time shows whether a disk is still idle. Without an idle time, or after a slow reply, the counters decide.
-                (idle is None or moved_ns > disk.moved_ns + SAME_ACCESS_NS) and disk.completed != _completed(values)
+                (idle is None or last_completed_ns > disk.last_completed_ns + SAME_ACCESS_NS)
+                and disk.completed != _completed_requests(values)
             ):
                 if len(self.idle_disks) >= MAX_DISKS:
                     continue
-                disk, has_new = IdleDisk(_completed(values), _merged(values), moved_ns), True
+                disk, has_new = IdleDisk(_completed_requests(values), _merged_requests(values), last_completed_ns), True
                 if device in merged_lately:
                     disk.signs[StallSign.MERGED] = time_ns
-            elif _merged(values) > disk.merged:
+            elif _merged_requests(values) > disk.merged:
                 disk.signs.setdefault(StallSign.MERGED, time_ns)
             self.idle_disks[device] = disk
         return has_new
@@ -157,12 +159,12 @@ class IoStallDetector:
                 continue
             for device, disk in self.idle_disks.items():
                 is_candidate = device == thread.device if thread.device else bool(disk.completed)
-                if is_candidate and disk.moved_ns <= since_ns:
+                if is_candidate and disk.last_completed_ns <= since_ns:
                     disk.threads += 1
                     disk.signs[StallSign.THREADS] = min(since_ns, disk.signs.get(StallSign.THREADS, since_ns))
 
     def on_queues(self, requests: Mapping[str, int], time_ns: int) -> None:
-        """Handle a poll of virtio queues: the number of requests in flight by disk, at `time_ns` (nanoseconds since the epoch)."""
+        """Handle a poll of virtio queues at `time_ns` (nanoseconds since the epoch). `requests` counts those in flight by disk."""
         for device, count in requests.items():
             disk = self.idle_disks.get(device)
             if disk is None:
@@ -216,12 +218,12 @@ def _stalled_sample(device: str, disk: IdleDisk, signs: Mapping[StallSign, int],
     return Sample(BLOCK_STALL, (device,), values)
 
 
-def _completed(values: Values) -> float:
+def _completed_requests(values: Values) -> float:
     return float(sum(values.get(name, 0) for name in COMPLETED))
 
 
-def _merged(values: Values) -> float:
-    """Return the number of merged requests. Each poll of an idle disk calls this."""
+def _merged_requests(values: Values) -> float:
+    """Return the number of merged requests. This is fast code, because each poll of an idle disk runs it."""
     reads, writes, unmaps, zone_appends = MERGED
     get = values.get
     return float(get(reads, 0) + get(writes, 0) + get(unmaps, 0) + get(zone_appends, 0))

@@ -1,8 +1,8 @@
 """Watches for guest I/O that hangs while QEMU answers its monitor.
 
 An ordinary poll costs one comparison for each disk. Only a disk that has completed no request for `IDLE_SECONDS` causes a check: the
-agent reads the states of QEMU's threads, and queries virtio queues if `allow.virtio_queues` is on. It checks at once, and then at growing
-intervals. While requests may be in flight, it checks at each poll.
+agent reads the states of QEMU's threads, and queries virtio queues if `allow.virtio_queues` is on. The first check runs at once, later
+checks at growing intervals. While requests may be in flight, a check runs at each poll.
 """
 
 import time
@@ -49,10 +49,10 @@ def read_threads(pid: int, skip: Collection[str], root: Path = ROOT) -> list[Wai
 
 
 class _WatchedVm:
-    """State of one VM.
+    """State of one VM with idle disks.
 
     Attributes:
-        detector: the idle disks.
+        detector: the idle disks, and which of them stall.
         check_at: time of the next check on the monotonic clock, in seconds.
         wait: seconds between the next check and the check after it, if the next check finds nothing.
         tokens: number of checks that may run now (a token bucket).
@@ -76,7 +76,7 @@ class _WatchedVm:
         return now >= self.check_at and self.tokens >= 1
 
     def on_nothing_found(self, now: float) -> None:
-        """Check more rarely after a check that found nothing."""
+        """Postpone the next check after a check that found nothing."""
         self.tokens -= 1
         self.check_at = now + self.wait
         self.wait = min(2 * self.wait, MAX_CHECK_INTERVAL_SECONDS)
@@ -86,7 +86,7 @@ class IoStallWatcher:
     """Watches the disks of all VMs for I/O that hangs.
 
     Attributes:
-        schedule_collectors: makes the given collectors of a VM due now. The agent sets it after the creation of the watcher.
+        schedule_collectors: schedules the given collectors of a VM now. The agent sets this after the creation of the watcher.
         on_change: called when the answer of `is_suspect` may have changed.
     """
 
@@ -120,7 +120,7 @@ class IoStallWatcher:
     ) -> Sequence[Sample] | None:
         """Handle a poll. After a poll of disks, return the samples of stalled disks.
 
-        Return None if neither this poll nor the one before has any.
+        Return None if neither this poll nor the previous poll of disks has such a sample.
         """
         if VIRTIO_QUEUE in families:
             self._on_queues(vm, samples, time_ns)
@@ -137,35 +137,35 @@ class IoStallWatcher:
         if watched is None:
             watched = self._vms[vm] = _WatchedVm(self._now())
         was_suspect = watched.detector.is_suspect
-        reported = self._evaluate(vm, view, watched, samples, time_ns)
+        reported = self._evaluate_disks(vm, view, watched, samples, time_ns)
         if was_suspect:
-            self._on_evaluated(watched, was_suspect=was_suspect)
+            self._notify_if_cleared(watched, was_suspect=was_suspect)
         return reported
 
-    def _on_evaluated(self, watched: _WatchedVm, *, was_suspect: bool) -> None:
+    def _notify_if_cleared(self, watched: _WatchedVm, *, was_suspect: bool) -> None:
         if was_suspect and not watched.detector.is_suspect:
             self.on_change()
 
     def on_detached(self, vm: Vm) -> None:
-        """Remove the state of a VM that is no longer attached."""
+        """Remove the state of a VM that the agent has detached from."""
         self._vms.pop(vm, None)
 
-    def _evaluate(
+    def _evaluate_disks(
         self, vm: Vm, view: VmView, watched: _WatchedVm, samples: Sequence[Sample], time_ns: int
     ) -> Sequence[Sample] | None:
         detector = watched.detector
         had_samples = detector.has_samples
-        if _value(view, RUNSTATE, "running") is not True:  # a stopped guest does not wait for I/O
+        if _vm_value(view, RUNSTATE, "running") is not True:  # a stopped guest does not wait for I/O
             watched.detector = IoStallDetector()
             return [] if had_samples else None
         disks = [sample for sample in samples if sample.family is BLOCK]
         has_new = detector.on_disks(disks, _merged_without_completion(view, disks, detector), time_ns)
         if detector.idle_disks:
-            self._check(vm, view, watched, time_ns, has_new=has_new)
-        reported = detector.report(lambda: _throttled(view), time_ns)
+            self._check_for_requests(vm, view, watched, time_ns, has_new=has_new)
+        reported = detector.report(lambda: _throttled_disks(view), time_ns)
         return reported if reported or had_samples else None
 
-    def _check(self, vm: Vm, view: VmView, watched: _WatchedVm, time_ns: int, *, has_new: bool) -> None:
+    def _check_for_requests(self, vm: Vm, view: VmView, watched: _WatchedVm, time_ns: int, *, has_new: bool) -> None:
         """Look for requests in flight if a check is due, or if earlier polls showed signs of such requests."""
         now, detector = self._now(), watched.detector
         has_signs = detector.is_suspect or _waits_in_kernel(view)
@@ -173,10 +173,10 @@ class IoStallWatcher:
             return  # a fast path, because most disks are idle most of the time
         if not watched.is_check_due(now, has_new=has_new) and not has_signs:
             return
-        pid = _value(view, PROCESS, "pid")
+        pid = _vm_value(view, PROCESS, "pid")
         if isinstance(pid, str | int) and str(pid).isdecimal():
             waiting = self._read(int(pid), _thread_ids(view, VCPU))
-            detector.on_threads(_of_disks(view, waiting), time_ns)
+            detector.on_threads(_threads_of_disks(view, waiting), time_ns)
         self.schedule_collectors(vm, (VIRTIO_QUEUE_COLLECTOR,))
         if not detector.is_suspect:
             watched.on_nothing_found(now)
@@ -192,22 +192,22 @@ class IoStallWatcher:
                 requests[sample.subject] = requests.get(sample.subject, 0) + count
         was_suspect = watched.detector.is_suspect
         watched.detector.on_queues(requests, time_ns)
-        self._on_evaluated(watched, was_suspect=was_suspect)
+        self._notify_if_cleared(watched, was_suspect=was_suspect)
 
 
 def _is_idle(sample: Sample) -> bool:
     return sample.family is BLOCK and sample.values.get("idle_seconds", IDLE_SECONDS) >= IDLE_SECONDS
 
 
-def _value(view: VmView, family: Family, name: str) -> object:
-    """Return a value of a family that describes the VM as a whole; None if it is unknown."""
+def _vm_value(view: VmView, family: Family, name: str) -> object:
+    """Return a value of a family that describes the VM as a whole; None if the value is unknown."""
     polls = view.polls.get(family.name)
     return polls.current.get((), {}).get(name) if polls is not None else None
 
 
 def _waits_in_kernel(view: VmView) -> bool:
     """Return whether the main loop or an iothread was in state D at the last poll of QEMU's threads."""
-    if _value(view, PROCESS, "state") == "disk-sleep":
+    if _vm_value(view, PROCESS, "state") == "disk-sleep":
         return True
     iothreads = view.polls.get(IOTHREAD.name)
     return iothreads is not None and any(values.get("state") == "disk-sleep" for values in iothreads.current.values())
@@ -220,7 +220,7 @@ def _thread_ids(view: VmView, family: Family) -> frozenset[str]:
     )
 
 
-def _throttled(view: VmView) -> frozenset[str]:
+def _throttled_disks(view: VmView) -> frozenset[str]:
     """Return the disks with a throttle limit."""
     polls = view.polls.get(BLOCK_DEVICE.name)
     return frozenset(
@@ -233,7 +233,7 @@ def _throttled(view: VmView) -> frozenset[str]:
 
 
 def _merged_without_completion(view: VmView, disks: Sequence[Sample], detector: IoStallDetector) -> list[str]:
-    """Return the disks that become idle at this poll and, since the previous poll, have merged requests and completed none."""
+    """Return the disks that became idle at this poll, and that merged but did not complete requests since the previous poll."""
     polls = view.polls.get(BLOCK.name)
     found: list[str] = []
     for sample in disks:
@@ -245,8 +245,8 @@ def _merged_without_completion(view: VmView, disks: Sequence[Sample], detector: 
     return found
 
 
-def _of_disks(view: VmView, threads: Iterable[WaitingThread]) -> list[WaitingDiskThread]:
-    """Return the threads that may wait for a disk. Leave out threads that wait for another file, such as a log."""
+def _threads_of_disks(view: VmView, threads: Iterable[WaitingThread]) -> list[WaitingDiskThread]:
+    """Return the threads that may wait for a disk. Leave out threads that wait for another file, such as a log file."""
     polls = view.polls.get(BLOCK_LAYER.name)
     paths = (
         {(labels[0], values["path"]) for labels, values in polls.current.items() if "path" in values}

@@ -1,4 +1,4 @@
-"""Sets latency histograms through the sessions, and stores in the journal which ones the agent has set, for its next start."""
+"""Sets latency histograms of disks through the sessions, and stores in the journal which histograms the agent has set."""
 
 import logging
 import time
@@ -21,7 +21,7 @@ _log = logging.getLogger("agent")
 
 
 class LatencyHistogramController:
-    """Sets latency histograms on disks that have none: it implements `DiskCommandController` for the sessions.
+    """Sets latency histograms on disks that have none: implements `DiskCommandController` for the sessions.
 
     Attributes:
         histograms: the histograms of all disks.
@@ -42,7 +42,7 @@ class LatencyHistogramController:
         return self if self.is_enabled else None
 
     def restore(self) -> None:
-        """Restore the entries of the previous run from the journal."""
+        """Restore the persistent entries of the previous run from the journal."""
         self.histograms.forgets_at_stop = self._publisher.delivery.journal is None
         self.histograms.restore(self._publisher.delivery.stored_entries, time.monotonic())
 
@@ -54,7 +54,7 @@ class LatencyHistogramController:
             self.histograms.on_gone(record.vm, time.monotonic())
 
     def on_unplugged(self, event: Record) -> None:
-        """Handle the event of a device that was unplugged, as soon as it is read."""
+        """Handle the event DEVICE_DELETED as soon as it is read."""
         self.histograms.on_unplugged(event.vm, event.subject)
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample]) -> None:
@@ -63,7 +63,7 @@ class LatencyHistogramController:
             self.histograms.on_samples(vm, samples)
 
     async def tick(self) -> None:
-        """Delete the entries of VMs that are gone. The caller calls this about once a second."""
+        """Delete the persistent entries of VMs that have been detached for ten minutes. Call this about once a second."""
         for entry in self.histograms.entries_to_store(time.monotonic()):
             await self._publisher.persist_entry(PersistentEntry(*entry))
 
@@ -72,7 +72,7 @@ class LatencyHistogramController:
         return self.histograms.has_pending_commands(vm)
 
     async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
-        """Store the VM's entry in the journal, then return the commands to send now, each with its disk."""
+        """Store the VM's persistent entry in the journal, then return the commands to send now, each with its disk."""
         commands = self.histograms.pending_commands(vm)
         if commands:
             entry = PersistentEntry(*self.histograms.entry_of_vm(vm))

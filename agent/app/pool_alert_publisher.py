@@ -13,14 +13,14 @@ from agent.model.record import Record
 
 
 class PoolAlertPublisher:
-    """Passes the readings of pools to their alerts, and publishes what they return."""
+    """Passes the readings of pools to `PoolAlerts`, and publishes the alert records that it returns."""
 
     def __init__(self, alerts: AlertPublisher) -> None:
         self._publish_alerts = alerts.publish
         self._pools = alerts.pools
 
     def set_policy(self, config: PoolAlertsConfig) -> None:
-        """Apply a new config."""
+        """Apply the alert levels of a new config."""
         for usage in self._pools.set_policy(partial(pool_policy, config)):
             self._publish(usage, self._pools.compare(usage, time.time_ns()))
 
@@ -29,7 +29,7 @@ class PoolAlertPublisher:
         self._publish(usage, self._pools.on_reading(usage, time.time_ns()))
 
     def on_error(self, usage: PoolUsage) -> None:
-        """Update the alerts of a pool that responds, but whose sizes cannot be read."""
+        """Update the alerts of a pool that responds with an error instead of its sizes."""
         self._publish(usage, self._pools.on_responsive(usage, time.time_ns()))
 
     def on_unresponsive(self, usage: PoolUsage) -> None:

@@ -1,4 +1,4 @@
-"""Monitors the storage pools of all VMs. It finds the pool of each image, and reads a pool once for all VMs that use the pool."""
+"""Finds the storage pool of each VM image, and reads each pool once for all VMs that use the pool."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ from agent.model.record import Record, Vm
 _log = logging.getLogger("agent")
 
 CHECK_SECONDS = 5.0
-"""Maximum time between two checks whether a file system still answers. Local file systems are checked less often."""
+"""Maximum time between two reads of a file system that may stop answering, such as NFS. Local file systems are read less often."""
 
 MIN_READ_SECONDS = 0.5
 """Minimum time between two reads of a pool that is close to an alert level."""
@@ -58,9 +58,10 @@ POOL_READ_SECONDS = 20.0
 """Timeout of one read of a source's pools."""
 
 MIN_DELAY_SECONDS = 0.05
+"""Minimum time between two looks at the schedule."""
 
 MAX_READS_AT_ONCE = 32
-"""Maximum number of reads that start at once, because the event loop handles their answers one after the other."""
+"""Maximum number of reads that start at the same time, because the event loop handles their answers one after the other."""
 
 
 class PoolPoller:
@@ -125,7 +126,7 @@ class PoolPoller:
         self._pool_finder.on_samples(vm, families, samples)
 
     def on_detached(self, vm: Vm) -> None:
-        """Remove a VM that is no longer attached."""
+        """Remove a VM that the agent has detached from."""
         self._pool_finder.on_detached(vm)
         self.gate.on_detached(vm)
         self._vms_to_poll.pop(vm, None)
@@ -151,11 +152,11 @@ class PoolPoller:
         self._wake()
 
     def _are_pools_read(self, vm: Vm) -> bool:
-        """Return whether each pool of the VM has figures or a read error."""
+        """Return whether each pool of the VM has a reading or a read error."""
         return all(usage.reading is not None or usage.error for usage in self.registry.pools_of_vm(vm))
 
     def _poll_placed_vms(self) -> None:
-        """Poll the block nodes of VMs whose pools were read for the first time. Alerts then compare the disks with the pools."""
+        """Poll the block nodes of VMs whose new pools have all been read, so that alerts compare the disks with the pools."""
         for vm in [vm for vm in self._vms_to_poll if self._are_pools_read(vm)]:
             del self._vms_to_poll[vm]
             self.gate.schedule_collectors(vm, ("nodes",))
@@ -228,7 +229,7 @@ class PoolPoller:
         except TimeoutError:
             readings = {pool.key: PoolUnresponsiveError(f"no answer within {POOL_READ_SECONDS:g} s") for pool in pools}
         except Exception as error:  # noqa: BLE001 - a bug in one source must not end the reading of others
-            _log.exception("%s: pools not read: internal error", type(source).__name__)
+            _log.exception("%s: internal error while reading storage pools", type(source).__name__)
             readings = {pool.key: PoolReadError(f"{type(error).__name__}: {error}") for pool in pools}
         finally:
             self._in_flight.difference_update(pool.key for pool in pools)
@@ -245,7 +246,7 @@ class PoolPoller:
                 and not self._is_record_due(usage)
                 and self._seconds_until_read(usage) >= CHECK_SECONDS
             ):
-                return  # a check between two records only shows that the pool answers
+                return  # this read only shows that the pool answers
             usage.on_reading(reading, now)
             with self._alerts.caused_by(self._cause_of_alerts(usage, now)):
                 self.pool_alerts.on_reading(usage)
@@ -278,10 +279,9 @@ class PoolPoller:
         return self._publish(Record(POOL.type, self._vm, sample.data, time.time_ns(), sample.subject)), sample
 
     def _cause_of_alerts(self, usage: PoolUsage, now: float) -> CausationIdLookup:
-        """Return a function that gives the alerts of a reading their cause. Its first call publishes the pool's record.
+        """Return a function that returns the id of the pool's record, which is the `causationid` of the pool's alerts.
 
-        Returns:
-            A function that returns the id of the pool's record.
+        The first call of the function publishes that record.
         """
         record_id = ""
 
@@ -315,7 +315,7 @@ class PoolPoller:
     def _max_seconds_until_read(self, usage: PoolUsage) -> float:
         """Return the maximum number of seconds until the next read of a file system.
 
-        Frequent reads are useful only if a burst of writes could exceed a level before the next regular read. They cannot detect that a
+        Frequent reads are useful only if a burst of writes could exceed a level before the next regular read. Reads cannot detect that a
         local device hangs, because a local file system answers from memory.
         """
         if usage.pool.type not in LOCAL_TYPES or usage.reading is None:
@@ -335,12 +335,12 @@ class PoolPoller:
 
 
 async def _refresh_source(source: PoolSource) -> bool:
-    """Refresh a source, and return its result.
+    """Refresh the list of pools of a source, and return whether the list has changed.
 
     Return False after an exception, because a bug in one source must not affect other sources.
     """
     try:
         return await source.refresh()
     except Exception:  # noqa: BLE001 - it is logged
-        _log.exception("storage pools: the list of %s was not refreshed: internal error", type(source).__name__)
+        _log.exception("%s: internal error while listing storage pools", type(source).__name__)
         return False

@@ -18,7 +18,7 @@ RUN_ID_ENTRY_NAME = "records.run_id"
 STORE_RUN_ID_SECONDS = 60.0
 """Deadline for storing the id of this run. No record waits for this."""
 STORE_ENTRY_SECONDS = 2.0
-"""Maximum time that a command or a state record waits until the journal has stored its entry."""
+"""Maximum time that a command or a state record waits until the journal has stored its persistent entry."""
 
 
 class RecordPublisher:
@@ -26,7 +26,7 @@ class RecordPublisher:
 
     Attributes:
         delivery: the queues, the journal and the sink.
-        broadcaster: the live stream.
+        broadcaster: sends each record to the subscribers of the live stream.
         published: number of published records by kind, such as `event`.
     """
 
@@ -46,7 +46,7 @@ class RecordPublisher:
         return self._encode.run_id
 
     def continue_after_last_run(self) -> None:
-        """Continue the sequences of the last run. Call it before the first record.
+        """Continue the record ids and sequences of the last run. Call this before the first record.
 
         Ids and sequences of this run sort after the ids and sequences of the last run, even if the clock was set back.
         """
@@ -57,7 +57,7 @@ class RecordPublisher:
             self.delivery.journal.pending_entries.changed = self._sequences.changed_entries
 
     def store_sequences(self) -> None:
-        """Store the newest sequences of samples in the journal. Call it after the last sample and before the end of delivery."""
+        """Store the newest sequences of samples in the journal. Call this after the last sample and before the end of delivery."""
         if self.delivery.journal is not None:
             self.delivery.journal.pending_entries.add(self._sequences.sample_sequences_entry())
 

@@ -1,6 +1,6 @@
 """The agent's metrics about itself, `qmp_agent_*`.
 
-Other modules increment the counters in SelfMetrics. The `*Metrics` collectors read the state of the agent's parts at each scrape.
+Other modules increment the counters in `SelfMetrics`. The classes `*Metrics` read the state of the agent's parts at each scrape.
 """
 
 import asyncio
@@ -27,19 +27,19 @@ from agent.exposition.snapshot import Snapshot
 from agent.http.server import HttpEndpoint
 from agent.session.api import MonitorState
 
-# Do not add a `_created` series to each counter. It would double the text, and Prometheus does not use it.
+# Do not add a `_created` series to each counter: such series would double the text, and Prometheus does not use them.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no type for it
 
 _RESPONSE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 
 
 class SelfMetrics:
-    """The registry of one agent.
+    """The prometheus_client registry of one agent, and the counters that other modules increment.
 
     Attributes:
         registry: the prometheus_client registry.
-        collector_runs: number of runs of the collectors, by collector and outcome. It is a dict, because the library's counter takes a
-            lock.
+        collector_runs: number of runs of the collectors, by collector and outcome; no library counter, because that takes a lock.
+        guest_commands: number of commands to guest agents, by command and outcome.
         response_seconds: histogram of the time that QEMU took to answer all commands of one batch.
         events_dropped: number of events that were dropped before they became records, by reason.
         messages_skipped: number of messages from QEMU that were skipped, by reason.
@@ -94,19 +94,19 @@ class SelfMetrics:
 
 
 class ResponseTimes(Collector):
-    """Histogram of response times as plain numbers, because the library's histogram takes a lock for each response time."""
+    """Histogram of QEMU's response times without a lock, because prometheus_client's histogram takes a lock for each value."""
 
     def __init__(self) -> None:
         self._counts = [0] * (len(_RESPONSE_BUCKETS) + 1)
         self._sum = 0.0
 
     def observe(self, seconds: float) -> None:
-        """Add a response time."""
+        """Add a response time in seconds to the histogram."""
         self._counts[bisect_left(_RESPONSE_BUCKETS, seconds)] += 1
         self._sum += seconds
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the current values."""
+        """Yield the histogram with its current values."""
         bounds = [*map(floatToGoString, _RESPONSE_BUCKETS), "+Inf"]
         yield HistogramMetricFamily(
             "qmp_agent_qmp_response_seconds",
@@ -117,7 +117,7 @@ class ResponseTimes(Collector):
 
 
 class CollectorRunMetrics(Collector):
-    """Metrics of the runs of the collectors in agent/collectors/."""
+    """Metric of the collector runs. A collector polls one part of QEMU's state."""
 
     def __init__(self, runs: Mapping[tuple[str, str], int]) -> None:
         self._runs = runs
@@ -125,7 +125,7 @@ class CollectorRunMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics with their current values."""
         runs = CounterMetricFamily(
-            "qmp_agent_collector_runs", "Total number of collector runs by outcome.", labels=["collector", "outcome"]
+            "qmp_agent_collector_runs", "Total number of collector runs, by outcome.", labels=["collector", "outcome"]
         )
         for labels, count in self._runs.items():
             runs.add_metric(labels, count)
@@ -142,7 +142,7 @@ class GuestCommandMetrics(Collector):
         """Yield the metrics with their current values."""
         commands = CounterMetricFamily(
             "qmp_agent_guest_agent_commands",
-            "Total number of commands to guest agents by outcome: ok, error, timeout, unreadable or lost.",
+            "Total number of commands to guest agents, by outcome: ok, error, timeout, unreadable or lost.",
             labels=["command", "outcome"],
         )
         for labels, count in self._commands.items():
@@ -155,7 +155,7 @@ class EventLoopMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics with their current values."""
-        text = "Number of asyncio tasks; each monitor has several."
+        text = "Number of asyncio tasks. Each monitor has several tasks."
         yield GaugeMetricFamily("qmp_agent_asyncio_tasks", text, value=len(asyncio.all_tasks()))
 
 
@@ -168,7 +168,7 @@ class RecordMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics with their current values."""
         records = CounterMetricFamily(
-            "qmp_agent_records", "Total number of records published by kind.", labels=["kind"]
+            "qmp_agent_records", "Total number of records published, by kind.", labels=["kind"]
         )
         for kind, count in self._published.items():
             records.add_metric([kind], count)
@@ -197,7 +197,7 @@ class DeliveryMetrics(Collector):
         )
         dropped = CounterMetricFamily(
             "qmp_agent_records_dropped",
-            "Total number of records dropped by queue and reason.",
+            "Total number of records dropped, by queue and reason.",
             labels=["queue", "reason"],
         )
         for (queue_name, reason), count in delivery.drops.totals.items():

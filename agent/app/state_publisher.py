@@ -1,9 +1,9 @@
 """Writes the current state of VMs, alerts and the host to the compacted state topic.
 
-Each turn writes the states that have changed: at most `MAX_CHANGES` records, and at most one record for each entity. The start of the agent
-and `rewrite_all` write all states. While Kafka accepts no records, a newer state of an entity replaces its older state, so that nothing is
-queued or dropped. The journal stores which keys the topic has. The next run then deletes the keys of entities that ended while the agent
-was down.
+An entity is a VM, a firing alert or the host. Each turn of the loop writes the states that have changed: at most `MAX_CHANGES` records, and
+at most one record for each entity. The start of the agent and `rewrite_all` write all states. While Kafka accepts no records, a newer state
+of an entity replaces its older state, so that nothing is queued or dropped. The journal stores which keys the topic has. The next run then
+deletes the keys of entities that ended while the agent was down.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ from agent.model.state import STATE_PREFIX, StateSubject
 from agent.session.api import MonitorState
 
 TURN_SECONDS = 1.0
-"""Time between two turns."""
+"""Time between two turns of the loop, in seconds."""
 
 MAX_CHANGES = 200
 """Maximum number of records that a turn writes."""
@@ -46,7 +46,7 @@ MAX_CHANGES = 200
 STATE_ENTRY_PREFIX = "state/"
 """Prefix of the names of the persistent entries that store the topic's keys. The rest of a name is the path of an entity.
 
-The value is a JSON object. For a VM it has the monitor and the last migration, which the next run cannot query from QEMU.
+The value is a JSON object. The object of a VM has the monitor and the last migration, which the next run cannot query from QEMU.
 """
 
 _ALIVE_BUT_DETACHED = frozenset({MonitorState.BUSY, MonitorState.DENIED, MonitorState.STANDBY})
@@ -89,12 +89,12 @@ class StatePublisher:
     """Keeps the state topic up to date.
 
     Attributes:
-        turn_seconds: time between two turns.
+        turn_seconds: time between two turns of the loop, in seconds.
         records_written: number of records that the sink has acknowledged.
     """
 
     def __init__(self, sources: StateSources, sink: StateSink, clock: Callable[[], float] = time.monotonic) -> None:
-        """Set up the publisher.
+        """Create a publisher. Call `run` to start it.
 
         Args:
             sources: the parts of the agent that states are built from.
@@ -108,9 +108,7 @@ class StatePublisher:
         self._clock = clock
         self._table = EntityStateTable()
         self._changed: dict[str, None] = {}  # UUIDs of VMs whose states have to be built again
-        self._gone: dict[
-            str, tuple[float, bool]
-        ] = {}  # by UUID: when the VM was detached, and whether it ended permanently
+        self._detached: dict[str, tuple[float, bool]] = {}  # by UUID: when the agent detached, and whether the VM ended
         self._monitors: dict[str, str] = {}  # by UUID, the address of the VM's monitor
         self._migrations: dict[str, dict[str, Any]] = {}  # by UUID, the last migration
         self._stored_paths: set[str] = set()  # paths of the entries in the journal
@@ -142,7 +140,7 @@ class StatePublisher:
             self._table.add_written(path)
             kind, _, identity = path.partition("/")
             if kind == "vms":
-                self._gone[identity] = (self._clock(), False)
+                self._detached[identity] = (self._clock(), False)
                 fields = value if isinstance(value, dict) else {}
                 self._monitors[identity] = str(fields.get("monitor", ""))
                 if isinstance(migration := fields.get("last_migration"), dict):
@@ -154,7 +152,7 @@ class StatePublisher:
                 self._table.remove(path)
 
     def on_vm_changed(self, vm: Vm) -> None:
-        """Let the next turn build the state of a VM again."""
+        """Schedule the state of a VM to be built again at the next turn."""
         if vm.uuid:
             self._changed[vm.uuid] = None
 
@@ -164,9 +162,9 @@ class StatePublisher:
             self.on_vm_changed(vm)
 
     def on_vm_gone(self, vm: Vm, *, permanently: bool) -> None:
-        """Handle a detached VM. `permanently` is whether its guest shut down or migrated away."""
+        """Handle a VM that the agent has detached from. `permanently` is whether its guest shut down or migrated away."""
         if vm.uuid:
-            self._gone[vm.uuid] = (self._clock(), permanently)
+            self._detached[vm.uuid] = (self._clock(), permanently)
             self._changed[vm.uuid] = None
 
     def on_migration_ended(self, record: Record) -> None:
@@ -197,12 +195,12 @@ class StatePublisher:
             await asyncio.sleep(self.turn_seconds)
 
     async def run_turn(self) -> None:
-        """Build the states that may have changed, and write the oldest changes. Wait until the sink has acknowledged them."""
+        """Build the states that may have changed, and write the oldest changes. Wait for the sink's acknowledgement."""
         self._build_changed_states()
         await self._write_changes()
 
     async def stop(self, seconds: float) -> None:
-        """Write the host's state `stopped`, for at most `seconds`. Call this after `run` has ended.
+        """Write the host's state `stopped`, within at most `seconds`. Call this after `run` has ended.
 
         The states of VMs stay unchanged, because the VMs still run.
         """
@@ -214,14 +212,14 @@ class StatePublisher:
     def _build_changed_states(self) -> None:
         """Build the states that may have changed."""
         changed, self._changed = self._changed, {}
-        uuids = dict.fromkeys((*changed, *self._gone))
+        uuids = dict.fromkeys((*changed, *self._detached))
         views = {vm.uuid: (vm, view) for vm, view in self._sources.snapshot.views()} if uuids else {}
         live_monitors: frozenset[str] | None = None
         for uuid in uuids:
             if uuid in views:
-                self._gone.pop(uuid, None)
+                self._detached.pop(uuid, None)
                 self._put_vm_state(*views[uuid])
-            elif uuid in self._gone:
+            elif uuid in self._detached:
                 live_monitors = self._monitors_of_live_vms() if live_monitors is None else live_monitors
                 self._update_detached_vm(uuid, live_monitors)
         self._put_host_state("running")
@@ -245,11 +243,11 @@ class StatePublisher:
             uuid: the UUID of the VM.
             live_monitors: addresses of the monitors whose VM is alive although the agent is not attached.
         """
-        gone_at, permanently = self._gone[uuid]
+        detached_at, permanently = self._detached[uuid]
         is_alive = self._monitors.get(uuid) in live_monitors and not permanently
         state = self._table.get(vm_path(uuid))
-        if permanently or (self._clock() - gone_at >= AWAY_SECONDS and not is_alive):
-            del self._gone[uuid]
+        if permanently or (self._clock() - detached_at >= AWAY_SECONDS and not is_alive):
+            del self._detached[uuid]
             self._monitors.pop(uuid, None)
             self._migrations.pop(uuid, None)
             self._table.remove(vm_path(uuid))
@@ -259,14 +257,14 @@ class StatePublisher:
             self._table.put(EntityState(state.entity, state.type, data))
 
     async def _write_changes(self) -> None:
-        """Write the oldest changes, and update the entries in the journal."""
+        """Write the oldest changes to the topic, and update the persistent entries in the journal."""
         changes = self._table.start_writing(MAX_CHANGES)
         if not changes:
             return
         try:
             new = [path for path, state in changes.items() if state is not None and path not in self._stored_paths]
             retried = [path for path in sorted(self._unstored_paths)[:MAX_CHANGES] if path not in changes]
-            await self._store_entries({path: self._value_of(path) for path in (*new, *retried)})
+            await self._store_entries({path: self._entry_value(path) for path in (*new, *retried)})
             await self._sink.deliver_state([self._encode_change(path, state) for path, state in changes.items()])
         except BaseException:
             self._table.on_failed()
@@ -284,7 +282,7 @@ class StatePublisher:
             Record(state.type, state.entity, state.data, now_ns, state.subject, state.severity)
         )
 
-    def _value_of(self, path: str) -> dict[str, Any]:
+    def _entry_value(self, path: str) -> dict[str, Any]:
         """Return the value of an entity's persistent entry."""
         uuid = path.removeprefix(vm_path(""))
         if uuid not in self._monitors:
@@ -293,7 +291,7 @@ class StatePublisher:
         return {"monitor": self._monitors[uuid]} | ({"last_migration": migration} if migration else {})
 
     async def _store_entries(self, values: Mapping[str, Mapping[str, Any] | None]) -> None:
-        """Store the entries of entities in one transaction. The keys are paths; a value of None deletes the entry."""
+        """Store the persistent entries of entities in one transaction. The keys are paths; the value None deletes an entry."""
         entries = [PersistentEntry(STATE_ENTRY_PREFIX + path, value) for path, value in values.items()]
         done = await asyncio.gather(*map(self._sink.persist_entry, entries))
         for (path, value), is_stored in zip(values.items(), done, strict=True):

@@ -80,7 +80,7 @@ def alert_entity_state(record: Record) -> EntityState:
 
 
 def stored_alert_state(alert: Alert) -> EntityState:
-    """Return the state of a stored alert that fires."""
+    """Return the state of a firing alert from the alert store."""
     return alert_entity_state(alert.to_record("firing", alert.since_ns, {}))
 
 

@@ -1,8 +1,7 @@
 """Decides whether the agent may send commands that access storage to a VM.
 
-The agent sends them while the storage of the VM's images answers and no disk of the VM may hang.
-
-QEMU executes such a command in its main loop, with the big QEMU lock (BQL) held. If the storage hangs, the guest stops.
+The agent sends such commands only while the storage of the VM's images answers and no disk of the VM seems to hang. QEMU executes these
+commands in its main loop, with the big QEMU lock (BQL) held. If the storage hangs during the command, the guest stops.
 """
 
 import asyncio
@@ -20,7 +19,7 @@ from agent.model.record import Vm
 _log = logging.getLogger("agent")
 
 FRESH_SECONDS = 1.0
-"""How long a file system is not checked again after an answer, because many VMs are polled within a second."""
+"""How long an answer of a file system stays valid, because many VMs are polled within a second."""
 
 WAIT_SECONDS = SLOW_SECONDS + 0.1
 """Maximum time that a poll of a VM waits for its file systems."""
@@ -36,8 +35,8 @@ class StorageQueryGate:
     """Defers commands that access storage while the storage does not answer. One gate serves all VMs.
 
     Attributes:
-        schedule_collectors: makes the given collectors of a VM due now. The agent sets it after the creation of the gate.
-        is_io_suspect: returns whether a VM may have I/O that hangs. The agent sets it after the creation of the gate.
+        schedule_collectors: schedules the given collectors of a VM now. The agent sets this after the creation of the gate.
+        is_io_suspect: returns whether a VM may have I/O that hangs. The agent sets this after the creation of the gate.
     """
 
     def __init__(self, reader: FileSystemReader, pool_finder: ImagePoolFinder) -> None:
@@ -68,9 +67,9 @@ class StorageQueryGate:
         return any(map(self._reader.is_suspect, mounts))
 
     async def _search_mounts(self, vm: Vm, pid: int | None) -> Mounts | None:
-        """Return the mounts of the files on a VM's command line; None if the search takes longer than `WAIT_SECONDS`.
+        """Return the mounts of the files on the command line of a VM whose images have not been queried yet.
 
-        It is needed for a VM whose images have not been queried yet.
+        Return None if the search takes longer than `WAIT_SECONDS`.
         """
         if pid is None or vm.may_be_remote:
             return {}  # the VM's storage is unknown, or is on another host
@@ -134,7 +133,7 @@ class StorageQueryGate:
                 self.schedule_collectors(vm, DEFERRED_COLLECTORS)
 
     def on_detached(self, vm: Vm) -> None:
-        """Drop the state of a VM that is no longer attached."""
+        """Drop the state of a VM that the agent has detached from."""
         self._deferred.pop(vm, None)
         if (search := self._searches.pop(vm, None)) is not None:
             search.cancel()

@@ -1,7 +1,7 @@
-"""Keeps the newest sequence of each source in the journal, so that `previoussequence` continues in the next run of the agent.
+"""Keeps the newest sequence of each record source in the journal, so that `previoussequence` continues in the next run of the agent.
 
-A sequence is stored in the transaction that stores its record. Samples are not journaled, so their sequences are stored only when the
-agent stops on request. After a kill, samples may have been lost. So the first samples of the next run have no `previoussequence`.
+The journal stores a sequence in the transaction that stores its record. Samples are not journaled, so their sequences are stored only when
+the agent stops on request. After a kill, samples may have been lost. So the first samples of the next run have no `previoussequence`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
@@ -18,10 +18,10 @@ SAMPLE_SEQUENCES_ENTRY_NAME: Final = "sequences"
 
 
 class StoredSequences:
-    """The newest sequences, as persistent entries in the journal."""
+    """The newest sequence of each record source, as persistent entries in the journal."""
 
     def __init__(self, topic_of: Callable[[str], str]) -> None:
-        """Set up without sequences.
+        """Create an object without sequences.
 
         Args:
             topic_of: returns the topic of a record type.
@@ -58,21 +58,21 @@ class StoredSequences:
                 if isinstance(value, str) and topic in self._sample_topics:
                     yield topic, source, value
 
-    def changed_entries(self, whole: bool) -> Iterable[PersistentEntry]:  # noqa: FBT001 - a callback's only argument
+    def changed_entries(self, all_sources: bool) -> Iterable[PersistentEntry]:  # noqa: FBT001 - a callback's only argument
         """Yield the entries to store in a transaction. The first call also deletes entries of earlier runs that are no longer valid.
 
         Args:
-            whole: True to yield the entries of all sources; False to yield only the entries of changed sources.
+            all_sources: True to yield the entries of all sources; False to yield only the entries of changed sources.
         """
         obsolete, self._obsolete = self._obsolete, []
         yield from (PersistentEntry(name, None) for name in obsolete)
-        if whole:
+        if all_sources:
             self._registry.mark_all_changed()
         for topic, source, sequence in self._registry.pop_changes(without=self._sample_topics):
             yield PersistentEntry(f"{SEQUENCE_ENTRY_PREFIX}{topic}{source}", sequence)
 
     def sample_sequences_entry(self) -> PersistentEntry:
-        """Return the entry with the sequences of samples. Call it after the last sample of the run."""
+        """Return the entry with the sequences of samples. Call this after the last sample of the run."""
         by_topic: dict[str, dict[str, str]] = {}
         for topic, source, sequence in self._registry.newest(self._sample_topics):
             by_topic.setdefault(topic, {})[source] = sequence

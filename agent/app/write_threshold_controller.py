@@ -1,4 +1,4 @@
-"""Sets write thresholds through the sessions, and stores in the journal which ones the agent has set, for its next start."""
+"""Sets write thresholds of disks through the sessions, and stores in the journal which thresholds the agent has set."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from agent.qmp.commands import Command
 
 
 class WriteThresholdController:
-    """Implements `ThresholdController` for the sessions."""
+    """Sets write thresholds: implements `ThresholdController` for the sessions."""
 
-    def __init__(self, manager: AlertEngine, publisher: RecordPublisher) -> None:
-        self._commands = manager.threshold_commands
-        self._persistence = manager.persistence
+    def __init__(self, engine: AlertEngine, publisher: RecordPublisher) -> None:
+        self._commands = engine.threshold_commands
+        self._persistence = engine.persistence
         self._publisher = publisher
 
     def pop_collectors_to_poll(self, vm: Vm) -> frozenset[str]:
@@ -26,7 +26,7 @@ class WriteThresholdController:
         return self._commands.has_pending(vm)
 
     async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
-        """Store the VM's entry in the journal, then return the commands to send now, each with its disk."""
+        """Store the VM's persistent entry in the journal, then return the commands to send now, each with its disk."""
         commands = self._commands.pending(vm)
         if commands:
             await self._publisher.persist_entry(PersistentEntry(*self._persistence.entry_of_vm(vm.uuid)))

@@ -129,7 +129,7 @@ async def test_a_bug_in_a_source_does_not_end_the_reading_of_pools(caplog: pytes
             raise KeyError("x")
 
     assert await _refresh_source(BrokenSource()) is False
-    assert "the list of BrokenSource was not refreshed: internal error" in caplog.text
+    assert "BrokenSource: internal error while listing storage pools" in caplog.text
 
 
 def test_an_alert_of_a_pool_names_the_record_of_the_reading_that_led_to_it(poller: PoolPoller) -> None:

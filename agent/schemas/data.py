@@ -1,4 +1,4 @@
-"""JSON schemas of the data of records, a schema for each record type. Pure."""
+"""JSON schemas of the member `data` of records, one schema for each record type. Pure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -52,7 +52,7 @@ def data_schemas() -> dict[str, dict[str, Any]]:
 
 
 def published_schema(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the schema of a record type for consumers. It has a URI, and permits fields that later versions of the agent add."""
+    """Return the schema of a record type for consumers, with a URI. The schema permits fields that later versions of the agent add."""
     head = {"$schema": DIALECT, "$id": schema_uri(name), "title": f"Data of {name}"}
     return head | {key: value for key, value in schema.items() if key != "additionalProperties"}
 
@@ -141,7 +141,7 @@ _ALERT_FIELDS: dict[str, Any] = {
         "type": "string",
         "description": "What resolved the alert: an event such as RESUME, running, run_state, space, level_gone, replaced, repaired, "
         "unplugged, responsive, pool_unused, unmounted, thawed, clock, disabled, time, migration, migrated, located, uuid_unique, "
-        "connected, condition, covered by another alert, subject_gone, silenced, rule_gone or vm_gone.",
+        "connected, condition, covered (by another alert), subject_gone, silenced, rule_gone or vm_gone.",
     },
 }
 
@@ -207,13 +207,13 @@ POOL_ALERTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "help": NONEMPTY_TEXT,
             "level": {
                 "enum": [GUESTS_STAND_STILL],
-                "description": "Present in the critical alert, which fires too if a disk on the pool stands still.",
+                "description": "Present in the critical alert, which also fires if a disk on the pool stalls.",
             },
         },
         (),
     ),
 }
-"""For each alert of pools: its further fields, and the names of the required ones."""
+"""For each alert of pools: its further fields, and the names of the required fields."""
 
 _DROPPED_RECORDS_FIELDS = {
     "reason": {"enum": [drop.value for drop in DropReason]},

@@ -16,7 +16,7 @@ _IDENTITY: dict[str, Any] = {
     "id": {
         "type": "string",
         "pattern": "^[0-9A-HJKMNP-TV-Z]{10}-[0-9]+$",
-        "description": "Unique: deduplicate on it.",
+        "description": "Unique id of the record, for deduplication.",
     },
     "source": {
         "type": "string",
@@ -43,18 +43,18 @@ _ATTRIBUTES: dict[str, Any] = {
     "sequence": {
         "type": "string",
         "pattern": _SEQUENCE_PATTERN,
-        "description": "Position among the records of the source, over all runs of the agent; compare it as text.",
+        "description": "Position among the records of the source, over all runs of the agent. Compare sequences as text.",
     },
     "previoussequence": {
         "type": "string",
         "pattern": _SEQUENCE_PATTERN,
-        "description": "The sequence of the source's previous record in this topic. Absent if the agent does not know it. Also absent "
+        "description": "The sequence of the source's previous record in this topic. Absent if that sequence is unknown. Also absent "
         "in states, because Kafka deletes older states.",
     },
     "recordedtime": {
         "type": "string",
         "format": "date-time",
-        "description": "When the agent created the record. Absent if this differs from `time` by less than 100 ms.",
+        "description": "When the agent created the record. Absent if this time differs from `time` by less than 100 ms.",
     },
     "sampledrate": {
         "type": "integer",
@@ -67,8 +67,8 @@ _ATTRIBUTES: dict[str, Any] = {
     },
     "partitionkey": {
         **NONEMPTY_TEXT,
-        "description": "Kafka key. It is the VM's UUID, or the monitor's address if the UUID is unknown. It is the host's name in the "
-        "agent's own records, and the source in states.",
+        "description": "Kafka key: the VM's UUID, or the monitor's address if the UUID is unknown. In the agent's own records, the host's "
+        "name; in states, the source.",
     },
 }
 """Schemas of the attributes that describe a record, by attribute."""
@@ -110,10 +110,10 @@ def record_schema() -> dict[str, Any]:
 
 
 def _data_rule(types: dict[str, Any], name: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Return the rule that the data of records of some types has a schema.
+    """Return the JSON schema rule that records of some types have data with this schema.
 
     Args:
-        types: the condition on the type.
+        types: the JSON schema of these types.
         name: the name of the schema.
         body: the schema.
     """

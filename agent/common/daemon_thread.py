@@ -1,6 +1,6 @@
-"""Blocking calls in daemon threads. If a daemon thread hangs, the process can still end.
+"""Blocking calls in daemon threads. The process can end even while such a call hangs.
 
-A hanging thread of an executor would prevent that.
+At exit, Python waits for the threads of an executor, but not for daemon threads.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ T = TypeVar("T")
 def run_in_thread(
     loop: asyncio.AbstractEventLoop, work: Callable[[], T], done: Callable[[Any], None], name: str = "blocking call"
 ) -> None:
-    """Run `work` in a new thread, then call `done` on the event loop with the result or the exception of `work`."""
+    """Run `work` in a new daemon thread. Then call `done` on the event loop with the result or the exception of `work`."""
 
     def run() -> None:
         result: Any
@@ -40,14 +40,14 @@ def set_outcome(future: asyncio.Future[Any], outcome: Any) -> None:
 
 
 class CallWithTimeout(Generic[T]):
-    """A blocking call with a deadline. While one call is in flight, further calls wait for its result and start no thread."""
+    """A blocking function with a timeout. While it runs, further calls start no thread, but wait for the same result."""
 
     def __init__(self, work: Callable[[], T], seconds: float, name: str) -> None:
-        """Set up the call without running it.
+        """Store the function without running it.
 
         Args:
-            work: the call, which runs in a thread.
-            seconds: how long to wait for it.
+            work: the blocking function, which runs in a daemon thread.
+            seconds: timeout of each call.
             name: name of the thread.
         """
         self._work = work
@@ -56,19 +56,21 @@ class CallWithTimeout(Generic[T]):
         self._running: asyncio.Future[T] | None = None
 
     async def __call__(self) -> T:
-        """Return the result of the call.
+        """Run the function, unless it still runs, and return its result.
 
         Raises:
-            TimeoutError: the call has not returned in time.
-            Exception: the exception of the call.
+            TimeoutError: the function has not returned in time.
+            Exception: the exception of the function.
         """
         loop = asyncio.get_running_loop()
         if self._running is None:
             future: asyncio.Future[T] = loop.create_future()
             run_in_thread(loop, self._work, lambda outcome: set_outcome(future, outcome), self._name)
             self._running = future
-        done, _ = await asyncio.wait({self._running}, timeout=self._seconds)
+        running = self._running
+        done, _ = await asyncio.wait({running}, timeout=self._seconds)
         if not done:
             raise TimeoutError
-        finished, self._running = self._running, None
-        return finished.result()
+        if self._running is running:  # the first of several callers
+            self._running = None
+        return running.result()

@@ -1,4 +1,4 @@
-"""TLS of a client: the certificates that it trusts, and its own certificate."""
+"""TLS settings of a client: the CA certificates to trust, and the client's own certificate and key."""
 
 import ssl
 
@@ -6,7 +6,7 @@ from agent.common.config_types import ConfigSection, SecretPath, expand_secret_p
 
 
 class ClientTlsConfig(ConfigSection):
-    """TLS of connections to a server."""
+    """TLS of the agent's connections to a server."""
 
     ca: SecretPath | None = None
     """File of CA certificates to trust; by default, those of the system."""
@@ -21,7 +21,7 @@ class ClientTlsConfig(ConfigSection):
         return tuple(filter(None, (self.ca, self.certificate, self.key)))
 
     def ssl_context(self) -> ssl.SSLContext:
-        """Read the certificate files, and return a context of the ssl module.
+        """Read the certificate files, and return an SSL context that uses them.
 
         Raises:
             OSError: a file cannot be read, or has no certificate or key; the error names the file.

@@ -1,4 +1,4 @@
-"""Base class of config sections, and types that validate config values. Their error texts are for the author of the config."""
+"""Base class of config sections, and types that validate config values. Each error text addresses the author of the config."""
 
 import errno
 import os
@@ -10,12 +10,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from agent.common.units import parse_bytes, parse_seconds
 
-# Otherwise, pydantic would read the metadata of all packages to look for plugins.
+# Without this variable, pydantic reads the metadata of all installed packages to look for plugins.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
 class ConfigSection(BaseModel):
-    """A section of the config. Each key is an attribute with a default. Its description follows as a docstring."""
+    """A section of the config. Each attribute is a key, and the string literal below the attribute is the key's description."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, defer_build=True)
 
@@ -78,7 +78,7 @@ def _check_secret_path(value: str) -> str:
 
 
 SecretPath = Annotated[str, AfterValidator(_check_secret_path)]
-"""Path of a file with a secret or a certificate. It may begin with `${CREDENTIALS_DIRECTORY}`."""
+"""Path of a file with a secret or a certificate: an absolute path, or a path that begins with `${CREDENTIALS_DIRECTORY}/`."""
 
 
 def expand_secret_path(path: str) -> Path:

@@ -1,4 +1,4 @@
-"""Credentials of an HTTP client: TLS, basic authentication or a bearer token, all from files that are read for each request."""
+"""Credentials of an HTTP client: TLS certificates, a password or a bearer token. Each request reads the files again."""
 
 import asyncio
 import base64
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import ssl
 
 SECRET_READ_SECONDS = 5.0
-"""Maximum time to read the files. Their storage may hang."""
+"""Maximum time to read the files, because the storage of the files may hang."""
 MAX_SECRET_BYTES = 64 * 1024
 """Maximum size of a file with a password or a token."""
 
@@ -28,7 +28,7 @@ class BasicAuthConfig(ConfigSection):
 
 
 class HttpClientConfig(ConfigSection):
-    """How an HTTP client authenticates itself and the server."""
+    """TLS and authentication of an HTTP client."""
 
     tls: ClientTlsConfig | None = None
     """Certificates for https; without it, the client trusts the system's CA certificates. Changed files are read again."""
@@ -62,12 +62,12 @@ def read_secret(path: str) -> str:
 
 
 class HttpCredentials:
-    """Reads the files of an `HttpClientConfig` for each request. It creates a new TLS context only if a certificate file has changed."""
+    """Reads the files of an `HttpClientConfig` for each request. A new TLS context is created only if a certificate file has changed."""
 
     def __init__(self, config: HttpClientConfig) -> None:
         self._config = config
         self._context: ssl.SSLContext | None = None
-        self._signature: object = None
+        self._tls_file_stats: object = None
 
     async def request_options(self) -> dict[str, Any]:
         """Read the files, and return aiohttp's keyword arguments for a request.
@@ -77,19 +77,19 @@ class HttpCredentials:
             TimeoutError: the files' storage does not respond.
         """
         async with asyncio.timeout(SECRET_READ_SECONDS):
-            return await asyncio.to_thread(self._read)
+            return await asyncio.to_thread(self._read_files)
 
-    def _read(self) -> dict[str, Any]:
+    def _read_files(self) -> dict[str, Any]:
         config = self._config
         options: dict[str, Any] = {}
         if (tls := config.tls) is not None:
             stats = [expand_secret_path(path).stat() for path in tls.paths]
-            signature = [(stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats]
-            if self._context is None or signature != self._signature:
-                self._context, self._signature = tls.ssl_context(), signature
+            file_stats = [(stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats]
+            if self._context is None or file_stats != self._tls_file_stats:
+                self._context, self._tls_file_stats = tls.ssl_context(), file_stats
             options["ssl"] = self._context
         if (user := config.basic_auth) is not None:
-            # This equals aiohttp's encode_basic_auth, which older releases of aiohttp lack.
+            # aiohttp's encode_basic_auth does the same, but older releases of aiohttp lack it.
             pair = f"{user.username}:{read_secret(user.password_file)}".encode()
             options["headers"] = {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
         elif config.bearer_token_file is not None:

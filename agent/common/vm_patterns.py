@@ -1,4 +1,4 @@
-"""Patterns of VMs in the config. Pure."""
+"""Matches VMs against the patterns in the config. Pure."""
 
 from fnmatch import fnmatchcase
 

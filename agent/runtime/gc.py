@@ -1,7 +1,7 @@
 """Scheduled collections of Python's garbage collector.
 
 A full collection stops the process for 0.1 s with 500 VMs. By default, CPython 3.11 to 3.13 starts a full collection when a quarter of all
-objects is new. With many VMs, polls cause a full collection about once a minute, and it would delay an event that arrives at that time.
+objects is new. With many VMs, polls would cause a full collection about once a minute, and delay each event that arrives meanwhile.
 
 The agent needs few full collections. Only closed connections leave reference cycles. Reference counting frees all other objects at once.
 """
@@ -12,18 +12,18 @@ import gc
 from collections.abc import Iterator
 
 YOUNG_THRESHOLDS = (2_000, 10)
-"""gc thresholds of the two young generations. Their collections take a few milliseconds at most."""
+"""Thresholds of the two young generations, for `gc.set_threshold`. A collection of them takes a few milliseconds at most."""
 
 
 @contextlib.contextmanager
 def scheduled_collection(interval_seconds: float = 120.0) -> Iterator[None]:
     """Run full garbage collections only at an interval while the `with` block runs.
 
-    They skip objects that were created before the block.
+    These collections skip objects that were created before the block.
     """
     loop = asyncio.get_running_loop()
     previous = gc.get_threshold()
-    gc.freeze()  # do not collect before: it would take a tenth of the agent's start time, and free only a few hundred objects
+    gc.freeze()  # no gc.collect() before: it would take a tenth of the agent's start time, and free only a few hundred objects
     gc.set_threshold(*YOUNG_THRESHOLDS, 1_000_000_000)
 
     timers: list[asyncio.TimerHandle] = []

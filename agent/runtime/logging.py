@@ -43,7 +43,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def _one_line_text(record: logging.LogRecord) -> str:
-    """Return the message as one line without control characters. If there is an exception, append it with the place that raised it."""
+    """Return the message as one line without control characters. Append the exception, if any, and the file and line that raised it."""
     text = record.getMessage()
     if record.exc_info and record.exc_info[1] is not None:
         trace, error = record.exc_info[2], record.exc_info[1]
@@ -59,12 +59,12 @@ def configure_logging(level: str, form: Literal["auto", "text", "json"]) -> None
 
     Args:
         level: the least severe level to log, such as `info`.
-        form: the format, like `log.format` in the config.
+        form: the format, as in the config key `log.format`.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_choose_formatter(form))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # aiokafka logs a traceback at each failed attempt. This is not needed, because the sink logs the failure once.
+    # aiokafka logs a traceback at each failed attempt. The sink logs each failure once, so these logs are not needed.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 

@@ -1,8 +1,8 @@
 """Notifications to systemd, sd_notify(3): ready, status, watchdog, stopping.
 
-The agent sends watchdog pings only while it makes progress. If the event loop runs but no VM is polled, the agent has a bug. It then sends
-no pings, and systemd restarts it. A restart does not help if a QEMU stalls, or if Kafka or a disk fails. In these cases the pings continue,
-and /readyz reports the failure.
+The agent sends watchdog pings only while it makes progress. If the event loop runs but no VM is polled, the agent has a bug. Then the agent
+sends no pings, and systemd restarts the agent. A restart does not help if a QEMU stalls, or if Kafka or a disk fails. In these cases the
+pings continue, and /readyz reports the failure.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 _log = logging.getLogger("agent")
 
 STATUS_SECONDS = 10.0
-"""Time between two status lines if systemd has no watchdog for the agent."""
+"""Time between two status lines if the systemd unit has no watchdog."""
 
 
 class SystemdNotifier:
@@ -41,7 +41,7 @@ class SystemdNotifier:
             sender.sendto(text.encode(), socket.MSG_DONTWAIT, address)
 
     async def keep_notifying(self, hang_reason: Callable[[], str], status: Callable[[], str]) -> None:
-        """Send the status line and watchdog pings, three per watchdog timeout, until cancelled.
+        """Send the status line and a watchdog ping three times per watchdog timeout, until cancelled.
 
         Args:
             hang_reason: returns why the agent makes no progress, or an empty text. Pings are sent only while the text is empty.

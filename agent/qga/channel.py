@@ -12,14 +12,14 @@ class GuestChannel(Protocol):
 
     @property
     def ended(self) -> asyncio.Future[GuestAgentError]:
-        """A future that completes when the connection ends. Its result is the cause."""
+        """A future that completes with the cause when the connection ends."""
 
     async def execute(self, name: str, *, deadline: float) -> Any:
-        """Execute one command within `deadline` seconds. It raises the exceptions of `GuestAgentClient.execute`."""
+        """Execute one command within `deadline` seconds, and return its value. The exceptions are those of `GuestAgentClient.execute`."""
 
     def close(self) -> None:
         """End the connection now."""
 
 
 OpenGuestChannel = Callable[[], Awaitable[GuestChannel]]
-"""Opens a connection through a VM's manager. It raises the exceptions of `GuestAgentClient.open`."""
+"""Opens a connection through a VM's manager. The exceptions are those of `GuestAgentClient.open`."""

@@ -24,10 +24,10 @@ from agent.qga.errors import (
 from agent.qga.protocol import GuestAgentProtocol, GuestReply, Synchronized, SyncState
 
 ConnectChannel = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.BaseTransport]]
-"""Opens a transport for the protocol that the factory returns. It raises OSError if it cannot connect."""
+"""Opens a transport to a channel for the asyncio protocol that the factory returns. Raises OSError if this fails."""
 
 PeerCheck = Callable[[int | None], str]
-"""Returns why the agent must not connect to the process that listens at the channel. Returns an empty text if it may."""
+"""Checks the process that listens at the channel, given its pid. Returns why the agent must not connect, or an empty text."""
 
 
 class GuestAgentClient(asyncio.Protocol):
@@ -35,7 +35,7 @@ class GuestAgentClient(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.ended: asyncio.Future[GuestAgentError] = asyncio.get_running_loop().create_future()
-        """A future that completes when the connection ends. Its result is the cause."""
+        """A future that completes with the cause when the connection ends."""
         self._qga = GuestAgentProtocol(random.randrange(1 << 30))  # noqa: S311 - to distinguish clients, not a secret
         self._transport: asyncio.Transport | None = None
         self._pending: asyncio.Future[Any] | None = None

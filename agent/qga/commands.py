@@ -1,7 +1,7 @@
 """The allow-list of guest agent commands, and the only code that encodes requests to a guest agent.
 
 A guest agent runs as root in its guest, and many of its commands change the guest or run programs. So the list is fixed: neither a
-config nor a bug can make the agent send another command. Only a synchronization has an argument, which is its number.
+config nor a bug can make the agent send another command. Only `guest-sync-delimited` has an argument, a number.
 
 The collectors in `agent.collectors.guest` send these commands.
 """
@@ -98,7 +98,7 @@ def encode(name: str) -> GuestRequest:
 
 
 def synchronization(number: int) -> GuestRequest:
-    """Return the request of a synchronization: a byte that resets the guest agent's parser, and guest-sync-delimited with a number.
+    """Return the bytes of a synchronization: 0xFF, which resets the guest agent's parser, and guest-sync-delimited with a number.
 
     Raises:
         GuestAgentCommandNotAllowedError: the number is out of range.

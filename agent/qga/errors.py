@@ -2,7 +2,7 @@
 
 
 class GuestAgentError(Exception):
-    """Base class of the errors of one guest agent. They affect neither the VM's QMP monitor nor other guests."""
+    """Base class of the errors of one guest agent, which affect neither the VM's QMP monitor nor other guests."""
 
 
 class GuestChannelError(GuestAgentError):
@@ -10,7 +10,7 @@ class GuestChannelError(GuestAgentError):
 
 
 class GuestChannelDeniedError(GuestChannelError):
-    """The agent may not use the channel. It lacks permission, or the process that listens there is not the VM's QEMU."""
+    """The agent may not use the channel: the agent lacks permission, or the process that listens there is not the VM's QEMU."""
 
 
 class GuestChannelBusyError(GuestChannelError):
@@ -38,7 +38,7 @@ class GuestAgentCommandError(GuestAgentError):
 
     Attributes:
         error_class: QAPI's QapiErrorClass, such as GenericError or CommandNotFound.
-        desc: a message for the operator. It differs between versions, so code must not parse it.
+        desc: a message for the operator. The text differs between versions, so code must not parse it.
     """
 
     def __init__(self, error_class: str, desc: str) -> None:

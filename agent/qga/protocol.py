@@ -47,7 +47,7 @@ class Synchronized(NamedTuple):
 
 
 class GuestReply(NamedTuple):
-    """The reply to the pending command: a value, or an error. The guest agent returned the error, or the reply could not be parsed."""
+    """The reply to the pending command: a value, or an error if the guest agent returned one or the reply could not be parsed."""
 
     value: Any
     error: GuestAgentError | None = None
@@ -75,7 +75,7 @@ class GuestAgentProtocol:
         self._received = 0  # bytes received since the last request
 
     def sync(self) -> GuestRequest:
-        """Return the request of a new synchronization. Stop expecting the reply to a pending command."""
+        """Return the bytes of a new synchronization. The reply to a pending command is no longer expected."""
         self._number = (self._number + 1) % commands.MAX_SYNC_NUMBER
         request = commands.synchronization(self._number)
         self._discard_buffer(SyncState.SYNCHRONIZING)
@@ -83,7 +83,7 @@ class GuestAgentProtocol:
         return request
 
     def start_command(self, name: str) -> GuestRequest:
-        """Return the request of a command, and wait for its reply. The state must be READY.
+        """Return the bytes of a command, and expect its reply. The state must be READY.
 
         Raises:
             GuestAgentCommandNotAllowedError: the command is not on the allow-list.
@@ -95,7 +95,7 @@ class GuestAgentProtocol:
         return request
 
     def abandon(self) -> None:
-        """Stop waiting for the expected reply. The caller has to call `sync` before the next command."""
+        """Expect no reply from now on. The caller has to call `sync` before the next command."""
         self._discard_buffer(SyncState.LOST)
 
     def _discard_buffer(self, state: SyncState) -> None:
@@ -143,7 +143,7 @@ class GuestAgentProtocol:
         try:
             value = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            return self._fail_unreadable(f"not JSON: {error}")
+            return self._fail_unreadable(f"the reply is not JSON: {error}")
         match value:
             case {"return": result}:
                 self.state = SyncState.READY
@@ -151,18 +151,18 @@ class GuestAgentProtocol:
             case {"error": {"class": str(error_class), "desc": str(desc)}}:
                 self.state = SyncState.READY
                 return GuestReply(None, GuestAgentCommandError(error_class, desc))
-        return self._fail_unreadable("neither a return value nor an error")
+        return self._fail_unreadable("the reply has neither a return value nor an error")
 
     def _fail_unreadable(self, reason: str) -> GuestReply:
-        """Return a reply with the error that it cannot be parsed.
+        """Return an error reply, because the received bytes cannot be parsed.
 
-        Require a synchronization, because the rest of the reply may still arrive.
+        The next command needs a synchronization, because the rest of the received reply may still arrive.
         """
         self.abandon()
         return GuestReply(None, UnreadableGuestReplyError(reason))
 
     def _fail_oversized(self) -> GuestReply:
-        return self._fail_unreadable(f"longer than {MAX_REPLY_BYTES} bytes")
+        return self._fail_unreadable(f"the reply is longer than {MAX_REPLY_BYTES} bytes")
 
     def _limit_buffer(self) -> Iterator[GuestReply]:
         """Discard the bytes of an incomplete line that cannot be part of an expected reply."""

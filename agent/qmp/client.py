@@ -1,8 +1,8 @@
 """A QMP client on asyncio: the protocol on a transport, with a deadline on every step.
 
-The client always reads, because QEMU buffers without limit for a client that does not read (measured: 57 MB). `data_received` passes on
-every message at once, and the receiver of the events decides which events to keep. In a flood, reading pauses for a few turns of the event
-loop, because the loop would otherwise have no time for anything else.
+The client never stops reading for long, because QEMU buffers without limit for a client that does not read (measured: 57 MB).
+`data_received` passes on every event at once, and the receiver decides which events to keep. In a flood of events, reading pauses for a
+few turns of the event loop, so that other tasks can run.
 """
 
 import asyncio
@@ -37,9 +37,10 @@ from agent.qmp.protocol import (
 from agent.qmp.unread_bytes import read_unread_bytes
 
 CommandResult = QmpError | Any
-"""The result of one command: the value that QEMU returned, a CommandError if QEMU refused it, or an UnreadableReplyError."""
+"""The result of one command: the value that QEMU returned, a CommandError if QEMU refused the command, or an UnreadableReplyError."""
 
 OnResults = Callable[[list[CommandResult]], None]
+"""Called with the results of commands that were sent together, in the order of the commands."""
 
 Connect = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.BaseTransport]]
 """Opens a transport to a monitor for the asyncio protocol that the factory returns. Raises OSError if this fails."""
@@ -48,7 +49,7 @@ GREETING_SECONDS = 3.0
 """Timeout of the greeting. A free monitor greets within milliseconds (QEMU 7.2 to 11.1). A silent monitor has another client."""
 
 MAX_UNREAD_BYTES = 64 * 1024
-"""Maximum number of bytes of requests that wait because the peer does not read. Only a hostile peer replies without reading."""
+"""Maximum size of requests that the peer has not read, in bytes. Only a hostile peer replies without reading the requests."""
 
 
 # 16 public methods: three are those of asyncio.Protocol, the others those of `MonitorConnection` on the same state.
@@ -116,10 +117,10 @@ class QmpClient(asyncio.Protocol):
             client.close()
             if client.greeting is None:
                 raise BusyError(f"no greeting within {deadline:g} s: another client holds this monitor") from None
-            raise StalledError(f"no reply to the negotiation within {deadline:g} s of the greeting") from None
+            raise StalledError(f"QEMU greeted but did not reply to the negotiation within {deadline:g} s") from None
         except BlockingIOError:
             client.close()
-            raise BusyError("the monitor's backlog is full: another client holds it, and others wait") from None
+            raise BusyError("the monitor's backlog is full: one client holds the monitor, and others wait") from None
         except PermissionError as error:
             client.close()
             raise DeniedError(
@@ -155,7 +156,7 @@ class QmpClient(asyncio.Protocol):
 
     @property
     def skipped_messages(self) -> SkippedQmpMessages:
-        """Total number of skipped messages by reason. A new object replaces it when a message is skipped."""
+        """Total numbers of skipped messages, by reason. The object is replaced when a message is skipped."""
         return self._qmp.skipped
 
     async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
@@ -165,7 +166,7 @@ class QmpClient(asyncio.Protocol):
             StalledError: a reply did not arrive within `deadline` seconds, or an earlier reply is still due. Call `wait_idle` next.
             NotConnectedError: the connection ended.
             ProtocolError: the peer violated the protocol.
-            CommandNotAllowedError: one of the commands is not on the allow-list, so no command was sent.
+            CommandNotAllowedError: no command was sent, because one of them is not on the allow-list.
         """
         if self.ended.done():
             raise self.ended.result()
@@ -204,7 +205,7 @@ class QmpClient(asyncio.Protocol):
             raise StalledError(f"no reply to query-status within {deadline:g} s") from None
 
     def _send_marker_or_resume(self) -> None:
-        """Send the next marker if one is due. If replies can be assigned again, complete `_in_sync`."""
+        """Send the next marker, a command with an id, if a marker is due. If replies can be assigned again, complete `_in_sync`."""
         waiting = self._in_sync
         if not self._qmp.out_of_sync:
             self._in_sync = None
@@ -261,7 +262,7 @@ class QmpClient(asyncio.Protocol):
         self._write(data)
 
     def _fail_overdue_batch(self, deadline: float) -> None:
-        """Fail the pending batch. Its replies are still due, because QEMU still executes the commands."""
+        """Fail the pending batch. The replies are still due, because QEMU still executes the commands."""
         if self._batch is not None and not self._batch.done():
             self._batch.set_exception(self.abandon(deadline))
 
@@ -279,7 +280,7 @@ class QmpClient(asyncio.Protocol):
             await asyncio.shield(self._in_sync)
 
     async def probe(self, *, deadline: float) -> bool:
-        """Return whether QEMU's monitor thread replies out of band within `deadline` seconds.
+        """Send an out-of-band command; return whether QEMU's monitor thread replies within `deadline` seconds.
 
         If the monitor thread replies while in-band replies are overdue, QEMU's main loop hangs. If an earlier probe is still pending,
         wait for its reply and send no other probe, because probes accumulate in a stopped QEMU.
@@ -301,8 +302,7 @@ class QmpClient(asyncio.Protocol):
     def close(self) -> None:
         """End the connection now. Every waiting call raises NotConnectedError."""
         self._end_connection(NotConnectedError("closed by the agent"))
-        # Drop the traceback, which refers to the waiting calls. They refer to this object, and only the garbage collector frees such a
-        # cycle.
+        # Drop the traceback, because it refers to the waiting calls, and these calls refer to this object: a reference cycle.
         self.ended.result().__traceback__ = None
 
     def preempt(self) -> None:
@@ -350,9 +350,9 @@ class QmpClient(asyncio.Protocol):
             self._pause.begin()
 
     def _report_results(self) -> None:
-        """Report the results of the batch to the waiting caller, unless it has given up."""
+        """Report the results of the batch to the caller, unless the caller no longer waits."""
         on_results, results = self._on_results, self._results
-        # This frees 10 KiB per VM until the next poll.
+        # Free 10 KiB per VM until the next poll.
         self._on_results, self._results, self._has_all_results = None, [], False
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)

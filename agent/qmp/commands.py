@@ -25,7 +25,7 @@ QMP_READS = frozenset(
     {row.name for row in QUERIES if row.trigger not in (QueryTrigger.REFUSED, QueryTrigger.ALLOWED)}
     | {"qom-get", "qom-list"}
 )
-"""Permitted reads: the reads of QOM, and all `query-*` commands in the query table, except commands with the trigger REFUSED or ALLOWED."""
+"""Permitted reads: `qom-get`, `qom-list`, and the `query-*` commands in the query table whose trigger is neither REFUSED nor ALLOWED."""
 
 READABLE_PROPERTIES = frozenset(
     {"chardev", "guest-stats", "guest-stats-polling-interval", "mac", "name", "netdev", "num-queues", "type"}
@@ -72,10 +72,10 @@ class _PermittedCommand:
 _MAX_STATS_INTERVAL_SECONDS = 3600
 
 _MAX_THRESHOLD_BYTES = 2**63 - 1
-"""Maximum threshold. QEMU also accepts a negative threshold, and treats it as larger than any disk (2.3 to 11.1)."""
+"""Maximum write threshold. QEMU also accepts a negative threshold, and treats it as larger than any disk (2.3 to 11.1)."""
 
 QUEUE_STATUS = "x-query-virtio-queue-status"
-"""The command that reads a virtio queue (QEMU 7.2)."""
+"""The command that reads the state of a virtio queue (since QEMU 7.2)."""
 VIRTIO_PATH_ENDING = "/virtio-backend"
 """Last part of the QOM path of a disk's virtio device."""
 _MAX_QUEUE = 1023
@@ -89,8 +89,8 @@ MAX_HISTOGRAM_BOUNDARIES = 32
 def set_histograms_command(device: str, boundaries_ns: Sequence[int]) -> Command:
     """Return the command that sets the latency histograms of a disk. The command replaces existing histograms.
 
-    Send it only for a disk without histograms. Many versions of QEMU since 4.0 take no lock for this command. They can crash if histograms
-    are replaced or removed while an iothread serves the disk. Setting the first histograms is safe, because QEMU uses a
+    Send it only for a disk without histograms. Many versions of QEMU since 4.0 take no lock for this command. Such a QEMU can crash if
+    histograms are replaced or removed while an iothread serves the disk. Setting the first histograms is safe, because QEMU uses a
     histogram only after it is complete.
 
     Args:
@@ -101,8 +101,8 @@ def set_histograms_command(device: str, boundaries_ns: Sequence[int]) -> Command
     return Command("block-latency-histogram-set", {"id": device, **boundaries})
 
 
-def _are_boundaries(value: object) -> bool:
-    """Return whether a value is a list of ascending boundaries. An empty list makes some versions of QEMU read beyond the list."""
+def _are_valid_boundaries(value: object) -> bool:
+    """Return whether a value is a non-empty list of ascending boundaries. With an empty list, some versions of QEMU read beyond its end."""
     return (
         isinstance(value, list)
         and 0 < len(value) <= MAX_HISTOGRAM_BOUNDARIES
@@ -136,7 +136,7 @@ def _is_same_json(first: object, second: object) -> bool:
     return orjson.dumps(first, option=orjson.OPT_SORT_KEYS) == orjson.dumps(second, option=orjson.OPT_SORT_KEYS)
 
 
-def _is_own_socket(arguments: Mapping[str, Any]) -> bool:
+def _adds_own_socket(arguments: Mapping[str, Any]) -> bool:
     """Return whether arguments of `chardev-add` have the form of `add_monitor_commands`, with any absolute path that ends in `.qmp`."""
     try:
         path = arguments["backend"]["data"]["addr"]["data"]["path"]
@@ -147,9 +147,9 @@ def _is_own_socket(arguments: Mapping[str, Any]) -> bool:
     return _is_same_json(arguments, add_monitor_commands(path)[0].arguments)
 
 
-_FORMS_BY_CHANGE = {
+_COMMANDS_BY_CHANGE = {
     QemuChange.OWN_MONITOR: (
-        _PermittedCommand("chardev-add", _is_own_socket),
+        _PermittedCommand("chardev-add", _adds_own_socket),
         *(
             _PermittedCommand(command.name, partial(_is_same_json, command.arguments))
             for command in (add_monitor_commands("")[1], *remove_monitor_commands())
@@ -183,7 +183,7 @@ _FORMS_BY_CHANGE = {
             lambda a: (
                 a.keys() == {"id", *_BOUNDARY_LISTS}  # without boundaries, the command removes all histograms
                 and isinstance(a["id"], str)
-                and all(_are_boundaries(a[name]) for name in _BOUNDARY_LISTS)
+                and all(_are_valid_boundaries(a[name]) for name in _BOUNDARY_LISTS)
             ),
         ),
     ),
@@ -206,6 +206,7 @@ _FORMS_BY_CHANGE = {
         ),
     ),
 }
+"""The commands that each change permits."""
 
 
 class AllowList:
@@ -216,11 +217,11 @@ class AllowList:
         self._encoded_reads = {name: Request(b'{"execute":"%b"}' % name.encode()) for name in QMP_READS - {"qom-get"}}
 
     def permit_only(self, changes: Iterable[QemuChange]) -> None:
-        """Permit exactly these changes from now on. This also applies to open connections."""
-        self._permitted_forms = [form for change in changes for form in _FORMS_BY_CHANGE[change]]
+        """Permit exactly these changes from now on, also on open connections."""
+        self._permitted = [command for change in changes for command in _COMMANDS_BY_CHANGE[change]]
 
     def encode(self, command: Command) -> Request:
-        """Return an in-band request. It is short, without id and newline, because QEMU reads its monitor a byte at a time.
+        """Return the bytes of an in-band request, without an id and a line end, because QEMU reads its monitor a byte at a time.
 
         Raises:
             CommandNotAllowedError: the command is neither a permitted read nor a permitted change with arguments of the permitted form.
@@ -247,7 +248,8 @@ class AllowList:
 
     def _is_permitted_change(self, command: Command) -> bool:
         return any(
-            form.command == command.name and form.matches(command.arguments or {}) for form in self._permitted_forms
+            permitted.command == command.name and permitted.matches(command.arguments or {})
+            for permitted in self._permitted
         )
 
 
@@ -264,5 +266,5 @@ def probe_request(number: int) -> Request:
 
 
 def marker_request(number: int) -> Request:
-    """Return a marker: a command with an id. QEMU replies to it after all earlier commands."""
+    """Return a marker: a query-status with an id. QEMU replies to the marker after it has replied to all earlier commands."""
     return Request(b'{"execute":"query-status","id":%d}' % number)

@@ -2,7 +2,7 @@
 
 
 class QmpError(Exception):
-    """Base class of the errors of one monitor. They do not affect other monitors."""
+    """Base class of the errors of one monitor, which do not affect other monitors."""
 
 
 class ProtocolError(QmpError):
@@ -34,7 +34,7 @@ class TransportLostError(NotConnectedError):
 
 
 class BusyError(NotConnectedError):
-    """The monitor accepts connections but sends no greeting: another client holds it."""
+    """The monitor accepts connections but sends no greeting: another client holds the monitor."""
 
 
 class StalledError(QmpError):
@@ -42,7 +42,7 @@ class StalledError(QmpError):
 
 
 class CommandNotAllowedError(QmpError):
-    """The command is not on the allow-list. It is a change that the config does not permit, or the agent has a bug."""
+    """The command is not on the allow-list: the config does not permit this change, or the agent has a bug."""
 
 
 class UnexpectedReplyError(QmpError):
@@ -54,7 +54,7 @@ class UnreadableReplyError(QmpError):
 
 
 class AmbiguousReplyError(UnreadableReplyError):
-    """An unreadable message may be the reply to this command, or to another command. So this command fails."""
+    """The command fails, because an unreadable message may be the reply to this command or to another one."""
 
 
 class CommandError(QmpError):
@@ -62,7 +62,7 @@ class CommandError(QmpError):
 
     Attributes:
         error_class: QAPI's QapiErrorClass: GenericError, CommandNotFound, DeviceNotActive, DeviceNotFound, KVMMissingCap.
-        desc: a message for the operator. It differs between QEMU versions, so code must not parse it.
+        desc: a message for the operator. The text differs between QEMU versions, so code must not parse it.
     """
 
     def __init__(self, error_class: str, desc: str) -> None:

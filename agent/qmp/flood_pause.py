@@ -1,4 +1,4 @@
-"""Pauses of reading in a flood of events, because the event loop would otherwise have no time for anything else."""
+"""Pauses of reading in a flood of events, so that the event loop can run other tasks."""
 
 import asyncio
 
@@ -14,16 +14,16 @@ class FloodPause:
     __slots__ = ("_transport", "_turns")
 
     def __init__(self, transport: asyncio.Transport) -> None:
-        """Create an object that is not pausing."""
+        """Set up without a pause; `begin` starts one."""
         self._transport: asyncio.Transport | None = transport
         self._turns = 0
 
     def end(self) -> None:
-        """Do nothing from now on, because the connection has ended."""
+        """Neither pause nor resume reading from now on, because the connection has ended."""
         self._transport = None
 
     def begin(self) -> None:
-        """Begin a pause after a large chunk."""
+        """Stop reading for `PAUSE_TURNS` turns of the event loop, after a large chunk."""
         if self._transport is not None:
             self._transport.pause_reading()
             self._turns = PAUSE_TURNS

@@ -1,8 +1,8 @@
-"""Framing of the QMP byte stream: bytes in, and a JSON value or an `UnreadableMessage` out for each message. Pure.
+"""Framing of the QMP byte stream: splits bytes into messages, each a JSON value or an `UnreadableMessage`. Pure.
 
 QEMU ends every message with CR LF and escapes control characters inside strings. So each line end ends a message. A monitor with
-`pretty=on` sends a message as several lines: `{`, indented lines, `}`. QEMU 2.6 to 11.1 keeps these rules. So the splitter finds the end of
-a damaged message, and can read the next message.
+`pretty=on` sends a message as several lines: `{`, indented lines, `}`. These rules hold for QEMU 2.6 to 11.1. So the splitter finds the end
+of a damaged message, and can read the next message.
 """
 
 import re
@@ -21,7 +21,7 @@ _ID_AT_END = re.compile(rb'"id":\s*\d+[\s}]*\Z')
 
 
 class MessageKind(Enum):
-    """Kind of an unreadable message, guessed from its first key and its end."""
+    """Kind of an unreadable message, guessed from the first key and the end of its text."""
 
     REPLY = auto()
     """A reply without an id, which belongs to the oldest in-band command."""
@@ -37,8 +37,8 @@ class UnreadableMessage(NamedTuple):
 
     Attributes:
         kind: the kind of message.
-        reason: why it cannot be read, for the operator.
-        oversized: whether it exceeds the size limit.
+        reason: why the message cannot be read, for the operator.
+        oversized: whether the message exceeds the size limit.
     """
 
     kind: MessageKind
@@ -63,7 +63,7 @@ class FrameSplitter:
         self._lines_bytes = 0  # total length of these lines, which may exceed the limit
 
     def receive(self, data: bytes) -> Iterator[Any]:
-        """Yield the JSON value of each message that these bytes complete, or an UnreadableMessage. Consume the iterator to its end."""
+        """Yield a JSON value or an UnreadableMessage for each message that these bytes complete. Consume the iterator to its end."""
         buffer = self._buffer
         if buffer:
             buffer += data
@@ -76,7 +76,7 @@ class FrameSplitter:
             buffer += data[end:]
         del buffer[self._max_bytes + 1 :]
         self._scanned = len(buffer)
-        # The usual case is one message, which split would search byte by byte.
+        # In the usual case of one message, this is faster than split, which compares byte by byte.
         for line in (whole[:-1],) if whole.find(b"\n") == len(whole) - 1 else whole.split(b"\n"):
             if len(line) > self._max_bytes:
                 line = line[: self._max_bytes + 1]  # noqa: PLW2901 - the same text as if the line had arrived in several chunks

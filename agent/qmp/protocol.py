@@ -1,6 +1,6 @@
 """The QMP protocol: bytes in, messages out. Pure: no socket, no clock, no asyncio.
 
-A `Connection` holds the state of one connection. `receive` takes received bytes and yields the messages that they complete. `send` and
+A `QmpProtocol` holds the state of one connection. `receive` takes received bytes and yields the messages that they complete. `send` and
 `probe` return bytes to write. `receive` raises only ProtocolError; any other exception is a bug. The messages do not depend on how the
 bytes are split into chunks.
 
@@ -8,8 +8,8 @@ Facts about QEMU 2.6 to 11.1: in-band replies arrive in the order of the command
 can arrive between any two messages, and even before the greeting.
 
 An unreadable message does not end a negotiated connection. If it is clearly a reply, the oldest pending command fails. If its kind is
-unknown, all pending commands fail, and it is unknown which command the next reply belongs to. A marker ends this state. It is a command
-with an id that is sent alone before the next batch. The replies after the marker's reply belong to that batch.
+unknown, all pending commands fail, and it is unknown which command the next reply belongs to. A marker ends this state: a command with an
+id that is sent alone before the next batch. The replies after the marker's reply belong to that batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -64,7 +64,7 @@ UNKNOWN_VERSION = (0, 0, 0)
 
 
 def greeting_with_version(version: Any, *, oob: bool) -> Greeting:
-    """Return a greeting with a version. QEMU sends the version in its greeting and in the reply to query-version."""
+    """Return a greeting with the given version, an object from QEMU's greeting or from the reply to query-version."""
     version = version if isinstance(version, dict) else {}
     numbers = version.get("qemu")
     numbers = numbers if isinstance(numbers, dict) else {}
@@ -92,7 +92,7 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ProbeReply:
-    """The reply to the out-of-band probe with this number. An error counts as a reply, because QEMU's monitor thread sent it."""
+    """The reply to the out-of-band probe with this number. An error also counts, because it shows that QEMU's monitor thread runs."""
 
     number: int
 
@@ -115,7 +115,7 @@ class SkippedQmpMessages(NamedTuple):
     """Total numbers of skipped messages, by reason.
 
     Attributes:
-        unreadable: messages that could not be read, not counting oversized messages.
+        unreadable: messages within the size limit that could not be read.
         oversized: messages that exceeded the size limit.
         stray: replies that belong to no command.
     """
@@ -142,7 +142,7 @@ class QmpProtocol:
     Attributes:
         state: the progress of the handshake.
         oob: whether QEMU offers out-of-band execution.
-        skipped: numbers of skipped messages. A new object replaces it when a message is skipped.
+        skipped: total numbers of skipped messages. The object is replaced when a message is skipped.
         out_of_sync: whether it is unknown which command the next reply belongs to. The reply to the newest marker ends this state.
     """
 
@@ -169,7 +169,7 @@ class QmpProtocol:
 
     @property
     def oldest_pending(self) -> str:
-        """Name of the command that QEMU is executing; empty if no reply is due."""
+        """Name of the oldest command without a reply, which QEMU is executing; empty if no reply is due."""
         return self._pending[0].name if self._pending else ""
 
     def receive(self, data: bytes) -> Iterator[Message]:
@@ -188,7 +188,7 @@ class QmpProtocol:
                 yield message
 
     def negotiate(self) -> Request:
-        """Return the bytes that answer a greeting. They enable out-of-band execution if QEMU offered it."""
+        """Return the bytes of `qmp_capabilities`, the command after a greeting. Enable out-of-band execution if QEMU offers it."""
         assert self.state is ConnectionState.NEGOTIATING
         return commands.negotiation_request(oob=self.oob)
 
@@ -222,8 +222,8 @@ class QmpProtocol:
     def next_marker(self) -> Request | None:
         """Return the bytes of a marker; None if no marker is due.
 
-        No marker is due while replies can be assigned to commands, or while a marker is in flight. While QEMU may have
-        `MAX_COMMANDS_IN_FLIGHT` requests, no marker is due before the next reply.
+        A marker is due while `out_of_sync`, except while another marker is in flight. If QEMU may already have `MAX_COMMANDS_IN_FLIGHT`
+        requests, the marker has to wait for a reply.
         """
         if not self.out_of_sync or self._marker_is_in_flight or self._requests_in_qemu >= MAX_COMMANDS_IN_FLIGHT:
             return None
@@ -241,7 +241,7 @@ class QmpProtocol:
         return self._probe, commands.probe_request(self._probe)
 
     def _fail_affected_commands(self, kind: MessageKind, reason: str) -> Iterator[Reply | ProbeReply]:
-        """Yield an error reply for each command whose reply may be an unreadable message.
+        """Yield an error reply for each command that an unreadable message may be the reply to.
 
         If a probe is pending, the unreadable message also counts as the probe's reply.
 
@@ -250,8 +250,8 @@ class QmpProtocol:
             reason: why the message cannot be read.
 
         Raises:
-            ProtocolError: the message arrived during the handshake, so the peer does not speak QMP. It is also raised if so many messages
-                were unreadable that no command can get a reply.
+            ProtocolError: the message arrived during the handshake, so the peer does not speak QMP. Or so many messages were unreadable
+                that no command can get a reply.
         """
         if self.state is not ConnectionState.READY:
             raise ProtocolError(reason)
@@ -274,7 +274,7 @@ class QmpProtocol:
             raise ProtocolError(f"no reply can be read: {reason}")
 
     def _correct_kind(self, kind: MessageKind) -> MessageKind:
-        """Return the kind of an unreadable message: the guessed kind, corrected by the requests that are pending."""
+        """Correct the guessed kind of an unreadable message, given which requests are pending."""
         if kind is MessageKind.EVENT:
             return kind
         if self.out_of_sync:  # the message is the reply to the marker or to an earlier batch

@@ -1,8 +1,8 @@
 """The query table: one row for each `query-*` command of QEMU 2.6 to 11.1. A row states when the agent sends the command, and why.
 
-agent/qmp/commands.py permits only `query-*` commands in this table, and none with the trigger REFUSED. It permits a command with the
-trigger ALLOWED only if the config allows it by name. A test compares the rows with the commands that the collectors send. Before you
-change a row, find out what the command does to a guest.
+agent/qmp/commands.py permits only `query-*` commands in this table, and none with the trigger REFUSED. A command with the trigger ALLOWED
+is permitted only if the config allows that command by name. A test compares the rows with the commands that the collectors send.
+Before you change a row, find out what the command does to a guest.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class QueryTrigger(StrEnum):
     STALLED = "while stalled"
     """Out of band, while a reply is overdue."""
     ALLOWED = "if allowed"
-    """If the config allows it by name, because the command is unstable in QEMU."""
+    """If the config allows the command by name, because the command is unstable in QEMU."""
     REFUSED = "never"
     """The agent never sends the command, because it is not on the allow-list."""
 
@@ -62,8 +62,8 @@ QUERIES = (
     Query(
         "query-block",
         _EVENT,
-        "Throttle limits, trays, I/O status. It accesses the storage, which can hang. So it is sent rarely, and never while the "
-        "storage does not answer.",
+        "Throttle limits, trays, I/O status. The command accesses the storage, which can hang. So it is sent rarely, and never "
+        "while the storage does not answer.",
     ),
     Query(
         "query-block-exports",
@@ -74,7 +74,7 @@ QUERIES = (
     Query(
         "query-blockstats",
         _POLLED,
-        "I/O statistics of each disk. To a quiet VM, the agent sends only this command at each poll.",
+        "I/O statistics of each disk. At most polls, the agent sends only this command.",
     ),
     Query(
         "query-chardev",
@@ -86,7 +86,7 @@ QUERIES = (
     Query(
         "query-command-line-options",
         _REFUSED,
-        "Describes the command line of this build, for management; loads modules.",
+        "Describes the command-line options of this build; loads modules.",
     ),
     Query("query-commands", QueryTrigger.BUILD, "Names of the supported commands, so that the agent sends no others."),
     Query("query-cpu-definitions", _REFUSED, f"{_REASON_LOADS_MODULES}."),
@@ -100,7 +100,7 @@ QUERIES = (
     Query(
         "query-dirty-rate",
         _ATTACH,
-        "Result of another client's measurement; polled during a measurement. A measurement is a change.",
+        "Result of a measurement that another client started; polled while it runs. The agent starts none.",
     ),
     Query("query-display-options", _REFUSED, f"{_REASON_FIXED}."),
     Query("query-dump", _EVENT, "Progress of a dump of the guest's memory."),
@@ -131,12 +131,13 @@ QUERIES = (
     Query("query-migrate-cache-size", _REFUSED, "The result of query-migrate has the cache size, too (until 5.2)."),
     Query("query-migrate-capabilities", _ATTACH, "Whether MIGRATION events are on."),
     Query("query-migrate-parameters", _REFUSED, "Parameters that the manager set; query-migrate reports their effect."),
-    Query("query-migrationthreads", _REFUSED, "The kernel reports on threads without any cost for QEMU (7.2 to 11.0)."),
+    Query("query-migrationthreads", _REFUSED, "The kernel reports the threads, too, at no cost to QEMU (7.2 to 11.0)."),
     Query("query-name", _ATTACH, "Name of the VM."),
     Query(
         "query-named-block-nodes",
         _EVENT,
-        "Layers of disks. It accesses the storage, which can hang. So it is sent rarely, and never while the storage does not answer.",
+        "Layers of disks. The command accesses the storage, which can hang. So it is sent rarely, and never while the storage does "
+        "not answer.",
     ),
     Query("query-pci", _EVENT, "PCI devices, for the inventory."),
     Query("query-pr-managers", _REFUSED, "PR_MANAGER_STATUS_CHANGED reports each relevant change."),
@@ -155,17 +156,21 @@ QUERIES = (
     Query(
         "query-stats",
         _POLLED,
-        "KVM's statistics. They have an interval of their own, because the command is long: it lists their names.",
+        "KVM's statistics, at a longer interval: the command lists their names, so QEMU takes long to read it.",
     ),
     Query("query-stats-schemas", _REFUSED, "Units of KVM's statistics; the agent has a table of its own."),
     Query("query-status", _EVENT, "Run state of the VM."),
     Query("query-target", _REFUSED, f"{_REASON_FIXED}."),
-    Query("query-tpm", _ATTACH, "TPMs."),
+    Query("query-tpm", _ATTACH, "TPM devices, for the inventory."),
     Query("query-tpm-models", _REFUSED, f"{_REASON_FIXED}."),
     Query("query-tpm-types", _REFUSED, f"{_REASON_FIXED}."),
     Query("query-uuid", _ATTACH, "UUID of the VM."),
     Query("query-vcpu-dirty-limit", _ATTACH, "Dirty limits of the vCPUs; polled while one is set."),
-    Query("query-version", _ATTACH, "Version of QEMU, over libvirt with passthrough. Otherwise the greeting has it."),
+    Query(
+        "query-version",
+        _ATTACH,
+        "Version of QEMU, over libvirt with passthrough. On other connections, the greeting has the version.",
+    ),
     Query("query-vm-generation-id", _REFUSED, "For the guest, which uses the id to detect that it was cloned."),
     Query("query-vnc", _REFUSED, "Reports one display only; query-vnc-servers reports all."),
     Query("query-vnc-servers", _EVENT, "VNC displays and their clients."),
@@ -173,14 +178,14 @@ QUERIES = (
     Query(
         "query-yank",
         QueryTrigger.STALLED,
-        "Shows which part of QEMU hangs, because QEMU replies to it even while its main loop hangs.",
+        "Shows whether the whole process hangs: QEMU replies even while only its main loop hangs.",
     ),
     Query("x-query-*", _REFUSED, "Text for debugging QEMU, in an unstable format."),
     Query(
         "x-query-virtio-queue-status",
         QueryTrigger.ALLOWED,
-        "Requests in the queues of a virtio disk that completes none, if `allow.virtio_queues` is on. It would stop the queue of a "
-        "vhost device, so it is sent only for devices of the type `virtio-blk-device`.",
+        "Requests in flight of a virtio disk that completes none, if `allow.virtio_queues` is on. The command would stop the queue "
+        "of a vhost device, so it is sent only for devices of the type `virtio-blk-device`.",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""The bytes that a peer sent before its connection ended and that the event loop did not read."""
+"""Reads the last bytes that a peer sent before the connection ended, if the event loop has not read them."""
 
 import asyncio
 import contextlib
@@ -9,10 +9,10 @@ MAX_BYTES = 1 << 20
 
 
 def read_unread_bytes(transport: asyncio.BaseTransport) -> bytes:
-    """Return the bytes that the kernel still holds for a transport. Call this in `connection_lost` only. It never waits.
+    """Return the received bytes that the kernel still holds for a transport, without waiting. Call this in `connection_lost` only.
 
     asyncio and uvloop stop reading when a write fails. A QEMU that ends sends SHUTDOWN and closes its monitors. If the agent writes a
-    command before it reads the event, the write fails, and the event stays in the kernel.
+    command before the agent reads this event, the write fails, and the event stays in the kernel.
     """
     # TLS needs the keys of the transport to read more.
     if transport.get_extra_info("ssl_object") is not None:

@@ -47,7 +47,7 @@ async def host(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hostil
         ([line({"QMP": 5})], "gone", "a greeting that is not an object"),
         ([line(HELLO), line({"error": {"class": "X", "desc": "no"}})], "gone", "QEMU refused the negotiation: X: no"),
         ([b"HTTP/1.1 400 Bad Request\r\n\r\n"], "gone", "not JSON"),
-        ([line(HELLO)], "stalled", "no reply to the negotiation within 1 s of the greeting"),
+        ([line(HELLO)], "stalled", "QEMU greeted but did not reply to the negotiation within 1 s"),
         ([READY], "stalled", "no reply to query-uuid within 1 s"),
         ([], "busy", "no greeting within 1 s"),
         ([line(HELLO)[:30]], "busy", "no greeting within 1 s"),

@@ -32,7 +32,7 @@ class MonitorState(StrEnum):
 
     CONNECTING = "connecting"
     BUSY = "busy"
-    """The monitor accepts connections but sends no greeting, because another client holds it. The VM is alive."""
+    """The monitor accepts connections but sends no greeting, because another client holds the monitor. The VM is alive."""
     NEGOTIATING = "negotiating"
     UP = "up"
     STALLED = "stalled"
@@ -101,7 +101,7 @@ class VmChange(StrEnum):
 
 
 def reported_change(before: MonitorState | None, after: MonitorState) -> VmChange | None:
-    """Return the lifecycle change that a session reports for a change of a monitor's state; None if it reports none."""
+    """Return the lifecycle change to report for a change of a monitor's state; None if there is none to report."""
     match before, after:
         case _, MonitorState.BUSY:
             return VmChange.BUSY
@@ -129,19 +129,26 @@ class SessionObserver(Protocol):
         """Handle the record of a transition that a collector derived from two polls, such as the end of a migration."""
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Handle a poll: all samples of these families at `time_ns`. A subject, such as a disk, no longer exists if it has no sample."""
+        """Handle all samples that a poll returned for these families. A subject, such as a disk, without a sample no longer exists.
+
+        Args:
+            vm: the VM.
+            families: the polled families, including families without a sample.
+            samples: the samples.
+            time_ns: time of the poll, in nanoseconds since the epoch.
+        """
 
     def on_samples_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
-        """Handle a poll that failed: the last values of these families are out of date."""
+        """Handle a failed poll at `time_ns`: the earlier samples of these families are out of date."""
 
     def on_status(self, status: MonitorStatus) -> None:
         """Handle a change of a monitor's status."""
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
-        """Handle a monitor that is no longer supervised."""
+        """Handle the end of a monitor's supervision."""
 
     def on_connection_refused(self, address: str, reason: str) -> None:
-        """Handle an incoming connection that the agent refused; `address` is the agent's own address."""
+        """Handle an incoming connection that the agent refused; `address` is the address that the agent listens on."""
 
     def on_response_time(self, seconds: float) -> None:
         """Handle a response time: the seconds between sending commands and their last reply.
@@ -162,14 +169,20 @@ class SessionObserver(Protocol):
         """
 
     def on_events_dropped(self, vm: Vm, reason: str, events: int) -> None:
-        """Handle events that the agent dropped; `events` is their number."""
+        """Handle events that the agent dropped.
+
+        Args:
+            vm: the VM.
+            reason: `before_attach`: the buffer was full before the VM was identified.
+            events: number of dropped events.
+        """
 
 
 class DiskCommandController(Protocol):
     """Decides which commands the sessions send to change disks in QEMU."""
 
     def has_pending_commands(self, vm: Vm) -> bool:
-        """Return whether `pending_commands` may return commands. This must be fast, because each poll calls it."""
+        """Return whether `pending_commands` may return commands. Each poll calls this method, so implementations must be fast."""
 
     async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
         """Return the commands to send to this VM now, each with its disk."""
@@ -189,13 +202,13 @@ class StorageAccess(Protocol):
     """Decides whether the storage of a VM may be accessed."""
 
     async def may_query(self, vm: Vm, pid: int | None) -> bool:
-        """Return whether commands that access the storage of this VM may be sent now. It waits less than a second for the storage.
+        """Return whether commands that access the storage of this VM may be sent now. The call takes less than a second.
 
-        After a refusal, it calls `SessionContext.schedule_collectors` when the storage answers again.
+        After a refusal, the implementation calls `SessionContext.schedule_collectors` once the storage answers again.
 
         Args:
             vm: the VM.
-            pid: its process; None if unknown.
+            pid: pid of the VM's process; None if unknown.
         """
 
 
@@ -251,19 +264,19 @@ class SessionContext:
     """State that all sessions share.
 
     Attributes:
-        settings: the current settings. A reload replaces the object, so do not store it.
+        settings: the current settings. A reload replaces the object, so keep no reference to it.
         allow: the commands that may be sent.
         collectors: the collectors that sessions run.
         thresholds: decides which write thresholds to set; None if none are set.
         histograms: decides which latency histograms to set; None if none are set.
-        storage: decides whether commands that access storage may be sent; None if they always may.
+        storage: decides whether commands that access storage may be sent; None if such commands are always sent.
         root: the directory that contains /proc and /sys.
         random: returns a number from 0 to 1, to spread polls over time.
         build_commands: the command names of each known QEMU build; sessions add builds.
         first_polls: spreads the first polls of newly attached VMs over time.
         attached_vms: number of attached VMs; each session adds itself while its VM is attached.
         wake_timers: wakes sessions for their next polls.
-        deadlines: deadlines of the replies to quiet polls.
+        deadlines: deadlines of the replies to callback polls.
         virtual_function_counters: the last counters of virtual functions of network devices.
         schedule_by_vm: for each attached VM, a function that makes the collectors with the given names due.
     """
@@ -321,6 +334,6 @@ class SessionContext:
             schedule(names)
 
     def apply(self, settings: SessionSettings) -> None:
-        """Replace the settings. They also apply to VMs that are already attached."""
+        """Replace the settings, also for VMs that are already attached."""
         self.allow.permit_only(settings.changes)
         self.settings = settings

@@ -1,6 +1,7 @@
-"""Polls that need no task: a timer sends the commands, and the arriving replies call the rest.
+"""Callback polls: polls that wake no asyncio task. A timer sends the commands, and the arriving replies report the samples.
 
-A poll is quiet if its commands fit one write and none of them accesses storage. The session's task does all other work.
+A poll can run this way if its commands fit one write, its replies are small, and no command accesses storage. The session's task runs all
+other polls.
 """
 
 import asyncio
@@ -26,17 +27,17 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class CallbackConnection(Protocol):
-    """A connection that can send commands and call back with the replies. `QmpClient` implements it, and documents the methods."""
+    """A connection that can send commands and call back with the replies. `QmpClient` implements and documents the methods."""
 
     def start(self, commands: Sequence[Command], on_results: OnResults) -> bool:
         """Send commands in one write; return False if that is not possible now."""
 
     def abandon(self, seconds: float) -> StalledError:
-        """Ignore the replies that are overdue, and return the error to raise."""
+        """Ignore the overdue replies when they arrive. Return the error to raise."""
 
 
 class CallbackPolls:
-    """Runs the quiet polls of one VM, while the session's task waits in `run`."""
+    """Runs the callback polls of one VM, while the session's task waits in `run`."""
 
     __slots__ = (
         "_batch",
@@ -76,10 +77,10 @@ class CallbackPolls:
         self._is_check_pending = False
 
     async def run(self) -> Sequence[str]:
-        """Run quiet polls until the session's task is needed. Return the names of the polls for the task to run; may be empty.
+        """Run callback polls until the session's task is needed. Return the names of the polls for the task to run; may be empty.
 
         Raises:
-            StalledError: the reply to a quiet poll is overdue. Call `wait_until_responsive` next.
+            StalledError: the reply to a callback poll is overdue. Call `wait_until_responsive` next.
             QmpError: the connection ended.
         """
         self._task = asyncio.get_running_loop().create_future()
@@ -102,7 +103,7 @@ class CallbackPolls:
         self._task = None
 
     def check_soon(self) -> None:
-        """Check the schedule and the connection in the next turn of the event loop. Call this after one of them has changed."""
+        """Check the schedule and the connection in the next turn of the event loop. Call this after either has changed."""
         if not self._is_check_pending:
             self._is_check_pending = True
             asyncio.get_running_loop().call_soon(self._check)
@@ -110,11 +111,11 @@ class CallbackPolls:
     def _check(self) -> None:
         self._is_check_pending = False
         if self._ended.done():
-            self._on_end()
+            self._on_connection_end()
         elif not self._batch:
             self._poll_due()
 
-    # The path of a quiet poll.
+    # The path of a callback poll.
 
     def on_time(self, at: float) -> None:
         """Run the polls that are due."""
@@ -126,19 +127,19 @@ class CallbackPolls:
     def _poll_due(self) -> None:
         """Run the polls that are due. Stop when one waits for QEMU, when no other is due, or when the task is needed."""
         try:
-            while self._is_idle:
+            while self._is_task_waiting:
                 names = self._schedule.pop_due(time.monotonic())
                 if not names:
-                    self._wait_until(self._schedule.next_due_at())
+                    self._set_wake_time(self._schedule.next_due_at())
                     return
-                if not self._start(names):
+                if not self._start_polls(names):
                     self._continue_task(names)
                 elif self._batch:
                     return
         except Exception as error:  # noqa: BLE001 - a bug ends the task, as if the task had run this
             self._fail_task(error)
 
-    def _start(self, names: Sequence[str]) -> bool:
+    def _start_polls(self, names: Sequence[str]) -> bool:
         """Send the commands of these polls, and read the kernel's files for them. Return False if only the task can run them."""
         client = self._client
         batch = self._poller.callback_batch(names) if client is not None else None
@@ -171,10 +172,10 @@ class CallbackPolls:
         if at <= time.monotonic() + SLACK_SECONDS:
             self._poll_due()
         else:
-            self._wait_until(at)
+            self._set_wake_time(at)
 
-    def _wait_until(self, at: float) -> None:
-        """Wait until the next poll is due at this time."""
+    def _set_wake_time(self, at: float) -> None:
+        """Set the timer that wakes these polls when the next one is due."""
         self._executor.next_action_at = at
         if at != self._wake_at:
             timers = self._context.wake_timers
@@ -183,10 +184,10 @@ class CallbackPolls:
             if at < inf:
                 timers.add(at, self)
 
-    # What ends quiet polls.
+    # Return to the session's task.
 
     @property
-    def _is_idle(self) -> bool:
+    def _is_task_waiting(self) -> bool:
         """True while the task waits in `run`."""
         return self._task is not None and not self._task.done()
 
@@ -199,11 +200,11 @@ class CallbackPolls:
             self._task.set_exception(error)
 
     def on_overdue(self) -> None:
-        """Handle an overdue reply to a quiet poll."""
+        """Handle an overdue reply to a callback poll."""
         if self._client is not None:
             self._fail_task(self._client.abandon(self._context.settings.response_seconds))
 
-    def _on_end(self) -> None:
+    def _on_connection_end(self) -> None:
         error = self._ended.result()
         if self._batch and isinstance(error, ProtocolError):
             self._poller.on_protocol_error(self._batch, error)

@@ -1,4 +1,4 @@
-"""Back-off of failing collectors. A collector fails if QEMU's reply cannot be read, or if it has a bug. Pure: time is an argument."""
+"""Back-off of failing collectors. A collector fails if QEMU's reply cannot be read, or because of a bug. Pure: time is an argument."""
 
 from dataclasses import dataclass
 from math import inf
@@ -9,7 +9,7 @@ MAX_CAUSE = 200
 """Maximum length of a failure's cause, in characters."""
 
 DegradedCollectors = tuple[tuple[str, str], ...]
-"""Pairs of a failing collector's name and the cause."""
+"""The failing collectors: pairs of a collector's name and the cause of its failure."""
 
 
 @dataclass(slots=True)
@@ -20,7 +20,7 @@ class _Failure:
 
 
 class CollectorFailures:
-    """Failing collectors of one VM. The agent does not poll a failing collector for a time, which doubles with each consecutive failure.
+    """Failing collectors of one VM. A failing collector is off for a time, which doubles with each consecutive failure.
 
     If it is unknown which of several collectors caused a failure, all of them are isolated: the agent polls each alone until its reply can
     be read.

@@ -14,7 +14,7 @@ from agent.session.stall_probe import StallProbe
 
 
 class CommandExecutor:
-    """Executes commands on one connection. For the agent's watchdog, it stores when the session has to act next.
+    """Executes commands on one connection, and stores for the agent's watchdog when the session has to act next.
 
     Attributes:
         unreadable: error of the last unreadable reply in `execute_with_retry`; empty if all replies were readable. The caller resets it.
@@ -44,7 +44,7 @@ class CommandExecutor:
         return await self._client.execute(commands, deadline=timeout)
 
     def pop_skipped_messages(self) -> Iterable[tuple[str, int]]:
-        """Return the number of QEMU's messages that were skipped since the last call, by reason."""
+        """Return pairs of a reason and the number of QEMU's messages that were skipped for this reason since the last call."""
         total, before = self._client.skipped_messages, self._skipped
         if total is before:
             return ()
@@ -70,10 +70,10 @@ class CommandExecutor:
                 return results
 
     async def wait_until_responsive(self, error: BusyError | StalledError) -> None:
-        """Wait until QEMU has replied to all commands, or until no other client holds the monitor.
+        """Wait until QEMU has replied to all commands. If another client holds the monitor, wait until that client disconnects.
 
         Args:
-            error: why the session waits.
+            error: why the session has to wait.
 
         Raises:
             QmpError: the connection ended.

@@ -12,7 +12,7 @@ from agent.qmp.errors import QmpError
 from agent.session.supervisor_group import SupervisorGroup
 
 GRACE_SECONDS = 1.0
-"""How long the monitors of a removed discoverer stay connected, so that another discoverer can find them."""
+"""How long the monitors of a removed discoverer stay connected, so that another discoverer can find the same monitors."""
 
 
 class _DiscoveredMonitors:
@@ -62,7 +62,7 @@ class DiscoveryManager:
             self._tasks.create_task(self._dismiss_monitors(discovered), name="dismiss monitors")
 
     async def storage_pools(self) -> list[LibvirtStoragePool]:
-        """Return the storage pools of all managers that have some.
+        """Return the storage pools of all VM managers that discoverers use, such as libvirt.
 
         Raises:
             StoragePoolsError: a manager failed, and no other manager has pools.

@@ -26,7 +26,7 @@ class DiskCommandWriter:
         self._vm = vm
 
     def pop_collectors_to_poll(self) -> frozenset[str]:
-        """Return the names of the collectors to poll now, and remove them from the list."""
+        """Return the collectors that the threshold controller requested, and remove them from its list."""
         controller = self._context.thresholds
         return controller.pop_collectors_to_poll(self._vm) if controller is not None else frozenset()
 
@@ -46,7 +46,7 @@ class DiskCommandWriter:
         """Execute the pending commands one by one. Then schedule the collectors that the threshold controller requested.
 
         After a stall, the remaining commands are dropped, because they were computed from old samples. On a connection without events, no
-        threshold is set, because the agent would miss the threshold's event. The levels are also compared at each poll.
+        write threshold is set, because the agent would miss its event.
 
         Args:
             receives_events: whether this connection receives events.
@@ -79,7 +79,7 @@ class DiskCommandWriter:
         """Execute a command; return whether QEMU confirmed it."""
         try:
             (result,) = await self._executor.execute((command,))
-        except CommandNotAllowedError as error:  # a config reload has forbidden the command in the meantime
+        except CommandNotAllowedError as error:  # a config reload has forbidden the command meanwhile
             _log.info("%s: %s of disk %s not sent: %s", self._vm.name, command.name, disk, error)
             return False
         return not isinstance(result, QmpError)

@@ -1,7 +1,7 @@
 """The latency histograms of one disk in QEMU, as a state machine. Pure.
 
 QEMU has one set of histograms for each disk, and any client can replace or remove them. The agent sets histograms only on a disk that has
-none. It never replaces or removes histograms, not even its own. So the agent's histograms stay until the disk is unplugged or QEMU ends.
+none. The agent never replaces or removes histograms, not even its own. So its histograms stay until the disk is unplugged or QEMU ends.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,11 +36,14 @@ class HistogramState(StrEnum):
 
 
 class HistogramStateInput(StrEnum):
-    """An input of the state machine."""
+    """An input of the state machine of a disk's histograms."""
 
     READ_NONE = "read_none"
+    """A poll shows no histograms."""
     READ_OURS = "read_ours"
+    """A poll shows the histograms that the agent set."""
     READ_FOREIGN = "read_foreign"
+    """A poll shows other histograms."""
     SEND = "send"
     """The agent is about to send the command that sets the histograms."""
     FAIL = "fail"
@@ -87,7 +90,7 @@ class DiskLatencyHistograms:
         device: the device's name in the command; empty if QEMU has none for it.
         operations: total numbers of operations of each kind at the last poll. A lower number shows that the disk was replaced.
         refusals: number of consecutive failed commands.
-        is_unplugged: whether QEMU has reported that the disk was unplugged. A later reply can still describe the unplugged disk.
+        is_unplugged: whether QEMU has reported that the disk was unplugged. After the report, a poll can still show the unplugged disk.
     """
 
     state: HistogramState = HistogramState.UNREAD
@@ -128,7 +131,7 @@ class DiskLatencyHistograms:
         return self.state is HistogramState.NONE and bool(self.device)
 
     def on_send(self, boundaries: BoundariesNs) -> None:
-        """Store the boundaries of a command that is about to be sent."""
+        """Store the boundaries of the command that the agent is about to send."""
         self._change_state(HistogramStateInput.SEND)
         self.own = boundaries
 

@@ -1,6 +1,6 @@
 """Coalescing of repeated events. Pure: time is an argument.
 
-The first event is reported at once. Its repetitions are reported once a second: the last event, and their number.
+The first event is reported at once. Repetitions are reported once a second, as one event: the last of them, with their number.
 With a failing disk and werror=ignore, QEMU 7.2 emits about 270 BLOCK_IO_ERROR events a second (measured). QEMU 9.2 and newer limit them.
 """
 
@@ -53,7 +53,7 @@ class EventCoalescer:
         self._windows: dict[EventKey, _Window] = {}
 
     def add(self, key: EventKey, event: Event, time_ns: int, now: float) -> Iterator[CoalescedEvent]:
-        """Add an event, and yield the reports to emit now. `pop_due` yields the later reports.
+        """Add an event, and yield the events to report now. `pop_due` yields later reports.
 
         Args:
             key: the event's key.
@@ -80,7 +80,7 @@ class EventCoalescer:
         return next((window.ends_at for window in self._windows.values()), inf)
 
     def pop_due(self, now: float) -> Iterator[CoalescedEvent]:
-        """Yield the reports of the windows that have ended. After each report, begin a new window with the same key."""
+        """Yield the events of the windows that have ended. After each, begin a new window with the same key."""
         while self.next_due_at() <= now:
             key = next(iter(self._windows))  # the windows are in the order of their ends
             window = self._windows.pop(key)
@@ -89,7 +89,7 @@ class EventCoalescer:
                 yield window.held
 
     def flush(self) -> Iterator[CoalescedEvent]:
-        """End all windows and yield their reports, the oldest first."""
+        """End all windows and yield their events, the oldest first."""
         windows, self._windows = self._windows, {}
         held = [window.held for window in windows.values() if window.held is not None]
         yield from sorted(held, key=lambda event: event.last_ns)

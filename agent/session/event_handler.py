@@ -1,6 +1,6 @@
 """Conversion of the events of one connection into records.
 
-The agent buffers events until it has identified the VM. It coalesces repeated events.
+Events are buffered until the VM is identified. Repeated events are coalesced.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ ORDERED_EVENTS = frozenset({"STOP", "RESUME", "RESET", "SHUTDOWN"})
 
 
 class EventHandler:
-    """Handler of one connection's events.
+    """Converts the events of one connection into records.
 
     Call `on_event` for each event, `attach` once the VM is identified, and `close` when the connection ends.
     """
@@ -119,12 +119,12 @@ class EventHandler:
             self._observer.on_event(record)
 
     def _start_timer(self, vm: Vm) -> None:
-        """Start the timer that reports coalesced events. A poll may wait for replies, so it could not report them in time."""
+        """Start the timer that reports coalesced events. The next poll may be too late for that, because a poll waits for replies."""
         if self._timer is None and (due_at := self._coalescer.next_due_at()) < inf:
             delay = max(0.0, due_at - time.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(delay, self._report_due, vm)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._report_ended_windows, vm)
 
-    def _report_due(self, vm: Vm) -> None:
+    def _report_ended_windows(self, vm: Vm) -> None:
         self._timer = None
         self._report_coalesced(vm, self._coalescer.pop_due(time.monotonic()))
         self._start_timer(vm)

@@ -9,7 +9,7 @@ from agent.qmp.client import CommandResult
 from agent.qmp.commands import Command
 from agent.session.identity import DEVICE_CONTAINERS
 
-_TYPE = "child<virtserialport>"
+_PORT_TYPE = "child<virtserialport>"
 
 MAX_PORTS = 32
 """Maximum number of ports to query; a virtio serial device has 31."""
@@ -18,7 +18,7 @@ Execute = Callable[[Sequence[Command]], Awaitable[list[CommandResult]]]
 
 
 class GuestAgentPortLookup:
-    """Finds the port of one VM's guest agent. Each port is queried once, because its name does not change."""
+    """Finds the port of one VM's guest agent. The name of each port is queried once, because the name does not change."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
@@ -41,7 +41,7 @@ class GuestAgentPortLookup:
             f"{container}/{name}"
             for container, children in zip(DEVICE_CONTAINERS, listings, strict=True)
             for child in as_list_of_objects(children)
-            if child.get("type") == _TYPE and (name := as_text(child.get("name")))
+            if child.get("type") == _PORT_TYPE and (name := as_text(child.get("name")))
         ][:MAX_PORTS]
         self._names = {path: name for path, name in self._names.items() if path in paths}
         for path in paths:

@@ -32,7 +32,7 @@ COMMANDS = (
 """Commands whose replies describe a VM's threads, accelerator and machine type."""
 
 REQUIRED_COMMANDS = {"vcpu": "query-cpus-fast", "iothread": "query-iothreads"}
-"""The QMP command that lists the threads of a collector, by the collector's name."""
+"""For each collector of threads, by name, the QMP command that lists the threads."""
 
 _NIC_TYPES = tuple(
     f"child<{kind}"
@@ -50,13 +50,13 @@ _NIC_TYPES = tuple(
         "spapr-vlan",
     )
 )
-"""Prefixes of the QOM types of network cards. The agent does not query the types from QEMU, because QEMU would load modules for that."""
+"""Prefixes of the QOM types of network cards. The list is fixed, because QEMU would load modules to list the types."""
 
 MAX_NICS = 64
 """Maximum number of network cards to query. QEMU's machines have fewer slots."""
 
 HOST_TIMEOUT_SECONDS = 5.0
-"""Timeout of each lookup on the host. A lookup can hang: when a tap's fdinfo is read, the kernel waits for its network lock."""
+"""Timeout of each lookup on the host. A lookup can hang: a read of a tap's fdinfo waits for a lock of the kernel's network stack."""
 
 MAX_THREADS = 8192
 """Maximum number of threads to report. QEMU's machines have at most 4096 vCPUs (11.1)."""
@@ -74,7 +74,7 @@ class HostProcess:
 
     Attributes:
         identity: sample that describes the VM, with the fields that are known.
-        timed_out: whether the last lookup of the process took too long. A slow host may answer the next one.
+        timed_out: whether the last lookup of the process took too long. On a slow host, the next lookup may succeed.
     """
 
     def __init__(self, context: SessionContext) -> None:
@@ -84,7 +84,7 @@ class HostProcess:
         self._process: Process | None = None
         self._interface_names: frozenset[str] = frozenset()
         self._nics: NicsByMac = {}
-        self._has_functions = False
+        self._has_virtual_functions = False
 
     def close(self) -> None:
         """Close the process's directory in /proc."""
@@ -93,10 +93,10 @@ class HostProcess:
             self._process = None
 
     def read(self, files: Sequence[FileRequest]) -> Sequence[FileReply]:
-        """Read files of the kernel about the process. If the process is unknown, the contents of the replies are None."""
+        """Read the kernel's files about the process. If the process is unknown, each reply has the content None."""
         if self._process is None:
             return [FileReply(request, [None] * len(request.names)) for request in files]
-        if not self._has_functions:
+        if not self._has_virtual_functions:
             return self._process.read_files(files)
         read, virtual_function_counters = self._process.read_files, self._context.virtual_function_counters
         return [
@@ -119,7 +119,7 @@ class HostProcess:
             socket_owner: pid of the process that opened the monitor's socket; None if unknown. `find_process` describes its use.
             vm: the VM.
             facts: the facts about the VM that are known already.
-            domain: the connection to the VM, if the connection goes through libvirt.
+            domain: the connection to the VM if it goes through libvirt; otherwise None.
 
         Raises:
             QmpError: the connection ended.
@@ -136,7 +136,7 @@ class HostProcess:
         find = partial(find_process, socket_owner, thread_ids, self._context.root)
         self.timed_out = False
         try:
-            qemu = await _run_in_thread(find, _close_found_process)
+            qemu = await _run_with_timeout(find, _close_found_process)
         except (UnknownProcessError, TimeoutError) as error:
             self.close()
             self.timed_out = isinstance(error, TimeoutError)
@@ -156,37 +156,34 @@ class HostProcess:
         )
 
     async def _read_labels(self, vm: Vm, domain: DomainXmlReader | None) -> dict[str, str]:
-        """Return the VM's labels.
-
-        They come from libvirt itself if the connection goes through libvirt, and otherwise from libvirt's files.
-        """
+        """Return the VM's labels: from libvirt if the connection goes through libvirt, otherwise from libvirt's files."""
         config = self._context.settings.labels
         with contextlib.suppress(TimeoutError):
             if domain is None:
-                return await _run_in_thread(partial(read_libvirt_labels, vm, config))
+                return await _run_with_timeout(partial(read_libvirt_labels, vm, config))
             xml = await domain.read_domain_xml(deadline=HOST_TIMEOUT_SECONDS)
             node = self._context.settings.host
-            return await _run_in_thread(partial(parse_libvirt_labels, xml, config, pod=domain.container, node=node))
+            return await _run_with_timeout(partial(parse_libvirt_labels, xml, config, pod=domain.container, node=node))
         return {}
 
     async def _find_interfaces(self, execute: Execute, process: Process) -> tuple[NetworkInterface, ...]:
-        """Return the process's network interfaces. Query QEMU's network cards only if there is a new interface."""
+        """Return the process's network interfaces. Query the network cards from QEMU only if there is a new interface."""
         try:
-            interfaces = await _run_in_thread(partial(interfaces_of, process, self._nics))
+            interfaces = await _run_with_timeout(partial(interfaces_of, process, self._nics))
         except TimeoutError:
             return ()
-        self._has_functions = any(interface.vf is not None for interface in interfaces)
+        self._has_virtual_functions = any(interface.vf is not None for interface in interfaces)
         names = frozenset(interface.name for interface in interfaces if interface.vf is None)
         if names <= self._interface_names:
             return interfaces
         self._interface_names, self._nics = names, await _query_nics(execute)
         try:
-            return await _run_in_thread(partial(interfaces_of, process, self._nics))
+            return await _run_with_timeout(partial(interfaces_of, process, self._nics))
         except TimeoutError:
             return interfaces
 
 
-async def _run_in_thread(
+async def _run_with_timeout(
     call: Callable[[], T], on_late_result: Callable[["asyncio.Future[T]"], None] = lambda _: None
 ) -> T:
     """Run a blocking call in a thread and return its result.

@@ -44,7 +44,7 @@ _STATS_INTERVAL_PROPERTY = "guest-stats-polling-interval"
 _BALLOON_TYPES = tuple(f"child<virtio-balloon-{bus}" for bus in ("pci", "ccw", "device"))
 """Prefixes of the QOM types of virtio balloons; the suffix -transitional> or -non-transitional> may follow.
 
-The agent does not query the types from QEMU, because QEMU would load modules to list them.
+The list is fixed, because QEMU would load modules to list the types.
 """
 
 _HV_BALLOON_TYPES = ("child<hv-balloon",)
@@ -82,7 +82,7 @@ def identify(
 
     A VM that was started without a UUID reports only zeros. The agent then derives a UUID from the host's name and the monitor's name. This
     UUID stays the same when the VM or the agent restarts. If VMs connect to an address of the agent, the monitor's name changes. The UUID
-    is then derived from this address and the VM's name. If the VM has no name, QEMU's command line replaces it.
+    is then derived from this address and the VM's name. For a VM without a name, QEMU's command line replaces the name.
 
     Args:
         host: the host's name.
@@ -93,7 +93,7 @@ def identify(
         arguments: returns QEMU's command line, or an empty sequence if the command line is unknown.
 
     Raises:
-        UnreadableReplyError: a reply that identifies the VM cannot be read. The name may be unreadable if the VM has a UUID.
+        UnreadableReplyError: the UUID cannot be read, or the VM has no UUID and its name cannot be read.
     """
     if isinstance(replies[0], UnreadableReplyError):
         raise replies[0]
@@ -178,10 +178,10 @@ def parse_command_names(reply: Any) -> frozenset[str]:
 
 
 def belong_to_earlier_connection(replies: Sequence[Any]) -> bool:
-    """Return whether the replies to IDENTITY_COMMANDS and QUERY_RUN_STATE belong to the commands before them.
+    """Return whether the replies to IDENTITY_COMMANDS and QUERY_RUN_STATE are late by one command.
 
-    A QEMU that was slow to reply to an earlier connection's command sends the reply to the next connection, which takes it for the reply to
-    its own negotiation.
+    A slow QEMU sends the reply to an earlier connection's last command over the present connection. The client takes this reply for the
+    reply to the negotiation. So each later reply seems to belong to the next command.
     """
     return any("UUID" in as_object(reply) for reply in replies[1:])
 

@@ -1,4 +1,4 @@
-"""Reads the replies to a collector's commands.
+"""Reads the samples in the replies to a collector's commands.
 
 Large replies are read in several turns of the event loop, so that a VM with a thousand disks does not delay other VMs. Pure.
 """
@@ -13,11 +13,11 @@ from agent.model.family import Sample
 from agent.qmp.errors import CommandError
 
 Result = TypeVar("Result")
-Turns = Generator[None, None, Result]
-"""Work in steps of a few milliseconds. The event loop may run between two steps."""
+Steps = Generator[None, None, Result]
+"""A generator that yields after each step of a few milliseconds, so that the event loop can run between two steps."""
 
 SAMPLES_PER_TURN = 128
-"""Number of samples that are read in one turn of the event loop. 128 disks take about two milliseconds."""
+"""Maximum number of samples that are read in one turn of the event loop. 128 disks take about two milliseconds."""
 
 
 class Collected(NamedTuple):
@@ -35,7 +35,7 @@ class Collected(NamedTuple):
 
 
 def read_at_once(collector: Collector, facts: VmFacts, replies: Sequence[Any]) -> Collected:
-    """Read a collector's replies without a pause."""
+    """Read a collector's replies in one step."""
     return next(filter(None, read_in_turns(collector, facts, replies)))
 
 
@@ -60,11 +60,11 @@ def is_unsupported(reply: object) -> bool:
     return isinstance(reply, CommandError) and reply.error_class == "CommandNotFound"
 
 
-def collect_in_steps(collector: Collector, replies: Sequence[Any]) -> Turns[tuple[Sequence[Sample], bool]]:
-    """Return the samples in a collector's replies. Replies with few samples are read in one step.
+def collect_in_steps(collector: Collector, replies: Sequence[Any]) -> Steps[tuple[Sequence[Sample], bool]]:
+    """Read the samples in a collector's replies, with a step for each `SAMPLES_PER_TURN` samples.
 
     Returns:
-        The samples, and whether the replies had more of them than `MAX_SAMPLES`.
+        The samples, and whether the replies had more samples than `MAX_SAMPLES`.
 
     Raises:
         QmpError: a reply is an error or is unexpected.

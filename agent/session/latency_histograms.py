@@ -1,4 +1,4 @@
-"""Latency histograms of all VMs' disks: stores which histograms the agent has set, and returns commands that set missing ones. Pure."""
+"""Latency histograms of all VMs' disks: which of them the agent has set, and the commands that set missing ones. Pure."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,13 +18,13 @@ AWAY_SECONDS = 600.0
 """How long the histograms of a detached VM are kept."""
 
 MAX_COMMANDS_PER_POLL = 16
-"""Maximum number of commands after one poll. Each takes about 2 ms of QEMU's main loop, because QEMU reads its monitor a byte at a time."""
+"""Maximum number of commands after one poll. A command takes about 2 ms of QEMU's main loop, which reads the monitor byte by byte."""
 
 _HISTOGRAMS = ("read_latency_seconds", "write_latency_seconds", "flush_latency_seconds", "zone_append_latency_seconds")
 _OPERATIONS = ("reads_total", "writes_total", "flushes_total")
 
 EntryNameAndValue = tuple[str, Any]
-"""The name and the JSON value of a persistent entry. The value None deletes the stored entry."""
+"""The name and the JSON value of a persistent entry, which the journal keeps across restarts. The value None deletes the entry."""
 
 
 @dataclass(slots=True)
@@ -32,19 +32,19 @@ class _VmHistograms:
     """The histograms of one VM.
 
     Attributes:
-        pid: the VM's process; None if it is unknown.
+        pid: pid of the VM's process; None if unknown.
         gone_at: monotonic time in seconds at which the VM was detached; None while it is attached.
         disks: the disks' histograms by the disks' names.
-        due: names of the disks whose histograms the agent may set now.
+        pending: names of the disks whose histograms the agent may set now.
     """
 
     pid: int | None = None
     gone_at: float | None = None
     disks: dict[str, DiskLatencyHistograms] = field(default_factory=dict)
-    due: list[str] = field(default_factory=list)
+    pending: list[str] = field(default_factory=list)
 
     def state_to_store(self) -> dict[str, Any] | None:
-        """Return the boundaries that the agent set, as a JSON value; None if there are none."""
+        """Return the boundaries that the agent set, as a JSON value to store; None if the agent set none."""
         own = {disk: list(histograms.own) for disk, histograms in self.disks.items() if histograms.own is not None}
         return {"pid": self.pid, "disks": own} if own else None
 
@@ -58,7 +58,7 @@ class LatencyHistograms:
 
     Attributes:
         boundaries: the boundaries of the histograms that the agent sets; empty if it sets none.
-        forgets_at_stop: whether there is no journal. If so, histograms with `boundaries` count as set by an earlier run.
+        forgets_at_stop: whether the agent has no journal. If so, histograms with exactly `boundaries` count as set by an earlier run.
     """
 
     def __init__(self, boundaries: BoundariesNs = ()) -> None:
@@ -81,42 +81,42 @@ class LatencyHistograms:
                     vm.disks[disk] = DiskLatencyHistograms(own=boundaries)
 
     def on_attached(self, vm: Vm, pid: int | None) -> None:
-        """Handle a VM that was attached. `pid` is its process; None if unknown. Remove the histograms of an earlier process."""
-        known = self._vms.get(_entry_name(vm))
-        if known is None or known.pid != pid:
-            known = self._vms[_entry_name(vm)] = _VmHistograms(pid)
-        known.gone_at = None
-        known.due = []
-        for histograms in known.disks.values():
+        """Handle a VM that was attached, with the pid of its process; None if unknown. Remove the histograms of an earlier process."""
+        vm_histograms = self._vms.get(_entry_name(vm))
+        if vm_histograms is None or vm_histograms.pid != pid:
+            vm_histograms = self._vms[_entry_name(vm)] = _VmHistograms(pid)
+        vm_histograms.gone_at = None
+        vm_histograms.pending = []
+        for histograms in vm_histograms.disks.values():
             histograms.state = HistogramState.UNREAD
 
     def on_gone(self, vm: Vm, now: float) -> None:
         """Handle a VM that was detached at `now`, in seconds on the monotonic clock."""
-        if (known := self._vms.get(_entry_name(vm))) is not None:
-            known.gone_at, known.due = now, []
+        if (vm_histograms := self._vms.get(_entry_name(vm))) is not None:
+            vm_histograms.gone_at, vm_histograms.pending = now, []
 
     def on_unplugged(self, vm: Vm, disk: str) -> None:
-        """Handle the event of a device that was unplugged."""
-        known = self._vms.get(_entry_name(vm))
-        if known is not None and (histograms := known.disks.get(disk)) is not None:
+        """Handle the event that a disk was unplugged."""
+        vm_histograms = self._vms.get(_entry_name(vm))
+        if vm_histograms is not None and (histograms := vm_histograms.disks.get(disk)) is not None:
             histograms.is_unplugged = True
 
     def on_samples(self, vm: Vm, samples: Sequence[Sample]) -> None:
-        """Handle all samples of a poll of the disks."""
-        known = self._vms.get(_entry_name(vm))
-        if known is None:
+        """Handle all samples of a poll of a VM's disks."""
+        vm_histograms = self._vms.get(_entry_name(vm))
+        if vm_histograms is None:
             return
-        disks, known.disks, known.due = known.disks, {}, []
+        disks, vm_histograms.disks, vm_histograms.pending = vm_histograms.disks, {}, []
         for sample in samples:
             if sample.family is not BLOCK or "target" in sample.values:
                 continue  # libvirt's own statistics do not show whether a disk has histograms
             disk = sample.subject
-            histograms = known.disks[disk] = disks.get(disk) or DiskLatencyHistograms()
-            self._read(histograms, sample.values)
+            histograms = vm_histograms.disks[disk] = disks.get(disk) or DiskLatencyHistograms()
+            self._update_disk(histograms, sample.values)
             if histograms.is_due:
-                known.due.append(disk)
+                vm_histograms.pending.append(disk)
 
-    def _read(self, histograms: DiskLatencyHistograms, values: Values) -> None:
+    def _update_disk(self, histograms: DiskLatencyHistograms, values: Values) -> None:
         histogram = next((values[name] for name in _HISTOGRAMS if name in values), None)
         if (
             self.forgets_at_stop
@@ -133,40 +133,40 @@ class LatencyHistograms:
 
     def has_pending_commands(self, vm: Vm) -> bool:
         """Return whether `pending_commands` may return commands."""
-        known = self._vms.get(_entry_name(vm)) if self.boundaries else None
-        return known is not None and bool(known.due)
+        vm_histograms = self._vms.get(_entry_name(vm)) if self.boundaries else None
+        return vm_histograms is not None and bool(vm_histograms.pending)
 
     def pending_commands(self, vm: Vm) -> list[tuple[str, Command]]:
         """Return the commands that set histograms now, each with its disk. After this call, these histograms count as set."""
-        known = self._vms.get(_entry_name(vm))
-        if known is None or not self.boundaries:
+        vm_histograms = self._vms.get(_entry_name(vm))
+        if vm_histograms is None or not self.boundaries:
             return []
-        disks, known.due = known.due[:MAX_COMMANDS_PER_POLL], []
+        disks, vm_histograms.pending = vm_histograms.pending[:MAX_COMMANDS_PER_POLL], []
         commands = []
         for disk in disks:
-            histograms = known.disks[disk]
+            histograms = vm_histograms.disks[disk]
             histograms.on_send(self.boundaries)
             commands.append((disk, set_histograms_command(histograms.device, self.boundaries)))
         return commands
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
         """Handle the outcome of the command for a disk; `done` is whether QEMU confirmed it."""
-        known = self._vms.get(_entry_name(vm))
-        if known is not None and (histograms := known.disks.get(disk)) is not None:
+        vm_histograms = self._vms.get(_entry_name(vm))
+        if vm_histograms is not None and (histograms := vm_histograms.disks.get(disk)) is not None:
             histograms.on_command_done(done=done)
 
     def entry_of_vm(self, vm: Vm) -> EntryNameAndValue:
-        """Return a VM's entry; its value is None if the agent has set no histograms."""
+        """Return a VM's persistent entry; its value is None if the agent has set no histograms."""
         name = _entry_name(vm)
-        known = self._vms.get(name)
-        value = known.state_to_store() if known is not None else None
+        vm_histograms = self._vms.get(name)
+        value = vm_histograms.state_to_store() if vm_histograms is not None else None
         (self._stored.add if value is not None else self._stored.discard)(name)
         return name, value
 
     def entries_to_store(self, now: float) -> Iterator[EntryNameAndValue]:
-        """Remove the VMs that have not been attached for `AWAY_SECONDS`, and yield the entries to delete."""
-        for name, known in list(self._vms.items()):
-            if known.gone_at is not None and now - known.gone_at >= AWAY_SECONDS:
+        """Remove the VMs that have been detached for `AWAY_SECONDS`, and yield their persistent entries with the value None."""
+        for name, vm_histograms in list(self._vms.items()):
+            if vm_histograms.gone_at is not None and now - vm_histograms.gone_at >= AWAY_SECONDS:
                 del self._vms[name]
                 if name in self._stored:
                     self._stored.discard(name)
@@ -174,14 +174,14 @@ class LatencyHistograms:
 
     def state_of(self, vm: Vm, disk: str) -> HistogramState:
         """Return the state of a disk's histograms."""
-        known = self._vms.get(_entry_name(vm))
-        histograms = known.disks.get(disk) if known is not None else None
+        vm_histograms = self._vms.get(_entry_name(vm))
+        histograms = vm_histograms.disks.get(disk) if vm_histograms is not None else None
         return histograms.state if histograms is not None else HistogramState.UNREAD
 
     def disks_by_state(self) -> Counter[HistogramState]:
         """Return the number of disks of attached VMs in each state."""
-        attached = (known for known in self._vms.values() if known.gone_at is None)
-        return Counter(histograms.state for known in attached for histograms in known.disks.values())
+        attached = (vm_histograms for vm_histograms in self._vms.values() if vm_histograms.gone_at is None)
+        return Counter(histograms.state for vm_histograms in attached for histograms in vm_histograms.disks.values())
 
 
 def _parse_boundaries(own: object) -> BoundariesNs | None:

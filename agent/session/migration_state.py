@@ -1,7 +1,7 @@
 """The progress of a VM's migration, as seen by one of its QEMU processes. Pure.
 
-A VM that migrates has two processes with one UUID. The end of the source process is not the end of the VM, and the start of the
-destination process is not the start of the VM. QEMU also treats a save to a file and a restore from a file as migrations.
+A VM that migrates has two processes with one UUID. When the source process ends, the VM goes on in the destination process. QEMU also
+treats a save to a file and a restore from a file as migrations.
 """
 
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ _NEXT_BY_RUN_STATE: dict[str, dict[MigrationPhase, MigrationPhase]] = {
     _POSTMIGRATE: dict.fromkeys(MigrationPhase, MigrationPhase.MIGRATED_AWAY),
     _SHUTDOWN: {MigrationPhase.INCOMING: MigrationPhase.RECEIVED, MigrationPhase.HANDING_OVER: MigrationPhase.PRESENT},
 }
-"""The next phase by run state and current phase. A current phase that is not listed does not change."""
+"""The next phase by run state and current phase. Phases that are not listed stay."""
 
 _NEXT_BY_OTHER_RUN_STATE = {
     MigrationPhase.UNKNOWN: MigrationPhase.PRESENT,
@@ -78,7 +78,7 @@ _NEXT_BY_EVENT: dict[object, dict[MigrationPhase, MigrationPhase]] = {
 
 
 class MigrationState:
-    """State machine of the migration of one QEMU process. It handles run states, MIGRATION events and samples in order of arrival.
+    """State machine of one QEMU process's migration. The inputs are run states, MIGRATION events and samples, in order of arrival.
 
     Attributes:
         phase: the current phase.

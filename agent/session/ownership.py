@@ -16,7 +16,7 @@ class OwnershipClaim:
         pid: pid of the VM's QEMU on this host; None if unknown.
         priority: priority of the monitor; a lower value is better.
         name: the monitor's name, for people.
-        preempt: called once when a monitor of better priority claims the VM. It ends the session; the supervisor then releases the claim.
+        preempt: ends the session; called once, when a monitor of better priority claims the VM. The supervisor then releases the claim.
         released: a future that completes when the claim is released.
     """
 
@@ -48,8 +48,8 @@ class OwnershipRegistry:
         """Acquire a claim. Before that, preempt the claims of worse priority on the same VM, and wait until they are released.
 
         Returns:
-            None if the claim is acquired. Otherwise, another claim on the VM with equal or better priority. When it is released, call this
-            again.
+            None if the claim is acquired. Otherwise, another claim on the VM with equal or better priority. Call this again when that claim
+            is released.
         """
         while rivals := [
             held for key in _keys_of_claim(claim) for held in self._held.get(key, ()) if claim.is_same_vm(held)

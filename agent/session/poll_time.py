@@ -1,4 +1,4 @@
-"""The time of a poll, on both clocks."""
+"""The time of a poll, on the wall clock and on the monotonic clock."""
 
 import time
 from typing import NamedTuple, Self
@@ -17,5 +17,5 @@ class PollStart(NamedTuple):
 
     @classmethod
     def now(cls) -> Self:
-        """Read both clocks."""
+        """Return the present time."""
         return cls(time.time_ns(), time.monotonic())

@@ -32,7 +32,7 @@ class Poller:
 
     Attributes:
         facts: known facts about the VM, such as its threads and features.
-        phase: random position of the VM's polls in the polling interval, 0 to 1, to spread the polls of many VMs over time.
+        phase: position of the VM's polls in the polling interval, 0 to 1; random, to spread the polls of many VMs over time.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class Poller:
         self._on_degraded = on_degraded
         self._collectors = context.collectors
         self._jitter = 1.0
-        self._spread: list[str] = []  # collectors whose polls are already at the VM's phase
+        self._collectors_at_phase: list[str] = []  # collectors whose polls are already at the VM's phase
         self._unsupported: list[str] = []  # a list, because a set of few names takes six times the memory
         self._files_facts = self.facts
         self._files: dict[str, Sequence[FileRequest]] = {}  # by collector, for these facts
         self._large: list[str] = []  # collectors whose replies are handled in several turns of the event loop
         # The names and facts of the last call of `callback_batch`, and its result.
-        self._quiet: tuple[Sequence[str], VmFacts, Batch[Collector]] = (), self.facts, []
+        self._last_callback_batch: tuple[Sequence[str], VmFacts, Batch[Collector]] = (), self.facts, []
         self._topologies: dict[str, object] = {}  # by collector
         self._previous: dict[str, Poll] = {}  # by collector
 
@@ -123,18 +123,18 @@ class Poller:
             for collector, own in self._split_replies(batch, replies, when):
                 for collected in read_in_turns(collector, self.facts, own):
                     if collected is not None:
-                        self._handle_samples(collector, collected, when)
+                        self._report_samples(collector, collected, when)
                     else:
                         await asyncio.sleep(0)
         return True
 
     def callback_batch(self, names: Sequence[str]) -> Batch[Collector] | None:
-        """Return the commands of these collectors if callbacks alone can poll them.
+        """Return the commands of these collectors if a callback poll can run them (see callback_polls.py).
 
         Return None if a task is needed: to wait for storage, to send several writes, or to handle large replies in several turns of the
         event loop.
         """
-        last_names, last_facts, last_batch = self._quiet
+        last_names, last_facts, last_batch = self._last_callback_batch
         if names == last_names and last_facts is self.facts and not self._failures:
             return last_batch
         collectors = [self._collectors.by_name.get(name) for name in names]
@@ -147,13 +147,13 @@ class Poller:
             return None
         batch = batches[0] if batches else []
         if not self._failures:  # otherwise, the batch lacks the collectors that are off
-            self._quiet = names, self.facts, batch
+            self._last_callback_batch = names, self.facts, batch
         return batch
 
     def on_replies(self, batch: Batch[Collector], replies: Sequence[CommandResult], when: PollStart) -> None:
-        """Handle the replies to the commands of a batch; `when` is the time at which the batch was sent."""
+        """Report the samples in the replies to a batch; `when` is the time at which the batch was sent."""
         for collector, own in self._split_replies(batch, replies, when):
-            self._handle_samples(collector, read_at_once(collector, self.facts, own), when)
+            self._report_samples(collector, read_at_once(collector, self.facts, own), when)
 
     async def wait_until_responsive(self, batch: Batch[Collector], error: BusyError | StalledError) -> None:
         """Report that the replies to a batch are overdue, and wait until QEMU answers.
@@ -167,9 +167,9 @@ class Poller:
         await self._executor.wait_until_responsive(error)
 
     def on_protocol_error(self, batch: Batch[Collector], error: ProtocolError) -> None:
-        """Handle a reply to a batch that ended the connection.
+        """Handle a violation of the protocol that ended the connection while the replies to a batch were due.
 
-        On the next connection, several collectors are polled one by one, and a single collector is polled later.
+        On the next connection, the collectors of the batch are polled one by one. A batch's only collector is switched off for a time.
         """
         for collector, _ in batch:
             if len(batch) > 1:
@@ -178,7 +178,7 @@ class Poller:
                 self._switch_collector_off(collector.name, str(error))
 
     async def _defer_for_hung_storage(self, names: Iterable[str]) -> Sequence[str]:
-        """Return the collectors to poll now. While the VM's storage does not answer, defer the collectors that access storage."""
+        """Return the names of the collectors to poll now. While the VM's storage does not answer, defer collectors that access storage."""
         names, gate = list(names), self._context.storage
         by_name = self._collectors.by_name
         waiting = [name for name in names if name in by_name and by_name[name].accesses_storage]
@@ -192,7 +192,7 @@ class Poller:
     def _split_replies(
         self, batch: Batch[Collector], replies: Sequence[CommandResult], when: PollStart
     ) -> list[tuple[Collector, Sequence[CommandResult]]]:
-        """Return the replies to a batch by collector. If an unreadable reply may belong to several collectors, poll each of them alone."""
+        """Split the replies to a batch by collector. If an unreadable reply may belong to several collectors, poll each of them alone."""
         self._observer.on_response_time(time.monotonic() - when.monotonic)
         for reason, messages in self._executor.pop_skipped_messages():
             self._observer.on_messages_skipped(self._vm, reason, messages)
@@ -274,7 +274,7 @@ class Poller:
         return files
 
     def schedule_host_collectors(self) -> None:
-        """Make the host-only collectors due now. The stall probe calls this, because the stall may have delayed their poll."""
+        """Make the host-only collectors due now, because a stall may have delayed their polls."""
         for name in self._collectors.host_only:
             self._schedule.schedule_by(name, time.monotonic())
 
@@ -311,7 +311,7 @@ class Poller:
         self._unsupported.append(name)
         self._schedule.remove(name)
 
-    def _handle_samples(self, collector: Collector, collected: Collected, when: PollStart) -> None:
+    def _report_samples(self, collector: Collector, collected: Collected, when: PollStart) -> None:
         """Report the samples in QEMU's replies."""
         if (samples := self._finish_run(collector, collected, when)) is None:
             return
@@ -320,14 +320,14 @@ class Poller:
             if (observed := self._migration.on_sample(sample)) is not None:
                 change = VmChange.MIGRATED_IN
                 self._observer.on_lifecycle(change, Record(change.type, self._vm, {"observed": observed}, when.time_ns))
-        self._poll_invalidated(collector, samples)
+        self._schedule_invalidated(collector, samples)
 
     def _finish_run(self, collector: Collector, collected: Collected, when: PollStart) -> Sequence[Sample] | None:
-        """Return a collector's samples, with derived values; None if it failed. Plan the collector's next poll."""
+        """Report the outcome of a collector's run, and plan its next poll. Return the samples, with derived values; None after an error."""
         samples, truncated, error = collected
         if len(samples) > SAMPLES_PER_TURN and collector.name not in self._large:
             self._large.append(collector.name)
-            self._quiet = (), self.facts, []
+            self._last_callback_batch = (), self.facts, []
         if error is None and collector.needs_previous:
             try:
                 samples = self._compare_with_previous(collector, Poll(samples, *when))
@@ -372,8 +372,8 @@ class Poller:
             )
         return poll.samples
 
-    def _poll_invalidated(self, collector: Collector, samples: Sequence[Sample]) -> None:
-        """If the collector's topology has changed, make the dependent collectors due."""
+    def _schedule_invalidated(self, collector: Collector, samples: Sequence[Sample]) -> None:
+        """If the collector's topology has changed, schedule the collectors in its `invalidates`."""
         if not collector.invalidates:
             return
         topology = collector.topology(samples)
@@ -391,8 +391,8 @@ class Poller:
             return
         interval = intervals.poll
         in_slot = delay >= interval and delay % interval == 0 and self.facts.receives_events
-        if delay >= interval and name not in self._spread:
-            self._spread.append(name)
+        if delay >= interval and name not in self._collectors_at_phase:
+            self._collectors_at_phase.append(name)
             delay *= 0.1 + 0.9 * self.phase
         if not in_slot:
             schedule_by(name, start + delay * self._jitter)

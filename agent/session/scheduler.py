@@ -11,20 +11,20 @@ SLACK_SECONDS = 0.05
 """Polls that are due within this time share one write, because each write wakes QEMU's main loop and costs time there."""
 
 SPACING_SECONDS = 0.25
-"""Minimum time between two polls of one collector because of events."""
+"""Minimum time between two polls of one collector if events cause the polls."""
 
-MAX_RUN_TIMES = 4
-"""If more poll times than this are stored, times older than `SPACING_SECONDS` are discarded, to save memory."""
+MAX_STORED_RUN_TIMES = 4
+"""Number of stored poll times above which times older than `SPACING_SECONDS` are discarded, to save memory."""
 
 VMS_PER_SLOT = 8
-"""Number of VMs that share a slot. They are polled one after the other, so that the agent's code stays in the processor's caches.
+"""Number of VMs that share a slot, a moment in the polling interval.
 
-An event that arrives meanwhile waits for all of them: 2 ms. With 25 VMs, the slowest hundredth of events was delivered 1.4 times as late,
-and a poll cost no less.
+These VMs are polled one after the other, so that the agent's code stays in the processor's caches. An event that arrives meanwhile waits
+for all these polls: 2 ms. With 25 VMs, the slowest hundredth of events was delivered 1.4 times as late, and a poll cost no less.
 """
 
 FIRST_POLL_SPACING_SECONDS = 0.0015
-"""Time between the first polls of two VMs. A first poll takes 1.3 ms. It takes 15 KiB of memory until its records are sent."""
+"""Time between the first polls of two VMs. A first poll takes 1.3 ms, and 15 KiB of memory until its records are sent."""
 FIRST_POLL_MAX_DELAY_SECONDS = 5.0
 """Maximum delay of a VM's first poll."""
 
@@ -72,13 +72,13 @@ class Schedule:
         self._due_at.pop(name, None)
 
     def next_due_at(self) -> float:
-        """Return when the next poll is due; `inf` if no poll is due at any time."""
+        """Return when the next poll is due; `inf` if none is scheduled."""
         return min(self._due_at.values(), default=inf)
 
     def pop_due(self, now: float, among: Container[str] | None = None) -> list[str]:
         """Return the names of the polls that are due, in the order of due times.
 
-        They are due again after the next `schedule_by` or `schedule_now`.
+        These polls are due again after the next `schedule_by` or `schedule_now`.
 
         Args:
             now: the current time.
@@ -91,7 +91,7 @@ class Schedule:
         for name in due:
             self._due_at[name] = inf
             self._last_run_at[name] = now
-        if len(self._last_run_at) > MAX_RUN_TIMES:
+        if len(self._last_run_at) > MAX_STORED_RUN_TIMES:
             self._last_run_at = {name: at for name, at in self._last_run_at.items() if at > now - SPACING_SECONDS}
         return due
 

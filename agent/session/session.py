@@ -52,7 +52,7 @@ MAX_BUILDS = 64
 DISCOVER_FEATURES = "discover"
 """The schedule's name for the discovery of the VM's features. After the discovery, all collectors are polled."""
 MIN_DISCOVERY_SECONDS = 60.0
-"""Minimum time between two discoveries if the guest causes the second."""
+"""Minimum time between a discovery and another discovery that the guest causes."""
 
 DISCOVERY_FAILURE = "discovery"
 """Name that a failed discovery has in the list of failing collectors."""
@@ -61,7 +61,7 @@ LOOKUP_RETRY_SECONDS = 15.0
 """Delay before the VM's process is looked up again after a lookup took too long."""
 
 DISCOVER_PROCESS = "threads"
-"""The schedule's name for the discovery of the VM's process. It is due after an event that changes threads or network interfaces."""
+"""The schedule's name for the discovery of the VM's process, which is due after an event that changes threads or network interfaces."""
 
 
 class Session:
@@ -126,7 +126,7 @@ class Session:
         if self._poller is not None:
             delay = self._poller.phase * min(self._context.settings.intervals.poll, MAX_RESYNC_DELAY_SECONDS)
             self._schedule.schedule_by(DISCOVER_FEATURES, time.monotonic() + delay)
-            self._wake()
+            self._wake_callback_polls()
 
     async def identify(self, monitor: Monitor) -> Vm:
         """Identify the VM of this connection, and return it.
@@ -206,7 +206,7 @@ class Session:
                 self._probe.poller = self._callback_polls = None  # breaks reference cycles
 
     def _on_event(self, poller: Poller, disk_commands: DiskCommandWriter, event: Event, time_ns: int) -> None:
-        """Handle an event of the attached VM, and make the collectors due whose last results are stale after it."""
+        """Handle an event of the attached VM, and schedule the collectors whose results the event invalidates."""
         poller.read_event(event, time_ns)
         match event.name:
             case "SHUTDOWN":
@@ -233,14 +233,14 @@ class Session:
             self._schedule_now(names)
 
     def _schedule_now(self, names: Sequence[str]) -> None:
-        """Make collectors due now. Before the first discovery, only make the discovery due. All collectors are polled after it."""
+        """Make collectors due now. Before the first discovery, make only the discovery due, after which all collectors are polled."""
         self._schedule.schedule_now(names if self._discovered else (DISCOVER_FEATURES,), time.monotonic())
-        self._wake()
+        self._wake_callback_polls()
 
     async def _run_polls(
         self, poller: Poller, callback_polls: CallbackPolls, disk_commands: DiskCommandWriter, vm: Vm
     ) -> None:
-        """Run quiet polls until other polls are due that only this task can run, and run those polls.
+        """Run callback polls until polls are due that only this task can run. Then run those polls.
 
         Raises:
             QmpError: the connection ended.
@@ -262,8 +262,8 @@ class Session:
             self._schedule.schedule_by(DISCOVER_FEATURES, time.monotonic())
         await disk_commands.apply(receives_events=poller.facts.receives_events)
 
-    def _wake(self) -> None:
-        """Let the quiet polls check the schedule again, because a poll is due."""
+    def _wake_callback_polls(self) -> None:
+        """Check the schedule soon, because a poll may be due earlier than before."""
         if self._callback_polls is not None:
             self._callback_polls.check_soon()
 
@@ -302,16 +302,16 @@ class Session:
         self._discovered = True
 
     def _use_facts(self, poller: Poller, facts: VmFacts, unplugs: int) -> None:
-        """Use the facts of a discovery. If a device was unplugged meanwhile, drop the virtio disks, because it may be one of them."""
+        """Use the facts of a discovery. If a device was unplugged during the discovery, drop the virtio disks: one of them may be gone."""
         poller.facts = facts if self._unplugs == unplugs else dataclasses.replace(facts, virtio_disks=())
 
     def _report_discovery(self, vm: Vm, now: float) -> None:
-        """Report a failed discovery if one of its replies could not be read. The next resync repeats the discovery."""
+        """Report the discovery as failed if a reply could not be read. The next resync repeats the discovery."""
         if cause := self._executor.unreadable:
             seconds = self._context.settings.intervals.resync
             self._failures.add(DISCOVERY_FAILURE, cause, now, seconds, seconds)
             _log.warning(
-                "%s: some features of this QEMU are unknown, so samples may be missing; the agent asks again in %.0f s: %s",
+                "%s: some features of this QEMU are unknown, so samples may be missing; the agent queries them again in %.0f s: %s",
                 vm.name,
                 seconds,
                 cause,

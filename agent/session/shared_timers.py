@@ -10,14 +10,14 @@ MAX_TIMER_SECONDS = 86400.0
 
 
 class Sleeper(Protocol):
-    """An object that waits until a time."""
+    """An object that waits for a point in time, such as a VM's next poll."""
 
     def on_time(self, at: float) -> None:
-        """Handle the wake-up for the time `at`. It may come too early, after `MAX_TIMER_SECONDS`, and even after `remove`."""
+        """Handle the wake-up for the time `at`. A wake-up may come early, after `MAX_TIMER_SECONDS`, or even after `remove`."""
 
 
 class WakeTimers:
-    """Wakes sleepers at their times. Sleepers with the same time share a timer of the event loop."""
+    """Wakes sleepers at their times. Sleepers with the same time share one timer of the event loop."""
 
     def __init__(self) -> None:
         self._sleepers: dict[float, dict[Sleeper, None]] = {}
@@ -41,29 +41,29 @@ class WakeTimers:
             sleeper.on_time(at)
 
 
-class Waiter(Protocol):
-    """An object that waits for a response."""
+class ReplyWaiter(Protocol):
+    """An object that waits for a reply."""
 
     def on_overdue(self) -> None:
-        """Handle an overdue response."""
+        """Handle an overdue reply."""
 
 
 class SharedDeadlines:
-    """Deadlines of the responses that sessions wait for. Nearly all responses arrive in time, so one timer checks all deadlines."""
+    """Deadlines of the replies that sessions wait for. Nearly all replies arrive in time, so one timer checks all deadlines."""
 
     def __init__(self) -> None:
-        self._deadlines: dict[Waiter, float] = {}
+        self._deadlines: dict[ReplyWaiter, float] = {}
         self._check_at = inf
 
-    def add(self, waiter: Waiter, seconds: float) -> None:
+    def add(self, waiter: ReplyWaiter, seconds: float) -> None:
         """Call the waiter's `on_overdue` after `seconds`, unless `remove` is called earlier."""
         self._deadlines[waiter] = at = time.monotonic() + seconds
         if at < self._check_at:
             self._check_at = at
             asyncio.get_running_loop().call_later(min(seconds, MAX_TIMER_SECONDS), self._check, at)
 
-    def remove(self, waiter: Waiter) -> None:
-        """Remove a waiter, because its response has arrived or no longer matters."""
+    def remove(self, waiter: ReplyWaiter) -> None:
+        """Remove a waiter, because its reply has arrived or no longer matters."""
         self._deadlines.pop(waiter, None)
 
     def _check(self, checked_at: float) -> None:

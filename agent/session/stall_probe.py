@@ -20,7 +20,7 @@ class HostCollectorPoller(Protocol):
 
 
 class StallProbe:
-    """Waits for overdue replies of one QEMU. During the wait, it probes QEMU's monitor thread out of band.
+    """Waits for overdue replies of one QEMU, and probes QEMU's monitor thread out of band meanwhile.
 
     Attributes:
         poller: polls the host-only collectors during the wait; None until the VM is attached.
@@ -44,7 +44,7 @@ class StallProbe:
         self._on_state = on_state
 
     async def wait(self, error: BusyError | StalledError) -> None:
-        """Wait until no reply is overdue, or until no other client holds the monitor.
+        """Wait until no reply is overdue. If another client holds the monitor, wait until that client disconnects.
 
         During the wait, the caller must send no in-band command, because QEMU still executes the overdue command.
 

@@ -56,9 +56,9 @@ class MonitorSupervisor:
         self._migration = MigrationState()
         self._failures = CollectorFailures()
         self._up_reason = ""
-        self._may_live = False
+        self._vm_may_run = False
         """True if the connection to a VM was lost although the VM may still run."""
-        # Created when needed, because an Event allocates 0.7 KB.
+        # A future, not an asyncio.Event, which allocates 0.7 KB.
         self._removed = asyncio.get_running_loop().create_future()
 
     @property
@@ -95,7 +95,7 @@ class MonitorSupervisor:
                 self._session = None  # breaks a reference cycle
             delay = retry_delay(failures, FIRST_RETRY_SECONDS, self._context.settings.max_retry_seconds)
             await asyncio.wait({self._removed}, timeout=delay)
-        if self._may_live and self._vm is not None and not self._claims.is_held(self._vm.uuid):
+        if self._vm_may_run and self._vm is not None and not self._claims.is_held(self._vm.uuid):
             self._report_change(VmChange.GONE, {"reason": f"its monitor {sanitize(self.name)} no longer exists"})
 
     async def _run_connection(self) -> bool:
@@ -131,7 +131,7 @@ class MonitorSupervisor:
                 client,
                 events,
                 self._report_state,
-                self._report_problems,
+                self._report_degraded,
                 self._migration,
                 self._failures,
             )
@@ -142,7 +142,7 @@ class MonitorSupervisor:
             self._set_state(MonitorState.NEGOTIATING)
         try:
             vm = await session.identify(self._monitor)
-        except _VM_MAY_LIVE as error:
+        except _VM_MAY_RUN as error:
             self._set_state(MonitorState.CONNECTING, f"cannot be identified: {error}")
             return False
         except QmpError as error:
@@ -164,7 +164,7 @@ class MonitorSupervisor:
                 if client.ended.done():
                     return True
                 events.discard_buffered()  # the session over the better monitor has reported these events
-            return await self._attach(client, session, vm, events.dropped)
+            return await self._watch_vm(client, session, vm, events.dropped)
         finally:
             self._claims.release(claim)
 
@@ -179,7 +179,7 @@ class MonitorSupervisor:
             return_when=asyncio.FIRST_COMPLETED,
         )
 
-    async def _attach(self, client: MonitorConnection, session: Session, vm: Vm, events_dropped: int) -> bool:
+    async def _watch_vm(self, client: MonitorConnection, session: Session, vm: Vm, events_dropped: int) -> bool:
         """Watch the VM until the connection ends. Return whether the connection lasted long enough to reset the back-off."""
         change, reason, state = VmChange.DETACHED, "the agent stops watching", MonitorState.GONE
         attached_at = time.monotonic()
@@ -189,14 +189,14 @@ class MonitorSupervisor:
             data = self._attached_fields(self._build, client) | {"events_dropped": events_dropped or None}
             self._report_change(VmChange.ATTACHED, data, Severity.ERROR if events_dropped else Severity.INFO)
             self._up_reason = "" if client.receives_events else NO_EVENTS
-            self._may_live = False
+            self._vm_may_run = False
             self._set_state(MonitorState.UP, self._up_reason)
             await session.run(vm)
         except PreemptedError as error:
             reason = str(error)
             return True
-        except _VM_MAY_LIVE as error:
-            reason, state, self._may_live = str(error), MonitorState.CONNECTING, True
+        except _VM_MAY_RUN as error:
+            reason, state, self._vm_may_run = str(error), MonitorState.CONNECTING, True
         except QmpError as error:
             shut_down = session.shutdown_reason is not None
             moved = isinstance(error, MigratedAwayError) or self._migration.migrated_away(shut_down=shut_down)
@@ -225,7 +225,7 @@ class MonitorSupervisor:
         }
 
     def _report_state(self, state: MonitorState, reason: str) -> None:
-        """Set the state. If it differs from the last state, also report a lifecycle record."""
+        """Set the state. If the state changed, also report a lifecycle record."""
         before = self._state
         if not self._set_state(state, reason or (self._up_reason if state is MonitorState.UP else "")):
             return
@@ -249,8 +249,8 @@ class MonitorSupervisor:
         self._observer.on_status(self._status)
         return before is None or state is not before.state
 
-    def _report_problems(self) -> None:
-        """Report the status with the collectors that fail now."""
+    def _report_degraded(self) -> None:
+        """Report the status again, with the collectors that fail now."""
         if self._status is not None:
             self._set_state(self._status.state, self._status.reason)
 
@@ -260,7 +260,7 @@ class MonitorSupervisor:
         self._observer.on_lifecycle(change, Record(change.type, vm, known, time.time_ns(), severity=severity))
 
 
-_VM_MAY_LIVE = (TransportLostError, ProtocolError, PeerNotReadingError, UnreadableReplyError)
+_VM_MAY_RUN = (TransportLostError, ProtocolError, PeerNotReadingError, UnreadableReplyError)
 """Errors that end the agent's use of a connection although the VM itself has not ended."""
 
 _SEVERITIES = {VmChange.BUSY: Severity.WARNING, VmChange.STALLED: Severity.ERROR}

@@ -15,7 +15,7 @@ Execute = Callable[[Sequence[Command]], Awaitable[list[CommandResult]]]
 async def find_virtio_disks(execute: Execute, context: SessionContext, facts: VmFacts) -> tuple[VirtioDisk, ...]:
     """Return the VM's virtio disks that QEMU itself serves. Return none if the config does not allow queries of their queues.
 
-    Also return none without events, because the agent would not notice that another device has replaced a disk.
+    Also return none on a connection without events, because the agent would not notice that another device has replaced a disk.
 
     Args:
         execute: executes commands on QEMU.

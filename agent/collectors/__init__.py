@@ -3,9 +3,8 @@
 Start at `base`, which defines a collector, and at `balloon`, a short one. The package may import the types of agent.host, agent.model,
 agent.qmp and agent.common, and does no I/O.
 
-To add a collector, write its file, its family in agent/model/metrics/ and its command's row in
-agent/qmp/queries.py, and add it to `ALL`. The session (agent/session) provides the schedule, the deadline, the isolation of failures and
-metrics about the collector.
+To add a collector, write its file, its family in agent/model/metrics/ and its command's row in agent/qmp/queries.py. Then add the collector
+to `ALL`. The session (agent/session) provides the schedule, the deadline, the isolation of failures and metrics about the collector.
 """
 
 from agent.collectors import (

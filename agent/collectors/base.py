@@ -11,7 +11,7 @@ from agent.qmp.commands import Command
 from agent.qmp.errors import QmpError, UnexpectedReplyError, UnreadableReplyError
 
 MAX_SAMPLES = 4096
-"""Maximum number of samples from one poll of a collector. A hostile reply could have a million, and their records would delay other VMs."""
+"""Maximum number of samples from one poll of a collector. Without a limit, a hostile reply with a million would delay other VMs."""
 
 Replies = Sequence[Any]
 """Results of a collector's poll: QEMU's reply or a QmpError for each command, in order, and then a FileReply for each file."""
@@ -53,7 +53,7 @@ class VirtioDisk:
 
 @dataclass(frozen=True, slots=True)
 class VmFacts:
-    """Facts about one VM, discovered at attach and at each resync.
+    """Facts about one VM that its collectors use, discovered at attach and at each resync.
 
     Attributes:
         balloon: the QOM path of the VM's balloon device; None if the VM has no balloon.
@@ -113,7 +113,7 @@ def require_type(reply: Any, expected: type[T]) -> T:
 
 
 def optional_reply(reply: Any, expected: type[T]) -> T | None:
-    """Return the reply if it has the expected type; None otherwise, because an error means that the VM lacks the feature.
+    """Return the reply if it has the expected type, otherwise None: an error usually means that the VM lacks the feature.
 
     Raises:
         UnreadableReplyError: the reply cannot be read.
@@ -164,22 +164,22 @@ class Transition:
 
 
 def no_commands(_facts: VmFacts) -> tuple[()]:
-    """Return no command. Use it as `Collector.commands` of a collector that reads only files."""
+    """Return no command. Use this function as `Collector.commands` of a collector that reads only files."""
     return ()
 
 
 def no_files(_facts: VmFacts) -> tuple[()]:
-    """Return no file. Use it as `Collector.files` of a collector that reads no file."""
+    """Return no file. Use this function as `Collector.files` of a collector that reads no file."""
     return ()
 
 
 def at_poll_interval(_samples: Sequence[Sample], _facts: VmFacts, intervals: PollIntervals) -> float | None:
-    """Return the poll interval. Use it as `Collector.next_poll_delay`."""
+    """Return the poll interval. Use this function as `Collector.next_poll_delay`."""
     return intervals.poll
 
 
 def on_event_only(_samples: Sequence[Sample], facts: VmFacts, intervals: PollIntervals) -> float | None:
-    """Return None to wait for an event; the poll interval if the connection has no events. Use it as `Collector.next_poll_delay`."""
+    """Return None to wait for an event, or the poll interval without events. Use this function as `Collector.next_poll_delay`."""
     return None if facts.receives_events else intervals.poll
 
 
@@ -205,8 +205,8 @@ class Collector:
         commands: returns the commands to send, given the facts about the VM; empty if the VM lacks the feature.
         collect: returns the samples in the replies. Raises QmpError for an error or an unexpected reply.
         next_poll_delay: returns the seconds until the next poll, given the last samples. None waits for an event or the next resync.
-        topology: returns a part of the samples, such as the names of block nodes. If it changes, the collectors in `invalidates` run.
-        invalidates: the names of the collectors whose results are stale when `topology` changes, because no event reports that change.
+        topology: returns a part of the samples, such as the names of block nodes, whose change runs the collectors in `invalidates`.
+        invalidates: the names of the collectors to run when `topology` changes, because no event reports that their results are stale.
         derive: adds values that need two polls, such as a rate, given the previous and the present poll; returns the samples. At the
             first poll of a session, the previous poll is empty.
         transitions: returns the changes between the previous and the present poll, to emit as records.
@@ -239,7 +239,7 @@ class Collector:
         return list(zip(subjects, replies, strict=True)) if len(subjects) == len(replies) else ()
 
     def missing_command(self, facts: VmFacts) -> str:
-        """Return the name of the collector's first command that QEMU does not support; empty if QEMU supports all of them."""
+        """Return the name of the first command that QEMU does not support; empty if QEMU supports all commands of the collector."""
         return next((command.name for command in self.commands(facts) if not facts.has_command(command.name)), "")
 
     @property

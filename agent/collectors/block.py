@@ -1,7 +1,7 @@
-"""I/O statistics of each disk. At most polls of a quiet VM, the agent sends only this command.
+"""I/O statistics of each disk, from query-blockstats. Most polls of a VM without events send only this command.
 
 QEMU counts requests in the block backend. In `parent` (the storage under the top node) and in `backing`, QEMU sets only the highest write
-offset. All other counters there are always 0, and the agent does not read them.
+offset. The other counters in these objects are always 0, and the agent does not read them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
         stats, storage = as_object(disk.get("stats")), nodes_to_storage(disk)[-1]
         changed = {"parent": storage} if storage is not disk.get("parent") else {}
         if not stats.keys().isdisjoint(_HISTOGRAMS):
-            changed["stats"] = stats | _add_sums(stats)
+            changed["stats"] = stats | _histograms_with_sums(stats)
         yield Sample(BLOCK, (name,), _read_disk(disk | changed if changed else disk))
         if stats.get("timed_stats"):
             for timed in as_list_of_objects(stats["timed_stats"], _MAX_INTERVALS):
@@ -53,8 +53,8 @@ def _collect(replies: Replies) -> Iterable[Sample]:
                 yield Sample(BLOCK_BACKING, (name, str(depth)), _read_backing(layer))
 
 
-def _add_sums(stats: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the histograms in the reply. Add the sum to each histogram whose sum is known."""
+def _histograms_with_sums(stats: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the histograms in a disk's statistics, each with its sum if the sum is known."""
     return {
         key: stats[key] | {"sum": _sum_of_histogram(stats, key)}
         for key in _HISTOGRAMS
@@ -115,7 +115,8 @@ def _skip_filters(node: dict[str, Any]) -> dict[str, Any]:
 def count_repeated_images(reply: Any) -> int:
     """Return how many images query-named-block-nodes would list without `flat`.
 
-    It lists each image of a backing chain together with all images below it. At most `_MAX_BACKING_LAYERS` images of a chain count.
+    Without `flat`, QEMU lists each image of a backing chain together with all images below it. At most `_MAX_BACKING_LAYERS` images of a
+    chain count.
 
     Args:
         reply: the reply to query-blockstats.

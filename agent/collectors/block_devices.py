@@ -1,6 +1,6 @@
 """State of each disk's device: throttle limits, tray and I/O status.
 
-It is polled rarely, like the layers (block_layers.py), because QEMU accesses the storage for query-block.
+The state is polled rarely, like the layers (block_layers.py), because QEMU accesses the storage for query-block.
 """
 
 from collections.abc import Iterable

@@ -2,7 +2,7 @@
 
 In an event, QEMU names a disk by the QOM path of its device, by its block backend or by its top block node. The top node can be a filter
 that a mirror, a commit or a backup has inserted. query-block and query-blockstats omit such a filter (QEMU 2.9 to 11.1).
-query-named-block-nodes lists it. Since QEMU 10.1 the entry has the filter's children. Before, it has the file name of the node below.
+query-named-block-nodes lists the filter: since QEMU 10.1 with its children, before with the file name of the node below.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,7 +45,7 @@ _MAX_CACHED_NAME = 255
 def stable_name(disk: Mapping[str, Any]) -> str:
     """Return the disk's name that snapshots and mirrors do not change.
 
-    It is the first that exists of device id, block backend and node name.
+    The stable name is the device id, if there is one, else the name of the block backend, else the node name.
 
     Args:
         disk: an entry of the reply to query-blockstats or query-block.
@@ -62,12 +62,12 @@ def stable_name(disk: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=4096)
 def _short_device_name(name: str) -> str:
-    """Return the sanitized device name. The result is cached, because every poll of every disk needs it."""
+    """Return the sanitized device name. The result is cached, because every poll of every disk needs the name."""
     return sanitize(device_name(name))
 
 
 class BlockGraph:
-    """The names of one VM's disks at one time. Jobs and snapshots that start later add names that the graph does not have.
+    """All names of one VM's disks at one time. The graph lacks the names that jobs and snapshots add later.
 
     Create it with `from_replies` or `from_samples`.
     """
@@ -120,16 +120,16 @@ class BlockGraph:
         """
         for name in names:
             if isinstance(name, str) and name:
-                disks = self._disks_of(name) or self._disks_of(device_name(name))
+                disks = self._disks_with_name(name) or self._disks_with_name(device_name(name))
                 if len(disks) == 1:
                     return next(iter(disks))
         return None
 
-    def _disks_of(self, name: str) -> set[str]:
+    def _disks_with_name(self, name: str) -> set[str]:
         return self._disks_by_name.get(sanitize(name), set())
 
     def names(self) -> dict[str, list[str]]:
-        """Return the other names of each disk by its stable name, sorted. Names of several disks are omitted."""
+        """Return the other names of each disk, sorted, by the disk's stable name. Names that several disks share are omitted."""
         names: dict[str, list[str]] = {}
         for name, disks in sorted(self._disks_by_name.items()):
             if len(disks) == 1 and name not in disks:

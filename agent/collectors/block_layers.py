@@ -1,6 +1,7 @@
-"""Layers of each disk: virtual size, allocated size, path and write threshold.
+"""Layers of each disk, such as its image and backing images: virtual size, allocated size, path and write threshold.
 
-Polled rarely, because QEMU accesses the storage for these commands. If the storage hangs, the guest freezes (block/qapi.c, 7.2 to 11.1).
+The layers are polled rarely, because QEMU accesses the storage for these commands. If the storage hangs, the guest freezes
+(block/qapi.c, 7.2 to 11.1).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,8 +30,8 @@ _QUERY_STATS = Command("query-blockstats")
 _MAX_REPEATED_IMAGES = 1000
 """Maximum number of images in a reply without `flat`. A backing chain of 44 layers reaches this maximum.
 
-The guest is stopped while QEMU reads the state of each image. With 215 layers, which are 23,220 images, this takes 22 s (measured with QEMU
-7.2 on a busy host).
+The guest is stopped while QEMU reads the state of each image. A chain of 215 layers counts as 23,220 images and takes 22 s (measured with
+QEMU 7.2 on a busy host).
 """
 
 _CHAINS_TOO_LONG = (
@@ -103,7 +104,7 @@ def _snapshot_fields(snapshot: Mapping[str, Any]) -> Values:
 
 
 def _encryption_details(format_specific: Mapping[str, Any]) -> Values:
-    """Return the details of an image's LUKS encryption. In a qcow2 image they are in the object `encrypt`."""
+    """Return the details of an image's LUKS encryption. A qcow2 image has these details in the object `encrypt`."""
     data = as_object(format_specific.get("data"))
     luks = data if format_specific.get("type") == "luks" else as_object(data.get("encrypt"))
     keys = {
@@ -129,7 +130,7 @@ def _bitmap_samples(device: str, layer: str, node: Mapping[str, Any]) -> Iterato
 
 
 def _layers_of_disk(nodes: NodesByName, disk: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each layer of a disk and the layer's node name. Filter nodes are omitted."""
+    """Yield the layers of a disk, `format`, `storage` and `backing-1` to `backing-N`, each with its node name. Omit filter nodes."""
     names = [name for node in nodes_to_storage(disk) if isinstance(name := node.get("node-name"), str)]
     without_filters = [name for name in names if str(nodes.get(name, {}).get("drv")) not in FILTERS]
     if without_filters:

@@ -1,4 +1,4 @@
-"""Rates at which the guest dirties its memory, available only while another client makes QEMU measure or limit them.
+"""Rates at which the guest dirties its memory, if another client makes QEMU measure or limit these rates.
 
 The agent starts no measurement, because a measurement is a change to QEMU and slows the guest.
 """
@@ -47,12 +47,12 @@ def _collect(replies: Replies) -> Iterable[Sample]:
     return samples
 
 
-def _merge_by_vcpu(known: Mapping[int, Values], rows: Any, key: str) -> dict[int, Values]:
-    """Add the values of a reply to the known values of each vCPU. The field `key` of an entry contains the number of the vCPU."""
+def _merge_by_vcpu(known: Mapping[int, Values], entries: Any, key: str) -> dict[int, Values]:
+    """Add a reply's values to the known values of each vCPU. In each entry of the reply, the field `key` is the number of the vCPU."""
     merged = dict(known)
-    for row in as_list_of_objects(rows):
-        if type(number := row.get(key)) is int:
-            merged[number] = merged.get(number, {}) | _read_vcpu(row)
+    for entry in as_list_of_objects(entries):
+        if type(number := entry.get(key)) is int:
+            merged[number] = merged.get(number, {}) | _read_vcpu(entry)
     return merged
 
 

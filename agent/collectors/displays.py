@@ -63,7 +63,7 @@ def _collect_spice(replies: Replies) -> Iterable[Sample]:
 
 
 def _host_and_port(endpoint: dict[str, Any]) -> Values:
-    """Return the host and the port of an address or a client. In VNC's replies, the field of the port is `service`."""
+    """Return the host and the port of an address or a client. In a reply about VNC, the field `service` is the port."""
     raw = {"host": endpoint.get("host"), "port": endpoint.get("service", endpoint.get("port"))}
     return {key: sanitize(value, 128) for key, value in raw.items() if isinstance(value, str)}
 

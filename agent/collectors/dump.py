@@ -1,4 +1,4 @@
-"""Dump of the guest's memory to a file: polled after STOP events and while a dump runs. DUMP_COMPLETED reports its end."""
+"""Dump of the guest's memory to a file: polled after STOP events and while a dump runs. DUMP_COMPLETED reports the dump's end."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

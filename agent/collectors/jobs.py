@@ -1,4 +1,4 @@
-"""Jobs: polled at attach, after a job's event, and each second while a job runs.
+"""QEMU's jobs, such as backups and mirrors: polled at attach, after a job's event, and each second while a job runs.
 
 query-block-jobs reports limits, pauses and I/O errors. query-jobs (QEMU 3.0) also reports jobs without a block device. QEMU reports no
 rate, so the agent derives the rate from two polls.
@@ -28,7 +28,7 @@ def _commands(facts: VmFacts) -> tuple[Command, ...]:
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
-    """Merge the two replies. Without query-jobs, the offset and the length of a block job are its progress and its goal."""
+    """Merge the two replies by job. Without query-jobs, a block job's offset is its progress, and its length is its target."""
     jobs: dict[str, dict[str, Any]] = {}
     for job in as_list_of_objects(require_type(replies[0], list)):
         if isinstance(name := job.get("device"), str):  # `device` contains the job's id

@@ -1,9 +1,8 @@
 """KVM's statistics of the VM and of its vCPUs. QEMU reads them from the kernel without interrupting a vCPU (QEMU 7.1).
 
-The commands contain the names of the statistics, so they are long and take more of QEMU's time than other commands. So they have an
-interval of their own. The VM's statistics take QEMU's main loop 1.4 times as long as query-status, and the statistics of two vCPUs 2.2
-times
-as long (measured on QEMU 7.2). On QEMU 11.1 the factors are 1.0 and 1.7.
+The commands have their own interval, because they are long and take more of QEMU's time than other commands: they contain the names of the
+statistics. The VM's statistics take QEMU's main loop 1.4 times as long as query-status, and the statistics of two vCPUs 2.2 times as long
+(measured on QEMU 7.2). On QEMU 11.1 the factors are 1.0 and 1.7.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,13 +16,13 @@ from agent.model.reader import FieldReader
 from agent.qmp.commands import Command
 
 
-def _query_stats(target: str, family: Family) -> Command:
+def _query_stats_command(target: str, family: Family) -> Command:
     names = [field.path for field in family.fields]
     return Command("query-stats", {"target": target, "providers": [{"provider": "kvm", "names": names}]})
 
 
 # In the statistics, QEMU names a vCPU by its QOM path. query-cpus-fast maps QOM paths to numbers of vCPUs.
-_COMMANDS = (_query_stats("vm", KVM), _query_stats("vcpu", KVM_VCPU), Command("query-cpus-fast"))
+_COMMANDS = (_query_stats_command("vm", KVM), _query_stats_command("vcpu", KVM_VCPU), Command("query-cpus-fast"))
 _read = FieldReader(KVM)
 _read_vcpu = FieldReader(KVM_VCPU)
 
@@ -42,7 +41,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 
 def _values_by_name(entry: Mapping[str, Any]) -> Values:
-    """Return the values of an entry of the reply to query-stats by their names."""
+    """Return the values of one entry of the reply to query-stats, by name."""
     return {as_text(stat.get("name")): stat.get("value") for stat in as_list_of_objects(entry.get("stats"))}
 
 

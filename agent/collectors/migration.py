@@ -60,7 +60,7 @@ def _next_poll_delay(samples: Sequence[Sample], facts: VmFacts, intervals: PollI
 
 
 def _transitions(before: Poll, now: Poll) -> Iterable[Transition]:
-    """Yield the end of a migration that has ended since the previous poll. It may also have begun since then."""
+    """Yield the end of a migration that has ended since the previous poll. The migration may also have begun since then."""
     for previous, current in zip((s.values for s in before.samples), (s.values for s in now.samples), strict=False):
         outcome = current["status"]
         if outcome not in _SEVERITIES or _is_in_progress(current):
@@ -79,9 +79,9 @@ def _distinguishing_values(values: Mapping[str, Any]) -> list[Any]:
     ]
 
 
-_COPIED = ("elapsed_seconds", "downtime_seconds", "setup_seconds", "ram_bytes", "cpu_throttle_ratio", "error")
-_RENAMED = {"passes": "passes_total", "postcopy_requests": "postcopy_requests_total"}
-_TRANSFERRED = ("ram_transferred_bytes_total", "disk_transferred_bytes_total", "vfio_transferred_bytes_total")
+_COPIED_FIELDS = ("elapsed_seconds", "downtime_seconds", "setup_seconds", "ram_bytes", "cpu_throttle_ratio", "error")
+_RENAMED_FIELDS = {"passes": "passes_total", "postcopy_requests": "postcopy_requests_total"}
+_TRANSFERRED_FIELDS = ("ram_transferred_bytes_total", "disk_transferred_bytes_total", "vfio_transferred_bytes_total")
 
 
 def is_source(values: Mapping[str, Any]) -> bool:
@@ -92,14 +92,14 @@ def is_source(values: Mapping[str, Any]) -> bool:
 def _migration_end_fields(last: Mapping[str, Any]) -> Values:
     """Return the fields of the record about a migration's end, from the migration's last values.
 
-    Set the field `role` only if a source reported the values. After a failed migration, neither the source nor the destination may have
-    values.
+    Set the field `role` only if a source reported the values. After a failed migration, even the source may report no values, so their
+    absence does not show a destination.
     """
     fields: Values = {"outcome": last["status"]} | ({"role": "source"} if is_source(last) else {})
-    fields |= {key: last[key] for key in _COPIED if key in last}
-    fields |= {name: last[key] for name, key in _RENAMED.items() if key in last}
+    fields |= {key: last[key] for key in _COPIED_FIELDS if key in last}
+    fields |= {name: last[key] for name, key in _RENAMED_FIELDS.items() if key in last}
     if "ram_transferred_bytes_total" in last:
-        fields["transferred_bytes"] = sum(last.get(key, 0) for key in _TRANSFERRED)
+        fields["transferred_bytes"] = sum(last.get(key, 0) for key in _TRANSFERRED_FIELDS)
         if last.get("elapsed_seconds", 0) > 0:
             fields["throughput_bytes_per_second"] = fields["transferred_bytes"] / last["elapsed_seconds"]
     return fields

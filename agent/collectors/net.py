@@ -1,4 +1,4 @@
-"""Traffic of a VM's taps, macvtaps and virtual functions. The host counts it.
+"""Traffic of a VM's taps, macvtaps and virtual functions, as the host counts the packets and bytes.
 
 In the samples, `receive` and `transmit` are from the guest's side.
 """
@@ -25,7 +25,7 @@ _MACVTAP_COUNTERS = tuple(_OTHER_DIRECTION[counter[:2]] + counter[2:] for counte
 
 
 class _DescribedInterface:
-    """An interface, with the parts of its samples that are the same at each poll.
+    """A network interface, with the parts of its samples that are the same at each poll.
 
     Attributes:
         name: the interface's name on the host.
@@ -44,12 +44,12 @@ class _DescribedInterface:
 
 
 def _files(facts: VmFacts) -> Sequence[FileRequest]:
-    files = [_request(interface) for interface in facts.interfaces if interface.same_netns]
+    files = [_to_file_request(interface) for interface in facts.interfaces if interface.same_netns]
     other_netns = tuple(_DescribedInterface(interface) for interface in facts.interfaces if not interface.same_netns)
     return [*files, FileRequest("net", ("dev",), other_netns)] if other_netns else files
 
 
-def _request(interface: NetworkInterface) -> FileRequest:
+def _to_file_request(interface: NetworkInterface) -> FileRequest:
     described = _DescribedInterface(interface)
     if interface.vf is not None:
         return VirtualFunctionRequest("", (*described.counters, "mac"), described, vf=interface.vf)
@@ -62,17 +62,17 @@ def _collect(replies: Replies) -> Iterable[Sample]:
             *counters, mac = contents
             if any(counter is not None for counter in counters):
                 address = {"mac": mac.decode()} if mac else {}
-                yield _sample(request.subject, _parse_counters(counters) | address)
+                yield _to_sample(request.subject, _parse_counters(counters) | address)
         elif isinstance(request.subject, _DescribedInterface):
             if any(content is not None for content in contents):
-                yield _sample(request.subject, _parse_counters(contents))
+                yield _to_sample(request.subject, _parse_counters(contents))
         elif contents[0] is not None:
             counters = parse_net_dev(contents[0])
             for other in request.subject:
                 if other.name in counters:
                     own = counters[other.name]
                     pairs = zip(_FIELD_NAMES, other.counters, strict=True)
-                    yield _sample(other, {name: own[counter] for name, counter in pairs if counter in own})
+                    yield _to_sample(other, {name: own[counter] for name, counter in pairs if counter in own})
 
 
 def _parse_counters(contents: Sequence[bytes | None]) -> Values:
@@ -85,7 +85,7 @@ def _parse_counters(contents: Sequence[bytes | None]) -> Values:
     return {name: number for name, number in numbers if number is not None}
 
 
-def _sample(interface: _DescribedInterface, values: Values) -> Sample:
+def _to_sample(interface: _DescribedInterface, values: Values) -> Sample:
     values.update(interface.constants)
     return Sample(NET, interface.labels, values)
 

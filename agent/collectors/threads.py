@@ -1,4 +1,4 @@
-"""CPU time of a VM's vCPU threads and iothreads. QEMU reports their thread ids at attach and after a hotplug."""
+"""CPU time of a VM's vCPU threads and iothreads. The agent queries the thread ids from QEMU at attach and after a hotplug."""
 
 from collections.abc import Callable, Iterable, Sequence
 

@@ -1,7 +1,7 @@
-"""Requests in the queues of virtio disks, which no other command of QEMU reports. The config has to allow this collector.
+"""Requests in flight in the queues of virtio disks, which no other QMP command reports. The config has to allow this collector.
 
-QEMU's command is unstable (`x-`). For a vhost device, it stops the device's queue to read it. So the agent queries only disks that QEMU
-itself serves, with the type `virtio-blk-device`. It queries them when a disk completes no request, and at each resync.
+QEMU's command is unstable (`x-`). For a vhost device, the command stops the queue to read its state. So the agent queries only disks that
+QEMU itself serves, with the type `virtio-blk-device`: when a disk completes no request, and at each resync.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ from agent.qmp.commands import QUEUE_STATUS, VIRTIO_PATH_ENDING, Command
 MAX_DISKS = 16
 """Maximum number of disks of a VM to query."""
 MAX_QUEUES = 16
-"""Maximum number of queues of a disk to query. By default, QEMU creates one for each vCPU."""
+"""Maximum number of queues of a disk to query. By default, QEMU creates one queue for each vCPU."""
 DISK_TYPE = "virtio-blk-device"
 """QOM type of a virtio disk that QEMU itself serves. A disk of vhost-user has another type."""
 
@@ -27,7 +27,7 @@ _read = FieldReader(VIRTIO_QUEUE)
 def virtio_paths(blockstats: object) -> list[tuple[str, str]]:
     """Return the name and the QOM path of each disk that may be a virtio disk.
 
-    A vhost disk is not among them, because it has no block statistics.
+    A vhost disk has no block statistics, so the result omits it.
 
     Args:
         blockstats: the reply to query-blockstats.

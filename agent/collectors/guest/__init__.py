@@ -2,8 +2,8 @@
 
 Start at `base`, which defines such a collector, and at `load`, a short one.
 
-To add a collector, write its file and its family in agent/model/metrics/guest.py, and add it to `GUEST_COLLECTORS`. Its command has to be
-on the list in agent/qga/commands.py, and its interval in agent/guest/config.py.
+To add a collector, write its file and its family in agent/model/metrics/guest.py, and add the collector to `GUEST_COLLECTORS`. The list in
+agent/qga/commands.py has to permit its command, and agent/guest/config.py has to define its interval.
 """
 
 from agent.collectors.guest import clock, cpu, disks, filesystems, freeze, load, network, operating_system, users

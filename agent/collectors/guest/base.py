@@ -34,11 +34,11 @@ class GuestCollector:
     """A collector of values from the guest agent.
 
     Attributes:
-        name: name of the collector. It is also the key of its interval in the config.
+        name: name of the collector, and key of its interval in the config.
         families: the families of the samples that it returns.
         commands: the commands to send, in order. A command that the guest agent lacks is not sent.
-        collect: builds samples from the exchanges, one for each command. It raises GuestAgentError for an unexpected reply.
-        while_frozen: whether the collector also runs while the guest's file systems are frozen. The guest agent then permits few commands.
+        collect: builds samples from the exchanges, one for each command. Raises GuestAgentError for an unexpected reply.
+        while_frozen: whether the collector also runs while the guest's file systems are frozen, when the guest agent permits few commands.
     """
 
     name: str

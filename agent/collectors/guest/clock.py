@@ -1,7 +1,7 @@
 """Offset of the guest's clock from the host's clock.
 
-The guest reads its clock after the agent sends the command and before the reply arrives. The offset is the difference between the guest's
-clock and the middle of these two times. So its error is at most half of the time between them.
+The guest reads its clock between the time when the agent sends the command and the time when the reply arrives. The offset is the guest's
+time minus the middle of these two times. So the error of the offset is at most half of the time between the command and the reply.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""CPU time that the guest's kernel counts, summed over all vCPUs. The host's kernel already counts the time of each vCPU thread."""
+"""CPU time that the guest's kernel counts, summed over all vCPUs. The host's kernel counts the time of each vCPU."""
 
 from collections.abc import Iterable, Sequence
 

@@ -1,7 +1,7 @@
 """File systems of the guest. Pure.
 
-A file system may be mounted several times, for example by bind mounts. It has one sample, with its shortest mountpoint. Its block device,
-its type and the disks below it identify it.
+A file system may be mounted several times, for example by bind mounts. Each file system has one sample, with its shortest mountpoint. Two
+mounts belong to the same file system if their block device, type and disks are equal.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,7 +34,7 @@ IGNORED_TYPES = frozenset(
         *("cdfs", "cramfs", "erofs", "iso9660", "overlay", "romfs", "squashfs", "udf"),
     }
 )
-"""Ignored types of file systems, in lower case. They have no storage of their own, or they are read-only and always full."""
+"""Ignored types of file systems, in lower case: types without storage of their own, and read-only types, which are always full."""
 
 _MAX_MOUNTS = 1024
 """Maximum number of mounts to read from a reply. A host of containers has hundreds of mounts."""

@@ -1,4 +1,4 @@
-"""The freeze state of the guest's file systems. They are frozen for example during a snapshot."""
+"""Freeze state of the guest's file systems, which are frozen for example during a snapshot."""
 
 from collections.abc import Iterable, Sequence
 

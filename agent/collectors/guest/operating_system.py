@@ -1,4 +1,4 @@
-"""Operating system, host name and time zone of the guest. A guest agent may lack each of the three commands."""
+"""Operating system, host name and time zone of the guest. A guest agent may lack any of the three commands."""
 
 from collections.abc import Iterable, Sequence
 

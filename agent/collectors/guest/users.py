@@ -1,4 +1,4 @@
-"""Number of users that are logged in to the guest. Their names are not recorded."""
+"""Number of users that are logged in to the guest. The names of the users are not recorded."""
 
 from collections.abc import Iterable, Sequence
 

@@ -1,4 +1,7 @@
-"""The backlog of a queue: the waiting records that are only in the journal. Also the size of the queue's rows in the journal. Pure."""
+"""The backlog of a queue: the waiting records that are only in the journal. Pure.
+
+The module also tracks the size of the queue's rows in the journal, and which of these rows can be deleted.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -21,9 +24,9 @@ class DiskBacklog:
         self.stored = QueueSize()
         """Size of all rows of the queue in the journal, including delivered rows that are not deleted yet."""
         self._deletions: dict[int, RowDeletion] = {}
-        """Delivered rows that are not deleted yet, by `RowDeletion.after_row`. There is a range of postponed rows between two entries."""
+        """Delivered rows that are not deleted yet, by `RowDeletion.after_row`. Postponed rows, which must stay, separate the entries."""
         self._postponed_rows: list[tuple[int, int]] = []
-        """Ranges of postponed rows, in rising order. Each pair has the row before the range, and the last row of the range."""
+        """Ranges of postponed rows, in rising order: the row before the range, and the last row of the range."""
         self._postponed = QueueSize()
 
     def __bool__(self) -> bool:
@@ -78,7 +81,7 @@ class DiskBacklog:
     def resume(self) -> bool:
         """Put the postponed records back at the front of the backlog.
 
-        While delivered rows wait for their deletion, do nothing: the backlog has to be one range of undelivered rows.
+        Do nothing while delivered rows are not deleted yet, because the backlog has to be one range of undelivered rows.
 
         Returns:
             True if records were put back.
@@ -112,7 +115,7 @@ class DiskBacklog:
         Args:
             stored: summary of the queue's rows in the file.
             last_row: the last row of the file.
-            copied: records in flight that were copied into the file. They are not part of the backlog.
+            copied: records in flight that were copied into the file. These records are not part of the backlog.
             copied_rows: the rows of `copied` in the file.
 
         Returns:
@@ -132,18 +135,18 @@ class DiskBacklog:
 
     def mark_deletable(self, records: Sequence[EncodedRecord]) -> None:
         """Mark the rows of delivered records. The next transactions of the journal delete them."""
-        by_gap: dict[int, list[EncodedRecord]] = {}
+        by_row_before: dict[int, list[EncodedRecord]] = {}
         if self._postponed_rows:
             for record in records:
-                by_gap.setdefault(self._row_before_gap(record.row or 0), []).append(record)
+                by_row_before.setdefault(self._last_postponed_before(record.row or 0), []).append(record)
         elif records:
-            by_gap[0] = list(records)
-        for after_row, group in by_gap.items():
+            by_row_before[0] = list(records)
+        for after_row, group in by_row_before.items():
             deletion = self._deletions.setdefault(after_row, RowDeletion(after_row))
             deletion.last_row = max(deletion.last_row, *(record.row or 0 for record in group))
             deletion.size.add(group)
 
-    def _row_before_gap(self, row: int) -> int:
+    def _last_postponed_before(self, row: int) -> int:
         """Return the last postponed row that precedes a delivered row; 0 if there is none."""
         return max((last_row for _, last_row in self._postponed_rows if last_row < row), default=0)
 
@@ -165,7 +168,7 @@ class DiskBacklog:
             del self._deletions[deletion.after_row]
 
     def bytes_over_limit(self, limit: int) -> int:
-        """Return by how many bytes the undelivered rows of the queue exceed a limit. It is 0 or negative if they do not."""
+        """Return by how many bytes the undelivered rows of the queue exceed a limit; 0 or negative within the limit."""
         return self.stored.bytes - sum(deletion.size.bytes for deletion in self._deletions.values()) - limit
 
 

@@ -1,4 +1,4 @@
-"""Dropped records: counted by queue and reason, logged at a limited rate, and reported to consumers in records. Pure except for the log."""
+"""Counts dropped records by queue and reason, logs drops at a limited rate, and creates the reports for consumers. Pure except for logs."""
 
 import logging
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from agent.model.record import EncodedRecord
 _log = logging.getLogger(__name__)
 
 LOG_INTERVAL_SECONDS = 10.0
-"""Shortest time between two log lines about dropped records."""
+"""Shortest time between two groups of log lines about dropped records. A group has a line for each queue and reason."""
 DROP_REPORT_TYPE = "qemu.agent.records_dropped"
 """Type of the records that report drops to consumers."""
 
@@ -73,7 +73,7 @@ class DropLedger:
         """Dropped records by queue and reason, since the start; never reset."""
         self._unreported: dict[tuple[str, str], DropReport] = {}
         self._logged_at = float("-inf")
-        self._unlogged = 0
+        self._unlogged: dict[tuple[str, str], int] = {}
 
     @property
     def has_unreported(self) -> bool:
@@ -96,10 +96,11 @@ class DropLedger:
         key = (queue, reason.value)
         self.totals[key] = self.totals.get(key, 0) + records
         self._merge_unreported(DropReport(reason.value, queue, records, first_ns, last_ns))
-        self._unlogged += records
+        self._unlogged[key] = self._unlogged.get(key, 0) + records
         if now - self._logged_at >= LOG_INTERVAL_SECONDS:
-            _log.warning("queue %s: dropped %d records: %s", queue, self._unlogged, reason.value)
-            self._logged_at, self._unlogged = now, 0
+            for (name, cause), count in self._unlogged.items():
+                _log.warning("queue %s: dropped %d records: %s", name, count, cause)
+            self._logged_at, self._unlogged = now, {}
 
     def add_records(self, queue: str, reason: DropReason, records: Iterable[EncodedRecord], now: float) -> None:
         """Count dropped records like `add`, with the times of the oldest and the newest of these records."""
@@ -115,7 +116,7 @@ class DropLedger:
         """Add the unreported drops of an earlier run.
 
         Args:
-            reports: the value that `unreported` returned in that run. A value of another form is ignored.
+            reports: the value that `unreported` returned in the earlier run. A value of another form is ignored.
         """
         for item in reports if isinstance(reports, list) else ():
             try:
@@ -124,10 +125,10 @@ class DropLedger:
                 continue
 
     def restore_unreported(self, bodies: Iterable[bytes]) -> None:
-        """Mark drops as unreported again, because the records that reported them were also dropped.
+        """Mark drops as unreported again, because the drop reports about them were also dropped.
 
         Args:
-            bodies: bodies of the dropped records that reported drops; a body that cannot be parsed is ignored.
+            bodies: bodies of the drop reports that were dropped. A body that cannot be parsed is ignored.
         """
         for body in bodies:
             try:

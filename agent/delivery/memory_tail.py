@@ -1,4 +1,4 @@
-"""The parts of a queue that are in memory: its tail, and the records that the journal has not written yet. Pure."""
+"""The records of a queue that are in memory: the newest records, and the records that the journal has not written yet. Pure."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from agent.delivery.sizes import total_bytes
 from agent.model.record import OVERHEAD_BYTES, EncodedRecord, RecordState
 
 MAX_TRANSACTION_RECORDS = 20_000
-"""Maximum number of records in one transaction. Writing them takes about 0.2 s, and reads of the journal wait for its end."""
+"""Maximum number of records in one transaction. Such a transaction takes about 0.2 s, and reads of the journal wait that long."""
 
 
 class MemoryTail:
@@ -42,21 +42,21 @@ class MemoryTail:
         """Remove the oldest records.
 
         Args:
-            records: these records, oldest first.
+            records: the records to remove, oldest first.
         """
         for _ in records:
             self.records.popleft()
         self.bytes -= total_bytes(records)
 
     def older_half(self) -> Iterable[EncodedRecord]:
-        """Iterate over the older half of the records, rounded up."""
+        """Iterate over the oldest records: half of all records, and one more."""
         return islice(self.records, len(self.records) // 2 + 1)
 
     def drop_oldest(self, size: int) -> list[EncodedRecord]:
-        """Remove the oldest records that are only in memory, mark them as done, and return them.
+        """Remove the oldest records that are only in memory, set their state to done, and return them.
 
         Args:
-            size: minimum number of bytes to free.
+            size: number of bytes to free, rounded up to whole records.
         """
         kept = []
         while self.records and self.records[0].state is not RecordState.QUEUED:
@@ -85,12 +85,12 @@ class PendingWrites:
 
     @property
     def in_transaction(self) -> bool:
-        """True if a transaction is under way."""
+        """True if a transaction has started and not ended."""
         return bool(self._writing)
 
     @property
     def busy(self) -> bool:
-        """True if records wait for a transaction, or if a transaction is under way."""
+        """True if records wait for a transaction, or if a transaction has started and not ended."""
         return bool(self._waiting or self._writing)
 
     def add(self, record: EncodedRecord) -> None:
@@ -130,7 +130,7 @@ class PendingWrites:
         self._writing = []
 
     def discard_done_prefix(self) -> None:
-        """Remove the oldest waiting records, as long as they are delivered or dropped."""
+        """Remove records from the front of the waiting records, up to the first that is neither delivered nor dropped."""
         while self._waiting and self._waiting[0].done:
             self._waiting.popleft()
 

@@ -49,17 +49,17 @@ class DeliverySettings:
 class DeliveryPipeline:
     """Three queues, a journal and a sink.
 
-    Alerts have a queue of their own for two reasons. A flood of events must not delay an alert. And an alert is sent only after it is
-    journaled, but events must not wait for the journal.
+    Alerts have their own queue for two reasons. A flood of events must not delay an alert. The journal must write an alert before the
+    alert is sent, but events must not wait for the journal.
     """
 
     def __init__(self, sink: Sink, settings: DeliverySettings, report_drops: Callable[[DropReport], None]) -> None:
-        """Set up delivery; `running` starts it.
+        """Set up delivery. The context manager `running` starts the delivery.
 
         Args:
             sink: where records go.
             settings: limits and timings.
-            report_drops: passes a drop report to `put` as a record; called while delivery works.
+            report_drops: creates a record from a drop report and passes the record to `put`. Called only while delivery works.
         """
         timings = settings.timings
         self.drops = DropLedger()
@@ -102,7 +102,7 @@ class DeliveryPipeline:
 
         Args:
             record: the record.
-            kind: the record's kind, if the caller has it already.
+            kind: the record's kind, `Record.kind`; empty if the caller does not know the kind.
         """
         self._queue_by_kind.get(kind or record.kind, self.events).put(record)
 
@@ -111,7 +111,7 @@ class DeliveryPipeline:
         self.samples.put_all(records)
 
     async def deliver_unqueued(self, name: str, records: Sequence[EncodedRecord]) -> None:
-        """Send records without a queue, until the sink accepts them. They are not journaled, because the caller can create them again.
+        """Send records without a queue, until the sink accepts them. The records are not journaled: the caller can create them again.
 
         Args:
             name: name under which rejected records are counted as dropped.
@@ -129,7 +129,7 @@ class DeliveryPipeline:
             seconds: maximum time to wait.
 
         Returns:
-            True if the entry is on disk in time; False if it is not, or if there is no working journal.
+            True if the entry is on disk in time; False if the time has passed, or if there is no working journal.
         """
         if self.journal is None or self.journal.error is not None:
             return False
@@ -231,7 +231,7 @@ class DeliveryPipeline:
                     await self.journal.close()
             except TimeoutError:
                 _log.error(
-                    "journal %s: the disk hangs: stopping without it; records that are neither delivered nor journaled are lost",
+                    "journal %s: the disk hangs: the agent stops, and loses the records that are neither delivered nor journaled",
                     self.journal.path,
                 )
                 journaling.cancel()
@@ -244,12 +244,13 @@ class DeliveryPipeline:
             queue.drop_remaining()
 
     def _on_sent(self, queue: RecordQueue, rejected: Sequence[EncodedRecord]) -> None:
-        """Store rejected records as dead letters. Delivery works now, so also report earlier drops."""
+        """Store rejected records as dead letters. Also report earlier drops, because delivery works now."""
         if rejected:
             self.drops.add_records(queue.name, DropReason.REJECTED, rejected, time.monotonic())
             if self.journal is not None:
                 self.journal.store_dead_letters(DropReason.REJECTED.value, rejected)
-        reportable = queue is self.events or not len(self.events)  # reports are in the queue of the events
+        # Drop reports use the queue of events: do not add a report while that queue makes no progress.
+        reportable = queue is self.events or not len(self.events)
         now = time.monotonic()
         if reportable and self.drops.has_unreported and now - self._reported_at >= self.timings.drop_report_interval:
             self._reported_at = now

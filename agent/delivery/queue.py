@@ -37,8 +37,8 @@ class RecordQueue(QueueState):
             limits: maximum bytes in memory and on disk.
             drops: counts the dropped records.
             durable: whether every record is journaled.
-            linger_seconds: how long a record may wait for other records, so that they share a batch.
-            backlog_seconds: how long records in memory wait for older records on a disk that hangs or fails.
+            linger_seconds: how long a record may wait for more records, so that batches are larger.
+            backlog_seconds: how long records in memory wait for older records, if the disk with the older records hangs or fails.
         """
         super().__init__(name, limits, drops, durable=durable)
         self.linger_seconds = linger_seconds
@@ -74,7 +74,7 @@ class RecordQueue(QueueState):
         if self.tail.bytes > self.limits.memory:
             self.journaling.shrink_tail()
             self.wake_waiting_tasks()
-        elif was_empty:  # if the tail was not empty, the events are already set
+        elif was_empty:  # if the tail was not empty, `nonempty` is already set, and `empty` cleared
             self.wake_waiting_tasks()
 
     # For the sender.
@@ -165,9 +165,9 @@ class RecordQueue(QueueState):
         return max(0.0, time.time() - self.in_flight[0].time_ns / 1e9) if self.in_flight else 0.0
 
     def oldest_waiting_ns(self) -> int | None:
-        """Return the time of the oldest waiting record, in nanoseconds since the epoch.
+        """Return the time of the oldest record of the queue, in nanoseconds since the epoch.
 
-        Return None if there is none, or if that record is only on disk.
+        Return None if the queue is empty, or if the oldest record is only on disk.
         """
         if self.in_flight:
             return self.in_flight[0].time_ns

@@ -21,22 +21,22 @@ The queue of samples may use twice its limit. So all queues together use up to t
 """
 
 
-# 16 public methods: four for the queue, five for the journal's file and seven for its transactions, on one list of pending writes.
+# 16 public methods: half of them are for the journal's transactions, and most of them change the list of pending writes.
 class QueueJournaling:
     """Moves the records of one queue between memory and the journal, within the limits of both."""
 
-    def __init__(self, parts: QueueState) -> None:
+    def __init__(self, queue: QueueState) -> None:
         self.available = False
-        """True while the journal works. Otherwise the queue is in memory only."""
-        self.opening = parts.durable
-        """True until the journal has opened or failed to open. Until then, the journal may still accept the records."""
+        """True while the journal works. While False, all new records stay in memory."""
+        self.opening = queue.durable
+        """True until the journal's file is open, or cannot be opened. Only for a durable queue."""
         self.hangs = False
         """True while an operation on the journal's disk takes too long. During this time, alerts are sent before they are journaled."""
         self.written = 0
         """Number of records written to the journal since the start."""
         self.dirty = asyncio.Event()
         """Set when the journal has records to write or rows to delete."""
-        self._parts = parts
+        self._queue = queue
         self._pending = PendingWrites()
 
     # For the queue.
@@ -57,36 +57,36 @@ class QueueJournaling:
     def resume_backlog(self) -> None:
         """Put the postponed records back at the front of the backlog.
 
-        While a later row is in flight, or is delivered and not deleted, do nothing.
+        Do nothing while the journal hangs or fails, while a batch is in flight, or while delivered rows are not deleted yet.
         """
-        if self.hangs or not self.available or self._parts.in_flight or self._pending.in_transaction:
+        if self.hangs or not self.available or self._queue.in_flight or self._pending.in_transaction:
             return
-        if self._parts.backlog.resume():
-            self._parts.wake_waiting_tasks()
+        if self._queue.backlog.resume():
+            self._queue.wake_waiting_tasks()
 
     def _delete_later(self, journaled: Sequence[EncodedRecord]) -> None:
         if journaled:
-            self._parts.backlog.mark_deletable(journaled)
+            self._queue.backlog.mark_deletable(journaled)
             self.dirty.set()
 
     def shrink_tail(self) -> None:
         """Shrink a tail that exceeds its limit. Remove journaled records from memory, journal older records, or drop the oldest."""
-        parts, tail, limit = self._parts, self._parts.tail, self._parts.limits.memory
+        queue, tail, limit = self._queue, self._queue.tail, self._queue.limits.memory
         while tail.bytes > limit and tail and tail.records[0].row is not None:
-            parts.backlog.append(tail.popleft())
-        if self.available and not parts.durable and not self._pending.busy and tail.bytes > limit:
-            # Write the batch in flight first. Otherwise, it would come after the backlog when the agent restarts.
-            for record in (*parts.in_flight, *tail.older_half()):
+            queue.backlog.append(tail.popleft())
+        if self.available and not queue.durable and not self._pending.busy and tail.bytes > limit:
+            # Write the batch in flight first. Otherwise, these records would follow newer records after a restart of the agent.
+            for record in (*queue.in_flight, *tail.older_half()):
                 if record.row is None:
                     self.write_later(record)
         # Give a working journal time to write. While the journal does not work, the memory of the agent must not grow.
-        factor = SLOW_JOURNAL_FACTOR if parts.durable else 2
+        factor = SLOW_JOURNAL_FACTOR if queue.durable else 2
         limit_before_drop = factor * limit if self.available or self.opening else limit
         if tail.bytes > limit_before_drop:
             # Drop more records than needed. Otherwise, each new record would cause another drop.
             dropped = tail.drop_oldest(tail.bytes - limit_before_drop + limit // 16)
             self._pending.discard_all_done()
-            parts.count_dropped(DropReason.JOURNAL_UNAVAILABLE if parts.durable else DropReason.QUEUE_FULL, dropped)
+            queue.count_dropped(DropReason.JOURNAL_UNAVAILABLE if queue.durable else DropReason.QUEUE_FULL, dropped)
 
     # For the journal: its file.
 
@@ -107,17 +107,17 @@ class QueueJournaling:
             copied: records in flight that were copied into the file when it was created.
             copied_rows: the rows of `copied` in the file.
         """
-        parts = self._parts
+        queue = self._queue
         self.available, self.opening = True, False
-        for record in parts.records_in_memory():
+        for record in queue.records_in_memory():
             record.row, record.state = None, JOURNAL_REPLACED[record.state]
         for record, row in zip(copied, copied_rows, strict=True):
             record.row, record.state = row, COPIED[record.state]
-        parts.count_corrupt(parts.backlog.reset(stored, last_row, copied, copied_rows))
+        queue.count_corrupt(queue.backlog.reset(stored, last_row, copied, copied_rows))
         self._delete_later([record for record in copied if record.done])
-        unwritten = (record for record in parts.records_in_memory() if record.row is None)
-        self._pending.replace_waiting(unwritten if parts.durable else ())
-        parts.wake_waiting_tasks()
+        unwritten = (record for record in queue.records_in_memory() if record.row is None)
+        self._pending.replace_waiting(unwritten if queue.durable else ())
+        queue.wake_waiting_tasks()
         if self._pending.has_waiting:
             self.dirty.set()
 
@@ -138,14 +138,14 @@ class QueueJournaling:
         """
         self.hangs = hangs
         if hangs:
-            self._parts.nonempty.set()
+            self._queue.nonempty.set()
         else:
             self.resume_backlog()
 
     def postpone_backlog(self) -> None:
         """Leave the backlog on disk until the disk works again. Continue with the records in memory."""
-        self._parts.backlog.postpone()
-        self._parts.wake_waiting_tasks()
+        self._queue.backlog.postpone()
+        self._queue.wake_waiting_tasks()
 
     # For the journal: its transactions.
 
@@ -156,7 +156,7 @@ class QueueJournaling:
 
     def write_all_later(self) -> None:
         """Schedule all records in memory to be written, even if the queue is not durable, because the agent is about to stop."""
-        in_memory = self._parts.records_in_memory()
+        in_memory = self._queue.records_in_memory()
         self._pending.replace_waiting(record for record in in_memory if record.state is RecordState.QUEUED)
 
     def start_write(self) -> list[EncodedRecord]:
@@ -165,20 +165,20 @@ class QueueJournaling:
 
     @property
     def backlog_bytes_to_drop(self) -> int:
-        """Number of bytes of the backlog that the journal should drop. It is 0 if the queue's rows do not exceed the disk limit.
+        """Number of bytes of the backlog that the journal should drop; 0 if the queue's rows do not exceed the disk limit.
 
-        It is larger than the excess. Otherwise, each new record would cause another drop.
+        The number is larger than the excess. Otherwise, each new record would cause another drop.
         """
-        limit = self._parts.limits.disk
-        excess = self._parts.backlog.bytes_over_limit(limit)
+        limit = self._queue.limits.disk
+        excess = self._queue.backlog.bytes_over_limit(limit)
         after_row, last_row = self.droppable_rows
         return excess + limit // 50 if excess > 0 and last_row > after_row else 0
 
     @property
     def droppable_rows(self) -> tuple[int, int]:
-        """Range of backlog rows that may be deleted, because none is in flight: the row before the range, and its last row."""
-        backlog = self._parts.backlog
-        return max([backlog.after_row, *(record.row or 0 for record in self._parts.in_flight)]), backlog.last_row
+        """Range of backlog rows that may be deleted, without the rows in flight: the row before the range, and the last row."""
+        backlog = self._queue.backlog
+        return max([backlog.after_row, *(record.row or 0 for record in self._queue.in_flight)]), backlog.last_row
 
     def on_committed(self, rows: Sequence[int], deletion: RowDeletion | None) -> None:
         """Handle a transaction that the journal committed.
@@ -188,17 +188,17 @@ class QueueJournaling:
             deletion: the delivered rows that the transaction deleted; None if it deleted none.
         """
         written = self._pending.commit_transaction(rows)
-        self._parts.backlog.stored.add(written)
+        self._queue.backlog.stored.add(written)
         self.written += len(written)
         if deletion is not None:
-            self._parts.backlog.on_deleted(deletion)
+            self._queue.backlog.on_deleted(deletion)
         self._delete_later([record for record in written if record.done])
         self._pending.discard_done_prefix()
         self._shrink_tail_if_full()
         self.resume_backlog()
-        if self._pending.has_waiting or self._parts.backlog.has_deletions or self.backlog_bytes_to_drop:
+        if self._pending.has_waiting or self._queue.backlog.has_deletions or self.backlog_bytes_to_drop:
             self.dirty.set()
-        self._parts.nonempty.set()
+        self._queue.nonempty.set()
 
     def on_failed(self, *, available: bool) -> None:
         """Handle a failure of the journal, which rolled back its transaction.
@@ -208,7 +208,7 @@ class QueueJournaling:
         """
         self._pending.fail_transaction()
         self.available, self.opening = available, False
-        self._parts.nonempty.set()
+        self._queue.nonempty.set()
         self._pending.discard_done_prefix()
         self._shrink_tail_if_full()
 
@@ -219,10 +219,10 @@ class QueueJournaling:
             deleted: summary of the deleted rows.
             last_row: the last deleted row.
         """
-        self._parts.backlog.on_trimmed(deleted, last_row)
-        self._parts.wake_waiting_tasks()
-        self._parts.count_deleted(deleted)
+        self._queue.backlog.on_trimmed(deleted, last_row)
+        self._queue.wake_waiting_tasks()
+        self._queue.count_deleted(deleted)
 
     def _shrink_tail_if_full(self) -> None:
-        if self._parts.tail.bytes > self._parts.limits.memory:
+        if self._queue.tail.bytes > self._queue.limits.memory:
             self.shrink_tail()

@@ -1,4 +1,4 @@
-"""The records of a queue. The newest records are in memory; records that do not fit into memory are in the journal."""
+"""The records of a queue: the newest records in memory, and in the journal the records that do not fit into memory."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ class QueueLimits:
 
 
 class QueueState:
-    """The three parts of a queue, from the oldest records to the newest: the batch in flight, the backlog on disk, the tail in memory."""
+    """The records of a queue, oldest first: the batch in flight, then the backlog on disk, then the tail in memory."""
 
     def __init__(self, name: str, limits: QueueLimits, drops: DropLedger, *, durable: bool) -> None:
         self.name = name

@@ -1,6 +1,6 @@
 """Transitions of a record's delivery state: one table for each input. Pure.
 
-A transition is `record.state = TABLE[record.state]`. A state that is missing from the table raises KeyError: that is a bug.
+A transition is `record.state = TABLE[record.state]`. A KeyError means that the record is in a state without this transition: a bug.
 """
 
 from typing import Final

@@ -9,8 +9,9 @@ from agent.delivery.sinks.supervisor import SinkSupervisor
 from agent.model.record import EncodedRecord
 
 BATCH_RECORDS = 8000
+"""Maximum number of records in a batch."""
 SENDER_BATCH_BYTES = 3 * 1024 * 1024
-"""Maximum records and maximum bytes of a batch. Its bytes are also limited to a quarter of the queue's memory."""
+"""Maximum bytes of a batch. A quarter of the queue's memory limit is the maximum if that is less."""
 
 
 async def send_records(

@@ -7,7 +7,7 @@ from agent.model.record import OVERHEAD_BYTES, EncodedRecord
 
 
 def total_bytes(records: Sequence[EncodedRecord]) -> int:
-    """Return the size of records for a queue's limit: the bytes of their bodies, and an overhead for each record."""
+    """Return the bytes of records that count towards a queue's limit: the bodies, and an overhead for each record."""
     return sum([len(record.body) for record in records]) + OVERHEAD_BYTES * len(records)
 
 

@@ -1,4 +1,4 @@
-"""Waits and deadlines of delivery that are not configurable; tests shorten them."""
+"""Waits and deadlines of delivery. The config cannot change these times, but tests shorten them."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,17 @@ class DeliveryTimings:
     """Waits and deadlines, in seconds.
 
     Attributes:
-        linger: how long a sample waits for other samples, so that they share a batch. A batch costs more than a sample.
+        linger: how long a sample waits for more samples, so that fewer and larger batches are sent.
         drop_report_interval: shortest time between two reports of dropped records to consumers.
-        unready_after: how long a call to a sink or to the journal's disk may take before `/readyz` reports it. Requests to Kafka time out
+        unready_after: how long a call to a sink or to the journal's disk may take before `/readyz` fails. Requests to Kafka time out
             earlier.
-        first_retry: wait before the first retry of a sink that failed; it doubles up to `max_retry`.
+        first_retry: wait before the first retry of a sink that failed. The wait doubles with each retry, up to `max_retry`.
         max_retry: longest wait before a retry of a sink.
         journal_open: how long the start of the agent waits for the journal to open. After that, the agent delivers from memory until
             the journal is open.
         journal_retry: wait before the next attempt to use a journal that failed.
         journal_hang: how long a call to the journal's disk may take before alerts are sent without waiting for the journal.
-        delete_delay: how long the deletion of delivered rows waits for records to write, so that both share a transaction.
+        delete_delay: how long the deletion of delivered rows waits for new records, so that one transaction does both.
         postpone_backlog_after: how long newer events and samples in memory wait for a backlog that cannot be read. Newer alerts wait
             for `journal_hang`.
     """

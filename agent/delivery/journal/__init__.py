@@ -1,4 +1,4 @@
 """The journal: a SQLite database that keeps records until the sink acknowledges them.
 
-Start at `writer`, whose `Journal` runs one transaction after the other in a thread of its own; `database` is what runs in that thread.
+Start at `writer`. Its `Journal` runs one transaction after the other in a separate thread. `database` has the calls that this thread makes.
 """

@@ -1,8 +1,8 @@
 """The journal's file: one SQLite database, which one thread uses. Every call blocks.
 
-It uses WAL with synchronous=FULL. So after `commit` has returned, its changes survive a power cut (SQLite's documentation of `PRAGMA
-synchronous`).
-SQLite has no checksums of its pages, so each row has a checksum. A row with a wrong checksum is counted as dropped, and not delivered.
+The database is in WAL mode with synchronous=FULL. So the changes of a transaction survive a power cut after `commit` has returned (see
+SQLite's documentation of `PRAGMA synchronous`). SQLite has no checksums of its pages, so each row has a checksum. The record in a row with
+a wrong checksum is not delivered, and counted as dropped.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ from agent.delivery.sizes import RowsSummary
 from agent.model.record import OVERHEAD_BYTES, EncodedRecord
 
 FORMAT_VERSION = 1
-"""Version of the tables, in SQLite's user_version."""
+"""Version of the tables. The file contains the version as SQLite's user_version."""
 
 OpenDatabase = Callable[[Path], sqlite3.Connection]
-"""Opens the database file at a path; tests replace it to make the disk fail."""
+"""Opens the database file at a path. Tests pass another function, to make the disk fail."""
 
 _SCHEMA = f"""
 CREATE TABLE records (row INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT NOT NULL, id TEXT NOT NULL, key TEXT NOT NULL,
@@ -61,7 +61,7 @@ class JournalError(Exception):
 
 
 def to_journal_error(error: Exception) -> JournalError:
-    """Return the JournalError for an error of SQLite, according to its result code (sqlite.org/rescode.html)."""
+    """Return the JournalError for an error of SQLite, by SQLite's result code (sqlite.org/rescode.html)."""
     name = getattr(error, "sqlite_errorname", "") or ""
     if name.startswith(("SQLITE_FULL", "SQLITE_IOERR_SHM")):  # SHM: no space for the log's shared-memory file
         return JournalError(JournalFault.FULL, "the disk is full")
@@ -74,7 +74,7 @@ def to_journal_error(error: Exception) -> JournalError:
 
 @contextlib.contextmanager
 def _convert_sqlite_errors() -> Iterator[None]:
-    """Raise a JournalError in place of an error of SQLite."""
+    """Replace an error of SQLite by a JournalError."""
     try:
         yield
     except DATABASE_ERRORS as error:
@@ -87,7 +87,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def raise_if_disk_full(error: Exception) -> None:
-    """Raise JournalError if a full disk caused an error of SQLite. If the cause may be another, such as a damaged file, do nothing.
+    """Raise JournalError if a full disk caused an error of SQLite. Ignore an error with another cause, such as a damaged file.
 
     Raises:
         JournalError: the disk is full.
@@ -118,7 +118,7 @@ class JournalDatabase:
         """
         self.path = path
         self.identity = ""
-        """Random text that distinguishes this file from another file at the same path."""
+        """Random text in the file, by which the agent detects another file at the same path."""
         self.last_row = 0
         """The last row of the file when it was opened, or at the last call of `refresh_last_row`."""
         self._db: sqlite3.Connection | None = None
@@ -169,7 +169,7 @@ class JournalDatabase:
             self._read_last_row(self._require_connection())
 
     def close(self) -> None:
-        """Close the file; SQLite checkpoints the write-ahead log into it."""
+        """Close the file. SQLite first copies the changes in the write-ahead log into the file."""
         db, self._db = self._db, None
         if db is not None:
             try:
@@ -192,7 +192,7 @@ class JournalDatabase:
             raise JournalError(JournalFault.DAMAGED, "the file was removed or replaced")
 
     def _current_file_id(self) -> tuple[int, int] | None:
-        """Return device and inode of the file at the path; None if it does not exist. SQLite does not notice if its file is removed."""
+        """Return device and inode of the file at the path; None if no file exists. SQLite does not detect that its file was removed."""
         try:
             status = self.path.stat()
         except OSError:
@@ -242,7 +242,7 @@ class JournalDatabase:
         return records, corrupt, last_row
 
     def dead_letters(self) -> Iterator[tuple[str, EncodedRecord]]:
-        """Yield the reason and the record of each dead letter, oldest first."""
+        """Yield the reason and the record of each dead letter, oldest first. Leave out rows with a wrong checksum."""
         with _convert_sqlite_errors():
             for reason, *row in self._require_connection().execute(_READ_DEAD_LETTERS):
                 record = record_from_row(row)
@@ -267,7 +267,7 @@ class JournalDatabase:
             return read_entries(self._require_connection())
 
     def checkpoint(self) -> None:
-        """Checkpoint the write-ahead log and restart it. Later writes reuse its space, so they succeed on a full disk."""
+        """Checkpoint and restart the write-ahead log. Later writes reuse the space of the log, so they can succeed on a full disk."""
         with _convert_sqlite_errors():
             self._require_connection().execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
 

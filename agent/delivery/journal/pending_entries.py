@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from agent.model.persistent_entry import PersistentEntry
 
 ChangedEntries = Callable[[bool], Iterable[PersistentEntry]]
-"""Returns the entries that changed since the last call. The argument is True if the journal has a new file. It then returns all entries."""
+"""Returns the entries that changed since the last call, or all entries if the argument is True because the journal has a new file."""
 
 
 def _no_entries(_whole: bool) -> Iterable[PersistentEntry]:  # noqa: FBT001 - a callback's only argument
@@ -18,7 +18,7 @@ class PendingEntries:
 
     def __init__(self) -> None:
         self.changed: ChangedEntries = _no_entries
-        """Called at the start of each transaction. No caller waits for these entries."""
+        """Function that returns the changed entries, called at the start of each transaction. No caller waits for these entries."""
         self._waiting: list[tuple[PersistentEntry, asyncio.Future[None]]] = []
         # By name: entries from `changed` that no transaction has stored yet.
         self._fetched: dict[str, PersistentEntry] = {}

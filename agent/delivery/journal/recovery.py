@@ -31,10 +31,10 @@ _SELECT_RECORDS = "SELECT row, id, key, type, time_ns, crc, body FROM records NO
 _SELECT_INDEXED_ROWS = "SELECT row FROM records INDEXED BY by_queue WHERE queue = ? ORDER BY row"
 
 LOG_SUFFIXES = ("-wal", "-shm")
-"""Suffixes of the files that SQLite creates beside a database in WAL mode."""
+"""Suffixes of the two files that SQLite creates beside a database in WAL mode."""
 
 MAX_BACKWARD_RECORDS = 100_000
-"""Maximum number of records that are recovered behind a damaged page. They are read backwards, so all of them are in memory at once."""
+"""Maximum number of records that are recovered from behind a damaged page. Reading backwards needs all of these records in memory."""
 
 
 def quarantine_file(path: Path) -> Path | None:
@@ -79,7 +79,7 @@ def salvage_records(path: Path, queues: Sequence[str]) -> Iterator[tuple[str, li
     Read each queue forwards up to the damage, and then backwards from the end of the file to the damage.
 
     Raises:
-        JournalError: the disk has no space for the files that SQLite needs to read it.
+        JournalError: the disk has no space for the temporary files with which SQLite reads the database.
     """
     try:
         db = connect_readonly(path)
@@ -123,7 +123,7 @@ def read_salvageable_entries(path: Path) -> dict[str, Any]:
     """Return the values of the persistent entries that can be read from a damaged file, by name.
 
     Raises:
-        JournalError: the disk has no space for the files that SQLite needs to read it.
+        JournalError: the disk has no space for the temporary files with which SQLite reads the database.
     """
     try:
         with contextlib.closing(connect_readonly(path)) as db:
@@ -145,7 +145,7 @@ def _read_intact(db: sqlite3.Connection, query: str, queue: str) -> Iterator[Enc
 
 
 def _keep_in_order(records: Iterator[EncodedRecord], sign: int) -> Iterator[EncodedRecord]:
-    """Yield the records whose row numbers rise (sign 1) or fall (sign -1). Other records are on a damaged page, and are left out."""
+    """Yield the records whose row numbers rise (sign 1) or fall (sign -1). Leave out other records, which are on a damaged page."""
     yielded = held = None
     for record in records:
         row = sign * (record.row or 0)
@@ -170,13 +170,13 @@ def _split_chunks(records: Iterator[EncodedRecord]) -> Iterator[list[EncodedReco
 
 @dataclass(slots=True)
 class QueueCopyPlan:
-    """Which records of one queue to copy into the new journal file that replaces a damaged one: those in flight, then the backlog.
+    """The records of one queue to copy into a new journal file after damage: first the records in flight, then the backlog.
 
     Attributes:
-        in_flight: the records in flight; for a queue that is not durable, only those that were in the old file.
+        in_flight: the records in flight; for a queue that is not durable, only the records in flight that were in the old file.
         in_flight_rows: the rows of the records in flight in the new file; empty until they are copied.
         after_row: the row in the old file before the first row of the backlog.
-        last_row: the last row of the backlog in the old file; infinite if it is unknown which rows of the old file are in the backlog.
+        last_row: the last row of the backlog in the old file; infinite if the backlog's rows are unknown.
     """
 
     in_flight: list[EncodedRecord] = field(default_factory=list)
@@ -203,11 +203,11 @@ class RebuiltJournal:
     """A new journal file that replaces a damaged one.
 
     Attributes:
-        quarantined: the path to which the damaged file was renamed; None if it did not exist.
+        quarantined: the new path of the damaged file; None if there was no file.
         database: the new file.
         recovered: number of records that were copied from the damaged file.
-        lost: by queue, number of records of the damaged file that could not be copied. It contains only queues whose
-            `QueueCopyPlan.last_row` is infinite. Other queues count their lost records themselves.
+        lost: by queue, number of records of the damaged file that could not be copied. Only for queues whose
+            `QueueCopyPlan.last_row` is infinite; other queues count their lost records themselves.
     """
 
     quarantined: Path | None
@@ -244,7 +244,7 @@ def rebuild_journal(path: Path, connect: OpenDatabase, plans: Mapping[str, Queue
 def _copy_records(
     database: JournalDatabase, quarantined: Path | None, plans: Mapping[str, QueueCopyPlan]
 ) -> tuple[int, dict[str, int]]:
-    """Copy records into a new file; return `recovered` and `lost` of `RebuiltJournal`."""
+    """Copy records into a new file. Return the values of `RebuiltJournal.recovered` and `RebuiltJournal.lost`."""
     database.commit(
         [statements.insert_records(queue, plan.in_flight, plan.in_flight_rows) for queue, plan in plans.items()]
     )

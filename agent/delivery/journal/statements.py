@@ -1,4 +1,4 @@
-"""The journal's SQL statements: rows with a checksum for records, and the changes of a transaction."""
+"""The journal's SQL statements. The functions return changes; a transaction executes several of these changes."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ def record_from_row(row: Sequence[object]) -> EncodedRecord | None:
 
 
 def checksum(record: EncodedRecord) -> int:
-    """Return the CRC-32 of a record's body and of its other columns."""
+    """Return the CRC-32 of a record's id, key, type, time and body."""
     head = f"{record.id}\n{record.key}\n{record.type}\n{record.time_ns}\n".encode()
     return zlib.crc32(record.body, zlib.crc32(head))
 
@@ -43,11 +43,11 @@ JournalChange = Callable[[sqlite3.Connection], None]
 """Executes the statements of one change inside a transaction that is already open."""
 
 MAX_STATEMENT_BYTES = 1 << 20
-"""Maximum bytes of the values of a statement that writes several rows. The statement cache of sqlite3 keeps these values in memory."""
+"""Maximum bytes of the values in a statement that writes several rows, because sqlite3's statement cache keeps these values in memory."""
 MAX_STATEMENT_ROWS = 512
 """Maximum number of rows that one statement writes. Few large statements are faster.
 
-In each statement, the journal's thread releases the GIL. While the event loop is busy, the thread waits up to 5 ms to get it back.
+During each statement, the journal's thread releases the GIL. If the event loop is busy, the thread then waits up to 5 ms for the GIL.
 """
 _INSERT = "INSERT INTO records (queue, id, key, type, time_ns, crc, body) VALUES "
 _ROW = "(?, ?, ?, ?, ?, ?, ?)"
@@ -70,7 +70,7 @@ def insert_records(queue: str, records: Sequence[EncodedRecord], rows: list[int]
         size = MAX_STATEMENT_ROWS
         while len(rows) < len(records):
             while size > len(records) - len(rows):
-                size //= 2  # few sizes lead to few different statements, and SQLite prepares each statement only once
+                size //= 2  # only powers of two: SQLite prepares each different statement once
             chunk = records[len(rows) : len(rows) + size]
             while size > 1 and total_bytes(chunk) > MAX_STATEMENT_BYTES:
                 size //= 2

@@ -13,11 +13,11 @@ class JournalThread:
     """Runs calls to the disk one at a time, and reports a call that takes too long."""
 
     def __init__(self, hang_seconds: float, on_hang: Callable[[bool], None]) -> None:
-        """Set up the thread; it starts with the first call.
+        """Set up the thread. The thread starts at the first call.
 
         Args:
-            hang_seconds: how long a call may take before it counts as hanging.
-            on_hang: called with True when a call hangs, and with False each time a call returns.
+            hang_seconds: a call hangs if it takes longer than this.
+            on_hang: called with True when a call hangs, and with False whenever a call returns.
         """
         self._hang_seconds = hang_seconds
         self._on_hang = on_hang

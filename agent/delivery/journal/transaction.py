@@ -1,4 +1,4 @@
-"""One transaction of the journal: its changes, and the reports to the queues after its commit."""
+"""One transaction of the journal: its changes, and the reports to the queues after the commit."""
 
 from collections.abc import Sequence
 
@@ -32,7 +32,7 @@ class BacklogTrim:
 
 
 class Transaction:
-    """The changes of one transaction, for all queues. Add changes, commit `changes`, and call `report_committed` after that."""
+    """The changes of one transaction, for all queues. First add changes, then commit `changes`, then call `report_committed`."""
 
     def __init__(self, queues: Sequence[RecordQueue]) -> None:
         self.changes: list[statements.JournalChange] = []
@@ -42,7 +42,7 @@ class Transaction:
         self._trims: list[BacklogTrim] = []
 
     def delete_all_after(self, row: int) -> None:
-        """Delete the rows of all queues after a row. It must be the first change."""
+        """Delete the rows of all queues after a row. Call this before all other changes."""
         assert not self.changes
         self.changes.append(statements.delete_all_after(row))
 
@@ -60,7 +60,7 @@ class Transaction:
                 self.changes.append(statements.delete_rows(queue.name, deletion.after_row, deletion.last_row))
 
     def insert_waiting(self) -> None:
-        """Insert the records that wait for the journal. If the transaction fails, each queue's `on_failed` must be called."""
+        """Insert the records that wait for the journal. If the transaction fails, call `on_failed` of each queue's `journaling`."""
         for queue in self._queues:
             if records := queue.journaling.start_write():
                 self.changes.append(statements.insert_records(queue.name, records, self._rows[queue.name]))

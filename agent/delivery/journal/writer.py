@@ -1,8 +1,8 @@
 """The journal of all queues: opens its file, writes records in transactions, reads records back, and handles failures of the disk.
 
 While a transaction is committed, new records wait for the next transaction. So a thousand events at once need only one fsync, like a single
-event. A damaged file is quarantined, and its readable records are copied into a new file. While the disk fails or is full, the queues
-are in memory only.
+event. The journal quarantines a damaged file, and copies its readable records into a new file. While the disk fails or is full, new
+records stay in memory.
 """
 
 import asyncio
@@ -38,11 +38,11 @@ UNREPORTED_DROPS = "unreported_drops"
 
 
 class Journal:
-    """The journal: one file for all queues. `run` opens it and writes to it.
+    """The journal: one file for all queues. `run` opens the file and writes to the file.
 
     Args:
-        directory: the directory of its files; created if it does not exist.
-        queues: the queues whose records it stores.
+        directory: the directory of the journal's files; created if necessary.
+        queues: the queues whose records the journal stores.
         drops: counts the dropped records.
         timings: waits and deadlines.
         connect: opens the database file.
@@ -76,19 +76,19 @@ class Journal:
         self._thread = JournalThread(timings.journal_hang, self._on_hang)
         self._database: JournalDatabase | None = None
         self._lock_fd = -1
-        # Waiting for a transaction, each with the reason of its rejection.
+        # Dead letters that wait for a transaction, each with the reason of the rejection.
         self._dead_letters: list[tuple[str, EncodedRecord]] = []
         self._dirty = asyncio.Event()
         self._stored_drops: object = None  # the unreported drops in the file
-        self._identity = ""  # of the file that the queues' rows belong to
+        self._identity = ""  # `JournalDatabase.identity` of the file that the queues' rows belong to
         # Held during each operation on the file, because each operation changes the queues' rows.
         self._file_lock = asyncio.Lock()
         self._read_error: JournalError | None = None
         self._stopping = asyncio.Event()
         self._reads: dict[str, asyncio.Task[None]] = {}  # by queue
         self._last_row = 0  # the last row that was certainly committed
-        # True if the file may have later rows: a commit that failed may be on disk after all.
-        self._is_uncertain = False
+        # True if the file may have later rows, because a commit that failed may be on disk nevertheless.
+        self._may_have_later_rows = False
         for queue in queues:
             queue.journaling.dirty = self._dirty
 
@@ -108,7 +108,7 @@ class Journal:
         self._dirty.set()
 
     async def persist_entry(self, entry: PersistentEntry) -> None:
-        """Store a persistent entry. Wait without a deadline until it is on disk."""
+        """Store a persistent entry. Wait without a deadline until the entry is on disk."""
         stored = self.pending_entries.add(entry)
         self._dirty.set()
         await stored
@@ -116,8 +116,8 @@ class Journal:
     async def fetch_backlog(self, queue: RecordQueue, max_records: int, max_bytes: int) -> None:
         """Read the oldest records of a queue's backlog and put them in flight. If the file cannot be read, wait and retry.
 
-        If the file is damaged, `run` quarantines it, and the recovered records become the backlog. If the file cannot be read within the
-        queue's `backlog_seconds`, postpone the backlog and return without records. The queue then delivers the records in memory.
+        `run` quarantines a damaged file, and the recovered records become the backlog. If the file cannot be read within the queue's
+        `backlog_seconds`, postpone the backlog and return without records. The queue then delivers the records in memory.
 
         Args:
             queue: the queue; it has a backlog, and none of its records is in flight.
@@ -194,7 +194,7 @@ class Journal:
     # Writing.
 
     async def run(self) -> None:
-        """Open the file, then write records and delete delivered records until `stop` is called. Cancel this only if the disk hangs."""
+        """Open the file. Then write new records and delete delivered records until `stop` is called. Cancel this only if the disk hangs."""
         while not self._stopping.is_set():
             async with self._file_lock:
                 if self._database is None:
@@ -229,7 +229,7 @@ class Journal:
         return self._has_waiting_writes() or self._read_error is not None or self._stopping.is_set()
 
     async def _wait_for_batch(self) -> None:
-        """Wait `delete_delay` before deletions, or until there are records to write, so that both share a transaction."""
+        """Wait `delete_delay` before deletions, or until there are records to write, so that one transaction does both."""
         self._dirty.clear()
         try:
             async with asyncio.timeout(self._timings.delete_delay):
@@ -267,7 +267,7 @@ class Journal:
             await self._handle_failure(error)
             return False
         self.commits += 1
-        self._last_row, self._is_uncertain = max(self._last_row, transaction.last_row), False
+        self._last_row, self._may_have_later_rows = max(self._last_row, transaction.last_row), False
         self._stored_drops = unreported
         self.pending_entries.commit_transaction()
         transaction.report_committed()
@@ -278,14 +278,14 @@ class Journal:
     def _new_transaction(self) -> Transaction:
         """Return a transaction that first removes the rows that a failed transaction may have left on disk."""
         transaction = Transaction(self._queues)
-        if self._is_uncertain:
+        if self._may_have_later_rows:
             transaction.delete_all_after(self._last_row)
         return transaction
 
     # Opening the file, and handling its failures.
 
     async def _try_to_open(self) -> None:
-        """Open the file. If it is damaged, quarantine it and create a new file with its readable records."""
+        """Open the file. Quarantine a damaged file, and create a new file with its readable records."""
         try:
             if self._lock_fd < 0:  # the lock is released when the process ends
                 self.path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -302,14 +302,14 @@ class Journal:
             self._mark_failed(f"{self.path.parent}: {error.strerror}")
 
     async def _use_file(self, opened: JournalDatabase, plans: Mapping[str, QueueCopyPlan] | None = None) -> None:
-        """Use another file than before, and report its rows to the queues.
+        """Use a file that was not in use before, and report its rows to the queues.
 
         Args:
             opened: the file.
             plans: by queue, what was copied into the file; None if the file was not created by `recovery.rebuild_journal`.
 
         Raises:
-            JournalError: the file cannot be read. It is closed.
+            JournalError: the file cannot be read. The file is closed.
         """
         try:
             summaries = [await self._thread.call(opened.summarize_rows, queue.name) for queue in self._queues]
@@ -321,12 +321,12 @@ class Journal:
         if self._identity:
             self.pending_entries.on_new_file()
         self._database, self._identity, self._stored_drops = opened, opened.identity, None
-        self._last_row, self._is_uncertain = opened.last_row, False
+        self._last_row, self._may_have_later_rows = opened.last_row, False
         for queue, stored in zip(self._queues, summaries, strict=True):
             plan = plans[queue.name] if plans else QueueCopyPlan()
             queue.journaling.on_opened(stored, opened.last_row, plan.in_flight, plan.in_flight_rows)
             if records := stored.records:
-                _log.info("journal %s: queue %s has %d records of an earlier run", self.path, queue.name, records)
+                _log.info("journal %s: queue %s: the file has %d undelivered records", self.path, queue.name, records)
         self._mark_working()
 
     def _mark_working(self) -> None:
@@ -344,9 +344,9 @@ class Journal:
             queue.journaling.on_failed(available=False)
 
     async def _handle_failure(self, error: JournalError) -> None:
-        """Make room on a full disk, or replace a damaged file. After any other failure, close the file until the next attempt."""
+        """Make room on a full disk, or replace a damaged file. After any other failure, close the file; `run` opens the file again."""
         self._mark_failed(f"{self.path}: {error}")
-        self._is_uncertain = True
+        self._may_have_later_rows = True
         opened, self._read_error = self._database, None
         if error.fault is JournalFault.FULL and opened is not None:
             await self._make_room(opened)
@@ -392,7 +392,7 @@ class Journal:
             self._drops.add(name, DropReason.CORRUPT, count, 0, 0, time.monotonic())
 
     def _on_hang(self, hangs: bool) -> None:  # noqa: FBT001 - a callback's only argument
-        """While a call to the journal's disk takes too long, let the queues send alerts without waiting for the journal."""
+        """Handle the start and the end of a hang of the disk. During a hang, the queues send alerts without waiting for the journal."""
         if hangs:
             _log.warning("journal %s: the disk hangs: the agent sends alerts before it stores them", self.path)
         for queue in self._queues:

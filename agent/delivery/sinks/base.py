@@ -10,7 +10,7 @@ class SinkError(Exception):
     """A sink cannot deliver now. The caller reopens the sink and sends the batch again. The text is for the operator.
 
     Attributes:
-        retry_now: whether the caller may retry without a wait, because the sink will send the batch in another way.
+        retry_now: whether the caller may retry immediately, because the next attempt sends the batch differently.
     """
 
     def __init__(self, text: str, *, retry_now: bool = False) -> None:
@@ -41,7 +41,7 @@ class Sink(Protocol):
         """
 
     async def close(self) -> None:
-        """Disconnect within a deadline that the sink sets. Never raises."""
+        """Disconnect within the sink's own deadline. Never raises."""
 
 
 @runtime_checkable

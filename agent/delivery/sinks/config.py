@@ -6,7 +6,7 @@ from agent.common.config_types import ConfigSection
 
 
 class SinkConfig(ConfigSection):
-    """A config section of a destination for records; `agent.delivery.sinks.factory.build_sink` makes the sink."""
+    """Base class of the config sections for destinations of records. `agent.delivery.sinks.factory.build_sink` makes the sink."""
 
     journaled: ClassVar[bool] = True
     """True if events and alerts stay in the journal until the sink acknowledges them."""

@@ -1,4 +1,4 @@
-"""Makes the sink that the config chooses."""
+"""Builds the sink that the config names."""
 
 from agent.delivery.sinks.base import Sink
 from agent.delivery.sinks.config import SinkConfig
@@ -7,7 +7,7 @@ from agent.delivery.sinks.kafka.config import KafkaConfig
 
 
 def build_sink(config: SinkConfig) -> Sink:
-    """Return the sink for the config section of a sink. Each type of section has a case here.
+    """Return the sink for a config section.
 
     Raises:
         OSError: the path of a secret starts with `$CREDENTIALS_DIRECTORY`, which is not set.

@@ -1,4 +1,4 @@
-"""JSON lines sink: standard output, or a file that is rotated by size. It is the default without a `kafka` section."""
+"""Sink that writes JSON lines to standard output, or to a file that is rotated by size. Used if the config has no `kafka` section."""
 
 import asyncio
 import contextlib
@@ -31,8 +31,8 @@ class JsonLinesSink:
 
     Rotated files are `<name>.1`, `<name>.2` and so on; `<name>.1` is the newest of them.
 
-    Lines are always complete. If a write to a file fails in the middle of a line, the sink removes the start of the line. In a pipe, the
-    next write completes the line. A record whose line was written is not written again.
+    Lines are always complete. If a write to a file fails in the middle of a line, the sink removes the start of the line. If a write to a
+    pipe fails in the middle of a line, the next write completes the line. A record whose line was written is not written again.
     """
 
     def __init__(self, path: Path | None, rotate_bytes: int = 100 << 20, max_files: int = 5) -> None:
@@ -43,12 +43,12 @@ class JsonLinesSink:
         self._fd = -1
         # Held during each write, because several queues write concurrently, and each may rotate the file.
         self._lock = threading.Lock()
-        self._written: set[str] = set()  # ids of records whose batch failed after their lines were written
-        self._line_end = b""  # the rest of a line whose start was written to a pipe
-        self._line_end_id = ""  # the id of the record in that line
+        self._written_ids: set[str] = set()  # ids of records whose batch failed after their lines were written
+        self._rest_of_line = b""  # the unwritten rest of a line whose start was written to a pipe
+        self._rest_of_line_id = ""  # the id of the record in this line
 
     async def open(self) -> None:
-        """Open the file. If the last line is incomplete, because the agent was killed, repair it.
+        """Open the file. Repair an incomplete last line, which an agent leaves that is killed during a write.
 
         Raises:
             SinkError: the file cannot be opened.
@@ -65,7 +65,7 @@ class JsonLinesSink:
         return ()
 
     async def close(self) -> None:
-        """Close the file after another queue's write has ended, or after `CLOSE_SECONDS`."""
+        """Wait until another queue's write has ended, at most `CLOSE_SECONDS`. Then close the file."""
         await self._call_in_thread(self._close_between_writes)
 
     async def _call_in_thread(self, call: Callable[..., None], *args: object) -> None:
@@ -75,7 +75,7 @@ class JsonLinesSink:
             raise SinkError(f"{self.name}: {error.strerror}") from error
 
     def _open_between_writes(self) -> None:
-        with self._lock:  # without the lock, a write in progress would continue in the newly opened file
+        with self._lock:  # without the lock, another queue's unfinished write would continue in the newly opened file
             self._open()
 
     def _close_between_writes(self) -> None:
@@ -91,9 +91,9 @@ class JsonLinesSink:
             self._fd = sys.stdout.fileno()
             return
         self._fd = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        if self._line_end:  # write the whole line again, for a new reader of the pipe
-            self._written.discard(self._line_end_id)
-            self._line_end = b""
+        if self._rest_of_line:  # write the whole line again, for a new reader of the pipe
+            self._written_ids.discard(self._rest_of_line_id)
+            self._rest_of_line = b""
         try:
             if self._is_file():
                 repair_last_line(self._fd)
@@ -115,45 +115,45 @@ class JsonLinesSink:
             # Rotate before the write, so that a failed rotation does not repeat lines.
             if self._path is not None and os.fstat(self._fd).st_size >= self._rotate_bytes:
                 self._rotate(self._path)
-            records = [record for record in batch if record.id not in self._written]
-            lines = self._line_end + b"".join(record.body + b"\n" for record in records)
+            records = [record for record in batch if record.id not in self._written_ids]
+            lines = self._rest_of_line + b"".join(record.body + b"\n" for record in records)
             view = memoryview(lines)
             try:
                 while view:
                     view = view[os.write(self._fd, view) :]
             except OSError:
-                self._keep_whole_lines(lines, len(lines) - len(view), records)
+                self._handle_partial_write(lines, len(lines) - len(view), records)
                 raise
-            self._line_end = b""
-            self._written.difference_update(record.id for record in batch)
+            self._rest_of_line = b""
+            self._written_ids.difference_update(record.id for record in batch)
 
-    def _keep_whole_lines(self, lines: bytes, written: int, records: Sequence[EncodedRecord]) -> None:
+    def _handle_partial_write(self, lines: bytes, written: int, records: Sequence[EncodedRecord]) -> None:
         """Remove an incomplete last line from a file. For a pipe, store the end of the line for the next write instead.
 
         Args:
-            lines: the bytes of the failed write: `_line_end` and the lines of `records`.
+            lines: the bytes of the failed write: `_rest_of_line` and the lines of `records`.
             written: how many bytes of `lines` were written.
             records: the records.
         """
         whole = lines.rfind(b"\n", 0, written) + 1
-        torn = written - whole
-        if torn and self._is_file():
+        partial = written - whole
+        if partial and self._is_file():
             with contextlib.suppress(OSError):  # if this fails, the next `open` repairs the line
-                os.ftruncate(self._fd, os.fstat(self._fd).st_size - torn)
+                os.ftruncate(self._fd, os.fstat(self._fd).st_size - partial)
                 os.lseek(self._fd, 0, os.SEEK_END)  # standard output may not be open for appending
-            self._line_end = b""
-        elif torn:
-            self._line_end = lines[written : lines.index(b"\n", written) + 1]
-            whole = written + len(self._line_end)
+            self._rest_of_line = b""
+        elif partial:
+            self._rest_of_line = lines[written : lines.index(b"\n", written) + 1]
+            whole = written + len(self._rest_of_line)
         elif written:
-            self._line_end = b""
+            self._rest_of_line = b""
         end = len(lines) - sum(len(record.body) + 1 for record in records)
         for record in records:
             end += len(record.body) + 1
             if end > whole:
                 break
-            self._written.add(record.id)
-            self._line_end_id = record.id
+            self._written_ids.add(record.id)
+            self._rest_of_line_id = record.id
 
     def _rotate(self, path: Path) -> None:
         if not self._max_files:

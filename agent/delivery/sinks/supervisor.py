@@ -1,4 +1,4 @@
-"""Supervision of a sink: after a failure, the sink is closed and opened again, with growing waits."""
+"""Opens a sink, sends batches, and after a failure closes and reopens the sink with exponential backoff."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ class SinkState(Enum):
 
 _Transitions = dict[SinkState, SinkState]
 
-# One table for each input. A state that is missing from the table raises KeyError: that is a bug.
+# One table for each event. A KeyError means that the sink is in a state in which the event cannot occur: a bug.
 OPEN_STARTED: Final[_Transitions] = {SinkState.CLOSED: SinkState.OPENING, SinkState.FAILED: SinkState.OPENING}
 OPENED: Final[_Transitions] = {SinkState.OPENING: SinkState.OPEN}
 OPEN_FAILED: Final[_Transitions] = {SinkState.OPENING: SinkState.FAILED}
@@ -39,7 +39,7 @@ STOPPED: Final[_Transitions] = dict.fromkeys(SinkState, SinkState.CLOSED)
 
 
 class SinkSupervisor:
-    """Opens a sink when there are records to send, and sends each batch until the sink accepts it. All queues share one supervisor."""
+    """Opens a sink when there are records to send, and resends each batch until the sink accepts it. All queues share one supervisor."""
 
     def __init__(self, sink: Sink, timings: DeliveryTimings) -> None:
         self.sink = sink
@@ -52,7 +52,7 @@ class SinkSupervisor:
         """Number of times since the start that an open sink failed and was closed."""
         self._timings = timings
         self._state_lock = asyncio.Lock()
-        # Number of times that the sink was opened. It distinguishes failures of the current connection from failures of earlier ones.
+        # Number of times that the sink was opened. `_close_failed` ignores failures of earlier connections.
         self._connection_number = 0
         self._failures = 0
         self._retry_at = float("-inf")
@@ -63,7 +63,7 @@ class SinkSupervisor:
         return self._failures > 0
 
     async def deliver(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
-        """Send a batch until the sink accepts it. Return the records that the sink will never accept."""
+        """Send a batch, again after each failure, until the sink accepts the batch. Return the records that the sink will never accept."""
         while True:
             connection_number = await self._ensure_open()
             try:

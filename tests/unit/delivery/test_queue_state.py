@@ -138,6 +138,18 @@ def test_a_flood_of_drops_is_logged_once_per_interval_with_its_sum(caplog: pytes
     assert ledger.totals == {("events", "queue_full"): 6}
 
 
+def test_drops_of_several_queues_and_reasons_are_logged_separately(caplog: pytest.LogCaptureFixture) -> None:
+    ledger = DropLedger()
+    with caplog.at_level(logging.WARNING):
+        ledger.add("events", DropReason.REJECTED, 1, 1, 1, 0.0)
+        ledger.add("samples", DropReason.QUEUE_FULL, 1000, 1, 1, 1.0)
+        ledger.add("events", DropReason.REJECTED, 2, 1, 1, LOG_INTERVAL_SECONDS)
+    assert [record.args for record in caplog.records[1:]] == [
+        ("samples", 1000, "queue_full"),
+        ("events", 2, "rejected"),
+    ]
+
+
 def test_no_drop_is_no_report() -> None:
     ledger = DropLedger()
     ledger.add("events", DropReason.CORRUPT, 0, 0, 0, 0.0)

@@ -1,4 +1,4 @@
 """The Apache Kafka sink, its config section and its connection diagnostics.
 
-Start at `sink`, which sends a batch; `message` makes a Kafka message from a record.
+Start at `sink`, which sends a batch. `message` makes a Kafka message from a record.
 """

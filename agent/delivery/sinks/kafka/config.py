@@ -16,9 +16,9 @@ class KafkaConnectionConfig(SinkConfig):
     """How to connect to the brokers."""
 
     bootstrap_servers: Annotated[list[HostPort], Field(min_length=1)]
-    """Addresses of some brokers, host:port; the agent learns the other brokers from them."""
+    """Addresses of some brokers, host:port. These brokers report the addresses of the others."""
     tls: ClientTlsConfig | None = None
-    """TLS; `tls: {}` trusts the system's CA certificates. Without it, connections are not encrypted."""
+    """TLS. `tls: {}` trusts the system's CA certificates. Without `tls`, connections are not encrypted."""
     sasl: SaslConfig | None = None
     """SASL credentials. Without them, the agent is anonymous, or identified by its client certificate."""
     client_id: Annotated[str, StringConstraints(min_length=1, max_length=249)] = "qmp-agent"
@@ -66,9 +66,9 @@ class TopicRouteConfig(ConfigSection):
     """A topic for some types of records."""
 
     type: Annotated[str, StringConstraints(pattern=r"^qemu\.[a-z_.]*$")]
-    """Prefix of the types, such as qemu.event.vnc_ or qemu.sample.migration."""
+    """Prefix of the record types, such as qemu.event.vnc_ or qemu.sample.migration."""
     topic: Topic
-    """Topic of these types."""
+    """Topic of the record types with this prefix."""
 
 
 class KafkaTopicsConfig(ConfigSection):
@@ -81,11 +81,11 @@ class KafkaTopicsConfig(ConfigSection):
     alerts: Topic = "qemu.alerts"
     """Topic of alerts."""
     dead_letters: Topic | None = None
-    """Topic of records that their own topic rejects as too large. Without it, only the journal stores dead letters."""
+    """Topic of records that their own topic rejects as too large. By default, only the journal stores dead letters."""
     state: Topic | None = "qemu.state"
-    """Compacted topic of the present state of VMs, alerts and hosts; null turns it off."""
+    """Compacted topic of the current state of VMs, alerts and hosts; null for no such topic."""
     routes: list[TopicRouteConfig] = []
-    """Topics of some types; the first match wins."""
+    """Topics of some record types; the first match wins."""
 
     def topic_for(self, record_type: str) -> str:
         """Return the topic of a record type."""
@@ -119,14 +119,14 @@ class KafkaConfig(KafkaConnectionConfig):
     topics: KafkaTopicsConfig = KafkaTopicsConfig()
     """Topic of each kind of record."""
     create_topics: KafkaTopicCreationConfig | None = None
-    """Create missing topics. Without it, records wait until the topic exists."""
+    """Create missing topics. Without `create_topics`, records wait until the topic exists."""
     compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "zstd"
     """Compression codec. zstd compresses well and is fast; gzip blocks the agent for about 20 ms per batch."""
     content_mode: ContentMode = ContentMode.STRUCTURED
-    """How records become messages, as in CloudEvents' Kafka binding. structured: the value is the whole record, and headers have the
-    attributes for filters. binary: the value is the record's `data`, and headers have all attributes."""
+    """Content mode of the CloudEvents Kafka binding. structured: the message value is the whole record, and message headers repeat the
+    attributes in `headers`. binary: the message value is the record's `data`, and message headers have all attributes."""
     headers: list[FilterAttribute] = list(DEFAULT_FILTERS)
-    """Attributes that structured mode repeats as headers, with the prefix `ce_`.
+    """Attributes that structured mode repeats as message headers, with the prefix `ce_`.
 
     Each additional header adds 1 to 5 % to compressed batches.
     """

@@ -1,7 +1,7 @@
-"""Topic for dead letters: records that their own topic rejects as too large. The journal also stores dead letters.
+"""Sends dead letters to a topic: records that their own topic rejects as too large. The journal also stores dead letters.
 
-A dead letter is the record's message with additional headers about the rejection. If it is also too large for the dead-letter topic, it
-contains the record's attributes without `data`.
+A dead letter is the record's message with additional headers about the rejection. If this message is also too large for the dead-letter
+topic, the dead letter has the record's attributes without `data`.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ class DeadLetterTopic:
     """Sends rejected records to the dead-letter topic. After a failure, the next attempt skips the records that Kafka has acknowledged."""
 
     def __init__(self, topic: str, encode: MessageEncoder, topic_for: Callable[[str], str]) -> None:
-        """Set up the topic. No record was sent yet.
+        """Set up the sender. Nothing is sent yet.
 
         Args:
             topic: name of the dead-letter topic.
             encode: encodes a record into a message.
-            topic_for: returns the topic of a record type, which rejected the record.
+            topic_for: returns the topic of a record type. A dead letter names the topic that rejected the record.
         """
         self._topic = topic
         self._encode = encode
@@ -47,8 +47,8 @@ class DeadLetterTopic:
             seconds: deadline for each record, in seconds.
 
         Raises:
-            SinkError: Kafka does not acknowledge a record. The caller opens the sink again and sends the records again.
-            KafkaError: Kafka rejects a dead letter for another reason than its size.
+            SinkError: Kafka does not acknowledge a record. The caller reopens the sink and sends the records again.
+            KafkaError: Kafka rejects a dead letter, but not because of its size.
         """
         for record in records:
             if record.id not in self._acknowledged:

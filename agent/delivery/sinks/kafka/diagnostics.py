@@ -33,7 +33,7 @@ PROBE_SECONDS = 5.0
 async def explain_error(
     error: BaseException, config: KafkaConnectionConfig, probe_seconds: float = PROBE_SECONDS
 ) -> str:
-    """Return a text for the operator that explains an error of aiokafka. If the error has no cause, connect to the brokers to find it.
+    """Return a text for the operator that explains an error of aiokafka. If the cause is unknown, connect to the brokers to find the cause.
 
     Args:
         error: the error.
@@ -53,7 +53,7 @@ def _uses_tokens(config: KafkaConnectionConfig) -> bool:
 
 async def _explain_connection_failure(error: BaseException, config: KafkaConnectionConfig, probe_seconds: float) -> str:
     """Connect to each bootstrap server, and return why the connections fail. aiokafka logs the causes, but does not return them."""
-    # This error is returned if a server completes Kafka's handshake. Such a server closes the connection later, or is slow.
+    # The error to explain if a server completes Kafka's handshake. Such a server closes the connection later, or is slow.
     error_after_handshake = error if isinstance(error, TimeoutError) else ConnectionResetError()
     causes = []
     for server in config.bootstrap_servers:

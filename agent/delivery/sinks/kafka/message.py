@@ -18,7 +18,7 @@ Header = tuple[str, bytes]
 
 
 class ContentMode(StrEnum):
-    """Content mode of the CloudEvents Kafka binding. It determines which parts of a record are in a message's value and headers."""
+    """Content mode of the CloudEvents Kafka binding: which parts of a record are in a message's value, and which in its headers."""
 
     STRUCTURED = "structured"
     BINARY = "binary"
@@ -26,7 +26,7 @@ class ContentMode(StrEnum):
 
 HEADER_PREFIX = "ce_"
 NO_TIMESTAMP = -1
-"""Kafka's value for a record without a timestamp. Brokers accept this value regardless of their clocks and limits."""
+"""Kafka's value for a message without a timestamp. Brokers accept this value regardless of their clocks and limits."""
 
 
 class FilterAttribute(StrEnum):
@@ -52,9 +52,9 @@ _TYPE_FILTERS = frozenset({FilterAttribute.TYPE, FilterAttribute.SEVERITYNUMBER,
 
 _STRUCTURED_TYPE: Header = ("content-type", CONTENT_TYPE.encode())
 DATA_CONTENT_TYPE = b"application/json"
-"""Type of the data of all records. In structured mode the attribute is omitted, because CloudEvents' JSON format has this default."""
+"""Type of the data of all records. Structured mode omits this attribute, because `application/json` is the default of CloudEvents."""
 _DATA_MEMBER = b',"data":'
-"""Start of the last member of a record's JSON. It cannot occur in earlier members, because quotes in JSON strings are escaped."""
+"""Start of the last member of a record's JSON. Earlier members cannot contain this text, because quotes in JSON strings are escaped."""
 
 _FRAMING_BYTES = 64
 """Upper bound of the bytes that Kafka adds to the key, the value and the headers of a message."""
@@ -90,7 +90,7 @@ class StructuredMessageEncoder:
         self._filters = [name for name in FilterAttribute if name in set(filters)]
         self._own_filters = [name for name in self._filters if name not in _TYPE_FILTERS]
         self._needs_only_type = self._filters in ([], [FilterAttribute.TYPE])
-        # The headers for a record type, by severity. Messages share these lists, because most messages have no other headers.
+        # Returns the headers of a record type, a list for each severity. Messages share these lists: most have no other headers.
         self._type_headers = lru_cache(maxsize=1024)(self._make_type_headers)
 
     def __call__(self, record: EncodedRecord) -> KafkaMessage:
@@ -124,7 +124,7 @@ class StructuredMessageEncoder:
         return headers
 
     def _make_own_headers(self, record: EncodedRecord, vm: Vm) -> list[Header]:
-        """Return the headers that records of one type do not share."""
+        """Return the headers with a value that differs between records of one type."""
         values = {
             FilterAttribute.HOST: sanitize(vm.host),
             FilterAttribute.SOURCE: vm.source,
@@ -148,7 +148,7 @@ def binary_message(record: EncodedRecord) -> KafkaMessage:
 
 
 def _tombstone_message(record: EncodedRecord) -> KafkaMessage:
-    """Return the message that deletes the key of a record. It is not a CloudEvent, so it has no headers."""
+    """Return the message that deletes the key of a record. A tombstone is not a CloudEvent, so it has no headers."""
     return record.key.encode(), None, []
 
 

@@ -15,21 +15,18 @@ BatchSize = Callable[[EncodedRecord], int]
 class OversizeHandler:
     """Finds the records that are too large for their topic. This takes several attempts to send a batch.
 
-    After Kafka rejects a batch of several records, the next batches are smaller. If the rejected batch does not exceed the limit of
-    its topic, each of its records is a suspect. The next attempt sends each suspect in a separate batch.
+    After Kafka rejects a batch of several records, the next batches are smaller. If the rejected batch does not exceed the topic's
+    limit, or the limit is unknown, all records of the batch are suspects. The next attempt sends each suspect in a separate batch.
     """
 
     def __init__(self, config: KafkaConfig, workarounds: TopicWorkarounds) -> None:
         self._config = config
         self._workarounds = workarounds
         self._suspects: set[str] = set()  # ids of records of the batches in progress
-        # Rejected in this attempt:
-        self._rejected_batches: list[
-            tuple[str, int, list[str]]
-        ] = []  # batches of several records: topic, bytes, and ids of the records
-        self._rejected_records: dict[
-            str, int
-        ] = {}  # records that were alone in their batch: id, and bytes of the batch
+        # Batches of several records that Kafka rejected in this attempt: topic, bytes, and ids of the records.
+        self._rejected_batches: list[tuple[str, int, list[str]]] = []
+        # Records that Kafka rejected in this attempt, and that were alone in their batch. By id, the bytes of the batch.
+        self._rejected_records: dict[str, int] = {}
         # By topic: the smallest record of the last batch that the topic accepted.
         self._smallest_accepted: dict[str, EncodedRecord] = {}
 
@@ -42,19 +39,19 @@ class OversizeHandler:
         """Return whether one of the records has to be sent in a separate batch."""
         return not self._suspects.isdisjoint(record.id for record in records)
 
-    def on_batch_rejected(self, topic: str, size: int, batch_bytes: int, ids: list[str]) -> None:
+    def on_batch_rejected(self, topic: str, uncompressed_bytes: int, sent_bytes: int, ids: list[str]) -> None:
         """Handle a batch that Kafka rejected as too large in this attempt.
 
         Args:
             topic: the topic.
-            size: bytes of the batch before compression.
-            batch_bytes: bytes of the batch as it was sent.
+            uncompressed_bytes: bytes of the batch before compression.
+            sent_bytes: bytes of the batch as it was sent.
             ids: ids of the batch's records.
         """
         if len(ids) == 1:
-            self._rejected_records[ids[0]] = batch_bytes
+            self._rejected_records[ids[0]] = sent_bytes
         else:
-            self._rejected_batches.append((topic, size, ids))
+            self._rejected_batches.append((topic, uncompressed_bytes, ids))
 
     def on_batch_accepted(self, topic: str, records: Sequence[EncodedRecord]) -> None:
         """Handle a batch that Kafka accepted."""
@@ -65,7 +62,7 @@ class OversizeHandler:
         self._suspects -= ids
 
     async def find_too_large(self, batch: Sequence[EncodedRecord], batch_size: BatchSize) -> set[str]:
-        """Prepare the next attempt. Return the ids of the records that are too large for their topic.
+        """Prepare the next attempt to send a batch. Return the ids of the records that are too large for their topic.
 
         Args:
             batch: the records that were sent in this attempt and in earlier attempts.
@@ -78,7 +75,7 @@ class OversizeHandler:
         return await self._compare_with_limits(batch, batch_size) if self._rejected_records else set()
 
     async def _prepare_smaller_batches(self) -> None:
-        """Handle each rejected batch: limit the size of the topic's next batches, or make the records of the batch suspects."""
+        """Handle each rejected batch: limit the bytes of the topic's next batches, or make all records of the batch suspects."""
         batches, self._rejected_batches = self._rejected_batches, []
         for topic, size, ids in batches:
             limit = await read_max_message_bytes(self._config.client_options(), topic)

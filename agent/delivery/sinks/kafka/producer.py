@@ -1,9 +1,9 @@
 """Starts aiokafka's producers with the settings of the sink, and discards them after any failure.
 
-An idempotent producer does not recover from a batch that failed permanently: its sequence numbers no longer match the broker's, and every
-later batch also fails (aiokafka issue 1017). A producer does not use its bootstrap servers again after all brokers have moved (aiokafka
-issue 459). A producer's `stop` waits forever for brokers that are gone (aiokafka issue 1101). So after any failure, the supervisor closes
-the sink, opens it with a new producer and sends the batch again.
+After a permanent failure, an idempotent producer's sequence numbers no longer match the broker's, and every later batch also fails
+(aiokafka issue 1017). After all brokers have moved, a producer does not use its bootstrap servers again (aiokafka issue 459). If the
+brokers are gone, a producer's `stop` waits forever (aiokafka issue 1101). So after any failure, the supervisor closes the sink, opens the
+sink with a new producer, and sends the batch again.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ UNCOMPRESSED_BATCH_BYTES = 256 * 1024
 
 
 async def start_producer(config: KafkaConfig, options: Mapping[str, Any], close_seconds: float) -> AIOKafkaProducer:
-    """Start a producer of aiokafka, and return the producer after it has connected.
+    """Start a producer of aiokafka, wait until it has connected, and return it.
 
     Args:
         config: the sink's config.
@@ -52,9 +52,9 @@ async def start_producer(config: KafkaConfig, options: Mapping[str, Any], close_
 async def discard_producer(producer: AIOKafkaProducer, seconds: float) -> None:
     """End a producer immediately, with its tasks and connections.
 
-    Do not call the producer's `stop`, because it waits for brokers that may never reply. A cancelled sender waits for its requests, which
-    end with an exception that aiokafka 0.14 does not handle. Abort the connections, because a closed connection stays open until the
-    broker has read all data.
+    This function does not call the producer's `stop`, which waits for brokers that may never reply. A cancelled sender task waits for its
+    requests, which end with an exception that aiokafka 0.14 does not handle; so the task's callback is removed. The connections are
+    aborted, because a closed connection stays open until the broker has read all data.
 
     Args:
         producer: the producer.

@@ -15,18 +15,18 @@ _Name = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 
 
 class OauthConfig(ConfigSection):
-    """Fetches tokens for OAUTHBEARER from an OAuth 2.0 token endpoint, by OIDC client credentials."""
+    """How to fetch tokens for OAUTHBEARER from an OAuth 2.0 token endpoint, with OIDC client credentials."""
 
     token_url: Annotated[str, StringConstraints(pattern=r"^https?://[^/@]+(/.*)?$")]
     """URL of the token endpoint."""
     client_id: _Name
-    """Id of the client that the agent is registered as."""
+    """Client id of the agent at the token endpoint."""
     client_secret_file: SecretPath | None = None
-    """File with the client's secret in its first line; read for each token. Without it, the client certificate authenticates the agent."""
+    """File with the client secret in its first line; read for each token. Without it, the agent authenticates by its client certificate."""
     scope: str | None = None
     """Scope of the token, if the token endpoint or the brokers require one."""
     tls: ClientTlsConfig | None = None
-    """Certificates for the token endpoint; by default, the system's CA certificates are trusted. Changed files are read again."""
+    """TLS for the token endpoint. By default, the system's CA certificates are trusted. Changed files are read again."""
 
 
 class SaslConfig(ConfigSection):
@@ -41,7 +41,7 @@ class SaslConfig(ConfigSection):
     oauth: OauthConfig | None = None
     """Token endpoint, for OAUTHBEARER."""
     token_file: SecretPath | None = None
-    """File with a token for OAUTHBEARER in its first line, in place of `oauth`; read at each connect. Another program keeps it fresh."""
+    """File with a token for OAUTHBEARER in its first line, instead of `oauth`; read at each connect. Another program renews the token."""
     extensions: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z]+$")], str] = {}
     """SASL extensions for OAUTHBEARER, such as {logicalCluster: lkc-1}."""
 
@@ -78,7 +78,7 @@ class SaslConfig(ConfigSection):
         return [path for path in paths if path is not None]
 
     def client_options(self) -> dict[str, Any]:
-        """Return aiokafka's keyword arguments for these credentials. It blocks while it reads the password file.
+        """Return aiokafka's keyword arguments for these credentials. The call blocks while it reads the password file.
 
         Raises:
             OSError: the password file cannot be read.
@@ -92,7 +92,7 @@ class SaslConfig(ConfigSection):
 
     @cached_property
     def _token_provider(self) -> "AbstractTokenProvider":
-        """The token provider. All connections share it, so they share one token."""
+        """The token provider, which all connections share. So all connections share one token."""
         # Import late: an agent without Kafka does not import aiokafka.
         from agent.delivery.sinks.kafka.tokens import FileTokenProvider, OidcTokenProvider  # noqa: PLC0415
 

@@ -1,7 +1,7 @@
 """Sink that sends records to Kafka. Messages follow the CloudEvents Kafka binding 1.0.2, and the key of a message identifies the VM.
 
-If an error affects every record, the records wait. A record becomes a dead letter only if Kafka rejects it as too large and accepts other
-records. A timestamp never prevents delivery: if Kafka rejects a record's timestamp, the sink sends the record without a timestamp.
+If an error affects every record, the records wait. A record becomes a dead letter only if Kafka rejects this record as too large, but
+accepts other records. If Kafka rejects a record's timestamp, the sink sends the record without a timestamp.
 """
 
 import asyncio
@@ -48,15 +48,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KafkaTimings:
-    """Times that are not configurable, in seconds.
+    """Deadlines and intervals in seconds. The config cannot change these times.
 
     Attributes:
-        open: to connect and read the topics' metadata.
-        acknowledge: for the acknowledgement of a batch, including retries. A producer that takes longer is discarded.
+        open: maximum time to connect and read the topics' metadata.
+        acknowledge: maximum time until a batch is acknowledged, including retries. After this time, the producer is discarded.
         check: time between two checks that the topics exist, while a batch waits for its acknowledgement.
-        close: to discard a producer.
-        probe: for the test connection that finds out why aiokafka could not connect.
-        workaround: how long a topic gets no timestamps after it rejected one, or smaller batches after it rejected a large batch.
+        close: maximum time to discard a producer.
+        probe: maximum time of a test connection, which finds out why aiokafka could not connect.
+        workaround: how long a workaround for a topic lasts. A topic that rejected a timestamp gets no timestamps; a topic that rejected a
+            large batch gets smaller batches.
     """
 
     open: float = 30.0
@@ -69,7 +70,7 @@ class KafkaTimings:
 
 _TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 _RETRY_NOW = (*_TOO_LARGE, InvalidTimestampError)
-"""Errors after which the next attempt needs no wait, because it uses smaller batches or no timestamps."""
+"""Errors after which the sink retries immediately, with smaller batches or without timestamps."""
 
 
 class KafkaSink:
@@ -92,7 +93,7 @@ class KafkaSink:
         self._clock = clock
         self._encode = build_message_encoder(config.content_mode, config.headers)
         self._workarounds = TopicWorkarounds(self._timings.workaround)
-        self._cleanup_policy: str | None = None  # cleanup policy of the state topic; None if unknown
+        self._cleanup_policy: str | None = None  # of the state topic; None if unknown
         self._oversize = OversizeHandler(config, self._workarounds)
         # The records of the batches in progress, by id:
         self._rejected: set[str] = set()
@@ -166,7 +167,7 @@ class KafkaSink:
         """Send a batch, and wait until Kafka acknowledges it. Return the records that Kafka rejects as too large.
 
         Raises:
-            SinkError: some records are not acknowledged. The caller closes the sink, opens it again and sends the batch again.
+            SinkError: some records are not acknowledged. The caller reopens the sink and sends the batch again.
         """
         producer = self._producer
         if producer is None:
@@ -176,7 +177,7 @@ class KafkaSink:
         self._rejected |= await self._oversize.find_too_large(
             batch, lambda record: _batch_bytes(producer, self._encode(record))
         )
-        # Raise a failure that needs a wait, if there is one. Other failures are retried immediately.
+        # If a failure needs a wait before the retry, raise this failure, and not a failure with an immediate retry.
         for failure in sorted(failures, key=lambda failure: isinstance(failure, _RETRY_NOW)):
             if isinstance(failure, Exception) and not isinstance(failure, SinkError):
                 text = await explain_error(failure, self._config, self._timings.probe)
@@ -245,8 +246,9 @@ class KafkaSink:
     ) -> dict[tuple[str, int], list[EncodedRecord]]:
         """Return the records of a batch that are not acknowledged or rejected yet, by topic and partition."""
         partitions: dict[tuple[str, int], list[EncodedRecord]] = {}
-        routes: dict[tuple[str, str], list[EncodedRecord]] = {}  # one lookup for all records of a type and a VM
-        # Do not encode a small record to check its size, because its key and its headers only repeat parts of its body.
+        # By record type and key, the list in `partitions`: one search for the partition serves all records of a type and a VM.
+        routes: dict[tuple[str, str], list[EncodedRecord]] = {}
+        # A smaller record needs no check of the message size, because the key and the headers only repeat parts of the body.
         small = self._config.max_message_bytes // 4
         has_done = bool(self._acknowledged)
         for record in batch:
@@ -273,7 +275,7 @@ class KafkaSink:
     async def _send_partition(
         self, producer: AIOKafkaProducer, topic: str, partition: int, records: Sequence[EncodedRecord]
     ) -> None:
-        """Send the records of one partition, one batch at a time, so that no batch overtakes an earlier batch that failed."""
+        """Send the records of one partition in order: send a batch only after Kafka has acknowledged the previous batch."""
         start = 0
         while start < len(records):
             batch = producer.create_batch()
@@ -295,7 +297,7 @@ class KafkaSink:
             start = end
 
     def _latest_allowed_timestamp(self, topic: str) -> int:
-        """Return the latest allowed timestamp of a record, in milliseconds since the epoch. Return NO_TIMESTAMP to send no timestamps."""
+        """Return the latest allowed timestamp in milliseconds since the epoch: the current time, or NO_TIMESTAMP to send no timestamps."""
         return self._clock() // 1_000_000 if self._workarounds.has_timestamps(topic) else NO_TIMESTAMP
 
     def _stop_timestamps(self, topic: str) -> None:
@@ -310,7 +312,7 @@ class KafkaSink:
     def _fill_batch(
         self, batch: Any, records: Sequence[EncodedRecord], start: int, latest_ms: int, max_bytes: float
     ) -> tuple[int, int]:
-        """Add records to a batch while it has room. Put a record that may be too large into its own batch.
+        """Add records to a batch until the batch is full. Put a record that may be too large into its own batch.
 
         Args:
             batch: aiokafka's batch builder.

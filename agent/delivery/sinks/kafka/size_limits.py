@@ -12,11 +12,10 @@ TYPICAL_RECORD_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class SizeLimit:
-    """A topic's size limit, and the size of its smallest other record.
+    """A topic's size limit, and the size of the smallest record that the topic did not reject.
 
-    Together they show whether one record is too large, or the limit is too low for any record.
-
-    A record's size is the size of a compressed batch with only this record, including the key, the headers and the framing.
+    The two sizes show whether one record is too large, or the limit is too low for any record. The size of a record is the size of a
+    compressed batch with only this record, including the key, the headers and the framing.
 
     Attributes:
         max_message_bytes: the topic's max.message.bytes; None if the agent is not authorized to read it.
@@ -29,7 +28,7 @@ class SizeLimit:
     def is_record_too_large(self, size: int) -> bool:
         """Return whether a rejected record of `size` bytes is too large for a topic that accepts other records."""
         if self.max_message_bytes is not None and size <= self.max_message_bytes:
-            return False  # the limit must have been raised after the rejection
+            return False  # the limit was raised after the rejection
         if self.max_message_bytes is not None and self.smallest_other is not None:
             return min(self.smallest_other, TYPICAL_RECORD_BYTES) <= self.max_message_bytes
         return size >= TYPICAL_RECORD_BYTES

@@ -1,4 +1,4 @@
-"""Tokens for SASL OAUTHBEARER: from an OAuth 2.0 token endpoint, or from a file that another program keeps fresh."""
+"""Gets tokens for SASL OAUTHBEARER from an OAuth 2.0 token endpoint, or from a file that another program updates."""
 
 import asyncio
 import base64
@@ -29,7 +29,7 @@ MAX_RESPONSE_BYTES = 1 << 18
 
 
 class TokenError(KafkaError):  # type: ignore[misc]  # aiokafka has no types
-    """There is no valid token. This is a KafkaError, because aiokafka retries after such errors. The text is for the operator."""
+    """The agent has no valid token. The class is a KafkaError, after which aiokafka retries. The text is for the operator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Token:
     lifetime: float | None
 
     def is_fresh(self, now: float) -> bool:
-        """Return whether it is too early to replace the token; False if its lifetime is unknown."""
+        """Return whether the token needs no replacement yet; False if its lifetime is unknown."""
         return self.lifetime is not None and now < self.fetched_at + REFRESH_AFTER * self.lifetime
 
     def is_valid(self, now: float) -> bool:

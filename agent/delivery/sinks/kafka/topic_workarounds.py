@@ -1,4 +1,4 @@
-"""Workarounds for topics that rejected a batch: for some time, the sink sends smaller batches or no timestamps."""
+"""Workarounds for topics that rejected a batch: for some time, the sink sends smaller batches, or messages without timestamps."""
 
 import math
 import time
@@ -8,13 +8,13 @@ class TopicWorkarounds:
     """The topics with a workaround, and until when each workaround applies."""
 
     def __init__(self, seconds: float) -> None:
-        """Create an object without topics.
+        """Start without workarounds.
 
         Args:
             seconds: how long a workaround applies. After this time, the sink tries again without the workaround.
         """
         self._seconds = seconds
-        self._max_batch_bytes: dict[str, tuple[int, float]] = {}  # bytes, and the end of the limit by time.monotonic
+        self._max_batch_bytes: dict[str, tuple[int, float]] = {}  # bytes, and until when, by time.monotonic
         self._without_timestamps: dict[str, float] = {}  # until when, by time.monotonic
 
     def limit_batches(self, topic: str, max_bytes: int) -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> str:
-    """Return `__version__` from the package's metadata, whose reader takes longer to import than the command line."""
+    """Return `__version__` from the package's metadata. Import the reader of the metadata late, because its import is slow."""
     if name != "__version__":
         raise AttributeError(name)
     from importlib.metadata import version  # noqa: PLC0415 - as above

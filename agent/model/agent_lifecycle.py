@@ -13,7 +13,8 @@ _RUN_FIELDS = (
         "config",
         "config_digest",
         TEXT,
-        "First 16 hexadecimal digits of the SHA-256 of the config in use, with all defaults. It changes when a reload changes the config.",
+        "First 16 hexadecimal digits of the SHA-256 of the config in use, with all defaults. The digest changes when a reload changes the "
+        "config.",
     ),
     Field("run", "run", TEXT, "Identity of this run of the agent: the first part of the ids of its records."),
     Field(
@@ -35,7 +36,7 @@ def _queue_fields(queue: str) -> tuple[Field, ...]:
             f"{queue}.oldest",
             f"{queue}_oldest_waiting_timestamp_seconds",
             GAUGE,
-            "Time of the oldest waiting record. Absent if no record waits, or if that record is only on disk.",
+            "Time of the oldest waiting record in seconds since the epoch. Absent if no record waits, or if that record is only on disk.",
         ),
         Field(
             f"{queue}.delivered",
@@ -98,10 +99,10 @@ HEARTBEAT = Family(
 STOPPING = Family(
     "agent.stopping",
     _SOURCE,
-    "The agent stops on request. It is the last record of its run, and no heartbeat follows until the next `qemu.agent.started`.",
+    "The agent stops on request. This is the last record of the run. No heartbeat follows until the next `qemu.agent.started`.",
     (),
     _RUN_FIELDS,
 )
 
 AGENT_LIFECYCLE = (STARTED, HEARTBEAT, STOPPING)
-"""Families of the records about the agent itself. The type of a record is `qemu.<name>`. These families have no Prometheus series."""
+"""Families of the records about the agent itself. The type of a record is `qemu.<name>`. These families are not exported to Prometheus."""

@@ -37,14 +37,14 @@ class EventRow:
         category: the part of the VM that the event reports on.
         severity: the severity, or a function that returns the severity for the event's data.
         help: the help text, one line.
-        subject: paths in the event's data, with dots between keys. The first path that exists leads to the device or job.
+        subject: paths in the event's data, with dots between keys. The first path that leads to a text gives the device or job.
         invalidates: names of the collectors to run again at once, because the event makes their last results stale. The name `threads`
             stands for a new search for the threads and interfaces of the QEMU process.
         since: the QEMU release that added the event; empty for 2.6 and older.
-        coalesce_by: names of fields in the event's data. Events with equal values in these fields are coalesced into one record. None if
-            each event gets its own record.
+        coalesce_by: names of fields in the event's data. Repeated events about one subject with equal values in these fields are
+            coalesced into one record. None if each event gets its own record.
         record_type: the type of the event's records.
-        common_data: fields that the data of all records of this event contains.
+        common_data: the fields of the data that are equal in all records of this event.
     """
 
     name: str
@@ -91,7 +91,7 @@ class EventRow:
 
 
 _LATER_LEGACY_DISK = re.compile(r"legacy\[[1-9][0-9]*\]\Z")
-"""Matches each disk of a SCSI controller except the first. Only the first disk is named by the controller's id."""
+"""Matches the path of each disk of a SCSI controller except the first. Only the first disk is named by the controller's id."""
 
 
 def device_name(qdev: str) -> str:

@@ -1,4 +1,6 @@
-"""The event table: one row for each QMP event of QEMU 2.6 to 11.1. A row has category, severity, subject and the collectors to run again.
+"""The event table: one row for each QMP event of QEMU 2.6 to 11.1.
+
+A row has the event's category, its severity, its subject and the collectors that run again after the event.
 
 The fields of the events' data are in event_fields.py.
 
@@ -211,7 +213,7 @@ EVENT_ROWS = (
         "COLO_EXIT",
         _MIGRATION,
         _severity_by_field("reason", {"request": INFO}, ERROR),
-        "COLO replication ended, because of an error unless `reason` is request.",
+        "COLO replication ended: on request if `reason` is `request`, otherwise because of an error.",
         since="3.1",
     ),
     EventRow("DUMP_COMPLETED", _RUNSTATE, _severity_of_job_end, "A dump of the guest's memory ended."),
@@ -278,9 +280,14 @@ EVENT_ROWS = (
         ("dev-id", "vfu-id"),
         since="7.1",
     ),
-    EventRow("COMMAND_DROPPED", _DEVICE, WARNING, "QEMU dropped a command (2.12 to 3.1).", since="2.12"),
+    EventRow("COMMAND_DROPPED", _DEVICE, WARNING, "QEMU dropped a command (QEMU 2.12 to 3.1).", since="2.12"),
     EventRow(
-        "RDMA_GID_STATUS_CHANGED", _NETWORK, INFO, "An RDMA address changed (4.0 to 9.0).", ("netdev",), since="4.0"
+        "RDMA_GID_STATUS_CHANGED",
+        _NETWORK,
+        INFO,
+        "An RDMA address changed (QEMU 4.0 to 9.0).",
+        ("netdev",),
+        since="4.0",
     ),
     EventRow(
         "NIC_RX_FILTER_CHANGED",

@@ -1,4 +1,4 @@
-"""The types of the metrics table: a field, a family of fields, and a sample. Pure."""
+"""The types of the metrics table: a field, a family (the fields of one type of sample), and a sample. Pure."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,24 +10,24 @@ Values = dict[str, Any]
 
 
 class FieldKind(StrEnum):
-    """The type of a field, which decides how it is exported."""
+    """The type of a field, which decides how the field is exported to Prometheus."""
 
     COUNTER = auto()
-    """A number that never falls while the QEMU process runs. It has a series."""
+    """A number that never falls while the QEMU process runs. It is exported as a counter."""
     GAUGE = auto()
-    """A number that can rise and fall. It has a series."""
+    """A number that can rise and fall. It is exported as a gauge."""
     FLAG = auto()
-    """True or false. It has a series with the value 1 or 0."""
+    """True or false. It is exported as a gauge with the value 1 or 0."""
     STATE = auto()
-    """A value of an enumeration. It has a series with the value 1, and a label named like the field that contains the value."""
+    """A value of an enumeration. It is exported as a label of a gauge with the value 1. The label has the field's name."""
     NAME = auto()
-    """An identifier for joins with other series. It has a series with the value 1, and a label named like the field that contains it."""
+    """An identifier for joins in PromQL. It is exported as a label of a gauge with the value 1. The label has the field's name."""
     HISTOGRAM = auto()
-    """Counts of operations by duration, from QEMU's BlockLatencyHistogramInfo. It has a Prometheus histogram."""
+    """Counts of operations by duration, from QEMU's BlockLatencyHistogramInfo. They are exported as a histogram."""
     TEXT = auto()
-    """Text. It is in records only."""
+    """Text. It is only in records, and not exported to Prometheus."""
     DETAIL = auto()
-    """JSON as QEMU sent it. It is in records only."""
+    """JSON as QEMU sent it. It is only in records, and not exported to Prometheus."""
 
 
 COUNTER, GAUGE, FLAG, STATE, NAME, HISTOGRAM, TEXT, DETAIL = FieldKind
@@ -56,9 +56,9 @@ class Field:
 
     Attributes:
         path: where the value is: the keys of the reply's object and of its nested objects, separated by dots.
-        name: the name of the value in records. The name of the series is `qemu_<family>_` and this name. Counters end in `_total`.
-        kind: the type of the value, which decides whether and how it has a series.
-        help: the help text. /metrics adds the family's source and the path to it.
+        name: the name of the value in records. The Prometheus metric is `qemu_<family>_<name>`. Names of counters end in `_total`.
+        kind: the type of the value, which decides whether and how the value is exported to Prometheus.
+        help: the help text. On /metrics, the family's source and the path follow the text.
         unit: the unit in which QEMU or the kernel reports the value.
     """
 
@@ -77,12 +77,13 @@ class Family:
         name: the family's name.
         source: the QMP commands or the files that have the values.
         help: the help text of the family as a whole.
-        labels: names of the labels that its series have in addition to `vm_uuid` and `vm`; a sample has their values in this order.
-        fields: the rows.
+        labels: names of the Prometheus labels in addition to `vm_uuid` and `vm`. A sample has the values in this order.
+        fields: the rows of the metrics table.
         unavailable: numbers that QEMU sends in place of an unknown value.
         on_change: whether a record is emitted only if a value has changed since the last record.
-        host_only: whether all values come from the host's kernel. Such a sample does not prove that QEMU responds.
-        per_host: whether the samples belong to the host, and not to a VM. If so, the series have no labels of a VM.
+        host_only: whether the values come from the host's kernel or from the agent itself. Such a sample does not prove that QEMU
+            responds.
+        per_host: whether the samples belong to the host, and not to a VM. If so, the metrics have no labels of a VM.
         from_guest: whether the guest agent reports the values. Such a sample does not prove that QEMU responds.
     """
 
@@ -103,11 +104,11 @@ class Family:
         object.__setattr__(self, "type", f"qemu.sample.{self.name}")
 
     def series(self, field: Field) -> str:
-        """Return the name of the field's series."""
+        """Return the name of the field's Prometheus metric."""
         return f"qemu_{self.name}_{field.name}"
 
     def exported_fields(self) -> Iterator[Field]:
-        """Yield the fields that have a series."""
+        """Yield the fields that are exported to Prometheus."""
         return (field for field in self.fields if field.kind not in (FieldKind.TEXT, FieldKind.DETAIL))
 
 

@@ -7,7 +7,7 @@ import orjson
 
 
 def encode_json(data: Mapping[str, Any]) -> bytes:
-    """Return untrusted values as JSON. A value that JSON cannot represent is replaced, so that the other values are kept."""
+    """Return untrusted values as JSON. If JSON cannot represent a value, replace only this value and keep the others."""
     try:
         return orjson.dumps(data)
     except TypeError:
@@ -25,7 +25,7 @@ def _to_encodable(value: Any) -> Any:
 
 
 def _replace_large_integers(value: Any) -> Any:
-    """Return the value with a float in place of each integer that exceeds 64 bits. A sum of counters can exceed 64 bits."""
+    """Return the value with each integer beyond 64 bits replaced by a float. A sum of counters can exceed 64 bits."""
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
         try:
             return float(value)

@@ -14,7 +14,7 @@ class PersistentEntry:
     Attributes:
         name: the entry's name.
         value: a JSON value. None deletes the entry.
-        version: a number. In one run of the agent, a newer entry has a higher version.
+        version: a number that rises with each new entry in one run of the agent.
     """
 
     name: str

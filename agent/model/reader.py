@@ -1,4 +1,4 @@
-"""Readers, which extract the fields of a family from objects in QMP replies. Pure."""
+"""Extracts the fields of a family from JSON objects in QMP replies. Pure."""
 
 import math
 import os
@@ -56,7 +56,7 @@ MAX_BINS = 64
 _MAX_COUNT = 2**63 - 1
 """Maximum sum of a histogram's counts, because JSON's integers have 64 bits in many programs."""
 _MAX_SHARED_CHARACTERS = 32
-"""Maximum length of texts that are interned, such as the names of drivers and nodes. Longer texts are mostly paths, which seldom repeat."""
+"""Maximum length of texts that are interned, such as names of drivers and nodes. Longer texts are mostly paths, which seldom repeat."""
 MAX_DETAIL_BYTES = 8192
 """Maximum JSON size of a DETAIL field. A larger value is omitted."""
 
@@ -66,7 +66,7 @@ _CACHED_TYPES = {str, bool}
 _MAX_CACHED = 4096
 """Maximum number of cached conversions of one reader. Two disks with the same names and flags share one."""
 _MAX_CACHED_CHARACTERS = 256
-"""Maximum length of the texts of one cached conversion, because a malicious QEMU can fill the cache. Then a disk reader's takes 4 MiB."""
+"""Maximum length of all texts in one cached conversion. A malicious QEMU can fill the cache; the cache for disks then takes 4 MiB."""
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -93,7 +93,7 @@ class ObjectLayout(NamedTuple):
         number: distinguishes the layouts of a reader.
         absent: for each object that lacks fields: its number, and the keys of these fields.
         getters: for each object with counters or gauges: its number, and a getter of their values.
-        names: the names of the counters and gauges, in the order of the getters.
+        names: the names of the counters and gauges, in the order of the getters, each with the value 0. `FieldReader` copies this dict.
         units: the counters and gauges that need a conversion to base units.
         other_getters: the same as `getters`, for the values of the other fields.
         others: the sources of the other fields.
@@ -108,7 +108,7 @@ class ObjectLayout(NamedTuple):
     others: list[FieldSource]
 
     def read(self, objects: Objects) -> tuple[list[Any], list[Any]] | None:
-        """Return the counters and gauges, and the values of the other fields. Return None if the objects have not exactly these fields."""
+        """Return the values of the counters and gauges, and those of the other fields. Return None if the objects have other fields."""
         numbers: list[Any] = []
         others: list[Any] = []
         try:
@@ -144,14 +144,14 @@ class FieldReader:
             for *parents, key in (field.path.split("."),)
         ]
         numbers = [f for f in family.fields if f.kind in _NUMBERS and not family.unavailable]
-        self._numbers = {f.name for f in numbers}
+        self._number_names = {f.name for f in numbers}
         self._units = {f.name: TO_BASE[f.unit] for f in numbers if f.unit is not Unit.BASE}
         self._layouts: dict[tuple[str, ...], ObjectLayout] = {}  # by the names of the fields that are present
-        # The last layout of objects of the same size. The size is the number of all keys.
+        # By size, the layout of the last object. The size is the number of keys in the object and in its nested objects.
         self._last_layouts: dict[int, ObjectLayout] = {}
-        # By the number of the layout and the values in the reply.
+        # Converted fields, by the number of the layout and the values in the reply.
         self._converted: dict[tuple[int | str | bool, ...], Values] = {}
-        self._compiled = 0  # number of layouts so far
+        self._layout_count = 0  # number of layouts so far
 
     def _number_object(self, path: tuple[str, ...]) -> int:
         """Return the number of the nested object at a path of keys. A new path gets the next number."""
@@ -188,7 +188,7 @@ class FieldReader:
         return values
 
     def _convert_others(self, layout: ObjectLayout, raw: Sequence[Any], objects: Objects) -> Values:
-        """Return the fields that are not counters or gauges. The result may be in the cache: do not change it.
+        """Return the fields that are not counters or gauges. The caller must not change the result, which may be in the cache.
 
         Args:
             layout: the layout of the objects.
@@ -217,7 +217,7 @@ class FieldReader:
         return values
 
     def _find_layout(self, objects: Objects, size: int) -> ObjectLayout:
-        """Return the layout of these objects, and try it first for the next objects of this size."""
+        """Return the layout of these objects. The reader tries this layout first for the next objects of the same size."""
         names = tuple(source.name for source in self._sources if source.key in objects[source.object_index])
         layout = self._layouts.get(names)
         if layout is None:
@@ -231,12 +231,12 @@ class FieldReader:
         absent: list[FieldSource] = []
         for source in self._sources:
             (present if source.key in objects[source.object_index] else absent).append(source)
-        numbers = sorted((s for s in present if s.name in self._numbers), key=lambda source: source.object_index)
+        numbers = sorted((s for s in present if s.name in self._number_names), key=lambda source: source.object_index)
         names = [source.name for source in numbers]
-        others = [source for source in present if source.name not in self._numbers]
-        self._compiled += 1
+        others = [source for source in present if source.name not in self._number_names]
+        self._layout_count += 1
         return ObjectLayout(
-            self._compiled,
+            self._layout_count,
             list(_keys_by_object(absent).items()),
             _make_getters(numbers, objects),
             dict.fromkeys(names, 0),
@@ -262,9 +262,9 @@ def _keys_by_object(sources: Iterable[FieldSource]) -> dict[int, list[str]]:
 
 
 def _make_getters(sources: Iterable[FieldSource], objects: Objects) -> list[tuple[int, Getter]]:
-    """Return a getter of the values in each object: the number of the object, and the getter.
+    """Return the number of each object, with a getter of the values in this object.
 
-    The getters use the keys of the reply itself. orjson uses the same text for the same key, so that a lookup compares no characters.
+    The getters use the key strings of the reply. orjson reuses one string for equal keys, so a lookup compares no characters.
     """
     getters = []
     for index, keys in _keys_by_object(sources).items():

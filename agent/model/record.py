@@ -32,17 +32,17 @@ class Severity(IntEnum):
 
     @property
     def label(self) -> str:
-        """The severity in lower case, such as `warning`: for labels of metrics and options of commands."""
+        """The name in lower case, such as `warning`, for labels of metrics and options of commands."""
         return _LABELS[self]
 
     @property
     def text(self) -> str:
-        """The short name in OpenTelemetry, such as `WARN`: the value of the attribute `severitytext`."""
+        """OpenTelemetry's short name, such as `WARN`, for the attribute `severitytext`."""
         return _TEXTS[self]
 
     @property
     def number(self) -> int:
-        """The attribute `severitynumber`: the number in OpenTelemetry."""
+        """OpenTelemetry's number, from 5 to 21, for the attribute `severitynumber`."""
         return 5 + 4 * self
 
 
@@ -57,7 +57,7 @@ reorder or break a line on a terminal."""
 
 
 def sanitize(text: str, limit: int = 255) -> str:
-    """Return text from QEMU that is safe in attributes, labels and log lines.
+    """Make text from QEMU safe for attributes, labels and log lines.
 
     Args:
         text: the text. Unsafe characters are replaced by U+FFFD.
@@ -81,7 +81,7 @@ class Vm:
         source: the attribute `source`.
         key: the partition key: the VM's UUID, the monitor's address if there is no UUID, or the host's name if there is neither. Records
             with the same key stay in order.
-        json_start: the start of the JSON of all records of the source: the attributes that are equal in all of them.
+        json_start: the start of the JSON of each record of the source, with the attributes that all of the source's records share.
     """
 
     host: str
@@ -178,10 +178,10 @@ class RecordState(IntEnum):
 
 
 _FIRST_DONE_STATE: Final = RecordState.DONE_WHILE_WRITING
-"""A constant, because Python 3.11 takes 0.1 us to find a member of an enum, and delivery checks `done` three times for each event."""
+"""The first state of a finished record. In Python 3.11, a lookup of an enum's member takes 0.1 us, and delivery needs three per event."""
 
-RECORDED_TIME_NS = 100_000_000
-"""The attribute `recordedtime` is set if a record's time and the time of its encoding differ by at least this."""
+MIN_RECORDEDTIME_GAP_NS = 100_000_000
+"""If a record is encoded at least this many nanoseconds after or before its time, the record has the attribute `recordedtime`."""
 
 OVERHEAD_BYTES = 200
 """Approximate bytes that a record takes in addition to its body, in memory or in the journal."""
@@ -258,11 +258,13 @@ class RecordEncoder:
         self.sequences = SequenceRegistry(self.run_id)
         """The newest sequence of each source, by topic."""
         self._topic_of = lru_cache(maxsize=1024)(topic_of)
-        self._chain_and_type = lru_cache(maxsize=1024)(lambda name: (_chain_of(name, topic_of), _encode_type(name)))
+        self._sequence_topic_and_type = lru_cache(maxsize=1024)(
+            lambda name: (_sequence_topic(name, topic_of), _encode_type(name))
+        )
         self._clock = clock
 
     def continue_after(self, run_id: str) -> None:
-        """Make the run id sort after the previous run's id, even if the clock was set back between the runs.
+        """Make this run's id sort after the previous run's id, even if the clock was set back between the runs.
 
         Args:
             run_id: run id of the previous run.
@@ -274,7 +276,7 @@ class RecordEncoder:
     def _encode_time_and_severity(self, time_ns: int, severity: Severity) -> str:
         """Return the JSON members for time and severity. They are the same for all samples of a poll."""
         now_ns = self._clock()
-        if abs(now_ns - time_ns) < RECORDED_TIME_NS:
+        if abs(now_ns - time_ns) < MIN_RECORDEDTIME_GAP_NS:
             return f'"time":"{_format_time(time_ns)}",{_SEVERITY_ATTRIBUTES[severity]}'
         recorded = _format_millisecond(now_ns // 1_000_000)
         return f'"time":"{_format_time(time_ns)}","recordedtime":"{recorded}",{_SEVERITY_ATTRIBUTES[severity]}'
@@ -289,8 +291,8 @@ class RecordEncoder:
         self._count = number = self._count + 1
         record_type, vm, data, time_ns, subject, severity, rate, cause = record
         record_id = f"{self.run_id}-{number}"
-        chain, type_members = self._chain_and_type(record_type)
-        sequence = self.sequences.next_attributes(vm.source, chain)
+        sequence_topic, type_members = self._sequence_topic_and_type(record_type)
+        sequence = self.sequences.next_attributes(vm.source, sequence_topic)
         optional = _encode_optional_attributes(rate, cause) if cause or rate > 1 else ""
         # The JSON is concatenated as text, because building and encoding a dict takes three times as long.
         middle = (
@@ -328,7 +330,7 @@ class RecordEncoder:
         return encoded
 
 
-def _chain_of(record_type: str, topic_of: TopicOf) -> str | None:
+def _sequence_topic(record_type: str, topic_of: TopicOf) -> str | None:
     """Return the topic in which `previoussequence` connects records of this type. None for states, because Kafka deletes older states."""
     return None if kind_of_type(record_type) == "state" else topic_of(record_type)
 
@@ -340,8 +342,9 @@ def _encode_optional_attributes(sample_rate: int, causation_id: str) -> str:
 
 
 def _encode_subject(subject: str) -> str:
-    """Return the JSON member of a subject; empty for a blank subject, because CloudEvents' SDK for Go refuses a record with one."""
-    if subject.isalnum() and subject.isascii() and len(subject) < 256:  # most names; this takes a third of the time
+    """Return the JSON member of a subject; empty for a blank subject, because CloudEvents' SDK for Go rejects blank subjects."""
+    # A fast path for most names, which takes a third of the time.
+    if subject.isalnum() and subject.isascii() and len(subject) < 256:
         return f',"subject":"{subject}"'
     return f',"subject":{orjson.dumps(sanitize(subject)).decode()}' if subject.strip() else ""
 
@@ -370,7 +373,7 @@ def _to_json_string(text: str) -> str:
 def _format_time(time_ns: int) -> str:
     """Return an RFC 3339 timestamp with microseconds.
 
-    It is computed with integers, because a float of the current time has an error of 200 ns.
+    The computation uses integers, because a float of the current time has an error of 200 ns.
     """
     seconds, nanos = divmod(time_ns, 1_000_000_000)
     micros = nanos // 1000
@@ -381,7 +384,7 @@ def _format_time(time_ns: int) -> str:
 def _format_millisecond(milliseconds: int) -> str:
     """Return an RFC 3339 timestamp of a number of milliseconds since the epoch.
 
-    The cache helps in a flood, whose events share few times.
+    In a flood, many events arrive in the same millisecond, so the cache saves most of the work.
     """
     return _format_time(milliseconds * 1_000_000)
 

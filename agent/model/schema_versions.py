@@ -1,7 +1,7 @@
 """The `dataschema` of records: a URI with the schema's name and version for each record type.
 
-The version of a schema changes only if a new version is incompatible: consumers of the old version could not read the new data.
-A new optional field is compatible, so it changes no version.
+The version of a schema rises only with an incompatible change, after which consumers of the old version cannot read the new data.
+A new optional field is a compatible change.
 """
 
 from collections.abc import Mapping

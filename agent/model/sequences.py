@@ -1,4 +1,4 @@
-"""Creates the attributes `sequence` and `previoussequence`. Consumers use them to order a source's records and to detect lost records.
+"""Creates the attributes `sequence` and `previoussequence`, by which consumers order a source's records and detect lost records.
 
 In each topic, `previoussequence` is the sequence of the source's previous record. `agent.app.stored_sequences` stores the newest sequences,
 so that the next run continues the chain.
@@ -16,7 +16,7 @@ TopicOf = Callable[[str], str]
 """Returns the topic of a record type."""
 
 DIGITS: Final = 12
-"""Number of decimal digits after the run id in a sequence. They suffice for 10,000 records per second from one source for three years."""
+"""Number of decimal digits after the run id in a sequence. One source can emit 10,000 records per second for three years."""
 
 MAX_SOURCES: Final = 16384
 """Maximum number of sources whose state is kept. Beyond it, the source without a record for the longest time is discarded."""
@@ -39,7 +39,7 @@ def run_id_after(run_id: str) -> str | None:
 
 
 class SourceSequence:
-    """Numbers the records of one source without gaps. The sequences are texts that sort in the order of the numbers."""
+    """Numbers the records of one source without gaps. A sequence is a text; the texts sort like the numbers."""
 
     __slots__ = ("_first_longer_number", "_prefix", "_run_id", "last_by_topic", "number", "source")
 
@@ -50,8 +50,8 @@ class SourceSequence:
         self.last_by_topic: dict[str, str] = {}
         """Sequence of the newest record of the source, by topic. It may be from an earlier run."""
         self._run_id = run_id
-        self._prefix = ""  # the run id, and the leading zeros of current numbers
-        self._first_longer_number = 0  # the first number with more digits
+        self._prefix = ""  # the run id and the leading zeros, for numbers with as many digits as the newest
+        self._first_longer_number = 0  # the first number with one digit more
 
     def next_attributes(self, topic: str | None) -> str:
         """Return the JSON members `sequence` and `previoussequence` of the next record.
@@ -110,7 +110,7 @@ class SequenceRegistry:
         return sequence.next_attributes(topic)
 
     def sequence_of_source(self, source: str) -> SourceSequence:
-        """Return the sequence of a source."""
+        """Return the sequence of a source. Create the sequence if the source is new."""
         sequence = self._sequences.get(source)
         if sequence is not None:
             self._sequences.move_to_end(source)
@@ -120,7 +120,7 @@ class SequenceRegistry:
             self._highest_discarded = max(self._highest_discarded, discarded.number)
             self._changed.discard(discarded)
             self._discarded.append(discarded)
-        # If the source's state was discarded, its numbers continue above its last number, so that its records stay in order.
+        # This source may have been discarded earlier. Start above its last number, so that its records stay in order.
         sequence = self._sequences[source] = SourceSequence(source, self._run_id, self._highest_discarded)
         return sequence
 
@@ -130,20 +130,20 @@ class SequenceRegistry:
         """Restore the newest sequences of the previous run. Call this before the first record.
 
         Args:
-            stored: topics, sources and sequences.
+            stored: tuples of topic, source and sequence.
         """
         for topic, source, sequence in sorted(stored, key=lambda entry: entry[2]):  # the newest entry comes last
             self.sequence_of_source(source).last_by_topic[topic] = sequence
 
     def newest(self, topics: AbstractSet[str]) -> Iterator[tuple[str, str, str]]:
-        """Yield topic, source and newest sequence for each source in these topics."""
+        """Yield tuples of topic, source and newest sequence, for each source that has records in these topics."""
         for sequence in self._sequences.values():
             yield from (
                 (topic, sequence.source, last) for topic, last in sequence.last_by_topic.items() if topic in topics
             )
 
     def pop_changes(self, without: AbstractSet[str]) -> Iterator[tuple[str, str, str | None]]:
-        """Yield topic, source and newest sequence for each source that had records since the last call.
+        """Yield tuples of topic, source and newest sequence, for each source that had records since the last call.
 
         The sequence is None if the source's state was discarded. Samples encoded by `encode_samples` do not count as changes.
 

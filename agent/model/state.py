@@ -43,7 +43,7 @@ class StateSubject(Vm):
 VM_STATE = Family(
     "state.vm",
     "the agent's latest polls",
-    "The current state of a VM on this host. A tombstone follows when it ends or migrates away, or a minute after it is lost.",
+    "The current state of a VM on this host. A tombstone follows when the VM ends or migrates away, or a minute after its monitor is lost.",
     (),
     (
         Field("monitor", "monitor", TEXT, "Address of the VM's monitor."),
@@ -51,8 +51,8 @@ VM_STATE = Family(
             "monitor.state",
             "monitor_state",
             TEXT,
-            "State of the monitor: `up`, `stalled`, or another state if the VM may have ended. In that case, the other fields are "
-            "out of date.",
+            "State of the monitor: `up`, `stalled`, or another state if the VM may have ended. In another state, the other fields "
+            "are out of date.",
         ),
         Field("qemu_version", "qemu_version", TEXT, "Version of QEMU."),
         Field("pid", "pid", TEXT, "Process id on the host; absent if the process could not be identified."),
@@ -68,7 +68,7 @@ VM_STATE = Family(
             "disks",
             "disks",
             DETAIL,
-            "Each disk: `device`, `driver`, `path`, `size_bytes`, `read_only`, what limits its growth (`limited_by`), that limit "
+            "Each disk: `device`, `driver`, `path`, `size_bytes`, `read_only`, what limits its growth (`limited_by`), the limit in bytes "
             "(`limit_bytes`, absent for a pool), and the `pool` with its `pool_kind`. At most 256 disks.",
         ),
         Field(
@@ -93,7 +93,7 @@ VM_STATE = Family(
 ALERT_STATE = Family(
     "state.alert",
     "the alert's record",
-    "A firing alert. The data is that of the alert's record when the alert began to fire. A tombstone follows when it is resolved.",
+    "A firing alert. The data is that of the alert's record when the alert began to fire. A tombstone follows when the alert is resolved.",
     (),
     (),
 )
@@ -101,7 +101,7 @@ ALERT_STATE = Family(
 HOST_STATE = Family(
     "state.host",
     "the agent itself",
-    "The agent of a host. It is never deleted. If it is `running` and no heartbeats arrive, the host is silent.",
+    "The agent of a host. This state is never deleted. If the state is `running` and no heartbeats arrive, the host is silent.",
     (),
     (
         Field("state", "state", TEXT, "`running`, or `stopped` if the agent was stopped on request."),
@@ -125,4 +125,4 @@ HOST_STATE = Family(
 )
 
 STATES = (HOST_STATE, VM_STATE, ALERT_STATE)
-"""Families of the records in the state topic. The type of a record is `qemu.<name>`. These families have no Prometheus series."""
+"""Families of the records in the state topic. The type of a record is `qemu.<name>`. These families are not exported to Prometheus."""

@@ -1,8 +1,8 @@
 """The metrics table: one row for each field that the agent reads from QEMU and from the host's kernel.
 
-Start at `runstate`, a short part of the table. One row defines the record's field, the Prometheus series, the JSON schema's property and
-the line in docs/reference/metrics.md. Paths and units are those in QEMU's qapi/, 2.6 to 11.1. The help text names the QEMU version of a
-field that is newer than 2.6.
+Start at `runstate`, a short part of the table. One row defines the record's field, the Prometheus metric, the JSON schema's property and
+the line in docs/reference/metrics.md. Paths and units are those in QEMU's qapi/, 2.6 to 11.1. If a field is newer than QEMU 2.6, the help
+text has the version that added the field.
 """
 
 from agent.model.family import Family
@@ -24,9 +24,12 @@ from agent.model.metrics import (
 )
 
 TRANSITION_FAMILIES = (migration.MIGRATION_ENDED,)
-"""Families whose records, `qemu.<name>`, report a change that a collector derived from two polls. They have no series."""
+"""Families of the records about a change that a collector found between two polls. The type of a record is `qemu.<name>`.
 
-_PARTS = (
+These families are not exported to Prometheus.
+"""
+
+_MODULES = (
     block,
     block_layers,
     block_stall,
@@ -45,8 +48,8 @@ _PARTS = (
 
 FAMILIES = tuple(
     family
-    for part in _PARTS
-    for family in vars(part).values()
+    for module in _MODULES
+    for family in vars(module).values()
     if isinstance(family, Family) and family not in TRANSITION_FAMILIES
 )
-"""Every family of samples, in the order of the files."""
+"""Every family of samples, in the order of the modules."""

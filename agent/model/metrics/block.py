@@ -156,8 +156,8 @@ BLOCK = Family(
                 f"stats.{qemu}_latency_histogram",
                 f"{name}_latency_seconds",
                 HISTOGRAM,
-                f"Latency of {name.replace('_', ' ')}{'es' if name == 'flush' else 's'} in seconds, in the bins that a client set "
-                f"(QEMU 4.0{since}); without a sum if operations preceded the bins.",
+                f"Latency of {name.replace('_', ' ')}{'es' if name == 'flush' else 's'} in seconds, with the bins of "
+                f"block-latency-histogram-set (QEMU 4.0{since}). Without a sum if QEMU's total time counts other operations.",
                 NS,
             )
             for qemu, name, since in (
@@ -171,7 +171,7 @@ BLOCK = Family(
             "stats.idle_time_ns",
             "idle_seconds",
             GAUGE,
-            "Time since the last access in seconds; absent before the first access.",
+            "Time in seconds since the last access; absent before the first access.",
             NS,
         ),
         Field(
@@ -257,7 +257,7 @@ BLOCK_TIMED = Family(
 BLOCK_BACKING = Family(
     "block_backing",
     "query-blockstats",
-    "A layer of the backing chain of a disk. In these layers, QEMU counts only the highest offset written.",
+    "A layer of the backing chain of a disk. QEMU's only statistic of such a layer is the highest offset written.",
     ("device", "depth"),
     (
         Field("node-name", "node", TEXT, "Node name of the layer."),
@@ -304,7 +304,7 @@ BLOCK_DEVICE = Family(
                 f"inserted.{limit}{direction}_max_length",
                 f"throttle_{prefix}{unit}_burst_seconds",
                 GAUGE,
-                f"Maximum duration of a burst of {unit} for {what} in seconds (QEMU 2.6).",
+                f"Maximum time in seconds for which {what} may exceed the limit of {unit} per second.",
             )
             for limit, unit in _LIMITS
             for direction, prefix, what in _DIRECTIONS
@@ -334,21 +334,20 @@ BLOCK_SPACE = Family(
             "layer",
             "measure",
             TEXT,
-            "Measure of the used bytes: `offset` is the highest offset written, `allocated` the allocated size of the file or thin volume.",
+            "Measure of `used_bytes`: `offset`, the highest offset written; or `allocated`, the allocated size of the file or volume.",
         ),
         Field(
             "used_bytes",
             "used_bytes",
             GAUGE,
-            "Number of bytes used. With the measure `offset`, it is a lower bound, and absent before the first observed write.",
+            "Number of bytes used. With the measure `offset`, the value is a lower bound, and absent before the first observed write.",
         ),
         Field(
             "limited_by",
             "limited_by",
             STATE,
-            "What limits the growth: `device`, `pool`, `virtual_size` or `unknown`. At `virtual_size`, a file or volume stops growing "
-            "and no "
-            "write fails.",
+            "What limits the growth: `device`, `pool`, `virtual_size` or `unknown`. At its virtual size, a file or volume stops "
+            "growing, and no write fails.",
         ),
         Field("pool", "pool", TEXT, "Pool of the image."),
         Field("limit_bytes", "limit_bytes", GAUGE, "Number of used bytes at which the growth stops."),
@@ -363,7 +362,7 @@ BLOCK_SPACE = Family(
             "time_to_full_seconds",
             "time_to_full_seconds",
             GAUGE,
-            "Time until the disk is full in seconds, at its current growth. If the pool is the limit, the growth of the whole pool counts. "
+            "Time in seconds until the disk is full, at its current growth. If the pool is the limit, the growth of the whole pool counts. "
             "Absent without growth.",
         ),
         Field(
@@ -379,7 +378,7 @@ BLOCK_SPACE = Family(
             "threshold_foreign",
             "threshold_foreign",
             FLAG,
-            "Whether another client, such as libvirt, uses the write threshold of the disk's node. If so, the agent does not set it.",
+            "Whether another client, such as libvirt, uses the write threshold of the disk's node. If so, the agent sets no threshold.",
         ),
     ),
 )

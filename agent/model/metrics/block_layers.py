@@ -5,8 +5,8 @@ from agent.model.family import DETAIL, FLAG, GAUGE, NAME, TEXT, Family, Field
 BLOCK_LAYER = Family(
     "block_layer",
     "query-named-block-nodes",
-    "A layer of a disk: `format` is the image that the guest sees, `storage` the file or device under it, `backing-1` and on are the "
-    "backing chain.",
+    "A layer of a disk: `format` is the image that the guest sees, `storage` the file or device under this image, `backing-1` the "
+    "first backing image, and so on.",
     ("device", "layer"),
     (
         Field("node-name", "node", TEXT, "Node name."),
@@ -44,7 +44,7 @@ BLOCK_LAYER = Family(
             "snapshot_list",
             "snapshots",
             DETAIL,
-            "Id, name, creation time and size of the VM state of each internal snapshot. A long list is truncated to the last snapshots.",
+            "Each internal snapshot: id, name, creation time, and size of the saved VM state. A long list has only the last snapshots.",
         ),
         Field("snapshots", "internal_snapshots", GAUGE, "Number of internal snapshots in the image."),
         Field("detect_zeroes", "detect_zeroes", TEXT, "Whether QEMU detects zero writes: off, on or unmap."),
@@ -71,7 +71,7 @@ BLOCK_BITMAP = Family(
             "inconsistent",
             "inconsistent",
             FLAG,
-            "Whether the bitmap is unusable, because it was not saved when the image was closed.",
+            "Whether the bitmap is unusable, because QEMU did not save it when the image was closed.",
         ),
     ),
     on_change=True,
@@ -80,8 +80,8 @@ BLOCK_BITMAP = Family(
 BLOCK_NAMES = Family(
     "block_names",
     "query-blockstats and query-named-block-nodes",
-    "Other names of a disk that QEMU's events use: QOM path, block backend, and block nodes, also the filter nodes of jobs.",
+    "Other names of a disk in QEMU's events: QOM path, block backend and block nodes, including the filter nodes of jobs.",
     ("device",),
-    (Field("names", "names", DETAIL, "Names of this disk, without names that several disks share."),),
+    (Field("names", "names", DETAIL, "Names of this disk that no other disk has."),),
     on_change=True,
 )

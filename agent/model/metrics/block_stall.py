@@ -13,7 +13,7 @@ BLOCK_STALL = Family(
             "seconds",
             "seconds",
             GAUGE,
-            "Time without a completed request since the first sign of a request in flight, in seconds. 0 after the stall.",
+            "Time in seconds without a completed request, since the first sign of a request in flight. 0 after the stall.",
         ),
         Field(
             "since", "since_timestamp_seconds", GAUGE, "Time of the first sign of a stall, in seconds since the epoch."
@@ -32,8 +32,8 @@ BLOCK_STALL = Family(
 VIRTIO_QUEUE = Family(
     "virtio_queue",
     "x-query-virtio-queue-status",
-    "A queue of a virtio disk inside QEMU (QEMU 7.2; `allow.virtio_queues`). It is polled only if the disk completes no request, so it "
-    "has no series: `qemu_block_stall_requests_in_flight` has the sum of a stalled disk.",
+    "A queue of a virtio disk inside QEMU (QEMU 7.2; `allow.virtio_queues`). The agent polls a queue only if its disk completes no "
+    "request, so there is no series. `qemu_block_stall_requests_in_flight` is the sum over the queues of a stalled disk.",
     ("device", "queue"),
     (
         Field("inuse", "requests_in_flight", DETAIL, "Number of requests that QEMU has taken and not completed."),

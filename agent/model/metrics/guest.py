@@ -1,4 +1,4 @@
-"""Families with values about the inside of a guest: the channel of its guest agent, and the values that the guest agent reports.
+"""Families about the inside of a guest: the channel of its guest agent, and the values that the guest agent reports.
 
 The administrator of a guest can make its guest agent report any value. Only the values of the channel come from QEMU.
 """
@@ -8,8 +8,8 @@ from agent.model.family import COUNTER, DETAIL, FLAG, GAUGE, NAME, STATE, TEXT, 
 GUEST_AGENT = Family(
     "guest_agent",
     "query-chardev",
-    "The channel of the guest agent, the virtio serial port org.qemu.guest_agent.0. QEMU reports its state, so no command is sent to "
-    "the guest.",
+    "The channel of the guest agent, the virtio serial port org.qemu.guest_agent.0. QEMU reports the channel's state, so the agent "
+    "sends no command to the guest.",
     (),
     (
         Field(
@@ -20,7 +20,7 @@ GUEST_AGENT = Family(
         ),
         Field("label", "chardev", TEXT, "Id of the channel's character device."),
         Field("socket", "socket", TEXT, "Unix socket of the channel on the host, if QEMU listens on one."),
-        Field("client", "client_connected", FLAG, "Whether a client on the host is connected to that socket."),
+        Field("client", "client_connected", FLAG, "Whether a client on the host is connected to the channel's socket."),
     ),
     on_change=True,
 )
@@ -86,7 +86,7 @@ GUEST_LOAD = Family(
 
 
 def _cpu_field(state: str, text: str) -> Field:
-    help_text = f"Total CPU time of all vCPUs {text}, in seconds (guest agent 7.1)."
+    help_text = f"Total time of all vCPUs {text}, in seconds (guest agent 7.1)."
     return Field(state, f"{state}_seconds_total", COUNTER, help_text, Unit.MILLISECONDS)
 
 
@@ -100,8 +100,8 @@ GUEST_CPU = Family(
         _cpu_field("user", "in user mode"),
         _cpu_field("nice", "in user mode with low priority"),
         _cpu_field("system", "in the kernel"),
-        _cpu_field("idle", "without work"),
-        _cpu_field("iowait", "without work while a task waits for storage"),
+        _cpu_field("idle", "without a task to run"),
+        _cpu_field("iowait", "without a task to run, while a task waits for storage"),
         _cpu_field("irq", "for interrupts"),
         _cpu_field("softirq", "for deferred interrupt work"),
         _cpu_field("steal", "in which the host ran something else"),
@@ -125,7 +125,7 @@ GUEST_DISK = Family(
             "total-ticks",
             "busy_seconds_total",
             COUNTER,
-            "Total time with a request in flight in seconds.",
+            "Total time in seconds with at least one request in flight.",
             Unit.MILLISECONDS,
         ),
     ),
@@ -169,7 +169,7 @@ def _traffic_fields(direction: str, verb: str) -> tuple[Field, ...]:
             f"statistics.{short}-dropped",
             f"{short}_dropped_total",
             COUNTER,
-            f"Total number of packets dropped instead of being {verb}.",
+            f"Total number of packets that were dropped and not {verb}.",
         ),
     )
 
@@ -212,7 +212,7 @@ GUEST_FREEZE = Family(
     "guest-fsfreeze-status",
     "Whether the guest's file systems are frozen, as during a snapshot.",
     (),
-    (Field("frozen", "frozen", FLAG, "Whether writes to the guest's file systems wait until a thaw."),),
+    (Field("frozen", "frozen", FLAG, "Whether the file systems are frozen, so that writes wait until a thaw."),),
     on_change=True,
     from_guest=True,
 )
@@ -223,12 +223,17 @@ GUEST_CLOCK = Family(
     "The guest's clock.",
     (),
     (
-        Field("offset", "offset_seconds", GAUGE, "How far the guest's clock is ahead of the host's in seconds."),
+        Field(
+            "offset",
+            "offset_seconds",
+            GAUGE,
+            "Time in seconds by which the guest's clock is ahead of the host's; negative if behind.",
+        ),
         Field(
             "uncertainty",
             "uncertainty_seconds",
             GAUGE,
-            "Maximum error of the offset in seconds: half of the time that the reply took.",
+            "Maximum error of the offset in seconds: half of the time between the command and the reply.",
         ),
     ),
     from_guest=True,

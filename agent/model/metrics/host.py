@@ -1,4 +1,4 @@
-"""Process, threads, cgroup and network interfaces of a VM. The agent reads them from the host's kernel without a command to QEMU.
+"""Process, threads, cgroup and network interfaces of a VM, read from the host's kernel without a command to QEMU.
 
 The path of a field consists of the file's name and the kernel's name for the field. agent/host/procfs.py names the fields of
 /proc/PID/stat.
@@ -37,7 +37,7 @@ _THREAD = (
         "stat.block_io_delay",
         "block_io_delay_seconds_total",
         COUNTER,
-        "Total time that the thread waited for host block devices, in seconds; 0 if delay accounting is off in the host's kernel.",
+        "Total time in seconds that the thread waited for host block devices; 0 if delay accounting is off in the host's kernel.",
         TICKS,
     ),
     Field("stat.processor", "host_cpu", GAUGE, "Number of the host CPU that the thread last ran on."),
@@ -105,7 +105,7 @@ IOTHREAD = Family(
 PROCESS = Family(
     "process",
     "/proc/PID",
-    "A VM's QEMU process. Values are of all its threads together, except where the text names the main thread.",
+    "A VM's QEMU process. Each value is for the whole process, unless the text names the main thread.",
     (),
     (
         Field("known.pid", "pid", DETAIL, "Process id on the host."),
@@ -153,13 +153,13 @@ PROCESS = Family(
             "status.voluntary_ctxt_switches",
             "main_loop_voluntary_switches_total",
             COUNTER,
-            "Total number of context switches in which the main thread gave up its CPU to wait.",
+            "Total number of context switches because the main thread waited.",
         ),
         Field(
             "status.nonvoluntary_ctxt_switches",
             "main_loop_involuntary_switches_total",
             COUNTER,
-            "Total number of context switches in which the main thread was preempted.",
+            "Total number of context switches because the main thread was preempted.",
         ),
         Field("status.VmSize", "virtual_bytes", GAUGE, "Size of the address space in bytes.", KB),
         Field(
@@ -191,7 +191,7 @@ PROCESS = Family(
             "io.cancelled_write_bytes",
             "cancelled_write_bytes_total",
             COUNTER,
-            "Total number of bytes that `write_bytes_total` counts but that were discarded before they reached storage.",
+            "Total number of bytes that were discarded before they reached storage. `write_bytes_total` includes these bytes.",
         ),
         Field("fd", "open_fds", GAUGE, "Number of open file descriptors; absent without permission to count them."),
     ),
@@ -201,7 +201,8 @@ PROCESS = Family(
 CGROUP = Family(
     "cgroup",
     "/sys/fs/cgroup",
-    "The cgroup (version 2) of a VM's process, with all processes in it. libvirt makes one for each VM; otherwise VMs may share one.",
+    "The cgroup (version 2) of a VM's process. The values are for all processes in the cgroup. libvirt makes a cgroup for each VM. "
+    "Without libvirt, several VMs may share a cgroup.",
     (),
     (
         Field("path", "path", TEXT, "Path of the cgroup."),

@@ -1,7 +1,7 @@
 """The host's CPUs and memory, and the sums that its VMs use. The samples belong to the host, and not to one VM.
 
-node_exporter has many more figures of a host. The family has a figure only if it explains the sums. docs/reference/host.md has the reason
-for each figure.
+These families have a value only if it explains what VMs use or wait for; node_exporter has many more. docs/reference/host.md has the
+reason for each value.
 """
 
 from agent.model.family import COUNTER, DETAIL, FLAG, GAUGE, Family, Field, Unit
@@ -21,8 +21,8 @@ HOST = Family(
             "sum.unknown_vms",
             "unknown_vms",
             GAUGE,
-            "Number of VMs that are missing in the sums, because their vCPUs or memory are unknown. If it is above 0, the sums and ratios "
-            "are lower bounds.",
+            "Number of VMs that are missing in the sums, because their vCPUs or memory are unknown. If this number is above 0, the sums "
+            "and ratios are lower bounds.",
         ),
         Field("sum.vcpus", "vcpus", GAUGE, "Number of vCPUs of the VMs whose guest runs."),
         Field("cpu.online", "online_cpus", GAUGE, "Number of CPUs that are online."),
@@ -43,17 +43,17 @@ HOST = Family(
             "sum.memory_commitment",
             "memory_commitment_ratio",
             GAUGE,
-            "Memory of all guests divided by the host's memory. If it is above 1, the host cannot hold all of it at once.",
+            "Memory of all guests divided by the host's memory. Above 1, the host cannot hold the memory of all guests at once.",
         ),
         Field(
             "meminfo.MemAvailable",
             "memory_available_bytes",
             GAUGE,
-            "Size of memory in bytes that processes can still allocate without swapping.",
+            "Size in bytes of the memory that processes can still allocate without swapping.",
             KB,
         ),
-        Field("sum.hugetlb", "vm_hugetlb_bytes", GAUGE, "Size of memory in huge pages that VMs use, in bytes."),
-        Field("sum.swap", "vm_swap_bytes", GAUGE, "Size of swapped-out memory of VMs in bytes."),
+        Field("sum.hugetlb", "vm_hugetlb_bytes", GAUGE, "Size in bytes of the huge pages that VMs use."),
+        Field("sum.swap", "vm_swap_bytes", GAUGE, "Size in bytes of the memory of VMs that is swapped out."),
         Field("meminfo.SwapTotal", "swap_bytes", GAUGE, "Size of the host's swap space in bytes; 0 without swap.", KB),
         Field("meminfo.SwapFree", "swap_free_bytes", GAUGE, "Size of free swap space in bytes.", KB),
         Field("vmstat.pswpin", "swap_in_bytes_total", COUNTER, "Total number of bytes read from swap.", PAGES),
@@ -63,7 +63,7 @@ HOST = Family(
             "ksm.pages_sharing",
             "ksm_saved_bytes",
             GAUGE,
-            "Size of memory in bytes that KSM saves. When pages begin to differ, the VMs need this memory again.",
+            "Size in bytes of the memory that KSM saves. When merged pages begin to differ, the VMs need this memory again.",
             PAGES,
         ),
         Field(
@@ -87,7 +87,7 @@ HOST = Family(
             "pressure.memory.full",
             "pressure_memory_stalled_seconds_total",
             COUNTER,
-            "Total time that all tasks of the host that could run waited for memory at once, in seconds (PSI: full).",
+            "Total time that all non-idle tasks of the host waited for memory at once, in seconds (PSI: full).",
             US,
         ),
         Field(
@@ -101,14 +101,14 @@ HOST = Family(
             "pressure.io.full",
             "pressure_io_stalled_seconds_total",
             COUNTER,
-            "Total time that all tasks of the host that could run waited for I/O at once, in seconds (PSI: full).",
+            "Total time that all non-idle tasks of the host waited for I/O at once, in seconds (PSI: full).",
             US,
         ),
         Field(
             "sum.contention",
             "contention",
             DETAIL,
-            "Each resource for which VMs wait: the VMs that wait longest, and the VMs that take most of it. Absent if no VM waits.",
+            "For each resource that VMs wait for, the VMs that wait longest and the VMs that use most of it. Absent if no VM waits.",
         ),
     ),
     per_host=True,
@@ -121,12 +121,12 @@ HOST_HUGEPAGES = Family(
     ("size",),
     (
         Field("nr_hugepages", "pool_bytes", GAUGE, "Size of the pool in bytes."),
-        Field("free_hugepages", "free_bytes", GAUGE, "Size of the free pages in bytes, including reserved pages."),
+        Field("free_hugepages", "free_bytes", GAUGE, "Size in bytes of the free pages, including reserved pages."),
         Field(
             "resv_hugepages",
             "reserved_bytes",
             GAUGE,
-            "Size of the pages in bytes that are free but reserved for a process, such as a VM whose memory is not preallocated.",
+            "Size in bytes of the free pages that are reserved for a process, such as a VM whose memory is not preallocated.",
         ),
     ),
     per_host=True,

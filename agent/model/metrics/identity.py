@@ -5,7 +5,7 @@ from agent.model.family import TEXT, Family, Field, FieldKind
 IDENTITY = Family(
     "identity",
     "read at attach",
-    "Identity of a VM. The series qemu_vm_info has these values as labels.",
+    "Identity of a VM. The metric qemu_vm_info has these values as labels.",
     (),
     (
         Field("machine", "machine", TEXT, "Machine type (qom-get: type of /machine)."),

@@ -5,7 +5,8 @@ from agent.model.family import FLAG, GAUGE, STATE, TEXT, Family, Field
 JOB = Family(
     "job",
     "query-block-jobs and query-jobs",
-    "A job that runs, or that has ended and is not dismissed yet. Block jobs count progress in bytes; other jobs have units of their own.",
+    "A job that runs, or that has ended and is not dismissed yet. The unit of its progress is bytes for block jobs, and depends on the "
+    "type for other jobs.",
     ("job", "type"),
     (
         Field("status", "status", STATE, "Status: running, ready, paused, concluded, ... (QEMU 2.12)."),
@@ -28,7 +29,7 @@ JOB = Family(
             "left",
             "remaining_seconds",
             GAUGE,
-            "Time in seconds until the job ends, at the rate since the last poll; absent while the job makes no progress.",
+            "Time in seconds until the job ends, at the speed since the last poll; absent while the job makes no progress.",
         ),
         Field("busy", "busy", FLAG, "Whether the job is working at this moment. Block jobs only."),
         Field("paused", "paused", FLAG, "Whether a client or an I/O error paused the job. Block jobs only."),

@@ -1,6 +1,6 @@
-"""Some of KVM's statistics, by their names in Linux.
+"""The statistics of KVM that the agent requests, by their names in Linux.
 
-The agent requests only these statistics. A kernel or an architecture that lacks one of them omits it.
+A statistic that the host's kernel or architecture does not have is absent.
 """
 
 from agent.model.family import COUNTER, GAUGE, Family, Field, Unit
@@ -48,7 +48,7 @@ KVM_VCPU = Family(
             "halt_wait_ns",
             "halt_seconds_total",
             COUNTER,
-            "Total time that the vCPU was halted in seconds.",
+            "Total time in seconds that the vCPU was halted.",
             Unit.NANOSECONDS,
         ),
         Field(

@@ -7,18 +7,14 @@ BALLOON = Family(
     "query-balloon",
     "Size of the guest's memory after ballooning.",
     (),
-    (
-        Field(
-            "actual", "actual_bytes", GAUGE, "Size of the guest's RAM in bytes, without the part that the balloon took."
-        ),
-    ),
+    (Field("actual", "actual_bytes", GAUGE, "Size of the guest's RAM in bytes, without the memory in the balloon."),),
     on_change=True,
 )
 
 GUEST_MEMORY = Family(
     "guest_memory",
     "qom-get guest-stats",
-    "Memory statistics that the guest's balloon driver reports; only if guest-stats-polling-interval is set.",
+    "Memory statistics that the guest's balloon driver reports. Absent unless guest-stats-polling-interval is set.",
     (),
     (
         Field(
@@ -177,7 +173,7 @@ HV_BALLOON = Family(
 DIRTY_RATE = Family(
     "dirty_rate",
     "query-dirty-rate",
-    "Rate at which the guest dirties its memory, if a client measured it with calc-dirty-rate (QEMU 5.2).",
+    "Rate at which the guest dirties its memory, if a client measured the rate with calc-dirty-rate (QEMU 5.2).",
     (),
     (
         Field("status", "status", STATE, "Status of the measurement: `measuring` or `measured`."),
@@ -191,7 +187,7 @@ DIRTY_RATE = Family(
 VCPU_DIRTY = Family(
     "vcpu_dirty",
     "query-dirty-rate and query-vcpu-dirty-limit",
-    "Rate at which a vCPU dirties memory, if a client measures or limits it with the dirty ring (QEMU 6.2, 7.1).",
+    "Rate at which a vCPU dirties memory, if a client measures (QEMU 6.2) or limits (QEMU 7.1) the rate with the dirty ring.",
     ("vcpu",),
     (
         Field(
@@ -219,7 +215,7 @@ DUMP = Family(
     (),
     (
         Field("status", "status", STATE, "Status: active, completed or failed."),
-        Field("completed", "written_bytes", GAUGE, "Number of bytes of the dump that are written."),
+        Field("completed", "written_bytes", GAUGE, "Number of bytes of the dump that QEMU has written."),
         Field("total", "size_bytes", GAUGE, "Size of the whole dump in bytes."),
     ),
     on_change=True,

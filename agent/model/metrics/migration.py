@@ -6,12 +6,12 @@ NS = Unit.NANOSECONDS
 MS = Unit.MILLISECONDS
 
 INACTIVE_STATUSES = frozenset({"none", "completed", "failed", "cancelled"})
-"""Values of `status` if no migration is in progress. With any other value, the agent polls `query-migrate` each second."""
+"""Values of `status` while no migration is in progress. With any other value, the agent polls `query-migrate` each second."""
 
 MIGRATION = Family(
     "migration",
     "query-migrate",
-    "The current or last migration of this VM. The source has all fields, the destination only the status.",
+    "The current or last migration of this VM. QEMU reports all fields at the source, but only the status at the destination.",
     (),
     (
         Field(
@@ -59,7 +59,7 @@ MIGRATION = Family(
             "ram.dirty-sync-count",
             "passes_total",
             COUNTER,
-            "Total number of passes over the RAM; each pass sends the pages dirtied during the pass before.",
+            "Total number of passes over the RAM; each pass sends the pages that the guest dirtied during the previous pass.",
         ),
         Field(
             "ram.postcopy-requests",
@@ -157,7 +157,7 @@ MIGRATION = Family(
             "total-time",
             "elapsed_seconds",
             GAUGE,
-            "Time since the start of the migration in seconds; after its end, its duration.",
+            "Time in seconds since the start of the migration; after the end, the duration.",
             MS,
         ),
         Field("expected-downtime", "expected_downtime_seconds", GAUGE, "Expected downtime in seconds.", MS),
@@ -233,7 +233,7 @@ MIGRATION = Family(
             "left",
             "remaining_seconds",
             GAUGE,
-            "Time to send the remaining RAM at this speed in seconds; absent while the guest dirties RAM as fast as QEMU sends it.",
+            "Time in seconds until all RAM is sent, at the current throughput and dirty rate. Absent if the dirty rate is as high.",
         ),
         Field("error-desc", "error", TEXT, "Error message from QEMU if the migration failed."),
         Field("blocked-reasons", "blocked_reasons", DETAIL, "Reasons why this VM cannot be migrated (QEMU 6.0)."),
@@ -245,7 +245,7 @@ MIGRATION = Family(
 MIGRATION_ENDED = Family(
     "migration.ended",
     "query-migrate",
-    "A migration ended. QEMU omits some values after a failure. The record then has the values of the previous poll.",
+    "A migration ended. After a failure, QEMU omits some values; the record then has these values from the previous poll.",
     (),
     (
         Field("outcome", "outcome", TEXT, "`completed`, `failed` or `cancelled`."),
@@ -253,7 +253,7 @@ MIGRATION_ENDED = Family(
             "role",
             "role",
             TEXT,
-            "`source` or `destination`, absent if unknown; QEMU reports no figures at the destination.",
+            "`source` or `destination`; absent if unknown. At the destination, QEMU reports no statistics.",
         ),
         Field("elapsed_seconds", "elapsed_seconds", GAUGE, "Duration in seconds."),
         Field("downtime_seconds", "downtime_seconds", GAUGE, "Time for which the guest was stopped, in seconds."),
@@ -289,4 +289,4 @@ MIGRATION_ENDED = Family(
         Field("error", "error", TEXT, "Error message from QEMU if the migration failed."),
     ),
 )
-"""The record `qemu.migration.ended`; it has no series."""
+"""The record `qemu.migration.ended`. This family is not exported to Prometheus."""

@@ -232,7 +232,7 @@ async def _check_endpoint(config: Config) -> Finding:
 
 
 def _try_to_bind(address: str) -> None:
-    """Bind the endpoint's address for a moment.
+    """Test whether the agent can listen on the endpoint's address.
 
     Raises:
         EndpointError: the agent cannot listen on the address. A port in use is no error, because the running agent probably uses it.

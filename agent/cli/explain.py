@@ -13,7 +13,7 @@ SELF_EXPLANATORY_STATUSES = (400, 404, 409)
 
 
 async def request_explanation(url: str, credentials: EndpointCredentials, vm: str) -> dict[str, Any]:
-    """Return the explanation of a VM.
+    """Request the explanation why a VM is slow or hangs, and return its JSON.
 
     Args:
         url: URL of the agent's endpoint.

@@ -52,7 +52,7 @@ class FleetState:
         return max(records, key=lambda record: (record.data.get("running") is True, record.time), default=None)
 
     def vms(self) -> Iterable[StreamRecord]:
-        """Yield the state of each VM, from one host as in `vm`."""
+        """Yield one state for each VM. If two hosts report a VM, choose the state as in `vm`."""
         return (record for record in map(self.vm, list(self._keys_by_vm)) if record is not None)
 
     def vms_on_all_hosts(self) -> Iterable[StreamRecord]:

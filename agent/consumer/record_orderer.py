@@ -49,7 +49,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class OrderSettings:
-    """Settings of a `RecordOrderer`.
+    """Limits of the records that wait for an earlier record of their source.
 
     Attributes:
         hold_seconds: how long a record waits for its predecessor, in seconds.
@@ -165,7 +165,7 @@ class RecordOrderer:
         return self.release_overdue()
 
     def release_overdue(self) -> list[StreamRecord | Gap]:
-        """Return the records that have waited too long for their predecessors, each after the gap before the record."""
+        """Return the records that have waited too long for their predecessors. A gap comes directly before the first record after it."""
         released: list[StreamRecord | Gap] = []
         now = self._clock()
         while self._waiting:
@@ -176,7 +176,7 @@ class RecordOrderer:
         return released
 
     def release_all(self) -> list[StreamRecord | Gap]:
-        """Return all waiting records, each after the gap before the record."""
+        """Return all waiting records. A gap comes directly before the first record after it."""
         released: list[StreamRecord | Gap] = []
         while self._waiting:
             chain, held = next(iter(self._waiting.values()))
@@ -236,7 +236,7 @@ class RecordOrderer:
         return chain
 
     def _discard_oldest(self, chains: OrderedDict[str, _Chain]) -> None:
-        """Discard the oldest runs of a source, and the oldest source, above the limits. Keep runs with waiting records."""
+        """Discard the oldest runs of a source, and the oldest source, if there are too many. Keep runs with waiting records."""
         for name in [name for name, chain in chains.items() if not chain.held][: max(0, len(chains) - _MAX_RUNS)]:
             del chains[name]
         if len(self._sources) > self._settings.max_sources:

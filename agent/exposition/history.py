@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Resolution(NamedTuple):
-    """Step between the points of a history, and number of points.
+    """Time step and number of the points in one part of a history.
 
     Attributes:
         step: time between two points in seconds.

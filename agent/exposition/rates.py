@@ -58,7 +58,7 @@ _NO_COUNTERS: dict[Labels, PackedCounters] = {}
 
 
 class CounterLayouts:
-    """A bounded cache of layouts by value names. A QEMU process always sends the names in the same order."""
+    """A bounded cache of the layouts of packed counters, by the names of a subject's values, in QEMU's order."""
 
     def __init__(self, max_layouts: int = MAX_LAYOUTS) -> None:
         self._max_layouts = max_layouts

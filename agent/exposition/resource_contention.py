@@ -111,7 +111,7 @@ def _process_cpus(evidence: Evidence) -> float | None:
 
 
 def _awaited_resources(evidence: Evidence) -> Iterator[tuple[HostResource, Labels, Values]]:
-    """Yield each resource that a VM waits for, with figures. A VM that its own CPU quota stops does not wait for CPUs."""
+    """Yield each resource that a VM waits for, with figures. A VM that its own CPU quota throttles does not count as waiting."""
     if not any(find_cpu_quota(evidence)):
         for found in find_cpu_waiting(evidence):
             yield HostResource.CPU, (), {"cpus": found.figures["waiting_cpus"]}

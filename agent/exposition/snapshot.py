@@ -104,8 +104,8 @@ def _reports_only_freeze(view: VmView, samples: Sequence[Sample]) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _response_sources(families: tuple[Family, ...]) -> tuple[bool, bool]:
-    """Return two flags: whether QEMU answers the poll of one of these families, and whether the guest agent does."""
+def _has_qemu_and_guest_families(families: tuple[Family, ...]) -> tuple[bool, bool]:
+    """Return two flags: whether some of these families come from QEMU, and whether some come from the guest agent."""
     return not all(family.host_only or family.from_guest for family in families), any(
         family.from_guest for family in families
     )
@@ -208,7 +208,7 @@ class Snapshot:
         view = self._views.get(vm)
         if view is None:
             return
-        from_qemu, from_guest = _response_sources(tuple(families))
+        from_qemu, from_guest = _has_qemu_and_guest_families(tuple(families))
         if from_qemu:
             view.last_response_ns = time_ns  # if the clock was set back, this is earlier than the last time
         if from_guest and samples and not _reports_only_freeze(view, samples):

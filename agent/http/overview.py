@@ -38,7 +38,7 @@ class OverviewSource(Protocol):
         """Return the firing alerts as JSON."""
 
     def levels_in_bytes(self, vm: Vm, device: str, /) -> Sequence[tuple[str, int]]:
-        """Return a disk's alert levels, lowest first: the text in the config, and the level in used bytes."""
+        """Return a disk's alert levels, lowest first, each as its text in the config and as used bytes."""
 
     def histogram_owner(self, vm: Vm, device: str, /) -> str:
         """Return which client has set a disk's latency histograms: `agent` or `other`; empty if unknown."""

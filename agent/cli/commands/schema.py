@@ -18,7 +18,7 @@ def execute(parsed: argparse.Namespace) -> int:
 
 
 def _schema(of: str) -> dict[str, Any]:
-    """Return a schema. Import only the modules that this schema needs."""
+    """Return the JSON schema of the config, of a record, or of the data of each record type. Import only the necessary modules."""
     match of:
         case "config":
             return cast("dict[str, Any]", json.loads(CONFIG_SCHEMA.read_text("utf-8")))

@@ -32,7 +32,7 @@ _PAUSE_SECONDS: Final = 0.2
 
 
 class GuestKind(StrEnum):
-    """A kind of guest."""
+    """The program in a guest: none, a boot sector that writes to a disk, or Linux."""
 
     IDLE = "idle"  # a machine without CPU and disk, only with a monitor; uses little memory
     WRITER = "writer"  # a boot sector that writes to `disk0` in a loop

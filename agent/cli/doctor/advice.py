@@ -70,7 +70,7 @@ def listen_accepts(host: HostView, entry: ListenConfig, vm: VmContext) -> bool:
 
 
 def _listen_steps(host: HostView, vm: VmContext, listen: str) -> list[str]:
-    """Return the config lines with which the agent accepts a VM at an address; empty if the config already has these lines."""
+    """Return the config lines that let a VM connect to the agent's address; empty if the config already has these lines."""
     entry = next((e for e in host.entries if isinstance(e, ListenConfig) and e.listen == listen), None)
     if entry is not None and listen_accepts(host, entry, vm):
         return []

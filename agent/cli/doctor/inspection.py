@@ -238,7 +238,7 @@ def _table_key(monitor: MonitorSocket, address: str) -> str:
 
 
 def _can_connect(monitor: MonitorReport) -> bool:
-    """Return whether the agent can connect to a configured monitor. If another client is connected, only `dial_per_poll` works."""
+    """Return whether the agent can connect to a configured monitor. If another client is connected, only a `dial_per_poll` entry works."""
     return monitor.state is not SocketState.HELD or monitor.entry.startswith(DIAL_PER_POLL_PREFIX)
 
 

@@ -1,4 +1,4 @@
-"""Finds causes in a VM's CPUs and memory. Pure."""
+"""Finds out whether a VM is slow because of its CPUs or its memory. Pure."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Finds causes in a VM's disks: stalled requests, throttle limits, latency and queues. Pure."""
+"""Finds out whether a VM is slow because of its disks: stalled requests, throttle limits, latency or queues. Pure."""
 
 from collections.abc import Iterator
 from statistics import median

@@ -1,4 +1,4 @@
-"""Helpers for tests of alerts: an alert manager that receives events and polls by plain calls, without a session."""
+"""Helpers for tests of alerts: an alert engine that receives events and polls by plain calls, without a session."""
 
 import json
 from dataclasses import replace
@@ -22,10 +22,10 @@ Change = tuple[str, str, str]
 
 
 class AlertScenario:
-    """An alert manager, and the alert records that it emitted. Each method returns the alerts that changed. Times are in seconds.
+    """An alert engine, and the alert records that it emitted. Each method returns the alerts that changed. Times are in seconds.
 
     Attributes:
-        manager: The alert manager.
+        engine: The alert engine.
         emitted: All emitted alert records, oldest first.
         entries: The entries that a journal would have stored, by name.
         identity: What identifies every block device; empty if unknown.
@@ -36,11 +36,11 @@ class AlertScenario:
         self.mode = mode
         self.live_pids: set[int] = set()
         self.identity = ""
-        self.engine = self._new_manager()
+        self.engine = self._new_engine()
         self.emitted: list[Record] = []
         self.entries: dict[str, Any] = {}
 
-    def _new_manager(self) -> AlertEngine:
+    def _new_engine(self) -> AlertEngine:
         return AlertEngine(
             HOST,
             lambda _vm, _disk: policy(self.mode),
@@ -61,8 +61,8 @@ class AlertScenario:
             self.entries[name] = json.loads(json.dumps(entry))
 
     def restart(self, now: float = 0.0) -> None:
-        """Replace the manager by a new manager that restores the stored entries, as after a restart of the agent."""
-        self.engine = self._new_manager()
+        """Replace the engine by a new engine that restores the stored entries, as after a restart of the agent."""
+        self.engine = self._new_engine()
         self.engine.persistence.restore(self.entries, now)
 
     def attach(self, vm: Vm = VM, *, at: float = 0.0, pid: int | None = None) -> list[Change]:
@@ -72,7 +72,7 @@ class AlertScenario:
         return self._changes(self.engine.on_gone(vm, at, permanently=permanently, time_ns=int(at * SECOND)))
 
     def event(self, name: str, at: float, vm: Vm = VM, **qemu: Any) -> list[Change]:
-        """Pass an event to the manager. The keywords are the event's data, with `_` for `-`."""
+        """Pass an event to the engine. The keywords are the event's data, with `_` for `-`."""
         data = {key.replace("_", "-"): value for key, value in qemu.items()}
         return self._changes(self.engine.on_event(event_record(name, at, vm, **data), name, int(at * SECOND)))
 
@@ -132,7 +132,7 @@ class AlertScenario:
         return self._changes(pending)
 
     def tick(self, at: float) -> list[Change]:
-        """Pass the time to the manager, and store the entries that are due."""
+        """Pass the time to the engine, and store the entries that are due."""
         changes = self._changes(self.engine.tick(at, int(at * SECOND)))
         for entry in self.engine.persistence.entries_to_store(int(at * SECOND)):
             self._persist(*entry)

@@ -1,4 +1,4 @@
-"""Alerts on events: the rows of the table, counted events, events that resolve an alert, and limits of memory."""
+"""Alerts on events: the built-in rules, counted events, events that resolve an alert, and limits of memory."""
 
 import pytest
 

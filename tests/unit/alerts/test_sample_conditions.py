@@ -1,4 +1,4 @@
-"""Alerts on samples: the rows of the table, durations, hysteresis, limits of memory, and restarts."""
+"""Alerts on samples: the built-in rules, durations, hysteresis, limits of memory, and restarts."""
 
 from dataclasses import replace
 from typing import Any

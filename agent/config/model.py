@@ -171,7 +171,7 @@ class GuestFilesystemOverrideConfig(ConfigSection):
 
 
 class GuestFilesystemAlertsConfig(ConfigSection):
-    """Alerts when the usage of a guest's file system exceeds a level. They need `guest_agent.enabled`."""
+    """Alerts when the usage of a guest's file system exceeds a level. These alerts need `guest_agent.enabled`."""
 
     levels: list[LevelText] = ["90%", "95%"]
     """Levels of the guests' file systems, in percent of the size, in bytes used or in bytes free, in any order."""
@@ -182,7 +182,7 @@ class GuestFilesystemAlertsConfig(ConfigSection):
 
 
 class GuestAlertsConfig(ConfigSection):
-    """Other alerts from inside guests. They need `guest_agent.enabled`."""
+    """Alerts about frozen file systems and wrong clocks of guests, which need `guest_agent.enabled`."""
 
     max_frozen_time: PositiveSeconds = 120.0
     """How long the file systems of a guest may stay frozen, as during a snapshot."""
@@ -226,9 +226,9 @@ class AlertsConfig(ConfigSection):
     pools: PoolAlertsConfig = PoolAlertsConfig()
     """Alerts when the storage that images share fills up."""
     guest_filesystems: GuestFilesystemAlertsConfig = GuestFilesystemAlertsConfig()
-    """Alerts when the usage of a guest's file system exceeds a level. They need `guest_agent.enabled`."""
+    """Alerts when the usage of a guest's file system exceeds a level. These alerts need `guest_agent.enabled`."""
     guests: GuestAlertsConfig = GuestAlertsConfig()
-    """Other alerts from inside guests. They need `guest_agent.enabled`."""
+    """Alerts about frozen file systems and wrong clocks of guests, which need `guest_agent.enabled`."""
     overrides: list[AlertOverrideConfig] = []
     """Changes of alerts: off, or another severity, limit or duration. The first entry that matches an alert applies."""
     custom: Annotated[list[CustomAlertConfig], Field(max_length=MAX_CUSTOM_ALERTS)] = []
@@ -299,7 +299,7 @@ class Config(ConfigSection):
     allow: AllowConfig = AllowConfig()
     """Changes to QEMU that the agent may make, and unstable commands that it may send. By default, there are none."""
     labels: LabelsConfig = LabelsConfig()
-    """Labels of the series qemu_vm_info, from libvirt's XML files."""
+    """Labels of the series qemu_vm_info, from libvirt's XML."""
     limits: LimitsConfig = LimitsConfig()
     """Limits on the number of one VM's series on /metrics, because a guest can choose some names in them."""
     log: LogConfig = LogConfig()

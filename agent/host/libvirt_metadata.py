@@ -50,7 +50,7 @@ XmlPath = Annotated[str, AfterValidator(_check_xml_path)]
 
 
 class LabelsConfig(ConfigSection):
-    """Labels of qemu_vm_info that are read from libvirt's files, if the agent has permission."""
+    """Labels of qemu_vm_info from libvirt's XML. Without a `libvirt` monitor, the agent reads libvirt's files, if it has permission."""
 
     libvirt_xml_dirs: list[Path] = [Path("/run/libvirt/qemu"), Path("/etc/libvirt/qemu")]
     """Directories with libvirt's XML files, NAME.xml for each VM, in the order of preference. An empty list disables these labels."""

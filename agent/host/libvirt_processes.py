@@ -30,7 +30,7 @@ MAX_TABLE_BYTES = 16 << 20
 """Maximum number of bytes to read from the kernel's table of Unix sockets. A line has about 100 bytes."""
 
 SETTLE_SECONDS = 10.0
-"""How long after its start each scan reads a process's name again, because the process may still execute another program."""
+"""Age up to which each scan reads a process's name again, because a young process may still execute another program."""
 
 FULL_SCAN_SECONDS = 60.0
 """Time between two scans that read the names of all processes, because the kernel reuses process IDs."""

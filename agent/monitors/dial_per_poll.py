@@ -79,8 +79,8 @@ def dial_per_poll_opener(connect: Connect, timeout: float) -> ConnectionOpener:
 class DialPerPollConnection:
     """A `MonitorConnection` that connects to the socket for each `execute` and disconnects afterwards.
 
-    The connection ends when the socket refuses the agent, or when another process listens on the socket. Over TCP, the listening process is
-    unknown. So each `execute` over TCP also queries the VM's UUID, and the connection ends when the UUID changes.
+    `ended` completes when the socket refuses the agent, or when another process listens on the socket. Over TCP, the listening process is
+    unknown. So each `execute` over TCP also queries the VM's UUID, and `ended` completes when the UUID changes.
     """
 
     can_probe = False

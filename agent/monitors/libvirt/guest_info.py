@@ -1,4 +1,4 @@
-"""The guest agent of a domain over libvirt. libvirt uses the agent's channel, and virDomainGetGuestInfo queries the guest agent.
+"""Queries the guest agent of a domain through libvirt (virDomainGetGuestInfo), because libvirt itself occupies the guest agent's channel.
 
 libvirt's results are converted to results of the guest agent's commands, so that the collectors read one format.
 """
@@ -32,7 +32,7 @@ _MAX_ENTRIES = 256
 RESTORED_TIMEOUT = -2
 """The timeout that the agent sets after a call, because the previous timeout is unknown.
 
-It is libvirt's default, VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK.
+The value is libvirt's default, VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK.
 """
 AGENT_UNRESPONSIVE = 86
 """libvirt's error code for a guest agent that does not respond (VIR_ERR_AGENT_UNRESPONSIVE)."""

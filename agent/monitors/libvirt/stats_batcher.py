@@ -15,8 +15,8 @@ MAX_BATCH_DOMAINS = 32
 BATCH_SECONDS = 0.5
 """Timeout of a call for many domains. 32 domains take about 0.3 s (libvirt 9.0).
 
-If a call takes longer, one of its domains hangs, and the agent makes a separate call for each domain. A domain waits for at most two such
-calls.
+If a call takes longer, one of its domains hangs, and the agent makes a separate call for each domain. A hung domain
+delays another domain by at most two timeouts.
 """
 
 RETRY_SECONDS = 0.5

@@ -158,7 +158,9 @@ class GuestAlerts:
 
     def _on_clock(self, state: VmProcessState, values: Mapping[str, Any], time_ns: int) -> Iterator[Record]:
         """Fire `guest_clock_offset` if the offset minus its maximum error exceeds the limit in `CLOCK_POLLS` consecutive polls."""
-        offset, uncertainty = values.get("offset_seconds", 0.0), values.get("uncertainty_seconds", 0.0)
+        offset, uncertainty = values.get("offset_seconds"), values.get("uncertainty_seconds")
+        if offset is None or uncertainty is None:
+            return
         figures = {"offset_seconds": offset, "uncertainty_seconds": uncertainty}
         if abs(offset) - uncertainty <= self.policy.clock_offset_seconds:
             state.guest.clock_polls = 0

@@ -186,6 +186,16 @@ def test_an_offset_within_the_uncertainty_fires_nothing(scenario: AlertScenario)
     assert clock(scenario, 1510, 11.0) == [], "not in a row"
 
 
+@pytest.mark.parametrize("values", [{}, {"uncertainty_seconds": 0.0}, {"offset_seconds": 0.1}])
+def test_a_sample_without_the_offset_of_the_clock_or_its_error_changes_nothing(
+    scenario: AlertScenario, values: dict[str, float]
+) -> None:
+    clock(scenario, 10, 11.0)
+    assert scenario.guest(310, GUEST_CLOCK, Sample(GUEST_CLOCK, (), values)) == []
+    assert clock(scenario, 610, 11.0) == [(*CLOCK, "firing")], "the polls that know the offset count in a row"
+    assert scenario.guest(910, GUEST_CLOCK, Sample(GUEST_CLOCK, (), values)) == []
+
+
 def test_alerts_of_a_guest_that_is_no_longer_queried_end(scenario: AlertScenario) -> None:
     scenario.guest_channel(5, connected=True)
     scenario.guest_filesystems(10, data=91)

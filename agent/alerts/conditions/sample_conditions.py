@@ -117,7 +117,7 @@ class SampleConditions:
                 continue
             polled_keys.add(key)
             pools = self._pools_with_alert(state, rule, subject)
-            if pools or (rule.unless and self._store.find(state.owner, rule.unless) is not None):
+            if pools or (rule.unless and self._fires(state.owner, rule.unless)):
                 if pools and self._would_fire(state, rule, sample, firing.get(key)):
                     for pool in pools:
                         pool.guests_stand_still = True
@@ -142,8 +142,12 @@ class SampleConditions:
     def _pools_with_alert(self, state: VmProcessState, rule: SampleAlertRow, subject: str) -> list[PoolUsage]:
         """Return the pools of a disk whose alert `unless_pool` fires."""
         pools = self.pools_of_disk(state.vm, subject) if rule.unless_pool else ()
-        found = ((pool, self._store.find(pool.owner, rule.unless_pool, pool.name)) for pool in pools)
-        return [pool for pool, alert in found if alert is not None and not alert.muted]
+        return [pool for pool in pools if self._fires(pool.owner, rule.unless_pool, pool.name)]
+
+    def _fires(self, owner: int, name: str, subject: str = "") -> bool:
+        """Return whether an alert of a process or a pool fires. A muted alert does not fire."""
+        alert = self._store.find(owner, name, subject)
+        return alert is not None and not alert.muted
 
     def _would_fire(self, state: VmProcessState, rule: SampleAlertRow, sample: Sample, firing: Alert | None) -> bool:
         """Return whether the rule's alert would fire for a sample if no pool alert reported the same cause."""

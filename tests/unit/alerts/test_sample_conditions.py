@@ -93,6 +93,15 @@ def test_a_failed_recovery_of_postcopy_is_no_migration_that_merely_failed(scenar
     assert scenario.samples(3, MIGRATION, Sample(MIGRATION, (), {"status": "failed"})) == []
 
 
+def test_a_muted_alert_on_a_failed_recovery_does_not_suppress_the_failed_migration(scenario: AlertScenario) -> None:
+    override(scenario, AlertOverride("postcopy_recovery_failed", enabled=False))
+    scenario.migration("postcopy-paused", 1)
+    scenario.migration("failed", 2)
+    assert scenario.samples(3, MIGRATION, Sample(MIGRATION, (), {"status": "failed"})) == [
+        ("migration_failed", "", "firing")
+    ]
+
+
 def test_each_inconsistent_bitmap_of_a_disk_has_an_alert(scenario: AlertScenario) -> None:
     bitmaps = [Sample(BLOCK_BITMAP, ("disk0", "format", name), {"inconsistent": True}) for name in ("b1", "b2")]
     assert scenario.samples(1, BLOCK_BITMAP, *bitmaps) == [("bitmap_inconsistent", "disk0", "firing")] * 2

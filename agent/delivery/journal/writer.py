@@ -104,7 +104,7 @@ class Journal:
 
     def store_dead_letters(self, reason: str, records: Sequence[EncodedRecord]) -> None:
         """Store rejected records as dead letters, for the operator."""
-        self._dead_letters += [(reason, record) for record in records][: MAX_DEAD_LETTERS - len(self._dead_letters)]
+        self._dead_letters = [*self._dead_letters, *((reason, record) for record in records)][-MAX_DEAD_LETTERS:]
         self._dirty.set()
 
     async def persist_entry(self, entry: PersistentEntry) -> None:
@@ -262,7 +262,7 @@ class Journal:
         try:
             await self._thread.call(database.commit, transaction.changes)
         except JournalError as error:
-            self._dead_letters = dead_letters + self._dead_letters
+            self._dead_letters = (dead_letters + self._dead_letters)[-MAX_DEAD_LETTERS:]
             self.pending_entries.fail_transaction()
             await self._handle_failure(error)
             return False

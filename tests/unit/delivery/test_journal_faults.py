@@ -1,14 +1,17 @@
 """A disk that fails once, at any step: accepted records are delivered in order, and the journal works again."""
 
 import asyncio
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from agent.delivery.drops import DropReason
-from tests.lab.faulty_disk import FailingDisk, FailsOnce
+from agent.delivery.journal import writer
+from tests.lab.faulty_disk import FailingDisk, FailsOnce, connect_with_hooks, sqlite_error
 from tests.lab.scripted_sink import (
+    DEADLINE_SECONDS,
     EVENT,
     SAMPLE,
     RecordSource,
@@ -133,3 +136,32 @@ async def test_a_disk_that_fails_at_the_last_write_does_not_disturb_the_stop(
     restarted = make_pipeline(ScriptedSink(), folder)
     async with running(restarted):  # the lock was released
         await eventually(lambda: not restarted.unready_reasons())
+
+
+async def test_the_newest_dead_letters_wait_for_the_disk_up_to_their_limit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit fails while the limit is reached twice: in the commit's transaction, and by the rejections during the commit."""
+    monkeypatch.setattr(writer, "MAX_DEAD_LETTERS", 3)
+    failing, begun, released = threading.Event(), threading.Event(), threading.Event()
+
+    def fail_commit(sql: str) -> None:
+        if failing.is_set() and sql.startswith("COMMIT"):
+            begun.set()
+            released.wait(DEADLINE_SECONDS)
+            raise sqlite_error("SQLITE_READONLY")
+
+    source = RecordSource()
+    async with running(make_pipeline(ScriptedSink(), folder, connect=connect_with_hooks(fail_commit))) as pipeline:
+        journal = pipeline.journal
+        assert journal is not None
+        failing.set()
+        journal.store_dead_letters("rejected", list(source.take(3)))
+        await asyncio.to_thread(begun.wait, DEADLINE_SECONDS)
+        journal.store_dead_letters("rejected", list(source.take(3)))
+        released.set()
+        await eventually(lambda: journal.error is not None)
+        journal.store_dead_letters("rejected", list(source.take(5)))
+        assert [record.id for _, record in journal._dead_letters] == source.ids[-3:]
+        failing.clear()
+        await eventually(lambda: journal.error is None and not journal._dead_letters)

@@ -13,7 +13,7 @@ from agent.delivery.journal import recovery, statements
 from agent.delivery.journal.database import JournalDatabase, JournalError, connect_readonly
 from agent.delivery.journal.lock import lock_directory
 from agent.delivery.journal.writer import FILE, UNREPORTED_DROPS
-from agent.delivery.pipeline import QUEUE_NAMES
+from agent.model.agent_lifecycle import QUEUE_NAMES
 from agent.model.record import EncodedRecord
 
 REPLAY_QUEUE = "events"

@@ -17,12 +17,11 @@ from agent.delivery.sender import send_records
 from agent.delivery.sinks.base import Sink, SinkWithWarnings
 from agent.delivery.sinks.supervisor import SinkSupervisor
 from agent.delivery.timings import DeliveryTimings
+from agent.model.agent_lifecycle import QUEUE_NAMES
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import EncodedRecord
 
 _log = logging.getLogger(__name__)
-
-QUEUE_NAMES = ("alerts", "events", "samples")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ _RUN_FIELDS = (
     Field("interval", "heartbeat_interval_seconds", GAUGE, "Time between two heartbeats in seconds."),
 )
 
-QUEUES = ("alerts", "events", "samples")
+QUEUE_NAMES = ("alerts", "events", "samples")
 """Names of the queues of records that wait for delivery."""
 
 
@@ -86,7 +86,7 @@ HEARTBEAT = Family(
         Field("vms.stalled", "vms_stalled", GAUGE, "Number of attached VMs that do not respond."),
         Field("monitors", "monitors", GAUGE, "Number of monitors in any state, such as busy or gone."),
         Field("alerts", "firing_alerts", GAUGE, "Number of firing alerts."),
-        *(field for queue in QUEUES for field in _queue_fields(queue)),
+        *(field for queue in QUEUE_NAMES for field in _queue_fields(queue)),
         Field(
             "events.dropped",
             "unrecorded_events_total",

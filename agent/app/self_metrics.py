@@ -239,7 +239,7 @@ _QUEUE_GAUGES: tuple[tuple[str, str, Callable[[RecordQueue], float]], ...] = (
     ("qmp_agent_queue_memory_bytes", "Size of the waiting records in memory in bytes.", lambda q: q.memory_bytes),
     (
         "qmp_agent_queue_disk_bytes",
-        "Size of the waiting records in the journal in bytes.",
+        "Size of the records in the journal in bytes, including delivered records that are not deleted yet.",
         lambda q: q.backlog.stored.bytes,
     ),
     (
@@ -249,7 +249,7 @@ _QUEUE_GAUGES: tuple[tuple[str, str, Callable[[RecordQueue], float]], ...] = (
     ),
     (
         "qmp_agent_queue_oldest_record_age_seconds",
-        "Age of the oldest record in flight in seconds; 0 if none is in flight.",
+        "Age of the oldest waiting record in seconds, in flight, in memory or on disk; 0 if no record waits.",
         lambda q: q.oldest_age_seconds(),
     ),
 )

@@ -28,15 +28,26 @@ class DiskBacklog:
         self._postponed_rows: list[tuple[int, int]] = []
         """Ranges of postponed rows, in rising order: the row before the range, and the last row of the range."""
         self._postponed = QueueSize()
+        self._oldest_ns = 0
 
     def __bool__(self) -> bool:
         return self.last_row > self.after_row
+
+    @property
+    def oldest_ns(self) -> int | None:
+        """Time of the oldest record, postponed ones included, in nanoseconds since the epoch; None if there is no record.
+
+        After records were taken or deleted, this is the time of the last of them, because the next record is not read yet.
+        """
+        return self._oldest_ns if self.waiting.records or self._postponed.records else None
 
     def append(self, record: EncodedRecord) -> None:
         """Add a journaled record. The caller removes it from memory."""
         assert record.row is not None
         if not self:
             self.after_row = record.row - 1
+        if self.oldest_ns is None:
+            self._oldest_ns = record.time_ns
         self.last_row = record.row
         self.waiting.add((record,))
 
@@ -55,6 +66,8 @@ class DiskBacklog:
         """
         taken = [record for record in records if record.row is not None and record.row <= self.last_row]
         self.waiting.subtract(len(taken) + corrupt, total_bytes(taken))
+        if taken and not self._postponed.records:
+            self._oldest_ns = taken[-1].time_ns
         lost = corrupt
         if last_read_row <= self.after_row or last_read_row >= self.last_row:  # the end of the backlog
             lost += self.waiting.records
@@ -104,6 +117,8 @@ class DiskBacklog:
             last_row: the last deleted row.
         """
         self.after_row = max(self.after_row, last_row)
+        if deleted.records and not self._postponed.records:
+            self._oldest_ns = deleted.last_ns
         self.waiting.subtract(deleted.records, deleted.bytes)
         self.stored.subtract(deleted.records, deleted.bytes)
 
@@ -127,6 +142,7 @@ class DiskBacklog:
         self.waiting.subtract(len(copied), total_bytes(copied))
         self.after_row = max(copied_rows, default=0)
         self.last_row = last_row if self.waiting.records else self.after_row
+        self._oldest_ns = copied[-1].time_ns if copied else stored.first_ns
         self._postponed_rows, self._postponed = [], QueueSize()
         self._deletions = {}
         return max(0, old_records - self.waiting.records)

@@ -161,17 +161,16 @@ class RecordQueue(QueueState):
         self.count_dropped(DropReason.SHUTDOWN, undelivered)
 
     def oldest_age_seconds(self) -> float:
-        """Return the age of the oldest record in flight; 0 if none is in flight."""
-        return max(0.0, time.time() - self.in_flight[0].time_ns / 1e9) if self.in_flight else 0.0
+        """Return the age of the oldest record of the queue; 0 if the queue is empty."""
+        oldest_ns = self.oldest_waiting_ns()
+        return max(0.0, time.time() - oldest_ns / 1e9) if oldest_ns is not None else 0.0
 
     def oldest_waiting_ns(self) -> int | None:
-        """Return the time of the oldest record of the queue, in nanoseconds since the epoch.
-
-        Return None if the queue is empty, or if the oldest record is only on disk.
-        """
-        if self.in_flight:
-            return self.in_flight[0].time_ns
-        return self.tail.records[0].time_ns if self.tail and not self.backlog else None
+        """Return the time of the oldest record of the queue, in nanoseconds since the epoch; None if the queue is empty."""
+        times = [records[0].time_ns for records in (self.in_flight, self.tail.records) if records]
+        if self.backlog.oldest_ns is not None:
+            times.append(self.backlog.oldest_ns)
+        return min(times, default=None)
 
     def unresponsive_seconds(self, now: float) -> float:
         """Return how many seconds the batch in flight has waited for the sink; 0 if no batch is in flight.

@@ -36,7 +36,7 @@ def _queue_fields(queue: str) -> tuple[Field, ...]:
             f"{queue}.oldest",
             f"{queue}_oldest_waiting_timestamp_seconds",
             GAUGE,
-            "Time of the oldest waiting record in seconds since the epoch. Absent if no record waits, or if that record is only on disk.",
+            "Time of the oldest waiting record in seconds since the epoch. Absent if no record waits.",
         ),
         Field(
             f"{queue}.delivered",

@@ -175,9 +175,9 @@ HEALTH_RULES: Final = (
         severity="warning",
         summary="{{ $labels.instance }}: the oldest undelivered {{ $labels.queue }} are {{ $value | humanizeDuration "
         "}} old",
-        cause="The oldest record in flight is more than a minute old: brokers are down, a topic has too few in-sync"
-        " replicas, or a password or certificate has expired.",
-        action="`GET /readyz` has Kafka's error. No record is lost while the journal has room.",
+        cause="The oldest waiting record is more than a minute old: brokers are down, a topic has too few in-sync"
+        " replicas, a password or certificate has expired, or the disk of the journal hangs.",
+        action="`GET /readyz` has the error of Kafka or of the journal. No record is lost while the journal has room.",
     ),
     PrometheusRule(
         alert="QmpAgentSinkDown",

@@ -53,7 +53,7 @@ def test_the_last_delivered_record_is_the_newest_of_the_acknowledged_batch() -> 
     assert queue.last_delivered_id == records[1].id
 
 
-def test_the_oldest_waiting_record_is_in_flight_or_first_in_memory_or_unknown() -> None:
+def test_the_oldest_waiting_record_is_in_flight_or_on_disk_or_first_in_memory() -> None:
     queue = memory_queue(RecordSource().take(3))
     assert queue.oldest_waiting_ns() == START_NS
     queue.take_from_memory(1, 1 << 20)
@@ -61,20 +61,69 @@ def test_the_oldest_waiting_record_is_in_flight_or_first_in_memory_or_unknown() 
     queue.ack()
     assert queue.oldest_waiting_ns() == START_NS + 1
     queue.backlog.append(journaled(1)[0])
-    assert queue.oldest_waiting_ns() is None, "it is only on disk"
+    assert queue.oldest_waiting_ns() == START_NS
     assert memory_queue([]).oldest_waiting_ns() is None
+
+
+def test_the_oldest_record_of_a_backlog_is_known_without_reading_it() -> None:
+    backlog, records = DiskBacklog(), journaled(5)
+    for record in records[:4]:
+        backlog.append(record)
+    assert backlog.oldest_ns == records[0].time_ns
+    backlog.take(records[:2], 0, last_read_row=2)
+    assert backlog.oldest_ns == records[1].time_ns, "the next one is not older"
+    deleted = RowsSummary()
+    deleted.add(records[2].type, 1, records[2].size, records[2].time_ns, records[2].time_ns)
+    backlog.on_trimmed(deleted, last_row=3)
+    assert backlog.oldest_ns == records[2].time_ns
+    backlog.take(records[3:4], 0, last_read_row=4)
+    backlog.append(records[4])
+    assert backlog.oldest_ns == records[4].time_ns
+
+
+def test_postponed_records_are_the_oldest_until_they_are_delivered() -> None:
+    backlog, records = DiskBacklog(), journaled(4)
+    for record in records[:2]:
+        backlog.append(record)
+    backlog.postpone()
+    backlog.append(records[2])
+    backlog.append(records[3])
+    backlog.take(records[2:], 0, last_read_row=4)
+    assert backlog.oldest_ns == records[0].time_ns
+    assert backlog.resume()
+    assert backlog.oldest_ns == records[0].time_ns
+    backlog.take(records[:2], 0, last_read_row=4)
+    assert backlog.oldest_ns is None
+
+
+def test_the_oldest_record_of_a_new_journal_file_follows_those_in_flight() -> None:
+    backlog, records = DiskBacklog(), journaled(3)
+    stored = RowsSummary()
+    stored.add(records[0].type, 3, sum(record.size for record in records), START_NS, START_NS + 2)
+    backlog.reset(stored, 3, [], [])
+    assert backlog.oldest_ns == START_NS
+    backlog.reset(stored, 3, records[:2], [1, 2])
+    assert backlog.oldest_ns == records[1].time_ns
 
 
 def test_only_a_batch_in_flight_waits_for_the_sink() -> None:
     queue = memory_queue(RecordSource().take(1))
     queue.sent_at = 5.0
-    assert (queue.unresponsive_seconds(7.0), queue.oldest_age_seconds()) == (0.0, 0.0)
+    assert queue.unresponsive_seconds(7.0) == 0.0
     queue.take_from_memory(1, 1 << 20)
     assert queue.unresponsive_seconds(7.0) == 2.0
-    queue.in_flight[0].time_ns = 0
+
+
+def test_the_age_of_the_oldest_record_is_never_negative() -> None:
+    queue = memory_queue(RecordSource().take(1))
+    queue.tail.records[0].time_ns = 0
+    assert queue.oldest_age_seconds() > 1e9, "it is in memory"
+    queue.take_from_memory(1, 1 << 20)
     assert queue.oldest_age_seconds() > 1e9
     queue.in_flight[0].time_ns = 1 << 62
     assert queue.oldest_age_seconds() == 0.0, "the clock was set back"
+    queue.ack()
+    assert queue.oldest_age_seconds() == 0.0, "no record waits"
 
 
 # --- The tail in memory ---

@@ -13,18 +13,19 @@ from agent.model.record import Vm
 
 
 def sum_vms(views: Iterable[tuple[Vm, VmView]]) -> Values:
-    """Return the fields of the family `host` that are sums over VMs. A sum without known parts is left out.
+    """Return the fields of the family `host` that are sums over the host's VMs. A sum without known parts is left out.
 
-    A VM with a monitor on TCP may run on another host, so its memory counts only if its process is known on this host.
+    A VM with a monitor on TCP may run on another host, so it counts only if its process is known on this host.
     """
     running = unknown = 0
     sums = {name: _Sum() for name in ("vcpus", "guest_memory_bytes", "vm_hugetlb_bytes", "vm_swap_bytes")}
     for vm, view in views:
         process = _vm_level_values(view, PROCESS)
+        if vm.may_be_remote and not process:
+            continue
         is_running = _vm_level_values(view, RUNSTATE).get("running") is True
-        is_elsewhere = vm.may_be_remote and not process
         vcpus = len(view.polls[VCPU.name].current) if VCPU.name in view.polls else 0
-        memory = None if is_elsewhere else _guest_memory(view)
+        memory = _guest_memory(view)
         running += is_running
         unknown += memory is None or (is_running and not vcpus)
         sums["vcpus"].add((vcpus or None) if is_running else 0)

@@ -16,15 +16,21 @@ HOST = Family(
     "The host's CPUs and memory, how much of them the VMs use, and how long processes wait for them.",
     (),
     (
-        Field("sum.running_vms", "running_vms", GAUGE, "Number of VMs whose guest runs."),
+        Field(
+            "sum.running_vms",
+            "running_vms",
+            GAUGE,
+            "Number of VMs on the host whose guest runs. A VM with a monitor on TCP counts, here and in the sums, only if its process is "
+            "known on this host.",
+        ),
         Field(
             "sum.unknown_vms",
             "unknown_vms",
             GAUGE,
-            "Number of VMs that are missing in the sums, because their vCPUs or memory are unknown. If this number is above 0, the sums "
-            "and ratios are lower bounds.",
+            "Number of VMs on the host that are missing in the sums, because their vCPUs or memory are unknown. If this number is above 0, "
+            "the sums and ratios are lower bounds.",
         ),
-        Field("sum.vcpus", "vcpus", GAUGE, "Number of vCPUs of the VMs whose guest runs."),
+        Field("sum.vcpus", "vcpus", GAUGE, "Number of vCPUs of the VMs on the host whose guest runs."),
         Field("cpu.online", "online_cpus", GAUGE, "Number of CPUs that are online."),
         Field(
             "sum.vcpu_commitment",
@@ -36,7 +42,8 @@ HOST = Family(
             "sum.guest_memory",
             "guest_memory_bytes",
             GAUGE,
-            "Size of the memory of all guests in bytes, including paused guests and plugged memory. A balloon does not reduce it.",
+            "Size of the memory of all guests on the host in bytes, including paused guests and plugged memory. A balloon does not reduce "
+            "it.",
         ),
         Field("meminfo.MemTotal", "memory_bytes", GAUGE, "Size of the host's memory in bytes.", KB),
         Field(

@@ -160,9 +160,9 @@ class PageChanges:
             changes[name] = orjson.Fragment(text)
 
     def _monitors(self) -> Iterator[tuple[str, bytes]]:
-        for status in self._state.snapshot.monitors.values():
+        for key, status in self._state.snapshot.monitors.items():
             if self._all_monitors or status.state is not MonitorState.UP:
-                yield sanitize(status.monitor.name), encode_compactly(monitor_json(status))
+                yield repr(key), encode_compactly(monitor_json(status))  # several monitors may have the same name
 
     def _add_vm(self, views: Views, changes: dict[str, Any]) -> None:
         """Add the summary of the VM that the page shows, and the families whose values changed."""

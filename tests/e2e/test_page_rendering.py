@@ -12,6 +12,7 @@ from agent.model.metrics.block import BLOCK
 from agent.model.metrics.host_resources import HOST, HOST_HUGEPAGES
 from agent.model.metrics.pool import POOL
 from agent.model.record import Vm
+from agent.session.api import MonitorState
 from tests.lab.browser import chromium, open_page
 from tests.lab.endpoint import RunningEndpoint
 from tests.lab.live_page import TIMING, live_page
@@ -54,6 +55,16 @@ async def test_vm_names_are_in_natural_order_everywhere(folder: Path) -> None:
             await expect(monitors).to_have_text([f"/run/qmp/{name[:20]}" for name in NAMES])
             await page.get_by_role("link", name="Events", exact=True).click()
             await expect(page.locator("#events-vm option")).to_have_text(["all", *NAMES])
+
+
+async def test_two_monitors_of_one_name_have_a_row_each(folder: Path) -> None:
+    async with RunningEndpoint(folder).open() as endpoint:
+        endpoint.view.health = agent_state  # type: ignore[method-assign]
+        owners = [Vm("hv1", f"{number}" * 36, f"vm{number}", "/run/vm.qmp") for number in (1, 2)]
+        for owner, state in zip(owners, (MonitorState.STALLED, MonitorState.UP), strict=True):
+            endpoint.view.snapshot.update_status(status(owner, state, key=owner.name))
+        async with chromium() as browser, open_page(browser, f"{endpoint.url}/#/agent") as page:
+            await expect(page.locator("#monitors tbody a")).to_have_text(["vm1", "vm2"])
 
 
 async def test_a_collector_that_is_off_is_shown_with_its_cause(folder: Path) -> None:

@@ -44,12 +44,12 @@ function createQueueRow(first) {
 
 const LOOKS = { up: "good", stalled: "bad", denied: "bad", busy: "warning" };
 
-function createMonitorRow(first) {
+function createMonitorRow([, first]) {
   const [state, reason, vm] = [el("span", { class: "state" }), el("span", { class: "what" }), el("a")];
   const vmCell = cell("VM", vm);
   return {
     node: el("tr", { role: "row" }, el("th", { role: "rowheader", scope: "row" }, first.monitor), cell("State", state), vmCell, cell("Reason", reason)),
-    update(known) {
+    update([, known]) {
       setText(state, known.state);
       setAttribute(state, "data-look", LOOKS[known.state] ?? "idle");
       setText(vm, known.vm);
@@ -66,7 +66,7 @@ export class AgentView {
   node;
   #facts = createFactList();
   #queues = createTable("queues", "Queues", ["Queue", "Records", "Oldest", "Memory", "Disk"], (queue) => queue.name, createQueueRow);
-  #monitors = createTable("monitors", "Monitors", ["Monitor", "State", "VM", "Reason"], (known) => known.monitor, createMonitorRow);
+  #monitors = createTable("monitors", "Monitors", ["Monitor", "State", "VM", "Reason"], ([key]) => key, createMonitorRow);
   #filter = el("input", { type: "search", autocomplete: "off", spellcheck: "false", input: () => this.update(this.#host) });
   #more = el("p", { class: "more" });
   #host = null;
@@ -85,8 +85,8 @@ export class AgentView {
     this.#facts.update(agentFacts(host.agent));
     this.#queues.update(host.agent.queues);
     const words = this.#filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const all = [...host.monitors.values()].filter((known) => words.every((word) => `${known.monitor} ${known.vm} ${known.state} ${known.reason}`.toLowerCase().includes(word)));
-    all.sort((a, b) => (a.state === "up") - (b.state === "up") || compareNames(a.monitor, b.monitor));
+    const all = [...host.monitors].filter(([, known]) => words.every((word) => `${known.monitor} ${known.vm} ${known.state} ${known.reason}`.toLowerCase().includes(word)));
+    all.sort(([, a], [, b]) => (a.state === "up") - (b.state === "up") || compareNames(a.monitor, b.monitor));
     this.#monitors.update(all.slice(0, MAX_MONITORS));
     setAttribute(this.#monitors.node, "hidden", host.monitors.size === 0);
     setText(this.#more, all.length > MAX_MONITORS ? `and ${all.length - MAX_MONITORS} more: use the filter` : "");

@@ -53,7 +53,7 @@ const KINDS = {
     more: () => hashOf([], { sort: "state" }),
   },
   monitor: {
-    items: (host) => [...host.monitors.values()].filter((known) => ["busy", "denied"].includes(known.state)).map((known) => ({ key: known.monitor, subject: known.vm || known.monitor, text: [`monitor ${known.state}`, known.reason].filter(Boolean).join(": "), hash: hashOf(["agent"]), look: "warning" })),
+    items: (host) => [...host.monitors].filter(([, known]) => ["busy", "denied"].includes(known.state)).map(([key, known]) => ({ key, subject: known.vm || known.monitor, text: [`monitor ${known.state}`, known.reason].filter(Boolean).join(": "), hash: hashOf(["agent"]), look: "warning" })),
     more: () => hashOf(["agent"]),
   },
   pool: {

@@ -28,7 +28,7 @@ const bySeverity = (a, b) => SEVERITIES.indexOf(a.severity) - SEVERITIES.indexOf
 export class HostState {
   constructor() {
     this.vms = new Map(); // by UUID
-    this.monitors = new Map();
+    this.monitors = new Map(); // by a key that is unique, unlike the name
     this.alerts = new Map();
     this.pools = new Map();
     this.families = new Map(); // of the VM that the page shows

@@ -34,6 +34,11 @@ async def rows(cursor: PageChanges) -> Any:
     return {uuid: dict(zip(COLUMNS, row, strict=True)) for uuid, row in changes["rows"]["set"].items()}
 
 
+def monitor_names(monitors: dict[str, Any]) -> list[str]:
+    """Return the names of received monitors."""
+    return [known["monitor"] for known in monitors.values()]
+
+
 async def test_a_page_gets_everything_then_the_changes_then_nothing(source: OneVmSource) -> None:
     cursor = PageChanges(PageState(source))
     assert (await received(cursor)).keys() == {"columns", "rows", "agent", "resources"}
@@ -101,10 +106,18 @@ async def test_only_monitors_that_are_not_up_are_sent_unless_all_are_wanted(sour
     other = vm(1, "vm2", "/run/vm2.qmp")
     source.snapshot.update_status(replace(status(other, key=1), state=MonitorState.BUSY, reason="held by another"))
     some, every = PageChanges(PageState(source)), PageChanges(PageState(source), all_monitors=True)
-    assert (await received(some))["monitors"]["set"].keys() == {"/run/vm2.qmp"}
-    assert (await received(every))["monitors"]["set"].keys() == {"/run/vm1.qmp", "/run/vm2.qmp"}
+    first = (await received(some))["monitors"]["set"]
+    assert monitor_names(first) == ["/run/vm2.qmp"]
+    assert monitor_names((await received(every))["monitors"]["set"]) == ["/run/vm1.qmp", "/run/vm2.qmp"]
     source.snapshot.update_status(status(other, key=1))
-    assert (await received(some))["monitors"] == {"set": {}, "gone": ["/run/vm2.qmp"]}
+    assert (await received(some))["monitors"] == {"set": {}, "gone": list(first)}
+
+
+async def test_two_monitors_of_one_name_are_both_sent(source: OneVmSource) -> None:
+    source.snapshot.update_status(replace(status(vm()), state=MonitorState.STALLED))
+    source.snapshot.update_status(status(vm(1, "vm2"), key=1))
+    cursor = PageChanges(PageState(source), all_monitors=True)
+    assert monitor_names((await received(cursor))["monitors"]["set"]) == ["/run/vm1.qmp", "/run/vm1.qmp"]
 
 
 async def test_one_changed_pool_is_sent_alone(source: OneVmSource) -> None:

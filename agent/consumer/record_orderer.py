@@ -79,12 +79,14 @@ class _Chain:
         held: waiting records, by `sequence`.
         order: sequences of the waiting records, as a heap.
         gaps: gaps that late records can fill, each as two sequences: of the last record before the gap, and of the last missing one.
+        unreported: `sequence` of the last record before the consumer's start. Up to it, no gap was reported.
     """
 
     last: str = ""
     held: dict[str, _HeldRecord] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     gaps: list[tuple[str, str]] = field(default_factory=list)
+    unreported: str = ""
 
     def hold(self, held: _HeldRecord) -> None:
         """Add a waiting record."""
@@ -115,7 +117,7 @@ class _Chain:
 class RecordOrderer:
     """Orders the records of one partition, and returns each record once.
 
-    The records of a source are in order, except for late records, which arrive after their gap was reported.
+    The records of a source are in order, except for late records and records from before the consumer's start.
 
     Attributes:
         duplicates: number of duplicates that were dropped.
@@ -147,7 +149,7 @@ class RecordOrderer:
         chain, possible_gap = self._chain_of_record(record)
         if record.sequence <= chain.last:
             if chain.fill_gap(record):
-                self.late += 1
+                self.late += record.sequence > chain.unreported
                 return [record]
             self.duplicates += 1
             return []
@@ -199,6 +201,7 @@ class RecordOrderer:
         if chain is None:
             chain = _Chain()
             if previous and not source_is_known and not self._complete:
+                chain.unreported = previous
                 chain.skip_to(previous)  # no gap: the earlier records were sent before this consumer began to read
         chains[run] = chain
         chains.move_to_end(run)

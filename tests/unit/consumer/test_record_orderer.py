@@ -149,6 +149,17 @@ def test_a_consumer_that_begins_in_the_middle_reports_no_gap(clock: Clock) -> No
     assert numbers(midway.release_all()) == []
 
 
+def test_a_record_from_before_the_start_of_the_consumer_is_not_counted_as_late(clock: Clock) -> None:
+    midway = RecordOrderer(SETTINGS, clock, complete=False)
+    one, two, three, _, five = chain(1, 2, 3, 4, 5)
+    assert add_all(midway, [three, two, one, one]) == ["1-3", "1-2", "1-1"]
+    assert (midway.late, midway.duplicates) == (0, 1)
+    midway.add(five)
+    midway.release_all()
+    assert add_all(midway, [chain(1, 2, 3, 4)[3]]) == ["1-4"]
+    assert midway.late == 1
+
+
 def test_runs_of_an_agent_whose_clock_was_set_back_are_all_handed_on(orderer: RecordOrderer) -> None:
     later, earlier = chain(1, 2, run=9), chain(1, 2, run=3)
     assert add_all(orderer, [*later, *earlier, *later]) == ["9-1", "9-2", "2<unknown", "3-1", "3-2"]

@@ -25,7 +25,13 @@ async def request_explanation(url: str, credentials: EndpointCredentials, vm: st
         EndpointCredentialsError: a file with credentials cannot be read.
     """
     return await request_json(
-        credentials, "GET", url, "/explain", params={"vm": vm}, self_explanatory_statuses=SELF_EXPLANATORY_STATUSES
+        credentials,
+        "GET",
+        url,
+        "/explain",
+        params={"vm": vm},
+        self_explanatory_statuses=SELF_EXPLANATORY_STATUSES,
+        required={"name": str, "uuid": str, "state": str, "summary": str, "causes": list},
     )
 
 

@@ -12,6 +12,7 @@ import ssl
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
@@ -203,6 +204,7 @@ async def request_json(
     body: Any = None,
     expected_status: int = 200,
     self_explanatory_statuses: Collection[int] = (),
+    required: Mapping[str, type] = MappingProxyType({}),
     seconds: float = REQUEST_SECONDS,
 ) -> dict[str, Any]:
     """Send a request to the agent's endpoint and return the JSON object in its answer.
@@ -216,10 +218,11 @@ async def request_json(
         body: a JSON value to send; None for no body.
         expected_status: the status of a successful answer.
         self_explanatory_statuses: statuses whose response text is a complete error message.
+        required: members that the agent's answer has, and the type of each.
         seconds: timeout of the request.
 
     Raises:
-        AgentRequestError: no agent answers, or the answer has another status or is not JSON.
+        AgentRequestError: no agent answers, or the answer has another status, is no JSON object, or lacks a required member.
         EndpointCredentialsError: a file with credentials cannot be read.
     """
     request = open_response(credentials, method, url, path, params=params, body=body, seconds=seconds)
@@ -227,8 +230,7 @@ async def request_json(
         async with asyncio.timeout(seconds), request as response:
             text = await response.text()
         if response.status == expected_status:
-            answer: dict[str, Any] = json.loads(text)
-            return answer
+            return _require_members(url, json.loads(text), required)
     except REQUEST_ERRORS as error:
         cause = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error) or "timeout"
         raise AgentRequestError(
@@ -240,3 +242,14 @@ async def request_json(
     raise AgentRequestError(
         text if response.status in self_explanatory_statuses else f"{url}: HTTP {response.status}: {text}"
     )
+
+
+def _require_members(url: str, answer: Any, required: Mapping[str, type]) -> dict[str, Any]:
+    """Return an answer that is a JSON object with the required members.
+
+    Raises:
+        AgentRequestError: the answer is another value, so it is not from an agent.
+    """
+    if isinstance(answer, dict) and all(isinstance(answer.get(name), kind) for name, kind in required.items()):
+        return answer
+    raise AgentRequestError(f"{url}: the server is another program: its answer is not the agent's")

@@ -1,6 +1,6 @@
 """`qmp-agent rewrite-state`: makes the running agent write the whole state topic again."""
 
-from agent.cli.http_client import AgentRequestError, EndpointCredentials, request_json
+from agent.cli.http_client import EndpointCredentials, request_json
 
 
 async def request_rewrite(url: str, credentials: EndpointCredentials) -> int:
@@ -14,8 +14,8 @@ async def request_rewrite(url: str, credentials: EndpointCredentials) -> int:
         AgentRequestError: no agent answers, or it refuses the request.
         EndpointCredentialsError: a file with credentials cannot be read.
     """
-    answer = await request_json(credentials, "POST", url, "/rewrite-state", body={}, expected_status=202)
-    try:
-        return int(answer["entities"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise AgentRequestError(f"{url}: the answer to the request cannot be read: {error}") from error
+    required = {"entities": int}
+    answer = await request_json(
+        credentials, "POST", url, "/rewrite-state", body={}, expected_status=202, required=required
+    )
+    return int(answer["entities"])

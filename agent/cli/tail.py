@@ -49,7 +49,7 @@ async def tail_records(options: TailOptions) -> None:
     """Print records until cancelled. Reconnect if the connection to the agent is lost.
 
     Raises:
-        TailError: no agent answers the first request, or the agent rejects a request.
+        TailError: no agent answers the first request, the agent rejects a request, or the server is another program.
         EndpointCredentialsError: a file with credentials cannot be read.
     """
     kind = f"qemu.{options.type.removeprefix('qemu.')}" if options.type else ""
@@ -77,7 +77,8 @@ async def _warn_if_vm_unknown(options: TailOptions) -> None:
     if not options.vm:
         return
     with contextlib.suppress(AgentRequestError):  # `tail` itself reports a lost agent
-        vms = (await request_json(options.credentials, "GET", options.url, "/overview"))["vms"]
+        required = {"vms": dict}
+        vms = (await request_json(options.credentials, "GET", options.url, "/overview", required=required))["vms"]
         if options.vm not in vms and options.vm not in [vm["name"] for vm in vms.values()]:
             print(
                 f"no VM has the name or UUID {options.vm} now; waiting for its records (`qmp-agent top` lists the VMs)",
@@ -114,13 +115,22 @@ async def _stream_lines(options: TailOptions, query: Mapping[str, str]) -> Async
 
 
 def _print_record(raw: bytes, options: TailOptions) -> None:
-    """Print the record in a line of a server-sent event. Ignore lines without a record."""
+    """Print the record in a line of a server-sent event. Ignore lines without a record.
+
+    Raises:
+        TailError: the line is not from an agent.
+    """
     if not raw.startswith(b"data: "):
         return
-    event = orjson.loads(raw[6:])
+    try:
+        event = orjson.loads(raw[6:])
+    except orjson.JSONDecodeError:
+        event = None
+    if not isinstance(event, dict) or not event.keys() & {"specversion", "records"}:
+        raise TailError(f"{options.url}: the server is another program: it sends no records")
     if "specversion" not in event:
         print(
-            f"({event.get('records')} records skipped: the agent published faster than this client read)",
+            f"({event['records']} records skipped: the agent published faster than this client read)",
             file=sys.stderr,
         )
     elif options.json:

@@ -97,7 +97,13 @@ async def run_top(options: TopOptions) -> None:
 async def _fetch_overview(options: TopOptions, uuid: str) -> Mapping[str, Any]:
     params = {"vm": uuid} if uuid else None
     return await request_json(
-        options.credentials, "GET", options.url, "/overview", params=params, seconds=REQUEST_SECONDS
+        options.credentials,
+        "GET",
+        options.url,
+        "/overview",
+        params=params,
+        required={"vms": dict, "monitors": list, "alerts": list, "agent": dict},
+        seconds=REQUEST_SECONDS,
     )
 
 

@@ -73,11 +73,11 @@ AREAS: Final = {
     ),
     "conditions": Area(
         (
-            "alerts/conditions/comparison.py",
-            "alerts/conditions/event_conditions.py",
-            "alerts/conditions/sample_conditions.py",
+            "alerts/rules/comparison.py",
+            "alerts/rules/event_rule_evaluator.py",
+            "alerts/rules/sample_rule_evaluator.py",
         ),
-        ("alerts/test_sample_conditions.py", "alerts/test_event_conditions.py", "alerts/test_condition_details.py"),
+        ("alerts/test_sample_rules.py", "alerts/test_event_rules.py", "alerts/test_rule_details.py"),
     ),
     "thresholds": Area(
         ("alerts/threshold_tracker.py", "alerts/levels.py", "alerts/pool_growth.py"),

@@ -19,22 +19,22 @@ from typing import Any
 
 from agent.alerts.catalogue import ALERT_CATALOGUE
 from agent.alerts.pool_alerts import POOL_ALERT_TEXTS
-from agent.alerts.store import CUSTOM
+from agent.alerts.store import CUSTOM_TYPE
 from agent.app.agent import Agent
-from agent.collectors import ALL, ALL_FEATURES
+from agent.collectors import ALL_COLLECTORS, FACTS_WITH_ALL_FEATURES
 from agent.config.model import Config
 from agent.exposition.prometheus import render_metrics
 from agent.exposition.series_limits import SeriesLimits
-from agent.model.agent_lifecycle import AGENT_LIFECYCLE
-from agent.model.event_row import EventRow
-from agent.model.event_table import EVENT_ROWS
+from agent.model.event_definition import EventDefinition
+from agent.model.event_table import EVENT_DEFINITIONS
 from agent.model.family import Family, Field, FieldKind, Sample
+from agent.model.lifecycle_records import AGENT_LIFECYCLE
 from agent.model.metrics import FAMILIES, TRANSITION_FAMILIES
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
 from agent.model.metrics.identity import IDENTITY
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, Severity, Vm
-from agent.model.state import STATES
+from agent.model.state_records import STATES
 from agent.monitors import Monitor
 from agent.qmp.queries import QUERIES, Query, QueryTrigger
 from agent.schemas.data import LIFECYCLE_CHANGES
@@ -116,7 +116,8 @@ def _family_section(family: Family) -> str:
     record = "No separate record: alerts contain it." if family is BLOCK_SPACE else f"Record `{family.type}`."
     change = " Emitted only after a change." if family.on_change else ""
     rows = "".join(
-        f"| `{family.series(field)}` | {_type_cell(field)} | {_unit_cell(field)} | {_escape_cell(field.help)} | {_source_cell(field)} |\n"
+        f"| `{family.metric_name(field)}` | {_type_cell(field)} | {_unit_cell(field)} | {_escape_cell(field.help)} | "
+        f"{_source_cell(field)} |\n"
         for field in family.exported_fields()
     )
     series = f"\n| series | type | unit | description | field |\n|---|---|---|---|---|\n{rows}" if rows else ""
@@ -157,7 +158,7 @@ def _escape_cell(text: str) -> str:
 def _agent_series_rows() -> Iterator[str]:
     """Yield the rows of the series that belong to no family, from a scrape."""
     text = asyncio.run(_scrape_sample_agent())
-    of_families = {family.series(field) for family in FAMILIES for field in family.exported_fields()}
+    of_families = {family.metric_name(field) for family in FAMILIES for field in family.exported_fields()}
     for name, help_text in re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE):
         kind = re.search(rf"^# TYPE {name} (\w+)$", text, re.MULTILINE)
         if name not in of_families and kind is not None and name.startswith("q"):
@@ -244,7 +245,7 @@ def records_document(examples: Iterable[str]) -> str:
         ),
     ]
     texts = {name: info.help for name, info in ALERT_CATALOGUE.items() if name != "write_threshold"} | POOL_ALERT_TEXTS
-    texts[CUSTOM] = "An alert of the operator's own, from `alerts.custom` in the config. `alert` has its name."
+    texts[CUSTOM_TYPE] = "An alert of the operator's own, from `alerts.custom` in the config. `alert` has its name."
     parts += [_record_type_section(f"qemu.alert.{alert}", text, by_type) for alert, text in texts.items()]
     parts += [
         "## The agent\n",
@@ -258,10 +259,10 @@ def records_document(examples: Iterable[str]) -> str:
         _STATES_INTRO,
         *(_record_type_section(f"qemu.{family.name}", family.help, by_type) for family in STATES),
     ]
-    parts += ["## Events\n", _EVENTS_INTRO, "".join(map(_event_row, EVENT_ROWS))]
+    parts += ["## Events\n", _EVENTS_INTRO, "".join(map(_event_row, EVENT_DEFINITIONS))]
     parts += [
         _record_type_section(f"qemu.event.{row.name.lower()}", row.help, by_type)
-        for row in EVENT_ROWS
+        for row in EVENT_DEFINITIONS
         if f"qemu.event.{row.name.lower()}" in by_type
     ]
     return "\n".join(parts)
@@ -290,7 +291,7 @@ _LIFECYCLE_TEXTS = {
 assert _LIFECYCLE_TEXTS.keys() == LIFECYCLE_CHANGES.keys()
 
 
-def _event_row(row: EventRow) -> str:
+def _event_row(row: EventDefinition) -> str:
     severity = row.severity.label if isinstance(row.severity, Severity) else "depends on its data"
     return f"| `qemu.event.{row.name.lower()}` | {row.category.value} | {severity} | {row.since} | {_escape_cell(row.help)} |\n"
 
@@ -365,10 +366,10 @@ def _query_row(query: Query) -> str:
 
 def events_of(command: str) -> list[str]:
     """Return the names of the events after which the agent sends a command."""
-    senders = {c.name for c in ALL if command in (sent.name for sent in c.commands(ALL_FEATURES))}
-    if command in (sent.name for sent in host_process.COMMANDS):
+    senders = {c.name for c in ALL_COLLECTORS if command in (sent.name for sent in c.commands(FACTS_WITH_ALL_FEATURES))}
+    if command in (sent.name for sent in host_process.PROCESS_COMMANDS):
         senders.add(DISCOVER_PROCESS)
-    return [row.name for row in EVENT_ROWS if senders & set(row.invalidates)]
+    return [row.name for row in EVENT_DEFINITIONS if senders & set(row.invalidates)]
 
 
 _DOCUMENTS = {

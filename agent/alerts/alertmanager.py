@@ -34,7 +34,7 @@ class AlertmanagerMember:
         name: the URL without user and password, for log lines.
         error: why the last request failed; None if it succeeded, or if no request was sent yet.
         up: whether the last request succeeded; None if no request was sent yet.
-        sent: number of alerts that Alertmanager accepted.
+        alerts_sent: number of alerts that Alertmanager accepted.
         failed_requests: number of failed attempts to send the alerts.
         wake: set when an alert fires or is resolved.
     """
@@ -43,7 +43,7 @@ class AlertmanagerMember:
         self.name = re.sub(r"//[^/@]*@", "//", url)
         self.error: str | None = None
         self.up: bool | None = None
-        self.sent = 0
+        self.alerts_sent = 0
         self.failed_requests = 0
         self.wake = asyncio.Event()
         self._url = url.rstrip("/")
@@ -83,13 +83,13 @@ class AlertmanagerMember:
             watchdog = requests.settings is not None and requests.settings.watchdog_seconds is not None
             if watchdog and not self._earlier_runs_ended:
                 lost_alerts = await self._send_request(session, "GET", options, params=requests.lost_alerts_filter())
-                if ended := requests.end_earlier_runs(orjson.loads(lost_alerts), time.time()):
+                if ended := requests.resolve_alerts_of_earlier_runs(orjson.loads(lost_alerts), time.time()):
                     await self._send_request(session, "POST", options, json=ended)
                 self._earlier_runs_ended = True
             for start in range(0, max(1, len(alerts)), MAX_ALERTS_PER_REQUEST):
                 batch = alerts[start : start + MAX_ALERTS_PER_REQUEST]
                 await self._send_request(session, "POST", options, json=batch)
-                self.sent += len(batch)
+                self.alerts_sent += len(batch)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as failure:
             error = self._describe_failure(failure)
         if error is not None:

@@ -130,7 +130,7 @@ class AlertmanagerRequests:
         host = self._host.replace("\\", "\\\\").replace('"', '\\"')
         return [("filter", f'alertname="{AGENT_LOST}"'), ("filter", f'host="{host}"')]
 
-    def end_earlier_runs(self, alerts: object, now: float) -> list[dict[str, Any]]:
+    def resolve_alerts_of_earlier_runs(self, alerts: object, now: float) -> list[dict[str, Any]]:
         """Return the body of a request that resolves the `agent_lost` alerts of the agent's earlier runs.
 
         Args:

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from agent.alerts import rules
-from agent.alerts.conditions.event_alert_table import EVENT_ALERT_ROWS
-from agent.alerts.conditions.rows import EventAlertRow, LimitUnit, Runbook, SampleAlertRow
-from agent.alerts.conditions.sample_alert_table import SAMPLE_ALERT_ROWS
+from agent.alerts import failure_rules
 from agent.alerts.pool_alerts import POOL_ALERT_TEXTS, UNRESPONSIVE_HELP
+from agent.alerts.rules.event_rules import EVENT_ALERT_RULES
+from agent.alerts.rules.rule_types import EventAlertRule, LimitUnit, Runbook, SampleAlertRule
+from agent.alerts.rules.sample_rules import SAMPLE_ALERT_RULES
 from agent.alerts.runbooks import RUNBOOKS
 
 
@@ -75,41 +75,43 @@ _ALERTS_WITHOUT_RULE = (
     ),
     _make_info(
         "postcopy_paused",
-        rules.POSTCOPY_HELP,
+        failure_rules.POSTCOPY_HELP,
         "migration status `postcopy-paused`, or an attempt to recover",
         "critical",
     ),
     _make_info(
         "postcopy_recovery_failed",
-        rules.RECOVERY_FAILED_HELP,
+        failure_rules.RECOVERY_FAILED_HELP,
         "migration status after a recovery: `postcopy-paused` again, `failed` or `cancelled`",
         "critical",
     ),
-    _make_info("uuid_clash", rules.UUID_CLASH_HELP, "several guests with one UUID run at the same time", "error"),
+    _make_info(
+        "uuid_clash", failure_rules.UUID_CLASH_HELP, "several guests with one UUID run at the same time", "error"
+    ),
     _make_info(
         "guest_agent_lost",
-        rules.GUEST_AGENT_LOST_HELP,
+        failure_rules.GUEST_AGENT_LOST_HELP,
         "the guest runs, and its guest agent has closed its channel or does not respond to queries",
         "warning",
-        seconds=rules.GUEST_AGENT_LOST_SECONDS,
+        seconds=failure_rules.GUEST_AGENT_LOST_SECONDS,
     ),
     _make_info(
         "guest_filesystem_space",
-        rules.GUEST_FILESYSTEM_HELP,
+        failure_rules.GUEST_FILESYSTEM_HELP,
         "bytes in use of a file system in the guest above a level",
         "warning; critical at the highest level",
         "alerts.guest_filesystems",
     ),
     _make_info(
         "guest_frozen",
-        rules.GUEST_FROZEN_HELP,
+        failure_rules.GUEST_FROZEN_HELP,
         "`guest_freeze.frozen == true`",
         "error",
         "alerts.guests.max_frozen_time",
     ),
     _make_info(
         "guest_clock_offset",
-        rules.GUEST_CLOCK_HELP,
+        failure_rules.GUEST_CLOCK_HELP,
         "absolute value of `guest_clock.offset_seconds`, minus its uncertainty, above the limit in two consecutive polls",
         "warning",
         "alerts.guests.max_clock_offset",
@@ -118,13 +120,14 @@ _ALERTS_WITHOUT_RULE = (
 
 
 def _infos_of_rules() -> Iterator[AlertInfo]:
-    """Yield the alerts of the rules in `agent.alerts.rules`, except for alerts that also have a rule on samples."""
+    """Yield the alerts of the rules in `agent.alerts.failure_rules`, except for alerts that also have a rule on samples."""
     events = {
-        rule.alert: [each for each in rules.EVENT_RULES if each.alert == rule.alert] for rule in rules.EVENT_RULES
+        rule.alert: [each for each in failure_rules.FAILURE_EVENT_RULES if each.alert == rule.alert]
+        for rule in failure_rules.FAILURE_EVENT_RULES
     }
-    states = {rule.alert: rule for rule in rules.RUN_STATE_RULES}
+    states = {rule.alert: rule for rule in failure_rules.RUN_STATE_RULES}
     for name in dict.fromkeys((*events, *states)):
-        if name in {sample_rule.alert for sample_rule in SAMPLE_ALERT_ROWS}:
+        if name in {sample_rule.alert for sample_rule in SAMPLE_ALERT_RULES}:
             continue
         rule = events[name][0] if name in events else states[name]
         conditions = [f"event `{events[name][0].event}`"] if name in events else []
@@ -133,17 +136,17 @@ def _infos_of_rules() -> Iterator[AlertInfo]:
         yield _make_info(name, rule.help, " or ".join(conditions), rule.severity.label, seconds=seconds)
 
 
-def _info_of_table_rule(rule: SampleAlertRow | EventAlertRow) -> AlertInfo:
-    seconds = rule.seconds if isinstance(rule, SampleAlertRow) and rule.lasts is None else rule.seconds or None
+def _info_of_table_rule(rule: SampleAlertRule | EventAlertRule) -> AlertInfo:
+    seconds = rule.seconds if isinstance(rule, SampleAlertRule) and rule.lasts is None else rule.seconds or None
     runbook = RUNBOOKS.get(rule.alert, rule.runbook)
-    also = [f"event `{other.event}`" for other in rules.EVENT_RULES if other.alert == rule.alert]
+    also = [f"event `{other.event}`" for other in failure_rules.FAILURE_EVENT_RULES if other.alert == rule.alert]
     condition = " or ".join((*also, rule.condition))
-    if isinstance(rule, EventAlertRow) and rule.resolved_by:
+    if isinstance(rule, EventAlertRule) and rule.resolved_by:
         condition += ", resolved by " + " or ".join(map(str, rule.resolved_by))
     return AlertInfo(rule.alert, rule.help, condition, rule.severity.label, runbook, rule.limit, rule.unit, seconds)
 
 
-_TABLE_RULES: tuple[SampleAlertRow | EventAlertRow, ...] = (*SAMPLE_ALERT_ROWS, *EVENT_ALERT_ROWS)
+_TABLE_RULES: tuple[SampleAlertRule | EventAlertRule, ...] = (*SAMPLE_ALERT_RULES, *EVENT_ALERT_RULES)
 
 ALERT_CATALOGUE: Final[Mapping[str, AlertInfo]] = {
     info.name: info

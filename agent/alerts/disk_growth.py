@@ -3,10 +3,10 @@
 from array import array
 from dataclasses import dataclass, field
 
-GROWTH_SECONDS = 600.0
+GROWTH_WINDOW_SECONDS = 600.0
 """Period over which the growth rate is computed."""
 MAX_GROWTH_POINTS = 64
-"""Maximum number of measurements in `GROWTH_SECONDS`."""
+"""Maximum number of measurements in `GROWTH_WINDOW_SECONDS`."""
 
 
 @dataclass(slots=True)
@@ -19,7 +19,7 @@ class DiskGrowth:
     def add(self, used: int, now: float) -> None:
         """Add a measurement in bytes, at `now` in seconds. If the disk has shrunk, remove the earlier measurements."""
         points = self._points
-        while points and (now - points[0] > GROWTH_SECONDS or points[-1] > used):
+        while points and (now - points[0] > GROWTH_WINDOW_SECONDS or points[-1] > used):
             del points[:2]
         points.extend((now, used))
         del points[: -2 * MAX_GROWTH_POINTS]

@@ -1,6 +1,6 @@
 """Lookups of names, levels and growth of disks, for records, the endpoint and the alerts of pools. Pure."""
 
-from agent.alerts.disk_space_alerts import DiskAlerts
+from agent.alerts.disk_alerts import DiskAlerts
 from agent.alerts.levels import LevelInBytes
 from agent.alerts.pool_usage import MAX_GROWERS, GrowingDisk, PoolUsage
 from agent.alerts.processes import ProcessRegistry
@@ -14,17 +14,17 @@ class DiskLookup:
         self._processes = processes
         self._disks = disks
 
-    def levels(self, vm: Vm, device: str) -> tuple[LevelInBytes, ...]:
+    def levels_of_disk(self, vm: Vm, device: str) -> tuple[LevelInBytes, ...]:
         """Return the levels of a VM's disk, the lowest first; none if the policy is off or the disk is not thin."""
-        state = self._processes.find_evaluated(vm)
+        state = self._processes.find_active(vm)
         tracker = state.trackers.get(device) if state is not None else None
         return tracker.levels if tracker is not None else ()
 
-    def growers(self, pool: PoolUsage) -> list[GrowingDisk]:
+    def fastest_growing_disks(self, pool: PoolUsage) -> list[GrowingDisk]:
         """Return the growing disks on a pool, the fastest first, at most `MAX_GROWERS`."""
         growers = []
         for vm, device, layer in pool.images:
-            state = self._processes.find_evaluated(vm) if layer == "storage" else None
+            state = self._processes.find_active(vm) if layer == "storage" else None
             tracker = state.trackers.get(device) if state is not None else None
             if tracker is not None and (rate := tracker.usage.growth.rate):
                 growers.append(GrowingDisk(vm.name, device, rate))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from agent.alerts.levels import MAX_SIZE_BYTES, Level, LevelInBytes
+from agent.alerts.levels import MAX_SIZE_BYTES, DiskAlertLevel, LevelInBytes
 
 
 class ThresholdMode(StrEnum):
@@ -66,7 +66,7 @@ class ThresholdPolicy:
     """
 
     mode: ThresholdMode
-    levels: tuple[Level, ...]
+    levels: tuple[DiskAlertLevel, ...]
     hysteresis: float = 0.02
 
 

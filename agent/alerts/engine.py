@@ -7,10 +7,14 @@ record. The journal stores the record and the entry in one transaction. So each 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from agent.alerts.conditions.condition_alerts import ConditionAlerts
-from agent.alerts.conditions.rows import EventAlertRow, SampleAlertRow
+from agent.alerts.disk_alerts import (
+    DeviceIdentityLookup,
+    DeviceSizeLookup,
+    DiskAlerts,
+    PoolLookup,
+    ThresholdPolicyLookup,
+)
 from agent.alerts.disk_lookup import DiskLookup
-from agent.alerts.disk_space_alerts import DeviceIdentityLookup, DeviceSizeLookup, DiskAlerts, PolicyLookup, PoolLookup
 from agent.alerts.disk_usage import UNKNOWN_POOL
 from agent.alerts.event_alerts import HANDLED_EVENTS, EventAlerts
 from agent.alerts.guest_alerts import GuestAlerts
@@ -19,20 +23,22 @@ from agent.alerts.highest_writes import HighestWriteStore
 from agent.alerts.overrides import AlertOverrides
 from agent.alerts.persistence import AlertPersistence, EntryNameAndValue
 from agent.alerts.processes import IsProcessAlive, ProcessRegistry
+from agent.alerts.rules.rule_evaluator import RuleEvaluator
+from agent.alerts.rules.rule_types import EventAlertRule, SampleAlertRule
 from agent.alerts.run_state_alerts import RunStateAlerts
 from agent.alerts.shared_uuid_alerts import SharedUuidAlerts
 from agent.alerts.store import AlertStore
 from agent.alerts.threshold_commands import ThresholdCommands
-from agent.model.event_row import Category
+from agent.model.event_definition import Category
 from agent.model.family import Family, Sample
 from agent.model.record import Record, Vm
 
-AWAY_SECONDS = 60.0
+REATTACH_SECONDS = 60.0
 """How long the agent keeps the alerts of a detached VM, because the agent may attach to the VM again."""
 
 
 @dataclass(frozen=True, slots=True)
-class PendingAlert:
+class AlertChange:
     """An alert that fires or is resolved: the record to send, and the persistent entry to store with the record.
 
     Attributes:
@@ -55,7 +61,7 @@ class AlertEngine:
 
     Attributes:
         store: The firing alerts.
-        conditions: Evaluates the alert rules on samples and events, built-in and custom, with the config's overrides.
+        rules: Evaluates the alert rules on samples and events, built-in and custom, with the config's overrides.
         disk_lookup: Looks up names, levels and growth of disks.
         threshold_commands: The commands that set write thresholds.
         persistence: Creates and restores the persistent entries.
@@ -64,7 +70,7 @@ class AlertEngine:
     def __init__(
         self,
         host: str,
-        policy_lookup: PolicyLookup,
+        policy_lookup: ThresholdPolicyLookup,
         size_lookup: DeviceSizeLookup = lambda _vm, _path: None,
         is_alive: IsProcessAlive = lambda _pid: False,
         pool_lookup: PoolLookup = lambda _vm, _device, _path: UNKNOWN_POOL,
@@ -88,29 +94,27 @@ class AlertEngine:
         self._events = EventAlerts(self.store, self._disks, self._run_states)
         self._guests = GuestAlerts(self.store)
         self._shared_uuids = SharedUuidAlerts(self.store, self._processes, self._disks, self._run_states)
-        self.conditions = ConditionAlerts(self.store)
+        self.rules = RuleEvaluator(self.store)
         self.disk_lookup = DiskLookup(self._processes, self._disks)
         self.threshold_commands = ThresholdCommands(self._processes, self._disks)
-        self.persistence = AlertPersistence(
-            host, self.store, self._processes, highest_writes, self.conditions.samples.ages
-        )
+        self.persistence = AlertPersistence(host, self.store, self._processes, highest_writes, self.rules.samples.ages)
 
-    def set_policy(self, policy_lookup: PolicyLookup) -> None:
+    def set_threshold_policy(self, policy_lookup: ThresholdPolicyLookup) -> None:
         """Replace the threshold policy, and schedule a poll of all disks now. The policy applies to each disk from that poll on."""
-        self._disks.set_policy(policy_lookup, self._processes)
+        self._disks.set_threshold_policy(policy_lookup, self._processes)
 
     def set_guest_policy(self, policy: GuestAlertPolicy) -> None:
         """Replace the limits for values that guest agents report. The limits apply from the next query of each guest agent on."""
         self._guests.policy = policy
 
-    def set_overrides(self, overrides: AlertOverrides, custom: Sequence[SampleAlertRow | EventAlertRow]) -> None:
+    def set_overrides(self, overrides: AlertOverrides, custom: Sequence[SampleAlertRule | EventAlertRule]) -> None:
         """Replace the config's overrides of alerts and the custom alerts."""
-        self.conditions.configure(overrides, custom)
+        self.rules.configure(overrides, custom)
         self._run_states.overrides = self._guests.overrides = overrides
 
     # Lifecycle.
 
-    def on_attached(self, vm: Vm, time_ns: int = 0, pid: int | None = None) -> list[PendingAlert]:
+    def on_attached(self, vm: Vm, time_ns: int = 0, pid: int | None = None) -> list[AlertChange]:
         """Handle a VM that the agent has attached to.
 
         Args:
@@ -123,49 +127,49 @@ class AlertEngine:
         if state.restored_disks and state.is_active:
             self._disks.restore_disks(state, state.restored_disks)
             state.restored_disks = {}
-        return self._to_pending_alerts(self._shared_uuids.switch_primary(vm.uuid, time_ns))
+        return self._to_changes(self._shared_uuids.switch_primary(vm.uuid, time_ns))
 
-    def on_gone(self, vm: Vm, now: float, *, permanently: bool, time_ns: int = 0) -> list[PendingAlert]:
+    def on_detached(self, vm: Vm, now: float, *, permanently: bool, time_ns: int = 0) -> list[AlertChange]:
         """Handle a VM that the agent has detached from.
 
         Args:
             vm: The VM.
             now: The current time on the monotonic clock, in seconds.
-            permanently: Whether the guest shut down or migrated away. Otherwise, the VM's alerts are kept for `AWAY_SECONDS`.
+            permanently: Whether the guest shut down or migrated away. Otherwise, the VM's alerts are kept for `REATTACH_SECONDS`.
             time_ns: When the agent detached, in nanoseconds since the epoch.
         """
         state = self._processes.find_attached(vm)
         if state is None:
             return []
-        state.gone_at, state.gone_permanently = (now - AWAY_SECONDS if permanently else now), permanently
-        return self._to_pending_alerts(self._shared_uuids.switch_primary(vm.uuid, time_ns))
+        state.detached_at, state.ended_permanently = (now - REATTACH_SECONDS if permanently else now), permanently
+        return self._to_changes(self._shared_uuids.switch_primary(vm.uuid, time_ns))
 
-    def tick(self, now: float, now_ns: int) -> list[PendingAlert]:
+    def tick(self, now: float, now_ns: int) -> list[AlertChange]:
         """Fire and resolve the alerts that depend on time. Call this about once a second.
 
         Args:
             now: The current time on the monotonic clock, in seconds.
             now_ns: The current time in nanoseconds since the epoch.
         """
-        return self._to_pending_alerts(self._on_tick(now, now_ns))
+        return self._to_changes(self._on_tick(now, now_ns))
 
     def _on_tick(self, now: float, now_ns: int) -> Iterator[Record]:
         yield from self.store.resolve_expired(now_ns)
         for state in self._processes:
-            if state.gone_at is None:
+            if state.detached_at is None:
                 # Most guests run and have no alert. Skip them, because this loop runs for all VMs.
-                if not state.run.running or state.io_errors_ns or state.owner in self.store:
+                if not state.run.running or state.unlocated_io_error_ns or state.owner in self.store:
                     yield from self._run_states.on_tick(state, now_ns)
                 yield from self._guests.on_tick(state, now_ns)
-            elif now - state.gone_at >= AWAY_SECONDS:
+            elif now - state.detached_at >= REATTACH_SECONDS:
                 self._processes.remove(state)
                 yield from self.store.resolve(self.store.alerts_of_owner(state.owner), now_ns, "vm_gone")
         yield from self._shared_uuids.check_clashes(now_ns)
-        yield from self.conditions.on_tick(now_ns)
+        yield from self.rules.on_tick(now_ns)
 
     # Events and samples.
 
-    def on_event(self, event: Record, name: str, now_ns: int) -> list[PendingAlert]:
+    def on_event(self, event: Record, name: str, now_ns: int) -> list[AlertChange]:
         """Handle an event as soon as the event is read.
 
         Args:
@@ -173,22 +177,26 @@ class AlertEngine:
             name: The event's name in QEMU.
             now_ns: The current time in nanoseconds since the epoch.
         """
-        conditions = self.conditions.events
-        if name not in HANDLED_EVENTS and name not in self.store.resolving_events and name not in conditions.events:
+        event_rules = self.rules.events
+        if (
+            name not in HANDLED_EVENTS
+            and name not in self.store.resolving_events
+            and name not in event_rules.event_names
+        ):
             return []  # a fast path: most events change no alert
         state = self._processes.find_attached(event.vm)
         if state is None:
             return []
         if event.time_ns > now_ns:  # the clock of the host that sent the event is ahead
             event = event._replace(time_ns=now_ns)
-        pending = self._to_pending_alerts(self._events.on_event(state, event, name, now_ns))
-        if name in conditions.events:
+        changes = self._to_changes(self._events.on_event(state, event, name, now_ns))
+        if name in event_rules.event_names:
             is_disk = event.data["category"] == Category.BLOCK
             subject = self.disk_lookup.subject_of(event) if is_disk else event.subject
-            pending += self._to_pending_alerts(conditions.on_event(state, event, name, subject, now_ns))
-        return pending + self._to_pending_alerts(self._shared_uuids.switch_primary(event.vm.uuid, event.time_ns))
+            changes += self._to_changes(event_rules.on_event(state, event, name, subject, now_ns))
+        return changes + self._to_changes(self._shared_uuids.switch_primary(event.vm.uuid, event.time_ns))
 
-    def on_run_state(self, vm: Vm, time_ns: int, *, running: bool, status: str = "") -> list[PendingAlert]:
+    def on_run_state(self, vm: Vm, time_ns: int, *, running: bool, status: str = "") -> list[AlertChange]:
         """Handle a poll of the run state.
 
         Args:
@@ -200,17 +208,15 @@ class AlertEngine:
         state = self._processes.find_attached(vm)
         if state is None:
             return []
-        pending = self._to_pending_alerts(self._run_states.on_poll(state, status, time_ns, running=running))
-        return pending + self._to_pending_alerts(self._shared_uuids.switch_primary(vm.uuid, time_ns))
+        changes = self._to_changes(self._run_states.on_poll(state, status, time_ns, running=running))
+        return changes + self._to_changes(self._shared_uuids.switch_primary(vm.uuid, time_ns))
 
-    def on_migration(self, vm: Vm, status: str, time_ns: int) -> list[PendingAlert]:
+    def on_migration(self, vm: Vm, status: str, time_ns: int) -> list[AlertChange]:
         """Handle a poll of the migration; `time_ns` is when the query was sent, in nanoseconds since the epoch."""
         state = self._processes.find_attached(vm)
-        return (
-            self._to_pending_alerts(self._run_states.on_migration(state, status, time_ns)) if state is not None else []
-        )
+        return self._to_changes(self._run_states.on_migration(state, status, time_ns)) if state is not None else []
 
-    def on_jobs(self, vm: Vm, samples: Iterable[Sample], time_ns: int, now_ns: int) -> list[PendingAlert]:
+    def on_jobs(self, vm: Vm, samples: Iterable[Sample], time_ns: int, now_ns: int) -> list[AlertChange]:
         """Handle a poll of the jobs.
 
         Args:
@@ -220,13 +226,11 @@ class AlertEngine:
             now_ns: The current time in nanoseconds since the epoch.
         """
         state = self._processes.find_attached(vm)
-        return (
-            self._to_pending_alerts(self._events.on_jobs(state, samples, time_ns, now_ns)) if state is not None else []
-        )
+        return self._to_changes(self._events.on_jobs(state, samples, time_ns, now_ns)) if state is not None else []
 
-    def on_condition_samples(
+    def on_rule_samples(
         self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
-    ) -> list[PendingAlert]:
+    ) -> list[AlertChange]:
         """Handle a poll of families that have alert rules.
 
         Args:
@@ -238,34 +242,30 @@ class AlertEngine:
         state = self._processes.find_attached(vm)
         if state is None:
             return []
-        return self._to_pending_alerts(self.conditions.on_samples(state, families, samples, time_ns))
+        return self._to_changes(self.rules.on_samples(state, families, samples, time_ns))
 
-    def on_guest_channel(self, vm: Vm, time_ns: int, *, connected: bool) -> list[PendingAlert]:
+    def on_guest_channel(self, vm: Vm, time_ns: int, *, connected: bool) -> list[AlertChange]:
         """Handle a poll of the guest agent's channel; `connected` is whether the guest has opened the channel."""
         state = self._processes.find_attached(vm)
         if state is None:
             return []
-        return self._to_pending_alerts(self._guests.on_channel(state, time_ns, connected=connected))
+        return self._to_changes(self._guests.on_channel(state, time_ns, connected=connected))
 
     def on_guest_samples(
         self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
-    ) -> list[PendingAlert]:
+    ) -> list[AlertChange]:
         """Handle a query of a guest agent. `samples` are all samples of these families."""
         state = self._processes.find_attached(vm)
-        return (
-            self._to_pending_alerts(self._guests.on_samples(state, families, samples, time_ns))
-            if state is not None
-            else []
-        )
+        return self._to_changes(self._guests.on_samples(state, families, samples, time_ns)) if state is not None else []
 
-    def on_guest_queries_disabled(self, vm: Vm, time_ns: int) -> list[PendingAlert]:
+    def on_guest_queries_disabled(self, vm: Vm, time_ns: int) -> list[AlertChange]:
         """Handle a VM whose guest agent is no longer queried."""
         state = self._processes.find_attached(vm)
-        return self._to_pending_alerts(self._guests.on_disabled(state, time_ns)) if state is not None else []
+        return self._to_changes(self._guests.on_disabled(state, time_ns)) if state is not None else []
 
-    def on_samples(
+    def on_disk_samples(
         self, vm: Vm, samples: Sequence[Sample], now: float, time_ns: int, *, families: Collection[Family] = ()
-    ) -> tuple[list[PendingAlert], list[Sample]]:
+    ) -> tuple[list[AlertChange], list[Sample]]:
         """Handle a poll of disks.
 
         Args:
@@ -282,9 +282,9 @@ class AlertEngine:
         if state is None:
             return [], []
         records = self._disks.on_samples(state, samples, families, now, time_ns) if state.is_active else ()
-        pending = self._to_pending_alerts(records)
-        pending += self._to_pending_alerts(self._run_states.on_devices(state, samples, families, time_ns))
-        return pending, self._disks.space_samples(state) if state.is_active else []
+        changes = self._to_changes(records)
+        changes += self._to_changes(self._run_states.on_devices(state, samples, families, time_ns))
+        return changes, self._disks.space_samples(state) if state.is_active else []
 
-    def _to_pending_alerts(self, records: Iterable[Record]) -> list[PendingAlert]:
-        return [PendingAlert(record, self.persistence.entry_of_vm(record.vm.uuid)) for record in records]
+    def _to_changes(self, records: Iterable[Record]) -> list[AlertChange]:
+        return [AlertChange(record, self.persistence.entry_of_vm(record.vm.uuid)) for record in records]

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from agent.alerts.disk_space_alerts import DiskAlerts
+from agent.alerts.disk_alerts import DiskAlerts
 from agent.alerts.disk_types import DetectedBy
+from agent.alerts.failure_rules import FAILURE_EVENT_RULES, HOUR, FailureEventRule
 from agent.alerts.process_state import VmProcessState
-from agent.alerts.rules import EVENT_RULES, HOUR, EventRule
 from agent.alerts.run_state_alerts import RunStateAlerts
 from agent.alerts.store import AlertStore
 from agent.model.family import Sample
@@ -15,12 +15,13 @@ from agent.model.record import Record, sanitize
 RUN_STATE_EVENTS = frozenset({"RESUME", "STOP", "RESET"})
 """Events that report a change of the run state."""
 _RULES_BY_EVENT = {
-    event: [rule for rule in EVENT_RULES if rule.event == event] for event in {rule.event for rule in EVENT_RULES}
+    event: [rule for rule in FAILURE_EVENT_RULES if rule.event == event]
+    for event in {rule.event for rule in FAILURE_EVENT_RULES}
 }
 HANDLED_EVENTS = frozenset({"BLOCK_WRITE_THRESHOLD", "MIGRATION", *RUN_STATE_EVENTS, *_RULES_BY_EVENT})
 """Events that may fire an alert or change the run state. `AlertStore.resolving_events` has the events that may resolve an alert."""
 
-_JOB_FAILED = next(rule for rule in EVENT_RULES if rule.alert == "job_failed")
+_JOB_FAILED = next(rule for rule in FAILURE_EVENT_RULES if rule.alert == "job_failed")
 
 MAX_FAILED_JOBS = 256
 """Maximum number of failed jobs that are stored as reported between two polls of the jobs."""
@@ -49,7 +50,7 @@ class EventAlerts:
             yield from self._disks.on_threshold_event(state, event, data, now_ns)
 
     def _apply_rule(
-        self, state: VmProcessState, rule: EventRule, event: Record, data: Mapping[str, Any], now_ns: int
+        self, state: VmProcessState, rule: FailureEventRule, event: Record, data: Mapping[str, Any], now_ns: int
     ) -> Iterator[Record]:
         """Fire a rule's alert. Do nothing if the event stopped the guest, and the guest has certainly run since then."""
         if rule.status and state.run.has_run_since(event.time_ns):
@@ -67,13 +68,13 @@ class EventAlerts:
     def _fire_rule(
         self,
         state: VmProcessState,
-        rule: EventRule,
+        rule: FailureEventRule,
         event: Record,
         device: str,
         data: Mapping[str, Any],
         now_ns: int,
     ) -> Iterator[Record]:
-        until_ns = now_ns + int(rule.seconds * 1e9) if rule.seconds is not None else 0
+        until_ns = now_ns + int(rule.lasts * 1e9) if rule.lasts is not None else 0
         fields: dict[str, Any] = {"help": rule.help, "event": rule.event}
         fields |= {key: sanitize(data[key]) for key in rule.copied_fields if isinstance(data.get(key), str)}
         if rule.alert == "image_corrupted":

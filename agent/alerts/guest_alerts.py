@@ -7,17 +7,17 @@ resolves no alert.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from agent.alerts.guest_policy import GuestAlertPolicy
-from agent.alerts.levels import levels_to_bytes
-from agent.alerts.overrides import AlertOverrides
-from agent.alerts.process_state import VmProcessState
-from agent.alerts.rules import (
+from agent.alerts.failure_rules import (
     GUEST_AGENT_LOST_HELP,
     GUEST_AGENT_LOST_SECONDS,
     GUEST_CLOCK_HELP,
     GUEST_FILESYSTEM_HELP,
     GUEST_FROZEN_HELP,
 )
+from agent.alerts.guest_policy import GuestAlertPolicy
+from agent.alerts.levels import levels_to_bytes
+from agent.alerts.overrides import AlertOverrides
+from agent.alerts.process_state import VmProcessState
 from agent.alerts.store import Alert, AlertStore
 from agent.model.family import Family, Sample
 from agent.model.metrics.guest import GUEST_AGENT_SESSION, GUEST_CLOCK, GUEST_FILESYSTEM, GUEST_FREEZE
@@ -58,7 +58,7 @@ class GuestAlerts:
         guest = state.guest
         if connected:
             guest.had_agent, guest.agent_lost_ns = True, 0
-            if not guest.agent_silent_ns:
+            if not guest.agent_unresponsive_ns:
                 yield from self._resolve_by_name(state, LOST_ALERT, time_ns, "connected")
         elif guest.had_agent and not guest.agent_lost_ns:
             guest.agent_lost_ns = time_ns
@@ -67,18 +67,18 @@ class GuestAlerts:
         """Handle the state of the session with the guest agent."""
         guest = state.guest
         if session == "unresponsive":
-            guest.agent_silent_ns = guest.agent_silent_ns or time_ns
+            guest.agent_unresponsive_ns = guest.agent_unresponsive_ns or time_ns
         elif session == "up":
-            guest.agent_silent_ns = 0
+            guest.agent_unresponsive_ns = 0
             if not guest.agent_lost_ns:
                 yield from self._resolve_by_name(state, LOST_ALERT, time_ns, "connected")
         elif session == "absent":
-            guest.agent_silent_ns = 0
+            guest.agent_unresponsive_ns = 0
 
     def on_tick(self, state: VmProcessState, now_ns: int) -> Iterator[Record]:
         """Fire `guest_agent_lost` after `GUEST_AGENT_LOST_SECONDS` without a guest agent. A reboot of the guest takes less time."""
         guest = state.guest
-        lost_ns = guest.agent_lost_ns or guest.agent_silent_ns
+        lost_ns = guest.agent_lost_ns or guest.agent_unresponsive_ns
         if not lost_ns or not state.run.running:
             return
         if now_ns - lost_ns >= self.overrides.seconds_of(LOST_ALERT, state.vm, "", GUEST_AGENT_LOST_SECONDS) * 1e9:
@@ -105,7 +105,7 @@ class GuestAlerts:
     def on_disabled(self, state: VmProcessState, time_ns: int) -> Iterator[Record]:
         """Resolve the alerts of a guest agent that is no longer queried, because no later value can resolve these alerts."""
         guest = state.guest
-        guest.agent_silent_ns = guest.frozen_ns = guest.clock_polls = 0
+        guest.agent_unresponsive_ns = guest.frozen_ns = guest.clock_polls = 0
         names = {FILESYSTEM_ALERT, FROZEN_ALERT, CLOCK_ALERT}
         if not guest.agent_lost_ns:
             names.add(LOST_ALERT)

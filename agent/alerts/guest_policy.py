@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from agent.alerts.levels import Level, parse_level
+from agent.alerts.levels import DiskAlertLevel, parse_disk_level
 from agent.model.record import Vm
 
-_DEFAULT_LEVELS = (parse_level("90%"), parse_level("95%"))
+_DEFAULT_LEVELS = (parse_disk_level("90%"), parse_disk_level("95%"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class GuestAlertPolicy:
         clock_offset_seconds: Maximum difference between a guest's clock and the host's clock, in seconds.
     """
 
-    levels: Callable[[Vm, str], Sequence[Level]] = field(default=lambda _vm, _mountpoint: _DEFAULT_LEVELS)
+    levels: Callable[[Vm, str], Sequence[DiskAlertLevel]] = field(default=lambda _vm, _mountpoint: _DEFAULT_LEVELS)
     hysteresis: float = 0.02
     frozen_seconds: float = 120.0
     clock_offset_seconds: float = 10.0

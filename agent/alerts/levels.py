@@ -16,7 +16,7 @@ MAX_SIZE_BYTES = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class DiskAlertLevel:
     """One alert level of disks in the config.
 
     Attributes:
@@ -37,7 +37,7 @@ class Level:
 
 
 @lru_cache(maxsize=64)
-def parse_level(text: str) -> Level:
+def parse_disk_level(text: str) -> DiskAlertLevel:
     """Parse an alert level of disks in the config.
 
     Raises:
@@ -46,12 +46,12 @@ def parse_level(text: str) -> Level:
     words = " ".join(text.split())
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?%", words)
     if match and 0 < float(match[1]) <= 100:
-        return Level(words, percent=float(match[1]))
+        return DiskAlertLevel(words, percent=float(match[1]))
     kind, _, size = words.partition(" ")
     if kind in ("used", "free") and size:
         value = parse_bytes(size)
         if 0 < value <= MAX_SIZE_BYTES:
-            return Level(words, used=value) if kind == "used" else Level(words, free=value)
+            return DiskAlertLevel(words, used=value) if kind == "used" else DiskAlertLevel(words, free=value)
     raise ValueError('should be a level such as "80%", "used 100GiB" or "free 2GiB"')
 
 
@@ -68,7 +68,7 @@ class LevelInBytes:
     bytes: int
 
 
-def levels_to_bytes(levels: Sequence[Level], limit: int) -> tuple[LevelInBytes, ...]:
+def levels_to_bytes(levels: Sequence[DiskAlertLevel], limit: int) -> tuple[LevelInBytes, ...]:
     """Return the levels of a disk of `limit` bytes, the lowest first. Leave out levels that are not between 0 and `limit`."""
     text_of = {level.bytes_of(limit): level.text for level in levels}
     return tuple(LevelInBytes(text_of[size], size) for size in sorted(text_of) if 0 < size < min(limit, MAX_SIZE_BYTES))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
-from agent.alerts.conditions.rows import ConditionRow
+from agent.alerts.rules.rule_types import AlertRule
 from agent.alerts.store import Alert
 from agent.common.vm_patterns import matches_vm
 from agent.model.record import Severity, Vm
@@ -57,7 +57,7 @@ class AlertOverrides:
             None,
         )
 
-    def limit_of(self, rule: ConditionRow, vm: Vm, subject: str) -> float:
+    def limit_of(self, rule: AlertRule, vm: Vm, subject: str) -> float:
         """Return the limit of an alert rule for a subject of a VM: the override's limit, or the rule's default limit."""
         override = self.find(rule.alert, vm, subject)
         return override.limit if override is not None and override.limit is not None else rule.limit or 0.0

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from agent.alerts.conditions.derived import VmConditionState
-from agent.alerts.conditions.sample_conditions import MAX_INSTANCES
-from agent.alerts.conditions.snapshot_ages import SNAPSHOT_ENTRY_PREFIX, SnapshotAges
 from agent.alerts.highest_writes import HighestWriteStore
 from agent.alerts.process_state import VmProcessState
 from agent.alerts.processes import ProcessRegistry
+from agent.alerts.rules.derived_samples import VmRuleState
+from agent.alerts.rules.sample_rule_evaluator import MAX_RULE_SUBJECTS
+from agent.alerts.rules.snapshot_ages import SNAPSHOT_ENTRY_PREFIX, SnapshotAges
 from agent.alerts.store import AlertStore
 from agent.model.record import Vm
 
@@ -62,13 +62,13 @@ class AlertPersistence:
             monitor, pid, instance = (process.get(key) for key in ("monitor", "pid", "instance"))
             vm = Vm(self._host, uuid, uuid, str(monitor or ""))
             state = self._processes.add(vm, pid if type(pid) is int else None, instance=str(instance or ""))
-            state.gone_at = now
+            state.detached_at = now
             # Without a pid, the agent could take a new process, whose guest has not started yet, for this process.
             state.run.has_started = state.pid is not None and process.get("has_started") is True
             disks = process.get("disks")
             state.restored_disks = disks if isinstance(disks, dict) else {}
-            state.conditions.pending = _read_pending(process.get("pending"))
-            state.conditions.stored = dict(state.conditions.pending)
+            state.rule_state.pending = _read_pending(process.get("pending"))
+            state.rule_state.stored = dict(state.rule_state.pending)
             self._store.restore(vm, state.owner, process.get("firing"))
 
     def entry_of_vm(self, uuid: str) -> EntryNameAndValue:
@@ -92,9 +92,9 @@ class AlertPersistence:
             "disks": disks,
             "firing": self._store.state_to_store(state.owner),
         }
-        state.conditions.stored = dict(state.conditions.pending)
-        if state.conditions.stored:
-            fields["pending"] = [[*key, since_ns] for key, since_ns in state.conditions.stored.items()]
+        state.rule_state.stored = dict(state.rule_state.pending)
+        if state.rule_state.stored:
+            fields["pending"] = [[*key, since_ns] for key, since_ns in state.rule_state.stored.items()]
         return fields
 
     def entries_to_store(self, now_ns: int = 0) -> list[EntryNameAndValue]:
@@ -110,31 +110,31 @@ class AlertPersistence:
             state.vm.uuid
             for state in self._processes
             if (state.run.has_started and not state.is_start_stored)
-            or ((state.conditions.pending or state.conditions.stored) and _is_pending_due(state.conditions, now_ns))
+            or ((state.rule_state.pending or state.rule_state.stored) and _is_pending_due(state.rule_state, now_ns))
         }
         uuids = sorted(changed.union(uuid for uuid in self._stored_uuids if uuid not in self._processes))
         images = [(IMAGE_ENTRY_PREFIX + path, value) for path, value in self._highest_writes.entries_to_store()]
         return [*(self.entry_of_vm(uuid) for uuid in uuids), *images, *self._snapshot_ages.entries_to_store()]
 
 
-def _is_pending_due(conditions: VmConditionState, now_ns: int) -> bool:
+def _is_pending_due(rule_state: VmRuleState, now_ns: int) -> bool:
     """Return whether the VM's stored entry is out of date.
 
     A condition has held for `PENDING_SECONDS` and is not in the entry, or a condition in the entry has ended.
     """
-    if not conditions.stored.keys() <= conditions.pending.keys():
+    if not rule_state.stored.keys() <= rule_state.pending.keys():
         return True
     lasting_ns = now_ns - int(PENDING_SECONDS * 1e9)
     return any(
-        since_ns <= lasting_ns and conditions.stored.get(key) != since_ns
-        for key, since_ns in conditions.pending.items()
+        since_ns <= lasting_ns and rule_state.stored.get(key) != since_ns
+        for key, since_ns in rule_state.pending.items()
     )
 
 
 def _read_pending(value: object) -> dict[tuple[str, str, str], int]:
     """Return when each condition in a VM's entry began to hold. Ignore invalid values."""
     pending: dict[tuple[str, str, str], int] = {}
-    for entry in value[:MAX_INSTANCES] if isinstance(value, list) else ():
+    for entry in value[:MAX_RULE_SUBJECTS] if isinstance(value, list) else ():
         match entry:
             case [str(alert), str(subject), str(level), int(since_ns)]:
                 pending[alert, subject, level] = since_ns

@@ -6,11 +6,18 @@ from typing import Any
 from agent.alerts.pool_levels import (
     PoolAlertLevel,
     PoolPolicyLookup,
-    bytes_until,
+    bytes_until_level,
     is_exceeded,
     is_highest_of_several,
 )
-from agent.alerts.pool_usage import MAX_NAMES, MAX_REASON, GrowingDisk, PoolRegistry, PoolUsage, growers_data
+from agent.alerts.pool_usage import (
+    MAX_ERROR_LENGTH,
+    MAX_VM_NAMES,
+    GrowingDisk,
+    PoolRegistry,
+    PoolUsage,
+    growing_disks_to_json,
+)
 from agent.alerts.store import Alert, AlertStore
 from agent.host.pools.base import Pool, PoolKind
 from agent.model.record import Record, Severity, Vm, sanitize
@@ -86,11 +93,11 @@ class PoolAlerts:
     def on_reading(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
         """Fire and resolve the alerts of a pool after a new reading."""
         yield from self.on_responsive(usage, now_ns)
-        yield from self.compare(usage, now_ns)
+        yield from self.update_level_alerts(usage, now_ns)
 
     def on_responsive(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
         """Resolve the alerts of an unresponsive pool, because the pool has answered with a reading or with an error."""
-        usage.guests_stand_still = False
+        usage.has_stalled_disk = False
         unresponsive = [alert for alert in self._store.alerts_of_owner(usage.owner) if alert.name == UNRESPONSIVE]
         if unresponsive:
             yield from self._store.resolve(unresponsive, now_ns, "responsive", self._alert_data(usage, now_ns))
@@ -99,9 +106,9 @@ class PoolAlerts:
     def on_unresponsive(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
         """Fire the alert of an unresponsive pool, and a critical alert if the I/O of a guest on that pool stalls."""
         data = {"help": UNRESPONSIVE_HELP} | self._alert_data(usage, now_ns)
-        data |= {"error": sanitize(usage.error, MAX_REASON)} if usage.error else {}
+        data |= {"error": sanitize(usage.error, MAX_ERROR_LENGTH)} if usage.error else {}
         yield from self._store.fire(self._build_alert(UNRESPONSIVE, usage, "", Severity.ERROR, now_ns, data))
-        if usage.guests_stand_still:
+        if usage.has_stalled_disk:
             alert = self._build_alert(UNRESPONSIVE, usage, GUESTS_STAND_STILL, Severity.CRITICAL, now_ns, data)
             yield from self._store.fire(alert)
 
@@ -109,7 +116,7 @@ class PoolAlerts:
         """Resolve all alerts of a pool that no VM has used for some minutes."""
         yield from self._store.resolve(self._store.alerts_of_owner(usage.owner), now_ns, "pool_unused")
 
-    def compare(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
+    def update_level_alerts(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
         """Compare the last reading of a pool with its levels. Fire the alerts of exceeded levels, and resolve all other alerts."""
         policy = self._policy_lookup(usage)
         for level in policy.levels if usage.pool.kind is not PoolKind.DEVICE else ():
@@ -126,7 +133,7 @@ class PoolAlerts:
         bytes_to_levels = [
             bytes_to_level
             for level in policy.levels
-            if (bytes_to_level := bytes_until(level, usage)) is not None and bytes_to_level >= 0
+            if (bytes_to_level := bytes_until_level(level, usage)) is not None and bytes_to_level >= 0
         ]
         usage.bytes_until_level = int(min(bytes_to_levels)) if bytes_to_levels else None
         for text in sorted(usage.exceeded - {level.text for level in policy.levels}):
@@ -150,10 +157,10 @@ class PoolAlerts:
         identity = {"pool": usage.name, "kind": usage.pool.kind.value} | (
             {"type": usage.pool.type} if usage.pool.type else {}
         )
-        vms = {"vms": len(usage.vm_names), "vm_names": list(usage.vm_names[:MAX_NAMES])}
-        usage.growers = self._growers_lookup(usage)
-        growers = {"growers": growers_data(usage.growers)} if usage.growers else {}
-        return {**identity, **usage.figures(now_ns / 1e9), **vms, **growers}
+        vms = {"vms": len(usage.vm_names), "vm_names": list(usage.vm_names[:MAX_VM_NAMES])}
+        usage.fastest_growing_disks = self._growers_lookup(usage)
+        growers = {"growers": growing_disks_to_json(usage.fastest_growing_disks)} if usage.fastest_growing_disks else {}
+        return {**identity, **usage.record_values(now_ns / 1e9), **vms, **growers}
 
     def seconds_until_level(self, usage: PoolUsage) -> float | None:
         """Return the seconds until the pool exceeds its next level of space, at the growth rate between the last two readings.
@@ -161,12 +168,12 @@ class PoolAlerts:
         Returns:
             None if the pool does not grow, or if there is no next level.
         """
-        bytes_until_level, rate = usage.bytes_until_level, usage.last_rate
+        bytes_until_level, rate = usage.bytes_until_level, usage.last_growth_rate
         return bytes_until_level / rate if bytes_until_level is not None and rate > 0 else None
 
     # Persistence.
 
-    def entry_of(self, usage: PoolUsage) -> EntryNameAndValue:
+    def entry_of_pool(self, usage: PoolUsage) -> EntryNameAndValue:
         """Return the name and the value of a pool's persistent entry, which the next run of the agent restores."""
         pool = usage.pool
         return POOL_ENTRY_PREFIX + pool.key, {
@@ -181,12 +188,14 @@ class PoolAlerts:
         """Return the entries of pools whose growth has a new point, and entries with the value None for removed pools."""
         usages = [usage for usage in self._registry if usage.pool.kind is not PoolKind.DEVICE]
         changed_pools = [
-            self.entry_of(usage)
+            self.entry_of_pool(usage)
             for usage in usages
-            if usage.growth.kept_points != self._stored_points.get(usage.pool.key, 0)
+            if usage.growth.added_point_count != self._stored_points.get(usage.pool.key, 0)
         ]
         removed_pool_keys = self._stored_points.keys() - {usage.pool.key for usage in usages}
-        self._stored_points = {usage.pool.key: usage.growth.kept_points for usage in usages if usage.growth.kept_points}
+        self._stored_points = {
+            usage.pool.key: usage.growth.added_point_count for usage in usages if usage.growth.added_point_count
+        }
         return [*changed_pools, *((POOL_ENTRY_PREFIX + key, None) for key in removed_pool_keys)]
 
     def restore(self, entries: Mapping[str, object], now: float) -> None:
@@ -212,5 +221,5 @@ class PoolAlerts:
         usage.exceeded = frozenset(text for text in texts if isinstance(text, str))
         usage.growth.restore(value.get("growth"), now)
         self._store.restore(self._vm, usage.owner, value.get("firing"))
-        self._stored_points[key] = usage.growth.kept_points
+        self._stored_points[key] = usage.growth.added_point_count
         self.on_new_pool(usage)

@@ -103,7 +103,7 @@ def _new_series() -> tuple[_UsedBytesSeries, ...]:
 class PoolGrowth:
     """History of a pool's used bytes over the last day. Times are in seconds since the epoch, because the history survives restarts."""
 
-    kept_points: int = 0
+    added_point_count: int = 0
     """Total number of points that were added to the series that `state_to_store` returns."""
     _series: tuple[_UsedBytesSeries, ...] = field(default_factory=_new_series)
     _last_measurement: tuple[float, float] | None = None
@@ -121,7 +121,7 @@ class PoolGrowth:
         *shorter_series, day = self._series
         for series in shorter_series:
             series.add(at, used)
-        self.kept_points += day.add(at, used)
+        self.added_point_count += day.add(at, used)
         self._last_measurement = at, used
 
     def rate(self, window: float) -> float | None:

@@ -134,7 +134,7 @@ def _used_and_size(measure: PoolMeasure, usage: PoolUsage) -> tuple[int, int] | 
     return (size - free, size) if size is not None and free is not None else None
 
 
-def bytes_until(level: PoolAlertLevel, usage: PoolUsage) -> float | None:
+def bytes_until_level(level: PoolAlertLevel, usage: PoolUsage) -> float | None:
     """Return how many bytes can be written before a level of space is exceeded. The number is negative if the level is exceeded.
 
     Returns:

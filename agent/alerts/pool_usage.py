@@ -7,12 +7,12 @@ from typing import Any
 
 from agent.alerts.image_size import max_file_bytes
 from agent.alerts.pool_growth import DAY_SECONDS, PoolGrowth
-from agent.host.pools.base import READ_ONLY, Pool, PoolReading, UnknownPool
+from agent.host.pools.base import READ_ONLY_PROBLEM, Pool, PoolReading, UnknownPool
 from agent.model.family import Sample
 from agent.model.metrics.pool import BLOCK_STORAGE, POOL
 from agent.model.record import Vm, sanitize
 
-MAX_NAMES = 32
+MAX_VM_NAMES = 32
 """Maximum number of VM names in a pool's record. The field `vms` has the full count."""
 
 MAX_GROWERS = 5
@@ -21,7 +21,7 @@ MAX_GROWERS = 5
 MAX_POOLS = 4096
 """Maximum number of pools. An image on a further pool has an unknown pool."""
 
-MAX_REASON = 500
+MAX_ERROR_LENGTH = 500
 """Maximum number of characters of an error in a record. An error may contain a long path that QEMU reported."""
 
 UNCHANGED_SHARE = 0.001
@@ -114,11 +114,11 @@ class PoolUsage:
         reading: the last successful reading of the sizes; None before the first.
         read_at: when the sizes of the last reading were measured, in seconds since the epoch.
         error: why the last read failed; empty if it succeeded.
-        silent_since: when the pool stopped answering, in seconds since the epoch; None if the pool answers.
-        guests_stand_still: whether a disk on the pool has stalled for the limit of `io_stalled` since the pool stopped answering.
+        unresponsive_since: when the pool stopped answering, in seconds since the epoch; None if the pool answers.
+        has_stalled_disk: whether a disk on the pool has stalled for the limit of `io_stalled` since the pool stopped answering.
         growth: history of the used bytes.
         exceeded: texts of the exceeded levels.
-        growers: the disks on the pool that grow fastest.
+        fastest_growing_disks: the disks on the pool that grow fastest.
         unused_since: when the last VM stopped using the pool, in seconds since the epoch; None while a VM uses the pool.
         time_to_full: forecast number of seconds until the pool is full; None without a forecast.
         provisioned: maximum size of all images on the pool together, in bytes. An image that several VMs use counts once.
@@ -126,7 +126,7 @@ class PoolUsage:
         has_levels: whether the config has alert levels of space for the pool.
         bytes_until_level: number of bytes that can be written before the next level of space is exceeded; None without a next level.
         on_read_request: called when the pool has to be read now.
-        last_rate: growth between the last two readings in bytes per second.
+        last_growth_rate: growth between the last two readings in bytes per second.
         owner: negative number that identifies the pool in the alert store. The number of a QEMU process is positive.
     """
 
@@ -137,11 +137,11 @@ class PoolUsage:
     reading: PoolReading | None = None
     read_at: float = 0.0
     error: str = ""
-    silent_since: float | None = None
-    guests_stand_still: bool = False
+    unresponsive_since: float | None = None
+    has_stalled_disk: bool = False
     growth: PoolGrowth = field(default_factory=PoolGrowth)
     exceeded: frozenset[str] = frozenset()
-    growers: Sequence[GrowingDisk] = ()
+    fastest_growing_disks: Sequence[GrowingDisk] = ()
     unused_since: float | None = None
     time_to_full: float | None = None
     provisioned: int = 0
@@ -149,7 +149,7 @@ class PoolUsage:
     has_levels: bool = False
     bytes_until_level: int | None = None
     on_read_request: Callable[["PoolUsage"], None] = lambda _usage: None
-    last_rate: float = 0.0
+    last_growth_rate: float = 0.0
 
     @property
     def free(self) -> int | None:
@@ -168,15 +168,19 @@ class PoolUsage:
     def problem(self) -> str:
         """The problem that the pool's source reports; empty if there is none. Read-only is no problem if no VM writes to the pool."""
         problem = self.reading.problem if self.reading is not None else ""
-        is_harmless = problem == READ_ONLY and not any(image.writable for image in self.images.values())
+        is_harmless = problem == READ_ONLY_PROBLEM and not any(image.writable for image in self.images.values())
         return "" if is_harmless else problem
 
     def allocated_of(self, vm: Vm, device: str) -> int | None:
         """Return the bytes that the volume under a disk occupies in the pool; None if the pool does not report volumes."""
         image = self.images.get((vm, device, "storage"))
-        return self.reading.allocated.get(image.volume) if image is not None and self.reading is not None else None
+        return (
+            self.reading.allocated_bytes_by_volume.get(image.volume)
+            if image is not None and self.reading is not None
+            else None
+        )
 
-    def on_images(self) -> None:
+    def on_images_changed(self) -> None:
         """Update the provisioned bytes and the names of the VMs after a change of `images`."""
         by_path: dict[str, int] = {}
         for image in self.images.values():
@@ -190,7 +194,7 @@ class PoolUsage:
         The first reading after an error or after a time without an answer always counts as a change.
         """
         known = self.reading
-        if known is None or self.error or self.silent_since is not None or known.problem != reading.problem:
+        if known is None or self.error or self.unresponsive_since is not None or known.problem != reading.problem:
             return False
         return (
             known.size_bytes == reading.size_bytes
@@ -201,20 +205,20 @@ class PoolUsage:
     def on_reading(self, reading: PoolReading, now: float) -> None:
         """Store a new reading, and update the growth and the forecast."""
         used_before, read_before = self.used, self.read_at
-        self.reading, self.error, self.silent_since = reading, "", None
+        self.reading, self.error, self.unresponsive_since = reading, "", None
         self.read_at = now if reading.read_at is None else min(reading.read_at, now)
         if self.used is not None and used_before is not None and self.read_at > read_before:
-            self.last_rate = (self.used - used_before) / (self.read_at - read_before)
+            self.last_growth_rate = (self.used - used_before) / (self.read_at - read_before)
         if self.used is not None:
             self.growth.add(self.read_at, self.used)
         self.time_to_full = self.growth.time_to_full(self.free) if self.free is not None else None
 
-    def figures(self, now: float) -> dict[str, Any]:
+    def record_values(self, now: float) -> dict[str, Any]:
         """Return the pool's sizes, growth and forecast, by the names of the record's fields. Unknown values are absent."""
         reading = self.reading
         values: dict[str, Any] = {}
         if reading is not None:
-            is_old = self.silent_since is not None or self.error or reading.read_at is not None
+            is_old = self.unresponsive_since is not None or self.error or reading.read_at is not None
             values = {
                 "age_seconds": round(max(0.0, now - self.read_at), 1) if is_old else None,
                 "size_bytes": reading.size_bytes,
@@ -238,16 +242,16 @@ class PoolUsage:
 
     def sample(self, now: float) -> Sample:
         """Return the `pool` sample of this pool."""
-        values: dict[str, Any] = {"key": self.pool.key, "responsive": self.silent_since is None}
+        values: dict[str, Any] = {"key": self.pool.key, "responsive": self.unresponsive_since is None}
         values |= {"type": self.pool.type} if self.pool.type else {}
-        values |= self.figures(now) | {"provisioned_bytes": self.provisioned}
+        values |= self.record_values(now) | {"provisioned_bytes": self.provisioned}
         if self.reading is not None and self.reading.size_bytes:
             values["commitment_ratio"] = round(self.provisioned / self.reading.size_bytes, 4)
         values |= {"exceeded_levels": len(self.exceeded), "images": len(self.images), "vms": len(self.vm_names)}
-        values |= {"vm_names": list(self.vm_names[:MAX_NAMES])} | (
-            {"growers": growers_data(self.growers)} if self.growers else {}
+        values |= {"vm_names": list(self.vm_names[:MAX_VM_NAMES])} | (
+            {"growers": growing_disks_to_json(self.fastest_growing_disks)} if self.fastest_growing_disks else {}
         )
-        values |= {"error": sanitize(self.error, MAX_REASON)} if self.error else {}
+        values |= {"error": sanitize(self.error, MAX_ERROR_LENGTH)} if self.error else {}
         return Sample(POOL, (self.name, self.pool.kind.value), values)
 
 
@@ -258,7 +262,7 @@ def _is_nearly_equal(before: int | None, after: int | None, size: int | None) ->
     return abs(before - after) <= size * UNCHANGED_SHARE
 
 
-def growers_data(growers: Sequence[GrowingDisk]) -> list[dict[str, Any]]:
+def growing_disks_to_json(growers: Sequence[GrowingDisk]) -> list[dict[str, Any]]:
     """Return the value of the field `growers`: the first `MAX_GROWERS` disks as JSON values."""
     return [
         {"vm": sanitize(grower.vm), "device": grower.device, "growth_bytes_per_second": round(grower.rate, 1)}
@@ -272,7 +276,7 @@ def _round_if_known(value: float | None) -> float | None:
 
 def _update_usages(usages: Iterable[PoolUsage], now: float) -> None:
     for usage in usages:
-        usage.on_images()
+        usage.on_images_changed()
         if not usage.images and usage.unused_since is None:
             usage.unused_since = now
 
@@ -381,6 +385,6 @@ class PoolRegistry:
             if isinstance(pool, Pool):
                 values |= {"pool": self.pools[pool.key].name, "kind": pool.kind.value}
             else:
-                values["unknown"] = sanitize(pool.reason, MAX_REASON)
+                values["unknown"] = sanitize(pool.reason, MAX_ERROR_LENGTH)
             samples.append(Sample(BLOCK_STORAGE, (image.device, image.layer), values))
         return samples

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.alerts.conditions.derived import VmConditionState
+from agent.alerts.rules.derived_samples import VmRuleState
 from agent.alerts.run_state import RunState
 from agent.alerts.store import Alert
 from agent.alerts.threshold_tracker import ThresholdTracker
@@ -22,21 +22,21 @@ class GuestHealth:
     Attributes:
         had_agent: Whether a program in the guest has ever opened the guest agent's channel.
         agent_lost_ns: When a poll first showed that the channel is closed again; 0 if it is open.
-        agent_silent_ns: When the guest agent stopped responding; 0 if it responds or is not queried.
+        agent_unresponsive_ns: When the guest agent stopped responding; 0 if it responds or is not queried.
         frozen_ns: When a poll first showed that the file systems are frozen; 0 if they are not.
         clock_polls: Number of consecutive polls that showed a wrong clock.
     """
 
     had_agent: bool = False
     agent_lost_ns: int = 0
-    agent_silent_ns: int = 0
+    agent_unresponsive_ns: int = 0
     frozen_ns: int = 0
     clock_polls: int = 0
 
 
 @dataclass(eq=False, slots=True)
 class VmProcessState:
-    """The alert engine's state of a QEMU process. The agent is attached to the process, or was until `AWAY_SECONDS` ago.
+    """The alert engine's state of a QEMU process. The agent is attached to the process, or was until `REATTACH_SECONDS` ago.
 
     Times whose names end in `_ns` are in nanoseconds since the epoch.
 
@@ -54,18 +54,19 @@ class VmProcessState:
         layers: Device, layer and path of each disk layer, by the layer's block node.
         io_status: `io-status` of each device at the last poll.
         io_status_ns: Time of that poll; 0 if the devices were not polled.
-        io_errors_ns: Time of the oldest I/O error that stopped the guest, if its disk is still unknown; 0 if there is no such error.
-        io_error_full: Whether lack of space caused the newest of these errors.
+        unlocated_io_error_ns: Time of the oldest I/O error that stopped the guest, if its disk is still unknown; 0 if there is no such
+            error.
+        is_unlocated_error_enospc: Whether lack of space caused the newest of these errors.
         failed_jobs: Ids of the jobs whose failure the agent has reported.
         migration_ns: Time of the newest migration status.
         collectors_to_poll: Names of the collectors to run now.
         slots_read: Devices whose write-threshold slot was read after the last command or event for the slot.
         is_start_stored: Whether the VM's persistent entry shows that the guest has run or was reset.
         has_run_state: Whether the run state was polled since the process was attached.
-        gone_at: Monotonic time in seconds at which the agent detached from the process; None while the agent is attached.
-        gone_permanently: Whether the guest shut down or migrated away.
+        detached_at: Monotonic time in seconds at which the agent detached from the process; None while the agent is attached.
+        ended_permanently: Whether the guest shut down or migrated away.
         guest: Values that the guest-agent alerts keep between polls.
-        conditions: Values that the alert rules keep between polls.
+        rule_state: Values that the alert rules keep between polls.
         space: The VM's `block_space` samples that were returned last.
         space_changed: Whether `space` may be out of date.
     """
@@ -83,18 +84,18 @@ class VmProcessState:
     layers: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     io_status: dict[str, str] = field(default_factory=dict)
     io_status_ns: int = 0
-    io_errors_ns: int = 0
-    io_error_full: bool = False
+    unlocated_io_error_ns: int = 0
+    is_unlocated_error_enospc: bool = False
     failed_jobs: frozenset[str] = EMPTY_SET
     migration_ns: int = 0
     collectors_to_poll: frozenset[str] = EMPTY_SET
     slots_read: frozenset[str] = EMPTY_SET
     is_start_stored: bool = False
     has_run_state: bool = False
-    gone_at: float | None = None
-    gone_permanently: bool = False
+    detached_at: float | None = None
+    ended_permanently: bool = False
     guest: GuestHealth = field(default_factory=GuestHealth)
-    conditions: VmConditionState = field(default_factory=VmConditionState)
+    rule_state: VmRuleState = field(default_factory=VmRuleState)
     space: list[Sample] = field(default_factory=list)
     space_changed: bool = True
 
@@ -105,7 +106,7 @@ class VmProcessState:
         """
         if pid is not None and self.pid is not None:
             return pid == self.pid
-        return vm.monitor == self.vm.monitor and not self.gone_permanently
+        return vm.monitor == self.vm.monitor and not self.ended_permanently
 
     def alert(
         self, name: str, subject: str, severity: Severity, time_ns: int, data: Mapping[str, Any], **attributes: Any

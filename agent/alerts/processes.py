@@ -16,7 +16,7 @@ IsProcessAlive = Callable[[int], bool]
 
 
 class ProcessRegistry:
-    """All processes to which the agent is attached, or was attached until `AWAY_SECONDS` ago."""
+    """All processes to which the agent is attached, or was attached until `REATTACH_SECONDS` ago."""
 
     def __init__(self, is_alive: IsProcessAlive) -> None:
         self._is_alive = is_alive
@@ -40,11 +40,11 @@ class ProcessRegistry:
     def find_attached(self, vm: Vm) -> VmProcessState | None:
         """Return the process of this VM if the agent is attached to it; None if there is none."""
         for state in self._by_uuid.get(vm.uuid, ()):
-            if state.gone_at is None and (state.vm is vm or state.vm == vm):
+            if state.detached_at is None and (state.vm is vm or state.vm == vm):
                 return state
         return None
 
-    def find_evaluated(self, vm: Vm) -> VmProcessState | None:
+    def find_active(self, vm: Vm) -> VmProcessState | None:
         """Return the attached process of this VM if the agent evaluates its disks; otherwise None."""
         state = self.find_attached(vm)
         return state if state is not None and state.is_active else None
@@ -61,11 +61,11 @@ class ProcessRegistry:
         states = self._by_uuid.setdefault(vm.uuid, [])
         state = next((state for state in states if state.is_process(vm, pid)), None)
         if state is None:
-            is_second = any(other.gone_at is None for other in states)
+            is_second = any(other.detached_at is None for other in states)
             state = self.add(vm, pid, instance=vm.monitor if is_second else "")
         else:
             state.vm, state.pid = vm, pid if pid is not None else state.pid
-            state.gone_at, state.gone_permanently, state.has_run_state = None, False, False
+            state.detached_at, state.ended_permanently, state.has_run_state = None, False, False
         return state
 
     def add(self, vm: Vm, pid: int | None, *, instance: str) -> VmProcessState:
@@ -84,7 +84,7 @@ class ProcessRegistry:
         else:
             del self._by_uuid[state.vm.uuid]
 
-    def successor(self, uuid: str) -> VmProcessState | None:
+    def next_primary(self, uuid: str) -> VmProcessState | None:
         """Return the process to make the primary of a UUID now; None if the primary does not change.
 
         The destination of a migration becomes the primary when its guest runs and the source's guest does not, because it was migrated.
@@ -94,9 +94,9 @@ class ProcessRegistry:
         if uuid not in self._by_uuid:
             return None
         primary, *others = self._by_uuid[uuid]
-        candidates = [state for state in others if state.gone_at is None]
+        candidates = [state for state in others if state.detached_at is None]
         running = next((state for state in candidates if state.run.running), None)
-        if primary.gone_at is not None:
+        if primary.detached_at is not None:
             successor = running or next(iter(candidates), None)
             may_run = successor is not None and successor.pid is not None and not self.has_ended(primary, successor)
             return successor if primary.pid is None or not may_run else None
@@ -111,10 +111,10 @@ class ProcessRegistry:
 
         A process has ended if its pid is dead, its guest shut down or migrated away, or its monitor now belongs to the successor.
         """
-        if state.gone_at is None:
+        if state.detached_at is None:
             return False
         is_dead = state.pid is not None and not self._is_alive(state.pid)
-        return is_dead or state.gone_permanently or state.vm.monitor == successor.vm.monitor
+        return is_dead or state.ended_permanently or state.vm.monitor == successor.vm.monitor
 
     def make_primary(self, state: VmProcessState) -> None:
         """Make a process the primary of its UUID."""
@@ -125,14 +125,14 @@ class ProcessRegistry:
         before.is_active, state.is_active = False, True
         before.instance, state.instance = state.instance or before.vm.monitor, before.instance
 
-    def running(self, uuid: str) -> list[VmProcessState]:
+    def running_processes(self, uuid: str) -> list[VmProcessState]:
         """Return the attached processes of a UUID whose guest is known to run."""
-        return [state for state in self.processes_with_uuid(uuid) if state.gone_at is None and state.run.running]
+        return [state for state in self.processes_with_uuid(uuid) if state.detached_at is None and state.run.running]
 
-    def is_unique(self, uuid: str) -> bool:
+    def is_uuid_unique(self, uuid: str) -> bool:
         """Return True if all processes of a UUID are attached with a known run state, and at most one guest runs."""
-        are_known = all(state.has_run_state and state.gone_at is None for state in self.processes_with_uuid(uuid))
-        return are_known and len(self.running(uuid)) < 2
+        are_known = all(state.has_run_state and state.detached_at is None for state in self.processes_with_uuid(uuid))
+        return are_known and len(self.running_processes(uuid)) < 2
 
     def clashing_processes(self, uuid: str) -> list[VmProcessState]:
         """Return the running processes of a UUID if several guests certainly run at the same time; else an empty list.
@@ -140,6 +140,6 @@ class ProcessRegistry:
         A clash is certain if each guest was polled as running after the last guest began to run. A migration never meets this condition,
         because its source stops before its destination runs.
         """
-        running = self.running(uuid)
+        running = self.running_processes(uuid)
         last_start_ns = max((state.run.running_since_ns for state in running), default=0)
         return running if len(running) > 1 and all(state.run.last_ran_ns > last_start_ns for state in running) else []

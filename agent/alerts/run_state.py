@@ -22,7 +22,7 @@ class RunState:
         since_ns: When `status` was first polled.
         resumed_ns: Time of the newest RESUME.
         stopped_ns: Time of the newest STOP, or of the newest poll of a stopped guest.
-        running_ns: Time of the newest poll of a running guest.
+        last_running_poll_ns: Time of the newest poll of a running guest.
         running_since_ns: Earliest time from which the guest is known to have run without a stop.
         has_started: Whether the guest has run or was reset.
         was_incoming: Whether the process has ever waited for an incoming migration.
@@ -33,7 +33,7 @@ class RunState:
     since_ns: int = 0
     resumed_ns: int = 0
     stopped_ns: int = 0
-    running_ns: int = 0
+    last_running_poll_ns: int = 0
     running_since_ns: int = 0
     has_started: bool = False
     was_incoming: bool = False
@@ -69,7 +69,7 @@ class RunState:
         if time_ns < self._as_of_ns:
             return False
         if running:
-            self.running_ns, self.has_started = time_ns, True
+            self.last_running_poll_ns, self.has_started = time_ns, True
         else:
             self.stopped_ns = max(self.stopped_ns, time_ns)
         if status != self.status or not self.since_ns:
@@ -89,7 +89,7 @@ class RunState:
         before, self._polled_ns = self._polled_ns, time_ns
         if time_ns >= before - CLOCK_STEP_NS:
             return False
-        for name in ("since_ns", "resumed_ns", "stopped_ns", "running_ns", "running_since_ns", "_as_of_ns"):
+        for name in ("since_ns", "resumed_ns", "stopped_ns", "last_running_poll_ns", "running_since_ns", "_as_of_ns"):
             setattr(self, name, min(getattr(self, name), time_ns))
         return True
 
@@ -97,10 +97,10 @@ class RunState:
         """Return whether the guest has certainly run since an event stopped it at `time_ns`."""
         if self.resumed_ns > time_ns:
             return True
-        stop_is_known = time_ns <= self.stopped_ns <= self.running_ns
-        return self.running_ns > (time_ns if stop_is_known else time_ns + STOP_DELAY_NS)
+        stop_is_known = time_ns <= self.stopped_ns <= self.last_running_poll_ns
+        return self.last_running_poll_ns > (time_ns if stop_is_known else time_ns + STOP_DELAY_NS)
 
     @property
     def last_ran_ns(self) -> int:
         """Newest time at which the guest is known to have run."""
-        return max(self.resumed_ns, self.running_ns)
+        return max(self.resumed_ns, self.last_running_poll_ns)

@@ -6,11 +6,10 @@ A RESUME event, or a later poll of a running guest, resolves such an alert. A re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+from agent.alerts.disk_space_values import disk_space_values
 from agent.alerts.disk_types import DetectedBy
-from agent.alerts.overrides import AlertOverrides
-from agent.alerts.process_state import VmProcessState
-from agent.alerts.rules import (
-    EVENT_RULES,
+from agent.alerts.failure_rules import (
+    FAILURE_EVENT_RULES,
     MIGRATION_FAILED,
     POSTCOPY_HELP,
     POSTCOPY_PAUSED,
@@ -19,7 +18,8 @@ from agent.alerts.rules import (
     RUN_STATE_RULES,
     RunStateRule,
 )
-from agent.alerts.space_metrics import space_figures
+from agent.alerts.overrides import AlertOverrides
+from agent.alerts.process_state import VmProcessState
 from agent.alerts.store import Alert, AlertStore
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK_DEVICE
@@ -28,7 +28,7 @@ from agent.model.record import Record, Severity
 IO_STATUS_NS = 2_000_000_000
 """How long the agent waits until query-block shows which disk failed, in nanoseconds. Then the alert fires without a disk."""
 
-_IO_ERROR_RULES = {rule.alert: rule for rule in EVENT_RULES if rule.status == "io-error"}
+_IO_ERROR_RULES = {rule.alert: rule for rule in FAILURE_EVENT_RULES if rule.status == "io-error"}
 """Rules of I/O errors that stop the guest, by alert."""
 _ALERT_OF_IO_STATUS = {"nospace": "disk_full", "failed": "io_error_stop"}
 """Alert for each `io-status` of a device whose request failed."""
@@ -36,7 +36,7 @@ _DELAYED_ALERTS = frozenset(rule.alert for rule in RUN_STATE_RULES if rule.secon
 """Names of the alerts that fire only after the guest has been in a run state for some time."""
 _ENTERED_FROM_RUNNING = frozenset({"io-error", "guest-panicked", "internal-error", "watchdog", "paused", "suspended"})
 """Run states that a guest can only enter while it runs."""
-_STATUSES_WITH_EVENT = frozenset(rule.status for rule in EVENT_RULES if rule.status)
+_STATUSES_WITH_EVENT = frozenset(rule.status for rule in FAILURE_EVENT_RULES if rule.status)
 """Run states that QEMU also reports by an event."""
 
 
@@ -71,8 +71,8 @@ class RunStateAlerts:
 
     def _resolve_stop(self, state: VmProcessState, time_ns: int, reason: str) -> Iterator[Record]:
         """Resolve the alerts of a stopped guest, because the guest runs again. An alert keeps firing if its cause was seen later."""
-        if state.run.has_run_since(state.io_errors_ns):
-            state.io_errors_ns = 0
+        if state.run.has_run_since(state.unlocated_io_error_ns):
+            state.unlocated_io_error_ns = 0
         ended = [
             alert
             for alert in self._alerts_of_stop(state)
@@ -103,7 +103,7 @@ class RunStateAlerts:
     ) -> Iterator[Record]:
         """Fire the alert of a polled run state, because no event has fired this alert."""
         if status == "io-error":
-            state.io_errors_ns, state.io_error_full = state.io_errors_ns or time_ns, False
+            state.unlocated_io_error_ns, state.is_unlocated_error_enospc = state.unlocated_io_error_ns or time_ns, False
             state.collectors_to_poll |= {"drives"}
             if state.layers:
                 yield from self._locate_io_error(state)
@@ -129,9 +129,9 @@ class RunStateAlerts:
             time_ns: When the error happened, in nanoseconds since the epoch.
             is_full: Whether the cause was a lack of space.
         """
-        if not state.io_errors_ns or time_ns < state.io_errors_ns:
-            state.io_errors_ns = time_ns
-        state.io_error_full = is_full
+        if not state.unlocated_io_error_ns or time_ns < state.unlocated_io_error_ns:
+            state.unlocated_io_error_ns = time_ns
+        state.is_unlocated_error_enospc = is_full
         state.collectors_to_poll |= {"drives"}
 
     def on_devices(
@@ -142,14 +142,14 @@ class RunStateAlerts:
             devices = (sample for sample in samples if sample.family is BLOCK_DEVICE)
             state.io_status = {device.subject: str(device.values.get("io_status", "")) for device in devices}
             state.io_status_ns = time_ns
-        is_due = BLOCK_DEVICE in families or state.io_errors_ns
+        is_due = BLOCK_DEVICE in families or state.unlocated_io_error_ns
         if is_due and (state.layers or not state.is_active):  # the layers have the disk's path and figures
             yield from self._locate_io_error(state)
 
     def _locate_io_error(self, state: VmProcessState) -> Iterator[Record]:
         """If `io-status` shows which disks failed, fire an alert for each of these disks and resolve the alert without a disk."""
         unlocated = [alert for alert in self._alerts_of_stop(state) if alert.status == "io-error" and not alert.subject]
-        since_ns = state.io_errors_ns or max((alert.since_ns for alert in unlocated), default=0)
+        since_ns = state.unlocated_io_error_ns or max((alert.since_ns for alert in unlocated), default=0)
         if not since_ns or state.io_status_ns < max(state.run.last_ran_ns, since_ns):
             return  # io-status was polled before the error, or QEMU has cleared it at a later RESUME
         failed = {
@@ -159,9 +159,9 @@ class RunStateAlerts:
         }
         if not failed:
             return
-        state.io_errors_ns = 0
+        state.unlocated_io_error_ns = 0
         yield from self._store.resolve(unlocated, state.io_status_ns, "located")
-        how = DetectedBy.ENOSPC if state.io_error_full else DetectedBy.MISSED
+        how = DetectedBy.ENOSPC if state.is_unlocated_error_enospc else DetectedBy.MISSED
         for device, alert in failed.items():
             yield from self.fire_io_error(state, alert, device, since_ns, how)
 
@@ -179,7 +179,7 @@ class RunStateAlerts:
             data: Further fields of the alert's record.
         """
         rule, tracker = _IO_ERROR_RULES[name], state.trackers.get(device)
-        figures = space_figures(tracker.usage) if tracker is not None else {}
+        figures = disk_space_values(tracker.usage) if tracker is not None else {}
         data = {"help": rule.help, "event": rule.event, "detected_by": detected_by.value} | figures | data
         yield from self._store.fire(state.alert(name, device, rule.severity, time_ns, data, status=rule.status))
 
@@ -187,12 +187,12 @@ class RunStateAlerts:
 
     def on_tick(self, state: VmProcessState, now_ns: int) -> Iterator[Record]:
         """Fire the alerts that are due. Request a poll of the run state while an alert of a stopped guest fires."""
-        if state.io_errors_ns and now_ns - state.io_errors_ns >= IO_STATUS_NS:
+        if state.unlocated_io_error_ns and now_ns - state.unlocated_io_error_ns >= IO_STATUS_NS:
             yield from self._locate_io_error(state)
-        if state.io_errors_ns and now_ns - state.io_errors_ns >= IO_STATUS_NS:
-            name = "disk_full" if state.io_error_full else "io_error_stop"
-            yield from self.fire_io_error(state, name, "", state.io_errors_ns, DetectedBy.MISSED)
-            state.io_errors_ns = 0
+        if state.unlocated_io_error_ns and now_ns - state.unlocated_io_error_ns >= IO_STATUS_NS:
+            name = "disk_full" if state.is_unlocated_error_enospc else "io_error_stop"
+            yield from self.fire_io_error(state, name, "", state.unlocated_io_error_ns, DetectedBy.MISSED)
+            state.unlocated_io_error_ns = 0
         for rule in RUN_STATE_RULES if state.run.running is False else ():
             if self._is_due(state, rule, now_ns):
                 yield from self._fire_for_rule(state, rule, now_ns, DetectedBy.LEVEL)

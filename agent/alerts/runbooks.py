@@ -1,9 +1,9 @@
-"""Usual causes and remedies of the alerts whose rules are not in `agent.alerts.conditions`. Pure."""
+"""Usual causes and remedies of the alerts whose rules are not in `agent.alerts.rules`. Pure."""
 
 from collections.abc import Mapping
 from typing import Final
 
-from agent.alerts.conditions.rows import Runbook
+from agent.alerts.rules.rule_types import Runbook
 
 _MANAGER_HANGS: Final = "The manager of the VM hangs, or has lost track of the VM, so QEMU is not ended."
 _STATE_STORAGE: Final = "The guest has much memory, and the storage of the saved state is slow or hangs."

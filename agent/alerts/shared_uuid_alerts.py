@@ -7,10 +7,10 @@ takes over the alerts that are still true. If the guests of several processes ru
 
 from collections.abc import Iterator
 
-from agent.alerts.disk_space_alerts import DiskAlerts
+from agent.alerts.disk_alerts import DiskAlerts
+from agent.alerts.failure_rules import UUID_CLASH_HELP
 from agent.alerts.process_state import EMPTY_SET, VmProcessState
 from agent.alerts.processes import ProcessRegistry
-from agent.alerts.rules import UUID_CLASH_HELP
 from agent.alerts.run_state_alerts import RunStateAlerts
 from agent.alerts.store import Alert, AlertStore
 from agent.model.record import Record, Severity
@@ -29,7 +29,7 @@ class SharedUuidAlerts:
 
     def switch_primary(self, uuid: str, time_ns: int) -> Iterator[Record]:
         """Change the primary process of a UUID if necessary. Resolve the alerts that are not true for the new primary process."""
-        successor = self._processes.successor(uuid)
+        successor = self._processes.next_primary(uuid)
         if successor is None:
             return
         primary = self._processes.processes_with_uuid(uuid)[0]
@@ -44,14 +44,14 @@ class SharedUuidAlerts:
             and self._store.find(successor.owner, *alert.key) is None
         ]
         ended = [alert for alert in alerts if alert not in kept]
-        reason = "vm_gone" if primary.gone_at is not None else "migrated"
+        reason = "vm_gone" if primary.detached_at is not None else "migrated"
         self._processes.make_primary(successor)
         if inherits:
             self._disks.restore_disks(successor, primary.disk_state_to_store())
         primary.trackers, primary.restored_disks = {}, {}
         self._store.reassign(kept, successor.vm, successor.owner)
         self._run_states.on_attached(successor)
-        successor.collectors_to_poll |= {"block", "nodes"} if primary.gone_at is None else EMPTY_SET
+        successor.collectors_to_poll |= {"block", "nodes"} if primary.detached_at is None else EMPTY_SET
         yield from self._store.resolve(ended, time_ns, reason)
         if has_ended:
             self._processes.remove(primary)
@@ -73,10 +73,10 @@ class SharedUuidAlerts:
             data = {"help": UUID_CLASH_HELP, "monitors": monitors}
             if self._store.find(primary.owner, "uuid_clash") is None:
                 yield from self._store.fire(primary.alert("uuid_clash", "", Severity.ERROR, now_ns, data))
-        elif len(states) < 2 or self._processes.is_unique(uuid):
+        elif len(states) < 2 or self._processes.is_uuid_unique(uuid):
             alerts = (self._store.find(state.owner, "uuid_clash") for state in states)
             yield from self._store.resolve((alert for alert in alerts if alert is not None), now_ns, "uuid_unique")
-        if len(self._processes.running(uuid)) > 1:
+        if len(self._processes.running_processes(uuid)) > 1:
             for state in states:
                 state.collectors_to_poll |= {"runstate"}
 
@@ -87,6 +87,6 @@ def _is_still_true(alert: Alert, primary: VmProcessState, *, has_ended: bool) ->
         return True  # the disks are as full as before
     if has_ended:
         return False
-    if primary.gone_at is not None:
+    if primary.detached_at is not None:
         return True  # both may be the same process on two monitors; its run state will resolve the alert
     return not alert.status  # the stopped guest is gone, or it runs in the successor now

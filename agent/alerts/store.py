@@ -11,7 +11,7 @@ AlertKey = tuple[str, str, str]
 """An alert's name, subject and level."""
 
 
-CUSTOM = "custom"
+CUSTOM_TYPE = "custom"
 """Last part of the record type of all custom alerts: `qemu.alert.custom`."""
 
 
@@ -94,7 +94,7 @@ class Alert:
             data["level"] = self.level
         data |= {**self.data, **extra}
         severity = self.severity if state == "firing" else Severity.INFO
-        record_type = f"qemu.alert.{CUSTOM if self.custom else self.name}"
+        record_type = f"qemu.alert.{CUSTOM_TYPE if self.custom else self.name}"
         return Record(record_type, self.vm, data, time_ns, self.subject, severity)
 
 
@@ -111,12 +111,12 @@ class AlertStore:
     Attributes:
         resolving_events: Names of the events that may resolve a firing alert.
         suppressed: How often an alert could not fire, or a condition could not be stored, because its process had too many of them.
-        adjust: Applies the config's overrides to an alert before the alert fires. Returns None if the config mutes the alert.
+        apply_override: Applies the config's overrides to an alert before the alert fires. Returns None if the config mutes the alert.
     """
 
     def __init__(self) -> None:
         self.suppressed = 0
-        self.adjust: Callable[[Alert], Alert | None] = lambda alert: alert
+        self.apply_override: Callable[[Alert], Alert | None] = lambda alert: alert
         self._firing: dict[int, dict[AlertKey, Alert]] = {}  # by owner
         self.resolving_events: set[str] = set()
 
@@ -153,7 +153,7 @@ class AlertStore:
         If the config mutes the alert, store it as muted and yield nothing. If the alert is stored already, yield nothing and replace its
         data, unless the stored alert has a newer `seen_ns`. If the process has `MAX_SUBJECT_ALERTS`, ignore a new alert with a subject.
         """
-        adjusted = self.adjust(alert)
+        adjusted = self.apply_override(alert)
         alert = replace(adjusted or alert, muted=adjusted is None)
         self.resolving_events |= alert.resolved_by
         seen_ns = alert.seen_ns or alert.since_ns
@@ -172,7 +172,7 @@ class AlertStore:
     def apply_overrides(self, alerts: Iterable[Alert], time_ns: int) -> Iterator[Record]:
         """Apply a new config: resolve and mute the alerts that the config mutes, and fire the alerts that the config no longer mutes."""
         for alert in list(alerts):
-            adjusted = self.adjust(replace(alert, muted=False))
+            adjusted = self.apply_override(replace(alert, muted=False))
             if (adjusted is None) is not alert.muted:
                 changed = replace(adjusted or alert, muted=adjusted is None)
                 self._put(changed)

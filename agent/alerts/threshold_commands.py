@@ -1,6 +1,6 @@
 """The commands that set the write thresholds of disks, and the collectors to poll before these commands. Pure."""
 
-from agent.alerts.disk_space_alerts import DiskAlerts
+from agent.alerts.disk_alerts import DiskAlerts
 from agent.alerts.process_state import EMPTY_SET
 from agent.alerts.processes import ProcessRegistry
 from agent.model.record import Vm
@@ -22,18 +22,18 @@ class ThresholdCommands:
         names, state.collectors_to_poll = state.collectors_to_poll, EMPTY_SET
         return names
 
-    def has_pending(self, vm: Vm) -> bool:
+    def has_pending_commands(self, vm: Vm) -> bool:
         """Return whether `pending` may return commands."""
-        state = self._processes.find_evaluated(vm)
+        state = self._processes.find_active(vm)
         return state is not None and bool(state.slots_read)
 
-    def pending(self, vm: Vm) -> list[tuple[str, Command]]:
+    def pending_commands(self, vm: Vm) -> list[tuple[str, Command]]:
         """Return the commands that set thresholds now, each with its device. After this call, these thresholds count as set."""
-        state = self._processes.find_evaluated(vm)
+        state = self._processes.find_active(vm)
         return self._disks.pending_commands(state) if state is not None else []
 
-    def on_done(self, vm: Vm, device: str, *, done: bool) -> None:
+    def on_command_done(self, vm: Vm, device: str, *, done: bool) -> None:
         """Handle the outcome of the command that set a disk's threshold; `done` is whether QEMU confirmed it."""
-        state = self._processes.find_evaluated(vm)
+        state = self._processes.find_active(vm)
         if state is not None:
             self._disks.on_command_done(state, device, done=done)

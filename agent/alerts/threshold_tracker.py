@@ -20,7 +20,7 @@ from agent.alerts.disk_types import (
     ThresholdPolicy,
 )
 from agent.alerts.disk_usage import DiskUsage
-from agent.alerts.levels import MAX_SIZE_BYTES, Level, LevelInBytes, levels_to_bytes
+from agent.alerts.levels import MAX_SIZE_BYTES, DiskAlertLevel, LevelInBytes, levels_to_bytes
 from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.write_threshold_slot import NodeThreshold, WriteThresholdSlot, WriteThresholdState
 
@@ -47,7 +47,7 @@ class ThresholdTracker:
     shown_limit: int = 0
     _exceeded: frozenset[str] = frozenset()
     # A cache of the last resolution: the limit, the config's levels, whether all levels apply, and the result.
-    _cached_levels: tuple[tuple[int, tuple[Level, ...], bool], tuple[LevelInBytes, ...]] = ((0, (), False), ())
+    _cached_levels: tuple[tuple[int, tuple[DiskAlertLevel, ...], bool], tuple[LevelInBytes, ...]] = ((0, (), False), ())
     _last_poll_inputs: object = (
         None  # inputs of the last poll; None if that poll crossed a level or requires a poll of the layers
     )

@@ -43,7 +43,7 @@ class WriteThresholdState(StrEnum):
     """The slot is empty, and QEMU refused the agent's commands. The agent sets no threshold until the storage node changes."""
 
 
-class WriteThresholdStateInput(StrEnum):
+class WriteThresholdInput(StrEnum):
     """An input of the state machine: a read of the slot, a command or an event."""
 
     READ_EMPTY = "read_empty"
@@ -60,25 +60,25 @@ class WriteThresholdStateInput(StrEnum):
 
 
 _READS = {
-    WriteThresholdStateInput.READ_EMPTY: WriteThresholdState.EMPTY,
-    WriteThresholdStateInput.READ_OURS: WriteThresholdState.OURS,
-    WriteThresholdStateInput.READ_FOREIGN: WriteThresholdState.FOREIGN,
-    WriteThresholdStateInput.READ_REFUSED: WriteThresholdState.REFUSED,
+    WriteThresholdInput.READ_EMPTY: WriteThresholdState.EMPTY,
+    WriteThresholdInput.READ_OURS: WriteThresholdState.OURS,
+    WriteThresholdInput.READ_FOREIGN: WriteThresholdState.FOREIGN,
+    WriteThresholdInput.READ_REFUSED: WriteThresholdState.REFUSED,
 }
 
-WRITE_THRESHOLD_TRANSITIONS: Mapping[WriteThresholdState, Mapping[WriteThresholdStateInput, WriteThresholdState]] = (
+WRITE_THRESHOLD_TRANSITIONS: Mapping[WriteThresholdState, Mapping[WriteThresholdInput, WriteThresholdState]] = (
     MappingProxyType(
         {
-            WriteThresholdState.UNREAD: _READS | {WriteThresholdStateInput.FAIL: WriteThresholdState.UNKNOWN},
+            WriteThresholdState.UNREAD: _READS | {WriteThresholdInput.FAIL: WriteThresholdState.UNKNOWN},
             WriteThresholdState.EMPTY: _READS
             | {
-                WriteThresholdStateInput.SEND: WriteThresholdState.OURS,
-                WriteThresholdStateInput.FAIL: WriteThresholdState.UNKNOWN,
+                WriteThresholdInput.SEND: WriteThresholdState.OURS,
+                WriteThresholdInput.FAIL: WriteThresholdState.UNKNOWN,
             },
             WriteThresholdState.OURS: _READS
             | {
-                WriteThresholdStateInput.FIRE: WriteThresholdState.EMPTY,
-                WriteThresholdStateInput.FAIL: WriteThresholdState.UNKNOWN,
+                WriteThresholdInput.FIRE: WriteThresholdState.EMPTY,
+                WriteThresholdInput.FAIL: WriteThresholdState.UNKNOWN,
             },
             WriteThresholdState.FOREIGN: {},
             WriteThresholdState.UNKNOWN: _READS,
@@ -135,19 +135,15 @@ class WriteThresholdSlot:
         self.threshold = (node, value) if self.state is WriteThresholdState.OURS else None
         return before is not None and before[0] == node and before != self.threshold and not was_unknown
 
-    def _classify_read(self, node: str, value: int, *, is_level: bool) -> WriteThresholdStateInput:
+    def _classify_read(self, node: str, value: int, *, is_level: bool) -> WriteThresholdInput:
         if not value:
             refused = self._refusals.get(node, 0) >= MAX_REFUSALS
-            return WriteThresholdStateInput.READ_REFUSED if refused else WriteThresholdStateInput.READ_EMPTY
-        return (
-            WriteThresholdStateInput.READ_OURS
-            if is_level or self.owns(node, value)
-            else WriteThresholdStateInput.READ_FOREIGN
-        )
+            return WriteThresholdInput.READ_REFUSED if refused else WriteThresholdInput.READ_EMPTY
+        return WriteThresholdInput.READ_OURS if is_level or self.owns(node, value) else WriteThresholdInput.READ_FOREIGN
 
     def on_send(self, node: str, value: int) -> None:
         """Store a threshold whose command is about to be sent, and count the threshold as set from now on."""
-        self._change_state(WriteThresholdStateInput.SEND)
+        self._change_state(WriteThresholdInput.SEND)
         self.threshold = (node, value)
         earlier = [own for own in self._own_thresholds if own != self.threshold]
         self._own_thresholds = [*earlier, self.threshold][-MAX_OWN_THRESHOLDS:]
@@ -158,15 +154,15 @@ class WriteThresholdSlot:
             self._refusals.pop(node, None)
         else:
             self._refusals[node] = self._refusals.get(node, 0) + 1
-            self._change_state(WriteThresholdStateInput.FAIL)
+            self._change_state(WriteThresholdInput.FAIL)
 
     def on_fired(self, node: str, value: int) -> None:
         """Handle the event of the agent's own threshold. In state UNREAD, do nothing: the next read then reports the event as missed."""
         if self.threshold == (node, value) and self.state is not WriteThresholdState.UNREAD:
             self.threshold = None
-            self._change_state(WriteThresholdStateInput.FIRE)
+            self._change_state(WriteThresholdInput.FIRE)
 
-    def _change_state(self, slot_input: WriteThresholdStateInput) -> None:
+    def _change_state(self, slot_input: WriteThresholdInput) -> None:
         self.state = WRITE_THRESHOLD_TRANSITIONS[self.state].get(slot_input, self.state)
 
     def state_to_store(self) -> dict[str, Any]:

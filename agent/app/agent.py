@@ -19,7 +19,7 @@ from agent.app.builders import (
     session_settings,
 )
 from agent.app.dispatcher import SessionDispatcher
-from agent.app.endpoint_view import EndpointView
+from agent.app.endpoint_source import AgentEndpointSource
 from agent.app.guest_dispatcher import GuestDispatcher
 from agent.app.hang_detector import HangDetector
 from agent.app.health import AgentHealth, HealthLimits
@@ -46,12 +46,12 @@ from agent.delivery.sinks.base import Sink
 from agent.exposition.series_limits import SeriesLimits
 from agent.exposition.snapshot import Snapshot
 from agent.guest.manager import GuestAgentManager
-from agent.host.pools.libvirt import LibvirtSource, LibvirtStoragePool
-from agent.host.pools.lvm_thin import LvmThinSource
-from agent.host.pools.report import ReportFile
-from agent.host.pools.zfs import ZfsSource
+from agent.host.pools.libvirt import LibvirtPoolSource, LibvirtStoragePool
+from agent.host.pools.lvm_thin import LvmThinPoolSource
+from agent.host.pools.storage_report import StorageReportFile
+from agent.host.pools.zfs import ZfsPoolSource
 from agent.http.web_config import EndpointError
-from agent.runtime.gc import scheduled_collection
+from agent.runtime.gc import scheduled_garbage_collection
 from agent.runtime.logging import configure_logging
 from agent.runtime.systemd import SystemdNotifier
 from agent.session.api import SessionContext
@@ -92,8 +92,8 @@ class Agent:
         self.lifecycle = AgentLifecycle(
             lambda: self.config, self.publisher, self.snapshot, self.alerts.engine.store, self.metrics
         )
-        self.states = self._build_state_publisher(config, pools)
-        self.reload = ConfigReloader()
+        self.state_publisher = self._build_state_publisher(config, pools)
+        self.reloader = ConfigReloader()
         self.hang_detector = HangDetector()
         self.guests = GuestAgentManager(
             config.guest_agent, GuestDispatcher(self.publisher, self.snapshot, self.alerts, self.metrics)
@@ -101,19 +101,19 @@ class Agent:
         self.io_stalls = IoStallWatcher(self.snapshot)
         self.observer = self._build_observer()
         self.health = self._build_health()
-        self.view = EndpointView(
+        self.endpoint_source = AgentEndpointSource(
             config.host,
             self.snapshot,
             self.publisher,
             self.alerts,
             self.metrics,
             self.health,
-            self.states,
+            self.state_publisher,
             self.histograms.histograms,
         )
-        self.endpoint = self.health.endpoint = build_endpoint(self.view, config)
+        self.endpoint = self.health.endpoint = build_endpoint(self.endpoint_source, config)
         self._register_metrics()
-        self.watching: asyncio.Task[None]
+        self.watch_task: asyncio.Task[None]
         """The task that watches VMs until it is cancelled or fails."""
         self._context = self._build_context(config)
         self._supervisors: SupervisorGroup
@@ -131,7 +131,7 @@ class Agent:
             self.hang_detector,
             self.guests,
             self.io_stalls,
-            self.states,
+            self.state_publisher,
             self.histograms,
         )
 
@@ -140,23 +140,23 @@ class Agent:
             lambda: self.config,
             self.snapshot,
             self.publisher.delivery,
-            self.reload,
+            self.reloader,
             self.hang_detector,
             self.alerts.engine.store,
             self._limits,
         )
 
     def _build_storage_poller(self, config: Config, pools: PoolRegistry) -> PoolPoller:
-        report = ReportFile()
-        thin_pools = LvmThinSource(report)
+        report = StorageReportFile()
+        thin_pools = LvmThinPoolSource(report)
         return PoolPoller(
             config.host,
             self.publisher.publish,
             self.snapshot,
             pools,
             self.alerts,
-            sources=(thin_pools, ZfsSource(report)),
-            fallback=LibvirtSource(self._storage_pools),
+            sources=(thin_pools, ZfsPoolSource(report)),
+            fallback=LibvirtPoolSource(self._storage_pools),
             thin_pool_free=thin_pools.thin_pool_free,
             interval=config.intervals.storage,
         )
@@ -164,7 +164,7 @@ class Agent:
     def _build_context(self, config: Config) -> SessionContext:
         gate, io_stalls = self.storage.gate, self.io_stalls
         context = SessionContext(session_settings(config), thresholds=self.thresholds, storage=gate)
-        context.histograms = self.histograms.if_enabled
+        context.histograms = self.histograms.controller_if_enabled
         gate.schedule_collectors = io_stalls.schedule_collectors = context.schedule_collectors
         gate.is_io_suspect, io_stalls.on_change = io_stalls.is_suspect, gate.on_change
         return context
@@ -177,12 +177,12 @@ class Agent:
             AlertMetrics(self.alerts.engine.store),
             LatencyHistogramMetrics(self.histograms),
             AlertmanagerMetrics(lambda: self.health.alertmanager),
-            ConfigReloadMetrics(self.reload),
+            ConfigReloadMetrics(self.reloader),
             HttpEndpointMetrics(self.endpoint),
             AgentLifecycleMetrics(self.lifecycle),
         )
-        if self.states is not None:
-            self.metrics.register(StateMetrics(self.states))
+        if self.state_publisher is not None:
+            self.metrics.register(StateMetrics(self.state_publisher))
 
     def _build_state_publisher(self, config: Config, pools: PoolRegistry) -> StatePublisher | None:
         """Return the publisher of the state topic; None if there is no such topic."""
@@ -191,7 +191,7 @@ class Agent:
         sources = StateSources(config.host, self.snapshot, self.alerts.engine.store, pools, self.lifecycle.run_fields)
         states = StatePublisher(sources, self.publisher)
         self.alerts.on_record = states.on_alert
-        self.snapshot.on_replaced = states.on_samples
+        self.snapshot.on_samples_replaced = states.on_samples
         return states
 
     @contextlib.asynccontextmanager
@@ -211,12 +211,12 @@ class Agent:
             self.lifecycle.on_started()
             self.alerts.restore()
             self.histograms.restore()
-            self.watching = asyncio.create_task(self._run_tasks(read or (lambda: self.config)), name="watch")
+            self.watch_task = asyncio.create_task(self._run_tasks(read or (lambda: self.config)), name="watch")
             try:
                 yield url
             finally:
-                has_failed = self.watching.done()
-                await _cancel(self.watching)  # when a session ends, it publishes a `detached` record
+                has_failed = self.watch_task.done()
+                await _cancel(self.watch_task)  # when a session ends, it publishes a `detached` record
                 if not has_failed:
                     self.lifecycle.on_stopping()
                     self.publisher.store_sequences()
@@ -233,20 +233,20 @@ class Agent:
             tasks.create_task(self._run_alert_loop(), name="alert loop")
             tasks.create_task(self.lifecycle.run(), name="heartbeat")
             tasks.create_task(self.publisher.store_run_id(), name="run id")
-            if self.states is not None:
-                self.states.restore(self.publisher.delivery.stored_entries)
-                tasks.create_task(self.states.run(), name="states")
+            if self.state_publisher is not None:
+                self.state_publisher.restore(self.publisher.delivery.stored_entries)
+                tasks.create_task(self.state_publisher.run(), name="states")
             tasks.create_task(self.storage.run(), name="storage")
             tasks.create_task(self.host_resources.run(), name="host")
             tasks.create_task(
                 self._context.virtual_function_counters.run(lambda: self.config.intervals.poll), name="VF counters"
             )
-            tasks.create_task(self.reload.run(self, read), name="reload")
+            tasks.create_task(self.reloader.run(self, read), name="reload")
             self._replace_alertmanager_task()
 
     async def _stop_state_publisher(self) -> None:
-        if self.states is not None and not self.publisher.delivery.supervisor.failing:
-            await self.states.stop(self.config.timeouts.shutdown * STATE_STOP_SHARE)
+        if self.state_publisher is not None and not self.publisher.delivery.supervisor.failing:
+            await self.state_publisher.stop(self.config.timeouts.shutdown * STATE_STOP_SHARE)
 
     def _replace_alertmanager_task(self) -> None:
         """Stop the Alertmanager client. If the current config has an Alertmanager, start a new client."""
@@ -261,22 +261,22 @@ class Agent:
             self._alertmanager = self._tasks.create_task(run, name="alertmanager")
         self.health.alertmanager = client
 
-    def apply(self, config: Config) -> None:
+    def apply_config(self, config: Config) -> None:
         """Apply the sections of a new config that can change while the agent runs: `LIVE_SECTIONS` in agent/config/reload.py."""
         before, self.config = self.config, config
         configure_logging(config.log.level, config.log.format)
-        self._context.apply(session_settings(config))
+        self._context.replace_settings(session_settings(config))
         self.histograms.histograms.boundaries = config.allow.latency_histograms
-        self._context.histograms = self.histograms.if_enabled
+        self._context.histograms = self.histograms.controller_if_enabled
         self.storage.interval = config.intervals.storage
         self.host_resources.interval = config.intervals.host
         self.snapshot.limits = SeriesLimits(**config.limits.model_dump())
         if before.alerts != config.alerts:
-            self.alerts.set_policy(config.alerts)
+            self.alerts.apply_config(config.alerts)
         if before.guest_agent != config.guest_agent:
-            self.guests.apply(config.guest_agent)
+            self.guests.apply_config(config.guest_agent)
         if before.alerts.pools != config.alerts.pools:
-            self.storage.pool_alerts.set_policy(config.alerts.pools)
+            self.storage.pool_alerts.apply_config(config.alerts.pools)
         if before.alerts.alertmanager != config.alerts.alertmanager:
             self._replace_alertmanager_task()
         self._discovery.set_discoverers(build_discoverers(config))
@@ -324,8 +324,8 @@ async def run(config: Config, read: Callable[[], Config]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     agent = Agent(config)
-    loop.add_signal_handler(signal.SIGHUP, agent.reload.requested.set)
-    with scheduled_collection():
+    loop.add_signal_handler(signal.SIGHUP, agent.reloader.reload_requested.set)
+    with scheduled_garbage_collection():
         await _run_until(stop, agent, read)
 
 
@@ -337,10 +337,10 @@ async def _run_until(stop: asyncio.Event, agent: Agent, read: Callable[[], Confi
         watchdog = notifier.keep_notifying(agent.health.hang_reason, agent.health.summary)
         notifying = asyncio.create_task(watchdog, name="systemd notifications")
         stopped = asyncio.ensure_future(stop.wait())
-        await asyncio.wait({stopped, agent.watching}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({stopped, agent.watch_task}, return_when=asyncio.FIRST_COMPLETED)
         await _cancel(notifying)
         notifier.notify(STOPPING="1")
         if not stopped.cancel():
             _log.info("agent: stopping")
         else:
-            agent.watching.result()  # raise the task's error: only a bug ends this task, so the process must end
+            agent.watch_task.result()  # raise the task's error: only a bug ends this task, so the process must end

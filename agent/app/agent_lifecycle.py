@@ -20,8 +20,8 @@ from agent.app.self_metrics import SelfMetrics
 from agent.config.model import Config
 from agent.delivery.queue import RecordQueue
 from agent.exposition.snapshot import Snapshot
-from agent.model.agent_lifecycle import HEARTBEAT, STARTED, STOPPING
 from agent.model.family import Family
+from agent.model.lifecycle_records import HEARTBEAT, STARTED, STOPPING
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import Record, Vm
@@ -174,7 +174,7 @@ def _sort_key_of_id(record_id: str) -> tuple[str, int]:
 
 def _queue_fields(queue: RecordQueue) -> dict[str, Any]:
     fields: dict[str, Any] = {f"{queue.name}_waiting_records": len(queue)}
-    if (oldest_ns := queue.oldest_waiting_ns()) is not None:
+    if (oldest_ns := queue.oldest_record_time_ns()) is not None:
         fields[f"{queue.name}_oldest_waiting_timestamp_seconds"] = oldest_ns / 1e9
     if queue.last_delivered_id:
         fields[f"{queue.name}_last_delivered_id"] = queue.last_delivered_id

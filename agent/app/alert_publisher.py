@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 
 from agent.alerts.alertmanager_request import AlertmanagerRequests
-from agent.alerts.engine import AlertEngine, PendingAlert
+from agent.alerts.engine import AlertChange, AlertEngine
 from agent.alerts.pool_alerts import PoolAlerts
 from agent.alerts.pool_usage import PoolRegistry
 from agent.app.builders import (
@@ -23,7 +23,7 @@ from agent.app.builders import (
     pool_policy,
     threshold_policy,
 )
-from agent.app.causation import CausationIdLookup, no_cause
+from agent.app.causation import CausationIdLookup, unknown_cause
 from agent.app.publisher import RecordPublisher
 from agent.config.model import AlertsConfig
 from agent.model.family import Family, Sample
@@ -64,16 +64,20 @@ class AlertPublisher:
             device_identity_of,
         )
         self.pools = PoolAlerts(
-            host, self.engine.store, pools, partial(pool_policy, config.pools), self.engine.disk_lookup.growers
+            host,
+            self.engine.store,
+            pools,
+            partial(pool_policy, config.pools),
+            self.engine.disk_lookup.fastest_growing_disks,
         )
-        self.engine.conditions.samples.pools_of_disk = pools.pools_of_disk
+        self.engine.rules.samples.pools_of_disk = pools.pools_of_disk
         self.engine.set_guest_policy(guest_alert_policy(config))
-        self.engine.set_overrides(alert_overrides(config), [alert.to_row() for alert in config.custom])
+        self.engine.set_overrides(alert_overrides(config), [alert.to_alert_row() for alert in config.custom])
         self.requests = AlertmanagerRequests(host, time.time())
         self.changed = asyncio.Event()
         self.on_record: Callable[[Record], None] = lambda _record: None
         self._publisher = publisher
-        self.cause_of: CausationIdLookup = no_cause
+        self.cause_of: CausationIdLookup = unknown_cause
 
     @contextlib.contextmanager
     def caused_by(self, cause_of: CausationIdLookup) -> Iterator[None]:
@@ -82,7 +86,7 @@ class AlertPublisher:
         try:
             yield
         finally:
-            self.cause_of = no_cause
+            self.cause_of = unknown_cause
 
     def restore(self) -> None:
         """Restore the alerts of the previous run from the journal."""
@@ -90,13 +94,13 @@ class AlertPublisher:
         self.engine.persistence.restore(entries, time.monotonic())
         self.pools.restore(entries, time.time())
 
-    def set_policy(self, config: AlertsConfig) -> None:
+    def apply_config(self, config: AlertsConfig) -> None:
         """Apply a new config to the alerts of all disks and guests."""
-        self.engine.set_policy(partial(threshold_policy, config.disks))
+        self.engine.set_threshold_policy(partial(threshold_policy, config.disks))
         self.engine.set_guest_policy(guest_alert_policy(config))
-        self.engine.set_overrides(alert_overrides(config), [alert.to_row() for alert in config.custom])
+        self.engine.set_overrides(alert_overrides(config), [alert.to_alert_row() for alert in config.custom])
 
-    def on_event(self, record: Record, id_of_event: CausationIdLookup = no_cause) -> None:
+    def on_event(self, record: Record, id_of_event: CausationIdLookup = unknown_cause) -> None:
         """Update the alerts after an event.
 
         Args:
@@ -114,14 +118,14 @@ class AlertPublisher:
             self.publish(self.engine.on_attached(record.vm, record.time_ns, record.data.get("pid")))
         elif change in (VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT):
             permanently = ended_permanently(change, record)
-            gone = self.engine.on_gone(record.vm, time.monotonic(), permanently=permanently, time_ns=record.time_ns)
+            gone = self.engine.on_detached(record.vm, time.monotonic(), permanently=permanently, time_ns=record.time_ns)
             self.publish(gone)
 
     def on_block_samples(
         self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
     ) -> Sequence[Sample]:
         """Update the alerts after a poll of disks. Return the `block_space` samples of the VM."""
-        pending, spaces = self.engine.on_samples(vm, samples, time.monotonic(), time_ns, families=families)
+        pending, spaces = self.engine.on_disk_samples(vm, samples, time.monotonic(), time_ns, families=families)
         self.publish(pending)
         return spaces
 
@@ -151,16 +155,16 @@ class AlertPublisher:
     def on_guest_samples(self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Update the alerts after a query of a guest agent."""
         self.publish(self.engine.on_guest_samples(vm, families, samples, time_ns))
-        self.on_samples(vm, families, samples, time_ns)
+        self.on_rule_samples(vm, families, samples, time_ns)
 
     def on_guest_queries_disabled(self, vm: Vm, time_ns: int) -> None:
         """Resolve the guest-agent alerts of a guest that is no longer queried."""
         self.publish(self.engine.on_guest_queries_disabled(vm, time_ns))
 
-    def on_samples(self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int) -> None:
+    def on_rule_samples(self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Evaluate the alert rules on samples, built-in and custom, after a poll."""
-        if not self.engine.conditions.samples.families.isdisjoint(families):
-            self.publish(self.engine.on_condition_samples(vm, families, samples, time_ns))
+        if not self.engine.rules.samples.families.isdisjoint(families):
+            self.publish(self.engine.on_rule_samples(vm, families, samples, time_ns))
 
     async def tick(self) -> None:
         """Update the alerts that depend on time, and store the changed persistent entries. Call this about once a second."""
@@ -175,7 +179,7 @@ class AlertPublisher:
         # One transaction stores all entries.
         await asyncio.gather(*(self._publisher.persist_entry(entry) for entry in entries))
 
-    def publish(self, pending: Sequence[PendingAlert]) -> None:
+    def publish(self, pending: Sequence[AlertChange]) -> None:
         """Publish and log alerts. The journal stores each alert and its persistent entry in one transaction."""
         for alert in pending:
             record = alert.record._replace(causation_id=self.cause_of(alert.record))

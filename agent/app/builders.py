@@ -6,7 +6,7 @@ from pathlib import Path
 
 from agent.alerts.disk_types import ThresholdMode, ThresholdPolicy
 from agent.alerts.guest_policy import GuestAlertPolicy
-from agent.alerts.levels import Level, parse_level
+from agent.alerts.levels import DiskAlertLevel, parse_disk_level
 from agent.alerts.overrides import AlertOverrides
 from agent.alerts.pool_levels import PoolPolicy, parse_pool_level
 from agent.alerts.pool_usage import PoolUsage
@@ -20,7 +20,7 @@ from agent.delivery.sinks import factory
 from agent.delivery.sinks.base import Sink
 from agent.host.block_device import device_identity, device_size
 from agent.host.qemu_processes import pid_if_qemu
-from agent.http.handlers import AgentView, create_application
+from agent.http.handlers import EndpointSource, create_application
 from agent.http.server import HttpEndpoint
 from agent.model.record import Vm
 from agent.monitors import Discoverer
@@ -49,20 +49,20 @@ def threshold_policy(config: DiskAlertsConfig, vm: Vm, disk: str) -> ThresholdPo
             break
     if mode is ThresholdMode.ARM and VDSM_DIRECTORY.exists():
         mode = ThresholdMode.OBSERVE
-    return ThresholdPolicy(mode, tuple(map(parse_level, levels)), config.hysteresis / 100)
+    return ThresholdPolicy(mode, tuple(map(parse_disk_level, levels)), config.hysteresis / 100)
 
 
 def guest_alert_policy(config: AlertsConfig) -> GuestAlertPolicy:
     """Return the limits of the guest-agent alerts."""
 
-    def levels(vm: Vm, mountpoint: str) -> Sequence[Level]:
+    def levels(vm: Vm, mountpoint: str) -> Sequence[DiskAlertLevel]:
         for entry in filesystems.overrides:
             if fnmatchcase(mountpoint, entry.mountpoint) and matches_vm(entry.vm, vm.name, vm.uuid):
-                return tuple(map(parse_level, entry.levels))
+                return tuple(map(parse_disk_level, entry.levels))
         return defaults
 
     filesystems, guests = config.guest_filesystems, config.guests
-    defaults = tuple(map(parse_level, filesystems.levels))
+    defaults = tuple(map(parse_disk_level, filesystems.levels))
     return GuestAlertPolicy(levels, filesystems.hysteresis / 100, guests.max_frozen_time, guests.max_clock_offset)
 
 
@@ -109,7 +109,7 @@ def session_settings(config: Config) -> SessionSettings:
         changes.add(QemuChange.MIGRATION_EVENTS)
     if config.allow.virtio_queues:
         changes.add(QemuChange.VIRTIO_QUEUES)
-    changes.update(*(entry.changes for entry in config.monitors))
+    changes.update(*(entry.qemu_changes for entry in config.monitors))
     return SessionSettings(
         host=config.host,
         changes=frozenset(changes),
@@ -139,7 +139,7 @@ def build_sink(config: Config) -> Sink:
         raise StartError(error.strerror or str(error)) from error
 
 
-def build_endpoint(view: AgentView, config: Config) -> HttpEndpoint:
+def build_endpoint(source: EndpointSource, config: Config) -> HttpEndpoint:
     """Return the HTTP endpoint.
 
     Raises:
@@ -150,7 +150,7 @@ def build_endpoint(view: AgentView, config: Config) -> HttpEndpoint:
         path = expand_secret_path(web.config_file) if web.config_file is not None else None
     except OSError as error:
         raise StartError(error.strerror or str(error)) from error
-    return HttpEndpoint(create_application(view), web.listen_address, path)
+    return HttpEndpoint(create_application(source), web.listen_address, path)
 
 
 def delivery_settings(config: Config) -> DeliverySettings:

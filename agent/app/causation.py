@@ -15,7 +15,7 @@ _END_EVENTS: Final = {"qemu.event.shutdown": "shutdown", "qemu.event.migration":
 """Types of the events that cause later records."""
 
 
-def no_cause(_record: Record) -> str:
+def unknown_cause(_record: Record) -> str:
     """Return an empty id, because the cause is unknown."""
     return ""
 
@@ -42,7 +42,7 @@ class CausationIds:
         # By VM and kind of event: status and record id of the newest event.
         self._end_events: dict[Vm, dict[str, tuple[str, str]]] = {}
 
-    def on_published(self, event: Record, record_id: str) -> None:
+    def on_event_published(self, event: Record, record_id: str) -> None:
         """Store the record id of a published event."""
         self._newest_event = event, record_id
         if (kind := _END_EVENTS.get(event.type)) is not None:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from agent.app.alert_publisher import AlertPublisher, ended_permanently
-from agent.app.causation import CausationIds, PublishedSamples, no_cause
+from agent.app.causation import CausationIds, PublishedSamples, unknown_cause
 from agent.app.hang_detector import HangDetector
 from agent.app.image_pool_finder import STORAGE_FAMILIES
 from agent.app.io_stall_watcher import IoStallWatcher
@@ -15,7 +15,7 @@ from agent.app.self_metrics import SelfMetrics
 from agent.app.state_publisher import StatePublisher
 from agent.exposition.snapshot import Snapshot
 from agent.guest.manager import REACHABILITY_FAMILIES, GuestAgentManager
-from agent.model.event_row import Category
+from agent.model.event_definition import Category
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.block_layers import BLOCK_LAYER
@@ -60,7 +60,7 @@ def store_and_publish(
 
     Samples of on-change families are published only if their values have changed.
     """
-    changed = [s for s in samples if not (s.family.on_change and snapshot.stored_values(vm, s) == s.values)]
+    changed = [s for s in samples if not (s.family.on_change and snapshot.values_of(vm, s) == s.values)]
     snapshot.replace_samples(vm, families, samples, time_ns)
     return PublishedSamples(changed, publisher.publish_samples(vm, changed, time_ns) if changed else ())
 
@@ -98,7 +98,7 @@ class SessionDispatcher:
         event = record
         if record.data["category"] == _BLOCK and record.subject:
             record = record._replace(subject=self._alerts.engine.disk_lookup.subject_of(record))
-        self._causes.on_published(event, self._publisher.publish(record))
+        self._causes.on_event_published(event, self._publisher.publish(record))
         self._snapshot.count_event(record)
 
     def on_event_read(self, event: Record) -> None:
@@ -118,7 +118,7 @@ class SessionDispatcher:
         with self._alerts.caused_by(lambda _alert: record_id):
             self._alerts.on_lifecycle(change, record)
         if self._states is not None and change in _DETACHING:
-            self._states.on_vm_gone(record.vm, permanently=ended_permanently(change, record))
+            self._states.on_vm_detached(record.vm, permanently=ended_permanently(change, record))
 
     def on_transition(self, record: Record) -> None:
         """Publish the record of a transition, such as the end of a migration."""
@@ -138,7 +138,7 @@ class SessionDispatcher:
         try:
             self._update_alerts(vm, families, samples, time_ns)
         finally:
-            self._alerts.cause_of = no_cause
+            self._alerts.cause_of = unknown_cause
         stalls = self._io_stalls.on_samples(vm, families, samples, time_ns)
         if stalls is not None:
             self._on_stalls(vm, stalls, time_ns)
@@ -147,7 +147,7 @@ class SessionDispatcher:
         """Publish the samples of stalled disks, and update their alerts."""
         published = store_and_publish(self._snapshot, self._publisher, vm, (BLOCK_STALL,), stalls, time_ns)
         with self._alerts.caused_by(published.cause_of):
-            self._alerts.on_samples(vm, (BLOCK_STALL,), stalls, time_ns)
+            self._alerts.on_rule_samples(vm, (BLOCK_STALL,), stalls, time_ns)
 
     def _update_alerts(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         if families[0].name.startswith("block"):
@@ -157,13 +157,18 @@ class SessionDispatcher:
             self._update_space(vm, spaces, time_ns)
         if not _VM_STATE_FAMILIES.isdisjoint(families):
             self._update_alerts_of_state(vm, families, samples, time_ns)
-        self._alerts.on_samples(vm, families, samples, time_ns)
+        self._alerts.on_rule_samples(vm, families, samples, time_ns)
 
     def _update_space(self, vm: Vm, spaces: Sequence[Sample], time_ns: int) -> None:
         """Store the `block_space` samples of a VM, and update their alerts. Do nothing if the list is the same object as before."""
         view, limits = self._snapshot.view_of(vm), self._snapshot.limits
-        has_conditions = BLOCK_SPACE in self._alerts.engine.conditions.samples.families
-        if view is not None and view.spaces is spaces and view.spaces_limits is limits and not has_conditions:
+        has_conditions = BLOCK_SPACE in self._alerts.engine.rules.samples.families
+        if (
+            view is not None
+            and view.space_samples is spaces
+            and view.space_samples_limits is limits
+            and not has_conditions
+        ):
             return
         stored = spaces
         if not self._snapshot.has_samples(vm, BLOCK_LAYER):  # the allocated bytes of the files may have changed
@@ -171,8 +176,8 @@ class SessionDispatcher:
         self._snapshot.replace_samples(vm, (BLOCK_SPACE,), stored, time_ns)
         if view is not None:
             is_complete = not view.dropped_subjects.get(BLOCK_SPACE.name)
-            view.spaces, view.spaces_limits = (spaces, limits) if is_complete else (None, None)
-        self._alerts.on_samples(vm, (BLOCK_SPACE,), stored, time_ns)
+            view.space_samples, view.space_samples_limits = (spaces, limits) if is_complete else (None, None)
+        self._alerts.on_rule_samples(vm, (BLOCK_SPACE,), stored, time_ns)
 
     def _update_alerts_of_state(
         self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int
@@ -186,10 +191,12 @@ class SessionDispatcher:
         if JOB in families:
             self._alerts.on_jobs(vm, samples, time_ns)
 
-    def on_samples_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
+    def on_poll_failed(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
         """Remove the families' last values from the snapshot. Alerts keep firing, because their causes may still exist."""
         if (view := self._snapshot.view_of(vm)) is not None:
-            view.spaces = None  # store the `block_space` samples again, because they may depend on these families
+            view.space_samples = (
+                None  # store the `block_space` samples again, because they may depend on these families
+            )
         self._snapshot.replace_samples(vm, families, (), time_ns)
 
     def on_status(self, status: MonitorStatus) -> None:
@@ -210,7 +217,7 @@ class SessionDispatcher:
             is_up, open_channel = status.state is MonitorState.UP, status.monitor.open_guest_channel
             self._guests.on_responsiveness_changed(vm, responsive=is_up, open_channel=open_channel)
         elif not self._snapshot.is_attached(vm):
-            self._guests.on_vm_gone(vm)
+            self._guests.on_vm_detached(vm)
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
         """Remove a monitor from the snapshot."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.model.record import Severity
-from agent.model.state import StateSubject
+from agent.model.state_records import StateSubject
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class EntityStateTable:
         return len(self._current)
 
     @property
-    def pending(self) -> int:
+    def pending_count(self) -> int:
         """Number of entities whose latest change is not written yet."""
         return len(self._pending) + len(self._in_flight)
 

@@ -29,7 +29,7 @@ class GuestDispatcher:
         with self._alerts.caused_by(published.cause_of):
             self._alerts.on_guest_samples(vm, families, samples, time_ns)
 
-    def on_guest_agent_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
+    def on_guest_samples_outdated(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
         """Remove the families' last values from the snapshot. Alerts keep firing, because their causes may still exist."""
         self._snapshot.replace_samples(vm, families, (), time_ns)
 

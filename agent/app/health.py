@@ -46,7 +46,7 @@ class AgentHealth:
         config: returns the config in use.
         snapshot: has the state of each monitor.
         delivery: has the state of the sink and the journal.
-        reload: has the outcome of the latest config reload.
+        reloader: has the outcome of the latest config reload.
         hang_detector: has the times of the latest progress.
         alerts: the firing alerts.
         limits: when the agent counts as hung, and a session as stuck.
@@ -58,7 +58,7 @@ class AgentHealth:
     config: Callable[[], Config]
     snapshot: Snapshot
     delivery: DeliveryPipeline
-    reload: ConfigReloader
+    reloader: ConfigReloader
     hang_detector: HangDetector
     alerts: AlertStore
     limits: HealthLimits
@@ -88,7 +88,7 @@ class AgentHealth:
         config_error = self.endpoint.config_error if self.endpoint is not None else None
         return [
             *self._no_monitor_warnings(),
-            *self.reload.warnings(),
+            *self.reloader.warnings(),
             *filter(None, [config_error]),
             *self.delivery.warnings(),
             *(self.alertmanager.warnings() if self.alertmanager is not None else ()),

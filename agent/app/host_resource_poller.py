@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 
 from agent.common.daemon_thread import CallWithTimeout
-from agent.exposition.host_sums import add_ratios, sum_vms
+from agent.exposition.host_sums import add_commitment_ratios, sum_vms
 from agent.exposition.resource_contention import ResourceContentionFinder
 from agent.exposition.snapshot import Snapshot
-from agent.host.host_resources import HostReading, read_host
+from agent.host.host_resources import HostReading, read_host_resources
 from agent.http.overview import run_in_steps
 from agent.model.family import Sample
 from agent.model.metrics.host_resources import HOST, HOST_HUGEPAGES
@@ -35,7 +35,7 @@ class HostResourcePoller:
         publish: Callable[[Record], str],
         snapshot: Snapshot,
         interval: float = 15.0,
-        read: Callable[[], HostReading] = read_host,
+        read: Callable[[], HostReading] = read_host_resources,
         read_seconds: float = READ_SECONDS,
     ) -> None:
         """Create a poller. Call `run` to start it.
@@ -70,10 +70,10 @@ class HostResourcePoller:
             return
         time_ns = time.time_ns()
         values = reading.values | sum_vms(self._snapshot.views())
-        add_ratios(values)
-        finder = ResourceContentionFinder(time_ns / 1e9, self._snapshot.host.get(POOL.name, {}))
+        add_commitment_ratios(values)
+        finder = ResourceContentionFinder(time_ns / 1e9, self._snapshot.host_samples.get(POOL.name, {}))
         await run_in_steps(self._add_vms(finder))
-        if contention := finder.result():
+        if contention := finder.contended_resources():
             values["contention"] = contention
         samples = [Sample(HOST, (), values)]
         samples += [Sample(HOST_HUGEPAGES, (size,), pool) for size, pool in reading.hugepages.items()]
@@ -84,11 +84,11 @@ class HostResourcePoller:
 
     def _add_vms(self, finder: ResourceContentionFinder) -> Iterator[None]:
         for vm, view in list(self._snapshot.views()):
-            finder.add(vm, view)
+            finder.add_vm(vm, view)
             yield
 
     def _remove_samples(self, family: str, present: set[str]) -> None:
-        subjects = self._snapshot.host.get(family, {})
+        subjects = self._snapshot.host_samples.get(family, {})
         for labels in [labels for labels in subjects if not labels or labels[0] not in present]:
             del subjects[labels]
 

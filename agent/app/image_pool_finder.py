@@ -8,7 +8,7 @@ from dataclasses import replace
 from agent.alerts.pool_usage import Image, ImagePlacement, images_of
 from agent.host.image_location import ImageLocator, MountTables
 from agent.host.pools.base import ImageLocation, Pool, PoolSource, UnknownPool
-from agent.host.pools.report import volume_name
+from agent.host.pools.storage_report import volume_name
 from agent.model.family import Family, Sample
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.metrics.identity import IDENTITY
@@ -176,7 +176,7 @@ class ImagePoolFinder:
             location for location in locations if isinstance(location, ImageLocation) and location.mount is not None
         ]
 
-    def place_paths(self, vm: Vm, locations: Sequence[ImageLocation]) -> None:
+    def use_files_as_images(self, vm: Vm, locations: Sequence[ImageLocation]) -> None:
         """Treat these files as the images of a VM until its first poll reports the images."""
         if vm not in self._images:
             images = [

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from agent.model.family import Sample, Values
+from agent.model.family import FieldValues, Sample
 from agent.model.metrics.block_stall import BLOCK_STALL
 
 IDLE_SECONDS: Final = 10.0
@@ -178,7 +178,7 @@ class IoStallDetector:
             elif time_ns > disk.queued_ns:
                 disk.signs[StallSign.QUEUES] = disk.queued_ns
 
-    def report(self, find_throttled: Callable[[], Collection[str]], time_ns: int) -> list[Sample]:
+    def stalled_samples(self, find_throttled: Callable[[], Collection[str]], time_ns: int) -> list[Sample]:
         """Return a sample for each stalled disk, and for each disk whose stall has ended since the last report.
 
         Args:
@@ -205,7 +205,7 @@ class IoStallDetector:
 
 def _stalled_sample(device: str, disk: IdleDisk, signs: Mapping[StallSign, int], time_ns: int) -> Sample:
     since_ns = min(signs.values())
-    values: Values = {
+    values: FieldValues = {
         "state": "stalled",
         "seconds": max(0, time_ns - since_ns) / 1e9,
         "since_timestamp_seconds": since_ns / 1e9,
@@ -218,11 +218,11 @@ def _stalled_sample(device: str, disk: IdleDisk, signs: Mapping[StallSign, int],
     return Sample(BLOCK_STALL, (device,), values)
 
 
-def _completed_requests(values: Values) -> float:
+def _completed_requests(values: FieldValues) -> float:
     return float(sum(values.get(name, 0) for name in COMPLETED))
 
 
-def _merged_requests(values: Values) -> float:
+def _merged_requests(values: FieldValues) -> float:
     """Return the number of merged requests. This is fast code, because each poll of an idle disk runs it."""
     reads, writes, unmaps, zone_appends = MERGED
     get = values.get

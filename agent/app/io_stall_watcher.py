@@ -12,14 +12,14 @@ from typing import Final
 
 from agent.app.io_stall_detector import COMPLETED, IDLE_SECONDS, MERGED, IoStallDetector, WaitingDiskThread
 from agent.exposition.snapshot import Snapshot, VmView
+from agent.host.blocked_threads import BlockedThread, find_blocked_threads
 from agent.host.process import ROOT, Process
-from agent.host.waiting_threads import WaitingThread, waiting_threads
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK, BLOCK_DEVICE
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.metrics.block_stall import VIRTIO_QUEUE
-from agent.model.metrics.host import IOTHREAD, PROCESS, VCPU
 from agent.model.metrics.runstate import RUNSTATE
+from agent.model.metrics.vm_process import IOTHREAD, PROCESS, VCPU
 from agent.model.record import Vm
 
 CHECK_INTERVAL_SECONDS: Final = 300.0
@@ -32,18 +32,18 @@ MAX_CHECK_INTERVAL_SECONDS: Final = 600.0
 VIRTIO_QUEUE_COLLECTOR: Final = "virtio_queues"
 
 ScheduleCollectors = Callable[[Vm, Sequence[str]], None]
-ReadThreads = Callable[[int, Collection[str]], list[WaitingThread]]
+ReadThreads = Callable[[int, Collection[str]], list[BlockedThread]]
 """Returns the threads of a process that wait for storage, except the threads with the given ids."""
 
 
-def read_threads(pid: int, skip: Collection[str], root: Path = ROOT) -> list[WaitingThread]:
+def read_threads(pid: int, skip: Collection[str], root: Path = ROOT) -> list[BlockedThread]:
     """Return the threads of a process that wait for storage; none if the process cannot be read."""
     try:
         process = Process(pid, root)
     except OSError:
         return []
     try:
-        return waiting_threads(process, skip)
+        return find_blocked_threads(process, skip)
     finally:
         process.close()
 
@@ -162,7 +162,7 @@ class IoStallWatcher:
         has_new = detector.on_disks(disks, _merged_without_completion(view, disks, detector), time_ns)
         if detector.idle_disks:
             self._check_for_requests(vm, view, watched, time_ns, has_new=has_new)
-        reported = detector.report(lambda: _throttled_disks(view), time_ns)
+        reported = detector.stalled_samples(lambda: _throttled_disks(view), time_ns)
         return reported if reported or had_samples else None
 
     def _check_for_requests(self, vm: Vm, view: VmView, watched: _WatchedVm, time_ns: int, *, has_new: bool) -> None:
@@ -245,7 +245,7 @@ def _merged_without_completion(view: VmView, disks: Sequence[Sample], detector: 
     return found
 
 
-def _threads_of_disks(view: VmView, threads: Iterable[WaitingThread]) -> list[WaitingDiskThread]:
+def _threads_of_disks(view: VmView, threads: Iterable[BlockedThread]) -> list[WaitingDiskThread]:
     """Return the threads that may wait for a disk. Leave out threads that wait for another file, such as a log file."""
     polls = view.polls.get(BLOCK_LAYER.name)
     paths = (

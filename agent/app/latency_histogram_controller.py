@@ -15,7 +15,7 @@ from agent.model.record import Record, Vm
 from agent.qmp.commands import Command
 from agent.session.api import DiskCommandController, VmChange
 from agent.session.disk_latency_histograms import BoundariesNs, HistogramState
-from agent.session.latency_histograms import LatencyHistograms
+from agent.session.latency_histograms import LatencyHistogramTracker
 
 _log = logging.getLogger("agent")
 
@@ -28,7 +28,7 @@ class LatencyHistogramController:
     """
 
     def __init__(self, boundaries: BoundariesNs, publisher: RecordPublisher) -> None:
-        self.histograms = LatencyHistograms(boundaries)
+        self.histograms = LatencyHistogramTracker(boundaries)
         self._publisher = publisher
 
     @property
@@ -37,13 +37,13 @@ class LatencyHistogramController:
         return bool(self.histograms.boundaries)
 
     @property
-    def if_enabled(self) -> DiskCommandController | None:
+    def controller_if_enabled(self) -> DiskCommandController | None:
         """The controller itself; None if the config does not let the agent set histograms."""
         return self if self.is_enabled else None
 
     def restore(self) -> None:
         """Restore the persistent entries of the previous run from the journal."""
-        self.histograms.forgets_at_stop = self._publisher.delivery.journal is None
+        self.histograms.has_no_journal = self._publisher.delivery.journal is None
         self.histograms.restore(self._publisher.delivery.stored_entries, time.monotonic())
 
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
@@ -51,7 +51,7 @@ class LatencyHistogramController:
         if change is VmChange.ATTACHED:
             self.histograms.on_attached(record.vm, record.data.get("pid"))
         elif change in (VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT):
-            self.histograms.on_gone(record.vm, time.monotonic())
+            self.histograms.on_detached(record.vm, time.monotonic())
 
     def on_unplugged(self, event: Record) -> None:
         """Handle the event DEVICE_DELETED as soon as it is read."""
@@ -64,7 +64,7 @@ class LatencyHistogramController:
 
     async def tick(self) -> None:
         """Delete the persistent entries of VMs that have been detached for ten minutes. Call this about once a second."""
-        for entry in self.histograms.entries_to_store(time.monotonic()):
+        for entry in self.histograms.pop_expired_entries(time.monotonic()):
             await self._publisher.persist_entry(PersistentEntry(*entry))
 
     def has_pending_commands(self, vm: Vm) -> bool:
@@ -75,7 +75,7 @@ class LatencyHistogramController:
         """Store the VM's persistent entry in the journal, then return the commands to send now, each with its disk."""
         commands = self.histograms.pending_commands(vm)
         if commands:
-            entry = PersistentEntry(*self.histograms.entry_of_vm(vm))
+            entry = PersistentEntry(*self.histograms.persistent_entry(vm))
             await self._publisher.persist_entry(entry)
         return commands
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable
 from functools import partial
 
-from agent.alerts.engine import PendingAlert
+from agent.alerts.engine import AlertChange
 from agent.alerts.pool_usage import PoolUsage
 from agent.app.alert_publisher import AlertPublisher
 from agent.app.builders import pool_policy
@@ -19,10 +19,10 @@ class PoolAlertPublisher:
         self._publish_alerts = alerts.publish
         self._pools = alerts.pools
 
-    def set_policy(self, config: PoolAlertsConfig) -> None:
+    def apply_config(self, config: PoolAlertsConfig) -> None:
         """Apply the alert levels of a new config."""
         for usage in self._pools.set_policy(partial(pool_policy, config)):
-            self._publish(usage, self._pools.compare(usage, time.time_ns()))
+            self._publish(usage, self._pools.update_level_alerts(usage, time.time_ns()))
 
     def on_reading(self, usage: PoolUsage) -> None:
         """Update the alerts of a pool after it was read."""
@@ -41,4 +41,4 @@ class PoolAlertPublisher:
         self._publish(usage, self._pools.on_removed(usage, time.time_ns()))
 
     def _publish(self, usage: PoolUsage, records: Iterable[Record]) -> None:
-        self._publish_alerts([PendingAlert(record, self._pools.entry_of(usage)) for record in records])
+        self._publish_alerts([AlertChange(record, self._pools.entry_of_pool(usage)) for record in records])

@@ -25,8 +25,8 @@ from agent.host.pools.base import (
     PoolSource,
     PoolUnresponsiveError,
 )
-from agent.host.pools.device import DeviceSource
-from agent.host.pools.filesystem import FileSystemSource, mount_device
+from agent.host.pools.device import DevicePoolSource
+from agent.host.pools.filesystem import FileSystemPoolSource, mount_device
 from agent.model.family import Family, Sample
 from agent.model.metrics.pool import BLOCK_STORAGE, POOL
 from agent.model.record import Record, Vm
@@ -42,7 +42,7 @@ MIN_READ_SECONDS = 0.5
 LEVEL_SHARE = 0.25
 """A pool is read again after this share of the forecast time until its next alert level."""
 
-UNRESPONSIVE_SECONDS = 1.0
+UNRESPONSIVE_CHECK_SECONDS = 1.0
 """Time between two checks of a pool that does not answer. There is never more than one request for the pool in flight."""
 
 LOCAL_TYPES = frozenset({"btrfs", "ext2", "ext3", "ext4", "tmpfs", "xfs", "zfs"})
@@ -108,9 +108,9 @@ class PoolPoller:
         self._publish = publish
         self._snapshot = snapshot
         self._reader = FileSystemReader(on_change=self._on_storage_change)
-        self._file_systems = FileSystemSource(self._reader, thin_pool_free)
+        self._file_systems = FileSystemPoolSource(self._reader, thin_pool_free)
         self._fallback = fallback
-        self._sources: tuple[PoolSource, ...] = (*sources, self._file_systems, DeviceSource())
+        self._sources: tuple[PoolSource, ...] = (*sources, self._file_systems, DevicePoolSource())
         self._pool_finder = ImagePoolFinder(ImageLocator(self._reader), self._sources, self._on_placed, fallback)
         self.gate = StorageQueryGate(self._reader, self._pool_finder)
         self._vms_to_poll: dict[Vm, None] = {}
@@ -135,9 +135,9 @@ class PoolPoller:
     def _on_placed(self, vm: Vm, placements: Sequence[ImagePlacement], at_once: bool) -> None:  # noqa: FBT001 - a callback
         has_moved = self.registry.set_images_of_vm(vm, placements, time.time())
         samples, time_ns = self.registry.storage_samples(vm), time.time_ns()
-        changed = [sample for sample in samples if self._snapshot.stored_values(vm, sample) != sample.values]
+        changed = [sample for sample in samples if self._snapshot.values_of(vm, sample) != sample.values]
         self._snapshot.replace_samples(vm, (BLOCK_STORAGE,), samples, time_ns)
-        self._alerts.on_samples(vm, (BLOCK_STORAGE,), samples, time_ns)
+        self._alerts.on_rule_samples(vm, (BLOCK_STORAGE,), samples, time_ns)
         for sample in changed:
             self._publish(Record(BLOCK_STORAGE.type, vm, sample.data, time_ns, sample.subject))
         for usage in self.registry.pools_of_vm(vm):
@@ -164,7 +164,7 @@ class PoolPoller:
     def _on_storage_change(self) -> None:
         """Handle a change of a mount's state. Read the unresponsive pools of mounts that answer again."""
         for usage in self.registry:
-            if usage.silent_since is not None and not self._reader.is_suspect(mount_device(usage.pool)):
+            if usage.unresponsive_since is not None and not self._reader.is_suspect(mount_device(usage.pool)):
                 self._due[usage.pool.key] = time.monotonic()
         self.gate.on_change()
         self._wake()
@@ -217,7 +217,7 @@ class PoolPoller:
                 self._in_flight.add(key)
                 due.setdefault(self._pool_finder.source_of(usage.pool), []).append(usage.pool)
         for source, pools in due.items():
-            may_hang = isinstance(source, FileSystemSource | DeviceSource)
+            may_hang = isinstance(source, FileSystemPoolSource | DevicePoolSource)
             for group in [[pool] for pool in pools] if may_hang else [pools]:
                 tasks.create_task(self._read_pools(source, group), name=f"read pool {group[0].name}")
 
@@ -251,13 +251,13 @@ class PoolPoller:
             with self._alerts.caused_by(self._cause_of_alerts(usage, now)):
                 self.pool_alerts.on_reading(usage)
         elif isinstance(reading, PoolUnresponsiveError):
-            usage.silent_since = usage.silent_since or now
+            usage.unresponsive_since = usage.unresponsive_since or now
             usage.error = str(reading) if usage.pool.kind is PoolKind.DEVICE else usage.error
             if usage.pool.kind is not PoolKind.FILESYSTEM or self._reader.is_unresponsive(mount_device(usage.pool)):
                 with self._alerts.caused_by(self._cause_of_alerts(usage, now)):
                     self.pool_alerts.on_unresponsive(usage)
         else:
-            usage.error, usage.silent_since = str(reading), None
+            usage.error, usage.unresponsive_since = str(reading), None
             with self._alerts.caused_by(self._cause_of_alerts(usage, now)):
                 self.pool_alerts.on_error(usage)
         self._due[key] = min(self._due.get(key, inf), self._next_read_time(usage))
@@ -273,7 +273,7 @@ class PoolPoller:
 
     def _publish_record(self, usage: PoolUsage, now: float) -> tuple[str, Sample]:
         """Publish the record of a pool; return the record's id and its sample."""
-        usage.growers = self._alerts.engine.disk_lookup.growers(usage)
+        usage.fastest_growing_disks = self._alerts.engine.disk_lookup.fastest_growing_disks(usage)
         sample = usage.sample(now)
         self._published_at[usage.pool.key] = time.monotonic()
         return self._publish(Record(POOL.type, self._vm, sample.data, time.time_ns(), sample.subject)), sample
@@ -303,8 +303,8 @@ class PoolPoller:
 
     def _seconds_until_read(self, usage: PoolUsage) -> float:
         """Return the seconds until the next read of a pool. A pool that grows towards a level is read more often."""
-        if usage.silent_since is not None and usage.pool.kind in (PoolKind.FILESYSTEM, PoolKind.DEVICE):
-            return UNRESPONSIVE_SECONDS
+        if usage.unresponsive_since is not None and usage.pool.kind in (PoolKind.FILESYSTEM, PoolKind.DEVICE):
+            return UNRESPONSIVE_CHECK_SECONDS
         if usage.pool.kind is not PoolKind.FILESYSTEM:
             return self.interval
         until_level = self._alerts.pools.seconds_until_level(usage)

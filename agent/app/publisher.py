@@ -51,10 +51,10 @@ class RecordPublisher:
         Ids and sequences of this run sort after the ids and sequences of the last run, even if the clock was set back.
         """
         if isinstance(run_id := self.delivery.stored_entries.get(RUN_ID_ENTRY_NAME), str):
-            self._encode.continue_after(run_id)
+            self._encode.ensure_run_id_after(run_id)
         if self.delivery.journal is not None:
             self._sequences.restore(self._encode.sequences, self.delivery.stored_entries)
-            self.delivery.journal.pending_entries.changed = self._sequences.changed_entries
+            self.delivery.journal.pending_entries.fetch_changed = self._sequences.changed_entries
 
     def store_sequences(self) -> None:
         """Store the newest sequences of samples in the journal. Call this after the last sample and before the end of delivery."""

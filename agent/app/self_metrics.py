@@ -224,13 +224,13 @@ class DeliveryMetrics(Collector):
         yield CounterMetricFamily(
             "qmp_agent_journal_files_quarantined",
             "Total number of damaged journal files that were quarantined.",
-            value=journal.quarantined,
+            value=journal.quarantined_files,
         )
         written = CounterMetricFamily(
             "qmp_agent_journal_records_written", "Total number of records written to the journal.", labels=["queue"]
         )
         for queue in self._delivery.queues:
-            written.add_metric([queue.name], queue.journaling.written)
+            written.add_metric([queue.name], queue.journaling.written_records)
         yield written
 
 
@@ -240,7 +240,7 @@ _QUEUE_GAUGES: tuple[tuple[str, str, Callable[[RecordQueue], float]], ...] = (
     (
         "qmp_agent_queue_disk_bytes",
         "Size of the records in the journal in bytes, including delivered records that are not deleted yet.",
-        lambda q: q.backlog.stored.bytes,
+        lambda q: q.backlog.stored_size.bytes,
     ),
     (
         "qmp_agent_queue_disk_limit_bytes",
@@ -250,7 +250,7 @@ _QUEUE_GAUGES: tuple[tuple[str, str, Callable[[RecordQueue], float]], ...] = (
     (
         "qmp_agent_queue_oldest_record_age_seconds",
         "Age of the oldest waiting record in seconds, in flight, in memory or on disk; 0 if no record waits.",
-        lambda q: q.oldest_age_seconds(),
+        lambda q: q.in_flight_age_seconds(),
     ),
 )
 
@@ -325,7 +325,7 @@ class AlertmanagerMetrics(Collector):
         for member in members:
             if member.up is not None:
                 up.add_metric([member.name], member.up)
-            sent.add_metric([member.name], member.sent)
+            sent.add_metric([member.name], member.alerts_sent)
             failed.add_metric([member.name], member.failed_requests)
         yield from (up, sent, failed)
 

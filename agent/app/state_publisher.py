@@ -16,17 +16,17 @@ from typing import Any, Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from agent.alerts.engine import AWAY_SECONDS
+from agent.alerts.engine import REATTACH_SECONDS
 from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.store import Alert
 from agent.app.entity_state_table import EntityState, EntityStateTable
 from agent.app.state_values import (
     STATE_FAMILIES,
-    alert_entity_state,
     alert_path,
+    alert_state,
+    alert_state_from_record,
     host_state,
     migration_fields,
-    stored_alert_state,
     vm_path,
     vm_state,
 )
@@ -34,7 +34,7 @@ from agent.exposition.snapshot import Snapshot, VmView
 from agent.model.family import Family
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import EncodedRecord, Record, Vm
-from agent.model.state import STATE_PREFIX, StateSubject
+from agent.model.state_records import STATE_PREFIX, StateSubject
 from agent.session.api import MonitorState
 
 TURN_SECONDS = 1.0
@@ -115,14 +115,14 @@ class StatePublisher:
         self._unstored_paths: set[str] = set()  # paths in the topic whose entries could not be stored
 
     @property
-    def entities(self) -> int:
+    def entity_count(self) -> int:
         """Number of entities that have a state."""
         return len(self._table)
 
     @property
-    def pending(self) -> int:
+    def pending_count(self) -> int:
         """Number of entities whose latest change is not in the topic yet."""
-        return self._table.pending + len(self._changed)
+        return self._table.pending_count + len(self._changed)
 
     # Changes. None of these methods waits.
 
@@ -146,7 +146,7 @@ class StatePublisher:
                 if isinstance(migration := fields.get("last_migration"), dict):
                     self._migrations[identity] = migration
         for alert in self._sources.alerts:
-            self._table.put(stored_alert_state(alert))
+            self._table.put(alert_state(alert))
         for path in self._stored_paths:
             if path.startswith(alert_path("")) and self._table.get(path) is None:
                 self._table.remove(path)
@@ -161,7 +161,7 @@ class StatePublisher:
         if not STATE_FAMILIES.isdisjoint(families):
             self.on_vm_changed(vm)
 
-    def on_vm_gone(self, vm: Vm, *, permanently: bool) -> None:
+    def on_vm_detached(self, vm: Vm, *, permanently: bool) -> None:
         """Handle a VM that the agent has detached from. `permanently` is whether its guest shut down or migrated away."""
         if vm.uuid:
             self._detached[vm.uuid] = (self._clock(), permanently)
@@ -177,7 +177,7 @@ class StatePublisher:
     def on_alert(self, record: Record) -> None:
         """Handle the record of an alert that fires or is resolved."""
         if record.data["state"] == "firing":
-            self._table.put(alert_entity_state(record))
+            self._table.put(alert_state_from_record(record))
         else:
             self._table.remove(alert_path(record.data["fingerprint"]))
 
@@ -246,7 +246,7 @@ class StatePublisher:
         detached_at, permanently = self._detached[uuid]
         is_alive = self._monitors.get(uuid) in live_monitors and not permanently
         state = self._table.get(vm_path(uuid))
-        if permanently or (self._clock() - detached_at >= AWAY_SECONDS and not is_alive):
+        if permanently or (self._clock() - detached_at >= REATTACH_SECONDS and not is_alive):
             del self._detached[uuid]
             self._monitors.pop(uuid, None)
             self._migrations.pop(uuid, None)
@@ -316,12 +316,12 @@ class StateMetrics(Collector):
         yield GaugeMetricFamily(
             "qmp_agent_state_topic_entities",
             "Number of VMs, alerts and hosts in the state topic.",
-            value=states.entities,
+            value=states.entity_count,
         )
         yield GaugeMetricFamily(
             "qmp_agent_state_topic_pending_entities",
             "Number of VMs, alerts and hosts whose latest change is not in the state topic yet.",
-            value=states.pending,
+            value=states.pending_count,
         )
         yield CounterMetricFamily(
             "qmp_agent_state_topic_records",

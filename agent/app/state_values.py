@@ -7,7 +7,7 @@ from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.store import Alert
 from agent.app.entity_state_table import EntityState
 from agent.exposition.snapshot import VmView
-from agent.model.family import Family, Values
+from agent.model.family import Family, FieldValues
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.metrics.guest import GUEST_AGENT, GUEST_AGENT_SESSION
@@ -15,7 +15,7 @@ from agent.model.metrics.identity import IDENTITY
 from agent.model.metrics.pool import BLOCK_STORAGE
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, Vm, sanitize
-from agent.model.state import ALERT_STATE, HOST_STATE, VM_STATE, StateSubject
+from agent.model.state_records import ALERT_STATE, HOST_STATE, VM_STATE, StateSubject
 
 STATE_FAMILIES = frozenset({IDENTITY, BLOCK_LAYER, BLOCK_STORAGE, GUEST_AGENT, GUEST_AGENT_SESSION, RUNSTATE})
 """Families whose samples can change the state of a VM. The usage of disks is not part of the state, because it changes at each poll."""
@@ -72,16 +72,16 @@ def vm_state(vm: Vm, view: VmView, last_migration: Mapping[str, Any] | None) -> 
     return EntityState(StateSubject(vm.host, vm.uuid, vm.name, path=vm_path(vm.uuid)), f"qemu.{VM_STATE.name}", data)
 
 
-def alert_entity_state(record: Record) -> EntityState:
+def alert_state_from_record(record: Record) -> EntityState:
     """Return the state of a firing alert, built from the alert's record."""
     vm = record.vm
     entity = StateSubject(vm.host, vm.uuid, vm.name, path=alert_path(record.data["fingerprint"]))
     return EntityState(entity, f"qemu.{ALERT_STATE.name}", dict(record.data), record.subject, record.severity)
 
 
-def stored_alert_state(alert: Alert) -> EntityState:
+def alert_state(alert: Alert) -> EntityState:
     """Return the state of a firing alert from the alert store."""
-    return alert_entity_state(alert.to_record("firing", alert.since_ns, {}))
+    return alert_state_from_record(alert.to_record("firing", alert.since_ns, {}))
 
 
 def host_state(host: str, run_fields: Mapping[str, Any], pools: Iterable[PoolUsage], state: str) -> EntityState:
@@ -98,7 +98,7 @@ def host_state(host: str, run_fields: Mapping[str, Any], pools: Iterable[PoolUsa
             "pool": usage.name,
             "kind": usage.pool.kind.value,
             "type": usage.pool.type,
-            "responsive": not usage.silent_since,
+            "responsive": not usage.unresponsive_since,
         }
         for usage in pools
     ]
@@ -114,7 +114,7 @@ def migration_fields(record: Record) -> dict[str, Any]:
     return fields | {"ended_timestamp_seconds": record.time_ns / 1e9}
 
 
-def _samples_by_labels(view: VmView, family: Family) -> Mapping[tuple[str, ...], Values]:
+def _samples_by_labels(view: VmView, family: Family) -> Mapping[tuple[str, ...], FieldValues]:
     polls = view.polls.get(family.name)
     return polls.current if polls is not None else {}
 

@@ -10,10 +10,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from agent.app.image_pool_finder import ImagePoolFinder
-from agent.host.filesystem_reader import SLOW_SECONDS, FileSystemReader
+from agent.host.command_line_images import image_paths
+from agent.host.filesystem_reader import SUSPECT_SECONDS, FileSystemReader
 from agent.host.pools.base import PoolReadError
-from agent.host.qemu_processes import command_line
-from agent.host.storage_paths import image_paths
+from agent.host.qemu_processes import read_command_line
 from agent.model.record import Vm
 
 _log = logging.getLogger("agent")
@@ -21,7 +21,7 @@ _log = logging.getLogger("agent")
 FRESH_SECONDS = 1.0
 """How long an answer of a file system stays valid, because many VMs are polled within a second."""
 
-WAIT_SECONDS = SLOW_SECONDS + 0.1
+WAIT_SECONDS = SUSPECT_SECONDS + 0.1
 """Maximum time that a poll of a VM waits for its file systems."""
 
 DEFERRED_COLLECTORS = ("nodes", "drives")
@@ -91,10 +91,10 @@ class StorageQueryGate:
             return {}
 
     async def _locate_mounts(self, vm: Vm, pid: int) -> Mounts:
-        locations = await self._pool_finder.locate_paths(pid, image_paths(command_line(pid)))
+        locations = await self._pool_finder.locate_paths(pid, image_paths(read_command_line(pid)))
         mounts = {location.mount.device: location.directory for location in locations if location.mount is not None}
         if self._has_suspect_mount(mounts):
-            self._pool_finder.place_paths(vm, locations)
+            self._pool_finder.use_files_as_images(vm, locations)
         return mounts
 
     def _on_mounts_found(self, vm: Vm) -> None:
@@ -109,7 +109,7 @@ class StorageQueryGate:
 
     async def _check_mounts(self, mounts: Mounts) -> None:
         """Read the mounts that have not answered within `FRESH_SECONDS`. Wait at most `WAIT_SECONDS` for the answers."""
-        unchecked = [mount for mount in mounts if self._reader.answered_seconds_ago(mount) > FRESH_SECONDS]
+        unchecked = [mount for mount in mounts if self._reader.seconds_since_answer(mount) > FRESH_SECONDS]
         checks = {
             asyncio.create_task(self._check_mount(mounts[mount], mount))
             for mount in unchecked

@@ -74,6 +74,6 @@ class StoredSequences:
     def sample_sequences_entry(self) -> PersistentEntry:
         """Return the entry with the sequences of samples. Call this after the last sample of the run."""
         by_topic: dict[str, dict[str, str]] = {}
-        for topic, source, sequence in self._registry.newest(self._sample_topics):
+        for topic, source, sequence in self._registry.newest_sequences(self._sample_topics):
             by_topic.setdefault(topic, {})[source] = sequence
         return PersistentEntry(SAMPLE_SEQUENCES_ENTRY_NAME, by_topic)

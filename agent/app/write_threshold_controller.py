@@ -23,15 +23,15 @@ class WriteThresholdController:
 
     def has_pending_commands(self, vm: Vm) -> bool:
         """Return whether there may be commands to send to a VM now."""
-        return self._commands.has_pending(vm)
+        return self._commands.has_pending_commands(vm)
 
     async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
         """Store the VM's persistent entry in the journal, then return the commands to send now, each with its disk."""
-        commands = self._commands.pending(vm)
+        commands = self._commands.pending_commands(vm)
         if commands:
             await self._publisher.persist_entry(PersistentEntry(*self._persistence.entry_of_vm(vm.uuid)))
         return commands
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
         """Handle the end of a command. `done` is whether QEMU confirmed that it executed the command."""
-        self._commands.on_done(vm, disk, done=done)
+        self._commands.on_command_done(vm, disk, done=done)

@@ -17,10 +17,10 @@ def endpoint_url(parsed: argparse.Namespace) -> str:
     """Return the URL of the agent's endpoint. Without the option --url, use the config, or else the default."""
     if parsed.url:
         return str(parsed.url).rstrip("/")
-    return web_url(_web_section(parsed.config))
+    return configured_endpoint_url(_web_section(parsed.config))
 
 
-def web_url(web: "WebSectionConfig") -> str:
+def configured_endpoint_url(web: "WebSectionConfig") -> str:
     """Return the URL of the endpoint for a client on this host, from the section `web` of the config."""
     scheme = "https" if web.config_file is not None and _has_tls(web.config_file) else "http"
     host, _, port = web.listen_address.rpartition(":")
@@ -33,12 +33,12 @@ def _web_section(path: Path | None) -> "WebSectionConfig":
     Raises:
         ConfigError: the file cannot be read or has problems.
     """
-    from agent.config.web import WebSectionConfig, read_web  # noqa: PLC0415 - not needed with --url
+    from agent.config.web import WebSectionConfig, read_web_section  # noqa: PLC0415 - not needed with --url
 
     if path is None:
         if not os.access(CONFIG_PATH, os.R_OK):  # an ordinary user may read neither the file nor its directory
             return WebSectionConfig()
-        if (web := read_web(CONFIG_PATH)) is not None:
+        if (web := read_web_section(CONFIG_PATH)) is not None:
             return web
     from agent.config.loader import load_config  # noqa: PLC0415 - imports the types of all sections
 
@@ -55,6 +55,6 @@ def _has_tls(config_file: str) -> bool:
     return False
 
 
-def credentials_from(parsed: argparse.Namespace) -> EndpointCredentials:
+def endpoint_credentials(parsed: argparse.Namespace) -> EndpointCredentials:
     """Return the credentials for the endpoint, from the options of a subcommand."""
     return EndpointCredentials(parsed.ca, parsed.cert, parsed.user, parsed.password_file)

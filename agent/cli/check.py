@@ -13,7 +13,7 @@ from agent.alerts.alertmanager import AlertmanagerClient
 from agent.alerts.alertmanager_request import AlertmanagerRequests
 from agent.app.builders import build_discoverers, build_sink, session_settings
 from agent.cli.journal import quarantined_files
-from agent.collectors import ALL_FEATURES, Collector
+from agent.collectors import FACTS_WITH_ALL_FEATURES, Collector
 from agent.common.config_types import expand_secret_path
 from agent.config.model import Config
 from agent.delivery.sinks.base import SinkError
@@ -150,7 +150,7 @@ def _check_journal(config: Config) -> Iterator[Finding]:
 
 
 def _explain_missing_sockets(discoverer: DialDiscoverer) -> Finding:
-    if problem := discoverer.problem():
+    if problem := discoverer.path_problem():
         return _failed_finding(f"{discoverer.pattern}: {problem}")
     return _passed_finding(f"{discoverer.pattern}: no socket exists now; the agent watches for new ones")
 
@@ -201,10 +201,10 @@ async def _check_monitor(
 
 def _describe_missing_commands(available: frozenset[str], collectors: Iterable[Collector]) -> Iterator[str]:
     """Yield a text for each collector that is off or limited, because QEMU lacks a command."""
-    features = replace(ALL_FEATURES, commands=available)
+    features = replace(FACTS_WITH_ALL_FEATURES, commands=available)
     for collector in collectors:
-        needed = {command.name for command in collector.commands(ALL_FEATURES)}
-        needed |= {*filter(None, [host_process.REQUIRED_COMMANDS.get(collector.name)])}
+        needed = {command.name for command in collector.commands(FACTS_WITH_ALL_FEATURES)}
+        needed |= {*filter(None, [host_process.THREAD_LIST_COMMANDS.get(collector.name)])}
         if missing := sorted(needed - available):
             is_off = collector.missing_command(features) or not collector.commands(features)
             yield f"{collector.name} is {'off' if is_off else 'limited'} without {' and '.join(missing)}"

@@ -7,7 +7,7 @@ from typing import Any
 import uvloop
 
 
-def run_loop(main: Coroutine[Any, Any, None]) -> None:
+def run_coroutine(main: Coroutine[Any, Any, None]) -> None:
     """Run a coroutine until it ends."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main)

@@ -72,7 +72,7 @@ class EndpointCredentials:
             raise EndpointCredentialsError(f"{file}: {error.strerror or error}") from error
         return context
 
-    def headers(self) -> dict[str, str]:
+    def authorization_headers(self) -> dict[str, str]:
         """Return the header for basic authentication; empty without a user name.
 
         Raises:
@@ -102,7 +102,7 @@ class EndpointCredentials:
 
         options.setdefault("timeout", aiohttp.ClientTimeout(total=REQUEST_SECONDS))
         connector = aiohttp.TCPConnector(ssl=self.tls_context())
-        return aiohttp.ClientSession(connector=connector, headers=self.headers(), **options)
+        return aiohttp.ClientSession(connector=connector, headers=self.authorization_headers(), **options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ async def open_response(
     tls = credentials.tls_context() if is_tls or credentials.ca or credentials.certificate else None
     data = b"" if body is None else json.dumps(body).encode()
     headers = {"Host": target.netloc.rpartition("@")[2], "Content-Type": "application/json"}
-    headers |= credentials.headers() | {"Content-Length": str(len(data))}
+    headers |= credentials.authorization_headers() | {"Content-Length": str(len(data))}
     query = f"?{urlencode(params)}" if params else ""
     lines = [f"{method} {target.path}{path}{query} HTTP/1.0", *(f"{name}: {value}" for name, value in headers.items())]
     async with asyncio.timeout(seconds):

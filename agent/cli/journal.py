@@ -12,11 +12,11 @@ from agent.common.units import format_bytes
 from agent.delivery.journal import recovery, statements
 from agent.delivery.journal.database import JournalDatabase, JournalError, connect_readonly
 from agent.delivery.journal.lock import lock_directory
-from agent.delivery.journal.writer import FILE, UNREPORTED_DROPS
-from agent.model.agent_lifecycle import QUEUE_NAMES
+from agent.delivery.journal.writer import JOURNAL_FILE, UNREPORTED_DROPS
+from agent.model.lifecycle_records import QUEUE_NAMES
 from agent.model.record import EncodedRecord
 
-REPLAY_QUEUE = "events"
+REQUEUE_QUEUE = "events"
 """Name of the queue that receives all replayed records."""
 
 
@@ -26,7 +26,7 @@ class JournalToolError(SubcommandError):
 
 def quarantined_files(directory: Path) -> list[Path]:
     """Return the quarantined files in a journal's directory, oldest first."""
-    names = directory.glob(f"{FILE}.damaged-*")
+    names = directory.glob(f"{JOURNAL_FILE}.damaged-*")
     return sorted(path for path in names if not path.name.endswith(recovery.LOG_SUFFIXES))
 
 
@@ -59,7 +59,7 @@ def describe_journal(directory: Path) -> Iterator[str]:
     Raises:
         JournalToolError: the journal cannot be read.
     """
-    path = directory / FILE
+    path = directory / JOURNAL_FILE
     with _open_readonly(path) as database:
         yield f"{path}: {format_bytes(path.stat().st_size)}"
         for queue in QUEUE_NAMES:
@@ -97,7 +97,7 @@ def export_records(directory: Path, *, file: str | None, dead_letters: bool) -> 
         for record in _salvage_records(directory, file):
             yield record.body + b"\n"
         return
-    with _open_readonly(directory / FILE) as database:
+    with _open_readonly(directory / JOURNAL_FILE) as database:
         if dead_letters:
             for _, record in database.dead_letters():
                 yield record.body + b"\n"
@@ -129,7 +129,7 @@ def _salvage_records(directory: Path, file: str) -> Iterator[EncodedRecord]:
         raise JournalToolError(f"{path}: {error}") from error
 
 
-def replay_records(directory: Path, *, file: str | None) -> int:
+def requeue_records(directory: Path, *, file: str | None) -> int:
     """Enqueue records for delivery at the agent's next start. Records keep their ids, so that consumers can deduplicate.
 
     Args:
@@ -147,18 +147,18 @@ def replay_records(directory: Path, *, file: str | None) -> int:
     except (JournalError, OSError) as error:
         raise JournalToolError(f"{error}; stop the agent first") from error
     try:
-        database = JournalDatabase(directory / FILE)
+        database = JournalDatabase(directory / JOURNAL_FILE)
         try:
             dead_letters = (record for _, record in database.dead_letters())
             records = list(dead_letters if file is None else _salvage_records(directory, file))
-            changes = [statements.insert_records(REPLAY_QUEUE, records, [])]
+            changes = [statements.insert_records(REQUEUE_QUEUE, records, [])]
             if file is None:
                 changes.append(statements.delete_dead_letters())
             database.commit(changes)
         finally:
             database.close()
     except JournalError as error:
-        raise JournalToolError(f"{directory / FILE}: {error}") from error
+        raise JournalToolError(f"{directory / JOURNAL_FILE}: {error}") from error
     finally:
         os.close(lock_descriptor)
     return len(records)

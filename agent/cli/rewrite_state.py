@@ -3,7 +3,7 @@
 from agent.cli.http_client import EndpointCredentials, request_json
 
 
-async def request_rewrite(url: str, credentials: EndpointCredentials) -> int:
+async def request_state_rewrite(url: str, credentials: EndpointCredentials) -> int:
     """Request a rewrite of the state topic, and return the number of states that the agent will write.
 
     Args:

@@ -31,7 +31,7 @@ from agent.collectors import (
 )
 from agent.collectors.base import Collector, PollIntervals, VirtioDisk, VmFacts
 
-ALL: tuple[Collector, ...] = (
+ALL_COLLECTORS: tuple[Collector, ...] = (
     runstate.COLLECTOR,
     block.COLLECTOR,
     block_layers.COLLECTOR,
@@ -58,7 +58,7 @@ ALL: tuple[Collector, ...] = (
     net.COLLECTOR,
 )
 
-ALL_FEATURES = VmFacts(
+FACTS_WITH_ALL_FEATURES = VmFacts(
     balloon="/machine/peripheral/balloon0",
     guest_stats_seconds=5,
     hv_balloon=True,
@@ -67,4 +67,4 @@ ALL_FEATURES = VmFacts(
 )
 """Facts about an imaginary VM that has every feature. Tests and docs use them to list all commands of the collectors."""
 
-__all__ = ["ALL", "ALL_FEATURES", "Collector", "PollIntervals", "VmFacts"]
+__all__ = ["ALL_COLLECTORS", "FACTS_WITH_ALL_FEATURES", "Collector", "PollIntervals", "VmFacts"]

@@ -9,10 +9,10 @@ from typing import Any
 
 from agent.collectors.base import Collector, Replies, require_type
 from agent.collectors.block_graph import stable_name
-from agent.collectors.json_checks import as_list_of_objects, as_object, as_text
+from agent.collectors.untrusted_json import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample
+from agent.model.field_reader import FieldReader
 from agent.model.metrics.block import BLOCK, BLOCK_BACKING, BLOCK_TIMED
-from agent.model.reader import FieldReader
 from agent.qmp.commands import Command
 
 _read_disk = FieldReader(BLOCK)

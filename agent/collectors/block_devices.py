@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from agent.collectors.base import Collector, Replies
 from agent.collectors.block import disks_by_name
 from agent.model.family import Sample
+from agent.model.field_reader import FieldReader
 from agent.model.metrics.block import BLOCK_DEVICE
-from agent.model.reader import FieldReader
 from agent.qmp.commands import Command
 
 _read = FieldReader(BLOCK_DEVICE)

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from agent.collectors.json_checks import as_list_of_objects, as_object, as_text
-from agent.model.event_row import device_name
+from agent.collectors.untrusted_json import as_list_of_objects, as_object, as_text
+from agent.model.event_definition import device_name
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_BACKING, BLOCK_DEVICE
 from agent.model.metrics.block_layers import BLOCK_LAYER, BLOCK_NAMES
@@ -91,7 +91,7 @@ class BlockGraph:
         for disk in as_list_of_objects(block):
             node = as_object(disk.get("inserted")).get("node-name")
             names = (disk.get("qdev"), disk.get("device"), node)
-            if name := graph.device(*names) or stable_name({**disk, "node-name": node}):
+            if name := graph.find_disk(*names) or stable_name({**disk, "node-name": node}):
                 graph._add_names(name, *names)
         by_name = {name: node for node in as_list_of_objects(nodes) if (name := as_text(node.get("node-name")))}
         graph._add_child_names(by_name)
@@ -108,7 +108,7 @@ class BlockGraph:
                 graph._add_names(sample.subject, *names, *sample.values.get("names", ()))
         return graph
 
-    def device(self, *names: Any) -> str | None:
+    def find_disk(self, *names: Any) -> str | None:
         """Return the stable name of the disk that has one of these names. The first name that belongs to exactly one disk counts.
 
         Args:
@@ -128,7 +128,7 @@ class BlockGraph:
     def _disks_with_name(self, name: str) -> set[str]:
         return self._disks_by_name.get(sanitize(name), set())
 
-    def names(self) -> dict[str, list[str]]:
+    def names_by_disk(self) -> dict[str, list[str]]:
         """Return the other names of each disk, sorted, by the disk's stable name. Names that several disks share are omitted."""
         names: dict[str, list[str]] = {}
         for name, disks in sorted(self._disks_by_name.items()):

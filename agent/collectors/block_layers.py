@@ -13,10 +13,10 @@ import orjson
 from agent.collectors.base import Collector, Replies, VmFacts, require_type
 from agent.collectors.block import backing_layers, disks_by_name, nodes_to_storage
 from agent.collectors.block_graph import FILTERS, BlockGraph
-from agent.collectors.json_checks import as_list_of_objects, as_object, as_text
-from agent.model.family import Sample, Values
+from agent.collectors.untrusted_json import as_list_of_objects, as_object, as_text
+from agent.model.family import FieldValues, Sample
+from agent.model.field_reader import MAX_DETAIL_BYTES, FieldReader
 from agent.model.metrics.block_layers import BLOCK_BITMAP, BLOCK_LAYER, BLOCK_NAMES
-from agent.model.reader import MAX_DETAIL_BYTES, FieldReader
 from agent.model.record import sanitize
 from agent.qmp.commands import Command
 from agent.qmp.errors import UnexpectedReplyError
@@ -71,7 +71,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
             if name in nodes:
                 yield Sample(BLOCK_LAYER, (device, layer), _read(_add_image_details(nodes[name])))
                 yield from _bitmap_samples(device, layer, nodes[name])
-    names = BlockGraph.from_replies(replies[1], replies[0]).names()
+    names = BlockGraph.from_replies(replies[1], replies[0]).names_by_disk()
     for device, _ in disks_by_name(replies[1]):
         if device in names:
             yield Sample(BLOCK_NAMES, (device,), _read_names({"names": _truncate_names(names[device])}))
@@ -97,13 +97,13 @@ def _add_image_details(node: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**fields, "snapshots": len(snapshots), **({"snapshot_list": last} if last else {})}
 
 
-def _snapshot_fields(snapshot: Mapping[str, Any]) -> Values:
+def _snapshot_fields(snapshot: Mapping[str, Any]) -> FieldValues:
     numbers = {"created_timestamp_seconds": snapshot.get("date-sec"), "vm_state_bytes": snapshot.get("vm-state-size")}
     texts = {key: sanitize(as_text(snapshot.get(key)), _MAX_TEXT) for key in ("id", "name")}
     return texts | {key: number for key, number in numbers.items() if type(number) is int and number >= 0}
 
 
-def _encryption_details(format_specific: Mapping[str, Any]) -> Values:
+def _encryption_details(format_specific: Mapping[str, Any]) -> FieldValues:
     """Return the details of an image's LUKS encryption. A qcow2 image has these details in the object `encrypt`."""
     data = as_object(format_specific.get("data"))
     luks = data if format_specific.get("type") == "luks" else as_object(data.get("encrypt"))
@@ -114,7 +114,7 @@ def _encryption_details(format_specific: Mapping[str, Any]) -> Values:
         "iv_hash": "ivgen-hash-alg",
         "hash": "hash-alg",
     }
-    details: Values = {
+    details: FieldValues = {
         name: sanitize(text, _MAX_TEXT) for name, key in keys.items() if (text := as_text(luks.get(key)))
     }
     if details:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, PollIntervals, Replies, VmFacts, optional_reply, require_type
-from agent.collectors.json_checks import as_list_of_objects, as_text
-from agent.model.family import Sample, Values
+from agent.collectors.untrusted_json import as_list_of_objects, as_text
+from agent.model.family import FieldValues, Sample
+from agent.model.field_reader import FieldReader
 from agent.model.metrics.memory import DIRTY_RATE, VCPU_DIRTY
-from agent.model.reader import FieldReader
 from agent.qmp.commands import Command
 
 _read = FieldReader(DIRTY_RATE)
@@ -47,7 +47,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
     return samples
 
 
-def _merge_by_vcpu(known: Mapping[int, Values], entries: Any, key: str) -> dict[int, Values]:
+def _merge_by_vcpu(known: Mapping[int, FieldValues], entries: Any, key: str) -> dict[int, FieldValues]:
     """Add a reply's values to the known values of each vCPU. In each entry of the reply, the field `key` is the number of the vCPU."""
     merged = dict(known)
     for entry in as_list_of_objects(entries):

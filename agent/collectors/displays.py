@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from agent.collectors.base import Collector, Replies, require_type
-from agent.collectors.json_checks import as_list_of_objects, as_text
-from agent.model.family import Sample, Values
+from agent.collectors.untrusted_json import as_list_of_objects, as_text
+from agent.model.family import FieldValues, Sample
+from agent.model.field_reader import FieldReader
 from agent.model.metrics.inventory import SPICE, VNC
-from agent.model.reader import FieldReader
 from agent.model.record import sanitize
 from agent.qmp.commands import Command
 
@@ -62,26 +62,26 @@ def _collect_spice(replies: Replies) -> Iterable[Sample]:
     return (Sample(SPICE, (), _read_spice(display | fields)),)
 
 
-def _host_and_port(endpoint: dict[str, Any]) -> Values:
+def _host_and_port(endpoint: dict[str, Any]) -> FieldValues:
     """Return the host and the port of an address or a client. In a reply about VNC, the field `service` is the port."""
     raw = {"host": endpoint.get("host"), "port": endpoint.get("service", endpoint.get("port"))}
     return {key: sanitize(value, 128) for key, value in raw.items() if isinstance(value, str)}
 
 
-def _display_authentication(address: dict[str, Any]) -> Values:
+def _display_authentication(address: dict[str, Any]) -> FieldValues:
     """Return the authentication of an address of a VNC display, and whether the address is a websocket."""
     raw = {key: address.get(key) for key in ("auth", "vencrypt")}
     texts = {key: sanitize(value, 128) for key, value in raw.items() if isinstance(value, str)}
     return texts | ({"websocket": True} if address.get("websocket") is True else {})
 
 
-def _client_credentials(client: dict[str, Any]) -> Values:
+def _client_credentials(client: dict[str, Any]) -> FieldValues:
     raw = {key: client.get(key) for key in ("sasl_username", "x509_dname")}
     texts = {key: sanitize(value, 128) for key, value in raw.items() if isinstance(value, str)}
     return texts | ({"websocket": True} if client.get("websocket") is True else {})
 
 
-def _channel_types(channels: list[dict[str, Any]]) -> Values:
+def _channel_types(channels: list[dict[str, Any]]) -> FieldValues:
     """Return the types of a SPICE client's channels, and whether all of them use TLS."""
     types = (channel.get("channel-type") for channel in channels)
     names = {_CHANNELS.get(number, str(number)) for number in types if type(number) is int}

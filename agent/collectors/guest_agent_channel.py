@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, Replies, VmFacts, on_event_only, optional_reply, require_type
-from agent.collectors.json_checks import as_list_of_objects, as_text
+from agent.collectors.untrusted_json import as_list_of_objects, as_text
 from agent.model.family import Sample
+from agent.model.field_reader import FieldReader
 from agent.model.metrics.guest import GUEST_AGENT
-from agent.model.reader import FieldReader
 from agent.qmp.commands import Command
 
-PORT_NAME = "org.qemu.guest_agent.0"
+GUEST_AGENT_PORT_NAME = "org.qemu.guest_agent.0"
 """Name of the virtio serial port of the channel. The guest agent opens the port with this name."""
 
 _read = FieldReader(GUEST_AGENT)

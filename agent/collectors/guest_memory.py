@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from agent.collectors.base import Collector, PollIntervals, Replies, VmFacts, optional_reply
 from agent.model.family import Sample
+from agent.model.field_reader import FieldReader
 from agent.model.metrics.memory import GUEST_MEMORY
-from agent.model.reader import FieldReader
 from agent.qmp.commands import Command
 
 _read = FieldReader(GUEST_MEMORY)

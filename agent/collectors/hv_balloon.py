@@ -5,8 +5,8 @@ from typing import Any
 
 from agent.collectors.base import Collector, Replies, on_event_only, optional_reply
 from agent.model.family import Sample
+from agent.model.field_reader import FieldReader
 from agent.model.metrics.memory import HV_BALLOON
-from agent.model.reader import FieldReader
 from agent.qmp.commands import Command
 
 _read = FieldReader(HV_BALLOON)

@@ -5,10 +5,10 @@ from sys import intern
 from typing import Any
 
 from agent.collectors.base import Collector, Replies, VmFacts, require_type
-from agent.collectors.json_checks import as_list_of_objects, as_object, as_text
-from agent.model.family import Sample, Values
+from agent.collectors.untrusted_json import as_list_of_objects, as_object, as_text
+from agent.model.family import FieldValues, Sample
+from agent.model.field_reader import FieldReader
 from agent.model.metrics.inventory import INVENTORY, TPM
-from agent.model.reader import FieldReader
 from agent.model.record import sanitize
 from agent.qmp.commands import Command
 
@@ -43,7 +43,7 @@ def _pci_devices(devices: Any, bridges: int = 0) -> Iterator[dict[str, Any]]:
         yield from _pci_devices(as_object(device.get("pci_bridge")).get("devices"), bridges + 1)
 
 
-def _pci_fields(device: dict[str, Any]) -> Values:
+def _pci_fields(device: dict[str, Any]) -> FieldValues:
     device_class, ids = as_object(device.get("class_info")), as_object(device.get("id"))
     bus, slot, function = (_number_or_zero(device.get(key)) for key in ("bus", "slot", "function"))
     vendor, product = (_number_or_zero(ids.get(key)) for key in ("vendor", "device"))
@@ -55,7 +55,7 @@ def _pci_fields(device: dict[str, Any]) -> Values:
     }
 
 
-def _chardev_fields(chardev: dict[str, Any]) -> Values:
+def _chardev_fields(chardev: dict[str, Any]) -> FieldValues:
     """Return the fields of a character device. Leave out the connected peer, because each new peer would change the inventory."""
     target = _text_or_empty(chardev.get("filename")).removeprefix("disconnected:").split(" <->")[0]
     return {
@@ -65,7 +65,7 @@ def _chardev_fields(chardev: dict[str, Any]) -> Values:
     }
 
 
-def _memory_backend_fields(backend: dict[str, Any]) -> Values:
+def _memory_backend_fields(backend: dict[str, Any]) -> FieldValues:
     nodes = backend.get("host-nodes")
     return {
         "id": _text_or_empty(backend.get("id")),

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, Poll, PollIntervals, Replies, VmFacts, on_event_only, require_type
-from agent.collectors.json_checks import as_list_of_objects, as_text
-from agent.model.family import Sample, Values
+from agent.collectors.untrusted_json import as_list_of_objects, as_text
+from agent.model.family import FieldValues, Sample
+from agent.model.field_reader import FieldReader
 from agent.model.metrics.jobs import JOB
-from agent.model.reader import FieldReader
 from agent.model.record import sanitize
 from agent.qmp.commands import Command
 
@@ -55,7 +55,7 @@ def _derive(before: Poll, now: Poll) -> Sequence[Sample]:
     ]
 
 
-def _rate_fields(before: Sample | None, values: Values, seconds: float) -> Values:
+def _rate_fields(before: Sample | None, values: FieldValues, seconds: float) -> FieldValues:
     """Return a job's rate over the `seconds` since the last poll, and the remaining time at this rate."""
     if before is None or seconds <= 0 or not {"progress", "progress_target"} <= values.keys() & before.values.keys():
         return {}

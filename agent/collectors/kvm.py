@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, PollIntervals, Replies, VmFacts, require_type
-from agent.collectors.json_checks import as_list_of_objects, as_text
-from agent.model.family import Family, Sample, Values
+from agent.collectors.untrusted_json import as_list_of_objects, as_text
+from agent.model.family import Family, FieldValues, Sample
+from agent.model.field_reader import FieldReader
 from agent.model.metrics.kvm import KVM, KVM_VCPU
-from agent.model.reader import FieldReader
 from agent.qmp.commands import Command
 
 
@@ -40,7 +40,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
     return [sample for sample in samples if sample.values]
 
 
-def _values_by_name(entry: Mapping[str, Any]) -> Values:
+def _values_by_name(entry: Mapping[str, Any]) -> FieldValues:
     """Return the values of one entry of the reply to query-stats, by name."""
     return {as_text(stat.get("name")): stat.get("value") for stat in as_list_of_objects(entry.get("stats"))}
 

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from agent.collectors.base import Collector, Replies, require_type
-from agent.collectors.json_checks import as_list_of_objects, as_object, as_text
+from agent.collectors.untrusted_json import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample
+from agent.model.field_reader import FieldReader
 from agent.model.metrics.memory import MEMORY, MEMORY_DEVICE
-from agent.model.reader import FieldReader
 from agent.model.record import sanitize
 from agent.qmp.commands import Command
 

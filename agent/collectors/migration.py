@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, Poll, PollIntervals, Replies, Transition, VmFacts, require_type
-from agent.model.family import Sample, Values
+from agent.model.family import FieldValues, Sample
+from agent.model.field_reader import FieldReader
 from agent.model.metrics.migration import INACTIVE_STATUSES, MIGRATION, MIGRATION_ENDED
-from agent.model.reader import FieldReader
 from agent.model.record import Severity
 from agent.qmp.commands import Command
 
@@ -41,7 +41,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
     return (Sample(MIGRATION, (), values | _remaining_time(values)),)
 
 
-def _remaining_time(values: Values) -> Values:
+def _remaining_time(values: FieldValues) -> FieldValues:
     """Return the field with the time until the remaining RAM is sent.
 
     Return no field if the guest dirties RAM at least as fast as QEMU sends it.
@@ -89,13 +89,13 @@ def is_source(values: Mapping[str, Any]) -> bool:
     return "ram_transferred_bytes_total" in values or "elapsed_seconds" in values
 
 
-def _migration_end_fields(last: Mapping[str, Any]) -> Values:
+def _migration_end_fields(last: Mapping[str, Any]) -> FieldValues:
     """Return the fields of the record about a migration's end, from the migration's last values.
 
     Set the field `role` only if a source reported the values. After a failed migration, even the source may report no values, so their
     absence does not show a destination.
     """
-    fields: Values = {"outcome": last["status"]} | ({"role": "source"} if is_source(last) else {})
+    fields: FieldValues = {"outcome": last["status"]} | ({"role": "source"} if is_source(last) else {})
     fields |= {key: last[key] for key in _COPIED_FIELDS if key in last}
     fields |= {name: last[key] for name, key in _RENAMED_FIELDS.items() if key in last}
     if "ram_transferred_bytes_total" in last:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from agent.collectors.base import Collector, Replies, VmFacts, at_poll_interval, no_commands
 from agent.host.procfs import parse_net_dev, parse_number, parse_numbers
 from agent.host.types import FileRequest, NetworkInterface, VirtualFunctionRequest
-from agent.model.family import Sample, Values
-from agent.model.metrics.host import NET
-from agent.model.reader import FieldReader
+from agent.model.family import FieldValues, Sample
+from agent.model.field_reader import FieldReader
+from agent.model.metrics.vm_process import NET
 from agent.model.record import sanitize
 
 _read_constants = FieldReader(NET)
@@ -39,7 +39,7 @@ class _DescribedInterface:
     def __init__(self, interface: NetworkInterface) -> None:
         self.name = interface.name
         self.labels = (sanitize(interface.name),)
-        self.constants = _read_constants({"known": interface.values})
+        self.constants = _read_constants({"known": interface.extra_values})
         self.counters = _TAP_COUNTERS if interface.directions_swapped else _MACVTAP_COUNTERS
 
 
@@ -75,7 +75,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
                     yield _to_sample(other, {name: own[counter] for name, counter in pairs if counter in own})
 
 
-def _parse_counters(contents: Sequence[bytes | None]) -> Values:
+def _parse_counters(contents: Sequence[bytes | None]) -> FieldValues:
     """Parse the files of an interface's counters."""
     present = [content.strip() for content in contents if content is not None]
     if len(present) == len(_FIELD_NAMES) and (all_numbers := parse_numbers(present)) is not None:
@@ -85,7 +85,7 @@ def _parse_counters(contents: Sequence[bytes | None]) -> Values:
     return {name: number for name, number in numbers if number is not None}
 
 
-def _to_sample(interface: _DescribedInterface, values: Values) -> Sample:
+def _to_sample(interface: _DescribedInterface, values: FieldValues) -> Sample:
     values.update(interface.constants)
     return Sample(NET, interface.labels, values)
 

@@ -16,9 +16,9 @@ from agent.host.procfs import (
     status_format,
 )
 from agent.host.types import FileRequest
-from agent.model.family import Sample, Values
-from agent.model.metrics.host import CGROUP, PROCESS
-from agent.model.reader import FieldReader
+from agent.model.family import FieldValues, Sample
+from agent.model.field_reader import FieldReader
+from agent.model.metrics.vm_process import CGROUP, PROCESS
 
 _read_constants = FieldReader(PROCESS)
 
@@ -51,14 +51,14 @@ def _process_files(facts: VmFacts) -> Sequence[FileRequest]:
     task = facts.process
     if task is None:
         return ()
-    return (FileRequest("", _PROCESS_FILES, _read_constants({"known": {"pid": task.id, **task.values}})),)
+    return (FileRequest("", _PROCESS_FILES, _read_constants({"known": {"pid": task.id, **task.extra_values}})),)
 
 
 def _collect_process(replies: Replies) -> Iterable[Sample]:
     for request, (stat, *contents) in replies:
         if stat is None:  # the process has ended
             continue
-        values: Values = dict(request.subject)
+        values: FieldValues = dict(request.subject)
         words = split_stat(stat)
         _add_stat(words, values)
         if (state := parse_state(words)) is not None:
@@ -77,7 +77,7 @@ def _collect_cgroup(replies: Replies) -> Iterable[Sample]:
     for request, contents in replies:
         if all(content is None for content in contents):
             continue
-        values: Values = {"path": request.subject}
+        values: FieldValues = {"path": request.subject}
         for add, content in zip(_CGROUP_PARSERS.values(), contents, strict=True):
             if content is not None:
                 add(content, values)

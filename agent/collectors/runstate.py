@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from agent.collectors.base import Collector, Poll, Replies, on_event_only, require_type
 from agent.model.family import Sample
+from agent.model.field_reader import FieldReader
 from agent.model.metrics.runstate import RUNSTATE
-from agent.model.reader import FieldReader
 from agent.qmp.commands import Command
 
 _read = FieldReader(RUNSTATE)

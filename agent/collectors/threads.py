@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 from agent.collectors.base import Collector, Replies, VmFacts, at_poll_interval, no_commands
 from agent.host.procfs import FileParser, parse_state, schedstat_format, split_stat, stat_format
 from agent.host.types import FileRequest, LinuxTask
-from agent.model.family import Family, Sample, Values
-from agent.model.metrics.host import IOTHREAD, VCPU
-from agent.model.reader import FieldReader
+from agent.model.family import Family, FieldValues, Sample
+from agent.model.field_reader import FieldReader
+from agent.model.metrics.vm_process import IOTHREAD, VCPU
 
 _FILES = ("stat", "schedstat")
 
@@ -18,8 +18,8 @@ def _thread_collector(name: str, family: Family, tasks_of: Callable[[VmFacts], S
     add_stat = FileParser(family, "stat", stat_format)
     add_schedstat = FileParser(family, "schedstat", schedstat_format)
 
-    def constants_of(task: LinuxTask) -> Values:
-        return read_constants({"known": {"thread": task.id, **task.values}, "stat": {"state": ""}})
+    def constants_of(task: LinuxTask) -> FieldValues:
+        return read_constants({"known": {"thread": task.id, **task.extra_values}, "stat": {"state": ""}})
 
     def files(facts: VmFacts) -> Sequence[FileRequest]:
         return [FileRequest(f"task/{task.id}", _FILES, ((task.name,), constants_of(task))) for task in tasks_of(facts)]
@@ -29,7 +29,7 @@ def _thread_collector(name: str, family: Family, tasks_of: Callable[[VmFacts], S
             if stat is None:  # the thread has ended
                 continue
             labels, constants = request.subject
-            values: Values = {}
+            values: FieldValues = {}
             if schedstat is not None:
                 add_schedstat(schedstat, values)
             words = split_stat(stat)

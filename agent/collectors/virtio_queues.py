@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 
 from agent.collectors.base import Collector, Replies, VirtioDisk, VmFacts, optional_reply
 from agent.collectors.block import disks_by_name
-from agent.collectors.json_checks import as_text
+from agent.collectors.untrusted_json import as_text
 from agent.model.family import Sample
+from agent.model.field_reader import FieldReader
 from agent.model.metrics.block_stall import VIRTIO_QUEUE
-from agent.model.reader import FieldReader
-from agent.qmp.commands import QUEUE_STATUS, VIRTIO_PATH_ENDING, Command
+from agent.qmp.commands import VIRTIO_BACKEND_SUFFIX, VIRTIO_QUEUE_STATUS, Command
 
 MAX_DISKS = 16
 """Maximum number of disks of a VM to query."""
@@ -36,7 +36,7 @@ def virtio_paths(blockstats: object) -> list[tuple[str, str]]:
         QmpError: the reply is an error or no list.
     """
     paths = [(name, as_text(disk.get("qdev"))) for name, disk in disks_by_name(blockstats)]
-    return [(name, path) for name, path in paths if path.endswith(VIRTIO_PATH_ENDING)][:MAX_DISKS]
+    return [(name, path) for name, path in paths if path.endswith(VIRTIO_BACKEND_SUFFIX)][:MAX_DISKS]
 
 
 def disk_property_commands(path: str) -> tuple[Command, Command]:
@@ -56,7 +56,7 @@ def parse_virtio_disk(name: str, path: str, kind: object, queues: object) -> Vir
 
 def _commands(facts: VmFacts) -> Sequence[Command]:
     return [
-        Command(QUEUE_STATUS, {"path": disk.path, "queue": number})
+        Command(VIRTIO_QUEUE_STATUS, {"path": disk.path, "queue": number})
         for disk in facts.virtio_disks
         for number in range(disk.queues)
     ]

@@ -29,7 +29,7 @@ def run_in_thread(
     threading.Thread(target=run, name=name, daemon=True).start()
 
 
-def set_outcome(future: asyncio.Future[Any], outcome: Any) -> None:
+def complete_future(future: asyncio.Future[Any], outcome: Any) -> None:
     """Complete a future with a result or an exception. Do nothing if the future is done already."""
     if future.done():
         return
@@ -65,7 +65,7 @@ class CallWithTimeout(Generic[T]):
         loop = asyncio.get_running_loop()
         if self._running is None:
             future: asyncio.Future[T] = loop.create_future()
-            run_in_thread(loop, self._work, lambda outcome: set_outcome(future, outcome), self._name)
+            run_in_thread(loop, self._work, lambda outcome: complete_future(future, outcome), self._name)
             self._running = future
         running = self._running
         done, _ = await asyncio.wait({running}, timeout=self._seconds)

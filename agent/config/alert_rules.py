@@ -13,10 +13,10 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from agent.alerts.catalogue import ALERT_CATALOGUE
-from agent.alerts.conditions.comparison import NUMERIC, FieldTest, Operator, Value
-from agent.alerts.conditions.derived import BALLOON_MEMORY, DISK_CHAIN
-from agent.alerts.conditions.rows import EventAlertRow, EventMatch, LimitUnit, SampleAlertRow
 from agent.alerts.overrides import AlertOverride
+from agent.alerts.rules.comparison import NUMERIC, ComparedValue, FieldComparison, Operator
+from agent.alerts.rules.derived_samples import BALLOON_MEMORY, DISK_CHAIN
+from agent.alerts.rules.rule_types import EventAlertRule, EventMatch, LimitUnit, SampleAlertRule
 from agent.common.config_types import ConfigSection, PositiveSeconds, Seconds
 from agent.common.units import parse_bytes, parse_seconds
 from agent.model.event_fields import EVENT_FIELDS
@@ -29,7 +29,9 @@ MAX_CUSTOM_ALERTS: Final = 100
 DEFAULT_LASTS_SECONDS: Final = 3600.0
 """Default of `lasts` for a custom alert on an event without `resolved_by`, and for a custom alert on an increase."""
 
-SAMPLES: Final = {family.name: family for family in (*FAMILIES, DISK_CHAIN, BALLOON_MEMORY) if not family.per_host}
+CUSTOM_ALERT_FAMILIES: Final = {
+    family.name: family for family in (*FAMILIES, DISK_CHAIN, BALLOON_MEMORY) if not family.per_host
+}
 """Families of samples that custom alerts can use, by name. Families about the host or a pool are left out."""
 
 _COMPARABLE_KINDS: Final = {
@@ -59,7 +61,7 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
     return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.5)), names[0] if names else "")
 
 
-def require_known(name: str, known: Iterable[str], what: str) -> str:
+def require_known_name(name: str, known: Iterable[str], what: str) -> str:
     """Return the name if it is known.
 
     Raises:
@@ -90,7 +92,7 @@ def parse_limit(text: str, unit: str) -> float:
     raise ValueError("should be a number")
 
 
-def parse_test(text: str, kinds: dict[str, str], what: str) -> FieldTest:
+def parse_comparison(text: str, kinds: dict[str, str], what: str) -> FieldComparison:
     """Parse a comparison such as `read_latency_seconds > 50ms` or `nospace == true`.
 
     Args:
@@ -107,10 +109,10 @@ def parse_test(text: str, kinds: dict[str, str], what: str) -> FieldTest:
             'should be a comparison such as "size_bytes > 10GiB", "status == paused" or "oom_kills_total increases"'
         )
     name, operator = match[1], Operator(match[2])
-    kind = kinds[require_known(name, kinds, what)]
+    kind = kinds[require_known_name(name, kinds, what)]
     if kind != "number" and operator in {*NUMERIC, Operator.INCREASES}:
         raise ValueError(f"should compare {name} with == or !=, because this field is not a number")
-    value: Value = match[3].strip("\"'")
+    value: ComparedValue = match[3].strip("\"'")
     if operator is Operator.INCREASES:
         value = 0.0
     elif kind == "number":
@@ -119,10 +121,10 @@ def parse_test(text: str, kinds: dict[str, str], what: str) -> FieldTest:
         if value not in {"true", "false"}:
             raise ValueError(f"should compare {name} with true or false")
         value = value == "true"
-    return FieldTest(tuple(name.split(".")), operator, value)
+    return FieldComparison(tuple(name.split(".")), operator, value)
 
 
-def fields_of(family: Family) -> dict[str, str]:
+def comparable_field_kinds(family: Family) -> dict[str, str]:
     """Return the kind (flag, number or text) of each field and label of a family that a comparison may name."""
     return {
         field.name: _COMPARABLE_KINDS[field.kind] for field in family.fields if field.kind in _COMPARABLE_KINDS
@@ -176,14 +178,14 @@ class CustomAlertConfig(ConfigSection):
     @field_validator("event")
     @classmethod
     def _check_event(cls, value: str | None) -> str | None:
-        return value if value is None else require_known(value, EVENT_FIELDS, "an event of QEMU")
+        return value if value is None else require_known_name(value, EVENT_FIELDS, "an event of QEMU")
 
     @field_validator("sample")
     @classmethod
     def _check_sample(cls, value: str | None, info: ValidationInfo) -> str | None:
         if "event" in info.data and (value is None) is (info.data["event"] is None):
             raise ValueError("is required without `event`" if value is None else "should be absent beside `event`")
-        return value if value is None else require_known(value, SAMPLES, "a family of samples")
+        return value if value is None else require_known_name(value, CUSTOM_ALERT_FAMILIES, "a family of samples")
 
     @field_validator("when")
     @classmethod
@@ -193,7 +195,7 @@ class CustomAlertConfig(ConfigSection):
         if info.data["sample"] is not None and not value:
             raise ValueError("should have a comparison")
         kinds, what = _comparable_fields(info.data)
-        tests = [parse_test(text, kinds, what) for text in value]
+        tests = [parse_comparison(text, kinds, what) for text in value]
         if any(test.operator is Operator.INCREASES for test in (tests[1:] if info.data["sample"] else tests)):
             raise ValueError("should have `increases` only in the first comparison of an alert on samples")
         return value
@@ -202,7 +204,7 @@ class CustomAlertConfig(ConfigSection):
     @classmethod
     def _check_resolve_at(cls, value: str | float | None, info: ValidationInfo) -> str | float | None:
         if value is not None and info.data.get("sample") and info.data.get("when"):
-            first = parse_test(info.data["when"][0], *_comparable_fields(info.data))
+            first = parse_comparison(info.data["when"][0], *_comparable_fields(info.data))
             if first.operator not in NUMERIC:
                 raise ValueError("should be absent, because the first comparison has no limit that a value can pass")
             parse_limit(str(value), _unit_of(first))
@@ -215,7 +217,7 @@ class CustomAlertConfig(ConfigSection):
     def _check_resolved_by(cls, value: list[str], info: ValidationInfo) -> list[str]:
         if value and info.data.get("sample"):
             raise ValueError("should be absent: use `resolve_at` for an alert on samples")
-        return [require_known(name, EVENT_FIELDS, "an event of QEMU") for name in value]
+        return [require_known_name(name, EVENT_FIELDS, "an event of QEMU") for name in value]
 
     @field_validator("count")
     @classmethod
@@ -224,9 +226,9 @@ class CustomAlertConfig(ConfigSection):
             raise ValueError("needs `event` and `duration`")
         return value
 
-    def to_row(self) -> SampleAlertRow | EventAlertRow:
+    def to_alert_row(self) -> SampleAlertRule | EventAlertRule:
         """Return the alert in the form of the agent's own alerts, which the alert engine evaluates."""
-        tests = tuple(parse_test(text, *_comparable_fields(self.model_dump())) for text in self.when)
+        tests = tuple(parse_comparison(text, *_comparable_fields(self.model_dump())) for text in self.when)
         common: dict[str, Any] = {"alert": self.name, "severity": Severity[self.severity.upper()], "custom": True}
         common |= {"vm": self.vm, "device": self.device, "seconds": self.duration}
         common["help"] = self.text or f"{self.event or self.sample}: {' and '.join(map(str, tests)) or 'event'}."
@@ -236,12 +238,12 @@ class CustomAlertConfig(ConfigSection):
             lasts = self.lasts or (None if resolved_by else max(DEFAULT_LASTS_SECONDS, self.duration))
             match = EventMatch(self.event, tests)
             copied_fields = tuple(name for name in EVENT_FIELDS[self.event] if "." not in name)
-            return EventAlertRow(
+            return EventAlertRule(
                 match=match, resolved_by=resolved_by, limit=limit, lasts=lasts, copied_fields=copied_fields, **common
             )
-        family, first = SAMPLES[str(self.sample)], tests[0]
+        family, first = CUSTOM_ALERT_FAMILIES[str(self.sample)], tests[0]
         increases = first.operator is Operator.INCREASES
-        return SampleAlertRow(
+        return SampleAlertRule(
             family=family,
             field=first.path[0],
             operator=first.operator,
@@ -257,10 +259,10 @@ def _comparable_fields(data: dict[str, Any]) -> tuple[dict[str, str], str]:
     """Return the kind of each field that a custom alert may compare, and a description of these fields for errors."""
     if data["event"] is not None:
         return dict(EVENT_FIELDS[data["event"]]), f"a field of {data['event']}"
-    return fields_of(SAMPLES[data["sample"]]), f"a field of {data['sample']}"
+    return comparable_field_kinds(CUSTOM_ALERT_FAMILIES[data["sample"]]), f"a field of {data['sample']}"
 
 
-def _unit_of(test: FieldTest) -> str:
+def _unit_of(test: FieldComparison) -> str:
     return re.split(r"[_-]", test.path[-1].removesuffix("_total"))[-1]
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from agent.config.errors import ConfigError, ConfigProblem
-from agent.config.model import ENTRY_TYPES, TAG_PREFIX, Config
+from agent.config.model import MONITOR_CONFIG_TYPE_BY_TAG, MONITOR_TAG_PREFIX, Config
 
 Location = tuple[str | int, ...]
 """The keys and the list indices that lead to a value, from the root of the file."""
@@ -131,7 +131,7 @@ def _problem_of_value(
     name: str, detail: ErrorDetails, lines: dict[Location, int], model: type[BaseModel]
 ) -> ConfigProblem:
     tagged = tuple(detail["loc"])  # pydantic adds the tag of a monitor entry to the location
-    location = tuple(part for part in tagged if not str(part).startswith(TAG_PREFIX))
+    location = tuple(part for part in tagged if not str(part).startswith(MONITOR_TAG_PREFIX))
     line = next((lines[location[:n]] for n in range(len(location), -1, -1) if location[:n] in lines), 0)
     return ConfigProblem(name, line, _format_location(location), _problem_text(detail, tagged, model))
 
@@ -151,11 +151,11 @@ def _problem_text(detail: ErrorDetails, location: Location, model: type[BaseMode
     kind, given = detail["type"], detail["input"]
     if kind == "extra_forbidden":
         key = _format_location(
-            tuple(part for part in location if isinstance(part, str) and not part.startswith(TAG_PREFIX))
+            tuple(part for part in location if isinstance(part, str) and not part.startswith(MONITOR_TAG_PREFIX))
         )
         if key in RENAMED_KEYS:
             return f"unknown key; it was renamed to {RENAMED_KEYS[key]}"
-        if f"{TAG_PREFIX}{location[-1]}" in ENTRY_TYPES and key.startswith("monitors."):
+        if f"{MONITOR_TAG_PREFIX}{location[-1]}" in MONITOR_CONFIG_TYPE_BY_TAG and key.startswith("monitors."):
             return "is of another kind of entry: move it into an entry of its own, after a new `-`"
         known = _keys_at(location[:-1], model)
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
@@ -235,8 +235,11 @@ def _keys_at(location: Location, model: Any) -> list[str]:
     entry_keys: tuple[str, ...] = ()
     for part in location:
         entry_keys = ()
-        if part in ENTRY_TYPES:
-            model, entry_keys = ENTRY_TYPES[str(part)], tuple(tag.removeprefix(TAG_PREFIX) for tag in ENTRY_TYPES)
+        if part in MONITOR_CONFIG_TYPE_BY_TAG:
+            model, entry_keys = (
+                MONITOR_CONFIG_TYPE_BY_TAG[str(part)],
+                tuple(tag.removeprefix(MONITOR_TAG_PREFIX) for tag in MONITOR_CONFIG_TYPE_BY_TAG),
+            )
         elif isinstance(part, str) and model is not None:
             model = next(section_models_in(model.model_fields[part].annotation), None)
     return list(dict.fromkeys((*model.model_fields, *entry_keys))) if model is not None else []

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Ta
 
 from agent.alerts.alertmanager_config import AlertmanagerConfig
 from agent.alerts.disk_types import ThresholdMode
-from agent.alerts.levels import parse_level
+from agent.alerts.levels import parse_disk_level
 from agent.alerts.pool_levels import parse_pool_level
 from agent.common.config_types import Bytes, ConfigSection, PositiveSeconds, Seconds
 from agent.config.alert_rules import (
@@ -30,12 +30,12 @@ from agent.delivery.sinks.jsonl import JsonLinesConfig
 from agent.delivery.sinks.kafka.config import KafkaConfig
 from agent.guest.config import GuestAgentConfig
 from agent.host.libvirt_metadata import LabelsConfig
-from agent.monitors import ENTRIES, DiscovererConfig
+from agent.monitors import MONITOR_CONFIG_TYPES, DiscovererConfig
 
-TAG_PREFIX = "discoverer:"
+MONITOR_TAG_PREFIX = "discoverer:"
 """Prefix of the tags that pydantic uses to distinguish the types of entries in `monitors`."""
 
-ENTRY_TYPES = {f"{TAG_PREFIX}{entry.key()}": entry for entry in ENTRIES}
+MONITOR_CONFIG_TYPE_BY_TAG = {f"{MONITOR_TAG_PREFIX}{entry.transport_key()}": entry for entry in MONITOR_CONFIG_TYPES}
 """The types of entries in `monitors`, by pydantic's tag."""
 
 
@@ -45,20 +45,23 @@ def _tag_of_entry(entry: object) -> str:
     An entry without such a key gets the first tag, so that the error lists the valid keys.
     """
     keys = entry if isinstance(entry, dict) else getattr(entry, "__dict__", {})
-    return next((tag for tag in ENTRY_TYPES if tag.removeprefix(TAG_PREFIX) in keys), next(iter(ENTRY_TYPES)))
+    return next(
+        (tag for tag in MONITOR_CONFIG_TYPE_BY_TAG if tag.removeprefix(MONITOR_TAG_PREFIX) in keys),
+        next(iter(MONITOR_CONFIG_TYPE_BY_TAG)),
+    )
 
 
 if TYPE_CHECKING:
     MonitorConfig = DiscovererConfig
 else:
     MonitorConfig = Annotated[
-        reduce(operator.or_, (Annotated[entry, Tag(tag)] for tag, entry in ENTRY_TYPES.items())),
+        reduce(operator.or_, (Annotated[entry, Tag(tag)] for tag, entry in MONITOR_CONFIG_TYPE_BY_TAG.items())),
         Discriminator(_tag_of_entry),
     ]
 
 
 def _normalize_level(value: str) -> str:
-    return parse_level(value).text
+    return parse_disk_level(value).text
 
 
 LevelText = Annotated[str, AfterValidator(_normalize_level)]

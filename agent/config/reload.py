@@ -28,12 +28,12 @@ def merge_live_sections(running: Config, loaded: Config) -> tuple[Config, list[s
     return loaded.model_copy(update={name: getattr(running, name) for name in needs_restart}), needs_restart
 
 
-class Reloadable(Protocol):
+class ReloadableAgent(Protocol):
     """An agent whose config can change while the agent runs."""
 
     config: Config
 
-    def apply(self, config: Config) -> None:
+    def apply_config(self, config: Config) -> None:
         """Use this config from now on."""
 
 
@@ -41,7 +41,7 @@ class ConfigReloader:
     """Reloads the config on request, and stores the outcome of the last reload.
 
     Attributes:
-        requested: set this event to request a reload.
+        reload_requested: set this event to request a reload.
         error: why the last reload failed; None if the last reload succeeded, or if there was none.
         needs_restart: names of the changed sections that need a restart.
         loaded_at: when a config was last loaded, in seconds since the epoch.
@@ -51,21 +51,21 @@ class ConfigReloader:
         self.error: str | None = None
         self.needs_restart: list[str] = []
         self.loaded_at = time.time()
-        self.requested = asyncio.Event()
+        self.reload_requested = asyncio.Event()
 
     def warnings(self) -> list[str]:
         """Return warnings for the operator: why the last reload failed, and which changed sections need a restart."""
         failure = [f"config: reload failed: {self.error}; the previous config stays in use"] if self.error else []
         return failure + [_restart_text(name) for name in self.needs_restart]
 
-    async def run(self, agent: Reloadable, read: Callable[[], Config]) -> None:
+    async def run(self, agent: ReloadableAgent, read: Callable[[], Config]) -> None:
         """Reload the config of the agent at each request, until cancelled; `read` reads the config file."""
         while True:
-            await self.requested.wait()
-            self.requested.clear()
+            await self.reload_requested.wait()
+            self.reload_requested.clear()
             await self._reload(agent, read)
 
-    async def _reload(self, agent: Reloadable, read: Callable[[], Config]) -> None:
+    async def _reload(self, agent: ReloadableAgent, read: Callable[[], Config]) -> None:
         try:
             loaded = await asyncio.to_thread(read)  # read the file in a thread, because its storage may hang
         except ConfigError as error:
@@ -73,7 +73,7 @@ class ConfigReloader:
             _log.error("config: reload failed: %s; the previous config stays in use", self.error)
             return
         config, self.needs_restart = merge_live_sections(agent.config, loaded)
-        agent.apply(config)
+        agent.apply_config(config)
         self.error, self.loaded_at = None, time.time()
         _log.info("config: reloaded")
         for name in self.needs_restart:

@@ -20,7 +20,7 @@ class WebSectionConfig(ConfigSection):
     """TLS, client certificates and users: a web configuration file in the format of Prometheus' exporter-toolkit."""
 
 
-def read_web(path: Path) -> WebSectionConfig | None:
+def read_web_section(path: Path) -> WebSectionConfig | None:
     """Return the section `web` of a config file; None if the section cannot be read. `agent.config.loader` reports the file's problems."""
     try:
         values = yaml.safe_load(path.read_text("utf-8"))

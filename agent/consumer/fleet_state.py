@@ -24,7 +24,7 @@ class FleetState:
     def __len__(self) -> int:
         return len(self._records)
 
-    def apply(self, key: str, record: StreamRecord | None) -> None:
+    def apply_message(self, key: str, record: StreamRecord | None) -> None:
         """Update the state with the next message of the state topic.
 
         Args:

@@ -50,15 +50,15 @@ class ConsumerSettings:
 
     Attributes:
         order: limits of the records that wait for an earlier record of the same source.
-        reread: number of messages before the committed offset that the consumer rereads in each partition after a start.
-        batch: maximum number of messages in a batch.
+        reread_messages: number of messages before the committed offset that the consumer rereads in each partition after a start.
+        max_batch_messages: maximum number of messages in a batch.
         poll_seconds: how long the consumer waits for messages before it returns an empty batch.
         request_seconds: timeout of each request to Kafka, in seconds.
     """
 
     order: OrderSettings = field(default_factory=OrderSettings)
-    reread: int = 10_000
-    batch: int = 1000
+    reread_messages: int = 10_000
+    max_batch_messages: int = 1000
     poll_seconds: float = 0.5
     request_seconds: float = 30.0
 
@@ -142,7 +142,7 @@ class RecordConsumer:
         self._reset_to_end = client.get("auto_offset_reset", "earliest") == "latest"
         options = {"auto_offset_reset": "earliest", **client}
         self._consumer = AIOKafkaConsumer(
-            group_id=group, enable_auto_commit=False, max_poll_records=self._settings.batch, **options
+            group_id=group, enable_auto_commit=False, max_poll_records=self._settings.max_batch_messages, **options
         )
         self._partitions: dict[TopicPartition, _AssignedPartition] = {}
         self._handled: Mapping[TopicPartition, tuple[_AssignedPartition, int]] = {}
@@ -232,7 +232,7 @@ class RecordConsumer:
         for name in filter(assigned.__contains__, new):
             default = end[name] if self._reset_to_end else first[name]
             start = default if committed[name] is None else min(max(committed[name], first[name]), end[name])
-            begin = max(first[name], start - self._settings.reread)
+            begin = max(first[name], start - self._settings.reread_messages)
             orderer = RecordOrderer(self._settings.order, self._clock, complete=begin == 0)
             self._partitions[name] = _AssignedPartition(orderer, committed[name], start)
             self._consumer.seek(name, begin)

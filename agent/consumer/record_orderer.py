@@ -32,14 +32,14 @@ class Gap:
         after: `sequence` of the last record before the gap; empty if no earlier record is known.
         through: `sequence` of the last missing record. Empty if it is unknown whether records are missing, because a killed agent had
             not stored which record it sent last.
-        next: the first record after the gap.
+        next_record: the first record after the gap.
     """
 
     topic: str
     source: str
     after: str
     through: str
-    next: StreamRecord
+    next_record: StreamRecord
 
     @property
     def is_certain(self) -> bool:
@@ -53,12 +53,12 @@ class OrderSettings:
 
     Attributes:
         hold_seconds: how long a record waits for its predecessor, in seconds.
-        max_held: maximum number of waiting records in a partition.
+        max_held_records: maximum number of waiting records in a partition.
         max_sources: maximum number of sources whose state is kept for a partition. A source is a VM on a host, a monitor, or a host.
     """
 
     hold_seconds: float = 2.0
-    max_held: int = 10_000
+    max_held_records: int = 10_000
     max_sources: int = 100_000
 
 
@@ -121,7 +121,7 @@ class RecordOrderer:
 
     Attributes:
         duplicates: number of duplicates that were dropped.
-        late: number of records that arrived after their gap was reported.
+        late_records: number of records that arrived after their gap was reported.
     """
 
     def __init__(self, settings: OrderSettings, clock: Callable[[], float], *, complete: bool) -> None:
@@ -134,7 +134,7 @@ class RecordOrderer:
                 each source.
         """
         self.duplicates = 0
-        self.late = 0
+        self.late_records = 0
         self._settings = settings
         self._clock = clock
         self._complete = complete
@@ -149,7 +149,7 @@ class RecordOrderer:
         chain, possible_gap = self._chain_of_record(record)
         if record.sequence <= chain.last:
             if chain.fill_gap(record):
-                self.late += record.sequence > chain.unreported
+                self.late_records += record.sequence > chain.unreported
                 return [record]
             self.duplicates += 1
             return []
@@ -172,7 +172,7 @@ class RecordOrderer:
         now = self._clock()
         while self._waiting:
             chain, held = next(iter(self._waiting.values()))
-            if held.deadline > now and len(self._waiting) <= self._settings.max_held:
+            if held.deadline > now and len(self._waiting) <= self._settings.max_held_records:
                 break
             released += self._release_through(chain, held.record.sequence)
         return released

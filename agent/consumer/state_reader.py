@@ -89,7 +89,7 @@ class StateReader:
                 "state topic: message at %s ignored, because it is not a record of the agent: %s", position, error
             )
             return
-        self.state.apply(key, record)
+        self.state.apply_message(key, record)
 
     async def _stop_consumer(self) -> None:
         with contextlib.suppress(TimeoutError, KafkaError):

@@ -19,9 +19,9 @@ class DiskBacklog:
     def __init__(self) -> None:
         self.after_row = 0
         self.last_row = 0
-        self.waiting = QueueSize()
+        self.size = QueueSize()
         """Size of the backlog."""
-        self.stored = QueueSize()
+        self.stored_size = QueueSize()
         """Size of all rows of the queue in the journal, including delivered rows that are not deleted yet."""
         self._deletions: dict[int, RowDeletion] = {}
         """Delivered rows that are not deleted yet, by `RowDeletion.after_row`. Postponed rows, which must stay, separate the entries."""
@@ -39,7 +39,7 @@ class DiskBacklog:
 
         After records were taken or deleted, this is the time of the last of them, because the next record is not read yet.
         """
-        return self._oldest_ns if self.waiting.records or self._postponed.records else None
+        return self._oldest_ns if self.size.records or self._postponed.records else None
 
     def append(self, record: EncodedRecord) -> None:
         """Add a journaled record. The caller removes it from memory."""
@@ -49,9 +49,9 @@ class DiskBacklog:
         if self.oldest_ns is None:
             self._oldest_ns = record.time_ns
         self.last_row = record.row
-        self.waiting.add((record,))
+        self.size.add((record,))
 
-    def take(
+    def on_read(
         self, records: Sequence[EncodedRecord], corrupt: int, last_read_row: int
     ) -> tuple[Sequence[EncodedRecord], int]:
         """Remove records from the front of the backlog, after they were read from the journal.
@@ -65,13 +65,13 @@ class DiskBacklog:
             the removed records, and the number of lost records. A record is lost if its row is corrupt or no longer exists.
         """
         taken = [record for record in records if record.row is not None and record.row <= self.last_row]
-        self.waiting.subtract(len(taken) + corrupt, total_bytes(taken))
+        self.size.subtract(len(taken) + corrupt, total_bytes(taken))
         if taken and not self._postponed.records:
             self._oldest_ns = taken[-1].time_ns
         lost = corrupt
         if last_read_row <= self.after_row or last_read_row >= self.last_row:  # the end of the backlog
-            lost += self.waiting.records
-            self.after_row, self.waiting = self.last_row, QueueSize()
+            lost += self.size.records
+            self.after_row, self.size = self.last_row, QueueSize()
         else:
             self.after_row = last_read_row
         return taken, lost
@@ -86,10 +86,10 @@ class DiskBacklog:
         if not self:
             return
         self._postponed_rows.append((self.after_row, self.last_row))
-        self._postponed.records += self.waiting.records
-        self._postponed.bytes += self.waiting.bytes
+        self._postponed.records += self.size.records
+        self._postponed.bytes += self.size.bytes
         self.after_row = self.last_row
-        self.waiting = QueueSize()
+        self.size = QueueSize()
 
     def resume(self) -> bool:
         """Put the postponed records back at the front of the backlog.
@@ -104,8 +104,8 @@ class DiskBacklog:
         if not self:
             self.last_row = self._postponed_rows[-1][1]
         self.after_row = self._postponed_rows[0][0]
-        self.waiting.records += self._postponed.records
-        self.waiting.bytes += self._postponed.bytes
+        self.size.records += self._postponed.records
+        self.size.bytes += self._postponed.bytes
         self._postponed_rows, self._postponed = [], QueueSize()
         return True
 
@@ -119,8 +119,8 @@ class DiskBacklog:
         self.after_row = max(self.after_row, last_row)
         if deleted.records and not self._postponed.records:
             self._oldest_ns = deleted.last_ns
-        self.waiting.subtract(deleted.records, deleted.bytes)
-        self.stored.subtract(deleted.records, deleted.bytes)
+        self.size.subtract(deleted.records, deleted.bytes)
+        self.stored_size.subtract(deleted.records, deleted.bytes)
 
     def reset(
         self, stored: RowsSummary, last_row: int, copied: Sequence[EncodedRecord], copied_rows: Sequence[int]
@@ -136,20 +136,20 @@ class DiskBacklog:
         Returns:
             number of records of the old backlog that are not in the file.
         """
-        old_records = self.waiting.records + self._postponed.records
-        self.stored = QueueSize(stored.records, stored.bytes)
-        self.waiting = QueueSize(stored.records, stored.bytes)
-        self.waiting.subtract(len(copied), total_bytes(copied))
+        old_records = self.size.records + self._postponed.records
+        self.stored_size = QueueSize(stored.records, stored.bytes)
+        self.size = QueueSize(stored.records, stored.bytes)
+        self.size.subtract(len(copied), total_bytes(copied))
         self.after_row = max(copied_rows, default=0)
-        self.last_row = last_row if self.waiting.records else self.after_row
+        self.last_row = last_row if self.size.records else self.after_row
         self._oldest_ns = copied[-1].time_ns if copied else stored.first_ns
         self._postponed_rows, self._postponed = [], QueueSize()
         self._deletions = {}
-        return max(0, old_records - self.waiting.records)
+        return max(0, old_records - self.size.records)
 
     # Deleting rows.
 
-    def mark_deletable(self, records: Sequence[EncodedRecord]) -> None:
+    def schedule_deletion(self, records: Sequence[EncodedRecord]) -> None:
         """Mark the rows of delivered records. The next transactions of the journal delete them."""
         by_row_before: dict[int, list[EncodedRecord]] = {}
         if self._postponed_rows:
@@ -178,14 +178,14 @@ class DiskBacklog:
     def on_deleted(self, deletion: "RowDeletion") -> None:
         """Subtract the size of delivered rows, after a transaction has deleted them."""
         remaining = self._deletions[deletion.after_row].size
-        for size in (self.stored, remaining):
+        for size in (self.stored_size, remaining):
             size.subtract(deletion.size.records, deletion.size.bytes)
         if not remaining.records:
             del self._deletions[deletion.after_row]
 
     def bytes_over_limit(self, limit: int) -> int:
         """Return by how many bytes the undelivered rows of the queue exceed a limit; 0 or negative within the limit."""
-        return self.stored.bytes - sum(deletion.size.bytes for deletion in self._deletions.values()) - limit
+        return self.stored_size.bytes - sum(deletion.size.bytes for deletion in self._deletions.values()) - limit
 
 
 @dataclass(slots=True)

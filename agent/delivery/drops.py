@@ -112,7 +112,7 @@ class DropLedger:
         """Return the unreported drops as JSON values. The journal stores them in a persistent entry."""
         return [asdict(report) for report in self._unreported.values()]
 
-    def load_unreported(self, reports: object) -> None:
+    def restore_unreported(self, reports: object) -> None:
         """Add the unreported drops of an earlier run.
 
         Args:
@@ -124,7 +124,7 @@ class DropLedger:
             except TypeError:
                 continue
 
-    def restore_unreported(self, bodies: Iterable[bytes]) -> None:
+    def on_reports_dropped(self, bodies: Iterable[bytes]) -> None:
         """Mark drops as unreported again, because the drop reports about them were also dropped.
 
         Args:

@@ -6,7 +6,7 @@ from itertools import islice
 
 from agent.delivery.record_transitions import FINISHED, WRITE_COMMITTED, WRITE_FAILED, WRITE_STARTED
 from agent.delivery.sizes import total_bytes
-from agent.model.record import OVERHEAD_BYTES, EncodedRecord, RecordState
+from agent.model.record import RECORD_OVERHEAD_BYTES, DeliveryState, EncodedRecord
 
 MAX_TRANSACTION_RECORDS = 20_000
 """Maximum number of records in one transaction. Such a transaction takes about 0.2 s, and reads of the journal wait that long."""
@@ -30,7 +30,7 @@ class MemoryTail:
     def append(self, record: EncodedRecord) -> None:
         """Add the newest record."""
         self.records.append(record)
-        self.bytes += len(record.body) + OVERHEAD_BYTES
+        self.bytes += len(record.body) + RECORD_OVERHEAD_BYTES
 
     def popleft(self) -> EncodedRecord:
         """Remove and return the oldest record."""
@@ -48,7 +48,7 @@ class MemoryTail:
             self.records.popleft()
         self.bytes -= total_bytes(records)
 
-    def older_half(self) -> Iterable[EncodedRecord]:
+    def oldest_records(self) -> Iterable[EncodedRecord]:
         """Iterate over the oldest records: half of all records, and one more."""
         return islice(self.records, len(self.records) // 2 + 1)
 
@@ -59,12 +59,12 @@ class MemoryTail:
             size: number of bytes to free, rounded up to whole records.
         """
         kept = []
-        while self.records and self.records[0].state is not RecordState.QUEUED:
+        while self.records and self.records[0].delivery_state is not DeliveryState.QUEUED:
             kept.append(self.records.popleft())
         dropped = []
         while size > 0 and self.records:
             record = self.popleft()
-            record.state = FINISHED[record.state]
+            record.delivery_state = FINISHED[record.delivery_state]
             dropped.append(record)
             size -= record.size
         self.records.extendleft(reversed(kept))
@@ -107,7 +107,7 @@ class PendingWrites:
         while self._waiting and len(self._writing) < MAX_TRANSACTION_RECORDS:
             record = self._waiting.popleft()
             if not record.done:
-                record.state = WRITE_STARTED[record.state]
+                record.delivery_state = WRITE_STARTED[record.delivery_state]
                 self._writing.append(record)
         return list(self._writing)
 
@@ -118,18 +118,18 @@ class PendingWrites:
             rows: the journal's row of each record of the transaction, in the same order.
         """
         for record, row in zip(self._writing, rows, strict=True):
-            record.row, record.state = row, WRITE_COMMITTED[record.state]
+            record.row, record.delivery_state = row, WRITE_COMMITTED[record.delivery_state]
         written, self._writing = self._writing, []
         return written
 
     def fail_transaction(self) -> None:
         """Finish the transaction after it failed. Its records wait again, before all other waiting records."""
         for record in self._writing:
-            record.state = WRITE_FAILED[record.state]
+            record.delivery_state = WRITE_FAILED[record.delivery_state]
         self._waiting.extendleft(record for record in reversed(self._writing) if not record.done)
         self._writing = []
 
-    def discard_done_prefix(self) -> None:
+    def discard_oldest_done(self) -> None:
         """Remove records from the front of the waiting records, up to the first that is neither delivered nor dropped."""
         while self._waiting and self._waiting[0].done:
             self._waiting.popleft()

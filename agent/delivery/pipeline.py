@@ -17,7 +17,7 @@ from agent.delivery.sender import send_records
 from agent.delivery.sinks.base import Sink, SinkWithWarnings
 from agent.delivery.sinks.supervisor import SinkSupervisor
 from agent.delivery.timings import DeliveryTimings
-from agent.model.agent_lifecycle import QUEUE_NAMES
+from agent.model.lifecycle_records import QUEUE_NAMES
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import EncodedRecord
 
@@ -142,13 +142,13 @@ class DeliveryPipeline:
     @property
     def stored_entries(self) -> dict[str, Any]:
         """Values of the persistent entries that earlier runs stored, by name; empty until the journal is open."""
-        return self.journal.entries if self.journal is not None else {}
+        return self.journal.stored_entries if self.journal is not None else {}
 
     def unready_reasons(self) -> list[str]:
         """Return why records are not delivered or not journaled, one text for each reason; empty if there is no such reason."""
         reasons, now = [], time.monotonic()
         sink = self.supervisor.sink.name
-        seconds = max(queue.unresponsive_seconds(now) for queue in self.queues)
+        seconds = max(queue.sink_wait_seconds(now) for queue in self.queues)
         if self.supervisor.error is not None and (self.journal is not None or any(map(len, self.queues))):
             reasons.append(f"nothing is delivered to {sink}: {self.supervisor.error}")
         elif seconds > self.timings.unready_after:
@@ -168,9 +168,9 @@ class DeliveryPipeline:
         """Return conditions that the operator should check, although records are delivered."""
         sink = self.supervisor.sink
         warnings = sink.warnings() if isinstance(sink, SinkWithWarnings) else []
-        if self.journal is not None and self.journal.quarantined:
+        if self.journal is not None and self.journal.quarantined_files:
             warnings.append(
-                f"{self.journal.quarantined} damaged journal files were quarantined since the start: see `qmp-agent journal`"
+                f"{self.journal.quarantined_files} damaged journal files were quarantined since the start: see `qmp-agent journal`"
             )
         return warnings
 
@@ -188,7 +188,7 @@ class DeliveryPipeline:
                 journaling = tasks.create_task(self.journal.run(), name="journal")
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.journal.opened.wait(), self.timings.journal_open)
-                senders.append(tasks.create_task(self.supervisor.open_early(), name="sink"))
+                senders.append(tasks.create_task(self.supervisor.open_without_records(), name="sink"))
             senders += [
                 tasks.create_task(
                     send_records(queue, self.supervisor, self.journal, self._on_sent), name=f"send {queue.name}"
@@ -216,7 +216,7 @@ class DeliveryPipeline:
             async with asyncio.timeout(seconds):
                 for queue in self.queues:
                     if not self.supervisor.failing:
-                        await queue.drained()
+                        await queue.wait_drained()
 
     async def _journal_remaining(self, journaling: asyncio.Task[None] | None, seconds: float) -> None:
         """Journal the remaining records, if the disk is fast enough. Drop records that are not journaled. Close the sink."""

@@ -82,7 +82,9 @@ class RecordQueue(QueueState):
     def _waits_for_journal(self, record: EncodedRecord) -> bool:
         """Return whether the journal has to write a record before the record is sent."""
         journaling = self.journaling
-        return record.entry is not None and record.row is None and journaling.available and not journaling.hangs
+        return (
+            record.persistent_entry is not None and record.row is None and journaling.available and not journaling.hangs
+        )
 
     async def wait_nonempty(self) -> None:
         """Wait until there is a record to send."""
@@ -134,7 +136,7 @@ class RecordQueue(QueueState):
             last_read_row: the last row that was read.
         """
         assert not self.in_flight
-        self.in_flight, lost = self.backlog.take(records, corrupt, last_read_row)
+        self.in_flight, lost = self.backlog.on_read(records, corrupt, last_read_row)
         self.count_corrupt(lost)
         self.wake_waiting_tasks()
 
@@ -142,14 +144,14 @@ class RecordQueue(QueueState):
         """Remove the batch in flight, after the sink has acknowledged or rejected each of its records."""
         if self.in_flight:
             self.last_delivered_id = self.in_flight[-1].id
-        self.journaling.finish(self.in_flight)
+        self.journaling.on_delivered(self.in_flight)
         self.in_flight = ()
         self.journaling.resume_backlog()
         self.wake_waiting_tasks()
 
     # For the stop of the agent, and for its metrics.
 
-    async def drained(self) -> None:
+    async def wait_drained(self) -> None:
         """Wait until every record is delivered."""
         await self.empty.wait()
 
@@ -157,22 +159,22 @@ class RecordQueue(QueueState):
         """Drop the records that are neither delivered nor journaled, because the agent stops."""
         undelivered = [record for record in self.records_in_memory() if record.row is None and not record.done]
         for record in undelivered:
-            record.state = FINISHED[record.state]
+            record.delivery_state = FINISHED[record.delivery_state]
         self.count_dropped(DropReason.SHUTDOWN, undelivered)
 
-    def oldest_age_seconds(self) -> float:
+    def in_flight_age_seconds(self) -> float:
         """Return the age of the oldest record of the queue; 0 if the queue is empty."""
-        oldest_ns = self.oldest_waiting_ns()
+        oldest_ns = self.oldest_record_time_ns()
         return max(0.0, time.time() - oldest_ns / 1e9) if oldest_ns is not None else 0.0
 
-    def oldest_waiting_ns(self) -> int | None:
+    def oldest_record_time_ns(self) -> int | None:
         """Return the time of the oldest record of the queue, in nanoseconds since the epoch; None if the queue is empty."""
         times = [records[0].time_ns for records in (self.in_flight, self.tail.records) if records]
         if self.backlog.oldest_ns is not None:
             times.append(self.backlog.oldest_ns)
         return min(times, default=None)
 
-    def unresponsive_seconds(self, now: float) -> float:
+    def sink_wait_seconds(self, now: float) -> float:
         """Return how many seconds the batch in flight has waited for the sink; 0 if no batch is in flight.
 
         Args:

@@ -12,7 +12,7 @@ from agent.delivery.memory_tail import PendingWrites
 from agent.delivery.queue_state import QueueState
 from agent.delivery.record_transitions import COPIED, FINISHED, JOURNAL_REPLACED
 from agent.delivery.sizes import RowsSummary
-from agent.model.record import EncodedRecord, RecordState
+from agent.model.record import DeliveryState, EncodedRecord
 
 SLOW_JOURNAL_FACTOR = 4
 """If the journal works but is slow, a durable queue may use this multiple of its memory limit before it drops records.
@@ -32,7 +32,7 @@ class QueueJournaling:
         """True until the journal's file is open, or cannot be opened. Only for a durable queue."""
         self.hangs = False
         """True while an operation on the journal's disk takes too long. During this time, alerts are sent before they are journaled."""
-        self.written = 0
+        self.written_records = 0
         """Number of records written to the journal since the start."""
         self.dirty = asyncio.Event()
         """Set when the journal has records to write or rows to delete."""
@@ -47,12 +47,12 @@ class QueueJournaling:
         if self.available:
             self.dirty.set()
 
-    def finish(self, records: Sequence[EncodedRecord]) -> None:
+    def on_delivered(self, records: Sequence[EncodedRecord]) -> None:
         """Mark records as done, because the sink acknowledged or rejected them. Schedule the deletion of their rows."""
         for record in records:
-            record.state = FINISHED[record.state]
+            record.delivery_state = FINISHED[record.delivery_state]
         self._delete_later([record for record in records if record.row is not None])
-        self._pending.discard_done_prefix()
+        self._pending.discard_oldest_done()
 
     def resume_backlog(self) -> None:
         """Put the postponed records back at the front of the backlog.
@@ -66,7 +66,7 @@ class QueueJournaling:
 
     def _delete_later(self, journaled: Sequence[EncodedRecord]) -> None:
         if journaled:
-            self._queue.backlog.mark_deletable(journaled)
+            self._queue.backlog.schedule_deletion(journaled)
             self.dirty.set()
 
     def shrink_tail(self) -> None:
@@ -76,7 +76,7 @@ class QueueJournaling:
             queue.backlog.append(tail.popleft())
         if self.available and not queue.durable and not self._pending.busy and tail.bytes > limit:
             # Write the batch in flight first. Otherwise, these records would follow newer records after a restart of the agent.
-            for record in (*queue.in_flight, *tail.older_half()):
+            for record in (*queue.in_flight, *tail.oldest_records()):
                 if record.row is None:
                     self.write_later(record)
         # Give a working journal time to write. While the journal does not work, the memory of the agent must not grow.
@@ -110,9 +110,9 @@ class QueueJournaling:
         queue = self._queue
         self.available, self.opening = True, False
         for record in queue.records_in_memory():
-            record.row, record.state = None, JOURNAL_REPLACED[record.state]
+            record.row, record.delivery_state = None, JOURNAL_REPLACED[record.delivery_state]
         for record, row in zip(copied, copied_rows, strict=True):
-            record.row, record.state = row, COPIED[record.state]
+            record.row, record.delivery_state = row, COPIED[record.delivery_state]
         queue.count_corrupt(queue.backlog.reset(stored, last_row, copied, copied_rows))
         self._delete_later([record for record in copied if record.done])
         unwritten = (record for record in queue.records_in_memory() if record.row is None)
@@ -157,7 +157,7 @@ class QueueJournaling:
     def write_all_later(self) -> None:
         """Schedule all records in memory to be written, even if the queue is not durable, because the agent is about to stop."""
         in_memory = self._queue.records_in_memory()
-        self._pending.replace_waiting(record for record in in_memory if record.state is RecordState.QUEUED)
+        self._pending.replace_waiting(record for record in in_memory if record.delivery_state is DeliveryState.QUEUED)
 
     def start_write(self) -> list[EncodedRecord]:
         """Return the records of the next transaction, oldest first. `on_committed` or `on_failed` must follow."""
@@ -188,12 +188,12 @@ class QueueJournaling:
             deletion: the delivered rows that the transaction deleted; None if it deleted none.
         """
         written = self._pending.commit_transaction(rows)
-        self._queue.backlog.stored.add(written)
-        self.written += len(written)
+        self._queue.backlog.stored_size.add(written)
+        self.written_records += len(written)
         if deletion is not None:
             self._queue.backlog.on_deleted(deletion)
         self._delete_later([record for record in written if record.done])
-        self._pending.discard_done_prefix()
+        self._pending.discard_oldest_done()
         self._shrink_tail_if_full()
         self.resume_backlog()
         if self._pending.has_waiting or self._queue.backlog.has_deletions or self.backlog_bytes_to_drop:
@@ -209,7 +209,7 @@ class QueueJournaling:
         self._pending.fail_transaction()
         self.available, self.opening = available, False
         self._queue.nonempty.set()
-        self._pending.discard_done_prefix()
+        self._pending.discard_oldest_done()
         self._shrink_tail_if_full()
 
     def on_trimmed(self, deleted: RowsSummary, last_row: int) -> None:

@@ -46,7 +46,7 @@ class QueueState:
         self._drops = drops
 
     def __len__(self) -> int:
-        return len(self.in_flight) + self.backlog.waiting.records + self.backlog.postponed_records + len(self.tail)
+        return len(self.in_flight) + self.backlog.size.records + self.backlog.postponed_records + len(self.tail)
 
     def records_in_memory(self) -> Iterator[EncodedRecord]:
         """Iterate over the records that are in memory, oldest first: the batch in flight and the tail."""
@@ -68,7 +68,7 @@ class QueueState:
     def count_dropped(self, reason: DropReason, records: Sequence[EncodedRecord]) -> None:
         """Count records that were dropped from memory. If a dropped record is a drop report, the drops in it become unreported again."""
         self._drops.add_records(self.name, reason, records, time.monotonic())
-        self._drops.restore_unreported(record.body for record in records if record.type == DROP_REPORT_TYPE)
+        self._drops.on_reports_dropped(record.body for record in records if record.type == DROP_REPORT_TYPE)
 
     def count_corrupt(self, records: int) -> None:
         """Count records that cannot be read from the journal."""
@@ -78,4 +78,4 @@ class QueueState:
         """Count records that the journal deleted to make room. If one is a drop report, the drops in it become unreported again."""
         times = deleted.first_ns, deleted.last_ns
         self._drops.add(self.name, DropReason.QUEUE_FULL, deleted.records, *times, time.monotonic())
-        self._drops.restore_unreported(deleted.drop_reports)
+        self._drops.on_reports_dropped(deleted.drop_reports)

@@ -5,38 +5,38 @@ A transition is `record.state = TABLE[record.state]`. A KeyError means that the 
 
 from typing import Final
 
-from agent.model.record import RecordState
+from agent.model.record import DeliveryState
 
-_Transitions = dict[RecordState, RecordState]
+_Transitions = dict[DeliveryState, DeliveryState]
 
-WRITE_STARTED: Final[_Transitions] = {RecordState.QUEUED: RecordState.WRITING}
+WRITE_STARTED: Final[_Transitions] = {DeliveryState.QUEUED: DeliveryState.WRITING}
 """A transaction of the journal starts to write the record."""
 
 WRITE_COMMITTED: Final[_Transitions] = {
-    RecordState.WRITING: RecordState.JOURNALED,
-    RecordState.DONE_WHILE_WRITING: RecordState.DONE,
+    DeliveryState.WRITING: DeliveryState.JOURNALED,
+    DeliveryState.DONE_WHILE_WRITING: DeliveryState.DONE,
 }
 """The transaction was committed: the record is on disk."""
 
 WRITE_FAILED: Final[_Transitions] = {
-    RecordState.WRITING: RecordState.QUEUED,
-    RecordState.DONE_WHILE_WRITING: RecordState.DONE,
+    DeliveryState.WRITING: DeliveryState.QUEUED,
+    DeliveryState.DONE_WHILE_WRITING: DeliveryState.DONE,
 }
 """The transaction was rolled back: the record is not on disk."""
 
 FINISHED: Final[_Transitions] = {
-    RecordState.QUEUED: RecordState.DONE,
-    RecordState.WRITING: RecordState.DONE_WHILE_WRITING,
-    RecordState.JOURNALED: RecordState.DONE,
+    DeliveryState.QUEUED: DeliveryState.DONE,
+    DeliveryState.WRITING: DeliveryState.DONE_WHILE_WRITING,
+    DeliveryState.JOURNALED: DeliveryState.DONE,
 }
 """The sink acknowledged or rejected the record, or the queue dropped it."""
 
 JOURNAL_REPLACED: Final[_Transitions] = {
-    RecordState.QUEUED: RecordState.QUEUED,
-    RecordState.JOURNALED: RecordState.QUEUED,
-    RecordState.DONE: RecordState.DONE,
+    DeliveryState.QUEUED: DeliveryState.QUEUED,
+    DeliveryState.JOURNALED: DeliveryState.QUEUED,
+    DeliveryState.DONE: DeliveryState.DONE,
 }
 """The queue uses a new journal file, which does not have the record."""
 
-COPIED: Final[_Transitions] = {RecordState.QUEUED: RecordState.JOURNALED, RecordState.DONE: RecordState.DONE}
+COPIED: Final[_Transitions] = {DeliveryState.QUEUED: DeliveryState.JOURNALED, DeliveryState.DONE: DeliveryState.DONE}
 """The record was copied into the new journal file."""

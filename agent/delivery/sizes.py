@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from agent.model.record import OVERHEAD_BYTES, EncodedRecord
+from agent.model.record import RECORD_OVERHEAD_BYTES, EncodedRecord
 
 
 def total_bytes(records: Sequence[EncodedRecord]) -> int:
     """Return the bytes of records that count towards a queue's limit: the bodies, and an overhead for each record."""
-    return sum([len(record.body) for record in records]) + OVERHEAD_BYTES * len(records)
+    return sum([len(record.body) for record in records]) + RECORD_OVERHEAD_BYTES * len(records)
 
 
 @dataclass(slots=True)

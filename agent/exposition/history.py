@@ -14,16 +14,16 @@ class Resolution(NamedTuple):
 
     Attributes:
         step: time between two points in seconds.
-        points: maximum number of points.
+        max_points: maximum number of points.
     """
 
     step: float
-    points: int
+    max_points: int
 
     @property
-    def range(self) -> float:
+    def range_seconds(self) -> float:
         """The time range that the points cover, in seconds."""
-        return self.step * self.points
+        return self.step * self.max_points
 
 
 RESOLUTIONS = (Resolution(5, 60), Resolution(30, 120), Resolution(180, 120))
@@ -32,7 +32,7 @@ RESOLUTIONS = (Resolution(5, 60), Resolution(30, 120), Resolution(180, 120))
 For a VM that is polled every 10 seconds, the first resolution has a point every 10 seconds.
 """
 
-TOLERANCE = 0.9
+MIN_STEP_RATIO = 0.9
 """Share of a step after which the next point is due. The share is less than 1, because polls are not exactly on time."""
 
 CLOCK_STEP_SECONDS = 60.0
@@ -43,7 +43,7 @@ _TIME_BYTES, _VALUE_BYTES = 8, 4
 
 def history_bytes(columns: int) -> int:
     """Return the size of a full history in bytes, for points with this number of values."""
-    return sum(resolution.points for resolution in RESOLUTIONS) * (_TIME_BYTES + columns * _VALUE_BYTES)
+    return sum(resolution.max_points for resolution in RESOLUTIONS) * (_TIME_BYTES + columns * _VALUE_BYTES)
 
 
 @dataclass(slots=True)
@@ -53,26 +53,26 @@ class HistoryBudget:
     Attributes:
         bytes: the limit in bytes; 0 for no histories.
         columns: the number of values in a VM's point.
-        histories: the number of histories that share the limit.
+        history_count: the number of histories that share the limit.
     """
 
     bytes: int
     columns: int
-    histories: int = 0
+    history_count: int = 0
 
     @property
     def capacities(self) -> tuple[int, ...]:
         """The maximum number of points of one history in each resolution."""
-        return _capacities(self.bytes, self.columns, self.histories)
+        return _capacities(self.bytes, self.columns, self.history_count)
 
 
 @lru_cache(maxsize=8)
 def _capacities(size: int, columns: int, histories: int) -> tuple[int, ...]:
     share = min(1.0, size / (max(1, histories) * history_bytes(columns)))
-    return tuple(int(resolution.points * share) for resolution in RESOLUTIONS)
+    return tuple(int(resolution.max_points * share) for resolution in RESOLUTIONS)
 
 
-_FULL_CAPACITIES = tuple(resolution.points for resolution in RESOLUTIONS)
+_FULL_CAPACITIES = tuple(resolution.max_points for resolution in RESOLUTIONS)
 
 
 class _Ring:
@@ -144,14 +144,14 @@ class History:
         capacities = self._budget.capacities if self._budget is not None else _FULL_CAPACITIES
         if time < self._rings[0].last_time:
             self._rings = tuple(_Ring() for _ in RESOLUTIONS)
-        self.next_time = time + RESOLUTIONS[0].step * TOLERANCE
+        self.next_time = time + RESOLUTIONS[0].step * MIN_STEP_RATIO
         finer: _Ring | None = None
         for ring, resolution, maximum in zip(self._rings, RESOLUTIONS, capacities, strict=True):
             if finer is None:
                 ring.append(time, values, maximum)
             elif not ring.times:
                 ring.append(time, finer.mean_after(0, self._columns), maximum)
-            elif time - ring.last_time < resolution.step * TOLERANCE:
+            elif time - ring.last_time < resolution.step * MIN_STEP_RATIO:
                 return
             else:
                 ring.append(time, finer.mean_after(ring.last_time, self._columns), maximum)
@@ -169,7 +169,7 @@ class History:
             seconds: length of the range.
             after: leave out points up to this time, in seconds since the epoch.
         """
-        place = next((i for i, resolution in enumerate(RESOLUTIONS) if resolution.range >= seconds), -1)
+        place = next((i for i, resolution in enumerate(RESOLUTIONS) if resolution.range_seconds >= seconds), -1)
         ring, columns = self._rings[place], self._columns
         start = max(after, self._rings[0].last_time - seconds)
         for number, time in enumerate(ring.times):

@@ -7,7 +7,7 @@ from agent.exposition.history import History, HistoryBudget
 from agent.exposition.rates import PollPair
 from agent.exposition.summary import Polls, memory_sizes
 
-COLUMNS = (
+HISTORY_COLUMNS = (
     "cpu",
     "steal",
     "read",
@@ -32,9 +32,9 @@ COLUMNS = (
 POOL_COLUMNS = ("used", "free")
 """The columns of a pool's history, in bytes."""
 
-HOST_STEP = 10.0
+HOST_STEP_SECONDS = 10.0
 """Time between two points of the host's history, in seconds."""
-MAX_AGE = 60.0
+MAX_POINT_AGE_SECONDS = 60.0
 """Maximum age of a VM's last point in seconds. Older points are not added to the host's point."""
 
 _COUNTER_GROUPS = (
@@ -52,7 +52,7 @@ _COUNTER_GROUPS = (
 """Counters whose rates a history has: the index of the first rate in `COLUMNS`, the family, and the counters' names."""
 
 _READS, _WRITES, _READ_LATENCY, _WRITE_LATENCY = map(
-    COLUMNS.index, ("reads", "writes", "read_latency", "write_latency")
+    HISTORY_COLUMNS.index, ("reads", "writes", "read_latency", "write_latency")
 )
 _LATENCIES = ((_READ_LATENCY, _READS), (_WRITE_LATENCY, _WRITES))
 """Pairs of indices in `COLUMNS`: of the mean latency of reads or writes, and of the rate of these operations."""
@@ -63,18 +63,19 @@ class HistoryRecorder:
 
     Attributes:
         history: the points.
-        summands: the VM's last point, as it is added to the host's point: with the sums of latencies instead of means. Empty before the
+        last_point_sums: the VM's last point, as it is added to the host's point: with the sums of latencies instead of means. Empty
+            before the
             first point.
     """
 
-    __slots__ = ("_totals", "history", "summands")
+    __slots__ = ("_totals", "history", "last_point_sums")
 
     def __init__(self, budget: HistoryBudget) -> None:
-        self.history = History(len(COLUMNS), budget)
-        self.summands: list[float] = []
+        self.history = History(len(HISTORY_COLUMNS), budget)
+        self.last_point_sums: list[float] = []
         self._totals: dict[str, tuple[int, list[float]]] = {}
 
-    def record(self, polls: Polls, time: float) -> bool:
+    def append_if_due(self, polls: Polls, time: float) -> bool:
         """Append a point if the next point is due. Return whether a point was appended.
 
         Args:
@@ -83,7 +84,7 @@ class HistoryRecorder:
         """
         if not self.history.is_due(time):
             return False
-        values = [nan] * len(COLUMNS)
+        values = [nan] * len(HISTORY_COLUMNS)
         is_first = not self._totals
         for place, family, names in _COUNTER_GROUPS:
             poll = polls.get(family)
@@ -99,7 +100,7 @@ class HistoryRecorder:
         if "block_space" in polls:
             used = [space["used_bytes"] for space in polls["block_space"].current.values() if "used_bytes" in space]
             values[12] = float(sum(used)) if used else nan
-        self.summands = values.copy()
+        self.last_point_sums = values.copy()
         for latency, operations in _LATENCIES:
             values[latency] = values[latency] / values[operations] if values[operations] else nan
         self.history.append(time, values)
@@ -123,13 +124,13 @@ class HistoryRecorder:
             place += 1
 
 
-def host_values(points: Iterable[Sequence[float]]) -> list[float]:
+def sum_vm_points(points: Iterable[Sequence[float]]) -> list[float]:
     """Return a point of the host: the sums over its VMs. Latencies are means over all operations.
 
     Args:
         points: `HistoryRecorder.summands` of each VM, not empty.
     """
-    totals = [_sum_of_known(column) for column in zip(*points, strict=True)] or [nan] * len(COLUMNS)
+    totals = [_sum_of_known(column) for column in zip(*points, strict=True)] or [nan] * len(HISTORY_COLUMNS)
     for latency, operations in _LATENCIES:
         totals[latency] = totals[latency] / totals[operations] if totals[operations] else nan
     return totals

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.exposition.snapshot import VmView
-from agent.model.family import Family, Values
-from agent.model.metrics.host import PROCESS, VCPU
+from agent.model.family import Family, FieldValues
 from agent.model.metrics.memory import MEMORY
 from agent.model.metrics.runstate import RUNSTATE
+from agent.model.metrics.vm_process import PROCESS, VCPU
 from agent.model.record import Vm
 
 
-def sum_vms(views: Iterable[tuple[Vm, VmView]]) -> Values:
+def sum_vms(views: Iterable[tuple[Vm, VmView]]) -> FieldValues:
     """Return the fields of the family `host` that are sums over the host's VMs. A sum without known parts is left out.
 
     A VM with a monitor on TCP may run on another host, so it counts only if its process is known on this host.
@@ -56,7 +56,7 @@ class _Sum:
         return self.has_known or not self.has_unknown
 
 
-def add_ratios(values: Values) -> None:
+def add_commitment_ratios(values: FieldValues) -> None:
     """Add the commitment ratios: vCPUs to online CPUs, and guest memory to host memory. Leave out unknown ratios."""
     for name, part, whole in (
         ("vcpu_commitment_ratio", "vcpus", "online_cpus"),

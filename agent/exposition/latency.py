@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from agent.exposition.rates import Labels, Subjects
-from agent.model.family import FieldKind, Values
+from agent.exposition.rates import LabelValues, ValuesBySubject
+from agent.model.family import FieldKind, FieldValues
 from agent.model.metrics.block import BLOCK
 
 WINDOW_NS = 60_000_000_000
@@ -101,9 +101,9 @@ class LatencyWindows:
     __slots__ = ("_windows",)
 
     def __init__(self) -> None:
-        self._windows: dict[tuple[Labels, str], _LatencyWindow] = {}
+        self._windows: dict[tuple[LabelValues, str], _LatencyWindow] = {}
 
-    def on_poll(self, disks: Subjects, time_ns: int) -> None:
+    def add_poll(self, disks: ValuesBySubject, time_ns: int) -> None:
         """Add the histograms of a poll: the values of all disks, and the time in nanoseconds since the epoch."""
         before, self._windows = self._windows, {}
         for labels, values in disks.items():
@@ -111,7 +111,11 @@ class LatencyWindows:
                 self._add(before, (labels, name), values[name], time_ns)
 
     def _add(
-        self, before: dict[tuple[Labels, str], _LatencyWindow], key: tuple[Labels, str], histogram: Values, time_ns: int
+        self,
+        before: dict[tuple[LabelValues, str], _LatencyWindow],
+        key: tuple[LabelValues, str],
+        histogram: FieldValues,
+        time_ns: int,
     ) -> None:
         boundaries = histogram["boundaries_seconds"]
         window = before.get(key)
@@ -120,7 +124,7 @@ class LatencyWindows:
         window.add(histogram["counts"], time_ns)
         self._windows[key] = window
 
-    def summaries(self, device: str) -> dict[str, dict[str, Any]]:
+    def quantiles_of(self, device: str) -> dict[str, dict[str, Any]]:
         """Return the quantiles of a disk by kind of operation. Leave out kinds without operations."""
         found = {
             kind: window.summary()

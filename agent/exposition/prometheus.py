@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import accumulate, chain
 
-from agent.exposition.rates import Subjects
+from agent.exposition.rates import ValuesBySubject
 from agent.exposition.snapshot import Snapshot, VmView, escape_label
-from agent.model.family import Family, Field, FieldKind, Values
+from agent.model.family import Family, Field, FieldKind, FieldValues
 from agent.model.metrics import FAMILIES
 from agent.model.metrics.identity import IDENTITY
 from agent.session.api import MonitorState
 
-LabeledValues = tuple[str, Values]
+LabeledValues = tuple[str, FieldValues]
 """A subject's labels in Prometheus' text format, without braces, and its values by field name."""
 
 
@@ -33,7 +33,7 @@ def render_chunks(snapshot: Snapshot) -> Iterator[str]:
         (family, [(view, polls.current) for view in views if (polls := view.polls.get(family.name)) is not None])
         for family in FAMILIES
     ]
-    host = {name: dict(subjects) for name, subjects in snapshot.host.items()}
+    host = {name: dict(subjects) for name, subjects in snapshot.host_samples.items()}
     samples = (
         text
         for family, subjects in families
@@ -48,11 +48,11 @@ LineRenderer = Callable[[Sequence[LabeledValues]], list[str]]
 """Function that returns the lines of one metric for all subjects."""
 
 
-def _label_vm_values(family: Family, subjects_by_vm: list[tuple[VmView, Subjects]]) -> Iterator[LabeledValues]:
+def _label_vm_values(family: Family, subjects_by_vm: list[tuple[VmView, ValuesBySubject]]) -> Iterator[LabeledValues]:
     return (row for view, subjects in subjects_by_vm for row in view.labeled_values(family, subjects))
 
 
-def _label_host_values(family: Family, subjects: Subjects) -> Iterator[LabeledValues]:
+def _label_host_values(family: Family, subjects: ValuesBySubject) -> Iterator[LabeledValues]:
     for labels, values in subjects.items():
         subject_labels = zip(family.labels, labels, strict=True)
         yield ",".join(f'{name}="{escape_label(value)}"' for name, value in subject_labels), values
@@ -70,9 +70,9 @@ def _metrics_of_family(family: Family) -> list[tuple[str, LineRenderer]]:
     return [
         (
             _render_header(
-                family.series(field), _prometheus_type(field), f"{field.help} ({family.source}: {field.path})"
+                family.metric_name(field), _prometheus_type(field), f"{field.help} ({family.source}: {field.path})"
             ),
-            _RENDERERS.get(field.kind, _number_renderer)(family.series(field), field.name),
+            _RENDERERS.get(field.kind, _number_renderer)(family.metric_name(field), field.name),
         )
         for field in family.exported_fields()
     ]
@@ -99,7 +99,7 @@ def _histogram_renderer(name: str, key: str) -> LineRenderer:
     ]
 
 
-def _render_histogram(name: str, labels: str, value: Values) -> Iterator[str]:
+def _render_histogram(name: str, labels: str, value: FieldValues) -> Iterator[str]:
     counts = list(accumulate(value["counts"]))
     for bound, count in zip((*map(repr, value["boundaries_seconds"]), "+Inf"), counts, strict=True):
         yield f'{name}_bucket{{{labels},le="{bound}"}} {count}\n'
@@ -142,15 +142,15 @@ def _render_vm_metrics(views: list[VmView]) -> Iterator[str]:
         "1 for each attached VM. The labels describe the VM.",
         [(_vm_info_labels(view), 1) for view in views],
     )
-    up = [(view.labels, view.status.state is MonitorState.UP) for view in views]
+    up = [(view.label_text, view.status.state is MonitorState.UP) for view in views]
     yield _render_metric(
         "qemu_vm_up", "gauge", "1 if the VM answers in time, 0 if it is stalled. A VM that is gone has no series.", up
     )
-    dropped = [(view.labels, total) for view in views if (total := view.dropped_subjects.total())]
+    dropped = [(view.label_text, total) for view in views if (total := view.dropped_subjects.total())]
     if dropped:
         text = "Number of disks, vCPUs, jobs and other subjects that have no series, because the VM exceeds its limits (config: limits)."
         yield _render_metric("qemu_vm_series_limit_dropped_subjects", "gauge", text, dropped)
-    responses = [(view.labels, view.last_response_ns / 1e9) for view in views if view.last_response_ns]
+    responses = [(view.label_text, view.last_response_ns / 1e9) for view in views if view.last_response_ns]
     if responses:
         yield _render_metric(
             "qemu_vm_last_response_timestamp_seconds",
@@ -158,7 +158,7 @@ def _render_vm_metrics(views: list[VmView]) -> Iterator[str]:
             "Time of the VM's last response, in seconds since the epoch.",
             responses,
         )
-    guest_responses = [(view.labels, view.guest_response_ns / 1e9) for view in views if view.guest_response_ns]
+    guest_responses = [(view.label_text, view.guest_response_ns / 1e9) for view in views if view.guest_response_ns]
     if guest_responses:
         yield _render_metric(
             "qemu_guest_agent_last_response_timestamp_seconds",
@@ -168,14 +168,16 @@ def _render_vm_metrics(views: list[VmView]) -> Iterator[str]:
             guest_responses,
         )
     degraded = [
-        (f'{view.labels},collector="{escape_label(collector)}"', 1)
+        (f'{view.label_text},collector="{escape_label(collector)}"', 1)
         for view in views
         for collector, _ in view.status.degraded
     ]
     if degraded:
         text = "1 for each collector that fails for a VM because of QEMU's replies. The agent runs such a collector less often."
         yield _render_metric("qmp_agent_collector_degraded", "gauge", text, degraded)
-    events = [(f'{view.labels},event="{name}"', count) for view in views for name, count in sorted(view.events.items())]
+    events = [
+        (f'{view.label_text},event="{name}"', count) for view in views for name, count in sorted(view.events.items())
+    ]
     if events:
         text = "Total number of events since the VM was attached. This is a lower bound, because QEMU coalesces some events."
         yield _render_metric("qemu_vm_events_total", "counter", text, events)
@@ -200,4 +202,4 @@ def _vm_info_labels(view: VmView) -> str:
     about = view.polls[IDENTITY.name].current.get((), {}) if IDENTITY.name in view.polls else {}
     labels = {"qemu_version": version, "qemu_package": package, "monitor": monitor}
     labels |= {name: about.get(name, "") for name in ("machine", "accelerator", "pid")} | about.get("labels", {})
-    return ",".join((view.labels, *(f'{name}="{escape_label(value)}"' for name, value in labels.items() if value)))
+    return ",".join((view.label_text, *(f'{name}="{escape_label(value)}"' for name, value in labels.items() if value)))

@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from struct import Struct
 
-from agent.model.family import FieldKind, Sample, Values
+from agent.model.family import FieldKind, FieldValues, Sample
+from agent.model.field_reader import Getter, make_getter
 from agent.model.metrics import FAMILIES
-from agent.model.reader import Getter, make_getter
 
 MIN_INTERVAL_NS = 500_000_000
 """Minimum time between the two polls of a rate. A rate over a few milliseconds is noise."""
@@ -18,9 +18,9 @@ MIN_INTERVAL_NS = 500_000_000
 MAX_LAYOUTS = 1024
 """Maximum number of layouts in the cache that all VMs share."""
 
-Labels = tuple[str, ...]
+LabelValues = tuple[str, ...]
 """Label values that identify a subject of a family, such as the name of a disk."""
-Subjects = dict[Labels, Values]
+ValuesBySubject = dict[LabelValues, FieldValues]
 """The values of each subject in one poll, by label values."""
 
 
@@ -42,7 +42,7 @@ class _Layout:
         self._packing = Struct(f"{len(counters)}d")
         self._select: Getter = make_getter(counters) if counters else lambda _values: ()
 
-    def pack(self, values: Values) -> bytes:
+    def pack(self, values: FieldValues) -> bytes:
         """Return the packed counters of a subject's values."""
         return self._packing.pack(*self._select(values))
 
@@ -53,7 +53,7 @@ class _Layout:
 
 PackedCounters = tuple[_Layout, bytes]
 
-_NO_COUNTERS: dict[Labels, PackedCounters] = {}
+_NO_COUNTERS: dict[LabelValues, PackedCounters] = {}
 """Empty dict that most families share, because they have no counters."""
 
 
@@ -67,7 +67,7 @@ class CounterLayouts:
     def __len__(self) -> int:
         return len(self._layouts)
 
-    def layout_of(self, values: Values) -> _Layout:
+    def layout_of(self, values: FieldValues) -> _Layout:
         """Return the layout of a subject's values."""
         names = tuple(values)
         layout = self._layouts.get(names)
@@ -94,29 +94,29 @@ class PollPair:
     """
 
     time_ns: int = 0
-    current: Subjects = field(default_factory=dict)
+    current: ValuesBySubject = field(default_factory=dict)
     previous_ns: int = 0
     limits: object = None
     layouts: CounterLayouts = field(default=_SHARED_LAYOUTS, repr=False)
     _layouts: _Layout | list[_Layout] | None = (
         None  # layouts of the last poll: one for all subjects, or one for each subject
     )
-    _previous: dict[Labels, PackedCounters] = field(default_factory=lambda: _NO_COUNTERS)
-    _next_previous: tuple[int, dict[Labels, PackedCounters]] | None = None  # the next earlier poll for rates
+    _previous: dict[LabelValues, PackedCounters] = field(default_factory=lambda: _NO_COUNTERS)
+    _next_previous: tuple[int, dict[LabelValues, PackedCounters]] | None = None  # the next earlier poll for rates
 
     @property
     def has_histograms(self) -> bool:
         """True if a subject had a histogram in the last poll."""
         return self._layouts is None and any(not _HISTOGRAMS.isdisjoint(values) for values in self.current.values())
 
-    def is_current(self, samples: Sequence[Sample]) -> bool:
+    def has_same_values(self, samples: Sequence[Sample]) -> bool:
         """Return whether these samples have the same value objects as the last poll, so that no value has changed."""
         for sample in samples:
             if self.current.get(sample.labels) is not sample.values:
                 return False
         return len(samples) == len(self.current)
 
-    def try_replace_values(self, samples: Sequence[Sample], time_ns: int) -> bool:
+    def update_if_same_series(self, samples: Sequence[Sample], time_ns: int) -> bool:
         """Store a new poll if it has the same subjects and series as the last poll. Return whether the poll was stored.
 
         In this usual case, the series limits need not be applied again.
@@ -131,12 +131,12 @@ class PollPair:
         self.time_ns, self.current = time_ns, subjects
         return True
 
-    def update(self, subjects: Subjects, time_ns: int) -> None:
+    def update(self, subjects: ValuesBySubject, time_ns: int) -> None:
         """Store a new poll. If the last poll is less than `MIN_INTERVAL_NS` old, compute rates from an older poll."""
         self._keep_previous(time_ns)
         self.time_ns, self.current, self._layouts = time_ns, subjects, self._layouts_of(subjects)
 
-    def _layouts_of(self, subjects: Subjects) -> _Layout | list[_Layout] | None:
+    def _layouts_of(self, subjects: ValuesBySubject) -> _Layout | list[_Layout] | None:
         """Return the layout that all subjects share, or a list with the layout of each subject.
 
         Return None without subjects, or if a subject has a histogram.
@@ -160,16 +160,16 @@ class PollPair:
         else:
             self._next_previous = self.time_ns, self._pack_counters()
 
-    def _pack_counters(self) -> dict[Labels, PackedCounters]:
+    def _pack_counters(self) -> dict[LabelValues, PackedCounters]:
         single = self._layouts if isinstance(self._layouts, _Layout) else None
-        counters: dict[Labels, PackedCounters] = {}
+        counters: dict[LabelValues, PackedCounters] = {}
         for labels, values in self.current.items():
             layout = single or self.layouts.layout_of(values)
             if layout.positions:
                 counters[labels] = layout, layout.pack(values)
         return counters or _NO_COUNTERS
 
-    def rates(self, labels: Labels, names: Iterable[str]) -> dict[str, float]:
+    def rates(self, labels: LabelValues, names: Iterable[str]) -> dict[str, float]:
         """Return the increase per second of a subject's counters. Leave out counters that fell, or that are not in both polls."""
         values, packed = self.current.get(labels), self._previous.get(labels)
         if values is None or packed is None or self.time_ns <= self.previous_ns:

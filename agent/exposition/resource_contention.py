@@ -13,12 +13,12 @@ from agent.common.units import format_bytes
 from agent.exposition.explain.cpu_and_memory import find_cpu_quota, find_cpu_waiting, find_swapped
 from agent.exposition.explain.disks import slow_disks_by_pool
 from agent.exposition.explain.evidence import Evidence
-from agent.exposition.explain.text_format import latency, listing
-from agent.exposition.rates import Labels, Subjects
+from agent.exposition.explain.text_format import format_latency_text, format_list
+from agent.exposition.rates import LabelValues, ValuesBySubject
 from agent.exposition.snapshot import VmView
-from agent.model.family import Values
+from agent.model.family import FieldValues
 from agent.model.metrics.block import BLOCK
-from agent.model.metrics.host import PROCESS, VCPU
+from agent.model.metrics.vm_process import PROCESS, VCPU
 from agent.model.record import Vm, sanitize
 
 MAX_VMS = 5
@@ -51,7 +51,7 @@ class _Usage:
 class ResourceContentionFinder:
     """Collects what each VM uses and waits for, and returns the resources that VMs wait for."""
 
-    def __init__(self, now: float, pools: Subjects) -> None:
+    def __init__(self, now: float, pools: ValuesBySubject) -> None:
         """Set up a finder.
 
         Args:
@@ -60,9 +60,9 @@ class ResourceContentionFinder:
         """
         self._now = now
         self._pools = pools
-        self._usage: dict[tuple[HostResource, Labels], _Usage] = {}
+        self._usage: dict[tuple[HostResource, LabelValues], _Usage] = {}
 
-    def add(self, vm: Vm, view: VmView) -> None:
+    def add_vm(self, vm: Vm, view: VmView) -> None:
         """Add the usage and the waits of a VM."""
         evidence = Evidence(view, self._now, self._pools)
         identity = {"uuid": vm.uuid, "vm": sanitize(vm.name, MAX_NAME)}
@@ -71,17 +71,17 @@ class ResourceContentionFinder:
         for resource, pool, figures in _awaited_resources(evidence):
             self._usage_of(resource, pool).waiting.append(identity | figures)
 
-    def _usage_of(self, resource: HostResource, pool: Labels) -> _Usage:
+    def _usage_of(self, resource: HostResource, pool: LabelValues) -> _Usage:
         return self._usage.setdefault((resource, pool), _Usage())
 
-    def result(self) -> list[dict[str, Any]]:
+    def contended_resources(self) -> list[dict[str, Any]]:
         """Return each resource that VMs wait for, as JSON: `waiting` lists the VMs that wait, and `taking` the VMs that use most."""
         found = [(key, usage) for key, usage in self._usage.items() if usage.waiting and usage.taking]
         found.sort(key=lambda row: (list(HostResource).index(row[0][0]), -len(row[1].waiting)))
         return [_describe(resource, pool, usage) for (resource, pool), usage in found[: MAX_POOLS + 2]]
 
 
-def _used_resources(evidence: Evidence) -> Iterator[tuple[HostResource, Labels, Values]]:
+def _used_resources(evidence: Evidence) -> Iterator[tuple[HostResource, LabelValues, FieldValues]]:
     """Yield each resource that a VM uses, with figures: CPUs, bytes of memory, and the I/O rates on each pool."""
     cpus = _process_cpus(evidence)
     if cpus:
@@ -110,7 +110,7 @@ def _process_cpus(evidence: Evidence) -> float | None:
     return sum(rate for rate in known if rate is not None) if any(rate is not None for rate in known) else None
 
 
-def _awaited_resources(evidence: Evidence) -> Iterator[tuple[HostResource, Labels, Values]]:
+def _awaited_resources(evidence: Evidence) -> Iterator[tuple[HostResource, LabelValues, FieldValues]]:
     """Yield each resource that a VM waits for, with figures. A VM that its own CPU quota throttles does not count as waiting."""
     if not any(find_cpu_quota(evidence)):
         for found in find_cpu_waiting(evidence):
@@ -121,13 +121,13 @@ def _awaited_resources(evidence: Evidence) -> Iterator[tuple[HostResource, Label
             (),
             {"faults_per_second": found.figures["major_faults_per_second"], "bytes": found.figures["swap_bytes"]},
         )
-    worst: dict[Labels, float] = {}
+    worst: dict[LabelValues, float] = {}
     for pool, found in slow_disks_by_pool(evidence):
         worst[pool] = max(worst.get(pool, 0.0), found.figures["latency_seconds"])
     yield from ((HostResource.DISK, pool, {"seconds": seconds}) for pool, seconds in worst.items())
 
 
-def _describe(resource: HostResource, pool: Labels, usage: _Usage) -> dict[str, Any]:
+def _describe(resource: HostResource, pool: LabelValues, usage: _Usage) -> dict[str, Any]:
     waiting, taking = (_sort_vms(vms) for vms in (usage.waiting, usage.taking))
     total = {name: sum(vm[name] for vm in taking) for name in taking[0] if name not in ("uuid", "vm")}
     count = len(waiting)
@@ -162,7 +162,7 @@ _FORMATTERS = {
     (HostResource.CPU, "taking"): lambda vm: f"{vm['cpus']:.2g} CPUs",
     (HostResource.MEMORY, "waiting"): lambda vm: f"{vm['faults_per_second']:.3g} pages/s",
     (HostResource.MEMORY, "taking"): lambda vm: format_bytes(vm["bytes"]),
-    (HostResource.DISK, "waiting"): lambda vm: f"{latency(vm['seconds'])} for a request",
+    (HostResource.DISK, "waiting"): lambda vm: f"{format_latency_text(vm['seconds'])} for a request",
     (HostResource.DISK, "taking"): lambda vm: (
         f"{vm['operations_per_second']:.3g} operations/s, {format_bytes(vm['bytes_per_second'])}/s"
     ),
@@ -176,4 +176,4 @@ def describe_vm(vm: Mapping[str, Any], resource: HostResource, role: str) -> str
 
 
 def _list_vms(vms: Iterable[Mapping[str, Any]], resource: HostResource, role: str) -> str:
-    return listing([describe_vm(vm, resource, role) for vm in vms], MAX_VMS)
+    return format_list([describe_vm(vm, resource, role) for vm in vms], MAX_VMS)

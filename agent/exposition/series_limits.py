@@ -7,7 +7,7 @@ exhaust Prometheus' memory, so the number of series and the rate of new names ar
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from agent.model.family import Family, FieldKind, Sample, Values
+from agent.model.family import Family, FieldKind, FieldValues, Sample
 from agent.model.metrics import FAMILIES
 
 HOUR_NS = 3600 * 1_000_000_000
@@ -20,7 +20,7 @@ _HISTOGRAM_FIELDS = {
 }
 
 
-def _count_series(family: Family, values: Values) -> int:
+def _count_series(family: Family, values: FieldValues) -> int:
     """Return the number of series of a subject. A histogram has a series for each bin, one for the sum and one for the count."""
     count = len(values) - sum(map(values.__contains__, _FIELDS_WITHOUT_SERIES[family.name]))
     return count + sum(len(values[name]["counts"]) + 1 for name in _HISTOGRAM_FIELDS[family.name] if name in values)
@@ -52,7 +52,7 @@ class SeriesLimiter:
         self._departed_subjects: dict[tuple[str, tuple[str, ...]], None] = {}
         self._hour_began_ns = 0
 
-    def admit(
+    def select_samples(
         self,
         family: Family,
         previous: Collection[tuple[str, ...]],

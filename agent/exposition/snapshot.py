@@ -9,13 +9,20 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from math import nan
 
-from agent.exposition.history import TOLERANCE, History, HistoryBudget
-from agent.exposition.history_recorder import COLUMNS, HOST_STEP, MAX_AGE, POOL_COLUMNS, HistoryRecorder, host_values
+from agent.exposition.history import MIN_STEP_RATIO, History, HistoryBudget
+from agent.exposition.history_recorder import (
+    HISTORY_COLUMNS,
+    HOST_STEP_SECONDS,
+    MAX_POINT_AGE_SECONDS,
+    POOL_COLUMNS,
+    HistoryRecorder,
+    sum_vm_points,
+)
 from agent.exposition.latency import LatencyWindows
-from agent.exposition.rates import Labels, PollPair, Subjects
+from agent.exposition.rates import LabelValues, PollPair, ValuesBySubject
 from agent.exposition.series_limits import DEFAULT_SERIES_LIMITS, SeriesLimiter, SeriesLimits
-from agent.model.event_table import EVENT_ROWS_BY_NAME
-from agent.model.family import Family, Sample, Values
+from agent.model.event_table import EVENT_DEFINITIONS_BY_NAME
+from agent.model.family import Family, FieldValues, Sample
 from agent.model.metrics.block import BLOCK
 from agent.model.metrics.guest import GUEST_FREEZE
 from agent.model.metrics.host_resources import HOST
@@ -36,7 +43,7 @@ class VmView:
 
     Attributes:
         status: the state of the VM's monitor.
-        labels: the VM's labels in Prometheus' text format, `vm_uuid="...",vm="..."`.
+        label_text: the VM's labels in Prometheus' text format, `vm_uuid="...",vm="..."`.
         history_recorder: records the VM's history, for the page's graphs.
         last_response_ns: time of the VM's last response, nanoseconds since the epoch; 0 if there was none.
         guest_response_ns: time of the last values from the VM's guest agent, nanoseconds since the epoch; 0 if there were none. The time
@@ -44,39 +51,41 @@ class VmView:
         events: number of events by name since the VM was attached.
         dropped_subjects: number of subjects without series, because the VM exceeds its series limits, by family name.
         polls: the last two polls of each family, by family name; a family that never had samples is absent.
-        label_texts: cache of each subject's labels in Prometheus' text format, by family name.
+        subject_label_texts: cache of each subject's labels in Prometheus' text format, by family name.
         revision: number of changes to this object, from which readers detect a change.
-        limiter: applies the series limits to the VM's samples.
-        latencies: quantiles of the disks' latency; None if no disk ever had a latency histogram.
-        spaces: the last stored list of `block_space` samples; None if the samples have to be stored again.
-        spaces_limits: the series limits that were applied to `spaces`.
+        series_limiter: applies the series limits to the VM's samples.
+        latency_windows: quantiles of the disks' latency; None if no disk ever had a latency histogram.
+        space_samples: the last stored list of `block_space` samples; None if the samples have to be stored again.
+        space_samples_limits: the series limits that were applied to `space_samples`.
     """
 
     status: MonitorStatus
-    labels: str
+    label_text: str
     history_recorder: HistoryRecorder
     last_response_ns: int = 0
     guest_response_ns: int = 0
     events: Counter[str] = field(default_factory=Counter)
     dropped_subjects: Counter[str] = field(default_factory=Counter)
     polls: dict[str, PollPair] = field(default_factory=dict)
-    label_texts: dict[str, dict[Labels, str]] = field(default_factory=dict)
+    subject_label_texts: dict[str, dict[LabelValues, str]] = field(default_factory=dict)
     revision: int = 0
-    limiter: SeriesLimiter = field(default_factory=SeriesLimiter)
-    latencies: LatencyWindows | None = None
-    spaces: Sequence[Sample] | None = None
-    spaces_limits: SeriesLimits | None = None
+    series_limiter: SeriesLimiter = field(default_factory=SeriesLimiter)
+    latency_windows: LatencyWindows | None = None
+    space_samples: Sequence[Sample] | None = None
+    space_samples_limits: SeriesLimits | None = None
 
-    def labeled_values(self, family: Family, subjects: Subjects) -> Iterator[tuple[str, Values]]:
+    def labeled_values(self, family: Family, subjects: ValuesBySubject) -> Iterator[tuple[str, FieldValues]]:
         """Yield each subject of one poll: its labels in Prometheus' text format, and its values."""
-        texts = self.label_texts.setdefault(family.name, {})
+        texts = self.subject_label_texts.setdefault(family.name, {})
         if len(texts) > 2 * len(subjects) + 8:  # most of the cached texts belong to subjects that no longer exist
             texts.clear()
         for labels, values in subjects.items():
             text = texts.get(labels)
             if text is None:
                 subject_labels = zip(family.labels, labels, strict=True)
-                text = "".join((self.labels, *(f',{name}="{escape_label(value)}"' for name, value in subject_labels)))
+                text = "".join(
+                    (self.label_text, *(f',{name}="{escape_label(value)}"' for name, value in subject_labels))
+                )
                 texts[labels] = text
             yield text, values
 
@@ -121,17 +130,17 @@ class Snapshot:
         """Series limits of each VM. New limits apply from the next samples on."""
         self.monitors: dict[tuple[object, ...], MonitorStatus] = {}
         """The state of each monitor, by `Monitor.key`."""
-        self.host: dict[str, Subjects] = {}
+        self.host_samples: dict[str, ValuesBySubject] = {}
         """Samples of the host itself, such as its pools: the values of each subject, by family name."""
-        self.on_replaced: Callable[[Vm, Sequence[Family]], None] = lambda _vm, _families: None
+        self.on_samples_replaced: Callable[[Vm, Sequence[Family]], None] = lambda _vm, _families: None
         """Callback that is called after samples of some families of an attached VM were replaced."""
         self.host_polls = PollPair()
         """The last two samples of the family `host`, for rates."""
-        self.host_history = History(len(COLUMNS))
+        self.host_history = History(len(HISTORY_COLUMNS))
         """History of the sums over all VMs."""
-        self._budget = HistoryBudget(history_bytes, len(COLUMNS))
+        self._budget = HistoryBudget(history_bytes, len(HISTORY_COLUMNS))
         self._departed: dict[str, HistoryRecorder] = {}  # by UUID
-        self._pool_histories: dict[Labels, History] = {}
+        self._pool_histories: dict[LabelValues, History] = {}
         self._views: dict[Vm, VmView] = {}
 
     def views(self) -> Iterator[tuple[Vm, VmView]]:
@@ -158,7 +167,7 @@ class Snapshot:
                 vm = status.vm
                 recorder = self._departed.pop(vm.uuid, None) or HistoryRecorder(self._budget)
                 self._views[vm] = VmView(status, f'vm_uuid="{vm.uuid}",vm="{escape_label(vm.name)}"', recorder)
-                self._budget.histories = len(self._views) + len(self._departed)
+                self._budget.history_count = len(self._views) + len(self._departed)
             else:
                 view.status = status
                 view.revision += 1
@@ -167,7 +176,7 @@ class Snapshot:
             self._departed[status.vm.uuid] = view.history_recorder
             if len(self._departed) > MAX_DEPARTED:
                 del self._departed[next(iter(self._departed))]
-            self._budget.histories = len(self._views) + len(self._departed)
+            self._budget.history_count = len(self._views) + len(self._departed)
 
     def vm_history(self, uuid: str) -> History | None:
         """Return the history of a VM that is or recently was attached; None if there is none."""
@@ -176,7 +185,7 @@ class Snapshot:
         )
         return recorder.history if recorder is not None else None
 
-    def pool_history(self, labels: Labels) -> History | None:
+    def pool_history(self, labels: LabelValues) -> History | None:
         """Return the history of a pool by its labels; None if there is none."""
         return self._pool_histories.get(labels)
 
@@ -222,26 +231,26 @@ class Snapshot:
                 self._replace_family(view, family, family_samples, time_ns)
         if BLOCK in families and BLOCK.name in view.polls:  # every poll of the disks has this family
             self._record_history(view, time_ns / 1e9)
-        self.on_replaced(vm, families)
+        self.on_samples_replaced(vm, families)
 
     def _record_history(self, view: VmView, time: float) -> None:
         """Append points to the histories of a VM and of the host if their next points are due."""
-        if not self._budget.bytes or not view.history_recorder.record(view.polls, time):
+        if not self._budget.bytes or not view.history_recorder.append_if_due(view.polls, time):
             return
         if self.host_history.is_due(time):
-            since = time - MAX_AGE
+            since = time - MAX_POINT_AGE_SECONDS
             recorders = (other.history_recorder for other in self._views.values())
             self.host_history.append(
                 time,
-                host_values(
+                sum_vm_points(
                     [
-                        recorder.summands
+                        recorder.last_point_sums
                         for recorder in recorders
-                        if recorder.summands and recorder.history.last_time >= since
+                        if recorder.last_point_sums and recorder.history.last_time >= since
                     ]
                 ),
             )
-            self.host_history.next_time = time + HOST_STEP * TOLERANCE
+            self.host_history.next_time = time + HOST_STEP_SECONDS * MIN_STEP_RATIO
 
     def _replace_family(self, view: VmView, family: Family, samples: Sequence[Sample], time_ns: int) -> None:
         """Replace all samples of one family."""
@@ -251,17 +260,17 @@ class Snapshot:
         elif (
             polls.limits is self.limits
             and not view.dropped_subjects.get(family.name)
-            and (polls.is_current(samples) or polls.try_replace_values(samples, time_ns))
+            and (polls.has_same_values(samples) or polls.update_if_same_series(samples, time_ns))
         ):
             return
         polls.limits = self.limits
-        admitted = view.limiter.admit(family, polls.current, samples, time_ns, self.limits)
+        admitted = view.series_limiter.select_samples(family, polls.current, samples, time_ns, self.limits)
         if len(admitted) < len(samples) or family.name in view.dropped_subjects:
             view.dropped_subjects[family.name] = len(samples) - len(admitted)
         polls.update({sample.labels: sample.values for sample in admitted}, time_ns)
         if polls.has_histograms:  # polls with histograms never take the fast path above
-            view.latencies = view.latencies or LatencyWindows()
-            view.latencies.on_poll(polls.current, time_ns)
+            view.latency_windows = view.latency_windows or LatencyWindows()
+            view.latency_windows.add_poll(polls.current, time_ns)
 
     def replace_host_sample(self, sample: Sample, time: float = 0.0) -> None:
         """Store the latest sample of a subject of the host, such as a pool. The series limits do not apply.
@@ -270,7 +279,7 @@ class Snapshot:
             sample: the sample.
             time: time of the sample in seconds since the epoch; 0 for a sample that has no history.
         """
-        self.host.setdefault(sample.family.name, {})[sample.labels] = sample.values
+        self.host_samples.setdefault(sample.family.name, {})[sample.labels] = sample.values
         if sample.family is HOST:
             self.host_polls.update({sample.labels: sample.values}, round(time * 1e9))
         if time and sample.family is POOL and self._budget.bytes:
@@ -278,12 +287,12 @@ class Snapshot:
             if history.is_due(time):
                 history.append(time, [float(sample.values.get(f"{name}_bytes", nan)) for name in POOL_COLUMNS])
 
-    def remove_host_sample(self, family: Family, labels: Labels) -> None:
+    def remove_host_sample(self, family: Family, labels: LabelValues) -> None:
         """Remove the sample of a subject that the host no longer has, such as a pool."""
-        self.host.get(family.name, {}).pop(labels, None)
+        self.host_samples.get(family.name, {}).pop(labels, None)
         self._pool_histories.pop(labels, None)
 
-    def stored_values(self, vm: Vm, sample: Sample) -> Values | None:
+    def values_of(self, vm: Vm, sample: Sample) -> FieldValues | None:
         """Return the stored values of a sample's subject; None if none are stored."""
         view = self._views.get(vm)
         polls = view.polls.get(sample.family.name) if view is not None else None
@@ -299,5 +308,5 @@ class Snapshot:
         view = self._views.get(record.vm)
         if view is not None:
             name = record.data["event"]
-            view.events[name if name in EVENT_ROWS_BY_NAME else "unknown"] += record.data.get("count", 1)
+            view.events[name if name in EVENT_DEFINITIONS_BY_NAME else "unknown"] += record.data.get("count", 1)
             view.revision += 1

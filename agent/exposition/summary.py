@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent.exposition.rates import PollPair
-from agent.model.family import Values
+from agent.model.family import FieldValues
 from agent.model.metrics.migration import INACTIVE_STATUSES
 
 Polls = Mapping[str, PollPair]
@@ -145,6 +145,6 @@ def summarize(polls: Polls) -> dict[str, Any]:
     return {name: value for name, value in parts.items() if value} | _vm_level_values(polls, "runstate")
 
 
-def _vm_level_values(polls: Polls, family: str) -> Values:
+def _vm_level_values(polls: Polls, family: str) -> FieldValues:
     """Return the values of a family that describes the VM as a whole."""
     return polls[family].current.get((), {}) if family in polls else {}

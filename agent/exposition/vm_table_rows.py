@@ -6,7 +6,7 @@ from typing import Any
 from agent.exposition.summary import Polls, current_activity, memory_sizes, summarize_jobs, summarize_migration
 from agent.model.metrics.migration import INACTIVE_STATUSES
 
-FIELDS = (
+ROW_FIELDS = (
     *("status", "running", "vcpus", "cpu", "steal", "read", "write", "iops", "latency"),
     *("used", "total", "resident", "receive", "transmit"),
     *("disk", "disk_used", "disk_size", "full_in", "filesystem", "filesystem_used", "filesystem_size"),
@@ -27,7 +27,7 @@ MAX_LABELS = 16
 """Maximum number of a VM's labels in its row."""
 
 
-def rounded(value: float | None, digits: int = DIGITS) -> float | None:
+def round_significant(value: float | None, digits: int = DIGITS) -> float | None:
     """Return a value with `digits` significant digits."""
     if value is None:
         return None
@@ -44,11 +44,13 @@ def vm_row(polls: Polls) -> list[Any]:
         run.get("status"),
         run.get("running"),
         len(polls["vcpu"].current) if "vcpu" in polls else None,
-        *(rounded(now.get(name)) for name in ("cpu", "steal", "read", "write")),
-        rounded(now.get("reads", 0.0) + now.get("writes", 0.0)) if "reads" in now or "writes" in now else None,
-        rounded(now.get("latency")),
-        *(rounded(sizes.get(f"{name}_bytes")) for name in ("used", "total", "resident")),
-        *(rounded(now.get(name)) for name in ("receive", "transmit")),
+        *(round_significant(now.get(name)) for name in ("cpu", "steal", "read", "write")),
+        round_significant(now.get("reads", 0.0) + now.get("writes", 0.0))
+        if "reads" in now or "writes" in now
+        else None,
+        round_significant(now.get("latency")),
+        *(round_significant(sizes.get(f"{name}_bytes")) for name in ("used", "total", "resident")),
+        *(round_significant(now.get(name)) for name in ("receive", "transmit")),
         *_fullest_disk(polls),
         *_fullest_filesystem(polls),
         activity,
@@ -70,11 +72,11 @@ def _fullest_disk(polls: Polls) -> Sequence[Any]:
         if values.get("limit_bytes") and "used_bytes" in values
     ]
     times = [values["time_to_full_seconds"] for values in spaces.values() if "time_to_full_seconds" in values]
-    full_in = rounded(min(times), 2) if times else None
+    full_in = round_significant(min(times), 2) if times else None
     if not sized:
         return None, None, None, full_in
     _, device, used, limit = max(sized)
-    return device, rounded(used, DIGITS + 1), limit, full_in
+    return device, round_significant(used, DIGITS + 1), limit, full_in
 
 
 def _fullest_filesystem(polls: Polls) -> Sequence[Any]:
@@ -87,7 +89,7 @@ def _fullest_filesystem(polls: Polls) -> Sequence[Any]:
     if not sized:
         return None, None, None
     _, mountpoint, used, size = max(sized)
-    return mountpoint, rounded(used, DIGITS + 1), size
+    return mountpoint, round_significant(used, DIGITS + 1), size
 
 
 def _migration_or_job(polls: Polls) -> tuple[str | None, float | None]:
@@ -95,12 +97,12 @@ def _migration_or_job(polls: Polls) -> tuple[str | None, float | None]:
     migration = summarize_migration(polls) if "migration" in polls else None
     if migration is not None and migration["status"] not in INACTIVE_STATUSES:
         share = migration["done_bytes"] / migration["total_bytes"] if "total_bytes" in migration else None
-        return f"migration {migration['status']}", rounded(share, 2)
+        return f"migration {migration['status']}", round_significant(share, 2)
     jobs = summarize_jobs(polls) if "job" in polls else []
     if not jobs:
         return None, None
     more = f" +{len(jobs) - 1}" if len(jobs) > 1 else ""
-    return f"{jobs[0]['type']} {jobs[0]['job']}{more}", rounded(jobs[0].get("progress_ratio"), 2)
+    return f"{jobs[0]['type']} {jobs[0]['job']}{more}", round_significant(jobs[0].get("progress_ratio"), 2)
 
 
 def _labels(polls: Polls) -> Mapping[str, str] | None:

@@ -45,7 +45,7 @@ class GuestObserver(Protocol):
     def on_guest_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Handle all samples of these families after one query. Disks, interfaces and other subjects without a sample no longer exist."""
 
-    def on_guest_agent_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
+    def on_guest_samples_outdated(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
         """Handle the loss of a guest agent, or a failed query. The last samples of these families are out of date."""
 
     def on_guest_queries_disabled(self, vm: Vm, time_ns: int) -> None:
@@ -60,20 +60,20 @@ class GuestReachability:
     """The facts about a VM that decide whether the agent can query its guest agent, and over which socket.
 
     Attributes:
-        connected: whether a program in the guest has opened the channel; None if QEMU has not reported this yet.
+        opened_by_guest: whether a program in the guest has opened the channel; None if QEMU has not reported this yet.
         socket: path of the channel's Unix socket, as QEMU reports the path; empty if QEMU reports none.
         client_connected: whether another client was connected to the socket at the last poll.
-        in_use: whether the agent itself is connected to the socket. QEMU then reports the agent as a client.
+        agent_connected: whether the agent itself is connected to the socket. QEMU then reports the agent as a client.
         running: whether the vCPUs run.
         migrating: whether the VM is migrating.
         responsive: whether QEMU responds to QMP commands.
         pid: process ID of the VM's QEMU; None if unknown.
     """
 
-    connected: bool | None = None
+    opened_by_guest: bool | None = None
     socket: str = ""
     client_connected: bool = False
-    in_use: bool = False
+    agent_connected: bool = False
     running: bool = False
     migrating: bool = False
     responsive: bool = True
@@ -84,7 +84,7 @@ class GuestReachability:
 
         Return None if nothing prevents a query.
         """
-        if self.connected is False:
+        if self.opened_by_guest is False:
             return GuestAgentState.ABSENT, "no program in the guest has opened the channel"
         for applies, cause in (
             (not self.responsive, "QEMU does not respond"),

@@ -30,7 +30,7 @@ class ChannelOpener(Protocol):
         """Open the channel. Raises the exceptions of `GuestAgentClient.open`."""
 
 
-class SocketChannelSource:
+class SocketChannelOpener:
     """Connects to the Unix socket of a channel. The config or QEMU provides the path; the config has precedence."""
 
     def __init__(self, vm: Vm, config: GuestAgentConfig) -> None:
@@ -55,7 +55,7 @@ class SocketChannelSource:
             GuestChannelError: there is no Unix socket, or the agent cannot connect to it.
         """
         if self._entry is not None:
-            path = socket_path(self._entry.socket, self._vm)
+            path = expand_socket_path(self._entry.socket, self._vm)
             check: PeerCheck = _accept_any_peer
         elif reachability.socket:
             path, check = reachability.socket, partial(_check_peer, reachability.pid)
@@ -81,7 +81,7 @@ class VmManagerChannelOpener:
         return await self._open_channel()
 
 
-def channel_source(vm: Vm, config: GuestAgentConfig, open_channel: OpenGuestChannel | None) -> ChannelOpener:
+def make_channel_opener(vm: Vm, config: GuestAgentConfig, open_channel: OpenGuestChannel | None) -> ChannelOpener:
     """Return the object that opens the channel of a VM's guest agent.
 
     A socket in the config has precedence over the manager, and the manager over the socket that QEMU reports.
@@ -90,7 +90,7 @@ def channel_source(vm: Vm, config: GuestAgentConfig, open_channel: OpenGuestChan
     return (
         VmManagerChannelOpener(open_channel)
         if open_channel is not None and not is_configured
-        else SocketChannelSource(vm, config)
+        else SocketChannelOpener(vm, config)
     )
 
 
@@ -114,7 +114,7 @@ def _check_peer(expected: int | None, pid: int | None) -> str:
     return ""
 
 
-def socket_path(pattern: str, vm: Vm) -> str:
+def expand_socket_path(pattern: str, vm: Vm) -> str:
     """Return the path of a VM's socket: the configured pattern with its placeholders replaced.
 
     Raises:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 from agent.common.vm_patterns import matches_vm
 from agent.guest.api import GuestObserver, GuestReachability
-from agent.guest.channels import ChannelOpener, channel_source
+from agent.guest.channels import ChannelOpener, make_channel_opener
 from agent.guest.config import GuestAgentConfig
 from agent.guest.session import FIRST_RETRY_SECONDS, GUEST_FAMILIES, GuestSession
-from agent.model.family import Family, Sample, Values
+from agent.model.family import Family, FieldValues, Sample
 from agent.model.metrics.guest import GUEST_AGENT, GUEST_AGENT_SESSION
 from agent.model.metrics.identity import IDENTITY
 from agent.model.metrics.migration import INACTIVE_STATUSES, MIGRATION
@@ -62,14 +62,14 @@ class GuestAgentManager:
         """Run the sessions in this task group from now on."""
         self._task_group = tasks
 
-    def apply(self, config: GuestAgentConfig) -> None:
+    def apply_config(self, config: GuestAgentConfig) -> None:
         """Apply a new config. End all sessions. A session starts again after the next poll of its VM."""
         self._config = config
         for vm in list(self._reachability_by_vm):
             had_session = vm in self._sessions
             self._end_session(vm)
             if had_session:
-                self._observer.on_guest_agent_lost(vm, (*GUEST_FAMILIES, GUEST_AGENT_SESSION), time.time_ns())
+                self._observer.on_guest_samples_outdated(vm, (*GUEST_FAMILIES, GUEST_AGENT_SESSION), time.time_ns())
             if had_session and not self._is_selected(vm):
                 self._observer.on_guest_queries_disabled(vm, time.time_ns())
 
@@ -81,8 +81,8 @@ class GuestAgentManager:
         reachability = self._reachability_by_vm.setdefault(vm, GuestReachability())
         for read in reads:
             read(reachability, samples)
-        if GUEST_AGENT in families and reachability.connected is not None:
-            self._start_session(vm, reachability, channel_source(vm, self._config, self._channel_openers.get(vm)))
+        if GUEST_AGENT in families and reachability.opened_by_guest is not None:
+            self._start_session(vm, reachability, make_channel_opener(vm, self._config, self._channel_openers.get(vm)))
         if (session := self._sessions.get(vm)) is not None:
             session.on_reachability_changed()
 
@@ -104,7 +104,7 @@ class GuestAgentManager:
             if (session := self._sessions.get(vm)) is not None:
                 session.on_reachability_changed()
 
-    def on_vm_gone(self, vm: Vm) -> None:
+    def on_vm_detached(self, vm: Vm) -> None:
         """End the session with the guest agent of a VM that is no longer attached."""
         self._channel_openers.pop(vm, None)
         self._end_session(vm)
@@ -148,11 +148,11 @@ class GuestAgentManager:
 
 def _read_channel(reachability: GuestReachability, samples: Sequence[Sample]) -> None:
     """Read the state of the channel. If there is no sample, the virtio serial port was unplugged."""
-    unplugged: Values = {"connected": False}
+    unplugged: FieldValues = {"connected": False}
     values = next((sample.values for sample in samples if sample.family is GUEST_AGENT), unplugged)
-    reachability.connected = values.get("connected")
+    reachability.opened_by_guest = values.get("connected")
     reachability.socket = values.get("socket", "")
-    reachability.client_connected = values.get("client_connected", False) and not reachability.in_use
+    reachability.client_connected = values.get("client_connected", False) and not reachability.agent_connected
 
 
 def _read_run_state(reachability: GuestReachability, samples: Sequence[Sample]) -> None:

@@ -6,7 +6,7 @@ from math import inf
 from agent.collectors.guest import GuestCollector
 from agent.guest.config import GuestIntervalsConfig
 
-SLACK_SECONDS = 0.5
+BATCH_WINDOW_SECONDS = 0.5
 """Collectors that are due within this time run together, because each wake-up of the guest agent costs CPU time of the guest."""
 
 MIN_SPACING_SECONDS = 10.0
@@ -15,9 +15,9 @@ MIN_SPACING_SECONDS = 10.0
 All collectors become due when a guest opens its channel or ends a freeze. Without this minimum, a guest could trigger any number of runs.
 """
 
-FIRST_PENALTY_SECONDS = 60.0
+FIRST_FAILURE_DELAY_SECONDS = 60.0
 """How long a collector pauses after its first failure. The pause doubles with each consecutive failure."""
-MAX_PENALTY_SECONDS = 3600.0
+MAX_FAILURE_DELAY_SECONDS = 3600.0
 """Maximum pause of a collector after failures."""
 
 
@@ -38,7 +38,9 @@ class GuestSchedule:
 
     def due_collectors(self, now: float) -> list[GuestCollector]:
         """Return the collectors to run now."""
-        return [collector for collector in self._collectors if self._due_at[collector.name] <= now + SLACK_SECONDS]
+        return [
+            collector for collector in self._collectors if self._due_at[collector.name] <= now + BATCH_WINDOW_SECONDS
+        ]
 
     def next_due_at(self) -> float:
         """Return when the next collector is due; `inf` if no collector is enabled."""
@@ -54,7 +56,7 @@ class GuestSchedule:
         """Schedule the next run of a collector that failed. The delay doubles with each consecutive failure."""
         count = self._failures.get(name, 0)
         self._failures[name] = count + 1
-        penalty = min(MAX_PENALTY_SECONDS, FIRST_PENALTY_SECONDS * 2.0 ** min(count, 30))
+        penalty = min(MAX_FAILURE_DELAY_SECONDS, FIRST_FAILURE_DELAY_SECONDS * 2.0 ** min(count, 30))
         self._due_at[name] = now + max(penalty, self._intervals.interval_of(name))
         self._set_earliest_due_time(name, now)
 

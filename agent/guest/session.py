@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from agent.collectors.guest import GUEST_COLLECTORS, Exchange, GuestCollector
+from agent.collectors.guest import GUEST_COLLECTORS, CommandExchange, GuestCollector
 from agent.common.backoff import retry_delay
 from agent.guest.api import GuestAgentState, GuestCommandOutcome, GuestObserver, GuestReachability
 from agent.guest.channels import SHARED_CHANNEL_TIMEOUT_SECONDS, ChannelOpener
@@ -195,11 +195,11 @@ class GuestSession:
 
     @contextlib.contextmanager
     def _mark_channel_in_use(self) -> Iterator[None]:
-        self.reachability.in_use = True
+        self.reachability.agent_connected = True
         try:
             yield
         finally:
-            self.reachability.in_use = False
+            self.reachability.agent_connected = False
 
     @property
     def _command_timeout(self) -> float:
@@ -305,7 +305,7 @@ class GuestSession:
         """If a collector has reported values, report that these values are out of date."""
         if collector.name in self._reported_collectors:
             self._reported_collectors.discard(collector.name)
-            self._observer.on_guest_agent_lost(self._vm, collector.families, time.time_ns())
+            self._observer.on_guest_samples_outdated(self._vm, collector.families, time.time_ns())
 
     def _report_samples(self, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         self._observer.on_guest_samples(self._vm, families, samples, time_ns)
@@ -315,17 +315,17 @@ class GuestSession:
                 self._info_due_at = 0.0  # the permitted commands have changed, so read them again
                 self._schedule.schedule_all_now()
 
-    async def _exchange_command(self, channel: GuestChannel, command: str) -> Exchange:
+    async def _exchange_command(self, channel: GuestChannel, command: str) -> CommandExchange:
         """Execute one command. The exchange may contain an error that the guest agent returned.
 
         Raises:
             GuestAgentError: there is no readable reply.
         """
         if command not in self._permitted:
-            return Exchange(_MISSING_COMMAND_ERROR, time.time_ns(), time.time_ns())
+            return CommandExchange(_MISSING_COMMAND_ERROR, time.time_ns(), time.time_ns())
         sent_ns = time.time_ns()
         value = await self._execute(channel, command)
-        return Exchange(value, sent_ns, time.time_ns())
+        return CommandExchange(value, sent_ns, time.time_ns())
 
     async def _execute(self, channel: GuestChannel, command: str) -> Any:
         """Return the result of a command, or the error that the guest agent returned for the command."""
@@ -347,7 +347,7 @@ class GuestSession:
         """If any values were reported, report that they are out of date, and make all collectors due."""
         if self._reported_collectors:
             self._reported_collectors.clear()
-            self._observer.on_guest_agent_lost(self._vm, GUEST_FAMILIES, time.time_ns())
+            self._observer.on_guest_samples_outdated(self._vm, GUEST_FAMILIES, time.time_ns())
             self._schedule.schedule_all_now()
 
     def _set_state(self, state: GuestAgentState, reason: str = "") -> None:

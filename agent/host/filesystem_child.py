@@ -23,7 +23,7 @@ If data changed from pending to used during a read, the program reads again, bec
 """
 
 
-def btrfs_id(fsid: int, directory: str = BTRFS) -> str:
+def find_btrfs_uuid(fsid: int, directory: str = BTRFS) -> str:
     """Return the UUID of the mounted Btrfs with this `f_fsid`; empty for a file system of another type.
 
     The lower half of `f_fsid` is computed from the UUID, the upper half also from the subvolume (fs/btrfs/super.c: btrfs_statfs).
@@ -51,11 +51,11 @@ def read_btrfs_pending_bytes(name: str, directory: str = BTRFS) -> int:
     return pending
 
 
-def read_figures(path: str) -> "tuple[int, int, int, int, int]":
+def read_filesystem_stats(path: str) -> "tuple[int, int, int, int, int]":
     """Return five numbers about a path's file system: size, free bytes, free bytes without privileges, inodes and free inodes."""
     stat = os.statvfs(path)
     pending = 0
-    name = btrfs_id(stat.f_fsid)
+    name = find_btrfs_uuid(stat.f_fsid)
     for _ in range(MAX_BTRFS_READS if name else 0):
         pending = read_btrfs_pending_bytes(name)
         stat = os.statvfs(path)
@@ -74,7 +74,7 @@ def answer_request(request: bytes) -> str:
     try:
         if operation == b"realpath":
             return f"ok {os.path.realpath(path, strict=True).hex()}"
-        return "ok {} {} {} {} {}".format(*read_figures(os.fsdecode(path)))
+        return "ok {} {} {} {} {}".format(*read_filesystem_stats(os.fsdecode(path)))
     except OSError as error:
         return f"error {error.errno or 0}"
     except ValueError:

@@ -22,7 +22,7 @@ from agent.host.qemu_processes import read_file
 
 _log = logging.getLogger(__name__)
 
-SLOW_SECONDS = 0.25
+SUSPECT_SECONDS = 0.25
 """A mount that has not answered for this long is suspect. A healthy mount answers within a millisecond."""
 
 DEADLINE_SECONDS = 3.0
@@ -82,7 +82,7 @@ class FileSystemReader:
     def __init__(
         self,
         *,
-        slow_seconds: float = SLOW_SECONDS,
+        slow_seconds: float = SUSPECT_SECONDS,
         deadline_seconds: float = DEADLINE_SECONDS,
         program: Path = Path(filesystem_child.__file__),
         on_change: Callable[[], None] = lambda: None,
@@ -114,7 +114,7 @@ class FileSystemReader:
         return mount in self._unresponsive_since
 
     @property
-    def suspects(self) -> list[str]:
+    def suspect_mounts(self) -> list[str]:
         """The suspect mounts."""
         return list(self._unresponsive_since)
 
@@ -130,7 +130,7 @@ class FileSystemReader:
         since = self._unresponsive_since.get(mount)
         return None if since is None else time.monotonic() - since
 
-    def answered_seconds_ago(self, mount: str) -> float:
+    def seconds_since_answer(self, mount: str) -> float:
         """Return the seconds since the last answer of this mount; infinite if the mount never answered."""
         return time.monotonic() - self._answered_at.get(mount, float("-inf"))
 
@@ -154,7 +154,7 @@ class FileSystemReader:
             del self._recent_stats[next(iter(self._recent_stats))]
         return figures
 
-    def recent_figures(self, path: str, seconds: float) -> FileSystemStats | None:
+    def cached_stats(self, path: str, seconds: float) -> FileSystemStats | None:
         """Return what `statvfs` last returned for a path; None if there is nothing, or if it is older than `seconds`."""
         at, figures = self._recent_stats.get(path, (float("-inf"), None))
         return figures if time.monotonic() - at <= seconds else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent.host.procfs import FileParser, lines_format, number_format, parse_number, pressure_format
-from agent.model.family import Values
+from agent.model.family import FieldValues
 from agent.model.metrics.host_resources import HOST, HOST_HUGEPAGES
 
 ROOT = Path("/")
@@ -39,17 +39,17 @@ class HostReading(NamedTuple):
         hugepages: the fields of the family `host_hugepages`, by page size, such as 2M.
     """
 
-    values: Values
-    hugepages: dict[str, Values]
+    values: FieldValues
+    hugepages: dict[str, FieldValues]
 
 
-def read_host(root: Path = ROOT) -> HostReading:
+def read_host_resources(root: Path = ROOT) -> HostReading:
     """Read the host's resources. The call blocks.
 
     Args:
         root: the directory that holds /proc and /sys.
     """
-    values: Values = {}
+    values: FieldValues = {}
     for name, add in _PARSERS.items():
         if (content := _read_file(root / name)) is not None:
             add(content, values)
@@ -75,17 +75,17 @@ def parse_cpu_list(text: str) -> int:
     return count
 
 
-def _read_hugepages(directory: Path) -> dict[str, Values]:
+def _read_hugepages(directory: Path) -> dict[str, FieldValues]:
     try:
         names = sorted(path.name for path in directory.iterdir())
     except OSError:
         return {}
-    pools: dict[str, Values] = {}
+    pools: dict[str, FieldValues] = {}
     for name in names:
         match = _POOL_NAME.fullmatch(name)
         if match is None:
             continue
-        kibibytes, values = int(match[1]), Values()
+        kibibytes, values = int(match[1]), FieldValues()
         for field in HOST_HUGEPAGES.fields:
             pages = parse_number((_read_file(directory / name / field.path) or b"").strip())
             if pages is not None:

@@ -10,7 +10,7 @@ import orjson
 
 from agent.host.block_device import device_number, stable_device_path
 from agent.host.filesystem_reader import FileSystemReader
-from agent.host.mounts import Mount, mount_of, parse_mountinfo
+from agent.host.mounts import Mount, find_mount, parse_mountinfo
 from agent.host.pools.base import ImageLocation, PoolReadError, PoolUnresponsiveError, UnknownPool
 from agent.host.process import ROOT
 
@@ -112,13 +112,13 @@ class MountTables(NamedTuple):
 
     Attributes:
         pid: the process id of QEMU.
-        qemu: the mounts of QEMU; empty if they cannot be read.
-        agent: the mounts of the agent; empty if they cannot be read.
+        qemu_mounts: the mounts of QEMU; empty if they cannot be read.
+        agent_mounts: the mounts of the agent; empty if they cannot be read.
     """
 
     pid: int
-    qemu: tuple[Mount, ...]
-    agent: tuple[Mount, ...]
+    qemu_mounts: tuple[Mount, ...]
+    agent_mounts: tuple[Mount, ...]
 
     @classmethod
     def of_process(cls, pid: int, root: Path = ROOT) -> Self:
@@ -160,7 +160,7 @@ class ImageLocator:
             return ImageLocation(driver, local, device=device or "")
         if tables is None:
             return UnknownPool("the process of the VM is unknown: `qemu.sample.identity` has the reason")
-        mount = mount_of(tables.qemu, local)
+        mount = find_mount(tables.qemu_mounts, local)
         if mount is None:
             return UnknownPool(f"the mounts of process {tables.pid} cannot be read")
         return self._cached_location(tables, mount, driver, local)
@@ -175,7 +175,9 @@ class ImageLocator:
         if cached is None or link is None or time.monotonic() - min(cached[0], link[0]) >= CACHE_SECONDS:
             return None
         if link[1]:
-            return self.location_without_io(MountTables(tables.pid, tables.agent, tables.agent), driver, link[1])
+            return self.location_without_io(
+                MountTables(tables.pid, tables.agent_mounts, tables.agent_mounts), driver, link[1]
+            )
         return _build_location(driver, local, cached[1])
 
     async def locate(self, tables: MountTables | None, driver: str, path: str) -> ImageLocation | UnknownPool:
@@ -183,7 +185,7 @@ class ImageLocator:
         known, local = self.location_without_io(tables, driver, path), local_path(driver, path)
         if known is not None or tables is None or isinstance(local, UnknownPool):
             return known or UnknownPool("the process of the VM is unknown")
-        mount = mount_of(tables.qemu, local)
+        mount = find_mount(tables.qemu_mounts, local)
         assert mount is not None
         try:
             location = await self._locate_directory(tables, mount, _directory_of_image(mount, local))
@@ -194,7 +196,7 @@ class ImageLocator:
             return UnknownPool(f"{error}: the agent needs search permission, or the same mount in its container")
 
         if target:
-            return await self.locate(MountTables(tables.pid, tables.agent, tables.agent), driver, target)
+            return await self.locate(MountTables(tables.pid, tables.agent_mounts, tables.agent_mounts), driver, target)
         return _build_location(driver, local, location)
 
     async def _resolve_link(self, tables: MountTables, mount: Mount, local: str) -> str:
@@ -240,7 +242,7 @@ class ImageLocator:
         if prefix:
             location = _DirectoryLocation(mount, f"{prefix}{mount.mount_point}")
         else:
-            own_mount = mount_of(tables.agent, real) or mount
+            own_mount = find_mount(tables.agent_mounts, real) or mount
             agent_path = await self._find_quota_directory(own_mount, real)
             location = _DirectoryLocation(own_mount, agent_path, agent_path != own_mount.mount_point)
         if len(self._cache) >= MAX_CACHED_LOCATIONS:
@@ -290,13 +292,13 @@ def _path_for_agent(tables: MountTables, mount: Mount, directory: str) -> str:
 
     If the agent lacks the mount, return a path in /proc/PID/root.
     """
-    own = _path_in_agent_namespace(tables.agent, mount, directory)
+    own = _path_in_agent_namespace(tables.agent_mounts, mount, directory)
     return f"/proc/{tables.pid}/root{directory}" if own is None else own
 
 
 def _path_in_agent_namespace(own: tuple[Mount, ...], mount: Mount, path: str) -> str | None:
     """Return the path of QEMU's file in the agent's mount namespace; None if no mount of the agent contains the file."""
-    same = mount_of(own, path)
+    same = find_mount(own, path)
     if same is not None and (same.device, same.root, same.mount_point) == (mount.device, mount.root, mount.mount_point):
         return path
     inside = _join_paths(mount.root, path[len(mount.mount_point.rstrip("/")) :])

@@ -22,7 +22,7 @@ Nic = Mapping[str, Any]
 """QEMU's description of one network card of the guest: `device`, `mac`, `netdev`."""
 
 
-def interfaces_of(process: Process, nics: Mapping[str, Nic]) -> tuple[NetworkInterface, ...]:
+def find_process_interfaces(process: Process, nics: Mapping[str, Nic]) -> tuple[NetworkInterface, ...]:
     """Return the interfaces that a process has open, sorted by name.
 
     Args:
@@ -60,7 +60,7 @@ def _find_passed_through_functions(process: Process, targets: Iterable[str]) -> 
         values = {"kind": "vf", "host_address": vf.address}
         if vf.address in ids:
             values["device"] = sanitize(ids[vf.address])
-        yield NetworkInterface(f"{vf.physical}v{vf.number}", values, directions_swapped=False, vf=vf)
+        yield NetworkInterface(f"{vf.physical_interface}v{vf.number}", values, directions_swapped=False, vf=vf)
 
 
 def _find_interfaces(process: Process, targets: Mapping[str, str], *, same_netns: bool) -> Iterator[tuple[str, str]]:

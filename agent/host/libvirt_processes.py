@@ -18,7 +18,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.host.qemu_processes import PROC, command_line, is_qemu, list_pids, read_file, start_ticks
+from agent.host.qemu_processes import PROC, is_qemu_command_line, list_pids, read_command_line, read_file, start_ticks
 
 SOCKET_NAMES = {"libvirtd": "libvirt-sock", "virtqemud": "virtqemud-sock"}
 """The file name of a daemon's socket, by the daemon's process name. libvirtd is the monolithic daemon, virtqemud the modular one."""
@@ -29,7 +29,7 @@ HOST_SOCKETS = ("/run/libvirt/{name}", "/run/user/{uid}/libvirt/{name}")
 MAX_TABLE_BYTES = 16 << 20
 """Maximum number of bytes to read from the kernel's table of Unix sockets. A line has about 100 bytes."""
 
-SETTLE_SECONDS = 10.0
+NEW_PROCESS_SECONDS = 10.0
 """Age up to which each scan reads a process's name again, because a young process may still execute another program."""
 
 FULL_SCAN_SECONDS = 60.0
@@ -41,7 +41,7 @@ MAX_DAEMONS = 1024
 MAX_LINKS = 40
 """Maximum number of symbolic links in a path. The kernel has the same limit."""
 
-INDEX_SECONDS = 1.0
+MIN_INDEX_SCAN_SECONDS = 1.0
 """Minimum time between two scans for the QEMUs of domains, because many domains may be attached within a second."""
 
 LISTENING_SOCKET_FLAGS = "00010000"
@@ -89,14 +89,14 @@ class LibvirtScan:
     Attributes:
         daemons: the daemons by `LibvirtProcess.key`.
         qemus: process IDs of QEMUs, by pid namespace and the VM's UUID.
-        unreadable: number of daemons in other mount namespaces that the agent may not inspect.
-        ignored: number of daemons above MAX_DAEMONS.
+        unreadable_daemons: number of daemons in other mount namespaces that the agent may not inspect.
+        ignored_daemons: number of daemons above MAX_DAEMONS.
     """
 
     daemons: Mapping[tuple[int | None, str], LibvirtProcess] = field(default_factory=dict)
     qemus: Mapping[tuple[int | None, str], int] = field(default_factory=dict)
-    unreadable: int = 0
-    ignored: int = 0
+    unreadable_daemons: int = 0
+    ignored_daemons: int = 0
 
 
 class LibvirtScanner:
@@ -151,7 +151,7 @@ class LibvirtScanner:
             del self._first_seen[pid]
             self._forget_process(pid)
         for pid in pids:
-            if is_full or now - self._first_seen.setdefault(pid, now) <= SETTLE_SECONDS:
+            if is_full or now - self._first_seen.setdefault(pid, now) <= NEW_PROCESS_SECONDS:
                 self._first_seen.setdefault(pid, now)
                 self._classify_process(pid)
 
@@ -163,7 +163,7 @@ class LibvirtScanner:
             self._forget_process(pid)
         elif pid not in self._qemus:
             self._forget_process(pid)
-            if uuid := _uuid_argument(command_line(pid, self._proc)):
+            if uuid := _uuid_argument(read_command_line(pid, self._proc)):
                 self._qemus[pid] = _namespace_inode(self._proc, pid, "pid"), uuid
 
     def _forget_process(self, pid: int) -> None:
@@ -247,14 +247,14 @@ class LibvirtScanner:
         return f"process {pid}"
 
 
-class QemuIndex:
+class QemuPidIndex:
     """Finds a QEMU by its VM's UUID, for daemons whose pid files the agent cannot read. Several threads may use an index."""
 
     def __init__(self, proc: Path = PROC) -> None:
         """Create an empty index."""
         self._proc = proc
         self._lock = threading.Lock()
-        self._scanned_at = -INDEX_SECONDS
+        self._scanned_at = -MIN_INDEX_SCAN_SECONDS
         self._pids: dict[str, list[int]] = {}
 
     def pid_of(self, uuid: str) -> int | None:
@@ -263,12 +263,12 @@ class QemuIndex:
         The call blocks for some milliseconds.
         """
         called_at = time.monotonic()
-        if not self._lock.acquire(timeout=INDEX_SECONDS):
+        if not self._lock.acquire(timeout=MIN_INDEX_SCAN_SECONDS):
             return None  # another thread's scan hangs
         try:
             # QEMU may have started after the last scan.
             is_missing = uuid.lower() not in self._pids and self._scanned_at < called_at
-            if is_missing or called_at - self._scanned_at >= INDEX_SECONDS:
+            if is_missing or called_at - self._scanned_at >= MIN_INDEX_SCAN_SECONDS:
                 self._scanned_at = time.monotonic()
                 self._pids = self._scan()
             pids = self._pids.get(uuid.lower(), [])
@@ -280,7 +280,7 @@ class QemuIndex:
         pids: dict[str, list[int]] = {}
         for pid in list_pids(self._proc):
             name = read_file(self._proc / str(pid) / "comm")
-            if name.startswith((b"qemu", b"kvm")) and (uuid := _uuid_argument(command_line(pid, self._proc))):
+            if name.startswith((b"qemu", b"kvm")) and (uuid := _uuid_argument(read_command_line(pid, self._proc))):
                 pids.setdefault(uuid, []).append(pid)
         return pids
 
@@ -334,7 +334,7 @@ def resolve_in_root(root: str, path: str) -> str | None:
 
 def _uuid_argument(argv: Sequence[str]) -> str:
     """Return the VM's UUID from QEMU's command line; empty if the command line has no UUID or is not QEMU's."""
-    if not is_qemu(list(argv)):
+    if not is_qemu_command_line(list(argv)):
         return ""
     arguments = dict(itertools.pairwise(argv))
     uuid = arguments.get("-uuid", "").lower()

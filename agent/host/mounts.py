@@ -57,7 +57,7 @@ def _parse_line(line: str) -> Mount | None:
     return Mount(int(fields[0]), int(fields[1]), fields[2], root, mount_point, kind, source, read_only)
 
 
-def mount_of(mounts: Sequence[Mount], path: str) -> Mount | None:
+def find_mount(mounts: Sequence[Mount], path: str) -> Mount | None:
     """Return the mount that contains an absolute path; None if no mount has the mount point `/`.
 
     The search goes from the root mount to its child mounts, like the kernel's path lookup. So the result is never a mount that is hidden by

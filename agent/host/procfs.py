@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Generic, TypeVar
 
-from agent.model.family import Family, Unit, Values
-from agent.model.reader import TO_BASE
+from agent.model.family import Family, FieldValues, Unit
+from agent.model.field_reader import TO_BASE
 from agent.model.record import sanitize
 
 MAX_DIGITS = 20
@@ -93,7 +93,7 @@ class FileParser(Generic[Content]):
         self._fields = {key: (field.name, TO_BASE[field.unit]) for key, field in zip(keys, fields, strict=True)}
         self._parse_all, self._parse_each = file_format(keys)
 
-    def __call__(self, content: Content, values: Values) -> None:
+    def __call__(self, content: Content, values: FieldValues) -> None:
         """Add the values of the file's content to a sample's values."""
         digits = self._parse_all(content)
         if digits is not None and (numbers := parse_numbers(digits)) is not None:

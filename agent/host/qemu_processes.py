@@ -25,13 +25,13 @@ def list_pids(proc: Path = PROC) -> Iterator[int]:
     return (int(name) for name in os.listdir(proc) if name.isdecimal())  # noqa: PTH208 - names, not paths
 
 
-def command_line(pid: int, proc: Path = PROC) -> list[str]:
+def read_command_line(pid: int, proc: Path = PROC) -> list[str]:
     """Return the command line of a process, the program first; empty if the kernel has none or permission is denied."""
     text = read_file(proc / str(pid) / "cmdline").removesuffix(b"\0")
     return [part.decode("utf-8", "backslashreplace") for part in text.split(b"\0")] if text else []
 
 
-def is_qemu(argv: list[str]) -> bool:
+def is_qemu_command_line(argv: list[str]) -> bool:
     """Return whether a command line starts a QEMU system emulator."""
     return bool(argv) and _QEMU.match(os.path.basename(argv[0])) is not None  # noqa: PTH119 - argv[0] is any text
 
@@ -41,12 +41,12 @@ def pid_if_qemu(pid: int | None, proc: Path = PROC) -> int | None:
 
     The peer of a monitor's socket may be another process that passed the socket to QEMU, or a process in another pid namespace.
     """
-    return pid if pid and is_qemu(command_line(pid, proc)) else None
+    return pid if pid and is_qemu_command_line(read_command_line(pid, proc)) else None
 
 
-def list_qemus(proc: Path = PROC) -> list[int]:
+def list_qemu_pids(proc: Path = PROC) -> list[int]:
     """Return the pids of all QEMU system emulators, sorted."""
-    return sorted(pid for pid in list_pids(proc) if is_qemu(command_line(pid, proc)))
+    return sorted(pid for pid in list_pids(proc) if is_qemu_command_line(read_command_line(pid, proc)))
 
 
 def start_ticks(pid: int, proc: Path = PROC) -> int:

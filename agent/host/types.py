@@ -12,12 +12,12 @@ class LinuxTask:
     Attributes:
         id: process id or thread id on this host.
         name: value of the thread's label: the index of a vCPU or the id of an iothread; empty for the process.
-        values: further values of the sample, by name, that no `FileRequest` reads, such as `qom_path`.
+        extra_values: further values of the sample, by name, that no `FileRequest` reads, such as `qom_path`.
     """
 
     id: int
     name: str = ""
-    values: Mapping[str, Any] = field(default_factory=dict)
+    extra_values: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,12 @@ class VirtualFunctionLocation:
     """A virtual function (SR-IOV) of a network device.
 
     Attributes:
-        physical: name of the network interface of its physical function.
+        physical_interface: name of the network interface of its physical function.
         number: its number.
         address: its PCI address, such as 0000:01:10.3.
     """
 
-    physical: str
+    physical_interface: str
     number: int
     address: str
 
@@ -41,7 +41,7 @@ class NetworkInterface:
 
     Attributes:
         name: name of the interface on the host, such as tap0, or ens1f0v3 for a virtual function.
-        values: further values of the sample, by name, that no `FileRequest` reads, such as the kind of the interface.
+        extra_values: further values of the sample, by name, that no `FileRequest` reads, such as the kind of the interface.
         directions_swapped: whether the host's counters of sent packets are the guest's counters of received packets. True for a tap, False
             for a macvtap.
         same_netns: whether the interface is in the agent's network namespace.
@@ -49,7 +49,7 @@ class NetworkInterface:
     """
 
     name: str
-    values: Mapping[str, Any] = field(default_factory=dict)
+    extra_values: Mapping[str, Any] = field(default_factory=dict)
     directions_swapped: bool = True
     same_netns: bool = True
     vf: VirtualFunctionLocation | None = None

@@ -71,11 +71,11 @@ class VirtualFunctionCounters:
     def read(self, request: VirtualFunctionRequest) -> FileReply:
         """Return the last counters of a virtual function; None for each unknown counter. The next refresh includes this function."""
         now, vf = self._clock(), request.vf
-        physical = self._physical_functions.get(vf.physical)
+        physical = self._physical_functions.get(vf.physical_interface)
         if physical is None:
             if len(self._physical_functions) < MAX_PHYSICAL_FUNCTIONS:
-                call = CallWithTimeout(partial(self._query, vf.physical), QUERY_SECONDS, "VF counters")
-                self._physical_functions[vf.physical] = _PhysicalFunction(call, now)
+                call = CallWithTimeout(partial(self._query, vf.physical_interface), QUERY_SECONDS, "VF counters")
+                self._physical_functions[vf.physical_interface] = _PhysicalFunction(call, now)
             return FileReply(request, [None] * len(request.names))
         physical.last_used_at = now
         function = physical.functions.get(vf.number)

@@ -12,12 +12,12 @@ from typing import Protocol
 from aiohttp import web
 
 from agent.exposition.prometheus import render_chunks
-from agent.http.explanation import ExplanationHandler
-from agent.http.overview import Overview, OverviewSource
+from agent.http.explain_handler import ExplanationHandler
+from agent.http.overview import OverviewEncoder, OverviewSource
 from agent.http.page_data_handlers import PageDataHandlers
 from agent.http.page_stream import PageState
 from agent.http.record_stream import RecordBroadcaster
-from agent.http.sse import DEFAULT_INTERVALS, EventStreams, StreamIntervals
+from agent.http.sse import DEFAULT_INTERVALS, SseHandlers, StreamIntervals
 from agent.http.static_files import StaticFiles
 from agent.model.json_encoding import encode_json
 
@@ -49,7 +49,7 @@ CACHE_CONTROL = "no-store"
 """Default of the header Cache-Control."""
 
 
-class AgentView(OverviewSource, Protocol):
+class EndpointSource(OverviewSource, Protocol):
     """Interface through which the endpoint reads the agent's state."""
 
     broadcaster: RecordBroadcaster
@@ -76,16 +76,16 @@ class AgentView(OverviewSource, Protocol):
         """Record the duration of a scrape of /metrics, in seconds."""
 
 
-def create_application(view: AgentView, timing: StreamIntervals = DEFAULT_INTERVALS) -> web.Application:
+def create_application(source: EndpointSource, timing: StreamIntervals = DEFAULT_INTERVALS) -> web.Application:
     """Return the endpoint as an aiohttp application, without access control."""
     app = web.Application()
     app.on_response_prepare.append(_set_headers)
     handlers, page, data = (
-        _RequestHandlers(view),
+        _RequestHandlers(source),
         StaticFiles(),
-        PageDataHandlers(view.snapshot, view.describe_alerts()),
+        PageDataHandlers(source.snapshot, source.describe_alerts()),
     )
-    streams = EventStreams(view.broadcaster, PageState(view), timing)
+    streams = SseHandlers(source.broadcaster, PageState(source), timing)
     app.router.add_get("/", page.index)
     app.router.add_get("/page/{digest}/{name}", page.file)
     app.router.add_get("/metrics", handlers.metrics)
@@ -94,7 +94,7 @@ def create_application(view: AgentView, timing: StreamIntervals = DEFAULT_INTERV
     app.router.add_post("/rewrite-state", handlers.rewrite_state)
     app.router.add_get("/records", streams.records)
     app.router.add_get("/overview", handlers.overview)
-    app.router.add_get("/explain", ExplanationHandler(view).explain)
+    app.router.add_get("/explain", ExplanationHandler(source).explain)
     app.router.add_get("/overview/live", streams.overview)
     app.router.add_get("/fields", data.fields)
     app.router.add_get("/history", data.history)
@@ -108,34 +108,34 @@ async def _set_headers(_: web.Request, response: web.StreamResponse) -> None:
 
 
 class _RequestHandlers:
-    def __init__(self, view: AgentView) -> None:
-        self._view = view
-        self._overview = Overview(view)
+    def __init__(self, source: EndpointSource) -> None:
+        self._source = source
+        self._overview = OverviewEncoder(source)
         self._rewrite_allowed_at = float("-inf")
 
     async def metrics(self, request: web.Request) -> web.Response:
         start = resumed = time.perf_counter()
         chunks = []
-        for chunk in render_chunks(self._view.snapshot):
+        for chunk in render_chunks(self._source.snapshot):
             chunks.append(chunk.encode())
             if time.perf_counter() - resumed > MAX_BLOCKING_SECONDS:
                 await asyncio.sleep(0)
                 resumed = time.perf_counter()
-        body = b"".join((*chunks, self._view.render_self_metrics()))
+        body = b"".join((*chunks, self._source.render_self_metrics()))
         headers = {"Content-Type": TEXT_FORMAT, "Vary": "Accept-Encoding"}
         if "gzip" in request.headers.get("Accept-Encoding", ""):
             body = await asyncio.to_thread(gzip.compress, body, GZIP_LEVEL, mtime=0)
             headers["Content-Encoding"] = "gzip"
-        self._view.on_scrape(time.perf_counter() - start)
+        self._source.on_scrape(time.perf_counter() - start)
         return web.Response(body=body, headers=headers)
 
     async def healthz(self, _: web.Request) -> web.Response:
-        reason = self._view.hang_reason()  # any response, even an error, proves that the event loop runs
+        reason = self._source.hang_reason()  # any response, even an error, proves that the event loop runs
         return web.Response(text=f"{reason or 'ok'}\n", status=503 if reason else 200)
 
     async def readyz(self, _: web.Request) -> web.Response:
-        reasons = self._view.unready_reasons()
-        lines = [*(reasons or ["ready"]), *self._view.warnings()]
+        reasons = self._source.unready_reasons()
+        lines = [*(reasons or ["ready"]), *self._source.warnings()]
         return web.Response(text="\n".join(lines) + "\n", status=503 if reasons else 200)
 
     async def rewrite_state(self, request: web.Request) -> web.Response:
@@ -151,7 +151,7 @@ class _RequestHandlers:
             raise web.HTTPTooManyRequests(
                 text="the last rewrite of the state topic was requested too recently\n", headers=headers
             )
-        entities = self._view.rewrite_state_topic()
+        entities = self._source.rewrite_state_topic()
         if entities is None:
             raise web.HTTPConflict(text="there is no state topic: set kafka and kafka.topics.state\n")
         self._rewrite_allowed_at = time.monotonic() + REWRITE_SECONDS
@@ -159,5 +159,5 @@ class _RequestHandlers:
 
     async def overview(self, request: web.Request) -> web.Response:
         """Return the host overview as JSON. With a UUID in the query parameter `vm`, include all values of that VM."""
-        overview = await self._overview.whole(request.query.get("vm", ""))
+        overview = await self._overview.build(request.query.get("vm", ""))
         return web.Response(body=encode_json(overview), content_type="application/json")

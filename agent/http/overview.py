@@ -44,14 +44,14 @@ class OverviewSource(Protocol):
         """Return which client has set a disk's latency histograms: `agent` or `other`; empty if unknown."""
 
 
-class Overview:
+class OverviewEncoder:
     """Encodes the host overview, and caches the JSON of each VM."""
 
     def __init__(self, source: OverviewSource) -> None:
         self._source = source
         self._cache: dict[str, tuple[VmView, int, orjson.Fragment]] = {}  # by UUID: the VM, its revision, its JSON
 
-    async def whole(self, uuid: str = "") -> dict[str, Any]:
+    async def build(self, uuid: str = "") -> dict[str, Any]:
         """Return the whole overview.
 
         Args:
@@ -82,7 +82,7 @@ class Overview:
         """Return the JSON of a VM's summary."""
         cached = self._cache.get(vm.uuid)
         if cached is None or cached[:2] != (view, view.revision):
-            text = encode_compactly(vm_summary(self._source, vm, view))
+            text = encode_for_cache(vm_summary(self._source, vm, view))
             cached = self._cache[vm.uuid] = view, view.revision, orjson.Fragment(text)
         return cached[2]
 
@@ -101,7 +101,7 @@ def vm_summary(source: OverviewSource, vm: Vm, view: VmView) -> dict[str, Any]:
     status = view.status
     summary = summarize(view.polls)
     for disk in summary.get("disks", ()):
-        if view.latencies is not None and (latencies := view.latencies.summaries(disk["device"])):
+        if view.latency_windows is not None and (latencies := view.latency_windows.quantiles_of(disk["device"])):
             disk["latencies"] = latencies
             disk["histogram_owner"] = source.histogram_owner(vm, disk["device"])
         if "limit_bytes" in disk:
@@ -137,7 +137,7 @@ def monitor_json(status: MonitorStatus) -> dict[str, Any]:
 
 def pools_json(snapshot: Snapshot) -> list[dict[str, Any]]:
     """Return the storage pools as JSON, sorted by name, without block devices that hold a single image."""
-    pools = snapshot.host.get(POOL.name, {}).items()
+    pools = snapshot.host_samples.get(POOL.name, {}).items()
     shared = ({"pool": name, "kind": kind, **values} for (name, kind), values in pools if kind != PoolKind.DEVICE)
     return sorted(shared, key=lambda pool: str(pool["pool"]))
 
@@ -153,11 +153,11 @@ _WAITING_RATES = {
 
 def resources_json(snapshot: Snapshot) -> dict[str, Any]:
     """Return the host's resources as JSON: the last sample, rates, and huge pages; empty before the first sample."""
-    values = snapshot.host.get(HOST.name, {}).get(())
+    values = snapshot.host_samples.get(HOST.name, {}).get(())
     if values is None:
         return {}
     rates = snapshot.host_polls.rates((), _WAITING_RATES.values())
-    hugepages = snapshot.host.get(HOST_HUGEPAGES.name, {}).items()
+    hugepages = snapshot.host_samples.get(HOST_HUGEPAGES.name, {}).items()
     return {
         **values,
         **{name: rates[counter] for name, counter in _WAITING_RATES.items() if counter in rates},
@@ -165,7 +165,7 @@ def resources_json(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def encode_compactly(value: dict[str, Any]) -> bytes:
+def encode_for_cache(value: dict[str, Any]) -> bytes:
     """Encode a value as JSON to keep in a cache. Copy the bytes, because orjson's own result may occupy eight times their size."""
     return bytes(memoryview(encode_json(value)))
 

@@ -6,9 +6,9 @@ from typing import Any
 from aiohttp import web
 
 from agent.exposition.history import RESOLUTIONS, History
-from agent.exposition.history_recorder import COLUMNS, POOL_COLUMNS
+from agent.exposition.history_recorder import HISTORY_COLUMNS, POOL_COLUMNS
 from agent.exposition.snapshot import Snapshot
-from agent.exposition.vm_table_rows import rounded
+from agent.exposition.vm_table_rows import round_significant
 from agent.model.family import FieldKind
 from agent.model.json_encoding import encode_json
 from agent.model.metrics import FAMILIES
@@ -26,7 +26,7 @@ def fields_json() -> dict[str, Any]:
             "labels": family.labels,
             "per_host": family.per_host,
             "fields": {
-                field.name: [field.kind.value, field.help, _metric_name(family.series(field), field.kind)]
+                field.name: [field.kind.value, field.help, _metric_name(family.metric_name(field), field.kind)]
                 for field in family.fields
             },
         }
@@ -62,13 +62,13 @@ class PageDataHandlers:
         """
         query = request.query
         try:
-            seconds, after = float(query.get("range", RESOLUTIONS[0].range)), float(query.get("after", 0))
+            seconds, after = float(query.get("range", RESOLUTIONS[0].range_seconds)), float(query.get("after", 0))
         except ValueError:
             raise web.HTTPBadRequest(text="range and after should be numbers of seconds\n") from None
-        columns: Sequence[str] = COLUMNS
+        columns: Sequence[str] = HISTORY_COLUMNS
         history = self._snapshot.host_history
         if "vm" in query:
-            history = self._snapshot.vm_history(query["vm"]) or History(len(COLUMNS))
+            history = self._snapshot.vm_history(query["vm"]) or History(len(HISTORY_COLUMNS))
         elif "pool" in query:
             columns = POOL_COLUMNS
             found = self._snapshot.pool_history((query["pool"], query.get("kind", "")))
@@ -79,4 +79,4 @@ class PageDataHandlers:
 
 def _points(history: History, seconds: float, after: float) -> Iterator[list[float | None]]:
     for time, values in history.points(seconds, after):
-        yield [round(time, 1), *(rounded(value, DIGITS) for value in values)]  # NaN becomes null in JSON
+        yield [round(time, 1), *(round_significant(value, DIGITS) for value in values)]  # NaN becomes null in JSON

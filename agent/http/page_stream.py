@@ -10,10 +10,10 @@ from typing import Any
 import orjson
 
 from agent.exposition.snapshot import Snapshot, VmView
-from agent.exposition.vm_table_rows import FIELDS, vm_row
+from agent.exposition.vm_table_rows import ROW_FIELDS, vm_row
 from agent.http.overview import (
     OverviewSource,
-    encode_compactly,
+    encode_for_cache,
     family_subjects,
     monitor_json,
     pools_json,
@@ -29,10 +29,10 @@ from agent.session.api import MonitorState
 SESSION_FIELDS = ("name", "state", "reason", "since", "qemu", "degraded")
 """The first values of a row of the VM table, about the VM's monitor. `degraded` lists the collectors that are off."""
 
-COLUMNS = (*SESSION_FIELDS, *FIELDS)
+ROW_COLUMNS = (*SESSION_FIELDS, *ROW_FIELDS)
 """Names of the values of a row, in order."""
 
-Views = Mapping[str, tuple[Vm, VmView]]
+AttachedVms = Mapping[str, tuple[Vm, VmView]]
 """The attached VMs by UUID."""
 
 
@@ -48,11 +48,11 @@ class PageState:
         """The latest samples of all VMs."""
         return self.source.snapshot
 
-    def views(self) -> Views:
+    def attached_vms(self) -> AttachedVms:
         """Return the attached VMs by UUID."""
         return {vm.uuid: (vm, view) for vm, view in self.snapshot.views()}
 
-    def update_rows(self, views: Views) -> Iterator[None]:
+    def update_rows(self, views: AttachedVms) -> Iterator[None]:
         """Encode the rows of VMs that changed, one row at each step of the iterator."""
         for uuid in self._rows.keys() - views.keys():
             del self._rows[uuid]
@@ -70,7 +70,7 @@ class PageState:
         """Return the encoded row of each VM by UUID, as of the last `update_rows`."""
         return {uuid: row for uuid, (_, _, row) in self._rows.items()}
 
-    def totals(self, views: Views) -> dict[str, Any]:
+    def totals(self, views: AttachedVms) -> dict[str, Any]:
         """Return as JSON the number of VMs by state, and of monitors by state."""
         states = Counter(_vm_state(view) for _, view in views.values())
         monitors = Counter(status.state.value for status in self.snapshot.monitors.values())
@@ -110,7 +110,7 @@ class _SentEntries:
         return part | {"gone": gone} if gone else part
 
 
-class PageChanges:
+class PageChangeTracker:
     """Computes the next message for one open page, from the state that the page has received.
 
     Args:
@@ -128,13 +128,13 @@ class PageChanges:
         self._vm: tuple[VmView, int] | None = None
         self._is_first = True
 
-    async def changes(self) -> dict[str, Any] | None:
+    async def next_changes(self) -> dict[str, Any] | None:
         """Return what has changed since the previous call, as JSON; None without changes. The first call returns the whole state."""
-        views = self._state.views()
+        views = self._state.attached_vms()
         changes: dict[str, Any] = {}
         if self._is_first:
             self._is_first = False
-            changes["columns"] = COLUMNS
+            changes["columns"] = ROW_COLUMNS
         if not self._uuid:
             await run_in_steps(self._state.update_rows(views))
             self._add("rows", self._state.rows(), changes)
@@ -162,9 +162,9 @@ class PageChanges:
     def _monitors(self) -> Iterator[tuple[str, bytes]]:
         for key, status in self._state.snapshot.monitors.items():
             if self._all_monitors or status.state is not MonitorState.UP:
-                yield repr(key), encode_compactly(monitor_json(status))  # several monitors may have the same name
+                yield repr(key), encode_for_cache(monitor_json(status))  # several monitors may have the same name
 
-    def _add_vm(self, views: Views, changes: dict[str, Any]) -> None:
+    def _add_vm(self, views: AttachedVms, changes: dict[str, Any]) -> None:
         """Add the summary of the VM that the page shows, and the families whose values changed."""
         found = views.get(self._uuid)
         if found is None:

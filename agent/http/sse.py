@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from agent.http.page_stream import PageChanges, PageState
+from agent.http.page_stream import PageChangeTracker, PageState
 from agent.http.record_stream import MAX_STREAMS, RecordBroadcaster, StreamLimit, Subscriber, TooManySubscribersError
 from agent.model.json_encoding import encode_json
 from agent.model.record import Severity
@@ -32,7 +32,7 @@ class StreamIntervals:
 DEFAULT_INTERVALS = StreamIntervals()
 
 
-class EventStreams:
+class SseHandlers:
     """Request handlers of the record stream and the overview stream."""
 
     def __init__(
@@ -72,7 +72,7 @@ class EventStreams:
 
         `vm`: a UUID; send all values of this VM in place of the rows of all VMs. `monitors`: also send the monitors that are up.
         """
-        cursor = PageChanges(self._state, request.query.get("vm", ""), all_monitors="monitors" in request.query)
+        cursor = PageChangeTracker(self._state, request.query.get("vm", ""), all_monitors="monitors" in request.query)
         try:
             with self._overview_limit.acquire():
                 return await self._send_changes(request, cursor)
@@ -94,12 +94,12 @@ class EventStreams:
                 await response.write(b"event: missed\n%b" % _format_message({"records": missed}))
             await response.write(b"id: %b\ndata: %b\n\n" % (encoded.id.encode(), encoded.body))
 
-    async def _send_changes(self, request: web.Request, cursor: PageChanges) -> web.StreamResponse:
+    async def _send_changes(self, request: web.Request, cursor: PageChangeTracker) -> web.StreamResponse:
         response = web.StreamResponse(headers=_HEADERS)
         await response.prepare(request)
         sent_at = time.monotonic()
         while True:
-            changes = await cursor.changes()
+            changes = await cursor.next_changes()
             if changes is not None:
                 await response.write(_format_message(changes))
                 sent_at = time.monotonic()

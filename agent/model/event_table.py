@@ -13,33 +13,35 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from agent.model.event_row import Category, Data, EventRow
-from agent.model.reader import object_at
+from agent.model.event_definition import Category, EventData, EventDefinition
+from agent.model.field_reader import nested_object
 from agent.model.record import Severity
 
 DEBUG, INFO, WARNING, ERROR, CRITICAL = Severity
 
 
-def _severity_by_field(field: str, severities: Mapping[Any, Severity], default: Severity) -> Callable[[Data], Severity]:
+def _severity_by_field(
+    field: str, severities: Mapping[Any, Severity], default: Severity
+) -> Callable[[EventData], Severity]:
     """Return a function that derives an event's severity from one field of the event's data."""
 
-    def severity_for(data: Data) -> Severity:
+    def severity_for(data: EventData) -> Severity:
         value = data.get(field)
         return severities.get(value, default) if type(value) is str or type(value) is bool else default
 
     return severity_for
 
 
-def _severity_of_io_error(data: Data) -> Severity:
+def _severity_of_io_error(data: EventData) -> Severity:
     return CRITICAL if data.get("action") == "stop" or data.get("nospace") is True else ERROR
 
 
-def _severity_of_job_end(data: Data) -> Severity:
+def _severity_of_job_end(data: EventData) -> Severity:
     return ERROR if data.get("error") else INFO
 
 
-def _severity_of_acpi_ost(data: Data) -> Severity:
-    info = object_at(data, ("info",))
+def _severity_of_acpi_ost(data: EventData) -> Severity:
+    info = nested_object(data, ("info",))
     return WARNING if info is not None and info.get("status") not in (0, None) else INFO
 
 
@@ -53,34 +55,40 @@ _RERUN_DISKS = ("block", "nodes", "drives")
 _RERUN_JOBS = ("jobs",)
 _RERUN_DISKS_AND_JOBS = ("block", "nodes", "drives", "jobs")
 
-EVENT_ROWS = (
-    EventRow(
+EVENT_DEFINITIONS = (
+    EventDefinition(
         "SHUTDOWN",
         _RUNSTATE,
         _severity_by_field("reason", {"host-error": CRITICAL, "guest-panic": ERROR}, INFO),
         "The VM shut down.",
         invalidates=_RERUN_RUNSTATE,
     ),
-    EventRow("POWERDOWN", _RUNSTATE, INFO, "The host requested a shutdown of the guest."),
-    EventRow(
+    EventDefinition("POWERDOWN", _RUNSTATE, INFO, "The host requested a shutdown of the guest."),
+    EventDefinition(
         "RESET",
         _RUNSTATE,
         _severity_by_field("reason", {"guest-panic": WARNING, "subsystem-reset": WARNING}, INFO),
         "The VM was reset.",
         invalidates=_RERUN_RUNSTATE,
     ),
-    EventRow(
+    EventDefinition(
         "STOP", _RUNSTATE, INFO, "The vCPUs stopped; query-status has the reason.", invalidates=("runstate", "dump")
     ),
-    EventRow("RESUME", _RUNSTATE, INFO, "The vCPUs resumed.", invalidates=_RERUN_RUNSTATE),
-    EventRow("SUSPEND", _RUNSTATE, INFO, "The guest suspended to RAM.", invalidates=_RERUN_RUNSTATE),
-    EventRow("SUSPEND_DISK", _RUNSTATE, INFO, "The guest suspended to disk."),
-    EventRow("WAKEUP", _RUNSTATE, INFO, "The guest woke up from suspend.", invalidates=_RERUN_RUNSTATE),
-    EventRow("WATCHDOG", _RUNSTATE, ERROR, "The guest's watchdog expired. Rate-limited.", invalidates=_RERUN_RUNSTATE),
-    EventRow("GUEST_PANICKED", _RUNSTATE, CRITICAL, "The guest's kernel panicked.", invalidates=_RERUN_RUNSTATE),
-    EventRow("GUEST_CRASHLOADED", _RUNSTATE, ERROR, "The guest crashed and loaded its crash kernel.", since="5.0"),
-    EventRow("GUEST_PVSHUTDOWN", _RUNSTATE, INFO, "The guest requested a shutdown through pvpanic.", since="9.1"),
-    EventRow(
+    EventDefinition("RESUME", _RUNSTATE, INFO, "The vCPUs resumed.", invalidates=_RERUN_RUNSTATE),
+    EventDefinition("SUSPEND", _RUNSTATE, INFO, "The guest suspended to RAM.", invalidates=_RERUN_RUNSTATE),
+    EventDefinition("SUSPEND_DISK", _RUNSTATE, INFO, "The guest suspended to disk."),
+    EventDefinition("WAKEUP", _RUNSTATE, INFO, "The guest woke up from suspend.", invalidates=_RERUN_RUNSTATE),
+    EventDefinition(
+        "WATCHDOG", _RUNSTATE, ERROR, "The guest's watchdog expired. Rate-limited.", invalidates=_RERUN_RUNSTATE
+    ),
+    EventDefinition("GUEST_PANICKED", _RUNSTATE, CRITICAL, "The guest's kernel panicked.", invalidates=_RERUN_RUNSTATE),
+    EventDefinition(
+        "GUEST_CRASHLOADED", _RUNSTATE, ERROR, "The guest crashed and loaded its crash kernel.", since="5.0"
+    ),
+    EventDefinition(
+        "GUEST_PVSHUTDOWN", _RUNSTATE, INFO, "The guest requested a shutdown through pvpanic.", since="9.1"
+    ),
+    EventDefinition(
         "MEMORY_FAILURE",
         _MEMORY,
         _severity_by_field("action", {"fatal": CRITICAL, "reset": CRITICAL}, ERROR),
@@ -88,7 +96,7 @@ EVENT_ROWS = (
         ("recipient",),
         since="5.2",
     ),
-    EventRow(
+    EventDefinition(
         "BLOCK_IO_ERROR",
         _BLOCK,
         _severity_of_io_error,
@@ -97,22 +105,22 @@ EVENT_ROWS = (
         _RERUN_RUNSTATE,
         coalesce_by=("operation", "action", "nospace"),
     ),
-    EventRow(
+    EventDefinition(
         "BLOCK_IMAGE_CORRUPTED",
         _BLOCK,
         _severity_by_field("fatal", {False: ERROR}, CRITICAL),
         "The metadata of an image is corrupt.",
         ("device", "node-name"),
     ),
-    EventRow(
+    EventDefinition(
         "BLOCK_WRITE_THRESHOLD",
         _BLOCK,
         WARNING,
         "A write exceeded the node's threshold; QEMU has removed the threshold.",
         ("node-name",),
     ),
-    EventRow("BLOCK_EXPORT_DELETED", _BLOCK, INFO, "A block export was removed.", ("id",), since="5.2"),
-    EventRow(
+    EventDefinition("BLOCK_EXPORT_DELETED", _BLOCK, INFO, "A block export was removed.", ("id",), since="5.2"),
+    EventDefinition(
         "QUORUM_FAILURE",
         _BLOCK,
         CRITICAL,
@@ -120,7 +128,7 @@ EVENT_ROWS = (
         ("reference",),
         coalesce_by=(),
     ),
-    EventRow(
+    EventDefinition(
         "QUORUM_REPORT_BAD",
         _BLOCK,
         ERROR,
@@ -128,7 +136,7 @@ EVENT_ROWS = (
         ("node-name",),
         coalesce_by=("type",),
     ),
-    EventRow(
+    EventDefinition(
         "DEVICE_TRAY_MOVED",
         _BLOCK,
         INFO,
@@ -136,7 +144,7 @@ EVENT_ROWS = (
         ("id", "device"),
         _RERUN_DISKS,
     ),
-    EventRow(
+    EventDefinition(
         "PR_MANAGER_STATUS_CHANGED",
         _BLOCK,
         _severity_by_field("connected", {False: WARNING}, INFO),
@@ -144,7 +152,7 @@ EVENT_ROWS = (
         ("id",),
         since="3.0",
     ),
-    EventRow(
+    EventDefinition(
         "JOB_STATUS_CHANGE",
         _JOB,
         _severity_by_field("status", {"aborting": WARNING}, DEBUG),
@@ -153,7 +161,7 @@ EVENT_ROWS = (
         _RERUN_JOBS,
         since="3.0",
     ),
-    EventRow(
+    EventDefinition(
         "BLOCK_JOB_COMPLETED",
         _JOB,
         _severity_of_job_end,
@@ -161,8 +169,10 @@ EVENT_ROWS = (
         ("device",),
         _RERUN_DISKS_AND_JOBS,
     ),
-    EventRow("BLOCK_JOB_CANCELLED", _JOB, WARNING, "A block job was cancelled.", ("device",), _RERUN_DISKS_AND_JOBS),
-    EventRow(
+    EventDefinition(
+        "BLOCK_JOB_CANCELLED", _JOB, WARNING, "A block job was cancelled.", ("device",), _RERUN_DISKS_AND_JOBS
+    ),
+    EventDefinition(
         "BLOCK_JOB_ERROR",
         _JOB,
         ERROR,
@@ -171,11 +181,11 @@ EVENT_ROWS = (
         _RERUN_JOBS,
         coalesce_by=("operation", "action"),
     ),
-    EventRow("BLOCK_JOB_READY", _JOB, INFO, "A block job is ready to be completed.", ("device",), _RERUN_JOBS),
-    EventRow(
+    EventDefinition("BLOCK_JOB_READY", _JOB, INFO, "A block job is ready to be completed.", ("device",), _RERUN_JOBS),
+    EventDefinition(
         "BLOCK_JOB_PENDING", _JOB, INFO, "A block job is waiting to be finalized.", ("id",), _RERUN_JOBS, since="2.12"
     ),
-    EventRow(
+    EventDefinition(
         "MIGRATION",
         _MIGRATION,
         _severity_by_field(
@@ -184,8 +194,8 @@ EVENT_ROWS = (
         "The migration changed its status; only with the migration capability `events`.",
         invalidates=_RERUN_MIGRATION,
     ),
-    EventRow("MIGRATION_PASS", _MIGRATION, DEBUG, "A pass over the RAM started.", invalidates=("migration",)),
-    EventRow(
+    EventDefinition("MIGRATION_PASS", _MIGRATION, DEBUG, "A pass over the RAM started.", invalidates=("migration",)),
+    EventDefinition(
         "UNPLUG_PRIMARY",
         _MIGRATION,
         INFO,
@@ -193,7 +203,7 @@ EVENT_ROWS = (
         ("device-id",),
         since="4.2",
     ),
-    EventRow(
+    EventDefinition(
         "FAILOVER_NEGOTIATED",
         _MIGRATION,
         INFO,
@@ -201,7 +211,7 @@ EVENT_ROWS = (
         ("device-id",),
         since="4.2",
     ),
-    EventRow(
+    EventDefinition(
         "VFIO_MIGRATION",
         _MIGRATION,
         DEBUG,
@@ -209,23 +219,23 @@ EVENT_ROWS = (
         ("device-id", "qom-path"),
         since="9.1",
     ),
-    EventRow(
+    EventDefinition(
         "COLO_EXIT",
         _MIGRATION,
         _severity_by_field("reason", {"request": INFO}, ERROR),
         "COLO replication ended: on request if `reason` is `request`, otherwise because of an error.",
         since="3.1",
     ),
-    EventRow("DUMP_COMPLETED", _RUNSTATE, _severity_of_job_end, "A dump of the guest's memory ended."),
-    EventRow("BALLOON_CHANGE", _MEMORY, INFO, "The size of the balloon changed. Rate-limited."),
-    EventRow(
+    EventDefinition("DUMP_COMPLETED", _RUNSTATE, _severity_of_job_end, "A dump of the guest's memory ended."),
+    EventDefinition("BALLOON_CHANGE", _MEMORY, INFO, "The size of the balloon changed. Rate-limited."),
+    EventDefinition(
         "HV_BALLOON_STATUS_REPORT",
         _MEMORY,
         INFO,
         "A Windows guest reported its memory status. Rate-limited.",
         since="8.2",
     ),
-    EventRow(
+    EventDefinition(
         "MEMORY_DEVICE_SIZE_CHANGE",
         _MEMORY,
         INFO,
@@ -234,8 +244,10 @@ EVENT_ROWS = (
         ("memory",),
         since="5.1",
     ),
-    EventRow("MEM_UNPLUG_ERROR", _MEMORY, WARNING, "Unplugging a memory device failed (until QEMU 9.0).", ("device",)),
-    EventRow(
+    EventDefinition(
+        "MEM_UNPLUG_ERROR", _MEMORY, WARNING, "Unplugging a memory device failed (until QEMU 9.0).", ("device",)
+    ),
+    EventDefinition(
         "DEVICE_DELETED",
         _DEVICE,
         INFO,
@@ -243,7 +255,7 @@ EVENT_ROWS = (
         ("device", "path"),
         (*_RERUN_DISKS, "balloon", "memory", "inventory", "threads"),
     ),
-    EventRow(
+    EventDefinition(
         "DEVICE_UNPLUG_GUEST_ERROR",
         _DEVICE,
         WARNING,
@@ -251,7 +263,7 @@ EVENT_ROWS = (
         ("device", "path"),
         since="6.2",
     ),
-    EventRow(
+    EventDefinition(
         "ACPI_DEVICE_OST",
         _DEVICE,
         _severity_of_acpi_ost,
@@ -259,8 +271,8 @@ EVENT_ROWS = (
         ("info.device", "info.slot"),
         ("block", "balloon", "memory", "inventory", "threads"),
     ),
-    EventRow("RTC_CHANGE", _DEVICE, INFO, "The guest set its clock. Rate-limited.", ("qom-path",)),
-    EventRow(
+    EventDefinition("RTC_CHANGE", _DEVICE, INFO, "The guest set its clock. Rate-limited.", ("qom-path",)),
+    EventDefinition(
         "VSERPORT_CHANGE",
         _DEVICE,
         INFO,
@@ -268,11 +280,11 @@ EVENT_ROWS = (
         ("id",),
         ("guest_agent",),
     ),
-    EventRow("CPU_POLARIZATION_CHANGE", _DEVICE, INFO, "The guest changed its CPU polarization.", since="8.2"),
-    EventRow(
+    EventDefinition("CPU_POLARIZATION_CHANGE", _DEVICE, INFO, "The guest changed its CPU polarization.", since="8.2"),
+    EventDefinition(
         "SCLP_CPI_INFO_AVAILABLE", _DEVICE, INFO, "An s390x guest reported its system name and level.", since="10.2"
     ),
-    EventRow(
+    EventDefinition(
         "VFU_CLIENT_HANGUP",
         _DEVICE,
         WARNING,
@@ -280,8 +292,8 @@ EVENT_ROWS = (
         ("dev-id", "vfu-id"),
         since="7.1",
     ),
-    EventRow("COMMAND_DROPPED", _DEVICE, WARNING, "QEMU dropped a command (QEMU 2.12 to 3.1).", since="2.12"),
-    EventRow(
+    EventDefinition("COMMAND_DROPPED", _DEVICE, WARNING, "QEMU dropped a command (QEMU 2.12 to 3.1).", since="2.12"),
+    EventDefinition(
         "RDMA_GID_STATUS_CHANGED",
         _NETWORK,
         INFO,
@@ -289,7 +301,7 @@ EVENT_ROWS = (
         ("netdev",),
         since="4.0",
     ),
-    EventRow(
+    EventDefinition(
         "NIC_RX_FILTER_CHANGED",
         _NETWORK,
         DEBUG,
@@ -297,10 +309,10 @@ EVENT_ROWS = (
         ("name", "path"),
         ("threads",),
     ),
-    EventRow(
+    EventDefinition(
         "NETDEV_STREAM_CONNECTED", _NETWORK, INFO, "A stream network backend connected.", ("netdev-id",), since="7.2"
     ),
-    EventRow(
+    EventDefinition(
         "NETDEV_STREAM_DISCONNECTED",
         _NETWORK,
         WARNING,
@@ -308,10 +320,10 @@ EVENT_ROWS = (
         ("netdev-id",),
         since="7.2",
     ),
-    EventRow(
+    EventDefinition(
         "NETDEV_VHOST_USER_CONNECTED", _NETWORK, INFO, "A vhost-user backend connected.", ("netdev-id",), since="10.0"
     ),
-    EventRow(
+    EventDefinition(
         "NETDEV_VHOST_USER_DISCONNECTED",
         _NETWORK,
         ERROR,
@@ -319,27 +331,29 @@ EVENT_ROWS = (
         ("netdev-id",),
         since="10.0",
     ),
-    EventRow("VNC_CONNECTED", _DISPLAY, INFO, "A VNC client connected.", ("client.host",), ("vnc",)),
-    EventRow("VNC_INITIALIZED", _DISPLAY, INFO, "A VNC client was authenticated.", ("client.host",), ("vnc",)),
-    EventRow("VNC_DISCONNECTED", _DISPLAY, INFO, "A VNC client disconnected.", ("client.host",), ("vnc",)),
-    EventRow("SPICE_CONNECTED", _DISPLAY, INFO, "A SPICE client connected.", ("client.host",), ("spice",)),
-    EventRow("SPICE_INITIALIZED", _DISPLAY, INFO, "A SPICE client was authenticated.", ("client.host",), ("spice",)),
-    EventRow("SPICE_DISCONNECTED", _DISPLAY, INFO, "A SPICE client disconnected.", ("client.host",), ("spice",)),
-    EventRow("SPICE_MIGRATE_COMPLETED", _DISPLAY, INFO, "The SPICE clients moved to the migration destination."),
+    EventDefinition("VNC_CONNECTED", _DISPLAY, INFO, "A VNC client connected.", ("client.host",), ("vnc",)),
+    EventDefinition("VNC_INITIALIZED", _DISPLAY, INFO, "A VNC client was authenticated.", ("client.host",), ("vnc",)),
+    EventDefinition("VNC_DISCONNECTED", _DISPLAY, INFO, "A VNC client disconnected.", ("client.host",), ("vnc",)),
+    EventDefinition("SPICE_CONNECTED", _DISPLAY, INFO, "A SPICE client connected.", ("client.host",), ("spice",)),
+    EventDefinition(
+        "SPICE_INITIALIZED", _DISPLAY, INFO, "A SPICE client was authenticated.", ("client.host",), ("spice",)
+    ),
+    EventDefinition("SPICE_DISCONNECTED", _DISPLAY, INFO, "A SPICE client disconnected.", ("client.host",), ("spice",)),
+    EventDefinition("SPICE_MIGRATE_COMPLETED", _DISPLAY, INFO, "The SPICE clients moved to the migration destination."),
 )
 
-EVENT_ROWS_BY_NAME: Mapping[str, EventRow] = {row.name: row for row in EVENT_ROWS}
+EVENT_DEFINITIONS_BY_NAME: Mapping[str, EventDefinition] = {row.name: row for row in EVENT_DEFINITIONS}
 
 
 _EVENT_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 """Matches the names that QAPI permits for events."""
 
 
-def find_event_row(name: str) -> EventRow:
+def find_event_definition(name: str) -> EventDefinition:
     """Return the row of an event; if the table has none, a row of category `unknown`."""
-    return EVENT_ROWS_BY_NAME.get(name) or _unknown_row(name if _EVENT_NAME.fullmatch(name) else "UNKNOWN")
+    return EVENT_DEFINITIONS_BY_NAME.get(name) or _unknown_row(name if _EVENT_NAME.fullmatch(name) else "UNKNOWN")
 
 
 @lru_cache(maxsize=64)
-def _unknown_row(name: str) -> EventRow:
-    return EventRow(name, Category.UNKNOWN, INFO, "An event that this release of the agent does not know.")
+def _unknown_row(name: str) -> EventDefinition:
+    return EventDefinition(name, Category.UNKNOWN, INFO, "An event that this release of the agent does not know.")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum, auto
 from typing import Any, NamedTuple
 
-Values = dict[str, Any]
+FieldValues = dict[str, Any]
 """A sample's fields by name: numbers in base units, flags, texts. A value that QEMU did not report is absent."""
 
 
@@ -103,7 +103,7 @@ class Family:
     def __post_init__(self) -> None:
         object.__setattr__(self, "type", f"qemu.sample.{self.name}")
 
-    def series(self, field: Field) -> str:
+    def metric_name(self, field: Field) -> str:
         """Return the name of the field's Prometheus metric."""
         return f"qemu_{self.name}_{field.name}"
 
@@ -123,7 +123,7 @@ class Sample(NamedTuple):
 
     family: Family
     labels: tuple[str, ...]
-    values: Values
+    values: FieldValues
 
     @property
     def subject(self) -> str:
@@ -131,6 +131,6 @@ class Sample(NamedTuple):
         return self.labels[0] if self.labels else ""
 
     @property
-    def data(self) -> Values:
+    def data(self) -> FieldValues:
         """The `data` of the sample's record: the labels and the fields, by name."""
         return dict(zip(self.family.labels, self.labels, strict=True)) | self.values

@@ -18,7 +18,7 @@ from agent.model.family import Family, Sample
 from agent.model.json_encoding import encode_json
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.schema_versions import dataschema
-from agent.model.sequences import SequenceRegistry, TopicOf, format_run_id, run_id_after
+from agent.model.sequences import SequenceRegistry, TopicFor, format_run_id, run_id_after
 
 
 class Severity(IntEnum):
@@ -81,7 +81,7 @@ class Vm:
         source: the attribute `source`.
         key: the partition key: the VM's UUID, the monitor's address if there is no UUID, or the host's name if there is neither. Records
             with the same key stay in order.
-        json_start: the start of the JSON of each record of the source, with the attributes that all of the source's records share.
+        json_prefix: the start of the JSON of each record of the source, with the attributes that all of the source's records share.
     """
 
     host: str
@@ -91,7 +91,7 @@ class Vm:
     namespace: str = field(default="", compare=False)
     source: str = field(init=False, repr=False, compare=False)
     key: str = field(init=False, repr=False, compare=False)
-    json_start: bytes = field(init=False, repr=False, compare=False)
+    json_prefix: bytes = field(init=False, repr=False, compare=False)
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -107,7 +107,7 @@ class Vm:
             envelope["vmnamespace"] = sanitize(self.namespace)
         object.__setattr__(self, "source", source)
         object.__setattr__(self, "key", key)
-        object.__setattr__(self, "json_start", orjson.dumps(envelope)[:-1])
+        object.__setattr__(self, "json_prefix", orjson.dumps(envelope)[:-1])
         object.__setattr__(self, "_hash", hash((self.host, self.uuid, self.name, self.monitor)))
 
     @property
@@ -162,7 +162,7 @@ def kind_of_type(record_type: str) -> str:
     return record_type.split(".", 2)[1]
 
 
-class RecordState(IntEnum):
+class DeliveryState(IntEnum):
     """The delivery state of a record."""
 
     QUEUED = 0
@@ -177,13 +177,13 @@ class RecordState(IntEnum):
     """The record was delivered or dropped."""
 
 
-_FIRST_DONE_STATE: Final = RecordState.DONE_WHILE_WRITING
+_FIRST_DONE_STATE: Final = DeliveryState.DONE_WHILE_WRITING
 """The first state of a finished record. In Python 3.11, a lookup of an enum's member takes 0.1 us, and delivery needs three per event."""
 
 MIN_RECORDEDTIME_GAP_NS = 100_000_000
 """If a record is encoded at least this many nanoseconds after or before its time, the record has the attribute `recordedtime`."""
 
-OVERHEAD_BYTES = 200
+RECORD_OVERHEAD_BYTES = 200
 """Approximate bytes that a record takes in addition to its body, in memory or in the journal."""
 
 
@@ -200,9 +200,10 @@ class EncodedRecord:
         vm: the record's source; None if the record was read from the journal.
         subject: the record's subject, before control characters are replaced; empty if the record was read from the journal.
         severity: the record's severity; INFO if the record was read from the journal.
-        entry: a persistent entry that the journal stores in one transaction with the record, before the record is sent; usually None.
+        persistent_entry: a persistent entry that the journal stores in one transaction with the record, before the record is sent;
+            usually None.
         row: the record's row in the journal; None while the record is not in the journal.
-        state: the delivery state; `agent.delivery.record_transitions` has the transitions.
+        delivery_state: the delivery state; `agent.delivery.record_transitions` has the transitions.
     """
 
     id: str
@@ -213,9 +214,9 @@ class EncodedRecord:
     vm: Vm | None = None
     subject: str = ""
     severity: Severity = Severity.INFO
-    entry: PersistentEntry | None = None
+    persistent_entry: PersistentEntry | None = None
     row: int | None = None
-    state: RecordState = RecordState.QUEUED
+    delivery_state: DeliveryState = DeliveryState.QUEUED
 
     @property
     def kind(self) -> str:
@@ -225,12 +226,12 @@ class EncodedRecord:
     @property
     def done(self) -> bool:
         """True if the record was delivered or dropped."""
-        return self.state >= _FIRST_DONE_STATE
+        return self.delivery_state >= _FIRST_DONE_STATE
 
     @property
     def size(self) -> int:
         """Approximate bytes that the record takes in a queue, with overhead."""
-        return len(self.body) + OVERHEAD_BYTES
+        return len(self.body) + RECORD_OVERHEAD_BYTES
 
 
 CONTENT_TYPE = "application/cloudevents+json"
@@ -242,7 +243,7 @@ class RecordEncoder:
     def __init__(
         self,
         started_ns: int | None = None,
-        topic_of: TopicOf = kind_of_type,
+        topic_of: TopicFor = kind_of_type,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         """Set up an encoder.
@@ -263,7 +264,7 @@ class RecordEncoder:
         )
         self._clock = clock
 
-    def continue_after(self, run_id: str) -> None:
+    def ensure_run_id_after(self, run_id: str) -> None:
         """Make this run's id sort after the previous run's id, even if the clock was set back between the runs.
 
         Args:
@@ -299,7 +300,7 @@ class RecordEncoder:
             f',"id":"{record_id}",{sequence},{self._encode_time_and_severity(time_ns, severity)}'
             f'{optional}{type_members}{_encode_subject(subject) if subject else ""},"data":'
         )
-        body = b"".join((vm.json_start, middle.encode(), encode_json(data), b"}"))
+        body = b"".join((vm.json_prefix, middle.encode(), encode_json(data), b"}"))
         return EncodedRecord(record_id, vm.key, record_type, time_ns, body, vm, subject, severity, entry)
 
     def encode_samples(self, vm: Vm, samples: Iterable[Sample], time_ns: int) -> list[EncodedRecord]:
@@ -312,8 +313,8 @@ class RecordEncoder:
             samples: the samples.
             time_ns: time of the poll, nanoseconds since the epoch.
         """
-        run_id, json_start, key, number, topic_of = self.run_id, vm.json_start, vm.key, self._count, self._topic_of
-        next_attributes = self.sequences.sequence_of_source(vm.source).next_attributes
+        run_id, json_start, key, number, topic_of = self.run_id, vm.json_prefix, vm.key, self._count, self._topic_of
+        next_attributes = self.sequences.get_or_create(vm.source).next_attributes
         severity = Severity.INFO
         time_and_severity = self._encode_time_and_severity(time_ns, severity)
         encoded = []
@@ -330,7 +331,7 @@ class RecordEncoder:
         return encoded
 
 
-def _sequence_topic(record_type: str, topic_of: TopicOf) -> str | None:
+def _sequence_topic(record_type: str, topic_of: TopicFor) -> str | None:
     """Return the topic in which `previoussequence` connects records of this type. None for states, because Kafka deletes older states."""
     return None if kind_of_type(record_type) == "state" else topic_of(record_type)
 

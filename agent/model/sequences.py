@@ -12,10 +12,10 @@ from typing import Final
 _BASE32: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _RUN_DIGITS: Final = 10
 
-TopicOf = Callable[[str], str]
+TopicFor = Callable[[str], str]
 """Returns the topic of a record type."""
 
-DIGITS: Final = 12
+SEQUENCE_DIGITS: Final = 12
 """Number of decimal digits after the run id in a sequence. One source can emit 10,000 records per second for three years."""
 
 MAX_SOURCES: Final = 16384
@@ -64,7 +64,7 @@ class SourceSequence:
         self.number = number = self.number + 1
         if number >= self._first_longer_number:  # the number has one digit more than before
             digits = len(str(number))
-            self._prefix, self._first_longer_number = self._run_id + "0" * (DIGITS - digits), 10**digits
+            self._prefix, self._first_longer_number = self._run_id + "0" * (SEQUENCE_DIGITS - digits), 10**digits
         sequence = f"{self._prefix}{number}"
         if topic is not None:
             last = self.last_by_topic
@@ -103,13 +103,13 @@ class SequenceRegistry:
         """
         sequence = self._sequences.get(source)
         if sequence is None:
-            sequence = self.sequence_of_source(source)
+            sequence = self.get_or_create(source)
         else:
             self._sequences.move_to_end(source)
         self._changed.add(sequence)
         return sequence.next_attributes(topic)
 
-    def sequence_of_source(self, source: str) -> SourceSequence:
+    def get_or_create(self, source: str) -> SourceSequence:
         """Return the sequence of a source. Create the sequence if the source is new."""
         sequence = self._sequences.get(source)
         if sequence is not None:
@@ -133,9 +133,9 @@ class SequenceRegistry:
             stored: tuples of topic, source and sequence.
         """
         for topic, source, sequence in sorted(stored, key=lambda entry: entry[2]):  # the newest entry comes last
-            self.sequence_of_source(source).last_by_topic[topic] = sequence
+            self.get_or_create(source).last_by_topic[topic] = sequence
 
-    def newest(self, topics: AbstractSet[str]) -> Iterator[tuple[str, str, str]]:
+    def newest_sequences(self, topics: AbstractSet[str]) -> Iterator[tuple[str, str, str]]:
         """Yield tuples of topic, source and newest sequence, for each source that has records in these topics."""
         for sequence in self._sequences.values():
             yield from (

@@ -23,11 +23,11 @@ from agent.monitors.libvirt.config import LibvirtConfig
 from agent.monitors.listen import ListenConfig, ListenDiscoverer, ListenTlsConfig
 from agent.monitors.own_monitor import DialPerPollConfig, OwnMonitorDiscoverer
 
-ENTRIES: tuple[type[DiscovererConfig], ...] = (DialConfig, DialPerPollConfig, LibvirtConfig, ListenConfig)
+MONITOR_CONFIG_TYPES: tuple[type[DiscovererConfig], ...] = (DialConfig, DialPerPollConfig, LibvirtConfig, ListenConfig)
 """Types of the entries in the config's `monitors`. An entry that has the key of no type is validated as the first type."""
 
 __all__ = [
-    "ENTRIES",
+    "MONITOR_CONFIG_TYPES",
     "DialConfig",
     "DialDiscoverer",
     "DialPerPollConfig",

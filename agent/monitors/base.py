@@ -179,12 +179,12 @@ class DiscovererConfig(ConfigSection):
     """True if QEMU connects to the agent."""
 
     @classmethod
-    def key(cls) -> str:
+    def transport_key(cls) -> str:
         """Return the key that names the transport."""
         return next(iter(cls.model_fields))
 
     def __str__(self) -> str:
-        return f"{self.key()}: {getattr(self, self.key())}"
+        return f"{self.transport_key()}: {getattr(self, self.transport_key())}"
 
     @abstractmethod
     def build(self, allow: AllowedChanges) -> Discoverer:
@@ -196,6 +196,6 @@ class DiscovererConfig(ConfigSection):
         return ()
 
     @property
-    def changes(self) -> frozenset[QemuChange]:
+    def qemu_changes(self) -> frozenset[QemuChange]:
         """Changes to QEMU that the agent makes to connect over this transport."""
         return frozenset()

@@ -24,7 +24,7 @@ from agent.qmp.client import Connect
 
 _log = logging.getLogger(__name__)
 
-SCAN_SECONDS = 5.0
+SCAN_INTERVAL_SECONDS = 5.0
 SCAN_DELAY_SECONDS = 0.02
 """Delay between a change of the directory and the scan, because a manager may create many sockets at once."""
 
@@ -50,7 +50,7 @@ class DialConfig(DiscovererConfig):
 class DialDiscoverer:
     """Finds monitors at an address such as `/run/qemu/*.qmp`, `/run/vm1.sock` or `tcp:127.0.0.1:4444`, and stays connected to them."""
 
-    def __init__(self, pattern: str, scan_seconds: float = SCAN_SECONDS) -> None:
+    def __init__(self, pattern: str, scan_seconds: float = SCAN_INTERVAL_SECONDS) -> None:
         self.pattern = pattern
         self._scan_seconds = scan_seconds
 
@@ -81,7 +81,7 @@ class DialDiscoverer:
                 monitors[monitor.key] = monitor
         return monitors
 
-    def problem(self) -> str:
+    def path_problem(self) -> str:
         """Return why no socket can match the pattern, such as a missing directory; empty if a socket may appear at any time."""
         if self.pattern.startswith("tcp:"):
             return ""
@@ -119,7 +119,7 @@ class DialDiscoverer:
             while True:
                 if self._has_free_descriptor():
                     self._report_changes(reported, listener)
-                problem = "" if reported else self.problem()
+                problem = "" if reported else self.path_problem()
                 if is_first and not reported and not problem:
                     _log.info("%s: no socket matches yet; the agent watches for new ones", self.pattern)
                 is_first = False

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from agent.common.backoff import retry_delay
 from agent.monitors.base import ConnectionOpener, EventCallback, Monitor, MonitorConnection, MonitorPriority
-from agent.monitors.dial import SCAN_SECONDS, DialDiscoverer
+from agent.monitors.dial import SCAN_INTERVAL_SECONDS, DialDiscoverer
 from agent.qmp.client import CommandResult, Connect, QmpClient
 from agent.qmp.commands import AllowList, Command
 from agent.qmp.errors import BusyError, NotConnectedError, PreemptedError, ProtocolError, QmpError, StalledError
@@ -35,7 +35,7 @@ class DialPerPollDiscoverer(DialDiscoverer):
     """Finds monitors like `DialDiscoverer`, but connects to them only for each poll."""
 
     def __init__(
-        self, pattern: str, timeout: float = DEFAULT_TIMEOUT_SECONDS, scan_seconds: float = SCAN_SECONDS
+        self, pattern: str, timeout: float = DEFAULT_TIMEOUT_SECONDS, scan_seconds: float = SCAN_INTERVAL_SECONDS
     ) -> None:
         """Create a discoverer.
 

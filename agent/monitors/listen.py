@@ -147,7 +147,7 @@ class ListenDiscoverer:
         self._check_seconds = check_seconds
         self._connection_numbers = count()
         self._connections: list[_IncomingConnection] = []
-        self._uids, self._gids = allowed_ids(self.config, os.geteuid())
+        self._uids, self._gids = allowed_uids_and_gids(self.config, os.geteuid())
         self._refused_uids: set[int] = set()
         self._tls: tuple[tuple[int, ...], ssl.SSLContext] | None = None
 
@@ -359,7 +359,7 @@ def _gid_of_group(name: str) -> int:
     return grp.getgrnam(name).gr_gid
 
 
-def allowed_ids(config: ListenConfig, agent_uid: int) -> tuple[set[int], set[int]]:
+def allowed_uids_and_gids(config: ListenConfig, agent_uid: int) -> tuple[set[int], set[int]]:
     """Return the IDs of the users and of the groups whose processes may connect to a Unix socket.
 
     Args:

@@ -24,7 +24,7 @@ from agent.monitors.base import (
     MonitorConnection,
     MonitorPriority,
 )
-from agent.monitors.dial import SCAN_SECONDS, unix_connector
+from agent.monitors.dial import SCAN_INTERVAL_SECONDS, unix_connector
 from agent.monitors.dial_per_poll import DEFAULT_TIMEOUT_SECONDS, DialPerPollDiscoverer
 from agent.qmp.client import Connect, QmpClient
 from agent.qmp.commands import AllowList, Command, QemuChange, add_monitor_commands, remove_monitor_commands
@@ -60,7 +60,7 @@ class DialPerPollConfig(DiscovererConfig):
         return (self.dial_per_poll,)
 
     @property
-    def changes(self) -> frozenset[QemuChange]:
+    def qemu_changes(self) -> frozenset[QemuChange]:
         """The change that adds a monitor, if `own_monitor_dir` is set."""
         return frozenset({QemuChange.OWN_MONITOR} if self.own_monitor_dir is not None else ())
 
@@ -73,7 +73,7 @@ class OwnMonitorDiscoverer(DialPerPollDiscoverer):
         pattern: str,
         directory: Path,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
-        scan_seconds: float = SCAN_SECONDS,
+        scan_seconds: float = SCAN_INTERVAL_SECONDS,
     ) -> None:
         """Create a discoverer.
 

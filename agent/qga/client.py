@@ -107,10 +107,10 @@ class GuestAgentClient(asyncio.Protocol):
                     raise UnreadableGuestReplyError("the guest sent unrequested data during the synchronization")
                 reply: GuestReply = await self._send_request(self._qga.start_command(name))
         except TimeoutError:
-            self._qga.abandon()
+            self._qga.abandon_reply()
             raise GuestTimeoutError(f"no reply to {name} within {deadline:g} s") from None
         except asyncio.CancelledError:
-            self._qga.abandon()
+            self._qga.abandon_reply()
             raise
         if reply.error is not None:
             raise reply.error

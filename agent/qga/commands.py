@@ -85,7 +85,7 @@ _ENCODED: Mapping[str, GuestRequest] = {
 MAX_SYNC_NUMBER = 2**31 - 1
 
 
-def encode(name: str) -> GuestRequest:
+def encode_command(name: str) -> GuestRequest:
     """Return the bytes of a command without arguments.
 
     Raises:
@@ -97,7 +97,7 @@ def encode(name: str) -> GuestRequest:
     return request
 
 
-def synchronization(number: int) -> GuestRequest:
+def encode_synchronization(number: int) -> GuestRequest:
     """Return the bytes of a synchronization: 0xFF, which resets the guest agent's parser, and guest-sync-delimited with a number.
 
     Raises:

@@ -77,7 +77,7 @@ class GuestAgentProtocol:
     def sync(self) -> GuestRequest:
         """Return the bytes of a new synchronization. The reply to a pending command is no longer expected."""
         self._number = (self._number + 1) % commands.MAX_SYNC_NUMBER
-        request = commands.synchronization(self._number)
+        request = commands.encode_synchronization(self._number)
         self._discard_buffer(SyncState.SYNCHRONIZING)
         self._received = 0
         return request
@@ -89,12 +89,12 @@ class GuestAgentProtocol:
             GuestAgentCommandNotAllowedError: the command is not on the allow-list.
         """
         assert self.state is SyncState.READY
-        request = commands.encode(name)
+        request = commands.encode_command(name)
         self.state = SyncState.WAITING
         self._received = 0
         return request
 
-    def abandon(self) -> None:
+    def abandon_reply(self) -> None:
         """Expect no reply from now on. The caller has to call `sync` before the next command."""
         self._discard_buffer(SyncState.LOST)
 
@@ -112,7 +112,7 @@ class GuestAgentProtocol:
         """
         self._received += len(data)
         if self._received > MAX_REPLY_BYTES + MAX_SURPLUS_BYTES:
-            self.abandon()
+            self.abandon_reply()
             raise GuestFloodError(f"the guest sent more than {MAX_SURPLUS_BYTES} bytes beyond its reply")
         self._buffer += data
         while self.state is not SyncState.LOST:
@@ -137,7 +137,7 @@ class GuestAgentProtocol:
         else:  # the error about 0xFF, a late reply to an earlier request, or invalid data
             self.discarded_bytes += len(line) + 1
             if self.state is SyncState.READY and line.strip():
-                self.abandon()
+                self.abandon_reply()
 
     def _parse_reply(self, line: bytes) -> GuestReply:
         try:
@@ -158,7 +158,7 @@ class GuestAgentProtocol:
 
         The next command needs a synchronization, because the rest of the received reply may still arrive.
         """
-        self.abandon()
+        self.abandon_reply()
         return GuestReply(None, UnreadableGuestReplyError(reason))
 
     def _fail_oversized(self) -> GuestReply:
@@ -170,7 +170,7 @@ class GuestAgentProtocol:
         if self.state is SyncState.WAITING and size > MAX_REPLY_BYTES:
             yield self._fail_oversized()
         elif self.state is SyncState.LOST or (self.state is SyncState.READY and self._buffer.strip()):
-            self.abandon()
+            self.abandon_reply()
         elif self.state is SyncState.SYNCHRONIZING and size > _MAX_SYNC_REPLY_BYTES:
             self.discarded_bytes += size - _MAX_SYNC_REPLY_BYTES
             del self._buffer[: size - _MAX_SYNC_REPLY_BYTES]

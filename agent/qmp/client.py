@@ -48,7 +48,7 @@ Connect = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.BaseTrans
 GREETING_SECONDS = 3.0
 """Timeout of the greeting. A free monitor greets within milliseconds (QEMU 7.2 to 11.1). A silent monitor has another client."""
 
-MAX_UNREAD_BYTES = 64 * 1024
+MAX_WRITE_BUFFER_BYTES = 64 * 1024
 """Maximum size of requests that the peer has not read, in bytes. Only a hostile peer replies without reading the requests."""
 
 
@@ -235,7 +235,7 @@ class QmpClient(asyncio.Protocol):
             timer.cancel()
             self._batch = None
 
-    def start(self, commands: Sequence[Command], on_results: OnResults) -> bool:
+    def try_send(self, commands: Sequence[Command], on_results: OnResults) -> bool:
         """Send commands in one write, without a deadline. Return False if that is not possible now. In that case, use `execute`.
 
         Args:
@@ -251,10 +251,10 @@ class QmpClient(asyncio.Protocol):
         self._send(commands, on_results)
         return True
 
-    def abandon(self, seconds: float) -> StalledError:
+    def abandon_replies(self, seconds: float) -> StalledError:
         """Ignore the replies that are due, because they did not arrive within `seconds`. Return the error to report."""
         self._on_results = None
-        return StalledError(f"no reply to {self._qmp.oldest_pending} within {seconds:g} s")
+        return StalledError(f"no reply to {self._qmp.oldest_pending_command} within {seconds:g} s")
 
     def _send(self, commands: Sequence[Command], on_results: OnResults) -> None:
         data = self._qmp.send(commands)
@@ -264,7 +264,7 @@ class QmpClient(asyncio.Protocol):
     def _fail_overdue_batch(self, deadline: float) -> None:
         """Fail the pending batch. The replies are still due, because QEMU still executes the commands."""
         if self._batch is not None and not self._batch.done():
-            self._batch.set_exception(self.abandon(deadline))
+            self._batch.set_exception(self.abandon_replies(deadline))
 
     async def wait_idle(self) -> None:
         """Wait until all replies have arrived. There is no deadline.
@@ -319,8 +319,8 @@ class QmpClient(asyncio.Protocol):
                 self._transport.write(bytes((number,)))
         else:
             self._transport.write(data)
-        if self._transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
-            reason = f"the peer does not read its requests: more than {MAX_UNREAD_BYTES} bytes wait"
+        if self._transport.get_write_buffer_size() > MAX_WRITE_BUFFER_BYTES:
+            reason = f"the peer does not read its requests: more than {MAX_WRITE_BUFFER_BYTES} bytes wait"
             self._end_connection(PeerNotReadingError(reason))
 
     # Callbacks of asyncio.
@@ -392,7 +392,7 @@ class QmpClient(asyncio.Protocol):
         self._on_results = None
         if self._transport is not None:
             self._transport.abort()
-            self._pause.end()
+            self._pause.close()
         for waiter in (self._ready, self._batch, self._idle, self._in_sync, self._probe and self._probe[1]):
             if waiter is not None and not waiter.done():
                 waiter.set_exception(cause)

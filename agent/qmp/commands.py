@@ -74,9 +74,9 @@ _MAX_STATS_INTERVAL_SECONDS = 3600
 _MAX_THRESHOLD_BYTES = 2**63 - 1
 """Maximum write threshold. QEMU also accepts a negative threshold, and treats it as larger than any disk (2.3 to 11.1)."""
 
-QUEUE_STATUS = "x-query-virtio-queue-status"
+VIRTIO_QUEUE_STATUS = "x-query-virtio-queue-status"
 """The command that reads the state of a virtio queue (since QEMU 7.2)."""
-VIRTIO_PATH_ENDING = "/virtio-backend"
+VIRTIO_BACKEND_SUFFIX = "/virtio-backend"
 """Last part of the QOM path of a disk's virtio device."""
 _MAX_QUEUE = 1023
 _BOUNDARY_LISTS = ("boundaries-read", "boundaries-write", "boundaries-flush")
@@ -189,11 +189,11 @@ _COMMANDS_BY_CHANGE = {
     ),
     QemuChange.VIRTIO_QUEUES: (
         _PermittedCommand(
-            QUEUE_STATUS,
+            VIRTIO_QUEUE_STATUS,
             lambda a: (
                 a.keys() == {"path", "queue"}
                 and isinstance(a["path"], str)
-                and a["path"].endswith(VIRTIO_PATH_ENDING)
+                and a["path"].endswith(VIRTIO_BACKEND_SUFFIX)
                 and type(a["queue"]) is int
                 and 0 <= a["queue"] <= _MAX_QUEUE
             ),

@@ -168,7 +168,7 @@ class QmpProtocol:
         return len(self._pending)
 
     @property
-    def oldest_pending(self) -> str:
+    def oldest_pending_command(self) -> str:
         """Name of the oldest command without a reply, which QEMU is executing; empty if no reply is due."""
         return self._pending[0].name if self._pending else ""
 
@@ -205,7 +205,9 @@ class QmpProtocol:
         assert self.state is ConnectionState.READY
         assert len(batch) <= MAX_COMMANDS_IN_FLIGHT
         if self._pending:
-            raise StalledError(f"{len(self._pending)} replies are still due, the first to {self.oldest_pending}")
+            raise StalledError(
+                f"{len(self._pending)} replies are still due, the first to {self.oldest_pending_command}"
+            )
         assert not self.out_of_sync
         data = self._allow.encode_all(batch)
         self._pending.extend(batch)

@@ -16,7 +16,7 @@ YOUNG_THRESHOLDS = (2_000, 10)
 
 
 @contextlib.contextmanager
-def scheduled_collection(interval_seconds: float = 120.0) -> Iterator[None]:
+def scheduled_garbage_collection(interval_seconds: float = 120.0) -> Iterator[None]:
     """Run full garbage collections only at an interval while the `with` block runs.
 
     These collections skip objects that were created before the block.

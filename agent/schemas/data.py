@@ -7,17 +7,17 @@ from agent.alerts.catalogue import ALERT_CATALOGUE
 from agent.alerts.disk_types import DetectedBy, LimitedBy
 from agent.alerts.pool_alerts import GUESTS_STAND_STILL
 from agent.alerts.pool_levels import PoolMeasure
-from agent.alerts.store import CUSTOM
+from agent.alerts.store import CUSTOM_TYPE
 from agent.delivery.drops import DropReason
 from agent.host.pools.base import PoolKind
-from agent.model.agent_lifecycle import AGENT_LIFECYCLE
-from agent.model.event_row import Category
+from agent.model.event_definition import Category
 from agent.model.family import Family, Field, FieldKind
+from agent.model.lifecycle_records import AGENT_LIFECYCLE
 from agent.model.metrics import FAMILIES, TRANSITION_FAMILIES
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.pool import POOL
 from agent.model.schema_versions import EVENT_SCHEMA, schema_uri
-from agent.model.state import ALERT_STATE, STATES
+from agent.model.state_records import ALERT_STATE, STATES
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 NONEMPTY_TEXT = {"type": "string", "minLength": 1}
@@ -85,8 +85,8 @@ def _schemas_by_type() -> dict[str, dict[str, Any]]:
         data_schemas[f"qemu.alert.{alert}"] = _object_schema(
             _POOL_ALERT_FIELDS | {"alert": {"const": alert}} | properties, required=required
         )
-    for alert in sorted({*ALERT_CATALOGUE, CUSTOM} - {"write_threshold", *POOL_ALERTS}):
-        name = NONEMPTY_TEXT if alert == CUSTOM else {"const": alert}
+    for alert in sorted({*ALERT_CATALOGUE, CUSTOM_TYPE} - {"write_threshold", *POOL_ALERTS}):
+        name = NONEMPTY_TEXT if alert == CUSTOM_TYPE else {"const": alert}
         body = _object_schema(
             _ALERT_FIELDS | {"alert": name, "help": NONEMPTY_TEXT, "event": NONEMPTY_TEXT},
             required=("alert", "state", "fingerprint"),

@@ -4,11 +4,11 @@ from typing import Any
 
 from agent.model.record import Severity
 from agent.model.schema_versions import EVENT_SCHEMA, schema_uri
-from agent.model.sequences import DIGITS
+from agent.model.sequences import SEQUENCE_DIGITS
 from agent.schemas.data import DIALECT, NONEMPTY_TEXT, data_schemas
 
 _EVENT_PATTERN = r"^qemu\.event\.[a-z][a-z0-9_]*$"
-_SEQUENCE_PATTERN = f"^[0-9A-HJKMNP-TV-Z]{{10}}[0-9]{{{DIGITS}}}$"
+_SEQUENCE_PATTERN = f"^[0-9A-HJKMNP-TV-Z]{{10}}[0-9]{{{SEQUENCE_DIGITS}}}$"
 
 
 _IDENTITY: dict[str, Any] = {

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from agent.collectors import ALL, Collector, PollIntervals
+from agent.collectors import ALL_COLLECTORS, Collector, PollIntervals
 from agent.host.libvirt_metadata import LabelsConfig
 from agent.host.virtual_function_counters import VirtualFunctionCounters
 from agent.model.family import Family, Sample
@@ -138,7 +138,7 @@ class SessionObserver(Protocol):
             time_ns: time of the poll, in nanoseconds since the epoch.
         """
 
-    def on_samples_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
+    def on_poll_failed(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
         """Handle a failed poll at `time_ns`: the earlier samples of these families are out of date."""
 
     def on_status(self, status: MonitorStatus) -> None:
@@ -198,7 +198,7 @@ class ThresholdController(DiskCommandController, Protocol):
         """Return the names of the collectors to poll now, and remove them from the list."""
 
 
-class StorageAccess(Protocol):
+class StorageAccessPolicy(Protocol):
     """Decides whether the storage of a VM may be accessed."""
 
     async def may_query(self, vm: Vm, pid: int | None) -> bool:
@@ -227,7 +227,7 @@ class CollectorIndex:
         self.by_event = {event: collector for collector in collectors for event in collector.from_event}
 
 
-_ALL_COLLECTORS = CollectorIndex(ALL)
+_ALL_COLLECTORS = CollectorIndex(ALL_COLLECTORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +305,7 @@ class SessionContext:
         *,
         thresholds: ThresholdController | None = None,
         histograms: DiskCommandController | None = None,
-        storage: StorageAccess | None = None,
+        storage: StorageAccessPolicy | None = None,
         collectors: CollectorIndex = _ALL_COLLECTORS,
         first_polls: Pacer | None = None,
         root: Path = Path("/"),
@@ -333,7 +333,7 @@ class SessionContext:
         if (schedule := self.schedule_by_vm.get(vm)) is not None:
             schedule(names)
 
-    def apply(self, settings: SessionSettings) -> None:
+    def replace_settings(self, settings: SessionSettings) -> None:
         """Replace the settings, also for VMs that are already attached."""
         self.allow.permit_only(settings.changes)
         self.settings = settings

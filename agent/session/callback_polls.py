@@ -16,7 +16,7 @@ from agent.qmp.commands import Command
 from agent.qmp.errors import ProtocolError, StalledError
 from agent.session.api import SessionContext
 from agent.session.command_executor import CommandExecutor
-from agent.session.disk_command_writer import DiskCommandWriter
+from agent.session.disk_command_executor import DiskCommandExecutor
 from agent.session.poll_time import PollStart
 from agent.session.poller import Poller
 from agent.session.scheduler import SLACK_SECONDS, Batch, Schedule, commands_of
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 class CallbackConnection(Protocol):
     """A connection that can send commands and call back with the replies. `QmpClient` implements and documents the methods."""
 
-    def start(self, commands: Sequence[Command], on_results: OnResults) -> bool:
+    def try_send(self, commands: Sequence[Command], on_results: OnResults) -> bool:
         """Send commands in one write; return False if that is not possible now."""
 
-    def abandon(self, seconds: float) -> StalledError:
+    def abandon_replies(self, seconds: float) -> StalledError:
         """Ignore the overdue replies when they arrive. Return the error to raise."""
 
 
@@ -61,7 +61,7 @@ class CallbackPolls:
         executor: CommandExecutor,
         schedule: Schedule,
         poller: Poller,
-        disk_commands: DiskCommandWriter,
+        disk_commands: DiskCommandExecutor,
     ) -> None:
         self._context = context
         self._ended = client.ended
@@ -117,7 +117,7 @@ class CallbackPolls:
 
     # The path of a callback poll.
 
-    def on_time(self, at: float) -> None:
+    def on_wake(self, at: float) -> None:
         """Run the polls that are due."""
         if at == self._wake_at:
             self._wake_at = inf
@@ -147,7 +147,7 @@ class CallbackPolls:
             return False
         if batch:
             self._sent_at = PollStart.now()
-            if not client.start(commands_of(batch), self._on_results):
+            if not client.try_send(commands_of(batch), self._on_results):
                 return False
             self._batch = batch
             seconds = self._context.settings.response_seconds
@@ -202,7 +202,7 @@ class CallbackPolls:
     def on_overdue(self) -> None:
         """Handle an overdue reply to a callback poll."""
         if self._client is not None:
-            self._fail_task(self._client.abandon(self._context.settings.response_seconds))
+            self._fail_task(self._client.abandon_replies(self._context.settings.response_seconds))
 
     def _on_connection_end(self) -> None:
         error = self._ended.result()

@@ -17,14 +17,15 @@ class CommandExecutor:
     """Executes commands on one connection, and stores for the agent's watchdog when the session has to act next.
 
     Attributes:
-        unreadable: error of the last unreadable reply in `execute_with_retry`; empty if all replies were readable. The caller resets it.
+        last_unreadable_error: error of the last unreadable reply in `execute_with_retry`; empty if all replies were readable. The caller
+            resets it.
         next_action_at: monotonic time at which the session has to act next; `inf` while the session waits for an overdue reply.
     """
 
-    __slots__ = ("_client", "_context", "_probe", "_skipped", "next_action_at", "unreadable")
+    __slots__ = ("_client", "_context", "_probe", "_skipped", "last_unreadable_error", "next_action_at")
 
     def __init__(self, client: MonitorConnection, context: SessionContext, probe: StallProbe) -> None:
-        self.unreadable = ""
+        self.last_unreadable_error = ""
         self.next_action_at = inf
         self._client = client
         self._context = context
@@ -64,8 +65,9 @@ class CommandExecutor:
             except (BusyError, StalledError) as error:
                 await self.wait_until_responsive(error)
             else:
-                self.unreadable = next(
-                    (str(result) for result in results if isinstance(result, UnreadableReplyError)), self.unreadable
+                self.last_unreadable_error = next(
+                    (str(result) for result in results if isinstance(result, UnreadableReplyError)),
+                    self.last_unreadable_error,
                 )
                 return results
 

@@ -84,6 +84,6 @@ class DiscoveryManager:
         await asyncio.sleep(GRACE_SECONDS)
         for key, monitor in removed.monitors.items():
             if not any(key in others.monitors for others, _ in self._running.values()):
-                self._group.dismiss(monitor)
+                self._group.stop_supervising(monitor)
         for discoverer in removed.discoverers_with_status:
             self._group.remove_status(discoverer)

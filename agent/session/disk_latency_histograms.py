@@ -86,7 +86,7 @@ class DiskLatencyHistograms:
 
     Attributes:
         state: the state of the histograms.
-        own: the boundaries that the agent set; None if it set none on this disk.
+        own_boundaries: the boundaries that the agent set; None if it set none on this disk.
         device: the device's name in the command; empty if QEMU has none for it.
         operations: total numbers of operations of each kind at the last poll. A lower number shows that the disk was replaced.
         refusals: number of consecutive failed commands.
@@ -94,13 +94,13 @@ class DiskLatencyHistograms:
     """
 
     state: HistogramState = HistogramState.UNREAD
-    own: BoundariesNs | None = None
+    own_boundaries: BoundariesNs | None = None
     device: str = ""
     operations: tuple[int, ...] = ()
     refusals: int = 0
     is_unplugged: bool = False
 
-    def on_read(self, boundaries: Sequence[float] | None, operations: tuple[int, ...], device: str) -> None:
+    def on_poll(self, boundaries: Sequence[float] | None, operations: tuple[int, ...], device: str) -> None:
         """Handle a poll of the disk.
 
         Args:
@@ -116,24 +116,26 @@ class DiskLatencyHistograms:
         if boundaries is None:
             self.is_unplugged = False
             self._change_state(HistogramStateInput.READ_NONE)
-        elif self.own is not None and list(boundaries) == [bound / 1_000_000_000 for bound in self.own]:
+        elif self.own_boundaries is not None and list(boundaries) == [
+            bound / 1_000_000_000 for bound in self.own_boundaries
+        ]:
             self._change_state(HistogramStateInput.READ_OURS)
         else:
             self._change_state(HistogramStateInput.READ_FOREIGN)
 
     def _forget_disk(self) -> None:
         self._change_state(HistogramStateInput.REPLUG)
-        self.own, self.operations, self.device, self.refusals = None, (), "", 0
+        self.own_boundaries, self.operations, self.device, self.refusals = None, (), "", 0
 
     @property
-    def is_due(self) -> bool:
+    def may_set(self) -> bool:
         """True if the agent may set histograms now."""
         return self.state is HistogramState.NONE and bool(self.device)
 
-    def on_send(self, boundaries: BoundariesNs) -> None:
+    def on_command_start(self, boundaries: BoundariesNs) -> None:
         """Store the boundaries of the command that the agent is about to send."""
         self._change_state(HistogramStateInput.SEND)
-        self.own = boundaries
+        self.own_boundaries = boundaries
 
     def on_command_done(self, *, done: bool) -> None:
         """Handle the outcome of the command; `done` is whether QEMU confirmed it."""

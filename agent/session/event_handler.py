@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable
 from math import inf
 from operator import itemgetter
 
-from agent.model.event_row import EventRow
-from agent.model.event_table import find_event_row
+from agent.model.event_definition import EventDefinition
+from agent.model.event_table import find_event_definition
 from agent.model.record import Record, Severity, Vm
 from agent.qmp.protocol import Event
 from agent.session.api import SessionObserver
@@ -91,7 +91,7 @@ class EventHandler:
         self._callback = None  # breaks a reference cycle with the session
 
     def _report_event(self, vm: Vm, event: Event) -> None:
-        row = find_event_row(event.name)
+        row = find_event_definition(event.name)
         time_ns = time.time_ns() if event.time_ns is None else event.time_ns
         record = _to_record(vm, row, event, time_ns)
         if event.name in ORDERED_EVENTS:
@@ -108,7 +108,7 @@ class EventHandler:
 
     def _report_coalesced(self, vm: Vm, coalesced: Iterable[CoalescedEvent]) -> None:
         for group in coalesced:
-            record = _to_record(vm, find_event_row(group.event.name), group.event, group.last_ns)
+            record = _to_record(vm, find_event_definition(group.event.name), group.event, group.last_ns)
             if group.count > 1:
                 counts = {
                     "count": group.count,
@@ -131,9 +131,9 @@ class EventHandler:
 
 
 def _is_severe(event: Event) -> bool:
-    return find_event_row(event.name).severity_for(event.data) >= Severity.ERROR
+    return find_event_definition(event.name).severity_for(event.data) >= Severity.ERROR
 
 
-def _to_record(vm: Vm, row: EventRow, event: Event, time_ns: int) -> Record:
+def _to_record(vm: Vm, row: EventDefinition, event: Event, time_ns: int) -> Record:
     data = {**row.common_data, "qemu": event.data}
     return Record(row.record_type, vm, data, time_ns, row.subject_of(event.data), row.severity_for(event.data))

@@ -3,8 +3,8 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from agent.collectors.guest_agent_channel import PORT_NAME
-from agent.collectors.json_checks import as_list_of_objects, as_text
+from agent.collectors.guest_agent_channel import GUEST_AGENT_PORT_NAME
+from agent.collectors.untrusted_json import as_list_of_objects, as_text
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import Command
 from agent.session.identity import DEVICE_CONTAINERS
@@ -48,4 +48,4 @@ class GuestAgentPortLookup:
             if path not in self._names:
                 (answer,) = await execute((Command("qom-get", {"path": path, "property": "name"}),))
                 self._names[path] = as_text(answer)
-        return next((path for path, name in self._names.items() if name == PORT_NAME), None)
+        return next((path for path, name in self._names.items() if name == GUEST_AGENT_PORT_NAME), None)

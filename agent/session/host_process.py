@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any, TypeVar
 
 from agent.collectors.base import VmFacts
-from agent.collectors.json_checks import as_list_of_objects, as_text
-from agent.host.interfaces import interfaces_of
+from agent.collectors.untrusted_json import as_list_of_objects, as_text
+from agent.host.interfaces import find_process_interfaces
 from agent.host.libvirt_metadata import parse_libvirt_labels, read_libvirt_labels
 from agent.host.process import Process
 from agent.host.process_lookup import QemuProcess, UnknownProcessError, find_process
 from agent.host.types import FileReply, FileRequest, LinuxTask, NetworkInterface, VirtualFunctionRequest
-from agent.model.family import Sample, Values
+from agent.model.family import FieldValues, Sample
 from agent.model.metrics.identity import IDENTITY
 from agent.model.record import Vm, sanitize
 from agent.monitors import DomainXmlReader
@@ -23,7 +23,7 @@ from agent.qmp.commands import Command
 from agent.session.api import SessionContext
 from agent.session.identity import DEVICE_CONTAINERS
 
-COMMANDS = (
+PROCESS_COMMANDS = (
     Command("query-cpus-fast"),
     Command("query-iothreads"),
     Command("query-kvm"),
@@ -31,7 +31,7 @@ COMMANDS = (
 )
 """Commands whose replies describe a VM's threads, accelerator and machine type."""
 
-REQUIRED_COMMANDS = {"vcpu": "query-cpus-fast", "iothread": "query-iothreads"}
+THREAD_LIST_COMMANDS = {"vcpu": "query-cpus-fast", "iothread": "query-iothreads"}
 """For each collector of threads, by name, the QMP command that lists the threads."""
 
 _NIC_TYPES = tuple(
@@ -124,10 +124,10 @@ class HostProcess:
         Raises:
             QmpError: the connection ended.
         """
-        commands = [command for command in COMMANDS if facts.has_command(command.name)]
+        commands = [command for command in PROCESS_COMMANDS if facts.has_command(command.name)]
         results = await execute(commands) if commands else ()
         replies = dict(zip((command.name for command in commands), results, strict=True))
-        cpus, threads, kvm, machine = (replies.get(command.name) for command in COMMANDS)
+        cpus, threads, kvm, machine = (replies.get(command.name) for command in PROCESS_COMMANDS)
         vcpus, iothreads = list(_parse_vcpus(cpus)), list(_parse_iothreads(threads))
         values = dict(_parse_machine(kvm, machine))
         if labels := await self._read_labels(vm, domain):
@@ -169,7 +169,7 @@ class HostProcess:
     async def _find_interfaces(self, execute: Execute, process: Process) -> tuple[NetworkInterface, ...]:
         """Return the process's network interfaces. Query the network cards from QEMU only if there is a new interface."""
         try:
-            interfaces = await _run_with_timeout(partial(interfaces_of, process, self._nics))
+            interfaces = await _run_with_timeout(partial(find_process_interfaces, process, self._nics))
         except TimeoutError:
             return ()
         self._has_virtual_functions = any(interface.vf is not None for interface in interfaces)
@@ -178,7 +178,7 @@ class HostProcess:
             return interfaces
         self._interface_names, self._nics = names, await _query_nics(execute)
         try:
-            return await _run_with_timeout(partial(interfaces_of, process, self._nics))
+            return await _run_with_timeout(partial(find_process_interfaces, process, self._nics))
         except TimeoutError:
             return interfaces
 
@@ -258,7 +258,7 @@ async def _query_nics(execute: Execute) -> NicsByMac:
         for child in as_list_of_objects(children)
         if as_text(child.get("type")).startswith(_NIC_TYPES) and (name := as_text(child.get("name")))
     ]
-    nics: dict[str, Values] = {}
+    nics: dict[str, FieldValues] = {}
     for name, path in paths[:MAX_NICS]:
         mac, netdev = await execute([Command("qom-get", {"path": path, "property": key}) for key in ("mac", "netdev")])
         if isinstance(mac, str):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.collectors.base import VmFacts
-from agent.collectors.json_checks import as_list_of_objects, as_object, as_text
+from agent.collectors.untrusted_json import as_list_of_objects, as_object, as_text
 from agent.model.record import Vm, sanitize
 from agent.qmp.commands import Command
 from agent.qmp.errors import UnreadableReplyError
@@ -177,7 +177,7 @@ def parse_command_names(reply: Any) -> frozenset[str]:
     return names if QUERY_COMMANDS.name in names else frozenset()
 
 
-def belong_to_earlier_connection(replies: Sequence[Any]) -> bool:
+def are_replies_shifted(replies: Sequence[Any]) -> bool:
     """Return whether the replies to IDENTITY_COMMANDS and QUERY_RUN_STATE are late by one command.
 
     A slow QEMU sends the reply to an earlier connection's last command over the present connection. The client takes this reply for the

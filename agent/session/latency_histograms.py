@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.model.family import Sample, Values
+from agent.model.family import FieldValues, Sample
 from agent.model.metrics.block import BLOCK
 from agent.model.record import Vm
 from agent.qmp.commands import MAX_HISTOGRAM_BOUNDARIES, Command, set_histograms_command
@@ -14,7 +14,7 @@ from agent.session.disk_latency_histograms import BoundariesNs, DiskLatencyHisto
 HISTOGRAM_ENTRY_PREFIX = "latency_histograms/"
 """Prefix of the name of a VM's persistent entry. The VM's UUID and its monitor follow."""
 
-AWAY_SECONDS = 600.0
+DETACHED_VM_RETENTION_SECONDS = 600.0
 """How long the histograms of a detached VM are kept."""
 
 MAX_COMMANDS_PER_POLL = 16
@@ -33,19 +33,23 @@ class _VmHistograms:
 
     Attributes:
         pid: pid of the VM's process; None if unknown.
-        gone_at: monotonic time in seconds at which the VM was detached; None while it is attached.
+        detached_at: monotonic time in seconds at which the VM was detached; None while it is attached.
         disks: the disks' histograms by the disks' names.
         pending: names of the disks whose histograms the agent may set now.
     """
 
     pid: int | None = None
-    gone_at: float | None = None
+    detached_at: float | None = None
     disks: dict[str, DiskLatencyHistograms] = field(default_factory=dict)
     pending: list[str] = field(default_factory=list)
 
     def state_to_store(self) -> dict[str, Any] | None:
         """Return the boundaries that the agent set, as a JSON value to store; None if the agent set none."""
-        own = {disk: list(histograms.own) for disk, histograms in self.disks.items() if histograms.own is not None}
+        own = {
+            disk: list(histograms.own_boundaries)
+            for disk, histograms in self.disks.items()
+            if histograms.own_boundaries is not None
+        }
         return {"pid": self.pid, "disks": own} if own else None
 
 
@@ -53,17 +57,17 @@ def _entry_name(vm: Vm) -> str:
     return f"{HISTOGRAM_ENTRY_PREFIX}{vm.uuid}/{vm.monitor}"
 
 
-class LatencyHistograms:
+class LatencyHistogramTracker:
     """The latency histograms of all disks.
 
     Attributes:
         boundaries: the boundaries of the histograms that the agent sets; empty if it sets none.
-        forgets_at_stop: whether the agent has no journal. If so, histograms with exactly `boundaries` count as set by an earlier run.
+        has_no_journal: whether the agent has no journal. If so, histograms with exactly `boundaries` count as set by an earlier run.
     """
 
     def __init__(self, boundaries: BoundariesNs = ()) -> None:
         self.boundaries = boundaries
-        self.forgets_at_stop = False
+        self.has_no_journal = False
         self._vms: dict[str, _VmHistograms] = {}  # by the name of the persistent entry
         self._stored: set[str] = set()  # names of the stored persistent entries
 
@@ -78,22 +82,22 @@ class LatencyHistograms:
             vm = self._vms[name] = _VmHistograms(pid if type(pid) is int else None, now)
             for disk, own in (disks if isinstance(disks, dict) else {}).items():
                 if (boundaries := _parse_boundaries(own)) is not None:
-                    vm.disks[disk] = DiskLatencyHistograms(own=boundaries)
+                    vm.disks[disk] = DiskLatencyHistograms(own_boundaries=boundaries)
 
     def on_attached(self, vm: Vm, pid: int | None) -> None:
         """Handle a VM that was attached, with the pid of its process; None if unknown. Remove the histograms of an earlier process."""
         vm_histograms = self._vms.get(_entry_name(vm))
         if vm_histograms is None or vm_histograms.pid != pid:
             vm_histograms = self._vms[_entry_name(vm)] = _VmHistograms(pid)
-        vm_histograms.gone_at = None
+        vm_histograms.detached_at = None
         vm_histograms.pending = []
         for histograms in vm_histograms.disks.values():
             histograms.state = HistogramState.UNREAD
 
-    def on_gone(self, vm: Vm, now: float) -> None:
+    def on_detached(self, vm: Vm, now: float) -> None:
         """Handle a VM that was detached at `now`, in seconds on the monotonic clock."""
         if (vm_histograms := self._vms.get(_entry_name(vm))) is not None:
-            vm_histograms.gone_at, vm_histograms.pending = now, []
+            vm_histograms.detached_at, vm_histograms.pending = now, []
 
     def on_unplugged(self, vm: Vm, disk: str) -> None:
         """Handle the event that a disk was unplugged."""
@@ -113,19 +117,19 @@ class LatencyHistograms:
             disk = sample.subject
             histograms = vm_histograms.disks[disk] = disks.get(disk) or DiskLatencyHistograms()
             self._update_disk(histograms, sample.values)
-            if histograms.is_due:
+            if histograms.may_set:
                 vm_histograms.pending.append(disk)
 
-    def _update_disk(self, histograms: DiskLatencyHistograms, values: Values) -> None:
+    def _update_disk(self, histograms: DiskLatencyHistograms, values: FieldValues) -> None:
         histogram = next((values[name] for name in _HISTOGRAMS if name in values), None)
         if (
-            self.forgets_at_stop
+            self.has_no_journal
             and histograms.state is HistogramState.UNREAD
-            and histograms.own is None
+            and histograms.own_boundaries is None
             and histogram is not None
         ):
-            histograms.own = self.boundaries
-        histograms.on_read(
+            histograms.own_boundaries = self.boundaries
+        histograms.on_poll(
             histogram["boundaries_seconds"] if histogram is not None else None,
             tuple(values.get(name, 0) for name in _OPERATIONS),
             values.get("qdev", ""),
@@ -145,7 +149,7 @@ class LatencyHistograms:
         commands = []
         for disk in disks:
             histograms = vm_histograms.disks[disk]
-            histograms.on_send(self.boundaries)
+            histograms.on_command_start(self.boundaries)
             commands.append((disk, set_histograms_command(histograms.device, self.boundaries)))
         return commands
 
@@ -155,7 +159,7 @@ class LatencyHistograms:
         if vm_histograms is not None and (histograms := vm_histograms.disks.get(disk)) is not None:
             histograms.on_command_done(done=done)
 
-    def entry_of_vm(self, vm: Vm) -> EntryNameAndValue:
+    def persistent_entry(self, vm: Vm) -> EntryNameAndValue:
         """Return a VM's persistent entry; its value is None if the agent has set no histograms."""
         name = _entry_name(vm)
         vm_histograms = self._vms.get(name)
@@ -163,16 +167,19 @@ class LatencyHistograms:
         (self._stored.add if value is not None else self._stored.discard)(name)
         return name, value
 
-    def entries_to_store(self, now: float) -> Iterator[EntryNameAndValue]:
-        """Remove the VMs that have been detached for `AWAY_SECONDS`, and yield their persistent entries with the value None."""
+    def pop_expired_entries(self, now: float) -> Iterator[EntryNameAndValue]:
+        """Remove the VMs that have been detached for `REATTACH_SECONDS`, and yield their persistent entries with the value None."""
         for name, vm_histograms in list(self._vms.items()):
-            if vm_histograms.gone_at is not None and now - vm_histograms.gone_at >= AWAY_SECONDS:
+            if (
+                vm_histograms.detached_at is not None
+                and now - vm_histograms.detached_at >= DETACHED_VM_RETENTION_SECONDS
+            ):
                 del self._vms[name]
                 if name in self._stored:
                     self._stored.discard(name)
                     yield name, None
 
-    def state_of(self, vm: Vm, disk: str) -> HistogramState:
+    def disk_state(self, vm: Vm, disk: str) -> HistogramState:
         """Return the state of a disk's histograms."""
         vm_histograms = self._vms.get(_entry_name(vm))
         histograms = vm_histograms.disks.get(disk) if vm_histograms is not None else None
@@ -180,7 +187,7 @@ class LatencyHistograms:
 
     def disks_by_state(self) -> Counter[HistogramState]:
         """Return the number of disks of attached VMs in each state."""
-        attached = (vm_histograms for vm_histograms in self._vms.values() if vm_histograms.gone_at is None)
+        attached = (vm_histograms for vm_histograms in self._vms.values() if vm_histograms.detached_at is None)
         return Counter(histograms.state for vm_histograms in attached for histograms in vm_histograms.disks.values())
 
 

@@ -19,9 +19,9 @@ from agent.session.api import PollOutcome, SessionContext, SessionObserver, VmCh
 from agent.session.collector_failures import CollectorFailures
 from agent.session.command_executor import CommandExecutor
 from agent.session.host_process import HostProcess
-from agent.session.large_replies import SAMPLES_PER_TURN, Collected, is_unsupported, read_at_once, read_in_turns
 from agent.session.migration_state import MigrationState
 from agent.session.poll_time import PollStart
+from agent.session.reply_reader import SAMPLES_PER_TURN, CollectorResult, is_unsupported, read_in_turns, read_replies
 from agent.session.scheduler import SLACK_SECONDS, Batch, Schedule, commands_of, next_poll_time, split_batch
 
 _log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class Poller:
             else:
                 self._schedule.schedule_by(name, now)
 
-    def read_event(self, event: Event, time_ns: int) -> None:
+    def report_event_samples(self, event: Event, time_ns: int) -> None:
         """Report the samples in the data of an event."""
         collector = self._collectors.by_event.get(event.name)
         if collector is not None:
@@ -153,7 +153,7 @@ class Poller:
     def on_replies(self, batch: Batch[Collector], replies: Sequence[CommandResult], when: PollStart) -> None:
         """Report the samples in the replies to a batch; `when` is the time at which the batch was sent."""
         for collector, own in self._split_replies(batch, replies, when):
-            self._report_samples(collector, read_at_once(collector, self.facts, own), when)
+            self._report_samples(collector, read_replies(collector, self.facts, own), when)
 
     async def wait_until_responsive(self, batch: Batch[Collector], error: BusyError | StalledError) -> None:
         """Report that the replies to a batch are overdue, and wait until QEMU answers.
@@ -253,7 +253,7 @@ class Poller:
                 continue
             collector = self._collectors.by_name[name]
             if files := self._files_of(collector):
-                collected = read_at_once(collector, self.facts, self._process.read(files))
+                collected = read_replies(collector, self.facts, self._process.read(files))
                 own = self._finish_run(collector, collected, when)
                 if own is None:
                     continue
@@ -311,7 +311,7 @@ class Poller:
         self._unsupported.append(name)
         self._schedule.remove(name)
 
-    def _report_samples(self, collector: Collector, collected: Collected, when: PollStart) -> None:
+    def _report_samples(self, collector: Collector, collected: CollectorResult, when: PollStart) -> None:
         """Report the samples in QEMU's replies."""
         if (samples := self._finish_run(collector, collected, when)) is None:
             return
@@ -322,7 +322,7 @@ class Poller:
                 self._observer.on_lifecycle(change, Record(change.type, self._vm, {"observed": observed}, when.time_ns))
         self._schedule_invalidated(collector, samples)
 
-    def _finish_run(self, collector: Collector, collected: Collected, when: PollStart) -> Sequence[Sample] | None:
+    def _finish_run(self, collector: Collector, collected: CollectorResult, when: PollStart) -> Sequence[Sample] | None:
         """Report the outcome of a collector's run, and plan its next poll. Return the samples, with derived values; None after an error."""
         samples, truncated, error = collected
         if len(samples) > SAMPLES_PER_TURN and collector.name not in self._large:
@@ -339,7 +339,7 @@ class Poller:
                 self._clear_failure(collector.name)
         else:
             self._observer.on_collector_run(collector.name, self._handle_error(collector.name, error))
-            self._observer.on_samples_lost(self._vm, collector.families, when.time_ns)
+            self._observer.on_poll_failed(self._vm, collector.families, when.time_ns)
         self._schedule_next_poll(collector, samples, when.monotonic)
         return samples if error is None else None
 

@@ -11,8 +11,8 @@ from agent.collectors import VmFacts
 from agent.collectors.block import count_repeated_images
 from agent.collectors.block_layers import has_flat_argument
 from agent.collectors.process import CGROUPS
-from agent.host.qemu_processes import command_line, is_qemu
-from agent.model.event_table import find_event_row
+from agent.host.qemu_processes import is_qemu_command_line, read_command_line
+from agent.model.event_table import find_event_definition
 from agent.model.metrics.identity import IDENTITY
 from agent.model.record import Vm, sanitize
 from agent.monitors import DomainXmlReader, Monitor, MonitorConnection
@@ -31,7 +31,7 @@ from agent.session.api import MonitorState, SessionContext, SessionObserver
 from agent.session.callback_polls import CallbackPolls
 from agent.session.collector_failures import CollectorFailures
 from agent.session.command_executor import CommandExecutor
-from agent.session.disk_command_writer import DiskCommandWriter
+from agent.session.disk_command_executor import DiskCommandExecutor
 from agent.session.event_handler import EventHandler
 from agent.session.guest_agent_port import GuestAgentPortLookup
 from agent.session.host_process import HostProcess
@@ -141,7 +141,7 @@ class Session:
         *replies, status = await self._executor.execute_with_retry(commands)
         if any(isinstance(reply, AmbiguousReplyError) for reply in (*replies, status)):
             *replies, status = [(await self._executor.execute_with_retry((command,)))[0] for command in commands]
-        if identity.belong_to_earlier_connection((*replies, status)):
+        if identity.are_replies_shifted((*replies, status)):
             raise ProtocolError("QEMU replied to a command of an earlier connection")
         self._migration.on_attach(status.get("status", "") if isinstance(status, dict) else "")
         return identity.identify(
@@ -155,8 +155,8 @@ class Session:
 
     def _qemu_arguments(self) -> Sequence[str]:
         """Return the command line of the connected process; empty if the process is unknown or does not run QEMU."""
-        argv = command_line(self._client.peer_pid) if self._client.peer_pid is not None else []
-        return argv if is_qemu(argv) else ()
+        argv = read_command_line(self._client.peer_pid) if self._client.peer_pid is not None else []
+        return argv if is_qemu_command_line(argv) else ()
 
     async def run(self, vm: Vm) -> None:
         """Report the events as events of this VM, and poll the VM until the connection ends.
@@ -175,7 +175,7 @@ class Session:
             self._failures,
             self._on_degraded,
         )
-        disk_commands = DiskCommandWriter(self._context, self._executor, self._schedule, vm)
+        disk_commands = DiskCommandExecutor(self._context, self._executor, self._schedule, vm)
         self._probe.poller = poller
         self._schedule.schedule_by(DISCOVER_FEATURES, self._context.first_polls.reserve_time(time.monotonic()))
         self._schedule.schedule_by(DISCOVER_PROCESS, inf)
@@ -205,9 +205,9 @@ class Session:
                 self._events.close()
                 self._probe.poller = self._callback_polls = None  # breaks reference cycles
 
-    def _on_event(self, poller: Poller, disk_commands: DiskCommandWriter, event: Event, time_ns: int) -> None:
+    def _on_event(self, poller: Poller, disk_commands: DiskCommandExecutor, event: Event, time_ns: int) -> None:
         """Handle an event of the attached VM, and schedule the collectors whose results the event invalidates."""
-        poller.read_event(event, time_ns)
+        poller.report_event_samples(event, time_ns)
         match event.name:
             case "SHUTDOWN":
                 reason = event.data.get("reason")
@@ -228,7 +228,7 @@ class Session:
                 self._schedule.schedule_by(
                     DISCOVER_FEATURES, max(time.monotonic(), self._discovered_at + MIN_DISCOVERY_SECONDS)
                 )
-        names = (*find_event_row(event.name).invalidates, *disk_commands.pop_collectors_to_poll())
+        names = (*find_event_definition(event.name).invalidates, *disk_commands.pop_collectors_to_poll())
         if names:
             self._schedule_now(names)
 
@@ -238,7 +238,7 @@ class Session:
         self._wake_callback_polls()
 
     async def _run_polls(
-        self, poller: Poller, callback_polls: CallbackPolls, disk_commands: DiskCommandWriter, vm: Vm
+        self, poller: Poller, callback_polls: CallbackPolls, disk_commands: DiskCommandExecutor, vm: Vm
     ) -> None:
         """Run callback polls until polls are due that only this task can run. Then run those polls.
 
@@ -260,7 +260,7 @@ class Session:
         poller.poll_host(None if DISCOVER_PROCESS in names else names)
         if not await poller.poll(names):
             self._schedule.schedule_by(DISCOVER_FEATURES, time.monotonic())
-        await disk_commands.apply(receives_events=poller.facts.receives_events)
+        await disk_commands.execute_pending_commands(receives_events=poller.facts.receives_events)
 
     def _wake_callback_polls(self) -> None:
         """Check the schedule soon, because a poll may be due earlier than before."""
@@ -270,7 +270,7 @@ class Session:
     async def _discover(self, poller: Poller, vm: Vm) -> None:
         """Discover the VM's features, make the changes to QEMU that the config allows, and make all collectors due."""
         execute, client = self._executor.execute_with_retry, self._client
-        self._executor.unreadable = ""
+        self._executor.last_unreadable_error = ""
         replies = await execute(identity.FEATURE_COMMANDS)
         assert client.greeting is not None
         facts = identity.parse_facts(replies, client.greeting, await self._command_names(client.greeting))
@@ -307,7 +307,7 @@ class Session:
 
     def _report_discovery(self, vm: Vm, now: float) -> None:
         """Report the discovery as failed if a reply could not be read. The next resync repeats the discovery."""
-        if cause := self._executor.unreadable:
+        if cause := self._executor.last_unreadable_error:
             seconds = self._context.settings.intervals.resync
             self._failures.add(DISCOVERY_FAILURE, cause, now, seconds, seconds)
             _log.warning(

@@ -12,7 +12,7 @@ MAX_TIMER_SECONDS = 86400.0
 class Sleeper(Protocol):
     """An object that waits for a point in time, such as a VM's next poll."""
 
-    def on_time(self, at: float) -> None:
+    def on_wake(self, at: float) -> None:
         """Handle the wake-up for the time `at`. A wake-up may come early, after `MAX_TIMER_SECONDS`, or even after `remove`."""
 
 
@@ -38,7 +38,7 @@ class WakeTimers:
 
     def _wake(self, at: float) -> None:
         for sleeper in list(self._sleepers.pop(at)):
-            sleeper.on_time(at)
+            sleeper.on_wake(at)
 
 
 class ReplyWaiter(Protocol):

@@ -65,12 +65,12 @@ class MonitorSupervisor:
     def _state(self) -> MonitorState | None:
         return self._status.state if self._status is not None else None
 
-    def remove(self) -> None:
+    def stop_reconnecting(self) -> None:
         """Make no new connection, because the monitor's address no longer exists. An open connection stays open."""
         if not self._removed.done():
             self._removed.set_result(None)
 
-    def restore(self) -> None:
+    def resume_reconnecting(self) -> None:
         """Make new connections again after `remove`, because the monitor's address exists again."""
         if self._removed.done():
             self._removed = asyncio.get_running_loop().create_future()
@@ -122,7 +122,7 @@ class MonitorSupervisor:
                 )
             return False
         except QmpError as error:
-            self._set_state(state_after(error), str(error))
+            self._set_state(state_after_failed_connect(error), str(error))
             return False
         with contextlib.closing(client):
             session = self._session = Session(
@@ -275,6 +275,6 @@ _STATE_AFTER_ERROR = {
 """State of a monitor after a failed attempt to connect; the first entry that matches the error decides."""
 
 
-def state_after(error: QmpError) -> MonitorState:
+def state_after_failed_connect(error: QmpError) -> MonitorState:
     """Return the state of a monitor after a failed attempt to connect."""
     return next(state for error_type, state in _STATE_AFTER_ERROR.items() if isinstance(error, error_type))

@@ -12,7 +12,7 @@ from agent.monitors import Monitor
 from agent.qmp.errors import QmpError
 from agent.session.api import MonitorState, MonitorStatus, SessionContext, SessionObserver
 from agent.session.ownership import OwnershipRegistry
-from agent.session.supervisor import MonitorSupervisor, state_after
+from agent.session.supervisor import MonitorSupervisor, state_after_failed_connect
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class SupervisorGroup:
     def on_monitor_added(self, monitor: Monitor) -> None:
         """Start to supervise a monitor. If it was removed and is still supervised, connect to it again."""
         if monitor.key in self._supervisors:
-            self._supervisors[monitor.key].restore()
+            self._supervisors[monitor.key].resume_reconnecting()
         else:
             supervisor = MonitorSupervisor(monitor, self._context, self._observer, self._claims)
             self._supervisors[monitor.key] = supervisor
@@ -48,9 +48,9 @@ class SupervisorGroup:
     def on_monitor_removed(self, monitor: Monitor) -> None:
         """Stop supervising a monitor when its open connection ends."""
         if monitor.key in self._supervisors:
-            self._supervisors[monitor.key].remove()
+            self._supervisors[monitor.key].stop_reconnecting()
 
-    def dismiss(self, monitor: Monitor) -> None:
+    def stop_supervising(self, monitor: Monitor) -> None:
         """Stop supervising a monitor now, and close its connection."""
         if (supervisor := self._supervisors.pop(monitor.key, None)) is not None:
             self._running[supervisor].cancel()
@@ -63,7 +63,9 @@ class SupervisorGroup:
             error: why the discoverer cannot find monitors; None if it works.
             limitation: a limitation of discovery, for the operator; may be empty.
         """
-        state, reason = (MonitorState.UP, limitation) if error is None else (state_after(error), str(error))
+        state, reason = (
+            (MonitorState.UP, limitation) if error is None else (state_after_failed_connect(error), str(error))
+        )
         self._observer.on_status(MonitorStatus(discoverer, state, reason, None, None, time.time_ns()))
 
     def remove_status(self, discoverer: Monitor) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from agent.collectors.base import VirtioDisk, VmFacts
 from agent.collectors.virtio_queues import disk_property_commands, parse_virtio_disk, virtio_paths
 from agent.qmp.client import CommandResult
-from agent.qmp.commands import QUEUE_STATUS, Command, QemuChange
+from agent.qmp.commands import VIRTIO_QUEUE_STATUS, Command, QemuChange
 from agent.qmp.errors import QmpError
 from agent.session.api import SessionContext
 
@@ -26,7 +26,7 @@ async def find_virtio_disks(execute: Execute, context: SessionContext, facts: Vm
         QmpError: the connection ended.
     """
     is_allowed = QemuChange.VIRTIO_QUEUES in context.settings.changes
-    if not is_allowed or not facts.receives_events or not facts.has_command(QUEUE_STATUS):
+    if not is_allowed or not facts.receives_events or not facts.has_command(VIRTIO_QUEUE_STATUS):
         return ()
     (stats,) = await execute((Command("query-blockstats"),))
     if isinstance(stats, QmpError) or not isinstance(stats, list):

@@ -24,7 +24,7 @@ PAGED = {"ERROR", "FATAL"}
 def to_page(item: ConsumedItem, key: str) -> dict[str, Any] | None:
     """Return the request body for an item: to open a page, or to resolve the page of a resolved alert. None if no request is needed."""
     match item:
-        case Gap(source=source, next=following):
+        case Gap(source=source, next_record=following):
             # Records of this VM were lost, so an alert may be firing without a page.
             loss = {"summary": f"an alert of {source} was lost", "source": following.host, "severity": "error"}
             return {"routing_key": key, "event_action": "trigger", "dedup_key": f"lost {source}", "payload": loss}

@@ -17,11 +17,11 @@ from typing import Final
 
 import uvloop
 
-from agent.alerts.conditions.event_alert_table import EVENT_ALERT_ROWS
-from agent.alerts.conditions.sample_alert_table import SAMPLE_ALERT_ROWS
+from agent.alerts.rules.event_rules import EVENT_ALERT_RULES
+from agent.alerts.rules.sample_rules import SAMPLE_ALERT_RULES
 from agent.app.agent import Agent
 from agent.app.io_stall_watcher import CHECK_INTERVAL_SECONDS, IoStallWatcher, read_threads
-from agent.runtime.gc import scheduled_collection
+from agent.runtime.gc import scheduled_garbage_collection
 from agent.session.api import PollOutcome
 from tests.bench.monitors import Monitors
 from tests.bench.poll import INTERVAL_SECONDS
@@ -51,16 +51,16 @@ class NoIoStallWatcher(IoStallWatcher):
 
 def switch(agent: Agent, watch: IoStallWatcher, *, on: bool) -> None:
     """Turn the alerts of tables on or off, with the samples that are derived for them, and set the watch for stalled I/O."""
-    conditions = agent.alerts.engine.conditions
-    conditions.samples.set_rows(SAMPLE_ALERT_ROWS if on else ())
-    conditions.events.set_rows(EVENT_ALERT_ROWS if on else ())
+    conditions = agent.alerts.engine.rules
+    conditions.samples.set_rules(SAMPLE_ALERT_RULES if on else ())
+    conditions.events.set_rules(EVENT_ALERT_RULES if on else ())
     agent.observer._io_stalls = watch
 
 
 async def take_turns(folder: Path, pairs: int) -> list[Turn]:
     """Poll with the pack on, off, off, on, and so on."""
     turns: list[Turn] = []
-    with tempfile.TemporaryDirectory(prefix="qmp-") as state, scheduled_collection():
+    with tempfile.TemporaryDirectory(prefix="qmp-") as state, scheduled_garbage_collection():
         agent = Agent(_config(folder, INTERVAL_SECONDS, state, "127.0.0.1:1"), DiscardingSink())
         watch, no_watch, runs = agent.io_stalls, NoIoStallWatcher(agent.snapshot), agent.metrics.collector_runs
         async with agent.running():

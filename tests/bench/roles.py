@@ -47,7 +47,7 @@ from agent.delivery.sinks.kafka.message import StructuredMessageEncoder
 from agent.http import handlers
 from agent.model.record import EncodedRecord
 from agent.qmp.client import QmpClient
-from agent.runtime.gc import scheduled_collection
+from agent.runtime.gc import scheduled_garbage_collection
 from agent.session.callback_polls import CallbackPolls
 from agent.session.host_process import HostProcess
 from agent.session.poller import Poller
@@ -118,7 +118,7 @@ def _config(folder: Path, seconds: float, state: str, servers: str, port: str = 
 async def agent(folder: Path, seconds: float) -> None:
     with tempfile.TemporaryDirectory(prefix="qmp-") as state:
         config = _config(folder, seconds, state, "127.0.0.1:1")  # not used: the sink is replaced
-        with scheduled_collection():
+        with scheduled_garbage_collection():
             async with Agent(config, DiscardingSink()).running():
                 await asyncio.Event().wait()
 
@@ -130,14 +130,14 @@ async def agent_day(folder: Path, seconds: float, port: str, measure_shares: str
         shares.wrap(Poller, "poll_host", "kernel files: parsing, samples, records")
         for name in ("poll", "callback_batch", "on_replies"):
             shares.wrap(Poller, name, "polls")
-        shares.wrap(CallbackPolls, "on_time", "polls")
+        shares.wrap(CallbackPolls, "on_wake", "polls")
         shares.wrap(QmpClient, "data_received", "polls")
         shares.wrap(handlers._RequestHandlers, "metrics", "scrape")
         shares.wrap(DiscardingSink, "send", "sink")
         shares.wrap_in_thread(gzip, "compress", "gzip")
     with tempfile.TemporaryDirectory(prefix="qmp-") as state:
         config = _config(folder, seconds, state, "127.0.0.1:1", port)
-        with scheduled_collection():
+        with scheduled_garbage_collection():
             async with Agent(config, DiscardingSink()).running():
                 await _wait_and_print_shares(shares)
 
@@ -175,7 +175,7 @@ async def agent_watched(folder: Path, seconds: float, port: str) -> None:
     with tempfile.TemporaryDirectory(prefix="qmp-") as state:
         sink, watch = DiscardingSink(), LoopWatch()
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, watch.reset)
-        with scheduled_collection():
+        with scheduled_garbage_collection():
             async with Agent(_config(folder, seconds, state, "127.0.0.1:1", port), sink).running():
                 watching = asyncio.create_task(watch.run())
                 await _terminated()
@@ -209,7 +209,7 @@ async def agent_guests(folder: Path, seconds: float, guest_seconds: str) -> None
     with tempfile.TemporaryDirectory(prefix="qmp-") as state:
         config = _config(folder, seconds, state, "127.0.0.1:1")
         sink = TimedDiscardingSink()
-        with scheduled_collection():
+        with scheduled_garbage_collection():
             config = Config.model_validate(config.model_dump() | {"guest_agent": guest_agent})
             async with Agent(config, sink).running():
                 await _wait_and_print(sink.milliseconds)
@@ -340,7 +340,7 @@ async def agent_kafka(folder: Path, seconds: float, servers: str) -> None:
     with tempfile.TemporaryDirectory(prefix="qmp-") as state:
         config = _config(folder, seconds, state, servers)
         sink = TimedEventSink(build_sink(config), folder / "delivered")
-        with scheduled_collection():
+        with scheduled_garbage_collection():
             async with Agent(config, sink).running():
                 await _wait_and_print(sink.milliseconds)
 

@@ -19,7 +19,7 @@ from agent.model.family import FieldKind
 from agent.model.metrics.block import BLOCK
 from agent.model.record import Vm
 from agent.monitors import Monitor
-from agent.runtime.gc import scheduled_collection
+from agent.runtime.gc import scheduled_garbage_collection
 from agent.session.api import MonitorState, MonitorStatus
 from tests.bench.monitors import two_disks
 from tests.bench.table import Row
@@ -38,7 +38,9 @@ class _ClientCollector(Collector):
         views = [(vm, view.polls["block"].current) for vm, view in self._app.snapshot.views()]
         for field in BLOCK.exported_fields():
             kind = CounterMetricFamily if field.kind is FieldKind.COUNTER else GaugeMetricFamily
-            family = kind(BLOCK.series(field).removesuffix("_total"), field.help, labels=["vm_uuid", "vm", "device"])
+            family = kind(
+                BLOCK.metric_name(field).removesuffix("_total"), field.help, labels=["vm_uuid", "vm", "device"]
+            )
             for vm, subjects in views:
                 for labels, values in subjects.items():
                     if field.name in values:
@@ -64,7 +66,7 @@ def filled_agent(series: int = SERIES) -> tuple[Agent, int]:
 
 async def stall(app: Agent) -> float:
     """Return the longest time in seconds for which the event loop was blocked during a compressed scrape over HTTP."""
-    runner = web.AppRunner(create_application(app.view))
+    runner = web.AppRunner(create_application(app.endpoint_source))
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -103,7 +105,7 @@ async def scrape(*, short: bool) -> list[Row]:
         generate_latest(registry)
         theirs.append(time.process_time() - begun)
     each, peer = min(ours) / count * 1e6, min(theirs) / count * 1e6
-    with scheduled_collection():  # as the agent runs
+    with scheduled_garbage_collection():  # as the agent runs
         block = min([await stall(app) for _ in range(1 if short else 3)])
     return [
         Row(f"scrape of {count:,} series", f"{each:.2f} us a series", target="≤ 1 us", met=each <= 1),

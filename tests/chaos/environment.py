@@ -18,7 +18,7 @@ import yaml
 from aiokafka import AIOKafkaConsumer
 
 from agent.delivery.drops import DropReason
-from agent.delivery.journal.writer import FILE as JOURNAL
+from agent.delivery.journal.writer import JOURNAL_FILE
 from tests.chaos import numbered_events
 from tests.chaos.issuer_process import Disk, Issuer, eventually
 from tests.lab.agent_process import AgentProcess
@@ -303,7 +303,7 @@ class Environment:
 
     def overwrite_page(self, draw: random.Random) -> None:
         """Overwrite a random page in the middle of the journal's file."""
-        with (self.disk.folder / "journal" / JOURNAL).open("r+b") as file:
+        with (self.disk.folder / "journal" / JOURNAL_FILE).open("r+b") as file:
             pages = file.seek(0, 2) // PAGE_BYTES
             page = draw.randrange(pages // 4, pages * 3 // 4)
             self.report(f"page {page} of {pages}")

@@ -17,7 +17,7 @@ import yaml
 
 from agent.cli.demo.control import GuestError
 from agent.cli.demo.guest import Guest, GuestOptions
-from agent.model.event_table import EVENT_ROWS_BY_NAME
+from agent.model.event_table import EVENT_DEFINITIONS_BY_NAME
 from agent.qmp.queries import find_query
 from agent.schemas.record import record_schema
 from tests.lab import golden_files, provoke
@@ -157,7 +157,7 @@ async def test_every_query_command_has_a_row_in_the_table_of_queries(watched: Wa
 async def test_every_event_has_a_row_in_the_table_of_events(watched: WatchedQemu) -> None:
     schema = await watched.guest.command("query-qmp-schema")
     events = sorted(entry["name"] for entry in schema if entry["meta-type"] == "event")
-    unknown = [name for name in events if name not in EVENT_ROWS_BY_NAME]
+    unknown = [name for name in events if name not in EVENT_DEFINITIONS_BY_NAME]
     if watched.qemu.version[:2] > NEWEST_KNOWN and unknown:
         pytest.skip(f"QEMU {watched.qemu} is newer than the table and has more: {unknown}")
     assert len(events) > 50

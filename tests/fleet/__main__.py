@@ -202,7 +202,9 @@ async def check_records(kafka: KafkaCluster, killed: str) -> list[str]:
             gaps += [item for item in items if isinstance(item, Gap)]
             if not items and counts:
                 break
-    expected = [gap for gap in gaps if gap.topic == "qemu.samples" and not gap.is_certain and gap.next.host == killed]
+    expected = [
+        gap for gap in gaps if gap.topic == "qemu.samples" and not gap.is_certain and gap.next_record.host == killed
+    ]
     print_line(f"read from the beginning: {dict(counts)}, with {len(expected)} gaps that may be in samples of {killed}")
     problems = [
         f"{gap.source}: missing in {gap.topic}: {gap.after} to {gap.through or 'unknown'}"

@@ -9,7 +9,7 @@ from typing import Any, Final
 import orjson
 
 from agent.alerts.engine import AlertEngine
-from agent.collectors.guest import GUEST_COLLECTORS, Exchange, GuestCollector
+from agent.collectors.guest import GUEST_COLLECTORS, CommandExchange, GuestCollector
 from agent.exposition.prometheus import render_metrics
 from agent.exposition.snapshot import Snapshot
 from agent.guest.session import MAX_GUEST_SAMPLES, parse_guest_info
@@ -71,7 +71,7 @@ def guest_collectors(data: bytes) -> None:
         return
     values = [GuestAgentCommandError("GenericError", "x") if value == "error" else value for value in replies]
     try:
-        exchanges = [Exchange(value, 10**18, 10**18 + 10**6) for value in values]
+        exchanges = [CommandExchange(value, 10**18, 10**18 + 10**6) for value in values]
         samples = tuple(islice(collector.collect(exchanges), MAX_GUEST_SAMPLES))
     except GuestAgentError:
         return

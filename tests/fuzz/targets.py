@@ -12,7 +12,7 @@ import orjson
 
 from agent.app.builders import StartError, build_discoverers, build_sink, session_settings
 from agent.cli.record_text import format_record
-from agent.collectors import ALL, ALL_FEATURES, PollIntervals
+from agent.collectors import ALL_COLLECTORS, FACTS_WITH_ALL_FEATURES, PollIntervals
 from agent.collectors.base import MAX_SAMPLES, Poll
 from agent.config.errors import ConfigError
 from agent.config.loader import validate_yaml
@@ -21,7 +21,7 @@ from agent.exposition.prometheus import render_metrics
 from agent.exposition.snapshot import Snapshot
 from agent.host.rtnetlink import NetlinkError, parse_link_reply
 from agent.http.web_config import WebConfigFile
-from agent.model.event_table import find_event_row
+from agent.model.event_table import find_event_definition
 from agent.model.record import Record, RecordEncoder, Vm
 from agent.monitors import Monitor
 from agent.qmp.commands import Command
@@ -51,7 +51,7 @@ def protocol(data: bytes) -> None:
     assert _receive(stream, size) == whole, "the messages depend on how the bytes are cut"
     for message in whole[0]:
         if isinstance(message, Event):
-            row = find_event_row(message.name)
+            row = find_event_definition(message.name)
             fields = {"event": row.name, "category": row.category.value, "qemu": message.data}
             kind, subject = f"qemu.event.{row.name.lower()}", row.subject_of(message.data)
             _encode(Record(kind, VM, fields, message.time_ns or 0, subject, row.severity_for(message.data)))
@@ -95,13 +95,19 @@ def collectors(data: bytes) -> None:
         replies = orjson.loads(text)
     except orjson.JSONDecodeError:
         return
-    if collector is None or not isinstance(replies, list) or len(replies) != len(collector.commands(ALL_FEATURES)):
+    if (
+        collector is None
+        or not isinstance(replies, list)
+        or len(replies) != len(collector.commands(FACTS_WITH_ALL_FEATURES))
+    ):
         return
     replies = [_reply(value) for value in replies]
     vm = identify("hv7", "/run/x.qmp", [{"UUID": VM.uuid}, {"name": replies[0]}])
     try:
         samples = tuple(
-            islice(collector.collect(collector.pair_replies_with_subjects(ALL_FEATURES, replies)), MAX_SAMPLES)
+            islice(
+                collector.collect(collector.pair_replies_with_subjects(FACTS_WITH_ALL_FEATURES, replies)), MAX_SAMPLES
+            )
         )
         now = Poll(samples, 10**18, 100.0)
         before = Poll(tuple(collector.derive(Poll(), Poll(samples, 10**18 - 10**9, 99.0))), 10**18 - 10**9, 99.0)
@@ -110,7 +116,7 @@ def collectors(data: bytes) -> None:
             *collector.transitions(Poll(), now),
             *collector.transitions(Poll(samples), Poll((), 2 * 10**18, 200.0)),
         ]
-        wait = collector.next_poll_delay(samples, ALL_FEATURES, INTERVALS)
+        wait = collector.next_poll_delay(samples, FACTS_WITH_ALL_FEATURES, INTERVALS)
         collector.topology(samples)
     except QmpError:
         return
@@ -128,7 +134,7 @@ def collectors(data: bytes) -> None:
         assert series.startswith("# ") or _SERIES.fullmatch(series), series
 
 
-_COLLECTORS: Final = {collector.name.encode(): collector for collector in ALL if not collector.host_only}
+_COLLECTORS: Final = {collector.name.encode(): collector for collector in ALL_COLLECTORS if not collector.host_only}
 
 
 def _reply(value: Any) -> Any:

@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from agent.alerts.disk_types import ThresholdMode
-from agent.alerts.engine import AlertEngine, PendingAlert
-from agent.model.event_table import find_event_row
+from agent.alerts.engine import AlertChange, AlertEngine
+from agent.model.event_table import find_event_definition
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK, BLOCK_DEVICE
 from agent.model.metrics.block_layers import BLOCK_LAYER
@@ -48,7 +48,7 @@ class AlertScenario:
             identity_lookup=lambda _vm, _path: self.identity,
         )
 
-    def _changes(self, pending: list[PendingAlert]) -> list[Change]:
+    def _changes(self, pending: list[AlertChange]) -> list[Change]:
         for alert in pending:
             self._persist(*alert.entry)
         records = [alert.record for alert in pending]
@@ -69,7 +69,7 @@ class AlertScenario:
         return self._changes(self.engine.on_attached(vm, int(at * SECOND), pid))
 
     def detach(self, vm: Vm = VM, *, at: float = 0.0, permanently: bool = False) -> list[Change]:
-        return self._changes(self.engine.on_gone(vm, at, permanently=permanently, time_ns=int(at * SECOND)))
+        return self._changes(self.engine.on_detached(vm, at, permanently=permanently, time_ns=int(at * SECOND)))
 
     def event(self, name: str, at: float, vm: Vm = VM, **qemu: Any) -> list[Change]:
         """Pass an event to the engine. The keywords are the event's data, with `_` for `-`."""
@@ -114,12 +114,14 @@ class AlertScenario:
 
     def samples(self, at: float, family: Family, *samples: Sample, vm: Vm = VM) -> list[Change]:
         """Pass all samples of a family to the alerts of tables and of the operator."""
-        return self._changes(self.engine.on_condition_samples(vm, (family,), samples, int(at * SECOND)))
+        return self._changes(self.engine.on_rule_samples(vm, (family,), samples, int(at * SECOND)))
 
     def io_status(self, at: float, vm: Vm = VM, **devices: str) -> list[Change]:
         """Pass the result of a poll of devices. The keywords are the device's io-status, by device."""
         samples = [Sample(BLOCK_DEVICE, (device,), {"io_status": status}) for device, status in devices.items()]
-        return self._changes(self.engine.on_samples(vm, samples, at, int(at * SECOND), families=(BLOCK_DEVICE,))[0])
+        return self._changes(
+            self.engine.on_disk_samples(vm, samples, at, int(at * SECOND), families=(BLOCK_DEVICE,))[0]
+        )
 
     def disks(self, at: float, vm: Vm = VM, **disks: Disk) -> list[Change]:
         """Pass the results of polls of disk counters and layers. The keywords are the disks, by device."""
@@ -128,7 +130,7 @@ class AlertScenario:
             for device, disk in disks.items()
             for sample in (disk.counter_sample(device), *disk.layer_samples(device))
         ]
-        pending, _ = self.engine.on_samples(vm, samples, at, int(at * SECOND), families=(BLOCK, BLOCK_LAYER))
+        pending, _ = self.engine.on_disk_samples(vm, samples, at, int(at * SECOND), families=(BLOCK, BLOCK_LAYER))
         return self._changes(pending)
 
     def tick(self, at: float) -> list[Change]:
@@ -144,14 +146,16 @@ class AlertScenario:
 
     def space(self, device: str = "disk0", vm: Vm = VM) -> dict[str, Any]:
         """Return the values of a disk's space sample; empty if there is no sample."""
-        _, samples = self.engine.on_samples(vm, [], 0.0, 0)
+        _, samples = self.engine.on_disk_samples(vm, [], 0.0, 0)
         return next((dict(sample.values) for sample in samples if sample.subject == device), {})
 
 
 def event_record(name: str, at: float, vm: Vm = VM, **qemu: Any) -> Record:
     """Return the record of an event. The keywords are the event's data."""
     body = {"event": name, "category": "x", "qemu": qemu}
-    return Record(f"qemu.event.{name.lower()}", vm, body, int(at * SECOND), find_event_row(name).subject_of(qemu))
+    return Record(
+        f"qemu.event.{name.lower()}", vm, body, int(at * SECOND), find_event_definition(name).subject_of(qemu)
+    )
 
 
 def other_vm(monitor: str) -> Vm:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from agent.app.endpoint_view import describe_alerts
+from agent.app.endpoint_source import describe_alerts
 from agent.cli.http_client import EndpointCredentials
 from agent.exposition.snapshot import Snapshot
 from agent.http.connection_limits import DEFAULT_CONNECTION_LIMITS, ConnectionLimits
@@ -22,7 +22,7 @@ from tests.lab.waiting import until
 
 
 class FakeView:
-    """An AgentView whose return values a test sets."""
+    """An EndpointSource whose return values a test sets."""
 
     def __init__(self) -> None:
         self.snapshot = Snapshot()

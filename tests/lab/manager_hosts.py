@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Final
 
 from agent.cli.doctor.inspection import inspect_host
-from agent.cli.doctor.model import HostView, VmReport
+from agent.cli.doctor.model import InspectedHost, VmReport
 from agent.config.model import Config
-from agent.host.permissions import User
-from agent.host.sockets import ESTABLISHED, SocketEntry
+from agent.host.socket_permissions import User
+from agent.host.socket_table import ESTABLISHED, SocketEntry
 
 LISTENS: Final = 10
 ROOT: Final = User("root", 0, frozenset({0}))
@@ -114,4 +114,4 @@ class FakeProcHost:
             pattern: the VMs.
         """
         config = Config.model_validate({"monitors": monitors}) if monitors else None
-        return inspect_host(HostView(ROOT, config, self.proc.parent, self.proc, self.table), pattern)
+        return inspect_host(InspectedHost(ROOT, config, self.proc.parent, self.proc, self.table), pattern)

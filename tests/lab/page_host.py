@@ -9,13 +9,13 @@ from agent.exposition.snapshot import Snapshot
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
 from agent.model.metrics.guest import GUEST_AGENT_SESSION, GUEST_FILESYSTEM, GUEST_OS
-from agent.model.metrics.host import NET, PROCESS, VCPU
 from agent.model.metrics.identity import IDENTITY
 from agent.model.metrics.jobs import JOB
 from agent.model.metrics.memory import GUEST_MEMORY
 from agent.model.metrics.migration import MIGRATION
 from agent.model.metrics.pool import POOL
 from agent.model.metrics.runstate import RUNSTATE
+from agent.model.metrics.vm_process import NET, PROCESS, VCPU
 from agent.model.record import Record, RecordEncoder, Severity, Vm
 from agent.monitors import Monitor
 from agent.session.api import MonitorState, MonitorStatus

@@ -47,7 +47,7 @@ class RecordingGuestObserver:
         self.samples.append((vm, families, samples))
         self._changed.set()
 
-    def on_guest_agent_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
+    def on_guest_samples_outdated(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
         assert families
         assert time_ns > 0
         self.lost.append(vm)

@@ -72,7 +72,7 @@ class RecordingObserver:
     def on_collector_run(self, collector: str, outcome: PollOutcome) -> None:
         self._add("on_collector_run", (collector, outcome))
 
-    def on_samples_lost(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
+    def on_poll_failed(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
         self._add("on_samples_lost", (vm, families, time_ns))
 
     def on_messages_skipped(self, vm: Vm, reason: str, messages: int) -> None:

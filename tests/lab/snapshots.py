@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from agent.collectors import ALL
+from agent.collectors import ALL_COLLECTORS
 from agent.exposition.snapshot import Snapshot
 from agent.model.family import Family, Sample
 from agent.model.metrics import FAMILIES
@@ -40,7 +40,7 @@ def status(
 
 def poll(snapshot: Snapshot, owner: Vm, collector: str, *replies: Any, at: int = 7) -> None:
     """Run a collector on these replies, and put its samples into a snapshot."""
-    chosen = next(c for c in ALL if c.name == collector)
+    chosen = next(c for c in ALL_COLLECTORS if c.name == collector)
     snapshot.replace_samples(owner, chosen.families, tuple(chosen.collect(replies)), at * SECOND)
 
 

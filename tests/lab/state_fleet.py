@@ -103,11 +103,11 @@ class ScriptedHost:
             "journal": {"directory": str(self.folder)},
         }
         agent = self.agent = Agent(Config.model_validate(config), ListSink())
-        assert agent.states is not None
+        assert agent.state_publisher is not None
         assert agent.publisher.delivery.journal is not None
-        agent.publisher.delivery.journal.entries = dict(self.entries)
-        agent.states._sink = self
-        agent.states._clock = lambda: self.now
+        agent.publisher.delivery.journal.stored_entries = dict(self.entries)
+        agent.state_publisher._sink = self
+        agent.state_publisher._clock = lambda: self.now
         publish = agent.publisher.publish
 
         def publish_and_store(record: Record, entry: PersistentEntry | None = None) -> str:
@@ -117,15 +117,15 @@ class ScriptedHost:
 
         agent.publisher.publish = publish_and_store  # type: ignore[method-assign]  # the journal stores both in one transaction
         agent.alerts.restore()
-        agent.states.restore(self.entries)
+        agent.state_publisher.restore(self.entries)
         for vm in vms:
             self.attach(vm)
 
     async def kill_agent(self, rng: random.Random) -> None:
         """Kill the agent, perhaps while it writes states."""
         assert self.agent is not None
-        assert self.agent.states is not None
-        turn = asyncio.create_task(self.agent.states.run_turn())
+        assert self.agent.state_publisher is not None
+        turn = asyncio.create_task(self.agent.state_publisher.run_turn())
         for _ in range(rng.randrange(40)):
             await asyncio.sleep(0)
         turn.cancel()
@@ -253,8 +253,8 @@ class Fleet:
             elif number % 7 == 0:
                 await host.kill_agent(self.rng)
                 self._count("kill_agent")
-            elif host.agent.states is not None and number % 3 == 0:
-                await host.agent.states.run_turn()
+            elif host.agent.state_publisher is not None and number % 3 == 0:
+                await host.agent.state_publisher.run_turn()
 
     @property
     def firing_alerts(self) -> int:
@@ -304,10 +304,10 @@ class Fleet:
 
     async def _write_all(self, host: ScriptedHost) -> None:
         assert host.agent is not None
-        assert host.agent.states is not None
-        await host.agent.states.run_turn()
-        while host.agent.states.pending:
-            await host.agent.states.run_turn()
+        assert host.agent.state_publisher is not None
+        await host.agent.state_publisher.run_turn()
+        while host.agent.state_publisher.pending_count:
+            await host.agent.state_publisher.run_turn()
 
     def _start_agent(self, number: int) -> None:
         vms = [vm for vm in self.vms.values() if vm.host == number]

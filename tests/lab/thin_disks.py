@@ -5,7 +5,7 @@ from typing import Any
 
 from agent.alerts.disk_types import DetectedBy, DiskLayer, LevelCrossing, ThresholdMode, ThresholdPolicy
 from agent.alerts.engine import AlertEngine
-from agent.alerts.levels import parse_level
+from agent.alerts.levels import parse_disk_level
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
@@ -20,7 +20,7 @@ LEVELS = ("80%", "90%", "95%")
 
 
 def policy(mode: ThresholdMode = ThresholdMode.ARM, *levels: str, hysteresis: float = 0.02) -> ThresholdPolicy:
-    return ThresholdPolicy(mode, tuple(map(parse_level, levels or LEVELS)), hysteresis)
+    return ThresholdPolicy(mode, tuple(map(parse_disk_level, levels or LEVELS)), hysteresis)
 
 
 @dataclass

@@ -4,10 +4,10 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from agent.alerts.disk_space_values import space_sample
 from agent.alerts.disk_types import ThresholdMode, ThresholdPolicy
-from agent.alerts.engine import AlertEngine, PendingAlert
-from agent.alerts.levels import levels_to_bytes, parse_level
-from agent.alerts.space_metrics import space_sample
+from agent.alerts.engine import AlertChange, AlertEngine
+from agent.alerts.levels import levels_to_bytes, parse_disk_level
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
 from agent.model.metrics.block_layers import BLOCK_LAYER
@@ -17,7 +17,7 @@ HOST = "hv7"
 UUID = "5bd1a5a4-5c0f-4d54-9d0b-7f2f4ad4d2e1"
 VM = Vm(HOST, UUID, "web", "/run/web.qmp")
 DEVICE = "disk0"
-LEVELS = tuple(map(parse_level, ("80%", "90%", "95%")))
+LEVELS = tuple(map(parse_disk_level, ("80%", "90%", "95%")))
 HYSTERESIS = 0.02
 
 
@@ -119,7 +119,7 @@ class Qemu:
 class Journal:
     """A model of the journal: records and entries on disk, and transactions that are not committed yet."""
 
-    entries: dict[str, Any] = field(default_factory=dict)
+    stored_entries: dict[str, Any] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
     pending: list[tuple[Record | None, str, Any]] = field(default_factory=list)
 
@@ -132,9 +132,9 @@ class Journal:
         del self.pending[: len(done)]
         for _, name, value in done:
             if value is None:
-                self.entries.pop(name, None)
+                self.stored_entries.pop(name, None)
             else:
-                self.entries[name] = value
+                self.stored_entries[name] = value
         records = [record for record, _, _ in done if record is not None]
         self.records += records
         return records
@@ -148,13 +148,13 @@ class Agent:
         self.journal = journal
         self.emitted: list[Record] = []
         self.engine = AlertEngine(HOST, lambda _vm, _disk: ThresholdPolicy(mode, LEVELS, HYSTERESIS), self._size_of)
-        self.engine.persistence.restore(journal.entries, now)
+        self.engine.persistence.restore(journal.stored_entries, now)
 
     def _size_of(self, _vm: Vm, path: str) -> int | None:
         sizes = {node.medium.path: node.medium.size for node in self.qemu.nodes.values()}
         return sizes.get(path) if self.qemu.driver == "host_device" else None
 
-    def emit(self, pending: list[PendingAlert]) -> None:
+    def emit(self, pending: list[AlertChange]) -> None:
         for alert in pending:
             self.emitted.append(alert.record)
             self.journal.put(alert.record, alert.entry)
@@ -167,14 +167,16 @@ class Agent:
     def on_reply(self, reply: Reply, now: float) -> None:
         """Process a reply."""
         families = (BLOCK, BLOCK_LAYER) if reply.with_nodes else (BLOCK,)
-        pending, spaces = self.engine.on_samples(VM, self.qemu.samples(reply), now, int(now * 1e9), families=families)
+        pending, spaces = self.engine.on_disk_samples(
+            VM, self.qemu.samples(reply), now, int(now * 1e9), families=families
+        )
         trackers = self.engine._processes.processes_with_uuid(UUID)[0].trackers.items()
         assert spaces == [space for disk, tracker in trackers if (space := space_sample(disk, tracker)) is not None]
         self.emit(pending)
 
     def pending_commands(self) -> list[tuple[str, int]]:
         """Return the thresholds to set, by node. Their entry is put into the journal first."""
-        commands = self.engine.threshold_commands.pending(VM)
+        commands = self.engine.threshold_commands.pending_commands(VM)
         if commands:
             self.journal.put(None, self.engine.persistence.entry_of_vm(UUID))
         thresholds = []

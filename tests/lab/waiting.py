@@ -18,4 +18,4 @@ async def until(
     Raises:
         TimeoutError: The predicate returns no true value within `timeout` seconds.
     """
-    await guest.until(predicate, timeout)
+    await guest.wait_until(predicate, timeout)

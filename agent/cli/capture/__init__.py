@@ -1,6 +1,6 @@
 """`qmp-agent record` and `replay`: record the QMP traffic of one monitor in a file, and replay it to an agent.
 
-Start at `record` and at `replay`. `file` reads and writes the files.
+Start at `recorder` and at `replay`. `capture_file` reads and writes the files.
 """
 
 from agent.common.errors import SubcommandError

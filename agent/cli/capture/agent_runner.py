@@ -36,7 +36,7 @@ class RequestSplitter:
 
 
 @contextlib.asynccontextmanager
-async def run_agent_at(monitor: Path, config: Config, listen: str) -> AsyncIterator[None]:
+async def run_agent_on_monitor(monitor: Path, config: Config, listen: str) -> AsyncIterator[None]:
     """Run an agent that watches one monitor and prints its records, while the `with` block runs.
 
     Args:

@@ -19,8 +19,8 @@ from typing import Any
 import orjson
 
 from agent.cli.capture import CaptureError
-from agent.cli.capture.agent_runner import READ_BYTES, RequestSplitter, run_agent_at
-from agent.cli.capture.file import CaptureLine, read_capture, remove_secrets
+from agent.cli.capture.agent_runner import READ_BYTES, RequestSplitter, run_agent_on_monitor
+from agent.cli.capture.capture_file import CaptureLine, read_capture, remove_secrets
 from agent.config.model import Config
 
 
@@ -39,20 +39,20 @@ class Recording:
     Attributes:
         greeting: QEMU's greeting.
         events: QEMU's events.
-        end: the time of the last line, in seconds.
+        duration: the time of the last line, in seconds.
         closed_by_qemu: whether QEMU closed the connection at the end of the recording.
     """
 
     def __init__(self, lines: Sequence[CaptureLine]) -> None:
         self.greeting = next((line.message for line in lines if line.message and "QMP" in line.message), {})
         self.events = [line for line in lines if line.message is not None and "event" in line.message]
-        self.end = lines[-1].seconds if lines else 0.0
+        self.duration = lines[-1].seconds if lines else 0.0
         self.closed_by_qemu = bool(lines) and lines[-1].message is None
         self._exchanges: dict[bytes, list[RecordedExchange]] = defaultdict(list)
         in_band, out_of_band = deque[CaptureLine](), dict[Any, CaptureLine]()
         for line in lines:
             message = line.message or {}
-            if line.side == "agent":
+            if line.sender == "agent":
                 if "exec-oob" in message:
                     out_of_band[message.get("id")] = line
                 else:
@@ -155,7 +155,7 @@ class ReplayedMonitor:
             await self._sleep_until(line.seconds)
             seconds, micros = divmod(time.time_ns() // 1000, 1_000_000)
             _send(writer, {**(line.message or {}), "timestamp": {"seconds": seconds, "microseconds": micros}})
-        await self._sleep_until(self._recording.end)
+        await self._sleep_until(self._recording.duration)
 
     async def _sleep_until(self, seconds: float) -> None:
         await asyncio.sleep(max(0.0, seconds - self._now) / self._speed)
@@ -184,5 +184,5 @@ async def replay_capture(path: Path, config: Config, *, listen: str, speed: floa
     monitor = ReplayedMonitor(recording, speed)
     with tempfile.TemporaryDirectory(prefix="qmp-agent-replay-") as folder:
         socket = Path(folder) / "monitor.qmp"
-        async with await asyncio.start_unix_server(monitor.serve, socket), run_agent_at(socket, config, listen):
+        async with await asyncio.start_unix_server(monitor.serve, socket), run_agent_on_monitor(socket, config, listen):
             await monitor.ended.wait()

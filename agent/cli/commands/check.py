@@ -4,9 +4,9 @@ import argparse
 import logging
 import os
 
-from agent.cli.agent_endpoint import web_url
+from agent.cli.agent_endpoint import configured_endpoint_url
 from agent.cli.check import check_config
-from agent.cli.event_loop import run_loop
+from agent.cli.event_loop import run_coroutine
 from agent.cli.http_client import AgentRequestError, EndpointCredentials, request_json
 from agent.common.paths import CONFIG_PATH
 from agent.config.loader import load_config
@@ -23,12 +23,12 @@ def execute(parsed: argparse.Namespace) -> int:
     failures = []
 
     async def print_findings() -> None:
-        async for finding in check_config(config, await _watched_monitors(web_url(config.web))):
+        async for finding in check_config(config, await _watched_monitors(configured_endpoint_url(config.web))):
             print(f"{'ok' if finding.ok else 'FAIL':4}  {finding.text}", flush=True)
             if not finding.ok:
                 failures.append(finding)
 
-    run_loop(print_findings())
+    run_coroutine(print_findings())
     if os.geteuid() == 0:
         print(
             "note  root has more permissions than the agent's user; for an exact result, run `sudo -u qmp-agent qmp-agent check`"

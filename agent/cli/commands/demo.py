@@ -3,10 +3,10 @@
 import argparse
 
 from agent.cli.demo.demo_run import run_demo
-from agent.cli.event_loop import run_loop
+from agent.cli.event_loop import run_coroutine
 
 
 def execute(parsed: argparse.Namespace) -> int:
     """Boot two small guests, watch them and provoke events."""
-    run_loop(run_demo(parsed.seconds, parsed.output, parsed.alertmanager))
+    run_coroutine(run_demo(parsed.seconds, parsed.output, parsed.alertmanager))
     return 0

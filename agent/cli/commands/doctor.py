@@ -7,25 +7,25 @@ import sys
 from pathlib import Path
 
 from agent.cli.doctor.inspection import inspect_host
-from agent.cli.doctor.model import HostView
+from agent.cli.doctor.model import InspectedHost
 from agent.cli.doctor.rendering import render_reports
-from agent.cli.doctor.storage import add_images
+from agent.cli.doctor.storage import add_image_reports
 from agent.cli.subcommands import USAGE_ERROR
 from agent.common.paths import CONFIG_PATH
 from agent.config.loader import load_config
-from agent.host import permissions
+from agent.host import socket_permissions
 
 
 def execute(parsed: argparse.Namespace) -> int:
     """Report whether the agent can watch each VM on this host."""
     path = parsed.config or (CONFIG_PATH if _may_exist(CONFIG_PATH) else None)
     try:
-        user = permissions.agent_user(parsed.user)
+        user = socket_permissions.find_agent_user(parsed.user)
     except KeyError:
         print(f"qmp-agent: user {parsed.user} does not exist on this host", file=sys.stderr)
         return USAGE_ERROR
-    host = HostView(user, load_config(path) if path is not None else None)
-    reports = add_images(inspect_host(host, parsed.vm), user, host.proc)
+    host = InspectedHost(user, load_config(path) if path is not None else None)
+    reports = add_image_reports(inspect_host(host, parsed.vm), user, host.proc)
     if parsed.json:
         print(json.dumps([dataclasses.asdict(vm) for vm in reports], indent=2))
     else:

@@ -19,6 +19,6 @@ def execute(parsed: argparse.Namespace) -> int:
             for body in journal.export_records(directory, file=parsed.file, dead_letters=parsed.dead_letters):
                 sys.stdout.buffer.write(body)
         case "replay":
-            count = journal.replay_records(directory, file=parsed.file)
+            count = journal.requeue_records(directory, file=parsed.file)
             print(f"{count} records enqueued; the agent delivers them at its next start")
     return 0

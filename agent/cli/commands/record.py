@@ -3,8 +3,8 @@
 import argparse
 
 from agent.cli.capture.config import capture_config
-from agent.cli.capture.record import record_traffic
-from agent.cli.event_loop import run_loop
+from agent.cli.capture.recorder import capture_traffic
+from agent.cli.event_loop import run_coroutine
 
 
 def execute(parsed: argparse.Namespace) -> int:
@@ -13,8 +13,10 @@ def execute(parsed: argparse.Namespace) -> int:
     async def main() -> None:
         config = capture_config(parsed)
         print(
-            await record_traffic(parsed.monitor, parsed.file, config, seconds=parsed.seconds, max_bytes=parsed.max_size)
+            await capture_traffic(
+                parsed.monitor, parsed.file, config, seconds=parsed.seconds, max_bytes=parsed.max_size
+            )
         )
 
-    run_loop(main())
+    run_coroutine(main())
     return 0

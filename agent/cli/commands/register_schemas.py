@@ -2,8 +2,8 @@
 
 import argparse
 
-from agent.cli.agent_endpoint import credentials_from
-from agent.cli.event_loop import run_loop
+from agent.cli.agent_endpoint import endpoint_credentials
+from agent.cli.event_loop import run_coroutine
 from agent.cli.schema_registry import register_schemas
 
 
@@ -12,10 +12,10 @@ def execute(parsed: argparse.Namespace) -> int:
     rejected = []
 
     async def print_registrations() -> None:
-        async for registration in register_schemas(parsed.url, credentials_from(parsed)):
+        async for registration in register_schemas(parsed.url, endpoint_credentials(parsed)):
             if registration.error:
                 rejected.append(registration)
             print(f"{registration.subject}: {registration.error or f'id {registration.id}'}", flush=True)
 
-    run_loop(print_registrations())
+    run_coroutine(print_registrations())
     return 1 if rejected else 0

@@ -2,16 +2,18 @@
 
 import argparse
 
-from agent.cli.agent_endpoint import credentials_from, endpoint_url
-from agent.cli.event_loop import run_loop
-from agent.cli.rewrite_state import request_rewrite
+from agent.cli.agent_endpoint import endpoint_credentials, endpoint_url
+from agent.cli.event_loop import run_coroutine
+from agent.cli.rewrite_state import request_state_rewrite
 
 
 def execute(parsed: argparse.Namespace) -> int:
     """Make the running agent write the whole state topic again."""
 
     async def main() -> None:
-        print(f"{await request_rewrite(endpoint_url(parsed), credentials_from(parsed))} states are written again")
+        print(
+            f"{await request_state_rewrite(endpoint_url(parsed), endpoint_credentials(parsed))} states are written again"
+        )
 
-    run_loop(main())
+    run_coroutine(main())
     return 0

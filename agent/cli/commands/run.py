@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from agent.app.agent import run
-from agent.cli.event_loop import run_loop
+from agent.cli.event_loop import run_coroutine
 from agent.common.paths import CONFIG_PATH
 from agent.config.loader import load_config
 from agent.runtime.logging import configure_logging
@@ -24,7 +24,7 @@ def execute(parsed: argparse.Namespace) -> int:
     config = read()
     configure_logging(config.log.level, config.log.format)
     faulthandler.enable()  # if systemd's watchdog ends the process with SIGABRT, this logs where it hangs
-    run_loop(_exit_after(run(config, read)))
+    run_coroutine(_exit_after(run(config, read)))
     return 0
 
 

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 
-from agent.cli.agent_endpoint import credentials_from, endpoint_url
+from agent.cli.agent_endpoint import endpoint_credentials, endpoint_url
 from agent.cli.top import TopError
 from agent.cli.top.columns import COLUMNS
 from agent.cli.top.screen_state import TopView
@@ -25,7 +25,7 @@ def execute(parsed: argparse.Namespace) -> int:
         parsed.filter,
         parsed.sort,
         parsed.json,
-        credentials_from(parsed),
+        endpoint_credentials(parsed),
     )
     asyncio.run(print_once(options) if parsed.once else run_top(options))
     return 0

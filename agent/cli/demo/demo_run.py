@@ -16,7 +16,7 @@ from agent.alerts.alertmanager_config import AlertmanagerConfig
 from agent.app.agent import Agent
 from agent.app.builders import StartError
 from agent.cli.demo.control import GuestError
-from agent.cli.demo.guest import FAST_PAUSE_SECONDS, Guest, GuestKind, GuestOptions, until
+from agent.cli.demo.guest import FAST_PAUSE_SECONDS, Guest, GuestKind, GuestOptions, wait_until
 from agent.cli.demo.images import MissingDependencyError, cache_folder, linux_image
 from agent.cli.record_text import format_record
 from agent.common.errors import SubcommandError
@@ -129,7 +129,7 @@ async def _wait_for_end_reports(agent: Agent) -> AsyncIterator[None]:
     finally:
         states = agent.snapshot.monitors.values()
         await _wait_ignoring_timeout(
-            until(lambda: all(status.state is not MonitorState.UP for status in states), EVENT_SECONDS)
+            wait_until(lambda: all(status.state is not MonitorState.UP for status in states), EVENT_SECONDS)
         )
 
 

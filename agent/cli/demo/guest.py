@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self
 
-from agent.cli.demo import guest_agent
+from agent.cli.demo import qemu_ga
 from agent.cli.demo.control import ControlClient, GuestError
 from agent.cli.demo.images import MissingDependencyError, build_boot_sector, linux_image
 
@@ -199,9 +199,9 @@ class Guest:
         """
         match self.options.kind:
             case GuestKind.LINUX:
-                await until(lambda: "READY" in self._console(), timeout)
+                await wait_until(lambda: "READY" in self._console(), timeout)
             case GuestKind.WRITER:
-                await until(self.count_writes, timeout)
+                await wait_until(self.count_writes, timeout)
 
     async def count_writes(self) -> int:
         """Return the number of writes to `disk0` that have completed since QEMU started."""
@@ -293,7 +293,7 @@ class Guest:
         disk = self.folder / f"{self.name}-data.raw"
         disk.touch()
         os.truncate(disk, 32 << 20)
-        return guest_agent.guest_agent_arguments(self.folder, self.name, disk, shell=self.options.guest_shell)
+        return qemu_ga.guest_agent_arguments(self.folder, self.name, disk, shell=self.options.guest_shell)
 
     async def _disk0_arguments(self) -> list[str]:
         """Return QEMU's arguments for `disk0`: the device, its qcow2 node `disk0-format`, and its file node `disk0-storage`."""
@@ -315,7 +315,7 @@ class Guest:
         return {"driver": "blkdebug", "image": file, "inject-error": faults} if faults else file
 
 
-async def until(
+async def wait_until(
     predicate: Callable[[], object | Awaitable[object]],
     timeout: float,  # noqa: ASYNC109 - the function is a timeout
 ) -> None:

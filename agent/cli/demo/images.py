@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Final
 
-from agent.cli.demo import guest_agent
+from agent.cli.demo import qemu_ga
 
 SECTOR_BYTES: Final = 512
 
@@ -40,7 +40,7 @@ class LinuxImage:
     kernel: Path
     initramfs: Path
     guest_agent_initramfs: Path
-    """The initramfs with the guest agent; see agent/cli/demo/guest_agent.py."""
+    """The initramfs with the guest agent; see agent/cli/demo/qemu_ga.py."""
 
 
 def cache_folder() -> Path:
@@ -202,7 +202,7 @@ def linux_image(cache: Path | None = None) -> LinuxImage:
         MissingDependencyError: a program, a package or the network is missing.
     """
     # The name depends only on the recipe, so that a cached image can be used without knowing the latest kernel version.
-    recipe = hashlib.sha256((_INIT + guest_agent.SCRIPT).encode()).hexdigest()[:12]
+    recipe = hashlib.sha256((_INIT + qemu_ga.GUEST_SCRIPT).encode()).hexdigest()[:12]
     folder = build_once((cache or cache_folder()) / f"linux-guest-{recipe}", _build_linux)
     return LinuxImage(folder / "vmlinuz", folder / "initramfs", folder / "agent-initramfs")
 
@@ -221,10 +221,10 @@ def _build_linux(scratch: Path) -> None:
     (built / "vmlinuz").write_bytes(kernel)
     _add_modules(root, modules, "order")
     (built / "initramfs").write_bytes(_pack_initramfs(root))
-    if not guest_agent.PROGRAM.exists():
-        raise MissingDependencyError(f"{guest_agent.PROGRAM} is missing: install the package qemu-guest-agent")
-    _add_modules(root, _extract_kernel(package, guest_agent.DRIVERS)[1], "agent-order")
-    guest_agent.add_guest_agent_files(root, lambda program: run_program("ldd", os.fspath(program)))
+    if not qemu_ga.QEMU_GA_PATH.exists():
+        raise MissingDependencyError(f"{qemu_ga.QEMU_GA_PATH} is missing: install the package qemu-guest-agent")
+    _add_modules(root, _extract_kernel(package, qemu_ga.KERNEL_MODULES)[1], "agent-order")
+    qemu_ga.add_guest_agent_files(root, lambda program: run_program("ldd", os.fspath(program)))
     (built / "agent-initramfs").write_bytes(_pack_initramfs(root))
 
 

@@ -4,14 +4,14 @@ from pathlib import PurePath
 from urllib.parse import urlsplit
 
 from agent.cli.doctor.argv import MonitorSocket
-from agent.host.sockets import normalize_path
+from agent.host.socket_table import normalize_path
 from agent.monitors import DiscovererConfig
 
 _LOCAL = frozenset({"", "0.0.0.0", "::", "localhost", "127.0.0.1", "::1"})  # noqa: S104 - compared, not bound
 
 
 def socket_table_address(address: str) -> str:
-    """Return an address in the form of agent.host.sockets: `tcp:PORT`, or the normalized path of a Unix socket."""
+    """Return an address in the form of agent.host.socket_table: `tcp:PORT`, or the normalized path of a Unix socket."""
     return f"tcp:{address.rpartition(':')[2]}" if address.startswith("tcp:") else normalize_path(address)
 
 
@@ -27,7 +27,7 @@ def libvirt_instance(uri: str) -> str:
     return parts.scheme.partition("+")[0] + parts.path
 
 
-def leads_to(entry: DiscovererConfig, monitor: MonitorSocket, address: str) -> bool:
+def entry_matches_monitor(entry: DiscovererConfig, monitor: MonitorSocket, address: str) -> bool:
     """Return whether the agent reaches a monitor at this address through a `monitors` entry of its config."""
     return entry.inbound == monitor.connects and any(_address_matches(pattern, address) for pattern in entry.addresses)
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from agent.cli.doctor.addresses import dial_address
-from agent.cli.doctor.managers import DEFAULT_LISTEN, VmContext, VmManager, listen_entry_lines, manager_steps
-from agent.cli.doctor.model import HostView, MonitorReport, SocketState
-from agent.host.permissions import blocked_paths, fix_commands
+from agent.cli.doctor.managers import DEFAULT_LISTEN, InspectedVm, VmManager, listen_entry_lines, manager_steps
+from agent.cli.doctor.model import InspectedHost, MonitorReport, SocketState
+from agent.host.socket_permissions import blocked_paths, fix_commands
 from agent.monitors import ListenConfig
-from agent.monitors.listen import allowed_ids
+from agent.monitors.listen import allowed_uids_and_gids
 
 DIAL_PER_POLL_PREFIX = "dial_per_poll: "
 _DIAL_PER_POLL_STEP = (
@@ -21,7 +21,7 @@ _CONFIG_STEP = "in the agent's config; no restart:"
 
 
 def find_smallest_change(
-    host: HostView, manager: VmManager, vm: VmContext, monitors: Iterable[MonitorReport]
+    host: InspectedHost, manager: VmManager, vm: InspectedVm, monitors: Iterable[MonitorReport]
 ) -> tuple[str, list[str]]:
     """Find the smallest change that lets the agent watch a VM.
 
@@ -46,7 +46,7 @@ def find_smallest_change(
     return manager.section, steps
 
 
-def permission_steps(host: HostView, paths: Iterable[Path], *, recreated: bool = True) -> list[str]:
+def permission_steps(host: InspectedHost, paths: Iterable[Path], *, recreated: bool = True) -> list[str]:
     """Return the commands that give the agent's user access to paths.
 
     Args:
@@ -58,18 +58,18 @@ def permission_steps(host: HostView, paths: Iterable[Path], *, recreated: bool =
     return ["as root:", *(f"  {command}" for command in dict.fromkeys(commands))] if commands else []
 
 
-def paths_blocking_dial(host: HostView, address: str) -> list[Path]:
+def paths_blocking_dial(host: InspectedHost, address: str) -> list[Path]:
     """Return the directories and the socket whose permissions keep the agent's user from connecting to a monitor."""
     return blocked_paths(address, host.user) if address.startswith("/") else []
 
 
-def listen_accepts(host: HostView, entry: ListenConfig, vm: VmContext) -> bool:
+def listen_accepts(host: InspectedHost, entry: ListenConfig, vm: InspectedVm) -> bool:
     """Return whether a `listen` entry allows the user of a VM's process to connect."""
-    uids, gids = allowed_ids(entry, host.user.uid)
+    uids, gids = allowed_uids_and_gids(entry, host.user.uid)
     return not vm.owner.name or vm.owner.uid in uids or not gids.isdisjoint(vm.owner.gids)
 
 
-def _listen_steps(host: HostView, vm: VmContext, listen: str) -> list[str]:
+def _listen_steps(host: InspectedHost, vm: InspectedVm, listen: str) -> list[str]:
     """Return the config lines that let a VM connect to the agent's address; empty if the config already has these lines."""
     entry = next((e for e in host.entries if isinstance(e, ListenConfig) and e.listen == listen), None)
     if entry is not None and listen_accepts(host, entry, vm):

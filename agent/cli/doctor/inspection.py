@@ -10,7 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from agent.cli.doctor.addresses import leads_to, libvirt_instance, socket_table_address
+from agent.cli.doctor.addresses import entry_matches_monitor, libvirt_instance, socket_table_address
 from agent.cli.doctor.advice import (
     DIAL_PER_POLL_PREFIX,
     find_smallest_change,
@@ -19,17 +19,17 @@ from agent.cli.doctor.advice import (
     permission_steps,
 )
 from agent.cli.doctor.argv import MonitorSocket, parse_argv, readconfig_paths
-from agent.cli.doctor.managers import VmContext, manager_of, proxmox_vmid
-from agent.cli.doctor.model import HostView, MonitorReport, SocketState, VmReport, WatchState
+from agent.cli.doctor.managers import InspectedVm, manager_of, proxmox_vmid
+from agent.cli.doctor.model import InspectedHost, MonitorReport, SocketState, VmReport, WatchState
 from agent.cli.doctor.network import describe_network
 from agent.host import qemu_processes
-from agent.host.permissions import describe_denial, process_user
-from agent.host.qemu_processes import command_line
-from agent.host.sockets import (
+from agent.host.qemu_processes import read_command_line
+from agent.host.socket_permissions import describe_denial, read_process_user
+from agent.host.socket_table import (
+    AGENT_PROGRAM_NAME,
     ESTABLISHED,
-    PROGRAM,
     SocketEntry,
-    is_agent,
+    is_agent_process,
     program_name,
     socket_inodes,
     socket_owners,
@@ -46,13 +46,13 @@ _DESCRIPTOR_PATH = re.compile(r"/proc/self/fd/([0-9]{1,9})/(.+)")
 _LIBVIRT_SOCKETS = ("/run/libvirt/virtqemud-sock", "/run/libvirt/libvirt-sock")
 
 
-def inspect_host(host: HostView, pattern: str = "*") -> list[VmReport]:
+def inspect_host(host: InspectedHost, pattern: str = "*") -> list[VmReport]:
     """Inspect each QEMU process of the host whose VM's name or UUID matches a pattern, such as `web-*`.
 
     Returns:
         The reports, sorted by name.
     """
-    all_vms = [_VmInspector(pid, host) for pid in qemu_processes.list_qemus(host.proc)]
+    all_vms = [_VmInspector(pid, host) for pid in qemu_processes.list_qemu_pids(host.proc)]
     selected = [vm for vm in all_vms if vm.matches(pattern)]
     holders = socket_owners({entry.peer for vm in selected for entry in vm.connections()}, host.proc)
     reports = (
@@ -76,8 +76,8 @@ class _VmInspector:
         start: sort key that orders the processes by their start times.
     """
 
-    def __init__(self, pid: int, host: HostView) -> None:
-        argv = command_line(pid, host.proc)
+    def __init__(self, pid: int, host: InspectedHost) -> None:
+        argv = read_command_line(pid, host.proc)
         files = [_read_config_file(path, pid, host.proc) for path in readconfig_paths(argv)]
         line = parse_argv(argv, files)
         self._host = host
@@ -86,7 +86,7 @@ class _VmInspector:
         self.incoming = line.incoming
         self.start = qemu_processes.start_ticks(pid, host.proc), pid
         name, args = sanitize(line.name or f"pid {pid}"), _read_proxmox_args(argv, host.root)
-        self.vm = VmContext(argv, name, pid, process_user(pid, host.proc), args)
+        self.vm = InspectedVm(argv, name, pid, read_process_user(pid, host.proc), args)
         self._inodes = socket_inodes(pid, host.proc)
         self._monitors = [(monitor, self._address_of(monitor)) for monitor in line.monitors]
         self._manager = manager_of(argv, files, [address for _, address in self._monitors])
@@ -109,7 +109,7 @@ class _VmInspector:
 
     def connections(self) -> Iterator[SocketEntry]:
         """Yield this process's socket of each established connection, including monitors that were added after QEMU's start."""
-        table = self._host.table
+        table = self._host.socket_table
         inodes = table.keys() if self._inodes is None else self._inodes.values()
         yield from (entry for inode in inodes if (entry := table.get(inode)) and entry.state == ESTABLISHED)
 
@@ -152,10 +152,10 @@ class _VmInspector:
 
     def _inspect_monitor(self, monitor: MonitorSocket, address: str, holders: Mapping[int, int]) -> MonitorReport:
         shown = sanitize(address or f"descriptor {monitor.fd}")
-        used = re.search(self._manager.used_monitors, address) is not None
-        entry = next((entry for entry in self._host.entries if leads_to(entry, monitor, address)), None)
+        used = re.search(self._manager.reserved_monitors, address) is not None
+        entry = next((entry for entry in self._host.entries if entry_matches_monitor(entry, monitor, address)), None)
         text = str(entry) if entry is not None else ""
-        if not address or not self._host.table:
+        if not address or not self._host.socket_table:
             return MonitorReport(shown, SocketState.UNKNOWN, entry=text, used_by_manager=used)
         connections = list(self._connections_of(monitor, address))
         pid = next((holders[entry.peer] for entry in connections if entry.peer in holders), None)
@@ -169,7 +169,7 @@ class _VmInspector:
         )
         if isinstance(entry, ListenConfig) and not listen_accepts(self._host, entry, self.vm):
             missing = f"the agent refuses connections of the processes of {self.vm.owner.name}"
-        holder = sanitize(program_name(command_line(pid, self._host.proc))) if pid is not None else ""
+        holder = sanitize(program_name(read_command_line(pid, self._host.proc))) if pid is not None else ""
         return MonitorReport(shown, state, holder, pid, missing, text, used)
 
     def _describe_denial(self, blocked: Sequence[Path]) -> str:
@@ -194,7 +194,7 @@ class _VmInspector:
         """Return the address of a monitor; empty if unknown. The kernel's socket table has the address of an inherited descriptor."""
         if monitor.fd is None:
             return self._resolve_descriptor(monitor.path) or f"tcp:{monitor.tcp}"
-        entry = self._host.table.get((self._inodes or {}).get(monitor.fd, 0))
+        entry = self._host.socket_table.get((self._inodes or {}).get(monitor.fd, 0))
         return entry.address if entry is not None else ""
 
     def _resolve_descriptor(self, path: str) -> str:
@@ -215,7 +215,7 @@ class _VmInspector:
         """Yield QEMU's socket of each connection of a monitor."""
         key = _table_key(monitor, address)
         for entry in self.connections():
-            peer = self._host.table.get(entry.peer)
+            peer = self._host.socket_table.get(entry.peer)
             remote = entry.remote or (peer.address if peer is not None else "")
             if key and key == (remote if monitor.connects else entry.address):
                 yield entry
@@ -226,10 +226,10 @@ class _VmInspector:
         for entry in self.connections() if self._inodes is not None else ():
             pid = holders.get(entry.peer)
             if pid is not None and entry.address.startswith("/") and entry.address not in keys and self._is_agent(pid):
-                yield MonitorReport(sanitize(entry.address), SocketState.HELD, PROGRAM, pid)
+                yield MonitorReport(sanitize(entry.address), SocketState.HELD, AGENT_PROGRAM_NAME, pid)
 
     def _is_agent(self, pid: int | None) -> bool:
-        return pid is not None and is_agent(pid, self._host.proc)
+        return pid is not None and is_agent_process(pid, self._host.proc)
 
 
 def _table_key(monitor: MonitorSocket, address: str) -> str:

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agent.host.permissions import User
+from agent.host.socket_permissions import User
 from agent.monitors.listen import DEFAULT_USERS
 
 DEFAULT_LISTEN = "/run/qmp-agent/monitor.sock"
@@ -23,7 +23,7 @@ class VmManager:
     Attributes:
         name: the manager's name.
         signature: a regular expression that identifies the manager's VMs by command line, config files or monitor paths.
-        used_monitors: a regular expression for the addresses of monitors that the manager needs, even if not connected now.
+        reserved_monitors: a regular expression for the addresses of monitors that the manager needs, even if not connected now.
         steps: the change that lets the agent watch a VM, line by line. `manager_steps` replaces the placeholders.
         uri: the libvirt URI; empty if the manager does not use libvirt. Without libvirt, the steps make QEMU connect to the agent.
         section: the section of docs/reference/monitors.md that explains the change.
@@ -32,7 +32,7 @@ class VmManager:
 
     name: str
     signature: str
-    used_monitors: str
+    reserved_monitors: str
     steps: tuple[str, ...]
     uri: str = ""
     section: str = "listen"
@@ -150,7 +150,7 @@ def incus_project(argv: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class VmContext:
+class InspectedVm:
     """The facts about a VM that determine the advice.
 
     Attributes:
@@ -168,7 +168,7 @@ class VmContext:
     args: str | None = None
 
 
-def manager_steps(manager: VmManager, vm: VmContext, listen: str, entry: Sequence[str]) -> list[str]:
+def manager_steps(manager: VmManager, vm: InspectedVm, listen: str, entry: Sequence[str]) -> list[str]:
     """Return the steps that add a monitor to a VM, or that let the agent watch the VM through libvirt.
 
     Args:
@@ -201,7 +201,7 @@ def manager_steps(manager: VmManager, vm: VmContext, listen: str, entry: Sequenc
     return lines
 
 
-def listen_entry_lines(vm: VmContext, listen: str, users: Sequence[str] | None = None) -> list[str]:
+def listen_entry_lines(vm: InspectedVm, listen: str, users: Sequence[str] | None = None) -> list[str]:
     """Return the lines of the agent's config that allow a VM to connect.
 
     Args:

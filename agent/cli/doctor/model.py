@@ -6,9 +6,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from agent.config.model import Config
-from agent.host.permissions import User
 from agent.host.qemu_processes import PROC
-from agent.host.sockets import SocketTable, read_socket_table
+from agent.host.socket_permissions import User
+from agent.host.socket_table import SocketTable, read_socket_table
 from agent.monitors import DiscovererConfig
 
 
@@ -114,7 +114,7 @@ class VmReport:
 
 
 @dataclass(frozen=True)
-class HostView:
+class InspectedHost:
     """The host to inspect.
 
     Attributes:
@@ -122,14 +122,14 @@ class HostView:
         config: the agent's config; None if there is no config file.
         root: the root directory of the host's file system.
         proc: the /proc directory.
-        table: the kernel's socket table, by inode.
+        socket_table: the kernel's socket table, by inode.
     """
 
     user: User
     config: Config | None = None
     root: Path = Path("/")
     proc: Path = PROC
-    table: SocketTable = field(default_factory=read_socket_table)
+    socket_table: SocketTable = field(default_factory=read_socket_table)
 
     @property
     def entries(self) -> Sequence[DiscovererConfig]:

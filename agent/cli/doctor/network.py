@@ -41,7 +41,10 @@ def _describe_passthrough_devices(pid: int, root: Path) -> Iterator[str]:
         for address in passthrough_addresses(process, descriptor_targets(process).values()):
             vf = locate_virtual_function(process, address)
             if vf is not None:
-                yield f"network {address}: VF {vf.number} of {vf.physical}, counted by its driver if the driver has counters of VFs"
+                yield (
+                    f"network {address}: VF {vf.number} of {vf.physical_interface}, "
+                    "counted by its driver if the driver has counters of VFs"
+                )
             elif (process.read(f"/sys/bus/pci/devices/{address}/class") or "").startswith(_NETWORK_CLASS):
                 yield (
                     f"network {address}: no counters: the device is no VF, or its physical function has no network interface "

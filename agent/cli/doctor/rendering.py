@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from agent.cli.doctor.advice import DIAL_PER_POLL_PREFIX
 from agent.cli.doctor.model import MonitorReport, SocketState, VmReport, WatchState
-from agent.host.sockets import PROGRAM
+from agent.host.socket_table import AGENT_PROGRAM_NAME
 
 
 def render_reports(reports: Sequence[VmReport]) -> Iterator[str]:
@@ -59,7 +59,7 @@ def _describe_socket(monitor: MonitorReport) -> str:
     shared = monitor.entry.startswith(DIAL_PER_POLL_PREFIX)
     match monitor.state:
         case SocketState.HELD:
-            need = _describe_manager_need(monitor) if monitor.holder == PROGRAM and not shared else ""
+            need = _describe_manager_need(monitor) if monitor.holder == AGENT_PROGRAM_NAME and not shared else ""
             return f"held by {holder or 'an unknown process'}{need}"
         case SocketState.CONNECTS:
             return f"QEMU connects to it; {f'{holder} listens' if holder else 'no process listens'}"

@@ -10,13 +10,13 @@ from pathlib import Path
 from agent.cli.doctor.model import ImageReport, VmReport
 from agent.host.filesystem_reader import FileSystemReader
 from agent.host.image_location import ImageLocator, MountTables
-from agent.host.permissions import User, blocked_paths, describe_denial, fix_commands
 from agent.host.pools.base import ImageLocation, Pool, PoolSource, UnknownPool
-from agent.host.pools.device import DeviceSource
-from agent.host.pools.filesystem import FileSystemSource
-from agent.host.pools.lvm_thin import LvmThinSource
-from agent.host.pools.report import ReportFile
-from agent.host.pools.zfs import ZfsSource
+from agent.host.pools.device import DevicePoolSource
+from agent.host.pools.filesystem import FileSystemPoolSource
+from agent.host.pools.lvm_thin import LvmThinPoolSource
+from agent.host.pools.storage_report import StorageReportFile
+from agent.host.pools.zfs import ZfsPoolSource
+from agent.host.socket_permissions import User, blocked_paths, describe_denial, fix_commands
 from agent.model.record import sanitize
 
 MAX_IMAGES = 256
@@ -28,7 +28,7 @@ MIN_BYTES = 64 << 10
 _NON_IMAGE_PATHS = ("/usr/", "/proc/", "/sys/", "/dev/shm/", "/dev/hugepages", "/var/log/", "/memfd:")  # noqa: S108 - compared
 
 
-def add_images(reports: Sequence[VmReport], user: User, proc: Path) -> list[VmReport]:
+def add_image_reports(reports: Sequence[VmReport], user: User, proc: Path) -> list[VmReport]:
     """Return the reports on VMs, with the images of each VM added. Blocks while the file systems are read.
 
     Args:
@@ -53,12 +53,12 @@ class _PoolFinder:
     """Finds the pools of images in the same way as the running agent."""
 
     def __init__(self, reader: FileSystemReader, user: User, proc: Path) -> None:
-        report = ReportFile()
+        report = StorageReportFile()
         self._sources: Sequence[PoolSource] = (
-            LvmThinSource(report),
-            ZfsSource(report),
-            FileSystemSource(reader),
-            DeviceSource(),
+            LvmThinPoolSource(report),
+            ZfsPoolSource(report),
+            FileSystemPoolSource(reader),
+            DevicePoolSource(),
         )
         self._locator = ImageLocator(reader)
         self._user = user

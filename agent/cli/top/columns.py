@@ -21,8 +21,8 @@ class Column:
         key: the key on the keyboard that sorts the table by this column.
         name: the column's name in the option --sort.
         width: the width in characters; 0 to fill the rest of the line.
-        value: returns a VM's value; None if unknown.
-        text: formats a value.
+        value_of: returns a VM's value; None if unknown.
+        format_value: formats a value.
         descending: whether the largest value comes first.
         sort_key: returns the sort key of a value; by default, the value itself.
     """
@@ -31,8 +31,8 @@ class Column:
     key: str
     name: str
     width: int
-    value: Callable[[OverviewVm], Any]
-    text: Callable[[Any], str]
+    value_of: Callable[[OverviewVm], Any]
+    format_value: Callable[[Any], str]
     descending: bool = True
     sort_key: Callable[[Any], Any] = lambda value: value
 
@@ -72,14 +72,14 @@ def _smallest_of_disks(name: str) -> Callable[[OverviewVm], Any]:
     return lambda vm: min((disk[name] for disk in vm.get("disks", ()) if name in disk), default=None)
 
 
-def filesystem_share(filesystem: Mapping[str, Any]) -> float | None:
+def filesystem_used_ratio(filesystem: Mapping[str, Any]) -> float | None:
     """Return the used share of a guest's file system, from 0 to 1; None if unknown."""
     used, size = filesystem.get("used_bytes"), filesystem.get("size_bytes")
     return used / size if used is not None and size else None
 
 
 def _fullest_filesystem(vm: OverviewVm) -> float | None:
-    shares = map(filesystem_share, vm.get("guest", {}).get("filesystems", ()))
+    shares = map(filesystem_used_ratio, vm.get("guest", {}).get("filesystems", ()))
     return max((share for share in shares if share is not None), default=None)
 
 
@@ -127,9 +127,9 @@ COLUMNS: Sequence[Column] = (
 def sort_by_column(vms: Sequence[OverviewVm], column: Column, *, reverse: bool) -> list[OverviewVm]:
     """Sort VMs by a column, and VMs with equal values by name in natural order. VMs without a value come last."""
     named = sorted(vms, key=lambda vm: (natural_key(vm["name"]), vm["uuid"]))
-    known = [vm for vm in named if column.value(vm) is not None]
-    unknown = [vm for vm in named if column.value(vm) is None]
+    known = [vm for vm in named if column.value_of(vm) is not None]
+    unknown = [vm for vm in named if column.value_of(vm) is None]
     return (
-        sorted(known, key=lambda vm: column.sort_key(column.value(vm)), reverse=column.descending is not reverse)
+        sorted(known, key=lambda vm: column.sort_key(column.value_of(vm)), reverse=column.descending is not reverse)
         + unknown
     )

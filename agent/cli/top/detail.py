@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from agent.cli.record_text import HIDDEN_FIELDS, format_value
-from agent.cli.top.columns import OverviewVm, display_state, filesystem_share, is_lower_bound
+from agent.cli.top.columns import OverviewVm, display_state, filesystem_used_ratio, is_lower_bound
 from agent.cli.top.text import (
     ScreenLine,
     TextStyle,
@@ -140,10 +140,10 @@ def _guest_lines(guest: Mapping[str, Any]) -> Iterator[tuple[str, TextStyle]]:
     words += [" ".join(guest.get("addresses", ()))]
     yield "", TextStyle.PLAIN
     yield "   ".join(filter(None, words)), TextStyle.PLAIN
-    filesystems = [f for f in guest.get("filesystems", ()) if filesystem_share(f) is not None]
+    filesystems = [f for f in guest.get("filesystems", ()) if filesystem_used_ratio(f) is not None]
     if filesystems:
         yield _format_filesystem_row("FILE SYSTEM", "SIZE", "USED", "FREE", "USED%", "DEVICE"), TextStyle.HEAD
-        for filesystem in sorted(filesystems, key=lambda f: -(filesystem_share(f) or 0)):
+        for filesystem in sorted(filesystems, key=lambda f: -(filesystem_used_ratio(f) or 0)):
             yield _format_filesystem(filesystem), TextStyle.PLAIN
 
 

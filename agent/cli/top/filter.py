@@ -7,13 +7,13 @@ from typing import Any
 from agent.cli.top.columns import OverviewVm, display_state, is_stopped
 
 Alerts = Sequence[Mapping[str, Any]]
-VmTest = Callable[[OverviewVm, Alerts], bool]
+VmPredicate = Callable[[OverviewVm, Alerts], bool]
 
 _PAIR = re.compile(r"(state|alert|label|is):(.+)", re.DOTALL)
 _WORD = re.compile(r'(?:[^\s"]|"[^"]*"?)+')
 
 
-def parse_filter(text: str) -> VmTest:
+def parse_filter(text: str) -> VmPredicate:
     """Parse a filter. Return a predicate of a VM and its firing alerts.
 
     A word matches a part of the name, the UUID or the state. `state:TEXT` matches the beginning of the state. `state:stopped` matches the
@@ -25,7 +25,7 @@ def parse_filter(text: str) -> VmTest:
     return lambda vm, alerts: all(test(vm, alerts) for test in tests)
 
 
-def _parse_word(word: str) -> VmTest:
+def _parse_word(word: str) -> VmPredicate:
     pair = _PAIR.fullmatch(word)
     if pair is None:
         return lambda vm, _: word in f"{vm['name']} {vm['uuid']} {display_state(vm)}".casefold()

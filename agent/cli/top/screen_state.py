@@ -36,10 +36,10 @@ class TopScreenState:
     """State of the `top` screen.
 
     Attributes:
-        host: the last response of /overview; empty before the first response.
+        overview: the last response of /overview; empty before the first response.
         error: why the last request to the agent failed; empty if it succeeded.
-        selected: the UUID of the VM in the selected row of the table.
-        opened: the UUID of the VM whose details are shown; empty while a list is shown.
+        selected_vm: the UUID of the VM in the selected row of the table.
+        opened_vm: the UUID of the VM whose details are shown; empty while a list is shown.
         view: the shown list.
         filter: the filter of the VM table, as typed.
         sort: the name of the column that sorts the table.
@@ -47,10 +47,10 @@ class TopScreenState:
         ended: whether the user has pressed `q`.
     """
 
-    host: Mapping[str, Any] = field(default_factory=dict)
+    overview: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
-    selected: str = ""
-    opened: str = ""
+    selected_vm: str = ""
+    opened_vm: str = ""
     view: TopView = TopView.VMS
     filter: str = ""
     sort: str = "cpu"
@@ -61,13 +61,13 @@ class TopScreenState:
     _first_row: int = 0
     _page_rows: int = 10
 
-    def vms(self) -> list[OverviewVm]:
+    def filtered_vms(self) -> list[OverviewVm]:
         """Return the VMs that match the filter, in the order of the table."""
         alerts: dict[str, list[Mapping[str, Any]]] = {}
-        for alert in self.host.get("alerts", ()):
+        for alert in self.overview.get("alerts", ()):
             alerts.setdefault(alert["uuid"], []).append(alert)
         matches = parse_filter(self.filter)
-        vms = self.host.get("vms", {}).items()
+        vms = self.overview.get("vms", {}).items()
         visible = [vm | {"alerts": len(alerts.get(uuid, ()))} for uuid, vm in vms if matches(vm, alerts.get(uuid, ()))]
         shown = visible_columns(visible)
         sorted_column = next((column for column in shown if column.name == self.sort), shown[0])
@@ -85,13 +85,13 @@ class TopScreenState:
             self._move_selection(name)
         elif name == "q":
             self.ended = True
-        elif name in _VIEW_KEYS and not self.opened:
+        elif name in _VIEW_KEYS and not self.opened_vm:
             self.view, self._first_row = TopView.VMS if self.view is _VIEW_KEYS[name] else _VIEW_KEYS[name], 0
         elif name == "?":
             self._showing_keys = not self._showing_keys
-        elif self.opened or self._showing_keys or self.view is not TopView.VMS:
+        elif self.opened_vm or self._showing_keys or self.view is not TopView.VMS:
             if name in ("ESCAPE", "BACKSPACE", "ENTER", "LEFT"):
-                self.opened, self._first_row, self._showing_keys, self.view = "", 0, False, TopView.VMS
+                self.opened_vm, self._first_row, self._showing_keys, self.view = "", 0, False, TopView.VMS
         else:
             self._on_table_key(name)
 
@@ -107,16 +107,16 @@ class TopScreenState:
     def _move_selection(self, name: str) -> None:
         steps = {"UP": -1, "k": -1, "DOWN": 1, "j": 1, "PAGE_UP": -self._page_rows, "PAGE_DOWN": self._page_rows}
         step = steps.get(name, 1_000_000 if name == "END" else -1_000_000)
-        if self.opened or self.view is not TopView.VMS:
+        if self.opened_vm or self.view is not TopView.VMS:
             self._first_row = max(0, self._first_row + step)
             return
-        order = [vm["uuid"] for vm in self.vms()]
+        order = [vm["uuid"] for vm in self.filtered_vms()]
         if order:
-            at = order.index(self.selected) if self.selected in order else 0
-            self.selected = order[min(max(0, at + step), len(order) - 1)]
+            at = order.index(self.selected_vm) if self.selected_vm in order else 0
+            self.selected_vm = order[min(max(0, at + step), len(order) - 1)]
 
     def _on_table_key(self, name: str) -> None:
-        shown = visible_columns(self.vms())
+        shown = visible_columns(self.filtered_vms())
         names = [column.name for column in shown]
         at = names.index(self.sort) if self.sort in names else 0
         match name:
@@ -127,13 +127,13 @@ class TopScreenState:
             case "<" | ">":
                 self.sort = names[(at + (1 if name == ">" else -1)) % len(names)]
             case "ENTER" | "RIGHT":
-                self.opened, self._first_row = self.selected, 0
+                self.opened_vm, self._first_row = self.selected_vm, 0
             case "ESCAPE":
                 self.filter = ""
             case _:
                 self.sort = next((column.name for column in shown if column.key == name), self.sort)
 
-    def lines(self, width: int, height: int) -> list[ScreenLine]:
+    def render(self, width: int, height: int) -> list[ScreenLine]:
         """Return the lines of the screen. If the selected VM is gone, select the first VM.
 
         Args:
@@ -152,7 +152,7 @@ class TopScreenState:
             self._keys_lines(width)
             if self._showing_keys
             else self._detail_lines(width, max_lines)
-            if self.opened
+            if self.opened_vm
             else self._table_lines(width, max_lines)
             if self.view is TopView.VMS
             else self._list_lines(width, max_lines)
@@ -161,17 +161,19 @@ class TopScreenState:
         return [*head, *body, ScreenLine(fit_to_width(foot, width), TextStyle.SOFT)][:height]
 
     def _summary_text(self) -> str:
-        agent = self.host.get("agent")
+        agent = self.overview.get("agent")
         if agent is None:
             return "qmp-agent top"
-        monitors = [monitor["state"] for monitor in self.host["monitors"]]
+        monitors = [monitor["state"] for monitor in self.overview["monitors"]]
         states = ", ".join(f"{monitors.count(name)} {name}" for name in dict.fromkeys(sorted(monitors)))
-        counts = f"{len(self.host['vms'])} VMs   monitors: {states or 'none'}   alerts: {len(self.host['alerts'])}"
+        counts = (
+            f"{len(self.overview['vms'])} VMs   monitors: {states or 'none'}   alerts: {len(self.overview['alerts'])}"
+        )
         return f"{agent['host']}   {counts}"
 
     def _problems_line(self, width: int) -> ScreenLine:
         """Return a line with the most important problems: the last request's error, why the agent is not ready, or warnings."""
-        agent = self.host.get("agent", {})
+        agent = self.overview.get("agent", {})
         reasons = [self.error] if self.error else agent.get("unready_reasons", [])
         if reasons:
             return ScreenLine(fit_to_width("; ".join(reasons), width), TextStyle.BAD)
@@ -179,11 +181,11 @@ class TopScreenState:
         return ScreenLine(fit_to_width("; ".join(warnings), width), TextStyle.WARNING) if warnings else ScreenLine("")
 
     def _table_lines(self, width: int, max_lines: int) -> list[ScreenLine]:
-        shown = self.vms()
+        shown = self.filtered_vms()
         order = [vm["uuid"] for vm in shown]
-        if self.selected not in order:
-            self.selected = order[0] if order else ""
-        at = order.index(self.selected) if order else 0
+        if self.selected_vm not in order:
+            self.selected_vm = order[0] if order else ""
+        at = order.index(self.selected_vm) if order else 0
         rows = max(1, max_lines - 1)
         self._first_row = min(max(self._first_row, at - rows + 1, 0), at)
         head, *lines = table_lines(shown, width, self.sort)
@@ -191,22 +193,24 @@ class TopScreenState:
         return [head, *(self._highlight_selected(line, vm) for line, vm in visible)]
 
     def _highlight_selected(self, line: ScreenLine, vm: OverviewVm) -> ScreenLine:
-        return ScreenLine(line.text, TextStyle.SELECTED) if vm["uuid"] == self.selected else line
+        return ScreenLine(line.text, TextStyle.SELECTED) if vm["uuid"] == self.selected_vm else line
 
     def _detail_lines(self, width: int, max_lines: int) -> list[ScreenLine]:
-        details = self.host.get("detail") or {}
-        vm = self.host.get("vms", {}).get(self.opened)
+        details = self.overview.get("detail") or {}
+        vm = self.overview.get("vms", {}).get(self.opened_vm)
         if vm is None:
             return [ScreenLine("This VM is gone. Press Esc to go back.")]
-        alerts = [alert for alert in self.host["alerts"] if alert["uuid"] == self.opened]
+        alerts = [alert for alert in self.overview["alerts"] if alert["uuid"] == self.opened_vm]
         lines = list(
-            detail_lines(vm, alerts, details.get("families", ()) if details.get("uuid") == self.opened else (), width)
+            detail_lines(
+                vm, alerts, details.get("families", ()) if details.get("uuid") == self.opened_vm else (), width
+            )
         )
         self._first_row = min(self._first_row, max(0, len(lines) - max_lines))
         return lines[self._first_row :]
 
     def _list_lines(self, width: int, max_lines: int) -> list[ScreenLine]:
-        head, *lines = view_lines(self, width)
+        head, *lines = list_lines(self, width)
         self._first_row = min(self._first_row, max(0, len(lines) - max_lines + 1))
         return [head, *lines[self._first_row :]]
 
@@ -226,7 +230,7 @@ class TopScreenState:
         ]
 
 
-def view_lines(screen: TopScreenState, width: int) -> list[ScreenLine]:
+def list_lines(screen: TopScreenState, width: int) -> list[ScreenLine]:
     """Return all lines of the list that the screen shows, beginning with the heading.
 
     Args:
@@ -235,20 +239,20 @@ def view_lines(screen: TopScreenState, width: int) -> list[ScreenLine]:
     """
     match screen.view:
         case TopView.STORAGE:
-            return list(pool_lines(screen.host.get("pools", ()), width))
+            return list(pool_lines(screen.overview.get("pools", ()), width))
         case TopView.ALERTS:
-            return list(alert_lines(screen.host.get("alerts", ()), width))
+            return list(alert_lines(screen.overview.get("alerts", ()), width))
         case TopView.MONITORS:
-            return list(monitor_lines(screen.host.get("monitors", ()), width))
+            return list(monitor_lines(screen.overview.get("monitors", ()), width))
         case TopView.HOST:
-            return list(resource_lines(screen.host.get("resources", {}), width))
+            return list(resource_lines(screen.overview.get("resources", {}), width))
         case TopView.VMS:
-            return table_lines(screen.vms(), width)
+            return table_lines(screen.filtered_vms(), width)
 
 
 def visible_columns(vms: Sequence[OverviewVm]) -> list[Column]:
     """Return the columns to show: name, state, and each other column with a value for at least one VM."""
-    with_values = (column for column in COLUMNS[2:] if any(column.value(vm) is not None for vm in vms))
+    with_values = (column for column in COLUMNS[2:] if any(column.value_of(vm) is not None for vm in vms))
     return [*COLUMNS[:2], *with_values]
 
 
@@ -277,7 +281,7 @@ def table_lines(vms: Sequence[OverviewVm], width: int, sort: str = "") -> list[S
         return fit_to_width(row, width) if width else row.rstrip()
 
     lines = [ScreenLine(line([f"{c.title}*" if c.name == sort else c.title for c in shown]), TextStyle.HEAD)]
-    return lines + [ScreenLine(line([c.text(c.value(vm)) for c in shown]), _vm_style(vm)) for vm in vms]
+    return lines + [ScreenLine(line([c.format_value(c.value_of(vm)) for c in shown]), _vm_style(vm)) for vm in vms]
 
 
 def _vm_style(vm: OverviewVm) -> TextStyle:

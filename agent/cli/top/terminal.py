@@ -14,7 +14,7 @@ from typing import Any
 from agent.cli.http_client import AgentRequestError, EndpointCredentials, request_json
 from agent.cli.top import TopError
 from agent.cli.top.detail import detail_lines
-from agent.cli.top.screen_state import TopScreenState, TopView, view_lines
+from agent.cli.top.screen_state import TopScreenState, TopView, list_lines
 from agent.cli.top.text import ScreenLine, TextStyle
 
 REQUEST_SECONDS = 5.0
@@ -69,12 +69,12 @@ async def print_once(options: TopOptions) -> None:
     if options.json:
         shown: dict[str, Any] = {"vm": host["vms"].get(uuid), "detail": host.get("detail"), "alerts": alerts}
         if not uuid:
-            shown = {**host, "vms": screen.vms()}
+            shown = {**host, "vms": screen.filtered_vms()}
         lines = [json.dumps(shown, indent=1)]
     elif uuid:
         lines = [line.text for line in detail_lines(host["vms"][uuid], alerts, host["detail"]["families"], 0)]
     else:
-        lines = [line.text for line in view_lines(screen, 0)]
+        lines = [line.text for line in list_lines(screen, 0)]
     sys.stdout.writelines(f"{line}\n" for line in lines)
 
 
@@ -89,7 +89,7 @@ async def run_top(options: TopOptions) -> None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise TopError("standard input and output must be a terminal; --once prints a table without one")
     screen = _new_screen(options, await _fetch_overview(options, ""))
-    screen.opened = screen.selected = _find_uuid(screen.host, options.vm)
+    screen.opened_vm = screen.selected_vm = _find_uuid(screen.overview, options.vm)
     with _full_screen() as window:
         await _TopTerminal(options, screen, window).run()
 
@@ -201,9 +201,9 @@ class _TopTerminal:
 
     async def _keep_fetching(self) -> None:
         while True:
-            opened = self._screen.opened
+            opened = self._screen.opened_vm
             try:
-                self._screen.host, self._screen.error = await _fetch_overview(self._options, opened), ""
+                self._screen.overview, self._screen.error = await _fetch_overview(self._options, opened), ""
             except AgentRequestError as error:
                 self._screen.error = str(error)
             self._changed.set()
@@ -213,10 +213,10 @@ class _TopTerminal:
             self._refresh_now.clear()
 
     def _on_input(self) -> None:
-        opened = self._screen.opened
+        opened = self._screen.opened_vm
         while (code := self._window.getch()) != curses.ERR:
             self._screen.on_key(_KEY_NAMES.get(code, chr(code) if 32 <= code < 127 else ""))
-        if self._screen.opened != opened:
+        if self._screen.opened_vm != opened:
             self._refresh_now.set()
         self._changed.set()
 
@@ -228,7 +228,7 @@ class _TopTerminal:
     def _draw(self) -> None:
         height, width = self._window.getmaxyx()
         self._window.erase()
-        for row, line in enumerate(self._screen.lines(width, height)):
+        for row, line in enumerate(self._screen.render(width, height)):
             self._draw_line(row, line)
         self._window.refresh()
 

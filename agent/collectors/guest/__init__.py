@@ -7,7 +7,7 @@ agent/qga/commands.py has to permit its command, and agent/guest/config.py has t
 """
 
 from agent.collectors.guest import clock, cpu, disks, filesystems, freeze, load, network, operating_system, users
-from agent.collectors.guest.base import Exchange, GuestCollector
+from agent.collectors.guest.base import CommandExchange, GuestCollector
 
 GUEST_COLLECTORS: tuple[GuestCollector, ...] = (
     freeze.COLLECTOR,  # runs first, because the others run only if the file systems are not frozen
@@ -21,4 +21,4 @@ GUEST_COLLECTORS: tuple[GuestCollector, ...] = (
     clock.COLLECTOR,
 )
 
-__all__ = ["GUEST_COLLECTORS", "Exchange", "GuestCollector"]
+__all__ = ["GUEST_COLLECTORS", "CommandExchange", "GuestCollector"]

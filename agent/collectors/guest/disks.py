@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, Exchange, GuestCollector, require_value
-from agent.collectors.json_checks import as_list_of_objects, as_object, as_text
+from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, CommandExchange, GuestCollector, require_value
+from agent.collectors.untrusted_json import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample
+from agent.model.field_reader import FieldReader
 from agent.model.metrics.guest import GUEST_DISK
-from agent.model.reader import FieldReader
 from agent.model.record import sanitize
 
 _read = FieldReader(GUEST_DISK)
@@ -15,7 +15,7 @@ _MAX_DISKS = 1024
 """Maximum number of devices to read from a reply. A guest can have many loop devices and partitions."""
 
 
-def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
+def _collect(exchanges: Sequence[CommandExchange]) -> Iterable[Sample]:
     samples: dict[str, Sample] = {}
     for disk in as_list_of_objects(require_value(exchanges[0], list), _MAX_DISKS):
         name = sanitize(as_text(disk.get("name")), MAX_TEXT)

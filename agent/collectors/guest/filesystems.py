@@ -7,11 +7,11 @@ mounts belong to the same file system if their block device, type and disks are 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, Exchange, GuestCollector, require_value
-from agent.collectors.json_checks import as_list_of_objects, as_object, as_text
-from agent.model.family import Sample, Values
+from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, CommandExchange, GuestCollector, require_value
+from agent.collectors.untrusted_json import as_list_of_objects, as_object, as_text
+from agent.model.family import FieldValues, Sample
+from agent.model.field_reader import FieldReader
 from agent.model.metrics.guest import GUEST_FILESYSTEM
-from agent.model.reader import FieldReader
 from agent.model.record import sanitize
 
 _read = FieldReader(GUEST_FILESYSTEM)
@@ -45,14 +45,14 @@ _MAX_DISKS_OF_GUEST = 1024
 _MAX_BYTES = 2**63 - 1
 
 
-def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
-    mounts: list[Values] = []
+def _collect(exchanges: Sequence[CommandExchange]) -> Iterable[Sample]:
+    mounts: list[FieldValues] = []
     unread = _MAX_DISKS_OF_GUEST
     for entry in as_list_of_objects(require_value(exchanges[0], list), _MAX_MOUNTS):
         if (mount := _parse_mount(entry, min(_MAX_DISKS, unread))) is not None:
             mounts.append(mount)
             unread -= len(mount.get("disks", ()))
-    shortest: dict[object, Values] = {}
+    shortest: dict[object, FieldValues] = {}
     for mount in sorted(mounts, key=lambda mount: len(mount["mountpoint"])):
         shortest.setdefault(mount["identity"], mount)
     for mount in list(shortest.values())[:MAX_SUBJECTS]:
@@ -60,7 +60,7 @@ def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
         yield Sample(GUEST_FILESYSTEM, labels, _read(mount))
 
 
-def _parse_mount(entry: dict[str, Any], max_disks: int) -> Values | None:
+def _parse_mount(entry: dict[str, Any], max_disks: int) -> FieldValues | None:
     """Return the values of a mount, with at most `max_disks` disks.
 
     Return None if its type is ignored, or if its size is unknown or invalid.
@@ -72,7 +72,7 @@ def _parse_mount(entry: dict[str, Any], max_disks: int) -> Values | None:
     if type(total) is not int or type(used) is not int or not 0 <= used <= total <= _MAX_BYTES or not total:
         return None
     disks = [_parse_disk(disk) for disk in as_list_of_objects(entry.get("disk"), max_disks)]
-    mount: Values = {
+    mount: FieldValues = {
         "mountpoint": mountpoint,
         "name": name,
         "type": kind or "unknown",
@@ -85,14 +85,14 @@ def _parse_mount(entry: dict[str, Any], max_disks: int) -> Values | None:
     return mount | ({"disks": disks} if disks else {})
 
 
-def _parse_disk(disk: dict[str, Any]) -> Values:
+def _parse_disk(disk: dict[str, Any]) -> FieldValues:
     """Return the device, serial number, bus and PCI address of a disk below a file system."""
     texts = {"device": disk.get("dev"), "serial": disk.get("serial"), "bus": disk.get("bus-type")}
     pci = as_object(disk.get("pci-controller"))
     address = [
         n for key in ("domain", "bus", "slot", "function") if type(n := pci.get(key)) is int and 0 <= n < 1 << 16
     ]
-    values: Values = {name: sanitize(text, MAX_TEXT) for name, text in texts.items() if isinstance(text, str)}
+    values: FieldValues = {name: sanitize(text, MAX_TEXT) for name, text in texts.items() if isinstance(text, str)}
     if len(address) == 4:
         values["pci_address"] = "{:04x}:{:02x}:{:02x}.{:x}".format(*address)
     return values

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.guest.base import Exchange, GuestCollector, require_value
+from agent.collectors.guest.base import CommandExchange, GuestCollector, require_value
 from agent.model.family import Sample
+from agent.model.field_reader import FieldReader
 from agent.model.metrics.guest import GUEST_LOAD
-from agent.model.reader import FieldReader
 
 _read = FieldReader(GUEST_LOAD)
 
 
-def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
+def _collect(exchanges: Sequence[CommandExchange]) -> Iterable[Sample]:
     values = {name: load for name, load in _read(require_value(exchanges[0], dict)).items() if load >= 0}
     return (Sample(GUEST_LOAD, (), values),) if values else ()
 

@@ -4,11 +4,11 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, Exchange, GuestCollector, require_value
-from agent.collectors.json_checks import as_list_of_objects, as_text
-from agent.model.family import Sample, Values
+from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, CommandExchange, GuestCollector, require_value
+from agent.collectors.untrusted_json import as_list_of_objects, as_text
+from agent.model.family import FieldValues, Sample
+from agent.model.field_reader import FieldReader
 from agent.model.metrics.guest import GUEST_ADDRESS, GUEST_INTERFACE
-from agent.model.reader import FieldReader
 from agent.model.record import sanitize
 
 _read_traffic = FieldReader(GUEST_INTERFACE)
@@ -21,10 +21,10 @@ _MAX_ADDRESSES = 32
 _MAX_ADDRESSES_OF_GUEST = 512
 """Maximum number of addresses to read from a reply, because each takes about 5 us."""
 
-_Address = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, Values]
+_Address = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, FieldValues]
 
 
-def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
+def _collect(exchanges: Sequence[CommandExchange]) -> Iterable[Sample]:
     seen: set[str] = set()
     unread = _MAX_ADDRESSES_OF_GUEST
     for interface in as_list_of_objects(require_value(exchanges[0], list), _MAX_INTERFACES):
@@ -57,9 +57,9 @@ def _parse_address(entry: dict[str, Any]) -> _Address | None:
     return address, {"address": address.compressed, **known}
 
 
-def _first_by_version(addresses: Iterable[_Address]) -> Values:
+def _first_by_version(addresses: Iterable[_Address]) -> FieldValues:
     """Return the first IPv4 and the first IPv6 address that is not link-local, as `ipv4` and `ipv6`."""
-    first: Values = {}
+    first: FieldValues = {}
     for address, _ in addresses:
         if not address.is_link_local:
             first.setdefault(f"ipv{address.version}", address.compressed)

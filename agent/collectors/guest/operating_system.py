@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.guest.base import MAX_TEXT, Exchange, GuestCollector, value_unless_error
+from agent.collectors.guest.base import MAX_TEXT, CommandExchange, GuestCollector, value_unless_error
 from agent.model.family import Sample
+from agent.model.field_reader import FieldReader
 from agent.model.metrics.guest import GUEST_OS
-from agent.model.reader import FieldReader
 from agent.model.record import sanitize
 
 _read = FieldReader(GUEST_OS)
 
 
-def _collect(exchanges: Sequence[Exchange]) -> Iterable[Sample]:
+def _collect(exchanges: Sequence[CommandExchange]) -> Iterable[Sample]:
     merged: dict[str, object] = {}
     for exchange in exchanges:
         merged |= value_unless_error(exchange, dict) or {}

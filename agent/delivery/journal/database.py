@@ -16,7 +16,7 @@ from typing import Any
 
 from agent.delivery.journal.statements import JournalChange, read_entries, record_from_row
 from agent.delivery.sizes import RowsSummary
-from agent.model.record import OVERHEAD_BYTES, EncodedRecord
+from agent.model.record import RECORD_OVERHEAD_BYTES, EncodedRecord
 
 FORMAT_VERSION = 1
 """Version of the tables. The file contains the version as SQLite's user_version."""
@@ -258,7 +258,7 @@ class JournalDatabase:
                 (queue,),
             )
             for record_type, count, size, first, last in rows:
-                summary.add(str(record_type), count, size + count * OVERHEAD_BYTES, first, last)
+                summary.add(str(record_type), count, size + count * RECORD_OVERHEAD_BYTES, first, last)
         return summary
 
     def entries(self) -> dict[str, Any]:

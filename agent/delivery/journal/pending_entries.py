@@ -14,10 +14,10 @@ def _no_entries(_whole: bool) -> Iterable[PersistentEntry]:  # noqa: FBT001 - a 
 
 
 class PendingEntries:
-    """Persistent entries for the next transaction: entries that callers added and wait for, and entries that `changed` returned."""
+    """Persistent entries for the next transaction: entries that callers added and wait for, and entries that `fetch_changed` returned."""
 
     def __init__(self) -> None:
-        self.changed: ChangedEntries = _no_entries
+        self.fetch_changed: ChangedEntries = _no_entries
         """Function that returns the changed entries, called at the start of each transaction. No caller waits for these entries."""
         self._waiting: list[tuple[PersistentEntry, asyncio.Future[None]]] = []
         # By name: entries from `changed` that no transaction has stored yet.
@@ -43,7 +43,7 @@ class PendingEntries:
     def start_transaction(self) -> list[PersistentEntry]:
         """Return the entries of the next transaction. `commit_transaction` or `fail_transaction` must follow."""
         self._writing, self._waiting = self._waiting, []
-        self._fetched |= {entry.name: entry for entry in self.changed(self._fetch_all)}
+        self._fetched |= {entry.name: entry for entry in self.fetch_changed(self._fetch_all)}
         self._fetch_all = False
         return [*(entry for entry, _ in self._writing), *self._fetched.values()]
 

@@ -10,7 +10,7 @@ from typing import Any
 from agent.delivery.drops import DROP_REPORT_TYPE
 from agent.delivery.sizes import RowsSummary, total_bytes
 from agent.model.persistent_entry import PersistentEntry
-from agent.model.record import OVERHEAD_BYTES, EncodedRecord, RecordState
+from agent.model.record import RECORD_OVERHEAD_BYTES, DeliveryState, EncodedRecord
 
 
 def record_from_row(row: Sequence[object]) -> EncodedRecord | None:
@@ -20,7 +20,9 @@ def record_from_row(row: Sequence[object]) -> EncodedRecord | None:
         return None
     if not (isinstance(record_id, str) and isinstance(key, str) and isinstance(record_type, str)):
         return None
-    record = EncodedRecord(record_id, key, record_type, time_ns, body, row=number, state=RecordState.JOURNALED)
+    record = EncodedRecord(
+        record_id, key, record_type, time_ns, body, row=number, delivery_state=DeliveryState.JOURNALED
+    )
     return record if checksum(record) == crc else None
 
 
@@ -80,8 +82,8 @@ def insert_records(queue: str, records: Sequence[EncodedRecord], rows: list[int]
             assert last is not None
             rows.extend(range(last - size + 1, last + 1))  # valid because AUTOINCREMENT leaves no gap
         for record in records:
-            if record.entry is not None:
-                upsert_entry(record.entry)(db)
+            if record.persistent_entry is not None:
+                upsert_entry(record.persistent_entry)(db)
 
     return change
 
@@ -132,7 +134,7 @@ def delete_oldest_rows(
         )
         rows = db.execute(query, (DROP_REPORT_TYPE, queue, after_row, through_row))
         for row, record_type, time_ns, length, drop_report in rows:
-            deleted.add(record_type, 1, length + OVERHEAD_BYTES, time_ns, time_ns)
+            deleted.add(record_type, 1, length + RECORD_OVERHEAD_BYTES, time_ns, time_ns)
             if drop_report is not None:
                 deleted.drop_reports.append(drop_report)
             last_row[:] = [row]

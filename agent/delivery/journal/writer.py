@@ -29,7 +29,7 @@ from agent.model.record import EncodedRecord
 
 _log = logging.getLogger(__name__)
 
-FILE = "journal.db"
+JOURNAL_FILE = "journal.db"
 MAX_DEAD_LETTERS = 10_000
 """Maximum number of dead letters in the journal. Newer dead letters replace the oldest ones."""
 _NOT_OPENED = "not opened yet"
@@ -57,14 +57,14 @@ class Journal:
         timings: DeliveryTimings,
         connect: OpenDatabase = connect,
     ) -> None:
-        self.path = directory / FILE
+        self.path = directory / JOURNAL_FILE
         self.error: str | None = _NOT_OPENED
         """Why nothing is journaled; None while the journal works."""
-        self.quarantined = 0
+        self.quarantined_files = 0
         """Number of damaged files that were quarantined since the start."""
         self.commits = 0
         """Number of transactions since the start."""
-        self.entries: dict[str, Any] = {}
+        self.stored_entries: dict[str, Any] = {}
         """Values of the persistent entries that the file had when it was opened, by name."""
         self.pending_entries = PendingEntries()
         self.opened = asyncio.Event()
@@ -313,11 +313,11 @@ class Journal:
         """
         try:
             summaries = [await self._thread.call(opened.summarize_rows, queue.name) for queue in self._queues]
-            self.entries = await self._thread.call(opened.entries)
+            self.stored_entries = await self._thread.call(opened.entries)
         except JournalError:
             await self._thread.call(opened.close)
             raise
-        self._drops.load_unreported(self.entries.pop(UNREPORTED_DROPS, None))
+        self._drops.restore_unreported(self.stored_entries.pop(UNREPORTED_DROPS, None))
         if self._identity:
             self.pending_entries.on_new_file()
         self._database, self._identity, self._stored_drops = opened, opened.identity, None
@@ -363,7 +363,7 @@ class Journal:
         transaction.delete_delivered()
         for queue in self._queues:
             if not queue.durable and queue.backlog:
-                transaction.trim_backlog(queue, queue.backlog.stored.bytes // 4)
+                transaction.trim_backlog(queue, queue.backlog.stored_size.bytes // 4)
         try:
             await self._thread.call(opened.checkpoint)
             await self._thread.call(opened.commit, transaction.changes)
@@ -385,7 +385,7 @@ class Journal:
 
     def _report_quarantine(self, rebuilt: recovery.RebuiltJournal) -> None:
         if rebuilt.quarantined is not None:
-            self.quarantined += 1
+            self.quarantined_files += 1
             name, records = rebuilt.quarantined.name, rebuilt.recovered
             _log.error("journal %s: damaged; renamed to %s; %d records recovered", self.path, name, records)
         for name, count in rebuilt.lost.items():

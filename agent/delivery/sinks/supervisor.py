@@ -75,7 +75,7 @@ class SinkSupervisor:
             self._mark_working()
             return rejected
 
-    async def open_early(self) -> None:
+    async def open_without_records(self) -> None:
         """Open the sink before there are records to send, so that failures are reported early."""
         await self._ensure_open()
         self._mark_working()

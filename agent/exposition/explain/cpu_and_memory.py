@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from agent.common.units import format_bytes
-from agent.exposition.explain.evidence import CauseEvidence, Evidence
-from agent.exposition.explain.text_format import duration, percent
-from agent.model.metrics.host import CGROUP, IOTHREAD, PROCESS, VCPU
+from agent.exposition.explain.evidence import CauseFinding, Evidence
+from agent.exposition.explain.text_format import format_duration, format_percent
 from agent.model.metrics.memory import BALLOON, GUEST_MEMORY, MEMORY
+from agent.model.metrics.vm_process import CGROUP, IOTHREAD, PROCESS, VCPU
 
 QUOTA_RATIO = 0.25
 """Minimum share of the quota's periods in which the CPU quota throttles the VM."""
@@ -26,7 +26,7 @@ MIN_STALL = 0.05
 """Minimum share of the time in which all processes of a cgroup wait for memory (PSI `full`)."""
 
 
-def find_cpu_quota(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_cpu_quota(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find a CPU quota that throttles the VM."""
     names = ("cpu_periods_total", "cpu_throttled_periods_total", "cpu_throttled_seconds_total")
     rates = evidence.rates(CGROUP, (), names)
@@ -37,11 +37,13 @@ def find_cpu_quota(evidence: Evidence) -> Iterator[CauseEvidence]:
     path = evidence.values(CGROUP).get("path", "")
     waited = rates.get("cpu_throttled_seconds_total")
     times = f", in sum {waited:.2g} s in each second" if waited is not None else ""
-    sentence = f"The CPU quota (`cpu.max`) of its cgroup {path} stops the VM in {percent(share)} of the periods{times}."
-    yield CauseEvidence("", sentence, {"throttled_ratio": share, "cgroup": path})
+    sentence = (
+        f"The CPU quota (`cpu.max`) of its cgroup {path} stops the VM in {format_percent(share)} of the periods{times}."
+    )
+    yield CauseFinding("", sentence, {"throttled_ratio": share, "cgroup": path})
 
 
-def find_cpu_waiting(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_cpu_waiting(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find vCPUs that wait for a host CPU."""
     poll = [
         evidence.rates(VCPU, labels, ("run_delay_seconds_total", "cpu_seconds_total"))
@@ -54,36 +56,38 @@ def find_cpu_waiting(evidence: Evidence) -> Iterator[CauseEvidence]:
     share = delay / (delay + used)
     sentence = (
         f"The vCPUs wait for host CPUs (steal): they are ready but do not run for {delay:.2g} s in each second, "
-        f"{percent(share)} of the time in which they want to run."
+        f"{format_percent(share)} of the time in which they want to run."
     )
-    yield CauseEvidence("", sentence, {"waiting_cpus": delay, "used_cpus": used, "vcpus": evidence.vcpus()})
+    yield CauseFinding("", sentence, {"waiting_cpus": delay, "used_cpus": used, "vcpus": evidence.vcpus()})
 
 
-def find_thread_busy(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_thread_busy(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find an iothread or a main loop that uses a whole host CPU."""
     main = evidence.rate(PROCESS, "main_loop_cpu_seconds_total")
     if main is not None and main >= BUSY_THREAD:
-        sentence = f"QEMU's main loop uses {percent(main)} of a host CPU, and serves devices without an iothread late."
-        yield CauseEvidence("", sentence, {"cpus": main})
+        sentence = (
+            f"QEMU's main loop uses {format_percent(main)} of a host CPU, and serves devices without an iothread late."
+        )
+        yield CauseFinding("", sentence, {"cpus": main})
     for labels in evidence.subjects(IOTHREAD):
         used = evidence.rate(IOTHREAD, "cpu_seconds_total", labels)
         if used is not None and used >= BUSY_THREAD:
-            sentence = f"The iothread {labels[0]} uses {percent(used)} of a host CPU, and serves its disks late."
-            yield CauseEvidence(labels[0], sentence, {"cpus": used})
+            sentence = f"The iothread {labels[0]} uses {format_percent(used)} of a host CPU, and serves its disks late."
+            yield CauseFinding(labels[0], sentence, {"cpus": used})
 
 
-def find_guest_cpu_busy(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_guest_cpu_busy(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find a guest that uses all of its vCPUs."""
     count = evidence.vcpus()
     known = [evidence.rate(VCPU, "cpu_seconds_total", labels) for labels in evidence.subjects(VCPU)]
     used = sum(rate for rate in known if rate is not None)
     if count and None not in known and used >= BUSY_VCPUS * count:
-        yield CauseEvidence(
+        yield CauseFinding(
             "", f"The guest itself uses {used:.3g} of its {count} vCPUs.", {"used_cpus": used, "vcpus": count}
         )
 
 
-def find_out_of_memory(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_out_of_memory(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find a process that the guest's or the host's kernel killed for lack of memory."""
     for alert in evidence.alerts_named("guest_oom", "cgroup_oom"):
         is_guest = alert["alert"] == "guest_oom"
@@ -92,13 +96,13 @@ def find_out_of_memory(evidence: Evidence) -> Iterator[CauseEvidence]:
         seconds = max(0.0, evidence.now - alert["since"])
         kills = evidence.number(family, "oom_kills_total")
         total = f"; {kills:.0f} in all" if kills is not None else ""
-        sentence = f"The {whose} kernel killed a process {where} for lack of memory {duration(seconds)} ago{total}."
-        yield CauseEvidence(
-            "", sentence, {"seconds_ago": seconds} | ({"oom_kills": kills} if kills is not None else {})
+        sentence = (
+            f"The {whose} kernel killed a process {where} for lack of memory {format_duration(seconds)} ago{total}."
         )
+        yield CauseFinding("", sentence, {"seconds_ago": seconds} | ({"oom_kills": kills} if kills is not None else {}))
 
 
-def find_memory_limited(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_memory_limited(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find a cgroup whose processes all wait for memory, because of the cgroup's limit."""
     stalled = evidence.rate(CGROUP, "pressure_memory_stalled_seconds_total")
     if stalled is None or stalled < MIN_STALL:
@@ -107,11 +111,11 @@ def find_memory_limited(evidence: Evidence) -> Iterator[CauseEvidence]:
     of_limit = (
         f"; it uses {format_bytes(used)} of {format_bytes(limit)}" if used is not None and limit is not None else ""
     )
-    sentence = f"All processes of the VM's cgroup wait for memory {percent(stalled)} of the time{of_limit}."
-    yield CauseEvidence("", sentence, {"stalled_ratio": stalled})
+    sentence = f"All processes of the VM's cgroup wait for memory {format_percent(stalled)} of the time{of_limit}."
+    yield CauseFinding("", sentence, {"stalled_ratio": stalled})
 
 
-def find_swapped(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_swapped(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find swapped-out memory that the VM reads back from the host's swap."""
     out, resident = (evidence.number(PROCESS, name) for name in ("swap_bytes", "resident_bytes"))
     faults = evidence.rate(PROCESS, "major_faults_total")
@@ -119,23 +123,21 @@ def find_swapped(evidence: Evidence) -> Iterator[CauseEvidence]:
         return
     if out >= SWAPPED_RATIO * (out + resident):
         sentence = (
-            f"The host has swapped out {format_bytes(out)} of the VM's memory ({percent(out / (out + resident))}), and the VM "
+            f"The host has swapped out {format_bytes(out)} of the VM's memory ({format_percent(out / (out + resident))}), and the VM "
             f"waits for {faults:.3g} pages/s from disk."
         )
-        yield CauseEvidence(
+        yield CauseFinding(
             "", sentence, {"swap_bytes": out, "resident_bytes": resident, "major_faults_per_second": faults}
         )
 
 
-def find_guest_memory(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_guest_memory(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find a guest that is short of memory. Report how much memory its balloon holds."""
     available, total = (evidence.number(GUEST_MEMORY, name) for name in ("available_bytes", "total_bytes"))
     if available is None or not total or available >= LOW_RATIO * total:
         return
     figures = {"available_bytes": available, "total_bytes": total}
-    left = (
-        f"The guest has {format_bytes(available)} of {format_bytes(total)} memory left ({percent(available / total)})"
-    )
+    left = f"The guest has {format_bytes(available)} of {format_bytes(total)} memory left ({format_percent(available / total)})"
     base, actual = evidence.number(MEMORY, "base_bytes"), evidence.number(BALLOON, "actual_bytes")
     held = (
         base + (evidence.number(MEMORY, "plugged_bytes") or 0) - actual
@@ -143,15 +145,13 @@ def find_guest_memory(evidence: Evidence) -> Iterator[CauseEvidence]:
         else 0
     )
     if held > 0:
-        yield CauseEvidence(
-            "", f"{left}, while its balloon holds {format_bytes(held)}.", figures | {"held_bytes": held}
-        )
+        yield CauseFinding("", f"{left}, while its balloon holds {format_bytes(held)}.", figures | {"held_bytes": held})
     else:
-        yield CauseEvidence("", f"{left}.", figures)
+        yield CauseFinding("", f"{left}.", figures)
 
 
-def find_guest_swapping(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_guest_swapping(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find a guest that swaps to its own swap space."""
     rates = evidence.rates(GUEST_MEMORY, (), ("swap_in_bytes_total", "swap_out_bytes_total"))
     if rates and (swap := sum(rates.values())) >= MIN_GUEST_SWAP:
-        yield CauseEvidence("", f"The guest swaps {format_bytes(swap)}/s in and out.", {"swap_bytes_per_second": swap})
+        yield CauseFinding("", f"The guest swaps {format_bytes(swap)}/s in and out.", {"swap_bytes_per_second": swap})

@@ -3,10 +3,16 @@
 from collections.abc import Iterator
 from statistics import median
 
-from agent.exposition.explain.evidence import CauseEvidence, Evidence, number_in
-from agent.exposition.explain.text_format import duration, latency, listing, per_second, percent
-from agent.exposition.history_recorder import COLUMNS
-from agent.exposition.rates import Labels
+from agent.exposition.explain.evidence import CauseFinding, Evidence, number_in
+from agent.exposition.explain.text_format import (
+    format_duration,
+    format_latency_text,
+    format_list,
+    format_percent,
+    format_rate,
+)
+from agent.exposition.history_recorder import HISTORY_COLUMNS
+from agent.exposition.rates import LabelValues
 from agent.model.metrics.block import BLOCK, BLOCK_DEVICE, BLOCK_TIMED
 from agent.model.metrics.block_stall import BLOCK_STALL
 
@@ -38,7 +44,7 @@ _LIMITED = {"": _KINDS, "read_": ("read",), "write_": ("write",)}
 """The kinds of operations that a throttle limit counts, by prefix of the limit's name."""
 
 
-def find_io_stalled(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_io_stalled(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find disks that complete no request although requests are in flight. QEMU may still answer on its monitor."""
     for labels, values in evidence.subjects(BLOCK_STALL).items():
         seconds = number_in(values, "seconds")
@@ -54,11 +60,11 @@ def find_io_stalled(evidence: Evidence) -> Iterator[CauseEvidence]:
                 figures[name] = number
                 why.append(text.format(number))
         known = f" ({'; '.join(why)})" if why else ""
-        sentence = f"{labels[0]} has requests in flight and has completed none for {duration(seconds)}{known}."
-        yield CauseEvidence(labels[0], sentence, figures)
+        sentence = f"{labels[0]} has requests in flight and has completed none for {format_duration(seconds)}{known}."
+        yield CauseFinding(labels[0], sentence, figures)
 
 
-def find_disk_throttled(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_disk_throttled(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find disks whose rates reach a throttle limit. Disks of one throttle group share their limits."""
     groups: dict[str, list[str]] = {}
     for labels, values in evidence.subjects(BLOCK_DEVICE).items():
@@ -76,12 +82,12 @@ def find_disk_throttled(evidence: Evidence) -> Iterator[CauseEvidence]:
                 if limit and rate >= THROTTLED_RATIO * limit:
                     what = f"{prefix.removesuffix('_')} {unit}".strip()
                     sentence = (
-                        f"{listing(devices)} reached a throttle limit: {per_second(unit, rate)} of {per_second(unit, limit)} "
-                        f"that the limit of {what} permits ({percent(rate / limit)})"
+                        f"{format_list(devices)} reached a throttle limit: {format_rate(unit, rate)} of {format_rate(unit, limit)} "
+                        f"that the limit of {what} permits ({format_percent(rate / limit)})"
                         f"{f', shared by throttle group {group}' if len(devices) > 1 else ''}."
                     )
                     figures = {"rate_per_second": rate, "limit_per_second": limit, "unit": unit, "devices": devices}
-                    yield CauseEvidence(devices[0], sentence, figures)
+                    yield CauseFinding(devices[0], sentence, figures)
 
 
 def _operation_rate(evidence: Evidence, device: str, kind: str, unit: str) -> float | None:
@@ -97,7 +103,7 @@ def _operation_figures(evidence: Evidence, device: str, kind: str) -> tuple[floa
 
 def _baseline_latency(evidence: Evidence, kind: str) -> float | None:
     """Return the median latency of the VM's disks over the last hour, except the last minute; None with too few points."""
-    column = COLUMNS.index(f"{kind}_latency")
+    column = HISTORY_COLUMNS.index(f"{kind}_latency")
     points = evidence.view.history_recorder.history.points(BASELINE_SECONDS)
     old = [values[column] for time, values in points if time <= evidence.now - RECENT_SECONDS]
     # Leave out unknown values (NaN), and zeros, which are times without requests.
@@ -107,12 +113,12 @@ def _baseline_latency(evidence: Evidence, kind: str) -> float | None:
 
 def _p99_latency(evidence: Evidence, device: str, kind: str) -> float | None:
     """Return the 99th percentile of a disk's latency in seconds; None without a histogram, or with too few operations."""
-    windows = evidence.view.latencies
-    summary = windows.summaries(device).get(kind, {}) if windows is not None else {}
+    windows = evidence.view.latency_windows
+    summary = windows.quantiles_of(device).get(kind, {}) if windows is not None else {}
     return summary.get("p99") if summary.get("operations", 0) >= MIN_P99_OPERATIONS else None
 
 
-def find_disk_slow(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_disk_slow(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find disks whose requests take much longer than in the last hour, or longer than a limit."""
     for kind in _KINDS:
         baseline = _baseline_latency(evidence, kind)
@@ -125,27 +131,29 @@ def find_disk_slow(evidence: Evidence) -> Iterator[CauseEvidence]:
             if not is_slower and seconds < ALWAYS_SLOW_SECONDS and (p99 is None or p99 < ALWAYS_SLOW_P99_SECONDS):
                 continue
             usual = (
-                f", {seconds / baseline:.2g} times the {latency(baseline)} of the last hour"
+                f", {seconds / baseline:.2g} times the {format_latency_text(baseline)} of the last hour"
                 if is_slower and baseline is not None
                 else ""
             )
-            slowest = f", and 1 of 100 {latency(p99)} or longer" if p99 is not None else ""
-            rate = per_second(f"{kind}s", operations)
-            sentence = f"A {kind} of {labels[0]} takes {latency(seconds)} on average{usual}{slowest}, at {rate}."
+            slowest = f", and 1 of 100 {format_latency_text(p99)} or longer" if p99 is not None else ""
+            rate = format_rate(f"{kind}s", operations)
+            sentence = (
+                f"A {kind} of {labels[0]} takes {format_latency_text(seconds)} on average{usual}{slowest}, at {rate}."
+            )
             figures = {"latency_seconds": seconds, "operations_per_second": operations, "operation": kind}
             figures |= {"usual_seconds": baseline} if baseline is not None else {}
             figures |= {"p99_seconds": p99} if p99 is not None else {}
-            yield CauseEvidence(labels[0], sentence, figures)
+            yield CauseFinding(labels[0], sentence, figures)
 
 
-def slow_disks_by_pool(evidence: Evidence) -> Iterator[tuple[Labels, CauseEvidence]]:
+def slow_disks_by_pool(evidence: Evidence) -> Iterator[tuple[LabelValues, CauseFinding]]:
     """Yield each slow disk with a known pool: the pool's label values, and the evidence."""
     slow = list(find_disk_slow(evidence))
     for pool, devices, _ in evidence.pools_of_disks() if slow else ():
         yield from ((pool, found) for found in slow if found.subject in devices)
 
 
-def find_disk_queue(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_disk_queue(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find disks with long queues of slow requests."""
     for labels in evidence.subjects(BLOCK):
         both = [_operation_figures(evidence, labels[0], kind) for kind in _KINDS]
@@ -161,7 +169,7 @@ def find_disk_queue(evidence: Evidence) -> Iterator[CauseEvidence]:
         depth = max(in_flight, measured)
         if depth >= LONG_QUEUE and operations and in_flight / operations >= QUEUE_SECONDS:
             sentence = (
-                f"{labels[0]} has {depth:.0f} requests in flight on average, and completes {per_second('requests', operations)}: "
+                f"{labels[0]} has {depth:.0f} requests in flight on average, and completes {format_rate('requests', operations)}: "
                 f"the guest asks for more than the storage does."
             )
-            yield CauseEvidence(labels[0], sentence, {"queue_depth": depth, "operations_per_second": operations})
+            yield CauseFinding(labels[0], sentence, {"queue_depth": depth, "operations_per_second": operations})

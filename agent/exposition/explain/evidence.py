@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, NamedTuple
 
-from agent.exposition.rates import Labels, PollPair, Subjects
+from agent.exposition.rates import LabelValues, PollPair, ValuesBySubject
 from agent.exposition.snapshot import Snapshot, VmView
-from agent.model.family import Family, Values
-from agent.model.metrics.host import VCPU
+from agent.model.family import Family, FieldValues
 from agent.model.metrics.host_resources import HOST
 from agent.model.metrics.pool import BLOCK_STORAGE, POOL
+from agent.model.metrics.vm_process import VCPU
 
 MAX_RATE_AGE = 60.0
 """Maximum age of rates in seconds. Older rates do not explain the current state."""
@@ -18,7 +18,7 @@ MAX_MISSED_POLLS = 3
 """Maximum age of rates in polling intervals. The larger of the two limits applies."""
 
 
-class CauseEvidence(NamedTuple):
+class CauseFinding(NamedTuple):
     """Evidence that one cause applies to a VM.
 
     Attributes:
@@ -46,21 +46,29 @@ class Evidence:
 
     view: VmView
     now: float
-    pools: Subjects = field(default_factory=dict)
+    pools: ValuesBySubject = field(default_factory=dict)
     alerts: Sequence[Mapping[str, Any]] = ()
-    host: Values = field(default_factory=dict)
+    host: FieldValues = field(default_factory=dict)
 
     @classmethod
-    def of(cls, snapshot: Snapshot, view: VmView, alerts: Sequence[Mapping[str, Any]], now: float) -> "Evidence":
+    def from_samples(
+        cls, snapshot: Snapshot, view: VmView, alerts: Sequence[Mapping[str, Any]], now: float
+    ) -> "Evidence":
         """Return the evidence about a VM, from the stored samples and the VM's alerts."""
-        return cls(view, now, snapshot.host.get(POOL.name, {}), alerts, snapshot.host.get(HOST.name, {}).get((), {}))
+        return cls(
+            view,
+            now,
+            snapshot.host_samples.get(POOL.name, {}),
+            alerts,
+            snapshot.host_samples.get(HOST.name, {}).get((), {}),
+        )
 
-    def subjects(self, family: Family) -> Subjects:
+    def subjects(self, family: Family) -> ValuesBySubject:
         """Return the last values of each subject of a family; empty if there are none."""
         poll = self.view.polls.get(family.name)
         return poll.current if poll is not None else {}
 
-    def values(self, family: Family) -> Values:
+    def values(self, family: Family) -> FieldValues:
         """Return the last values of a family that describes the whole VM."""
         return self.subjects(family).get((), {})
 
@@ -68,12 +76,12 @@ class Evidence:
         """Return a number of a family that describes the whole VM; None if unknown."""
         return number_in(self.values(family), name)
 
-    def rates(self, family: Family, labels: Labels, names: Iterable[str]) -> dict[str, float]:
+    def rates(self, family: Family, labels: LabelValues, names: Iterable[str]) -> dict[str, float]:
         """Return the increase per second of a subject's counters between its last two polls; empty if the polls are too old."""
         poll = self._fresh_poll(family)
         return poll.rates(labels, names) if poll is not None else {}
 
-    def rate(self, family: Family, name: str, labels: Labels = ()) -> float | None:
+    def rate(self, family: Family, name: str, labels: LabelValues = ()) -> float | None:
         """Return the increase per second of one counter; None if unknown or too old."""
         return self.rates(family, labels, (name,)).get(name)
 
@@ -84,9 +92,9 @@ class Evidence:
         interval = (poll.time_ns - poll.previous_ns) / 1e9 if poll.previous_ns else 0.0
         return poll if self.now - poll.time_ns / 1e9 <= max(MAX_RATE_AGE, MAX_MISSED_POLLS * interval) else None
 
-    def pools_of_disks(self) -> Iterator[tuple[Labels, list[str], Values]]:
+    def pools_of_disks(self) -> Iterator[tuple[LabelValues, list[str], FieldValues]]:
         """Yield each pool with images of the VM: the pool's label values, the VM's disks, and the pool's values."""
-        disks: dict[Labels, list[str]] = {}
+        disks: dict[LabelValues, list[str]] = {}
         for (device, _layer), values in self.subjects(BLOCK_STORAGE).items():
             if "pool" in values:
                 of_pool = disks.setdefault((values["pool"], values.get("kind", "")), [])

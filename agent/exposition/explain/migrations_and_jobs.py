@@ -4,8 +4,8 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from agent.common.units import format_bytes
-from agent.exposition.explain.evidence import CauseEvidence, Evidence, number_in
-from agent.exposition.explain.text_format import duration, percent
+from agent.exposition.explain.evidence import CauseFinding, Evidence, number_in
+from agent.exposition.explain.text_format import format_duration, format_percent
 from agent.model.metrics.guest import GUEST_FILESYSTEM
 from agent.model.metrics.jobs import JOB
 from agent.model.metrics.memory import DIRTY_RATE, DUMP, VCPU_DIRTY
@@ -20,7 +20,7 @@ _SERIOUS = frozenset({Severity.ERROR.label, Severity.CRITICAL.label})
 """Severities of alerts that explain a VM's state by themselves."""
 
 
-def find_guest_filesystem_full(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_guest_filesystem_full(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find full file systems in the guest."""
     for (mountpoint, _device, _type), values in evidence.subjects(GUEST_FILESYSTEM).items():
         used, size = number_in(values, "used_bytes"), number_in(values, "size_bytes")
@@ -29,12 +29,12 @@ def find_guest_filesystem_full(evidence: Evidence) -> Iterator[CauseEvidence]:
         age = max(0.0, evidence.now - evidence.view.guest_response_ns / 1e9)
         sentence = (
             f"The file system {mountpoint} in the guest is full: {format_bytes(used)} of {format_bytes(size)} are used "
-            f"({percent(used / size)}), as of {duration(age)} ago."
+            f"({format_percent(used / size)}), as of {format_duration(age)} ago."
         )
-        yield CauseEvidence(mountpoint, sentence, {"used_bytes": used, "size_bytes": size, "age_seconds": age})
+        yield CauseFinding(mountpoint, sentence, {"used_bytes": used, "size_bytes": size, "age_seconds": age})
 
 
-def find_migration_running(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_migration_running(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find an active migration. Report its progress and its effects on the guest."""
     values = evidence.values(MIGRATION)
     status = values.get("status", "none")
@@ -55,22 +55,22 @@ def find_migration_running(evidence: Evidence) -> Iterator[CauseEvidence]:
         parts.append(f"{format_bytes(throughput)}/s are sent")
     if slowed := number_in(values, "cpu_throttle_ratio"):
         figures["cpu_throttle_ratio"] = slowed
-        parts.append(f"QEMU slows the vCPUs by {percent(slowed)} so that the migration ends")
+        parts.append(f"QEMU slows the vCPUs by {format_percent(slowed)} so that the migration ends")
     if status.startswith("postcopy"):
         parts.append("the guest waits for each page that it needs and that has not arrived")
-    yield CauseEvidence("", f"{parts[0]}{': ' if parts[1:] else ''}{', '.join(parts[1:])}.", figures)
+    yield CauseFinding("", f"{parts[0]}{': ' if parts[1:] else ''}{', '.join(parts[1:])}.", figures)
 
 
-def find_dirty_limited(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_dirty_limited(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find vCPUs that QEMU slows down to limit their dirty rate."""
     for (vcpu,), values in evidence.subjects(VCPU_DIRTY).items():
         limit, current = (number_in(values, f"{name}_bytes_per_second") for name in ("limit", "current"))
         if limit and current is not None and current >= 0.9 * limit:
             sentence = f"QEMU slows vCPU {vcpu}: it dirties {format_bytes(current)}/s, and its limit is {format_bytes(limit)}/s."
-            yield CauseEvidence(vcpu, sentence, {"current_bytes_per_second": current, "limit_bytes_per_second": limit})
+            yield CauseFinding(vcpu, sentence, {"current_bytes_per_second": current, "limit_bytes_per_second": limit})
 
 
-def find_job_running(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_job_running(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find jobs that read or write the VM's disks."""
     for (job, kind), values in evidence.subjects(JOB).items():
         status = values.get("status", "running")
@@ -80,30 +80,30 @@ def find_job_running(evidence: Evidence) -> Iterator[CauseEvidence]:
         parts = [f"A {kind} job ({job}) is {status}"]
         if (done := number_in(values, "progress_ratio")) is not None:
             figures["progress_ratio"] = done
-            parts.append(f"{percent(done)} done")
+            parts.append(f"{format_percent(done)} done")
         if (speed := number_in(values, "progress_per_second")) is not None and kind in _BYTES_JOBS:
             figures["progress_per_second"] = speed
             parts.append(f"{format_bytes(speed)}/s")
-        yield CauseEvidence(job, f"{', '.join(parts)}: it shares the storage with the guest.", figures)
+        yield CauseFinding(job, f"{', '.join(parts)}: it shares the storage with the guest.", figures)
 
 
 _BYTES_JOBS = frozenset({"backup", "commit", "mirror", "stream"})
 """Types of jobs whose progress is in bytes."""
 
 
-def find_dump_running(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_dump_running(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find a running dump of the guest's memory, or a running measurement of its dirty rate."""
     if evidence.values(DUMP).get("status") == "active":
         written, size = (evidence.number(DUMP, name) for name in ("written_bytes", "size_bytes"))
         done = f": {format_bytes(written)} of {format_bytes(size)} are written" if written is not None and size else ""
-        yield CauseEvidence(
+        yield CauseFinding(
             "", f"A client dumps the guest's memory{done}.", {"written_bytes": written, "size_bytes": size}
         )
     if evidence.values(DIRTY_RATE).get("status") == "measuring":
-        yield CauseEvidence("", "A client measures the guest's dirty rate, which makes each first write slower.", {})
+        yield CauseFinding("", "A client measures the guest's dirty rate, which makes each first write slower.", {})
 
 
-def unexplained_alerts(evidence: Evidence, covered: Collection[str]) -> Iterator[CauseEvidence]:
+def unexplained_alerts(evidence: Evidence, covered: Collection[str]) -> Iterator[CauseFinding]:
     """Find firing alerts of severity error or critical that no other cause explains.
 
     Args:
@@ -114,5 +114,5 @@ def unexplained_alerts(evidence: Evidence, covered: Collection[str]) -> Iterator
         if alert["severity"] in _SERIOUS and alert["alert"] not in covered:
             seconds = max(0.0, evidence.now - alert["since"])
             subject = f" of {alert['subject']}" if alert["subject"] else ""
-            sentence = f"The alert {alert['alert']}{subject} has been firing for {duration(seconds)}."
-            yield CauseEvidence(alert["subject"], sentence, {"alert": alert["alert"], "seconds": seconds})
+            sentence = f"The alert {alert['alert']}{subject} has been firing for {format_duration(seconds)}."
+            yield CauseFinding(alert["subject"], sentence, {"alert": alert["alert"], "seconds": seconds})

@@ -5,15 +5,15 @@ from typing import Any
 
 from agent.exposition.explain.cpu_and_memory import find_cpu_quota, find_cpu_waiting
 from agent.exposition.explain.disks import slow_disks_by_pool
-from agent.exposition.explain.evidence import CauseEvidence, Evidence
-from agent.exposition.explain.text_format import listing, percent
+from agent.exposition.explain.evidence import CauseFinding, Evidence
+from agent.exposition.explain.text_format import format_list, format_percent
 from agent.exposition.resource_contention import HostResource, describe_vm
 
 MIN_SHARE = 0.5
 """Other VMs count as the cause if together they use at least this share of the resource."""
 
 
-def find_neighbours(evidence: Evidence) -> Iterator[CauseEvidence]:
+def find_neighbours(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find other VMs that use most of the host's CPUs, or send most requests to a pool, while this VM waits for that resource."""
     vm = evidence.view.status.vm
     own = vm.uuid if vm is not None else ""
@@ -47,10 +47,10 @@ def _describe_neighbours(
     whole: float | None,
     figure: str,
     what: str,
-) -> Iterator[CauseEvidence]:
+) -> Iterator[CauseFinding]:
     taken = sum(vm[figure] for vm in others)
     if not whole or taken < MIN_SHARE * whole:
         return
-    vms = listing([describe_vm(vm, resource, "taking") for vm in others])
-    sentence = f"Other VMs take {percent(taken / whole)} of {what} while this VM waits for them: {vms}."
-    yield CauseEvidence(subject, sentence, {"taken": taken, "total": whole, "vms": [dict(vm) for vm in others]})
+    vms = format_list([describe_vm(vm, resource, "taking") for vm in others])
+    sentence = f"Other VMs take {format_percent(taken / whole)} of {what} while this VM waits for them: {vms}."
+    yield CauseFinding(subject, sentence, {"taken": taken, "total": whole, "vms": [dict(vm) for vm in others]})

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from agent.host.mounts import Mount
 
-READ_ONLY = "read_only"
+READ_ONLY_PROBLEM = "read_only"
 """`PoolReading.problem` of a file system that is read-only, for example because the kernel has found an error in the file system."""
 
 
@@ -57,7 +57,8 @@ class PoolReading:
         metadata_free_bytes: Free bytes of the metadata area.
         problem: State that LVM or ZFS reports, such as `DEGRADED` or `out_of_data_space`, or `read_only`; empty if the pool is healthy.
         read_at: When the values were measured, in seconds since the epoch; None means now. Values from a report file are older.
-        allocated: Bytes of the pool that each volume occupies. The keys are `major:minor` of the volume's device, and the volume's name.
+        allocated_bytes_by_volume: Bytes of the pool that each volume occupies. The keys are `major:minor` of the volume's device, and the
+            volume's name.
     """
 
     size_bytes: int
@@ -69,7 +70,7 @@ class PoolReading:
     metadata_free_bytes: int | None = None
     problem: str = ""
     read_at: float | None = None
-    allocated: Mapping[str, int] = field(default_factory=dict)
+    allocated_bytes_by_volume: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class ImageLocation:
         path: Absolute path of the image in QEMU's mount namespace, or the file name of network storage, such as `rbd:POOL/IMAGE`.
         mount: Mount that contains the path; None for a block device.
         directory: The agent's path of the mount point or of the directory with the quota; empty for a block device.
-        quota: Directory of the quota that limits the image, such as an XFS project; empty if there is none.
+        quota_directory: Directory of the quota that limits the image, such as an XFS project; empty if there is none.
         device: `major:minor` of a block device; empty for a file, or if the agent cannot see the device.
     """
 
@@ -100,7 +101,7 @@ class ImageLocation:
     path: str
     mount: Mount | None = None
     directory: str = ""
-    quota: str = ""
+    quota_directory: str = ""
     device: str = ""
 
 

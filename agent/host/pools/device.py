@@ -24,7 +24,7 @@ RECHECK_SECONDS = 0.25
 """Time between two reads of a device that may hang."""
 
 
-class DeviceSource:
+class DevicePoolSource:
     """The source of block devices. The agent tries this source last, because another source may find the device in a pool."""
 
     def __init__(self, sys: Path = Path("/sys"), unresponsive_seconds: float = UNRESPONSIVE_SECONDS) -> None:

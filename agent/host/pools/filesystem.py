@@ -7,7 +7,7 @@ from agent.host.filesystem_reader import FileSystemReader, FileSystemStats
 from agent.host.image_location import read_mounts
 from agent.host.mounts import Mount
 from agent.host.pools.base import (
-    READ_ONLY,
+    READ_ONLY_PROBLEM,
     ImageLocation,
     Pool,
     PoolKind,
@@ -18,7 +18,7 @@ from agent.host.pools.base import (
 )
 
 
-class FileSystemSource:
+class FileSystemPoolSource:
     """The source of file systems."""
 
     def __init__(
@@ -50,8 +50,8 @@ class FileSystemSource:
         mount = image.mount
         if mount is None:
             return None
-        key = f"filesystem:{mount.device}" + (f":{image.quota}" if image.quota else "")
-        return Pool(key, PoolKind.FILESYSTEM, image.quota or mount.mount_point, mount.type, image.directory)
+        key = f"filesystem:{mount.device}" + (f":{image.quota_directory}" if image.quota_directory else "")
+        return Pool(key, PoolKind.FILESYSTEM, image.quota_directory or mount.mount_point, mount.type, image.directory)
 
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
         """Read these file systems."""
@@ -68,7 +68,7 @@ class FileSystemSource:
 
     def recent_reading(self, pool: Pool, seconds: float) -> PoolReading | None:
         """Return the last reading of a file system; None if there is none, or if it is older than `seconds`."""
-        figures = self._reader.recent_figures(pool.path, seconds)
+        figures = self._reader.cached_stats(pool.path, seconds)
         return self._build_reading(pool, figures) if figures is not None else None
 
     def _build_reading(self, pool: Pool, figures: FileSystemStats) -> PoolReading:
@@ -80,7 +80,7 @@ class FileSystemSource:
             figures.size_bytes - figures.free_bytes,
             figures.inodes or None,
             figures.available_inodes if figures.inodes else None,
-            problem=READ_ONLY if mount_device(pool) in self._read_only else "",
+            problem=READ_ONLY_PROBLEM if mount_device(pool) in self._read_only else "",
         )
 
 

@@ -66,7 +66,7 @@ ListStoragePools = Callable[[], Coroutine[Any, Any, Sequence[LibvirtStoragePool]
 """Returns the active storage pools of all configured libvirtds; raises StoragePoolsError."""
 
 
-class LibvirtSource:
+class LibvirtPoolSource:
     """Finds the storage pool of an image by its path or by the name of its network storage."""
 
     def __init__(self, list_pools: ListStoragePools, clock: Callable[[], float] = time.time) -> None:

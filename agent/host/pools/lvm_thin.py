@@ -3,15 +3,15 @@
 from pathlib import Path
 
 from agent.host.pools.base import ImageLocation, Pool, PoolKind, UnknownPool
-from agent.host.pools.report import ReportedSource, ReportFile
+from agent.host.pools.storage_report import ReportedPoolSource, StorageReportFile
 
 _SYS = Path("/sys")
 
 
-class LvmThinSource(ReportedSource):
+class LvmThinPoolSource(ReportedPoolSource):
     """Finds the thin pool of an image that is on a thin volume."""
 
-    def __init__(self, file: ReportFile, sys: Path = _SYS) -> None:
+    def __init__(self, file: StorageReportFile, sys: Path = _SYS) -> None:
         """Create a source.
 
         Args:
@@ -38,17 +38,17 @@ class LvmThinSource(ReportedSource):
 
     def find_pool(self, image: ImageLocation) -> Pool | UnknownPool | None:
         """Return the thin pool of an image; None if the image is not on a thin volume."""
-        match = self.volume_of(image)
+        match = self.find_volume(image)
         if match is not None:
-            return self.pool_of(match[0])
-        name = thin_pool_of(image.device, self._sys) if image.device else None
+            return self.make_pool(match[0])
+        name = find_thin_pool(image.device, self._sys) if image.device else None
         if name is None:
             return None
         reason = self.error or f"the report of qmp-agent-storage lacks {image.path}"
         return UnknownPool(f"{image.path} is in the LVM thin pool {name}: {reason}")
 
 
-def thin_pool_of(device: str, sys: Path = _SYS) -> str | None:
+def find_thin_pool(device: str, sys: Path = _SYS) -> str | None:
     """Return the device-mapper name of the thin pool under a device, such as `vg-pool`; None if the device is not a thin volume.
 
     Every user may read the name. Only root may read the usage of the pool.

@@ -11,7 +11,6 @@ from agent.model.metrics import (
     block_layers,
     block_stall,
     guest,
-    host,
     host_resources,
     identity,
     inventory,
@@ -21,6 +20,7 @@ from agent.model.metrics import (
     migration,
     pool,
     runstate,
+    vm_process,
 )
 
 TRANSITION_FAMILIES = (migration.MIGRATION_ENDED,)
@@ -41,7 +41,7 @@ _MODULES = (
     guest,
     inventory,
     runstate,
-    host,
+    vm_process,
     host_resources,
     identity,
 )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from agent.host.libvirt_processes import MAX_DAEMONS, LibvirtProcess, LibvirtScan, LibvirtScanner, QemuIndex
+from agent.host.libvirt_processes import MAX_DAEMONS, LibvirtProcess, LibvirtScan, LibvirtScanner, QemuPidIndex
 from agent.host.pools.libvirt import LibvirtStoragePool
 from agent.model.record import sanitize
 from agent.monitors.base import DiscoveryListener, Monitor, MonitorConnection
@@ -20,7 +20,7 @@ from agent.qmp.errors import DeniedError, NotConnectedError, QmpError, StalledEr
 
 _log = logging.getLogger(__name__)
 
-SCAN_SECONDS = 0.5
+DAEMON_SCAN_INTERVAL_SECONDS = 0.5
 """Time between two scans for daemons."""
 SCAN_TIMEOUT_SECONDS = 10.0
 """Time after which a scan counts as hung. A container's file system may hang."""
@@ -92,7 +92,7 @@ class LibvirtAutoDiscoverer:
         read_only: bool = False,
         passthrough: bool = False,
         scanner: LibvirtScanner | None = None,
-        scan_seconds: float = SCAN_SECONDS,
+        scan_seconds: float = DAEMON_SCAN_INTERVAL_SECONDS,
         grace_seconds: float = GRACE_SECONDS,
     ) -> None:
         """Create a discoverer.
@@ -113,7 +113,7 @@ class LibvirtAutoDiscoverer:
         self._scan_seconds = scan_seconds
         self._grace_seconds = grace_seconds
         self._last_scan = LibvirtScan()
-        self._qemu_index = QemuIndex()
+        self._qemu_index = QemuPidIndex()
         self._daemons: dict[DaemonKey, _Daemon] = {}
         self._status_source = Monitor("libvirt auto", ("libvirt", "auto", *self._options), self._refuse_to_open)
         self._reported_status: object = None
@@ -166,18 +166,19 @@ class LibvirtAutoDiscoverer:
                 f"{sanitize(name)}: {error}" for name, error in sorted(failed.items())[:MAX_NAMED_DAEMONS]
             )
             parts.append(f"{len(failed)} of {len(self._daemons)} libvirt daemons cannot be reached: {names}")
-        if self._last_scan.unreadable:
+        if self._last_scan.unreadable_daemons:
             parts.append(
-                f"libvirt daemons in containers that cannot be inspected: {self._last_scan.unreadable} (the agent needs CAP_SYS_PTRACE)"
+                f"libvirt daemons in containers that cannot be inspected: {self._last_scan.unreadable_daemons} "
+                "(the agent needs CAP_SYS_PTRACE)"
             )
-        if self._last_scan.ignored:
-            parts.append(f"libvirt daemons ignored: {self._last_scan.ignored} (the limit is {MAX_DAEMONS})")
+        if self._last_scan.ignored_daemons:
+            parts.append(f"libvirt daemons ignored: {self._last_scan.ignored_daemons} (the limit is {MAX_DAEMONS})")
         if read_only := sum(bool(daemon.limitation) for daemon in self._daemons.values()):
             parts.append(f"read-only libvirt daemons: {read_only}")
         text = "; ".join(parts)
         if failed and len(failed) == len(self._daemons):
             return type(next(iter(failed.values())))(text), ""
-        if self._last_scan.unreadable and not self._daemons:
+        if self._last_scan.unreadable_daemons and not self._daemons:
             return DeniedError(text), ""
         return None, text
 
@@ -212,7 +213,7 @@ class LibvirtAutoDiscoverer:
                 del self._daemons[key]
                 if daemon.task is not None:
                     daemon.task.cancel()
-                daemon.discoverer.domains.remove_all(listener)
+                daemon.discoverer.domains.remove_all_domains(listener)
 
     def _is_selected(self, process: LibvirtProcess) -> bool:
         return any(fnmatchcase(process.container or HOST_NAME, pattern) for pattern in self._containers)

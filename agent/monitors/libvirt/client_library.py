@@ -62,7 +62,7 @@ class LibvirtConnection:
         self._keepalive = keepalive
         self._handle: Any = None
 
-    def handle(self) -> Any:
+    def vir_connect(self) -> Any:
         """Return libvirt's connection object (virConnect), and connect first if necessary. The call blocks."""
         if self._handle is None:
             self._handle = open_connection(self._api, self._uri, read_only=self._read_only, keepalive=self._keepalive)
@@ -70,7 +70,7 @@ class LibvirtConnection:
 
     def look_up_domain(self, uuid: str) -> Any:
         """Return libvirt's object of a domain (virDomain). The call blocks."""
-        return self.handle().lookupByUUIDString(uuid)
+        return self.vir_connect().lookupByUUIDString(uuid)
 
     def look_up_domains(self, uuids: Iterable[str]) -> list[Any]:
         """Return libvirt's objects of these domains, without domains that no longer exist. The call blocks."""
@@ -84,7 +84,7 @@ class LibvirtConnection:
         return domains
 
     @property
-    def opened(self) -> bool:
+    def was_opened(self) -> bool:
         """True if the connection was ever established."""
         return self._handle is not None
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from agent.common.daemon_thread import run_in_thread, set_outcome
+from agent.common.daemon_thread import complete_future, run_in_thread
 from agent.monitors.libvirt.client_library import KEEPALIVE, LibvirtConnection, to_qmp_error
 from agent.qmp.errors import QmpError, UnreadableReplyError
 
@@ -77,7 +77,7 @@ class ConnectionPool:
             hung_seconds: seconds after which a call counts as hung.
             keepalive: seconds between two keepalive messages, and the number of messages that may stay unanswered.
         """
-        self.hung = 0
+        self.hung_calls = 0
         """Number of hung calls."""
         self.read_only = read_only
         self.uri = uri
@@ -94,7 +94,7 @@ class ConnectionPool:
     @property
     def has_too_many_hung_calls(self) -> bool:
         """True if so many calls hang that no further call is allowed."""
-        return self.hung >= self._limits.max_hung
+        return self.hung_calls >= self._limits.max_hung
 
     async def run(self, function: Callable[[LibvirtConnection], T]) -> T:
         """Call `function` with a connection, in a thread, and return the result. The result must not contain libvirt's objects.
@@ -148,21 +148,21 @@ class ConnectionPool:
         try:
             return function(connection)
         except self._api.libvirtError as error:
-            return to_qmp_error(self._api, error, connection if connection.opened else None)
+            return to_qmp_error(self._api, error, connection if connection.was_opened else None)
         except UnicodeDecodeError as error:  # libvirt's library decodes what libvirtd sends
             return UnreadableReplyError(f"libvirt's answer cannot be decoded: {error}")
 
     def _mark_hung(self, call: _PooledCall) -> None:
-        if self.hung < self._limits.max_hung:
+        if self.hung_calls < self._limits.max_hung:
             call.hung = call.connection.retired = True
-            self.hung += 1
+            self.hung_calls += 1
             self._slots.release()
 
     def _finish_call(self, call: _PooledCall, outcome: Any) -> None:
         assert call.timer is not None
         call.timer.cancel()
         if call.hung:
-            self.hung -= 1
+            self.hung_calls -= 1
         else:
             self._slots.release()
         self._in_use.remove(call.connection)
@@ -170,4 +170,4 @@ class ConnectionPool:
             self._close_in_background(call.connection)
         else:
             self._idle.append(call.connection)
-        set_outcome(call.outcome, outcome)
+        complete_future(call.outcome, outcome)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.common.backoff import retry_delay
-from agent.host.libvirt_processes import QemuIndex
+from agent.host.libvirt_processes import QemuPidIndex
 from agent.host.pools.libvirt import LibvirtStoragePool
 from agent.monitors.base import DiscoveryListener, Monitor, MonitorConnection
 from agent.monitors.libvirt.client_library import LibraryMissingError, load_library
@@ -22,7 +22,7 @@ from agent.monitors.libvirt.connection_pool import HOST_LIMITS, CallLimits, Conn
 from agent.monitors.libvirt.domain import read_pid_file
 from agent.monitors.libvirt.domain_registry import DomainRegistry, FindPid, RunningDomain
 from agent.monitors.libvirt.event_connection import EventConnection, LibvirtEvent
-from agent.monitors.libvirt.executors import LibvirtDaemon
+from agent.monitors.libvirt.executors import ConnectedLibvirtd
 from agent.monitors.libvirt.lifecycle import LifecycleEvent
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
 from agent.monitors.libvirt.storage_pools import list_storage_pools
@@ -128,9 +128,9 @@ class LibvirtDiscoverer:
         key = ("libvirt", self.name, read_only, passthrough)
         self._status_source = Monitor(self.name, key, self._refuse_to_open)
         self.domains = DomainRegistry(
-            self.name, key, self._require_daemon, find_pid or partial(_pid_of_domain, uri, QemuIndex())
+            self.name, key, self._require_daemon, find_pid or partial(_pid_of_domain, uri, QemuPidIndex())
         )
-        self._daemon: LibvirtDaemon | None = None
+        self._daemon: ConnectedLibvirtd | None = None
         self._state = DaemonState.CONNECTING
         self._unreachable_reason = f"{uri} has not been reached yet"
         self._reported_status: object = None
@@ -175,7 +175,7 @@ class LibvirtDiscoverer:
             QmpError: libvirtd cannot be reached, or has no storage pools.
         """
         daemon = self._require_daemon()
-        return await daemon.pool.run(lambda connection: list_storage_pools(daemon.api, connection.handle()))
+        return await daemon.pool.run(lambda connection: list_storage_pools(daemon.api, connection.vir_connect()))
 
     def refresh(self) -> None:
         """Make discovery read libvirt's list of running domains now, without waiting for the interval."""
@@ -183,7 +183,7 @@ class LibvirtDiscoverer:
 
     async def _connect(
         self, events: EventConnection, pool: ConnectionPool, listener: DiscoveryListener
-    ) -> LibvirtDaemon:
+    ) -> ConnectedLibvirtd:
         """Connect. Report a libvirtd that does not answer in time as hung, and keep waiting until keepalive ends the attempt."""
         opening = asyncio.ensure_future(events.open(self.uri, read_only=self._read_only))
         try:
@@ -195,10 +195,10 @@ class LibvirtDiscoverer:
         pool.read_only = read_only
         stats = StatsBatcher(events.api, pool)
         passthrough = self._passthrough and not read_only
-        return LibvirtDaemon(events.api, events.qemu, pool, stats, read_only, passthrough, self._container)
+        return ConnectedLibvirtd(events.api, events.qemu, pool, stats, read_only, passthrough, self._container)
 
     async def _list_domains_until_disconnect(
-        self, events: EventConnection, daemon: LibvirtDaemon, listener: DiscoveryListener
+        self, events: EventConnection, daemon: ConnectedLibvirtd, listener: DiscoveryListener
     ) -> None:
         """Read the list of domains at an interval and after each lifecycle event, until the connection ends.
 
@@ -208,7 +208,7 @@ class LibvirtDiscoverer:
         while True:
             self._list_outdated.clear()
             listing = asyncio.ensure_future(
-                daemon.pool.run(lambda connection: _list_running_domains(connection.handle()))
+                daemon.pool.run(lambda connection: _list_running_domains(connection.vir_connect()))
             )
             ended = asyncio.ensure_future(events.ended.wait())
             try:
@@ -219,12 +219,14 @@ class LibvirtDiscoverer:
                     await asyncio.wait({listing, ended}, return_when=asyncio.FIRST_COMPLETED)
                 if ended.done():
                     overflow = (
-                        f": the queue of events was full, {events.dropped} events dropped" if events.dropped else ""
+                        f": the queue of events was full, {events.dropped_events} events dropped"
+                        if events.dropped_events
+                        else ""
                     )
                     raise TransportLostError(f"the connection to {self.uri} ended{overflow}")
                 self._state = DaemonState.REACHABLE
                 try:
-                    self.domains.update(listing.result(), listener)
+                    self.domains.update_domains(listing.result(), listener)
                 except (CommandError, UnreadableReplyError) as error:
                     self._report_status(listener, error)  # the connections to the domains still work
                 else:
@@ -257,7 +259,7 @@ class LibvirtDiscoverer:
             self._daemon = None
             self.domains.end_all_connections(TransportLostError(str(error)))
 
-    def _require_daemon(self) -> LibvirtDaemon:
+    def _require_daemon(self) -> ConnectedLibvirtd:
         """Return the libvirtd.
 
         Raises:
@@ -277,7 +279,7 @@ class LibvirtDiscoverer:
         raise NotConnectedError(f"{self.uri} is not a VM")
 
 
-def _pid_of_domain(uri: str, index: QemuIndex, uuid: str, name: str) -> int | None:
+def _pid_of_domain(uri: str, index: QemuPidIndex, uuid: str, name: str) -> int | None:
     """Return the process ID of a domain; None if libvirtd is on another host or the ID is unknown. The call blocks.
 
     If libvirtd is not the system libvirtd, search by the UUID, because the pid files may be in another namespace.

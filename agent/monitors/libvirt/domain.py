@@ -8,8 +8,8 @@ from typing import Any
 
 from agent.monitors.base import EventCallback
 from agent.monitors.libvirt.executors import (
+    ConnectedLibvirtd,
     LibvirtCommandExecutor,
-    LibvirtDaemon,
     PassthroughExecutor,
     TranslatingExecutor,
 )
@@ -40,7 +40,7 @@ class DomainConnection:
 
     def __init__(
         self,
-        daemon: LibvirtDaemon,
+        daemon: ConnectedLibvirtd,
         uuid: str,
         name: str,
         allow: AllowList,
@@ -87,7 +87,7 @@ class DomainConnection:
         if await self._wait_for_results(self._execution, deadline):
             return self._execution.result()
         full = (
-            f"; {pool.hung} calls hang in libvirtd, which is the limit"
+            f"; {pool.hung_calls} calls hang in libvirtd, which is the limit"
             if (pool := self._daemon.pool).has_too_many_hung_calls
             else ""
         )

@@ -9,9 +9,9 @@ from typing import NamedTuple
 from agent.monitors.base import DiscoveryListener, EventCallback, Monitor, MonitorConnection, MonitorPriority
 from agent.monitors.libvirt.domain import DomainConnection
 from agent.monitors.libvirt.event_connection import DomainEvent, LibvirtEvent
-from agent.monitors.libvirt.executors import LibvirtDaemon
+from agent.monitors.libvirt.executors import ConnectedLibvirtd
 from agent.monitors.libvirt.guest_info import MAX_GUEST_CALLS, open_guest_channel
-from agent.monitors.libvirt.lifecycle import QMP_EVENTS, STOPPED, LibvirtMigrationPhase, LifecycleEvent
+from agent.monitors.libvirt.lifecycle import QMP_EVENT_BY_LIFECYCLE_TYPE, STOPPED, LibvirtMigrationPhase, LifecycleEvent
 from agent.qga.channel import GuestChannel
 from agent.qga.errors import GuestChannelError
 from agent.qmp.commands import AllowList
@@ -37,7 +37,7 @@ class DomainRegistry:
     """Reports domains as monitors, opens connections to domains, and passes libvirt's events to these connections."""
 
     def __init__(
-        self, name: str, key: tuple[object, ...], require_daemon: Callable[[], LibvirtDaemon], find_pid: FindPid
+        self, name: str, key: tuple[object, ...], require_daemon: Callable[[], ConnectedLibvirtd], find_pid: FindPid
     ) -> None:
         """Create a registry without domains.
 
@@ -58,7 +58,7 @@ class DomainRegistry:
         self._missing_in_last_list: set[str] = set()
         """UUIDs of domains that have a connection but are missing in the last list."""
 
-    def update(self, running: Iterable[RunningDomain], listener: DiscoveryListener) -> None:
+    def update_domains(self, running: Iterable[RunningDomain], listener: DiscoveryListener) -> None:
         """Report new and ended domains to `listener`; `running` is libvirt's list of running domains."""
         current = {(*self._key, domain.id, domain.uuid): domain for domain in running}
         for key in self._monitors.keys() - current.keys():
@@ -70,14 +70,14 @@ class DomainRegistry:
         self._missing_in_last_list = missing
         for key in current.keys() - self._monitors.keys():
             _, uuid, name = current[key]
-            open_ = partial(self.open, uuid, name)
+            open_ = partial(self.open_connection, uuid, name)
             open_guest_channel = partial(self.open_guest_channel, uuid)
             monitor = self._monitors[key] = Monitor(
                 f"{self._name}#{name}", key, open_, MonitorPriority.MANAGER, open_guest_channel=open_guest_channel
             )
             listener.on_monitor_added(monitor)
 
-    async def open(
+    async def open_connection(
         self,
         uuid: str,
         name: str,
@@ -120,10 +120,10 @@ class DomainRegistry:
         except QmpError as error:
             raise GuestChannelError(str(error)) from error
 
-    def remove_all(self, listener: DiscoveryListener) -> None:
+    def remove_all_domains(self, listener: DiscoveryListener) -> None:
         """Report all domains as removed, because their libvirtd has ended permanently."""
         self.end_all_connections(NotConnectedError("libvirtd has ended"))
-        self.update((), listener)
+        self.update_domains((), listener)
 
     def end_all_connections(self, cause: QmpError) -> None:
         """End the connections to all domains. Keep the domains' monitors, so that sessions reconnect."""
@@ -150,8 +150,8 @@ class DomainRegistry:
         connection = self._connections.get(event.uuid)
         if connection is None:
             return
-        if not connection.receives_events and event.type in QMP_EVENTS:
-            connection.on_event(Event(QMP_EVENTS[event.type], {}, None))
+        if not connection.receives_events and event.type in QMP_EVENT_BY_LIFECYCLE_TYPE:
+            connection.on_event(Event(QMP_EVENT_BY_LIFECYCLE_TYPE[event.type], {}, None))
         if event.type == STOPPED:
             error = MigratedAwayError if event.migrated_away else NotConnectedError
             self._forget_connection(event.uuid, connection)

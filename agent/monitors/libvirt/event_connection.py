@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from agent.common.daemon_thread import run_in_thread, set_outcome
+from agent.common.daemon_thread import complete_future, run_in_thread
 from agent.monitors.libvirt.client_library import (
     is_alive,
     is_denied,
@@ -54,10 +54,10 @@ class EventConnection:
         self.api = api
         self.qemu = qemu
         self.ended = asyncio.Event()
-        self.dropped = 0
+        self.dropped_events = 0
         """Number of dropped events. A drop ends the connection, so that the agent reconnects and queries everything again."""
         self._on_event = on_event
-        self._inbox = EventInbox(self._deliver, self._on_overflow)
+        self._inbox = ThreadSafeEventQueue(self._deliver, self._on_overflow)
         self._loop = asyncio.get_running_loop()
         self._handle: Any = None
         self._call_lock = threading.Lock()  # one call at a time, see connection_pool
@@ -74,7 +74,7 @@ class EventConnection:
             TransportLostError: libvirtd cannot be reached.
         """
         done: asyncio.Future[Any] = self._loop.create_future()
-        run_in_thread(self._loop, lambda: self._open(uri, read_only=read_only), partial(set_outcome, done))
+        run_in_thread(self._loop, lambda: self._open(uri, read_only=read_only), partial(complete_future, done))
         is_read_only: bool = await done
         return is_read_only
 
@@ -90,7 +90,7 @@ class EventConnection:
             self._on_event(event)
 
     def _on_overflow(self, dropped: int) -> None:
-        self.dropped += dropped
+        self.dropped_events += dropped
         self.ended.set()
 
     # The methods below run in threads.
@@ -166,7 +166,7 @@ def _event_callback(put: Callable[[Any], None]) -> Callable[..., None]:
     return on_event
 
 
-class EventInbox:
+class ThreadSafeEventQueue:
     """A bounded queue of events from libvirt's event thread to the event loop. Keeps the order of events, and counts dropped events."""
 
     def __init__(self, deliver: Callable[[Any], None], on_overflow: Callable[[int], object]) -> None:

@@ -24,7 +24,7 @@ from agent.qmp.errors import AmbiguousReplyError, CommandError, QmpError, Unread
 
 
 @dataclass(frozen=True, slots=True)
-class LibvirtDaemon:
+class ConnectedLibvirtd:
     """A libvirtd that the agent is connected to.
 
     Attributes:
@@ -66,7 +66,7 @@ class LibvirtCommandExecutor(Protocol):
 class PassthroughExecutor:
     """Sends commands to QEMU by libvirt's virDomainQemuMonitorCommand."""
 
-    def __init__(self, daemon: LibvirtDaemon, uuid: str, allow: AllowList) -> None:
+    def __init__(self, daemon: ConnectedLibvirtd, uuid: str, allow: AllowList) -> None:
         self.current_command = ""
         self._daemon = daemon
         self._uuid = uuid
@@ -109,7 +109,7 @@ class TranslatingExecutor:
     """Executes commands by libvirt's own calls. Converts libvirt's statistics and the domain's XML to QMP results."""
 
     def __init__(
-        self, daemon: LibvirtDaemon, uuid: str, name: str, migration_phase: Callable[[], LibvirtMigrationPhase]
+        self, daemon: ConnectedLibvirtd, uuid: str, name: str, migration_phase: Callable[[], LibvirtMigrationPhase]
     ) -> None:
         """Create an executor.
 
@@ -157,12 +157,12 @@ class TranslatingExecutor:
     async def _read_devices(self, commands: Sequence[Command], stats: Stats) -> tuple[DomainDevices, QmpError | None]:
         """Return the devices if these commands need them, and an error if the XML cannot be read.
 
-        Read the XML again if one of the commands is in `REFRESH_DEVICES`, or if the statistics list other images.
+        Read the XML again if one of the commands is in `DEVICE_REFRESH_COMMANDS`, or if the statistics list other images.
         """
         if not any(map(qmp_translation.needs_devices, commands)):
             return NO_DEVICES, None
         devices = self._devices
-        refresh = any(command.name in qmp_translation.REFRESH_DEVICES for command in commands)
+        refresh = any(command.name in qmp_translation.DEVICE_REFRESH_COMMANDS for command in commands)
         if devices is not None and not refresh and qmp_translation.devices_cover_stats(stats, devices):
             return devices, None
         self._devices = None

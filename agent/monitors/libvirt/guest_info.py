@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.monitors.libvirt.client_library import LibvirtConnection
-from agent.monitors.libvirt.executors import LibvirtDaemon
+from agent.monitors.libvirt.executors import ConnectedLibvirtd
 from agent.qga import commands
 from agent.qga.errors import (
     GuestAgentCommandError,
@@ -107,7 +107,7 @@ def _convert_system(params: Params) -> dict[str, Any]:
     return _rename_params(params, {f"os.{name}": name for name in (*_OS_KEYS, "kernel-version")})
 
 
-INFO_TYPES: Mapping[str, GuestInfoType] = {
+GUEST_INFO_TYPES: Mapping[str, GuestInfoType] = {
     "guest-get-users": GuestInfoType(1, lambda params: _split_entries(params, "user")),
     "guest-get-osinfo": GuestInfoType(2, _convert_system),
     "guest-get-timezone": GuestInfoType(
@@ -124,14 +124,14 @@ INFO_TYPES: Mapping[str, GuestInfoType] = {
 
 _GUEST_INFO_REPLY = {
     "version": "libvirt",
-    "supported_commands": [{"name": name, "enabled": True} for name in INFO_TYPES],
+    "supported_commands": [{"name": name, "enabled": True} for name in GUEST_INFO_TYPES],
 }
 
 
 class LibvirtGuestChannel:
     """A `GuestChannel` over libvirt. libvirt's calls wait forever for the guest agent, unless a timeout is set."""
 
-    def __init__(self, daemon: LibvirtDaemon, uuid: str, call_slots: asyncio.Semaphore) -> None:
+    def __init__(self, daemon: ConnectedLibvirtd, uuid: str, call_slots: asyncio.Semaphore) -> None:
         self.ended: asyncio.Future[GuestAgentError] = asyncio.get_running_loop().create_future()
         self._daemon = daemon
         self._uuid = uuid
@@ -145,10 +145,10 @@ class LibvirtGuestChannel:
         """
         if self.ended.done():
             raise self.ended.result()
-        commands.encode(name)  # raises for a command that is not on the allow-list
+        commands.encode_command(name)  # raises for a command that is not on the allow-list
         if name == "guest-info":
             return _GUEST_INFO_REPLY
-        info = INFO_TYPES.get(name)
+        info = GUEST_INFO_TYPES.get(name)
         if info is None:
             raise GuestAgentCommandError("CommandNotFound", f"libvirt does not report {name}")
         try:
@@ -215,7 +215,7 @@ def _to_guest_error(error: QmpError) -> GuestAgentError:
     return GuestChannelError(str(error))
 
 
-def open_guest_channel(daemon: LibvirtDaemon, uuid: str, call_slots: asyncio.Semaphore) -> LibvirtGuestChannel:
+def open_guest_channel(daemon: ConnectedLibvirtd, uuid: str, call_slots: asyncio.Semaphore) -> LibvirtGuestChannel:
     """Return a channel to a domain's guest agent.
 
     Raises:

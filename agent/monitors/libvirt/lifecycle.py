@@ -12,7 +12,7 @@ _STARTED_BY_MIGRATION = 1
 _ARRIVAL_EVENTS = {(SUSPENDED, 0), (RESUMED, 0), (RESUMED, 1)}
 """Types and details of the events that end a migration to this host. The domain is resumed, or suspended if it was suspended before."""
 
-QMP_EVENTS: Mapping[int, str] = {SUSPENDED: "STOP", RESUMED: "RESUME", 6: "SHUTDOWN", 7: "SUSPEND"}
+QMP_EVENT_BY_LIFECYCLE_TYPE: Mapping[int, str] = {SUSPENDED: "STOP", RESUMED: "RESUME", 6: "SHUTDOWN", 7: "SUSPEND"}
 """The name of QEMU's event by virDomainEventType, for read-only connections, which do not receive QEMU's own events."""
 
 _STOP_REASONS = {

@@ -327,7 +327,7 @@ _STATS_GROUPS: Mapping[str, str] = {
     "block-set-write-threshold": "BLOCK",
 }
 
-REFRESH_DEVICES = frozenset({"qom-list", "query-chardev", "query-named-block-nodes"})
+DEVICE_REFRESH_COMMANDS = frozenset({"qom-list", "query-chardev", "query-named-block-nodes"})
 """Commands that the agent sends after devices may have changed. The executor reads the XML again for these commands."""
 
 

@@ -12,7 +12,7 @@ from agent.qmp.errors import CommandError, NotConnectedError, QmpError, Unreadab
 MAX_BATCH_DOMAINS = 32
 """Maximum number of domains in one call. libvirtd queries their QEMUs one after another."""
 
-BATCH_SECONDS = 0.5
+BATCH_TIMEOUT_SECONDS = 0.5
 """Timeout of a call for many domains. 32 domains take about 0.3 s (libvirt 9.0).
 
 If a call takes longer, one of its domains hangs, and the agent makes a separate call for each domain. A hung domain
@@ -92,7 +92,7 @@ class StatsBatcher:
             groups |= request.groups
         call = asyncio.ensure_future(self._pool.run(lambda connection: self._call_libvirt(connection, uuids, groups)))
         try:
-            if not (await asyncio.wait({call}, timeout=BATCH_SECONDS))[0]:
+            if not (await asyncio.wait({call}, timeout=BATCH_TIMEOUT_SECONDS))[0]:
                 for request in requests:
                     request.needs_own_call = True
                 return
@@ -125,7 +125,7 @@ class StatsBatcher:
     def _call_libvirt(self, connection: LibvirtConnection, uuids: list[str], groups: int) -> dict[str, Stats]:
         """Return the statistics of these domains by UUID. This method runs in a thread."""
         domains = connection.look_up_domains(uuids)
-        results = connection.handle().domainListGetStats(domains, groups, self._flags) if domains else []
+        results = connection.vir_connect().domainListGetStats(domains, groups, self._flags) if domains else []
         return {domain.UUIDString(): stats | self._busy_stats(domain, stats) for domain, stats in results}
 
     def _busy_stats(self, domain: Any, stats: Stats) -> Stats:

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from agent.app.agent import Agent
 from agent.cli.record_text import format_record
-from agent.collectors import ALL, PollIntervals, VmFacts
+from agent.collectors import ALL_COLLECTORS, PollIntervals, VmFacts
 from agent.config.model import Config
 from agent.delivery.sinks.jsonl import JsonLinesSink
 from agent.exposition.prometheus import render_metrics
-from agent.model.event_table import EVENT_ROWS_BY_NAME
+from agent.model.event_table import EVENT_DEFINITIONS_BY_NAME
 from agent.model.record import EncodedRecord, RecordEncoder, Vm
 from agent.monitors import Monitor
 from agent.qmp.errors import QmpError
@@ -33,7 +33,7 @@ NO_DEADLINE = settings(deadline=None, derandomize=True, suppress_health_check=[H
 Each run has the same examples, so that a change is judged by what it changes. `make fuzz` searches for new ones.
 """
 INTERVALS = PollIntervals(poll=10, guest_memory=30, migrations_and_jobs=1, resync=300)
-COLLECTORS = {collector.name: collector for collector in ALL}
+COLLECTORS = {collector.name: collector for collector in ALL_COLLECTORS}
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
     ['"', "\\", "\n", 'x="y"} 1\nforged 1', "\x1b[31m", "\u2028", "\x00", "a" * 10_000, "{}", "%s", "../.."]
 )
@@ -106,7 +106,7 @@ async def test_any_event_gives_well_formed_output(app: RecordingAgent) -> None:
     fields = st.sampled_from(
         ["device", "node-name", "reason", "id", "status", "action", "nospace", "info", "actual", "x"]
     )
-    names = st.sampled_from(sorted(EVENT_ROWS_BY_NAME)) | text
+    names = st.sampled_from(sorted(EVENT_DEFINITIONS_BY_NAME)) | text
 
     @NO_DEADLINE
     @given(names, st.dictionaries(fields, hostile, max_size=4), st.none() | st.integers(0, (1 << 33) * 10**9))

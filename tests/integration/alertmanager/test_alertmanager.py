@@ -325,7 +325,7 @@ async def test_a_dead_agent_fires_agent_lost_before_its_alerts_end(fake: FakeQem
             agent.panic()
             await until(lambda: ("guest_panicked", "firing") in notified(), 180)
             member = client_of(agent).members[0]
-            await until(lambda: member.sent >= 9, 180)  # three requests
+            await until(lambda: member.alerts_sent >= 9, 180)  # three requests
             assert {name for name, _ in notified()} == {"guest_panicked"}, "the watchdog's alerts inhibit each other"
         # The agent has ended: nothing repeats its alerts.
         await until(lambda: ("guest_panicked", "resolved") in notified(), 180)

@@ -11,7 +11,7 @@ import pytest
 from aiokafka.partitioner import murmur2
 
 from agent.delivery.journal.database import JournalDatabase
-from agent.delivery.journal.writer import FILE
+from agent.delivery.journal.writer import JOURNAL_FILE
 from agent.delivery.sinks.kafka.config import KafkaTopicCreationConfig, KafkaTopicsConfig, TopicRouteConfig
 from agent.delivery.sinks.kafka.sink import KafkaSink, murmur2_hash
 from agent.model.record import Record, RecordEncoder, Vm
@@ -250,7 +250,7 @@ async def test_many_rejected_records_delay_no_others(kafka: KafkaCluster, folder
     assert [
         record_id for record_id in deduplicated(ids(await read_topic(kafka, topic))) if record_id in source.bodies
     ] == source.ids
-    database = JournalDatabase(folder / FILE)
+    database = JournalDatabase(folder / JOURNAL_FILE)
     dead_letters = [record.id for _, record in database.dead_letters()]
     database.close()
     assert dead_letters == [record.id for record in rejected]

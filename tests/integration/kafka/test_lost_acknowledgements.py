@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from agent.consumer.state_reader import StateReader
 from agent.delivery.sinks.kafka.config import KafkaTopicsConfig
 from agent.model.record import EncodedRecord, Record, RecordEncoder
-from agent.model.state import StateSubject
+from agent.model.state_records import StateSubject
 from tests.lab.kafka import KafkaCluster
 from tests.lab.kafka_sink import kafka_config, open_sink, read_topic
 from tests.lab.lossy_proxy import LossyProxy

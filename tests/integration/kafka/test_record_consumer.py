@@ -17,7 +17,7 @@ from tests.lab.kafka import KafkaCluster
 from tests.lab.scripted_sink import DEADLINE_SECONDS
 from tests.lab.waiting import until
 
-SETTINGS: Final = ConsumerSettings(OrderSettings(hold_seconds=0.2), reread=100, poll_seconds=0.1)
+SETTINGS: Final = ConsumerSettings(OrderSettings(hold_seconds=0.2), reread_messages=100, poll_seconds=0.1)
 
 
 def body(number: int, previous: int = 0, *, vm: str = "vm-1") -> bytes:
@@ -142,7 +142,9 @@ async def test_a_consumer_that_is_killed_again_and_again_ends_with_the_true_stat
             await producer.send(topic, value, key=b"key")
 
     found: dict[str, int] = {}
-    settings = ConsumerSettings(OrderSettings(hold_seconds=0.2), reread=100, batch=50, poll_seconds=0.1)
+    settings = ConsumerSettings(
+        OrderSettings(hold_seconds=0.2), reread_messages=100, max_batch_messages=50, poll_seconds=0.1
+    )
     kills = 0
     async with asyncio.timeout(DEADLINE_SECONDS):
         while found != newest:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from agent.host.qemu_processes import command_line
+from agent.host.qemu_processes import read_command_line
 from tests.integration.libvirt.conftest import QUICK
 from tests.integration.libvirt.test_domain_lifecycle import wait_until_attached
 from tests.lab.agent_process import AgentProcess, run_command
@@ -47,7 +47,7 @@ async def test_domains_of_all_libvirts_are_watched_until_their_containers_end(
         for each in (host_domain, domain):
             await wait_until_attached(agent, each)
             sample = await agent.wait_for_record("sample.process", vm=each.uuid)
-            assert each.uuid in command_line(sample["data"]["pid"])
+            assert each.uuid in read_command_line(sample["data"]["pid"])
 
         about = await agent.wait_for_record("sample.identity", vm=domain.uuid)
         assert about["data"]["labels"] | {"node": ""} == {

@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from agent.host.qemu_processes import command_line
+from agent.host.qemu_processes import read_command_line
 from tests.lab.agent_process import AgentProcess, run_command
 from tests.lab.golden_files import same_text
 from tests.lab.libvirt import Libvirtd
@@ -190,7 +190,7 @@ async def test_doctors_json_has_a_field_for_everything_that_it_reports(vm_host: 
         "entry": "",
         "used_by_manager": False,
     }
-    assert any("vm-manager" in word for word in command_line(held["monitors"][0]["holder_pid"]))
+    assert any("vm-manager" in word for word in read_command_line(held["monitors"][0]["holder_pid"]))
     assert held["uuid"] == UUIDS["held"]
     assert {vm["state"] for vm in vms.values()} == {"unwatched"}
     assert vms["libvirt"]["manager"] == "libvirt"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from agent.host.pools.libvirt import LibvirtStoragePool
-from agent.host.qemu_processes import command_line
+from agent.host.qemu_processes import read_command_line
 from agent.monitors.libvirt.discovery import LibvirtDiscoverer
 from agent.monitors.libvirt.storage_pools import parse_storage_pool
 from tests.integration.libvirt.conftest import AgentOn
@@ -126,7 +126,7 @@ async def another_qemu(folder: Path, uuid: str) -> AsyncIterator[None]:
     script = f"exec -a qemu-kvm {folder}/qemu-other -c 'import time; time.sleep(3600)' -uuid {uuid}"
     process = await asyncio.create_subprocess_exec("setpriv", "--pdeathsig", "KILL", "bash", "-c", script)
     try:
-        await until(lambda: command_line(process.pid)[:1] == ["qemu-kvm"], 180)
+        await until(lambda: read_command_line(process.pid)[:1] == ["qemu-kvm"], 180)
         yield
     finally:
         process.kill()

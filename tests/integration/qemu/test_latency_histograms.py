@@ -152,8 +152,8 @@ async def test_another_clients_histogram_stays_and_is_used(folder: Path, start_g
         await until(lambda: states(agent) == {HistogramState.OURS: 1, HistogramState.FOREIGN: 1}, WAIT_SECONDS)
         await until(lambda: "read_latency_seconds" in disks(agent).get("disk0", {}), WAIT_SECONDS)
         (vm,) = (vm for vm, _ in agent.snapshot.views())
-        assert agent.view.histogram_owner(vm, "disk0") == "other"
-        assert sorted(agent.view.histogram_owner(vm, name) for name in disks(agent)) == ["agent", "other"]
+        assert agent.endpoint_source.histogram_owner(vm, "disk0") == "other"
+        assert sorted(agent.endpoint_source.histogram_owner(vm, name) for name in disks(agent)) == ["agent", "other"]
         assert disks(agent)["disk0"]["read_latency_seconds"]["boundaries_seconds"] == [0.005, 0.05]
         found = await stats(guest, "disk0")
         assert found["rd_latency_histogram"]["boundaries"] == FOREIGN

@@ -71,7 +71,9 @@ def storage_of(agent: AlertWatcher, vm: str = "vm1", layer: str = "storage") -> 
 def pool_of(agent: AlertWatcher, vm: str = "vm1", layer: str = "storage") -> Data:
     """Return the last figures of the pool of an image; empty if there are none."""
     storage = storage_of(agent, vm, layer)
-    return dict(agent.app.snapshot.host.get("pool", {}).get((storage.get("pool", ""), storage.get("kind", "")), {}))
+    return dict(
+        agent.app.snapshot.host_samples.get("pool", {}).get((storage.get("pool", ""), storage.get("kind", "")), {})
+    )
 
 
 async def fresh(values: Callable[[], Data]) -> Data:

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from agent.alerts.disk_space_values import disk_space_values, space_sample
 from agent.alerts.disk_types import LimitedBy, ThresholdMode
 from agent.alerts.image_size import max_file_bytes
 from agent.alerts.pool_usage import Image, PoolUsage
-from agent.alerts.space_metrics import space_figures, space_sample
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.host.pools.base import Pool, PoolKind, PoolReading, UnknownPool
 from tests.lab.thin_disks import GIB, VM, Disk, policy
@@ -170,7 +170,7 @@ def test_a_level_fires_when_others_fill_the_pool() -> None:
 
 
 def test_the_figures_name_the_limit_and_the_pool() -> None:
-    figures = space_figures(tracker_of(file_disk(10 * GIB), pool(2 * GIB)).usage)
+    figures = disk_space_values(tracker_of(file_disk(10 * GIB), pool(2 * GIB)).usage)
     assert {name: figures[name] for name in ("limited_by", "pool", "limit_bytes", "used_bytes", "free_bytes")} == {
         "limited_by": "pool",
         "pool": "/images",
@@ -185,7 +185,7 @@ def test_the_time_to_full_of_a_disk_on_a_filling_pool_is_that_of_the_pool() -> N
     for second in range(31):
         place.on_reading(PoolReading(1000 * GIB, (100 - second) * MIB), float(second))
     tracker = tracker_of(file_disk(10 * GIB), place)
-    assert space_figures(tracker.usage)["time_to_full_seconds"] == pytest.approx(70)
+    assert disk_space_values(tracker.usage)["time_to_full_seconds"] == pytest.approx(70)
 
 
 def test_free_bytes_are_never_negative() -> None:
@@ -230,7 +230,7 @@ def thin_pool(free: int, allocated: int | None, *, has_levels: bool = True) -> P
     usage = PoolUsage(Pool("lvm_thin:vg/p", PoolKind.LVM_THIN, "vg/p"), "vg/p", -1, has_levels=has_levels)
     usage.images[VM, "disk0", "storage"] = Image("disk0", "storage", "host_device", "/dev/vg/lv", 0, 0, 0, "253:7")
     volumes = {"253:7": allocated} if allocated is not None else {}
-    usage.on_reading(PoolReading(1000 * GIB, free, allocated=volumes), 0.0)
+    usage.on_reading(PoolReading(1000 * GIB, free, allocated_bytes_by_volume=volumes), 0.0)
     return usage
 
 
@@ -280,7 +280,9 @@ def test_the_usage_of_a_thin_volume_follows_the_report() -> None:
     place = thin_pool(50 * GIB, 30 * GIB)
     tracker = tracker_of_volume(place)
     for minute, allocated in enumerate((31, 32, 33), 1):
-        place.on_reading(PoolReading(1000 * GIB, 50 * GIB, allocated={"253:7": allocated * GIB}), 60.0 * minute)
+        place.on_reading(
+            PoolReading(1000 * GIB, 50 * GIB, allocated_bytes_by_volume={"253:7": allocated * GIB}), 60.0 * minute
+        )
         tracker.usage.volume_allocated = place.allocated_of(VM, "disk0")
         tracker.on_poll("storage", 99 * GIB, 60.0 * minute)
         assert (tracker.usage.used, tracker.usage.limit) == (allocated * GIB, (allocated + 50) * GIB)

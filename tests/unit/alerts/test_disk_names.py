@@ -42,7 +42,7 @@ def test_an_error_that_names_a_known_node_has_the_disks_figures(scenario: AlertS
 def test_an_error_that_names_a_backend_or_a_filter_has_the_disks_figures(scenario: AlertScenario, alias: str) -> None:
     counters = DISK.counter_sample()
     sample = Sample(counters.family, counters.labels, counters.values | {"backend": "drive-scsi0", "node": alias})
-    scenario.engine.on_samples(VM, [sample], 2, 2)
+    scenario.engine.on_disk_samples(VM, [sample], 2, 2)
     key = "device" if alias.startswith("drive") else "node_name"
     named: dict[str, Any] = {"device": "", key: alias}
     assert scenario.io_error(10, **named) == [DISK_FULL]
@@ -54,11 +54,11 @@ def test_an_error_under_the_filter_of_a_job_has_the_disks_figures(
     scenario: AlertScenario, named: dict[str, Any]
 ) -> None:
     names = Sample(BLOCK_NAMES, ("disk0",), {"names": ["#block269", "drive-scsi0"]})
-    scenario.engine.on_samples(VM, [names], 2, 2, families=(BLOCK_NAMES,))
+    scenario.engine.on_disk_samples(VM, [names], 2, 2, families=(BLOCK_NAMES,))
     assert scenario.io_error(10, **named) == [DISK_FULL]
     assert scenario.emitted[-1].data.items() >= FIGURES.items()
     scenario.event("RESUME", 11)
-    scenario.engine.on_samples(VM, [], 12, 12, families=(BLOCK_NAMES,))
+    scenario.engine.on_disk_samples(VM, [], 12, 12, families=(BLOCK_NAMES,))
     assert scenario.io_error(13, device="", node_name="#block269") == [], "the job has ended"
 
 
@@ -115,7 +115,7 @@ def test_a_failed_disk_at_attach_is_no_full_one() -> None:
 def test_a_corrupt_image_with_a_backend_name_has_the_device(scenario: AlertScenario) -> None:
     counters = DISK.counter_sample()
     sample = Sample(counters.family, counters.labels, counters.values | {"backend": "drive0"})
-    scenario.engine.on_samples(VM, [sample], 2, 2)
+    scenario.engine.on_disk_samples(VM, [sample], 2, 2)
     changes = scenario.event("BLOCK_IMAGE_CORRUPTED", 10, device="drive0", node_name="format", fatal=True)
     assert changes == [("image_corrupted", "disk0", "firing")]
     assert scenario.emitted[-1].data["path"] == "/dev/vg/lv"

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from agent.alerts.disk_types import ThresholdMode
-from agent.alerts.engine import AWAY_SECONDS, AlertEngine, PendingAlert
+from agent.alerts.engine import REATTACH_SECONDS, AlertChange, AlertEngine
+from agent.alerts.failure_rules import FAILURE_EVENT_RULES
 from agent.alerts.persistence import VM_ENTRY_PREFIX
-from agent.alerts.rules import EVENT_RULES
 from agent.alerts.store import Alert, AlertStore
 from agent.model.record import Record, RecordEncoder, Severity, Vm
 from agent.qmp.commands import AllowList, Command, QemuChange
@@ -19,7 +19,7 @@ from tests.lab.thin_disks import GIB, HOST, VM, Disk, alert_manager, policy, thr
 VM_AT_OTHER_MONITOR = Vm(VM.host, VM.uuid, VM.name, "/run/other.qmp")
 
 
-def records(pending: list[PendingAlert]) -> list[Record]:
+def records(pending: list[AlertChange]) -> list[Record]:
     """Validate the records against their schemas and return them."""
     for alert in pending:
         body = RecordEncoder()(alert.record).body
@@ -32,7 +32,7 @@ def records(pending: list[PendingAlert]) -> list[Record]:
 def poll(manager: AlertEngine, disk: Disk, device: str = "disk0", vm: Vm = VM, now: float = 0) -> list[Record]:
     """Pass both polls of a disk to a manager; return its alert records."""
     samples = [disk.counter_sample(device), *disk.layer_samples(device)]
-    return records(manager.on_samples(vm, samples, now, int(now * 1e9))[0])
+    return records(manager.on_disk_samples(vm, samples, now, int(now * 1e9))[0])
 
 
 def attached_manager(disk: Disk, mode: ThresholdMode = ThresholdMode.ARM, *levels: str) -> AlertEngine:
@@ -45,12 +45,12 @@ def attached_manager(disk: Disk, mode: ThresholdMode = ThresholdMode.ARM, *level
 
 def execute_commands(manager: AlertEngine, disk: Disk, vm: Vm = VM) -> list[Command]:
     """Execute the pending commands on the disk; return them."""
-    commands = manager.threshold_commands.pending(vm)
+    commands = manager.threshold_commands.pending_commands(vm)
     for device, command in commands:
         assert AllowList([QemuChange.WRITE_THRESHOLD]).encode(command)
         assert command.arguments is not None
         disk.slot = command.arguments["write-threshold"]
-        manager.threshold_commands.on_done(vm, device, done=True)
+        manager.threshold_commands.on_command_done(vm, device, done=True)
     return [command for _, command in commands]
 
 
@@ -127,7 +127,7 @@ def test_the_highest_level_is_critical_and_freed_space_resolves() -> None:
 def test_a_foreign_threshold_fires_an_alert_that_expires() -> None:
     disk = Disk(slot=5 * GIB)
     manager = attached_manager(disk)
-    assert manager.threshold_commands.pending(VM) == []
+    assert manager.threshold_commands.pending_commands(VM) == []
     (alert,) = records(manager.on_event(threshold_record(disk.write(6 * GIB)), "BLOCK_WRITE_THRESHOLD", 9))
     expected = {"owner": "other", "level": f"threshold {5 * GIB}", "layer": "storage", "exceeded_by_bytes": GIB}
     assert expected.items() <= alert.data.items()
@@ -163,14 +163,14 @@ def test_a_threshold_event_without_its_fields_fires_nothing(data: dict[str, Any]
 def test_a_failed_command_is_retried_after_the_slot_was_read() -> None:
     disk = Disk()
     manager = attached_manager(disk)
-    ((device, _),) = manager.threshold_commands.pending(VM)
-    manager.threshold_commands.on_done(VM, device, done=False)
-    assert manager.threshold_commands.pending(VM) == [] or manager.threshold_commands.pop_collectors_to_poll(VM) == {
-        "nodes"
-    }
+    ((device, _),) = manager.threshold_commands.pending_commands(VM)
+    manager.threshold_commands.on_command_done(VM, device, done=False)
+    assert manager.threshold_commands.pending_commands(VM) == [] or manager.threshold_commands.pop_collectors_to_poll(
+        VM
+    ) == {"nodes"}
     manager.threshold_commands.pop_collectors_to_poll(VM)
     poll(manager, disk)
-    assert len(manager.threshold_commands.pending(VM)) == 1
+    assert len(manager.threshold_commands.pending_commands(VM)) == 1
 
 
 def test_each_thin_disk_has_a_space_sample() -> None:
@@ -182,7 +182,7 @@ def test_each_thin_disk_has_a_space_sample() -> None:
         for device, disk in disks.items()
         for sample in (disk.counter_sample(device), *disk.layer_samples(device))
     ]
-    _, (space,) = manager.on_samples(VM, samples, 0, 0)
+    _, (space,) = manager.on_disk_samples(VM, samples, 0, 0)
     assert space.labels == ("disk0",)
     assert space.values == {
         "measure": "offset",
@@ -199,7 +199,7 @@ def test_unplugging_a_disk_resolves_its_alerts() -> None:
     disk = Disk(offset=81 * GIB)
     manager = attached_manager(disk)
     other = [Disk().counter_sample("disk1"), *Disk(node="n2", path="/dev/vg/lv2").layer_samples("disk1")]
-    (resolved,) = records(manager.on_samples(VM, other, 1, 10**9)[0])
+    (resolved,) = records(manager.on_disk_samples(VM, other, 1, 10**9)[0])
     assert resolved.data["resolved_by"] == "unplugged"
     assert alert_changes([resolved]) == [("write_threshold", "disk0", "80%", "resolved")]
     assert alert_changes(poll(manager, disk)) == [("write_threshold", "disk0", "80%", "firing")]
@@ -259,7 +259,7 @@ def test_disk_full_has_the_disks_usage() -> None:
 
 
 def test_every_rule_names_what_resolves_its_alert() -> None:
-    endless = (rule for rule in EVENT_RULES if not rule.resolved_by and rule.seconds is None and not rule.status)
+    endless = (rule for rule in FAILURE_EVENT_RULES if not rule.resolved_by and rule.lasts is None and not rule.status)
     assert {rule.alert for rule in endless} == {"image_corrupted"}, "it is resolved with its image"
 
 
@@ -269,29 +269,29 @@ def test_every_rule_names_what_resolves_its_alert() -> None:
 def test_alerts_survive_a_short_absence_of_the_vm() -> None:
     disk = Disk(offset=81 * GIB)
     manager = attached_manager(disk)
-    manager.on_gone(VM, 100, permanently=False)
-    assert manager.tick(100 + AWAY_SECONDS - 1, 0) == []
+    manager.on_detached(VM, 100, permanently=False)
+    assert manager.tick(100 + REATTACH_SECONDS - 1, 0) == []
     manager.on_attached(VM)
     assert poll(manager, disk) == []
-    manager.on_gone(VM, 200, permanently=False)
-    (resolved,) = manager.tick(200 + AWAY_SECONDS, 0)
+    manager.on_detached(VM, 200, permanently=False)
+    (resolved,) = manager.tick(200 + REATTACH_SECONDS, 0)
     assert resolved.record.data["resolved_by"] == "vm_gone"
     assert manager.persistence.entry_of_vm(VM.uuid) == (VM_ENTRY_PREFIX + VM.uuid, None)
 
 
 def test_a_shutdown_resolves_all_alerts_at_once() -> None:
     manager = attached_manager(Disk(offset=81 * GIB))
-    manager.on_gone(VM, 100, permanently=True)
+    manager.on_detached(VM, 100, permanently=True)
     assert len(manager.tick(100, 0)) == 1
 
 
 def test_an_old_connection_that_ends_late_resolves_nothing() -> None:
     manager = attached_manager(Disk(offset=81 * GIB))
     manager.on_attached(VM_AT_OTHER_MONITOR)
-    manager.on_gone(VM, 100, permanently=True)
+    manager.on_detached(VM, 100, permanently=True)
     assert manager.tick(1000, 0) == []
-    assert manager.on_samples(VM, [], 0, 0) == ([], [])
-    assert manager.threshold_commands.pending(VM) == []
+    assert manager.on_disk_samples(VM, [], 0, 0) == ([], [])
+    assert manager.threshold_commands.pending_commands(VM) == []
 
 
 def test_an_entry_restores_the_manager() -> None:
@@ -308,7 +308,7 @@ def test_an_entry_restores_the_manager() -> None:
     assert {alert.name for alert in second.store} == {"write_threshold", "guest_panicked"}
     second.on_attached(VM)
     assert poll(second, disk) == []
-    assert second.threshold_commands.pending(VM) == []
+    assert second.threshold_commands.pending_commands(VM) == []
     assert second.persistence.entry_of_vm(VM.uuid) == first.persistence.entry_of_vm(VM.uuid)
     fired = second.on_event(threshold_record(disk.write(91 * GIB)), "BLOCK_WRITE_THRESHOLD", 9)
     assert alert_changes(records(fired)) == [("write_threshold", "disk0", "90%", "firing")]
@@ -319,8 +319,8 @@ def test_a_vm_missing_after_an_agent_restart_counts_as_gone() -> None:
     name, entry = first.persistence.entry_of_vm(VM.uuid)
     second = alert_manager()
     second.persistence.restore({name: entry}, 1000)
-    assert second.tick(1000 + AWAY_SECONDS - 1, 0) == []
-    assert [record.data["resolved_by"] for record in records(second.tick(1000 + AWAY_SECONDS, 0))] == ["vm_gone"]
+    assert second.tick(1000 + REATTACH_SECONDS - 1, 0) == []
+    assert [record.data["resolved_by"] for record in records(second.tick(1000 + REATTACH_SECONDS, 0))] == ["vm_gone"]
 
 
 @pytest.mark.parametrize(
@@ -336,12 +336,12 @@ def test_a_manager_ignores_invalid_entries(entry: object) -> None:
 def test_a_new_policy_applies_at_the_next_poll() -> None:
     disk = Disk(offset=60 * GIB)
     manager = attached_manager(disk)
-    manager.set_policy(lambda _vm, _disk: policy(ThresholdMode.ARM, "40%"))
+    manager.set_threshold_policy(lambda _vm, _disk: policy(ThresholdMode.ARM, "40%"))
     assert manager.threshold_commands.pop_collectors_to_poll(VM) == {"block", "nodes"}
     assert alert_changes(poll(manager, disk)) == [("write_threshold", "disk0", "40%", "firing")]
-    manager.set_policy(lambda _vm, _disk: policy(ThresholdMode.ARM, "90%"))
+    manager.set_threshold_policy(lambda _vm, _disk: policy(ThresholdMode.ARM, "90%"))
     assert alert_changes(poll(manager, disk)) == [("write_threshold", "disk0", "40%", "resolved")]
-    assert [level.text for level in manager.disk_lookup.levels(VM, "disk0")] == ["90%"]
+    assert [level.text for level in manager.disk_lookup.levels_of_disk(VM, "disk0")] == ["90%"]
 
 
 def test_a_repeated_alert_adds_its_resolving_events() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from agent.alerts.disk_types import ThresholdMode
-from agent.alerts.engine import AWAY_SECONDS, AlertEngine, PendingAlert
+from agent.alerts.engine import REATTACH_SECONDS, AlertChange, AlertEngine
+from agent.alerts.failure_rules import FAILURE_EVENT_RULES, HOUR
 from agent.alerts.persistence import VM_ENTRY_PREFIX
-from agent.alerts.rules import EVENT_RULES, HOUR
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.record import Record, Severity, Vm
 from tests.lab.threshold_model import HOST, UUID, VM, Agent, Journal, Qemu
@@ -41,7 +41,7 @@ def send_event(manager: AlertEngine, name: str, vm: Vm = VM, subject: str = "", 
     return alert_changes(manager.on_event(event(name, vm, subject, **data), name, 7))
 
 
-def alert_changes(pending: list[PendingAlert]) -> list[tuple[str, str]]:
+def alert_changes(pending: list[AlertChange]) -> list[tuple[str, str]]:
     return [(alert.record.data["alert"], alert.record.data["state"]) for alert in pending]
 
 
@@ -82,7 +82,7 @@ def test_the_entry_of_a_gone_vm_without_alerts_is_removed() -> None:
     agent = polled_agent()
     assert len(agent.pending_commands()) == 1
     assert agent.journal.pending[-1][2] is not None
-    agent.engine.on_gone(VM, 0, permanently=True)
+    agent.engine.on_detached(VM, 0, permanently=True)
     assert vm_entries_to_store(agent) == []
     assert agent.engine.tick(1, 0) == []
     assert vm_entries_to_store(agent) == [(VM_ENTRY_PREFIX + UUID, None)]
@@ -94,7 +94,7 @@ def test_the_entry_of_a_vm_that_never_returns_is_removed() -> None:
     agent.pending_commands()
     second = agent_of_next_run(agent)
     assert vm_entries_to_store(second) == []
-    second.engine.tick(AWAY_SECONDS, 0)
+    second.engine.tick(REATTACH_SECONDS, 0)
     assert vm_entries_to_store(second) == [(VM_ENTRY_PREFIX + UUID, None)]
 
 
@@ -105,7 +105,9 @@ def test_fingerprints_are_stable_over_restarts_and_processes() -> None:
     second.engine.on_attached(VM_AT_OTHER_MONITOR)
     second.qemu.node.medium.size = 2 * SIZE
     second.emit(
-        second.engine.on_samples(VM_AT_OTHER_MONITOR, second.qemu.samples(second.qemu.reply(with_nodes=True)), 1, 1)[0]
+        second.engine.on_disk_samples(
+            VM_AT_OTHER_MONITOR, second.qemu.samples(second.qemu.reply(with_nodes=True)), 1, 1
+        )[0]
     )
     assert second.emitted[0].data["state"] == "resolved"
     assert second.emitted[0].data["fingerprint"] == agent.emitted[0].data["fingerprint"]
@@ -117,7 +119,7 @@ def test_fingerprints_are_stable_over_restarts_and_processes() -> None:
 def test_a_slot_is_set_only_after_a_fresh_read() -> None:
     agent = polled_agent()
     assert len(agent.pending_commands()) == 1
-    agent.engine.threshold_commands.on_done(VM, "disk0", done=True)
+    agent.engine.threshold_commands.on_command_done(VM, "disk0", done=True)
     agent.qemu.node.slot = 800
     data = agent.qemu.node.write(810)
     assert data is not None
@@ -147,15 +149,15 @@ def test_an_extended_device_has_the_size_that_the_host_reports() -> None:
 
 def test_unplugging_the_only_disk_resolves_its_alerts() -> None:
     agent = polled_agent(850)
-    pending, spaces = agent.engine.on_samples(VM, [], 1, 1, families=(BLOCK_LAYER,))
+    pending, spaces = agent.engine.on_disk_samples(VM, [], 1, 1, families=(BLOCK_LAYER,))
     assert (alert_changes(pending), spaces) == ([("write_threshold", "resolved")], [])
-    assert agent.engine.on_samples(VM, [], 2, 2, families=(BLOCK_LAYER,)) == ([], [])
+    assert agent.engine.on_disk_samples(VM, [], 2, 2, families=(BLOCK_LAYER,)) == ([], [])
 
 
 def test_a_disk_unplugged_while_the_agent_was_away_resolves() -> None:
     second = agent_of_next_run(polled_agent(850))
     second.engine.on_attached(VM)
-    pending, _ = second.engine.on_samples(VM, [], 1, 1, families=(BLOCK_LAYER,))
+    pending, _ = second.engine.on_disk_samples(VM, [], 1, 1, families=(BLOCK_LAYER,))
     assert [alert.record.data["resolved_by"] for alert in pending] == ["unplugged"]
     assert pending[0].entry == (VM_ENTRY_PREFIX + UUID, None)
 
@@ -206,7 +208,7 @@ def test_an_event_without_a_subject_names_no_disk() -> None:
 
 
 def test_every_rule_is_at_least_an_error() -> None:
-    assert {rule.severity for rule in EVENT_RULES} <= {Severity.ERROR, Severity.CRITICAL}
+    assert {rule.severity for rule in FAILURE_EVENT_RULES} <= {Severity.ERROR, Severity.CRITICAL}
 
 
 # --- Run state at attach ---
@@ -221,7 +223,7 @@ def test_a_guest_found_running_resolves_its_pause(is_restarted: bool) -> None:  
     if is_restarted:
         agent = agent_of_next_run(agent)
     else:
-        agent.engine.on_gone(VM, 1, permanently=False)
+        agent.engine.on_detached(VM, 1, permanently=False)
     agent.engine.on_attached(VM)
     assert alert_changes(agent.engine.on_run_state(VM, 9, running=True)) == [("disk_full", "resolved")]
 
@@ -230,7 +232,7 @@ def test_a_guest_found_paused_stays_firing_until_resume() -> None:
     manager = polled_agent().engine
     send_event(manager, "BLOCK_IO_ERROR", subject="disk0", **STOPPED_WITHOUT_SPACE)
     assert manager.on_run_state(VM, 6, running=True) == [], "the poll is older than the error"
-    manager.on_gone(VM, 1, permanently=False)
+    manager.on_detached(VM, 1, permanently=False)
     manager.on_attached(VM)
     assert manager.on_run_state(VM, 9, running=False, status="io-error") == []
     assert manager.on_run_state(VM, 8, running=True) == [], "the poll is older than the last one"
@@ -241,7 +243,7 @@ def test_a_guest_found_paused_stays_firing_until_resume() -> None:
 def test_an_error_at_attach_outranks_an_older_poll() -> None:
     manager = polled_agent().engine
     send_event(manager, "BLOCK_IO_ERROR", subject="disk0", **STOPPED_WITHOUT_SPACE)
-    manager.on_gone(VM, 1, permanently=False)
+    manager.on_detached(VM, 1, permanently=False)
     manager.on_attached(VM)
     assert send_event(manager, "BLOCK_IO_ERROR", subject="disk0", **STOPPED_WITHOUT_SPACE) == []
     assert manager.on_run_state(VM, 6, running=True) == [], "the poll is older than the error"
@@ -250,7 +252,7 @@ def test_an_error_at_attach_outranks_an_older_poll() -> None:
 def test_a_restarted_vm_keeps_its_disk_levels_only() -> None:
     agent = polled_agent(850)
     send_event(agent.engine, "GUEST_PANICKED", action="pause")
-    agent.engine.on_gone(VM, 1, permanently=True)
+    agent.engine.on_detached(VM, 1, permanently=True)
     assert alert_changes(agent.engine.on_attached(VM, 9)) == [("guest_panicked", "resolved")]
     assert agent.engine.tick(2, 9) == []
     agent.qemu.restart()
@@ -299,12 +301,14 @@ def test_a_migration_source_is_active_until_it_stops() -> None:
     manager.on_run_state(VM, 1, running=True)
     manager.on_attached(VM_AT_OTHER_MONITOR)
     manager.on_run_state(VM_AT_OTHER_MONITOR, 1, running=False, status="inmigrate")
-    assert manager.threshold_commands.pending(VM_AT_OTHER_MONITOR) == []
-    assert manager.on_samples(VM_AT_OTHER_MONITOR, agent.qemu.samples(agent.qemu.reply(with_nodes=True)), 1, 1) == (
+    assert manager.threshold_commands.pending_commands(VM_AT_OTHER_MONITOR) == []
+    assert manager.on_disk_samples(
+        VM_AT_OTHER_MONITOR, agent.qemu.samples(agent.qemu.reply(with_nodes=True)), 1, 1
+    ) == (
         [],
         [],
     )
-    assert len(manager.threshold_commands.pending(VM)) == 1, "the source writes"
+    assert len(manager.threshold_commands.pending_commands(VM)) == 1, "the source writes"
     assert send_event(manager, "STOP") == []
     assert manager.threshold_commands.pop_collectors_to_poll(VM_AT_OTHER_MONITOR) == set()
     assert send_event(manager, "RESUME", VM_AT_OTHER_MONITOR) == []
@@ -313,20 +317,20 @@ def test_a_migration_source_is_active_until_it_stops() -> None:
     )
     manager.on_run_state(VM, 100, running=False, status="finish-migrate")
     assert manager.threshold_commands.pop_collectors_to_poll(VM_AT_OTHER_MONITOR) == {"block", "nodes"}
-    pending, spaces = manager.on_samples(
+    pending, spaces = manager.on_disk_samples(
         VM_AT_OTHER_MONITOR, agent.qemu.samples(agent.qemu.reply(with_nodes=True)), 1, 1
     )
     assert (pending, spaces[0].values["exceeded_levels"]) == ([], 1)
-    assert len(manager.threshold_commands.pending(VM_AT_OTHER_MONITOR)) == 1
-    assert manager.threshold_commands.pending(VM) == []
-    manager.on_gone(VM, 2, permanently=True)
+    assert len(manager.threshold_commands.pending_commands(VM_AT_OTHER_MONITOR)) == 1
+    assert manager.threshold_commands.pending_commands(VM) == []
+    manager.on_detached(VM, 2, permanently=True)
     assert manager.tick(1000, 0) == []
 
 
 def test_the_source_of_a_failed_migration_stays_active() -> None:
     agent = polled_agent(850)
     agent.engine.on_attached(VM_AT_OTHER_MONITOR)
-    agent.engine.on_gone(VM_AT_OTHER_MONITOR, 1, permanently=True)
+    agent.engine.on_detached(VM_AT_OTHER_MONITOR, 1, permanently=True)
     assert agent.engine.tick(1000, 0) == []
     agent.qemu.node.write(910)
     agent.on_reply(agent.qemu.reply(with_nodes=True), 2.0)
@@ -341,8 +345,8 @@ def test_after_a_restart_the_running_process_is_active() -> None:
         agent.engine.on_run_state(VM, 1, running=False, status="postmigrate")  # the source of a completed migration
         agent.engine.on_run_state(VM_AT_OTHER_MONITOR, 1, running=True)
         reply = agent.qemu.samples(agent.qemu.reply(with_nodes=True))
-        assert agent.engine.on_samples(VM, reply, 1, 1) == ([], [])
-        assert len(agent.engine.on_samples(VM_AT_OTHER_MONITOR, reply, 1, 1)[1]) == 1
+        assert agent.engine.on_disk_samples(VM, reply, 1, 1) == ([], [])
+        assert len(agent.engine.on_disk_samples(VM_AT_OTHER_MONITOR, reply, 1, 1)[1]) == 1
 
 
 def test_an_event_from_two_monitors_is_reported_once() -> None:
@@ -362,7 +366,7 @@ def test_a_response_for_an_inactive_process_is_ignored() -> None:
     agent.engine.on_attached(VM_AT_OTHER_MONITOR)
     agent.engine.on_run_state(VM_AT_OTHER_MONITOR, 1, running=True)
     agent.engine.threshold_commands.pop_collectors_to_poll(VM_AT_OTHER_MONITOR)
-    agent.engine.threshold_commands.on_done(VM, "disk0", done=False)
+    agent.engine.threshold_commands.on_command_done(VM, "disk0", done=False)
     assert agent.engine.threshold_commands.pop_collectors_to_poll(VM_AT_OTHER_MONITOR) == set()
 
 

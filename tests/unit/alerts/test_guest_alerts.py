@@ -3,7 +3,7 @@
 import pytest
 
 from agent.alerts.guest_policy import GuestAlertPolicy
-from agent.alerts.levels import parse_level
+from agent.alerts.levels import parse_disk_level
 from agent.model.family import Sample
 from agent.model.metrics.guest import GUEST_AGENT_SESSION, GUEST_CLOCK, GUEST_FREEZE
 from agent.model.record import Severity
@@ -127,7 +127,7 @@ def test_the_alert_of_a_file_system_survives_a_restart(scenario: AlertScenario) 
 
 
 def test_the_levels_depend_on_the_vm_and_the_mountpoint(scenario: AlertScenario) -> None:
-    levels = {"/data": (parse_level("free 20GiB"),)}
+    levels = {"/data": (parse_disk_level("free 20GiB"),)}
     scenario.engine.set_guest_policy(GuestAlertPolicy(lambda _vm, mountpoint: levels.get(mountpoint, ())))
     assert scenario.guest_filesystems(10, data=81, root=99) == [(*DATA, "firing")]
 

@@ -2,7 +2,7 @@
 
 import json
 
-from agent.alerts.disk_space_alerts import MAX_ALIASES, MAX_DISKS
+from agent.alerts.disk_alerts import MAX_ALIASES, MAX_DISKS
 from agent.alerts.disk_usage import MAX_PAST_NODES
 from agent.alerts.event_alerts import MAX_FAILED_JOBS
 from agent.alerts.store import MAX_SUBJECT_ALERTS
@@ -48,7 +48,7 @@ def test_node_names_that_change_at_each_poll_take_bounded_memory() -> None:
             Sample(BLOCK, (f"disk{n}",), {"node": f"node-{poll}-{n}", "backend": f"backend-{poll}-{n}"})
             for n in range(MAX_DISKS)
         ]
-        scenario.engine.on_samples(VM, samples, poll, poll * SECOND, families=(BLOCK,))
+        scenario.engine.on_disk_samples(VM, samples, poll, poll * SECOND, families=(BLOCK,))
     (state,) = scenario.engine._processes
     assert len(state.aliases) <= MAX_ALIASES
 

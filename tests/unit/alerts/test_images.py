@@ -175,10 +175,10 @@ def test_a_poll_older_than_the_corruption_resolves_nothing() -> None:
 
 def test_an_own_threshold_on_a_backing_image_fires() -> None:
     scenario = scenario_with_disk(Disk(offset=10 * GIB), ThresholdMode.ARM)
-    ((device, command),) = scenario.engine.threshold_commands.pending(VM)
+    ((device, command),) = scenario.engine.threshold_commands.pending_commands(VM)
     assert command.arguments is not None
     threshold = command.arguments["write-threshold"]
-    scenario.engine.threshold_commands.on_done(VM, device, done=True)
+    scenario.engine.threshold_commands.on_command_done(VM, device, done=True)
     scenario.disks(10, disk0=Disk(path="/dev/vg/overlay", node="overlay"))
     changes = scenario.event(
         "BLOCK_WRITE_THRESHOLD", 11, node_name="storage", write_threshold=threshold, amount_exceeded=4096

@@ -4,13 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.alerts.levels import MAX_SIZE_BYTES, levels_to_bytes, parse_level
+from agent.alerts.levels import MAX_SIZE_BYTES, levels_to_bytes, parse_disk_level
 
 GIB = 1 << 30
 
 
 def resolved(*levels: str, limit: int = 100 * GIB) -> list[tuple[str, int]]:
-    return [(level.text, level.bytes) for level in levels_to_bytes([parse_level(level) for level in levels], limit)]
+    return [
+        (level.text, level.bytes) for level in levels_to_bytes([parse_disk_level(level) for level in levels], limit)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,7 @@ def resolved(*levels: str, limit: int = 100 * GIB) -> list[tuple[str, int]]:
     ],
 )
 def test_a_level_is_percent_used_or_free(text: str, size: int) -> None:
-    assert parse_level(text).bytes_of(100 * GIB) == size
+    assert parse_disk_level(text).bytes_of(100 * GIB) == size
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,7 @@ def test_a_level_is_percent_used_or_free(text: str, size: int) -> None:
 )
 def test_invalid_levels_are_rejected(text: str) -> None:
     with pytest.raises(ValueError, match=r"should be a (level|size)"):
-        parse_level(text)
+        parse_disk_level(text)
 
 
 def test_levels_are_sorted_by_bytes() -> None:
@@ -69,7 +71,9 @@ def test_levels_outside_the_disk_and_duplicates_are_left_out() -> None:
     assert resolved("80%", limit=0) == []
 
 
-levels = st.sampled_from(["1%", "50%", "80%", "95%", "used 10", "used 1GiB", "free 10", "free 1GiB"]).map(parse_level)
+levels = st.sampled_from(["1%", "50%", "80%", "95%", "used 10", "used 1GiB", "free 10", "free 1GiB"]).map(
+    parse_disk_level
+)
 
 
 @given(st.lists(levels, max_size=6), st.integers(0, MAX_SIZE_BYTES * 2))

@@ -48,7 +48,7 @@ class PoolScenario:
         """Persist the entry of each record, as the journal does."""
         stored = []
         for record in records:
-            name, entry = self.alerts.entry_of(usage)
+            name, entry = self.alerts.entry_of_pool(usage)
             self.entries[name] = json.loads(json.dumps(entry))
             stored.append(record)
         return stored
@@ -84,11 +84,11 @@ def test_a_level_fires_once_for_all_vms_on_the_pool_and_names_them() -> None:
 def test_a_silenced_pool_has_no_alert_until_it_is_not_silenced() -> None:
     pool = PoolScenario("85%")
     pool.read(149)
-    pool.store.adjust = AlertOverrides([AlertOverride("pool_*", device="/images", enabled=False)]).adjust
+    pool.store.apply_override = AlertOverrides([AlertOverride("pool_*", device="/images", enabled=False)]).adjust
     assert pool.read(140) == [filling("85%", "resolved")]
     assert pool.read(130) == []
     assert list(pool.store) == []
-    pool.store.adjust = AlertOverrides().adjust
+    pool.store.apply_override = AlertOverrides().adjust
     assert pool.read(120) == [filling("85%")]
 
 
@@ -166,7 +166,7 @@ def test_a_level_that_the_config_no_longer_has_is_resolved() -> None:
     pool = PoolScenario("85%", "95%")
     pool.read(100)
     (usage,) = pool.alerts.set_policy(lambda _usage: PoolPolicy((parse_pool_level("95%"),)))
-    records = pool.alerts.compare(usage, int(pool.now * SECOND))
+    records = pool.alerts.update_level_alerts(usage, int(pool.now * SECOND))
     assert [(record.data["level"], record.data["resolved_by"]) for record in records] == [("85%", "level_gone")]
 
 
@@ -185,7 +185,7 @@ def test_a_pool_that_does_not_answer_fires_once_and_is_resolved_by_its_answer() 
     pool = PoolScenario("85%")
     pool.read(500)
     usage = pool.place()
-    usage.silent_since = pool.now
+    usage.unresponsive_since = pool.now
     for _ in range(3):
         fired = pool.store_entries(usage, pool.alerts.on_unresponsive(usage, int(pool.now * SECOND)))
     assert fired == []

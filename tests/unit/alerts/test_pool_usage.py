@@ -7,7 +7,7 @@ import pytest
 
 from agent.alerts.image_size import max_file_bytes
 from agent.alerts.pool_usage import MAX_POOLS, Image, PoolRegistry, images_of
-from agent.host.pools.base import READ_ONLY, Pool, PoolKind, PoolReading, UnknownPool
+from agent.host.pools.base import READ_ONLY_PROBLEM, Pool, PoolKind, PoolReading, UnknownPool
 from agent.model.family import Sample
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.record import Vm
@@ -59,7 +59,7 @@ def test_a_read_only_file_system_is_a_problem_of_images_that_guests_write(
     registry = PoolRegistry()
     registry.set_images_of_vm(VM1, [(replace(image(), writable=writable), IMAGES)], 100.0)
     (usage,) = registry
-    usage.on_reading(PoolReading(10 * GIB, 5 * GIB, problem=READ_ONLY), 100.0)
+    usage.on_reading(PoolReading(10 * GIB, 5 * GIB, problem=READ_ONLY_PROBLEM), 100.0)
     assert usage.sample(100.0).values.get("problem") == problem
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from agent.alerts.rules import EVENT_RULES, RUN_STATE_RULES, RunStateRule
+from agent.alerts.failure_rules import FAILURE_EVENT_RULES, RUN_STATE_RULES, RunStateRule
 from tests.lab.alert_scenario import SECOND, AlertScenario, Change, event_record
 from tests.lab.thin_disks import GIB, VM, Disk
 
@@ -139,7 +139,7 @@ def test_a_vm_that_waits_for_its_operator_fires_nothing() -> None:
 
 
 def test_every_event_that_stops_a_guest_has_a_rule_for_its_run_state() -> None:
-    assert {rule.status for rule in EVENT_RULES if rule.status} <= {rule.status for rule in RUN_STATE_RULES}
+    assert {rule.status for rule in FAILURE_EVENT_RULES if rule.status} <= {rule.status for rule in RUN_STATE_RULES}
 
 
 def test_a_guest_that_migrated_while_it_stood_resolves_at_its_source(scenario: AlertScenario) -> None:

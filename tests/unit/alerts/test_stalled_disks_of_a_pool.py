@@ -40,7 +40,7 @@ class StalledHost:
         alerts.attach()
         self.registry = PoolRegistry()
         self.pools = PoolAlerts(HOST, alerts.engine.store, self.registry, lambda _usage: PoolPolicy((), 0.0))
-        alerts.engine.conditions.samples.pools_of_disk = self.registry.pools_of_disk
+        alerts.engine.rules.samples.pools_of_disk = self.registry.pools_of_disk
         places = (("disk0", "storage", NFS), ("disk0", "backing-1", LOCAL), ("disk1", "storage", LOCAL))
         images = [(Image(disk, layer, "file", disk + layer, GIB, 0, GIB), pool) for disk, layer, pool in places]
         self.registry.set_images_of_vm(VM, images, 0.0)

@@ -158,14 +158,14 @@ class Scenario:
     def confirm_command(self, _: int) -> None:
         if self.sent is not None:
             assert self.agent is not None
-            self.agent.engine.threshold_commands.on_done(VM, "disk0", done=self._execute())
+            self.agent.engine.threshold_commands.on_command_done(VM, "disk0", done=self._execute())
 
     def time_out(self, n: int) -> None:
         """Let the response time out. QEMU may have executed the command."""
         if self.sent is not None:
             assert self.agent is not None
             self._maybe_execute(n)
-            self.agent.engine.threshold_commands.on_done(VM, "disk0", done=False)
+            self.agent.engine.threshold_commands.on_command_done(VM, "disk0", done=False)
 
     def _execute(self) -> bool:
         assert self.sent is not None
@@ -191,9 +191,9 @@ class Scenario:
             assert self.agent is not None
             if self.sent is not None:
                 self._maybe_execute(n)
-                self.agent.engine.threshold_commands.on_done(VM, "disk0", done=False)
+                self.agent.engine.threshold_commands.on_command_done(VM, "disk0", done=False)
             self._lose_connection()
-            self.agent.engine.on_gone(VM, self.now, permanently=False)
+            self.agent.engine.on_detached(VM, self.now, permanently=False)
 
     def _lose_connection(self) -> None:
         self.attached, self.events, self.reply, self.commands, self.sent = False, [], None, [], None
@@ -209,7 +209,7 @@ class Scenario:
         if self.attached:
             assert self.agent is not None
             self._lose_connection()
-            self.agent.engine.on_gone(VM, self.now, permanently=n % 2 > 0)
+            self.agent.engine.on_detached(VM, self.now, permanently=n % 2 > 0)
 
     def kill(self, n: int) -> None:
         """Kill the agent. Some pending transactions are on disk, the others are lost."""

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from agent.alerts.disk_types import DetectedBy, DiskLayer, ResolvedReason, ThresholdMode, ThresholdPolicy
-from agent.alerts.levels import MAX_SIZE_BYTES, parse_level
+from agent.alerts.levels import MAX_SIZE_BYTES, parse_disk_level
 from agent.alerts.threshold_tracker import MAX_EXCEEDED_LEVELS, ThresholdTracker
 
 LIMIT = 1000
@@ -13,7 +13,7 @@ NODE = "storage"
 
 
 def new_tracker(*levels: str, mode: ThresholdMode = ThresholdMode.ARM) -> ThresholdTracker:
-    return ThresholdTracker(ThresholdPolicy(mode, tuple(map(parse_level, levels or ("80%", "90%", "95%")))))
+    return ThresholdTracker(ThresholdPolicy(mode, tuple(map(parse_disk_level, levels or ("80%", "90%", "95%")))))
 
 
 def disk_on_device(

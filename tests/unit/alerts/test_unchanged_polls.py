@@ -5,9 +5,9 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.alerts.disk_space_values import space_sample
 from agent.alerts.disk_types import ThresholdMode
 from agent.alerts.pool_usage import PoolUsage
-from agent.alerts.space_metrics import space_sample
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.host.pools.base import Pool, PoolKind, PoolReading, UnknownPool
 from tests.lab.thin_disks import GIB, Disk, policy

@@ -10,9 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from agent.alerts.write_threshold_slot import (
     MAX_REFUSALS,
     WRITE_THRESHOLD_TRANSITIONS,
+    WriteThresholdInput,
     WriteThresholdSlot,
     WriteThresholdState,
-    WriteThresholdStateInput,
 )
 from tests.lab.threshold_model import Medium, Node
 
@@ -35,10 +35,10 @@ def test_every_state_can_be_reached_and_only_foreign_is_final() -> None:
 
 @pytest.mark.parametrize("state", [state for state in WriteThresholdState if state is not WriteThresholdState.FOREIGN])
 def test_a_read_decides_whatever_the_state_was(state: WriteThresholdState) -> None:
-    assert WRITE_THRESHOLD_TRANSITIONS[state][WriteThresholdStateInput.READ_EMPTY] is WriteThresholdState.EMPTY
-    assert WRITE_THRESHOLD_TRANSITIONS[state][WriteThresholdStateInput.READ_OURS] is WriteThresholdState.OURS
-    assert WRITE_THRESHOLD_TRANSITIONS[state][WriteThresholdStateInput.READ_FOREIGN] is WriteThresholdState.FOREIGN
-    assert WRITE_THRESHOLD_TRANSITIONS[state][WriteThresholdStateInput.READ_REFUSED] is WriteThresholdState.REFUSED
+    assert WRITE_THRESHOLD_TRANSITIONS[state][WriteThresholdInput.READ_EMPTY] is WriteThresholdState.EMPTY
+    assert WRITE_THRESHOLD_TRANSITIONS[state][WriteThresholdInput.READ_OURS] is WriteThresholdState.OURS
+    assert WRITE_THRESHOLD_TRANSITIONS[state][WriteThresholdInput.READ_FOREIGN] is WriteThresholdState.FOREIGN
+    assert WRITE_THRESHOLD_TRANSITIONS[state][WriteThresholdInput.READ_REFUSED] is WriteThresholdState.REFUSED
 
 
 class SlotMachine(RuleBasedStateMachine):

@@ -174,7 +174,7 @@ async def test_an_agent_that_fails_does_not_report_that_it_stops(
     agent = Agent(config, sink := ListSink())
     monkeypatch.setattr(agent.lifecycle, "run", fail)
     async with agent.running():
-        await asyncio.wait({agent.watching}, timeout=DEADLINE_SECONDS)
+        await asyncio.wait({agent.watch_task}, timeout=DEADLINE_SECONDS)
     assert [record["type"] for record in life_of(sink)] == ["qemu.agent.started"]
     async with running_agent(config) as (_, next_sink):
         await until(lambda: heartbeats(next_sink), DEADLINE_SECONDS)

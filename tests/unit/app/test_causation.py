@@ -55,7 +55,7 @@ def test_an_alert_follows_from_the_sample_about_its_subject() -> None:
 
 def test_an_event_that_waits_to_be_coalesced_has_no_id_yet() -> None:
     causes = CausationIds()
-    causes.on_published(event("STOP"), "a-1")
+    causes.on_event_published(event("STOP"), "a-1")
     assert causes.id_of_event(event("STOP")) == "a-1"
     assert causes.id_of_event(event("RESUME")) == ""
     assert causes.id_of_event(event("STOP", Vm("host1", "", "", "/run/other"))) == ""
@@ -78,7 +78,7 @@ def test_a_lifecycle_change_follows_from_an_event(change: VmChange, events: list
     causes = CausationIds()
     for number, name in enumerate(events):
         record = event(name) if name.isupper() else event("MIGRATION", status=name)
-        causes.on_published(record, f"a-{number}")
+        causes.on_event_published(record, f"a-{number}")
     assert causes.cause_of_lifecycle_change(change, VM) == cause
     ends_here = change in {VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT}
     assert causes.cause_of_lifecycle_change(VmChange.GONE, VM) == (
@@ -88,7 +88,7 @@ def test_a_lifecycle_change_follows_from_an_event(change: VmChange, events: list
 
 def test_the_end_of_a_migration_follows_from_the_event_with_the_same_status() -> None:
     causes = CausationIds()
-    causes.on_published(event("MIGRATION", status="failed"), "a-1")
+    causes.on_event_published(event("MIGRATION", status="failed"), "a-1")
     assert causes.cause_of_transition(Record("qemu.migration.ended", VM, {"status": "failed"}, 9)) == "a-1"
     assert causes.cause_of_transition(Record("qemu.migration.ended", VM, {"status": "completed"}, 9)) == ""
     assert causes.cause_of_transition(Record("qemu.other", VM, {"status": "failed"}, 9)) == ""

@@ -3,7 +3,7 @@
 from typing import Any
 
 from agent.app.entity_state_table import EntityState, EntityStateTable
-from agent.model.state import StateSubject
+from agent.model.state_records import StateSubject
 
 
 def state(path: str, value: int) -> EntityState:
@@ -21,7 +21,7 @@ def test_only_the_latest_change_of_an_entity_is_written() -> None:
     assert values(table.start_writing(10)) == {"a": 2}
     table.on_written()
     table.put(state("a", 2))
-    assert table.pending == 0
+    assert table.pending_count == 0
 
 
 def test_a_change_back_to_what_the_topic_has_is_not_written() -> None:

@@ -10,9 +10,9 @@ from agent.exposition.prometheus import render_metrics
 from agent.exposition.snapshot import Snapshot
 from agent.host.host_resources import HostReading
 from agent.http.overview import resources_json
-from agent.model.metrics.host import VCPU
 from agent.model.metrics.memory import MEMORY
 from agent.model.metrics.runstate import RUNSTATE
+from agent.model.metrics.vm_process import VCPU
 from agent.model.record import Record, RecordEncoder
 from agent.schemas.record import record_schema
 from tests.lab.record_checks import validate_record, validator

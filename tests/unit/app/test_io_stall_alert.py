@@ -7,7 +7,7 @@ from typing import Any
 from agent.app.agent import Agent
 from agent.config.model import Config
 from agent.exposition.prometheus import render_metrics
-from agent.qmp.commands import QUEUE_STATUS
+from agent.qmp.commands import VIRTIO_QUEUE_STATUS
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.thin_guests import ListSink
 from tests.lab.waiting import until
@@ -35,7 +35,7 @@ class ScriptedDisk:
         fake.replies["qom-get"] = lambda arguments: {"type": "virtio-blk-device", "num-queues": 1}.get(
             arguments["property"], FakeError()
         )
-        fake.replies[QUEUE_STATUS] = lambda _arguments: {"inuse": self.requests, "vring-num": 256}
+        fake.replies[VIRTIO_QUEUE_STATUS] = lambda _arguments: {"inuse": self.requests, "vring-num": 256}
 
     def _statistics(self) -> dict[str, Any]:
         return {"qdev": PATH, "stats": {"wr_operations": self.writes, "idle_time_ns": MINUTE_NS}}
@@ -92,7 +92,7 @@ async def test_a_disk_that_stalls_fires_and_its_storage_is_left_alone_until_it_m
 async def test_an_idle_disk_neither_fires_nor_holds_back_a_command(fake: FakeQemu) -> None:
     ScriptedDisk(fake)
     async with agent_on(fake) as (agent, sink):
-        await until(lambda: fake.count(QUEUE_STATUS), 60)
+        await until(lambda: fake.count(VIRTIO_QUEUE_STATUS), 60)
         asked = fake.count("query-named-block-nodes")
         fake.emit("BLOCK_JOB_COMPLETED", COMPLETED_JOB)
         await until(lambda: fake.count("query-named-block-nodes") > asked, 60)

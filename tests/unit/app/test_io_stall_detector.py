@@ -41,7 +41,7 @@ class Polls:
         now = START + self.seconds * SECOND
         self.detector.on_disks(disks, merged, now)
         self.detector.on_threads(threads, now)
-        samples = self.detector.report(lambda: throttled, now)
+        samples = self.detector.stalled_samples(lambda: throttled, now)
         if queued is not None:
             self.detector.on_queues(queued, now + 5 * SECOND)
         return {sample.subject: sample.values["seconds"] for sample in samples}

@@ -13,7 +13,7 @@ from agent.config.model import Config
 from agent.exposition.prometheus import render_metrics
 from agent.exposition.series_limits import SeriesLimits
 from agent.exposition.snapshot import VmView
-from agent.model.family import Sample, Values
+from agent.model.family import FieldValues, Sample
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.metrics.runstate import RUNSTATE
@@ -62,7 +62,7 @@ async def test_the_series_of_a_failed_poll_end_and_come_back(
         assert count(render_metrics(agent.snapshot), series) == count(before, series)
 
 
-def usages(view: VmView) -> list[Values]:
+def usages(view: VmView) -> list[FieldValues]:
     """Return the usages of a VM's disks that the snapshot has."""
     return [*view.polls[BLOCK_SPACE.name].current.values()] if BLOCK_SPACE.name in view.polls else []
 
@@ -97,7 +97,7 @@ async def test_the_usage_of_files_ends_while_their_layers_are_unknown(fake: Fake
         (vm, view), *_ = agent.snapshot.views()
         await until(lambda: agent.snapshot.has_samples(vm, BLOCK_LAYER), 60)
         layers = [Sample(BLOCK_LAYER, *item) for item in view.polls[BLOCK_LAYER.name].current.items()]
-        agent.observer.on_samples_lost(vm, (BLOCK_LAYER,), 1)
+        agent.observer.on_poll_failed(vm, (BLOCK_LAYER,), 1)
 
         def usages_of_files() -> list[Any]:
             return [values for values in usages(view) if values["measure"] == "allocated"]

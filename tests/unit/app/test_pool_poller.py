@@ -10,13 +10,13 @@ from agent.app.agent import Agent
 from agent.app.pool_poller import (
     CHECK_SECONDS,
     MAX_READS_AT_ONCE,
-    UNRESPONSIVE_SECONDS,
+    UNRESPONSIVE_CHECK_SECONDS,
     PoolPoller,
     _refresh_source,
 )
 from agent.config.model import Config
 from agent.host.pools.base import Pool, PoolKind, PoolReading
-from agent.host.pools.device import DeviceSource
+from agent.host.pools.device import DevicePoolSource
 from agent.model.record import Record
 
 GIB = 1 << 30
@@ -66,8 +66,8 @@ def test_a_file_system_that_grows_towards_a_level_is_read_faster(poller: PoolPol
 
 def test_a_silent_file_system_is_read_again_soon(poller: PoolPoller) -> None:
     usage = add(poller, "nfs4", 900 * GIB)
-    usage.silent_since = 100.0
-    assert poller._seconds_until_read(usage) == UNRESPONSIVE_SECONDS
+    usage.unresponsive_since = 100.0
+    assert poller._seconds_until_read(usage) == UNRESPONSIVE_CHECK_SECONDS
 
 
 def test_a_thin_pool_is_read_at_the_interval_of_its_report(poller: PoolPoller) -> None:
@@ -88,7 +88,7 @@ async def test_reads_of_many_pools_start_in_groups(poller: PoolPoller) -> None:
     for number in range(MAX_READS_AT_ONCE + 5):
         pool = Pool(f"device:7:{number}", PoolKind.DEVICE, f"/dev/loop{number}", "", f"/dev/loop{number}")
         poller.registry.add(pool, pool.name)
-        poller._pool_finder._source_of[pool.key] = DeviceSource()
+        poller._pool_finder._source_of[pool.key] = DevicePoolSource()
         poller._due[pool.key] = 0.0
     async with asyncio.TaskGroup() as tasks:
         poller._start_reads(tasks)
@@ -119,12 +119,12 @@ def test_a_check_shows_nothing_new_if_the_figures_are_nearly_the_same(
 
 def test_a_pool_that_answers_again_is_something_new(poller: PoolPoller) -> None:
     usage = add(poller, "nfs4", 500 * GIB)
-    usage.silent_since = 100.0
+    usage.unresponsive_since = 100.0
     assert not usage.is_unchanged(PoolReading(1000 * GIB, 500 * GIB))
 
 
 async def test_a_bug_in_a_source_does_not_end_the_reading_of_pools(caplog: pytest.LogCaptureFixture) -> None:
-    class BrokenSource(DeviceSource):
+    class BrokenSource(DevicePoolSource):
         async def refresh(self) -> bool:
             raise KeyError("x")
 

@@ -34,8 +34,8 @@ class Host(ScriptedHost):
     @property
     def states(self) -> StatePublisher:
         assert self.agent is not None
-        assert self.agent.states is not None
-        return self.agent.states
+        assert self.agent.state_publisher is not None
+        return self.agent.state_publisher
 
     def data(self, key: str = WEB_KEY) -> dict[str, Any] | None:
         """Return the data of a key in the topic; None if the topic does not have it."""
@@ -165,10 +165,10 @@ async def test_a_turn_writes_a_limited_number_of_states(tmp_path: Path) -> None:
     fleet = Fleet(tmp_path, topic.deliver, hosts=1, vms=MAX_CHANGES + 50, seed=1)
     (host,) = fleet.hosts
     assert host.agent is not None
-    assert host.agent.states is not None
-    await host.agent.states.run_turn()
+    assert host.agent.state_publisher is not None
+    await host.agent.state_publisher.run_turn()
     assert topic.writes == MAX_CHANGES
-    await host.agent.states.run_turn()
+    await host.agent.state_publisher.run_turn()
     assert topic.writes == MAX_CHANGES + 51  # with the host
 
 
@@ -210,5 +210,5 @@ async def test_a_rewrite_writes_all_states_again(host: Host) -> None:
 @pytest.mark.parametrize("kafka", [None, {"bootstrap_servers": ["127.0.0.1:1"], "topics": {"state": None}}])
 def test_without_a_topic_of_states_there_is_no_publisher(kafka: Any) -> None:
     agent = Agent(Config.model_validate({"monitors": [{"dial": "/nowhere"}], "kafka": kafka}), ListSink())
-    assert agent.states is None
-    assert agent.view.rewrite_state_topic() is None
+    assert agent.state_publisher is None
+    assert agent.endpoint_source.rewrite_state_topic() is None

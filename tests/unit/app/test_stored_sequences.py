@@ -48,7 +48,7 @@ class Run:
                 not (
                     sequences._changed
                     or journal.pending_entries._fetched
-                    or any(queue.backlog.stored.records for queue in delivery.queues)
+                    or any(queue.backlog.stored_size.records for queue in delivery.queues)
                 )
             )
         )

@@ -9,7 +9,7 @@ import pytest
 from agent.cli.commands.check import _watched_monitors
 from agent.cli.explain import request_explanation
 from agent.cli.http_client import AgentRequestError, EndpointCredentials, request_json
-from agent.cli.rewrite_state import request_rewrite
+from agent.cli.rewrite_state import request_state_rewrite
 from agent.cli.tail import TailError, TailOptions, tail_records
 from agent.cli.top.terminal import TopOptions, print_once
 
@@ -48,7 +48,7 @@ async def test_top_and_explain_report_another_program(body: str) -> None:
 
 async def test_rewrite_state_reports_another_program() -> None:
     async with serve("{}", 202) as url:
-        await assert_reported(request_rewrite(url, EndpointCredentials()))
+        await assert_reported(request_state_rewrite(url, EndpointCredentials()))
 
 
 @pytest.mark.parametrize("data", ["[]", "{}", "tick"])

@@ -10,7 +10,7 @@ import pytest
 
 from agent.cli.capture import CaptureError
 from agent.cli.capture.agent_runner import RequestSplitter
-from agent.cli.capture.file import REMOVED, CaptureLine, CaptureWriter, read_capture, remove_secrets
+from agent.cli.capture.capture_file import REMOVED, CaptureLine, CaptureWriter, read_capture, remove_secrets
 from agent.cli.capture.replay import Recording
 
 NAMES = (
@@ -63,8 +63,8 @@ def written(path: Path, max_bytes: int = 1 << 20) -> CaptureWriter:
 
 
 def test_a_written_file_can_be_read_by_its_owner_only(tmp_path: Path) -> None:
-    assert written(tmp_path / "f").lines == 3
-    assert [(line.side, line.message) for line in read_capture(tmp_path / "f")] == [
+    assert written(tmp_path / "f").message_count == 3
+    assert [(line.sender, line.message) for line in read_capture(tmp_path / "f")] == [
         ("agent", {"execute": "query-status"}),
         ("qemu", {"return": {"status": "running", "password": REMOVED}}),
         ("qemu", None),
@@ -82,7 +82,7 @@ def test_an_existing_file_is_not_replaced(tmp_path: Path) -> None:
 def test_a_full_file_accepts_no_smaller_message(tmp_path: Path) -> None:
     writer = written(tmp_path / "f", 200)
     assert writer.full
-    assert writer.lines == len(read_capture(tmp_path / "f")) < 3
+    assert writer.message_count == len(read_capture(tmp_path / "f")) < 3
     assert (tmp_path / "f").stat().st_size <= 200
 
 
@@ -172,7 +172,7 @@ def test_a_command_that_was_not_recorded_has_no_reply() -> None:
 
 def test_a_recording_has_its_events_and_its_end() -> None:
     assert [line.seconds for line in RECORDING.events] == [1.1]
-    assert (RECORDING.end, RECORDING.closed_by_qemu) == (11.0, True)
+    assert (RECORDING.duration, RECORDING.closed_by_qemu) == (11.0, True)
 
 
 def test_a_failed_write_is_reported(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from agent.cli.doctor.argv import readconfig_paths
 from agent.cli.doctor.rendering import render_reports
 from agent.config.loader import load_config
-from agent.host.sockets import ESTABLISHED, SocketEntry
+from agent.host.socket_table import ESTABLISHED, SocketEntry
 from tests.lab.golden_files import FOLDER, same_text
 from tests.lab.manager_hosts import GANETI, INCUS, INCUS_CONF, LISTENS, PROXMOX, FakeProcHost
 

@@ -8,10 +8,10 @@ import pytest
 
 from agent.cli.doctor.model import ImageReport, VmReport, WatchState
 from agent.cli.doctor.rendering import render_reports
-from agent.cli.doctor.storage import MIN_BYTES, add_images, open_images
+from agent.cli.doctor.storage import MIN_BYTES, add_image_reports, open_images
 from agent.host.image_location import read_mounts
-from agent.host.mounts import mount_of
-from agent.host.permissions import User
+from agent.host.mounts import find_mount
+from agent.host.socket_permissions import User
 
 PROC = Path("/proc")
 NOBODY = User("nobody", 65534, frozenset({65534}))
@@ -33,7 +33,7 @@ def image(tmp_path: Path) -> Iterator[Path]:
 
 
 def images(user: User, path: Path) -> list[ImageReport]:
-    (vm,) = add_images([VM], user, PROC)
+    (vm,) = add_image_reports([VM], user, PROC)
     return [image for image in vm.images if image.path == str(path)]
 
 
@@ -53,7 +53,7 @@ def test_a_process_whose_files_are_hidden_has_no_images() -> None:
 
 
 def test_an_image_has_its_file_system(image: Path) -> None:
-    mount = mount_of(read_mounts("self"), str(image))
+    mount = find_mount(read_mounts("self"), str(image))
     assert mount is not None
     assert images(User("", os.geteuid(), frozenset()), image) == [
         ImageReport(str(image), f"{mount.type} {mount.mount_point}")

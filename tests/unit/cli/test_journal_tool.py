@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli.journal import JournalToolError, describe_journal, export_records, quarantined_files, replay_records
-from agent.delivery.journal.writer import FILE
+from agent.cli.journal import JournalToolError, describe_journal, export_records, quarantined_files, requeue_records
+from agent.delivery.journal.writer import JOURNAL_FILE
 from tests.lab.scripted_sink import RecordSource, ScriptedSink, eventually, is_journaled, make_pipeline, running
 
 
@@ -52,7 +52,7 @@ async def test_an_export_has_the_waiting_records_or_the_dead_letters(folder: Pat
 async def test_replayed_dead_letters_are_delivered_by_the_next_run(folder: Path) -> None:
     source = RecordSource()
     dead_letters = await leave_records(folder, source, waiting=4, rejected=3)
-    assert replay_records(folder, file=None) == 3
+    assert requeue_records(folder, file=None) == 3
     assert exported_ids(folder, dead_letters=True) == []
     sink = ScriptedSink()
     async with running(make_pipeline(sink, folder)):
@@ -67,10 +67,10 @@ async def test_the_readable_records_of_a_damaged_file_are_exported_and_replayed(
         for record in source.take(50):
             pipeline.put(record)
         await eventually(lambda: is_journaled(pipeline.events))
-    (folder / FILE).rename(folder / f"{FILE}.damaged-1")
+    (folder / JOURNAL_FILE).rename(folder / f"{JOURNAL_FILE}.damaged-1")
     (quarantined,) = quarantined_files(folder)
     assert exported_ids(folder, file=quarantined.name) == source.ids
-    assert replay_records(folder, file=quarantined.name) == 50
+    assert requeue_records(folder, file=quarantined.name) == 50
     sink = ScriptedSink()
     async with running(make_pipeline(sink, folder)):
         await sink.until(lambda: len(sink.ids) == 50)
@@ -81,7 +81,7 @@ async def test_a_replay_is_refused_while_an_agent_uses_the_journal(folder: Path)
     async with running(make_pipeline(ScriptedSink(), folder)) as pipeline:
         await eventually(lambda: pipeline.unready_reasons() == [])
         with pytest.raises(JournalToolError, match="stop the agent first"):
-            replay_records(folder, file=None)
+            requeue_records(folder, file=None)
 
 
 async def test_a_missing_journal_and_an_unknown_file_are_named(folder: Path) -> None:

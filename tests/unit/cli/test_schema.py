@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from agent.model.event_table import EVENT_ROWS
+from agent.model.event_table import EVENT_DEFINITIONS
 from agent.model.record import Record, RecordEncoder, Vm
 from agent.schemas.record import record_schema
 from tests.lab import golden_files
@@ -45,7 +45,7 @@ async def test_every_lifecycle_and_event_record_is_valid(fake: FakeQemu) -> None
     observer = RecordingObserver()
     async with supervised(observer, fake.path, context=quick_context(response_seconds=0.5)):
         await observer.wait_for_polls()
-        for row in EVENT_ROWS:
+        for row in EVENT_DEFINITIONS:
             fake.emit(row.name, {"x": 1})
         fake.emit("NEVER_HEARD_OF")
         fake.emit("not a name")
@@ -59,7 +59,7 @@ async def test_every_lifecycle_and_event_record_is_valid(fake: FakeQemu) -> None
         await observer.wait_until(lambda: len(observer.records("vm.attached")) == 2)
     kinds = set(observer.types("vm"))
     assert kinds == {"vm.attached", "vm.stalled", "vm.recovered", "vm.gone", "vm.detached"}
-    assert len(observer.types("event")) >= len(EVENT_ROWS) + 3
+    assert len(observer.types("event")) >= len(EVENT_DEFINITIONS) + 3
     for record in observer.records():
         assert schema_violations(ENCODE(record).body) == [], record.type
         parse_cloudevent(ENCODE(record).body)

@@ -83,9 +83,11 @@ def test_a_vms_details_name_the_client_that_set_a_histogram(owner: str, text: st
 
 def test_a_column_has_the_longest_99th_percentile_of_each_vm() -> None:
     column = next(column for column in COLUMNS if column.title == "P99")
-    assert column.text(column.value(vm("web-3", disks=[{"device": "disk0", "latencies": LATENCIES}]))) == "1.5s"
-    assert column.value(vm("db-1", disks=[{"device": "disk0"}])) is None
-    assert column.text(None) == ""
+    assert (
+        column.format_value(column.value_of(vm("web-3", disks=[{"device": "disk0", "latencies": LATENCIES}]))) == "1.5s"
+    )
+    assert column.value_of(vm("db-1", disks=[{"device": "disk0"}])) is None
+    assert column.format_value(None) == ""
 
 
 def test_a_percentile_in_the_last_bin_is_a_lower_bound_in_the_column_too() -> None:
@@ -94,16 +96,16 @@ def test_a_percentile_in_the_last_bin_is_a_lower_bound_in_the_column_too() -> No
     read, write = LATENCIES["read"] | {"p99": 0.5}, LATENCIES["read"] | {"p99": 0.5, "last_boundary": 1.0}
     for latencies in ({"read": read, "write": write}, {"write": write, "read": read}):
         bounded = vm("web-3", disks=[{"device": "disk0", "latencies": latencies}])
-        assert column.text(column.value(bounded)) == ">=500m"
+        assert column.format_value(column.value_of(bounded)) == ">=500m"
     other = vm("db-1", disks=[{"device": "disk0", "latencies": {"write": write}}])
     assert sort_by_column([other, bounded], column, reverse=False) == [bounded, other]
-    assert len(column.text((9999.0, True))) <= column.width
+    assert len(column.format_value((9999.0, True))) <= column.width
 
 
 def test_a_column_has_the_fullest_file_system_of_each_guest() -> None:
     column = next(column for column in COLUMNS if column.title == "GUEST%")
-    assert column.text(column.value(vm("web-3", guest=GUEST))) == "90.0"
-    assert column.value(vm("db-1")) is None
+    assert column.format_value(column.value_of(vm("web-3", guest=GUEST))) == "90.0"
+    assert column.value_of(vm("db-1")) is None
 
 
 def test_a_disks_line_has_what_limits_it() -> None:

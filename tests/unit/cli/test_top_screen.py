@@ -11,7 +11,7 @@ from tests.lab.top_values import host, vm
 
 
 def names(screen: TopScreenState) -> list[str]:
-    return [str(entry["name"]) for entry in screen.vms()]
+    return [str(entry["name"]) for entry in screen.filtered_vms()]
 
 
 @given(st.text(), st.integers(0, 40), st.booleans())
@@ -93,37 +93,37 @@ def test_the_screen_is_filled_exactly(width: int, height: int) -> None:
     screen = TopScreenState(host(*vms))
     for key in ("", "END", "ENTER", "?"):
         screen.on_key(key)
-        lines = screen.lines(width, height)
+        lines = screen.render(width, height)
         assert len(lines) == height
         assert all(len(line.text) <= width for line in lines)
 
 
 def test_the_selection_moves_follows_its_vm_and_stays_visible() -> None:
     screen = TopScreenState(host(*(vm(f"vm{n:02}") for n in range(30))))
-    screen.lines(80, 13)
+    screen.render(80, 13)
     screen.on_key("END")
-    lines = screen.lines(80, 13)
+    lines = screen.render(80, 13)
     assert [line.text[:4] for line in lines if line.style == "selected"] == ["vm29"]
     screen.on_key("PAGE_UP")
     screen.on_key("UP")
-    selected = screen.selected
-    screen.host = host(vm("new"), *(vm(f"vm{n:02}") for n in range(5, 30)))
-    screen.lines(80, 13)
-    assert screen.selected == selected
+    selected = screen.selected_vm
+    screen.overview = host(vm("new"), *(vm(f"vm{n:02}") for n in range(5, 30)))
+    screen.render(80, 13)
+    assert screen.selected_vm == selected
 
 
 def test_the_second_line_shows_the_worst_problem() -> None:
     overview = host(vm("a"))
     agent = overview["agent"]
     screen = TopScreenState(overview)
-    assert screen.lines(80, 10)[1].text == ""
+    assert screen.render(80, 10)[1].text == ""
     agent["warnings"] = ["a: collector block is off: not JSON", "UUID clash"]
-    assert screen.lines(80, 10)[1].text.rstrip() == "a: collector block is off: not JSON; UUID clash"
-    assert screen.lines(80, 10)[1].style == "warning"
+    assert screen.render(80, 10)[1].text.rstrip() == "a: collector block is off: not JSON; UUID clash"
+    assert screen.render(80, 10)[1].style == "warning"
     agent["unready_reasons"] = ["nothing is delivered"]
-    assert (screen.lines(80, 10)[1].text.rstrip(), screen.lines(80, 10)[1].style) == ("nothing is delivered", "bad")
+    assert (screen.render(80, 10)[1].text.rstrip(), screen.render(80, 10)[1].style) == ("nothing is delivered", "bad")
     screen.error = "no agent answers"
-    assert screen.lines(80, 10)[1].text.rstrip() == "no agent answers"
+    assert screen.render(80, 10)[1].text.rstrip() == "no agent answers"
 
 
 def test_keys_filter_open_and_quit() -> None:
@@ -133,13 +133,13 @@ def test_keys_filter_open_and_quit() -> None:
     assert names(screen) == ["web-1"]
     screen.on_key("BACKSPACE")
     screen.on_key("ENTER")
-    screen.lines(80, 20)
+    screen.render(80, 20)
     screen.on_key("ENTER")
-    assert screen.opened == "uuid-web-1"
-    screen.host = host(vm("db-1"))
-    assert any("gone" in line.text for line in screen.lines(80, 20))
+    assert screen.opened_vm == "uuid-web-1"
+    screen.overview = host(vm("db-1"))
+    assert any("gone" in line.text for line in screen.render(80, 20))
     screen.on_key("ESCAPE")
-    assert (screen.opened, names(screen)) == ("", [])
+    assert (screen.opened_vm, names(screen)) == ("", [])
     screen.on_key("ESCAPE")
     assert names(screen) == ["db-1"]
     screen.on_key("q")
@@ -168,7 +168,7 @@ def test_the_storage_view_has_problems_first_and_then_the_pools_that_fill_first(
     del full["time_to_full_seconds"]
     screen = TopScreenState(host(vm("web-3")) | {"pools": [full, hung, POOL]})
     screen.on_key("S")
-    lines = screen.lines(120, 12)
+    lines = screen.render(120, 12)
     rows = [line.text.split() for line in lines[3:6]]
     assert rows == [
         ["/nfs", "nfs4", "2", "does", "not", "answer"],
@@ -177,12 +177,12 @@ def test_the_storage_view_has_problems_first_and_then_the_pools_that_fill_first(
     ]
     assert [line.style for line in lines[3:6]] == ["bad", "", "warning"]
     screen.on_key("ESCAPE")
-    assert "web-3" in screen.lines(120, 12)[3].text
+    assert "web-3" in screen.render(120, 12)[3].text
 
 
 def test_a_host_without_known_storage_gets_a_hint() -> None:
     screen = TopScreenState(host(vm("web-3")) | {"pools": []}, view=TopView.STORAGE)
-    assert "qmp-agent doctor" in screen.lines(120, 6)[3].text
+    assert "qmp-agent doctor" in screen.render(120, 6)[3].text
 
 
 FILTERED = {
@@ -240,7 +240,7 @@ RESOURCES = {
 def test_the_host_view_has_the_known_figures_and_the_vms_that_wait_for_others() -> None:
     screen = TopScreenState(host(vm("web-3")) | {"resources": RESOURCES})
     screen.on_key("H")
-    lines = screen.lines(120, 20)
+    lines = screen.render(120, 20)
     assert [line.text.rstrip() for line in lines[2:11]] == [
         "HOST",
         "vCPUs of running VMs    12, 300 % of the CPUs, without 1 unknown VMs",
@@ -253,11 +253,11 @@ def test_the_host_view_has_the_known_figures_and_the_vms_that_wait_for_others() 
         "2 VMs wait for a CPU of the host: a, b. The VMs that take most: c.",
     ]
     assert [line.style for line in lines[3:7]] == ["", "warning", "", "warning"]
-    assert all(len(line.text) <= 40 for line in screen.lines(40, 20)[2:])
+    assert all(len(line.text) <= 40 for line in screen.render(40, 20)[2:])
 
 
 def test_the_host_view_says_that_there_is_no_sample_yet() -> None:
-    assert "no sample yet" in TopScreenState(host(), view=TopView.HOST).lines(80, 6)[3].text
+    assert "no sample yet" in TopScreenState(host(), view=TopView.HOST).render(80, 6)[3].text
 
 
 def test_keys_switch_between_the_lists() -> None:
@@ -270,7 +270,7 @@ def test_keys_switch_between_the_lists() -> None:
     screen = TopScreenState(host(*FILTERED.values()) | {"alerts": alerts, "monitors": monitors})
 
     def rows() -> list[list[str]]:
-        return [line.text.split() for line in screen.lines(120, 12)[2:6]]
+        return [line.text.split() for line in screen.render(120, 12)[2:6]]
 
     screen.on_key("A")
     head, first, second, _ = rows()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.collectors import ALL
+from agent.collectors import ALL_COLLECTORS
 from agent.collectors.block_graph import BlockGraph
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
@@ -14,7 +14,7 @@ from agent.model.metrics.block_layers import BLOCK_NAMES
 from tests.lab import golden_files
 from tests.lab.transcript import Transcript
 
-BY_NAME = {collector.name: collector for collector in ALL}
+BY_NAME = {collector.name: collector for collector in ALL_COLLECTORS}
 VERSIONS = ("7.2", "11.1")
 REPLIES = {version: golden_files.load(f"block_graph/qemu-{version}.json") for version in VERSIONS}
 """Replies of a real QEMU: a mirror of `vb`, a backup of `scsi0`, a commit of `vo`, a copy-on-read and a throttle filter."""
@@ -45,7 +45,7 @@ def graph_of(version: str) -> BlockGraph:
 def test_filters_of_jobs_lead_to_the_disk_below(version: str, with_block: bool) -> None:  # noqa: FBT001
     replies = REPLIES[version]
     graph = BlockGraph.from_replies(replies["stats"], replies["nodes"], replies["block"] if with_block else None)
-    assert {name: graph.device(name) for name in FILTER_OF[version]} == FILTER_OF[version]
+    assert {name: graph.find_disk(name) for name in FILTER_OF[version]} == FILTER_OF[version]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -71,16 +71,16 @@ def test_nodes_backends_and_qom_paths_lead_to_their_disk(version: str) -> None:
         "f-s": "botdisk",
         **NODE_OF[version],
     }
-    assert {name: graph.device(name) for name in names} == names
+    assert {name: graph.find_disk(name) for name in names} == names
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_nodes_of_no_disk_and_unknown_names_lead_nowhere(version: str) -> None:
     graph = graph_of(version)
     for name in ("tgt", "tgt2", "#block999999", "", "/machine/peripheral/net0", None, 5, ["vb"]):
-        assert graph.device(name) is None
-    assert graph.device("", None, "tgt", "b-s") == "vb"
-    assert graph.device("/machine/peripheral/vd/virtio-backend", "drive-scsi0") == "vd"
+        assert graph.find_disk(name) is None
+    assert graph.find_disk("", None, "tgt", "b-s") == "vb"
+    assert graph.find_disk("/machine/peripheral/vd/virtio-backend", "drive-scsi0") == "vd"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -92,7 +92,7 @@ def test_samples_lead_to_the_same_disks_as_the_replies(version: str) -> None:
         *BY_NAME["drives"].collect([replies["block"]]),
     ]
     rebuilt = BlockGraph.from_samples(samples)
-    assert rebuilt.names() == graph.names()
+    assert rebuilt.names_by_disk() == graph.names_by_disk()
     assert {s.subject for s in samples if s.family is BLOCK_NAMES} == {s.subject for s in samples if s.family is BLOCK}
 
 
@@ -107,8 +107,8 @@ def test_every_name_in_a_transcript_leads_to_the_disk_of_its_samples(version: st
     for sample in BY_NAME["block"].collect([stats]):
         for key in ("node", "storage_node", "backend", "qdev"):
             if name := sample.values.get(key):
-                assert graph.device(name) == sample.subject, name
-    assert all(graph.device(node["node-name"]) for node in nodes)
+                assert graph.find_disk(name) == sample.subject, name
+    assert all(graph.find_disk(node["node-name"]) for node in nodes)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -133,9 +133,9 @@ def test_a_name_that_two_disks_share_identifies_neither() -> None:
         {"node-name": "base", "drv": "raw", "file": "f"},
     ]
     graph = BlockGraph.from_replies(stats, nodes)
-    assert graph.device("base") is graph.device("#block1") is None
-    assert graph.device("base", "b-top") == "b"
-    assert graph.names() == {"a": ["a-top"], "b": ["b-top"]}
+    assert graph.find_disk("base") is graph.find_disk("#block1") is None
+    assert graph.find_disk("base", "b-top") == "b"
+    assert graph.names_by_disk() == {"a": ["a-top"], "b": ["b-top"]}
 
 
 def test_a_filter_on_a_filter_leads_to_the_disk_below_both() -> None:
@@ -158,22 +158,22 @@ def test_a_filter_on_a_filter_leads_to_the_disk_below_both() -> None:
         },
     ]
     graph = BlockGraph.from_replies(stats, nodes)
-    assert {name: graph.device(name) for name in ("outer", "inner", "data")} == dict.fromkeys(
+    assert {name: graph.find_disk(name) for name in ("outer", "inner", "data")} == dict.fromkeys(
         ("outer", "inner", "data"), "a"
     )
-    assert graph.device("other") is None
+    assert graph.find_disk("other") is None
 
 
 @pytest.mark.parametrize("driver", [["throttle"], {"throttle": 1}, 5, None])
 def test_a_node_whose_driver_is_no_string_is_no_filter(driver: Any) -> None:
     node = {"node-name": "n", "drv": driver, "file": "f"}
-    assert BlockGraph.from_replies([], [node]).device("n") is None
+    assert BlockGraph.from_replies([], [node]).find_disk("n") is None
 
 
 @pytest.mark.parametrize("kind", [["target"], {"target": 1}, 5, None])
 def test_a_child_whose_kind_is_no_string_belongs_to_its_node(kind: Any) -> None:
     node = {"node-name": "top", "drv": "qcow2", "children": [{"child": kind, "node-name": "below"}]}
-    assert BlockGraph.from_replies([{"qdev": "a", "node-name": "top"}], [node]).device("below") == "a"
+    assert BlockGraph.from_replies([{"qdev": "a", "node-name": "top"}], [node]).find_disk("below") == "a"
 
 
 def test_names_that_exceed_a_fields_size_are_truncated_and_not_dropped() -> None:
@@ -214,6 +214,6 @@ json = st.recursive(
 @given(json, json, json)
 def test_any_reply_results_in_a_graph(stats: Any, nodes: Any, block: Any) -> None:
     graph = BlockGraph.from_replies(stats, nodes, block)
-    for device, names in graph.names().items():
-        assert all(graph.device(name) == device for name in names)
-    assert BlockGraph.from_samples([Sample(BLOCK_NAMES, (d,), {"names": n}) for d, n in graph.names().items()])
+    for device, names in graph.names_by_disk().items():
+        assert all(graph.find_disk(name) == device for name in names)
+    assert BlockGraph.from_samples([Sample(BLOCK_NAMES, (d,), {"names": n}) for d, n in graph.names_by_disk().items()])

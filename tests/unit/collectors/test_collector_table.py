@@ -6,7 +6,7 @@ import pkgutil
 import pytest
 
 from agent import collectors
-from agent.collectors import ALL, Collector, PollIntervals, VmFacts
+from agent.collectors import ALL_COLLECTORS, Collector, PollIntervals, VmFacts
 from agent.collectors.base import VirtioDisk
 from agent.collectors.guest import GUEST_COLLECTORS
 from agent.host.types import LinuxTask, NetworkInterface
@@ -18,7 +18,7 @@ from agent.model.metrics.host_resources import HOST, HOST_HUGEPAGES
 from agent.model.metrics.identity import IDENTITY
 from agent.model.metrics.pool import BLOCK_STORAGE, POOL
 
-BY_NAME = {collector.name: collector for collector in ALL}
+BY_NAME = {collector.name: collector for collector in ALL_COLLECTORS}
 INTERVALS = PollIntervals(poll=10, guest_memory=30, migrations_and_jobs=1, resync=300)
 
 
@@ -47,22 +47,22 @@ def test_guest_memory_is_polled_no_more_often_than_the_guest_updates_it() -> Non
 
 def test_only_disks_are_polled_from_qemu_at_an_interval() -> None:
     quiet = VmFacts("/b", guest_stats_seconds=0, migration_events=True)
-    delays = {c.name: c.next_poll_delay((), quiet, INTERVALS) for c in ALL if not c.host_only}
+    delays = {c.name: c.next_poll_delay((), quiet, INTERVALS) for c in ALL_COLLECTORS if not c.host_only}
     assert delays == dict.fromkeys(delays) | {"block": 10}
 
 
 def test_host_collectors_read_files_at_each_poll_and_send_no_command() -> None:
-    host_only = [c for c in ALL if c.host_only]
+    host_only = [c for c in ALL_COLLECTORS if c.host_only]
     assert [c.name for c in host_only] == ["vcpu", "iothread", "process", "cgroup", "net"]
     task, same_netns, far = LinuxTask(5), NetworkInterface("tap0"), NetworkInterface("tap1", same_netns=False)
     facts = VmFacts("/b", 5, process=task, vcpus=(task,), iothreads=(task,), cgroup="/c", interfaces=(same_netns, far))
     assert all(
         c.files(facts) and not c.commands(facts) and c.next_poll_delay((), facts, INTERVALS) == 10 for c in host_only
     )
-    assert not [c.name for c in ALL if c.files(VmFacts("/b", 5))]
+    assert not [c.name for c in ALL_COLLECTORS if c.files(VmFacts("/b", 5))]
 
 
-COLLECTORS_OF_ALL_VMS = {collector.name for collector in ALL if not collector.host_only} - {
+COLLECTORS_OF_ALL_VMS = {collector.name for collector in ALL_COLLECTORS if not collector.host_only} - {
     "balloon",
     "guest_agent",
     "guest_memory",
@@ -88,15 +88,15 @@ COLLECTORS_OF_ALL_VMS = {collector.name for collector in ALL if not collector.ho
     ],
 )
 def test_collectors_apply_only_to_vms_with_their_feature(facts: VmFacts, applicable: set[str]) -> None:
-    assert {collector.name for collector in ALL if collector.commands(facts)} == applicable
+    assert {collector.name for collector in ALL_COLLECTORS if collector.commands(facts)} == applicable
 
 
 def test_collectors_have_unique_names_and_share_no_family() -> None:
     def families(collector: Collector) -> list[str]:
         return [family.name for family in collector.families]
 
-    assert len(BY_NAME) == len(ALL)
-    named = [name for collector in ALL for name in families(collector)]
+    assert len(BY_NAME) == len(ALL_COLLECTORS)
+    named = [name for collector in ALL_COLLECTORS for name in families(collector)]
     assert len(named) == len(set(named))
 
 
@@ -117,4 +117,4 @@ def test_every_collector_is_in_all_and_every_family_has_a_collector() -> None:
     }  # made by alerts, at attach, by the storage monitor and so on
     by_hand |= {HOST, HOST_HUGEPAGES}  # made by the host monitor
     by_hand |= {GUEST_AGENT_SESSION, *(family for collector in GUEST_COLLECTORS for family in collector.families)}
-    assert {family for collector in ALL for family in collector.families} | by_hand == set(FAMILIES)
+    assert {family for collector in ALL_COLLECTORS for family in collector.families} | by_hand == set(FAMILIES)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.collectors import ALL, PollIntervals, VmFacts
+from agent.collectors import ALL_COLLECTORS, PollIntervals, VmFacts
 from agent.collectors.block import count_repeated_images
 from agent.collectors.block_graph import stable_name
 from agent.host.types import FileReply, LinuxTask, NetworkInterface
@@ -21,7 +21,7 @@ from agent.qmp.errors import CommandError, QmpError, UnexpectedReplyError
 from tests.lab import golden_files
 from tests.lab.fixtures import StartGuest
 
-BY_NAME = {collector.name: collector for collector in ALL}
+BY_NAME = {collector.name: collector for collector in ALL_COLLECTORS}
 CASES = {name: golden_files.load(f"collectors/{name}.json") for name in BY_NAME}
 INTERVALS = PollIntervals(poll=10, guest_memory=30, migrations_and_jobs=1, resync=300)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.collectors.block import COLLECTOR
-from agent.model.reader import MAX_BINS
+from agent.model.field_reader import MAX_BINS
 
 STATS = {
     "wr_total_time_ns": 2_500_000_000,

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from agent.collectors import ALL
+from agent.collectors import ALL_COLLECTORS
 from agent.model.family import Sample
 
-BY_NAME = {collector.name: collector for collector in ALL}
+BY_NAME = {collector.name: collector for collector in ALL_COLLECTORS}
 
 
 def collect(name: str, *replies: Any) -> list[Sample]:

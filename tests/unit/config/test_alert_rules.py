@@ -4,10 +4,16 @@ from typing import Any
 
 import pytest
 
-from agent.alerts.conditions.comparison import FieldTest, Operator
-from agent.alerts.conditions.rows import EventAlertRow, SampleAlertRow
+from agent.alerts.rules.comparison import FieldComparison, Operator
+from agent.alerts.rules.rule_types import EventAlertRule, SampleAlertRule
 from agent.app.builders import alert_overrides
-from agent.config.alert_rules import MAX_CUSTOM_ALERTS, SAMPLES, CustomAlertConfig, fields_of, parse_test
+from agent.config.alert_rules import (
+    CUSTOM_ALERT_FAMILIES,
+    MAX_CUSTOM_ALERTS,
+    CustomAlertConfig,
+    comparable_field_kinds,
+    parse_comparison,
+)
 from agent.config.model import AlertsConfig
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
@@ -15,15 +21,15 @@ from agent.model.record import Severity
 from tests.lab.alert_scenario import AlertScenario
 
 
-def row(**keys: Any) -> SampleAlertRow | EventAlertRow:
-    return CustomAlertConfig(name="mine", **keys).to_row()
+def row(**keys: Any) -> SampleAlertRule | EventAlertRule:
+    return CustomAlertConfig(name="mine", **keys).to_alert_row()
 
 
 def scenario_of(**alerts: Any) -> AlertScenario:
     """Return a scenario with an attached VM and this section `alerts` of the config."""
     config = AlertsConfig.model_validate(alerts)
     scenario = AlertScenario()
-    scenario.engine.set_overrides(alert_overrides(config), [alert.to_row() for alert in config.custom])
+    scenario.engine.set_overrides(alert_overrides(config), [alert.to_alert_row() for alert in config.custom])
     scenario.attach()
     return scenario
 
@@ -47,17 +53,17 @@ def test_a_comparison_is_parsed_by_the_kind_and_unit_of_its_field(text: str, ope
         "hit_ratio": "number",
         "reads_total": "number",
     }
-    test = parse_test(text, kinds | {"on": "flag", "state": "text"}, "a field")
+    test = parse_comparison(text, kinds | {"on": "flag", "state": "text"}, "a field")
     assert (test.operator, test.limit) == (operator, limit)
 
 
 def test_each_number_flag_and_text_of_each_family_can_be_compared() -> None:
     compared = 0
-    for family in SAMPLES.values():
-        for name, kind in fields_of(family).items():
+    for family in CUSTOM_ALERT_FAMILIES.values():
+        for name, kind in comparable_field_kinds(family).items():
             limit = {"number": "1", "flag": "true", "text": "x"}[kind]
             result = row(sample=family.name, when=f"{name} == {limit}")
-            assert isinstance(result, SampleAlertRow)
+            assert isinstance(result, SampleAlertRule)
             assert result.field == name
             compared += 1
     assert compared > 300
@@ -72,11 +78,11 @@ def test_an_alert_on_samples_becomes_a_row() -> None:
         vm="db-*",
         device="1",
     )
-    assert isinstance(result, SampleAlertRow)
+    assert isinstance(result, SampleAlertRule)
     assert (result.field, result.value, result.where) == (
         "state",
         "disk-sleep",
-        (FieldTest(("vcpu",), Operator.UNEQUAL, "0"),),
+        (FieldComparison(("vcpu",), Operator.UNEQUAL, "0"),),
     )
     assert (result.seconds, result.severity, result.vm, result.device) == (300.0, Severity.CRITICAL, "db-*", "1")
     assert result.help == "vcpu: state == disk-sleep and vcpu != 0."
@@ -89,7 +95,7 @@ def test_an_alert_on_an_event_that_nothing_resolves_ends_after_an_hour() -> None
 
 
 def test_an_own_alert_is_resolved_at_its_own_limit() -> None:
-    family = SAMPLES["process"]
+    family = CUSTOM_ALERT_FAMILIES["process"]
     alert = {"name": "deep", "sample": "process", "when": "swap_bytes > 1GiB", "resolve_at": "512MiB", "duration": "1m"}
     scenario = scenario_of(custom=[alert])
 

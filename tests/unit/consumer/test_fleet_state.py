@@ -27,7 +27,7 @@ def vm_message(uuid: str, host: str, seconds: float = 0, *, running: bool = True
 def state_of(*messages: Message) -> FleetState:
     state = FleetState()
     for message in messages:
-        state.apply(*message)
+        state.apply_message(*message)
     return state
 
 

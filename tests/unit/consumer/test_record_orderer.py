@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agent.consumer.record_orderer import Gap, OrderSettings, RecordOrderer
 from agent.consumer.stream_record import Position, StreamRecord
 
-SETTINGS: Final = OrderSettings(hold_seconds=2.0, max_held=50)
+SETTINGS: Final = OrderSettings(hold_seconds=2.0, max_held_records=50)
 HOST: Final = "/hosts/hv7"
 
 
@@ -92,7 +92,7 @@ def test_a_record_that_comes_after_its_gap_is_handed_on_once(orderer: RecordOrde
     add_all(orderer, [one, three])
     orderer.release_all()
     assert add_all(orderer, [two, two]) == ["1-2"]
-    assert (orderer.late, orderer.duplicates) == (1, 1)
+    assert (orderer.late_records, orderer.duplicates) == (1, 1)
 
 
 def test_the_loss_of_the_first_records_of_a_run_is_a_gap(orderer: RecordOrderer) -> None:
@@ -153,11 +153,11 @@ def test_a_record_from_before_the_start_of_the_consumer_is_not_counted_as_late(c
     midway = RecordOrderer(SETTINGS, clock, complete=False)
     one, two, three, _, five = chain(1, 2, 3, 4, 5)
     assert add_all(midway, [three, two, one, one]) == ["1-3", "1-2", "1-1"]
-    assert (midway.late, midway.duplicates) == (0, 1)
+    assert (midway.late_records, midway.duplicates) == (0, 1)
     midway.add(five)
     midway.release_all()
     assert add_all(midway, [chain(1, 2, 3, 4)[3]]) == ["1-4"]
-    assert midway.late == 1
+    assert midway.late_records == 1
 
 
 def test_runs_of_an_agent_whose_clock_was_set_back_are_all_handed_on(orderer: RecordOrderer) -> None:
@@ -273,7 +273,7 @@ def test_gaps_are_exactly_the_records_that_did_not_arrive(
         for gap in gaps
         if gap.source == item.source
         and gap.after < item.sequence <= gap.through
-        and gap.next.sequence[:10] == item.sequence[:10]
+        and gap.next_record.sequence[:10] == item.sequence[:10]
     }
     assert reported == missing
     by_run: dict[tuple[str, str], list[str]] = defaultdict(list)

@@ -58,7 +58,7 @@ async def test_alerts_are_delivered_while_the_journals_disk_hangs(folder: Path, 
     timings = replace(SHORT_TIMINGS, journal_hang=0.1)
 
     def alert() -> EncodedRecord:
-        return replace(source.next(), entry=PersistentEntry("alert", len(source.ids)))
+        return replace(source.next(), persistent_entry=PersistentEntry("alert", len(source.ids)))
 
     async with running(make_pipeline(sink, folder, connect=hanging.connect, timings=timings)) as pipeline:
         pipeline.put(alert())
@@ -90,7 +90,7 @@ async def test_alerts_do_not_wait_for_older_ones_on_a_disk_that_hangs(
         make_pipeline(sink, folder, connect=hanging.connect, timings=timings, memory=4 << 20)
     ) as pipeline:
         await journal_alerts(pipeline, source)
-        assert pipeline.alerts.backlog.waiting.records > 500
+        assert pipeline.alerts.backlog.size.records > 500
         hanging.prefix, hanging.hanging = statement, True
         pipeline.put(source.next())
         if statement == "COMMIT":
@@ -99,12 +99,12 @@ async def test_alerts_do_not_wait_for_older_ones_on_a_disk_that_hangs(
         await sink.until(lambda: source.ids[-1] in sink.ids)
         assert len(set(sink.ids)) < 1501, "the others are on the disk"
         assert len(pipeline.alerts) == 1501 - len(set(sink.ids))
-        assert pipeline.alerts.oldest_age_seconds() > 0
+        assert pipeline.alerts.in_flight_age_seconds() > 0
         pipeline.put(source.next())
         await sink.until(lambda: source.ids[-1] in sink.ids)
         hanging.release()
         await sink.until(lambda: set(sink.ids) == set(source.ids))
-        await eventually(lambda: len(pipeline.alerts) == 0 and pipeline.alerts.backlog.stored.records == 0)
+        await eventually(lambda: len(pipeline.alerts) == 0 and pipeline.alerts.backlog.stored_size.records == 0)
     assert dropped(pipeline) == 0
     assert deduplicated(sink.ids) == sink.ids
 
@@ -152,7 +152,7 @@ async def test_a_journal_that_opens_late_does_not_delay_the_start(folder: Path, 
         hanging.release()
         await eventually(lambda: pipeline.events.journaling.available)
         pipeline.put(source.next())
-        await eventually(lambda: pipeline.events.journaling.written > 0)
+        await eventually(lambda: pipeline.events.journaling.written_records > 0)
     assert sink.ids == source.ids[1:]
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from agent.cli.journal import quarantined_files
 from agent.delivery.journal.database import connect
-from agent.delivery.journal.writer import FILE
+from agent.delivery.journal.writer import JOURNAL_FILE
 from agent.delivery.sender import BATCH_RECORDS
 from tests.lab.faulty_disk import FailingDisk, sqlite_error, tmpfs
 from tests.lab.scripted_sink import (
@@ -36,7 +36,7 @@ PAGE_BYTES = 4096
 
 def remove_journal_files(folder: Path) -> None:
     """Remove all files of a journal."""
-    for file in folder.glob(f"{FILE}*"):
+    for file in folder.glob(f"{JOURNAL_FILE}*"):
         file.unlink()
 
 
@@ -76,7 +76,7 @@ async def check_works_from_memory(folder: Path, *words: str, repair: Callable[[]
 
 
 async def test_a_journal_file_that_is_no_database_is_quarantined_unchanged(folder: Path) -> None:
-    (folder / FILE).write_bytes(b"this is not a database\n" * 1000)
+    (folder / JOURNAL_FILE).write_bytes(b"this is not a database\n" * 1000)
     sink, source = ScriptedSink(), RecordSource()
     async with running(make_pipeline(sink, folder)) as pipeline:
         pipeline.put(source.next())
@@ -85,19 +85,21 @@ async def test_a_journal_file_that_is_no_database_is_quarantined_unchanged(folde
         (warning,) = pipeline.warnings()
         assert warning.startswith("1 damaged")
     (quarantined,) = quarantined_files(folder)
-    assert quarantined.name.startswith(f"{FILE}.damaged-")
+    assert quarantined.name.startswith(f"{JOURNAL_FILE}.damaged-")
     assert quarantined.read_bytes() == b"this is not a database\n" * 1000
 
 
 async def test_an_empty_file_becomes_a_new_journal(folder: Path) -> None:
-    (folder / FILE).touch()
+    (folder / JOURNAL_FILE).touch()
     await leave_undelivered(folder, RecordSource(), 5)
     assert quarantined_files(folder) == []
 
 
 async def test_a_directory_at_the_journals_path_is_not_quarantined(folder: Path) -> None:
-    (folder / FILE).mkdir()
-    await check_works_from_memory(folder, str(folder / FILE), "unable to open", repair=(folder / FILE).rmdir)
+    (folder / JOURNAL_FILE).mkdir()
+    await check_works_from_memory(
+        folder, str(folder / JOURNAL_FILE), "unable to open", repair=(folder / JOURNAL_FILE).rmdir
+    )
 
 
 async def test_a_journal_directory_that_cannot_be_created_is_reported(folder: Path) -> None:
@@ -131,7 +133,7 @@ async def test_a_journal_that_becomes_read_only_is_not_quarantined(folder: Path)
 async def test_a_journal_of_a_newer_format_is_quarantined_and_its_records_delivered(folder: Path) -> None:
     source = RecordSource()
     await leave_undelivered(folder, source, 20)
-    with contextlib.closing(sqlite3.connect(folder / FILE)) as db:
+    with contextlib.closing(sqlite3.connect(folder / JOURNAL_FILE)) as db:
         db.execute("PRAGMA user_version = 7")
     sink = ScriptedSink()
     async with running(make_pipeline(sink, folder)):
@@ -151,7 +153,7 @@ async def test_a_second_agent_waits_for_the_journal_of_the_first(folder: Path) -
             second_pipeline.put(source.next())
             await second.until(lambda: second.ids == source.ids)
             assert second_pipeline.unready_reasons() == [
-                f"nothing is journaled: {folder / FILE}: another agent uses {folder}"
+                f"nothing is journaled: {folder / JOURNAL_FILE}: another agent uses {folder}"
             ]
             await first_agent.aclose()
             await second.until(lambda: second.ids == source.ids + left.ids)
@@ -168,7 +170,7 @@ async def test_a_removed_journal_is_created_again_and_its_records_count_as_dropp
         await eventually(lambda: is_journaled(queue))
         remove_journal_files(folder)
         pipeline.put(source.next())
-        await eventually(lambda: is_journaled(queue) and (folder / FILE).exists())
+        await eventually(lambda: is_journaled(queue) and (folder / JOURNAL_FILE).exists())
         assert list(pipeline.drops.totals) == [("events", "corrupt")]
         assert dropped(pipeline) > 50
         shutil.copytree(folder, folder / "killed")
@@ -185,10 +187,10 @@ async def test_a_removed_journal_is_created_again_and_its_records_count_as_dropp
 async def test_records_before_and_after_a_damaged_page_are_delivered(folder: Path, queue: str) -> None:
     source = RecordSource(EVENT if queue == "events" else SAMPLE)
     await leave_undelivered(folder, source, 3000)
-    data = bytearray((folder / FILE).read_bytes())
+    data = bytearray((folder / JOURNAL_FILE).read_bytes())
     at = data.index(source.bodies[source.ids[1500]]) // PAGE_BYTES * PAGE_BYTES
     data[at : at + PAGE_BYTES] = b"\xff" * PAGE_BYTES
-    (folder / FILE).write_bytes(data)
+    (folder / JOURNAL_FILE).write_bytes(data)
     sink = ScriptedSink()
     async with running(make_pipeline(sink, folder)) as pipeline:
         await sink.until(lambda: sink.ids[-1:] == source.ids[-1:])
@@ -221,7 +223,7 @@ async def test_a_page_damaged_while_the_agent_runs_loses_only_its_own_records(fo
         assert pipeline.journal._database is not None
         in_flight = len(queue.in_flight)
         pipeline.journal._database.checkpoint()
-        path = folder / FILE
+        path = folder / JOURNAL_FILE
         data = bytearray(path.read_bytes())
         at = data.index(source.bodies[source.ids[in_flight + 100]]) // PAGE_BYTES * PAGE_BYTES
         with path.open("r+b") as file:
@@ -279,7 +281,7 @@ async def test_an_unreadable_backlog_is_postponed_until_it_can_be_read(folder: P
         disk.error_name = None
         await sink.until(lambda: source.ids[-1] in sink.ids)
         await eventually(lambda: pipeline.unready_reasons() == [])
-        await eventually(lambda: len(pipeline.events) == 0 and pipeline.events.backlog.stored.records == 0)
+        await eventually(lambda: len(pipeline.events) == 0 and pipeline.events.backlog.stored_size.records == 0)
     assert set(sink.ids) == {*source.ids, *fresh.ids}
     assert deduplicated(sink.ids) == sink.ids
     assert dropped(pipeline) == 0
@@ -288,7 +290,7 @@ async def test_an_unreadable_backlog_is_postponed_until_it_can_be_read(folder: P
 async def test_a_damaged_file_that_cannot_be_replaced_stays_in_place(folder: Path) -> None:
     source = RecordSource()
     await leave_undelivered(folder, source, 50)
-    with contextlib.closing(sqlite3.connect(folder / FILE)) as db:
+    with contextlib.closing(sqlite3.connect(folder / JOURNAL_FILE)) as db:
         db.execute("PRAGMA user_version = 7")
     disk = FailingDisk("BEGIN")
     disk.error_name = "SQLITE_FULL"

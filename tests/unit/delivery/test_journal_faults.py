@@ -65,7 +65,7 @@ async def deliver_over_a_restart(folder: Path, disk: FailsOnce) -> Outcome:
         await first.until(lambda: len(first.ids) >= 3)
         await put(2)
         await first.until(lambda: all(source.ids[-1] in first.ids for source in sources.values()))
-        await eventually(lambda: pipeline.events.backlog.stored.records == 0)
+        await eventually(lambda: pipeline.events.backlog.stored_size.records == 0)
         first.up = False
         await put(4)
         pipeline.supervisor._failures = 1  # so that the stop does not wait for it

@@ -11,7 +11,7 @@ import pytest
 
 from agent.cli.journal import quarantined_files
 from agent.delivery.journal.database import connect
-from agent.delivery.journal.writer import FILE
+from agent.delivery.journal.writer import JOURNAL_FILE
 from tests.lab.faulty_disk import tmpfs
 from tests.lab.scripted_sink import (
     EVENT,
@@ -130,7 +130,7 @@ async def test_a_start_on_an_almost_full_disk_quarantines_and_loses_nothing_inta
             pipeline.put(record)
         await eventually(lambda: pipeline.supervisor.failing)
     if damaged:
-        with contextlib.closing(sqlite3.connect(small_disk / FILE)) as db:
+        with contextlib.closing(sqlite3.connect(small_disk / JOURNAL_FILE)) as db:
             db.execute("PRAGMA user_version = 7")
     filler = fill_disk(small_disk)
     os.truncate(filler, filler.stat().st_size - free_kib * 1024)
@@ -164,4 +164,4 @@ async def test_a_stop_on_a_full_disk_loses_only_records_that_have_no_room(small_
         await sink.until(lambda: len(sink.ids) >= 1020 - stopped)
     assert sink.ids == source.ids[: 1020 - stopped]
     assert stopped <= 1000
-    assert (small_disk / FILE).exists()
+    assert (small_disk / JOURNAL_FILE).exists()

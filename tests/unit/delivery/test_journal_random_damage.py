@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from agent.cli.journal import quarantined_files
 from agent.delivery.journal.database import JournalDatabase
 from agent.delivery.journal.statements import delete_rows, insert_records
-from agent.delivery.journal.writer import FILE
+from agent.delivery.journal.writer import JOURNAL_FILE
 from tests.lab.scripted_sink import (
     EVENT,
     SAMPLE,
@@ -50,7 +50,7 @@ def make_journal(*, closed: bool) -> JournalFiles:
     bodies: dict[str, dict[str, bytes]] = {queue: {} for queue in QUEUES}
     sources = {queue: RecordSource(kind, size=300, run=1 + run) for run, (queue, kind) in enumerate(QUEUES.items())}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, FILE)
+        path = Path(folder, JOURNAL_FILE)
         database = JournalDatabase(path)
         for group in range(20):
             for queue, source in sources.items():
@@ -66,10 +66,12 @@ def make_journal(*, closed: bool) -> JournalFiles:
         copy = Path(folder, "copy")
         copy.mkdir()
         for suffix in ("", "-wal", "-shm"):
-            if path.with_name(FILE + suffix).exists():
-                shutil.copy(path.with_name(FILE + suffix), copy / (FILE + suffix))
+            if path.with_name(JOURNAL_FILE + suffix).exists():
+                shutil.copy(path.with_name(JOURNAL_FILE + suffix), copy / (JOURNAL_FILE + suffix))
         database.close()
-        return JournalFiles({file.name.removeprefix(FILE): file.read_bytes() for file in copy.iterdir()}, bodies)
+        return JournalFiles(
+            {file.name.removeprefix(JOURNAL_FILE): file.read_bytes() for file in copy.iterdir()}, bodies
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ async def check_guarantees(before: JournalFiles, damaged: list[Damage]) -> None:
     with tempfile.TemporaryDirectory(prefix="qmp-") as path:
         folder = Path(path)
         for suffix, data in files.items():
-            (folder / (FILE + suffix)).write_bytes(data)
+            (folder / (JOURNAL_FILE + suffix)).write_bytes(data)
         sink, event, sample = ScriptedSink(), RecordSource(run=8), RecordSource(SAMPLE, run=9)
         async with running(make_pipeline(sink, folder)) as pipeline:
             pipeline.put(event.next())
@@ -151,7 +153,7 @@ async def check_guarantees(before: JournalFiles, damaged: list[Damage]) -> None:
             sink.up = True
             await sink.until(lambda: event.ids[-1] in sink.ids)
         assert pipeline.journal is not None
-        assert len(quarantined_files(folder)) == pipeline.journal.quarantined
+        assert len(quarantined_files(folder)) == pipeline.journal.quarantined_files
     delivered = {record.id: record.body for record in sink.records if record not in sink.drop_reports}
     for bodies in (*before.bodies.values(), event.bodies, sample.bodies):
         ours = [record_id for record_id in deduplicated(sink.ids) if record_id in bodies]

@@ -81,7 +81,7 @@ async def test_past_the_limit_the_oldest_waiting_records_are_dropped_and_counted
         await eventually(lambda: is_within_limits(queue) and (is_journaled(queue) or not kind.durable))
         sink.up = True
         await sink.until(lambda: source.ids[-1] in sink.ids)
-        await queue.drained()
+        await queue.wait_drained()
     delivered = deduplicated(sink.ids)
     known = set(delivered)
     missing = [number for number, record_id in enumerate(source.ids) if record_id not in known]

@@ -16,7 +16,7 @@ from agent.delivery.drops import DropLedger, DropReason
 from agent.delivery.queue import RecordQueue
 from agent.delivery.queue_journaling import SLOW_JOURNAL_FACTOR
 from agent.delivery.queue_state import QueueLimits
-from agent.model.record import EncodedRecord, RecordState
+from agent.model.record import DeliveryState, EncodedRecord
 from tests.lab.faulty_disk import FailingDisk, HangingDisk
 from tests.lab.queue_kinds import DURABLE, MEMORY, SPILLING, QueueKind, journaled_kinds
 from tests.lab.scripted_sink import (
@@ -63,7 +63,7 @@ async def test_samples_are_not_written_to_disk_while_the_sink_works(folder: Path
                 pipeline.put(record)
             await sink.until(lambda: len(sink.ids) == len(source.ids))
         assert pipeline.journal is not None
-        assert (pipeline.samples.journaling.written, pipeline.journal.commits) == (0, 0)
+        assert (pipeline.samples.journaling.written_records, pipeline.journal.commits) == (0, 0)
 
 
 async def test_samples_linger_for_a_batch_and_events_do_not(folder: Path) -> None:
@@ -127,13 +127,13 @@ async def test_samples_spill_to_disk_while_the_sink_is_down_and_keep_their_order
                 for record in source.take(40):
                     pipeline.put(record)
                 await journal_caught_up(queue)
-            assert queue.backlog.waiting.records > 300
+            assert queue.backlog.size.records > 300
             sink.up = True
             for record in source.take(10):  # while the backlog is being sent
                 pipeline.put(record)
             await sink.until(lambda: deduplicated(sink.ids) == source.ids)
-            await eventually(lambda: queue.backlog.stored.records == 0 and queue.backlog.waiting.records == 0)
-        assert 1000 < queue.journaling.written < len(source.ids), "records that fit into memory are not written"
+            await eventually(lambda: queue.backlog.stored_size.records == 0 and queue.backlog.size.records == 0)
+        assert 1000 < queue.journaling.written_records < len(source.ids), "records that fit into memory are not written"
     assert dropped(pipeline) == 0
 
 
@@ -143,12 +143,12 @@ async def test_delivered_records_are_deleted_from_the_journal(folder: Path) -> N
         queue = pipeline.events
         for record in source.take(3000):
             pipeline.put(record)
-        await eventually(lambda: queue.journaling.written == 3000)
-        assert queue.backlog.stored.records == 3000
+        await eventually(lambda: queue.journaling.written_records == 3000)
+        assert queue.backlog.stored_size.records == 3000
         sink.up = True
         await sink.until(lambda: len(sink.ids) == 3000)
-        await eventually(lambda: queue.backlog.stored.records == 0)
-        assert queue.backlog.stored.bytes == 0
+        await eventually(lambda: queue.backlog.stored_size.records == 0)
+        assert queue.backlog.stored_size.bytes == 0
         assert pipeline.journal is not None
         assert pipeline.journal.commits < 20, "records share an fsync"
 
@@ -163,11 +163,11 @@ async def test_journaled_records_survive_a_kill(kind: QueueKind, folder: Path) -
             await journal_caught_up(queue)
         await eventually(
             lambda: (
-                queue.journaling.written > 50
+                queue.journaling.written_records > 50
                 and (is_journaled(queue) or not (kind.durable or queue.journaling._pending.busy))
             )
         )
-        journaled = queue.journaling.written
+        journaled = queue.journaling.written_records
         shutil.copytree(folder / "one", folder / "two")  # the files after a kill -9
     if kind.durable:
         assert journaled == 200
@@ -228,7 +228,7 @@ async def test_memory_stays_bounded_while_100000_records_cannot_be_sent(
         hanging.hanging, failing.error_name = disk == "hangs", "SQLITE_READONLY" if disk == "fails" else None
         highest = 0
         for number in range(100_000):
-            pipeline.put(replace(template, id=f"{template.id}-{number}", row=None, state=RecordState.QUEUED))
+            pipeline.put(replace(template, id=f"{template.id}-{number}", row=None, delivery_state=DeliveryState.QUEUED))
             if number % 500 == 499:
                 await asyncio.sleep(0)
                 highest = max(highest, queue.memory_bytes)

@@ -14,10 +14,10 @@ from agent.delivery.queue_state import QueueLimits
 from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.supervisor import SinkState, SinkSupervisor
 from agent.delivery.sizes import RowsSummary
-from agent.model.record import EncodedRecord, RecordState
+from agent.model.record import DeliveryState, EncodedRecord
 from tests.lab.scripted_sink import SHORT_TIMINGS, RecordSource, ScriptedSink, deduplicated, eventually
 
-IN_MEMORY = {RecordState.QUEUED, RecordState.WRITING, RecordState.JOURNALED}
+IN_MEMORY = {DeliveryState.QUEUED, DeliveryState.WRITING, DeliveryState.JOURNALED}
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -45,7 +45,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     def journaled_copy(self, record: EncodedRecord, row: int) -> EncodedRecord:
         fields = (record.id, record.key, record.type, record.time_ns, record.body)
-        return EncodedRecord(*fields, row=row, state=RecordState.JOURNALED)
+        return EncodedRecord(*fields, row=row, delivery_state=DeliveryState.JOURNALED)
 
     @rule(count=st.integers(1, 12))
     def put(self, count: int) -> None:
@@ -130,13 +130,13 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def states_match_places(self) -> None:
         for record in (*self.queue.in_flight, *self.queue.tail.records):
-            assert record.state in IN_MEMORY
-            assert (record.row is not None) == (record.state is RecordState.JOURNALED)
+            assert record.delivery_state in IN_MEMORY
+            assert (record.row is not None) == (record.delivery_state is DeliveryState.JOURNALED)
         assert self.queue.tail.bytes == sum(record.size for record in self.queue.tail.records)
 
     @invariant()
     def rows_are_counted(self) -> None:
-        assert self.queue.backlog.stored.records == len(self.rows)
+        assert self.queue.backlog.stored_size.records == len(self.rows)
 
     @invariant()
     def delivered_in_order(self) -> None:
@@ -256,7 +256,7 @@ async def test_a_cancelled_open_leaves_the_sink_closed() -> None:
             await asyncio.Event().wait()
 
     supervisor = SinkSupervisor(HangingSink(), SHORT_TIMINGS)
-    opening = asyncio.create_task(supervisor.open_early())
+    opening = asyncio.create_task(supervisor.open_without_records())
     await eventually(lambda: supervisor.state is SinkState.OPENING)
     opening.cancel()
     await asyncio.wait({opening})

@@ -12,7 +12,7 @@ from agent.delivery.memory_tail import MemoryTail
 from agent.delivery.queue import RecordQueue
 from agent.delivery.queue_state import QueueLimits
 from agent.delivery.sizes import RowsSummary
-from agent.model.record import EncodedRecord, RecordState
+from agent.model.record import DeliveryState, EncodedRecord
 from tests.lab.scripted_sink import START_NS, RecordSource
 
 
@@ -25,7 +25,7 @@ def memory_queue(records: Iterable[EncodedRecord]) -> RecordQueue:
 def journaled(count: int) -> list[EncodedRecord]:
     records = list(RecordSource().take(count))
     for row, record in enumerate(records, 1):
-        record.row, record.state = row, RecordState.JOURNALED
+        record.row, record.delivery_state = row, DeliveryState.JOURNALED
     return records
 
 
@@ -55,14 +55,14 @@ def test_the_last_delivered_record_is_the_newest_of_the_acknowledged_batch() -> 
 
 def test_the_oldest_waiting_record_is_in_flight_or_on_disk_or_first_in_memory() -> None:
     queue = memory_queue(RecordSource().take(3))
-    assert queue.oldest_waiting_ns() == START_NS
+    assert queue.oldest_record_time_ns() == START_NS
     queue.take_from_memory(1, 1 << 20)
-    assert queue.oldest_waiting_ns() == START_NS
+    assert queue.oldest_record_time_ns() == START_NS
     queue.ack()
-    assert queue.oldest_waiting_ns() == START_NS + 1
+    assert queue.oldest_record_time_ns() == START_NS + 1
     queue.backlog.append(journaled(1)[0])
-    assert queue.oldest_waiting_ns() == START_NS
-    assert memory_queue([]).oldest_waiting_ns() is None
+    assert queue.oldest_record_time_ns() == START_NS
+    assert memory_queue([]).oldest_record_time_ns() is None
 
 
 def test_the_oldest_record_of_a_backlog_is_known_without_reading_it() -> None:
@@ -70,13 +70,13 @@ def test_the_oldest_record_of_a_backlog_is_known_without_reading_it() -> None:
     for record in records[:4]:
         backlog.append(record)
     assert backlog.oldest_ns == records[0].time_ns
-    backlog.take(records[:2], 0, last_read_row=2)
+    backlog.on_read(records[:2], 0, last_read_row=2)
     assert backlog.oldest_ns == records[1].time_ns, "the next one is not older"
     deleted = RowsSummary()
     deleted.add(records[2].type, 1, records[2].size, records[2].time_ns, records[2].time_ns)
     backlog.on_trimmed(deleted, last_row=3)
     assert backlog.oldest_ns == records[2].time_ns
-    backlog.take(records[3:4], 0, last_read_row=4)
+    backlog.on_read(records[3:4], 0, last_read_row=4)
     backlog.append(records[4])
     assert backlog.oldest_ns == records[4].time_ns
 
@@ -88,11 +88,11 @@ def test_postponed_records_are_the_oldest_until_they_are_delivered() -> None:
     backlog.postpone()
     backlog.append(records[2])
     backlog.append(records[3])
-    backlog.take(records[2:], 0, last_read_row=4)
+    backlog.on_read(records[2:], 0, last_read_row=4)
     assert backlog.oldest_ns == records[0].time_ns
     assert backlog.resume()
     assert backlog.oldest_ns == records[0].time_ns
-    backlog.take(records[:2], 0, last_read_row=4)
+    backlog.on_read(records[:2], 0, last_read_row=4)
     assert backlog.oldest_ns is None
 
 
@@ -109,21 +109,21 @@ def test_the_oldest_record_of_a_new_journal_file_follows_those_in_flight() -> No
 def test_only_a_batch_in_flight_waits_for_the_sink() -> None:
     queue = memory_queue(RecordSource().take(1))
     queue.sent_at = 5.0
-    assert queue.unresponsive_seconds(7.0) == 0.0
+    assert queue.sink_wait_seconds(7.0) == 0.0
     queue.take_from_memory(1, 1 << 20)
-    assert queue.unresponsive_seconds(7.0) == 2.0
+    assert queue.sink_wait_seconds(7.0) == 2.0
 
 
 def test_the_age_of_the_oldest_record_is_never_negative() -> None:
     queue = memory_queue(RecordSource().take(1))
     queue.tail.records[0].time_ns = 0
-    assert queue.oldest_age_seconds() > 1e9, "it is in memory"
+    assert queue.in_flight_age_seconds() > 1e9, "it is in memory"
     queue.take_from_memory(1, 1 << 20)
-    assert queue.oldest_age_seconds() > 1e9
+    assert queue.in_flight_age_seconds() > 1e9
     queue.in_flight[0].time_ns = 1 << 62
-    assert queue.oldest_age_seconds() == 0.0, "the clock was set back"
+    assert queue.in_flight_age_seconds() == 0.0, "the clock was set back"
     queue.ack()
-    assert queue.oldest_age_seconds() == 0.0, "no record waits"
+    assert queue.in_flight_age_seconds() == 0.0, "no record waits"
 
 
 # --- The tail in memory ---
@@ -131,7 +131,7 @@ def test_the_age_of_the_oldest_record_is_never_negative() -> None:
 
 def test_the_oldest_records_are_dropped_but_not_those_that_the_journal_has_or_writes() -> None:
     records = list(RecordSource().take(6))
-    records[0].state, records[1].state = RecordState.JOURNALED, RecordState.WRITING
+    records[0].delivery_state, records[1].delivery_state = DeliveryState.JOURNALED, DeliveryState.WRITING
     tail = MemoryTail()
     tail.extend(records)
     assert tail.drop_oldest(records[2].size + 1) == records[2:4]
@@ -146,25 +146,25 @@ def test_the_oldest_records_are_dropped_but_not_those_that_the_journal_has_or_wr
 
 def test_delivered_rows_do_not_count_against_the_limit() -> None:
     backlog, records = DiskBacklog(), journaled(3)
-    backlog.stored.add(records)
+    backlog.stored_size.add(records)
     assert backlog.bytes_over_limit(100) == sum(record.size for record in records) - 100
-    backlog.mark_deletable(records[1:])
-    backlog.mark_deletable(records[:1])
+    backlog.schedule_deletion(records[1:])
+    backlog.schedule_deletion(records[:1])
     assert backlog.bytes_over_limit(100) == -100
     deletion = backlog.next_deletion()
     assert deletion is not None
     assert (deletion.after_row, deletion.last_row, deletion.size.records) == (0, 3, 3)
     backlog.on_deleted(deletion)
-    assert (backlog.stored.records, backlog.stored.bytes, backlog.has_deletions) == (0, 0, False)
+    assert (backlog.stored_size.records, backlog.stored_size.bytes, backlog.has_deletions) == (0, 0, False)
 
 
 def test_a_backlog_that_has_advanced_does_not_go_back_when_older_rows_are_deleted() -> None:
     backlog = DiskBacklog()
     for record in journaled(5):
         backlog.append(record)
-    backlog.take(journaled(5)[:3], 0, last_read_row=3)
+    backlog.on_read(journaled(5)[:3], 0, last_read_row=3)
     backlog.on_trimmed(RowsSummary(), last_row=2)
-    assert (backlog.after_row, backlog.last_row, backlog.waiting.records) == (3, 5, 2)
+    assert (backlog.after_row, backlog.last_row, backlog.size.records) == (3, 5, 2)
 
 
 @pytest.mark.parametrize(("stored", "lost"), [(2, 3), (5, 0), (7, 0)])
@@ -210,7 +210,7 @@ def test_drops_whose_report_was_dropped_are_reported_again_with_their_times() ->
     ledger.add("events", DropReason.QUEUE_FULL, 4, START_NS, START_NS + 10**9, 0.0)
     (report,) = ledger.pop_unreported()
     bodies = [b"{", b"[]", b'{"data": 5}', b'{"data": {"reason": "x"}}', orjson.dumps({"data": report.data()})]
-    ledger.restore_unreported(bodies)
+    ledger.on_reports_dropped(bodies)
     (again,) = ledger.pop_unreported()
     assert (again.queue, again.reason, again.records) == ("events", "queue_full", 4)
     assert (again.first_ns / 1e9, again.last_ns / 1e9) == (START_NS / 1e9, START_NS / 1e9 + 1)
@@ -220,5 +220,5 @@ def test_drops_whose_report_was_dropped_are_reported_again_with_their_times() ->
 @pytest.mark.parametrize("entry", [None, 5, {"a": 1}, [5], [{"unknown": 1}], [None]])
 def test_a_damaged_entry_of_drops_is_ignored(entry: object) -> None:
     ledger = DropLedger()
-    ledger.load_unreported(entry)
+    ledger.restore_unreported(entry)
     assert not ledger.has_unreported

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.delivery.sinks.kafka.size_limits import SizeLimit
+from agent.delivery.sinks.kafka.size_limits import TopicSizeLimit
 
 
 @pytest.mark.parametrize(
@@ -20,4 +20,4 @@ from agent.delivery.sinks.kafka.size_limits import SizeLimit
 def test_a_record_is_too_large_if_ordinary_ones_fit(
     limit: int | None, smallest_other: int | None, size: int, *, too_large: bool
 ) -> None:
-    assert SizeLimit(limit, smallest_other).is_record_too_large(size) is too_large
+    assert TopicSizeLimit(limit, smallest_other).is_record_too_large(size) is too_large

@@ -11,7 +11,7 @@ from agent.model.record import EncodedRecord
 def make_record(number: int) -> EncodedRecord:
     entry = PersistentEntry(f"entry{number}", number) if number % 3 == 0 else None
     return EncodedRecord(
-        f"run-{number}", f"vm{number % 2}", "qemu.event.stop", number, f"body {number}".encode(), entry=entry
+        f"run-{number}", f"vm{number % 2}", "qemu.event.stop", number, f"body {number}".encode(), persistent_entry=entry
     )
 
 
@@ -34,7 +34,11 @@ def test_each_record_is_in_the_returned_row_for_any_number_of_records(tmp_path: 
             (row, e.id, e.key, e.time_ns, e.body) for row, e in zip(rows, records, strict=True)
         ]
         entries = database.entries()
-        assert all(entries[e.entry.name] == e.entry.value for e in records if e.entry is not None)
+        assert all(
+            entries[e.persistent_entry.name] == e.persistent_entry.value
+            for e in records
+            if e.persistent_entry is not None
+        )
         database.commit([delete_rows("events", 0, rows[-1] if rows else 0)])
         count_before += count
     database.close()

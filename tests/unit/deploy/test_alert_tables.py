@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from agent.alerts.catalogue import ALERT_CATALOGUE
-from agent.alerts.conditions.comparison import Operator
-from agent.alerts.conditions.sample_alert_table import SAMPLE_ALERT_ROWS
+from agent.alerts.rules.comparison import Operator
+from agent.alerts.rules.sample_rules import SAMPLE_ALERT_RULES
 from agent.model.metrics import FAMILIES
 from deploy.prometheus.alert_rule import PrometheusRule
 from deploy.prometheus.alert_rules import FORWARD_RULES, PROMETHEUS_RULES
@@ -51,7 +51,7 @@ def test_a_rule_about_guests_is_about_a_rate_over_time(rule: PrometheusRule) -> 
 def test_a_rule_does_not_use_the_condition_of_an_alert_of_the_agent(rule: PrometheusRule) -> None:
     exported = {family: {field.name for field in family.exported_fields()} for family in FAMILIES}
     compared = 0
-    for row in SAMPLE_ALERT_ROWS:
+    for row in SAMPLE_ALERT_RULES:
         if row.field not in exported.get(row.family, ()):
             continue
         series = f"qemu_{row.family.name}_{row.field}"

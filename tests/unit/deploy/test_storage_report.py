@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from agent.host.pools.report import ReportFile
+from agent.host.pools.storage_report import StorageReportFile
 from deploy.storage import storage_report
 from deploy.storage.storage_report import CommandError, parse_lvm_pools, parse_zfs_pools, run_command
 
@@ -190,7 +190,7 @@ def test_the_agent_reads_what_the_program_writes(tools: Path, tmp_path: Path, mo
         (tools / section).write_text(record[section])
         install(tools, tool, f"cat {tools / section}")
     output = run_program(tmp_path, monkeypatch)
-    report = ReportFile(output).load(time.time())
+    report = StorageReportFile(output).load(time.time())
     assert {pool.name for pool in report.pools} == {"pve/data", "odd-vg_1.x+y/pool-a.b+c_d"}
     assert report.errors == []
     assert output.stat().st_mode & 0o777 == 0o644
@@ -201,7 +201,7 @@ def test_a_host_without_thin_pools_has_an_empty_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tools: Path
 ) -> None:
     monkeypatch.setattr(storage_report, "PATH", str(tools))
-    report = ReportFile(run_program(tmp_path, monkeypatch)).load(time.time())
+    report = StorageReportFile(run_program(tmp_path, monkeypatch)).load(time.time())
     assert (report.pools, report.errors) == ([], [])
 
 
@@ -209,7 +209,7 @@ def test_a_command_that_fails_is_reported_with_its_first_line(
     tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(tools, "lvs", 'echo "  Volume group is locked" >&2; exit 5')
-    (error,) = ReportFile(run_program(tmp_path, monkeypatch)).load(time.time()).errors
+    (error,) = StorageReportFile(run_program(tmp_path, monkeypatch)).load(time.time()).errors
     assert (error.kind, error.message, error.hangs) == ("lvm_thin", "lvs failed: Volume group is locked", False)
 
 

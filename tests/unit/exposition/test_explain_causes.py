@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
+from agent.exposition.explain.cause_table import CAUSES, MAX_FINDINGS, OTHER_ALERT, explain
 from agent.exposition.explain.evidence import Evidence
-from agent.exposition.explain.table import CAUSES, MAX_FINDINGS, OTHER_ALERT, explain
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_DEVICE
 from agent.model.metrics.block_stall import BLOCK_STALL
 from agent.model.metrics.guest import GUEST_FILESYSTEM, GUEST_FREEZE
-from agent.model.metrics.host import CGROUP, IOTHREAD, PROCESS, VCPU
 from agent.model.metrics.host_resources import HOST
 from agent.model.metrics.jobs import JOB
 from agent.model.metrics.memory import BALLOON, DUMP, GUEST_MEMORY, MEMORY, VCPU_DIRTY
 from agent.model.metrics.migration import MIGRATION
 from agent.model.metrics.pool import BLOCK_STORAGE, POOL
 from agent.model.metrics.runstate import RUNSTATE
+from agent.model.metrics.vm_process import CGROUP, IOTHREAD, PROCESS, VCPU
 from agent.session.api import MonitorState
 from tests.lab.snapshots import OneVmSource, status, vm
 
@@ -54,7 +54,7 @@ class OneVm(OneVmSource):
 
     def explain(self, now: float = NOW) -> list[dict[str, Any]]:
         ((_, view),) = self.snapshot.views()
-        return explain(Evidence.of(self.snapshot, view, self.alerts, now))
+        return explain(Evidence.from_samples(self.snapshot, view, self.alerts, now))
 
 
 def stalled_io(machine: OneVm) -> None:

@@ -5,9 +5,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.exposition.explain.cause_table import CAUSES, MAX_FINDINGS, MAX_SENTENCE, explain
 from agent.exposition.explain.evidence import Evidence
-from agent.exposition.explain.table import CAUSES, MAX_FINDINGS, MAX_SENTENCE, explain
-from agent.model.family import Family, FieldKind, Values
+from agent.model.family import Family, FieldKind, FieldValues
 from agent.model.json_encoding import encode_json
 from agent.model.metrics import FAMILIES
 from tests.lab.snapshots import OneVmSource
@@ -31,7 +31,7 @@ BY_KIND: dict[FieldKind, st.SearchStrategy[Any]] = {
 FAMILIES_OF_VMS = [family for family in FAMILIES if not family.per_host]
 
 
-def values_of(family: Family) -> st.SearchStrategy[Values]:
+def values_of(family: Family) -> st.SearchStrategy[FieldValues]:
     known = {field.name: BY_KIND[field.kind] for field in family.fields if field.kind in BY_KIND}
     return st.fixed_dictionaries({}, optional=known)
 
@@ -45,7 +45,7 @@ def test_any_values_of_a_vm_have_a_bounded_explanation(data: st.DataObject) -> N
         for at in (10, 20):
             source.put(family, at, (labels, data.draw(values_of(family))))
     ((_, view),) = source.snapshot.views()
-    causes = explain(Evidence.of(source.snapshot, view, (), 21.0))
+    causes = explain(Evidence.from_samples(source.snapshot, view, (), 21.0))
     assert len(causes) <= MAX_FINDINGS * len(CAUSES)
     assert all(len(cause["sentence"]) <= MAX_SENTENCE for cause in causes)
     encode_json({"causes": causes})

@@ -2,7 +2,7 @@
 
 from agent.exposition.rates import PollPair
 from agent.exposition.summary import summarize
-from agent.model.family import Family, Values
+from agent.model.family import Family, FieldValues
 from agent.model.metrics.guest import (
     GUEST_ADDRESS,
     GUEST_AGENT,
@@ -13,7 +13,7 @@ from agent.model.metrics.guest import (
 )
 
 
-def polls(*samples: tuple[Family, tuple[str, ...], Values]) -> dict[str, PollPair]:
+def polls(*samples: tuple[Family, tuple[str, ...], FieldValues]) -> dict[str, PollPair]:
     pairs: dict[str, PollPair] = {}
     for family, labels, values in samples:
         pairs.setdefault(family.name, PollPair(1)).current[labels] = values

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.exposition.history import RESOLUTIONS, History, HistoryBudget, history_bytes
-from agent.exposition.history_recorder import COLUMNS, host_values
+from agent.exposition.history_recorder import HISTORY_COLUMNS, sum_vm_points
 from agent.exposition.snapshot import MAX_DEPARTED, Snapshot
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
-from agent.model.metrics.host import NET, VCPU
+from agent.model.metrics.vm_process import NET, VCPU
 from agent.model.record import Vm
 from agent.session.api import MonitorState
 from tests.lab.snapshots import SECOND, OneVmSource, disk_counters, status, vm
@@ -28,10 +28,10 @@ def test_each_range_has_its_resolution_and_coarse_points_are_means() -> None:
         history.append(1000 + 5 * number, [number % 6])
     end = 1000 + 5 * 4320
     for resolution in RESOLUTIONS:
-        found = points(history, resolution.range)
-        assert len(found) == resolution.points
+        found = points(history, resolution.range_seconds)
+        assert len(found) == resolution.max_points
         assert found[-1][0] == end
-        assert found[0][0] == end - resolution.range + resolution.step
+        assert found[0][0] == end - resolution.range_seconds + resolution.step
         if resolution.step > 5:
             assert {value for _, (value,) in found[1:]} == {2.5}
     assert points(history, 60) == [(end - 5 * back, [(4320 - back) % 6]) for back in reversed(range(12))]
@@ -57,10 +57,10 @@ def test_a_point_is_due_after_a_step_and_after_the_clock_was_set_back() -> None:
 
 @given(st.integers(0, 3_000_000), st.integers(1, 40))
 def test_histories_stay_within_their_memory(size: int, count: int) -> None:
-    budget = HistoryBudget(size, len(COLUMNS), count)
-    history = History(len(COLUMNS), budget)
+    budget = HistoryBudget(size, len(HISTORY_COLUMNS), count)
+    history = History(len(HISTORY_COLUMNS), budget)
     for number in range(200):
-        history.append(number * 200.0, [1.0] * len(COLUMNS))
+        history.append(number * 200.0, [1.0] * len(HISTORY_COLUMNS))
     assert memory(history) * count <= size
 
 
@@ -71,8 +71,8 @@ def memory(history: History) -> int:
 
 
 def test_a_full_history_fits_its_budget_whole() -> None:
-    budget = HistoryBudget(900 * history_bytes(len(COLUMNS)), len(COLUMNS), 900)
-    assert budget.capacities == tuple(resolution.points for resolution in RESOLUTIONS)
+    budget = HistoryBudget(900 * history_bytes(len(HISTORY_COLUMNS)), len(HISTORY_COLUMNS), 900)
+    assert budget.capacities == tuple(resolution.max_points for resolution in RESOLUTIONS)
     assert budget.bytes <= 17 << 20
 
 
@@ -88,7 +88,7 @@ def columns(snapshot: Snapshot, owner: Vm, *names: str) -> list[list[float]]:
     """Return columns of a VM's history."""
     history = snapshot.vm_history(owner.uuid)
     assert history is not None
-    return [[values[COLUMNS.index(name)] for name in names] for _, values in history.points(300)]
+    return [[values[HISTORY_COLUMNS.index(name)] for name in names] for _, values in history.points(300)]
 
 
 def test_rates_are_means_since_the_last_point_however_often_a_vm_is_polled(source: OneVmSource) -> None:
@@ -109,7 +109,7 @@ def test_a_counter_that_fell_and_an_unplugged_card_have_no_rate(source: OneVmSou
 
 
 def test_the_host_has_the_sums_of_its_vms() -> None:
-    one = [nan] * len(COLUMNS)
+    one = [nan] * len(HISTORY_COLUMNS)
     two = list(one)
     for name, first, second in (
         ("cpu", 1.0, 2.0),
@@ -117,13 +117,13 @@ def test_the_host_has_the_sums_of_its_vms() -> None:
         ("read_latency", 1.0, 6.0),
         ("writes", 0.0, 0.0),
     ):
-        one[COLUMNS.index(name)], two[COLUMNS.index(name)] = first, second
-    total = dict(zip(COLUMNS, host_values([one, two]), strict=True))
+        one[HISTORY_COLUMNS.index(name)], two[HISTORY_COLUMNS.index(name)] = first, second
+    total = dict(zip(HISTORY_COLUMNS, sum_vm_points([one, two]), strict=True))
     assert (total["cpu"], total["reads"], total["writes"]) == (3, 40, 0)
     assert total["read_latency"] == pytest.approx(0.175)
     assert isnan(total["write"])
     assert isnan(total["write_latency"])
-    assert all(map(isnan, host_values([])))
+    assert all(map(isnan, sum_vm_points([])))
 
 
 def put(snapshot: Snapshot, owner: Vm, at: int) -> None:

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from agent.exposition.host_sums import add_ratios, sum_vms
+from agent.exposition.host_sums import add_commitment_ratios, sum_vms
 from agent.exposition.snapshot import Snapshot
-from agent.model.metrics.host import PROCESS, VCPU
 from agent.model.metrics.memory import MEMORY
 from agent.model.metrics.runstate import RUNSTATE
+from agent.model.metrics.vm_process import PROCESS, VCPU
 from agent.model.record import Vm
 from tests.lab.snapshots import put, status, vm
 
@@ -45,7 +45,7 @@ def test_vcpus_and_memory_of_two_vms_are_added(snapshot: Snapshot) -> None:
     attach(snapshot, 0, 4, {"base_bytes": 2 * GIB}, {"hugetlb_bytes": GIB, "swap_bytes": 5})
     attach(snapshot, 1, 8, {"base_bytes": GIB, "plugged_bytes": GIB}, {"hugetlb_bytes": 0, "swap_bytes": 7})
     values = sum_vms(snapshot.views()) | {"online_cpus": 6, "memory_bytes": 8 * GIB}
-    add_ratios(values)
+    add_commitment_ratios(values)
     assert values == {
         "running_vms": 2,
         "unknown_vms": 0,
@@ -76,7 +76,7 @@ def test_a_vm_with_unknown_vcpus_makes_the_sum_a_lower_bound(snapshot: Snapshot)
 def test_a_sum_of_unknown_parts_is_absent_and_has_no_ratio(snapshot: Snapshot) -> None:
     attach(snapshot, 0)
     values = sum_vms(snapshot.views()) | {"online_cpus": 4, "memory_bytes": GIB}
-    add_ratios(values)
+    add_commitment_ratios(values)
     assert values == {"running_vms": 1, "unknown_vms": 1, "online_cpus": 4, "memory_bytes": GIB}
 
 
@@ -97,12 +97,12 @@ def test_a_vm_on_tcp_counts_only_if_its_process_is_on_this_host(snapshot: Snapsh
 
 def test_a_host_without_vms_has_sums_of_zero(snapshot: Snapshot) -> None:
     values = sum_vms(snapshot.views()) | {"online_cpus": 4}
-    add_ratios(values)
+    add_commitment_ratios(values)
     assert (values["vcpus"], values["guest_memory_bytes"], values["vcpu_commitment_ratio"]) == (0, 0, 0)
 
 
 def test_a_host_of_unknown_size_has_no_ratio(snapshot: Snapshot) -> None:
     attach(snapshot, 0, 4, {"base_bytes": GIB})
     values = sum_vms(snapshot.views()) | {"memory_bytes": 0}
-    add_ratios(values)
+    add_commitment_ratios(values)
     assert not values.keys() & {"vcpu_commitment_ratio", "memory_commitment_ratio"}

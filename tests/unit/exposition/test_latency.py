@@ -55,25 +55,25 @@ def test_a_quantile_is_in_the_bin_that_has_this_share(counts: list[int], share: 
 
 def poll(windows: LatencyWindows, at: float, counts: list[int], boundaries: list[float] = BOUNDARIES) -> None:
     values: dict[str, Any] = {"write_latency_seconds": {"boundaries_seconds": boundaries, "counts": counts}}
-    windows.on_poll({("disk0",): values, ("disk1",): {}}, int((100 + at) * SECOND))
+    windows.add_poll({("disk0",): values, ("disk1",): {}}, int((100 + at) * SECOND))
 
 
 def test_one_poll_has_no_quantiles() -> None:
     windows = LatencyWindows()
     poll(windows, 0, [5, 5, 5, 5])
-    assert windows.summaries("disk0") == {}
+    assert windows.quantiles_of("disk0") == {}
 
 
 def test_quantiles_are_of_the_operations_between_polls() -> None:
     windows = LatencyWindows()
     poll(windows, 0, [10**6, 0, 0, 0])
     poll(windows, 10, [10**6, 100, 0, 0])
-    summary = windows.summaries("disk0")["write"]
+    summary = windows.quantiles_of("disk0")["write"]
     assert (summary["operations"], summary["seconds"]) == (100, 10)
     assert summary["last_boundary"] == BOUNDARIES[-1]
     assert summary["p50"] == pytest.approx(0.0055)
     assert summary["p50"] < summary["p99"] < summary["p999"] < 0.01
-    assert windows.summaries("disk1") == windows.summaries("disk2") == {}
+    assert windows.quantiles_of("disk1") == windows.quantiles_of("disk2") == {}
 
 
 def test_operations_before_the_last_minute_do_not_count() -> None:
@@ -82,7 +82,7 @@ def test_operations_before_the_last_minute_do_not_count() -> None:
     poll(windows, 10, [0, 0, 50, 0])  # slow operations
     for at in range(20, 200, 10):
         poll(windows, at, [at, 0, 50, 0])
-    summary = windows.summaries("disk0")["write"]
+    summary = windows.quantiles_of("disk0")["write"]
     assert WINDOW_NS <= summary["seconds"] * SECOND <= WINDOW_NS + STEP_NS
     assert summary["p999"] <= 0.001
 
@@ -91,7 +91,7 @@ def test_rare_polls_have_quantiles_of_the_time_between_two() -> None:
     windows = LatencyWindows()
     for number in range(5):
         poll(windows, number * 300, [number, 0, 0, 0])
-    assert windows.summaries("disk0")["write"]["seconds"] == 300
+    assert windows.quantiles_of("disk0")["write"]["seconds"] == 300
 
 
 @pytest.mark.parametrize("counts", [[0, 0, 0, 0], [1, 9, 0, 0]])
@@ -100,9 +100,9 @@ def test_counts_that_fall_start_the_window_again(counts: list[int]) -> None:
     poll(windows, 0, [0, 0, 0, 0])
     poll(windows, 10, [5, 5, 0, 0])
     poll(windows, 20, counts)
-    assert windows.summaries("disk0") == {}
+    assert windows.quantiles_of("disk0") == {}
     poll(windows, 30, [counts[0], counts[1], 0, 3])
-    assert windows.summaries("disk0")["write"]["operations"] == 3
+    assert windows.quantiles_of("disk0")["write"]["operations"] == 3
 
 
 def test_other_boundaries_start_the_window_again() -> None:
@@ -110,22 +110,22 @@ def test_other_boundaries_start_the_window_again() -> None:
     poll(windows, 0, [0, 0, 0, 0])
     poll(windows, 10, [5, 5, 0, 0])
     poll(windows, 20, [50, 50], [0.5])
-    assert windows.summaries("disk0") == {}
+    assert windows.quantiles_of("disk0") == {}
 
 
 def test_a_clock_that_is_set_back_starts_the_window_again() -> None:
     windows = LatencyWindows()
     poll(windows, 50, [0, 0, 0, 0])
     poll(windows, 0, [5, 5, 0, 0])
-    assert windows.summaries("disk0") == {}
+    assert windows.quantiles_of("disk0") == {}
 
 
 def test_an_unplugged_disk_is_forgotten() -> None:
     windows = LatencyWindows()
     poll(windows, 0, [0, 0, 0, 0])
-    windows.on_poll({}, 105 * SECOND)
+    windows.add_poll({}, 105 * SECOND)
     poll(windows, 10, [5, 5, 0, 0])
-    assert windows.summaries("disk0") == {}
+    assert windows.quantiles_of("disk0") == {}
 
 
 def test_the_overview_has_the_latencies_of_disks_with_histograms() -> None:
@@ -145,4 +145,4 @@ def test_a_vm_without_histograms_has_no_windows() -> None:
     for number in range(3):
         source.put(BLOCK, number, (("disk0",), {"writes_total": number}))
     ((_, view),) = source.snapshot.views()
-    assert view.latencies is None
+    assert view.latency_windows is None

@@ -96,7 +96,7 @@ def test_every_sample_of_the_golden_files_has_a_series() -> None:
                 for field in family.fields:
                     value = sample["values"].get(field.name)
                     if isinstance(value, int | float) and field.kind.value in ("counter", "gauge", "flag"):
-                        assert known[family.series(field), frozenset(own.items())] == value, case["case"]
+                        assert known[family.metric_name(field), frozenset(own.items())] == value, case["case"]
 
 
 def test_a_vm_that_is_gone_has_no_series() -> None:
@@ -164,7 +164,9 @@ def test_every_family_can_be_rendered(family: str) -> None:
     assert promtool_check(render_metrics(snapshot)) == []
     rendered = {name for name, _ in parse_series(snapshot) if name.startswith(f"qemu_{family}_")}
     suffixes = {"histogram": ("_bucket", "_sum", "_count"), "text": (), "detail": ()}
-    assert rendered == {known.series(f) + suffix for f in known.fields for suffix in suffixes.get(f.kind.value, ("",))}
+    assert rendered == {
+        known.metric_name(f) + suffix for f in known.fields for suffix in suffixes.get(f.kind.value, ("",))
+    }
 
 
 def test_a_latency_histogram_is_a_prometheus_histogram() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.exposition.rates import CounterLayouts, PollPair, Subjects
+from agent.exposition.rates import CounterLayouts, PollPair, ValuesBySubject
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
 from tests.lab.snapshots import SECOND
@@ -76,7 +76,7 @@ def sample(name: str, **values: object) -> Sample:
 def test_values_of_the_same_subjects_and_series_replace_the_last_poll() -> None:
     polls = PollPair()
     polls.update({("a",): {"x_total": 1}, ("b",): {"y": 1}}, 10 * SECOND)
-    assert polls.try_replace_values([sample("a", x_total=9), sample("b", y=2)], 12 * SECOND)
+    assert polls.update_if_same_series([sample("a", x_total=9), sample("b", y=2)], 12 * SECOND)
     assert polls.current == {("a",): {"x_total": 9}, ("b",): {"y": 2}}
     assert polls.rates(("a",), ("x_total",)) == {"x_total": 4}
 
@@ -95,9 +95,9 @@ def test_values_of_the_same_subjects_and_series_replace_the_last_poll() -> None:
 )
 def test_other_subjects_or_series_replace_nothing(samples: list[Sample]) -> None:
     polls = PollPair()
-    before: Subjects = {("a",): {"x_total": 1}, ("b",): {"y": 1}}
+    before: ValuesBySubject = {("a",): {"x_total": 1}, ("b",): {"y": 1}}
     polls.update(before, 10 * SECOND)
-    assert not polls.try_replace_values(samples, 12 * SECOND)
+    assert not polls.update_if_same_series(samples, 12 * SECOND)
     assert (polls.current, polls.time_ns) == (before, 10 * SECOND)
 
 
@@ -105,4 +105,4 @@ def test_a_histogram_replaces_nothing_because_its_bins_may_be_others() -> None:
     polls = PollPair()
     histogram = {"boundaries_seconds": [1], "counts": [1, 2]}
     polls.update({("a",): {"read_latency_seconds": histogram}}, 10 * SECOND)
-    assert not polls.try_replace_values([sample("a", read_latency_seconds=histogram)], 12 * SECOND)
+    assert not polls.update_if_same_series([sample("a", read_latency_seconds=histogram)], 12 * SECOND)

@@ -2,15 +2,15 @@
 
 from typing import Any
 
+from agent.exposition.explain.cause_table import explain
 from agent.exposition.explain.evidence import Evidence
-from agent.exposition.explain.table import explain
 from agent.exposition.resource_contention import MAX_VMS, ResourceContentionFinder
 from agent.exposition.snapshot import Snapshot
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK
-from agent.model.metrics.host import CGROUP, PROCESS, VCPU
 from agent.model.metrics.host_resources import HOST
 from agent.model.metrics.pool import BLOCK_STORAGE, POOL
+from agent.model.metrics.vm_process import CGROUP, PROCESS, VCPU
 from agent.model.record import Vm
 from tests.lab.snapshots import SECOND, status
 
@@ -59,10 +59,10 @@ class SomeVms:
         )
 
     def contention(self) -> list[dict[str, Any]]:
-        finder = ResourceContentionFinder(NOW, self.snapshot.host.get(POOL.name, {}))
+        finder = ResourceContentionFinder(NOW, self.snapshot.host_samples.get(POOL.name, {}))
         for vm, view in self.snapshot.views():
-            finder.add(vm, view)
-        return finder.result()
+            finder.add_vm(vm, view)
+        return finder.contended_resources()
 
     def explain(self, name: str) -> list[str]:
         (view,) = [view for vm, view in self.snapshot.views() if vm.name == name]
@@ -70,7 +70,7 @@ class SomeVms:
         self.snapshot.replace_host_sample(sample, NOW)
         return [
             cause["sentence"]
-            for cause in explain(Evidence.of(self.snapshot, view, (), NOW))
+            for cause in explain(Evidence.from_samples(self.snapshot, view, (), NOW))
             if cause["cause"] == "neighbours"
         ]
 

@@ -179,7 +179,7 @@ def test_each_bucket_of_a_histogram_counts_as_a_series() -> None:
     snapshot.limits = SeriesLimits(series_per_vm=11)
     put(snapshot, vm(), family, *((subject, {field.name: value}) for subject in labels))
     assert subjects_of(snapshot, vm(), family.name) == labels[:2]
-    assert sum(line.startswith(family.series(field)) for line in render_metrics(snapshot).splitlines()) == 10
+    assert sum(line.startswith(family.metric_name(field)) for line in render_metrics(snapshot).splitlines()) == 10
 
 
 def test_a_histogram_with_more_bins_than_before_is_limited_again() -> None:
@@ -226,7 +226,7 @@ def test_hundreds_of_thousands_of_names_use_bounded_memory_and_time() -> None:
         with_series.update(subjects_of(snapshot, vm(), "block"))
     assert (
         len(with_series)
-        == len(view_of(snapshot, vm()).limiter._departed_subjects)
+        == len(view_of(snapshot, vm()).series_limiter._departed_subjects)
         == SeriesLimits().new_subjects_per_hour
     )
     assert median(spent[-10:]) < 10 * median(spent[:10]), "a poll takes no longer for the names before it"
@@ -240,10 +240,10 @@ def test_the_stored_values_of_a_subject_can_be_looked_up() -> None:
     snapshot = make_snapshot(vm())
     put(snapshot, vm(), BLOCK, (("d",), {"reads_total": 5}))
     sample = Sample(BLOCK, ("d",), {})
-    assert snapshot.stored_values(vm(), sample) == {"reads_total": 5}
-    assert snapshot.stored_values(vm(), Sample(BLOCK, ("e",), {})) is None
-    assert snapshot.stored_values(vm(), Sample(BALLOON, (), {})) is None
-    assert snapshot.stored_values(vm(1), sample) is None
+    assert snapshot.values_of(vm(), sample) == {"reads_total": 5}
+    assert snapshot.values_of(vm(), Sample(BLOCK, ("e",), {})) is None
+    assert snapshot.values_of(vm(), Sample(BALLOON, (), {})) is None
+    assert snapshot.values_of(vm(1), sample) is None
 
 
 def test_events_are_counted_by_name_and_unknown_ones_under_one_name() -> None:

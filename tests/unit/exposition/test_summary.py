@@ -7,10 +7,10 @@ import pytest
 from agent.exposition.rates import PollPair
 from agent.exposition.summary import summarize, summarize_migration
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
-from agent.model.metrics.host import PROCESS, VCPU
 from agent.model.metrics.jobs import JOB
 from agent.model.metrics.memory import BALLOON, GUEST_MEMORY
 from agent.model.metrics.migration import MIGRATION
+from agent.model.metrics.vm_process import PROCESS, VCPU
 from tests.lab.snapshots import SECOND, OneVmSource, disk_counters
 
 

@@ -6,7 +6,12 @@ import pytest
 
 from agent.collectors.guest import GUEST_COLLECTORS
 from agent.guest.config import GuestIntervalsConfig
-from agent.guest.schedule import FIRST_PENALTY_SECONDS, MAX_PENALTY_SECONDS, MIN_SPACING_SECONDS, GuestSchedule
+from agent.guest.schedule import (
+    FIRST_FAILURE_DELAY_SECONDS,
+    MAX_FAILURE_DELAY_SECONDS,
+    MIN_SPACING_SECONDS,
+    GuestSchedule,
+)
 
 NAMES = [collector.name for collector in GUEST_COLLECTORS]
 
@@ -44,8 +49,8 @@ def test_a_failing_collector_runs_less_and_less_often(schedule: GuestSchedule) -
         due = next(at for at in range(int(now), int(now) + 10_000) if "load" in names(schedule, at))
         gaps.append(due - now)
         now = due
-    assert gaps[:3] == [FIRST_PENALTY_SECONDS, 2 * FIRST_PENALTY_SECONDS, 4 * FIRST_PENALTY_SECONDS]
-    assert gaps[-1] == MAX_PENALTY_SECONDS
+    assert gaps[:3] == [FIRST_FAILURE_DELAY_SECONDS, 2 * FIRST_FAILURE_DELAY_SECONDS, 4 * FIRST_FAILURE_DELAY_SECONDS]
+    assert gaps[-1] == MAX_FAILURE_DELAY_SECONDS
     schedule.on_success("load", now)
     assert "load" in names(schedule, now + 60)
 

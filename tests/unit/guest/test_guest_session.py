@@ -10,7 +10,7 @@ import pytest
 
 from agent.guest import channels
 from agent.guest.api import GuestCommandOutcome, GuestReachability
-from agent.guest.channels import SocketChannelSource
+from agent.guest.channels import SocketChannelOpener
 from agent.model.metrics.guest import (
     GUEST_AGENT_SESSION,
     GUEST_CPU,
@@ -323,7 +323,7 @@ async def test_a_shared_channel_is_held_only_during_queries(guest: FakeGuestAgen
     ],
 )
 def test_proxmox_channels_are_shared_by_default(entry: dict[str, Any] | None, reported: str, shared: bool) -> None:  # noqa: FBT001 - a parameter
-    source = SocketChannelSource(VM, guest_config(channels=[entry] if entry is not None else []))
+    source = SocketChannelOpener(VM, guest_config(channels=[entry] if entry is not None else []))
     assert source.is_shared(GuestReachability(socket=reported)) is shared
 
 
@@ -342,7 +342,7 @@ async def test_the_session_ends_with_its_vm(guest: FakeGuestAgent) -> None:
     async with managed(observer, guest_config()) as manager:
         attach(manager, guest)
         await observer.wait_for_state("up")
-        manager.on_vm_gone(VM)
+        manager.on_vm_detached(VM)
         assert len(manager) == 0
         attach(manager, guest)
         await observer.wait_until(lambda: guest.clients == 2)
@@ -352,14 +352,14 @@ async def test_a_new_config_starts_the_sessions_again(guest: FakeGuestAgent) -> 
     observer = RecordingGuestObserver()
     async with managed(observer, guest_config(enabled=False)) as manager:
         attach(manager, guest)
-        manager.apply(guest_config())
+        manager.apply_config(guest_config())
         attach(manager, guest)
         await observer.wait_for_state("up")
-        manager.apply(guest_config(timeout=50))
+        manager.apply_config(guest_config(timeout=50))
         assert (observer.lost, observer.disabled) == ([VM], [])
         attach(manager, guest)
         await observer.wait_until(lambda: guest.clients == 2)
-        manager.apply(guest_config(vms=["db-*"]))
+        manager.apply_config(guest_config(vms=["db-*"]))
         attach(manager, guest)
         assert len(manager) == 0
     assert (observer.lost, observer.disabled) == ([VM, VM], [VM]), "no stale values and no alert without an end"

@@ -14,7 +14,7 @@ from agent.host.pools.base import (
     PoolReading,
     PoolUnresponsiveError,
 )
-from agent.host.pools.device import DeviceSource
+from agent.host.pools.device import DevicePoolSource
 
 IDLE = DeviceActivity(0, 100)
 BUSY = DeviceActivity(3, 100)
@@ -77,7 +77,7 @@ class Device:
 
 
 def pool_of(name: str, number: str) -> Pool:
-    source = DeviceSource()
+    source = DevicePoolSource()
     pool = source.find_pool(ImageLocation("host_device", f"/dev/{name}", device=number))
     assert isinstance(pool, Pool)
     assert pool.kind is PoolKind.DEVICE
@@ -85,7 +85,7 @@ def pool_of(name: str, number: str) -> Pool:
 
 
 async def read(sys: Path, pool: Pool) -> PoolReading | PoolReadError:
-    return (await DeviceSource(sys, unresponsive_seconds=0.3).read([pool]))[pool.key]
+    return (await DevicePoolSource(sys, unresponsive_seconds=0.3).read([pool]))[pool.key]
 
 
 def test_the_activity_of_a_partition_has_the_state_of_its_disk(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ async def test_a_slow_device_answers(tmp_path: Path) -> None:
     device = Device(tmp_path, "qmpa", "8:0")
     device.set_activity(2, 40)
     reading = asyncio.create_task(
-        DeviceSource(tmp_path, unresponsive_seconds=60).read([pool := pool_of("qmpa", "8:0")])
+        DevicePoolSource(tmp_path, unresponsive_seconds=60).read([pool := pool_of("qmpa", "8:0")])
     )
     for _ in range(5):  # turns of the event loop in which the source has its first look
         await asyncio.sleep(0)
@@ -141,7 +141,9 @@ async def test_a_suspended_device_does_not_answer(tmp_path: Path) -> None:
 
 async def test_a_device_that_is_offline_is_an_error_at_once(tmp_path: Path) -> None:
     Device(tmp_path, "qmpa", "8:0").set_file("device/state", "offline")
-    reading = (await DeviceSource(tmp_path, unresponsive_seconds=60).read([pool := pool_of("qmpa", "8:0")]))[pool.key]
+    reading = (await DevicePoolSource(tmp_path, unresponsive_seconds=60).read([pool := pool_of("qmpa", "8:0")]))[
+        pool.key
+    ]
     assert type(reading) is PoolReadError
     assert str(reading) == "/dev/qmpa: the device is offline, and its requests fail"
 
@@ -150,7 +152,7 @@ async def test_a_device_that_hangs_delays_no_device_of_another_task(tmp_path: Pa
     Device(tmp_path, "qmpa", "8:0").set_activity(2, 40)
     Device(tmp_path, "qmpb", "8:16")
     source, hung, fine = (
-        DeviceSource(tmp_path, unresponsive_seconds=60),
+        DevicePoolSource(tmp_path, unresponsive_seconds=60),
         pool_of("qmpa", "8:0"),
         pool_of("qmpb", "8:16"),
     )

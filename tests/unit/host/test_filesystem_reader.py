@@ -139,7 +139,7 @@ async def test_a_mount_that_responds_again_is_noticed_without_another_request(
     await asyncio.to_thread(lambda: (tmp_path / "back").open("w").close())
     await until(lambda: not reader.is_suspect("0:9"), 60)
     assert (changes[0], changes[-1]) == (True, False)
-    assert reader.answered_seconds_ago("0:9") < 60
+    assert reader.seconds_since_answer("0:9") < 60
     await late
     await reader.statvfs("/fine", "0:9")
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agent.collectors.process import CGROUPS
-from agent.host.interfaces import interfaces_of
+from agent.host.interfaces import find_process_interfaces
 from agent.host.process import Process
 from agent.host.rtnetlink import parse_link_reply
 from agent.host.types import FileReply, FileRequest
@@ -119,10 +119,10 @@ def test_the_function_of_a_qemu_is_found_in_the_kernels_tree(recording: Recordin
     (process / "cmdline").write_text("\0".join((*recording["arguments"], "")))
     opened = Process(70, root)
     try:
-        (found,) = interfaces_of(opened, {})
+        (found,) = find_process_interfaces(opened, {})
     finally:
         opened.close()
-    assert (found.name, dict(found.values)) == (
+    assert (found.name, dict(found.extra_values)) == (
         "eth0v0",
         {"kind": "vf", "host_address": "0000:01:10.0", "device": "hostdev0"},
     )

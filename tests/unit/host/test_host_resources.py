@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.host_resources import parse_cpu_list, read_host
+from agent.host.host_resources import parse_cpu_list, read_host_resources
 
 MEMINFO = """\
 MemTotal:       16316412 kB
@@ -58,7 +58,7 @@ def without(*beginnings: str) -> dict[str, str]:
 
 
 def test_all_figures_of_debian_12_are_in_base_units(tmp_path: Path) -> None:
-    reading = read_host(tree(tmp_path, DEBIAN_12))
+    reading = read_host_resources(tree(tmp_path, DEBIAN_12))
     assert reading.values == {
         "memory_bytes": 16316412 * 1024,
         "memory_available_bytes": 8123456 * 1024,
@@ -85,7 +85,7 @@ def test_all_figures_of_debian_12_are_in_base_units(tmp_path: Path) -> None:
 
 def test_rhel_9_without_pressure_has_no_pressure_and_all_else(tmp_path: Path) -> None:
     off = without("proc/pressure") | {"sys/kernel/mm/ksm/run": "0\n", "sys/kernel/mm/ksm/pages_sharing": "0\n"}
-    values = read_host(tree(tmp_path, off)).values
+    values = read_host_resources(tree(tmp_path, off)).values
     assert not [name for name in values if name.startswith("pressure")]
     assert (values["ksm_running"], values["ksm_saved_bytes"], values["memory_bytes"]) == (False, 0, 16316412 * 1024)
 
@@ -94,11 +94,11 @@ def test_a_kernel_that_refuses_to_read_pressure_has_none(tmp_path: Path) -> None
     root = tree(tmp_path, without("proc/pressure"))
     for name in ("cpu", "memory", "io"):
         (root / "proc/pressure" / name).mkdir(parents=True)  # the file exists, and its read fails
-    assert not [name for name in read_host(root).values if name.startswith("pressure")]
+    assert not [name for name in read_host_resources(root).values if name.startswith("pressure")]
 
 
 def test_a_kernel_without_ksm_and_huge_pages_has_no_such_values(tmp_path: Path) -> None:
-    reading = read_host(tree(tmp_path, without("sys/kernel/mm")))
+    reading = read_host_resources(tree(tmp_path, without("sys/kernel/mm")))
     assert not [name for name in reading.values if name.startswith("ksm")]
     assert reading.hugepages == {}
     assert {f"pressure_{name}_seconds_total" for name in PRESSURE} <= reading.values.keys()
@@ -106,23 +106,23 @@ def test_a_kernel_without_ksm_and_huge_pages_has_no_such_values(tmp_path: Path) 
 
 def test_pages_that_ksm_separates_again_do_not_count_as_merging(tmp_path: Path) -> None:
     root = tree(tmp_path, DEBIAN_12 | {"sys/kernel/mm/ksm/run": "2\n"})
-    assert read_host(root).values["ksm_running"] is False
+    assert read_host_resources(root).values["ksm_running"] is False
 
 
 def test_a_line_that_is_missing_costs_only_its_value(tmp_path: Path) -> None:
     text = MEMINFO.replace("MemAvailable:    8123456 kB\n", "").replace("SwapFree:        2000000 kB", "SwapFree: ? kB")
-    values = read_host(tree(tmp_path, DEBIAN_12 | {"proc/meminfo": text})).values
+    values = read_host_resources(tree(tmp_path, DEBIAN_12 | {"proc/meminfo": text})).values
     assert (values["memory_bytes"], values["swap_bytes"]) == (16316412 * 1024, 2097148 * 1024)
     assert not values.keys() & {"memory_available_bytes", "swap_free_bytes"}
 
 
 def test_a_file_longer_than_a_page_is_read_to_its_end(tmp_path: Path) -> None:
     text = "".join(f"counter_{number} 1\n" for number in range(1000)) + "pswpin 25\npswpout 300\n"
-    assert read_host(tree(tmp_path, {"proc/vmstat": text})).values["swap_in_bytes_total"] == 25 * 4096
+    assert read_host_resources(tree(tmp_path, {"proc/vmstat": text})).values["swap_in_bytes_total"] == 25 * 4096
 
 
 def test_nothing_is_known_of_an_empty_tree(tmp_path: Path) -> None:
-    assert read_host(tmp_path) == ({}, {})
+    assert read_host_resources(tmp_path) == ({}, {})
 
 
 @pytest.mark.parametrize(

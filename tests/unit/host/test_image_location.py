@@ -12,7 +12,7 @@ from agent.host.filesystem_reader import FileSystemReader, FileSystemStats
 from agent.host.image_location import ImageLocator, MountTables, local_path, read_mounts
 from agent.host.mounts import Mount
 from agent.host.pools.base import ImageLocation, Pool, PoolReading, UnknownPool
-from agent.host.pools.filesystem import FileSystemSource
+from agent.host.pools.filesystem import FileSystemPoolSource
 
 ROOT_MOUNT = Mount(1, 0, "8:1", "/", "/", "xfs", "/dev/sda1")
 
@@ -74,7 +74,7 @@ async def test_a_file_is_on_the_mount_of_its_directory(reader: FileSystemReader,
     assert location.mount is not None
     assert location.mount in read_mounts("self")
     assert str(tmp_path).startswith(location.directory)
-    assert location.quota == ""
+    assert location.quota_directory == ""
 
 
 async def test_a_symbolic_link_is_followed(reader: FileSystemReader, tmp_path: Path) -> None:
@@ -171,8 +171,8 @@ async def test_the_topmost_directory_of_a_quota_stands_for_it(directory: str, qu
     tables = MountTables(1, (ROOT_MOUNT,), (ROOT_MOUNT,))
     location = await ImageLocator(QuotaReader(srv=20)).locate(tables, "file", f"{directory}/a.qcow2")
     assert isinstance(location, ImageLocation)
-    assert (location.quota, location.directory) == (quota, quota or "/")
-    pool = FileSystemSource(QuotaReader()).find_pool(location)
+    assert (location.quota_directory, location.directory) == (quota, quota or "/")
+    pool = FileSystemPoolSource(QuotaReader()).find_pool(location)
     assert isinstance(pool, Pool)
     assert (pool.name, pool.key) == (quota or "/", f"filesystem:8:1{':' if quota else ''}{quota}")
 
@@ -213,9 +213,9 @@ async def test_a_mount_that_only_qemu_has_is_read_through_qemus_root(reader: Fil
         location = await ImageLocator(reader).locate(MountTables.of_process(process.pid), "file", f"{tmp_path}/a")
         assert isinstance(location, ImageLocation)
         assert location.directory == f"/proc/{process.pid}/root{tmp_path}"
-        pool = FileSystemSource(reader).find_pool(location)
+        pool = FileSystemPoolSource(reader).find_pool(location)
         assert isinstance(pool, Pool)
-        reading = (await FileSystemSource(reader).read([pool]))[pool.key]
+        reading = (await FileSystemPoolSource(reader).read([pool]))[pool.key]
         assert isinstance(reading, PoolReading)
         assert (pool.name, reading.size_bytes) == (str(tmp_path), 8 << 20)
     finally:

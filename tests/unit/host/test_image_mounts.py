@@ -10,7 +10,7 @@ import pytest
 from agent.host.filesystem_reader import FileSystemReader
 from agent.host.image_location import ImageLocator, MountTables
 from agent.host.pools.base import ImageLocation, Pool, PoolReading
-from agent.host.pools.filesystem import FileSystemSource
+from agent.host.pools.filesystem import FileSystemPoolSource
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount file systems")
 
@@ -42,7 +42,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 async def find_pool(reader: FileSystemReader, image: Path) -> Pool:
     location = await ImageLocator(reader).locate(MountTables.of_process(os.getpid()), "file", str(image))
     assert isinstance(location, ImageLocation)
-    pool = FileSystemSource(reader).find_pool(location)
+    pool = FileSystemPoolSource(reader).find_pool(location)
     assert isinstance(pool, Pool)
     return pool
 
@@ -54,7 +54,7 @@ async def test_a_file_that_is_mounted_on_another_file_is_in_the_pool_of_its_file
     mount(tmp_path / "b.raw", "--bind", disk / "a.raw")
     pool = await find_pool(reader, tmp_path / "b.raw")
     assert pool.key == (await find_pool(reader, disk / "a.raw")).key
-    reading = (await FileSystemSource(reader).read([pool]))[pool.key]
+    reading = (await FileSystemPoolSource(reader).read([pool]))[pool.key]
     assert isinstance(reading, PoolReading)
     assert reading.size_bytes == 8 << 20
 
@@ -70,7 +70,7 @@ async def test_an_overlay_is_a_pool_with_the_free_space_of_the_file_system_below
     mount(merged, "-t", "overlay", "-o", options, "overlay")
     pool, below = await find_pool(reader, merged / "a.raw"), await find_pool(reader, disk / "a.raw")
     assert (pool.name, pool.type) == (str(merged), "overlay")
-    readings = await FileSystemSource(reader).read([pool, below])
+    readings = await FileSystemPoolSource(reader).read([pool, below])
     reading, reading_below = readings[pool.key], readings[below.key]
     assert isinstance(reading, PoolReading)
     assert isinstance(reading_below, PoolReading)

@@ -12,7 +12,7 @@ from agent.host.pools.base import (
     PoolReading,
     PoolUnresponsiveError,
 )
-from agent.host.pools.libvirt import LibvirtSource, LibvirtStoragePool, StoragePoolsError
+from agent.host.pools.libvirt import LibvirtPoolSource, LibvirtStoragePool, StoragePoolsError
 
 GIB = 1 << 30
 IMAGES = LibvirtStoragePool("images", "dir", "/srv/images", "", 100 * GIB, 40 * GIB)
@@ -31,7 +31,7 @@ class Daemon:
         self.answers.set()
         self.calls = 0
         self.now = 1000.0
-        self.source = LibvirtSource(self.list_pools, lambda: self.now)
+        self.source = LibvirtPoolSource(self.list_pools, lambda: self.now)
 
     async def list_pools(self) -> Sequence[LibvirtStoragePool]:
         self.calls += 1

@@ -10,10 +10,10 @@ import pytest
 from agent.host import libvirt_processes
 from agent.host.libvirt_processes import (
     FULL_SCAN_SECONDS,
-    SETTLE_SECONDS,
+    NEW_PROCESS_SECONDS,
     LibvirtScan,
     LibvirtScanner,
-    QemuIndex,
+    QemuPidIndex,
     resolve_in_root,
 )
 
@@ -182,9 +182,9 @@ def test_a_process_that_starts_another_program_is_recognised_by_its_later_name(p
     scanner = LibvirtScanner(proc.path)
     assert scanner.scan(0).daemons == {}
     (pod / "comm").write_text("virtqemud\n")
-    assert len(scanner.scan(SETTLE_SECONDS - 1).daemons) == 1
+    assert len(scanner.scan(NEW_PROCESS_SECONDS - 1).daemons) == 1
     (pod / "comm").write_text("bash\n")
-    assert len(scanner.scan(SETTLE_SECONDS + 1).daemons) == 1, "an old process is read again by a full scan only"
+    assert len(scanner.scan(NEW_PROCESS_SECONDS + 1).daemons) == 1, "an old process is read again by a full scan only"
     assert scanner.scan(FULL_SCAN_SECONDS + 1).daemons == {}
 
 
@@ -215,13 +215,13 @@ def test_qemus_are_found_by_their_pid_namespace_and_uuid(proc: FakeProc) -> None
 def test_a_daemon_with_unreadable_files_is_counted_unless_the_host_has_its_socket(proc: FakeProc, folder: Path) -> None:
     (proc.add(40, "virtqemud", mounts="pod", uid=1000) / "ns" / "mnt").unlink()
     result = LibvirtScanner(proc.path, (f"{folder}/none/{{name}}",)).scan(0)
-    assert (result.unreadable, result.daemons) == (1, {})
+    assert (result.unreadable_daemons, result.daemons) == (1, {})
     bind(folder / "1000" / "virtqemud-sock")
     result = LibvirtScanner(proc.path, (f"{folder}/{{uid}}/{{name}}",)).scan(0)
     assert [daemon.uri for daemon in result.daemons.values()] == [
         f"qemu+unix:///session?socket={folder}/1000/virtqemud-sock"
     ]
-    assert result.unreadable == 0
+    assert result.unreadable_daemons == 0
 
 
 def test_daemons_above_the_limit_are_counted(proc: FakeProc, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ def test_daemons_above_the_limit_are_counted(proc: FakeProc, monkeypatch: pytest
     for pid in (40, 41, 42):
         proc.listen(proc.add(pid, "virtqemud", mounts=f"pod{pid}"), SOCKET)
     result = scan(proc)
-    assert (len(result.daemons), result.ignored) == (2, 1)
+    assert (len(result.daemons), result.ignored_daemons) == (2, 1)
 
 
 @pytest.mark.parametrize("text", ["", "0\n", "a b c\n", "Uid:\n"])
@@ -254,14 +254,14 @@ def test_a_qemu_is_found_by_its_uuid_if_only_one_has_it(tmp_path: Path) -> None:
     write_qemu(tmp_path, 71, second)
     write_qemu(tmp_path, 72, second)
     write_qemu(tmp_path, 73, "33333333-3333-4333-8333-333333333333", name="bash")
-    index = QemuIndex(tmp_path)
+    index = QemuPidIndex(tmp_path)
     assert index.pid_of(first.upper()) == 70
     assert index.pid_of(second) is None, "a source and a destination of a migration"
     assert index.pid_of("33333333-3333-4333-8333-333333333333") is None
 
 
 def test_a_qemu_that_started_after_the_last_search_is_found(proc: FakeProc) -> None:
-    index = QemuIndex(proc.path)
+    index = QemuPidIndex(proc.path)
     assert index.pid_of(UUID) is None
     proc.add(70, "qemu-system-x86", argv=f"/usr/bin/qemu-system-x86_64 -uuid {UUID}")
     assert index.pid_of(UUID) == 70

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.host.mounts import mount_of, parse_mountinfo
+from agent.host.mounts import find_mount, parse_mountinfo
 
 TABLE = """\
 24 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
@@ -14,7 +14,7 @@ TABLE = """\
 
 
 def point(table: str, path: str) -> str | None:
-    mount = mount_of(parse_mountinfo(table), path)
+    mount = find_mount(parse_mountinfo(table), path)
     return mount.mount_point if mount is not None else None
 
 
@@ -63,7 +63,7 @@ def test_bind_mounts_of_a_file_system_share_its_device() -> None:
 
 
 def test_the_mount_on_top_of_another_one_is_the_visible_one() -> None:
-    mount = mount_of(parse_mountinfo(TABLE + "50 40 0:60 / /var/lib rw - tmpfs tmpfs rw\n"), "/var/lib/x")
+    mount = find_mount(parse_mountinfo(TABLE + "50 40 0:60 / /var/lib rw - tmpfs tmpfs rw\n"), "/var/lib/x")
     assert mount is not None
     assert mount.type == "tmpfs"
 
@@ -78,4 +78,4 @@ def test_a_line_that_is_no_mount_is_left_out(line: str) -> None:
 
 
 def test_no_mounts_mean_no_mount() -> None:
-    assert mount_of((), "/a") is None
+    assert find_mount((), "/a") is None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.interfaces import interfaces_of
+from agent.host.interfaces import find_process_interfaces
 from agent.host.process import Process
 from agent.host.process_lookup import UnknownProcessError, find_process
 from agent.host.types import FileRequest
@@ -162,7 +162,7 @@ def test_no_descriptor_stays_open(child: subprocess.Popen[bytes], tmp_path: Path
     before = count_open_descriptors(os.getpid())
     process = Process(child.pid)
     process.read_files([FileRequest("", ("stat", "no", "fd/"))])
-    interfaces_of(process, {})
+    find_process_interfaces(process, {})
     process.close()
     lookup_error(child.pid, [1], Path("/"))
     lookup_error(child.pid, [], Path("/"))
@@ -220,13 +220,13 @@ def test_taps_and_macvtaps_are_found_and_matched_to_network_cards(
     add_descriptor(tmp_path, 70, 9, "socket:[5]")
     qemu = Process(70, tmp_path)
     nics = {"52:54:00:00:00:01": {"device": "nic0"}, "52:54:00:00:00:02": {"device": "nic1"}}
-    macvtap, tap = interfaces_of(qemu, nics)
-    assert (macvtap.name, macvtap.directions_swapped, macvtap.values) == (
+    macvtap, tap = find_process_interfaces(qemu, nics)
+    assert (macvtap.name, macvtap.directions_swapped, macvtap.extra_values) == (
         "macvtap0",
         False,
         {"kind": "macvtap", "device": "nic1"},
     )
-    assert (tap.name, tap.directions_swapped, tap.same_netns, tap.values) == (
+    assert (tap.name, tap.directions_swapped, tap.same_netns, tap.extra_values) == (
         "tap0",
         True,
         True,
@@ -234,5 +234,7 @@ def test_taps_and_macvtaps_are_found_and_matched_to_network_cards(
     )
     (tmp_path / "proc/70/ns/net").unlink()
     (tmp_path / "proc/70/ns/net").symlink_to("net:[2]")
-    assert [(i.name, i.same_netns, i.values) for i in interfaces_of(qemu, nics)] == [("tap0", False, {"kind": "tap"})]
+    assert [(i.name, i.same_netns, i.extra_values) for i in find_process_interfaces(qemu, nics)] == [
+        ("tap0", False, {"kind": "tap"})
+    ]
     qemu.close()

@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 
 from agent.host.procfs import FileParser, io_format, lines_format
-from agent.model.family import COUNTER, Family, Field, Values
+from agent.model.family import COUNTER, Family, Field, FieldValues
 
 ROOT = Path(__file__).parents[3]
 IO = b"rchar: 1\nwchar: 2\nsyscr: 3\nsyscw: 4\nread_bytes: 5\nwrite_bytes: 6\ncancelled_write_bytes: 7\n"
 
 
-def parse(content: bytes, *names: str, order: tuple[str, ...] | None = None) -> Values:
+def parse(content: bytes, *names: str, order: tuple[str, ...] | None = None) -> FieldValues:
     fields = tuple(Field(f"io.{name}", f"{name}_total", COUNTER, "A number.") for name in names)
     parser = FileParser(
         Family("test", "io", "A test.", (), fields), "io", io_format if order is None else lines_format(*order)
     )
-    values: Values = {}
+    values: FieldValues = {}
     parser(content, values)
     return values
 

@@ -10,7 +10,7 @@ from agent.host.filesystem_reader import FileSystemReader, FileSystemStats
 from agent.host.image_location import ImageLocator, MountTables
 from agent.host.mounts import parse_mountinfo
 from agent.host.pools.base import ImageLocation, Pool, PoolReading
-from agent.host.pools.filesystem import FileSystemSource
+from agent.host.pools.filesystem import FileSystemPoolSource
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "storage"
 RECORDINGS = {path.stem: json.loads(path.read_text()) for path in sorted(GOLDEN.glob("quota-*.json"))}
@@ -38,7 +38,7 @@ async def pool_of(recording: dict[str, Any], directory: str, section: str = "sta
     locator = ImageLocator(RecordedReader(recording))
     location = await locator.locate(MountTables(1, mounts, mounts), "file", f"{directory}/a.qcow2")
     assert isinstance(location, ImageLocation)
-    source = FileSystemSource(RecordedReader(recording, section))
+    source = FileSystemPoolSource(RecordedReader(recording, section))
     pool = source.find_pool(location)
     assert isinstance(pool, Pool)
     reading = (await source.read([pool]))[pool.key]

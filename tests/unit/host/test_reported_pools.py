@@ -18,10 +18,17 @@ from agent.host.pools.base import (
     PoolUnresponsiveError,
     UnknownPool,
 )
-from agent.host.pools.filesystem import FileSystemSource
-from agent.host.pools.lvm_thin import LvmThinSource
-from agent.host.pools.report import MAX_REPORT_BYTES, STALE_SECONDS, ReportError, ReportFile, StorageReport, volume_name
-from agent.host.pools.zfs import ZfsSource
+from agent.host.pools.filesystem import FileSystemPoolSource
+from agent.host.pools.lvm_thin import LvmThinPoolSource
+from agent.host.pools.storage_report import (
+    MAX_REPORT_BYTES,
+    STALE_SECONDS,
+    StorageReport,
+    StorageReportError,
+    StorageReportFile,
+    volume_name,
+)
+from agent.host.pools.zfs import ZfsPoolSource
 
 GIB = 1 << 30
 DATA: dict[str, Any] = {
@@ -61,14 +68,14 @@ def file_on(source: str, type_: str = "zfs") -> ImageLocation:
     return ImageLocation("file", "/tank/vm/a.qcow2", Mount(1, 0, "0:51", "/", "/tank/vm", type_, source), "/tank/vm")
 
 
-async def lvm(path: Path, sys: Path = Path("/nonexistent")) -> LvmThinSource:
-    source = LvmThinSource(ReportFile(path), sys)
+async def lvm(path: Path, sys: Path = Path("/nonexistent")) -> LvmThinPoolSource:
+    source = LvmThinPoolSource(StorageReportFile(path), sys)
     await source.refresh()
     return source
 
 
-async def zfs(path: Path) -> ZfsSource:
-    source = ZfsSource(ReportFile(path))
+async def zfs(path: Path) -> ZfsPoolSource:
+    source = ZfsPoolSource(StorageReportFile(path))
     await source.refresh()
     return source
 
@@ -92,7 +99,7 @@ async def test_the_allocated_bytes_of_a_volume_are_found_by_its_device_and_by_it
     source = await lvm(write(tmp_path / "report", DATA))
     reading = (await source.read([POOL]))[POOL.key]
     assert isinstance(reading, PoolReading)
-    assert reading.allocated == {"253:7": 30 * GIB, "pve/vm-100-disk-0": 30 * GIB}
+    assert reading.allocated_bytes_by_volume == {"253:7": 30 * GIB, "pve/vm-100-disk-0": 30 * GIB}
 
 
 async def test_the_free_space_below_a_file_system_is_that_of_its_thin_pool(tmp_path: Path) -> None:
@@ -111,7 +118,7 @@ async def test_a_file_system_on_a_thin_volume_has_at_most_its_pools_free_space(b
             return FileSystemStats(100 * GIB, 80 * GIB, 70 * GIB, 0, 0)
 
     pool = Pool("filesystem:253:7", PoolKind.FILESYSTEM, "/srv", "ext4", "/srv")
-    source = FileSystemSource(cast("FileSystemReader", Reader()), {"253:7": below}.get)
+    source = FileSystemPoolSource(cast("FileSystemReader", Reader()), {"253:7": below}.get)
     (reading,) = (await source.read([pool])).values()
     assert isinstance(reading, PoolReading)
     assert (reading.free_bytes, reading.used_bytes) == (free, 20 * GIB)
@@ -133,7 +140,7 @@ async def test_a_thin_pool_is_read_with_its_metadata_and_the_time_of_the_report(
         metadata_size_bytes=GIB,
         metadata_free_bytes=GIB // 2,
         read_at=written_at,
-        allocated=reading.allocated,
+        allocated_bytes_by_volume=reading.allocated_bytes_by_volume,
     )
 
 
@@ -243,20 +250,20 @@ async def test_a_file_on_another_file_system_is_in_no_zfs_pool(tmp_path: Path) -
 def test_a_report_of_another_format_is_refused_with_its_cause(tmp_path: Path, content: bytes, cause: str) -> None:
     path = tmp_path / "report"
     path.write_bytes(content)
-    with pytest.raises(ReportError, match=cause):
-        ReportFile(path).load(0.0)
+    with pytest.raises(StorageReportError, match=cause):
+        StorageReportFile(path).load(0.0)
 
 
 def test_a_report_that_any_user_may_write_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "report", DATA)
     os.chmod(path, 0o666)  # noqa: PTH101 - as in the other tests
-    with pytest.raises(ReportError, match="root must own it"):
-        ReportFile(path).load(time.time())
+    with pytest.raises(StorageReportError, match="root must own it"):
+        StorageReportFile(path).load(time.time())
 
 
 def test_unknown_fields_of_a_newer_report_are_ignored(tmp_path: Path) -> None:
     path = write(tmp_path / "report", DATA | {"colour": "red"}, more=1)
-    assert ReportFile(path).load(time.time()).pools[0].name == "pve/data"
+    assert StorageReportFile(path).load(time.time()).pools[0].name == "pve/data"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from agent.host.sockets import ESTABLISHED, SocketEntry, program_name, read_socket_table
+from agent.host.socket_table import ESTABLISHED, SocketEntry, program_name, read_socket_table
 from tests.lab.manager_hosts import LISTENS
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.interfaces import interfaces_of
+from agent.host.interfaces import find_process_interfaces
 from agent.host.process import Process
 from agent.host.sriov import full_pci_address, passthrough_device_ids
 from agent.host.types import VirtualFunctionLocation
@@ -48,7 +48,7 @@ class Machine:
     def interfaces(self) -> list[tuple[str, dict[str, str], VirtualFunctionLocation | None]]:
         process = Process(70, self.root)
         try:
-            return [(each.name, dict(each.values), each.vf) for each in interfaces_of(process, {})]
+            return [(each.name, dict(each.extra_values), each.vf) for each in find_process_interfaces(process, {})]
         finally:
             process.close()
 

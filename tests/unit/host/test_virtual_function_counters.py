@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from agent.collectors import ALL, VmFacts
+from agent.collectors import ALL_COLLECTORS, VmFacts
 from agent.host.rtnetlink import NetlinkError, VirtualFunction
 from agent.host.types import NetworkInterface, VirtualFunctionLocation, VirtualFunctionRequest
 from agent.host.virtual_function_counters import (
@@ -16,7 +16,7 @@ from agent.host.virtual_function_counters import (
 )
 from agent.model.family import Sample
 
-NET = next(collector for collector in ALL if collector.name == "net")
+NET = next(collector for collector in ALL_COLLECTORS if collector.name == "net")
 COUNTERS = {"rx_bytes": 100, "tx_bytes": 200, "rx_packets": 1, "tx_packets": 2, "rx_dropped": 3, "tx_dropped": 4}
 
 

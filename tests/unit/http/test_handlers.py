@@ -260,7 +260,7 @@ async def test_the_table_of_metrics_has_the_series_of_each_field(client: Client)
     assert (kind, series, fields["block"]["labels"]) == ("counter", "qemu_block_read_bytes_total", ["device"])
     assert fields["block"]["fields"]["node"][2] == ""  # in records only
     exported = {name for family in fields.values() for _, _, name in family["fields"].values() if name}
-    scrape = {family.series(field) for family in FAMILIES for field in family.exported_fields()}
+    scrape = {family.metric_name(field) for family in FAMILIES for field in family.exported_fields()}
     assert exported == scrape
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 import pytest
 
-from agent.http.overview import Overview
+from agent.http.overview import OverviewEncoder
 from agent.model.family import Sample
 from agent.model.json_encoding import encode_json
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
@@ -23,18 +23,18 @@ def source() -> OneVmSource:
 
 async def overview(source: OneVmSource, uuid: str = "") -> Any:
     """Return the decoded overview."""
-    return orjson.loads(encode_json(await Overview(source).whole(uuid)))
+    return orjson.loads(encode_json(await OverviewEncoder(source).build(uuid)))
 
 
 async def test_the_overview_has_all_parts_and_the_latest_values(source: OneVmSource) -> None:
-    known = Overview(source)
-    assert (await known.whole()).keys() == {"vms", "monitors", "alerts", "pools", "resources", "agent"}
+    known = OverviewEncoder(source)
+    assert (await known.build()).keys() == {"vms", "monitors", "alerts", "pools", "resources", "agent"}
     for size in (100, 200):
         source.put(BALLOON, 10, ((), {"actual_bytes": size}))
-        vms = orjson.loads(encode_json(await known.whole()))["vms"]
+        vms = orjson.loads(encode_json(await known.build()))["vms"]
         assert vms[vm().uuid]["memory"] == {"total_bytes": size}
     source.snapshot.update_status(replace(status(vm()), state=MonitorState.GONE))
-    assert (await known.whole())["vms"] == {}
+    assert (await known.build())["vms"] == {}
 
 
 async def test_pools_are_listed_by_name_without_devices_of_one_image(source: OneVmSource) -> None:

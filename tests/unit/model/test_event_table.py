@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.collectors import ALL
-from agent.model.event_row import Category, device_name
-from agent.model.event_table import EVENT_ROWS, EVENT_ROWS_BY_NAME, find_event_row
+from agent.collectors import ALL_COLLECTORS
+from agent.model.event_definition import Category, device_name
+from agent.model.event_table import EVENT_DEFINITIONS, EVENT_DEFINITIONS_BY_NAME, find_event_definition
 from agent.model.record import Severity
 from agent.session.session import DISCOVER_PROCESS
 from tests.lab import golden_files
@@ -22,7 +22,7 @@ QEMU = golden_files.load("events.json")
 @pytest.mark.parametrize("version", QEMU)
 def test_the_table_has_every_event_of_a_qemu_version(version: str) -> None:
     assert len(QEMU[version]) > 50
-    assert set(QEMU[version]) <= EVENT_ROWS_BY_NAME.keys()
+    assert set(QEMU[version]) <= EVENT_DEFINITIONS_BY_NAME.keys()
 
 
 @pytest.mark.parametrize("version", QEMU)
@@ -31,21 +31,23 @@ def test_no_event_is_older_than_its_row_says(version: str) -> None:
         return tuple(map(int, text.split(".")))
 
     for name in QEMU[version]:
-        assert not EVENT_ROWS_BY_NAME[name].since or numbers(EVENT_ROWS_BY_NAME[name].since) <= numbers(version), name
+        assert not EVENT_DEFINITIONS_BY_NAME[name].since or numbers(EVENT_DEFINITIONS_BY_NAME[name].since) <= numbers(
+            version
+        ), name
 
 
 def test_each_event_has_one_row_and_its_help_is_a_sentence() -> None:
-    assert [name for name, count in Counter(row.name for row in EVENT_ROWS).items() if count > 1] == []
-    for row in EVENT_ROWS:
+    assert [name for name, count in Counter(row.name for row in EVENT_DEFINITIONS).items() if count > 1] == []
+    for row in EVENT_DEFINITIONS:
         assert re.fullmatch(r"[A-Z][^\n]*\.", row.help), row.name
         assert row.category is not Category.UNKNOWN
         assert re.fullmatch(r"(\d+\.\d+)?", row.since)
 
 
 def test_events_invalidate_existing_collectors_only() -> None:
-    assert {name for row in EVENT_ROWS for name in row.invalidates} <= {
+    assert {name for row in EVENT_DEFINITIONS for name in row.invalidates} <= {
         DISCOVER_PROCESS,
-        *(collector.name for collector in ALL),
+        *(collector.name for collector in ALL_COLLECTORS),
     }
 
 
@@ -97,7 +99,7 @@ def test_events_invalidate_existing_collectors_only() -> None:
     ],
 )
 def test_severity_depends_on_the_events_data(name: str, data: dict[str, Any], severity: Severity) -> None:
-    assert find_event_row(name).severity_for(data) is severity
+    assert find_event_definition(name).severity_for(data) is severity
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_severity_depends_on_the_events_data(name: str, data: dict[str, Any], se
     ],
 )
 def test_an_events_subject_has_the_name_that_samples_use(name: str, data: dict[str, Any], subject: str) -> None:
-    assert find_event_row(name).subject_of(data) == subject
+    assert find_event_definition(name).subject_of(data) == subject
 
 
 @pytest.mark.parametrize(
@@ -145,13 +147,13 @@ def test_device_name_returns_the_id_of_any_qom_path(qdev: str, name: str) -> Non
 
 
 def test_an_unknown_event_is_passed_through_under_its_own_name() -> None:
-    row = find_event_row("SOMETHING_NEW_2")
+    row = find_event_definition("SOMETHING_NEW_2")
     assert (row.name, row.category, row.invalidates) == ("SOMETHING_NEW_2", Category.UNKNOWN, ())
 
 
 @pytest.mark.parametrize("name", ["", "stop", "A" * 65, "A-B", "A\n", "2A", "É", "A B", '"', "../X", "_X"])
 def test_an_invalid_event_name_becomes_unknown(name: str) -> None:
-    assert find_event_row(name).name == "UNKNOWN"
+    assert find_event_definition(name).name == "UNKNOWN"
 
 
 json = st.recursive(
@@ -162,12 +164,13 @@ json = st.recursive(
     max_leaves=5,
 )
 fields = sorted(
-    {path.split(".")[0] for row in EVENT_ROWS for path in row.subject} | {"reason", "action", "status", "error"}
+    {path.split(".")[0] for row in EVENT_DEFINITIONS for path in row.subject_paths}
+    | {"reason", "action", "status", "error"}
 )
 
 
 @given(
-    st.sampled_from(EVENT_ROWS),
+    st.sampled_from(EVENT_DEFINITIONS),
     st.dictionaries(st.sampled_from([*fields, "nospace", "fatal", "connected"]), json, max_size=4),
 )
 def test_any_event_with_any_data_has_a_severity_and_a_subject(row: Any, data: dict[str, Any]) -> None:

@@ -6,17 +6,19 @@ from typing import Any
 
 import pytest
 
-from agent.model import reader as model_reader
+from agent.model import field_reader as model_reader
 from agent.model.family import Family, Field, FieldKind, Sample, Unit
+from agent.model.field_reader import FieldReader
 from agent.model.metrics import FAMILIES
 from agent.model.metrics.block import BLOCK
 from agent.model.metrics.memory import GUEST_MEMORY
 from agent.model.metrics.migration import MIGRATION
-from agent.model.reader import FieldReader
 
-ROWS = [pytest.param(family, field, id=family.series(field)) for family in FAMILIES for field in family.fields]
+ROWS = [pytest.param(family, field, id=family.metric_name(field)) for family in FAMILIES for field in family.fields]
 SERIES = [
-    pytest.param(family, field, id=family.series(field)) for family in FAMILIES for field in family.exported_fields()
+    pytest.param(family, field, id=family.metric_name(field))
+    for family in FAMILIES
+    for field in family.exported_fields()
 ]
 
 
@@ -33,7 +35,7 @@ def test_a_row_has_a_valid_name_and_a_help_sentence(family: Family, field: Field
 
 @pytest.mark.parametrize(("family", "field"), SERIES)
 def test_a_series_name_follows_prometheus_rules(family: Family, field: Field) -> None:
-    name = family.series(field)
+    name = family.metric_name(field)
     assert (field.kind is FieldKind.COUNTER) == name.endswith("_total")
     assert not re.search(r"_(ns|us|ms|milliseconds|kb|kib|mb|mbps|percent|percentage|count|sum|bucket)(_total)?$", name)
     if field.unit in (Unit.NANOSECONDS, Unit.MICROSECONDS, Unit.MILLISECONDS):
@@ -45,7 +47,7 @@ def test_a_series_name_follows_prometheus_rules(family: Family, field: Field) ->
 
 
 def test_series_names_and_paths_within_a_family_are_unique() -> None:
-    series = Counter(family.series(field) for family in FAMILIES for field in family.exported_fields())
+    series = Counter(family.metric_name(field) for family in FAMILIES for field in family.exported_fields())
     assert [name for name, count in series.items() if count > 1] == []
     for family in FAMILIES:
         for key in (lambda f: f.path, lambda f: f.name):

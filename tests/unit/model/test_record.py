@@ -195,7 +195,7 @@ def test_any_name_results_in_a_source_that_is_a_uri(name: str) -> None:
 
 def test_sources_of_different_monitors_differ() -> None:
     names = ["/a/b", "/a b", "/a%20b", "/a%2Fb", "/a?b", "/a#b", "/é"]
-    assert len({json.loads(Vm("h", "", "", name).json_start + b"}")["source"] for name in names}) == len(names)
+    assert len({json.loads(Vm("h", "", "", name).json_prefix + b"}")["source"] for name in names}) == len(names)
 
 
 # --- Sanitizing ---

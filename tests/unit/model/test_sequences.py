@@ -79,7 +79,7 @@ def test_a_source_whose_state_was_discarded_keeps_its_order(sources: list[str], 
 def test_a_run_after_the_clock_was_set_back_sorts_after_the_run_before(before_ms: int, now_ms: int) -> None:
     before, now = RecordEncoder(before_ms * 1_000_000), RecordEncoder(now_ms * 1_000_000)
     unchanged = now.run_id
-    now.continue_after(before.run_id)
+    now.ensure_run_id_after(before.run_id)
     assert now.run_id > before.run_id
     assert now.run_id == unchanged or before_ms >= now_ms
     (first,) = encode_all(before, [(VMS[0], TYPES[0])])
@@ -90,7 +90,7 @@ def test_a_run_after_the_clock_was_set_back_sorts_after_the_run_before(before_ms
 @pytest.mark.parametrize("run_id", ["", "01M7ZEJTQ", "01M7ZEJTQU", "ZZZZZZZZZZ", "é" * 10])
 def test_a_text_that_is_no_run_id_changes_nothing(run_id: str) -> None:
     encoder = RecordEncoder(32_000_000)
-    encoder.continue_after(run_id)
+    encoder.ensure_run_id_after(run_id)
     assert encoder.run_id == "0000000010"
 
 
@@ -105,7 +105,7 @@ def test_the_source_that_was_silent_for_longest_is_discarded_first() -> None:
 def test_of_restored_sources_the_one_with_the_oldest_record_is_discarded_first() -> None:
     registry = SequenceRegistry("0000000002", max_sources=2)
     registry.restore([("t", "a", "3"), ("t", "b", "1"), ("t", "c", "2")])
-    assert set(registry.newest({"t"})) == {("t", "a", "3"), ("t", "c", "2")}
+    assert set(registry.newest_sequences({"t"})) == {("t", "a", "3"), ("t", "c", "2")}
 
 
 def test_the_stored_sequences_of_a_discarded_source_are_deleted() -> None:
@@ -124,8 +124,8 @@ def test_all_sequences_can_be_stored_again() -> None:
         registry.next_attributes(source, "t")
     stored = set(registry.pop_changes(without=set()))
     registry.mark_all_changed()
-    assert set(registry.pop_changes(without=set())) == stored == set(registry.newest({"t"}))
-    assert set(registry.newest({"u"})) == set()
+    assert set(registry.pop_changes(without=set())) == stored == set(registry.newest_sequences({"t"}))
+    assert set(registry.newest_sequences({"u"})) == set()
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from(["t", "u"])), max_size=30), st.integers(1, 3))

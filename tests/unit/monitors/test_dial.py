@@ -275,7 +275,7 @@ async def test_a_change_of_a_sockets_mode_or_owner_makes_no_new_monitor(folder: 
 )
 def test_a_pattern_that_can_find_no_socket_has_a_reason(folder: Path, pattern: str, problem: str) -> None:
     (folder / "file").touch()
-    assert DialDiscoverer(f"{folder}/{pattern}").problem() == problem.format(folder=folder)
+    assert DialDiscoverer(f"{folder}/{pattern}").path_problem() == problem.format(folder=folder)
 
 
 async def test_the_reason_why_no_socket_can_be_found_is_logged_once(

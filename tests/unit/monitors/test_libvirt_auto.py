@@ -214,7 +214,7 @@ async def test_the_status_is_an_error_if_no_daemon_can_be_reached(library: Libra
 
 async def test_the_status_says_what_the_agent_may_not_look_into(library: LibraryOfManyDaemons) -> None:
     scanner = ScriptedScanner()
-    scanner.set(unreadable=3)
+    scanner.set(unreadable_daemons=3)
     async with discovering(scanner) as reports:
         await until(lambda: isinstance(reports.error, DeniedError), 60)
         assert "libvirt daemons in containers that cannot be inspected: 3 (the agent needs CAP_SYS_PTRACE)" in str(

@@ -10,7 +10,7 @@ import pytest
 
 from agent.monitors.libvirt.client_library import LibvirtConnection
 from agent.monitors.libvirt.connection_pool import HOST_LIMITS, ConnectionPool
-from agent.monitors.libvirt.event_connection import MAX_PENDING, EventConnection, EventInbox
+from agent.monitors.libvirt.event_connection import MAX_PENDING, EventConnection, ThreadSafeEventQueue
 from agent.qmp.commands import AllowList
 from agent.qmp.errors import TransportLostError
 from tests.lab.scripted_libvirt import ScriptedLibrary
@@ -33,7 +33,7 @@ def pool_of(libvirtd: ScriptedLibrary, hung_seconds: float = 60) -> ConnectionPo
 
 def call_that_waits(wait: Callable[[], object]) -> Callable[[LibvirtConnection], Any]:
     """Return a call on a connection that lasts until `wait` returns."""
-    return lambda connection: connection.handle().use(wait)
+    return lambda connection: connection.vir_connect().use(wait)
 
 
 async def wait_for_open_connections(libvirtd: ScriptedLibrary, count: int) -> None:
@@ -68,7 +68,7 @@ async def test_hung_calls_keep_their_connections_until_they_return(libvirtd: Scr
     ]
 
     async def all_hang() -> bool:
-        return pool.hung == HOST_LIMITS.max_hung
+        return pool.hung_calls == HOST_LIMITS.max_hung
 
     await until(all_hang, 60)
     pool._hung_seconds = 60  # a call that only waits for a busy machine does not hang
@@ -120,7 +120,7 @@ async def test_an_event_connection_that_is_closed_while_it_opens_does_not_stay_o
 
 async def test_the_event_inbox_keeps_the_order_and_counts_dropped_messages() -> None:
     delivered: list[Any] = []
-    inbox = EventInbox(delivered.append, lambda dropped: delivered.append(f"{dropped} dropped"))
+    inbox = ThreadSafeEventQueue(delivered.append, lambda dropped: delivered.append(f"{dropped} dropped"))
     for excess in (0, 7, 0):
         delivered.clear()
         messages = range(MAX_PENDING + excess)

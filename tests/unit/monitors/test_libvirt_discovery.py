@@ -40,7 +40,7 @@ async def test_opening_a_domain_raises_the_error_of_the_connection_to_libvirtd(
         errors = []
         for _ in range(3):
             with pytest.raises(kind, match="the connection is closed") as caught:
-                await libvirt.domains.open("uuid", "name", ALLOW, lambda _: None, deadline=60)
+                await libvirt.domains.open_connection("uuid", "name", ALLOW, lambda _: None, deadline=60)
             errors.append(caught.value)
     assert len({len(traceback.extract_tb(error.__traceback__)) for error in errors}) == 1, "no traceback grows"
 
@@ -71,7 +71,7 @@ async def test_a_refused_list_of_domains_is_reported_and_ends_no_connection(libv
     listing, libvirt = libvirtd.listing, LibvirtDiscoverer("test")
     async with discovering(libvirt) as reports:
         await until(lambda: reports.statuses == [None], 60)
-        connection = await libvirt.domains.open("a", "a", ALLOW, lambda _: None, deadline=60)
+        connection = await libvirt.domains.open_connection("a", "a", ALLOW, lambda _: None, deadline=60)
         opened = len(libvirtd.connections)
         libvirtd.listing = lambda: ScriptedError("cannot decode the list", REFUSED)
         libvirt.refresh()

@@ -10,8 +10,8 @@ import pytest
 from agent.monitors.libvirt.connection_pool import ConnectionPool
 from agent.monitors.libvirt.domain import DomainConnection
 from agent.monitors.libvirt.executors import (
+    ConnectedLibvirtd,
     LibvirtCommandExecutor,
-    LibvirtDaemon,
     PassthroughExecutor,
     TranslatingExecutor,
 )
@@ -40,10 +40,10 @@ def library() -> ScriptedLibrary:
     return ScriptedLibrary()
 
 
-def daemon_of(library: ScriptedLibrary) -> LibvirtDaemon:
+def daemon_of(library: ScriptedLibrary) -> ConnectedLibvirtd:
     pool = ConnectionPool(library, "test")
     stats = StatsBatcher(library, pool)
-    return LibvirtDaemon(library, ScriptedQemuLibrary(), pool, stats, read_only=False, passthrough=False)
+    return ConnectedLibvirtd(library, ScriptedQemuLibrary(), pool, stats, read_only=False, passthrough=False)
 
 
 async def results_of(executor: LibvirtCommandExecutor, *commands: Command) -> list[Any]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agent.monitors.libvirt.guest_info import (
     AGENT_UNRESPONSIVE,
-    INFO_TYPES,
+    GUEST_INFO_TYPES,
     RESTORED_TIMEOUT,
     LibvirtGuestChannel,
     open_guest_channel,
@@ -112,7 +112,7 @@ async def test_errors_become_the_guest_agents(error: Exception, expected: type[G
 
 async def test_what_libvirt_does_not_report_is_not_asked_for() -> None:
     daemon = _Daemon({})
-    for name in sorted(commands.GUEST_READS - set(INFO_TYPES) - {"guest-info"}):
+    for name in sorted(commands.GUEST_READS - set(GUEST_INFO_TYPES) - {"guest-info"}):
         with pytest.raises(GuestAgentCommandError):
             await _channel(daemon).execute(name, deadline=3)
     assert daemon.calls == []
@@ -171,7 +171,7 @@ async def test_file_systems_have_the_guest_agents_format() -> None:
     }
 
 
-@given(st.dictionaries(_KEYS, _COUNTS), st.sampled_from(sorted(INFO_TYPES)))
+@given(st.dictionaries(_KEYS, _COUNTS), st.sampled_from(sorted(GUEST_INFO_TYPES)))
 def test_any_parameters_are_converted(params: dict[str, Any], name: str) -> None:
     """A guest decides what libvirt returns, so no value may raise."""
-    INFO_TYPES[name].convert(params)
+    GUEST_INFO_TYPES[name].convert(params)

@@ -12,7 +12,7 @@ from typing import Final
 import pytest
 
 from agent.alerts.catalogue import ALERT_CATALOGUE
-from agent.alerts.rules import RUN_STATE_RULES
+from agent.alerts.failure_rules import RUN_STATE_RULES
 
 DOCS: Final = Path(__file__).parents[3] / "docs" / "explanation"
 TEST: Final = re.compile(r"`(?:tests/[\w/]+\.py(?:::\w+)?|tests/\w+)`|the same \|$")

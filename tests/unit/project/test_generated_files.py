@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from agent.config.loader import load_config, section_models_in
 from agent.config.model import Config
-from agent.model.event_table import EVENT_ROWS
+from agent.model.event_table import EVENT_DEFINITIONS
 from agent.model.metrics import FAMILIES
 from agent.schemas.record import record_schema
 from dashboards import DASHBOARDS
@@ -67,11 +67,11 @@ def test_the_documents_have_every_series_and_every_type_of_record() -> None:
         s
         for family in FAMILIES
         for field in family.exported_fields()
-        if f"| `{(s := family.series(field))}` |" not in metrics
+        if f"| `{(s := family.metric_name(field))}` |" not in metrics
     ] == []
     types = record_schema()["properties"]["type"]["anyOf"][0]["enum"]
     assert [name for name in types if f"### {name}\n" not in records] == []
-    assert [row.name for row in EVENT_ROWS if f"| `qemu.event.{row.name.lower()}` |" not in records] == []
+    assert [row.name for row in EVENT_DEFINITIONS if f"| `qemu.event.{row.name.lower()}` |" not in records] == []
 
 
 def test_every_example_record_is_valid() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.qga.commands import COMMAND_ROWS, GUEST_READS, MAX_SYNC_NUMBER, encode, synchronization
+from agent.qga.commands import COMMAND_ROWS, GUEST_READS, MAX_SYNC_NUMBER, encode_command, encode_synchronization
 from agent.qga.errors import GuestAgentCommandNotAllowedError
 from tests.lab.guest_transcript import load
 
@@ -35,8 +35,8 @@ def test_only_reads_can_be_sent() -> None:
 
 @pytest.mark.parametrize("name", sorted(GUEST_READS))
 def test_a_request_is_the_name_alone(name: str) -> None:
-    assert orjson.loads(encode(name)) == {"execute": name}
-    assert encode(name).endswith(b"\n")
+    assert orjson.loads(encode_command(name)) == {"execute": name}
+    assert encode_command(name).endswith(b"\n")
 
 
 @pytest.mark.parametrize(
@@ -46,19 +46,19 @@ def test_a_request_is_the_name_alone(name: str) -> None:
 )
 def test_every_other_command_is_refused(name: str) -> None:
     with pytest.raises(GuestAgentCommandNotAllowedError):
-        encode(name)
+        encode_command(name)
 
 
 @given(st.text() | st.sampled_from(sorted(GUEST_READS)).map(lambda name: name + '","arguments":{"x":"'))
 def test_no_text_becomes_a_command(name: str) -> None:
     if name not in GUEST_READS:
         with pytest.raises(GuestAgentCommandNotAllowedError):
-            encode(name)
+            encode_command(name)
 
 
 @given(st.integers(0, MAX_SYNC_NUMBER))
 def test_a_synchronization_is_a_byte_and_a_command(number: int) -> None:
-    request = synchronization(number)
+    request = encode_synchronization(number)
     assert request[:1] == b"\xff"
     assert orjson.loads(request[1:]) == {"execute": "guest-sync-delimited", "arguments": {"id": number}}
 
@@ -66,7 +66,7 @@ def test_a_synchronization_is_a_byte_and_a_command(number: int) -> None:
 @pytest.mark.parametrize("number", [-1, MAX_SYNC_NUMBER + 1, True, '1}},{"execute":"guest-shutdown"'])
 def test_a_synchronization_takes_a_number_only(number: int) -> None:
     with pytest.raises(GuestAgentCommandNotAllowedError):
-        synchronization(number)
+        encode_synchronization(number)
 
 
 def test_each_command_has_one_row() -> None:

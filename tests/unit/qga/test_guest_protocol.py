@@ -69,7 +69,7 @@ def test_an_error_completes_its_command() -> None:
 
 def test_late_replies_are_discarded_by_a_synchronization() -> None:
     connection = waiting()
-    connection.abandon()
+    connection.abandon_reply()
     assert list(connection.receive(line({"return": "too late"}))) == []
     connection.sync()
     late = line({"return": "later"}) + mark(1) + line({"return": 2})
@@ -121,7 +121,7 @@ def test_a_flood_ends_the_connection_with_bounded_memory(state: SyncState, piece
     connection = waiting()
     match state:
         case SyncState.LOST:
-            connection.abandon()
+            connection.abandon_reply()
         case SyncState.SYNCHRONIZING:
             connection.sync()
         case SyncState.READY:

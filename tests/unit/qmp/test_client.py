@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from agent.qmp.client import MAX_UNREAD_BYTES
+from agent.qmp.client import MAX_WRITE_BUFFER_BYTES
 from agent.qmp.commands import Command
 from agent.qmp.errors import (
     AmbiguousReplyError,
@@ -272,7 +272,7 @@ async def test_a_peer_that_replies_without_reading_is_disconnected(folder: Path)
             sent.set()
             await asyncio.wait({executing})
             error = executing.exception()
-            assert client.bytes_written < 100 * MAX_UNREAD_BYTES
+            assert client.bytes_written < 100 * MAX_WRITE_BUFFER_BYTES
         assert isinstance(error, PeerNotReadingError)
         sent.set()
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from agent.collectors import ALL, ALL_FEATURES
+from agent.collectors import ALL_COLLECTORS, FACTS_WITH_ALL_FEATURES
 from agent.monitors.libvirt.domain import QUERY_VERSION
 from agent.qmp.commands import QMP_READS
 from agent.qmp.queries import QUERIES, QueryTrigger, find_query
@@ -13,8 +13,11 @@ from tests.lab import golden_files
 from tools import reference
 
 QEMU = golden_files.load("queries.json")
-COLLECTED = {command.name for collector in ALL for command in collector.commands(ALL_FEATURES)}
-ATTACH = {command.name for command in (*identity.IDENTITY_COMMANDS, *identity.FEATURE_COMMANDS, *host_process.COMMANDS)}
+COLLECTED = {command.name for collector in ALL_COLLECTORS for command in collector.commands(FACTS_WITH_ALL_FEATURES)}
+ATTACH = {
+    command.name
+    for command in (*identity.IDENTITY_COMMANDS, *identity.FEATURE_COMMANDS, *host_process.PROCESS_COMMANDS)
+}
 
 
 @pytest.mark.parametrize("version", QEMU)

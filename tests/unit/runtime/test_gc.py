@@ -17,7 +17,7 @@ class Cycle:
 
 async def test_cycles_are_collected_on_schedule() -> None:
     before = gc.get_threshold()
-    with agent_gc.scheduled_collection(interval_seconds=0.05):
+    with agent_gc.scheduled_garbage_collection(interval_seconds=0.05):
         references = []
         for _ in range(2):
             cycle = Cycle()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.collectors import ALL, PollIntervals
+from agent.collectors import ALL_COLLECTORS, PollIntervals
 from agent.collectors.base import Collector
 from agent.qmp.commands import Command
 from agent.session.api import CollectorIndex, MonitorState, MonitorStatus, PollOutcome
@@ -167,7 +167,9 @@ async def test_connections_that_are_lost_soon_are_retried_less_and_less_often(fa
 async def test_a_bug_in_a_collector_degrades_the_vm_with_the_exception(fake: FakeQemu) -> None:
     bug = Collector("bug", (), lambda _: (Command("query-name"),), raise_error)
     observer = RecordingObserver()
-    async with supervised(observer, fake.path, context=session_context(collectors=CollectorIndex([*ALL, bug]))):
+    async with supervised(
+        observer, fake.path, context=session_context(collectors=CollectorIndex([*ALL_COLLECTORS, bug]))
+    ):
         await observer.wait_until(lambda: observer.calls_of("on_status") and failing_collectors(observer))
         assert last_status(observer).degraded == (("bug", "ZeroDivisionError: x"),)
 
@@ -176,7 +178,9 @@ async def test_a_failing_collector_without_anything_to_query_any_more_is_not_deg
     commands = [Command("query-name")]
     collector = Collector("gone", (), lambda _: tuple(commands), raise_error)
     observer = RecordingObserver()
-    context = session_context(random=lambda: 0.0, collectors=CollectorIndex([*ALL, collector]))  # a resync is at once
+    context = session_context(
+        random=lambda: 0.0, collectors=CollectorIndex([*ALL_COLLECTORS, collector])
+    )  # a resync is at once
     async with supervised(observer, fake.path, context=context) as group:
         await observer.wait_until(lambda: observer.calls_of("on_status") and failing_collectors(observer) == ["gone"])
         commands.clear()

@@ -46,9 +46,9 @@ def test_the_table_of_transitions_is_as_documented() -> None:
 
 
 def test_only_a_disk_without_histograms_is_due() -> None:
-    due = [state for state in HistogramState if DiskLatencyHistograms(state, device="disk0").is_due]
+    due = [state for state in HistogramState if DiskLatencyHistograms(state, device="disk0").may_set]
     assert due == [HistogramState.NONE]
-    assert not DiskLatencyHistograms(HistogramState.NONE, device="").is_due
+    assert not DiskLatencyHistograms(HistogramState.NONE, device="").may_set
 
 
 def seconds(boundaries: BoundariesNs | None) -> list[float] | None:
@@ -58,65 +58,65 @@ def seconds(boundaries: BoundariesNs | None) -> list[float] | None:
 @pytest.mark.parametrize("again", [(4, 9), (5, 8), (0, 0)])
 def test_a_disk_with_fewer_operations_is_another_disk(again: tuple[int, int]) -> None:
     histograms = DiskLatencyHistograms()
-    histograms.on_read(None, (5, 9), "disk0")
-    histograms.on_send(OWN)
+    histograms.on_poll(None, (5, 9), "disk0")
+    histograms.on_command_start(OWN)
     histograms.on_command_done(done=True)
-    histograms.on_read(seconds(OWN), (5, 9), "disk0")
-    histograms.on_read(None, again, "disk0")
-    assert (histograms.state, histograms.is_due) == (HistogramState.NONE, True)
+    histograms.on_poll(seconds(OWN), (5, 9), "disk0")
+    histograms.on_poll(None, again, "disk0")
+    assert (histograms.state, histograms.may_set) == (HistogramState.NONE, True)
 
 
 @pytest.mark.parametrize("boundaries", [OWN, FOREIGN])
 def test_a_reply_that_is_older_than_the_unplug_changes_nothing(boundaries: BoundariesNs) -> None:
     histograms = DiskLatencyHistograms()
-    histograms.on_read(None, (5,), "disk0")
-    histograms.on_send(OWN)
+    histograms.on_poll(None, (5,), "disk0")
+    histograms.on_command_start(OWN)
     histograms.on_command_done(done=True)
-    histograms.on_read(seconds(boundaries), (5,), "disk0")
+    histograms.on_poll(seconds(boundaries), (5,), "disk0")
     histograms.is_unplugged = True
-    histograms.on_read(seconds(boundaries), (5,), "disk0")
-    histograms.on_read(None, (9,), "disk0")
-    assert histograms.is_due
+    histograms.on_poll(seconds(boundaries), (5,), "disk0")
+    histograms.on_poll(None, (9,), "disk0")
+    assert histograms.may_set
 
 
 def test_a_disk_at_another_path_is_another_disk() -> None:
     histograms = DiskLatencyHistograms()
-    histograms.on_read(seconds(FOREIGN), (5,), "/machine/peripheral/disk0")
-    histograms.on_read(None, (5,), "/machine/peripheral/disk0/virtio-backend")
-    assert histograms.is_due
+    histograms.on_poll(seconds(FOREIGN), (5,), "/machine/peripheral/disk0")
+    histograms.on_poll(None, (5,), "/machine/peripheral/disk0/virtio-backend")
+    assert histograms.may_set
 
 
 def test_a_refused_command_is_tried_a_few_times() -> None:
     histograms = DiskLatencyHistograms()
     for _ in range(MAX_REFUSALS):
-        histograms.on_read(None, (), "disk0")
-        assert histograms.is_due
-        histograms.on_send(OWN)
+        histograms.on_poll(None, (), "disk0")
+        assert histograms.may_set
+        histograms.on_command_start(OWN)
         histograms.on_command_done(done=False)
-    histograms.on_read(None, (), "disk0")
-    assert (histograms.state, histograms.is_due) == (HistogramState.REFUSED, False)
+    histograms.on_poll(None, (), "disk0")
+    assert (histograms.state, histograms.may_set) == (HistogramState.REFUSED, False)
 
 
 def test_refusals_by_a_disk_do_not_count_for_the_disk_that_replaces_it() -> None:
     histograms = DiskLatencyHistograms()
     for disk in ("disk0", "disk1"):
         for _ in range(MAX_REFUSALS - 1):
-            histograms.on_read(None, (), disk)
-            histograms.on_send(OWN)
+            histograms.on_poll(None, (), disk)
+            histograms.on_command_start(OWN)
             histograms.on_command_done(done=False)
     assert histograms.state is HistogramState.UNKNOWN
-    histograms.on_read(None, (), "disk1")
-    histograms.on_send(OWN)
+    histograms.on_poll(None, (), "disk1")
+    histograms.on_command_start(OWN)
     histograms.on_command_done(done=True)
     assert (histograms.state, histograms.refusals) == (HistogramState.OURS, 0)
 
 
 def test_a_command_that_was_executed_without_a_response_is_recognized() -> None:
     histograms = DiskLatencyHistograms()
-    histograms.on_read(None, (), "disk0")
-    histograms.on_send(OWN)
+    histograms.on_poll(None, (), "disk0")
+    histograms.on_command_start(OWN)
     histograms.on_command_done(done=False)
-    histograms.on_read(seconds(OWN), (), "disk0")
+    histograms.on_poll(seconds(OWN), (), "disk0")
     assert histograms.state is HistogramState.OURS
 
 
@@ -141,12 +141,12 @@ class OwnershipMachine(RuleBasedStateMachine):
 
     @rule(executed=st.booleans(), confirmed=st.booleans())
     def poll_and_set(self, *, executed: bool, confirmed: bool) -> None:
-        self.histograms.on_read(seconds(self.disk.boundaries), (self.disk.operations,), "disk0")
-        if not self.histograms.is_due:
+        self.histograms.on_poll(seconds(self.disk.boundaries), (self.disk.operations,), "disk0")
+        if not self.histograms.may_set:
             return
         self.is_replug_unnoticed = False
         assert self.disk.boundaries is None, "the agent would replace histograms"
-        self.histograms.on_send(OWN)
+        self.histograms.on_command_start(OWN)
         if executed or confirmed:
             self.disk.boundaries, self.disk.setter = OWN, "agent"
         self.histograms.on_command_done(done=confirmed)
@@ -167,7 +167,7 @@ class OwnershipMachine(RuleBasedStateMachine):
     def replug_with_event(self, *, is_reply_late: bool) -> None:
         self.histograms.is_unplugged = True
         if is_reply_late:  # QEMU sent the reply before the event, and the agent handles it afterwards
-            self.histograms.on_read(seconds(self.disk.boundaries), (self.disk.operations,), "disk0")
+            self.histograms.on_poll(seconds(self.disk.boundaries), (self.disk.operations,), "disk0")
         self.disk = ModelDisk()
 
     @precondition(lambda self: self.disk.operations > 0 and self.histograms.operations > (0,))
@@ -179,19 +179,21 @@ class OwnershipMachine(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        self.histograms = DiskLatencyHistograms(own=self.histograms.own, refusals=self.histograms.refusals)
+        self.histograms = DiskLatencyHistograms(
+            own_boundaries=self.histograms.own_boundaries, refusals=self.histograms.refusals
+        )
 
     @invariant()
     def a_disk_that_nobody_else_touched_gets_histograms(self) -> None:
         histograms = copy(self.histograms)
-        histograms.on_read(seconds(self.disk.boundaries), (self.disk.operations,), "disk0")
+        histograms.on_poll(seconds(self.disk.boundaries), (self.disk.operations,), "disk0")
         if self.disk.boundaries is None and not self.disk.touched_by_other and not self.is_replug_unnoticed:
             assert histograms.state in (HistogramState.NONE, HistogramState.REFUSED)
 
     @invariant()
     def another_clients_histograms_are_not_called_the_agents(self) -> None:
         histograms = copy(self.histograms)
-        histograms.on_read(seconds(self.disk.boundaries), (self.disk.operations,), "disk0")
+        histograms.on_poll(seconds(self.disk.boundaries), (self.disk.operations,), "disk0")
         if self.disk.boundaries == FOREIGN:
             assert histograms.state is HistogramState.FOREIGN
         if self.disk.setter == "agent" and not self.disk.touched_by_other:

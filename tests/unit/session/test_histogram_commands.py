@@ -10,10 +10,10 @@ from agent.model.record import Vm
 from agent.qmp.commands import AllowList, Command, QemuChange, set_histograms_command
 from agent.session.disk_latency_histograms import HistogramState
 from agent.session.latency_histograms import (
-    AWAY_SECONDS,
+    DETACHED_VM_RETENTION_SECONDS,
     HISTOGRAM_ENTRY_PREFIX,
     MAX_COMMANDS_PER_POLL,
-    LatencyHistograms,
+    LatencyHistogramTracker,
 )
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised
@@ -29,13 +29,13 @@ def sample(disk: str = "disk0", boundaries: list[float] | None = None, **values:
     return Sample(BLOCK, (disk,), {"qdev": f"/machine/{disk}", "writes_total": 5} | histogram | values)
 
 
-def attached(boundaries: tuple[int, ...] = BOUNDARIES, pid: int | None = PID) -> LatencyHistograms:
-    histograms = LatencyHistograms(boundaries)
+def attached(boundaries: tuple[int, ...] = BOUNDARIES, pid: int | None = PID) -> LatencyHistogramTracker:
+    histograms = LatencyHistogramTracker(boundaries)
     histograms.on_attached(VM, pid)
     return histograms
 
 
-def set_on(histograms: LatencyHistograms, *samples: Sample) -> list[str]:
+def set_on(histograms: LatencyHistogramTracker, *samples: Sample) -> list[str]:
     """Poll these disks, let QEMU confirm the commands that are due, and return their disks."""
     histograms.on_samples(VM, samples)
     commands = histograms.pending_commands(VM)
@@ -44,10 +44,10 @@ def set_on(histograms: LatencyHistograms, *samples: Sample) -> list[str]:
     return [disk for disk, _ in commands]
 
 
-def restarted(histograms: LatencyHistograms, pid: int | None = PID) -> LatencyHistograms:
+def restarted(histograms: LatencyHistogramTracker, pid: int | None = PID) -> LatencyHistogramTracker:
     """Return the histograms of the agent's next run, attached to the VM."""
-    name, entry = histograms.entry_of_vm(VM)
-    following = LatencyHistograms(BOUNDARIES)
+    name, entry = histograms.persistent_entry(VM)
+    following = LatencyHistogramTracker(BOUNDARIES)
     following.restore({name: entry}, 0.0)
     following.on_attached(VM, pid)
     return following
@@ -107,7 +107,7 @@ def test_an_unplugged_disk_is_forgotten() -> None:
     histograms = attached()
     set_on(histograms, sample())
     histograms.on_samples(VM, [])
-    assert histograms.entry_of_vm(VM)[1] is None
+    assert histograms.persistent_entry(VM)[1] is None
     assert set_on(histograms, sample()) == ["disk0"]
 
 
@@ -154,7 +154,7 @@ def test_another_process_of_the_vm_has_no_histograms_of_the_agent() -> None:
 
 def test_without_a_journal_equal_boundaries_count_as_the_agents() -> None:
     histograms = attached()
-    histograms.forgets_at_stop = True
+    histograms.has_no_journal = True
     histograms.on_samples(VM, [sample(boundaries=IN_SECONDS), sample("disk1", [0.5])])
     assert histograms.disks_by_state() == {HistogramState.OURS: 1, HistogramState.FOREIGN: 1}
 
@@ -162,12 +162,12 @@ def test_without_a_journal_equal_boundaries_count_as_the_agents() -> None:
 def test_the_entry_of_a_vm_that_is_gone_is_deleted_after_a_while() -> None:
     histograms = attached()
     set_on(histograms, sample())
-    name, entry = histograms.entry_of_vm(VM)
+    name, entry = histograms.persistent_entry(VM)
     assert entry == {"pid": PID, "disks": {"disk0": list(BOUNDARIES)}}
-    histograms.on_gone(VM, 100.0)
-    assert list(histograms.entries_to_store(100.0 + AWAY_SECONDS - 1)) == []
-    assert list(histograms.entries_to_store(100.0 + AWAY_SECONDS)) == [(name, None)]
-    assert list(histograms.entries_to_store(100.0 + 2 * AWAY_SECONDS)) == []
+    histograms.on_detached(VM, 100.0)
+    assert list(histograms.pop_expired_entries(100.0 + DETACHED_VM_RETENTION_SECONDS - 1)) == []
+    assert list(histograms.pop_expired_entries(100.0 + DETACHED_VM_RETENTION_SECONDS)) == [(name, None)]
+    assert list(histograms.pop_expired_entries(100.0 + 2 * DETACHED_VM_RETENTION_SECONDS)) == []
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_the_entry_of_a_vm_that_is_gone_is_deleted_after_a_while() -> None:
     ],
 )
 def test_an_invalid_entry_is_ignored(entry: object) -> None:
-    histograms = LatencyHistograms(BOUNDARIES)
+    histograms = LatencyHistogramTracker(BOUNDARIES)
     histograms.restore({f"{HISTOGRAM_ENTRY_PREFIX}u1//run/web.qmp": entry, "other": entry}, 0.0)
     histograms.on_attached(VM, PID)
     assert set_on(histograms, sample()) == ["disk0"]

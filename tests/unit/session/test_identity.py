@@ -193,4 +193,4 @@ def test_no_answer_raises(first: Any, second: Any, third: Any) -> None:
 def test_a_vm_of_kubevirt_has_the_namespace_in_its_domains_name(container: str, name: str, namespace: str) -> None:
     vm = identity.identify("host1", "monitor", ({"UUID": UUID}, {"name": name}), container=container)
     assert (vm.name, vm.namespace) == (name, namespace)
-    assert ("vmnamespace" in orjson.loads(vm.json_start + b"}")) is bool(namespace)
+    assert ("vmnamespace" in orjson.loads(vm.json_prefix + b"}")) is bool(namespace)

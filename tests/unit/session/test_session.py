@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent.collectors import ALL, Collector, PollIntervals
+from agent.collectors import ALL_COLLECTORS, Collector, PollIntervals
 from agent.collectors.base import Replies
 from agent.model.family import Sample
 from agent.model.metrics.runstate import RUNSTATE
@@ -97,9 +97,9 @@ async def test_everything_is_polled_once_at_attach(fake: FakeQemu) -> None:
     ]
     asked = {
         c.name: [] if c.host_only or c.name in ("guest_agent", "hv_balloon", "virtio_queues") else [PollOutcome.OK]
-        for c in ALL
+        for c in ALL_COLLECTORS
     }
-    assert {c.name: observer.outcomes(c.name) for c in ALL} == asked
+    assert {c.name: observer.outcomes(c.name) for c in ALL_COLLECTORS} == asked
 
 
 async def test_migration_is_polled_until_the_first_migration_event(fake: FakeQemu) -> None:
@@ -242,7 +242,7 @@ async def test_a_collector_that_raises_affects_no_other_collector_or_vm(
     bomb = Collector("bomb", (), lambda _: (Command("query-name"),), explode, next_poll_delay=lambda *_: 0.02)
     observer = RecordingObserver()
     async with FakeQemu(fake.path.with_name("vm2.qmp")) as second:
-        context = session_context(collectors=CollectorIndex((bomb, *ALL)))
+        context = session_context(collectors=CollectorIndex((bomb, *ALL_COLLECTORS)))
         async with supervised(observer, fake.path, second.path, context=context):
             await observer.wait_for_polls(6)
     assert set(observer.outcomes("bomb")) == {PollOutcome.ERROR}
@@ -357,7 +357,7 @@ async def test_a_collector_with_a_longer_interval_is_polled_at_that_interval(
     async with supervised(
         observer,
         fake.path,
-        context=session_context(collectors=CollectorIndex([*ALL, slow]), intervals=PollIntervals(poll=10)),
+        context=session_context(collectors=CollectorIndex([*ALL_COLLECTORS, slow]), intervals=PollIntervals(poll=10)),
     ):
         await observer.wait_until(lambda: len(observer.outcomes("slow")) >= 4)
     gaps = [later - before for before, later in pairwise(asked[2:])]

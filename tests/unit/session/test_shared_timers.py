@@ -22,7 +22,7 @@ class Recorder:
         self.overdue = 0
         self._called = asyncio.Event()
 
-    def on_time(self, at: float) -> None:
+    def on_wake(self, at: float) -> None:
         self.times.append(at)
         self._called.set()
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.collectors import ALL
+from agent.collectors import ALL_COLLECTORS
 from agent.collectors.base import Collector, PollIntervals, at_poll_interval, no_commands
 from agent.host.types import FileRequest
 from agent.session.api import CollectorIndex, MonitorState
@@ -57,7 +57,7 @@ async def test_host_collectors_are_polled_while_qemu_stalls_during_a_resync(fake
     clock = Collector(
         "clock", (), no_commands, lambda _: (), at_poll_interval, files=lambda _: (FileRequest("/proc", ("uptime",)),)
     )
-    context = session_context(collectors=CollectorIndex((*ALL, clock)), intervals=PollIntervals())
+    context = session_context(collectors=CollectorIndex((*ALL_COLLECTORS, clock)), intervals=PollIntervals())
     async with supervised(observer, fake.path, context=context):
         await observer.wait_for_polls(collector="clock")
         fake.hang("query-migrate-capabilities")

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from agent.model.metrics.block_stall import VIRTIO_QUEUE
-from agent.qmp.commands import QUEUE_STATUS, QemuChange
+from agent.qmp.commands import VIRTIO_QUEUE_STATUS, QemuChange
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised
 
@@ -31,12 +31,12 @@ def disks(fake: FakeQemu) -> FakeQemu:
     qdevs = (path_of("own"), path_of("vhost"), "/machine/peripheral/scsi")
     fake.replies["query-blockstats"] = [{"qdev": qdev, "stats": {"wr_operations": 1}} for qdev in qdevs]
     set_type(fake, "virtio-blk-device")
-    fake.replies[QUEUE_STATUS] = lambda arguments: {"inuse": 3 + arguments["queue"], "vring-num": 256}
+    fake.replies[VIRTIO_QUEUE_STATUS] = lambda arguments: {"inuse": 3 + arguments["queue"], "vring-num": 256}
     return fake
 
 
 def queried(fake: FakeQemu) -> list[dict[str, Any]]:
-    return [request["arguments"] for request in fake.requests if request.get("execute") == QUEUE_STATUS]
+    return [request["arguments"] for request in fake.requests if request.get("execute") == VIRTIO_QUEUE_STATUS]
 
 
 async def test_each_queue_of_a_disk_that_qemu_serves_is_queried_and_no_other(disks: FakeQemu) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from agent.collectors import ALL, VmFacts
+from agent.collectors import ALL_COLLECTORS, VmFacts
 from agent.host.process import Process
 from agent.host.rtnetlink import VirtualFunction
 from agent.host.virtual_function_counters import VirtualFunctionCounters
@@ -13,7 +13,7 @@ from agent.session.api import SessionContext, SessionSettings
 from agent.session.host_process import HostProcess
 from tests.unit.host.test_sriov import Machine
 
-NET = next(collector for collector in ALL if collector.name == "net")
+NET = next(collector for collector in ALL_COLLECTORS if collector.name == "net")
 
 
 async def refuse(commands: Sequence[Command]) -> list[CommandResult]:

@@ -9,7 +9,7 @@ from agent.common.config_types import Bytes, ConfigSection, HostPort, PositiveSe
 from agent.delivery.sinks.config import SinkConfig
 from agent.delivery.sinks.kafka.message import DEFAULT_FILTERS, ContentMode, FilterAttribute
 from agent.delivery.sinks.kafka.sasl_config import SaslConfig
-from agent.model.state import STATE_PREFIX
+from agent.model.state_records import STATE_PREFIX
 
 
 class KafkaConnectionConfig(SinkConfig):

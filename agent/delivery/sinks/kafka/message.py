@@ -162,7 +162,7 @@ def build_message_encoder(mode: ContentMode, filters: Iterable[FilterAttribute] 
     return binary_message if mode is ContentMode.BINARY else StructuredMessageEncoder(filters)
 
 
-def without_data(record: EncodedRecord) -> EncodedRecord:
+def remove_data(record: EncodedRecord) -> EncodedRecord:
     """Return a copy of a record with its attributes but without `data`, for a topic that rejects the record as too large."""
     attributes, _, _ = record.body.partition(_DATA_MEMBER)
     return replace(record, body=attributes + _DATA_MEMBER + b"null}")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.kafka.config import KafkaConfig
-from agent.delivery.sinks.kafka.size_limits import SizeLimit, read_max_message_bytes
+from agent.delivery.sinks.kafka.size_limits import TopicSizeLimit, read_max_message_bytes
 from agent.delivery.sinks.kafka.topic_workarounds import TopicWorkarounds
 from agent.model.record import EncodedRecord
 
@@ -35,7 +35,7 @@ class OversizeHandler:
         """True if some records have to be sent in separate batches."""
         return bool(self._suspects)
 
-    def has_suspect(self, records: Collection[EncodedRecord]) -> bool:
+    def contains_suspect(self, records: Collection[EncodedRecord]) -> bool:
         """Return whether one of the records has to be sent in a separate batch."""
         return not self._suspects.isdisjoint(record.id for record in records)
 
@@ -99,7 +99,7 @@ class OversizeHandler:
             if (accepted := self._smallest_accepted.get(topic)) is not None:
                 others.append(accepted)  # all other records in the batch may also be too large
             smallest = min(others, key=_body_bytes, default=None)
-            limit = SizeLimit(
+            limit = TopicSizeLimit(
                 await read_max_message_bytes(self._config.client_options(), topic),
                 batch_size(smallest) if smallest is not None else None,
             )

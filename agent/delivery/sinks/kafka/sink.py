@@ -298,7 +298,7 @@ class KafkaSink:
 
     def _latest_allowed_timestamp(self, topic: str) -> int:
         """Return the latest allowed timestamp in milliseconds since the epoch: the current time, or NO_TIMESTAMP to send no timestamps."""
-        return self._clock() // 1_000_000 if self._workarounds.has_timestamps(topic) else NO_TIMESTAMP
+        return self._clock() // 1_000_000 if self._workarounds.sends_timestamps(topic) else NO_TIMESTAMP
 
     def _stop_timestamps(self, topic: str) -> None:
         if self._workarounds.stop_timestamps(topic):
@@ -336,7 +336,7 @@ class KafkaSink:
             if append(key=key, value=value, timestamp=time_ms, headers=headers) is None:
                 break
             end += 1
-            if has_suspects and self._oversize.has_suspect(records[end - 1 : end + 1]):
+            if has_suspects and self._oversize.contains_suspect(records[end - 1 : end + 1]):
                 break
         return end, batch.size()
 

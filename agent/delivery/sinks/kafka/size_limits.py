@@ -11,7 +11,7 @@ TYPICAL_RECORD_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class SizeLimit:
+class TopicSizeLimit:
     """A topic's size limit, and the size of the smallest record that the topic did not reject.
 
     The two sizes show whether one record is too large, or the limit is too low for any record. The size of a record is the size of a

@@ -32,10 +32,10 @@ class TopicWorkarounds:
         self._without_timestamps[topic] = time.monotonic() + self._seconds
         return is_first
 
-    def has_timestamps(self, topic: str) -> bool:
+    def sends_timestamps(self, topic: str) -> bool:
         """Return whether the sink sends timestamps to a topic."""
         return time.monotonic() >= self._without_timestamps.get(topic, 0.0)
 
     def topics_without_timestamps(self) -> list[str]:
         """Return the topics that get no timestamps now, sorted by name."""
-        return [topic for topic in sorted(self._without_timestamps) if not self.has_timestamps(topic)]
+        return [topic for topic in sorted(self._without_timestamps) if not self.sends_timestamps(topic)]

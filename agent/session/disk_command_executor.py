@@ -1,0 +1,85 @@
+"""Executes the commands that set write thresholds and latency histograms in the QEMU of one VM."""
+
+import logging
+import time
+from collections.abc import Iterator
+
+from agent.model.record import Vm
+from agent.qmp.commands import Command
+from agent.qmp.errors import CommandNotAllowedError, QmpError, StalledError
+from agent.session.api import DiskCommandController, SessionContext
+from agent.session.command_executor import CommandExecutor
+from agent.session.scheduler import Schedule
+
+_log = logging.getLogger(__name__)
+
+
+class DiskCommandExecutor:
+    """Executes the commands that change the disks of one VM."""
+
+    __slots__ = ("_context", "_executor", "_schedule", "_vm")
+
+    def __init__(self, context: SessionContext, executor: CommandExecutor, schedule: Schedule, vm: Vm) -> None:
+        self._context = context
+        self._executor = executor
+        self._schedule = schedule
+        self._vm = vm
+
+    def pop_collectors_to_poll(self) -> frozenset[str]:
+        """Return the collectors that the threshold controller requested, and remove them from its list."""
+        controller = self._context.thresholds
+        return controller.pop_collectors_to_poll(self._vm) if controller is not None else frozenset()
+
+    def has_pending_commands(self, *, receives_events: bool) -> bool:
+        """Return whether `apply` has commands to execute; `receives_events` is whether this connection receives events."""
+        thresholds, histograms = self._context.thresholds, self._context.histograms
+        return (thresholds is not None and receives_events and thresholds.has_pending_commands(self._vm)) or (
+            histograms is not None and histograms.has_pending_commands(self._vm)
+        )
+
+    def schedule_requested_polls(self) -> None:
+        """Schedule the collectors that the threshold controller requested."""
+        if names := self.pop_collectors_to_poll():
+            self._schedule.schedule_now(names, time.monotonic())
+
+    async def execute_pending_commands(self, *, receives_events: bool) -> None:
+        """Execute the pending commands one by one. Then schedule the collectors that the threshold controller requested.
+
+        After a stall, the remaining commands are dropped, because they were computed from old samples. On a connection without events, no
+        write threshold is set, because the agent would miss its event.
+
+        Args:
+            receives_events: whether this connection receives events.
+
+        Raises:
+            QmpError: the connection ended.
+        """
+        has_stalled = False
+        for controller in self._controllers(receives_events=receives_events):
+            for disk, command in await controller.pending_commands(self._vm):
+                done = False
+                try:
+                    if not has_stalled:
+                        done = await self._execute(disk, command)
+                except StalledError as error:
+                    has_stalled = True
+                    await self._executor.wait_until_responsive(error)
+                finally:
+                    controller.on_command_done(self._vm, disk, done=done)
+        self.schedule_requested_polls()
+
+    def _controllers(self, *, receives_events: bool) -> Iterator[DiskCommandController]:
+        """Yield the controllers whose commands may be sent."""
+        if self._context.thresholds is not None and receives_events:
+            yield self._context.thresholds
+        if self._context.histograms is not None and self._context.histograms.has_pending_commands(self._vm):
+            yield self._context.histograms
+
+    async def _execute(self, disk: str, command: Command) -> bool:
+        """Execute a command; return whether QEMU confirmed it."""
+        try:
+            (result,) = await self._executor.execute((command,))
+        except CommandNotAllowedError as error:  # a config reload has forbidden the command meanwhile
+            _log.info("%s: %s of disk %s not sent: %s", self._vm.name, command.name, disk, error)
+            return False
+        return not isinstance(result, QmpError)

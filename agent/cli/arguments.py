@@ -91,20 +91,20 @@ def add_journal_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "action",
         nargs="?",
-        choices=("show", "export", "replay"),
+        choices=("show", "export", "requeue"),
         default="show",
-        help="show: print a summary (default); export: print records as JSON lines; replay: deliver rejected records again",
+        help="show: print a summary (default); export: print records as JSON lines; requeue: deliver rejected records again",
     )
     command.add_argument(
         "--dead-letters",
         action="store_true",
-        help="export the records that Kafka rejected, instead of the waiting records; `replay` needs no such option",
+        help="export the records that Kafka rejected, instead of the waiting records; `requeue` needs no such option",
     )
-    command.add_argument("--file", help="name of a quarantined file in the journal's directory, to export or replay")
+    command.add_argument("--file", help="name of a quarantined file in the journal's directory, to export or requeue")
 
 
-def add_record_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of `record`."""
+def add_capture_options(command: argparse.ArgumentParser) -> None:
+    """Add the options of `capture`."""
     add_config_option(command)
     command.add_argument("monitor", help="path of a socket, or tcp:host:port; no other client may be connected to it")
     command.add_argument("file", type=Path, help="output file; only you can read it")
@@ -124,7 +124,7 @@ def add_record_options(command: argparse.ArgumentParser) -> None:
 def add_replay_options(command: argparse.ArgumentParser) -> None:
     """Add the options of `replay`."""
     add_config_option(command)
-    command.add_argument("file", type=Path, help="file from `record`")
+    command.add_argument("file", type=Path, help="file from `capture`")
     command.add_argument(
         "--speed", type=parse_speed, default=1.0, metavar="N", help="replay N times as fast; default: 1"
     )

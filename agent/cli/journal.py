@@ -1,4 +1,4 @@
-"""`qmp-agent journal`: shows, exports and replays the records in the journal. Stop the agent before a replay."""
+"""`qmp-agent journal`: shows, exports and requeues the records in the journal. Stop the agent before `requeue`."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from agent.model.lifecycle_records import QUEUE_NAMES
 from agent.model.record import EncodedRecord
 
 REQUEUE_QUEUE = "events"
-"""Name of the queue that receives all replayed records."""
+"""Name of the queue that receives all requeued records."""
 
 
 class JournalToolError(SubcommandError):

@@ -40,12 +40,12 @@ SUBCOMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = 
     "top": (arguments.add_top_options, "show the VMs of the running agent in the terminal"),
     "explain": (arguments.add_explain_options, "explain why a VM is slow or stands still"),
     "rewrite-state": (arguments.add_rewrite_state_options, "make the running agent write the whole state topic again"),
-    "journal": (arguments.add_journal_options, "show, export or replay the records in the journal"),
-    "record": (
-        arguments.add_record_options,
-        "record the QMP traffic of one monitor, for a bug report; secrets are removed",
+    "journal": (arguments.add_journal_options, "show, export or requeue the records in the journal"),
+    "capture": (
+        arguments.add_capture_options,
+        "capture the QMP traffic of one monitor, for a bug report; secrets are removed",
     ),
-    "replay": (arguments.add_replay_options, "replay recorded QMP traffic to an agent, and print its records"),
+    "replay": (arguments.add_replay_options, "replay captured QMP traffic to an agent, and print its records"),
     "doctor": (
         arguments.add_doctor_options,
         "report whether the agent can watch each VM on this host, and which change allows it; run it as root",

@@ -188,7 +188,7 @@ class QmpProtocol:
                 yield message
 
     def negotiate(self) -> Request:
-        """Return the bytes of `qmp_capabilities`, the command after a greeting. Enable out-of-band execution if QEMU offers it."""
+        """Return the bytes of the command after a greeting. The command enables out-of-band execution if QEMU offers it."""
         assert self.state is ConnectionState.NEGOTIATING
         return commands.negotiation_request(oob=self.oob)
 

@@ -197,9 +197,9 @@ def test_requests_are_encoded_in_one_file_and_written_in_one_function() -> None:
         if path.parent.name in ("qmp", "monitors", "libvirt", "session", "collectors", "alerts"):
             written |= {path.name} if re.search(r"\.write\(|\.sendall\(|\.sendto\(|sock_sendall", text) else set()
     captures = {
-        "cli/capture/file.py",
+        "cli/capture/capture_file.py",
         "cli/capture/replay.py",
-    }  # read recordings, and replay them as a server
+    }  # read captures, and replay them as a server
     assert encoders <= {"qmp/commands.py", "qga/commands.py", "cli/demo/control.py", *captures}
     assert written == {"client.py"}
     writers = re.findall(

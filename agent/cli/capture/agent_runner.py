@@ -1,4 +1,4 @@
-"""Code that `record` and `replay` share: runs an agent on one monitor, and splits the bytes that the agent sends into QMP commands."""
+"""Code that `capture` and `replay` share: runs an agent on one monitor, and splits the bytes that the agent sends into QMP commands."""
 
 import codecs
 import contextlib

@@ -138,7 +138,7 @@ def read_capture(path: Path) -> list[CaptureLine]:
     except OSError as error:
         raise CaptureError(f"{path}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise CaptureError(f"{path}: not a capture file of `qmp-agent record`") from error
+        raise CaptureError(f"{path}: not a capture file of `qmp-agent capture`") from error
 
 
 def _parse_line(value: Any) -> CaptureLine:

@@ -1,4 +1,4 @@
-"""The config of `qmp-agent record` and `replay`."""
+"""The config of `qmp-agent capture` and `replay`."""
 
 import argparse
 
@@ -9,6 +9,6 @@ from agent.runtime.logging import configure_logging
 
 
 def capture_config(parsed: argparse.Namespace) -> Config:
-    """Return the config that --config names, or else the default config. `record` and `replay` replace its monitors."""
+    """Return the config that --config names, or else the default config. `capture` and `replay` replace its monitors."""
     configure_logging("warning", "auto")
     return load_config(parsed.config) if parsed.config is not None else Config(monitors=[DialConfig(dial="/nowhere")])

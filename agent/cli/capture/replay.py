@@ -1,8 +1,8 @@
-"""Replays a capture file: a fake QEMU sends the recorded messages to an agent at their recorded times.
+"""Replays a capture file: a fake QEMU sends the captured messages to an agent at their captured times.
 
-The fake QEMU answers a command with the recorded reply to the same command. If the command was recorded several times, the last exchange
-before the current time counts. The fake QEMU never sends a reply before its recorded time. The agent may send its commands in another
-order, so a different agent version can replay the file. The fake QEMU answers a command that was not recorded with CommandNotFound.
+The fake QEMU answers a command with the captured reply to the same command. If the command was captured several times, the last exchange
+before the current time counts. The fake QEMU never sends a reply before its captured time. The agent may send its commands in another
+order, so a different agent version can replay the file. The fake QEMU answers a command that was not captured with CommandNotFound.
 """
 
 import asyncio
@@ -26,21 +26,21 @@ from agent.config.model import Config
 
 @dataclass(frozen=True, slots=True)
 class RecordedExchange:
-    """A recorded command's reply, and the times of the command and the reply in seconds. Without a reply, `replied_at` is infinite."""
+    """A captured command's reply, and the times of the command and the reply in seconds. Without a reply, `replied_at` is infinite."""
 
     sent_at: float
     replied_at: float
     reply: dict[str, Any]
 
 
-class Recording:
+class Capture:
     """The content of a capture file.
 
     Attributes:
         greeting: QEMU's greeting.
         events: QEMU's events.
         duration: the time of the last line, in seconds.
-        closed_by_qemu: whether QEMU closed the connection at the end of the recording.
+        closed_by_qemu: whether QEMU closed the connection at the end of the capture.
     """
 
     def __init__(self, lines: Sequence[CaptureLine]) -> None:
@@ -76,7 +76,7 @@ class Recording:
             seconds: the time since the header.
 
         Returns:
-            The exchange; the first exchange if all are later. None if the command is not in the recording.
+            The exchange; the first exchange if all are later. None if the command is not in the capture.
         """
         exchanges = self._exchanges.get(_command_key(remove_secrets(request)))
         if exchanges is None:
@@ -88,34 +88,34 @@ def _command_key(request: dict[str, Any]) -> bytes:
     return orjson.dumps({name: request[name] for name in request if name != "id"}, option=orjson.OPT_SORT_KEYS)
 
 
-NOT_RECORDED = {"error": {"class": "CommandNotFound", "desc": "this command is not in the recording"}}
+NOT_CAPTURED = {"error": {"class": "CommandNotFound", "desc": "this command is not in the capture"}}
 
 
 class ReplayedMonitor:
-    """A fake QEMU monitor that replays a recording to the first agent that connects.
+    """A fake QEMU monitor that replays a capture to the first agent that connects.
 
     Attributes:
-        ended: set at the end of the recording. If QEMU closed the recorded connection, set when the agent reconnects.
+        ended: set at the end of the capture. If QEMU closed the captured connection, set when the agent reconnects.
     """
 
-    def __init__(self, recording: Recording, speed: float) -> None:
+    def __init__(self, capture: Capture, speed: float) -> None:
         self.ended = asyncio.Event()
-        self._recording = recording
+        self._capture = capture
         self._speed = speed
         self._start: float | None = None
         self._requests: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Replay the recording on the first connection. At a second connection, set `ended`."""
+        """Replay the capture on the first connection. At a second connection, set `ended`."""
         if self._start is None:
             self._start = time.monotonic()
-            _send(writer, self._recording.greeting)
+            _send(writer, self._capture.greeting)
             loops = (self._read_requests(reader, writer), self._reply_in_order(writer), self._send_events(writer))
             tasks = [asyncio.create_task(loop) for loop in loops]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 task.cancel()
-            if not self._recording.closed_by_qemu:
+            if not self._capture.closed_by_qemu:
                 self.ended.set()
                 while await reader.read(READ_BYTES):
                     pass  # wait until the agent closes the connection
@@ -135,7 +135,7 @@ class ReplayedMonitor:
                 if "exec-oob" not in request:
                     self._requests.put_nowait(request)
                 elif (
-                    exchange := self._recording.find_exchange(request, self._now)
+                    exchange := self._capture.find_exchange(request, self._now)
                 ) is not None and exchange.replied_at < inf:
                     _send(writer, exchange.reply | {"id": request.get("id")})
 
@@ -143,19 +143,19 @@ class ReplayedMonitor:
         """Reply to the in-band commands one after the other, until cancelled."""
         while True:
             request = await self._requests.get()
-            exchange = self._recording.find_exchange(request, self._now)
+            exchange = self._capture.find_exchange(request, self._now)
             if exchange is not None:
-                # Send a late reply of a hung QEMU at its recorded time, even if the command arrives later than in the recording.
+                # Send a late reply of a hung QEMU at its captured time, even if the command arrives later than in the capture.
                 await asyncio.sleep(max(0.0, exchange.replied_at - max(self._now, exchange.sent_at)) / self._speed)
-            _send(writer, exchange.reply if exchange is not None else NOT_RECORDED)
+            _send(writer, exchange.reply if exchange is not None else NOT_CAPTURED)
 
     async def _send_events(self, writer: asyncio.StreamWriter) -> None:
-        """Send the events at their recorded times, with the current time as their timestamp. Return at the end of the recording."""
-        for line in self._recording.events:
+        """Send the events at their captured times, with the current time as their timestamp. Return at the end of the capture."""
+        for line in self._capture.events:
             await self._sleep_until(line.seconds)
             seconds, micros = divmod(time.time_ns() // 1000, 1_000_000)
             _send(writer, {**(line.message or {}), "timestamp": {"seconds": seconds, "microseconds": micros}})
-        await self._sleep_until(self._recording.duration)
+        await self._sleep_until(self._capture.duration)
 
     async def _sleep_until(self, seconds: float) -> None:
         await asyncio.sleep(max(0.0, seconds - self._now) / self._speed)
@@ -172,16 +172,16 @@ async def replay_capture(path: Path, config: Config, *, listen: str, speed: floa
         path: the capture file.
         config: the agent's config. Its monitors, sinks and endpoint are not used.
         listen: the address of the agent's endpoint, `host:port`.
-        speed: factor by which the replay is faster than the recording.
+        speed: factor by which the replay is faster than the capture.
 
     Raises:
         CaptureError: the file is not a capture file, or it has no greeting.
         StartError: the agent cannot start.
     """
-    recording = Recording(read_capture(path))
-    if not recording.greeting:
+    capture = Capture(read_capture(path))
+    if not capture.greeting:
         raise CaptureError(f"{path}: the file has no greeting from QEMU")
-    monitor = ReplayedMonitor(recording, speed)
+    monitor = ReplayedMonitor(capture, speed)
     with tempfile.TemporaryDirectory(prefix="qmp-agent-replay-") as folder:
         socket = Path(folder) / "monitor.qmp"
         async with await asyncio.start_unix_server(monitor.serve, socket), run_agent_on_monitor(socket, config, listen):

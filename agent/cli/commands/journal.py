@@ -9,7 +9,7 @@ from agent.config.loader import load_config
 
 
 def execute(parsed: argparse.Namespace) -> int:
-    """Show, export or replay the records in the journal."""
+    """Show, export or requeue the records in the journal."""
     directory = load_config(parsed.config or CONFIG_PATH).journal.directory
     match parsed.action:
         case "show":
@@ -18,7 +18,7 @@ def execute(parsed: argparse.Namespace) -> int:
         case "export":
             for body in journal.export_records(directory, file=parsed.file, dead_letters=parsed.dead_letters):
                 sys.stdout.buffer.write(body)
-        case "replay":
+        case "requeue":
             count = journal.requeue_records(directory, file=parsed.file)
             print(f"{count} records enqueued; the agent delivers them at its next start")
     return 0

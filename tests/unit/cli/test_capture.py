@@ -1,4 +1,4 @@
-"""Capture files: their content, and the replay of a recording."""
+"""Capture files: their content, and the replay of a capture."""
 
 import resource
 from math import inf
@@ -11,7 +11,7 @@ import pytest
 from agent.cli.capture import CaptureError
 from agent.cli.capture.agent_runner import RequestSplitter
 from agent.cli.capture.capture_file import REMOVED, CaptureLine, CaptureWriter, read_capture, remove_secrets
-from agent.cli.capture.replay import Recording
+from agent.cli.capture.replay import Capture
 
 NAMES = (
     "password Passwd key-secret password-secret proxy-password psk tls_psk passphrase token cookie auth key private-key"
@@ -128,7 +128,7 @@ def test_requests_do_not_depend_on_the_chunks(sizes: int) -> None:
 STATUS = {"execute": "query-status"}
 BALLOON = {"execute": "query-balloon"}
 PROBE = {"exec-oob": "query-yank", "id": 7}
-RECORDING = Recording(
+CAPTURE = Capture(
     [
         CaptureLine(0.0, "qemu", {"QMP": {"capabilities": ["oob"]}}),
         CaptureLine(1.0, "agent", STATUS),
@@ -160,19 +160,19 @@ RECORDING = Recording(
 def test_a_command_gets_the_latest_recorded_reply(
     request_: dict[str, Any], at: float, reply: dict[str, Any], seconds: float
 ) -> None:
-    exchange = RECORDING.find_exchange(request_, at)
+    exchange = CAPTURE.find_exchange(request_, at)
     assert exchange is not None
     assert exchange.reply == reply
     assert exchange.replied_at - exchange.sent_at == pytest.approx(seconds)
 
 
 def test_a_command_that_was_not_recorded_has_no_reply() -> None:
-    assert RECORDING.find_exchange({"execute": "query-status", "arguments": {"x": 1}}, 5.0) is None
+    assert CAPTURE.find_exchange({"execute": "query-status", "arguments": {"x": 1}}, 5.0) is None
 
 
 def test_a_recording_has_its_events_and_its_end() -> None:
-    assert [line.seconds for line in RECORDING.events] == [1.1]
-    assert (RECORDING.duration, RECORDING.closed_by_qemu) == (11.0, True)
+    assert [line.seconds for line in CAPTURE.events] == [1.1]
+    assert (CAPTURE.duration, CAPTURE.closed_by_qemu) == (11.0, True)
 
 
 def test_a_failed_write_is_reported(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`qmp-agent journal` shows, exports and replays what is in a journal: waiting records, dead letters and damaged files."""
+"""`qmp-agent journal` shows, exports and requeues what is in a journal: waiting records, dead letters and damaged files."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ async def test_an_export_has_the_waiting_records_or_the_dead_letters(folder: Pat
     assert exported_ids(folder) == source.ids[3:], "an export removes nothing"
 
 
-async def test_replayed_dead_letters_are_delivered_by_the_next_run(folder: Path) -> None:
+async def test_requeued_dead_letters_are_delivered_by_the_next_run(folder: Path) -> None:
     source = RecordSource()
     dead_letters = await leave_records(folder, source, waiting=4, rejected=3)
     assert requeue_records(folder, file=None) == 3
@@ -60,7 +60,7 @@ async def test_replayed_dead_letters_are_delivered_by_the_next_run(folder: Path)
     assert sink.ids == [*source.ids[3:], *dead_letters], "after the records that waited before"
 
 
-async def test_the_readable_records_of_a_damaged_file_are_exported_and_replayed(folder: Path) -> None:
+async def test_the_readable_records_of_a_damaged_file_are_exported_and_requeued(folder: Path) -> None:
     source = RecordSource()
     sink = ScriptedSink(up=False)
     async with running(make_pipeline(sink, folder)) as pipeline:
@@ -77,7 +77,7 @@ async def test_the_readable_records_of_a_damaged_file_are_exported_and_replayed(
     assert sink.ids == source.ids
 
 
-async def test_a_replay_is_refused_while_an_agent_uses_the_journal(folder: Path) -> None:
+async def test_a_requeue_is_refused_while_an_agent_uses_the_journal(folder: Path) -> None:
     async with running(make_pipeline(ScriptedSink(), folder)) as pipeline:
         await eventually(lambda: pipeline.unready_reasons() == [])
         with pytest.raises(JournalToolError, match="stop the agent first"):

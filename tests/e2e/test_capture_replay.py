@@ -1,4 +1,4 @@
-"""`qmp-agent record` and `replay` with real guests. A replay yields the same records as the recording."""
+"""`qmp-agent capture` and `replay` with real guests. A replay yields the same records as the capture."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ from tests.lab.waiting import DEADLINE_SECONDS, until
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A running `qmp-agent record`: its process, and the records that it has printed so far."""
+    """A running `qmp-agent capture`: its process, and the records that it has printed so far."""
 
     process: asyncio.subprocess.Process
     records: list[str] = field(default_factory=list)
@@ -55,7 +55,7 @@ async def recorded(guest: Guest, path: Path, action: Action) -> list[str]:
     """Record a guest during an action and until the guest ends. Return the agent's records of this time."""
     traffic = guest.folder / "traffic"
     process = await asyncio.create_subprocess_exec(
-        *("setpriv", "--pdeathsig", "KILL", *COMMAND, "record", guest.monitor, traffic, "--config", path),
+        *("setpriv", "--pdeathsig", "KILL", *COMMAND, "capture", guest.monitor, traffic, "--config", path),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -85,7 +85,7 @@ async def replayed(folder: Path, path: Path, *arguments: str) -> list[str]:
 def event_types(records: list[str]) -> list[str]:
     """Return the types of records without samples, sorted: the number of samples and the position of an alert depend on timing.
 
-    An alert that the end of QEMU resolves is left out, too: the recording may end before that.
+    An alert that the end of QEMU resolves is left out, too: the capture may end before that.
     """
     read = [json.loads(record) for record in records]
     types = [record["type"].removeprefix("qemu.") for record in read if record["data"].get("state") != "resolved"]
@@ -105,7 +105,7 @@ async def exceeds_a_level(guest: Guest, recording: Recording) -> None:
     await recording.wait_for("alert.write_threshold")
 
 
-async def test_a_replay_gives_the_records_of_the_recording(start_guest: StartGuest, folder: Path) -> None:
+async def test_a_replay_gives_the_records_of_the_capture(start_guest: StartGuest, folder: Path) -> None:
     options: dict[str, Any] = {"write_kib": 32, "span_mib": 16}  # exceeds the first level, and never the second
     guest = await start_guest("db-1", kind=GuestKind.WRITER, **options)
     path = config(folder, alerts={"disks": {"mode": "arm", "levels": ["used 640KiB", "used 63MiB"]}})
@@ -125,7 +125,7 @@ def disks(records: list[str]) -> set[int]:
     return {sample["data"]["writes_total"] for sample in samples}
 
 
-async def test_a_recorded_hang_is_replayed(start_guest: StartGuest, folder: Path) -> None:
+async def test_a_captured_hang_is_replayed(start_guest: StartGuest, folder: Path) -> None:
     guest = await start_guest("db-1", kind=GuestKind.WRITER)
 
     async def hangs(guest: Guest, recording: Recording) -> None:
@@ -169,7 +169,7 @@ async def test_secrets_are_neither_in_the_file_nor_in_a_replay(start_guest: Star
     guest = await start_guest("db-1", kind=GuestKind.WRITER, extra=("-name", "guest=token=hunter2"))
     path = config(folder)
     ended = await run_command(
-        "record", guest.monitor, folder / "traffic", "--max-size", "40KiB", "--config", path, timeout=DEADLINE_SECONDS
+        "capture", guest.monitor, folder / "traffic", "--max-size", "40KiB", "--config", path, timeout=DEADLINE_SECONDS
     )
     assert ended.status == 0, ended.log
     text = (folder / "traffic").read_text()
@@ -184,14 +184,14 @@ async def test_a_recording_ends_at_its_limits_without_harm_to_the_guest(start_gu
     guest = await start_guest("db-1", kind=GuestKind.WRITER)
     path = config(folder)
     ended = await run_command(
-        "record", guest.monitor, folder / "traffic", "--max-size", "40KiB", "--config", path, timeout=DEADLINE_SECONDS
+        "capture", guest.monitor, folder / "traffic", "--max-size", "40KiB", "--config", path, timeout=DEADLINE_SECONDS
     )
     assert ended.status == 0, ended.log
     assert ended.out.endswith(" (size limit reached)\n")
     assert (folder / "traffic").stat().st_size <= 40 << 10
     assert "vm.attached" in event_types(await replayed(folder, path))
     ended = await run_command(
-        "record", guest.monitor, folder / "more", "--duration", "1s", "--config", path, timeout=DEADLINE_SECONDS
+        "capture", guest.monitor, folder / "more", "--duration", "1s", "--config", path, timeout=DEADLINE_SECONDS
     )
     assert ended.status == 0, ended.log
     assert (await guest.command("query-status"))["status"] == "running"
@@ -202,11 +202,11 @@ async def test_a_held_or_missing_monitor_is_reported(start_guest: StartGuest, fo
     path = config(folder, timeouts={"greeting": "300ms"})
     with socket.socket(socket.AF_UNIX) as holder:
         holder.connect(str(guest.monitor))
-        busy = await run_command("record", guest.monitor, folder / "traffic", "--config", path)
+        busy = await run_command("capture", guest.monitor, folder / "traffic", "--config", path)
     assert (busy.status, busy.out) == (1, "")
     assert busy.log == f"qmp-agent: {guest.monitor}: no greeting within 0.3 s: another client holds it\n"
     assert not (folder / "traffic").exists()
-    missing = await run_command("record", folder / "none.qmp", folder / "traffic")
+    missing = await run_command("capture", folder / "none.qmp", folder / "traffic")
     assert (missing.status, missing.out) == (1, "")
     assert missing.log.startswith(f"qmp-agent: {folder}/none.qmp: ")
     assert "No such file" in missing.log
@@ -216,4 +216,4 @@ async def test_a_file_of_another_kind_is_reported(folder: Path) -> None:
     (folder / "traffic").write_text("{}\n")
     ended = await run_command("replay", folder / "traffic")
     assert (ended.status, ended.out) == (1, "")
-    assert ended.log == f"qmp-agent: {folder}/traffic: not a capture file of `qmp-agent record`\n"
+    assert ended.log == f"qmp-agent: {folder}/traffic: not a capture file of `qmp-agent capture`\n"

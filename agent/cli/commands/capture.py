@@ -1,14 +1,14 @@
-"""The subcommand `qmp-agent record`."""
+"""The subcommand `qmp-agent capture`."""
 
 import argparse
 
 from agent.cli.capture.config import capture_config
-from agent.cli.capture.recorder import capture_traffic
+from agent.cli.capture.traffic_proxy import capture_traffic
 from agent.cli.event_loop import run_coroutine
 
 
 def execute(parsed: argparse.Namespace) -> int:
-    """Record the QMP traffic of one monitor."""
+    """Capture the QMP traffic of one monitor."""
 
     async def main() -> None:
         config = capture_config(parsed)

@@ -1,4 +1,4 @@
-"""Records the QMP traffic of a monitor. An agent watches the monitor through a proxy, and the proxy writes the traffic to a file."""
+"""Captures the QMP traffic of a monitor. An agent watches the monitor through a proxy, and the proxy writes the traffic to a file."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def capture_traffic(monitor: str, path: Path, config: Config, *, seconds: float, max_bytes: int) -> str:
-    """Record a monitor until QEMU closes the connection or a limit is reached.
+    """Capture the traffic of a monitor until QEMU closes the connection or a limit is reached.
 
     Args:
         monitor: the path of a socket, or tcp:host:port.
@@ -38,8 +38,8 @@ async def capture_traffic(monitor: str, path: Path, config: Config, *, seconds: 
     """
     qemu, first_bytes = await _connect(monitor, config.timeouts.greeting)
     with contextlib.closing(qemu[1]), contextlib.closing(CaptureWriter(path, monitor, max_bytes)) as file:
-        proxy = _RecordingProxy(qemu, first_bytes, file)
-        with tempfile.TemporaryDirectory(prefix="qmp-agent-record-") as folder:
+        proxy = _CapturingProxy(qemu, first_bytes, file)
+        with tempfile.TemporaryDirectory(prefix="qmp-agent-capture-") as folder:
             socket = Path(folder) / "monitor.qmp"
             async with (
                 await asyncio.start_unix_server(proxy.serve, socket),
@@ -74,7 +74,7 @@ class _MessageSplitter(Protocol):
     def receive(self, data: bytes) -> Iterable[Any]: ...
 
 
-class _RecordingProxy:
+class _CapturingProxy:
     """A proxy between one agent and one QEMU. The proxy writes the traffic to a file.
 
     Attributes:

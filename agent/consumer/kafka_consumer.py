@@ -216,7 +216,7 @@ class RecordConsumer:
         return items
 
     async def _set_up_new_partitions(self) -> None:
-        """In each new partition, seek to `settings.reread` messages before the committed offset."""
+        """In each new partition, seek to `settings.reread_messages` messages before the committed offset."""
         new = [name for name in self._consumer.assignment() if name not in self._partitions]
         if not new:
             return

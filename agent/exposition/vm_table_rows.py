@@ -36,7 +36,7 @@ def round_significant(value: float | None, digits: int = DIGITS) -> float | None
 
 
 def vm_row(polls: Polls) -> list[Any]:
-    """Return a VM's row: the values of `FIELDS`, in order."""
+    """Return a VM's row: the values of `ROW_FIELDS`, in order."""
     run = _vm_level_values(polls, "runstate")
     now, sizes = current_activity(polls), memory_sizes(polls)
     activity, progress = _migration_or_job(polls)

@@ -4,7 +4,7 @@ Start at `base`, which has the interfaces, and at `dial`, the simplest transport
 below it, but neither agent.alerts nor agent.delivery.
 
 A transport discovers monitors and opens connections to them. The session package polls over these connections, and reconnects after
-failures. To add a transport, write its discoverer and its config entry, and list the entry in `ENTRIES`.
+failures. To add a transport, write its discoverer and its config entry, and list the entry in `MONITOR_CONFIG_TYPES`.
 """
 
 from agent.monitors.base import (

@@ -1,4 +1,4 @@
-"""The built-in alert rules on events that concern neither the run state nor a disk. The module `rows` describes the fields of a rule.
+"""The built-in alert rules on events that concern neither the run state nor a disk. The module `rule_types` describes the fields of a rule.
 
 The rules on crashes, watchdogs, errors of disks and memory, and failed block jobs are in agent/alerts/failure_rules.py.
 """

@@ -1,6 +1,6 @@
 """The types of alert rules. A rule defines one alert: its condition, severity, texts and default limit. Pure.
 
-To add an alert, add a rule to `sample_alert_table` or `event_alert_table`. The record, the metric, the schema, docs/reference/alerts.md
+To add an alert, add a rule to `sample_rules` or `event_rules`. The record, the metric, the schema, docs/reference/alerts.md
 and the config's check of alert names are derived from the rule.
 """
 

@@ -1,4 +1,4 @@
-"""The built-in alert rules on samples. The module `rows` describes the fields of a rule."""
+"""The built-in alert rules on samples. The module `rule_types` describes the fields of a rule."""
 
 from agent.alerts.rules.comparison import FieldComparison, Operator
 from agent.alerts.rules.derived_samples import BALLOON_MEMORY, DISK_CHAIN

@@ -52,6 +52,24 @@ def test_links_lead_to_existing_files_and_headings() -> None:
         assert not anchor or anchor in anchors(target), f"{page.name} links to {file}#{anchor}"
 
 
+def test_the_guide_for_changes_names_only_files_and_definitions_that_exist() -> None:
+    files = [path for folder in ("agent", "tests", "deploy", "dashboards") for path in (ROOT / folder).rglob("*.*")]
+    paths = [path.relative_to(ROOT).as_posix() for path in files]
+    code = "\n".join(path.read_text() for path in files if path.suffix == ".py" and path.is_relative_to(ROOT / "agent"))
+    named = re.findall(r"`([\w/.-]+)`", (ROOT / "CONTRIBUTING.md").read_text())
+    modules = [name for name in named if name.endswith((".py", ".js")) and "NAME" not in name]
+    assert len(modules) > 20
+    assert [name for name in modules if not any(f"/{path}".endswith(f"/{name}") for path in paths)] == []
+    definitions = [
+        name for name in named if re.fullmatch(r"_?[A-Z]\w*[A-Z_]\w*(\.\w+)?", name) and "." + name not in code
+    ]
+    events = {"NETDEV_VHOST_USER_DISCONNECTED", "NAME"}
+    for name in set(definitions) - events:
+        owner, _, member = name.partition(".")
+        assert re.search(rf"^(class {owner}\b|{owner}\b.* = )", code, re.MULTILINE), name
+        assert not member or re.search(rf"\b(def {member}\b|{member}: )", code), name
+
+
 def test_the_example_of_a_new_metric_adds_a_row_that_the_code_lacks() -> None:
     match = re.search(
         r"`(agent/model/metrics/\w+\.py)`:\n\n```diff\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL

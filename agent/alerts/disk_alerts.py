@@ -79,7 +79,12 @@ class DiskAlerts:
             state.collectors_to_poll |= {"block", "nodes"}
 
     def restore_disks(self, state: VmProcessState, entries: Mapping[str, Any]) -> None:
-        """Restore a process's disks from the values that an earlier run stored, by device."""
+        """Restore the threshold trackers of the disks of a QEMU process.
+
+        Args:
+            state: the state of the process.
+            entries: the values that an earlier run of the agent stored, by device.
+        """
         for device, value in entries.items():
             state.trackers[device] = tracker = self._new_tracker(state, device)
             tracker.restore(value)

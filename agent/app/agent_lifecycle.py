@@ -161,7 +161,7 @@ class AgentLifecycleMetrics(Collector):
         """Yield the metric with its current value."""
         yield GaugeMetricFamily(
             "qmp_agent_heartbeat_delivered_timestamp_seconds",
-            "Time of the last heartbeat record that was delivered, in seconds since the epoch; before the first one, the agent's start.",
+            "Time when the last delivered heartbeat was published, in seconds since the epoch; before the first one, the agent's start.",
             value=self._lifecycle.heartbeat_delivered_at(),
         )
 

@@ -162,7 +162,7 @@ class AlertPublisher:
         self.publish(self.engine.on_guest_queries_disabled(vm, time_ns))
 
     def on_rule_samples(self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Evaluate the alert rules on samples, built-in and custom, after a poll."""
+        """Evaluate the built-in and custom alert rules on the samples of a poll."""
         if not self.engine.rules.samples.families.isdisjoint(families):
             self.publish(self.engine.on_rule_samples(vm, families, samples, time_ns))
 

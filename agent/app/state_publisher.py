@@ -291,7 +291,7 @@ class StatePublisher:
         return {"monitor": self._monitors[uuid]} | ({"last_migration": migration} if migration else {})
 
     async def _store_entries(self, values: Mapping[str, Mapping[str, Any] | None]) -> None:
-        """Store the persistent entries of entities in one transaction. The keys are paths; the value None deletes an entry."""
+        """Store or delete the journal's entries of entities. `values` has an entry by path, such as `vms/UUID`; None deletes it."""
         entries = [PersistentEntry(STATE_ENTRY_PREFIX + path, value) for path, value in values.items()]
         done = await asyncio.gather(*map(self._sink.persist_entry, entries))
         for (path, value), is_stored in zip(values.items(), done, strict=True):

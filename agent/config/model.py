@@ -261,7 +261,7 @@ class LimitsConfig(ConfigSection):
 
     series_per_vm: Annotated[int, Field(ge=100, le=1_000_000)] = 5000
     """Maximum number of series about one VM's subjects: its disks, vCPUs, jobs and other parts."""
-    new_subjects_per_hour: Annotated[int, Field(ge=10, le=1_000_000)] = 10_000
+    new_subjects_per_vm_per_hour: Annotated[int, Field(ge=10, le=1_000_000)] = 10_000
     """Maximum number of new subjects of one VM within an hour. Without this limit, names that change at each poll would fill Prometheus."""
 
 

@@ -32,11 +32,11 @@ class SeriesLimits:
 
     Attributes:
         series_per_vm: maximum number of series of disks, vCPUs, jobs and other subjects. Series of the VM as a whole do not count.
-        new_subjects_per_hour: maximum number of subjects with new names within an hour.
+        new_subjects_per_vm_per_hour: maximum number of subjects with new names within an hour.
     """
 
     series_per_vm: int = 5000
-    new_subjects_per_hour: int = 10_000
+    new_subjects_per_vm_per_hour: int = 10_000
 
 
 DEFAULT_SERIES_LIMITS = SeriesLimits()
@@ -85,7 +85,7 @@ class SeriesLimiter:
             if sample.labels in previous:
                 already_known += 1
             elif (family.name, sample.labels) not in self._departed_subjects:
-                if self._new_subjects >= limits.new_subjects_per_hour:
+                if self._new_subjects >= limits.new_subjects_per_vm_per_hour:
                     continue
                 self._new_subjects += 1
             available -= needed

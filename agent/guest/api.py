@@ -46,7 +46,7 @@ class GuestObserver(Protocol):
         """Handle all samples of these families after one query. Disks, interfaces and other subjects without a sample no longer exist."""
 
     def on_guest_samples_outdated(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
-        """Handle the loss of a guest agent, or a failed query. The last samples of these families are out of date."""
+        """Handle a lost guest agent or a failed query: the last samples of `families` are out of date."""
 
     def on_guest_queries_disabled(self, vm: Vm, time_ns: int) -> None:
         """Handle a config reload after which the agent no longer queries this VM's guest agent."""

@@ -29,12 +29,12 @@ class Process:
     """
 
     def __init__(self, pid: int, root: Path = ROOT, budget: DescriptorBudget = _BUDGET) -> None:
-        """Open a process's directory.
+        """Open the directory /proc/PID of a process.
 
         Args:
             pid: the pid.
             root: the directory that holds /proc and /sys.
-            budget: limits the files of all processes that stay open.
+            budget: the limit of files that stay open between polls. All processes share it.
 
         Raises:
             OSError: there is no such process, or permission is denied.

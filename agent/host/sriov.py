@@ -79,7 +79,7 @@ def full_pci_address(address: str) -> str:
 
 
 def _device_properties(value: str) -> dict[str, str]:
-    """Return the properties of `-device`: JSON, or `DRIVER,KEY=VALUE,...`."""
+    """Parse the argument of `-device`, which is JSON or `DRIVER,KEY=VALUE,...`. Return its properties."""
     if value.startswith("{"):
         with contextlib.suppress(orjson.JSONDecodeError):
             return {key: text for key, text in orjson.loads(value).items() if isinstance(text, str)}

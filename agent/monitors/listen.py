@@ -381,5 +381,5 @@ def _ids_of_names(names: Iterable[str], look_up: Callable[[str], int]) -> set[in
         try:
             numbers.add(int(name) if name.isdecimal() else look_up(name))
         except KeyError:
-            _log.warning("listen: %s ignored: this host has no user or group of that name", name)
+            _log.warning("listen: user or group %s ignored: it does not exist on this host", name)
     return numbers

@@ -252,7 +252,7 @@ class QmpClient(asyncio.Protocol):
         return True
 
     def abandon_replies(self, seconds: float) -> StalledError:
-        """Ignore the replies that are due, because they did not arrive within `seconds`. Return the error to report."""
+        """Stop waiting for the outstanding replies, which did not arrive within `seconds`. Return the error to report."""
         self._on_results = None
         return StalledError(f"no reply to {self._qmp.oldest_pending_command} within {seconds:g} s")
 

@@ -116,7 +116,11 @@ class SampleAlertRule(AlertRule):
         return all(test.check(labels) is not False for test in self.where if test.path[0] in labels)
 
     def key_of(self, sample: Sample) -> tuple[str, str]:
-        """Return the subject and the level of the sample's alert. The level of a custom alert contains the sample's further labels."""
+        """Return the key of the sample's alert: the subject, and a text that distinguishes several alerts of one subject.
+
+        The text is the value of `distinguishing_label`, or empty without that label. For a custom alert, the text has all labels after the
+        first.
+        """
         if self.custom:
             return sample.subject, " ".join(sample.labels[1:])
         return sample.subject, sample.labels[sample.family.labels.index(self.level_label)] if self.level_label else ""

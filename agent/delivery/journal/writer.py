@@ -394,6 +394,6 @@ class Journal:
     def _on_hang(self, hangs: bool) -> None:  # noqa: FBT001 - a callback's only argument
         """Handle the start and the end of a hang of the disk. During a hang, the queues send alerts without waiting for the journal."""
         if hangs:
-            _log.warning("journal %s: the disk hangs: the agent sends alerts before it stores them", self.path)
+            _log.warning("journal %s: the disk hangs: alerts no longer wait for the journal", self.path)
         for queue in self._queues:
             queue.journaling.on_hang(hangs=hangs)

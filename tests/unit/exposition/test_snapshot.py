@@ -196,7 +196,7 @@ def test_a_histogram_with_more_bins_than_before_is_limited_again() -> None:
 
 def test_new_names_beyond_the_hourly_limit_get_no_series() -> None:
     snapshot = make_snapshot(vm())
-    snapshot.limits = SeriesLimits(new_subjects_per_hour=3)
+    snapshot.limits = SeriesLimits(new_subjects_per_vm_per_hour=3)
     poll(snapshot, vm(), "block", block_replies("a", "b"), at=10_000)
     poll(snapshot, vm(), "block", block_replies("c", "d", "a"), at=10_010)
     assert subjects_of(snapshot, vm(), "block") == [("c",), ("a",)]
@@ -208,7 +208,7 @@ def test_new_names_beyond_the_hourly_limit_get_no_series() -> None:
 
 def test_subjects_that_stay_are_not_new_when_the_next_hour_begins() -> None:
     snapshot = make_snapshot(vm())
-    snapshot.limits = SeriesLimits(new_subjects_per_hour=3)
+    snapshot.limits = SeriesLimits(new_subjects_per_vm_per_hour=3)
     poll(snapshot, vm(), "block", block_replies("a", "b", "c"), at=10_000)
     poll(snapshot, vm(), "block", block_replies("a", "b", "c", "d", "e", "f", "g"), at=10_000 + 3601)
     assert subjects_of(snapshot, vm(), "block") == [("a",), ("b",), ("c",), ("d",), ("e",), ("f",)]
@@ -227,7 +227,7 @@ def test_hundreds_of_thousands_of_names_use_bounded_memory_and_time() -> None:
     assert (
         len(with_series)
         == len(view_of(snapshot, vm()).series_limiter._departed_subjects)
-        == SeriesLimits().new_subjects_per_hour
+        == SeriesLimits().new_subjects_per_vm_per_hour
     )
     assert median(spent[-10:]) < 10 * median(spent[:10]), "a poll takes no longer for the names before it"
     assert view_of(snapshot, vm()).dropped_subjects["block"] == 5000

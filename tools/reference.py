@@ -39,9 +39,9 @@ from agent.monitors import Monitor
 from agent.qmp.queries import QUERIES, Query, QueryTrigger
 from agent.schemas.data import LIFECYCLE_CHANGES
 from agent.session import host_process
-from agent.session.api import MonitorState, MonitorStatus, PollOutcome
 from agent.session.identity import QemuBuild
 from agent.session.session import DISCOVER_PROCESS
+from agent.session.shared_types import MonitorState, MonitorStatus, PollOutcome
 
 EXAMPLES = Path(__file__).parents[1] / "tests/golden/records.jsonl"
 """One record of each type from a real run; `make examples` writes the file."""

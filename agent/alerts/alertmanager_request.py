@@ -1,12 +1,13 @@
 """Bodies of requests to Prometheus' Alertmanager, API v2. Pure: the caller passes the time.
 
 Like Prometheus, the agent repeats each firing alert, and repeats each resolved alert for `RESOLVED_SECONDS`. If the agent dies,
-Alertmanager resolves the agent's alerts when their `endsAt` has passed. The annotation `resolved_by` shows why an alert was resolved. While
-an alert fires, the annotation is `agent lost`, because Alertmanager keeps the last value. When the agent resolves the alert, it sends the
-true cause instead.
+Alertmanager resolves the agent's alerts when their `endsAt` has passed. The annotation `resolved_by` shows why an alert was resolved.
+Alertmanager keeps the last value that it received, so the agent sends `agent lost` with each firing alert. If the agent resolves the
+alert, the agent sends the true cause instead.
 
-The watchdog is a pair of alerts about the host. Inhibition rules in Alertmanager mute each of them while the other fires. `agent_running`
-ends soon after the last request, and `agent_lost` ends much later. So Alertmanager notifies about `agent_lost` after the requests stop.
+The watchdog is a pair of alerts about the host: `agent_running` and `agent_lost`. Inhibition rules in Alertmanager mute each of the two
+alerts while the other fires. After the agent's last request, `agent_running` ends soon, and `agent_lost` ends much later. So Alertmanager
+notifies about `agent_lost` after the requests stop.
 """
 
 import re
@@ -110,7 +111,10 @@ class AlertmanagerRequests:
         }
 
     def _watchdog_alerts(self, settings: AlertmanagerSettings, now: float) -> Iterator[dict[str, Any]]:
-        """Yield the alerts of the watchdog. `agent_running` comes first, so that it mutes `agent_lost` from the start."""
+        """Yield the two alerts of the setting `watchdog`.
+
+        `agent_running` comes first, so that `agent_running` inhibits `agent_lost` from the start.
+        """
         if settings.watchdog_seconds is None:
             return
         for name, severity, seconds, summary in (

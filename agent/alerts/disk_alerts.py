@@ -175,9 +175,9 @@ class DiskAlerts:
     def _set_pool(self, state: VmProcessState, device: str, usage: DiskUsage, storage: DiskLayer) -> None:
         """Set the pool of a disk's image, and the bytes that the volume under the image occupies in the pool."""
         usage.pool = pool = self._pool_lookup(state.vm, device, storage.path)
-        usage.volume_allocated = None
+        usage.volume_allocated_bytes = None
         if storage.driver == "host_device" and isinstance(pool, PoolUsage):
-            usage.volume_allocated = pool.allocated_of(state.vm, device)
+            usage.volume_allocated_bytes = pool.allocated_of(state.vm, device)
 
     def _check_space_levels(
         self, state: VmProcessState, device: str, by_layer: Mapping[str, Sample], now: float, time_ns: int

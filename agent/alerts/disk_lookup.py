@@ -32,7 +32,7 @@ class DiskLookup:
 
     def subject_of(self, event: Record) -> str:
         """Return the subject of an event about a disk: the disk's stable name, or the name in the event if the disk is unknown."""
-        state = self._processes.find_attached(event.vm)
+        state = self._processes.find_attached_process(event.vm)
         if state is None:
             return event.subject
         device, is_certain = self._disks.device_of(state, event.subject, event.data["qemu"])

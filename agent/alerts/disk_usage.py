@@ -34,7 +34,7 @@ class DiskUsage:
         offset: The highest known write offset in the storage, in bytes; 0 if no write is known.
         past_nodes: The paths of earlier storage nodes by node name. A snapshot or a completed mirror changes the storage node.
         is_polled: Whether the layers were polled.
-        volume_allocated: The bytes that the volume under the disk occupies in its pool; None if the disk is not on a thin volume.
+        volume_allocated_bytes: The bytes that the volume under the disk occupies in its pool; None if the disk is not on a thin volume.
         pool: The pool of the image that the guest writes to; None while the agent searches for the pool.
         limit: The usage at which the disk is full, in bytes; 0 if unknown.
         limited_by: What determines `limit`: the pool, the device or the virtual size.
@@ -47,7 +47,7 @@ class DiskUsage:
     offset: int = 0
     past_nodes: dict[str, str] = field(default_factory=dict)
     is_polled: bool = False
-    volume_allocated: int | None = None
+    volume_allocated_bytes: int | None = None
     pool: PoolUsage | UnknownPool | None = UNKNOWN_POOL
     limit: int = 0
     limited_by: LimitedBy = LimitedBy.UNKNOWN
@@ -73,13 +73,13 @@ class DiskUsage:
     @property
     def is_raw_volume(self) -> bool:
         """True for a raw disk on a thin volume. Only the pool knows its usage: the guest writes anywhere, so an offset says nothing."""
-        return self.volume_allocated is not None and self.storage.driver not in FILE_DRIVERS and self.is_raw
+        return self.volume_allocated_bytes is not None and self.storage.driver not in FILE_DRIVERS and self.is_raw
 
     @property
-    def allocated(self) -> int | None:
+    def allocated_bytes(self) -> int | None:
         """Allocated bytes of the file or the volume; None if they are unknown."""
-        if self.volume_allocated is not None and self.is_raw_volume:
-            return min(self.volume_allocated, self.format.size)  # ZFS also counts the metadata of a volume
+        if self.volume_allocated_bytes is not None and self.is_raw_volume:
+            return min(self.volume_allocated_bytes, self.format.size)  # ZFS also counts the metadata of a volume
         return self.storage.allocated
 
     def _update_limit(self) -> None:
@@ -108,7 +108,7 @@ class DiskUsage:
     @property
     def _can_outgrow_size(self) -> bool:
         """True if the file has internal snapshots, or is larger than a fully allocated image without snapshots."""
-        return bool(self.format.snapshots) or (self.allocated or 0) > self._max_file_bytes
+        return bool(self.format.snapshots) or (self.allocated_bytes or 0) > self._max_file_bytes
 
     @property
     def _pool_free(self) -> int | None:
@@ -130,12 +130,12 @@ class DiskUsage:
     @property
     def used(self) -> int:
         """Bytes in use; valid only if `is_measured` is True."""
-        return self.allocated or 0 if self.measure == "allocated" else self.offset
+        return self.allocated_bytes or 0 if self.measure == "allocated" else self.offset
 
     @property
     def is_measured(self) -> bool:
         """True if the usage is known. A highest write offset of 0 counts as unknown, because QEMU starts at 0 when it opens an image."""
-        return self.allocated is not None if self.measure == "allocated" else self.offset > 0
+        return self.allocated_bytes is not None if self.measure == "allocated" else self.offset > 0
 
     @property
     def is_raw(self) -> bool:
@@ -201,7 +201,7 @@ class DiskUsage:
         self._max_file_bytes = max_file_bytes(image_format.driver, image_format.size, image_format.cluster)
         self.offset = self._layers_offset = max(self.offset, offset)
         self._layers_allocated = storage.allocated or 0
-        has_holes = self.allocated is not None and self.allocated < image_format.size
+        has_holes = self.allocated_bytes is not None and self.allocated_bytes < image_format.size
         self._was_thin = self._was_thin or has_holes or self._can_outgrow_size
         self._store_usage_at_reading()
         self._update_limit()

@@ -138,7 +138,7 @@ class AlertEngine:
             permanently: Whether the guest shut down or migrated away. Otherwise, the VM's alerts are kept for `REATTACH_SECONDS`.
             time_ns: When the agent detached, in nanoseconds since the epoch.
         """
-        state = self._processes.find_attached(vm)
+        state = self._processes.find_attached_process(vm)
         if state is None:
             return []
         state.detached_at, state.ended_permanently = (now - REATTACH_SECONDS if permanently else now), permanently
@@ -184,7 +184,7 @@ class AlertEngine:
             and name not in event_rules.event_names
         ):
             return []  # a fast path: most events change no alert
-        state = self._processes.find_attached(event.vm)
+        state = self._processes.find_attached_process(event.vm)
         if state is None:
             return []
         if event.time_ns > now_ns:  # the clock of the host that sent the event is ahead
@@ -203,9 +203,9 @@ class AlertEngine:
             vm: The VM.
             time_ns: When the query was sent, in nanoseconds since the epoch.
             running: Whether the guest runs.
-            status: QEMU's RunState.
+            status: QEMU's RunStateTracker.
         """
-        state = self._processes.find_attached(vm)
+        state = self._processes.find_attached_process(vm)
         if state is None:
             return []
         changes = self._to_changes(self._run_states.on_poll(state, status, time_ns, running=running))
@@ -213,7 +213,7 @@ class AlertEngine:
 
     def on_migration(self, vm: Vm, status: str, time_ns: int) -> list[AlertChange]:
         """Handle a poll of the migration; `time_ns` is when the query was sent, in nanoseconds since the epoch."""
-        state = self._processes.find_attached(vm)
+        state = self._processes.find_attached_process(vm)
         return self._to_changes(self._run_states.on_migration(state, status, time_ns)) if state is not None else []
 
     def on_jobs(self, vm: Vm, samples: Iterable[Sample], time_ns: int, now_ns: int) -> list[AlertChange]:
@@ -225,7 +225,7 @@ class AlertEngine:
             time_ns: When the query was sent, in nanoseconds since the epoch.
             now_ns: The current time in nanoseconds since the epoch.
         """
-        state = self._processes.find_attached(vm)
+        state = self._processes.find_attached_process(vm)
         return self._to_changes(self._events.on_jobs(state, samples, time_ns, now_ns)) if state is not None else []
 
     def on_rule_samples(
@@ -239,14 +239,14 @@ class AlertEngine:
             samples: All samples of these families.
             time_ns: When the query was sent, in nanoseconds since the epoch.
         """
-        state = self._processes.find_attached(vm)
+        state = self._processes.find_attached_process(vm)
         if state is None:
             return []
         return self._to_changes(self.rules.on_samples(state, families, samples, time_ns))
 
     def on_guest_channel(self, vm: Vm, time_ns: int, *, connected: bool) -> list[AlertChange]:
         """Handle a poll of the guest agent's channel; `connected` is whether the guest has opened the channel."""
-        state = self._processes.find_attached(vm)
+        state = self._processes.find_attached_process(vm)
         if state is None:
             return []
         return self._to_changes(self._guests.on_channel(state, time_ns, connected=connected))
@@ -255,12 +255,12 @@ class AlertEngine:
         self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
     ) -> list[AlertChange]:
         """Handle a query of a guest agent. `samples` are all samples of these families."""
-        state = self._processes.find_attached(vm)
+        state = self._processes.find_attached_process(vm)
         return self._to_changes(self._guests.on_samples(state, families, samples, time_ns)) if state is not None else []
 
     def on_guest_queries_disabled(self, vm: Vm, time_ns: int) -> list[AlertChange]:
         """Handle a VM whose guest agent is no longer queried."""
-        state = self._processes.find_attached(vm)
+        state = self._processes.find_attached_process(vm)
         return self._to_changes(self._guests.on_disabled(state, time_ns)) if state is not None else []
 
     def on_disk_samples(
@@ -278,7 +278,7 @@ class AlertEngine:
         Returns:
             The alert records to send, and the VM's `block_space` samples. If no sample has changed, the list is the same object as before.
         """
-        state = self._processes.find_attached(vm)
+        state = self._processes.find_attached_process(vm)
         if state is None:
             return [], []
         records = self._disks.on_samples(state, samples, families, now, time_ns) if state.is_active else ()

@@ -137,7 +137,7 @@ class RunStateRule:
     """An alert rule on a run state. The alert fires when polls show the guest in this run state, even if its event was lost.
 
     Attributes:
-        status: The run state, as QEMU's RunState names it.
+        status: The run state, as QEMU's RunStateTracker names it.
         alert: The alert's name.
         severity: The alert's severity.
         help: Text of the alert for the operator, one sentence.

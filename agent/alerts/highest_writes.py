@@ -21,9 +21,9 @@ class ImageKey(NamedTuple):
     """Identity of an image.
 
     Attributes:
-        path: The path of its file or device.
-        size: Its virtual size in bytes. If the size at a path changes, the path has another image.
-        identity: The identity of the device at the path; empty if unknown. If it changes, the path has another image.
+        path: The path of the image's file or device.
+        size: The image's virtual size in bytes. If the size at a path changes, the path has another image.
+        identity: The identity of the device at the path; empty if unknown. If the identity changes, the path has another image.
     """
 
     path: str

@@ -45,7 +45,7 @@ class AlertOverrides:
         return tuple(override for override in self.overrides if fnmatchcase(alert, override.alert))
 
     def find(self, alert: str, vm: Vm, subject: str) -> AlertOverride | None:
-        """Return the override that applies to an alert; None if there is none."""
+        """Return the override that applies to an alert; None if no override applies."""
         if not self.overrides:
             return None
         return next(

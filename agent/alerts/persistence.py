@@ -8,7 +8,7 @@ from agent.alerts.process_state import VmProcessState
 from agent.alerts.processes import ProcessRegistry
 from agent.alerts.rules.derived_samples import VmRuleState
 from agent.alerts.rules.sample_rule_evaluator import MAX_RULE_SUBJECTS
-from agent.alerts.rules.snapshot_ages import SNAPSHOT_ENTRY_PREFIX, SnapshotAges
+from agent.alerts.rules.snapshot_ages import SNAPSHOT_ENTRY_PREFIX, ExternalSnapshotAges
 from agent.alerts.store import AlertStore
 from agent.model.record import Vm
 
@@ -34,7 +34,7 @@ class AlertPersistence:
         store: AlertStore,
         processes: ProcessRegistry,
         highest_writes: HighestWriteStore,
-        snapshot_ages: SnapshotAges,
+        snapshot_ages: ExternalSnapshotAges,
     ) -> None:
         self._host = host
         self._store = store

@@ -169,7 +169,9 @@ class PoolGrowth:
         return None
 
     def _smooth_rate(self, rate: float, index: int) -> float:
-        """Return the rate over a longer window if both rates are nearly equal, because a longer window varies less; otherwise `rate`.
+        """Return the rate over a longer window if that rate nearly equals `rate`; otherwise return `rate`.
+
+        The rate over a longer window varies less.
 
         Args:
             rate: growth rate over a window.

@@ -135,10 +135,11 @@ def _used_and_size(measure: PoolMeasure, usage: PoolUsage) -> tuple[int, int] | 
 
 
 def bytes_until_level(level: PoolAlertLevel, usage: PoolUsage) -> float | None:
-    """Return how many bytes can be written before a level of space is exceeded. The number is negative if the level is exceeded.
+    """Return how many bytes can be written before the pool's usage exceeds a space level.
 
     Returns:
-        None for a level of another quantity, or if the pool's sizes are unknown.
+        The number of bytes, negative if the level is already exceeded. None if the level does not limit space, or if the pool's size or
+        usage is unknown.
     """
     shares = _used_and_size(level.measure, usage) if level.measure is PoolMeasure.SPACE else None
     if shares is None:
@@ -148,7 +149,7 @@ def bytes_until_level(level: PoolAlertLevel, usage: PoolUsage) -> float | None:
     return max_used - used
 
 
-def is_highest_of_several(level: PoolAlertLevel, policy: PoolPolicy, usage: PoolUsage) -> bool:
+def is_highest_of_levels(level: PoolAlertLevel, policy: PoolPolicy, usage: PoolUsage) -> bool:
     """Return whether this level is the highest of two or more levels for the same quantity. Return False for a time level."""
     shares = _used_and_size(level.measure, usage)
     if level.measure is PoolMeasure.TIME or shares is None:

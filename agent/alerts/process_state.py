@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.alerts.rules.derived_samples import VmRuleState
-from agent.alerts.run_state import RunState
+from agent.alerts.run_state_tracker import RunStateTracker
 from agent.alerts.store import Alert
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.model.family import Sample
@@ -75,7 +75,7 @@ class VmProcessState:
     pid: int | None = None
     owner: int = 0
     instance: str = ""
-    run: RunState = field(default_factory=RunState)
+    run: RunStateTracker = field(default_factory=RunStateTracker)
     is_active: bool = True
     trackers: dict[str, ThresholdTracker] = field(default_factory=dict)
     restored_disks: dict[str, Any] = field(default_factory=dict)

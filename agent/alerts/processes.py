@@ -37,7 +37,7 @@ class ProcessRegistry:
         """Return the processes of a UUID, the primary first."""
         return self._by_uuid.get(uuid, [])
 
-    def find_attached(self, vm: Vm) -> VmProcessState | None:
+    def find_attached_process(self, vm: Vm) -> VmProcessState | None:
         """Return the process of this VM if the agent is attached to it; None if there is none."""
         for state in self._by_uuid.get(vm.uuid, ()):
             if state.detached_at is None and (state.vm is vm or state.vm == vm):
@@ -46,7 +46,7 @@ class ProcessRegistry:
 
     def find_active(self, vm: Vm) -> VmProcessState | None:
         """Return the attached process of this VM if the agent evaluates its disks; otherwise None."""
-        state = self.find_attached(vm)
+        state = self.find_attached_process(vm)
         return state if state is not None and state.is_active else None
 
     def attach(self, vm: Vm, pid: int | None) -> VmProcessState:
@@ -109,7 +109,8 @@ class ProcessRegistry:
     def has_ended(self, state: VmProcessState, successor: VmProcessState) -> bool:
         """Return whether a detached process has certainly ended.
 
-        A process has ended if its pid is dead, its guest shut down or migrated away, or its monitor now belongs to the successor.
+        A process has ended if its pid is dead, or if its guest shut down or migrated away. A process has also ended if `successor`,
+        another process with the same UUID, now has the process's monitor.
         """
         if state.detached_at is None:
             return False
@@ -130,7 +131,7 @@ class ProcessRegistry:
         return [state for state in self.processes_with_uuid(uuid) if state.detached_at is None and state.run.running]
 
     def is_uuid_unique(self, uuid: str) -> bool:
-        """Return True if all processes of a UUID are attached with a known run state, and at most one guest runs."""
+        """Return whether at most one process of a UUID runs its guest. False if a process is detached or its run state is unknown."""
         are_known = all(state.has_run_state and state.detached_at is None for state in self.processes_with_uuid(uuid))
         return are_known and len(self.running_processes(uuid)) < 2
 

@@ -64,7 +64,7 @@ class RunStateAlerts:
         state.run.stopped_ns = max([state.run.stopped_ns, *seen_ns])
 
     def on_event(self, state: VmProcessState, name: str, time_ns: int) -> Iterator[Record]:
-        """Handle STOP, RESUME or RESET."""
+        """Handle the event STOP, RESUME or RESET."""
         state.run.on_event(name, time_ns)
         if name == "RESUME":
             yield from self._resolve_stop(state, time_ns, name)

@@ -16,7 +16,7 @@ class ThresholdCommands:
 
     def pop_collectors_to_poll(self, vm: Vm) -> frozenset[str]:
         """Return the names of the collectors to poll now, and remove them from the list."""
-        state = self._processes.find_attached(vm)
+        state = self._processes.find_attached_process(vm)
         if state is None:
             return EMPTY_SET
         names, state.collectors_to_poll = state.collectors_to_poll, EMPTY_SET

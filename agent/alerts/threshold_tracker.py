@@ -232,10 +232,13 @@ class ThresholdTracker:
         return (usage.storage.node, value) if write_position <= value <= MAX_SIZE_BYTES else None
 
     def _bytes_until_pool_level(self) -> int | None:
-        """Return how many bytes this disk has to write until its pool exceeds the next level; None if this disk alone cannot do so.
+        """Return how many bytes this disk has to write until its pool exceeds the next level; None if this disk is too small for that.
 
-        With a threshold at that offset, QEMU reports the write at once, and the agent then reads the pool. If other disks also write, the
-        agent detects the exceeded level at its next read of the pool.
+        The result is also None if the disk has no pool with levels.
+
+        The agent can set a write threshold at the offset that these writes reach. QEMU reports a write beyond the threshold at once, and
+        the agent then reads the pool. If other disks also write, the pool may exceed the level before this disk reaches the threshold.
+        Then the agent detects the exceeded level at its next read of the pool.
         """
         usage = self.usage
         if not usage.is_thin or not isinstance(usage.pool, PoolUsage) or usage.pool.bytes_until_level is None:
@@ -247,7 +250,7 @@ class ThresholdTracker:
         """Return the threshold to set now, like `next_threshold`. The threshold counts as set from now on."""
         threshold = self.next_threshold()
         if threshold is not None:
-            self.slot.on_send(*threshold)
+            self.slot.on_command_send(*threshold)
         return threshold
 
     def on_command_done(self, *, done: bool) -> None:

@@ -141,7 +141,7 @@ class WriteThresholdSlot:
             return WriteThresholdInput.READ_REFUSED if refused else WriteThresholdInput.READ_EMPTY
         return WriteThresholdInput.READ_OURS if is_level or self.owns(node, value) else WriteThresholdInput.READ_FOREIGN
 
-    def on_send(self, node: str, value: int) -> None:
+    def on_command_send(self, node: str, value: int) -> None:
         """Store a threshold whose command is about to be sent, and count the threshold as set from now on."""
         self._change_state(WriteThresholdInput.SEND)
         self.threshold = (node, value)

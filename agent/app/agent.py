@@ -50,12 +50,12 @@ from agent.host.pools.libvirt import LibvirtPoolSource, LibvirtStoragePool
 from agent.host.pools.lvm_thin import LvmThinPoolSource
 from agent.host.pools.storage_report import StorageReportFile
 from agent.host.pools.zfs import ZfsPoolSource
-from agent.http.web_config import EndpointError
+from agent.http.web_config import EndpointSetupError
 from agent.runtime.gc import scheduled_garbage_collection
 from agent.runtime.logging import configure_logging
 from agent.runtime.systemd import SystemdNotifier
-from agent.session.api import SessionContext
 from agent.session.discovery_manager import DiscoveryManager
+from agent.session.shared_types import SessionContext
 from agent.session.supervisor_group import SupervisorGroup
 
 _log = logging.getLogger("agent")
@@ -234,7 +234,7 @@ class Agent:
             tasks.create_task(self.lifecycle.run(), name="heartbeat")
             tasks.create_task(self.publisher.store_run_id(), name="run id")
             if self.state_publisher is not None:
-                self.state_publisher.restore(self.publisher.delivery.stored_entries)
+                self.state_publisher.restore(self.publisher.delivery.stored_persistent_entries)
                 tasks.create_task(self.state_publisher.run(), name="states")
             tasks.create_task(self.storage.run(), name="storage")
             tasks.create_task(self.host_resources.run(), name="host")
@@ -299,7 +299,7 @@ class Agent:
         try:
             async with self.endpoint.serving() as url:
                 yield url
-        except EndpointError as error:
+        except EndpointSetupError as error:
             raise StartError(str(error)) from error
 
 

@@ -25,7 +25,7 @@ from agent.model.lifecycle_records import HEARTBEAT, STARTED, STOPPING
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import Record, Vm
-from agent.session.api import MonitorState
+from agent.session.shared_types import MonitorState
 
 HEARTBEAT_SECONDS = 30.0
 """Time between two heartbeats."""
@@ -80,7 +80,7 @@ class AgentLifecycle:
 
     def on_started(self) -> None:
         """Publish `qemu.agent.started`. The journal must be open, because it stores how the previous run ended."""
-        last_run = self._publisher.delivery.stored_entries.get(LAST_RUN_ENTRY_NAME)
+        last_run = self._publisher.delivery.stored_persistent_entries.get(LAST_RUN_ENTRY_NAME)
         previous = _PREVIOUS_RUN.get(last_run) if isinstance(last_run, str) else None
         data = self.run_fields()
         if previous is not None:

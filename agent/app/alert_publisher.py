@@ -1,6 +1,7 @@
 """Forwards events and samples to the alert engine, publishes the alerts, and stores their state for the next start of the agent.
 
-A persistent entry in the journal contains the state of all alerts of a VM. The journal stores it in one transaction with an alert's record.
+A persistent entry in the journal contains the state of all alerts of a VM. The journal stores the entry and an alert's
+record in one transaction.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from agent.app.builders import (
     pool_policy,
     threshold_policy,
 )
-from agent.app.causation import CausationIdLookup, unknown_cause
+from agent.app.causation import CausationIdLookup, no_causation_id
 from agent.app.publisher import RecordPublisher
 from agent.config.model import AlertsConfig
 from agent.model.family import Family, Sample
@@ -32,7 +33,7 @@ from agent.model.metrics.migration import MIGRATION
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import Record, Vm
-from agent.session.api import VmChange
+from agent.session.shared_types import VmChange
 
 _log = logging.getLogger("agent")
 
@@ -77,7 +78,7 @@ class AlertPublisher:
         self.changed = asyncio.Event()
         self.on_record: Callable[[Record], None] = lambda _record: None
         self._publisher = publisher
-        self.cause_of: CausationIdLookup = unknown_cause
+        self.cause_of: CausationIdLookup = no_causation_id
 
     @contextlib.contextmanager
     def caused_by(self, cause_of: CausationIdLookup) -> Iterator[None]:
@@ -86,11 +87,11 @@ class AlertPublisher:
         try:
             yield
         finally:
-            self.cause_of = unknown_cause
+            self.cause_of = no_causation_id
 
     def restore(self) -> None:
         """Restore the alerts of the previous run from the journal."""
-        entries = self._publisher.delivery.stored_entries
+        entries = self._publisher.delivery.stored_persistent_entries
         self.engine.persistence.restore(entries, time.monotonic())
         self.pools.restore(entries, time.time())
 
@@ -100,7 +101,7 @@ class AlertPublisher:
         self.engine.set_guest_policy(guest_alert_policy(config))
         self.engine.set_overrides(alert_overrides(config), [alert.to_alert_row() for alert in config.custom])
 
-    def on_event(self, record: Record, id_of_event: CausationIdLookup = unknown_cause) -> None:
+    def on_event(self, record: Record, id_of_event: CausationIdLookup = no_causation_id) -> None:
         """Update the alerts after an event.
 
         Args:

@@ -24,8 +24,8 @@ from agent.http.handlers import EndpointSource, create_application
 from agent.http.server import HttpEndpoint
 from agent.model.record import Vm
 from agent.monitors import Discoverer
-from agent.qmp.commands import QemuChange
-from agent.session.api import SessionSettings
+from agent.qmp.commands import OptInChange
+from agent.session.shared_types import SessionSettings
 
 
 class StartError(SubcommandError):
@@ -100,15 +100,15 @@ def session_settings(config: Config) -> SessionSettings:
     changes = set()
     disks = config.alerts.disks
     if ThresholdMode.ARM in (disks.mode, *(entry.mode for entry in disks.overrides)):
-        changes.add(QemuChange.WRITE_THRESHOLD)
+        changes.add(OptInChange.WRITE_THRESHOLD)
     if config.allow.guest_stats_interval is not None:
-        changes.add(QemuChange.GUEST_STATS_INTERVAL)
+        changes.add(OptInChange.GUEST_STATS_INTERVAL)
     if config.allow.latency_histograms:
-        changes.add(QemuChange.LATENCY_HISTOGRAMS)
+        changes.add(OptInChange.LATENCY_HISTOGRAMS)
     if config.allow.migration_events:
-        changes.add(QemuChange.MIGRATION_EVENTS)
+        changes.add(OptInChange.MIGRATION_EVENTS)
     if config.allow.virtio_queues:
-        changes.add(QemuChange.VIRTIO_QUEUES)
+        changes.add(OptInChange.VIRTIO_QUEUES)
     changes.update(*(entry.qemu_changes for entry in config.monitors))
     return SessionSettings(
         host=config.host,
@@ -124,7 +124,10 @@ def session_settings(config: Config) -> SessionSettings:
 
 def build_discoverers(config: Config) -> dict[str, Discoverer]:
     """Return a discoverer for each entry of `monitors` in the config. A changed entry gets another key."""
-    return {repr(discoverer): discoverer for discoverer in (entry.build(config.allow) for entry in config.monitors)}
+    return {
+        repr(discoverer): discoverer
+        for discoverer in (entry.build_discoverer(config.allow) for entry in config.monitors)
+    }
 
 
 def build_sink(config: Config) -> Sink:

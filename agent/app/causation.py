@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from agent.model.family import Sample
 from agent.model.record import EncodedRecord, Record, Vm
-from agent.session.api import VmChange
+from agent.session.shared_types import VmChange
 
 CausationIdLookup = Callable[[Record], str]
 """Returns the id of the record that caused this record; empty if the cause is unknown."""
@@ -15,7 +15,7 @@ _END_EVENTS: Final = {"qemu.event.shutdown": "shutdown", "qemu.event.migration":
 """Types of the events that cause later records."""
 
 
-def unknown_cause(_record: Record) -> str:
+def no_causation_id(_record: Record) -> str:
     """Return an empty id, because the cause is unknown."""
     return ""
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from agent.app.alert_publisher import AlertPublisher, ended_permanently
-from agent.app.causation import CausationIds, PublishedSamples, unknown_cause
+from agent.app.causation import CausationIds, PublishedSamples, no_causation_id
 from agent.app.hang_detector import HangDetector
 from agent.app.image_pool_finder import STORAGE_FAMILIES
 from agent.app.io_stall_watcher import IoStallWatcher
@@ -26,7 +26,7 @@ from agent.model.metrics.migration import MIGRATION, MIGRATION_ENDED
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, Vm
 from agent.monitors import Monitor
-from agent.session.api import MonitorState, MonitorStatus, PollOutcome, VmChange
+from agent.session.shared_types import MonitorState, MonitorStatus, PollOutcome, VmChange
 
 _log = logging.getLogger("agent")
 
@@ -138,7 +138,7 @@ class SessionDispatcher:
         try:
             self._update_alerts(vm, families, samples, time_ns)
         finally:
-            self._alerts.cause_of = unknown_cause
+            self._alerts.cause_of = no_causation_id
         stalls = self._io_stalls.on_samples(vm, families, samples, time_ns)
         if stalls is not None:
             self._on_stalls(vm, stalls, time_ns)
@@ -160,7 +160,10 @@ class SessionDispatcher:
         self._alerts.on_rule_samples(vm, families, samples, time_ns)
 
     def _update_space(self, vm: Vm, spaces: Sequence[Sample], time_ns: int) -> None:
-        """Store the `block_space` samples of a VM, and update their alerts. Do nothing if the list is the same object as before."""
+        """Store the `block_space` samples of a VM, and update their alerts.
+
+        Do nothing if `spaces` and the limits are the same objects as in the last call, and no alert rule uses `block_space`.
+        """
         view, limits = self._snapshot.view_of(vm), self._snapshot.limits
         has_conditions = BLOCK_SPACE in self._alerts.engine.rules.samples.families
         if (

@@ -78,7 +78,7 @@ class EntityStateTable:
             self._pending.pop(path, None)
 
     def write_all_again(self) -> int:
-        """Schedule the state of every entity to be written again. Return the number of entities."""
+        """Schedule the state of every entity to be written again. Return the number of states."""
         self._pending |= dict.fromkeys(self._current, True)
         return len(self._current)
 
@@ -103,7 +103,7 @@ class EntityStateTable:
                 self._written[path] = state
         self._in_flight.clear()
 
-    def on_failed(self) -> None:
+    def on_write_failed(self) -> None:
         """Handle a failed write: schedule its changes again, before all other changes, because the topic may not have them."""
         for path in self._in_flight:
             self._written[path] = None

@@ -7,7 +7,7 @@ from agent.app.dispatcher import store_and_publish
 from agent.app.publisher import RecordPublisher
 from agent.app.self_metrics import SelfMetrics
 from agent.exposition.snapshot import Snapshot
-from agent.guest.api import GuestCommandOutcome
+from agent.guest.shared_types import GuestCommandOutcome
 from agent.model.family import Family, Sample
 from agent.model.record import Vm
 

@@ -14,7 +14,7 @@ from agent.delivery.pipeline import DeliveryPipeline
 from agent.exposition.snapshot import Snapshot
 from agent.http.server import HttpEndpoint
 from agent.model.record import sanitize
-from agent.session.api import MonitorState
+from agent.session.shared_types import MonitorState
 from agent.session.supervisor_group import SupervisorGroup
 
 HANG_POLLS = 3

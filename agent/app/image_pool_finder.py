@@ -177,7 +177,7 @@ class ImagePoolFinder:
         ]
 
     def use_files_as_images(self, vm: Vm, locations: Sequence[ImageLocation]) -> None:
-        """Treat these files as the images of a VM until its first poll reports the images."""
+        """Use `locations` as the locations of a VM's images until the VM's first poll reports the images."""
         if vm not in self._images:
             images = [
                 Image(location.path, "storage", location.driver, location.path, 0, 0, 0) for location in locations

@@ -64,14 +64,15 @@ class IdleDisk:
     """A disk that has completed no request for `IDLE_SECONDS`.
 
     Attributes:
-        completed: number of completed requests.
+        completed: number of completed requests when the disk became idle.
         merged: number of merged requests when the disk became idle.
-        last_completed_ns: time of the last completed request, in nanoseconds since the epoch. If this time is unknown, the time of the next
-            poll.
-        signs: for each sign of requests in flight, when it began, in nanoseconds since the epoch.
-        queued_ns: time of the first poll that showed requests in a virtio queue; 0 if the queues were empty at the last poll.
-        requests: number of requests in the virtio queues at their last poll; None if they were not polled.
-        threads: number of threads that wait.
+        last_completed_ns: time of the last completed request, in nanoseconds since the epoch. If the time is unknown, this is the time of
+            the poll at which the disk became idle.
+        signs: the signs of requests in flight, each with the time when the sign began, in nanoseconds since the epoch.
+        queued_ns: time of the first poll that showed requests in the disk's virtio queues, in nanoseconds since the epoch. 0 if the last
+            poll of the queues showed no requests.
+        requests: number of requests in the disk's virtio queues at the last poll of the queues; None if the queues were never polled.
+        threads: number of threads that wait for this disk.
     """
 
     completed: float
@@ -103,7 +104,7 @@ class IoStallDetector:
 
     @property
     def is_suspect(self) -> bool:
-        """True if an idle disk may have requests in flight. Usually these requests complete before the next poll."""
+        """True if a disk that completes no requests may have requests in flight. Usually the requests complete before the next poll."""
         if self._threads:
             return bool(self.idle_disks)
         for disk in self.idle_disks.values():  # noqa: SIM110 - each poll of an idle disk runs this

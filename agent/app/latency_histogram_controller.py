@@ -13,9 +13,9 @@ from agent.model.metrics.block import BLOCK
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import Record, Vm
 from agent.qmp.commands import Command
-from agent.session.api import DiskCommandController, VmChange
 from agent.session.disk_latency_histograms import BoundariesNs, HistogramState
 from agent.session.latency_histograms import LatencyHistogramTracker
+from agent.session.shared_types import DiskCommandController, VmChange
 
 _log = logging.getLogger("agent")
 
@@ -44,10 +44,10 @@ class LatencyHistogramController:
     def restore(self) -> None:
         """Restore the persistent entries of the previous run from the journal."""
         self.histograms.has_no_journal = self._publisher.delivery.journal is None
-        self.histograms.restore(self._publisher.delivery.stored_entries, time.monotonic())
+        self.histograms.restore(self._publisher.delivery.stored_persistent_entries, time.monotonic())
 
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
-        """Handle a lifecycle change."""
+        """Handle a lifecycle change of a VM."""
         if change is VmChange.ATTACHED:
             self.histograms.on_attached(record.vm, record.data.get("pid"))
         elif change in (VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT):

@@ -25,8 +25,8 @@ from agent.host.pools.base import (
     PoolSource,
     PoolUnresponsiveError,
 )
-from agent.host.pools.device import DevicePoolSource
-from agent.host.pools.filesystem import FileSystemPoolSource, mount_device
+from agent.host.pools.block_device import BlockDevicePoolSource
+from agent.host.pools.filesystem import FileSystemPoolSource, mount_device_number
 from agent.model.family import Family, Sample
 from agent.model.metrics.pool import BLOCK_STORAGE, POOL
 from agent.model.record import Record, Vm
@@ -110,7 +110,7 @@ class PoolPoller:
         self._reader = FileSystemReader(on_change=self._on_storage_change)
         self._file_systems = FileSystemPoolSource(self._reader, thin_pool_free)
         self._fallback = fallback
-        self._sources: tuple[PoolSource, ...] = (*sources, self._file_systems, DevicePoolSource())
+        self._sources: tuple[PoolSource, ...] = (*sources, self._file_systems, BlockDevicePoolSource())
         self._pool_finder = ImagePoolFinder(ImageLocator(self._reader), self._sources, self._on_placed, fallback)
         self.gate = StorageQueryGate(self._reader, self._pool_finder)
         self._vms_to_poll: dict[Vm, None] = {}
@@ -164,7 +164,7 @@ class PoolPoller:
     def _on_storage_change(self) -> None:
         """Handle a change of a mount's state. Read the unresponsive pools of mounts that answer again."""
         for usage in self.registry:
-            if usage.unresponsive_since is not None and not self._reader.is_suspect(mount_device(usage.pool)):
+            if usage.unresponsive_since is not None and not self._reader.is_suspect(mount_device_number(usage.pool)):
                 self._due[usage.pool.key] = time.monotonic()
         self.gate.on_change()
         self._wake()
@@ -217,7 +217,7 @@ class PoolPoller:
                 self._in_flight.add(key)
                 due.setdefault(self._pool_finder.source_of(usage.pool), []).append(usage.pool)
         for source, pools in due.items():
-            may_hang = isinstance(source, FileSystemPoolSource | DevicePoolSource)
+            may_hang = isinstance(source, FileSystemPoolSource | BlockDevicePoolSource)
             for group in [[pool] for pool in pools] if may_hang else [pools]:
                 tasks.create_task(self._read_pools(source, group), name=f"read pool {group[0].name}")
 
@@ -253,7 +253,9 @@ class PoolPoller:
         elif isinstance(reading, PoolUnresponsiveError):
             usage.unresponsive_since = usage.unresponsive_since or now
             usage.error = str(reading) if usage.pool.kind is PoolKind.DEVICE else usage.error
-            if usage.pool.kind is not PoolKind.FILESYSTEM or self._reader.is_unresponsive(mount_device(usage.pool)):
+            if usage.pool.kind is not PoolKind.FILESYSTEM or self._reader.is_unresponsive(
+                mount_device_number(usage.pool)
+            ):
                 with self._alerts.caused_by(self._cause_of_alerts(usage, now)):
                     self.pool_alerts.on_unresponsive(usage)
         else:
@@ -279,9 +281,9 @@ class PoolPoller:
         return self._publish(Record(POOL.type, self._vm, sample.data, time.time_ns(), sample.subject)), sample
 
     def _cause_of_alerts(self, usage: PoolUsage, now: float) -> CausationIdLookup:
-        """Return a function that returns the id of the pool's record, which is the `causationid` of the pool's alerts.
+        """Return a function that returns the `causationid` of the pool's alerts: the id of the pool's record.
 
-        The first call of the function publishes that record.
+        The first call of the function publishes the pool's record.
         """
         record_id = ""
 

@@ -50,11 +50,11 @@ class RecordPublisher:
 
         Ids and sequences of this run sort after the ids and sequences of the last run, even if the clock was set back.
         """
-        if isinstance(run_id := self.delivery.stored_entries.get(RUN_ID_ENTRY_NAME), str):
+        if isinstance(run_id := self.delivery.stored_persistent_entries.get(RUN_ID_ENTRY_NAME), str):
             self._encode.ensure_run_id_after(run_id)
         if self.delivery.journal is not None:
-            self._sequences.restore(self._encode.sequences, self.delivery.stored_entries)
-            self.delivery.journal.pending_entries.fetch_changed = self._sequences.changed_entries
+            self._sequences.restore(self._encode.sequences, self.delivery.stored_persistent_entries)
+            self.delivery.journal.pending_entries.fetch_changed = self._sequences.entries_to_store
 
     def store_sequences(self) -> None:
         """Store the newest sequences of samples in the journal. Call this after the last sample and before the end of delivery."""
@@ -79,7 +79,7 @@ class RecordPublisher:
         self.broadcaster.publish(encoded, kind)
         return encoded.id
 
-    def encode_state(self, record: Record) -> EncodedRecord:
+    def encode_and_broadcast_state(self, record: Record) -> EncodedRecord:
         """Encode a record for the state topic, and send it to the subscribers of the live stream. Return the encoded record."""
         encoded = self._encode(record)
         self.published[record.kind] += 1

@@ -25,7 +25,7 @@ from agent.delivery.pipeline import DeliveryPipeline
 from agent.delivery.queue import RecordQueue
 from agent.exposition.snapshot import Snapshot
 from agent.http.server import HttpEndpoint
-from agent.session.api import MonitorState
+from agent.session.shared_types import MonitorState
 
 # Do not add a `_created` series to each counter: such series would double the text, and Prometheus does not use them.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no type for it

@@ -20,7 +20,7 @@ from agent.alerts.engine import REATTACH_SECONDS
 from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.store import Alert
 from agent.app.entity_state_table import EntityState, EntityStateTable
-from agent.app.state_values import (
+from agent.app.entity_states import (
     STATE_FAMILIES,
     alert_path,
     alert_state,
@@ -35,7 +35,7 @@ from agent.model.family import Family
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import EncodedRecord, Record, Vm
 from agent.model.state_records import STATE_PREFIX, StateSubject
-from agent.session.api import MonitorState
+from agent.session.shared_types import MonitorState
 
 TURN_SECONDS = 1.0
 """Time between two turns of the loop, in seconds."""
@@ -56,7 +56,7 @@ _ALIVE_BUT_DETACHED = frozenset({MonitorState.BUSY, MonitorState.DENIED, Monitor
 class StateSink(Protocol):
     """Delivers records to the state topic, and stores their keys in the journal."""
 
-    def encode_state(self, record: Record) -> EncodedRecord:
+    def encode_and_broadcast_state(self, record: Record) -> EncodedRecord:
         """Encode a record for the state topic with the next id."""
 
     async def deliver_state(self, records: Sequence[EncodedRecord]) -> None:
@@ -157,7 +157,7 @@ class StatePublisher:
             self._changed[vm.uuid] = None
 
     def on_samples(self, vm: Vm, families: Sequence[Family]) -> None:
-        """Handle new samples of some families of a VM in the snapshot."""
+        """Handle a poll of a VM, whose samples of the families are now in the snapshot."""
         if not STATE_FAMILIES.isdisjoint(families):
             self.on_vm_changed(vm)
 
@@ -182,7 +182,7 @@ class StatePublisher:
             self._table.remove(alert_path(record.data["fingerprint"]))
 
     def rewrite_all(self) -> int:
-        """Schedule all states to be written again. Return the number of entities."""
+        """Schedule all states to be written again, and return the number of states."""
         self._changed |= dict.fromkeys(vm.uuid for vm, _ in self._sources.snapshot.views())
         return self._table.write_all_again()
 
@@ -267,7 +267,7 @@ class StatePublisher:
             await self._store_entries({path: self._entry_value(path) for path in (*new, *retried)})
             await self._sink.deliver_state([self._encode_change(path, state) for path, state in changes.items()])
         except BaseException:
-            self._table.on_failed()
+            self._table.on_write_failed()
             raise
         self._table.on_written()
         self.records_written += len(changes)
@@ -278,7 +278,7 @@ class StatePublisher:
         if state is None:
             entity = StateSubject(self._sources.host, "", "", path=path)
             return EncodedRecord(f"tombstone {path}", entity.key, f"{STATE_PREFIX}tombstone", now_ns, b"", entity)
-        return self._sink.encode_state(
+        return self._sink.encode_and_broadcast_state(
             Record(state.type, state.entity, state.data, now_ns, state.subject, state.severity)
         )
 

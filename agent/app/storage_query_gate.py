@@ -108,7 +108,7 @@ class StorageQueryGate:
             self.schedule_collectors(vm, DEFERRED_COLLECTORS)
 
     async def _check_mounts(self, mounts: Mounts) -> None:
-        """Read the mounts that have not answered within `FRESH_SECONDS`. Wait at most `WAIT_SECONDS` for the answers."""
+        """Call statvfs on each mount without an answer in the last `FRESH_SECONDS`. Wait at most `WAIT_SECONDS` for the answers."""
         unchecked = [mount for mount in mounts if self._reader.seconds_since_answer(mount) > FRESH_SECONDS]
         checks = {
             asyncio.create_task(self._check_mount(mounts[mount], mount))
@@ -123,9 +123,9 @@ class StorageQueryGate:
             await self._reader.statvfs(directory, mount)
 
     def on_change(self) -> None:
-        """For each VM whose storage answers again, schedule the deferred collectors.
+        """Schedule the deferred collectors of each VM whose storage answers again.
 
-        Call this when the state of a mount changes, and when a VM has no more disks that may hang.
+        Call this method when the state of a mount changes, and when none of the disks of a VM may hang any more.
         """
         for vm, mounts in list(self._deferred.items()):
             if not self._has_suspect_mount(mounts) and not self.is_io_suspect(vm):

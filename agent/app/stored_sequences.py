@@ -58,7 +58,7 @@ class StoredSequences:
                 if isinstance(value, str) and topic in self._sample_topics:
                     yield topic, source, value
 
-    def changed_entries(self, all_sources: bool) -> Iterable[PersistentEntry]:  # noqa: FBT001 - a callback's only argument
+    def entries_to_store(self, all_sources: bool) -> Iterable[PersistentEntry]:  # noqa: FBT001 - a callback's only argument
         """Yield the entries to store in a transaction. The first call also deletes entries of earlier runs that are no longer valid.
 
         Args:

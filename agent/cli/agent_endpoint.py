@@ -48,9 +48,9 @@ def _web_section(path: Path | None) -> "WebSectionConfig":
 def _has_tls(config_file: str) -> bool:
     """Return whether the endpoint uses TLS; False if this user may not read the web config."""
     from agent.common.config_types import expand_secret_path  # noqa: PLC0415 - few hosts have a web config
-    from agent.http.web_config import EndpointError, LoadedWebConfig  # noqa: PLC0415 - few hosts have a web config
+    from agent.http.web_config import EndpointSetupError, LoadedWebConfig  # noqa: PLC0415 - few hosts have a web config
 
-    with contextlib.suppress(EndpointError, OSError):
+    with contextlib.suppress(EndpointSetupError, OSError):
         return LoadedWebConfig.read(expand_secret_path(config_file)).tls is not None
     return False
 

@@ -18,12 +18,12 @@ from agent.common.config_types import expand_secret_path
 from agent.config.model import Config
 from agent.delivery.sinks.base import SinkError
 from agent.http.server import bind_sockets, is_loopback
-from agent.http.web_config import EndpointError, LoadedWebConfig
+from agent.http.web_config import EndpointSetupError, LoadedWebConfig
 from agent.model.record import sanitize
 from agent.monitors import DialDiscoverer, Discoverer, ListenDiscoverer, Monitor
 from agent.qmp.errors import BusyError, DeniedError, QmpError
 from agent.session import host_process, identity
-from agent.session.api import SessionContext
+from agent.session.shared_types import SessionContext
 
 MAX_CONCURRENT_CHECKS = 50
 """Maximum number of monitors that are checked at once."""
@@ -217,7 +217,7 @@ async def _check_endpoint(config: Config) -> Finding:
             LoadedWebConfig.read, expand_secret_path(path) if path is not None else None
         )
         await asyncio.to_thread(_try_to_bind, address)
-    except EndpointError as error:
+    except EndpointSetupError as error:
         return _failed_finding(f"endpoint: {error}")
     except OSError as error:
         return _failed_finding(f"endpoint: {error.strerror or error}")
@@ -235,12 +235,12 @@ def _try_to_bind(address: str) -> None:
     """Test whether the agent can listen on the endpoint's address.
 
     Raises:
-        EndpointError: the agent cannot listen on the address. A port in use is no error, because the running agent probably uses it.
+        EndpointSetupError: the agent cannot listen on the address. A port in use is no error, because the running agent probably uses it.
     """
     try:
         for bound in bind_sockets(address):
             bound.close()
-    except EndpointError as error:
+    except EndpointSetupError as error:
         if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.EADDRINUSE:
             raise
 

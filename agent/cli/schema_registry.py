@@ -47,7 +47,7 @@ class Registration:
     error: str = ""
 
 
-def subject_of(name: str) -> str:
+def schema_registry_subject(name: str) -> str:
     """Return the subject of the current version of a schema, such as `qemu.sample.block.1`."""
     return schema_uri(name).removeprefix("urn:qmp-agent:").replace(":", ".")
 
@@ -70,7 +70,7 @@ async def register_schemas(
     async with credentials.open_session(timeout=timeout) as session:
         registry = _Registry(session, url.rstrip("/"))
         for name, schema in (published_schemas() if schemas is None else schemas).items():
-            yield await registry.register(subject_of(name), {**schema, "$schema": DIALECT})
+            yield await registry.register(schema_registry_subject(name), {**schema, "$schema": DIALECT})
 
 
 class _Registry:

@@ -113,7 +113,9 @@ def require_type(reply: Any, expected: type[T]) -> T:
 
 
 def optional_reply(reply: Any, expected: type[T]) -> T | None:
-    """Return the reply if it has the expected type, otherwise None: an error usually means that the VM lacks the feature.
+    """Return the reply if it has the expected type; otherwise return None.
+
+    An error is no failure here, because it usually means that the VM lacks the feature.
 
     Raises:
         UnreadableReplyError: the reply cannot be read.
@@ -163,12 +165,12 @@ class Transition:
     severity: Severity = Severity.INFO
 
 
-def no_commands(_facts: VmFacts) -> tuple[()]:
+def no_commands_to_send(_facts: VmFacts) -> tuple[()]:
     """Return no command. Use this function as `Collector.commands` of a collector that reads only files."""
     return ()
 
 
-def no_files(_facts: VmFacts) -> tuple[()]:
+def no_files_to_read(_facts: VmFacts) -> tuple[()]:
     """Return no file. Use this function as `Collector.files` of a collector that reads no file."""
     return ()
 
@@ -227,7 +229,7 @@ class Collector:
     derive: Callable[[Poll, Poll], Sequence[Sample]] = _return_samples_unchanged
     transitions: Callable[[Poll, Poll], Iterable[Transition]] = _no_transitions
     from_event: Mapping[str, Callable[[Mapping[str, Any]], Iterable[Sample]]] = field(default_factory=dict)
-    files: Callable[[VmFacts], Sequence[FileRequest]] = no_files
+    files: Callable[[VmFacts], Sequence[FileRequest]] = no_files_to_read
     accesses_storage: bool = False
     subjects: Callable[[VmFacts], Sequence[Any]] | None = None
 
@@ -250,4 +252,4 @@ class Collector:
     @property
     def host_only(self) -> bool:
         """True if the collector sends no command to QEMU."""
-        return self.commands is no_commands
+        return self.commands is no_commands_to_send

@@ -2,7 +2,8 @@
 
 In an event, QEMU names a disk by the QOM path of its device, by its block backend or by its top block node. The top node can be a filter
 that a mirror, a commit or a backup has inserted. query-block and query-blockstats omit such a filter (QEMU 2.9 to 11.1).
-query-named-block-nodes lists the filter: since QEMU 10.1 with its children, before with the file name of the node below.
+query-named-block-nodes lists the filter. Since QEMU 10.1, the filter's entry has the filter's children. Before QEMU 10.1, the entry has
+only the file name of the node below the filter.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,8 +1,8 @@
 """KVM's statistics of the VM and of its vCPUs. QEMU reads them from the kernel without interrupting a vCPU (QEMU 7.1).
 
-The commands have their own interval, because they are long and take more of QEMU's time than other commands: they contain the names of the
-statistics. The VM's statistics take QEMU's main loop 1.4 times as long as query-status, and the statistics of two vCPUs 2.2 times as long
-(measured on QEMU 7.2). On QEMU 11.1 the factors are 1.0 and 1.7.
+The commands have their own interval, because QEMU takes longer to execute these commands than others. Each command names all statistics
+that it requests. On QEMU 7.2, a query for the VM's statistics keeps the main loop busy 1.4 times as long as query-status. A query for the
+statistics of two vCPUs takes 2.2 times as long as query-status. On QEMU 11.1, the factors are 1.0 and 1.7.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

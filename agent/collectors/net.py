@@ -5,9 +5,9 @@ In the samples, `receive` and `transmit` are from the guest's side.
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.base import Collector, Replies, VmFacts, at_poll_interval, no_commands
+from agent.collectors.base import Collector, Replies, VmFacts, at_poll_interval, no_commands_to_send
 from agent.host.procfs import parse_net_dev, parse_number, parse_numbers
-from agent.host.types import FileRequest, NetworkInterface, VirtualFunctionRequest
+from agent.host.types import FileRequest, NetworkInterface, VirtualFunctionCountersRequest
 from agent.model.family import FieldValues, Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.vm_process import NET
@@ -52,13 +52,13 @@ def _files(facts: VmFacts) -> Sequence[FileRequest]:
 def _to_file_request(interface: NetworkInterface) -> FileRequest:
     described = _DescribedInterface(interface)
     if interface.vf is not None:
-        return VirtualFunctionRequest("", (*described.counters, "mac"), described, vf=interface.vf)
+        return VirtualFunctionCountersRequest("", (*described.counters, "mac"), described, vf=interface.vf)
     return FileRequest(f"/sys/class/net/{interface.name}/statistics", described.counters, described)
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
     for request, contents in replies:
-        if isinstance(request, VirtualFunctionRequest):
+        if isinstance(request, VirtualFunctionCountersRequest):
             *counters, mac = contents
             if any(counter is not None for counter in counters):
                 address = {"mac": mac.decode()} if mac else {}
@@ -90,4 +90,4 @@ def _to_sample(interface: _DescribedInterface, values: FieldValues) -> Sample:
     return Sample(NET, interface.labels, values)
 
 
-COLLECTOR = Collector("net", (NET,), no_commands, _collect, at_poll_interval, files=_files)
+COLLECTOR = Collector("net", (NET,), no_commands_to_send, _collect, at_poll_interval, files=_files)

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.base import Collector, Replies, VmFacts, at_poll_interval, no_commands
+from agent.collectors.base import Collector, Replies, VmFacts, at_poll_interval, no_commands_to_send
 from agent.host.procfs import (
     FileParser,
     io_format,
     lines_format,
     number_format,
-    parse_state,
+    parse_process_state,
     pressure_format,
     schedstat_format,
     split_stat,
@@ -61,7 +61,7 @@ def _collect_process(replies: Replies) -> Iterable[Sample]:
         values: FieldValues = dict(request.subject)
         words = split_stat(stat)
         _add_stat(words, values)
-        if (state := parse_state(words)) is not None:
+        if (state := parse_process_state(words)) is not None:
             values["state"] = state
         for add, content in zip(_PROCESS_PARSERS.values(), contents, strict=True):
             if content is not None:
@@ -84,5 +84,7 @@ def _collect_cgroup(replies: Replies) -> Iterable[Sample]:
         yield Sample(CGROUP, (), values)
 
 
-PROCESSES = Collector("process", (PROCESS,), no_commands, _collect_process, at_poll_interval, files=_process_files)
-CGROUPS = Collector("cgroup", (CGROUP,), no_commands, _collect_cgroup, at_poll_interval, files=_cgroup_files)
+PROCESSES = Collector(
+    "process", (PROCESS,), no_commands_to_send, _collect_process, at_poll_interval, files=_process_files
+)
+CGROUPS = Collector("cgroup", (CGROUP,), no_commands_to_send, _collect_cgroup, at_poll_interval, files=_cgroup_files)

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from agent.collectors.base import Collector, Replies, VmFacts, at_poll_interval, no_commands
-from agent.host.procfs import FileParser, parse_state, schedstat_format, split_stat, stat_format
+from agent.collectors.base import Collector, Replies, VmFacts, at_poll_interval, no_commands_to_send
+from agent.host.procfs import FileParser, parse_process_state, schedstat_format, split_stat, stat_format
 from agent.host.types import FileRequest, LinuxTask
 from agent.model.family import Family, FieldValues, Sample
 from agent.model.field_reader import FieldReader
@@ -35,13 +35,13 @@ def _thread_collector(name: str, family: Family, tasks_of: Callable[[VmFacts], S
             words = split_stat(stat)
             add_stat(words, values)
             values.update(constants)
-            if (state := parse_state(words)) is not None:
+            if (state := parse_process_state(words)) is not None:
                 values["state"] = state
             else:
                 del values["state"]
             yield Sample(family, labels, values)
 
-    return Collector(name, (family,), no_commands, collect, at_poll_interval, files=files)
+    return Collector(name, (family,), no_commands_to_send, collect, at_poll_interval, files=files)
 
 
 VCPUS = _thread_collector("vcpu", VCPU, lambda facts: facts.vcpus)

@@ -27,13 +27,13 @@ _read = FieldReader(VIRTIO_QUEUE)
 def virtio_paths(blockstats: object) -> list[tuple[str, str]]:
     """Return the name and the QOM path of each disk that may be a virtio disk.
 
-    A vhost disk has no block statistics, so the result omits it.
+    The result omits vhost disks, because query-blockstats does not report vhost disks.
 
     Args:
         blockstats: the reply to query-blockstats.
 
     Raises:
-        QmpError: the reply is an error or no list.
+        QmpError: the reply is an error, or is not a list.
     """
     paths = [(name, as_text(disk.get("qdev"))) for name, disk in disks_by_name(blockstats)]
     return [(name, path) for name, path in paths if path.endswith(VIRTIO_BACKEND_SUFFIX)][:MAX_DISKS]

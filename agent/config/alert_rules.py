@@ -73,7 +73,7 @@ def require_known_name(name: str, known: Iterable[str], what: str) -> str:
     raise ValueError(f"should be {what}, such as {nearest_name(name, names)}")
 
 
-def parse_limit(text: str, unit: str) -> float:
+def parse_alert_limit(text: str, unit: str) -> float:
     """Return a limit in base units. `unit` is a `LimitUnit`, or the last part of a field's name, such as `bytes`.
 
     Raises:
@@ -116,7 +116,7 @@ def parse_comparison(text: str, kinds: dict[str, str], what: str) -> FieldCompar
     if operator is Operator.INCREASES:
         value = 0.0
     elif kind == "number":
-        value = parse_limit(match[3], re.split(r"[_-]", name.removesuffix("_total"))[-1])
+        value = parse_alert_limit(match[3], re.split(r"[_-]", name.removesuffix("_total"))[-1])
     elif kind == "flag":
         if value not in {"true", "false"}:
             raise ValueError(f"should compare {name} with true or false")
@@ -207,7 +207,7 @@ class CustomAlertConfig(ConfigSection):
             first = parse_comparison(info.data["when"][0], *_comparable_fields(info.data))
             if first.operator not in NUMERIC:
                 raise ValueError("should be absent, because the first comparison has no limit that a value can pass")
-            parse_limit(str(value), _unit_of(first))
+            parse_alert_limit(str(value), _unit_of(first))
         elif value is not None and info.data.get("event"):
             raise ValueError("should be absent: use `resolved_by` or `lasts` for an alert on an event")
         return value
@@ -249,7 +249,9 @@ class CustomAlertConfig(ConfigSection):
             operator=first.operator,
             value=first.limit,
             where=tests[1:],
-            resolve_at=parse_limit(str(self.resolve_at), _unit_of(first)) if self.resolve_at is not None else None,
+            resolve_at=parse_alert_limit(str(self.resolve_at), _unit_of(first))
+            if self.resolve_at is not None
+            else None,
             lasts=self.lasts or DEFAULT_LASTS_SECONDS if increases else None,
             **common,
         )
@@ -296,13 +298,13 @@ class AlertOverrideConfig(ConfigSection):
             setting = f": see {alert.setting}" if alert is not None and alert.setting else ""
             raise ValueError(f"should be absent, because {name} has no {info.field_name} to change here{setting}")
         if info.field_name == "limit":
-            parse_limit(str(value), alert.unit)
+            parse_alert_limit(str(value), alert.unit)
         return value
 
     def to_override(self) -> AlertOverride:
         """Return the change as an `AlertOverride`."""
         info = ALERT_CATALOGUE.get(self.alert)
-        limit = parse_limit(str(self.limit), info.unit) if info is not None and self.limit is not None else None
+        limit = parse_alert_limit(str(self.limit), info.unit) if info is not None and self.limit is not None else None
         severity = Severity[self.severity.upper()] if self.severity is not None else None
         return AlertOverride(self.alert, self.vm, self.device, self.enabled, severity, limit, self.duration)
 

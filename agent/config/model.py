@@ -25,7 +25,7 @@ from agent.config.alert_rules import (
 )
 from agent.config.latency_boundaries import LatencyBoundaries
 from agent.config.web import WebSectionConfig
-from agent.delivery.sinks.config import SinkConfig
+from agent.delivery.sinks.base_config import SinkConfig
 from agent.delivery.sinks.jsonl import JsonLinesConfig
 from agent.delivery.sinks.kafka.config import KafkaConfig
 from agent.guest.config import GuestAgentConfig
@@ -150,7 +150,7 @@ class DiskOverrideConfig(ConfigSection):
 
 
 class DiskAlertsConfig(ConfigSection):
-    """Alerts when the usage of a thin disk exceeds a level, before the disk is full."""
+    """Alerts for a thin disk whose usage exceeds a level, before the disk is full."""
 
     mode: ThresholdMode = ThresholdMode.OBSERVE
     """`off`: no alerts. `observe`: compare levels at each poll. `arm`: also let QEMU report a write above a level (write threshold)."""
@@ -225,7 +225,7 @@ class AlertsConfig(ConfigSection):
     """Alerts. The agent emits each alert as a record and as a metric."""
 
     disks: DiskAlertsConfig = DiskAlertsConfig()
-    """Alerts when the usage of a thin disk exceeds a level, before the disk is full."""
+    """Alerts for a thin disk whose usage exceeds a level, before the disk is full."""
     pools: PoolAlertsConfig = PoolAlertsConfig()
     """Alerts when the storage that images share fills up."""
     guest_filesystems: GuestFilesystemAlertsConfig = GuestFilesystemAlertsConfig()

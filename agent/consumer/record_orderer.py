@@ -167,7 +167,7 @@ class RecordOrderer:
         return self.release_overdue()
 
     def release_overdue(self) -> list[StreamRecord | Gap]:
-        """Return the records that have waited too long for their predecessors. A gap comes directly before the first record after it."""
+        """Return the records that have waited too long for their predecessors, with a `Gap` before each record that lacks predecessors."""
         released: list[StreamRecord | Gap] = []
         now = self._clock()
         while self._waiting:
@@ -178,7 +178,7 @@ class RecordOrderer:
         return released
 
     def release_all(self) -> list[StreamRecord | Gap]:
-        """Return all waiting records. A gap comes directly before the first record after it."""
+        """Return all waiting records, with a `Gap` before each record that lacks predecessors."""
         released: list[StreamRecord | Gap] = []
         while self._waiting:
             chain, held = next(iter(self._waiting.values()))

@@ -150,7 +150,7 @@ class DiskBacklog:
     # Deleting rows.
 
     def schedule_deletion(self, records: Sequence[EncodedRecord]) -> None:
-        """Mark the rows of delivered records. The next transactions of the journal delete them."""
+        """Schedule the deletion of the rows of delivered records. The journal's next transactions delete the rows."""
         by_row_before: dict[int, list[EncodedRecord]] = {}
         if self._postponed_rows:
             for record in records:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from agent.delivery.record_transitions import FINISHED, WRITE_COMMITTED, WRITE_FAILED, WRITE_STARTED
+from agent.delivery.delivery_state_transitions import FINISHED, WRITE_COMMITTED, WRITE_FAILED, WRITE_STARTED
 from agent.delivery.sizes import total_bytes
 from agent.model.record import RECORD_OVERHEAD_BYTES, DeliveryState, EncodedRecord
 
@@ -23,7 +23,7 @@ class MemoryTail:
         return len(self.records)
 
     def extend(self, records: Sequence[EncodedRecord]) -> None:
-        """Add the newest records, oldest first."""
+        """Append new records to the tail. The records are in order, oldest first."""
         self.records.extend(records)
         self.bytes += total_bytes(records)
 

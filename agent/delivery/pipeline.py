@@ -140,9 +140,9 @@ class DeliveryPipeline:
         return True
 
     @property
-    def stored_entries(self) -> dict[str, Any]:
+    def stored_persistent_entries(self) -> dict[str, Any]:
         """Values of the persistent entries that earlier runs stored, by name; empty until the journal is open."""
-        return self.journal.stored_entries if self.journal is not None else {}
+        return self.journal.stored_persistent_entries if self.journal is not None else {}
 
     def unready_reasons(self) -> list[str]:
         """Return why records are not delivered or not journaled, one text for each reason; empty if there is no such reason."""

@@ -10,15 +10,15 @@ import time
 from collections.abc import Sequence
 from itertools import islice
 
+from agent.delivery.delivery_state_transitions import FINISHED
 from agent.delivery.drops import DropLedger, DropReason
 from agent.delivery.queue_journaling import QueueJournaling
 from agent.delivery.queue_state import QueueLimits, QueueState
-from agent.delivery.record_transitions import FINISHED
 from agent.model.record import EncodedRecord
 
 
 class RecordQueue(QueueState):
-    """A queue of records. `agent.delivery.record_transitions` defines the states of a record."""
+    """A queue of records. `agent.delivery.delivery_state_transitions` defines the states of a record."""
 
     def __init__(
         self,

@@ -6,11 +6,11 @@ A queue never waits for a disk. The journal fetches the records to write, and re
 import asyncio
 from collections.abc import Sequence
 
+from agent.delivery.delivery_state_transitions import COPIED, FINISHED, JOURNAL_REPLACED
 from agent.delivery.disk_backlog import RowDeletion
 from agent.delivery.drops import DropReason
 from agent.delivery.memory_tail import PendingWrites
 from agent.delivery.queue_state import QueueState
-from agent.delivery.record_transitions import COPIED, FINISHED, JOURNAL_REPLACED
 from agent.delivery.sizes import RowsSummary
 from agent.model.record import DeliveryState, EncodedRecord
 
@@ -200,7 +200,7 @@ class QueueJournaling:
             self.dirty.set()
         self._queue.nonempty.set()
 
-    def on_failed(self, *, available: bool) -> None:
+    def on_rolled_back(self, *, available: bool) -> None:
         """Handle a failure of the journal, which rolled back its transaction.
 
         Args:

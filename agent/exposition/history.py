@@ -61,7 +61,7 @@ class HistoryBudget:
     history_count: int = 0
 
     @property
-    def capacities(self) -> tuple[int, ...]:
+    def max_points_per_resolution(self) -> tuple[int, ...]:
         """The maximum number of points of one history in each resolution."""
         return _capacities(self.bytes, self.columns, self.history_count)
 
@@ -141,7 +141,7 @@ class History:
             time: time of the point, seconds since the epoch. If this is before the last point, the existing points are removed.
             values: the value of each column.
         """
-        capacities = self._budget.capacities if self._budget is not None else _FULL_CAPACITIES
+        capacities = self._budget.max_points_per_resolution if self._budget is not None else _FULL_CAPACITIES
         if time < self._rings[0].last_time:
             self._rings = tuple(_Ring() for _ in RESOLUTIONS)
         self.next_time = time + RESOLUTIONS[0].step * MIN_STEP_RATIO

@@ -5,7 +5,7 @@ from math import nan
 
 from agent.exposition.history import History, HistoryBudget
 from agent.exposition.rates import PollPair
-from agent.exposition.summary import Polls, memory_sizes
+from agent.exposition.vm_summary import Polls, memory_sizes
 
 HISTORY_COLUMNS = (
     "cpu",
@@ -63,9 +63,8 @@ class HistoryRecorder:
 
     Attributes:
         history: the points.
-        last_point_sums: the VM's last point, as it is added to the host's point: with the sums of latencies instead of means. Empty
-            before the
-            first point.
+        last_point_sums: the VM's last point, as it is added to the host's point: with the sums of latencies instead of means.
+            Empty before the first point.
     """
 
     __slots__ = ("_totals", "history", "last_point_sums")

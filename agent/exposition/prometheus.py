@@ -12,7 +12,7 @@ from agent.exposition.snapshot import Snapshot, VmView, escape_label
 from agent.model.family import Family, Field, FieldKind, FieldValues
 from agent.model.metrics import FAMILIES
 from agent.model.metrics.identity import IDENTITY
-from agent.session.api import MonitorState
+from agent.session.shared_types import MonitorState
 
 LabeledValues = tuple[str, FieldValues]
 """A subject's labels in Prometheus' text format, without braces, and its values by field name."""

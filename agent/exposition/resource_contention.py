@@ -111,7 +111,10 @@ def _process_cpus(evidence: Evidence) -> float | None:
 
 
 def _awaited_resources(evidence: Evidence) -> Iterator[tuple[HostResource, LabelValues, FieldValues]]:
-    """Yield each resource that a VM waits for, with figures. A VM that its own CPU quota throttles does not count as waiting."""
+    """Yield each resource that a VM waits for, with the label values and the numbers that show the wait.
+
+    A VM does not wait for the CPU if its own CPU quota throttles it.
+    """
     if not any(find_cpu_quota(evidence)):
         for found in find_cpu_waiting(evidence):
             yield HostResource.CPU, (), {"cpus": found.figures["waiting_cpus"]}

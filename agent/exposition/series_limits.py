@@ -60,7 +60,10 @@ class SeriesLimiter:
         time_ns: int,
         limits: SeriesLimits,
     ) -> Sequence[Sample]:
-        """Return the first samples of a poll, as many as the series limits allow.
+        """Return the samples of a poll that the series limits allow, in their order.
+
+        After the limit on series is reached, all later samples are omitted. After the limit on new subjects is reached, only samples of new
+        subjects are omitted.
 
         Args:
             family: the family of the samples.

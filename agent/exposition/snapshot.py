@@ -29,7 +29,7 @@ from agent.model.metrics.host_resources import HOST
 from agent.model.metrics.pool import POOL
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, Vm
-from agent.session.api import MonitorState, MonitorStatus
+from agent.session.shared_types import MonitorState, MonitorStatus
 
 DEFAULT_HISTORY_BYTES = 16 << 20
 """Memory limit of the histories of all VMs, in bytes."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agent.exposition.summary import Polls, current_activity, memory_sizes, summarize_jobs, summarize_migration
+from agent.exposition.vm_summary import Polls, current_activity, memory_sizes, summarize_jobs, summarize_migration
 from agent.model.metrics.migration import INACTIVE_STATUSES
 
 ROW_FIELDS = (

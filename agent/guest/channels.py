@@ -5,8 +5,8 @@ from pathlib import PurePath
 from typing import Protocol
 
 from agent.common.vm_patterns import matches_vm
-from agent.guest.api import GuestReachability
 from agent.guest.config import GuestAgentConfig
+from agent.guest.shared_types import GuestReachability
 from agent.host.qemu_processes import pid_if_qemu
 from agent.model.record import Vm
 from agent.monitors.dial import unix_connector
@@ -73,7 +73,7 @@ class VmManagerChannelOpener:
         self._open_channel = open_channel
 
     def is_shared(self, _reachability: GuestReachability) -> bool:
-        """Return False, because the manager serves several clients at the same time."""
+        """Return False: the agent may stay connected, because the manager serves several clients at the same time."""
         return False
 
     async def open(self, _reachability: GuestReachability) -> GuestChannel:

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from agent.common.vm_patterns import matches_vm
-from agent.guest.api import GuestObserver, GuestReachability
 from agent.guest.channels import ChannelOpener, make_channel_opener
 from agent.guest.config import GuestAgentConfig
 from agent.guest.session import FIRST_RETRY_SECONDS, GUEST_FAMILIES, GuestSession
+from agent.guest.shared_types import GuestObserver, GuestReachability
 from agent.model.family import Family, FieldValues, Sample
 from agent.model.metrics.guest import GUEST_AGENT, GUEST_AGENT_SESSION
 from agent.model.metrics.identity import IDENTITY

@@ -1,4 +1,7 @@
-"""The session with one guest agent. Connects while the guest can reply, queries at intervals, and retries with a growing delay.
+"""The session with one guest agent.
+
+The session connects while the guest can reply, and queries the guest agent at intervals. After a failure, the session retries with a
+growing delay.
 
 Each session has its own task. A session never waits for the VM's monitor, and the monitor's polls never wait for the session.
 """
@@ -13,10 +16,10 @@ from typing import Any
 
 from agent.collectors.guest import GUEST_COLLECTORS, CommandExchange, GuestCollector
 from agent.common.backoff import retry_delay
-from agent.guest.api import GuestAgentState, GuestCommandOutcome, GuestObserver, GuestReachability
 from agent.guest.channels import SHARED_CHANNEL_TIMEOUT_SECONDS, ChannelOpener
 from agent.guest.config import GuestAgentConfig
 from agent.guest.schedule import GuestSchedule
+from agent.guest.shared_types import GuestAgentState, GuestCommandOutcome, GuestObserver, GuestReachability
 from agent.model.family import Family, Sample
 from agent.model.metrics.guest import GUEST_AGENT_SESSION, GUEST_FREEZE
 from agent.model.record import Vm, sanitize

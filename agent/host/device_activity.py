@@ -36,7 +36,7 @@ class DeviceActivity:
         return self.suspended or self.state in HANGING_STATES or self.in_flight > 0
 
 
-def read_activity(number: str, sys: Path = _SYS) -> DeviceActivity | None:
+def read_device_activity(number: str, sys: Path = _SYS) -> DeviceActivity | None:
     """Return the activity of a block device; None if the agent cannot see the device.
 
     Args:
@@ -55,12 +55,12 @@ def read_activity(number: str, sys: Path = _SYS) -> DeviceActivity | None:
     return DeviceActivity(in_flight, completed, next(filter(None, states), ""), suspended)
 
 
-def describe_failure(activity: DeviceActivity) -> str:
+def describe_device_failure(activity: DeviceActivity) -> str:
     """Return why all requests of a device fail; empty if the device accepts requests."""
     return f"the device is {activity.state}, and its requests fail" if activity.state in FAILED_STATES else ""
 
 
-def describe_stall(before: DeviceActivity, after: DeviceActivity, seconds: float) -> str:
+def describe_device_stall(before: DeviceActivity, after: DeviceActivity, seconds: float) -> str:
     """Return why a device does not answer; empty if the device completes requests or has none.
 
     Args:

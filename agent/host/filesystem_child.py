@@ -52,7 +52,12 @@ def read_btrfs_pending_bytes(name: str, directory: str = BTRFS) -> int:
 
 
 def read_filesystem_stats(path: str) -> "tuple[int, int, int, int, int]":
-    """Return five numbers about a path's file system: size, free bytes, free bytes without privileges, inodes and free inodes."""
+    """Return five numbers about a path's file system.
+
+    Returns:
+        The size, the free bytes, the bytes that an unprivileged user can write, the number of inodes, and the number of inodes that an
+        unprivileged user can create.
+    """
     stat = os.statvfs(path)
     pending = 0
     name = find_btrfs_uuid(stat.f_fsid)

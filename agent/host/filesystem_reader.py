@@ -17,7 +17,7 @@ from typing import NamedTuple
 from agent.host import filesystem_child
 from agent.host.child_process import EXIT_SECONDS, ChildError, ChildProcess
 from agent.host.pools.base import PoolReadError, PoolUnresponsiveError
-from agent.host.procfs import parse_state, split_stat
+from agent.host.procfs import parse_process_state, split_stat
 from agent.host.qemu_processes import read_file
 
 _log = logging.getLogger(__name__)
@@ -70,13 +70,13 @@ class _Request:
 
 def _is_runnable(pid: int) -> bool:
     """Return whether the process is in the state R: it runs, or it waits for a CPU."""
-    return parse_state(split_stat(read_file(f"/proc/{pid}/stat"))) == "running"
+    return parse_process_state(split_stat(read_file(f"/proc/{pid}/stat"))) == "running"
 
 
 class FileSystemReader:
     """Runs statvfs and realpath in child processes.
 
-    The argument `mount` of a request identifies what may hang: `major:minor` of the path's file system, or `path:` and a path.
+    The argument `mount` of a request names the mount that may hang: `major:minor` of the path's file system, or `path:` and a path.
     """
 
     def __init__(
@@ -250,7 +250,7 @@ class FileSystemReader:
         self.on_change()
 
     async def _await_late_answer(self, child: ChildProcess, request: _Request) -> None:
-        """Wait for a late answer without a deadline, because only the mount can end the wait."""
+        """Wait without a deadline for a child's late answer, and then kill the child. Only the mount can end the child's system call."""
         try:
             line = await child.read_line()
         except ChildError as error:

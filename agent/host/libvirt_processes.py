@@ -248,7 +248,7 @@ class LibvirtScanner:
 
 
 class QemuPidIndex:
-    """Finds a QEMU by its VM's UUID, for daemons whose pid files the agent cannot read. Several threads may use an index."""
+    """Finds the QEMU process of a VM by the VM's UUID, if the agent cannot read libvirt's pid files. Several threads may use an index."""
 
     def __init__(self, proc: Path = PROC) -> None:
         """Create an empty index."""

@@ -24,7 +24,7 @@ _RESERVED_DESCRIPTORS = 256
 """Number of descriptors that a budget never includes. A budget includes half of the other descriptors."""
 
 
-class DescriptorBudget:
+class OpenFileBudget:
     """Limit of the number of file descriptors that stay open between polls.
 
     Attributes:
@@ -37,7 +37,7 @@ class DescriptorBudget:
         self.used = 0
 
     @classmethod
-    def of_process(cls) -> "DescriptorBudget":
+    def of_process(cls) -> "OpenFileBudget":
         """Return a budget of half the descriptors that RLIMIT_NOFILE allows. Each VM also needs a descriptor for its monitor."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return cls(max(0, soft - _RESERVED_DESCRIPTORS) // 2)
@@ -53,7 +53,7 @@ class DescriptorBudget:
 class OpenFileCache:
     """Open files about one process, and files of the host such as a cgroup's. Call `close` after use."""
 
-    def __init__(self, open_file: Callable[[str, int], int], budget: DescriptorBudget) -> None:
+    def __init__(self, open_file: Callable[[str, int], int], budget: OpenFileBudget) -> None:
         """Create a cache without files.
 
         Args:

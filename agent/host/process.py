@@ -9,12 +9,12 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from agent.host.open_file_cache import DescriptorBudget, OpenFileCache, read_from_start
+from agent.host.open_file_cache import OpenFileBudget, OpenFileCache, read_from_start
 from agent.host.types import FileReply, FileRequest
 
 ROOT = Path("/")
 
-_BUDGET = DescriptorBudget.of_process()
+_BUDGET = OpenFileBudget.of_process()
 """The budget that all `Process` objects share, because the kernel limits the descriptors of the agent as a whole."""
 
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -28,13 +28,13 @@ class Process:
         root: the directory that holds /proc and /sys, without a trailing slash.
     """
 
-    def __init__(self, pid: int, root: Path = ROOT, budget: DescriptorBudget = _BUDGET) -> None:
+    def __init__(self, pid: int, root: Path = ROOT, budget: OpenFileBudget = _BUDGET) -> None:
         """Open the directory /proc/PID of a process.
 
         Args:
             pid: the pid.
             root: the directory that holds /proc and /sys.
-            budget: the limit of files that stay open between polls. All processes share it.
+            budget: the limit of the number of open files, for all processes together.
 
         Raises:
             OSError: there is no such process, or permission is denied.

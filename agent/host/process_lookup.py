@@ -23,7 +23,7 @@ _MAX_THREADS = 4096
 """Maximum number of threads whose files the agent reads to translate thread ids of a pid namespace."""
 
 
-class UnknownProcessError(Exception):
+class UnidentifiedProcessError(Exception):
     """The process cannot be identified. The message is the cause, for the operator."""
 
 
@@ -55,15 +55,15 @@ def find_process(socket_owner: int | None, threads: Sequence[int], root: Path = 
         root: the directory that holds /proc and /sys.
 
     Raises:
-        UnknownProcessError: the process cannot be identified.
+        UnidentifiedProcessError: the process cannot be identified.
     """
     if socket_owner is None:
-        raise UnknownProcessError(
+        raise UnidentifiedProcessError(
             "the monitor is not a Unix socket, or QEMU's process is in a pid namespace that the agent cannot see"
         )
     process = _process_by_pid(socket_owner, threads, root) or _process_by_threads(threads, root)
     if process is None:
-        raise UnknownProcessError(
+        raise UnidentifiedProcessError(
             f"process {socket_owner} opened the monitor's socket but is not QEMU, and no process has the threads that QEMU reports"
         )
     ids = _map_thread_ids(process, threads)

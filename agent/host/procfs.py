@@ -117,7 +117,7 @@ def parse_number(text: bytes) -> int | None:
 
 
 def parse_numbers(texts: Sequence[bytes]) -> list[int] | None:
-    """Parse decimal numbers; None if one of the texts is not a number of at most MAX_DIGITS digits."""
+    """Parse decimal numbers; None if a text is not a number, or if a number has more than `MAX_DIGITS` digits."""
     if not b"".join(texts).isdigit():
         return None
     try:
@@ -131,7 +131,7 @@ def parse_numbers(texts: Sequence[bytes]) -> list[int] | None:
 
 
 def _item_picker(positions: Sequence[int]) -> Callable[[Sequence[bytes]], Sequence[bytes] | None]:
-    """Return a function that picks the items at these positions from a sequence, and returns None for a shorter sequence."""
+    """Return a function that returns a sequence's items at `positions`; None if the sequence is too short."""
     get, length = itemgetter(*positions), max(positions) + 1
     if len(positions) == 1:
         return lambda words: (words[positions[0]],) if len(words) >= length else None
@@ -153,7 +153,7 @@ def stat_format(keys: Sequence[str]) -> tuple[ParseAll[list[bytes]], ParseEach[l
     return _item_picker(positions), parse_each
 
 
-def parse_state(words: Sequence[bytes]) -> str | None:
+def parse_process_state(words: Sequence[bytes]) -> str | None:
     """Parse the state in the words of /proc/PID/stat, such as `running`; None if the file has no state."""
     if not words:
         return None

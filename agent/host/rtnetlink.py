@@ -48,8 +48,8 @@ class VirtualFunction:
     """A virtual function as its physical function reports it.
 
     Attributes:
-        number: its number.
-        mac: its MAC address, such as `52:54:00:12:34:56`; empty without a MAC address, or for a device that is not Ethernet.
+        number: the number of the virtual function within its physical function.
+        mac: the MAC address, such as `52:54:00:12:34:56`; empty without a MAC address, or for a device that is not Ethernet.
         counters: the counters by the kernel's names. `rx` counts packets that the virtual function received.
     """
 

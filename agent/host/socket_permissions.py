@@ -38,12 +38,12 @@ def find_agent_user(name: str | None = None, proc: Path = PROC) -> User:
     """Return the user of a running agent, or of the agent that will run.
 
     Args:
-        name: the user's name. None stands for the user of a running agent. If no agent runs, None stands for `qmp-agent`, or for the
-            current user if this host has no user of that name.
+        name: the user's name. None selects the first of these users that exists: the user of a running agent, the user `qmp-agent`, the
+            current user.
         proc: the /proc directory.
 
     Raises:
-        KeyError: there is no user of that name.
+        KeyError: the host has no user with the name `name`.
     """
     running = next((pid for pid in list_pids(proc) if name is None and is_agent_process(pid, proc)), None)
     if running is not None and (user := _read_process_user(running, proc)) is not None:

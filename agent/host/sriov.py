@@ -21,7 +21,12 @@ _INTERFACE_NAME = re.compile(r"[^/\s]{1,15}")
 
 
 def find_virtual_functions(process: Process, targets: Iterable[str]) -> list[VirtualFunctionLocation]:
-    """Return the virtual functions of network devices that a process has open. `passthrough_addresses` describes the arguments."""
+    """Return the virtual functions of network devices that a process has open through VFIO.
+
+    Args:
+        process: the process.
+        targets: the targets of the process's open descriptors.
+    """
     located = (locate_virtual_function(process, address) for address in passthrough_addresses(process, targets))
     return [vf for vf in located if vf is not None]
 
@@ -33,7 +38,7 @@ def passthrough_addresses(process: Process, targets: Iterable[str]) -> list[str]
 
     Args:
         process: the process.
-        targets: the targets of its open descriptors.
+        targets: the targets of the process's open descriptors.
     """
     return sorted({address for target in targets for address in _pci_addresses(process, target)})[:MAX_PCI_DEVICES]
 

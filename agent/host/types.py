@@ -12,7 +12,7 @@ class LinuxTask:
     Attributes:
         id: process id or thread id on this host.
         name: value of the thread's label: the index of a vCPU or the id of an iothread; empty for the process.
-        extra_values: further values of the sample, by name, that no `FileRequest` reads, such as `qom_path`.
+        extra_values: values of the sample that do not come from a `FileRequest`, by name, such as `qom_path`.
     """
 
     id: int
@@ -41,7 +41,7 @@ class NetworkInterface:
 
     Attributes:
         name: name of the interface on the host, such as tap0, or ens1f0v3 for a virtual function.
-        extra_values: further values of the sample, by name, that no `FileRequest` reads, such as the kind of the interface.
+        extra_values: values of the sample that do not come from a `FileRequest`, by name, such as the kind of the interface.
         directions_swapped: whether the host's counters of sent packets are the guest's counters of received packets. True for a tap, False
             for a macvtap.
         same_netns: whether the interface is in the agent's network namespace.
@@ -64,7 +64,8 @@ class FileRequest:
     Attributes:
         directory: path relative to the process's directory in /proc; empty for this directory itself. With a leading slash, an absolute
             path on the host.
-        names: names of the files. A name that ends with a slash is a directory; its content is the number of its entries.
+        names: names of the files. A name that ends with a slash is a directory. The content of a directory in the reply is the number of
+            the directory's entries.
         subject: the task, interface or cgroup that the files describe.
     """
 
@@ -74,10 +75,11 @@ class FileRequest:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class VirtualFunctionRequest(FileRequest):
-    """A request for a virtual function's counters, by the kernel's names, and for its MAC address, by the name `mac`.
+class VirtualFunctionCountersRequest(FileRequest):
+    """A request for the counters and the MAC address of a virtual function.
 
-    The kernel has no file with these counters. The agent queries the counters at an interval, and a reply contains the last result.
+    In `names`, a counter has the kernel's name, and the MAC address has the name `mac`. The kernel has no file with the counters. The agent
+    queries the counters at an interval, and the reply to a request contains the result of the last query.
 
     Attributes:
         vf: the virtual function.

@@ -14,7 +14,7 @@ from functools import partial
 
 from agent.common.daemon_thread import CallWithTimeout
 from agent.host.rtnetlink import NetlinkError, VirtualFunction, encode_link_request, parse_link_reply
-from agent.host.types import FileReply, VirtualFunctionRequest
+from agent.host.types import FileReply, VirtualFunctionCountersRequest
 
 _log = logging.getLogger("agent")
 
@@ -68,7 +68,7 @@ class VirtualFunctionCounters:
         self._interval = 10.0
         self._physical_functions: dict[str, _PhysicalFunction] = {}
 
-    def read(self, request: VirtualFunctionRequest) -> FileReply:
+    def read(self, request: VirtualFunctionCountersRequest) -> FileReply:
         """Return the last counters of a virtual function; None for each unknown counter. The next refresh includes this function."""
         now, vf = self._clock(), request.vf
         physical = self._physical_functions.get(vf.physical_interface)

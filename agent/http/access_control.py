@@ -10,7 +10,7 @@ from aiohttp import web
 
 from agent.http.basic_auth import TooManyPendingChecksError
 from agent.http.connection_limits import ConnectionLimiter
-from agent.http.web_config import LoadedWebConfig, RateLimit
+from agent.http.web_config import LoadedWebConfig, RateLimitConfig
 
 _CHALLENGE = {"WWW-Authenticate": 'Basic realm="qmp-agent", charset="UTF-8"'}
 
@@ -41,7 +41,7 @@ class AccessControl:
         self.connections = connections if connections is not None else ConnectionLimiter()
         self._loopback = loopback
         self._clock = clock
-        self._tokens = inf  # a full bucket; `take_token` reduces the number to the limit's burst
+        self._tokens = inf  # a full bucket; `take_rate_limit_token` reduces the number to the limit's burst
         self._refilled_at = clock()
 
     async def refuse_if_denied(self, request: web.Request) -> web.Response | None:
@@ -50,7 +50,7 @@ class AccessControl:
         if self._loopback and not config.authenticates and not _is_local(request.host):
             # Prevent DNS rebinding: a web site whose host name resolves to a loopback address could read the response.
             return _refusal_response(421, "host name not allowed: use the endpoint's IP address or localhost")
-        if not self.take_token(config.rate_limit):
+        if not self.take_rate_limit_token(config.rate_limit):
             return _refusal_response(429, "too many requests", {"Retry-After": "1"})
         if not self._has_allowed_san(request):
             return _refusal_response(403, "the client certificate has no allowed subject alternative name")
@@ -62,7 +62,7 @@ class AccessControl:
                 return _refusal_response(503, "too many authentication attempts at once", {"Retry-After": "5"})
         return None
 
-    def take_token(self, limit: RateLimit) -> bool:
+    def take_rate_limit_token(self, limit: RateLimitConfig) -> bool:
         """Take a token from the rate limit's bucket. Return False if the bucket was empty."""
         if not limit.interval:
             return True

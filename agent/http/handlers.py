@@ -13,7 +13,7 @@ from aiohttp import web
 
 from agent.exposition.prometheus import render_chunks
 from agent.http.explain_handler import ExplanationHandler
-from agent.http.overview import OverviewEncoder, OverviewSource
+from agent.http.overview import OverviewBuilder, OverviewSource
 from agent.http.page_data_handlers import PageDataHandlers
 from agent.http.page_stream import PageState
 from agent.http.record_stream import RecordBroadcaster
@@ -110,7 +110,7 @@ async def _set_headers(_: web.Request, response: web.StreamResponse) -> None:
 class _RequestHandlers:
     def __init__(self, source: EndpointSource) -> None:
         self._source = source
-        self._overview = OverviewEncoder(source)
+        self._overview = OverviewBuilder(source)
         self._rewrite_allowed_at = float("-inf")
 
     async def metrics(self, request: web.Request) -> web.Response:

@@ -12,7 +12,7 @@ import orjson
 
 from agent.exposition.rates import PollPair
 from agent.exposition.snapshot import Snapshot, VmView
-from agent.exposition.summary import summarize
+from agent.exposition.vm_summary import summarize
 from agent.host.pools.base import PoolKind
 from agent.model.family import Family, FieldKind
 from agent.model.json_encoding import encode_json
@@ -20,7 +20,7 @@ from agent.model.metrics import FAMILIES
 from agent.model.metrics.host_resources import HOST, HOST_HUGEPAGES
 from agent.model.metrics.pool import POOL
 from agent.model.record import Vm, sanitize
-from agent.session.api import MonitorStatus
+from agent.session.shared_types import MonitorStatus
 
 MAX_BLOCKING_SECONDS = 0.005
 """Maximum time for which the encoding may block the event loop. Events wait meanwhile."""
@@ -44,7 +44,7 @@ class OverviewSource(Protocol):
         """Return which client has set a disk's latency histograms: `agent` or `other`; empty if unknown."""
 
 
-class OverviewEncoder:
+class OverviewBuilder:
     """Encodes the host overview, and caches the JSON of each VM."""
 
     def __init__(self, source: OverviewSource) -> None:

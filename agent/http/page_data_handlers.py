@@ -17,7 +17,7 @@ DIGITS = 4
 """Number of significant digits of the values in a history."""
 
 
-def fields_json() -> dict[str, Any]:
+def metric_families_json() -> dict[str, Any]:
     """Return the table of metrics: each family with its source and labels, and each field with kind, help and metric name."""
     return {
         family.name: {
@@ -45,7 +45,7 @@ class PageDataHandlers:
     def __init__(self, snapshot: Snapshot, alerts: Mapping[str, Mapping[str, str]]) -> None:
         self._snapshot = snapshot
         self._alerts = encode_json(alerts)
-        self._fields = encode_json(fields_json())
+        self._fields = encode_json(metric_families_json())
 
     async def fields(self, _: web.Request) -> web.Response:
         """Return the table of metrics, which does not change while the agent runs."""

@@ -24,7 +24,7 @@ from agent.http.overview import (
 from agent.model.json_encoding import encode_json
 from agent.model.metrics import FAMILIES
 from agent.model.record import Vm, sanitize
-from agent.session.api import MonitorState
+from agent.session.shared_types import MonitorState
 
 SESSION_FIELDS = ("name", "state", "reason", "since", "qemu", "degraded")
 """The first values of a row of the VM table, about the VM's monitor. `degraded` lists the collectors that are off."""

@@ -14,7 +14,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from agent.http.access_control import ACCESS_CONTROL, AccessControl, control_access, set_configured_headers
 from agent.http.connection_limits import DEFAULT_CONNECTION_LIMITS, ConnectionLimiter, ConnectionLimits
-from agent.http.web_config import EndpointError, LoadedWebConfig
+from agent.http.web_config import EndpointSetupError, LoadedWebConfig
 
 _log = logging.getLogger(__name__)
 _request_log = logging.getLogger("agent.http.requests")
@@ -100,7 +100,7 @@ class HttpEndpoint:
         """Serve while the `with` block runs, and yield the endpoint's URL.
 
         Raises:
-            EndpointError: the address is not available, or the web config is invalid.
+            EndpointSetupError: the address is not available, or the web config is invalid.
         """
         web_config = await asyncio.to_thread(LoadedWebConfig.read, self._path)
         with contextlib.ExitStack() as stack:
@@ -158,7 +158,7 @@ class HttpEndpoint:
             try:
                 web_config = await asyncio.to_thread(LoadedWebConfig.read, self._path)
                 await self._start_servers(web_config, sockets)
-            except (EndpointError, OSError) as error:
+            except (EndpointSetupError, OSError) as error:
                 signature = current
                 self.config_error = f"web config: reload failed: {error}; the previous web config stays in use"
                 _log.error("%s", self.config_error)
@@ -194,5 +194,5 @@ def bind_sockets(listen: str) -> list[socket.socket]:
         for sock in bound:
             sock.close()
         cause = error.strerror or os.strerror(error.errno or 0)
-        raise EndpointError(f"cannot listen on {listen}: {cause}; choose another web.listen_address") from error
+        raise EndpointSetupError(f"cannot listen on {listen}: {cause}; choose another web.listen_address") from error
     return bound

@@ -24,7 +24,7 @@ class StaticFiles:
         self._html = html.replace(b'"page/', f'"page/{self._digest}/'.encode())
 
     async def index(self, _: web.Request) -> web.Response:
-        """Return the HTML file, with the current digest in its links."""
+        """Return the HTML file. The links in the file contain the digest of the page's files."""
         return web.Response(body=self._html, content_type=CONTENT_TYPES[".html"], charset="utf-8")
 
     async def file(self, request: web.Request) -> web.Response:

@@ -118,7 +118,7 @@ class HttpServerConfig(_WebSection):
     """Response headers that replace the endpoint's own; an empty value removes the header."""
 
 
-class RateLimit(_WebSection):
+class RateLimitConfig(_WebSection):
     """Rate limit of the requests of all clients together (a token bucket)."""
 
     interval: Annotated[Seconds, Field(ge=0)] = 0.0
@@ -136,7 +136,7 @@ class WebConfigFile(_WebSection):
     """HTTP settings."""
     basic_auth_users: dict[str, Annotated[str, AfterValidator(_check_bcrypt_hash)]] = {}
     """The bcrypt hash of each user's password, by user name. Without users, no password is required."""
-    rate_limit: RateLimit = RateLimit()
+    rate_limit: RateLimitConfig = RateLimitConfig()
     """Rate limit of requests."""
 
     @property
@@ -175,7 +175,7 @@ def tls_context(tls: TlsServerConfig, directory: Path) -> ssl.SSLContext:
     return context
 
 
-class EndpointError(Exception):
+class EndpointSetupError(Exception):
     """The endpoint cannot start, or cannot load its web config. The text is the message for the user."""
 
 
@@ -203,7 +203,7 @@ class LoadedWebConfig:
             path: the web config file; None for an empty web config.
 
         Raises:
-            EndpointError: the web config or a file that it names is invalid.
+            EndpointSetupError: the web config or a file that it names is invalid.
         """
         if path is None:
             return cls()
@@ -213,10 +213,10 @@ class LoadedWebConfig:
             signature = _read_signature([path, *referenced_files(config, path.parent)])
             context = tls_context(tls, path.parent) if tls is not None else None
         except ConfigError as error:
-            raise EndpointError("; ".join(map(str, error.problems))) from error
+            raise EndpointSetupError("; ".join(map(str, error.problems))) from error
         except OSError as error:
             where = f" {error.filename}:" if error.filename else ""
-            raise EndpointError(f"{path}: TLS setup failed:{where} {error.strerror or error}") from error
+            raise EndpointSetupError(f"{path}: TLS setup failed:{where} {error.strerror or error}") from error
         return cls(config, context, BasicAuthUsers(config.basic_auth_users), signature)
 
     def read_signature(self, path: Path) -> object:

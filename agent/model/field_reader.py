@@ -262,7 +262,7 @@ def _keys_by_object(sources: Iterable[FieldSource]) -> dict[int, list[str]]:
 
 
 def _make_getters(sources: Iterable[FieldSource], objects: Objects) -> list[tuple[int, Getter]]:
-    """Return the number of each object, with a getter of the values in this object.
+    """Return a getter for each object that has sources, with the object's number. The getter returns the values of the sources.
 
     The getters use the key strings of the reply. orjson reuses one string for equal keys, so a lookup compares no characters.
     """

@@ -203,7 +203,7 @@ class EncodedRecord:
         persistent_entry: a persistent entry that the journal stores in one transaction with the record, before the record is sent;
             usually None.
         row: the record's row in the journal; None while the record is not in the journal.
-        delivery_state: the delivery state; `agent.delivery.record_transitions` has the transitions.
+        delivery_state: the delivery state; `agent.delivery.delivery_state_transitions` has the transitions.
     """
 
     id: str

@@ -95,11 +95,11 @@ class SequenceRegistry:
         self._discarded: deque[SourceSequence] = deque(maxlen=max_sources)
 
     def next_attributes(self, source: str, topic: str | None) -> str:
-        """Return the JSON members `sequence` and `previoussequence` of the next record of a source in a topic.
+        """Return the JSON members `sequence` and `previoussequence` of the next record of a source.
 
         Args:
-            source: the source.
-            topic: the topic, as in `SourceSequence.next_attributes`.
+            source: the record's source.
+            topic: the record's topic; None for a record that never has `previoussequence`.
         """
         sequence = self._sequences.get(source)
         if sequence is None:

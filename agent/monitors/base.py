@@ -12,7 +12,7 @@ from agent.common.config_types import ConfigSection
 from agent.host.pools.libvirt import LibvirtStoragePool
 from agent.qga.channel import OpenGuestChannel
 from agent.qmp.client import CommandResult, Connect, QmpClient
-from agent.qmp.commands import AllowList, Command, QemuChange
+from agent.qmp.commands import AllowList, Command, OptInChange
 from agent.qmp.errors import QmpError
 from agent.qmp.protocol import Event, Greeting, SkippedQmpMessages
 
@@ -48,7 +48,7 @@ class MonitorConnection(Protocol):
         """Execute commands within `deadline` seconds; raises what `QmpClient.execute` raises."""
 
     async def wait_idle(self) -> None:
-        """Wait until all replies have arrived. There is no deadline."""
+        """Wait without a deadline until all replies have arrived."""
 
     async def probe(self, *, deadline: float) -> bool:
         """Return whether QEMU answers an out-of-band command within `deadline` seconds."""
@@ -187,7 +187,7 @@ class DiscovererConfig(ConfigSection):
         return f"{self.transport_key()}: {getattr(self, self.transport_key())}"
 
     @abstractmethod
-    def build(self, allow: AllowedChanges) -> Discoverer:
+    def build_discoverer(self, allow: AllowedChanges) -> Discoverer:
         """Return the discoverer. Two discoverers with the same settings have the same `repr`."""
 
     @property
@@ -196,6 +196,6 @@ class DiscovererConfig(ConfigSection):
         return ()
 
     @property
-    def qemu_changes(self) -> frozenset[QemuChange]:
+    def qemu_changes(self) -> frozenset[OptInChange]:
         """Changes to QEMU that the agent makes to connect over this transport."""
         return frozenset()

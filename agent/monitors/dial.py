@@ -37,7 +37,7 @@ class DialConfig(DiscovererConfig):
     dial: DialAddress
     """A Unix socket, a pattern of sockets, or tcp:host:port. A QMP socket serves one client: `qmp-agent doctor` lists the free sockets."""
 
-    def build(self, _allow: AllowedChanges) -> "DialDiscoverer":
+    def build_discoverer(self, _allow: AllowedChanges) -> "DialDiscoverer":
         """Return the discoverer."""
         return DialDiscoverer(self.dial)
 

@@ -95,7 +95,7 @@ class ListenConfig(DiscovererConfig):
             raise ValueError("tcp:host:port needs `tls`, and a Unix socket must not have `tls`")
         return self
 
-    def build(self, _allow: AllowedChanges) -> "ListenDiscoverer":
+    def build_discoverer(self, _allow: AllowedChanges) -> "ListenDiscoverer":
         """Return the discoverer."""
         return ListenDiscoverer(self)
 

@@ -27,7 +27,7 @@ from agent.monitors.base import (
 from agent.monitors.dial import SCAN_INTERVAL_SECONDS, unix_connector
 from agent.monitors.dial_per_poll import DEFAULT_TIMEOUT_SECONDS, DialPerPollDiscoverer
 from agent.qmp.client import Connect, QmpClient
-from agent.qmp.commands import AllowList, Command, QemuChange, add_monitor_commands, remove_monitor_commands
+from agent.qmp.commands import AllowList, Command, OptInChange, add_monitor_commands, remove_monitor_commands
 from agent.qmp.errors import BusyError, CommandError, DeniedError, NotConnectedError, QmpError
 
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class DialPerPollConfig(DiscovererConfig):
     own_monitor_dir: AbsolutePath | None = None
     """Directory for the sockets of monitors that the agent adds to QEMU 11.1 and newer. This key allows no other change."""
 
-    def build(self, _allow: AllowedChanges) -> DialPerPollDiscoverer:
+    def build_discoverer(self, _allow: AllowedChanges) -> DialPerPollDiscoverer:
         """Return the discoverer."""
         return (
             DialPerPollDiscoverer(self.dial_per_poll, self.timeout)
@@ -60,9 +60,9 @@ class DialPerPollConfig(DiscovererConfig):
         return (self.dial_per_poll,)
 
     @property
-    def qemu_changes(self) -> frozenset[QemuChange]:
+    def qemu_changes(self) -> frozenset[OptInChange]:
         """The change that adds a monitor, if `own_monitor_dir` is set."""
-        return frozenset({QemuChange.OWN_MONITOR} if self.own_monitor_dir is not None else ())
+        return frozenset({OptInChange.OWN_MONITOR} if self.own_monitor_dir is not None else ())
 
 
 class OwnMonitorDiscoverer(DialPerPollDiscoverer):
@@ -97,9 +97,10 @@ class OwnMonitorDiscoverer(DialPerPollDiscoverer):
 
 
 def own_monitor_opener(name: str, open_shared: ConnectionOpener, directory: Path) -> ConnectionOpener:
-    """Return an opener that adds a dedicated monitor over a shared monitor, and connects to the dedicated monitor.
+    """Return an opener that connects to a dedicated monitor.
 
-    If QEMU cannot add a monitor, the opener returns a connection to the shared monitor.
+    To add the dedicated monitor, the opener first sends commands over the shared monitor. If QEMU cannot
+    add a monitor, the opener returns a connection to the shared monitor.
 
     Args:
         name: name of the shared monitor, for the log.

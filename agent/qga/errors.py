@@ -22,7 +22,7 @@ class GuestFloodError(GuestChannelError):
 
 
 class GuestTimeoutError(GuestAgentError):
-    """The guest agent did not reply in time. The next synchronization discards the reply if it arrives later."""
+    """The guest agent did not reply in time. If the reply arrives later, the next synchronization discards the reply."""
 
 
 class UnreadableGuestReplyError(GuestAgentError):

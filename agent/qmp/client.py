@@ -28,9 +28,9 @@ from agent.qmp.protocol import (
     MAX_COMMANDS_IN_FLIGHT,
     Event,
     Greeting,
-    ProbeReply,
+    NegotiationAccepted,
+    OobProbeReply,
     QmpProtocol,
-    Ready,
     Reply,
     SkippedQmpMessages,
 )
@@ -375,13 +375,13 @@ class QmpClient(asyncio.Protocol):
             case Reply():
                 self._results.append(message.error if message.error is not None else message.value)
                 self._has_all_results = not self._qmp.replies_due
-            case ProbeReply():
+            case OobProbeReply():
                 if self._probe is not None and self._probe[0] == message.number and not self._probe[1].done():
                     self._probe[1].set_result(None)
             case Greeting():
                 self.greeting = message
                 self._write(self._qmp.negotiate())
-            case Ready():
+            case NegotiationAccepted():
                 if not self._ready.done():
                     self._ready.set_result(None)
 

@@ -44,7 +44,7 @@ class Command:
     arguments: Mapping[str, Any] | None = None
 
 
-class QemuChange(StrEnum):
+class OptInChange(StrEnum):
     """A change to QEMU, or an unstable command, that an operator can permit in the config."""
 
     GUEST_STATS_INTERVAL = "guest-stats-interval"
@@ -58,7 +58,7 @@ class QemuChange(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class _PermittedCommand:
-    """A command that a `QemuChange` needs, with a check of its arguments.
+    """A command that a `OptInChange` needs, with a check of its arguments.
 
     Attributes:
         command: the command's name.
@@ -148,14 +148,14 @@ def _adds_own_socket(arguments: Mapping[str, Any]) -> bool:
 
 
 _COMMANDS_BY_CHANGE = {
-    QemuChange.OWN_MONITOR: (
+    OptInChange.OWN_MONITOR: (
         _PermittedCommand("chardev-add", _adds_own_socket),
         *(
             _PermittedCommand(command.name, partial(_is_same_json, command.arguments))
             for command in (add_monitor_commands("")[1], *remove_monitor_commands())
         ),
     ),
-    QemuChange.GUEST_STATS_INTERVAL: (
+    OptInChange.GUEST_STATS_INTERVAL: (
         _PermittedCommand(
             "qom-set",
             lambda a: (
@@ -166,7 +166,7 @@ _COMMANDS_BY_CHANGE = {
             ),
         ),
     ),
-    QemuChange.WRITE_THRESHOLD: (
+    OptInChange.WRITE_THRESHOLD: (
         _PermittedCommand(
             "block-set-write-threshold",
             lambda a: (
@@ -177,7 +177,7 @@ _COMMANDS_BY_CHANGE = {
             ),
         ),
     ),
-    QemuChange.LATENCY_HISTOGRAMS: (
+    OptInChange.LATENCY_HISTOGRAMS: (
         _PermittedCommand(
             "block-latency-histogram-set",
             lambda a: (
@@ -187,7 +187,7 @@ _COMMANDS_BY_CHANGE = {
             ),
         ),
     ),
-    QemuChange.VIRTIO_QUEUES: (
+    OptInChange.VIRTIO_QUEUES: (
         _PermittedCommand(
             VIRTIO_QUEUE_STATUS,
             lambda a: (
@@ -199,7 +199,7 @@ _COMMANDS_BY_CHANGE = {
             ),
         ),
     ),
-    QemuChange.MIGRATION_EVENTS: (
+    OptInChange.MIGRATION_EVENTS: (
         _PermittedCommand(
             "migrate-set-capabilities",
             partial(_is_same_json, {"capabilities": [{"capability": "events", "state": True}]}),
@@ -212,11 +212,11 @@ _COMMANDS_BY_CHANGE = {
 class AllowList:
     """Encodes permitted commands and refuses all others."""
 
-    def __init__(self, changes: Iterable[QemuChange] = ()) -> None:
+    def __init__(self, changes: Iterable[OptInChange] = ()) -> None:
         self.permit_only(changes)
         self._encoded_reads = {name: Request(b'{"execute":"%b"}' % name.encode()) for name in QMP_READS - {"qom-get"}}
 
-    def permit_only(self, changes: Iterable[QemuChange]) -> None:
+    def permit_only(self, changes: Iterable[OptInChange]) -> None:
         """Permit exactly these changes from now on, also on open connections."""
         self._permitted = [command for change in changes for command in _COMMANDS_BY_CHANGE[change]]
 

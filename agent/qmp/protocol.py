@@ -74,7 +74,7 @@ def greeting_with_version(version: Any, *, oob: bool) -> Greeting:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class NegotiationAccepted:
     """QEMU accepted the negotiation. Commands can be sent now."""
 
 
@@ -91,7 +91,7 @@ class Reply(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeReply:
+class OobProbeReply:
     """The reply to the out-of-band probe with this number. An error also counts, because it shows that QEMU's monitor thread runs."""
 
     number: int
@@ -125,7 +125,7 @@ class SkippedQmpMessages(NamedTuple):
     stray: int = 0
 
 
-Message = Greeting | Ready | Reply | ProbeReply | Event
+Message = Greeting | NegotiationAccepted | Reply | OobProbeReply | Event
 
 
 class _UnreadableError(Exception):
@@ -188,7 +188,10 @@ class QmpProtocol:
                 yield message
 
     def negotiate(self) -> Request:
-        """Return the bytes of the command after a greeting. The command enables out-of-band execution if QEMU offers it."""
+        """Return the bytes of the command that answers the greeting.
+
+        The command enables out-of-band execution if QEMU offers it.
+        """
         assert self.state is ConnectionState.NEGOTIATING
         return commands.negotiation_request(oob=self.oob)
 
@@ -242,7 +245,7 @@ class QmpProtocol:
         self._probe = self._last_id
         return self._probe, commands.probe_request(self._probe)
 
-    def _fail_affected_commands(self, kind: MessageKind, reason: str) -> Iterator[Reply | ProbeReply]:
+    def _fail_affected_commands(self, kind: MessageKind, reason: str) -> Iterator[Reply | OobProbeReply]:
         """Yield an error reply for each command that an unreadable message may be the reply to.
 
         If a probe is pending, the unreadable message also counts as the probe's reply.
@@ -260,7 +263,7 @@ class QmpProtocol:
         kind = self._correct_kind(kind)
         if self._probe and kind is not MessageKind.EVENT:
             number, self._probe = self._probe, 0
-            yield ProbeReply(number)
+            yield OobProbeReply(number)
         failed = self._count_affected(kind)
         if failed and kind is MessageKind.UNKNOWN:
             self.out_of_sync, self._requests_in_qemu = True, failed
@@ -346,7 +349,7 @@ class QmpProtocol:
             if error is not None:
                 raise ProtocolError(f"QEMU refused the negotiation: {error}")
             self.state = ConnectionState.READY
-            return Ready()
+            return NegotiationAccepted()
         if "id" in value:
             return self._accept_reply_with_id(value["id"])
         if self.out_of_sync:
@@ -358,7 +361,7 @@ class QmpProtocol:
         del self._pending[0]
         return Reply(value.get("return"), error)
 
-    def _accept_reply_with_id(self, number: Any) -> ProbeReply | None:
+    def _accept_reply_with_id(self, number: Any) -> OobProbeReply | None:
         if type(number) is not int or not 0 < number <= self._last_id:
             self._count_skipped("stray")
             return None
@@ -367,12 +370,12 @@ class QmpProtocol:
             return None
         if number == self._probe:
             self._probe = 0
-        return ProbeReply(number)
+        return OobProbeReply(number)
 
     def _accept_marker(self, number: int) -> None:
-        """Handle the reply to a marker: all earlier replies have arrived or are lost.
+        """Handle the reply to a marker. All replies to commands before the marker have arrived or are lost.
 
-        After the reply to the newest marker, replies can be assigned to commands again.
+        After the reply to the newest marker, the agent knows again which command each reply belongs to.
         """
         self._markers = [marker for marker in self._markers if marker > number]
         self._requests_in_qemu = len(self._markers)

@@ -11,8 +11,8 @@ MAX_BYTES = 1 << 20
 def read_unread_bytes(transport: asyncio.BaseTransport) -> bytes:
     """Return the received bytes that the kernel still holds for a transport, without waiting. Call this in `connection_lost` only.
 
-    asyncio and uvloop stop reading when a write fails. A QEMU that ends sends SHUTDOWN and closes its monitors. If the agent writes a
-    command before the agent reads this event, the write fails, and the event stays in the kernel.
+    When QEMU ends, QEMU sends SHUTDOWN and closes the monitors. A command that the agent writes at that moment fails. After a failed
+    write, asyncio and uvloop stop reading, so SHUTDOWN stays in the kernel.
     """
     # TLS needs the keys of the transport to read more.
     if transport.get_extra_info("ssl_object") is not None:

@@ -14,12 +14,12 @@ from agent.monitors import MonitorConnection
 from agent.qmp.client import CommandResult, OnResults
 from agent.qmp.commands import Command
 from agent.qmp.errors import ProtocolError, StalledError
-from agent.session.api import SessionContext
 from agent.session.command_executor import CommandExecutor
 from agent.session.disk_command_executor import DiskCommandExecutor
 from agent.session.poll_time import PollStart
 from agent.session.poller import Poller
 from agent.session.scheduler import SLACK_SECONDS, Batch, Schedule, commands_of
+from agent.session.shared_types import SessionContext
 
 if TYPE_CHECKING:
     from agent.collectors import Collector
@@ -125,10 +125,10 @@ class CallbackPolls:
                 self._poll_due()
 
     def _poll_due(self) -> None:
-        """Run the polls that are due. Stop when one waits for QEMU, when no other is due, or when the task is needed."""
+        """Run the due polls until a poll waits for QEMU, until no poll is due, or until the task has to continue."""
         try:
             while self._is_task_waiting:
-                names = self._schedule.pop_due(time.monotonic())
+                names = self._schedule.pop_due_polls(time.monotonic())
                 if not names:
                     self._set_wake_time(self._schedule.next_due_at())
                     return
@@ -188,7 +188,7 @@ class CallbackPolls:
 
     @property
     def _is_task_waiting(self) -> bool:
-        """True while the task waits in `run`."""
+        """True while the session's task waits in `run` for the callback polls."""
         return self._task is not None and not self._task.done()
 
     def _continue_task(self, names: Sequence[str]) -> None:

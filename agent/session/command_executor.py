@@ -9,7 +9,7 @@ from agent.qmp.client import CommandResult
 from agent.qmp.commands import Command
 from agent.qmp.errors import BusyError, StalledError, UnreadableReplyError
 from agent.qmp.protocol import SkippedQmpMessages
-from agent.session.api import SessionContext
+from agent.session.shared_types import SessionContext
 from agent.session.stall_probe import StallProbe
 
 
@@ -81,5 +81,5 @@ class CommandExecutor:
             QmpError: the connection ended.
         """
         self.next_action_at = inf
-        await self._probe.wait(error)
+        await self._probe.wait_until_responsive(error)
         self.next_action_at = time.monotonic()

@@ -6,7 +6,7 @@ When a config reload removes a discoverer, the agent keeps its connections to th
 import asyncio
 from collections.abc import Mapping
 
-from agent.host.pools.libvirt import LibvirtStoragePool, StoragePoolsError
+from agent.host.pools.libvirt import LibvirtStoragePool, StoragePoolListError
 from agent.monitors import Discoverer, Monitor, StoragePoolLister
 from agent.qmp.errors import QmpError
 from agent.session.supervisor_group import SupervisorGroup
@@ -65,7 +65,7 @@ class DiscoveryManager:
         """Return the storage pools of all VM managers that discoverers use, such as libvirt.
 
         Raises:
-            StoragePoolsError: a manager failed, and no other manager has pools.
+            StoragePoolListError: a manager failed, and no other manager has pools.
         """
         pools: list[LibvirtStoragePool] = []
         errors: list[QmpError] = []
@@ -76,7 +76,7 @@ class DiscoveryManager:
                 except QmpError as error:
                     errors.append(error)
         if errors and not pools:
-            raise StoragePoolsError(str(errors[0]))
+            raise StoragePoolListError(str(errors[0]))
         return pools
 
     async def _dismiss_monitors(self, removed: _DiscoveredMonitors) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from agent.model.record import Vm
 from agent.qmp.commands import Command
 from agent.qmp.errors import CommandNotAllowedError, QmpError, StalledError
-from agent.session.api import DiskCommandController, SessionContext
 from agent.session.command_executor import CommandExecutor
 from agent.session.scheduler import Schedule
+from agent.session.shared_types import DiskCommandController, SessionContext
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,11 @@ class DiskCommandExecutor:
         return controller.pop_collectors_to_poll(self._vm) if controller is not None else frozenset()
 
     def has_pending_commands(self, *, receives_events: bool) -> bool:
-        """Return whether `apply` has commands to execute; `receives_events` is whether this connection receives events."""
+        """Return whether `execute_pending_commands` has commands to execute.
+
+        Args:
+            receives_events: whether this connection receives events.
+        """
         thresholds, histograms = self._context.thresholds, self._context.histograms
         return (thresholds is not None and receives_events and thresholds.has_pending_commands(self._vm)) or (
             histograms is not None and histograms.has_pending_commands(self._vm)

@@ -132,8 +132,8 @@ class DiskLatencyHistograms:
         """True if the agent may set histograms now."""
         return self.state is HistogramState.NONE and bool(self.device)
 
-    def on_command_start(self, boundaries: BoundariesNs) -> None:
-        """Store the boundaries of the command that the agent is about to send."""
+    def on_command_send(self, boundaries: BoundariesNs) -> None:
+        """Store the histogram boundaries that the next command sets. The agent is about to send this command."""
         self._change_state(HistogramStateInput.SEND)
         self.own_boundaries = boundaries
 

@@ -53,7 +53,7 @@ class EventCoalescer:
         self._windows: dict[EventKey, _Window] = {}
 
     def add(self, key: EventKey, event: Event, time_ns: int, now: float) -> Iterator[CoalescedEvent]:
-        """Add an event, and yield the events to report now. `pop_due` yields later reports.
+        """Add an event, and yield the events to report now. `pop_due` yields the events to report later.
 
         Args:
             key: the event's key.

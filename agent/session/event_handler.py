@@ -13,8 +13,8 @@ from agent.model.event_definition import EventDefinition
 from agent.model.event_table import find_event_definition
 from agent.model.record import Record, Severity, Vm
 from agent.qmp.protocol import Event
-from agent.session.api import SessionObserver
 from agent.session.event_coalescer import CoalescedEvent, EventCoalescer
+from agent.session.shared_types import SessionObserver
 
 TimedEventCallback = Callable[[Event, int], None]
 """Called with an event and its time in nanoseconds since the epoch."""

@@ -12,16 +12,16 @@ from agent.collectors.untrusted_json import as_list_of_objects, as_text
 from agent.host.interfaces import find_process_interfaces
 from agent.host.libvirt_metadata import parse_libvirt_labels, read_libvirt_labels
 from agent.host.process import Process
-from agent.host.process_lookup import QemuProcess, UnknownProcessError, find_process
-from agent.host.types import FileReply, FileRequest, LinuxTask, NetworkInterface, VirtualFunctionRequest
+from agent.host.process_lookup import QemuProcess, UnidentifiedProcessError, find_process
+from agent.host.types import FileReply, FileRequest, LinuxTask, NetworkInterface, VirtualFunctionCountersRequest
 from agent.model.family import FieldValues, Sample
 from agent.model.metrics.identity import IDENTITY
 from agent.model.record import Vm, sanitize
 from agent.monitors import DomainXmlReader
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import Command
-from agent.session.api import SessionContext
 from agent.session.identity import DEVICE_CONTAINERS
+from agent.session.shared_types import SessionContext
 
 PROCESS_COMMANDS = (
     Command("query-cpus-fast"),
@@ -100,7 +100,9 @@ class HostProcess:
             return self._process.read_files(files)
         read, virtual_function_counters = self._process.read_files, self._context.virtual_function_counters
         return [
-            virtual_function_counters.read(file) if isinstance(file, VirtualFunctionRequest) else read((file,))[0]
+            virtual_function_counters.read(file)
+            if isinstance(file, VirtualFunctionCountersRequest)
+            else read((file,))[0]
             for file in files
         ]
 
@@ -137,7 +139,7 @@ class HostProcess:
         self.timed_out = False
         try:
             qemu = await _run_with_timeout(find, _close_found_process)
-        except (UnknownProcessError, TimeoutError) as error:
+        except (UnidentifiedProcessError, TimeoutError) as error:
             self.close()
             self.timed_out = isinstance(error, TimeoutError)
             cause = str(error) or f"the lookup on the host timed out after {HOST_TIMEOUT_SECONDS:g} s"

@@ -81,8 +81,10 @@ def identify(
     """Return the VM that the replies to IDENTITY_COMMANDS describe.
 
     A VM that was started without a UUID reports only zeros. The agent then derives a UUID from the host's name and the monitor's name. This
-    UUID stays the same when the VM or the agent restarts. If VMs connect to an address of the agent, the monitor's name changes. The UUID
-    is then derived from this address and the VM's name. For a VM without a name, QEMU's command line replaces the name.
+    UUID stays the same when the VM or the agent restarts.
+
+    If VMs connect to an address of the agent, the monitor's name changes with each connection or process. The agent then derives the UUID
+    from the host's name, this address and the VM's name. For a VM without a name, QEMU's command line replaces the VM's name.
 
     Args:
         host: the host's name.

@@ -149,7 +149,7 @@ class LatencyHistogramTracker:
         commands = []
         for disk in disks:
             histograms = vm_histograms.disks[disk]
-            histograms.on_command_start(self.boundaries)
+            histograms.on_command_send(self.boundaries)
             commands.append((disk, set_histograms_command(histograms.device, self.boundaries)))
         return commands
 

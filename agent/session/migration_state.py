@@ -17,7 +17,7 @@ _INMIGRATE = "inmigrate"
 _FINISH_MIGRATE = "finish-migrate"
 _POSTMIGRATE = "postmigrate"
 _SHUTDOWN = "shutdown"
-"""QEMU's RunState during a migration (2.6 to 11.1)."""
+"""QEMU's RunStateTracker during a migration (2.6 to 11.1)."""
 
 
 class MigrationPhase(Enum):

@@ -15,7 +15,6 @@ from agent.model.record import Record, Vm
 from agent.qmp.client import CommandResult
 from agent.qmp.errors import AmbiguousReplyError, BusyError, CommandError, ProtocolError, QmpError, StalledError
 from agent.qmp.protocol import Event
-from agent.session.api import PollOutcome, SessionContext, SessionObserver, VmChange
 from agent.session.collector_failures import CollectorFailures
 from agent.session.command_executor import CommandExecutor
 from agent.session.host_process import HostProcess
@@ -23,6 +22,7 @@ from agent.session.migration_state import MigrationState
 from agent.session.poll_time import PollStart
 from agent.session.reply_reader import SAMPLES_PER_TURN, CollectorResult, is_unsupported, read_in_turns, read_replies
 from agent.session.scheduler import SLACK_SECONDS, Batch, Schedule, commands_of, next_poll_time, split_batch
+from agent.session.shared_types import PollOutcome, SessionContext, SessionObserver, VmChange
 
 _log = logging.getLogger(__name__)
 
@@ -280,7 +280,7 @@ class Poller:
 
     def poll_due_host_collectors(self) -> None:
         """Poll the host-only collectors that are due."""
-        self.poll_host(self._schedule.pop_due(time.monotonic(), self._collectors.host_only))
+        self.poll_host(self._schedule.pop_due_polls(time.monotonic(), self._collectors.host_only))
 
     def _is_collector_off(self, name: str) -> bool:
         """Return whether a collector is off after a failure. If it is, plan its next poll for the end of that time."""
@@ -309,7 +309,7 @@ class Poller:
         """Stop polling a collector on this connection, because QEMU lacks a command that the collector needs."""
         self._clear_failure(name)
         self._unsupported.append(name)
-        self._schedule.remove(name)
+        self._schedule.remove_poll(name)
 
     def _report_samples(self, collector: Collector, collected: CollectorResult, when: PollStart) -> None:
         """Report the samples in QEMU's replies."""
@@ -323,7 +323,7 @@ class Poller:
         self._schedule_invalidated(collector, samples)
 
     def _finish_run(self, collector: Collector, collected: CollectorResult, when: PollStart) -> Sequence[Sample] | None:
-        """Report the outcome of a collector's run, and plan its next poll. Return the samples, with derived values; None after an error."""
+        """Report a run of a collector and schedule its next run. Return the samples with derived values; None after an error."""
         samples, truncated, error = collected
         if len(samples) > SAMPLES_PER_TURN and collector.name not in self._large:
             self._large.append(collector.name)

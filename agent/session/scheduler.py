@@ -67,7 +67,7 @@ class Schedule:
         """Make a poll due at this time, unless it is already due earlier. With the time `inf`, the poll waits for `schedule_now`."""
         self._due_at[name] = min(self._due_at.get(name, inf), at)
 
-    def remove(self, name: str) -> None:
+    def remove_poll(self, name: str) -> None:
         """Remove a poll. `schedule_now` ignores its name from now on."""
         self._due_at.pop(name, None)
 
@@ -75,7 +75,7 @@ class Schedule:
         """Return when the next poll is due; `inf` if none is scheduled."""
         return min(self._due_at.values(), default=inf)
 
-    def pop_due(self, now: float, among: Container[str] | None = None) -> list[str]:
+    def pop_due_polls(self, now: float, among: Container[str] | None = None) -> list[str]:
         """Return the names of the polls that are due, in the order of due times.
 
         These polls are due again after the next `schedule_by` or `schedule_now`.

@@ -16,7 +16,7 @@ from agent.model.event_table import find_event_definition
 from agent.model.metrics.identity import IDENTITY
 from agent.model.record import Vm, sanitize
 from agent.monitors import DomainXmlReader, Monitor, MonitorConnection
-from agent.qmp.commands import Command, QemuChange
+from agent.qmp.commands import Command, OptInChange
 from agent.qmp.errors import (
     AmbiguousReplyError,
     CommandError,
@@ -27,7 +27,6 @@ from agent.qmp.errors import (
 )
 from agent.qmp.protocol import Event, Greeting
 from agent.session import identity
-from agent.session.api import MonitorState, SessionContext, SessionObserver
 from agent.session.callback_polls import CallbackPolls
 from agent.session.collector_failures import CollectorFailures
 from agent.session.command_executor import CommandExecutor
@@ -38,6 +37,7 @@ from agent.session.host_process import HostProcess
 from agent.session.migration_state import MigrationState
 from agent.session.poller import Poller
 from agent.session.scheduler import Schedule
+from agent.session.shared_types import MonitorState, SessionContext, SessionObserver
 from agent.session.stall_probe import StallProbe
 from agent.session.virtio_disks import find_virtio_disks
 
@@ -233,7 +233,10 @@ class Session:
             self._schedule_now(names)
 
     def _schedule_now(self, names: Sequence[str]) -> None:
-        """Make collectors due now. Before the first discovery, make only the discovery due, after which all collectors are polled."""
+        """Make collectors due now.
+
+        Before the first discovery, make only the discovery due. After the discovery, the session polls all collectors.
+        """
         self._schedule.schedule_now(names if self._discovered else (DISCOVER_FEATURES,), time.monotonic())
         self._wake_callback_polls()
 
@@ -282,7 +285,7 @@ class Session:
             migration_events=facts.migration_events and client.receives_events,
             guest_agent_port=await self._guest_agent_ports.find(execute, replies[1:]),
         )
-        is_allowed = QemuChange.MIGRATION_EVENTS in self._context.settings.changes
+        is_allowed = OptInChange.MIGRATION_EVENTS in self._context.settings.changes
         if facts.receives_events and not facts.migration_events and is_allowed:
             (result,) = await execute((identity.ENABLE_MIGRATION_EVENTS,))
             facts = dataclasses.replace(facts, migration_events=not isinstance(result, QmpError))
@@ -311,7 +314,7 @@ class Session:
             seconds = self._context.settings.intervals.resync
             self._failures.add(DISCOVERY_FAILURE, cause, now, seconds, seconds)
             _log.warning(
-                "%s: some features of this QEMU are unknown, so samples may be missing; the agent queries them again in %.0f s: %s",
+                "%s: some features of this QEMU are unknown, so samples may be missing; the agent queries the features again in %.0f s: %s",
                 vm.name,
                 seconds,
                 cause,
@@ -356,7 +359,7 @@ class Session:
         execute = self._executor.execute_with_retry
         seconds = identity.parse_stats_interval((await execute((identity.get_stats_interval_command(balloon),)))[0])
         settings = self._context.settings
-        if seconds == 0 and QemuChange.GUEST_STATS_INTERVAL in settings.changes:
+        if seconds == 0 and OptInChange.GUEST_STATS_INTERVAL in settings.changes:
             (result,) = await execute((identity.set_stats_interval_command(balloon, settings.guest_stats_seconds),))
             return 0 if isinstance(result, QmpError) else settings.guest_stats_seconds
         return seconds

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from agent.monitors import MonitorConnection
 from agent.qmp.errors import BusyError, StalledError
-from agent.session.api import MAIN_LOOP_STALLED, PROCESS_STALLED, MonitorState, SessionContext
+from agent.session.shared_types import MAIN_LOOP_STALLED, PROCESS_STALLED, MonitorState, SessionContext
 
 
 class HostCollectorPoller(Protocol):
@@ -43,7 +43,7 @@ class StallProbe:
         self._context = context
         self._on_state = on_state
 
-    async def wait(self, error: BusyError | StalledError) -> None:
+    async def wait_until_responsive(self, error: BusyError | StalledError) -> None:
         """Wait until no reply is overdue. If another client holds the monitor, wait until that client disconnects.
 
         During the wait, the caller must send no in-band command, because QEMU still executes the overdue command.

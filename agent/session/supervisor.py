@@ -23,12 +23,19 @@ from agent.qmp.errors import (
     UnreadableReplyError,
 )
 from agent.session import identity
-from agent.session.api import MonitorState, MonitorStatus, SessionContext, SessionObserver, VmChange, reported_change
 from agent.session.collector_failures import CollectorFailures
 from agent.session.event_handler import EventHandler
 from agent.session.migration_state import MigrationState
 from agent.session.ownership import OwnershipClaim, OwnershipRegistry
 from agent.session.session import Session
+from agent.session.shared_types import (
+    MonitorState,
+    MonitorStatus,
+    SessionContext,
+    SessionObserver,
+    VmChange,
+    reported_change,
+)
 
 FIRST_RETRY_SECONDS = 0.2
 """Delay of the first attempt to connect again."""

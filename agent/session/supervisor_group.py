@@ -10,8 +10,8 @@ import time
 from agent.model.record import sanitize
 from agent.monitors import Monitor
 from agent.qmp.errors import QmpError
-from agent.session.api import MonitorState, MonitorStatus, SessionContext, SessionObserver
 from agent.session.ownership import OwnershipRegistry
+from agent.session.shared_types import MonitorState, MonitorStatus, SessionContext, SessionObserver
 from agent.session.supervisor import MonitorSupervisor, state_after_failed_connect
 
 _log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class SupervisorGroup:
         return len(self._supervisors)
 
     def on_monitor_added(self, monitor: Monitor) -> None:
-        """Start to supervise a monitor. If it was removed and is still supervised, connect to it again."""
+        """Start to supervise a monitor. If a removed monitor still has a supervisor, let the supervisor connect again."""
         if monitor.key in self._supervisors:
             self._supervisors[monitor.key].resume_reconnecting()
         else:
@@ -69,7 +69,7 @@ class SupervisorGroup:
         self._observer.on_status(MonitorStatus(discoverer, state, reason, None, None, time.time_ns()))
 
     def remove_status(self, discoverer: Monitor) -> None:
-        """Remove the entry of a discoverer that has ended."""
+        """Report that a discoverer has ended, so that the page no longer lists the discoverer."""
         self._observer.on_monitor_removed(discoverer)
 
     def overdue_by(self, now: float) -> dict[str, float]:

@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from agent.collectors.base import VirtioDisk, VmFacts
 from agent.collectors.virtio_queues import disk_property_commands, parse_virtio_disk, virtio_paths
 from agent.qmp.client import CommandResult
-from agent.qmp.commands import VIRTIO_QUEUE_STATUS, Command, QemuChange
+from agent.qmp.commands import VIRTIO_QUEUE_STATUS, Command, OptInChange
 from agent.qmp.errors import QmpError
-from agent.session.api import SessionContext
+from agent.session.shared_types import SessionContext
 
 Execute = Callable[[Sequence[Command]], Awaitable[list[CommandResult]]]
 
@@ -25,7 +25,7 @@ async def find_virtio_disks(execute: Execute, context: SessionContext, facts: Vm
     Raises:
         QmpError: the connection ended.
     """
-    is_allowed = QemuChange.VIRTIO_QUEUES in context.settings.changes
+    is_allowed = OptInChange.VIRTIO_QUEUES in context.settings.changes
     if not is_allowed or not facts.receives_events or not facts.has_command(VIRTIO_QUEUE_STATUS):
         return ()
     (stats,) = await execute((Command("query-blockstats"),))

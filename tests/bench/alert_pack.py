@@ -22,7 +22,7 @@ from agent.alerts.rules.sample_rules import SAMPLE_ALERT_RULES
 from agent.app.agent import Agent
 from agent.app.io_stall_watcher import CHECK_INTERVAL_SECONDS, IoStallWatcher, read_threads
 from agent.runtime.gc import scheduled_garbage_collection
-from agent.session.api import PollOutcome
+from agent.session.shared_types import PollOutcome
 from tests.bench.monitors import Monitors
 from tests.bench.poll import INTERVAL_SECONDS
 from tests.bench.roles import DiscardingSink, _config

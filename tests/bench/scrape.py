@@ -20,7 +20,7 @@ from agent.model.metrics.block import BLOCK
 from agent.model.record import Vm
 from agent.monitors import Monitor
 from agent.runtime.gc import scheduled_garbage_collection
-from agent.session.api import MonitorState, MonitorStatus
+from agent.session.shared_types import MonitorState, MonitorStatus
 from tests.bench.monitors import two_disks
 from tests.bench.table import Row
 from tests.lab.snapshots import OPEN

@@ -12,7 +12,7 @@ from agent.model.metrics.block import BLOCK
 from agent.model.metrics.host_resources import HOST, HOST_HUGEPAGES
 from agent.model.metrics.pool import POOL
 from agent.model.record import Vm
-from agent.session.api import MonitorState
+from agent.session.shared_types import MonitorState
 from tests.lab.browser import chromium, open_page
 from tests.lab.endpoint import RunningEndpoint
 from tests.lab.live_page import TIMING, live_page

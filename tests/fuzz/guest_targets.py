@@ -17,8 +17,8 @@ from agent.model.record import Vm
 from agent.monitors import Monitor
 from agent.qga.errors import GuestAgentCommandError, GuestAgentError
 from agent.qga.protocol import MAX_REPLY_BYTES, GuestAgentProtocol, GuestReply, SyncState
-from agent.session.api import MonitorState, MonitorStatus
 from agent.session.identity import QemuBuild
+from agent.session.shared_types import MonitorState, MonitorStatus
 from tests.lab.qmp_bytes import cut
 from tests.lab.thin_disks import policy
 from tests.unit.collectors.test_guest_collectors import check_guest_sample

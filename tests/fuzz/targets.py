@@ -27,8 +27,8 @@ from agent.monitors import Monitor
 from agent.qmp.commands import Command
 from agent.qmp.errors import CommandError, ProtocolError, QmpError
 from agent.qmp.protocol import Event, Message
-from agent.session.api import MonitorState, MonitorStatus
 from agent.session.identity import QemuBuild, identify
+from agent.session.shared_types import MonitorState, MonitorStatus
 from tests.fuzz.guest_targets import guest_collectors, guest_protocol
 from tests.lab.qmp_bytes import cut, ready
 from tests.unit.collectors.test_collectors import check_sample

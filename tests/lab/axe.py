@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from playwright.async_api import Page
 
-from agent.cli.demo.images import MissingDependencyError, build_once, cache_folder
+from agent.cli.demo.images import MissingDependencyError, build_directory_once, cache_directory
 from tests.lab.machine import require
 
 _VERSION: Final = "4.14.1"
@@ -20,7 +20,7 @@ def axe_source() -> str:
     Raises:
         MissingDependencyError: npm is missing, or it cannot fetch the package.
     """
-    home = build_once(cache_folder() / f"axe-core-{_VERSION}", _fetch)
+    home = build_directory_once(cache_directory() / f"axe-core-{_VERSION}", _fetch)
     return (home / "node_modules" / "axe-core" / "axe.min.js").read_text()
 
 

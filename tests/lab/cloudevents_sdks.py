@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from cloudevents.core.bindings import kafka
 
-from agent.cli.demo.images import MissingDependencyError, build_once, cache_folder
+from agent.cli.demo.images import MissingDependencyError, build_directory_once, cache_directory
 from agent.delivery.sinks.kafka.message import ContentMode, KafkaMessage
 
 BUILD_SECONDS: Final = 600
@@ -46,7 +46,7 @@ def read_with_go(_mode: ContentMode, messages: Sequence[KafkaMessage]) -> list[E
     def build(scratch: Path) -> None:
         _run("go", "build", "-o", str(scratch / "built" / "read"), ".", folder=_SOURCES / "go")
 
-    folder = build_once(_cache_folder("go"), build)
+    folder = build_directory_once(_cache_folder("go"), build)
     return _read_with_program([str(folder / "read")], messages)
 
 
@@ -61,14 +61,14 @@ def read_with_javascript(_mode: ContentMode, messages: Sequence[KafkaMessage]) -
         shutil.copytree(_SOURCES / "js", scratch / "built")
         _run("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", folder=scratch / "built")
 
-    folder = build_once(_cache_folder("js"), build)
+    folder = build_directory_once(_cache_folder("js"), build)
     return _read_with_program(["node", str(folder / "read.mjs")], messages)
 
 
 def _cache_folder(language: str) -> Path:
     """Return the directory of a program. It changes with the program's source and the versions of its modules."""
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted((_SOURCES / language).iterdir())))
-    return cache_folder() / f"cloudevents-{language}-{digest.hexdigest()[:12]}"
+    return cache_directory() / f"cloudevents-{language}-{digest.hexdigest()[:12]}"
 
 
 def _run(*command: str, folder: Path) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, Self
 
-from agent.cli.demo.images import MissingDependencyError, build_once, cache_folder
+from agent.cli.demo.images import MissingDependencyError, build_directory_once, cache_directory
 from tests.lab.machine import require
 from tests.lab.maven import fetch_jars
 
@@ -42,7 +42,7 @@ def flink_home() -> Path:
     """
     require("java", "a Java runtime, 17 or newer,")
     jars = hashlib.sha256(POM.read_bytes()).hexdigest()[:8]
-    return build_once(cache_folder() / f"flink-{_version()}-{jars}", _fetch)
+    return build_directory_once(cache_directory() / f"flink-{_version()}-{jars}", _fetch)
 
 
 def _version() -> str:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
-from agent.cli.demo.images import MissingDependencyError, build_once, cache_folder, run_program
+from agent.cli.demo.images import MissingDependencyError, build_directory_once, cache_directory, run_program
 from tests.lab.debian_release import unpack
 from tests.lab.machine import INSTALL_HINT, require
 from tests.lab.qemus import OTHER_RELEASES
@@ -39,7 +39,7 @@ def find_guest_agent(release: str = "") -> str:
     if not release:
         require(OWN, "qemu-guest-agent")
         return OWN
-    launcher = cache_folder() / f"qemu-ga-{release}" / "qemu-ga"
+    launcher = cache_directory() / f"qemu-ga-{release}" / "qemu-ga"
     if not launcher.exists():
         raise MissingDependencyError(f"qemu-ga of Debian {release} was not fetched: {INSTALL_HINT}")
     return os.fspath(launcher)
@@ -104,7 +104,7 @@ class GuestAgentProcess:
 if __name__ == "__main__":
     for name in OTHER_RELEASES:
         try:
-            build_once(cache_folder() / f"qemu-ga-{name}", partial(_build, name))
+            build_directory_once(cache_directory() / f"qemu-ga-{name}", partial(_build, name))
             sys.stdout.write(f"qemu-ga of Debian {name} is ready\n")
         except MissingDependencyError as missing:
             sys.stdout.write(f"qemu-ga of Debian {name} is not available, its tests are skipped: {missing}\n")

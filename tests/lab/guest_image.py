@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from agent.cli.demo.images import cache_folder, linux_image, run_program
+from agent.cli.demo.images import cache_directory, linux_image, run_program
 from tests.lab.guest_agent import find_guest_agent
 
 _LIBRARY_FOLDERS = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
@@ -25,7 +25,7 @@ def guest_agent_initramfs(release: str) -> bytes:
         return image
     find_guest_agent(release)
     return image + _overlay(
-        cache_folder() / f"qemu-ga-{release}" / "root"
+        cache_directory() / f"qemu-ga-{release}" / "root"
     )  # files of a later archive replace earlier ones
 
 

@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from agent.cli.demo.images import build_once, cache_folder
+from agent.cli.demo.images import build_directory_once, cache_directory
 from tests.lab.machine import require
 from tests.lab.maven import fetch_jars
 
@@ -34,7 +34,7 @@ def kafka_home() -> Path:
     require("setpriv", "util-linux")
     version = re.search(r"<artifactId>kafka_[^<]*</artifactId>\s*<version>([^<]+)", POM.read_text())
     assert version is not None, f"{POM} names no version of Kafka"
-    return build_once(cache_folder() / f"kafka-{version[1]}", _fetch)
+    return build_directory_once(cache_directory() / f"kafka-{version[1]}", _fetch)
 
 
 def java_command(home: Path) -> list[str]:

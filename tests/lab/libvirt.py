@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from agent.cli.demo.images import MissingDependencyError, build_boot_sector, cache_folder
+from agent.cli.demo.images import MissingDependencyError, build_boot_sector, cache_directory
 from tests.lab.libvirt_releases import find_libvirtd
 from tests.lab.machine import INSTALL_HINT, free_port, require
 from tests.lab.waiting import until
@@ -204,7 +204,7 @@ class Libvirtd:
         """Create libvirtd's directories and files. Return the shell commands that mount these at the system's paths."""
         for name in _FOLDERS:
             Path(self.folder, name).mkdir(exist_ok=True)
-        capabilities = cache_folder() / f"libvirt{self.release and f'-capabilities-{self.release}'}"
+        capabilities = cache_directory() / f"libvirt{self.release and f'-capabilities-{self.release}'}"
         capabilities.mkdir(parents=True, exist_ok=True)
         for path in (*_FOLDERS.values(), _CACHE):
             Path(path).mkdir(parents=True, exist_ok=True)  # a mount point has to exist

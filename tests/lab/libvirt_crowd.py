@@ -9,8 +9,8 @@ import sys
 from functools import partial
 from typing import Final
 
-from agent.monitors.libvirt.client_library import load_library
 from agent.monitors.libvirt.connection_pool import HOST_LIMITS, ConnectionPool
+from agent.monitors.libvirt.libvirt_python import load_library
 from agent.qmp.errors import QmpError
 from tests.lab.waiting import until
 

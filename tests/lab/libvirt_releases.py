@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from agent.cli.demo.images import MissingDependencyError, build_once, cache_folder, run_program
+from agent.cli.demo.images import MissingDependencyError, build_directory_once, cache_directory, run_program
 from tests.lab.debian_release import unpack
 from tests.lab.machine import INSTALL_HINT
 
@@ -29,7 +29,7 @@ def find_libvirtd(release: str) -> Path:
     Raises:
         MissingDependencyError: it was not fetched; the message says how to do it.
     """
-    folder = cache_folder() / f"libvirt-{release}"
+    folder = cache_directory() / f"libvirt-{release}"
     if not folder.exists():
         raise MissingDependencyError(f"libvirtd of Debian {release} was not fetched: {INSTALL_HINT}")
     return folder
@@ -46,7 +46,7 @@ def _build(release: str, scratch: Path) -> None:
 if __name__ == "__main__":
     for name in RELEASES:
         try:
-            build_once(cache_folder() / f"libvirt-{name}", partial(_build, name))
+            build_directory_once(cache_directory() / f"libvirt-{name}", partial(_build, name))
             sys.stdout.write(f"libvirtd of Debian {name} is ready\n")
         except MissingDependencyError as missing:
             sys.stdout.write(f"libvirtd of Debian {name} is not available, its tests are skipped: {missing}\n")

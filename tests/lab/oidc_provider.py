@@ -10,7 +10,7 @@ from typing import Final, Self
 
 import aiohttp
 
-from agent.cli.demo.images import MissingDependencyError, build_once, cache_folder
+from agent.cli.demo.images import MissingDependencyError, build_directory_once, cache_directory
 from tests.lab.machine import free_port, require
 from tests.lab.waiting import until
 
@@ -82,7 +82,7 @@ def _provider_home() -> Path:
     """Return the directory of the provider's program. The first call downloads its packages in a few seconds. Blocks."""
     version = re.search(r'"oidc-provider": "([^"]+)"', (SOURCE / "package.json").read_text())
     assert version is not None
-    home = build_once(cache_folder() / f"oidc-provider-{version[1]}", _fetch)
+    home = build_directory_once(cache_directory() / f"oidc-provider-{version[1]}", _fetch)
     shutil.copy(SOURCE / "server.mjs", home)  # the current version
     return home
 

@@ -18,8 +18,8 @@ from agent.model.metrics.runstate import RUNSTATE
 from agent.model.metrics.vm_process import NET, PROCESS, VCPU
 from agent.model.record import Record, RecordEncoder, Severity, Vm
 from agent.monitors import Monitor
-from agent.session.api import MonitorState, MonitorStatus
 from agent.session.identity import QemuBuild
+from agent.session.shared_types import MonitorState, MonitorStatus
 from tests.lab.endpoint import FakeView
 from tests.lab.snapshots import OPEN
 

@@ -10,7 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
-from agent.cli.demo.images import MissingDependencyError, build_once, cache_folder, run_program
+from agent.cli.demo.images import MissingDependencyError, build_directory_once, cache_directory, run_program
 from tests.lab.debian_release import unpack
 from tests.lab.machine import INSTALL_HINT
 
@@ -53,7 +53,7 @@ def find_qemu(release: str = "") -> Qemu:
     Raises:
         MissingDependencyError: The QEMU was not downloaded. The message says how to download it.
     """
-    launcher = cache_folder() / f"qemu-{release}" / PROGRAM
+    launcher = cache_directory() / f"qemu-{release}" / PROGRAM
     if release and not launcher.exists():
         raise MissingDependencyError(f"QEMU of Debian {release} was not fetched: {INSTALL_HINT}")
     return _inspect(str(launcher) if release else PROGRAM)
@@ -67,7 +67,7 @@ def fetch(release: str) -> None:
     Raises:
         MissingDependencyError: The QEMU cannot be downloaded. The message has the reason.
     """
-    build_once(cache_folder() / f"qemu-{release}", partial(_build, release))
+    build_directory_once(cache_directory() / f"qemu-{release}", partial(_build, release))
 
 
 def _build(release: str, scratch: Path) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from agent.collectors.guest import GUEST_COLLECTORS
-from agent.guest.api import GuestCommandOutcome
 from agent.guest.config import GuestAgentConfig
 from agent.guest.manager import GuestAgentManager
 from agent.guest.session import FIRST_RETRY_SECONDS
+from agent.guest.shared_types import GuestCommandOutcome
 from agent.model.family import Family, Sample
 from agent.model.metrics.guest import GUEST_AGENT, GUEST_AGENT_SESSION
 from agent.model.metrics.identity import IDENTITY

@@ -12,8 +12,15 @@ from agent.model.record import Record, Vm
 from agent.monitors import Monitor
 from agent.monitors.base import qmp_opener
 from agent.monitors.dial import unix_connector
-from agent.qmp.commands import QemuChange
-from agent.session.api import MonitorState, MonitorStatus, PollOutcome, SessionContext, SessionSettings, VmChange
+from agent.qmp.commands import OptInChange
+from agent.session.shared_types import (
+    MonitorState,
+    MonitorStatus,
+    PollOutcome,
+    SessionContext,
+    SessionSettings,
+    VmChange,
+)
 from agent.session.supervisor_group import SupervisorGroup
 from tests.lab.simulated_clock import longest_wait_seconds
 
@@ -119,7 +126,7 @@ def monitor_at(path: Path) -> Monitor:
     return Monitor(str(path), (str(path),), qmp_opener(unix_connector(str(path))))
 
 
-def session_context(*changes: QemuChange, **options: Any) -> SessionContext:
+def session_context(*changes: OptInChange, **options: Any) -> SessionContext:
     """Return a session context with the agent's own settings and the intervals `EQUAL`.
 
     Args:
@@ -132,7 +139,7 @@ def session_context(*changes: QemuChange, **options: Any) -> SessionContext:
     return SessionContext(SessionSettings("host1", frozenset(changes), **settings), **shared)
 
 
-def quick_context(*changes: QemuChange, **options: Any) -> SessionContext:
+def quick_context(*changes: OptInChange, **options: Any) -> SessionContext:
     """Return a session context for tests of real QEMUs, whose time passes as fast as the test's.
 
     The intervals and the delays of retries are short. The timeouts are so long that no test reaches them.

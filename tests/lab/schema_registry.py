@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 
 import aiohttp
 
-from agent.cli.demo.images import MissingDependencyError, build_once, cache_folder
+from agent.cli.demo.images import MissingDependencyError, build_directory_once, cache_directory
 from tests.lab.machine import free_port, require
 from tests.lab.waiting import until
 
@@ -76,7 +76,7 @@ class SchemaRegistry:
 
 def _registry_home() -> Path:
     """Return the directory of the registry. The first call downloads 140 MB from Maven Central. Blocks."""
-    return build_once(cache_folder() / f"apicurio-{VERSION}", _fetch)
+    return build_directory_once(cache_directory() / f"apicurio-{VERSION}", _fetch)
 
 
 def _fetch(scratch: Path) -> None:

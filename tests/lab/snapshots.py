@@ -9,8 +9,8 @@ from agent.model.metrics import FAMILIES
 from agent.model.record import Record, Vm
 from agent.monitors import Monitor
 from agent.monitors.base import ConnectionOpener
-from agent.session.api import MonitorState, MonitorStatus
 from agent.session.identity import QemuBuild
+from agent.session.shared_types import MonitorState, MonitorStatus
 
 UUIDS = ["11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"]
 SECOND = 1_000_000_000

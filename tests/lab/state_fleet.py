@@ -23,8 +23,8 @@ from agent.model.metrics.runstate import RUNSTATE
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import EncodedRecord, Record, Vm
 from agent.monitors import Monitor
-from agent.session.api import MonitorState, MonitorStatus, VmChange
 from agent.session.identity import QemuBuild
+from agent.session.shared_types import MonitorState, MonitorStatus, VmChange
 from tests.lab.thin_guests import ListSink
 
 AWAY = 61.0
@@ -105,7 +105,7 @@ class ScriptedHost:
         agent = self.agent = Agent(Config.model_validate(config), ListSink())
         assert agent.state_publisher is not None
         assert agent.publisher.delivery.journal is not None
-        agent.publisher.delivery.journal.stored_entries = dict(self.entries)
+        agent.publisher.delivery.journal.stored_persistent_entries = dict(self.entries)
         agent.state_publisher._sink = self
         agent.state_publisher._clock = lambda: self.now
         publish = agent.publisher.publish
@@ -134,9 +134,9 @@ class ScriptedHost:
 
     # The interface of the agent's journal and sink.
 
-    def encode_state(self, record: Record) -> EncodedRecord:
+    def encode_and_broadcast_state(self, record: Record) -> EncodedRecord:
         assert self.agent is not None
-        return self.agent.publisher.encode_state(record)
+        return self.agent.publisher.encode_and_broadcast_state(record)
 
     async def deliver_state(self, records: Sequence[EncodedRecord]) -> None:
         await self.deliver(records)

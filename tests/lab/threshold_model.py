@@ -119,7 +119,7 @@ class Qemu:
 class Journal:
     """A model of the journal: records and entries on disk, and transactions that are not committed yet."""
 
-    stored_entries: dict[str, Any] = field(default_factory=dict)
+    stored_persistent_entries: dict[str, Any] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
     pending: list[tuple[Record | None, str, Any]] = field(default_factory=list)
 
@@ -132,9 +132,9 @@ class Journal:
         del self.pending[: len(done)]
         for _, name, value in done:
             if value is None:
-                self.stored_entries.pop(name, None)
+                self.stored_persistent_entries.pop(name, None)
             else:
-                self.stored_entries[name] = value
+                self.stored_persistent_entries[name] = value
         records = [record for record, _, _ in done if record is not None]
         self.records += records
         return records
@@ -148,7 +148,7 @@ class Agent:
         self.journal = journal
         self.emitted: list[Record] = []
         self.engine = AlertEngine(HOST, lambda _vm, _disk: ThresholdPolicy(mode, LEVELS, HYSTERESIS), self._size_of)
-        self.engine.persistence.restore(journal.stored_entries, now)
+        self.engine.persistence.restore(journal.stored_persistent_entries, now)
 
     def _size_of(self, _vm: Vm, path: str) -> int | None:
         sizes = {node.medium.path: node.medium.size for node in self.qemu.nodes.values()}

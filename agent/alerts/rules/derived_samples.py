@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.alerts.rules.snapshot_ages import SnapshotAges
+from agent.alerts.rules.snapshot_ages import ExternalSnapshotAges
 from agent.model.family import GAUGE, TEXT, Family, Field, FieldValues, Sample
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.metrics.memory import BALLOON, GUEST_MEMORY, MEMORY
@@ -57,7 +57,7 @@ class VmRuleState:
 
 
 @dataclass(frozen=True, slots=True)
-class Derivation:
+class SampleDerivation:
     """Computes the samples of a derived family from polls of other families.
 
     Attributes:
@@ -89,8 +89,12 @@ def _memory_under_balloon(
             )
 
 
-def all_derivations(ages: SnapshotAges) -> tuple[Derivation, ...]:
-    """Return the derivation of each derived family. `ages` stores the ages of external snapshots."""
+def all_sample_derivations(ages: ExternalSnapshotAges) -> tuple[SampleDerivation, ...]:
+    """Return the derivation of each derived family.
+
+    Args:
+        ages: the external snapshots of all VMs. The derivation of disk chains updates this object.
+    """
 
     def derive_disk_chains(
         uuid: str, _rule_state: VmRuleState, samples: Sequence[Sample], time_ns: int
@@ -109,8 +113,8 @@ def all_derivations(ages: SnapshotAges) -> tuple[Derivation, ...]:
             yield Sample(DISK_CHAIN, (device,), _chain_values(device_layers, oldest_snapshot_ns.get(device), time_ns))
 
     return (
-        Derivation(DISK_CHAIN, (BLOCK_LAYER,), derive_disk_chains),
-        Derivation(BALLOON_MEMORY, (GUEST_MEMORY, BALLOON, MEMORY), _memory_under_balloon),
+        SampleDerivation(DISK_CHAIN, (BLOCK_LAYER,), derive_disk_chains),
+        SampleDerivation(BALLOON_MEMORY, (GUEST_MEMORY, BALLOON, MEMORY), _memory_under_balloon),
     )
 
 

@@ -1,4 +1,4 @@
-"""Evaluates the alert rules on samples and events, built-in and custom, with the config's overrides. Pure: it returns records."""
+"""Evaluates the built-in and custom alert rules on samples and events. Applies the config's overrides. Pure: it returns records."""
 
 from collections.abc import Collection, Iterator, Sequence
 

@@ -92,7 +92,7 @@ class SampleAlertRule(AlertRule):
         unless: Name of an alert that reports the same cause more precisely. While that alert fires for the VM, this alert does not fire.
         unless_pool: Name of a pool alert that reports the same cause more precisely. While that alert fires for a pool with an image of the
             disk, this alert does not fire.
-        level_label: The label that distinguishes the alerts of one subject; empty if a subject has one alert.
+        distinguishing_label: The label that distinguishes the alerts of one subject; empty if a subject has one alert.
         copied_fields: Further fields to copy into the alert's record.
         resolved_when_false: Whether the alert is resolved by a sample for which the condition is false.
     """
@@ -106,7 +106,7 @@ class SampleAlertRule(AlertRule):
     resolve_at: float | None = None
     unless: str = ""
     unless_pool: str = ""
-    level_label: str = ""
+    distinguishing_label: str = ""
     copied_fields: tuple[str, ...] = ()
     resolved_when_false: bool = True
 
@@ -123,7 +123,9 @@ class SampleAlertRule(AlertRule):
         """
         if self.custom:
             return sample.subject, " ".join(sample.labels[1:])
-        return sample.subject, sample.labels[sample.family.labels.index(self.level_label)] if self.level_label else ""
+        return sample.subject, sample.labels[
+            sample.family.labels.index(self.distinguishing_label)
+        ] if self.distinguishing_label else ""
 
     @property
     def condition(self) -> str:

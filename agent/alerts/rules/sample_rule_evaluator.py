@@ -11,9 +11,9 @@ from agent.alerts.overrides import AlertOverrides
 from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.process_state import VmProcessState
 from agent.alerts.rules.comparison import Operator, check_all, compare, with_hysteresis
-from agent.alerts.rules.derived_samples import Derivation, VmRuleState, all_derivations
+from agent.alerts.rules.derived_samples import SampleDerivation, VmRuleState, all_sample_derivations
 from agent.alerts.rules.rule_types import SampleAlertRule
-from agent.alerts.rules.snapshot_ages import SnapshotAges
+from agent.alerts.rules.snapshot_ages import ExternalSnapshotAges
 from agent.alerts.store import Alert, AlertStore
 from agent.model.family import Family, Sample
 from agent.model.record import Record, Vm, sanitize
@@ -37,13 +37,15 @@ class SampleRuleEvaluator:
 
     def __init__(self, store: AlertStore, rules: Iterable[SampleAlertRule], overrides: AlertOverrides) -> None:
         self.overrides = overrides
-        self.ages = SnapshotAges()
+        self.ages = ExternalSnapshotAges()
         self.pools_of_disk: PoolsOfDisk = lambda _vm, _disk: ()
         self.families: frozenset[Family] = frozenset()
         self._store = store
-        self._derivations = all_derivations(self.ages)
+        self._derivations = all_sample_derivations(self.ages)
         self._rules: dict[Family, tuple[SampleAlertRule, ...]] = {}
-        self._derivations_after: dict[Family, tuple[Derivation, ...]] = {}  # by the family after whose poll they run
+        self._derivations_after: dict[
+            Family, tuple[SampleDerivation, ...]
+        ] = {}  # by the family after whose poll they run
         self._further_sources: frozenset[Family] = frozenset()  # families whose last values the derivations need
         # The compared fields of families whose rules compare counters only.
         self._counter_fields: dict[Family, tuple[str, ...]] = {}

@@ -36,7 +36,7 @@ class DiskSnapshots:
     overlays: dict[str, int] = field(default_factory=dict)
 
 
-class SnapshotAges:
+class ExternalSnapshotAges:
     """The external snapshots of all VMs."""
 
     def __init__(self) -> None:

@@ -4,7 +4,7 @@ import argparse
 
 from agent.cli.agent_endpoint import endpoint_credentials, endpoint_url
 from agent.cli.event_loop import run_coroutine
-from agent.cli.rewrite_state import request_state_rewrite
+from agent.cli.rewrite_state_topic import request_state_rewrite
 
 
 def execute(parsed: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from agent.app.agent import Agent
 from agent.app.builders import StartError
 from agent.cli.demo.control import GuestError
 from agent.cli.demo.guest import FAST_PAUSE_SECONDS, Guest, GuestKind, GuestOptions, wait_until
-from agent.cli.demo.images import MissingDependencyError, cache_folder, linux_image
+from agent.cli.demo.images import MissingDependencyError, cache_directory, linux_image
 from agent.cli.record_text import format_record
 from agent.common.errors import SubcommandError
 from agent.config.model import AlertsConfig, AllowConfig, Config, IntervalsConfig
@@ -27,7 +27,7 @@ from agent.guest.config import GuestAgentConfig, GuestIntervalsConfig
 from agent.http.record_stream import Subscriber
 from agent.monitors import DialConfig
 from agent.runtime.logging import configure_logging
-from agent.session.api import MonitorState
+from agent.session.shared_types import MonitorState
 
 LISTEN_ADDRESSES = ("127.0.0.1:9179", "127.0.0.1:0")
 """Addresses of the endpoint to try in order: the default address, and then any free port."""
@@ -92,7 +92,7 @@ def _print(text: str) -> None:
 
 
 async def _prepare_linux_image() -> None:
-    if not any(cache_folder().glob("linux-guest-*")):
+    if not any(cache_directory().glob("linux-guest-*")):
         _print("downloading Debian's cloud kernel for the Linux guest, about 30 MB (only once)")
     await asyncio.to_thread(linux_image)
 

@@ -293,7 +293,7 @@ class Guest:
         disk = self.folder / f"{self.name}-data.raw"
         disk.touch()
         os.truncate(disk, 32 << 20)
-        return qemu_ga.guest_agent_arguments(self.folder, self.name, disk, shell=self.options.guest_shell)
+        return qemu_ga.guest_device_arguments(self.folder, self.name, disk, shell=self.options.guest_shell)
 
     async def _disk0_arguments(self) -> list[str]:
         """Return QEMU's arguments for `disk0`: the device, its qcow2 node `disk0-format`, and its file node `disk0-storage`."""

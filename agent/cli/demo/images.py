@@ -43,12 +43,12 @@ class LinuxImage:
     """The initramfs with the guest agent; see agent/cli/demo/qemu_ga.py."""
 
 
-def cache_folder() -> Path:
+def cache_directory() -> Path:
     """Return this user's cache directory of built and downloaded files. The directory may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmp-agent"
 
 
-def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
+def build_directory_once(folder: Path, build: Callable[[Path], None]) -> Path:
     """Build a directory if it does not exist, and return its path. The directory appears complete, even if several processes build it.
 
     Args:
@@ -196,14 +196,14 @@ def linux_image(cache: Path | None = None) -> LinuxImage:
     The build needs Debian's package lists, `dpkg-deb`, `cpio` and a static busybox. The build needs no root and installs nothing.
 
     Args:
-        cache: the directory for the image, which has about 20 MB; default: `cache_folder()`.
+        cache: the directory for the image, which has about 20 MB; default: `cache_directory()`.
 
     Raises:
         MissingDependencyError: a program, a package or the network is missing.
     """
     # The name depends only on the recipe, so that a cached image can be used without knowing the latest kernel version.
     recipe = hashlib.sha256((_INIT + qemu_ga.GUEST_SCRIPT).encode()).hexdigest()[:12]
-    folder = build_once((cache or cache_folder()) / f"linux-guest-{recipe}", _build_linux)
+    folder = build_directory_once((cache or cache_directory()) / f"linux-guest-{recipe}", _build_linux)
     return LinuxImage(folder / "vmlinuz", folder / "initramfs", folder / "agent-initramfs")
 
 

@@ -20,7 +20,7 @@ from agent.cli.doctor.advice import (
 )
 from agent.cli.doctor.argv import MonitorSocket, parse_argv, readconfig_paths
 from agent.cli.doctor.managers import InspectedVm, manager_of, proxmox_vmid
-from agent.cli.doctor.model import InspectedHost, MonitorReport, SocketState, VmReport, WatchState
+from agent.cli.doctor.model import InspectedHost, MonitorReport, SocketState, VmReport, VmWatchState
 from agent.cli.doctor.network import describe_network
 from agent.host import qemu_processes
 from agent.host.qemu_processes import read_command_line
@@ -100,8 +100,8 @@ class _VmInspector:
 
         Args:
             others: all processes.
-            migrating: True for the processes that may be the other end of a migration within this host, False for all others. The
-                destination of a migration starts later than the source, and with `-incoming`.
+            migrating: True selects the processes that may be the other end of a migration within this host. False selects all others.
+                The destination of a migration has the option `-incoming`, and starts later than the source.
         """
         sharing = (vm for vm in others if vm is not self and self.uuid and vm.uuid == self.uuid)
         chosen = (vm for vm in sharing if max(vm, self, key=lambda end: end.start).incoming is migrating)
@@ -126,15 +126,18 @@ class _VmInspector:
         libvirt = self._find_libvirt_entry()
         blocked = self._paths_blocking_libvirt(libvirt) if libvirt is not None else []
         if reachable is not None:
-            state, entry = WatchState.WATCHED if held_by_agent is not None else WatchState.CONFIGURED, reachable.entry
+            state, entry = (
+                VmWatchState.WATCHED if held_by_agent is not None else VmWatchState.CONFIGURED,
+                reachable.entry,
+            )
         elif libvirt is not None:
-            state, entry = WatchState.UNWATCHED if blocked else WatchState.CONFIGURED, f"libvirt: {libvirt.libvirt}"
+            state, entry = VmWatchState.UNWATCHED if blocked else VmWatchState.CONFIGURED, f"libvirt: {libvirt.libvirt}"
         else:
-            state, entry = WatchState.UNWATCHED, next((m.entry for m in monitors if m.entry), "")
+            state, entry = VmWatchState.UNWATCHED, next((m.entry for m in monitors if m.entry), "")
         section, steps = self._manager.section, list[str]()
-        if state is WatchState.UNWATCHED and blocked:
+        if state is VmWatchState.UNWATCHED and blocked:
             steps = permission_steps(self._host, blocked, recreated=False)
-        elif state is WatchState.UNWATCHED:
+        elif state is VmWatchState.UNWATCHED:
             section, steps = find_smallest_change(self._host, self._manager, self.vm, monitors)
         return VmReport(
             self.vm.name,

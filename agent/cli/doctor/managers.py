@@ -144,7 +144,10 @@ def proxmox_vmid(argv: Sequence[str]) -> str:
 
 
 def incus_project(argv: Sequence[str]) -> str:
-    """Return the project of a VM in Incus or LXD; empty for the default project. Other projects name the VM's directory `PROJECT_NAME`."""
+    """Return the project of a VM in Incus or LXD; empty for the default project.
+
+    In any other project, the name of the VM's directory is the project, an underscore and the VM's name.
+    """
     match = re.search(r"/([^/_ ]+)_[^/_ ]+/qemu\.(conf|pid)", " ".join(argv))
     return match[1] if match else ""
 

@@ -12,7 +12,7 @@ from agent.host.socket_table import SocketTable, read_socket_table
 from agent.monitors import DiscovererConfig
 
 
-class WatchState(StrEnum):
+class VmWatchState(StrEnum):
     """The state of a VM: watched, ready to be watched, or not watched."""
 
     WATCHED = "watched"
@@ -45,7 +45,7 @@ class MonitorReport:
         state: the state of the monitor's socket.
         holder: the program at the other end: the monitor's client, or the listener that QEMU connects to; empty if unknown.
         holder_pid: the pid of that program, or None.
-        missing: a text for the permission that the agent's user needs to connect; empty if none is missing.
+        missing: describes the permission that the agent's user lacks to connect; empty if the user has all permissions.
         entry: the config entry that leads to the monitor, or empty.
         used_by_manager: whether the VM's manager needs the monitor.
     """
@@ -87,7 +87,7 @@ class VmReport:
         manager: the VM manager that started QEMU, or `unknown`.
         state: whether the agent watches the VM.
         entry: the config entry that leads to the VM, or empty.
-        missing: a text for the permission that the agent's user needs on libvirt's socket; empty if none is missing.
+        missing: describes the permission that the agent's user lacks on libvirt's socket; empty if the user has all permissions.
         monitors: the VM's QMP monitors.
         steps: the change that lets the agent watch the VM, line by line; empty if no change is needed.
         section: the section of docs/reference/monitors.md that explains the steps.
@@ -101,7 +101,7 @@ class VmReport:
     uuid: str
     pid: int
     manager: str
-    state: WatchState
+    state: VmWatchState
     entry: str
     missing: str
     monitors: tuple[MonitorReport, ...]

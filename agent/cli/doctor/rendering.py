@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from agent.cli.doctor.advice import DIAL_PER_POLL_PREFIX
-from agent.cli.doctor.model import MonitorReport, SocketState, VmReport, WatchState
+from agent.cli.doctor.model import MonitorReport, SocketState, VmReport, VmWatchState
 from agent.host.socket_table import AGENT_PROGRAM_NAME
 
 
@@ -36,11 +36,11 @@ def _describe_monitors(vm: VmReport) -> Iterator[str]:
 
 def _describe_state(vm: VmReport) -> Iterator[str]:
     match vm.state:
-        case WatchState.WATCHED:
+        case VmWatchState.WATCHED:
             yield "  watched"
-        case WatchState.CONFIGURED:
+        case VmWatchState.CONFIGURED:
             yield f"  configured: {vm.entry}"
-        case WatchState.UNWATCHED:
+        case VmWatchState.UNWATCHED:
             configured = f" although configured ({vm.entry})" if vm.entry else ""
             yield f"  not watched{configured}; to watch it (docs/reference/monitors.md#{vm.section}),"
             yield from (f"    {step}" for step in vm.steps)

@@ -11,7 +11,7 @@ from agent.cli.doctor.model import ImageReport, VmReport
 from agent.host.filesystem_reader import FileSystemReader
 from agent.host.image_location import ImageLocator, MountTables
 from agent.host.pools.base import ImageLocation, Pool, PoolSource, UnknownPool
-from agent.host.pools.device import DevicePoolSource
+from agent.host.pools.block_device import BlockDevicePoolSource
 from agent.host.pools.filesystem import FileSystemPoolSource
 from agent.host.pools.lvm_thin import LvmThinPoolSource
 from agent.host.pools.storage_report import StorageReportFile
@@ -58,7 +58,7 @@ class _PoolFinder:
             LvmThinPoolSource(report),
             ZfsPoolSource(report),
             FileSystemPoolSource(reader),
-            DevicePoolSource(),
+            BlockDevicePoolSource(),
         )
         self._locator = ImageLocator(reader)
         self._user = user
@@ -72,7 +72,9 @@ class _PoolFinder:
     async def inspect_images(self, pid: int) -> tuple[ImageReport, ...]:
         """Return the reports on the images that a process has open."""
         tables = MountTables.of_process(pid, self._proc.parent)
-        return tuple([await self._inspect_image(tables, driver, path) for driver, path in open_images(pid, self._proc)])
+        return tuple(
+            [await self._inspect_image(tables, driver, path) for driver, path in find_open_images(pid, self._proc)]
+        )
 
     async def _inspect_image(self, tables: MountTables, driver: str, path: str) -> ImageReport:
         shown = sanitize(path, 4096)
@@ -96,7 +98,7 @@ def _pool_of(location: ImageLocation, sources: Sequence[PoolSource]) -> Pool | U
     return UnknownPool("the kind of storage is unknown")
 
 
-def open_images(pid: int, proc: Path) -> Iterator[tuple[str, str]]:
+def find_open_images(pid: int, proc: Path) -> Iterator[tuple[str, str]]:
     """Yield QEMU's driver and the path of each image that a process has open.
 
     A file that is open only for writing, such as a log, is not an image. Yield nothing without permission to list the open files.

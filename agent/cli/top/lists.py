@@ -38,7 +38,7 @@ def _describe_alert(alert: Mapping[str, Any]) -> str:
 
 
 def monitor_lines(monitors: Sequence[Mapping[str, Any]], width: int) -> Iterator[ScreenLine]:
-    """Yield a heading, and a line for each monitor, first the monitors that are not up. Sort by name in natural order.
+    """Yield a heading, and a line for each monitor. Monitors that are not up come first; each group is sorted by name in natural order.
 
     Args:
         monitors: the monitors in /overview.

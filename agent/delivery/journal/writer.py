@@ -18,10 +18,10 @@ from agent.delivery.drops import DropLedger, DropReason
 from agent.delivery.journal import recovery, statements
 from agent.delivery.journal.database import JournalDatabase, JournalError, JournalFault, OpenDatabase, connect
 from agent.delivery.journal.lock import lock_directory
-from agent.delivery.journal.pending_entries import PendingEntries
 from agent.delivery.journal.recovery import QueueCopyPlan
 from agent.delivery.journal.thread import JournalThread
 from agent.delivery.journal.transaction import Transaction
+from agent.delivery.journal.uncommitted_entries import UncommittedEntries
 from agent.delivery.queue import RecordQueue
 from agent.delivery.timings import DeliveryTimings
 from agent.model.persistent_entry import PersistentEntry
@@ -64,9 +64,9 @@ class Journal:
         """Number of damaged files that were quarantined since the start."""
         self.commits = 0
         """Number of transactions since the start."""
-        self.stored_entries: dict[str, Any] = {}
+        self.stored_persistent_entries: dict[str, Any] = {}
         """Values of the persistent entries that the file had when it was opened, by name."""
-        self.pending_entries = PendingEntries()
+        self.pending_entries = UncommittedEntries()
         self.opened = asyncio.Event()
         """Set after the first attempt to open the file, even if it failed."""
         self._queues = queues
@@ -313,11 +313,11 @@ class Journal:
         """
         try:
             summaries = [await self._thread.call(opened.summarize_rows, queue.name) for queue in self._queues]
-            self.stored_entries = await self._thread.call(opened.entries)
+            self.stored_persistent_entries = await self._thread.call(opened.entries)
         except JournalError:
             await self._thread.call(opened.close)
             raise
-        self._drops.restore_unreported(self.stored_entries.pop(UNREPORTED_DROPS, None))
+        self._drops.restore_unreported(self.stored_persistent_entries.pop(UNREPORTED_DROPS, None))
         if self._identity:
             self.pending_entries.on_new_file()
         self._database, self._identity, self._stored_drops = opened, opened.identity, None
@@ -341,7 +341,7 @@ class Journal:
             _log.error("journal %s; records are kept in memory only", error)
         self.error = error
         for queue in self._queues:
-            queue.journaling.on_failed(available=False)
+            queue.journaling.on_rolled_back(available=False)
 
     async def _handle_failure(self, error: JournalError) -> None:
         """Make room on a full disk, or replace a damaged file. After any other failure, close the file; `run` opens the file again."""

@@ -1,7 +1,7 @@
 """Builds the sink that the config names."""
 
 from agent.delivery.sinks.base import Sink
-from agent.delivery.sinks.config import SinkConfig
+from agent.delivery.sinks.base_config import SinkConfig
 from agent.delivery.sinks.jsonl import JsonLinesConfig, JsonLinesSink
 from agent.delivery.sinks.kafka.config import KafkaConfig
 

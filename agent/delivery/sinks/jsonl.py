@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 
 from agent.common.config_types import Bytes
 from agent.delivery.sinks.base import SinkError
-from agent.delivery.sinks.config import SinkConfig
+from agent.delivery.sinks.base_config import SinkConfig
 from agent.model.record import EncodedRecord
 
 CLOSE_SECONDS = 1.0

@@ -62,7 +62,7 @@ CAUSES = (
         migrations_and_jobs.find_migration_running,
         _alerts("postcopy_paused", "postcopy_recovery_failed"),
     ),
-    Cause("neighbours", neighbours.find_neighbours),
+    Cause("neighbours", neighbours.find_noisy_neighbours),
     Cause("cpu_waiting", cpu_and_memory.find_cpu_waiting),
     Cause("job_running", migrations_and_jobs.find_job_running),
     Cause("disk_slow", disks.find_disk_slow),

@@ -147,7 +147,7 @@ def find_disk_slow(evidence: Evidence) -> Iterator[CauseFinding]:
 
 
 def slow_disks_by_pool(evidence: Evidence) -> Iterator[tuple[LabelValues, CauseFinding]]:
-    """Yield each slow disk with a known pool: the pool's label values, and the evidence."""
+    """Yield the pool's label values and the finding for each slow disk with a known pool."""
     slow = list(find_disk_slow(evidence))
     for pool, devices, _ in evidence.pools_of_disks() if slow else ():
         yield from ((pool, found) for found in slow if found.subject in devices)

@@ -1,4 +1,4 @@
-"""Finds migrations, jobs and dumps that slow a VM, full file systems in the guest, and alerts without another cause. Pure."""
+"""Finds migrations, jobs and dumps that slow a VM, full file systems in the guest, and alerts that no other finding explains. Pure."""
 
 from collections.abc import Collection, Iterator
 from typing import Any

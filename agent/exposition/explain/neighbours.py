@@ -13,7 +13,7 @@ MIN_SHARE = 0.5
 """Other VMs count as the cause if together they use at least this share of the resource."""
 
 
-def find_neighbours(evidence: Evidence) -> Iterator[CauseFinding]:
+def find_noisy_neighbours(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find other VMs that use most of the host's CPUs, or send most requests to a pool, while this VM waits for that resource."""
     vm = evidence.view.status.vm
     own = vm.uuid if vm is not None else ""

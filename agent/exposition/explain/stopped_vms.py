@@ -10,7 +10,7 @@ from agent.model.metrics.block import BLOCK_DEVICE
 from agent.model.metrics.guest import GUEST_FREEZE
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.metrics.vm_process import PROCESS
-from agent.session.api import MonitorState
+from agent.session.shared_types import MonitorState
 
 FULL_RATIO = 0.01
 """Share of free space up to which a pool counts as full. The smaller of this limit and `FULL_BYTES` applies."""

@@ -1,4 +1,4 @@
-"""Pools: the storage that holds the images of VMs, one file for each kind of pool.
+"""Storage pools, which hold the images of VMs. The package has one module for each kind of pool.
 
 Start at `base`, which has the interface `PoolSource`.
 """

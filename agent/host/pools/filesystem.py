@@ -62,7 +62,7 @@ class FileSystemPoolSource:
 
     async def _read_pool(self, pool: Pool) -> PoolReading | PoolReadError:
         try:
-            return self._build_reading(pool, await self._reader.statvfs(pool.path, mount_device(pool)))
+            return self._build_reading(pool, await self._reader.statvfs(pool.path, mount_device_number(pool)))
         except PoolReadError as error:
             return error
 
@@ -72,7 +72,7 @@ class FileSystemPoolSource:
         return self._build_reading(pool, figures) if figures is not None else None
 
     def _build_reading(self, pool: Pool, figures: FileSystemStats) -> PoolReading:
-        thin_pool_free = self._thin_pool_free(mount_device(pool))
+        thin_pool_free = self._thin_pool_free(mount_device_number(pool))
         available = figures.available_bytes
         return PoolReading(
             figures.size_bytes,
@@ -80,11 +80,11 @@ class FileSystemPoolSource:
             figures.size_bytes - figures.free_bytes,
             figures.inodes or None,
             figures.available_inodes if figures.inodes else None,
-            problem=READ_ONLY_PROBLEM if mount_device(pool) in self._read_only else "",
+            problem=READ_ONLY_PROBLEM if mount_device_number(pool) in self._read_only else "",
         )
 
 
-def mount_device(pool: Pool) -> str:
+def mount_device_number(pool: Pool) -> str:
     """Return `major:minor` of the device of a file system pool; empty for a pool of another kind."""
     if pool.kind is not PoolKind.FILESYSTEM:
         return ""

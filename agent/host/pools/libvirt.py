@@ -58,12 +58,12 @@ _NAME_OPTIONS = {"rbd": "pool", "gluster": "volume"}
 """The option in the file name that names the storage, by QEMU's driver."""
 
 
-class StoragePoolsError(Exception):
+class StoragePoolListError(Exception):
     """libvirt's storage pools cannot be listed. The message states the cause."""
 
 
 ListStoragePools = Callable[[], Coroutine[Any, Any, Sequence[LibvirtStoragePool]]]
-"""Returns the active storage pools of all configured libvirtds; raises StoragePoolsError."""
+"""Returns the active storage pools of all configured libvirtds; raises StoragePoolListError."""
 
 
 class LibvirtPoolSource:
@@ -102,7 +102,7 @@ class LibvirtPoolSource:
         listing, self._listing = self._listing, None
         try:
             pools = listing.result()
-        except StoragePoolsError as error:
+        except StoragePoolListError as error:
             self._error = PoolReadError(str(error))
             return False
         now, before = self._clock(), self._pools
@@ -117,7 +117,7 @@ class LibvirtPoolSource:
         }
 
     def find_pool(self, image: ImageLocation) -> Pool | None:
-        """Return the storage pool that contains an image; None if no pool does."""
+        """Return the storage pool that contains an image; None if no pool contains the image."""
         inside = [pool for pool in self._pools.values() if _contains_image(pool, image)]
         if not inside:
             return None

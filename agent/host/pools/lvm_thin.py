@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from agent.host.pools.base import ImageLocation, Pool, PoolKind, UnknownPool
-from agent.host.pools.storage_report import ReportedPoolSource, StorageReportFile
+from agent.host.pools.storage_report import StorageReportFile, StorageReportPoolSource
 
 _SYS = Path("/sys")
 
 
-class LvmThinPoolSource(ReportedPoolSource):
+class LvmThinPoolSource(StorageReportPoolSource):
     """Finds the thin pool of an image that is on a thin volume."""
 
     def __init__(self, file: StorageReportFile, sys: Path = _SYS) -> None:

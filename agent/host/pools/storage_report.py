@@ -161,7 +161,7 @@ class StorageReportFile:
             return StorageReportError(f"{self.path}: {place or 'report'}: {first['msg']}")
 
 
-class ReportedPoolSource:
+class StorageReportPoolSource:
     """A source that finds and reads pools of one kind by the report.
 
     Attributes:

@@ -1,15 +1,14 @@
 """ZFS pools, from the report of qmp-agent-storage."""
 
 from agent.host.pools.base import ImageLocation, Pool, PoolKind, UnknownPool
-from agent.host.pools.storage_report import ReportedPoolSource, StorageReportFile
+from agent.host.pools.storage_report import StorageReportFile, StorageReportPoolSource
 
 
-class ZfsPoolSource(ReportedPoolSource):
+class ZfsPoolSource(StorageReportPoolSource):
     """Finds the ZFS pool of an image that is on a ZFS volume or in a ZFS file system.
 
-    Two kinds of images belong to other sources, because the pool does not limit them. `DevicePoolSource` finds an image on a volume whose
-    whole
-    size is reserved. `FileSystemPoolSource` finds an image in a file system with a quota.
+    Two kinds of images belong to other sources, because the pool does not limit them. `BlockDevicePoolSource` finds an image on a volume
+    whose whole size is reserved. `FileSystemPoolSource` finds an image in a file system with a quota.
     """
 
     def __init__(self, file: StorageReportFile) -> None:

@@ -38,14 +38,14 @@ class LibvirtConfig(DiscovererConfig):
     containers: Annotated[tuple[str, ...], Field(min_length=1, max_length=100)] = ("*",)
     """For `auto`: name patterns of the containers whose libvirt daemons are used, such as virt-launcher-*. `host` is the host itself."""
 
-    def build(self, allow: AllowedChanges) -> Discoverer:
+    def build_discoverer(self, allow: AllowedChanges) -> Discoverer:
         """Return the discoverer."""
         # Import late, because the module and its XML parser take 1 MiB of memory.
         from agent.monitors.libvirt.discovery import LibvirtDiscoverer  # noqa: PLC0415
 
         passthrough = self.passthrough or allow.libvirt_passthrough
         if self.libvirt == AUTO:
-            from agent.monitors.libvirt.auto_discovery import LibvirtAutoDiscoverer  # noqa: PLC0415 - as above
+            from agent.monitors.libvirt.daemon_discovery import LibvirtDaemonDiscoverer  # noqa: PLC0415 - as above
 
-            return LibvirtAutoDiscoverer(self.containers, read_only=self.read_only, passthrough=passthrough)
+            return LibvirtDaemonDiscoverer(self.containers, read_only=self.read_only, passthrough=passthrough)
         return LibvirtDiscoverer(self.libvirt, read_only=self.read_only, passthrough=passthrough)

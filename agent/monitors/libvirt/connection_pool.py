@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from agent.common.daemon_thread import complete_future, run_in_thread
-from agent.monitors.libvirt.client_library import KEEPALIVE, LibvirtConnection, to_qmp_error
+from agent.monitors.libvirt.libvirt_python import KEEPALIVE, LibvirtConnection, to_qmp_error
 from agent.qmp.errors import QmpError, UnreadableReplyError
 
 HUNG_SECONDS = 1.5

@@ -151,7 +151,7 @@ def _number_attribute(element: "Element", name: str, default: int = 0) -> int:
 
 
 def _child_attribute(parent: "Element", child: str, name: str) -> str:
-    """Return an attribute of a child element; empty if there is none."""
+    """Return an attribute of a child element; empty if the child or the attribute is absent."""
     element = parent.find(child)
     return element.get(name, "") if element is not None else ""
 

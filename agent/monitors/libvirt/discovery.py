@@ -17,12 +17,12 @@ from agent.common.backoff import retry_delay
 from agent.host.libvirt_processes import QemuPidIndex
 from agent.host.pools.libvirt import LibvirtStoragePool
 from agent.monitors.base import DiscoveryListener, Monitor, MonitorConnection
-from agent.monitors.libvirt.client_library import LibraryMissingError, load_library
 from agent.monitors.libvirt.connection_pool import HOST_LIMITS, CallLimits, ConnectionPool
-from agent.monitors.libvirt.domain import read_pid_file
+from agent.monitors.libvirt.domain_connection import read_pid_file
 from agent.monitors.libvirt.domain_registry import DomainRegistry, FindPid, RunningDomain
 from agent.monitors.libvirt.event_connection import EventConnection, LibvirtEvent
 from agent.monitors.libvirt.executors import ConnectedLibvirtd
+from agent.monitors.libvirt.libvirt_python import LibraryMissingError, load_library
 from agent.monitors.libvirt.lifecycle import LifecycleEvent
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
 from agent.monitors.libvirt.storage_pools import list_storage_pools
@@ -184,7 +184,10 @@ class LibvirtDiscoverer:
     async def _connect(
         self, events: EventConnection, pool: ConnectionPool, listener: DiscoveryListener
     ) -> ConnectedLibvirtd:
-        """Connect. Report a libvirtd that does not answer in time as hung, and keep waiting until keepalive ends the attempt."""
+        """Connect to libvirtd. If libvirtd does not answer in time, report that libvirtd hangs.
+
+        The attempt continues until libvirtd answers, or until the keepalive timeout ends the attempt.
+        """
         opening = asyncio.ensure_future(events.open(self.uri, read_only=self._read_only))
         try:
             if not (await asyncio.wait({opening}, timeout=RESPONSE_SECONDS))[0]:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 from agent.monitors.base import DiscoveryListener, EventCallback, Monitor, MonitorConnection, MonitorPriority
-from agent.monitors.libvirt.domain import DomainConnection
+from agent.monitors.libvirt.domain_connection import DomainConnection
 from agent.monitors.libvirt.event_connection import DomainEvent, LibvirtEvent
 from agent.monitors.libvirt.executors import ConnectedLibvirtd
 from agent.monitors.libvirt.guest_info import MAX_GUEST_CALLS, open_guest_channel

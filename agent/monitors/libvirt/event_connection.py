@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from agent.common.daemon_thread import complete_future, run_in_thread
-from agent.monitors.libvirt.client_library import (
+from agent.monitors.libvirt.libvirt_python import (
     is_alive,
     is_denied,
     open_connection,

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import orjson
 
 from agent.monitors.libvirt import qmp_translation
-from agent.monitors.libvirt.client_library import LibvirtConnection
 from agent.monitors.libvirt.connection_pool import ConnectionPool
 from agent.monitors.libvirt.devices import NO_DEVICES, DomainDevices, parse_devices
+from agent.monitors.libvirt.libvirt_python import LibvirtConnection
 from agent.monitors.libvirt.lifecycle import LibvirtMigrationPhase
-from agent.monitors.libvirt.qmp_translation import DomainData, FileSizes, Stats
+from agent.monitors.libvirt.qmp_translation import FetchedDomainData, FileSizes, Stats
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import AllowList, Command
@@ -132,7 +132,7 @@ class TranslatingExecutor:
         data = await self._fetch_domain_data(commands)
         return [await self._execute_command(command, data) for command in commands]
 
-    async def _fetch_domain_data(self, commands: Sequence[Command]) -> DomainData:
+    async def _fetch_domain_data(self, commands: Sequence[Command]) -> FetchedDomainData:
         """Fetch only the data that these commands need."""
         stats, stats_error = await self._fetch_stats(commands)
         devices, devices_error = await self._read_devices(commands, stats)
@@ -140,10 +140,10 @@ class TranslatingExecutor:
         if any(command.name == "query-named-block-nodes" for command in commands):
             with contextlib.suppress(CommandError, UnreadableReplyError):  # after a failure, records lack the sizes
                 sizes = await self._read_file_sizes(devices)
-        return DomainData(self._uuid, self._name, stats, devices, sizes, stats_error, devices_error)
+        return FetchedDomainData(self._uuid, self._name, stats, devices, sizes, stats_error, devices_error)
 
     async def _fetch_stats(self, commands: Sequence[Command]) -> tuple[Stats, QmpError | None]:
-        """Return the statistics that these commands need, and an error if the statistics cannot be fetched."""
+        """Return the statistics that the commands need, and an error if the statistics cannot be fetched."""
         groups, names = 0, qmp_translation.stats_groups(commands)
         for group in names:
             groups |= getattr(self._daemon.api, f"VIR_DOMAIN_STATS_{group}")
@@ -175,7 +175,7 @@ class TranslatingExecutor:
             return NO_DEVICES, UnreadableReplyError(f"the domain's XML cannot be read: {error}")
         return devices, None
 
-    async def _execute_command(self, command: Command, data: DomainData) -> CommandResult:
+    async def _execute_command(self, command: Command, data: FetchedDomainData) -> CommandResult:
         arguments = command.arguments or {}
         if command.name == "qom-set":
             return await self._apply_change(lambda domain: domain.setMemoryStatsPeriod(arguments["value"], 0))
@@ -186,7 +186,7 @@ class TranslatingExecutor:
             return CommandError("CommandNotFound", f"libvirt does not report {command.name} without passthrough")
         return result
 
-    async def _set_threshold(self, node: str, threshold: int, data: DomainData) -> CommandResult:
+    async def _set_threshold(self, node: str, threshold: int, data: FetchedDomainData) -> CommandResult:
         """Set the threshold of a storage node. Refuse if libvirt does not report the node's current threshold."""
         if (error := data.stats_error or data.devices_error) is not None:
             return error

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from agent.monitors.libvirt.client_library import LibvirtConnection
 from agent.monitors.libvirt.executors import ConnectedLibvirtd
+from agent.monitors.libvirt.libvirt_python import LibvirtConnection
 from agent.qga import commands
 from agent.qga.errors import (
     GuestAgentCommandError,
@@ -164,7 +164,11 @@ class LibvirtGuestChannel:
         return info.convert(params)
 
     async def _query_in_thread(self, flag: int, deadline: float) -> Params | GuestAgentError:
-        """Query one kind of information in a thread. After a cancellation, wait until libvirt has returned and the timeout is restored."""
+        """Query one kind of information in a thread.
+
+        After a cancellation, wait until libvirt has returned and the default response timeout is restored. The wait ends about
+        one second after the deadline at the latest.
+        """
         loop, seconds = asyncio.get_running_loop(), max(1, round(deadline))
         end = loop.time() + seconds + 1
         call = asyncio.ensure_future(

@@ -223,7 +223,7 @@ def _write_threshold(image: Mapping[str, Any]) -> dict[str, Any]:
     return {"write_threshold": 0} if "capacity" in image else {}
 
 
-def has_threshold_slot(node: str, data: "DomainData") -> bool:
+def has_threshold_slot(node: str, data: "FetchedDomainData") -> bool:
     """Return whether libvirt reports the write threshold of a storage node: a value, or that no threshold is set."""
     nodes = query_named_block_nodes_result(data.stats, data.devices, {})
     return any(entry["node-name"] == node and "write_threshold" in entry for entry in nodes)
@@ -244,8 +244,8 @@ def _storage_size(image: Mapping[str, Any], layer: ImageLayer, file_size: tuple[
 
 
 @dataclass(frozen=True, slots=True)
-class DomainData:
-    """The data of a domain to convert to results of commands.
+class FetchedDomainData:
+    """libvirt's data about a domain, from which `translate` makes the results of QMP commands.
 
     Attributes:
         uuid: the domain's UUID.
@@ -269,7 +269,7 @@ class DomainData:
 _STATS_INTERVAL_PROPERTY = "guest-stats-polling-interval"
 
 
-def _qom_get_result(data: DomainData, arguments: Mapping[str, Any]) -> Any:
+def _qom_get_result(data: FetchedDomainData, arguments: Mapping[str, Any]) -> Any:
     """Return the result of qom-get for the properties that the agent reads; None for any other property."""
     match arguments.get("property"):
         case "guest-stats":
@@ -283,7 +283,7 @@ def _qom_get_result(data: DomainData, arguments: Mapping[str, Any]) -> Any:
     return None
 
 
-def _qom_list_result(data: DomainData, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _qom_list_result(data: FetchedDomainData, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the result of qom-list at /machine/peripheral with only the devices that the agent needs."""
     if arguments.get("path") != "/machine/peripheral":
         return []
@@ -293,7 +293,7 @@ def _qom_list_result(data: DomainData, arguments: Mapping[str, Any]) -> list[dic
     return [{"name": alias, "type": f"child<{type_}>"} for alias, type_ in children]
 
 
-def _query_chardev_result(data: DomainData) -> list[dict[str, Any]]:
+def _query_chardev_result(data: FetchedDomainData) -> list[dict[str, Any]]:
     """Return the result of query-chardev with only the guest agent's channel. libvirt is the client of this channel."""
     if data.devices.guest_agent is None:
         return []
@@ -301,7 +301,7 @@ def _query_chardev_result(data: DomainData) -> list[dict[str, Any]]:
     return [{"label": f"char{alias}", "frontend-open": connected}]
 
 
-_TRANSLATORS: Mapping[str, Callable[[DomainData, Mapping[str, Any]], Any]] = {
+_TRANSLATORS: Mapping[str, Callable[[FetchedDomainData, Mapping[str, Any]], Any]] = {
     "query-uuid": lambda data, _: {"UUID": data.uuid},
     "query-name": lambda data, _: {"name": data.name},
     "query-status": lambda data, _: query_status_result(data.stats),
@@ -364,7 +364,7 @@ def needs_devices(command: Command) -> bool:
     return command.name in _DEVICE_COMMANDS
 
 
-def translate(command: Command, data: DomainData) -> CommandResult:
+def translate(command: Command, data: FetchedDomainData) -> CommandResult:
     """Return a command's result; None if libvirt does not report the result."""
     translator = _TRANSLATORS.get(command.name)
     if translator is None:

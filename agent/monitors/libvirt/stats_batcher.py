@@ -4,8 +4,8 @@ import asyncio
 from typing import Any
 
 from agent.monitors.libvirt import qmp_translation
-from agent.monitors.libvirt.client_library import LibvirtConnection
 from agent.monitors.libvirt.connection_pool import ConnectionPool
+from agent.monitors.libvirt.libvirt_python import LibvirtConnection
 from agent.monitors.libvirt.qmp_translation import Stats
 from agent.qmp.errors import CommandError, NotConnectedError, QmpError, UnreadableReplyError
 

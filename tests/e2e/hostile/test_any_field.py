@@ -19,9 +19,9 @@ from agent.model.record import EncodedRecord, RecordEncoder, Vm
 from agent.monitors import Monitor
 from agent.qmp.errors import QmpError
 from agent.qmp.protocol import Event
-from agent.session.api import MonitorState, MonitorStatus
 from agent.session.event_handler import EventHandler
 from agent.session.identity import QemuBuild, identify
+from agent.session.shared_types import MonitorState, MonitorStatus
 from tests.lab.agent_process import Scrape
 from tests.lab.hostile_host import CONTROL_CHARACTERS
 from tests.lab.record_validation import parse_cloudevent, schema_violations

@@ -8,8 +8,8 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from agent.guest.api import GuestAgentState
-from agent.session.api import MonitorState
+from agent.guest.shared_types import GuestAgentState
+from agent.session.shared_types import MonitorState
 from deploy.prometheus import kubevirt_names, libvirt_names
 from tests.lab.machine import require
 from tests.lab.markdown import anchors

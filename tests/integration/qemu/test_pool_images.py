@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agent.host.pools.storage_report import ReportedPool, ReportedPoolSource, ReportedVolume, StorageReport
+from agent.host.pools.storage_report import ReportedPool, ReportedVolume, StorageReport, StorageReportPoolSource
 from tests.integration.qemu.test_pool_file_systems import (
     PAUSE_SECONDS,
     fill,
@@ -136,7 +136,7 @@ async def test_network_storage_is_unknown_with_what_to_do(folder: Path) -> None:
 def use_report(agent: AlertWatcher, path: Path) -> None:
     """Have the agent read the report of thin pools at another path. The system has one report."""
     for source in agent.app.storage._sources:
-        if isinstance(source, ReportedPoolSource):
+        if isinstance(source, StorageReportPoolSource):
             source._file.path = path
 
 

@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from agent.cli.http_client import EndpointCredentials
-from agent.cli.schema_registry import Registration, SchemaRegistryError, register_schemas, subject_of
+from agent.cli.schema_registry import Registration, SchemaRegistryError, register_schemas, schema_registry_subject
 from agent.model.record import Record, RecordEncoder, Vm
 from agent.model.schema_versions import dataschema
 from agent.schemas.data import published_schemas
@@ -40,7 +40,7 @@ async def test_a_registry_gets_each_schema_once_and_only_compatible_ones(registr
     ended = await run_command("register-schemas", registry.url)
     assert ended.status == 0, ended.log
     lines = dict(line.split(": id ") for line in ended.out.splitlines())
-    assert lines.keys() == {subject_of(name) for name in published_schemas()}
+    assert lines.keys() == {schema_registry_subject(name) for name in published_schemas()}
     assert set(await registry.get("/subjects")) == lines.keys()
     assert (await run_command("register-schemas", registry.url)).out == ended.out
 

@@ -236,7 +236,7 @@ def thin_pool(free: int, allocated: int | None, *, has_levels: bool = True) -> P
 
 def tracker_of_volume(place: PoolUsage, *levels: str, disk: Disk | None = None) -> ThresholdTracker:
     tracker = ThresholdTracker(policy(ThresholdMode.ARM, *levels))
-    tracker.usage.pool, tracker.usage.volume_allocated = place, place.allocated_of(VM, "disk0")
+    tracker.usage.pool, tracker.usage.volume_allocated_bytes = place, place.allocated_of(VM, "disk0")
     list(on_layers(tracker, disk or RAW_VOLUME))
     return tracker
 
@@ -283,7 +283,7 @@ def test_the_usage_of_a_thin_volume_follows_the_report() -> None:
         place.on_reading(
             PoolReading(1000 * GIB, 50 * GIB, allocated_bytes_by_volume={"253:7": allocated * GIB}), 60.0 * minute
         )
-        tracker.usage.volume_allocated = place.allocated_of(VM, "disk0")
+        tracker.usage.volume_allocated_bytes = place.allocated_of(VM, "disk0")
         tracker.on_poll("storage", 99 * GIB, 60.0 * minute)
         assert (tracker.usage.used, tracker.usage.limit) == (allocated * GIB, (allocated + 50) * GIB)
     assert tracker.usage.growth.rate == pytest.approx(GIB / 60)

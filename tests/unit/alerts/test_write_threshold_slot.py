@@ -90,7 +90,7 @@ class SlotMachine(RuleBasedStateMachine):
     @rule(value=OWN)
     def send(self, value: int) -> None:
         self.command = value
-        self.slot.on_send(self.node.name, value)
+        self.slot.on_command_send(self.node.name, value)
         assert self.slot.state is WriteThresholdState.OURS
 
     @precondition(lambda self: self.command is not None)

@@ -15,7 +15,7 @@ from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_DEVICE
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, RecordEncoder, Vm
-from agent.session.api import VmChange
+from agent.session.shared_types import VmChange
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.thin_guests import ListSink
 from tests.lab.waiting import until

@@ -48,7 +48,7 @@ def test_the_changes_of_a_failed_write_are_written_again_before_all_others() -> 
     table.put(state("a", 1))
     table.start_writing(10)
     table.put(state("b", 1))
-    table.on_failed()
+    table.on_write_failed()
     assert list(table.start_writing(1)) == ["a"]
 
 
@@ -68,7 +68,7 @@ def test_an_entity_that_the_topic_may_have_gets_one_tombstone() -> None:
     table.start_writing(1)
     table.remove("written")
     table.remove("in flight")
-    table.on_failed()
+    table.on_write_failed()
     table.add_written("earlier run")
     table.remove("earlier run")
     changes = table.start_writing(10)

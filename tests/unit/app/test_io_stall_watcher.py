@@ -15,7 +15,7 @@ from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.metrics.block_stall import VIRTIO_QUEUE
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.metrics.vm_process import IOTHREAD, PROCESS, VCPU
-from agent.session.api import MonitorState, MonitorStatus
+from agent.session.shared_types import MonitorState, MonitorStatus
 from tests.lab.alert_scenario import SECOND
 from tests.lab.recording_observer import monitor_at
 from tests.lab.thin_disks import VM

@@ -17,7 +17,7 @@ from agent.model.family import FieldValues, Sample
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.metrics.runstate import RUNSTATE
-from agent.session.api import MonitorState
+from agent.session.shared_types import MonitorState
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.thin_guests import ListSink
 from tests.lab.waiting import until

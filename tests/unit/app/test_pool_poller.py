@@ -16,7 +16,7 @@ from agent.app.pool_poller import (
 )
 from agent.config.model import Config
 from agent.host.pools.base import Pool, PoolKind, PoolReading
-from agent.host.pools.device import DevicePoolSource
+from agent.host.pools.block_device import BlockDevicePoolSource
 from agent.model.record import Record
 
 GIB = 1 << 30
@@ -88,7 +88,7 @@ async def test_reads_of_many_pools_start_in_groups(poller: PoolPoller) -> None:
     for number in range(MAX_READS_AT_ONCE + 5):
         pool = Pool(f"device:7:{number}", PoolKind.DEVICE, f"/dev/loop{number}", "", f"/dev/loop{number}")
         poller.registry.add(pool, pool.name)
-        poller._pool_finder._source_of[pool.key] = DevicePoolSource()
+        poller._pool_finder._source_of[pool.key] = BlockDevicePoolSource()
         poller._due[pool.key] = 0.0
     async with asyncio.TaskGroup() as tasks:
         poller._start_reads(tasks)
@@ -124,7 +124,7 @@ def test_a_pool_that_answers_again_is_something_new(poller: PoolPoller) -> None:
 
 
 async def test_a_bug_in_a_source_does_not_end_the_reading_of_pools(caplog: pytest.LogCaptureFixture) -> None:
-    class BrokenSource(DevicePoolSource):
+    class BrokenSource(BlockDevicePoolSource):
         async def refresh(self) -> bool:
             raise KeyError("x")
 

@@ -15,7 +15,7 @@ from agent.model.metrics.migration import MIGRATION_ENDED
 from agent.model.record import EncodedRecord, Record
 from agent.monitors import Monitor
 from agent.schemas.record import record_schema
-from agent.session.api import MonitorState, MonitorStatus, VmChange
+from agent.session.shared_types import MonitorState, MonitorStatus, VmChange
 from tests.lab.record_checks import validate_record, validator
 from tests.lab.state_fleet import AWAY, CompactedTopic, Fleet, ScriptedHost, ScriptedVm, refuse_connection
 from tests.lab.thin_guests import ListSink

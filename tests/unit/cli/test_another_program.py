@@ -9,7 +9,7 @@ import pytest
 from agent.cli.commands.check import _watched_monitors
 from agent.cli.explain import request_explanation
 from agent.cli.http_client import AgentRequestError, EndpointCredentials, request_json
-from agent.cli.rewrite_state import request_state_rewrite
+from agent.cli.rewrite_state_topic import request_state_rewrite
 from agent.cli.tail import TailError, TailOptions, tail_records
 from agent.cli.top.terminal import TopOptions, print_once
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli.doctor.model import ImageReport, VmReport, WatchState
+from agent.cli.doctor.model import ImageReport, VmReport, VmWatchState
 from agent.cli.doctor.rendering import render_reports
-from agent.cli.doctor.storage import MIN_BYTES, add_image_reports, open_images
+from agent.cli.doctor.storage import MIN_BYTES, add_image_reports, find_open_images
 from agent.host.image_location import read_mounts
 from agent.host.mounts import find_mount
 from agent.host.socket_permissions import User
@@ -16,7 +16,7 @@ from agent.host.socket_permissions import User
 PROC = Path("/proc")
 NOBODY = User("nobody", 65534, frozenset({65534}))
 ROOT = User("root", 0, frozenset({0}))
-VM = VmReport("web-3", "", os.getpid(), "libvirt", WatchState.WATCHED, "", "", (), (), "")
+VM = VmReport("web-3", "", os.getpid(), "libvirt", VmWatchState.WATCHED, "", "", (), (), "")
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can check the permissions of another user")
 
@@ -42,14 +42,14 @@ def test_images_are_files_that_the_process_reads_or_reads_and_writes(tmp_path: P
     with log.open("wb") as written, small.open("w+b") as short:
         written.write(bytes(MIN_BYTES))
         short.write(b"1")
-        found = {path: driver for driver, path in open_images(os.getpid(), PROC)}
+        found = {path: driver for driver, path in find_open_images(os.getpid(), PROC)}
     assert found.get(str(image)) == "file"
     assert str(log) not in found
     assert str(small) not in found
 
 
 def test_a_process_whose_files_are_hidden_has_no_images() -> None:
-    assert list(open_images(0, PROC)) == []
+    assert list(find_open_images(0, PROC)) == []
 
 
 def test_an_image_has_its_file_system(image: Path) -> None:
@@ -76,7 +76,7 @@ def test_the_report_names_each_image_its_problem_and_the_steps() -> None:
         ImageReport("/data/c", "ext4 /data", "nobody may not enter /data", ("setfacl -m u:nobody:x /data",)),
     )
     lines = list(
-        render_reports([VmReport("web-3", "", 1, "libvirt", WatchState.WATCHED, "", "", (), (), "", images=reports)])
+        render_reports([VmReport("web-3", "", 1, "libvirt", VmWatchState.WATCHED, "", "", (), (), "", images=reports)])
     )
     assert lines[3:] == [
         "  image /srv/a.qcow2: xfs /srv",

@@ -18,7 +18,7 @@ from agent import monitors
 from agent.config.errors import ConfigError
 from agent.config.loader import load_config, section_models_in, validate_yaml
 from agent.config.model import AllowConfig, Config
-from agent.delivery.sinks.config import SinkConfig
+from agent.delivery.sinks.base_config import SinkConfig
 from agent.monitors import DialConfig, DiscovererConfig
 from tests.lab import golden_files
 

@@ -76,7 +76,7 @@ async def test_alerts_are_delivered_while_the_journals_disk_hangs(folder: Path, 
         await sink.until(lambda: deduplicated(sink.ids) == source.ids)
     assert dropped(pipeline) == 0
     async with running(make_pipeline(ScriptedSink(), folder)) as pipeline:
-        assert pipeline.stored_entries == {"alert": 5}
+        assert pipeline.stored_persistent_entries == {"alert": 5}
 
 
 @pytest.mark.parametrize("statement", ["COMMIT", "SELECT"])

@@ -76,7 +76,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(available=st.booleans())
     def fail_write(self, *, available: bool) -> None:
         self.writing = None
-        self.queue.journaling.on_failed(available=available)
+        self.queue.journaling.on_rolled_back(available=available)
 
     @precondition(lambda self: not self.queue.journaling.available)
     @rule()
@@ -86,7 +86,7 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.writing is None)
     @rule()
     def replace_journal(self) -> None:
-        self.queue.journaling.on_failed(available=False)
+        self.queue.journaling.on_rolled_back(available=False)
         copied = [record for record in self.queue.in_flight if self.durable or record.row is not None]
         backlog = self.queue.backlog
         waiting = [self.rows[row] for row in sorted(self.rows) if backlog.after_row < row <= backlog.last_row]

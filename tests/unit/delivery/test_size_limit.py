@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.delivery.sinks.kafka.size_limits import TopicSizeLimit
+from agent.delivery.sinks.kafka.topic_size_limit import TopicSizeLimit
 
 
 @pytest.mark.parametrize(

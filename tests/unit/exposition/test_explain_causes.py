@@ -20,7 +20,7 @@ from agent.model.metrics.migration import MIGRATION
 from agent.model.metrics.pool import BLOCK_STORAGE, POOL
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.metrics.vm_process import CGROUP, IOTHREAD, PROCESS, VCPU
-from agent.session.api import MonitorState
+from agent.session.shared_types import MonitorState
 from tests.lab.snapshots import OneVmSource, status, vm
 
 NOW = 10_000.0

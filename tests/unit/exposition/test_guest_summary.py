@@ -1,7 +1,7 @@
 """Summary of a guest for the page and `qmp-agent top`."""
 
 from agent.exposition.rates import PollPair
-from agent.exposition.summary import summarize
+from agent.exposition.vm_summary import summarize
 from agent.model.family import Family, FieldValues
 from agent.model.metrics.guest import (
     GUEST_ADDRESS,

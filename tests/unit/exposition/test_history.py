@@ -14,7 +14,7 @@ from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
 from agent.model.metrics.vm_process import NET, VCPU
 from agent.model.record import Vm
-from agent.session.api import MonitorState
+from agent.session.shared_types import MonitorState
 from tests.lab.snapshots import SECOND, OneVmSource, disk_counters, status, vm
 
 
@@ -72,7 +72,7 @@ def memory(history: History) -> int:
 
 def test_a_full_history_fits_its_budget_whole() -> None:
     budget = HistoryBudget(900 * history_bytes(len(HISTORY_COLUMNS)), len(HISTORY_COLUMNS), 900)
-    assert budget.capacities == tuple(resolution.max_points for resolution in RESOLUTIONS)
+    assert budget.max_points_per_resolution == tuple(resolution.max_points for resolution in RESOLUTIONS)
     assert budget.bytes <= 17 << 20
 
 

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent.exposition.prometheus import render_metrics
 from agent.exposition.snapshot import Snapshot
-from agent.session.api import MonitorState
+from agent.session.shared_types import MonitorState
 from tests.lab import golden_files
 from tests.lab.prometheus import promtool_check
 from tests.lab.snapshots import BY_NAME, event, poll, put, status, vm

@@ -12,7 +12,7 @@ from agent.exposition.snapshot import Snapshot, VmView
 from agent.model.family import FieldKind, Sample
 from agent.model.metrics.guest import GUEST_FREEZE, GUEST_USERS
 from agent.model.record import Vm
-from agent.session.api import MonitorState, MonitorStatus
+from agent.session.shared_types import MonitorState, MonitorStatus
 from tests.lab.snapshots import BY_NAME, SECOND, event, poll, put, status, vm
 
 BLOCK, BALLOON = BY_NAME["block"], BY_NAME["balloon"]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from agent.guest import channels
-from agent.guest.api import GuestCommandOutcome, GuestReachability
 from agent.guest.channels import SocketChannelOpener
+from agent.guest.shared_types import GuestCommandOutcome, GuestReachability
 from agent.model.metrics.guest import (
     GUEST_AGENT_SESSION,
     GUEST_CPU,

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.device_activity import DeviceActivity, describe_failure, describe_stall, read_activity
+from agent.host.device_activity import (
+    DeviceActivity,
+    describe_device_failure,
+    describe_device_stall,
+    read_device_activity,
+)
 from agent.host.pools.base import (
     ImageLocation,
     Pool,
@@ -14,7 +19,7 @@ from agent.host.pools.base import (
     PoolReading,
     PoolUnresponsiveError,
 )
-from agent.host.pools.device import DevicePoolSource
+from agent.host.pools.block_device import BlockDevicePoolSource
 
 IDLE = DeviceActivity(0, 100)
 BUSY = DeviceActivity(3, 100)
@@ -43,13 +48,15 @@ SUSPENDED = DeviceActivity(0, 100, suspended=True)
 def test_a_device_is_silent_if_it_completes_no_request_or_is_blocked(
     before: DeviceActivity, after: DeviceActivity, reason: str
 ) -> None:
-    stall = describe_stall(before, after, 5.0)
+    stall = describe_device_stall(before, after, 5.0)
     assert stall.startswith(reason) if reason else stall == ""
 
 
 @pytest.mark.parametrize("state", ["offline", "transport-offline", "dead", "running", "live", "blocked", ""])
 def test_requests_fail_on_a_device_that_is_offline(state: str) -> None:
-    assert bool(describe_failure(DeviceActivity(state=state))) == (state in ("offline", "transport-offline", "dead"))
+    assert bool(describe_device_failure(DeviceActivity(state=state))) == (
+        state in ("offline", "transport-offline", "dead")
+    )
 
 
 class Device:
@@ -77,7 +84,7 @@ class Device:
 
 
 def pool_of(name: str, number: str) -> Pool:
-    source = DevicePoolSource()
+    source = BlockDevicePoolSource()
     pool = source.find_pool(ImageLocation("host_device", f"/dev/{name}", device=number))
     assert isinstance(pool, Pool)
     assert pool.kind is PoolKind.DEVICE
@@ -85,7 +92,7 @@ def pool_of(name: str, number: str) -> Pool:
 
 
 async def read(sys: Path, pool: Pool) -> PoolReading | PoolReadError:
-    return (await DevicePoolSource(sys, unresponsive_seconds=0.3).read([pool]))[pool.key]
+    return (await BlockDevicePoolSource(sys, unresponsive_seconds=0.3).read([pool]))[pool.key]
 
 
 def test_the_activity_of_a_partition_has_the_state_of_its_disk(tmp_path: Path) -> None:
@@ -93,19 +100,19 @@ def test_the_activity_of_a_partition_has_the_state_of_its_disk(tmp_path: Path) -
     disk.set_file("device/state", "running")
     partition = Device(tmp_path, "qmpa1", "8:1", of="qmpa")
     partition.set_activity(2, 40)
-    assert read_activity("8:1", tmp_path) == DeviceActivity(2, 40, "running")
+    assert read_device_activity("8:1", tmp_path) == DeviceActivity(2, 40, "running")
 
 
 @pytest.mark.parametrize("content", ["", "1 2 3", "a b c d e f g h i j k"])
 def test_an_activity_that_cannot_be_read_is_unknown(tmp_path: Path, content: str) -> None:
     Device(tmp_path, "qmpa", "8:0").set_file("stat", content)
-    assert read_activity("8:0", tmp_path) is None
-    assert read_activity("8:9", tmp_path) is None
+    assert read_device_activity("8:0", tmp_path) is None
+    assert read_device_activity("8:9", tmp_path) is None
 
 
 def test_the_activity_of_an_old_kernel_has_fewer_fields(tmp_path: Path) -> None:
     Device(tmp_path, "qmpa", "8:0").set_file("stat", "10 0 0 0 5 0 0 0 1 0 0")
-    assert read_activity("8:0", tmp_path) == DeviceActivity(1, 15)
+    assert read_device_activity("8:0", tmp_path) == DeviceActivity(1, 15)
 
 
 async def test_an_idle_device_answers(tmp_path: Path) -> None:
@@ -124,7 +131,7 @@ async def test_a_slow_device_answers(tmp_path: Path) -> None:
     device = Device(tmp_path, "qmpa", "8:0")
     device.set_activity(2, 40)
     reading = asyncio.create_task(
-        DevicePoolSource(tmp_path, unresponsive_seconds=60).read([pool := pool_of("qmpa", "8:0")])
+        BlockDevicePoolSource(tmp_path, unresponsive_seconds=60).read([pool := pool_of("qmpa", "8:0")])
     )
     for _ in range(5):  # turns of the event loop in which the source has its first look
         await asyncio.sleep(0)
@@ -141,7 +148,7 @@ async def test_a_suspended_device_does_not_answer(tmp_path: Path) -> None:
 
 async def test_a_device_that_is_offline_is_an_error_at_once(tmp_path: Path) -> None:
     Device(tmp_path, "qmpa", "8:0").set_file("device/state", "offline")
-    reading = (await DevicePoolSource(tmp_path, unresponsive_seconds=60).read([pool := pool_of("qmpa", "8:0")]))[
+    reading = (await BlockDevicePoolSource(tmp_path, unresponsive_seconds=60).read([pool := pool_of("qmpa", "8:0")]))[
         pool.key
     ]
     assert type(reading) is PoolReadError
@@ -152,7 +159,7 @@ async def test_a_device_that_hangs_delays_no_device_of_another_task(tmp_path: Pa
     Device(tmp_path, "qmpa", "8:0").set_activity(2, 40)
     Device(tmp_path, "qmpb", "8:16")
     source, hung, fine = (
-        DevicePoolSource(tmp_path, unresponsive_seconds=60),
+        BlockDevicePoolSource(tmp_path, unresponsive_seconds=60),
         pool_of("qmpa", "8:0"),
         pool_of("qmpb", "8:16"),
     )

@@ -12,7 +12,7 @@ from agent.host.pools.base import (
     PoolReading,
     PoolUnresponsiveError,
 )
-from agent.host.pools.libvirt import LibvirtPoolSource, LibvirtStoragePool, StoragePoolsError
+from agent.host.pools.libvirt import LibvirtPoolSource, LibvirtStoragePool, StoragePoolListError
 
 GIB = 1 << 30
 IMAGES = LibvirtStoragePool("images", "dir", "/srv/images", "", 100 * GIB, 40 * GIB)
@@ -26,7 +26,7 @@ class Daemon:
 
     def __init__(self, *pools: LibvirtStoragePool) -> None:
         self.pools: Sequence[LibvirtStoragePool] = pools
-        self.error: StoragePoolsError | None = None
+        self.error: StoragePoolListError | None = None
         self.answers = asyncio.Event()
         self.answers.set()
         self.calls = 0
@@ -95,7 +95,7 @@ async def test_only_a_change_of_the_list_is_a_change_for_images() -> None:
 async def test_an_inactive_pool_and_a_lost_libvirtd_are_errors() -> None:
     daemon = Daemon(IMAGES)
     await daemon.source.refresh()
-    daemon.error = StoragePoolsError("libvirtd is lost")
+    daemon.error = StoragePoolListError("libvirtd is lost")
     assert str(await daemon.read("images")) == "libvirtd is lost"
     assert daemon.source.find_pool(image("/srv/images/vm.qcow2")) is not None  # it is known from the last list
     daemon.error, daemon.pools = None, []

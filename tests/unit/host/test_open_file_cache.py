@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.open_file_cache import DescriptorBudget, OpenFileCache
+from agent.host.open_file_cache import OpenFileBudget, OpenFileCache
 from agent.host.process import Process
 from agent.host.types import FileRequest
 
@@ -38,7 +38,7 @@ def is_open(descriptor: int) -> bool:
 
 
 def test_a_file_is_opened_once_and_read_from_its_start_each_time(opener: Opener) -> None:
-    files = OpenFileCache(opener, DescriptorBudget(9))
+    files = OpenFileCache(opener, OpenFileBudget(9))
     assert files.read("", ("a", "b")) == [b"1\n", b"2\n"]
     (opener.root / "a").write_text("30\n")
     assert files.read("", ("a", "b")) == [b"30\n", b"2\n"]
@@ -48,7 +48,7 @@ def test_a_file_is_opened_once_and_read_from_its_start_each_time(opener: Opener)
 
 
 def test_other_names_in_a_directory_replace_the_open_files(opener: Opener) -> None:
-    budget = DescriptorBudget(9)
+    budget = OpenFileBudget(9)
     files = OpenFileCache(opener, budget)
     files.read("", ("a",))
     assert files.read("", ("b",)) == [b"2\n"]
@@ -58,7 +58,7 @@ def test_other_names_in_a_directory_replace_the_open_files(opener: Opener) -> No
 
 
 def test_files_beyond_the_budget_are_read_but_not_kept(opener: Opener) -> None:
-    budget = DescriptorBudget(1)
+    budget = OpenFileBudget(1)
     files, others = OpenFileCache(opener, budget), OpenFileCache(opener, budget)
     for _ in range(2):
         assert files.read("", ("a", "b")) == [b"1\n", b"2\n"]
@@ -72,7 +72,7 @@ def test_files_beyond_the_budget_are_read_but_not_kept(opener: Opener) -> None:
 
 
 def test_a_file_that_appears_later_is_read(opener: Opener) -> None:
-    files = OpenFileCache(opener, DescriptorBudget(9))
+    files = OpenFileCache(opener, OpenFileBudget(9))
     assert files.read("", ("c",)) == [None]
     (opener.root / "c").write_text("3\n")
     assert files.read("", ("c",)) == [b"3\n"]
@@ -80,7 +80,7 @@ def test_a_file_that_appears_later_is_read(opener: Opener) -> None:
 
 
 def test_a_file_that_cannot_be_read_any_more_is_opened_again(opener: Opener) -> None:
-    budget = DescriptorBudget(9)
+    budget = OpenFileBudget(9)
     files = OpenFileCache(opener, budget)
     files.read("", ("a",))
     reader, writer = os.pipe()
@@ -98,21 +98,21 @@ def test_a_file_that_cannot_be_read_any_more_is_opened_again(opener: Opener) -> 
 
 
 def test_a_file_that_is_unreadable_at_once_is_not_kept(opener: Opener) -> None:
-    budget = DescriptorBudget(9)
+    budget = OpenFileBudget(9)
     files = OpenFileCache(opener, budget)
     assert files.read("", (".",)) == [None]  # a directory opens, but has no content
     assert (budget.used, is_open(opener.opened[0])) == (0, False)
 
 
 def test_half_of_the_process_limit_may_stay_open() -> None:
-    assert 0 <= DescriptorBudget.of_process().limit <= os.sysconf("SC_OPEN_MAX") // 2
+    assert 0 <= OpenFileBudget.of_process().limit <= os.sysconf("SC_OPEN_MAX") // 2
 
 
 def test_the_files_of_an_ended_thread_are_closed() -> None:
     ends = threading.Event()
     thread = threading.Thread(target=ends.wait)
     thread.start()
-    budget = DescriptorBudget(9)
+    budget = OpenFileBudget(9)
     process, request = Process(os.getpid(), budget=budget), FileRequest(f"task/{thread.native_id}", ("stat",))
     assert process.read_files([request])[0].contents[0] is not None
     ends.set()

@@ -9,7 +9,7 @@ import pytest
 
 from agent.host.interfaces import find_process_interfaces
 from agent.host.process import Process
-from agent.host.process_lookup import UnknownProcessError, find_process
+from agent.host.process_lookup import UnidentifiedProcessError, find_process
 from agent.host.types import FileRequest
 
 STATUS = "Name:\t{name}\nUmask:\t0022\nTgid:\t{tgid}\nPid:\t{tid}\nNSpid:\t{ids}\nThreads:\t2\n"
@@ -46,7 +46,7 @@ def count_open_descriptors(pid: int) -> int:
 
 
 def lookup_error(socket_owner: int | None, threads: list[int], root: Path) -> str:
-    with pytest.raises(UnknownProcessError) as caught:
+    with pytest.raises(UnidentifiedProcessError) as caught:
         find_process(socket_owner, threads, root)
     return str(caught.value)
 

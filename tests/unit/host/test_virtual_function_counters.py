@@ -7,7 +7,7 @@ import pytest
 
 from agent.collectors import ALL_COLLECTORS, VmFacts
 from agent.host.rtnetlink import NetlinkError, VirtualFunction
-from agent.host.types import NetworkInterface, VirtualFunctionLocation, VirtualFunctionRequest
+from agent.host.types import NetworkInterface, VirtualFunctionCountersRequest, VirtualFunctionLocation
 from agent.host.virtual_function_counters import (
     FRESH_INTERVALS,
     UNUSED_INTERVALS,
@@ -44,7 +44,7 @@ class Device:
         vf = VirtualFunctionLocation("ens1f0", number, "0000:01:10.3")
         interface = NetworkInterface(f"ens1f0v{number}", values, directions_swapped=False, vf=vf)
         (request,) = NET.files(VmFacts(interfaces=(interface,)))
-        assert isinstance(request, VirtualFunctionRequest)
+        assert isinstance(request, VirtualFunctionCountersRequest)
         return list(NET.collect([self.counters.read(request)]))
 
 

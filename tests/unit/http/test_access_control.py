@@ -17,7 +17,7 @@ from agent.cli.http_client import EndpointCredentials
 from agent.http import basic_auth
 from agent.http.handlers import HEADERS
 from agent.http.server import is_loopback
-from agent.http.web_config import EndpointError
+from agent.http.web_config import EndpointSetupError
 from tests.lab.endpoint import RunningEndpoint
 from tests.lab.kafka_security import Certificates
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
@@ -246,7 +246,7 @@ async def test_a_renewed_certificate_is_used_for_new_connections(folder: Path) -
 async def test_an_invalid_web_config_fails_the_start_without_leaking_secrets(
     folder: Path, config: Any, why: str
 ) -> None:
-    with pytest.raises(EndpointError, match=why) as raised:
+    with pytest.raises(EndpointSetupError, match=why) as raised:
         async with RunningEndpoint(folder, config).open():
             pass
     assert "plain-secret" not in str(raised.value)
@@ -315,6 +315,6 @@ async def test_a_foreign_host_name_is_refused_against_dns_rebinding(folder: Path
 async def test_an_unavailable_address_is_an_error_that_says_what_to_do(folder: Path) -> None:
     async with RunningEndpoint(folder).open() as endpoint:
         for listen, why in ((f"127.0.0.1:{endpoint.port}", os.strerror(98)), ("192.0.2.1:1", os.strerror(99))):
-            with pytest.raises(EndpointError, match=f"{why}; choose another web.listen_address"):
+            with pytest.raises(EndpointSetupError, match=f"{why}; choose another web.listen_address"):
                 async with RunningEndpoint(folder, listen=listen).open():
                     pass

@@ -24,7 +24,7 @@ from agent.model.metrics.block import BLOCK
 from agent.model.metrics.pool import POOL
 from agent.model.record import EncodedRecord, Record, RecordEncoder, Severity
 from agent.monitors import Monitor
-from agent.session.api import MonitorState, MonitorStatus
+from agent.session.shared_types import MonitorState, MonitorStatus
 from tests.lab.endpoint import FakeView
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
 from tests.lab.snapshots import OPEN, SECOND, disk_counters, poll, status, vm

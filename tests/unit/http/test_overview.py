@@ -6,13 +6,13 @@ from typing import Any
 import orjson
 import pytest
 
-from agent.http.overview import OverviewEncoder
+from agent.http.overview import OverviewBuilder
 from agent.model.family import Sample
 from agent.model.json_encoding import encode_json
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
 from agent.model.metrics.memory import BALLOON, GUEST_MEMORY
 from agent.model.metrics.pool import POOL
-from agent.session.api import MonitorState
+from agent.session.shared_types import MonitorState
 from tests.lab.snapshots import OneVmSource, disk_counters, status, vm
 
 
@@ -23,11 +23,11 @@ def source() -> OneVmSource:
 
 async def overview(source: OneVmSource, uuid: str = "") -> Any:
     """Return the decoded overview."""
-    return orjson.loads(encode_json(await OverviewEncoder(source).build(uuid)))
+    return orjson.loads(encode_json(await OverviewBuilder(source).build(uuid)))
 
 
 async def test_the_overview_has_all_parts_and_the_latest_values(source: OneVmSource) -> None:
-    known = OverviewEncoder(source)
+    known = OverviewBuilder(source)
     assert (await known.build()).keys() == {"vms", "monitors", "alerts", "pools", "resources", "agent"}
     for size in (100, 200):
         source.put(BALLOON, 10, ((), {"actual_bytes": size}))

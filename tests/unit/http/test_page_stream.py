@@ -13,7 +13,7 @@ from agent.model.metrics.block import BLOCK, BLOCK_SPACE
 from agent.model.metrics.memory import BALLOON
 from agent.model.metrics.pool import POOL
 from agent.model.metrics.vm_process import VCPU
-from agent.session.api import MonitorState
+from agent.session.shared_types import MonitorState
 from tests.lab.snapshots import OneVmSource, disk_counters, status, vm
 
 

@@ -13,10 +13,10 @@ from agent.collectors import PollIntervals
 from agent.monitors import DialPerPollDiscoverer, Monitor, MonitorPriority
 from agent.monitors.dial import tcp_connector, unix_connector
 from agent.monitors.dial_per_poll import dial_per_poll_opener
-from agent.qmp.commands import AllowList, Command, QemuChange
+from agent.qmp.commands import AllowList, Command, OptInChange
 from agent.qmp.errors import BusyError, CommandNotAllowedError, NotConnectedError, PreemptedError
-from agent.session.api import MonitorState
 from agent.session.scheduler import Schedule
+from agent.session.shared_types import MonitorState
 from agent.session.supervisor import NO_EVENTS
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.fixtures import StartGuest
@@ -238,7 +238,7 @@ async def test_a_refused_command_does_not_end_the_connection(fake: FakeQemu) -> 
 
 async def test_migration_events_are_not_enabled_without_events(fake: FakeQemu) -> None:
     observer = RecordingObserver()
-    async with supervised(observer, context=session_context(*QemuChange)) as fleet:
+    async with supervised(observer, context=session_context(*OptInChange)) as fleet:
         fleet.on_monitor_added(monitor_dialed_per_poll(fake.path))
         await observer.wait_for_polls(2)
     assert fake.count("migrate-set-capabilities") == 0

@@ -10,7 +10,7 @@ import pytest
 
 from agent.host.libvirt_processes import LibvirtProcess, LibvirtScan, LibvirtScanner
 from agent.monitors.libvirt import discovery
-from agent.monitors.libvirt.auto_discovery import LibvirtAutoDiscoverer
+from agent.monitors.libvirt.daemon_discovery import LibvirtDaemonDiscoverer
 from agent.qmp.errors import DeniedError, QmpError, TransportLostError
 from tests.lab.background import in_background
 from tests.lab.scripted_libvirt import (
@@ -125,7 +125,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> LibraryOfManyDaemons:
 @contextlib.asynccontextmanager
 async def discovering(scanner: ScriptedScanner, grace_seconds: float = 3600) -> AsyncIterator[MonitorsAndStatus]:
     """Run discovery while the `with` block runs."""
-    discoverer = LibvirtAutoDiscoverer(
+    discoverer = LibvirtDaemonDiscoverer(
         scanner=cast("LibvirtScanner", scanner), scan_seconds=0.01, grace_seconds=grace_seconds
     )
     reports = MonitorsAndStatus()

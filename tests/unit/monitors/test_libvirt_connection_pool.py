@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from agent.monitors.libvirt.client_library import LibvirtConnection
 from agent.monitors.libvirt.connection_pool import HOST_LIMITS, ConnectionPool
 from agent.monitors.libvirt.event_connection import MAX_PENDING, EventConnection, ThreadSafeEventQueue
+from agent.monitors.libvirt.libvirt_python import LibvirtConnection
 from agent.qmp.commands import AllowList
 from agent.qmp.errors import TransportLostError
 from tests.lab.scripted_libvirt import ScriptedLibrary

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agent.monitors.libvirt.connection_pool import ConnectionPool
-from agent.monitors.libvirt.domain import DomainConnection
+from agent.monitors.libvirt.domain_connection import DomainConnection
 from agent.monitors.libvirt.executors import (
     ConnectedLibvirtd,
     LibvirtCommandExecutor,

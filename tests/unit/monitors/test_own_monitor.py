@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from agent.monitors import OwnMonitorDiscoverer
-from agent.qmp.commands import QemuChange
-from agent.session.api import MonitorState
+from agent.qmp.commands import OptInChange
+from agent.session.shared_types import MonitorState
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised
 
@@ -40,7 +40,7 @@ async def supervise(fake: FakeQemu, folder: Path, **options: Any) -> RecordingOb
     """Supervise the fake QEMU's monitor until two polls are done; `options` are settings of the session."""
     observer = RecordingObserver()
     (monitor,) = OwnMonitorDiscoverer(str(fake.path), folder, 0.2).scan().values()
-    async with supervised(observer, context=session_context(QemuChange.OWN_MONITOR, **options)) as fleet:
+    async with supervised(observer, context=session_context(OptInChange.OWN_MONITOR, **options)) as fleet:
         fleet.on_monitor_added(monitor)
         await observer.wait_for_polls(2)
     return observer

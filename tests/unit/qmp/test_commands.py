@@ -11,7 +11,7 @@ from agent.qmp.commands import (
     QMP_READS,
     AllowList,
     Command,
-    QemuChange,
+    OptInChange,
     add_monitor_commands,
     remove_monitor_commands,
 )
@@ -24,7 +24,7 @@ EVENTS = {"capabilities": [{"capability": "events", "state": True}]}
 OWN_SOCKET, OWN_MONITOR = (command.arguments for command in add_monitor_commands("/run/qmp-agent/own/7.qmp"))
 THRESHOLD = {"node-name": "disk0-storage", "write-threshold": 1 << 30}
 QUEUE = {"path": "/machine/peripheral/disk0/virtio-backend", "queue": 0}
-ALL = AllowList(QemuChange)
+ALL = AllowList(OptInChange)
 
 
 def is_refused(allow: AllowList, command: str, arguments: Any = None) -> bool:
@@ -96,8 +96,8 @@ def test_only_listed_properties_can_be_read(property_name: Any) -> None:
 )
 def test_a_virtio_queue_is_read_only_if_allowed_and_only_by_path_and_number(arguments: Any) -> None:
     assert is_refused(ALL, "x-query-virtio-queue-status", arguments)
-    assert is_refused(AllowList(set(QemuChange) - {QemuChange.VIRTIO_QUEUES}), "x-query-virtio-queue-status", QUEUE)
-    assert AllowList([QemuChange.VIRTIO_QUEUES]).encode(Command("x-query-virtio-queue-status", QUEUE))
+    assert is_refused(AllowList(set(OptInChange) - {OptInChange.VIRTIO_QUEUES}), "x-query-virtio-queue-status", QUEUE)
+    assert AllowList([OptInChange.VIRTIO_QUEUES]).encode(Command("x-query-virtio-queue-status", QUEUE))
     for command in ("x-query-virtio", "x-query-virtio-status", "x-query-virtio-vhost-queue-status"):
         assert is_refused(ALL, command, QUEUE)
 
@@ -107,12 +107,12 @@ def test_a_change_is_refused_until_it_is_permitted_by_name() -> None:
     assert is_refused(AllowList(), "migrate-set-capabilities", EVENTS)
     assert is_refused(AllowList(), "block-set-write-threshold", THRESHOLD)
     assert is_refused(
-        AllowList([QemuChange.GUEST_STATS_INTERVAL, QemuChange.MIGRATION_EVENTS]),
+        AllowList([OptInChange.GUEST_STATS_INTERVAL, OptInChange.MIGRATION_EVENTS]),
         "block-set-write-threshold",
         THRESHOLD,
     )
-    assert is_refused(AllowList([QemuChange.MIGRATION_EVENTS]), "qom-set", INTERVAL)
-    assert is_refused(AllowList([QemuChange.GUEST_STATS_INTERVAL]), "migrate-set-capabilities", EVENTS)
+    assert is_refused(AllowList([OptInChange.MIGRATION_EVENTS]), "qom-set", INTERVAL)
+    assert is_refused(AllowList([OptInChange.GUEST_STATS_INTERVAL]), "migrate-set-capabilities", EVENTS)
 
 
 def test_every_command_that_the_agent_sends_is_permitted() -> None:
@@ -122,10 +122,10 @@ def test_every_command_that_the_agent_sends_is_permitted() -> None:
         identity.get_stats_interval_command("/machine/peripheral/balloon0"),
     ):
         assert AllowList().encode(command)
-    assert AllowList([QemuChange.GUEST_STATS_INTERVAL]).encode(
+    assert AllowList([OptInChange.GUEST_STATS_INTERVAL]).encode(
         identity.set_stats_interval_command("/machine/peripheral/b", 10)
     )
-    assert AllowList([QemuChange.MIGRATION_EVENTS]).encode(identity.ENABLE_MIGRATION_EVENTS)
+    assert AllowList([OptInChange.MIGRATION_EVENTS]).encode(identity.ENABLE_MIGRATION_EVENTS)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def histograms(**boundaries: Any) -> dict[str, Any]:
 def test_latency_histograms_are_permitted_in_one_form_only(arguments: Any) -> None:
     assert not is_refused(ALL, "block-latency-histogram-set", histograms())
     assert is_refused(ALL, "block-latency-histogram-set", arguments)
-    everything_else = set(QemuChange) - {QemuChange.LATENCY_HISTOGRAMS}
+    everything_else = set(OptInChange) - {OptInChange.LATENCY_HISTOGRAMS}
     assert is_refused(AllowList(everything_else), "block-latency-histogram-set", histograms())
 
 
@@ -238,7 +238,7 @@ def chardev_arguments(path: object = "/run/own/7.qmp", **data: Any) -> dict[str,
 def test_the_agents_own_monitor_is_permitted_in_one_form_only(arguments: Any) -> None:
     assert not is_refused(ALL, "chardev-add", chardev_arguments())
     assert is_refused(ALL, "chardev-add", arguments)
-    assert is_refused(AllowList(set(QemuChange) - {QemuChange.OWN_MONITOR}), "chardev-add", chardev_arguments())
+    assert is_refused(AllowList(set(OptInChange) - {OptInChange.OWN_MONITOR}), "chardev-add", chardev_arguments())
 
 
 @pytest.mark.parametrize("command", ["object-add", "object-del", "chardev-remove"])

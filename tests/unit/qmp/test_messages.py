@@ -6,7 +6,7 @@ import pytest
 
 from agent.qmp.commands import AllowList, Command
 from agent.qmp.errors import CommandError, CommandNotAllowedError, ProtocolError, StalledError
-from agent.qmp.protocol import Event, Message, ProbeReply, QmpProtocol, Reply
+from agent.qmp.protocol import Event, Message, OobProbeReply, QmpProtocol, Reply
 from tests.lab.qmp_bytes import DONE, HELLO, STATUS, line, ready, receive
 
 NAME = Command("query-name")
@@ -86,7 +86,7 @@ def test_probe_replies_are_separate_from_commands_and_can_be_errors() -> None:
     assert connection.probe() == (1, b'{"exec-oob":"query-yank","id":1}')
     assert connection.probe() == (2, b'{"exec-oob":"query-yank","id":2}')
     messages = receive(connection, {"return": [], "id": 2}, UNKNOWN | {"id": 1}, {"return": 5})
-    assert messages == [ProbeReply(2), ProbeReply(1), Reply(5)]
+    assert messages == [OobProbeReply(2), OobProbeReply(1), Reply(5)]
 
 
 # --- Events ---

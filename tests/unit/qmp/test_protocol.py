@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from agent.qmp.commands import AllowList
 from agent.qmp.errors import ProtocolError
-from agent.qmp.protocol import Event, Greeting, Message, QmpProtocol, Ready, Reply
+from agent.qmp.protocol import Event, Greeting, Message, NegotiationAccepted, QmpProtocol, Reply
 from tests.lab.qmp_bytes import DONE, HELLO, STATUS, cut, line, ready, receive
 
 
@@ -31,7 +31,7 @@ def receive_chunks(
         for chunk in chunks:
             for message in connection.receive(chunk):
                 messages.append(message)
-                if isinstance(message, Ready):
+                if isinstance(message, NegotiationAccepted):
                     connection.send([STATUS] * count)
                     if connection.oob:
                         connection.probe()
@@ -110,7 +110,9 @@ def test_garbage_during_the_handshake_ends_the_connection_after_earlier_messages
 ) -> None:
     parts, count = script
     ready_at = next(
-        n for n in range(len(parts)) if any(isinstance(m, Ready) for m in receive_chunks(parts[: n + 1])[0])
+        n
+        for n in range(len(parts))
+        if any(isinstance(m, NegotiationAccepted) for m in receive_chunks(parts[: n + 1])[0])
     )
     place = data.draw(st.integers(0, ready_at))
     good, _ = receive_chunks(parts[:place], count)
@@ -223,7 +225,7 @@ def test_out_of_band_is_enabled_only_if_it_is_offered(offered: list[str], reques
     connection = QmpProtocol(AllowList())
     receive(connection, {"QMP": {"capabilities": offered}})
     assert connection.negotiate() == request_bytes
-    assert receive(connection, DONE) == [Ready()]
+    assert receive(connection, DONE) == [NegotiationAccepted()]
 
 
 def test_a_refused_negotiation_ends_the_connection() -> None:
@@ -238,4 +240,9 @@ def test_a_second_greeting_ends_the_connection() -> None:
 
 def test_events_are_received_before_the_greeting_and_during_negotiation() -> None:
     messages = receive(QmpProtocol(AllowList()), {"event": "A"}, HELLO, {"event": "B"}, DONE)
-    assert [m.name if isinstance(m, Event) else type(m).__name__ for m in messages] == ["A", "Greeting", "B", "Ready"]
+    assert [m.name if isinstance(m, Event) else type(m).__name__ for m in messages] == [
+        "A",
+        "Greeting",
+        "B",
+        "NegotiationAccepted",
+    ]

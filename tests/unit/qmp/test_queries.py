@@ -5,7 +5,7 @@ import re
 import pytest
 
 from agent.collectors import ALL_COLLECTORS, FACTS_WITH_ALL_FEATURES
-from agent.monitors.libvirt.domain import QUERY_VERSION
+from agent.monitors.libvirt.domain_connection import QUERY_VERSION
 from agent.qmp.commands import QMP_READS
 from agent.qmp.queries import QUERIES, QueryTrigger, find_query
 from agent.session import host_process, identity

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agent.qmp.commands import AllowList, Command
 from agent.qmp.errors import AmbiguousReplyError, ProtocolError, UnreadableReplyError
-from agent.qmp.protocol import MAX_COMMANDS_IN_FLIGHT, Event, Message, ProbeReply, QmpProtocol, Reply
+from agent.qmp.protocol import MAX_COMMANDS_IN_FLIGHT, Event, Message, OobProbeReply, QmpProtocol, Reply
 from tests.lab.qmp_bytes import DONE, HELLO, STATUS, cut, line, ready, receive
 
 BLOCK, MIGRATE = Command("query-block"), Command("query-migrate")
@@ -117,25 +117,25 @@ def test_an_unreadable_reply_to_a_probe_counts_as_its_reply_and_fails_no_command
     connection = ready()
     connection.send([STATUS])
     connection.probe()
-    assert receive_all(connection, reply + line({"return": 1})) == [ProbeReply(1), Reply(1)]
+    assert receive_all(connection, reply + line({"return": 1})) == [OobProbeReply(1), Reply(1)]
     connection.send([BLOCK])
     assert summarize(receive_all(connection, TRAILING_COMMA)) == [FAILED], "no reply to a probe is due"
     number, _ = connection.probe()
-    assert receive(connection, {"return": [], "id": number}) == [ProbeReply(number)]
+    assert receive(connection, {"return": [], "id": number}) == [OobProbeReply(number)]
 
 
 def test_only_the_newest_probe_stays_due_after_the_reply_to_an_earlier_one() -> None:
     connection = ready()
     earlier, newest = connection.probe()[0], connection.probe()[0]
-    assert receive(connection, {"return": [], "id": earlier}) == [ProbeReply(earlier)]
-    assert receive_all(connection, b'{"return": [], "id": 2\r\n') == [ProbeReply(newest)]
+    assert receive(connection, {"return": [], "id": earlier}) == [OobProbeReply(earlier)]
+    assert receive_all(connection, b'{"return": [], "id": 2\r\n') == [OobProbeReply(newest)]
 
 
 def test_after_the_reply_to_a_probe_an_unreadable_reply_fails_its_own_command_only() -> None:
     connection = ready()
     connection.send([STATUS, BLOCK])
     number, _ = connection.probe()
-    assert receive(connection, {"return": [], "id": number}) == [ProbeReply(number)]
+    assert receive(connection, {"return": [], "id": number}) == [OobProbeReply(number)]
     assert summarize(receive_all(connection, TRAILING_COMMA + line({"return": 2}))) == [FAILED, Reply(2)]
 
 
@@ -143,7 +143,7 @@ def test_an_unreadable_reply_without_an_id_fails_all_commands_while_a_probe_is_d
     connection = ready()
     connection.send([STATUS])
     connection.probe()
-    assert summarize(receive_all(connection, b'{"return": [], "i\r\n')) == [ProbeReply(1), FAILED]
+    assert summarize(receive_all(connection, b'{"return": [], "i\r\n')) == [OobProbeReply(1), FAILED]
     assert connection.next_marker() == b'{"execute":"query-status","id":2}'
     assert receive(connection, {"return": "status"}, {"return": {}, "id": 2}) == []
     connection.send([BLOCK])
@@ -162,7 +162,7 @@ def test_a_malformed_error_with_an_id_is_the_reply_to_the_probe(reply: bytes, fa
     connection = ready()
     connection.send([STATUS])
     connection.probe()
-    assert summarize(receive_all(connection, reply)) == [ProbeReply(1), *failed]
+    assert summarize(receive_all(connection, reply)) == [OobProbeReply(1), *failed]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from agent.model.metrics.block import BLOCK
 from agent.model.record import Vm
 from agent.qmp.client import CommandResult, QmpClient
 from agent.qmp.commands import Command
-from agent.session.api import MonitorState, PollOutcome
+from agent.session.shared_types import MonitorState, PollOutcome
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised
 

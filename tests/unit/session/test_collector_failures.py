@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from agent.collectors import ALL_COLLECTORS, PollIntervals
 from agent.collectors.base import Collector
 from agent.qmp.commands import Command
-from agent.session.api import CollectorIndex, MonitorState, MonitorStatus, PollOutcome
 from agent.session.collector_failures import MAX_CAUSE, CollectorFailures
+from agent.session.shared_types import CollectorIndex, MonitorState, MonitorStatus, PollOutcome
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.qmp_bytes import line
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised

@@ -59,7 +59,7 @@ def seconds(boundaries: BoundariesNs | None) -> list[float] | None:
 def test_a_disk_with_fewer_operations_is_another_disk(again: tuple[int, int]) -> None:
     histograms = DiskLatencyHistograms()
     histograms.on_poll(None, (5, 9), "disk0")
-    histograms.on_command_start(OWN)
+    histograms.on_command_send(OWN)
     histograms.on_command_done(done=True)
     histograms.on_poll(seconds(OWN), (5, 9), "disk0")
     histograms.on_poll(None, again, "disk0")
@@ -70,7 +70,7 @@ def test_a_disk_with_fewer_operations_is_another_disk(again: tuple[int, int]) ->
 def test_a_reply_that_is_older_than_the_unplug_changes_nothing(boundaries: BoundariesNs) -> None:
     histograms = DiskLatencyHistograms()
     histograms.on_poll(None, (5,), "disk0")
-    histograms.on_command_start(OWN)
+    histograms.on_command_send(OWN)
     histograms.on_command_done(done=True)
     histograms.on_poll(seconds(boundaries), (5,), "disk0")
     histograms.is_unplugged = True
@@ -91,7 +91,7 @@ def test_a_refused_command_is_tried_a_few_times() -> None:
     for _ in range(MAX_REFUSALS):
         histograms.on_poll(None, (), "disk0")
         assert histograms.may_set
-        histograms.on_command_start(OWN)
+        histograms.on_command_send(OWN)
         histograms.on_command_done(done=False)
     histograms.on_poll(None, (), "disk0")
     assert (histograms.state, histograms.may_set) == (HistogramState.REFUSED, False)
@@ -102,11 +102,11 @@ def test_refusals_by_a_disk_do_not_count_for_the_disk_that_replaces_it() -> None
     for disk in ("disk0", "disk1"):
         for _ in range(MAX_REFUSALS - 1):
             histograms.on_poll(None, (), disk)
-            histograms.on_command_start(OWN)
+            histograms.on_command_send(OWN)
             histograms.on_command_done(done=False)
     assert histograms.state is HistogramState.UNKNOWN
     histograms.on_poll(None, (), "disk1")
-    histograms.on_command_start(OWN)
+    histograms.on_command_send(OWN)
     histograms.on_command_done(done=True)
     assert (histograms.state, histograms.refusals) == (HistogramState.OURS, 0)
 
@@ -114,7 +114,7 @@ def test_refusals_by_a_disk_do_not_count_for_the_disk_that_replaces_it() -> None
 def test_a_command_that_was_executed_without_a_response_is_recognized() -> None:
     histograms = DiskLatencyHistograms()
     histograms.on_poll(None, (), "disk0")
-    histograms.on_command_start(OWN)
+    histograms.on_command_send(OWN)
     histograms.on_command_done(done=False)
     histograms.on_poll(seconds(OWN), (), "disk0")
     assert histograms.state is HistogramState.OURS
@@ -146,7 +146,7 @@ class OwnershipMachine(RuleBasedStateMachine):
             return
         self.is_replug_unnoticed = False
         assert self.disk.boundaries is None, "the agent would replace histograms"
-        self.histograms.on_command_start(OWN)
+        self.histograms.on_command_send(OWN)
         if executed or confirmed:
             self.disk.boundaries, self.disk.setter = OWN, "agent"
         self.histograms.on_command_done(done=confirmed)

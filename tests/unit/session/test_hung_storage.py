@@ -1,7 +1,7 @@
 """Commands that access storage: a session sends them only while the storage of its VM answers."""
 
 from agent.model.record import Vm
-from agent.session.api import PollOutcome
+from agent.session.shared_types import PollOutcome
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised
 

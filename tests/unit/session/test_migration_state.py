@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from agent.model.family import Sample
 from agent.model.metrics.migration import MIGRATION
 from agent.model.metrics.runstate import RUNSTATE
-from agent.session.api import MonitorState
 from agent.session.migration_state import MigrationPhase, MigrationState
+from agent.session.shared_types import MonitorState
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import RecordingObserver, supervised
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.session.api import MonitorState, VmChange, reported_change
+from agent.session.shared_types import MonitorState, VmChange, reported_change
 
 REPORTED_BY_SESSIONS = [MonitorState.UP, MonitorState.NEGOTIATING, MonitorState.STALLED, MonitorState.BUSY]
 

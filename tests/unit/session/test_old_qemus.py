@@ -11,7 +11,7 @@ import pytest
 
 from agent.cli.check import check_config
 from agent.config.model import Config
-from agent.session.api import PollOutcome
+from agent.session.shared_types import PollOutcome
 from tests.lab import golden_files
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import RecordingObserver, supervised

@@ -5,8 +5,8 @@ import dataclasses
 from pathlib import Path
 
 from agent.monitors import Monitor, MonitorPriority
-from agent.session.api import MonitorState
 from agent.session.ownership import OwnershipClaim, OwnershipRegistry
+from agent.session.shared_types import MonitorState
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.fixtures import StartGuest
 from tests.lab.recording_observer import RecordingObserver, monitor_at, quick_context, session_context, supervised

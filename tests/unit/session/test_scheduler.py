@@ -32,16 +32,16 @@ def scheduled(**at: float) -> Schedule:
 
 def test_a_poll_is_due_at_its_time_and_once() -> None:
     schedule = scheduled(block=10)
-    assert schedule.pop_due(9.9) == []
+    assert schedule.pop_due_polls(9.9) == []
     assert schedule.next_due_at() == 10
-    assert schedule.pop_due(10) == ["block"]
-    assert schedule.pop_due(10) == []
+    assert schedule.pop_due_polls(10) == ["block"]
+    assert schedule.pop_due_polls(10) == []
     assert schedule.next_due_at() == inf
 
 
 def test_polls_within_the_slack_are_taken_together_in_order() -> None:
     schedule = scheduled(late=10 + SLACK_SECONDS, early=9, later=10.2)
-    assert schedule.pop_due(10) == ["early", "late"]
+    assert schedule.pop_due_polls(10) == ["early", "late"]
     assert schedule.next_due_at() == 10.2
 
 
@@ -51,25 +51,25 @@ def test_an_earlier_plan_stays_until_it_is_taken() -> None:
     assert schedule.next_due_at() == 10
     schedule.schedule_by("block", 5)
     assert schedule.next_due_at() == 5
-    schedule.pop_due(5)
+    schedule.pop_due_polls(5)
     schedule.schedule_by("block", 20)
     assert schedule.next_due_at() == 20
 
 
 def test_a_demand_is_due_at_once_or_after_the_spacing() -> None:
     schedule = scheduled(runstate=1)
-    schedule.pop_due(1)
+    schedule.pop_due_polls(1)
     schedule.schedule_now(["runstate"], 100)
-    assert schedule.pop_due(100) == ["runstate"]
+    assert schedule.pop_due_polls(100) == ["runstate"]
     schedule.schedule_now(["runstate"], 100.01)
-    assert schedule.pop_due(100.01) == []
+    assert schedule.pop_due_polls(100.01) == []
     assert schedule.next_due_at() == 100 + SPACING_SECONDS
-    assert schedule.pop_due(100 + SPACING_SECONDS) == ["runstate"]
+    assert schedule.pop_due_polls(100 + SPACING_SECONDS) == ["runstate"]
 
 
 def test_a_demand_during_a_poll_leads_to_another_poll() -> None:
     schedule = scheduled(runstate=1)
-    schedule.pop_due(1)
+    schedule.pop_due_polls(1)
     schedule.schedule_now(["runstate"], 1.001)  # the answer may predate the event
     schedule.schedule_by("runstate", 300)
     assert schedule.next_due_at() == 1 + SPACING_SECONDS
@@ -77,7 +77,7 @@ def test_a_demand_during_a_poll_leads_to_another_poll() -> None:
 
 def test_the_spacing_holds_for_every_one_of_many_polls() -> None:
     schedule = scheduled(**dict.fromkeys("abcdefgh", 1))
-    schedule.pop_due(1)
+    schedule.pop_due_polls(1)
     for name in "abcdefgh":
         schedule.schedule_now([name], 1.1)
     assert schedule.next_due_at() == 1 + SPACING_SECONDS
@@ -89,7 +89,7 @@ def test_without_polls_nothing_is_ever_due() -> None:
 
 def test_a_demand_does_not_delay_an_earlier_poll() -> None:
     schedule = scheduled(block=1)
-    schedule.pop_due(1)
+    schedule.pop_due_polls(1)
     schedule.schedule_by("block", 1.1)
     schedule.schedule_now(["block"], 1.05)
     assert schedule.next_due_at() == 1.1
@@ -98,10 +98,10 @@ def test_a_demand_does_not_delay_an_earlier_poll() -> None:
 def test_unknown_and_removed_polls_cannot_be_demanded() -> None:
     schedule = scheduled(block=inf)
     schedule.schedule_now(["unknown"], 1)
-    schedule.remove("block")
-    schedule.remove("block")
+    schedule.remove_poll("block")
+    schedule.remove_poll("block")
     schedule.schedule_now(["block"], 1)
-    assert schedule.pop_due(inf) == []
+    assert schedule.pop_due_polls(inf) == []
 
 
 @given(st.lists(st.floats(0, 0.2), min_size=1, max_size=200))
@@ -110,7 +110,7 @@ def test_no_sequence_of_demands_exceeds_the_spacing(gaps: list[float]) -> None:
     for gap in gaps:
         now += gap
         schedule.schedule_now(["block"], now)
-        taken += [now for _ in schedule.pop_due(now)]
+        taken += [now for _ in schedule.pop_due_polls(now)]
     between = [later - earlier for earlier, later in pairwise(taken)]
     assert all(gap >= SPACING_SECONDS - SLACK_SECONDS - 1e-9 for gap in between)
     assert len(taken) >= 1

@@ -14,10 +14,10 @@ from agent.collectors.base import Replies
 from agent.model.family import Sample
 from agent.model.metrics.runstate import RUNSTATE
 from agent.qmp.client import QmpClient
-from agent.qmp.commands import Command, QemuChange
+from agent.qmp.commands import Command, OptInChange
 from agent.qmp.errors import UnexpectedReplyError
-from agent.session.api import CollectorIndex, PollOutcome
 from agent.session.scheduler import SLACK_SECONDS, SPACING_SECONDS, Pacer, Schedule
+from agent.session.shared_types import CollectorIndex, PollOutcome
 from tests.lab.fake_qemu import FakeError, FakeQemu
 from tests.lab.qmp_bytes import line
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised
@@ -269,7 +269,7 @@ async def test_guest_statistics_are_enabled_if_allowed_and_off(fake: FakeQemu) -
     observer = RecordingObserver()
     give_balloon(fake, interval=0)
     async with supervised(
-        observer, fake.path, context=session_context(QemuChange.GUEST_STATS_INTERVAL, guest_stats_seconds=15)
+        observer, fake.path, context=session_context(OptInChange.GUEST_STATS_INTERVAL, guest_stats_seconds=15)
     ):
         await observer.wait_for_polls(1, "guest_memory")
     (change,) = [request["arguments"] for request in fake.requests if request.get("execute") == "qom-set"]
@@ -281,7 +281,7 @@ async def test_an_interval_that_another_client_set_is_kept(fake: FakeQemu) -> No
     observer = RecordingObserver()
     give_balloon(fake, interval=3)
     async with supervised(
-        observer, fake.path, context=session_context(QemuChange.GUEST_STATS_INTERVAL, guest_stats_seconds=15)
+        observer, fake.path, context=session_context(OptInChange.GUEST_STATS_INTERVAL, guest_stats_seconds=15)
     ):
         await observer.wait_for_polls(1, "guest_memory")
     assert "qom-set" not in executed(fake)
@@ -291,7 +291,7 @@ async def test_guest_statistics_that_cannot_be_enabled_are_not_polled(fake: Fake
     observer = RecordingObserver()
     give_balloon(fake, interval=0)
     fake.replies["qom-set"] = FakeError()
-    async with supervised(observer, fake.path, context=session_context(QemuChange.GUEST_STATS_INTERVAL)):
+    async with supervised(observer, fake.path, context=session_context(OptInChange.GUEST_STATS_INTERVAL)):
         await observer.wait_for_polls(3)
     assert observer.outcomes("guest_memory") == []
     assert observer.types("vm") == ["vm.attached", "vm.detached"]
@@ -300,7 +300,7 @@ async def test_guest_statistics_that_cannot_be_enabled_are_not_polled(fake: Fake
 async def test_migration_events_are_enabled_if_allowed_and_off(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.replies["migrate-set-capabilities"] = {}
-    async with supervised(observer, fake.path, context=session_context(QemuChange.MIGRATION_EVENTS)):
+    async with supervised(observer, fake.path, context=session_context(OptInChange.MIGRATION_EVENTS)):
         await observer.wait_for_polls(4)
     (change,) = [
         request["arguments"] for request in fake.requests if request.get("execute") == "migrate-set-capabilities"
@@ -312,7 +312,7 @@ async def test_migration_events_are_enabled_if_allowed_and_off(fake: FakeQemu) -
 async def test_migration_is_polled_if_its_events_cannot_be_enabled(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     fake.replies["migrate-set-capabilities"] = FakeError("GenericError", "There's a migration process in progress")
-    async with supervised(observer, fake.path, context=session_context(QemuChange.MIGRATION_EVENTS)):
+    async with supervised(observer, fake.path, context=session_context(OptInChange.MIGRATION_EVENTS)):
         await observer.wait_for_polls(3, "migration")
         fake.replies["query-migrate-capabilities"] = EVENTS_ENABLED
         fake.drop()

@@ -10,9 +10,9 @@ from agent.collectors import PollIntervals
 from agent.model.record import Severity, Vm
 from agent.qmp.client import QmpClient
 from agent.qmp.protocol import Event
-from agent.session.api import MonitorState, PollOutcome
 from agent.session.event_handler import EventHandler
 from agent.session.session import Session
+from agent.session.shared_types import MonitorState, PollOutcome
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.qmp_bytes import line
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent.model.record import Record
-from agent.session.api import MonitorState, VmChange
+from agent.session.shared_types import MonitorState, VmChange
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.qmp_bytes import line
 from tests.lab.recording_observer import RecordingObserver, monitor_at, session_context, supervised

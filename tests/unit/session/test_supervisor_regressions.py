@@ -3,9 +3,9 @@
 import pytest
 
 from agent.collectors import ALL_COLLECTORS
-from agent.collectors.base import Collector, PollIntervals, at_poll_interval, no_commands
+from agent.collectors.base import Collector, PollIntervals, at_poll_interval, no_commands_to_send
 from agent.host.types import FileRequest
-from agent.session.api import CollectorIndex, MonitorState
+from agent.session.shared_types import CollectorIndex, MonitorState
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised
 from tests.lab.transcript import UUID
@@ -55,7 +55,12 @@ async def test_a_monitor_without_an_earlier_session_is_not_reattached(fake: Fake
 async def test_host_collectors_are_polled_while_qemu_stalls_during_a_resync(fake: FakeQemu) -> None:
     observer = RecordingObserver()
     clock = Collector(
-        "clock", (), no_commands, lambda _: (), at_poll_interval, files=lambda _: (FileRequest("/proc", ("uptime",)),)
+        "clock",
+        (),
+        no_commands_to_send,
+        lambda _: (),
+        at_poll_interval,
+        files=lambda _: (FileRequest("/proc", ("uptime",)),),
     )
     context = session_context(collectors=CollectorIndex((*ALL_COLLECTORS, clock)), intervals=PollIntervals())
     async with supervised(observer, fake.path, context=context):

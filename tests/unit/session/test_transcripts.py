@@ -10,7 +10,7 @@ import pytest
 
 from agent.exposition.prometheus import render_metrics
 from agent.exposition.snapshot import Snapshot
-from agent.session.api import PollOutcome
+from agent.session.shared_types import PollOutcome
 from tests.lab import golden_files
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import RecordingObserver, supervised

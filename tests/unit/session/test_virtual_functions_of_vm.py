@@ -9,8 +9,8 @@ from agent.host.rtnetlink import VirtualFunction
 from agent.host.virtual_function_counters import VirtualFunctionCounters
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import Command
-from agent.session.api import SessionContext, SessionSettings
 from agent.session.host_process import HostProcess
+from agent.session.shared_types import SessionContext, SessionSettings
 from tests.unit.host.test_sriov import Machine
 
 NET = next(collector for collector in ALL_COLLECTORS if collector.name == "net")

@@ -6,7 +6,7 @@ from pydantic import Field, StringConstraints
 
 from agent.common.client_tls import ClientTlsConfig
 from agent.common.config_types import Bytes, ConfigSection, HostPort, PositiveSeconds, Topic, expand_secret_path
-from agent.delivery.sinks.config import SinkConfig
+from agent.delivery.sinks.base_config import SinkConfig
 from agent.delivery.sinks.kafka.message import DEFAULT_FILTERS, ContentMode, FilterAttribute
 from agent.delivery.sinks.kafka.sasl_config import SaslConfig
 from agent.model.state_records import STATE_PREFIX

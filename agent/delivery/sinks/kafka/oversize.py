@@ -4,8 +4,8 @@ from collections.abc import Callable, Collection, Sequence
 
 from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.kafka.config import KafkaConfig
-from agent.delivery.sinks.kafka.size_limits import TopicSizeLimit, read_max_message_bytes
-from agent.delivery.sinks.kafka.topic_workarounds import TopicWorkarounds
+from agent.delivery.sinks.kafka.rejection_workarounds import RejectionWorkarounds
+from agent.delivery.sinks.kafka.topic_size_limit import TopicSizeLimit, read_max_message_bytes
 from agent.model.record import EncodedRecord
 
 BatchSize = Callable[[EncodedRecord], int]
@@ -19,7 +19,7 @@ class OversizeHandler:
     limit, or the limit is unknown, all records of the batch are suspects. The next attempt sends each suspect in a separate batch.
     """
 
-    def __init__(self, config: KafkaConfig, workarounds: TopicWorkarounds) -> None:
+    def __init__(self, config: KafkaConfig, workarounds: RejectionWorkarounds) -> None:
         self._config = config
         self._workarounds = workarounds
         self._suspects: set[str] = set()  # ids of records of the batches in progress
@@ -57,7 +57,7 @@ class OversizeHandler:
         """Handle a batch that Kafka accepted."""
         self._smallest_accepted[topic] = min(records, key=_body_bytes)
 
-    def on_records_done(self, ids: set[str]) -> None:
+    def forget_records(self, ids: set[str]) -> None:
         """Remove records that were acknowledged or rejected, and need no further attempt."""
         self._suspects -= ids
 

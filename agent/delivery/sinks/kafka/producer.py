@@ -52,9 +52,12 @@ async def start_producer(config: KafkaConfig, options: Mapping[str, Any], close_
 async def discard_producer(producer: AIOKafkaProducer, seconds: float) -> None:
     """End a producer immediately, with its tasks and connections.
 
-    This function does not call the producer's `stop`, which waits for brokers that may never reply. A cancelled sender task waits for its
-    requests, which end with an exception that aiokafka 0.14 does not handle; so the task's callback is removed. The connections are
-    aborted, because a closed connection stays open until the broker has read all data.
+    This function does not call the producer's `stop`, because `stop` waits for brokers that may never reply.
+
+    The function removes the callback of each task before it cancels the task. A cancelled sender task waits for its requests, and the
+    requests end with an exception that the callback of aiokafka 0.14 does not handle.
+
+    The function aborts the connections. A connection that is only closed would stay open until the broker has read all data.
 
     Args:
         producer: the producer.

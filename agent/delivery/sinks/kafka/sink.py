@@ -39,8 +39,8 @@ from agent.delivery.sinks.kafka.message import (
 )
 from agent.delivery.sinks.kafka.oversize import OversizeHandler
 from agent.delivery.sinks.kafka.producer import discard_producer, start_producer
+from agent.delivery.sinks.kafka.rejection_workarounds import RejectionWorkarounds
 from agent.delivery.sinks.kafka.topic_settings import read_topic_setting
-from agent.delivery.sinks.kafka.topic_workarounds import TopicWorkarounds
 from agent.model.record import EncodedRecord
 
 _log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class KafkaSink:
         self._producer: AIOKafkaProducer | None = None
         self._clock = clock
         self._encode = build_message_encoder(config.content_mode, config.headers)
-        self._workarounds = TopicWorkarounds(self._timings.workaround)
+        self._workarounds = RejectionWorkarounds(self._timings.workaround)
         self._cleanup_policy: str | None = None  # of the state topic; None if unknown
         self._oversize = OversizeHandler(config, self._workarounds)
         # The records of the batches in progress, by id:
@@ -189,7 +189,7 @@ class KafkaSink:
             await self._send_dead_letters(producer, self._dead_letters, rejected)
         self._rejected -= ids
         self._acknowledged -= ids
-        self._oversize.on_records_done(ids)
+        self._oversize.forget_records(ids)
         return rejected
 
     async def _send_dead_letters(
@@ -297,7 +297,10 @@ class KafkaSink:
             start = end
 
     def _latest_allowed_timestamp(self, topic: str) -> int:
-        """Return the latest allowed timestamp in milliseconds since the epoch: the current time, or NO_TIMESTAMP to send no timestamps."""
+        """Return the latest timestamp that a message may have, in milliseconds since the epoch.
+
+        The result is the current time, or NO_TIMESTAMP if the sink sends no timestamps to the topic.
+        """
         return self._clock() // 1_000_000 if self._workarounds.sends_timestamps(topic) else NO_TIMESTAMP
 
     def _stop_timestamps(self, topic: str) -> None:

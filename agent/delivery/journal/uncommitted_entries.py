@@ -13,7 +13,7 @@ def _no_entries(_whole: bool) -> Iterable[PersistentEntry]:  # noqa: FBT001 - a 
     return ()
 
 
-class PendingEntries:
+class UncommittedEntries:
     """Persistent entries for the next transaction: entries that callers added and wait for, and entries that `fetch_changed` returned."""
 
     def __init__(self) -> None:

@@ -63,7 +63,7 @@ class _Daemon:
 class _DaemonListener:
     """Forwards the domains of one daemon. Stores the daemon's status for the combined status of all daemons."""
 
-    def __init__(self, daemons: "LibvirtAutoDiscoverer", daemon: _Daemon, listener: DiscoveryListener) -> None:
+    def __init__(self, daemons: "LibvirtDaemonDiscoverer", daemon: _Daemon, listener: DiscoveryListener) -> None:
         self._daemons = daemons
         self._daemon = daemon
         self._listener = listener
@@ -82,7 +82,7 @@ class _DaemonListener:
         self._listener.on_connection_refused(address, reason)
 
 
-class LibvirtAutoDiscoverer:
+class LibvirtDaemonDiscoverer:
     """Finds the daemons of libvirt on this host, and their running domains."""
 
     def __init__(

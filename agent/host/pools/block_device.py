@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent.host.block_device import device_size
-from agent.host.device_activity import DeviceActivity, describe_failure, describe_stall, read_activity
+from agent.host.device_activity import (
+    DeviceActivity,
+    describe_device_failure,
+    describe_device_stall,
+    read_device_activity,
+)
 from agent.host.pools.base import (
     ImageLocation,
     Pool,
@@ -24,7 +29,7 @@ RECHECK_SECONDS = 0.25
 """Time between two reads of a device that may hang."""
 
 
-class DevicePoolSource:
+class BlockDevicePoolSource:
     """The source of block devices. The agent tries this source last, because another source may find the device in a pool."""
 
     def __init__(self, sys: Path = Path("/sys"), unresponsive_seconds: float = UNRESPONSIVE_SECONDS) -> None:
@@ -50,14 +55,14 @@ class DevicePoolSource:
         return Pool(f"device:{image.device}", PoolKind.DEVICE, image.path, "", image.path)
 
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
-        """Return the sizes of these devices, and an error for each device that does not answer."""
+        """Return the sizes of the block devices, and an error for each device that does not answer."""
         readings = await asyncio.gather(*map(self._read_pool, pools))
         return {pool.key: reading for pool, reading in zip(pools, readings, strict=True)}
 
     async def _read_pool(self, pool: Pool) -> PoolReading | PoolReadError:
         number = pool.key.partition(":")[2]
-        first = read_activity(number, self._sys)
-        if first is not None and (failure := describe_failure(first)):
+        first = read_device_activity(number, self._sys)
+        if first is not None and (failure := describe_device_failure(first)):
             return PoolReadError(f"{pool.path}: {failure}")
         if first is not None and first.is_suspect and (stall := await self._watch_device(number, first)):
             return PoolUnresponsiveError(f"{pool.path}: {stall}")
@@ -69,7 +74,7 @@ class DevicePoolSource:
         end = asyncio.get_running_loop().time() + self._unresponsive_seconds
         while True:
             await asyncio.sleep(min(RECHECK_SECONDS, self._unresponsive_seconds))
-            activity = read_activity(number, self._sys)
-            stall = describe_stall(first, activity, self._unresponsive_seconds) if activity is not None else ""
+            activity = read_device_activity(number, self._sys)
+            stall = describe_device_stall(first, activity, self._unresponsive_seconds) if activity is not None else ""
             if not stall or asyncio.get_running_loop().time() >= end:
                 return stall

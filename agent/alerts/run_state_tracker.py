@@ -13,12 +13,12 @@ STOP_DELAY_NS = 1_000_000_000
 
 
 @dataclass(slots=True)
-class RunState:
+class RunStateTracker:
     """Run state of the guest in one QEMU process. Times are in nanoseconds since the epoch; 0 if there is no such time.
 
     Attributes:
         running: Whether the guest runs; None if unknown.
-        status: QEMU's RunState at the newest poll; empty if there was no poll, or if a later event has changed the run state.
+        status: QEMU's RunStateTracker at the newest poll; empty if there was no poll, or if a later event has changed the run state.
         since_ns: When `status` was first polled.
         resumed_ns: Time of the newest RESUME.
         stopped_ns: Time of the newest STOP, or of the newest poll of a stopped guest.
@@ -59,7 +59,7 @@ class RunState:
         """Handle a poll of the run state.
 
         Args:
-            status: QEMU's RunState.
+            status: QEMU's RunStateTracker.
             time_ns: When the query was sent.
             running: Whether the guest runs.
 

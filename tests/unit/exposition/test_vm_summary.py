@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from agent.exposition.rates import PollPair
-from agent.exposition.summary import summarize, summarize_migration
+from agent.exposition.vm_summary import summarize, summarize_migration
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
 from agent.model.metrics.jobs import JOB
 from agent.model.metrics.memory import BALLOON, GUEST_MEMORY

@@ -4,7 +4,7 @@ import math
 import time
 
 
-class TopicWorkarounds:
+class RejectionWorkarounds:
     """The topics with a workaround, and until when each workaround applies."""
 
     def __init__(self, seconds: float) -> None:

@@ -13,7 +13,7 @@ from agent.host.virtual_function_counters import VirtualFunctionCounters
 from agent.model.family import Family, Sample
 from agent.model.record import Record, Vm
 from agent.monitors import Monitor
-from agent.qmp.commands import AllowList, Command, QemuChange
+from agent.qmp.commands import AllowList, Command, OptInChange
 from agent.session.collector_failures import DegradedCollectors
 from agent.session.identity import QemuBuild
 from agent.session.scheduler import FIRST_POLL_MAX_DELAY_SECONDS, FIRST_POLL_SPACING_SECONDS, Pacer
@@ -244,12 +244,12 @@ class SessionSettings:
         probe_seconds: interval and timeout of the out-of-band probes of a stalled QEMU.
         max_collector_off_seconds: maximum time that a failing collector is off.
         guest_stats_seconds: interval at which QEMU polls the guest's memory statistics. The agent sets it if QEMU has none and
-            QemuChange.GUEST_STATS_INTERVAL is allowed.
+            OptInChange.GUEST_STATS_INTERVAL is allowed.
         labels: labels to read from libvirt's files.
     """
 
     host: str
-    changes: frozenset[QemuChange] = frozenset()
+    changes: frozenset[OptInChange] = frozenset()
     intervals: PollIntervals = field(default_factory=PollIntervals)
     response_seconds: float = 5.0
     greeting_seconds: float = 3.0

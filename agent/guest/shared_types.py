@@ -43,7 +43,7 @@ class GuestObserver(Protocol):
     """Callbacks invoked by sessions with guest agents. Implementations must not block or raise."""
 
     def on_guest_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Handle all samples of these families after one query. Disks, interfaces and other subjects without a sample no longer exist."""
+        """Handle all samples of `families` after one query. A disk, interface or other subject without a sample no longer exists."""
 
     def on_guest_samples_outdated(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
         """Handle a lost guest agent or a failed query: the last samples of `families` are out of date."""

@@ -79,7 +79,7 @@ class LevelCrossing:
         used, limit: The disk's usage and size, in bytes.
         detected_by: How the crossing was detected.
         firing: Whether the level is exceeded now.
-        is_highest_of_levels: Whether the disk has two or more levels and this level is the highest.
+        is_highest_of_several: Whether the disk has two or more levels and this level is the highest.
         resolved_by: Why the level is no longer exceeded; valid only if `firing` is false.
     """
 

@@ -149,7 +149,7 @@ def bytes_until_level(level: PoolAlertLevel, usage: PoolUsage) -> float | None:
     return max_used - used
 
 
-def is_highest_of_levels(level: PoolAlertLevel, policy: PoolPolicy, usage: PoolUsage) -> bool:
+def is_highest_of_several(level: PoolAlertLevel, policy: PoolPolicy, usage: PoolUsage) -> bool:
     """Return whether this level is the highest of two or more levels for the same quantity. Return False for a time level."""
     shares = _used_and_size(level.measure, usage)
     if level.measure is PoolMeasure.TIME or shares is None:

@@ -23,7 +23,7 @@ class ThresholdCommands:
         return names
 
     def has_pending_commands(self, vm: Vm) -> bool:
-        """Return whether `pending` may return commands."""
+        """Return whether `pending_commands` may return commands."""
         state = self._processes.find_active(vm)
         return state is not None and bool(state.slots_read)
 

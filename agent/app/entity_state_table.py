@@ -83,7 +83,7 @@ class EntityStateTable:
         return len(self._current)
 
     def start_writing(self, max_changes: int) -> dict[str, EntityState | None]:
-        """Take the oldest pending changes, at most `max_changes`. Call `on_written` or `on_failed` before the next call.
+        """Take the oldest pending changes, at most `max_changes`. Call `on_written` or `on_write_failed` before the next call.
 
         Returns:
             The new states by path; None for a removed entity.

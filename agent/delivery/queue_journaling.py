@@ -160,7 +160,7 @@ class QueueJournaling:
         self._pending.replace_waiting(record for record in in_memory if record.delivery_state is DeliveryState.QUEUED)
 
     def start_write(self) -> list[EncodedRecord]:
-        """Return the records of the next transaction, oldest first. `on_committed` or `on_failed` must follow."""
+        """Return the records of the next transaction, oldest first. `on_committed` or `on_rolled_back` must follow."""
         return self._pending.start_transaction()
 
     @property

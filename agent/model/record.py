@@ -313,7 +313,7 @@ class RecordEncoder:
             samples: the samples.
             time_ns: time of the poll, nanoseconds since the epoch.
         """
-        run_id, json_start, key, number, topic_of = self.run_id, vm.json_prefix, vm.key, self._count, self._topic_of
+        run_id, json_prefix, key, number, topic_of = self.run_id, vm.json_prefix, vm.key, self._count, self._topic_of
         next_attributes = self.sequences.get_or_create(vm.source).next_attributes
         severity = Severity.INFO
         time_and_severity = self._encode_time_and_severity(time_ns, severity)
@@ -324,7 +324,7 @@ class RecordEncoder:
             attributes = f',"id":"{record_id}",{next_attributes(topic_of(record_type))},{time_and_severity}'
             type_and_labels, data = _encode_type_and_labels(family, labels), encode_json(values)
             separator = b"," if labels and len(data) > len("{}") else b""
-            body = b"".join((json_start, attributes.encode(), type_and_labels, separator, data[1:], b"}"))
+            body = b"".join((json_prefix, attributes.encode(), type_and_labels, separator, data[1:], b"}"))
             subject = labels[0] if labels else ""
             encoded.append(EncodedRecord(record_id, key, record_type, time_ns, body, vm, subject, severity))
         self._count = number

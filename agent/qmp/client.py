@@ -240,7 +240,7 @@ class QmpClient(asyncio.Protocol):
 
         Args:
             commands: the commands.
-            on_results: called when all replies have arrived; not called after `abandon`, or after the connection has ended.
+            on_results: called when all replies have arrived; not called after `abandon_replies`, or after the connection has ended.
 
         Raises:
             CommandNotAllowedError: one of the commands is not on the allow-list.

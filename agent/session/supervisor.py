@@ -78,7 +78,7 @@ class MonitorSupervisor:
             self._removed.set_result(None)
 
     def resume_reconnecting(self) -> None:
-        """Make new connections again after `remove`, because the monitor's address exists again."""
+        """Make new connections again after `stop_reconnecting`, because the monitor's address exists again."""
         if self._removed.done():
             self._removed = asyncio.get_running_loop().create_future()
 

@@ -80,7 +80,7 @@ class RecordingObserver:
         self._add("on_collector_run", (collector, outcome))
 
     def on_poll_failed(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
-        self._add("on_samples_lost", (vm, families, time_ns))
+        self._add("on_poll_failed", (vm, families, time_ns))
 
     def on_messages_skipped(self, vm: Vm, reason: str, messages: int) -> None:
         self._add("on_messages_skipped", (vm, reason, messages))

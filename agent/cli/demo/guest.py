@@ -181,7 +181,7 @@ class Guest:
         """
         return await self._require_connection().command(command, **arguments)
 
-    async def wait_for_event(self, name: str, timeout: float = 600.0) -> dict[str, Any]:  # noqa: ASYNC109 - as in `until`
+    async def wait_for_event(self, name: str, timeout: float = 600.0) -> dict[str, Any]:  # noqa: ASYNC109 - as in `wait_until`
         """Wait up to `timeout` seconds for an event. Remove and return the oldest event of this name.
 
         Raises:
@@ -191,7 +191,7 @@ class Guest:
         async with asyncio.timeout(timeout):
             return await self._require_connection().wait_for_event(name)
 
-    async def wait_until_booted(self, timeout: float = 600.0) -> None:  # noqa: ASYNC109 - as in `until`
+    async def wait_until_booted(self, timeout: float = 600.0) -> None:  # noqa: ASYNC109 - as in `wait_until`
         """Wait until the guest has booted: a Linux guest has printed READY on its console, or a writer has written to its disk.
 
         Raises:

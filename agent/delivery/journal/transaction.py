@@ -60,7 +60,7 @@ class Transaction:
                 self.changes.append(statements.delete_rows(queue.name, deletion.after_row, deletion.last_row))
 
     def insert_waiting(self) -> None:
-        """Insert the records that wait for the journal. If the transaction fails, call `on_failed` of each queue's `journaling`."""
+        """Insert the records that wait for the journal. If the transaction fails, call `on_rolled_back` of each queue's `journaling`."""
         for queue in self._queues:
             if records := queue.journaling.start_write():
                 self.changes.append(statements.insert_records(queue.name, records, self._rows[queue.name]))

@@ -20,7 +20,7 @@ class UncommittedEntries:
         self.fetch_changed: ChangedEntries = _no_entries
         """Function that returns the changed entries, called at the start of each transaction. No caller waits for these entries."""
         self._waiting: list[tuple[PersistentEntry, asyncio.Future[None]]] = []
-        # By name: entries from `changed` that no transaction has stored yet.
+        # By name: entries from `fetch_changed` that no transaction has stored yet.
         self._fetched: dict[str, PersistentEntry] = {}
         self._writing: list[tuple[PersistentEntry, asyncio.Future[None]]] = []
         self._fetch_all = False

@@ -116,7 +116,7 @@ def test_a_missing_key_is_reported_at_the_line_of_its_section() -> None:
 def test_every_discoverer_config_is_registered() -> None:
     for module in pkgutil.iter_modules(monitors.__path__):
         importlib.import_module(f"agent.monitors.{module.name}")
-    assert {*DiscovererConfig.__subclasses__()} == {*monitors.MONITOR_CONFIG_TYPES}, "name it in ENTRIES"
+    assert {*DiscovererConfig.__subclasses__()} == {*monitors.MONITOR_CONFIG_TYPES}, "name it in MONITOR_CONFIG_TYPES"
 
 
 def test_every_sink_config_is_registered() -> None:

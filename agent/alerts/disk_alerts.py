@@ -1,4 +1,7 @@
-"""Alerts of disks: exceeded levels, QEMU's write thresholds, and corrupt images. Pure: it returns records and commands."""
+"""Alerts of disks: exceeded levels, QEMU's write thresholds, and corrupt images. The rules for I/O errors are in `failure_rules`.
+
+Pure: the module returns records and commands.
+"""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar

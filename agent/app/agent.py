@@ -332,7 +332,7 @@ async def run(config: Config, read: Callable[[], Config]) -> None:
 async def _run_until(stop: asyncio.Event, agent: Agent, read: Callable[[], Config]) -> None:
     notifier = SystemdNotifier()
     async with agent.running(read) as url:
-        _log.info("endpoint: metrics and page on %s", url)
+        _log.info("endpoint: serving /metrics and the web page at %s", url)
         notifier.notify(READY="1")
         watchdog = notifier.keep_notifying(agent.health.hang_reason, agent.health.summary)
         notifying = asyncio.create_task(watchdog, name="systemd notifications")

@@ -191,7 +191,10 @@ class RecordOrderer:
         return min((held.record.position.offset for _, held in self._waiting.values()), default=None)
 
     def _chain_of_record(self, record: StreamRecord) -> tuple[_Chain, list[Gap]]:
-        """Return the chain of a record. Also return a gap if records may be missing before the record."""
+        """Return the chain to which a record belongs. Create the chain if it does not exist.
+
+        Also return a list with at most one gap: records may be missing directly before this record.
+        """
         source_is_known = record.source in self._sources
         chains = self._sources.setdefault(record.source, OrderedDict())
         self._sources.move_to_end(record.source)

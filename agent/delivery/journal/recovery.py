@@ -120,7 +120,7 @@ def count_indexed_records(path: Path, queue: str) -> int:
 
 
 def read_salvageable_entries(path: Path) -> dict[str, Any]:
-    """Return the values of the persistent entries that can be read from a damaged file, by name.
+    """Return the values of the persistent entries in a damaged file, by name; empty if the table cannot be read to its end.
 
     Raises:
         JournalError: the disk has no space for the temporary files with which SQLite reads the database.

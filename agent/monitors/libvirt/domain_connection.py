@@ -95,10 +95,10 @@ class DomainConnection:
         raise StalledError(f"no reply from libvirt{name} within {deadline:g} s{full}")
 
     async def read_version(self, deadline: float) -> None:
-        """Read the version of the domain's QEMU into `greeting`, if commands go to QEMU itself.
+        """Read the version of the running QEMU into `greeting`. Without passthrough, do nothing.
 
-        The version that libvirt reports may be that of a newer QEMU. If QEMU does not reply within `deadline` seconds, the version stays
-        unknown.
+        libvirt reports the version of the installed QEMU. After an upgrade of the package, this version can be newer than the running QEMU.
+        If QEMU does not reply within `deadline` seconds, the version stays unknown.
 
         Raises:
             QmpError: the connection has ended.

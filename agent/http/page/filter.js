@@ -1,4 +1,4 @@
-/** The filter of the VM table: words and `key:value` pairs, all of which a shown VM matches. Pure. */
+/** The filter of the VM table: words and `key:value` pairs. The table shows the VMs that match every one of them. Pure. */
 
 import { SEVERITIES, isStopped, stateOf } from "./host-state.js";
 

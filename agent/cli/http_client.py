@@ -244,6 +244,11 @@ async def request_json(
     )
 
 
+def find_vm(overview: Mapping[str, Any], name: str) -> str:
+    """Return the UUID of the VM with this name or UUID in the answer of /overview; empty if there is none."""
+    return next((uuid for uuid, vm in overview["vms"].items() if name in (uuid, vm["name"])), "")
+
+
 def _require_members(url: str, answer: Any, required: Mapping[str, type]) -> dict[str, Any]:
     """Return an answer that is a JSON object with the required members.
 

@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from agent.cli.http_client import REQUEST_ERRORS, AgentRequestError, EndpointCredentials, open_response, request_json
+from agent.cli.http_client import (
+    REQUEST_ERRORS,
+    AgentRequestError,
+    EndpointCredentials,
+    find_vm,
+    open_response,
+    request_json,
+)
 from agent.cli.record_text import format_record
 from agent.common.backoff import retry_delay
 from agent.common.errors import SubcommandError
@@ -78,8 +85,8 @@ async def _warn_if_vm_unknown(options: TailOptions) -> None:
         return
     with contextlib.suppress(AgentRequestError):  # `tail` itself reports a lost agent
         required = {"vms": dict}
-        vms = (await request_json(options.credentials, "GET", options.url, "/overview", required=required))["vms"]
-        if options.vm not in vms and options.vm not in [vm["name"] for vm in vms.values()]:
+        overview = await request_json(options.credentials, "GET", options.url, "/overview", required=required)
+        if not find_vm(overview, options.vm):
             print(
                 f"no VM has the name or UUID {options.vm} now; waiting for its records (`qmp-agent top` lists the VMs)",
                 file=sys.stderr,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.cli.http_client import AgentRequestError, EndpointCredentials, request_json
+from agent.cli.http_client import AgentRequestError, EndpointCredentials, find_vm, request_json
 from agent.cli.top import TopError
 from agent.cli.top.detail import detail_lines
 from agent.cli.top.screen_state import TopScreenState, TopView, list_lines
@@ -113,10 +113,10 @@ def _find_uuid(host: Mapping[str, Any], name: str) -> str:
     Raises:
         TopError: no VM has this name or UUID.
     """
-    uuids = [uuid for uuid, vm in host["vms"].items() if name in (uuid, vm["name"])]
-    if name and not uuids:
+    uuid = find_vm(host, name) if name else ""
+    if name and not uuid:
         raise TopError(f"the agent watches no VM named {name}")
-    return uuids[0] if name else ""
+    return uuid
 
 
 _COLOURS = {TextStyle.BAD: curses.COLOR_RED, TextStyle.WARNING: curses.COLOR_YELLOW}

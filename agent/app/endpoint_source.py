@@ -133,7 +133,7 @@ def _delivery_json(delivery: DeliveryPipeline) -> dict[str, Any]:
                 "records": len(queue),
                 "memory_bytes": queue.memory_bytes,
                 "disk_bytes": queue.backlog.stored_size.bytes,
-                "oldest_record_age_seconds": round(queue.in_flight_age_seconds(), 1),
+                "oldest_record_age_seconds": round(queue.oldest_record_age_seconds(), 1),
             }
             for queue in delivery.queues
         ],

@@ -250,7 +250,7 @@ _QUEUE_GAUGES: tuple[tuple[str, str, Callable[[RecordQueue], float]], ...] = (
     (
         "qmp_agent_queue_oldest_record_age_seconds",
         "Age of the oldest waiting record in seconds, in flight, in memory or on disk; 0 if no record waits.",
-        lambda q: q.in_flight_age_seconds(),
+        lambda q: q.oldest_record_age_seconds(),
     ),
 )
 

@@ -162,7 +162,7 @@ class RecordQueue(QueueState):
             record.delivery_state = FINISHED[record.delivery_state]
         self.count_dropped(DropReason.SHUTDOWN, undelivered)
 
-    def in_flight_age_seconds(self) -> float:
+    def oldest_record_age_seconds(self) -> float:
         """Return the age of the oldest record of the queue; 0 if the queue is empty."""
         oldest_ns = self.oldest_record_time_ns()
         return max(0.0, time.time() - oldest_ns / 1e9) if oldest_ns is not None else 0.0

@@ -99,7 +99,7 @@ async def test_alerts_do_not_wait_for_older_ones_on_a_disk_that_hangs(
         await sink.until(lambda: source.ids[-1] in sink.ids)
         assert len(set(sink.ids)) < 1501, "the others are on the disk"
         assert len(pipeline.alerts) == 1501 - len(set(sink.ids))
-        assert pipeline.alerts.in_flight_age_seconds() > 0
+        assert pipeline.alerts.oldest_record_age_seconds() > 0
         pipeline.put(source.next())
         await sink.until(lambda: source.ids[-1] in sink.ids)
         hanging.release()

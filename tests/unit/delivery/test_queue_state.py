@@ -117,13 +117,13 @@ def test_only_a_batch_in_flight_waits_for_the_sink() -> None:
 def test_the_age_of_the_oldest_record_is_never_negative() -> None:
     queue = memory_queue(RecordSource().take(1))
     queue.tail.records[0].time_ns = 0
-    assert queue.in_flight_age_seconds() > 1e9, "it is in memory"
+    assert queue.oldest_record_age_seconds() > 1e9, "it is in memory"
     queue.take_from_memory(1, 1 << 20)
-    assert queue.in_flight_age_seconds() > 1e9
+    assert queue.oldest_record_age_seconds() > 1e9
     queue.in_flight[0].time_ns = 1 << 62
-    assert queue.in_flight_age_seconds() == 0.0, "the clock was set back"
+    assert queue.oldest_record_age_seconds() == 0.0, "the clock was set back"
     queue.ack()
-    assert queue.in_flight_age_seconds() == 0.0, "no record waits"
+    assert queue.oldest_record_age_seconds() == 0.0, "no record waits"
 
 
 # --- The tail in memory ---

@@ -8,6 +8,8 @@ import json
 import os
 import platform
 import sys
+import time
+import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -56,13 +58,26 @@ PARTS: dict[str, Callable[..., Awaitable[list[Row]]]] = {
 }
 
 
-async def measure(names: list[str], *, short: bool) -> list[Row]:
-    """Run parts one after the other and print the progress."""
+async def measure(names: list[str], *, short: bool) -> tuple[list[Row], list[str]]:
+    """Run parts one after the other and print the progress.
+
+    Returns:
+        The figures, and the name of each part that failed. A failed part does not end the run, because a whole run takes up to an hour.
+    """
     rows: list[Row] = []
-    for name in names:
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        rows += await PARTS[name](short=short)
-    return rows
+    failed = []
+    for number, name in enumerate(names, 1):
+        started = time.monotonic()
+        print(f"{name} ({number} of {len(names)}) ...", file=sys.stderr, flush=True)
+        try:
+            part = await PARTS[name](short=short)
+        except Exception:  # noqa: BLE001 - whatever a part raises, the figures of the other parts must not be lost
+            traceback.print_exc()
+            failed.append(name)
+            continue
+        rows += part
+        print(f"{name}: {time.monotonic() - started:.0f} s\n{markdown(part)}\n", file=sys.stderr, flush=True)
+    return rows, failed
 
 
 def regressions(rows: list[Row], baseline: dict[str, dict[str, float]]) -> list[str]:
@@ -84,7 +99,7 @@ def regressions(rows: list[Row], baseline: dict[str, dict[str, float]]) -> list[
 
 
 def main() -> int:
-    """Measure, print the table, write the JSON; return 1 if a ratio regressed."""
+    """Measure, print the table, write the JSON; return 1 if a part failed or a ratio regressed."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Cost and latency of the agent.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default: all")
     parser.add_argument("--short", action="store_true", help="a minute instead of five")
@@ -94,15 +109,15 @@ def main() -> int:
     if unknown := set(options.parts) - PARTS.keys():
         parser.error(f"unknown part {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
     load = os.getloadavg()[0]
-    rows = uvloop.run(measure(options.parts or list(PARTS), short=options.short))
+    rows, failed = uvloop.run(measure(options.parts or list(PARTS), short=options.short))
     print(f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}, load {load:.1f} before\n")
     print(markdown(rows))
     if options.json is not None:
         options.json.write_text(json.dumps({"load": load, "rows": plain(rows)}, indent=1) + "\n")
     texts = regressions(rows, json.loads(options.against.read_text())) if options.against is not None else []
-    for text in texts:
-        print(f"regression: {text}", file=sys.stderr)
-    return 1 if texts else 0
+    for text in [f"part failed: {name}" for name in failed] + [f"regression: {text}" for text in texts]:
+        print(text, file=sys.stderr)
+    return 1 if failed or texts else 0
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
 # Partitions: the key is the VM's UUID, so all records of a VM are in one partition, in order. The number of partitions limits the number
 # of consumers in a group that share the work; 12 divides evenly among 2, 3, 4, 6 or 12 consumers. If you add partitions later, VMs move
 # to other partitions, and consumers can read their records out of order at that moment. So start with enough partitions.
-# Retention: a week for events and alerts, a day for samples, which Prometheus has too. A sample of a disk has about 1.2 kB. With one sample
-# every ten seconds, each disk needs 10 MB a day.
+# Retention: a week for events and alerts, a day for samples, which Prometheus has too. A sample of a disk has 1.2 to 1.5 kB. With
+# one sample every ten seconds, each disk needs 10 to 13 MB a day before compression and replication.
 # Compaction: only qemu.state. Compaction keeps the last record of each key. A key of the other topics is a VM, so only one event of each VM
 # would remain. Tombstones of qemu.state stay for a day, so a consumer may stop for a day and still learn what was deleted.
 # Replication: 3. Two replicas must have a record before the agent deletes it from its journal (acks=all), so one broker may be down.

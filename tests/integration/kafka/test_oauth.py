@@ -15,7 +15,8 @@ from aiohttp.test_utils import TestServer
 
 from agent.common.client_tls import ClientTlsConfig
 from agent.delivery.sinks.kafka.config import KafkaConfig
-from agent.delivery.sinks.kafka.sasl_config import OauthConfig, SaslConfig
+from agent.delivery.sinks.kafka.oauth_config import OauthConfig
+from agent.delivery.sinks.kafka.sasl_config import SaslConfig
 from agent.delivery.sinks.kafka.tokens import OidcTokenProvider, TokenError, parse_token
 from tests.lab.kafka import KafkaCluster
 from tests.lab.kafka_security import Certificates, Security

@@ -5,28 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import StringConstraints, model_validator
 
-from agent.common.client_tls import ClientTlsConfig
 from agent.common.config_types import ConfigSection, SecretPath, expand_secret_path
+from agent.delivery.sinks.kafka.oauth_config import OauthConfig
 
 if TYPE_CHECKING:
     from aiokafka.abc import AbstractTokenProvider
 
 _Name = Annotated[str, StringConstraints(min_length=1, max_length=255)]
-
-
-class OauthConfig(ConfigSection):
-    """How to fetch tokens for OAUTHBEARER from an OAuth 2.0 token endpoint, with OIDC client credentials."""
-
-    token_url: Annotated[str, StringConstraints(pattern=r"^https?://[^/@]+(/.*)?$")]
-    """URL of the token endpoint."""
-    client_id: _Name
-    """Client id of the agent at the token endpoint."""
-    client_secret_file: SecretPath | None = None
-    """File with the client secret in its first line; read for each token. Without it, the agent authenticates by its client certificate."""
-    scope: str | None = None
-    """Scope of the token, if the token endpoint or the brokers require one."""
-    tls: ClientTlsConfig | None = None
-    """TLS for the token endpoint. By default, the system's CA certificates are trusted. Changed files are read again."""
 
 
 class SaslConfig(ConfigSection):

@@ -15,7 +15,7 @@ from aiokafka.abc import AbstractTokenProvider
 from aiokafka.errors import KafkaError
 
 from agent.common.http_credentials import SECRET_READ_SECONDS, HttpClientConfig, HttpCredentials, read_secret
-from agent.delivery.sinks.kafka.sasl_config import OauthConfig
+from agent.delivery.sinks.kafka.oauth_config import OauthConfig
 from agent.model.record import sanitize
 
 _log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from agent.common.http_credentials import HttpCredentials
 _log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 10.0
-"""Timeout of one request."""
+"""Timeout of one request, in seconds."""
 MAX_ALERTS_PER_REQUEST = 256
 """Maximum number of alerts in a request. Prometheus uses the same number (--alertmanager.notification-batch-size)."""
 MAX_RESPONSE_BYTES = 1 << 20
@@ -36,7 +36,7 @@ class AlertmanagerMember:
         up: whether the last request succeeded; None if no request was sent yet.
         alerts_sent: number of alerts that Alertmanager accepted.
         failed_requests: number of failed attempts to send the alerts.
-        wake: set when an alert fires or is resolved.
+        wake: makes `run` send the alerts now.
     """
 
     def __init__(self, url: str, credentials: HttpCredentials) -> None:
@@ -49,8 +49,7 @@ class AlertmanagerMember:
         self._url = url.rstrip("/")
         self._credentials = credentials
         self._earlier_runs_ended = False
-        # Errors that were logged since the last success. Several are kept, because a rejected client certificate causes two alternating
-        # errors.
+        # Errors that were logged since the last success. A rejected client certificate causes two alternating errors.
         self._logged_errors: set[str] = set()
 
     async def run(
@@ -76,7 +75,10 @@ class AlertmanagerMember:
     async def send(
         self, session: aiohttp.ClientSession, requests: AlertmanagerRequests, alerts: list[dict[str, Any]]
     ) -> bool:
-        """Send the alerts, and return whether Alertmanager accepted all of them."""
+        """Send the alerts, and return whether Alertmanager accepted all alerts.
+
+        With a watchdog, first resolve the `agent_lost` alerts of the agent's earlier runs.
+        """
         error = None
         try:
             options = await self._credentials.request_options()
@@ -109,11 +111,11 @@ class AlertmanagerMember:
         """Send one request and return the response's body.
 
         Raises:
-            ValueError: Alertmanager rejected the request.
-            aiohttp.ClientError, TimeoutError, OSError: there is no response.
+            ValueError: Alertmanager rejected or redirected the request, or the response is too large.
+            aiohttp.ClientError, TimeoutError, OSError: no response arrived.
         """
         url = f"{self._url}/api/v2/alerts"
-        # A redirect would turn the POST into a GET. Alertmanager answers a GET, but does not accept alerts in it.
+        # A redirect would turn the POST into a GET. Alertmanager answers a GET, but accepts no alerts in a GET.
         async with session.request(method, url, allow_redirects=False, **options, **arguments) as response:
             body = bytearray()
             async for chunk in response.content.iter_chunked(1 << 16):

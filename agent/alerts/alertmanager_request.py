@@ -2,8 +2,8 @@
 
 Like Prometheus, the agent repeats each firing alert, and repeats each resolved alert for `RESOLVED_SECONDS`. If the agent dies,
 Alertmanager resolves the agent's alerts when their `endsAt` has passed. The annotation `resolved_by` shows why an alert was resolved.
-Alertmanager keeps the last value that it received, so the agent sends `agent lost` with each firing alert. If the agent resolves the
-alert, the agent sends the true cause instead.
+The agent sends the annotation `agent lost` with each firing alert, and Alertmanager keeps that value if the agent dies. When the agent
+resolves an alert, the agent sends the true cause instead.
 
 The watchdog is a pair of alerts about the host: `agent_running` and `agent_lost`. Inhibition rules in Alertmanager mute each of the two
 alerts while the other fires. After the agent's last request, `agent_running` ends soon, and `agent_lost` ends much later. So Alertmanager
@@ -26,7 +26,7 @@ ENDS_AFTER_INTERVALS = 4
 RUNNING_INTERVALS = 3
 """Number of resend intervals after which `agent_running` ends.
 
-This number is lower than `ENDS_AFTER_INTERVALS`, so that `agent_lost` fires before the other alerts end.
+`RUNNING_INTERVALS` is lower than `ENDS_AFTER_INTERVALS`, so that `agent_lost` fires before the other alerts end.
 """
 RESOLVED_BY_AGENT_LOST = "agent lost"
 """Value of the annotation `resolved_by` of an alert that Alertmanager resolves because the agent stopped sending."""
@@ -50,7 +50,7 @@ class AlertmanagerSettings:
 
 
 class AlertmanagerRequests:
-    """Composes the requests to Alertmanager of one run of the agent.
+    """Composes the requests that one run of the agent sends to Alertmanager.
 
     Attributes:
         settings: settings of the requests; None if no Alertmanager is configured.
@@ -175,7 +175,7 @@ def _to_json(alert: Alert, ends_at: float, resolved_by: str, extra_labels: Mappi
 def _summarize(alert: Alert) -> str:
     """Return a summary of an alert in one line, such as `web-3 disk0: write threshold 80%`."""
     source = " ".join(filter(None, (alert.vm.name, alert.subject)))
-    # A threshold of another client has no level in the config. Its level has the form `threshold BYTES`.
+    # A threshold that another QMP client set has no level in the config. The alert's level is then `threshold BYTES`.
     level = re.sub(r"^threshold (\d+)$", lambda match: f"of {format_bytes(int(match[1]))}", alert.level)
     return " ".join(filter(None, (f"{source}:", alert.name.replace("_", " "), level)))
 

@@ -29,7 +29,7 @@ class AlertInfo:
         limit: The default limit. None if the alert has no limit, or if `alerts.overrides` cannot change the limit.
         unit: The unit of the limit.
         seconds: How long the condition has to hold, in seconds. None if `alerts.overrides` cannot change this time.
-        setting: The config key that has the alert's limits, such as `alerts.disks`; empty if no key but `alerts.overrides` has limits.
+        setting: The config key that has the alert's limits, such as `alerts.disks`; empty if only `alerts.overrides` can have limits.
     """
 
     name: str

@@ -28,20 +28,25 @@ MAX_DISKS = 4096
 """Maximum number of disks of one VM."""
 
 ThresholdPolicyLookup = Callable[[Vm, str], ThresholdPolicy]
-"""Returns the config's policy for a VM's disk, given the disk's device."""
+"""Returns the config's policy for a disk. The arguments are the VM and the disk's device."""
 
 DeviceSizeLookup = Callable[[Vm, str], int | None]
-"""Returns the current size in bytes of a host block device that a VM uses, given the device's path; None if the size is unknown."""
-
+"""Returns the current size of a host block device in bytes; None if unknown. The arguments are the VM and the device's path."""
 
 DeviceIdentityLookup = Callable[[Vm, str], str]
-"""Returns the identity of a host block device that a VM uses, given the device's path; empty if unknown."""
+"""Returns an identifier of a host block device that survives a reboot, such as its WWID; empty if unknown.
+
+The arguments are the VM and the device's path.
+"""
 
 PoolLookup = Callable[[Vm, str, str], PoolUsage | UnknownPool | None]
-"""Returns the pool of a disk image, given the VM, the device and the image's path; None while the agent searches for the pool."""
+"""Returns the pool of a disk image; None while the agent searches for the pool.
+
+The arguments are the VM, the disk's device and the image's path.
+"""
 
 MAX_ALIASES = 4 * MAX_DISKS
-"""Maximum number of aliases of a VM's disks. The aliases that were polled longest ago are removed first."""
+"""Maximum number of other names of a VM's disks, such as block nodes. The names that were polled longest ago are removed first."""
 
 Value = TypeVar("Value")
 
@@ -105,7 +110,7 @@ class DiskAlerts:
         now: float,
         time_ns: int,
     ) -> Iterator[Record]:
-        """Handle a poll with all samples of these families; yield a record for each alert that fires or is resolved."""
+        """Handle a poll of disks; yield a record for each alert that fires or is resolved. `samples` are all samples of `families`."""
         layers: dict[str, dict[str, Sample]] = {}
         if BLOCK_NAMES in families:  # replace all aliases, because the nodes of a finished job no longer exist
             named = (sample for sample in samples if sample.family is BLOCK_NAMES)
@@ -125,7 +130,7 @@ class DiskAlerts:
             for device, by_layer in layers.items():
                 yield from self._check_space_levels(state, device, by_layer, now, time_ns)
                 yield from self._resolve_corrupt_image(state, device, by_layer, time_ns)
-            if len(samples) < MAX_SAMPLES:  # a disk that a truncated reply lacks may still exist
+            if len(samples) < MAX_SAMPLES:  # a disk that is missing in a truncated reply may still exist
                 yield from self._remove_unplugged_disks(state, layers, time_ns)
 
     def space_samples(self, state: VmProcessState) -> list[Sample]:
@@ -162,10 +167,7 @@ class DiskAlerts:
             self._store_highest_write(usage)
 
     def _store_highest_write(self, usage: DiskUsage) -> None:
-        """Combine the highest write offset of a disk's image with the stored offset.
-
-        QEMU resets the offset when it opens the image again.
-        """
+        """Store the highest write offset of a disk's image, because QEMU resets the offset when it opens the image again."""
         if usage.measure == "offset" and not usage.is_raw:
             image = ImageKey(usage.storage.path, usage.format.size, usage.storage.identity)
             self._highest_writes.update_highest_offset(image, usage.offset)
@@ -207,7 +209,7 @@ class DiskAlerts:
     def _remove_unplugged_disks(
         self, state: VmProcessState, devices: Collection[str], time_ns: int
     ) -> Iterator[Record]:
-        """Remove all disks except these devices. Resolve the alerts of the removed disks, including alerts of an earlier run."""
+        """Remove all disks except `devices`. Resolve the alerts of the removed disks, including alerts of an earlier run."""
         for device in state.trackers.keys() - set(devices):
             del state.trackers[device]
         alerts_of_unplugged_disks = [
@@ -283,7 +285,7 @@ class DiskAlerts:
     def _locate_node(self, state: VmProcessState, node: str) -> tuple[str, str, str]:
         """Return the device, the layer and the path of a block node.
 
-        If no known disk has the node, return the node's name as the device, the layer `node` and an empty path.
+        For a node of no known disk, return the node's name as the device, the layer `node` and an empty path.
         """
         for device, tracker in state.trackers.items() if node else ():
             if node == tracker.usage.storage.node:
@@ -316,7 +318,7 @@ class DiskAlerts:
             device, layer, _ = self._locate_node(state, name)
             if layer != "node":
                 return device, True
-        # Omit a node name that QEMU generated. An operator does not know it, and each such name would be a new label value.
+        # Omit a node name that QEMU generated: operators do not know the name, and each new name would create a time series.
         return ("" if subject.startswith("#") else subject), isinstance(qemu.get("qom-path"), str)
 
     # Corrupt images.
@@ -369,7 +371,8 @@ class DiskAlerts:
     def pending_commands(self, state: VmProcessState) -> list[tuple[str, Command]]:
         """Return the commands that set thresholds now, each with its device. After this call, these thresholds count as set.
 
-        The agent sends at most one command after each read of a write-threshold slot, because another client may also set thresholds.
+        QEMU stores one threshold for each block node, and other clients may also set thresholds. So the agent sends at most one command
+        after each read of the stored threshold.
         """
         slots_read, state.slots_read = state.slots_read, EMPTY_SET
         commands = []
@@ -382,10 +385,10 @@ class DiskAlerts:
         return commands
 
     def on_command_done(self, state: VmProcessState, device: str, *, done: bool) -> None:
-        """Handle the outcome of the command that set a disk's threshold; `done` is whether QEMU confirmed it.
+        """Handle the outcome of the command that set a disk's threshold; `done` is whether QEMU confirmed the command.
 
         After a success, the agent polls the disk, because a write may have crossed a level in the meantime. After a failure, the agent
-        reads the slot, because QEMU may have executed the command although its response was lost.
+        reads the threshold from QEMU, because QEMU may have executed the command although its response was lost.
         """
         if device in state.trackers:
             state.trackers[device].on_command_done(done=done)

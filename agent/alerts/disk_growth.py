@@ -4,7 +4,7 @@ from array import array
 from dataclasses import dataclass, field
 
 GROWTH_WINDOW_SECONDS = 600.0
-"""Period over which the growth rate is computed."""
+"""Period over which the growth rate is computed, in seconds."""
 MAX_GROWTH_POINTS = 64
 """Maximum number of measurements in `GROWTH_WINDOW_SECONDS`."""
 
@@ -13,11 +13,11 @@ MAX_GROWTH_POINTS = 64
 class DiskGrowth:
     """The last measurements of a disk's usage."""
 
-    # Times and usages in turn: time, usage, time, usage. A list of tuples would take 7 KiB.
+    # Alternating times in seconds and usages in bytes. A list of tuples would take 7 KiB.
     _points: "array[float]" = field(default_factory=lambda: array("d"))
 
     def add(self, used: int, now: float) -> None:
-        """Add a measurement in bytes, at `now` in seconds. If the disk has shrunk, remove the earlier measurements."""
+        """Add the used bytes at the monotonic time `now`, in seconds. If the disk has shrunk, remove the earlier measurements."""
         points = self._points
         while points and (now - points[0] > GROWTH_WINDOW_SECONDS or points[-1] > used):
             del points[:2]
@@ -30,7 +30,7 @@ class DiskGrowth:
 
     @property
     def rate(self) -> float | None:
-        """Growth in bytes per second over the last ten minutes; None until there are two measurements."""
+        """Growth in bytes per second over the last ten minutes; None before the second measurement."""
         if len(self._points) < 4 or self._points[-2] <= self._points[0]:
             return None
         (start, used_then), (now, used_now) = self._points[:2], self._points[-2:]

@@ -15,7 +15,7 @@ class DiskLookup:
         self._disks = disks
 
     def levels_of_disk(self, vm: Vm, device: str) -> tuple[LevelInBytes, ...]:
-        """Return the levels of a VM's disk, the lowest first; none if the policy is off or the disk is not thin."""
+        """Return the levels of a VM's disk, the lowest first; empty if the policy is off or the disk cannot run out of space."""
         state = self._processes.find_active(vm)
         tracker = state.trackers.get(device) if state is not None else None
         return tracker.levels if tracker is not None else ()

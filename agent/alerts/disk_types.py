@@ -26,7 +26,7 @@ class DetectedBy(StrEnum):
     LEVEL = "level"
     """A poll showed the condition."""
     MISSED = "missed"
-    """A poll showed the condition. QEMU's event was lost, or the agent was not connected at that time."""
+    """A poll showed the condition. QEMU's event was lost, or the agent was not connected when QEMU sent the event."""
     ENOSPC = "enospc"
     """A write failed because there was no space."""
 
@@ -52,7 +52,7 @@ class ResolvedReason(StrEnum):
     REPLACED = "replaced"
     """The disk has another image."""
     LEVEL_GONE = "level_gone"
-    """The level no longer applies. The config no longer has it, the disk is too small for it, or an alert of the pool replaces it."""
+    """The config no longer has the level, the disk is too small for the level, or an alert of the pool covers the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class ThresholdPolicy:
     Attributes:
         mode: How exceeded levels are detected.
         levels: The levels, in any order.
-        hysteresis: Share of the disk's size by which the usage has to fall below a level before the level is resolved.
+        hysteresis: Share of the disk's size by which the usage has to fall below a level before the level's alert is resolved.
     """
 
     mode: ThresholdMode
@@ -76,7 +76,7 @@ class LevelCrossing:
 
     Attributes:
         level: The level.
-        used, limit: The disk's usage and size, in bytes.
+        used, limit: The disk's usage, and the usage at which the disk is full, in bytes.
         detected_by: How the crossing was detected.
         firing: Whether the level is exceeded now.
         is_highest_of_several: Whether the disk has two or more levels and this level is the highest.
@@ -94,7 +94,7 @@ class LevelCrossing:
 
 @dataclass(slots=True)
 class DiskLayer:
-    """One layer of a disk: the image format, or the file or block device below it.
+    """One layer of a disk: the image format, or the file or block device below the format.
 
     Attributes:
         node: The name of the layer's block node.
@@ -102,8 +102,8 @@ class DiskLayer:
         path: Path of the layer's file or device.
         size: The layer's size in bytes; 0 if unknown.
         allocated: Bytes that the host has allocated for the layer; None if unknown.
-        write_threshold: The value in the node's threshold slot, in bytes; 0 if it is empty, None if unknown. QEMU reports values above
-            2^63 as negative.
+        write_threshold: The write threshold that QEMU stores for the node, in bytes; 0 if none is set, None if unknown. QEMU reports a
+            threshold above 2^63 as a negative number.
         read_only: Whether the layer is read-only.
         cluster: Size of a cluster of the image in bytes; 0 if unknown.
         snapshots: Number of internal snapshots in the image.
@@ -145,7 +145,7 @@ class DiskLayer:
 
 
 def is_same_identity(first: str, second: str) -> bool:
-    """Return whether two block devices at one path may be the same device: their identities are equal, or one is unknown."""
+    """Return whether two block devices at one path may be the same device: their identities are equal, or an identity is unknown."""
     return not first or not second or first == second
 
 

@@ -1,7 +1,7 @@
 """Usage of one disk: its limit, the bytes in use, and their growth. Pure.
 
-A disk consists of two layers: the format, such as qcow2, and the storage below it, which is a file or a block device.
-QEMU reports how many bytes the host has allocated for a file. For a block device it reports only the highest write offset.
+A disk consists of two layers: the format, such as qcow2, and below the format the storage, which is a file or a block device.
+QEMU reports how many bytes the host has allocated for a file. For a block device, QEMU reports only the highest write offset.
 """
 
 from dataclasses import dataclass, field
@@ -55,13 +55,13 @@ class DiskUsage:
     growth: DiskGrowth = field(default_factory=DiskGrowth)
     _max_file_bytes: int = 0  # size of the file if it is fully allocated and has no internal snapshots
     _was_thin: bool = False  # whether the storage had unallocated bytes at some poll
-    # Time of the pool's last reading, and the disk's usage at the first poll after it.
+    # When the pool was last read, in seconds, and the disk's usage in bytes at the first poll after that read.
     _read_at_and_usage: tuple[float, int] = (
         -1.0,
         0,
     )
-    _layers_offset: int = 0  # the highest write offset and the allocated bytes when the layers were polled last
-    _layers_allocated: int = 0
+    _layers_offset: int = 0  # the highest write offset when the layers were polled last
+    _layers_allocated: int = 0  # the allocated bytes when the layers were polled last
     # Path, highest write offset and identity that an earlier run stored.
     _restored_write: tuple[str, int, str] = ("", 0, "")
 
@@ -72,7 +72,7 @@ class DiskUsage:
 
     @property
     def is_raw_volume(self) -> bool:
-        """True for a raw disk on a thin volume. Only the pool knows its usage: the guest writes anywhere, so an offset says nothing."""
+        """True for a raw disk on a thin volume. Only the pool reports the usage of that disk, because the guest writes at any offset."""
         return self.volume_allocated_bytes is not None and self.storage.driver not in FILE_DRIVERS and self.is_raw
 
     @property
@@ -83,7 +83,7 @@ class DiskUsage:
         return self.storage.allocated
 
     def _update_limit(self) -> None:
-        """Compute the limit and store it, because each poll needs it several times."""
+        """Compute and store the limit, because each poll reads the limit several times."""
         used, free = self._used_at_reading, self._pool_free
         if self.measure == "offset":
             self.max_usage, own = self.storage.size, (self.storage.size, LimitedBy.DEVICE)
@@ -97,7 +97,7 @@ class DiskUsage:
 
     @property
     def _used_at_reading(self) -> int:
-        """Usage of the disk when the pool was last read, for a sum with the pool's free bytes of the same time."""
+        """Usage of the disk when the pool was last read. The limit adds the pool's free bytes at that time."""
         read_at, used = self._read_at_and_usage
         return used if isinstance(self.pool, PoolUsage) and self.pool.read_at == read_at else self.used
 
@@ -213,7 +213,7 @@ class DiskUsage:
             self.growth.add(self.used, now)
 
     def on_threshold_exceeded(self, offset: int) -> None:
-        """Handle a BLOCK_WRITE_THRESHOLD event of any client. The guest has written up to this offset in the storage."""
+        """Handle BLOCK_WRITE_THRESHOLD for a threshold of any client. The guest has written up to `offset` in the storage."""
         offset = min(offset, MAX_SIZE_BYTES)
         if self.storage.allocated is not None and self.storage.driver in FILE_DRIVERS:
             # A file grows at its end. So bytes beyond the file's size at the last poll are newly allocated.

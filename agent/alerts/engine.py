@@ -1,7 +1,8 @@
 """The alert engine: evaluates the events and polls of all VMs, and stores which alerts fire. Pure.
 
-The engine returns the records to send and the commands to execute. Each record comes with a persistent entry: the VM's alerts after the
-record. The journal stores the record and the entry in one transaction. So each alert is emitted exactly once, even if the agent is killed.
+The engine returns the records to send and the commands to execute. Each record comes with a persistent entry: a JSON value with the VM's
+alerts after the record. The journal stores the record and the entry in one transaction. So each alert is emitted exactly once, even if
+the agent is killed.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -34,7 +35,7 @@ from agent.model.family import Family, Sample
 from agent.model.record import Record, Vm
 
 REATTACH_SECONDS = 60.0
-"""How long the agent keeps the alerts of a detached VM, because the agent may attach to the VM again."""
+"""How long the agent keeps the alerts of a detached VM, because the agent may attach to the VM again. In seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,8 @@ class AlertChange:
 
     Attributes:
         record: The record.
-        entry: The persistent entry with the alerts of the VM or pool after this record. The journal stores both in one transaction, so no
-            alert counts as emitted before its record is on disk.
+        entry: The persistent entry with the alerts of the VM or pool after this record. The journal stores the record and the entry in one
+            transaction. So no alert counts as emitted before its record is on disk.
     """
 
     record: Record
@@ -157,7 +158,7 @@ class AlertEngine:
         yield from self.store.resolve_expired(now_ns)
         for state in self._processes:
             if state.detached_at is None:
-                # Most guests run and have no alert. Skip them, because this loop runs for all VMs.
+                # Skip guests that run and have no alert, because most guests do, and this loop runs for all VMs.
                 if not state.run.running or state.unlocated_io_error_ns or state.owner in self.store:
                     yield from self._run_states.on_tick(state, now_ns)
                 yield from self._guests.on_tick(state, now_ns)
@@ -203,7 +204,7 @@ class AlertEngine:
             vm: The VM.
             time_ns: When the query was sent, in nanoseconds since the epoch.
             running: Whether the guest runs.
-            status: QEMU's RunStateTracker.
+            status: QEMU's run state, such as `paused`.
         """
         state = self._processes.find_attached_process(vm)
         if state is None:
@@ -235,8 +236,8 @@ class AlertEngine:
 
         Args:
             vm: The VM.
-            families: The polled families. At least one of them has an alert rule.
-            samples: All samples of these families.
+            families: The polled families. At least one family has an alert rule.
+            samples: All samples of the families.
             time_ns: When the query was sent, in nanoseconds since the epoch.
         """
         state = self._processes.find_attached_process(vm)
@@ -254,7 +255,7 @@ class AlertEngine:
     def on_guest_samples(
         self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
     ) -> list[AlertChange]:
-        """Handle a query of a guest agent. `samples` are all samples of these families."""
+        """Handle a query of a guest agent. `samples` are all samples of `families`."""
         state = self._processes.find_attached_process(vm)
         return self._to_changes(self._guests.on_samples(state, families, samples, time_ns)) if state is not None else []
 

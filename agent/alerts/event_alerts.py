@@ -24,7 +24,7 @@ HANDLED_EVENTS = frozenset({"BLOCK_WRITE_THRESHOLD", "MIGRATION", *RUN_STATE_EVE
 _JOB_FAILED = next(rule for rule in FAILURE_EVENT_RULES if rule.alert == "job_failed")
 
 MAX_FAILED_JOBS = 256
-"""Maximum number of failed jobs that are stored as reported between two polls of the jobs."""
+"""Maximum number of failed jobs to remember between two polls of the jobs, so that their failures are not reported twice."""
 
 
 class EventAlerts:

@@ -134,10 +134,10 @@ FAILURE_EVENT_RULES = (
 
 @dataclass(frozen=True, slots=True)
 class RunStateRule:
-    """An alert rule on a run state. The alert fires when polls show the guest in this run state, even if its event was lost.
+    """An alert rule on a run state. The alert fires when polls show the guest in this run state, even if QEMU's event was lost.
 
     Attributes:
-        status: The run state, as QEMU's RunStateTracker names it.
+        status: The run state, as QEMU's enumeration `RunState` names it.
         alert: The alert's name.
         severity: The alert's severity.
         help: Text of the alert for the operator, one sentence.
@@ -189,9 +189,9 @@ RUN_STATE_RULES = (
 
 POSTCOPY_PAUSED = "postcopy-paused"
 POSTCOPY_RECOVERING = frozenset({"postcopy-recover-setup", "postcopy-recover"})
-"""Statuses of an attempt to recover a paused postcopy migration. QEMU enters them only from `postcopy-paused`."""
+"""Statuses of an attempt to recover a paused postcopy migration. QEMU enters these statuses only from `postcopy-paused`."""
 MIGRATION_FAILED = frozenset({"failing", "failed", "cancelling", "cancelled"})
-"""Statuses of a migration that failed or was cancelled, or that is about to end so."""
+"""Statuses of a migration that has failed or was cancelled, or that is about to fail or to be cancelled."""
 POSTCOPY_HELP = "The postcopy migration lost its connection, and the guest waits for memory."
 RECOVERY_FAILED_HELP = "The recovery of a postcopy migration failed, and the guest still waits for memory."
 

@@ -91,7 +91,7 @@ class GuestAlerts:
     def on_samples(
         self, state: VmProcessState, families: Collection[Family], samples: Sequence[Sample], time_ns: int
     ) -> Iterator[Record]:
-        """Handle a query of a guest agent. `samples` are all samples of these families."""
+        """Handle a query of a guest agent. `samples` are all samples of `families`."""
         if GUEST_FILESYSTEM in families:
             yield from self._on_filesystems(state, samples, time_ns)
         for sample in samples:

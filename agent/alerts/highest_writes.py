@@ -12,7 +12,7 @@ from agent.alerts.disk_types import is_same_identity
 from agent.alerts.levels import MAX_SIZE_BYTES
 
 MAX_IMAGES = 16384
-"""Maximum number of images. Beyond it, the agent removes the image that was polled longest ago."""
+"""Maximum number of images. If more images are known, the agent removes the image that was polled longest ago."""
 PERSIST_GROWTH_DIVISOR = 256
 """An offset is stored again after it has grown by more than the image's size divided by this number."""
 
@@ -47,7 +47,7 @@ class HighestWrite:
     persisted_offset: int = 0
 
     def matches_image(self, image: ImageKey) -> bool:
-        """Return whether this offset belongs to the image at the same path: equal sizes, and equal or unknown devices."""
+        """Return whether this offset belongs to the image: the sizes are equal, and the identities are equal or unknown."""
         return self.size == image.size and is_same_identity(self.identity, image.identity)
 
 

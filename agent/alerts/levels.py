@@ -1,7 +1,7 @@
-"""Alert levels of a disk, as written in the config. Pure.
+"""Alert levels of disks, and of file systems in guests, as written in the config. Pure.
 
-A disk exceeds a level when its usage is higher than the level. QEMU's write thresholds work in the same way: QEMU reports a write that ends
-beyond the threshold (block/write-threshold.c).
+A disk exceeds a level when its usage is higher than the level. QEMU compares a write threshold in the same way: QEMU reports a write that
+ends beyond the threshold (block/write-threshold.c).
 """
 
 import re
@@ -21,7 +21,7 @@ class DiskAlertLevel:
 
     Attributes:
         text: The level as written: `80%`, `used 100GiB` or `free 2GiB`.
-        percent, used, free: The level in percent of the disk's size, in bytes in use or in free bytes. Exactly one is not None.
+        percent, used, free: The level in percent of the disk's size, in bytes in use or in free bytes. Exactly one attribute is not None.
     """
 
     text: str

@@ -19,7 +19,7 @@ IMAGE_ENTRY_PREFIX = "images/"
 """Prefix of the name of an image's entry. The image's path follows."""
 
 PENDING_SECONDS = 60.0
-"""How long a condition has to hold before its start time is stored, so that short conditions cause no write."""
+"""How long an alert's condition has to hold before its start time is stored, in seconds. A shorter condition causes no write."""
 
 EntryNameAndValue = tuple[str, Any]
 """The name and the JSON value of a persistent entry. The value None deletes the stored entry."""
@@ -63,7 +63,7 @@ class AlertPersistence:
             vm = Vm(self._host, uuid, uuid, str(monitor or ""))
             state = self._processes.add(vm, pid if type(pid) is int else None, instance=str(instance or ""))
             state.detached_at = now
-            # Without a pid, the agent could take a new process, whose guest has not started yet, for this process.
+            # Without a pid, the agent could confuse this process with a new process whose guest has not started yet.
             state.run.has_started = state.pid is not None and process.get("has_started") is True
             disks = process.get("disks")
             state.restored_disks = disks if isinstance(disks, dict) else {}
@@ -100,8 +100,9 @@ class AlertPersistence:
     def entries_to_store(self, now_ns: int = 0) -> list[EntryNameAndValue]:
         """Return the entries to store or to delete now.
 
-        The list contains an entry in these cases: a guest has started; a condition has held for `PENDING_SECONDS`; a stored condition has
-        ended; a VM was removed; the guest has written much to an image; or the snapshots of a VM have changed.
+        The entry of a VM is due if its guest has started or if the VM was removed. The entry is also due if an alert's condition has held
+        for `PENDING_SECONDS`, or if a stored condition has ended. The entry of an image is due if the guest has written much to the image.
+        The entry of snapshots is due if the snapshots of a VM have changed.
 
         Args:
             now_ns: The current time in nanoseconds since the epoch.
@@ -120,7 +121,7 @@ class AlertPersistence:
 def _is_pending_due(rule_state: VmRuleState, now_ns: int) -> bool:
     """Return whether the VM's stored entry is out of date.
 
-    A condition has held for `PENDING_SECONDS` and is not in the entry, or a condition in the entry has ended.
+    The entry is out of date if a condition has held for `PENDING_SECONDS` and is missing, or if a condition in the entry has ended.
     """
     if not rule_state.stored.keys() <= rule_state.pending.keys():
         return True

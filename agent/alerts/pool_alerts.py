@@ -1,4 +1,4 @@
-"""Alerts of storage pools: one alert for each exceeded level and one for a pool that does not respond, for all VMs on the pool. Pure."""
+"""Alerts of storage pools that exceed a level or do not respond. One alert covers all VMs on the pool. Pure."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -36,7 +36,7 @@ GrowersLookup = Callable[[PoolUsage], Sequence[GrowingDisk]]
 FILLING, UNRESPONSIVE = "pool_filling", "pool_unresponsive"
 
 GUESTS_STAND_STILL = "guests stand still"
-"""Level of the critical alert of an unresponsive pool: a disk of a guest on the pool stalls. Without it, the pool may only be slow."""
+"""Level of the critical alert of an unresponsive pool. The alert fires only if a disk of a guest on the pool stalls."""
 
 POOL_ALERT_TEXTS = {
     FILLING: "A pool exceeded an alert level. One alert covers all VMs on the pool.",
@@ -79,7 +79,7 @@ class PoolAlerts:
         registry.on_new_pool = self.on_new_pool
 
     def set_policy(self, policy_lookup: PoolPolicyLookup) -> list[PoolUsage]:
-        """Replace the alert policy of pools. Return all pools, so that the caller compares them with their new levels."""
+        """Replace the alert policy of pools. Return all pools. The caller then compares each pool with its new levels."""
         self._policy_lookup = policy_lookup
         usages = list(self._registry)
         for usage in usages:
@@ -87,7 +87,7 @@ class PoolAlerts:
         return usages
 
     def on_new_pool(self, usage: PoolUsage) -> None:
-        """Store whether the config sets alert levels of space for a new pool. A block device has no such levels."""
+        """Store whether the config sets alert levels of space for a new pool. A block device never has alert levels."""
         usage.has_levels = usage.pool.kind is not PoolKind.DEVICE and self._policy_lookup(usage).watches_space
 
     def on_reading(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
@@ -117,7 +117,10 @@ class PoolAlerts:
         yield from self._store.resolve(self._store.alerts_of_owner(usage.owner), now_ns, "pool_unused")
 
     def update_level_alerts(self, usage: PoolUsage, now_ns: int) -> Iterator[Record]:
-        """Compare the last reading of a pool with its levels. Fire the alerts of exceeded levels, and resolve all other alerts."""
+        """Compare the last reading of a pool with the pool's levels.
+
+        Fire the alerts of exceeded levels. Resolve the alerts of levels that are no longer exceeded or no longer configured.
+        """
         policy = self._policy_lookup(usage)
         for level in policy.levels if usage.pool.kind is not PoolKind.DEVICE else ():
             firing = level.text in usage.exceeded

@@ -13,19 +13,19 @@ WINDOWS = (10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0, 1800.0, 5400.0, 21600.0,
 """Windows over which the growth is computed, in seconds."""
 
 RECENT_SECONDS = 640.0
-"""Longest window of the recent growth rate."""
+"""Longest window of the recent growth rate, in seconds."""
 RECENT_WINDOWS = tuple(window for window in WINDOWS if window <= RECENT_SECONDS)
 """Windows of the recent growth rate, in seconds."""
 DAY_SECONDS = 86400.0
 """Length of a day in seconds."""
 
 LOOK_AHEAD = 6.0
-"""Maximum time that a forecast looks ahead, as a multiple of its window. The longest window has no such limit."""
+"""Maximum time that a forecast looks ahead, as a multiple of its window. Forecasts of the longest window are not limited."""
 
 STEADY_SHARE = 0.5
-"""The growth in a window is ending if the rate over the next shorter window is less than this share of the window's rate.
+"""Minimum rate over the next shorter window, as a share of the rate over a window. Below this minimum, the growth is ending.
 
-A forecast ignores such a window, except the window of one day.
+A forecast then ignores the longer of the two windows, except the window of one day.
 """
 
 SAME_SHARE = 0.1
@@ -108,7 +108,8 @@ class PoolGrowth:
     _series: tuple[_UsedBytesSeries, ...] = field(default_factory=_new_series)
     _last_measurement: tuple[float, float] | None = None
     _unchanged_since: float = inf  # time of the last change of the used bytes
-    _rates: dict[float, float | None] = field(default_factory=dict)  # growth by window, since the last measurement
+    # The growth rates that were computed since the last measurement, by window.
+    _rates: dict[float, float | None] = field(default_factory=dict)
 
     def add(self, at: float, used: int) -> None:
         """Add a measurement. If the clock was set back, remove all points after the new time."""
@@ -186,7 +187,7 @@ class PoolGrowth:
         return smoothed
 
     def shortest_time_to_full(self, free: int, window: float) -> float | None:
-        """Return the shortest forecast over all windows up to a length, in seconds; None if no window shows growth.
+        """Return the shortest forecast of the seconds until `free` bytes are used; None if no window shows growth.
 
         Args:
             free: number of free bytes.

@@ -119,7 +119,7 @@ def _is_full_within(seconds: float, usage: PoolUsage, *, firing: bool) -> bool |
 
 
 def _used_and_size(measure: PoolMeasure, usage: PoolUsage) -> tuple[int, int] | None:
-    """Return the used amount, and the sum of the used and the free amount; None if an amount is unknown."""
+    """Return the used amount and the size, in bytes or in inodes; None if an amount is unknown."""
     reading = usage.reading
     if reading is None:
         return None

@@ -115,7 +115,7 @@ class PoolUsage:
         read_at: when the sizes of the last reading were measured, in seconds since the epoch.
         error: why the last read failed; empty if it succeeded.
         unresponsive_since: when the pool stopped answering, in seconds since the epoch; None if the pool answers.
-        has_stalled_disk: whether a disk on the pool has stalled for the limit of `io_stalled` since the pool stopped answering.
+        has_stalled_disk: whether a disk on the pool met the condition of the alert `io_stalled` after the pool stopped answering.
         growth: history of the used bytes.
         exceeded: texts of the exceeded levels.
         fastest_growing_disks: the disks on the pool that grow fastest.
@@ -166,7 +166,7 @@ class PoolUsage:
 
     @property
     def problem(self) -> str:
-        """The problem that the pool's source reports; empty if there is none. Read-only is no problem if no VM writes to the pool."""
+        """The problem in the last reading; empty without a problem. A read-only pool is no problem if no VM writes to the pool."""
         problem = self.reading.problem if self.reading is not None else ""
         is_harmless = problem == READ_ONLY_PROBLEM and not any(image.writable for image in self.images.values())
         return "" if is_harmless else problem

@@ -53,21 +53,20 @@ class VmProcessState:
         aliases: Devices by their other names: QOM paths, block backends and block nodes, including the filter nodes of jobs.
         layers: Device, layer and path of each disk layer, by the layer's block node.
         io_status: `io-status` of each device at the last poll.
-        io_status_ns: Time of that poll; 0 if the devices were not polled.
-        unlocated_io_error_ns: Time of the oldest I/O error that stopped the guest, if its disk is still unknown; 0 if there is no such
-            error.
-        is_unlocated_error_enospc: Whether lack of space caused the newest of these errors.
+        io_status_ns: Time of the last poll of `io-status`; 0 if the devices were not polled.
+        unlocated_io_error_ns: Time of the oldest I/O error that stopped the guest and whose disk is still unknown; 0 without an error.
+        is_unlocated_error_enospc: Whether lack of space caused the newest I/O error whose disk is still unknown.
         failed_jobs: Ids of the jobs whose failure the agent has reported.
         migration_ns: Time of the newest migration status.
         collectors_to_poll: Names of the collectors to run now.
-        slots_read: Devices whose write-threshold slot was read after the last command or event for the slot.
+        slots_read: Devices whose write threshold was read from QEMU after the last command or event for that threshold.
         is_start_stored: Whether the VM's persistent entry shows that the guest has run or was reset.
         has_run_state: Whether the run state was polled since the process was attached.
         detached_at: Monotonic time in seconds at which the agent detached from the process; None while the agent is attached.
         ended_permanently: Whether the guest shut down or migrated away.
         guest: Values that the guest-agent alerts keep between polls.
         rule_state: Values that the alert rules keep between polls.
-        space: The VM's `block_space` samples that were returned last.
+        space: The VM's `block_space` samples that `DiskAlerts.space_samples` returned last.
         space_changed: Whether `space` may be out of date.
     """
 

@@ -1,7 +1,7 @@
 """The QEMU processes of each VM UUID. Pure.
 
-Several processes can have one UUID: the source and the destination of a migration within the host, a VM before and after a restart, or
-two clones with the same UUID. Each process has its own alerts. One process of each UUID is the primary. When another process
+Several processes can have one UUID: source and destination of a migration within the host, a VM before and after a restart, or two
+clones. Each process has its own alerts. One process of each UUID is the primary. When another process
 becomes the primary, it takes over the alerts of the disks.
 """
 
@@ -38,7 +38,7 @@ class ProcessRegistry:
         return self._by_uuid.get(uuid, [])
 
     def find_attached_process(self, vm: Vm) -> VmProcessState | None:
-        """Return the process of this VM if the agent is attached to it; None if there is none."""
+        """Return the process of this VM if the agent is attached to it; otherwise None."""
         for state in self._by_uuid.get(vm.uuid, ()):
             if state.detached_at is None and (state.vm is vm or state.vm == vm):
                 return state
@@ -52,7 +52,7 @@ class ProcessRegistry:
     def attach(self, vm: Vm, pid: int | None) -> VmProcessState:
         """Handle a VM that the agent has attached to, and return its process.
 
-        The process may be known from before. Otherwise, add a new process.
+        Add a new process if no known process matches.
 
         Args:
             vm: The VM.
@@ -87,7 +87,7 @@ class ProcessRegistry:
     def next_primary(self, uuid: str) -> VmProcessState | None:
         """Return the process to make the primary of a UUID now; None if the primary does not change.
 
-        The destination of a migration becomes the primary when its guest runs and the source's guest does not, because it was migrated.
+        The destination of a migration becomes the primary when its guest runs, and the migration has stopped the source's guest.
         Until then the source writes to the disks, and the source continues if the migration fails. Two clones keep their own alerts, even
         if one of them is paused or was restored from a file. QEMU treats a restore like a migration.
         """

@@ -1,6 +1,7 @@
-"""Alerts about guests that stopped because of an error. A pause by an operator fires none. Pure: it returns records.
+"""Alerts about guests that stopped because of an error. A pause by an operator fires no alert. Pure: it returns records.
 
-A RESUME event, or a later poll of a running guest, resolves such an alert. A reset, a stop or an older poll never resolves it.
+A RESUME event, or a later poll of a running guest, resolves the alerts of a stopped guest. A reset, a stop or an older poll resolves no
+alert.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -147,7 +148,7 @@ class RunStateAlerts:
             yield from self._locate_io_error(state)
 
     def _locate_io_error(self, state: VmProcessState) -> Iterator[Record]:
-        """If `io-status` shows which disks failed, fire an alert for each of these disks and resolve the alert without a disk."""
+        """Fire an alert for each disk that `io-status` shows as failed, and resolve the alert that names no disk."""
         unlocated = [alert for alert in self._alerts_of_stop(state) if alert.status == "io-error" and not alert.subject]
         since_ns = state.unlocated_io_error_ns or max((alert.since_ns for alert in unlocated), default=0)
         if not since_ns or state.io_status_ns < max(state.run.last_ran_ns, since_ns):

@@ -1,24 +1,24 @@
 """Run state of one guest, from events and polls in any order. Pure.
 
 Events and polls arrive out of order: libvirt passes events over another connection, and QEMU delays some events. So an event or a poll
-changes the run state only if it is newer than all earlier events and polls.
+changes the run state only if no newer event or poll has arrived before.
 """
 
 from dataclasses import dataclass
 
 CLOCK_STEP_NS = 1_000_000_000
-"""Polls arrive in order. If a poll is older than the previous poll by more than this, the clock was set back."""
+"""The clock was set back if a poll is older than the previous poll by more than `CLOCK_STEP_NS` nanoseconds. Polls arrive in order."""
 STOP_DELAY_NS = 1_000_000_000
-"""How long a poll may still report `running` after an error event. QEMU emits the event before it stops the guest."""
+"""How long a poll may still report `running` after an error event, in nanoseconds. QEMU emits the event before it stops the guest."""
 
 
 @dataclass(slots=True)
 class RunStateTracker:
-    """Run state of the guest in one QEMU process. Times are in nanoseconds since the epoch; 0 if there is no such time.
+    """Run state of the guest in one QEMU process. Times are in nanoseconds since the epoch; 0 if unknown.
 
     Attributes:
         running: Whether the guest runs; None if unknown.
-        status: QEMU's RunStateTracker at the newest poll; empty if there was no poll, or if a later event has changed the run state.
+        status: QEMU's run state at the newest poll; empty without a poll, or if a later event has changed the run state.
         since_ns: When `status` was first polled.
         resumed_ns: Time of the newest RESUME.
         stopped_ns: Time of the newest STOP, or of the newest poll of a stopped guest.
@@ -59,7 +59,7 @@ class RunStateTracker:
         """Handle a poll of the run state.
 
         Args:
-            status: QEMU's RunStateTracker.
+            status: QEMU's run state, such as `paused`.
             time_ns: When the query was sent.
             running: Whether the guest runs.
 

@@ -88,5 +88,5 @@ def _is_still_true(alert: Alert, primary: VmProcessState, *, has_ended: bool) ->
     if has_ended:
         return False
     if primary.detached_at is not None:
-        return True  # both may be the same process on two monitors; its run state will resolve the alert
+        return True  # both may be one process with two monitors, and its run state will resolve the alert
     return not alert.status  # the stopped guest is gone, or it runs in the successor now

@@ -28,13 +28,13 @@ class Alert:
         since_ns: When the alert began to fire, in nanoseconds since the epoch.
         data: Further fields of the alert's record.
         until_ns: When the alert is resolved even without an event, in nanoseconds since the epoch. 0 if only an event or a poll resolves
-            it.
+            the alert.
         resolved_by: Names of the events that resolve the alert.
         status: The run state in which the guest is stopped. The alert is resolved when the guest runs. Empty if the guest is not stopped.
         owner: Number of the VM process or of the pool that the alert belongs to.
         instance: Distinguishes processes that have the same UUID at the same time; empty for the first attached process.
         seen_ns: Time of the newest event or poll that showed the alert's condition. An older event or poll does not resolve the alert.
-        custom: Whether the operator defined the alert in the config. All such alerts have the same record type.
+        custom: Whether the operator defined the alert in the config. All custom alerts have the same record type.
         muted: Whether the config mutes the alert. The condition of a muted alert is true, but the alert does not fire.
     """
 
@@ -77,7 +77,7 @@ class Alert:
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     def to_record(self, state: str, time_ns: int, extra: Mapping[str, Any]) -> Record:
-        """Return the record of the alert's new state.
+        """Return the record that reports that the alert fires or is resolved.
 
         Args:
             state: `firing` or `resolved`.
@@ -110,7 +110,7 @@ class AlertStore:
 
     Attributes:
         resolving_events: Names of the events that may resolve a firing alert.
-        suppressed: How often an alert could not fire, or a condition could not be stored, because its process had too many of them.
+        suppressed: How often an alert could not fire, or a condition could not be stored, because the process had too many.
         apply_override: Applies the config's overrides to an alert before the alert fires. Returns None if the config mutes the alert.
     """
 
@@ -144,7 +144,7 @@ class AlertStore:
         return list(full)
 
     def find(self, owner: int, name: str, subject: str = "", level: str = "") -> Alert | None:
-        """Return a process's firing or muted alert by its name, subject and level; None if there is none."""
+        """Return a process's firing or muted alert by its name, subject and level; otherwise None."""
         return self._firing.get(owner, {}).get((name, subject, level))
 
     def fire(self, alert: Alert) -> Iterator[Record]:
@@ -217,7 +217,10 @@ class AlertStore:
                 yield known.to_record("resolved", time_ns, {"resolved_by": reason, **(extra or {})})
 
     def resolve_by_event(self, owner: int, event: str, time_ns: int) -> Iterator[Record]:
-        """Resolve the alerts of a process that end by this event. An alert keeps firing if its condition was seen after the event."""
+        """Resolve the alerts of a process whose `resolved_by` has this event.
+
+        An alert keeps firing if its condition was seen after the event.
+        """
         alerts = self.alerts_of_owner(owner)
         resolved = (alert for alert in alerts if event in alert.resolved_by and alert.seen_ns <= time_ns)
         return self.resolve(resolved, time_ns, event)

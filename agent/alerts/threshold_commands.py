@@ -33,7 +33,7 @@ class ThresholdCommands:
         return self._disks.pending_commands(state) if state is not None else []
 
     def on_command_done(self, vm: Vm, device: str, *, done: bool) -> None:
-        """Handle the outcome of the command that set a disk's threshold; `done` is whether QEMU confirmed it."""
+        """Handle the outcome of the command that set a disk's threshold; `done` is whether QEMU confirmed the command."""
         state = self._processes.find_active(vm)
         if state is not None:
             self._disks.on_command_done(state, device, done=done)

@@ -1,7 +1,7 @@
 """Levels and write threshold of one disk: which levels are exceeded, and which threshold the agent should set in QEMU. Pure.
 
-After the agent has set a threshold, it compares the levels again: a write may have passed the threshold before QEMU set it, and QEMU sends
-no event for such a write.
+The agent compares the levels again after it has set a threshold. A write may have passed the threshold before QEMU set the threshold, and
+QEMU sends no event for that write.
 
 The tracker stores exceeded levels by their text. Positions in the list of levels would change with the disk's size and with the config.
 """
@@ -38,7 +38,7 @@ class ThresholdTracker:
         policy: The config's policy for the disk.
         usage: The disk's usage.
         slot: The write-threshold slot of the disk's storage node.
-        shown_limit: The limit in the last space sample, in bytes.
+        shown_limit: The limit in the last `block_space` sample, in bytes.
     """
 
     policy: ThresholdPolicy
@@ -46,7 +46,7 @@ class ThresholdTracker:
     slot: WriteThresholdSlot = field(default_factory=WriteThresholdSlot)
     shown_limit: int = 0
     _exceeded: frozenset[str] = frozenset()
-    # A cache of the last resolution: the limit, the config's levels, whether all levels apply, and the result.
+    # The cached result of `levels`, after its inputs: the limit, the config's levels, and whether all levels apply.
     _cached_levels: tuple[tuple[int, tuple[DiskAlertLevel, ...], bool], tuple[LevelInBytes, ...]] = ((0, (), False), ())
     _last_poll_inputs: object = (
         None  # inputs of the last poll; None if that poll crossed a level or requires a poll of the layers
@@ -54,7 +54,7 @@ class ThresholdTracker:
 
     @property
     def levels(self) -> tuple[LevelInBytes, ...]:
-        """The levels on this disk, the lowest first; none if the policy is off or the disk is not thin.
+        """The levels that apply to this disk, the lowest first; empty if the policy is off or the disk cannot run out of space.
 
         Levels in percent and in free bytes are left out in two cases. If only the virtual size limits a file, the file stops growing at
         that size and no write fails. If a pool has its own levels, one pool alert covers all disks on that pool.
@@ -213,7 +213,7 @@ class ThresholdTracker:
         return next((level for level in self.levels if level.text not in self._exceeded), None)
 
     def next_threshold(self) -> NodeThreshold | None:
-        """Return the threshold to set now; None if there is no level to set it for, or if the slot must not be set now."""
+        """Return the threshold to set now; None if no level needs a threshold, or if the agent must not set the slot now."""
         if (
             self.policy.mode is not ThresholdMode.ARM
             or self.slot.state is not WriteThresholdState.EMPTY
@@ -232,9 +232,9 @@ class ThresholdTracker:
         return (usage.storage.node, value) if write_position <= value <= MAX_SIZE_BYTES else None
 
     def _bytes_until_pool_level(self) -> int | None:
-        """Return how many bytes this disk has to write until its pool exceeds the next level; None if this disk is too small for that.
+        """Return how many bytes this disk has to write until its pool exceeds the next level.
 
-        The result is also None if the disk has no pool with levels.
+        Return None if the disk has no pool with levels, or if the disk cannot grow by that number of bytes.
 
         The agent can set a write threshold at the offset that these writes reach. QEMU reports a write beyond the threshold at once, and
         the agent then reads the pool. If other disks also write, the pool may exceed the level before this disk reaches the threshold.
@@ -254,7 +254,7 @@ class ThresholdTracker:
         return threshold
 
     def on_command_done(self, *, done: bool) -> None:
-        """Handle the outcome of the command that set the threshold; `done` is whether QEMU confirmed it."""
+        """Handle the outcome of the command that set the threshold; `done` is whether QEMU confirmed the command."""
         self._last_poll_inputs = None
         self.slot.on_command_done(self.usage.storage.node, done=done)
 

@@ -1,9 +1,10 @@
 """State machine of the write-threshold slot of one block node in QEMU. Pure.
 
-QEMU has one slot for each block node, and any client can overwrite its value. QEMU empties the slot when the threshold fires. A threshold
-below the highest write offset fires only at the next write. The agent therefore reads the slot first, and never replaces another client's
-value. The agent stores its threshold in the journal before it sends the command. If the slot is empty later, the threshold has fired, or
-another client has cleared the slot.
+QEMU has one slot for each block node. The slot holds one write threshold, and any client can overwrite it. QEMU empties the slot when the
+threshold fires. A threshold below the highest write offset fires only at the next write.
+
+The agent reads the slot first, and never replaces another client's threshold. The agent stores its own threshold in the journal before it
+sends the command. If the slot is empty later, the threshold has fired, or another client has cleared the slot.
 """
 
 from collections.abc import Mapping
@@ -95,12 +96,12 @@ class WriteThresholdSlot:
 
     Attributes:
         state: The state of the slot.
-        threshold: The agent's own threshold in the slot. In UNREAD and UNKNOWN it is uncertain whether the slot holds this threshold.
+        threshold: The agent's own threshold in the slot. In UNREAD and UNKNOWN, the slot may not hold this threshold.
     """
 
     state: WriteThresholdState = WriteThresholdState.UNREAD
     threshold: NodeThreshold | None = None
-    # The newest threshold is the last.
+    # The thresholds that the agent has set, the newest last.
     _own_thresholds: list[NodeThreshold] = field(default_factory=list)
     _refusals: dict[str, int] = field(default_factory=dict)  # consecutive failed commands, by node
 
@@ -124,8 +125,8 @@ class WriteThresholdSlot:
         Args:
             node: The storage node.
             value: The value in its slot; 0 if the slot is empty.
-            is_level: Whether the value is one of the agent's own levels. Such a value counts as set by the agent, because an earlier run
-                may have set it without storing it in the journal.
+            is_level: Whether the value is one of the agent's own levels. A level counts as set by the agent, because an earlier run may
+                have set the level without storing it in the journal.
 
         Returns:
             True if the agent's threshold has fired or was cleared since the last read.
@@ -149,7 +150,7 @@ class WriteThresholdSlot:
         self._own_thresholds = [*earlier, self.threshold][-MAX_OWN_THRESHOLDS:]
 
     def on_command_done(self, node: str, *, done: bool) -> None:
-        """Handle the outcome of the command that set the threshold; `done` is whether QEMU confirmed it."""
+        """Handle the outcome of the command that set the threshold; `done` is whether QEMU confirmed the command."""
         if done:
             self._refusals.pop(node, None)
         else:

@@ -24,14 +24,14 @@ from agent.qga.errors import (
 from agent.qga.protocol import GuestAgentProtocol, GuestReply, Synchronized, SyncState
 
 ConnectChannel = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.BaseTransport]]
-"""Opens a transport to a channel for the asyncio protocol that the factory returns. Raises OSError if this fails."""
+"""Opens a transport to a channel for the asyncio protocol that the factory returns. Raises OSError if the channel cannot be opened."""
 
 PeerCheck = Callable[[int | None], str]
 """Checks the process that listens at the channel, given its pid. Returns why the agent must not connect, or an empty text."""
 
 
 class GuestAgentClient(asyncio.Protocol):
-    """A connection to one guest agent. Create it with `GuestAgentClient.open`."""
+    """A connection to one guest agent. Create a connection with `GuestAgentClient.open`."""
 
     def __init__(self) -> None:
         self.ended: asyncio.Future[GuestAgentError] = asyncio.get_running_loop().create_future()

@@ -13,7 +13,7 @@ from typing import NewType
 from agent.qga.errors import GuestAgentCommandNotAllowedError
 
 GuestRequest = NewType("GuestRequest", bytes)
-"""Bytes that may be written to a guest agent. Only this module creates them, and clients write nothing else. mypy checks both rules."""
+"""Bytes for a guest agent. mypy checks that only this module creates a GuestRequest, and that clients write nothing else."""
 
 
 @dataclass(frozen=True, slots=True)

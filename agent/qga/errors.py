@@ -2,7 +2,7 @@
 
 
 class GuestAgentError(Exception):
-    """Base class of the errors of one guest agent, which affect neither the VM's QMP monitor nor other guests."""
+    """Base class of the errors of one guest agent. An error affects neither the VM's QMP monitor nor other guests."""
 
 
 class GuestChannelError(GuestAgentError):
@@ -10,7 +10,7 @@ class GuestChannelError(GuestAgentError):
 
 
 class GuestChannelDeniedError(GuestChannelError):
-    """The agent may not use the channel: the agent lacks permission, or the process that listens there is not the VM's QEMU."""
+    """The agent may not use the channel: the agent lacks permission, or the process that listens at the channel is not the VM's QEMU."""
 
 
 class GuestChannelBusyError(GuestChannelError):

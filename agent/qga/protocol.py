@@ -2,8 +2,10 @@ r"""The guest agent's protocol without I/O: it parses received bytes into replie
 
 The protocol of qemu-ga 2.6 to 11.1 is JSON like QMP, but without a greeting, events and ids. The guest agent executes one command at a
 time, and a reply ends with a line feed. A reply may be missing, or may arrive after the client stopped waiting. So the client synchronizes
-at connect and after each timeout: it sends the byte 0xFF, which resets the guest agent's parser, and `guest-sync-delimited` with a number.
-The guest agent first reports the byte 0xFF as an error. Then it sends 0xFF and the number. The client discards everything before that.
+at connect and after each timeout. The client sends the byte 0xFF, which resets the guest agent's parser, and then the command
+`guest-sync-delimited` with a number.
+The guest agent first reports the byte 0xFF as an error. Then the guest agent sends 0xFF and the number. The client discards all
+earlier bytes.
 
 The guest's administrator can make the guest agent send anything. `receive` raises only GuestFloodError; any other exception is a bug.
 """
@@ -19,7 +21,7 @@ from agent.qga.commands import GuestRequest
 from agent.qga.errors import GuestAgentCommandError, GuestAgentError, GuestFloodError, UnreadableGuestReplyError
 
 MAX_REPLY_BYTES = 256 * 1024
-"""Size limit of a reply. guest-get-fsinfo takes about 0.5 KB for each file system."""
+"""Maximum size of a reply in bytes. guest-get-fsinfo takes about 0.5 KB for each file system."""
 
 MAX_SURPLUS_BYTES = 1024 * 1024
 """Maximum number of bytes that a guest may send after a request in addition to the reply, such as late replies to earlier requests."""
@@ -33,7 +35,7 @@ class SyncState(Enum):
     """State of the synchronization of one connection."""
 
     LOST = auto()
-    """It is unknown which request the next reply belongs to. Received bytes are discarded until `sync` is called."""
+    """The client does not know which request the next reply answers. Received bytes are discarded until `sync` is called."""
     SYNCHRONIZING = auto()
     """The reply to a synchronization is expected."""
     READY = auto()
@@ -47,7 +49,7 @@ class Synchronized(NamedTuple):
 
 
 class GuestReply(NamedTuple):
-    """The reply to the pending command: a value, or an error if the guest agent returned one or the reply could not be parsed."""
+    """The reply to the pending command: a value, or the error that the guest agent returned. A reply that cannot be parsed is an error."""
 
     value: Any
     error: GuestAgentError | None = None

@@ -27,7 +27,7 @@ class Guest:
     """A guest as QEMU runs it. Times are in seconds.
 
     Attributes:
-        status: QEMU's RunStateTracker.
+        status: QEMU's run state.
         stops_as: The run state after a pending stop; empty if no stop is pending. QEMU emits the error's event before it stops the guest.
         nospace: Whether the device's io-status is nospace.
         events: Events in transit: name, time and data.

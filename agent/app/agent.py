@@ -185,7 +185,7 @@ class Agent:
             self.metrics.register(StateMetrics(self.state_publisher))
 
     def _build_state_publisher(self, config: Config, pools: PoolRegistry) -> StatePublisher | None:
-        """Return the publisher of the state topic; None if there is no such topic."""
+        """Return the publisher of the state topic; None if the config has no state topic."""
         if config.kafka is None or config.kafka.topics.state is None:
             return None
         sources = StateSources(config.host, self.snapshot, self.alerts.engine.store, pools, self.lifecycle.run_fields)
@@ -216,7 +216,7 @@ class Agent:
                 yield url
             finally:
                 has_failed = self.watch_task.done()
-                await _cancel(self.watch_task)  # when a session ends, it publishes a `detached` record
+                await _cancel(self.watch_task)  # each session publishes a `detached` record when it ends
                 if not has_failed:
                     self.lifecycle.on_stopping()
                     self.publisher.store_sequences()
@@ -249,7 +249,7 @@ class Agent:
             await self.state_publisher.stop(self.config.timeouts.shutdown * STATE_STOP_SHARE)
 
     def _replace_alertmanager_task(self) -> None:
-        """Stop the Alertmanager client. If the current config has an Alertmanager, start a new client."""
+        """Stop the Alertmanager client, and start a new client if the current config has an Alertmanager."""
         if self._alertmanager is not None:
             self._alertmanager.cancel()
         client = self._alertmanager = None

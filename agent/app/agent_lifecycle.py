@@ -31,13 +31,13 @@ HEARTBEAT_SECONDS = 30.0
 """Time between two heartbeats."""
 
 LAST_RUN_ENTRY_NAME = "agent_run"
-"""Name of the persistent entry with the state of the last run: `started`, or `stopped` if it ended on request."""
+"""Name of the persistent entry about the last run. Its value is `started`, or `stopped` if the run ended on request."""
 
 MAX_UNDELIVERED_HEARTBEATS = 120
 """Maximum number of heartbeats whose delivery is tracked: the heartbeats of the last hour."""
 
 _PREVIOUS_RUN = {"started": "died", "stopped": "stopped"}
-"""How the previous run ended, by the value of the entry that it left in the journal."""
+"""How the previous run ended, by the value of the entry `LAST_RUN_ENTRY_NAME` in the journal."""
 
 
 class AgentLifecycle:
@@ -56,11 +56,11 @@ class AgentLifecycle:
         metrics: SelfMetrics,
         interval: float = HEARTBEAT_SECONDS,
     ) -> None:
-        """Create an object that has published no record yet.
+        """Create the publisher without publishing a record.
 
         Args:
             config: returns the config in use.
-            publisher: publishes the records. The heartbeats describe its queues.
+            publisher: publishes the records. The heartbeats describe the publisher's queues.
             snapshot: the VMs and the monitors that the heartbeats count.
             alerts: the firing alerts that the heartbeats count.
             metrics: counts the dropped events.
@@ -79,7 +79,7 @@ class AgentLifecycle:
         self._delivered_at = self._started_ns / 1e9
 
     def on_started(self) -> None:
-        """Publish `qemu.agent.started`. The journal must be open, because it stores how the previous run ended."""
+        """Publish `qemu.agent.started`. Call this with an open journal, because the journal stores how the previous run ended."""
         last_run = self._publisher.delivery.stored_persistent_entries.get(LAST_RUN_ENTRY_NAME)
         previous = _PREVIOUS_RUN.get(last_run) if isinstance(last_run, str) else None
         data = self.run_fields()
@@ -88,7 +88,7 @@ class AgentLifecycle:
         self._publish_record(STARTED, data, PersistentEntry(LAST_RUN_ENTRY_NAME, "started"))
 
     async def run(self) -> None:
-        """Publish a heartbeat at once and at each interval, until cancelled."""
+        """Publish a heartbeat at once, and then every `interval` seconds until cancelled."""
         while True:
             record_id = self._publish_record(HEARTBEAT, self.heartbeat_data())
             self._undelivered.append((record_id, time.time()))
@@ -101,7 +101,7 @@ class AgentLifecycle:
     def heartbeat_delivered_at(self) -> float:
         """Return when the last delivered heartbeat was published, in seconds since the epoch.
 
-        If no heartbeat was delivered yet, return the agent's start.
+        Return the agent's start if no heartbeat was delivered yet.
         """
         last_delivered = _sort_key_of_id(self._publisher.delivery.events.last_delivered_id)
         while self._undelivered and _sort_key_of_id(self._undelivered[0][0]) <= last_delivered:

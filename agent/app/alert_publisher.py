@@ -125,7 +125,7 @@ class AlertPublisher:
     def on_block_samples(
         self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
     ) -> Sequence[Sample]:
-        """Update the alerts after a poll of disks. Return the `block_space` samples of the VM."""
+        """Update the alerts after a poll of disks. Return the VM's samples of the family `block_space`."""
         pending, spaces = self.engine.on_disk_samples(vm, samples, time.monotonic(), time_ns, families=families)
         self.publish(pending)
         return spaces
@@ -181,7 +181,7 @@ class AlertPublisher:
         await asyncio.gather(*(self._publisher.persist_entry(entry) for entry in entries))
 
     def publish(self, pending: Sequence[AlertChange]) -> None:
-        """Publish and log alerts. The journal stores each alert and its persistent entry in one transaction."""
+        """Publish and log alerts that fire or are resolved. The journal stores an alert's record and persistent entry together."""
         for alert in pending:
             record = alert.record._replace(causation_id=self.cause_of(alert.record))
             self._publisher.publish(record, PersistentEntry(*alert.entry))

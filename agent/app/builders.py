@@ -123,7 +123,7 @@ def session_settings(config: Config) -> SessionSettings:
 
 
 def build_discoverers(config: Config) -> dict[str, Discoverer]:
-    """Return a discoverer for each entry of `monitors` in the config. A changed entry gets another key."""
+    """Return a discoverer for each `monitors` entry of the config. The key of a discoverer changes if its entry changes."""
     return {
         repr(discoverer): discoverer
         for discoverer in (entry.build_discoverer(config.allow) for entry in config.monitors)

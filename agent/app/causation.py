@@ -8,11 +8,11 @@ from agent.model.record import EncodedRecord, Record, Vm
 from agent.session.shared_types import VmChange
 
 CausationIdLookup = Callable[[Record], str]
-"""Returns the id of the record that caused this record; empty if the cause is unknown."""
+"""Returns the id of the record that caused the given record; empty if the cause is unknown."""
 
 _MIGRATION_ENDED: Final = "qemu.migration.ended"
 _END_EVENTS: Final = {"qemu.event.shutdown": "shutdown", "qemu.event.migration": "migration"}
-"""Types of the events that cause later records."""
+"""Types of the events that cause later records, each with a short name for the kind of event."""
 
 
 def no_causation_id(_record: Record) -> str:
@@ -21,13 +21,16 @@ def no_causation_id(_record: Record) -> str:
 
 
 class PublishedSamples(NamedTuple):
-    """The samples of one poll that were published, and their records in the same order."""
+    """The published samples of one poll, and the record of each sample in the same order."""
 
     samples: Sequence[Sample]
     records: Sequence[EncodedRecord]
 
     def cause_of(self, alert: Record) -> str:
-        """Return the record id of the sample of an alert's subject. If there is none, return the id of the sample of the whole VM."""
+        """Return the id of the record that caused an alert; empty if the cause is unknown.
+
+        The cause is the sample of the alert's subject, such as a disk. Without a sample of the subject, the sample of the whole VM counts.
+        """
         ids: dict[str, str] = {}
         for sample, record in zip(self.samples, self.records, strict=True):
             ids.setdefault(sample.subject, record.id)
@@ -50,12 +53,15 @@ class CausationIds:
             self._end_events.setdefault(event.vm, {})[kind] = status, record_id
 
     def id_of_event(self, event: Record) -> str:
-        """Return the record id of an event; empty if the agent has not published the event yet, because it coalesces such events."""
+        """Return the record id of the newest published event.
+
+        Return an empty id if the given event is not the newest. The agent may publish the event later, coalesced with others of its type.
+        """
         newest, record_id = self._newest_event
         return record_id if event is newest or event == newest else ""
 
     def cause_of_lifecycle_change(self, change: VmChange, vm: Vm) -> str:
-        """Return the record id of the event that caused a lifecycle change. After the last change of a VM, discard the VM's ids."""
+        """Return the record id of the event that caused a lifecycle change. Forget the VM's events if the agent is no longer attached."""
         ends = self._end_events.get(vm, {})
         _, shutdown = ends.get("shutdown", ("", ""))
         status, migration = ends.get("migration", ("", ""))
@@ -72,7 +78,10 @@ class CausationIds:
         return ""
 
     def cause_of_transition(self, transition: Record) -> str:
-        """Return the record id of the event that reported the same end of a migration; empty if there is no such event."""
+        """Return the record id of the event that caused the end of a migration; empty if there was no such event.
+
+        Return an empty id for all other transitions.
+        """
         if transition.type != _MIGRATION_ENDED:
             return ""
         status, migration = self._end_events.get(transition.vm, {}).get("migration", ("", ""))

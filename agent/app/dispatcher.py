@@ -144,7 +144,7 @@ class SessionDispatcher:
             self._on_stalls(vm, stalls, time_ns)
 
     def _on_stalls(self, vm: Vm, stalls: Sequence[Sample], time_ns: int) -> None:
-        """Publish the samples of stalled disks, and update their alerts."""
+        """Publish the samples of stalled disks, and update the alerts about stalls."""
         published = store_and_publish(self._snapshot, self._publisher, vm, (BLOCK_STALL,), stalls, time_ns)
         with self._alerts.caused_by(published.cause_of):
             self._alerts.on_rule_samples(vm, (BLOCK_STALL,), stalls, time_ns)
@@ -160,9 +160,9 @@ class SessionDispatcher:
         self._alerts.on_rule_samples(vm, families, samples, time_ns)
 
     def _update_space(self, vm: Vm, spaces: Sequence[Sample], time_ns: int) -> None:
-        """Store the `block_space` samples of a VM, and update their alerts.
+        """Store a VM's samples of the family `block_space` in the snapshot, and update the alerts about disk space.
 
-        Do nothing if `spaces` and the limits are the same objects as in the last call, and no alert rule uses `block_space`.
+        Do nothing if `spaces` and the snapshot's limits are the same objects as in the last call, and no alert rule uses `block_space`.
         """
         view, limits = self._snapshot.view_of(vm), self._snapshot.limits
         has_conditions = BLOCK_SPACE in self._alerts.engine.rules.samples.families
@@ -174,7 +174,8 @@ class SessionDispatcher:
         ):
             return
         stored = spaces
-        if not self._snapshot.has_samples(vm, BLOCK_LAYER):  # the allocated bytes of the files may have changed
+        # Without current samples of the image files, the allocated bytes may be outdated.
+        if not self._snapshot.has_samples(vm, BLOCK_LAYER):
             stored = [space for space in spaces if space.values["measure"] != "allocated"]
         self._snapshot.replace_samples(vm, (BLOCK_SPACE,), stored, time_ns)
         if view is not None:
@@ -195,7 +196,7 @@ class SessionDispatcher:
             self._alerts.on_jobs(vm, samples, time_ns)
 
     def on_poll_failed(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
-        """Remove the families' last values from the snapshot. Alerts keep firing, because their causes may still exist."""
+        """Remove the VM's values of `families` from the snapshot. Alerts keep firing, because the causes of the alerts may still exist."""
         if (view := self._snapshot.view_of(vm)) is not None:
             view.space_samples = (
                 None  # store the `block_space` samples again, because they may depend on these families
@@ -227,7 +228,7 @@ class SessionDispatcher:
         self._snapshot.remove_monitor(monitor.key)
 
     def on_connection_refused(self, address: str, reason: str) -> None:
-        """Count a refused connection to a `listen` address."""
+        """Count a connection that the agent refused at a `listen` address."""
         self._metrics.connections_refused.labels(address, reason).inc()
 
     def on_response_time(self, seconds: float) -> None:

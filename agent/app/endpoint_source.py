@@ -113,11 +113,11 @@ class AgentEndpointSource:
         return state.value if state in (HistogramState.OURS, HistogramState.FOREIGN) else ""
 
     def rewrite_state_topic(self) -> int | None:
-        """Schedule all states to be written to the state topic again. Return their number; None if there is no such topic."""
+        """Schedule all states to be written to the state topic again. Return the number of states; None without a state topic."""
         return self._states.rewrite_all() if self._states is not None else None
 
     def on_scrape(self, seconds: float) -> None:
-        """Record how long a scrape took."""
+        """Set the metric of the last scrape's duration."""
         self._metrics.scrape_seconds.set(seconds)
 
 

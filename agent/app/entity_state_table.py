@@ -1,7 +1,8 @@
 """Compares the current states of entities with the states in the compacted topic. Pure.
 
-An entity is a VM, a firing alert or the host. A new change of an entity replaces an earlier change that was not written yet. So the table
-has at most one change for each entity, even while Kafka is down.
+An entity is a VM, a firing alert or the host. The path of an entity, such as `vms/UUID`, is part of the key of its records in the topic.
+A new change of an entity replaces an earlier change that was not written yet. So the table has at most one change for each entity, even
+while Kafka is down.
 """
 
 from collections.abc import Mapping
@@ -32,7 +33,10 @@ class EntityState:
 
 
 class EntityStateTable:
-    """The states of all entities, and the changes that are not in the topic yet. A removed entity becomes a tombstone in the topic."""
+    """The states of all entities (VMs, firing alerts, the host), and the changes that are not in the state topic yet.
+
+    A removed entity becomes a tombstone in the topic.
+    """
 
     def __init__(self) -> None:
         self._current: dict[str, EntityState] = {}
@@ -46,7 +50,7 @@ class EntityStateTable:
 
     @property
     def pending_count(self) -> int:
-        """Number of entities whose latest change is not written yet."""
+        """Number of entities whose latest change is not in the state topic yet."""
         return len(self._pending) + len(self._in_flight)
 
     def get(self, path: str) -> EntityState | None:
@@ -61,7 +65,7 @@ class EntityStateTable:
         self._written.setdefault(path, None)
 
     def put(self, state: EntityState) -> None:
-        """Set the current state of an entity. If the state in the topic differs, schedule a write."""
+        """Set the current state of an entity. Schedule a write if the state in the topic differs."""
         path = state.entity.path
         self._current[path] = state
         if self._state_in_topic(path) != state:
@@ -70,7 +74,7 @@ class EntityStateTable:
             self._pending.pop(path, None)
 
     def remove(self, path: str) -> None:
-        """Remove an entity. If the topic may have its state, schedule a tombstone."""
+        """Remove an entity. Schedule a tombstone if the topic may have the entity's state."""
         self._current.pop(path, None)
         if path in self._written or path in self._in_flight:
             self._pending.setdefault(path, False)
@@ -104,7 +108,7 @@ class EntityStateTable:
         self._in_flight.clear()
 
     def on_write_failed(self) -> None:
-        """Handle a failed write: schedule its changes again, before all other changes, because the topic may not have them."""
+        """Handle a failed write. Schedule the failed changes again, before all other changes."""
         for path in self._in_flight:
             self._written[path] = None
         self._pending = dict.fromkeys(self._in_flight, True) | self._pending

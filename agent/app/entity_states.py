@@ -39,12 +39,12 @@ _COPIED_FIELDS: tuple[tuple[Family, Mapping[str, str]], ...] = (
 
 
 def vm_path(uuid: str) -> str:
-    """Return the path of a VM, which is part of the key of its state."""
+    """Return `vms/UUID`, which is part of the key of a VM's records in the state topic."""
     return f"vms/{uuid}"
 
 
 def alert_path(fingerprint: str) -> str:
-    """Return the path of an alert, which is part of the key of its state."""
+    """Return `alerts/FINGERPRINT`, which is part of the key of an alert's records in the state topic."""
     return f"alerts/{fingerprint}"
 
 
@@ -108,7 +108,7 @@ def host_state(host: str, run_fields: Mapping[str, Any], pools: Iterable[PoolUsa
 
 
 def migration_fields(record: Record) -> dict[str, Any]:
-    """Return the fields of a migration, from the record that reports its end."""
+    """Return the fields that describe a migration in the state of a VM, given the record that reports the end of the migration."""
     names = ("outcome", "role", "elapsed_seconds", "downtime_seconds")
     fields = {name: record.data[name] for name in names if name in record.data}
     return fields | {"ended_timestamp_seconds": record.time_ns / 1e9}

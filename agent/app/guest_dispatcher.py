@@ -30,7 +30,7 @@ class GuestDispatcher:
             self._alerts.on_guest_samples(vm, families, samples, time_ns)
 
     def on_guest_samples_outdated(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
-        """Remove the families' last values from the snapshot. Alerts keep firing, because their causes may still exist."""
+        """Remove the VM's values of `families` from the snapshot. Alerts keep firing, because the causes of the alerts may still exist."""
         self._snapshot.replace_samples(vm, families, (), time_ns)
 
     def on_guest_queries_disabled(self, vm: Vm, time_ns: int) -> None:

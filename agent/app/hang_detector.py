@@ -9,7 +9,7 @@ class HangDetector:
     """The times of the latest progress, in seconds of the monotonic clock.
 
     Attributes:
-        ticked_at: when the alert loop last completed a turn.
+        ticked_at: when the alert loop last completed an iteration.
         polled_at: when a collector last ran, successfully or not.
     """
 
@@ -17,19 +17,19 @@ class HangDetector:
     polled_at: float = field(default_factory=time.monotonic)
 
     def on_tick(self) -> None:
-        """Record that the alert loop completed a turn."""
+        """Store the current time as the end of the alert loop's last iteration."""
         self.ticked_at = time.monotonic()
 
     def on_poll(self) -> None:
-        """Record that a collector ran."""
+        """Store the current time as the time of the last collector run."""
         self.polled_at = time.monotonic()
 
     def hang_reason(self, *, vms_up: int, hang_seconds: float) -> str:
         """Return why the alert loop or the polls make no progress; empty if both make progress.
 
         Args:
-            vms_up: number of VMs that can be polled. If it is 0, a lack of polls is no hang.
-            hang_seconds: maximum time without a turn of the alert loop, and maximum time without a poll of any VM.
+            vms_up: number of VMs that can be polled. Without any, a lack of polls is no hang.
+            hang_seconds: maximum time without an iteration of the alert loop, and maximum time without a poll of any VM.
         """
         now = time.monotonic()
         if vms_up == 0:

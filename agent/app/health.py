@@ -18,7 +18,10 @@ from agent.session.shared_types import MonitorState
 from agent.session.supervisor_group import SupervisorGroup
 
 HANG_POLLS = 3
-"""Number of poll intervals without a poll that are part of the time after which the agent counts as hung."""
+"""The agent counts as hung after this number of poll intervals without progress.
+
+`AgentHealth.hang_reason` adds the response timeout and `HealthLimits.hang_seconds`.
+"""
 MAX_NAMED_MONITORS = 5
 MAX_NAMED_COLLECTORS = 5
 
@@ -29,8 +32,10 @@ class HealthLimits:
 
     Attributes:
         tick_seconds: interval of the alert loop.
-        hang_seconds: the agent counts as hung if no VM was polled for this time plus three poll intervals and one response timeout.
-        stuck_seconds: a VM's session counts as stuck if its poll is overdue by more than this. The cause is a bug or an overloaded host.
+        hang_seconds: the agent counts as hung after this time without a poll of any VM or without an iteration of the alert loop. The agent
+            adds three poll intervals and one response timeout.
+        stuck_seconds: a VM's session counts as stuck if a poll is overdue by more than this time. The cause is a bug or an overloaded
+            host.
     """
 
     tick_seconds: float = 1.0
@@ -98,7 +103,7 @@ class AgentHealth:
         ]
 
     def _no_monitor_warnings(self) -> list[str]:
-        """Return a warning if the agent has found no monitor. It is ready nevertheless, because a host may have no VM."""
+        """Return a warning if the agent has found no monitor. The agent is ready nevertheless, because a host may have no VM."""
         addresses = [address for entry in self.config().monitors for address in entry.addresses]
         if self.snapshot.monitors or not addresses:
             return []

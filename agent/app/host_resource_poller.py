@@ -56,13 +56,13 @@ class HostResourcePoller:
         self._read = CallWithTimeout(read, read_seconds, "host resources")
 
     async def run(self) -> None:
-        """Publish the records at each interval, until cancelled. Wait one interval before the first, so that the agent has polled VMs."""
+        """Publish the records at each interval, until cancelled. Wait one interval first, so that the agent has polled VMs."""
         while True:
             await asyncio.sleep(self.interval)
             await self.poll()
 
     async def poll(self) -> None:
-        """Read the host once, and publish its records. If the host's files cannot be read in time, remove its samples."""
+        """Read the host once, and publish its records. Remove the host's samples if its files cannot be read in time."""
         reading = await self._read_in_time()
         if reading is None:
             self._remove_samples(HOST_HUGEPAGES.name, set())

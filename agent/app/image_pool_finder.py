@@ -1,4 +1,7 @@
-"""Finds the storage pool of each VM's disk images."""
+"""Finds the storage pool of each VM's disk images.
+
+A source finds and reads the pools of one kind of storage, such as ZFS.
+"""
 
 import asyncio
 import logging
@@ -24,7 +27,7 @@ STORAGE_FAMILIES = frozenset({IDENTITY, BLOCK_LAYER})
 
 
 class ImagePoolFinder:
-    """Finds the pool of each VM image, and stores which source found the pool."""
+    """Finds the storage pool of each VM image, and stores which source, such as ZFS, found the pool."""
 
     def __init__(
         self,
@@ -53,11 +56,11 @@ class ImagePoolFinder:
         self._woken = asyncio.Event()
 
     def source_of(self, pool: Pool) -> PoolSource:
-        """Return the source that found a pool."""
+        """Return the source, such as ZFS, that found a pool."""
         return self._source_of[pool.key]
 
     def remove_pool(self, pool: Pool) -> None:
-        """Remove the stored source of a pool."""
+        """Forget which source found a pool."""
         self._source_of.pop(pool.key, None)
 
     def mounts_of(self, vm: Vm) -> Mapping[str, str] | None:
@@ -89,7 +92,7 @@ class ImagePoolFinder:
             known.pop(vm, None)
 
     def schedule_new_search(self) -> None:
-        """Schedule a new search for the pools of all images, because the list of a source has changed."""
+        """Schedule a new search for the pools of all images, because a source's list of pools has changed."""
         self._vms_to_search |= dict.fromkeys(self._images)
         self._woken.set()
 

@@ -7,9 +7,9 @@ same counters as a disk that hangs. An idle disk stalls if it has a sign of a re
 
 - a thread of QEMU that waits in the kernel for storage and has not run between two reads;
 - a merged request without a completed request: QEMU counts a merge when it submits the requests;
-- a request that QEMU has taken from a virtio queue, in two polls.
+- a request that QEMU has taken from a virtio queue and not completed, in two polls.
 
-If a disk has a throttle limit, its requests may wait in QEMU itself. For such a disk, only the first sign counts.
+The requests of a disk with a throttle limit may wait in QEMU itself. So only the first sign counts for a throttled disk.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ IDLE_SECONDS: Final = 10.0
 """Time without a completed request after which a disk counts as idle, in seconds. Most idle disks do not stall."""
 
 SAME_ACCESS_NS: Final = 1_000_000_000
-"""Maximum error of the time of a disk's last access. The agent computes this time from the idle time at a poll."""
+"""Maximum error of the time of a disk's last access, in nanoseconds. The agent computes the access time from the idle time at a poll."""
 
 MAX_DISKS: Final = 256
 """Maximum number of disks of a VM, because a malicious QEMU may report any number of names."""
@@ -61,7 +61,7 @@ class WaitingDiskThread:
 
 @dataclass(slots=True)
 class IdleDisk:
-    """A disk that has completed no request for `IDLE_SECONDS`.
+    """A disk that has completed no request for at least `IDLE_SECONDS`.
 
     Attributes:
         completed: number of completed requests when the disk became idle.
@@ -90,7 +90,7 @@ class IoStallDetector:
     Attributes:
         idle_disks: the disks that have completed no request for `IDLE_SECONDS`, by device.
         stalled: the devices that were reported as stalled at the last poll.
-        has_samples: whether the last report had a sample.
+        has_samples: whether the last call of `stalled_samples` returned a sample.
     """
 
     __slots__ = ("_threads", "has_samples", "idle_disks", "stalled")
@@ -113,7 +113,7 @@ class IoStallDetector:
         return False
 
     def on_disks(self, disks: Sequence[Sample], merged_lately: Collection[str], time_ns: int) -> bool:
-        """Handle a poll of the disks' counters.
+        """Update the idle disks after a poll of the disks' counters.
 
         Args:
             disks: samples of the family `block`.
@@ -148,7 +148,12 @@ class IoStallDetector:
         return has_new
 
     def on_threads(self, threads: Iterable[WaitingDiskThread], time_ns: int) -> None:
-        """Handle a list of all threads that wait for storage, read at `time_ns` (nanoseconds since the epoch)."""
+        """Update the stall signs of the idle disks.
+
+        Args:
+            threads: all threads of QEMU that wait for storage.
+            time_ns: when the threads were read, in nanoseconds since the epoch.
+        """
         before, self._threads = self._threads, {}
         for disk in self.idle_disks.values():
             disk.threads = 0
@@ -165,7 +170,12 @@ class IoStallDetector:
                     disk.signs[StallSign.THREADS] = min(since_ns, disk.signs.get(StallSign.THREADS, since_ns))
 
     def on_queues(self, requests: Mapping[str, int], time_ns: int) -> None:
-        """Handle a poll of virtio queues at `time_ns` (nanoseconds since the epoch). `requests` counts those in flight by disk."""
+        """Update the stall signs of the idle disks after a poll of virtio queues.
+
+        Args:
+            requests: number of requests in flight, by disk.
+            time_ns: time of the poll, in nanoseconds since the epoch.
+        """
         for device, count in requests.items():
             disk = self.idle_disks.get(device)
             if disk is None:
@@ -180,7 +190,7 @@ class IoStallDetector:
                 disk.signs[StallSign.QUEUES] = disk.queued_ns
 
     def stalled_samples(self, find_throttled: Callable[[], Collection[str]], time_ns: int) -> list[Sample]:
-        """Return a sample for each stalled disk, and for each disk whose stall has ended since the last report.
+        """Return a sample for each stalled disk, and for each disk whose stall has ended since the last call.
 
         Args:
             find_throttled: returns the disks with a throttle limit; called only if a disk has a sign.
@@ -224,7 +234,7 @@ def _completed_requests(values: FieldValues) -> float:
 
 
 def _merged_requests(values: FieldValues) -> float:
-    """Return the number of merged requests. This is fast code, because each poll of an idle disk runs it."""
+    """Return the number of merged requests. The code is written for speed, because each poll of an idle disk runs it."""
     reads, writes, unmaps, zone_appends = MERGED
     get = values.get
     return float(get(reads, 0) + get(writes, 0) + get(unmaps, 0) + get(zone_appends, 0))

@@ -49,14 +49,14 @@ def read_threads(pid: int, skip: Collection[str], root: Path = ROOT) -> list[Blo
 
 
 class _WatchedVm:
-    """State of one VM with idle disks.
+    """The idle disks of one VM, and the times of its checks for stalls.
 
     Attributes:
         detector: the idle disks, and which of them stall.
         check_at: time of the next check on the monotonic clock, in seconds.
-        wait: seconds between the next check and the check after it, if the next check finds nothing.
+        wait: seconds to wait after the next check if that check finds nothing.
         tokens: number of checks that may run now (a token bucket).
-        counted_at: time of the last update of `tokens`.
+        counted_at: time of the last update of `tokens` on the monotonic clock, in seconds.
     """
 
     __slots__ = ("check_at", "counted_at", "detector", "tokens", "wait")
@@ -118,9 +118,9 @@ class IoStallWatcher:
     def on_samples(
         self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int
     ) -> Sequence[Sample] | None:
-        """Handle a poll. After a poll of disks, return the samples of stalled disks.
+        """Update the disks of a VM after a poll. Return the samples of stalled disks if the disks were polled.
 
-        Return None if neither this poll nor the previous poll of disks has such a sample.
+        Return None if this poll and the previous poll of disks have no sample of a stalled disk.
         """
         if VIRTIO_QUEUE in families:
             self._on_queues(vm, samples, time_ns)

@@ -42,23 +42,23 @@ class LatencyHistogramController:
         return self if self.is_enabled else None
 
     def restore(self) -> None:
-        """Restore the persistent entries of the previous run from the journal."""
+        """Restore from the journal which histograms the previous run has set."""
         self.histograms.has_no_journal = self._publisher.delivery.journal is None
         self.histograms.restore(self._publisher.delivery.stored_persistent_entries, time.monotonic())
 
     def on_lifecycle(self, change: VmChange, record: Record) -> None:
-        """Handle a lifecycle change of a VM."""
+        """Store whether the agent is attached to a VM after a lifecycle change."""
         if change is VmChange.ATTACHED:
             self.histograms.on_attached(record.vm, record.data.get("pid"))
         elif change in (VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT):
             self.histograms.on_detached(record.vm, time.monotonic())
 
     def on_unplugged(self, event: Record) -> None:
-        """Handle the event DEVICE_DELETED as soon as it is read."""
+        """Store that a disk was unplugged. `event` is DEVICE_DELETED."""
         self.histograms.on_unplugged(event.vm, event.subject)
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample]) -> None:
-        """Handle a poll of disks."""
+        """Update the known histograms after a poll of disks."""
         if BLOCK in families:
             self.histograms.on_samples(vm, samples)
 
@@ -80,7 +80,7 @@ class LatencyHistogramController:
         return commands
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
-        """Handle the end of a command. `done` is whether QEMU confirmed that it executed the command."""
+        """Handle the end of a command. `done` is whether QEMU confirmed the execution of the command."""
         self.histograms.on_command_done(vm, disk, done=done)
         _log.info("%s: latency histograms of disk %s %s", vm.name, disk, "set" if done else "not set")
 

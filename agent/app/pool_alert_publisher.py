@@ -13,7 +13,7 @@ from agent.model.record import Record
 
 
 class PoolAlertPublisher:
-    """Passes the readings of pools to `PoolAlerts`, and publishes the alert records that it returns."""
+    """Passes the readings of pools to `PoolAlerts`, and publishes the alert records that `PoolAlerts` returns."""
 
     def __init__(self, alerts: AlertPublisher) -> None:
         self._publish_alerts = alerts.publish

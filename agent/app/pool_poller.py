@@ -65,7 +65,7 @@ MAX_READS_AT_ONCE = 32
 
 
 class PoolPoller:
-    """Finds and reads the pools of all VMs, and publishes their records.
+    """Finds and reads the storage pools of all VMs, and publishes the records of the pools.
 
     Attributes:
         registry: the pools and their images.
@@ -122,7 +122,7 @@ class PoolPoller:
     # Input from sessions.
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample]) -> None:
-        """Handle the samples of one poll of a VM."""
+        """Update the images of a VM after a poll."""
         self._pool_finder.on_samples(vm, families, samples)
 
     def on_detached(self, vm: Vm) -> None:
@@ -162,7 +162,7 @@ class PoolPoller:
             self.gate.schedule_collectors(vm, ("nodes",))
 
     def _on_storage_change(self) -> None:
-        """Handle a change of a mount's state. Read the unresponsive pools of mounts that answer again."""
+        """Read the unresponsive pools of mounts that answer again. Called after a change of a mount's state."""
         for usage in self.registry:
             if usage.unresponsive_since is not None and not self._reader.is_suspect(mount_device_number(usage.pool)):
                 self._due[usage.pool.key] = time.monotonic()
@@ -172,7 +172,7 @@ class PoolPoller:
     # The schedule.
 
     async def run(self) -> None:
-        """Find the pools of images and read them, until cancelled."""
+        """Find the pools of images and read the pools, until cancelled."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._refresh_sources(), name="refresh pools")
@@ -203,7 +203,7 @@ class PoolPoller:
             await asyncio.sleep(self.interval)
 
     def _start_reads(self, tasks: asyncio.TaskGroup) -> None:
-        """Start the reads that are due. Each file system and each device has its own task, because a read of it may hang."""
+        """Start the reads that are due. Each file system and each device is read in its own task, because the read may hang."""
         now = time.monotonic()
         due: dict[PoolSource, list[Pool]] = {}
         for key in [key for key, at in self._due.items() if at <= now][:MAX_READS_AT_ONCE]:
@@ -266,7 +266,7 @@ class PoolPoller:
         self._publish_usage(usage, now)
 
     def _publish_usage(self, usage: PoolUsage, now: float) -> None:
-        """Update the series of a pool, and publish its record at the interval."""
+        """Update the Prometheus series of a pool. Publish the record of the pool once per interval."""
         if self._is_record_due(usage):
             _, sample = self._publish_record(usage, now)
         else:
@@ -299,7 +299,7 @@ class PoolPoller:
         return time.monotonic() // self.interval != published_at // self.interval
 
     def _next_read_time(self, usage: PoolUsage) -> float:
-        """Return when to read a pool next. All pools are read at the same times, because a wake-up costs more than a read."""
+        """Return when to read a pool next, on the monotonic clock. Pools share read times, because a wake-up costs more than a read."""
         seconds, now = self._seconds_until_read(usage), time.monotonic()
         return now + seconds if seconds < CHECK_SECONDS else (now // seconds + 1) * seconds
 

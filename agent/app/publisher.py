@@ -16,7 +16,7 @@ from agent.model.record import EncodedRecord, Record, RecordEncoder, Severity, V
 RUN_ID_ENTRY_NAME = "records.run_id"
 """Name of the persistent entry with the id of the last run."""
 STORE_RUN_ID_SECONDS = 60.0
-"""Deadline for storing the id of this run. No record waits for this."""
+"""Maximum time to store the id of this run. Records are published without waiting for the id to be stored."""
 STORE_ENTRY_SECONDS = 2.0
 """Maximum time that a command or a state record waits until the journal has stored its persistent entry."""
 
@@ -91,11 +91,11 @@ class RecordPublisher:
         await self.delivery.deliver_unqueued("state", records)
 
     async def persist_entry(self, entry: PersistentEntry) -> bool:
-        """Store a persistent entry within `STORE_ENTRY_SECONDS`. Return whether it is on disk."""
+        """Store a persistent entry within `STORE_ENTRY_SECONDS`. Return whether the entry is on disk."""
         return await self.delivery.persist_entry(entry, STORE_ENTRY_SECONDS)
 
     def publish_samples(self, vm: Vm, samples: Sequence[Sample], time_ns: int) -> Sequence[EncodedRecord]:
-        """Publish the samples of one poll without blocking. Return their encoded records in the same order.
+        """Publish the samples of one poll without blocking. Return the encoded records in the order of the samples.
 
         Args:
             vm: the VM.

@@ -38,7 +38,7 @@ class SelfMetrics:
 
     Attributes:
         registry: the prometheus_client registry.
-        collector_runs: number of runs of the collectors, by collector and outcome; no library counter, because that takes a lock.
+        collector_runs: number of runs of the collectors, by collector and outcome. A prometheus_client counter would take a lock.
         guest_commands: number of commands to guest agents, by command and outcome.
         response_seconds: histogram of the time that QEMU took to answer all commands of one batch.
         events_dropped: number of events that were dropped before they became records, by reason.

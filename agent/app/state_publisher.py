@@ -1,9 +1,9 @@
 """Writes the current state of VMs, alerts and the host to the compacted state topic.
 
-An entity is a VM, a firing alert or the host. Each turn of the loop writes the states that have changed: at most `MAX_CHANGES` records, and
-at most one record for each entity. The start of the agent and `rewrite_all` write all states. While Kafka accepts no records, a newer state
-of an entity replaces its older state, so that nothing is queued or dropped. The journal stores which keys the topic has. The next run then
-deletes the keys of entities that ended while the agent was down.
+An entity is a VM, a firing alert or the host. Each iteration of the loop writes the states that have changed: at most `MAX_CHANGES`
+records, and at most one record for each entity. The start of the agent and `rewrite_all` write all states. While Kafka accepts no
+records, a newer state of an entity replaces the entity's older state. So the agent queues and drops no states. The journal stores which
+keys the topic has. The next run then deletes the keys of entities that ended while the agent was down.
 """
 
 import asyncio
@@ -38,10 +38,10 @@ from agent.model.state_records import STATE_PREFIX, StateSubject
 from agent.session.shared_types import MonitorState
 
 TURN_SECONDS = 1.0
-"""Time between two turns of the loop, in seconds."""
+"""Time between two iterations of the loop, in seconds."""
 
 MAX_CHANGES = 200
-"""Maximum number of records that a turn writes."""
+"""Maximum number of records that an iteration of the loop writes."""
 
 STATE_ENTRY_PREFIX = "state/"
 """Prefix of the names of the persistent entries that store the topic's keys. The rest of a name is the path of an entity.
@@ -54,21 +54,21 @@ _ALIVE_BUT_DETACHED = frozenset({MonitorState.BUSY, MonitorState.DENIED, Monitor
 
 
 class StateSink(Protocol):
-    """Delivers records to the state topic, and stores their keys in the journal."""
+    """Delivers records to the state topic, and stores the keys of the records in the journal."""
 
     def encode_and_broadcast_state(self, record: Record) -> EncodedRecord:
-        """Encode a record for the state topic with the next id."""
+        """Encode a record for the state topic, and send it to the subscribers of the live stream. Return the encoded record."""
 
     async def deliver_state(self, records: Sequence[EncodedRecord]) -> None:
         """Deliver records. Wait without a deadline until the sink has acknowledged them."""
 
     async def persist_entry(self, value: PersistentEntry) -> bool:
-        """Store a persistent entry in the journal. Return whether it is on disk."""
+        """Store a persistent entry in the journal. Return whether the entry is on disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class StateSources:
-    """The parts of the agent that states are built from.
+    """The objects from which the states of entities are built.
 
     Attributes:
         host: name of the host.
@@ -86,10 +86,10 @@ class StateSources:
 
 
 class StatePublisher:
-    """Keeps the state topic up to date.
+    """Writes the current states of VMs, firing alerts and the host to the state topic.
 
     Attributes:
-        turn_seconds: time between two turns of the loop, in seconds.
+        turn_seconds: time between two iterations of the loop, in seconds.
         records_written: number of records that the sink has acknowledged.
     """
 
@@ -127,10 +127,10 @@ class StatePublisher:
     # Changes. None of these methods waits.
 
     def restore(self, entries: Mapping[str, Any]) -> None:
-        """Restore the keys that the topic may have from the journal's persistent entries. Restore the firing alerts before this call.
+        """Restore from the journal's persistent entries which keys the topic may have. Restore the firing alerts before this call.
 
-        If a VM is not attached again within a minute, its state is deleted. If an alert does not fire now, its state is deleted
-        immediately.
+        The state of a VM is deleted if the agent does not attach to the VM again within a minute. The state of an alert that does not
+        fire now is deleted immediately.
         """
         for name, value in entries.items():
             path = name.removeprefix(STATE_ENTRY_PREFIX)
@@ -152,30 +152,30 @@ class StatePublisher:
                 self._table.remove(path)
 
     def on_vm_changed(self, vm: Vm) -> None:
-        """Schedule the state of a VM to be built again at the next turn."""
+        """Schedule the state of a VM to be built again in the next iteration of the loop."""
         if vm.uuid:
             self._changed[vm.uuid] = None
 
     def on_samples(self, vm: Vm, families: Sequence[Family]) -> None:
-        """Handle a poll of a VM, whose samples of the families are now in the snapshot."""
+        """Schedule the state of a VM to be built again, if new samples of `families` can change the state."""
         if not STATE_FAMILIES.isdisjoint(families):
             self.on_vm_changed(vm)
 
     def on_vm_detached(self, vm: Vm, *, permanently: bool) -> None:
-        """Handle a VM that the agent has detached from. `permanently` is whether its guest shut down or migrated away."""
+        """Store that the agent has detached from a VM. `permanently` is whether the guest shut down or migrated away."""
         if vm.uuid:
             self._detached[vm.uuid] = (self._clock(), permanently)
             self._changed[vm.uuid] = None
 
     def on_migration_ended(self, record: Record) -> None:
-        """Handle the record that reports the end of a migration."""
+        """Store the last migration of a VM. `record` reports the end of the migration."""
         self._migrations[record.vm.uuid] = migration_fields(record)
         # The entry contains the migration, so it must be stored again.
         self._stored_paths.discard(vm_path(record.vm.uuid))
         self.on_vm_changed(record.vm)
 
     def on_alert(self, record: Record) -> None:
-        """Handle the record of an alert that fires or is resolved."""
+        """Update the state of an alert. `record` reports that the alert fires or is resolved."""
         if record.data["state"] == "firing":
             self._table.put(alert_state_from_record(record))
         else:
@@ -186,10 +186,10 @@ class StatePublisher:
         self._changed |= dict.fromkeys(vm.uuid for vm, _ in self._sources.snapshot.views())
         return self._table.write_all_again()
 
-    # Turns.
+    # The loop.
 
     async def run(self) -> None:
-        """Write the changed states at each turn, until cancelled."""
+        """Write the changed states every `turn_seconds`, until cancelled."""
         while True:
             await self.run_turn()
             await asyncio.sleep(self.turn_seconds)
@@ -291,7 +291,7 @@ class StatePublisher:
         return {"monitor": self._monitors[uuid]} | ({"last_migration": migration} if migration else {})
 
     async def _store_entries(self, values: Mapping[str, Mapping[str, Any] | None]) -> None:
-        """Store or delete the journal's entries of entities. `values` has an entry by path, such as `vms/UUID`; None deletes it."""
+        """Store or delete the journal's entries of entities. `values` has a value by path, such as `vms/UUID`; None deletes the entry."""
         entries = [PersistentEntry(STATE_ENTRY_PREFIX + path, value) for path, value in values.items()]
         done = await asyncio.gather(*map(self._sink.persist_entry, entries))
         for (path, value), is_stored in zip(values.items(), done, strict=True):

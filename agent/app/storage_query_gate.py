@@ -67,7 +67,7 @@ class StorageQueryGate:
         return any(map(self._reader.is_suspect, mounts))
 
     async def _search_mounts(self, vm: Vm, pid: int | None) -> Mounts | None:
-        """Return the mounts of the files on the command line of a VM whose images have not been queried yet.
+        """Return the mounts of the files on a VM's command line. Called before the first query of the VM's images.
 
         Return None if the search takes longer than `WAIT_SECONDS`.
         """
@@ -125,7 +125,7 @@ class StorageQueryGate:
     def on_change(self) -> None:
         """Schedule the deferred collectors of each VM whose storage answers again.
 
-        Call this method when the state of a mount changes, and when none of the disks of a VM may hang any more.
+        Call this method when the state of a mount changes, and when the disks of a VM no longer seem to hang.
         """
         for vm, mounts in list(self._deferred.items()):
             if not self._has_suspect_mount(mounts) and not self.is_io_suspect(vm):

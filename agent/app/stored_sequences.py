@@ -1,7 +1,9 @@
 """Keeps the newest sequence of each record source in the journal, so that `previoussequence` continues in the next run of the agent.
 
-The journal stores a sequence in the transaction that stores its record. Samples are not journaled, so their sequences are stored only when
-the agent stops on request. After a kill, samples may have been lost. So the first samples of the next run have no `previoussequence`.
+The attribute `sequence` of a record orders the records of a source. The attribute `previoussequence` is the sequence of the source's
+previous record in the topic. The journal stores a sequence in the transaction that stores its record. Samples are not journaled. So the
+sequences of samples are stored only when the agent stops on request. After a kill, samples may have been lost. So the first samples of the
+next run have no `previoussequence`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
@@ -21,7 +23,7 @@ class StoredSequences:
     """The newest sequence of each record source, as persistent entries in the journal."""
 
     def __init__(self, topic_of: Callable[[str], str]) -> None:
-        """Create an object without sequences.
+        """Create the object. Call `restore` to load the sequences.
 
         Args:
             topic_of: returns the topic of a record type.

@@ -18,7 +18,7 @@ class WriteThresholdController:
         self._publisher = publisher
 
     def pop_collectors_to_poll(self, vm: Vm) -> frozenset[str]:
-        """Return the names of the collectors to poll now, and remove them from the list."""
+        """Return the names of the collectors to poll now. The next call does not return the same names again."""
         return self._commands.pop_collectors_to_poll(vm)
 
     def has_pending_commands(self, vm: Vm) -> bool:
@@ -33,5 +33,5 @@ class WriteThresholdController:
         return commands
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
-        """Handle the end of a command. `done` is whether QEMU confirmed that it executed the command."""
+        """Handle the end of a command. `done` is whether QEMU confirmed the execution of the command."""
         self._commands.on_command_done(vm, disk, done=done)

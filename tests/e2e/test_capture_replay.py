@@ -204,7 +204,7 @@ async def test_a_held_or_missing_monitor_is_reported(start_guest: StartGuest, fo
         holder.connect(str(guest.monitor))
         busy = await run_command("capture", guest.monitor, folder / "traffic", "--config", path)
     assert (busy.status, busy.out) == (1, "")
-    assert busy.log == f"qmp-agent: {guest.monitor}: no greeting within 0.3 s: another client holds it\n"
+    assert busy.log == f"qmp-agent: {guest.monitor}: no greeting within 0.3 s: another client holds the monitor\n"
     assert not (folder / "traffic").exists()
     missing = await run_command("capture", folder / "none.qmp", folder / "traffic")
     assert (missing.status, missing.out) == (1, "")

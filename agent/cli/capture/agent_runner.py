@@ -24,7 +24,7 @@ class RequestSplitter:
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def receive(self, data: bytes) -> Iterator[dict[str, Any]]:
-        """Yield the commands that these bytes complete. Always iterate to the end, because each step removes a command from the buffer."""
+        """Yield the commands that `data` completes. Always iterate to the end, because each step removes a command from the buffer."""
         self._text += self._decode(data)
         while self._text:
             try:

@@ -11,7 +11,7 @@ from agent.runtime.logging import configure_logging
 def capture_config(parsed: argparse.Namespace) -> Config:
     """Return the config that --config names, or else the default config, and configure the log.
 
-    The subcommands `capture` and `replay` do not use its monitors, its sinks, its endpoint or its Alertmanager.
+    The subcommands `capture` and `replay` do not use the config's monitors, sinks, endpoint or Alertmanager.
     """
     configure_logging("warning", "auto")
     return load_config(parsed.config) if parsed.config is not None else Config(monitors=[DialConfig(dial="/nowhere")])

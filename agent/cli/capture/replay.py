@@ -26,7 +26,7 @@ from agent.config.model import Config
 
 @dataclass(frozen=True, slots=True)
 class RecordedExchange:
-    """A captured command's reply, and the times of the command and the reply in seconds. Without a reply, `replied_at` is infinite."""
+    """A captured command's reply, and the times of the command and the reply in seconds. `replied_at` is infinite without a reply."""
 
     sent_at: float
     replied_at: float
@@ -69,14 +69,14 @@ class Capture:
         self._exchanges[_command_key(command.message)].append(RecordedExchange(command.seconds, replied_at, reply))
 
     def find_exchange(self, request: dict[str, Any], seconds: float) -> RecordedExchange | None:
-        """Return the last exchange of a command up to a time.
+        """Return the last captured exchange of a command before a time.
 
         Args:
             request: the command with its arguments.
             seconds: the time since the header.
 
         Returns:
-            The exchange; the first exchange if all are later. None if the command is not in the capture.
+            The exchange. If all exchanges are later than `seconds`, the first exchange. None if the command is not in the capture.
         """
         exchanges = self._exchanges.get(_command_key(remove_secrets(request)))
         if exchanges is None:
@@ -95,7 +95,7 @@ class ReplayedMonitor:
     """A fake QEMU monitor that replays a capture to the first agent that connects.
 
     Attributes:
-        ended: set at the end of the capture. If QEMU closed the captured connection, set when the agent reconnects.
+        ended: set at the end of the capture. For a capture in which QEMU closed the connection, set when the agent reconnects.
     """
 
     def __init__(self, capture: Capture, speed: float) -> None:
@@ -170,7 +170,7 @@ async def replay_capture(path: Path, config: Config, *, listen: str, speed: floa
 
     Args:
         path: the capture file.
-        config: the agent's config. Its monitors, sinks and endpoint are not used.
+        config: the agent's config, whose monitors, sinks, endpoint and Alertmanager are not used.
         listen: the address of the agent's endpoint, `host:port`.
         speed: factor by which the replay is faster than the capture.
 

@@ -25,7 +25,7 @@ async def capture_traffic(monitor: str, path: Path, config: Config, *, seconds: 
     Args:
         monitor: the path of a socket, or tcp:host:port.
         path: the file, which must not exist.
-        config: the agent's config. Its monitors, sinks and endpoint are not used.
+        config: the agent's config, whose monitors, sinks, endpoint and Alertmanager are not used.
         seconds: the maximum duration.
         max_bytes: the maximum size of the file.
 
@@ -33,7 +33,7 @@ async def capture_traffic(monitor: str, path: Path, config: Config, *, seconds: 
         The outcome: a line for the user.
 
     Raises:
-        CaptureError: the monitor cannot be reached, another client holds it, or the file cannot be written.
+        CaptureError: the monitor cannot be reached, another client holds the monitor, or the file cannot be written.
         StartError: the agent cannot start.
     """
     qemu, first_bytes = await _connect(monitor, config.timeouts.greeting)
@@ -64,7 +64,9 @@ async def _connect(monitor: str, deadline: float) -> tuple[Stream, bytes]:
             if first_bytes := await qemu[0].read(READ_BYTES):
                 return qemu, first_bytes
     except TimeoutError:
-        raise CaptureError(f"{sanitize(monitor)}: no greeting within {deadline:g} s: another client holds it") from None
+        raise CaptureError(
+            f"{sanitize(monitor)}: no greeting within {deadline:g} s: another client holds the monitor"
+        ) from None
     except (OSError, ValueError) as error:
         raise CaptureError(f"{sanitize(monitor)}: {error}") from error
     raise CaptureError(f"{sanitize(monitor)}: QEMU closed the connection")
@@ -117,7 +119,7 @@ class _CapturingProxy:
         splitter: _MessageSplitter,
         data: bytes = b"",
     ) -> None:
-        """Record and forward the messages of one side until this side closes the connection or the file is full.
+        """Record and forward the messages of one side until the sender closes the connection or the file is full.
 
         Args:
             reader: the connection to read from.

@@ -28,7 +28,7 @@ def libvirt_instance(uri: str) -> str:
 
 
 def entry_matches_monitor(entry: DiscovererConfig, monitor: MonitorSocket, address: str) -> bool:
-    """Return whether the agent reaches a monitor at this address through a `monitors` entry of its config."""
+    """Return whether a `monitors` entry of the agent's config leads to a monitor. `address` is the monitor's address."""
     return entry.inbound == monitor.connects and any(_address_matches(pattern, address) for pattern in entry.addresses)
 
 

@@ -1,6 +1,6 @@
 """Finds the smallest change that lets the agent watch a VM, and describes this change as steps for the operator.
 
-The steps for each VM manager, such as Proxmox, are rows in `managers`.
+The steps for each VM manager, such as Proxmox, are in the table `MANAGERS` of `managers`.
 """
 
 from collections.abc import Iterable

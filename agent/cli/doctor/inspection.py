@@ -108,7 +108,10 @@ class _VmInspector:
         return tuple(f"{vm.vm.name} (pid {vm.vm.pid})" for vm in chosen)
 
     def connections(self) -> Iterator[SocketEntry]:
-        """Yield this process's socket of each established connection, including monitors that were added after QEMU's start."""
+        """Yield this process's socket of each established connection. Monitors that were added after QEMU's start are included.
+
+        Yield the established sockets of all processes if the descriptors of this process cannot be read.
+        """
         table = self._host.socket_table
         inodes = table.keys() if self._inodes is None else self._inodes.values()
         yield from (entry for inode in inodes if (entry := table.get(inode)) and entry.state == ESTABLISHED)
@@ -117,7 +120,7 @@ class _VmInspector:
         """Return the report on this VM.
 
         Args:
-            holders: for each socket at the other end of a connection, by inode: the pid of the process that has the socket open.
+            holders: the pids of the processes at the other ends of the connections, by the inode of the socket at the other end.
         """
         monitors = tuple(self._inspect_monitor(monitor, address, holders) for monitor, address in self._monitors)
         monitors += tuple(self._hotplugged_monitors(holders))
@@ -236,7 +239,7 @@ class _VmInspector:
 
 
 def _table_key(monitor: MonitorSocket, address: str) -> str:
-    """Return the address of a monitor as in the kernel's socket table, which has the path with which QEMU created the socket."""
+    """Return a monitor's address in the form of the kernel's socket table: the path with which QEMU created the socket, or `tcp:PORT`."""
     return socket_table_address(monitor.path or address)
 
 

@@ -20,7 +20,7 @@ _BACKENDS_WITHOUT_COUNTERS = {
 
 
 def describe_network(command_line: CommandLine, pid: int, root: Path) -> tuple[str, ...]:
-    """Return a text for each network device without a tap interface: where its traffic is counted, or that there is no counter."""
+    """Return a text for each network device without a tap interface: where the device's traffic is counted, or that no counter exists."""
     return tuple(
         sanitize(line, 512) for line in (*_describe_backends(command_line), *_describe_passthrough_devices(pid, root))
     )

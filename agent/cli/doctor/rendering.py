@@ -66,7 +66,7 @@ def _describe_socket(monitor: MonitorReport) -> str:
         case SocketState.FREE:
             return f"free{_describe_manager_need(monitor)}"
         case SocketState.UNKNOWN:
-            return "holder unknown; run doctor as root to see it"
+            return "holder unknown; run doctor as root to see the holder"
 
 
 def _describe_manager_need(monitor: MonitorReport) -> str:

@@ -319,7 +319,7 @@ def test_without_access_to_descriptors_doctor_refers_to_root(host: FakeProcHost)
             link.unlink()
         folder.rmdir()
     text = "\n".join(render_reports(host.inspect(pattern="ovirt-vm")))
-    assert "descriptor 33: holder unknown; run doctor as root to see it" in text
+    assert "descriptor 33: holder unknown; run doctor as root to see the holder" in text
     host.table |= {900: SocketEntry(ESTABLISHED, "/run/qemu-server/104.qmp", 901)}
     assert "/104.qmp: held by an unknown process" in "\n".join(render_reports(host.inspect(pattern="web")))
 

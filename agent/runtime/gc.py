@@ -1,7 +1,8 @@
 """Scheduled collections of Python's garbage collector.
 
 A full collection stops the process for 0.1 s with 500 VMs. By default, CPython 3.11 to 3.13 starts a full collection when a quarter of all
-objects is new. With many VMs, polls would cause a full collection about once a minute, and delay each event that arrives meanwhile.
+objects is new. With many VMs, polls would cause a full collection about once a minute. Each collection would delay the events that arrive
+during the collection.
 
 The agent needs few full collections. Only closed connections leave reference cycles. Reference counting frees all other objects at once.
 """
@@ -12,7 +13,7 @@ import gc
 from collections.abc import Iterator
 
 YOUNG_THRESHOLDS = (2_000, 10)
-"""Thresholds of the two young generations, for `gc.set_threshold`. A collection of them takes a few milliseconds at most."""
+"""Thresholds of the two young generations, for `gc.set_threshold`. A collection of these generations takes a few milliseconds at most."""
 
 
 @contextlib.contextmanager
@@ -23,7 +24,7 @@ def scheduled_garbage_collection(interval_seconds: float = 120.0) -> Iterator[No
     """
     loop = asyncio.get_running_loop()
     previous = gc.get_threshold()
-    gc.freeze()  # no gc.collect() before: it would take a tenth of the agent's start time, and free only a few hundred objects
+    gc.freeze()  # no gc.collect() before: a collection takes a tenth of the agent's start time, and frees only a few hundred objects
     gc.set_threshold(*YOUNG_THRESHOLDS, 1_000_000_000)
 
     timers: list[asyncio.TimerHandle] = []

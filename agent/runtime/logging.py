@@ -64,7 +64,7 @@ def configure_logging(level: str, form: Literal["auto", "text", "json"]) -> None
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_choose_formatter(form))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # aiokafka logs a traceback at each failed attempt. The sink logs each failure once, so these logs are not needed.
+    # aiokafka logs a traceback at each failed attempt. The sink logs each failure once, so aiokafka's logs are not needed.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 

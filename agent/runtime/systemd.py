@@ -19,7 +19,7 @@ STATUS_SECONDS = 10.0
 
 
 class SystemdNotifier:
-    """Sends notifications to systemd if the unit expects them.
+    """Sends notifications to systemd if the unit expects notifications.
 
     Attributes:
         watchdog_seconds: systemd's watchdog timeout for this process; 0 without a watchdog.

@@ -1,7 +1,7 @@
-"""Callback polls: polls that wake no asyncio task. A timer sends the commands, and the arriving replies report the samples.
+"""Callback polls: polls that wake no asyncio task. A timer sends the commands, and a callback reports the samples in the replies.
 
-A poll can run this way if its commands fit one write, its replies are small, and no command accesses storage. The session's task runs all
-other polls.
+A poll can be a callback poll if its commands fit one write, its replies are small, and no command accesses storage. The session's task
+runs all other polls.
 """
 
 import asyncio
@@ -30,10 +30,10 @@ class CallbackConnection(Protocol):
     """A connection that can send commands and call back with the replies. `QmpClient` implements and documents the methods."""
 
     def try_send(self, commands: Sequence[Command], on_results: OnResults) -> bool:
-        """Send commands in one write; return False if that is not possible now."""
+        """Send commands in one write. Return False if the connection cannot send now."""
 
     def abandon_replies(self, seconds: float) -> StalledError:
-        """Ignore the overdue replies when they arrive. Return the error to raise."""
+        """Stop waiting for the replies, which did not arrive within `seconds`. Return the error to raise."""
 
 
 class CallbackPolls:
@@ -77,7 +77,7 @@ class CallbackPolls:
         self._is_check_pending = False
 
     async def run(self) -> Sequence[str]:
-        """Run callback polls until the session's task is needed. Return the names of the polls for the task to run; may be empty.
+        """Run callback polls until the session's task is needed. Return the names of the polls that the task has to run, if any.
 
         Raises:
             StalledError: the reply to a callback poll is overdue. Call `wait_until_responsive` next.
@@ -103,7 +103,7 @@ class CallbackPolls:
         self._task = None
 
     def check_soon(self) -> None:
-        """Check the schedule and the connection in the next turn of the event loop. Call this after either has changed."""
+        """Check the schedule and the connection in the next turn of the event loop. Call this method after a change of either."""
         if not self._is_check_pending:
             self._is_check_pending = True
             asyncio.get_running_loop().call_soon(self._check)
@@ -115,7 +115,7 @@ class CallbackPolls:
         elif not self._batch:
             self._poll_due()
 
-    # The path of a callback poll.
+    # Sending the commands of a callback poll, and reading the replies.
 
     def on_wake(self, at: float) -> None:
         """Run the polls that are due."""
@@ -136,11 +136,11 @@ class CallbackPolls:
                     self._continue_task(names)
                 elif self._batch:
                     return
-        except Exception as error:  # noqa: BLE001 - a bug ends the task, as if the task had run this
+        except Exception as error:  # noqa: BLE001 - a bug ends the task, as if the task had run this code
             self._fail_task(error)
 
     def _start_polls(self, names: Sequence[str]) -> bool:
-        """Send the commands of these polls, and read the kernel's files for them. Return False if only the task can run them."""
+        """Send the commands of polls, and read the kernel's files for the polls. Return False if only the task can run the polls."""
         client = self._client
         batch = self._poller.callback_batch(names) if client is not None else None
         if client is None or batch is None:
@@ -166,7 +166,7 @@ class CallbackPolls:
                 self._continue_task(())
                 return
             self._disk_commands.schedule_requested_polls()
-        except Exception as error:  # noqa: BLE001 - a bug ends the task, as if the task had run this
+        except Exception as error:  # noqa: BLE001 - a bug ends the task, as if the task had run this code
             self._fail_task(error)
         at = self._schedule.next_due_at()
         if at <= time.monotonic() + SLACK_SECONDS:
@@ -175,7 +175,7 @@ class CallbackPolls:
             self._set_wake_time(at)
 
     def _set_wake_time(self, at: float) -> None:
-        """Set the timer that wakes these polls when the next one is due."""
+        """Set the timer to the time at which the next poll is due."""
         self._executor.next_action_at = at
         if at != self._wake_at:
             timers = self._context.wake_timers

@@ -22,8 +22,8 @@ class _Failure:
 class CollectorFailures:
     """Failing collectors of one VM. A failing collector is off for a time, which doubles with each consecutive failure.
 
-    If it is unknown which of several collectors caused a failure, all of them are isolated: the agent polls each alone until its reply can
-    be read.
+    A failure of a write with several collectors does not show which collector caused the failure. The agent then isolates these collectors:
+    it polls each collector alone until the collector's reply can be read.
     """
 
     __slots__ = ("_failures", "_isolated")
@@ -45,7 +45,7 @@ class CollectorFailures:
         return tuple((name, failure.cause) for name, failure in sorted(self._failures.items()))
 
     def add(self, name: str, cause: str, now: float, first_seconds: float, max_seconds: float) -> float:
-        """Add a failure of a collector; return how long the collector is off, in seconds.
+        """Add a failure of a collector. Return how long the collector is off, in seconds.
 
         Args:
             name: the collector's name.
@@ -62,7 +62,7 @@ class CollectorFailures:
         return delay
 
     def clear(self, name: str) -> bool:
-        """Remove a collector's failures; return False if it had none."""
+        """Remove a collector's failures. Return False if the collector had none."""
         self.end_isolation(name)
         return self._failures.pop(name, None) is not None
 
@@ -81,6 +81,6 @@ class CollectorFailures:
         return name in self._failures or name in self._isolated
 
     def retry_at(self, name: str) -> float:
-        """Return the monotonic time at which the agent may poll a collector again; `-inf` if the collector does not fail."""
+        """Return when the agent may poll a collector again, in seconds on the monotonic clock; `-inf` if the collector does not fail."""
         failure = self._failures.get(name)
         return failure.retry_at if failure is not None else -inf

@@ -14,12 +14,13 @@ from agent.session.stall_probe import StallProbe
 
 
 class CommandExecutor:
-    """Executes commands on one connection, and stores for the agent's watchdog when the session has to act next.
+    """Executes commands on one connection. Also stores when the session has to act next, for the agent's watchdog.
 
     Attributes:
         last_unreadable_error: error of the last unreadable reply in `execute_with_retry`; empty if all replies were readable. The caller
-            resets it.
-        next_action_at: monotonic time at which the session has to act next; `inf` while the session waits for an overdue reply.
+            resets this attribute.
+        next_action_at: when the session has to act next, in seconds on the monotonic clock; `inf` while the session waits for an overdue
+            reply.
     """
 
     __slots__ = ("_client", "_context", "_probe", "_skipped", "last_unreadable_error", "next_action_at")
@@ -33,7 +34,7 @@ class CommandExecutor:
         self._skipped = SkippedQmpMessages()
 
     async def execute(self, commands: Sequence[Command]) -> list[CommandResult]:
-        """Send commands in one write; return their results in the same order.
+        """Send commands in one write. Return the results in the order of the commands.
 
         Raises:
             BusyError: the monitor is in use by another client.
@@ -45,7 +46,7 @@ class CommandExecutor:
         return await self._client.execute(commands, deadline=timeout)
 
     def pop_skipped_messages(self) -> Iterable[tuple[str, int]]:
-        """Return pairs of a reason and the number of QEMU's messages that were skipped for this reason since the last call."""
+        """Return how many of QEMU's messages were skipped since the last call, as pairs of a reason and a number."""
         total, before = self._client.skipped_messages, self._skipped
         if total is before:
             return ()
@@ -54,7 +55,7 @@ class CommandExecutor:
         return [(reason, now - then) for reason, now, then in counts if now > then]
 
     async def execute_with_retry(self, commands: Sequence[Command]) -> list[CommandResult]:
-        """Execute commands like `execute`. After each stall, execute them again until QEMU replies in time.
+        """Execute commands like `execute`. After each stall, execute the commands again until QEMU replies in time.
 
         Raises:
             QmpError: the connection ended, or a command is not allowed.

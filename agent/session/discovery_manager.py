@@ -1,6 +1,6 @@
-"""Runs the discoverers of the current config.
+"""Runs the discoverers of the current config. A discoverer finds the monitors of one config entry.
 
-When a config reload removes a discoverer, the agent keeps its connections to the monitors that another discoverer finds.
+A config reload can remove a discoverer. If another discoverer finds the same monitor, the agent keeps the connection to the monitor.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ class DiscoveryManager:
         self._discoverers: dict[str, Discoverer] = {}
 
     def set_discoverers(self, discoverers: Mapping[str, Discoverer]) -> None:
-        """Run exactly these discoverers, given by name. Keep a running discoverer if its name is among them."""
+        """Run exactly these discoverers, given by name. A running discoverer whose name is given keeps running."""
         removed = [self._running.pop(name) for name in self._running.keys() - discoverers.keys()]
         for name in discoverers.keys() - self._running.keys():
             discovered = _DiscoveredMonitors(self._group)
@@ -80,7 +80,7 @@ class DiscoveryManager:
         return pools
 
     async def _dismiss_monitors(self, removed: _DiscoveredMonitors) -> None:
-        """Dismiss the monitors of a removed discoverer that no other discoverer has found."""
+        """Stop supervising the monitors of a removed discoverer, except monitors that another discoverer has found."""
         await asyncio.sleep(GRACE_SECONDS)
         for key, monitor in removed.monitors.items():
             if not any(key in others.monitors for others, _ in self._running.values()):

@@ -26,7 +26,7 @@ class DiskCommandExecutor:
         self._vm = vm
 
     def pop_collectors_to_poll(self) -> frozenset[str]:
-        """Return the collectors that the threshold controller requested, and remove them from its list."""
+        """Return and remove the names of the collectors that the threshold controller requested."""
         controller = self._context.thresholds
         return controller.pop_collectors_to_poll(self._vm) if controller is not None else frozenset()
 
@@ -49,8 +49,8 @@ class DiskCommandExecutor:
     async def execute_pending_commands(self, *, receives_events: bool) -> None:
         """Execute the pending commands one by one. Then schedule the collectors that the threshold controller requested.
 
-        After a stall, the remaining commands are dropped, because they were computed from old samples. On a connection without events, no
-        write threshold is set, because the agent would miss its event.
+        A stall drops the remaining commands, because the commands were computed from old samples. No write threshold is set on a
+        connection without events, because the agent would miss the threshold's event.
 
         Args:
             receives_events: whether this connection receives events.
@@ -80,10 +80,10 @@ class DiskCommandExecutor:
             yield self._context.histograms
 
     async def _execute(self, disk: str, command: Command) -> bool:
-        """Execute a command; return whether QEMU confirmed it."""
+        """Execute a command. Return whether QEMU confirmed the command."""
         try:
             (result,) = await self._executor.execute((command,))
-        except CommandNotAllowedError as error:  # a config reload has forbidden the command meanwhile
+        except CommandNotAllowedError as error:  # a config reload has just forbidden the command
             _log.info("%s: %s of disk %s not sent: %s", self._vm.name, command.name, disk, error)
             return False
         return not isinstance(result, QmpError)

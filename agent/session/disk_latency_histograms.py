@@ -1,7 +1,8 @@
 """The latency histograms of one disk in QEMU, as a state machine. Pure.
 
-QEMU has one set of histograms for each disk, and any client can replace or remove them. The agent sets histograms only on a disk that has
-none. The agent never replaces or removes histograms, not even its own. So its histograms stay until the disk is unplugged or QEMU ends.
+QEMU has one set of histograms for each disk, and any client can replace or remove this set. The agent sets histograms only on a disk that
+has none. The agent never replaces or removes histograms, not even its own. So the agent's histograms stay until the disk is unplugged or
+QEMU ends.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,10 +18,10 @@ BoundariesNs = tuple[int, ...]
 
 
 class HistogramState(StrEnum):
-    """State of a disk's histograms, as far as the agent has read and set them."""
+    """State of a disk's histograms, as far as the agent knows."""
 
     UNREAD = "unread"
-    """The agent has not polled the disk since it attached to the VM, or since the disk was plugged in."""
+    """The agent has not polled the disk since the agent attached to the VM, or since the disk was plugged in."""
     NONE = "none"
     """The disk has no histograms, so the agent may set them."""
     OURS = "agent"
@@ -28,7 +29,7 @@ class HistogramState(StrEnum):
     FOREIGN = "other"
     """Another client has set the histograms."""
     UNKNOWN = "unknown"
-    """A command failed or got no response, so QEMU may have executed it."""
+    """The command that sets the histograms failed or got no response. QEMU may have executed the command."""
     REFUSED = "refused"
     """The disk has no histograms, and QEMU refused the agent's commands."""
     REMOVED = "removed"
@@ -43,11 +44,11 @@ class HistogramStateInput(StrEnum):
     READ_OURS = "read_ours"
     """A poll shows the histograms that the agent set."""
     READ_FOREIGN = "read_foreign"
-    """A poll shows other histograms."""
+    """A poll shows histograms that the agent did not set."""
     SEND = "send"
     """The agent is about to send the command that sets the histograms."""
     FAIL = "fail"
-    """QEMU refused the command, or its response did not arrive."""
+    """QEMU refused the command, or the response did not arrive."""
     REFUSE = "refuse"
     """The command has failed `MAX_REFUSALS` consecutive times."""
     REPLUG = "replug"
@@ -77,7 +78,7 @@ HISTOGRAM_TRANSITIONS: Mapping[HistogramState, Mapping[HistogramStateInput, Hist
         },  # another client has set the same bins as the agent would
     }
 )
-"""The next state by state and input. An input that is not listed changes nothing."""
+"""The next state, by current state and input. An input that is not listed changes nothing."""
 
 
 @dataclass(slots=True)
@@ -86,8 +87,8 @@ class DiskLatencyHistograms:
 
     Attributes:
         state: the state of the histograms.
-        own_boundaries: the boundaries that the agent set; None if it set none on this disk.
-        device: the device's name in the command; empty if QEMU has none for it.
+        own_boundaries: the boundaries that the agent set; None if the agent set none on this disk.
+        device: name of the disk's device in QEMU's commands; empty if the device has no name.
         operations: total numbers of operations of each kind at the last poll. A lower number shows that the disk was replaced.
         refusals: number of consecutive failed commands.
         is_unplugged: whether QEMU has reported that the disk was unplugged. After the report, a poll can still show the unplugged disk.
@@ -106,7 +107,7 @@ class DiskLatencyHistograms:
         Args:
             boundaries: the boundaries of the disk's histograms in seconds; None if the disk has no histograms.
             operations: total numbers of operations of each kind.
-            device: the device's name in QEMU; empty if it has none.
+            device: name of the disk's device in QEMU; empty if the device has no name.
         """
         has_fewer = any(now < before for now, before in zip(operations, self.operations, strict=False))
         is_other_device = bool(self.device) and device != self.device
@@ -133,12 +134,12 @@ class DiskLatencyHistograms:
         return self.state is HistogramState.NONE and bool(self.device)
 
     def on_command_send(self, boundaries: BoundariesNs) -> None:
-        """Store the histogram boundaries that the next command sets. The agent is about to send this command."""
+        """Store the histogram boundaries that a command sets. Call this method before the agent sends the command."""
         self._change_state(HistogramStateInput.SEND)
         self.own_boundaries = boundaries
 
     def on_command_done(self, *, done: bool) -> None:
-        """Handle the outcome of the command; `done` is whether QEMU confirmed it."""
+        """Handle the outcome of the command. `done` is whether QEMU confirmed the command."""
         self.refusals = 0 if done else self.refusals + 1
         if not done:
             self._change_state(

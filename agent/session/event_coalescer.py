@@ -1,7 +1,7 @@
 """Coalescing of repeated events. Pure: time is an argument.
 
-The first event is reported at once. Repetitions are reported once a second, as one event: the last of them, with their number.
-With a failing disk and werror=ignore, QEMU 7.2 emits about 270 BLOCK_IO_ERROR events a second (measured). QEMU 9.2 and newer limit them.
+The first event is reported at once. Repetitions are counted, and reported once a second as one event: the last repetition, with the count.
+QEMU 7.2 emits about 270 BLOCK_IO_ERROR events a second for a failing disk with werror=ignore (measured). QEMU 9.2 and newer limit the rate.
 """
 
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from math import inf
 from agent.qmp.protocol import Event
 
 WINDOW_SECONDS = 1.0
-"""How long repetitions of an event are counted before they are reported."""
+"""Seconds during which repetitions of an event are counted before the count is reported."""
 
 MAX_WINDOWS = 256
-"""Maximum number of open windows, because QEMU's data determines the number of keys. Beyond it, the oldest window ends early."""
+"""Maximum number of open windows. A limit is needed, because QEMU's data determines the number of keys. One more window ends the oldest."""
 
 EventKey = tuple[object, ...]
 """Values that are equal for repetitions of one event, such as the event's name and its device."""
@@ -80,7 +80,7 @@ class EventCoalescer:
         return next((window.ends_at for window in self._windows.values()), inf)
 
     def pop_due(self, now: float) -> Iterator[CoalescedEvent]:
-        """Yield the events of the windows that have ended. After each, begin a new window with the same key."""
+        """Yield the events of the windows that have ended. For each yielded event, begin a new window with the same key."""
         while self.next_due_at() <= now:
             key = next(iter(self._windows))  # the windows are in the order of their ends
             window = self._windows.pop(key)
@@ -89,7 +89,7 @@ class EventCoalescer:
                 yield window.held
 
     def flush(self) -> Iterator[CoalescedEvent]:
-        """End all windows and yield their events, the oldest first."""
+        """End all windows. Yield the unreported events of all windows, the oldest first."""
         windows, self._windows = self._windows, {}
         held = [window.held for window in windows.values() if window.held is not None]
         yield from sorted(held, key=lambda event: event.last_ns)

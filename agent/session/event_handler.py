@@ -20,10 +20,10 @@ TimedEventCallback = Callable[[Event, int], None]
 """Called with an event and its time in nanoseconds since the epoch."""
 
 MAX_BUFFERED_EVENTS = 1024
-"""Maximum number of buffered events. Beyond it, a severe event replaces another event, and any other new event is dropped."""
+"""Maximum number of buffered events. If the buffer is full, a severe event replaces a less severe event. Any other event is dropped."""
 
 ORDERED_EVENTS = frozenset({"STOP", "RESUME", "RESET", "SHUTDOWN"})
-"""Events that change the run state. Before such an event, all coalesced events are reported, so that the records stay in order."""
+"""Events that change the run state. The agent reports all coalesced events before such an event, so that the records stay in order."""
 
 
 class EventHandler:
@@ -48,7 +48,7 @@ class EventHandler:
         return self._arrivals - len(self._buffer) - len(self._severe_buffer)
 
     def on_event(self, event: Event) -> None:
-        """Handle an event as soon as it is read."""
+        """Handle an event that has just been read. Report the event, or buffer the event until `attach`."""
         if self._vm is not None:
             self._report_event(self._vm, event)
         else:
@@ -119,7 +119,7 @@ class EventHandler:
             self._observer.on_event(record)
 
     def _start_timer(self, vm: Vm) -> None:
-        """Start the timer that reports coalesced events. The next poll may be too late for that, because a poll waits for replies."""
+        """Start the timer that reports coalesced events. A poll may be too late to report the events, because a poll waits for replies."""
         if self._timer is None and (due_at := self._coalescer.next_due_at()) < inf:
             delay = max(0.0, due_at - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(delay, self._report_ended_windows, vm)

@@ -28,7 +28,7 @@ class GuestAgentPortLookup:
         return any(path.rpartition("/")[2] == device for path in self._names)
 
     async def find(self, execute: Execute, listings: Sequence[Any]) -> str | None:
-        """Return the QOM path of the port; None if there is none.
+        """Return the QOM path of the port; None if the VM has no such port.
 
         Args:
             execute: executes commands on QEMU.

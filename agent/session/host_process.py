@@ -32,7 +32,7 @@ PROCESS_COMMANDS = (
 """Commands whose replies describe a VM's threads, accelerator and machine type."""
 
 THREAD_LIST_COMMANDS = {"vcpu": "query-cpus-fast", "iothread": "query-iothreads"}
-"""For each collector of threads, by name, the QMP command that lists the threads."""
+"""The QMP command that lists the threads, by name of the collector that reads the threads."""
 
 _NIC_TYPES = tuple(
     f"child<{kind}"
@@ -121,7 +121,7 @@ class HostProcess:
             socket_owner: pid of the process that opened the monitor's socket; None if unknown. `find_process` describes its use.
             vm: the VM.
             facts: the facts about the VM that are known already.
-            domain: the connection to the VM if it goes through libvirt; otherwise None.
+            domain: the connection to the VM if the connection goes through libvirt; otherwise None.
 
         Raises:
             QmpError: the connection ended.
@@ -169,7 +169,7 @@ class HostProcess:
         return {}
 
     async def _find_interfaces(self, execute: Execute, process: Process) -> tuple[NetworkInterface, ...]:
-        """Return the process's network interfaces. Query the network cards from QEMU only if there is a new interface."""
+        """Return the process's network interfaces. Query the network cards from QEMU only if an interface is new."""
         try:
             interfaces = await _run_with_timeout(partial(find_process_interfaces, process, self._nics))
         except TimeoutError:

@@ -1,4 +1,4 @@
-"""Identity and features of a VM: the commands that query them, and parsers of the replies. Pure."""
+"""Identity and features of a VM: the QMP commands that query both, and parsers of the replies. Pure."""
 
 import uuid
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ _UUID5_NAMESPACE = uuid.UUID("5f0b6f6e-8c3e-5d0a-9a39-6e1f1f2d7a10")
 _NIL_UUID = str(uuid.UUID(int=0))
 
 IDENTITY_COMMANDS = (Command("query-uuid"), Command("query-name"))
-"""Commands that identify a VM. The version of its QEMU is in the greeting."""
+"""Commands that identify a VM. QEMU's version is in the greeting."""
 
 QUERY_RUN_STATE = Command("query-status")
 """Queries whether the guest runs or waits for a migration."""
@@ -83,19 +83,19 @@ def identify(
     A VM that was started without a UUID reports only zeros. The agent then derives a UUID from the host's name and the monitor's name. This
     UUID stays the same when the VM or the agent restarts.
 
-    If VMs connect to an address of the agent, the monitor's name changes with each connection or process. The agent then derives the UUID
-    from the host's name, this address and the VM's name. For a VM without a name, QEMU's command line replaces the VM's name.
+    A VM can also connect to an address of the agent. Then the monitor's name changes with each connection or process. So the agent derives
+    the UUID from the host's name, the agent's address and the VM's name. For a VM without a name, QEMU's command line replaces the name.
 
     Args:
         host: the host's name.
         monitor: the monitor's name.
         replies: the replies to IDENTITY_COMMANDS.
         shared_address: the agent's address that the VM connected to; empty if the agent connected to the monitor.
-        container: name of the container that the VM's manager runs in; empty if it runs on the host itself.
+        container: name of the container that the VM's manager runs in; empty if the manager runs on the host itself.
         arguments: returns QEMU's command line, or an empty sequence if the command line is unknown.
 
     Raises:
-        UnreadableReplyError: the UUID cannot be read, or the VM has no UUID and its name cannot be read.
+        UnreadableReplyError: the UUID cannot be read, or the VM has no UUID and the VM's name cannot be read.
     """
     if isinstance(replies[0], UnreadableReplyError):
         raise replies[0]
@@ -123,7 +123,7 @@ def _kubernetes_namespace(container: str, name: str) -> str:
 
 
 def _key_at_shared_address(address: str, name: str, arguments: Callable[[], Sequence[str]]) -> str:
-    """Return a key that identifies a VM across restarts of the VM; empty if both its name and its command line are unknown."""
+    """Return a key that identifies a VM across restarts of the VM; empty if both the name and the command line are unknown."""
     if name:
         return f"{address}\nname\n{name}"
     return "\0".join((address, *command_line)) if (command_line := arguments()) else ""
@@ -194,7 +194,7 @@ def parse_facts(replies: Sequence[Any], greeting: Greeting, commands: frozenset[
     Args:
         replies: the replies to FEATURE_COMMANDS.
         greeting: QEMU's greeting.
-        commands: the names of QEMU's commands; empty if they are unknown.
+        commands: the names of QEMU's commands; empty if the names are unknown.
     """
     return VmFacts(
         balloon=balloon_path(replies),

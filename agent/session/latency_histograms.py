@@ -1,4 +1,4 @@
-"""Latency histograms of all VMs' disks: which of them the agent has set, and the commands that set missing ones. Pure."""
+"""Latency histograms of all VMs' disks: which histograms the agent has set, and the commands that set missing histograms. Pure."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ class _VmHistograms:
 
     Attributes:
         pid: pid of the VM's process; None if unknown.
-        detached_at: monotonic time in seconds at which the VM was detached; None while it is attached.
+        detached_at: when the VM was detached, in seconds on the monotonic clock; None while the VM is attached.
         disks: the disks' histograms by the disks' names.
         pending: names of the disks whose histograms the agent may set now.
     """
@@ -61,8 +61,9 @@ class LatencyHistogramTracker:
     """The latency histograms of all disks.
 
     Attributes:
-        boundaries: the boundaries of the histograms that the agent sets; empty if it sets none.
-        has_no_journal: whether the agent has no journal. If so, histograms with exactly `boundaries` count as set by an earlier run.
+        boundaries: the boundaries of the histograms that the agent sets; empty if the agent sets none.
+        has_no_journal: whether the agent has no journal. Without a journal, histograms with exactly `boundaries` count as set by an
+            earlier run.
     """
 
     def __init__(self, boundaries: BoundariesNs = ()) -> None:
@@ -85,7 +86,7 @@ class LatencyHistogramTracker:
                     vm.disks[disk] = DiskLatencyHistograms(own_boundaries=boundaries)
 
     def on_attached(self, vm: Vm, pid: int | None) -> None:
-        """Handle a VM that was attached, with the pid of its process; None if unknown. Remove the histograms of an earlier process."""
+        """Handle the attach of a VM whose process has this pid; None if unknown. Forget the histograms of an earlier process."""
         vm_histograms = self._vms.get(_entry_name(vm))
         if vm_histograms is None or vm_histograms.pid != pid:
             vm_histograms = self._vms[_entry_name(vm)] = _VmHistograms(pid)
@@ -95,7 +96,7 @@ class LatencyHistogramTracker:
             histograms.state = HistogramState.UNREAD
 
     def on_detached(self, vm: Vm, now: float) -> None:
-        """Handle a VM that was detached at `now`, in seconds on the monotonic clock."""
+        """Handle the detach of a VM at `now`, in seconds on the monotonic clock."""
         if (vm_histograms := self._vms.get(_entry_name(vm))) is not None:
             vm_histograms.detached_at, vm_histograms.pending = now, []
 
@@ -154,13 +155,13 @@ class LatencyHistogramTracker:
         return commands
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
-        """Handle the outcome of the command for a disk; `done` is whether QEMU confirmed it."""
+        """Handle the outcome of the command for a disk. `done` is whether QEMU confirmed the command."""
         vm_histograms = self._vms.get(_entry_name(vm))
         if vm_histograms is not None and (histograms := vm_histograms.disks.get(disk)) is not None:
             histograms.on_command_done(done=done)
 
     def persistent_entry(self, vm: Vm) -> EntryNameAndValue:
-        """Return a VM's persistent entry; its value is None if the agent has set no histograms."""
+        """Return a VM's persistent entry. The value is None if the agent has set no histograms."""
         name = _entry_name(vm)
         vm_histograms = self._vms.get(name)
         value = vm_histograms.state_to_store() if vm_histograms is not None else None
@@ -168,7 +169,7 @@ class LatencyHistogramTracker:
         return name, value
 
     def pop_expired_entries(self, now: float) -> Iterator[EntryNameAndValue]:
-        """Remove the VMs that have been detached for `REATTACH_SECONDS`, and yield their persistent entries with the value None."""
+        """Remove each VM that has been detached for `DETACHED_VM_RETENTION_SECONDS`. Yield its persistent entry with the value None."""
         for name, vm_histograms in list(self._vms.items()):
             if (
                 vm_histograms.detached_at is not None
@@ -192,7 +193,7 @@ class LatencyHistogramTracker:
 
 
 def _parse_boundaries(own: object) -> BoundariesNs | None:
-    """Return the boundaries that an earlier run stored; None if they are not valid."""
+    """Return the boundaries that an earlier run stored; None if the stored value is not valid."""
     if not isinstance(own, list) or not 0 < len(own) <= MAX_HISTOGRAM_BOUNDARIES:
         return None
     return tuple(own) if all(type(bound) is int for bound in own) else None

@@ -17,7 +17,7 @@ _INMIGRATE = "inmigrate"
 _FINISH_MIGRATE = "finish-migrate"
 _POSTMIGRATE = "postmigrate"
 _SHUTDOWN = "shutdown"
-"""QEMU's RunStateTracker during a migration (2.6 to 11.1)."""
+"""QEMU's run states during a migration (QEMU 2.6 to 11.1)."""
 
 
 class MigrationPhase(Enum):
@@ -44,7 +44,7 @@ _NEXT_BY_RUN_STATE: dict[str, dict[MigrationPhase, MigrationPhase]] = {
     _POSTMIGRATE: dict.fromkeys(MigrationPhase, MigrationPhase.MIGRATED_AWAY),
     _SHUTDOWN: {MigrationPhase.INCOMING: MigrationPhase.RECEIVED, MigrationPhase.HANDING_OVER: MigrationPhase.PRESENT},
 }
-"""The next phase by run state and current phase. Phases that are not listed stay."""
+"""The next phase by run state and current phase. A phase that is not listed stays."""
 
 _NEXT_BY_OTHER_RUN_STATE = {
     MigrationPhase.UNKNOWN: MigrationPhase.PRESENT,
@@ -65,7 +65,7 @@ _ROLE_BY_PHASE = {
 _TRANSFERRING_STATUSES = frozenset(
     {"active", "postcopy-device", "postcopy-active", "postcopy-paused", "postcopy-recover-setup", "postcopy-recover"}
 )
-"""Migration statuses in which a source reports transferred bytes. If a process in such a status reports none, it is a destination."""
+"""Migration statuses in which a source reports transferred bytes, and a destination does not."""
 
 _NEXT_BY_EVENT: dict[object, dict[MigrationPhase, MigrationPhase]] = {
     "setup": {MigrationPhase.RECEIVED: MigrationPhase.PRESENT},
@@ -101,7 +101,7 @@ class MigrationState:
         return _ROLE_BY_PHASE.get(self.phase)
 
     def on_attach(self, run_state: str) -> None:
-        """Handle the run state at attach; an empty string means that it is unknown."""
+        """Handle the run state at attach; empty if the run state is unknown."""
         if run_state == _INMIGRATE or (run_state and self.phase is MigrationPhase.UNKNOWN):
             self._on_run_state(run_state)
 
@@ -114,7 +114,8 @@ class MigrationState:
         """Handle a sample of any family.
 
         Returns:
-            True if the VM has migrated in since the last sample. False if it migrated in before the first migration sample. Otherwise None.
+            True if the VM has migrated in since the last sample. False if the VM migrated in before the first migration sample. Otherwise
+            None.
         """
         if sample.family is RUNSTATE:
             return True if self._on_run_state(sample.values.get("status", "")) else None
@@ -129,7 +130,7 @@ class MigrationState:
             case MigrationPhase.HANDING_OVER if completed and source:
                 self.phase = MigrationPhase.MIGRATED_AWAY
             case MigrationPhase.RECEIVED if before == "completed" and not completed:
-                self.phase = MigrationPhase.PRESENT  # another migration has begun, and it can only be outgoing
+                self.phase = MigrationPhase.PRESENT  # a new migration has begun, which can only be outgoing
             case MigrationPhase.UNKNOWN | MigrationPhase.PRESENT if first and not source:
                 if completed or self._last_status in _TRANSFERRING_STATUSES:
                     self.phase = MigrationPhase.RECEIVED
@@ -137,7 +138,7 @@ class MigrationState:
         return None
 
     def migrated_away(self, *, shut_down: bool) -> bool:
-        """Return whether a process passed its VM to another process or to a file before the process ended.
+        """Return whether the process had passed the VM to another process or to a file when the process ended.
 
         Args:
             shut_down: whether QEMU emitted SHUTDOWN before the process ended.

@@ -31,7 +31,7 @@ class OwnershipClaim:
         """Return whether both claims are for the same VM.
 
         If both pids are known, the pids decide. Otherwise, two claims with the same UUID are for the same VM only if their priorities
-        differ. With equal priorities, they are probably for two processes with one UUID, as in a migration within this host.
+        differ. Claims with equal priorities are probably for two processes with one UUID, as in a migration within this host.
         """
         if self.pid is not None and other.pid is not None:
             return self.pid == other.pid
@@ -45,11 +45,11 @@ class OwnershipRegistry:
         self._held: dict[str | int, list[OwnershipClaim]] = {}  # by pid and by UUID
 
     async def acquire(self, claim: OwnershipClaim) -> OwnershipClaim | None:
-        """Acquire a claim. Before that, preempt the claims of worse priority on the same VM, and wait until they are released.
+        """Preempt the claims of worse priority on the same VM, wait for their release, and acquire the claim.
 
         Returns:
-            None if the claim is acquired. Otherwise, another claim on the VM with equal or better priority. Call this again when that claim
-            is released.
+            None if the claim is acquired. Otherwise, another claim on the VM with equal or better priority. Call `acquire` again when the
+            returned claim is released.
         """
         while rivals := [
             held for key in _keys_of_claim(claim) for held in self._held.get(key, ()) if claim.is_same_vm(held)
@@ -68,7 +68,7 @@ class OwnershipRegistry:
         return uuid in self._held
 
     def release(self, claim: OwnershipClaim) -> None:
-        """Release a claim if it was acquired, and wake the supervisors that wait for it."""
+        """Release a claim, acquired or not, and wake the supervisors that wait for the release."""
         for key in _keys_of_claim(claim):
             remaining = [other for other in self._held.pop(key, ()) if other is not claim]
             if remaining:

@@ -84,7 +84,7 @@ class Poller:
         self._previous: dict[str, Poll] = {}  # by collector
 
     def schedule_all_collectors(self, now: float) -> None:
-        """Schedule each collector now if QEMU supports its commands, and disable the others."""
+        """Make each collector due now. Disable a collector if QEMU lacks one of its commands."""
         for name, collector in self._collectors.by_name.items():
             if name in self._unsupported:
                 continue
@@ -102,7 +102,7 @@ class Poller:
             self._observer.on_samples(self._vm, collector.families, samples, min(time_ns, time.time_ns()))
 
     async def poll(self, names: Iterable[str]) -> bool:
-        """Poll these collectors from QEMU; return False if QEMU stalled and the remaining collectors were not polled.
+        """Send the commands of collectors to QEMU, and report the samples. Return False if QEMU stalled before all were polled.
 
         Raises:
             QmpError: the connection ended.
@@ -129,7 +129,7 @@ class Poller:
         return True
 
     def callback_batch(self, names: Sequence[str]) -> Batch[Collector] | None:
-        """Return the commands of these collectors if a callback poll can run them (see callback_polls.py).
+        """Return these collectors with their commands if a callback poll can run the collectors (see callback_polls.py).
 
         Return None if a task is needed: to wait for storage, to send several writes, or to handle large replies in several turns of the
         event loop.
@@ -169,7 +169,7 @@ class Poller:
     def on_protocol_error(self, batch: Batch[Collector], error: ProtocolError) -> None:
         """Handle a violation of the protocol that ended the connection while the replies to a batch were due.
 
-        On the next connection, the collectors of the batch are polled one by one. A batch's only collector is switched off for a time.
+        On the next connection, the agent polls the collectors of the batch one by one. The only collector of a batch is off for a time.
         """
         for collector, _ in batch:
             if len(batch) > 1:
@@ -283,7 +283,7 @@ class Poller:
         self.poll_host(self._schedule.pop_due_polls(time.monotonic(), self._collectors.host_only))
 
     def _is_collector_off(self, name: str) -> bool:
-        """Return whether a collector is off after a failure. If it is, plan its next poll for the end of that time."""
+        """Return whether a collector is off after a failure. Schedule the next poll of such a collector for the end of the off time."""
         retry_at = self._failures.retry_at(name)
         if retry_at == -inf or retry_at <= time.monotonic() + SLACK_SECONDS:
             return False
@@ -300,7 +300,7 @@ class Poller:
         self._on_degraded()
 
     def _clear_failure(self, name: str) -> None:
-        """Clear a collector's failures after a success, so that it is polled at its interval again."""
+        """Clear a collector's failures after a success, so that the agent polls the collector at its interval again."""
         if self._failures.clear(name):
             _log.info("%s: collector %s works again", self._vm.name, name)
             self._on_degraded()
@@ -373,7 +373,7 @@ class Poller:
         return poll.samples
 
     def _schedule_invalidated(self, collector: Collector, samples: Sequence[Sample]) -> None:
-        """If the collector's topology has changed, schedule the collectors in its `invalidates`."""
+        """Schedule the collectors in `collector.invalidates` if the samples show a new topology, such as new block nodes."""
         if not collector.invalidates:
             return
         topology = collector.topology(samples)

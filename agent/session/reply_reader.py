@@ -26,7 +26,7 @@ class CollectorResult(NamedTuple):
     Attributes:
         samples: the samples; empty after an error.
         truncated: whether the replies had more samples than `MAX_SAMPLES`.
-        error: why the replies cannot be read, which may be a bug of the collector; None if they could be read.
+        error: why the replies cannot be read, which may be a bug of the collector; None if the replies could be read.
     """
 
     samples: Sequence[Sample] = ()
@@ -61,7 +61,7 @@ def is_unsupported(reply: object) -> bool:
 
 
 def collect_in_steps(collector: Collector, replies: Sequence[Any]) -> Steps[tuple[Sequence[Sample], bool]]:
-    """Read the samples in a collector's replies, with a step for each `SAMPLES_PER_TURN` samples.
+    """Read the samples in a collector's replies, in steps of `SAMPLES_PER_TURN` samples.
 
     Returns:
         The samples, and whether the replies had more samples than `MAX_SAMPLES`.

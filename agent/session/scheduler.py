@@ -8,23 +8,23 @@ from agent.qmp.commands import Command
 from agent.qmp.protocol import MAX_COMMANDS_IN_FLIGHT
 
 SLACK_SECONDS = 0.05
-"""Polls that are due within this time share one write, because each write wakes QEMU's main loop and costs time there."""
+"""Polls that are due within this time share one write, because each write wakes QEMU's main loop."""
 
 SPACING_SECONDS = 0.25
 """Minimum time between two polls of one collector if events cause the polls."""
 
 MAX_STORED_RUN_TIMES = 4
-"""Number of stored poll times above which times older than `SPACING_SECONDS` are discarded, to save memory."""
+"""Number of poll times to store. If more are stored, times older than `SPACING_SECONDS` are discarded, to save memory."""
 
 VMS_PER_SLOT = 8
 """Number of VMs that share a slot, a moment in the polling interval.
 
-These VMs are polled one after the other, so that the agent's code stays in the processor's caches. An event that arrives meanwhile waits
-for all these polls: 2 ms. With 25 VMs, the slowest hundredth of events was delivered 1.4 times as late, and a poll cost no less.
+VMs that share a slot are polled one after the other, so that the agent's code stays in the processor's caches. An event that arrives during
+these polls waits up to 2 ms. With 25 VMs per slot, the 99th percentile of the event delay was 1.4 times as long, and a poll was no cheaper.
 """
 
 FIRST_POLL_SPACING_SECONDS = 0.0015
-"""Time between the first polls of two VMs. A first poll takes 1.3 ms, and 15 KiB of memory until its records are sent."""
+"""Seconds between the first polls of two VMs. A first poll takes 1.3 ms. Its records take 15 KiB of memory until they are sent."""
 FIRST_POLL_MAX_DELAY_SECONDS = 5.0
 """Maximum delay of a VM's first poll."""
 
@@ -36,7 +36,7 @@ def next_poll_time(start: float, wait: float, interval: float, phase: float, vms
 
     Args:
         start: time of the last poll, in seconds on the monotonic clock.
-        wait: desired seconds from the last poll to the next one.
+        wait: desired seconds from the last poll to the next poll.
         interval: seconds between two slots of the VM.
         phase: the VM's position in the interval, 0 to 1.
         vms: number of attached VMs.
@@ -64,11 +64,11 @@ class Schedule:
                 self._due_at[name] = min(self._due_at[name], earliest)
 
     def schedule_by(self, name: str, at: float) -> None:
-        """Make a poll due at this time, unless it is already due earlier. With the time `inf`, the poll waits for `schedule_now`."""
+        """Make a poll due at this time, unless the poll is already due earlier. A poll with the time `inf` waits for `schedule_now`."""
         self._due_at[name] = min(self._due_at.get(name, inf), at)
 
     def remove_poll(self, name: str) -> None:
-        """Remove a poll. `schedule_now` ignores its name from now on."""
+        """Remove a poll. After the removal, `schedule_now` ignores the poll's name."""
         self._due_at.pop(name, None)
 
     def next_due_at(self) -> float:
@@ -78,7 +78,7 @@ class Schedule:
     def pop_due_polls(self, now: float, among: Container[str] | None = None) -> list[str]:
         """Return the names of the polls that are due, in the order of due times.
 
-        These polls are due again after the next `schedule_by` or `schedule_now`.
+        A returned poll is not due again before the next `schedule_by` or `schedule_now`.
 
         Args:
             now: the current time.

@@ -1,4 +1,4 @@
-"""Session with one VM over one connection: identifies the VM, discovers its features, and polls it until the connection ends."""
+"""Session with one VM over one connection: identifies the VM, discovers its features, and polls the VM until the connection ends."""
 
 import contextlib
 import dataclasses
@@ -52,7 +52,7 @@ MAX_BUILDS = 64
 DISCOVER_FEATURES = "discover"
 """The schedule's name for the discovery of the VM's features. After the discovery, all collectors are polled."""
 MIN_DISCOVERY_SECONDS = 60.0
-"""Minimum time between a discovery and another discovery that the guest causes."""
+"""Minimum seconds from a discovery to the next discovery that the guest causes."""
 
 DISCOVERY_FAILURE = "discovery"
 """Name that a failed discovery has in the list of failing collectors."""
@@ -114,7 +114,7 @@ class Session:
         self._discovered_at = 0.0
 
     def overdue_by(self, now: float) -> float:
-        """Return by how many seconds the session's next action is overdue; negative if it is not overdue.
+        """Return by how many seconds the session's next action is overdue; negative before the action is due.
 
         Args:
             now: the current time, in seconds on the monotonic clock.
@@ -215,16 +215,16 @@ class Session:
             case "MIGRATION":
                 self._migration.on_event(status := event.data.get("status"))
                 if status != "setup" and poller.facts.receives_events:
-                    # This event shows that MIGRATION events are enabled. The status `setup` does not, because QEMU 7.2 always emits it on a
-                    # destination.
+                    # This event shows that MIGRATION events are enabled. The status `setup` shows nothing, because QEMU 7.2 always emits
+                    # `setup` on a destination.
                     poller.facts = dataclasses.replace(poller.facts, migration_events=True)
             case "DEVICE_DELETED":
-                # A vhost device may replace a virtio disk, and its queues must not be queried.
+                # A vhost device may replace a virtio disk. The queues of a vhost device must not be queried.
                 self._unplugs += 1
                 poller.facts = dataclasses.replace(poller.facts, virtio_disks=())
             case "VSERPORT_CHANGE" if not self._guest_agent_ports.is_known(event.data.get("id")):
-                # The port was plugged in after the last discovery, for which QEMU emits no event. A guest can cause VSERPORT_CHANGE as
-                # often as it likes.
+                # The port was plugged in after the last discovery. QEMU emits no event when a port is plugged in. The delay is needed,
+                # because a guest can cause any number of VSERPORT_CHANGE events.
                 self._schedule.schedule_by(
                     DISCOVER_FEATURES, max(time.monotonic(), self._discovered_at + MIN_DISCOVERY_SECONDS)
                 )
@@ -243,7 +243,7 @@ class Session:
     async def _run_polls(
         self, poller: Poller, callback_polls: CallbackPolls, disk_commands: DiskCommandExecutor, vm: Vm
     ) -> None:
-        """Run callback polls until polls are due that only this task can run. Then run those polls.
+        """Run callback polls until this task is needed. Then run the due polls and the pending disk commands in this task.
 
         Raises:
             QmpError: the connection ended.
@@ -305,7 +305,7 @@ class Session:
         self._discovered = True
 
     def _use_facts(self, poller: Poller, facts: VmFacts, unplugs: int) -> None:
-        """Use the facts of a discovery. If a device was unplugged during the discovery, drop the virtio disks: one of them may be gone."""
+        """Use the facts of a discovery. If a device was unplugged during the discovery, drop the virtio disks: the device may be a disk."""
         poller.facts = facts if self._unplugs == unplugs else dataclasses.replace(facts, virtio_disks=())
 
     def _report_discovery(self, vm: Vm, now: float) -> None:
@@ -324,7 +324,7 @@ class Session:
             self._on_degraded()
 
     async def _command_names(self, greeting: Greeting) -> frozenset[str]:
-        """Return the names of this QEMU's commands. Query them from QEMU only for the first VM of each build."""
+        """Return the names of this QEMU's commands. Query the names from QEMU only for the first VM of each build."""
         build, known = identity.qemu_build_of(greeting), self._context.build_commands
         if build not in known:
             (reply,) = await self._executor.execute_with_retry((identity.QUERY_COMMANDS,))
@@ -352,9 +352,9 @@ class Session:
         return facts
 
     async def _guest_stats_seconds(self, balloon: str) -> int:
-        """Return the interval in seconds at which QEMU polls the guest's memory statistics; 0 if QEMU does not poll them.
+        """Return the interval in seconds at which QEMU polls the guest's memory statistics; 0 without polling.
 
-        If QEMU does not poll them and the config allows the change, set the interval first.
+        Set the interval first if QEMU does not poll the statistics and the config allows the change.
         """
         execute = self._executor.execute_with_retry
         seconds = identity.parse_stats_interval((await execute((identity.get_stats_interval_command(balloon),)))[0])

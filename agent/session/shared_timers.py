@@ -13,7 +13,10 @@ class Sleeper(Protocol):
     """An object that waits for a point in time, such as a VM's next poll."""
 
     def on_wake(self, at: float) -> None:
-        """Handle the wake-up for the time `at`. A wake-up may come early, after `MAX_TIMER_SECONDS`, or even after `remove`."""
+        """Handle the wake-up for the time `at`, in seconds on the monotonic clock.
+
+        A wake-up may come after `remove`. If `at` is more than `MAX_TIMER_SECONDS` away, the wake-up comes early.
+        """
 
 
 class WakeTimers:

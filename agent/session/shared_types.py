@@ -40,7 +40,7 @@ class MonitorState(StrEnum):
     DENIED = "denied"
     """The agent's user lacks permission to connect."""
     STANDBY = "standby"
-    """The agent watches the VM over another monitor of better priority. If that monitor is lost, this one takes over."""
+    """The agent watches the VM over another monitor of better priority. The monitor takes over if the better monitor is lost."""
     GONE = "gone"
     """No process listens on the monitor's address: the VM has ended, or has not started yet."""
 
@@ -101,7 +101,7 @@ class VmChange(StrEnum):
 
 
 def reported_change(before: MonitorState | None, after: MonitorState) -> VmChange | None:
-    """Return the lifecycle change to report for a change of a monitor's state; None if there is none to report."""
+    """Return the lifecycle change to report for a change of a monitor's state; None if nothing is to be reported."""
     match before, after:
         case _, MonitorState.BUSY:
             return VmChange.BUSY
@@ -129,7 +129,9 @@ class SessionObserver(Protocol):
         """Handle the record of a transition that a collector derived from two polls, such as the end of a migration."""
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
-        """Handle all samples that a poll returned for these families. A subject, such as a disk, without a sample no longer exists.
+        """Handle all samples that a poll returned for these families.
+
+        A subject of the families, such as a disk, no longer exists if the subject has no sample.
 
         Args:
             vm: the VM.
@@ -153,7 +155,7 @@ class SessionObserver(Protocol):
     def on_response_time(self, seconds: float) -> None:
         """Handle a response time: the seconds between sending commands and their last reply.
 
-        After a timeout, it is the length of the timeout.
+        After a timeout, the response time is the length of the timeout.
         """
 
     def on_collector_run(self, collector: str, outcome: PollOutcome) -> None:
@@ -188,14 +190,14 @@ class DiskCommandController(Protocol):
         """Return the commands to send to this VM now, each with its disk."""
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
-        """Handle the outcome of the command for a disk; `done` is whether QEMU confirmed it."""
+        """Handle the outcome of the command for a disk. `done` is whether QEMU confirmed the command."""
 
 
 class ThresholdController(DiskCommandController, Protocol):
     """Decides which write thresholds the sessions set in QEMU."""
 
     def pop_collectors_to_poll(self, vm: Vm) -> frozenset[str]:
-        """Return the names of the collectors to poll now, and remove them from the list."""
+        """Return and remove the names of the collectors to poll now."""
 
 
 class StorageAccessPolicy(Protocol):
@@ -243,8 +245,8 @@ class SessionSettings:
         max_retry_seconds: maximum time between two connection attempts.
         probe_seconds: interval and timeout of the out-of-band probes of a stalled QEMU.
         max_collector_off_seconds: maximum time that a failing collector is off.
-        guest_stats_seconds: interval at which QEMU polls the guest's memory statistics. The agent sets it if QEMU has none and
-            OptInChange.GUEST_STATS_INTERVAL is allowed.
+        guest_stats_seconds: interval at which QEMU polls the guest's memory statistics. The agent sets this interval if QEMU has
+            none and OptInChange.GUEST_STATS_INTERVAL is allowed.
         labels: labels to read from libvirt's files.
     """
 

@@ -20,7 +20,7 @@ class HostCollectorPoller(Protocol):
 
 
 class StallProbe:
-    """Waits for overdue replies of one QEMU, and probes QEMU's monitor thread out of band meanwhile.
+    """Waits for overdue replies of one QEMU. During the wait, probes QEMU's monitor thread with out-of-band commands.
 
     Attributes:
         poller: polls the host-only collectors during the wait; None until the VM is attached.

@@ -121,7 +121,7 @@ class MonitorSupervisor:
             )
         except (BusyError, StalledError) as error:
             if isinstance(error, BusyError) and self._monitor.inbound:
-                # If the monitor connects to the agent, no other client can hold it.
+                # No other client can hold a monitor that connects to the agent.
                 self._set_state(MonitorState.GONE, "QEMU connected but did not greet")
             else:
                 self._report_state(
@@ -268,10 +268,10 @@ class MonitorSupervisor:
 
 
 _VM_MAY_RUN = (TransportLostError, ProtocolError, PeerNotReadingError, UnreadableReplyError)
-"""Errors that end the agent's use of a connection although the VM itself has not ended."""
+"""Errors that end the agent's use of a connection although the VM may still run."""
 
 _SEVERITIES = {VmChange.BUSY: Severity.WARNING, VmChange.STALLED: Severity.ERROR}
-"""Severity of the record of a change, if it is not info."""
+"""Severity of a change's record. The record of any other change has the severity info."""
 
 _STATE_AFTER_ERROR = {
     StalledError: MonitorState.STALLED,

@@ -35,7 +35,7 @@ class SupervisorGroup:
         return len(self._supervisors)
 
     def on_monitor_added(self, monitor: Monitor) -> None:
-        """Start to supervise a monitor. If a removed monitor still has a supervisor, let the supervisor connect again."""
+        """Start to supervise a monitor. Let the supervisor connect again if the monitor was removed but still has a supervisor."""
         if monitor.key in self._supervisors:
             self._supervisors[monitor.key].resume_reconnecting()
         else:
@@ -56,11 +56,11 @@ class SupervisorGroup:
             self._running[supervisor].cancel()
 
     def on_status(self, discoverer: Monitor, error: QmpError | None, limitation: str = "") -> None:
-        """Report the state of a discoverer, which the page lists among the monitors.
+        """Report the state of a discoverer. The agent's web page lists the discoverer among the monitors.
 
         Args:
             discoverer: the discoverer's entry.
-            error: why the discoverer cannot find monitors; None if it works.
+            error: why the discoverer cannot find monitors; None if the discoverer works.
             limitation: a limitation of discovery, for the operator; may be empty.
         """
         state, reason = (
@@ -69,11 +69,11 @@ class SupervisorGroup:
         self._observer.on_status(MonitorStatus(discoverer, state, reason, None, None, time.time_ns()))
 
     def remove_status(self, discoverer: Monitor) -> None:
-        """Report that a discoverer has ended, so that the page no longer lists the discoverer."""
+        """Report that a discoverer has ended, so that the agent's web page no longer lists the discoverer."""
         self._observer.on_monitor_removed(discoverer)
 
     def overdue_by(self, now: float) -> dict[str, float]:
-        """Return by how many seconds each attached session's next action is overdue, by monitor name; negative if it is not overdue."""
+        """Return by how many seconds each attached session's next action is overdue, by monitor name; negative before the action is due."""
         overdue = ((sanitize(supervisor.name), supervisor.overdue_by(now)) for supervisor in self._running)
         return {name: seconds for name, seconds in overdue if seconds is not None}
 
@@ -96,7 +96,7 @@ class SupervisorGroup:
                     await asyncio.sleep(self._context.settings.max_retry_seconds)
         finally:
             del self._running[supervisor]
-            # If the monitor was dismissed and found again, it has a new supervisor.
+            # A monitor that was dismissed and found again has a new supervisor.
             if self._supervisors.get(monitor.key, supervisor) is supervisor:
                 self._supervisors.pop(monitor.key, None)
                 self._observer.on_monitor_removed(monitor)

@@ -1,4 +1,4 @@
-"""Lookup of a VM's virtio disks whose queues may be queried. A vhost disk is never among them."""
+"""Lookup of a VM's virtio disks whose queues may be queried. A vhost disk is never returned."""
 
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -13,9 +13,9 @@ Execute = Callable[[Sequence[Command]], Awaitable[list[CommandResult]]]
 
 
 async def find_virtio_disks(execute: Execute, context: SessionContext, facts: VmFacts) -> tuple[VirtioDisk, ...]:
-    """Return the VM's virtio disks that QEMU itself serves. Return none if the config does not allow queries of their queues.
+    """Return the VM's virtio disks that QEMU itself serves. Return no disk if the config does not allow queries of queues.
 
-    Also return none on a connection without events, because the agent would not notice that another device has replaced a disk.
+    Also return no disk on a connection without events, because the agent would not notice that another device has replaced a disk.
 
     Args:
         execute: executes commands on QEMU.

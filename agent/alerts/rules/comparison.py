@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 ComparedValue = bool | float | str
-"""A value that a condition compares. Two values can be compared if both are flags, numbers or texts."""
+"""A value that a condition compares. Two values can be compared if both are flags, both numbers or both texts."""
 
 
 class Operator(StrEnum):
@@ -90,7 +90,7 @@ class FieldComparison:
 def check_all(tests: tuple[FieldComparison, ...], data: Mapping[str, Any]) -> bool | None:
     """Return whether all comparisons are true.
 
-    Return None if no comparison is false and at least one is unknown, because its field is missing or of another type.
+    Return None if no comparison is false, and the field of at least one comparison is missing or of another type.
     """
     results = [test.check(data) for test in tests]
     return False if False in results else None if None in results else True

@@ -39,8 +39,10 @@ BALLOON_MEMORY = Family(
 class VmRuleState:
     """Values that the alert rules of one VM keep from one poll to the next.
 
+    A level is a text that distinguishes several alerts of one subject.
+
     Attributes:
-        pending: When each condition that has to hold for some time began to hold, in nanoseconds since the epoch; by alert, subject, level.
+        pending: When a condition began to hold whose alert has not fired yet, in nanoseconds since the epoch; by alert, subject and level.
         stored: The part of `pending` that is stored in the VM's persistent entry.
         previous: Value at the previous poll of each field that is compared with `INCREASES`; by alert, subject and level.
         counters: For families whose rules compare only counters: the number of the rule set, and labels and counters of the last samples.

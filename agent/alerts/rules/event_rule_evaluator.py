@@ -18,7 +18,7 @@ class DelayedAlert:
     """An alert that fires at `due_ns`, unless an event resolves the alert earlier.
 
     Attributes:
-        state: The process.
+        state: State of the VM's process.
         alert: The alert.
         due_ns: When the alert fires, in nanoseconds since the epoch.
     """
@@ -58,7 +58,7 @@ class EventRuleEvaluator:
         """Handle an event.
 
         Args:
-            state: The process.
+            state: State of the VM's process.
             event: The event's record.
             name: The event's name in QEMU.
             subject: The disk, job or other device of the event, by its stable name; empty for the VM as a whole.

@@ -48,7 +48,7 @@ class AlertRule:
         severity: The alert's severity.
         help: The alert's meaning, one sentence.
         runbook: Instructions for the operator.
-        limit: The default limit. None if the config cannot change it.
+        limit: The default limit. None if the config cannot change the limit.
         unit: The unit of the limit.
         seconds: How long the condition has to hold before the alert fires, in seconds. For a rule that counts events, the length of the
             time window in seconds.
@@ -85,14 +85,14 @@ class SampleAlertRule(AlertRule):
         family: The family.
         field: Name of the compared field, or of one of the family's labels.
         operator: How the field is compared.
-        value: What the field is compared with if `limit` is None. `INCREASES` does not use it.
+        value: What the field is compared with if `limit` is None. The operator `INCREASES` does not use this value.
         where: Further comparisons of the sample's fields and labels, which all have to be true.
         hysteresis: How far the field has to be from the limit to resolve the alert, in the unit of the limit.
         resolve_at: The limit at which a firing alert is resolved; None if `hysteresis` determines that limit.
         unless: Name of an alert that reports the same cause more precisely. While that alert fires for the VM, this alert does not fire.
         unless_pool: Name of a pool alert that reports the same cause more precisely. While that alert fires for a pool with an image of the
             disk, this alert does not fire.
-        distinguishing_label: The label that distinguishes the alerts of one subject; empty if a subject has one alert.
+        distinguishing_label: The label that distinguishes the alerts of one subject; empty if each subject has at most one alert.
         copied_fields: Further fields to copy into the alert's record.
         resolved_when_false: Whether the alert is resolved by a sample for which the condition is false.
     """
@@ -118,8 +118,8 @@ class SampleAlertRule(AlertRule):
     def key_of(self, sample: Sample) -> tuple[str, str]:
         """Return the key of the sample's alert: the subject, and a text that distinguishes several alerts of one subject.
 
-        The text is the value of `distinguishing_label`, or empty without that label. For a custom alert, the text has all labels after the
-        first.
+        The text is the value of `distinguishing_label`, or empty without that label. For a custom alert, the text has the values of all
+        labels after the first.
         """
         if self.custom:
             return sample.subject, " ".join(sample.labels[1:])

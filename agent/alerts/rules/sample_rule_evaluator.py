@@ -45,7 +45,7 @@ class SampleRuleEvaluator:
         self._rules: dict[Family, tuple[SampleAlertRule, ...]] = {}
         self._derivations_after: dict[
             Family, tuple[SampleDerivation, ...]
-        ] = {}  # by the family after whose poll they run
+        ] = {}  # by the family whose poll triggers the derivations
         self._further_sources: frozenset[Family] = frozenset()  # families whose last values the derivations need
         # The compared fields of families whose rules compare counters only.
         self._counter_fields: dict[Family, tuple[str, ...]] = {}
@@ -142,7 +142,7 @@ class SampleRuleEvaluator:
         return {(alert.subject, alert.level): alert for alert in alerts if alert.name == rule.alert}
 
     def _pools_with_alert(self, state: VmProcessState, rule: SampleAlertRule, subject: str) -> list[PoolUsage]:
-        """Return the pools of a disk whose alert `unless_pool` fires."""
+        """Return the pools of a disk for which the rule's alert `unless_pool` fires."""
         pools = self.pools_of_disk(state.vm, subject) if rule.unless_pool else ()
         return [pool for pool in pools if self._fires(pool.owner, rule.unless_pool, pool.name)]
 

@@ -1,9 +1,8 @@
 """Ages of external snapshots. A live snapshot adds a new image above the disk's image, and the guest writes to the new image. Pure.
 
-QEMU does not report when an external snapshot was made, so its age begins when the agent first sees it. The agent detects a snapshot when
-the top image of the previous poll has become a backing image. A disk that has a backing image at its
-first poll gets no age, because it may be a linked clone. The ages are stored by the VM's UUID, so they survive restarts of the agent
-and of the VM.
+QEMU does not report when an external snapshot was made. So the age counts from when the agent first sees the snapshot. The agent detects a
+snapshot when the top image of the previous poll has become a backing image. A backing image at a disk's first poll gets no age, because the
+disk may be a linked clone. The ages are stored by the VM's UUID, so the ages survive restarts of the agent and of the VM.
 """
 
 import hashlib
@@ -15,7 +14,7 @@ SNAPSHOT_ENTRY_PREFIX = "snapshots/"
 """Prefix of the name of a VM's persistent entry. The VM's UUID follows."""
 
 MAX_VMS = 4096
-"""Maximum number of VMs. Beyond it, the agent removes the VM that was polled longest ago."""
+"""Maximum number of VMs. If a VM exceeds this number, the agent forgets the VM that was polled longest ago."""
 MAX_DISKS = 128
 """Maximum number of disks of a VM, because a malicious QEMU may report any number of names."""
 MAX_OVERLAYS = 64
@@ -45,7 +44,7 @@ class ExternalSnapshotAges:
         self._forgotten: list[str] = []
 
     def on_poll(self, uuid: str, chains: Mapping[str, Sequence[str]], time_ns: int) -> dict[str, int]:
-        """Handle a poll of a VM's disks, and return when their oldest snapshots were first seen.
+        """Handle a poll of a VM's disks. Return when the oldest snapshot of each disk was first seen.
 
         Args:
             uuid: The VM's UUID.
@@ -78,7 +77,7 @@ class ExternalSnapshotAges:
             yield SNAPSHOT_ENTRY_PREFIX + uuid, disks or None
 
     def restore(self, uuid: str, stored: object) -> None:
-        """Restore a VM's snapshots from the value that an earlier run stored. Ignore invalid parts."""
+        """Restore a VM's snapshots from the value that an earlier run stored. Ignore invalid values."""
         disks = {}
         for device, value in list(stored.items())[:MAX_DISKS] if isinstance(stored, dict) else ():
             match value:

@@ -24,7 +24,7 @@ class PoolKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """One pool.
+    """A storage pool.
 
     Attributes:
         key: Identifies the pool on this host, such as `filesystem:8:1`. The key begins with the kind.
@@ -57,8 +57,8 @@ class PoolReading:
         metadata_free_bytes: Free bytes of the metadata area.
         problem: State that LVM or ZFS reports, such as `DEGRADED` or `out_of_data_space`, or `read_only`; empty if the pool is healthy.
         read_at: When the values were measured, in seconds since the epoch; None means now. Values from a report file are older.
-        allocated_bytes_by_volume: Bytes of the pool that each volume occupies. The keys are `major:minor` of the volume's device, and the
-            volume's name.
+        allocated_bytes_by_volume: Bytes of the pool that each volume occupies. A volume has up to two keys: its name, and `major:minor` of
+            its device.
     """
 
     size_bytes: int
@@ -78,7 +78,7 @@ class UnknownPool:
     """The reason why the agent cannot find the pool of an image.
 
     Attributes:
-        reason: The cause for the operator, in one sentence, and the fix if there is one.
+        reason: The cause and the fix, if known, in one sentence for the operator.
     """
 
     reason: str

@@ -23,7 +23,7 @@ from agent.host.pools.base import (
 )
 
 UNRESPONSIVE_SECONDS = 5.0
-"""How long a device may have requests without completing one before it counts as hanging."""
+"""Seconds without a completed request after which a device with requests in flight counts as hanging."""
 
 RECHECK_SECONDS = 0.25
 """Time between two reads of a device that may hang."""
@@ -70,7 +70,7 @@ class BlockDevicePoolSource:
         return PoolReading(size) if size is not None else PoolReadError(f"{pool.path}: the agent cannot see the device")
 
     async def _watch_device(self, number: str, first: DeviceActivity) -> str:
-        """Watch a device until it completes a request or counts as hanging. Return why the device hangs; empty if it does not hang."""
+        """Watch a device until it completes a request or counts as hanging. Return why the device hangs, or an empty text."""
         end = asyncio.get_running_loop().time() + self._unresponsive_seconds
         while True:
             await asyncio.sleep(min(RECHECK_SECONDS, self._unresponsive_seconds))

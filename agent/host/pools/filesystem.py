@@ -54,7 +54,7 @@ class FileSystemPoolSource:
         return Pool(key, PoolKind.FILESYSTEM, image.quota_directory or mount.mount_point, mount.type, image.directory)
 
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
-        """Read these file systems."""
+        """Return the size and usage of file systems, or an error for each file system that cannot be read."""
         if len(pools) == 1:  # a single read needs no task
             return {pools[0].key: await self._read_pool(pools[0])}
         readings = await asyncio.gather(*map(self._read_pool, pools))
@@ -67,7 +67,7 @@ class FileSystemPoolSource:
             return error
 
     def recent_reading(self, pool: Pool, seconds: float) -> PoolReading | None:
-        """Return the last reading of a file system; None if there is none, or if it is older than `seconds`."""
+        """Return the last reading of a file system; None if no reading is younger than `seconds`."""
         figures = self._reader.cached_stats(pool.path, seconds)
         return self._build_reading(pool, figures) if figures is not None else None
 

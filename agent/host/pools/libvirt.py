@@ -37,7 +37,7 @@ class LibvirtStoragePool:
     Attributes:
         name: name of the pool.
         type: type of the pool, such as `dir`, `logical` or `rbd`.
-        target: directory on this host with the pool's volumes; empty if there is none.
+        target: directory on this host with the pool's volumes; empty if the pool has no directory.
         source: name of the pool's source, such as the pool of a Ceph cluster or the volume group; may be empty.
         capacity: size in bytes.
         available: free bytes at libvirt's last refresh.
@@ -55,7 +55,7 @@ MAX_OPTION_DEPTH = 8
 """Maximum depth of nested options in a `json:` file name."""
 
 _NAME_OPTIONS = {"rbd": "pool", "gluster": "volume"}
-"""The option in the file name that names the storage, by QEMU's driver."""
+"""The option of a `json:` file name that contains the name of the network storage, by QEMU's block driver."""
 
 
 class StoragePoolListError(Exception):

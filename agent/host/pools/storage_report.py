@@ -122,7 +122,8 @@ class StorageReportFile:
             now: the time in seconds since the epoch.
 
         Raises:
-            StorageReportError: the file is missing, invalid or too old, or users other than root may write it.
+            StorageReportError: the file is missing, invalid or too old, or every user may write the file, or the owner is neither root nor
+                the agent's user.
         """
         try:
             with self.path.open("rb") as file:
@@ -162,9 +163,10 @@ class StorageReportFile:
 
 
 class StorageReportPoolSource:
-    """A source that finds and reads pools of one kind by the report.
+    """A source that finds and reads the pools of one kind in the report.
 
     Attributes:
+        kind: kind of the pools.
         error: why the report is unusable; None for a usable report.
     """
 

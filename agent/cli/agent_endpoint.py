@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def endpoint_url(parsed: argparse.Namespace) -> str:
-    """Return the URL of the agent's endpoint. Without the option --url, use the config, or else the default."""
+    """Return the URL of the agent's endpoint: from the option --url, or else from the config, or else the default."""
     if parsed.url:
         return str(parsed.url).rstrip("/")
     return configured_endpoint_url(_web_section(parsed.config))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def add_no_options(_: argparse.ArgumentParser) -> None:
-    """Add no option, for a subcommand without options."""
+    """Add nothing. The function is for a subcommand without options."""
 
 
 def add_config_option(command: argparse.ArgumentParser) -> None:
@@ -215,7 +215,7 @@ def parse_speed(text: str) -> float:
     """Parse a speed factor.
 
     Raises:
-        argparse.ArgumentTypeError: the text is not a number, or it is out of range.
+        argparse.ArgumentTypeError: the text is not a number, or the number is out of range.
     """
     try:
         speed = float(text)

@@ -29,7 +29,7 @@ MAX_CONCURRENT_CHECKS = 50
 """Maximum number of monitors that are checked at once."""
 
 DISCOVERY_SECONDS = 10.0
-"""Timeout for the connection of a discoverer, such as the connection to libvirtd."""
+"""Timeout in seconds for the connection of a discoverer, such as the connection to libvirtd."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +54,11 @@ def _failed_finding(text: str) -> Finding:
 
 
 async def check_config(config: Config, watched: Collection[str] = ()) -> AsyncIterator[Finding]:
-    """Run all checks of a config, and yield each finding as soon as it is known.
+    """Run all checks of a config, and yield each finding as soon as the check ends.
 
     Args:
         config: the config.
-        watched: names of the monitors to which the running agent is connected. A monitor serves no other client meanwhile.
+        watched: names of the monitors to which the running agent is connected. A connected monitor serves no other client.
     """
     context = SessionContext(session_settings(config))
     for discoverer in build_discoverers(config).values():
@@ -200,7 +200,7 @@ async def _check_monitor(
 
 
 def _describe_missing_commands(available: frozenset[str], collectors: Iterable[Collector]) -> Iterator[str]:
-    """Yield a text for each collector that is off or limited, because QEMU lacks a command."""
+    """Yield a text for each collector that a missing command of QEMU turns off or limits."""
     features = replace(FACTS_WITH_ALL_FEATURES, commands=available)
     for collector in collectors:
         needed = {command.name for command in collector.commands(FACTS_WITH_ALL_FEATURES)}
@@ -235,7 +235,7 @@ def _try_to_bind(address: str) -> None:
     """Test whether the agent can listen on the endpoint's address.
 
     Raises:
-        EndpointSetupError: the agent cannot listen on the address. A port in use is no error, because the running agent probably uses it.
+        EndpointSetupError: the agent cannot listen on the address. A port in use is no error: the running agent probably uses the port.
     """
     try:
         for bound in bind_sockets(address):

@@ -1,4 +1,4 @@
-"""`qmp-agent explain`: prints why a VM is slow or hangs, as the running agent explains it."""
+"""`qmp-agent explain`: asks the running agent why a VM is slow or hangs, and prints the causes."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ SELF_EXPLANATORY_STATUSES = (400, 404, 409)
 
 
 async def request_explanation(url: str, credentials: EndpointCredentials, vm: str) -> dict[str, Any]:
-    """Request the explanation why a VM is slow or hangs, and return its JSON.
+    """Ask the agent why a VM is slow or hangs, and return the answer's JSON.
 
     Args:
         url: URL of the agent's endpoint.

@@ -1,6 +1,7 @@
 """HTTP client of the subcommands that query the running agent, with TLS and basic authentication.
 
-The client sends HTTP/1.0 requests, each on a new connection. Subcommands start in half the time, because the client needs only asyncio.
+The client sends HTTP/1.0 requests, each on a new connection. The client uses asyncio instead of aiohttp. Subcommands would take twice as
+long to start with aiohttp.
 """
 
 import asyncio
@@ -22,14 +23,14 @@ if TYPE_CHECKING:
     import aiohttp
 
 REQUEST_SECONDS = 10.0
-"""Timeout of a request."""
+"""Timeout of a request in seconds."""
 MAX_LINE_BYTES = 8 * 1024 * 1024
-"""Maximum length of a line in a response. A record can have several megabytes."""
+"""Maximum number of bytes of a line in a response. A record can have several megabytes."""
 MAX_ERROR_CHARACTERS = 200
 """Maximum number of characters of a response that an error message quotes."""
 
 REQUEST_ERRORS = (OSError, EOFError, ValueError, asyncio.LimitOverrunError)
-"""Exceptions of a request if no agent answers, or if the response is not HTTP."""
+"""Exceptions of a request that no agent answers, or whose response is not HTTP."""
 
 
 class AgentRequestError(SubcommandError):
@@ -48,8 +49,8 @@ class EndpointCredentials:
         ca: file with the endpoint's certificate authorities; None for the system's certificate authorities.
         certificate: file with the client's certificate and its key, or None.
         user: the user name; empty for no basic authentication.
-        password_file: file whose first line is the password. No option takes the password itself, because every user of the host can
-            read the command lines of processes.
+        password_file: file whose first line is the password. Subcommands have no option for the password itself, because every user of
+            the host can read command lines.
     """
 
     ca: Path | None = None
@@ -112,7 +113,7 @@ class EndpointResponse:
     Attributes:
         status: the HTTP status, such as 200.
         body: the body, which ends when the connection ends.
-        length: number of bytes of the body; None if the endpoint did not announce it.
+        length: number of bytes of the body; None if the response has no Content-Length.
     """
 
     status: int
@@ -152,7 +153,7 @@ async def open_response(
         path: path of the request, beginning with a slash.
         params: parameters in the query of the URL.
         body: a JSON value to send; None for no body.
-        seconds: timeout for connecting, and for the response's header.
+        seconds: timeout for connecting, and again for the response's header.
 
     Raises:
         EndpointCredentialsError: a file with credentials cannot be read.
@@ -218,7 +219,7 @@ async def request_json(
         body: a JSON value to send; None for no body.
         expected_status: the status of a successful answer.
         self_explanatory_statuses: statuses whose response text is a complete error message.
-        required: members that the agent's answer has, and the type of each.
+        required: members that the answer has to have, and the type of each member.
         seconds: timeout of the request.
 
     Raises:
@@ -245,7 +246,7 @@ async def request_json(
 
 
 def find_vm(overview: Mapping[str, Any], name: str) -> str:
-    """Return the UUID of the VM with this name or UUID in the answer of /overview; empty if there is none."""
+    """Return the UUID of the VM with this name or UUID in the answer of /overview; empty if no VM matches."""
     return next((uuid for uuid, vm in overview["vms"].items() if name in (uuid, vm["name"])), "")
 
 
@@ -253,7 +254,7 @@ def _require_members(url: str, answer: Any, required: Mapping[str, type]) -> dic
     """Return an answer that is a JSON object with the required members.
 
     Raises:
-        AgentRequestError: the answer is another value, so it is not from an agent.
+        AgentRequestError: the answer is another value, so the server is not an agent.
     """
     if isinstance(answer, dict) and all(isinstance(answer.get(name), kind) for name, kind in required.items()):
         return answer

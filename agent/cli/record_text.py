@@ -30,7 +30,7 @@ def format_record(record: Mapping[str, Any], *, width: int = 0, colour: bool = F
 
 
 HIDDEN_FIELDS = frozenset({"event", "category", "alert", "fingerprint", "account_failed", "account_invalid", "qdev"})
-"""Fields of a record's data that are not shown, because people do not need them or the line has them already."""
+"""Hidden fields of a record's data: people do not need these fields, or the line already shows their values."""
 
 
 _QEMU_BYTES = frozenset({"write-threshold", "amount-exceeded", "actual"})

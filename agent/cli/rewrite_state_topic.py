@@ -4,14 +4,14 @@ from agent.cli.http_client import EndpointCredentials, request_json
 
 
 async def request_state_rewrite(url: str, credentials: EndpointCredentials) -> int:
-    """Request a rewrite of the state topic, and return the number of states that the agent will write.
+    """Ask the agent to rewrite the state topic, and return the number of states that the agent will write.
 
     Args:
         url: URL of the agent's endpoint.
         credentials: credentials for the endpoint.
 
     Raises:
-        AgentRequestError: no agent answers, or it refuses the request.
+        AgentRequestError: no agent answers, or the agent refuses the request.
         EndpointCredentialsError: a file with credentials cannot be read.
     """
     required = {"entities": int}

@@ -1,6 +1,6 @@
 """`qmp-agent register-schemas`: registers the schemas of records in a schema registry with Confluent's API.
 
-Each version of a schema has its own subject in the registry: `urn:qmp-agent:qemu.sample.block:1` becomes `qemu.sample.block.1`.
+Each version of a schema has its own subject (a name in the registry): `urn:qmp-agent:qemu.sample.block:1` becomes `qemu.sample.block.1`.
 A new subject gets the compatibility FORWARD: a later release may add fields, and older consumers can still read the data.
 """
 
@@ -19,9 +19,9 @@ from agent.model.schema_versions import schema_uri
 from agent.schemas.data import published_schemas
 
 REQUEST_SECONDS = 30.0
-"""Timeout of one request."""
+"""Timeout of one request in seconds."""
 MAX_RESPONSE_BYTES = 1 << 20
-"""Maximum size of a response."""
+"""Maximum size of a response in bytes."""
 DIALECT: Final = "http://json-schema.org/draft-07/schema#"
 """JSON Schema dialect of the registered schemas: the newest dialect that all registries can check for compatibility."""
 COMPATIBILITY: Final = "FORWARD"

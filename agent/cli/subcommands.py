@@ -1,4 +1,4 @@
-"""Runs a subcommand of `qmp-agent`. Each subcommand is a module of agent.cli.commands, which is imported only to run it."""
+"""Runs a subcommand of `qmp-agent`. A subcommand's module in agent.cli.commands is imported only when the subcommand runs."""
 
 import argparse
 import contextlib
@@ -44,7 +44,7 @@ def execute(parsed: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _collect_garbage_rarely() -> Iterator[None]:
-    """Collect garbage rarely while the `with` block runs. With the default thresholds, imports take a third longer."""
+    """Collect garbage rarely while the `with` block runs. Imports take a third longer with the default thresholds."""
     previous = gc.get_threshold()
     gc.set_threshold(*IMPORT_GC_THRESHOLDS)
     try:

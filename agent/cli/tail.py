@@ -22,9 +22,9 @@ from agent.common.backoff import retry_delay
 from agent.common.errors import SubcommandError
 
 RESPONSE_SECONDS = 5.0
-"""Timeout for connecting, and for the response's header."""
+"""Timeout in seconds for connecting, and again for the response's header."""
 SILENT_SECONDS = 60.0
-"""Time without a line after which the connection counts as lost. An idle agent sends a keepalive line every 15 seconds."""
+"""Seconds without a line after which the connection counts as lost. An idle agent sends a keepalive line every 15 seconds."""
 
 
 class TailError(SubcommandError):
@@ -40,7 +40,7 @@ class TailOptions:
         vm: the name or UUID of a VM; empty for all VMs.
         type: prefix of the record types to print, with or without `qemu.`; empty for all types.
         severity: the lowest severity to print.
-        json: print whole records as JSON instead of one readable line each.
+        json: whether to print whole records as JSON instead of readable lines.
         credentials: credentials for the endpoint.
     """
 
@@ -114,7 +114,7 @@ async def _stream_lines(options: TailOptions, query: Mapping[str, str]) -> Async
             line = b"\n"
             while line:
                 yield line
-                # Do not use `wait_for`: it ignores a Ctrl-C that arrives together with a line.
+                # Do not use `wait_for`, because `wait_for` ignores a Ctrl-C that arrives together with a line.
                 async with asyncio.timeout(SILENT_SECONDS):
                     line = await response.body.readline()
     except REQUEST_ERRORS as error:

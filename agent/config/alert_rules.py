@@ -1,7 +1,7 @@
 """Sections of the config that change the agent's alerts and add custom alerts.
 
-The validators look up each name in the tables of alerts, events and samples. So a misspelled name is an error, and not an alert that
-never fires.
+The validators look up each name in the tables of alerts, events and samples. So a misspelled name is an error, instead of
+an alert that never fires.
 """
 
 import difflib
@@ -27,7 +27,7 @@ from agent.model.record import Severity
 MAX_CUSTOM_ALERTS: Final = 100
 """Maximum number of custom alerts."""
 DEFAULT_LASTS_SECONDS: Final = 3600.0
-"""Default of `lasts` for a custom alert on an event without `resolved_by`, and for a custom alert on an increase."""
+"""Default of `lasts` in seconds, for a custom alert on an event without `resolved_by`, and for a custom alert on an increase."""
 
 CUSTOM_ALERT_FAMILIES: Final = {
     family.name: family for family in (*FAMILIES, DISK_CHAIN, BALLOON_MEMORY) if not family.per_host
@@ -56,13 +56,13 @@ TextOrTexts = Annotated[list[str], BeforeValidator(_wrap_in_list)]
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
-    """Return the known name that is most similar to a name. If none is similar, return the first known name."""
+    """Return the known name that is most similar to a name. Return the alphabetically first known name if no name is similar."""
     names = sorted(known)
     return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.5)), names[0] if names else "")
 
 
 def require_known_name(name: str, known: Iterable[str], what: str) -> str:
-    """Return the name if it is known.
+    """Return the name if the name is known.
 
     Raises:
         ValueError: the name is unknown. The text contains the most similar known name.

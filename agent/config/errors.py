@@ -11,7 +11,7 @@ class ConfigProblem:
     Attributes:
         file: the path of the file.
         line: the number of the line, from 1; 0 if unknown.
-        key: the key, such as `kafka.bootstrap_servers[0]`; empty if the problem is the file as a whole.
+        key: the key, such as `kafka.bootstrap_servers[0]`; empty if the problem concerns the whole file.
         text: what is wrong, and a correct value or the fix.
     """
 

@@ -137,7 +137,7 @@ def _problem_of_value(
 
 
 def _is_misspelled(detail: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
-    """Return whether a missing key is only misspelled. The loader then reports the unknown key, and not the missing key."""
+    """Return whether a missing key is only misspelled. The loader reports a misspelled key as unknown, and not as missing."""
     if detail["type"] != "missing":
         return False
     *section, key = detail["loc"]

@@ -42,7 +42,7 @@ MONITOR_CONFIG_TYPE_BY_TAG = {f"{MONITOR_TAG_PREFIX}{entry.transport_key()}": en
 def _tag_of_entry(entry: object) -> str:
     """Return pydantic's tag for an entry in `monitors`: the key that names the transport.
 
-    An entry without such a key gets the first tag, so that the error lists the valid keys.
+    An entry that names no transport gets the first tag, so that the error lists the valid keys.
     """
     keys = entry if isinstance(entry, dict) else getattr(entry, "__dict__", {})
     return next(

@@ -14,7 +14,10 @@ _log = logging.getLogger("agent")
 LIVE_SECTIONS = frozenset(
     {"monitors", "guest_agent", "intervals", "timeouts", "alerts", "allow", "labels", "limits", "log"}
 )
-"""Sections whose changes a running agent applies at once. Other sections need a restart: queued records and open sockets depend on them."""
+"""Sections whose changes a running agent uses at once.
+
+Changes of the other sections need a restart, because queued records and open sockets depend on the other sections.
+"""
 
 
 def merge_live_sections(running: Config, loaded: Config) -> tuple[Config, list[str]]:
@@ -42,7 +45,7 @@ class ConfigReloader:
 
     Attributes:
         reload_requested: set this event to request a reload.
-        error: why the last reload failed; None if the last reload succeeded, or if there was none.
+        error: why the last reload failed; None if the last reload succeeded, or before the first reload.
         needs_restart: names of the changed sections that need a restart.
         loaded_at: when a config was last loaded, in seconds since the epoch.
     """

@@ -1,8 +1,8 @@
 """Device number, current size and unique identity of a block device, from sysfs.
 
-QEMU reports the size that the device had when QEMU opened it. After a logical volume is extended, `query-named-block-nodes` still
-reports the old size. After a write beyond the old size, QEMU reports the end of this write as the size (observed with 7.2). So the
-volume always looks full.
+The agent does not use QEMU's size, because QEMU reports the size that the device had when QEMU opened the device. So
+`query-named-block-nodes` reports the old size of a logical volume that was extended later. QEMU 7.2 reports the end of a write beyond the
+old size as the size. The volume then always looks full.
 
 The agent's systemd unit hides the nodes in /dev (PrivateDevices). Every process can see the devices in sysfs.
 """
@@ -18,14 +18,14 @@ MAX_IDENTITY_CHARACTERS = 256
 _SYS = Path("/sys")
 
 _mapper_numbers: dict[str, str] = {}
-"""Cache of device numbers by device-mapper name. Before each use, the name is compared with sysfs, because the kernel reuses numbers."""
+"""Cache of device numbers by device-mapper name. The name is compared with sysfs before each use, because the kernel reuses numbers."""
 
 
 def device_size(path: str, sys: Path = _SYS) -> int | None:
     """Return the size of a block device in bytes without opening the device.
 
     Args:
-        path: the path that QEMU reports. A path outside /dev is ignored, because it may be on a hung mount and block the agent.
+        path: the path that QEMU reports. A path outside /dev is ignored, because a file on a hung mount would block the agent.
         sys: the /sys directory.
 
     Returns:
@@ -41,14 +41,14 @@ def device_size(path: str, sys: Path = _SYS) -> int | None:
 
 
 def device_identity(path: str, sys: Path = _SYS) -> str:
-    """Return an identifier of a block device that is unique and survives a reboot, such as the UUID of a logical volume.
+    """Return a unique identifier of a block device, such as the UUID of a logical volume. The identifier survives a reboot.
 
     Args:
         path: the path that QEMU reports. A path outside /dev is ignored.
         sys: the /sys directory.
 
     Returns:
-        An empty string if the path is ignored, or if the kernel reports no such identifier.
+        An empty string if the path is ignored, or if the kernel reports no unique identifier.
     """
     number = device_number(path, sys)
     if not number:
@@ -58,7 +58,7 @@ def device_identity(path: str, sys: Path = _SYS) -> str:
 
 
 def stable_device_path(path: str, sys: Path = _SYS) -> str:
-    """Return the path of a device-mapper device by its name, such as `/dev/mapper/vg-lv` for `/dev/dm-7`. Return any other path unchanged.
+    """Return `/dev/mapper/NAME` for the path of a device-mapper device such as `/dev/dm-7`. Return any other path unchanged.
 
     The number in `/dev/dm-7` is not stable: the kernel may give this number to another device after a reboot.
     """
@@ -92,13 +92,13 @@ def device_number(path: str, sys: Path = _SYS) -> str | None:
 
 
 def _number_by_name(name: str, sys: Path) -> str | None:
-    """Return `major:minor` of a device by its name in /dev, such as `sda` or `vg/lv`; None if sysfs has no such device."""
+    """Return `major:minor` of a device by its name in /dev, such as `sda` or `vg/lv`; None if sysfs does not list the device."""
     number = _read_text(sys / "class/block" / name.replace("/", "!") / "dev")
     if number is not None:
         return number
     if name.startswith("mapper/"):
         return _number_by_mapper_name(name.removeprefix("mapper/"), sys)
-    group, slash, volume = name.partition("/")  # in the device-mapper name, LVM doubles each hyphen of the two names
+    group, slash, volume = name.partition("/")  # LVM doubles each hyphen of the two names in the device-mapper name
     return _number_by_mapper_name("-".join(part.replace("-", "--") for part in (group, volume)), sys) if slash else None
 
 

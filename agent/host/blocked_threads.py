@@ -1,7 +1,8 @@
 """Threads of a process that wait in the kernel for storage, from /proc/PID/task. Reading these files never waits for storage.
 
-A thread waits for storage if it is in state D or in a system call that accesses files. With FUSE, for example, a thread waits in state S.
-To read the system call and its file, the agent needs the permission to trace the process. Without this permission, only state D is known.
+A thread in state D (disk sleep) waits for storage. A thread in state S (sleeping) waits for storage if the thread is in a system call that
+accesses files, for example on FUSE. The agent can read the system call and its file only with the permission to trace the process (ptrace).
+The agent finds only threads in state D without the permission.
 """
 
 import platform
@@ -13,7 +14,7 @@ from agent.host.process import Process
 from agent.host.procfs import split_stat
 
 MAX_THREADS: Final = 256
-"""Maximum number of threads to read. By default, QEMU has up to 64 threads that access files."""
+"""Maximum number of threads to read. QEMU has by default up to 64 threads that access files."""
 
 _STORAGE_CALLS: Final[Mapping[str, Mapping[int, str]]] = {
     "x86_64": {
@@ -57,7 +58,7 @@ class BlockedThread:
 
     Attributes:
         id: the thread id.
-        timeslices: number of times that the thread was scheduled. If two reads return the same number, the thread has not run in between.
+        timeslices: how often the thread was scheduled. The thread has not run between two reads if both return the same number.
         path: path of the file that the thread waits for; empty if unknown.
     """
 
@@ -74,7 +75,7 @@ def find_blocked_threads(
     Args:
         process: the process.
         skip: ids of threads to leave out, such as the vCPU threads, which wait for the guest.
-        machine: the machine's name, which decides the numbers of system calls.
+        machine: the machine's architecture, such as `x86_64`. The numbers of system calls depend on the architecture.
     """
     calls = _STORAGE_CALLS.get(machine, {})
     ids = [name for name in process.list_directory("task") if name not in skip][:MAX_THREADS]
@@ -92,14 +93,14 @@ def _read_thread(process: Process, name: str, calls: Mapping[int, str]) -> Block
     if state == b"S" and call is None:
         return None
     slices = (process.read(f"task/{name}/schedstat") or "").split()
-    # Without time slices, it is unknown whether the thread runs between two reads.
+    # Leave out the thread: only the number of time slices shows whether a thread runs between two reads.
     if len(slices) < 3 or not slices[2].isdecimal():
         return None
     return BlockedThread(int(name), int(slices[2]), _path_of_file(process, call, arguments))
 
 
 def _path_of_file(process: Process, call: str | None, arguments: list[str]) -> str:
-    """Return the path of the file that a system call accesses; empty if it is unknown."""
+    """Return the path of the file that a system call accesses; empty if the path is unknown."""
     if call is None or call == _CALL_WITHOUT_FILE or not arguments:
         return ""
     try:

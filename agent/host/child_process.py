@@ -1,6 +1,6 @@
 """A child process that answers requests line by line.
 
-Waits for the exit of a child have a timeout, because even SIGKILL does not end a child that hangs on storage.
+Each wait for the exit of a child has a timeout, because even SIGKILL does not end a child that hangs on storage.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self, cast
 
 START_SECONDS = 30.0
-"""How long a child may take to start. On a busy host, Python takes seconds to start."""
+"""How long a child may take to start. Python takes several seconds to start on a busy host."""
 
 EXIT_SECONDS = 2.0
 """How long to wait for the exit of a killed child. A child that hangs on storage exits only after the storage answers."""
@@ -23,7 +23,7 @@ MAX_ANSWER_BYTES = 16384
 
 
 class ChildError(Exception):
-    """The child process cannot be started, or it has exited."""
+    """The child process cannot be started, has exited, or has sent a line that is too long."""
 
 
 class _LineProtocol(asyncio.SubprocessProtocol):
@@ -41,23 +41,23 @@ class _LineProtocol(asyncio.SubprocessProtocol):
         self.exited = asyncio.Event()
 
     def process_exited(self) -> None:
-        """Handle the exit of the child."""
+        """Set `exited`: the child has exited."""
         self.exited.set()
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: ARG002 - it is standard output
-        """Handle output of the child."""
+        """Split the child's output into lines, and keep the lines until `read_line` takes them."""
         *lines, self._incomplete_line = (self._incomplete_line + data).split(b"\n")
         self._lines.extend(lines)
         self._ended = self._ended or len(self._incomplete_line) > MAX_ANSWER_BYTES
         self._output_arrived.set()
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002 - the child has exited
-        """Handle a pipe that was closed."""
+        """End the output: the child has closed a pipe."""
         self._ended = True
         self._output_arrived.set()
 
     async def read_line(self) -> bytes:
-        """Wait for the next line and return it.
+        """Wait for the next line, and return the line.
 
         Raises:
             ChildError: The child has exited, or its line is longer than `MAX_ANSWER_BYTES`.
@@ -113,14 +113,14 @@ class ChildProcess:
         return self._transport.get_pid()
 
     def send(self, data: bytes) -> None:
-        """Send requests. If the child has exited, the next `read_line` raises."""
+        """Send requests. The next `read_line` raises an error if the child has exited."""
         # uvloop's transport behaves like a WriteTransport, but is no instance of that class.
         pipe = cast("asyncio.WriteTransport | None", self._transport.get_pipe_transport(0))
         if pipe is not None and not pipe.is_closing():
             pipe.write(data)
 
     async def read_line(self) -> bytes:
-        """Wait for the next line, and return it without its newline. Cancelling this call loses no data.
+        """Wait for the next line, and return the line without its newline. A cancelled call loses no data.
 
         Raises:
             ChildError: The child has exited, or the line is too long.
@@ -132,5 +132,5 @@ class ChildProcess:
         self._transport.close()
 
     async def wait_for_exit(self) -> None:
-        """Wait for the exit of the child, without a timeout. A child that hangs on storage may never exit."""
+        """Wait without a timeout for the exit of the child. A child that hangs on storage may never exit."""
         await self._lines.exited.wait()

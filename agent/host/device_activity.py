@@ -20,7 +20,7 @@ class DeviceActivity:
 
     Attributes:
         in_flight: number of requests that wait for the device.
-        completed: number of requests that the device has completed since it was added.
+        completed: number of requests that the device has completed since the kernel added the device.
         state: state of the SCSI device or the NVMe controller, such as `running` or `live`; empty for other devices.
         suspended: whether the device mapper has suspended the device.
     """
@@ -56,17 +56,17 @@ def read_device_activity(number: str, sys: Path = _SYS) -> DeviceActivity | None
 
 
 def describe_device_failure(activity: DeviceActivity) -> str:
-    """Return why all requests of a device fail; empty if the device accepts requests."""
+    """Return a text that says why all requests of a device fail; empty if the device accepts requests."""
     return f"the device is {activity.state}, and its requests fail" if activity.state in FAILED_STATES else ""
 
 
 def describe_device_stall(before: DeviceActivity, after: DeviceActivity, seconds: float) -> str:
-    """Return why a device does not answer; empty if the device completes requests or has none.
+    """Return a text that says why a device does not answer; empty if the device completes requests or has none.
 
     Args:
         before: the activity at one time.
         after: the activity some seconds later.
-        seconds: the time between `before` and `after`; it must be longer than the device takes for a request.
+        seconds: the time between `before` and `after`. This time has to be longer than the device takes for a request.
     """
     if before.suspended and after.suspended:
         return f"the device mapper has suspended the device for {seconds:g} s"

@@ -1,8 +1,8 @@
 """Program of a child process that reads file systems. A file system that does not answer blocks the child instead of the agent.
 
 The program reads requests from standard input, one per line: `statfs PATH` or `realpath PATH`, with the path as hexadecimal digits.
-For each request, the program writes one line: `ok` and the result, or `error` and the errno. The program imports no module of the agent,
-so that it starts fast and needs little memory.
+The program answers each request with one line: `ok` and the result, or `error` and the errno. The program imports no module of the agent.
+So the program starts fast and needs little memory.
 """
 
 import errno
@@ -11,22 +11,24 @@ import sys
 
 BTRFS = "/sys/fs/btrfs"
 PENDING_FILES = ("allocation/data/bytes_may_use", "allocation/data/bytes_reserved")
-"""Files with the number of bytes that were written to a Btrfs but do not count as used yet. Every user may read these files.
+"""Files with the number of unflushed bytes of a Btrfs: written by a process, but not yet flushed to disk. Every user may read these files.
 
-Btrfs counts data as used only after it has written the data to disk, up to 30 s later. ext4, XFS and tmpfs count written data at once.
+Btrfs counts data as used only after the flush, up to 30 s later. Other file systems, such as ext4, XFS and tmpfs, count data at once.
 """
 
 MAX_BTRFS_READS = 4
 """Maximum number of reads of one Btrfs.
 
-If data changed from pending to used during a read, the program reads again, because such data may count twice or not at all.
+The program reads again if the number of unflushed bytes has changed during a read. Data that was flushed during the read may count twice
+or not at all.
 """
 
 
 def find_btrfs_uuid(fsid: int, directory: str = BTRFS) -> str:
-    """Return the UUID of the mounted Btrfs with this `f_fsid`; empty for a file system of another type.
+    """Return the UUID of the mounted Btrfs whose `f_fsid` (statvfs) is `fsid`; empty for a file system of another type.
 
-    The lower half of `f_fsid` is computed from the UUID, the upper half also from the subvolume (fs/btrfs/super.c: btrfs_statfs).
+    The kernel computes the lower half of `f_fsid` from the UUID. The upper half also depends on the subvolume (fs/btrfs/super.c:
+    btrfs_statfs).
     """
     try:
         names = os.listdir(directory)  # noqa: PTH208 - pathlib would slow down the child's start
@@ -40,7 +42,7 @@ def find_btrfs_uuid(fsid: int, directory: str = BTRFS) -> str:
 
 
 def read_btrfs_pending_bytes(name: str, directory: str = BTRFS) -> int:
-    """Return the written bytes of a Btrfs that statvfs does not count as used yet; 0 if unknown."""
+    """Return the number of unflushed bytes of a Btrfs, which statvfs still counts as free; 0 if unknown."""
     pending = 0
     for file in PENDING_FILES:
         try:
@@ -55,8 +57,8 @@ def read_filesystem_stats(path: str) -> "tuple[int, int, int, int, int]":
     """Return five numbers about a path's file system.
 
     Returns:
-        The size, the free bytes, the bytes that an unprivileged user can write, the number of inodes, and the number of inodes that an
-        unprivileged user can create.
+        The size, the free bytes, the free bytes for an unprivileged user, the number of inodes, and the free inodes for an unprivileged
+        user.
     """
     stat = os.statvfs(path)
     pending = 0

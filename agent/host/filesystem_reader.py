@@ -1,7 +1,7 @@
 """Reads file systems through a child process, because a system call on a hung file system would block the agent.
 
-One child answers all requests in order. If an answer is late, this child keeps waiting for the mount, and a new child answers the other
-requests. Until the mount answers, further requests for this mount fail at once. So each mount blocks at most one child.
+One child answers all requests in order. A child whose answer is late keeps waiting for the mount, and a new child answers the other
+requests. Further requests for the late mount fail at once until the mount answers. So each mount blocks at most one child.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ from agent.host.qemu_processes import read_file
 _log = logging.getLogger(__name__)
 
 SUSPECT_SECONDS = 0.25
-"""A mount that has not answered for this long is suspect. A healthy mount answers within a millisecond."""
+"""Seconds without an answer after which a mount is suspect: the mount may hang. A healthy mount answers within a millisecond."""
 
 DEADLINE_SECONDS = 3.0
-"""A mount that has not answered for this long is unresponsive."""
+"""Seconds without an answer after which a mount is unresponsive."""
 
 MAX_WAITING_CHILDREN = 16
-"""Maximum number of children that wait for mounts. Beyond this number, a child is killed, and its mount is suspect for `RETRY_SECONDS`."""
+"""Maximum number of children that wait for mounts. A further child is killed, and its mount stays suspect for `RETRY_SECONDS`."""
 
 RETRY_SECONDS = 30.0
 
@@ -69,14 +69,15 @@ class _Request:
 
 
 def _is_runnable(pid: int) -> bool:
-    """Return whether the process is in the state R: it runs, or it waits for a CPU."""
+    """Return whether the process is in state R: running, or waiting for a CPU."""
     return parse_process_state(split_stat(read_file(f"/proc/{pid}/stat"))) == "running"
 
 
 class FileSystemReader:
     """Runs statvfs and realpath in child processes.
 
-    The argument `mount` of a request names the mount that may hang: `major:minor` of the path's file system, or `path:` and a path.
+    Each request has an argument `mount`, the name of the mount that may hang. The name is `major:minor` of the path's file system, or
+    `path:` and a path.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class FileSystemReader:
         return list(self._unresponsive_since)
 
     def is_unresponsive(self, mount: str) -> bool:
-        """Return whether a request for the mount has exceeded the deadline. While the child process only waits for a CPU, return False."""
+        """Return whether a request for the mount has exceeded the deadline; False while the child process runs or waits for a CPU."""
         seconds = self.unresponsive_seconds(mount)
         if seconds is None or seconds < self._deadline_seconds - TIMER_RESOLUTION_SECONDS:
             return False
@@ -155,7 +156,7 @@ class FileSystemReader:
         return figures
 
     def cached_stats(self, path: str, seconds: float) -> FileSystemStats | None:
-        """Return what `statvfs` last returned for a path; None if there is nothing, or if it is older than `seconds`."""
+        """Return the last result of `statvfs` for a path; None without a result, or if the result is older than `seconds`."""
         at, figures = self._recent_stats.get(path, (float("-inf"), None))
         return figures if time.monotonic() - at <= seconds else None
 
@@ -216,7 +217,7 @@ class FileSystemReader:
         return batch
 
     async def _answer_batch(self, child: ChildProcess, batch: list[_Request]) -> None:
-        """Send the requests to a child and set their answers. If an answer is late, put the later requests back into the queue.
+        """Send the requests to a child, and set their answers. Put the requests after a late answer back into the queue.
 
         Raises:
             ChildError: the child has exited.
@@ -250,7 +251,7 @@ class FileSystemReader:
         self.on_change()
 
     async def _await_late_answer(self, child: ChildProcess, request: _Request) -> None:
-        """Wait without a deadline for a child's late answer, and then kill the child. Only the mount can end the child's system call."""
+        """Wait without a deadline for a child's late answer, and then kill the child. Only the mount can end the system call."""
         try:
             line = await child.read_line()
         except ChildError as error:

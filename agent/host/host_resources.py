@@ -65,7 +65,7 @@ def read_host_resources(root: Path = ROOT) -> HostReading:
 
 
 def parse_cpu_list(text: str) -> int:
-    """Return the number of CPUs in a list such as `0-3,8`; 0 if the text is not such a list."""
+    """Return the number of CPUs in a list such as `0-3,8`; 0 if the text is not a list of CPUs."""
     count = 0
     for part in text.strip().split(","):
         match = _CPU_RANGE.fullmatch(part)
@@ -104,7 +104,7 @@ def _format_page_size(kibibytes: int) -> str:
 
 
 def _read_file(path: Path) -> bytes | None:
-    """Return the content of a file; None if unreadable. A kernel without PSI may have the files of PSI, but their reads fail."""
+    """Return the content of a file; None if unreadable. The files of PSI (pressure) are unreadable if PSI is turned off."""
     try:
         with path.open("rb") as file:
             return file.read(MAX_BYTES)

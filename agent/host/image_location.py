@@ -15,7 +15,7 @@ from agent.host.pools.base import ImageLocation, PoolReadError, PoolUnresponsive
 from agent.host.process import ROOT
 
 MAX_MOUNTINFO_BYTES = 4 << 20
-"""Maximum number of bytes to read from a mount table. On a host with a thousand containers, the table has about 1 MB."""
+"""Maximum number of bytes to read from a mount table. The table has about 1 MB on a host with a thousand containers."""
 
 MAX_PATH_BYTES = 4096
 """Maximum length of a path in the kernel (PATH_MAX)."""
@@ -24,7 +24,7 @@ MAX_QUOTA_DEPTH = 64
 """Maximum number of parent directories that are checked for a quota."""
 
 CACHE_SECONDS = 600.0
-"""How long the location of a directory is cached. After that, the directory is read again, because the directory may have a new quota."""
+"""Seconds for which the location of a directory is cached. The directory is then read again, because the directory may have a new quota."""
 
 MAX_CACHED_LOCATIONS = 4096
 
@@ -61,7 +61,7 @@ def read_mounts(pid: int | str, root: Path = ROOT) -> tuple[Mount, ...]:
 
 
 def local_path(driver: str, path: str) -> str | UnknownPool:
-    """Return the absolute path of an image in QEMU's mount namespace, or the reason why the image has no such path.
+    """Return the absolute path of an image in QEMU's mount namespace, or the reason why this path is unknown.
 
     Args:
         driver: the driver of QEMU's block node.
@@ -91,7 +91,7 @@ def _is_valid_path(text: str) -> bool:
 
 
 def _file_name_of_json(text: str) -> str:
-    """Return the file name in the JSON options of a node. If the options have no file name, return the driver and a colon."""
+    """Return the file name in the JSON options of a block node. Return the driver and a colon if the options have no file name."""
     try:
         options = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -112,8 +112,8 @@ class MountTables(NamedTuple):
 
     Attributes:
         pid: the process id of QEMU.
-        qemu_mounts: the mounts of QEMU; empty if they cannot be read.
-        agent_mounts: the mounts of the agent; empty if they cannot be read.
+        qemu_mounts: the mounts of QEMU; empty if QEMU's mount table cannot be read.
+        agent_mounts: the mounts of the agent; empty if the agent's mount table cannot be read.
     """
 
     pid: int
@@ -137,7 +137,7 @@ class ImageLocator:
     def __init__(self, reader: FileSystemReader) -> None:
         self._reader = reader
         self._cache: dict[tuple[str, str], tuple[float, _DirectoryLocation]] = {}
-        # Separate from the directories, because an image may be a symbolic link to another file system.
+        # The targets are separate from the directories, because an image may be a symbolic link to another file system.
         self._link_targets: dict[tuple[str, str], tuple[float, str]] = {}
 
     def location_without_io(
@@ -233,7 +233,7 @@ class ImageLocator:
         """
         path = _path_for_agent(tables, mount, directory)
         prefix = path.removesuffix(directory) if path.startswith(f"/proc/{tables.pid}/root/") else ""
-        # Read the mount point first. If the mount hangs, this request fails, and the reader marks this mount as suspect. A request for the
+        # Read the mount point before the directory. The reader then marks only the mount as suspect if the mount hangs. A request for the
         # directory would make the reader mark the directory as a second suspect mount.
         await self._reader.statvfs(
             f"{prefix}{mount.mount_point}" if prefix or path == directory else path, mount.device
@@ -251,9 +251,9 @@ class ImageLocator:
         return location
 
     async def _find_quota_directory(self, mount: Mount, directory: str) -> str:
-        """Return the topmost parent directory for which statvfs reports the same size.
+        """Return the topmost parent directory for which statvfs reports the same size and number of inodes.
 
-        This directory has the quota, or is the mount point.
+        The returned directory has the quota, or is the mount point.
         """
         own = await self._reader.statvfs(directory, mount.device)
         top = directory
@@ -269,12 +269,12 @@ class ImageLocator:
 
 
 def _directory_of_image(mount: Mount, path: str) -> str:
-    """Return the directory of an image. If the image itself is a mount point, such as a FUSE export, return the image's path."""
+    """Return the directory of an image. Return the image's path if the image itself is a mount point, such as a FUSE export."""
     return path if mount.mount_point == path else _parent_directory(path)
 
 
 def _path_of_image(directory: str, mount: Mount, path: str) -> str:
-    """Return an image's path in the agent's mount namespace, given the path of its directory there."""
+    """Return an image's path in the agent's mount namespace. `directory` is the path of the image's directory in the same namespace."""
     return directory if mount.mount_point == path else f"{directory.rstrip('/')}/{path.rpartition('/')[2]}"
 
 
@@ -290,7 +290,7 @@ def _build_location(driver: str, path: str, directory: _DirectoryLocation) -> Im
 def _path_for_agent(tables: MountTables, mount: Mount, directory: str) -> str:
     """Return the path in the agent's mount namespace of a directory of QEMU.
 
-    If the agent lacks the mount, return a path in /proc/PID/root.
+    Return a path in /proc/PID/root if the agent lacks the mount.
     """
     own = _path_in_agent_namespace(tables.agent_mounts, mount, directory)
     return f"/proc/{tables.pid}/root{directory}" if own is None else own

@@ -27,8 +27,8 @@ def find_process_interfaces(process: Process, nics: Mapping[str, Nic]) -> tuple[
 
     Args:
         process: the process.
-        nics: the guest's network cards by MAC address in lower case. A macvtap has the address of its card. If libvirt created a tap, the
-            tap's address differs from the card's address only in the first byte.
+        nics: the guest's network cards by MAC address in lower case. A macvtap has the address of its card. The address of a tap that
+            libvirt created differs from the card's address only in the first byte.
 
     Returns:
         An empty tuple if the agent has no permission to read the process's file descriptors.

@@ -1,8 +1,8 @@
 """Labels of a VM from libvirt's XML, such as Nova's project and flavour, oVirt's cluster, KubeVirt's namespace, or a title.
 
-The XML comes from libvirt itself if the agent is connected to libvirt, else from libvirt's files: the XML of running VMs is in
-/run/libvirt/qemu, and the XML of defined VMs in /etc/libvirt/qemu. By default only root may read these files. The reads block.
-Users of the VM's manager can set the metadata, so the metadata is untrusted.
+An agent that is connected to libvirt gets the XML from libvirt. Any other agent reads libvirt's files, with blocking calls. The XML of
+running VMs is in /run/libvirt/qemu, and the XML of defined VMs in /etc/libvirt/qemu. By default, only root may read these files.
+The metadata is untrusted, because users of the VM's manager can set the metadata.
 """
 
 import re
@@ -77,8 +77,8 @@ def read_libvirt_labels(vm: Vm, config: LabelsConfig) -> dict[str, str]:
 def parse_libvirt_labels(xml: str, config: LabelsConfig, *, pod: str = "", node: str = "") -> dict[str, str]:
     """Return the labels in the XML of a domain; empty if the XML cannot be parsed.
 
-    A VM of KubeVirt also has the labels `namespace`, `name`, `pod` and `node`, which Kubernetes uses. KubeVirt names a domain
-    NAMESPACE_NAME, and neither part contains an underscore.
+    A VM of KubeVirt also has Kubernetes' labels `namespace`, `name`, `pod` and `node`. KubeVirt names a domain NAMESPACE_NAME. Neither
+    the namespace nor the name contains an underscore.
 
     Args:
         xml: libvirt's XML of the domain.
@@ -122,7 +122,7 @@ def _read_domain(directory: Path, vm: Vm) -> "Element | None":
 
 
 def _value_at_path(domain: "Element", path: str) -> str | None:
-    """Return the text or the attribute at a path of elements; None if the XML has no such element or attribute."""
+    """Return the text or the attribute at a path of elements; None if the XML does not have the element or the attribute."""
     elements, _, attribute = path.partition("@")
     element = _element_at_path(domain, elements)
     if element is None:

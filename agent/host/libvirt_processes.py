@@ -1,8 +1,8 @@
 """Finds libvirt's daemons in /proc, on the host and inside containers, and the QEMUs in their pid namespaces. The calls block.
 
-A scan reads only the names of new processes, so a scan takes little longer than a listing of /proc. Two containers may share a directory,
-so the agent uses only a socket that the daemon itself has open. The agent connects to a daemon inside a container through /proc/PID/root.
-A container may contain any symbolic links, so the agent itself resolves the links and never leaves the container.
+A scan takes little longer than a listing of /proc, because a scan reads only the names of new processes. The agent uses only a socket
+that the daemon itself has open, because two containers may share a directory. The agent connects to a daemon inside a container through
+/proc/PID/root. The agent itself resolves symbolic links in the container, so that no link leads out of the container.
 """
 
 import contextlib
@@ -24,16 +24,16 @@ SOCKET_NAMES = {"libvirtd": "libvirt-sock", "virtqemud": "virtqemud-sock"}
 """The file name of a daemon's socket, by the daemon's process name. libvirtd is the monolithic daemon, virtqemud the modular one."""
 
 HOST_SOCKETS = ("/run/libvirt/{name}", "/run/user/{uid}/libvirt/{name}")
-"""Sockets of the host's daemons, used if the agent may not list a daemon's open files."""
+"""Paths of the host's daemons' sockets. The agent uses these paths if the agent may not list a daemon's open files."""
 
 MAX_TABLE_BYTES = 16 << 20
 """Maximum number of bytes to read from the kernel's table of Unix sockets. A line has about 100 bytes."""
 
 NEW_PROCESS_SECONDS = 10.0
-"""Age up to which each scan reads a process's name again, because a young process may still execute another program."""
+"""Age in seconds up to which each scan reads a process's name again, because a young process may still execute another program."""
 
 FULL_SCAN_SECONDS = 60.0
-"""Time between two scans that read the names of all processes, because the kernel reuses process IDs."""
+"""Seconds between two scans that read the names of all processes. The names may change, because the kernel reuses process IDs."""
 
 MAX_DAEMONS = 1024
 """Maximum number of daemons. Further daemons are counted, but not used."""
@@ -42,7 +42,10 @@ MAX_LINKS = 40
 """Maximum number of symbolic links in a path. The kernel has the same limit."""
 
 MIN_INDEX_SCAN_SECONDS = 1.0
-"""Minimum time between two scans for the QEMUs of domains, because many domains may be attached within a second."""
+"""Seconds for which the result of a scan for QEMUs is used, because many domains may be attached within a second.
+
+A UUID that the last scan lacks causes a scan at any age, because its QEMU may have started later.
+"""
 
 LISTENING_SOCKET_FLAGS = "00010000"
 """The flags of a listening socket in the kernel's table (__SO_ACCEPTCON)."""
@@ -100,7 +103,7 @@ class LibvirtScan:
 
 
 class LibvirtScanner:
-    """Scans /proc for daemons of libvirt. Keeps what earlier scans have found, so that a scan reads only new processes."""
+    """Scans /proc for daemons of libvirt. Keeps the results of earlier scans, so that a scan reads only new processes."""
 
     def __init__(self, proc: Path = PROC, host_sockets: Sequence[str] = HOST_SOCKETS) -> None:
         """Create a scanner without processes.
@@ -130,7 +133,7 @@ class LibvirtScanner:
                 self._daemons[pid] = daemon
         daemons: dict[tuple[int | None, str], LibvirtProcess] = {}
         ignored = 0
-        # To start a QEMU, a daemon forks, and the child has the same files open. So the oldest of these processes is the daemon.
+        # A daemon forks to start a QEMU, and the child has the same files open. So the oldest process with the socket is the daemon.
         for pid in sorted(self._daemons, key=lambda pid: (start_ticks(pid, self._proc), pid)):
             daemon = self._daemons[pid]
             if daemon.key in daemons:
@@ -172,7 +175,10 @@ class LibvirtScanner:
         self._qemus.pop(pid, None)
 
     def _find_daemon(self, pid: int, name: str) -> tuple[LibvirtProcess | None, bool]:
-        """Return a daemon, or None if its socket is not found. Also return whether the agent may list the daemon's open files."""
+        """Return a daemon, or None if its socket is not found. Also return whether the search was possible.
+
+        The search is impossible if the agent may not inspect the daemon and none of `HOST_SOCKETS` exists.
+        """
         uids = self._find_user(pid)
         if uids is None:
             return None, True
@@ -239,7 +245,7 @@ class LibvirtScanner:
         return uid, uid == 0
 
     def _container_name(self, pid: int) -> str:
-        """Return the pod's name from the process's environment. Without a pod, return a text with the process ID."""
+        """Return the pod's name from the process's environment. Return a text with the process ID if there is no pod."""
         for entry in read_file(self._proc / str(pid) / "environ").split(b"\0"):
             name, _, value = entry.partition(b"=")
             if name in {b"POD_NAME", b"HOSTNAME"} and re.fullmatch(rb"[a-z0-9][a-z0-9.-]{0,252}", value):
@@ -248,7 +254,7 @@ class LibvirtScanner:
 
 
 class QemuPidIndex:
-    """Finds the QEMU process of a VM by the VM's UUID, if the agent cannot read libvirt's pid files. Several threads may use an index."""
+    """Finds the QEMU process of a VM by the VM's UUID, where the agent cannot read libvirt's pid files. Thread-safe."""
 
     def __init__(self, proc: Path = PROC) -> None:
         """Create an empty index."""
@@ -258,15 +264,15 @@ class QemuPidIndex:
         self._pids: dict[str, list[int]] = {}
 
     def pid_of(self, uuid: str) -> int | None:
-        """Return the process ID of the only QEMU with this UUID; None if there is none, or more than one.
+        """Return the process ID of the only QEMU with this UUID; None if no QEMU or several QEMUs have the UUID.
 
-        The call blocks for some milliseconds.
+        Also return None while another thread's scan hangs. The call blocks for some milliseconds.
         """
         called_at = time.monotonic()
         if not self._lock.acquire(timeout=MIN_INDEX_SCAN_SECONDS):
             return None  # another thread's scan hangs
         try:
-            # QEMU may have started after the last scan.
+            # The QEMU may have started after the last scan.
             is_missing = uuid.lower() not in self._pids and self._scanned_at < called_at
             if is_missing or called_at - self._scanned_at >= MIN_INDEX_SCAN_SECONDS:
                 self._scanned_at = time.monotonic()
@@ -299,9 +305,9 @@ def _is_socket(path: str) -> bool:
 
 
 def resolve_in_root(root: str, path: str) -> str | None:
-    """Return a path below a container's root directory without symbolic links; None if the path does not exist or has too many links.
+    """Resolve the symbolic links in a path below a container's root directory; None if the path does not exist or has too many links.
 
-    Links are resolved inside the container, so the result never leads out of the container.
+    Links are resolved inside the container. So the result never leads out of the container.
 
     Args:
         root: the container's root directory.

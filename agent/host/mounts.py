@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 READ_ONLY_OPTIONS = frozenset({"ro", "emergency_ro"})
-"""Options of a read-only file system. Since Linux 6.12, ext4 has `emergency_ro` after an error."""
+"""Options of a read-only file system. An ext4 has the option `emergency_ro` after an error (since Linux 6.12)."""
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 """Matches an octal escape. The kernel escapes space, tab, newline and backslash (fs/proc_namespace.c: mangle)."""

@@ -1,7 +1,7 @@
 """Cache of open files in /proc, sysfs and cgroups. The files stay open between polls. A read at offset 0 returns the present content.
 
-Reading an open file takes a third of the time of opening, reading and closing a file. An open file under /proc/PID belongs to the process,
-not to the pid. So reads fail after the process has ended, even if a new process has the same pid.
+A read of an open file takes a third of the time of opening, reading and closing a file. An open file under /proc/PID belongs to the
+process, not to the pid. So reads fail after the process has ended, even if a new process has the same pid.
 """
 
 import os
@@ -9,19 +9,19 @@ import resource
 from collections.abc import Callable
 
 MAX_TEXT_BYTES = 64 << 10
-"""Maximum size of one file. /proc/PID/net/dev has about 130 bytes for each interface."""
+"""Maximum number of bytes to read from one file. /proc/PID/net/dev has about 130 bytes for each interface."""
 
 READ_BYTES = 4096
-"""Size of the first read of a file. Most files are shorter."""
+"""Number of bytes of the first read of a file. Most files are shorter."""
 
 SHORT_BYTES = 2048
-"""A read that returns fewer bytes than this has reached the end of the file.
+"""A read that returns fewer bytes than this number has reached the end of the file.
 
 The kernel fills each page with as many whole lines as fit (fs/seq_file.c, Linux 2.6 to 6.18).
 """
 
 _RESERVED_DESCRIPTORS = 256
-"""Number of descriptors that a budget never includes. A budget includes half of the other descriptors."""
+"""Number of descriptors that are kept free for other uses. A budget is half of the remaining descriptors."""
 
 
 class OpenFileBudget:

@@ -1,6 +1,6 @@
 """Reads one process's files under /proc, and files of the host such as a cgroup's.
 
-The process's directory under /proc stays open. After the process has ended, no file in this directory can be opened, even if a new process
+The process's directory under /proc stays open. No file in this directory can be opened after the process has ended, even if a new process
 has the same pid. Callers may read only files whose reads never wait for the process or for storage.
 """
 
@@ -37,7 +37,7 @@ class Process:
             budget: the limit of the number of open files, for all processes together.
 
         Raises:
-            OSError: there is no such process, or permission is denied.
+            OSError: no process has this pid, or permission is denied.
         """
         self.pid = pid
         self.root = os.fspath(root).rstrip("/")
@@ -52,7 +52,7 @@ class Process:
             self._directory = None
 
     def read_files(self, requests: Iterable[FileRequest]) -> list[FileReply]:
-        """Return the contents of these files, in order. The files stay open for the next read."""
+        """Return the contents of the requested files, in order. The files stay open for the next read, within the budget."""
         read = self._open_files.read
         return [FileReply(request, read(request.directory, request.names)) for request in requests]
 

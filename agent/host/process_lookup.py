@@ -1,8 +1,8 @@
 """Identifies the QEMU process behind a monitor, at each attach, by the socket's owner and by QEMU's thread ids.
 
 The socket's owner is the process that opened the other end of the monitor's socket (SO_PEERCRED). The owner may be a manager that passed
-the socket to QEMU. QEMU reports the ids of its vCPU threads and iothreads. A QEMU in a pid namespace reports the ids of that namespace. On
-the host, other threads may have these ids. Each of the two can mislead, so the agent checks both.
+the socket to QEMU. QEMU reports the ids of its vCPU threads and iothreads. A QEMU in a pid namespace reports the ids in its own namespace.
+Other threads on the host may have the same ids. The agent checks the owner and the thread ids, because each can mislead.
 """
 
 import os
@@ -34,9 +34,9 @@ class QemuProcess:
     Attributes:
         process: the process.
         threads: thread ids on this host, by the ids that QEMU reports.
-        start_seconds: start time in seconds since the epoch; None if the kernel does not report it.
+        start_seconds: start time in seconds since the epoch; None if unknown.
         cgroup: directory below /sys/fs/cgroup with the process's memory and CPU usage; None without cgroup version 2.
-        cgroup_name: the process's cgroup (version 2), as in /proc/PID/cgroup; empty if it has none.
+        cgroup_name: the process's cgroup (version 2), as in /proc/PID/cgroup; empty if the process has none.
     """
 
     process: Process
@@ -51,7 +51,7 @@ def find_process(socket_owner: int | None, threads: Sequence[int], root: Path = 
 
     Args:
         socket_owner: pid that opened the other end of the monitor's socket; None if unknown.
-        threads: ids of its vCPU threads and iothreads, as QEMU reports them.
+        threads: ids of QEMU's vCPU threads and iothreads, as QEMU reports them.
         root: the directory that holds /proc and /sys.
 
     Raises:
@@ -73,7 +73,10 @@ def find_process(socket_owner: int | None, threads: Sequence[int], root: Path = 
 
 
 def _process_by_pid(pid: int, threads: Sequence[int], root: Path) -> Process | None:
-    """Return this process if it has all these threads; else None. If `threads` is empty, the process's name has to be QEMU's."""
+    """Return the process with this pid; None if the process lacks one of the threads.
+
+    Return None also if `threads` is empty and the process's name is not QEMU's.
+    """
     try:
         process = Process(pid, root)
     except OSError:
@@ -85,9 +88,10 @@ def _process_by_pid(pid: int, threads: Sequence[int], root: Path) -> Process | N
 
 
 def _process_by_threads(threads: Sequence[int], root: Path) -> Process | None:
-    """Return the QEMU in the agent's pid namespace that has these threads; None if there is none.
+    """Return the QEMU in the agent's pid namespace that has these threads; None if no QEMU has them.
 
-    The process's name also has to be QEMU's: if QEMU is in another pid namespace, threads of another process may have the same ids.
+    The process's name also has to be QEMU's. The ids may come from another pid namespace, and any process may have threads with the same
+    ids in the agent's namespace.
     """
     if not threads:
         return None
@@ -149,7 +153,7 @@ def _cgroup_name(process: Process) -> str:
 
 
 def _cgroup_directory(process: Process, name: str) -> str | None:
-    """Return the directory of the process's cgroup, or of the nearest parent cgroup that counts memory; None if none does.
+    """Return the directory of the process's cgroup, or of the nearest parent cgroup that counts memory; None if no cgroup counts memory.
 
     libvirt creates cgroups for groups of threads, and these cgroups do not count memory.
     """

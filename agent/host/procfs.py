@@ -1,7 +1,7 @@
 """Parsers of files in /proc, sysfs and cgroups (Linux 4.15 to 6.18). Pure.
 
-A parser reads only values that are fields of a family of metrics, and converts the values to base units. Values that are missing or are
-not numbers are left out. Older kernels lack some values.
+A parser reads only values that are fields of a family of metrics. The parser converts the values to base units, such as seconds and bytes.
+Values that are missing or are not numbers are left out. Older kernels lack some values.
 """
 
 import re
@@ -77,7 +77,8 @@ class FileParser(Generic[Content]):
         """Compile the parser.
 
         Args:
-            family: the family. The parser sets the fields whose `path` is the file's name, alone or with a value's name: `status.VmRSS`.
+            family: the family. The parser sets the fields whose `path` is the file's name, or the file's name and a value's name, such as
+                `status.VmRSS`.
             file: the file's name.
             file_format: the format of the file.
         """
@@ -131,7 +132,7 @@ def parse_numbers(texts: Sequence[bytes]) -> list[int] | None:
 
 
 def _item_picker(positions: Sequence[int]) -> Callable[[Sequence[bytes]], Sequence[bytes] | None]:
-    """Return a function that returns a sequence's items at `positions`; None if the sequence is too short."""
+    """Return a function that returns a sequence's items at `positions`. The function returns None if the sequence is too short."""
     get, length = itemgetter(*positions), max(positions) + 1
     if len(positions) == 1:
         return lambda words: (words[positions[0]],) if len(words) >= length else None
@@ -154,7 +155,7 @@ def stat_format(keys: Sequence[str]) -> tuple[ParseAll[list[bytes]], ParseEach[l
 
 
 def parse_process_state(words: Sequence[bytes]) -> str | None:
-    """Parse the state in the words of /proc/PID/stat, such as `running`; None if the file has no state."""
+    """Return the process's state, such as `running`, from the words of /proc/PID/stat; None if the file has no state."""
     if not words:
         return None
     return _PROCESS_STATES.get(words[0]) or sanitize(words[0].decode("utf-8", "replace"), 64)
@@ -182,13 +183,13 @@ def lines_format(*order: str) -> Format[bytes]:
     """Format of lines such as `Name: 5 kB` (status, io) or `name 5` (cpu.stat, memory.events).
 
     Args:
-        order: names in the order in which the kernel writes the lines; other lines may be in between. Other names are also possible, but
-            then each line is searched separately.
+        order: names in the order in which the kernel writes the lines. Other lines may be in between. A parser also accepts names that
+            are missing here, but may then have to search each line separately.
     """
 
     def parsers(keys: Sequence[str]) -> tuple[ParseAll[bytes], ParseEach[bytes]]:
         ordered = [*(key for key in order if key in keys), *(key for key in keys if key not in order)]
-        # One match reads all lines. If the match fails, each line is searched separately.
+        # One match reads all lines. Each line is searched separately if the match fails.
         lines = [rf"\n{re.escape(key)}:?[ \t]+([0-9]{{1,{MAX_DIGITS}}})(?!\S)" for key in ordered]
         whole = re.compile(".*?".join(lines).encode(), re.DOTALL)
         groups = [ordered.index(key) + 1 for key in keys]
@@ -226,11 +227,11 @@ def number_format(keys: Sequence[str]) -> tuple[ParseAll[bytes], ParseEach[bytes
 status_format = lines_format(*_STATUS_ORDER)
 io_format = lines_format("rchar", "wchar", "syscr", "syscw", "read_bytes", "write_bytes", "cancelled_write_bytes")
 schedstat_format = words_format("run", "delay", "slices")
-"""Nanoseconds on a CPU, nanoseconds of waiting for a CPU, and the number of time slices."""
+"""Format of /proc/PID/schedstat: nanoseconds on a CPU, nanoseconds of waiting for a CPU, and the number of time slices."""
 
 
 def parse_net_dev(content: bytes) -> Mapping[str, NumbersByName]:
-    """Parse /proc/PID/net/dev: counters by interface, named as in /sys/class/net/INTERFACE/statistics."""
+    """Parse /proc/PID/net/dev. Return counters by interface and by name, as in /sys/class/net/INTERFACE/statistics."""
     names = ("bytes", "packets", "errors", "dropped", "fifo", "frame", "compressed", "multicast")
     columns = (*(f"rx_{name}" for name in names), *(f"tx_{name}" for name in names))
     counters = {}

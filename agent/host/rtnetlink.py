@@ -1,7 +1,7 @@
 """Parses the kernel's description of a network interface with its SR-IOV virtual functions (rtnetlink, RTM_NEWLINK). Pure.
 
-include/uapi/linux/{netlink,rtnetlink,if_link}.h define the layout, which the kernel does not change. Attributes that are truncated, too
-short or unknown are left out.
+include/uapi/linux/{netlink,rtnetlink,if_link}.h define the layout of the messages. The kernel never changes the layout. Attributes that
+are truncated, too short or unknown are left out.
 """
 
 import struct
@@ -45,11 +45,11 @@ MAX_VIRTUAL_FUNCTIONS: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class VirtualFunction:
-    """A virtual function as its physical function reports it.
+    """A virtual function, as reported by its physical function.
 
     Attributes:
         number: the number of the virtual function within its physical function.
-        mac: the MAC address, such as `52:54:00:12:34:56`; empty without a MAC address, or for a device that is not Ethernet.
+        mac: the MAC address, such as `52:54:00:12:34:56`; empty if the device has no MAC address or is not Ethernet.
         counters: the counters by the kernel's names. `rx` counts packets that the virtual function received.
     """
 

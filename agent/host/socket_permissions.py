@@ -38,7 +38,7 @@ def find_agent_user(name: str | None = None, proc: Path = PROC) -> User:
     """Return the user of a running agent, or of the agent that will run.
 
     Args:
-        name: the user's name. None selects the first of these users that exists: the user of a running agent, the user `qmp-agent`, the
+        name: the user's name. None for the first existing user of three: the user of a running agent, the user `qmp-agent`, and the
             current user.
         proc: the /proc directory.
 
@@ -90,8 +90,8 @@ def blocked_paths(path: str, user: User) -> list[Path]:
         user: the user.
 
     Returns:
-        An empty list if nothing blocks the user. The list is also empty if the current user is neither root nor `user`, because the
-        check has to run as one of them.
+        An empty list if nothing blocks the user. The list is also empty if the current user is neither root nor `user`, because only
+        these two users can run the check.
     """
     if os.geteuid() not in (0, user.uid):
         return []

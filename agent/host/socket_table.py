@@ -1,7 +1,7 @@
 """Sockets of this host and the processes that have them open, from the kernel's sock_diag (linux/unix_diag.h) and /proc.
 
-/proc/PID/fd shows which process has a socket open. Only root can read /proc/PID/fd of all processes. Processes that the agent cannot read
-are left out.
+/proc/PID/fd shows which process has a socket open. Only root can read /proc/PID/fd of all processes. Processes whose /proc/PID/fd the
+agent cannot read are left out.
 """
 
 import contextlib
@@ -39,9 +39,9 @@ class SocketEntry:
     """One socket.
 
     Attributes:
-        state: the kernel's number of the socket's state, such as `ESTABLISHED`. Unix sockets have the numbers of TCP's states.
+        state: the kernel's number of the socket's state, such as `ESTABLISHED`. Unix sockets use the same numbers as TCP sockets.
         address: the path that the socket is bound to, or `tcp:PORT`.
-        peer: inode of the socket at the other end; 0 if that socket is not on this host.
+        peer: inode of the socket at the other end; 0 if the other end is not on this host.
         remote: `tcp:PORT` of the other end; empty for a Unix socket.
     """
 

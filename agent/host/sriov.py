@@ -34,7 +34,7 @@ def find_virtual_functions(process: Process, targets: Iterable[str]) -> list[Vir
 def passthrough_addresses(process: Process, targets: Iterable[str]) -> list[str]:
     """Return the addresses of the PCI devices that a process has open through VFIO, at most `MAX_PCI_DEVICES`.
 
-    If a process has an IOMMU group open, all devices of the group belong to the process.
+    All devices of an IOMMU group belong to the process that has the group open.
 
     Args:
         process: the process.

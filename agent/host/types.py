@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 @dataclass(frozen=True, slots=True)
 class LinuxTask:
-    """A process, or one thread of a process. Linux calls both tasks.
+    """A process, or one thread of a process. Linux calls both of them tasks.
 
     Attributes:
         id: process id or thread id on this host.
@@ -26,7 +26,7 @@ class VirtualFunctionLocation:
 
     Attributes:
         physical_interface: name of the network interface of its physical function.
-        number: its number.
+        number: the number of the virtual function within its physical function.
         address: its PCI address, such as 0000:01:10.3.
     """
 
@@ -42,8 +42,8 @@ class NetworkInterface:
     Attributes:
         name: name of the interface on the host, such as tap0, or ens1f0v3 for a virtual function.
         extra_values: values of the sample that do not come from a `FileRequest`, by name, such as the kind of the interface.
-        directions_swapped: whether the host's counters of sent packets are the guest's counters of received packets. True for a tap, False
-            for a macvtap.
+        directions_swapped: whether packets that the interface sends are packets that the guest receives. True for a tap, False for a
+            macvtap.
         same_netns: whether the interface is in the agent's network namespace.
         vf: the virtual function; None for a tap and a macvtap.
     """
@@ -62,10 +62,10 @@ class FileRequest:
     Callers use the same object at each poll, because the files stay open between polls.
 
     Attributes:
-        directory: path relative to the process's directory in /proc; empty for this directory itself. With a leading slash, an absolute
-            path on the host.
-        names: names of the files. A name that ends with a slash is a directory. The content of a directory in the reply is the number of
-            the directory's entries.
+        directory: path relative to the process's directory in /proc; empty for this directory itself. A path with a leading slash is an
+            absolute path on the host.
+        names: names of the files. A name that ends with a slash is a directory. The reply contains the number of its entries in place
+            of its content.
         subject: the task, interface or cgroup that the files describe.
     """
 
@@ -78,8 +78,8 @@ class FileRequest:
 class VirtualFunctionCountersRequest(FileRequest):
     """A request for the counters and the MAC address of a virtual function.
 
-    In `names`, a counter has the kernel's name, and the MAC address has the name `mac`. The kernel has no file with the counters. The agent
-    queries the counters at an interval, and the reply to a request contains the result of the last query.
+    The names in `names` are the kernel's names of the counters, and `mac` for the MAC address. The kernel has no file with the counters.
+    The agent queries the counters at an interval. The reply to a request contains the result of the last query.
 
     Attributes:
         vf: the virtual function.

@@ -1,7 +1,7 @@
 """Traffic counters of SR-IOV virtual functions. The agent queries the kernel by rtnetlink at an interval, for all VMs at once.
 
-A query is slow: the kernel holds its network lock, and some drivers query their device's firmware. So each query runs in a thread, with at
-most one query for each physical function. Polls of VMs use the last result.
+A query is slow: the kernel holds its network lock, and some drivers query their device's firmware. So each query runs in a thread. Each
+physical function has at most one query at a time. Polls of VMs use the last result.
 """
 
 import asyncio
@@ -19,15 +19,15 @@ from agent.host.types import FileReply, VirtualFunctionCountersRequest
 _log = logging.getLogger("agent")
 
 QUERY_SECONDS = 5.0
-"""Timeout of one query."""
+"""Timeout of one query in seconds."""
 MAX_REPLY_BYTES = 1 << 20
-"""Maximum size of a reply. The kernel's list of virtual functions has at most 64 KiB."""
+"""Maximum size of a reply in bytes. The kernel's list of virtual functions has at most 64 KiB."""
 MAX_PHYSICAL_FUNCTIONS = 256
 """Maximum number of physical functions to query."""
 FRESH_INTERVALS = 3
 """Number of intervals after which a result is too old to report."""
 UNUSED_INTERVALS = 10
-"""Number of intervals after which the agent no longer queries a physical function that no poll has used."""
+"""Number of intervals without a poll that uses a physical function, after which the agent stops querying this function."""
 
 Query = Callable[[str], Sequence[VirtualFunction]]
 
@@ -38,10 +38,10 @@ class _PhysicalFunction:
 
     Attributes:
         call: queries its virtual functions.
-        last_used_at: time of the last poll that used it, by time.monotonic.
+        last_used_at: time of the last poll that used the physical function, by time.monotonic.
         answered_at: time of the last result, by time.monotonic.
         functions: its virtual functions by number, as of the last result.
-        has_counters: whether any counter was ever more than 0. For a driver without counters, the kernel reports 0.
+        has_counters: whether any counter was ever more than 0. The kernel reports 0 for a driver without counters.
         failed: whether the last query failed.
     """
 
@@ -129,7 +129,7 @@ def query_virtual_functions(interface: str) -> list[VirtualFunction]:
     """Return the virtual functions of a network interface, from the kernel. The call may block.
 
     Raises:
-        OSError: there is no such interface, or the kernel does not answer.
+        OSError: no interface has this name, or the kernel does not answer.
         NetlinkError: the kernel refused the request.
     """
     index = socket.if_nametoindex(interface)
@@ -139,5 +139,5 @@ def query_virtual_functions(interface: str) -> list[VirtualFunction]:
         connection.sendto(encode_link_request(index), (0, 0))
         while True:
             reply, (sender, _groups) = connection.recvfrom(MAX_REPLY_BYTES)
-            if sender == 0:  # the sender is the kernel; any process can send to a netlink socket
+            if sender == 0:  # 0 is the kernel; any other process can also send to a netlink socket
                 return parse_link_reply(reply)

@@ -1,9 +1,9 @@
 """Collectors of the guest agent. Each file has one collector: its command, and a pure function from the reply to samples.
 
-Start at `base`, which defines such a collector, and at `load`, a short one.
+Start at `base`, which defines the class of a collector, and at `load`, a short collector.
 
-To add a collector, write its file and its family in agent/model/metrics/guest.py, and add the collector to `GUEST_COLLECTORS`. The list in
-agent/qga/commands.py has to permit its command, and agent/guest/config.py has to define its interval.
+How to add a collector: write its file, write its family in agent/model/metrics/guest.py, and add the collector to `GUEST_COLLECTORS`.
+Permit its command in agent/qga/commands.py, and define its interval in agent/guest/config.py.
 """
 
 from agent.collectors.guest import clock, cpu, disks, filesystems, freeze, load, network, operating_system, users

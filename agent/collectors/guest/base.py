@@ -35,10 +35,10 @@ class GuestCollector:
 
     Attributes:
         name: name of the collector, and key of its interval in the config.
-        families: the families of the samples that it returns.
+        families: the families of the samples that the collector returns.
         commands: the commands to send, in order. A command that the guest agent lacks is not sent.
         collect: builds samples from the exchanges, one for each command. Raises GuestAgentError for an unexpected reply.
-        while_frozen: whether the collector also runs while the guest's file systems are frozen, when the guest agent permits few commands.
+        while_frozen: whether the collector also runs while the guest's file systems are frozen. The guest agent then permits few commands.
     """
 
     name: str
@@ -63,5 +63,5 @@ def require_value(exchange: CommandExchange, expected: type[T]) -> T:
 
 
 def value_unless_error(exchange: CommandExchange, expected: type[T]) -> T | None:
-    """Return the value like `require_value`; None if the guest agent returned an error, for example because it lacks the command."""
+    """Return the value like `require_value`; None if the guest agent returned an error, for example for an unknown command."""
     return None if isinstance(exchange.reply, GuestAgentCommandError) else require_value(exchange, expected)

@@ -1,7 +1,7 @@
 """Offset of the guest's clock from the host's clock.
 
-The guest reads its clock between the time when the agent sends the command and the time when the reply arrives. The offset is the guest's
-time minus the middle of these two times. So the error of the offset is at most half of the time between the command and the reply.
+The guest reads its clock after the agent sends the command and before the reply arrives. The offset is the guest's time minus the middle
+between sending and arrival. So the error of the offset is at most half of the time between the command and the reply.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,7 @@
 """File systems of the guest. Pure.
 
-A file system may be mounted several times, for example by bind mounts. Each file system has one sample, with its shortest mountpoint. Two
-mounts belong to the same file system if their block device, type and disks are equal.
+A file system may be mounted several times, for example by bind mounts. Each file system has one sample, labelled with its shortest
+mountpoint. Two mounts belong to the same file system if their block device, type and disks are equal.
 """
 
 from collections.abc import Iterable, Sequence
@@ -63,7 +63,7 @@ def _collect(exchanges: Sequence[CommandExchange]) -> Iterable[Sample]:
 def _parse_mount(entry: dict[str, Any], max_disks: int) -> FieldValues | None:
     """Return the values of a mount, with at most `max_disks` disks.
 
-    Return None if its type is ignored, or if its size is unknown or invalid.
+    Return None if the mount's type is ignored, or if the mount's size is unknown or invalid.
     """
     kind, mountpoint, name = (as_text(entry.get(key)) for key in ("type", "mountpoint", "name"))
     total, used = entry.get("total-bytes"), entry.get("used-bytes")

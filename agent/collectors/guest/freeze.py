@@ -1,4 +1,4 @@
-"""Freeze state of the guest's file systems, which are frozen for example during a snapshot."""
+"""Reports whether the guest's file systems are frozen, for example during a snapshot."""
 
 from collections.abc import Iterable, Sequence
 

@@ -19,7 +19,7 @@ _MAX_INTERFACES = 512
 _MAX_ADDRESSES = 32
 """Maximum number of addresses of one interface."""
 _MAX_ADDRESSES_OF_GUEST = 512
-"""Maximum number of addresses to read from a reply, because each takes about 5 us."""
+"""Maximum number of addresses to read from a reply. The agent takes about 5 us to parse an address."""
 
 _Address = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, FieldValues]
 

@@ -45,7 +45,7 @@ class FleetState:
     def vm(self, uuid: str) -> StreamRecord | None:
         """Return the state of a VM; None if no host reports the VM.
 
-        During a migration and for a minute after the migration, two hosts report the VM. The state from the host that runs the VM is
+        Two hosts report a VM during its migration, and for a minute after the migration. The state from the host that runs the VM is
         returned. If neither host runs the VM, the newer state is returned.
         """
         records = (self._records[key] for key in self._keys_by_vm.get(uuid, ()))

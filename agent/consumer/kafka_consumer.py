@@ -101,7 +101,7 @@ class _AssignedPartition:
         return [] if self._is_rereading else items
 
     def release_overdue(self) -> list[ConsumedItem]:
-        """Return the records that have waited too long for an earlier record, and their gaps."""
+        """Return the records that have waited too long for an earlier record, and the gaps before these records."""
         return [] if self._is_rereading else [*self.orderer.release_overdue()]
 
     @property
@@ -130,7 +130,7 @@ class RecordConsumer:
 
         Args:
             topics: names of the topics.
-            group: name of the consumer group. Its members share the partitions.
+            group: name of the consumer group. The members of a group share the partitions.
             client: aiokafka's keyword arguments for the connection, such as `bootstrap_servers`. A group without committed
                 offsets begins at the oldest record, unless `auto_offset_reset` is `latest`.
             settings: limits and timeouts; None for the defaults.
@@ -192,7 +192,8 @@ class RecordConsumer:
                 await self._consumer.commit(offsets)
         except (KafkaError, TimeoutError) as error:
             _log.warning(
-                "consumer group: offsets not committed: %r; the commit after the next batch includes them", error
+                "consumer group: offsets not committed: %r; the commit after the next batch includes these offsets",
+                error,
             )
             return
         for name, offset in offsets.items():

@@ -2,8 +2,8 @@
 
 The attribute `previoussequence` of a record is the `sequence` of its predecessor: the previous record of its source in the same topic.
 The newest sequence of each source is therefore enough to detect duplicates and losses. The first digits of a sequence identify the run of
-the agent, from its start to its end. If the agent knows the predecessor from its earlier run, the records of both runs form one chain.
-Otherwise the new run begins another chain, because its sequences may be lower if the host's clock was set back.
+the agent, from its start to its end. The records of two runs form one chain if the agent knows the predecessor from its earlier run.
+Otherwise the new run begins another chain. The sequences of the new run may even be lower, after the host's clock was set back.
 """
 
 import heapq
@@ -30,8 +30,8 @@ class Gap:
         topic: topic of the missing records.
         source: the source of the missing records.
         after: `sequence` of the last record before the gap; empty if no earlier record is known.
-        through: `sequence` of the last missing record. Empty if it is unknown whether records are missing, because a killed agent had
-            not stored which record it sent last.
+        through: `sequence` of the last missing record. Empty if records may be missing, because a killed agent had not stored which
+            record it sent last.
         next_record: the first record after the gap.
     """
 
@@ -78,8 +78,8 @@ class _Chain:
         last: `sequence` of the last record that was returned or is treated as missing; empty if there is none.
         held: waiting records, by `sequence`.
         order: sequences of the waiting records, as a heap.
-        gaps: gaps that late records can fill, each as two sequences: of the last record before the gap, and of the last missing one.
-        unreported: `sequence` of the last record before the consumer's start. Up to it, no gap was reported.
+        gaps: gaps that late records can fill, each as two sequences: of the last record before the gap, and of the last missing record.
+        unreported: `sequence` of the last record before the consumer's start. No gap up to this sequence was reported.
     """
 
     last: str = ""
@@ -242,7 +242,7 @@ class RecordOrderer:
         return chain
 
     def _discard_oldest(self, chains: OrderedDict[str, _Chain]) -> None:
-        """Discard the oldest runs of a source, and the oldest source, if there are too many. Keep runs with waiting records."""
+        """Discard the oldest runs of a source, and the oldest source, beyond the limits. Keep runs with waiting records."""
         for name in [name for name, chain in chains.items() if not chain.held][: max(0, len(chains) - _MAX_RUNS)]:
             del chains[name]
         if len(self._sources) > self._settings.max_sources:

@@ -18,7 +18,7 @@ class MessageFormatError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Place of a message in Kafka.
+    """Position of a message in Kafka.
 
     Attributes:
         topic: the topic.
@@ -36,7 +36,7 @@ class StreamRecord:
     """A record that the agent sent to Kafka.
 
     Attributes:
-        position: place of the message in Kafka.
+        position: position of the message in Kafka.
         attributes: all attributes of the CloudEvent, by name, without `data`.
         data: the fields of the record. docs/reference/records.md lists the fields of each type.
         time: when the event happened, or when the sample was polled.
@@ -89,7 +89,7 @@ class StreamRecord:
 
     @property
     def sequence(self) -> str:
-        """Text that orders the records of one source. Compare it as text."""
+        """Text that orders the records of one source. Compare sequences as text."""
         return self.attribute("sequence")
 
     @property
@@ -107,7 +107,7 @@ class StreamRecord:
         """Parse a Kafka message, in structured or in binary mode.
 
         Args:
-            position: place of the message in Kafka.
+            position: position of the message in Kafka.
             value: the message's value; None for a tombstone.
             headers: the message's headers.
 

@@ -46,7 +46,7 @@ _STOPPED = ("io-error", "internal-error", "guest-panicked", "watchdog", "shutdow
 
 
 def is_stopped(vm: OverviewVm) -> bool:
-    """Return whether QEMU stopped the guest because of an error."""
+    """Return whether QEMU stopped the guest, after an error or after the guest's shutdown."""
     return display_state(vm) in _STOPPED
 
 
@@ -84,7 +84,7 @@ def _fullest_filesystem(vm: OverviewVm) -> float | None:
 
 
 def is_lower_bound(latency: Mapping[str, float], name: str) -> bool:
-    """Return whether a quantile is only a lower bound, because it is in the histogram's last bin, which has no end."""
+    """Return whether a quantile is only a lower bound, because the quantile is in the histogram's last bin, which has no upper boundary."""
     return latency[name] >= latency["last_boundary"]
 
 

@@ -160,7 +160,7 @@ def _format_filesystem_row(name: str, *texts: str) -> str:
 
 
 def _family_lines(family: Mapping[str, Any], width: int) -> Iterator[tuple[str, TextStyle]]:
-    """Yield a heading and the values of each subject, such as a disk, of a family. Leave out values that are zero or empty."""
+    """Yield a heading and the values for each subject of a family. A subject is a disk, for example. Leave out zero and empty values."""
     for subject in family["subjects"]:
         values = []
         for name, value in subject["values"].items():

@@ -10,7 +10,7 @@ NARROW_WIDTH = 110
 """A terminal with fewer columns shows shorter names, and no size and no commitment ratio."""
 _NARROW_NAME_WIDTH = 18
 FULL_SOON_SECONDS = 30 * 86400.0
-"""Pools that will be full within this time are sorted by their time to full; the others by their used share."""
+"""Pools that will be full within this time are sorted by their time to full; all other pools are sorted by their used share."""
 
 
 def pool_lines(pools: Sequence[Mapping[str, Any]], width: int) -> Iterator[ScreenLine]:

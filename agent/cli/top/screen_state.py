@@ -261,7 +261,7 @@ def table_lines(vms: Sequence[OverviewVm], width: int, sort: str = "") -> list[S
 
     Args:
         vms: the VMs, in order.
-        width: the maximum width in characters; 0 for no maximum. Columns that do not fit are left out, the last ones first.
+        width: the maximum width in characters; 0 for no maximum. Columns that do not fit are left out, the last columns first.
         sort: the name of the column that the heading marks with an asterisk; empty for none.
     """
     shown = visible_columns(vms)

@@ -18,7 +18,7 @@ from agent.cli.top.screen_state import TopScreenState, TopView, list_lines
 from agent.cli.top.text import ScreenLine, TextStyle
 
 REQUEST_SECONDS = 5.0
-"""Timeout of a request to the agent."""
+"""Timeout in seconds of a request to the agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ async def print_once(options: TopOptions) -> None:
 
     Raises:
         AgentRequestError: no agent answers.
-        TopError: the agent watches no such VM.
+        TopError: the agent does not watch the VM in the options.
         EndpointCredentialsError: the credentials cannot be read.
     """
     host = await _fetch_overview(options, "")
@@ -87,7 +87,7 @@ async def run_top(options: TopOptions) -> None:
         EndpointCredentialsError: the credentials cannot be read.
     """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise TopError("standard input and output must be a terminal; --once prints a table without one")
+        raise TopError("standard input and output must be a terminal; --once prints a table without a terminal")
     screen = _new_screen(options, await _fetch_overview(options, ""))
     screen.opened_vm = screen.selected_vm = _find_uuid(screen.overview, options.vm)
     with _full_screen() as window:
@@ -153,7 +153,7 @@ def _full_screen() -> Iterator[curses.window]:
         curses.start_color()
         curses.use_default_colors()
     except curses.error as error:
-        raise TopError(f"this terminal is not supported ({error}); --once prints a table without one") from error
+        raise TopError(f"this terminal is not supported ({error}); --once prints a table without a terminal") from error
     try:
         curses.noecho()
         curses.cbreak()

@@ -15,7 +15,7 @@ def _check_uri(value: str) -> str:
 
 
 AUTO = "auto"
-"""The value of `libvirt` for all daemons of libvirt on this host."""
+"""Value of the config key `libvirt` that stands for all libvirt daemons on this host."""
 
 
 class LibvirtConfig(DiscovererConfig):

@@ -1,12 +1,12 @@
 """Calls of libvirt's blocking library, each in a thread, on a limited number of connections.
 
-libvirt cannot cancel calls, so a call that waits for a hung QEMU returns only when that QEMU continues. A call that takes too long
-therefore counts as hung: another call may start in its place. The connection of a hung call gets no further calls. The number of hung calls
-is also limited, because each hung call occupies one of libvirtd's workers (max_workers, 20 by default), which all clients share.
+libvirt cannot cancel a call. A call that waits for a hung QEMU returns only when that QEMU continues. A call that takes too long counts as
+hung, and another call may start in its place. The connection of a hung call gets no further calls. Each hung call occupies a worker thread
+of libvirtd, and all clients share these workers (max_workers, 20 by default). So the pool also limits the number of hung calls.
 
-A connection never has two calls at once, because libvirt 9.0 may crash (virNetClientIOEventLoop, CVE-2024-4418). The crash happens after
-keepalive has ended the calls of several threads on one connection. libvirt then keeps an event source that points into the stack of an
-ended thread, and the next thread that waits on the connection crashes.
+A connection never has two calls at once, because libvirt 9.0 may then crash (virNetClientIOEventLoop, CVE-2024-4418). Keepalive may end the
+calls of several threads on one connection. libvirt then keeps an event source that points into the stack of an ended thread. The next
+thread that waits on the connection crashes.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from agent.monitors.libvirt.libvirt_python import KEEPALIVE, LibvirtConnection, 
 from agent.qmp.errors import QmpError, UnreadableReplyError
 
 HUNG_SECONDS = 1.5
-"""Time after which a call counts as hung."""
+"""Seconds after which a call counts as hung."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class CallLimits:
 
     Attributes:
         max_calls: maximum number of calls at once, not counting hung calls.
-        max_hung: maximum number of hung calls. Beyond this number, a call that takes too long still counts toward `max_calls`.
+        max_hung: maximum number of hung calls. Any further call counts toward `max_calls` until it returns.
     """
 
     max_calls: int
@@ -93,13 +93,13 @@ class ConnectionPool:
 
     @property
     def has_too_many_hung_calls(self) -> bool:
-        """True if so many calls hang that no further call is allowed."""
+        """True if the number of hung calls has reached its limit. A further hung call then blocks one of the `max_calls`."""
         return self.hung_calls >= self._limits.max_hung
 
     async def run(self, function: Callable[[LibvirtConnection], T]) -> T:
         """Call `function` with a connection, in a thread, and return the result. The result must not contain libvirt's objects.
 
-        There is no deadline: the caller sets one. If the caller is cancelled, `function` continues in its thread until it returns.
+        The caller sets the deadline. If the caller is cancelled, `function` continues in its thread until it returns.
 
         Raises:
             CommandError: libvirt refused the call, or passed on an error of QEMU.
@@ -153,6 +153,7 @@ class ConnectionPool:
             return UnreadableReplyError(f"libvirt's answer cannot be decoded: {error}")
 
     def _mark_hung(self, call: _PooledCall) -> None:
+        """Count a call as hung and permit another call in its place, unless too many calls hang already."""
         if self.hung_calls < self._limits.max_hung:
             call.hung = call.connection.retired = True
             self.hung_calls += 1

@@ -1,6 +1,6 @@
 """Discovery of all libvirt daemons of a host: system and session daemons, on the host and in containers such as KubeVirt's pods.
 
-Each daemon has its own `LibvirtDiscoverer`, so a daemon that hangs affects no other.
+Each daemon has its own `LibvirtDiscoverer`, so a daemon that hangs affects no other daemon.
 """
 
 import asyncio
@@ -21,15 +21,15 @@ from agent.qmp.errors import DeniedError, NotConnectedError, QmpError, StalledEr
 _log = logging.getLogger(__name__)
 
 DAEMON_SCAN_INTERVAL_SECONDS = 0.5
-"""Time between two scans for daemons."""
+"""Seconds between two scans for daemons."""
 SCAN_TIMEOUT_SECONDS = 10.0
-"""Time after which a scan counts as hung. A container's file system may hang."""
+"""Seconds after which a scan counts as hung. A container's file system may hang."""
 GRACE_SECONDS = 10.0
-"""How long a daemon that has ended may take to start again. After that, the agent drops the daemon's domains."""
+"""Seconds in which a daemon that has ended may start again. Then the agent removes the daemon's domains."""
 RESTART_SECONDS = 10.0
-"""Wait before the discovery of one daemon restarts after an internal error."""
+"""Seconds until the discovery of a daemon restarts after an internal error."""
 HOST_NAME = "host"
-"""The name that stands for the host itself in `containers`."""
+"""The name that stands for the host itself in the config key `containers`."""
 MAX_NAMED_DAEMONS = 3
 """Maximum number of daemons whose names and errors are in the status."""
 
@@ -43,12 +43,12 @@ class _Daemon:
 
     Attributes:
         process: the daemon's process, as of the last scan that found the daemon.
-        discoverer: finds its domains.
+        discoverer: finds the daemon's domains.
         task: runs the discoverer.
         has_status: whether the discoverer has reported a status.
         error: why discovery does not work; None if discovery works.
-        limitation: a limitation of discovery; may be empty.
-        missing_since: monotonic time of the first scan without the daemon; None if the last scan found it.
+        limitation: what a working discovery cannot do, as a text for the operator; may be empty.
+        missing_since: monotonic time of the first scan without the daemon; None if the last scan found the daemon.
     """
 
     process: LibvirtProcess
@@ -61,7 +61,7 @@ class _Daemon:
 
 
 class _DaemonListener:
-    """Forwards the domains of one daemon. Stores the daemon's status for the combined status of all daemons."""
+    """Forwards the domains of one daemon to the actual listener. Stores the daemon's status for the combined status of all daemons."""
 
     def __init__(self, daemons: "LibvirtDaemonDiscoverer", daemon: _Daemon, listener: DiscoveryListener) -> None:
         self._daemons = daemons
@@ -134,7 +134,7 @@ class LibvirtDaemonDiscoverer:
         """Return the active storage pools of the daemons of the host itself. Daemons in containers have no storage pools.
 
         Raises:
-            QmpError: no daemon can be reached, or none has storage pools.
+            QmpError: a daemon failed to list its pools, and no other daemon has a pool.
         """
         pools: list[LibvirtStoragePool] = []
         errors: list[QmpError] = []
@@ -149,7 +149,7 @@ class LibvirtDaemonDiscoverer:
         return pools
 
     def report_status(self, listener: DiscoveryListener) -> None:
-        """Report the combined status of all daemons after a change, but not before each daemon has reported a status."""
+        """Report the combined status of all daemons if the status has changed. Report nothing until each daemon has reported a status."""
         if not all(daemon.has_status for daemon in self._daemons.values()):
             return
         error, limitation = self._summarize_status()
@@ -183,7 +183,7 @@ class LibvirtDaemonDiscoverer:
         return None, text
 
     async def _scan_for_daemons(self, listener: DiscoveryListener) -> bool:
-        """Scan in a thread, and return whether there is a result."""
+        """Scan for daemons in a thread. Return False if the scan failed."""
         scanning = asyncio.ensure_future(asyncio.to_thread(self._scanner.scan))
         try:
             if not (await asyncio.wait({scanning}, timeout=SCAN_TIMEOUT_SECONDS))[0]:

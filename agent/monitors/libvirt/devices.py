@@ -72,7 +72,7 @@ class Disk:
         alias: id of the disk's device in QEMU, such as virtio-disk0.
         target: libvirt's name of the disk, such as vda.
         read_only: whether the guest cannot write to the disk.
-        layers: the images of its backing chain; the guest writes to the first image.
+        layers: the images of the disk's backing chain; the guest writes to the first image.
         chain_complete: whether `layers` has all images of the backing chain.
     """
 
@@ -89,10 +89,10 @@ class DomainDevices:
 
     Attributes:
         disks: the disks by target.
-        balloon: id and QEMU's type of the balloon device; None if there is none.
+        balloon: id and QEMU's type of the balloon device; None without a balloon device.
         stats_interval_seconds: interval at which QEMU polls the guest's memory statistics; 0 if QEMU does not poll them.
         memory_devices: number of memory devices, such as DIMMs.
-        guest_agent: id of the guest agent's port, and whether the guest has opened it; None if there is no port.
+        guest_agent: id of the guest agent's port, and whether the guest has opened the port; None without a port.
     """
 
     disks: Mapping[str, Disk]

@@ -1,4 +1,4 @@
-"""Discovery of the domains of one libvirtd; each running domain is a monitor.
+"""Discovery of the domains of one libvirtd. The agent connects to each running domain as to a QMP monitor.
 
 Discovery reads libvirt's list of running domains every 30 s. libvirt's lifecycle events trigger a read at once.
 """
@@ -37,12 +37,12 @@ from agent.qmp.errors import (
 )
 
 RELIST_SECONDS = 30.0
-"""Time between two reads of libvirt's list of running domains."""
+"""Seconds between two reads of libvirt's list of running domains."""
 RESPONSE_SECONDS = 5.0
-"""Timeout of calls that libvirtd answers without QEMU. A libvirtd that exceeds this timeout counts as hung."""
+"""Timeout in seconds of calls that libvirtd answers without QEMU. A libvirtd that exceeds this timeout counts as hung."""
 FIRST_RETRY_SECONDS = 0.2
 MAX_RETRY_SECONDS = 10.0
-"""Maximum wait between two attempts to connect to libvirtd."""
+"""Maximum wait in seconds between two attempts to connect to libvirtd."""
 PID_FILE_DIRECTORY = Path("/run/libvirt/qemu")
 """Directory of the pid files, NAME.pid for each domain. The system libvirtd of this host writes these files."""
 
@@ -83,7 +83,7 @@ _ERROR_TYPES: Mapping[DaemonState, type[QmpError]] = {
     DaemonState.LOST: TransportLostError,
     DaemonState.DENIED: DeniedError,
 }
-"""Type of the error when a domain cannot be opened, by libvirtd's state. In the state REACHABLE, domains can be opened."""
+"""Type of the error for a call that needs libvirtd, by libvirtd's state. The state REACHABLE has no error."""
 
 
 class LibvirtDiscoverer:
@@ -110,9 +110,9 @@ class LibvirtDiscoverer:
             passthrough: send commands to QEMU itself, which taints the domains.
             name: the libvirtd's name, which stays the same if the URI changes; by default, the URI.
             container: name of the container that the libvirtd runs in; empty on the host itself.
-            find_pid: finds the QEMU of a domain; by default, with the pid files of the system libvirtd or by the domain's UUID.
+            find_pid: finds the process ID of a domain's QEMU; by default, in the pid files of the system libvirtd, or by the domain's UUID.
             limits: limits of the calls to the libvirtd.
-            max_retry_seconds: maximum wait between two attempts to connect. A connection that lasts longer than this resets the
+            max_retry_seconds: maximum wait between two attempts to connect, in seconds. A connection that lasts longer resets the
                 number of failed attempts.
             delay_before_retry: returns the seconds to wait, like `agent.common.backoff.retry_delay`.
         """
@@ -172,7 +172,7 @@ class LibvirtDiscoverer:
         """Return libvirtd's active storage pools. A read-only connection is enough.
 
         Raises:
-            QmpError: libvirtd cannot be reached, or has no storage pools.
+            QmpError: libvirtd cannot be reached, or does not support storage pools.
         """
         daemon = self._require_daemon()
         return await daemon.pool.run(lambda connection: list_storage_pools(daemon.api, connection.vir_connect()))
@@ -252,7 +252,7 @@ class LibvirtDiscoverer:
             listener.on_status(self._status_source, error, limitation)
 
     def _handle_connection_failure(self, error: QmpError) -> None:
-        """Set the state after a failure. End the connections to the domains, because the domains may change unnoticed."""
+        """Set the state after a failure, and end the connections to the domains. Without libvirt, changes of the domains stay unnoticed."""
         state = self._state.after_failure(error, connected=self._daemon is not None)
         if state is not DaemonState.HUNG:
             self._unreachable_reason = str(error)
@@ -263,7 +263,7 @@ class LibvirtDiscoverer:
             self.domains.end_all_connections(TransportLostError(str(error)))
 
     def _require_daemon(self) -> ConnectedLibvirtd:
-        """Return the libvirtd.
+        """Return the connected libvirtd.
 
         Raises:
             QmpError: the agent is not connected to libvirtd, or libvirtd hangs.
@@ -283,9 +283,10 @@ class LibvirtDiscoverer:
 
 
 def _pid_of_domain(uri: str, index: QemuPidIndex, uuid: str, name: str) -> int | None:
-    """Return the process ID of a domain; None if libvirtd is on another host or the ID is unknown. The call blocks.
+    """Return the process ID of a domain's QEMU; None if libvirtd is on another host or the ID is unknown. The call blocks.
 
-    If libvirtd is not the system libvirtd, search by the UUID, because the pid files may be in another namespace.
+    Only the system libvirtd's pid files are read. The pid files of another libvirtd may be in another mount namespace.
+    Without a pid file, search /proc for the domain's UUID.
     """
     if not re.match(r"qemu(\+unix)?:///", uri):
         return None

@@ -28,7 +28,7 @@ from agent.qmp.errors import (
 from agent.qmp.protocol import UNKNOWN_VERSION, Greeting, SkippedQmpMessages, greeting_with_version
 
 REASON_SECONDS = 1.0
-"""How long to wait for libvirt's event with the reason, after a failed call has shown that the domain ended."""
+"""Seconds to wait for libvirt's event with the reason, after a failed call shows that the domain has ended."""
 
 QUERY_VERSION = Command("query-version")
 
@@ -124,7 +124,7 @@ class DomainConnection:
         return ""
 
     async def wait_idle(self) -> None:
-        """Wait until all results have arrived. There is no deadline.
+        """Wait until all results have arrived, without a deadline.
 
         Raises:
             QmpError: the connection ended first.

@@ -22,11 +22,11 @@ FindPid = Callable[[str, str], int | None]
 """Returns the process ID of a domain's QEMU on this host, by the domain's UUID and name; None if unknown. The call may block."""
 
 FIND_PID_SECONDS = 3.0
-"""Timeout of the search for a domain's QEMU. If a process hangs, reading its files in /proc may hang, too."""
+"""Timeout in seconds of the search for a domain's QEMU. Reading a hung process's files in /proc may hang, too."""
 
 
 class RunningDomain(NamedTuple):
-    """An entry of libvirt's list of running domains. A domain has another ID after each start."""
+    """An entry of libvirt's list of running domains. A domain gets a new ID at each start."""
 
     id: int
     uuid: str
@@ -45,7 +45,7 @@ class DomainRegistry:
             name: the libvirtd's name, such as its URI; the first part of each domain's `Monitor.name`.
             key: the first part of each domain's `Monitor.key`.
             require_daemon: returns the libvirtd; raises QmpError if the agent is not connected to libvirtd.
-            find_pid: finds the QEMU of a domain.
+            find_pid: finds the process ID of a domain's QEMU.
         """
         self._name = name
         self._key = key
@@ -66,7 +66,7 @@ class DomainRegistry:
         missing = self._connections.keys() - {domain.uuid for domain in current.values()}
         for uuid in missing & self._missing_in_last_list:
             self._connections.pop(uuid).end(NotConnectedError("the domain ended"))
-        # These connections end at the next list, so that libvirt's event with the reason can arrive first.
+        # The connections of missing domains end at the next list, so that libvirt's event with the reason can arrive first.
         self._missing_in_last_list = missing
         for key in current.keys() - self._monitors.keys():
             _, uuid, name = current[key]
@@ -126,7 +126,7 @@ class DomainRegistry:
         self.update_domains((), listener)
 
     def end_all_connections(self, cause: QmpError) -> None:
-        """End the connections to all domains. Keep the domains' monitors, so that sessions reconnect."""
+        """End the connections to all domains. Keep the domains' monitors, so that the agent connects to them again."""
         self._migration_phases.clear()
         for connection in list(self._connections.values()):
             connection.end(cause)

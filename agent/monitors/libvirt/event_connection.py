@@ -114,7 +114,7 @@ class EventConnection:
         return read_only or not self._register_events(handle)
 
     def _register_events(self, handle: Any) -> bool:
-        """Register for QEMU's events; return False if libvirt does not permit it."""
+        """Register for QEMU's events; return False if libvirt does not permit the registration."""
         try:
             self.qemu.qemuMonitorEventRegister(handle, None, None, _event_callback(self._inbox.put), None, 0)
         except self.api.libvirtError as error:

@@ -56,7 +56,7 @@ class LibvirtCommandExecutor(Protocol):
     current_command: str
 
     async def execute(self, commands: Sequence[Command]) -> list[CommandResult]:
-        """Execute commands and return their results, in order. There is no deadline: the caller sets one.
+        """Execute commands and return their results, in order. The caller sets the deadline.
 
         Raises:
             QmpError: a failure that concerns all commands; `ConnectionPool.run` lists the errors.
@@ -157,7 +157,7 @@ class TranslatingExecutor:
     async def _read_devices(self, commands: Sequence[Command], stats: Stats) -> tuple[DomainDevices, QmpError | None]:
         """Return the devices if these commands need them, and an error if the XML cannot be read.
 
-        Read the XML again if one of the commands is in `DEVICE_REFRESH_COMMANDS`, or if the statistics list other images.
+        Read the XML again if one of the commands is in `DEVICE_REFRESH_COMMANDS`, or if the statistics list an image that is not known.
         """
         if not any(map(qmp_translation.needs_devices, commands)):
             return NO_DEVICES, None
@@ -198,10 +198,10 @@ class TranslatingExecutor:
         return await self._apply_change(lambda domain: domain.setBlockThreshold(target, threshold))
 
     def _add_migration_state(self, command: Command, result: Any) -> Any:
-        """Return a result with the state of a migration to this host, because libvirt's domain states do not show this state.
+        """Return `result`, or a result that shows a migration to this host. libvirt's domain states do not show the migration.
 
-        While the migration runs, query-status returns `inmigrate`. If query-status never returned `inmigrate`, query-migrate returns
-        `completed` once after the migration.
+        While the migration runs, query-status returns `inmigrate`. After a migration that query-status has not shown, query-migrate
+        returns `completed` once.
         """
         phase = self._migration_phase()
         if (

@@ -1,6 +1,6 @@
 """Queries the guest agent of a domain through libvirt (virDomainGetGuestInfo), because libvirt itself occupies the guest agent's channel.
 
-libvirt's results are converted to results of the guest agent's commands, so that the collectors read one format.
+This module converts libvirt's results to the results of the guest agent's commands, so that the collectors read one format.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ MAX_GUEST_CALLS = 2
 
 _MAX_ENTRIES = 256
 RESTORED_TIMEOUT = -2
-"""The timeout that the agent sets after a call, because the previous timeout is unknown.
+"""The response timeout that the agent sets after a call, because the previous timeout is unknown.
 
 The value is libvirt's default, VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK.
 """

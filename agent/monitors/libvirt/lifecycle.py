@@ -56,7 +56,7 @@ class LifecycleEvent:
 
 
 class LibvirtMigrationPhase(Enum):
-    """Progress of a domain's migration to this host. libvirt's lifecycle events report the progress; its domain states do not."""
+    """Progress of a domain's migration to this host. libvirt's lifecycle events report the progress; libvirt's domain states do not."""
 
     NONE = auto()
     """The domain was started on this host, or its migration ended before the agent connected to libvirtd."""

@@ -66,7 +66,7 @@ def query_status_result(stats: Stats) -> CommandResult:
 def _missing_value_error(key: str) -> CommandError:
     """Return the error of a command whose value libvirt does not report at the moment.
 
-    An error of this class does not disable the collector.
+    The error class GenericError does not disable the collector that sent the command.
     """
     return CommandError("GenericError", f"libvirt's statistics have no {key}")
 
@@ -141,7 +141,7 @@ def _image_stats(stats: Stats) -> dict[tuple[Any, int], dict[str, Any]]:
 
 
 QEMU_BUSY_KEY = "agent.qemu_busy"
-"""Key that the agent adds if block statistics are missing. Its value is True if QEMU was busy with another command."""
+"""Key that the agent adds to a domain's statistics if the block statistics are missing. The value is True if QEMU was busy."""
 
 
 def has_block_stats(stats: Stats) -> bool:
@@ -153,7 +153,7 @@ def has_block_stats(stats: Stats) -> bool:
 def devices_cover_stats(stats: Stats, devices: DomainDevices) -> bool:
     """Return whether `devices` contains every image in the statistics.
 
-    After a snapshot, a mirror's pivot or a hotplug, an image is missing until the XML is read again.
+    An image is missing after a snapshot, the pivot of a mirror job or a hotplug, until the XML is read again.
     """
     return _image_stats(stats).keys() <= {
         (disk.target, layer.index) for disk in devices.disks.values() for layer in disk.layers
@@ -230,7 +230,7 @@ def has_threshold_slot(node: str, data: "FetchedDomainData") -> bool:
 
 
 def _storage_size(image: Mapping[str, Any], layer: ImageLayer, file_size: tuple[int, int] | None) -> dict[str, Any]:
-    """Return the `image` of a storage node: allocated bytes, and the size in bytes, rounded up to whole sectors.
+    """Return the `image` of a storage node: allocated bytes, and the size in bytes, rounded up to sectors of 512 bytes.
 
     For a file, libvirt's `physical` is QEMU's `actual-size`. For a block device, `physical` is the size of the device.
     """
@@ -365,7 +365,7 @@ def needs_devices(command: Command) -> bool:
 
 
 def translate(command: Command, data: FetchedDomainData) -> CommandResult:
-    """Return a command's result; None if libvirt does not report the result."""
+    """Return a command's result from libvirt's data, or an error if the data is missing; None if libvirt does not report the result."""
     translator = _TRANSLATORS.get(command.name)
     if translator is None:
         return None

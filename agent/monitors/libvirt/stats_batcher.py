@@ -10,17 +10,17 @@ from agent.monitors.libvirt.qmp_translation import Stats
 from agent.qmp.errors import CommandError, NotConnectedError, QmpError, UnreadableReplyError
 
 MAX_BATCH_DOMAINS = 32
-"""Maximum number of domains in one call. libvirtd queries their QEMUs one after another."""
+"""Maximum number of domains in one call. libvirtd queries the QEMUs of these domains one after another."""
 
 BATCH_TIMEOUT_SECONDS = 0.5
-"""Timeout of a call for many domains. 32 domains take about 0.3 s (libvirt 9.0).
+"""Timeout in seconds of a call for many domains. 32 domains take about 0.3 s (libvirt 9.0).
 
-If a call takes longer, one of its domains hangs, and the agent makes a separate call for each domain. A hung domain
-delays another domain by at most two timeouts.
+A longer call means that one of the domains hangs. The agent then makes a separate call for each domain. A hung domain delays another
+domain by at most two timeouts.
 """
 
 RETRY_SECONDS = 0.5
-"""Wait before the next call for a domain whose QEMU was busy with another command. No event reports when the QEMU is free."""
+"""Seconds until the next call for a domain whose QEMU was busy with another command. No event reports when the QEMU is free."""
 
 
 class _StatsRequest:
@@ -47,7 +47,7 @@ class StatsBatcher:
         self._requests: list[_StatsRequest] = []
 
     async def fetch(self, uuid: str, groups: int) -> Stats:
-        """Return a domain's statistics. Retry while QEMU is busy with another command. There is no deadline: the caller sets one.
+        """Return a domain's statistics. Retry while QEMU is busy with another command. The caller sets the deadline.
 
         Args:
             uuid: the domain's UUID.
@@ -120,7 +120,7 @@ class StatsBatcher:
             request.stats.set_result(outcome[request.uuid])
         else:
             request.stats.set_exception(NotConnectedError("libvirt no longer has the domain"))
-        request.stats.exception()  # retrieve it, because asyncio logs an exception that no caller retrieves
+        request.stats.exception()  # retrieve the exception, because asyncio logs an exception that no caller retrieves
 
     def _call_libvirt(self, connection: LibvirtConnection, uuids: list[str], groups: int) -> dict[str, Stats]:
         """Return the statistics of these domains by UUID. This method runs in a thread."""
@@ -129,10 +129,7 @@ class StatsBatcher:
         return {domain.UUIDString(): stats | self._busy_stats(domain, stats) for domain, stats in results}
 
     def _busy_stats(self, domain: Any, stats: Stats) -> Stats:
-        """If block statistics are missing, return an entry that shows whether QEMU is busy. Otherwise return an empty dict.
-
-        Runs in a thread.
-        """
+        """Return an entry that shows whether QEMU is busy, if block statistics are missing; otherwise an empty dict. Runs in a thread."""
         if qmp_translation.has_block_stats(stats):
             return {}
         try:

@@ -1,4 +1,4 @@
-"""Lists the active storage pools of a libvirtd through a read-only connection.
+"""Lists the active storage pools of a libvirtd. A read-only connection is enough.
 
 agent/host/pools/libvirt.py decides which images are in which pool.
 """

@@ -51,7 +51,7 @@ class KafkaConnectionConfig(SinkConfig):
         return options
 
     def check_secret_paths(self) -> None:
-        """Check that the paths of the certificates and of the password file can be expanded.
+        """Check that the paths of the certificates and of the files with secrets can be expanded.
 
         Raises:
             OSError: a path starts with `$CREDENTIALS_DIRECTORY`, which is not set.

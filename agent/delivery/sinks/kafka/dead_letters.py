@@ -1,7 +1,7 @@
 """Sends dead letters to a topic: records that their own topic rejects as too large. The journal also stores dead letters.
 
-A dead letter is the record's message with additional headers about the rejection. If this message is also too large for the dead-letter
-topic, the dead letter has the record's attributes without `data`.
+A dead letter is the record's message with additional headers about the rejection. The dead letter lacks the record's `data` if the whole
+message is also too large for the dead-letter topic.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ class DeadLetterTopic:
         truncated = record.id in self._too_large
         try:
             acknowledgement = await self._enqueue_dead_letter(producer, record, truncated=truncated)
-        except MessageSizeTooLargeError:  # aiokafka raises this before it sends the message
+        except MessageSizeTooLargeError:  # aiokafka raises this error before it sends the message
             truncated = True
             acknowledgement = await self._enqueue_dead_letter(producer, record, truncated=True)
         try:

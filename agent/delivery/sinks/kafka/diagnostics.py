@@ -27,7 +27,7 @@ from agent.delivery.sinks.kafka.tokens import TokenError
 from agent.model.record import sanitize
 
 PROBE_SECONDS = 5.0
-"""Deadline of a test connection that finds out why aiokafka could not connect."""
+"""Deadline in seconds of a test connection that finds out why aiokafka could not connect."""
 
 
 async def explain_error(
@@ -53,7 +53,7 @@ def _uses_tokens(config: KafkaConnectionConfig) -> bool:
 
 async def _explain_connection_failure(error: BaseException, config: KafkaConnectionConfig, probe_seconds: float) -> str:
     """Connect to each bootstrap server, and return why the connections fail. aiokafka logs the causes, but does not return them."""
-    # The error to explain if a server completes Kafka's handshake. Such a server closes the connection later, or is slow.
+    # The error to explain for a server that completes Kafka's handshake, but then closes the connection or is slow.
     error_after_handshake = error if isinstance(error, TimeoutError) else ConnectionResetError()
     causes = []
     for server in config.bootstrap_servers:
@@ -139,7 +139,8 @@ def _describe_error(error: BaseException, server: str, config: KafkaConnectionCo
 
 
 _REJECTION_HINT = (
-    "check the scope and the audience, and the brokers' config of issuer, audience and keys; their log has the reason"
+    "check the scope and the audience, and the brokers' config of issuer, audience and keys; "
+    "the brokers' log has the reason"
 )
 
 

@@ -52,7 +52,7 @@ _TYPE_FILTERS = frozenset({FilterAttribute.TYPE, FilterAttribute.SEVERITYNUMBER,
 
 _STRUCTURED_TYPE: Header = ("content-type", CONTENT_TYPE.encode())
 DATA_CONTENT_TYPE = b"application/json"
-"""Type of the data of all records. Structured mode omits this attribute, because `application/json` is the default of CloudEvents."""
+"""Content type of every record's data. Structured mode omits this attribute, because `application/json` is the default of CloudEvents."""
 _DATA_MEMBER = b',"data":'
 """Start of the last member of a record's JSON. Earlier members cannot contain this text, because quotes in JSON strings are escaped."""
 
@@ -64,7 +64,7 @@ _HEADER_FRAMING_BYTES = 8
 
 KafkaMessage = tuple[bytes, bytes | None, list[Header]]
 """A record as a Kafka message, without its timestamp: the key, the value and the headers. A message without a value is a tombstone, which
-deletes its key from a compacted topic. The type is a plain tuple, because creating a named tuple takes longer than an event's headers."""
+deletes its key from a compacted topic. The type is a plain tuple, because a named tuple takes longer to create than an event's headers."""
 
 
 def message_bytes_upper_bound(message: KafkaMessage) -> int:
@@ -105,7 +105,7 @@ class StructuredMessageEncoder:
         return record.key.encode(), record.body, headers
 
     def _parse_headers(self, record: EncodedRecord) -> list[Header]:
-        """Return the headers of a record from the journal. They are parsed from the body, because the journal does not store them."""
+        """Return the headers of a record from the journal. Parse the body, because the journal does not store the record's other fields."""
         attributes, _ = _split_body(record)
         names = [name for name in self._filters if name in attributes]
         return [_STRUCTURED_TYPE, *((f"{HEADER_PREFIX}{name}", str(attributes[name]).encode()) for name in names)]

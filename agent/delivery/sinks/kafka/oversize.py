@@ -13,10 +13,11 @@ BatchSize = Callable[[EncodedRecord], int]
 
 
 class OversizeHandler:
-    """Finds the records that are too large for their topic. This takes several attempts to send a batch.
+    """Finds the records that are too large for their topic. The search takes several attempts to send a batch.
 
-    After Kafka rejects a batch of several records, the next batches are smaller. If the rejected batch does not exceed the topic's
-    limit, or the limit is unknown, all records of the batch are suspects. The next attempt sends each suspect in a separate batch.
+    Kafka rejects a batch of several records as a whole. The next batches are smaller if the rejected batch exceeds the topic's limit,
+    max.message.bytes. Otherwise all records of the rejected batch are suspects: each may be too large. The next attempt sends each
+    suspect in a separate batch.
     """
 
     def __init__(self, config: KafkaConfig, workarounds: RejectionWorkarounds) -> None:
@@ -25,9 +26,9 @@ class OversizeHandler:
         self._suspects: set[str] = set()  # ids of records of the batches in progress
         # Batches of several records that Kafka rejected in this attempt: topic, bytes, and ids of the records.
         self._rejected_batches: list[tuple[str, int, list[str]]] = []
-        # Records that Kafka rejected in this attempt, and that were alone in their batch. By id, the bytes of the batch.
+        # Records that Kafka rejected in this attempt, and that were alone in their batch: the bytes of the batch by the record's id.
         self._rejected_records: dict[str, int] = {}
-        # By topic: the smallest record of the last batch that the topic accepted.
+        # The smallest record of the last batch that a topic accepted, by topic.
         self._smallest_accepted: dict[str, EncodedRecord] = {}
 
     @property
@@ -40,7 +41,7 @@ class OversizeHandler:
         return not self._suspects.isdisjoint(record.id for record in records)
 
     def on_batch_rejected(self, topic: str, uncompressed_bytes: int, sent_bytes: int, ids: list[str]) -> None:
-        """Handle a batch that Kafka rejected as too large in this attempt.
+        """Remember a batch that Kafka rejected as too large in this attempt, for `find_too_large`.
 
         Args:
             topic: the topic.
@@ -54,11 +55,11 @@ class OversizeHandler:
             self._rejected_batches.append((topic, uncompressed_bytes, ids))
 
     def on_batch_accepted(self, topic: str, records: Sequence[EncodedRecord]) -> None:
-        """Handle a batch that Kafka accepted."""
+        """Remember the smallest record of a batch that Kafka accepted."""
         self._smallest_accepted[topic] = min(records, key=_body_bytes)
 
     def forget_records(self, ids: set[str]) -> None:
-        """Remove records that were acknowledged or rejected, and need no further attempt."""
+        """Remove records from the suspects, because they need no further attempt."""
         self._suspects -= ids
 
     async def find_too_large(self, batch: Sequence[EncodedRecord], batch_size: BatchSize) -> set[str]:
@@ -75,7 +76,7 @@ class OversizeHandler:
         return await self._compare_with_limits(batch, batch_size) if self._rejected_records else set()
 
     async def _prepare_smaller_batches(self) -> None:
-        """Handle each rejected batch: limit the bytes of the topic's next batches, or make all records of the batch suspects."""
+        """For each rejected batch, limit the bytes of the topic's next batches, or make all records of the batch suspects."""
         batches, self._rejected_batches = self._rejected_batches, []
         for topic, size, ids in batches:
             limit = await read_max_message_bytes(self._config.client_options(), topic)

@@ -63,7 +63,7 @@ async def discard_producer(producer: AIOKafkaProducer, seconds: float) -> None:
         producer: the producer.
         seconds: maximum time in seconds to wait for the end of its tasks.
     """
-    producer._closed = True  # noqa: SLF001 - otherwise it logs a warning when it is garbage-collected
+    producer._closed = True  # noqa: SLF001 - otherwise the producer logs a warning when it is garbage-collected
     sender, client, accumulator = producer._sender, producer.client, producer._message_accumulator  # noqa: SLF001
     tasks = [task for task in asyncio.all_tasks() if _task_owner(task) in (sender, client)]
     for task in tasks:

@@ -77,7 +77,7 @@ class SaslConfig(ConfigSection):
 
     @cached_property
     def _token_provider(self) -> "AbstractTokenProvider":
-        """The token provider, which all connections share. So all connections share one token."""
+        """The token provider of all connections, which therefore share one token."""
         # Import late: an agent without Kafka does not import aiokafka.
         from agent.delivery.sinks.kafka.tokens import FileTokenProvider, OidcTokenProvider  # noqa: PLC0415
 

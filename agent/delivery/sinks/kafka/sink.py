@@ -83,7 +83,7 @@ class KafkaSink:
 
         Args:
             config: how to connect, and the topics.
-            timings: deadlines.
+            timings: deadlines and intervals; None for the defaults.
             clock: returns nanoseconds since the epoch.
         """
         self.name = f"Kafka at {', '.join(config.bootstrap_servers)}"
@@ -103,7 +103,7 @@ class KafkaSink:
             self._dead_letters = DeadLetterTopic(config.topics.dead_letters, self._encode, config.topics.topic_for)
 
     def warnings(self) -> list[str]:
-        """Return conditions that the operator should check, although records are delivered."""
+        """Return warnings for the operator about topics. The sink still delivers records to these topics."""
         warnings = [
             f"topic {topic} rejects the records' timestamps: records are sent without timestamps: {_TIMESTAMP_HINT}"
             for topic in self._workarounds.topics_without_timestamps()
@@ -177,7 +177,7 @@ class KafkaSink:
         self._rejected |= await self._oversize.find_too_large(
             batch, lambda record: _batch_bytes(producer, self._encode(record))
         )
-        # If a failure needs a wait before the retry, raise this failure, and not a failure with an immediate retry.
+        # Prefer a failure that needs a wait before the retry to a failure with an immediate retry.
         for failure in sorted(failures, key=lambda failure: isinstance(failure, _RETRY_NOW)):
             if isinstance(failure, Exception) and not isinstance(failure, SinkError):
                 text = await explain_error(failure, self._config, self._timings.probe)
@@ -246,9 +246,9 @@ class KafkaSink:
     ) -> dict[tuple[str, int], list[EncodedRecord]]:
         """Return the records of a batch that are not acknowledged or rejected yet, by topic and partition."""
         partitions: dict[tuple[str, int], list[EncodedRecord]] = {}
-        # By record type and key, the list in `partitions`: one search for the partition serves all records of a type and a VM.
+        # The list in `partitions`, by record type and key. One search for the partition serves all records of a type and a VM.
         routes: dict[tuple[str, str], list[EncodedRecord]] = {}
-        # A smaller record needs no check of the message size, because the key and the headers only repeat parts of the body.
+        # Up to this size, a record's message cannot be too large, because the key and the headers only repeat parts of the body.
         small = self._config.max_message_bytes // 4
         has_done = bool(self._acknowledged)
         for record in batch:

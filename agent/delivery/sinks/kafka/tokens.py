@@ -21,11 +21,11 @@ from agent.model.record import sanitize
 _log = logging.getLogger(__name__)
 
 FETCH_SECONDS = 10.0
-"""Timeout of a request to the token endpoint."""
+"""Timeout in seconds of a request to the token endpoint."""
 REFRESH_AFTER = 0.8
 """Share of a token's lifetime after which it is replaced. Kafka's Java client has the same default (sasl.login.refresh.window.factor)."""
 MAX_RESPONSE_BYTES = 1 << 18
-"""Maximum size of the token endpoint's response."""
+"""Maximum bytes of the token endpoint's response."""
 
 
 class TokenError(KafkaError):  # type: ignore[misc]  # aiokafka has no types

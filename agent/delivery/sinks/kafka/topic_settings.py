@@ -10,7 +10,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError
 
 SETTINGS_READ_SECONDS = 5.0
-"""Deadline for reading a setting."""
+"""Deadline in seconds for reading a setting."""
 
 
 async def read_topic_setting(options: Mapping[str, Any], topic: str, name: str) -> str | None:

@@ -14,12 +14,12 @@ TYPICAL_RECORD_BYTES = 4096
 class TopicSizeLimit:
     """A topic's size limit, and the size of the smallest record that the topic did not reject.
 
-    The two sizes show whether one record is too large, or the limit is too low for any record. The size of a record is the size of a
+    The two sizes show whether one record is too large, or the limit is too low for any record. A record's size is the bytes of a
     compressed batch with only this record, including the key, the headers and the framing.
 
     Attributes:
         max_message_bytes: the topic's max.message.bytes; None if the agent is not authorized to read it.
-        smallest_other: size of the smallest other record in the batch or acknowledged earlier; None if there is no other record.
+        smallest_other: bytes of the smallest other record in the batch or acknowledged earlier; None without another record.
     """
 
     max_message_bytes: int | None

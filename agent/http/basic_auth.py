@@ -15,9 +15,9 @@ from collections.abc import Mapping
 MAX_WAITING_CHECKS = 16
 """Maximum number of password checks that wait for the thread. The endpoint refuses further requests."""
 MAX_CACHED_CREDENTIALS = 100
-"""Maximum number of accepted credentials in the cache, which holds their digests."""
+"""Maximum number of accepted credentials in the cache. The cache holds digests of the credentials."""
 _MAX_PASSWORD_BYTES = 72
-"""Maximum length of a password. Longer passwords are refused, because bcrypt ignores further bytes."""
+"""Maximum length of a password in bytes. Longer passwords are refused, because bcrypt ignores further bytes."""
 
 
 class TooManyPendingChecksError(Exception):

@@ -98,7 +98,7 @@ class _LimitedProtocol(asyncio.Protocol):
         assert self._transport is not None
         return asyncio.get_running_loop().call_later(seconds, self._transport.abort)
 
-    # The methods below are called by asyncio.
+    # asyncio calls the methods below.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)

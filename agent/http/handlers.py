@@ -22,12 +22,12 @@ from agent.http.static_files import StaticFiles
 from agent.model.json_encoding import encode_json
 
 MAX_BLOCKING_SECONDS = 0.005
-"""Maximum time for which a scrape may block the event loop. Events wait meanwhile."""
+"""Maximum seconds for which a scrape may block the event loop. QMP events wait meanwhile."""
 GZIP_LEVEL = 1
 """gzip's lowest compression level, which compresses repeated labels nearly as well as the highest level."""
 
 REWRITE_SECONDS = 10.0
-"""Minimum time between two rewrites of the state topic."""
+"""Minimum seconds between two rewrites of the state topic."""
 
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -158,6 +158,6 @@ class _RequestHandlers:
         return web.json_response({"entities": entities}, status=202)
 
     async def overview(self, request: web.Request) -> web.Response:
-        """Return the host overview as JSON. With a UUID in the query parameter `vm`, include all values of that VM."""
+        """Return the host overview as JSON. Include all values of the VM whose UUID is in the query parameter `vm`."""
         overview = await self._overview.build(request.query.get("vm", ""))
         return web.Response(body=encode_json(overview), content_type="application/json")

@@ -23,7 +23,7 @@ from agent.model.record import Vm, sanitize
 from agent.session.shared_types import MonitorStatus
 
 MAX_BLOCKING_SECONDS = 0.005
-"""Maximum time for which the encoding may block the event loop. Events wait meanwhile."""
+"""Maximum seconds for which the encoding may block the event loop. QMP events wait meanwhile."""
 
 
 class OverviewSource(Protocol):
@@ -38,7 +38,7 @@ class OverviewSource(Protocol):
         """Return the firing alerts as JSON."""
 
     def levels_in_bytes(self, vm: Vm, device: str, /) -> Sequence[tuple[str, int]]:
-        """Return a disk's alert levels, lowest first, each as its text in the config and as used bytes."""
+        """Return the alert levels of a disk's usage, lowest first: the text of each level in the config, and its number of used bytes."""
 
     def histogram_owner(self, vm: Vm, device: str, /) -> str:
         """Return which client has set a disk's latency histograms: `agent` or `other`; empty if unknown."""
@@ -166,7 +166,7 @@ def resources_json(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def encode_for_cache(value: dict[str, Any]) -> bytes:
-    """Encode a value as JSON to keep in a cache. Copy the bytes, because orjson's own result may occupy eight times their size."""
+    """Encode a value as JSON for a cache. Copy the bytes, because orjson's own result may occupy eight times the size of the JSON."""
     return bytes(memoryview(encode_json(value)))
 
 

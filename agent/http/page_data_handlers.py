@@ -1,4 +1,4 @@
-"""Request handlers of the page's data that is not in its stream: the table of metrics, alert descriptions, and histories."""
+"""Request handlers of the page's data that is not in the page's stream: the table of metrics, alert descriptions, and histories."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -1,6 +1,7 @@
 """Content of the page's stream: first the whole state of the host, and then the rows, alerts, pools and values that changed.
 
-A row of the VM table is encoded once for all clients. A slow client has no queue: it skips intermediate states, and gets the newest state.
+A row of the VM table is encoded once for all clients. Clients have no queues: a slow client skips intermediate states, and gets the newest
+state.
 """
 
 from collections import Counter
@@ -71,14 +72,14 @@ class PageState:
         return {uuid: row for uuid, (_, _, row) in self._rows.items()}
 
     def totals(self, views: AttachedVms) -> dict[str, Any]:
-        """Return as JSON the number of VMs by state, and of monitors by state."""
+        """Return the number of VMs in each state, and of monitors in each state, as JSON."""
         states = Counter(_vm_state(view) for _, view in views.values())
         monitors = Counter(status.state.value for status in self.snapshot.monitors.values())
         return {"states": states, "monitors": monitors}
 
 
 def _vm_state(view: VmView) -> str:
-    """Return QEMU's run state of a VM. If the VM's monitor is not up, return the monitor's state."""
+    """Return QEMU's run state of a VM. Return the monitor's state if the VM's monitor is not up."""
     if view.status.state is not MonitorState.UP:
         return view.status.state.value
     polls = view.polls.get("runstate")
@@ -94,7 +95,7 @@ def _row_values(vm: Vm, view: VmView) -> list[Any]:
 
 
 class _SentEntries:
-    """The entries of one part of the state, such as the rows or the alerts, that a client has received."""
+    """The entries that a client has received of one part of the state, such as the VM rows or the alerts."""
 
     def __init__(self) -> None:
         self._sent: dict[str, bytes] = {}

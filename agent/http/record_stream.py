@@ -119,8 +119,8 @@ class RecordBroadcaster:
         Args:
             subscriber: the receiver.
             recent: whether recent records, except samples, are delivered first.
-            after: id of the last record that the receiver has. Recent records up to this record are skipped; none if the id is
-                unknown.
+            after: id of the last record that the receiver has. Recent records up to this record are skipped. An unknown id skips no
+                record.
 
         Raises:
             TooManySubscribersError: all streams are in use.

@@ -20,9 +20,9 @@ _log = logging.getLogger(__name__)
 _request_log = logging.getLogger("agent.http.requests")
 
 RELOAD_SECONDS = 1.0
-"""Time between two checks whether the web config, or a file that the web config names, has changed."""
+"""Seconds between two checks whether the web config, or a file that the web config names, has changed."""
 HANDSHAKE_SECONDS = 5.0
-"""Timeout of a TLS handshake."""
+"""Timeout of a TLS handshake, in seconds."""
 MAX_HEADER_LINE_BYTES = 8190
 MAX_HEADERS = 64
 

@@ -187,7 +187,7 @@ class LoadedWebConfig:
         config: the content of the web config file.
         tls: the server's TLS context; None for plain HTTP.
         users: the users that can authenticate by password.
-        signature: inode, modification time and size of each file, to detect changes.
+        signature: inode, modification time and size of each file, to detect that a file changed.
     """
 
     config: WebConfigFile = field(default_factory=WebConfigFile)

@@ -42,7 +42,7 @@ class MonitorConnection(Protocol):
 
     @property
     def skipped_messages(self) -> SkippedQmpMessages:
-        """Total numbers of messages that the agent skipped. When a number grows, a new object replaces the old object."""
+        """Total numbers of messages that the agent skipped. A new object replaces the old object when a number grows."""
 
     async def execute(self, commands: Sequence[Command], *, deadline: float) -> list[CommandResult]:
         """Execute commands within `deadline` seconds; raises what `QmpClient.execute` raises."""
@@ -71,7 +71,7 @@ class ConnectionOpener(Protocol):
 
 
 def qmp_opener(connect: Connect) -> ConnectionOpener:
-    """Return an opener that keeps one QMP connection; `connect` opens a transport to the socket."""
+    """Return an opener of a permanent QMP connection; `connect` opens a transport to the socket."""
     return partial(QmpClient.open, connect)
 
 
@@ -91,11 +91,11 @@ class Monitor:
     """One monitor that the agent may connect to.
 
     Attributes:
-        name: its address, as in the config.
+        name: the monitor's address, as in the config.
         key: identity of the monitor. A new socket at the same path has another key.
-        open: opens a connection to it.
-        priority: preference among the monitors of its VM.
-        inbound: whether QEMU connects to the agent. The agent also keeps such a connection open in standby, because QEMU would
+        open: opens a connection to the monitor.
+        priority: preference among the monitors of the same VM.
+        inbound: whether QEMU connects to the agent. The agent keeps an inbound connection open in standby, too, because QEMU would
             reconnect at once.
         shared_address: the address that several VMs connect to, without parts that change when a VM restarts, such as a process ID;
             empty unless `inbound`.

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 SCAN_INTERVAL_SECONDS = 5.0
 SCAN_DELAY_SECONDS = 0.02
-"""Delay between a change of the directory and the scan, because a manager may create many sockets at once."""
+"""Delay in seconds between a change of the directory and the scan, because a manager may create many sockets at once."""
 
 _INOTIFY_MASK = Mask.CREATE | Mask.DELETE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.ONLYDIR
 
@@ -70,7 +70,7 @@ class DialDiscoverer:
         monitors = {}
         for path in glob.iglob(self.pattern):  # noqa: PTH207 - Path.glob takes no absolute pattern
             try:
-                info = os.stat(path)  # noqa: PTH116 - one system call a socket, hundreds of sockets
+                info = os.stat(path)  # noqa: PTH116 - one system call for each of hundreds of sockets
             except OSError:
                 continue  # removed after the listing
             if stat.S_ISSOCK(info.st_mode):
@@ -121,7 +121,7 @@ class DialDiscoverer:
                     self._report_changes(reported, listener)
                 problem = "" if reported else self.path_problem()
                 if is_first and not reported and not problem:
-                    _log.info("%s: no socket matches yet; the agent watches for new ones", self.pattern)
+                    _log.info("%s: no socket matches yet; the agent watches for new sockets", self.pattern)
                 is_first = False
                 if problem and problem != logged:
                     _log.warning("%s: %s; the agent retries every %g s", self.pattern, problem, self._scan_seconds)
@@ -144,7 +144,7 @@ class DialDiscoverer:
 class _DirectoryWatcher:
     """Waits until the next scan is due: an interval has passed, or inotify has reported a change of the directory.
 
-    Without the directory or without inotify, the wait lasts the whole interval. inotify fails if the user has too many inotify instances.
+    The wait lasts the whole interval if there is no directory or no inotify. inotify fails if the user has too many inotify instances.
     """
 
     def __init__(self, pattern: str) -> None:
@@ -197,7 +197,7 @@ def unix_connector(path: str) -> Connect:
 
 
 async def _connect_unix(path: str, factory: Callable[[], asyncio.Protocol]) -> asyncio.BaseTransport:
-    # Do not use asyncio's own connect. If the backlog is full, connect fails with EAGAIN, and asyncio treats this as success.
+    # Do not use asyncio's own connect. If the backlog is full, connect fails with EAGAIN, and asyncio treats EAGAIN as success.
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.connect(path)

@@ -1,8 +1,8 @@
 """Monitors that the agent shares with another client, such as Proxmox's tools: the agent connects for each poll and disconnects.
 
-A QMP socket serves one client at a time, and two more can wait in its backlog. So each poll has its own short connection: connect, send all
-commands in one write, read the replies, disconnect. The greeting and the replies each have a timeout. The agent receives events only while
-it is connected, so it misses most events.
+A QMP socket serves one client at a time, and two more clients can wait in its backlog. So each poll has its own short connection: connect,
+send all commands in one write, read the replies, disconnect. The greeting and the replies each have a timeout. The agent receives events
+only while it is connected, so it misses most events.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ from agent.qmp.errors import BusyError, NotConnectedError, PreemptedError, Proto
 from agent.qmp.protocol import Greeting, SkippedQmpMessages
 
 DEFAULT_TIMEOUT_SECONDS = 0.5
-"""Default timeout of the greeting, and of the replies. While the agent is connected, Proxmox's tools wait in the backlog.
+"""Default timeout of the greeting, and of the replies, in seconds. Proxmox's tools wait in the backlog while the agent is connected.
 
 Proxmox's statistics wait at most 3 s, and most of Proxmox's commands wait at most 5 s (qemu-server 9.2).
 """
 
 FIRST_RETRY_SECONDS = 0.05
 MAX_RETRY_SECONDS = 10.0
-"""Maximum wait between two attempts to connect, while another client holds the monitor or QEMU does not answer."""
+"""Maximum seconds between two attempts to connect, while another client holds the monitor or QEMU does not answer."""
 
 QUERY_UUID = Command("query-uuid")
 

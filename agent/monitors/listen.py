@@ -28,7 +28,7 @@ from agent.monitors.base import AllowedChanges, DiscovererConfig, DiscoveryListe
 _log = logging.getLogger(__name__)
 
 SOCKET_CHECK_SECONDS = 5.0
-"""Interval at which the agent checks that its socket file still exists, and retries if it cannot create the file."""
+"""Seconds between two checks that the agent's socket file still exists, and between two attempts to listen."""
 TLS_HANDSHAKE_SECONDS = 5.0
 BACKLOG = 4096
 """Maximum number of connections that wait to be accepted. All QEMUs of a host connect at once after a restart of the agent.
@@ -364,7 +364,7 @@ def allowed_uids_and_gids(config: ListenConfig, agent_uid: int) -> tuple[set[int
 
     Args:
         config: the entry of the config's `monitors`.
-        agent_uid: user ID of the agent. If `users` is not set, this user may connect.
+        agent_uid: user ID of the agent. The agent's user may connect if `users` is not set.
     """
     if config.users is not None:
         return _ids_of_names(config.users, _uid_of_user), _ids_of_names(config.groups, _gid_of_group)

@@ -1,8 +1,8 @@
 """A dedicated monitor that the agent adds to QEMU 11.1 and newer, over a monitor that the agent shares with another client.
 
 A QEMU that can add monitors has its monitors as QOM objects. So one `qom-list` shows whether QEMU can add monitors.
-When the agent disconnects, QEMU deletes the added monitor, its character device and its socket file (`close-action`). If QEMU cannot
-add a monitor, the agent connects to the shared monitor for each poll.
+QEMU deletes the added monitor, its character device and its socket file when the agent disconnects (`close-action`). The agent connects to
+the shared monitor for each poll if QEMU cannot add a monitor.
 """
 
 import contextlib
@@ -99,8 +99,8 @@ class OwnMonitorDiscoverer(DialPerPollDiscoverer):
 def own_monitor_opener(name: str, open_shared: ConnectionOpener, directory: Path) -> ConnectionOpener:
     """Return an opener that connects to a dedicated monitor.
 
-    To add the dedicated monitor, the opener first sends commands over the shared monitor. If QEMU cannot
-    add a monitor, the opener returns a connection to the shared monitor.
+    The opener adds the dedicated monitor with commands over the shared monitor. The opener returns a connection to the shared monitor if
+    QEMU cannot add a monitor.
 
     Args:
         name: name of the shared monitor, for the log.

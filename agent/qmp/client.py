@@ -1,8 +1,9 @@
-"""A QMP client on asyncio: the protocol on a transport, with a deadline on every step.
+"""A QMP client on asyncio: runs `QmpProtocol` on an asyncio transport.
 
-The client never stops reading for long, because QEMU buffers without limit for a client that does not read (measured: 57 MB).
-`data_received` passes on every event at once, and the receiver decides which events to keep. In a flood of events, reading pauses for a
-few turns of the event loop, so that other tasks can run.
+The client pauses reading only briefly, because QEMU buffers without limit for a client that does not read. The largest measured buffer
+held 57 MB.
+`data_received` passes on every event at once, and the receiver decides which events to keep. Reading pauses in a flood of events for a few
+turns of the event loop, so that other tasks can run.
 """
 
 import asyncio
@@ -43,18 +44,18 @@ OnResults = Callable[[list[CommandResult]], None]
 """Called with the results of commands that were sent together, in the order of the commands."""
 
 Connect = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.BaseTransport]]
-"""Opens a transport to a monitor for the asyncio protocol that the factory returns. Raises OSError if this fails."""
+"""Opens a transport to a monitor for the asyncio protocol that the factory returns. Raises OSError if the transport cannot be opened."""
 
 GREETING_SECONDS = 3.0
-"""Timeout of the greeting. A free monitor greets within milliseconds (QEMU 7.2 to 11.1). A silent monitor has another client."""
+"""Timeout of the greeting in seconds. A free monitor greets within milliseconds (QEMU 7.2 to 11.1). A silent monitor has another client."""
 
 MAX_WRITE_BUFFER_BYTES = 64 * 1024
 """Maximum size of requests that the peer has not read, in bytes. Only a hostile peer replies without reading the requests."""
 
 
-# 16 public methods: three are those of asyncio.Protocol, the others those of `MonitorConnection` on the same state.
+# 16 public methods: three of asyncio.Protocol, nine of `MonitorConnection`, and four of the client alone. All use the same attributes.
 class QmpClient(asyncio.Protocol):
-    """A connection to one monitor. Create it with `QmpClient.open`.
+    """A connection to one monitor. Create a client with `QmpClient.open`.
 
     Attributes:
         greeting: QEMU's greeting; None until it arrives.
@@ -81,7 +82,7 @@ class QmpClient(asyncio.Protocol):
         self._batch: asyncio.Future[list[CommandResult]] | None = None
         self._idle: asyncio.Future[None] | None = None
         self._in_sync: asyncio.Future[None] | None = None
-        """A future that completes when replies can be assigned to commands again. None if they can be assigned now."""
+        """A future that completes when replies can be assigned to commands again. None if replies can be assigned now."""
         self._probe: tuple[int, asyncio.Future[None]] | None = None
 
     @classmethod
@@ -141,7 +142,7 @@ class QmpClient(asyncio.Protocol):
 
     @property
     def can_probe(self) -> bool:
-        """True if QEMU accepts out-of-band commands. The agent uses them to probe a stalled QEMU."""
+        """True if QEMU accepts out-of-band commands, with which the agent probes a stalled QEMU."""
         return self._qmp.oob
 
     @property
@@ -190,7 +191,7 @@ class QmpClient(asyncio.Protocol):
             deadline: seconds that the whole call may take, for the error's text.
 
         Raises:
-            StalledError: replies cannot be assigned when the wait ends.
+            StalledError: replies still cannot be assigned when the wait ends.
             QmpError: the connection ended.
         """
         if not self._qmp.out_of_sync:
@@ -205,7 +206,7 @@ class QmpClient(asyncio.Protocol):
             raise StalledError(f"no reply to query-status within {deadline:g} s") from None
 
     def _send_marker_or_resume(self) -> None:
-        """Send the next marker, a command with an id, if a marker is due. If replies can be assigned again, complete `_in_sync`."""
+        """Send the next marker, a command with an id, if a marker is due. Complete `_in_sync` if replies can be assigned again."""
         waiting = self._in_sync
         if not self._qmp.out_of_sync:
             self._in_sync = None
@@ -236,7 +237,7 @@ class QmpClient(asyncio.Protocol):
             self._batch = None
 
     def try_send(self, commands: Sequence[Command], on_results: OnResults) -> bool:
-        """Send commands in one write, without a deadline. Return False if that is not possible now. In that case, use `execute`.
+        """Send commands in one write, without a deadline. Return False if the commands cannot be sent now; use `execute` for them.
 
         Args:
             commands: the commands.
@@ -282,12 +283,12 @@ class QmpClient(asyncio.Protocol):
     async def probe(self, *, deadline: float) -> bool:
         """Send an out-of-band command; return whether QEMU's monitor thread replies within `deadline` seconds.
 
-        If the monitor thread replies while in-band replies are overdue, QEMU's main loop hangs. If an earlier probe is still pending,
-        wait for its reply and send no other probe, because probes accumulate in a stopped QEMU.
+        QEMU's main loop hangs if the monitor thread replies while in-band replies are overdue. While an earlier probe is pending, wait
+        for its reply and send no other probe, because probes accumulate in a stopped QEMU.
         """
         if self.ended.done() or not self._qmp.oob:
             return False
-        if self._probe is None or self._probe[1].done():  # an earlier probe's reply arrived after its deadline
+        if self._probe is None or self._probe[1].done():  # done: an earlier probe's reply came too late
             number, data = self._qmp.probe()
             self._probe = number, asyncio.get_running_loop().create_future()
             self._write(data)
@@ -302,7 +303,7 @@ class QmpClient(asyncio.Protocol):
     def close(self) -> None:
         """End the connection now. Every waiting call raises NotConnectedError."""
         self._end_connection(NotConnectedError("closed by the agent"))
-        # Drop the traceback, because it refers to the waiting calls, and these calls refer to this object: a reference cycle.
+        # Drop the traceback, which makes a reference cycle: the traceback refers to the waiting calls, and the calls refer to this object.
         self.ended.result().__traceback__ = None
 
     def preempt(self) -> None:
@@ -313,8 +314,8 @@ class QmpClient(asyncio.Protocol):
         assert self._transport is not None
         self.bytes_written += len(data)
         if self._is_tls:
-            # Send one TLS record per byte. QEMU reads a monitor byte by byte, and before 8.0 it loses the rest of a TLS record (observed
-            # with 7.2).
+            # Send one TLS record per byte. QEMU reads a monitor byte by byte. QEMU before 8.0 loses the rest of a longer TLS record
+            # (observed with 7.2).
             for number in data:
                 self._transport.write(bytes((number,)))
         else:
@@ -336,7 +337,7 @@ class QmpClient(asyncio.Protocol):
         self.bytes_read += len(data)
         try:
             for message in self._qmp.receive(data):
-                if type(message) is Event:  # first, for floods of events
+                if type(message) is Event:  # tested first, because a flood consists of events
                     self._on_event(message)
                 else:
                     self._dispatch_message(message)
@@ -352,7 +353,7 @@ class QmpClient(asyncio.Protocol):
     def _report_results(self) -> None:
         """Report the results of the batch to the caller, unless the caller no longer waits."""
         on_results, results = self._on_results, self._results
-        # Free 10 KiB per VM until the next poll.
+        # Drop the results until the next poll, which frees 10 KiB per VM.
         self._on_results, self._results, self._has_all_results = None, [], False
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)

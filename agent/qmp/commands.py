@@ -1,8 +1,8 @@
 """The allow-list of commands, and the only module that encodes requests.
 
-A QMP client has full control over its guest, so the list is closed: neither a config nor a bug can make the agent send another command.
-Reads change nothing that a guest or a manager can see. Each change and each unstable command is off until the operator enables it by name.
-The arguments of such a command must have the form that this module defines.
+A QMP client has full control over its guest. So the list is closed: neither a config nor a bug can make the agent send another command.
+Reads change nothing that a guest or a manager can see. Changes and unstable commands are off until the operator enables each by name.
+The arguments of an enabled command must have the form that this module defines.
 
 Some commands are deliberately missing. `human-monitor-command` runs any command. `qom-list-types` and similar commands load modules, which
 crashes a QEMU whose package was upgraded. `query-rx-filter` re-arms an event. `query-cpus` interrupts every vCPU. `cont` and all other
@@ -30,10 +30,10 @@ QMP_READS = frozenset(
 READABLE_PROPERTIES = frozenset(
     {"chardev", "guest-stats", "guest-stats-polling-interval", "mac", "name", "netdev", "num-queues", "type"}
 )
-"""QOM properties that `qom-get` may read. Others are refused: a property of a `secret` object contains the secret (QEMU 2.6 to 11.1)."""
+"""QOM properties that `qom-get` may read. All others are refused: a `secret` object has its secret in a property (QEMU 2.6 to 11.1)."""
 
 Request = NewType("Request", bytes)
-"""Bytes that may be written to a monitor. Only this module creates them, and clients write nothing else. mypy checks both rules."""
+"""Bytes that may be written to a monitor. Only this module creates requests. mypy checks that clients write nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class OptInChange(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class _PermittedCommand:
-    """A command that a `OptInChange` needs, with a check of its arguments.
+    """A command that an `OptInChange` needs, with a check of its arguments.
 
     Attributes:
         command: the command's name.
@@ -89,9 +89,9 @@ MAX_HISTOGRAM_BOUNDARIES = 32
 def set_histograms_command(device: str, boundaries_ns: Sequence[int]) -> Command:
     """Return the command that sets the latency histograms of a disk. The command replaces existing histograms.
 
-    Send it only for a disk without histograms. Many versions of QEMU since 4.0 take no lock for this command. Such a QEMU can crash if
-    histograms are replaced or removed while an iothread serves the disk. Setting the first histograms is safe, because QEMU uses a
-    histogram only after it is complete.
+    Send the command only for a disk without histograms. Many versions of QEMU since 4.0 take no lock for this command. Without the lock,
+    QEMU can crash if histograms are replaced or removed while an iothread serves the disk. Setting the first histograms is safe, because
+    QEMU uses only complete histograms.
 
     Args:
         device: the device's id or QOM path, from the field `qdev` of query-blockstats.
@@ -102,7 +102,7 @@ def set_histograms_command(device: str, boundaries_ns: Sequence[int]) -> Command
 
 
 def _are_valid_boundaries(value: object) -> bool:
-    """Return whether a value is a non-empty list of ascending boundaries. With an empty list, some versions of QEMU read beyond its end."""
+    """Return whether a value is a non-empty list of ascending boundaries. Some versions of QEMU read beyond the end of an empty list."""
     return (
         isinstance(value, list)
         and 0 < len(value) <= MAX_HISTOGRAM_BOUNDARIES
@@ -127,12 +127,12 @@ def add_monitor_commands(path: str) -> tuple[Command, Command]:
 
 
 def remove_monitor_commands() -> tuple[Command, Command]:
-    """Return the commands that undo `add_monitor_commands`. Send them if the agent cannot connect to the new monitor."""
+    """Return the commands that undo `add_monitor_commands`, for a new monitor to which the agent cannot connect."""
     return Command("object-del", {"id": OWN_MONITOR_ID}), Command("chardev-remove", {"id": OWN_MONITOR_ID})
 
 
 def _is_same_json(first: object, second: object) -> bool:
-    """Return whether two values are the same JSON. `==` does not decide this, because 1 equals True in Python."""
+    """Return whether two values are the same JSON. `==` is not enough, because 1 equals True in Python."""
     return orjson.dumps(first, option=orjson.OPT_SORT_KEYS) == orjson.dumps(second, option=orjson.OPT_SORT_KEYS)
 
 
@@ -221,7 +221,7 @@ class AllowList:
         self._permitted = [command for change in changes for command in _COMMANDS_BY_CHANGE[change]]
 
     def encode(self, command: Command) -> Request:
-        """Return the bytes of an in-band request, without an id and a line end, because QEMU reads its monitor a byte at a time.
+        """Return the bytes of an in-band request, without an id. QEMU needs no line end, because QEMU parses a request byte by byte.
 
         Raises:
             CommandNotAllowedError: the command is neither a permitted read nor a permitted change with arguments of the permitted form.
@@ -261,7 +261,7 @@ def negotiation_request(*, oob: bool) -> Request:
 
 
 def probe_request(number: int) -> Request:
-    """Return an out-of-band request with an id. QEMU's monitor thread replies even while the main loop hangs (QEMU 6.0)."""
+    """Return an out-of-band request with an id. QEMU's monitor thread replies even while the main loop hangs (QEMU 6.0 and newer)."""
     return Request(b'{"exec-oob":"query-yank","id":%d}' % number)
 
 

@@ -2,7 +2,7 @@
 
 
 class QmpError(Exception):
-    """Base class of the errors of one monitor, which do not affect other monitors."""
+    """Base class of the errors of one monitor. An error of one monitor does not affect other monitors."""
 
 
 class ProtocolError(QmpError):
@@ -30,7 +30,7 @@ class MigratedAwayError(NotConnectedError):
 
 
 class TransportLostError(NotConnectedError):
-    """The transport to the VM, such as libvirtd, is unreachable; the state of the VM is unknown."""
+    """The VM's manager, such as libvirtd, is unreachable, so the state of the VM is unknown."""
 
 
 class BusyError(NotConnectedError):
@@ -54,7 +54,7 @@ class UnreadableReplyError(QmpError):
 
 
 class AmbiguousReplyError(UnreadableReplyError):
-    """The command fails, because an unreadable message may be the reply to this command or to another one."""
+    """A command fails, because an unreadable message may be the reply to this command or to another command."""
 
 
 class CommandError(QmpError):

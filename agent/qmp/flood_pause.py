@@ -3,9 +3,9 @@
 import asyncio
 
 FLOOD_BYTES = 64 * 1024
-"""A chunk of at least this size counts as a flood of events, although it may be a long reply."""
+"""A chunk of at least this many bytes counts as a flood of events. A long reply counts, too."""
 PAUSE_TURNS = 16
-"""Number of turns of the event loop without reading after a flood. Other tasks run in these turns, a few milliseconds each."""
+"""Number of turns of the event loop without reading after a flood. Other tasks run in these turns. A turn takes a few milliseconds."""
 
 
 class FloodPause:
@@ -14,7 +14,7 @@ class FloodPause:
     __slots__ = ("_transport", "_turns")
 
     def __init__(self, transport: asyncio.Transport) -> None:
-        """Set up without a pause; `begin` starts one."""
+        """Set up without a pause; `begin` starts a pause."""
         self._transport: asyncio.Transport | None = transport
         self._turns = 0
 

@@ -1,8 +1,8 @@
 """Framing of the QMP byte stream: splits bytes into messages, each a JSON value or an `UnreadableMessage`. Pure.
 
-QEMU ends every message with CR LF and escapes control characters inside strings. So each line end ends a message. A monitor with
-`pretty=on` sends a message as several lines: `{`, indented lines, `}`. These rules hold for QEMU 2.6 to 11.1. So the splitter finds the end
-of a damaged message, and can read the next message.
+QEMU ends every message with CR LF and escapes control characters inside strings. So each line is a message. Only a monitor with
+`pretty=on` sends a message as several lines: `{`, indented lines, `}`. Both rules hold for QEMU 2.6 to 11.1. Because of these rules, the
+splitter finds the end of a damaged message, and can read the next message.
 """
 
 import re
@@ -16,7 +16,7 @@ _BLANK = b" \t\r"
 _HEAD_BYTES = 64
 _FIRST_KEY = re.compile(rb'\{\s*"(return|error|timestamp|event|id)"')
 _MESSAGE_BOUNDARY = re.compile(rb'\}\s*\{\s*"(return|error|timestamp|event|id)"')
-"""Matches the end of a message and the start of another one on the same line. Inside one message, a comma separates two objects."""
+"""Matches the end of a message and the start of another message on the same line. Inside one message, a comma separates two objects."""
 _ID_AT_END = re.compile(rb'"id":\s*\d+[\s}]*\Z')
 
 
@@ -55,8 +55,8 @@ class FrameSplitter:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._buffer = bytearray()  # a line whose end has not arrived; one byte more than the limit is kept
-        self._scanned = 0  # the first bytes of the buffer, up to this number, contain no line end
+        self._buffer = bytearray()  # a line whose end has not arrived, cut to one byte more than the limit
+        self._scanned = 0  # number of bytes at the start of the buffer that contain no line end
         # The lines of a pretty-printed message whose end has not arrived, in one buffer. A list of short lines would take 20 times the
         # memory.
         self._lines = bytearray()
@@ -76,7 +76,7 @@ class FrameSplitter:
             buffer += data[end:]
         del buffer[self._max_bytes + 1 :]
         self._scanned = len(buffer)
-        # In the usual case of one message, this is faster than split, which compares byte by byte.
+        # Usually, the chunk is one message. A slice is then faster than `split`, which compares byte by byte.
         for line in (whole[:-1],) if whole.find(b"\n") == len(whole) - 1 else whole.split(b"\n"):
             if len(line) > self._max_bytes:
                 line = line[: self._max_bytes + 1]  # noqa: PLW2901 - the same text as if the line had arrived in several chunks

@@ -7,9 +7,10 @@ bytes are split into chunks.
 Facts about QEMU 2.6 to 11.1: in-band replies arrive in the order of the commands. An out-of-band reply has the id of its request. An event
 can arrive between any two messages, and even before the greeting.
 
-An unreadable message does not end a negotiated connection. If it is clearly a reply, the oldest pending command fails. If its kind is
-unknown, all pending commands fail, and it is unknown which command the next reply belongs to. A marker ends this state: a command with an
-id that is sent alone before the next batch. The replies after the marker's reply belong to that batch.
+An unreadable message does not end a negotiated connection. The oldest pending command fails if the message is clearly a reply. All pending
+commands fail if the message's kind is unknown. The protocol is then out of sync: it is unknown which command the next reply belongs to. A
+marker brings the protocol in sync again. A marker is a command with an id that is sent alone before the next batch of commands. The
+replies after the marker's reply belong to that batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,10 +31,10 @@ from agent.qmp.errors import (
 from agent.qmp.frames import FrameSplitter, MessageKind, UnreadableMessage
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
-"""Default size limit of a message. query-blockstats takes about 1.5 KB per disk, query-qmp-schema 250 KB (QEMU 11.1)."""
+"""Default size limit of a message, in bytes. query-blockstats returns about 1.5 KB per disk, query-qmp-schema 250 KB (QEMU 11.1)."""
 
 MAX_COMMANDS_IN_FLIGHT = 7
-"""Maximum number of commands in QEMU at once. While eight in-band requests wait, QEMU reads nothing from the monitor, not even out-of-band
+"""Maximum number of commands in QEMU at once. QEMU reads nothing from the monitor while eight in-band requests wait, not even out-of-band
 probes (monitor/qmp.c, 4.0 to 11.1)."""
 
 
@@ -52,7 +53,7 @@ class Greeting:
     Attributes:
         version: major, minor, micro; zeros if QEMU sent none.
         package: the distribution's version text, or empty.
-        oob: whether QEMU offers out-of-band execution. QEMU 4.0 and newer always offer it on a socket.
+        oob: whether QEMU offers out-of-band execution. QEMU 4.0 and newer always do so on a socket.
     """
 
     version: tuple[int, int, int]
@@ -129,7 +130,7 @@ Message = Greeting | NegotiationAccepted | Reply | OobProbeReply | Event
 
 
 class _UnreadableError(Exception):
-    """A message that cannot be read."""
+    """A message cannot be read."""
 
     def __init__(self, kind: MessageKind, reason: str) -> None:
         super().__init__(reason)
@@ -143,7 +144,7 @@ class QmpProtocol:
         state: the progress of the handshake.
         oob: whether QEMU offers out-of-band execution.
         skipped: total numbers of skipped messages. The object is replaced when a message is skipped.
-        out_of_sync: whether it is unknown which command the next reply belongs to. The reply to the newest marker ends this state.
+        out_of_sync: True while it is unknown which command the next reply belongs to, until the reply to the newest marker arrives.
     """
 
     def __init__(self, allow: AllowList, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
@@ -159,8 +160,8 @@ class QmpProtocol:
         """Id of the pending probe; 0 if none is pending."""
         self._markers: list[int] = []  # ids of the markers without a reply
         self._marker_is_in_flight = False  # True if QEMU cannot have replied to the newest marker yet
-        self._unreadable_replies = 0  # maximum number of replies that were unreadable since replies were last in sync
-        self._requests_in_qemu = 0  # maximum number of requests in QEMU, including markers, while out of sync
+        self._unreadable_replies = 0  # upper bound of the number of unreadable replies since replies were last in sync
+        self._requests_in_qemu = 0  # upper bound of the number of requests in QEMU, with markers, while out of sync
 
     @property
     def replies_due(self) -> int:
@@ -227,8 +228,8 @@ class QmpProtocol:
     def next_marker(self) -> Request | None:
         """Return the bytes of a marker; None if no marker is due.
 
-        A marker is due while `out_of_sync`, except while another marker is in flight. If QEMU may already have `MAX_COMMANDS_IN_FLIGHT`
-        requests, the marker has to wait for a reply.
+        A marker is due while `out_of_sync`, but not while another marker is in flight. The marker waits for a reply while QEMU may have
+        `MAX_COMMANDS_IN_FLIGHT` requests.
         """
         if not self.out_of_sync or self._marker_is_in_flight or self._requests_in_qemu >= MAX_COMMANDS_IN_FLIGHT:
             return None
@@ -248,15 +249,15 @@ class QmpProtocol:
     def _fail_affected_commands(self, kind: MessageKind, reason: str) -> Iterator[Reply | OobProbeReply]:
         """Yield an error reply for each command that an unreadable message may be the reply to.
 
-        If a probe is pending, the unreadable message also counts as the probe's reply.
+        The unreadable message also counts as the probe's reply if a probe is pending.
 
         Args:
             kind: the message's kind, guessed from its text.
             reason: why the message cannot be read.
 
         Raises:
-            ProtocolError: the message arrived during the handshake, so the peer does not speak QMP. Or so many messages were unreadable
-                that no command can get a reply.
+            ProtocolError: the peer does not speak QMP, because the message arrived during the handshake. Or no command can get a reply,
+                because too many messages were unreadable.
         """
         if self.state is not ConnectionState.READY:
             raise ProtocolError(reason)

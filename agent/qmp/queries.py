@@ -11,7 +11,7 @@ from enum import StrEnum
 
 
 class QueryTrigger(StrEnum):
-    """When the agent sends a query."""
+    """When the agent sends a query. A resync polls all data again, at the interval `intervals.resync`."""
 
     POLLED = "at an interval"
     EVENT = "after an event"
@@ -194,7 +194,7 @@ _BY_NAME: Mapping[str, Query] = {row.name: row for row in QUERIES}
 
 
 def find_query(name: str) -> Query | None:
-    """Return the row of a query, or None if it is unknown."""
+    """Return the row of a query; None for an unknown query."""
     return _BY_NAME.get(name) or next(
         (r for r in QUERIES if r.name.endswith("*") and name.startswith(r.name[:-1])), None
     )

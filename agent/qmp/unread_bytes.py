@@ -9,12 +9,12 @@ MAX_BYTES = 1 << 20
 
 
 def read_unread_bytes(transport: asyncio.BaseTransport) -> bytes:
-    """Return the received bytes that the kernel still holds for a transport, without waiting. Call this in `connection_lost` only.
+    """Return the received bytes that the kernel still holds for a transport, without waiting. Call this only in `connection_lost`.
 
     When QEMU ends, QEMU sends SHUTDOWN and closes the monitors. A command that the agent writes at that moment fails. After a failed
     write, asyncio and uvloop stop reading, so SHUTDOWN stays in the kernel.
     """
-    # TLS needs the keys of the transport to read more.
+    # With TLS, the bytes are encrypted, and only the transport has the keys.
     if transport.get_extra_info("ssl_object") is not None:
         return b""
     socket = transport.get_extra_info("socket")

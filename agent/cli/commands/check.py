@@ -13,13 +13,13 @@ from agent.config.loader import load_config
 
 
 def execute(parsed: argparse.Namespace) -> int:
-    """Check the config, and the monitors, the journal, the endpoint and the sink that it names."""
+    """Check the config, and the monitors, the journal, the endpoint and the sink that the config names."""
     path = parsed.config or CONFIG_PATH
     config = load_config(path)
     print(f"{path}: the config is valid")
     if parsed.syntax:
         return 0
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # a finding reports the error
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # `check_config` reports the error
     failures = []
 
     async def print_findings() -> None:

@@ -34,7 +34,7 @@ def execute(parsed: argparse.Namespace) -> int:
 
 
 def _may_exist(path: Path) -> bool:
-    """Return whether a file exists. Return True if this user may not search the file's directory."""
+    """Return whether a file exists. Also return True if this user may not search the file's directory."""
     try:
         path.stat()
     except PermissionError:

@@ -15,7 +15,7 @@ from agent.config.loader import load_config
 from agent.runtime.logging import configure_logging
 
 THREAD_EXIT_SECONDS = 2.0
-"""How long the process waits for its threads before it exits."""
+"""Maximum seconds that the process waits for its threads before it exits."""
 
 
 def execute(parsed: argparse.Namespace) -> int:
@@ -23,13 +23,13 @@ def execute(parsed: argparse.Namespace) -> int:
     read = partial(load_config, parsed.config or CONFIG_PATH)
     config = read()
     configure_logging(config.log.level, config.log.format)
-    faulthandler.enable()  # if systemd's watchdog ends the process with SIGABRT, this logs where it hangs
+    faulthandler.enable()  # logs where the process hangs if systemd's watchdog sends SIGABRT
     run_coroutine(_exit_after(run(config, read)))
     return 0
 
 
 async def _exit_after(main: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine, and then exit the process within THREAD_EXIT_SECONDS, even if a hung disk blocks a thread."""
+    """Run a coroutine. The process exits within THREAD_EXIT_SECONDS after its end, even if a hung disk blocks a thread."""
     status = 1
     try:
         await main

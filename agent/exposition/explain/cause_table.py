@@ -22,7 +22,7 @@ class Cause:
 
     Attributes:
         name: the cause's name.
-        find: yields the cause's evidence for each disk or other subject; nothing if the cause does not apply.
+        find: yields a finding for each disk, job or other part of the VM to which the cause applies.
         alerts: names of the alerts that report the same cause.
     """
 
@@ -74,7 +74,7 @@ CAUSES = (
 """All causes, the most likely first. Causes that stop a guest come before causes that slow a guest, and limits before their effects."""
 
 OTHER_ALERT = "alert"
-"""Name of the cause for a firing alert that no row explains."""
+"""Name of the cause for a firing alert that no cause in `CAUSES` explains."""
 
 
 def explain(evidence: Evidence) -> list[dict[str, Any]]:

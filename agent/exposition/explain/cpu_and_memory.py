@@ -11,7 +11,10 @@ from agent.model.metrics.vm_process import CGROUP, IOTHREAD, PROCESS, VCPU
 QUOTA_RATIO = 0.25
 """Minimum share of the quota's periods in which the CPU quota throttles the VM."""
 MIN_DELAY, DELAY_RATIO = 0.1, 0.15
-"""Minimum run delay of all vCPUs in seconds per second, and minimum share of run delay in run time plus run delay."""
+"""Run delay is time in which a vCPU is ready but has no host CPU.
+
+Minimum sum of all vCPUs in seconds per second, and minimum share in run delay plus run time.
+"""
 BUSY_THREAD = 0.9
 """A thread counts as busy if it uses at least this share of a host CPU."""
 BUSY_VCPUS = 0.95
@@ -19,9 +22,9 @@ BUSY_VCPUS = 0.95
 SWAPPED_RATIO, MIN_FAULTS = 0.05, 10.0
 """Minimum share of swapped-out memory in the process's memory, and minimum number of major page faults per second."""
 MIN_GUEST_SWAP = 1 << 20
-"""A guest counts as swapping if it swaps at least this many bytes per second, in and out."""
+"""A guest counts as swapping if it swaps at least this many bytes per second, in and out together."""
 LOW_RATIO = 0.05
-"""A guest counts as short of memory if a smaller share of its memory is available."""
+"""A guest counts as short of memory if less than this share of its memory is available."""
 MIN_STALL = 0.05
 """Minimum share of the time in which all processes of a cgroup wait for memory (PSI `full`)."""
 
@@ -62,7 +65,7 @@ def find_cpu_waiting(evidence: Evidence) -> Iterator[CauseFinding]:
 
 
 def find_thread_busy(evidence: Evidence) -> Iterator[CauseFinding]:
-    """Find an iothread or a main loop that uses a whole host CPU."""
+    """Find an iothread or a main loop that uses nearly a whole host CPU."""
     main = evidence.rate(PROCESS, "main_loop_cpu_seconds_total")
     if main is not None and main >= BUSY_THREAD:
         sentence = (
@@ -77,7 +80,7 @@ def find_thread_busy(evidence: Evidence) -> Iterator[CauseFinding]:
 
 
 def find_guest_cpu_busy(evidence: Evidence) -> Iterator[CauseFinding]:
-    """Find a guest that uses all of its vCPUs."""
+    """Find a guest that uses nearly all the time of its vCPUs."""
     count = evidence.vcpus()
     known = [evidence.rate(VCPU, "cpu_seconds_total", labels) for labels in evidence.subjects(VCPU)]
     used = sum(rate for rate in known if rate is not None)

@@ -17,7 +17,7 @@ from agent.model.metrics.block import BLOCK, BLOCK_DEVICE, BLOCK_TIMED
 from agent.model.metrics.block_stall import BLOCK_STALL
 
 THROTTLED_RATIO = 0.9
-"""Share of a throttle limit above which the limit counts as reached."""
+"""A throttle limit counts as reached if the disk's rate is at least this share of the limit."""
 BASELINE_SECONDS = 3600.0
 """Length of the history with which a latency is compared, in seconds."""
 RECENT_SECONDS = 60.0
@@ -35,7 +35,7 @@ MIN_P99_OPERATIONS = 100
 MIN_OPERATIONS = 1.0
 """Minimum number of operations per second for a meaningful mean latency."""
 LONG_QUEUE = 16.0
-"""A queue counts as long if at least this many requests are in flight on average, and a request takes `QUEUE_SECONDS` or longer."""
+"""A queue counts as long from this mean number of requests in flight, if the mean latency is at least `QUEUE_SECONDS`."""
 QUEUE_SECONDS = 0.01
 """Minimum mean latency in seconds of the requests in a long queue."""
 
@@ -102,7 +102,7 @@ def _operation_figures(evidence: Evidence, device: str, kind: str) -> tuple[floa
 
 
 def _baseline_latency(evidence: Evidence, kind: str) -> float | None:
-    """Return the median latency of the VM's disks over the last hour, except the last minute; None with too few points."""
+    """Return the median latency of the VM's disks in seconds, over the last hour without the last minute; None with too few points."""
     column = HISTORY_COLUMNS.index(f"{kind}_latency")
     points = evidence.view.history_recorder.history.points(BASELINE_SECONDS)
     old = [values[column] for time, values in points if time <= evidence.now - RECENT_SECONDS]

@@ -24,7 +24,7 @@ class CauseFinding(NamedTuple):
     Attributes:
         subject: the disk, job, pool or other part of the VM; empty for the VM as a whole.
         sentence: the evidence with figures, in plain words.
-        figures: the figures of the sentence, in base units.
+        figures: the figures of the sentence, in base units such as bytes and seconds.
     """
 
     subject: str
@@ -34,7 +34,7 @@ class CauseFinding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Samples, state, alerts and pools of one VM, in which causes are searched.
+    """Samples, state, alerts and pools of one VM, from which `explain` finds causes.
 
     Attributes:
         view: the VM's state and samples.
@@ -64,7 +64,7 @@ class Evidence:
         )
 
     def subjects(self, family: Family) -> ValuesBySubject:
-        """Return the last values of each subject of a family; empty if there are none."""
+        """Return the last values of a family for each subject, such as a disk; empty without values."""
         poll = self.view.polls.get(family.name)
         return poll.current if poll is not None else {}
 

@@ -66,6 +66,6 @@ FACTS_WITH_ALL_FEATURES = VmFacts(
     guest_agent_port="/machine/peripheral/channel0",
     virtio_disks=(VirtioDisk("disk0", "/machine/peripheral/disk0/virtio-backend", 1),),
 )
-"""Facts about an imaginary VM that has every feature. Tests and docs use them to list all commands of the collectors."""
+"""Facts about an imaginary VM that has every feature. Tests and docs use these facts to list all commands of the collectors."""
 
 __all__ = ["ALL_COLLECTORS", "FACTS_WITH_ALL_FEATURES", "Collector", "PollIntervals", "VmFacts"]

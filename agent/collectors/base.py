@@ -11,7 +11,7 @@ from agent.qmp.commands import Command
 from agent.qmp.errors import QmpError, UnexpectedReplyError, UnreadableReplyError
 
 MAX_SAMPLES = 4096
-"""Maximum number of samples from one poll of a collector. Without a limit, a hostile reply with a million would delay other VMs."""
+"""Maximum number of samples from one poll of a collector. Without a limit, a hostile reply with a million entries would delay other VMs."""
 
 Replies = Sequence[Any]
 """Results of a collector's poll: QEMU's reply or a QmpError for each command, in order, and then a FileReply for each file."""
@@ -41,7 +41,7 @@ class VirtioDisk:
     """A virtio disk that QEMU itself serves.
 
     Attributes:
-        device: the disk's stable name.
+        device: the disk's stable name, which snapshots and mirrors do not change.
         path: the QOM path of its virtio device.
         queues: number of its queues.
     """
@@ -58,16 +58,16 @@ class VmFacts:
     Attributes:
         balloon: the QOM path of the VM's balloon device; None if the VM has no balloon.
         guest_stats_seconds: the interval at which QEMU polls the balloon driver's memory statistics; 0 if QEMU does not poll them.
-        migration_events: whether QEMU emits MIGRATION events. If it does, the agent polls migrations only after such an event.
+        migration_events: whether QEMU emits MIGRATION events. Without these events, the agent polls for migrations at the poll interval.
         version: QEMU's major and minor version, for features that cannot be detected in another way.
         commands: the names of the commands that QEMU supports; empty if they are unknown.
         process: the VM's process on this host; None if unknown.
         vcpus: the threads of the VM's vCPUs; empty if the process is unknown.
         iothreads: the threads of the VM's iothreads; empty if the process is unknown.
         cgroup: the directory of the process's cgroup (version 2); None if unknown.
-        interfaces: the network interfaces of the host that the process has open.
+        interfaces: the host's network interfaces of the VM: taps, macvtaps and virtual functions.
         hv_balloon: whether the VM has a Hyper-V balloon.
-        receives_events: whether the connection receives events. If it does not, collectors that wait for events use the poll interval.
+        receives_events: whether the connection receives events. Without events, collectors that wait for events use the poll interval.
         guest_agent_port: the QOM path of the virtio serial port of the guest agent; None if the VM has no such port.
         repeated_images: number of images in the reply to query-named-block-nodes without `flat`, including repeated images; 0 if QEMU has
             `flat`.
@@ -152,7 +152,7 @@ class Poll(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A change between two polls, such as the end of a migration, which the agent emits once as a record.
+    """A change between two polls, such as the end of a migration. The agent emits a record about each change once.
 
     Attributes:
         family: the family of the record's fields; the record's type is `qemu.<name of the family>`.
@@ -181,7 +181,7 @@ def at_poll_interval(_samples: Sequence[Sample], _facts: VmFacts, intervals: Pol
 
 
 def on_event_only(_samples: Sequence[Sample], facts: VmFacts, intervals: PollIntervals) -> float | None:
-    """Return None to wait for an event, or the poll interval without events. Use this function as `Collector.next_poll_delay`."""
+    """Return None, to wait for an event; or the poll interval if no events arrive. Use this function as `Collector.next_poll_delay`."""
     return None if facts.receives_events else intervals.poll
 
 
@@ -202,21 +202,21 @@ class Collector:
     """One collector: the commands to send, and functions that turn the replies into samples.
 
     Attributes:
-        name: the collector's name. The rows of events refer to it in `invalidates`.
+        name: the collector's name. Event definitions refer to collectors by name in `invalidates`.
         families: the families of the samples.
         commands: returns the commands to send, given the facts about the VM; empty if the VM lacks the feature.
         collect: returns the samples in the replies. Raises QmpError for an error or an unexpected reply.
         next_poll_delay: returns the seconds until the next poll, given the last samples. None waits for an event or the next resync.
-        topology: returns a part of the samples, such as the names of block nodes, whose change runs the collectors in `invalidates`.
+        topology: returns values of the samples, such as node names. A change of these values runs the collectors in `invalidates`.
         invalidates: the names of the collectors to run when `topology` changes, because no event reports that their results are stale.
         derive: adds values that need two polls, such as a rate, given the previous and the present poll; returns the samples. At the
             first poll of a session, the previous poll is empty.
         transitions: returns the changes between the previous and the present poll, to emit as records.
         from_event: functions that return the samples in an event's data, by the event's name.
         files: returns the files of the host's kernel to read. A collector without commands also runs while QEMU is stalled.
-        accesses_storage: whether QEMU accesses the storage for the commands. On hung storage, such a command stops the guest.
-        subjects: returns the subject of each command, given the facts, for replies that do not name their subject. `collect` then gets
-            pairs of a subject and the reply to its command.
+        accesses_storage: whether QEMU accesses the storage for the commands. On hung storage, these commands stop the guest.
+        subjects: returns the subject of each command, such as a queue of a disk, for replies that do not name their subject. `collect`
+            then gets pairs of a subject and the reply to its command.
     """
 
     name: str

@@ -23,7 +23,7 @@ _HISTOGRAMS = {
     f"{op}_latency_histogram": (f"{op}_total_time_ns", f"{op}_operations", f"failed_{op}_operations")
     for op in ("rd", "wr", "zone_append", "flush")
 }
-"""Counters for a latency histogram, by its name: the sum of its durations, its completed operations and its failed operations."""
+"""The counters that belong to each latency histogram, by its name: total time, completed operations and failed operations."""
 
 _COMMANDS = (Command("query-blockstats"),)
 
@@ -65,8 +65,8 @@ def _histograms_with_sums(stats: Mapping[str, Any]) -> dict[str, Any]:
 def _sum_of_histogram(stats: Mapping[str, Any], key: str) -> Any:
     """Return QEMU's total time as the sum of a histogram. Return None if the total and the histogram count different operations.
 
-    There are two such cases. If the histogram was set after the first operations, it counts fewer operations than QEMU. If operations
-    failed and `account_failed` is false, QEMU's total does not include the failed operations.
+    A histogram that was set after the first operations counts fewer operations than QEMU's total. If `account_failed` is false, QEMU's
+    total does not include failed operations.
     """
     total, completed, failed = (stats.get(name) for name in _HISTOGRAMS[key])
     counts = stats[key].get("bins")

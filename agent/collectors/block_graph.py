@@ -1,7 +1,7 @@
 """Finds a guest's disk by any of the names that QEMU uses in events. Pure.
 
 In an event, QEMU names a disk by the QOM path of its device, by its block backend or by its top block node. The top node can be a filter
-that a mirror, a commit or a backup has inserted. query-block and query-blockstats omit such a filter (QEMU 2.9 to 11.1).
+that a mirror, a commit or a backup has inserted. query-block and query-blockstats omit this filter (QEMU 2.9 to 11.1).
 query-named-block-nodes lists the filter. Since QEMU 10.1, the filter's entry has the filter's children. Before QEMU 10.1, the entry has
 only the file name of the node below the filter.
 """
@@ -44,9 +44,9 @@ _MAX_CACHED_NAME = 255
 
 
 def stable_name(disk: Mapping[str, Any]) -> str:
-    """Return the disk's name that snapshots and mirrors do not change.
+    """Return the disk's stable name, which snapshots and mirrors do not change.
 
-    The stable name is the device id, if there is one, else the name of the block backend, else the node name.
+    The stable name is the device id; without a device id, the name of the block backend; without both, the node name.
 
     Args:
         disk: an entry of the reply to query-blockstats or query-block.

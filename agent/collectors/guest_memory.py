@@ -1,4 +1,4 @@
-"""Memory statistics from the guest's balloon driver. The agent polls them only if QEMU polls them from the guest."""
+"""Memory statistics from the guest's balloon driver. The agent reads the statistics only if QEMU polls the guest for statistics."""
 
 from collections.abc import Iterable, Sequence
 

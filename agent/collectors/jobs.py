@@ -20,7 +20,7 @@ _read = FieldReader(JOB)
 MAX_JOBS = 256
 
 _WAITING_STATUSES = frozenset({"paused", "standby", "waiting", "pending", "concluded", "null"})
-"""Statuses in which a job makes no progress. The agent does not poll such a job, because an event reports the next status."""
+"""Statuses in which a job makes no progress. The agent does not poll these jobs, because an event reports the next status."""
 
 
 def _commands(facts: VmFacts) -> tuple[Command, ...]:

@@ -1,6 +1,6 @@
-"""KVM's statistics of the VM and of its vCPUs. QEMU reads them from the kernel without interrupting a vCPU (QEMU 7.1).
+"""KVM's statistics of the VM and of its vCPUs. QEMU reads the statistics from the kernel without interrupting a vCPU (QEMU 7.1).
 
-The commands have their own interval, because QEMU takes longer to execute these commands than others. Each command names all statistics
+The commands have their own interval, because QEMU takes longer for these commands than for others. Each command names all statistics
 that it requests. On QEMU 7.2, a query for the VM's statistics keeps the main loop busy 1.4 times as long as query-status. A query for the
 statistics of two vCPUs takes 2.2 times as long as query-status. On QEMU 11.1, the factors are 1.0 and 1.7.
 """

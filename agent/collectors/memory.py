@@ -23,7 +23,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 
 def _device_samples(devices: list[Any]) -> Iterator[Sample]:
-    """Yield a sample for each memory device. The subject is the device's id, or the id of its memory backend if the device has no id."""
+    """Yield a sample for each memory device. The label is the device's id, or the id of its memory backend if the device has no id."""
     for device in as_list_of_objects(devices, _MAX_DEVICES):
         data = as_object(device.get("data"))
         if name := as_text(data.get("id")) or as_text(data.get("memdev")):

@@ -92,8 +92,8 @@ def is_source(values: Mapping[str, Any]) -> bool:
 def _migration_end_fields(last: Mapping[str, Any]) -> FieldValues:
     """Return the fields of the record about a migration's end, from the migration's last values.
 
-    Set the field `role` only if a source reported the values. After a failed migration, even the source may report no values, so their
-    absence does not show a destination.
+    Set the field `role` only if a source reported the values. After a failed migration, even the source may report no values. So missing
+    values do not show a destination.
     """
     fields: FieldValues = {"outcome": last["status"]} | ({"role": "source"} if is_source(last) else {})
     fields |= {key: last[key] for key in _COPIED_FIELDS if key in last}

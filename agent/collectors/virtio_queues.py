@@ -1,7 +1,8 @@
 """Requests in flight in the queues of virtio disks, which no other QMP command reports. The config has to allow this collector.
 
 QEMU's command is unstable (`x-`). For a vhost device, the command stops the queue to read its state. So the agent queries only disks that
-QEMU itself serves, with the type `virtio-blk-device`: when a disk completes no request, and at each resync.
+QEMU itself serves, with the QOM type `virtio-blk-device`. The agent queries all these disks of a VM if one disk completes no request, and
+at each resync.
 """
 
 from collections.abc import Iterable, Sequence

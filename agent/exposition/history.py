@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Resolution(NamedTuple):
-    """Time step and number of the points in one part of a history.
+    """Time step and maximum number of points of one resolution of a history.
 
     Attributes:
         step: time between two points in seconds.
@@ -36,13 +36,13 @@ MIN_STEP_RATIO = 0.9
 """Share of a step after which the next point is due. The share is less than 1, because polls are not exactly on time."""
 
 CLOCK_STEP_SECONDS = 60.0
-"""A poll this many seconds or more before the next due time shows that the clock was set back."""
+"""The clock counts as set back if a poll is at least this many seconds before the next point is due."""
 
 _TIME_BYTES, _VALUE_BYTES = 8, 4
 
 
 def history_bytes(columns: int) -> int:
-    """Return the size of a full history in bytes, for points with this number of values."""
+    """Return the size in bytes of a full history whose points have this number of values."""
     return sum(resolution.max_points for resolution in RESOLUTIONS) * (_TIME_BYTES + columns * _VALUE_BYTES)
 
 
@@ -135,10 +135,10 @@ class History:
         return not self.next_time - CLOCK_STEP_SECONDS < time < self.next_time
 
     def append(self, time: float, values: Sequence[float]) -> None:
-        """Append a point to the finest resolution, and means of points to the coarser resolutions when due.
+        """Append a point to the finest resolution. Append a mean of points to each coarser resolution whose next point is due.
 
         Args:
-            time: time of the point, seconds since the epoch. If this is before the last point, the existing points are removed.
+            time: time of the point, seconds since the epoch. A time before the last point removes the existing points.
             values: the value of each column.
         """
         capacities = self._budget.max_points_per_resolution if self._budget is not None else _FULL_CAPACITIES

@@ -1,4 +1,4 @@
-"""Computes the points of a VM's history from its polls, and the points of the host from those of all VMs. Pure."""
+"""Computes the points of a VM's history from its polls, and the host's points from the points of all VMs. Pure."""
 
 from collections.abc import Iterable, Sequence
 from math import nan
@@ -49,13 +49,13 @@ _COUNTER_GROUPS = (
     ),
     (10, "net", ("receive_bytes_total", "transmit_bytes_total")),
 )
-"""Counters whose rates a history has: the index of the first rate in `COLUMNS`, the family, and the counters' names."""
+"""Counters whose rates a history has: the index of the first rate in `HISTORY_COLUMNS`, the family, and the counters' names."""
 
 _READS, _WRITES, _READ_LATENCY, _WRITE_LATENCY = map(
     HISTORY_COLUMNS.index, ("reads", "writes", "read_latency", "write_latency")
 )
 _LATENCIES = ((_READ_LATENCY, _READS), (_WRITE_LATENCY, _WRITES))
-"""Pairs of indices in `COLUMNS`: of the mean latency of reads or writes, and of the rate of these operations."""
+"""Pairs of indices in `HISTORY_COLUMNS`: the mean latency of reads or writes, and the rate of the same operations."""
 
 
 class HistoryRecorder:
@@ -63,8 +63,8 @@ class HistoryRecorder:
 
     Attributes:
         history: the points.
-        last_point_sums: the VM's last point, as it is added to the host's point: with the sums of latencies instead of means.
-            Empty before the first point.
+        last_point_sums: the values of the VM's last point, for the sums over all VMs. In place of a mean latency, the list has the
+            seconds that all operations took, per second. Empty before the first point.
     """
 
     __slots__ = ("_totals", "history", "last_point_sums")
@@ -127,7 +127,7 @@ def sum_vm_points(points: Iterable[Sequence[float]]) -> list[float]:
     """Return a point of the host: the sums over its VMs. Latencies are means over all operations.
 
     Args:
-        points: `HistoryRecorder.summands` of each VM, not empty.
+        points: `HistoryRecorder.last_point_sums` of each VM; no list may be empty.
     """
     totals = [_sum_of_known(column) for column in zip(*points, strict=True)] or [nan] * len(HISTORY_COLUMNS)
     for latency, operations in _LATENCIES:

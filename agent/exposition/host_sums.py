@@ -13,9 +13,9 @@ from agent.model.record import Vm
 
 
 def sum_vms(views: Iterable[tuple[Vm, VmView]]) -> FieldValues:
-    """Return the fields of the family `host` that are sums over the host's VMs. A sum without known parts is left out.
+    """Return the fields of the family `host` that are sums over the host's VMs. A sum is left out if the values of all VMs are unknown.
 
-    A VM with a monitor on TCP may run on another host, so it counts only if its process is known on this host.
+    A VM with a monitor on TCP may run on another host. Such a VM counts only if its process is known on this host.
     """
     running = unknown = 0
     sums = {name: _Sum() for name in ("vcpus", "guest_memory_bytes", "vm_hugetlb_bytes", "vm_swap_bytes")}
@@ -38,7 +38,7 @@ def sum_vms(views: Iterable[tuple[Vm, VmView]]) -> FieldValues:
 
 @dataclass(slots=True)
 class _Sum:
-    """A sum whose parts may be unknown. The sum leaves out unknown parts, and is unknown if all parts are."""
+    """A sum of values that may be unknown. The sum leaves out unknown values, and is unknown if all values are unknown."""
 
     total: float = 0
     has_known: bool = False

@@ -1,6 +1,7 @@
 """Quantiles of disk latency over the last minute, from QEMU's latency histograms. Pure.
 
-QEMU's histograms count from the command that set them. A quantile of the last minute needs the difference to the counts a minute ago.
+A histogram in QEMU counts from the command block-latency-histogram-set on. So the quantiles of the last minute are computed from the counts
+now minus the counts a minute ago.
 """
 
 from array import array
@@ -15,9 +16,9 @@ from agent.model.family import FieldKind, FieldValues
 from agent.model.metrics.block import BLOCK
 
 WINDOW_NS = 60_000_000_000
-"""Time window of the quantiles. If polls are rarer, the window is the time between two polls."""
+"""Time window of the quantiles in nanoseconds. If polls are rarer, the window is the time between two polls."""
 STEP_NS = 15_000_000_000
-"""Minimum time between two stored counts of a histogram."""
+"""Minimum time between two stored counts of a histogram, in nanoseconds."""
 
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
 """The reported quantiles by name."""
@@ -70,7 +71,8 @@ class _LatencyWindow:
     counts: Sequence[int] = ()
 
     def add(self, counts: Sequence[int], time_ns: int) -> None:
-        """Add the counts of a poll. If a count has fallen, a client set the histogram again, so remove the earlier counts."""
+        """Add the counts of a poll. Remove the earlier counts if a client set the histogram again, or if the clock was set back."""
+        # Counts fall only when a client sets the histogram again.
         has_restarted = any(now < before for now, before in zip(counts, self.counts, strict=False))
         if has_restarted or time_ns < self.time_ns:
             self.points.clear()
@@ -104,7 +106,12 @@ class LatencyWindows:
         self._windows: dict[tuple[LabelValues, str], _LatencyWindow] = {}
 
     def add_poll(self, disks: ValuesBySubject, time_ns: int) -> None:
-        """Add the histograms of a poll: the values of all disks, and the time in nanoseconds since the epoch."""
+        """Add the histograms of a poll.
+
+        Args:
+            disks: the values of all disks.
+            time_ns: time of the poll, nanoseconds since the epoch.
+        """
         before, self._windows = self._windows, {}
         for labels, values in disks.items():
             for name in _HISTOGRAMS.keys() & values.keys():

@@ -15,7 +15,7 @@ from agent.model.metrics.identity import IDENTITY
 from agent.session.shared_types import MonitorState
 
 LabeledValues = tuple[str, FieldValues]
-"""A subject's labels in Prometheus' text format, without braces, and its values by field name."""
+"""The labels of a disk or another subject in Prometheus' text format, without braces, and its values by field name."""
 
 
 def render_metrics(snapshot: Snapshot) -> str:
@@ -45,7 +45,7 @@ def render_chunks(snapshot: Snapshot) -> Iterator[str]:
 
 
 LineRenderer = Callable[[Sequence[LabeledValues]], list[str]]
-"""Function that returns the lines of one metric for all subjects."""
+"""Function that returns the lines of one metric for all subjects, such as all disks."""
 
 
 def _label_vm_values(family: Family, subjects_by_vm: list[tuple[VmView, ValuesBySubject]]) -> Iterator[LabeledValues]:

@@ -13,7 +13,7 @@ from agent.model.field_reader import Getter, make_getter
 from agent.model.metrics import FAMILIES
 
 MIN_INTERVAL_NS = 500_000_000
-"""Minimum time between the two polls of a rate. A rate over a few milliseconds is noise."""
+"""Minimum time between the two polls of a rate, in nanoseconds. A rate over a few milliseconds is noise."""
 
 MAX_LAYOUTS = 1024
 """Maximum number of layouts in the cache that all VMs share."""
@@ -28,7 +28,7 @@ _HISTOGRAMS = {field.name for family in FAMILIES for field in family.fields if f
 
 
 class _Layout:
-    """Which counters a subject has, and how the counters are packed into bytes, as floating-point numbers.
+    """Which counters a subject, such as a disk, has, and how they are packed into bytes, as floating-point numbers.
 
     Attributes:
         has_fixed_series: whether the layout determines the number of series. False with a histogram, which has a series for each bin.
@@ -58,7 +58,7 @@ _NO_COUNTERS: dict[LabelValues, PackedCounters] = {}
 
 
 class CounterLayouts:
-    """A bounded cache of the layouts of packed counters, by the names of a subject's values, in QEMU's order."""
+    """A bounded cache of the layouts of packed counters. The key is the names of a subject's values, in QEMU's order."""
 
     def __init__(self, max_layouts: int = MAX_LAYOUTS) -> None:
         self._max_layouts = max_layouts
@@ -87,7 +87,7 @@ class PollPair:
 
     Attributes:
         time_ns: time of the last poll, nanoseconds since the epoch.
-        current: the values of each subject in the last poll.
+        current: the values of each subject, such as a disk, in the last poll.
         previous_ns: time of the earlier poll, from which rates are computed, nanoseconds since the epoch; 0 if there is none.
         limits: the series limits that were applied to the last poll.
         layouts: the cache of layouts, shared with other polls.
@@ -102,7 +102,7 @@ class PollPair:
         None  # layouts of the last poll: one for all subjects, or one for each subject
     )
     _previous: dict[LabelValues, PackedCounters] = field(default_factory=lambda: _NO_COUNTERS)
-    _next_previous: tuple[int, dict[LabelValues, PackedCounters]] | None = None  # the next earlier poll for rates
+    _next_previous: tuple[int, dict[LabelValues, PackedCounters]] | None = None  # becomes `_previous` when old enough
 
     @property
     def has_histograms(self) -> bool:
@@ -150,7 +150,7 @@ class PollPair:
         """Choose the earlier poll for rates, before a new poll is stored.
 
         A last poll that is at least `MIN_INTERVAL_NS` old becomes the earlier poll. A newer last poll waits in `_next_previous`.
-        So the rates of fast polls cover one to two such intervals.
+        So the rates of fast polls cover one to two times `MIN_INTERVAL_NS`.
         """
         if self._next_previous is not None:
             if time_ns - self._next_previous[0] >= MIN_INTERVAL_NS:
@@ -170,7 +170,7 @@ class PollPair:
         return counters or _NO_COUNTERS
 
     def rates(self, labels: LabelValues, names: Iterable[str]) -> dict[str, float]:
-        """Return the increase per second of a subject's counters. Leave out counters that fell, or that are not in both polls."""
+        """Return the increase per second of a disk's or other subject's counters. Leave out counters that fell or are not in both polls."""
         values, packed = self.current.get(labels), self._previous.get(labels)
         if values is None or packed is None or self.time_ns <= self.previous_ns:
             return {}
@@ -184,11 +184,11 @@ class PollPair:
         return rates
 
     def total_rate(self, name: str) -> float | None:
-        """Return the sum of a counter's rates over all subjects; None if no subject has a rate."""
+        """Return the sum of a counter's rates over all subjects, such as all disks; None if no subject has a rate."""
         return self.total_rates((name,)).get(name)
 
     def total_rates(self, names: Collection[str]) -> dict[str, float]:
-        """Return the sum of each counter's rates over all subjects. Leave out counters without a rate."""
+        """Return the sum of each counter's rates over all subjects, such as all disks. Leave out counters without a rate."""
         totals: dict[str, float] = {}
         for labels in self.current:
             for name, rate in self.rates(labels, names).items():

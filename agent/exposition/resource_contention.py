@@ -1,7 +1,7 @@
 """Finds the VMs that wait for a resource of the host, and the VMs that use most of the resource. Pure.
 
-A VM waits if `explain` finds steal, swapped-out memory or slow disks. For disks, the resource is a pool. The network is not included,
-because the kernel does not count how long a VM waits for the network.
+A VM waits if `explain` finds steal, swapped-out memory or slow disks. For disks, the resource is a storage pool. The network is not
+included, because the kernel does not count how long a VM waits for the network.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from agent.model.record import Vm, sanitize
 MAX_VMS = 5
 """Maximum number of VMs in each list."""
 MAX_POOLS = 8
-"""Maximum number of pools that VMs wait for."""
+"""The result has at most this number of resources plus two, for the CPU and the memory."""
 MAX_NAME = 64
 """Maximum length of a VM's name in a list, in characters."""
 

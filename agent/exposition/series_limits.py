@@ -1,7 +1,7 @@
 """Limits on the number of series of one VM. Pure.
 
 A QEMU process chooses the names of its disks, jobs and other subjects, and Prometheus stores a series for each name. A hostile QEMU could
-exhaust Prometheus' memory, so the number of series and the rate of new names are limited. Records have no such limits.
+exhaust Prometheus' memory, so the number of series and the rate of new names are limited. These limits do not apply to records.
 """
 
 from collections.abc import Collection, Sequence
@@ -32,7 +32,7 @@ class SeriesLimits:
 
     Attributes:
         series_per_vm: maximum number of series of disks, vCPUs, jobs and other subjects. Series of the VM as a whole do not count.
-        new_subjects_per_vm_per_hour: maximum number of subjects with new names within an hour.
+        new_subjects_per_vm_per_hour: maximum number of subjects with new names, such as plugged disks, within an hour.
     """
 
     series_per_vm: int = 5000
@@ -43,7 +43,7 @@ DEFAULT_SERIES_LIMITS = SeriesLimits()
 
 
 class SeriesLimiter:
-    """Decides which subjects of one VM get series."""
+    """Decides which disks, vCPUs, jobs and other subjects of one VM get series."""
 
     def __init__(self) -> None:
         self._series: dict[str, int] = {}

@@ -1,6 +1,7 @@
 """Stores the latest samples of every VM and the state of every monitor, for scrapes and the page. Pure.
 
-All samples of one family of a VM are replaced at once, so a reader never gets a mixture of two polls, and an unplugged disk disappears.
+All samples of one family of a VM are replaced at once. So a reader never gets a mixture of two polls, and an unplugged disk
+disappears.
 """
 
 from collections import Counter
@@ -49,10 +50,10 @@ class VmView:
         guest_response_ns: time of the last values from the VM's guest agent, nanoseconds since the epoch; 0 if there were none. The time
             does not change while the guest's file systems are frozen.
         events: number of events by name since the VM was attached.
-        dropped_subjects: number of subjects without series, because the VM exceeds its series limits, by family name.
+        dropped_subjects: number of disks and other subjects without series, because the VM exceeds its series limits, by family name.
         polls: the last two polls of each family, by family name; a family that never had samples is absent.
-        subject_label_texts: cache of each subject's labels in Prometheus' text format, by family name.
-        revision: number of changes to this object, from which readers detect a change.
+        subject_label_texts: cache of the labels of each subject, such as a disk, in Prometheus' text format, by family name.
+        revision: number of changes to this object. Readers compare the number to detect a change.
         series_limiter: applies the series limits to the VM's samples.
         latency_windows: quantiles of the disks' latency; None if no disk ever had a latency histogram.
         space_samples: the last stored list of `block_space` samples; None if the samples have to be stored again.
@@ -75,7 +76,7 @@ class VmView:
     space_samples_limits: SeriesLimits | None = None
 
     def labeled_values(self, family: Family, subjects: ValuesBySubject) -> Iterator[tuple[str, FieldValues]]:
-        """Yield each subject of one poll: its labels in Prometheus' text format, and its values."""
+        """Yield each subject of one poll, such as a disk: its labels in Prometheus' text format, and its values."""
         texts = self.subject_label_texts.setdefault(family.name, {})
         if len(texts) > 2 * len(subjects) + 8:  # most of the cached texts belong to subjects that no longer exist
             texts.clear()
@@ -96,7 +97,7 @@ def escape_label(value: str) -> str:
 
 
 _MIGRATED_AWAY_STATES = frozenset({"finish-migrate", "postmigrate"})
-"""Run states of a migration's source whose guest runs in the destination, or will run there soon."""
+"""Run states of a migration's source after its guest has stopped. The guest runs at the destination, or will run there soon."""
 
 
 def _run_state(view: VmView) -> object:
@@ -106,7 +107,7 @@ def _run_state(view: VmView) -> object:
 
 
 def _reports_only_freeze(view: VmView, samples: Sequence[Sample]) -> bool:
-    """Return whether a guest agent reports only that its file systems are frozen, so that its other values stay old."""
+    """Return whether the guest agent reports only that the file systems are frozen. Its other values then stay old."""
     return bool(view.guest_response_ns) and any(
         sample.family is GUEST_FREEZE and sample.values.get("frozen") is True for sample in samples
     )
@@ -147,7 +148,7 @@ class Snapshot:
         """Yield the attached VMs, one for each UUID.
 
         During a migration within the host, two QEMUs have the same UUID. The first QEMU is yielded until its guest has stopped for the
-        migration and the other guest runs. So a clone or a compromised QEMU cannot replace another VM by reporting its UUID.
+        migration and the guest of the second QEMU runs. So a clone or a compromised QEMU cannot replace another VM by reporting its UUID.
         """
         holders: dict[str, VmView] = {}
         for vm, view in self._views.items():
@@ -219,7 +220,7 @@ class Snapshot:
             return
         from_qemu, from_guest = _has_qemu_and_guest_families(tuple(families))
         if from_qemu:
-            view.last_response_ns = time_ns  # if the clock was set back, this is earlier than the last time
+            view.last_response_ns = time_ns  # earlier than the last time if the clock was set back
         if from_guest and samples and not _reports_only_freeze(view, samples):
             view.guest_response_ns = time_ns
         view.revision += 1
@@ -293,7 +294,7 @@ class Snapshot:
         self._pool_histories.pop(labels, None)
 
     def values_of(self, vm: Vm, sample: Sample) -> FieldValues | None:
-        """Return the stored values of a sample's subject; None if none are stored."""
+        """Return the stored values of the disk or other subject that a sample has; None if no values are stored."""
         view = self._views.get(vm)
         polls = view.polls.get(sample.family.name) if view is not None else None
         return polls.current.get(sample.labels) if polls is not None else None

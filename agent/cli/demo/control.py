@@ -1,4 +1,4 @@
-"""QMP client of the demo and the tests for their own guests. The agent must not use the client, because it can send any command."""
+"""QMP client of the demo and the tests for their own guests. The agent must not use it: the client can send any command."""
 
 import asyncio
 import itertools
@@ -79,10 +79,10 @@ class ControlClient:
             del self._pending[number]
 
     async def wait_for_event(self, name: str) -> dict[str, Any]:
-        """Remove the oldest event of this name from `events` and return it. Wait for such an event if there is none.
+        """Return the oldest event of this name, and remove it from `events`. If `events` has none, wait for the event.
 
         Raises:
-            GuestError: the connection ends before such an event arrives.
+            GuestError: the connection ends before the event arrives.
         """
         async with self._changed:
             while True:
@@ -123,7 +123,7 @@ class ControlClient:
             self._changed.notify_all()
 
     async def _dispatch(self, message: dict[str, Any]) -> None:
-        """Handle an event, a greeting or a reply. Ignore other messages, and replies to no pending command."""
+        """Handle an event, a greeting or a reply. Ignore other messages, and replies without a pending command."""
         if "event" in message:
             async with self._changed:
                 self.events.append(message)

@@ -51,8 +51,8 @@ class GuestOptions:
         write_kib: size of one write in KiB; default: 4 (the maximum of a boot sector is 63), for Linux 1024.
         guest_agent: whether the Linux guest runs qemu-ga and has a file system of 32 MiB on a separate disk.
         guest_shell: whether a virtio-serial port leads to a shell in this guest; see tests/lab/guest_shell.py.
-        fill_seconds: interval at which a file of 256 KiB is added to the file system of `guest_agent`; default: no files.
-        pause_seconds: time between two writes; default: 0.2 s, for Linux 1 s.
+        fill_seconds: interval in seconds at which a file of 256 KiB is added to the file system of 32 MiB; default: no files.
+        pause_seconds: time between two writes in seconds; default: 0.2, for Linux 1.
         disk_options: additional properties of the disk device, such as `werror=stop`.
         faults: `inject-error` rules of QEMU's blkdebug driver for `disk0-storage`. Without rules, the node is a plain file.
         extra: additional arguments of QEMU, after all others.
@@ -182,10 +182,10 @@ class Guest:
         return await self._require_connection().command(command, **arguments)
 
     async def wait_for_event(self, name: str, timeout: float = 600.0) -> dict[str, Any]:  # noqa: ASYNC109 - as in `wait_until`
-        """Wait up to `timeout` seconds for an event. Remove and return the oldest event of this name.
+        """Return the oldest event of this name that was not returned yet. If none has arrived, wait up to `timeout` seconds.
 
         Raises:
-            TimeoutError: no such event arrives in time.
+            TimeoutError: the event does not arrive in time.
             GuestError: QEMU does not run.
         """
         async with asyncio.timeout(timeout):

@@ -44,7 +44,7 @@ class LinuxImage:
 
 
 def cache_directory() -> Path:
-    """Return this user's cache directory of built and downloaded files. The directory may not exist yet."""
+    """Return the user's cache directory for built and downloaded files. The directory may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qmp-agent"
 
 
@@ -53,7 +53,7 @@ def build_directory_once(folder: Path, build: Callable[[Path], None]) -> Path:
 
     Args:
         folder: the directory.
-        build: builds the content of `folder` in a new subdirectory `built` of the temporary directory that is its argument.
+        build: gets a temporary directory, and builds the content of `folder` in its new subdirectory `built`.
     """
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)

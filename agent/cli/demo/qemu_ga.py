@@ -52,7 +52,10 @@ if [ -n "$FILL_SECONDS" ]; then
     done &
 fi
 """
-"""Shell script in the guest that runs before the writes to /dev/vda begin. FILL_SECONDS: interval at which a file is added to /data."""
+"""Shell script in the guest that runs before the writes to /dev/vda begin.
+
+FILL_SECONDS: interval in seconds at which a file is added to /data.
+"""
 
 _OS_RELEASE: Final = """\
 ID=busybox

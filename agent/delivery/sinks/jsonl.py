@@ -48,7 +48,7 @@ class JsonLinesSink:
         self._rest_of_line_id = ""  # the id of the record in this line
 
     async def open(self) -> None:
-        """Open the file. Repair an incomplete last line, which an agent leaves that is killed during a write.
+        """Open the file. Repair an incomplete last line, which remains after an agent was killed during a write.
 
         Raises:
             SinkError: the file cannot be opened.
@@ -133,7 +133,7 @@ class JsonLinesSink:
         Args:
             lines: the bytes of the failed write: `_rest_of_line` and the lines of `records`.
             written: how many bytes of `lines` were written.
-            records: the records.
+            records: the records whose lines are in `lines`.
         """
         whole = lines.rfind(b"\n", 0, written) + 1
         partial = written - whole

@@ -63,7 +63,7 @@ class SinkSupervisor:
         return self._failures > 0
 
     async def deliver(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
-        """Send a batch, again after each failure, until the sink accepts the batch. Return the records that the sink will never accept."""
+        """Send a batch, again after each failure. Return the records that the sink will never accept. All others are delivered."""
         while True:
             connection_number = await self._ensure_open()
             try:

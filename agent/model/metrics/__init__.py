@@ -1,7 +1,7 @@
-"""The metrics table: one row for each field that the agent reads from QEMU and from the host's kernel.
+"""The metrics table: one `Field` for each value that the agent reads from QEMU and from the host's kernel.
 
-Start at `runstate`, a short part of the table. One row defines the record's field, the Prometheus metric, the JSON schema's property and
-the line in docs/reference/metrics.md. Paths and units are those in QEMU's qapi/, 2.6 to 11.1. If a field is newer than QEMU 2.6, the help
+Start at `runstate`, a short part of the table. A `Field` defines the record's field, the Prometheus metric, the JSON schema's property and
+the line in docs/reference/metrics.md. Paths and units are as in QEMU's qapi/, 2.6 to 11.1. If a field is newer than QEMU 2.6, the help
 text has the version that added the field.
 """
 

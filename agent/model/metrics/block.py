@@ -1,4 +1,4 @@
-"""Disks of a guest: I/O statistics, layers, bitmaps, limits and space."""
+"""Disks of a guest: I/O statistics, written offsets of backing layers, throttle limits, media and space."""
 
 from agent.model.family import COUNTER, DETAIL, FLAG, GAUGE, HISTOGRAM, NAME, STATE, TEXT, Family, Field, Unit
 

@@ -32,8 +32,9 @@ BLOCK_STALL = Family(
 VIRTIO_QUEUE = Family(
     "virtio_queue",
     "x-query-virtio-queue-status",
-    "A queue of a virtio disk inside QEMU (QEMU 7.2; `allow.virtio_queues`). The agent polls a queue only if its disk completes no "
-    "request, so there is no series. `qemu_block_stall_requests_in_flight` is the sum over the queues of a stalled disk.",
+    "A queue of a virtio disk inside QEMU (QEMU 7.2; `allow.virtio_queues`). The agent polls the queues of a VM if one of its disks "
+    "completes no request, and at each resync. So there is no series. "
+    "`qemu_block_stall_requests_in_flight` is the sum over the queues of a stalled disk.",
     ("device", "queue"),
     (
         Field("inuse", "requests_in_flight", DETAIL, "Number of requests that QEMU has taken and not completed."),

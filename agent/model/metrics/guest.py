@@ -1,6 +1,6 @@
 """Families about the inside of a guest: the channel of its guest agent, and the values that the guest agent reports.
 
-The administrator of a guest can make its guest agent report any value. Only the values of the channel come from QEMU.
+The administrator of a guest can make its guest agent report any value. Only the channel's values come from QEMU.
 """
 
 from agent.model.family import COUNTER, DETAIL, FLAG, GAUGE, NAME, STATE, TEXT, Family, Field, Unit

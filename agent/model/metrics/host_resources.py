@@ -1,7 +1,7 @@
 """The host's CPUs and memory, and the sums that its VMs use. The samples belong to the host, and not to one VM.
 
-These families have a value only if it explains what VMs use or wait for; node_exporter has many more. docs/reference/host.md has the
-reason for each value.
+Each value explains what VMs use or wait for. node_exporter has many more values of a host. docs/reference/host.md has the reason for each
+value.
 """
 
 from agent.model.family import COUNTER, DETAIL, FLAG, GAUGE, Family, Field, Unit

@@ -11,7 +11,8 @@ INACTIVE_STATUSES = frozenset({"none", "completed", "failed", "cancelled"})
 MIGRATION = Family(
     "migration",
     "query-migrate",
-    "The current or last migration of this VM. QEMU reports all fields at the source, but only the status at the destination.",
+    "The current or last migration of this VM. QEMU reports most fields only at the source. At the destination, QEMU reports the status, "
+    "the addresses, the error, and the times of postcopy.",
     (),
     (
         Field(

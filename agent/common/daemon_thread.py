@@ -1,6 +1,6 @@
-"""Blocking calls in daemon threads. The process can end even while such a call hangs.
+"""Blocking calls in daemon threads. The process can end while a call hangs.
 
-At exit, Python waits for the threads of an executor, but not for daemon threads.
+Python waits at exit for the threads of an executor, but not for daemon threads.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ def run_in_thread(
         result: Any
         try:
             result = work()
-        except Exception as error:  # noqa: BLE001 - `done` gets it
+        except Exception as error:  # noqa: BLE001 - `done` receives the error
             result = error
         with contextlib.suppress(RuntimeError):  # the loop is closed, because the process ends
             loop.call_soon_threadsafe(done, result)
@@ -40,7 +40,7 @@ def complete_future(future: asyncio.Future[Any], outcome: Any) -> None:
 
 
 class CallWithTimeout(Generic[T]):
-    """A blocking function with a timeout. While it runs, further calls start no thread, but wait for the same result."""
+    """A blocking function with a timeout. Further calls during a run start no thread, but wait for the same result."""
 
     def __init__(self, work: Callable[[], T], seconds: float, name: str) -> None:
         """Store the function without running it.

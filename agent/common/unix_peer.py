@@ -8,7 +8,7 @@ import struct
 def peer_pid(transport: asyncio.BaseTransport | None) -> int | None:
     """Return the id of the process at the other end of a Unix socket; None if it is unknown.
 
-    For a client's connection, this is the process that listens at the socket's path.
+    A client gets the id of the process that listens at the socket's path.
     """
     sock = transport.get_extra_info("socket") if transport is not None else None
     if sock is None or sock.family != socket.AF_UNIX:

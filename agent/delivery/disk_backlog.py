@@ -13,7 +13,8 @@ from agent.model.record import EncodedRecord
 class DiskBacklog:
     """Waiting records of a queue that are only on disk: the rows after `after_row`, up to and including `last_row`.
 
-    Row numbers rise in the order of the queue.
+    A row is a row of the journal's table of records. Row numbers rise in the order of the queue. Postponed rows are the rows of records
+    that the queue skips until the disk works again.
     """
 
     def __init__(self) -> None:
@@ -24,7 +25,7 @@ class DiskBacklog:
         self.stored_size = QueueSize()
         """Size of all rows of the queue in the journal, including delivered rows that are not deleted yet."""
         self._deletions: dict[int, RowDeletion] = {}
-        """Delivered rows that are not deleted yet, by `RowDeletion.after_row`. Postponed rows, which must stay, separate the entries."""
+        """Delivered rows that are not deleted yet, by `RowDeletion.after_row`. No entry covers postponed rows, which must stay."""
         self._postponed_rows: list[tuple[int, int]] = []
         """Ranges of postponed rows, in rising order: the row before the range, and the last row of the range."""
         self._postponed = QueueSize()
@@ -35,9 +36,9 @@ class DiskBacklog:
 
     @property
     def oldest_ns(self) -> int | None:
-        """Time of the oldest record, postponed ones included, in nanoseconds since the epoch; None if there is no record.
+        """Time of the oldest record, postponed or not, in nanoseconds since the epoch; None if there is no record.
 
-        After records were taken or deleted, this is the time of the last of them, because the next record is not read yet.
+        The time is that of the last removed record after records were taken or deleted, because the next record is not read yet.
         """
         return self._oldest_ns if self.size.records or self._postponed.records else None
 
@@ -94,7 +95,7 @@ class DiskBacklog:
     def resume(self) -> bool:
         """Put the postponed records back at the front of the backlog.
 
-        Do nothing while delivered rows are not deleted yet, because the backlog has to be one range of undelivered rows.
+        Do nothing until all delivered rows are deleted, because the backlog has to be one range of undelivered rows.
 
         Returns:
             True if records were put back.

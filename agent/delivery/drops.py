@@ -26,7 +26,7 @@ class DropReason(StrEnum):
     JOURNAL_UNAVAILABLE = "journal_unavailable"
     """The journal was not writable, and the queue's memory was full."""
     REJECTED = "rejected"
-    """The sink will never accept the record. If there is a journal, it stores the record as a dead letter."""
+    """The sink will never accept the record. The journal, if configured, stores the record as a dead letter."""
     CORRUPT = "corrupt"
     """The record is missing from the journal, or its checksum does not match."""
     SHUTDOWN = "shutdown"
@@ -109,7 +109,7 @@ class DropLedger:
             self.add(queue, reason, len(times), min(times), max(times), now)
 
     def unreported(self) -> list[dict[str, Any]]:
-        """Return the unreported drops as JSON values. The journal stores them in a persistent entry."""
+        """Return the unreported drops as JSON values, which the journal stores in a persistent entry for the next run of the agent."""
         return [asdict(report) for report in self._unreported.values()]
 
     def restore_unreported(self, reports: object) -> None:

@@ -1,4 +1,4 @@
-"""The records of a queue that are in memory: the newest records, and the records that the journal has not written yet. Pure."""
+"""Two lists of a queue's records in memory: the newest records, and the records that the journal has not written yet. Pure."""
 
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from agent.delivery.sizes import total_bytes
 from agent.model.record import RECORD_OVERHEAD_BYTES, DeliveryState, EncodedRecord
 
 MAX_TRANSACTION_RECORDS = 20_000
-"""Maximum number of records in one transaction. Such a transaction takes about 0.2 s, and reads of the journal wait that long."""
+"""Maximum number of records in one transaction. A transaction of this size takes about 0.2 s, and reads of the journal wait for its end."""
 
 
 class MemoryTail:
@@ -49,7 +49,7 @@ class MemoryTail:
         self.bytes -= total_bytes(records)
 
     def oldest_records(self) -> Iterable[EncodedRecord]:
-        """Iterate over the oldest records: half of all records, and one more."""
+        """Iterate over the older half of the records and one more record, oldest first."""
         return islice(self.records, len(self.records) // 2 + 1)
 
     def drop_oldest(self, size: int) -> list[EncodedRecord]:

@@ -110,7 +110,9 @@ class DeliveryPipeline:
         self.samples.put_all(records)
 
     async def deliver_unqueued(self, name: str, records: Sequence[EncodedRecord]) -> None:
-        """Send records without a queue, until the sink accepts them. The records are not journaled: the caller can create them again.
+        """Send records without a queue, and retry until the sink accepts or rejects each record.
+
+        The journal does not store the records, because the caller can create the records again.
 
         Args:
             name: name under which rejected records are counted as dropped.
@@ -145,7 +147,7 @@ class DeliveryPipeline:
         return self.journal.stored_persistent_entries if self.journal is not None else {}
 
     def unready_reasons(self) -> list[str]:
-        """Return why records are not delivered or not journaled, one text for each reason; empty if there is no such reason."""
+        """Return why records are not delivered or not journaled, one text for each reason; empty if everything works."""
         reasons, now = [], time.monotonic()
         sink = self.supervisor.sink.name
         seconds = max(queue.sink_wait_seconds(now) for queue in self.queues)
@@ -165,7 +167,7 @@ class DeliveryPipeline:
         return reasons
 
     def warnings(self) -> list[str]:
-        """Return conditions that the operator should check, although records are delivered."""
+        """Return warnings for the operator about problems that do not stop the delivery."""
         sink = self.supervisor.sink
         warnings = sink.warnings() if isinstance(sink, SinkWithWarnings) else []
         if self.journal is not None and self.journal.quarantined_files:
@@ -199,7 +201,7 @@ class DeliveryPipeline:
                 try:
                     yield
                 finally:
-                    # Without this, a queue whose sender failed would never become empty.
+                    # Do not wait after a sender has failed, because its queue would never become empty.
                     if not any(map(_task_has_failed, senders)):
                         await self._deliver_remaining(stop_seconds * 0.7)
             finally:

@@ -1,7 +1,7 @@
 """Queues of records that wait for delivery. Components put records in, and the sender takes batches out.
 
-A queue has a limit for its memory and a limit for its disk space. The journal stores every record of a durable queue. It
-stores a record of another queue only if the record does not fit into memory.
+A queue has a limit for its memory and a limit for its disk space. The journal stores every record of a durable queue. The
+journal stores a record of another queue only if the record does not fit into memory.
 """
 
 import asyncio
@@ -93,7 +93,7 @@ class RecordQueue(QueueState):
             await self.nonempty.wait()
 
     async def linger(self, max_records: int, max_bytes: int) -> None:
-        """Wait `linger_seconds` for more records. Return earlier if a batch is full, or after `stop_lingering`.
+        """Wait `linger_seconds` for more records. Return at once if a batch is full already, and early after `stop_lingering`.
 
         Args:
             max_records: maximum number of records in a batch.
@@ -149,10 +149,10 @@ class RecordQueue(QueueState):
         self.journaling.resume_backlog()
         self.wake_waiting_tasks()
 
-    # For the stop of the agent, and for its metrics.
+    # For the shutdown of the agent, and for metrics.
 
     async def wait_drained(self) -> None:
-        """Wait until every record is delivered."""
+        """Wait until every record is delivered or dropped, except postponed records, which stay in the journal."""
         await self.empty.wait()
 
     def drop_remaining(self) -> None:

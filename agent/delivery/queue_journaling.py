@@ -15,13 +15,13 @@ from agent.delivery.sizes import RowsSummary
 from agent.model.record import DeliveryState, EncodedRecord
 
 SLOW_JOURNAL_FACTOR = 4
-"""If the journal works but is slow, a durable queue may use this multiple of its memory limit before it drops records.
+"""A durable queue may use this multiple of its memory limit before it drops records, while the journal works but is slow.
 
-The queue of samples may use twice its limit. So all queues together use up to three times `buffer_memory`.
+The queue of samples may use twice its limit. All queues together may use three times `buffer_memory`.
 """
 
 
-# 16 public methods: half of them are for the journal's transactions, and most of them change the list of pending writes.
+# 16 public methods: eight methods serve the journal's transactions, and share the pending writes with the others.
 class QueueJournaling:
     """Moves the records of one queue between memory and the journal, within the limits of both."""
 
@@ -29,7 +29,7 @@ class QueueJournaling:
         self.available = False
         """True while the journal works. While False, all new records stay in memory."""
         self.opening = queue.durable
-        """True until the journal's file is open, or cannot be opened. Only for a durable queue."""
+        """True until the first attempt to open the journal's file has ended. Always False for a queue that is not durable."""
         self.hangs = False
         """True while an operation on the journal's disk takes too long. During this time, alerts are sent before they are journaled."""
         self.written_records = 0
@@ -55,9 +55,10 @@ class QueueJournaling:
         self._pending.discard_oldest_done()
 
     def resume_backlog(self) -> None:
-        """Put the postponed records back at the front of the backlog.
+        """Put the records that `postpone_backlog` left on disk back at the front of the backlog.
 
-        Do nothing while the journal hangs or fails, while a batch is in flight, or while delivered rows are not deleted yet.
+        Do nothing while the journal hangs or fails. Also do nothing while the queue has a batch in flight, records in a transaction, or
+        delivered rows to delete.
         """
         if self.hangs or not self.available or self._queue.in_flight or self._pending.in_transaction:
             return
@@ -70,20 +71,23 @@ class QueueJournaling:
             self.dirty.set()
 
     def shrink_tail(self) -> None:
-        """Shrink a tail that exceeds its limit. Remove journaled records from memory, journal older records, or drop the oldest."""
+        """Free memory if the tail, which has the newest records, exceeds the memory limit.
+
+        First remove journaled records from memory. Then schedule older records to be journaled. Last, drop the oldest records.
+        """
         queue, tail, limit = self._queue, self._queue.tail, self._queue.limits.memory
         while tail.bytes > limit and tail and tail.records[0].row is not None:
             queue.backlog.append(tail.popleft())
         if self.available and not queue.durable and not self._pending.busy and tail.bytes > limit:
-            # Write the batch in flight first. Otherwise, these records would follow newer records after a restart of the agent.
+            # Write the batch in flight first, so that the rows in the journal have the order of the queue.
             for record in (*queue.in_flight, *tail.oldest_records()):
                 if record.row is None:
                     self.write_later(record)
-        # Give a working journal time to write. While the journal does not work, the memory of the agent must not grow.
+        # Give a working journal time to write. The memory of the agent must not grow while the journal fails.
         factor = SLOW_JOURNAL_FACTOR if queue.durable else 2
         limit_before_drop = factor * limit if self.available or self.opening else limit
         if tail.bytes > limit_before_drop:
-            # Drop more records than needed. Otherwise, each new record would cause another drop.
+            # Drop more records than needed, so that the next record does not cause another drop.
             dropped = tail.drop_oldest(tail.bytes - limit_before_drop + limit // 16)
             self._pending.discard_all_done()
             queue.count_dropped(DropReason.JOURNAL_UNAVAILABLE if queue.durable else DropReason.QUEUE_FULL, dropped)
@@ -97,7 +101,7 @@ class QueueJournaling:
         copied: Sequence[EncodedRecord] = (),
         copied_rows: Sequence[int] = (),
     ) -> None:
-        """Use the rows of a newly opened journal file as the backlog, before the records in memory.
+        """Use the rows of a newly opened journal file as the backlog. The backlog precedes the records in memory.
 
         A durable queue also writes the records in memory to the new file.
 
@@ -134,7 +138,7 @@ class QueueJournaling:
         The queue still uses the journal, because a slow disk must not cause dropped records.
 
         Args:
-            hangs: whether an operation on the disk takes too long now.
+            hangs: whether the current operation on the disk takes too long.
         """
         self.hangs = hangs
         if hangs:
@@ -165,9 +169,9 @@ class QueueJournaling:
 
     @property
     def backlog_bytes_to_drop(self) -> int:
-        """Number of bytes of the backlog that the journal should drop; 0 if the queue's rows do not exceed the disk limit.
+        """Number of bytes of the backlog that the journal should drop; 0 within the disk limit, or if no row may be dropped.
 
-        The number is larger than the excess. Otherwise, each new record would cause another drop.
+        The number is the excess and 2 % of the limit, so that the next record does not cause another drop.
         """
         limit = self._queue.limits.disk
         excess = self._queue.backlog.bytes_over_limit(limit)
@@ -176,7 +180,7 @@ class QueueJournaling:
 
     @property
     def droppable_rows(self) -> tuple[int, int]:
-        """Range of backlog rows that may be deleted, without the rows in flight: the row before the range, and the last row."""
+        """Range of backlog rows that may be deleted: the row before the range, and the last row. Rows in flight are left out."""
         backlog = self._queue.backlog
         return max([backlog.after_row, *(record.row or 0 for record in self._queue.in_flight)]), backlog.last_row
 
@@ -201,7 +205,7 @@ class QueueJournaling:
         self._queue.nonempty.set()
 
     def on_rolled_back(self, *, available: bool) -> None:
-        """Handle a failure of the journal, which rolled back its transaction.
+        """Handle a failure of the journal. Records of a transaction that was rolled back wait for the next transaction.
 
         Args:
             available: whether the journal still works.

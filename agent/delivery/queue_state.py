@@ -1,4 +1,4 @@
-"""The records of a queue: the newest records in memory, and in the journal the records that do not fit into memory."""
+"""The records of a queue. The newest records are in memory. Records that do not fit into memory are in the journal."""
 
 import asyncio
 import time
@@ -41,7 +41,7 @@ class QueueState:
         self.nonempty = asyncio.Event()
         """Set when the sender should check whether it can send a record."""
         self.empty = asyncio.Event()
-        """Set while the queue has no record."""
+        """Set while the queue has no record, except postponed records, which stay in the journal."""
         self.empty.set()
         self._drops = drops
 
@@ -58,7 +58,7 @@ class QueueState:
         return self.tail.bytes + total_bytes(self.in_flight)
 
     def wake_waiting_tasks(self) -> None:
-        """Set or clear `nonempty` and `empty` after records were added or removed."""
+        """Set `nonempty` and clear `empty` if the queue has records; otherwise set `empty`. Called after records were added or removed."""
         if self.in_flight or self.backlog or self.tail:
             self.nonempty.set()
             self.empty.clear()
@@ -66,7 +66,7 @@ class QueueState:
             self.empty.set()
 
     def count_dropped(self, reason: DropReason, records: Sequence[EncodedRecord]) -> None:
-        """Count records that were dropped from memory. If a dropped record is a drop report, the drops in it become unreported again."""
+        """Count records that were dropped from memory. Drops become unreported again if their drop report was dropped."""
         self._drops.add_records(self.name, reason, records, time.monotonic())
         self._drops.on_reports_dropped(record.body for record in records if record.type == DROP_REPORT_TYPE)
 
@@ -75,7 +75,7 @@ class QueueState:
         self._drops.add(self.name, DropReason.CORRUPT, records, 0, 0, time.monotonic())
 
     def count_deleted(self, deleted: RowsSummary) -> None:
-        """Count records that the journal deleted to make room. If one is a drop report, the drops in it become unreported again."""
+        """Count records that the journal deleted to make room. Drops become unreported again if their drop report was deleted."""
         times = deleted.first_ns, deleted.last_ns
         self._drops.add(self.name, DropReason.QUEUE_FULL, deleted.records, *times, time.monotonic())
         self._drops.on_reports_dropped(deleted.drop_reports)

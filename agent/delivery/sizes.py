@@ -39,7 +39,7 @@ class RowsSummary:
 
     Attributes:
         records: number of records.
-        bytes: size of the records as the queue's limit counts it: the bodies, and an overhead for each record.
+        bytes: bytes of the records that count towards the queue's limit: the bodies, and an overhead for each record.
         first_ns: time of the oldest record, nanoseconds since the epoch.
         last_ns: time of the newest record, nanoseconds since the epoch.
         types: number of records by type.

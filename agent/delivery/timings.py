@@ -14,13 +14,13 @@ class DeliveryTimings:
             earlier.
         first_retry: wait before the first retry of a sink that failed. The wait doubles with each retry, up to `max_retry`.
         max_retry: longest wait before a retry of a sink.
-        journal_open: how long the start of the agent waits for the journal to open. After that, the agent delivers from memory until
-            the journal is open.
+        journal_open: how long the start of the agent waits for the journal to open. The agent delivers from memory if the journal opens
+            later.
         journal_retry: wait before the next attempt to use a journal that failed.
         journal_hang: how long a call to the journal's disk may take before alerts are sent without waiting for the journal.
-        delete_delay: how long the deletion of delivered rows waits for new records, so that one transaction does both.
+        delete_delay: how long the deletion of delivered rows waits for new records, so that one transaction deletes and writes.
         postpone_backlog_after: how long newer events and samples in memory wait for a backlog that cannot be read. Newer alerts wait
-            for `journal_hang`.
+            `journal_hang` instead.
     """
 
     linger: float = 0.25

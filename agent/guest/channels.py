@@ -24,7 +24,7 @@ class ChannelOpener(Protocol):
     """Opens the channel of one VM's guest agent."""
 
     def is_shared(self, reachability: GuestReachability) -> bool:
-        """Return whether another client also needs the channel. If so, the agent disconnects after each round of queries."""
+        """Return whether another client also needs the channel. The agent disconnects from a shared channel after each round of queries."""
 
     async def open(self, reachability: GuestReachability) -> GuestChannel:
         """Open the channel. Raises the exceptions of `GuestAgentClient.open`."""
@@ -39,7 +39,7 @@ class SocketChannelOpener:
         self._entry = next((entry for entry in config.channels if matches_vm(entry.vm, vm.name, vm.uuid)), None)
 
     def is_shared(self, reachability: GuestReachability) -> bool:
-        """Return the setting `shared`. Without it, return True for Proxmox VE's sockets only."""
+        """Return the setting `shared`. The default is True for Proxmox VE's sockets, and False for other sockets."""
         if self._entry is not None and self._entry.shared is not None:
             return self._entry.shared
         return (self._entry.socket if self._entry is not None else reachability.socket).startswith(
@@ -47,7 +47,7 @@ class SocketChannelOpener:
         )
 
     async def open(self, reachability: GuestReachability) -> GuestChannel:
-        """Connect to the socket. If QEMU reported the socket's path, check that the VM's QEMU listens on the socket.
+        """Connect to the socket. Check that the VM's QEMU listens on the socket, if QEMU reported the socket's path.
 
         A hostile QEMU can report any path, so an unchecked connection could reach another program.
 
@@ -60,9 +60,7 @@ class SocketChannelOpener:
         elif reachability.socket:
             path, check = reachability.socket, partial(_check_peer, reachability.pid)
         else:
-            raise GuestChannelError(
-                "the channel is not on a Unix socket that QEMU listens on: set guest_agent.channels"
-            )
+            raise GuestChannelError("QEMU does not listen on a Unix socket for the channel: set guest_agent.channels")
         return await GuestAgentClient.open(unix_connector(path), deadline=self._timeout, check_peer=check)
 
 
@@ -99,7 +97,7 @@ def _accept_any_peer(_pid: int | None) -> str:
 
 
 def _check_peer(expected: int | None, pid: int | None) -> str:
-    """Return why the agent must not use the channel; empty if the process that listens there is the VM's QEMU.
+    """Return why the agent must not use the channel; empty if the VM's QEMU listens on the channel's socket.
 
     Args:
         expected: process ID of the VM's QEMU; None if unknown.

@@ -12,7 +12,7 @@ BATCH_WINDOW_SECONDS = 0.5
 MIN_SPACING_SECONDS = 10.0
 """Minimum time between two runs of a collector, or the collector's interval if that is shorter.
 
-All collectors become due when a guest opens its channel or ends a freeze. Without this minimum, a guest could trigger any number of runs.
+All collectors become due when a guest opens its channel or ends a freeze. The minimum limits the number of runs that a guest can trigger.
 """
 
 FIRST_FAILURE_DELAY_SECONDS = 60.0
@@ -70,7 +70,7 @@ class GuestSchedule:
             self._due_at[name] = now
 
     def schedule_all_now(self) -> None:
-        """Make each collector due now, or `MIN_SPACING_SECONDS` after its last run. A collector that failed last keeps its due time."""
+        """Make each collector due as soon as `MIN_SPACING_SECONDS` permits. A collector whose last run failed keeps its due time."""
         for name in self._due_at.keys() - self._failures.keys():
             self._due_at[name] = min(self._due_at[name], self._earliest_due_at[name])
 

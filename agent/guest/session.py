@@ -1,7 +1,7 @@
 """The session with one guest agent.
 
-The session connects while the guest can reply, and queries the guest agent at intervals. After a failure, the session retries with a
-growing delay.
+The session connects while the guest can reply, and queries the guest agent at intervals. The session retries with a growing delay
+after a failure.
 
 Each session has its own task. A session never waits for the VM's monitor, and the monitor's polls never wait for the session.
 """
@@ -114,9 +114,8 @@ class GuestSession:
         self._info_due_at = 0.0
         self._frozen = False
         self._unreadable_collectors: set[str] = set()
-        self._reported_collectors: set[str] = (
-            set()
-        )  # names of collectors that have reported values since the last connection failure
+        # Names of the collectors that have reported values since the last connection failure.
+        self._reported_collectors: set[str] = set()
 
     def on_reachability_changed(self) -> None:
         """Handle a change of `reachability`."""
@@ -143,7 +142,7 @@ class GuestSession:
                 await self._wait_unless_obstacle(self._next_due_at() - time.monotonic())
 
     async def _wait_until_no_obstacle(self) -> None:
-        """Wait until no obstacle, such as a stopped guest, prevents queries."""
+        """Wait until all obstacles to queries, such as a stopped guest, are gone."""
         while (obstacle := self.reachability.obstacle()) is not None:
             state, cause = obstacle
             if state is GuestAgentState.ABSENT:
@@ -168,7 +167,7 @@ class GuestSession:
                 await self._reachability_changed.wait()
 
     async def _connect_and_query(self) -> None:
-        """Connect, and query until an obstacle appears. On a shared channel, disconnect after one round of queries.
+        """Connect, and query until an obstacle appears. Disconnect from a shared channel after one round of queries.
 
         Raises:
             GuestAgentError: the channel cannot be opened, or the guest agent does not respond.
@@ -230,7 +229,7 @@ class GuestSession:
                 await self._run_collector(collector, channel)
 
     async def _read_guest_info(self, channel: GuestChannel) -> None:
-        """Read the guest agent's version and permitted commands. While the file systems are frozen, few commands are permitted."""
+        """Read the guest agent's version and permitted commands. Few commands are permitted while the file systems are frozen."""
         info = await self._execute(channel, "guest-info")
         if isinstance(info, GuestAgentError):
             raise info
@@ -283,7 +282,7 @@ class GuestSession:
     ) -> None:
         """Handle an error that the guest agent returned.
 
-        While the file systems are frozen, most commands return an error. Such an error does not count as a failure of the collector.
+        Most commands return an error while the file systems are frozen. An error during a freeze is not a failure of the collector.
 
         Raises:
             GuestAgentError: the guest agent does not respond.
@@ -305,7 +304,7 @@ class GuestSession:
         self._schedule.on_failure(collector.name, now)
 
     def _report_values_outdated(self, collector: GuestCollector) -> None:
-        """If a collector has reported values, report that these values are out of date."""
+        """Report that the last values of a collector, if any, are out of date."""
         if collector.name in self._reported_collectors:
             self._reported_collectors.discard(collector.name)
             self._observer.on_guest_samples_outdated(self._vm, collector.families, time.time_ns())
@@ -319,7 +318,7 @@ class GuestSession:
                 self._schedule.schedule_all_now()
 
     async def _exchange_command(self, channel: GuestChannel, command: str) -> CommandExchange:
-        """Execute one command. The exchange may contain an error that the guest agent returned.
+        """Execute one command. Return the reply, or the error that the guest agent returned, with the times of both messages.
 
         Raises:
             GuestAgentError: there is no readable reply.
@@ -347,7 +346,7 @@ class GuestSession:
         self._set_state(_find_by_error(_STATE_BY_ERROR, error), sanitize(str(error), MAX_REASON_LENGTH))
 
     def _report_all_values_outdated(self) -> None:
-        """If any values were reported, report that they are out of date, and make all collectors due."""
+        """Report that all reported values are out of date, and make all collectors due. Do nothing if no values were reported."""
         if self._reported_collectors:
             self._reported_collectors.clear()
             self._observer.on_guest_samples_outdated(self._vm, GUEST_FAMILIES, time.time_ns())

@@ -23,7 +23,7 @@ class GuestAgentState(StrEnum):
     BUSY = "busy"
     """Another client occupies the channel."""
     DENIED = "denied"
-    """The agent has no permission for the channel, or the process that listens there is not the VM's QEMU."""
+    """The agent has no permission for the channel, or another process than the VM's QEMU listens on the channel's socket."""
 
 
 class GuestCommandOutcome(StrEnum):

@@ -37,12 +37,13 @@ class EventDefinition:
         category: the part of the VM that the event reports on.
         severity: the severity, or a function that returns the severity for the event's data.
         help: the help text, one line.
-        subject_paths: paths in the event's data, with dots between keys. The first path that leads to a text gives the device or job.
+        subject_paths: paths in the event's data, with dots between keys. The first path that leads to a text gives the name of the device
+            or job.
         invalidates: names of the collectors to run again at once, because the event makes their last results stale. The name `threads`
             stands for a new search for the threads and interfaces of the QEMU process.
         since: the QEMU release that added the event; empty for 2.6 and older.
-        coalesce_by: names of fields in the event's data. Repeated events about one subject with equal values in these fields are
-            coalesced into one record. None if each event gets its own record.
+        coalesce_by: names of fields in the event's data. Repeated events about one device or job with equal values in these
+            fields are coalesced into one record. None if each event gets its own record.
         record_type: the type of the event's records.
         common_data: the fields of the data that are equal in all records of this event.
     """

@@ -2,10 +2,10 @@
 
 A row has the event's category, its severity, its subject and the collectors that run again after the event.
 
-The fields of the events' data are in event_fields.py.
+`agent.model.event_fields` has the fields of the events' data.
 
-An event without a row has category `unknown` and severity `info`. If a help text says "rate-limited", QEMU sends at most one such event
-per second and drops the others. So a count of these events is a lower bound.
+An event without a row has category `unknown` and severity `info`. The words "rate-limited" in a help text mean that QEMU sends at
+most one of these events per second and drops the others. The number of received events is then a lower bound.
 """
 
 import re

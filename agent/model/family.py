@@ -13,21 +13,21 @@ class FieldKind(StrEnum):
     """The type of a field, which decides how the field is exported to Prometheus."""
 
     COUNTER = auto()
-    """A number that never falls while the QEMU process runs. It is exported as a counter."""
+    """A number that never falls while the QEMU process runs; exported as a counter."""
     GAUGE = auto()
-    """A number that can rise and fall. It is exported as a gauge."""
+    """A number that can rise and fall; exported as a gauge."""
     FLAG = auto()
-    """True or false. It is exported as a gauge with the value 1 or 0."""
+    """True or false; exported as a gauge with the value 1 or 0."""
     STATE = auto()
-    """A value of an enumeration. It is exported as a label of a gauge with the value 1. The label has the field's name."""
+    """A value of an enumeration; exported as a label of a gauge with the value 1. The label has the field's name."""
     NAME = auto()
-    """An identifier for joins in PromQL. It is exported as a label of a gauge with the value 1. The label has the field's name."""
+    """An identifier for joins in PromQL; exported as a label of a gauge with the value 1. The label has the field's name."""
     HISTOGRAM = auto()
-    """Counts of operations by duration, from QEMU's BlockLatencyHistogramInfo. They are exported as a histogram."""
+    """Counts of operations by duration, from QEMU's BlockLatencyHistogramInfo; exported as a histogram."""
     TEXT = auto()
-    """Text. It is only in records, and not exported to Prometheus."""
+    """Text; only in records, not exported to Prometheus."""
     DETAIL = auto()
-    """JSON as QEMU sent it. It is only in records, and not exported to Prometheus."""
+    """JSON as QEMU sent it; only in records, not exported to Prometheus."""
 
 
 COUNTER, GAUGE, FLAG, STATE, NAME, HISTOGRAM, TEXT, DETAIL = FieldKind
@@ -55,7 +55,7 @@ class Field:
     """One row of the metrics table: a value that the agent reads from a QMP reply or from a file in /proc or /sys.
 
     Attributes:
-        path: where the value is: the keys of the reply's object and of its nested objects, separated by dots.
+        path: the keys that lead to the value in the reply's JSON object and its nested objects, separated by dots.
         name: the name of the value in records. The Prometheus metric is `qemu_<family>_<name>`. Names of counters end in `_total`.
         kind: the type of the value, which decides whether and how the value is exported to Prometheus.
         help: the help text. On /metrics, the family's source and the path follow the text.
@@ -81,10 +81,10 @@ class Family:
         fields: the rows of the metrics table.
         unavailable: numbers that QEMU sends in place of an unknown value.
         on_change: whether a record is emitted only if a value has changed since the last record.
-        host_only: whether the values come from the host's kernel or from the agent itself. Such a sample does not prove that QEMU
+        host_only: whether the values come from the host's kernel or from the agent itself. The samples do not prove that QEMU
             responds.
-        per_host: whether the samples belong to the host, and not to a VM. If so, the metrics have no labels of a VM.
-        from_guest: whether the guest agent reports the values. Such a sample does not prove that QEMU responds.
+        per_host: whether the samples belong to the host, and not to a VM. Metrics of a host have no labels of a VM.
+        from_guest: whether the guest agent reports the values. The samples do not prove that QEMU responds.
     """
 
     name: str
@@ -98,7 +98,7 @@ class Family:
     per_host: bool = False
     from_guest: bool = False
     type: str = field(init=False)
-    """The type of the records of its samples."""
+    """The record type of the family's samples."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "type", f"qemu.sample.{self.name}")

@@ -27,7 +27,7 @@ Getter = Callable[[Any], tuple[Any, ...]]
 """Returns the values of some keys of a JSON object."""
 
 Objects = Sequence[Mapping[str, Any]]
-"""A JSON object, and its nested objects by the reader's numbers."""
+"""A JSON object, followed by its nested objects. The index of an object is the number that `FieldReader` gave to the object."""
 
 _NUMBERS = frozenset({FieldKind.COUNTER, FieldKind.GAUGE})
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
@@ -62,11 +62,11 @@ MAX_DETAIL_BYTES = 8192
 
 _INTS = {int}
 _CACHED_TYPES = {str, bool}
-"""Types of values whose conversions are cached. With other types, equal values may have different conversions: 1 equals True."""
+"""Types of values whose conversions are cached. Equal values of other types may have different conversions: 1 equals True."""
 _MAX_CACHED = 4096
-"""Maximum number of cached conversions of one reader. Two disks with the same names and flags share one."""
+"""Maximum number of cached conversions of one reader. Two disks with the same names and flags share one conversion."""
 _MAX_CACHED_CHARACTERS = 256
-"""Maximum length of all texts in one cached conversion. A malicious QEMU can fill the cache; the cache for disks then takes 4 MiB."""
+"""Maximum number of characters in one cached conversion. A cache for disks that a malicious QEMU has filled takes 4 MiB."""
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -87,11 +87,11 @@ class FieldSource(NamedTuple):
 
 
 class ObjectLayout(NamedTuple):
-    """How to read objects that have the same fields. Counters and gauges are read together, the other fields one by one.
+    """How to read objects that have the same fields. Counters and gauges are converted together, the other fields one by one.
 
     Attributes:
         number: distinguishes the layouts of a reader.
-        absent: for each object that lacks fields: its number, and the keys of these fields.
+        absent: for each object that lacks fields: its number, and the missing keys.
         getters: for each object with counters or gauges: its number, and a getter of their values.
         names: the names of the counters and gauges, in the order of the getters, each with the value 0. `FieldReader` copies this dict.
         units: the counters and gauges that need a conversion to base units.
@@ -108,7 +108,7 @@ class ObjectLayout(NamedTuple):
     others: list[FieldSource]
 
     def read(self, objects: Objects) -> tuple[list[Any], list[Any]] | None:
-        """Return the values of the counters and gauges, and those of the other fields. Return None if the objects have other fields."""
+        """Return the values of the counters and gauges, and the values of all other fields. Return None if the layout does not fit."""
         numbers: list[Any] = []
         others: list[Any] = []
         try:
@@ -127,8 +127,8 @@ class ObjectLayout(NamedTuple):
 class FieldReader:
     """Extracts the fields of one family from JSON objects in QMP replies. Each family has one reader, for all VMs and polls.
 
-    The reader compiles a layout for each set of fields, and then reads all counters and gauges of an object at once. It converts the same
-    texts and flags only once.
+    The reader compiles an `ObjectLayout` for each set of fields, and then reads all counters and gauges of an object at once. The reader
+    caches the conversions of texts and flags.
     """
 
     def __init__(self, family: Family) -> None:
@@ -147,7 +147,7 @@ class FieldReader:
         self._number_names = {f.name for f in numbers}
         self._units = {f.name: TO_BASE[f.unit] for f in numbers if f.unit is not Unit.BASE}
         self._layouts: dict[tuple[str, ...], ObjectLayout] = {}  # by the names of the fields that are present
-        # By size, the layout of the last object. The size is the number of keys in the object and in its nested objects.
+        # The layout of the last object, by size. The size is the number of keys in the object and in its nested objects.
         self._last_layouts: dict[int, ObjectLayout] = {}
         # Converted fields, by the number of the layout and the values in the reply.
         self._converted: dict[tuple[int | str | bool, ...], FieldValues] = {}
@@ -206,7 +206,7 @@ class FieldReader:
         return values
 
     def _convert(self, sources: Iterable[FieldSource], objects: Objects) -> FieldValues:
-        """Return the fields from these sources, each converted by itself."""
+        """Read and convert the fields one by one, and return the values by name."""
         values: FieldValues = {}
         for index, key, name, convert in sources:
             raw = objects[index].get(key)

@@ -7,7 +7,7 @@ import orjson
 
 
 def encode_json(data: Mapping[str, Any]) -> bytes:
-    """Return untrusted values as JSON. If JSON cannot represent a value, replace only this value and keep the others."""
+    """Encode untrusted values as JSON. Replace only the values that JSON cannot represent."""
     try:
         return orjson.dumps(data)
     except TypeError:
@@ -15,7 +15,7 @@ def encode_json(data: Mapping[str, Any]) -> bytes:
 
 
 def _to_encodable(value: Any) -> Any:
-    """Return the closest value that JSON can represent. If the value is nested too deep or has an unknown type, return an empty object."""
+    """Return the closest value that JSON can represent; an empty object if the value is nested too deep or has an unknown type."""
     try:
         value = _replace_large_integers(value)
         orjson.dumps(value)

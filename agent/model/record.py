@@ -61,7 +61,7 @@ def sanitize(text: str, limit: int = 255) -> str:
 
     Args:
         text: the text. Unsafe characters are replaced by U+FFFD.
-        limit: maximum number of characters; the others are cut off.
+        limit: maximum number of characters; a longer text is cut off.
     """
     if text.isascii() and text.isprintable() and len(text) <= limit:
         return text
@@ -76,11 +76,11 @@ class Vm:
         host: the name of this host.
         uuid: the VM's UUID; empty if the monitor has not reported it yet.
         name: the VM's name; if the VM has no name, its UUID.
-        monitor: the monitor's address, as in the config; empty, like the UUID, if the source is the agent itself.
+        monitor: the monitor's address, as in the config; empty if the source is the agent itself.
         namespace: the VM's namespace in Kubernetes; empty for other VMs.
         source: the attribute `source`.
-        key: the partition key: the VM's UUID, the monitor's address if there is no UUID, or the host's name if there is neither. Records
-            with the same key stay in order.
+        key: the partition key: the VM's UUID, or the monitor's address without a UUID, or the host's name without both. Records with the
+            same key stay in order.
         json_prefix: the start of the JSON of each record of the source, with the attributes that all of the source's records share.
     """
 
@@ -116,7 +116,7 @@ class Vm:
         return self.monitor.startswith("tcp:")
 
     def __hash__(self) -> int:
-        """Return the hash. It is computed only once, because each event and each sample looks up its VM."""
+        """Return the hash, which is computed only once, because each event and each sample looks up its VM."""
         return self._hash
 
 
@@ -178,10 +178,10 @@ class DeliveryState(IntEnum):
 
 
 _FIRST_DONE_STATE: Final = DeliveryState.DONE_WHILE_WRITING
-"""The first state of a finished record. In Python 3.11, a lookup of an enum's member takes 0.1 us, and delivery needs three per event."""
+"""The first state of a delivered or dropped record. A constant is faster: Python 3.11 looks up an enum's member in 0.1 us."""
 
 MIN_RECORDEDTIME_GAP_NS = 100_000_000
-"""If a record is encoded at least this many nanoseconds after or before its time, the record has the attribute `recordedtime`."""
+"""A record has the attribute `recordedtime` if its time and the time of its encoding differ by at least this many nanoseconds."""
 
 RECORD_OVERHEAD_BYTES = 200
 """Approximate bytes that a record takes in addition to its body, in memory or in the journal."""
@@ -254,7 +254,7 @@ class RecordEncoder:
             clock: returns nanoseconds since the epoch.
         """
         self.run_id = format_run_id((clock() if started_ns is None else started_ns) // 1_000_000)
-        """First part of each id and each sequence of this run. Later runs have run ids that sort after it."""
+        """First part of each id and each sequence of this run. The run ids of later runs sort after this run id."""
         self._count = 0
         self.sequences = SequenceRegistry(self.run_id)
         """The newest sequence of each source, by topic."""
@@ -275,7 +275,7 @@ class RecordEncoder:
             self.sequences = SequenceRegistry(following)
 
     def _encode_time_and_severity(self, time_ns: int, severity: Severity) -> str:
-        """Return the JSON members for time and severity. They are the same for all samples of a poll."""
+        """Return the JSON members for time and severity, which are the same for all samples of a poll."""
         now_ns = self._clock()
         if abs(now_ns - time_ns) < MIN_RECORDEDTIME_GAP_NS:
             return f'"time":"{_format_time(time_ns)}",{_SEVERITY_ATTRIBUTES[severity]}'
@@ -332,7 +332,7 @@ class RecordEncoder:
 
 
 def _sequence_topic(record_type: str, topic_of: TopicFor) -> str | None:
-    """Return the topic in which `previoussequence` connects records of this type. None for states, because Kafka deletes older states."""
+    """Return the topic in which `previoussequence` connects records of this type. None for states, because Kafka deletes old states."""
     return None if kind_of_type(record_type) == "state" else topic_of(record_type)
 
 
@@ -385,7 +385,7 @@ def _format_time(time_ns: int) -> str:
 def _format_millisecond(milliseconds: int) -> str:
     """Return an RFC 3339 timestamp of a number of milliseconds since the epoch.
 
-    In a flood, many events arrive in the same millisecond, so the cache saves most of the work.
+    Many events of a flood arrive in the same millisecond, so the cache saves most of the work.
     """
     return _format_time(milliseconds * 1_000_000)
 

@@ -16,7 +16,7 @@ SCHEMA_VERSIONS: Final[Mapping[str, int]] = {}
 
 
 def schema_name(record_type: str) -> str:
-    """Return the name of the schema for a record type. It is the type itself, except that all events share one schema."""
+    """Return the name of the schema for a record type: the type itself, but one common name for all events."""
     return EVENT_SCHEMA if record_type.startswith(f"{EVENT_SCHEMA}.") else record_type
 
 

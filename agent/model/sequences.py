@@ -1,7 +1,7 @@
 """Creates the attributes `sequence` and `previoussequence`, by which consumers order a source's records and detect lost records.
 
-In each topic, `previoussequence` is the sequence of the source's previous record. `agent.app.stored_sequences` stores the newest sequences,
-so that the next run continues the chain.
+`previoussequence` is the sequence of the source's previous record in the same topic. `agent.app.stored_sequences` stores the newest
+sequences for the next run of the agent.
 """
 
 from collections import OrderedDict, deque
@@ -19,7 +19,7 @@ SEQUENCE_DIGITS: Final = 12
 """Number of decimal digits after the run id in a sequence. One source can emit 10,000 records per second for three years."""
 
 MAX_SOURCES: Final = 16384
-"""Maximum number of sources whose state is kept. Beyond it, the source without a record for the longest time is discarded."""
+"""Maximum number of sources whose sequences are kept. A further source replaces the source without a record for the longest time."""
 
 
 def format_run_id(millis: int) -> str:
@@ -48,10 +48,10 @@ class SourceSequence:
         self.number = number
         """Number of the newest record of the source in this run."""
         self.last_by_topic: dict[str, str] = {}
-        """Sequence of the newest record of the source, by topic. It may be from an earlier run."""
+        """Sequence of the newest record of the source, by topic. The sequence may be from an earlier run."""
         self._run_id = run_id
         self._prefix = ""  # the run id and the leading zeros, for numbers with as many digits as the newest
-        self._first_longer_number = 0  # the first number with one digit more
+        self._first_longer_number = 0  # the first number with more digits
 
     def next_attributes(self, topic: str | None) -> str:
         """Return the JSON members `sequence` and `previoussequence` of the next record.

@@ -1,8 +1,8 @@
 """The journal's file: one SQLite database, which one thread uses. Every call blocks.
 
-The database is in WAL mode with synchronous=FULL. So the changes of a transaction survive a power cut after `commit` has returned (see
-SQLite's documentation of `PRAGMA synchronous`). SQLite has no checksums of its pages, so each row has a checksum. The record in a row with
-a wrong checksum is not delivered, and counted as dropped.
+The database is in WAL mode with synchronous=FULL, so a committed transaction survives a power cut (see SQLite's documentation of
+`PRAGMA synchronous`). SQLite has no checksums of its pages, so each row has a checksum. A record with a wrong checksum is not delivered,
+but counted as dropped.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ _READ_DEAD_LETTERS = "SELECT reason, row, id, key, type, time_ns, crc, body FROM
 
 
 DATABASE_ERRORS = (sqlite3.Error, OSError, ValueError, TypeError, OverflowError)
-"""Errors of reading and writing a database. The last three come from a damaged file with texts that are not UTF-8, or with wrong types."""
+"""Errors of reading and writing a database. A damaged file causes the last three, by texts that are not UTF-8 or by wrong types."""
 
 
 class JournalFault(StrEnum):
@@ -103,7 +103,7 @@ def connect_readonly(path: Path) -> sqlite3.Connection:
 
 
 class JournalDatabase:
-    """An open journal file. If the file fails, every method rolls back its transaction and raises JournalError."""
+    """An open journal file. Every method rolls back its transaction and raises JournalError if the file fails."""
 
     def __init__(self, path: Path, connect: OpenDatabase = connect, *, readonly: bool = False) -> None:
         """Open or create the file.
@@ -120,7 +120,7 @@ class JournalDatabase:
         self.identity = ""
         """Random text in the file, by which the agent detects another file at the same path."""
         self.last_row = 0
-        """The last row of the file when it was opened, or at the last call of `refresh_last_row`."""
+        """Number of the last row, read when the file was opened and at each call of `refresh_last_row`."""
         self._db: sqlite3.Connection | None = None
         self._file_id: tuple[int, int] | None = None
         try:
@@ -178,7 +178,7 @@ class JournalDatabase:
                 return
 
     def commit(self, changes: Iterable[JournalChange]) -> None:
-        """Apply changes in one transaction, which is on disk when this returns."""
+        """Execute changes in one transaction. The transaction is on disk when the call returns."""
         db = self._require_connection()
         try:
             db.execute("BEGIN IMMEDIATE")

@@ -1,4 +1,4 @@
-"""Recovery of a damaged journal: quarantine of its file, and copies of its readable records in a new file. Every call blocks."""
+"""Recovery of a damaged journal: renames the damaged file, and copies the readable records into a new file. Every call blocks."""
 
 import contextlib
 import math
@@ -206,8 +206,8 @@ class RebuiltJournal:
         quarantined: the new path of the damaged file; None if there was no file.
         database: the new file.
         recovered: number of records that were copied from the damaged file.
-        lost: by queue, number of records of the damaged file that could not be copied. Only for queues whose
-            `QueueCopyPlan.last_row` is infinite; other queues count their lost records themselves.
+        lost: number of records of the damaged file that could not be copied, by queue. Queues with a finite `QueueCopyPlan.last_row`
+            are left out, because these queues count their lost records themselves.
     """
 
     quarantined: Path | None

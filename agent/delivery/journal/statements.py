@@ -1,4 +1,4 @@
-"""The journal's SQL statements. The functions return changes; a transaction executes several of these changes."""
+"""The journal's SQL statements. Most functions return a change: a function that a transaction calls to execute the statements."""
 
 import contextlib
 import json
@@ -47,9 +47,9 @@ JournalChange = Callable[[sqlite3.Connection], None]
 MAX_STATEMENT_BYTES = 1 << 20
 """Maximum bytes of the values in a statement that writes several rows, because sqlite3's statement cache keeps these values in memory."""
 MAX_STATEMENT_ROWS = 512
-"""Maximum number of rows that one statement writes. Few large statements are faster.
+"""Maximum number of rows that one statement writes. Few large statements are faster than many small statements.
 
-During each statement, the journal's thread releases the GIL. If the event loop is busy, the thread then waits up to 5 ms for the GIL.
+The journal's thread releases the GIL during each statement, and then waits up to 5 ms for the GIL if the event loop is busy.
 """
 _INSERT = "INSERT INTO records (queue, id, key, type, time_ns, crc, body) VALUES "
 _ROW = "(?, ?, ?, ?, ?, ?, ?)"
@@ -64,7 +64,7 @@ def insert_records(queue: str, records: Sequence[EncodedRecord], rows: list[int]
     Args:
         queue: name of the queue.
         records: the records, oldest first.
-        rows: receives the row of each record; valid once the transaction is committed.
+        rows: receives the number of each record's row; valid once the transaction is committed.
     """
 
     def change(db: sqlite3.Connection) -> None:
@@ -72,7 +72,7 @@ def insert_records(queue: str, records: Sequence[EncodedRecord], rows: list[int]
         size = MAX_STATEMENT_ROWS
         while len(rows) < len(records):
             while size > len(records) - len(rows):
-                size //= 2  # only powers of two: SQLite prepares each different statement once
+                size //= 2  # only powers of two, so that SQLite prepares few different statements
             chunk = records[len(rows) : len(rows) + size]
             while size > 1 and total_bytes(chunk) > MAX_STATEMENT_BYTES:
                 size //= 2

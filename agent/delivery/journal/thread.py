@@ -16,7 +16,7 @@ class JournalThread:
         """Set up the thread. The thread starts at the first call.
 
         Args:
-            hang_seconds: a call hangs if it takes longer than this.
+            hang_seconds: time after which a call counts as hanging.
             on_hang: called with True when a call hangs, and with False whenever a call returns.
         """
         self._hang_seconds = hang_seconds
@@ -25,7 +25,7 @@ class JournalThread:
         self._called_at: float | None = None
 
     async def call(self, function: Callable[..., T], *args: object) -> T:
-        """Call a function that may block in the thread, and return its result."""
+        """Call a blocking function in the thread, and return the function's result."""
         self._called_at = time.monotonic()
         running = asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
         try:
@@ -37,7 +37,7 @@ class JournalThread:
             self._on_hang(False)  # noqa: FBT003 - a callback's only argument
 
     def unresponsive_seconds(self, now: float) -> float:
-        """Return how long the current call has taken; 0 if there is no current call.
+        """Return how many seconds the current call has taken; 0 if there is no current call.
 
         Args:
             now: the present time, by time.monotonic.

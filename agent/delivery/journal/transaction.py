@@ -48,7 +48,7 @@ class Transaction:
 
     @property
     def last_row(self) -> int:
-        """The last inserted row; 0 if there is none. Valid after the commit."""
+        """Number of the last inserted row; 0 if no row was inserted. Valid after the commit."""
         return max((row for rows in self._rows.values() for row in rows), default=0)
 
     def delete_delivered(self) -> None:
@@ -60,7 +60,7 @@ class Transaction:
                 self.changes.append(statements.delete_rows(queue.name, deletion.after_row, deletion.last_row))
 
     def insert_waiting(self) -> None:
-        """Insert the records that wait for the journal. If the transaction fails, call `on_rolled_back` of each queue's `journaling`."""
+        """Insert the records that wait for the journal. Call `on_rolled_back` of each queue's `journaling` if the transaction fails."""
         for queue in self._queues:
             if records := queue.journaling.start_write():
                 self.changes.append(statements.insert_records(queue.name, records, self._rows[queue.name]))

@@ -1,4 +1,4 @@
-"""Persistent entries that the journal's next transaction stores."""
+"""Persistent entries (small values that the journal keeps across restarts) that the journal's next transaction stores."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from agent.model.persistent_entry import PersistentEntry
 
 ChangedEntries = Callable[[bool], Iterable[PersistentEntry]]
-"""Returns the entries that changed since the last call, or all entries if the argument is True because the journal has a new file."""
+"""Returns the entries that changed since the last call; all entries if the argument is True, because the journal has a new file."""
 
 
 def _no_entries(_whole: bool) -> Iterable[PersistentEntry]:  # noqa: FBT001 - a callback's only argument
@@ -27,7 +27,7 @@ class UncommittedEntries:
 
     @property
     def has_waiting(self) -> bool:
-        """True if callers wait for entries."""
+        """True if callers wait until their entries are on disk."""
         return bool(self._waiting)
 
     def add(self, entry: PersistentEntry) -> asyncio.Future[None]:
@@ -48,12 +48,12 @@ class UncommittedEntries:
         return [*(entry for entry, _ in self._writing), *self._fetched.values()]
 
     def commit_transaction(self) -> None:
-        """Handle the commit of the transaction."""
+        """Complete the callers' futures, because the transaction is on disk."""
         written, self._writing, self._fetched = self._writing, [], {}
         for _, stored in written:
             if not stored.done():
                 stored.set_result(None)
 
     def fail_transaction(self) -> None:
-        """Handle the failure of the transaction. Its entries wait for the next transaction."""
+        """Let the entries of the failed transaction wait for the next transaction."""
         self._waiting, self._writing = self._writing + self._waiting, []

@@ -1,8 +1,8 @@
 """The journal of all queues: opens its file, writes records in transactions, reads records back, and handles failures of the disk.
 
-While a transaction is committed, new records wait for the next transaction. So a thousand events at once need only one fsync, like a single
-event. The journal quarantines a damaged file, and copies its readable records into a new file. While the disk fails or is full, new
-records stay in memory.
+New records wait while a transaction is committed, and share the next transaction. A thousand events at once need one fsync, like a single
+event. The journal quarantines (renames) a damaged file, and copies its readable records into a new file. New records stay in memory while
+the disk fails or is full.
 """
 
 import asyncio
@@ -87,13 +87,13 @@ class Journal:
         self._stopping = asyncio.Event()
         self._reads: dict[str, asyncio.Task[None]] = {}  # by queue
         self._last_row = 0  # the last row that was certainly committed
-        # True if the file may have later rows, because a commit that failed may be on disk nevertheless.
+        # True if the file may have rows after `_last_row`, because a failed commit may still be on disk.
         self._may_have_later_rows = False
         for queue in queues:
             queue.journaling.dirty = self._dirty
 
     def unresponsive_seconds(self, now: float) -> float:
-        """Return how long the current call to the disk has taken; 0 if there is no current call.
+        """Return how many seconds the current call to the disk has taken; 0 if there is no current call.
 
         Args:
             now: the present time, by time.monotonic.
@@ -114,10 +114,10 @@ class Journal:
         await stored
 
     async def fetch_backlog(self, queue: RecordQueue, max_records: int, max_bytes: int) -> None:
-        """Read the oldest records of a queue's backlog and put them in flight. If the file cannot be read, wait and retry.
+        """Read the oldest records of a queue's backlog and put them in flight. Wait and retry if the file cannot be read.
 
-        `run` quarantines a damaged file, and the recovered records become the backlog. If the file cannot be read within the queue's
-        `backlog_seconds`, postpone the backlog and return without records. The queue then delivers the records in memory.
+        `run` quarantines a damaged file, and the recovered records become the backlog. Postpone the backlog and return without records if
+        the file cannot be read within the queue's `backlog_seconds`. The queue then delivers the records in memory.
 
         Args:
             queue: the queue; it has a backlog, and none of its records is in flight.
@@ -164,7 +164,7 @@ class Journal:
         self._dirty.set()
 
     async def write_remaining(self) -> None:
-        """Write all records that are in memory. Call this after `run` has returned, when the agent stops. If the disk fails, retry once."""
+        """Write all records in memory, because the agent stops. `run` must have returned. Retry once if the disk fails."""
         for _ in range(2):
             if self._database is None:
                 await self._try_to_open()
@@ -194,7 +194,7 @@ class Journal:
     # Writing.
 
     async def run(self) -> None:
-        """Open the file. Then write new records and delete delivered records until `stop` is called. Cancel this only if the disk hangs."""
+        """Open the file. Then write new records and delete delivered records, until `stop`. Cancel `run` only if the disk hangs."""
         while not self._stopping.is_set():
             async with self._file_lock:
                 if self._database is None:
@@ -229,7 +229,7 @@ class Journal:
         return self._has_waiting_writes() or self._read_error is not None or self._stopping.is_set()
 
     async def _wait_for_batch(self) -> None:
-        """Wait `delete_delay` before deletions, or until there are records to write, so that one transaction does both."""
+        """Delay deletions until there are records to write, at most `delete_delay`, so that one transaction deletes and writes."""
         self._dirty.clear()
         try:
             async with asyncio.timeout(self._timings.delete_delay):
@@ -306,7 +306,7 @@ class Journal:
 
         Args:
             opened: the file.
-            plans: by queue, what was copied into the file; None if the file was not created by `recovery.rebuild_journal`.
+            plans: what `recovery.rebuild_journal` copied into the file, by queue; None for any other file.
 
         Raises:
             JournalError: the file cannot be read. The file is closed.
@@ -344,7 +344,7 @@ class Journal:
             queue.journaling.on_rolled_back(available=False)
 
     async def _handle_failure(self, error: JournalError) -> None:
-        """Make room on a full disk, or replace a damaged file. After any other failure, close the file; `run` opens the file again."""
+        """Make room on a full disk, or replace a damaged file. Close the file after any other failure; `run` opens the file again."""
         self._mark_failed(f"{self.path}: {error}")
         self._may_have_later_rows = True
         opened, self._read_error = self._database, None
@@ -358,7 +358,7 @@ class Journal:
             await self._replace_damaged_file()
 
     async def _make_room(self, opened: JournalDatabase) -> None:
-        """Drop a quarter of the samples on disk, because samples are the least valuable records. SQLite reuses their pages."""
+        """Drop a quarter of the samples on disk, because samples are the least valuable records. SQLite reuses the freed pages."""
         transaction = self._new_transaction()
         transaction.delete_delivered()
         for queue in self._queues:
@@ -392,7 +392,7 @@ class Journal:
             self._drops.add(name, DropReason.CORRUPT, count, 0, 0, time.monotonic())
 
     def _on_hang(self, hangs: bool) -> None:  # noqa: FBT001 - a callback's only argument
-        """Handle the start and the end of a hang of the disk. During a hang, the queues send alerts without waiting for the journal."""
+        """Handle the start and the end of a hang of the disk. The queues send alerts without waiting for the journal during a hang."""
         if hangs:
             _log.warning("journal %s: the disk hangs: alerts no longer wait for the journal", self.path)
         for queue in self._queues:

@@ -65,7 +65,7 @@ AREAS: Final = {
         ),
         (
             "alerts/test_write_threshold_slot.py",
-            "session/test_disk_latency_histograms.py",
+            "session/test_disk_histogram_state_machine.py",
             "session/test_migration_state.py",
             "session/test_event_coalescer.py",
             "session/test_scheduler.py",
@@ -84,7 +84,7 @@ AREAS: Final = {
         (
             "alerts/test_threshold_tracker.py",
             "alerts/test_threshold_tracker_changes.py",
-            "alerts/test_levels.py",
+            "alerts/test_disk_levels.py",
             "alerts/test_pool_growth.py",
             "alerts/test_pool_usage.py",
             "alerts/test_unchanged_polls.py",
@@ -99,7 +99,7 @@ AREAS: Final = {
             "delivery/delivery_state_transitions.py",
             "delivery/memory_tail.py",
         ),
-        ("delivery/test_queue_model.py", "delivery/test_queue_state.py"),
+        ("delivery/test_queue_model.py", "delivery/test_queue_contents.py"),
     ),
 }
 """The areas by name. Their code does no I/O of its own, so the tests judge most mutants in a fraction of a second."""

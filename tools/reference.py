@@ -25,10 +25,10 @@ from agent.collectors import ALL_COLLECTORS, FACTS_WITH_ALL_FEATURES
 from agent.config.model import Config
 from agent.exposition.prometheus import render_metrics
 from agent.exposition.series_limits import SeriesLimits
+from agent.model.agent_lifecycle_records import AGENT_LIFECYCLE
 from agent.model.event_definition import EventDefinition
 from agent.model.event_table import EVENT_DEFINITIONS
 from agent.model.family import Family, Field, FieldKind, Sample
-from agent.model.lifecycle_records import AGENT_LIFECYCLE
 from agent.model.metrics import FAMILIES, TRANSITION_FAMILIES
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
 from agent.model.metrics.identity import IDENTITY
@@ -39,7 +39,7 @@ from agent.monitors import Monitor
 from agent.qmp.queries import QUERIES, Query, QueryTrigger
 from agent.schemas.data import LIFECYCLE_CHANGES
 from agent.session import host_process
-from agent.session.identity import QemuBuild
+from agent.session.identity_and_features import QemuBuild
 from agent.session.session import DISCOVER_PROCESS
 from agent.session.shared_types import MonitorState, MonitorStatus, PollOutcome
 
@@ -188,7 +188,7 @@ def _make_sample_agent() -> Agent:
     )
     vm, now = Vm("hv7", "1a8b9e0c-3f52-4a61-9c1d-5b8a7c6d0e21", "vm1", "/run/vm1.qmp"), time.time_ns()
     app.snapshot.limits = SeriesLimits(series_per_vm=1)
-    app.observer.on_status(
+    app.observer.on_monitor_status(
         MonitorStatus(
             Monitor("/run/vm1.qmp", (), _refuse_connection),
             MonitorState.UP,
@@ -212,7 +212,7 @@ def _make_sample_agent() -> Agent:
     app.observer.on_collector_run("block", PollOutcome.OK)
     app.observer.on_events_dropped(vm, "before_attach", 1)
     app.observer.on_messages_skipped(vm, "unreadable", 1)
-    app.observer.on_connection_refused("unix:/run/qmp.sock", "user")
+    app.observer.on_incoming_connection_refused("unix:/run/qmp.sock", "user")
     return app
 
 

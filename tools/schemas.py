@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from agent.schemas.data import published_schemas
+from agent.schemas.data import published_data_schemas
 from tools.schema_compatibility import find_broken_promises
 
 DIRECTORY: Final = Path(__file__).parents[1] / "config/schemas"
@@ -25,7 +25,7 @@ def schema_files() -> dict[Path, str]:
     """Return the text of each file. The name of a file is that of its schema, with the version."""
     return {
         DIRECTORY / f"{_file_name(schema['$id'])}.json": json.dumps(schema, indent=2) + "\n"
-        for schema in published_schemas().values()
+        for schema in published_data_schemas().values()
     }
 
 
@@ -74,7 +74,7 @@ def _release() -> None:
 
 
 def _current_by_uri() -> dict[str, dict[str, Any]]:
-    return {schema["$id"]: schema for schema in published_schemas().values()}
+    return {schema["$id"]: schema for schema in published_data_schemas().values()}
 
 
 def main() -> None:

@@ -65,14 +65,14 @@ class AlertmanagerMember:
             alerts = compose()
             # After a failure, a request without alerts shows whether Alertmanager accepts requests again.
             if alerts or self.error is not None:
-                failures = 0 if await self.send(session, requests, alerts) else failures + 1
+                failures = 0 if await self.send_alerts(session, requests, alerts) else failures + 1
             resend_seconds = (requests.settings or AlertmanagerSettings()).resend_seconds
             wait = retry_delay(failures, 1.0, resend_seconds) if failures else resend_seconds
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self.wake.wait()
 
-    async def send(
+    async def send_alerts(
         self, session: aiohttp.ClientSession, requests: AlertmanagerRequests, alerts: list[dict[str, Any]]
     ) -> bool:
         """Send the alerts, and return whether Alertmanager accepted all alerts.
@@ -84,7 +84,9 @@ class AlertmanagerMember:
             options = await self._credentials.request_options()
             watchdog = requests.settings is not None and requests.settings.watchdog_seconds is not None
             if watchdog and not self._earlier_runs_ended:
-                lost_alerts = await self._send_request(session, "GET", options, params=requests.lost_alerts_filter())
+                lost_alerts = await self._send_request(
+                    session, "GET", options, params=requests.agent_lost_query_parameters()
+                )
                 if ended := requests.resolve_alerts_of_earlier_runs(orjson.loads(lost_alerts), time.time()):
                     await self._send_request(session, "POST", options, json=ended)
                 self._earlier_runs_ended = True
@@ -179,7 +181,7 @@ class AlertmanagerClient:
     async def probe(self) -> None:
         """Send a request without alerts to each member, and set the members' attributes `up` and `error` to the result."""
         async with _new_session() as session:
-            await asyncio.gather(*(member.send(session, self._requests, []) for member in self.members))
+            await asyncio.gather(*(member.send_alerts(session, self._requests, []) for member in self.members))
 
     def unready_reasons(self) -> list[str]:
         """Return one error for each member if no member accepts alerts; otherwise an empty list."""

@@ -129,7 +129,7 @@ class AlertmanagerRequests:
                 "endsAt": _format_rfc3339(max(now, self._started) + seconds),
             }
 
-    def lost_alerts_filter(self) -> list[tuple[str, str]]:
+    def agent_lost_query_parameters(self) -> list[tuple[str, str]]:
         """Return the query parameters that select the `agent_lost` alerts of this host in Alertmanager."""
         host = self._host.replace("\\", "\\\\").replace('"', '\\"')
         return [("filter", f'alertname="{AGENT_LOST}"'), ("filter", f'host="{host}"')]

@@ -140,7 +140,7 @@ def _info_of_table_rule(rule: SampleAlertRule | EventAlertRule) -> AlertInfo:
     seconds = rule.seconds if isinstance(rule, SampleAlertRule) and rule.lasts is None else rule.seconds or None
     runbook = RUNBOOKS.get(rule.alert, rule.runbook)
     also = [f"event `{other.event}`" for other in failure_rules.FAILURE_EVENT_RULES if other.alert == rule.alert]
-    condition = " or ".join((*also, rule.condition))
+    condition = " or ".join((*also, rule.condition_markdown))
     if isinstance(rule, EventAlertRule) and rule.resolved_by:
         condition += ", resolved by " + " or ".join(map(str, rule.resolved_by))
     return AlertInfo(rule.alert, rule.help, condition, rule.severity.label, runbook, rule.limit, rule.unit, seconds)

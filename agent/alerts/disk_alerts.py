@@ -6,14 +6,14 @@ Pure: the module returns records and commands.
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from agent.alerts.disk_levels import MAX_SIZE_BYTES
 from agent.alerts.disk_space_values import disk_space_values, space_sample
-from agent.alerts.disk_types import DetectedBy, DiskLayer, LevelCrossing, ThresholdPolicy
+from agent.alerts.disk_threshold_types import DetectedBy, DiskLayer, LevelCrossing, ThresholdPolicy
 from agent.alerts.disk_usage import DiskUsage
 from agent.alerts.failure_rules import HOUR
 from agent.alerts.highest_writes import HighestWriteStore, ImageKey
-from agent.alerts.levels import MAX_SIZE_BYTES
 from agent.alerts.pool_usage import PoolUsage
-from agent.alerts.process_state import EMPTY_SET, VmProcessState
+from agent.alerts.rules.process_state import EMPTY_SET, VmProcessState
 from agent.alerts.store import AlertStore
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.collectors.base import MAX_SAMPLES
@@ -153,14 +153,14 @@ class DiskAlerts:
             _put_bounded(state.offsets, node, offset, MAX_DISKS)
             return
         usage = tracker.usage
-        if tracker.is_unchanged(node, offset, self._pool_lookup(state.vm, device, usage.storage.path)):
+        if tracker.is_unchanged_since_last_poll(node, offset, self._pool_lookup(state.vm, device, usage.storage.path)):
             return
         _put_bounded(state.offsets, node, offset, MAX_DISKS)
         self._set_device_size(state, usage.storage)
         self._set_pool(state, device, usage, usage.storage)
         # The growth rate of a device changes at each poll. The usage of a file changes only if the guest has written.
-        state.space_changed = state.space_changed or usage.measure == "offset" or offset > usage.offset
-        state.space_changed = state.space_changed or usage.limit != tracker.shown_limit or usage.is_raw_volume
+        state.space_changed = state.space_changed or usage.used_bytes_measure == "offset" or offset > usage.offset
+        state.space_changed = state.space_changed or usage.limit != tracker.shown_limit or usage.is_raw_on_thin_volume
         if tracker.on_poll(node, offset, now):
             state.collectors_to_poll |= {"nodes"}
         else:
@@ -168,7 +168,7 @@ class DiskAlerts:
 
     def _store_highest_write(self, usage: DiskUsage) -> None:
         """Store the highest write offset of a disk's image, because QEMU resets the offset when it opens the image again."""
-        if usage.measure == "offset" and not usage.is_raw:
+        if usage.used_bytes_measure == "offset" and not usage.is_raw:
             image = ImageKey(usage.storage.path, usage.format.size, usage.storage.identity)
             self._highest_writes.update_highest_offset(image, usage.offset)
 
@@ -182,7 +182,7 @@ class DiskAlerts:
         usage.pool = pool = self._pool_lookup(state.vm, device, storage.path)
         usage.volume_allocated_bytes = None
         if storage.driver == "host_device" and isinstance(pool, PoolUsage):
-            usage.volume_allocated_bytes = pool.allocated_of(state.vm, device)
+            usage.volume_allocated_bytes = pool.volume_allocated_bytes_of_disk(state.vm, device)
 
     def _check_space_levels(
         self, state: VmProcessState, device: str, by_layer: Mapping[str, Sample], now: float, time_ns: int
@@ -245,7 +245,7 @@ class DiskAlerts:
         state.collectors_to_poll |= {"nodes"}
         owner = "other"
         for device, tracker in state.trackers.items():
-            if tracker.slot.owns(node, threshold):
+            if tracker.slot.was_set_by_agent(node, threshold):
                 state.slots_read -= {device}
                 crossings = tracker.on_event(node, threshold, exceeded_by)
                 if isinstance(tracker.usage.pool, PoolUsage):
@@ -279,7 +279,7 @@ class DiskAlerts:
         data = {"detected_by": DetectedBy.EVENT.value, **location, **sizes}
         attributes = {"level": f"threshold {threshold}", "until_ns": now_ns + int(HOUR * 1e9)}
         yield from self._store.fire(
-            state.alert("write_threshold", device, Severity.WARNING, event.time_ns, data, **attributes)
+            state.build_alert("write_threshold", device, Severity.WARNING, event.time_ns, data, **attributes)
         )
 
     def _locate_node(self, state: VmProcessState, node: str) -> tuple[str, str, str]:
@@ -300,7 +300,7 @@ class DiskAlerts:
             return device, "backing" if layer.startswith("backing") else layer, path
         return node, "node", ""
 
-    def device_of(self, state: VmProcessState, subject: str, qemu: Mapping[str, Any]) -> tuple[str, bool]:
+    def device_of_event(self, state: VmProcessState, subject: str, qemu: Mapping[str, Any]) -> tuple[str, bool]:
         """Return the device of an event, and whether this device is certain.
 
         Args:
@@ -356,10 +356,10 @@ class DiskAlerts:
     ) -> Iterator[Record]:
         """Fire or resolve the alert of each crossed level."""
         for crossing in crossings:
-            severity = Severity.CRITICAL if crossing.is_highest_of_several else Severity.WARNING
+            severity = Severity.CRITICAL if crossing.is_highest_of_several_levels else Severity.WARNING
             data = {"detected_by": crossing.detected_by.value, "device": device, "layer": "storage", "owner": "agent"}
             data |= {"level_bytes": crossing.level.bytes} | disk_space_values(tracker.usage)
-            alert = state.alert("write_threshold", device, severity, time_ns, data, level=crossing.level.text)
+            alert = state.build_alert("write_threshold", device, severity, time_ns, data, level=crossing.level.text)
             if crossing.firing:
                 yield from self._store.fire(alert)
             else:
@@ -368,7 +368,7 @@ class DiskAlerts:
 
     # Commands.
 
-    def pending_commands(self, state: VmProcessState) -> list[tuple[str, Command]]:
+    def pop_pending_commands(self, state: VmProcessState) -> list[tuple[str, Command]]:
         """Return the commands that set thresholds now, each with its device. After this call, these thresholds count as set.
 
         QEMU stores one threshold for each block node, and other clients may also set thresholds. So the agent sends at most one command
@@ -377,7 +377,7 @@ class DiskAlerts:
         slots_read, state.slots_read = state.slots_read, EMPTY_SET
         commands = []
         for device in sorted(slots_read & state.trackers.keys()):
-            threshold = state.trackers[device].claim_next_threshold()
+            threshold = state.trackers[device].mark_next_threshold_as_set()
             if threshold is not None:
                 state.space_changed = True
                 arguments = dict(zip(("node-name", "write-threshold"), threshold, strict=True))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from agent.alerts.disk_types import ThresholdMode
+from agent.alerts.disk_threshold_types import ThresholdMode
 from agent.alerts.disk_usage import DiskUsage
 from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.threshold_tracker import ThresholdTracker
@@ -12,7 +12,11 @@ from agent.model.metrics.block import BLOCK_SPACE
 
 def disk_space_values(usage: DiskUsage) -> dict[str, Any]:
     """Return a disk's storage node, path and limit, and its usage and growth if they are known."""
-    figures: dict[str, Any] = {"node": usage.storage.node, "path": usage.storage.path, "measure": usage.measure}
+    figures: dict[str, Any] = {
+        "node": usage.storage.node,
+        "path": usage.storage.path,
+        "measure": usage.used_bytes_measure,
+    }
     if isinstance(usage.pool, PoolUsage):
         figures["pool"] = usage.pool.name
     if usage.is_limit_known and usage.limit:
@@ -31,10 +35,10 @@ def disk_space_values(usage: DiskUsage) -> dict[str, Any]:
 def space_sample(device: str, tracker: ThresholdTracker) -> Sample | None:
     """Return a disk's usage as a `block_space` sample; None if the disk cannot run out of space or the policy is off."""
     tracker.shown_limit = tracker.usage.limit
-    if not tracker.usage.is_thin or tracker.policy.mode is ThresholdMode.OFF:
+    if not tracker.usage.can_run_out_of_space or tracker.policy.mode is ThresholdMode.OFF:
         return None
     values = {key: value for key, value in disk_space_values(tracker.usage).items() if key not in ("node", "path")}
-    values |= {"exceeded_levels": tracker.exceeded_levels, "threshold_foreign": tracker.slot.is_foreign}
+    values |= {"exceeded_levels": tracker.exceeded_level_count, "threshold_foreign": tracker.slot.is_foreign}
     if tracker.slot.threshold is not None:
         values["armed_threshold_bytes"] = tracker.slot.threshold[1]
     return Sample(BLOCK_SPACE, (device,), values)

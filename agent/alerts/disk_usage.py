@@ -7,9 +7,9 @@ QEMU reports how many bytes the host has allocated for a file. For a block devic
 from dataclasses import dataclass, field
 
 from agent.alerts.disk_growth import DiskGrowth
-from agent.alerts.disk_types import DiskLayer, LimitedBy, is_same_identity, parse_name_and_bytes
-from agent.alerts.image_size import max_file_bytes
-from agent.alerts.levels import MAX_SIZE_BYTES
+from agent.alerts.disk_levels import MAX_SIZE_BYTES
+from agent.alerts.disk_threshold_types import DiskLayer, LimitedBy, may_be_same_device, parse_stored_name_and_bytes
+from agent.alerts.fully_allocated_image_size import fully_allocated_image_bytes
 from agent.alerts.pool_usage import PoolUsage
 from agent.host.pools.base import UnknownPool
 
@@ -66,26 +66,26 @@ class DiskUsage:
     _restored_write: tuple[str, int, str] = ("", 0, "")
 
     @property
-    def measure(self) -> str:
+    def used_bytes_measure(self) -> str:
         """Kind of `used`: `allocated` for the allocated bytes of a file or volume, `offset` for the highest write offset in a device."""
-        return "allocated" if self.storage.driver in FILE_DRIVERS or self.is_raw_volume else "offset"
+        return "allocated" if self.storage.driver in FILE_DRIVERS or self.is_raw_on_thin_volume else "offset"
 
     @property
-    def is_raw_volume(self) -> bool:
+    def is_raw_on_thin_volume(self) -> bool:
         """True for a raw disk on a thin volume. Only the pool reports the usage of that disk, because the guest writes at any offset."""
         return self.volume_allocated_bytes is not None and self.storage.driver not in FILE_DRIVERS and self.is_raw
 
     @property
     def allocated_bytes(self) -> int | None:
         """Allocated bytes of the file or the volume; None if they are unknown."""
-        if self.volume_allocated_bytes is not None and self.is_raw_volume:
+        if self.volume_allocated_bytes is not None and self.is_raw_on_thin_volume:
             return min(self.volume_allocated_bytes, self.format.size)  # ZFS also counts the metadata of a volume
         return self.storage.allocated
 
     def _update_limit(self) -> None:
         """Compute and store the limit, because each poll reads the limit several times."""
         used, free = self._used_at_reading, self._pool_free
-        if self.measure == "offset":
+        if self.used_bytes_measure == "offset":
             self.max_usage, own = self.storage.size, (self.storage.size, LimitedBy.DEVICE)
         elif self._can_outgrow_size:
             self.max_usage, own = MAX_SIZE_BYTES, (0, LimitedBy.UNKNOWN)
@@ -120,7 +120,7 @@ class DiskUsage:
         """True if the limit is known. False while the agent searches for a file's pool, and until the agent has read that pool."""
         pool = self.pool
         is_pending = pool is None or (isinstance(pool, PoolUsage) and pool.reading is None and not pool.error)
-        return self.measure == "offset" or not is_pending
+        return self.used_bytes_measure == "offset" or not is_pending
 
     @property
     def free(self) -> int:
@@ -130,12 +130,12 @@ class DiskUsage:
     @property
     def used(self) -> int:
         """Bytes in use; valid only if `is_measured` is True."""
-        return self.allocated_bytes or 0 if self.measure == "allocated" else self.offset
+        return self.allocated_bytes or 0 if self.used_bytes_measure == "allocated" else self.offset
 
     @property
     def is_measured(self) -> bool:
         """True if the usage is known. A highest write offset of 0 counts as unknown, because QEMU starts at 0 when it opens an image."""
-        return self.allocated_bytes is not None if self.measure == "allocated" else self.offset > 0
+        return self.allocated_bytes is not None if self.used_bytes_measure == "allocated" else self.offset > 0
 
     @property
     def is_raw(self) -> bool:
@@ -143,11 +143,11 @@ class DiskUsage:
         return self.format.driver == "raw" or self.format.node == self.storage.node
 
     @property
-    def is_thin(self) -> bool:
+    def can_run_out_of_space(self) -> bool:
         """True if the storage can run out of space. A raw device and a fully allocated file cannot run out of space."""
         if not self.is_polled or not self.is_limit_known or not self.limit or self.format.read_only:
             return False
-        return self._was_thin if self.measure == "allocated" else not self.is_raw
+        return self._was_thin if self.used_bytes_measure == "allocated" else not self.is_raw
 
     @property
     def time_to_full(self) -> float | None:
@@ -167,7 +167,7 @@ class DiskUsage:
         self.offset = max(self.offset, offset)
         self._store_usage_at_reading()
         self._update_limit()
-        if self.measure == "offset" or self.is_raw_volume:
+        if self.used_bytes_measure == "offset" or self.is_raw_on_thin_volume:
             self._add_point(now)
 
     def on_layers(
@@ -186,7 +186,7 @@ class DiskUsage:
             True if another image replaced the disk's image.
         """
         path_before, _, identity_before = self._highest_write
-        is_same = path_before == storage.path and is_same_identity(identity_before, storage.identity)
+        is_same = path_before == storage.path and may_be_same_device(identity_before, storage.identity)
         if self.is_polled and storage.node != self.storage.node:
             newest = list(self.past_nodes.items())[1 - MAX_PAST_NODES :]
             self.past_nodes = dict(newest) | {self.storage.node: self.storage.path}
@@ -198,7 +198,7 @@ class DiskUsage:
                 self._was_thin = had_alert
             self._restored_write = ("", 0, "")
         self.format, self.storage, self.is_polled = image_format, storage, True
-        self._max_file_bytes = max_file_bytes(image_format.driver, image_format.size, image_format.cluster)
+        self._max_file_bytes = fully_allocated_image_bytes(image_format.driver, image_format.size, image_format.cluster)
         self.offset = self._layers_offset = max(self.offset, offset)
         self._layers_allocated = storage.allocated or 0
         has_holes = self.allocated_bytes is not None and self.allocated_bytes < image_format.size
@@ -234,5 +234,5 @@ class DiskUsage:
         """Restore what `state_to_store` returned in an earlier run. Ignore an invalid value."""
         match stored:
             case [path, offset, str(identity)]:
-                place = parse_name_and_bytes([path, offset])
+                place = parse_stored_name_and_bytes([path, offset])
                 self._restored_write = (*place, identity) if place is not None else ("", 0, "")

@@ -21,16 +21,16 @@ from agent.alerts.event_alerts import HANDLED_EVENTS, EventAlerts
 from agent.alerts.guest_alerts import GuestAlerts
 from agent.alerts.guest_policy import GuestAlertPolicy
 from agent.alerts.highest_writes import HighestWriteStore
-from agent.alerts.overrides import AlertOverrides
 from agent.alerts.persistence import AlertPersistence, EntryNameAndValue
 from agent.alerts.processes import IsProcessAlive, ProcessRegistry
+from agent.alerts.rules.overrides import AlertOverrides
 from agent.alerts.rules.rule_evaluator import RuleEvaluator
 from agent.alerts.rules.rule_types import EventAlertRule, SampleAlertRule
 from agent.alerts.run_state_alerts import RunStateAlerts
 from agent.alerts.shared_uuid_alerts import SharedUuidAlerts
 from agent.alerts.store import AlertStore
 from agent.alerts.threshold_commands import ThresholdCommands
-from agent.model.event_definition import Category
+from agent.model.event_definition import EventCategory
 from agent.model.family import Family, Sample
 from agent.model.record import Record, Vm
 
@@ -139,7 +139,7 @@ class AlertEngine:
             permanently: Whether the guest shut down or migrated away. Otherwise, the VM's alerts are kept for `REATTACH_SECONDS`.
             time_ns: When the agent detached, in nanoseconds since the epoch.
         """
-        state = self._processes.find_attached_process(vm)
+        state = self._processes.find_attached_process_of_vm(vm)
         if state is None:
             return []
         state.detached_at, state.ended_permanently = (now - REATTACH_SECONDS if permanently else now), permanently
@@ -155,7 +155,7 @@ class AlertEngine:
         return self._to_changes(self._on_tick(now, now_ns))
 
     def _on_tick(self, now: float, now_ns: int) -> Iterator[Record]:
-        yield from self.store.resolve_expired(now_ns)
+        yield from self.store.resolve_alerts_past_end_time(now_ns)
         for state in self._processes:
             if state.detached_at is None:
                 # Skip guests that run and have no alert, because most guests do, and this loop runs for all VMs.
@@ -185,15 +185,15 @@ class AlertEngine:
             and name not in event_rules.event_names
         ):
             return []  # a fast path: most events change no alert
-        state = self._processes.find_attached_process(event.vm)
+        state = self._processes.find_attached_process_of_vm(event.vm)
         if state is None:
             return []
         if event.time_ns > now_ns:  # the clock of the host that sent the event is ahead
             event = event._replace(time_ns=now_ns)
         changes = self._to_changes(self._events.on_event(state, event, name, now_ns))
         if name in event_rules.event_names:
-            is_disk = event.data["category"] == Category.BLOCK
-            subject = self.disk_lookup.subject_of(event) if is_disk else event.subject
+            is_disk = event.data["category"] == EventCategory.BLOCK
+            subject = self.disk_lookup.subject_of_disk_event(event) if is_disk else event.subject
             changes += self._to_changes(event_rules.on_event(state, event, name, subject, now_ns))
         return changes + self._to_changes(self._shared_uuids.switch_primary(event.vm.uuid, event.time_ns))
 
@@ -206,7 +206,7 @@ class AlertEngine:
             running: Whether the guest runs.
             status: QEMU's run state, such as `paused`.
         """
-        state = self._processes.find_attached_process(vm)
+        state = self._processes.find_attached_process_of_vm(vm)
         if state is None:
             return []
         changes = self._to_changes(self._run_states.on_poll(state, status, time_ns, running=running))
@@ -214,7 +214,7 @@ class AlertEngine:
 
     def on_migration(self, vm: Vm, status: str, time_ns: int) -> list[AlertChange]:
         """Handle a poll of the migration; `time_ns` is when the query was sent, in nanoseconds since the epoch."""
-        state = self._processes.find_attached_process(vm)
+        state = self._processes.find_attached_process_of_vm(vm)
         return self._to_changes(self._run_states.on_migration(state, status, time_ns)) if state is not None else []
 
     def on_jobs(self, vm: Vm, samples: Iterable[Sample], time_ns: int, now_ns: int) -> list[AlertChange]:
@@ -226,10 +226,10 @@ class AlertEngine:
             time_ns: When the query was sent, in nanoseconds since the epoch.
             now_ns: The current time in nanoseconds since the epoch.
         """
-        state = self._processes.find_attached_process(vm)
+        state = self._processes.find_attached_process_of_vm(vm)
         return self._to_changes(self._events.on_jobs(state, samples, time_ns, now_ns)) if state is not None else []
 
-    def on_rule_samples(
+    def on_samples_for_alert_rules(
         self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
     ) -> list[AlertChange]:
         """Handle a poll of families that have alert rules.
@@ -240,14 +240,14 @@ class AlertEngine:
             samples: All samples of the families.
             time_ns: When the query was sent, in nanoseconds since the epoch.
         """
-        state = self._processes.find_attached_process(vm)
+        state = self._processes.find_attached_process_of_vm(vm)
         if state is None:
             return []
         return self._to_changes(self.rules.on_samples(state, families, samples, time_ns))
 
     def on_guest_channel(self, vm: Vm, time_ns: int, *, connected: bool) -> list[AlertChange]:
         """Handle a poll of the guest agent's channel; `connected` is whether the guest has opened the channel."""
-        state = self._processes.find_attached_process(vm)
+        state = self._processes.find_attached_process_of_vm(vm)
         if state is None:
             return []
         return self._to_changes(self._guests.on_channel(state, time_ns, connected=connected))
@@ -256,12 +256,12 @@ class AlertEngine:
         self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
     ) -> list[AlertChange]:
         """Handle a query of a guest agent. `samples` are all samples of `families`."""
-        state = self._processes.find_attached_process(vm)
+        state = self._processes.find_attached_process_of_vm(vm)
         return self._to_changes(self._guests.on_samples(state, families, samples, time_ns)) if state is not None else []
 
     def on_guest_queries_disabled(self, vm: Vm, time_ns: int) -> list[AlertChange]:
         """Handle a VM whose guest agent is no longer queried."""
-        state = self._processes.find_attached_process(vm)
+        state = self._processes.find_attached_process_of_vm(vm)
         return self._to_changes(self._guests.on_disabled(state, time_ns)) if state is not None else []
 
     def on_disk_samples(
@@ -279,12 +279,12 @@ class AlertEngine:
         Returns:
             The alert records to send, and the VM's `block_space` samples. If no sample has changed, the list is the same object as before.
         """
-        state = self._processes.find_attached_process(vm)
+        state = self._processes.find_attached_process_of_vm(vm)
         if state is None:
             return [], []
         records = self._disks.on_samples(state, samples, families, now, time_ns) if state.is_active else ()
         changes = self._to_changes(records)
-        changes += self._to_changes(self._run_states.on_devices(state, samples, families, time_ns))
+        changes += self._to_changes(self._run_states.on_io_status_poll(state, samples, families, time_ns))
         return changes, self._disks.space_samples(state) if state.is_active else []
 
     def _to_changes(self, records: Iterable[Record]) -> list[AlertChange]:

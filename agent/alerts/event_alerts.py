@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from agent.alerts.disk_alerts import DiskAlerts
-from agent.alerts.disk_types import DetectedBy
+from agent.alerts.disk_threshold_types import DetectedBy
 from agent.alerts.failure_rules import FAILURE_EVENT_RULES, HOUR, FailureEventRule
-from agent.alerts.process_state import VmProcessState
+from agent.alerts.rules.process_state import VmProcessState
 from agent.alerts.run_state_alerts import RunStateAlerts
 from agent.alerts.store import AlertStore
 from agent.model.family import Sample
@@ -55,7 +55,7 @@ class EventAlerts:
         """Fire a rule's alert. Do nothing if the event stopped the guest, and the guest has certainly run since then."""
         if rule.status and state.run.has_run_since(event.time_ns):
             return
-        device, located = self._disks.device_of(state, event.subject, data)
+        device, located = self._disks.device_of_event(state, event.subject, data)
         if rule.status == "io-error":
             if not located:
                 self._run_states.on_unlocated_io_error(state, event.time_ns, is_full=rule.alert == "disk_full")
@@ -82,7 +82,9 @@ class EventAlerts:
         if rule.alert == "job_failed" and len(state.failed_jobs) < MAX_FAILED_JOBS:
             state.failed_jobs |= {event.subject}
         attributes = {"until_ns": until_ns, "resolved_by": rule.resolved_by, "status": rule.status}
-        yield from self._store.fire(state.alert(rule.alert, device, rule.severity, event.time_ns, fields, **attributes))
+        yield from self._store.fire(
+            state.build_alert(rule.alert, device, rule.severity, event.time_ns, fields, **attributes)
+        )
 
     def on_jobs(self, state: VmProcessState, samples: Iterable[Sample], time_ns: int, now_ns: int) -> Iterator[Record]:
         """Handle a poll of the jobs; fire an alert for each failed job whose failure was not reported yet."""
@@ -94,4 +96,6 @@ class EventAlerts:
             fields |= {"type": failed[job].labels[1]}
             until_ns = now_ns + int(HOUR * 1e9)
             rule = _JOB_FAILED
-            yield from self._store.fire(state.alert(rule.alert, job, rule.severity, time_ns, fields, until_ns=until_ns))
+            yield from self._store.fire(
+                state.build_alert(rule.alert, job, rule.severity, time_ns, fields, until_ns=until_ns)
+            )

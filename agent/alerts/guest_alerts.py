@@ -7,6 +7,7 @@ resolves no alert.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from agent.alerts.disk_levels import levels_to_bytes
 from agent.alerts.failure_rules import (
     GUEST_AGENT_LOST_HELP,
     GUEST_AGENT_LOST_SECONDS,
@@ -15,9 +16,8 @@ from agent.alerts.failure_rules import (
     GUEST_FROZEN_HELP,
 )
 from agent.alerts.guest_policy import GuestAlertPolicy
-from agent.alerts.levels import levels_to_bytes
-from agent.alerts.overrides import AlertOverrides
-from agent.alerts.process_state import VmProcessState
+from agent.alerts.rules.overrides import AlertOverrides
+from agent.alerts.rules.process_state import VmProcessState
 from agent.alerts.store import Alert, AlertStore
 from agent.model.family import Family, Sample
 from agent.model.metrics.guest import GUEST_AGENT_SESSION, GUEST_CLOCK, GUEST_FILESYSTEM, GUEST_FREEZE
@@ -81,10 +81,13 @@ class GuestAlerts:
         lost_ns = guest.agent_lost_ns or guest.agent_unresponsive_ns
         if not lost_ns or not state.run.running:
             return
-        if now_ns - lost_ns >= self.overrides.seconds_of(LOST_ALERT, state.vm, "", GUEST_AGENT_LOST_SECONDS) * 1e9:
+        if (
+            now_ns - lost_ns
+            >= self.overrides.min_duration_seconds_of_alert(LOST_ALERT, state.vm, "", GUEST_AGENT_LOST_SECONDS) * 1e9
+        ):
             reason = "closed" if guest.agent_lost_ns else "unresponsive"
             data = {"help": GUEST_AGENT_LOST_HELP, "reason": reason, "lost_since_timestamp_seconds": lost_ns / 1e9}
-            yield from self._store.fire(state.alert(LOST_ALERT, "", Severity.WARNING, now_ns, data))
+            yield from self._store.fire(state.build_alert(LOST_ALERT, "", Severity.WARNING, now_ns, data))
 
     # The values that the guest agent reports.
 
@@ -139,7 +142,7 @@ class GuestAlerts:
                 where = {"help": GUEST_FILESYSTEM_HELP, "mountpoint": mountpoint, "device": device, "type": kind}
                 data = {**where, "level_bytes": level.bytes, **figures}
                 yield from self._store.fire(
-                    state.alert(FILESYSTEM_ALERT, mountpoint, severity, time_ns, data, level=level.text)
+                    state.build_alert(FILESYSTEM_ALERT, mountpoint, severity, time_ns, data, level=level.text)
                 )
             elif level.text in firing and used <= level.bytes - size * self.policy.hysteresis:
                 yield from self._store.resolve([firing[level.text]], time_ns, "space", figures)
@@ -154,7 +157,7 @@ class GuestAlerts:
         if time_ns - guest.frozen_ns >= self.policy.frozen_seconds * 1e9:
             data = {"help": GUEST_FROZEN_HELP, "frozen_since_timestamp_seconds": guest.frozen_ns / 1e9}
             options = {"resolved_by": frozenset({"RESET"})}
-            yield from self._store.fire(state.alert(FROZEN_ALERT, "", Severity.ERROR, time_ns, data, **options))
+            yield from self._store.fire(state.build_alert(FROZEN_ALERT, "", Severity.ERROR, time_ns, data, **options))
 
     def _on_clock(self, state: VmProcessState, values: Mapping[str, Any], time_ns: int) -> Iterator[Record]:
         """Fire `guest_clock_offset` if the offset minus its maximum error exceeds the limit in `CLOCK_POLLS` consecutive polls."""
@@ -169,4 +172,4 @@ class GuestAlerts:
         state.guest.clock_polls += 1
         if state.guest.clock_polls >= CLOCK_POLLS:
             data: dict[str, Any] = {"help": GUEST_CLOCK_HELP, **figures}
-            yield from self._store.fire(state.alert(CLOCK_ALERT, "", Severity.WARNING, time_ns, data))
+            yield from self._store.fire(state.build_alert(CLOCK_ALERT, "", Severity.WARNING, time_ns, data))

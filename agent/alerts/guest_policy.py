@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from agent.alerts.levels import DiskAlertLevel, parse_disk_level
+from agent.alerts.disk_levels import DiskAlertLevel, parse_disk_level
 from agent.model.record import Vm
 
 _DEFAULT_LEVELS = (parse_disk_level("90%"), parse_disk_level("95%"))

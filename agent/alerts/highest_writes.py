@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from agent.alerts.disk_types import is_same_identity
-from agent.alerts.levels import MAX_SIZE_BYTES
+from agent.alerts.disk_levels import MAX_SIZE_BYTES
+from agent.alerts.disk_threshold_types import may_be_same_device
 
 MAX_IMAGES = 16384
 """Maximum number of images. If more images are known, the agent removes the image that was polled longest ago."""
@@ -48,7 +48,7 @@ class HighestWrite:
 
     def matches_image(self, image: ImageKey) -> bool:
         """Return whether this offset belongs to the image: the sizes are equal, and the identities are equal or unknown."""
-        return self.size == image.size and is_same_identity(self.identity, image.identity)
+        return self.size == image.size and may_be_same_device(self.identity, image.identity)
 
 
 class HighestWriteStore:

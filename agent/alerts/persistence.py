@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent.alerts.highest_writes import HighestWriteStore
-from agent.alerts.process_state import VmProcessState
 from agent.alerts.processes import ProcessRegistry
 from agent.alerts.rules.derived_samples import VmRuleState
+from agent.alerts.rules.process_state import VmProcessState
 from agent.alerts.rules.sample_rule_evaluator import MAX_RULE_SUBJECTS
 from agent.alerts.rules.snapshot_ages import SNAPSHOT_ENTRY_PREFIX, ExternalSnapshotAges
 from agent.alerts.store import AlertStore

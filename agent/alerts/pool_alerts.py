@@ -8,7 +8,7 @@ from agent.alerts.pool_levels import (
     PoolPolicyLookup,
     bytes_until_level,
     is_exceeded,
-    is_highest_of_several,
+    is_highest_of_several_levels,
 )
 from agent.alerts.pool_usage import (
     MAX_ERROR_LENGTH,
@@ -127,7 +127,7 @@ class PoolAlerts:
             exceeded = is_exceeded(level, usage, policy.hysteresis, firing=firing)
             if exceeded is True:
                 usage.exceeded |= {level.text}
-                severity = Severity.CRITICAL if is_highest_of_several(level, policy, usage) else Severity.WARNING
+                severity = Severity.CRITICAL if is_highest_of_several_levels(level, policy, usage) else Severity.WARNING
                 data = self._level_data(usage, level, now_ns)
                 yield from self._store.fire(self._build_alert(FILLING, usage, level.text, severity, now_ns, data))
             elif exceeded is False and firing:

@@ -11,7 +11,7 @@ from agent.alerts.pool_usage import PoolUsage
 from agent.common.units import parse_bytes, parse_seconds
 
 
-class PoolMeasure(StrEnum):
+class PoolLevelMeasure(StrEnum):
     """The quantity that an alert level limits."""
 
     SPACE = "space"
@@ -38,7 +38,7 @@ class PoolAlertLevel:
     """
 
     text: str
-    measure: PoolMeasure
+    measure: PoolLevelMeasure
     percent: float | None = None
     free: int | None = None
     seconds: float | None = None
@@ -59,7 +59,7 @@ class PoolPolicy:
     @property
     def watches_space(self) -> bool:
         """True if the pool has a level of space. Disks on that pool then need no separate alerts."""
-        return any(level.measure is PoolMeasure.SPACE for level in self.levels)
+        return any(level.measure is PoolLevelMeasure.SPACE for level in self.levels)
 
 
 PoolPolicyLookup = Callable[[PoolUsage], PoolPolicy]
@@ -76,12 +76,12 @@ def parse_pool_level(text: str) -> PoolAlertLevel:
     words = " ".join(text.split())
     match = re.fullmatch(r"(?:(inodes|metadata) )?(\d+(?:\.\d+)?) ?%", words)
     if match and 0 < float(match[2]) <= 100:
-        return PoolAlertLevel(words, PoolMeasure(match[1] or "space"), percent=float(match[2]))
+        return PoolAlertLevel(words, PoolLevelMeasure(match[1] or "space"), percent=float(match[2]))
     try:
         if words.startswith("free ") and (free := parse_bytes(words.removeprefix("free "))) > 0:
-            return PoolAlertLevel(words, PoolMeasure.SPACE, free=free)
+            return PoolAlertLevel(words, PoolLevelMeasure.SPACE, free=free)
         if words.startswith("full in ") and (seconds := parse_seconds(words.removeprefix("full in "))) > 0:
-            return PoolAlertLevel(words, PoolMeasure.TIME, seconds=seconds)
+            return PoolAlertLevel(words, PoolLevelMeasure.TIME, seconds=seconds)
     except ValueError:
         pass
     raise ValueError('should be a level such as "85%", "free 20GiB", "full in 2h", "inodes 90%" or "metadata 75%"')
@@ -118,17 +118,17 @@ def _is_full_within(seconds: float, usage: PoolUsage, *, firing: bool) -> bool |
     return time_to_full is not None and time_to_full <= seconds * TIME_HYSTERESIS
 
 
-def _used_and_size(measure: PoolMeasure, usage: PoolUsage) -> tuple[int, int] | None:
+def _used_and_size(measure: PoolLevelMeasure, usage: PoolUsage) -> tuple[int, int] | None:
     """Return the used amount and the size, in bytes or in inodes; None if an amount is unknown."""
     reading = usage.reading
     if reading is None:
         return None
-    if measure is PoolMeasure.SPACE:
+    if measure is PoolLevelMeasure.SPACE:
         used, free = usage.used, usage.free
         return (used, used + free) if used is not None and free is not None else None
     size, free = (
         (reading.inodes, reading.free_inodes)
-        if measure is PoolMeasure.INODES
+        if measure is PoolLevelMeasure.INODES
         else (reading.metadata_size_bytes, reading.metadata_free_bytes)
     )
     return (size - free, size) if size is not None and free is not None else None
@@ -141,7 +141,7 @@ def bytes_until_level(level: PoolAlertLevel, usage: PoolUsage) -> float | None:
         The number of bytes, negative if the level is already exceeded. None if the level does not limit space, or if the pool's size or
         usage is unknown.
     """
-    shares = _used_and_size(level.measure, usage) if level.measure is PoolMeasure.SPACE else None
+    shares = _used_and_size(level.measure, usage) if level.measure is PoolLevelMeasure.SPACE else None
     if shares is None:
         return None
     used, size = shares
@@ -149,10 +149,10 @@ def bytes_until_level(level: PoolAlertLevel, usage: PoolUsage) -> float | None:
     return max_used - used
 
 
-def is_highest_of_several(level: PoolAlertLevel, policy: PoolPolicy, usage: PoolUsage) -> bool:
+def is_highest_of_several_levels(level: PoolAlertLevel, policy: PoolPolicy, usage: PoolUsage) -> bool:
     """Return whether this level is the highest of two or more levels for the same quantity. Return False for a time level."""
     shares = _used_and_size(level.measure, usage)
-    if level.measure is PoolMeasure.TIME or shares is None:
+    if level.measure is PoolLevelMeasure.TIME or shares is None:
         return False
 
     def percent_of(other: PoolAlertLevel) -> float:

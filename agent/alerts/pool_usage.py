@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any
 
-from agent.alerts.image_size import max_file_bytes
+from agent.alerts.fully_allocated_image_size import fully_allocated_image_bytes
 from agent.alerts.pool_growth import DAY_SECONDS, PoolGrowth
 from agent.host.pools.base import READ_ONLY_PROBLEM, Pool, PoolReading, UnknownPool
 from agent.model.family import Sample
-from agent.model.metrics.pool import BLOCK_STORAGE, POOL
+from agent.model.metrics.storage_pool import BLOCK_STORAGE, POOL
 from agent.model.record import Vm, sanitize
 
 MAX_VM_NAMES = 32
@@ -58,7 +58,7 @@ class Image:
     writable: bool = True
 
 
-def images_of(layers: Iterable[Sample]) -> list[Image]:
+def images_from_layer_samples(layers: Iterable[Sample]) -> list[Image]:
     """Return the images of a VM.
 
     Args:
@@ -77,7 +77,7 @@ def images_of(layers: Iterable[Sample]) -> list[Image]:
         if values.get("driver") in DEVICE_DRIVERS:
             max_bytes = _non_negative_int(values, "size_bytes")
         elif writable:
-            max_bytes = max(max_file_bytes(str(image_format.get("driver", "")), size, cluster), allocated)
+            max_bytes = max(fully_allocated_image_bytes(str(image_format.get("driver", "")), size, cluster), allocated)
         driver, path = str(values.get("driver", "")), str(values.get("path", ""))
         images.append(Image(device, layer, driver, path, size, allocated, max_bytes, writable=writable))
     return images
@@ -165,13 +165,13 @@ class PoolUsage:
         return reading.used_bytes if reading.used_bytes is not None else reading.size_bytes - reading.free_bytes
 
     @property
-    def problem(self) -> str:
+    def reported_problem(self) -> str:
         """The problem in the last reading; empty without a problem. A read-only pool is no problem if no VM writes to the pool."""
         problem = self.reading.problem if self.reading is not None else ""
         is_harmless = problem == READ_ONLY_PROBLEM and not any(image.writable for image in self.images.values())
         return "" if is_harmless else problem
 
-    def allocated_of(self, vm: Vm, device: str) -> int | None:
+    def volume_allocated_bytes_of_disk(self, vm: Vm, device: str) -> int | None:
         """Return the bytes that the volume under a disk occupies in the pool; None if the pool does not report volumes."""
         image = self.images.get((vm, device, "storage"))
         return (
@@ -188,7 +188,7 @@ class PoolUsage:
         self.provisioned = sum(by_path.values())
         self.vm_names = sorted({sanitize(vm.name) for vm, _, _ in self.images})
 
-    def is_unchanged(self, reading: PoolReading) -> bool:
+    def is_reading_unchanged(self, reading: PoolReading) -> bool:
         """Return whether a reading equals the last reading, apart from changes up to `UNCHANGED_SHARE`.
 
         The first reading after an error or after a time without an answer always counts as a change.
@@ -232,7 +232,7 @@ class PoolUsage:
                 "growth_over_day_bytes_per_second": _round_if_known(self.growth.rate(DAY_SECONDS)),
                 "time_to_full_seconds": _round_if_known(self.time_to_full),
                 "time_to_full_at_day_growth_seconds": _round_if_known(self._time_to_full_at_day_growth()),
-                "problem": self.problem or None,
+                "problem": self.reported_problem or None,
             }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -240,7 +240,7 @@ class PoolUsage:
         rate = self.growth.rate(DAY_SECONDS)
         return self.free / rate if self.free is not None and rate is not None and rate > 0 else None
 
-    def sample(self, now: float) -> Sample:
+    def to_sample(self, now: float) -> Sample:
         """Return the `pool` sample of this pool."""
         values: dict[str, Any] = {"key": self.pool.key, "responsive": self.unresponsive_since is None}
         values |= {"type": self.pool.type} if self.pool.type else {}
@@ -377,7 +377,7 @@ class PoolRegistry:
         known_path, pool = self._by_disk.get((vm, device), ("", None))
         return pool if known_path == path else None
 
-    def storage_samples(self, vm: Vm) -> list[Sample]:
+    def block_storage_samples_of_vm(self, vm: Vm) -> list[Sample]:
         """Return the `block_storage` samples of a VM, one for each image."""
         samples = []
         for image, pool in islice(self._placements.get(vm, ()), 4096):

@@ -8,7 +8,7 @@ becomes the primary, it takes over the alerts of the disks.
 from collections.abc import Callable, Iterator
 from itertools import count
 
-from agent.alerts.process_state import VmProcessState
+from agent.alerts.rules.process_state import VmProcessState
 from agent.model.record import Vm
 
 IsProcessAlive = Callable[[int], bool]
@@ -37,16 +37,16 @@ class ProcessRegistry:
         """Return the processes of a UUID, the primary first."""
         return self._by_uuid.get(uuid, [])
 
-    def find_attached_process(self, vm: Vm) -> VmProcessState | None:
+    def find_attached_process_of_vm(self, vm: Vm) -> VmProcessState | None:
         """Return the process of this VM if the agent is attached to it; otherwise None."""
         for state in self._by_uuid.get(vm.uuid, ()):
             if state.detached_at is None and (state.vm is vm or state.vm == vm):
                 return state
         return None
 
-    def find_active(self, vm: Vm) -> VmProcessState | None:
+    def find_active_process_of_vm(self, vm: Vm) -> VmProcessState | None:
         """Return the attached process of this VM if the agent evaluates its disks; otherwise None."""
-        state = self.find_attached_process(vm)
+        state = self.find_attached_process_of_vm(vm)
         return state if state is not None and state.is_active else None
 
     def attach(self, vm: Vm, pid: int | None) -> VmProcessState:
@@ -126,14 +126,14 @@ class ProcessRegistry:
         before.is_active, state.is_active = False, True
         before.instance, state.instance = state.instance or before.vm.monitor, before.instance
 
-    def running_processes(self, uuid: str) -> list[VmProcessState]:
+    def processes_with_running_guest(self, uuid: str) -> list[VmProcessState]:
         """Return the attached processes of a UUID whose guest is known to run."""
         return [state for state in self.processes_with_uuid(uuid) if state.detached_at is None and state.run.running]
 
     def is_uuid_unique(self, uuid: str) -> bool:
         """Return whether at most one process of a UUID runs its guest. False if a process is detached or its run state is unknown."""
         are_known = all(state.has_run_state and state.detached_at is None for state in self.processes_with_uuid(uuid))
-        return are_known and len(self.running_processes(uuid)) < 2
+        return are_known and len(self.processes_with_running_guest(uuid)) < 2
 
     def clashing_processes(self, uuid: str) -> list[VmProcessState]:
         """Return the running processes of a UUID if several guests certainly run at the same time; else an empty list.
@@ -141,6 +141,6 @@ class ProcessRegistry:
         A clash is certain if each guest was polled as running after the last guest began to run. A migration never meets this condition,
         because its source stops before its destination runs.
         """
-        running = self.running_processes(uuid)
+        running = self.processes_with_running_guest(uuid)
         last_start_ns = max((state.run.running_since_ns for state in running), default=0)
         return running if len(running) > 1 and all(state.run.last_ran_ns > last_start_ns for state in running) else []

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from agent.alerts.disk_space_values import disk_space_values
-from agent.alerts.disk_types import DetectedBy
+from agent.alerts.disk_threshold_types import DetectedBy
 from agent.alerts.failure_rules import (
     FAILURE_EVENT_RULES,
     MIGRATION_FAILED,
@@ -19,8 +19,8 @@ from agent.alerts.failure_rules import (
     RUN_STATE_RULES,
     RunStateRule,
 )
-from agent.alerts.overrides import AlertOverrides
-from agent.alerts.process_state import VmProcessState
+from agent.alerts.rules.overrides import AlertOverrides
+from agent.alerts.rules.process_state import VmProcessState
 from agent.alerts.store import Alert, AlertStore
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK_DEVICE
@@ -83,7 +83,7 @@ class RunStateAlerts:
 
     def on_poll(self, state: VmProcessState, status: str, time_ns: int, *, running: bool) -> Iterator[Record]:
         """Handle a poll of the run state; `time_ns` is when the query was sent, in nanoseconds since the epoch."""
-        if state.run.adjust_clock(time_ns):
+        if state.run.cap_times_after_clock_setback(time_ns):
             self._store.cap_seen_times(state.owner, time_ns)
         if not state.run.on_poll(status, time_ns, running=running):
             return  # a newer event is known
@@ -118,7 +118,7 @@ class RunStateAlerts:
         self, state: VmProcessState, rule: RunStateRule, time_ns: int, detected_by: DetectedBy
     ) -> Iterator[Record]:
         data = {"help": rule.help, "status": rule.status, "detected_by": detected_by.value}
-        yield from self._store.fire(state.alert(rule.alert, "", rule.severity, time_ns, data, status=rule.status))
+        yield from self._store.fire(state.build_alert(rule.alert, "", rule.severity, time_ns, data, status=rule.status))
 
     # I/O errors.
 
@@ -135,7 +135,7 @@ class RunStateAlerts:
         state.is_unlocated_error_enospc = is_full
         state.collectors_to_poll |= {"drives"}
 
-    def on_devices(
+    def on_io_status_poll(
         self, state: VmProcessState, samples: Sequence[Sample], families: Collection[Family], time_ns: int
     ) -> Iterator[Record]:
         """Handle a poll of devices: find the failed disks by their `io-status` in query-block, and update the alerts of I/O errors."""
@@ -182,7 +182,7 @@ class RunStateAlerts:
         rule, tracker = _IO_ERROR_RULES[name], state.trackers.get(device)
         figures = disk_space_values(tracker.usage) if tracker is not None else {}
         data = {"help": rule.help, "event": rule.event, "detected_by": detected_by.value} | figures | data
-        yield from self._store.fire(state.alert(name, device, rule.severity, time_ns, data, status=rule.status))
+        yield from self._store.fire(state.build_alert(name, device, rule.severity, time_ns, data, status=rule.status))
 
     # Time and migrations.
 
@@ -207,7 +207,7 @@ class RunStateAlerts:
         """
         if not rule.seconds or state.run.status != rule.status or (rule.after_reset and not state.run.has_started):
             return False
-        seconds = self.overrides.seconds_of(rule.alert, state.vm, "", rule.seconds)
+        seconds = self.overrides.min_duration_seconds_of_alert(rule.alert, state.vm, "", rule.seconds)
         return now_ns - state.run.since_ns >= seconds * 1e9 and not self._alerts_of_stop(state)
 
     def on_migration(self, state: VmProcessState, status: str, time_ns: int) -> Iterator[Record]:
@@ -233,7 +233,7 @@ class RunStateAlerts:
         self, state: VmProcessState, name: str, text: str, status: str, time_ns: int
     ) -> Iterator[Record]:
         data = {"help": text, "status": status}
-        yield from self._store.fire(state.alert(name, "", Severity.CRITICAL, time_ns, data))
+        yield from self._store.fire(state.build_alert(name, "", Severity.CRITICAL, time_ns, data))
 
 
 def _has_ended(alert: Alert, status: str) -> bool:

@@ -84,7 +84,7 @@ class RunStateTracker:
             self.running_since_ns = time_ns
         self.running, self._as_of_ns = running, time_ns
 
-    def adjust_clock(self, time_ns: int) -> bool:
+    def cap_times_after_clock_setback(self, time_ns: int) -> bool:
         """Return whether a poll at `time_ns` shows that the clock was set back. If so, limit all stored times to `time_ns`."""
         before, self._polled_ns = self._polled_ns, time_ns
         if time_ns >= before - CLOCK_STEP_NS:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 from agent.alerts.disk_alerts import DiskAlerts
 from agent.alerts.failure_rules import UUID_CLASH_HELP
-from agent.alerts.process_state import EMPTY_SET, VmProcessState
 from agent.alerts.processes import ProcessRegistry
+from agent.alerts.rules.process_state import EMPTY_SET, VmProcessState
 from agent.alerts.run_state_alerts import RunStateAlerts
 from agent.alerts.store import Alert, AlertStore
 from agent.model.record import Record, Severity
@@ -72,11 +72,11 @@ class SharedUuidAlerts:
             monitors = ", ".join(sorted(state.vm.monitor for state in clashing_processes))
             data = {"help": UUID_CLASH_HELP, "monitors": monitors}
             if self._store.find(primary.owner, "uuid_clash") is None:
-                yield from self._store.fire(primary.alert("uuid_clash", "", Severity.ERROR, now_ns, data))
+                yield from self._store.fire(primary.build_alert("uuid_clash", "", Severity.ERROR, now_ns, data))
         elif len(states) < 2 or self._processes.is_uuid_unique(uuid):
             alerts = (self._store.find(state.owner, "uuid_clash") for state in states)
             yield from self._store.resolve((alert for alert in alerts if alert is not None), now_ns, "uuid_unique")
-        if len(self._processes.running_processes(uuid)) > 1:
+        if len(self._processes.processes_with_running_guest(uuid)) > 1:
             for state in states:
                 state.collectors_to_poll |= {"runstate"}
 

@@ -225,7 +225,7 @@ class AlertStore:
         resolved = (alert for alert in alerts if event in alert.resolved_by and alert.seen_ns <= time_ns)
         return self.resolve(resolved, time_ns, event)
 
-    def resolve_expired(self, time_ns: int) -> Iterator[Record]:
+    def resolve_alerts_past_end_time(self, time_ns: int) -> Iterator[Record]:
         """Resolve the alerts whose `until_ns` has passed at `time_ns`."""
         return self.resolve(
             (alert for alert in self.all_including_muted() if 0 < alert.until_ns <= time_ns), time_ns, "time"

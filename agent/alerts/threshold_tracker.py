@@ -10,19 +10,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.alerts.disk_types import (
+from agent.alerts.disk_levels import MAX_SIZE_BYTES, DiskAlertLevel, LevelInBytes, levels_to_bytes
+from agent.alerts.disk_threshold_types import (
     DetectedBy,
     DiskLayer,
     LevelCrossing,
+    LevelResolvedReason,
     LimitedBy,
-    ResolvedReason,
     ThresholdMode,
     ThresholdPolicy,
 )
 from agent.alerts.disk_usage import DiskUsage
-from agent.alerts.levels import MAX_SIZE_BYTES, DiskAlertLevel, LevelInBytes, levels_to_bytes
 from agent.alerts.pool_usage import PoolUsage
-from agent.alerts.write_threshold_slot import NodeThreshold, WriteThresholdSlot, WriteThresholdState
+from agent.alerts.write_threshold_slot import NodeThreshold, WriteThresholdSlot, WriteThresholdSlotState
 
 LAYER_REFRESH_SHARE = 0.01
 """The layers of a file are polled again after the file has grown by this share of its limit."""
@@ -53,13 +53,13 @@ class ThresholdTracker:
     )
 
     @property
-    def levels(self) -> tuple[LevelInBytes, ...]:
+    def applicable_levels(self) -> tuple[LevelInBytes, ...]:
         """The levels that apply to this disk, the lowest first; empty if the policy is off or the disk cannot run out of space.
 
         Levels in percent and in free bytes are left out in two cases. If only the virtual size limits a file, the file stops growing at
         that size and no write fails. If a pool has its own levels, one pool alert covers all disks on that pool.
         """
-        if self.policy.mode is ThresholdMode.OFF or not self.usage.is_thin:
+        if self.policy.mode is ThresholdMode.OFF or not self.usage.can_run_out_of_space:
             return ()
         key = self.usage.limit, self.policy.levels, self._is_limit_watched
         if self._cached_levels[0] != key:
@@ -77,13 +77,13 @@ class ThresholdTracker:
         return usage.limited_by is not LimitedBy.VIRTUAL_SIZE
 
     @property
-    def exceeded_levels(self) -> int:
+    def exceeded_level_count(self) -> int:
         """Number of exceeded levels."""
         return len(self._exceeded)
 
     # Polls and events.
 
-    def is_unchanged(self, storage_node: str, offset: int, pool: object) -> bool:
+    def is_unchanged_since_last_poll(self, storage_node: str, offset: int, pool: object) -> bool:
         """Return whether `on_poll` has nothing to do: the disk and its limit are the same as at the last poll.
 
         Args:
@@ -118,7 +118,7 @@ class ThresholdTracker:
         if storage_node != usage.storage.node or self.slot.needs_read:
             return True  # a snapshot or a completed mirror changed the storage
         usage.on_offset(offset, now)
-        if usage.measure == "offset" or usage.is_raw_volume:
+        if usage.used_bytes_measure == "offset" or usage.is_raw_on_thin_volume:
             return usage.is_measured and any(self._level_changes())
         written = usage.written_since_layer_poll
         if any(self._level_changes()):  # the limit has changed
@@ -150,7 +150,9 @@ class ThresholdTracker:
         yield from self._compare_levels(DetectedBy.MISSED if has_fired else DetectedBy.LEVEL, is_replaced=is_replaced)
 
     def _is_own_level(self, threshold: int) -> bool:
-        return self.policy.mode is ThresholdMode.ARM and any(threshold == level.bytes for level in self.levels)
+        return self.policy.mode is ThresholdMode.ARM and any(
+            threshold == level.bytes for level in self.applicable_levels
+        )
 
     def on_event(self, node: str, threshold: int, exceeded_by: int) -> Iterator[LevelCrossing]:
         """Handle the event of the agent's own threshold; yield the levels that the write crossed.
@@ -160,7 +162,7 @@ class ThresholdTracker:
             threshold: The threshold in bytes.
             exceeded_by: By how many bytes the end of the write exceeds the threshold.
         """
-        if not self.slot.owns(node, threshold) or not self.usage.is_polled:
+        if not self.slot.was_set_by_agent(node, threshold) or not self.usage.is_polled:
             return
         self._last_poll_inputs = None
         self.slot.on_fired(node, threshold)
@@ -173,9 +175,9 @@ class ThresholdTracker:
         usage = self.usage
         if not usage.is_limit_known or not usage.limit:
             return
-        if not usage.is_measured and (usage.measure == "allocated" or not usage.is_raw):
+        if not usage.is_measured and (usage.used_bytes_measure == "allocated" or not usage.is_raw):
             return  # the usage is unknown
-        levels = self.levels
+        levels = self.applicable_levels
         if not levels and not self._exceeded:
             return
         used, slack = usage.used, int(usage.limit * self.policy.hysteresis)
@@ -190,7 +192,7 @@ class ThresholdTracker:
 
     def _compare_levels(self, detected_by: DetectedBy, *, is_replaced: bool = False) -> Iterator[LevelCrossing]:
         """Compare the usage with the levels; store and yield the levels that were crossed since the last comparison."""
-        usage, levels = self.usage, self.levels
+        usage, levels = self.usage, self.applicable_levels
         changes = list(self._level_changes())
         if is_replaced and not usage.is_measured:  # it is unknown whether the new image exceeds these levels
             changes = [(LevelInBytes(text, 0), False) for text in sorted(self._exceeded)]
@@ -202,7 +204,7 @@ class ThresholdTracker:
                 usage.limit,
                 detected_by if firing else DetectedBy.LEVEL,
                 firing,
-                is_highest_of_several=len(levels) > 1 and level == levels[-1],
+                is_highest_of_several_levels=len(levels) > 1 and level == levels[-1],
                 resolved_by=_resolved_reason(is_level=level in levels, is_replaced=is_replaced),
             )
 
@@ -210,13 +212,13 @@ class ThresholdTracker:
 
     def _next_level(self) -> LevelInBytes | None:
         """Return the lowest level that is not exceeded."""
-        return next((level for level in self.levels if level.text not in self._exceeded), None)
+        return next((level for level in self.applicable_levels if level.text not in self._exceeded), None)
 
     def next_threshold(self) -> NodeThreshold | None:
         """Return the threshold to set now; None if no level needs a threshold, or if the agent must not set the slot now."""
         if (
             self.policy.mode is not ThresholdMode.ARM
-            or self.slot.state is not WriteThresholdState.EMPTY
+            or self.slot.state is not WriteThresholdSlotState.EMPTY
             or self.usage.is_raw
         ):
             return None
@@ -227,7 +229,9 @@ class ThresholdTracker:
         if not bytes_to_levels:
             return None
         # A file grows at its end, so its unallocated bytes are beyond its current end.
-        write_position = max(usage.offset, usage.storage.size) if usage.measure == "allocated" else usage.offset
+        write_position = (
+            max(usage.offset, usage.storage.size) if usage.used_bytes_measure == "allocated" else usage.offset
+        )
         value = write_position + min(bytes_to_levels)
         return (usage.storage.node, value) if write_position <= value <= MAX_SIZE_BYTES else None
 
@@ -241,12 +245,16 @@ class ThresholdTracker:
         Then the agent detects the exceeded level at its next read of the pool.
         """
         usage = self.usage
-        if not usage.is_thin or not isinstance(usage.pool, PoolUsage) or usage.pool.bytes_until_level is None:
+        if (
+            not usage.can_run_out_of_space
+            or not isinstance(usage.pool, PoolUsage)
+            or usage.pool.bytes_until_level is None
+        ):
             return None
         bytes_until_level = usage.pool.bytes_until_level
         return bytes_until_level if usage.pool.has_levels and usage.used + bytes_until_level < usage.max_usage else None
 
-    def claim_next_threshold(self) -> NodeThreshold | None:
+    def mark_next_threshold_as_set(self) -> NodeThreshold | None:
         """Return the threshold to set now, like `next_threshold`. The threshold counts as set from now on."""
         threshold = self.next_threshold()
         if threshold is not None:
@@ -284,7 +292,7 @@ class ThresholdTracker:
         self.usage.restore(stored.get("highest_write"))
 
 
-def _resolved_reason(*, is_level: bool, is_replaced: bool) -> ResolvedReason:
+def _resolved_reason(*, is_level: bool, is_replaced: bool) -> LevelResolvedReason:
     if is_replaced:
-        return ResolvedReason.REPLACED
-    return ResolvedReason.SPACE if is_level else ResolvedReason.LEVEL_GONE
+        return LevelResolvedReason.REPLACED
+    return LevelResolvedReason.SPACE if is_level else LevelResolvedReason.LEVEL_GONE

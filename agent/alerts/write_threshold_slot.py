@@ -13,7 +13,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from agent.alerts.disk_types import parse_name_and_bytes
+from agent.alerts.disk_threshold_types import parse_stored_name_and_bytes
 
 MAX_OWN_THRESHOLDS = 16
 """Maximum number of the agent's newest thresholds that are stored.
@@ -27,7 +27,7 @@ NodeThreshold = tuple[str, int]
 """A block node and the write threshold in its slot, in bytes."""
 
 
-class WriteThresholdState(StrEnum):
+class WriteThresholdSlotState(StrEnum):
     """State of a write-threshold slot, as the agent knows it from reads, commands and events."""
 
     UNREAD = "unread"
@@ -44,7 +44,7 @@ class WriteThresholdState(StrEnum):
     """The slot is empty, and QEMU refused the agent's commands. The agent sets no threshold until the storage node changes."""
 
 
-class WriteThresholdInput(StrEnum):
+class WriteThresholdSlotInput(StrEnum):
     """An input of the state machine: a read of the slot, a command or an event."""
 
     READ_EMPTY = "read_empty"
@@ -61,31 +61,31 @@ class WriteThresholdInput(StrEnum):
 
 
 _READS = {
-    WriteThresholdInput.READ_EMPTY: WriteThresholdState.EMPTY,
-    WriteThresholdInput.READ_OURS: WriteThresholdState.OURS,
-    WriteThresholdInput.READ_FOREIGN: WriteThresholdState.FOREIGN,
-    WriteThresholdInput.READ_REFUSED: WriteThresholdState.REFUSED,
+    WriteThresholdSlotInput.READ_EMPTY: WriteThresholdSlotState.EMPTY,
+    WriteThresholdSlotInput.READ_OURS: WriteThresholdSlotState.OURS,
+    WriteThresholdSlotInput.READ_FOREIGN: WriteThresholdSlotState.FOREIGN,
+    WriteThresholdSlotInput.READ_REFUSED: WriteThresholdSlotState.REFUSED,
 }
 
-WRITE_THRESHOLD_TRANSITIONS: Mapping[WriteThresholdState, Mapping[WriteThresholdInput, WriteThresholdState]] = (
-    MappingProxyType(
-        {
-            WriteThresholdState.UNREAD: _READS | {WriteThresholdInput.FAIL: WriteThresholdState.UNKNOWN},
-            WriteThresholdState.EMPTY: _READS
-            | {
-                WriteThresholdInput.SEND: WriteThresholdState.OURS,
-                WriteThresholdInput.FAIL: WriteThresholdState.UNKNOWN,
-            },
-            WriteThresholdState.OURS: _READS
-            | {
-                WriteThresholdInput.FIRE: WriteThresholdState.EMPTY,
-                WriteThresholdInput.FAIL: WriteThresholdState.UNKNOWN,
-            },
-            WriteThresholdState.FOREIGN: {},
-            WriteThresholdState.UNKNOWN: _READS,
-            WriteThresholdState.REFUSED: _READS,
-        }
-    )
+WRITE_THRESHOLD_TRANSITIONS: Mapping[
+    WriteThresholdSlotState, Mapping[WriteThresholdSlotInput, WriteThresholdSlotState]
+] = MappingProxyType(
+    {
+        WriteThresholdSlotState.UNREAD: _READS | {WriteThresholdSlotInput.FAIL: WriteThresholdSlotState.UNKNOWN},
+        WriteThresholdSlotState.EMPTY: _READS
+        | {
+            WriteThresholdSlotInput.SEND: WriteThresholdSlotState.OURS,
+            WriteThresholdSlotInput.FAIL: WriteThresholdSlotState.UNKNOWN,
+        },
+        WriteThresholdSlotState.OURS: _READS
+        | {
+            WriteThresholdSlotInput.FIRE: WriteThresholdSlotState.EMPTY,
+            WriteThresholdSlotInput.FAIL: WriteThresholdSlotState.UNKNOWN,
+        },
+        WriteThresholdSlotState.FOREIGN: {},
+        WriteThresholdSlotState.UNKNOWN: _READS,
+        WriteThresholdSlotState.REFUSED: _READS,
+    }
 )
 """The next state by state and input. An input that is not listed changes nothing."""
 
@@ -99,7 +99,7 @@ class WriteThresholdSlot:
         threshold: The agent's own threshold in the slot. In UNREAD and UNKNOWN, the slot may not hold this threshold.
     """
 
-    state: WriteThresholdState = WriteThresholdState.UNREAD
+    state: WriteThresholdSlotState = WriteThresholdSlotState.UNREAD
     threshold: NodeThreshold | None = None
     # The thresholds that the agent has set, the newest last.
     _own_thresholds: list[NodeThreshold] = field(default_factory=list)
@@ -108,14 +108,14 @@ class WriteThresholdSlot:
     @property
     def is_foreign(self) -> bool:
         """True if another client uses the slot."""
-        return self.state is WriteThresholdState.FOREIGN
+        return self.state is WriteThresholdSlotState.FOREIGN
 
     @property
     def needs_read(self) -> bool:
         """True if the outcome of a command is unknown. The agent then has to read the slot before anything else."""
-        return self.state is WriteThresholdState.UNKNOWN
+        return self.state is WriteThresholdSlotState.UNKNOWN
 
-    def owns(self, node: str, value: int) -> bool:
+    def was_set_by_agent(self, node: str, value: int) -> bool:
         """Return whether the agent set this threshold, even on a node that is no longer the disk's storage."""
         return self.threshold == (node, value) or (node, value) in self._own_thresholds
 
@@ -133,18 +133,22 @@ class WriteThresholdSlot:
         """
         before, was_unknown = self.threshold, self.needs_read
         self._change_state(self._classify_read(node, value, is_level=is_level))
-        self.threshold = (node, value) if self.state is WriteThresholdState.OURS else None
+        self.threshold = (node, value) if self.state is WriteThresholdSlotState.OURS else None
         return before is not None and before[0] == node and before != self.threshold and not was_unknown
 
-    def _classify_read(self, node: str, value: int, *, is_level: bool) -> WriteThresholdInput:
+    def _classify_read(self, node: str, value: int, *, is_level: bool) -> WriteThresholdSlotInput:
         if not value:
             refused = self._refusals.get(node, 0) >= MAX_REFUSALS
-            return WriteThresholdInput.READ_REFUSED if refused else WriteThresholdInput.READ_EMPTY
-        return WriteThresholdInput.READ_OURS if is_level or self.owns(node, value) else WriteThresholdInput.READ_FOREIGN
+            return WriteThresholdSlotInput.READ_REFUSED if refused else WriteThresholdSlotInput.READ_EMPTY
+        return (
+            WriteThresholdSlotInput.READ_OURS
+            if is_level or self.was_set_by_agent(node, value)
+            else WriteThresholdSlotInput.READ_FOREIGN
+        )
 
     def on_command_send(self, node: str, value: int) -> None:
         """Store a threshold whose command is about to be sent, and count the threshold as set from now on."""
-        self._change_state(WriteThresholdInput.SEND)
+        self._change_state(WriteThresholdSlotInput.SEND)
         self.threshold = (node, value)
         earlier = [own for own in self._own_thresholds if own != self.threshold]
         self._own_thresholds = [*earlier, self.threshold][-MAX_OWN_THRESHOLDS:]
@@ -155,15 +159,15 @@ class WriteThresholdSlot:
             self._refusals.pop(node, None)
         else:
             self._refusals[node] = self._refusals.get(node, 0) + 1
-            self._change_state(WriteThresholdInput.FAIL)
+            self._change_state(WriteThresholdSlotInput.FAIL)
 
     def on_fired(self, node: str, value: int) -> None:
         """Handle the event of the agent's own threshold. In state UNREAD, do nothing: the next read then reports the event as missed."""
-        if self.threshold == (node, value) and self.state is not WriteThresholdState.UNREAD:
+        if self.threshold == (node, value) and self.state is not WriteThresholdSlotState.UNREAD:
             self.threshold = None
-            self._change_state(WriteThresholdInput.FIRE)
+            self._change_state(WriteThresholdSlotInput.FIRE)
 
-    def _change_state(self, slot_input: WriteThresholdInput) -> None:
+    def _change_state(self, slot_input: WriteThresholdSlotInput) -> None:
         self.state = WRITE_THRESHOLD_TRANSITIONS[self.state].get(slot_input, self.state)
 
     def state_to_store(self) -> dict[str, Any]:
@@ -176,6 +180,6 @@ class WriteThresholdSlot:
     def restore(self, stored: Mapping[str, Any]) -> None:
         """Restore what `state_to_store` returned in an earlier run. Ignore invalid values."""
         own = stored.get("own_thresholds")
-        parsed = map(parse_name_and_bytes, own if isinstance(own, list) else ())
-        self.threshold = parse_name_and_bytes(stored.get("threshold"))
+        parsed = map(parse_stored_name_and_bytes, own if isinstance(own, list) else ())
+        self.threshold = parse_stored_name_and_bytes(stored.get("threshold"))
         self._own_thresholds = [threshold for threshold in parsed if threshold is not None][-MAX_OWN_THRESHOLDS:]

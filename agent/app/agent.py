@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 
 from agent.alerts.alertmanager import AlertmanagerClient
 from agent.alerts.pool_usage import PoolRegistry
-from agent.app.agent_lifecycle import AgentLifecycle, AgentLifecycleMetrics
+from agent.app.agent_lifecycle import AgentLifecycle, HeartbeatMetrics
 from agent.app.alert_publisher import AlertPublisher
 from agent.app.builders import (
     StartError,
@@ -78,7 +78,7 @@ class Agent:
         self._limits = limits or HealthLimits()
         self.snapshot = Snapshot(SeriesLimits(**config.limits.model_dump()), config.web.history_memory)
         self.publisher = RecordPublisher(
-            config.host, sink or build_sink(config), delivery_settings(config), config.sink.topic_for
+            config.host, sink or build_sink(config), delivery_settings(config), config.configured_sink_section.topic_for
         )
         pools = PoolRegistry()
         self.alerts = AlertPublisher(config.host, config.alerts, self.publisher, pools)
@@ -164,9 +164,9 @@ class Agent:
     def _build_context(self, config: Config) -> SessionContext:
         gate, io_stalls = self.storage.gate, self.io_stalls
         context = SessionContext(session_settings(config), thresholds=self.thresholds, storage=gate)
-        context.histograms = self.histograms.controller_if_enabled
-        gate.schedule_collectors = io_stalls.schedule_collectors = context.schedule_collectors
-        gate.is_io_suspect, io_stalls.on_change = io_stalls.is_suspect, gate.on_change
+        context.histograms = self.histograms.controller_if_allowed
+        gate.schedule_collectors = io_stalls.schedule_collectors = context.schedule_vm_collectors_now
+        gate.is_io_suspect, io_stalls.on_change = io_stalls.is_suspect, gate.schedule_deferred_collectors
         return context
 
     def _register_metrics(self) -> None:
@@ -179,7 +179,7 @@ class Agent:
             AlertmanagerMetrics(lambda: self.health.alertmanager),
             ConfigReloadMetrics(self.reloader),
             HttpEndpointMetrics(self.endpoint),
-            AgentLifecycleMetrics(self.lifecycle),
+            HeartbeatMetrics(self.lifecycle),
         )
         if self.state_publisher is not None:
             self.metrics.register(StateMetrics(self.state_publisher))
@@ -195,7 +195,7 @@ class Agent:
         return states
 
     @contextlib.asynccontextmanager
-    async def running(self, read: Callable[[], Config] | None = None) -> AsyncIterator[str]:
+    async def run_in_background(self, read: Callable[[], Config] | None = None) -> AsyncIterator[str]:
         """Run the agent while the `with` block runs, and yield the endpoint's URL.
 
         At the end of the block, deliver the remaining records within `timeouts.shutdown`.
@@ -206,7 +206,10 @@ class Agent:
         Raises:
             StartError: the endpoint cannot listen on its address.
         """
-        async with self._serving_endpoint() as url, self.publisher.delivery.running(self.config.timeouts.shutdown):
+        async with (
+            self._serving_endpoint() as url,
+            self.publisher.delivery.run_in_background(self.config.timeouts.shutdown),
+        ):
             self.publisher.continue_after_last_run()
             self.lifecycle.on_started()
             self.alerts.restore()
@@ -225,7 +228,7 @@ class Agent:
     async def _run_tasks(self, read: Callable[[], Config]) -> None:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            self.guests.start(tasks)
+            self.guests.set_task_group(tasks)
             self._supervisors = SupervisorGroup(self._context, self.observer, tasks)
             self.health.supervisors = self._supervisors
             self._discovery = DiscoveryManager(self._supervisors, tasks)
@@ -246,7 +249,7 @@ class Agent:
 
     async def _stop_state_publisher(self) -> None:
         if self.state_publisher is not None and not self.publisher.delivery.supervisor.failing:
-            await self.state_publisher.stop(self.config.timeouts.shutdown * STATE_STOP_SHARE)
+            await self.state_publisher.write_host_stopped_state(self.config.timeouts.shutdown * STATE_STOP_SHARE)
 
     def _replace_alertmanager_task(self) -> None:
         """Stop the Alertmanager client, and start a new client if the current config has an Alertmanager."""
@@ -267,7 +270,7 @@ class Agent:
         configure_logging(config.log.level, config.log.format)
         self._context.replace_settings(session_settings(config))
         self.histograms.histograms.boundaries = config.allow.latency_histograms
-        self._context.histograms = self.histograms.controller_if_enabled
+        self._context.histograms = self.histograms.controller_if_allowed
         self.storage.interval = config.intervals.storage
         self.host_resources.interval = config.intervals.host
         self.snapshot.limits = SeriesLimits(**config.limits.model_dump())
@@ -291,13 +294,13 @@ class Agent:
         while True:
             await asyncio.sleep(self._limits.tick_seconds)
             await self.alerts.tick()
-            await self.histograms.tick()
-            self.hang_detector.on_tick()
+            await self.histograms.delete_expired_entries()
+            self.hang_detector.on_alert_loop_iteration()
 
     @contextlib.asynccontextmanager
     async def _serving_endpoint(self) -> AsyncIterator[str]:
         try:
-            async with self.endpoint.serving() as url:
+            async with self.endpoint.serve_in_background() as url:
                 yield url
         except EndpointSetupError as error:
             raise StartError(str(error)) from error
@@ -331,7 +334,7 @@ async def run(config: Config, read: Callable[[], Config]) -> None:
 
 async def _run_until(stop: asyncio.Event, agent: Agent, read: Callable[[], Config]) -> None:
     notifier = SystemdNotifier()
-    async with agent.running(read) as url:
+    async with agent.run_in_background(read) as url:
         _log.info("endpoint: serving /metrics and the web page at %s", url)
         notifier.notify(READY="1")
         watchdog = notifier.keep_notifying(agent.health.hang_reason, agent.health.summary)

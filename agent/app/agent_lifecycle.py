@@ -20,8 +20,8 @@ from agent.app.self_metrics import SelfMetrics
 from agent.config.model import Config
 from agent.delivery.queue import RecordQueue
 from agent.exposition.snapshot import Snapshot
+from agent.model.agent_lifecycle_records import HEARTBEAT, STARTED, STOPPING
 from agent.model.family import Family
-from agent.model.lifecycle_records import HEARTBEAT, STARTED, STOPPING
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import Record, Vm
@@ -98,7 +98,7 @@ class AgentLifecycle:
         """Publish `qemu.agent.stopping`, after the sessions have ended."""
         self._publish_record(STOPPING, self.run_fields(), PersistentEntry(LAST_RUN_ENTRY_NAME, "stopped"))
 
-    def heartbeat_delivered_at(self) -> float:
+    def last_delivered_heartbeat_published_at(self) -> float:
         """Return when the last delivered heartbeat was published, in seconds since the epoch.
 
         Return the agent's start if no heartbeat was delivered yet.
@@ -122,7 +122,7 @@ class AgentLifecycle:
 
     def _vm_fields(self) -> dict[str, int]:
         counts = dict.fromkeys(("vms", "vms_running", "vms_stopped", "vms_unknown", "vms_stalled"), 0)
-        for _, view in self._snapshot.views():
+        for _, view in self._snapshot.one_view_per_uuid():
             polls = view.polls.get(RUNSTATE.name)
             running = polls.current.get((), {}).get("running") if polls is not None else None
             counts["vms"] += 1
@@ -151,7 +151,7 @@ class AgentLifecycle:
         return self._publisher.publish(Record(f"qemu.{family.name}", vm, data, time.time_ns()), entry)
 
 
-class AgentLifecycleMetrics(Collector):
+class HeartbeatMetrics(Collector):
     """Prometheus collector of the time of the last delivered heartbeat."""
 
     def __init__(self, lifecycle: AgentLifecycle) -> None:
@@ -162,7 +162,7 @@ class AgentLifecycleMetrics(Collector):
         yield GaugeMetricFamily(
             "qmp_agent_heartbeat_delivered_timestamp_seconds",
             "Time when the last delivered heartbeat was published, in seconds since the epoch; before the first one, the agent's start.",
-            value=self._lifecycle.heartbeat_delivered_at(),
+            value=self._lifecycle.last_delivered_heartbeat_published_at(),
         )
 
 

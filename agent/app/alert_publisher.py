@@ -17,8 +17,8 @@ from agent.alerts.pool_alerts import PoolAlerts
 from agent.alerts.pool_usage import PoolRegistry
 from agent.app.builders import (
     alert_overrides,
-    device_identity_of,
-    device_size_of,
+    device_identity_unless_remote,
+    device_size_unless_remote,
     guest_alert_policy,
     is_qemu_process,
     pool_policy,
@@ -33,14 +33,14 @@ from agent.model.metrics.migration import MIGRATION
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import Record, Vm
-from agent.session.shared_types import VmChange
+from agent.session.shared_types import VmLifecycleChange
 
 _log = logging.getLogger("agent")
 
 
-def ended_permanently(change: VmChange, record: Record) -> bool:
+def has_vm_ended_on_host(change: VmLifecycleChange, record: Record) -> bool:
     """Return whether a detached VM has ended on this host: its guest shut down or migrated away."""
-    return "shutdown_reason" in record.data or change is VmChange.MIGRATED_OUT
+    return "shutdown_reason" in record.data or change is VmLifecycleChange.MIGRATED_OUT
 
 
 class AlertPublisher:
@@ -52,17 +52,17 @@ class AlertPublisher:
         requests: composes the requests to Alertmanager.
         changed: set when an alert fires or is resolved.
         on_record: called with the record of each alert that fires or is resolved.
-        cause_of: returns the `causationid` of an alert that is published now, given the alert's record.
+        causation_id_of_alert: returns the `causationid` of an alert that is published now, given the alert's record.
     """
 
     def __init__(self, host: str, config: AlertsConfig, publisher: RecordPublisher, pools: PoolRegistry) -> None:
         self.engine = AlertEngine(
             host,
             partial(threshold_policy, config.disks),
-            device_size_of,
+            device_size_unless_remote,
             is_qemu_process,
             pools.pool_of_image,
-            device_identity_of,
+            device_identity_unless_remote,
         )
         self.pools = PoolAlerts(
             host,
@@ -73,21 +73,21 @@ class AlertPublisher:
         )
         self.engine.rules.samples.pools_of_disk = pools.pools_of_disk
         self.engine.set_guest_policy(guest_alert_policy(config))
-        self.engine.set_overrides(alert_overrides(config), [alert.to_alert_row() for alert in config.custom])
+        self.engine.set_overrides(alert_overrides(config), [alert.to_alert_rule() for alert in config.custom])
         self.requests = AlertmanagerRequests(host, time.time())
         self.changed = asyncio.Event()
         self.on_record: Callable[[Record], None] = lambda _record: None
         self._publisher = publisher
-        self.cause_of: CausationIdLookup = no_causation_id
+        self.causation_id_of_alert: CausationIdLookup = no_causation_id
 
     @contextlib.contextmanager
-    def caused_by(self, cause_of: CausationIdLookup) -> Iterator[None]:
+    def setting_alert_cause(self, cause_of: CausationIdLookup) -> Iterator[None]:
         """Set the cause of the alerts that the `with` block publishes. The block must not await."""
-        self.cause_of = cause_of
+        self.causation_id_of_alert = cause_of
         try:
             yield
         finally:
-            self.cause_of = no_causation_id
+            self.causation_id_of_alert = no_causation_id
 
     def restore(self) -> None:
         """Restore the alerts of the previous run from the journal."""
@@ -99,7 +99,7 @@ class AlertPublisher:
         """Apply a new config to the alerts of all disks and guests."""
         self.engine.set_threshold_policy(partial(threshold_policy, config.disks))
         self.engine.set_guest_policy(guest_alert_policy(config))
-        self.engine.set_overrides(alert_overrides(config), [alert.to_alert_row() for alert in config.custom])
+        self.engine.set_overrides(alert_overrides(config), [alert.to_alert_rule() for alert in config.custom])
 
     def on_event(self, record: Record, id_of_event: CausationIdLookup = no_causation_id) -> None:
         """Update the alerts after an event.
@@ -110,15 +110,15 @@ class AlertPublisher:
         """
         if pending := self.engine.on_event(record, record.data["event"], time.time_ns()):
             record_id = id_of_event(record)
-            with self.caused_by(lambda _alert: record_id):
+            with self.setting_alert_cause(lambda _alert: record_id):
                 self.publish(pending)
 
-    def on_lifecycle(self, change: VmChange, record: Record) -> None:
+    def on_lifecycle(self, change: VmLifecycleChange, record: Record) -> None:
         """Update the alerts after a lifecycle change."""
-        if change is VmChange.ATTACHED:
+        if change is VmLifecycleChange.ATTACHED:
             self.publish(self.engine.on_attached(record.vm, record.time_ns, record.data.get("pid")))
-        elif change in (VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT):
-            permanently = ended_permanently(change, record)
+        elif change in (VmLifecycleChange.GONE, VmLifecycleChange.DETACHED, VmLifecycleChange.MIGRATED_OUT):
+            permanently = has_vm_ended_on_host(change, record)
             gone = self.engine.on_detached(record.vm, time.monotonic(), permanently=permanently, time_ns=record.time_ns)
             self.publish(gone)
 
@@ -156,16 +156,18 @@ class AlertPublisher:
     def on_guest_samples(self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Update the alerts after a query of a guest agent."""
         self.publish(self.engine.on_guest_samples(vm, families, samples, time_ns))
-        self.on_rule_samples(vm, families, samples, time_ns)
+        self.on_samples_for_alert_rules(vm, families, samples, time_ns)
 
     def on_guest_queries_disabled(self, vm: Vm, time_ns: int) -> None:
         """Resolve the guest-agent alerts of a guest that is no longer queried."""
         self.publish(self.engine.on_guest_queries_disabled(vm, time_ns))
 
-    def on_rule_samples(self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int) -> None:
+    def on_samples_for_alert_rules(
+        self, vm: Vm, families: Collection[Family], samples: Sequence[Sample], time_ns: int
+    ) -> None:
         """Evaluate the built-in and custom alert rules on the samples of a poll."""
         if not self.engine.rules.samples.families.isdisjoint(families):
-            self.publish(self.engine.on_rule_samples(vm, families, samples, time_ns))
+            self.publish(self.engine.on_samples_for_alert_rules(vm, families, samples, time_ns))
 
     async def tick(self) -> None:
         """Update the alerts that depend on time, and store the changed persistent entries. Call this about once a second."""
@@ -178,12 +180,12 @@ class AlertPublisher:
             for entry in (*self.engine.persistence.entries_to_store(time.time_ns()), *self.pools.entries_to_store())
         ]
         # One transaction stores all entries.
-        await asyncio.gather(*(self._publisher.persist_entry(entry) for entry in entries))
+        await asyncio.gather(*(self._publisher.store_entry_in_journal(entry) for entry in entries))
 
     def publish(self, pending: Sequence[AlertChange]) -> None:
         """Publish and log alerts that fire or are resolved. The journal stores an alert's record and persistent entry together."""
         for alert in pending:
-            record = alert.record._replace(causation_id=self.cause_of(alert.record))
+            record = alert.record._replace(causation_id=self.causation_id_of_alert(alert.record))
             self._publisher.publish(record, PersistentEntry(*alert.entry))
             self.on_record(record)
             level = logging.WARNING if record.data["state"] == "firing" else logging.INFO

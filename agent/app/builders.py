@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from agent.alerts.disk_types import ThresholdMode, ThresholdPolicy
+from agent.alerts.disk_levels import DiskAlertLevel, parse_disk_level
+from agent.alerts.disk_threshold_types import ThresholdMode, ThresholdPolicy
 from agent.alerts.guest_policy import GuestAlertPolicy
-from agent.alerts.levels import DiskAlertLevel, parse_disk_level
-from agent.alerts.overrides import AlertOverrides
 from agent.alerts.pool_levels import PoolPolicy, parse_pool_level
 from agent.alerts.pool_usage import PoolUsage
+from agent.alerts.rules.overrides import AlertOverrides
 from agent.collectors import PollIntervals
 from agent.common.config_types import expand_secret_path
 from agent.common.errors import SubcommandError
@@ -18,7 +18,7 @@ from agent.config.model import AlertsConfig, Config, DiskAlertsConfig, PoolAlert
 from agent.delivery.pipeline import DeliverySettings
 from agent.delivery.sinks import factory
 from agent.delivery.sinks.base import Sink
-from agent.host.block_device import device_identity, device_size
+from agent.host.block_device import block_device_size_bytes, persistent_block_device_id
 from agent.host.qemu_processes import pid_if_qemu
 from agent.http.handlers import EndpointSource, create_application
 from agent.http.server import HttpEndpoint
@@ -82,17 +82,17 @@ def is_qemu_process(pid: int) -> bool:
     return pid_if_qemu(pid) is not None
 
 
-def device_size_of(vm: Vm, path: str) -> int | None:
+def device_size_unless_remote(vm: Vm, path: str) -> int | None:
     """Return the size of a VM's block device in bytes.
 
     Return None if the size is unknown, or if the VM may run on another host (TCP monitor).
     """
-    return None if vm.may_be_remote else device_size(path)
+    return None if vm.may_run_on_other_host else block_device_size_bytes(path)
 
 
-def device_identity_of(vm: Vm, path: str) -> str:
+def device_identity_unless_remote(vm: Vm, path: str) -> str:
     """Return the identity of a VM's block device; empty if it is unknown, or if the VM may run on another host."""
-    return "" if vm.may_be_remote else device_identity(path)
+    return "" if vm.may_run_on_other_host else persistent_block_device_id(path)
 
 
 def session_settings(config: Config) -> SessionSettings:
@@ -109,7 +109,7 @@ def session_settings(config: Config) -> SessionSettings:
         changes.add(OptInChange.MIGRATION_EVENTS)
     if config.allow.virtio_queues:
         changes.add(OptInChange.VIRTIO_QUEUES)
-    changes.update(*(entry.qemu_changes for entry in config.monitors))
+    changes.update(*(entry.required_qemu_changes for entry in config.monitors))
     return SessionSettings(
         host=config.host,
         changes=frozenset(changes),
@@ -137,7 +137,7 @@ def build_sink(config: Config) -> Sink:
         StartError: the path of a secret cannot be resolved.
     """
     try:
-        return factory.build_sink(config.sink)
+        return factory.build_sink(config.configured_sink_section)
     except OSError as error:
         raise StartError(error.strerror or str(error)) from error
 
@@ -158,6 +158,6 @@ def build_endpoint(source: EndpointSource, config: Config) -> HttpEndpoint:
 
 def delivery_settings(config: Config) -> DeliverySettings:
     """Return the delivery settings. A JSON lines sink needs no journal, because the sink's file is as durable as a journal."""
-    directory = config.journal.directory if config.sink.journaled else None
+    directory = config.journal.directory if config.configured_sink_section.journaled else None
     sizes = config.journal.max_size
     return DeliverySettings(config.buffer_memory, directory, sizes.alerts, sizes.events, sizes.samples)

@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 from agent.model.family import Sample
 from agent.model.record import EncodedRecord, Record, Vm
-from agent.session.shared_types import VmChange
+from agent.session.shared_types import VmLifecycleChange
 
 CausationIdLookup = Callable[[Record], str]
 """Returns the id of the record that caused the given record; empty if the cause is unknown."""
@@ -26,7 +26,7 @@ class PublishedSamples(NamedTuple):
     samples: Sequence[Sample]
     records: Sequence[EncodedRecord]
 
-    def cause_of(self, alert: Record) -> str:
+    def causation_id_of_alert(self, alert: Record) -> str:
         """Return the id of the record that caused an alert; empty if the cause is unknown.
 
         The cause is the sample of the alert's subject, such as a disk. Without a sample of the subject, the sample of the whole VM counts.
@@ -52,7 +52,7 @@ class CausationIds:
             status = str(event.data["qemu"].get("status", ""))
             self._end_events.setdefault(event.vm, {})[kind] = status, record_id
 
-    def id_of_event(self, event: Record) -> str:
+    def record_id_of_event(self, event: Record) -> str:
         """Return the record id of the newest published event.
 
         Return an empty id if the given event is not the newest. The agent may publish the event later, coalesced with others of its type.
@@ -60,24 +60,24 @@ class CausationIds:
         newest, record_id = self._newest_event
         return record_id if event is newest or event == newest else ""
 
-    def cause_of_lifecycle_change(self, change: VmChange, vm: Vm) -> str:
+    def causation_id_of_lifecycle_change(self, change: VmLifecycleChange, vm: Vm) -> str:
         """Return the record id of the event that caused a lifecycle change. Forget the VM's events if the agent is no longer attached."""
         ends = self._end_events.get(vm, {})
         _, shutdown = ends.get("shutdown", ("", ""))
         status, migration = ends.get("migration", ("", ""))
         completed = migration if status == "completed" else ""
         match change:
-            case VmChange.MIGRATED_IN:
+            case VmLifecycleChange.MIGRATED_IN:
                 return completed
-            case VmChange.MIGRATED_OUT:
+            case VmLifecycleChange.MIGRATED_OUT:
                 self._end_events.pop(vm, None)
                 return completed or shutdown
-            case VmChange.GONE | VmChange.DETACHED:
+            case VmLifecycleChange.GONE | VmLifecycleChange.DETACHED:
                 self._end_events.pop(vm, None)
                 return shutdown
         return ""
 
-    def cause_of_transition(self, transition: Record) -> str:
+    def causation_id_of_transition(self, transition: Record) -> str:
         """Return the record id of the event that caused the end of a migration; empty if there was no such event.
 
         Return an empty id for all other transitions.

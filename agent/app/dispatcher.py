@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 
-from agent.app.alert_publisher import AlertPublisher, ended_permanently
+from agent.app.alert_publisher import AlertPublisher, has_vm_ended_on_host
 from agent.app.causation import CausationIds, PublishedSamples, no_causation_id
 from agent.app.hang_detector import HangDetector
 from agent.app.image_pool_finder import STORAGE_FAMILIES
@@ -15,7 +15,7 @@ from agent.app.self_metrics import SelfMetrics
 from agent.app.state_publisher import StatePublisher
 from agent.exposition.snapshot import Snapshot
 from agent.guest.manager import REACHABILITY_FAMILIES, GuestAgentManager
-from agent.model.event_definition import Category
+from agent.model.event_definition import EventCategory
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.block_layers import BLOCK_LAYER
@@ -26,7 +26,7 @@ from agent.model.metrics.migration import MIGRATION, MIGRATION_ENDED
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, Vm
 from agent.monitors import Monitor
-from agent.session.shared_types import MonitorState, MonitorStatus, PollOutcome, VmChange
+from agent.session.shared_types import MonitorState, MonitorStatus, PollOutcome, VmLifecycleChange
 
 _log = logging.getLogger("agent")
 
@@ -38,17 +38,17 @@ _LOG_LEVELS = {
     MonitorState.STALLED: logging.WARNING,
 }
 
-_BLOCK = Category.BLOCK.value
+_BLOCK = EventCategory.BLOCK.value
 """A constant, because Python 3.11 takes 0.1 us to find a member of an enum."""
 
-_DETACHING = frozenset({VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT})
+_DETACHING = frozenset({VmLifecycleChange.GONE, VmLifecycleChange.DETACHED, VmLifecycleChange.MIGRATED_OUT})
 """Lifecycle changes after which the agent is no longer attached to the VM."""
 
 _VM_STATE_FAMILIES = frozenset({RUNSTATE, MIGRATION, GUEST_AGENT, JOB})
 """Families whose samples update alerts of the VM as a whole."""
 
 
-def store_and_publish(
+def update_snapshot_and_publish_samples(
     snapshot: Snapshot,
     publisher: RecordPublisher,
     vm: Vm,
@@ -60,7 +60,7 @@ def store_and_publish(
 
     Samples of on-change families are published only if their values have changed.
     """
-    changed = [s for s in samples if not (s.family.on_change and snapshot.values_of(vm, s) == s.values)]
+    changed = [s for s in samples if not (s.family.on_change and snapshot.stored_values_for_sample(vm, s) == s.values)]
     snapshot.replace_samples(vm, families, samples, time_ns)
     return PublishedSamples(changed, publisher.publish_samples(vm, changed, time_ns) if changed else ())
 
@@ -97,67 +97,69 @@ class SessionDispatcher:
         """Publish an event and update the snapshot."""
         event = record
         if record.data["category"] == _BLOCK and record.subject:
-            record = record._replace(subject=self._alerts.engine.disk_lookup.subject_of(record))
+            record = record._replace(subject=self._alerts.engine.disk_lookup.subject_of_disk_event(record))
         self._causes.on_event_published(event, self._publisher.publish(record))
         self._snapshot.count_event(record)
 
-    def on_event_read(self, event: Record) -> None:
+    def on_event_before_coalescing(self, event: Record) -> None:
         """Update the alerts with an event as soon as the event is read. `on_event` receives coalesced events later, as one record."""
-        self._alerts.on_event(event, self._causes.id_of_event)
+        self._alerts.on_event(event, self._causes.record_id_of_event)
         if event.type == "qemu.event.device_deleted":
             self._histograms.on_unplugged(event)
 
-    def on_lifecycle(self, change: VmChange, record: Record) -> None:
+    def on_lifecycle(self, change: VmLifecycleChange, record: Record) -> None:
         """Publish a lifecycle change and update the alerts."""
-        causation_id = self._causes.cause_of_lifecycle_change(change, record.vm)
+        causation_id = self._causes.causation_id_of_lifecycle_change(change, record.vm)
         record_id = self._publisher.publish(record._replace(causation_id=causation_id))
         if change in _DETACHING:
             self._storage.on_detached(record.vm)
             self._io_stalls.on_detached(record.vm)
         self._histograms.on_lifecycle(change, record)
-        with self._alerts.caused_by(lambda _alert: record_id):
+        with self._alerts.setting_alert_cause(lambda _alert: record_id):
             self._alerts.on_lifecycle(change, record)
         if self._states is not None and change in _DETACHING:
-            self._states.on_vm_detached(record.vm, permanently=ended_permanently(change, record))
+            self._states.on_vm_detached(record.vm, permanently=has_vm_ended_on_host(change, record))
 
-    def on_transition(self, record: Record) -> None:
+    def on_transition_between_polls(self, record: Record) -> None:
         """Publish the record of a transition, such as the end of a migration."""
-        self._publisher.publish(record._replace(causation_id=self._causes.cause_of_transition(record)))
+        self._publisher.publish(record._replace(causation_id=self._causes.causation_id_of_transition(record)))
         if self._states is not None and record.type == f"qemu.{MIGRATION_ENDED.name}":
             self._states.on_migration_ended(record)
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Publish samples, and update the snapshot, the alerts and the session with the guest agent."""
-        published = store_and_publish(self._snapshot, self._publisher, vm, families, samples, time_ns)
+        published = update_snapshot_and_publish_samples(self._snapshot, self._publisher, vm, families, samples, time_ns)
         if not STORAGE_FAMILIES.isdisjoint(families):
             self._storage.on_samples(vm, families, samples)
         if not REACHABILITY_FAMILIES.isdisjoint(families):
-            self._guests.on_samples(vm, families, samples)
-        # A fast path: for most polls, the context manager `caused_by` would take longer than the alerts.
-        self._alerts.cause_of = published.cause_of
+            self._guests.on_qemu_samples(vm, families, samples)
+        # A fast path: for most polls, the context manager `setting_alert_cause` would take longer than the alerts.
+        self._alerts.causation_id_of_alert = published.causation_id_of_alert
         try:
             self._update_alerts(vm, families, samples, time_ns)
         finally:
-            self._alerts.cause_of = no_causation_id
+            self._alerts.causation_id_of_alert = no_causation_id
         stalls = self._io_stalls.on_samples(vm, families, samples, time_ns)
         if stalls is not None:
             self._on_stalls(vm, stalls, time_ns)
 
     def _on_stalls(self, vm: Vm, stalls: Sequence[Sample], time_ns: int) -> None:
         """Publish the samples of stalled disks, and update the alerts about stalls."""
-        published = store_and_publish(self._snapshot, self._publisher, vm, (BLOCK_STALL,), stalls, time_ns)
-        with self._alerts.caused_by(published.cause_of):
-            self._alerts.on_rule_samples(vm, (BLOCK_STALL,), stalls, time_ns)
+        published = update_snapshot_and_publish_samples(
+            self._snapshot, self._publisher, vm, (BLOCK_STALL,), stalls, time_ns
+        )
+        with self._alerts.setting_alert_cause(published.causation_id_of_alert):
+            self._alerts.on_samples_for_alert_rules(vm, (BLOCK_STALL,), stalls, time_ns)
 
     def _update_alerts(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         if families[0].name.startswith("block"):
-            if self._histograms.is_enabled:
+            if self._histograms.is_allowed_by_config:
                 self._histograms.on_samples(vm, families, samples)
             spaces = self._alerts.on_block_samples(vm, families, samples, time_ns)
             self._update_space(vm, spaces, time_ns)
         if not _VM_STATE_FAMILIES.isdisjoint(families):
             self._update_alerts_of_state(vm, families, samples, time_ns)
-        self._alerts.on_rule_samples(vm, families, samples, time_ns)
+        self._alerts.on_samples_for_alert_rules(vm, families, samples, time_ns)
 
     def _update_space(self, vm: Vm, spaces: Sequence[Sample], time_ns: int) -> None:
         """Store a VM's samples of the family `block_space` in the snapshot, and update the alerts about disk space.
@@ -181,7 +183,7 @@ class SessionDispatcher:
         if view is not None:
             is_complete = not view.dropped_subjects.get(BLOCK_SPACE.name)
             view.space_samples, view.space_samples_limits = (spaces, limits) if is_complete else (None, None)
-        self._alerts.on_rule_samples(vm, (BLOCK_SPACE,), stored, time_ns)
+        self._alerts.on_samples_for_alert_rules(vm, (BLOCK_SPACE,), stored, time_ns)
 
     def _update_alerts_of_state(
         self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int
@@ -203,9 +205,9 @@ class SessionDispatcher:
             )
         self._snapshot.replace_samples(vm, families, (), time_ns)
 
-    def on_status(self, status: MonitorStatus) -> None:
+    def on_monitor_status(self, status: MonitorStatus) -> None:
         """Update the snapshot and log the new state of a monitor."""
-        self._snapshot.update_status(status)
+        self._snapshot.update_monitor_status(status)
         if status.vm is not None:
             self._update_guest_session(status.vm, status)
             if self._states is not None:
@@ -219,7 +221,7 @@ class SessionDispatcher:
     def _update_guest_session(self, vm: Vm, status: MonitorStatus) -> None:
         if status.state in (MonitorState.UP, MonitorState.STALLED):
             is_up, open_channel = status.state is MonitorState.UP, status.monitor.open_guest_channel
-            self._guests.on_responsiveness_changed(vm, responsive=is_up, open_channel=open_channel)
+            self._guests.on_qemu_responsiveness_changed(vm, responsive=is_up, open_channel=open_channel)
         elif not self._snapshot.is_attached(vm):
             self._guests.on_vm_detached(vm)
 
@@ -227,7 +229,7 @@ class SessionDispatcher:
         """Remove a monitor from the snapshot."""
         self._snapshot.remove_monitor(monitor.key)
 
-    def on_connection_refused(self, address: str, reason: str) -> None:
+    def on_incoming_connection_refused(self, address: str, reason: str) -> None:
         """Count a connection that the agent refused at a `listen` address."""
         self._metrics.connections_refused.labels(address, reason).inc()
 
@@ -237,7 +239,7 @@ class SessionDispatcher:
 
     def on_collector_run(self, collector: str, outcome: PollOutcome) -> None:
         """Count a run of a collector, and record that sessions make progress."""
-        self._hang_detector.on_poll()
+        self._hang_detector.on_collector_run()
         self._metrics.collector_runs[collector, outcome] += 1
 
     def on_messages_skipped(self, vm: Vm, reason: str, messages: int) -> None:

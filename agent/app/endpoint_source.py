@@ -15,8 +15,8 @@ from agent.app.state_publisher import StatePublisher
 from agent.delivery.pipeline import DeliveryPipeline
 from agent.exposition.snapshot import Snapshot
 from agent.model.record import Vm
-from agent.session.disk_latency_histograms import HistogramState
-from agent.session.latency_histograms import LatencyHistogramTracker
+from agent.session.disk_histogram_state_machine import HistogramState
+from agent.session.latency_histogram_tracker import LatencyHistogramTracker
 
 _ALERT_FIELDS = (
     "free_bytes",
@@ -83,7 +83,7 @@ class AgentEndpointSource:
         """Return why the agent hangs and should be restarted; empty if the agent makes progress."""
         return self._health.hang_reason()
 
-    def health(self) -> dict[str, Any]:
+    def agent_health(self) -> dict[str, Any]:
         """Return the host's capacity, the agent's problems, and the state of the sink, the queues and the journal."""
         return {
             "host": self._host,
@@ -103,11 +103,11 @@ class AgentEndpointSource:
         """Return each alert's meaning, usual causes and remedy in Markdown, by the alert's name."""
         return describe_alerts()
 
-    def levels_in_bytes(self, vm: Vm, device: str) -> list[tuple[str, int]]:
+    def disk_alert_levels_in_bytes(self, vm: Vm, device: str) -> list[tuple[str, int]]:
         """Return the alert levels of a disk, each as its text in the config and as a number of bytes."""
         return [(level.text, level.bytes) for level in self._alerts.disk_lookup.levels_of_disk(vm, device)]
 
-    def histogram_owner(self, vm: Vm, device: str) -> str:
+    def latency_histogram_owner(self, vm: Vm, device: str) -> str:
         """Return who has set a disk's latency histograms: `agent` or `other`; empty if that is unknown."""
         state = self._histograms.disk_state(vm, device)
         return state.value if state in (HistogramState.OURS, HistogramState.FOREIGN) else ""
@@ -116,7 +116,7 @@ class AgentEndpointSource:
         """Schedule all states to be written to the state topic again. Return the number of states; None without a state topic."""
         return self._states.rewrite_all() if self._states is not None else None
 
-    def on_scrape(self, seconds: float) -> None:
+    def set_last_scrape_seconds(self, seconds: float) -> None:
         """Set the metric of the last scrape's duration."""
         self._metrics.scrape_seconds.set(seconds)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.model.record import Severity
-from agent.model.state_records import StateSubject
+from agent.model.state_records import StateRecordSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class EntityState:
         severity: severity of the record.
     """
 
-    entity: StateSubject
+    entity: StateRecordSource
     type: str
     data: Mapping[str, Any]
     subject: str = ""
@@ -57,7 +57,7 @@ class EntityStateTable:
         """Return the current state of an entity; None if the entity was removed or never added."""
         return self._current.get(path)
 
-    def add_written(self, path: str) -> None:
+    def add_written_by_earlier_run(self, path: str) -> None:
         """Add an entity whose state an earlier run of the agent wrote to the topic.
 
         `put` later replaces that state, and `remove` deletes it.
@@ -86,7 +86,7 @@ class EntityStateTable:
         self._pending |= dict.fromkeys(self._current, True)
         return len(self._current)
 
-    def start_writing(self, max_changes: int) -> dict[str, EntityState | None]:
+    def take_pending_changes(self, max_changes: int) -> dict[str, EntityState | None]:
         """Take the oldest pending changes, at most `max_changes`. Call `on_written` or `on_write_failed` before the next call.
 
         Returns:
@@ -99,7 +99,7 @@ class EntityStateTable:
         return dict(self._in_flight)
 
     def on_written(self) -> None:
-        """Handle a successful write of the changes that `start_writing` returned."""
+        """Handle a successful write of the changes that `take_pending_changes` returned."""
         for path, state in self._in_flight.items():
             if state is None:
                 self._written.pop(path, None)

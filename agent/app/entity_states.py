@@ -12,10 +12,10 @@ from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.metrics.guest import GUEST_AGENT, GUEST_AGENT_SESSION
 from agent.model.metrics.identity import IDENTITY
-from agent.model.metrics.pool import BLOCK_STORAGE
 from agent.model.metrics.runstate import RUNSTATE
+from agent.model.metrics.storage_pool import BLOCK_STORAGE
 from agent.model.record import Record, Vm, sanitize
-from agent.model.state_records import ALERT_STATE, HOST_STATE, VM_STATE, StateSubject
+from agent.model.state_records import ALERT_STATE, HOST_STATE, VM_STATE, StateRecordSource
 
 STATE_FAMILIES = frozenset({IDENTITY, BLOCK_LAYER, BLOCK_STORAGE, GUEST_AGENT, GUEST_AGENT_SESSION, RUNSTATE})
 """Families whose samples can change the state of a VM. The usage of disks is not part of the state, because it changes at each poll."""
@@ -38,12 +38,12 @@ _COPIED_FIELDS: tuple[tuple[Family, Mapping[str, str]], ...] = (
 """Fields of a VM's state that are copied from samples: for each family, the name of the field in the state and in the sample."""
 
 
-def vm_path(uuid: str) -> str:
+def vm_state_key_path(uuid: str) -> str:
     """Return `vms/UUID`, which is part of the key of a VM's records in the state topic."""
     return f"vms/{uuid}"
 
 
-def alert_path(fingerprint: str) -> str:
+def alert_state_key_path(fingerprint: str) -> str:
     """Return `alerts/FINGERPRINT`, which is part of the key of an alert's records in the state topic."""
     return f"alerts/{fingerprint}"
 
@@ -69,13 +69,15 @@ def vm_state(vm: Vm, view: VmView, last_migration: Mapping[str, Any] | None) -> 
         data["disks"] = disks[:MAX_STATE_DISKS]
     if last_migration:
         data["last_migration"] = dict(last_migration)
-    return EntityState(StateSubject(vm.host, vm.uuid, vm.name, path=vm_path(vm.uuid)), f"qemu.{VM_STATE.name}", data)
+    return EntityState(
+        StateRecordSource(vm.host, vm.uuid, vm.name, path=vm_state_key_path(vm.uuid)), f"qemu.{VM_STATE.name}", data
+    )
 
 
 def alert_state_from_record(record: Record) -> EntityState:
     """Return the state of a firing alert, built from the alert's record."""
     vm = record.vm
-    entity = StateSubject(vm.host, vm.uuid, vm.name, path=alert_path(record.data["fingerprint"]))
+    entity = StateRecordSource(vm.host, vm.uuid, vm.name, path=alert_state_key_path(record.data["fingerprint"]))
     return EntityState(entity, f"qemu.{ALERT_STATE.name}", dict(record.data), record.subject, record.severity)
 
 
@@ -104,7 +106,7 @@ def host_state(host: str, run_fields: Mapping[str, Any], pools: Iterable[PoolUsa
     ]
     described.sort(key=lambda pool: (str(pool["pool"]), str(pool["kind"])))
     data = {"state": state, **run_fields, "pools": described[:MAX_STATE_POOLS]}
-    return EntityState(StateSubject(host, "", ""), f"qemu.{HOST_STATE.name}", data)
+    return EntityState(StateRecordSource(host, "", ""), f"qemu.{HOST_STATE.name}", data)
 
 
 def migration_fields(record: Record) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from agent.app.alert_publisher import AlertPublisher
-from agent.app.dispatcher import store_and_publish
+from agent.app.dispatcher import update_snapshot_and_publish_samples
 from agent.app.publisher import RecordPublisher
 from agent.app.self_metrics import SelfMetrics
 from agent.exposition.snapshot import Snapshot
@@ -25,8 +25,8 @@ class GuestDispatcher:
 
     def on_guest_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         """Publish samples, and update the snapshot and the alerts."""
-        published = store_and_publish(self._snapshot, self._publisher, vm, families, samples, time_ns)
-        with self._alerts.caused_by(published.cause_of):
+        published = update_snapshot_and_publish_samples(self._snapshot, self._publisher, vm, families, samples, time_ns)
+        with self._alerts.setting_alert_cause(published.causation_id_of_alert):
             self._alerts.on_guest_samples(vm, families, samples, time_ns)
 
     def on_guest_samples_outdated(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:

@@ -9,20 +9,20 @@ class HangDetector:
     """The times of the latest progress, in seconds of the monotonic clock.
 
     Attributes:
-        ticked_at: when the alert loop last completed an iteration.
-        polled_at: when a collector last ran, successfully or not.
+        alert_loop_ran_at: when the alert loop last completed an iteration.
+        collector_ran_at: when a collector last ran, successfully or not.
     """
 
-    ticked_at: float = field(default_factory=time.monotonic)
-    polled_at: float = field(default_factory=time.monotonic)
+    alert_loop_ran_at: float = field(default_factory=time.monotonic)
+    collector_ran_at: float = field(default_factory=time.monotonic)
 
-    def on_tick(self) -> None:
+    def on_alert_loop_iteration(self) -> None:
         """Store the current time as the end of the alert loop's last iteration."""
-        self.ticked_at = time.monotonic()
+        self.alert_loop_ran_at = time.monotonic()
 
-    def on_poll(self) -> None:
+    def on_collector_run(self) -> None:
         """Store the current time as the time of the last collector run."""
-        self.polled_at = time.monotonic()
+        self.collector_ran_at = time.monotonic()
 
     def hang_reason(self, *, vms_up: int, hang_seconds: float) -> str:
         """Return why the alert loop or the polls make no progress; empty if both make progress.
@@ -33,9 +33,9 @@ class HangDetector:
         """
         now = time.monotonic()
         if vms_up == 0:
-            self.polled_at = now
-        if now - self.ticked_at > hang_seconds:
-            return f"the alert loop has not run for {now - self.ticked_at:.0f} s"
-        if now - self.polled_at > hang_seconds:
-            return f"{vms_up} VMs are up, and none was polled for {now - self.polled_at:.0f} s"
+            self.collector_ran_at = now
+        if now - self.alert_loop_ran_at > hang_seconds:
+            return f"the alert loop has not run for {now - self.alert_loop_ran_at:.0f} s"
+        if now - self.collector_ran_at > hang_seconds:
+            return f"{vms_up} VMs are up, and none was polled for {now - self.collector_ran_at:.0f} s"
         return ""

@@ -139,14 +139,16 @@ class AgentHealth:
         """Return why the agent hangs and should be restarted; empty if the agent makes progress."""
         config = self.config()
         hang_seconds = HANG_POLLS * config.intervals.poll + config.timeouts.response + self.limits.hang_seconds
-        return self.hang_detector.hang_reason(vms_up=self.monitor_states()[MonitorState.UP], hang_seconds=hang_seconds)
+        return self.hang_detector.hang_reason(
+            vms_up=self.count_monitors_by_state()[MonitorState.UP], hang_seconds=hang_seconds
+        )
 
     def summary(self) -> str:
         """Return one line with the number of monitors in each state, and the reasons why the agent is not ready."""
-        states = ", ".join(f"{number} {state.value}" for state, number in self.monitor_states().items())
+        states = ", ".join(f"{number} {state.value}" for state, number in self.count_monitors_by_state().items())
         return "; ".join([f"monitors: {states or 'none'}", *self.unready_reasons()])
 
-    def monitor_states(self) -> Counter[MonitorState]:
+    def count_monitors_by_state(self) -> Counter[MonitorState]:
         """Return the number of monitors in each state."""
         return Counter(status.state for status in self.snapshot.monitors.values())
 

@@ -5,15 +5,15 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 
-from agent.common.daemon_thread import CallWithTimeout
+from agent.common.daemon_thread import BlockingCallWithTimeout
+from agent.exposition.explain.resource_contention import ResourceContentionFinder
 from agent.exposition.host_sums import add_commitment_ratios, sum_vms
-from agent.exposition.resource_contention import ResourceContentionFinder
 from agent.exposition.snapshot import Snapshot
 from agent.host.host_resources import HostReading, read_host_resources
 from agent.http.overview import run_in_steps
 from agent.model.family import Sample
 from agent.model.metrics.host_resources import HOST, HOST_HUGEPAGES
-from agent.model.metrics.pool import POOL
+from agent.model.metrics.storage_pool import POOL
 from agent.model.record import Record, Vm
 
 _log = logging.getLogger("agent")
@@ -53,7 +53,7 @@ class HostResourcePoller:
         self._publish = publish
         self._snapshot = snapshot
         self._failed = False
-        self._read = CallWithTimeout(read, read_seconds, "host resources")
+        self._read = BlockingCallWithTimeout(read, read_seconds, "host resources")
 
     async def run(self) -> None:
         """Publish the records at each interval, until cancelled. Wait one interval first, so that the agent has polled VMs."""
@@ -69,7 +69,7 @@ class HostResourcePoller:
             self._remove_samples(HOST.name, set())
             return
         time_ns = time.time_ns()
-        values = reading.values | sum_vms(self._snapshot.views())
+        values = reading.values | sum_vms(self._snapshot.one_view_per_uuid())
         add_commitment_ratios(values)
         finder = ResourceContentionFinder(time_ns / 1e9, self._snapshot.host_samples.get(POOL.name, {}))
         await run_in_steps(self._add_vms(finder))
@@ -83,7 +83,7 @@ class HostResourcePoller:
             self._publish(Record(sample.family.type, self._vm, sample.data, time_ns, sample.subject))
 
     def _add_vms(self, finder: ResourceContentionFinder) -> Iterator[None]:
-        for vm, view in list(self._snapshot.views()):
+        for vm, view in list(self._snapshot.one_view_per_uuid()):
             finder.add_vm(vm, view)
             yield
 

@@ -8,9 +8,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from agent.alerts.pool_usage import Image, ImagePlacement, images_of
-from agent.host.image_location import ImageLocator, MountTables
+from agent.alerts.pool_usage import Image, ImagePlacement, images_from_layer_samples
 from agent.host.pools.base import ImageLocation, Pool, PoolSource, UnknownPool
+from agent.host.pools.image_location import ImageLocator, QemuAndAgentMounts
 from agent.host.pools.storage_report import volume_name
 from agent.model.family import Family, Sample
 from agent.model.metrics.block_layers import BLOCK_LAYER
@@ -55,7 +55,7 @@ class ImagePoolFinder:
         self._vms_to_search: dict[Vm, None] = {}
         self._woken = asyncio.Event()
 
-    def source_of(self, pool: Pool) -> PoolSource:
+    def source_that_found_pool(self, pool: Pool) -> PoolSource:
         """Return the source, such as ZFS, that found a pool."""
         return self._source_of[pool.key]
 
@@ -63,7 +63,7 @@ class ImagePoolFinder:
         """Forget which source found a pool."""
         self._source_of.pop(pool.key, None)
 
-    def mounts_of(self, vm: Vm) -> Mapping[str, str] | None:
+    def image_mounts_of_vm(self, vm: Vm) -> Mapping[str, str] | None:
         """Return the mounts that contain images of a VM; None if the images are unknown.
 
         Returns:
@@ -80,7 +80,7 @@ class ImagePoolFinder:
             else:
                 self._pids.pop(vm, None)
         if BLOCK_LAYER in families:
-            self._images[vm] = images_of(sample for sample in samples if sample.family is BLOCK_LAYER)
+            self._images[vm] = images_from_layer_samples(sample for sample in samples if sample.family is BLOCK_LAYER)
             self._vms_to_search[vm] = None
             if self._place_from_cache(vm):
                 del self._vms_to_search[vm]
@@ -127,9 +127,9 @@ class ImagePoolFinder:
         if self._images.get(vm) is images:  # a poll may have replaced the images during the search
             self._on_located(vm, images, locations)
 
-    def _mount_tables_of(self, vm: Vm) -> MountTables | None:
+    def _mount_tables_of(self, vm: Vm) -> QemuAndAgentMounts | None:
         pid = self._pids.get(vm)
-        return MountTables.of_process(pid) if pid is not None else None
+        return QemuAndAgentMounts.read_for_process(pid) if pid is not None else None
 
     def _on_located(
         self,
@@ -139,7 +139,7 @@ class ImagePoolFinder:
         *,
         at_once: bool = False,
     ) -> None:
-        is_remote = vm.may_be_remote
+        is_remote = vm.may_run_on_other_host
         remote = UnknownPool("the VM may run on another host: run an agent there")
         self._mounts[vm] = {
             location.mount.device: location.directory
@@ -171,15 +171,15 @@ class ImagePoolFinder:
         self._source_of[pool.key] = self._fallback
         return pool
 
-    async def locate_paths(self, pid: int, paths: Sequence[str]) -> list[ImageLocation]:
+    async def locate_command_line_files(self, pid: int, paths: Sequence[str]) -> list[ImageLocation]:
         """Return the locations of files on a process's command line. Skip a file whose mount is not found."""
-        tables = MountTables.of_process(pid)
+        tables = QemuAndAgentMounts.read_for_process(pid)
         locations = [await self._locator.locate(tables, "file", path) for path in paths]
         return [
             location for location in locations if isinstance(location, ImageLocation) and location.mount is not None
         ]
 
-    def use_files_as_images(self, vm: Vm, locations: Sequence[ImageLocation]) -> None:
+    def set_provisional_image_locations(self, vm: Vm, locations: Sequence[ImageLocation]) -> None:
         """Use `locations` as the locations of a VM's images until the VM's first poll reports the images."""
         if vm not in self._images:
             images = [

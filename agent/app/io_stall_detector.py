@@ -45,7 +45,7 @@ class StallSign(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class WaitingDiskThread:
+class ThreadWaitingForStorage:
     """A thread that waits in the kernel for storage.
 
     Attributes:
@@ -147,7 +147,7 @@ class IoStallDetector:
             self.idle_disks[device] = disk
         return has_new
 
-    def on_threads(self, threads: Iterable[WaitingDiskThread], time_ns: int) -> None:
+    def on_waiting_threads(self, threads: Iterable[ThreadWaitingForStorage], time_ns: int) -> None:
         """Update the stall signs of the idle disks.
 
         Args:
@@ -169,7 +169,7 @@ class IoStallDetector:
                     disk.threads += 1
                     disk.signs[StallSign.THREADS] = min(since_ns, disk.signs.get(StallSign.THREADS, since_ns))
 
-    def on_queues(self, requests: Mapping[str, int], time_ns: int) -> None:
+    def on_virtio_queues(self, requests: Mapping[str, int], time_ns: int) -> None:
         """Update the stall signs of the idle disks after a poll of virtio queues.
 
         Args:

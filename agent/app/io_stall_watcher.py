@@ -10,16 +10,16 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from agent.app.io_stall_detector import COMPLETED, IDLE_SECONDS, MERGED, IoStallDetector, WaitingDiskThread
+from agent.app.io_stall_detector import COMPLETED, IDLE_SECONDS, MERGED, IoStallDetector, ThreadWaitingForStorage
 from agent.exposition.snapshot import Snapshot, VmView
-from agent.host.blocked_threads import BlockedThread, find_blocked_threads
 from agent.host.process import ROOT, Process
+from agent.host.threads_blocked_on_storage import ThreadBlockedOnStorage, find_threads_blocked_on_storage
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK, BLOCK_DEVICE
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.metrics.block_stall import VIRTIO_QUEUE
 from agent.model.metrics.runstate import RUNSTATE
-from agent.model.metrics.vm_process import IOTHREAD, PROCESS, VCPU
+from agent.model.metrics.vm_process_and_interfaces import IOTHREAD, PROCESS, VCPU
 from agent.model.record import Vm
 
 CHECK_INTERVAL_SECONDS: Final = 300.0
@@ -32,18 +32,20 @@ MAX_CHECK_INTERVAL_SECONDS: Final = 600.0
 VIRTIO_QUEUE_COLLECTOR: Final = "virtio_queues"
 
 ScheduleCollectors = Callable[[Vm, Sequence[str]], None]
-ReadThreads = Callable[[int, Collection[str]], list[BlockedThread]]
+ReadThreads = Callable[[int, Collection[str]], list[ThreadBlockedOnStorage]]
 """Returns the threads of a process that wait for storage, except the threads with the given ids."""
 
 
-def read_threads(pid: int, skip: Collection[str], root: Path = ROOT) -> list[BlockedThread]:
+def read_threads_waiting_for_storage(
+    pid: int, skip: Collection[str], root: Path = ROOT
+) -> list[ThreadBlockedOnStorage]:
     """Return the threads of a process that wait for storage; none if the process cannot be read."""
     try:
         process = Process(pid, root)
     except OSError:
         return []
     try:
-        return find_blocked_threads(process, skip)
+        return find_threads_blocked_on_storage(process, skip)
     finally:
         process.close()
 
@@ -75,7 +77,7 @@ class _WatchedVm:
             self.check_at, self.wait = now, CHECK_INTERVAL_SECONDS
         return now >= self.check_at and self.tokens >= 1
 
-    def on_nothing_found(self, now: float) -> None:
+    def postpone_next_check(self, now: float) -> None:
         """Postpone the next check after a check that found nothing."""
         self.tokens -= 1
         self.check_at = now + self.wait
@@ -93,7 +95,7 @@ class IoStallWatcher:
     def __init__(
         self,
         snapshot: Snapshot,
-        read: ReadThreads = read_threads,
+        read: ReadThreads = read_threads_waiting_for_storage,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """Create a watcher without VMs.
@@ -176,10 +178,10 @@ class IoStallWatcher:
         pid = _vm_value(view, PROCESS, "pid")
         if isinstance(pid, str | int) and str(pid).isdecimal():
             waiting = self._read(int(pid), _thread_ids(view, VCPU))
-            detector.on_threads(_threads_of_disks(view, waiting), time_ns)
+            detector.on_waiting_threads(_threads_of_disks(view, waiting), time_ns)
         self.schedule_collectors(vm, (VIRTIO_QUEUE_COLLECTOR,))
         if not detector.is_suspect:
-            watched.on_nothing_found(now)
+            watched.postpone_next_check(now)
 
     def _on_queues(self, vm: Vm, samples: Sequence[Sample], time_ns: int) -> None:
         watched = self._vms.get(vm)
@@ -191,7 +193,7 @@ class IoStallWatcher:
             if type(count) is int and count >= 0:
                 requests[sample.subject] = requests.get(sample.subject, 0) + count
         was_suspect = watched.detector.is_suspect
-        watched.detector.on_queues(requests, time_ns)
+        watched.detector.on_virtio_queues(requests, time_ns)
         self._notify_if_cleared(watched, was_suspect=was_suspect)
 
 
@@ -239,13 +241,13 @@ def _merged_without_completion(view: VmView, disks: Sequence[Sample], detector: 
     for sample in disks:
         if polls is None or sample.labels[0] in detector.idle_disks or not _is_idle(sample):
             continue
-        rates = polls.rates(sample.labels, (*COMPLETED, *MERGED))
+        rates = polls.rates_for_labels(sample.labels, (*COMPLETED, *MERGED))
         if any(rates.get(name) for name in MERGED) and not any(rates.get(name) for name in COMPLETED):
             found.append(sample.subject)
     return found
 
 
-def _threads_of_disks(view: VmView, threads: Iterable[BlockedThread]) -> list[WaitingDiskThread]:
+def _threads_of_disks(view: VmView, threads: Iterable[ThreadBlockedOnStorage]) -> list[ThreadWaitingForStorage]:
     """Return the threads that may wait for a disk. Leave out threads that wait for another file, such as a log file."""
     polls = view.polls.get(BLOCK_LAYER.name)
     paths = (
@@ -259,5 +261,5 @@ def _threads_of_disks(view: VmView, threads: Iterable[BlockedThread]) -> list[Wa
         same = same or {device for device, path in paths if Path(path).name == Path(thread.path).name}
         if not thread.path or thread.path.startswith("/dev/") or not paths or same:
             device = next(iter(same)) if len(same) == 1 else ""
-            found.append(WaitingDiskThread(thread.id, thread.timeslices, device))
+            found.append(ThreadWaitingForStorage(thread.id, thread.timeslices, device))
     return found

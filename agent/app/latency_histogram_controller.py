@@ -13,9 +13,9 @@ from agent.model.metrics.block import BLOCK
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import Record, Vm
 from agent.qmp.commands import Command
-from agent.session.disk_latency_histograms import BoundariesNs, HistogramState
-from agent.session.latency_histograms import LatencyHistogramTracker
-from agent.session.shared_types import DiskCommandController, VmChange
+from agent.session.disk_histogram_state_machine import BoundariesNs, HistogramState
+from agent.session.latency_histogram_tracker import LatencyHistogramTracker
+from agent.session.shared_types import DiskCommandController, VmLifecycleChange
 
 _log = logging.getLogger("agent")
 
@@ -32,25 +32,25 @@ class LatencyHistogramController:
         self._publisher = publisher
 
     @property
-    def is_enabled(self) -> bool:
+    def is_allowed_by_config(self) -> bool:
         """True if the config lets the agent set histograms."""
         return bool(self.histograms.boundaries)
 
     @property
-    def controller_if_enabled(self) -> DiskCommandController | None:
+    def controller_if_allowed(self) -> DiskCommandController | None:
         """The controller itself; None if the config does not let the agent set histograms."""
-        return self if self.is_enabled else None
+        return self if self.is_allowed_by_config else None
 
     def restore(self) -> None:
         """Restore from the journal which histograms the previous run has set."""
         self.histograms.has_no_journal = self._publisher.delivery.journal is None
         self.histograms.restore(self._publisher.delivery.stored_persistent_entries, time.monotonic())
 
-    def on_lifecycle(self, change: VmChange, record: Record) -> None:
+    def on_lifecycle(self, change: VmLifecycleChange, record: Record) -> None:
         """Store whether the agent is attached to a VM after a lifecycle change."""
-        if change is VmChange.ATTACHED:
+        if change is VmLifecycleChange.ATTACHED:
             self.histograms.on_attached(record.vm, record.data.get("pid"))
-        elif change in (VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT):
+        elif change in (VmLifecycleChange.GONE, VmLifecycleChange.DETACHED, VmLifecycleChange.MIGRATED_OUT):
             self.histograms.on_detached(record.vm, time.monotonic())
 
     def on_unplugged(self, event: Record) -> None:
@@ -62,21 +62,21 @@ class LatencyHistogramController:
         if BLOCK in families:
             self.histograms.on_samples(vm, samples)
 
-    async def tick(self) -> None:
+    async def delete_expired_entries(self) -> None:
         """Delete the persistent entries of VMs that have been detached for ten minutes. Call this about once a second."""
         for entry in self.histograms.pop_expired_entries(time.monotonic()):
-            await self._publisher.persist_entry(PersistentEntry(*entry))
+            await self._publisher.store_entry_in_journal(PersistentEntry(*entry))
 
     def has_pending_commands(self, vm: Vm) -> bool:
         """Return whether there may be commands to send to a VM now."""
         return self.histograms.has_pending_commands(vm)
 
-    async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
+    async def pop_pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
         """Store the VM's persistent entry in the journal, then return the commands to send now, each with its disk."""
-        commands = self.histograms.pending_commands(vm)
+        commands = self.histograms.pop_pending_commands(vm)
         if commands:
             entry = PersistentEntry(*self.histograms.persistent_entry(vm))
-            await self._publisher.persist_entry(entry)
+            await self._publisher.store_entry_in_journal(entry)
         return commands
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
@@ -93,7 +93,7 @@ class LatencyHistogramMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metric, if the agent may set histograms."""
-        if not self._controller.is_enabled:
+        if not self._controller.is_allowed_by_config:
             return
         metric = GaugeMetricFamily(
             "qmp_agent_latency_histogram_disks",

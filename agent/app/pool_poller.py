@@ -14,8 +14,6 @@ from agent.app.image_pool_finder import ImagePoolFinder
 from agent.app.pool_alert_publisher import PoolAlertPublisher
 from agent.app.storage_query_gate import StorageQueryGate
 from agent.exposition.snapshot import Snapshot
-from agent.host.filesystem_reader import FileSystemReader
-from agent.host.image_location import ImageLocator
 from agent.host.pools.base import (
     Pool,
     PoolKind,
@@ -27,8 +25,10 @@ from agent.host.pools.base import (
 )
 from agent.host.pools.block_device import BlockDevicePoolSource
 from agent.host.pools.filesystem import FileSystemPoolSource, mount_device_number
+from agent.host.pools.filesystem_reader import FileSystemReader
+from agent.host.pools.image_location import ImageLocator
 from agent.model.family import Family, Sample
-from agent.model.metrics.pool import BLOCK_STORAGE, POOL
+from agent.model.metrics.storage_pool import BLOCK_STORAGE, POOL
 from agent.model.record import Record, Vm
 
 _log = logging.getLogger("agent")
@@ -134,10 +134,10 @@ class PoolPoller:
 
     def _on_placed(self, vm: Vm, placements: Sequence[ImagePlacement], at_once: bool) -> None:  # noqa: FBT001 - a callback
         has_moved = self.registry.set_images_of_vm(vm, placements, time.time())
-        samples, time_ns = self.registry.storage_samples(vm), time.time_ns()
-        changed = [sample for sample in samples if self._snapshot.values_of(vm, sample) != sample.values]
+        samples, time_ns = self.registry.block_storage_samples_of_vm(vm), time.time_ns()
+        changed = [sample for sample in samples if self._snapshot.stored_values_for_sample(vm, sample) != sample.values]
         self._snapshot.replace_samples(vm, (BLOCK_STORAGE,), samples, time_ns)
-        self._alerts.on_rule_samples(vm, (BLOCK_STORAGE,), samples, time_ns)
+        self._alerts.on_samples_for_alert_rules(vm, (BLOCK_STORAGE,), samples, time_ns)
         for sample in changed:
             self._publish(Record(BLOCK_STORAGE.type, vm, sample.data, time_ns, sample.subject))
         for usage in self.registry.pools_of_vm(vm):
@@ -164,9 +164,11 @@ class PoolPoller:
     def _on_storage_change(self) -> None:
         """Read the unresponsive pools of mounts that answer again. Called after a change of a mount's state."""
         for usage in self.registry:
-            if usage.unresponsive_since is not None and not self._reader.is_suspect(mount_device_number(usage.pool)):
+            if usage.unresponsive_since is not None and not self._reader.is_mount_suspect(
+                mount_device_number(usage.pool)
+            ):
                 self._due[usage.pool.key] = time.monotonic()
-        self.gate.on_change()
+        self.gate.schedule_deferred_collectors()
         self._wake()
 
     # The schedule.
@@ -215,7 +217,7 @@ class PoolPoller:
             else:
                 self._due[key] = self._next_read_time(usage)
                 self._in_flight.add(key)
-                due.setdefault(self._pool_finder.source_of(usage.pool), []).append(usage.pool)
+                due.setdefault(self._pool_finder.source_that_found_pool(usage.pool), []).append(usage.pool)
         for source, pools in due.items():
             may_hang = isinstance(source, FileSystemPoolSource | BlockDevicePoolSource)
             for group in [[pool] for pool in pools] if may_hang else [pools]:
@@ -242,25 +244,25 @@ class PoolPoller:
         now, key = time.time(), usage.pool.key
         if isinstance(reading, PoolReading):
             if (
-                usage.is_unchanged(reading)
+                usage.is_reading_unchanged(reading)
                 and not self._is_record_due(usage)
                 and self._seconds_until_read(usage) >= CHECK_SECONDS
             ):
                 return  # this read only shows that the pool answers
             usage.on_reading(reading, now)
-            with self._alerts.caused_by(self._cause_of_alerts(usage, now)):
+            with self._alerts.setting_alert_cause(self._cause_of_alerts(usage, now)):
                 self.pool_alerts.on_reading(usage)
         elif isinstance(reading, PoolUnresponsiveError):
             usage.unresponsive_since = usage.unresponsive_since or now
             usage.error = str(reading) if usage.pool.kind is PoolKind.DEVICE else usage.error
-            if usage.pool.kind is not PoolKind.FILESYSTEM or self._reader.is_unresponsive(
+            if usage.pool.kind is not PoolKind.FILESYSTEM or self._reader.is_mount_unresponsive(
                 mount_device_number(usage.pool)
             ):
-                with self._alerts.caused_by(self._cause_of_alerts(usage, now)):
+                with self._alerts.setting_alert_cause(self._cause_of_alerts(usage, now)):
                     self.pool_alerts.on_unresponsive(usage)
         else:
             usage.error, usage.unresponsive_since = str(reading), None
-            with self._alerts.caused_by(self._cause_of_alerts(usage, now)):
+            with self._alerts.setting_alert_cause(self._cause_of_alerts(usage, now)):
                 self.pool_alerts.on_error(usage)
         self._due[key] = min(self._due.get(key, inf), self._next_read_time(usage))
         self._publish_usage(usage, now)
@@ -270,13 +272,13 @@ class PoolPoller:
         if self._is_record_due(usage):
             _, sample = self._publish_record(usage, now)
         else:
-            sample = usage.sample(now)
+            sample = usage.to_sample(now)
         self._snapshot.replace_host_sample(sample, time.time())
 
     def _publish_record(self, usage: PoolUsage, now: float) -> tuple[str, Sample]:
         """Publish the record of a pool; return the record's id and its sample."""
         usage.fastest_growing_disks = self._alerts.engine.disk_lookup.fastest_growing_disks(usage)
-        sample = usage.sample(now)
+        sample = usage.to_sample(now)
         self._published_at[usage.pool.key] = time.monotonic()
         return self._publish(Record(POOL.type, self._vm, sample.data, time.time_ns(), sample.subject)), sample
 
@@ -342,7 +344,7 @@ async def _refresh_source(source: PoolSource) -> bool:
     Return False after an exception, because a bug in one source must not affect other sources.
     """
     try:
-        return await source.refresh()
+        return await source.refresh_pool_lookup()
     except Exception:  # noqa: BLE001 - it is logged
         _log.exception("%s: internal error while listing storage pools", type(source).__name__)
         return False

@@ -59,11 +59,13 @@ class RecordPublisher:
     def store_sequences(self) -> None:
         """Store the newest sequences of samples in the journal. Call this after the last sample and before the end of delivery."""
         if self.delivery.journal is not None:
-            self.delivery.journal.pending_entries.add(self._sequences.sample_sequences_entry())
+            self.delivery.journal.pending_entries.add(self._sequences.persistent_entry_of_sample_sequences())
 
     async def store_run_id(self) -> None:
         """Store the id of this run in the journal, for the next run."""
-        await self.delivery.persist_entry(PersistentEntry(RUN_ID_ENTRY_NAME, self.run_id), STORE_RUN_ID_SECONDS)
+        await self.delivery.store_entry_in_journal(
+            PersistentEntry(RUN_ID_ENTRY_NAME, self.run_id), STORE_RUN_ID_SECONDS
+        )
 
     def publish(self, record: Record, entry: PersistentEntry | None = None) -> str:
         """Publish a record without blocking, and return its id.
@@ -88,11 +90,11 @@ class RecordPublisher:
 
     async def deliver_state(self, records: Sequence[EncodedRecord]) -> None:
         """Send records to the state topic without a queue. Wait without a deadline until the sink has acknowledged them."""
-        await self.delivery.deliver_unqueued("state", records)
+        await self.delivery.deliver_without_queue("state", records)
 
-    async def persist_entry(self, entry: PersistentEntry) -> bool:
+    async def store_entry_in_journal(self, entry: PersistentEntry) -> bool:
         """Store a persistent entry within `STORE_ENTRY_SECONDS`. Return whether the entry is on disk."""
-        return await self.delivery.persist_entry(entry, STORE_ENTRY_SECONDS)
+        return await self.delivery.store_entry_in_journal(entry, STORE_ENTRY_SECONDS)
 
     def publish_samples(self, vm: Vm, samples: Sequence[Sample], time_ns: int) -> Sequence[EncodedRecord]:
         """Publish the samples of one poll without blocking. Return the encoded records in the order of the samples.

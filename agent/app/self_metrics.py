@@ -57,7 +57,7 @@ class SelfMetrics:
         build = gauge("qmp_agent_build_info", "A constant 1 with the version of the agent as label.", ["version"])
         build.labels(__version__).set(1)
         self.register(
-            CollectorRunMetrics(self.collector_runs), GuestCommandMetrics(self.guest_commands), EventLoopMetrics()
+            CollectorRunMetrics(self.collector_runs), GuestCommandMetrics(self.guest_commands), AsyncioTaskMetrics()
         )
         self.response_seconds = ResponseTimes()
         self.register(self.response_seconds)
@@ -150,7 +150,7 @@ class GuestCommandMetrics(Collector):
         yield commands
 
 
-class EventLoopMetrics(Collector):
+class AsyncioTaskMetrics(Collector):
     """Metrics of the asyncio event loop."""
 
     def collect(self) -> Iterator[Metric]:
@@ -271,7 +271,7 @@ class MonitorMetrics(Collector):
         yield GaugeMetricFamily(
             "qmp_agent_series_limit_dropped_subjects",
             "Number of disks, vCPUs, jobs and other subjects without series, because their VM exceeds a series limit.",
-            value=sum(view.dropped_subjects.total() for _, view in self._snapshot.views()),
+            value=sum(view.dropped_subjects.total() for _, view in self._snapshot.one_view_per_uuid()),
         )
 
 

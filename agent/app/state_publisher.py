@@ -22,22 +22,22 @@ from agent.alerts.store import Alert
 from agent.app.entity_state_table import EntityState, EntityStateTable
 from agent.app.entity_states import (
     STATE_FAMILIES,
-    alert_path,
     alert_state,
     alert_state_from_record,
+    alert_state_key_path,
     host_state,
     migration_fields,
-    vm_path,
     vm_state,
+    vm_state_key_path,
 )
 from agent.exposition.snapshot import Snapshot, VmView
 from agent.model.family import Family
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import EncodedRecord, Record, Vm
-from agent.model.state_records import STATE_PREFIX, StateSubject
+from agent.model.state_records import STATE_PREFIX, StateRecordSource
 from agent.session.shared_types import MonitorState
 
-TURN_SECONDS = 1.0
+WRITE_INTERVAL_SECONDS = 1.0
 """Time between two iterations of the loop, in seconds."""
 
 MAX_CHANGES = 200
@@ -62,7 +62,7 @@ class StateSink(Protocol):
     async def deliver_state(self, records: Sequence[EncodedRecord]) -> None:
         """Deliver records. Wait without a deadline until the sink has acknowledged them."""
 
-    async def persist_entry(self, value: PersistentEntry) -> bool:
+    async def store_entry_in_journal(self, value: PersistentEntry) -> bool:
         """Store a persistent entry in the journal. Return whether the entry is on disk."""
 
 
@@ -89,7 +89,7 @@ class StatePublisher:
     """Writes the current states of VMs, firing alerts and the host to the state topic.
 
     Attributes:
-        turn_seconds: time between two iterations of the loop, in seconds.
+        write_interval_seconds: time between two iterations of the loop, in seconds.
         records_written: number of records that the sink has acknowledged.
     """
 
@@ -101,7 +101,7 @@ class StatePublisher:
             sink: delivers the records, and stores the entries.
             clock: returns the time in seconds of a monotonic clock.
         """
-        self.turn_seconds = TURN_SECONDS
+        self.write_interval_seconds = WRITE_INTERVAL_SECONDS
         self.records_written = 0
         self._sources = sources
         self._sink = sink
@@ -137,7 +137,7 @@ class StatePublisher:
             if path == name:
                 continue
             self._stored_paths.add(path)
-            self._table.add_written(path)
+            self._table.add_written_by_earlier_run(path)
             kind, _, identity = path.partition("/")
             if kind == "vms":
                 self._detached[identity] = (self._clock(), False)
@@ -148,7 +148,7 @@ class StatePublisher:
         for alert in self._sources.alerts:
             self._table.put(alert_state(alert))
         for path in self._stored_paths:
-            if path.startswith(alert_path("")) and self._table.get(path) is None:
+            if path.startswith(alert_state_key_path("")) and self._table.get(path) is None:
                 self._table.remove(path)
 
     def on_vm_changed(self, vm: Vm) -> None:
@@ -171,7 +171,7 @@ class StatePublisher:
         """Store the last migration of a VM. `record` reports the end of the migration."""
         self._migrations[record.vm.uuid] = migration_fields(record)
         # The entry contains the migration, so it must be stored again.
-        self._stored_paths.discard(vm_path(record.vm.uuid))
+        self._stored_paths.discard(vm_state_key_path(record.vm.uuid))
         self.on_vm_changed(record.vm)
 
     def on_alert(self, record: Record) -> None:
@@ -179,27 +179,27 @@ class StatePublisher:
         if record.data["state"] == "firing":
             self._table.put(alert_state_from_record(record))
         else:
-            self._table.remove(alert_path(record.data["fingerprint"]))
+            self._table.remove(alert_state_key_path(record.data["fingerprint"]))
 
     def rewrite_all(self) -> int:
         """Schedule all states to be written again, and return the number of states."""
-        self._changed |= dict.fromkeys(vm.uuid for vm, _ in self._sources.snapshot.views())
+        self._changed |= dict.fromkeys(vm.uuid for vm, _ in self._sources.snapshot.one_view_per_uuid())
         return self._table.write_all_again()
 
     # The loop.
 
     async def run(self) -> None:
-        """Write the changed states every `turn_seconds`, until cancelled."""
+        """Write the changed states every `write_interval_seconds`, until cancelled."""
         while True:
-            await self.run_turn()
-            await asyncio.sleep(self.turn_seconds)
+            await self.build_and_write_changed_states()
+            await asyncio.sleep(self.write_interval_seconds)
 
-    async def run_turn(self) -> None:
+    async def build_and_write_changed_states(self) -> None:
         """Build the states that may have changed, and write the oldest changes. Wait for the sink's acknowledgement."""
         self._build_changed_states()
         await self._write_changes()
 
-    async def stop(self, seconds: float) -> None:
+    async def write_host_stopped_state(self, seconds: float) -> None:
         """Write the host's state `stopped`, within at most `seconds`. Call this after `run` has ended.
 
         The states of VMs stay unchanged, because the VMs still run.
@@ -213,7 +213,7 @@ class StatePublisher:
         """Build the states that may have changed."""
         changed, self._changed = self._changed, {}
         uuids = dict.fromkeys((*changed, *self._detached))
-        views = {vm.uuid: (vm, view) for vm, view in self._sources.snapshot.views()} if uuids else {}
+        views = {vm.uuid: (vm, view) for vm, view in self._sources.snapshot.one_view_per_uuid()} if uuids else {}
         live_monitors: frozenset[str] | None = None
         for uuid in uuids:
             if uuid in views:
@@ -245,12 +245,12 @@ class StatePublisher:
         """
         detached_at, permanently = self._detached[uuid]
         is_alive = self._monitors.get(uuid) in live_monitors and not permanently
-        state = self._table.get(vm_path(uuid))
+        state = self._table.get(vm_state_key_path(uuid))
         if permanently or (self._clock() - detached_at >= REATTACH_SECONDS and not is_alive):
             del self._detached[uuid]
             self._monitors.pop(uuid, None)
             self._migrations.pop(uuid, None)
-            self._table.remove(vm_path(uuid))
+            self._table.remove(vm_state_key_path(uuid))
         elif state is not None:
             monitor_state = MonitorState.BUSY if is_alive else MonitorState.GONE
             data = {**state.data, "monitor_state": monitor_state.value}
@@ -258,7 +258,7 @@ class StatePublisher:
 
     async def _write_changes(self) -> None:
         """Write the oldest changes to the topic, and update the persistent entries in the journal."""
-        changes = self._table.start_writing(MAX_CHANGES)
+        changes = self._table.take_pending_changes(MAX_CHANGES)
         if not changes:
             return
         try:
@@ -276,7 +276,7 @@ class StatePublisher:
     def _encode_change(self, path: str, state: EntityState | None) -> EncodedRecord:
         now_ns = time.time_ns()
         if state is None:
-            entity = StateSubject(self._sources.host, "", "", path=path)
+            entity = StateRecordSource(self._sources.host, "", "", path=path)
             return EncodedRecord(f"tombstone {path}", entity.key, f"{STATE_PREFIX}tombstone", now_ns, b"", entity)
         return self._sink.encode_and_broadcast_state(
             Record(state.type, state.entity, state.data, now_ns, state.subject, state.severity)
@@ -284,7 +284,7 @@ class StatePublisher:
 
     def _entry_value(self, path: str) -> dict[str, Any]:
         """Return the value of an entity's persistent entry."""
-        uuid = path.removeprefix(vm_path(""))
+        uuid = path.removeprefix(vm_state_key_path(""))
         if uuid not in self._monitors:
             return {}
         migration = self._migrations.get(uuid)
@@ -293,7 +293,7 @@ class StatePublisher:
     async def _store_entries(self, values: Mapping[str, Mapping[str, Any] | None]) -> None:
         """Store or delete the journal's entries of entities. `values` has a value by path, such as `vms/UUID`; None deletes the entry."""
         entries = [PersistentEntry(STATE_ENTRY_PREFIX + path, value) for path, value in values.items()]
-        done = await asyncio.gather(*map(self._sink.persist_entry, entries))
+        done = await asyncio.gather(*map(self._sink.store_entry_in_journal, entries))
         for (path, value), is_stored in zip(values.items(), done, strict=True):
             if value is None:
                 self._stored_paths.discard(path)

@@ -10,9 +10,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 
 from agent.app.image_pool_finder import ImagePoolFinder
-from agent.host.command_line_images import image_paths
-from agent.host.filesystem_reader import SUSPECT_SECONDS, FileSystemReader
+from agent.host.command_line_images import command_line_image_paths
 from agent.host.pools.base import PoolReadError
+from agent.host.pools.filesystem_reader import SUSPECT_SECONDS, FileSystemReader
 from agent.host.qemu_processes import read_command_line
 from agent.model.record import Vm
 
@@ -50,9 +50,9 @@ class StorageQueryGate:
     async def may_query(self, vm: Vm, pid: int | None) -> bool:
         """Return whether the agent may now send commands that access storage to the VM."""
         if self.is_io_suspect(vm):
-            self._deferred[vm] = self._pool_finder.mounts_of(vm) or {}
+            self._deferred[vm] = self._pool_finder.image_mounts_of_vm(vm) or {}
             return False
-        mounts = self._pool_finder.mounts_of(vm)
+        mounts = self._pool_finder.image_mounts_of_vm(vm)
         if mounts is None:
             mounts = await self._search_mounts(vm, pid)
         if mounts is None:
@@ -64,14 +64,14 @@ class StorageQueryGate:
         return False
 
     def _has_suspect_mount(self, mounts: Mounts) -> bool:
-        return any(map(self._reader.is_suspect, mounts))
+        return any(map(self._reader.is_mount_suspect, mounts))
 
     async def _search_mounts(self, vm: Vm, pid: int | None) -> Mounts | None:
         """Return the mounts of the files on a VM's command line. Called before the first query of the VM's images.
 
         Return None if the search takes longer than `WAIT_SECONDS`.
         """
-        if pid is None or vm.may_be_remote:
+        if pid is None or vm.may_run_on_other_host:
             return {}  # the VM's storage is unknown, or is on another host
         search = self._searches.get(vm)
         if search is None:
@@ -91,10 +91,12 @@ class StorageQueryGate:
             return {}
 
     async def _locate_mounts(self, vm: Vm, pid: int) -> Mounts:
-        locations = await self._pool_finder.locate_paths(pid, image_paths(read_command_line(pid)))
+        locations = await self._pool_finder.locate_command_line_files(
+            pid, command_line_image_paths(read_command_line(pid))
+        )
         mounts = {location.mount.device: location.directory for location in locations if location.mount is not None}
         if self._has_suspect_mount(mounts):
-            self._pool_finder.use_files_as_images(vm, locations)
+            self._pool_finder.set_provisional_image_locations(vm, locations)
         return mounts
 
     def _on_mounts_found(self, vm: Vm) -> None:
@@ -109,11 +111,11 @@ class StorageQueryGate:
 
     async def _check_mounts(self, mounts: Mounts) -> None:
         """Call statvfs on each mount without an answer in the last `FRESH_SECONDS`. Wait at most `WAIT_SECONDS` for the answers."""
-        unchecked = [mount for mount in mounts if self._reader.seconds_since_answer(mount) > FRESH_SECONDS]
+        unchecked = [mount for mount in mounts if self._reader.seconds_since_mount_answered(mount) > FRESH_SECONDS]
         checks = {
             asyncio.create_task(self._check_mount(mounts[mount], mount))
             for mount in unchecked
-            if mounts[mount] and not self._reader.is_suspect(mount)
+            if mounts[mount] and not self._reader.is_mount_suspect(mount)
         }
         if checks:
             await asyncio.wait(checks, timeout=WAIT_SECONDS)
@@ -122,7 +124,7 @@ class StorageQueryGate:
         with contextlib.suppress(PoolReadError):
             await self._reader.statvfs(directory, mount)
 
-    def on_change(self) -> None:
+    def schedule_deferred_collectors(self) -> None:
         """Schedule the deferred collectors of each VM whose storage answers again.
 
         Call this method when the state of a mount changes, and when the disks of a VM no longer seem to hang.

@@ -73,7 +73,7 @@ class StoredSequences:
         for topic, source, sequence in self._registry.pop_changes(without=self._sample_topics):
             yield PersistentEntry(f"{SEQUENCE_ENTRY_PREFIX}{topic}{source}", sequence)
 
-    def sample_sequences_entry(self) -> PersistentEntry:
+    def persistent_entry_of_sample_sequences(self) -> PersistentEntry:
         """Return the entry with the sequences of samples. Call this after the last sample of the run."""
         by_topic: dict[str, dict[str, str]] = {}
         for topic, source, sequence in self._registry.newest_sequences(self._sample_topics):

@@ -25,11 +25,11 @@ class WriteThresholdController:
         """Return whether there may be commands to send to a VM now."""
         return self._commands.has_pending_commands(vm)
 
-    async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
+    async def pop_pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
         """Store the VM's persistent entry in the journal, then return the commands to send now, each with its disk."""
-        commands = self._commands.pending_commands(vm)
+        commands = self._commands.pop_pending_commands(vm)
         if commands:
-            await self._publisher.persist_entry(PersistentEntry(*self._persistence.entry_of_vm(vm.uuid)))
+            await self._publisher.store_entry_in_journal(PersistentEntry(*self._persistence.entry_of_vm(vm.uuid)))
         return commands
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:

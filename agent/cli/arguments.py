@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.common.paths import CONFIG_PATH
+from agent.common.default_paths import CONFIG_PATH
 from agent.common.units import parse_bytes, parse_seconds
 from agent.model.record import Severity
 

@@ -21,8 +21,8 @@ from agent.http.server import bind_sockets, is_loopback
 from agent.http.web_config import EndpointSetupError, LoadedWebConfig
 from agent.model.record import sanitize
 from agent.monitors import DialDiscoverer, Discoverer, ListenDiscoverer, Monitor
-from agent.qmp.errors import BusyError, DeniedError, QmpError
-from agent.session import host_process, identity
+from agent.qmp.errors import BusyError, ConnectPermissionError, QmpError
+from agent.session import host_process, identity_and_features
 from agent.session.shared_types import SessionContext
 
 MAX_CONCURRENT_CHECKS = 50
@@ -53,7 +53,7 @@ def _failed_finding(text: str) -> Finding:
     return Finding(ok=False, text=text)
 
 
-async def check_config(config: Config, watched: Collection[str] = ()) -> AsyncIterator[Finding]:
+async def run_all_checks(config: Config, watched: Collection[str] = ()) -> AsyncIterator[Finding]:
     """Run all checks of a config, and yield each finding as soon as the check ends.
 
     Args:
@@ -94,7 +94,7 @@ class _DiscoveryRecorder:
     def on_monitor_removed(self, monitor: Monitor) -> None:
         self.monitors.pop(monitor.key, None)
 
-    def on_status(self, source: Monitor, error: QmpError | None, limitation: str = "") -> None:
+    def on_discovery_status(self, source: Monitor, error: QmpError | None, limitation: str = "") -> None:
         text = (
             str(error)
             if error is not None
@@ -105,7 +105,7 @@ class _DiscoveryRecorder:
                 Finding(ok=error is None and not limitation, text=f"{sanitize(source.name)}: {text}")
             )
 
-    def on_connection_refused(self, address: str, reason: str) -> None:
+    def on_incoming_connection_refused(self, address: str, reason: str) -> None:
         """Do nothing: `check` runs no `listen` discoverer, and other discoverers refuse no connection."""
 
 
@@ -136,7 +136,7 @@ async def _search_monitors(discoverer: Discoverer) -> AsyncIterator[tuple[list[M
 
 
 def _check_journal(config: Config) -> Iterator[Finding]:
-    if not config.sink.journaled:
+    if not config.configured_sink_section.journaled:
         return
     directory = config.journal.directory
     existing = directory if directory.exists() else next(parent for parent in directory.parents if parent.exists())
@@ -179,22 +179,23 @@ async def _check_monitor(
             if name in watched:
                 return _passed_finding(f"{name}: the running agent watches it")
             return _failed_finding(f"{name}: {error}; run `sudo qmp-agent doctor` for details")
-        except DeniedError as error:
+        except ConnectPermissionError as error:
             return _failed_finding(f"{name}: {error}; run `sudo qmp-agent doctor` for details")
         except QmpError as error:
             return _failed_finding(f"{name}: {error}")
         try:
             replies = await client.execute(
-                (*identity.IDENTITY_COMMANDS, identity.QUERY_COMMANDS), deadline=context.settings.response_seconds
+                (*identity_and_features.IDENTITY_COMMANDS, identity_and_features.QUERY_COMMANDS),
+                deadline=context.settings.response_seconds,
             )
         except QmpError as error:
             return _failed_finding(f"{name}: {error}")
         finally:
             client.close()
-        vm = identity.identify(context.settings.host, monitor.name, replies[:-1])
+        vm = identity_and_features.identify(context.settings.host, monitor.name, replies[:-1])
         assert client.greeting is not None
-        build = identity.qemu_build_of(client.greeting)
-        if build.version and (commands := identity.parse_command_names(replies[-1])):
+        build = identity_and_features.qemu_build_of(client.greeting)
+        if build.version and (commands := identity_and_features.parse_command_names(replies[-1])):
             context.build_commands[build] = commands
         return _passed_finding(f"{name}: {vm.name} ({vm.uuid}), QEMU {build.version or 'of an unknown version'}")
 
@@ -221,7 +222,7 @@ async def _check_endpoint(config: Config) -> Finding:
         return _failed_finding(f"endpoint: {error}")
     except OSError as error:
         return _failed_finding(f"endpoint: {error.strerror or error}")
-    if web_config.config.authenticates:
+    if web_config.config.requires_authentication:
         return _passed_finding(f"endpoint: {address} requires authentication ({path})")
     if is_loopback(address):
         return _passed_finding(f"endpoint: {address} is readable by every user of this host")
@@ -259,7 +260,7 @@ async def _check_alertmanagers(config: Config) -> list[Finding]:
 
 async def _check_sink(config: Config) -> Finding:
     sink = build_sink(config)
-    if config.sink is config.jsonl and config.jsonl.path is None:
+    if config.configured_sink_section is config.jsonl and config.jsonl.path is None:
         return _passed_finding("sink: standard output, because neither kafka nor jsonl.path is set")
     try:
         await sink.open()

@@ -12,7 +12,7 @@ SELF_EXPLANATORY_STATUSES = (400, 404, 409)
 """HTTP statuses of /explain whose response text is a complete error message."""
 
 
-async def request_explanation(url: str, credentials: EndpointCredentials, vm: str) -> dict[str, Any]:
+async def request_slow_vm_explanation(url: str, credentials: EndpointCredentials, vm: str) -> dict[str, Any]:
     """Ask the agent why a VM is slow or hangs, and return the answer's JSON.
 
     Args:

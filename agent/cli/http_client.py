@@ -90,7 +90,7 @@ class EndpointCredentials:
         basic = f"{self.user}:{password.partition(chr(10))[0]}"
         return {"Authorization": f"Basic {base64.b64encode(basic.encode()).decode()}"}
 
-    def open_session(self, **options: Any) -> "aiohttp.ClientSession":
+    def open_aiohttp_session(self, **options: Any) -> "aiohttp.ClientSession":
         """Return a session of aiohttp with these credentials.
 
         Args:
@@ -245,7 +245,7 @@ async def request_json(
     )
 
 
-def find_vm(overview: Mapping[str, Any], name: str) -> str:
+def find_vm_uuid(overview: Mapping[str, Any], name: str) -> str:
     """Return the UUID of the VM with this name or UUID in the answer of /overview; empty if no VM matches."""
     return next((uuid for uuid, vm in overview["vms"].items() if name in (uuid, vm["name"])), "")
 

@@ -11,9 +11,9 @@ from agent.common.errors import SubcommandError
 from agent.common.units import format_bytes
 from agent.delivery.journal import recovery, statements
 from agent.delivery.journal.database import JournalDatabase, JournalError, connect_readonly
+from agent.delivery.journal.journal import JOURNAL_FILE, UNREPORTED_DROPS
 from agent.delivery.journal.lock import lock_directory
-from agent.delivery.journal.writer import JOURNAL_FILE, UNREPORTED_DROPS
-from agent.model.lifecycle_records import QUEUE_NAMES
+from agent.model.agent_lifecycle_records import QUEUE_NAMES
 from agent.model.record import EncodedRecord
 
 REQUEUE_QUEUE = "events"

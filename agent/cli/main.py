@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import agent
-from agent.cli import arguments, subcommands
+from agent.cli import arguments, subcommand_runner
 
 INTERRUPTED_STATUS = 128 + 2
 """Exit status after Ctrl-C: 128 plus the number of SIGINT, as in shells."""
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_version())
         return 0
     try:
-        return subcommands.execute(parsed)
+        return subcommand_runner.execute_subcommand(parsed)
     except KeyboardInterrupt:
         return INTERRUPTED_STATUS
 

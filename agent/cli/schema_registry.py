@@ -16,7 +16,7 @@ from agent.cli.http_client import EndpointCredentials
 from agent.common.errors import SubcommandError
 from agent.model.record import sanitize
 from agent.model.schema_versions import schema_uri
-from agent.schemas.data import published_schemas
+from agent.schemas.data import published_data_schemas
 
 REQUEST_SECONDS = 30.0
 """Timeout of one request in seconds."""
@@ -67,9 +67,9 @@ async def register_schemas(
         EndpointCredentialsError: a file with credentials cannot be read.
     """
     timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
-    async with credentials.open_session(timeout=timeout) as session:
+    async with credentials.open_aiohttp_session(timeout=timeout) as session:
         registry = _Registry(session, url.rstrip("/"))
-        for name, schema in (published_schemas() if schemas is None else schemas).items():
+        for name, schema in (published_data_schemas() if schemas is None else schemas).items():
             yield await registry.register(schema_registry_subject(name), {**schema, "$schema": DIALECT})
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from agent.collectors.base import Collector, Replies, on_event_only, optional_reply
+from agent.collectors.base import Collector, Replies, on_event_else_poll_interval, optional_reply
 from agent.model.family import Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.memory import BALLOON
@@ -27,6 +27,6 @@ COLLECTOR = Collector(
     (BALLOON,),
     lambda facts: (Command("query-balloon"),) if facts.balloon else (),
     _collect,
-    on_event_only,
+    on_event_else_poll_interval,
     from_event={"BALLOON_CHANGE": _read_samples},
 )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from agent.host.types import FileRequest, LinuxTask, NetworkInterface
+from agent.host.types import KernelFilesRequest, LinuxTask, VmHostInterface
 from agent.model.family import Family, Sample
 from agent.model.record import Severity
 from agent.qmp.commands import Command
@@ -14,7 +14,7 @@ MAX_SAMPLES = 4096
 """Maximum number of samples from one poll of a collector. Without a limit, a hostile reply with a million entries would delay other VMs."""
 
 Replies = Sequence[Any]
-"""Results of a collector's poll: QEMU's reply or a QmpError for each command, in order, and then a FileReply for each file."""
+"""Results of a collector's poll: QEMU's reply or a QmpError for each command, in order, and then a KernelFilesReply for each file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,8 @@ class VmFacts:
         hv_balloon: whether the VM has a Hyper-V balloon.
         receives_events: whether the connection receives events. Without events, collectors that wait for events use the poll interval.
         guest_agent_port: the QOM path of the virtio serial port of the guest agent; None if the VM has no such port.
-        repeated_images: number of images in the reply to query-named-block-nodes without `flat`, including repeated images; 0 if QEMU has
-            `flat`.
+        images_listed_without_flat: number of images in the reply to query-named-block-nodes without `flat`, including repeated images;
+            0 if QEMU has `flat`.
         virtio_disks: the virtio disks whose queues the config allows to query.
     """
 
@@ -83,11 +83,11 @@ class VmFacts:
     vcpus: tuple[LinuxTask, ...] = ()
     iothreads: tuple[LinuxTask, ...] = ()
     cgroup: str | None = None
-    interfaces: tuple[NetworkInterface, ...] = ()
+    interfaces: tuple[VmHostInterface, ...] = ()
     hv_balloon: bool = False
     receives_events: bool = True
     guest_agent_port: str | None = None
-    repeated_images: int = 0
+    images_listed_without_flat: int = 0
     virtio_disks: tuple[VirtioDisk, ...] = ()
 
     def has_command(self, command: str) -> bool:
@@ -125,7 +125,7 @@ def optional_reply(reply: Any, expected: type[T]) -> T | None:
     return reply if isinstance(reply, expected) else None
 
 
-class Poll(NamedTuple):
+class PollResult(NamedTuple):
     """One poll of a collector.
 
     Attributes:
@@ -138,7 +138,7 @@ class Poll(NamedTuple):
     time_ns: int = 0
     monotonic_seconds: float = 0.0
 
-    def find_matching(self, sample: Sample) -> Sample | None:
+    def find_matching_sample(self, sample: Sample) -> Sample | None:
         """Return this poll's sample of the same family and labels; None if this poll has no such sample."""
         return next(
             (
@@ -151,7 +151,7 @@ class Poll(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Transition:
+class TransitionBetweenPolls:
     """A change between two polls, such as the end of a migration. The agent emits a record about each change once.
 
     Attributes:
@@ -180,7 +180,7 @@ def at_poll_interval(_samples: Sequence[Sample], _facts: VmFacts, intervals: Pol
     return intervals.poll
 
 
-def on_event_only(_samples: Sequence[Sample], facts: VmFacts, intervals: PollIntervals) -> float | None:
+def on_event_else_poll_interval(_samples: Sequence[Sample], facts: VmFacts, intervals: PollIntervals) -> float | None:
     """Return None, to wait for an event; or the poll interval if no events arrive. Use this function as `Collector.next_poll_delay`."""
     return None if facts.receives_events else intervals.poll
 
@@ -189,11 +189,11 @@ def _no_next_poll(_samples: Sequence[Sample], _facts: VmFacts, _intervals: PollI
     return None
 
 
-def _return_samples_unchanged(_before: Poll, now: Poll) -> Sequence[Sample]:
+def _return_samples_unchanged(_before: PollResult, now: PollResult) -> Sequence[Sample]:
     return now.samples
 
 
-def _no_transitions(_before: Poll, _now: Poll) -> tuple[()]:
+def _no_transitions(_before: PollResult, _now: PollResult) -> tuple[()]:
     return ()
 
 
@@ -226,10 +226,10 @@ class Collector:
     next_poll_delay: Callable[[Sequence[Sample], VmFacts, PollIntervals], float | None] = _no_next_poll
     topology: Callable[[Sequence[Sample]], object] = lambda _samples: None
     invalidates: tuple[str, ...] = ()
-    derive: Callable[[Poll, Poll], Sequence[Sample]] = _return_samples_unchanged
-    transitions: Callable[[Poll, Poll], Iterable[Transition]] = _no_transitions
+    derive: Callable[[PollResult, PollResult], Sequence[Sample]] = _return_samples_unchanged
+    transitions: Callable[[PollResult, PollResult], Iterable[TransitionBetweenPolls]] = _no_transitions
     from_event: Mapping[str, Callable[[Mapping[str, Any]], Iterable[Sample]]] = field(default_factory=dict)
-    files: Callable[[VmFacts], Sequence[FileRequest]] = no_files_to_read
+    files: Callable[[VmFacts], Sequence[KernelFilesRequest]] = no_files_to_read
     accesses_storage: bool = False
     subjects: Callable[[VmFacts], Sequence[Any]] | None = None
 
@@ -250,6 +250,6 @@ class Collector:
         return self.derive is not _return_samples_unchanged or self.transitions is not _no_transitions
 
     @property
-    def host_only(self) -> bool:
+    def reads_only_host_files(self) -> bool:
         """True if the collector sends no command to QEMU."""
         return self.commands is no_commands_to_send

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from agent.collectors.base import Collector, Replies, require_type
-from agent.collectors.block_graph import stable_name
+from agent.collectors.disk_names import stable_name
 from agent.collectors.untrusted_json import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample
 from agent.model.field_reader import FieldReader
@@ -38,7 +38,7 @@ _MAX_NODES = 16
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
-    for name, disk in disks_by_name(replies[0]):
+    for name, disk in named_disks_in_reply(replies[0]):
         stats, storage = as_object(disk.get("stats")), nodes_to_storage(disk)[-1]
         changed = {"parent": storage} if storage is not disk.get("parent") else {}
         if not stats.keys().isdisjoint(_HISTOGRAMS):
@@ -112,7 +112,7 @@ def _skip_filters(node: dict[str, Any]) -> dict[str, Any]:
     return node
 
 
-def count_repeated_images(reply: Any) -> int:
+def count_images_listed_without_flat(reply: Any) -> int:
     """Return how many images query-named-block-nodes would list without `flat`.
 
     Without `flat`, QEMU lists each image of a backing chain together with all images below it. At most `_MAX_BACKING_LAYERS` images of a
@@ -125,7 +125,7 @@ def count_repeated_images(reply: Any) -> int:
     return sum(count * (count + 1) // 2 for count in layers)
 
 
-def disks_by_name(reply: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def named_disks_in_reply(reply: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the stable name and the data of each disk. If several disks have the same name, yield only the first of them.
 
     Args:

@@ -11,8 +11,8 @@ from typing import Any
 import orjson
 
 from agent.collectors.base import Collector, Replies, VmFacts, require_type
-from agent.collectors.block import backing_layers, disks_by_name, nodes_to_storage
-from agent.collectors.block_graph import FILTERS, BlockGraph
+from agent.collectors.block import backing_layers, named_disks_in_reply, nodes_to_storage
+from agent.collectors.disk_names import FILTERS, DiskNames
 from agent.collectors.untrusted_json import as_list_of_objects, as_object, as_text
 from agent.model.family import FieldValues, Sample
 from agent.model.field_reader import MAX_DETAIL_BYTES, FieldReader
@@ -27,7 +27,7 @@ _read_names = FieldReader(BLOCK_NAMES)
 
 _QUERY_STATS = Command("query-blockstats")
 
-_MAX_REPEATED_IMAGES = 1000
+_MAX_IMAGES_WITHOUT_FLAT = 1000
 """Maximum number of images in a reply without `flat`. A backing chain of 44 layers reaches this maximum.
 
 The guest is stopped while QEMU reads the state of each image. A chain of 215 layers counts as 23,220 images and takes 22 s (measured with
@@ -47,7 +47,7 @@ NodesByName = Mapping[str, Mapping[str, Any]]
 
 
 def _commands(facts: VmFacts) -> tuple[Command, ...]:
-    if facts.repeated_images > _MAX_REPEATED_IMAGES:
+    if facts.images_listed_without_flat > _MAX_IMAGES_WITHOUT_FLAT:
         return (_QUERY_STATS,)
     # With `flat` (QEMU 5.0), QEMU lists no backing chain for each node.
     return (
@@ -66,13 +66,13 @@ def _collect(replies: Replies) -> Iterable[Sample]:
     if len(replies) == 1:
         raise UnexpectedReplyError(_CHAINS_TOO_LONG)
     nodes = {name: node for node in as_list_of_objects(listed) if (name := as_text(node.get("node-name")))}
-    for device, disk in disks_by_name(replies[1]):
+    for device, disk in named_disks_in_reply(replies[1]):
         for layer, name in _layers_of_disk(nodes, disk):
             if name in nodes:
                 yield Sample(BLOCK_LAYER, (device, layer), _read(_add_image_details(nodes[name])))
                 yield from _bitmap_samples(device, layer, nodes[name])
-    names = BlockGraph.from_replies(replies[1], replies[0]).names_by_disk()
-    for device, _ in disks_by_name(replies[1]):
+    names = DiskNames.from_replies(replies[1], replies[0]).unique_names_by_disk()
+    for device, _ in named_disks_in_reply(replies[1]):
         if device in names:
             yield Sample(BLOCK_NAMES, (device,), _read_names({"names": _truncate_names(names[device])}))
 

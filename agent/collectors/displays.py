@@ -10,7 +10,7 @@ from agent.collectors.base import Collector, Replies, require_type
 from agent.collectors.untrusted_json import as_list_of_objects, as_text
 from agent.model.family import FieldValues, Sample
 from agent.model.field_reader import FieldReader
-from agent.model.metrics.inventory import SPICE, VNC
+from agent.model.metrics.devices_and_displays import SPICE, VNC
 from agent.model.record import sanitize
 from agent.qmp.commands import Command
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agent.collectors.base import Collector, Replies, VmFacts, on_event_only, optional_reply, require_type
+from agent.collectors.base import Collector, Replies, VmFacts, on_event_else_poll_interval, optional_reply, require_type
 from agent.collectors.untrusted_json import as_list_of_objects, as_text
 from agent.model.family import Sample
 from agent.model.field_reader import FieldReader
@@ -43,4 +43,4 @@ def _parse_socket(filename: str) -> dict[str, Any]:
     return {"socket": match[2], "client": match[1] is None} if match is not None else {}
 
 
-COLLECTOR = Collector("guest_agent", (GUEST_AGENT,), _commands, _collect, on_event_only)
+COLLECTOR = Collector("guest_agent", (GUEST_AGENT,), _commands, _collect, on_event_else_poll_interval)

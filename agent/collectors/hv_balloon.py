@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from agent.collectors.base import Collector, Replies, on_event_only, optional_reply
+from agent.collectors.base import Collector, Replies, on_event_else_poll_interval, optional_reply
 from agent.model.family import Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.memory import HV_BALLOON
@@ -27,6 +27,6 @@ COLLECTOR = Collector(
     (HV_BALLOON,),
     lambda facts: (Command("query-hv-balloon-status-report"),) if facts.hv_balloon else (),
     _collect,
-    on_event_only,
+    on_event_else_poll_interval,
     from_event={"HV_BALLOON_STATUS_REPORT": _read_samples},
 )

@@ -7,7 +7,15 @@ rate, so the agent derives the rate from two polls.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from agent.collectors.base import Collector, Poll, PollIntervals, Replies, VmFacts, on_event_only, require_type
+from agent.collectors.base import (
+    Collector,
+    PollIntervals,
+    PollResult,
+    Replies,
+    VmFacts,
+    on_event_else_poll_interval,
+    require_type,
+)
 from agent.collectors.untrusted_json import as_list_of_objects, as_text
 from agent.model.family import FieldValues, Sample
 from agent.model.field_reader import FieldReader
@@ -47,10 +55,10 @@ def _to_sample(name: str, job: dict[str, Any]) -> Sample:
     return Sample(JOB, (sanitize(name) or "unknown", job_type or "unknown"), values)
 
 
-def _derive(before: Poll, now: Poll) -> Sequence[Sample]:
+def _derive(before: PollResult, now: PollResult) -> Sequence[Sample]:
     seconds = now.monotonic_seconds - before.monotonic_seconds
     return [
-        Sample(job.family, job.labels, job.values | _rate_fields(before.find_matching(job), job.values, seconds))
+        Sample(job.family, job.labels, job.values | _rate_fields(before.find_matching_sample(job), job.values, seconds))
         for job in now.samples
     ]
 
@@ -65,7 +73,7 @@ def _rate_fields(before: Sample | None, values: FieldValues, seconds: float) -> 
 
 
 def _next_poll_delay(samples: Sequence[Sample], facts: VmFacts, intervals: PollIntervals) -> float | None:
-    return min(_delays_of_jobs(samples, intervals), default=on_event_only(samples, facts, intervals))
+    return min(_delays_of_jobs(samples, intervals), default=on_event_else_poll_interval(samples, facts, intervals))
 
 
 def _delays_of_jobs(samples: Sequence[Sample], intervals: PollIntervals) -> Iterator[float]:

@@ -6,7 +6,15 @@ If QEMU emits no MIGRATION events, the migration is polled at the poll interval.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.collectors.base import Collector, Poll, PollIntervals, Replies, Transition, VmFacts, require_type
+from agent.collectors.base import (
+    Collector,
+    PollIntervals,
+    PollResult,
+    Replies,
+    TransitionBetweenPolls,
+    VmFacts,
+    require_type,
+)
 from agent.model.family import FieldValues, Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.migration import INACTIVE_STATUSES, MIGRATION, MIGRATION_ENDED
@@ -59,7 +67,7 @@ def _next_poll_delay(samples: Sequence[Sample], facts: VmFacts, intervals: PollI
     return None if facts.migration_events else intervals.poll
 
 
-def _transitions(before: Poll, now: Poll) -> Iterable[Transition]:
+def _transitions(before: PollResult, now: PollResult) -> Iterable[TransitionBetweenPolls]:
     """Yield the end of a migration that has ended since the previous poll. The migration may also have begun since then."""
     for previous, current in zip((s.values for s in before.samples), (s.values for s in now.samples), strict=False):
         outcome = current["status"]
@@ -68,7 +76,7 @@ def _transitions(before: Poll, now: Poll) -> Iterable[Transition]:
         in_progress = _is_in_progress(previous)
         if in_progress or _distinguishing_values(previous) != _distinguishing_values(current):
             last_values = (previous if in_progress else {}) | current
-            yield Transition(MIGRATION_ENDED, _migration_end_fields(last_values), _SEVERITIES[outcome])
+            yield TransitionBetweenPolls(MIGRATION_ENDED, _migration_end_fields(last_values), _SEVERITIES[outcome])
 
 
 def _distinguishing_values(values: Mapping[str, Any]) -> list[Any]:

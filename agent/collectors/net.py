@@ -6,11 +6,11 @@ In the samples, `receive` and `transmit` are from the guest's side.
 from collections.abc import Iterable, Sequence
 
 from agent.collectors.base import Collector, Replies, VmFacts, at_poll_interval, no_commands_to_send
-from agent.host.procfs import parse_net_dev, parse_number, parse_numbers
-from agent.host.types import FileRequest, NetworkInterface, VirtualFunctionCountersRequest
+from agent.host.procfs import parse_net_dev, parse_unsigned_int, parse_unsigned_ints
+from agent.host.types import KernelFilesRequest, VirtualFunctionCountersRequest, VmHostInterface
 from agent.model.family import FieldValues, Sample
 from agent.model.field_reader import FieldReader
-from agent.model.metrics.vm_process import NET
+from agent.model.metrics.vm_process_and_interfaces import NET
 from agent.model.record import sanitize
 
 _read_constants = FieldReader(NET)
@@ -36,24 +36,24 @@ class _DescribedInterface:
 
     __slots__ = ("constants", "counters", "labels", "name")
 
-    def __init__(self, interface: NetworkInterface) -> None:
+    def __init__(self, interface: VmHostInterface) -> None:
         self.name = interface.name
         self.labels = (sanitize(interface.name),)
         self.constants = _read_constants({"known": interface.extra_values})
         self.counters = _TAP_COUNTERS if interface.directions_swapped else _MACVTAP_COUNTERS
 
 
-def _files(facts: VmFacts) -> Sequence[FileRequest]:
+def _files(facts: VmFacts) -> Sequence[KernelFilesRequest]:
     files = [_to_file_request(interface) for interface in facts.interfaces if interface.same_netns]
     other_netns = tuple(_DescribedInterface(interface) for interface in facts.interfaces if not interface.same_netns)
-    return [*files, FileRequest("net", ("dev",), other_netns)] if other_netns else files
+    return [*files, KernelFilesRequest("net", ("dev",), other_netns)] if other_netns else files
 
 
-def _to_file_request(interface: NetworkInterface) -> FileRequest:
+def _to_file_request(interface: VmHostInterface) -> KernelFilesRequest:
     described = _DescribedInterface(interface)
     if interface.vf is not None:
         return VirtualFunctionCountersRequest("", (*described.counters, "mac"), described, vf=interface.vf)
-    return FileRequest(f"/sys/class/net/{interface.name}/statistics", described.counters, described)
+    return KernelFilesRequest(f"/sys/class/net/{interface.name}/statistics", described.counters, described)
 
 
 def _collect(replies: Replies) -> Iterable[Sample]:
@@ -78,10 +78,10 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 def _parse_counters(contents: Sequence[bytes | None]) -> FieldValues:
     """Parse the files of an interface's counters."""
     present = [content.strip() for content in contents if content is not None]
-    if len(present) == len(_FIELD_NAMES) and (all_numbers := parse_numbers(present)) is not None:
+    if len(present) == len(_FIELD_NAMES) and (all_numbers := parse_unsigned_ints(present)) is not None:
         return dict(zip(_FIELD_NAMES, all_numbers, strict=True))
     pairs = zip(_FIELD_NAMES, contents, strict=True)
-    numbers = ((name, parse_number(content.strip())) for name, content in pairs if content is not None)
+    numbers = ((name, parse_unsigned_int(content.strip())) for name, content in pairs if content is not None)
     return {name: number for name, number in numbers if number is not None}
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.base import Collector, Poll, Replies, on_event_only, require_type
+from agent.collectors.base import Collector, PollResult, Replies, on_event_else_poll_interval, require_type
 from agent.model.family import Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.runstate import RUNSTATE
@@ -15,16 +15,18 @@ def _collect(replies: Replies) -> Iterable[Sample]:
     return (Sample(RUNSTATE, (), _read(require_type(replies[0], dict))),)
 
 
-def _derive(before: Poll, now: Poll) -> Sequence[Sample]:
+def _derive(before: PollResult, now: PollResult) -> Sequence[Sample]:
     return [
         Sample(
-            s.family, s.labels, s.values | {"since_timestamp_seconds": _status_since(before.find_matching(s), s, now)}
+            s.family,
+            s.labels,
+            s.values | {"since_timestamp_seconds": _status_since(before.find_matching_sample(s), s, now)},
         )
         for s in now.samples
     ]
 
 
-def _status_since(before: Sample | None, sample: Sample, now: Poll) -> float:
+def _status_since(before: Sample | None, sample: Sample, now: PollResult) -> float:
     """Return when a poll first showed the current status, in seconds since the epoch. The agent polls immediately after each event."""
     if before is not None and before.values.get("status") == sample.values.get("status"):
         since: float = before.values["since_timestamp_seconds"]
@@ -33,5 +35,10 @@ def _status_since(before: Sample | None, sample: Sample, now: Poll) -> float:
 
 
 COLLECTOR = Collector(
-    "runstate", (RUNSTATE,), lambda _facts: (Command("query-status"),), _collect, on_event_only, derive=_derive
+    "runstate",
+    (RUNSTATE,),
+    lambda _facts: (Command("query-status"),),
+    _collect,
+    on_event_else_poll_interval,
+    derive=_derive,
 )

@@ -3,11 +3,17 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from agent.collectors.base import Collector, Replies, VmFacts, at_poll_interval, no_commands_to_send
-from agent.host.procfs import FileParser, parse_process_state, schedstat_format, split_stat, stat_format
-from agent.host.types import FileRequest, LinuxTask
+from agent.host.procfs import (
+    KernelFileParser,
+    parse_process_state,
+    process_stat_file_format,
+    schedstat_file_format,
+    split_stat,
+)
+from agent.host.types import KernelFilesRequest, LinuxTask
 from agent.model.family import Family, FieldValues, Sample
 from agent.model.field_reader import FieldReader
-from agent.model.metrics.vm_process import IOTHREAD, VCPU
+from agent.model.metrics.vm_process_and_interfaces import IOTHREAD, VCPU
 
 _FILES = ("stat", "schedstat")
 
@@ -15,14 +21,17 @@ _FILES = ("stat", "schedstat")
 def _thread_collector(name: str, family: Family, tasks_of: Callable[[VmFacts], Sequence[LinuxTask]]) -> Collector:
     """Return the collector of the threads that `tasks_of` returns."""
     read_constants = FieldReader(family)
-    add_stat = FileParser(family, "stat", stat_format)
-    add_schedstat = FileParser(family, "schedstat", schedstat_format)
+    add_stat = KernelFileParser(family, "stat", process_stat_file_format)
+    add_schedstat = KernelFileParser(family, "schedstat", schedstat_file_format)
 
     def constants_of(task: LinuxTask) -> FieldValues:
         return read_constants({"known": {"thread": task.id, **task.extra_values}, "stat": {"state": ""}})
 
-    def files(facts: VmFacts) -> Sequence[FileRequest]:
-        return [FileRequest(f"task/{task.id}", _FILES, ((task.name,), constants_of(task))) for task in tasks_of(facts)]
+    def files(facts: VmFacts) -> Sequence[KernelFilesRequest]:
+        return [
+            KernelFilesRequest(f"task/{task.id}", _FILES, ((task.name,), constants_of(task)))
+            for task in tasks_of(facts)
+        ]
 
     def collect(replies: Replies) -> Iterable[Sample]:
         for request, (stat, schedstat) in replies:

@@ -8,7 +8,7 @@ at each resync.
 from collections.abc import Iterable, Sequence
 
 from agent.collectors.base import Collector, Replies, VirtioDisk, VmFacts, optional_reply
-from agent.collectors.block import disks_by_name
+from agent.collectors.block import named_disks_in_reply
 from agent.collectors.untrusted_json import as_text
 from agent.model.family import Sample
 from agent.model.field_reader import FieldReader
@@ -25,7 +25,7 @@ DISK_TYPE = "virtio-blk-device"
 _read = FieldReader(VIRTIO_QUEUE)
 
 
-def virtio_paths(blockstats: object) -> list[tuple[str, str]]:
+def virtio_disk_qom_paths(blockstats: object) -> list[tuple[str, str]]:
     """Return the name and the QOM path of each disk that may be a virtio disk.
 
     The result omits vhost disks, because query-blockstats does not report vhost disks.
@@ -36,7 +36,7 @@ def virtio_paths(blockstats: object) -> list[tuple[str, str]]:
     Raises:
         QmpError: the reply is an error, or is not a list.
     """
-    paths = [(name, as_text(disk.get("qdev"))) for name, disk in disks_by_name(blockstats)]
+    paths = [(name, as_text(disk.get("qdev"))) for name, disk in named_disks_in_reply(blockstats)]
     return [(name, path) for name, path in paths if path.endswith(VIRTIO_BACKEND_SUFFIX)][:MAX_DISKS]
 
 

@@ -39,7 +39,7 @@ def complete_future(future: asyncio.Future[Any], outcome: Any) -> None:
         future.set_result(outcome)
 
 
-class CallWithTimeout(Generic[T]):
+class BlockingCallWithTimeout(Generic[T]):
     """A blocking function with a timeout. Further calls during a run start no thread, but wait for the same result."""
 
     def __init__(self, work: Callable[[], T], seconds: float, name: str) -> None:

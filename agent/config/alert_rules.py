@@ -13,15 +13,15 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from agent.alerts.catalogue import ALERT_CATALOGUE
-from agent.alerts.overrides import AlertOverride
 from agent.alerts.rules.comparison import NUMERIC, ComparedValue, FieldComparison, Operator
 from agent.alerts.rules.derived_samples import BALLOON_MEMORY, DISK_CHAIN
+from agent.alerts.rules.overrides import AlertOverride
 from agent.alerts.rules.rule_types import EventAlertRule, EventMatch, LimitUnit, SampleAlertRule
 from agent.common.config_types import ConfigSection, PositiveSeconds, Seconds
 from agent.common.units import parse_bytes, parse_seconds
-from agent.model.event_fields import EVENT_FIELDS
 from agent.model.family import Family, FieldKind
 from agent.model.metrics import FAMILIES
+from agent.model.qmp_event_fields import EVENT_FIELDS
 from agent.model.record import Severity
 
 MAX_CUSTOM_ALERTS: Final = 100
@@ -226,7 +226,7 @@ class CustomAlertConfig(ConfigSection):
             raise ValueError("needs `event` and `duration`")
         return value
 
-    def to_alert_row(self) -> SampleAlertRule | EventAlertRule:
+    def to_alert_rule(self) -> SampleAlertRule | EventAlertRule:
         """Return the alert in the form of the agent's own alerts, which the alert engine evaluates."""
         tests = tuple(parse_comparison(text, *_comparable_fields(self.model_dump())) for text in self.when)
         common: dict[str, Any] = {"alert": self.name, "severity": Severity[self.severity.upper()], "custom": True}

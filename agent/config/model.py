@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Discriminator, Field, StringConstraints, Tag, field_validator, model_validator
 
 from agent.alerts.alertmanager_config import AlertmanagerConfig
-from agent.alerts.disk_types import ThresholdMode
-from agent.alerts.levels import parse_disk_level
+from agent.alerts.disk_levels import parse_disk_level
+from agent.alerts.disk_threshold_types import ThresholdMode
 from agent.alerts.pool_levels import parse_pool_level
 from agent.common.config_types import Bytes, ConfigSection, PositiveSeconds, Seconds
 from agent.config.alert_rules import (
@@ -35,7 +35,9 @@ from agent.monitors import MONITOR_CONFIG_TYPES, DiscovererConfig
 MONITOR_TAG_PREFIX = "discoverer:"
 """Prefix of the tags that pydantic uses to distinguish the types of entries in `monitors`."""
 
-MONITOR_CONFIG_TYPE_BY_TAG = {f"{MONITOR_TAG_PREFIX}{entry.transport_key()}": entry for entry in MONITOR_CONFIG_TYPES}
+MONITOR_CONFIG_TYPE_BY_TAG = {
+    f"{MONITOR_TAG_PREFIX}{entry.transport_config_key()}": entry for entry in MONITOR_CONFIG_TYPES
+}
 """The types of entries in `monitors`, by pydantic's tag."""
 
 
@@ -120,7 +122,7 @@ class TimeoutsConfig(ConfigSection):
     """Maximum time to deliver the remaining records at shutdown."""
 
 
-class AllowConfig(ConfigSection):
+class AllowedChangesConfig(ConfigSection):
     """Changes to QEMU that the agent may make, and unstable commands that it may send. By default, there are none."""
 
     guest_stats_interval: Annotated[Seconds, Field(ge=1, le=3600)] | None = None
@@ -299,7 +301,7 @@ class Config(ConfigSection):
     """How long the agent waits for QEMU, and for delivery when it stops."""
     alerts: AlertsConfig = AlertsConfig()
     """Alerts. The agent emits each alert as a record and as a metric."""
-    allow: AllowConfig = AllowConfig()
+    allow: AllowedChangesConfig = AllowedChangesConfig()
     """Changes to QEMU that the agent may make, and unstable commands that it may send. By default, there are none."""
     labels: LabelsConfig = LabelsConfig()
     """Labels of the series qemu_vm_info, from libvirt's XML."""
@@ -309,7 +311,7 @@ class Config(ConfigSection):
     """The agent's own log."""
 
     @property
-    def sink(self) -> SinkConfig:
+    def configured_sink_section(self) -> SinkConfig:
         """The section of the configured sink; by default JSON lines on standard output."""
         return next(iter(self._configured_sinks().values()), self.jsonl)
 

@@ -6,7 +6,7 @@ The module also tracks the size of the queue's rows in the journal, and which of
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from agent.delivery.sizes import QueueSize, RowsSummary, total_bytes
+from agent.delivery.sizes import QueueSize, RowsSummary, total_bytes_with_overhead
 from agent.model.record import EncodedRecord
 
 
@@ -66,7 +66,7 @@ class DiskBacklog:
             the removed records, and the number of lost records. A record is lost if its row is corrupt or no longer exists.
         """
         taken = [record for record in records if record.row is not None and record.row <= self.last_row]
-        self.size.subtract(len(taken) + corrupt, total_bytes(taken))
+        self.size.subtract(len(taken) + corrupt, total_bytes_with_overhead(taken))
         if taken and not self._postponed.records:
             self._oldest_ns = taken[-1].time_ns
         lost = corrupt
@@ -78,11 +78,11 @@ class DiskBacklog:
         return taken, lost
 
     @property
-    def postponed_records(self) -> int:
+    def postponed_record_count(self) -> int:
         """Number of records that `postpone` has left on disk."""
         return self._postponed.records
 
-    def postpone(self) -> None:
+    def postpone_all_records(self) -> None:
         """Postpone all records of the backlog. They stay in the journal until `resume` or the next start of the agent."""
         if not self:
             return
@@ -92,7 +92,7 @@ class DiskBacklog:
         self.after_row = self.last_row
         self.size = QueueSize()
 
-    def resume(self) -> bool:
+    def put_back_postponed_records(self) -> bool:
         """Put the postponed records back at the front of the backlog.
 
         Do nothing until all delivered rows are deleted, because the backlog has to be one range of undelivered rows.
@@ -140,7 +140,7 @@ class DiskBacklog:
         old_records = self.size.records + self._postponed.records
         self.stored_size = QueueSize(stored.records, stored.bytes)
         self.size = QueueSize(stored.records, stored.bytes)
-        self.size.subtract(len(copied), total_bytes(copied))
+        self.size.subtract(len(copied), total_bytes_with_overhead(copied))
         self.after_row = max(copied_rows, default=0)
         self.last_row = last_row if self.size.records else self.after_row
         self._oldest_ns = copied[-1].time_ns if copied else stored.first_ns
@@ -176,7 +176,7 @@ class DiskBacklog:
         """Return the delivered rows that the next transaction should delete; None if no delivered row is left."""
         return next((replace(deletion, size=replace(deletion.size)) for deletion in self._deletions.values()), None)
 
-    def on_deleted(self, deletion: "RowDeletion") -> None:
+    def on_delivered_rows_deleted(self, deletion: "RowDeletion") -> None:
         """Subtract the size of delivered rows, after a transaction has deleted them."""
         remaining = self._deletions[deletion.after_row].size
         for size in (self.stored_size, remaining):

@@ -112,7 +112,7 @@ class DropLedger:
         """Return the unreported drops as JSON values, which the journal stores in a persistent entry for the next run of the agent."""
         return [asdict(report) for report in self._unreported.values()]
 
-    def restore_unreported(self, reports: object) -> None:
+    def restore_stored_drops(self, reports: object) -> None:
         """Add the unreported drops of an earlier run.
 
         Args:

@@ -4,9 +4,9 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from agent.delivery.delivery_state_transitions import FINISHED, WRITE_COMMITTED, WRITE_FAILED, WRITE_STARTED
-from agent.delivery.sizes import total_bytes
-from agent.model.record import RECORD_OVERHEAD_BYTES, DeliveryState, EncodedRecord
+from agent.delivery.record_delivery_state_transitions import FINISHED, WRITE_COMMITTED, WRITE_FAILED, WRITE_STARTED
+from agent.delivery.sizes import total_bytes_with_overhead
+from agent.model.record import RECORD_OVERHEAD_BYTES, EncodedRecord, RecordDeliveryState
 
 MAX_TRANSACTION_RECORDS = 20_000
 """Maximum number of records in one transaction. A transaction of this size takes about 0.2 s, and reads of the journal wait for its end."""
@@ -25,7 +25,7 @@ class MemoryTail:
     def extend(self, records: Sequence[EncodedRecord]) -> None:
         """Append new records to the tail. The records are in order, oldest first."""
         self.records.extend(records)
-        self.bytes += total_bytes(records)
+        self.bytes += total_bytes_with_overhead(records)
 
     def append(self, record: EncodedRecord) -> None:
         """Add the newest record."""
@@ -46,9 +46,9 @@ class MemoryTail:
         """
         for _ in records:
             self.records.popleft()
-        self.bytes -= total_bytes(records)
+        self.bytes -= total_bytes_with_overhead(records)
 
-    def oldest_records(self) -> Iterable[EncodedRecord]:
+    def iter_oldest_half(self) -> Iterable[EncodedRecord]:
         """Iterate over the older half of the records and one more record, oldest first."""
         return islice(self.records, len(self.records) // 2 + 1)
 
@@ -59,7 +59,7 @@ class MemoryTail:
             size: number of bytes to free, rounded up to whole records.
         """
         kept = []
-        while self.records and self.records[0].delivery_state is not DeliveryState.QUEUED:
+        while self.records and self.records[0].delivery_state is not RecordDeliveryState.QUEUED:
             kept.append(self.records.popleft())
         dropped = []
         while size > 0 and self.records:
@@ -84,12 +84,12 @@ class PendingWrites:
         return bool(self._waiting)
 
     @property
-    def in_transaction(self) -> bool:
+    def has_open_transaction(self) -> bool:
         """True if a transaction has started and not ended."""
         return bool(self._writing)
 
     @property
-    def busy(self) -> bool:
+    def has_unwritten_records(self) -> bool:
         """True if records wait for a transaction, or if a transaction has started and not ended."""
         return bool(self._waiting or self._writing)
 
@@ -97,21 +97,21 @@ class PendingWrites:
         """Add the newest record."""
         self._waiting.append(record)
 
-    def replace_waiting(self, records: Iterable[EncodedRecord]) -> None:
+    def replace_waiting_records(self, records: Iterable[EncodedRecord]) -> None:
         """Replace the waiting records by other records, oldest first."""
         self._waiting = deque(records)
 
-    def start_transaction(self) -> list[EncodedRecord]:
+    def take_records_for_transaction(self) -> list[EncodedRecord]:
         """Start a transaction and return its records: the oldest waiting records. Call `commit_transaction` or `fail_transaction` next."""
         assert not self._writing
         while self._waiting and len(self._writing) < MAX_TRANSACTION_RECORDS:
             record = self._waiting.popleft()
-            if not record.done:
+            if not record.is_delivered_or_dropped:
                 record.delivery_state = WRITE_STARTED[record.delivery_state]
                 self._writing.append(record)
         return list(self._writing)
 
-    def commit_transaction(self, rows: Sequence[int]) -> list[EncodedRecord]:
+    def on_transaction_committed(self, rows: Sequence[int]) -> list[EncodedRecord]:
         """Finish the transaction after it was committed, and return its records.
 
         Args:
@@ -122,18 +122,18 @@ class PendingWrites:
         written, self._writing = self._writing, []
         return written
 
-    def fail_transaction(self) -> None:
+    def on_transaction_failed(self) -> None:
         """Finish the transaction after it failed. Its records wait again, before all other waiting records."""
         for record in self._writing:
             record.delivery_state = WRITE_FAILED[record.delivery_state]
-        self._waiting.extendleft(record for record in reversed(self._writing) if not record.done)
+        self._waiting.extendleft(record for record in reversed(self._writing) if not record.is_delivered_or_dropped)
         self._writing = []
 
-    def discard_oldest_done(self) -> None:
+    def remove_oldest_delivered_or_dropped(self) -> None:
         """Remove records from the front of the waiting records, up to the first that is neither delivered nor dropped."""
-        while self._waiting and self._waiting[0].done:
+        while self._waiting and self._waiting[0].is_delivered_or_dropped:
             self._waiting.popleft()
 
-    def discard_all_done(self) -> None:
+    def remove_all_delivered_or_dropped(self) -> None:
         """Remove all waiting records that are delivered or dropped."""
-        self._waiting = deque(record for record in self._waiting if not record.done)
+        self._waiting = deque(record for record in self._waiting if not record.is_delivered_or_dropped)

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from agent.delivery.drops import DropLedger, DropReason, DropReport
-from agent.delivery.journal.writer import Journal
+from agent.delivery.journal.journal import Journal
 from agent.delivery.queue import RecordQueue
-from agent.delivery.queue_state import QueueLimits
-from agent.delivery.sender import send_records
+from agent.delivery.queue_contents import QueueLimits
+from agent.delivery.sender import send_records_until_cancelled
 from agent.delivery.sinks.base import Sink, SinkWithWarnings
 from agent.delivery.sinks.supervisor import SinkSupervisor
 from agent.delivery.timings import DeliveryTimings
-from agent.model.lifecycle_records import QUEUE_NAMES
+from agent.model.agent_lifecycle_records import QUEUE_NAMES
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import EncodedRecord
 
@@ -109,7 +109,7 @@ class DeliveryPipeline:
         """Accept the samples of one poll. Never waits."""
         self.samples.put_all(records)
 
-    async def deliver_unqueued(self, name: str, records: Sequence[EncodedRecord]) -> None:
+    async def deliver_without_queue(self, name: str, records: Sequence[EncodedRecord]) -> None:
         """Send records without a queue, and retry until the sink accepts or rejects each record.
 
         The journal does not store the records, because the caller can create the records again.
@@ -122,7 +122,7 @@ class DeliveryPipeline:
         if rejected:
             self.drops.add_records(name, DropReason.REJECTED, rejected, time.monotonic())
 
-    async def persist_entry(self, entry: PersistentEntry, seconds: float) -> bool:
+    async def store_entry_in_journal(self, entry: PersistentEntry, seconds: float) -> bool:
         """Store a persistent entry in the journal.
 
         Args:
@@ -150,7 +150,7 @@ class DeliveryPipeline:
         """Return why records are not delivered or not journaled, one text for each reason; empty if everything works."""
         reasons, now = [], time.monotonic()
         sink = self.supervisor.sink.name
-        seconds = max(queue.sink_wait_seconds(now) for queue in self.queues)
+        seconds = max(queue.batch_in_flight_seconds(now) for queue in self.queues)
         if self.supervisor.error is not None and (self.journal is not None or any(map(len, self.queues))):
             reasons.append(f"nothing is delivered to {sink}: {self.supervisor.error}")
         elif seconds > self.timings.unready_after:
@@ -159,7 +159,7 @@ class DeliveryPipeline:
             reasons.append(f"nothing is journaled: {self.journal.error}")
         elif (
             self.journal is not None
-            and (seconds := self.journal.unresponsive_seconds(now)) > self.timings.unready_after
+            and (seconds := self.journal.current_call_seconds(now)) > self.timings.unready_after
         ):
             reasons.append(
                 f"nothing is journaled: the disk of {self.journal.path} has not answered for {seconds:.0f} s"
@@ -177,7 +177,7 @@ class DeliveryPipeline:
         return warnings
 
     @contextlib.asynccontextmanager
-    async def running(self, stop_seconds: float) -> AsyncIterator[None]:
+    async def run_in_background(self, stop_seconds: float) -> AsyncIterator[None]:
         """Deliver while the `with` block runs. At the end of the block, deliver or journal the remaining records.
 
         Args:
@@ -193,7 +193,8 @@ class DeliveryPipeline:
                 senders.append(tasks.create_task(self.supervisor.open_without_records(), name="sink"))
             senders += [
                 tasks.create_task(
-                    send_records(queue, self.supervisor, self.journal, self._on_sent), name=f"send {queue.name}"
+                    send_records_until_cancelled(queue, self.supervisor, self.journal, self._on_sent),
+                    name=f"send {queue.name}",
                 )
                 for queue in self.queues
             ]

@@ -10,15 +10,15 @@ import time
 from collections.abc import Sequence
 from itertools import islice
 
-from agent.delivery.delivery_state_transitions import FINISHED
 from agent.delivery.drops import DropLedger, DropReason
+from agent.delivery.queue_contents import QueueContents, QueueLimits
 from agent.delivery.queue_journaling import QueueJournaling
-from agent.delivery.queue_state import QueueLimits, QueueState
+from agent.delivery.record_delivery_state_transitions import FINISHED
 from agent.model.record import EncodedRecord
 
 
-class RecordQueue(QueueState):
-    """A queue of records. `agent.delivery.delivery_state_transitions` defines the states of a record."""
+class RecordQueue(QueueContents):
+    """A queue of records. `agent.delivery.record_delivery_state_transitions` defines the states of a record."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class RecordQueue(QueueState):
         was_empty = not self.tail.records
         self.tail.append(record)
         if self.durable:
-            self.journaling.write_later(record)
+            self.journaling.schedule_write(record)
         self._on_appended(was_empty=was_empty)
 
     def put_all(self, records: Sequence[EncodedRecord]) -> None:
@@ -66,13 +66,13 @@ class RecordQueue(QueueState):
         self.tail.extend(records)
         if self.durable:
             for record in records:
-                self.journaling.write_later(record)
+                self.journaling.schedule_write(record)
         self._on_appended(was_empty=was_empty)
 
     def _on_appended(self, *, was_empty: bool) -> None:
         """Enforce the memory limit and wake the sender, after records were appended."""
         if self.tail.bytes > self.limits.memory:
-            self.journaling.shrink_tail()
+            self.journaling.enforce_memory_limit()
             self.wake_waiting_tasks()
         elif was_empty:  # if the tail was not empty, `nonempty` is already set, and `empty` cleared
             self.wake_waiting_tasks()
@@ -146,7 +146,7 @@ class RecordQueue(QueueState):
             self.last_delivered_id = self.in_flight[-1].id
         self.journaling.on_delivered(self.in_flight)
         self.in_flight = ()
-        self.journaling.resume_backlog()
+        self.journaling.put_back_postponed_records()
         self.wake_waiting_tasks()
 
     # For the shutdown of the agent, and for metrics.
@@ -157,10 +157,14 @@ class RecordQueue(QueueState):
 
     def drop_remaining(self) -> None:
         """Drop the records that are neither delivered nor journaled, because the agent stops."""
-        undelivered = [record for record in self.records_in_memory() if record.row is None and not record.done]
+        undelivered = [
+            record
+            for record in self.iter_records_in_memory()
+            if record.row is None and not record.is_delivered_or_dropped
+        ]
         for record in undelivered:
             record.delivery_state = FINISHED[record.delivery_state]
-        self.count_dropped(DropReason.SHUTDOWN, undelivered)
+        self.count_dropped_from_memory(DropReason.SHUTDOWN, undelivered)
 
     def oldest_record_age_seconds(self) -> float:
         """Return the age of the oldest record of the queue; 0 if the queue is empty."""
@@ -174,7 +178,7 @@ class RecordQueue(QueueState):
             times.append(self.backlog.oldest_ns)
         return min(times, default=None)
 
-    def sink_wait_seconds(self, now: float) -> float:
+    def batch_in_flight_seconds(self, now: float) -> float:
         """Return how many seconds the batch in flight has waited for the sink; 0 if no batch is in flight.
 
         Args:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
-from agent.delivery.journal.writer import Journal
+from agent.delivery.journal.journal import Journal
 from agent.delivery.queue import RecordQueue
 from agent.delivery.sinks.supervisor import SinkSupervisor
 from agent.model.record import EncodedRecord
@@ -14,7 +14,7 @@ SENDER_BATCH_BYTES = 3 * 1024 * 1024
 """Maximum bytes of a batch. A quarter of the queue's memory limit is the maximum if the quarter is less."""
 
 
-async def send_records(
+async def send_records_until_cancelled(
     queue: RecordQueue,
     supervisor: SinkSupervisor,
     journal: Journal | None,

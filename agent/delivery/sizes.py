@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from agent.model.record import RECORD_OVERHEAD_BYTES, EncodedRecord
 
 
-def total_bytes(records: Sequence[EncodedRecord]) -> int:
+def total_bytes_with_overhead(records: Sequence[EncodedRecord]) -> int:
     """Return the bytes of records that count towards a queue's limit: the bodies, and an overhead for each record."""
     return sum([len(record.body) for record in records]) + RECORD_OVERHEAD_BYTES * len(records)
 
@@ -21,7 +21,7 @@ class QueueSize:
     def add(self, records: Sequence[EncodedRecord]) -> None:
         """Add records."""
         self.records += len(records)
-        self.bytes += total_bytes(records)
+        self.bytes += total_bytes_with_overhead(records)
 
     def subtract(self, records: int, size: int) -> None:
         """Subtract a number of records and a number of bytes. A result below 0 becomes 0."""

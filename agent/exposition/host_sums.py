@@ -8,7 +8,7 @@ from agent.exposition.snapshot import VmView
 from agent.model.family import Family, FieldValues
 from agent.model.metrics.memory import MEMORY
 from agent.model.metrics.runstate import RUNSTATE
-from agent.model.metrics.vm_process import PROCESS, VCPU
+from agent.model.metrics.vm_process_and_interfaces import PROCESS, VCPU
 from agent.model.record import Vm
 
 
@@ -21,7 +21,7 @@ def sum_vms(views: Iterable[tuple[Vm, VmView]]) -> FieldValues:
     sums = {name: _Sum() for name in ("vcpus", "guest_memory_bytes", "vm_hugetlb_bytes", "vm_swap_bytes")}
     for vm, view in views:
         process = _vm_level_values(view, PROCESS)
-        if vm.may_be_remote and not process:
+        if vm.may_run_on_other_host and not process:
             continue
         is_running = _vm_level_values(view, RUNSTATE).get("running") is True
         vcpus = len(view.polls[VCPU.name].current) if VCPU.name in view.polls else 0

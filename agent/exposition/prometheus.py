@@ -28,7 +28,7 @@ def render_chunks(snapshot: Snapshot) -> Iterator[str]:
 
     All values are from the time of the call, even if the caller reads the chunks later. Stored samples are never modified.
     """
-    views = [view for _, view in snapshot.views()]
+    views = [view for _, view in snapshot.one_view_per_uuid()]
     families = [
         (family, [(view, polls.current) for view in views if (polls := view.polls.get(family.name)) is not None])
         for family in FAMILIES
@@ -49,7 +49,7 @@ LineRenderer = Callable[[Sequence[LabeledValues]], list[str]]
 
 
 def _label_vm_values(family: Family, subjects_by_vm: list[tuple[VmView, ValuesBySubject]]) -> Iterator[LabeledValues]:
-    return (row for view, subjects in subjects_by_vm for row in view.labeled_values(family, subjects))
+    return (row for view, subjects in subjects_by_vm for row in view.values_with_label_text(family, subjects))
 
 
 def _label_host_values(family: Family, subjects: ValuesBySubject) -> Iterator[LabeledValues]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from struct import Struct
 
 from agent.model.family import FieldKind, FieldValues, Sample
-from agent.model.field_reader import Getter, make_getter
+from agent.model.field_reader import Getter, make_tuple_getter
 from agent.model.metrics import FAMILIES
 
 MIN_INTERVAL_NS = 500_000_000
@@ -27,7 +27,7 @@ ValuesBySubject = dict[LabelValues, FieldValues]
 _HISTOGRAMS = {field.name for family in FAMILIES for field in family.fields if field.kind is FieldKind.HISTOGRAM}
 
 
-class _Layout:
+class _PackedCounterLayout:
     """Which counters a subject, such as a disk, has, and how they are packed into bytes, as floating-point numbers.
 
     Attributes:
@@ -40,7 +40,7 @@ class _Layout:
         counters = [name for name in names if name.endswith("_total")]
         self.positions = {name: position for position, name in enumerate(counters)}
         self._packing = Struct(f"{len(counters)}d")
-        self._select: Getter = make_getter(counters) if counters else lambda _values: ()
+        self._select: Getter = make_tuple_getter(counters) if counters else lambda _values: ()
 
     def pack(self, values: FieldValues) -> bytes:
         """Return the packed counters of a subject's values."""
@@ -51,34 +51,34 @@ class _Layout:
         return self._packing.unpack(packed)
 
 
-PackedCounters = tuple[_Layout, bytes]
+PackedCounters = tuple[_PackedCounterLayout, bytes]
 
 _NO_COUNTERS: dict[LabelValues, PackedCounters] = {}
 """Empty dict that most families share, because they have no counters."""
 
 
-class CounterLayouts:
+class PackedCounterLayoutCache:
     """A bounded cache of the layouts of packed counters. The key is the names of a subject's values, in QEMU's order."""
 
     def __init__(self, max_layouts: int = MAX_LAYOUTS) -> None:
         self._max_layouts = max_layouts
-        self._layouts: dict[tuple[str, ...], _Layout] = {}
+        self._layouts: dict[tuple[str, ...], _PackedCounterLayout] = {}
 
     def __len__(self) -> int:
         return len(self._layouts)
 
-    def layout_of(self, values: FieldValues) -> _Layout:
+    def layout_of(self, values: FieldValues) -> _PackedCounterLayout:
         """Return the layout of a subject's values."""
         names = tuple(values)
         layout = self._layouts.get(names)
         if layout is None:
             if len(self._layouts) >= self._max_layouts:  # a hostile QEMU can send new names at each poll
                 self._layouts.clear()
-            layout = self._layouts[names] = _Layout(names)
+            layout = self._layouts[names] = _PackedCounterLayout(names)
         return layout
 
 
-_SHARED_LAYOUTS = CounterLayouts()
+_SHARED_LAYOUTS = PackedCounterLayoutCache()
 
 
 @dataclass(slots=True)
@@ -97,8 +97,8 @@ class PollPair:
     current: ValuesBySubject = field(default_factory=dict)
     previous_ns: int = 0
     limits: object = None
-    layouts: CounterLayouts = field(default=_SHARED_LAYOUTS, repr=False)
-    _layouts: _Layout | list[_Layout] | None = (
+    layouts: PackedCounterLayoutCache = field(default=_SHARED_LAYOUTS, repr=False)
+    _layouts: _PackedCounterLayout | list[_PackedCounterLayout] | None = (
         None  # layouts of the last poll: one for all subjects, or one for each subject
     )
     _previous: dict[LabelValues, PackedCounters] = field(default_factory=lambda: _NO_COUNTERS)
@@ -136,7 +136,7 @@ class PollPair:
         self._keep_previous(time_ns)
         self.time_ns, self.current, self._layouts = time_ns, subjects, self._layouts_of(subjects)
 
-    def _layouts_of(self, subjects: ValuesBySubject) -> _Layout | list[_Layout] | None:
+    def _layouts_of(self, subjects: ValuesBySubject) -> _PackedCounterLayout | list[_PackedCounterLayout] | None:
         """Return the layout that all subjects share, or a list with the layout of each subject.
 
         Return None without subjects, or if a subject has a histogram.
@@ -161,7 +161,7 @@ class PollPair:
             self._next_previous = self.time_ns, self._pack_counters()
 
     def _pack_counters(self) -> dict[LabelValues, PackedCounters]:
-        single = self._layouts if isinstance(self._layouts, _Layout) else None
+        single = self._layouts if isinstance(self._layouts, _PackedCounterLayout) else None
         counters: dict[LabelValues, PackedCounters] = {}
         for labels, values in self.current.items():
             layout = single or self.layouts.layout_of(values)
@@ -169,7 +169,7 @@ class PollPair:
                 counters[labels] = layout, layout.pack(values)
         return counters or _NO_COUNTERS
 
-    def rates(self, labels: LabelValues, names: Iterable[str]) -> dict[str, float]:
+    def rates_for_labels(self, labels: LabelValues, names: Iterable[str]) -> dict[str, float]:
         """Return the increase per second of a disk's or other subject's counters. Leave out counters that fell or are not in both polls."""
         values, packed = self.current.get(labels), self._previous.get(labels)
         if values is None or packed is None or self.time_ns <= self.previous_ns:
@@ -191,6 +191,6 @@ class PollPair:
         """Return the sum of each counter's rates over all subjects, such as all disks. Leave out counters without a rate."""
         totals: dict[str, float] = {}
         for labels in self.current:
-            for name, rate in self.rates(labels, names).items():
+            for name, rate in self.rates_for_labels(labels, names).items():
                 totals[name] = totals.get(name, 0.0) + rate
         return totals

@@ -27,8 +27,8 @@ from agent.model.family import Family, FieldValues, Sample
 from agent.model.metrics.block import BLOCK
 from agent.model.metrics.guest import GUEST_FREEZE
 from agent.model.metrics.host_resources import HOST
-from agent.model.metrics.pool import POOL
 from agent.model.metrics.runstate import RUNSTATE
+from agent.model.metrics.storage_pool import POOL
 from agent.model.record import Record, Vm
 from agent.session.shared_types import MonitorState, MonitorStatus
 
@@ -75,7 +75,7 @@ class VmView:
     space_samples: Sequence[Sample] | None = None
     space_samples_limits: SeriesLimits | None = None
 
-    def labeled_values(self, family: Family, subjects: ValuesBySubject) -> Iterator[tuple[str, FieldValues]]:
+    def values_with_label_text(self, family: Family, subjects: ValuesBySubject) -> Iterator[tuple[str, FieldValues]]:
         """Yield each subject of one poll, such as a disk: its labels in Prometheus' text format, and its values."""
         texts = self.subject_label_texts.setdefault(family.name, {})
         if len(texts) > 2 * len(subjects) + 8:  # most of the cached texts belong to subjects that no longer exist
@@ -116,7 +116,7 @@ def _reports_only_freeze(view: VmView, samples: Sequence[Sample]) -> bool:
 @lru_cache(maxsize=256)
 def _has_qemu_and_guest_families(families: tuple[Family, ...]) -> tuple[bool, bool]:
     """Return two flags: whether some of these families come from QEMU, and whether some come from the guest agent."""
-    return not all(family.host_only or family.from_guest for family in families), any(
+    return not all(family.from_host_or_agent or family.from_guest for family in families), any(
         family.from_guest for family in families
     )
 
@@ -144,7 +144,7 @@ class Snapshot:
         self._pool_histories: dict[LabelValues, History] = {}
         self._views: dict[Vm, VmView] = {}
 
-    def views(self) -> Iterator[tuple[Vm, VmView]]:
+    def one_view_per_uuid(self) -> Iterator[tuple[Vm, VmView]]:
         """Yield the attached VMs, one for each UUID.
 
         During a migration within the host, two QEMUs have the same UUID. The first QEMU is yielded until its guest has stopped for the
@@ -157,7 +157,7 @@ class Snapshot:
                 holders[vm.uuid] = view
         return ((vm, view) for vm, view in self._views.items() if holders[vm.uuid] is view)
 
-    def update_status(self, status: MonitorStatus) -> None:
+    def update_monitor_status(self, status: MonitorStatus) -> None:
         """Store a monitor's new state. If the monitor's VM was detached, remove the VM's samples."""
         self.monitors[status.monitor.key] = status
         if status.vm is None:
@@ -182,11 +182,12 @@ class Snapshot:
     def vm_history(self, uuid: str) -> History | None:
         """Return the history of a VM that is or recently was attached; None if there is none."""
         recorder = next(
-            (view.history_recorder for vm, view in self.views() if vm.uuid == uuid), self._departed.get(uuid)
+            (view.history_recorder for vm, view in self.one_view_per_uuid() if vm.uuid == uuid),
+            self._departed.get(uuid),
         )
         return recorder.history if recorder is not None else None
 
-    def pool_history(self, labels: LabelValues) -> History | None:
+    def storage_pool_history(self, labels: LabelValues) -> History | None:
         """Return the history of a pool by its labels; None if there is none."""
         return self._pool_histories.get(labels)
 
@@ -293,7 +294,7 @@ class Snapshot:
         self.host_samples.get(family.name, {}).pop(labels, None)
         self._pool_histories.pop(labels, None)
 
-    def values_of(self, vm: Vm, sample: Sample) -> FieldValues | None:
+    def stored_values_for_sample(self, vm: Vm, sample: Sample) -> FieldValues | None:
         """Return the stored values of the disk or other subject that a sample has; None if no values are stored."""
         view = self._views.get(vm)
         polls = view.polls.get(sample.family.name) if view is not None else None

@@ -25,7 +25,7 @@ _TIMES = ("read_seconds_total", "write_seconds_total")
 _NET = {"receive": "receive_bytes_total", "transmit": "transmit_bytes_total"}
 
 
-def current_activity(polls: Polls) -> dict[str, float]:
+def current_resource_usage(polls: Polls) -> dict[str, float]:
     """Return a VM's activity between its last two polls. Leave out unknown values.
 
     `time`: time of the last poll in seconds since the epoch. `cpu`, `steal`: host CPUs that the vCPUs used, and that they waited for.
@@ -72,7 +72,7 @@ def summarize_disks(polls: Polls) -> list[dict[str, Any]]:
     disks = []
     for labels in block.current:
         disk: dict[str, Any] = {"device": labels[0]}
-        rates = block.rates(labels, _COUNTERS.values())
+        rates = block.rates_for_labels(labels, _COUNTERS.values())
         disk |= {name: rates[counter] for name, counter in _COUNTERS.items() if counter in rates}
         size = layers.current.get((*labels, "format"), {}).get("size_bytes")
         if size is not None:
@@ -130,10 +130,10 @@ def summarize_guest(polls: Polls) -> dict[str, Any]:
     return {name: value for name, value in parts.items() if value}
 
 
-def summarize(polls: Polls) -> dict[str, Any]:
+def summarize_vm(polls: Polls) -> dict[str, Any]:
     """Return the summary of a VM, without unknown values."""
     parts: dict[str, Any] = {
-        "now": current_activity(polls),
+        "now": current_resource_usage(polls),
         "memory": memory_sizes(polls),
         "disks": summarize_disks(polls),
         "migration": summarize_migration(polls),

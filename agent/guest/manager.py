@@ -58,7 +58,7 @@ class GuestAgentManager:
     def __len__(self) -> int:
         return len(self._sessions)
 
-    def start(self, tasks: asyncio.TaskGroup) -> None:
+    def set_task_group(self, tasks: asyncio.TaskGroup) -> None:
         """Run the sessions in this task group from now on."""
         self._task_group = tasks
 
@@ -73,7 +73,7 @@ class GuestAgentManager:
             if had_session and not self._is_selected(vm):
                 self._observer.on_guest_queries_disabled(vm, time.time_ns())
 
-    def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample]) -> None:
+    def on_qemu_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample]) -> None:
         """Handle the samples of a poll of the VM's QEMU. Ignore families that do not change `GuestReachability`."""
         reads = [read for family, read in _REACHABILITY_READERS if family in families]
         if not reads or not self._is_selected(vm):
@@ -86,7 +86,7 @@ class GuestAgentManager:
         if (session := self._sessions.get(vm)) is not None:
             session.on_reachability_changed()
 
-    def on_responsiveness_changed(
+    def on_qemu_responsiveness_changed(
         self, vm: Vm, *, responsive: bool, open_channel: OpenGuestChannel | None = None
     ) -> None:
         """Handle a QEMU that has begun or stopped responding to QMP commands.

@@ -32,7 +32,7 @@ class GuestSchedule:
         self._failures: dict[str, int] = {}
 
     @property
-    def collectors(self) -> Sequence[GuestCollector]:
+    def enabled_collectors(self) -> Sequence[GuestCollector]:
         """The enabled collectors, in the order in which they run."""
         return self._collectors
 
@@ -74,7 +74,7 @@ class GuestSchedule:
         for name in self._due_at.keys() - self._failures.keys():
             self._due_at[name] = min(self._due_at[name], self._earliest_due_at[name])
 
-    def reset(self) -> None:
+    def clear_failures_and_schedule_all(self) -> None:
         """Clear all failures and call `schedule_all_now`, because the guest may run another guest agent now."""
         self._failures.clear()
         self.schedule_all_now()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from agent.collectors.guest import GUEST_COLLECTORS, CommandExchange, GuestCollector
+from agent.collectors.guest import GUEST_COLLECTORS, GuestCollector, TimedGuestReply
 from agent.common.backoff import retry_delay
 from agent.guest.channels import SHARED_CHANNEL_TIMEOUT_SECONDS, ChannelOpener
 from agent.guest.config import GuestAgentConfig
@@ -147,7 +147,7 @@ class GuestSession:
             state, cause = obstacle
             if state is GuestAgentState.ABSENT:
                 self._report_all_values_outdated()
-                self._schedule.reset()
+                self._schedule.clear_failures_and_schedule_all()
                 self._frozen = False
             self._set_state(state, cause)
             self._reachability_changed.clear()
@@ -176,7 +176,7 @@ class GuestSession:
         if self._state is not GuestAgentState.UNRESPONSIVE and not (shared and self._state is GuestAgentState.UP):
             self._set_state(GuestAgentState.CONNECTING)
         with contextlib.closing(await self._opener.open(self.reachability)) as channel, self._mark_channel_in_use():
-            channel.ended.add_done_callback(lambda _: self._reachability_changed.set())
+            channel.ended_future.add_done_callback(lambda _: self._reachability_changed.set())
             try:
                 if not shared or self._state is not GuestAgentState.UP:
                     await self._read_guest_info(channel)
@@ -188,8 +188,8 @@ class GuestSession:
                 raise
             while self.reachability.obstacle() is None:
                 await self._run_due_collectors(channel)
-                if channel.ended.done():
-                    raise channel.ended.result()
+                if channel.ended_future.done():
+                    raise channel.ended_future.result()
                 if shared and self._next_due_at() > time.monotonic():
                     return
                 if self.reachability.obstacle() is None:
@@ -219,7 +219,7 @@ class GuestSession:
         for collector in self._schedule.due_collectors(time.monotonic()):
             if (
                 self.reachability.obstacle() is not None
-                or channel.ended.done()
+                or channel.ended_future.done()
                 or self._info_due_at <= time.monotonic()
             ):
                 return
@@ -288,7 +288,7 @@ class GuestSession:
             GuestAgentError: the guest agent does not respond.
         """
         now = time.monotonic()
-        freeze = next((each for each in self._schedule.collectors if each.while_frozen), None)
+        freeze = next((each for each in self._schedule.enabled_collectors if each.while_frozen), None)
         if freeze is not None and freeze is not collector:
             await self._run_collector(freeze, channel)
         if self._frozen:
@@ -317,17 +317,17 @@ class GuestSession:
                 self._info_due_at = 0.0  # the permitted commands have changed, so read them again
                 self._schedule.schedule_all_now()
 
-    async def _exchange_command(self, channel: GuestChannel, command: str) -> CommandExchange:
+    async def _exchange_command(self, channel: GuestChannel, command: str) -> TimedGuestReply:
         """Execute one command. Return the reply, or the error that the guest agent returned, with the times of both messages.
 
         Raises:
             GuestAgentError: there is no readable reply.
         """
         if command not in self._permitted:
-            return CommandExchange(_MISSING_COMMAND_ERROR, time.time_ns(), time.time_ns())
+            return TimedGuestReply(_MISSING_COMMAND_ERROR, time.time_ns(), time.time_ns())
         sent_ns = time.time_ns()
         value = await self._execute(channel, command)
-        return CommandExchange(value, sent_ns, time.time_ns())
+        return TimedGuestReply(value, sent_ns, time.time_ns())
 
     async def _execute(self, channel: GuestChannel, command: str) -> Any:
         """Return the result of a command, or the error that the guest agent returned for the command."""
@@ -363,7 +363,7 @@ class GuestSession:
             values["reason"] = reason
         if state is GuestAgentState.UP:
             values["version"] = self._version
-            values["missing_commands"] = missing_commands(self._schedule.collectors, self._permitted)
+            values["missing_commands"] = missing_commands(self._schedule.enabled_collectors, self._permitted)
         sample = Sample(GUEST_AGENT_SESSION, (), values)
         self._observer.on_guest_samples(self._vm, (GUEST_AGENT_SESSION,), (sample,), time.time_ns())
 

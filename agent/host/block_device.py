@@ -21,7 +21,7 @@ _mapper_numbers: dict[str, str] = {}
 """Cache of device numbers by device-mapper name. The name is compared with sysfs before each use, because the kernel reuses numbers."""
 
 
-def device_size(path: str, sys: Path = _SYS) -> int | None:
+def block_device_size_bytes(path: str, sys: Path = _SYS) -> int | None:
     """Return the size of a block device in bytes without opening the device.
 
     Args:
@@ -31,7 +31,7 @@ def device_size(path: str, sys: Path = _SYS) -> int | None:
     Returns:
         None if the path is ignored or is not a block device, or if the agent cannot see the device, for example in a container.
     """
-    number = device_number(path, sys)
+    number = block_device_number(path, sys)
     if not number:
         return None
     try:
@@ -40,7 +40,7 @@ def device_size(path: str, sys: Path = _SYS) -> int | None:
         return None
 
 
-def device_identity(path: str, sys: Path = _SYS) -> str:
+def persistent_block_device_id(path: str, sys: Path = _SYS) -> str:
     """Return a unique identifier of a block device, such as the UUID of a logical volume. The identifier survives a reboot.
 
     Args:
@@ -50,14 +50,14 @@ def device_identity(path: str, sys: Path = _SYS) -> str:
     Returns:
         An empty string if the path is ignored, or if the kernel reports no unique identifier.
     """
-    number = device_number(path, sys)
+    number = block_device_number(path, sys)
     if not number:
         return ""
     names = (_read_text(sys / "dev/block" / number / name) for name in ("dm/uuid", "wwid", "device/wwid"))
     return next(filter(None, names), "")[:MAX_IDENTITY_CHARACTERS]
 
 
-def stable_device_path(path: str, sys: Path = _SYS) -> str:
+def replace_dm_number_by_name(path: str, sys: Path = _SYS) -> str:
     """Return `/dev/mapper/NAME` for the path of a device-mapper device such as `/dev/dm-7`. Return any other path unchanged.
 
     The number in `/dev/dm-7` is not stable: the kernel may give this number to another device after a reboot.
@@ -70,7 +70,7 @@ def stable_device_path(path: str, sys: Path = _SYS) -> str:
     return f"/dev/mapper/{name}" if name else path
 
 
-def device_number(path: str, sys: Path = _SYS) -> str | None:
+def block_device_number(path: str, sys: Path = _SYS) -> str | None:
     """Return `major:minor` of a block device without opening the device.
 
     Args:

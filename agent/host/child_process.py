@@ -22,7 +22,7 @@ MAX_ANSWER_BYTES = 16384
 """Maximum size of an answer in bytes. A path of 4096 bytes takes 8192 hexadecimal digits."""
 
 
-class ChildError(Exception):
+class ChildUnavailableError(Exception):
     """The child process cannot be started, has exited, or has sent a line that is too long."""
 
 
@@ -60,11 +60,11 @@ class _LineProtocol(asyncio.SubprocessProtocol):
         """Wait for the next line, and return the line.
 
         Raises:
-            ChildError: The child has exited, or its line is longer than `MAX_ANSWER_BYTES`.
+            ChildUnavailableError: The child has exited, or its line is longer than `MAX_ANSWER_BYTES`.
         """
         while not self._lines:
             if self._ended:
-                raise ChildError("the child process has exited")
+                raise ChildUnavailableError("the child process has exited")
             self._output_arrived.clear()
             await self._output_arrived.wait()
         return self._lines.popleft()
@@ -82,7 +82,7 @@ class ChildProcess:
         """Start a Python program, and wait for its first line, which shows that the program is ready.
 
         Raises:
-            ChildError: The program cannot be started, or is not ready within `START_SECONDS`.
+            ChildUnavailableError: The program cannot be started, or is not ready within `START_SECONDS`.
         """
         # -I and -S skip the module search path and site-packages, which take most of the start time.
         command = (sys.executable, "-I", "-S", os.fspath(program), *arguments)
@@ -92,7 +92,7 @@ class ChildProcess:
                 _LineProtocol, *command, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, cwd="/"
             )
         except OSError as error:
-            raise ChildError(f"cannot start a child process: {error.strerror or error}") from error
+            raise ChildUnavailableError(f"cannot start a child process: {error.strerror or error}") from error
         child = cls(transport, lines)
         try:
             async with asyncio.timeout(START_SECONDS):
@@ -103,7 +103,7 @@ class ChildProcess:
                 async with asyncio.timeout(EXIT_SECONDS):
                     await child.wait_for_exit()
             if isinstance(error, TimeoutError):
-                raise ChildError(f"the child process was not ready within {START_SECONDS:g} s") from None
+                raise ChildUnavailableError(f"the child process was not ready within {START_SECONDS:g} s") from None
             raise
         return child
 
@@ -123,7 +123,7 @@ class ChildProcess:
         """Wait for the next line, and return the line without its newline. A cancelled call loses no data.
 
         Raises:
-            ChildError: The child has exited, or the line is too long.
+            ChildUnavailableError: The child has exited, or the line is too long.
         """
         return await self._lines.read_line()
 

@@ -9,7 +9,7 @@ _PATH = re.compile(r'(?:^|[=":])(/(?!/)[^",]+)')
 _PREFIXES_WITHOUT_IMAGES = ("/dev/", "/proc/", "/sys/", "/run/", "/usr/")
 
 
-def image_paths(argv: Iterable[str]) -> Sequence[str]:
+def command_line_image_paths(argv: Iterable[str]) -> Sequence[str]:
     """Return the absolute paths on a command line that may be images.
 
     Paths in the usual directories of sockets, firmware and devices are left out. The result may contain paths of files that are not

@@ -10,7 +10,7 @@ import os
 import sys
 
 BTRFS = "/sys/fs/btrfs"
-PENDING_FILES = ("allocation/data/bytes_may_use", "allocation/data/bytes_reserved")
+UNFLUSHED_BYTES_FILES = ("allocation/data/bytes_may_use", "allocation/data/bytes_reserved")
 """Files with the number of unflushed bytes of a Btrfs: written by a process, but not yet flushed to disk. Every user may read these files.
 
 Btrfs counts data as used only after the flush, up to 30 s later. Other file systems, such as ext4, XFS and tmpfs, count data at once.
@@ -24,7 +24,7 @@ or not at all.
 """
 
 
-def find_btrfs_uuid(fsid: int, directory: str = BTRFS) -> str:
+def find_btrfs_uuid_by_fsid(fsid: int, directory: str = BTRFS) -> str:
     """Return the UUID of the mounted Btrfs whose `f_fsid` (statvfs) is `fsid`; empty for a file system of another type.
 
     The kernel computes the lower half of `f_fsid` from the UUID. The upper half also depends on the subvolume (fs/btrfs/super.c:
@@ -41,10 +41,10 @@ def find_btrfs_uuid(fsid: int, directory: str = BTRFS) -> str:
     return ""
 
 
-def read_btrfs_pending_bytes(name: str, directory: str = BTRFS) -> int:
+def read_btrfs_unflushed_bytes(name: str, directory: str = BTRFS) -> int:
     """Return the number of unflushed bytes of a Btrfs, which statvfs still counts as free; 0 if unknown."""
     pending = 0
-    for file in PENDING_FILES:
+    for file in UNFLUSHED_BYTES_FILES:
         try:
             with open(f"{directory}/{name}/{file}", "rb") as pending_file:  # noqa: PTH123 - see above
                 pending += int(pending_file.read(32))
@@ -62,11 +62,11 @@ def read_filesystem_stats(path: str) -> "tuple[int, int, int, int, int]":
     """
     stat = os.statvfs(path)
     pending = 0
-    name = find_btrfs_uuid(stat.f_fsid)
+    name = find_btrfs_uuid_by_fsid(stat.f_fsid)
     for _ in range(MAX_BTRFS_READS if name else 0):
-        pending = read_btrfs_pending_bytes(name)
+        pending = read_btrfs_unflushed_bytes(name)
         stat = os.statvfs(path)
-        pending_after = read_btrfs_pending_bytes(name)
+        pending_after = read_btrfs_unflushed_bytes(name)
         if pending == pending_after:
             break
         pending = min(pending, pending_after)

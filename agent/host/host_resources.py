@@ -7,7 +7,13 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from agent.host.procfs import FileParser, lines_format, number_format, parse_number, pressure_format
+from agent.host.procfs import (
+    KernelFileParser,
+    name_value_file_format,
+    parse_unsigned_int,
+    pressure_file_format,
+    single_number_file_format,
+)
 from agent.model.family import FieldValues
 from agent.model.metrics.host_resources import HOST, HOST_HUGEPAGES
 
@@ -16,12 +22,14 @@ MAX_BYTES = 64 << 10
 """Maximum size of a file. /proc/vmstat has about 5 KB."""
 
 _PARSERS = {
-    "proc/meminfo": FileParser(HOST, "meminfo", lines_format("MemTotal", "MemAvailable", "SwapTotal", "SwapFree")),
-    "proc/vmstat": FileParser(HOST, "vmstat", lines_format("pswpin", "pswpout")),
-    "proc/pressure/cpu": FileParser(HOST, "pressure.cpu", pressure_format),
-    "proc/pressure/memory": FileParser(HOST, "pressure.memory", pressure_format),
-    "proc/pressure/io": FileParser(HOST, "pressure.io", pressure_format),
-    "sys/kernel/mm/ksm/pages_sharing": FileParser(HOST, "ksm.pages_sharing", number_format),
+    "proc/meminfo": KernelFileParser(
+        HOST, "meminfo", name_value_file_format("MemTotal", "MemAvailable", "SwapTotal", "SwapFree")
+    ),
+    "proc/vmstat": KernelFileParser(HOST, "vmstat", name_value_file_format("pswpin", "pswpout")),
+    "proc/pressure/cpu": KernelFileParser(HOST, "pressure.cpu", pressure_file_format),
+    "proc/pressure/memory": KernelFileParser(HOST, "pressure.memory", pressure_file_format),
+    "proc/pressure/io": KernelFileParser(HOST, "pressure.io", pressure_file_format),
+    "sys/kernel/mm/ksm/pages_sharing": KernelFileParser(HOST, "ksm.pages_sharing", single_number_file_format),
 }
 """The parsers of the files that contain numbers, by path."""
 
@@ -55,16 +63,18 @@ def read_host_resources(root: Path = ROOT) -> HostReading:
             add(content, values)
     if (load := _LOAD.match(_read_file(root / "proc/loadavg") or b"")) is not None:
         values["load_1m"] = float(load[1])
-    if (ksm := parse_number((_read_file(root / "sys/kernel/mm/ksm/run") or b"").strip())) is not None:
+    if (ksm := parse_unsigned_int((_read_file(root / "sys/kernel/mm/ksm/run") or b"").strip())) is not None:
         values["ksm_running"] = ksm == 1  # the value 2 means that KSM separates the merged pages
     if (
-        cpus := parse_cpu_list((_read_file(root / "sys/devices/system/cpu/online") or b"").decode("ascii", "replace"))
+        cpus := count_cpus_in_list(
+            (_read_file(root / "sys/devices/system/cpu/online") or b"").decode("ascii", "replace")
+        )
     ) > 0:
         values["online_cpus"] = cpus
     return HostReading(values, _read_hugepages(root / _HUGEPAGES))
 
 
-def parse_cpu_list(text: str) -> int:
+def count_cpus_in_list(text: str) -> int:
     """Return the number of CPUs in a list such as `0-3,8`; 0 if the text is not a list of CPUs."""
     count = 0
     for part in text.strip().split(","):
@@ -87,7 +97,7 @@ def _read_hugepages(directory: Path) -> dict[str, FieldValues]:
             continue
         kibibytes, values = int(match[1]), FieldValues()
         for field in HOST_HUGEPAGES.fields:
-            pages = parse_number((_read_file(directory / name / field.path) or b"").strip())
+            pages = parse_unsigned_int((_read_file(directory / name / field.path) or b"").strip())
             if pages is not None:
                 values[field.name] = pages * kibibytes * 1024
         if values:

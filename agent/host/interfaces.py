@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.host.process import Process
-from agent.host.sriov import find_virtual_functions, passthrough_device_ids
-from agent.host.types import NetworkInterface
+from agent.host.sriov import find_passthrough_virtual_functions, passthrough_qdev_ids
+from agent.host.types import VmHostInterface
 from agent.model.record import sanitize
 
 _MAX_DESCRIPTORS = 8192
@@ -22,7 +22,7 @@ Nic = Mapping[str, Any]
 """QEMU's description of one network card of the guest: `device`, `mac`, `netdev`."""
 
 
-def find_process_interfaces(process: Process, nics: Mapping[str, Nic]) -> tuple[NetworkInterface, ...]:
+def find_process_interfaces(process: Process, nics: Mapping[str, Nic]) -> tuple[VmHostInterface, ...]:
     """Return the interfaces that a process has open, sorted by name.
 
     Args:
@@ -39,7 +39,7 @@ def find_process_interfaces(process: Process, nics: Mapping[str, Nic]) -> tuple[
     result = []
     for name, kind in sorted(kinds.items()):
         values = {"kind": kind, **(_nic_of_interface(process, name, nics) if same_netns else {})}
-        result.append(NetworkInterface(name, values, directions_swapped=kind == "tap", same_netns=same_netns))
+        result.append(VmHostInterface(name, values, directions_swapped=kind == "tap", same_netns=same_netns))
     return (*result, *_find_passed_through_functions(process, targets.values()))
 
 
@@ -49,18 +49,18 @@ def descriptor_targets(process: Process) -> dict[str, str]:
     return {descriptor: process.read_link(f"fd/{descriptor}") or "" for descriptor in descriptors}
 
 
-def _find_passed_through_functions(process: Process, targets: Iterable[str]) -> Iterator[NetworkInterface]:
+def _find_passed_through_functions(process: Process, targets: Iterable[str]) -> Iterator[VmHostInterface]:
     """Yield the virtual functions whose physical functions are in the agent's network namespace.
 
     The process may be in another namespace.
     """
-    functions = find_virtual_functions(process, targets)
-    ids = passthrough_device_ids((process.read("cmdline") or "").split("\0")) if functions else {}
+    functions = find_passthrough_virtual_functions(process, targets)
+    ids = passthrough_qdev_ids((process.read("cmdline") or "").split("\0")) if functions else {}
     for vf in functions:
         values = {"kind": "vf", "host_address": vf.address}
         if vf.address in ids:
             values["device"] = sanitize(ids[vf.address])
-        yield NetworkInterface(f"{vf.physical_interface}v{vf.number}", values, directions_swapped=False, vf=vf)
+        yield VmHostInterface(f"{vf.physical_interface}v{vf.number}", values, directions_swapped=False, vf=vf)
 
 
 def _find_interfaces(process: Process, targets: Mapping[str, str], *, same_netns: bool) -> Iterator[tuple[str, str]]:

@@ -70,7 +70,7 @@ _STATUS_ORDER = (
 """The order in which the kernel writes lines of /proc/PID/status."""
 
 
-class FileParser(Generic[Content]):
+class KernelFileParser(Generic[Content]):
     """Parses one file of the kernel, and adds the numbers that are fields of a family to a sample."""
 
     def __init__(self, family: Family, file: str, file_format: Format[Content]) -> None:
@@ -97,13 +97,13 @@ class FileParser(Generic[Content]):
     def __call__(self, content: Content, values: FieldValues) -> None:
         """Add the values of the file's content to a sample's values."""
         digits = self._parse_all(content)
-        if digits is not None and (numbers := parse_numbers(digits)) is not None:
+        if digits is not None and (numbers := parse_unsigned_ints(digits)) is not None:
             values.update(zip(self._names, numbers, strict=True))
             for name, to_base in self._units:
                 values[name] = to_base(values[name])
             return
         for key, text in self._parse_each(content):
-            if (number := parse_number(text)) is not None:
+            if (number := parse_unsigned_int(text)) is not None:
                 name, to_base = self._fields[key]
                 values[name] = to_base(number)
 
@@ -112,12 +112,12 @@ STATE_PATH = "stat.state"
 """Path of the only field of /proc/PID/stat that is not a number."""
 
 
-def parse_number(text: bytes) -> int | None:
+def parse_unsigned_int(text: bytes) -> int | None:
     """Parse a decimal number; None if the text is not a number of at most MAX_DIGITS digits."""
     return int(text) if text.isdigit() and len(text) <= MAX_DIGITS else None
 
 
-def parse_numbers(texts: Sequence[bytes]) -> list[int] | None:
+def parse_unsigned_ints(texts: Sequence[bytes]) -> list[int] | None:
     """Parse decimal numbers; None if a text is not a number, or if a number has more than `MAX_DIGITS` digits."""
     if not b"".join(texts).isdigit():
         return None
@@ -144,7 +144,7 @@ def split_stat(content: bytes) -> list[bytes]:
     return content.rpartition(b")")[2].split()
 
 
-def stat_format(keys: Sequence[str]) -> tuple[ParseAll[list[bytes]], ParseEach[list[bytes]]]:
+def process_stat_file_format(keys: Sequence[str]) -> tuple[ParseAll[list[bytes]], ParseEach[list[bytes]]]:
     """Format of the words of /proc/PID/stat. Times are in clock ticks."""
     positions = [_STAT_FIELDS[key] - 3 for key in keys]
 
@@ -161,7 +161,7 @@ def parse_process_state(words: Sequence[bytes]) -> str | None:
     return _PROCESS_STATES.get(words[0]) or sanitize(words[0].decode("utf-8", "replace"), 64)
 
 
-def words_format(*names: str) -> Format[bytes]:
+def space_separated_file_format(*names: str) -> Format[bytes]:
     """Format of a line of numbers, such as /proc/PID/schedstat.
 
     Args:
@@ -179,7 +179,7 @@ def words_format(*names: str) -> Format[bytes]:
     return parsers
 
 
-def lines_format(*order: str) -> Format[bytes]:
+def name_value_file_format(*order: str) -> Format[bytes]:
     """Format of lines such as `Name: 5 kB` (status, io) or `name 5` (cpu.stat, memory.events).
 
     Args:
@@ -208,7 +208,7 @@ def lines_format(*order: str) -> Format[bytes]:
     return parsers
 
 
-def pressure_format(keys: Sequence[str]) -> tuple[ParseAll[bytes], ParseEach[bytes]]:
+def pressure_file_format(keys: Sequence[str]) -> tuple[ParseAll[bytes], ParseEach[bytes]]:
     """Format of a pressure file such as /proc/pressure/cpu: the totals of `some` and `full`, in microseconds."""
 
     def parse_each(content: bytes) -> Iterable[tuple[str, bytes]]:
@@ -219,14 +219,16 @@ def pressure_format(keys: Sequence[str]) -> tuple[ParseAll[bytes], ParseEach[byt
     return lambda _content: None, parse_each
 
 
-def number_format(keys: Sequence[str]) -> tuple[ParseAll[bytes], ParseEach[bytes]]:
+def single_number_file_format(keys: Sequence[str]) -> tuple[ParseAll[bytes], ParseEach[bytes]]:
     """Format of a file that is one number."""
     return lambda content: (content.strip(),), lambda content: ((keys[0], content.strip()),)
 
 
-status_format = lines_format(*_STATUS_ORDER)
-io_format = lines_format("rchar", "wchar", "syscr", "syscw", "read_bytes", "write_bytes", "cancelled_write_bytes")
-schedstat_format = words_format("run", "delay", "slices")
+process_status_file_format = name_value_file_format(*_STATUS_ORDER)
+process_io_file_format = name_value_file_format(
+    "rchar", "wchar", "syscr", "syscw", "read_bytes", "write_bytes", "cancelled_write_bytes"
+)
+schedstat_file_format = space_separated_file_format("run", "delay", "slices")
 """Format of /proc/PID/schedstat: nanoseconds on a CPU, nanoseconds of waiting for a CPU, and the number of time slices."""
 
 
@@ -239,5 +241,7 @@ def parse_net_dev(content: bytes) -> Mapping[str, NumbersByName]:
         name, colon, values = line.strip().partition(":")
         if colon:
             pairs = zip(columns, values.encode().split(), strict=False)
-            counters[name] = {column: number for column, text in pairs if (number := parse_number(text)) is not None}
+            counters[name] = {
+                column: number for column, text in pairs if (number := parse_unsigned_int(text)) is not None
+            }
     return counters

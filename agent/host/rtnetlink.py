@@ -44,7 +44,7 @@ MAX_VIRTUAL_FUNCTIONS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class VirtualFunction:
+class VirtualFunctionReading:
     """A virtual function, as reported by its physical function.
 
     Attributes:
@@ -69,7 +69,7 @@ def encode_link_request(index: int, sequence: int = 1) -> bytes:
     return _HEADER.pack(size, RTM_GETLINK, _NLM_F_REQUEST, sequence, 0) + _LINK.pack(0, 0, index, 0, 0) + mask
 
 
-def parse_link_reply(data: bytes) -> list[VirtualFunction]:
+def parse_link_reply(data: bytes) -> list[VirtualFunctionReading]:
     """Return the virtual functions in the kernel's reply to `encode_link_request`.
 
     Raises:
@@ -107,7 +107,7 @@ def _parse_attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += (length + 3) & ~3
 
 
-def _parse_function(data: bytes, address_bytes: int) -> VirtualFunction | None:
+def _parse_function(data: bytes, address_bytes: int) -> VirtualFunctionReading | None:
     """Return a virtual function; None if the attribute with the function's number and MAC address is missing."""
     number: int | None = None
     mac, counters = "", {}
@@ -118,7 +118,7 @@ def _parse_function(data: bytes, address_bytes: int) -> VirtualFunction | None:
             mac = digits.hex(":") if address_bytes == _MAC_BYTES and any(digits) else ""
         elif kind == _IFLA_VF_STATS:
             counters = dict(_parse_counters(value))
-    return VirtualFunction(number, mac, counters) if number is not None else None
+    return VirtualFunctionReading(number, mac, counters) if number is not None else None
 
 
 def _parse_counters(data: bytes) -> Iterator[tuple[str, int]]:

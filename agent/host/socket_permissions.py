@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.host.qemu_processes import PROC, list_pids, read_file
-from agent.host.socket_table import is_agent_process
+from agent.host.unix_and_tcp_sockets import is_agent_process
 
 AGENT_USER_NAME = "qmp-agent"
 
@@ -82,7 +82,7 @@ def _user_name(uid: int) -> str:
         return str(uid)
 
 
-def blocked_paths(path: str, user: User) -> list[Path]:
+def find_paths_denied_to_user(path: str, user: User) -> list[Path]:
     """Return the parent directories that a user may not enter, and the socket itself if the user may not connect to it.
 
     Args:

@@ -20,7 +20,7 @@ _VIRTFN_LINK = re.compile(r"virtfn([0-9]{1,5})")
 _INTERFACE_NAME = re.compile(r"[^/\s]{1,15}")
 
 
-def find_virtual_functions(process: Process, targets: Iterable[str]) -> list[VirtualFunctionLocation]:
+def find_passthrough_virtual_functions(process: Process, targets: Iterable[str]) -> list[VirtualFunctionLocation]:
     """Return the virtual functions of network devices that a process has open through VFIO.
 
     Args:
@@ -67,7 +67,7 @@ def locate_virtual_function(process: Process, address: str) -> VirtualFunctionLo
     return None
 
 
-def passthrough_device_ids(argv: Sequence[str]) -> dict[str, str]:
+def passthrough_qdev_ids(argv: Sequence[str]) -> dict[str, str]:
     """Return the ids of the PCI devices that QEMU's command line passes through, by PCI address. Hot-plugged devices are missing."""
     ids = {}
     for option, value in pairwise(argv):

@@ -12,7 +12,7 @@ class LinuxTask:
     Attributes:
         id: process id or thread id on this host.
         name: value of the thread's label: the index of a vCPU or the id of an iothread; empty for the process.
-        extra_values: values of the sample that do not come from a `FileRequest`, by name, such as `qom_path`.
+        extra_values: values of the sample that do not come from a `KernelFilesRequest`, by name, such as `qom_path`.
     """
 
     id: int
@@ -36,12 +36,12 @@ class VirtualFunctionLocation:
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkInterface:
+class VmHostInterface:
     """A network interface on the host that a VM's process has open, or a virtual function that was passed through to the VM.
 
     Attributes:
         name: name of the interface on the host, such as tap0, or ens1f0v3 for a virtual function.
-        extra_values: values of the sample that do not come from a `FileRequest`, by name, such as the kind of the interface.
+        extra_values: values of the sample that do not come from a `KernelFilesRequest`, by name, such as the kind of the interface.
         directions_swapped: whether packets that the interface sends are packets that the guest receives. True for a tap, False for a
             macvtap.
         same_netns: whether the interface is in the agent's network namespace.
@@ -56,7 +56,7 @@ class NetworkInterface:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FileRequest:
+class KernelFilesRequest:
     """A request for files of one directory in /proc, /sys or a cgroup.
 
     Callers use the same object at each poll, because the files stay open between polls.
@@ -75,7 +75,7 @@ class FileRequest:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class VirtualFunctionCountersRequest(FileRequest):
+class VirtualFunctionCountersRequest(KernelFilesRequest):
     """A request for the counters and the MAC address of a virtual function.
 
     The names in `names` are the kernel's names of the counters, and `mac` for the MAC address. The kernel has no file with the counters.
@@ -88,7 +88,7 @@ class VirtualFunctionCountersRequest(FileRequest):
     vf: VirtualFunctionLocation = field(kw_only=True)
 
 
-class FileReply(NamedTuple):
+class KernelFilesReply(NamedTuple):
     """The contents of the requested files.
 
     Attributes:
@@ -96,5 +96,5 @@ class FileReply(NamedTuple):
         contents: the content of each file, in the order of the names; None if the file cannot be read.
     """
 
-    request: FileRequest
+    request: KernelFilesRequest
     contents: Sequence[bytes | None]

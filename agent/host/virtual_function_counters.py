@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from agent.common.daemon_thread import CallWithTimeout
-from agent.host.rtnetlink import NetlinkError, VirtualFunction, encode_link_request, parse_link_reply
-from agent.host.types import FileReply, VirtualFunctionCountersRequest
+from agent.common.daemon_thread import BlockingCallWithTimeout
+from agent.host.rtnetlink import NetlinkError, VirtualFunctionReading, encode_link_request, parse_link_reply
+from agent.host.types import KernelFilesReply, VirtualFunctionCountersRequest
 
 _log = logging.getLogger("agent")
 
@@ -29,7 +29,7 @@ FRESH_INTERVALS = 3
 UNUSED_INTERVALS = 10
 """Number of intervals without a poll that uses a physical function, after which the agent stops querying this function."""
 
-Query = Callable[[str], Sequence[VirtualFunction]]
+Query = Callable[[str], Sequence[VirtualFunctionReading]]
 
 
 @dataclass(slots=True)
@@ -45,10 +45,10 @@ class _PhysicalFunction:
         failed: whether the last query failed.
     """
 
-    call: CallWithTimeout[Sequence[VirtualFunction]]
+    call: BlockingCallWithTimeout[Sequence[VirtualFunctionReading]]
     last_used_at: float
     answered_at: float = 0.0
-    functions: dict[int, VirtualFunction] = field(default_factory=dict)
+    functions: dict[int, VirtualFunctionReading] = field(default_factory=dict)
     has_counters: bool = False
     failed: bool = False
 
@@ -68,15 +68,17 @@ class VirtualFunctionCounters:
         self._interval = 10.0
         self._physical_functions: dict[str, _PhysicalFunction] = {}
 
-    def read(self, request: VirtualFunctionCountersRequest) -> FileReply:
+    def read_cached_counters(self, request: VirtualFunctionCountersRequest) -> KernelFilesReply:
         """Return the last counters of a virtual function; None for each unknown counter. The next refresh includes this function."""
         now, vf = self._clock(), request.vf
         physical = self._physical_functions.get(vf.physical_interface)
         if physical is None:
             if len(self._physical_functions) < MAX_PHYSICAL_FUNCTIONS:
-                call = CallWithTimeout(partial(self._query, vf.physical_interface), QUERY_SECONDS, "VF counters")
+                call = BlockingCallWithTimeout(
+                    partial(self._query, vf.physical_interface), QUERY_SECONDS, "VF counters"
+                )
                 self._physical_functions[vf.physical_interface] = _PhysicalFunction(call, now)
-            return FileReply(request, [None] * len(request.names))
+            return KernelFilesReply(request, [None] * len(request.names))
         physical.last_used_at = now
         function = physical.functions.get(vf.number)
         if (
@@ -84,10 +86,10 @@ class VirtualFunctionCounters:
             or not physical.has_counters
             or now - physical.answered_at > FRESH_INTERVALS * self._interval
         ):
-            return FileReply(request, [None] * len(request.names))
+            return KernelFilesReply(request, [None] * len(request.names))
         texts = {name: b"%d" % count for name, count in function.counters.items()}
         texts |= {"mac": function.mac.encode()} if function.mac else {}
-        return FileReply(request, [texts.get(name) for name in request.names])
+        return KernelFilesReply(request, [texts.get(name) for name in request.names])
 
     async def run(self, interval: Callable[[], float]) -> None:
         """Refresh the counters at an interval, until cancelled.
@@ -125,7 +127,7 @@ class VirtualFunctionCounters:
         physical.has_counters |= any(any(function.counters.values()) for function in functions)
 
 
-def query_virtual_functions(interface: str) -> list[VirtualFunction]:
+def query_virtual_functions(interface: str) -> list[VirtualFunctionReading]:
     """Return the virtual functions of a network interface, from the kernel. The call may block.
 
     Raises:

@@ -47,7 +47,7 @@ class AccessControl:
     async def refuse_if_denied(self, request: web.Request) -> web.Response | None:
         """Return the response that refuses a request; None if the request is allowed."""
         config, users = self.web_config.config, self.web_config.users
-        if self._loopback and not config.authenticates and not _is_local(request.host):
+        if self._loopback and not config.requires_authentication and not _is_local(request.host):
             # Prevent DNS rebinding: a web site whose host name resolves to a loopback address could read the response.
             return _refusal_response(421, "host name not allowed: use the endpoint's IP address or localhost")
         if not self.take_rate_limit_token(config.rate_limit):
@@ -97,7 +97,7 @@ def _is_local(host: str) -> bool:
 
 
 @web.middleware
-async def control_access(request: web.Request, handler: Any) -> web.StreamResponse:
+async def access_control_middleware(request: web.Request, handler: Any) -> web.StreamResponse:
     """Pass an allowed request to its handler, and refuse other requests.
 
     The application must store the access control under the key ACCESS_CONTROL and list this middleware first.

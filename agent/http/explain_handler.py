@@ -34,7 +34,7 @@ class ExplanationHandler:
         """
         if not name:
             raise web.HTTPBadRequest(text="name a VM: /explain?vm=UUID or /explain?vm=NAME\n")
-        views = list(self._source.snapshot.views())
+        views = list(self._source.snapshot.one_view_per_uuid())
         found = [row for row in views if row[0].uuid == name] or [row for row in views if row[0].name == name]
         if not found:
             raise web.HTTPNotFound(text=f"the agent watches no VM named {sanitize(name)}\n")

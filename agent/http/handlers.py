@@ -15,9 +15,9 @@ from agent.exposition.prometheus import render_chunks
 from agent.http.explain_handler import ExplanationHandler
 from agent.http.overview import OverviewBuilder, OverviewSource
 from agent.http.page_data_handlers import PageDataHandlers
-from agent.http.page_stream import PageState
+from agent.http.page_stream import SharedPageState
 from agent.http.record_stream import RecordBroadcaster
-from agent.http.sse import DEFAULT_INTERVALS, SseHandlers, StreamIntervals
+from agent.http.sse import DEFAULT_INTERVALS, SseHandlers, SseSendIntervals
 from agent.http.static_files import StaticFiles
 from agent.model.json_encoding import encode_json
 
@@ -72,11 +72,11 @@ class EndpointSource(OverviewSource, Protocol):
     def rewrite_state_topic(self) -> int | None:
         """Schedule a rewrite of the state topic. Return the number of states to write; None without a state topic."""
 
-    def on_scrape(self, seconds: float) -> None:
+    def set_last_scrape_seconds(self, seconds: float) -> None:
         """Record the duration of a scrape of /metrics, in seconds."""
 
 
-def create_application(source: EndpointSource, timing: StreamIntervals = DEFAULT_INTERVALS) -> web.Application:
+def create_application(source: EndpointSource, timing: SseSendIntervals = DEFAULT_INTERVALS) -> web.Application:
     """Return the endpoint as an aiohttp application, without access control."""
     app = web.Application()
     app.on_response_prepare.append(_set_headers)
@@ -85,7 +85,7 @@ def create_application(source: EndpointSource, timing: StreamIntervals = DEFAULT
         StaticFiles(),
         PageDataHandlers(source.snapshot, source.describe_alerts()),
     )
-    streams = SseHandlers(source.broadcaster, PageState(source), timing)
+    streams = SseHandlers(source.broadcaster, SharedPageState(source), timing)
     app.router.add_get("/", page.index)
     app.router.add_get("/page/{digest}/{name}", page.file)
     app.router.add_get("/metrics", handlers.metrics)
@@ -96,7 +96,7 @@ def create_application(source: EndpointSource, timing: StreamIntervals = DEFAULT
     app.router.add_get("/overview", handlers.overview)
     app.router.add_get("/explain", ExplanationHandler(source).explain)
     app.router.add_get("/overview/live", streams.overview)
-    app.router.add_get("/fields", data.fields)
+    app.router.add_get("/fields", data.metric_families)
     app.router.add_get("/history", data.history)
     app.router.add_get("/alert-descriptions", data.alert_descriptions)
     return app
@@ -126,7 +126,7 @@ class _RequestHandlers:
         if "gzip" in request.headers.get("Accept-Encoding", ""):
             body = await asyncio.to_thread(gzip.compress, body, GZIP_LEVEL, mtime=0)
             headers["Content-Encoding"] = "gzip"
-        self._source.on_scrape(time.perf_counter() - start)
+        self._source.set_last_scrape_seconds(time.perf_counter() - start)
         return web.Response(body=body, headers=headers)
 
     async def healthz(self, _: web.Request) -> web.Response:

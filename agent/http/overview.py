@@ -12,13 +12,13 @@ import orjson
 
 from agent.exposition.rates import PollPair
 from agent.exposition.snapshot import Snapshot, VmView
-from agent.exposition.vm_summary import summarize
+from agent.exposition.vm_summary import summarize_vm
 from agent.host.pools.base import PoolKind
 from agent.model.family import Family, FieldKind
 from agent.model.json_encoding import encode_json
 from agent.model.metrics import FAMILIES
 from agent.model.metrics.host_resources import HOST, HOST_HUGEPAGES
-from agent.model.metrics.pool import POOL
+from agent.model.metrics.storage_pool import POOL
 from agent.model.record import Vm, sanitize
 from agent.session.shared_types import MonitorStatus
 
@@ -31,16 +31,16 @@ class OverviewSource(Protocol):
 
     snapshot: Snapshot
 
-    def health(self) -> dict[str, Any]:
+    def agent_health(self) -> dict[str, Any]:
         """Return the agent's own state as JSON, such as problems, the sink and the queues."""
 
     def firing_alerts(self) -> list[dict[str, Any]]:
         """Return the firing alerts as JSON."""
 
-    def levels_in_bytes(self, vm: Vm, device: str, /) -> Sequence[tuple[str, int]]:
+    def disk_alert_levels_in_bytes(self, vm: Vm, device: str, /) -> Sequence[tuple[str, int]]:
         """Return the alert levels of a disk's usage, lowest first: the text of each level in the config, and its number of used bytes."""
 
-    def histogram_owner(self, vm: Vm, device: str, /) -> str:
+    def latency_histogram_owner(self, vm: Vm, device: str, /) -> str:
         """Return which client has set a disk's latency histograms: `agent` or `other`; empty if unknown."""
 
 
@@ -57,7 +57,7 @@ class OverviewBuilder:
         Args:
             uuid: the UUID of a VM whose values are all included; empty for no VM.
         """
-        views = {vm.uuid: (vm, view) for vm, view in self._source.snapshot.views()}
+        views = {vm.uuid: (vm, view) for vm, view in self._source.snapshot.one_view_per_uuid()}
         for gone in self._cache.keys() - views.keys():
             del self._cache[gone]
         await run_in_steps(self._encode_changed(views))
@@ -66,8 +66,8 @@ class OverviewBuilder:
             "monitors": [monitor_json(status) for status in self._source.snapshot.monitors.values()],
             "alerts": self._source.firing_alerts(),
             "pools": pools_json(self._source.snapshot),
-            "resources": resources_json(self._source.snapshot),
-            "agent": self._source.health(),
+            "resources": host_resources_json(self._source.snapshot),
+            "agent": self._source.agent_health(),
         }
         if uuid in views:
             overview["detail"] = vm_detail(*views[uuid])
@@ -82,7 +82,7 @@ class OverviewBuilder:
         """Return the JSON of a VM's summary."""
         cached = self._cache.get(vm.uuid)
         if cached is None or cached[:2] != (view, view.revision):
-            text = encode_for_cache(vm_summary(self._source, vm, view))
+            text = encode_json_for_cache(vm_summary(self._source, vm, view))
             cached = self._cache[vm.uuid] = view, view.revision, orjson.Fragment(text)
         return cached[2]
 
@@ -99,13 +99,13 @@ async def run_in_steps(steps: Iterator[None]) -> None:
 def vm_summary(source: OverviewSource, vm: Vm, view: VmView) -> dict[str, Any]:
     """Return the summary of a VM as JSON, with the state of its monitor."""
     status = view.status
-    summary = summarize(view.polls)
+    summary = summarize_vm(view.polls)
     for disk in summary.get("disks", ()):
         if view.latency_windows is not None and (latencies := view.latency_windows.quantiles_of(disk["device"])):
             disk["latencies"] = latencies
-            disk["histogram_owner"] = source.histogram_owner(vm, disk["device"])
+            disk["histogram_owner"] = source.latency_histogram_owner(vm, disk["device"])
         if "limit_bytes" in disk:
-            disk["levels"] = source.levels_in_bytes(vm, disk["device"])
+            disk["levels"] = source.disk_alert_levels_in_bytes(vm, disk["device"])
     if "guest" in summary and view.guest_response_ns:
         summary["guest"]["last_response"] = view.guest_response_ns / 1e9
     session: dict[str, Any] = {
@@ -151,12 +151,12 @@ _WAITING_RATES = {
 """The host's counters, by the names of their rates in /overview."""
 
 
-def resources_json(snapshot: Snapshot) -> dict[str, Any]:
+def host_resources_json(snapshot: Snapshot) -> dict[str, Any]:
     """Return the host's resources as JSON: the last sample, rates, and huge pages; empty before the first sample."""
     values = snapshot.host_samples.get(HOST.name, {}).get(())
     if values is None:
         return {}
-    rates = snapshot.host_polls.rates((), _WAITING_RATES.values())
+    rates = snapshot.host_polls.rates_for_labels((), _WAITING_RATES.values())
     hugepages = snapshot.host_samples.get(HOST_HUGEPAGES.name, {}).items()
     return {
         **values,
@@ -165,7 +165,7 @@ def resources_json(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def encode_for_cache(value: dict[str, Any]) -> bytes:
+def encode_json_for_cache(value: dict[str, Any]) -> bytes:
     """Encode a value as JSON for a cache. Copy the bytes, because orjson's own result may occupy eight times the size of the JSON."""
     return bytes(memoryview(encode_json(value)))
 
@@ -188,15 +188,15 @@ def _family_detail(family: Family, polls: PollPair) -> dict[str, Any]:
         "fields": [{"name": field.name, "kind": field.kind.value, "help": field.help} for field in fields],
         "subjects": [
             {"labels": labels, "values": values, "rates": rates}
-            for labels, values, rates in family_subjects(family, polls)
+            for labels, values, rates in values_and_rates_by_subject(family, polls)
         ],
     }
 
 
-def family_subjects(
+def values_and_rates_by_subject(
     family: Family, polls: PollPair
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Any], dict[str, float]]]:
     """Yield the labels, the values and the rates of each subject of a family."""
     counters = [field.name for field in family.fields if field.kind is FieldKind.COUNTER]
     for labels, values in polls.current.items():
-        yield labels, values, polls.rates(labels, counters)
+        yield labels, values, polls.rates_for_labels(labels, counters)

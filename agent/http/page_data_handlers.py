@@ -47,7 +47,7 @@ class PageDataHandlers:
         self._alerts = encode_json(alerts)
         self._fields = encode_json(metric_families_json())
 
-    async def fields(self, _: web.Request) -> web.Response:
+    async def metric_families(self, _: web.Request) -> web.Response:
         """Return the table of metrics, which does not change while the agent runs."""
         return web.Response(body=self._fields, content_type="application/json")
 
@@ -71,7 +71,7 @@ class PageDataHandlers:
             history = self._snapshot.vm_history(query["vm"]) or History(len(HISTORY_COLUMNS))
         elif "pool" in query:
             columns = POOL_COLUMNS
-            found = self._snapshot.pool_history((query["pool"], query.get("kind", "")))
+            found = self._snapshot.storage_pool_history((query["pool"], query.get("kind", "")))
             history = found or History(len(POOL_COLUMNS))
         body = encode_json({"columns": columns, "points": list(_points(history, seconds, after))})
         return web.Response(body=body, content_type="application/json")

@@ -14,12 +14,12 @@ from agent.exposition.snapshot import Snapshot, VmView
 from agent.exposition.vm_table_rows import ROW_FIELDS, vm_row
 from agent.http.overview import (
     OverviewSource,
-    encode_for_cache,
-    family_subjects,
+    encode_json_for_cache,
+    host_resources_json,
     monitor_json,
     pools_json,
-    resources_json,
     run_in_steps,
+    values_and_rates_by_subject,
     vm_summary,
 )
 from agent.model.json_encoding import encode_json
@@ -37,7 +37,7 @@ AttachedVms = Mapping[str, tuple[Vm, VmView]]
 """The attached VMs by UUID."""
 
 
-class PageState:
+class SharedPageState:
     """State that all open pages share, with a cache of each VM's encoded row."""
 
     def __init__(self, source: OverviewSource) -> None:
@@ -51,9 +51,9 @@ class PageState:
 
     def attached_vms(self) -> AttachedVms:
         """Return the attached VMs by UUID."""
-        return {vm.uuid: (vm, view) for vm, view in self.snapshot.views()}
+        return {vm.uuid: (vm, view) for vm, view in self.snapshot.one_view_per_uuid()}
 
-    def update_rows(self, views: AttachedVms) -> Iterator[None]:
+    def encode_changed_vm_rows(self, views: AttachedVms) -> Iterator[None]:
         """Encode the rows of VMs that changed, one row at each step of the iterator."""
         for uuid in self._rows.keys() - views.keys():
             del self._rows[uuid]
@@ -67,11 +67,11 @@ class PageState:
             self._rows[uuid] = view, view.revision, row
             yield
 
-    def rows(self) -> dict[str, bytes]:
-        """Return the encoded row of each VM by UUID, as of the last `update_rows`."""
+    def encoded_vm_rows(self) -> dict[str, bytes]:
+        """Return the encoded row of each VM by UUID, as of the last `encode_changed_vm_rows`."""
         return {uuid: row for uuid, (_, _, row) in self._rows.items()}
 
-    def totals(self, views: AttachedVms) -> dict[str, Any]:
+    def counts_by_state(self, views: AttachedVms) -> dict[str, Any]:
         """Return the number of VMs in each state, and of monitors in each state, as JSON."""
         states = Counter(_vm_state(view) for _, view in views.values())
         monitors = Counter(status.state.value for status in self.snapshot.monitors.values())
@@ -120,7 +120,7 @@ class PageChangeTracker:
         all_monitors: whether the page also shows the monitors that are up.
     """
 
-    def __init__(self, state: PageState, uuid: str = "", *, all_monitors: bool = False) -> None:
+    def __init__(self, state: SharedPageState, uuid: str = "", *, all_monitors: bool = False) -> None:
         self._state = state
         self._uuid = uuid
         self._all_monitors = all_monitors
@@ -137,15 +137,15 @@ class PageChangeTracker:
             self._is_first = False
             changes["columns"] = ROW_COLUMNS
         if not self._uuid:
-            await run_in_steps(self._state.update_rows(views))
-            self._add("rows", self._state.rows(), changes)
+            await run_in_steps(self._state.encode_changed_vm_rows(views))
+            self._add("rows", self._state.encoded_vm_rows(), changes)
         self._add("monitors", dict(self._monitors()), changes)
         alerts = self._state.source.firing_alerts()
         self._add("alerts", _encode_entries((alert["fingerprint"], alert) for alert in alerts), changes)
         pools = pools_json(self._state.snapshot)
         self._add("pools", _encode_entries((f"{pool['kind']} {pool['pool']}", pool) for pool in pools), changes)
-        self._add_whole("agent", self._state.source.health() | self._state.totals(views), changes)
-        self._add_whole("resources", resources_json(self._state.snapshot), changes)
+        self._add_whole("agent", self._state.source.agent_health() | self._state.counts_by_state(views), changes)
+        self._add_whole("resources", host_resources_json(self._state.snapshot), changes)
         self._add_vm(views, changes)
         return changes or None
 
@@ -163,7 +163,7 @@ class PageChangeTracker:
     def _monitors(self) -> Iterator[tuple[str, bytes]]:
         for key, status in self._state.snapshot.monitors.items():
             if self._all_monitors or status.state is not MonitorState.UP:
-                yield repr(key), encode_for_cache(monitor_json(status))  # several monitors may have the same name
+                yield repr(key), encode_json_for_cache(monitor_json(status))  # several monitors may have the same name
 
     def _add_vm(self, views: AttachedVms, changes: dict[str, Any]) -> None:
         """Add the summary of the VM that the page shows, and the families whose values changed."""
@@ -189,4 +189,4 @@ def _family_values(view: VmView) -> Iterator[tuple[str, dict[str, Any]]]:
     for family in FAMILIES:
         polls = view.polls.get(family.name)
         if polls is not None and polls.current:
-            yield family.name, {"subjects": list(family_subjects(family, polls))}
+            yield family.name, {"subjects": list(values_and_rates_by_subject(family, polls))}

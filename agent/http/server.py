@@ -12,7 +12,7 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from agent.http.access_control import ACCESS_CONTROL, AccessControl, control_access, set_configured_headers
+from agent.http.access_control import ACCESS_CONTROL, AccessControl, access_control_middleware, set_configured_headers
 from agent.http.connection_limits import DEFAULT_CONNECTION_LIMITS, ConnectionLimiter, ConnectionLimits
 from agent.http.web_config import EndpointSetupError, LoadedWebConfig
 
@@ -27,7 +27,7 @@ MAX_HEADER_LINE_BYTES = 8190
 MAX_HEADERS = 64
 
 
-class _ClientErrorFilter(logging.Filter):
+class _ClientErrorsToDebugFilter(logging.Filter):
     """Logs errors of clients, such as malformed requests and lost connections, at level DEBUG and without a traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -39,7 +39,7 @@ class _ClientErrorFilter(logging.Filter):
         return True
 
 
-_request_log.addFilter(_ClientErrorFilter())
+_request_log.addFilter(_ClientErrorsToDebugFilter())
 
 
 class HttpEndpoint:
@@ -70,7 +70,7 @@ class HttpEndpoint:
         self._connections = ConnectionLimiter(limits)
         self._access = AccessControl(loopback=is_loopback(listen), connections=self._connections)
         app[ACCESS_CONTROL] = self._access
-        app.middlewares.insert(0, control_access)
+        app.middlewares.insert(0, access_control_middleware)
         app.on_response_prepare.append(set_configured_headers)
         self._runner = web.AppRunner(
             app,
@@ -96,7 +96,7 @@ class HttpEndpoint:
         return self._connections.refused
 
     @contextlib.asynccontextmanager
-    async def serving(self) -> AsyncIterator[str]:
+    async def serve_in_background(self) -> AsyncIterator[str]:
         """Serve while the `with` block runs, and yield the endpoint's URL.
 
         Raises:
@@ -105,7 +105,7 @@ class HttpEndpoint:
         web_config = await asyncio.to_thread(LoadedWebConfig.read, self._path)
         with contextlib.ExitStack() as stack:
             sockets = [stack.enter_context(bound) for bound in bind_sockets(self._listen)]
-            if not is_loopback(self._listen) and not web_config.config.authenticates:
+            if not is_loopback(self._listen) and not web_config.config.requires_authentication:
                 _log.warning(
                     "endpoint %s: no authentication: every client that can connect can read all data; "
                     "set web.config_file to require authentication",
@@ -149,10 +149,10 @@ class HttpEndpoint:
         """Reload the web config when its files change, until cancelled. An invalid new web config is reported and not used."""
         if self._path is None:
             return
-        signature = self._access.web_config.signature
+        signature = self._access.web_config.file_stats
         while True:
             await asyncio.sleep(self._reload_seconds)
-            current = await asyncio.to_thread(self._access.web_config.read_signature, self._path)
+            current = await asyncio.to_thread(self._access.web_config.read_file_stats, self._path)
             if current == signature:
                 continue
             try:
@@ -163,7 +163,7 @@ class HttpEndpoint:
                 self.config_error = f"web config: reload failed: {error}; the previous web config stays in use"
                 _log.error("%s", self.config_error)
                 continue
-            signature, self.config_error = web_config.signature, None
+            signature, self.config_error = web_config.file_stats, None
             _log.info("web config: reloaded")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from agent.http.page_stream import PageChangeTracker, PageState
+from agent.http.page_stream import PageChangeTracker, SharedPageState
 from agent.http.record_stream import MAX_STREAMS, RecordBroadcaster, StreamLimit, Subscriber, TooManySubscribersError
 from agent.model.json_encoding import encode_json
 from agent.model.record import Severity
@@ -17,7 +17,7 @@ _HEADERS = {"Content-Type": "text/event-stream"}
 
 
 @dataclass(frozen=True, slots=True)
-class StreamIntervals:
+class SseSendIntervals:
     """Intervals of the record stream and the overview stream.
 
     Attributes:
@@ -29,14 +29,14 @@ class StreamIntervals:
     overview_seconds: float = 1.0
 
 
-DEFAULT_INTERVALS = StreamIntervals()
+DEFAULT_INTERVALS = SseSendIntervals()
 
 
 class SseHandlers:
     """Request handlers of the record stream and the overview stream."""
 
     def __init__(
-        self, broadcaster: RecordBroadcaster, state: PageState, timing: StreamIntervals = DEFAULT_INTERVALS
+        self, broadcaster: RecordBroadcaster, state: SharedPageState, timing: SseSendIntervals = DEFAULT_INTERVALS
     ) -> None:
         self._broadcaster = broadcaster
         self._state = state

@@ -140,7 +140,7 @@ class WebConfigFile(_WebSection):
     """Rate limit of requests."""
 
     @property
-    def authenticates(self) -> bool:
+    def requires_authentication(self) -> bool:
         """True if every client must authenticate, by password or by certificate."""
         tls = self.tls_server_config
         return bool(self.basic_auth_users) or (tls is not None and tls.client_auth_type == "RequireAndVerifyClientCert")
@@ -187,13 +187,13 @@ class LoadedWebConfig:
         config: the content of the web config file.
         tls: the server's TLS context; None for plain HTTP.
         users: the users that can authenticate by password.
-        signature: inode, modification time and size of each file, to detect that a file changed.
+        file_stats: inode, modification time and size of each file, to detect that a file changed.
     """
 
     config: WebConfigFile = field(default_factory=WebConfigFile)
     tls: ssl.SSLContext | None = None
     users: BasicAuthUsers = field(default_factory=lambda: BasicAuthUsers({}))
-    signature: object = None
+    file_stats: object = None
 
     @classmethod
     def read(cls, path: Path | None) -> "LoadedWebConfig":
@@ -210,7 +210,7 @@ class LoadedWebConfig:
         try:
             config = read_yaml_file(path, WebConfigFile)
             tls = config.tls_server_config
-            signature = _read_signature([path, *referenced_files(config, path.parent)])
+            signature = _read_file_stats([path, *referenced_files(config, path.parent)])
             context = tls_context(tls, path.parent) if tls is not None else None
         except ConfigError as error:
             raise EndpointSetupError("; ".join(map(str, error.problems))) from error
@@ -219,12 +219,12 @@ class LoadedWebConfig:
             raise EndpointSetupError(f"{path}: TLS setup failed:{where} {error.strerror or error}") from error
         return cls(config, context, BasicAuthUsers(config.basic_auth_users), signature)
 
-    def read_signature(self, path: Path) -> object:
+    def read_file_stats(self, path: Path) -> object:
         """Return the current signature of the web config's files. Blocks, so call this method in a thread."""
-        return _read_signature([path, *referenced_files(self.config, path.parent)])
+        return _read_file_stats([path, *referenced_files(self.config, path.parent)])
 
 
-def _read_signature(paths: Sequence[Path]) -> object:
+def _read_file_stats(paths: Sequence[Path]) -> object:
     signatures = []
     for path in paths:
         with contextlib.suppress(OSError):

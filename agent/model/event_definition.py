@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum, auto
 from typing import Any
 
-from agent.model.field_reader import nested_object
+from agent.model.field_reader import find_nested_object
 from agent.model.record import Severity, sanitize
 
 
-class Category(StrEnum):
+class EventCategory(StrEnum):
     """The part of a VM that an event reports on."""
 
     RUNSTATE = auto()
@@ -49,7 +49,7 @@ class EventDefinition:
     """
 
     name: str
-    category: Category
+    category: EventCategory
     severity: SeverityRule
     help: str
     subject_paths: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ class EventDefinition:
     def subject_of(self, data: EventData) -> str:
         """Return the name that samples use for the device or job in the event's data; empty if there is none."""
         for parents, last in self._paths:
-            parent = nested_object(data, parents) if parents else data
+            parent = find_nested_object(data, parents) if parents else data
             name = parent.get(last) if parent is not None else None
             if isinstance(name, str) and name:
                 return sanitize(device_name(name) if name[0] == "/" else name)

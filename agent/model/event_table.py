@@ -2,7 +2,7 @@
 
 A row has the event's category, its severity, its subject and the collectors that run again after the event.
 
-`agent.model.event_fields` has the fields of the events' data.
+`agent.model.qmp_event_fields` has the fields of the events' data.
 
 An event without a row has category `unknown` and severity `info`. The words "rate-limited" in a help text mean that QEMU sends at
 most one of these events per second and drops the others. The number of received events is then a lower bound.
@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from agent.model.event_definition import Category, EventData, EventDefinition
-from agent.model.field_reader import nested_object
+from agent.model.event_definition import EventCategory, EventData, EventDefinition
+from agent.model.field_reader import find_nested_object
 from agent.model.record import Severity
 
 DEBUG, INFO, WARNING, ERROR, CRITICAL = Severity
@@ -41,12 +41,22 @@ def _severity_of_job_end(data: EventData) -> Severity:
 
 
 def _severity_of_acpi_ost(data: EventData) -> Severity:
-    info = nested_object(data, ("info",))
+    info = find_nested_object(data, ("info",))
     return WARNING if info is not None and info.get("status") not in (0, None) else INFO
 
 
-_RUNSTATE, _BLOCK, _JOB, _MIGRATION = Category.RUNSTATE, Category.BLOCK, Category.JOB, Category.MIGRATION
-_MEMORY, _DEVICE, _NETWORK, _DISPLAY = Category.MEMORY, Category.DEVICE, Category.NETWORK, Category.DISPLAY
+_RUNSTATE, _BLOCK, _JOB, _MIGRATION = (
+    EventCategory.RUNSTATE,
+    EventCategory.BLOCK,
+    EventCategory.JOB,
+    EventCategory.MIGRATION,
+)
+_MEMORY, _DEVICE, _NETWORK, _DISPLAY = (
+    EventCategory.MEMORY,
+    EventCategory.DEVICE,
+    EventCategory.NETWORK,
+    EventCategory.DISPLAY,
+)
 
 # Names of the collectors that run again after an event.
 _RERUN_RUNSTATE = ("runstate",)
@@ -356,4 +366,4 @@ def find_event_definition(name: str) -> EventDefinition:
 
 @lru_cache(maxsize=64)
 def _unknown_row(name: str) -> EventDefinition:
-    return EventDefinition(name, Category.UNKNOWN, INFO, "An event that this release of the agent does not know.")
+    return EventDefinition(name, EventCategory.UNKNOWN, INFO, "An event that this release of the agent does not know.")

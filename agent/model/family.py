@@ -81,7 +81,7 @@ class Family:
         fields: the rows of the metrics table.
         unavailable: numbers that QEMU sends in place of an unknown value.
         on_change: whether a record is emitted only if a value has changed since the last record.
-        host_only: whether the values come from the host's kernel or from the agent itself. The samples do not prove that QEMU
+        from_host_or_agent: whether the values come from the host's kernel or from the agent itself. The samples do not prove that QEMU
             responds.
         per_host: whether the samples belong to the host, and not to a VM. Metrics of a host have no labels of a VM.
         from_guest: whether the guest agent reports the values. The samples do not prove that QEMU responds.
@@ -94,7 +94,7 @@ class Family:
     fields: tuple[Field, ...]
     unavailable: frozenset[int] = frozenset()
     on_change: bool = False
-    host_only: bool = False
+    from_host_or_agent: bool = False
     per_host: bool = False
     from_guest: bool = False
     type: str = field(init=False)

@@ -70,7 +70,7 @@ _MAX_CACHED_CHARACTERS = 256
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
-class FieldSource(NamedTuple):
+class FieldLocation(NamedTuple):
     """Where a field's value is in a QMP reply, and how it is converted.
 
     Attributes:
@@ -86,7 +86,7 @@ class FieldSource(NamedTuple):
     convert: Convert
 
 
-class ObjectLayout(NamedTuple):
+class FieldReadPlan(NamedTuple):
     """How to read objects that have the same fields. Counters and gauges are converted together, the other fields one by one.
 
     Attributes:
@@ -105,9 +105,9 @@ class ObjectLayout(NamedTuple):
     names: dict[str, int]
     units: list[tuple[str, ToBase]]
     other_getters: list[tuple[int, Getter]]
-    others: list[FieldSource]
+    others: list[FieldLocation]
 
-    def read(self, objects: Objects) -> tuple[list[Any], list[Any]] | None:
+    def read_raw_values(self, objects: Objects) -> tuple[list[Any], list[Any]] | None:
         """Return the values of the counters and gauges, and the values of all other fields. Return None if the layout does not fit."""
         numbers: list[Any] = []
         others: list[Any] = []
@@ -127,7 +127,7 @@ class ObjectLayout(NamedTuple):
 class FieldReader:
     """Extracts the fields of one family from JSON objects in QMP replies. Each family has one reader, for all VMs and polls.
 
-    The reader compiles an `ObjectLayout` for each set of fields, and then reads all counters and gauges of an object at once. The reader
+    The reader compiles an `FieldReadPlan` for each set of fields, and then reads all counters and gauges of an object at once. The reader
     caches the conversions of texts and flags.
     """
 
@@ -137,7 +137,7 @@ class FieldReader:
         # For each nested object: the number of its parent object, and its key in the parent.
         self._parents: list[tuple[int, str]] = []
         self._sources = [
-            FieldSource(
+            FieldLocation(
                 self._number_object(tuple(parents)), key, field.name, _CONVERTERS[field.kind](TO_BASE[field.unit])
             )
             for field in family.fields
@@ -146,9 +146,9 @@ class FieldReader:
         numbers = [f for f in family.fields if f.kind in _NUMBERS and not family.unavailable]
         self._number_names = {f.name for f in numbers}
         self._units = {f.name: TO_BASE[f.unit] for f in numbers if f.unit is not Unit.BASE}
-        self._layouts: dict[tuple[str, ...], ObjectLayout] = {}  # by the names of the fields that are present
+        self._layouts: dict[tuple[str, ...], FieldReadPlan] = {}  # by the names of the fields that are present
         # The layout of the last object, by size. The size is the number of keys in the object and in its nested objects.
-        self._last_layouts: dict[int, ObjectLayout] = {}
+        self._last_layouts: dict[int, FieldReadPlan] = {}
         # Converted fields, by the number of the layout and the values in the reply.
         self._converted: dict[tuple[int | str | bool, ...], FieldValues] = {}
         self._layout_count = 0  # number of layouts so far
@@ -170,10 +170,10 @@ class FieldReader:
             objects.append(nested)
             size += len(nested)
         layout = self._last_layouts.get(size)
-        raw = layout.read(objects) if layout is not None else None
+        raw = layout.read_raw_values(objects) if layout is not None else None
         if layout is None or raw is None:
             layout = self._find_layout(objects, size)
-            raw = layout.read(objects)
+            raw = layout.read_raw_values(objects)
             assert raw is not None
         numbers, others = raw
         if not numbers:
@@ -187,7 +187,7 @@ class FieldReader:
         values |= self._convert_others(layout, others, objects)
         return values
 
-    def _convert_others(self, layout: ObjectLayout, raw: Sequence[Any], objects: Objects) -> FieldValues:
+    def _convert_others(self, layout: FieldReadPlan, raw: Sequence[Any], objects: Objects) -> FieldValues:
         """Return the fields that are not counters or gauges. The caller must not change the result, which may be in the cache.
 
         Args:
@@ -205,7 +205,7 @@ class FieldReader:
                 _put_bounded(self._converted, key, values, _MAX_CACHED)
         return values
 
-    def _convert(self, sources: Iterable[FieldSource], objects: Objects) -> FieldValues:
+    def _convert(self, sources: Iterable[FieldLocation], objects: Objects) -> FieldValues:
         """Read and convert the fields one by one, and return the values by name."""
         values: FieldValues = {}
         for index, key, name, convert in sources:
@@ -216,7 +216,7 @@ class FieldReader:
                     values[name] = value
         return values
 
-    def _find_layout(self, objects: Objects, size: int) -> ObjectLayout:
+    def _find_layout(self, objects: Objects, size: int) -> FieldReadPlan:
         """Return the layout of these objects. The reader tries this layout first for the next objects of the same size."""
         names = tuple(source.name for source in self._sources if source.key in objects[source.object_index])
         layout = self._layouts.get(names)
@@ -226,16 +226,16 @@ class FieldReader:
         _put_bounded(self._last_layouts, size, layout, _MAX_LAYOUTS)
         return layout
 
-    def _compile_layout(self, objects: Objects) -> ObjectLayout:
-        present: list[FieldSource] = []
-        absent: list[FieldSource] = []
+    def _compile_layout(self, objects: Objects) -> FieldReadPlan:
+        present: list[FieldLocation] = []
+        absent: list[FieldLocation] = []
         for source in self._sources:
             (present if source.key in objects[source.object_index] else absent).append(source)
         numbers = sorted((s for s in present if s.name in self._number_names), key=lambda source: source.object_index)
         names = [source.name for source in numbers]
         others = [source for source in present if source.name not in self._number_names]
         self._layout_count += 1
-        return ObjectLayout(
+        return FieldReadPlan(
             self._layout_count,
             list(_keys_by_object(absent).items()),
             _make_getters(numbers, objects),
@@ -253,7 +253,7 @@ def _put_bounded(cache: dict[Key, Value], key: Key, value: Value, maximum: int) 
     cache[key] = value
 
 
-def _keys_by_object(sources: Iterable[FieldSource]) -> dict[int, list[str]]:
+def _keys_by_object(sources: Iterable[FieldLocation]) -> dict[int, list[str]]:
     """Return the keys of the sources by the number of their object."""
     keys: dict[int, list[str]] = {}
     for source in sources:
@@ -261,7 +261,7 @@ def _keys_by_object(sources: Iterable[FieldSource]) -> dict[int, list[str]]:
     return keys
 
 
-def _make_getters(sources: Iterable[FieldSource], objects: Objects) -> list[tuple[int, Getter]]:
+def _make_getters(sources: Iterable[FieldLocation], objects: Objects) -> list[tuple[int, Getter]]:
     """Return a getter for each object that has sources, with the object's number. The getter returns the values of the sources.
 
     The getters use the key strings of the reply. orjson reuses one string for equal keys, so a lookup compares no characters.
@@ -269,17 +269,17 @@ def _make_getters(sources: Iterable[FieldSource], objects: Objects) -> list[tupl
     getters = []
     for index, keys in _keys_by_object(sources).items():
         own = {key: key for key in objects[index]}
-        getters.append((index, make_getter([own[key] for key in keys])))
+        getters.append((index, make_tuple_getter([own[key] for key in keys])))
     return getters
 
 
-def make_getter(keys: Sequence[str]) -> Getter:
+def make_tuple_getter(keys: Sequence[str]) -> Getter:
     """Return a function that returns the values of the keys as a tuple, even for one key. An `itemgetter` of one key returns no tuple."""
     first = keys[0]
     return itemgetter(*keys) if len(keys) > 1 else lambda item: (item[first],)
 
 
-def nested_object(item: Any, path: tuple[str, ...]) -> Mapping[str, Any] | None:
+def find_nested_object(item: Any, path: tuple[str, ...]) -> Mapping[str, Any] | None:
     """Return the nested object at a path of keys; None if a part of the path is missing or not an object."""
     for key in path:
         item = item.get(key) if isinstance(item, dict) else None

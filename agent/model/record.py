@@ -36,19 +36,22 @@ class Severity(IntEnum):
         return _LABELS[self]
 
     @property
-    def text(self) -> str:
+    def opentelemetry_text(self) -> str:
         """OpenTelemetry's short name, such as `WARN`, for the attribute `severitytext`."""
         return _TEXTS[self]
 
     @property
-    def number(self) -> int:
+    def opentelemetry_number(self) -> int:
         """OpenTelemetry's number, from 5 to 21, for the attribute `severitynumber`."""
         return 5 + 4 * self
 
 
 _LABELS = [severity.name.lower() for severity in Severity]
 _TEXTS = ["DEBUG", "INFO", "WARN", "ERROR", "FATAL"]
-_SEVERITY_ATTRIBUTES = [f'"severitytext":"{severity.text}","severitynumber":{severity.number}' for severity in Severity]
+_SEVERITY_ATTRIBUTES = [
+    f'"severitytext":"{severity.opentelemetry_text}","severitynumber":{severity.opentelemetry_number}'
+    for severity in Severity
+]
 
 _NONCHARACTERS = "\ufdd0-\ufdef" + "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
 _UNSAFE = re.compile(rf"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff{_NONCHARACTERS}]")
@@ -111,7 +114,7 @@ class Vm:
         object.__setattr__(self, "_hash", hash((self.host, self.uuid, self.name, self.monitor)))
 
     @property
-    def may_be_remote(self) -> bool:
+    def may_run_on_other_host(self) -> bool:
         """True if the VM may run on another host, because its monitor is on TCP."""
         return self.monitor.startswith("tcp:")
 
@@ -162,7 +165,7 @@ def kind_of_type(record_type: str) -> str:
     return record_type.split(".", 2)[1]
 
 
-class DeliveryState(IntEnum):
+class RecordDeliveryState(IntEnum):
     """The delivery state of a record."""
 
     QUEUED = 0
@@ -177,7 +180,7 @@ class DeliveryState(IntEnum):
     """The record was delivered or dropped."""
 
 
-_FIRST_DONE_STATE: Final = DeliveryState.DONE_WHILE_WRITING
+_FIRST_DONE_STATE: Final = RecordDeliveryState.DONE_WHILE_WRITING
 """The first state of a delivered or dropped record. A constant is faster: Python 3.11 looks up an enum's member in 0.1 us."""
 
 MIN_RECORDEDTIME_GAP_NS = 100_000_000
@@ -203,7 +206,7 @@ class EncodedRecord:
         persistent_entry: a persistent entry that the journal stores in one transaction with the record, before the record is sent;
             usually None.
         row: the record's row in the journal; None while the record is not in the journal.
-        delivery_state: the delivery state; `agent.delivery.delivery_state_transitions` has the transitions.
+        delivery_state: the delivery state; `agent.delivery.record_delivery_state_transitions` has the transitions.
     """
 
     id: str
@@ -216,7 +219,7 @@ class EncodedRecord:
     severity: Severity = Severity.INFO
     persistent_entry: PersistentEntry | None = None
     row: int | None = None
-    delivery_state: DeliveryState = DeliveryState.QUEUED
+    delivery_state: RecordDeliveryState = RecordDeliveryState.QUEUED
 
     @property
     def kind(self) -> str:
@@ -224,7 +227,7 @@ class EncodedRecord:
         return kind_of_type(self.type)
 
     @property
-    def done(self) -> bool:
+    def is_delivered_or_dropped(self) -> bool:
         """True if the record was delivered or dropped."""
         return self.delivery_state >= _FIRST_DONE_STATE
 

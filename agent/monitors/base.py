@@ -25,7 +25,7 @@ class MonitorConnection(Protocol):
         """QEMU's greeting; None until it has arrived."""
 
     @property
-    def ended(self) -> asyncio.Future[QmpError]:
+    def ended_future(self) -> asyncio.Future[QmpError]:
         """A future that completes when the connection ends; the result is the cause."""
 
     @property
@@ -50,7 +50,7 @@ class MonitorConnection(Protocol):
     async def wait_idle(self) -> None:
         """Wait without a deadline until all replies have arrived."""
 
-    async def probe(self, *, deadline: float) -> bool:
+    async def probe_out_of_band(self, *, deadline: float) -> bool:
         """Return whether QEMU answers an out-of-band command within `deadline` seconds."""
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ class DiscoveryListener(Protocol):
     def on_monitor_removed(self, monitor: Monitor) -> None:
         """Handle a monitor that no longer exists. The agent keeps an open connection to this monitor until the connection ends."""
 
-    def on_status(self, source: Monitor, error: QmpError | None, limitation: str = "") -> None:
+    def on_discovery_status(self, source: Monitor, error: QmpError | None, limitation: str = "") -> None:
         """Handle a change of the discoverer's own state.
 
         Args:
@@ -129,7 +129,7 @@ class DiscoveryListener(Protocol):
             limitation: a limitation of discovery for the operator, such as read-only access; empty if there is none.
         """
 
-    def on_connection_refused(self, address: str, reason: str) -> None:
+    def on_incoming_connection_refused(self, address: str, reason: str) -> None:
         """Handle a connection that the agent refused at its `listen` address; `reason` is the value of a metric's label."""
 
 
@@ -157,7 +157,7 @@ class DomainXmlReader(Protocol):
     """A connection to a VM whose manager is libvirt."""
 
     @property
-    def container(self) -> str:
+    def libvirt_container_name(self) -> str:
         """Name of the container that the VM's libvirt runs in; empty on the host itself."""
 
     async def read_domain_xml(self, *, deadline: float) -> str:
@@ -179,12 +179,12 @@ class DiscovererConfig(ConfigSection):
     """True if QEMU connects to the agent."""
 
     @classmethod
-    def transport_key(cls) -> str:
+    def transport_config_key(cls) -> str:
         """Return the key that names the transport."""
         return next(iter(cls.model_fields))
 
     def __str__(self) -> str:
-        return f"{self.transport_key()}: {getattr(self, self.transport_key())}"
+        return f"{self.transport_config_key()}: {getattr(self, self.transport_config_key())}"
 
     @abstractmethod
     def build_discoverer(self, allow: AllowedChanges) -> Discoverer:
@@ -196,6 +196,6 @@ class DiscovererConfig(ConfigSection):
         return ()
 
     @property
-    def qemu_changes(self) -> frozenset[OptInChange]:
+    def required_qemu_changes(self) -> frozenset[OptInChange]:
         """Changes to QEMU that the agent makes to connect over this transport."""
         return frozenset()

@@ -79,8 +79,8 @@ def dial_per_poll_opener(connect: Connect, timeout: float) -> ConnectionOpener:
 class DialPerPollConnection:
     """A `MonitorConnection` that connects to the socket for each `execute` and disconnects afterwards.
 
-    `ended` completes when the socket refuses the agent, or when another process listens on the socket. Over TCP, the listening process is
-    unknown. So each `execute` over TCP also queries the VM's UUID, and `ended` completes when the UUID changes.
+    `ended_future` completes when the socket refuses the agent, or when another process listens on the socket. Over TCP, the listening
+    process is unknown. So each `execute` over TCP also queries the VM's UUID, and `ended_future` completes when the UUID changes.
     """
 
     can_probe = False
@@ -88,7 +88,7 @@ class DialPerPollConnection:
 
     def __init__(self, connect: Connect, timeout: float, allow: AllowList, on_event: EventCallback) -> None:
         self.greeting: Greeting | None = None
-        self.ended: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
+        self.ended_future: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
         self.peer_pid: int | None = None
         self.skipped_messages = SkippedQmpMessages()
         self._connect = connect
@@ -133,7 +133,7 @@ class DialPerPollConnection:
             await self._wait_to_retry(retry_delay(attempt, FIRST_RETRY_SECONDS, MAX_RETRY_SECONDS))
             attempt += 1
 
-    async def probe(self, *, deadline: float) -> bool:  # noqa: ARG002 - MonitorConnection's signature
+    async def probe_out_of_band(self, *, deadline: float) -> bool:  # noqa: ARG002 - MonitorConnection's signature
         """Return False, because between two polls no connection exists for an out-of-band command."""
         return False
 
@@ -172,7 +172,7 @@ class DialPerPollConnection:
             raise
         except (NotConnectedError, ProtocolError) as error:
             self._end_connection(error)
-            raise self.ended.result() from error
+            raise self.ended_future.result() from error
         finally:
             self._client = None
 
@@ -182,8 +182,8 @@ class DialPerPollConnection:
         Raises:
             NotConnectedError: another process listens on the socket now, or the connection has ended.
         """
-        if self.ended.done():
-            raise self.ended.result()
+        if self.ended_future.done():
+            raise self.ended_future.result()
         if self.greeting is not None and self.peer_pid != client.peer_pid:
             raise NotConnectedError("another process listens on the monitor's socket now")
         self.greeting, self.peer_pid, self._client = client.greeting, client.peer_pid, client
@@ -207,12 +207,12 @@ class DialPerPollConnection:
         Raises:
             QmpError: the connection ended during the wait.
         """
-        await asyncio.wait({self.ended}, timeout=seconds)
-        if self.ended.done():
-            raise self.ended.result()
+        await asyncio.wait({self.ended_future}, timeout=seconds)
+        if self.ended_future.done():
+            raise self.ended_future.result()
 
     def _end_connection(self, cause: QmpError) -> None:
-        if not self.ended.done():
-            self.ended.set_result(cause)
+        if not self.ended_future.done():
+            self.ended_future.set_result(cause)
         if self._client is not None:
             self._client.close()

@@ -124,7 +124,7 @@ class _IncomingConnection:
     transport: asyncio.BaseTransport | None = None
 
     @property
-    def closed(self) -> bool:
+    def is_closed(self) -> bool:
         return self.sock.fileno() < 0 if self.transport is None else self.transport.is_closing()
 
 
@@ -230,12 +230,12 @@ class ListenDiscoverer:
                 failed.set_result(error)
             return
         sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
-        self._connections = [connection for connection in self._connections if not connection.closed]
+        self._connections = [connection for connection in self._connections if not connection.is_closed]
         try:
             connection = self._authorise(sock, address)
         except _RefusedError as refused:
             sock.close()
-            listener.on_connection_refused(self.address, str(refused))
+            listener.on_incoming_connection_refused(self.address, str(refused))
         else:
             self._connections.append(connection)
             listener.on_monitor_added(self._make_monitor(connection, listener))

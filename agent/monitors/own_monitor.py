@@ -28,7 +28,7 @@ from agent.monitors.dial import SCAN_INTERVAL_SECONDS, unix_connector
 from agent.monitors.dial_per_poll import DEFAULT_TIMEOUT_SECONDS, DialPerPollDiscoverer
 from agent.qmp.client import Connect, QmpClient
 from agent.qmp.commands import AllowList, Command, OptInChange, add_monitor_commands, remove_monitor_commands
-from agent.qmp.errors import BusyError, CommandError, DeniedError, NotConnectedError, QmpError
+from agent.qmp.errors import BusyError, CommandError, ConnectPermissionError, NotConnectedError, QmpError
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class DialPerPollConfig(DiscovererConfig):
         return (self.dial_per_poll,)
 
     @property
-    def qemu_changes(self) -> frozenset[OptInChange]:
+    def required_qemu_changes(self) -> frozenset[OptInChange]:
         """The change that adds a monitor, if `own_monitor_dir` is set."""
         return frozenset({OptInChange.OWN_MONITOR} if self.own_monitor_dir is not None else ())
 
@@ -116,7 +116,7 @@ def own_monitor_opener(name: str, open_shared: ConnectionOpener, directory: Path
             shared.close()
             raise
         except (NotConnectedError, CommandError) as error:
-            if shared.ended.done():
+            if shared.ended_future.done():
                 raise
             _log.warning(
                 "%s: no dedicated monitor: %s; the agent connects to the shared monitor for each poll",
@@ -160,6 +160,6 @@ async def _add_monitor(
         if not isinstance(socket, QmpError):
             with contextlib.suppress(QmpError):
                 await shared.execute(remove_monitor_commands(), deadline=deadline)
-        elif not isinstance(error, BusyError | DeniedError):
+        elif not isinstance(error, BusyError | ConnectPermissionError):
             raise socket from error
         raise NotConnectedError(f"{path}: {error}") from error

@@ -11,7 +11,7 @@ class GuestChannel(Protocol):
     """An open connection to one guest agent. `GuestAgentClient` is the implementation over a socket."""
 
     @property
-    def ended(self) -> asyncio.Future[GuestAgentError]:
+    def ended_future(self) -> asyncio.Future[GuestAgentError]:
         """A future that completes with the cause when the connection ends."""
 
     async def execute(self, name: str, *, deadline: float) -> Any:

@@ -34,7 +34,7 @@ class GuestAgentClient(asyncio.Protocol):
     """A connection to one guest agent. Create a connection with `GuestAgentClient.open`."""
 
     def __init__(self) -> None:
-        self.ended: asyncio.Future[GuestAgentError] = asyncio.get_running_loop().create_future()
+        self.ended_future: asyncio.Future[GuestAgentError] = asyncio.get_running_loop().create_future()
         """A future that completes with the cause when the connection ends."""
         self._qga = GuestAgentProtocol(random.randrange(1 << 30))  # noqa: S311 - to distinguish clients, not a secret
         self._transport: asyncio.Transport | None = None
@@ -80,7 +80,7 @@ class GuestAgentClient(asyncio.Protocol):
         return client
 
     @property
-    def synchronized(self) -> bool:
+    def is_synchronized(self) -> bool:
         """True if the next `execute` needs no synchronization."""
         return self._qga.state is SyncState.READY
 
@@ -101,9 +101,9 @@ class GuestAgentClient(asyncio.Protocol):
         assert self._pending is None, "one command at a time"
         try:
             async with asyncio.timeout(deadline):
-                if not self.synchronized:
-                    await self._send_request(self._qga.sync())
-                if not self.synchronized:
+                if not self.is_synchronized:
+                    await self._send_request(self._qga.start_synchronization())
+                if not self.is_synchronized:
                     raise UnreadableGuestReplyError("the guest sent unrequested data during the synchronization")
                 reply: GuestReply = await self._send_request(self._qga.start_command(name))
         except TimeoutError:
@@ -118,8 +118,8 @@ class GuestAgentClient(asyncio.Protocol):
 
     async def _send_request(self, data: GuestRequest) -> Any:
         """Send a request and return its reply, or `Synchronized` after a synchronization."""
-        if self.ended.done():
-            raise self.ended.result()
+        if self.ended_future.done():
+            raise self.ended_future.result()
         self._pending = asyncio.get_running_loop().create_future()
         try:
             self._write(data)
@@ -139,7 +139,7 @@ class GuestAgentClient(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102 - defined by asyncio
         self._transport = cast("asyncio.Transport", transport)
-        if self.ended.done():  # the deadline has passed before asyncio called this method
+        if self.ended_future.done():  # the deadline has passed before asyncio called this method
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:  # noqa: D102 - defined by asyncio
@@ -157,9 +157,9 @@ class GuestAgentClient(asyncio.Protocol):
             self._pending.set_result(message)
 
     def _end_connection(self, cause: GuestAgentError) -> None:
-        if self.ended.done():
+        if self.ended_future.done():
             return
-        self.ended.set_result(cause)
+        self.ended_future.set_result(cause)
         if self._transport is not None:
             self._transport.abort()
         if self._pending is not None and not self._pending.done():

@@ -76,7 +76,7 @@ class GuestAgentProtocol:
         self._scanned = 0  # the first bytes of the buffer, up to this number, contain no line feed
         self._received = 0  # bytes received since the last request
 
-    def sync(self) -> GuestRequest:
+    def start_synchronization(self) -> GuestRequest:
         """Return the bytes of a new synchronization. The reply to a pending command is no longer expected."""
         self._number = (self._number + 1) % commands.MAX_SYNC_NUMBER
         request = commands.encode_synchronization(self._number)

@@ -1,9 +1,8 @@
 """A QMP client on asyncio: runs `QmpProtocol` on an asyncio transport.
 
 The client pauses reading only briefly, because QEMU buffers without limit for a client that does not read. The largest measured buffer
-held 57 MB.
-`data_received` passes on every event at once, and the receiver decides which events to keep. Reading pauses in a flood of events for a few
-turns of the event loop, so that other tasks can run.
+held 57 MB. `data_received` passes on every event at once, and the receiver decides which events to keep. Reading pauses in a flood of
+events for a few turns of the event loop, so that other tasks can run.
 """
 
 import asyncio
@@ -14,9 +13,10 @@ from typing import Any, cast
 
 from agent.common.unix_peer import peer_pid
 from agent.qmp.commands import AllowList, Command, Request
+from agent.qmp.drain_receive_buffer import drain_receive_buffer
 from agent.qmp.errors import (
     BusyError,
-    DeniedError,
+    ConnectPermissionError,
     NotConnectedError,
     PeerNotReadingError,
     PreemptedError,
@@ -35,7 +35,6 @@ from agent.qmp.protocol import (
     Reply,
     SkippedQmpMessages,
 )
-from agent.qmp.unread_bytes import read_unread_bytes
 
 CommandResult = QmpError | Any
 """The result of one command: the value that QEMU returned, a CommandError if QEMU refused the command, or an UnreadableReplyError."""
@@ -59,7 +58,7 @@ class QmpClient(asyncio.Protocol):
 
     Attributes:
         greeting: QEMU's greeting; None until it arrives.
-        ended: completes when the connection ends; the result is the cause.
+        ended_future: completes when the connection ends; the result is the cause.
         bytes_read: total number of bytes read.
         bytes_written: total number of bytes written.
     """
@@ -67,7 +66,7 @@ class QmpClient(asyncio.Protocol):
     def __init__(self, allow: AllowList, on_event: Callable[[Event], None]) -> None:
         loop = asyncio.get_running_loop()
         self.greeting: Greeting | None = None
-        self.ended: asyncio.Future[QmpError] = loop.create_future()
+        self.ended_future: asyncio.Future[QmpError] = loop.create_future()
         self.bytes_read = 0
         self.bytes_written = 0
         self._on_event = on_event
@@ -104,7 +103,7 @@ class QmpClient(asyncio.Protocol):
 
         Raises:
             NotConnectedError: no process listens at the address.
-            DeniedError: the agent's user has no permission to connect.
+            ConnectPermissionError: the agent's user has no permission to connect.
             BusyError: the monitor accepted the connection but sent no greeting.
             ProtocolError: the peer does not speak QMP.
             StalledError: QEMU greeted but did not finish the negotiation, because its main loop hangs.
@@ -124,7 +123,7 @@ class QmpClient(asyncio.Protocol):
             raise BusyError("the monitor's backlog is full: one client holds the monitor, and others wait") from None
         except PermissionError as error:
             client.close()
-            raise DeniedError(
+            raise ConnectPermissionError(
                 f"permission denied for user {getpass.getuser()}: add it to the group that owns the socket"
             ) from error
         except OSError as error:
@@ -151,9 +150,9 @@ class QmpClient(asyncio.Protocol):
         return True
 
     @property
-    def replies_due(self) -> int:
+    def pending_command_count(self) -> int:
         """Number of in-band commands without a reply."""
-        return self._qmp.replies_due
+        return self._qmp.pending_command_count
 
     @property
     def skipped_messages(self) -> SkippedQmpMessages:
@@ -169,8 +168,8 @@ class QmpClient(asyncio.Protocol):
             ProtocolError: the peer violated the protocol.
             CommandNotAllowedError: no command was sent, because one of them is not on the allow-list.
         """
-        if self.ended.done():
-            raise self.ended.result()
+        if self.ended_future.done():
+            raise self.ended_future.result()
         if len(commands) <= MAX_COMMANDS_IN_FLIGHT and not self._qmp.out_of_sync:
             return await self._execute_batch(commands, deadline, deadline)
         self._qmp.check_allowed(commands)
@@ -212,7 +211,7 @@ class QmpClient(asyncio.Protocol):
             self._in_sync = None
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
-        elif (data := self._qmp.next_marker()) is not None:
+        elif (data := self._qmp.next_sync_marker()) is not None:
             self._write(data)
 
     async def _execute_batch(self, commands: Sequence[Command], seconds: float, deadline: float) -> list[CommandResult]:
@@ -236,7 +235,7 @@ class QmpClient(asyncio.Protocol):
             timer.cancel()
             self._batch = None
 
-    def try_send(self, commands: Sequence[Command], on_results: OnResults) -> bool:
+    def send_if_idle(self, commands: Sequence[Command], on_results: OnResults) -> bool:
         """Send commands in one write, without a deadline. Return False if the commands cannot be sent now; use `execute` for them.
 
         Args:
@@ -247,7 +246,8 @@ class QmpClient(asyncio.Protocol):
             CommandNotAllowedError: one of the commands is not on the allow-list.
         """
         qmp = self._qmp
-        if self.ended.done() or qmp.out_of_sync or qmp.replies_due or len(commands) > MAX_COMMANDS_IN_FLIGHT:
+        busy = qmp.out_of_sync or qmp.pending_command_count
+        if self.ended_future.done() or busy or len(commands) > MAX_COMMANDS_IN_FLIGHT:
             return False
         self._send(commands, on_results)
         return True
@@ -273,23 +273,23 @@ class QmpClient(asyncio.Protocol):
         Raises:
             QmpError: the connection ended first.
         """
-        if self.replies_due:
+        if self.pending_command_count:
             if self._idle is None:
                 self._idle = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._idle)
         if self._in_sync is not None:
             await asyncio.shield(self._in_sync)
 
-    async def probe(self, *, deadline: float) -> bool:
+    async def probe_out_of_band(self, *, deadline: float) -> bool:
         """Send an out-of-band command; return whether QEMU's monitor thread replies within `deadline` seconds.
 
         QEMU's main loop hangs if the monitor thread replies while in-band replies are overdue. While an earlier probe is pending, wait
         for its reply and send no other probe, because probes accumulate in a stopped QEMU.
         """
-        if self.ended.done() or not self._qmp.oob:
+        if self.ended_future.done() or not self._qmp.oob:
             return False
         if self._probe is None or self._probe[1].done():  # done: an earlier probe's reply came too late
-            number, data = self._qmp.probe()
+            number, data = self._qmp.next_oob_probe()
             self._probe = number, asyncio.get_running_loop().create_future()
             self._write(data)
         try:
@@ -304,7 +304,7 @@ class QmpClient(asyncio.Protocol):
         """End the connection now. Every waiting call raises NotConnectedError."""
         self._end_connection(NotConnectedError("closed by the agent"))
         # Drop the traceback, which makes a reference cycle: the traceback refers to the waiting calls, and the calls refer to this object.
-        self.ended.result().__traceback__ = None
+        self.ended_future.result().__traceback__ = None
 
     def preempt(self) -> None:
         """End the connection now, because a monitor of better priority leads to the same VM."""
@@ -330,7 +330,7 @@ class QmpClient(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's transport is no instance of that class
         self._is_tls = transport.get_extra_info("ssl_object") is not None
         self._pause = FloodPause(self._transport)
-        if self.ended.done():  # the deadline of `open` has passed in the same turn of the event loop
+        if self.ended_future.done():  # the deadline of `open` has passed in the same turn of the event loop
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:  # noqa: D102 - defined by asyncio
@@ -358,12 +358,12 @@ class QmpClient(asyncio.Protocol):
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
         self._idle = None
-        if on_results is not None and not self.ended.done():
+        if on_results is not None and not self.ended_future.done():
             on_results(results)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: D102 - defined by asyncio
         assert self._transport is not None
-        unread = b"" if self.ended.done() else read_unread_bytes(self._transport)
+        unread = b"" if self.ended_future.done() else drain_receive_buffer(self._transport)
         self._end_connection(NotConnectedError(str(exc) if exc else "QEMU closed the connection"))
         self.bytes_read += len(unread)
         with contextlib.suppress(ProtocolError):
@@ -375,7 +375,7 @@ class QmpClient(asyncio.Protocol):
         match message:
             case Reply():
                 self._results.append(message.error if message.error is not None else message.value)
-                self._has_all_results = not self._qmp.replies_due
+                self._has_all_results = not self._qmp.pending_command_count
             case OobProbeReply():
                 if self._probe is not None and self._probe[0] == message.number and not self._probe[1].done():
                     self._probe[1].set_result(None)
@@ -387,13 +387,13 @@ class QmpClient(asyncio.Protocol):
                     self._ready.set_result(None)
 
     def _end_connection(self, cause: QmpError) -> None:
-        if self.ended.done():
+        if self.ended_future.done():
             return
-        self.ended.set_result(cause)
+        self.ended_future.set_result(cause)
         self._on_results = None
         if self._transport is not None:
             self._transport.abort()
-            self._pause.close()
+            self._pause.disable()
         for waiter in (self._ready, self._batch, self._idle, self._in_sync, self._probe and self._probe[1]):
             if waiter is not None and not waiter.done():
                 waiter.set_exception(cause)

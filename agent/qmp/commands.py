@@ -265,6 +265,6 @@ def probe_request(number: int) -> Request:
     return Request(b'{"exec-oob":"query-yank","id":%d}' % number)
 
 
-def marker_request(number: int) -> Request:
+def sync_marker_request(number: int) -> Request:
     """Return a marker: a query-status with an id. QEMU replies to the marker after it has replied to all earlier commands."""
     return Request(b'{"execute":"query-status","id":%d}' % number)

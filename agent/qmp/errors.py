@@ -17,7 +17,7 @@ class NotConnectedError(QmpError):
     """The agent cannot connect to the monitor, or the connection has ended."""
 
 
-class DeniedError(NotConnectedError):
+class ConnectPermissionError(NotConnectedError):
     """The agent's user has no permission to connect to the monitor."""
 
 

@@ -18,7 +18,7 @@ class FloodPause:
         self._transport: asyncio.Transport | None = transport
         self._turns = 0
 
-    def close(self) -> None:
+    def disable(self) -> None:
         """Neither pause nor resume reading from now on, because the connection has ended."""
         self._transport = None
 

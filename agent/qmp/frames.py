@@ -20,7 +20,7 @@ _MESSAGE_BOUNDARY = re.compile(rb'\}\s*\{\s*"(return|error|timestamp|event|id)"'
 _ID_AT_END = re.compile(rb'"id":\s*\d+[\s}]*\Z')
 
 
-class MessageKind(Enum):
+class UnreadableMessageKind(Enum):
     """Kind of an unreadable message, guessed from the first key and the end of its text."""
 
     REPLY = auto()
@@ -41,7 +41,7 @@ class UnreadableMessage(NamedTuple):
         oversized: whether the message exceeds the size limit.
     """
 
-    kind: MessageKind
+    kind: UnreadableMessageKind
     reason: str
     oversized: bool = False
 
@@ -121,12 +121,12 @@ class FrameSplitter:
         return UnreadableMessage(_guess_kind(text, oversized=oversized), reason, oversized)
 
 
-def _guess_kind(text: bytes, *, oversized: bool) -> MessageKind:
+def _guess_kind(text: bytes, *, oversized: bool) -> UnreadableMessageKind:
     match = _FIRST_KEY.match(text[:_HEAD_BYTES])
     if match is None or _MESSAGE_BOUNDARY.search(text, match.end()):
-        return MessageKind.UNKNOWN
+        return UnreadableMessageKind.UNKNOWN
     if match[1] in (b"timestamp", b"event"):
-        return MessageKind.EVENT
+        return UnreadableMessageKind.EVENT
     # The end of an oversized message is not in the text.
     with_id = match[1] == b"id" or (not oversized and _ID_AT_END.search(text[-_HEAD_BYTES:]))
-    return MessageKind.REPLY_WITH_ID if with_id else MessageKind.REPLY
+    return UnreadableMessageKind.REPLY_WITH_ID if with_id else UnreadableMessageKind.REPLY

@@ -28,7 +28,7 @@ from agent.qmp.errors import (
     StalledError,
     UnreadableReplyError,
 )
-from agent.qmp.frames import FrameSplitter, MessageKind, UnreadableMessage
+from agent.qmp.frames import FrameSplitter, UnreadableMessage, UnreadableMessageKind
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """Default size limit of a message, in bytes. query-blockstats returns about 1.5 KB per disk, query-qmp-schema 250 KB (QEMU 11.1)."""
@@ -38,7 +38,7 @@ MAX_COMMANDS_IN_FLIGHT = 7
 probes (monitor/qmp.c, 4.0 to 11.1)."""
 
 
-class ConnectionState(Enum):
+class HandshakeState(Enum):
     """Progress of the handshake."""
 
     GREETING = auto()
@@ -64,7 +64,7 @@ class Greeting:
 UNKNOWN_VERSION = (0, 0, 0)
 
 
-def greeting_with_version(version: Any, *, oob: bool) -> Greeting:
+def greeting_from_version(version: Any, *, oob: bool) -> Greeting:
     """Return a greeting with the given version, an object from QEMU's greeting or from the reply to query-version."""
     version = version if isinstance(version, dict) else {}
     numbers = version.get("qemu")
@@ -132,7 +132,7 @@ Message = Greeting | NegotiationAccepted | Reply | OobProbeReply | Event
 class _UnreadableError(Exception):
     """A message cannot be read."""
 
-    def __init__(self, kind: MessageKind, reason: str) -> None:
+    def __init__(self, kind: UnreadableMessageKind, reason: str) -> None:
         super().__init__(reason)
         self.kind = kind
 
@@ -148,7 +148,7 @@ class QmpProtocol:
     """
 
     def __init__(self, allow: AllowList, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
-        self.state = ConnectionState.GREETING
+        self.state = HandshakeState.GREETING
         self.oob = False
         self.skipped = SkippedQmpMessages()
         self.out_of_sync = False
@@ -164,7 +164,7 @@ class QmpProtocol:
         self._requests_in_qemu = 0  # upper bound of the number of requests in QEMU, with markers, while out of sync
 
     @property
-    def replies_due(self) -> int:
+    def pending_command_count(self) -> int:
         """Number of in-band commands without a reply, not counting markers."""
         return len(self._pending)
 
@@ -193,7 +193,7 @@ class QmpProtocol:
 
         The command enables out-of-band execution if QEMU offers it.
         """
-        assert self.state is ConnectionState.NEGOTIATING
+        assert self.state is HandshakeState.NEGOTIATING
         return commands.negotiation_request(oob=self.oob)
 
     def send(self, batch: Sequence[Command]) -> Request:
@@ -206,7 +206,7 @@ class QmpProtocol:
             CommandNotAllowedError: one of the commands is not on the allow-list, so nothing may be written.
             StalledError: an earlier reply is still due.
         """
-        assert self.state is ConnectionState.READY
+        assert self.state is HandshakeState.READY
         assert len(batch) <= MAX_COMMANDS_IN_FLIGHT
         if self._pending:
             raise StalledError(
@@ -225,7 +225,7 @@ class QmpProtocol:
         """
         self._allow.encode_all(batch)
 
-    def next_marker(self) -> Request | None:
+    def next_sync_marker(self) -> Request | None:
         """Return the bytes of a marker; None if no marker is due.
 
         A marker is due while `out_of_sync`, but not while another marker is in flight. The marker waits for a reply while QEMU may have
@@ -237,16 +237,16 @@ class QmpProtocol:
         self._markers.append(self._last_id)
         self._marker_is_in_flight = True
         self._requests_in_qemu += 1
-        return commands.marker_request(self._last_id)
+        return commands.sync_marker_request(self._last_id)
 
-    def probe(self) -> tuple[int, Request]:
+    def next_oob_probe(self) -> tuple[int, Request]:
         """Return the number and the bytes of an out-of-band probe. QEMU must have offered out-of-band execution."""
         assert self.oob
         self._last_id += 1
         self._probe = self._last_id
         return self._probe, commands.probe_request(self._probe)
 
-    def _fail_affected_commands(self, kind: MessageKind, reason: str) -> Iterator[Reply | OobProbeReply]:
+    def _fail_affected_commands(self, kind: UnreadableMessageKind, reason: str) -> Iterator[Reply | OobProbeReply]:
         """Yield an error reply for each command that an unreadable message may be the reply to.
 
         The unreadable message also counts as the probe's reply if a probe is pending.
@@ -259,16 +259,16 @@ class QmpProtocol:
             ProtocolError: the peer does not speak QMP, because the message arrived during the handshake. Or no command can get a reply,
                 because too many messages were unreadable.
         """
-        if self.state is not ConnectionState.READY:
+        if self.state is not HandshakeState.READY:
             raise ProtocolError(reason)
         kind = self._correct_kind(kind)
-        if self._probe and kind is not MessageKind.EVENT:
+        if self._probe and kind is not UnreadableMessageKind.EVENT:
             number, self._probe = self._probe, 0
             yield OobProbeReply(number)
         failed = self._count_affected(kind)
-        if failed and kind is MessageKind.UNKNOWN:
+        if failed and kind is UnreadableMessageKind.UNKNOWN:
             self.out_of_sync, self._requests_in_qemu = True, failed
-        if kind is MessageKind.UNKNOWN:
+        if kind is UnreadableMessageKind.UNKNOWN:
             self._marker_is_in_flight = False  # the message may have been the reply to the marker
         if self.out_of_sync:
             self._unreadable_replies += 1
@@ -279,24 +279,26 @@ class QmpProtocol:
         if self._unreadable_replies >= self._requests_in_qemu >= MAX_COMMANDS_IN_FLIGHT:
             raise ProtocolError(f"no reply can be read: {reason}")
 
-    def _correct_kind(self, kind: MessageKind) -> MessageKind:
+    def _correct_kind(self, kind: UnreadableMessageKind) -> UnreadableMessageKind:
         """Correct the guessed kind of an unreadable message, given which requests are pending."""
-        if kind is MessageKind.EVENT:
+        if kind is UnreadableMessageKind.EVENT:
             return kind
         if self.out_of_sync:  # the message is the reply to the marker or to an earlier batch
-            return MessageKind.UNKNOWN
+            return UnreadableMessageKind.UNKNOWN
         # No probe and no marker is pending, so the `id` is part of the reply's value.
-        if kind is MessageKind.REPLY_WITH_ID and not self._probe:
-            return MessageKind.REPLY
-        if kind is MessageKind.REPLY and self._probe:  # the reply to a command, or the probe's reply without its id
-            return MessageKind.UNKNOWN
+        if kind is UnreadableMessageKind.REPLY_WITH_ID and not self._probe:
+            return UnreadableMessageKind.REPLY
+        if (
+            kind is UnreadableMessageKind.REPLY and self._probe
+        ):  # the reply to a command, or the probe's reply without its id
+            return UnreadableMessageKind.UNKNOWN
         return kind
 
-    def _count_affected(self, kind: MessageKind) -> int:
+    def _count_affected(self, kind: UnreadableMessageKind) -> int:
         """Return how many of the oldest pending commands fail because of an unreadable message of this kind."""
-        if kind is MessageKind.UNKNOWN:
+        if kind is UnreadableMessageKind.UNKNOWN:
             return len(self._pending)
-        return min(1, len(self._pending)) if kind is MessageKind.REPLY else 0
+        return min(1, len(self._pending)) if kind is UnreadableMessageKind.REPLY else 0
 
     def _to_message(self, value: Any) -> Message | None:
         """Convert a JSON value to a message. Return None for a reply that no command waits for.
@@ -313,14 +315,14 @@ class QmpProtocol:
             if "QMP" in value:
                 return self._accept_greeting(value["QMP"])
             raise self._count_malformed(
-                MessageKind.UNKNOWN, "a message that is neither greeting, reply, error nor event"
+                UnreadableMessageKind.UNKNOWN, "a message that is neither greeting, reply, error nor event"
             )
         if not isinstance(value, UnreadableMessage):
-            raise self._count_malformed(MessageKind.UNKNOWN, "a message that is not an object")
+            raise self._count_malformed(UnreadableMessageKind.UNKNOWN, "a message that is not an object")
         self._count_skipped("oversized" if value.oversized else "unreadable")
         raise _UnreadableError(value.kind, value.reason)
 
-    def _count_malformed(self, kind: MessageKind, reason: str) -> _UnreadableError:
+    def _count_malformed(self, kind: UnreadableMessageKind, reason: str) -> _UnreadableError:
         """Count a malformed message, and return the exception to raise."""
         self._count_skipped("unreadable")
         return _UnreadableError(kind, reason)
@@ -329,27 +331,27 @@ class QmpProtocol:
         self.skipped = self.skipped._replace(**{reason: getattr(self.skipped, reason) + 1})
 
     def _accept_greeting(self, body: Any) -> Greeting:
-        if self.state is not ConnectionState.GREETING:
+        if self.state is not HandshakeState.GREETING:
             raise ProtocolError("a second greeting")
         if not isinstance(body, dict):
             raise ProtocolError("a greeting that is not an object")
         offered = body.get("capabilities")
         self.oob = isinstance(offered, list) and "oob" in offered
-        self.state = ConnectionState.NEGOTIATING
-        return greeting_with_version(body.get("version"), oob=self.oob)
+        self.state = HandshakeState.NEGOTIATING
+        return greeting_from_version(body.get("version"), oob=self.oob)
 
     def _accept_reply(self, value: dict[str, Any]) -> Message | None:
         error: CommandError | None = None
         if "return" not in value:
             body = value["error"]
             if not isinstance(body, dict):
-                kind = MessageKind.REPLY_WITH_ID if "id" in value else MessageKind.REPLY
+                kind = UnreadableMessageKind.REPLY_WITH_ID if "id" in value else UnreadableMessageKind.REPLY
                 raise self._count_malformed(kind, "an error that is not an object")
             error = CommandError(str(body.get("class", "GenericError")), str(body.get("desc", "")))
-        if self.state is ConnectionState.NEGOTIATING:
+        if self.state is HandshakeState.NEGOTIATING:
             if error is not None:
                 raise ProtocolError(f"QEMU refused the negotiation: {error}")
-            self.state = ConnectionState.READY
+            self.state = HandshakeState.READY
             return NegotiationAccepted()
         if "id" in value:
             return self._accept_reply_with_id(value["id"])
@@ -387,7 +389,7 @@ class QmpProtocol:
         name, data, stamp = value["event"], value.get("data", {}), value.get("timestamp")
         if not isinstance(name, str) or not isinstance(data, dict):
             raise self._count_malformed(
-                MessageKind.EVENT, "an event without a name, or with data that is not an object"
+                UnreadableMessageKind.EVENT, "an event without a name, or with data that is not an object"
             )
         time_ns = None
         if isinstance(stamp, dict):

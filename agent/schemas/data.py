@@ -4,18 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent.alerts.catalogue import ALERT_CATALOGUE
-from agent.alerts.disk_types import DetectedBy, LimitedBy
+from agent.alerts.disk_threshold_types import DetectedBy, LimitedBy
 from agent.alerts.pool_alerts import GUESTS_STAND_STILL
-from agent.alerts.pool_levels import PoolMeasure
+from agent.alerts.pool_levels import PoolLevelMeasure
 from agent.alerts.store import CUSTOM_TYPE
 from agent.delivery.drops import DropReason
 from agent.host.pools.base import PoolKind
-from agent.model.event_definition import Category
+from agent.model.agent_lifecycle_records import AGENT_LIFECYCLE
+from agent.model.event_definition import EventCategory
 from agent.model.family import Family, Field, FieldKind
-from agent.model.lifecycle_records import AGENT_LIFECYCLE
 from agent.model.metrics import FAMILIES, TRANSITION_FAMILIES
 from agent.model.metrics.block import BLOCK_SPACE
-from agent.model.metrics.pool import POOL
+from agent.model.metrics.storage_pool import POOL
 from agent.model.schema_versions import EVENT_SCHEMA, schema_uri
 from agent.model.state_records import ALERT_STATE, STATES
 
@@ -51,15 +51,15 @@ def data_schemas() -> dict[str, dict[str, Any]]:
     return {EVENT_SCHEMA: _EVENT_DATA} | _schemas_by_type()
 
 
-def published_schema(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+def to_published_data_schema(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return the schema of a record type for consumers, with a URI. The schema permits fields that later versions of the agent add."""
     head = {"$schema": DIALECT, "$id": schema_uri(name), "title": f"Data of {name}"}
     return head | {key: value for key, value in schema.items() if key != "additionalProperties"}
 
 
-def published_schemas() -> dict[str, dict[str, Any]]:
+def published_data_schemas() -> dict[str, dict[str, Any]]:
     """Return the schemas for consumers, by name."""
-    return {name: published_schema(name, schema) for name, schema in sorted(data_schemas().items())}
+    return {name: to_published_data_schema(name, schema) for name, schema in sorted(data_schemas().items())}
 
 
 def _schemas_by_type() -> dict[str, dict[str, Any]]:
@@ -112,7 +112,7 @@ def _field_schema(family: Family, field: Field) -> dict[str, Any]:
 _EVENT_DATA = _object_schema(
     {
         "event": NONEMPTY_TEXT,
-        "category": {"enum": [c.value for c in Category]},
+        "category": {"enum": [c.value for c in EventCategory]},
         "qemu": {
             "type": "object",
             "description": "QEMU's own data, unchanged; for coalesced events, the data of the last event.",
@@ -196,7 +196,7 @@ POOL_ALERTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {
             "level": {**NONEMPTY_TEXT, "description": "The level as in the config."},
             "measure": {
-                "enum": [measure.value for measure in PoolMeasure],
+                "enum": [measure.value for measure in PoolLevelMeasure],
                 "description": "The quantity that the level is about.",
             },
         },

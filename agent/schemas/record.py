@@ -38,8 +38,8 @@ _ATTRIBUTES: dict[str, Any] = {
         "pattern": "^urn:qmp-agent:[a-z][a-z0-9_.]*:[1-9][0-9]*$",
         "format": "uri",
     },
-    "severitytext": {"enum": [severity.text for severity in Severity]},
-    "severitynumber": {"enum": [severity.number for severity in Severity]},
+    "severitytext": {"enum": [severity.opentelemetry_text for severity in Severity]},
+    "severitynumber": {"enum": [severity.opentelemetry_number for severity in Severity]},
     "sequence": {
         "type": "string",
         "pattern": _SEQUENCE_PATTERN,

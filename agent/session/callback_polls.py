@@ -16,9 +16,9 @@ from agent.qmp.commands import Command
 from agent.qmp.errors import ProtocolError, StalledError
 from agent.session.command_executor import CommandExecutor
 from agent.session.disk_command_executor import DiskCommandExecutor
-from agent.session.poll_time import PollStart
+from agent.session.poll_start import PollStart
 from agent.session.poller import Poller
-from agent.session.scheduler import SLACK_SECONDS, Batch, Schedule, commands_of
+from agent.session.scheduler import SLACK_SECONDS, Batch, Schedule, commands_of_batch
 from agent.session.shared_types import SessionContext
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class CallbackConnection(Protocol):
 
 
 class CallbackPolls:
-    """Runs the callback polls of one VM, while the session's task waits in `run`."""
+    """Runs the callback polls of one VM, while the session's task waits in `run_until_task_needed`."""
 
     __slots__ = (
         "_batch",
@@ -64,7 +64,7 @@ class CallbackPolls:
         disk_commands: DiskCommandExecutor,
     ) -> None:
         self._context = context
-        self._ended = client.ended
+        self._ended = client.ended_future
         self._client = client if isinstance(client, CallbackConnection) else None
         self._executor = executor
         self._schedule = schedule
@@ -76,7 +76,7 @@ class CallbackPolls:
         self._wake_at = inf
         self._is_check_pending = False
 
-    async def run(self) -> Sequence[str]:
+    async def run_until_task_needed(self) -> Sequence[str]:
         """Run callback polls until the session's task is needed. Return the names of the polls that the task has to run, if any.
 
         Raises:
@@ -102,7 +102,7 @@ class CallbackPolls:
         self._context.deadlines.remove(self)
         self._task = None
 
-    def check_soon(self) -> None:
+    def check_schedule_and_connection_soon(self) -> None:
         """Check the schedule and the connection in the next turn of the event loop. Call this method after a change of either."""
         if not self._is_check_pending:
             self._is_check_pending = True
@@ -147,7 +147,7 @@ class CallbackPolls:
             return False
         if batch:
             self._sent_at = PollStart.now()
-            if not client.try_send(commands_of(batch), self._on_results):
+            if not client.try_send(commands_of_batch(batch), self._on_results):
                 return False
             self._batch = batch
             seconds = self._context.settings.response_seconds
@@ -207,5 +207,5 @@ class CallbackPolls:
     def _on_connection_end(self) -> None:
         error = self._ended.result()
         if self._batch and isinstance(error, ProtocolError):
-            self._poller.on_protocol_error(self._batch, error)
+            self._poller.isolate_batch_after_protocol_error(self._batch, error)
         self._fail_task(error)

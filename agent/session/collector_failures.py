@@ -76,7 +76,7 @@ class CollectorFailures:
         if name in self._isolated:
             self._isolated.remove(name)
 
-    def is_isolated(self, name: str) -> bool:
+    def has_to_poll_alone(self, name: str) -> bool:
         """Return whether a collector has to be polled alone."""
         return name in self._failures or name in self._isolated
 

@@ -32,12 +32,12 @@ class _DiscoveredMonitors:
         self._group.on_monitor_removed(monitor)
         self.monitors = {key: monitor for key, monitor in self.monitors.items() if key in self._group}
 
-    def on_status(self, discoverer: Monitor, error: QmpError | None, limitation: str = "") -> None:
+    def on_discovery_status(self, discoverer: Monitor, error: QmpError | None, limitation: str = "") -> None:
         self.discoverers_with_status.add(discoverer)
-        self._group.on_status(discoverer, error, limitation)
+        self._group.on_discovery_status(discoverer, error, limitation)
 
-    def on_connection_refused(self, address: str, reason: str) -> None:
-        self._group.on_connection_refused(address, reason)
+    def on_incoming_connection_refused(self, address: str, reason: str) -> None:
+        self._group.on_incoming_connection_refused(address, reason)
 
 
 class DiscoveryManager:
@@ -86,4 +86,4 @@ class DiscoveryManager:
             if not any(key in others.monitors for others, _ in self._running.values()):
                 self._group.stop_supervising(monitor)
         for discoverer in removed.discoverers_with_status:
-            self._group.remove_status(discoverer)
+            self._group.remove_discovery_status(discoverer)

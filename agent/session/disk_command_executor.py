@@ -60,7 +60,7 @@ class DiskCommandExecutor:
         """
         has_stalled = False
         for controller in self._controllers(receives_events=receives_events):
-            for disk, command in await controller.pending_commands(self._vm):
+            for disk, command in await controller.pop_pending_commands(self._vm):
                 done = False
                 try:
                     if not has_stalled:

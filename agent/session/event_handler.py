@@ -29,7 +29,7 @@ ORDERED_EVENTS = frozenset({"STOP", "RESUME", "RESET", "SHUTDOWN"})
 class EventHandler:
     """Converts the events of one connection into records.
 
-    Call `on_event` for each event, `attach` once the VM is identified, and `close` when the connection ends.
+    Call `on_event` for each event, `set_vm_and_report_buffered` once the VM is identified, and `close` when the connection ends.
     """
 
     def __init__(self, observer: SessionObserver) -> None:
@@ -43,7 +43,7 @@ class EventHandler:
         self._timer: asyncio.TimerHandle | None = None
 
     @property
-    def dropped(self) -> int:
+    def dropped_event_count(self) -> int:
         """Number of events that were dropped because the buffer was full before the VM was identified."""
         return self._arrivals - len(self._buffer) - len(self._severe_buffer)
 
@@ -68,7 +68,7 @@ class EventHandler:
         self._severe_buffer.clear()
         self._arrivals = 0
 
-    def attach(self, vm: Vm, callback: TimedEventCallback | None = None) -> None:
+    def set_vm_and_report_buffered(self, vm: Vm, callback: TimedEventCallback | None = None) -> None:
         """Report the buffered events and all later events as events of this VM.
 
         Args:
@@ -78,8 +78,8 @@ class EventHandler:
         self._vm, self._callback = vm, callback
         for _, event in sorted(self._buffer + self._severe_buffer, key=itemgetter(0)):
             self._report_event(vm, event)
-        if self.dropped:
-            self._observer.on_events_dropped(vm, "before_attach", self.dropped)
+        if self.dropped_event_count:
+            self._observer.on_events_dropped(vm, "before_attach", self.dropped_event_count)
         self.discard_buffered()
 
     def close(self) -> None:
@@ -102,7 +102,7 @@ class EventHandler:
             key = row.coalesce_key(event.data, row.coalesce_by)
             self._report_coalesced(vm, self._coalescer.add(key, event, time_ns, time.monotonic()))
             self._start_timer(vm)
-        self._observer.on_event_read(record)
+        self._observer.on_event_before_coalescing(record)
         if self._callback is not None:
             self._callback(event, time_ns)
 

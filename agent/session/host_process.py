@@ -13,14 +13,20 @@ from agent.host.interfaces import find_process_interfaces
 from agent.host.libvirt_metadata import parse_libvirt_labels, read_libvirt_labels
 from agent.host.process import Process
 from agent.host.process_lookup import QemuProcess, UnidentifiedProcessError, find_process
-from agent.host.types import FileReply, FileRequest, LinuxTask, NetworkInterface, VirtualFunctionCountersRequest
+from agent.host.types import (
+    KernelFilesReply,
+    KernelFilesRequest,
+    LinuxTask,
+    VirtualFunctionCountersRequest,
+    VmHostInterface,
+)
 from agent.model.family import FieldValues, Sample
 from agent.model.metrics.identity import IDENTITY
 from agent.model.record import Vm, sanitize
 from agent.monitors import DomainXmlReader
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import Command
-from agent.session.identity import DEVICE_CONTAINERS
+from agent.session.identity_and_features import DEVICE_CONTAINERS
 from agent.session.shared_types import SessionContext
 
 PROCESS_COMMANDS = (
@@ -92,15 +98,15 @@ class HostProcess:
             self._process.close()
             self._process = None
 
-    def read(self, files: Sequence[FileRequest]) -> Sequence[FileReply]:
+    def read_files(self, files: Sequence[KernelFilesRequest]) -> Sequence[KernelFilesReply]:
         """Read the kernel's files about the process. If the process is unknown, each reply has the content None."""
         if self._process is None:
-            return [FileReply(request, [None] * len(request.names)) for request in files]
+            return [KernelFilesReply(request, [None] * len(request.names)) for request in files]
         if not self._has_virtual_functions:
             return self._process.read_files(files)
         read, virtual_function_counters = self._process.read_files, self._context.virtual_function_counters
         return [
-            virtual_function_counters.read(file)
+            virtual_function_counters.read_cached_counters(file)
             if isinstance(file, VirtualFunctionCountersRequest)
             else read((file,))[0]
             for file in files
@@ -165,10 +171,12 @@ class HostProcess:
                 return await _run_with_timeout(partial(read_libvirt_labels, vm, config))
             xml = await domain.read_domain_xml(deadline=HOST_TIMEOUT_SECONDS)
             node = self._context.settings.host
-            return await _run_with_timeout(partial(parse_libvirt_labels, xml, config, pod=domain.container, node=node))
+            return await _run_with_timeout(
+                partial(parse_libvirt_labels, xml, config, pod=domain.libvirt_container_name, node=node)
+            )
         return {}
 
-    async def _find_interfaces(self, execute: Execute, process: Process) -> tuple[NetworkInterface, ...]:
+    async def _find_interfaces(self, execute: Execute, process: Process) -> tuple[VmHostInterface, ...]:
         """Return the process's network interfaces. Query the network cards from QEMU only if an interface is new."""
         try:
             interfaces = await _run_with_timeout(partial(find_process_interfaces, process, self._nics))

@@ -100,7 +100,7 @@ class MigrationState:
         """The process's role in the VM's last migration: `source` or `destination`; None if the role is unknown."""
         return _ROLE_BY_PHASE.get(self.phase)
 
-    def on_attach(self, run_state: str) -> None:
+    def on_run_state_at_attach(self, run_state: str) -> None:
         """Handle the run state at attach; empty if the run state is unknown."""
         if run_state == _INMIGRATE or (run_state and self.phase is MigrationPhase.UNKNOWN):
             self._on_run_state(run_state)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import inf
 
 from agent.collectors import Collector, VmFacts
-from agent.collectors.base import Poll
-from agent.host.types import FileRequest
+from agent.collectors.base import PollResult
+from agent.host.types import KernelFilesRequest
 from agent.model.family import Family, Sample
 from agent.model.metrics.migration import MIGRATION_ENDED
 from agent.model.record import Record, Vm
@@ -19,10 +19,10 @@ from agent.session.collector_failures import CollectorFailures
 from agent.session.command_executor import CommandExecutor
 from agent.session.host_process import HostProcess
 from agent.session.migration_state import MigrationState
-from agent.session.poll_time import PollStart
-from agent.session.reply_reader import SAMPLES_PER_TURN, CollectorResult, is_unsupported, read_in_turns, read_replies
-from agent.session.scheduler import SLACK_SECONDS, Batch, Schedule, commands_of, next_poll_time, split_batch
-from agent.session.shared_types import PollOutcome, SessionContext, SessionObserver, VmChange
+from agent.session.poll_start import PollStart
+from agent.session.reply_parser import SAMPLES_PER_TURN, CollectorResult, is_unsupported, parse_in_steps, parse_replies
+from agent.session.scheduler import SLACK_SECONDS, Batch, Schedule, commands_of_batch, next_poll_time, split_batch
+from agent.session.shared_types import PollOutcome, SessionContext, SessionObserver, VmLifecycleChange
 
 _log = logging.getLogger(__name__)
 
@@ -76,12 +76,12 @@ class Poller:
         self._collectors_at_phase: list[str] = []  # collectors whose polls are already at the VM's phase
         self._unsupported: list[str] = []  # a list, because a set of few names takes six times the memory
         self._files_facts = self.facts
-        self._files: dict[str, Sequence[FileRequest]] = {}  # by collector, for these facts
+        self._files: dict[str, Sequence[KernelFilesRequest]] = {}  # by collector, for these facts
         self._large: list[str] = []  # collectors whose replies are handled in several turns of the event loop
         # The names and facts of the last call of `callback_batch`, and its result.
         self._last_callback_batch: tuple[Sequence[str], VmFacts, Batch[Collector]] = (), self.facts, []
         self._topologies: dict[str, object] = {}  # by collector
-        self._previous: dict[str, Poll] = {}  # by collector
+        self._previous: dict[str, PollResult] = {}  # by collector
 
     def schedule_all_collectors(self, now: float) -> None:
         """Make each collector due now. Disable a collector if QEMU lacks one of its commands."""
@@ -113,15 +113,15 @@ class Poller:
         for batch in self._make_batches(await self._defer_for_hung_storage(names)):
             when = PollStart.now()
             try:
-                replies = await self._executor.execute(commands_of(batch))
+                replies = await self._executor.execute(commands_of_batch(batch))
             except (BusyError, StalledError) as error:
                 await self.wait_until_responsive(batch, error)
                 return False  # poll again: the late replies are out of date, and events may have been missed
             except ProtocolError as error:
-                self.on_protocol_error(batch, error)
+                self.isolate_batch_after_protocol_error(batch, error)
                 raise
             for collector, own in self._split_replies(batch, replies, when):
-                for collected in read_in_turns(collector, self.facts, own):
+                for collected in parse_in_steps(collector, self.facts, own):
                     if collected is not None:
                         self._report_samples(collector, collected, when)
                     else:
@@ -153,7 +153,7 @@ class Poller:
     def on_replies(self, batch: Batch[Collector], replies: Sequence[CommandResult], when: PollStart) -> None:
         """Report the samples in the replies to a batch; `when` is the time at which the batch was sent."""
         for collector, own in self._split_replies(batch, replies, when):
-            self._report_samples(collector, read_replies(collector, self.facts, own), when)
+            self._report_samples(collector, parse_replies(collector, self.facts, own), when)
 
     async def wait_until_responsive(self, batch: Batch[Collector], error: BusyError | StalledError) -> None:
         """Report that the replies to a batch are overdue, and wait until QEMU answers.
@@ -166,7 +166,7 @@ class Poller:
             self._observer.on_collector_run(collector.name, PollOutcome.TIMEOUT)
         await self._executor.wait_until_responsive(error)
 
-    def on_protocol_error(self, batch: Batch[Collector], error: ProtocolError) -> None:
+    def isolate_batch_after_protocol_error(self, batch: Batch[Collector], error: ProtocolError) -> None:
         """Handle a violation of the protocol that ended the connection while the replies to a batch were due.
 
         On the next connection, the agent polls the collectors of the batch one by one. The only collector of a batch is off for a time.
@@ -225,13 +225,13 @@ class Poller:
         isolated: Batch[Collector] = []
         for name in names:
             collector = self._collectors.by_name.get(name)
-            if collector is None or collector.host_only:
+            if collector is None or collector.reads_only_host_files:
                 continue
             commands = collector.commands(self.facts)
             if not commands:  # the VM no longer has the collector's feature, such as a balloon
                 self._clear_failure(name)
             elif not self._is_collector_off(name):
-                (isolated if self._failures.is_isolated(name) else remaining).append((collector, commands))
+                (isolated if self._failures.has_to_poll_alone(name) else remaining).append((collector, commands))
         while remaining:
             batch, remaining = split_batch(remaining)
             yield batch
@@ -245,15 +245,15 @@ class Poller:
         Args:
             names: names of collectors; collectors that send commands to QEMU are ignored. None polls all host-only collectors.
         """
-        host_only, when = self._collectors.host_only, PollStart.now()
+        host_collectors, when = self._collectors.host_file_collectors, PollStart.now()
         families: list[Family] = []
         samples: list[Sample] = []
-        for name in host_only if names is None else names:
-            if name not in host_only or self._is_collector_off(name):
+        for name in host_collectors if names is None else names:
+            if name not in host_collectors or self._is_collector_off(name):
                 continue
             collector = self._collectors.by_name[name]
             if files := self._files_of(collector):
-                collected = read_replies(collector, self.facts, self._process.read(files))
+                collected = parse_replies(collector, self.facts, self._process.read_files(files))
                 own = self._finish_run(collector, collected, when)
                 if own is None:
                     continue
@@ -264,7 +264,7 @@ class Poller:
         if families:  # one report for all families, because each report costs time
             self._observer.on_samples(self._vm, families, samples, when.time_ns)
 
-    def _files_of(self, collector: Collector) -> Sequence[FileRequest]:
+    def _files_of(self, collector: Collector) -> Sequence[KernelFilesRequest]:
         """Return the files that a collector reads. The list is cached until `facts` is replaced."""
         if self._files_facts is not self.facts:
             self._files_facts, self._files = self.facts, {}
@@ -275,12 +275,12 @@ class Poller:
 
     def schedule_host_collectors(self) -> None:
         """Make the host-only collectors due now, because a stall may have delayed their polls."""
-        for name in self._collectors.host_only:
+        for name in self._collectors.host_file_collectors:
             self._schedule.schedule_by(name, time.monotonic())
 
     def poll_due_host_collectors(self) -> None:
         """Poll the host-only collectors that are due."""
-        self.poll_host(self._schedule.pop_due_polls(time.monotonic(), self._collectors.host_only))
+        self.poll_host(self._schedule.pop_due_polls(time.monotonic(), self._collectors.host_file_collectors))
 
     def _is_collector_off(self, name: str) -> bool:
         """Return whether a collector is off after a failure. Schedule the next poll of such a collector for the end of the off time."""
@@ -318,8 +318,9 @@ class Poller:
         self._observer.on_samples(self._vm, collector.families, samples, when.time_ns)
         for sample in samples:
             if (observed := self._migration.on_sample(sample)) is not None:
-                change = VmChange.MIGRATED_IN
-                self._observer.on_lifecycle(change, Record(change.type, self._vm, {"observed": observed}, when.time_ns))
+                change = VmLifecycleChange.MIGRATED_IN
+                record = Record(change.record_type, self._vm, {"observed": observed}, when.time_ns)
+                self._observer.on_lifecycle(change, record)
         self._schedule_invalidated(collector, samples)
 
     def _finish_run(self, collector: Collector, collected: CollectorResult, when: PollStart) -> Sequence[Sample] | None:
@@ -330,7 +331,7 @@ class Poller:
             self._last_callback_batch = (), self.facts, []
         if error is None and collector.needs_previous:
             try:
-                samples = self._compare_with_previous(collector, Poll(samples, *when))
+                samples = self._compare_with_previous(collector, PollResult(samples, *when))
             except Exception as bug:  # noqa: BLE001 - a bug in one collector must not end the session
                 samples, error = (), bug
         if error is None:
@@ -357,9 +358,9 @@ class Poller:
             self._switch_collector_off(name, f"{type(error).__name__}: {error}", error)
         return PollOutcome.ERROR
 
-    def _compare_with_previous(self, collector: Collector, poll: Poll) -> Sequence[Sample]:
+    def _compare_with_previous(self, collector: Collector, poll: PollResult) -> Sequence[Sample]:
         """Report the transitions since the previous poll of a collector. Return the samples, with values derived from both polls."""
-        previous = self._previous.get(collector.name, Poll())
+        previous = self._previous.get(collector.name, PollResult())
         if (samples := collector.derive(previous, poll)) is not poll.samples:
             poll = poll._replace(samples=tuple(samples))
         self._previous[collector.name] = poll
@@ -367,9 +368,8 @@ class Poller:
             record_type, values = f"qemu.{transition.family.name}", dict(transition.values)
             if transition.family is MIGRATION_ENDED and (role := self._migration.role) is not None:
                 values["role"] = role
-            self._observer.on_transition(
-                Record(record_type, self._vm, values, time.time_ns(), severity=transition.severity)
-            )
+            record = Record(record_type, self._vm, values, time.time_ns(), severity=transition.severity)
+            self._observer.on_transition_between_polls(record)
         return poll.samples
 
     def _schedule_invalidated(self, collector: Collector, samples: Sequence[Sample]) -> None:

@@ -132,6 +132,6 @@ def split_batch(batch: Batch[Requester]) -> tuple[Batch[Requester], Batch[Reques
     return batch, []
 
 
-def commands_of(batch: Batch[Requester]) -> Sequence[Command]:
+def commands_of_batch(batch: Batch[Requester]) -> Sequence[Command]:
     """Return the commands of a batch, in order."""
     return batch[0][1] if len(batch) == 1 else [command for _, commands in batch for command in commands]

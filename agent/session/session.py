@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from math import inf
 
 from agent.collectors import VmFacts
-from agent.collectors.block import count_repeated_images
+from agent.collectors.block import count_images_listed_without_flat
 from agent.collectors.block_layers import has_flat_argument
-from agent.collectors.process import CGROUPS
+from agent.collectors.process_and_cgroup import CGROUPS
 from agent.host.qemu_processes import is_qemu_command_line, read_command_line
 from agent.model.event_table import find_event_definition
 from agent.model.metrics.identity import IDENTITY
@@ -26,20 +26,20 @@ from agent.qmp.errors import (
     UnreadableReplyError,
 )
 from agent.qmp.protocol import Event, Greeting
-from agent.session import identity
+from agent.session import identity_and_features
 from agent.session.callback_polls import CallbackPolls
 from agent.session.collector_failures import CollectorFailures
 from agent.session.command_executor import CommandExecutor
 from agent.session.disk_command_executor import DiskCommandExecutor
 from agent.session.event_handler import EventHandler
-from agent.session.guest_agent_port import GuestAgentPortLookup
+from agent.session.guest_agent_port_lookup import GuestAgentPortLookup
 from agent.session.host_process import HostProcess
 from agent.session.migration_state import MigrationState
 from agent.session.poller import Poller
 from agent.session.scheduler import Schedule
 from agent.session.shared_types import MonitorState, SessionContext, SessionObserver
 from agent.session.stall_probe import StallProbe
-from agent.session.virtio_disks import find_virtio_disks
+from agent.session.virtio_disk_lookup import find_queryable_virtio_disks
 
 _log = logging.getLogger(__name__)
 
@@ -137,19 +137,19 @@ class Session:
         Raises:
             QmpError: the connection ended, or a reply that identifies the VM cannot be read or belongs to another command.
         """
-        commands = (*identity.IDENTITY_COMMANDS, identity.QUERY_RUN_STATE)
+        commands = (*identity_and_features.IDENTITY_COMMANDS, identity_and_features.QUERY_RUN_STATE)
         *replies, status = await self._executor.execute_with_retry(commands)
         if any(isinstance(reply, AmbiguousReplyError) for reply in (*replies, status)):
             *replies, status = [(await self._executor.execute_with_retry((command,)))[0] for command in commands]
-        if identity.are_replies_shifted((*replies, status)):
+        if identity_and_features.are_replies_shifted((*replies, status)):
             raise ProtocolError("QEMU replied to a command of an earlier connection")
-        self._migration.on_attach(status.get("status", "") if isinstance(status, dict) else "")
-        return identity.identify(
+        self._migration.on_run_state_at_attach(status.get("status", "") if isinstance(status, dict) else "")
+        return identity_and_features.identify(
             self._context.settings.host,
             monitor.name,
             replies,
             shared_address=monitor.shared_address,
-            container=self._client.container if isinstance(self._client, DomainXmlReader) else "",
+            container=self._client.libvirt_container_name if isinstance(self._client, DomainXmlReader) else "",
             arguments=self._qemu_arguments,
         )
 
@@ -179,18 +179,20 @@ class Session:
         self._probe.poller = poller
         self._schedule.schedule_by(DISCOVER_FEATURES, self._context.first_polls.reserve_time(time.monotonic()))
         self._schedule.schedule_by(DISCOVER_PROCESS, inf)
-        self._events.attach(vm, lambda event, time_ns: self._on_event(poller, disk_commands, event, time_ns))
+        self._events.set_vm_and_report_buffered(
+            vm, lambda event, time_ns: self._on_event(poller, disk_commands, event, time_ns)
+        )
         callback_polls = self._callback_polls = CallbackPolls(
             self._context, self._client, self._executor, self._schedule, poller, disk_commands
         )
-        self._client.ended.add_done_callback(lambda _: callback_polls.check_soon())
+        self._client.ended_future.add_done_callback(lambda _: callback_polls.check_schedule_and_connection_soon())
         self._context.attached_vms += 1
         self._context.schedule_by_vm[vm] = self._schedule_now
         with contextlib.closing(self._process), contextlib.closing(callback_polls):
             try:
                 while True:
-                    if self._client.ended.done():
-                        raise self._client.ended.result()
+                    if self._client.ended_future.done():
+                        raise self._client.ended_future.result()
                     await self._run_polls(poller, callback_polls, disk_commands, vm)
             except QmpError:
                 if poller.facts.cgroup is not None:
@@ -222,7 +224,7 @@ class Session:
                 # A vhost device may replace a virtio disk. The queues of a vhost device must not be queried.
                 self._unplugs += 1
                 poller.facts = dataclasses.replace(poller.facts, virtio_disks=())
-            case "VSERPORT_CHANGE" if not self._guest_agent_ports.is_known(event.data.get("id")):
+            case "VSERPORT_CHANGE" if not self._guest_agent_ports.has_found_port(event.data.get("id")):
                 # The port was plugged in after the last discovery. QEMU emits no event when a port is plugged in. The delay is needed,
                 # because a guest can cause any number of VSERPORT_CHANGE events.
                 self._schedule.schedule_by(
@@ -249,7 +251,7 @@ class Session:
             QmpError: the connection ended.
         """
         try:
-            names = await callback_polls.run()
+            names = await callback_polls.run_until_task_needed()
         except StalledError as error:
             await callback_polls.wait_until_responsive(error)
             self._schedule.schedule_by(DISCOVER_FEATURES, time.monotonic())
@@ -268,15 +270,17 @@ class Session:
     def _wake_callback_polls(self) -> None:
         """Check the schedule soon, because a poll may be due earlier than before."""
         if self._callback_polls is not None:
-            self._callback_polls.check_soon()
+            self._callback_polls.check_schedule_and_connection_soon()
 
     async def _discover(self, poller: Poller, vm: Vm) -> None:
         """Discover the VM's features, make the changes to QEMU that the config allows, and make all collectors due."""
         execute, client = self._executor.execute_with_retry, self._client
         self._executor.last_unreadable_error = ""
-        replies = await execute(identity.FEATURE_COMMANDS)
+        replies = await execute(identity_and_features.FEATURE_COMMANDS)
         assert client.greeting is not None
-        facts = identity.parse_facts(replies, client.greeting, await self._command_names(client.greeting))
+        facts = identity_and_features.parse_vm_facts(
+            replies, client.greeting, await self._command_names(client.greeting)
+        )
         if facts.balloon is not None:
             facts = dataclasses.replace(facts, guest_stats_seconds=await self._guest_stats_seconds(facts.balloon))
         facts = dataclasses.replace(
@@ -287,13 +291,15 @@ class Session:
         )
         is_allowed = OptInChange.MIGRATION_EVENTS in self._context.settings.changes
         if facts.receives_events and not facts.migration_events and is_allowed:
-            (result,) = await execute((identity.ENABLE_MIGRATION_EVENTS,))
+            (result,) = await execute((identity_and_features.ENABLE_MIGRATION_EVENTS,))
             facts = dataclasses.replace(facts, migration_events=not isinstance(result, QmpError))
         if not has_flat_argument(facts.version):
             (stats,) = await execute((Command("query-blockstats"),))
-            facts = dataclasses.replace(facts, repeated_images=count_repeated_images(stats))
+            facts = dataclasses.replace(facts, images_listed_without_flat=count_images_listed_without_flat(stats))
         unplugs = self._unplugs
-        facts = dataclasses.replace(facts, virtio_disks=await find_virtio_disks(execute, self._context, facts))
+        facts = dataclasses.replace(
+            facts, virtio_disks=await find_queryable_virtio_disks(execute, self._context, facts)
+        )
         self._use_facts(poller, await self._discover_process(vm, facts), unplugs)
         now = time.monotonic()
         self._report_discovery(vm, now)
@@ -325,12 +331,12 @@ class Session:
 
     async def _command_names(self, greeting: Greeting) -> frozenset[str]:
         """Return the names of this QEMU's commands. Query the names from QEMU only for the first VM of each build."""
-        build, known = identity.qemu_build_of(greeting), self._context.build_commands
+        build, known = identity_and_features.qemu_build_of(greeting), self._context.build_commands
         if build not in known:
-            (reply,) = await self._executor.execute_with_retry((identity.QUERY_COMMANDS,))
+            (reply,) = await self._executor.execute_with_retry((identity_and_features.QUERY_COMMANDS,))
             if isinstance(reply, UnreadableReplyError):
                 return frozenset()
-            names = identity.parse_command_names(reply)
+            names = identity_and_features.parse_command_names(reply)
             if not build.version:  # the build is unknown, so other VMs may have other commands
                 return names
             if not names and not isinstance(reply, CommandError):  # the reply is not a list of commands
@@ -357,9 +363,13 @@ class Session:
         Set the interval first if QEMU does not poll the statistics and the config allows the change.
         """
         execute = self._executor.execute_with_retry
-        seconds = identity.parse_stats_interval((await execute((identity.get_stats_interval_command(balloon),)))[0])
+        seconds = identity_and_features.parse_stats_interval(
+            (await execute((identity_and_features.get_stats_interval_command(balloon),)))[0]
+        )
         settings = self._context.settings
         if seconds == 0 and OptInChange.GUEST_STATS_INTERVAL in settings.changes:
-            (result,) = await execute((identity.set_stats_interval_command(balloon, settings.guest_stats_seconds),))
+            (result,) = await execute(
+                (identity_and_features.set_stats_interval_command(balloon, settings.guest_stats_seconds),)
+            )
             return 0 if isinstance(result, QmpError) else settings.guest_stats_seconds
         return seconds

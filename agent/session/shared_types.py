@@ -15,7 +15,7 @@ from agent.model.record import Record, Vm
 from agent.monitors import Monitor
 from agent.qmp.commands import AllowList, Command, OptInChange
 from agent.session.collector_failures import DegradedCollectors
-from agent.session.identity import QemuBuild
+from agent.session.identity_and_features import QemuBuild
 from agent.session.scheduler import FIRST_POLL_MAX_DELAY_SECONDS, FIRST_POLL_SPACING_SECONDS, Pacer
 from agent.session.shared_timers import SharedDeadlines, WakeTimers
 
@@ -81,7 +81,7 @@ class PollOutcome(StrEnum):
     """The reply had more subjects, such as disks, than the agent accepts. The agent emits samples of the first subjects only."""
 
 
-class VmChange(StrEnum):
+class VmLifecycleChange(StrEnum):
     """A change in a VM's lifecycle."""
 
     ATTACHED = "attached"
@@ -95,20 +95,20 @@ class VmChange(StrEnum):
     RECOVERED = "recovered"
 
     @property
-    def type(self) -> str:
+    def record_type(self) -> str:
         """The record type of this change, such as `qemu.vm.attached`."""
         return f"qemu.vm.{self.value}"
 
 
-def reported_change(before: MonitorState | None, after: MonitorState) -> VmChange | None:
+def lifecycle_change_between_states(before: MonitorState | None, after: MonitorState) -> VmLifecycleChange | None:
     """Return the lifecycle change to report for a change of a monitor's state; None if nothing is to be reported."""
     match before, after:
         case _, MonitorState.BUSY:
-            return VmChange.BUSY
+            return VmLifecycleChange.BUSY
         case _, MonitorState.STALLED:
-            return VmChange.STALLED
+            return VmLifecycleChange.STALLED
         case (MonitorState.STALLED, _) | (MonitorState.BUSY, MonitorState.UP):
-            return VmChange.RECOVERED
+            return VmLifecycleChange.RECOVERED
         case _:
             return None
 
@@ -119,13 +119,13 @@ class SessionObserver(Protocol):
     def on_event(self, record: Record) -> None:
         """Handle the record of a QEMU event. The record of coalesced events is up to a second late."""
 
-    def on_event_read(self, event: Record) -> None:
+    def on_event_before_coalescing(self, event: Record) -> None:
         """Handle each QEMU event as soon as it is read, because alerts must not wait until events are coalesced."""
 
-    def on_lifecycle(self, change: VmChange, record: Record) -> None:
+    def on_lifecycle(self, change: VmLifecycleChange, record: Record) -> None:
         """Handle the record of a change in a VM's lifecycle."""
 
-    def on_transition(self, record: Record) -> None:
+    def on_transition_between_polls(self, record: Record) -> None:
         """Handle the record of a transition that a collector derived from two polls, such as the end of a migration."""
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
@@ -143,13 +143,13 @@ class SessionObserver(Protocol):
     def on_poll_failed(self, vm: Vm, families: Sequence[Family], time_ns: int) -> None:
         """Handle a failed poll at `time_ns`: the earlier samples of these families are out of date."""
 
-    def on_status(self, status: MonitorStatus) -> None:
+    def on_monitor_status(self, status: MonitorStatus) -> None:
         """Handle a change of a monitor's status."""
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
         """Handle the end of a monitor's supervision."""
 
-    def on_connection_refused(self, address: str, reason: str) -> None:
+    def on_incoming_connection_refused(self, address: str, reason: str) -> None:
         """Handle an incoming connection that the agent refused; `address` is the address that the agent listens on."""
 
     def on_response_time(self, seconds: float) -> None:
@@ -186,7 +186,7 @@ class DiskCommandController(Protocol):
     def has_pending_commands(self, vm: Vm) -> bool:
         """Return whether `pending_commands` may return commands. Each poll calls this method, so implementations must be fast."""
 
-    async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
+    async def pop_pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
         """Return the commands to send to this VM now, each with its disk."""
 
     def on_command_done(self, vm: Vm, disk: str, *, done: bool) -> None:
@@ -219,13 +219,13 @@ class CollectorIndex:
 
     Attributes:
         by_name: the collectors by name.
-        host_only: names of the collectors that send no command to QEMU, in the order of polls.
+        host_file_collectors: names of the collectors that send no command to QEMU, in the order of polls.
         by_event: the collectors that read samples from an event's data, by the event's name.
     """
 
     def __init__(self, collectors: Sequence[Collector]) -> None:
         self.by_name = {collector.name: collector for collector in collectors}
-        self.host_only = [collector.name for collector in collectors if collector.host_only]
+        self.host_file_collectors = [collector.name for collector in collectors if collector.reads_only_host_files]
         self.by_event = {event: collector for collector in collectors for event in collector.from_event}
 
 
@@ -330,7 +330,7 @@ class SessionContext:
         self.virtual_function_counters = virtual_function_counters or VirtualFunctionCounters()
         self.schedule_by_vm: dict[Vm, Callable[[Sequence[str]], None]] = {}
 
-    def schedule_collectors(self, vm: Vm, names: Sequence[str]) -> None:
+    def schedule_vm_collectors_now(self, vm: Vm, names: Sequence[str]) -> None:
         """Make collectors of a VM due now. A VM that is not attached is ignored."""
         if (schedule := self.schedule_by_vm.get(vm)) is not None:
             schedule(names)

@@ -63,7 +63,7 @@ class StallProbe:
                 if self.poller is not None:
                     self.poller.poll_due_host_collectors()
                 if self._client.can_probe:
-                    answered = await self._client.probe(deadline=self._context.settings.probe_seconds)
+                    answered = await self._client.probe_out_of_band(deadline=self._context.settings.probe_seconds)
                     if not idle.done():
                         self._on_state(MonitorState.STALLED, MAIN_LOOP_STALLED if answered else PROCESS_STALLED)
             idle.result()

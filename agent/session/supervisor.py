@@ -12,7 +12,7 @@ from agent.model.record import Record, Severity, Vm, sanitize
 from agent.monitors import Monitor, MonitorConnection, MonitorPriority
 from agent.qmp.errors import (
     BusyError,
-    DeniedError,
+    ConnectPermissionError,
     MigratedAwayError,
     PeerNotReadingError,
     PreemptedError,
@@ -22,7 +22,7 @@ from agent.qmp.errors import (
     TransportLostError,
     UnreadableReplyError,
 )
-from agent.session import identity
+from agent.session import identity_and_features
 from agent.session.collector_failures import CollectorFailures
 from agent.session.event_handler import EventHandler
 from agent.session.migration_state import MigrationState
@@ -33,8 +33,8 @@ from agent.session.shared_types import (
     MonitorStatus,
     SessionContext,
     SessionObserver,
-    VmChange,
-    reported_change,
+    VmLifecycleChange,
+    lifecycle_change_between_states,
 )
 
 FIRST_RETRY_SECONDS = 0.2
@@ -56,7 +56,7 @@ class MonitorSupervisor:
         self._observer = observer
         self._claims = claims
         self._vm: Vm | None = None
-        self._build: identity.QemuBuild | None = None
+        self._build: identity_and_features.QemuBuild | None = None
         self._status: MonitorStatus | None = None
         self._detached_ns: int | None = None
         self._session: Session | None = None
@@ -103,7 +103,9 @@ class MonitorSupervisor:
             delay = retry_delay(failures, FIRST_RETRY_SECONDS, self._context.settings.max_retry_seconds)
             await asyncio.wait({self._removed}, timeout=delay)
         if self._vm_may_run and self._vm is not None and not self._claims.is_held(self._vm.uuid):
-            self._report_change(VmChange.GONE, {"reason": f"its monitor {sanitize(self.name)} no longer exists"})
+            self._report_change(
+                VmLifecycleChange.GONE, {"reason": f"its monitor {sanitize(self.name)} no longer exists"}
+            )
 
     async def _run_connection(self) -> bool:
         """Connect, and watch the VM until the connection ends.
@@ -168,10 +170,10 @@ class MonitorSupervisor:
             while (better := await self._claims.acquire(claim)) is not None:
                 self._set_state(MonitorState.STANDBY, f"{vm.name} is watched over {better.name}")
                 await self._wait_in_standby(client, better)
-                if client.ended.done():
+                if client.ended_future.done():
                     return True
                 events.discard_buffered()  # the session over the better monitor has reported these events
-            return await self._watch_vm(client, session, vm, events.dropped)
+            return await self._watch_vm(client, session, vm, events.dropped_event_count)
         finally:
             self._claims.release(claim)
 
@@ -179,7 +181,7 @@ class MonitorSupervisor:
         """Wait until the better monitor is lost, for at most one resync interval. The caller then claims the VM again."""
         if not self._monitor.inbound:
             client.close()
-        no_longer_usable: asyncio.Future[Any] = client.ended if self._monitor.inbound else self._removed
+        no_longer_usable: asyncio.Future[Any] = client.ended_future if self._monitor.inbound else self._removed
         await asyncio.wait(
             {better.released, no_longer_usable},
             timeout=self._context.settings.intervals.resync,
@@ -188,13 +190,13 @@ class MonitorSupervisor:
 
     async def _watch_vm(self, client: MonitorConnection, session: Session, vm: Vm, events_dropped: int) -> bool:
         """Watch the VM until the connection ends. Return whether the connection lasted long enough to reset the back-off."""
-        change, reason, state = VmChange.DETACHED, "the agent stops watching", MonitorState.GONE
+        change, reason, state = VmLifecycleChange.DETACHED, "the agent stops watching", MonitorState.GONE
         attached_at = time.monotonic()
         try:
             assert client.greeting is not None
-            self._vm, self._build = vm, identity.qemu_build_of(client.greeting)
+            self._vm, self._build = vm, identity_and_features.qemu_build_of(client.greeting)
             data = self._attached_fields(self._build, client) | {"events_dropped": events_dropped or None}
-            self._report_change(VmChange.ATTACHED, data, Severity.ERROR if events_dropped else Severity.INFO)
+            self._report_change(VmLifecycleChange.ATTACHED, data, Severity.ERROR if events_dropped else Severity.INFO)
             self._up_reason = "" if client.receives_events else NO_EVENTS
             self._vm_may_run = False
             self._set_state(MonitorState.UP, self._up_reason)
@@ -207,19 +209,19 @@ class MonitorSupervisor:
         except QmpError as error:
             shut_down = session.shutdown_reason is not None
             moved = isinstance(error, MigratedAwayError) or self._migration.migrated_away(shut_down=shut_down)
-            change, reason = VmChange.MIGRATED_OUT if moved else VmChange.GONE, str(error)
+            change, reason = VmLifecycleChange.MIGRATED_OUT if moved else VmLifecycleChange.GONE, str(error)
         finally:
             self._detached_ns = time.time_ns()
             incoming = self._migration.incoming or None
             self._report_change(
                 change, {"reason": reason, "shutdown_reason": session.shutdown_reason, "incoming": incoming}
             )
-            if change is not VmChange.DETACHED:
+            if change is not VmLifecycleChange.DETACHED:
                 self._migration, self._failures = MigrationState(), CollectorFailures()
             self._set_state(state, reason)
         return time.monotonic() - attached_at >= self._context.settings.max_retry_seconds
 
-    def _attached_fields(self, build: identity.QemuBuild, client: MonitorConnection) -> dict[str, Any]:
+    def _attached_fields(self, build: identity_and_features.QemuBuild, client: MonitorConnection) -> dict[str, Any]:
         return {
             "monitor": sanitize(self._monitor.name),
             "qemu_version": build.version or None,
@@ -236,9 +238,9 @@ class MonitorSupervisor:
         before = self._state
         if not self._set_state(state, reason or (self._up_reason if state is MonitorState.UP else "")):
             return
-        change = reported_change(before, state)
+        change = lifecycle_change_between_states(before, state)
         if change is not None:
-            data = {} if change is VmChange.RECOVERED else {"reason": reason}
+            data = {} if change is VmLifecycleChange.RECOVERED else {"reason": reason}
             self._report_change(change, data, _SEVERITIES.get(change, Severity.INFO))
 
     def _set_state(self, state: MonitorState, reason: str = "") -> bool:
@@ -253,7 +255,7 @@ class MonitorSupervisor:
         else:
             since_ns = time.time_ns()
         self._status = MonitorStatus(self._monitor, state, reason, self._vm, self._build, since_ns, degraded)
-        self._observer.on_status(self._status)
+        self._observer.on_monitor_status(self._status)
         return before is None or state is not before.state
 
     def _report_degraded(self) -> None:
@@ -261,21 +263,23 @@ class MonitorSupervisor:
         if self._status is not None:
             self._set_state(self._status.state, self._status.reason)
 
-    def _report_change(self, change: VmChange, data: Mapping[str, Any], severity: Severity = Severity.INFO) -> None:
+    def _report_change(
+        self, change: VmLifecycleChange, data: Mapping[str, Any], severity: Severity = Severity.INFO
+    ) -> None:
         vm = self._vm or Vm(self._context.settings.host, "", "", self._monitor.name)
         known = {key: value for key, value in data.items() if value is not None}
-        self._observer.on_lifecycle(change, Record(change.type, vm, known, time.time_ns(), severity=severity))
+        self._observer.on_lifecycle(change, Record(change.record_type, vm, known, time.time_ns(), severity=severity))
 
 
 _VM_MAY_RUN = (TransportLostError, ProtocolError, PeerNotReadingError, UnreadableReplyError)
 """Errors that end the agent's use of a connection although the VM may still run."""
 
-_SEVERITIES = {VmChange.BUSY: Severity.WARNING, VmChange.STALLED: Severity.ERROR}
+_SEVERITIES = {VmLifecycleChange.BUSY: Severity.WARNING, VmLifecycleChange.STALLED: Severity.ERROR}
 """Severity of a change's record. The record of any other change has the severity info."""
 
 _STATE_AFTER_ERROR = {
     StalledError: MonitorState.STALLED,
-    DeniedError: MonitorState.DENIED,
+    ConnectPermissionError: MonitorState.DENIED,
     TransportLostError: MonitorState.CONNECTING,
     QmpError: MonitorState.GONE,
 }

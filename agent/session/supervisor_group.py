@@ -55,7 +55,7 @@ class SupervisorGroup:
         if (supervisor := self._supervisors.pop(monitor.key, None)) is not None:
             self._running[supervisor].cancel()
 
-    def on_status(self, discoverer: Monitor, error: QmpError | None, limitation: str = "") -> None:
+    def on_discovery_status(self, discoverer: Monitor, error: QmpError | None, limitation: str = "") -> None:
         """Report the state of a discoverer. The agent's web page lists the discoverer among the monitors.
 
         Args:
@@ -66,9 +66,9 @@ class SupervisorGroup:
         state, reason = (
             (MonitorState.UP, limitation) if error is None else (state_after_failed_connect(error), str(error))
         )
-        self._observer.on_status(MonitorStatus(discoverer, state, reason, None, None, time.time_ns()))
+        self._observer.on_monitor_status(MonitorStatus(discoverer, state, reason, None, None, time.time_ns()))
 
-    def remove_status(self, discoverer: Monitor) -> None:
+    def remove_discovery_status(self, discoverer: Monitor) -> None:
         """Report that a discoverer has ended, so that the agent's web page no longer lists the discoverer."""
         self._observer.on_monitor_removed(discoverer)
 
@@ -82,9 +82,9 @@ class SupervisorGroup:
         for supervisor in self._supervisors.values():
             supervisor.resync()
 
-    def on_connection_refused(self, address: str, reason: str) -> None:
+    def on_incoming_connection_refused(self, address: str, reason: str) -> None:
         """Report a refused incoming connection."""
-        self._observer.on_connection_refused(address, reason)
+        self._observer.on_incoming_connection_refused(address, reason)
 
     async def _run_supervisor(self, monitor: Monitor, supervisor: MonitorSupervisor) -> None:
         try:

@@ -116,7 +116,7 @@ async def measure(events: int) -> dict[str, list[float]]:
             sink = TimedAlertSink(build_sink(config))
             app = Agent(config, sink)
             app.observer = dispatcher = TimingDispatcher(app)
-            async with app.running(), thin_guest(guests, disk_mib=4096, write_kib=8):
+            async with app.run_in_background(), thin_guest(guests, disk_mib=4096, write_kib=8):
                 await until(lambda: len(sink.alerts) > events, 60 + 2 * events)
             return stages(sink, dispatcher)
 

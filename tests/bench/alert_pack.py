@@ -20,7 +20,7 @@ import uvloop
 from agent.alerts.rules.event_rules import EVENT_ALERT_RULES
 from agent.alerts.rules.sample_rules import SAMPLE_ALERT_RULES
 from agent.app.agent import Agent
-from agent.app.io_stall_watcher import CHECK_INTERVAL_SECONDS, IoStallWatcher, read_threads
+from agent.app.io_stall_watcher import CHECK_INTERVAL_SECONDS, IoStallWatcher, read_threads_waiting_for_storage
 from agent.runtime.gc import scheduled_garbage_collection
 from agent.session.shared_types import PollOutcome
 from tests.bench.monitors import Monitors
@@ -63,7 +63,7 @@ async def take_turns(folder: Path, pairs: int) -> list[Turn]:
     with tempfile.TemporaryDirectory(prefix="qmp-") as state, scheduled_garbage_collection():
         agent = Agent(_config(folder, INTERVAL_SECONDS, state, "127.0.0.1:1"), DiscardingSink())
         watch, no_watch, runs = agent.io_stalls, NoIoStallWatcher(agent.snapshot), agent.metrics.collector_runs
-        async with agent.running():
+        async with agent.run_in_background():
             await asyncio.sleep(WARM_UP_SECONDS)
             for number in range(2 * pairs):
                 on = number % 4 in (0, 3)
@@ -94,7 +94,7 @@ def check_microseconds() -> float:
     pid, times = int(Path("/proc/self").readlink().name), []
     for _ in range(READS):
         begun = time.thread_time()
-        read_threads(pid, ())
+        read_threads_waiting_for_storage(pid, ())
         times.append(time.thread_time() - begun)
     end.set()
     for thread in threads:

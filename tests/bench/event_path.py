@@ -72,7 +72,7 @@ class EventPath:
         for number in range(VMS):
             uuid = f"5bd1a5a4-5c0f-4d54-9d0b-{number:012d}"
             handler = EventHandler(self._agent.observer)
-            handler.attach(Vm("hv1", uuid, f"vm{number}", f"/run/qemu/{number}.qmp"))
+            handler.set_vm_and_report_buffered(Vm("hv1", uuid, f"vm{number}", f"/run/qemu/{number}.qmp"))
             self._handlers.append(handler)
         self._clients = [_ready_client() for _ in range(VMS)]
         self._database = JournalDatabase(Path(directory) / "path.db")

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from agent.cli.demo.control import ControlClient
 from agent.cli.demo.guest import Guest
+from agent.cli.demo.guest_qmp_client import GuestQmpClient
 from tests.bench.table import Row
 from tests.lab.agent_process import AgentProcess
 from tests.lab.background import in_background
@@ -121,7 +121,7 @@ async def _query_storage(guest: Guest) -> None:
     """Query the storage at the agent's interval, as an agent does that does not check the storage first."""
     monitor = socket.socket(socket.AF_UNIX)
     monitor.connect(str(guest.monitor))
-    client = await ControlClient.open(monitor)
+    client = await GuestQmpClient.from_connected_socket(monitor)
     try:
         while True:
             await client.command("query-named-block-nodes")

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from playwright.async_api import Browser, CDPSession
 
-from agent.http.sse import StreamIntervals
+from agent.http.sse import SseSendIntervals
 from tests.bench.table import Row
 from tests.lab.browser import chromium
 from tests.lab.endpoint import RunningEndpoint
@@ -49,7 +49,7 @@ async def metrics(session: CDPSession) -> dict[str, float]:
 async def measure(browser: Browser, host: FakeHost, updates: int) -> dict[str, float]:
     """Open the page, let the host change, and return the figures."""
     with tempfile.TemporaryDirectory(prefix="qmp-") as folder:
-        timing = StreamIntervals(overview_seconds=UPDATE_SECONDS)
+        timing = SseSendIntervals(overview_seconds=UPDATE_SECONDS)
         async with RunningEndpoint(Path(folder), timing=timing, view=host).open() as endpoint:
             context = await browser.new_context(viewport={"width": 1400, "height": 900})
             try:

@@ -92,7 +92,7 @@ class _Traffic:
         examples = [event for event in _examples() if event["type"].split(".")[1] == kind]
         if kind == "sample":
             examples = [event for event in examples if event["type"] == BLOCK.type]
-        severities = {severity.text: severity for severity in Severity}
+        severities = {severity.opentelemetry_text: severity for severity in Severity}
         vms, start = self.vms(), time.time_ns()
         encode = RecordEncoder(start, KafkaTopicsConfig().topic_for, lambda: self.now_ns)
         records = []

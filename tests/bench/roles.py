@@ -119,14 +119,14 @@ async def agent(folder: Path, seconds: float) -> None:
     with tempfile.TemporaryDirectory(prefix="qmp-") as state:
         config = _config(folder, seconds, state, "127.0.0.1:1")  # not used: the sink is replaced
         with scheduled_garbage_collection():
-            async with Agent(config, DiscardingSink()).running():
+            async with Agent(config, DiscardingSink()).run_in_background():
                 await asyncio.Event().wait()
 
 
 async def agent_day(folder: Path, seconds: float, port: str, measure_shares: str) -> None:
     shares = Shares()
     if measure_shares == "yes":
-        shares.wrap(HostProcess, "read", "kernel files: reading")
+        shares.wrap(HostProcess, "read_files", "kernel files: reading")
         shares.wrap(Poller, "poll_host", "kernel files: parsing, samples, records")
         for name in ("poll", "callback_batch", "on_replies"):
             shares.wrap(Poller, name, "polls")
@@ -138,7 +138,7 @@ async def agent_day(folder: Path, seconds: float, port: str, measure_shares: str
     with tempfile.TemporaryDirectory(prefix="qmp-") as state:
         config = _config(folder, seconds, state, "127.0.0.1:1", port)
         with scheduled_garbage_collection():
-            async with Agent(config, DiscardingSink()).running():
+            async with Agent(config, DiscardingSink()).run_in_background():
                 await _wait_and_print_shares(shares)
 
 
@@ -176,7 +176,7 @@ async def agent_watched(folder: Path, seconds: float, port: str) -> None:
         sink, watch = DiscardingSink(), LoopWatch()
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, watch.reset)
         with scheduled_garbage_collection():
-            async with Agent(_config(folder, seconds, state, "127.0.0.1:1", port), sink).running():
+            async with Agent(_config(folder, seconds, state, "127.0.0.1:1", port), sink).run_in_background():
                 watching = asyncio.create_task(watch.run())
                 await _terminated()
                 watching.cancel()
@@ -211,7 +211,7 @@ async def agent_guests(folder: Path, seconds: float, guest_seconds: str) -> None
         sink = TimedDiscardingSink()
         with scheduled_garbage_collection():
             config = Config.model_validate(config.model_dump() | {"guest_agent": guest_agent})
-            async with Agent(config, sink).running():
+            async with Agent(config, sink).run_in_background():
                 await _wait_and_print(sink.milliseconds)
 
 
@@ -341,7 +341,7 @@ async def agent_kafka(folder: Path, seconds: float, servers: str) -> None:
         config = _config(folder, seconds, state, servers)
         sink = TimedEventSink(build_sink(config), folder / "delivered")
         with scheduled_garbage_collection():
-            async with Agent(config, sink).running():
+            async with Agent(config, sink).run_in_background():
                 await _wait_and_print(sink.milliseconds)
 
 

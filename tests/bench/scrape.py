@@ -35,7 +35,7 @@ class _ClientCollector(Collector):
         self._app = app
 
     def collect(self) -> Iterator[Metric]:
-        views = [(vm, view.polls["block"].current) for vm, view in self._app.snapshot.views()]
+        views = [(vm, view.polls["block"].current) for vm, view in self._app.snapshot.one_view_per_uuid()]
         for field in BLOCK.exported_fields():
             kind = CounterMetricFamily if field.kind is FieldKind.COUNTER else GaugeMetricFamily
             family = kind(
@@ -58,7 +58,7 @@ def filled_agent(series: int = SERIES) -> tuple[Agent, int]:
             count = render_metrics(app.snapshot).count("\nqemu_")
         vm = Vm("host1", str(UUID(int=number + 1)), f"vm{number}", f"/run/vm{number}.qmp")
         monitor = Monitor(vm.monitor, (vm.monitor,), OPEN)
-        app.snapshot.update_status(MonitorStatus(monitor, MonitorState.UP, "", vm, None, 1))
+        app.snapshot.update_monitor_status(MonitorStatus(monitor, MonitorState.UP, "", vm, None, 1))
         app.snapshot.replace_samples(vm, block.COLLECTOR.families, samples, time.time_ns())
         number += 1
     return app, count

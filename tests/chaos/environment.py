@@ -18,7 +18,7 @@ import yaml
 from aiokafka import AIOKafkaConsumer
 
 from agent.delivery.drops import DropReason
-from agent.delivery.journal.writer import JOURNAL_FILE
+from agent.delivery.journal.journal import JOURNAL_FILE
 from tests.chaos import numbered_events
 from tests.chaos.issuer_process import Disk, Issuer, eventually
 from tests.lab.agent_process import AgentProcess

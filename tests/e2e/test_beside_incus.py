@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 
 from agent.cli.doctor.inspection import inspect_host
-from agent.cli.doctor.model import InspectedHost, MonitorReport
+from agent.cli.doctor.model import HostToInspect, MonitorReport
 from agent.host.socket_permissions import read_process_user
 from tests.lab.fixtures import StartGuest
 from tests.lab.manager_hosts import INCUS_CONF
@@ -26,7 +26,7 @@ async def test_doctor_finds_the_client_of_a_monitor_with_a_path_through_a_descri
     path = directory / "qemu.monitor"
 
     def inspect_monitor() -> MonitorReport:
-        (vm,) = inspect_host(InspectedHost(read_process_user(os.getpid())), guest.uuid)
+        (vm,) = inspect_host(HostToInspect(read_process_user(os.getpid())), guest.uuid)
         assert vm.manager == "Incus"
         return next(monitor for monitor in vm.monitors if monitor.address == str(path))
 

@@ -50,7 +50,7 @@ async def run_agent(folder: Path, **more: Any) -> AsyncIterator[tuple[Agent, str
         "jsonl": {"path": str(folder / "records.jsonl")},
     }
     app = Agent(Config.model_validate(config | more), limits=SHORT_LIMITS)
-    async with app.running() as url:
+    async with app.run_in_background() as url:
         yield app, url
 
 
@@ -75,7 +75,7 @@ async def test_stuck_sessions_fail_liveness_and_readiness(folder: Path, monkeypa
 
     async with FakeQemu(folder / "a.qmp") as fake, run_agent(folder) as (app, url):
         monkeypatch.setattr(app.thresholds, "has_pending_commands", lambda _: True)
-        monkeypatch.setattr(app.thresholds, "pending_commands", pending_commands)
+        monkeypatch.setattr(app.thresholds, "pop_pending_commands", pending_commands)
         await fake.wait_for("query-blockstats", 3)
         await until_answers(f"{url}/healthz", 200, "ok")
         block.set()

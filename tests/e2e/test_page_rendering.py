@@ -10,7 +10,7 @@ from agent.alerts.catalogue import ALERT_CATALOGUE
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
 from agent.model.metrics.host_resources import HOST, HOST_HUGEPAGES
-from agent.model.metrics.pool import POOL
+from agent.model.metrics.storage_pool import POOL
 from agent.model.record import Vm
 from agent.session.shared_types import MonitorState
 from tests.lab.browser import chromium, open_page
@@ -40,10 +40,10 @@ def agent_state() -> dict[str, Any]:
 
 async def test_vm_names_are_in_natural_order_everywhere(folder: Path) -> None:
     async with RunningEndpoint(folder).open() as endpoint:
-        endpoint.view.health = agent_state  # type: ignore[method-assign]
+        endpoint.view.agent_health = agent_state  # type: ignore[method-assign]
         for number, name in enumerate(reversed(NAMES)):
             vm = Vm("hv1", f"{number:08}-1111-4111-8111-111111111111", name, f"/run/qmp/{name[:20]}")
-            endpoint.view.snapshot.update_status(status(vm))
+            endpoint.view.snapshot.update_monitor_status(status(vm))
             endpoint.view.broadcaster.publish(endpoint.encode(event(vm, "STOP")))
         async with chromium() as browser, open_page(browser, endpoint.url) as page:
             names = page.locator("#vms [role=rowheader]")
@@ -59,21 +59,21 @@ async def test_vm_names_are_in_natural_order_everywhere(folder: Path) -> None:
 
 async def test_two_monitors_of_one_name_have_a_row_each(folder: Path) -> None:
     async with RunningEndpoint(folder).open() as endpoint:
-        endpoint.view.health = agent_state  # type: ignore[method-assign]
+        endpoint.view.agent_health = agent_state  # type: ignore[method-assign]
         owners = [Vm("hv1", f"{number}" * 36, f"vm{number}", "/run/vm.qmp") for number in (1, 2)]
         for owner, state in zip(owners, (MonitorState.STALLED, MonitorState.UP), strict=True):
-            endpoint.view.snapshot.update_status(status(owner, state, key=owner.name))
+            endpoint.view.snapshot.update_monitor_status(status(owner, state, key=owner.name))
         async with chromium() as browser, open_page(browser, f"{endpoint.url}/#/agent") as page:
             await expect(page.locator("#monitors tbody a")).to_have_text(["vm1", "vm2"])
 
 
 async def test_a_collector_that_is_off_is_shown_with_its_cause(folder: Path) -> None:
     async with RunningEndpoint(folder).open() as endpoint:
-        endpoint.view.health = agent_state  # type: ignore[method-assign]
+        endpoint.view.agent_health = agent_state  # type: ignore[method-assign]
         healthy, degraded = (Vm("hv1", f"{number}" * 36, f"vm{number}", f"/run/vm{number}.qmp") for number in (1, 2))
-        endpoint.view.snapshot.update_status(status(healthy))
+        endpoint.view.snapshot.update_monitor_status(status(healthy))
         causes = (("block", "not JSON: <b>"), ("nodes", "the answer is too long"))
-        endpoint.view.snapshot.update_status(replace(status(degraded), degraded=causes))
+        endpoint.view.snapshot.update_monitor_status(replace(status(degraded), degraded=causes))
         async with chromium() as browser, open_page(browser, endpoint.url) as page:
             rows = page.locator("#vms .rows [role=row]")
             await expect(rows.nth(0)).not_to_contain_text("off")
@@ -84,7 +84,7 @@ async def test_a_collector_that_is_off_is_shown_with_its_cause(folder: Path) -> 
             await page.locator("#vms").get_by_role("link", name="vm2").click()
             facts = page.locator("#vm .facts")
             await expect(facts).to_contain_text("block: not JSON: <b>; nodes: the answer is too long")
-            endpoint.view.snapshot.update_status(status(degraded))
+            endpoint.view.snapshot.update_monitor_status(status(degraded))
             await expect(facts).not_to_contain_text("block")
 
 
@@ -104,10 +104,10 @@ async def test_the_host_shows_its_commitment_and_the_vms_that_wait_for_others(fo
         "load_1m": 2.5,
     }
     async with RunningEndpoint(folder).open() as endpoint:
-        endpoint.view.health = agent_state  # type: ignore[method-assign]
+        endpoint.view.agent_health = agent_state  # type: ignore[method-assign]
         snapshot = endpoint.view.snapshot
         for vm in (batch, web):
-            snapshot.update_status(status(vm))
+            snapshot.update_monitor_status(status(vm))
         pool = {"pool_bytes": 4 << 30, "free_bytes": 1 << 30, "reserved_bytes": 0}
         snapshot.replace_host_sample(Sample(HOST_HUGEPAGES, ("2M",), pool))
         snapshot.replace_host_sample(Sample(HOST, (), values | {"contention": [found]}))
@@ -137,9 +137,9 @@ async def test_a_pool_shows_its_space_its_vms_and_that_it_does_not_answer(folder
         "vm_names": ["a", "b", "c", "d", "<b>", "f"],
     }
     async with RunningEndpoint(folder).open() as endpoint:
-        endpoint.view.health = agent_state  # type: ignore[method-assign]
+        endpoint.view.agent_health = agent_state  # type: ignore[method-assign]
         snapshot = endpoint.view.snapshot
-        snapshot.update_status(status(Vm("hv1", "1" * 36, "a", "/run/a.qmp")))
+        snapshot.update_monitor_status(status(Vm("hv1", "1" * 36, "a", "/run/a.qmp")))
         snapshot.replace_host_sample(Sample(POOL, ("/srv/images", "filesystem"), pool))
         async with chromium() as browser, open_page(browser, f"{endpoint.url}/#/storage") as page:
             row = page.locator("#pools tbody tr")
@@ -173,7 +173,7 @@ async def test_an_alert_says_what_it_means_and_what_to_do(folder: Path) -> None:
 async def test_the_agents_view_begins_with_its_health(folder: Path) -> None:
     state = agent_state()
     async with RunningEndpoint(folder, timing=TIMING).open() as endpoint:
-        endpoint.view.health = lambda: state  # type: ignore[method-assign]
+        endpoint.view.agent_health = lambda: state  # type: ignore[method-assign]
         async with chromium() as browser, open_page(browser, f"{endpoint.url}/#/agent") as page:
             facts = page.locator(".facts")
             await expect(facts).to_contain_text("Healthready, no problems")
@@ -187,9 +187,9 @@ async def test_the_latency_of_a_disk_shows_who_set_its_histogram(folder: Path) -
     vm = Vm("hv1", "1" * 36, "db-1", "/run/db-1.qmp")
     owners = {"disk0": "agent", "disk1": "other", "disk2": ""}
     async with RunningEndpoint(folder, timing=TIMING).open() as endpoint:
-        endpoint.view.health = agent_state  # type: ignore[method-assign]
-        endpoint.view.histogram_owner = lambda _vm, disk: owners[disk]  # type: ignore[method-assign]
-        endpoint.view.snapshot.update_status(status(vm))
+        endpoint.view.agent_health = agent_state  # type: ignore[method-assign]
+        endpoint.view.latency_histogram_owner = lambda _vm, disk: owners[disk]  # type: ignore[method-assign]
+        endpoint.view.snapshot.update_monitor_status(status(vm))
         for second in (0, 10):
             histogram = {"boundaries_seconds": [0.001, 0.1], "counts": [second * 194, second * 5, second]}
             samples = [Sample(BLOCK, (disk,), {"read_latency_seconds": histogram}) for disk in owners]

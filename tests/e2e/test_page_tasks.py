@@ -9,7 +9,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, Page, expect
 
 from agent.model.family import Sample
-from agent.model.metrics.pool import POOL
+from agent.model.metrics.storage_pool import POOL
 from tests.lab.browser import chromium
 from tests.lab.live_page import LivePage, live_page
 

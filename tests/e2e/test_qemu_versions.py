@@ -15,8 +15,8 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from agent.cli.demo.control import GuestError
 from agent.cli.demo.guest import Guest, GuestOptions
+from agent.cli.demo.guest_qmp_client import GuestError
 from agent.model.event_table import EVENT_DEFINITIONS_BY_NAME
 from agent.qmp.queries import find_query
 from agent.schemas.record import record_schema

@@ -49,7 +49,7 @@ async def test_no_secret_is_in_responses_logs_records_or_the_process_list(fake: 
     whole["web"]["config_file"] = str(folder / "web.yml")
     agent.config.write_text(yaml.safe_dump(whole))
     alice = EndpointCredentials(user="alice", password_file=folder / "user.password")
-    async with alice.open_session() as session:
+    async with alice.open_aiohttp_session() as session:
 
         async def get(path: str) -> str:
             async with session.get(agent.url + path) as response:

@@ -116,7 +116,7 @@ async def test_an_agent_that_polls_no_vm_withholds_the_watchdog_ping(
     await start_guest()
     quick = Config.model_validate(config(folder) | {"web": {"listen_address": "127.0.0.1:0"}})
     agent = Agent(quick, limits=HealthLimits(hang_seconds=0.5))
-    async with agent.running():
+    async with agent.run_in_background():
         watching = asyncio.create_task(SystemdNotifier().keep_notifying(agent.health.hang_reason, agent.health.summary))
         await until(lambda: systemd.status() == "monitors: 1 up")
 
@@ -124,7 +124,7 @@ async def test_an_agent_that_polls_no_vm_withholds_the_watchdog_ping(
             await asyncio.Event().wait()
 
         monkeypatch.setattr(agent.thresholds, "has_pending_commands", lambda _: True)
-        monkeypatch.setattr(agent.thresholds, "pending_commands", hang)
+        monkeypatch.setattr(agent.thresholds, "pop_pending_commands", hang)
         await until(lambda: systemd.status().startswith("1 VMs are up, and none was polled"))
         pings, before = systemd.pings(), len(systemd.notifications())
         await until(lambda: len(systemd.notifications()) >= before + 3)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import orjson
 
 from agent.alerts.engine import AlertEngine
-from agent.collectors.guest import GUEST_COLLECTORS, CommandExchange, GuestCollector
+from agent.collectors.guest import GUEST_COLLECTORS, GuestCollector, TimedGuestReply
 from agent.exposition.prometheus import render_metrics
 from agent.exposition.snapshot import Snapshot
 from agent.guest.session import MAX_GUEST_SAMPLES, parse_guest_info
@@ -17,7 +17,7 @@ from agent.model.record import Vm
 from agent.monitors import Monitor
 from agent.qga.errors import GuestAgentCommandError, GuestAgentError
 from agent.qga.protocol import MAX_REPLY_BYTES, GuestAgentProtocol, GuestReply, SyncState
-from agent.session.identity import QemuBuild
+from agent.session.identity_and_features import QemuBuild
 from agent.session.shared_types import MonitorState, MonitorStatus
 from tests.lab.qmp_bytes import cut
 from tests.lab.thin_disks import policy
@@ -41,7 +41,7 @@ def guest_protocol(data: bytes) -> None:
 def _replies(stream: bytes, size: int) -> list[str]:
     """Feed bytes in chunks of `size` to a connection that sends a command whenever it is ready, and then synchronize it."""
     connection = GuestAgentProtocol(first_number=40)
-    connection.sync()  # its number is 41, which inputs can reach
+    connection.start_synchronization()  # its number is 41, which inputs can reach
     seen: list[str] = []
     for chunk in cut(stream, [size] * (len(stream) // size)):
         for message in connection.receive(chunk):
@@ -51,7 +51,7 @@ def _replies(stream: bytes, size: int) -> list[str]:
                 repr(message) if not isinstance(message, GuestReply) else f"{message.value!r} {message.error!r}"
             )
         assert len(connection._buffer) <= MAX_REPLY_BYTES
-    connection.sync()
+    connection.start_synchronization()
     list(connection.receive(b'x\n\xff{"return": 42}\n'))
     assert connection.state is SyncState.READY
     return seen
@@ -71,13 +71,13 @@ def guest_collectors(data: bytes) -> None:
         return
     values = [GuestAgentCommandError("GenericError", "x") if value == "error" else value for value in replies]
     try:
-        exchanges = [CommandExchange(value, 10**18, 10**18 + 10**6) for value in values]
+        exchanges = [TimedGuestReply(value, 10**18, 10**18 + 10**6) for value in values]
         samples = tuple(islice(collector.collect(exchanges), MAX_GUEST_SAMPLES))
     except GuestAgentError:
         return
     snapshot, alerts = Snapshot(), AlertEngine("hv7", lambda _vm, _disk: policy())
     monitor = Monitor(VM.monitor, (VM.monitor,), _no_connection)
-    snapshot.update_status(MonitorStatus(monitor, MonitorState.UP, "", VM, QemuBuild("7.2.22", "Debian"), 1))
+    snapshot.update_monitor_status(MonitorStatus(monitor, MonitorState.UP, "", VM, QemuBuild("7.2.22", "Debian"), 1))
     snapshot.replace_samples(VM, collector.families, samples, 10**18)
     alerts.on_attached(VM)
     for time_ns in (10**18, 10**18 + 10**12):

@@ -13,7 +13,7 @@ import orjson
 from agent.app.builders import StartError, build_discoverers, build_sink, session_settings
 from agent.cli.record_text import format_record
 from agent.collectors import ALL_COLLECTORS, FACTS_WITH_ALL_FEATURES, PollIntervals
-from agent.collectors.base import MAX_SAMPLES, Poll
+from agent.collectors.base import MAX_SAMPLES, PollResult
 from agent.config.errors import ConfigError
 from agent.config.loader import validate_yaml
 from agent.config.model import Config
@@ -27,7 +27,7 @@ from agent.monitors import Monitor
 from agent.qmp.commands import Command
 from agent.qmp.errors import CommandError, ProtocolError, QmpError
 from agent.qmp.protocol import Event, Message
-from agent.session.identity import QemuBuild, identify
+from agent.session.identity_and_features import QemuBuild, identify
 from agent.session.shared_types import MonitorState, MonitorStatus
 from tests.fuzz.guest_targets import guest_collectors, guest_protocol
 from tests.lab.qmp_bytes import cut, ready
@@ -66,7 +66,7 @@ def _receive(stream: bytes, size: int) -> tuple[list[Message], str]:
     connection = ready(bound=MAX_BYTES)
     messages: list[Message] = []
     connection.send([Command("query-status"), Command("query-blockstats"), Command("query-jobs")])
-    connection.probe()
+    connection.next_oob_probe()
     ended = ""
     for chunk in cut(stream, [size] * (len(stream) // size)):
         try:
@@ -109,12 +109,14 @@ def collectors(data: bytes) -> None:
                 collector.collect(collector.pair_replies_with_subjects(FACTS_WITH_ALL_FEATURES, replies)), MAX_SAMPLES
             )
         )
-        now = Poll(samples, 10**18, 100.0)
-        before = Poll(tuple(collector.derive(Poll(), Poll(samples, 10**18 - 10**9, 99.0))), 10**18 - 10**9, 99.0)
+        now = PollResult(samples, 10**18, 100.0)
+        before = PollResult(
+            tuple(collector.derive(PollResult(), PollResult(samples, 10**18 - 10**9, 99.0))), 10**18 - 10**9, 99.0
+        )
         samples = tuple(collector.derive(before, now))
         notices = [
-            *collector.transitions(Poll(), now),
-            *collector.transitions(Poll(samples), Poll((), 2 * 10**18, 200.0)),
+            *collector.transitions(PollResult(), now),
+            *collector.transitions(PollResult(samples), PollResult((), 2 * 10**18, 200.0)),
         ]
         wait = collector.next_poll_delay(samples, FACTS_WITH_ALL_FEATURES, INTERVALS)
         collector.topology(samples)
@@ -123,7 +125,7 @@ def collectors(data: bytes) -> None:
     assert wait is None or wait > 0
     snapshot = Snapshot()
     monitor = Monitor(vm.monitor, (vm.monitor,), _no_connection)
-    snapshot.update_status(MonitorStatus(monitor, MonitorState.UP, "", vm, QemuBuild("7.2.22", "Debian"), 1))
+    snapshot.update_monitor_status(MonitorStatus(monitor, MonitorState.UP, "", vm, QemuBuild("7.2.22", "Debian"), 1))
     snapshot.replace_samples(vm, collector.families, samples, 10**18)
     for sample in samples:
         check_sample(collector.name, sample)
@@ -134,7 +136,9 @@ def collectors(data: bytes) -> None:
         assert series.startswith("# ") or _SERIES.fullmatch(series), series
 
 
-_COLLECTORS: Final = {collector.name.encode(): collector for collector in ALL_COLLECTORS if not collector.host_only}
+_COLLECTORS: Final = {
+    collector.name.encode(): collector for collector in ALL_COLLECTORS if not collector.reads_only_host_files
+}
 
 
 def _reply(value: Any) -> Any:

@@ -12,8 +12,8 @@ from aiohttp import web
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from qemu.qmp import ExecuteError, QMPClient
 
-from agent.cli.demo.control import GuestError
 from agent.cli.demo.guest import FAST_PAUSE_SECONDS, GuestKind
+from agent.cli.demo.guest_qmp_client import GuestError
 from agent.cli.demo.images import MissingDependencyError, build_boot_sector, linux_image
 from tests.lab.fake_qemu import FakeError, FakeQemu, split_json_values
 from tests.lab.fixtures import StartGuest, StartPrometheus

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from typing import Any, Final
 
-from agent.alerts.disk_types import ThresholdMode
+from agent.alerts.disk_threshold_types import ThresholdMode
 from agent.alerts.engine import AlertChange, AlertEngine
 from agent.model.event_table import find_event_definition
 from agent.model.family import Family, Sample
@@ -114,7 +114,7 @@ class AlertScenario:
 
     def samples(self, at: float, family: Family, *samples: Sample, vm: Vm = VM) -> list[Change]:
         """Pass all samples of a family to the alerts of tables and of the operator."""
-        return self._changes(self.engine.on_rule_samples(vm, (family,), samples, int(at * SECOND)))
+        return self._changes(self.engine.on_samples_for_alert_rules(vm, (family,), samples, int(at * SECOND)))
 
     def io_status(self, at: float, vm: Vm = VM, **devices: str) -> list[Change]:
         """Pass the result of a poll of devices. The keywords are the device's io-status, by device."""

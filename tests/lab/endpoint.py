@@ -15,7 +15,7 @@ from agent.http.connection_limits import DEFAULT_CONNECTION_LIMITS, ConnectionLi
 from agent.http.handlers import create_application
 from agent.http.record_stream import RecordBroadcaster
 from agent.http.server import HttpEndpoint
-from agent.http.sse import DEFAULT_INTERVALS, StreamIntervals
+from agent.http.sse import DEFAULT_INTERVALS, SseSendIntervals
 from agent.model.record import RecordEncoder, Vm
 from tests.lab.scripted_peer import TIMEOUT_SECONDS
 from tests.lab.waiting import until
@@ -46,7 +46,7 @@ class FakeView:
     def warnings(self) -> list[str]:
         return self.warned
 
-    def health(self) -> dict[str, Any]:
+    def agent_health(self) -> dict[str, Any]:
         return {"unready_reasons": self.reasons}
 
     def firing_alerts(self) -> list[dict[str, Any]]:
@@ -55,17 +55,17 @@ class FakeView:
     def describe_alerts(self) -> dict[str, dict[str, str]]:
         return describe_alerts()
 
-    def levels_in_bytes(self, _vm: Vm, _device: str, /) -> list[tuple[str, int]]:
+    def disk_alert_levels_in_bytes(self, _vm: Vm, _device: str, /) -> list[tuple[str, int]]:
         return [("80%", 80)]
 
-    def histogram_owner(self, _vm: Vm, _device: str, /) -> str:
+    def latency_histogram_owner(self, _vm: Vm, _device: str, /) -> str:
         return "agent"
 
     def rewrite_state_topic(self) -> int | None:
         self.rewrites += 1
         return self.states
 
-    def on_scrape(self, seconds: float) -> None:
+    def set_last_scrape_seconds(self, seconds: float) -> None:
         self.scrapes.append(seconds)
 
 
@@ -94,7 +94,7 @@ class RunningEndpoint:
         config: Any = None,
         listen: str = "127.0.0.1:0",
         limits: ConnectionLimits = DEFAULT_CONNECTION_LIMITS,
-        timing: StreamIntervals = DEFAULT_INTERVALS,
+        timing: SseSendIntervals = DEFAULT_INTERVALS,
         view: FakeView | None = None,
     ) -> None:
         self.path = folder / "web.yml"
@@ -113,7 +113,7 @@ class RunningEndpoint:
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator["RunningEndpoint"]:
-        async with self.endpoint.serving() as self.url:
+        async with self.endpoint.serve_in_background() as self.url:
             self.host, port = self.url.rpartition("//")[2].rsplit(":", 1)
             self.port = int(port)
             yield self
@@ -121,7 +121,7 @@ class RunningEndpoint:
     async def get(self, path: str = "/healthz", credentials: EndpointCredentials | None = None, **more: Any) -> int:
         """Send a GET request, and return the status of the response."""
         async with (
-            (credentials or EndpointCredentials()).open_session() as session,
+            (credentials or EndpointCredentials()).open_aiohttp_session() as session,
             session.get(self.url + path, **more) as response,
         ):
             await response.read()

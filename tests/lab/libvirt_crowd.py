@@ -28,7 +28,7 @@ async def make_calls(pool: ConnectionPool, uuid: str, outcomes: set[bytes]) -> N
     """Make one call after the other until cancelled, and add each call's outcome to a set."""
     while True:
         try:
-            await pool.run(lambda connection: connection.look_up_domain(uuid).blockInfo("vdb"))
+            await pool.call_with_connection(lambda connection: connection.look_up_domain(uuid).blockInfo("vdb"))
             outcomes.add(ANSWERED)
         except QmpError:
             outcomes.add(ENDED)

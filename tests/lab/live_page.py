@@ -10,12 +10,12 @@ from typing import Any
 from playwright.async_api import Browser, Page
 
 from agent.http.connection_limits import ConnectionLimits
-from agent.http.sse import StreamIntervals
+from agent.http.sse import SseSendIntervals
 from tests.lab.browser import open_page
 from tests.lab.endpoint import RunningEndpoint
 from tests.lab.page_host import FakeHost
 
-TIMING = StreamIntervals(overview_seconds=0.05)
+TIMING = SseSendIntervals(overview_seconds=0.05)
 PATIENT = ConnectionLimits(header_seconds=600.0, idle_seconds=600.0, read_seconds=600.0)
 """A browser under load may take long from a connection to its first request."""
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Final
 
 from agent.cli.doctor.inspection import inspect_host
-from agent.cli.doctor.model import InspectedHost, VmReport
+from agent.cli.doctor.model import HostToInspect, VmReport
 from agent.config.model import Config
 from agent.host.socket_permissions import User
-from agent.host.socket_table import ESTABLISHED, SocketEntry
+from agent.host.unix_and_tcp_sockets import ESTABLISHED, SocketTableEntry
 
 LISTENS: Final = 10
 ROOT: Final = User("root", 0, frozenset({0}))
@@ -69,7 +69,7 @@ class FakeProcHost:
 
     def __init__(self, folder: Path) -> None:
         self.proc = folder / "proc"
-        self.table: dict[int, SocketEntry] = {}
+        self.table: dict[int, SocketTableEntry] = {}
         self._inodes = iter(range(1, 1000))
 
     def add_process(self, pid: int, line: str, uid: int = 0, fds: Mapping[int, int] | None = None) -> Path:
@@ -89,13 +89,16 @@ class FakeProcHost:
     def add_listener(self, path: str) -> int:
         """Add a listening socket and return its inode."""
         inode = next(self._inodes)
-        self.table[inode] = SocketEntry(LISTENS, path)
+        self.table[inode] = SocketTableEntry(LISTENS, path)
         return inode
 
     def add_connection(self, path: str) -> tuple[int, int]:
         """Add a connection to a path and return the inodes of the server's and of the client's end."""
         server, client = next(self._inodes), next(self._inodes)
-        self.table |= {server: SocketEntry(ESTABLISHED, path, client), client: SocketEntry(ESTABLISHED, "", server)}
+        self.table |= {
+            server: SocketTableEntry(ESTABLISHED, path, client),
+            client: SocketTableEntry(ESTABLISHED, "", server),
+        }
         return server, client
 
     def add_libvirt(self, pid: int, manager: int, **values: str) -> None:
@@ -114,4 +117,4 @@ class FakeProcHost:
             pattern: the VMs.
         """
         config = Config.model_validate({"monitors": monitors}) if monitors else None
-        return inspect_host(InspectedHost(ROOT, config, self.proc.parent, self.proc, self.table), pattern)
+        return inspect_host(HostToInspect(ROOT, config, self.proc.parent, self.proc, self.table), pattern)

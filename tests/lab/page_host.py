@@ -13,12 +13,12 @@ from agent.model.metrics.identity import IDENTITY
 from agent.model.metrics.jobs import JOB
 from agent.model.metrics.memory import GUEST_MEMORY
 from agent.model.metrics.migration import MIGRATION
-from agent.model.metrics.pool import POOL
 from agent.model.metrics.runstate import RUNSTATE
-from agent.model.metrics.vm_process import NET, PROCESS, VCPU
+from agent.model.metrics.storage_pool import POOL
+from agent.model.metrics.vm_process_and_interfaces import NET, PROCESS, VCPU
 from agent.model.record import Record, RecordEncoder, Severity, Vm
 from agent.monitors import Monitor
-from agent.session.identity import QemuBuild
+from agent.session.identity_and_features import QemuBuild
 from agent.session.shared_types import MonitorState, MonitorStatus
 from tests.lab.endpoint import FakeView
 from tests.lab.snapshots import OPEN
@@ -160,7 +160,7 @@ class FakeHost(FakeView):
         self._encode = RecordEncoder()
         self._turn = itertools.cycle(range(POLL_SECONDS))
         for fake in self.vms:
-            self.snapshot.update_status(fake.status())
+            self.snapshot.update_monitor_status(fake.status())
         for second in (0, 1):
             for fake in self.vms:
                 self._poll(fake, start + (second - 1) * POLL_SECONDS)
@@ -177,7 +177,7 @@ class FakeHost(FakeView):
 
     def leave(self, fake: FakeVm) -> None:
         """Detach a VM."""
-        self.snapshot.update_status(replace(fake.status(), state=MonitorState.GONE))
+        self.snapshot.update_monitor_status(replace(fake.status(), state=MonitorState.GONE))
 
     def _poll(self, fake: FakeVm, at: float) -> None:
         samples = fake.samples(POLL_SECONDS)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from agent.cli.demo.control import GuestError
 from agent.cli.demo.guest import Guest, GuestKind, GuestOptions
+from agent.cli.demo.guest_qmp_client import GuestError
 from tests.lab.machine import free_port
 from tests.lab.waiting import DEADLINE_SECONDS, until
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from agent.cli.demo.control import GuestError
 from agent.cli.demo.guest import FAST_PAUSE_SECONDS, Guest, GuestKind, GuestOptions
+from agent.cli.demo.guest_qmp_client import GuestError
 from agent.consumer.state_reader import StateReader
 from tests.lab import provoke
 from tests.lab.agent_process import AgentProcess, Record

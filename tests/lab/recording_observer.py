@@ -19,7 +19,7 @@ from agent.session.shared_types import (
     PollOutcome,
     SessionContext,
     SessionSettings,
-    VmChange,
+    VmLifecycleChange,
 )
 from agent.session.supervisor_group import SupervisorGroup
 from tests.lab.simulated_clock import longest_wait_seconds
@@ -51,26 +51,26 @@ class RecordingObserver:
     def on_event(self, record: Record) -> None:
         self._add("on_record", record)
 
-    def on_event_read(self, event: Record) -> None:
+    def on_event_before_coalescing(self, event: Record) -> None:
         self._add("on_event_read", event)
 
-    def on_lifecycle(self, change: VmChange, record: Record) -> None:
-        assert record.type == change.type
+    def on_lifecycle(self, change: VmLifecycleChange, record: Record) -> None:
+        assert record.type == change.record_type
         self._add("on_record", record)
 
-    def on_transition(self, record: Record) -> None:
+    def on_transition_between_polls(self, record: Record) -> None:
         self._add("on_record", record)
 
     def on_samples(self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int) -> None:
         self._add("on_samples", (vm, families, samples, time_ns))
 
-    def on_status(self, status: MonitorStatus) -> None:
+    def on_monitor_status(self, status: MonitorStatus) -> None:
         self._add("on_status", status)
 
     def on_monitor_removed(self, monitor: Monitor) -> None:
         self._add("on_monitor_removed", monitor)
 
-    def on_connection_refused(self, address: str, reason: str) -> None:
+    def on_incoming_connection_refused(self, address: str, reason: str) -> None:
         self._add("on_connection_refused", (address, reason))
 
     def on_response_time(self, seconds: float) -> None:

@@ -184,7 +184,7 @@ async def running(
         stop_seconds: how long the stop may take. By default it is long enough for the journal on a busy machine. While the sink fails, a
             stop does not wait for it. A test in which the stop has to drop records passes a short time.
     """
-    async with asyncio.timeout(3 * DEADLINE_SECONDS), pipeline.running(stop_seconds):
+    async with asyncio.timeout(3 * DEADLINE_SECONDS), pipeline.run_in_background(stop_seconds):
         yield pipeline
 
 

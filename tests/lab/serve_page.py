@@ -36,7 +36,7 @@ class HostAfterNight(FakeHost):
         for fake in self.vms:
             if fake.trouble == "io-error":
                 fake.since = start - NIGHT_SECONDS
-                self.snapshot.update_status(fake.status())
+                self.snapshot.update_monitor_status(fake.status())
 
     def firing_alerts(self) -> list[dict[str, Any]]:
         """Return the alerts, which began in the night."""

@@ -9,7 +9,7 @@ from agent.model.metrics import FAMILIES
 from agent.model.record import Record, Vm
 from agent.monitors import Monitor
 from agent.monitors.base import ConnectionOpener
-from agent.session.identity import QemuBuild
+from agent.session.identity_and_features import QemuBuild
 from agent.session.shared_types import MonitorState, MonitorStatus
 
 UUIDS = ["11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222"]
@@ -66,19 +66,19 @@ class OneVmSource:
 
     def __init__(self) -> None:
         self.snapshot = Snapshot()
-        self.snapshot.update_status(status(vm()))
+        self.snapshot.update_monitor_status(status(vm()))
         self.error = ""
 
-    def health(self) -> dict[str, Any]:
+    def agent_health(self) -> dict[str, Any]:
         return {"error": self.error}
 
     def firing_alerts(self) -> list[dict[str, Any]]:
         return []
 
-    def levels_in_bytes(self, _vm: Vm, _device: str, /) -> list[tuple[str, int]]:
+    def disk_alert_levels_in_bytes(self, _vm: Vm, _device: str, /) -> list[tuple[str, int]]:
         return [("80%", 80), ("90%", 90)]
 
-    def histogram_owner(self, _vm: Vm, _device: str, /) -> str:
+    def latency_histogram_owner(self, _vm: Vm, _device: str, /) -> str:
         return ""
 
     def put(

@@ -23,8 +23,8 @@ from agent.model.metrics.runstate import RUNSTATE
 from agent.model.persistent_entry import PersistentEntry
 from agent.model.record import EncodedRecord, Record, Vm
 from agent.monitors import Monitor
-from agent.session.identity import QemuBuild
-from agent.session.shared_types import MonitorState, MonitorStatus, VmChange
+from agent.session.identity_and_features import QemuBuild
+from agent.session.shared_types import MonitorState, MonitorStatus, VmLifecycleChange
 from tests.lab.thin_guests import ListSink
 
 AWAY = 61.0
@@ -125,7 +125,7 @@ class ScriptedHost:
         """Kill the agent, perhaps while it writes states."""
         assert self.agent is not None
         assert self.agent.state_publisher is not None
-        turn = asyncio.create_task(self.agent.state_publisher.run_turn())
+        turn = asyncio.create_task(self.agent.state_publisher.build_and_write_changed_states())
         for _ in range(rng.randrange(40)):
             await asyncio.sleep(0)
         turn.cancel()
@@ -141,7 +141,7 @@ class ScriptedHost:
     async def deliver_state(self, records: Sequence[EncodedRecord]) -> None:
         await self.deliver(records)
 
-    async def persist_entry(self, entry: PersistentEntry) -> bool:
+    async def store_entry_in_journal(self, entry: PersistentEntry) -> bool:
         await asyncio.sleep(0)
         self._store(entry)
         return True
@@ -159,9 +159,9 @@ class ScriptedHost:
         if self.agent is None:
             return
         source = self._source(vm)
-        record = Record(VmChange.ATTACHED.type, source, {"monitor": source.monitor}, time.time_ns())
-        self.agent.observer.on_lifecycle(VmChange.ATTACHED, record)
-        self.agent.observer.on_status(self._status(vm, MonitorState.UP))
+        record = Record(VmLifecycleChange.ATTACHED.record_type, source, {"monitor": source.monitor}, time.time_ns())
+        self.agent.observer.on_lifecycle(VmLifecycleChange.ATTACHED, record)
+        self.agent.observer.on_monitor_status(self._status(vm, MonitorState.UP))
         self.poll(vm)
 
     def poll(self, vm: ScriptedVm) -> None:
@@ -176,20 +176,20 @@ class ScriptedHost:
         samples = [Sample(RUNSTATE, (), values), Sample(GUEST_AGENT, (), {"connected": True}), *disks]
         self.agent.observer.on_samples(self._source(vm), (RUNSTATE, GUEST_AGENT, BLOCK_LAYER), samples, time.time_ns())
 
-    def detach(self, vm: ScriptedVm, change: VmChange, **data: Any) -> None:
+    def detach(self, vm: ScriptedVm, change: VmLifecycleChange, **data: Any) -> None:
         """Report that the session with a VM ended."""
         if self.agent is None:
             return
-        record = Record(change.type, self._source(vm), {"reason": "scripted", **data}, time.time_ns())
+        record = Record(change.record_type, self._source(vm), {"reason": "scripted", **data}, time.time_ns())
         self.agent.observer.on_lifecycle(change, record)
-        self.agent.observer.on_status(self._status(vm, MonitorState.GONE))
+        self.agent.observer.on_monitor_status(self._status(vm, MonitorState.GONE))
 
     def emit(self, vm: ScriptedVm, event: str) -> None:
         """Report an event."""
         if self.agent is not None:
             data = {"event": event, "category": "runstate", "qemu": {"action": "pause"}}
             record = Record(f"qemu.event.{event.lower()}", self._source(vm), data, time.time_ns())
-            self.agent.observer.on_event_read(record)
+            self.agent.observer.on_event_before_coalescing(record)
 
     def expire_alerts(self) -> None:
         """Let the agent resolve the alerts of VMs that are gone."""
@@ -254,7 +254,7 @@ class Fleet:
                 await host.kill_agent(self.rng)
                 self._count("kill_agent")
             elif host.agent.state_publisher is not None and number % 3 == 0:
-                await host.agent.state_publisher.run_turn()
+                await host.agent.state_publisher.build_and_write_changed_states()
 
     @property
     def firing_alerts(self) -> int:
@@ -305,9 +305,9 @@ class Fleet:
     async def _write_all(self, host: ScriptedHost) -> None:
         assert host.agent is not None
         assert host.agent.state_publisher is not None
-        await host.agent.state_publisher.run_turn()
+        await host.agent.state_publisher.build_and_write_changed_states()
         while host.agent.state_publisher.pending_count:
-            await host.agent.state_publisher.run_turn()
+            await host.agent.state_publisher.build_and_write_changed_states()
 
     def _start_agent(self, number: int) -> None:
         vms = [vm for vm in self.vms.values() if vm.host == number]
@@ -336,12 +336,12 @@ class Fleet:
     def _shut_down_vm(self) -> None:
         vm, host = self._any_vm()
         del self.vms[vm.uuid]
-        host.detach(vm, VmChange.GONE, shutdown_reason="guest-shutdown")
+        host.detach(vm, VmLifecycleChange.GONE, shutdown_reason="guest-shutdown")
 
     def _kill_vm(self) -> None:
         vm, host = self._any_vm()
         del self.vms[vm.uuid]
-        host.detach(vm, VmChange.GONE)
+        host.detach(vm, VmLifecycleChange.GONE)
 
     def _change_run_state(self) -> None:
         vm, host = self._any_vm()
@@ -364,7 +364,7 @@ class Fleet:
 
     def _restart_monitor(self) -> None:
         vm, host = self._any_vm()
-        host.detach(vm, VmChange.GONE)
+        host.detach(vm, VmLifecycleChange.GONE)
         host.attach(vm)
 
     def _move_vm(self) -> None:
@@ -376,7 +376,7 @@ class Fleet:
         vm.host = self.rng.choice([number for number in range(len(self.hosts)) if number != vm.host])
         vm.status = "running"
         steps: list[Callable[[], object]] = [
-            lambda: source.detach(before, VmChange.MIGRATED_OUT),
+            lambda: source.detach(before, VmLifecycleChange.MIGRATED_OUT),
             lambda: self.hosts[vm.host].attach(vm),
         ]
         self.rng.shuffle(steps)

@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 from typing import Any
 
-from agent.alerts.disk_types import DetectedBy, DiskLayer, LevelCrossing, ThresholdMode, ThresholdPolicy
+from agent.alerts.disk_levels import parse_disk_level
+from agent.alerts.disk_threshold_types import DetectedBy, DiskLayer, LevelCrossing, ThresholdMode, ThresholdPolicy
 from agent.alerts.engine import AlertEngine
-from agent.alerts.levels import parse_disk_level
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.record import Record, Vm
-from agent.session.identity import identify
+from agent.session.identity_and_features import identify
 
 GIB = 1 << 30
 HOST = "host1"
@@ -87,7 +87,7 @@ def poll_layers(tracker: ThresholdTracker, disk: Disk, now: float = 0.0) -> list
 
 def arm(tracker: ThresholdTracker, disk: Disk) -> int:
     """Set the tracker's next threshold in the disk's slot. Return the threshold in bytes; 0 if the tracker sets none."""
-    threshold = tracker.claim_next_threshold()
+    threshold = tracker.mark_next_threshold_as_set()
     if threshold is None:
         return 0
     node, disk.slot = threshold

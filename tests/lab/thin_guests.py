@@ -200,7 +200,7 @@ class AlertWatcher:
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        self.url = await self._stack.enter_async_context(self.app.running())
+        self.url = await self._stack.enter_async_context(self.app.run_in_background())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -269,7 +269,7 @@ class AlertWatcher:
 
     def values(self, vm: str, family: str) -> Mapping[Any, Data]:
         """Return the last values of a VM's family, by labels."""
-        for view_vm, view in self.app.snapshot.views():
+        for view_vm, view in self.app.snapshot.one_view_per_uuid():
             if view_vm.name == vm and family in view.polls:
                 return view.polls[family].current
         return {}

@@ -4,10 +4,10 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from agent.alerts.disk_levels import levels_to_bytes, parse_disk_level
 from agent.alerts.disk_space_values import space_sample
-from agent.alerts.disk_types import ThresholdMode, ThresholdPolicy
+from agent.alerts.disk_threshold_types import ThresholdMode, ThresholdPolicy
 from agent.alerts.engine import AlertChange, AlertEngine
-from agent.alerts.levels import levels_to_bytes, parse_disk_level
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
 from agent.model.metrics.block_layers import BLOCK_LAYER
@@ -176,7 +176,7 @@ class Agent:
 
     def pending_commands(self) -> list[tuple[str, int]]:
         """Return the thresholds to set, by node. Their entry is put into the journal first."""
-        commands = self.engine.threshold_commands.pending_commands(VM)
+        commands = self.engine.threshold_commands.pop_pending_commands(VM)
         if commands:
             self.journal.put(None, self.engine.persistence.entry_of_vm(UUID))
         thresholds = []

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agent.alerts.overrides import AlertOverrides
-from agent.alerts.process_state import VmProcessState
 from agent.alerts.rules.comparison import check_all
+from agent.alerts.rules.overrides import AlertOverrides
+from agent.alerts.rules.process_state import VmProcessState
 from agent.alerts.rules.rule_types import EventAlertRule, EventMatch
 from agent.alerts.rules.sample_rule_evaluator import MAX_RULE_SUBJECTS
 from agent.alerts.store import Alert, AlertStore
@@ -75,10 +75,10 @@ class EventRuleEvaluator:
     def _on_match(
         self, state: VmProcessState, rule: EventAlertRule, event: Record, subject: str, now_ns: int
     ) -> Iterator[Record]:
-        seconds = self.overrides.seconds_of(rule.alert, state.vm, subject, rule.seconds)
+        seconds = self.overrides.min_duration_seconds_of_alert(rule.alert, state.vm, subject, rule.seconds)
         count = 1
         if rule.limit is not None:
-            limit = max(1.0, self.overrides.limit_of(rule, state.vm, subject))
+            limit = max(1.0, self.overrides.limit_of_rule(rule, state.vm, subject))
             count = self._count_event(state, rule, subject, event.time_ns, int(limit), seconds)
             if count < limit:
                 return
@@ -118,7 +118,7 @@ class EventRuleEvaluator:
                 data[name] = sanitize(value) if isinstance(value, str) else value
         until_ns = now_ns + int(rule.lasts * 1e9) if rule.lasts is not None else 0
         attributes = {"until_ns": until_ns, "custom": rule.custom}
-        return state.alert(rule.alert, subject, rule.severity, event.time_ns, data, **attributes)
+        return state.build_alert(rule.alert, subject, rule.severity, event.time_ns, data, **attributes)
 
     def _resolve(
         self, state: VmProcessState, rule: EventAlertRule, name: str, subject: str, time_ns: int

@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Iterator, Sequence
 
-from agent.alerts.overrides import AlertOverrides
-from agent.alerts.process_state import VmProcessState
 from agent.alerts.rules.event_rule_evaluator import EventRuleEvaluator
 from agent.alerts.rules.event_rules import EVENT_ALERT_RULES
+from agent.alerts.rules.overrides import AlertOverrides
+from agent.alerts.rules.process_state import VmProcessState
 from agent.alerts.rules.rule_types import EventAlertRule, SampleAlertRule
 from agent.alerts.rules.sample_rule_evaluator import SampleRuleEvaluator
 from agent.alerts.rules.sample_rules import SAMPLE_ALERT_RULES
@@ -34,7 +34,7 @@ class RuleEvaluator:
     def configure(self, overrides: AlertOverrides, custom: Sequence[SampleAlertRule | EventAlertRule]) -> None:
         """Replace the overrides and the custom alerts. The next tick applies the overrides to the alerts that already fire."""
         self.overrides = self.samples.overrides = self.events.overrides = overrides
-        self._store.apply_override = overrides.adjust
+        self._store.apply_override = overrides.override_severity_or_mute
         self._custom = frozenset(rule.alert for rule in custom)
         self.samples.set_rules((*SAMPLE_ALERT_RULES, *(rule for rule in custom if isinstance(rule, SampleAlertRule))))
         self.events.set_rules((*EVENT_ALERT_RULES, *(rule for rule in custom if isinstance(rule, EventAlertRule))))

@@ -128,7 +128,7 @@ class SampleAlertRule(AlertRule):
         ] if self.distinguishing_label else ""
 
     @property
-    def condition(self) -> str:
+    def condition_markdown(self) -> str:
         """The condition in Markdown, such as "`job.progress_per_second == 0` while `status == running`"."""
         test = FieldComparison((f"{self.family.name}.{self.field}",), self.operator, self.value)
         what = f"`{test.path[0]} {self.operator} limit`" if self.limit is not None else f"`{test}`"
@@ -170,6 +170,6 @@ class EventAlertRule(AlertRule):
     copied_fields: tuple[str, ...] = ()
 
     @property
-    def condition(self) -> str:
+    def condition_markdown(self) -> str:
         """The condition in Markdown."""
         return f"event {self.match}"

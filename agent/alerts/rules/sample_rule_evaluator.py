@@ -7,11 +7,11 @@ the value is unknown between two polls. A field that is absent from a sample nei
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-from agent.alerts.overrides import AlertOverrides
 from agent.alerts.pool_usage import PoolUsage
-from agent.alerts.process_state import VmProcessState
 from agent.alerts.rules.comparison import Operator, check_all, compare, with_hysteresis
 from agent.alerts.rules.derived_samples import SampleDerivation, VmRuleState, all_sample_derivations
+from agent.alerts.rules.overrides import AlertOverrides
+from agent.alerts.rules.process_state import VmProcessState
 from agent.alerts.rules.rule_types import SampleAlertRule
 from agent.alerts.rules.snapshot_ages import ExternalSnapshotAges
 from agent.alerts.store import Alert, AlertStore
@@ -170,7 +170,7 @@ class SampleRuleEvaluator:
             return self._has_increased(state, rule, sample, value) if tests_pass else None
         limit = rule.value
         if rule.limit is not None:
-            limit = self.overrides.limit_of(rule, state.vm, rule.key_of(sample)[0])
+            limit = self.overrides.limit_of_rule(rule, state.vm, rule.key_of(sample)[0])
         if is_firing and rule.resolve_at is not None:
             limit = rule.resolve_at
         elif is_firing and rule.hysteresis:
@@ -215,7 +215,7 @@ class SampleRuleEvaluator:
             if firing is not None and rule.lasts is None and rule.resolved_when_false and time_ns >= firing.seen_ns:
                 yield from self._store.resolve([firing], time_ns, "condition")
             return
-        seconds = self.overrides.seconds_of(rule.alert, state.vm, subject, rule.seconds)
+        seconds = self.overrides.min_duration_seconds_of_alert(rule.alert, state.vm, subject, rule.seconds)
         if seconds and firing is None:
             if key not in pending and len(pending) >= MAX_RULE_SUBJECTS:
                 self._store.suppressed += 1
@@ -237,7 +237,7 @@ class SampleRuleEvaluator:
             if isinstance(value := values.get(name), bool | int | float | str):
                 data[name] = sanitize(value) if isinstance(value, str) else value
         until_ns = time_ns + int(rule.lasts * 1e9) if rule.lasts is not None else 0
-        return state.alert(
+        return state.build_alert(
             rule.alert, subject, rule.severity, time_ns, data, level=level, until_ns=until_ns, custom=rule.custom
         )
 

@@ -8,7 +8,7 @@ from agent.model.metrics.block_stall import BLOCK_STALL
 from agent.model.metrics.jobs import JOB
 from agent.model.metrics.memory import GUEST_MEMORY
 from agent.model.metrics.migration import MIGRATION
-from agent.model.metrics.vm_process import CGROUP
+from agent.model.metrics.vm_process_and_interfaces import CGROUP
 from agent.model.record import Severity
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0

@@ -54,5 +54,5 @@ async def run_agent_on_monitor(monitor: Path, config: Config, listen: str) -> As
         "web": config.web.model_copy(update={"listen_address": listen, "config_file": None}),
         "alerts": config.alerts.model_copy(update={"alertmanager": None}),
     }
-    async with Agent(config.model_copy(update=changes)).running():
+    async with Agent(config.model_copy(update=changes)).run_in_background():
         yield

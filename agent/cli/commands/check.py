@@ -4,11 +4,11 @@ import argparse
 import logging
 import os
 
-from agent.cli.agent_endpoint import configured_endpoint_url
-from agent.cli.check import check_config
+from agent.cli.check import run_all_checks
+from agent.cli.endpoint_options import configured_endpoint_url
 from agent.cli.event_loop import run_coroutine
 from agent.cli.http_client import AgentRequestError, EndpointCredentials, request_json
-from agent.common.paths import CONFIG_PATH
+from agent.common.default_paths import CONFIG_PATH
 from agent.config.loader import load_config
 
 
@@ -19,11 +19,11 @@ def execute(parsed: argparse.Namespace) -> int:
     print(f"{path}: the config is valid")
     if parsed.syntax:
         return 0
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # `check_config` reports the error
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # `run_all_checks` reports the error
     failures = []
 
     async def print_findings() -> None:
-        async for finding in check_config(config, await _watched_monitors(configured_endpoint_url(config.web))):
+        async for finding in run_all_checks(config, await _watched_monitors(configured_endpoint_url(config.web))):
             print(f"{'ok' if finding.ok else 'FAIL':4}  {finding.text}", flush=True)
             if not finding.ok:
                 failures.append(finding)

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 from agent.cli.doctor.inspection import inspect_host
-from agent.cli.doctor.model import InspectedHost
+from agent.cli.doctor.model import HostToInspect
 from agent.cli.doctor.rendering import render_reports
 from agent.cli.doctor.storage import add_image_reports
-from agent.cli.subcommands import USAGE_ERROR
-from agent.common.paths import CONFIG_PATH
+from agent.cli.subcommand_runner import USAGE_ERROR
+from agent.common.default_paths import CONFIG_PATH
 from agent.config.loader import load_config
 from agent.host import socket_permissions
 
@@ -24,7 +24,7 @@ def execute(parsed: argparse.Namespace) -> int:
     except KeyError:
         print(f"qmp-agent: user {parsed.user} does not exist on this host", file=sys.stderr)
         return USAGE_ERROR
-    host = InspectedHost(user, load_config(path) if path is not None else None)
+    host = HostToInspect(user, load_config(path) if path is not None else None)
     reports = add_image_reports(inspect_host(host, parsed.vm), user, host.proc)
     if parsed.json:
         print(json.dumps([dataclasses.asdict(vm) for vm in reports], indent=2))

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from agent.cli import journal
-from agent.common.paths import CONFIG_PATH
+from agent.common.default_paths import CONFIG_PATH
 from agent.config.loader import load_config
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from agent.app.agent import run
 from agent.cli.event_loop import run_coroutine
-from agent.common.paths import CONFIG_PATH
+from agent.common.default_paths import CONFIG_PATH
 from agent.config.loader import load_config
 from agent.runtime.logging import configure_logging
 

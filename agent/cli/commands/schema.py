@@ -26,6 +26,6 @@ def _schema(of: str) -> dict[str, Any]:
             from agent.schemas.record import record_schema  # noqa: PLC0415 - as above
 
             return record_schema()
-    from agent.schemas.data import published_schemas  # noqa: PLC0415 - as above
+    from agent.schemas.data import published_data_schemas  # noqa: PLC0415 - as above
 
-    return published_schemas()
+    return published_data_schemas()

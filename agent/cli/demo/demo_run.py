@@ -15,12 +15,12 @@ import orjson
 from agent.alerts.alertmanager_config import AlertmanagerConfig
 from agent.app.agent import Agent
 from agent.app.builders import StartError
-from agent.cli.demo.control import GuestError
 from agent.cli.demo.guest import FAST_PAUSE_SECONDS, Guest, GuestKind, GuestOptions, wait_until
+from agent.cli.demo.guest_qmp_client import GuestError
 from agent.cli.demo.images import MissingDependencyError, cache_directory, linux_image
 from agent.cli.record_text import format_record
 from agent.common.errors import SubcommandError
-from agent.config.model import AlertsConfig, AllowConfig, Config, IntervalsConfig
+from agent.config.model import AlertsConfig, AllowedChangesConfig, Config, IntervalsConfig
 from agent.config.web import WebSectionConfig
 from agent.delivery.sinks.jsonl import JsonLinesConfig
 from agent.guest.config import GuestAgentConfig, GuestIntervalsConfig
@@ -149,13 +149,13 @@ async def _run_agent(folder: Path, records: Path, alerts: AlertsConfig) -> Async
                 jsonl=JsonLinesConfig(path=records, max_size=1 << 40),
                 web=WebSectionConfig(listen_address=listen),
                 intervals=IntervalsConfig(poll=2.0, guest_memory=5.0),
-                allow=AllowConfig(guest_stats_interval=2.0),
+                allow=AllowedChangesConfig(guest_stats_interval=2.0),
                 alerts=alerts,
                 guest_agent=GuestAgentConfig(enabled=True, intervals=GUEST_INTERVALS),
             )
         )
         try:
-            async with agent.running() as url:
+            async with agent.run_in_background() as url:
                 yield agent, url
                 return
         except StartError:

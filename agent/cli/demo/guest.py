@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from agent.cli.demo import qemu_ga
-from agent.cli.demo.control import ControlClient, GuestError
+from agent.cli.demo.guest_qmp_client import GuestError, GuestQmpClient
 from agent.cli.demo.images import MissingDependencyError, build_boot_sector, linux_image
 
 _MAX_SOCKET_PATH_BYTES: Final = 107  # the size of struct sockaddr_un
@@ -100,7 +100,7 @@ class Guest:
         self.monitor = folder / f"{name}.qmp"
         self.control = folder / f"{name}.control"
         self.process: asyncio.subprocess.Process | None = None
-        self._client: ControlClient | None = None
+        self._client: GuestQmpClient | None = None
         self._log = folder / f"{name}.log"
         self._serial = folder / f"{name}.serial"
 
@@ -137,10 +137,10 @@ class Guest:
             )
         try:
             async with asyncio.timeout(_START_SECONDS):
-                self._client = await ControlClient.open(client)
+                self._client = await GuestQmpClient.from_connected_socket(client)
         except (GuestError, OSError) as error:
             await self.stop()
-            raise GuestError(f"{self.name} did not start ({error}): {self.last_output()}") from error
+            raise GuestError(f"{self.name} did not start ({error}): {self.last_qemu_output()}") from error
         except BaseException:
             await self.stop()
             raise
@@ -214,7 +214,7 @@ class Guest:
         disk = next(device for device in devices if "disk0" in device.get("qdev", ""))
         return int(disk["parent"]["stats"]["wr_highest_offset"])
 
-    def last_output(self, lines: int = 5) -> str:
+    def last_qemu_output(self, lines: int = 5) -> str:
         """Return the last lines of QEMU's standard output and error."""
         output = self._log.read_text(errors="replace").strip().splitlines() if self._log.exists() else []
         return " / ".join(output[-lines:]) or "no output"
@@ -229,7 +229,7 @@ class Guest:
     def _console(self) -> str:
         return self._serial.read_text(errors="replace") if self._serial.exists() else ""
 
-    def _require_connection(self) -> ControlClient:
+    def _require_connection(self) -> GuestQmpClient:
         if self._client is None:
             raise GuestError(f"{self.name} is not running")
         return self._client
@@ -293,7 +293,7 @@ class Guest:
         disk = self.folder / f"{self.name}-data.raw"
         disk.touch()
         os.truncate(disk, 32 << 20)
-        return qemu_ga.guest_device_arguments(self.folder, self.name, disk, shell=self.options.guest_shell)
+        return qemu_ga.guest_agent_device_arguments(self.folder, self.name, disk, shell=self.options.guest_shell)
 
     async def _disk0_arguments(self) -> list[str]:
         """Return QEMU's arguments for `disk0`: the device, its qcow2 node `disk0-format`, and its file node `disk0-storage`."""

@@ -83,7 +83,7 @@ def add_guest_agent_files(root: Path, ldd: Callable[[Path], bytes]) -> None:
         shutil.copy(library, target)
 
 
-def guest_device_arguments(folder: Path, name: str, disk: Path, *, shell: bool) -> list[str]:
+def guest_agent_device_arguments(folder: Path, name: str, disk: Path, *, shell: bool) -> list[str]:
     """Return QEMU's arguments for the guest's virtio-serial ports, network interface and data disk.
 
     Args:

@@ -4,15 +4,15 @@ from pathlib import PurePath
 from urllib.parse import urlsplit
 
 from agent.cli.doctor.argv import MonitorSocket
-from agent.host.socket_table import normalize_path
+from agent.host.unix_and_tcp_sockets import replace_var_run
 from agent.monitors import DiscovererConfig
 
 _LOCAL = frozenset({"", "0.0.0.0", "::", "localhost", "127.0.0.1", "::1"})  # noqa: S104 - compared, not bound
 
 
 def socket_table_address(address: str) -> str:
-    """Return an address in the form of agent.host.socket_table: `tcp:PORT`, or the normalized path of a Unix socket."""
-    return f"tcp:{address.rpartition(':')[2]}" if address.startswith("tcp:") else normalize_path(address)
+    """Return an address in the form of agent.host.unix_and_tcp_sockets: `tcp:PORT`, or the normalized path of a Unix socket."""
+    return f"tcp:{address.rpartition(':')[2]}" if address.startswith("tcp:") else replace_var_run(address)
 
 
 def dial_address(address: str) -> str:
@@ -35,6 +35,6 @@ def entry_matches_monitor(entry: DiscovererConfig, monitor: MonitorSocket, addre
 def _address_matches(pattern: str, address: str) -> bool:
     """Return whether a monitor's address matches an address or a glob pattern in the config."""
     if not pattern.startswith("tcp:") or not address.startswith("tcp:"):
-        return PurePath(normalize_path(address)).match(normalize_path(pattern)) if address else False
+        return PurePath(replace_var_run(address)).match(replace_var_run(pattern)) if address else False
     hosts = {text.removeprefix("tcp:").rpartition(":")[0].strip("[]") for text in (pattern, address)}
     return socket_table_address(pattern) == socket_table_address(address) and (len(hosts) == 1 or hosts <= _LOCAL)

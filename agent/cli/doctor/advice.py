@@ -7,9 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from agent.cli.doctor.addresses import dial_address
-from agent.cli.doctor.managers import DEFAULT_LISTEN, InspectedVm, VmManager, listen_entry_lines, manager_steps
-from agent.cli.doctor.model import InspectedHost, MonitorReport, SocketState
-from agent.host.socket_permissions import blocked_paths, fix_commands
+from agent.cli.doctor.managers import (
+    DEFAULT_LISTEN,
+    VmFactsForAdvice,
+    VmManager,
+    config_lines_of_listen_entry,
+    manager_steps,
+)
+from agent.cli.doctor.model import HostToInspect, MonitorReport, MonitorSocketUse
+from agent.host.socket_permissions import find_paths_denied_to_user, fix_commands
 from agent.monitors import ListenConfig
 from agent.monitors.listen import allowed_uids_and_gids
 
@@ -21,7 +27,7 @@ _CONFIG_STEP = "in the agent's config; no restart:"
 
 
 def find_smallest_change(
-    host: InspectedHost, manager: VmManager, vm: InspectedVm, monitors: Iterable[MonitorReport]
+    host: HostToInspect, manager: VmManager, vm: VmFactsForAdvice, monitors: Iterable[MonitorReport]
 ) -> tuple[str, list[str]]:
     """Find the smallest change that lets the agent watch a VM.
 
@@ -32,21 +38,21 @@ def find_smallest_change(
     for monitor in monitors:
         if monitor.used_by_manager or monitor.holder_pid is not None:
             continue
-        if monitor.state is SocketState.CONNECTS and (monitor.missing or not monitor.entry):
+        if monitor.state is MonitorSocketUse.CONNECTS and (monitor.missing or not monitor.entry):
             return "listen", [_CONFIG_STEP, *_listen_steps(host, vm, monitor.address)]
-        if monitor.state is SocketState.FREE:
+        if monitor.state is MonitorSocketUse.FREE:
             entry = ["  monitors:", f"    - dial: {dial_address(monitor.address)}"]
             steps = [] if monitor.entry else [_CONFIG_STEP, *entry]
             return "dial", [*steps, *permission_steps(host, paths_blocking_dial(host, monitor.address))]
-    listen = next((e.listen for e in host.entries if isinstance(e, ListenConfig)), DEFAULT_LISTEN)
+    listen = next((e.listen for e in host.config_monitors_entries if isinstance(e, ListenConfig)), DEFAULT_LISTEN)
     steps = manager_steps(manager, vm, listen, _listen_steps(host, vm, listen))
-    shared = next((m.address for m in monitors if m.used_by_manager and m.state is SocketState.FREE), None)
+    shared = next((m.address for m in monitors if m.used_by_manager and m.state is MonitorSocketUse.FREE), None)
     if shared is not None and not manager.uri and not manager.holds_monitors:
         steps += [_DIAL_PER_POLL_STEP, "  monitors:", f"    - {DIAL_PER_POLL_PREFIX}{shared}"]
     return manager.section, steps
 
 
-def permission_steps(host: InspectedHost, paths: Iterable[Path], *, recreated: bool = True) -> list[str]:
+def permission_steps(host: HostToInspect, paths: Iterable[Path], *, recreated: bool = True) -> list[str]:
     """Return the commands that give the agent's user access to paths.
 
     Args:
@@ -58,20 +64,20 @@ def permission_steps(host: InspectedHost, paths: Iterable[Path], *, recreated: b
     return ["as root:", *(f"  {command}" for command in dict.fromkeys(commands))] if commands else []
 
 
-def paths_blocking_dial(host: InspectedHost, address: str) -> list[Path]:
+def paths_blocking_dial(host: HostToInspect, address: str) -> list[Path]:
     """Return the directories and the socket whose permissions keep the agent's user from connecting to a monitor."""
-    return blocked_paths(address, host.user) if address.startswith("/") else []
+    return find_paths_denied_to_user(address, host.user) if address.startswith("/") else []
 
 
-def listen_accepts(host: InspectedHost, entry: ListenConfig, vm: InspectedVm) -> bool:
+def listen_entry_allows_vm(host: HostToInspect, entry: ListenConfig, vm: VmFactsForAdvice) -> bool:
     """Return whether a `listen` entry allows the user of a VM's process to connect."""
     uids, gids = allowed_uids_and_gids(entry, host.user.uid)
     return not vm.owner.name or vm.owner.uid in uids or not gids.isdisjoint(vm.owner.gids)
 
 
-def _listen_steps(host: InspectedHost, vm: InspectedVm, listen: str) -> list[str]:
+def _listen_steps(host: HostToInspect, vm: VmFactsForAdvice, listen: str) -> list[str]:
     """Return the config lines that let a VM connect to the agent's address; empty if the config already has these lines."""
-    entry = next((e for e in host.entries if isinstance(e, ListenConfig) and e.listen == listen), None)
-    if entry is not None and listen_accepts(host, entry, vm):
+    entry = next((e for e in host.config_monitors_entries if isinstance(e, ListenConfig) and e.listen == listen), None)
+    if entry is not None and listen_entry_allows_vm(host, entry, vm):
         return []
-    return listen_entry_lines(vm, listen, entry.users if entry is not None else None)
+    return config_lines_of_listen_entry(vm, listen, entry.users if entry is not None else None)

@@ -14,25 +14,25 @@ from agent.cli.doctor.addresses import entry_matches_monitor, libvirt_instance, 
 from agent.cli.doctor.advice import (
     DIAL_PER_POLL_PREFIX,
     find_smallest_change,
-    listen_accepts,
+    listen_entry_allows_vm,
     paths_blocking_dial,
     permission_steps,
 )
 from agent.cli.doctor.argv import MonitorSocket, parse_argv, readconfig_paths
-from agent.cli.doctor.managers import InspectedVm, manager_of, proxmox_vmid
-from agent.cli.doctor.model import InspectedHost, MonitorReport, SocketState, VmReport, VmWatchState
-from agent.cli.doctor.network import describe_network
+from agent.cli.doctor.managers import VmFactsForAdvice, manager_of, proxmox_vmid
+from agent.cli.doctor.model import HostToInspect, MonitorReport, MonitorSocketUse, VmReport, VmWatchState
+from agent.cli.doctor.network_devices import describe_network_devices_without_tap
 from agent.host import qemu_processes
 from agent.host.qemu_processes import read_command_line
 from agent.host.socket_permissions import describe_denial, read_process_user
-from agent.host.socket_table import (
+from agent.host.unix_and_tcp_sockets import (
     AGENT_PROGRAM_NAME,
     ESTABLISHED,
-    SocketEntry,
+    SocketTableEntry,
+    find_pids_by_socket_inode,
     is_agent_process,
     program_name,
     socket_inodes,
-    socket_owners,
 )
 from agent.model.record import sanitize
 from agent.monitors import LibvirtConfig, ListenConfig
@@ -46,20 +46,22 @@ _DESCRIPTOR_PATH = re.compile(r"/proc/self/fd/([0-9]{1,9})/(.+)")
 _LIBVIRT_SOCKETS = ("/run/libvirt/virtqemud-sock", "/run/libvirt/libvirt-sock")
 
 
-def inspect_host(host: InspectedHost, pattern: str = "*") -> list[VmReport]:
+def inspect_host(host: HostToInspect, pattern: str = "*") -> list[VmReport]:
     """Inspect each QEMU process of the host whose VM's name or UUID matches a pattern, such as `web-*`.
 
     Returns:
         The reports, sorted by name.
     """
     all_vms = [_VmInspector(pid, host) for pid in qemu_processes.list_qemu_pids(host.proc)]
-    selected = [vm for vm in all_vms if vm.matches(pattern)]
-    holders = socket_owners({entry.peer for vm in selected for entry in vm.connections()}, host.proc)
+    selected = [vm for vm in all_vms if vm.matches_name_or_uuid(pattern)]
+    holders = find_pids_by_socket_inode(
+        {entry.peer for vm in selected for entry in vm.established_socket_entries()}, host.proc
+    )
     reports = (
         replace(
             vm.build_report(holders),
-            same_uuid=vm.same_uuid(all_vms, migrating=False),
-            migration_ends=vm.same_uuid(all_vms, migrating=True),
+            same_uuid=vm.describe_vms_with_same_uuid(all_vms, migrating=False),
+            migration_ends=vm.describe_vms_with_same_uuid(all_vms, migrating=True),
         )
         for vm in selected
     )
@@ -76,7 +78,7 @@ class _VmInspector:
         start: sort key that orders the processes by their start times.
     """
 
-    def __init__(self, pid: int, host: InspectedHost) -> None:
+    def __init__(self, pid: int, host: HostToInspect) -> None:
         argv = read_command_line(pid, host.proc)
         files = [_read_config_file(path, pid, host.proc) for path in readconfig_paths(argv)]
         line = parse_argv(argv, files)
@@ -86,16 +88,16 @@ class _VmInspector:
         self.incoming = line.incoming
         self.start = qemu_processes.start_ticks(pid, host.proc), pid
         name, args = sanitize(line.name or f"pid {pid}"), _read_proxmox_args(argv, host.root)
-        self.vm = InspectedVm(argv, name, pid, read_process_user(pid, host.proc), args)
+        self.vm = VmFactsForAdvice(argv, name, pid, read_process_user(pid, host.proc), args)
         self._inodes = socket_inodes(pid, host.proc)
         self._monitors = [(monitor, self._address_of(monitor)) for monitor in line.monitors]
         self._manager = manager_of(argv, files, [address for _, address in self._monitors])
 
-    def matches(self, pattern: str) -> bool:
+    def matches_name_or_uuid(self, pattern: str) -> bool:
         """Return whether the VM's name or UUID matches a pattern."""
         return fnmatchcase(self.vm.name, pattern) or fnmatchcase(self.uuid, pattern)
 
-    def same_uuid(self, others: Iterable["_VmInspector"], *, migrating: bool) -> tuple[str, ...]:
+    def describe_vms_with_same_uuid(self, others: Iterable["_VmInspector"], *, migrating: bool) -> tuple[str, ...]:
         """Return the names and pids of other processes with this VM's UUID.
 
         Args:
@@ -107,7 +109,7 @@ class _VmInspector:
         chosen = (vm for vm in sharing if max(vm, self, key=lambda end: end.start).incoming is migrating)
         return tuple(f"{vm.vm.name} (pid {vm.vm.pid})" for vm in chosen)
 
-    def connections(self) -> Iterator[SocketEntry]:
+    def established_socket_entries(self) -> Iterator[SocketTableEntry]:
         """Yield this process's socket of each established connection. Monitors that were added after QEMU's start are included.
 
         Yield the established sockets of all processes if the descriptors of this process cannot be read.
@@ -153,27 +155,30 @@ class _VmInspector:
             monitors,
             tuple(sanitize(step, MAX_STEP_CHARACTERS) for step in steps),
             section,
-            network=describe_network(self._line, self.vm.pid, self._host.proc.parent),
+            network=describe_network_devices_without_tap(self._line, self.vm.pid, self._host.proc.parent),
         )
 
     def _inspect_monitor(self, monitor: MonitorSocket, address: str, holders: Mapping[int, int]) -> MonitorReport:
         shown = sanitize(address or f"descriptor {monitor.fd}")
         used = re.search(self._manager.reserved_monitors, address) is not None
-        entry = next((entry for entry in self._host.entries if entry_matches_monitor(entry, monitor, address)), None)
+        entry = next(
+            (entry for entry in self._host.config_monitors_entries if entry_matches_monitor(entry, monitor, address)),
+            None,
+        )
         text = str(entry) if entry is not None else ""
         if not address or not self._host.socket_table:
-            return MonitorReport(shown, SocketState.UNKNOWN, entry=text, used_by_manager=used)
+            return MonitorReport(shown, MonitorSocketUse.UNKNOWN, entry=text, used_by_manager=used)
         connections = list(self._connections_of(monitor, address))
         pid = next((holders[entry.peer] for entry in connections if entry.peer in holders), None)
-        state = SocketState.HELD if connections else SocketState.FREE
-        state = SocketState.CONNECTS if monitor.connects else state
-        may_connect = entry is not None or (state is SocketState.FREE and not used)
+        state = MonitorSocketUse.HELD if connections else MonitorSocketUse.FREE
+        state = MonitorSocketUse.CONNECTS if monitor.connects else state
+        may_connect = entry is not None or (state is MonitorSocketUse.FREE and not used)
         missing = (
             self._describe_denial(paths_blocking_dial(self._host, address))
             if may_connect and not monitor.connects
             else ""
         )
-        if isinstance(entry, ListenConfig) and not listen_accepts(self._host, entry, self.vm):
+        if isinstance(entry, ListenConfig) and not listen_entry_allows_vm(self._host, entry, self.vm):
             missing = f"the agent refuses connections of the processes of {self.vm.owner.name}"
         holder = sanitize(program_name(read_command_line(pid, self._host.proc))) if pid is not None else ""
         return MonitorReport(shown, state, holder, pid, missing, text, used)
@@ -184,7 +189,7 @@ class _VmInspector:
     def _find_libvirt_entry(self) -> LibvirtConfig | None:
         """Return the config entry for the libvirtd of the VM, or None."""
         uri = self._manager.uri
-        entries = (entry for entry in self._host.entries if uri and isinstance(entry, LibvirtConfig))
+        entries = (entry for entry in self._host.config_monitors_entries if uri and isinstance(entry, LibvirtConfig))
         instances = {AUTO, libvirt_instance(uri)}
         return next((entry for entry in entries if libvirt_instance(entry.libvirt) in instances), None)
 
@@ -217,10 +222,10 @@ class _VmInspector:
             return path
         return str(folder / match[2]) if folder.is_absolute() else path
 
-    def _connections_of(self, monitor: MonitorSocket, address: str) -> Iterator[SocketEntry]:
+    def _connections_of(self, monitor: MonitorSocket, address: str) -> Iterator[SocketTableEntry]:
         """Yield QEMU's socket of each connection of a monitor."""
         key = _table_key(monitor, address)
-        for entry in self.connections():
+        for entry in self.established_socket_entries():
             peer = self._host.socket_table.get(entry.peer)
             remote = entry.remote or (peer.address if peer is not None else "")
             if key and key == (remote if monitor.connects else entry.address):
@@ -229,10 +234,10 @@ class _VmInspector:
     def _hotplugged_monitors(self, holders: Mapping[int, int]) -> Iterator[MonitorReport]:
         """Yield the monitors that a running agent has hot-plugged into QEMU."""
         keys = {_table_key(monitor, address) for monitor, address in self._monitors}
-        for entry in self.connections() if self._inodes is not None else ():
+        for entry in self.established_socket_entries() if self._inodes is not None else ():
             pid = holders.get(entry.peer)
             if pid is not None and entry.address.startswith("/") and entry.address not in keys and self._is_agent(pid):
-                yield MonitorReport(sanitize(entry.address), SocketState.HELD, AGENT_PROGRAM_NAME, pid)
+                yield MonitorReport(sanitize(entry.address), MonitorSocketUse.HELD, AGENT_PROGRAM_NAME, pid)
 
     def _is_agent(self, pid: int | None) -> bool:
         return pid is not None and is_agent_process(pid, self._host.proc)
@@ -245,7 +250,7 @@ def _table_key(monitor: MonitorSocket, address: str) -> str:
 
 def _can_connect(monitor: MonitorReport) -> bool:
     """Return whether the agent can connect to a configured monitor. If another client is connected, only a `dial_per_poll` entry works."""
-    return monitor.state is not SocketState.HELD or monitor.entry.startswith(DIAL_PER_POLL_PREFIX)
+    return monitor.state is not MonitorSocketUse.HELD or monitor.entry.startswith(DIAL_PER_POLL_PREFIX)
 
 
 def _read_proxmox_args(argv: Sequence[str], root: Path) -> str | None:

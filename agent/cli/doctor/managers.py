@@ -153,7 +153,7 @@ def incus_project(argv: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class InspectedVm:
+class VmFactsForAdvice:
     """The facts about a VM that determine the advice.
 
     Attributes:
@@ -171,7 +171,7 @@ class InspectedVm:
     args: str | None = None
 
 
-def manager_steps(manager: VmManager, vm: InspectedVm, listen: str, entry: Sequence[str]) -> list[str]:
+def manager_steps(manager: VmManager, vm: VmFactsForAdvice, listen: str, entry: Sequence[str]) -> list[str]:
     """Return the steps that add a monitor to a VM, or that let the agent watch the VM through libvirt.
 
     Args:
@@ -204,7 +204,7 @@ def manager_steps(manager: VmManager, vm: InspectedVm, listen: str, entry: Seque
     return lines
 
 
-def listen_entry_lines(vm: InspectedVm, listen: str, users: Sequence[str] | None = None) -> list[str]:
+def config_lines_of_listen_entry(vm: VmFactsForAdvice, listen: str, users: Sequence[str] | None = None) -> list[str]:
     """Return the lines of the agent's config that allow a VM to connect.
 
     Args:

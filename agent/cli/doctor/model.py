@@ -8,7 +8,7 @@ from pathlib import Path
 from agent.config.model import Config
 from agent.host.qemu_processes import PROC
 from agent.host.socket_permissions import User
-from agent.host.socket_table import SocketTable, read_socket_table
+from agent.host.unix_and_tcp_sockets import SocketTable, read_unix_and_tcp_sockets
 from agent.monitors import DiscovererConfig
 
 
@@ -23,7 +23,7 @@ class VmWatchState(StrEnum):
     """The agent cannot watch the VM without a change."""
 
 
-class SocketState(StrEnum):
+class MonitorSocketUse(StrEnum):
     """The state of a monitor's socket. A monitor serves one client at a time."""
 
     FREE = "free"
@@ -51,7 +51,7 @@ class MonitorReport:
     """
 
     address: str
-    state: SocketState
+    state: MonitorSocketUse
     holder: str = ""
     holder_pid: int | None = None
     missing: str = ""
@@ -114,7 +114,7 @@ class VmReport:
 
 
 @dataclass(frozen=True)
-class InspectedHost:
+class HostToInspect:
     """The host to inspect.
 
     Attributes:
@@ -129,9 +129,9 @@ class InspectedHost:
     config: Config | None = None
     root: Path = Path("/")
     proc: Path = PROC
-    socket_table: SocketTable = field(default_factory=read_socket_table)
+    socket_table: SocketTable = field(default_factory=read_unix_and_tcp_sockets)
 
     @property
-    def entries(self) -> Sequence[DiscovererConfig]:
+    def config_monitors_entries(self) -> Sequence[DiscovererConfig]:
         """The `monitors` entries of the config."""
         return self.config.monitors if self.config is not None else ()

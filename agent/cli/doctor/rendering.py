@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from agent.cli.doctor.advice import DIAL_PER_POLL_PREFIX
-from agent.cli.doctor.model import MonitorReport, SocketState, VmReport, VmWatchState
-from agent.host.socket_table import AGENT_PROGRAM_NAME
+from agent.cli.doctor.model import MonitorReport, MonitorSocketUse, VmReport, VmWatchState
+from agent.host.unix_and_tcp_sockets import AGENT_PROGRAM_NAME
 
 
 def render_reports(reports: Sequence[VmReport]) -> Iterator[str]:
@@ -58,14 +58,14 @@ def _describe_socket(monitor: MonitorReport) -> str:
     holder = f"{monitor.holder} (pid {monitor.holder_pid})" if monitor.holder_pid is not None else ""
     shared = monitor.entry.startswith(DIAL_PER_POLL_PREFIX)
     match monitor.state:
-        case SocketState.HELD:
+        case MonitorSocketUse.HELD:
             need = _describe_manager_need(monitor) if monitor.holder == AGENT_PROGRAM_NAME and not shared else ""
             return f"held by {holder or 'an unknown process'}{need}"
-        case SocketState.CONNECTS:
+        case MonitorSocketUse.CONNECTS:
             return f"QEMU connects to it; {f'{holder} listens' if holder else 'no process listens'}"
-        case SocketState.FREE:
+        case MonitorSocketUse.FREE:
             return f"free{_describe_manager_need(monitor)}"
-        case SocketState.UNKNOWN:
+        case MonitorSocketUse.UNKNOWN:
             return "holder unknown; run doctor as root to see the holder"
 
 

@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from agent.cli.doctor.model import ImageReport, VmReport
-from agent.host.filesystem_reader import FileSystemReader
-from agent.host.image_location import ImageLocator, MountTables
 from agent.host.pools.base import ImageLocation, Pool, PoolSource, UnknownPool
 from agent.host.pools.block_device import BlockDevicePoolSource
 from agent.host.pools.filesystem import FileSystemPoolSource
+from agent.host.pools.filesystem_reader import FileSystemReader
+from agent.host.pools.image_location import ImageLocator, QemuAndAgentMounts
 from agent.host.pools.lvm_thin import LvmThinPoolSource
 from agent.host.pools.storage_report import StorageReportFile
 from agent.host.pools.zfs import ZfsPoolSource
-from agent.host.socket_permissions import User, blocked_paths, describe_denial, fix_commands
+from agent.host.socket_permissions import User, describe_denial, find_paths_denied_to_user, fix_commands
 from agent.model.record import sanitize
 
 MAX_IMAGES = 256
@@ -43,7 +43,7 @@ async def _add_images(reports: Sequence[VmReport], user: User, proc: Path) -> li
     reader = FileSystemReader()
     finder = _PoolFinder(reader, user, proc)
     try:
-        await finder.refresh()
+        await finder.load_volume_lists()
         return [replace(vm, images=await finder.inspect_images(vm.pid)) for vm in reports]
     finally:
         await reader.close()
@@ -64,26 +64,26 @@ class _PoolFinder:
         self._user = user
         self._proc = proc
 
-    async def refresh(self) -> None:
+    async def load_volume_lists(self) -> None:
         """Load the lists of LVM and ZFS volumes."""
         for source in self._sources:
-            await source.refresh()
+            await source.refresh_pool_lookup()
 
     async def inspect_images(self, pid: int) -> tuple[ImageReport, ...]:
         """Return the reports on the images that a process has open."""
-        tables = MountTables.of_process(pid, self._proc.parent)
+        tables = QemuAndAgentMounts.read_for_process(pid, self._proc.parent)
         return tuple(
             [await self._inspect_image(tables, driver, path) for driver, path in find_open_images(pid, self._proc)]
         )
 
-    async def _inspect_image(self, tables: MountTables, driver: str, path: str) -> ImageReport:
+    async def _inspect_image(self, tables: QemuAndAgentMounts, driver: str, path: str) -> ImageReport:
         shown = sanitize(path, 4096)
         location = await self._locator.locate(tables, driver, path)
         pool = _pool_of(location, self._sources) if isinstance(location, ImageLocation) else location
         if isinstance(pool, UnknownPool):
             return ImageReport(shown, problem=sanitize(pool.reason, 4096))
         name = sanitize(f"{pool.type or pool.kind.value.replace('_', ' ')} {pool.name}", 4096)
-        blocked = blocked_paths(str(Path(path).parent), self._user) if driver == "file" else []
+        blocked = find_paths_denied_to_user(str(Path(path).parent), self._user) if driver == "file" else []
         if not blocked:
             return ImageReport(shown, name)
         steps = [command for step in blocked for command in fix_commands(step, self._user)]

@@ -37,7 +37,7 @@ class Column:
     sort_key: Callable[[Any], Any] = lambda value: value
 
 
-def display_state(vm: OverviewVm) -> str:
+def run_or_monitor_state(vm: OverviewVm) -> str:
     """Return QEMU's run state of a VM, such as `paused`. If the monitor is not up, return the monitor's state, such as `stalled`."""
     return str(vm.get("status", "up") if vm["state"] == "up" else vm["state"])
 
@@ -45,9 +45,9 @@ def display_state(vm: OverviewVm) -> str:
 _STOPPED = ("io-error", "internal-error", "guest-panicked", "watchdog", "shutdown")
 
 
-def is_stopped(vm: OverviewVm) -> bool:
+def is_stopped_by_qemu(vm: OverviewVm) -> bool:
     """Return whether QEMU stopped the guest, after an error or after the guest's shutdown."""
-    return display_state(vm) in _STOPPED
+    return run_or_monitor_state(vm) in _STOPPED
 
 
 def _value_at_last_poll(name: str) -> Callable[[OverviewVm], Any]:
@@ -83,7 +83,7 @@ def _fullest_filesystem(vm: OverviewVm) -> float | None:
     return max((share for share in shares if share is not None), default=None)
 
 
-def is_lower_bound(latency: Mapping[str, float], name: str) -> bool:
+def is_quantile_lower_bound(latency: Mapping[str, float], name: str) -> bool:
     """Return whether a quantile is only a lower bound, because the quantile is in the histogram's last bin, which has no upper boundary."""
     return latency[name] >= latency["last_boundary"]
 
@@ -94,7 +94,7 @@ def _highest_p99(vm: OverviewVm) -> tuple[float, bool] | None:
     The second value is True if the percentile is a lower bound.
     """
     latencies = (latency for disk in vm.get("disks", ()) for latency in disk.get("latencies", {}).values())
-    return max(((latency["p99"], is_lower_bound(latency, "p99")) for latency in latencies), default=None)
+    return max(((latency["p99"], is_quantile_lower_bound(latency, "p99")) for latency in latencies), default=None)
 
 
 def _format_p99(value: tuple[float, bool] | None) -> str:
@@ -103,7 +103,7 @@ def _format_p99(value: tuple[float, bool] | None) -> str:
 
 COLUMNS: Sequence[Column] = (
     Column("VM", "n", "name", 0, lambda vm: vm["name"], str, descending=False, sort_key=natural_key),
-    Column("STATE", "s", "state", 10, display_state, str, descending=False),
+    Column("STATE", "s", "state", 10, run_or_monitor_state, str, descending=False),
     Column("ALERTS", "a", "alerts", 6, lambda vm: vm["alerts"] or None, lambda count: str(count or "")),
     Column("CPU%", "c", "cpu", 6, _value_at_last_poll("cpu"), _format_percent),
     Column("STEAL%", "t", "steal", 6, _value_at_last_poll("steal"), _format_percent),

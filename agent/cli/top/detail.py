@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from agent.cli.record_text import HIDDEN_FIELDS, format_value
-from agent.cli.top.columns import OverviewVm, display_state, filesystem_used_ratio, is_lower_bound
+from agent.cli.top.columns import OverviewVm, filesystem_used_ratio, is_quantile_lower_bound, run_or_monitor_state
 from agent.cli.top.text import (
     ScreenLine,
     TextStyle,
@@ -36,7 +36,7 @@ def detail_lines(
 def _styled_lines(
     vm: OverviewVm, alerts: Sequence[Mapping[str, Any]], families: Sequence[Mapping[str, Any]], width: int
 ) -> Iterator[tuple[str, TextStyle]]:
-    yield f"{vm['name']}   {display_state(vm)}   {vm.get('reason', '')}", TextStyle.HEAD
+    yield f"{vm['name']}   {run_or_monitor_state(vm)}   {vm.get('reason', '')}", TextStyle.HEAD
     for failure in vm.get("degraded", ()):
         yield f"collector {failure['collector']} is off: {failure['cause']}", TextStyle.BAD
     yield f"UUID {vm['uuid']}   QEMU {vm['qemu']}   monitor {vm['monitor']}", TextStyle.PLAIN
@@ -119,7 +119,7 @@ def _latency_lines(disks: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Te
         yield _format_disk_row("LATENCY", "P50", "P99", "P99.9", "OPS/s", "OPERATION"), TextStyle.HEAD
     for disk, kind, values in rows:
         times = (
-            format_quantile(values[name], is_lower_bound=is_lower_bound(values, name))
+            format_quantile(values[name], is_lower_bound=is_quantile_lower_bound(values, name))
             for name in ("p50", "p99", "p999")
         )
         rate = format_number(values["operations"] / values["seconds"])

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from agent.cli.top.columns import OverviewVm, display_state, is_stopped
+from agent.cli.top.columns import OverviewVm, is_stopped_by_qemu, run_or_monitor_state
 
 Alerts = Sequence[Mapping[str, Any]]
 VmPredicate = Callable[[OverviewVm, Alerts], bool]
@@ -28,11 +28,13 @@ def parse_filter(text: str) -> VmPredicate:
 def _parse_word(word: str) -> VmPredicate:
     pair = _PAIR.fullmatch(word)
     if pair is None:
-        return lambda vm, _: word in f"{vm['name']} {vm['uuid']} {display_state(vm)}".casefold()
+        return lambda vm, _: word in f"{vm['name']} {vm['uuid']} {run_or_monitor_state(vm)}".casefold()
     key, value = pair.groups()
     match key:
         case "state":
-            return lambda vm, _: display_state(vm).startswith(value) or (value == "stopped" and is_stopped(vm))
+            return lambda vm, _: (
+                run_or_monitor_state(vm).startswith(value) or (value == "stopped" and is_stopped_by_qemu(vm))
+            )
         case "alert":
             return lambda _, alerts: any(
                 value in ("any", alert["severity"]) or value in alert["alert"] for alert in alerts
@@ -40,7 +42,7 @@ def _parse_word(word: str) -> VmPredicate:
         case "label":
             return lambda vm, _: _has_label(vm, value)
         case _:
-            return lambda vm, _: bool({"degraded": vm.get("degraded"), "busy": is_busy(vm)}.get(value))
+            return lambda vm, _: bool({"degraded": vm.get("degraded"), "busy": has_migration_or_job(vm)}.get(value))
 
 
 def _has_label(vm: OverviewVm, wanted: str) -> bool:
@@ -49,7 +51,7 @@ def _has_label(vm: OverviewVm, wanted: str) -> bool:
     return labels.get(name) == value if has_value else name in labels
 
 
-def is_busy(vm: OverviewVm) -> bool:
+def has_migration_or_job(vm: OverviewVm) -> bool:
     """Return whether a migration or a job of the VM is running."""
     status = vm.get("migration", {}).get("status", "none")
     return bool(vm.get("jobs")) or status not in ("none", "completed", "failed", "cancelled")

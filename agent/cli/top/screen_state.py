@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from agent.cli.top.columns import COLUMNS, Column, OverviewVm, is_stopped, sort_by_column
+from agent.cli.top.alert_and_monitor_lists import alert_lines, monitor_lines
+from agent.cli.top.columns import COLUMNS, Column, OverviewVm, is_stopped_by_qemu, sort_by_column
 from agent.cli.top.detail import detail_lines
 from agent.cli.top.filter import parse_filter
-from agent.cli.top.lists import alert_lines, monitor_lines
 from agent.cli.top.pools import pool_lines
 from agent.cli.top.resources import resource_lines
 from agent.cli.top.text import ScreenLine, TextStyle, fit_to_width, wrap_words
@@ -69,7 +69,7 @@ class TopScreenState:
         matches = parse_filter(self.filter)
         vms = self.overview.get("vms", {}).items()
         visible = [vm | {"alerts": len(alerts.get(uuid, ()))} for uuid, vm in vms if matches(vm, alerts.get(uuid, ()))]
-        shown = visible_columns(visible)
+        shown = columns_with_values(visible)
         sorted_column = next((column for column in shown if column.name == self.sort), shown[0])
         return sort_by_column(visible, sorted_column, reverse=self.reverse)
 
@@ -116,7 +116,7 @@ class TopScreenState:
             self.selected_vm = order[min(max(0, at + step), len(order) - 1)]
 
     def _on_table_key(self, name: str) -> None:
-        shown = visible_columns(self.filtered_vms())
+        shown = columns_with_values(self.filtered_vms())
         names = [column.name for column in shown]
         at = names.index(self.sort) if self.sort in names else 0
         match name:
@@ -210,7 +210,7 @@ class TopScreenState:
         return lines[self._first_row :]
 
     def _list_lines(self, width: int, max_lines: int) -> list[ScreenLine]:
-        head, *lines = list_lines(self, width)
+        head, *lines = current_view_lines(self, width)
         self._first_row = min(self._first_row, max(0, len(lines) - max_lines + 1))
         return [head, *lines[self._first_row :]]
 
@@ -230,7 +230,7 @@ class TopScreenState:
         ]
 
 
-def list_lines(screen: TopScreenState, width: int) -> list[ScreenLine]:
+def current_view_lines(screen: TopScreenState, width: int) -> list[ScreenLine]:
     """Return all lines of the list that the screen shows, beginning with the heading.
 
     Args:
@@ -250,7 +250,7 @@ def list_lines(screen: TopScreenState, width: int) -> list[ScreenLine]:
             return table_lines(screen.filtered_vms(), width)
 
 
-def visible_columns(vms: Sequence[OverviewVm]) -> list[Column]:
+def columns_with_values(vms: Sequence[OverviewVm]) -> list[Column]:
     """Return the columns to show: name, state, and each other column with a value for at least one VM."""
     with_values = (column for column in COLUMNS[2:] if any(column.value_of(vm) is not None for vm in vms))
     return [*COLUMNS[:2], *with_values]
@@ -264,7 +264,7 @@ def table_lines(vms: Sequence[OverviewVm], width: int, sort: str = "") -> list[S
         width: the maximum width in characters; 0 for no maximum. Columns that do not fit are left out, the last columns first.
         sort: the name of the column that the heading marks with an asterisk; empty for none.
     """
-    shown = visible_columns(vms)
+    shown = columns_with_values(vms)
     longest = max((len(str(vm["name"])) for vm in vms), default=0)
     while width and len(shown) > 2 and sum(c.width + 1 for c in shown[1:]) + MIN_NAME_WIDTH > width:
         shown.pop()
@@ -285,6 +285,6 @@ def table_lines(vms: Sequence[OverviewVm], width: int, sort: str = "") -> list[S
 
 
 def _vm_style(vm: OverviewVm) -> TextStyle:
-    if vm["state"] != "up" or is_stopped(vm):
+    if vm["state"] != "up" or is_stopped_by_qemu(vm):
         return TextStyle.BAD
     return TextStyle.WARNING if vm["alerts"] else TextStyle.PLAIN

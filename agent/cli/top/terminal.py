@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.cli.http_client import AgentRequestError, EndpointCredentials, find_vm, request_json
+from agent.cli.http_client import AgentRequestError, EndpointCredentials, find_vm_uuid, request_json
 from agent.cli.top import TopError
 from agent.cli.top.detail import detail_lines
-from agent.cli.top.screen_state import TopScreenState, TopView, list_lines
+from agent.cli.top.screen_state import TopScreenState, TopView, current_view_lines
 from agent.cli.top.text import ScreenLine, TextStyle
 
 REQUEST_SECONDS = 5.0
@@ -74,7 +74,7 @@ async def print_once(options: TopOptions) -> None:
     elif uuid:
         lines = [line.text for line in detail_lines(host["vms"][uuid], alerts, host["detail"]["families"], 0)]
     else:
-        lines = [line.text for line in list_lines(screen, 0)]
+        lines = [line.text for line in current_view_lines(screen, 0)]
     sys.stdout.writelines(f"{line}\n" for line in lines)
 
 
@@ -113,7 +113,7 @@ def _find_uuid(host: Mapping[str, Any], name: str) -> str:
     Raises:
         TopError: no VM has this name or UUID.
     """
-    uuid = find_vm(host, name) if name else ""
+    uuid = find_vm_uuid(host, name) if name else ""
     if name and not uuid:
         raise TopError(f"the agent watches no VM named {name}")
     return uuid

@@ -7,7 +7,7 @@ Permit its command in agent/qga/commands.py, and define its interval in agent/gu
 """
 
 from agent.collectors.guest import clock, cpu, disks, filesystems, freeze, load, network, operating_system, users
-from agent.collectors.guest.base import CommandExchange, GuestCollector
+from agent.collectors.guest.base import GuestCollector, TimedGuestReply
 
 GUEST_COLLECTORS: tuple[GuestCollector, ...] = (
     freeze.COLLECTOR,  # runs first, because the others run only if the file systems are not frozen
@@ -21,4 +21,4 @@ GUEST_COLLECTORS: tuple[GuestCollector, ...] = (
     clock.COLLECTOR,
 )
 
-__all__ = ["GUEST_COLLECTORS", "CommandExchange", "GuestCollector"]
+__all__ = ["GUEST_COLLECTORS", "GuestCollector", "TimedGuestReply"]

@@ -15,7 +15,7 @@ MAX_TEXT = 128
 """Maximum length of a text from a guest in characters."""
 
 
-class CommandExchange(NamedTuple):
+class TimedGuestReply(NamedTuple):
     """A command to the guest agent and its reply.
 
     Attributes:
@@ -44,11 +44,11 @@ class GuestCollector:
     name: str
     families: tuple[Family, ...]
     commands: tuple[str, ...]
-    collect: Callable[[Sequence[CommandExchange]], Iterable[Sample]]
+    collect: Callable[[Sequence[TimedGuestReply]], Iterable[Sample]]
     while_frozen: bool = False
 
 
-def require_value(exchange: CommandExchange, expected: type[T]) -> T:
+def require_value(exchange: TimedGuestReply, expected: type[T]) -> T:
     """Return the value in the reply of an exchange, if it has the expected type.
 
     Raises:
@@ -62,6 +62,6 @@ def require_value(exchange: CommandExchange, expected: type[T]) -> T:
     raise UnreadableGuestReplyError(f"expected {expected.__name__}, got {type(exchange.reply).__name__}")
 
 
-def value_unless_error(exchange: CommandExchange, expected: type[T]) -> T | None:
+def value_unless_error(exchange: TimedGuestReply, expected: type[T]) -> T | None:
     """Return the value like `require_value`; None if the guest agent returned an error, for example for an unknown command."""
     return None if isinstance(exchange.reply, GuestAgentCommandError) else require_value(exchange, expected)

@@ -6,14 +6,14 @@ between sending and arrival. So the error of the offset is at most half of the t
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.guest.base import CommandExchange, GuestCollector, require_value
+from agent.collectors.guest.base import GuestCollector, TimedGuestReply, require_value
 from agent.model.family import Sample
 from agent.model.metrics.guest import GUEST_CLOCK
 
 _MAX_NS = 2**63 - 1
 
 
-def _collect(exchanges: Sequence[CommandExchange]) -> Iterable[Sample]:
+def _collect(exchanges: Sequence[TimedGuestReply]) -> Iterable[Sample]:
     (exchange,) = exchanges
     guest_ns = require_value(exchange, int)
     if type(guest_ns) is not int or not 0 <= guest_ns <= _MAX_NS:

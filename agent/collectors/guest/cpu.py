@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.guest.base import CommandExchange, GuestCollector, require_value
+from agent.collectors.guest.base import GuestCollector, TimedGuestReply, require_value
 from agent.collectors.untrusted_json import as_list_of_objects
 from agent.model.family import COUNTER, Sample
 from agent.model.field_reader import FieldReader
@@ -13,7 +13,7 @@ _CPU_STATES = [field.path for field in GUEST_CPU.fields if field.kind is COUNTER
 _MAX_CPUS = 4096
 
 
-def _collect(exchanges: Sequence[CommandExchange]) -> Iterable[Sample]:
+def _collect(exchanges: Sequence[TimedGuestReply]) -> Iterable[Sample]:
     cpus = as_list_of_objects(require_value(exchanges[0], list), _MAX_CPUS)
     totals: dict[str, int] = {}
     for state in _CPU_STATES:

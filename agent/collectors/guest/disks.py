@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, CommandExchange, GuestCollector, require_value
+from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, GuestCollector, TimedGuestReply, require_value
 from agent.collectors.untrusted_json import as_list_of_objects, as_object, as_text
 from agent.model.family import Sample
 from agent.model.field_reader import FieldReader
@@ -15,7 +15,7 @@ _MAX_DISKS = 1024
 """Maximum number of devices to read from a reply. A guest can have many loop devices and partitions."""
 
 
-def _collect(exchanges: Sequence[CommandExchange]) -> Iterable[Sample]:
+def _collect(exchanges: Sequence[TimedGuestReply]) -> Iterable[Sample]:
     samples: dict[str, Sample] = {}
     for disk in as_list_of_objects(require_value(exchanges[0], list), _MAX_DISKS):
         name = sanitize(as_text(disk.get("name")), MAX_TEXT)

@@ -7,7 +7,7 @@ mountpoint. Two mounts belong to the same file system if their block device, typ
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, CommandExchange, GuestCollector, require_value
+from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, GuestCollector, TimedGuestReply, require_value
 from agent.collectors.untrusted_json import as_list_of_objects, as_object, as_text
 from agent.model.family import FieldValues, Sample
 from agent.model.field_reader import FieldReader
@@ -45,7 +45,7 @@ _MAX_DISKS_OF_GUEST = 1024
 _MAX_BYTES = 2**63 - 1
 
 
-def _collect(exchanges: Sequence[CommandExchange]) -> Iterable[Sample]:
+def _collect(exchanges: Sequence[TimedGuestReply]) -> Iterable[Sample]:
     mounts: list[FieldValues] = []
     unread = _MAX_DISKS_OF_GUEST
     for entry in as_list_of_objects(require_value(exchanges[0], list), _MAX_MOUNTS):

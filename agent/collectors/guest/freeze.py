@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.guest.base import CommandExchange, GuestCollector, require_value
+from agent.collectors.guest.base import GuestCollector, TimedGuestReply, require_value
 from agent.model.family import Sample
 from agent.model.metrics.guest import GUEST_FREEZE
 
 _FROZEN_BY_STATUS = {"frozen": True, "thawed": False}
 
 
-def _collect(exchanges: Sequence[CommandExchange]) -> Iterable[Sample]:
+def _collect(exchanges: Sequence[TimedGuestReply]) -> Iterable[Sample]:
     state = require_value(exchanges[0], str)
     return (Sample(GUEST_FREEZE, (), {"frozen": _FROZEN_BY_STATUS[state]}),) if state in _FROZEN_BY_STATUS else ()
 

@@ -4,7 +4,7 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, CommandExchange, GuestCollector, require_value
+from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT, GuestCollector, TimedGuestReply, require_value
 from agent.collectors.untrusted_json import as_list_of_objects, as_text
 from agent.model.family import FieldValues, Sample
 from agent.model.field_reader import FieldReader
@@ -24,7 +24,7 @@ _MAX_ADDRESSES_OF_GUEST = 512
 _Address = tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, FieldValues]
 
 
-def _collect(exchanges: Sequence[CommandExchange]) -> Iterable[Sample]:
+def _collect(exchanges: Sequence[TimedGuestReply]) -> Iterable[Sample]:
     seen: set[str] = set()
     unread = _MAX_ADDRESSES_OF_GUEST
     for interface in as_list_of_objects(require_value(exchanges[0], list), _MAX_INTERFACES):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.guest.base import MAX_TEXT, CommandExchange, GuestCollector, value_unless_error
+from agent.collectors.guest.base import MAX_TEXT, GuestCollector, TimedGuestReply, value_unless_error
 from agent.model.family import Sample
 from agent.model.field_reader import FieldReader
 from agent.model.metrics.guest import GUEST_OS
@@ -11,7 +11,7 @@ from agent.model.record import sanitize
 _read = FieldReader(GUEST_OS)
 
 
-def _collect(exchanges: Sequence[CommandExchange]) -> Iterable[Sample]:
+def _collect(exchanges: Sequence[TimedGuestReply]) -> Iterable[Sample]:
     merged: dict[str, object] = {}
     for exchange in exchanges:
         merged |= value_unless_error(exchange, dict) or {}

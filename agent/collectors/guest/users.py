@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
-from agent.collectors.guest.base import CommandExchange, GuestCollector, require_value
+from agent.collectors.guest.base import GuestCollector, TimedGuestReply, require_value
 from agent.model.family import Sample
 from agent.model.metrics.guest import GUEST_USERS
 
 
-def _collect(exchanges: Sequence[CommandExchange]) -> Iterable[Sample]:
+def _collect(exchanges: Sequence[TimedGuestReply]) -> Iterable[Sample]:
     return (Sample(GUEST_USERS, (), {"logged_in": len(require_value(exchanges[0], list))}),)
 
 

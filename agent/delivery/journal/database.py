@@ -41,7 +41,7 @@ DATABASE_ERRORS = (sqlite3.Error, OSError, ValueError, TypeError, OverflowError)
 """Errors of reading and writing a database. A damaged file causes the last three, by texts that are not UTF-8 or by wrong types."""
 
 
-class JournalFault(StrEnum):
+class JournalFaultKind(StrEnum):
     """Why the journal's file failed."""
 
     FULL = "full"
@@ -55,7 +55,7 @@ class JournalFault(StrEnum):
 class JournalError(Exception):
     """The journal's file failed. The current transaction was rolled back."""
 
-    def __init__(self, fault: JournalFault, text: str) -> None:
+    def __init__(self, fault: JournalFaultKind, text: str) -> None:
         super().__init__(text)
         self.fault = fault
 
@@ -64,12 +64,12 @@ def to_journal_error(error: Exception) -> JournalError:
     """Return the JournalError for an error of SQLite, by SQLite's result code (sqlite.org/rescode.html)."""
     name = getattr(error, "sqlite_errorname", "") or ""
     if name.startswith(("SQLITE_FULL", "SQLITE_IOERR_SHM")):  # SHM: no space for the log's shared-memory file
-        return JournalError(JournalFault.FULL, "the disk is full")
+        return JournalError(JournalFaultKind.FULL, "the disk is full")
     if name.startswith(
         ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_AUTH")
     ):
-        return JournalError(JournalFault.UNUSABLE, str(error))
-    return JournalError(JournalFault.DAMAGED, f"{name or type(error).__name__}: {error}")
+        return JournalError(JournalFaultKind.UNUSABLE, str(error))
+    return JournalError(JournalFaultKind.DAMAGED, f"{name or type(error).__name__}: {error}")
 
 
 @contextlib.contextmanager
@@ -93,7 +93,7 @@ def raise_if_disk_full(error: Exception) -> None:
         JournalError: the disk is full.
     """
     journal_error = to_journal_error(error)
-    if journal_error.fault is JournalFault.FULL:
+    if journal_error.fault is JournalFaultKind.FULL:
         raise journal_error from error
 
 
@@ -120,7 +120,7 @@ class JournalDatabase:
         self.identity = ""
         """Random text in the file, by which the agent detects another file at the same path."""
         self.last_row = 0
-        """Number of the last row, read when the file was opened and at each call of `refresh_last_row`."""
+        """Number of the last row, read when the file was opened and at each call of `reread_last_row_number`."""
         self._db: sqlite3.Connection | None = None
         self._file_id: tuple[int, int] | None = None
         try:
@@ -153,7 +153,7 @@ class JournalDatabase:
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version != FORMAT_VERSION:
             raise JournalError(
-                JournalFault.DAMAGED, f"the journal has format {version}; this agent reads format {FORMAT_VERSION}"
+                JournalFaultKind.DAMAGED, f"the journal has format {version}; this agent reads format {FORMAT_VERSION}"
             )
         (identity,) = db.execute("SELECT text FROM entries WHERE name = 'identity'").fetchone()
         self.identity = str(identity)
@@ -163,7 +163,7 @@ class JournalDatabase:
         (last,) = db.execute("SELECT max(row) FROM records").fetchone()
         self.last_row = last or 0
 
-    def refresh_last_row(self) -> None:
+    def reread_last_row_number(self) -> None:
         """Read `last_row` from the file."""
         with _convert_sqlite_errors():
             self._read_last_row(self._require_connection())
@@ -189,7 +189,7 @@ class JournalDatabase:
             self._roll_back(db)
             raise to_journal_error(error) from error
         if self._current_file_id() != self._file_id:
-            raise JournalError(JournalFault.DAMAGED, "the file was removed or replaced")
+            raise JournalError(JournalFaultKind.DAMAGED, "the file was removed or replaced")
 
     def _current_file_id(self) -> tuple[int, int] | None:
         """Return device and inode of the file at the path; None if no file exists. SQLite does not detect that its file was removed."""
@@ -229,7 +229,7 @@ class JournalDatabase:
         ):
             for row in rows:
                 if row[0] <= last_row:
-                    raise JournalError(JournalFault.DAMAGED, f"row {row[0]} follows row {last_row}")
+                    raise JournalError(JournalFaultKind.DAMAGED, f"row {row[0]} follows row {last_row}")
                 record = record_from_row(row)
                 if record is not None and records and size + len(record.body) > max_bytes:
                     break
@@ -273,5 +273,5 @@ class JournalDatabase:
 
     def _require_connection(self) -> sqlite3.Connection:
         if self._db is None:
-            raise JournalError(JournalFault.UNUSABLE, "the journal is closed")
+            raise JournalError(JournalFaultKind.UNUSABLE, "the journal is closed")
         return self._db

@@ -4,7 +4,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from agent.delivery.journal.database import JournalError, JournalFault
+from agent.delivery.journal.database import JournalError, JournalFaultKind
 
 
 def lock_directory(directory: Path) -> int:
@@ -19,5 +19,5 @@ def lock_directory(directory: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise JournalError(JournalFault.UNUSABLE, f"another agent uses {directory}") from None
+        raise JournalError(JournalFaultKind.UNUSABLE, f"another agent uses {directory}") from None
     return descriptor

@@ -16,7 +16,7 @@ from agent.delivery.journal.database import (
     DATABASE_ERRORS,
     JournalDatabase,
     JournalError,
-    JournalFault,
+    JournalFaultKind,
     OpenDatabase,
     connect_readonly,
     raise_if_disk_full,
@@ -53,7 +53,7 @@ def quarantine_file(path: Path) -> Path | None:
         return None
     except OSError as error:
         raise JournalError(
-            JournalFault.UNUSABLE, f"damaged, and cannot be renamed to {renamed.name}: {error.strerror}"
+            JournalFaultKind.UNUSABLE, f"damaged, and cannot be renamed to {renamed.name}: {error.strerror}"
         ) from error
     return renamed
 
@@ -100,7 +100,7 @@ def salvage_records(path: Path, queues: Sequence[str]) -> Iterator[tuple[str, li
         db.close()
 
 
-def count_indexed_records(path: Path, queue: str) -> int:
+def count_rows_in_index(path: Path, queue: str) -> int:
     """Return the number of a queue's rows in the readable part of the index.
 
     The index has its own pages, so it may still list records whose data is lost.
@@ -193,7 +193,7 @@ class QueueCopyPlan:
             rows_known: False if the file was damaged before the agent could read its row numbers.
         """
         records = [record for record in queue.in_flight if queue.durable or record.row is not None]
-        if not rows_known or queue.backlog.postponed_records:
+        if not rows_known or queue.backlog.postponed_record_count:
             return cls(records)
         return cls(records, [], queue.backlog.after_row, queue.backlog.last_row)
 
@@ -259,6 +259,6 @@ def _copy_records(
             recovered[queue] += len(backlog)
             database.commit([statements.insert_records(queue, backlog, [])])
         unknown = [queue for queue, plan in plans.items() if plan.last_row == math.inf]
-        lost = {queue: max(0, count_indexed_records(quarantined, queue) - recovered[queue]) for queue in unknown}
-    database.refresh_last_row()
+        lost = {queue: max(0, count_rows_in_index(quarantined, queue) - recovered[queue]) for queue in unknown}
+    database.reread_last_row_number()
     return sum(recovered.values()), lost

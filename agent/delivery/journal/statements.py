@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agent.delivery.drops import DROP_REPORT_TYPE
-from agent.delivery.sizes import RowsSummary, total_bytes
+from agent.delivery.sizes import RowsSummary, total_bytes_with_overhead
 from agent.model.persistent_entry import PersistentEntry
-from agent.model.record import RECORD_OVERHEAD_BYTES, DeliveryState, EncodedRecord
+from agent.model.record import RECORD_OVERHEAD_BYTES, EncodedRecord, RecordDeliveryState
 
 
 def record_from_row(row: Sequence[object]) -> EncodedRecord | None:
@@ -21,7 +21,7 @@ def record_from_row(row: Sequence[object]) -> EncodedRecord | None:
     if not (isinstance(record_id, str) and isinstance(key, str) and isinstance(record_type, str)):
         return None
     record = EncodedRecord(
-        record_id, key, record_type, time_ns, body, row=number, delivery_state=DeliveryState.JOURNALED
+        record_id, key, record_type, time_ns, body, row=number, delivery_state=RecordDeliveryState.JOURNALED
     )
     return record if checksum(record) == crc else None
 
@@ -74,7 +74,7 @@ def insert_records(queue: str, records: Sequence[EncodedRecord], rows: list[int]
             while size > len(records) - len(rows):
                 size //= 2  # only powers of two, so that SQLite prepares few different statements
             chunk = records[len(rows) : len(rows) + size]
-            while size > 1 and total_bytes(chunk) > MAX_STATEMENT_BYTES:
+            while size > 1 and total_bytes_with_overhead(chunk) > MAX_STATEMENT_BYTES:
                 size //= 2
                 chunk = chunk[:size]
             values = [v for r in chunk for v in (queue, r.id, r.key, r.type, r.time_ns, checksum(r), r.body)]
@@ -95,7 +95,7 @@ def delete_rows(queue: str, after_row: int, last_row: int) -> JournalChange:
     )
 
 
-def delete_all_after(row: int) -> JournalChange:
+def delete_all_rows_after(row: int) -> JournalChange:
     """Return a change that deletes the rows of all queues after a row."""
     return lambda db: _execute(db, "DELETE FROM records WHERE row > ?", (row,))
 

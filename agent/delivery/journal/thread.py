@@ -36,7 +36,7 @@ class JournalThread:
             self._called_at = None
             self._on_hang(False)  # noqa: FBT003 - a callback's only argument
 
-    def unresponsive_seconds(self, now: float) -> float:
+    def current_call_seconds(self, now: float) -> float:
         """Return how many seconds the current call has taken; 0 if there is no current call.
 
         Args:

@@ -21,7 +21,7 @@ class BacklogTrim:
         self._queue = queue
         self._deleted = RowsSummary()
         self._last_row: list[int] = []
-        after_row, self._through_row = queue.journaling.droppable_rows
+        after_row, self._through_row = queue.journaling.droppable_row_range
         self.change = statements.delete_oldest_rows(
             queue.name, size, after_row, self._through_row, self._deleted, self._last_row
         )
@@ -41,10 +41,10 @@ class Transaction:
         self._rows: dict[str, list[int]] = {queue.name: [] for queue in queues}
         self._trims: list[BacklogTrim] = []
 
-    def delete_all_after(self, row: int) -> None:
+    def delete_all_rows_after(self, row: int) -> None:
         """Delete the rows of all queues after a row. Call this before all other changes."""
         assert not self.changes
-        self.changes.append(statements.delete_all_after(row))
+        self.changes.append(statements.delete_all_rows_after(row))
 
     @property
     def last_row(self) -> int:
@@ -60,9 +60,9 @@ class Transaction:
                 self.changes.append(statements.delete_rows(queue.name, deletion.after_row, deletion.last_row))
 
     def insert_waiting(self) -> None:
-        """Insert the records that wait for the journal. Call `on_rolled_back` of each queue's `journaling` if the transaction fails."""
+        """Insert the records that wait for the journal. Call `on_journal_failed` of each queue's `journaling` if the transaction fails."""
         for queue in self._queues:
-            if records := queue.journaling.start_write():
+            if records := queue.journaling.take_records_for_transaction():
                 self.changes.append(statements.insert_records(queue.name, records, self._rows[queue.name]))
 
     def trim_backlog(self, queue: RecordQueue, size: int) -> None:

@@ -26,7 +26,7 @@ class UncommittedEntries:
         self._fetch_all = False
 
     @property
-    def has_waiting(self) -> bool:
+    def has_waiting_callers(self) -> bool:
         """True if callers wait until their entries are on disk."""
         return bool(self._waiting)
 
@@ -40,20 +40,20 @@ class UncommittedEntries:
         """Let the next transaction store all entries again, because the new file of the journal does not have them."""
         self._fetch_all = True
 
-    def start_transaction(self) -> list[PersistentEntry]:
+    def take_entries_for_transaction(self) -> list[PersistentEntry]:
         """Return the entries of the next transaction. `commit_transaction` or `fail_transaction` must follow."""
         self._writing, self._waiting = self._waiting, []
         self._fetched |= {entry.name: entry for entry in self.fetch_changed(self._fetch_all)}
         self._fetch_all = False
         return [*(entry for entry, _ in self._writing), *self._fetched.values()]
 
-    def commit_transaction(self) -> None:
+    def on_transaction_committed(self) -> None:
         """Complete the callers' futures, because the transaction is on disk."""
         written, self._writing, self._fetched = self._writing, [], {}
         for _, stored in written:
             if not stored.done():
                 stored.set_result(None)
 
-    def fail_transaction(self) -> None:
+    def on_transaction_failed(self) -> None:
         """Let the entries of the failed transaction wait for the next transaction."""
         self._waiting, self._writing = self._writing + self._waiting, []

@@ -14,7 +14,7 @@ def build_sink(config: SinkConfig) -> Sink:
     """
     match config:
         case KafkaConfig():
-            config.check_secret_paths()
+            config.check_secret_paths_expand()
             # Import late: aiokafka takes 5 MiB of memory, which an agent without Kafka does not need.
             from agent.delivery.sinks.kafka.sink import KafkaSink  # noqa: PLC0415
 

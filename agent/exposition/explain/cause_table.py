@@ -46,7 +46,7 @@ CAUSES = (
     Cause("monitor_stalled", stopped_vms.find_monitor_stalled),
     Cause("not_running", stopped_vms.find_not_running, _STOPPED),
     Cause("io_stalled", disks.find_io_stalled, _alerts("io_stalled")),
-    Cause("guest_frozen", stopped_vms.find_guest_frozen, _alerts("guest_frozen")),
+    Cause("guest_frozen", stopped_vms.find_guest_filesystems_frozen, _alerts("guest_frozen")),
     Cause("pool_full", stopped_vms.find_pool_full, _alerts("pool_filling")),
     Cause("out_of_memory", cpu_and_memory.find_out_of_memory, _alerts("guest_oom", "cgroup_oom")),
     Cause("guest_filesystem_full", migrations_and_jobs.find_guest_filesystem_full, _alerts("guest_filesystem_space")),
@@ -54,7 +54,7 @@ CAUSES = (
     Cause("disk_throttled", disks.find_disk_throttled),
     Cause("swapped", cpu_and_memory.find_swapped),
     Cause("memory_limited", cpu_and_memory.find_memory_limited),
-    Cause("guest_memory_low", cpu_and_memory.find_guest_memory, _alerts("balloon_pressure")),
+    Cause("guest_memory_low", cpu_and_memory.find_guest_memory_low, _alerts("balloon_pressure")),
     Cause("guest_swapping", cpu_and_memory.find_guest_swapping),
     Cause("dirty_limited", migrations_and_jobs.find_dirty_limited),
     Cause(
@@ -68,7 +68,7 @@ CAUSES = (
     Cause("disk_slow", disks.find_disk_slow),
     Cause("disk_queue", disks.find_disk_queue),
     Cause("thread_busy", cpu_and_memory.find_thread_busy),
-    Cause("dump_running", migrations_and_jobs.find_dump_running),
+    Cause("dump_running", migrations_and_jobs.find_dump_or_measurement_running),
     Cause("guest_cpu_busy", cpu_and_memory.find_guest_cpu_busy),
 )
 """All causes, the most likely first. Causes that stop a guest come before causes that slow a guest, and limits before their effects."""

@@ -6,7 +6,7 @@ from agent.common.units import format_bytes
 from agent.exposition.explain.evidence import CauseFinding, Evidence
 from agent.exposition.explain.text_format import format_duration, format_percent
 from agent.model.metrics.memory import BALLOON, GUEST_MEMORY, MEMORY
-from agent.model.metrics.vm_process import CGROUP, IOTHREAD, PROCESS, VCPU
+from agent.model.metrics.vm_process_and_interfaces import CGROUP, IOTHREAD, PROCESS, VCPU
 
 QUOTA_RATIO = 0.25
 """Minimum share of the quota's periods in which the CPU quota throttles the VM."""
@@ -37,7 +37,7 @@ def find_cpu_quota(evidence: Evidence) -> Iterator[CauseFinding]:
     if not periods or throttled is None or throttled < QUOTA_RATIO * periods:
         return
     share = min(1.0, throttled / periods)
-    path = evidence.values(CGROUP).get("path", "")
+    path = evidence.whole_vm_values(CGROUP).get("path", "")
     waited = rates.get("cpu_throttled_seconds_total")
     times = f", in sum {waited:.2g} s in each second" if waited is not None else ""
     sentence = (
@@ -50,7 +50,7 @@ def find_cpu_waiting(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find vCPUs that wait for a host CPU."""
     poll = [
         evidence.rates(VCPU, labels, ("run_delay_seconds_total", "cpu_seconds_total"))
-        for labels in evidence.subjects(VCPU)
+        for labels in evidence.values_by_subject(VCPU)
     ]
     delay = sum(rates.get("run_delay_seconds_total", 0.0) for rates in poll)
     used = sum(rates.get("cpu_seconds_total", 0.0) for rates in poll)
@@ -61,7 +61,7 @@ def find_cpu_waiting(evidence: Evidence) -> Iterator[CauseFinding]:
         f"The vCPUs wait for host CPUs (steal): they are ready but do not run for {delay:.2g} s in each second, "
         f"{format_percent(share)} of the time in which they want to run."
     )
-    yield CauseFinding("", sentence, {"waiting_cpus": delay, "used_cpus": used, "vcpus": evidence.vcpus()})
+    yield CauseFinding("", sentence, {"waiting_cpus": delay, "used_cpus": used, "vcpus": evidence.vcpu_count()})
 
 
 def find_thread_busy(evidence: Evidence) -> Iterator[CauseFinding]:
@@ -72,7 +72,7 @@ def find_thread_busy(evidence: Evidence) -> Iterator[CauseFinding]:
             f"QEMU's main loop uses {format_percent(main)} of a host CPU, and serves devices without an iothread late."
         )
         yield CauseFinding("", sentence, {"cpus": main})
-    for labels in evidence.subjects(IOTHREAD):
+    for labels in evidence.values_by_subject(IOTHREAD):
         used = evidence.rate(IOTHREAD, "cpu_seconds_total", labels)
         if used is not None and used >= BUSY_THREAD:
             sentence = f"The iothread {labels[0]} uses {format_percent(used)} of a host CPU, and serves its disks late."
@@ -81,8 +81,8 @@ def find_thread_busy(evidence: Evidence) -> Iterator[CauseFinding]:
 
 def find_guest_cpu_busy(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find a guest that uses nearly all the time of its vCPUs."""
-    count = evidence.vcpus()
-    known = [evidence.rate(VCPU, "cpu_seconds_total", labels) for labels in evidence.subjects(VCPU)]
+    count = evidence.vcpu_count()
+    known = [evidence.rate(VCPU, "cpu_seconds_total", labels) for labels in evidence.values_by_subject(VCPU)]
     used = sum(rate for rate in known if rate is not None)
     if count and None not in known and used >= BUSY_VCPUS * count:
         yield CauseFinding(
@@ -97,7 +97,7 @@ def find_out_of_memory(evidence: Evidence) -> Iterator[CauseFinding]:
         family = GUEST_MEMORY if is_guest else CGROUP
         whose, where = ("guest's", "in the guest") if is_guest else ("host's", "in the VM's cgroup")
         seconds = max(0.0, evidence.now - alert["since"])
-        kills = evidence.number(family, "oom_kills_total")
+        kills = evidence.whole_vm_number(family, "oom_kills_total")
         total = f"; {kills:.0f} in all" if kills is not None else ""
         sentence = (
             f"The {whose} kernel killed a process {where} for lack of memory {format_duration(seconds)} ago{total}."
@@ -110,7 +110,7 @@ def find_memory_limited(evidence: Evidence) -> Iterator[CauseFinding]:
     stalled = evidence.rate(CGROUP, "pressure_memory_stalled_seconds_total")
     if stalled is None or stalled < MIN_STALL:
         return
-    used, limit = (evidence.number(CGROUP, name) for name in ("memory_bytes", "memory_limit_bytes"))
+    used, limit = (evidence.whole_vm_number(CGROUP, name) for name in ("memory_bytes", "memory_limit_bytes"))
     of_limit = (
         f"; it uses {format_bytes(used)} of {format_bytes(limit)}" if used is not None and limit is not None else ""
     )
@@ -120,7 +120,7 @@ def find_memory_limited(evidence: Evidence) -> Iterator[CauseFinding]:
 
 def find_swapped(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find swapped-out memory that the VM reads back from the host's swap."""
-    out, resident = (evidence.number(PROCESS, name) for name in ("swap_bytes", "resident_bytes"))
+    out, resident = (evidence.whole_vm_number(PROCESS, name) for name in ("swap_bytes", "resident_bytes"))
     faults = evidence.rate(PROCESS, "major_faults_total")
     if out is None or resident is None or faults is None or faults < MIN_FAULTS:
         return
@@ -134,16 +134,16 @@ def find_swapped(evidence: Evidence) -> Iterator[CauseFinding]:
         )
 
 
-def find_guest_memory(evidence: Evidence) -> Iterator[CauseFinding]:
+def find_guest_memory_low(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find a guest that is short of memory. Report how much memory its balloon holds."""
-    available, total = (evidence.number(GUEST_MEMORY, name) for name in ("available_bytes", "total_bytes"))
+    available, total = (evidence.whole_vm_number(GUEST_MEMORY, name) for name in ("available_bytes", "total_bytes"))
     if available is None or not total or available >= LOW_RATIO * total:
         return
     figures = {"available_bytes": available, "total_bytes": total}
     left = f"The guest has {format_bytes(available)} of {format_bytes(total)} memory left ({format_percent(available / total)})"
-    base, actual = evidence.number(MEMORY, "base_bytes"), evidence.number(BALLOON, "actual_bytes")
+    base, actual = evidence.whole_vm_number(MEMORY, "base_bytes"), evidence.whole_vm_number(BALLOON, "actual_bytes")
     held = (
-        base + (evidence.number(MEMORY, "plugged_bytes") or 0) - actual
+        base + (evidence.whole_vm_number(MEMORY, "plugged_bytes") or 0) - actual
         if base is not None and actual is not None
         else 0
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from statistics import median
 
-from agent.exposition.explain.evidence import CauseFinding, Evidence, number_in
+from agent.exposition.explain.evidence import CauseFinding, Evidence, finite_number_or_none
 from agent.exposition.explain.text_format import (
     format_duration,
     format_latency_text,
@@ -46,8 +46,8 @@ _LIMITED = {"": _KINDS, "read_": ("read",), "write_": ("write",)}
 
 def find_io_stalled(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find disks that complete no request although requests are in flight. QEMU may still answer on its monitor."""
-    for labels, values in evidence.subjects(BLOCK_STALL).items():
-        seconds = number_in(values, "seconds")
+    for labels, values in evidence.values_by_subject(BLOCK_STALL).items():
+        seconds = finite_number_or_none(values, "seconds")
         if values.get("state") != "stalled" or seconds is None:
             continue
         figures = {"seconds": seconds, "signs": values.get("signs", "")}
@@ -56,7 +56,7 @@ def find_io_stalled(evidence: Evidence) -> Iterator[CauseFinding]:
             ("waiting_threads", "threads of QEMU that wait in the kernel for storage: {:.0f}"),
             ("requests_in_flight", "requests in its virtio queues: {:.0f}"),
         ):
-            if number := number_in(values, name):
+            if number := finite_number_or_none(values, name):
                 figures[name] = number
                 why.append(text.format(number))
         known = f" ({'; '.join(why)})" if why else ""
@@ -67,13 +67,13 @@ def find_io_stalled(evidence: Evidence) -> Iterator[CauseFinding]:
 def find_disk_throttled(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find disks whose rates reach a throttle limit. Disks of one throttle group share their limits."""
     groups: dict[str, list[str]] = {}
-    for labels, values in evidence.subjects(BLOCK_DEVICE).items():
+    for labels, values in evidence.values_by_subject(BLOCK_DEVICE).items():
         groups.setdefault(str(values.get("throttle_group") or labels[0]), []).append(labels[0])
     for group, devices in groups.items():
-        limits = evidence.subjects(BLOCK_DEVICE)[(devices[0],)]
+        limits = evidence.values_by_subject(BLOCK_DEVICE)[(devices[0],)]
         for prefix, kinds in _LIMITED.items():
             for unit in ("bytes", "operations"):
-                limit = number_in(limits, f"throttle_{prefix}{unit}_per_second")
+                limit = finite_number_or_none(limits, f"throttle_{prefix}{unit}_per_second")
                 rate = sum(
                     filter(
                         None, (_operation_rate(evidence, device, kind, unit) for device in devices for kind in kinds)
@@ -122,7 +122,7 @@ def find_disk_slow(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find disks whose requests take much longer than in the last hour, or longer than a limit."""
     for kind in _KINDS:
         baseline = _baseline_latency(evidence, kind)
-        for labels in evidence.subjects(BLOCK):
+        for labels in evidence.values_by_subject(BLOCK):
             operations, seconds, _ = _operation_figures(evidence, labels[0], kind)
             if operations < MIN_OPERATIONS:
                 continue
@@ -155,13 +155,14 @@ def slow_disks_by_pool(evidence: Evidence) -> Iterator[tuple[LabelValues, CauseF
 
 def find_disk_queue(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find disks with long queues of slow requests."""
-    for labels in evidence.subjects(BLOCK):
+    for labels in evidence.values_by_subject(BLOCK):
         both = [_operation_figures(evidence, labels[0], kind) for kind in _KINDS]
         operations, in_flight = sum(row[0] for row in both), sum(row[2] for row in both)
         measured = max(
             (
-                (number_in(values, "read_queue_depth") or 0) + (number_in(values, "write_queue_depth") or 0)
-                for timed, values in evidence.subjects(BLOCK_TIMED).items()
+                (finite_number_or_none(values, "read_queue_depth") or 0)
+                + (finite_number_or_none(values, "write_queue_depth") or 0)
+                for timed, values in evidence.values_by_subject(BLOCK_TIMED).items()
                 if timed[0] == labels[0]
             ),
             default=0.0,

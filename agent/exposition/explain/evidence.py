@@ -9,8 +9,8 @@ from agent.exposition.rates import LabelValues, PollPair, ValuesBySubject
 from agent.exposition.snapshot import Snapshot, VmView
 from agent.model.family import Family, FieldValues
 from agent.model.metrics.host_resources import HOST
-from agent.model.metrics.pool import BLOCK_STORAGE, POOL
-from agent.model.metrics.vm_process import VCPU
+from agent.model.metrics.storage_pool import BLOCK_STORAGE, POOL
+from agent.model.metrics.vm_process_and_interfaces import VCPU
 
 MAX_RATE_AGE = 60.0
 """Maximum age of rates in seconds. Older rates do not explain the current state."""
@@ -63,23 +63,23 @@ class Evidence:
             snapshot.host_samples.get(HOST.name, {}).get((), {}),
         )
 
-    def subjects(self, family: Family) -> ValuesBySubject:
+    def values_by_subject(self, family: Family) -> ValuesBySubject:
         """Return the last values of a family for each subject, such as a disk; empty without values."""
         poll = self.view.polls.get(family.name)
         return poll.current if poll is not None else {}
 
-    def values(self, family: Family) -> FieldValues:
+    def whole_vm_values(self, family: Family) -> FieldValues:
         """Return the last values of a family that describes the whole VM."""
-        return self.subjects(family).get((), {})
+        return self.values_by_subject(family).get((), {})
 
-    def number(self, family: Family, name: str) -> float | None:
+    def whole_vm_number(self, family: Family, name: str) -> float | None:
         """Return a number of a family that describes the whole VM; None if unknown."""
-        return number_in(self.values(family), name)
+        return finite_number_or_none(self.whole_vm_values(family), name)
 
     def rates(self, family: Family, labels: LabelValues, names: Iterable[str]) -> dict[str, float]:
         """Return the increase per second of a subject's counters between its last two polls; empty if the polls are too old."""
         poll = self._fresh_poll(family)
-        return poll.rates(labels, names) if poll is not None else {}
+        return poll.rates_for_labels(labels, names) if poll is not None else {}
 
     def rate(self, family: Family, name: str, labels: LabelValues = ()) -> float | None:
         """Return the increase per second of one counter; None if unknown or too old."""
@@ -95,7 +95,7 @@ class Evidence:
     def pools_of_disks(self) -> Iterator[tuple[LabelValues, list[str], FieldValues]]:
         """Yield each pool with images of the VM: the pool's label values, the VM's disks, and the pool's values."""
         disks: dict[LabelValues, list[str]] = {}
-        for (device, _layer), values in self.subjects(BLOCK_STORAGE).items():
+        for (device, _layer), values in self.values_by_subject(BLOCK_STORAGE).items():
             if "pool" in values:
                 of_pool = disks.setdefault((values["pool"], values.get("kind", "")), [])
                 if device not in of_pool:
@@ -104,16 +104,16 @@ class Evidence:
             if labels in self.pools:
                 yield labels, devices, self.pools[labels]
 
-    def vcpus(self) -> int:
+    def vcpu_count(self) -> int:
         """Return the number of vCPUs whose threads are known."""
-        return len(self.subjects(VCPU))
+        return len(self.values_by_subject(VCPU))
 
     def alerts_named(self, *names: str) -> list[Mapping[str, Any]]:
         """Return the firing alerts with one of these names."""
         return [alert for alert in self.alerts if alert["alert"] in names]
 
 
-def number_in(values: Mapping[str, Any], name: str) -> float | None:
+def finite_number_or_none(values: Mapping[str, Any], name: str) -> float | None:
     """Return a value of a sample if it is a finite number; otherwise None."""
     value = values.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from agent.common.units import format_bytes
-from agent.exposition.explain.evidence import CauseFinding, Evidence, number_in
+from agent.exposition.explain.evidence import CauseFinding, Evidence, finite_number_or_none
 from agent.exposition.explain.text_format import format_duration, format_percent
 from agent.model.metrics.guest import GUEST_FILESYSTEM
 from agent.model.metrics.jobs import JOB
@@ -22,8 +22,8 @@ _SERIOUS = frozenset({Severity.ERROR.label, Severity.CRITICAL.label})
 
 def find_guest_filesystem_full(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find full file systems in the guest."""
-    for (mountpoint, _device, _type), values in evidence.subjects(GUEST_FILESYSTEM).items():
-        used, size = number_in(values, "used_bytes"), number_in(values, "size_bytes")
+    for (mountpoint, _device, _type), values in evidence.values_by_subject(GUEST_FILESYSTEM).items():
+        used, size = finite_number_or_none(values, "used_bytes"), finite_number_or_none(values, "size_bytes")
         if used is None or not size or used < FULL_FILESYSTEM * size:
             continue
         age = max(0.0, evidence.now - evidence.view.guest_response_ns / 1e9)
@@ -36,24 +36,27 @@ def find_guest_filesystem_full(evidence: Evidence) -> Iterator[CauseFinding]:
 
 def find_migration_running(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find an active migration. Report its progress and its effects on the guest."""
-    values = evidence.values(MIGRATION)
+    values = evidence.whole_vm_values(MIGRATION)
     status = values.get("status", "none")
     if status in INACTIVE_STATUSES:
         return
     figures: dict[str, Any] = {"status": status}
     parts = [f"A migration of the VM is under way (`{status}`)"]
-    remaining, total = number_in(values, "ram_remaining_bytes"), number_in(values, "ram_bytes")
+    remaining, total = finite_number_or_none(values, "ram_remaining_bytes"), finite_number_or_none(values, "ram_bytes")
     if remaining is not None and total:
         figures |= {"remaining_bytes": remaining, "ram_bytes": total}
         parts.append(f"{format_bytes(remaining)} of {format_bytes(total)} are left")
-    pages, page = number_in(values, "ram_dirty_pages_per_second"), number_in(values, "ram_page_bytes")
+    pages, page = (
+        finite_number_or_none(values, "ram_dirty_pages_per_second"),
+        finite_number_or_none(values, "ram_page_bytes"),
+    )
     if pages and page:
         figures["dirty_bytes_per_second"] = pages * page
         parts.append(f"the guest dirties {format_bytes(pages * page)}/s")
-    if throughput := number_in(values, "throughput_bytes_per_second"):
+    if throughput := finite_number_or_none(values, "throughput_bytes_per_second"):
         figures["throughput_bytes_per_second"] = throughput
         parts.append(f"{format_bytes(throughput)}/s are sent")
-    if slowed := number_in(values, "cpu_throttle_ratio"):
+    if slowed := finite_number_or_none(values, "cpu_throttle_ratio"):
         figures["cpu_throttle_ratio"] = slowed
         parts.append(f"QEMU slows the vCPUs by {format_percent(slowed)} so that the migration ends")
     if status.startswith("postcopy"):
@@ -63,8 +66,8 @@ def find_migration_running(evidence: Evidence) -> Iterator[CauseFinding]:
 
 def find_dirty_limited(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find vCPUs that QEMU slows down to limit their dirty rate."""
-    for (vcpu,), values in evidence.subjects(VCPU_DIRTY).items():
-        limit, current = (number_in(values, f"{name}_bytes_per_second") for name in ("limit", "current"))
+    for (vcpu,), values in evidence.values_by_subject(VCPU_DIRTY).items():
+        limit, current = (finite_number_or_none(values, f"{name}_bytes_per_second") for name in ("limit", "current"))
         if limit and current is not None and current >= 0.9 * limit:
             sentence = f"QEMU slows vCPU {vcpu}: it dirties {format_bytes(current)}/s, and its limit is {format_bytes(limit)}/s."
             yield CauseFinding(vcpu, sentence, {"current_bytes_per_second": current, "limit_bytes_per_second": limit})
@@ -72,16 +75,16 @@ def find_dirty_limited(evidence: Evidence) -> Iterator[CauseFinding]:
 
 def find_job_running(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find jobs that read or write the VM's disks."""
-    for (job, kind), values in evidence.subjects(JOB).items():
+    for (job, kind), values in evidence.values_by_subject(JOB).items():
         status = values.get("status", "running")
         if status in _QUIET_JOBS or values.get("paused") is True:
             continue
         figures: dict[str, Any] = {"type": kind, "status": status}
         parts = [f"A {kind} job ({job}) is {status}"]
-        if (done := number_in(values, "progress_ratio")) is not None:
+        if (done := finite_number_or_none(values, "progress_ratio")) is not None:
             figures["progress_ratio"] = done
             parts.append(f"{format_percent(done)} done")
-        if (speed := number_in(values, "progress_per_second")) is not None and kind in _BYTES_JOBS:
+        if (speed := finite_number_or_none(values, "progress_per_second")) is not None and kind in _BYTES_JOBS:
             figures["progress_per_second"] = speed
             parts.append(f"{format_bytes(speed)}/s")
         yield CauseFinding(job, f"{', '.join(parts)}: it shares the storage with the guest.", figures)
@@ -91,15 +94,15 @@ _BYTES_JOBS = frozenset({"backup", "commit", "mirror", "stream"})
 """Types of jobs whose progress is in bytes."""
 
 
-def find_dump_running(evidence: Evidence) -> Iterator[CauseFinding]:
+def find_dump_or_measurement_running(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find a running dump of the guest's memory, or a running measurement of its dirty rate."""
-    if evidence.values(DUMP).get("status") == "active":
-        written, size = (evidence.number(DUMP, name) for name in ("written_bytes", "size_bytes"))
+    if evidence.whole_vm_values(DUMP).get("status") == "active":
+        written, size = (evidence.whole_vm_number(DUMP, name) for name in ("written_bytes", "size_bytes"))
         done = f": {format_bytes(written)} of {format_bytes(size)} are written" if written is not None and size else ""
         yield CauseFinding(
             "", f"A client dumps the guest's memory{done}.", {"written_bytes": written, "size_bytes": size}
         )
-    if evidence.values(DIRTY_RATE).get("status") == "measuring":
+    if evidence.whole_vm_values(DIRTY_RATE).get("status") == "measuring":
         yield CauseFinding("", "A client measures the guest's dirty rate, which makes each first write slower.", {})
 
 

@@ -6,8 +6,8 @@ from typing import Any
 from agent.exposition.explain.cpu_and_memory import find_cpu_quota, find_cpu_waiting
 from agent.exposition.explain.disks import slow_disks_by_pool
 from agent.exposition.explain.evidence import CauseFinding, Evidence
+from agent.exposition.explain.resource_contention import HostResource, format_contending_vm
 from agent.exposition.explain.text_format import format_list, format_percent
-from agent.exposition.resource_contention import HostResource, describe_vm
 
 MIN_SHARE = 0.5
 """Other VMs count as the cause if together they use at least this share of the resource."""
@@ -51,6 +51,6 @@ def _describe_neighbours(
     taken = sum(vm[figure] for vm in others)
     if not whole or taken < MIN_SHARE * whole:
         return
-    vms = format_list([describe_vm(vm, resource, "taking") for vm in others])
+    vms = format_list([format_contending_vm(vm, resource, "taking") for vm in others])
     sentence = f"Other VMs take {format_percent(taken / whole)} of {what} while this VM waits for them: {vms}."
     yield CauseFinding(subject, sentence, {"taken": taken, "total": whole, "vms": [dict(vm) for vm in others]})

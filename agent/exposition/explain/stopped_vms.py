@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from agent.common.units import format_bytes
-from agent.exposition.explain.evidence import CauseFinding, Evidence, number_in
+from agent.exposition.explain.evidence import CauseFinding, Evidence, finite_number_or_none
 from agent.exposition.explain.text_format import format_duration, format_list, format_percent
 from agent.model.metrics.block import BLOCK_DEVICE
 from agent.model.metrics.guest import GUEST_FREEZE
 from agent.model.metrics.runstate import RUNSTATE
-from agent.model.metrics.vm_process import PROCESS
+from agent.model.metrics.vm_process_and_interfaces import PROCESS
 from agent.session.shared_types import MonitorState
 
 FULL_RATIO = 0.01
@@ -37,7 +37,7 @@ _STATUS_TEXTS = {
 
 def find_process_stopped(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find a process that a signal or a debugger stopped."""
-    state = evidence.values(PROCESS).get("state")
+    state = evidence.whole_vm_values(PROCESS).get("state")
     if state in ("stopped", "traced"):
         by = "a signal, such as SIGSTOP, stopped it" if state == "stopped" else "a debugger holds it"
         yield CauseFinding("", f"The QEMU process is {state}: {by}.", {"state": state})
@@ -67,11 +67,11 @@ def find_monitor_stalled(evidence: Evidence) -> Iterator[CauseFinding]:
 
 def find_not_running(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find a guest that does not run."""
-    values = evidence.values(RUNSTATE)
+    values = evidence.whole_vm_values(RUNSTATE)
     status = values.get("status")
     if values.get("running") is not False or not isinstance(status, str):
         return
-    since = number_in(values, "since_timestamp_seconds")
+    since = finite_number_or_none(values, "since_timestamp_seconds")
     figures: dict[str, Any] = {"status": status}
     known = ""
     if since is not None:
@@ -86,7 +86,7 @@ def find_not_running(evidence: Evidence) -> Iterator[CauseFinding]:
 
 def _describe_io_errors(evidence: Evidence, known: str, figures: dict[str, Any]) -> Iterator[CauseFinding]:
     """Yield the disks whose I/O errors stopped the guest."""
-    states = {labels[0]: values.get("io_status") for labels, values in evidence.subjects(BLOCK_DEVICE).items()}
+    states = {labels[0]: values.get("io_status") for labels, values in evidence.values_by_subject(BLOCK_DEVICE).items()}
     failed = {device: state for device, state in states.items() if state in ("failed", "nospace")}
     failed |= {alert["subject"]: "nospace" for alert in evidence.alerts_named("disk_full")}
     for alert in evidence.alerts_named("io_error_stop"):
@@ -99,9 +99,9 @@ def _describe_io_errors(evidence: Evidence, known: str, figures: dict[str, Any])
         yield CauseFinding(device, f"{begin}: {why} on {device}.", figures | {"io_status": state})
 
 
-def find_guest_frozen(evidence: Evidence) -> Iterator[CauseFinding]:
+def find_guest_filesystems_frozen(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find frozen file systems in the guest."""
-    if evidence.values(GUEST_FREEZE).get("frozen") is True:
+    if evidence.whole_vm_values(GUEST_FREEZE).get("frozen") is True:
         sentence = "The guest's file systems are frozen (`guest-fsfreeze-freeze`), so every write in the guest waits."
         yield CauseFinding("", sentence, {"frozen": True})
 
@@ -109,7 +109,7 @@ def find_guest_frozen(evidence: Evidence) -> Iterator[CauseFinding]:
 def find_pool_full(evidence: Evidence) -> Iterator[CauseFinding]:
     """Find storage pools that are full, or that report a problem."""
     for (pool, kind), devices, values in evidence.pools_of_disks():
-        free, size = number_in(values, "free_bytes"), number_in(values, "size_bytes")
+        free, size = finite_number_or_none(values, "free_bytes"), finite_number_or_none(values, "size_bytes")
         if values.get("problem"):
             sentence = f"The pool {pool} ({kind}) under {format_list(devices)} reports {values['problem']}."
             yield CauseFinding(pool, sentence, {"kind": kind, "problem": values["problem"], "devices": devices})

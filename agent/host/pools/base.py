@@ -120,7 +120,7 @@ PoolReadings = Mapping[str, PoolReading | PoolReadError]
 class PoolSource(Protocol):
     """Finds and reads the pools of one kind."""
 
-    async def refresh(self) -> bool:
+    async def refresh_pool_lookup(self) -> bool:
         """Update the data that `find_pool` needs, such as a list of volumes. The call has a deadline and does not raise.
 
         Returns:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from agent.host.block_device import device_size
+from agent.host.block_device import block_device_size_bytes
 from agent.host.device_activity import (
     DeviceActivity,
     describe_device_failure,
@@ -42,7 +42,7 @@ class BlockDevicePoolSource:
         self._sys = sys
         self._unresponsive_seconds = unresponsive_seconds
 
-    async def refresh(self) -> bool:
+    async def refresh_pool_lookup(self) -> bool:
         """Do nothing, because `find_pool` needs no list of devices."""
         return False
 
@@ -66,7 +66,7 @@ class BlockDevicePoolSource:
             return PoolReadError(f"{pool.path}: {failure}")
         if first is not None and first.is_suspect and (stall := await self._watch_device(number, first)):
             return PoolUnresponsiveError(f"{pool.path}: {stall}")
-        size = device_size(pool.path, self._sys)
+        size = block_device_size_bytes(pool.path, self._sys)
         return PoolReading(size) if size is not None else PoolReadError(f"{pool.path}: the agent cannot see the device")
 
     async def _watch_device(self, number: str, first: DeviceActivity) -> str:

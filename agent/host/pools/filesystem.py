@@ -3,8 +3,6 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
-from agent.host.filesystem_reader import FileSystemReader, FileSystemStats
-from agent.host.image_location import read_mounts
 from agent.host.mounts import Mount
 from agent.host.pools.base import (
     READ_ONLY_PROBLEM,
@@ -16,6 +14,8 @@ from agent.host.pools.base import (
     PoolReadings,
     UnknownPool,
 )
+from agent.host.pools.filesystem_reader import FileSystemReader, FileSystemStats
+from agent.host.pools.image_location import read_mounts
 
 
 class FileSystemPoolSource:
@@ -40,7 +40,7 @@ class FileSystemPoolSource:
         self._own_mounts = own_mounts
         self._read_only: frozenset[str] = frozenset()
 
-    async def refresh(self) -> bool:
+    async def refresh_pool_lookup(self) -> bool:
         """Find the file systems that are read-only now."""
         self._read_only = frozenset(mount.device for mount in self._own_mounts() if mount.read_only)
         return False

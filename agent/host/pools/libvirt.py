@@ -84,7 +84,7 @@ class LibvirtPoolSource:
         self._pools: dict[str, LibvirtStoragePool] = {}
         self._changed_at: dict[str, float] = {}
 
-    async def refresh(self) -> bool:
+    async def refresh_pool_lookup(self) -> bool:
         """List the storage pools. If the request fails, keep the pools of the last list.
 
         While a request hangs, no further request is sent.
@@ -127,7 +127,7 @@ class LibvirtPoolSource:
     async def read(self, pools: Sequence[Pool]) -> PoolReadings:
         """Return the size and the free space of these pools, as libvirt reports them."""
         if self._clock() - self._listed_at > FRESH_SECONDS:
-            await self.refresh()
+            await self.refresh_pool_lookup()
         return {pool.key: self._reading_of_pool(pool.name) for pool in pools}
 
     def _reading_of_pool(self, name: str) -> PoolReading | PoolReadError:

@@ -181,7 +181,7 @@ class StorageReportPoolSource:
         self._by_name: dict[str, tuple[ReportedPool, ReportedVolume]] = {}
         self._allocated: dict[str, dict[str, int]] = {}
 
-    async def refresh(self) -> bool:
+    async def refresh_pool_lookup(self) -> bool:
         """Load the report. If the report is unusable, keep the volumes of the last usable report.
 
         Returns:
@@ -237,7 +237,7 @@ class StorageReportPoolSource:
         volumes = [(pool, volume) for pool in self._pools.values() for volume in pool.volumes]
         self._by_device = {match[1].device: match for match in volumes if match[1].device is not None}
         self._by_name = {match[1].name: match for match in volumes}
-        self._allocated = {name: allocated_bytes(pool.volumes) for name, pool in self._pools.items()}
+        self._allocated = {name: allocated_bytes_by_volume(pool.volumes) for name, pool in self._pools.items()}
         self._by_name |= {match[1].name.replace(" ", "+"): match for match in volumes if " " in match[1].name}
 
     def _reading_of_pool(self, pool: Pool) -> PoolReading | PoolReadError:
@@ -261,7 +261,7 @@ class StorageReportPoolSource:
         )
 
 
-def allocated_bytes(volumes: Iterable[ReportedVolume]) -> dict[str, int]:
+def allocated_bytes_by_volume(volumes: Iterable[ReportedVolume]) -> dict[str, int]:
     """Return the allocated bytes of volumes, by `major:minor` and by name. A volume without this value is omitted."""
     known = [(volume, volume.allocated_bytes) for volume in volumes if volume.allocated_bytes is not None]
     by_device = {volume.device: allocated for volume, allocated in known if volume.device is not None}

@@ -42,7 +42,7 @@ GUEST_AGENT_SESSION = Family(
         Field("missing", "missing_commands", DETAIL, "Commands that the guest agent lacks or the guest forbids."),
     ),
     on_change=True,
-    host_only=True,
+    from_host_or_agent=True,
 )
 
 GUEST_FILESYSTEM = Family(

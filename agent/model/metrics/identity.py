@@ -25,5 +25,5 @@ IDENTITY = Family(
         Field("labels", "labels", FieldKind.DETAIL, "Metadata from the VM's manager, selected by the config (labels)."),
     ),
     on_change=True,
-    host_only=True,
+    from_host_or_agent=True,
 )

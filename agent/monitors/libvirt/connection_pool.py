@@ -96,7 +96,7 @@ class ConnectionPool:
         """True if the number of hung calls has reached its limit. A further hung call then blocks one of the `max_calls`."""
         return self.hung_calls >= self._limits.max_hung
 
-    async def run(self, function: Callable[[LibvirtConnection], T]) -> T:
+    async def call_with_connection(self, function: Callable[[LibvirtConnection], T]) -> T:
         """Call `function` with a connection, in a thread, and return the result. The result must not contain libvirt's objects.
 
         The caller sets the deadline. If the caller is cancelled, `function` continues in its thread until it returns.
@@ -106,7 +106,7 @@ class ConnectionPool:
             UnreadableReplyError: libvirt's answer cannot be decoded.
             NotConnectedError: the domain does not exist.
             TransportLostError: libvirtd cannot be reached.
-            DeniedError: libvirtd does not permit the agent to connect.
+            ConnectPermissionError: libvirtd does not permit the agent to connect.
         """
         await self._slots.acquire()
         connection = self._idle_or_new_connection()

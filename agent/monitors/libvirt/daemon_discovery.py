@@ -10,13 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from agent.host.libvirt_processes import MAX_DAEMONS, LibvirtProcess, LibvirtScan, LibvirtScanner, QemuPidIndex
+from agent.host.libvirt_daemons import (
+    MAX_DAEMONS,
+    LibvirtDaemon,
+    LibvirtDaemonScanner,
+    LibvirtDaemonScanResult,
+    QemuPidsByUuid,
+)
 from agent.host.pools.libvirt import LibvirtStoragePool
 from agent.model.record import sanitize
 from agent.monitors.base import DiscoveryListener, Monitor, MonitorConnection
 from agent.monitors.libvirt.connection_pool import HOST_LIMITS, SINGLE_DOMAIN_LIMITS
 from agent.monitors.libvirt.discovery import LibvirtDiscoverer
-from agent.qmp.errors import DeniedError, NotConnectedError, QmpError, StalledError
+from agent.qmp.errors import ConnectPermissionError, NotConnectedError, QmpError, StalledError
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +40,7 @@ MAX_NAMED_DAEMONS = 3
 """Maximum number of daemons whose names and errors are in the status."""
 
 DaemonKey = tuple[int | None, str]
-"""Identity of a daemon across restarts, see `LibvirtProcess.key`."""
+"""Identity of a daemon across restarts, see `LibvirtDaemon.key`."""
 
 
 @dataclass(slots=True)
@@ -51,7 +57,7 @@ class _Daemon:
         missing_since: monotonic time of the first scan without the daemon; None if the last scan found the daemon.
     """
 
-    process: LibvirtProcess
+    process: LibvirtDaemon
     discoverer: LibvirtDiscoverer
     task: asyncio.Task[None] | None = None
     has_status: bool = False
@@ -74,12 +80,12 @@ class _DaemonListener:
     def on_monitor_removed(self, monitor: Monitor) -> None:
         self._listener.on_monitor_removed(monitor)
 
-    def on_status(self, _source: Monitor, error: QmpError | None, limitation: str = "") -> None:
+    def on_discovery_status(self, _source: Monitor, error: QmpError | None, limitation: str = "") -> None:
         self._daemon.has_status, self._daemon.error, self._daemon.limitation = True, error, limitation
         self._daemons.report_status(self._listener)
 
-    def on_connection_refused(self, address: str, reason: str) -> None:
-        self._listener.on_connection_refused(address, reason)
+    def on_incoming_connection_refused(self, address: str, reason: str) -> None:
+        self._listener.on_incoming_connection_refused(address, reason)
 
 
 class LibvirtDaemonDiscoverer:
@@ -91,7 +97,7 @@ class LibvirtDaemonDiscoverer:
         *,
         read_only: bool = False,
         passthrough: bool = False,
-        scanner: LibvirtScanner | None = None,
+        scanner: LibvirtDaemonScanner | None = None,
         scan_seconds: float = DAEMON_SCAN_INTERVAL_SECONDS,
         grace_seconds: float = GRACE_SECONDS,
     ) -> None:
@@ -109,11 +115,11 @@ class LibvirtDaemonDiscoverer:
         self._read_only = read_only
         self._passthrough = passthrough
         self._containers = tuple(containers)
-        self._scanner = scanner or LibvirtScanner()
+        self._scanner = scanner or LibvirtDaemonScanner()
         self._scan_seconds = scan_seconds
         self._grace_seconds = grace_seconds
-        self._last_scan = LibvirtScan()
-        self._qemu_index = QemuPidIndex()
+        self._last_scan = LibvirtDaemonScanResult()
+        self._qemu_index = QemuPidsByUuid()
         self._daemons: dict[DaemonKey, _Daemon] = {}
         self._status_source = Monitor("libvirt auto", ("libvirt", "auto", *self._options), self._refuse_to_open)
         self._reported_status: object = None
@@ -156,7 +162,7 @@ class LibvirtDaemonDiscoverer:
         status = (type(error), str(error), limitation)
         if status != self._reported_status:
             self._reported_status = status
-            listener.on_status(self._status_source, error, limitation)
+            listener.on_discovery_status(self._status_source, error, limitation)
 
     def _summarize_status(self) -> tuple[QmpError | None, str]:
         failed = {daemon.discoverer.name: daemon.error for daemon in self._daemons.values() if daemon.error is not None}
@@ -179,20 +185,24 @@ class LibvirtDaemonDiscoverer:
         if failed and len(failed) == len(self._daemons):
             return type(next(iter(failed.values())))(text), ""
         if self._last_scan.unreadable_daemons and not self._daemons:
-            return DeniedError(text), ""
+            return ConnectPermissionError(text), ""
         return None, text
 
     async def _scan_for_daemons(self, listener: DiscoveryListener) -> bool:
         """Scan for daemons in a thread. Return False if the scan failed."""
-        scanning = asyncio.ensure_future(asyncio.to_thread(self._scanner.scan))
+        scanning = asyncio.ensure_future(asyncio.to_thread(self._scanner.scan_proc))
         try:
             if not (await asyncio.wait({scanning}, timeout=SCAN_TIMEOUT_SECONDS))[0]:
                 self._reported_status = None
-                listener.on_status(self._status_source, StalledError("the scan of /proc for libvirt hangs"), "")
+                listener.on_discovery_status(
+                    self._status_source, StalledError("the scan of /proc for libvirt hangs"), ""
+                )
             self._last_scan = await scanning
         except OSError as error:
             self._reported_status = None
-            listener.on_status(self._status_source, DeniedError(f"/proc cannot be read: {error.strerror}"), "")
+            listener.on_discovery_status(
+                self._status_source, ConnectPermissionError(f"/proc cannot be read: {error.strerror}"), ""
+            )
             return False
         return True
 
@@ -205,7 +215,7 @@ class LibvirtDaemonDiscoverer:
                 daemon = self._daemons[key] = _Daemon(process, self._make_discoverer(process))
                 daemon.task = tasks.create_task(self._run_daemon(daemon, listener), name=repr(daemon.discoverer))
             daemon.process, daemon.missing_since = process, None
-            daemon.discoverer.uri = process.uri
+            daemon.discoverer.uri = process.connection_uri
         for key in self._daemons.keys() - current.keys():
             daemon = self._daemons[key]
             daemon.missing_since = daemon.missing_since or now
@@ -215,15 +225,15 @@ class LibvirtDaemonDiscoverer:
                     daemon.task.cancel()
                 daemon.discoverer.domains.remove_all_domains(listener)
 
-    def _is_selected(self, process: LibvirtProcess) -> bool:
+    def _is_selected(self, process: LibvirtDaemon) -> bool:
         return any(fnmatchcase(process.container or HOST_NAME, pattern) for pattern in self._containers)
 
-    def _make_discoverer(self, process: LibvirtProcess) -> LibvirtDiscoverer:
+    def _make_discoverer(self, process: LibvirtDaemon) -> LibvirtDiscoverer:
         name = f"{process.container or 'libvirt'}:{process.socket}"
         if any(daemon.discoverer.name == name for daemon in self._daemons.values()):
             name = f"{name}@{process.mount_namespace}"
         return LibvirtDiscoverer(
-            process.uri,
+            process.connection_uri,
             read_only=self._read_only,
             passthrough=self._passthrough,
             name=name,
@@ -234,9 +244,9 @@ class LibvirtDaemonDiscoverer:
 
     def _find_pid(self, pid_namespace: int | None, uuid: str) -> int | None:
         """Return the process ID of a domain's QEMU; None if unknown. Scan again if the last scan missed the process. The call may block."""
-        return self._last_scan.qemus.get((pid_namespace, uuid)) or self._qemu_index.pid_of(uuid)
+        return self._last_scan.qemus.get((pid_namespace, uuid)) or self._qemu_index.pid_of_uuid(uuid)
 
-    def _has_qemus(self, process: LibvirtProcess) -> bool:
+    def _has_qemus(self, process: LibvirtDaemon) -> bool:
         """Return whether a QEMU runs in a daemon's pid namespace. The daemon itself may have ended."""
         return any(namespace == process.pid_namespace for namespace, _ in self._last_scan.qemus)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.common.backoff import retry_delay
-from agent.host.libvirt_processes import QemuPidIndex
+from agent.host.libvirt_daemons import QemuPidsByUuid
 from agent.host.pools.libvirt import LibvirtStoragePool
 from agent.monitors.base import DiscoveryListener, Monitor, MonitorConnection
 from agent.monitors.libvirt.connection_pool import HOST_LIMITS, CallLimits, ConnectionPool
@@ -28,7 +28,7 @@ from agent.monitors.libvirt.stats_batcher import StatsBatcher
 from agent.monitors.libvirt.storage_pools import list_storage_pools
 from agent.qmp.errors import (
     CommandError,
-    DeniedError,
+    ConnectPermissionError,
     NotConnectedError,
     QmpError,
     StalledError,
@@ -71,7 +71,7 @@ class DaemonState(Enum):
         """
         if connected:
             return DaemonState.LOST
-        if isinstance(error, DeniedError):
+        if isinstance(error, ConnectPermissionError):
             return DaemonState.DENIED
         # An attempt to connect to a hung libvirtd fails when keepalive ends the connection.
         return self if self is DaemonState.HUNG else DaemonState.LOST
@@ -81,7 +81,7 @@ _ERROR_TYPES: Mapping[DaemonState, type[QmpError]] = {
     DaemonState.CONNECTING: TransportLostError,
     DaemonState.HUNG: StalledError,
     DaemonState.LOST: TransportLostError,
-    DaemonState.DENIED: DeniedError,
+    DaemonState.DENIED: ConnectPermissionError,
 }
 """Type of the error for a call that needs libvirtd, by libvirtd's state. The state REACHABLE has no error."""
 
@@ -128,7 +128,7 @@ class LibvirtDiscoverer:
         key = ("libvirt", self.name, read_only, passthrough)
         self._status_source = Monitor(self.name, key, self._refuse_to_open)
         self.domains = DomainRegistry(
-            self.name, key, self._require_daemon, find_pid or partial(_pid_of_domain, uri, QemuPidIndex())
+            self.name, key, self._require_daemon, find_pid or partial(_pid_of_domain, uri, QemuPidsByUuid())
         )
         self._daemon: ConnectedLibvirtd | None = None
         self._state = DaemonState.CONNECTING
@@ -145,7 +145,7 @@ class LibvirtDiscoverer:
         try:
             api, qemu = load_library()
         except LibraryMissingError as error:
-            self._report_status(listener, DeniedError(str(error)))
+            self._report_status(listener, ConnectPermissionError(str(error)))
             await asyncio.Event().wait()
             return
         pool, attempt = ConnectionPool(api, self.uri, limits=self._limits), 0
@@ -175,7 +175,9 @@ class LibvirtDiscoverer:
             QmpError: libvirtd cannot be reached, or does not support storage pools.
         """
         daemon = self._require_daemon()
-        return await daemon.pool.run(lambda connection: list_storage_pools(daemon.api, connection.vir_connect()))
+        return await daemon.pool.call_with_connection(
+            lambda connection: list_storage_pools(daemon.api, connection.vir_connect())
+        )
 
     def refresh(self) -> None:
         """Make discovery read libvirt's list of running domains now, without waiting for the interval."""
@@ -211,7 +213,7 @@ class LibvirtDiscoverer:
         while True:
             self._list_outdated.clear()
             listing = asyncio.ensure_future(
-                daemon.pool.run(lambda connection: _list_running_domains(connection.vir_connect()))
+                daemon.pool.call_with_connection(lambda connection: _list_running_domains(connection.vir_connect()))
             )
             ended = asyncio.ensure_future(events.ended.wait())
             try:
@@ -249,7 +251,7 @@ class LibvirtDiscoverer:
         status = (type(error), str(error), limitation)
         if status != self._reported_status:
             self._reported_status = status
-            listener.on_status(self._status_source, error, limitation)
+            listener.on_discovery_status(self._status_source, error, limitation)
 
     def _handle_connection_failure(self, error: QmpError) -> None:
         """Set the state after a failure, and end the connections to the domains. Without libvirt, changes of the domains stay unnoticed."""
@@ -282,7 +284,7 @@ class LibvirtDiscoverer:
         raise NotConnectedError(f"{self.uri} is not a VM")
 
 
-def _pid_of_domain(uri: str, index: QemuPidIndex, uuid: str, name: str) -> int | None:
+def _pid_of_domain(uri: str, index: QemuPidsByUuid, uuid: str, name: str) -> int | None:
     """Return the process ID of a domain's QEMU; None if libvirtd is on another host or the ID is unknown. The call blocks.
 
     Only the system libvirtd's pid files are read. The pid files of another libvirtd may be in another mount namespace.
@@ -291,7 +293,7 @@ def _pid_of_domain(uri: str, index: QemuPidIndex, uuid: str, name: str) -> int |
     if not re.match(r"qemu(\+unix)?:///", uri):
         return None
     is_system = uri.partition("///")[2].startswith("system") and "socket=" not in uri
-    return (read_pid_file(PID_FILE_DIRECTORY, name) if is_system else None) or index.pid_of(uuid)
+    return (read_pid_file(PID_FILE_DIRECTORY, name) if is_system else None) or index.pid_of_uuid(uuid)
 
 
 def _list_running_domains(handle: Any) -> list[RunningDomain]:

@@ -25,7 +25,7 @@ from agent.qmp.errors import (
     StalledError,
     UnreadableReplyError,
 )
-from agent.qmp.protocol import UNKNOWN_VERSION, Greeting, SkippedQmpMessages, greeting_with_version
+from agent.qmp.protocol import UNKNOWN_VERSION, Greeting, SkippedQmpMessages, greeting_from_version
 
 REASON_SECONDS = 1.0
 """Seconds to wait for libvirt's event with the reason, after a failed call shows that the domain has ended."""
@@ -49,7 +49,7 @@ class DomainConnection:
         migration_phase: Callable[[], LibvirtMigrationPhase],
     ) -> None:
         self.greeting: Greeting | None = Greeting(UNKNOWN_VERSION, "", oob=False)
-        self.ended: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
+        self.ended_future: asyncio.Future[QmpError] = asyncio.get_running_loop().create_future()
         self.peer_pid = pid
         self.skipped_messages = SkippedQmpMessages()  # libvirt reads QEMU's messages
         self.on_event = on_event
@@ -76,8 +76,8 @@ class DomainConnection:
             NotConnectedError: the connection has ended.
             CommandNotAllowedError: a command is not on the allow-list.
         """
-        if self.ended.done():
-            raise self.ended.result()
+        if self.ended_future.done():
+            raise self.ended_future.result()
         for command in commands:
             # `encode` raises for a command that is not allowed. This check also applies to commands that become libvirt calls.
             self._allow.encode(command)
@@ -107,7 +107,7 @@ class DomainConnection:
             return
         with contextlib.suppress(StalledError):
             (reply,) = await self.execute((QUERY_VERSION,), deadline=deadline)
-            self.greeting = greeting_with_version(reply, oob=False)
+            self.greeting = greeting_from_version(reply, oob=False)
 
     @property
     def container(self) -> str:
@@ -119,7 +119,9 @@ class DomainConnection:
         pool, uuid = self._daemon.pool, self._uuid
         with contextlib.suppress(QmpError, TimeoutError):
             async with asyncio.timeout(deadline):
-                xml: str = await pool.run(lambda connection: connection.look_up_domain(uuid).XMLDesc(0))
+                xml: str = await pool.call_with_connection(
+                    lambda connection: connection.look_up_domain(uuid).XMLDesc(0)
+                )
                 return xml
         return ""
 
@@ -132,7 +134,7 @@ class DomainConnection:
         if self._execution is not None:
             await self._wait_for_results(self._execution, None)
 
-    async def probe(self, *, deadline: float) -> bool:  # noqa: ARG002 - MonitorConnection's signature
+    async def probe_out_of_band(self, *, deadline: float) -> bool:  # noqa: ARG002 - MonitorConnection's signature
         """Return False, because libvirt has no out-of-band commands."""
         return False
 
@@ -145,9 +147,9 @@ class DomainConnection:
         self.end(PreemptedError("a preferred monitor of this VM is available"))
 
     def end(self, cause: QmpError) -> None:
-        """End the connection now, and complete `ended` with the cause."""
-        if not self.ended.done():
-            self.ended.set_result(cause)
+        """End the connection now, and complete `ended_future` with the cause."""
+        if not self.ended_future.done():
+            self.ended_future.set_result(cause)
         if self._execution is not None:
             self._execution.cancel()
 
@@ -165,15 +167,15 @@ class DomainConnection:
         Raises:
             QmpError: the connection ended first.
         """
-        waiting_for: set[asyncio.Future[Any]] = {execution, self.ended}
+        waiting_for: set[asyncio.Future[Any]] = {execution, self.ended_future}
         await asyncio.wait(waiting_for, timeout=deadline, return_when=asyncio.FIRST_COMPLETED)
         if execution.done() and not execution.cancelled():
             error = execution.exception()
             if isinstance(error, NotConnectedError):
-                await asyncio.wait({self.ended}, timeout=REASON_SECONDS)
+                await asyncio.wait({self.ended_future}, timeout=REASON_SECONDS)
                 self.end(error)
-        if self.ended.done():
-            raise self.ended.result()
+        if self.ended_future.done():
+            raise self.ended_future.result()
         return execution.done()
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from agent.monitors.base import DiscoveryListener, EventCallback, Monitor, MonitorConnection, MonitorPriority
 from agent.monitors.libvirt.domain_connection import DomainConnection
-from agent.monitors.libvirt.event_connection import DomainEvent, LibvirtEvent
+from agent.monitors.libvirt.event_connection import DomainQemuEvent, LibvirtEvent
 from agent.monitors.libvirt.executors import ConnectedLibvirtd
 from agent.monitors.libvirt.guest_info import MAX_GUEST_CALLS, open_guest_channel
 from agent.monitors.libvirt.lifecycle import QMP_EVENT_BY_LIFECYCLE_TYPE, STOPPED, LibvirtMigrationPhase, LifecycleEvent
@@ -105,7 +105,7 @@ class DomainRegistry:
             partial(self._migration_phase, uuid),
         )
         self._connections[uuid] = connection
-        connection.ended.add_done_callback(lambda _: self._forget_connection(uuid, connection))
+        connection.ended_future.add_done_callback(lambda _: self._forget_connection(uuid, connection))
         await connection.read_version(deadline)
         return connection
 
@@ -135,7 +135,7 @@ class DomainRegistry:
     def forward_event(self, event: LibvirtEvent) -> None:
         """Forward an event of QEMU or a lifecycle event from libvirtd to the connection of its domain."""
         match event:
-            case DomainEvent(uuid, qemu_event):
+            case DomainQemuEvent(uuid, qemu_event):
                 if (connection := self._connections.get(uuid)) is not None:
                     connection.on_event(qemu_event)
             case LifecycleEvent():
@@ -153,7 +153,7 @@ class DomainRegistry:
         if not connection.receives_events and event.type in QMP_EVENT_BY_LIFECYCLE_TYPE:
             connection.on_event(Event(QMP_EVENT_BY_LIFECYCLE_TYPE[event.type], {}, None))
         if event.type == STOPPED:
-            error = MigratedAwayError if event.migrated_away else NotConnectedError
+            error = MigratedAwayError if event.is_migrated_or_saved else NotConnectedError
             self._forget_connection(event.uuid, connection)
             connection.end(error(event.stop_reason))
 

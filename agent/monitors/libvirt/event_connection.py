@@ -13,7 +13,7 @@ import orjson
 
 from agent.common.daemon_thread import complete_future, run_in_thread
 from agent.monitors.libvirt.libvirt_python import (
-    is_alive,
+    is_connection_alive,
     is_denied,
     open_connection,
     to_qmp_error,
@@ -26,14 +26,14 @@ MAX_PENDING = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class DomainEvent:
+class DomainQemuEvent:
     """An event that a domain's QEMU emitted; `uuid` identifies the domain."""
 
     uuid: str
     event: Event
 
 
-LibvirtEvent = DomainEvent | LifecycleEvent
+LibvirtEvent = DomainQemuEvent | LifecycleEvent
 
 
 class _ConnectionClosed:
@@ -70,7 +70,7 @@ class EventConnection:
             True if the connection is read-only, either as requested or because libvirt permits the agent no other connection.
 
         Raises:
-            DeniedError: not even a read-only connection is permitted.
+            ConnectPermissionError: not even a read-only connection is permitted.
             TransportLostError: libvirtd cannot be reached.
         """
         done: asyncio.Future[Any] = self._loop.create_future()
@@ -136,7 +136,7 @@ class EventConnection:
             handle, self._handle = self._handle, None
             if handle is None:
                 return
-            if is_alive(handle):
+            if is_connection_alive(handle):
                 handle.unregisterCloseCallback()
                 for number in list(getattr(handle, "domainEventCallbackID", ())):
                     handle.domainEventDeregisterAny(number)
@@ -161,7 +161,7 @@ def _event_callback(put: Callable[[Any], None]) -> Callable[..., None]:
         except orjson.JSONDecodeError:
             data = {}
         time_ns = None if seconds < 0 else seconds * 1_000_000_000 + micros * 1000
-        put(DomainEvent(domain.UUIDString(), Event(name, data if isinstance(data, dict) else {}, time_ns)))
+        put(DomainQemuEvent(domain.UUIDString(), Event(name, data if isinstance(data, dict) else {}, time_ns)))
 
     return on_event
 

@@ -75,7 +75,7 @@ class PassthroughExecutor:
     async def execute(self, commands: Sequence[Command]) -> list[CommandResult]:
         """Return the commands' results, in order."""
         requests = [(command.name, self._allow.encode(command).decode()) for command in commands]
-        return await self._daemon.pool.run(
+        return await self._daemon.pool.call_with_connection(
             lambda connection: [self._send_command(connection, *request) for request in requests]
         )
 
@@ -163,11 +163,13 @@ class TranslatingExecutor:
             return NO_DEVICES, None
         devices = self._devices
         refresh = any(command.name in qmp_translation.DEVICE_REFRESH_COMMANDS for command in commands)
-        if devices is not None and not refresh and qmp_translation.devices_cover_stats(stats, devices):
+        if devices is not None and not refresh and qmp_translation.is_every_image_known(stats, devices):
             return devices, None
         self._devices = None
         try:
-            xml: str = await self._daemon.pool.run(lambda connection: connection.look_up_domain(self._uuid).XMLDesc(0))
+            xml: str = await self._daemon.pool.call_with_connection(
+                lambda connection: connection.look_up_domain(self._uuid).XMLDesc(0)
+            )
             devices = self._devices = parse_devices(xml)
         except (CommandError, UnreadableReplyError) as error:
             return NO_DEVICES, error
@@ -181,7 +183,7 @@ class TranslatingExecutor:
             return await self._apply_change(lambda domain: domain.setMemoryStatsPeriod(arguments["value"], 0))
         if command.name == "block-set-write-threshold":
             return await self._set_threshold(arguments["node-name"], arguments["write-threshold"], data)
-        result = self._add_migration_state(command, qmp_translation.translate(command, data))
+        result = self._add_migration_state(command, qmp_translation.build_qmp_result(command, data))
         if result is None:
             return CommandError("CommandNotFound", f"libvirt does not report {command.name} without passthrough")
         return result
@@ -193,7 +195,7 @@ class TranslatingExecutor:
         target = data.devices.threshold_target(node)
         if target is None:
             return CommandError("GenericError", f"libvirt has no image for the node {node}")
-        if not qmp_translation.has_threshold_slot(node, data):
+        if not qmp_translation.is_write_threshold_reported(node, data):
             return CommandError("GenericError", f"libvirt does not report the threshold that the node {node} has now")
         return await self._apply_change(lambda domain: domain.setBlockThreshold(target, threshold))
 
@@ -224,7 +226,7 @@ class TranslatingExecutor:
             return {}
 
         try:
-            return await self._daemon.pool.run(call)
+            return await self._daemon.pool.call_with_connection(call)
         except CommandError as error:
             return error
 
@@ -244,4 +246,4 @@ class TranslatingExecutor:
                         raise
             return sizes
 
-        return await self._daemon.pool.run(read) if targets else {}
+        return await self._daemon.pool.call_with_connection(read) if targets else {}

@@ -20,7 +20,7 @@ from agent.qga.errors import (
     GuestTimeoutError,
     UnreadableGuestReplyError,
 )
-from agent.qmp.errors import CommandError, DeniedError, QmpError, UnreadableReplyError
+from agent.qmp.errors import CommandError, ConnectPermissionError, QmpError, UnreadableReplyError
 
 Params = Mapping[str, Any]
 """libvirt's typed parameters, such as `fs.0.mountpoint`."""
@@ -132,7 +132,7 @@ class LibvirtGuestChannel:
     """A `GuestChannel` over libvirt. libvirt's calls wait forever for the guest agent, unless a timeout is set."""
 
     def __init__(self, daemon: ConnectedLibvirtd, uuid: str, call_slots: asyncio.Semaphore) -> None:
-        self.ended: asyncio.Future[GuestAgentError] = asyncio.get_running_loop().create_future()
+        self.ended_future: asyncio.Future[GuestAgentError] = asyncio.get_running_loop().create_future()
         self._daemon = daemon
         self._uuid = uuid
         self._call_slots = call_slots
@@ -143,8 +143,8 @@ class LibvirtGuestChannel:
         Raises:
             GuestAgentError: the errors of `GuestAgentClient.execute`.
         """
-        if self.ended.done():
-            raise self.ended.result()
+        if self.ended_future.done():
+            raise self.ended_future.result()
         commands.encode_command(name)  # raises for a command that is not on the allow-list
         if name == "guest-info":
             return _GUEST_INFO_REPLY
@@ -172,7 +172,7 @@ class LibvirtGuestChannel:
         loop, seconds = asyncio.get_running_loop(), max(1, round(deadline))
         end = loop.time() + seconds + 1
         call = asyncio.ensure_future(
-            self._daemon.pool.run(lambda connection: self._query_blocking(connection, flag, seconds))
+            self._daemon.pool.call_with_connection(lambda connection: self._query_blocking(connection, flag, seconds))
         )
         try:
             return await asyncio.shield(call)
@@ -194,8 +194,8 @@ class LibvirtGuestChannel:
 
     def close(self) -> None:
         """Close the channel. A call in progress ends by its own timeout."""
-        if not self.ended.done():
-            self.ended.set_result(GuestChannelError("closed by the agent"))
+        if not self.ended_future.done():
+            self.ended_future.set_result(GuestChannelError("closed by the agent"))
 
 
 @contextmanager
@@ -214,7 +214,7 @@ def _to_guest_error(error: QmpError) -> GuestAgentError:
             return GuestAgentCommandError(error.error_class, error.desc)
         case UnreadableReplyError():
             return UnreadableGuestReplyError(str(error))
-        case DeniedError():
+        case ConnectPermissionError():
             return GuestChannelDeniedError(str(error))
     return GuestChannelError(str(error))
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-from agent.qmp.errors import CommandError, DeniedError, NotConnectedError, QmpError, TransportLostError
+from agent.qmp.errors import CommandError, ConnectPermissionError, NotConnectedError, QmpError, TransportLostError
 
 KEEPALIVE = (5, 3)
 """Seconds between two keepalive messages, and the number of messages that may stay unanswered. With these values, a connection to a hung
@@ -90,7 +90,7 @@ class LibvirtConnection:
 
     def is_lost(self) -> bool:
         """Return whether the connection was established and has ended."""
-        return self._handle is not None and not is_alive(self._handle)
+        return self._handle is not None and not is_connection_alive(self._handle)
 
     def close(self) -> None:
         """Close the connection. The call blocks."""
@@ -107,7 +107,7 @@ def open_connection(api: Any, uri: str, *, read_only: bool, keepalive: tuple[int
     return handle
 
 
-def is_alive(handle: Any) -> bool:
+def is_connection_alive(handle: Any) -> bool:
     """Return whether a connection is up; `handle` is libvirt's connection object."""
     try:
         return bool(handle.isAlive())
@@ -134,7 +134,7 @@ def to_qmp_error(api: Any, error: Any, connection: LibvirtConnection | None = No
     text = error.get_error_message() or str(error)
     if connection is None or connection.is_lost():
         return (
-            DeniedError(text)
+            ConnectPermissionError(text)
             if is_denied(api, error)
             else TransportLostError(f"the connection to libvirtd failed: {text}")
         )

@@ -50,7 +50,7 @@ class LifecycleEvent:
         return _STOP_REASONS.get(self.detail, "the domain was stopped")
 
     @property
-    def migrated_away(self) -> bool:
+    def is_migrated_or_saved(self) -> bool:
         """True if the domain stopped because it migrated to another host or was saved to a file."""
         return self.type == STOPPED and self.detail in _CONTINUES_ELSEWHERE
 

@@ -108,7 +108,7 @@ def query_memory_size_summary_result(stats: Stats, devices: DomainDevices) -> Co
     )
 
 
-def guest_stats_value(stats: Stats) -> dict[str, Any]:
+def balloon_guest_stats_value(stats: Stats) -> dict[str, Any]:
     """Return the value of the balloon device's property guest-stats."""
     values = {name: value * unit for key, (name, unit) in _GUEST_STATS.items() if type(value := stats.get(key)) is int}
     return _pick_renamed(stats, {"balloon.last-update": "last-update"}) | {"stats": values}
@@ -150,7 +150,7 @@ def has_block_stats(stats: Stats) -> bool:
     return not images or any("rd.reqs" in image for image in images)
 
 
-def devices_cover_stats(stats: Stats, devices: DomainDevices) -> bool:
+def is_every_image_known(stats: Stats, devices: DomainDevices) -> bool:
     """Return whether `devices` contains every image in the statistics.
 
     An image is missing after a snapshot, the pivot of a mirror job or a hotplug, until the XML is read again.
@@ -223,7 +223,7 @@ def _write_threshold(image: Mapping[str, Any]) -> dict[str, Any]:
     return {"write_threshold": 0} if "capacity" in image else {}
 
 
-def has_threshold_slot(node: str, data: "FetchedDomainData") -> bool:
+def is_write_threshold_reported(node: str, data: "FetchedDomainData") -> bool:
     """Return whether libvirt reports the write threshold of a storage node: a value, or that no threshold is set."""
     nodes = query_named_block_nodes_result(data.stats, data.devices, {})
     return any(entry["node-name"] == node and "write_threshold" in entry for entry in nodes)
@@ -273,7 +273,7 @@ def _qom_get_result(data: FetchedDomainData, arguments: Mapping[str, Any]) -> An
     """Return the result of qom-get for the properties that the agent reads; None for any other property."""
     match arguments.get("property"):
         case "guest-stats":
-            return guest_stats_value(data.stats)
+            return balloon_guest_stats_value(data.stats)
         case name if name == _STATS_INTERVAL_PROPERTY:
             return data.devices.stats_interval_seconds
         case "name":
@@ -364,7 +364,7 @@ def needs_devices(command: Command) -> bool:
     return command.name in _DEVICE_COMMANDS
 
 
-def translate(command: Command, data: FetchedDomainData) -> CommandResult:
+def build_qmp_result(command: Command, data: FetchedDomainData) -> CommandResult:
     """Return a command's result from libvirt's data, or an error if the data is missing; None if libvirt does not report the result."""
     translator = _TRANSLATORS.get(command.name)
     if translator is None:

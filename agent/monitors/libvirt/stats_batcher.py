@@ -90,7 +90,9 @@ class StatsBatcher:
         groups = 0
         for request in requests:
             groups |= request.groups
-        call = asyncio.ensure_future(self._pool.run(lambda connection: self._call_libvirt(connection, uuids, groups)))
+        call = asyncio.ensure_future(
+            self._pool.call_with_connection(lambda connection: self._call_libvirt(connection, uuids, groups))
+        )
         try:
             if not (await asyncio.wait({call}, timeout=BATCH_TIMEOUT_SECONDS))[0]:
                 for request in requests:

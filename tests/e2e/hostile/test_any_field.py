@@ -20,7 +20,7 @@ from agent.monitors import Monitor
 from agent.qmp.errors import QmpError
 from agent.qmp.protocol import Event
 from agent.session.event_handler import EventHandler
-from agent.session.identity import QemuBuild, identify
+from agent.session.identity_and_features import QemuBuild, identify
 from agent.session.shared_types import MonitorState, MonitorStatus
 from tests.lab.agent_process import Scrape
 from tests.lab.hostile_host import CONTROL_CHARACTERS
@@ -53,7 +53,9 @@ class RecordingAgent(Agent):
         """Report a VM as attached."""
         self.vm = vm
         monitor = Monitor(vm.monitor, (vm.monitor,), _connect)
-        self.observer.on_status(MonitorStatus(monitor, MonitorState.UP, "", vm, QemuBuild("7.2.22", "Debian"), 1))
+        self.observer.on_monitor_status(
+            MonitorStatus(monitor, MonitorState.UP, "", vm, QemuBuild("7.2.22", "Debian"), 1)
+        )
 
 
 async def _connect(*_: Any, **__: Any) -> Any:
@@ -113,7 +115,7 @@ async def test_any_event_gives_well_formed_output(app: RecordingAgent) -> None:
     def holds(name: str, data: dict[str, Any], time_ns: int | None) -> None:
         app.sent.clear()
         handler = EventHandler(app.observer)
-        handler.attach(app.vm)
+        handler.set_vm_and_report_buffered(app.vm)
         handler.on_event(Event(name, data, time_ns))
         assert_well_formed(app)
 

@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestServer
 
 from agent.alerts.alertmanager import AlertmanagerClient
 from agent.app.agent import Agent
-from agent.cli.check import check_config
+from agent.cli.check import run_all_checks
 from agent.config.model import Config
 from tests.lab.alertmanager import Alertmanager
 from tests.lab.fake_qemu import FakeQemu
@@ -74,7 +74,7 @@ async def monitored(fake: FakeQemu, *urls: str, **options: Any) -> AsyncIterator
         "alerts": {"alertmanager": alertmanager},
     }
     app = Agent(Config.model_validate(config), ListSink())
-    async with app.running() as own:
+    async with app.run_in_background() as own:
         await until(lambda: any(s.state.value == "up" for s in app.snapshot.monitors.values()), 180)
         yield MonitoringAgent(fake, app, own)
 
@@ -235,7 +235,7 @@ def client_of(agent: MonitoringAgent) -> AlertmanagerClient:
 async def test_check_reports_each_member(alertmanager: Alertmanager) -> None:
     unused = f"http://127.0.0.1:{free_port()}"
     config = {"monitors": [{"dial": "/nowhere"}], "alerts": {"alertmanager": {"urls": [alertmanager.url, unused]}}}
-    findings = [finding async for finding in check_config(Config.model_validate(config))]
+    findings = [finding async for finding in run_all_checks(Config.model_validate(config))]
     first, second = (finding for finding in findings if finding.text.startswith("Alertmanager: "))
     assert (first.ok, first.text) == (True, f"Alertmanager: {alertmanager.url}")
     assert not second.ok

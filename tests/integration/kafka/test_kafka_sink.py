@@ -11,7 +11,7 @@ import pytest
 from aiokafka.partitioner import murmur2
 
 from agent.delivery.journal.database import JournalDatabase
-from agent.delivery.journal.writer import JOURNAL_FILE
+from agent.delivery.journal.journal import JOURNAL_FILE
 from agent.delivery.sinks.kafka.config import KafkaTopicCreationConfig, KafkaTopicsConfig, TopicRouteConfig
 from agent.delivery.sinks.kafka.sink import KafkaSink, murmur2_hash
 from agent.model.record import Record, RecordEncoder, Vm

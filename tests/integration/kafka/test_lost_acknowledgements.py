@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from agent.consumer.state_reader import StateReader
 from agent.delivery.sinks.kafka.config import KafkaTopicsConfig
 from agent.model.record import EncodedRecord, Record, RecordEncoder
-from agent.model.state_records import StateSubject
+from agent.model.state_records import StateRecordSource
 from tests.lab.kafka import KafkaCluster
 from tests.lab.kafka_sink import kafka_config, open_sink, read_topic
 from tests.lab.lossy_proxy import LossyProxy
@@ -68,7 +68,9 @@ async def lossy_broker(folder: Path) -> AsyncIterator[LossyBroker]:
 def states() -> list[EncodedRecord]:
     """Return the writes of a turn: states of VMs, and the tombstone of the last VM."""
     encode = RecordEncoder(START_NS)
-    entities = [StateSubject("hv0", f"vm-{number}", f"name-{number}", path=f"vms/vm-{number}") for number in range(VMS)]
+    entities = [
+        StateRecordSource("hv0", f"vm-{number}", f"name-{number}", path=f"vms/vm-{number}") for number in range(VMS)
+    ]
     records = [encode(Record("qemu.state.vm", vm, {"number": number}, START_NS)) for number, vm in enumerate(entities)]
     gone = entities[-1]
     return [*records, EncodedRecord("tombstone", gone.key, "qemu.state.tombstone", START_NS, b"", gone)]

@@ -14,8 +14,8 @@ from agent.consumer.kafka_consumer import ConsumedItem, ConsumerSettings, Record
 from agent.consumer.record_orderer import Gap, OrderSettings
 from agent.consumer.stream_record import StreamRecord
 from agent.delivery.journal.database import connect_readonly
+from agent.delivery.journal.journal import JOURNAL_FILE
 from agent.delivery.journal.statements import read_entries
-from agent.delivery.journal.writer import JOURNAL_FILE
 from tests.bench.monitors import Monitors
 from tests.lab.agent_process import AgentProcess
 from tests.lab.kafka import KafkaCluster

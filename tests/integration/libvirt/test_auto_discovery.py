@@ -83,7 +83,7 @@ LOOK = """
 import json, os, sys
 from pathlib import Path
 import libvirt
-from agent.host.libvirt_processes import LibvirtScanner
+from agent.host.libvirt_daemons import LibvirtDaemonScanner
 
 def can(action):
     try:
@@ -91,7 +91,7 @@ def can(action):
     except (OSError, libvirt.libvirtError):
         return False
 
-scan = LibvirtScanner().scan()
+scan = LibvirtDaemonScanner().scan()
 daemons = [daemon for daemon in scan.daemons.values() if daemon.container == sys.argv[1]]
 qemus = [pid for (namespace, _), pid in scan.qemus.items() if daemons and namespace == daemons[0].pid_namespace]
 print(json.dumps([

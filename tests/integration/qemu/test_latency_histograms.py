@@ -10,7 +10,7 @@ import pytest
 from agent.app.agent import Agent
 from agent.cli.demo.guest import Guest
 from agent.config.model import Config
-from agent.session.disk_latency_histograms import HistogramState
+from agent.session.disk_histogram_state_machine import HistogramState
 from tests.lab.fixtures import StartGuest
 from tests.lab.qemus import Qemu
 from tests.lab.thin_guests import ListSink
@@ -41,13 +41,13 @@ async def running_agent(folder: Path, **allow: Any) -> AsyncIterator[Agent]:
         "allow": allow,
     }
     agent = Agent(Config.model_validate(config), ListSink())
-    async with agent.running():
+    async with agent.run_in_background():
         yield agent
 
 
 def disks(agent: Agent) -> dict[str, dict[str, Any]]:
     """Return the last values of each disk of the only VM."""
-    for _, view in agent.snapshot.views():
+    for _, view in agent.snapshot.one_view_per_uuid():
         if "block" in view.polls:
             return {labels[0]: values for labels, values in view.polls["block"].current.items()}
     return {}
@@ -151,9 +151,12 @@ async def test_another_clients_histogram_stays_and_is_used(folder: Path, start_g
     async with running_agent(folder, latency_histograms=BOUNDARIES) as agent:
         await until(lambda: states(agent) == {HistogramState.OURS: 1, HistogramState.FOREIGN: 1}, WAIT_SECONDS)
         await until(lambda: "read_latency_seconds" in disks(agent).get("disk0", {}), WAIT_SECONDS)
-        (vm,) = (vm for vm, _ in agent.snapshot.views())
-        assert agent.endpoint_source.histogram_owner(vm, "disk0") == "other"
-        assert sorted(agent.endpoint_source.histogram_owner(vm, name) for name in disks(agent)) == ["agent", "other"]
+        (vm,) = (vm for vm, _ in agent.snapshot.one_view_per_uuid())
+        assert agent.endpoint_source.latency_histogram_owner(vm, "disk0") == "other"
+        assert sorted(agent.endpoint_source.latency_histogram_owner(vm, name) for name in disks(agent)) == [
+            "agent",
+            "other",
+        ]
         assert disks(agent)["disk0"]["read_latency_seconds"]["boundaries_seconds"] == [0.005, 0.05]
         found = await stats(guest, "disk0")
         assert found["rd_latency_histogram"]["boundaries"] == FOREIGN

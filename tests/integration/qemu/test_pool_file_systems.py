@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 
 from agent.alerts.pool_usage import PoolUsage
-from agent.host.filesystem_reader import FileSystemReader
+from agent.host.pools.filesystem_reader import FileSystemReader
 from tests.lab.file_systems import FILE_SYSTEMS, UNPRIVILEGED, file_system, unprivileged_qemu
 from tests.lab.steady_writer import SteadyWriter
 from tests.lab.thin_guests import MIB, AlertWatcher, Data, ThinGuest, run, thin_guest

@@ -15,7 +15,7 @@ from agent.cli.http_client import EndpointCredentials
 from agent.cli.schema_registry import Registration, SchemaRegistryError, register_schemas, schema_registry_subject
 from agent.model.record import Record, RecordEncoder, Vm
 from agent.model.schema_versions import dataschema
-from agent.schemas.data import published_schemas
+from agent.schemas.data import published_data_schemas
 from tests.lab.agent_process import run_command
 from tests.lab.machine import free_port
 from tests.lab.schema_registry import SchemaRegistry
@@ -40,7 +40,7 @@ async def test_a_registry_gets_each_schema_once_and_only_compatible_ones(registr
     ended = await run_command("register-schemas", registry.url)
     assert ended.status == 0, ended.log
     lines = dict(line.split(": id ") for line in ended.out.splitlines())
-    assert lines.keys() == {schema_registry_subject(name) for name in published_schemas()}
+    assert lines.keys() == {schema_registry_subject(name) for name in published_data_schemas()}
     assert set(await registry.get("/subjects")) == lines.keys()
     assert (await run_command("register-schemas", registry.url)).out == ended.out
 
@@ -56,7 +56,7 @@ async def test_a_registry_gets_each_schema_once_and_only_compatible_ones(registr
         jsonschema.Draft7Validator(registered).validate({"actual_bytes": "five"})
 
     # A later release may add a field, and may not change the type of one.
-    later = deepcopy(published_schemas()[BALLOON])
+    later = deepcopy(published_data_schemas()[BALLOON])
     later["properties"]["added"] = {"type": "number"}
     assert (await register(registry.url, later)).id not in {None, int(lines[subject])}
     assert await registry.get(f"/subjects/{subject}/versions") == [1, 2]

@@ -143,4 +143,4 @@ def test_agent_lost_of_earlier_runs_only_is_resolved_at_the_start() -> None:
 
 def test_the_filter_for_earlier_runs_quotes_the_host() -> None:
     requests = AlertmanagerRequests('a"b\\', NOW, replace(AlertmanagerSettings()))
-    assert requests.lost_alerts_filter()[1] == ("filter", 'host="a\\"b\\\\"')
+    assert requests.agent_lost_query_parameters()[1] == ("filter", 'host="a\\"b\\\\"')

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from agent.alerts.disk_space_values import disk_space_values, space_sample
-from agent.alerts.disk_types import LimitedBy, ThresholdMode
-from agent.alerts.image_size import max_file_bytes
+from agent.alerts.disk_threshold_types import LimitedBy, ThresholdMode
+from agent.alerts.fully_allocated_image_size import fully_allocated_image_bytes
 from agent.alerts.pool_usage import Image, PoolUsage
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.host.pools.base import Pool, PoolKind, PoolReading, UnknownPool
@@ -64,7 +64,7 @@ def test_a_file_is_limited_by_its_pool_if_that_is_full_first() -> None:
 
 
 def test_the_metadata_of_an_image_needs_room_too() -> None:
-    metadata = max_file_bytes("qcow2", 100 * GIB) - 100 * GIB
+    metadata = fully_allocated_image_bytes("qcow2", 100 * GIB) - 100 * GIB
     assert tracker_of(file_disk(97 * GIB), pool(3 * GIB + metadata)).usage.limited_by is LimitedBy.VIRTUAL_SIZE
     assert tracker_of(file_disk(97 * GIB), pool(3 * GIB + metadata - 1)).usage.limited_by is LimitedBy.POOL
 
@@ -85,51 +85,51 @@ def test_a_thin_volume_is_limited_by_its_pool_if_that_is_full_first() -> None:
 def test_a_file_that_can_outgrow_its_size_is_limited_by_its_pool_alone(disk: Disk, snapshots: int) -> None:
     tracker = tracker_of(disk, pool(500 * GIB), "80%", snapshots=snapshots)
     assert limit(tracker) == (LimitedBy.POOL, disk.allocated + 500 * GIB, 500 * GIB)
-    assert tracker.levels == ()
+    assert tracker.applicable_levels == ()
     unknown = tracker_of(disk, UnknownPool("why"), "80%", snapshots=snapshots)
     assert unknown.usage.limited_by is LimitedBy.UNKNOWN
-    assert (unknown.levels, space_sample("disk0", unknown)) == ((), None)
+    assert (unknown.applicable_levels, space_sample("disk0", unknown)) == ((), None)
 
 
 def test_a_file_that_is_fully_allocated_cannot_run_out_of_space() -> None:
     for driver in ("raw", "qcow2"):
         tracker = tracker_of(file_disk(100 * GIB, format_driver=driver), pool(0))
-        assert not tracker.usage.is_thin
+        assert not tracker.usage.can_run_out_of_space
         assert space_sample("disk0", tracker) is None
 
 
 def test_nothing_fires_on_a_nearly_full_disk_with_room_in_its_pool() -> None:
     tracker = tracker_of(file_disk(97 * GIB), pool(500 * GIB), "80%", "90%", "95%", "free 5GiB")
-    assert (tracker.exceeded_levels, tracker.levels, tracker.next_threshold()) == (0, (), None)
+    assert (tracker.exceeded_level_count, tracker.applicable_levels, tracker.next_threshold()) == (0, (), None)
 
 
 def test_a_level_of_used_bytes_stays_whatever_limits_the_disk() -> None:
     for free in (500 * GIB, GIB):
         tracker = tracker_of(file_disk(97 * GIB), pool(free), "80%", "used 50GiB")
-        assert [level.text for level in tracker.levels] == ["used 50GiB"]
-        assert tracker.exceeded_levels == 1
+        assert [level.text for level in tracker.applicable_levels] == ["used 50GiB"]
+        assert tracker.exceeded_level_count == 1
 
 
 def test_a_level_that_no_write_can_reach_is_not_armed() -> None:
     tracker = tracker_of(file_disk(10 * GIB), pool(2 * GIB), "used 11GiB", "used 50GiB")
-    assert [level.text for level in tracker.levels] == ["used 11GiB"]
+    assert [level.text for level in tracker.applicable_levels] == ["used 11GiB"]
 
 
 def test_a_disk_does_not_fire_when_its_pool_fires_for_all_disks() -> None:
     tracker = tracker_of(file_disk(10 * GIB), pool(GIB), "80%")
-    assert (tracker.levels, tracker.exceeded_levels) == ((), 0)
+    assert (tracker.applicable_levels, tracker.exceeded_level_count) == ((), 0)
 
 
 def test_a_disk_fires_if_its_pool_has_no_levels() -> None:
     tracker = tracker_of(file_disk(10 * GIB), pool(GIB, has_levels=False), "80%")
-    assert [level.bytes for level in tracker.levels] == [11 * GIB * 80 // 100]
-    assert tracker.exceeded_levels == 1
+    assert [level.bytes for level in tracker.applicable_levels] == [11 * GIB * 80 // 100]
+    assert tracker.exceeded_level_count == 1
 
 
 def test_an_unknown_pool_leaves_the_virtual_size_as_the_only_limit() -> None:
     tracker = tracker_of(file_disk(97 * GIB), UnknownPool("the process is unknown"), "95%")
     assert limit(tracker) == (LimitedBy.UNKNOWN, 100 * GIB, 3 * GIB)
-    assert tracker.exceeded_levels == 1
+    assert tracker.exceeded_level_count == 1
 
 
 def test_a_pool_that_cannot_be_read_counts_as_unknown() -> None:
@@ -138,18 +138,18 @@ def test_a_pool_that_cannot_be_read_counts_as_unknown() -> None:
     tracker = tracker_of(file_disk(97 * GIB), place)
     assert tracker.usage.is_limit_known
     assert tracker.usage.limited_by is LimitedBy.UNKNOWN
-    assert tracker.exceeded_levels == 3
+    assert tracker.exceeded_level_count == 3
 
 
 @pytest.mark.parametrize("place", [None, pool()])
 def test_nothing_fires_and_nothing_is_resolved_before_the_pool_is_known(place: PoolUsage | None) -> None:
     disk = file_disk(97 * GIB)
     tracker = tracker_of(disk, place, "80%")
-    assert (tracker.exceeded_levels, space_sample("disk0", tracker)) == (0, None)
+    assert (tracker.exceeded_level_count, space_sample("disk0", tracker)) == (0, None)
     before = tracker_of(disk, UnknownPool("why"), "80%")
     before.usage.pool = place
     assert on_layers(before, disk) == []
-    assert before.exceeded_levels == 1
+    assert before.exceeded_level_count == 1
 
 
 def test_a_level_is_resolved_when_the_pool_gets_room() -> None:
@@ -236,7 +236,7 @@ def thin_pool(free: int, allocated: int | None, *, has_levels: bool = True) -> P
 
 def tracker_of_volume(place: PoolUsage, *levels: str, disk: Disk | None = None) -> ThresholdTracker:
     tracker = ThresholdTracker(policy(ThresholdMode.ARM, *levels))
-    tracker.usage.pool, tracker.usage.volume_allocated_bytes = place, place.allocated_of(VM, "disk0")
+    tracker.usage.pool, tracker.usage.volume_allocated_bytes = place, place.volume_allocated_bytes_of_disk(VM, "disk0")
     list(on_layers(tracker, disk or RAW_VOLUME))
     return tracker
 
@@ -254,12 +254,12 @@ def test_a_raw_disk_on_a_thin_volume_is_limited_by_its_pool_if_that_is_full_firs
 def test_a_raw_disk_on_a_thin_volume_with_room_in_its_pool_fires_nothing() -> None:
     tracker = tracker_of_volume(thin_pool(500 * GIB, 97 * GIB), "80%")
     assert limit(tracker) == (LimitedBy.VIRTUAL_SIZE, 100 * GIB, 3 * GIB)
-    assert tracker.levels == ()
+    assert tracker.applicable_levels == ()
 
 
 def test_a_raw_disk_on_a_thin_volume_fires_if_its_pool_has_no_levels() -> None:
     tracker = tracker_of_volume(thin_pool(5 * GIB, 30 * GIB, has_levels=False), "80%")
-    assert tracker.exceeded_levels == 1
+    assert tracker.exceeded_level_count == 1
 
 
 def test_a_thin_volume_that_is_fully_allocated_cannot_run_out_of_space() -> None:
@@ -283,7 +283,7 @@ def test_the_usage_of_a_thin_volume_follows_the_report() -> None:
         place.on_reading(
             PoolReading(1000 * GIB, 50 * GIB, allocated_bytes_by_volume={"253:7": allocated * GIB}), 60.0 * minute
         )
-        tracker.usage.volume_allocated_bytes = place.allocated_of(VM, "disk0")
+        tracker.usage.volume_allocated_bytes = place.volume_allocated_bytes_of_disk(VM, "disk0")
         tracker.on_poll("storage", 99 * GIB, 60.0 * minute)
         assert (tracker.usage.used, tracker.usage.limit) == (allocated * GIB, (allocated + 50) * GIB)
     assert tracker.usage.growth.rate == pytest.approx(GIB / 60)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.alerts.disk_types import ThresholdMode
+from agent.alerts.disk_threshold_types import ThresholdMode
 from agent.alerts.engine import REATTACH_SECONDS, AlertChange, AlertEngine
 from agent.alerts.failure_rules import FAILURE_EVENT_RULES
 from agent.alerts.persistence import VM_ENTRY_PREFIX
@@ -45,7 +45,7 @@ def attached_manager(disk: Disk, mode: ThresholdMode = ThresholdMode.ARM, *level
 
 def execute_commands(manager: AlertEngine, disk: Disk, vm: Vm = VM) -> list[Command]:
     """Execute the pending commands on the disk; return them."""
-    commands = manager.threshold_commands.pending_commands(vm)
+    commands = manager.threshold_commands.pop_pending_commands(vm)
     for device, command in commands:
         assert AllowList([OptInChange.WRITE_THRESHOLD]).encode(command)
         assert command.arguments is not None
@@ -127,7 +127,7 @@ def test_the_highest_level_is_critical_and_freed_space_resolves() -> None:
 def test_a_foreign_threshold_fires_an_alert_that_expires() -> None:
     disk = Disk(slot=5 * GIB)
     manager = attached_manager(disk)
-    assert manager.threshold_commands.pending_commands(VM) == []
+    assert manager.threshold_commands.pop_pending_commands(VM) == []
     (alert,) = records(manager.on_event(threshold_record(disk.write(6 * GIB)), "BLOCK_WRITE_THRESHOLD", 9))
     expected = {"owner": "other", "level": f"threshold {5 * GIB}", "layer": "storage", "exceeded_by_bytes": GIB}
     assert expected.items() <= alert.data.items()
@@ -163,14 +163,14 @@ def test_a_threshold_event_without_its_fields_fires_nothing(data: dict[str, Any]
 def test_a_failed_command_is_retried_after_the_slot_was_read() -> None:
     disk = Disk()
     manager = attached_manager(disk)
-    ((device, _),) = manager.threshold_commands.pending_commands(VM)
+    ((device, _),) = manager.threshold_commands.pop_pending_commands(VM)
     manager.threshold_commands.on_command_done(VM, device, done=False)
-    assert manager.threshold_commands.pending_commands(VM) == [] or manager.threshold_commands.pop_collectors_to_poll(
+    assert manager.threshold_commands.pop_pending_commands(
         VM
-    ) == {"nodes"}
+    ) == [] or manager.threshold_commands.pop_collectors_to_poll(VM) == {"nodes"}
     manager.threshold_commands.pop_collectors_to_poll(VM)
     poll(manager, disk)
-    assert len(manager.threshold_commands.pending_commands(VM)) == 1
+    assert len(manager.threshold_commands.pop_pending_commands(VM)) == 1
 
 
 def test_each_thin_disk_has_a_space_sample() -> None:
@@ -291,7 +291,7 @@ def test_an_old_connection_that_ends_late_resolves_nothing() -> None:
     manager.on_detached(VM, 100, permanently=True)
     assert manager.tick(1000, 0) == []
     assert manager.on_disk_samples(VM, [], 0, 0) == ([], [])
-    assert manager.threshold_commands.pending_commands(VM) == []
+    assert manager.threshold_commands.pop_pending_commands(VM) == []
 
 
 def test_an_entry_restores_the_manager() -> None:
@@ -308,7 +308,7 @@ def test_an_entry_restores_the_manager() -> None:
     assert {alert.name for alert in second.store} == {"write_threshold", "guest_panicked"}
     second.on_attached(VM)
     assert poll(second, disk) == []
-    assert second.threshold_commands.pending_commands(VM) == []
+    assert second.threshold_commands.pop_pending_commands(VM) == []
     assert second.persistence.entry_of_vm(VM.uuid) == first.persistence.entry_of_vm(VM.uuid)
     fired = second.on_event(threshold_record(disk.write(91 * GIB)), "BLOCK_WRITE_THRESHOLD", 9)
     assert alert_changes(records(fired)) == [("write_threshold", "disk0", "90%", "firing")]

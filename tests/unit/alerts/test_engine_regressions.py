@@ -1,6 +1,6 @@
 """The alert manager after a reconnect, a replaced disk, a late response and a config change, and with a second monitor."""
 
-from agent.alerts.disk_types import ThresholdMode
+from agent.alerts.disk_threshold_types import ThresholdMode
 from agent.alerts.engine import REATTACH_SECONDS
 from tests.lab.thin_disks import GIB, VM, Disk, alert_manager
 from tests.unit.alerts.test_engine import VM_AT_OTHER_MONITOR, alert_changes, attached_manager, poll, records
@@ -19,7 +19,7 @@ def test_a_replugged_disk_reports_its_levels_again() -> None:
 def test_a_threshold_set_after_the_timeout_is_still_ours() -> None:
     disk = Disk(driver="file", allocated=10 * GIB, offset=12 * GIB)
     manager = attached_manager(disk)
-    ((device, command),) = manager.threshold_commands.pending_commands(VM)
+    ((device, command),) = manager.threshold_commands.pop_pending_commands(VM)
     assert command.arguments is not None
     manager.threshold_commands.on_command_done(VM, device, done=False)  # no response in time
     disk.slot = command.arguments["write-threshold"]  # QEMU has executed the command

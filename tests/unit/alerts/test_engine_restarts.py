@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.alerts.disk_types import ThresholdMode
+from agent.alerts.disk_threshold_types import ThresholdMode
 from agent.alerts.engine import REATTACH_SECONDS, AlertChange, AlertEngine
 from agent.alerts.failure_rules import FAILURE_EVENT_RULES, HOUR
 from agent.alerts.persistence import VM_ENTRY_PREFIX
@@ -301,14 +301,14 @@ def test_a_migration_source_is_active_until_it_stops() -> None:
     manager.on_run_state(VM, 1, running=True)
     manager.on_attached(VM_AT_OTHER_MONITOR)
     manager.on_run_state(VM_AT_OTHER_MONITOR, 1, running=False, status="inmigrate")
-    assert manager.threshold_commands.pending_commands(VM_AT_OTHER_MONITOR) == []
+    assert manager.threshold_commands.pop_pending_commands(VM_AT_OTHER_MONITOR) == []
     assert manager.on_disk_samples(
         VM_AT_OTHER_MONITOR, agent.qemu.samples(agent.qemu.reply(with_nodes=True)), 1, 1
     ) == (
         [],
         [],
     )
-    assert len(manager.threshold_commands.pending_commands(VM)) == 1, "the source writes"
+    assert len(manager.threshold_commands.pop_pending_commands(VM)) == 1, "the source writes"
     assert send_event(manager, "STOP") == []
     assert manager.threshold_commands.pop_collectors_to_poll(VM_AT_OTHER_MONITOR) == set()
     assert send_event(manager, "RESUME", VM_AT_OTHER_MONITOR) == []
@@ -321,8 +321,8 @@ def test_a_migration_source_is_active_until_it_stops() -> None:
         VM_AT_OTHER_MONITOR, agent.qemu.samples(agent.qemu.reply(with_nodes=True)), 1, 1
     )
     assert (pending, spaces[0].values["exceeded_levels"]) == ([], 1)
-    assert len(manager.threshold_commands.pending_commands(VM_AT_OTHER_MONITOR)) == 1
-    assert manager.threshold_commands.pending_commands(VM) == []
+    assert len(manager.threshold_commands.pop_pending_commands(VM_AT_OTHER_MONITOR)) == 1
+    assert manager.threshold_commands.pop_pending_commands(VM) == []
     manager.on_detached(VM, 2, permanently=True)
     assert manager.tick(1000, 0) == []
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from agent.alerts.overrides import AlertOverride, AlertOverrides
 from agent.alerts.rules.comparison import FieldComparison, Operator
 from agent.alerts.rules.event_rules import EVENT_ALERT_RULES
+from agent.alerts.rules.overrides import AlertOverride, AlertOverrides
 from agent.alerts.rules.rule_types import EventAlertRule, EventMatch
 from agent.alerts.rules.sample_rule_evaluator import MAX_RULE_SUBJECTS
-from agent.model.event_fields import EVENT_FIELDS
 from agent.model.event_table import EVENT_DEFINITIONS_BY_NAME
+from agent.model.qmp_event_fields import EVENT_FIELDS
 from agent.model.record import Severity
 from tests.lab.alert_scenario import SECOND, AlertScenario, event_record
 from tests.lab.thin_disks import VM

@@ -2,8 +2,8 @@
 
 import pytest
 
+from agent.alerts.disk_levels import parse_disk_level
 from agent.alerts.guest_policy import GuestAlertPolicy
-from agent.alerts.levels import parse_disk_level
 from agent.model.family import Sample
 from agent.model.metrics.guest import GUEST_AGENT_SESSION, GUEST_CLOCK, GUEST_FREEZE
 from agent.model.record import Severity

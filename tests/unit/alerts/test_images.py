@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.alerts.disk_types import ThresholdMode
+from agent.alerts.disk_threshold_types import ThresholdMode
 from agent.alerts.highest_writes import MAX_IMAGES, HighestWriteStore, ImageKey
 from tests.lab.alert_scenario import AlertScenario
 from tests.lab.thin_disks import GIB, VM, Disk
@@ -175,7 +175,7 @@ def test_a_poll_older_than_the_corruption_resolves_nothing() -> None:
 
 def test_an_own_threshold_on_a_backing_image_fires() -> None:
     scenario = scenario_with_disk(Disk(offset=10 * GIB), ThresholdMode.ARM)
-    ((device, command),) = scenario.engine.threshold_commands.pending_commands(VM)
+    ((device, command),) = scenario.engine.threshold_commands.pop_pending_commands(VM)
     assert command.arguments is not None
     threshold = command.arguments["write-threshold"]
     scenario.engine.threshold_commands.on_command_done(VM, device, done=True)

@@ -6,10 +6,10 @@ from typing import Any, Final
 
 import pytest
 
-from agent.alerts.overrides import AlertOverride, AlertOverrides
 from agent.alerts.pool_alerts import PoolAlerts
 from agent.alerts.pool_levels import PoolPolicy, parse_pool_level
 from agent.alerts.pool_usage import GrowingDisk, Image, PoolRegistry, PoolUsage
+from agent.alerts.rules.overrides import AlertOverride, AlertOverrides
 from agent.alerts.store import AlertStore
 from agent.host.pools.base import Pool, PoolKind, PoolReading
 from agent.model.record import Record, Severity, Vm
@@ -84,11 +84,13 @@ def test_a_level_fires_once_for_all_vms_on_the_pool_and_names_them() -> None:
 def test_a_silenced_pool_has_no_alert_until_it_is_not_silenced() -> None:
     pool = PoolScenario("85%")
     pool.read(149)
-    pool.store.apply_override = AlertOverrides([AlertOverride("pool_*", device="/images", enabled=False)]).adjust
+    pool.store.apply_override = AlertOverrides(
+        [AlertOverride("pool_*", device="/images", enabled=False)]
+    ).override_severity_or_mute
     assert pool.read(140) == [filling("85%", "resolved")]
     assert pool.read(130) == []
     assert list(pool.store) == []
-    pool.store.apply_override = AlertOverrides().adjust
+    pool.store.apply_override = AlertOverrides().override_severity_or_mute
     assert pool.read(120) == [filling("85%")]
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from agent.alerts.image_size import max_file_bytes
-from agent.alerts.pool_usage import MAX_POOLS, Image, PoolRegistry, images_of
+from agent.alerts.fully_allocated_image_size import fully_allocated_image_bytes
+from agent.alerts.pool_usage import MAX_POOLS, Image, PoolRegistry, images_from_layer_samples
 from agent.host.pools.base import READ_ONLY_PROBLEM, Pool, PoolKind, PoolReading, UnknownPool
 from agent.model.family import Sample
 from agent.model.metrics.block_layers import BLOCK_LAYER
@@ -26,7 +26,7 @@ def image(path: str = "/images/a", *, device: str = "disk0", name: str = "storag
 
 
 def test_the_images_of_a_disk_are_its_storage_and_its_backing_chain() -> None:
-    images = images_of(
+    images = images_from_layer_samples(
         [
             layer(
                 "disk0", "format", driver="qcow2", path="/a", size_bytes=4 * GIB, cluster_bytes=65536, read_only=False
@@ -36,13 +36,13 @@ def test_the_images_of_a_disk_are_its_storage_and_its_backing_chain() -> None:
         ]
     )
     assert images == [
-        Image("disk0", "storage", "file", "/a", 4 * GIB, GIB, max_file_bytes("qcow2", 4 * GIB)),
+        Image("disk0", "storage", "file", "/a", 4 * GIB, GIB, fully_allocated_image_bytes("qcow2", 4 * GIB)),
         Image("disk0", "backing-1", "qcow2", "/base", 4 * GIB, 2 * GIB, 2 * GIB, writable=False),
     ]
 
 
 def test_a_read_only_image_does_not_grow() -> None:
-    (cdrom,) = images_of(
+    (cdrom,) = images_from_layer_samples(
         [
             layer("cd0", "format", driver="raw", path="/iso", size_bytes=GIB, read_only=True),
             layer("cd0", "storage", driver="file", path="/iso", size_bytes=GIB, allocated_bytes=4096, read_only=True),
@@ -60,11 +60,11 @@ def test_a_read_only_file_system_is_a_problem_of_images_that_guests_write(
     registry.set_images_of_vm(VM1, [(replace(image(), writable=writable), IMAGES)], 100.0)
     (usage,) = registry
     usage.on_reading(PoolReading(10 * GIB, 5 * GIB, problem=READ_ONLY_PROBLEM), 100.0)
-    assert usage.sample(100.0).values.get("problem") == problem
+    assert usage.to_sample(100.0).values.get("problem") == problem
 
 
 def test_an_image_with_internal_snapshots_counts_with_what_it_uses_already() -> None:
-    (disk,) = images_of(
+    (disk,) = images_from_layer_samples(
         [
             layer("disk0", "format", driver="raw", path="/a", size_bytes=GIB),
             layer("disk0", "storage", driver="file", path="/a", size_bytes=3 * GIB, allocated_bytes=3 * GIB),
@@ -87,7 +87,7 @@ def test_the_commitment_ratio_compares_what_is_provisioned_with_the_size() -> No
     registry.set_images_of_vm(VM1, [(image(most=3 * GIB), IMAGES)], 0)
     (usage,) = registry
     usage.on_reading(PoolReading(2 * GIB, GIB), 10)
-    values = usage.sample(10).values
+    values = usage.to_sample(10).values
     assert (values["commitment_ratio"], values["provisioned_bytes"], values["used_bytes"]) == (1.5, 3 * GIB, GIB)
 
 
@@ -103,7 +103,7 @@ def test_a_figure_that_is_unknown_is_absent() -> None:
     registry = PoolRegistry()
     registry.set_images_of_vm(VM1, [(image(), IMAGES)], 0)
     (usage,) = registry
-    values = usage.sample(0).values
+    values = usage.to_sample(0).values
     assert not {"size_bytes", "free_bytes", "inodes", "time_to_full_seconds", "commitment_ratio"} & values.keys()
 
 
@@ -136,7 +136,7 @@ def test_the_storage_samples_join_each_image_to_its_pool() -> None:
     registry = PoolRegistry()
     unknown = UnknownPool("rbd storage is outside this host")
     registry.set_images_of_vm(VM1, [(image("/images/a"), IMAGES), (image("rbd:p/i", device="disk1"), unknown)], 1)
-    assert [(sample.labels, sample.values) for sample in registry.storage_samples(VM1)] == [
+    assert [(sample.labels, sample.values) for sample in registry.block_storage_samples_of_vm(VM1)] == [
         (("disk0", "storage"), {"path": "/images/a", "pool": "/images", "kind": "filesystem"}),
         (("disk1", "storage"), {"path": "rbd:p/i", "unknown": unknown.reason}),
     ]
@@ -157,6 +157,6 @@ def test_the_number_of_pools_is_bounded() -> None:
 def test_a_reason_of_qemu_is_sanitized_and_cut() -> None:
     registry = PoolRegistry()
     registry.set_images_of_vm(VM1, [(image("x"), UnknownPool("the path \n" + "y" * 10_000))], 0)
-    (sample,) = registry.storage_samples(VM1)
+    (sample,) = registry.block_storage_samples_of_vm(VM1)
     assert "\n" not in sample.values["unknown"]
     assert len(sample.values["unknown"]) <= 500

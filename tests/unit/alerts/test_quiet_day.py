@@ -13,7 +13,7 @@ from agent.model.metrics.block_layers import BLOCK_BITMAP, BLOCK_LAYER
 from agent.model.metrics.guest import GUEST_CLOCK, GUEST_FREEZE
 from agent.model.metrics.jobs import JOB
 from agent.model.metrics.memory import BALLOON, GUEST_MEMORY, MEMORY
-from agent.model.metrics.vm_process import CGROUP
+from agent.model.metrics.vm_process_and_interfaces import CGROUP
 from agent.model.record import Vm
 from tests.lab.alert_scenario import AlertScenario
 from tests.lab.thin_disks import GIB, VM, Disk

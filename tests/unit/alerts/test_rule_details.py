@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from agent.alerts.overrides import AlertOverrides
 from agent.alerts.rules.comparison import ComparedValue, FieldComparison, Operator, compare
+from agent.alerts.rules.overrides import AlertOverrides
 from agent.alerts.rules.rule_types import SampleAlertRule
 from agent.alerts.rules.sample_rule_evaluator import MAX_RULE_SUBJECTS
 from agent.model.family import Sample

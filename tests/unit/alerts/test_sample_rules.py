@@ -7,8 +7,8 @@ import pytest
 
 from agent.alerts.alertmanager_request import AlertmanagerRequests
 from agent.alerts.catalogue import ALERT_CATALOGUE
-from agent.alerts.overrides import AlertOverride, AlertOverrides
 from agent.alerts.rules.comparison import Operator
+from agent.alerts.rules.overrides import AlertOverride, AlertOverrides
 from agent.alerts.rules.rule_types import NO_RUNBOOK, SampleAlertRule
 from agent.alerts.rules.sample_rule_evaluator import MAX_RULE_SUBJECTS
 from agent.alerts.rules.sample_rules import DAY, HOUR, MINUTE, SAMPLE_ALERT_RULES
@@ -20,7 +20,7 @@ from agent.model.metrics.block_layers import BLOCK_BITMAP, BLOCK_LAYER
 from agent.model.metrics.jobs import JOB
 from agent.model.metrics.memory import BALLOON, GUEST_MEMORY, MEMORY
 from agent.model.metrics.migration import MIGRATION
-from agent.model.metrics.vm_process import CGROUP
+from agent.model.metrics.vm_process_and_interfaces import CGROUP
 from agent.model.record import Severity
 from tests.lab.alert_scenario import AlertScenario, Change
 from tests.lab.thin_disks import GIB, VM, Disk

@@ -5,10 +5,10 @@ from typing import Final
 
 import pytest
 
-from agent.alerts.overrides import AlertOverride, AlertOverrides
 from agent.alerts.pool_alerts import PoolAlerts
 from agent.alerts.pool_levels import PoolPolicy
 from agent.alerts.pool_usage import Image, PoolRegistry, PoolUsage
+from agent.alerts.rules.overrides import AlertOverride, AlertOverrides
 from agent.host.pools.base import Pool, PoolKind
 from agent.model.family import Sample
 from agent.model.metrics.block_stall import BLOCK_STALL

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.alerts.disk_types import ThresholdMode
-from agent.alerts.levels import MAX_SIZE_BYTES
+from agent.alerts.disk_levels import MAX_SIZE_BYTES
+from agent.alerts.disk_threshold_types import ThresholdMode
 from tests.lab.threshold_model import HYSTERESIS, UUID, VM, Agent, Journal, Qemu, Reply, levels_in_bytes
 
 SIZE: Final = 1000
@@ -287,7 +287,7 @@ class Scenario:
         if (
             self.mode is ThresholdMode.ARM
             and not tracker.slot.is_foreign
-            and tracker.exceeded_levels < 3
+            and tracker.exceeded_level_count < 3
             and tracker.slot._refusals.get(node.name, 0) < 3
         ):
             assert (node.name, node.slot) == tracker.slot.threshold, "the slot is not armed"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.alerts.disk_types import DetectedBy, ThresholdMode
+from agent.alerts.disk_threshold_types import DetectedBy, ThresholdMode
 from agent.alerts.threshold_tracker import ThresholdTracker
 from tests.lab.thin_disks import GIB, LEVELS, Disk, arm, fire, policy, poll_layers, summary
 
@@ -35,14 +35,19 @@ def polled_tracker(disk: Disk, mode: ThresholdMode = ThresholdMode.ARM) -> Thres
 )
 def test_only_a_thin_disk_has_levels(disk: Disk, thin: bool) -> None:  # noqa: FBT001 - a table
     tracker = polled_tracker(disk)
-    assert tracker.usage.is_thin is thin
-    assert bool(tracker.levels) is thin
+    assert tracker.usage.can_run_out_of_space is thin
+    assert bool(tracker.applicable_levels) is thin
     assert (tracker.next_threshold() is not None) is (thin and disk.format_driver != "raw")
 
 
 def test_a_disk_before_the_first_poll_has_no_levels() -> None:
     tracker = ThresholdTracker(policy())
-    assert (tracker.usage.is_thin, tracker.levels, tracker.next_threshold(), tracker.usage.time_to_full) == (
+    assert (
+        tracker.usage.can_run_out_of_space,
+        tracker.applicable_levels,
+        tracker.next_threshold(),
+        tracker.usage.time_to_full,
+    ) == (
         False,
         (),
         None,
@@ -52,7 +57,7 @@ def test_a_disk_before_the_first_poll_has_no_levels() -> None:
 
 def test_a_disk_with_mode_off_is_left_alone() -> None:
     tracker = polled_tracker(Disk(offset=99 * GIB), ThresholdMode.OFF)
-    assert (tracker.levels, tracker.next_threshold(), tracker.exceeded_levels) == ((), None, 0)
+    assert (tracker.applicable_levels, tracker.next_threshold(), tracker.exceeded_level_count) == ((), None, 0)
 
 
 # --- Levels ---
@@ -65,7 +70,7 @@ def test_each_level_is_reported_once_as_usage_grows() -> None:
         disk.write(percent * GIB)
         crossings += poll_layers(tracker, disk)
     assert summary(crossings) == [(level, LEVEL, True) for level in LEVELS]
-    assert [crossing.is_highest_of_several for crossing in crossings] == [False, False, True]
+    assert [crossing.is_highest_of_several_levels for crossing in crossings] == [False, False, True]
     assert [crossing.used for crossing in crossings] == [81 * GIB, 91 * GIB, 96 * GIB]
 
 
@@ -205,7 +210,11 @@ def test_the_storage_of_a_new_snapshot_is_armed() -> None:
 def test_a_files_threshold_is_relative_to_its_end() -> None:
     disk = Disk(driver="file", allocated=10 * GIB, offset=12 * GIB)
     tracker = polled_tracker(disk)
-    assert (tracker.usage.measure, tracker.usage.limit, tracker.usage.used) == ("allocated", 100 * GIB, 10 * GIB)
+    assert (tracker.usage.used_bytes_measure, tracker.usage.limit, tracker.usage.used) == (
+        "allocated",
+        100 * GIB,
+        10 * GIB,
+    )
     assert arm(tracker, disk) == 12 * GIB + 70 * GIB
     disk.allocated = 81 * GIB
     assert summary(fire(tracker, disk.write(83 * GIB))) == [("80%", EVENT, True)]
@@ -250,7 +259,7 @@ def test_an_entry_restores_levels_and_the_armed_threshold() -> None:
     second = ThresholdTracker(policy())
     second.restore(first.state_to_store())
     assert poll_layers(second, disk) == []
-    assert (second.exceeded_levels, second.slot.threshold) == (1, ("storage", 90 * GIB))
+    assert (second.exceeded_level_count, second.slot.threshold) == (1, ("storage", 90 * GIB))
     third = ThresholdTracker(policy())
     third.restore(first.state_to_store())
     disk.write(91 * GIB)  # while no agent ran
@@ -271,7 +280,7 @@ def test_a_tracker_ignores_invalid_entries(kept: object) -> None:
     tracker = ThresholdTracker(policy())
     tracker.restore(kept)
     poll_layers(tracker, Disk(offset=85 * GIB))
-    assert tracker.exceeded_levels == 1
+    assert tracker.exceeded_level_count == 1
 
 
 steps = st.lists(
@@ -301,6 +310,6 @@ def test_each_exceeded_level_is_reported_once_in_any_order(script: list[tuple[st
             case "clear":
                 disk.slot = 0
     crossings += poll_layers(tracker, disk, 1000)
-    exceeded = [level.text for level in tracker.levels if disk.offset > level.bytes]
+    exceeded = [level.text for level in tracker.applicable_levels if disk.offset > level.bytes]
     assert [crossing.level.text for crossing in crossings] == exceeded
     assert not tracker.slot.is_foreign

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from agent.alerts.disk_types import DetectedBy, DiskLayer, ResolvedReason, ThresholdMode, ThresholdPolicy
-from agent.alerts.levels import MAX_SIZE_BYTES, parse_disk_level
+from agent.alerts.disk_levels import MAX_SIZE_BYTES, parse_disk_level
+from agent.alerts.disk_threshold_types import DetectedBy, DiskLayer, LevelResolvedReason, ThresholdMode, ThresholdPolicy
 from agent.alerts.threshold_tracker import MAX_EXCEEDED_LEVELS, ThresholdTracker
 
 LIMIT = 1000
@@ -45,7 +45,7 @@ def arm(tracker: ThresholdTracker) -> int:
     threshold = tracker.next_threshold()
     assert threshold is not None
     assert threshold[0] == NODE
-    assert tracker.claim_next_threshold() == threshold
+    assert tracker.mark_next_threshold_as_set() == threshold
     return threshold[1]
 
 
@@ -88,16 +88,16 @@ def test_a_level_is_resolved_by_space_or_because_it_is_gone() -> None:
     tracker = new_tracker("70%", "80%")
     poll_layers(tracker, disk_on_device(850))
     (space,) = tracker.on_layers(*disk_on_device(850, limit=1100), 0.0)
-    assert (space.level.text, space.resolved_by) == ("80%", ResolvedReason.SPACE)
+    assert (space.level.text, space.resolved_by) == ("80%", LevelResolvedReason.SPACE)
     tracker.policy = ThresholdPolicy(ThresholdMode.ARM, ())
     (gone,) = tracker.on_layers(*disk_on_device(850), 0.0)
-    assert (gone.level.text, gone.resolved_by) == ("70%", ResolvedReason.LEVEL_GONE)
+    assert (gone.level.text, gone.resolved_by) == ("70%", LevelResolvedReason.LEVEL_GONE)
 
 
 def test_an_entry_restores_a_limited_number_of_exceeded_levels() -> None:
     tracker = new_tracker()
     tracker.restore({"exceeded": [5, *(f"used {number}" for number in range(2 * MAX_EXCEEDED_LEVELS))]})
-    assert tracker.exceeded_levels == MAX_EXCEEDED_LEVELS - 1, "5 is no level"
+    assert tracker.exceeded_level_count == MAX_EXCEEDED_LEVELS - 1, "5 is no level"
 
 
 def test_an_unknown_size_resolves_nothing() -> None:
@@ -112,7 +112,7 @@ def test_hysteresis_does_not_cause_layer_queries() -> None:
     tracker = new_tracker()
     poll_layers(tracker, disk_on_device(805))
     poll_layers(tracker, disk_on_device(805, limit=1010))
-    assert (tracker.exceeded_levels, tracker.on_poll(NODE, 805, 1.0)) == (1, False)
+    assert (tracker.exceeded_level_count, tracker.on_poll(NODE, 805, 1.0)) == (1, False)
 
 
 # --- Thin disks ---
@@ -125,7 +125,7 @@ def test_storage_without_a_format_layer_is_not_armed(driver: str) -> None:
     tracker = new_tracker()
     assert poll_layers(tracker, (form, form, 990)) == []
     assert tracker.next_threshold() is None
-    assert tracker.usage.is_thin is (driver == "file"), "a sparse file has levels"
+    assert tracker.usage.can_run_out_of_space is (driver == "file"), "a sparse file has levels"
 
 
 def test_a_thin_file_that_fills_between_polls_is_reported() -> None:
@@ -140,11 +140,11 @@ def test_a_full_file_fires_until_a_preallocated_one_replaces_it() -> None:
     poll_layers(tracker, disk_in_file(LIMIT))
     restored = tracker_of_next_run(tracker)
     assert poll_layers(restored, disk_in_file(LIMIT)) == []
-    assert restored.exceeded_levels == 3
+    assert restored.exceeded_level_count == 3
     assert {firing for _, firing, _ in poll_layers(restored, disk_in_file(LIMIT, path="/preallocated.qcow2"))} == {
         False
     }
-    assert restored.exceeded_levels == 0
+    assert restored.exceeded_level_count == 0
 
 
 # --- The slot ---
@@ -210,7 +210,7 @@ def test_a_threshold_left_on_a_backing_file_is_still_ours() -> None:
     poll_layers(
         tracker, (DiskLayer("format", "qcow2", "/new", 8000), DiskLayer("new", "host_device", "/new", LIMIT), 0)
     )
-    assert tracker.slot.owns(NODE, value)
+    assert tracker.slot.was_set_by_agent(NODE, value)
     assert list(tracker.on_event(NODE, value, 5)) == [], "a commit wrote to the old storage"
     poll_layers(tracker, disk_on_device(900, slot=value))
     assert (tracker.slot.is_foreign, tracker.slot.threshold) == (False, (NODE, value)), (
@@ -276,7 +276,7 @@ def test_an_event_before_the_first_poll_is_reported_by_it() -> None:
     poll_layers(tracker, disk_on_device(100))
     value = arm(tracker)
     restored = tracker_of_next_run(tracker)
-    assert restored.slot.owns(NODE, value)
+    assert restored.slot.was_set_by_agent(NODE, value)
     assert list(restored.on_event(NODE, value, 5)) == []
     assert poll_layers(restored, disk_on_device(805)) == [("80%", True, DetectedBy.MISSED)]
 

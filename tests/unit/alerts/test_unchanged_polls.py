@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.alerts.disk_space_values import space_sample
-from agent.alerts.disk_types import ThresholdMode
+from agent.alerts.disk_threshold_types import ThresholdMode
 from agent.alerts.pool_usage import PoolUsage
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.host.pools.base import Pool, PoolKind, PoolReading, UnknownPool
@@ -40,15 +40,15 @@ def poll_layers(tracker: ThresholdTracker, disk: Disk) -> list[tuple[str, bool]]
 
 def test_the_same_poll_is_unchanged() -> None:
     tracker = polled_tracker()
-    assert tracker.is_unchanged(NODE, FILE.offset, tracker.usage.pool)
+    assert tracker.is_unchanged_since_last_poll(NODE, FILE.offset, tracker.usage.pool)
 
 
 def test_another_offset_node_or_pool_is_a_change() -> None:
     tracker, pool = polled_tracker(), new_pool()
-    assert not tracker.is_unchanged(NODE, FILE.offset + 1, tracker.usage.pool)
-    assert not tracker.is_unchanged("other", FILE.offset, tracker.usage.pool)
-    assert not tracker.is_unchanged(NODE, FILE.offset, pool)
-    assert not tracker.is_unchanged(NODE, FILE.offset, UnknownPool("gone"))
+    assert not tracker.is_unchanged_since_last_poll(NODE, FILE.offset + 1, tracker.usage.pool)
+    assert not tracker.is_unchanged_since_last_poll("other", FILE.offset, tracker.usage.pool)
+    assert not tracker.is_unchanged_since_last_poll(NODE, FILE.offset, pool)
+    assert not tracker.is_unchanged_since_last_poll(NODE, FILE.offset, UnknownPool("gone"))
 
 
 def test_new_figures_of_the_pool_and_another_policy_are_changes() -> None:
@@ -56,10 +56,10 @@ def test_new_figures_of_the_pool_and_another_policy_are_changes() -> None:
     pool = tracker.usage.pool
     assert isinstance(pool, PoolUsage)
     pool.on_reading(PoolReading(1000 * GIB, 10 * GIB), 5.0)
-    assert not tracker.is_unchanged(NODE, FILE.offset, pool)
+    assert not tracker.is_unchanged_since_last_poll(NODE, FILE.offset, pool)
     tracker = polled_tracker()
     tracker.policy = policy(ThresholdMode.OBSERVE, "10%")
-    assert not tracker.is_unchanged(NODE, FILE.offset, tracker.usage.pool)
+    assert not tracker.is_unchanged_since_last_poll(NODE, FILE.offset, tracker.usage.pool)
 
 
 def test_levels_of_the_pool_in_a_new_config_are_a_change() -> None:
@@ -67,22 +67,22 @@ def test_levels_of_the_pool_in_a_new_config_are_a_change() -> None:
     pool = tracker.usage.pool
     assert isinstance(pool, PoolUsage)
     pool.has_levels = False
-    assert not tracker.is_unchanged(NODE, FILE.offset, pool)
+    assert not tracker.is_unchanged_since_last_poll(NODE, FILE.offset, pool)
 
 
 def test_a_poll_of_the_layers_and_a_failed_command_are_changes() -> None:
     tracker = polled_tracker()
     poll_layers(tracker, FILE)
-    assert not tracker.is_unchanged(NODE, FILE.offset, tracker.usage.pool)
+    assert not tracker.is_unchanged_since_last_poll(NODE, FILE.offset, tracker.usage.pool)
     tracker = polled_tracker()
     tracker.on_command_done(done=False)
-    assert not tracker.is_unchanged(NODE, FILE.offset, tracker.usage.pool)
+    assert not tracker.is_unchanged_since_last_poll(NODE, FILE.offset, tracker.usage.pool)
 
 
 def test_a_device_is_never_unchanged_because_its_growth_rate_changes() -> None:
     disk = Disk(offset=GIB)
     tracker = polled_tracker(disk)
-    assert not tracker.is_unchanged(disk.layers()[1].node, disk.offset, tracker.usage.pool)
+    assert not tracker.is_unchanged_since_last_poll(disk.layers()[1].node, disk.offset, tracker.usage.pool)
 
 
 STEPS = st.one_of(
@@ -104,7 +104,7 @@ def test_skipping_unchanged_polls_changes_no_result(steps: list[tuple[str, int |
             assert isinstance(pool, PoolUsage)
             if step == "poll":
                 offset = int(value) * GIB
-                is_skipped = number == 1 and tracker.is_unchanged(NODE, offset, pool)
+                is_skipped = number == 1 and tracker.is_unchanged_since_last_poll(NODE, offset, pool)
                 result = [not is_skipped and tracker.on_poll(NODE, offset, float(at))]
             elif step == "reading":
                 pool.on_reading(PoolReading(1000 * GIB, int(value) * GIB), float(at))
@@ -115,5 +115,5 @@ def test_skipping_unchanged_polls_changes_no_result(steps: list[tuple[str, int |
             else:
                 poll_layers(tracker, replace(FILE, allocated=int(value) * GIB))
             usage = tracker.usage
-            results.append((result, usage.limit, usage.limited_by, usage.used, usage.offset, tracker.levels))
+            results.append((result, usage.limit, usage.limited_by, usage.used, usage.offset, tracker.applicable_levels))
         assert results[0] == results[1]

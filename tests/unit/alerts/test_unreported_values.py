@@ -1,7 +1,7 @@
 """Values that QEMU does not report: they are absent, and not 0."""
 
 from agent.alerts.disk_space_values import disk_space_values
-from agent.alerts.disk_types import DetectedBy, DiskLayer, ThresholdMode
+from agent.alerts.disk_threshold_types import DetectedBy, DiskLayer, ThresholdMode
 from agent.alerts.threshold_tracker import ThresholdTracker
 from agent.collectors.base import MAX_SAMPLES
 from agent.model.family import Sample
@@ -21,7 +21,7 @@ def test_a_file_whose_allocation_is_unknown_changes_no_level_and_has_no_usage() 
     form, storage = (without(sample, "allocated_bytes") for sample in disk.layer_samples())
     assert list(tracker.on_layers(form, storage, disk.offset, 10.0)) == []
     assert "used_bytes" not in disk_space_values(tracker.usage)
-    assert tracker.exceeded_levels == 1
+    assert tracker.exceeded_level_count == 1
     disk.allocated = 10 * GIB
     assert summary(poll_layers(tracker, disk, 20.0)) == [("80%", DetectedBy.LEVEL, False)]
 
@@ -35,9 +35,9 @@ def test_no_threshold_is_set_while_the_slot_is_unknown() -> None:
     ]
     families = (BLOCK, BLOCK_LAYER)
     manager.on_disk_samples(VM, [disk.counter_sample(), *unknown], 1.0, 1, families=families)
-    assert manager.threshold_commands.pending_commands(VM) == []
+    assert manager.threshold_commands.pop_pending_commands(VM) == []
     manager.on_disk_samples(VM, [disk.counter_sample(), *disk.layer_samples()], 2.0, 2, families=families)
-    assert len(manager.threshold_commands.pending_commands(VM)) == 1
+    assert len(manager.threshold_commands.pop_pending_commands(VM)) == 1
 
 
 def test_a_disk_beyond_the_samples_of_a_truncated_reply_is_not_unplugged() -> None:

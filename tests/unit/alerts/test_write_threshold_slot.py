@@ -10,9 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from agent.alerts.write_threshold_slot import (
     MAX_REFUSALS,
     WRITE_THRESHOLD_TRANSITIONS,
-    WriteThresholdInput,
     WriteThresholdSlot,
-    WriteThresholdState,
+    WriteThresholdSlotInput,
+    WriteThresholdSlotState,
 )
 from tests.lab.threshold_model import Medium, Node
 
@@ -22,23 +22,25 @@ FOREIGN = st.integers(1, 9).map(lambda n: n * 100 + 1)
 
 
 def test_every_state_can_be_reached_and_only_foreign_is_final() -> None:
-    reached, pending = {WriteThresholdState.UNREAD}, [WriteThresholdState.UNREAD]
+    reached, pending = {WriteThresholdSlotState.UNREAD}, [WriteThresholdSlotState.UNREAD]
     while pending:
         for state in set(WRITE_THRESHOLD_TRANSITIONS[pending.pop()].values()) - reached:
             reached.add(state)
             pending.append(state)
-    assert reached == set(WriteThresholdState) == WRITE_THRESHOLD_TRANSITIONS.keys()
-    assert [state for state in WriteThresholdState if not WRITE_THRESHOLD_TRANSITIONS[state]] == [
-        WriteThresholdState.FOREIGN
+    assert reached == set(WriteThresholdSlotState) == WRITE_THRESHOLD_TRANSITIONS.keys()
+    assert [state for state in WriteThresholdSlotState if not WRITE_THRESHOLD_TRANSITIONS[state]] == [
+        WriteThresholdSlotState.FOREIGN
     ]
 
 
-@pytest.mark.parametrize("state", [state for state in WriteThresholdState if state is not WriteThresholdState.FOREIGN])
-def test_a_read_decides_whatever_the_state_was(state: WriteThresholdState) -> None:
-    assert WRITE_THRESHOLD_TRANSITIONS[state][WriteThresholdInput.READ_EMPTY] is WriteThresholdState.EMPTY
-    assert WRITE_THRESHOLD_TRANSITIONS[state][WriteThresholdInput.READ_OURS] is WriteThresholdState.OURS
-    assert WRITE_THRESHOLD_TRANSITIONS[state][WriteThresholdInput.READ_FOREIGN] is WriteThresholdState.FOREIGN
-    assert WRITE_THRESHOLD_TRANSITIONS[state][WriteThresholdInput.READ_REFUSED] is WriteThresholdState.REFUSED
+@pytest.mark.parametrize(
+    "state", [state for state in WriteThresholdSlotState if state is not WriteThresholdSlotState.FOREIGN]
+)
+def test_a_read_decides_whatever_the_state_was(state: WriteThresholdSlotState) -> None:
+    assert WRITE_THRESHOLD_TRANSITIONS[state][WriteThresholdSlotInput.READ_EMPTY] is WriteThresholdSlotState.EMPTY
+    assert WRITE_THRESHOLD_TRANSITIONS[state][WriteThresholdSlotInput.READ_OURS] is WriteThresholdSlotState.OURS
+    assert WRITE_THRESHOLD_TRANSITIONS[state][WriteThresholdSlotInput.READ_FOREIGN] is WriteThresholdSlotState.FOREIGN
+    assert WRITE_THRESHOLD_TRANSITIONS[state][WriteThresholdSlotInput.READ_REFUSED] is WriteThresholdSlotState.REFUSED
 
 
 class SlotMachine(RuleBasedStateMachine):
@@ -73,25 +75,25 @@ class SlotMachine(RuleBasedStateMachine):
     @rule()
     def read(self) -> None:
         value, expected = self.node.slot, self.slot.threshold
-        was_unknown = self.slot.state is WriteThresholdState.UNKNOWN
+        was_unknown = self.slot.state is WriteThresholdSlotState.UNKNOWN
         has_fired = self.slot.on_read(self.node.name, value, is_level=False)
         self.read_foreign = self.read_foreign or value % 100 == 1
         self.is_fresh = True
         assert has_fired == (expected is not None and expected[1] != value and not was_unknown) or self.read_foreign
         if self.read_foreign:
-            assert self.slot.state is WriteThresholdState.FOREIGN
+            assert self.slot.state is WriteThresholdSlotState.FOREIGN
         elif value:
-            assert (self.slot.state, self.slot.threshold) == (WriteThresholdState.OURS, (self.node.name, value))
+            assert (self.slot.state, self.slot.threshold) == (WriteThresholdSlotState.OURS, (self.node.name, value))
         else:
             refused = self.failures >= MAX_REFUSALS
-            assert self.slot.state is (WriteThresholdState.REFUSED if refused else WriteThresholdState.EMPTY)
+            assert self.slot.state is (WriteThresholdSlotState.REFUSED if refused else WriteThresholdSlotState.EMPTY)
 
-    @precondition(lambda self: self.slot.state is WriteThresholdState.EMPTY and self.command is None)
+    @precondition(lambda self: self.slot.state is WriteThresholdSlotState.EMPTY and self.command is None)
     @rule(value=OWN)
     def send(self, value: int) -> None:
         self.command = value
         self.slot.on_command_send(self.node.name, value)
-        assert self.slot.state is WriteThresholdState.OURS
+        assert self.slot.state is WriteThresholdSlotState.OURS
 
     @precondition(lambda self: self.command is not None)
     @rule(executed=st.booleans(), response=st.booleans())
@@ -128,12 +130,12 @@ class SlotMachine(RuleBasedStateMachine):
     @invariant()
     def state_and_threshold_agree(self) -> None:
         may_hold = self.slot.state in (
-            WriteThresholdState.OURS,
-            WriteThresholdState.UNREAD,
-            WriteThresholdState.UNKNOWN,
+            WriteThresholdSlotState.OURS,
+            WriteThresholdSlotState.UNREAD,
+            WriteThresholdSlotState.UNKNOWN,
         )
         assert self.slot.threshold is None or may_hold
-        assert self.slot.state is not WriteThresholdState.OURS or self.slot.threshold is not None
+        assert self.slot.state is not WriteThresholdSlotState.OURS or self.slot.threshold is not None
 
     @invariant()
     def a_fresh_state_is_true(self) -> None:

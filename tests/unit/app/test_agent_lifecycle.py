@@ -46,7 +46,7 @@ async def running_agent(config: Config, interval: float = 0.01) -> AsyncIterator
     """Run an agent with a short interval of heartbeats while the block runs. Yield the agent and its sink."""
     agent = Agent(config, sink := ListSink())
     agent.lifecycle.interval = interval
-    async with agent.running():
+    async with agent.run_in_background():
         yield agent, sink
 
 
@@ -118,16 +118,16 @@ async def test_a_heartbeat_has_the_time_of_the_oldest_record_that_waits(tmp_path
 async def test_the_time_of_the_last_delivered_heartbeat_stands_still_while_the_sink_fails(tmp_path: Path) -> None:
     agent = Agent(config_of(tmp_path), sink := ScriptedSink(up=False))
     agent.lifecycle.interval = 0.01
-    started = agent.lifecycle.heartbeat_delivered_at()
-    async with agent.running():
+    started = agent.lifecycle.last_delivered_heartbeat_published_at()
+    async with agent.run_in_background():
         await until(lambda: len(agent.publisher.delivery.events) > 5, DEADLINE_SECONDS)
-        assert agent.lifecycle.heartbeat_delivered_at() == started
+        assert agent.lifecycle.last_delivered_heartbeat_published_at() == started
         (exposed,) = re.findall(r"heartbeat_delivered_timestamp_seconds ([0-9.e+]+)", agent.metrics.render().decode())
         assert float(exposed) == started
         sink.up = True
-        await until(lambda: agent.lifecycle.heartbeat_delivered_at() > started, DEADLINE_SECONDS)
+        await until(lambda: agent.lifecycle.last_delivered_heartbeat_published_at() > started, DEADLINE_SECONDS)
         delivered = [record.time_ns for record in sink.records if record.type == "qemu.agent.heartbeat"]
-        assert agent.lifecycle.heartbeat_delivered_at() >= delivered[0] / 1e9
+        assert agent.lifecycle.last_delivered_heartbeat_published_at() >= delivered[0] / 1e9
 
 
 async def test_the_start_reports_that_the_previous_run_stopped(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ async def test_records_sort_after_those_of_a_run_that_had_a_later_clock(tmp_path
     config = config_of(tmp_path)
     agent = Agent(config, before := ListSink())
     agent.publisher._encode = RecordEncoder(time.time_ns() + 10**15)
-    async with agent.running():
+    async with agent.run_in_background():
         await agent.publisher.store_run_id()
     async with running_agent(config) as (_, after):
         await until(lambda: heartbeats(after), DEADLINE_SECONDS)
@@ -173,7 +173,7 @@ async def test_an_agent_that_fails_does_not_report_that_it_stops(
 
     agent = Agent(config, sink := ListSink())
     monkeypatch.setattr(agent.lifecycle, "run", fail)
-    async with agent.running():
+    async with agent.run_in_background():
         await asyncio.wait({agent.watch_task}, timeout=DEADLINE_SECONDS)
     assert [record["type"] for record in life_of(sink)] == ["qemu.agent.started"]
     async with running_agent(config) as (_, next_sink):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent.app.agent import Agent
-from agent.collectors.block_graph import stable_name
+from agent.collectors.disk_names import stable_name
 from agent.config.model import Config
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.thin_guests import ListSink
@@ -25,7 +25,7 @@ async def monitored(fake: FakeQemu) -> AsyncIterator[ListSink]:
     sink = ListSink()
     config = {"monitors": [{"dial": str(fake.path)}], "web": {"listen_address": "127.0.0.1:0"}}
     agent = Agent(Config.model_validate(config), sink)
-    async with agent.running():
+    async with agent.run_in_background():
         await until(lambda: any(s.state.value == "up" for s in agent.snapshot.monitors.values()), 60)
         yield sink
 

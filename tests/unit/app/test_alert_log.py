@@ -14,7 +14,7 @@ from tests.lab.waiting import until
 async def test_a_resolved_alert_is_logged_as_information(fake: FakeQemu, caplog: pytest.LogCaptureFixture) -> None:
     config = {"monitors": [{"dial": str(fake.path)}], "web": {"listen_address": "127.0.0.1:0"}}
     caplog.set_level(logging.INFO, "agent")
-    async with Agent(Config.model_validate(config), sink := ListSink()).running():
+    async with Agent(Config.model_validate(config), sink := ListSink()).run_in_background():
         await until(lambda: any(record["type"] == "qemu.vm.attached" for record in sink.records), 60)
         fake.emit("GUEST_PANICKED", {"action": "pause"})
         fake.emit("STOP")

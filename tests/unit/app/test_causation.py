@@ -15,7 +15,7 @@ from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_DEVICE
 from agent.model.metrics.runstate import RUNSTATE
 from agent.model.record import Record, RecordEncoder, Vm
-from agent.session.shared_types import VmChange
+from agent.session.shared_types import VmLifecycleChange
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.thin_guests import ListSink
 from tests.lab.waiting import until
@@ -43,45 +43,45 @@ def test_an_alert_follows_from_the_sample_about_its_subject() -> None:
     samples += [Sample(BLOCK_DEVICE, ("disk1",), {})]
     records = RecordEncoder().encode_samples(VM, samples, 0)
     published = PublishedSamples(samples, records)
-    assert [published.cause_of(alert(name)) for name in ("", "disk0", "disk1", "unplugged")] == [
+    assert [published.causation_id_of_alert(alert(name)) for name in ("", "disk0", "disk1", "unplugged")] == [
         records[0].id,
         records[1].id,
         records[2].id,
         records[0].id,
     ]
-    assert PublishedSamples(samples[1:], records[1:]).cause_of(alert("unplugged")) == ""
-    assert PublishedSamples((), ()).cause_of(alert("disk0")) == ""
+    assert PublishedSamples(samples[1:], records[1:]).causation_id_of_alert(alert("unplugged")) == ""
+    assert PublishedSamples((), ()).causation_id_of_alert(alert("disk0")) == ""
 
 
 def test_an_event_that_waits_to_be_coalesced_has_no_id_yet() -> None:
     causes = CausationIds()
     causes.on_event_published(event("STOP"), "a-1")
-    assert causes.id_of_event(event("STOP")) == "a-1"
-    assert causes.id_of_event(event("RESUME")) == ""
-    assert causes.id_of_event(event("STOP", Vm("host1", "", "", "/run/other"))) == ""
+    assert causes.record_id_of_event(event("STOP")) == "a-1"
+    assert causes.record_id_of_event(event("RESUME")) == ""
+    assert causes.record_id_of_event(event("STOP", Vm("host1", "", "", "/run/other"))) == ""
 
 
 @pytest.mark.parametrize(
     ("change", "events", "cause"),
     [
-        (VmChange.GONE, ["SHUTDOWN"], "a-0"),
-        (VmChange.GONE, [], ""),
-        (VmChange.DETACHED, ["SHUTDOWN"], "a-0"),
-        (VmChange.MIGRATED_OUT, ["completed", "SHUTDOWN"], "a-0"),
-        (VmChange.MIGRATED_OUT, ["SHUTDOWN"], "a-0"),
-        (VmChange.MIGRATED_IN, ["setup", "active", "completed"], "a-2"),
-        (VmChange.MIGRATED_IN, ["setup", "active"], ""),
-        (VmChange.STALLED, ["SHUTDOWN"], ""),
+        (VmLifecycleChange.GONE, ["SHUTDOWN"], "a-0"),
+        (VmLifecycleChange.GONE, [], ""),
+        (VmLifecycleChange.DETACHED, ["SHUTDOWN"], "a-0"),
+        (VmLifecycleChange.MIGRATED_OUT, ["completed", "SHUTDOWN"], "a-0"),
+        (VmLifecycleChange.MIGRATED_OUT, ["SHUTDOWN"], "a-0"),
+        (VmLifecycleChange.MIGRATED_IN, ["setup", "active", "completed"], "a-2"),
+        (VmLifecycleChange.MIGRATED_IN, ["setup", "active"], ""),
+        (VmLifecycleChange.STALLED, ["SHUTDOWN"], ""),
     ],
 )
-def test_a_lifecycle_change_follows_from_an_event(change: VmChange, events: list[str], cause: str) -> None:
+def test_a_lifecycle_change_follows_from_an_event(change: VmLifecycleChange, events: list[str], cause: str) -> None:
     causes = CausationIds()
     for number, name in enumerate(events):
         record = event(name) if name.isupper() else event("MIGRATION", status=name)
         causes.on_event_published(record, f"a-{number}")
-    assert causes.cause_of_lifecycle_change(change, VM) == cause
-    ends_here = change in {VmChange.GONE, VmChange.DETACHED, VmChange.MIGRATED_OUT}
-    assert causes.cause_of_lifecycle_change(VmChange.GONE, VM) == (
+    assert causes.causation_id_of_lifecycle_change(change, VM) == cause
+    ends_here = change in {VmLifecycleChange.GONE, VmLifecycleChange.DETACHED, VmLifecycleChange.MIGRATED_OUT}
+    assert causes.causation_id_of_lifecycle_change(VmLifecycleChange.GONE, VM) == (
         "" if ends_here or "SHUTDOWN" not in events else "a-0"
     )
 
@@ -89,9 +89,9 @@ def test_a_lifecycle_change_follows_from_an_event(change: VmChange, events: list
 def test_the_end_of_a_migration_follows_from_the_event_with_the_same_status() -> None:
     causes = CausationIds()
     causes.on_event_published(event("MIGRATION", status="failed"), "a-1")
-    assert causes.cause_of_transition(Record("qemu.migration.ended", VM, {"status": "failed"}, 9)) == "a-1"
-    assert causes.cause_of_transition(Record("qemu.migration.ended", VM, {"status": "completed"}, 9)) == ""
-    assert causes.cause_of_transition(Record("qemu.other", VM, {"status": "failed"}, 9)) == ""
+    assert causes.causation_id_of_transition(Record("qemu.migration.ended", VM, {"status": "failed"}, 9)) == "a-1"
+    assert causes.causation_id_of_transition(Record("qemu.migration.ended", VM, {"status": "completed"}, 9)) == ""
+    assert causes.causation_id_of_transition(Record("qemu.other", VM, {"status": "failed"}, 9)) == ""
 
 
 @contextlib.asynccontextmanager
@@ -105,7 +105,7 @@ async def monitored(fake: FakeQemu) -> AsyncIterator[Callable[[str], Mapping[str
         (record,) = [record for record in sink.records if record["type"] == record_type]
         return record
 
-    async with agent.running():
+    async with agent.run_in_background():
         await until(lambda: any(status.state.value == "up" for status in agent.snapshot.monitors.values()), 60)
         yield only
 

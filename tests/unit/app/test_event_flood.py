@@ -34,13 +34,13 @@ async def test_an_event_flood_hides_no_alert_and_drops_are_reported(fake: FakeQe
         "buffer_memory": "1MiB",
     }
     app = Agent(Config.model_validate(config), sink := BlockedSink())
-    async with app.running():
+    async with app.run_in_background():
         await until(lambda: any(s.state.value == "up" for s in app.snapshot.monitors.values()), 60)
         for number in range(FLOOD):
             if number == FLOOD // 2:
                 fake.emit("GUEST_PANICKED", {"action": "pause"})
             fake.emit("NIC_RX_FILTER_CHANGED", {"name": f"net{number}", "path": "/machine"}, at=time.time())
-        (view,) = (view for _, view in app.snapshot.views())
+        (view,) = (view for _, view in app.snapshot.one_view_per_uuid())
         await until(lambda: view.events["NIC_RX_FILTER_CHANGED"] == FLOOD, 60)  # each is counted, even if it is dropped
         sink.released.set()
         await until(lambda: _types(sink)["qemu.agent.records_dropped"], 60)

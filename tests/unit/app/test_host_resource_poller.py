@@ -9,10 +9,10 @@ from agent.app.host_resource_poller import HostResourcePoller
 from agent.exposition.prometheus import render_metrics
 from agent.exposition.snapshot import Snapshot
 from agent.host.host_resources import HostReading
-from agent.http.overview import resources_json
+from agent.http.overview import host_resources_json
 from agent.model.metrics.memory import MEMORY
 from agent.model.metrics.runstate import RUNSTATE
-from agent.model.metrics.vm_process import VCPU
+from agent.model.metrics.vm_process_and_interfaces import VCPU
 from agent.model.record import Record, RecordEncoder
 from agent.schemas.record import record_schema
 from tests.lab.record_checks import validate_record, validator
@@ -49,7 +49,7 @@ class Host:
         return self.reading
 
     def attach(self) -> None:
-        self.snapshot.update_status(status(vm()))
+        self.snapshot.update_monitor_status(status(vm()))
         put(self.snapshot, vm(), RUNSTATE, ((), {"running": True}))
         put(self.snapshot, vm(), VCPU, *(((str(index),), {"cpu_seconds_total": 1.0}) for index in range(6)))
         put(self.snapshot, vm(), MEMORY, ((), {"base_bytes": 6 * GIB}))
@@ -89,8 +89,8 @@ async def test_a_counter_has_a_rate_after_two_reads() -> None:
         host.reading = HostReading(FILES | {"pressure_cpu_waiting_seconds_total": total}, {})
         await host.poller.poll()
         host.snapshot.host_polls.time_ns -= 10_000_000_000 if total == 5.0 else 0
-    assert resources_json(host.snapshot)["waiting_for_cpu_ratio"] == pytest.approx(0.3, rel=0.2)
-    assert "waiting_for_io_ratio" not in resources_json(host.snapshot)
+    assert host_resources_json(host.snapshot)["waiting_for_cpu_ratio"] == pytest.approx(0.3, rel=0.2)
+    assert "waiting_for_io_ratio" not in host_resources_json(host.snapshot)
 
 
 async def test_a_pool_of_huge_pages_that_is_gone_has_no_series() -> None:
@@ -111,7 +111,7 @@ async def test_a_read_that_hangs_leaves_no_old_values_and_starts_no_second_read(
         await hung.poller.poll()
     assert (hung.reads, hung.records) == (1, [])
     assert "qemu_host" not in render_metrics(hung.snapshot)
-    assert resources_json(hung.snapshot) == {}
+    assert host_resources_json(hung.snapshot) == {}
     hung.may_answer.set()
 
 

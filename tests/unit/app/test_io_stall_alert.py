@@ -52,7 +52,7 @@ async def agent_on(fake: FakeQemu, **alerts: Any) -> AsyncIterator[tuple[Agent, 
     }
     sink = ListSink()
     agent = Agent(Config.model_validate(config), sink)
-    async with agent.running():
+    async with agent.run_in_background():
         await until(lambda: any(s.state.value == "up" for s in agent.snapshot.monitors.values()), 60)
         yield agent, sink
 

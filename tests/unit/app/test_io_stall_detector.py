@@ -5,14 +5,14 @@ from typing import Any, Final
 
 import pytest
 
-from agent.app.io_stall_detector import IoStallDetector, WaitingDiskThread
+from agent.app.io_stall_detector import IoStallDetector, ThreadWaitingForStorage
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
 from tests.lab.alert_scenario import SECOND
 
 START: Final = 1_000_000 * SECOND
 """Time of the first poll, in nanoseconds since the epoch."""
-STUCK: Final = WaitingDiskThread(7, 20)
+STUCK: Final = ThreadWaitingForStorage(7, 20)
 """A thread that waits for an unknown disk, as long as it is read with the same timeslices."""
 
 
@@ -31,7 +31,7 @@ class Polls:
     def poll(
         self,
         *disks: Sample,
-        threads: Iterable[WaitingDiskThread] = (),
+        threads: Iterable[ThreadWaitingForStorage] = (),
         merged: tuple[str, ...] = (),
         queued: dict[str, int] | None = None,
         throttled: tuple[str, ...] = (),
@@ -40,10 +40,10 @@ class Polls:
         self.seconds += 10
         now = START + self.seconds * SECOND
         self.detector.on_disks(disks, merged, now)
-        self.detector.on_threads(threads, now)
+        self.detector.on_waiting_threads(threads, now)
         samples = self.detector.stalled_samples(lambda: throttled, now)
         if queued is not None:
-            self.detector.on_queues(queued, now + 5 * SECOND)
+            self.detector.on_virtio_queues(queued, now + 5 * SECOND)
         return {sample.subject: sample.values["seconds"] for sample in samples}
 
 
@@ -76,7 +76,7 @@ def test_a_disk_that_moves_again_is_reported_once_more_as_moving(polls: Polls) -
 
 def test_a_slow_disk_whose_threads_run_in_between_does_not_stall(polls: Polls) -> None:
     for timeslices in range(20):
-        waiting = [WaitingDiskThread(7, timeslices)]
+        waiting = [ThreadWaitingForStorage(7, timeslices)]
         assert polls.poll(disk(idle=12 + 10 * timeslices), threads=waiting) == {}
 
 
@@ -99,7 +99,7 @@ def test_a_thread_that_waits_since_before_the_last_request_concerns_another_disk
 
 
 def test_a_thread_that_waits_for_the_file_of_one_disk_concerns_no_other(polls: Polls) -> None:
-    stuck = [WaitingDiskThread(7, 20, "disk1")]
+    stuck = [ThreadWaitingForStorage(7, 20, "disk1")]
     polls.poll(disk(idle=12), disk("disk1", idle=12), threads=stuck)
     assert polls.poll(disk(idle=22), disk("disk1", idle=22), threads=stuck) == {"disk1": 10.0}
 
@@ -108,7 +108,7 @@ def test_a_disk_that_never_completed_a_request_stalls_only_if_it_is_named(polls:
     unused = disk("cd0", idle=None, writes=0)
     polls.poll(unused, threads=[STUCK])
     assert polls.poll(unused, threads=[STUCK]) == {}
-    named = [WaitingDiskThread(8, 3, "cd0")]
+    named = [ThreadWaitingForStorage(8, 3, "cd0")]
     polls.poll(unused, threads=named)
     assert polls.poll(unused, threads=named) == {"cd0": 10.0}
 

@@ -8,13 +8,13 @@ import pytest
 
 from agent.app.io_stall_watcher import CHECK_INTERVAL_SECONDS, MAX_CHECK_INTERVAL_SECONDS, IoStallWatcher
 from agent.exposition.snapshot import Snapshot
-from agent.host.blocked_threads import BlockedThread
+from agent.host.threads_blocked_on_storage import ThreadBlockedOnStorage
 from agent.model.family import Family, Sample
 from agent.model.metrics.block import BLOCK, BLOCK_DEVICE
 from agent.model.metrics.block_layers import BLOCK_LAYER
 from agent.model.metrics.block_stall import VIRTIO_QUEUE
 from agent.model.metrics.runstate import RUNSTATE
-from agent.model.metrics.vm_process import IOTHREAD, PROCESS, VCPU
+from agent.model.metrics.vm_process_and_interfaces import IOTHREAD, PROCESS, VCPU
 from agent.session.shared_types import MonitorState, MonitorStatus
 from tests.lab.alert_scenario import SECOND
 from tests.lab.recording_observer import monitor_at
@@ -43,16 +43,16 @@ class WatchedVm:
         self.watch.schedule_collectors = lambda _vm, names: self.scheduled.extend(names)
         self.watch.on_change = self._on_change
         self.now = START
-        self.threads: list[BlockedThread] = []
+        self.threads: list[ThreadBlockedOnStorage] = []
         self.skipped: list[Collection[str]] = []
         self.scheduled: list[str] = []
         self.changes = 0
         self.last: Sequence[Sample] | None = None
-        self.snapshot.update_status(MonitorStatus(monitor_at(Path("/m")), MonitorState.UP, "", VM, None, 0))
+        self.snapshot.update_monitor_status(MonitorStatus(monitor_at(Path("/m")), MonitorState.UP, "", VM, None, 0))
         self.put(RUNSTATE, ((), {"running": True, "status": "running"}))
         self.put(PROCESS, ((), {"pid": 77, "state": "sleeping"}))
 
-    def _read(self, pid: int, skip: Collection[str]) -> list[BlockedThread]:
+    def _read(self, pid: int, skip: Collection[str]) -> list[ThreadBlockedOnStorage]:
         assert pid == 77
         self.skipped.append(skip)
         return self.threads
@@ -78,7 +78,7 @@ def vm() -> WatchedVm:
     return WatchedVm()
 
 
-STUCK: Final = BlockedThread(5, 9)
+STUCK: Final = ThreadBlockedOnStorage(5, 9)
 
 
 def test_the_threads_of_a_vm_whose_disks_move_are_never_read(vm: WatchedVm) -> None:
@@ -204,7 +204,7 @@ def test_a_thread_that_waits_for_a_file_of_no_disk_is_left_out(
     is_concerned: bool,  # noqa: FBT001 - a parameter of the case
 ) -> None:
     vm.put(BLOCK_LAYER, (("disk0", "format"), {"path": layer}), (("disk1", "format"), {"path": "/images/b.qcow2"}))
-    vm.threads = [BlockedThread(5, 9, path)]
+    vm.threads = [ThreadBlockedOnStorage(5, 9, path)]
     vm.poll(idle=10.0)
     assert (vm.poll(idle=20.0) is not None) is is_concerned
 

@@ -32,8 +32,8 @@ async def running_agent(fake: FakeQemu, resync: str = "1s") -> AsyncIterator[Age
         "intervals": {"poll": "200ms", "resync": resync},
     }
     agent = Agent(Config.model_validate(config), ListSink())
-    async with agent.running():
-        await until(lambda: [*agent.snapshot.views()], 60)
+    async with agent.run_in_background():
+        await until(lambda: [*agent.snapshot.one_view_per_uuid()], 60)
         yield agent
 
 
@@ -69,10 +69,10 @@ def usages(view: VmView) -> list[FieldValues]:
 
 async def test_a_vm_that_is_attached_again_has_its_unchanged_usages(fake: FakeQemu) -> None:
     async with running_agent(fake, resync="1h") as agent:
-        (vm, before), *_ = agent.snapshot.views()
+        (vm, before), *_ = agent.snapshot.one_view_per_uuid()
         await until(lambda: usages(before), 60)
-        agent.snapshot.update_status(replace(before.status, state=MonitorState.GONE))
-        agent.snapshot.update_status(before.status)
+        agent.snapshot.update_monitor_status(replace(before.status, state=MonitorState.GONE))
+        agent.snapshot.update_monitor_status(before.status)
         view = agent.snapshot.view_of(vm)
         assert view is not None
         assert view is not before
@@ -83,7 +83,7 @@ async def test_a_vm_that_is_attached_again_has_its_unchanged_usages(fake: FakeQe
 
 async def test_new_series_limits_apply_to_unchanged_usages(fake: FakeQemu) -> None:
     async with running_agent(fake, resync="1h") as agent:
-        (_, view), *_ = agent.snapshot.views()
+        (_, view), *_ = agent.snapshot.one_view_per_uuid()
         await until(lambda: usages(view), 60)
         before, limits = usages(view), agent.snapshot.limits
         agent.snapshot.limits = SeriesLimits(series_per_vm=0)
@@ -94,7 +94,7 @@ async def test_new_series_limits_apply_to_unchanged_usages(fake: FakeQemu) -> No
 
 async def test_the_usage_of_files_ends_while_their_layers_are_unknown(fake: FakeQemu) -> None:
     async with running_agent(fake, resync="1h") as agent:
-        (vm, view), *_ = agent.snapshot.views()
+        (vm, view), *_ = agent.snapshot.one_view_per_uuid()
         await until(lambda: agent.snapshot.has_samples(vm, BLOCK_LAYER), 60)
         layers = [Sample(BLOCK_LAYER, *item) for item in view.polls[BLOCK_LAYER.name].current.items()]
         agent.observer.on_poll_failed(vm, (BLOCK_LAYER,), 1)

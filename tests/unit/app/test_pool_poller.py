@@ -114,18 +114,18 @@ def test_a_check_shows_nothing_new_if_the_figures_are_nearly_the_same(
     unchanged: bool,  # noqa: FBT001 - a table
 ) -> None:
     usage = add(poller, "nfs4", 500 * GIB)
-    assert usage.is_unchanged(reading) is unchanged
+    assert usage.is_reading_unchanged(reading) is unchanged
 
 
 def test_a_pool_that_answers_again_is_something_new(poller: PoolPoller) -> None:
     usage = add(poller, "nfs4", 500 * GIB)
     usage.unresponsive_since = 100.0
-    assert not usage.is_unchanged(PoolReading(1000 * GIB, 500 * GIB))
+    assert not usage.is_reading_unchanged(PoolReading(1000 * GIB, 500 * GIB))
 
 
 async def test_a_bug_in_a_source_does_not_end_the_reading_of_pools(caplog: pytest.LogCaptureFixture) -> None:
     class BrokenSource(BlockDevicePoolSource):
-        async def refresh(self) -> bool:
+        async def refresh_pool_lookup(self) -> bool:
             raise KeyError("x")
 
     assert await _refresh_source(BrokenSource()) is False

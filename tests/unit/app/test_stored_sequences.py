@@ -63,7 +63,7 @@ class Run:
 async def running(folder: Path, topics: KafkaTopicsConfig = TOPICS) -> AsyncIterator[Run]:
     """Run a publisher that is stopped on request at the end of the `with` block."""
     run = Run(folder, topics)
-    async with run.publisher.delivery.running(DEADLINE_SECONDS):
+    async with run.publisher.delivery.run_in_background(DEADLINE_SECONDS):
         run.publisher.continue_after_last_run()
         yield run
         run.publisher.store_sequences()

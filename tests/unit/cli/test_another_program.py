@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable
 import pytest
 
 from agent.cli.commands.check import _watched_monitors
-from agent.cli.explain import request_explanation
+from agent.cli.explain import request_slow_vm_explanation
 from agent.cli.http_client import AgentRequestError, EndpointCredentials, request_json
 from agent.cli.rewrite_state_topic import request_state_rewrite
 from agent.cli.tail import TailError, TailOptions, tail_records
@@ -43,7 +43,7 @@ async def test_an_answer_that_is_no_json_object_is_from_another_program() -> Non
 async def test_top_and_explain_report_another_program(body: str) -> None:
     async with serve(body) as url:
         await assert_reported(print_once(TopOptions(url)))
-        await assert_reported(request_explanation(url, EndpointCredentials(), "vm1"))
+        await assert_reported(request_slow_vm_explanation(url, EndpointCredentials(), "vm1"))
 
 
 async def test_rewrite_state_reports_another_program() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent.cli.demo.control import ControlClient, GuestError
+from agent.cli.demo.guest_qmp_client import GuestError, GuestQmpClient
 from tests.lab.waiting import until
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 9, "minor": 2, "micro": 0}, "package": ""}, "capabilities": []}}
@@ -49,9 +49,9 @@ async def monitor() -> AsyncIterator[FakeMonitor]:
         yield FakeMonitor()
 
 
-async def opened(monitor: FakeMonitor, *opening: Any) -> tuple[ControlClient, asyncio.Task[None]]:
+async def opened(monitor: FakeMonitor, *opening: Any) -> tuple[GuestQmpClient, asyncio.Task[None]]:
     serving = asyncio.create_task(monitor.serve(*opening))
-    return await ControlClient.open(monitor.client), serving
+    return await GuestQmpClient.from_connected_socket(monitor.client), serving
 
 
 async def test_an_event_before_the_greeting_is_kept(monitor: FakeMonitor) -> None:
@@ -121,4 +121,4 @@ async def test_an_unreadable_reply_fails_its_command(monitor: FakeMonitor) -> No
 async def test_a_hangup_instead_of_the_greeting_is_reported(monitor: FakeMonitor) -> None:
     monitor._server.close()
     with pytest.raises(GuestError, match="without a greeting"):
-        await ControlClient.open(monitor.client)
+        await GuestQmpClient.from_connected_socket(monitor.client)

@@ -10,7 +10,7 @@ import pytest
 from agent.cli.doctor.argv import readconfig_paths
 from agent.cli.doctor.rendering import render_reports
 from agent.config.loader import load_config
-from agent.host.socket_table import ESTABLISHED, SocketEntry
+from agent.host.unix_and_tcp_sockets import ESTABLISHED, SocketTableEntry
 from tests.lab.golden_files import FOLDER, same_text
 from tests.lab.manager_hosts import GANETI, INCUS, INCUS_CONF, LISTENS, PROXMOX, FakeProcHost
 
@@ -141,7 +141,7 @@ def test_a_vm_in_a_project_of_incus_gets_steps_for_that_project(host: FakeProcHo
 def test_a_monitor_that_its_manager_will_hold_is_not_offered_for_sharing(host: FakeProcHost) -> None:
     add_incus_vm(host, "v1")
     host.table.clear()
-    host.table[1] = SocketEntry(LISTENS, "/proc/self/fd/3/qemu.monitor")  # incusd restarts
+    host.table[1] = SocketTableEntry(LISTENS, "/proc/self/fd/3/qemu.monitor")  # incusd restarts
     (vm,) = host.inspect()
     assert (vm.monitors[0].state, vm.section) == ("free", "listen")
     assert not any("dial_per_poll" in step for step in vm.steps)
@@ -320,7 +320,7 @@ def test_without_access_to_descriptors_doctor_refers_to_root(host: FakeProcHost)
         folder.rmdir()
     text = "\n".join(render_reports(host.inspect(pattern="ovirt-vm")))
     assert "descriptor 33: holder unknown; run doctor as root to see the holder" in text
-    host.table |= {900: SocketEntry(ESTABLISHED, "/run/qemu-server/104.qmp", 901)}
+    host.table |= {900: SocketTableEntry(ESTABLISHED, "/run/qemu-server/104.qmp", 901)}
     assert "/104.qmp: held by an unknown process" in "\n".join(render_reports(host.inspect(pattern="web")))
 
 

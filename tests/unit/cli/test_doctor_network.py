@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from agent.cli.doctor.argv import parse_argv
-from agent.cli.doctor.network import describe_network
+from agent.cli.doctor.network_devices import describe_network_devices_without_tap
 from agent.cli.doctor.rendering import render_reports
 from tests.lab.manager_hosts import FakeProcHost
 from tests.unit.host.test_sriov import Machine
@@ -11,7 +11,7 @@ from tests.unit.host.test_sriov import Machine
 
 def test_backends_without_counters_are_named_with_who_counts_instead(tmp_path: Path) -> None:
     line = "qemu -netdev vhost-user,id=net0,chardev=c0 -netdev tap,id=net1 -netdev vhost-vdpa,id=net2,vhostdev=/dev/vhost-vdpa-0"
-    user, vdpa = describe_network(parse_argv(line.split()), 70, tmp_path)
+    user, vdpa = describe_network_devices_without_tap(parse_argv(line.split()), 70, tmp_path)
     assert user.startswith(
         "network net0 (vhost-user): no counters: the switch at its socket counts the traffic (Open vSwitch"
     )
@@ -27,7 +27,7 @@ def test_a_passed_through_network_device_is_a_function_or_has_no_counters(tmp_pa
         machine.link(f"sys/kernel/iommu_groups/{group}/devices/{address}", f"../../../../devices/pci0/{address}")
         machine.open_descriptor(f"/dev/vfio/{group}")
     machine.open_descriptor("/dev/vfio/43")
-    function, whole = describe_network(parse_argv(["qemu"]), 70, tmp_path)
+    function, whole = describe_network_devices_without_tap(parse_argv(["qemu"]), 70, tmp_path)
     assert function.startswith("network 0000:01:10.3: VF 3 of ens1f0, counted by its driver")
     assert whole.startswith("network 0000:66:00.0: no counters: the device is no VF")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent.cli.journal import JournalToolError, describe_journal, export_records, quarantined_files, requeue_records
-from agent.delivery.journal.writer import JOURNAL_FILE
+from agent.delivery.journal.journal import JOURNAL_FILE
 from tests.lab.scripted_sink import RecordSource, ScriptedSink, eventually, is_journaled, make_pipeline, running
 
 

@@ -9,14 +9,14 @@ from agent import collectors
 from agent.collectors import ALL_COLLECTORS, Collector, PollIntervals, VmFacts
 from agent.collectors.base import VirtioDisk
 from agent.collectors.guest import GUEST_COLLECTORS
-from agent.host.types import LinuxTask, NetworkInterface
+from agent.host.types import LinuxTask, VmHostInterface
 from agent.model.metrics import FAMILIES
 from agent.model.metrics.block import BLOCK_SPACE
 from agent.model.metrics.block_stall import BLOCK_STALL
 from agent.model.metrics.guest import GUEST_AGENT_SESSION
 from agent.model.metrics.host_resources import HOST, HOST_HUGEPAGES
 from agent.model.metrics.identity import IDENTITY
-from agent.model.metrics.pool import BLOCK_STORAGE, POOL
+from agent.model.metrics.storage_pool import BLOCK_STORAGE, POOL
 
 BY_NAME = {collector.name: collector for collector in ALL_COLLECTORS}
 INTERVALS = PollIntervals(poll=10, guest_memory=30, migrations_and_jobs=1, resync=300)
@@ -47,14 +47,14 @@ def test_guest_memory_is_polled_no_more_often_than_the_guest_updates_it() -> Non
 
 def test_only_disks_are_polled_from_qemu_at_an_interval() -> None:
     quiet = VmFacts("/b", guest_stats_seconds=0, migration_events=True)
-    delays = {c.name: c.next_poll_delay((), quiet, INTERVALS) for c in ALL_COLLECTORS if not c.host_only}
+    delays = {c.name: c.next_poll_delay((), quiet, INTERVALS) for c in ALL_COLLECTORS if not c.reads_only_host_files}
     assert delays == dict.fromkeys(delays) | {"block": 10}
 
 
 def test_host_collectors_read_files_at_each_poll_and_send_no_command() -> None:
-    host_only = [c for c in ALL_COLLECTORS if c.host_only]
+    host_only = [c for c in ALL_COLLECTORS if c.reads_only_host_files]
     assert [c.name for c in host_only] == ["vcpu", "iothread", "process", "cgroup", "net"]
-    task, same_netns, far = LinuxTask(5), NetworkInterface("tap0"), NetworkInterface("tap1", same_netns=False)
+    task, same_netns, far = LinuxTask(5), VmHostInterface("tap0"), VmHostInterface("tap1", same_netns=False)
     facts = VmFacts("/b", 5, process=task, vcpus=(task,), iothreads=(task,), cgroup="/c", interfaces=(same_netns, far))
     assert all(
         c.files(facts) and not c.commands(facts) and c.next_poll_delay((), facts, INTERVALS) == 10 for c in host_only
@@ -62,7 +62,7 @@ def test_host_collectors_read_files_at_each_poll_and_send_no_command() -> None:
     assert not [c.name for c in ALL_COLLECTORS if c.files(VmFacts("/b", 5))]
 
 
-COLLECTORS_OF_ALL_VMS = {collector.name for collector in ALL_COLLECTORS if not collector.host_only} - {
+COLLECTORS_OF_ALL_VMS = {collector.name for collector in ALL_COLLECTORS if not collector.reads_only_host_files} - {
     "balloon",
     "guest_agent",
     "guest_memory",

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.collectors import ALL_COLLECTORS, PollIntervals, VmFacts
-from agent.collectors.block import count_repeated_images
-from agent.collectors.block_graph import stable_name
-from agent.host.types import FileReply, LinuxTask, NetworkInterface
+from agent.collectors.block import count_images_listed_without_flat
+from agent.collectors.disk_names import stable_name
+from agent.host.types import KernelFilesReply, LinuxTask, VmHostInterface
 from agent.model.family import FieldKind, Sample
 from agent.model.metrics.memory import BALLOON
 from agent.model.record import Record, RecordEncoder, Vm
@@ -32,7 +32,7 @@ def decode_subject(encoded: Any) -> Any:
         case {"task": number, "name": name, "values": values}:
             return LinuxTask(number, name, values)
         case {"interface": name, "values": values, "swapped": directions_swapped, "near": same_netns}:
-            return NetworkInterface(name, values, directions_swapped, same_netns)
+            return VmHostInterface(name, values, directions_swapped, same_netns)
         case list():
             return tuple(map(decode_subject, encoded))
     return encoded
@@ -58,7 +58,7 @@ def decode_results(replies: list[dict[str, Any]]) -> list[Any]:
     ]
 
 
-def decode_files(name: str, replies: list[dict[str, Any]]) -> list[FileReply]:
+def decode_files(name: str, replies: list[dict[str, Any]]) -> list[KernelFilesReply]:
     """Return the replies to the collector's requests for files, given the content of each file in a golden file."""
     subjects = [decode_subject(reply["of"]) for reply in replies]
     distinct = [each for at, each in enumerate(subjects) if each not in subjects[:at]]
@@ -76,7 +76,7 @@ def decode_files(name: str, replies: list[dict[str, Any]]) -> list[FileReply]:
         return None if text is None else text.encode()
 
     decoded = [
-        FileReply(request, [content(request.directory, file) for file in request.names])
+        KernelFilesReply(request, [content(request.directory, file) for file in request.names])
         for request in BY_NAME[name].files(facts)
     ]
     assert not texts, "the collector requests each file of the golden file"
@@ -290,8 +290,8 @@ def test_a_long_chain_is_not_listed_without_flat() -> None:
         chain = disk
         for _ in range(215 - layers):
             chain = chain["backing"]
-        assert count_repeated_images([chain]) == images
-        commands = BY_NAME["nodes"].commands(VmFacts(version=(4, 2), repeated_images=images))
+        assert count_images_listed_without_flat([chain]) == images
+        commands = BY_NAME["nodes"].commands(VmFacts(version=(4, 2), images_listed_without_flat=images))
         assert len(commands) == (2 if layers == 3 else 1)
     with pytest.raises(UnexpectedReplyError, match="backing chains are too long"):
         list(BY_NAME["nodes"].collect([[disk]]))

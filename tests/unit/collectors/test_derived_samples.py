@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agent.collectors import PollIntervals, VmFacts
-from agent.collectors.base import Poll, Transition
+from agent.collectors.base import PollResult, TransitionBetweenPolls
 from agent.model.family import Family
 from agent.model.metrics.jobs import JOB
 from agent.model.metrics.migration import MIGRATION_ENDED
@@ -21,18 +21,18 @@ from tests.unit.collectors.test_collectors import BY_NAME, collect
 INTERVALS = PollIntervals(poll=10, migrations_and_jobs=1)
 
 
-def polls(name: str, *rounds: tuple[float, Any]) -> list[Poll]:
+def polls(name: str, *rounds: tuple[float, Any]) -> list[PollResult]:
     """Return a collector's polls of replies at these seconds, each derived from the one before."""
-    derived = [Poll()]
+    derived = [PollResult()]
     for at, *replies in rounds:
-        now = Poll(tuple(collect(name, *replies)), round(at * 1e9), at)
-        derived.append(Poll(tuple(BY_NAME[name].derive(derived[-1], now)), now.time_ns, at))
+        now = PollResult(tuple(collect(name, *replies)), round(at * 1e9), at)
+        derived.append(PollResult(tuple(BY_NAME[name].derive(derived[-1], now)), now.time_ns, at))
     return derived[1:]
 
 
-def transitions(name: str, *replies: Any) -> list[Transition]:
+def transitions(name: str, *replies: Any) -> list[TransitionBetweenPolls]:
     """Return a collector's transitions over these polls, one second apart."""
-    derived = [Poll(), *polls(name, *enumerate(replies))]
+    derived = [PollResult(), *polls(name, *enumerate(replies))]
     return [transition for before, now in pairwise(derived) for transition in BY_NAME[name].transitions(before, now)]
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.collectors import guest
-from agent.collectors.guest import GUEST_COLLECTORS, CommandExchange, GuestCollector
+from agent.collectors.guest import GUEST_COLLECTORS, GuestCollector, TimedGuestReply
 from agent.collectors.guest.base import MAX_SUBJECTS, MAX_TEXT
 from agent.collectors.guest.filesystems import IGNORED_TYPES
 from agent.guest.config import GuestIntervalsConfig
@@ -35,7 +35,7 @@ def value_of(reply: dict[str, Any]) -> Any:
 
 
 def collect(name: str, *replies: Any) -> list[Sample]:
-    exchanges = [CommandExchange(reply, SENT_NS, SENT_NS + 20_000_000) for reply in replies]
+    exchanges = [TimedGuestReply(reply, SENT_NS, SENT_NS + 20_000_000) for reply in replies]
     return list(BY_NAME[name].collect(exchanges))
 
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from agent.common.daemon_thread import CallWithTimeout
+from agent.common.daemon_thread import BlockingCallWithTimeout
 
 
 async def test_callers_of_one_call_get_the_same_result() -> None:
@@ -17,7 +17,7 @@ async def test_callers_of_one_call_get_the_same_result() -> None:
         may_return.wait()
         return 7
 
-    call = CallWithTimeout(work, 60.0, "test")
+    call = BlockingCallWithTimeout(work, 60.0, "test")
     callers = [asyncio.ensure_future(call()) for _ in range(3)]
     await asyncio.sleep(0)
     may_return.set()
@@ -36,7 +36,7 @@ async def test_a_call_after_a_timeout_waits_for_the_same_thread() -> None:
         may_return.wait()
         raise OSError("no answer")
 
-    call = CallWithTimeout(work, 0.01, "test")
+    call = BlockingCallWithTimeout(work, 0.01, "test")
     for _ in range(2):
         with pytest.raises(TimeoutError):
             await call()

@@ -22,14 +22,14 @@ from tests.lab.alert_scenario import AlertScenario
 
 
 def row(**keys: Any) -> SampleAlertRule | EventAlertRule:
-    return CustomAlertConfig(name="mine", **keys).to_alert_row()
+    return CustomAlertConfig(name="mine", **keys).to_alert_rule()
 
 
 def scenario_of(**alerts: Any) -> AlertScenario:
     """Return a scenario with an attached VM and this section `alerts` of the config."""
     config = AlertsConfig.model_validate(alerts)
     scenario = AlertScenario()
-    scenario.engine.set_overrides(alert_overrides(config), [alert.to_alert_row() for alert in config.custom])
+    scenario.engine.set_overrides(alert_overrides(config), [alert.to_alert_rule() for alert in config.custom])
     scenario.attach()
     return scenario
 

@@ -13,7 +13,7 @@ import pytest
 
 from agent.cli.journal import quarantined_files
 from agent.delivery.journal.database import connect
-from agent.delivery.journal.writer import JOURNAL_FILE
+from agent.delivery.journal.journal import JOURNAL_FILE
 from agent.delivery.sender import BATCH_RECORDS
 from tests.lab.faulty_disk import FailingDisk, sqlite_error, tmpfs
 from tests.lab.scripted_sink import (

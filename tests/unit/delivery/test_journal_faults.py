@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.delivery.drops import DropReason
-from agent.delivery.journal import writer
+from agent.delivery.journal import journal as journal_module
 from tests.lab.faulty_disk import FailingDisk, FailsOnce, connect_with_hooks, sqlite_error
 from tests.lab.scripted_sink import (
     DEADLINE_SECONDS,
@@ -129,7 +129,7 @@ async def test_a_disk_that_fails_at_the_last_write_does_not_disturb_the_stop(
         pipeline.drops.add("samples", DropReason.QUEUE_FULL, 1, 0, 0, 0.0)
         disk.error_name = "SQLITE_READONLY"
 
-    monkeypatch.setattr(journal, "write_remaining", drop_a_record_and_fail)
+    monkeypatch.setattr(journal_module, "write_remaining", drop_a_record_and_fail)
     async with running(pipeline):
         await eventually(lambda: journal.error is None)
     assert journal.error is not None
@@ -142,7 +142,7 @@ async def test_the_newest_dead_letters_wait_for_the_disk_up_to_their_limit(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A commit fails while the limit is reached twice: in the commit's transaction, and by the rejections during the commit."""
-    monkeypatch.setattr(writer, "MAX_DEAD_LETTERS", 3)
+    monkeypatch.setattr(journal_module, "MAX_DEAD_LETTERS", 3)
     failing, begun, released = threading.Event(), threading.Event(), threading.Event()
 
     def fail_commit(sql: str) -> None:

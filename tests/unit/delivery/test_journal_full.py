@@ -11,7 +11,7 @@ import pytest
 
 from agent.cli.journal import quarantined_files
 from agent.delivery.journal.database import connect
-from agent.delivery.journal.writer import JOURNAL_FILE
+from agent.delivery.journal.journal import JOURNAL_FILE
 from tests.lab.faulty_disk import tmpfs
 from tests.lab.scripted_sink import (
     EVENT,

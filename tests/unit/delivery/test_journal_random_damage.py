@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from agent.cli.journal import quarantined_files
 from agent.delivery.journal.database import JournalDatabase
+from agent.delivery.journal.journal import JOURNAL_FILE
 from agent.delivery.journal.statements import delete_rows, insert_records
-from agent.delivery.journal.writer import JOURNAL_FILE
 from tests.lab.scripted_sink import (
     EVENT,
     SAMPLE,

@@ -14,9 +14,9 @@ import pytest
 
 from agent.delivery.drops import DropLedger, DropReason
 from agent.delivery.queue import RecordQueue
+from agent.delivery.queue_contents import QueueLimits
 from agent.delivery.queue_journaling import SLOW_JOURNAL_FACTOR
-from agent.delivery.queue_state import QueueLimits
-from agent.model.record import DeliveryState, EncodedRecord
+from agent.model.record import EncodedRecord, RecordDeliveryState
 from tests.lab.faulty_disk import FailingDisk, HangingDisk
 from tests.lab.queue_kinds import DURABLE, MEMORY, SPILLING, QueueKind, journaled_kinds
 from tests.lab.scripted_sink import (
@@ -164,7 +164,7 @@ async def test_journaled_records_survive_a_kill(kind: QueueKind, folder: Path) -
         await eventually(
             lambda: (
                 queue.journaling.written_records > 50
-                and (is_journaled(queue) or not (kind.durable or queue.journaling._pending.busy))
+                and (is_journaled(queue) or not (kind.durable or queue.journaling._pending.has_unwritten_records))
             )
         )
         journaled = queue.journaling.written_records
@@ -228,7 +228,9 @@ async def test_memory_stays_bounded_while_100000_records_cannot_be_sent(
         hanging.hanging, failing.error_name = disk == "hangs", "SQLITE_READONLY" if disk == "fails" else None
         highest = 0
         for number in range(100_000):
-            pipeline.put(replace(template, id=f"{template.id}-{number}", row=None, delivery_state=DeliveryState.QUEUED))
+            pipeline.put(
+                replace(template, id=f"{template.id}-{number}", row=None, delivery_state=RecordDeliveryState.QUEUED)
+            )
             if number % 500 == 499:
                 await asyncio.sleep(0)
                 highest = max(highest, queue.memory_bytes)

@@ -10,14 +10,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from agent.delivery.drops import DropLedger
 from agent.delivery.queue import RecordQueue
-from agent.delivery.queue_state import QueueLimits
+from agent.delivery.queue_contents import QueueLimits
 from agent.delivery.sinks.base import SinkError
 from agent.delivery.sinks.supervisor import SinkState, SinkSupervisor
 from agent.delivery.sizes import RowsSummary
-from agent.model.record import DeliveryState, EncodedRecord
+from agent.model.record import EncodedRecord, RecordDeliveryState
 from tests.lab.scripted_sink import SHORT_TIMINGS, RecordSource, ScriptedSink, deduplicated, eventually
 
-IN_MEMORY = {DeliveryState.QUEUED, DeliveryState.WRITING, DeliveryState.JOURNALED}
+IN_MEMORY = {RecordDeliveryState.QUEUED, RecordDeliveryState.WRITING, RecordDeliveryState.JOURNALED}
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -45,7 +45,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     def journaled_copy(self, record: EncodedRecord, row: int) -> EncodedRecord:
         fields = (record.id, record.key, record.type, record.time_ns, record.body)
-        return EncodedRecord(*fields, row=row, delivery_state=DeliveryState.JOURNALED)
+        return EncodedRecord(*fields, row=row, delivery_state=RecordDeliveryState.JOURNALED)
 
     @rule(count=st.integers(1, 12))
     def put(self, count: int) -> None:
@@ -56,7 +56,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule()
     def start_write(self) -> None:
         self.deletion = self.queue.backlog.next_deletion()
-        self.writing = self.queue.journaling.start_write()
+        self.writing = self.queue.journaling.take_records_for_transaction()
 
     @precondition(lambda self: self.writing is not None)
     @rule()
@@ -76,17 +76,17 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(available=st.booleans())
     def fail_write(self, *, available: bool) -> None:
         self.writing = None
-        self.queue.journaling.on_rolled_back(available=available)
+        self.queue.journaling.on_journal_failed(available=available)
 
     @precondition(lambda self: not self.queue.journaling.available)
     @rule()
     def resume_journal(self) -> None:
-        self.queue.journaling.on_resumed()
+        self.queue.journaling.on_journal_works_again()
 
     @precondition(lambda self: self.writing is None)
     @rule()
     def replace_journal(self) -> None:
-        self.queue.journaling.on_rolled_back(available=False)
+        self.queue.journaling.on_journal_failed(available=False)
         copied = [record for record in self.queue.in_flight if self.durable or record.row is not None]
         backlog = self.queue.backlog
         waiting = [self.rows[row] for row in sorted(self.rows) if backlog.after_row < row <= backlog.last_row]
@@ -113,13 +113,13 @@ class QueueMachine(RuleBasedStateMachine):
     @rule()
     def hang(self) -> None:
         """Let the disk hang: newer records are delivered first."""
-        self.queue.journaling.on_hang(hangs=True)
-        self.queue.journaling.postpone_backlog()
+        self.queue.journaling.on_disk_hang_changed(hangs=True)
+        self.queue.journaling.postpone_unreadable_backlog()
         self.in_order = False
 
     @rule()
     def respond(self) -> None:
-        self.queue.journaling.on_hang(hangs=False)
+        self.queue.journaling.on_disk_hang_changed(hangs=False)
 
     @precondition(lambda self: self.queue.in_flight)
     @rule()
@@ -131,7 +131,7 @@ class QueueMachine(RuleBasedStateMachine):
     def states_match_places(self) -> None:
         for record in (*self.queue.in_flight, *self.queue.tail.records):
             assert record.delivery_state in IN_MEMORY
-            assert (record.row is not None) == (record.delivery_state is DeliveryState.JOURNALED)
+            assert (record.row is not None) == (record.delivery_state is RecordDeliveryState.JOURNALED)
         assert self.queue.tail.bytes == sum(record.size for record in self.queue.tail.records)
 
     @invariant()
@@ -147,7 +147,7 @@ class QueueMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if self.writing is not None:
             self.commit()
-        self.queue.journaling.on_resumed()
+        self.queue.journaling.on_journal_works_again()
         self.respond()
         for _ in range(len(self.source.ids) + 2):
             if self.queue.in_flight:

@@ -17,9 +17,9 @@ from agent.model.metrics.host_resources import HOST
 from agent.model.metrics.jobs import JOB
 from agent.model.metrics.memory import BALLOON, DUMP, GUEST_MEMORY, MEMORY, VCPU_DIRTY
 from agent.model.metrics.migration import MIGRATION
-from agent.model.metrics.pool import BLOCK_STORAGE, POOL
 from agent.model.metrics.runstate import RUNSTATE
-from agent.model.metrics.vm_process import CGROUP, IOTHREAD, PROCESS, VCPU
+from agent.model.metrics.storage_pool import BLOCK_STORAGE, POOL
+from agent.model.metrics.vm_process_and_interfaces import CGROUP, IOTHREAD, PROCESS, VCPU
 from agent.session.shared_types import MonitorState
 from tests.lab.snapshots import OneVmSource, status, vm
 
@@ -53,7 +53,7 @@ class OneVm(OneVmSource):
         self.snapshot.replace_host_sample(Sample(POOL, ("/pool", "filesystem"), values))
 
     def explain(self, now: float = NOW) -> list[dict[str, Any]]:
-        ((_, view),) = self.snapshot.views()
+        ((_, view),) = self.snapshot.one_view_per_uuid()
         return explain(Evidence.from_samples(self.snapshot, view, self.alerts, now))
 
 
@@ -81,11 +81,11 @@ def io_error(machine: OneVm) -> None:
 
 def stopped_process(machine: OneVm) -> None:
     machine.put(PROCESS, NOW - 3, ((), {"state": "stopped"}))
-    machine.snapshot.update_status(status(vm(), MonitorState.STALLED))
+    machine.snapshot.update_monitor_status(status(vm(), MonitorState.STALLED))
 
 
 def stalled(machine: OneVm) -> None:
-    machine.snapshot.update_status(status(vm(), MonitorState.STALLED, reason="no reply to query-blockstats"))
+    machine.snapshot.update_monitor_status(status(vm(), MonitorState.STALLED, reason="no reply to query-blockstats"))
 
 
 def hung_pool(machine: OneVm) -> None:

@@ -44,7 +44,7 @@ def test_any_values_of_a_vm_have_a_bounded_explanation(data: st.DataObject) -> N
         labels = tuple("a" for _ in family.labels)
         for at in (10, 20):
             source.put(family, at, (labels, data.draw(values_of(family))))
-    ((_, view),) = source.snapshot.views()
+    ((_, view),) = source.snapshot.one_view_per_uuid()
     causes = explain(Evidence.from_samples(source.snapshot, view, (), 21.0))
     assert len(causes) <= MAX_FINDINGS * len(CAUSES)
     assert all(len(cause["sentence"]) <= MAX_SENTENCE for cause in causes)

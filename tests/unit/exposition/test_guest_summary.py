@@ -1,7 +1,7 @@
 """Summary of a guest for the page and `qmp-agent top`."""
 
 from agent.exposition.rates import PollPair
-from agent.exposition.vm_summary import summarize
+from agent.exposition.vm_summary import summarize_vm
 from agent.model.family import Family, FieldValues
 from agent.model.metrics.guest import (
     GUEST_ADDRESS,
@@ -21,16 +21,16 @@ def polls(*samples: tuple[Family, tuple[str, ...], FieldValues]) -> dict[str, Po
 
 
 def test_a_vm_without_a_channel_has_no_guest() -> None:
-    assert "guest" not in summarize({})
+    assert "guest" not in summarize_vm({})
 
 
 def test_without_queries_only_the_channels_state_is_known() -> None:
-    assert summarize(polls((GUEST_AGENT, (), {"connected": True})))["guest"] == {"agent": "connected"}
-    assert summarize(polls((GUEST_AGENT, (), {"connected": False})))["guest"] == {"agent": "absent"}
+    assert summarize_vm(polls((GUEST_AGENT, (), {"connected": True})))["guest"] == {"agent": "connected"}
+    assert summarize_vm(polls((GUEST_AGENT, (), {"connected": False})))["guest"] == {"agent": "absent"}
 
 
 def test_the_guests_values_are_summarized() -> None:
-    guest = summarize(
+    guest = summarize_vm(
         polls(
             (GUEST_AGENT, (), {"connected": True}),
             (GUEST_AGENT_SESSION, (), {"state": "up", "version": "7.2"}),

@@ -12,7 +12,7 @@ from agent.exposition.history_recorder import HISTORY_COLUMNS, sum_vm_points
 from agent.exposition.snapshot import MAX_DEPARTED, Snapshot
 from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK
-from agent.model.metrics.vm_process import NET, VCPU
+from agent.model.metrics.vm_process_and_interfaces import NET, VCPU
 from agent.model.record import Vm
 from agent.session.shared_types import MonitorState
 from tests.lab.snapshots import SECOND, OneVmSource, disk_counters, status, vm
@@ -133,7 +133,7 @@ def put(snapshot: Snapshot, owner: Vm, at: int) -> None:
 
 def test_without_memory_there_is_no_history() -> None:
     snapshot = Snapshot(history_bytes=0)
-    snapshot.update_status(status(vm()))
+    snapshot.update_monitor_status(status(vm()))
     for at in (100, 110, 120):
         put(snapshot, vm(), at)
     history = snapshot.vm_history(vm().uuid)
@@ -146,11 +146,11 @@ def test_a_vm_that_returns_has_its_history_and_few_departed_vms_are_kept(source:
     for at in (100, 110, 120):
         put(snapshot, vm(), at)
     for state in (MonitorState.GONE, MonitorState.UP):
-        snapshot.update_status(replace(status(vm()), state=state))
+        snapshot.update_monitor_status(replace(status(vm()), state=state))
         assert columns(snapshot, vm(), "write") == [[10], [10]]
     for number in range(MAX_DEPARTED + 1):
         other = Vm("hv", f"uuid{number}", f"vm{number}", f"/run/{number}")
-        snapshot.update_status(status(other, key=number))
-        snapshot.update_status(replace(status(other, key=number), state=MonitorState.GONE))
+        snapshot.update_monitor_status(status(other, key=number))
+        snapshot.update_monitor_status(replace(status(other, key=number), state=MonitorState.GONE))
     assert snapshot.vm_history("uuid0") is None
     assert snapshot.vm_history("uuid1") is not None

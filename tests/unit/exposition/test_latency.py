@@ -134,7 +134,7 @@ def test_the_overview_has_the_latencies_of_disks_with_histograms() -> None:
         histogram = {"boundaries_seconds": BOUNDARIES, "counts": [100 * number, 0, 0, 0]}
         with_histogram = {"writes_total": 100 * number, "write_latency_seconds": histogram}
         source.put(BLOCK, 10 * number + 10, (("disk0",), with_histogram), (("disk1",), {"writes_total": 5}))
-    ((known, view),) = source.snapshot.views()
+    ((known, view),) = source.snapshot.one_view_per_uuid()
     first, second = vm_summary(source, known, view)["disks"]
     assert first["latencies"]["write"]["p50"] == pytest.approx(0.0005)
     assert "latencies" not in second
@@ -144,5 +144,5 @@ def test_a_vm_without_histograms_has_no_windows() -> None:
     source = OneVmSource()
     for number in range(3):
         source.put(BLOCK, number, (("disk0",), {"writes_total": number}))
-    ((_, view),) = source.snapshot.views()
+    ((_, view),) = source.snapshot.one_view_per_uuid()
     assert view.latency_windows is None

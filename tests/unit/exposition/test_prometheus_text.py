@@ -42,15 +42,15 @@ def two_vms() -> Snapshot:
     """Return a VM with samples of many families, and a stalled one with hostile names."""
     snapshot = Snapshot()
     for name, index in (("block", 0), ("migration", 1), ("balloon", 1), ("guest_memory", 0), ("runstate", 0)):
-        snapshot.update_status(status(vm()))
+        snapshot.update_monitor_status(status(vm()))
         poll(snapshot, vm(), name, *decode_replies(name, CASES[name][index]["replies"]))
     for name in ("STOP", "RESUME", "STOP", "NEVER_HEARD_OF"):
         snapshot.count_event(event(vm(), name))
     evil = vm(1, HOSTILE, f"/run/{HOSTILE}.qmp")
-    snapshot.update_status(status(evil, package=HOSTILE))
+    snapshot.update_monitor_status(status(evil, package=HOSTILE))
     put(snapshot, evil, BY_NAME["block"], ((HOSTILE,), {"reads_total": 2**64 - 1, "read_seconds_total": 0.1 + 0.2}))
     put(snapshot, evil, BY_NAME["runstate"], ((), {"status": HOSTILE, "running": False}))
-    snapshot.update_status(status(evil, MonitorState.STALLED))
+    snapshot.update_monitor_status(status(evil, MonitorState.STALLED))
     return snapshot
 
 
@@ -87,7 +87,7 @@ def test_every_sample_of_the_golden_files_has_a_series() -> None:
     for name, cases in CASES.items():
         for case in cases:
             snapshot = Snapshot()
-            snapshot.update_status(status(vm()))
+            snapshot.update_monitor_status(status(vm()))
             poll(snapshot, vm(), name, *decode_replies(name, case["replies"]))
             known = parse_series(snapshot)
             for sample in case["samples"]:
@@ -101,7 +101,7 @@ def test_every_sample_of_the_golden_files_has_a_series() -> None:
 
 def test_a_vm_that_is_gone_has_no_series() -> None:
     snapshot = two_vms()
-    snapshot.update_status(status(vm(), MonitorState.GONE))
+    snapshot.update_monitor_status(status(vm(), MonitorState.GONE))
     assert {own["vm"] for _, labels in parse_series(snapshot) if "vm" in (own := dict(labels))} == {HOSTILE}
 
 
@@ -116,24 +116,24 @@ def test_two_monitors_of_one_vm_export_each_series_once() -> None:
     before = read()
     for monitor in ("/run/b", "/run/c"):
         twin = vm(monitor=monitor)
-        snapshot.update_status(status(twin))
+        snapshot.update_monitor_status(status(twin))
         poll(snapshot, twin, "block", [{"qdev": "disk0", "stats": {"rd_bytes": 9}}])
     assert read() == before
-    snapshot.update_status(status(vm(), MonitorState.GONE))
+    snapshot.update_monitor_status(status(vm(), MonitorState.GONE))
     assert read() == [9]
 
 
 def test_a_stalled_monitor_whose_path_a_new_one_took_exports_no_duplicate() -> None:
     snapshot = Snapshot()
     for inode in (1, 2):
-        snapshot.update_status(status(vm(), MonitorState.STALLED, key=inode))
+        snapshot.update_monitor_status(status(vm(), MonitorState.STALLED, key=inode))
     labels = {"monitor": vm().monitor, "state": "stalled"}
     assert series_named(snapshot, "qmp_agent_monitor_state") == [(labels, 1)]
 
 
 def test_a_field_that_qemu_does_not_report_has_no_series() -> None:
     snapshot = Snapshot()
-    snapshot.update_status(status(vm()))
+    snapshot.update_monitor_status(status(vm()))
     poll(snapshot, vm(), "block", [{"qdev": "a", "stats": {"rd_bytes": 1}}, {"qdev": "b", "stats": {"wr_bytes": 2}}])
     assert [labels["device"] for labels, _ in series_named(snapshot, "qemu_block_read_bytes_total")] == ["a"]
     assert "unmap" not in render_metrics(snapshot)
@@ -141,21 +141,21 @@ def test_a_field_that_qemu_does_not_report_has_no_series() -> None:
 
 def test_each_collector_that_is_off_has_a_series() -> None:
     snapshot = Snapshot()
-    snapshot.update_status(replace(status(vm()), degraded=(("block", "not JSON"), ('a"b', "too long"))))
+    snapshot.update_monitor_status(replace(status(vm()), degraded=(("block", "not JSON"), ('a"b', "too long"))))
     labels = {"vm": "vm1", "vm_uuid": vm().uuid}
     assert series_named(snapshot, "qmp_agent_collector_degraded") == [
         ({**labels, "collector": "block"}, 1),
         ({**labels, "collector": 'a"b'}, 1),
     ]
     assert promtool_check(render_metrics(snapshot)) == []
-    snapshot.update_status(status(vm()))
+    snapshot.update_monitor_status(status(vm()))
     assert series_named(snapshot, "qmp_agent_collector_degraded") == []
 
 
 @pytest.mark.parametrize("family", BY_NAME)
 def test_every_family_can_be_rendered(family: str) -> None:
     snapshot = Snapshot()
-    snapshot.update_status(status(vm()))
+    snapshot.update_monitor_status(status(vm()))
     known = BY_NAME[family]
     bins = {"boundaries_seconds": [0.1], "counts": [2, 3], "sum_seconds": 5.0}
     by_kind: dict[str, Any] = {"flag": True, "state": "x", "name": "x", "text": "x", "detail": {}, "histogram": bins}
@@ -171,7 +171,7 @@ def test_every_family_can_be_rendered(family: str) -> None:
 
 def test_a_latency_histogram_is_a_prometheus_histogram() -> None:
     snapshot = Snapshot()
-    snapshot.update_status(status(vm()))
+    snapshot.update_monitor_status(status(vm()))
     bins = {"boundaries": [10_000, 1_000_000], "bins": [1, 0, 4]}
     counts = {"wr_operations": 5, "failed_wr_operations": 0, "wr_total_time_ns": 2_500_000_000}
     stats = {"wr_latency_histogram": bins, **counts}
@@ -190,7 +190,7 @@ def test_a_latency_histogram_is_a_prometheus_histogram() -> None:
 
 def test_a_histogram_whose_sum_is_unknown_has_none() -> None:
     snapshot = Snapshot()
-    snapshot.update_status(status(vm()))
+    snapshot.update_monitor_status(status(vm()))
     stats = {"wr_latency_histogram": {"boundaries": [10_000], "bins": [1, 4]}, "wr_operations": 6}
     poll(snapshot, vm(), "block", [{"qdev": "disk0", "stats": stats}])
     assert promtool_check(render_metrics(snapshot)) == []
@@ -206,7 +206,7 @@ names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]) | st.
 def test_any_name_and_any_number_are_parsed_back(name: str, disk: str, value: float) -> None:
     snapshot = Snapshot()
     owner = vm(0, name)
-    snapshot.update_status(status(owner))
+    snapshot.update_monitor_status(status(owner))
     put(snapshot, owner, BY_NAME["block"], ((disk,), {"idle_seconds": value}))
     assert series_named(snapshot, "qemu_block_idle_seconds") == [
         ({"vm": name, "vm_uuid": owner.uuid, "device": disk}, value)

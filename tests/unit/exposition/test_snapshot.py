@@ -19,7 +19,7 @@ BLOCK, BALLOON = BY_NAME["block"], BY_NAME["balloon"]
 
 
 def view_of(snapshot: Snapshot, owner: Vm) -> VmView:
-    (only,) = [view for known, view in snapshot.views() if known == owner]
+    (only,) = [view for known, view in snapshot.one_view_per_uuid() if known == owner]
     return only
 
 
@@ -31,7 +31,7 @@ def subjects_of(snapshot: Snapshot, owner: Vm, family: str) -> list[tuple[str, .
 def make_snapshot(*vms: Vm) -> Snapshot:
     snapshot = Snapshot()
     for known in vms:
-        snapshot.update_status(status(known))
+        snapshot.update_monitor_status(status(known))
     return snapshot
 
 
@@ -81,17 +81,17 @@ def test_a_merged_backing_chain_is_gone_with_the_first_poll_without_it() -> None
 def test_a_detached_vm_has_no_view_and_a_new_one_when_it_is_attached_again(state: MonitorState) -> None:
     snapshot = make_snapshot(vm())
     poll(snapshot, vm(), "block", block_replies("disk0"))
-    snapshot.update_status(status(vm(), state))
-    assert list(snapshot.views()) == []
+    snapshot.update_monitor_status(status(vm(), state))
+    assert list(snapshot.one_view_per_uuid()) == []
     poll(snapshot, vm(), "block", block_replies("disk0"))  # too late
-    snapshot.update_status(status(vm()))
+    snapshot.update_monitor_status(status(vm()))
     assert view_of(snapshot, vm()).polls == {}
 
 
 def test_a_stalled_vm_keeps_its_last_samples() -> None:
     snapshot = make_snapshot(vm())
     poll(snapshot, vm(), "block", block_replies("disk0"))
-    snapshot.update_status(status(vm(), MonitorState.STALLED, reason="hangs"))
+    snapshot.update_monitor_status(status(vm(), MonitorState.STALLED, reason="hangs"))
     assert subjects_of(snapshot, vm(), "block") == [("disk0",)]
     assert view_of(snapshot, vm()).status.reason == "hangs"
 
@@ -102,7 +102,7 @@ def test_a_clone_does_not_take_the_place_of_a_stopped_vm(stopped: str) -> None:
     snapshot = make_snapshot(first, clone)
     poll(snapshot, first, "runstate", {"running": False, "status": stopped})
     poll(snapshot, clone, "runstate", {"running": True, "status": "running"})
-    assert [known for known, _ in snapshot.views()] == [first]
+    assert [known for known, _ in snapshot.one_view_per_uuid()] == [first]
 
 
 def test_the_first_of_two_vms_with_one_uuid_is_used_until_the_other_has_taken_over() -> None:
@@ -113,7 +113,7 @@ def test_the_first_of_two_vms_with_one_uuid_is_used_until_the_other_has_taken_ov
         poll(snapshot, owner, "runstate", {"running": running, "status": "running" if running else "postmigrate"})
 
     def shown() -> list[str]:
-        return [known.monitor for known, _ in snapshot.views()]
+        return [known.monitor for known, _ in snapshot.one_view_per_uuid()]
 
     assert shown() == ["/run/a", "/run/vm1.qmp"]
     set_running(second, running=True)
@@ -124,19 +124,19 @@ def test_the_first_of_two_vms_with_one_uuid_is_used_until_the_other_has_taken_ov
     assert shown() == ["/run/b", "/run/vm1.qmp"]
     set_running(second, running=False)
     assert shown() == ["/run/a", "/run/vm1.qmp"]
-    snapshot.update_status(status(first, MonitorState.GONE))
+    snapshot.update_monitor_status(status(first, MonitorState.GONE))
     assert shown() == ["/run/b", "/run/vm1.qmp"]
 
 
 def test_monitors_in_every_state_are_known_until_they_end() -> None:
     snapshot = make_snapshot(vm())
     busy = MonitorStatus(status(vm(1, monitor="/run/x")).monitor, MonitorState.BUSY, "held", None, None, 0)
-    snapshot.update_status(busy)
+    snapshot.update_monitor_status(busy)
     assert [known.state for known in snapshot.monitors.values()] == [MonitorState.UP, MonitorState.BUSY]
     snapshot.remove_monitor(busy.monitor.key)
     snapshot.remove_monitor(busy.monitor.key)
     assert [known.state for known in snapshot.monitors.values()] == [MonitorState.UP]
-    assert len(list(snapshot.views())) == 1
+    assert len(list(snapshot.one_view_per_uuid())) == 1
 
 
 def count_series(snapshot: Snapshot) -> int:
@@ -240,10 +240,10 @@ def test_the_stored_values_of_a_subject_can_be_looked_up() -> None:
     snapshot = make_snapshot(vm())
     put(snapshot, vm(), BLOCK, (("d",), {"reads_total": 5}))
     sample = Sample(BLOCK, ("d",), {})
-    assert snapshot.values_of(vm(), sample) == {"reads_total": 5}
-    assert snapshot.values_of(vm(), Sample(BLOCK, ("e",), {})) is None
-    assert snapshot.values_of(vm(), Sample(BALLOON, (), {})) is None
-    assert snapshot.values_of(vm(1), sample) is None
+    assert snapshot.stored_values_for_sample(vm(), sample) == {"reads_total": 5}
+    assert snapshot.stored_values_for_sample(vm(), Sample(BLOCK, ("e",), {})) is None
+    assert snapshot.stored_values_for_sample(vm(), Sample(BALLOON, (), {})) is None
+    assert snapshot.stored_values_for_sample(vm(1), sample) is None
 
 
 def test_events_are_counted_by_name_and_unknown_ones_under_one_name() -> None:
@@ -256,10 +256,10 @@ def test_events_are_counted_by_name_and_unknown_ones_under_one_name() -> None:
 
 def test_a_restarted_qemu_keeps_its_view_when_the_old_connection_ends_later() -> None:
     snapshot = Snapshot()
-    snapshot.update_status(status(vm(), key="old socket"))
-    snapshot.update_status(status(vm(), key="new socket"))
-    snapshot.update_status(status(vm(), MonitorState.GONE, key="old socket"))
-    assert len(list(snapshot.views())) == 1
+    snapshot.update_monitor_status(status(vm(), key="old socket"))
+    snapshot.update_monitor_status(status(vm(), key="new socket"))
+    snapshot.update_monitor_status(status(vm(), MonitorState.GONE, key="old socket"))
+    assert len(list(snapshot.one_view_per_uuid())) == 1
 
 
 def test_identical_samples_change_nothing_except_in_a_new_view() -> None:
@@ -268,8 +268,8 @@ def test_identical_samples_change_nothing_except_in_a_new_view() -> None:
     for second in (1, 2):
         snapshot.replace_samples(vm(), families, samples, second * SECOND)
     assert view_of(snapshot, vm()).polls["block_space"].time_ns == SECOND
-    snapshot.update_status(status(vm(), MonitorState.GONE))
-    snapshot.update_status(status(vm()))
+    snapshot.update_monitor_status(status(vm(), MonitorState.GONE))
+    snapshot.update_monitor_status(status(vm()))
     snapshot.replace_samples(vm(), families, samples, 3 * SECOND)
     assert subjects_of(snapshot, vm(), "block_space") == [("disk0",)]
 

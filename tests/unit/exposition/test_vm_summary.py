@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 
 from agent.exposition.rates import PollPair
-from agent.exposition.vm_summary import summarize, summarize_migration
+from agent.exposition.vm_summary import summarize_migration, summarize_vm
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
 from agent.model.metrics.jobs import JOB
 from agent.model.metrics.memory import BALLOON, GUEST_MEMORY
 from agent.model.metrics.migration import MIGRATION
-from agent.model.metrics.vm_process import PROCESS, VCPU
+from agent.model.metrics.vm_process_and_interfaces import PROCESS, VCPU
 from tests.lab.snapshots import SECOND, OneVmSource, disk_counters
 
 
@@ -21,8 +21,8 @@ def source() -> OneVmSource:
 
 def summary(source: OneVmSource) -> dict[str, Any]:
     """Return the summary of the only VM."""
-    ((_, view),) = source.snapshot.views()
-    return summarize(view.polls)
+    ((_, view),) = source.snapshot.one_view_per_uuid()
+    return summarize_vm(view.polls)
 
 
 def test_a_vm_without_samples_has_an_empty_summary(source: OneVmSource) -> None:

@@ -61,7 +61,7 @@ def test_a_demand_does_not_run_a_collector_that_failed(schedule: GuestSchedule) 
     schedule.on_failure("load", 100)
     schedule.schedule_all_now()
     assert names(schedule, 100 + MIN_SPACING_SECONDS) == [name for name in NAMES if name != "load"]
-    schedule.reset()
+    schedule.clear_failures_and_schedule_all()
     assert names(schedule, 100 + MIN_SPACING_SECONDS) == NAMES
 
 
@@ -69,13 +69,13 @@ def test_a_guest_that_starts_again_and_again_is_not_queried_more_often(schedule:
     for name in NAMES:
         schedule.on_success(name, 100)
     for now in (101, 105, 109):
-        schedule.reset()
+        schedule.clear_failures_and_schedule_all()
         assert names(schedule, now) == []
     assert names(schedule, 100 + MIN_SPACING_SECONDS) == NAMES
     schedule.on_failure("os", 110)
     schedule.schedule_all_now()
     assert schedule.next_due_at() == 110, "those that have not run since"
-    schedule.reset()
+    schedule.clear_failures_and_schedule_all()
     assert "os" not in names(schedule, 119)
     assert "os" in names(schedule, 120)
 
@@ -83,5 +83,5 @@ def test_a_guest_that_starts_again_and_again_is_not_queried_more_often(schedule:
 def test_a_collector_with_a_short_interval_keeps_it_after_a_start() -> None:
     schedule = GuestSchedule(GUEST_COLLECTORS, GuestIntervalsConfig(freeze=2))
     schedule.on_success("freeze", 100)
-    schedule.reset()
+    schedule.clear_failures_and_schedule_all()
     assert "freeze" in names(schedule, 102)

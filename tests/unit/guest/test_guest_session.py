@@ -98,9 +98,9 @@ async def test_a_vm_whose_qemu_hangs_is_not_queried(guest: FakeGuestAgent) -> No
     async with managed(observer, guest_config()) as manager:
         attach(manager, guest)
         await observer.wait_for_state("up")
-        manager.on_responsiveness_changed(VM, responsive=False)
+        manager.on_qemu_responsiveness_changed(VM, responsive=False)
         await observer.wait_for_state("suspended")
-        manager.on_responsiveness_changed(VM, responsive=True)
+        manager.on_qemu_responsiveness_changed(VM, responsive=True)
         await observer.wait_for_state("up")
 
 

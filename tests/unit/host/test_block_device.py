@@ -2,7 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.block_device import device_identity, device_number, device_size, stable_device_path
+from agent.host.block_device import (
+    block_device_number,
+    block_device_size_bytes,
+    persistent_block_device_id,
+    replace_dm_number_by_name,
+)
 
 MIB = 1 << 20
 
@@ -48,35 +53,35 @@ def sys(tmp_path: Path) -> Path:
     ],
 )
 def test_a_device_is_found_in_sysfs_if_its_node_is_hidden(sys: Path, path: str, number: str | None) -> None:
-    assert device_number(path, sys) == number
+    assert block_device_number(path, sys) == number
 
 
 def test_a_device_is_identified_by_its_uuid_or_its_world_wide_name(sys: Path) -> None:
     (sys / "dev/block/253:900/dm").mkdir(exist_ok=True)
     (sys / "dev/block/253:900/dm/uuid").write_text("LVM-abc\n")
-    assert device_identity("/dev/vg-1/vm-100-disk-0", sys) == "LVM-abc"
-    assert device_identity("/dev/sdz", sys) == ""
+    assert persistent_block_device_id("/dev/vg-1/vm-100-disk-0", sys) == "LVM-abc"
+    assert persistent_block_device_id("/dev/sdz", sys) == ""
     (sys / "dev/block/8:400/device").mkdir()
     (sys / "dev/block/8:400/device/wwid").write_text("naa.5000\n")
-    assert device_identity("/dev/sdz", sys) == "naa.5000"
-    assert device_identity("/srv/sdz", sys) == device_identity("/dev/null", sys) == ""
+    assert persistent_block_device_id("/dev/sdz", sys) == "naa.5000"
+    assert persistent_block_device_id("/srv/sdz", sys) == persistent_block_device_id("/dev/null", sys) == ""
 
 
 def test_a_hidden_device_has_its_current_size(sys: Path) -> None:
-    assert device_size("/dev/vg-1/vm-100-disk-0", sys) == 4 * MIB
+    assert block_device_size_bytes("/dev/vg-1/vm-100-disk-0", sys) == 4 * MIB
     (sys / "dev/block/253:900/size").write_text("16384\n")
-    assert device_size("/dev/vg-1/vm-100-disk-0", sys) == 8 * MIB
-    assert device_size("/dev/null", sys) is None
+    assert block_device_size_bytes("/dev/vg-1/vm-100-disk-0", sys) == 8 * MIB
+    assert block_device_size_bytes("/dev/null", sys) is None
 
 
 def test_a_number_that_the_kernel_gave_to_another_volume_is_not_used(sys: Path) -> None:
-    assert device_number("/dev/vg-1/vm-100-disk-0", sys) == "253:900"
+    assert block_device_number("/dev/vg-1/vm-100-disk-0", sys) == "253:900"
     (sys / "devices/dm-900/dm/name").write_text("vg--1-new\n")
-    assert device_number("/dev/vg-1/vm-100-disk-0", sys) is None
-    assert device_number("/dev/vg-1/new", sys) == "253:900"
+    assert block_device_number("/dev/vg-1/vm-100-disk-0", sys) is None
+    assert block_device_number("/dev/vg-1/new", sys) == "253:900"
 
 
 def test_a_device_mapper_device_has_a_path_that_survives_a_reboot(sys: Path) -> None:
-    assert stable_device_path("/dev/dm-900", sys) == "/dev/mapper/vg--1-vm--100--disk--0"
-    assert stable_device_path("/dev/dm-999", sys) == "/dev/dm-999"
-    assert stable_device_path("/dev/sdz", sys) == "/dev/sdz"
+    assert replace_dm_number_by_name("/dev/dm-900", sys) == "/dev/mapper/vg--1-vm--100--disk--0"
+    assert replace_dm_number_by_name("/dev/dm-999", sys) == "/dev/dm-999"
+    assert replace_dm_number_by_name("/dev/sdz", sys) == "/dev/sdz"

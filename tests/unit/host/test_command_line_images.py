@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.host.command_line_images import image_paths
+from agent.host.command_line_images import command_line_image_paths
 
 
 @pytest.mark.parametrize(
@@ -20,9 +20,9 @@ from agent.host.command_line_images import image_paths
     ],
 )
 def test_a_path_is_found_in_each_form_of_an_option(argument: str, expected: list[str]) -> None:
-    assert image_paths([argument]) == expected
+    assert command_line_image_paths([argument]) == expected
 
 
 def test_each_path_is_named_once_and_their_number_is_bounded() -> None:
-    assert image_paths(["/a", "file=/a", "/b"]) == ["/a", "/b"]
-    assert len(image_paths(f"/images/{number}" for number in range(5000))) == 256
+    assert command_line_image_paths(["/a", "file=/a", "/b"]) == ["/a", "/b"]
+    assert len(command_line_image_paths(f"/images/{number}" for number in range(5000))) == 256

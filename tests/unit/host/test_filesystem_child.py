@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.filesystem_child import find_btrfs_uuid, read_btrfs_pending_bytes
+from agent.host.filesystem_child import find_btrfs_uuid_by_fsid, read_btrfs_unflushed_bytes
 
 UUID = "5d08d26b-87e0-4d9a-a3d2-0d9b4a3e6f11"
 FSID = 0x5D08D26B ^ 0xA3D20D9B
@@ -24,20 +24,20 @@ def sysfs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("subvolume", [5, 256, 70000])
 def test_a_btrfs_is_found_by_the_id_of_any_of_its_subvolumes(sysfs: Path, subvolume: int) -> None:
     upper = (0x87E04D9A ^ 0x4A3E6F11 ^ subvolume) << 32
-    assert find_btrfs_uuid(upper | FSID, str(sysfs)) == UUID
+    assert find_btrfs_uuid_by_fsid(upper | FSID, str(sysfs)) == UUID
 
 
 def test_another_file_system_is_no_btrfs(sysfs: Path) -> None:
-    assert find_btrfs_uuid(FSID + 1, str(sysfs)) == ""
-    assert find_btrfs_uuid(FSID, str(sysfs / "none")) == ""
+    assert find_btrfs_uuid_by_fsid(FSID + 1, str(sysfs)) == ""
+    assert find_btrfs_uuid_by_fsid(FSID, str(sysfs / "none")) == ""
 
 
 def test_pending_bytes_are_reserved_or_in_the_page_cache(sysfs: Path) -> None:
-    assert read_btrfs_pending_bytes(UUID, str(sysfs)) == 12288
+    assert read_btrfs_unflushed_bytes(UUID, str(sysfs)) == 12288
 
 
 @pytest.mark.parametrize("content", ["", "many\n"])
 def test_pending_bytes_that_cannot_be_read_are_none(sysfs: Path, content: str) -> None:
     (sysfs / UUID / "allocation" / "data" / "bytes_reserved").write_text(content)
-    assert read_btrfs_pending_bytes(UUID, str(sysfs)) == 0
-    assert read_btrfs_pending_bytes("none", str(sysfs)) == 0
+    assert read_btrfs_unflushed_bytes(UUID, str(sysfs)) == 0
+    assert read_btrfs_unflushed_bytes("none", str(sysfs)) == 0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.host_resources import parse_cpu_list, read_host_resources
+from agent.host.host_resources import count_cpus_in_list, read_host_resources
 
 MEMINFO = """\
 MemTotal:       16316412 kB
@@ -130,4 +130,4 @@ def test_nothing_is_known_of_an_empty_tree(tmp_path: Path) -> None:
     [("0", 1), ("0-3", 4), ("0-3,8,10-11\n", 7), ("", 0), ("3-0", 0), ("0-", 0), ("a", 0), ("0-3;5", 0)],
 )
 def test_a_list_of_cpus_is_counted(text: str, count: int) -> None:
-    assert parse_cpu_list(text) == count
+    assert count_cpus_in_list(text) == count

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.filesystem_reader import FileSystemReader
-from agent.host.image_location import ImageLocator, MountTables
 from agent.host.pools.base import ImageLocation, Pool, PoolReading
 from agent.host.pools.filesystem import FileSystemPoolSource
+from agent.host.pools.filesystem_reader import FileSystemReader
+from agent.host.pools.image_location import ImageLocator, QemuAndAgentMounts
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount file systems")
 
@@ -40,7 +40,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def find_pool(reader: FileSystemReader, image: Path) -> Pool:
-    location = await ImageLocator(reader).locate(MountTables.of_process(os.getpid()), "file", str(image))
+    location = await ImageLocator(reader).locate(QemuAndAgentMounts.read_for_process(os.getpid()), "file", str(image))
     assert isinstance(location, ImageLocation)
     pool = FileSystemPoolSource(reader).find_pool(location)
     assert isinstance(pool, Pool)

@@ -70,14 +70,14 @@ def image(path: str, driver: str = "file") -> ImageLocation:
 )
 async def test_an_image_is_found_by_its_path_or_its_network_storage(path: str, name: str | None) -> None:
     daemon = Daemon(IMAGES, NESTED, CEPH, GLUSTER)
-    await daemon.source.refresh()
+    await daemon.source.refresh_pool_lookup()
     pool = daemon.source.find_pool(image(path))
     assert (pool.name if pool is not None else None) == name
 
 
 async def test_a_reading_has_the_time_when_its_figures_last_changed() -> None:
     daemon = Daemon(IMAGES)
-    await daemon.source.refresh()
+    await daemon.source.refresh_pool_lookup()
     assert await daemon.read("images") == PoolReading(100 * GIB, 40 * GIB, read_at=1000.0)
     daemon.pools = [LibvirtStoragePool("images", "dir", "/srv/images", "", 100 * GIB, 30 * GIB)]
     assert await daemon.read("images") == PoolReading(100 * GIB, 30 * GIB, read_at=1060.0)
@@ -85,16 +85,16 @@ async def test_a_reading_has_the_time_when_its_figures_last_changed() -> None:
 
 async def test_only_a_change_of_the_list_is_a_change_for_images() -> None:
     daemon = Daemon(IMAGES)
-    assert await daemon.source.refresh()
+    assert await daemon.source.refresh_pool_lookup()
     daemon.pools = [LibvirtStoragePool("images", "dir", "/srv/images", "", 100 * GIB, 30 * GIB)]
-    assert not await daemon.source.refresh()
+    assert not await daemon.source.refresh_pool_lookup()
     daemon.pools = []
-    assert await daemon.source.refresh()
+    assert await daemon.source.refresh_pool_lookup()
 
 
 async def test_an_inactive_pool_and_a_lost_libvirtd_are_errors() -> None:
     daemon = Daemon(IMAGES)
-    await daemon.source.refresh()
+    await daemon.source.refresh_pool_lookup()
     daemon.error = StoragePoolListError("libvirtd is lost")
     assert str(await daemon.read("images")) == "libvirtd is lost"
     assert daemon.source.find_pool(image("/srv/images/vm.qcow2")) is not None  # it is known from the last list

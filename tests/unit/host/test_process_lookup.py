@@ -10,7 +10,7 @@ import pytest
 from agent.host.interfaces import find_process_interfaces
 from agent.host.process import Process
 from agent.host.process_lookup import UnidentifiedProcessError, find_process
-from agent.host.types import FileRequest
+from agent.host.types import KernelFilesRequest
 
 STATUS = "Name:\t{name}\nUmask:\t0022\nTgid:\t{tgid}\nPid:\t{tid}\nNSpid:\t{ids}\nThreads:\t2\n"
 STAT = "{tid} (x) S " + "0 " * 18 + "500 0 0 0\n"
@@ -117,9 +117,9 @@ def test_the_error_names_why_a_process_is_unknown(tmp_path: Path) -> None:
 def test_files_of_several_directories_are_read_and_unreadable_ones_are_none(child: subprocess.Popen[bytes]) -> None:
     process = Process(child.pid)
     requests = [
-        FileRequest("", ("stat", "no", "fd/")),
-        FileRequest("/sys/class/net/lo", ("ifindex", "no")),
-        FileRequest("/no", ("such",)),
+        KernelFilesRequest("", ("stat", "no", "fd/")),
+        KernelFilesRequest("/sys/class/net/lo", ("ifindex", "no")),
+        KernelFilesRequest("/no", ("such",)),
     ]
     replies = process.read_files(requests)
     assert [reply.request for reply in replies] == requests
@@ -134,7 +134,7 @@ def test_files_of_several_directories_are_read_and_unreadable_ones_are_none(chil
 
 def test_nothing_is_read_after_the_process_has_ended(child: subprocess.Popen[bytes]) -> None:
     process = Process(child.pid)
-    request = FileRequest("", ("stat", "schedstat", "status", "io", "fd/"))
+    request = KernelFilesRequest("", ("stat", "schedstat", "status", "io", "fd/"))
     assert None not in process.read_files([request])[0].contents
     child.kill()
     child.wait()
@@ -161,7 +161,7 @@ def test_a_file_that_the_kernel_returns_in_parts_is_read_whole() -> None:
 def test_no_descriptor_stays_open(child: subprocess.Popen[bytes], tmp_path: Path) -> None:
     before = count_open_descriptors(os.getpid())
     process = Process(child.pid)
-    process.read_files([FileRequest("", ("stat", "no", "fd/"))])
+    process.read_files([KernelFilesRequest("", ("stat", "no", "fd/"))])
     find_process_interfaces(process, {})
     process.close()
     lookup_error(child.pid, [1], Path("/"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.procfs import FileParser, io_format, lines_format
+from agent.host.procfs import KernelFileParser, name_value_file_format, process_io_file_format
 from agent.model.family import COUNTER, Family, Field, FieldValues
 
 ROOT = Path(__file__).parents[3]
@@ -15,8 +15,10 @@ IO = b"rchar: 1\nwchar: 2\nsyscr: 3\nsyscw: 4\nread_bytes: 5\nwrite_bytes: 6\nca
 
 def parse(content: bytes, *names: str, order: tuple[str, ...] | None = None) -> FieldValues:
     fields = tuple(Field(f"io.{name}", f"{name}_total", COUNTER, "A number.") for name in names)
-    parser = FileParser(
-        Family("test", "io", "A test.", (), fields), "io", io_format if order is None else lines_format(*order)
+    parser = KernelFileParser(
+        Family("test", "io", "A test.", (), fields),
+        "io",
+        process_io_file_format if order is None else name_value_file_format(*order),
     )
     values: FieldValues = {}
     parser(content, values)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from agent.host.filesystem_reader import FileSystemReader, FileSystemStats
-from agent.host.image_location import ImageLocator, MountTables
 from agent.host.mounts import parse_mountinfo
 from agent.host.pools.base import ImageLocation, Pool, PoolReading
 from agent.host.pools.filesystem import FileSystemPoolSource
+from agent.host.pools.filesystem_reader import FileSystemReader, FileSystemStats
+from agent.host.pools.image_location import ImageLocator, QemuAndAgentMounts
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "storage"
 RECORDINGS = {path.stem: json.loads(path.read_text()) for path in sorted(GOLDEN.glob("quota-*.json"))}
@@ -36,7 +36,7 @@ class RecordedReader(FileSystemReader):
 async def pool_of(recording: dict[str, Any], directory: str, section: str = "statfs") -> tuple[Pool, PoolReading]:
     mounts = parse_mountinfo(recording["mountinfo"])
     locator = ImageLocator(RecordedReader(recording))
-    location = await locator.locate(MountTables(1, mounts, mounts), "file", f"{directory}/a.qcow2")
+    location = await locator.locate(QemuAndAgentMounts(1, mounts, mounts), "file", f"{directory}/a.qcow2")
     assert isinstance(location, ImageLocation)
     source = FileSystemPoolSource(RecordedReader(recording, section))
     pool = source.find_pool(location)

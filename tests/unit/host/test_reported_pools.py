@@ -7,7 +7,6 @@ from typing import Any, cast
 import orjson
 import pytest
 
-from agent.host.filesystem_reader import FileSystemReader, FileSystemStats
 from agent.host.mounts import Mount
 from agent.host.pools.base import (
     ImageLocation,
@@ -19,6 +18,7 @@ from agent.host.pools.base import (
     UnknownPool,
 )
 from agent.host.pools.filesystem import FileSystemPoolSource
+from agent.host.pools.filesystem_reader import FileSystemReader, FileSystemStats
 from agent.host.pools.lvm_thin import LvmThinPoolSource
 from agent.host.pools.storage_report import (
     MAX_REPORT_BYTES,
@@ -70,13 +70,13 @@ def file_on(source: str, type_: str = "zfs") -> ImageLocation:
 
 async def lvm(path: Path, sys: Path = Path("/nonexistent")) -> LvmThinPoolSource:
     source = LvmThinPoolSource(StorageReportFile(path), sys)
-    await source.refresh()
+    await source.refresh_pool_lookup()
     return source
 
 
 async def zfs(path: Path) -> ZfsPoolSource:
     source = ZfsPoolSource(StorageReportFile(path))
-    await source.refresh()
+    await source.refresh_pool_lookup()
     return source
 
 

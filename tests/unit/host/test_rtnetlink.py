@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.host.rtnetlink import NetlinkError, VirtualFunction, encode_link_request, parse_link_reply
+from agent.host.rtnetlink import NetlinkError, VirtualFunctionReading, encode_link_request, parse_link_reply
 from tests.lab.rtnetlink_reply import COUNTERS, SentFunction, attribute, link_reply
 
 NAMES = [name for name in COUNTERS if name is not None]
@@ -19,9 +19,11 @@ FUNCTIONS = st.builds(
 )
 
 
-def expected(sent: SentFunction) -> VirtualFunction:
+def expected(sent: SentFunction) -> VirtualFunctionReading:
     mac = ":".join(f"{byte:02x}" for byte in sent.mac) if any(sent.mac) else ""
-    return VirtualFunction(sent.number, mac, {name: sent.counters[name] for name in READ if name in sent.counters})
+    return VirtualFunctionReading(
+        sent.number, mac, {name: sent.counters[name] for name in READ if name in sent.counters}
+    )
 
 
 @given(st.lists(FUNCTIONS, max_size=8))
@@ -31,7 +33,7 @@ def test_each_function_is_read_with_its_address_and_its_counters(functions: list
 
 def test_a_counter_that_the_kernel_does_not_send_is_absent_and_not_zero() -> None:
     (function,) = parse_link_reply(link_reply([SentFunction(3, bytes(6), {"rx_bytes": 7})]))
-    assert function == VirtualFunction(3, "", {"rx_bytes": 7})
+    assert function == VirtualFunctionReading(3, "", {"rx_bytes": 7})
 
 
 def test_an_infiniband_function_has_no_mac_address() -> None:

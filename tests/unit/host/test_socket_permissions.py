@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.host.socket_permissions import User, blocked_paths, describe_denial, find_agent_user
-from agent.host.socket_table import is_agent_process
+from agent.host.socket_permissions import User, describe_denial, find_agent_user, find_paths_denied_to_user
+from agent.host.unix_and_tcp_sockets import is_agent_process
 from tests.lab.manager_hosts import ROOT, FakeProcHost
 
 
@@ -29,10 +29,10 @@ def test_blocked_paths_are_those_that_the_kernel_denies(tmp_path: Path) -> None:
     shut.mkdir(mode=0o700)
     socket.write_text("")
     socket.chmod(0o660)
-    assert blocked_paths(str(socket), other)[-2:] == [shut, socket]
-    assert blocked_paths(str(socket), ROOT) == []
+    assert find_paths_denied_to_user(str(socket), other)[-2:] == [shut, socket]
+    assert find_paths_denied_to_user(str(socket), ROOT) == []
     assert describe_denial(shut, other) == f"other may not enter {shut} (root:root 0700)"
     os.chown(socket, 0, 65534)
-    assert blocked_paths(str(socket), other)[-1] == shut
+    assert find_paths_denied_to_user(str(socket), other)[-1] == shut
     assert describe_denial(tmp_path / "gone", other).endswith("No such file or directory")
     assert (os.geteuid(), os.getegid()) == (0, 0)

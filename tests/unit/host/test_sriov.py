@@ -6,7 +6,7 @@ import pytest
 
 from agent.host.interfaces import find_process_interfaces
 from agent.host.process import Process
-from agent.host.sriov import full_pci_address, passthrough_device_ids
+from agent.host.sriov import full_pci_address, passthrough_qdev_ids
 from agent.host.types import VirtualFunctionLocation
 
 
@@ -122,6 +122,6 @@ def test_addresses_are_compared_with_their_domain_and_in_lower_case() -> None:
         "10000:01:00.0",
     ]
     assert (
-        passthrough_device_ids(["-device", "vfio-pci,host=01:10.3", "-device", "e1000,host=01:10.3,id=x", "-device"])
+        passthrough_qdev_ids(["-device", "vfio-pci,host=01:10.3", "-device", "e1000,host=01:10.3,id=x", "-device"])
         == {}
     )

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import pytest
 
 from agent.collectors import ALL_COLLECTORS, VmFacts
-from agent.host.rtnetlink import NetlinkError, VirtualFunction
-from agent.host.types import NetworkInterface, VirtualFunctionCountersRequest, VirtualFunctionLocation
+from agent.host.rtnetlink import NetlinkError, VirtualFunctionReading
+from agent.host.types import VirtualFunctionCountersRequest, VirtualFunctionLocation, VmHostInterface
 from agent.host.virtual_function_counters import (
     FRESH_INTERVALS,
     UNUSED_INTERVALS,
@@ -24,14 +24,16 @@ class Device:
     """A network device whose functions the test chooses, and the clock."""
 
     def __init__(self) -> None:
-        self.functions: Sequence[VirtualFunction] | Exception = [VirtualFunction(3, "52:54:00:00:00:03", COUNTERS)]
+        self.functions: Sequence[VirtualFunctionReading] | Exception = [
+            VirtualFunctionReading(3, "52:54:00:00:00:03", COUNTERS)
+        ]
         self.queries: list[str] = []
         self.may_answer = threading.Event()
         self.may_answer.set()
         self.now = 1000.0
         self.counters = VirtualFunctionCounters(self._query, lambda: self.now)
 
-    def _query(self, interface: str) -> Sequence[VirtualFunction]:
+    def _query(self, interface: str) -> Sequence[VirtualFunctionReading]:
         self.queries.append(interface)
         self.may_answer.wait(60)
         if isinstance(self.functions, Exception):
@@ -42,10 +44,10 @@ class Device:
         """Poll a VM with one virtual function, and return its samples."""
         values = {"kind": "vf", "host_address": "0000:01:10.3", "device": "hostdev0"}
         vf = VirtualFunctionLocation("ens1f0", number, "0000:01:10.3")
-        interface = NetworkInterface(f"ens1f0v{number}", values, directions_swapped=False, vf=vf)
+        interface = VmHostInterface(f"ens1f0v{number}", values, directions_swapped=False, vf=vf)
         (request,) = NET.files(VmFacts(interfaces=(interface,)))
         assert isinstance(request, VirtualFunctionCountersRequest)
-        return list(NET.collect([self.counters.read(request)]))
+        return list(NET.collect([self.counters.read_cached_counters(request)]))
 
 
 async def test_a_sample_has_the_counters_from_the_guests_side() -> None:
@@ -80,10 +82,10 @@ async def test_vms_on_one_device_share_a_query_and_an_unknown_function_has_no_sa
 async def test_a_driver_that_counts_nothing_has_no_samples_of_zeros() -> None:
     device = Device()
     device.poll()
-    device.functions = [VirtualFunction(3, "", dict.fromkeys(COUNTERS, 0))]
+    device.functions = [VirtualFunctionReading(3, "", dict.fromkeys(COUNTERS, 0))]
     await device.counters.refresh()
     assert device.poll() == []
-    other = VirtualFunction(4, "", COUNTERS)
+    other = VirtualFunctionReading(4, "", COUNTERS)
     device.functions = [*device.functions, other]
     await device.counters.refresh()
     (sample,) = device.poll()
@@ -116,7 +118,7 @@ async def test_a_failure_is_logged_once_and_ends(error: Exception, caplog: pytes
     assert [record.getMessage() for record in caplog.records] == [
         f"ens1f0: cannot read the counters of the virtual functions: {error}"
     ]
-    device.functions = [VirtualFunction(3, "", COUNTERS)]
+    device.functions = [VirtualFunctionReading(3, "", COUNTERS)]
     await device.counters.refresh()
     assert len(device.poll()) == 1
 

@@ -12,7 +12,7 @@ import pytest
 
 from agent.cli.http_client import EndpointCredentials
 from agent.http.connection_limits import ConnectionLimits
-from agent.http.sse import StreamIntervals
+from agent.http.sse import SseSendIntervals
 from agent.model.record import Record, RecordEncoder
 from tests.lab.endpoint import RunningEndpoint
 from tests.lab.kafka_security import Certificates
@@ -22,7 +22,7 @@ from tests.lab.waiting import until
 
 ENCODE = RecordEncoder()
 NUMBERS = count()
-TIMING = StreamIntervals(keepalive_seconds=0.02, overview_seconds=0.01)
+TIMING = SseSendIntervals(keepalive_seconds=0.02, overview_seconds=0.01)
 PATHS = ["/records", "/records?recent", "/overview/live", f"/overview/live?vm={vm().uuid}"]
 
 
@@ -52,7 +52,7 @@ async def test_a_reader_that_leaves_a_stream_logs_no_error(
     folder: Path, caplog: pytest.LogCaptureFixture, path: str, leave: Callable[[asyncio.StreamWriter], None]
 ) -> None:
     async with RunningEndpoint(folder, timing=TIMING).open() as endpoint:
-        endpoint.view.snapshot.update_status(status(vm()))
+        endpoint.view.snapshot.update_monitor_status(status(vm()))
         async with endpoint.raw_connection() as (reader, writer):
             tasks = asyncio.all_tasks()
             await start_stream(reader, writer, path)

@@ -32,7 +32,7 @@ async def get(client: Client, query: str, expected: int = 200) -> str:
 
 
 async def test_a_vm_is_explained_by_its_uuid_and_by_its_name(client: Client, view: FakeView) -> None:
-    view.snapshot.update_status(status(vm()))
+    view.snapshot.update_monitor_status(status(vm()))
     by_uuid, by_name = [json.loads(await get(client, f"?vm={key}")) for key in (UUIDS[0], "vm1")]
     assert (by_uuid["name"], by_uuid["uuid"], by_uuid["state"]) == ("vm1", UUIDS[0], "up")
     assert by_uuid["causes"] == by_name["causes"] == []
@@ -52,14 +52,14 @@ async def test_unknown_and_ambiguous_vms_are_refused(client: Client, view: FakeV
     assert "name a VM" in await get(client, "", 400)
     assert await get(client, "?vm=db%1b1", 404) == "the agent watches no VM named db\ufffd1\n"
     for number in (0, 1):
-        view.snapshot.update_status(status(vm(number, "twin", f"/run/vm{number}.qmp")))
+        view.snapshot.update_monitor_status(status(vm(number, "twin", f"/run/vm{number}.qmp")))
     assert await get(client, "?vm=twin", 409) == "2 VMs are named twin: use the UUID\n"
     await get(client, f"?vm={UUIDS[1]}")
 
 
 async def test_only_the_alerts_of_the_vm_explain_it() -> None:
     view = ViewWithAlerts()
-    view.snapshot.update_status(status(vm()))
+    view.snapshot.update_monitor_status(status(vm()))
     async with TestClient(TestServer(create_application(view))) as client:
         causes = json.loads(await get(client, "?vm=vm1"))["causes"]
     assert [cause["sentence"] for cause in causes] == ["The alert memory_failure has been firing for 60 s."]

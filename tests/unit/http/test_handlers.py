@@ -16,12 +16,12 @@ from agent.alerts.catalogue import ALERT_CATALOGUE
 from agent.exposition.prometheus import render_metrics
 from agent.http.handlers import HEADERS, create_application
 from agent.http.record_stream import MAX_STREAMS, QUEUE_RECORDS, Subscriber
-from agent.http.sse import StreamIntervals
+from agent.http.sse import SseSendIntervals
 from agent.http.static_files import content_digest
 from agent.model.family import Sample
 from agent.model.metrics import FAMILIES
 from agent.model.metrics.block import BLOCK
-from agent.model.metrics.pool import POOL
+from agent.model.metrics.storage_pool import POOL
 from agent.model.record import EncodedRecord, Record, RecordEncoder, Severity
 from agent.monitors import Monitor
 from agent.session.shared_types import MonitorState, MonitorStatus
@@ -33,7 +33,7 @@ ENCODE = RecordEncoder()
 Client = TestClient[Request, Application]
 
 
-TIMING = StreamIntervals(overview_seconds=0.01)
+TIMING = SseSendIntervals(overview_seconds=0.01)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ async def test_only_get_is_allowed(client: Client, method: str) -> None:
 
 
 async def test_a_scrape_has_the_vms_and_the_agents_series_and_is_timed(client: Client, view: FakeView) -> None:
-    view.snapshot.update_status(status(vm()))
+    view.snapshot.update_monitor_status(status(vm()))
     assert await text(client, "/metrics") == render_metrics(view.snapshot) + view.render_self_metrics().decode()
     (seconds,) = view.scrapes
     assert 0 < seconds < 60
@@ -130,7 +130,7 @@ async def test_readyz_gives_the_reasons(client: Client, view: FakeView) -> None:
 
 async def test_the_page_is_static_and_refers_only_to_its_own_files(client: Client, view: FakeView) -> None:
     before = await text(client, "/")
-    view.snapshot.update_status(status(vm(0, "<script>alert(1)</script>")))
+    view.snapshot.update_monitor_status(status(vm(0, "<script>alert(1)</script>")))
     assert await text(client, "/") == before
     assert not re.search(r"(https?:)?//|\bon\w+=|style=|<style|<script>", before)
     for name in re.findall(r'(?:src|href)="(page/[^"]+)"', before):
@@ -169,9 +169,9 @@ async def test_only_the_pages_files_are_served(client: Client, path: str) -> Non
 
 
 async def test_the_overview_is_one_json_of_the_whole_host(client: Client, view: FakeView) -> None:
-    view.snapshot.update_status(status(vm(0, '"><b>')))
+    view.snapshot.update_monitor_status(status(vm(0, '"><b>')))
     busy = MonitorStatus(Monitor("/run/vm2.qmp", (2,), OPEN), MonitorState.BUSY, "held by another", None, None, 0)
-    view.snapshot.update_status(busy)
+    view.snapshot.update_monitor_status(busy)
     async with client.get("/overview") as response:
         assert response.content_type == "application/json"
         overview = await response.json()
@@ -186,8 +186,8 @@ async def test_the_overview_is_one_json_of_the_whole_host(client: Client, view: 
 async def test_the_overview_stream_starts_with_everything_and_goes_on_with_changes(
     client: Client, view: FakeView
 ) -> None:
-    view.snapshot.update_status(status(vm()))
-    view.snapshot.update_status(status(vm(1, "vm2", "/run/vm2.qmp"), key=1))
+    view.snapshot.update_monitor_status(status(vm()))
+    view.snapshot.update_monitor_status(status(vm(1, "vm2", "/run/vm2.qmp"), key=1))
     async with client.get("/overview/live") as response, asyncio.timeout(TIMEOUT_SECONDS):
         first = await message(response)
         assert first["rows"]["set"].keys() == {vm().uuid, vm(1).uuid}
@@ -212,8 +212,8 @@ async def test_a_state_that_changes_all_the_time_is_sent_once_an_interval(view: 
         asked += 1
         return {"delivered": asked}
 
-    view.health = health  # type: ignore[method-assign]
-    application = create_application(view, StreamIntervals(overview_seconds=3600))
+    view.agent_health = health  # type: ignore[method-assign]
+    application = create_application(view, SseSendIntervals(overview_seconds=3600))
     async with (
         TestClient(TestServer(application)) as client,
         asyncio.timeout(TIMEOUT_SECONDS),
@@ -265,7 +265,7 @@ async def test_the_table_of_metrics_has_the_series_of_each_field(client: Client)
 
 
 async def test_a_history_has_the_points_of_a_vm_or_a_pool_or_the_host(client: Client, view: FakeView) -> None:
-    view.snapshot.update_status(status(vm()))
+    view.snapshot.update_monitor_status(status(vm()))
     for at in range(0, 60, 10):
         counters = disk_counters(write=at * 100)
         view.snapshot.replace_samples(vm(), (BLOCK,), [Sample(BLOCK, ("disk0",), counters)], (1000 + at) * SECOND)
@@ -361,7 +361,7 @@ async def test_a_slow_reader_gets_the_number_of_records_that_it_missed(client: C
 
 
 async def test_an_idle_stream_gets_a_comment(view: FakeView) -> None:
-    application = create_application(view, StreamIntervals(keepalive_seconds=0.01))
+    application = create_application(view, SseSendIntervals(keepalive_seconds=0.01))
     async with (
         TestClient(TestServer(application)) as client,
         asyncio.timeout(TIMEOUT_SECONDS),

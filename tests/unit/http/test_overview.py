@@ -11,7 +11,7 @@ from agent.model.family import Sample
 from agent.model.json_encoding import encode_json
 from agent.model.metrics.block import BLOCK, BLOCK_SPACE
 from agent.model.metrics.memory import BALLOON, GUEST_MEMORY
-from agent.model.metrics.pool import POOL
+from agent.model.metrics.storage_pool import POOL
 from agent.session.shared_types import MonitorState
 from tests.lab.snapshots import OneVmSource, disk_counters, status, vm
 
@@ -33,7 +33,7 @@ async def test_the_overview_has_all_parts_and_the_latest_values(source: OneVmSou
         source.put(BALLOON, 10, ((), {"actual_bytes": size}))
         vms = orjson.loads(encode_json(await known.build()))["vms"]
         assert vms[vm().uuid]["memory"] == {"total_bytes": size}
-    source.snapshot.update_status(replace(status(vm()), state=MonitorState.GONE))
+    source.snapshot.update_monitor_status(replace(status(vm()), state=MonitorState.GONE))
     assert (await known.build())["vms"] == {}
 
 
@@ -48,7 +48,7 @@ async def test_pools_are_listed_by_name_without_devices_of_one_image(source: One
 
 async def test_a_vm_has_its_collectors_that_are_off_with_their_causes(source: OneVmSource) -> None:
     assert "degraded" not in (await overview(source))["vms"][vm().uuid]
-    source.snapshot.update_status(replace(status(vm()), degraded=(("block", "not JSON"),)))
+    source.snapshot.update_monitor_status(replace(status(vm()), degraded=(("block", "not JSON"),)))
     assert (await overview(source))["vms"][vm().uuid]["degraded"] == [{"collector": "block", "cause": "not JSON"}]
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.collectors import ALL_COLLECTORS
-from agent.model.event_definition import Category, device_name
+from agent.model.event_definition import EventCategory, device_name
 from agent.model.event_table import EVENT_DEFINITIONS, EVENT_DEFINITIONS_BY_NAME, find_event_definition
 from agent.model.record import Severity
 from agent.session.session import DISCOVER_PROCESS
@@ -40,7 +40,7 @@ def test_each_event_has_one_row_and_its_help_is_a_sentence() -> None:
     assert [name for name, count in Counter(row.name for row in EVENT_DEFINITIONS).items() if count > 1] == []
     for row in EVENT_DEFINITIONS:
         assert re.fullmatch(r"[A-Z][^\n]*\.", row.help), row.name
-        assert row.category is not Category.UNKNOWN
+        assert row.category is not EventCategory.UNKNOWN
         assert re.fullmatch(r"(\d+\.\d+)?", row.since)
 
 
@@ -148,7 +148,7 @@ def test_device_name_returns_the_id_of_any_qom_path(qdev: str, name: str) -> Non
 
 def test_an_unknown_event_is_passed_through_under_its_own_name() -> None:
     row = find_event_definition("SOMETHING_NEW_2")
-    assert (row.name, row.category, row.invalidates) == ("SOMETHING_NEW_2", Category.UNKNOWN, ())
+    assert (row.name, row.category, row.invalidates) == ("SOMETHING_NEW_2", EventCategory.UNKNOWN, ())
 
 
 @pytest.mark.parametrize("name", ["", "stop", "A" * 65, "A-B", "A\n", "2A", "É", "A B", '"', "../X", "_X"])

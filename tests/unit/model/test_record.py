@@ -221,8 +221,14 @@ def test_safe_text_is_unchanged(text: str) -> None:
 
 def test_severities_are_ordered_and_named() -> None:
     assert [severity.label for severity in sorted(Severity)] == ["debug", "info", "warning", "error", "critical"]
-    assert [severity.text for severity in sorted(Severity)] == ["DEBUG", "INFO", "WARN", "ERROR", "FATAL"]
-    assert [severity.number for severity in sorted(Severity)] == [5, 9, 13, 17, 21]  # OpenTelemetry's numbers
+    assert [severity.opentelemetry_text for severity in sorted(Severity)] == ["DEBUG", "INFO", "WARN", "ERROR", "FATAL"]
+    assert [severity.opentelemetry_number for severity in sorted(Severity)] == [
+        5,
+        9,
+        13,
+        17,
+        21,
+    ]  # OpenTelemetry's numbers
 
 
 @pytest.mark.parametrize("number", [2**64, 3 * (2**63 - 1), -(2**63) - 1, 10**30])

@@ -30,7 +30,7 @@ class Listener:
         self.history: list[Monitor] = []
         self._changed = asyncio.Event()
 
-    def on_status(self, source: Monitor, error: QmpError | None, limitation: str = "") -> None:
+    def on_discovery_status(self, source: Monitor, error: QmpError | None, limitation: str = "") -> None:
         raise AssertionError(f"unexpected status of {source.name}: {error}{limitation}")
 
     def on_monitor_added(self, monitor: Monitor) -> None:
@@ -43,7 +43,7 @@ class Listener:
         assert self.monitors.pop(monitor.key) == monitor
         self._changed.set()
 
-    def on_connection_refused(self, address: str, reason: str) -> None:
+    def on_incoming_connection_refused(self, address: str, reason: str) -> None:
         raise AssertionError(f"{address}: {reason}")
 
     def names(self) -> list[str]:

@@ -90,7 +90,7 @@ async def test_a_poll_is_one_connection_and_sends_no_out_of_band_command(fake: F
         {"name"},
     ]
     assert fake.clients == clients_before + 1
-    assert not await connection.probe(deadline=TIMEOUT_SECONDS)
+    assert not await connection.probe_out_of_band(deadline=TIMEOUT_SECONDS)
     assert fake.count("query-yank") == 0
     connection.close()
 
@@ -163,7 +163,7 @@ async def test_a_connection_ends_when_another_qemu_takes_the_address(start_guest
     second = await start_guest("b", extra=["-qmp", f"unix:{guest.monitor},server=on,wait=off"])
     with pytest.raises(NotConnectedError, match="another process"):
         await connection.execute([Command("query-status")], deadline=TIMEOUT_SECONDS)
-    assert connection.ended.done()
+    assert connection.ended_future.done()
     async with supervised(observer) as fleet:
         fleet.on_monitor_added(monitor_dialed_per_poll(guest.monitor))
         await observer.wait_for_polls()
@@ -187,7 +187,7 @@ async def test_a_tcp_connection_ends_when_another_vm_takes_the_address(start_gue
     await start_guest("b", extra=extra)
     with pytest.raises(NotConnectedError, match="another VM"):
         await connection.execute(STATUS, deadline=TIMEOUT_SECONDS)
-    assert connection.ended.done()
+    assert connection.ended_future.done()
 
 
 async def test_a_running_poll_is_preempted(fake: FakeQemu) -> None:
@@ -232,7 +232,7 @@ async def test_a_refused_command_does_not_end_the_connection(fake: FakeQemu) -> 
     connection = await opener(AllowList(), lambda _: None, deadline=TIMEOUT_SECONDS)
     with pytest.raises(CommandNotAllowedError):
         await connection.execute([Command("quit")], deadline=TIMEOUT_SECONDS)
-    assert not connection.ended.done()
+    assert not connection.ended_future.done()
     connection.close()
 
 

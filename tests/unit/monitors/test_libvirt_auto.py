@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-from agent.host.libvirt_processes import LibvirtProcess, LibvirtScan, LibvirtScanner
+from agent.host.libvirt_daemons import LibvirtDaemon, LibvirtDaemonScanner, LibvirtDaemonScanResult
 from agent.monitors.libvirt import discovery
 from agent.monitors.libvirt.daemon_discovery import LibvirtDaemonDiscoverer
-from agent.qmp.errors import DeniedError, QmpError, TransportLostError
+from agent.qmp.errors import ConnectPermissionError, QmpError, TransportLostError
 from tests.lab.background import in_background
 from tests.lab.scripted_libvirt import (
     ScriptedConnection,
@@ -71,18 +71,20 @@ class ConnectionOfOneDaemon(ScriptedConnection):
 class ScriptedScanner(SimpleNamespace):
     """A scanner whose result the test sets."""
 
-    def __init__(self, *processes: LibvirtProcess) -> None:
+    def __init__(self, *processes: LibvirtDaemon) -> None:
         super().__init__(error=None)
         self.set(*processes)
 
-    def set(self, *processes: LibvirtProcess, qemus: Any = (), **counts: int) -> None:
+    def set(self, *processes: LibvirtDaemon, qemus: Any = (), **counts: int) -> None:
         """Set the result of the next scans."""
-        self.result = LibvirtScan({process.key: process for process in processes}, dict(qemus), **counts)
+        self.result = LibvirtDaemonScanResult(
+            {process.namespace_and_socket: process for process in processes}, dict(qemus), **counts
+        )
 
-    def scan(self) -> LibvirtScan:
+    def scan(self) -> LibvirtDaemonScanResult:
         if self.error is not None:
             raise self.error
-        result: LibvirtScan = self.result
+        result: LibvirtDaemonScanResult = self.result
         return result
 
 
@@ -104,15 +106,15 @@ class MonitorsAndStatus(SimpleNamespace):
         self.removed.append(monitor.name)
 
 
-def pod(number: int, pid: int = 0) -> LibvirtProcess:
+def pod(number: int, pid: int = 0) -> LibvirtDaemon:
     """Return the daemon of a pod."""
     socket = "/run/libvirt/virtqemud-sock"
-    return LibvirtProcess(pid or number, number, number, socket, privileged=False, container=f"pod{number}")
+    return LibvirtDaemon(pid or number, number, number, socket, privileged=False, container=f"pod{number}")
 
 
-def name_of(process: LibvirtProcess) -> str:
+def name_of(process: LibvirtDaemon) -> str:
     """Return the name of the domain that a daemon has in this fake."""
-    return f"{process.container}:{process.socket}#{process.uri}"
+    return f"{process.container}:{process.socket}#{process.connection_uri}"
 
 
 @pytest.fixture
@@ -126,7 +128,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> LibraryOfManyDaemons:
 async def discovering(scanner: ScriptedScanner, grace_seconds: float = 3600) -> AsyncIterator[MonitorsAndStatus]:
     """Run discovery while the `with` block runs."""
     discoverer = LibvirtDaemonDiscoverer(
-        scanner=cast("LibvirtScanner", scanner), scan_seconds=0.01, grace_seconds=grace_seconds
+        scanner=cast("LibvirtDaemonScanner", scanner), scan_seconds=0.01, grace_seconds=grace_seconds
     )
     reports = MonitorsAndStatus()
     async with in_background(discoverer.run(cast("Any", reports))):
@@ -145,7 +147,7 @@ async def test_the_domains_of_every_daemon_are_found_and_dropped_with_it(library
 
 async def test_a_daemon_that_starts_again_in_its_container_keeps_its_domains(library: LibraryOfManyDaemons) -> None:
     moved = pod(1, pid=77)
-    library.names = {pod(1).uri: "vm", moved.uri: "vm"}
+    library.names = {pod(1).connection_uri: "vm", moved.connection_uri: "vm"}
     scanner = ScriptedScanner(pod(1))
     async with discovering(scanner) as reports:
         await until(lambda: reports.names, 60)
@@ -153,9 +155,9 @@ async def test_a_daemon_that_starts_again_in_its_container_keeps_its_domains(lib
         await until(lambda: len(library.opened) > 1, 60)
         for on_close in library.close_callbacks:
             on_close(None, 0, None)
-        library.refused.add(pod(1).uri)
+        library.refused.add(pod(1).connection_uri)
         scanner.set(moved, qemus={(1, "uuid"): 99})
-        await until(lambda: moved.uri in library.opened or reports.removed, 60)
+        await until(lambda: moved.connection_uri in library.opened or reports.removed, 60)
         await until(lambda: (reports.error, reports.limitation) == (None, ""), 60)
     assert reports.removed == []
 
@@ -169,7 +171,7 @@ async def test_a_daemon_that_does_not_return_is_dropped_after_the_grace_time(lib
 
 
 async def test_a_daemon_that_hangs_or_refuses_disturbs_no_other(library: LibraryOfManyDaemons) -> None:
-    library.refused.add(pod(2).uri)
+    library.refused.add(pod(2).connection_uri)
     scanner = ScriptedScanner(pod(2), pod(3))
     try:
         async with discovering(scanner) as reports:
@@ -179,7 +181,7 @@ async def test_a_daemon_that_hangs_or_refuses_disturbs_no_other(library: Library
                 60,
             )
             assert reports.error is None
-            library.hung.add(pod(1).uri)
+            library.hung.add(pod(1).connection_uri)
             scanner.set(pod(1), pod(2), pod(3), pod(4))
             await until(lambda: reports.names == {name_of(pod(3)), name_of(pod(4))}, 60)
     finally:
@@ -187,7 +189,7 @@ async def test_a_daemon_that_hangs_or_refuses_disturbs_no_other(library: Library
 
 
 async def test_the_first_status_waits_until_each_daemon_has_answered(library: LibraryOfManyDaemons) -> None:
-    library.hung.add(pod(1).uri)
+    library.hung.add(pod(1).connection_uri)
     scanner = ScriptedScanner(pod(1), pod(2))
     try:
         async with discovering(scanner) as reports:
@@ -206,7 +208,7 @@ async def test_a_host_without_libvirt_is_reported(library: LibraryOfManyDaemons)
 
 
 async def test_the_status_is_an_error_if_no_daemon_can_be_reached(library: LibraryOfManyDaemons) -> None:
-    library.refused |= {pod(1).uri, pod(2).uri}
+    library.refused |= {pod(1).connection_uri, pod(2).connection_uri}
     async with discovering(ScriptedScanner(pod(1), pod(2))) as reports:
         await until(lambda: isinstance(reports.error, TransportLostError), 60)
         await until(lambda: "2 of 2 libvirt daemons cannot be reached" in str(reports.error), 60)
@@ -216,7 +218,7 @@ async def test_the_status_says_what_the_agent_may_not_look_into(library: Library
     scanner = ScriptedScanner()
     scanner.set(unreadable_daemons=3)
     async with discovering(scanner) as reports:
-        await until(lambda: isinstance(reports.error, DeniedError), 60)
+        await until(lambda: isinstance(reports.error, ConnectPermissionError), 60)
         assert "libvirt daemons in containers that cannot be inspected: 3 (the agent needs CAP_SYS_PTRACE)" in str(
             reports.error
         )
@@ -226,6 +228,6 @@ async def test_a_scan_that_fails_is_reported_until_one_succeeds(library: Library
     scanner = ScriptedScanner(pod(1))
     scanner.error = OSError(13, "Permission denied")
     async with discovering(scanner) as reports:
-        await until(lambda: isinstance(reports.error, DeniedError), 60)
+        await until(lambda: isinstance(reports.error, ConnectPermissionError), 60)
         scanner.error = None
         await until(lambda: (reports.error, reports.limitation) == (None, ""), 60)

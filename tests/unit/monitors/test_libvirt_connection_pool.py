@@ -51,10 +51,13 @@ async def test_concurrent_calls_have_separate_connections_that_later_calls_reuse
     barrier = threading.Barrier(HOST_LIMITS.max_calls)
     for _ in range(3):
         used = await asyncio.gather(
-            *(pool.run(call_that_waits(lambda: barrier.wait(60))) for _ in range(HOST_LIMITS.max_calls))
+            *(
+                pool.call_with_connection(call_that_waits(lambda: barrier.wait(60)))
+                for _ in range(HOST_LIMITS.max_calls)
+            )
         )
         assert len(set(used)) == HOST_LIMITS.max_calls
-    await asyncio.gather(*(pool.run(call_that_waits(lambda: None)) for _ in range(200)))
+    await asyncio.gather(*(pool.call_with_connection(call_that_waits(lambda: None)) for _ in range(200)))
     assert len(libvirtd.connections) == HOST_LIMITS.max_calls
     pool.replace_connections()
     await wait_for_open_connections(libvirtd, 0)
@@ -64,7 +67,8 @@ async def test_hung_calls_keep_their_connections_until_they_return(libvirtd: Scr
     pool = pool_of(libvirtd, hung_seconds=0.1)
     released = threading.Event()
     hung = [
-        asyncio.create_task(pool.run(call_that_waits(lambda: released.wait(60)))) for _ in range(HOST_LIMITS.max_hung)
+        asyncio.create_task(pool.call_with_connection(call_that_waits(lambda: released.wait(60))))
+        for _ in range(HOST_LIMITS.max_hung)
     ]
 
     async def all_hang() -> bool:
@@ -72,7 +76,7 @@ async def test_hung_calls_keep_their_connections_until_they_return(libvirtd: Scr
 
     await until(all_hang, 60)
     pool._hung_seconds = 60  # a call that only waits for a busy machine does not hang
-    await asyncio.gather(*(pool.run(call_that_waits(lambda: None)) for _ in range(20)))
+    await asyncio.gather(*(pool.call_with_connection(call_that_waits(lambda: None)) for _ in range(20)))
     await wait_for_open_connections(libvirtd, len(libvirtd.connections))
     assert HOST_LIMITS.max_hung < len(libvirtd.connections) <= HOST_LIMITS.max_hung + HOST_LIMITS.max_calls
     pool.replace_connections()
@@ -85,15 +89,19 @@ async def test_hung_calls_keep_their_connections_until_they_return(libvirtd: Scr
 async def test_ended_connections_are_closed_and_replaced(libvirtd: ScriptedLibrary) -> None:
     pool = pool_of(libvirtd)
     barrier = threading.Barrier(HOST_LIMITS.max_calls)
-    await asyncio.gather(*(pool.run(call_that_waits(lambda: barrier.wait(60))) for _ in range(HOST_LIMITS.max_calls)))
+    await asyncio.gather(
+        *(pool.call_with_connection(call_that_waits(lambda: barrier.wait(60))) for _ in range(HOST_LIMITS.max_calls))
+    )
 
     def end_connections() -> None:
         for connection in libvirtd.connections:
             connection.up = False
 
     with pytest.raises(TransportLostError):
-        await pool.run(call_that_waits(end_connections))
-    await asyncio.gather(*(pool.run(call_that_waits(lambda: barrier.wait(60))) for _ in range(HOST_LIMITS.max_calls)))
+        await pool.call_with_connection(call_that_waits(end_connections))
+    await asyncio.gather(
+        *(pool.call_with_connection(call_that_waits(lambda: barrier.wait(60))) for _ in range(HOST_LIMITS.max_calls))
+    )
     await wait_for_open_connections(libvirtd, HOST_LIMITS.max_calls)
     assert len(libvirtd.connections) == 2 * HOST_LIMITS.max_calls
     pool.replace_connections()

@@ -8,7 +8,7 @@ import pytest
 from agent.monitors.libvirt import discovery
 from agent.monitors.libvirt.discovery import LibvirtDiscoverer
 from agent.qmp.commands import AllowList
-from agent.qmp.errors import CommandError, DeniedError, QmpError, TransportLostError
+from agent.qmp.errors import CommandError, ConnectPermissionError, QmpError, TransportLostError
 from tests.lab.libvirt_discovery import discovering
 from tests.lab.scripted_libvirt import REFUSED, ScriptedDomain, ScriptedError, ScriptedLibrary, ScriptedQemuLibrary
 from tests.lab.waiting import until
@@ -25,7 +25,7 @@ def libvirtd(monkeypatch: pytest.MonkeyPatch) -> ScriptedLibrary:
     return library
 
 
-@pytest.mark.parametrize(("code", "kind"), [(-1, TransportLostError), ("ACCESS_DENIED", DeniedError)])
+@pytest.mark.parametrize(("code", "kind"), [(-1, TransportLostError), ("ACCESS_DENIED", ConnectPermissionError)])
 async def test_opening_a_domain_raises_the_error_of_the_connection_to_libvirtd(
     code: object, kind: type[QmpError], libvirtd: ScriptedLibrary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,7 +77,7 @@ async def test_a_refused_list_of_domains_is_reported_and_ends_no_connection(libv
         libvirt.refresh()
         await until(lambda: len(reports.statuses) == 2, 60)
         assert isinstance(reports.statuses[1], CommandError)
-        assert not connection.ended.done()
+        assert not connection.ended_future.done()
         libvirtd.listing = listing
         libvirt.refresh()
         await until(lambda: reports.statuses[2:] == [None], 60)

@@ -19,7 +19,7 @@ from agent.monitors.libvirt.lifecycle import LibvirtMigrationPhase
 from agent.monitors.libvirt.stats_batcher import StatsBatcher
 from agent.qmp.commands import AllowList, Command
 from agent.qmp.errors import AmbiguousReplyError, CommandError, StalledError, UnreadableReplyError
-from agent.session.identity import qemu_build_of
+from agent.session.identity_and_features import qemu_build_of
 from tests.lab.scripted_libvirt import REFUSED, ScriptedDomain, ScriptedError, ScriptedLibrary, ScriptedQemuLibrary
 
 pytestmark = pytest.mark.real_clock

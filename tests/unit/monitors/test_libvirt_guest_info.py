@@ -24,7 +24,7 @@ from agent.qga.errors import (
     GuestChannelError,
     GuestTimeoutError,
 )
-from agent.qmp.errors import CommandError, DeniedError, NotConnectedError
+from agent.qmp.errors import CommandError, ConnectPermissionError, NotConnectedError
 
 _COUNTS = st.one_of(st.integers(-3, 2**40), st.text(max_size=3), st.booleans(), st.none())
 _KEYS = st.sampled_from(
@@ -101,7 +101,7 @@ async def test_the_response_timeout_is_set_and_restored_whatever_happens(answer:
     [
         (_LibvirtError(AGENT_UNRESPONSIVE), GuestTimeoutError),
         (CommandError("GenericError", "no"), GuestAgentCommandError),
-        (DeniedError("no"), GuestChannelDeniedError),
+        (ConnectPermissionError("no"), GuestChannelDeniedError),
         (NotConnectedError("no"), GuestChannelError),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 
 from agent.monitors.libvirt.discovery import DaemonState
 from agent.monitors.libvirt.lifecycle import RESUMED, STARTED, STOPPED, SUSPENDED, LibvirtMigrationPhase, LifecycleEvent
-from agent.qmp.errors import DeniedError, QmpError, TransportLostError
+from agent.qmp.errors import ConnectPermissionError, QmpError, TransportLostError
 
 NONE, ARRIVING, ARRIVED = LibvirtMigrationPhase
 
@@ -40,17 +40,17 @@ def test_a_migration_phase_follows_the_lifecycle_events(
 )
 def test_only_a_migrated_or_saved_domain_continues_elsewhere(detail: int, reason: str, *, migrated_away: bool) -> None:
     event = LifecycleEvent("uuid", STOPPED, detail)
-    assert (event.migrated_away, event.stop_reason) == (migrated_away, reason)
-    assert not LifecycleEvent("uuid", SUSPENDED, detail).migrated_away
+    assert (event.is_migrated_or_saved, event.stop_reason) == (migrated_away, reason)
+    assert not LifecycleEvent("uuid", SUSPENDED, detail).is_migrated_or_saved
 
 
 @pytest.mark.parametrize(
     ("state", "error", "connected", "after"),
     [
         (DaemonState.CONNECTING, TransportLostError("x"), False, DaemonState.LOST),
-        (DaemonState.CONNECTING, DeniedError("x"), False, DaemonState.DENIED),
+        (DaemonState.CONNECTING, ConnectPermissionError("x"), False, DaemonState.DENIED),
         (DaemonState.HUNG, TransportLostError("x"), False, DaemonState.HUNG),
-        (DaemonState.HUNG, DeniedError("x"), False, DaemonState.DENIED),
+        (DaemonState.HUNG, ConnectPermissionError("x"), False, DaemonState.DENIED),
         (DaemonState.HUNG, TransportLostError("x"), True, DaemonState.LOST),
         (DaemonState.REACHABLE, TransportLostError("x"), True, DaemonState.LOST),
     ],

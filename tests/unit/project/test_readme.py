@@ -8,7 +8,7 @@ from typing import Final
 import jsonschema
 
 from agent.config.loader import load_config
-from agent.schemas.data import published_schemas
+from agent.schemas.data import published_data_schemas
 
 ROOT: Final = Path(__file__).parents[3]
 README: Final = (ROOT / "README.md").read_text()
@@ -46,4 +46,4 @@ def test_the_series_are_in_the_reference() -> None:
 def test_the_record_and_the_alert_are_valid() -> None:
     record, alert = map(json.loads, re.findall(r"```json\n(.*?)```", section("What comes out"), re.DOTALL))
     jsonschema.validate(record, json.loads((ROOT / "config/record.schema.json").read_text()))
-    jsonschema.validate(alert, published_schemas()[f"qemu.alert.{alert['alert']}"])
+    jsonschema.validate(alert, published_data_schemas()[f"qemu.alert.{alert['alert']}"])

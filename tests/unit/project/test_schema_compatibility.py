@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from agent.schemas.data import data_schemas, published_schemas
+from agent.schemas.data import data_schemas, published_data_schemas
 from tests.lab.record_checks import validator
 from tools import reference, schemas
 from tools.schema_compatibility import find_broken_promises
@@ -86,7 +86,7 @@ def test_a_new_version_may_break_promises_and_a_type_may_not_vanish() -> None:
 
 
 def test_the_schemas_of_now_keep_the_promises_of_the_last_release() -> None:
-    current = {schema["$id"]: schema for schema in published_schemas().values()}
+    current = {schema["$id"]: schema for schema in published_data_schemas().values()}
     assert list(find_incompatibilities(json.loads(schemas.RELEASED.read_text()), current)) == []
     assert list(find_incompatibilities(current, current)) == []
 
@@ -101,11 +101,11 @@ def test_the_check_knows_every_keyword_of_the_schemas() -> None:
 
 
 def test_published_schemas_accept_fields_of_later_versions() -> None:
-    for schema in published_schemas().values():
+    for schema in published_data_schemas().values():
         Draft202012Validator.check_schema(schema)
         assert "additionalProperties" not in schema
     examples = map(json.loads, reference.EXAMPLES.read_text().splitlines())
-    by_uri = {schema["$id"]: schema for schema in published_schemas().values()}
+    by_uri = {schema["$id"]: schema for schema in published_data_schemas().values()}
     for record in examples:
         data = record["data"] | {"a_field_of_tomorrow": 1}
         assert list(validator(by_uri[record["dataschema"]]).iter_errors(data)) == [], record["type"]

@@ -52,7 +52,7 @@ async def test_an_error_of_the_guest_agent_is_raised(guest: FakeGuestAgent) -> N
     async with connected(guest.path) as client:
         with pytest.raises(GuestAgentCommandError, match="CommandNotFound"):
             await client.execute("guest-get-load", deadline=TIMEOUT_SECONDS)
-        assert client.synchronized
+        assert client.is_synchronized
 
 
 async def test_after_a_timeout_the_late_reply_is_not_taken_for_the_next(guest: FakeGuestAgent) -> None:

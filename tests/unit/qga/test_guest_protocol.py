@@ -40,7 +40,7 @@ def mark(number: int) -> bytes:
 def ready() -> GuestAgentProtocol:
     """Return a connection after its first synchronization, which has number 1."""
     connection = GuestAgentProtocol()
-    connection.sync()
+    connection.start_synchronization()
     assert list(connection.receive(synchronized_reply(1))) == [Synchronized()]
     return connection
 
@@ -71,7 +71,7 @@ def test_late_replies_are_discarded_by_a_synchronization() -> None:
     connection = waiting()
     connection.abandon_reply()
     assert list(connection.receive(line({"return": "too late"}))) == []
-    connection.sync()
+    connection.start_synchronization()
     late = line({"return": "later"}) + mark(1) + line({"return": 2})
     assert list(connection.receive(late)) == []
     assert list(connection.receive(b'{"return": "cut off' + synchronized_reply(2))) == [Synchronized()]
@@ -93,7 +93,7 @@ def test_an_unreadable_reply_fails_its_command_only(junk: bytes) -> None:
     assert isinstance(reply, GuestReply)
     assert isinstance(reply.error, UnreadableGuestReplyError)
     assert connection.state is SyncState.LOST
-    connection.sync()
+    connection.start_synchronization()
     assert list(connection.receive(synchronized_reply(2))) == [Synchronized()]
 
 
@@ -123,7 +123,7 @@ def test_a_flood_ends_the_connection_with_bounded_memory(state: SyncState, piece
         case SyncState.LOST:
             connection.abandon_reply()
         case SyncState.SYNCHRONIZING:
-            connection.sync()
+            connection.start_synchronization()
         case SyncState.READY:
             list(connection.receive(line({"return": 1})))
     start = time.process_time()
@@ -156,7 +156,7 @@ sizes = st.lists(st.integers(0, 30), max_size=40)
 def play(chunks: Sequence[bytes]) -> Iterator[object]:
     """Yield what a connection yields that sends a command whenever it is ready; errors as their text."""
     connection = GuestAgentProtocol()
-    connection.sync()
+    connection.start_synchronization()
     for chunk in chunks:
         for message in connection.receive(chunk):
             if connection.state is SyncState.READY:
@@ -175,7 +175,7 @@ def test_after_a_synchronization_the_next_reply_is_that_of_the_next_command(
     before: list[bytes], reply: bytes, pieces: list[int]
 ) -> None:
     connection = GuestAgentProtocol(first_number=1000)
-    connection.sync()
+    connection.start_synchronization()
     for chunk in cut(b"".join(before) + synchronized_reply(1001), pieces):
         list(connection.receive(chunk))
     assert connection.state is SyncState.READY

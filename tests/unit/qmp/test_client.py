@@ -59,12 +59,12 @@ async def test_no_command_is_sent_until_an_overdue_reply_arrives(fake: FakeQemu)
         with pytest.raises(StalledError, match="2 replies are still due"):
             await client.execute([NAME], deadline=TIMEOUT_SECONDS)
         idle = asyncio.ensure_future(client.wait_idle())
-        assert client.replies_due == 2
+        assert client.pending_command_count == 2
         assert not idle.done()
         fake.release("query-status")
         async with asyncio.timeout(TIMEOUT_SECONDS):
             await idle
-        assert client.replies_due == 0
+        assert client.pending_command_count == 0
         assert await client.execute([NAME], deadline=TIMEOUT_SECONDS) == [{"name": "vm1"}]
         assert fake.count("query-name") == 2
 
@@ -93,31 +93,31 @@ async def test_a_probe_succeeds_while_the_main_loop_hangs(fake: FakeQemu) -> Non
         assert client.can_probe
         with pytest.raises(StalledError):
             await client.execute([STATUS], deadline=QUIET_SECONDS)
-        assert await client.probe(deadline=TIMEOUT_SECONDS)
-        assert await client.probe(deadline=TIMEOUT_SECONDS)
-        assert client.replies_due == 1
+        assert await client.probe_out_of_band(deadline=TIMEOUT_SECONDS)
+        assert await client.probe_out_of_band(deadline=TIMEOUT_SECONDS)
+        assert client.pending_command_count == 1
         assert fake.count("query-yank") == 2
 
 
 async def test_a_pending_probe_is_awaited_again_and_not_sent_again(fake: FakeQemu) -> None:
     fake.hang("query-yank")
     async with connected(fake.path) as client:
-        assert not await client.probe(deadline=QUIET_SECONDS)
-        assert not await client.probe(deadline=QUIET_SECONDS)
+        assert not await client.probe_out_of_band(deadline=QUIET_SECONDS)
+        assert not await client.probe_out_of_band(deadline=QUIET_SECONDS)
         assert fake.count("query-yank") == 1
         fake.release("query-yank")
-        assert await client.probe(deadline=TIMEOUT_SECONDS)
+        assert await client.probe_out_of_band(deadline=TIMEOUT_SECONDS)
 
 
 async def test_a_late_probe_reply_does_not_count_for_the_next_probe(fake: FakeQemu) -> None:
     fake.hang("query-yank")
     async with connected(fake.path) as client:
-        assert not await client.probe(deadline=QUIET_SECONDS)
+        assert not await client.probe_out_of_band(deadline=QUIET_SECONDS)
         fake.release("query-yank")
         await client.execute([STATUS], deadline=TIMEOUT_SECONDS)  # its reply arrives after the late probe reply
         await fake.wait_for("query-status")
         fake.hang("query-yank")
-        assert not await client.probe(deadline=QUIET_SECONDS)
+        assert not await client.probe_out_of_band(deadline=QUIET_SECONDS)
         assert fake.count("query-yank") == 2
 
 
@@ -127,7 +127,7 @@ async def test_a_qemu_without_out_of_band_execution_is_not_probed(fake: FakeQemu
     }
     async with connected(fake.path) as client:
         assert not client.can_probe
-        assert not await client.probe(deadline=TIMEOUT_SECONDS)
+        assert not await client.probe_out_of_band(deadline=TIMEOUT_SECONDS)
         assert await client.execute([NAME], deadline=TIMEOUT_SECONDS) == [{"name": "vm1"}]
     assert fake.requests[0] == {"execute": "qmp_capabilities"}
     assert fake.count("query-yank") == 0
@@ -153,14 +153,14 @@ async def test_a_lost_connection_fails_every_waiter(fake: FakeQemu) -> None:
         waiting = [
             executing,
             tasks.create_task(error_of(client.wait_idle())),
-            tasks.create_task(error_of(client.probe(deadline=TIMEOUT_SECONDS))),
+            tasks.create_task(error_of(client.probe_out_of_band(deadline=TIMEOUT_SECONDS))),
         ]
         await fake.wait_for("query-yank")
         fake.drop()
         errors = [await task for task in waiting]
         assert {type(error) for error in errors} == {NotConnectedError}
-        assert await client.ended is errors[0]
-        assert not await client.probe(deadline=TIMEOUT_SECONDS)
+        assert await client.ended_future is errors[0]
+        assert not await client.probe_out_of_band(deadline=TIMEOUT_SECONDS)
         assert await error_of(client.execute([STATUS], deadline=TIMEOUT_SECONDS)) is errors[0]
 
 
@@ -173,10 +173,14 @@ async def test_an_unreadable_reply_fails_its_command_and_the_connection_stays_up
         fake.send_raw(b'{"return": {"status": "running", "running": true,}}\r\n')
         (result,) = await executing
         assert isinstance(result, UnreadableReplyError)
-        assert (client.skipped_messages.unreadable, client.skipped_messages.oversized, client.replies_due) == (1, 0, 0)
+        assert (
+            client.skipped_messages.unreadable,
+            client.skipped_messages.oversized,
+            client.pending_command_count,
+        ) == (1, 0, 0)
         fake.emit("STOP")
-        assert not client.ended.done()
-        assert await client.probe(deadline=TIMEOUT_SECONDS)
+        assert not client.ended_future.done()
+        assert await client.probe_out_of_band(deadline=TIMEOUT_SECONDS)
         assert events == ["STOP"]
 
 
@@ -301,9 +305,9 @@ async def test_an_end_without_a_waiter_is_not_logged_by_asyncio(fake: FakeQemu) 
     async with connected(fake.path) as client:
         with pytest.raises(StalledError):
             await client.execute([STATUS], deadline=QUIET_SECONDS)
-        assert not await client.probe(deadline=0)
+        assert not await client.probe_out_of_band(deadline=0)
         fake.drop()
-        await client.ended
+        await client.ended_future
     del client
     gc.collect()
     assert logged == []

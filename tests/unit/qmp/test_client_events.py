@@ -73,7 +73,7 @@ async def test_a_failing_event_callback_ends_its_own_connection_only(fake: FakeQ
     async with connected(fake.path, fail) as client:
         fake.emit("STOP")
         async with asyncio.timeout(TIMEOUT_SECONDS):
-            assert isinstance(await client.ended, NotConnectedError)
+            assert isinstance(await client.ended_future, NotConnectedError)
 
 
 async def test_a_flood_is_received_in_order_while_other_tasks_run(folder: Path) -> None:
@@ -104,7 +104,7 @@ async def test_a_flood_is_received_in_order_while_other_tasks_run(folder: Path) 
         scripted_peer(folder, talk) as path,
         connected(path, on_event) as client,
     ):
-        assert "closed the connection" in str(await client.ended)
+        assert "closed the connection" in str(await client.ended_future)
     counting.cancel()
     assert received == list(range(40_000))
     floods = [(turn, later) for turn, later in pairwise(received_bytes) if received_bytes[turn] >= FLOOD_BYTES]

@@ -16,7 +16,7 @@ from agent.qmp.commands import (
     remove_monitor_commands,
 )
 from agent.qmp.errors import CommandNotAllowedError
-from agent.session import identity
+from agent.session import identity_and_features
 from tests.lab.fixtures import StartGuest
 
 INTERVAL = {"path": "/machine/peripheral/balloon0", "property": "guest-stats-polling-interval", "value": 10}
@@ -117,15 +117,15 @@ def test_a_change_is_refused_until_it_is_permitted_by_name() -> None:
 
 def test_every_command_that_the_agent_sends_is_permitted() -> None:
     for command in (
-        *identity.IDENTITY_COMMANDS,
-        *identity.FEATURE_COMMANDS,
-        identity.get_stats_interval_command("/machine/peripheral/balloon0"),
+        *identity_and_features.IDENTITY_COMMANDS,
+        *identity_and_features.FEATURE_COMMANDS,
+        identity_and_features.get_stats_interval_command("/machine/peripheral/balloon0"),
     ):
         assert AllowList().encode(command)
     assert AllowList([OptInChange.GUEST_STATS_INTERVAL]).encode(
-        identity.set_stats_interval_command("/machine/peripheral/b", 10)
+        identity_and_features.set_stats_interval_command("/machine/peripheral/b", 10)
     )
-    assert AllowList([OptInChange.MIGRATION_EVENTS]).encode(identity.ENABLE_MIGRATION_EVENTS)
+    assert AllowList([OptInChange.MIGRATION_EVENTS]).encode(identity_and_features.ENABLE_MIGRATION_EVENTS)
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,11 @@ def receive_one(connection: QmpProtocol, raw: bytes) -> Message:
 def test_commands_are_sent_in_one_write_and_replies_arrive_in_order() -> None:
     connection = ready()
     assert connection.send([STATUS, NAME]) == b'{"execute":"query-status"}{"execute":"query-name"}'
-    assert connection.replies_due == 2
+    assert connection.pending_command_count == 2
     assert receive(connection, {"return": 1}, {"event": "STOP"}) == [Reply(1), Event("STOP", {}, None)]
-    assert connection.replies_due == 1
+    assert connection.pending_command_count == 1
     assert receive(connection, {"return": None}) == [Reply(None)]
-    assert connection.replies_due == 0
+    assert connection.pending_command_count == 0
 
 
 def test_sending_while_replies_are_due_fails_and_sends_nothing() -> None:
@@ -48,7 +48,7 @@ def test_one_refused_command_prevents_the_whole_batch() -> None:
     with pytest.raises(CommandNotAllowedError):
         connection.check_allowed([STATUS, Command("quit")])
     connection.check_allowed([STATUS, NAME])
-    assert connection.replies_due == 0
+    assert connection.pending_command_count == 0
     with pytest.raises(ProtocolError, match="a reply without a command"):
         receive(connection, {"return": {}})
 
@@ -73,18 +73,18 @@ def test_a_reply_without_a_command_ends_the_connection() -> None:
 @pytest.mark.parametrize("number", [0, 2, -1, "1", None, True, 1.0, [1], {"a": 1}])
 def test_a_reply_with_an_unknown_id_is_counted_and_dropped(number: Any) -> None:
     connection = ready()
-    connection.probe()
+    connection.next_oob_probe()
     connection.send([STATUS])
     assert receive(connection, {"return": {}, "id": number}, UNKNOWN | {"id": number}) == []
     assert connection.skipped.stray == 2
-    assert connection.replies_due == 1
+    assert connection.pending_command_count == 1
 
 
 def test_probe_replies_are_separate_from_commands_and_can_be_errors() -> None:
     connection = ready()
     connection.send([STATUS])
-    assert connection.probe() == (1, b'{"exec-oob":"query-yank","id":1}')
-    assert connection.probe() == (2, b'{"exec-oob":"query-yank","id":2}')
+    assert connection.next_oob_probe() == (1, b'{"exec-oob":"query-yank","id":1}')
+    assert connection.next_oob_probe() == (2, b'{"exec-oob":"query-yank","id":2}')
     messages = receive(connection, {"return": [], "id": 2}, UNKNOWN | {"id": 1}, {"return": 5})
     assert messages == [OobProbeReply(2), OobProbeReply(1), Reply(5)]
 
@@ -156,6 +156,6 @@ def test_blank_lines_and_bare_newlines_are_ignored() -> None:
 def test_two_connections_share_no_state() -> None:
     first, second = ready(), ready(oob=False)
     first.send([STATUS])
-    assert (first.oob, second.oob, second.replies_due) == (True, False, 0)
+    assert (first.oob, second.oob, second.pending_command_count) == (True, False, 0)
     assert list(second.receive(b'{"event":')) == []
     assert receive(first, {"return": HELLO}) == [Reply(HELLO)]

@@ -34,7 +34,7 @@ def receive_chunks(
                 if isinstance(message, NegotiationAccepted):
                     connection.send([STATUS] * count)
                     if connection.oob:
-                        connection.probe()
+                        connection.next_oob_probe()
     except ProtocolError as error:
         return messages, error
     return messages, None

@@ -8,7 +8,7 @@ from agent.collectors import ALL_COLLECTORS, FACTS_WITH_ALL_FEATURES
 from agent.monitors.libvirt.domain_connection import QUERY_VERSION
 from agent.qmp.commands import QMP_READS
 from agent.qmp.queries import QUERIES, QueryTrigger, find_query
-from agent.session import host_process, identity
+from agent.session import host_process, identity_and_features
 from tests.lab import golden_files
 from tools import reference
 
@@ -16,7 +16,11 @@ QEMU = golden_files.load("queries.json")
 COLLECTED = {command.name for collector in ALL_COLLECTORS for command in collector.commands(FACTS_WITH_ALL_FEATURES)}
 ATTACH = {
     command.name
-    for command in (*identity.IDENTITY_COMMANDS, *identity.FEATURE_COMMANDS, *host_process.PROCESS_COMMANDS)
+    for command in (
+        *identity_and_features.IDENTITY_COMMANDS,
+        *identity_and_features.FEATURE_COMMANDS,
+        *host_process.PROCESS_COMMANDS,
+    )
 }
 
 
@@ -42,7 +46,7 @@ def test_the_permitted_queries_are_exactly_those_that_the_agent_sends() -> None:
     allowed = {row.name for row in QUERIES if row.trigger not in (QueryTrigger.REFUSED, QueryTrigger.ALLOWED)}
     assert allowed | {"qom-get", "qom-list"} == QMP_READS
     assert all(re.fullmatch(r"query-[a-z0-9-]+", name) for name in allowed), "each is permitted by its full name"
-    sent = COLLECTED | ATTACH | {identity.QUERY_COMMANDS.name, "query-yank", QUERY_VERSION.name}
+    sent = COLLECTED | ATTACH | {identity_and_features.QUERY_COMMANDS.name, "query-yank", QUERY_VERSION.name}
     assert {name for name in sent if name.startswith("query-")} == allowed
 
 

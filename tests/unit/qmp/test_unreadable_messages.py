@@ -65,7 +65,7 @@ def test_an_unreadable_reply_fails_its_own_command_and_nothing_else(reply: bytes
     first, event, third = (line(message, indent=indent) for message in ({"return": 1}, PANIC, {"return": 3}))
     messages = receive_all(connection, first + reply + event + third)
     assert summarize(messages) == [Reply(1), FAILED, PANICKED, Reply(3)]
-    assert connection.replies_due == 0
+    assert connection.pending_command_count == 0
     assert (connection.skipped.unreadable, connection.skipped.oversized) == (1, 0)
     failed = messages[1]
     assert isinstance(failed, Reply)
@@ -116,17 +116,17 @@ def test_an_unreadable_event_is_counted_and_fails_no_command(event: bytes) -> No
 def test_an_unreadable_reply_to_a_probe_counts_as_its_reply_and_fails_no_command(reply: bytes) -> None:
     connection = ready()
     connection.send([STATUS])
-    connection.probe()
+    connection.next_oob_probe()
     assert receive_all(connection, reply + line({"return": 1})) == [OobProbeReply(1), Reply(1)]
     connection.send([BLOCK])
     assert summarize(receive_all(connection, TRAILING_COMMA)) == [FAILED], "no reply to a probe is due"
-    number, _ = connection.probe()
+    number, _ = connection.next_oob_probe()
     assert receive(connection, {"return": [], "id": number}) == [OobProbeReply(number)]
 
 
 def test_only_the_newest_probe_stays_due_after_the_reply_to_an_earlier_one() -> None:
     connection = ready()
-    earlier, newest = connection.probe()[0], connection.probe()[0]
+    earlier, newest = connection.next_oob_probe()[0], connection.next_oob_probe()[0]
     assert receive(connection, {"return": [], "id": earlier}) == [OobProbeReply(earlier)]
     assert receive_all(connection, b'{"return": [], "id": 2\r\n') == [OobProbeReply(newest)]
 
@@ -134,7 +134,7 @@ def test_only_the_newest_probe_stays_due_after_the_reply_to_an_earlier_one() -> 
 def test_after_the_reply_to_a_probe_an_unreadable_reply_fails_its_own_command_only() -> None:
     connection = ready()
     connection.send([STATUS, BLOCK])
-    number, _ = connection.probe()
+    number, _ = connection.next_oob_probe()
     assert receive(connection, {"return": [], "id": number}) == [OobProbeReply(number)]
     assert summarize(receive_all(connection, TRAILING_COMMA + line({"return": 2}))) == [FAILED, Reply(2)]
 
@@ -142,9 +142,9 @@ def test_after_the_reply_to_a_probe_an_unreadable_reply_fails_its_own_command_on
 def test_an_unreadable_reply_without_an_id_fails_all_commands_while_a_probe_is_due() -> None:
     connection = ready()
     connection.send([STATUS])
-    connection.probe()
+    connection.next_oob_probe()
     assert summarize(receive_all(connection, b'{"return": [], "i\r\n')) == [OobProbeReply(1), FAILED]
-    assert connection.next_marker() == b'{"execute":"query-status","id":2}'
+    assert connection.next_sync_marker() == b'{"execute":"query-status","id":2}'
     assert receive(connection, {"return": "status"}, {"return": {}, "id": 2}) == []
     connection.send([BLOCK])
     assert receive(connection, {"return": "block"}) == [Reply("block")]
@@ -154,14 +154,14 @@ def test_an_id_inside_an_unreadable_reply_is_not_taken_for_the_reply_to_a_probe(
     connection = ready()
     connection.send([STATUS, BLOCK])
     assert summarize(receive_all(connection, b'{"return": [{"id": 5}}\r\n' + line({"return": 2}))) == [FAILED, Reply(2)]
-    assert connection.replies_due == 0
+    assert connection.pending_command_count == 0
 
 
 @pytest.mark.parametrize(("reply", "failed"), [(b'{"error": 5}\r\n', [FAILED]), (b'{"error": 5, "id": 1}\r\n', [])])
 def test_a_malformed_error_with_an_id_is_the_reply_to_the_probe(reply: bytes, failed: list[str]) -> None:
     connection = ready()
     connection.send([STATUS])
-    connection.probe()
+    connection.next_oob_probe()
     assert summarize(receive_all(connection, reply)) == [OobProbeReply(1), *failed]
 
 
@@ -173,7 +173,7 @@ def test_messages_without_a_line_end_between_them_leave_no_command_waiting(merge
     connection = ready()
     connection.send([STATUS, BLOCK])
     assert summarize(receive_all(connection, merged)) == [UNCLEAR, UNCLEAR]
-    connection.next_marker()
+    connection.next_sync_marker()
     assert receive(connection, {"return": {}, "id": 1}) == []
     connection.send([MIGRATE])
     assert receive(connection, {"return": 3}) == [Reply(3)]
@@ -201,12 +201,12 @@ def test_noise_fails_every_pending_command_because_any_reply_can_be_missing(nois
     connection = ready()
     connection.send([STATUS, BLOCK])
     assert summarize(receive_all(connection, noise + b"\r\n")) == [UNCLEAR, UNCLEAR]
-    assert connection.replies_due == 0
-    assert connection.next_marker() == b'{"execute":"query-status","id":1}'
-    assert connection.next_marker() is None, "one is enough"
+    assert connection.pending_command_count == 0
+    assert connection.next_sync_marker() == b'{"execute":"query-status","id":1}'
+    assert connection.next_sync_marker() is None, "one is enough"
     assert receive(connection, {"return": 1}, {"return": 2}, PANIC, {"return": {}, "id": 1}) == [PANICKED]
     assert connection.skipped.stray == 2
-    assert connection.next_marker() is None
+    assert connection.next_sync_marker() is None
     assert connection.send([MIGRATE]) == b'{"execute":"query-migrate"}'
     assert receive(connection, {"return": 3}) == [Reply(3)]
 
@@ -223,9 +223,9 @@ def test_noise_before_the_markers_reply_sends_another_marker() -> None:
     connection = ready()
     connection.send([STATUS])
     assert summarize(receive_all(connection, b"5\r\n")) == [FAILED]
-    connection.next_marker()
+    connection.next_sync_marker()
     assert summarize(receive_all(connection, b"5\r\n")) == []
-    assert connection.next_marker() == b'{"execute":"query-status","id":2}'
+    assert connection.next_sync_marker() == b'{"execute":"query-status","id":2}'
     assert receive(connection, {"return": 1}, {"return": {}, "id": 1}) == []
     assert connection.out_of_sync, "the reply to the newest marker is still due"
     assert receive(connection, {"return": {}, "id": 2}) == []
@@ -237,9 +237,9 @@ def test_an_unreadable_reply_to_the_marker_leaves_no_command_waiting() -> None:
     connection = ready()
     connection.send([STATUS])
     receive_all(connection, b"5\r\n")
-    connection.next_marker()
+    connection.next_sync_marker()
     assert summarize(receive_all(connection, line({"return": 1}) + b'{"return": {}, "i\r\n')) == []
-    connection.next_marker()
+    connection.next_sync_marker()
     assert receive(connection, {"return": {}, "id": 2}) == []
     connection.send([BLOCK])
     assert receive(connection, {"return": 3}) == [Reply(3)]
@@ -252,14 +252,14 @@ def test_a_connection_on_which_not_even_a_marker_can_be_read_ends(count: int) ->
     with pytest.raises(ProtocolError, match="no reply can be read"):
         for _ in range(2 * MAX_COMMANDS_IN_FLIGHT):
             receive_all(connection, b"5\r\n")
-            connection.next_marker()
+            connection.next_sync_marker()
 
 
 def test_unreadable_messages_before_the_markers_reply_do_not_count_after_it() -> None:
     connection = ready()
     connection.send([STATUS])
     receive_all(connection, b"5\r\n")
-    connection.next_marker()
+    connection.next_sync_marker()
     receive(connection, {"return": 1}, {"return": {}, "id": 1})
     assert receive_all(connection, b"5\r\n") == []
     connection.send([STATUS] * MAX_COMMANDS_IN_FLIGHT)
@@ -273,13 +273,13 @@ def test_a_marker_waits_while_qemu_may_hold_seven_commands() -> None:
     connection = ready()
     connection.send([STATUS] * MAX_COMMANDS_IN_FLIGHT)
     assert summarize(receive_all(connection, b"5\r\n")) == [UNCLEAR] * MAX_COMMANDS_IN_FLIGHT
-    assert connection.next_marker() is None, "the noise may have been no reply"
+    assert connection.next_sync_marker() is None, "the noise may have been no reply"
     receive(connection, {"return": 1})
-    assert connection.next_marker() is not None
+    assert connection.next_sync_marker() is not None
     receive_all(connection, b"5\r\n")
-    assert connection.next_marker() is None, "QEMU may hold six commands and the marker"
+    assert connection.next_sync_marker() is None, "QEMU may hold six commands and the marker"
     receive(connection, {"return": 2})
-    assert connection.next_marker() is not None
+    assert connection.next_sync_marker() is not None
     receive(connection, *[{"return": n} for n in range(5)], {"return": {}, "id": 1}, {"return": {}, "id": 2})
     assert not connection.out_of_sync
 

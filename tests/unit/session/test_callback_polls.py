@@ -62,7 +62,7 @@ async def test_a_poll_that_waits_for_storage_is_left_to_the_task(
         await observer.wait_until(lambda: observer.outcomes("kvm"))
         executed.clear()
         (vm,) = context.schedule_by_vm
-        context.schedule_collectors(vm, ("drives",))
+        context.schedule_vm_collectors_now(vm, ("drives",))
         await observer.wait_for_polls(1, "drives")
     assert [*map(list, executed)] == [[Command("query-block")]]
 

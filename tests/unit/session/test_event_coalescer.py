@@ -115,10 +115,10 @@ async def test_a_flood_is_read_at_once_and_reported_in_few_records_with_exact_co
     for record in records:
         assert schema_violations(RecordEncoder()(record).body) == []
     snapshot = Snapshot()
-    snapshot.update_status(status(vm()))
+    snapshot.update_monitor_status(status(vm()))
     for record in records:
         snapshot.count_event(type(record)(record.type, vm(), record.data, record.time_ns))
-    assert next(view.events["BLOCK_IO_ERROR"] for _, view in snapshot.views()) == total
+    assert next(view.events["BLOCK_IO_ERROR"] for _, view in snapshot.one_view_per_uuid()) == total
 
 
 async def test_held_events_are_reported_before_the_vm_is_gone(fake: FakeQemu) -> None:

@@ -24,7 +24,7 @@ def records(observer: RecordingObserver, callback: str) -> list[tuple[str, int]]
 async def test_alerts_receive_each_event_of_a_burst_when_it_is_read() -> None:
     observer = RecordingObserver()
     handler = EventHandler(observer)
-    handler.attach(VM)
+    handler.set_vm_and_report_buffered(VM)
     for time_ns in range(5):
         handler.on_event(io_error(time_ns))
         assert records(observer, "on_event_read")[-1] == ("BLOCK_IO_ERROR", time_ns)
@@ -36,7 +36,7 @@ async def test_alerts_receive_each_event_of_a_burst_when_it_is_read() -> None:
 async def test_coalesced_events_are_reported_before_the_run_state_changes(name: str) -> None:
     observer = RecordingObserver()
     handler = EventHandler(observer)
-    handler.attach(VM)
+    handler.set_vm_and_report_buffered(VM)
     for time_ns in range(5):
         handler.on_event(io_error(time_ns, f"disk{time_ns % 2}"))
     handler.on_event(Event(name, {}, 5))

@@ -8,8 +8,8 @@ from agent.model.family import Sample
 from agent.model.metrics.block import BLOCK, BLOCK_BACKING
 from agent.model.record import Vm
 from agent.qmp.commands import AllowList, Command, OptInChange, set_histograms_command
-from agent.session.disk_latency_histograms import HistogramState
-from agent.session.latency_histograms import (
+from agent.session.disk_histogram_state_machine import HistogramState
+from agent.session.latency_histogram_tracker import (
     DETACHED_VM_RETENTION_SECONDS,
     HISTOGRAM_ENTRY_PREFIX,
     MAX_COMMANDS_PER_POLL,
@@ -38,7 +38,7 @@ def attached(boundaries: tuple[int, ...] = BOUNDARIES, pid: int | None = PID) ->
 def set_on(histograms: LatencyHistogramTracker, *samples: Sample) -> list[str]:
     """Poll these disks, let QEMU confirm the commands that are due, and return their disks."""
     histograms.on_samples(VM, samples)
-    commands = histograms.pending_commands(VM)
+    commands = histograms.pop_pending_commands(VM)
     for disk, _ in commands:
         histograms.on_command_done(VM, disk, done=True)
     return [disk for disk, _ in commands]
@@ -59,7 +59,7 @@ def test_a_disk_without_histograms_gets_them_once() -> None:
     assert histograms.has_pending_commands(VM)
     boundaries = {f"boundaries-{kind}": list(BOUNDARIES) for kind in ("read", "write", "flush")}
     expected = Command("block-latency-histogram-set", {"id": "/machine/disk0", **boundaries})
-    assert histograms.pending_commands(VM) == [("disk0", expected)]
+    assert histograms.pop_pending_commands(VM) == [("disk0", expected)]
     histograms.on_command_done(VM, "disk0", done=True)
     assert set_on(histograms, sample(boundaries=IN_SECONDS)) == []
     assert not histograms.has_pending_commands(VM)
@@ -68,7 +68,7 @@ def test_a_disk_without_histograms_gets_them_once() -> None:
 def test_the_commands_are_permitted_by_their_change() -> None:
     histograms = attached()
     histograms.on_samples(VM, [sample()])
-    ((_, command),) = histograms.pending_commands(VM)
+    ((_, command),) = histograms.pop_pending_commands(VM)
     assert AllowList([OptInChange.LATENCY_HISTOGRAMS]).encode(command)
 
 
@@ -92,7 +92,7 @@ def test_without_boundaries_no_command_is_due() -> None:
     histograms = attached(boundaries=())
     histograms.on_samples(VM, [sample()])
     assert not histograms.has_pending_commands(VM)
-    assert histograms.pending_commands(VM) == []
+    assert histograms.pop_pending_commands(VM) == []
 
 
 def test_many_disks_are_set_in_several_polls() -> None:
@@ -138,7 +138,7 @@ def test_the_agents_histograms_are_its_own_after_a_restart(pid: int | None) -> N
 def test_the_entry_is_complete_before_the_command_is_sent() -> None:
     histograms = attached()
     histograms.on_samples(VM, [sample()])
-    histograms.pending_commands(VM)
+    histograms.pop_pending_commands(VM)
     following = restarted(histograms)  # killed before QEMU answered
     following.on_samples(VM, [sample(boundaries=IN_SECONDS)])
     assert following.disks_by_state() == {HistogramState.OURS: 1}

@@ -35,7 +35,7 @@ async def test_a_command_that_accesses_storage_is_deferred_until_the_storage_ans
         assert {name: fake.count(name) for name in WAITING_COMMANDS} == dict.fromkeys(WAITING_COMMANDS, 0)
         assert set(observer.outcomes("nodes")) == {PollOutcome.DEFERRED}
         storage.answers = True
-        context.schedule_collectors(storage.vms[-1], ("nodes", "drives"))
+        context.schedule_vm_collectors_now(storage.vms[-1], ("nodes", "drives"))
         await observer.wait_until(lambda: PollOutcome.OK in observer.outcomes("nodes"))
         await observer.wait_until(lambda: PollOutcome.OK in observer.outcomes("drives"))
         assert all(fake.count(name) for name in WAITING_COMMANDS)
@@ -55,5 +55,5 @@ async def test_a_poll_without_such_a_command_does_not_ask_the_storage(fake: Fake
 
 async def test_a_demand_for_a_vm_that_is_not_attached_is_ignored(fake: FakeQemu) -> None:
     context = session_context()
-    context.schedule_collectors(Vm("host1", "", "", str(fake.path)), ("nodes",))
+    context.schedule_vm_collectors_now(Vm("host1", "", "", str(fake.path)), ("nodes",))
     assert fake.requests == []

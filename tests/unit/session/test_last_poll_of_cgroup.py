@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.collectors import PollIntervals
-from agent.model.metrics.vm_process import CGROUP
+from agent.model.metrics.vm_process_and_interfaces import CGROUP
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised
 from tests.unit.host.test_process_lookup import write_process_files

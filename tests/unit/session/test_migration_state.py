@@ -41,7 +41,7 @@ def apply_step(state: MigrationState, step: Step) -> bool | None:
 def state_after(*steps_taken: Step) -> tuple[MigrationState, list[bool]]:
     """Return the state of a process that was attached in the first run state, and what it reported of migrations in."""
     state = MigrationState()
-    state.on_attach(str(steps_taken[0]))
+    state.on_run_state_at_attach(str(steps_taken[0]))
     return state, [observed for step in steps_taken if (observed := apply_step(state, step)) is not None]
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from agent.cli.check import check_config
+from agent.cli.check import run_all_checks
 from agent.config.model import Config
 from agent.session.shared_types import PollOutcome
 from tests.lab import golden_files
@@ -97,7 +97,7 @@ async def test_an_old_qemus_figures_have_todays_names(old: FakeQemu, version: st
 
 async def test_check_lists_the_collectors_that_are_off(old: FakeQemu, version: str) -> None:
     findings = [
-        finding.text async for finding in check_config(Config.model_validate({"monitors": [{"dial": str(old.path)}]}))
+        finding.text async for finding in run_all_checks(Config.model_validate({"monitors": [{"dial": str(old.path)}]}))
     ]
     (finding,) = (text for text in findings if text.startswith("QEMU "))
     number, _, rest = finding.partition(": ")

@@ -9,7 +9,7 @@ import pytest
 from agent.collectors import PollIntervals
 from agent.host.process_lookup import find_process
 from agent.model.metrics.identity import IDENTITY
-from agent.model.metrics.vm_process import PROCESS
+from agent.model.metrics.vm_process_and_interfaces import PROCESS
 from agent.session import host_process
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.recording_observer import RecordingObserver, session_context, supervised

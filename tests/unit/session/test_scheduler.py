@@ -17,7 +17,7 @@ from agent.session.scheduler import (
     Batch,
     Pacer,
     Schedule,
-    commands_of,
+    commands_of_batch,
     next_poll_time,
     split_batch,
 )
@@ -169,5 +169,5 @@ def test_a_requester_with_too_many_commands_for_one_write_is_alone_in_its_batch(
 
 
 def test_the_commands_of_a_batch_are_in_the_order_of_its_requesters() -> None:
-    assert commands_of([("a", [STATUS, NAME])]) == [STATUS, NAME]
-    assert commands_of([("a", [NAME]), ("b", [STATUS, NAME])]) == [NAME, STATUS, NAME]
+    assert commands_of_batch([("a", [STATUS, NAME])]) == [STATUS, NAME]
+    assert commands_of_batch([("a", [NAME]), ("b", [STATUS, NAME])]) == [NAME, STATUS, NAME]

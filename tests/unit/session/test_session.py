@@ -96,7 +96,9 @@ async def test_everything_is_polled_once_at_attach(fake: FakeQemu) -> None:
         *["query-stats", "query-stats", "query-cpus-fast"],
     ]
     asked = {
-        c.name: [] if c.host_only or c.name in ("guest_agent", "hv_balloon", "virtio_queues") else [PollOutcome.OK]
+        c.name: []
+        if c.reads_only_host_files or c.name in ("guest_agent", "hv_balloon", "virtio_queues")
+        else [PollOutcome.OK]
         for c in ALL_COLLECTORS
     }
     assert {c.name: observer.outcomes(c.name) for c in ALL_COLLECTORS} == asked

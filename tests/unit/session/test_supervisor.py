@@ -115,10 +115,10 @@ def test_a_flood_of_severe_events_is_bounded_and_in_order(severe: int) -> None:
         handler.on_event(Event("RTC_CHANGE", {"offset": number}, None))
     for number in range(severe):
         handler.on_event(Event("GUEST_PANICKED", {"number": number}, None))
-    assert handler.dropped == 1000 + severe - 1024
-    handler.attach(Vm("host1", UUID, "vm1"))
+    assert handler.dropped_event_count == 1000 + severe - 1024
+    handler.set_vm_and_report_buffered(Vm("host1", UUID, "vm1"))
     assert [record.data["qemu"] for record in observer.records("event")] == [{"number": n} for n in range(1024)]
-    assert handler.dropped == 0
+    assert handler.dropped_event_count == 0
 
 
 async def test_an_event_record_has_subject_severity_and_qemus_data(fake: FakeQemu) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent.model.record import Record
-from agent.session.shared_types import MonitorState, VmChange
+from agent.session.shared_types import MonitorState, VmLifecycleChange
 from tests.lab.fake_qemu import FakeQemu
 from tests.lab.qmp_bytes import line
 from tests.lab.recording_observer import RecordingObserver, monitor_at, session_context, supervised
@@ -90,9 +90,9 @@ async def test_an_exception_restarts_the_supervision_of_one_vm_only(
     fake: FakeQemu, caplog: pytest.LogCaptureFixture
 ) -> None:
     class FailingObserver(RecordingObserver):
-        def on_lifecycle(self, change: VmChange, record: Record) -> None:
+        def on_lifecycle(self, change: VmLifecycleChange, record: Record) -> None:
             super().on_lifecycle(change, record)
-            if change is VmChange.ATTACHED and record.vm.monitor.endswith("vm2.qmp"):
+            if change is VmLifecycleChange.ATTACHED and record.vm.monitor.endswith("vm2.qmp"):
                 raise ZeroDivisionError
 
     observer = FailingObserver()

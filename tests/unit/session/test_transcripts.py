@@ -37,7 +37,7 @@ def series_of(observer: RecordingObserver) -> list[str]:
     """Return the series that come from samples."""
     snapshot = Snapshot()
     for vm, families, samples, time_ns in observer.calls_of("on_samples"):
-        snapshot.update_status(status(vm))
+        snapshot.update_monitor_status(status(vm))
         snapshot.replace_samples(vm, families, samples, time_ns)
     lines = render_metrics(snapshot).splitlines()
     series = (line for line in lines if line.startswith("qemu_") and not line.startswith("qemu_vm_"))

@@ -72,13 +72,13 @@ async def test_no_queue_is_queried_after_a_device_was_unplugged_until_its_type_i
         set_type(disks, "vhost-user-blk")
         disks.emit("DEVICE_DELETED", {"device": "own", "path": "/machine/peripheral/own"})
         await observer.wait_until(lambda: "event.device_deleted" in observer.types())
-        context.schedule_collectors(vm, ("virtio_queues",))
+        context.schedule_vm_collectors_now(vm, ("virtio_queues",))
         await observer.wait_for_polls(3)
         resync = disks.count("query-iothreads")
-        context.schedule_collectors(vm, ("discover",))
+        context.schedule_vm_collectors_now(vm, ("discover",))
         await disks.wait_for("query-iothreads", resync + 1)
         await observer.wait_for_polls(3)
-        context.schedule_collectors(vm, ("virtio_queues",))
+        context.schedule_vm_collectors_now(vm, ("virtio_queues",))
         await observer.wait_for_polls(3)
         assert len(queried(disks)) == before
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from agent.collectors import ALL_COLLECTORS, VmFacts
 from agent.host.process import Process
-from agent.host.rtnetlink import VirtualFunction
+from agent.host.rtnetlink import VirtualFunctionReading
 from agent.host.virtual_function_counters import VirtualFunctionCounters
 from agent.qmp.client import CommandResult
 from agent.qmp.commands import Command
@@ -25,15 +25,17 @@ async def test_a_vm_with_a_function_and_a_macvtap_has_samples_of_both(tmp_path: 
     machine.write_command_line("-device", "vfio-pci,host=0000:01:10.3,id=hostdev0")
     machine.open_descriptor("/dev/vfio/43")
     counters = {"rx_bytes": 100, "tx_bytes": 200}
-    vfs = VirtualFunctionCounters(lambda interface: [VirtualFunction(3, "", counters)] if interface == "ens1f0" else [])
+    vfs = VirtualFunctionCounters(
+        lambda interface: [VirtualFunctionReading(3, "", counters)] if interface == "ens1f0" else []
+    )
     host = HostProcess(SessionContext(SessionSettings("hv7"), root=tmp_path, virtual_function_counters=vfs))
     host._process = Process(70, tmp_path)
     try:
         facts = VmFacts(interfaces=await host._find_interfaces(refuse, host._process))
         files = NET.files(facts)
-        assert list(NET.collect(host.read(files))) == []
+        assert list(NET.collect(host.read_files(files))) == []
         await vfs.refresh()
-        (sample,) = NET.collect(host.read(files))
+        (sample,) = NET.collect(host.read_files(files))
         assert (sample.labels, sample.values["device"]) == (("ens1f0v3",), "hostdev0")
         assert (sample.values["receive_bytes_total"], sample.values["transmit_bytes_total"]) == (100, 200)
         statistics = tmp_path / "sys/class/net/macvtap0/statistics"
@@ -42,7 +44,7 @@ async def test_a_vm_with_a_function_and_a_macvtap_has_samples_of_both(tmp_path: 
         machine.open_descriptor("/dev/tap9")
         (statistics.parent / "ifindex").write_text("9\n")
         interfaces = await host._find_interfaces(no_devices, host._process)
-        samples = list(NET.collect(host.read(NET.files(VmFacts(interfaces=interfaces)))))
+        samples = list(NET.collect(host.read_files(NET.files(VmFacts(interfaces=interfaces)))))
         received = {sample.subject: sample.values["receive_bytes_total"] for sample in samples}
         assert received == {"macvtap0": 7, "ens1f0v3": 100}
     finally:

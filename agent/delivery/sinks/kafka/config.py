@@ -50,7 +50,7 @@ class KafkaConnectionConfig(SinkConfig):
             options |= self.sasl.client_options()
         return options
 
-    def check_secret_paths(self) -> None:
+    def check_secret_paths_expand(self) -> None:
         """Check that the paths of the certificates and of the files with secrets can be expanded.
 
         Raises:

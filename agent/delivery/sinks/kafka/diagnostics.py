@@ -98,7 +98,7 @@ async def _check_token_accepted(connection: AIOKafkaConnection) -> None:
 
 
 def _describe_error(error: BaseException, server: str, config: KafkaConnectionConfig) -> str:  # noqa: C901, PLR0911, PLR0912 - a table of errors and texts
-    user = config.sasl.identity if config.sasl is not None else "user ANONYMOUS"
+    user = config.sasl.credentials_description if config.sasl is not None else "user ANONYMOUS"
     cause = error.__cause__ if isinstance(error, KafkaConnectionError) and error.__cause__ is not None else error
     match cause:
         case TokenError():

@@ -116,8 +116,8 @@ class StructuredMessageEncoder:
         for severity in Severity:
             values = {
                 FilterAttribute.TYPE: record_type,
-                FilterAttribute.SEVERITYNUMBER: str(severity.number),
-                FilterAttribute.SEVERITYTEXT: severity.text,
+                FilterAttribute.SEVERITYNUMBER: str(severity.opentelemetry_number),
+                FilterAttribute.SEVERITYTEXT: severity.opentelemetry_text,
             }
             filters = [name for name in self._filters if name in values]
             headers.append([_STRUCTURED_TYPE, *((f"{HEADER_PREFIX}{name}", values[name].encode()) for name in filters)])

@@ -12,7 +12,7 @@ BatchSize = Callable[[EncodedRecord], int]
 """Returns the bytes of a batch with only this record, compressed like the batches of the producer."""
 
 
-class OversizeHandler:
+class OversizeRecordFinder:
     """Finds the records that are too large for their topic. The search takes several attempts to send a batch.
 
     Kafka rejects a batch of several records as a whole. The next batches are smaller if the rejected batch exceeds the topic's limit,
@@ -40,7 +40,7 @@ class OversizeHandler:
         """Return whether one of the records has to be sent in a separate batch."""
         return not self._suspects.isdisjoint(record.id for record in records)
 
-    def on_batch_rejected(self, topic: str, uncompressed_bytes: int, sent_bytes: int, ids: list[str]) -> None:
+    def remember_rejected_batch(self, topic: str, uncompressed_bytes: int, sent_bytes: int, ids: list[str]) -> None:
         """Remember a batch that Kafka rejected as too large in this attempt, for `find_too_large`.
 
         Args:
@@ -54,11 +54,11 @@ class OversizeHandler:
         else:
             self._rejected_batches.append((topic, uncompressed_bytes, ids))
 
-    def on_batch_accepted(self, topic: str, records: Sequence[EncodedRecord]) -> None:
+    def remember_smallest_accepted(self, topic: str, records: Sequence[EncodedRecord]) -> None:
         """Remember the smallest record of a batch that Kafka accepted."""
         self._smallest_accepted[topic] = min(records, key=_body_bytes)
 
-    def forget_records(self, ids: set[str]) -> None:
+    def remove_suspects(self, ids: set[str]) -> None:
         """Remove records from the suspects, because they need no further attempt."""
         self._suspects -= ids
 

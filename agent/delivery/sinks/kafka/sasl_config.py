@@ -44,7 +44,7 @@ class SaslConfig(ConfigSection):
         return self
 
     @property
-    def identity(self) -> str:
+    def credentials_description(self) -> str:
         """The user, the OAuth client or the token file that the agent authenticates with, for error messages."""
         if self.username is not None:
             return f"user {self.username}"

@@ -37,7 +37,7 @@ from agent.delivery.sinks.kafka.message import (
     build_message_encoder,
     message_bytes_upper_bound,
 )
-from agent.delivery.sinks.kafka.oversize import OversizeHandler
+from agent.delivery.sinks.kafka.oversize import OversizeRecordFinder
 from agent.delivery.sinks.kafka.producer import discard_producer, start_producer
 from agent.delivery.sinks.kafka.rejection_workarounds import RejectionWorkarounds
 from agent.delivery.sinks.kafka.topic_settings import read_topic_setting
@@ -94,7 +94,7 @@ class KafkaSink:
         self._encode = build_message_encoder(config.content_mode, config.headers)
         self._workarounds = RejectionWorkarounds(self._timings.workaround)
         self._cleanup_policy: str | None = None  # of the state topic; None if unknown
-        self._oversize = OversizeHandler(config, self._workarounds)
+        self._oversize = OversizeRecordFinder(config, self._workarounds)
         # The records of the batches in progress, by id:
         self._rejected: set[str] = set()
         self._acknowledged: set[str] = set()
@@ -189,7 +189,7 @@ class KafkaSink:
             await self._send_dead_letters(producer, self._dead_letters, rejected)
         self._rejected -= ids
         self._acknowledged -= ids
-        self._oversize.forget_records(ids)
+        self._oversize.remove_suspects(ids)
         return rejected
 
     async def _send_dead_letters(
@@ -285,7 +285,7 @@ class KafkaSink:
             try:
                 await (await producer.send_batch(batch, topic, partition=partition))
             except _TOO_LARGE:
-                self._oversize.on_batch_rejected(topic, size, batch.size(), ids)
+                self._oversize.remember_rejected_batch(topic, size, batch.size(), ids)
                 raise
             except InvalidTimestampError as error:
                 if latest_ms == NO_TIMESTAMP:
@@ -293,7 +293,7 @@ class KafkaSink:
                 self._stop_timestamps(topic)
                 raise
             self._acknowledged.update(ids)
-            self._oversize.on_batch_accepted(topic, records[start:end])
+            self._oversize.remember_smallest_accepted(topic, records[start:end])
             start = end
 
     def _latest_allowed_timestamp(self, topic: str) -> int:

@@ -58,7 +58,7 @@ AREAS: Final = {
     "states": Area(
         (
             "alerts/write_threshold_slot.py",
-            "session/disk_latency_histograms.py",
+            "session/disk_histogram_state_machine.py",
             "session/migration_state.py",
             "session/event_coalescer.py",
             "session/scheduler.py",
@@ -80,7 +80,7 @@ AREAS: Final = {
         ("alerts/test_sample_rules.py", "alerts/test_event_rules.py", "alerts/test_rule_details.py"),
     ),
     "thresholds": Area(
-        ("alerts/threshold_tracker.py", "alerts/levels.py", "alerts/pool_growth.py"),
+        ("alerts/threshold_tracker.py", "alerts/disk_levels.py", "alerts/pool_growth.py"),
         (
             "alerts/test_threshold_tracker.py",
             "alerts/test_threshold_tracker_changes.py",
@@ -96,7 +96,7 @@ AREAS: Final = {
             "delivery/queue.py",
             "delivery/disk_backlog.py",
             "delivery/drops.py",
-            "delivery/delivery_state_transitions.py",
+            "delivery/record_delivery_state_transitions.py",
             "delivery/memory_tail.py",
         ),
         ("delivery/test_queue_model.py", "delivery/test_queue_contents.py"),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class CallbackConnection(Protocol):
     """A connection that can send commands and call back with the replies. `QmpClient` implements and documents the methods."""
 
-    def try_send(self, commands: Sequence[Command], on_results: OnResults) -> bool:
+    def send_if_idle(self, commands: Sequence[Command], on_results: OnResults) -> bool:
         """Send commands in one write. Return False if the connection cannot send now."""
 
     def abandon_replies(self, seconds: float) -> StalledError:
@@ -147,7 +147,7 @@ class CallbackPolls:
             return False
         if batch:
             self._sent_at = PollStart.now()
-            if not client.try_send(commands_of_batch(batch), self._on_results):
+            if not client.send_if_idle(commands_of_batch(batch), self._on_results):
                 return False
             self._batch = batch
             seconds = self._context.settings.response_seconds

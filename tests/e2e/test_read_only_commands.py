@@ -120,7 +120,7 @@ class RogueController:
     def has_pending_commands(self, vm: Vm) -> bool:
         return bool(self.remaining)
 
-    async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
+    async def pop_pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
         batch, self.remaining = self.remaining[:50], self.remaining[50:]
         return [("disk", command) for command in batch]
 

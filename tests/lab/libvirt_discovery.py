@@ -16,7 +16,7 @@ class RecordingListener(SimpleNamespace):
     def __init__(self) -> None:
         super().__init__(statuses=[], added=[], removed=[])
 
-    def on_status(self, _source: object, error: QmpError | None, _note: str) -> None:
+    def on_discovery_status(self, _source: object, error: QmpError | None, _note: str) -> None:
         self.statuses.append(error)
 
     def on_monitor_added(self, monitor: Any) -> None:

@@ -206,7 +206,7 @@ class FakeHost(FakeView):
             kind = ("filesystem", "lvm_thin", "zfs", "filesystem")[position]
             self.snapshot.replace_host_sample(Sample(POOL, (name, kind), values), self.time)
 
-    def health(self) -> dict[str, Any]:
+    def agent_health(self) -> dict[str, Any]:
         """Return the state of an agent that delivers to Kafka."""
         queues = [
             {"name": name, "records": 0, "memory_bytes": 0, "disk_bytes": 0, "oldest_record_age_seconds": 0.0}
@@ -257,7 +257,7 @@ class FakeHost(FakeView):
             alerts.append(pool | more | {"vms": len(self.vms) // 4, "vm_names": ["db-1", "db-2"]})
         return sorted(alerts, key=lambda alert: (alert["severity"] != "critical", alert["since"]))
 
-    def levels_in_bytes(self, vm: Vm, device: str, /) -> list[tuple[str, int]]:
+    def disk_alert_levels_in_bytes(self, vm: Vm, device: str, /) -> list[tuple[str, int]]:
         """Return levels in percent of the disk."""
         limit = (40 if device == "virtio-disk0" else 120) * GIB
         return [(f"{share}%", limit * share // 100) for share in (80, 90, 95)] if vm.uuid else []

@@ -23,7 +23,7 @@ class ScriptedDelivery:
         self.error: str | None = None
         self.stored: list[str] = []
 
-    async def persist_entry(self, entry: PersistentEntry) -> bool:
+    async def store_entry_in_journal(self, entry: PersistentEntry) -> bool:
         self.stored.append(entry.name)
         return True
 

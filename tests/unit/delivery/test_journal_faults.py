@@ -129,7 +129,7 @@ async def test_a_disk_that_fails_at_the_last_write_does_not_disturb_the_stop(
         pipeline.drops.add("samples", DropReason.QUEUE_FULL, 1, 0, 0, 0.0)
         disk.error_name = "SQLITE_READONLY"
 
-    monkeypatch.setattr(journal_module, "write_remaining", drop_a_record_and_fail)
+    monkeypatch.setattr(journal, "write_remaining", drop_a_record_and_fail)
     async with running(pipeline):
         await eventually(lambda: journal.error is None)
     assert journal.error is not None

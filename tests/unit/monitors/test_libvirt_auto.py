@@ -81,7 +81,7 @@ class ScriptedScanner(SimpleNamespace):
             {process.namespace_and_socket: process for process in processes}, dict(qemus), **counts
         )
 
-    def scan(self) -> LibvirtDaemonScanResult:
+    def scan_proc(self) -> LibvirtDaemonScanResult:
         if self.error is not None:
             raise self.error
         result: LibvirtDaemonScanResult = self.result
@@ -94,7 +94,7 @@ class MonitorsAndStatus(SimpleNamespace):
     def __init__(self) -> None:
         super().__init__(names=set(), removed=[], error=None, limitation=None, status_count=0)
 
-    def on_status(self, _source: object, error: QmpError | None, limitation: str = "") -> None:
+    def on_discovery_status(self, _source: object, error: QmpError | None, limitation: str = "") -> None:
         self.error, self.limitation = error, limitation
         self.status_count += 1
 

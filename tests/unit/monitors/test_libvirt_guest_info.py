@@ -68,7 +68,7 @@ class _Daemon:
         self.calls: list[tuple[str, int]] = []
         self.answer = answer
 
-    async def run(self, call: Any) -> Any:
+    async def call_with_connection(self, call: Any) -> Any:
         return call(self)
 
     def look_up_domain(self, _uuid: str) -> "_Daemon":
@@ -122,7 +122,7 @@ async def test_a_cancelled_call_ends_only_when_the_timeout_is_restored() -> None
     released = asyncio.Event()
 
     class Slow(_Daemon):
-        async def run(self, call: Any) -> Any:
+        async def call_with_connection(self, call: Any) -> Any:
             await released.wait()
             return call(self)
 

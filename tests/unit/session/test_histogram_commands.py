@@ -200,7 +200,7 @@ class OneCommand:
     def has_pending_commands(self, _vm: Vm) -> bool:
         return bool(self.commands)
 
-    async def pending_commands(self, _vm: Vm) -> list[tuple[str, Command]]:
+    async def pop_pending_commands(self, _vm: Vm) -> list[tuple[str, Command]]:
         commands, self.commands = self.commands, []
         return commands
 

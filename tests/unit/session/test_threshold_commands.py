@@ -39,7 +39,7 @@ class RecordingController:
         assert vm.uuid == UUID
         return bool(self.commands)
 
-    async def pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
+    async def pop_pending_commands(self, vm: Vm) -> Sequence[tuple[str, Command]]:
         assert vm.uuid == UUID
         commands, self.commands = list(self.commands.items()), {}
         return commands

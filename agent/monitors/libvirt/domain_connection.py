@@ -110,7 +110,7 @@ class DomainConnection:
             self.greeting = greeting_from_version(reply, oob=False)
 
     @property
-    def container(self) -> str:
+    def libvirt_container_name(self) -> str:
         """Name of the container that libvirt runs in; empty on the host itself."""
         return self._daemon.container
 

@@ -91,6 +91,11 @@ def _command_key(request: dict[str, Any]) -> bytes:
 NOT_CAPTURED = {"error": {"class": "CommandNotFound", "desc": "this command is not in the capture"}}
 
 
+def _id_of(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the member of the reply that repeats the request's id, or an empty object without an id."""
+    return {"id": request["id"]} if "id" in request else {}
+
+
 class ReplayedMonitor:
     """A fake QEMU monitor that replays a capture to the first agent that connects.
 
@@ -137,7 +142,7 @@ class ReplayedMonitor:
                 elif (
                     exchange := self._capture.find_exchange(request, self._now)
                 ) is not None and exchange.replied_at < inf:
-                    _send(writer, exchange.reply | {"id": request.get("id")})
+                    _send(writer, exchange.reply | _id_of(request))
 
     async def _reply_in_order(self, writer: asyncio.StreamWriter) -> None:
         """Reply to the in-band commands one after the other, until cancelled."""
@@ -147,7 +152,8 @@ class ReplayedMonitor:
             if exchange is not None:
                 # Send a late reply of a hung QEMU at its captured time, even if the command arrives later than in the capture.
                 await asyncio.sleep(max(0.0, exchange.replied_at - max(self._now, exchange.sent_at)) / self._speed)
-            _send(writer, exchange.reply if exchange is not None else NOT_CAPTURED)
+            reply = exchange.reply if exchange is not None else NOT_CAPTURED
+            _send(writer, {key: value for key, value in reply.items() if key != "id"} | _id_of(request))
 
     async def _send_events(self, writer: asyncio.StreamWriter) -> None:
         """Send the events at their captured times, with the current time as their timestamp. Return at the end of the capture."""

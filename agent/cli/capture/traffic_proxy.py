@@ -13,10 +13,13 @@ from agent.cli.capture.capture_file import CaptureWriter, Sender
 from agent.config.model import Config
 from agent.model.record import sanitize
 from agent.qmp.errors import ProtocolError
-from agent.qmp.frames import FrameSplitter, UnreadableMessage
+from agent.qmp.frames import FrameSplitter, UnreadableMessage, UnreadableMessageKind
 from agent.qmp.protocol import MAX_MESSAGE_BYTES
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+UNREADABLE_REPLY = {"error": {"class": "GenericError", "desc": "qmp-agent capture could not read this reply"}}
+"""Stands for an unreadable reply in the file, because QEMU's replies belong to the commands in their order."""
 
 
 async def capture_traffic(monitor: str, path: Path, config: Config, *, seconds: float, max_bytes: int) -> str:
@@ -38,7 +41,7 @@ async def capture_traffic(monitor: str, path: Path, config: Config, *, seconds: 
     """
     qemu, first_bytes = await _connect(monitor, config.timeouts.greeting)
     with contextlib.closing(qemu[1]), contextlib.closing(CaptureWriter(path, monitor, max_bytes)) as file:
-        proxy = _CapturingProxy(qemu, first_bytes, file)
+        proxy = CapturingProxy(qemu, first_bytes, file)
         with tempfile.TemporaryDirectory(prefix="qmp-agent-capture-") as folder:
             socket = Path(folder) / "monitor.qmp"
             async with (
@@ -76,7 +79,7 @@ class _MessageSplitter(Protocol):
     def receive(self, data: bytes) -> Iterable[Any]: ...
 
 
-class _CapturingProxy:
+class CapturingProxy:
     """A proxy between one agent and one QEMU. The proxy writes the traffic to a file.
 
     Attributes:
@@ -131,8 +134,10 @@ class _CapturingProxy:
         with contextlib.suppress(ConnectionError, ProtocolError):
             while (data := data or await reader.read(READ_BYTES)) and not self._file.full and self.error is None:
                 for message in splitter.receive(data):
-                    if not isinstance(message, UnreadableMessage):  # a capture file contains only JSON
+                    if not isinstance(message, UnreadableMessage):
                         self._write_message(side, message)
+                    elif message.kind is UnreadableMessageKind.REPLY:
+                        self._write_message(side, UNREADABLE_REPLY)
                 writer.write(data)
                 await writer.drain()
                 data = b""

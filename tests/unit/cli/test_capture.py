@@ -1,6 +1,11 @@
 """Capture files: their content, and the replay of a capture."""
 
+import asyncio
+import contextlib
+import json
 import resource
+import socket
+from collections.abc import AsyncIterator
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -11,7 +16,9 @@ import pytest
 from agent.cli.capture import CaptureError
 from agent.cli.capture.agent_runner import RequestSplitter
 from agent.cli.capture.capture_file import REMOVED, CaptureLine, CaptureWriter, read_capture, remove_secrets
-from agent.cli.capture.replay import Capture
+from agent.cli.capture.replay import Capture, ReplayedMonitor
+from agent.cli.capture.traffic_proxy import CapturingProxy, Stream
+from tests.lab.waiting import DEADLINE_SECONDS
 
 NAMES = (
     "password Passwd key-secret password-secret proxy-password psk tls_psk passphrase token cookie auth key private-key"
@@ -186,3 +193,51 @@ def test_a_failed_write_is_reported(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         writer.close()
+
+
+@contextlib.asynccontextmanager
+async def streams() -> AsyncIterator[tuple[Stream, Stream]]:
+    """Two ends of a connection."""
+    ends = [await asyncio.open_connection(sock=sock) for sock in socket.socketpair()]
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            yield ends[0], ends[1]
+    finally:
+        for _, writer in ends:
+            writer.close()
+
+
+async def test_the_replies_after_an_unreadable_one_belong_to_their_commands(tmp_path: Path) -> None:
+    file = CaptureWriter(tmp_path / "f", "/run/vm1.qmp", 1 << 20)
+    async with streams() as (agent, proxy_for_agent), streams() as (qemu, proxy_for_qemu):
+        serving = asyncio.create_task(CapturingProxy(proxy_for_qemu, b"", file).serve(*proxy_for_agent))
+        agent[1].write(b'{"execute": "query-a"}{"execute": "query-b"}')
+        await qemu[0].readuntil(b'"query-b"}')
+        qemu[1].write(b'{"return": {"a": nonsense}}\r\n{"return": {"b": 1}}\r\n')
+        assert b"nonsense" in await agent[0].readline()
+        await agent[0].readline()
+        qemu[1].close()
+        await serving
+    file.close()
+    capture = Capture(read_capture(tmp_path / "f"))
+    exchanges = [capture.find_exchange({"execute": name}, 1e9) for name in ("query-a", "query-b")]
+    assert ["error" in exchange.reply for exchange in exchanges if exchange] == [True, False]
+    assert exchanges[1] is not None
+    assert exchanges[1].reply == {"return": {"b": 1}}
+
+
+async def test_a_replayed_reply_has_the_id_of_its_request() -> None:
+    lines = [
+        CaptureLine(0.0, "qemu", {"QMP": {}}),
+        CaptureLine(0.0, "agent", {"execute": "query-status", "id": 3}),
+        CaptureLine(0.0, "qemu", {"return": {}, "id": 3}),
+        CaptureLine(1e9, "qemu", None),
+    ]
+    async with streams() as (agent, monitor):
+        serving = asyncio.create_task(ReplayedMonitor(Capture(lines), 1.0).serve(*monitor))
+        await agent[0].readline()
+        agent[1].write(b'{"execute": "query-status", "id": 7}{"execute": "query-status"}{"execute": "quit", "id": 8}')
+        replies = [json.loads(await agent[0].readline()) for _ in range(3)]
+        agent[1].close()
+        await serving
+    assert [reply.get("id") for reply in replies] == [7, None, 8]

@@ -149,21 +149,22 @@ class HttpEndpoint:
         """Reload the web config when its files change, until cancelled. An invalid new web config is reported and not used."""
         if self._path is None:
             return
-        signature = self._access.web_config.file_stats
         while True:
             await asyncio.sleep(self._reload_seconds)
             current = await asyncio.to_thread(self._access.web_config.read_file_stats, self._path)
-            if current == signature:
+            if current == self._access.web_config.file_stats and self.config_error is None:
                 continue
             try:
                 web_config = await asyncio.to_thread(LoadedWebConfig.read, self._path)
                 await self._start_servers(web_config, sockets)
             except (EndpointSetupError, OSError) as error:
-                signature = current
-                self.config_error = f"web config: reload failed: {error}; the previous web config stays in use"
-                _log.error("%s", self.config_error)
+                # The next check tries again, because the file that was missing or invalid may be one that only the new config names.
+                config_error = f"web config: reload failed: {error}; the previous web config stays in use"
+                if config_error != self.config_error:
+                    _log.error("%s", config_error)
+                self.config_error = config_error
                 continue
-            signature, self.config_error = web_config.file_stats, None
+            self.config_error = None
             _log.info("web config: reloaded")
 
 

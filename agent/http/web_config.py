@@ -208,26 +208,30 @@ class LoadedWebConfig:
         if path is None:
             return cls()
         try:
+            stats = _read_file_stats([path])  # before the content, so that a later change is noticed
             config = read_yaml_file(path, WebConfigFile)
             tls = config.tls_server_config
-            signature = _read_file_stats([path, *referenced_files(config, path.parent)])
+            named_files = referenced_files(config, path.parent)
+            stats += _read_file_stats(named_files)
+            for file in named_files:
+                file.open("rb").close()  # OpenSSL's errors do not name the file
             context = tls_context(tls, path.parent) if tls is not None else None
         except ConfigError as error:
             raise EndpointSetupError("; ".join(map(str, error.problems))) from error
         except OSError as error:
             where = f" {error.filename}:" if error.filename else ""
             raise EndpointSetupError(f"{path}: TLS setup failed:{where} {error.strerror or error}") from error
-        return cls(config, context, BasicAuthUsers(config.basic_auth_users), signature)
+        return cls(config, context, BasicAuthUsers(config.basic_auth_users), stats)
 
     def read_file_stats(self, path: Path) -> object:
         """Return the current signature of the web config's files. Blocks, so call this method in a thread."""
         return _read_file_stats([path, *referenced_files(self.config, path.parent)])
 
 
-def _read_file_stats(paths: Sequence[Path]) -> object:
-    signatures = []
+def _read_file_stats(paths: Sequence[Path]) -> list[tuple[str, int, int, int]]:
+    stats = []
     for path in paths:
         with contextlib.suppress(OSError):
             info = path.stat()
-            signatures.append((str(path), info.st_ino, info.st_mtime_ns, info.st_size))
-    return signatures
+            stats.append((str(path), info.st_ino, info.st_mtime_ns, info.st_size))
+    return stats

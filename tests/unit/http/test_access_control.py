@@ -207,6 +207,19 @@ async def test_a_changed_web_config_is_reloaded_and_an_invalid_one_changes_nothi
         assert await endpoint.get(credentials=EndpointCredentials(ca=certificates.authority)) == 401
 
 
+async def test_a_web_config_is_loaded_once_the_certificate_that_it_names_exists(folder: Path) -> None:
+    certificates = Certificates.make(folder / "new")
+    late = folder / "late.pem"
+    async with RunningEndpoint(folder, USERS).open() as endpoint:
+        endpoint.write({"tls_server_config": {"cert_file": "late.pem", "key_file": "late.pem"}})
+        await until(lambda: endpoint.endpoint.config_error, TIMEOUT_SECONDS)
+        assert str(late) in (endpoint.endpoint.config_error or "")
+        late.write_bytes(certificates.server.read_bytes())
+        await until(lambda: endpoint.endpoint.config_error is None, TIMEOUT_SECONDS)
+        endpoint.url = endpoint.url.replace("http:", "https:")
+        assert await endpoint.get(credentials=EndpointCredentials(ca=certificates.authority)) == 200
+
+
 async def test_a_renewed_certificate_is_used_for_new_connections(folder: Path) -> None:
     old, new = Certificates.make(folder / "old"), Certificates.make(folder / "new")
     pem = folder / "server.pem"

@@ -150,7 +150,7 @@ class StorageReportFile:
         return self._report
 
     def _parse_content(self, status: os.stat_result, content: bytes) -> StorageReport | StorageReportError:
-        if status.st_uid not in (0, os.geteuid()) or status.st_mode & stat.S_IWOTH:
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             return StorageReportError(f"{self.path} is not used: root must own it, and no other user may write it")
         if len(content) > MAX_REPORT_BYTES:
             return StorageReportError(f"{self.path} is larger than {MAX_REPORT_BYTES >> 20} MiB")

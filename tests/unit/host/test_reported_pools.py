@@ -254,9 +254,10 @@ def test_a_report_of_another_format_is_refused_with_its_cause(tmp_path: Path, co
         StorageReportFile(path).load(0.0)
 
 
-def test_a_report_that_any_user_may_write_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [0o646, 0o664])
+def test_a_report_that_another_user_may_write_is_refused(tmp_path: Path, mode: int) -> None:
     path = write(tmp_path / "report", DATA)
-    os.chmod(path, 0o666)  # noqa: PTH101 - as in the other tests
+    os.chmod(path, mode)  # noqa: PTH101 - as in the other tests
     with pytest.raises(StorageReportError, match="root must own it"):
         StorageReportFile(path).load(time.time())
 

@@ -80,7 +80,7 @@ def format_seconds(value: float | None) -> str:
     for unit, maximum, unit_seconds in (("s", 100, 1), ("m", 100, 60), ("h", 48, 3600), ("d", 1000, 86400)):
         if value / unit_seconds < maximum - 0.5:
             return f"{value / unit_seconds:.0f}{unit}"
-    return ">3y"
+    return ">2y"
 
 
 def format_latency(value: float | None) -> str:

@@ -99,9 +99,9 @@ def find_dump_or_measurement_running(evidence: Evidence) -> Iterator[CauseFindin
     if evidence.whole_vm_values(DUMP).get("status") == "active":
         written, size = (evidence.whole_vm_number(DUMP, name) for name in ("written_bytes", "size_bytes"))
         done = f": {format_bytes(written)} of {format_bytes(size)} are written" if written is not None and size else ""
-        yield CauseFinding(
-            "", f"A client dumps the guest's memory{done}.", {"written_bytes": written, "size_bytes": size}
-        )
+        figures = {"written_bytes": written, "size_bytes": size}
+        known = {name: number for name, number in figures.items() if number is not None}
+        yield CauseFinding("", f"A client dumps the guest's memory{done}.", known)
     if evidence.whole_vm_values(DIRTY_RATE).get("status") == "measuring":
         yield CauseFinding("", "A client measures the guest's dirty rate, which makes each first write slower.", {})
 

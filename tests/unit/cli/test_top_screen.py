@@ -55,7 +55,7 @@ def test_values_are_short() -> None:
         "12m",
         "5h",
         "31d",
-        ">3y",
+        ">2y",
     ]
 
 

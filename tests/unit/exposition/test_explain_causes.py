@@ -289,6 +289,13 @@ def test_disks_of_a_throttle_group_share_its_limit() -> None:
     assert "shared by throttle group all" in cause["sentence"]
 
 
+def test_a_dump_of_unknown_size_has_no_figures() -> None:
+    machine = OneVm()
+    machine.put(DUMP, NOW - 1, ((), {"status": "active"}))
+    (cause,) = machine.explain()
+    assert (cause["cause"], cause["figures"]) == ("dump_running", {})
+
+
 def test_rates_of_old_polls_explain_nothing() -> None:
     machine = OneVm()
     starved(machine)

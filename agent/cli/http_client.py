@@ -153,7 +153,7 @@ async def open_response(
         path: path of the request, beginning with a slash.
         params: parameters in the query of the URL.
         body: a JSON value to send; None for no body.
-        seconds: timeout for connecting, and again for the response's header.
+        seconds: timeout in seconds for connecting, and again for the response's header.
 
     Raises:
         EndpointCredentialsError: a file with credentials cannot be read.
@@ -220,7 +220,7 @@ async def request_json(
         expected_status: the status of a successful answer.
         self_explanatory_statuses: statuses whose response text is a complete error message.
         required: members that the answer has to have, and the type of each member.
-        seconds: timeout of the request.
+        seconds: timeout of the request in seconds.
 
     Raises:
         AgentRequestError: no agent answers, or the answer has another status, is no JSON object, or lacks a required member.
@@ -246,7 +246,7 @@ async def request_json(
 
 
 def find_vm_uuid(overview: Mapping[str, Any], name: str) -> str:
-    """Return the UUID of the VM with this name or UUID in the answer of /overview; empty if no VM matches."""
+    """Look up a VM by name or UUID in the answer of /overview. Return the VM's UUID; empty if no VM matches."""
     return next((uuid for uuid, vm in overview["vms"].items() if name in (uuid, vm["name"])), "")
 
 

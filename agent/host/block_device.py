@@ -1,8 +1,8 @@
 """Device number, current size and unique identity of a block device, from sysfs.
 
 The agent does not use QEMU's size, because QEMU reports the size that the device had when QEMU opened the device. So
-`query-named-block-nodes` reports the old size of a logical volume that was extended later. QEMU 7.2 reports the end of a write beyond the
-old size as the size. The volume then always looks full.
+`query-named-block-nodes` reports the old size of a logical volume that was extended later. After a write beyond the old size, QEMU 7.2
+reports the end of that write as the size. The volume then always looks full.
 
 The agent's systemd unit hides the nodes in /dev (PrivateDevices). Every process can see the devices in sysfs.
 """

@@ -27,7 +27,7 @@ class ChildUnavailableError(Exception):
 
 
 class _LineProtocol(asyncio.SubprocessProtocol):
-    """Buffers the output lines of a child until they are read.
+    """Buffers the output lines of a child until `read_line` takes the lines.
 
     Attributes:
         exited: set when the child has exited.
@@ -44,7 +44,7 @@ class _LineProtocol(asyncio.SubprocessProtocol):
         """Set `exited`: the child has exited."""
         self.exited.set()
 
-    def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: ARG002 - it is standard output
+    def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: ARG002 - always standard output
         """Split the child's output into lines, and keep the lines until `read_line` takes them."""
         *lines, self._incomplete_line = (self._incomplete_line + data).split(b"\n")
         self._lines.extend(lines)

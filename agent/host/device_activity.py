@@ -66,7 +66,7 @@ def describe_device_stall(before: DeviceActivity, after: DeviceActivity, seconds
     Args:
         before: the activity at one time.
         after: the activity some seconds later.
-        seconds: the time between `before` and `after`. This time has to be longer than the device takes for a request.
+        seconds: the time between `before` and `after` in seconds. The time has to be longer than the device takes for a request.
     """
     if before.suspended and after.suspended:
         return f"the device mapper has suspended the device for {seconds:g} s"

@@ -11,13 +11,15 @@ import sys
 
 BTRFS = "/sys/fs/btrfs"
 UNFLUSHED_BYTES_FILES = ("allocation/data/bytes_may_use", "allocation/data/bytes_reserved")
-"""Files with the number of unflushed bytes of a Btrfs: written by a process, but not yet flushed to disk. Every user may read these files.
+"""Files with the number of unflushed bytes of a Btrfs. Every user may read these files.
+
+A process has written the unflushed bytes, but Btrfs has not yet flushed the bytes to disk.
 
 Btrfs counts data as used only after the flush, up to 30 s later. Other file systems, such as ext4, XFS and tmpfs, count data at once.
 """
 
 MAX_BTRFS_READS = 4
-"""Maximum number of reads of one Btrfs.
+"""Maximum number of times that the program reads one Btrfs for one request.
 
 The program reads again if the number of unflushed bytes has changed during a read. Data that was flushed during the read may count twice
 or not at all.

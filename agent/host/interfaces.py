@@ -72,7 +72,7 @@ def _find_interfaces(process: Process, targets: Mapping[str, str], *, same_netns
             name = next((line.split()[1] for line in lines if line.startswith("iff:") and len(line.split()) == 2), "")
             if _INTERFACE_NAME.fullmatch(name):
                 yield name, "tap"
-        elif same_netns and re.fullmatch(r"/dev/tap\d+", target):  # each network namespace has its own numbers
+        elif same_netns and re.fullmatch(r"/dev/tap\d+", target):  # the number is unique only in its network namespace
             macvtaps = _interface_names_by_index(process) if macvtaps is None else macvtaps
             if (index := target.removeprefix("/dev/tap")) in macvtaps:
                 yield macvtaps[index], "macvtap"

@@ -75,7 +75,7 @@ class LibvirtDaemon:
 
     @property
     def namespace_and_socket(self) -> tuple[int | None, str]:
-        """Identity of the daemon: mount namespace and socket. A daemon that restarts in the same container has the same key."""
+        """Identity of the daemon: mount namespace and socket. A daemon that restarts in the same container keeps its identity."""
         return self.mount_namespace, self.socket
 
     @property
@@ -90,7 +90,7 @@ class LibvirtDaemonScanResult:
     """The result of a scan.
 
     Attributes:
-        daemons: the daemons by `LibvirtDaemon.key`.
+        daemons: the daemons by `LibvirtDaemon.namespace_and_socket`.
         qemus: process IDs of QEMUs, by pid namespace and the VM's UUID.
         unreadable_daemons: number of daemons in other mount namespaces that the agent may not inspect.
         ignored_daemons: number of daemons above MAX_DAEMONS.
@@ -207,7 +207,7 @@ class LibvirtDaemonScanner:
         try:
             for name in os.listdir(directory):  # noqa: PTH208 - names, not paths
                 with contextlib.suppress(FileNotFoundError):
-                    target = os.readlink(f"{directory}/{name}")  # noqa: PTH115 - one system call a file
+                    target = os.readlink(f"{directory}/{name}")  # noqa: PTH115 - one system call per file
                     if target.startswith("socket:["):
                         inodes.add(target[8:-1])
         except OSError:
@@ -229,7 +229,7 @@ class LibvirtDaemonScanner:
                     yield fields[7]
 
     def _find_user(self, pid: int) -> tuple[int, bool] | None:
-        """Return the user id of a process in its user namespace, and whether this user is root there.
+        """Return the user id that a process has in its own user namespace, and whether this user id is root's.
 
         Return None if the process has ended.
         """
@@ -245,7 +245,7 @@ class LibvirtDaemonScanner:
         return uid, uid == 0
 
     def _container_name(self, pid: int) -> str:
-        """Return the pod's name from the process's environment. Return a text with the process ID if there is no pod."""
+        """Return the pod's name from the process's environment. Return a text with the process ID if the environment names no pod."""
         for entry in read_file(self._proc / str(pid) / "environ").split(b"\0"):
             name, _, value = entry.partition(b"=")
             if name in {b"POD_NAME", b"HOSTNAME"} and re.fullmatch(rb"[a-z0-9][a-z0-9.-]{0,252}", value):
@@ -294,7 +294,7 @@ class QemuPidsByUuid:
 def _namespace_inode(proc: Path, pid: int | str, kind: str) -> int | None:
     """Return the inode of a process's namespace; None if the process has ended or the agent may not read the namespace."""
     with contextlib.suppress(OSError):
-        return os.stat(f"{proc}/{pid}/ns/{kind}").st_ino  # noqa: PTH116 - one system call a process
+        return os.stat(f"{proc}/{pid}/ns/{kind}").st_ino  # noqa: PTH116 - one system call per process
     return None
 
 

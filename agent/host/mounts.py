@@ -60,8 +60,8 @@ def _parse_line(line: str) -> Mount | None:
 def find_mount(mounts: Sequence[Mount], path: str) -> Mount | None:
     """Return the mount that contains an absolute path; None if no mount has the mount point `/`.
 
-    The search goes from the root mount to its child mounts, like the kernel's path lookup. So the result is never a mount that is hidden by
-    a later mount on a parent directory.
+    The search goes from the root mount to its child mounts, like the kernel's path lookup. So the result is never a mount that a later
+    mount on a parent directory hides.
 
     Args:
         mounts: All mounts of the mount namespace.

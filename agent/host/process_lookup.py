@@ -2,7 +2,7 @@
 
 The socket's owner is the process that opened the other end of the monitor's socket (SO_PEERCRED). The owner may be a manager that passed
 the socket to QEMU. QEMU reports the ids of its vCPU threads and iothreads. A QEMU in a pid namespace reports the ids in its own namespace.
-Other threads on the host may have the same ids. The agent checks the owner and the thread ids, because each can mislead.
+Other threads on the host may have the same ids. The agent checks both the owner and the thread ids, because either alone can mislead.
 """
 
 import os

@@ -19,7 +19,7 @@ MAX_DIGITS = 20
 NumbersByName = dict[str, int]
 
 Content = TypeVar("Content")
-"""The content of a file: its bytes, or its words if the caller also needs words that are not numbers."""
+"""The type of a file's content: bytes, or a list of words for /proc/PID/stat, whose state is a word and not a number."""
 
 ParseAll = Callable[[Content], Sequence[bytes] | None]
 """Returns the digits of all requested values, in order; None if the file lacks one of the values."""

@@ -2,7 +2,7 @@
 
 A thread in state D (disk sleep) waits for storage. A thread in state S (sleeping) waits for storage if the thread is in a system call that
 accesses files, for example on FUSE. The agent can read the system call and its file only with the permission to trace the process (ptrace).
-The agent finds only threads in state D without the permission.
+Without this permission, the agent finds only threads in state D.
 """
 
 import platform
@@ -93,7 +93,7 @@ def _read_thread(process: Process, name: str, calls: Mapping[int, str]) -> Threa
     if state == b"S" and call is None:
         return None
     slices = (process.read(f"task/{name}/schedstat") or "").split()
-    # Leave out the thread: only the number of time slices shows whether a thread runs between two reads.
+    # Leave out a thread whose number of time slices is unknown. Only this number shows whether the thread runs between two reads.
     if len(slices) < 3 or not slices[2].isdecimal():
         return None
     return ThreadBlockedOnStorage(int(name), int(slices[2]), _path_of_file(process, call, arguments))

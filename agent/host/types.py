@@ -64,8 +64,8 @@ class KernelFilesRequest:
     Attributes:
         directory: path relative to the process's directory in /proc; empty for this directory itself. A path with a leading slash is an
             absolute path on the host.
-        names: names of the files. A name that ends with a slash is a directory. The reply contains the number of its entries in place
-            of its content.
+        names: names of the files. A name that ends with a slash is a directory. For a directory, the reply contains the number of
+            entries.
         subject: the task, interface or cgroup that the files describe.
     """
 

@@ -129,7 +129,10 @@ def _parse_tcp_sockets(*tables: bytes) -> Iterator[tuple[int, SocketTableEntry]]
 
 
 def _parse_endpoint(text: str) -> tuple[str, int]:
-    """Parse an address and port such as `0100007F:115C`: words of four bytes in host byte order. An IPv4-mapped address becomes IPv4."""
+    """Parse an address and port such as `0100007F:115C`. An IPv4-mapped address becomes IPv4.
+
+    The address consists of words of four bytes in host byte order.
+    """
     digits, _, port = text.partition(":")
     words = [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]
     address = ipaddress.ip_address(b"".join(struct.pack("=I", word) for word in words))

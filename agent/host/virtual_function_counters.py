@@ -27,7 +27,7 @@ MAX_PHYSICAL_FUNCTIONS = 256
 FRESH_INTERVALS = 3
 """Number of intervals after which a result is too old to report."""
 UNUSED_INTERVALS = 10
-"""Number of intervals without a poll that uses a physical function, after which the agent stops querying this function."""
+"""The agent stops querying a physical function that no poll has used for this number of intervals."""
 
 Query = Callable[[str], Sequence[VirtualFunctionReading]]
 
@@ -57,7 +57,7 @@ class VirtualFunctionCounters:
     """The last counters of all virtual functions that VMs use."""
 
     def __init__(self, query: Query | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        """Create a cache without virtual functions. `read` adds each requested function.
+        """Create a cache without virtual functions. `read_cached_counters` adds the physical function of each requested function.
 
         Args:
             query: returns the virtual functions of a network interface. The call may block, and may raise OSError or NetlinkError.

@@ -27,7 +27,7 @@ ConnectChannel = Callable[[Callable[[], asyncio.Protocol]], Awaitable[asyncio.Ba
 """Opens a transport to a channel for the asyncio protocol that the factory returns. Raises OSError if the channel cannot be opened."""
 
 PeerCheck = Callable[[int | None], str]
-"""Checks the process that listens at the channel, given its pid. Returns why the agent must not connect, or an empty text."""
+"""Checks the process that listens at the channel, given its pid. Returns why the agent must not connect; empty if the agent may connect."""
 
 
 class GuestAgentClient(asyncio.Protocol):
@@ -139,7 +139,7 @@ class GuestAgentClient(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:  # noqa: D102 - defined by asyncio
         self._transport = cast("asyncio.Transport", transport)
-        if self.ended_future.done():  # the deadline has passed before asyncio called this method
+        if self.ended_future.done():  # `open` failed before asyncio called this method
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:  # noqa: D102 - defined by asyncio

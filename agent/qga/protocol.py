@@ -1,4 +1,4 @@
-r"""The guest agent's protocol without I/O: it parses received bytes into replies. Pure: no socket, no clock, no asyncio.
+r"""The guest agent's protocol without I/O: parses received bytes into replies. Pure: no socket, no clock, no asyncio.
 
 The protocol of qemu-ga 2.6 to 11.1 is JSON like QMP, but without a greeting, events and ids. The guest agent executes one command at a
 time, and a reply ends with a line feed. A reply may be missing, or may arrive after the client stopped waiting. So the client synchronizes
@@ -35,7 +35,7 @@ class SyncState(Enum):
     """State of the synchronization of one connection."""
 
     LOST = auto()
-    """The client does not know which request the next reply answers. Received bytes are discarded until `sync` is called."""
+    """The client does not know which request the next reply answers. Received bytes are discarded until a new synchronization."""
     SYNCHRONIZING = auto()
     """The reply to a synchronization is expected."""
     READY = auto()
@@ -67,13 +67,14 @@ class GuestAgentProtocol:
         """Create the state of a new connection.
 
         Args:
-            first_number: number of the first synchronization. A random number differs from the numbers of earlier clients.
+            first_number: the first synchronization uses the number after `first_number`. A random number differs from the
+                numbers of earlier clients.
         """
         self.state = SyncState.LOST
         self.discarded_bytes = 0
         self._number = first_number
         self._buffer = bytearray()
-        self._scanned = 0  # the first bytes of the buffer, up to this number, contain no line feed
+        self._scanned = 0  # number of bytes at the start of the buffer that contain no line feed
         self._received = 0  # bytes received since the last request
 
     def start_synchronization(self) -> GuestRequest:
@@ -97,7 +98,7 @@ class GuestAgentProtocol:
         return request
 
     def abandon_reply(self) -> None:
-        """Expect no reply from now on. The caller has to call `sync` before the next command."""
+        """Expect no reply from now on. The caller has to call `start_synchronization` before the next command."""
         self._discard_buffer(SyncState.LOST)
 
     def _discard_buffer(self, state: SyncState) -> None:

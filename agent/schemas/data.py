@@ -213,7 +213,7 @@ POOL_ALERTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         (),
     ),
 }
-"""For each alert of pools: its further fields, and the names of the required fields."""
+"""The fields that only one alert about storage pools has, and the names of the required fields, by alert."""
 
 _DROPPED_RECORDS_FIELDS = {
     "reason": {"enum": [drop.value for drop in DropReason]},

@@ -71,7 +71,10 @@ CAUSES = (
     Cause("dump_running", migrations_and_jobs.find_dump_or_measurement_running),
     Cause("guest_cpu_busy", cpu_and_memory.find_guest_cpu_busy),
 )
-"""All causes, the most likely first. Causes that stop a guest come before causes that slow a guest, and limits before their effects."""
+"""All causes, the most likely first. Causes that stop a guest come before causes that slow a guest.
+
+A limit, such as a CPU quota, comes before its effects, such as vCPUs that wait.
+"""
 
 OTHER_ALERT = "alert"
 """Name of the cause for a firing alert that no cause in `CAUSES` explains."""

@@ -13,7 +13,8 @@ QUOTA_RATIO = 0.25
 MIN_DELAY, DELAY_RATIO = 0.1, 0.15
 """Run delay is time in which a vCPU is ready but has no host CPU.
 
-Minimum sum of all vCPUs in seconds per second, and minimum share in run delay plus run time.
+`MIN_DELAY` is the minimum run delay of all vCPUs together, in seconds per second. `DELAY_RATIO` is the minimum share of the run delay in
+the sum of run delay and run time.
 """
 BUSY_THREAD = 0.9
 """A thread counts as busy if it uses at least this share of a host CPU."""

@@ -25,7 +25,7 @@ RECENT_SECONDS = 60.0
 MIN_BASELINE_POINTS = 10
 """Minimum number of points in the history for a baseline."""
 SLOW_RATIO, MIN_SLOW_SECONDS = 3.0, 0.005
-"""A mean latency counts as high if it is at least this multiple of the baseline, and at least this many seconds."""
+"""A mean latency counts as high from `SLOW_RATIO` times the baseline, but not below `MIN_SLOW_SECONDS`."""
 ALWAYS_SLOW_SECONDS = 0.05
 """A mean latency of at least this many seconds counts as high, even without a baseline."""
 ALWAYS_SLOW_P99_SECONDS = 0.1

@@ -1,4 +1,4 @@
-"""Known facts about one VM: samples, rates, history, alerts and pools, as input of the functions that find causes. Pure."""
+"""Known facts about one VM: samples, rates, history, alerts and pools. The functions that find causes read these facts. Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from agent.model.metrics.vm_process_and_interfaces import VCPU
 MAX_RATE_AGE = 60.0
 """Maximum age of rates in seconds. Older rates do not explain the current state."""
 MAX_MISSED_POLLS = 3
-"""Maximum age of rates in polling intervals. The larger of the two limits applies."""
+"""Maximum age of rates in polling intervals. The larger of this limit and `MAX_RATE_AGE` applies."""
 
 
 class CauseFinding(NamedTuple):
@@ -77,7 +77,7 @@ class Evidence:
         return finite_number_or_none(self.whole_vm_values(family), name)
 
     def rates(self, family: Family, labels: LabelValues, names: Iterable[str]) -> dict[str, float]:
-        """Return the increase per second of a subject's counters between its last two polls; empty if the polls are too old."""
+        """Return how much the counters of one subject, such as a disk, increase per second; empty if the last two polls are too old."""
         poll = self._fresh_poll(family)
         return poll.rates_for_labels(labels, names) if poll is not None else {}
 

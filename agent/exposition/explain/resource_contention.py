@@ -24,7 +24,7 @@ from agent.model.record import Vm, sanitize
 MAX_VMS = 5
 """Maximum number of VMs in each list."""
 MAX_POOLS = 8
-"""The result has at most this number of resources plus two, for the CPU and the memory."""
+"""The result has at most `MAX_POOLS + 2` resources: room for the CPU, the memory and this number of pools."""
 MAX_NAME = 64
 """Maximum length of a VM's name in a list, in characters."""
 
@@ -41,7 +41,7 @@ class HostResource(StrEnum):
 class _Usage:
     """The VMs that wait for one resource, and the VMs that use the resource.
 
-    Each dict has `uuid`, `vm`, and figures in base units. VMs are later sorted by the first figure.
+    Each dict describes a VM: its `uuid`, its name `vm`, and figures in base units. The result lists the VMs by the first figure.
     """
 
     waiting: list[dict[str, Any]] = field(default_factory=list)
@@ -111,7 +111,7 @@ def _process_cpus(evidence: Evidence) -> float | None:
 
 
 def _awaited_resources(evidence: Evidence) -> Iterator[tuple[HostResource, LabelValues, FieldValues]]:
-    """Yield each resource that a VM waits for, with the label values and the numbers that show the wait.
+    """Yield each resource that a VM waits for, with the pool's label values and the figures that show the wait.
 
     A VM does not wait for the CPU if its own CPU quota throttles it.
     """

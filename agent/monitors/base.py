@@ -18,7 +18,7 @@ from agent.qmp.protocol import Event, Greeting, SkippedQmpMessages
 
 
 class MonitorConnection(Protocol):
-    """A connection to one VM that executes QMP commands. `QmpClient` is the implementation over a QMP socket."""
+    """A connection that executes QMP commands on one VM. `QmpClient` is the implementation over a QMP socket."""
 
     @property
     def greeting(self) -> Greeting | None:
@@ -34,7 +34,7 @@ class MonitorConnection(Protocol):
 
     @property
     def can_probe(self) -> bool:
-        """True if the connection supports out-of-band commands, with which the agent probes a stalled QEMU."""
+        """True if the connection supports out-of-band commands. The agent probes a stalled QEMU with an out-of-band command."""
 
     @property
     def receives_events(self) -> bool:
@@ -81,7 +81,7 @@ class MonitorPriority(IntEnum):
     DEDICATED = 0
     """A monitor for the agent alone: all events, all commands."""
     MANAGER = 10
-    """A monitor over the VM's manager, such as libvirt: all events, and the commands that the manager supports."""
+    """Access through the VM's manager, such as libvirt: all events, and the commands that the manager supports."""
     SHARED = 20
     """A monitor that the agent shares with another client: one short connection for each poll, no events."""
 
@@ -97,8 +97,8 @@ class Monitor:
         priority: preference among the monitors of the same VM.
         inbound: whether QEMU connects to the agent. The agent keeps an inbound connection open in standby, too, because QEMU would
             reconnect at once.
-        shared_address: the address that several VMs connect to, without parts that change when a VM restarts, such as a process ID;
-            empty unless `inbound`.
+        shared_address: the agent's address, which several VMs connect to; empty unless `inbound`. Unlike `name`, the address has no
+            part that changes when a VM restarts, such as a process ID.
         open_guest_channel: opens a connection to the VM's guest agent over the VM's manager; None if the monitor has no manager.
     """
 
@@ -126,7 +126,7 @@ class DiscoveryListener(Protocol):
         Args:
             source: a placeholder `Monitor` without a VM, which stands for the discoverer in lists of monitors.
             error: why discovery does not work; None if discovery works.
-            limitation: a limitation of discovery for the operator, such as read-only access; empty if there is none.
+            limitation: what discovery cannot do, as a text for the operator; empty without a limitation.
         """
 
     def on_incoming_connection_refused(self, address: str, reason: str) -> None:
@@ -142,7 +142,7 @@ class Discoverer(Protocol):
 
 @runtime_checkable
 class StoragePoolLister(Protocol):
-    """A discoverer whose manager has storage pools."""
+    """A discoverer that can list storage pools, because the VMs' manager is libvirt."""
 
     async def storage_pools(self) -> Sequence[LibvirtStoragePool]:
         """Return the active storage pools.
@@ -173,7 +173,7 @@ class AllowedChanges(Protocol):
 
 
 class DiscovererConfig(ConfigSection):
-    """An entry of the config's `monitors`. The name of the first key is the transport; the value of the first key is the address."""
+    """An entry of the config's `monitors`. The entry's first key names the transport; the key's value is the address."""
 
     inbound: ClassVar[bool] = False
     """True if QEMU connects to the agent."""
@@ -192,7 +192,7 @@ class DiscovererConfig(ConfigSection):
 
     @property
     def addresses(self) -> Sequence[str]:
-        """Addresses of the monitors' sockets, in the form of `dial`; empty for libvirt, which connects to the sockets itself."""
+        """Addresses of the monitors' sockets, in the form of the config key `dial`; empty for libvirt, which connects itself."""
         return ()
 
     @property

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 SCAN_INTERVAL_SECONDS = 5.0
 SCAN_DELAY_SECONDS = 0.02
-"""Delay in seconds between a change of the directory and the scan, because a manager may create many sockets at once."""
+"""Seconds between a change of the directory and the scan. After this delay, one scan finds many sockets that a manager creates at once."""
 
 _INOTIFY_MASK = Mask.CREATE | Mask.DELETE | Mask.MOVED_TO | Mask.MOVED_FROM | Mask.ONLYDIR
 
@@ -48,7 +48,7 @@ class DialConfig(DiscovererConfig):
 
 
 class DialDiscoverer:
-    """Finds monitors at an address such as `/run/qemu/*.qmp`, `/run/vm1.sock` or `tcp:127.0.0.1:4444`, and stays connected to them."""
+    """Finds monitors at an address such as `/run/qemu/*.qmp`, `/run/vm1.sock` or `tcp:127.0.0.1:4444`. The agent stays connected."""
 
     def __init__(self, pattern: str, scan_seconds: float = SCAN_INTERVAL_SECONDS) -> None:
         self.pattern = pattern
@@ -184,7 +184,7 @@ class _DirectoryWatcher:
 
 
 def _directory_to_watch(pattern: str) -> Path:
-    """Return the directory to watch: the innermost parent directory of the sockets whose path has no wildcard."""
+    """Return the directory to watch: the innermost parent directory in the pattern that has no wildcard in its path."""
     directory = Path(pattern).parent
     while glob.has_magic(str(directory)):
         directory = directory.parent

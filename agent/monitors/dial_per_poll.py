@@ -1,8 +1,8 @@
 """Monitors that the agent shares with another client, such as Proxmox's tools: the agent connects for each poll and disconnects.
 
 A QMP socket serves one client at a time, and two more clients can wait in its backlog. So each poll has its own short connection: connect,
-send all commands in one write, read the replies, disconnect. The greeting and the replies each have a timeout. The agent receives events
-only while it is connected, so it misses most events.
+send all commands in one write, read the replies, disconnect. The greeting and the replies each have a timeout. The agent misses most
+events, because QEMU sends events only to a connected client.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Monitors that connect to the agent: one Unix socket, or one TCP port with TLS, for all VMs of a host.
 
-A QEMU with `-chardev socket,...,reconnect=N` retries until it is connected, so the agent can restart at any time. The agent authenticates
-the peer before it reads a byte: by the credentials that the kernel reports (Unix socket), or by a certificate (TCP).
+A QEMU with `-chardev socket,...,reconnect=N` retries until the agent accepts the connection. So the agent can restart at any time. The
+agent authenticates the peer before reading a byte: by the credentials that the kernel reports (Unix socket), or by a certificate (TCP).
 """
 
 import asyncio

@@ -61,7 +61,7 @@ class DialPerPollConfig(DiscovererConfig):
 
     @property
     def required_qemu_changes(self) -> frozenset[OptInChange]:
-        """The change that adds a monitor, if `own_monitor_dir` is set."""
+        """The change that adds a monitor to QEMU; empty unless `own_monitor_dir` is set."""
         return frozenset({OptInChange.OWN_MONITOR} if self.own_monitor_dir is not None else ())
 
 

@@ -1,8 +1,8 @@
 """Notifications to systemd, sd_notify(3): ready, status, watchdog, stopping.
 
-The agent sends watchdog pings only while it makes progress. If the event loop runs but no VM is polled, the agent has a bug. Then the agent
-sends no pings, and systemd restarts the agent. A restart does not help if a QEMU stalls, or if Kafka or a disk fails. In these cases the
-pings continue, and /readyz reports the failure.
+The agent sends watchdog pings only while it makes progress. If the event loop runs but no VM is polled, the agent has a bug. The agent
+then stops the pings, and systemd restarts the agent. A restart does not help if a QEMU stalls, or if Kafka or a disk fails. In these cases
+the pings continue, and /readyz reports the failure.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 _log = logging.getLogger("agent")
 
 STATUS_SECONDS = 10.0
-"""Time between two status lines if the systemd unit has no watchdog."""
+"""Seconds between two status lines if the systemd unit has no watchdog."""
 
 
 class SystemdNotifier:
@@ -32,7 +32,7 @@ class SystemdNotifier:
         self.watchdog_seconds = int(timeout) / 1e6 if for_this_process and timeout.isdecimal() else 0.0
 
     def notify(self, **fields: str) -> None:
-        """Send fields such as READY="1" without blocking. Do nothing if the socket is missing."""
+        """Send fields such as READY="1" without blocking. Ignore errors. Do nothing if NOTIFY_SOCKET is not set."""
         if not self._path:
             return
         address = "\0" + self._path[1:] if self._path.startswith("@") else self._path
@@ -42,6 +42,8 @@ class SystemdNotifier:
 
     async def keep_notifying(self, hang_reason: Callable[[], str], status: Callable[[], str]) -> None:
         """Send the status line and a watchdog ping three times per watchdog timeout, until cancelled.
+
+        Send only the status line, every `STATUS_SECONDS`, if the unit has no watchdog. Return at once if NOTIFY_SOCKET is not set.
 
         Args:
             hang_reason: returns why the agent makes no progress, or an empty text. Pings are sent only while the text is empty.

@@ -1,4 +1,4 @@
-"""`qmp-agent capture` and `replay`: capture the QMP traffic of one monitor in a file, and replay it to an agent.
+"""`qmp-agent capture` and `replay`: capture the QMP traffic of one monitor in a file, and replay the file to an agent.
 
 Start at `traffic_proxy` and at `replay`. `capture_file` reads and writes the files.
 """

@@ -55,7 +55,7 @@ class CaptureLine:
 
 
 def remove_secrets(value: Any, key: str = "") -> Any:
-    """Return a copy of a message in which `REMOVED` replaces secrets: all texts under secret keys, and secrets inside other texts.
+    """Return a copy of a message in which `REMOVED` replaces secrets: the texts of secret keys, and secrets inside other texts.
 
     Args:
         value: the message or a part of it.
@@ -80,7 +80,7 @@ class CaptureWriter:
     Args:
         path: the file.
         monitor: the monitor's address, for the header.
-        max_bytes: the maximum size of the file.
+        max_bytes: the maximum size of the file in bytes.
 
     Attributes:
         message_count: the number of messages in the file.

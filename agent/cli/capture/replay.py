@@ -1,8 +1,9 @@
 """Replays a capture file: a fake QEMU sends the captured messages to an agent at their captured times.
 
-The fake QEMU answers a command with the captured reply to the same command. If the command was captured several times, the last exchange
-before the current time counts. The fake QEMU never sends a reply before its captured time. The agent may send its commands in another
-order, so a different agent version can replay the file. The fake QEMU answers a command that was not captured with CommandNotFound.
+The fake QEMU answers a command with the captured reply to the same command. If the command was captured several times, the fake QEMU
+uses the last exchange before the current time. The fake QEMU never sends a reply before its captured time. The agent may send its commands
+in another order, so a different agent version can replay the file. The fake QEMU answers a command that is not in the file with
+CommandNotFound.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from agent.config.model import Config
 
 @dataclass(frozen=True, slots=True)
 class RecordedExchange:
-    """A captured command's reply, and the times of the command and the reply in seconds. `replied_at` is infinite without a reply."""
+    """The reply to a captured command, and the times of both in seconds since the header. `replied_at` is infinite without a reply."""
 
     sent_at: float
     replied_at: float
@@ -39,7 +40,7 @@ class Capture:
     Attributes:
         greeting: QEMU's greeting.
         events: QEMU's events.
-        duration: the time of the last line, in seconds.
+        duration: the time of the last line, in seconds since the header.
         closed_by_qemu: whether QEMU closed the connection at the end of the capture.
     """
 
@@ -73,10 +74,10 @@ class Capture:
 
         Args:
             request: the command with its arguments.
-            seconds: the time since the header.
+            seconds: the time in seconds since the header.
 
         Returns:
-            The exchange. If all exchanges are later than `seconds`, the first exchange. None if the command is not in the capture.
+            The exchange; the first exchange if all exchanges are later than `seconds`. None if the command is not in the capture.
         """
         exchanges = self._exchanges.get(_command_key(remove_secrets(request)))
         if exchanges is None:

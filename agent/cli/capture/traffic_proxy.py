@@ -19,7 +19,7 @@ from agent.qmp.protocol import MAX_MESSAGE_BYTES
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 UNREADABLE_REPLY = {"error": {"class": "GenericError", "desc": "qmp-agent capture could not read this reply"}}
-"""Stands for an unreadable reply in the file, because QEMU's replies belong to the commands in their order."""
+"""Replaces an unreadable reply in the file. `replay` matches replies to commands by their order, so no reply may be absent."""
 
 
 async def capture_traffic(monitor: str, path: Path, config: Config, *, seconds: float, max_bytes: int) -> str:
@@ -29,8 +29,8 @@ async def capture_traffic(monitor: str, path: Path, config: Config, *, seconds: 
         monitor: the path of a socket, or tcp:host:port.
         path: the file, which must not exist.
         config: the agent's config, whose monitors, sinks, endpoint and Alertmanager are not used.
-        seconds: the maximum duration.
-        max_bytes: the maximum size of the file.
+        seconds: the maximum duration in seconds.
+        max_bytes: the maximum size of the file in bytes.
 
     Returns:
         The outcome: a line for the user.
@@ -83,7 +83,7 @@ class CapturingProxy:
     """A proxy between one agent and one QEMU. The proxy writes the traffic to a file.
 
     Attributes:
-        ended: set when the file is full or cannot be written. If QEMU closes the connection, set when the agent reconnects.
+        ended: set when the file is full or cannot be written, or when the agent reconnects after QEMU closed the connection.
         error: why the file cannot be written, or None.
     """
 

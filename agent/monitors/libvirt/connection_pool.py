@@ -1,8 +1,9 @@
 """Calls of libvirt's blocking library, each in a thread, on a limited number of connections.
 
 libvirt cannot cancel a call. A call that waits for a hung QEMU returns only when that QEMU continues. A call that takes too long counts as
-hung, and another call may start in its place. The connection of a hung call gets no further calls. Each hung call occupies a worker thread
-of libvirtd, and all clients share these workers (max_workers, 20 by default). So the pool also limits the number of hung calls.
+hung, and another call may start in its place. The pool makes no further call on the connection of a hung call.
+Each hung call occupies a worker thread of libvirtd, and all clients share these workers (max_workers, 20 by default). So the pool also
+limits the number of hung calls.
 
 A connection never has two calls at once, because libvirt 9.0 may then crash (virNetClientIOEventLoop, CVE-2024-4418). Keepalive may end the
 calls of several threads on one connection. libvirt then keeps an event source that points into the stack of an ended thread. The next
@@ -28,7 +29,7 @@ class CallLimits:
 
     Attributes:
         max_calls: maximum number of calls at once, not counting hung calls.
-        max_hung: maximum number of hung calls. Any further call counts toward `max_calls` until it returns.
+        max_hung: maximum number of hung calls. Any further hung call counts toward `max_calls` until the call returns.
     """
 
     max_calls: int
@@ -130,7 +131,7 @@ class ConnectionPool:
         self._idle.clear()
 
     def _idle_or_new_connection(self) -> LibvirtConnection:
-        """Return an idle connection, or a new one if none is idle."""
+        """Return an idle connection, or a new connection if no connection is idle."""
         while self._idle:
             connection = self._idle.pop()
             if not connection.is_lost():

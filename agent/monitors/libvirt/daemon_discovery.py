@@ -31,7 +31,10 @@ DAEMON_SCAN_INTERVAL_SECONDS = 0.5
 SCAN_TIMEOUT_SECONDS = 10.0
 """Seconds after which a scan counts as hung. A container's file system may hang."""
 GRACE_SECONDS = 10.0
-"""Seconds in which a daemon that has ended may start again. Then the agent removes the daemon's domains."""
+"""Seconds that the agent waits for an ended daemon to start again, before the agent removes the daemon's domains.
+
+If no QEMU runs in the daemon's PID namespace, the agent removes the domains at once.
+"""
 RESTART_SECONDS = 10.0
 """Seconds until the discovery of a daemon restarts after an internal error."""
 HOST_NAME = "host"
@@ -67,7 +70,7 @@ class _Daemon:
 
 
 class _DaemonListener:
-    """Forwards the domains of one daemon to the actual listener. Stores the daemon's status for the combined status of all daemons."""
+    """Forwards one daemon's domains to the listener of all daemons. Stores the daemon's status for the combined status of all daemons."""
 
     def __init__(self, daemons: "LibvirtDaemonDiscoverer", daemon: _Daemon, listener: DiscoveryListener) -> None:
         self._daemons = daemons
@@ -108,8 +111,8 @@ class LibvirtDaemonDiscoverer:
             read_only: use only read-only connections.
             passthrough: send commands to QEMU itself, which taints the domains.
             scanner: finds the daemons; by default, in /proc.
-            scan_seconds: interval between two scans.
-            grace_seconds: how long the agent waits until a daemon starts again.
+            scan_seconds: seconds between two scans.
+            grace_seconds: seconds that the agent waits for an ended daemon to start again.
         """
         self._options = (*containers, *(["read-only"] if read_only else []), *(["passthrough"] if passthrough else []))
         self._read_only = read_only

@@ -42,7 +42,7 @@ class ImageLayer:
 
     Attributes:
         index: libvirt's number of the image, which is part of the names of the image's block nodes; -1 if unknown. libvirt numbers images
-            only if it uses -blockdev.
+            only if libvirt starts QEMU with -blockdev.
         format: the format's block driver, such as qcow2.
         protocol: the block driver of the storage below the format, such as file.
         path: the image's file, device, or name on a storage server; empty if unknown.
@@ -90,7 +90,7 @@ class DomainDevices:
     Attributes:
         disks: the disks by target.
         balloon: id and QEMU's type of the balloon device; None without a balloon device.
-        stats_interval_seconds: interval at which QEMU polls the guest's memory statistics; 0 if QEMU does not poll them.
+        stats_interval_seconds: seconds between two polls of the guest's memory statistics by QEMU; 0 if QEMU does not poll.
         memory_devices: number of memory devices, such as DIMMs.
         guest_agent: id of the guest agent's port, and whether the guest has opened the port; None without a port.
     """

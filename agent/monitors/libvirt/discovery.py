@@ -254,7 +254,7 @@ class LibvirtDiscoverer:
             listener.on_discovery_status(self._status_source, error, limitation)
 
     def _handle_connection_failure(self, error: QmpError) -> None:
-        """Set the state after a failure, and end the connections to the domains. Without libvirt, changes of the domains stay unnoticed."""
+        """Set the state after a failure. End the connections to the domains, because the domains' events no longer arrive."""
         state = self._state.after_failure(error, connected=self._daemon is not None)
         if state is not DaemonState.HUNG:
             self._unreachable_reason = str(error)

@@ -28,7 +28,10 @@ from agent.qmp.errors import (
 from agent.qmp.protocol import UNKNOWN_VERSION, Greeting, SkippedQmpMessages, greeting_from_version
 
 REASON_SECONDS = 1.0
-"""Seconds to wait for libvirt's event with the reason, after a failed call shows that the domain has ended."""
+"""Seconds to wait for libvirt's lifecycle event, which says why the domain ended.
+
+The wait starts when a call fails because the domain has ended.
+"""
 
 QUERY_VERSION = Command("query-version")
 
@@ -97,7 +100,7 @@ class DomainConnection:
     async def read_version(self, deadline: float) -> None:
         """Read the version of the running QEMU into `greeting`. Without passthrough, do nothing.
 
-        libvirt reports the version of the installed QEMU. After an upgrade of the package, this version can be newer than the running QEMU.
+        libvirt reports the version of the installed QEMU, which can be newer than the running QEMU after an upgrade of the package.
         If QEMU does not reply within `deadline` seconds, the version stays unknown.
 
         Raises:

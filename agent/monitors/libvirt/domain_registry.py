@@ -126,7 +126,7 @@ class DomainRegistry:
         self.update_domains((), listener)
 
     def end_all_connections(self, cause: QmpError) -> None:
-        """End the connections to all domains. Keep the domains' monitors, so that the agent connects to them again."""
+        """End the connections to all domains. Keep the domains' monitors, so that the agent reconnects to the domains."""
         self._migration_phases.clear()
         for connection in list(self._connections.values()):
             connection.end(cause)

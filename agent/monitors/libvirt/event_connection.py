@@ -1,4 +1,4 @@
-"""A connection to libvirtd for events. Passes QEMU's events and lifecycle events from libvirt's event thread to the event loop."""
+"""A connection to libvirtd for events. Passes QEMU's events and libvirt's lifecycle events from libvirt's thread to the event loop."""
 
 import asyncio
 import contextlib
@@ -49,7 +49,7 @@ class EventConnection:
         Args:
             api: the module libvirt.
             qemu: the module libvirt_qemu.
-            on_event: called on the event loop with each event, in order; it must not block or raise.
+            on_event: called on the event loop with each event, in order; must not block or raise.
         """
         self.api = api
         self.qemu = qemu

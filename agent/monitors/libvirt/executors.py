@@ -1,7 +1,7 @@
 """Execution of QMP commands for a domain: by translation into libvirt's own calls, or by passthrough to QEMU.
 
-libvirt's own calls cover a part of QMP. Any other command fails with CommandNotFound, as if QEMU lacked the command. Then the agent does
-not send the command again. Passthrough sends every command to QEMU, and libvirt then marks the domain as tainted.
+libvirt's own calls cover a part of QMP. Any other command fails with CommandNotFound, as if QEMU lacked the command. The agent does not
+send a command again after CommandNotFound. Passthrough sends every command to QEMU, and libvirt then marks the domain as tainted.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ class LibvirtCommandExecutor(Protocol):
         """Execute commands and return their results, in order. The caller sets the deadline.
 
         Raises:
-            QmpError: a failure that concerns all commands; `ConnectionPool.run` lists the errors.
+            QmpError: a failure that concerns all commands; `ConnectionPool.call_with_connection` lists the errors.
         """
 
 

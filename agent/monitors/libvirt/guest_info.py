@@ -200,7 +200,7 @@ class LibvirtGuestChannel:
 
 @contextmanager
 def _response_timeout(domain: Any, seconds: int) -> Iterator[None]:
-    """Set the timeout of all calls to the guest agent during a `with` block. Then restore the default for the VM's manager."""
+    """Set the timeout of calls to the guest agent during a `with` block. At the end, set libvirt's default for libvirt's other clients."""
     domain.agentSetResponseTimeout(seconds, 0)
     try:
         yield

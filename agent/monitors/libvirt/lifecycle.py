@@ -10,7 +10,7 @@ STARTED, SUSPENDED, RESUMED, STOPPED = 2, 3, 4, 5
 _STARTED_BY_MIGRATION = 1
 """Detail of STARTED if the domain migrates in (VIR_DOMAIN_EVENT_STARTED_MIGRATED). QEMU exists, but does not run the guest yet."""
 _ARRIVAL_EVENTS = {(SUSPENDED, 0), (RESUMED, 0), (RESUMED, 1)}
-"""Types and details of the events that end a migration to this host. The domain is resumed, or suspended if it was suspended before."""
+"""Types and details of the events that end a migration to this host. The event is SUSPENDED for a domain that was suspended before."""
 
 QMP_EVENT_BY_LIFECYCLE_TYPE: Mapping[int, str] = {SUSPENDED: "STOP", RESUMED: "RESUME", 6: "SHUTDOWN", 7: "SUSPEND"}
 """The name of QEMU's event by virDomainEventType, for read-only connections, which do not receive QEMU's own events."""

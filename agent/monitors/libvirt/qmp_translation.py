@@ -245,7 +245,7 @@ def _storage_size(image: Mapping[str, Any], layer: ImageLayer, file_size: tuple[
 
 @dataclass(frozen=True, slots=True)
 class FetchedDomainData:
-    """libvirt's data about a domain, from which `translate` makes the results of QMP commands.
+    """libvirt's data about a domain, from which `build_qmp_result` makes the results of QMP commands.
 
     Attributes:
         uuid: the domain's UUID.

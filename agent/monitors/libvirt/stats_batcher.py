@@ -1,4 +1,4 @@
-"""Fetches the statistics of many domains in one call to libvirt. A domain whose QEMU hangs delays the others only briefly."""
+"""Fetches the statistics of many domains in one call to libvirt. A domain whose QEMU hangs delays the other domains only briefly."""
 
 import asyncio
 from typing import Any
@@ -54,7 +54,7 @@ class StatsBatcher:
             groups: the groups of statistics, as bits of VIR_DOMAIN_STATS_*.
 
         Raises:
-            QmpError: the call failed; `ConnectionPool.run` lists the errors.
+            QmpError: the call failed; `ConnectionPool.call_with_connection` lists the errors.
         """
         while True:
             stats = await self._fetch_once(uuid, groups)

@@ -53,7 +53,7 @@ def _uses_tokens(config: KafkaConnectionConfig) -> bool:
 
 async def _explain_connection_failure(error: BaseException, config: KafkaConnectionConfig, probe_seconds: float) -> str:
     """Connect to each bootstrap server, and return why the connections fail. aiokafka logs the causes, but does not return them."""
-    # The error to explain for a server that completes Kafka's handshake, but then closes the connection or is slow.
+    # A server that completes Kafka's handshake is too slow afterwards (TimeoutError), or closes the connection.
     error_after_handshake = error if isinstance(error, TimeoutError) else ConnectionResetError()
     causes = []
     for server in config.bootstrap_servers:

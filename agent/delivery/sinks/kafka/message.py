@@ -90,7 +90,7 @@ class StructuredMessageEncoder:
         self._filters = [name for name in FilterAttribute if name in set(filters)]
         self._own_filters = [name for name in self._filters if name not in _TYPE_FILTERS]
         self._needs_only_type = self._filters in ([], [FilterAttribute.TYPE])
-        # Returns the headers of a record type, a list for each severity. Messages share these lists: most have no other headers.
+        # Returns the headers of a record type, a list for each severity. Messages share these lists, because most have no other headers.
         self._type_headers = lru_cache(maxsize=1024)(self._make_type_headers)
 
     def __call__(self, record: EncodedRecord) -> KafkaMessage:
@@ -163,7 +163,7 @@ def build_message_encoder(mode: ContentMode, filters: Iterable[FilterAttribute] 
 
 
 def remove_data(record: EncodedRecord) -> EncodedRecord:
-    """Return a copy of a record with its attributes but without `data`, for a topic that rejects the record as too large."""
+    """Return a copy of a record with its attributes but with null as `data`, for a topic that rejects the record as too large."""
     attributes, _, _ = record.body.partition(_DATA_MEMBER)
     return replace(record, body=attributes + _DATA_MEMBER + b"null}")
 

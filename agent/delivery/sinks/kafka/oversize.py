@@ -26,7 +26,7 @@ class OversizeRecordFinder:
         self._suspects: set[str] = set()  # ids of records of the batches in progress
         # Batches of several records that Kafka rejected in this attempt: topic, bytes, and ids of the records.
         self._rejected_batches: list[tuple[str, int, list[str]]] = []
-        # Records that Kafka rejected in this attempt, and that were alone in their batch: the bytes of the batch by the record's id.
+        # Batches of only one record that Kafka rejected in this attempt: the bytes of the batch, by the record's id.
         self._rejected_records: dict[str, int] = {}
         # The smallest record of the last batch that a topic accepted, by topic.
         self._smallest_accepted: dict[str, EncodedRecord] = {}

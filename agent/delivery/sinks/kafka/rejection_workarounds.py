@@ -5,20 +5,20 @@ import time
 
 
 class RejectionWorkarounds:
-    """The topics with a workaround, and until when each workaround applies."""
+    """Remembers the topics that need a workaround, and the end of each workaround."""
 
     def __init__(self, seconds: float) -> None:
         """Start without workarounds.
 
         Args:
-            seconds: how long a workaround applies. After this time, the sink tries again without the workaround.
+            seconds: duration of a workaround in seconds. Afterwards, the sink tries again without the workaround.
         """
         self._seconds = seconds
         self._max_batch_bytes: dict[str, tuple[int, float]] = {}  # bytes, and until when, by time.monotonic
         self._without_timestamps: dict[str, float] = {}  # until when, by time.monotonic
 
     def limit_batches(self, topic: str, max_bytes: int) -> None:
-        """Limit the batches for a topic to `max_bytes` from now on."""
+        """Limit the batches for a topic to `max_bytes` for the duration of a workaround."""
         self._max_batch_bytes[topic] = max_bytes, time.monotonic() + self._seconds
 
     def max_batch_bytes(self, topic: str) -> float:
@@ -27,7 +27,7 @@ class RejectionWorkarounds:
         return max_bytes if time.monotonic() < until else math.inf
 
     def stop_timestamps(self, topic: str) -> bool:
-        """Send records without timestamps to a topic from now on. Return True if this topic never had this workaround."""
+        """Send a topic's messages without timestamps for the duration of a workaround. Return True the first time for a topic."""
         is_first = topic not in self._without_timestamps
         self._without_timestamps[topic] = time.monotonic() + self._seconds
         return is_first

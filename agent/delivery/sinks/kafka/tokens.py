@@ -23,13 +23,13 @@ _log = logging.getLogger(__name__)
 FETCH_SECONDS = 10.0
 """Timeout in seconds of a request to the token endpoint."""
 REFRESH_AFTER = 0.8
-"""Share of a token's lifetime after which it is replaced. Kafka's Java client has the same default (sasl.login.refresh.window.factor)."""
+"""Share of a token's lifetime after which the agent replaces the token, as in Kafka's Java client (sasl.login.refresh.window.factor)."""
 MAX_RESPONSE_BYTES = 1 << 18
 """Maximum bytes of the token endpoint's response."""
 
 
 class TokenError(KafkaError):  # type: ignore[misc]  # aiokafka has no types
-    """The agent has no valid token. The class is a KafkaError, after which aiokafka retries. The text is for the operator."""
+    """The agent has no valid token. aiokafka retries, because this class is a KafkaError. The text is for the operator."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ class TopicSizeLimit:
     compressed batch with only this record, including the key, the headers and the framing.
 
     Attributes:
-        max_message_bytes: the topic's max.message.bytes; None if the agent is not authorized to read it.
+        max_message_bytes: the topic's max.message.bytes; None if the agent cannot read the setting.
         smallest_other: bytes of the smallest other record in the batch or acknowledged earlier; None without another record.
     """
 

@@ -1,4 +1,4 @@
-"""Stores the latest samples of every VM, and computes from the samples: Prometheus' text format, summaries, histories, explanations.
+"""Stores the latest samples of every VM. Computes Prometheus' text format, summaries and histories from the samples.
 
 Start at `snapshot`. The agent updates the snapshot after each poll. A family is a group of metrics with the same labels, such as `block`.
 A subject is what a family's labels identify, such as a disk.

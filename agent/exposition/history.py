@@ -105,7 +105,7 @@ class _Ring:
 
 
 def _mean_of_known(values: Sequence[float]) -> float:
-    """Return the mean of the values that are not NaN; NaN if there are none."""
+    """Return the mean of the values that are not NaN; NaN if all values are NaN."""
     total = sum(values)
     if total == total:  # noqa: PLR0124 - false for not a number
         return total / len(values)
@@ -159,7 +159,7 @@ class History:
 
     @property
     def last_time(self) -> float:
-        """The time of the newest point, seconds since the epoch; 0 if there is none."""
+        """The time of the newest point, in seconds since the epoch; 0 without points."""
         return self._rings[0].last_time
 
     def points(self, seconds: float, after: float = 0.0) -> Iterator[tuple[float, Sequence[float]]]:

@@ -24,9 +24,14 @@ HISTORY_COLUMNS = (
 )
 """The columns of a VM's history.
 
-`cpu`, `steal`: host CPUs that the vCPUs used, and that they waited for. `read`, `write`, `receive`, `transmit`: bytes per second.
-`reads`, `writes`: operations per second. `read_latency`, `write_latency`: mean seconds of an operation. `used`: bytes that the guest uses.
-`resident`: resident bytes of QEMU's process. `disk`: used bytes of the thin disks.
+`cpu`: host CPUs that the vCPUs used.
+`steal`: host CPUs that the vCPUs waited for.
+`read`, `write`, `receive`, `transmit`: bytes per second.
+`reads`, `writes`: operations per second.
+`read_latency`, `write_latency`: mean duration of an operation in seconds.
+`used`: bytes of memory that the guest uses.
+`resident`: resident bytes of QEMU's process.
+`disk`: used bytes of the thin disks.
 """
 
 POOL_COLUMNS = ("used", "free")
@@ -64,7 +69,7 @@ class HistoryRecorder:
     Attributes:
         history: the points.
         last_point_sums: the values of the VM's last point, for the sums over all VMs. In place of a mean latency, the list has the
-            seconds that all operations took, per second. Empty before the first point.
+            total duration of all operations, in seconds per second. Empty before the first point.
     """
 
     __slots__ = ("_totals", "history", "last_point_sums")
@@ -75,7 +80,7 @@ class HistoryRecorder:
         self._totals: dict[str, tuple[int, list[float]]] = {}
 
     def append_if_due(self, polls: Polls, time: float) -> bool:
-        """Append a point if the next point is due. Return whether a point was appended.
+        """Append a point if the next point is due. Return whether a point was appended. The first call only stores the counters.
 
         Args:
             polls: the VM's last two polls of each family, by family name.
@@ -110,7 +115,7 @@ class HistoryRecorder:
         subjects = poll.current.values()
         try:
             totals = [sum([subject[name] for subject in subjects]) for name in names]
-        except KeyError:  # a subject lacks a counter
+        except KeyError:  # a disk or another subject lacks a counter
             totals = [sum([subject.get(name, nan) for subject in subjects]) for name in names]
         previous = self._totals.get(family)
         self._totals[family] = poll.time_ns, totals

@@ -15,7 +15,7 @@ from agent.model.record import Vm
 def sum_vms(views: Iterable[tuple[Vm, VmView]]) -> FieldValues:
     """Return the fields of the family `host` that are sums over the host's VMs. A sum is left out if the values of all VMs are unknown.
 
-    A VM with a monitor on TCP may run on another host. Such a VM counts only if its process is known on this host.
+    A VM with a monitor on TCP may run on another host, and counts only if the VM's process is known on this host.
     """
     running = unknown = 0
     sums = {name: _Sum() for name in ("vcpus", "guest_memory_bytes", "vm_hugetlb_bytes", "vm_swap_bytes")}

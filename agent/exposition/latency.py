@@ -1,7 +1,7 @@
 """Quantiles of disk latency over the last minute, from QEMU's latency histograms. Pure.
 
-A histogram in QEMU counts from the command block-latency-histogram-set on. So the quantiles of the last minute are computed from the counts
-now minus the counts a minute ago.
+QEMU counts operations from the command block-latency-histogram-set on. The quantiles of the last minute are computed from the present
+counts minus the counts a minute ago.
 """
 
 from array import array
@@ -37,7 +37,7 @@ def quantile(share: float, boundaries: Sequence[float], counts: Sequence[int]) -
     Args:
         share: which quantile, from 0 to 1, such as 0.99.
         boundaries: the boundaries between the bins, ascending.
-        counts: the counts of the bins, one more than there are boundaries.
+        counts: the counts of the bins. The number of bins is the number of boundaries plus 1.
 
     Returns:
         The quantile; the last boundary if the quantile is in the last bin, which has no end. None without counts or boundaries.

@@ -16,7 +16,7 @@ MIN_INTERVAL_NS = 500_000_000
 """Minimum time between the two polls of a rate, in nanoseconds. A rate over a few milliseconds is noise."""
 
 MAX_LAYOUTS = 1024
-"""Maximum number of layouts in the cache that all VMs share."""
+"""Maximum number of layouts of packed counters in the cache that all VMs share."""
 
 LabelValues = tuple[str, ...]
 """Label values that identify a subject of a family, such as the name of a disk."""
@@ -28,7 +28,7 @@ _HISTOGRAMS = {field.name for family in FAMILIES for field in family.fields if f
 
 
 class _PackedCounterLayout:
-    """Which counters a subject, such as a disk, has, and how they are packed into bytes, as floating-point numbers.
+    """The counters of a disk or another subject, and their order in the packed bytes. Each counter is packed as a floating-point number.
 
     Attributes:
         has_fixed_series: whether the layout determines the number of series. False with a histogram, which has a series for each bin.
@@ -88,7 +88,7 @@ class PollPair:
     Attributes:
         time_ns: time of the last poll, nanoseconds since the epoch.
         current: the values of each subject, such as a disk, in the last poll.
-        previous_ns: time of the earlier poll, from which rates are computed, nanoseconds since the epoch; 0 if there is none.
+        previous_ns: time of the earlier poll, from which rates are computed, in nanoseconds since the epoch; 0 before the second poll.
         limits: the series limits that were applied to the last poll.
         layouts: the cache of layouts, shared with other polls.
     """
@@ -110,7 +110,7 @@ class PollPair:
         return self._layouts is None and any(not _HISTOGRAMS.isdisjoint(values) for values in self.current.values())
 
     def has_same_values(self, samples: Sequence[Sample]) -> bool:
-        """Return whether these samples have the same value objects as the last poll, so that no value has changed."""
+        """Return whether the samples have the same value objects as the last poll. If so, no value has changed."""
         for sample in samples:
             if self.current.get(sample.labels) is not sample.values:
                 return False
@@ -119,7 +119,7 @@ class PollPair:
     def update_if_same_series(self, samples: Sequence[Sample], time_ns: int) -> bool:
         """Store a new poll if it has the same subjects and series as the last poll. Return whether the poll was stored.
 
-        In this usual case, the series limits need not be applied again.
+        The caller need not apply the series limits to a stored poll. Return False also if the last poll had a histogram.
         """
         subjects = {sample.labels: sample.values for sample in samples}
         if self._layouts is None or list(subjects) != list(self.current):

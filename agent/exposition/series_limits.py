@@ -48,7 +48,7 @@ class SeriesLimiter:
     def __init__(self) -> None:
         self._series: dict[str, int] = {}
         self._new_subjects = 0  # in the current hour
-        # A dict, because an empty set is three times as large.
+        # Subjects that lost their series in the current hour. A dict, because an empty set is three times as large.
         self._departed_subjects: dict[tuple[str, tuple[str, ...]], None] = {}
         self._hour_began_ns = 0
 

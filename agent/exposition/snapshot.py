@@ -1,7 +1,6 @@
-"""Stores the latest samples of every VM and the state of every monitor, for scrapes and the page. Pure.
+"""Stores the latest samples of every VM and the state of every monitor, for scrapes and the web page. Pure.
 
-All samples of one family of a VM are replaced at once. So a reader never gets a mixture of two polls, and an unplugged disk
-disappears.
+All samples of one family of a VM are replaced at once. So a reader never gets a mixture of two polls. An unplugged disk disappears.
 """
 
 from collections import Counter
@@ -46,9 +45,9 @@ class VmView:
         status: the state of the VM's monitor.
         label_text: the VM's labels in Prometheus' text format, `vm_uuid="...",vm="..."`.
         history_recorder: records the VM's history, for the page's graphs.
-        last_response_ns: time of the VM's last response, nanoseconds since the epoch; 0 if there was none.
-        guest_response_ns: time of the last values from the VM's guest agent, nanoseconds since the epoch; 0 if there were none. The time
-            does not change while the guest's file systems are frozen.
+        last_response_ns: time of the VM's last response, in nanoseconds since the epoch; 0 before the first response.
+        guest_response_ns: time of the last values from the VM's guest agent, in nanoseconds since the epoch; 0 before the first values. The
+            time does not change while the guest's file systems are frozen.
         events: number of events by name since the VM was attached.
         dropped_subjects: number of disks and other subjects without series, because the VM exceeds its series limits, by family name.
         polls: the last two polls of each family, by family name; a family that never had samples is absent.
@@ -97,7 +96,7 @@ def escape_label(value: str) -> str:
 
 
 _MIGRATED_AWAY_STATES = frozenset({"finish-migrate", "postmigrate"})
-"""Run states of a migration's source after its guest has stopped. The guest runs at the destination, or will run there soon."""
+"""Run states of a migration's source after its guest has stopped. The guest runs at the destination now or soon."""
 
 
 def _run_state(view: VmView) -> object:
@@ -115,7 +114,7 @@ def _reports_only_freeze(view: VmView, samples: Sequence[Sample]) -> bool:
 
 @lru_cache(maxsize=256)
 def _has_qemu_and_guest_families(families: tuple[Family, ...]) -> tuple[bool, bool]:
-    """Return two flags: whether some of these families come from QEMU, and whether some come from the guest agent."""
+    """Return two flags: whether QEMU reports any of the families, and whether the guest agent reports any of the families."""
     return not all(family.from_host_or_agent or family.from_guest for family in families), any(
         family.from_guest for family in families
     )
@@ -134,7 +133,7 @@ class Snapshot:
         self.host_samples: dict[str, ValuesBySubject] = {}
         """Samples of the host itself, such as its pools: the values of each subject, by family name."""
         self.on_samples_replaced: Callable[[Vm, Sequence[Family]], None] = lambda _vm, _families: None
-        """Callback that is called after samples of some families of an attached VM were replaced."""
+        """Callback after samples of an attached VM were replaced. The arguments are the VM and the families of the samples."""
         self.host_polls = PollPair()
         """The last two samples of the family `host`, for rates."""
         self.host_history = History(len(HISTORY_COLUMNS))
@@ -180,7 +179,7 @@ class Snapshot:
             self._budget.history_count = len(self._views) + len(self._departed)
 
     def vm_history(self, uuid: str) -> History | None:
-        """Return the history of a VM that is or recently was attached; None if there is none."""
+        """Return the history of a VM that is or recently was attached; None for any other VM."""
         recorder = next(
             (view.history_recorder for vm, view in self.one_view_per_uuid() if vm.uuid == uuid),
             self._departed.get(uuid),
@@ -188,11 +187,11 @@ class Snapshot:
         return recorder.history if recorder is not None else None
 
     def storage_pool_history(self, labels: LabelValues) -> History | None:
-        """Return the history of a pool by its labels; None if there is none."""
+        """Return the history of a pool by the pool's labels; None if the pool has no history."""
         return self._pool_histories.get(labels)
 
     def view_of(self, vm: Vm) -> VmView | None:
-        """Return the state of an attached VM; None if the VM is not attached."""
+        """Return the samples and the state of an attached VM; None if the VM is not attached."""
         return self._views.get(vm)
 
     def is_attached(self, vm: Vm) -> bool:
@@ -295,7 +294,7 @@ class Snapshot:
         self._pool_histories.pop(labels, None)
 
     def stored_values_for_sample(self, vm: Vm, sample: Sample) -> FieldValues | None:
-        """Return the stored values of the disk or other subject that a sample has; None if no values are stored."""
+        """Return the latest stored values of the disk or other subject that a sample names; None if no values are stored."""
         view = self._views.get(vm)
         polls = view.polls.get(sample.family.name) if view is not None else None
         return polls.current.get(sample.labels) if polls is not None else None

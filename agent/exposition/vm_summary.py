@@ -28,9 +28,13 @@ _NET = {"receive": "receive_bytes_total", "transmit": "transmit_bytes_total"}
 def current_resource_usage(polls: Polls) -> dict[str, float]:
     """Return a VM's activity between its last two polls. Leave out unknown values.
 
-    `time`: time of the last poll in seconds since the epoch. `cpu`, `steal`: host CPUs that the vCPUs used, and that they waited for.
-    `read`, `write`, `receive`, `transmit`: bytes per second. `reads`, `writes`: operations per second. `latency`: mean seconds of an
-    operation. `memory`: used bytes that the guest reports, or else resident bytes of QEMU's process.
+    `time`: time of the last poll of the disks, in seconds since the epoch.
+    `cpu`: host CPUs that the vCPUs used.
+    `steal`: host CPUs that the vCPUs waited for.
+    `read`, `write`, `receive`, `transmit`: bytes per second.
+    `reads`, `writes`: operations per second.
+    `latency`: mean duration of an operation in seconds.
+    `memory`: used bytes that the guest reports. If unknown, resident bytes of QEMU's process.
     """
     block, net = (polls.get(family) or PollPair() for family in ("block", "net"))
     rates = block.total_rates((*_COUNTERS.values(), *_TIMES))
@@ -82,7 +86,7 @@ def summarize_disks(polls: Polls) -> list[dict[str, Any]]:
 
 
 def summarize_migration(polls: Polls) -> dict[str, Any] | None:
-    """Return the status, progress and remaining time of the current or last migration; None if there was none."""
+    """Return the status, progress and remaining time of the current or last migration; None for a VM without a migration."""
     values = _vm_level_values(polls, "migration")
     if values.get("status", "none") == "none":
         return None
@@ -105,7 +109,7 @@ def summarize_jobs(polls: Polls) -> list[dict[str, Any]]:
 
 
 _CHANNEL_STATES: Mapping[Any, str] = {True: "connected", False: "absent"}
-"""State of a guest agent that the agent does not query, by whether the guest has opened the virtio-serial port."""
+"""State of a guest agent that the agent does not query. The key is True if the guest has opened the virtio-serial port."""
 
 
 def summarize_guest(polls: Polls) -> dict[str, Any]:

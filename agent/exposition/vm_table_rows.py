@@ -1,4 +1,4 @@
-"""Computes a VM's row of the page's table. A row is short, and changes only if the table shows a change. Pure."""
+"""Computes a VM's row in the table of the web page. A row changes only if a displayed value changes. Pure."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,10 +14,18 @@ ROW_FIELDS = (
 )
 """The values of a row, in order. An unknown value is None.
 
-`status`, `running`: QEMU's run state. `cpu`, `steal`: host CPUs that the vCPUs use, and that they wait for. `read`, `write`, `receive`,
-`transmit`: bytes per second. `iops`: operations per second. `latency`: mean seconds of an operation. `used`, `total`, `resident`: memory
-in bytes. `disk…`, `filesystem…`: the fullest thin disk and the fullest file system in the guest. `full_in`: the shortest time to full in
-seconds. `activity`, `progress`: a migration or a job, and its progress from 0 to 1. `labels`: labels that the VM manager set.
+`status`, `running`: QEMU's run state.
+`cpu`: host CPUs that the vCPUs use.
+`steal`: host CPUs that the vCPUs wait for.
+`read`, `write`, `receive`, `transmit`: bytes per second.
+`iops`: operations per second.
+`latency`: mean duration of an operation in seconds.
+`used`, `total`, `resident`: memory in bytes.
+`disk`, `disk_used`, `disk_size`: the fullest thin disk, and its used bytes and limit in bytes.
+`full_in`: the shortest time in seconds until a thin disk is full.
+`filesystem`, `filesystem_used`, `filesystem_size`: the fullest file system in the guest, and its used bytes and size in bytes.
+`activity`, `progress`: a migration or a job, and its progress from 0 to 1.
+`labels`: labels that the VM manager set.
 """
 
 DIGITS = 3
@@ -93,7 +101,7 @@ def _fullest_filesystem(polls: Polls) -> Sequence[Any]:
 
 
 def _migration_or_job(polls: Polls) -> tuple[str | None, float | None]:
-    """Return the running migration, or the first job if there is no migration, with its progress from 0 to 1."""
+    """Return the activity and the progress from 0 to 1 of the running migration. Without a migration, return those of the first job."""
     migration = summarize_migration(polls) if "migration" in polls else None
     if migration is not None and migration["status"] not in INACTIVE_STATUSES:
         share = migration["done_bytes"] / migration["total_bytes"] if "total_bytes" in migration else None

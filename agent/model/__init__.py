@@ -1,5 +1,5 @@
-"""The data model: records, the metrics table (field to name, unit, type, help) and the event table.
+"""The data model: records, the metrics table and the event table.
 
-Start at `record`, which defines a record and its encoding, and at `metrics`, which has a row for each field. The package does no I/O,
-and imports no other package of the agent.
+Start at `record`, which defines a record and its encoding, and at `metrics`, which has the name, unit, type and help text of each
+field. The package does no I/O, and imports no other package of the agent.
 """

@@ -105,4 +105,7 @@ STOPPING = Family(
 )
 
 AGENT_LIFECYCLE = (STARTED, HEARTBEAT, STOPPING)
-"""Families of the records about the agent itself. The type of a record is `qemu.<name>`. These families are not exported to Prometheus."""
+"""The types of the records about the agent itself, each with its fields. The type of a record is `qemu.<name>`.
+
+These records are not exported to Prometheus.
+"""

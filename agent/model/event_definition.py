@@ -61,7 +61,7 @@ class EventDefinition:
     _paths: tuple[tuple[tuple[str, ...], str], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # Computed once per row instead of once per event.
+        # These values are computed once per row, not once per event.
         object.__setattr__(self, "record_type", f"qemu.event.{self.name.lower()}")
         object.__setattr__(self, "common_data", {"event": self.name, "category": self.category.value})
         paths = tuple((tuple(parents), last) for *parents, last in (path.split(".") for path in self.subject_paths))
@@ -82,7 +82,7 @@ class EventDefinition:
         return (self.name, self.subject_of(data), *(v for v in values if isinstance(v[1], str | bool)))
 
     def subject_of(self, data: EventData) -> str:
-        """Return the name that samples use for the device or job in the event's data; empty if there is none."""
+        """Return the name that samples use for the event's device or job; empty if the data names no device or job."""
         for parents, last in self._paths:
             parent = find_nested_object(data, parents) if parents else data
             name = parent.get(last) if parent is not None else None
@@ -96,7 +96,7 @@ _LATER_LEGACY_DISK = re.compile(r"legacy\[[1-9][0-9]*\]\Z")
 
 
 def device_name(qdev: str) -> str:
-    """Return a device's stable name, which is its id.
+    """Return the stable name of a device, which is the device's id.
 
     `/machine/peripheral/disk0/virtio-backend`, `/machine/peripheral/disk0` and `disk0` are the same device, `disk0`.
     `/machine/peripheral/usb0/usb0.0/legacy[0]` is the disk inside the device `usb0`, and has the name `usb0`. A device without an id

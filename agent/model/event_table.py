@@ -1,6 +1,7 @@
 """The event table: one row for each QMP event of QEMU 2.6 to 11.1.
 
-A row has the event's category, its severity, its subject and the collectors that run again after the event.
+A row has the category, the severity and the subject of an event, and the collectors that run again after the event. The subject is a
+device or a job.
 
 `agent.model.qmp_event_fields` has the fields of the events' data.
 
@@ -360,7 +361,7 @@ _EVENT_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 
 
 def find_event_definition(name: str) -> EventDefinition:
-    """Return the row of an event; if the table has none, a row of category `unknown`."""
+    """Return the row of an event. For an event that the table lacks, return a row of category `unknown`."""
     return EVENT_DEFINITIONS_BY_NAME.get(name) or _unknown_row(name if _EVENT_NAME.fullmatch(name) else "UNKNOWN")
 
 

@@ -47,10 +47,10 @@ TO_BASE: Mapping[Unit, ToBase] = {
     Unit.SECTORS: lambda v: v * 512,
     Unit.PAGES: lambda v: v * _PAGE_BYTES,
 }
-"""Functions that convert a number to base units, by its unit."""
+"""Functions that convert a number to base units, by the number's unit."""
 
 _MAX_LAYOUTS = 256
-"""Maximum number of cached layouts of one reader, because a malicious QEMU can send other keys at each poll."""
+"""Maximum number of cached read plans of one reader, because a malicious QEMU can send other keys at each poll."""
 MAX_BINS = 64
 """Maximum number of bins of a histogram, because each bin is a series. In a larger histogram, adjacent bins are merged."""
 _MAX_COUNT = 2**63 - 1
@@ -90,13 +90,13 @@ class FieldReadPlan(NamedTuple):
     """How to read objects that have the same fields. Counters and gauges are converted together, the other fields one by one.
 
     Attributes:
-        number: distinguishes the layouts of a reader.
-        absent: for each object that lacks fields: its number, and the missing keys.
-        getters: for each object with counters or gauges: its number, and a getter of their values.
+        number: distinguishes the plans of a reader.
+        absent: pairs of an object's number and the keys that the object lacks.
+        getters: pairs of an object's number and a getter of the values of the object's counters and gauges.
         names: the names of the counters and gauges, in the order of the getters, each with the value 0. `FieldReader` copies this dict.
         units: the counters and gauges that need a conversion to base units.
-        other_getters: the same as `getters`, for the values of the other fields.
-        others: the sources of the other fields.
+        other_getters: pairs of an object's number and a getter of the values of the object's other fields.
+        others: the locations of the other fields.
     """
 
     number: int
@@ -108,7 +108,7 @@ class FieldReadPlan(NamedTuple):
     others: list[FieldLocation]
 
     def read_raw_values(self, objects: Objects) -> tuple[list[Any], list[Any]] | None:
-        """Return the values of the counters and gauges, and the values of all other fields. Return None if the layout does not fit."""
+        """Return the values of the counters and gauges, and of the other fields. Return None if the objects do not fit the plan."""
         numbers: list[Any] = []
         others: list[Any] = []
         try:
@@ -127,8 +127,8 @@ class FieldReadPlan(NamedTuple):
 class FieldReader:
     """Extracts the fields of one family from JSON objects in QMP replies. Each family has one reader, for all VMs and polls.
 
-    The reader compiles an `FieldReadPlan` for each set of fields, and then reads all counters and gauges of an object at once. The reader
-    caches the conversions of texts and flags.
+    The reader compiles a `FieldReadPlan` for each set of fields. With a plan, the reader reads all counters and gauges of an object
+    at once. The reader caches the conversions of texts and flags.
     """
 
     def __init__(self, family: Family) -> None:
@@ -147,11 +147,11 @@ class FieldReader:
         self._number_names = {f.name for f in numbers}
         self._units = {f.name: TO_BASE[f.unit] for f in numbers if f.unit is not Unit.BASE}
         self._layouts: dict[tuple[str, ...], FieldReadPlan] = {}  # by the names of the fields that are present
-        # The layout of the last object, by size. The size is the number of keys in the object and in its nested objects.
+        # The plan of the last object of each size. The size is the number of keys in the object and in its nested objects.
         self._last_layouts: dict[int, FieldReadPlan] = {}
-        # Converted fields, by the number of the layout and the values in the reply.
+        # Converted fields, by the number of the plan and the values in the reply.
         self._converted: dict[tuple[int | str | bool, ...], FieldValues] = {}
-        self._layout_count = 0  # number of layouts so far
+        self._layout_count = 0  # number of plans so far
 
     def _number_object(self, path: tuple[str, ...]) -> int:
         """Return the number of the nested object at a path of keys. A new path gets the next number."""
@@ -191,7 +191,7 @@ class FieldReader:
         """Return the fields that are not counters or gauges. The caller must not change the result, which may be in the cache.
 
         Args:
-            layout: the layout of the objects.
+            layout: the plan that fits the objects.
             raw: the values of these fields in the reply.
             objects: the objects.
         """
@@ -217,7 +217,7 @@ class FieldReader:
         return values
 
     def _find_layout(self, objects: Objects, size: int) -> FieldReadPlan:
-        """Return the layout of these objects. The reader tries this layout first for the next objects of the same size."""
+        """Return the plan that fits the objects. The reader tries the returned plan first for the next objects of the same size."""
         names = tuple(source.name for source in self._sources if source.key in objects[source.object_index])
         layout = self._layouts.get(names)
         if layout is None:
@@ -247,14 +247,14 @@ class FieldReader:
 
 
 def _put_bounded(cache: dict[Key, Value], key: Key, value: Value, maximum: int) -> None:
-    """Store an entry in a cache. Clear the cache first if it is full."""
+    """Store an entry in a cache. Clear a full cache first."""
     if len(cache) >= maximum:
         cache.clear()
     cache[key] = value
 
 
 def _keys_by_object(sources: Iterable[FieldLocation]) -> dict[int, list[str]]:
-    """Return the keys of the sources by the number of their object."""
+    """Return the keys of field locations, grouped by the number of the object."""
     keys: dict[int, list[str]] = {}
     for source in sources:
         keys.setdefault(source.object_index, []).append(source.key)
@@ -262,7 +262,7 @@ def _keys_by_object(sources: Iterable[FieldLocation]) -> dict[int, list[str]]:
 
 
 def _make_getters(sources: Iterable[FieldLocation], objects: Objects) -> list[tuple[int, Getter]]:
-    """Return a getter for each object that has sources, with the object's number. The getter returns the values of the sources.
+    """Return pairs of an object's number and a getter. The getter returns the values at the object's field locations.
 
     The getters use the key strings of the reply. orjson reuses one string for equal keys, so a lookup compares no characters.
     """

@@ -1,6 +1,6 @@
 """The `dataschema` of records: a URI with the schema's name and version for each record type.
 
-The version of a schema rises only with an incompatible change, after which consumers of the old version cannot read the new data.
+The version of a schema rises only with an incompatible change. Consumers of the old version cannot read data of the new version.
 A new optional field is a compatible change.
 """
 
@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Final
 
 EVENT_SCHEMA: Final = "qemu.event"
-"""Name of the schema for the data of all events. QEMU defines the contents of its field `qemu`."""
+"""Name of the schema for the data of all events. QEMU defines the contents of the schema's field `qemu`."""
 
 SCHEMA_VERSIONS: Final[Mapping[str, int]] = {}
 """Versions of the schemas by name. A schema that is not in the table has version 1."""

@@ -19,7 +19,7 @@ SEQUENCE_DIGITS: Final = 12
 """Number of decimal digits after the run id in a sequence. One source can emit 10,000 records per second for three years."""
 
 MAX_SOURCES: Final = 16384
-"""Maximum number of sources whose sequences are kept. A further source replaces the source without a record for the longest time."""
+"""Maximum number of sources whose sequences are kept. A further source replaces the source whose last record is oldest."""
 
 
 def format_run_id(millis: int) -> str:
@@ -28,7 +28,7 @@ def format_run_id(millis: int) -> str:
 
 
 def run_id_after(run_id: str) -> str | None:
-    """Return the next run id in sort order; None if `run_id` is not a valid run id, or is the last possible one."""
+    """Return the next run id in sort order; None if `run_id` is invalid or is the highest run id."""
     if len(run_id) != _RUN_DIGITS or not set(run_id) <= set(_BASE32):
         return None
     millis = 0
@@ -87,7 +87,7 @@ class SequenceRegistry:
         """
         self._run_id = run_id
         self._max_sources = max_sources
-        # The source that has had no record for the longest time comes first.
+        # The source whose last record is oldest comes first.
         self._sequences: OrderedDict[str, SourceSequence] = OrderedDict()
         self._highest_discarded = 0
         self._changed: set[SourceSequence] = set()
@@ -145,7 +145,7 @@ class SequenceRegistry:
     def pop_changes(self, without: AbstractSet[str]) -> Iterator[tuple[str, str, str | None]]:
         """Yield tuples of topic, source and newest sequence, for each source that had records since the last call.
 
-        The sequence is None if the source's state was discarded. Samples encoded by `encode_samples` do not count as changes.
+        The sequence is None if the source's state was discarded. Samples that `RecordEncoder.encode_samples` encodes do not count.
 
         Args:
             without: topics to leave out.

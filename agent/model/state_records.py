@@ -125,4 +125,7 @@ HOST_STATE = Family(
 )
 
 STATES = (HOST_STATE, VM_STATE, ALERT_STATE)
-"""Families of the records in the state topic. The type of a record is `qemu.<name>`. These families are not exported to Prometheus."""
+"""The types of the records in the state topic, each with its fields. The type of a record is `qemu.<name>`.
+
+These records are not exported to Prometheus.
+"""

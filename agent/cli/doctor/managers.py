@@ -1,7 +1,7 @@
 """Table of VM managers: how `doctor` recognises a manager's VMs, and which change lets the agent watch them. Pure.
 
 The table matches the command lines of Proxmox VE 6 to 9, Ganeti 2.12 to 3.1, Incus 6 and 7, LXD 4 to 5, VDSM 4.5 and KubeVirt 1.x.
-docs/how-to/ has a page for each manager, which lists what was tested.
+The page of each manager in docs/how-to/ lists what was tested.
 """
 
 import re
@@ -23,7 +23,7 @@ class VmManager:
     Attributes:
         name: the manager's name.
         signature: a regular expression that identifies the manager's VMs by command line, config files or monitor paths.
-        reserved_monitors: a regular expression for the addresses of monitors that the manager needs, even while it is not connected.
+        reserved_monitors: a regular expression for the addresses of monitors that the manager needs, even between its connections.
         steps: the change that lets the agent watch a VM, line by line. `manager_steps` replaces the placeholders.
         uri: the libvirt URI; empty if the manager does not use libvirt. Without libvirt, the steps make QEMU connect to the agent.
         section: the section of docs/reference/monitors.md that explains the change.

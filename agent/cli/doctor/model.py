@@ -66,7 +66,7 @@ class ImageReport:
     Attributes:
         path: the image's path in the mount namespace of QEMU.
         pool: kind and name of the image's pool; empty if the pool is unknown.
-        problem: why the pool is unknown, or which permission the agent's user needs; empty if there is no problem.
+        problem: why the pool is unknown, or which permission the agent's user needs; empty without a problem.
         steps: the commands that give the permission, as root.
     """
 
@@ -81,7 +81,7 @@ class VmReport:
     """The report on one VM.
 
     Attributes:
-        name: the VM's name in QEMU's command line; `pid N` if it has none.
+        name: the VM's name in QEMU's command line; `pid N` for a VM without a name.
         uuid: the VM's UUID in QEMU's command line, or empty.
         pid: the pid of QEMU.
         manager: the VM manager that started QEMU, or `unknown`.
@@ -119,7 +119,7 @@ class HostToInspect:
 
     Attributes:
         user: the user as which the agent runs.
-        config: the agent's config; None if there is no config file.
+        config: the agent's config; None without a config file.
         root: the root directory of the host's file system.
         proc: the /proc directory.
         socket_table: the kernel's socket table, by inode.

@@ -46,7 +46,7 @@ class Sink(Protocol):
 
 @runtime_checkable
 class SinkWithWarnings(Protocol):
-    """A sink that can have warnings while it delivers."""
+    """A sink that can report warnings while the sink delivers records."""
 
     def warnings(self) -> list[str]:
-        """Return conditions that the operator should check, although records are delivered."""
+        """Return problems that the operator should check, although the sink delivers records."""

@@ -10,7 +10,7 @@ def build_sink(config: SinkConfig) -> Sink:
     """Return the sink for a config section.
 
     Raises:
-        OSError: the path of a secret starts with `$CREDENTIALS_DIRECTORY`, which is not set.
+        OSError: the path of a secret starts with `$CREDENTIALS_DIRECTORY`, and this variable is not set.
     """
     match config:
         case KafkaConfig():

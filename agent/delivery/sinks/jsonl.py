@@ -1,4 +1,4 @@
-"""Sink that writes JSON lines to standard output, or to a file that is rotated by size. Used if the config has no `kafka` section."""
+"""Sink that writes JSON lines to standard output, or to a file that is rotated by size. The default without a `kafka` section."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from agent.delivery.sinks.base_config import SinkConfig
 from agent.model.record import EncodedRecord
 
 CLOSE_SECONDS = 1.0
-"""How long closing the file waits for a write to end."""
+"""Maximum time in seconds to wait for a write to end before the file is closed."""
 READ_BYTES = 64 * 1024
 """Bytes per read in the search for the last line."""
 MAX_LAST_LINE_BYTES = 64 << 20
@@ -27,9 +27,9 @@ MAX_LAST_LINE_BYTES = 64 << 20
 
 
 class JsonLinesSink:
-    """Writes one record per line to a file, or to standard output if there is no path.
+    """Writes one record per line to a file, or to standard output if the path is None.
 
-    Rotated files are `<name>.1`, `<name>.2` and so on; `<name>.1` is the newest of them.
+    Rotated files are `<name>.1`, `<name>.2` and so on; `<name>.1` is the newest.
 
     Lines are always complete. If a write to a file fails in the middle of a line, the sink removes the start of the line. If a write to a
     pipe fails in the middle of a line, the next write completes the line. A record whose line was written is not written again.
@@ -41,7 +41,7 @@ class JsonLinesSink:
         self._rotate_bytes = rotate_bytes
         self._max_files = max_files
         self._fd = -1
-        # Held during each write, because several queues write concurrently, and each may rotate the file.
+        # The lock is held during each write, because several queues write concurrently, and each queue may rotate the file.
         self._lock = threading.Lock()
         self._written_ids: set[str] = set()  # ids of records whose batch failed after their lines were written
         self._rest_of_line = b""  # the unwritten rest of a line whose start was written to a pipe
@@ -59,7 +59,7 @@ class JsonLinesSink:
         """Append a batch. No record is ever rejected.
 
         Raises:
-            SinkError: the disk is full, or the reader of standard output has closed it.
+            SinkError: the disk is full, or the reader of standard output has closed the pipe.
         """
         await self._call_in_thread(self._write, batch)
         return ()
@@ -107,7 +107,7 @@ class JsonLinesSink:
     def _close(self) -> None:
         descriptor, self._fd = self._fd, -1
         if self._path is not None and descriptor >= 0:
-            with contextlib.suppress(OSError):  # the descriptor is closed even if this fails
+            with contextlib.suppress(OSError):  # the descriptor is closed even if `os.close` fails
                 os.close(descriptor)
 
     def _write(self, batch: Sequence[EncodedRecord]) -> None:
@@ -138,7 +138,7 @@ class JsonLinesSink:
         whole = lines.rfind(b"\n", 0, written) + 1
         partial = written - whole
         if partial and self._is_file():
-            with contextlib.suppress(OSError):  # if this fails, the next `open` repairs the line
+            with contextlib.suppress(OSError):  # after a failure, the next `open` repairs the line
                 os.ftruncate(self._fd, os.fstat(self._fd).st_size - partial)
                 os.lseek(self._fd, 0, os.SEEK_END)  # standard output may not be open for appending
             self._rest_of_line = b""
@@ -167,7 +167,7 @@ class JsonLinesSink:
 
 
 def repair_last_line(descriptor: int) -> None:
-    """If the last line has no line end: remove the line if it is an incomplete record, otherwise append the line end.
+    """Repair a last line without a line end. Remove an incomplete record. Append a line end to any other line.
 
     Args:
         descriptor: a regular file that is open for reading and appending.

@@ -28,7 +28,7 @@ class SinkState(Enum):
 
 _Transitions = dict[SinkState, SinkState]
 
-# One table for each event. A KeyError means that the sink is in a state in which the event cannot occur: a bug.
+# Each table has the state transitions for one event. A KeyError is a bug: the event cannot occur in the sink's state.
 OPEN_STARTED: Final[_Transitions] = {SinkState.CLOSED: SinkState.OPENING, SinkState.FAILED: SinkState.OPENING}
 OPENED: Final[_Transitions] = {SinkState.OPENING: SinkState.OPEN}
 OPEN_FAILED: Final[_Transitions] = {SinkState.OPENING: SinkState.FAILED}
@@ -63,7 +63,11 @@ class SinkSupervisor:
         return self._failures > 0
 
     async def deliver(self, batch: Sequence[EncodedRecord]) -> Sequence[EncodedRecord]:
-        """Send a batch, again after each failure. Return the records that the sink will never accept. All others are delivered."""
+        """Send a batch until the sink accepts the batch.
+
+        Returns:
+            The records that the sink will never accept. All other records are delivered.
+        """
         while True:
             connection_number = await self._ensure_open()
             try:

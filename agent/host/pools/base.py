@@ -47,13 +47,13 @@ class PoolReading:
 
     Attributes:
         size_bytes: Size in bytes.
-        free_bytes: Bytes that a process without privileges can still allocate; None for a device, because only QEMU can report how much
+        free_bytes: Bytes that a process without privileges can still allocate. None for a device, because only QEMU can report how much
             of the device is in use.
         used_bytes: Bytes in use. None means `size_bytes - free_bytes`. Blocks that a file system reserves for root count neither as free
             nor as used.
         inodes: Number of inodes; None for a file system without a fixed number.
         free_inodes: Number of free inodes.
-        metadata_size_bytes: Size of the metadata area of an LVM thin pool. This area can fill up before the pool does.
+        metadata_size_bytes: Size of the metadata area of an LVM thin pool. The metadata area can fill up before the pool does.
         metadata_free_bytes: Free bytes of the metadata area.
         problem: State that LVM or ZFS reports, such as `DEGRADED` or `out_of_data_space`, or `read_only`; empty if the pool is healthy.
         read_at: When the values were measured, in seconds since the epoch; None means now. Values from a report file are older.
@@ -93,7 +93,7 @@ class ImageLocation:
         path: Absolute path of the image in QEMU's mount namespace, or the file name of network storage, such as `rbd:POOL/IMAGE`.
         mount: Mount that contains the path; None for a block device.
         directory: The agent's path of the mount point or of the directory with the quota; empty for a block device.
-        quota_directory: Directory of the quota that limits the image, such as an XFS project; empty if there is none.
+        quota_directory: Directory of the quota that limits the image, such as an XFS project; empty without a quota.
         device: `major:minor` of a block device; empty for a file, or if the agent cannot see the device.
     """
 

@@ -30,7 +30,7 @@ RECHECK_SECONDS = 0.25
 
 
 class BlockDevicePoolSource:
-    """The source of block devices. The agent tries this source last, because another source may find the device in a pool."""
+    """Finds and reads block devices. The agent tries this source last, because another source may find the device in a pool."""
 
     def __init__(self, sys: Path = Path("/sys"), unresponsive_seconds: float = UNRESPONSIVE_SECONDS) -> None:
         """Create a source.

@@ -19,7 +19,7 @@ from agent.host.pools.image_location import read_mounts
 
 
 class FileSystemPoolSource:
-    """The source of file systems."""
+    """Finds and reads file systems."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class FileSystemPoolSource:
         self._read_only: frozenset[str] = frozenset()
 
     async def refresh_pool_lookup(self) -> bool:
-        """Find the file systems that are read-only now."""
+        """Find the file systems that are read-only now. Return False, because `find_pool` does not use the list."""
         self._read_only = frozenset(mount.device for mount in self._own_mounts() if mount.read_only)
         return False
 

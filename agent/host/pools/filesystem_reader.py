@@ -260,7 +260,7 @@ class FileSystemReader:
         else:
             self._set_answer(request, line)
         finally:
-            child.kill()  # its standard input still contains further requests
+            child.kill()  # the child's standard input still contains further requests
             self._waiting_children.pop(request.mount, None)
             self._clear_suspect(request.mount)
 

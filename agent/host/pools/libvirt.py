@@ -2,7 +2,7 @@
 
 libvirt computes a pool's free space only when libvirt refreshes the pool, or creates or deletes a volume. Writes of guests do not update
 the free space. So the agent itself reads file systems and thin pools, and uses libvirt's values only for other storage. The time of a
-reading is the time of the last change of these values.
+reading is the time of the last change of libvirt's values.
 """
 
 import asyncio

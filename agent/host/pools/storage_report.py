@@ -122,8 +122,8 @@ class StorageReportFile:
             now: the time in seconds since the epoch.
 
         Raises:
-            StorageReportError: the file is missing, invalid or too old, or every user may write the file, or the owner is neither root nor
-                the agent's user.
+            StorageReportError: the file is missing, invalid, too old, writable by every user, or has a wrong owner. Only root and the
+                agent's user may own the file.
         """
         try:
             with self.path.open("rb") as file:

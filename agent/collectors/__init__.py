@@ -3,9 +3,9 @@
 Start at `base`, which defines a collector, and at `balloon`, a short one. The package may import the types of agent.host, agent.model,
 agent.qmp and agent.common, and does no I/O.
 
-To add a collector, write its file, its family in agent/model/metrics/ and its command's row in agent/qmp/queries.py. Then add the collector
-to `ALL_COLLECTORS`. The session (agent/session) provides the schedule, the deadline, the isolation of failures and the collector's own
-metrics.
+To add a collector, write its file, and write its family in agent/model/metrics/. Add its command to the table in agent/qmp/queries.py. Then
+add the collector to `ALL_COLLECTORS`. The session (agent/session) provides the schedule, the deadline, the isolation of failures and the
+collector's own metrics.
 """
 
 from agent.collectors import (

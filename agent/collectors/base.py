@@ -14,12 +14,12 @@ MAX_SAMPLES = 4096
 """Maximum number of samples from one poll of a collector. Without a limit, a hostile reply with a million entries would delay other VMs."""
 
 Replies = Sequence[Any]
-"""Results of a collector's poll: QEMU's reply or a QmpError for each command, in order, and then a KernelFilesReply for each file."""
+"""Results of a collector's poll: QEMU's reply or a QmpError for each command, then a KernelFilesReply for each KernelFilesRequest."""
 
 
 @dataclass(frozen=True, slots=True)
 class PollIntervals:
-    """Polling intervals in seconds of the collectors whose changes are not reported by events.
+    """Intervals in seconds at which collectors poll values whose changes QEMU does not report by events.
 
     Attributes:
         poll: disks, and all collectors without their own interval.
@@ -38,7 +38,7 @@ class PollIntervals:
 
 @dataclass(frozen=True, slots=True)
 class VirtioDisk:
-    """A virtio disk that QEMU itself serves.
+    """A virtio disk that QEMU itself serves, in contrast to a vhost disk.
 
     Attributes:
         device: the disk's stable name, which snapshots and mirrors do not change.
@@ -115,7 +115,7 @@ def require_type(reply: Any, expected: type[T]) -> T:
 def optional_reply(reply: Any, expected: type[T]) -> T | None:
     """Return the reply if it has the expected type; otherwise return None.
 
-    An error is no failure here, because it usually means that the VM lacks the feature.
+    An error is no failure here, because an error usually means that the VM lacks the feature.
 
     Raises:
         UnreadableReplyError: the reply cannot be read.
@@ -209,14 +209,14 @@ class Collector:
         next_poll_delay: returns the seconds until the next poll, given the last samples. None waits for an event or the next resync.
         topology: returns values of the samples, such as node names. A change of these values runs the collectors in `invalidates`.
         invalidates: the names of the collectors to run when `topology` changes, because no event reports that their results are stale.
-        derive: adds values that need two polls, such as a rate, given the previous and the present poll; returns the samples. At the
-            first poll of a session, the previous poll is empty.
+        derive: returns the samples of the present poll, with values that need two polls, such as a rate. The arguments are the previous
+            and the present poll. At the first poll of a session, the previous poll is empty.
         transitions: returns the changes between the previous and the present poll, to emit as records.
         from_event: functions that return the samples in an event's data, by the event's name.
         files: returns the files of the host's kernel to read. A collector without commands also runs while QEMU is stalled.
         accesses_storage: whether QEMU accesses the storage for the commands. On hung storage, these commands stop the guest.
-        subjects: returns the subject of each command, such as a queue of a disk, for replies that do not name their subject. `collect`
-            then gets pairs of a subject and the reply to its command.
+        subjects: returns the subject of each command: what the command asks about, such as a queue of a disk. A collector needs subjects
+            if the replies do not name them. `collect` then gets pairs of a subject and a reply.
     """
 
     name: str
@@ -234,7 +234,10 @@ class Collector:
     subjects: Callable[[VmFacts], Sequence[Any]] | None = None
 
     def pair_replies_with_subjects(self, facts: VmFacts, replies: Replies) -> Replies:
-        """Return the replies to pass to `collect`, paired with subjects if needed; empty if the facts changed after the commands."""
+        """Return the replies to pass to `collect`, each paired with its subject if the collector has `subjects`.
+
+        Return no replies if the number of subjects has changed since the commands were sent.
+        """
         if self.subjects is None:
             return replies
         subjects = self.subjects(facts)

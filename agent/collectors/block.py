@@ -1,7 +1,7 @@
-"""I/O statistics of each disk, from query-blockstats. Most polls of a VM without events send only this command.
+"""I/O statistics of each disk, from query-blockstats. While no event arrives, most polls send no other command.
 
-QEMU counts requests in the block backend. In `parent` (the storage under the top node) and in `backing`, QEMU sets only the highest write
-offset. The other counters in these objects are always 0, and the agent does not read them.
+QEMU counts requests in the block backend. In the `stats` of `parent` (the storage under the top node) and of `backing`, QEMU sets only the
+highest write offset. The other counters in these `stats` are always 0, and the agent does not read them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -48,7 +48,7 @@ def _collect(replies: Replies) -> Iterable[Sample]:
 
 
 def _merge_by_vcpu(known: Mapping[int, FieldValues], entries: Any, key: str) -> dict[int, FieldValues]:
-    """Return the known values of each vCPU, plus the values in the reply's entries. The field named by `key` has an entry's vCPU number."""
+    """Return the known values of each vCPU, plus the values in the reply's entries. `key` names the field with an entry's vCPU number."""
     merged = dict(known)
     for entry in as_list_of_objects(entries):
         if type(number := entry.get(key)) is int:

@@ -68,9 +68,9 @@ def _short_device_name(name: str) -> str:
 
 
 class DiskNames:
-    """All names of one VM's disks at one time. The graph lacks the names that jobs and snapshots add later.
+    """All names of one VM's disks at one time, without the names that jobs and snapshots add later.
 
-    Create it with `from_replies` or `from_samples`.
+    Create an object with `from_replies` or `from_samples`.
     """
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class DiskNames:
 
     @classmethod
     def from_replies(cls, stats: Any, nodes: Any, block: Any = None) -> "DiskNames":
-        """Create a graph from QEMU's replies. Each reply may also be an error or None.
+        """Collect the names from QEMU's replies. Each reply may also be an error or None.
 
         Args:
             stats: the reply to query-blockstats, which has the stable names.
@@ -101,7 +101,7 @@ class DiskNames:
 
     @classmethod
     def from_samples(cls, samples: Iterable[Sample]) -> "DiskNames":
-        """Create a graph from samples of the families block, block_backing, block_layer, block_device and block_names."""
+        """Collect the names from samples of the families block, block_backing, block_layer, block_device and block_names."""
         graph = cls()
         for sample in samples:
             if sample.family in (BLOCK, BLOCK_BACKING, BLOCK_LAYER, BLOCK_DEVICE, BLOCK_NAMES):

@@ -1,4 +1,4 @@
-"""QEMU's jobs, such as backups and mirrors: polled at attach, after a job's event, and each second while a job runs.
+"""QEMU's jobs, such as backups and mirrors: polled at attach, after a job's event, and at a short interval while a job runs.
 
 query-block-jobs reports limits, pauses and I/O errors. query-jobs (QEMU 3.0) also reports jobs without a block device. QEMU reports no
 rate, so the agent derives the rate from two polls.

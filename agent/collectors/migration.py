@@ -1,4 +1,4 @@
-"""Migration: polled after each MIGRATION event, and each second while a migration runs.
+"""Migration: polled after each MIGRATION event, and at a short interval while a migration runs.
 
 If QEMU emits no MIGRATION events, the migration is polled at the poll interval.
 """
@@ -68,7 +68,7 @@ def _next_poll_delay(samples: Sequence[Sample], facts: VmFacts, intervals: PollI
 
 
 def _transitions(before: PollResult, now: PollResult) -> Iterable[TransitionBetweenPolls]:
-    """Yield the end of a migration that has ended since the previous poll. The migration may also have begun since then."""
+    """Yield the end of a migration that has ended since the previous poll. The migration may also have begun after the previous poll."""
     for previous, current in zip((s.values for s in before.samples), (s.values for s in now.samples), strict=False):
         outcome = current["status"]
         if outcome not in _SEVERITIES or _is_in_progress(current):
@@ -101,7 +101,7 @@ def _migration_end_fields(last: Mapping[str, Any]) -> FieldValues:
     """Return the fields of the record about a migration's end, from the migration's last values.
 
     Set the field `role` only if a source reported the values. After a failed migration, even the source may report no values. So missing
-    values do not show a destination.
+    values do not mean that this VM is the destination.
     """
     fields: FieldValues = {"outcome": last["status"]} | ({"role": "source"} if is_source(last) else {})
     fields |= {key: last[key] for key in _COPIED_FIELDS if key in last}

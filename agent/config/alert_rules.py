@@ -74,7 +74,11 @@ def require_known_name(name: str, known: Iterable[str], what: str) -> str:
 
 
 def parse_alert_limit(text: str, unit: str) -> float:
-    """Return a limit in base units. `unit` is a `LimitUnit`, or the last part of a field's name, such as `bytes`.
+    """Return a limit as a number in base units: seconds, bytes or a ratio.
+
+    Args:
+        text: the limit, such as `50ms`, `10GiB` or `80%`.
+        unit: a `LimitUnit`, or the last part of a field's name, such as `bytes`.
 
     Raises:
         ValueError: the text is not a number, a duration, a size or a percentage that fits the unit.

@@ -21,7 +21,7 @@ Changes of the other sections need a restart, because queued records and open so
 
 
 def merge_live_sections(running: Config, loaded: Config) -> tuple[Config, list[str]]:
-    """Replace the live sections of the running config by the same sections of a newly loaded config.
+    """Return the running config with the live sections of a newly loaded config. A change of a live section needs no restart.
 
     Returns:
         The config to apply, and the names of the changed sections that need a restart.

@@ -38,12 +38,12 @@ class DiskBacklog:
     def oldest_ns(self) -> int | None:
         """Time of the oldest record, postponed or not, in nanoseconds since the epoch; None if there is no record.
 
-        The time is that of the last removed record after records were taken or deleted, because the next record is not read yet.
+        The time of the next record is unknown until the record is read. Until then, the value is the time of the last removed record.
         """
         return self._oldest_ns if self.size.records or self._postponed.records else None
 
     def append(self, record: EncodedRecord) -> None:
-        """Add a journaled record. The caller removes it from memory."""
+        """Add a journaled record. The caller removes the record from memory."""
         assert record.row is not None
         if not self:
             self.after_row = record.row - 1
@@ -79,11 +79,14 @@ class DiskBacklog:
 
     @property
     def postponed_record_count(self) -> int:
-        """Number of records that `postpone` has left on disk."""
+        """Number of records that `postpone_all_records` has left on disk."""
         return self._postponed.records
 
     def postpone_all_records(self) -> None:
-        """Postpone all records of the backlog. They stay in the journal until `resume` or the next start of the agent."""
+        """Postpone all records of the backlog.
+
+        The records stay in the journal until `put_back_postponed_records` or the next start of the agent.
+        """
         if not self:
             return
         self._postponed_rows.append((self.after_row, self.last_row))

@@ -109,7 +109,7 @@ class DropLedger:
             self.add(queue, reason, len(times), min(times), max(times), now)
 
     def unreported(self) -> list[dict[str, Any]]:
-        """Return the unreported drops as JSON values, which the journal stores in a persistent entry for the next run of the agent."""
+        """Return the unreported drops as JSON values. The journal stores these values for the next run of the agent."""
         return [asdict(report) for report in self._unreported.values()]
 
     def restore_stored_drops(self, reports: object) -> None:

@@ -102,7 +102,10 @@ class PendingWrites:
         self._waiting = deque(records)
 
     def take_records_for_transaction(self) -> list[EncodedRecord]:
-        """Start a transaction and return its records: the oldest waiting records. Call `commit_transaction` or `fail_transaction` next."""
+        """Start a transaction and return its records: the oldest waiting records.
+
+        Call `on_transaction_committed` or `on_transaction_failed` at the end of the transaction.
+        """
         assert not self._writing
         while self._waiting and len(self._writing) < MAX_TRANSACTION_RECORDS:
             record = self._waiting.popleft()
@@ -130,7 +133,7 @@ class PendingWrites:
         self._writing = []
 
     def remove_oldest_delivered_or_dropped(self) -> None:
-        """Remove records from the front of the waiting records, up to the first that is neither delivered nor dropped."""
+        """Remove the delivered or dropped records at the front of the waiting records. Stop at the first undelivered record."""
         while self._waiting and self._waiting[0].is_delivered_or_dropped:
             self._waiting.popleft()
 

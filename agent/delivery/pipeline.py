@@ -53,7 +53,7 @@ class DeliveryPipeline:
     """
 
     def __init__(self, sink: Sink, settings: DeliverySettings, report_drops: Callable[[DropReport], None]) -> None:
-        """Set up delivery. The context manager `running` starts the delivery.
+        """Set up delivery. The context manager `run_in_background` starts the delivery.
 
         Args:
             sink: where records go.
@@ -126,7 +126,7 @@ class DeliveryPipeline:
         """Store a persistent entry in the journal.
 
         Args:
-            entry: the entry, which the next run of the agent can read.
+            entry: a named value that the next run of the agent can read.
             seconds: maximum time to wait.
 
         Returns:

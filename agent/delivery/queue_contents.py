@@ -66,7 +66,10 @@ class QueueContents:
             self.empty.set()
 
     def count_dropped_from_memory(self, reason: DropReason, records: Sequence[EncodedRecord]) -> None:
-        """Count records that were dropped from memory. Drops become unreported again if their drop report was dropped."""
+        """Count records that were dropped from memory.
+
+        Some of these records may be drop reports. The drops in these reports become unreported again.
+        """
         self._drops.add_records(self.name, reason, records, time.monotonic())
         self._drops.on_reports_dropped(record.body for record in records if record.type == DROP_REPORT_TYPE)
 
@@ -75,7 +78,10 @@ class QueueContents:
         self._drops.add(self.name, DropReason.CORRUPT, records, 0, 0, time.monotonic())
 
     def count_dropped_from_disk(self, deleted: RowsSummary) -> None:
-        """Count records that the journal deleted to make room. Drops become unreported again if their drop report was deleted."""
+        """Count records that the journal deleted to make room.
+
+        Some of these records may be drop reports. The drops in these reports become unreported again.
+        """
         times = deleted.first_ns, deleted.last_ns
         self._drops.add(self.name, DropReason.QUEUE_FULL, deleted.records, *times, time.monotonic())
         self._drops.on_reports_dropped(deleted.drop_reports)

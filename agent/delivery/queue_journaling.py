@@ -175,7 +175,7 @@ class QueueJournaling:
     def backlog_bytes_to_drop(self) -> int:
         """Number of bytes of the backlog that the journal should drop; 0 within the disk limit, or if no row may be dropped.
 
-        The number is the excess and 2 % of the limit, so that the next record does not cause another drop.
+        The number is the excess plus 2 % of the limit, so that the next record does not cause another drop.
         """
         limit = self._queue.limits.disk
         excess = self._queue.backlog.bytes_over_limit(limit)
@@ -192,7 +192,7 @@ class QueueJournaling:
         """Handle a transaction that the journal committed.
 
         Args:
-            rows: the rows of the records that `start_write` returned.
+            rows: the rows of the records that `take_records_for_transaction` returned, in the same order.
             deletion: the delivered rows that the transaction deleted; None if it deleted none.
         """
         written = self._pending.on_transaction_committed(rows)

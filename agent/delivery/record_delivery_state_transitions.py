@@ -1,6 +1,6 @@
 """Transitions of a record's delivery state: one table for each input. Pure.
 
-A transition is `record.state = TABLE[record.state]`. A KeyError means that the record is in a state without this transition: a bug.
+A transition is `record.delivery_state = TABLE[record.delivery_state]`. A KeyError is a bug: the record's state has no such transition.
 """
 
 from typing import Final

@@ -11,7 +11,7 @@ from agent.model.record import EncodedRecord
 BATCH_RECORDS = 8000
 """Maximum number of records in a batch."""
 SENDER_BATCH_BYTES = 3 * 1024 * 1024
-"""Maximum bytes of a batch. A quarter of the queue's memory limit is the maximum if the quarter is less."""
+"""Maximum bytes of a batch. A batch also takes at most a quarter of the queue's memory limit."""
 
 
 async def send_records_until_cancelled(

@@ -18,7 +18,8 @@ class DeliveryTimings:
             later.
         journal_retry: wait before the next attempt to use a journal that failed.
         journal_hang: how long a call to the journal's disk may take before alerts are sent without waiting for the journal.
-        delete_delay: how long the deletion of delivered rows waits for new records, so that one transaction deletes and writes.
+        delete_delay: how long the deletion of delivered rows waits for new records, so that one transaction deletes the
+            rows and writes the records.
         postpone_backlog_after: how long newer events and samples in memory wait for a backlog that cannot be read. Newer alerts wait
             `journal_hang` instead.
     """

@@ -37,7 +37,8 @@ class GuestCollector:
         name: name of the collector, and key of its interval in the config.
         families: the families of the samples that the collector returns.
         commands: the commands to send, in order. A command that the guest agent lacks is not sent.
-        collect: builds samples from the exchanges, one for each command. Raises GuestAgentError for an unexpected reply.
+        collect: returns the samples in the replies, given one `TimedGuestReply` for each command. Raises GuestAgentError for an unexpected
+            reply.
         while_frozen: whether the collector also runs while the guest's file systems are frozen. The guest agent then permits few commands.
     """
 
@@ -49,7 +50,7 @@ class GuestCollector:
 
 
 def require_value(exchange: TimedGuestReply, expected: type[T]) -> T:
-    """Return the value in the reply of an exchange, if it has the expected type.
+    """Return the value that the guest agent returned, if the value has the expected type.
 
     Raises:
         GuestAgentError: the error that the guest agent returned.

@@ -189,7 +189,7 @@ GUEST_ADDRESS = Family(
     "Addresses of a network interface of the guest, without the loopback interface.",
     ("interface",),
     (
-        Field("ipv4", "ipv4", NAME, "First IPv4 address."),
+        Field("ipv4", "ipv4", NAME, "First IPv4 address that is not link-local."),
         Field("ipv6", "ipv6", NAME, "First IPv6 address that is not link-local."),
         Field("hardware-address", "mac", TEXT, "Hardware address."),
         Field("addresses", "addresses", DETAIL, "All addresses, each with the length of its prefix."),

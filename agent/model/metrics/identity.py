@@ -1,4 +1,4 @@
-"""Identity of a VM, for operators and for joins of series."""
+"""Identity of a VM, for operators and for joins in PromQL."""
 
 from agent.model.family import TEXT, Family, Field, FieldKind
 

@@ -6,7 +6,7 @@ NS = Unit.NANOSECONDS
 MS = Unit.MILLISECONDS
 
 INACTIVE_STATUSES = frozenset({"none", "completed", "failed", "cancelled"})
-"""Values of `status` while no migration is in progress. With any other value, the agent polls `query-migrate` each second."""
+"""Values of `status` while no migration is in progress. With any other value, the agent polls at `intervals.migrations_and_jobs`."""
 
 MIGRATION = Family(
     "migration",

@@ -31,7 +31,7 @@ HEARTBEAT_SECONDS = 30.0
 """Time between two heartbeats."""
 
 LAST_RUN_ENTRY_NAME = "agent_run"
-"""Name of the persistent entry about the last run. Its value is `started`, or `stopped` if the run ended on request."""
+"""Name of the persistent entry about the last run. The value of the entry is `started`, or `stopped` if the run ended on request."""
 
 MAX_UNDELIVERED_HEARTBEATS = 120
 """Maximum number of heartbeats whose delivery is tracked: the heartbeats of the last hour."""
@@ -79,7 +79,7 @@ class AgentLifecycle:
         self._delivered_at = self._started_ns / 1e9
 
     def on_started(self) -> None:
-        """Publish `qemu.agent.started`. Call this with an open journal, because the journal stores how the previous run ended."""
+        """Publish `qemu.agent.started`. The journal must be open, because the journal stores how the previous run ended."""
         last_run = self._publisher.delivery.stored_persistent_entries.get(LAST_RUN_ENTRY_NAME)
         previous = _PREVIOUS_RUN.get(last_run) if isinstance(last_run, str) else None
         data = self.run_fields()

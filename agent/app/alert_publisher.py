@@ -1,7 +1,7 @@
 """Forwards events and samples to the alert engine, publishes the alerts, and stores their state for the next start of the agent.
 
-A persistent entry in the journal contains the state of all alerts of a VM. The journal stores the entry and an alert's
-record in one transaction.
+A persistent entry is a named value that the journal keeps across restarts of the agent. Each VM has an entry with the state of all its
+alerts. The journal stores the entry and an alert's record in one transaction.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ class AlertPublisher:
         requests: composes the requests to Alertmanager.
         changed: set when an alert fires or is resolved.
         on_record: called with the record of each alert that fires or is resolved.
-        causation_id_of_alert: returns the `causationid` of an alert that is published now, given the alert's record.
+        causation_id_of_alert: given an alert's record, returns the id of the record that caused the alert.
     """
 
     def __init__(self, host: str, config: AlertsConfig, publisher: RecordPublisher, pools: PoolRegistry) -> None:
@@ -82,7 +82,7 @@ class AlertPublisher:
 
     @contextlib.contextmanager
     def setting_alert_cause(self, cause_of: CausationIdLookup) -> Iterator[None]:
-        """Set the cause of the alerts that the `with` block publishes. The block must not await."""
+        """Set `causation_id_of_alert` for the alerts that the `with` block publishes. The block must not await."""
         self.causation_id_of_alert = cause_of
         try:
             yield
@@ -106,7 +106,7 @@ class AlertPublisher:
 
         Args:
             record: the record of the event.
-            id_of_event: returns the id of that record, or an empty string; called only if the event changes an alert.
+            id_of_event: returns the id of the event's record, or an empty string; called only if the event changes an alert.
         """
         if pending := self.engine.on_event(record, record.data["event"], time.time_ns()):
             record_id = id_of_event(record)

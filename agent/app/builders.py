@@ -33,13 +33,13 @@ class StartError(SubcommandError):
 
 
 VDSM_DIRECTORY = Path("/run/vdsm")
-"""A directory that exists on oVirt hosts only. VDSM sets write thresholds itself, and handles every threshold event as its own."""
+"""A directory that exists on oVirt hosts only. oVirt's host agent VDSM sets write thresholds and treats each threshold event as its own."""
 
 
 def threshold_policy(config: DiskAlertsConfig, vm: Vm, disk: str) -> ThresholdPolicy:
     """Return the threshold policy of a VM's disk from the first entry of `overrides` that matches, or the defaults.
 
-    On oVirt hosts, `observe` replaces the mode `arm`, because VDSM sets the thresholds itself.
+    On oVirt hosts, `observe` replaces the mode `arm`, because oVirt's host agent VDSM sets the thresholds.
     """
     mode, levels = config.mode, config.levels
     for entry in config.overrides:

@@ -29,7 +29,8 @@ class PublishedSamples(NamedTuple):
     def causation_id_of_alert(self, alert: Record) -> str:
         """Return the id of the record that caused an alert; empty if the cause is unknown.
 
-        The cause is the sample of the alert's subject, such as a disk. Without a sample of the subject, the sample of the whole VM counts.
+        A subject is a disk, for example. The sample of the alert's subject is the cause. If the subject has no sample, the sample of the
+        whole VM is the cause.
         """
         ids: dict[str, str] = {}
         for sample, record in zip(self.samples, self.records, strict=True):
@@ -53,9 +54,9 @@ class CausationIds:
             self._end_events.setdefault(event.vm, {})[kind] = status, record_id
 
     def record_id_of_event(self, event: Record) -> str:
-        """Return the record id of the newest published event.
+        """Return the record id of an event; empty if the event is not the newest published event.
 
-        Return an empty id if the given event is not the newest. The agent may publish the event later, coalesced with others of its type.
+        The agent may publish the event later, coalesced with other events of the same type.
         """
         newest, record_id = self._newest_event
         return record_id if event is newest or event == newest else ""
@@ -78,7 +79,7 @@ class CausationIds:
         return ""
 
     def causation_id_of_transition(self, transition: Record) -> str:
-        """Return the record id of the event that caused the end of a migration; empty if there was no such event.
+        """Return the record id of the event that caused the end of a migration; empty if no event caused the end.
 
         Return an empty id for all other transitions.
         """

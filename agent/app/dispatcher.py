@@ -39,7 +39,7 @@ _LOG_LEVELS = {
 }
 
 _BLOCK = EventCategory.BLOCK.value
-"""A constant, because Python 3.11 takes 0.1 us to find a member of an enum."""
+"""The category of block events. A constant, because Python 3.11 takes 0.1 us to look up an enum member."""
 
 _DETACHING = frozenset({VmLifecycleChange.GONE, VmLifecycleChange.DETACHED, VmLifecycleChange.MIGRATED_OUT})
 """Lifecycle changes after which the agent is no longer attached to the VM."""
@@ -133,7 +133,7 @@ class SessionDispatcher:
             self._storage.on_samples(vm, families, samples)
         if not REACHABILITY_FAMILIES.isdisjoint(families):
             self._guests.on_qemu_samples(vm, families, samples)
-        # A fast path: for most polls, the context manager `setting_alert_cause` would take longer than the alerts.
+        # A fast path: for most polls, the context manager `setting_alert_cause` would take longer than the update.
         self._alerts.causation_id_of_alert = published.causation_id_of_alert
         try:
             self._update_alerts(vm, families, samples, time_ns)

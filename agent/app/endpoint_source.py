@@ -108,7 +108,7 @@ class AgentEndpointSource:
         return [(level.text, level.bytes) for level in self._alerts.disk_lookup.levels_of_disk(vm, device)]
 
     def latency_histogram_owner(self, vm: Vm, device: str) -> str:
-        """Return who has set a disk's latency histograms: `agent` or `other`; empty if that is unknown."""
+        """Return who has set a disk's latency histograms: `agent` or `other`; empty if unknown."""
         state = self._histograms.disk_state(vm, device)
         return state.value if state in (HistogramState.OURS, HistogramState.FOREIGN) else ""
 
@@ -117,7 +117,7 @@ class AgentEndpointSource:
         return self._states.rewrite_all() if self._states is not None else None
 
     def set_last_scrape_seconds(self, seconds: float) -> None:
-        """Set the metric of the last scrape's duration."""
+        """Set the metric of the last scrape's duration in seconds."""
         self._metrics.scrape_seconds.set(seconds)
 
 

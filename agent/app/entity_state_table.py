@@ -42,7 +42,7 @@ class EntityStateTable:
         self._current: dict[str, EntityState] = {}
         self._written: dict[str, EntityState | None] = {}  # the state in the topic, by path; None if it is unknown
         self._in_flight: dict[str, EntityState | None] = {}
-        # Changed paths in the order of the changes; True to write the state even if the topic already has it.
+        # By changed path, in the order of the changes: whether to write the state even if the topic already has the state.
         self._pending: dict[str, bool] = {}
 
     def __len__(self) -> int:
@@ -60,7 +60,7 @@ class EntityStateTable:
     def add_written_by_earlier_run(self, path: str) -> None:
         """Add an entity whose state an earlier run of the agent wrote to the topic.
 
-        `put` later replaces that state, and `remove` deletes it.
+        `put` later replaces that state, and `remove` deletes that state.
         """
         self._written.setdefault(path, None)
 

@@ -18,7 +18,7 @@ from agent.model.record import Record, Vm, sanitize
 from agent.model.state_records import ALERT_STATE, HOST_STATE, VM_STATE, StateRecordSource
 
 STATE_FAMILIES = frozenset({IDENTITY, BLOCK_LAYER, BLOCK_STORAGE, GUEST_AGENT, GUEST_AGENT_SESSION, RUNSTATE})
-"""Families whose samples can change the state of a VM. The usage of disks is not part of the state, because it changes at each poll."""
+"""Families whose samples can change the state of a VM. The state has no usage of disks, because the usage changes at each poll."""
 
 MAX_STATE_DISKS = 256
 """Maximum number of disks in the state of a VM, because a record has a maximum size."""
@@ -92,7 +92,7 @@ def host_state(host: str, run_fields: Mapping[str, Any], pools: Iterable[PoolUsa
     Args:
         host: name of the host.
         run_fields: the fields that describe this run of the agent.
-        pools: the storage pools under the images of VMs.
+        pools: the storage pools that contain images of VMs.
         state: `running` or `stopped`.
     """
     described = [
@@ -132,7 +132,7 @@ def _disk_states(view: VmView) -> list[dict[str, Any]]:
         path = storage.get("path", image.get("path"))
         disk |= {"path": path} if path is not None else {}
         disk |= {"limited_by": space["limited_by"]} if "limited_by" in space else {}
-        # A pool's limit is left out, because each write to the pool changes it.
+        # Leave out the limit of a pool, because each write to the pool changes the limit.
         if space.get("limited_by") != "pool" and "limit_bytes" in space:
             disk["limit_bytes"] = space["limit_bytes"]
         disk |= {name: place[field] for name, field in (("pool", "pool"), ("pool_kind", "kind")) if field in place}

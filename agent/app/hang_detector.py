@@ -28,8 +28,8 @@ class HangDetector:
         """Return why the alert loop or the polls make no progress; empty if both make progress.
 
         Args:
-            vms_up: number of VMs that can be polled. Without any, a lack of polls is no hang.
-            hang_seconds: maximum time without an iteration of the alert loop, and maximum time without a poll of any VM.
+            vms_up: number of VMs that can be polled. If the number is 0, a lack of polls is no hang.
+            hang_seconds: maximum time without an iteration of the alert loop, and without a poll of any VM.
         """
         now = time.monotonic()
         if vms_up == 0:

@@ -32,8 +32,8 @@ class HealthLimits:
 
     Attributes:
         tick_seconds: interval of the alert loop.
-        hang_seconds: the agent counts as hung after this time without a poll of any VM or without an iteration of the alert loop. The agent
-            adds three poll intervals and one response timeout.
+        hang_seconds: maximum time without a poll of any VM, and without an iteration of the alert loop. Then the agent counts as hung.
+            `AgentHealth.hang_reason` adds three poll intervals and one response timeout.
         stuck_seconds: a VM's session counts as stuck if a poll is overdue by more than this time. The cause is a bug or an overloaded
             host.
     """
@@ -74,7 +74,7 @@ class AgentHealth:
     def unready_reasons(self) -> list[str]:
         """Return why the agent is not ready, one text for each reason; empty if the agent is ready."""
         reasons = []
-        # A socket without a listener (GONE) is no failure, because a VM that ended may leave its socket behind.
+        # A socket without a listener (GONE) is no failure: the VM may have ended and left its socket behind.
         states = Counter(
             status.state for status in self.snapshot.monitors.values() if status.state is not MonitorState.GONE
         )

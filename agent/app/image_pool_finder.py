@@ -20,7 +20,7 @@ from agent.model.record import Vm
 _log = logging.getLogger("agent")
 
 ImagePlacementCallback = Callable[[Vm, Sequence[ImagePlacement], bool], None]
-"""Called with a VM, its images with their pools, and a flag. The flag is True if the search was immediate, from cached locations."""
+"""Called with a VM, its images with their pools, and a flag. The flag is True if all locations of images were cached."""
 
 STORAGE_FAMILIES = frozenset({IDENTITY, BLOCK_LAYER})
 """Families that `ImagePoolFinder.on_samples` uses."""
@@ -64,10 +64,10 @@ class ImagePoolFinder:
         self._source_of.pop(pool.key, None)
 
     def image_mounts_of_vm(self, vm: Vm) -> Mapping[str, str] | None:
-        """Return the mounts that contain images of a VM; None if the images are unknown.
+        """Return the mounts that contain images of a VM.
 
         Returns:
-            A directory on each mount, by `major:minor` of the mount's file system.
+            A directory on each mount, by `major:minor` of the mount's file system. None if the VM's images are unknown.
         """
         return self._mounts.get(vm)
 
@@ -140,7 +140,7 @@ class ImagePoolFinder:
         at_once: bool = False,
     ) -> None:
         is_remote = vm.may_run_on_other_host
-        remote = UnknownPool("the VM may run on another host: run an agent there")
+        remote = UnknownPool("the VM may run on another host: run an agent on that host")
         self._mounts[vm] = {
             location.mount.device: location.directory
             for location in locations
@@ -190,7 +190,10 @@ class ImagePoolFinder:
 
 
 def _with_volume(image: Image, location: ImageLocation | UnknownPool) -> Image:
-    """Return an image with the block device that the image is on, or the volume's name if the agent cannot see the device."""
+    """Return an image with its `volume` set: the block device, or the volume's name if the agent cannot see the device.
+
+    Return the image unchanged if its location is unknown or is on a mount.
+    """
     if isinstance(location, UnknownPool) or location.mount is not None:
         return image
     return replace(image, volume=location.device or volume_name(location.path))

@@ -1,13 +1,13 @@
 """Finds the disks of one VM that complete no request although requests are in flight. Pure.
 
-`io_stall_watcher` passes polls and threads, and skips a VM that does not run.
+`io_stall_watcher` passes the polls and the threads to this module, and skips a VM that does not run.
 
 A disk is idle if it has completed no request for `IDLE_SECONDS`. QEMU reports only completed requests. So a disk without requests has the
 same counters as a disk that hangs. An idle disk stalls if it has a sign of a request in flight:
 
 - a thread of QEMU that waits in the kernel for storage and has not run between two reads;
 - a merged request without a completed request: QEMU counts a merge when it submits the requests;
-- a request that QEMU has taken from a virtio queue and not completed, in two polls.
+- two polls that show a request that QEMU has taken from a virtio queue and not completed.
 
 The requests of a disk with a throttle limit may wait in QEMU itself. So only the first sign counts for a throttled disk.
 """
@@ -66,8 +66,8 @@ class IdleDisk:
     Attributes:
         completed: number of completed requests when the disk became idle.
         merged: number of merged requests when the disk became idle.
-        last_completed_ns: time of the last completed request, in nanoseconds since the epoch. If the time is unknown, this is the time of
-            the poll at which the disk became idle.
+        last_completed_ns: time of the last completed request, in nanoseconds since the epoch. If the time is unknown, the value is the time
+            of the poll at which the disk became idle.
         signs: the signs of requests in flight, each with the time when the sign began, in nanoseconds since the epoch.
         queued_ns: time of the first poll that showed requests in the disk's virtio queues, in nanoseconds since the epoch. 0 if the last
             poll of the queues showed no requests.
@@ -89,7 +89,7 @@ class IoStallDetector:
 
     Attributes:
         idle_disks: the disks that have completed no request for `IDLE_SECONDS`, by device.
-        stalled: the devices that were reported as stalled at the last poll.
+        stalled: the devices that `stalled_samples` last reported as stalled.
         has_samples: whether the last call of `stalled_samples` returned a sample.
     """
 

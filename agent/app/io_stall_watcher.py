@@ -25,7 +25,7 @@ from agent.model.record import Vm
 CHECK_INTERVAL_SECONDS: Final = 300.0
 """Average time between two checks of a VM that find nothing. A check takes a third of the time of a poll."""
 MAX_CHECK_TOKENS: Final = 2.0
-"""Maximum number of unused checks that a VM accumulates, so that a disk is checked as soon as it is idle."""
+"""Maximum number of unused checks that a VM accumulates. With an unused check, a disk is checked as soon as the disk is idle."""
 MAX_CHECK_INTERVAL_SECONDS: Final = 600.0
 """Maximum time between two checks of a VM with an idle disk."""
 
@@ -39,7 +39,10 @@ ReadThreads = Callable[[int, Collection[str]], list[ThreadBlockedOnStorage]]
 def read_threads_waiting_for_storage(
     pid: int, skip: Collection[str], root: Path = ROOT
 ) -> list[ThreadBlockedOnStorage]:
-    """Return the threads of a process that wait for storage; none if the process cannot be read."""
+    """Return the threads of a process that wait for storage, except the threads with an id in `skip`.
+
+    Return an empty list if the process cannot be read.
+    """
     try:
         process = Process(pid, root)
     except OSError:
@@ -88,8 +91,8 @@ class IoStallWatcher:
     """Watches the disks of all VMs for I/O that hangs.
 
     Attributes:
-        schedule_collectors: schedules the given collectors of a VM now. The agent sets this after the creation of the watcher.
-        on_change: called when the answer of `is_suspect` may have changed.
+        schedule_collectors: schedules the given collectors of a VM now. The agent sets the function after the creation of the watcher.
+        on_change: called when a VM is no longer suspect.
     """
 
     def __init__(
@@ -120,9 +123,11 @@ class IoStallWatcher:
     def on_samples(
         self, vm: Vm, families: Sequence[Family], samples: Sequence[Sample], time_ns: int
     ) -> Sequence[Sample] | None:
-        """Update the disks of a VM after a poll. Return the samples of stalled disks if the disks were polled.
+        """Update the disks of a VM after a poll.
 
-        Return None if this poll and the previous poll of disks have no sample of a stalled disk.
+        Returns:
+            A sample of each disk that stalls or has stopped stalling. An empty list if only the previous poll of disks had samples. None if
+            neither poll has samples, or if this poll is not of disks.
         """
         if VIRTIO_QUEUE in families:
             self._on_queues(vm, samples, time_ns)
@@ -208,7 +213,7 @@ def _vm_value(view: VmView, family: Family, name: str) -> object:
 
 
 def _waits_in_kernel(view: VmView) -> bool:
-    """Return whether the main loop or an iothread was in state D at the last poll of QEMU's threads."""
+    """Return whether the main loop or an iothread was in state D (uninterruptible sleep) at the last poll of QEMU's threads."""
     if _vm_value(view, PROCESS, "state") == "disk-sleep":
         return True
     iothreads = view.polls.get(IOTHREAD.name)

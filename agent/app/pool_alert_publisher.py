@@ -29,7 +29,7 @@ class PoolAlertPublisher:
         self._publish(usage, self._pools.on_reading(usage, time.time_ns()))
 
     def on_error(self, usage: PoolUsage) -> None:
-        """Update the alerts of a pool that responds with an error instead of its sizes."""
+        """Resolve the alerts about an unresponsive pool, because the pool has responded, although with an error."""
         self._publish(usage, self._pools.on_responsive(usage, time.time_ns()))
 
     def on_unresponsive(self, usage: PoolUsage) -> None:

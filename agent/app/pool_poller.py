@@ -58,7 +58,7 @@ POOL_READ_SECONDS = 20.0
 """Timeout of one read of a source's pools."""
 
 MIN_DELAY_SECONDS = 0.05
-"""Minimum time between two looks at the schedule."""
+"""Minimum time between two checks for reads that are due."""
 
 MAX_READS_AT_ONCE = 32
 """Maximum number of reads that start at the same time, because the event loop handles their answers one after the other."""
@@ -162,7 +162,7 @@ class PoolPoller:
             self.gate.schedule_collectors(vm, ("nodes",))
 
     def _on_storage_change(self) -> None:
-        """Read the unresponsive pools of mounts that answer again. Called after a change of a mount's state."""
+        """Read the unresponsive pools of mounts that answer again, and resume deferred queries. Called when a mount's state changes."""
         for usage in self.registry:
             if usage.unresponsive_since is not None and not self._reader.is_mount_suspect(
                 mount_device_number(usage.pool)

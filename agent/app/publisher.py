@@ -46,9 +46,9 @@ class RecordPublisher:
         return self._encode.run_id
 
     def continue_after_last_run(self) -> None:
-        """Continue the record ids and sequences of the last run. Call this before the first record.
+        """Continue the record ids and the `sequence` attributes of the last run. Call this before the first record.
 
-        Ids and sequences of this run sort after the ids and sequences of the last run, even if the clock was set back.
+        The ids and sequences of this run sort after those of the last run, even if the clock was set back.
         """
         if isinstance(run_id := self.delivery.stored_persistent_entries.get(RUN_ID_ENTRY_NAME), str):
             self._encode.ensure_run_id_after(run_id)
@@ -57,7 +57,10 @@ class RecordPublisher:
             self.delivery.journal.pending_entries.fetch_changed = self._sequences.entries_to_store
 
     def store_sequences(self) -> None:
-        """Store the newest sequences of samples in the journal. Call this after the last sample and before the end of delivery."""
+        """Store the newest `sequence` attributes of samples in the journal.
+
+        Call this after the last sample and before the end of delivery.
+        """
         if self.delivery.journal is not None:
             self.delivery.journal.pending_entries.add(self._sequences.persistent_entry_of_sample_sequences())
 
@@ -89,7 +92,7 @@ class RecordPublisher:
         return encoded
 
     async def deliver_state(self, records: Sequence[EncodedRecord]) -> None:
-        """Send records to the state topic without a queue. Wait without a deadline until the sink has acknowledged them."""
+        """Send records to the state topic without a queue. Wait without a deadline until the sink has acknowledged the records."""
         await self.delivery.deliver_without_queue("state", records)
 
     async def store_entry_in_journal(self, entry: PersistentEntry) -> bool:

@@ -27,7 +27,7 @@ from agent.exposition.snapshot import Snapshot
 from agent.http.server import HttpEndpoint
 from agent.session.shared_types import MonitorState
 
-# Do not add a `_created` series to each counter: such series would double the text, and Prometheus does not use them.
+# Do not add a `_created` series to each counter: the series would double the text, and Prometheus would not use them.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no type for it
 
 _RESPONSE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
@@ -151,7 +151,7 @@ class GuestCommandMetrics(Collector):
 
 
 class AsyncioTaskMetrics(Collector):
-    """Metrics of the asyncio event loop."""
+    """Metric of the number of asyncio tasks."""
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics with their current values."""

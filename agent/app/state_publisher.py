@@ -50,7 +50,7 @@ The value is a JSON object. The object of a VM has the monitor and the last migr
 """
 
 _ALIVE_BUT_DETACHED = frozenset({MonitorState.BUSY, MonitorState.DENIED, MonitorState.STANDBY})
-"""States of a monitor whose VM is alive, although the agent is not attached to it."""
+"""States of a monitor whose VM is alive, although the agent is not attached to the VM."""
 
 
 class StateSink(Protocol):
@@ -60,7 +60,7 @@ class StateSink(Protocol):
         """Encode a record for the state topic, and send it to the subscribers of the live stream. Return the encoded record."""
 
     async def deliver_state(self, records: Sequence[EncodedRecord]) -> None:
-        """Deliver records. Wait without a deadline until the sink has acknowledged them."""
+        """Deliver records. Wait without a deadline until the sink has acknowledged the records."""
 
     async def store_entry_in_journal(self, value: PersistentEntry) -> bool:
         """Store a persistent entry in the journal. Return whether the entry is on disk."""
@@ -74,7 +74,7 @@ class StateSources:
         host: name of the host.
         snapshot: the VMs and the monitors.
         alerts: the firing alerts.
-        pools: the storage pools under the images of VMs.
+        pools: the storage pools that contain images of VMs.
         run_fields: returns the fields that describe this run of the agent.
     """
 
@@ -170,7 +170,7 @@ class StatePublisher:
     def on_migration_ended(self, record: Record) -> None:
         """Store the last migration of a VM. `record` reports the end of the migration."""
         self._migrations[record.vm.uuid] = migration_fields(record)
-        # The entry contains the migration, so it must be stored again.
+        # Store the entry again, because the entry contains the migration.
         self._stored_paths.discard(vm_state_key_path(record.vm.uuid))
         self.on_vm_changed(record.vm)
 
@@ -241,7 +241,7 @@ class StatePublisher:
 
         Args:
             uuid: the UUID of the VM.
-            live_monitors: addresses of the monitors whose VM is alive although the agent is not attached.
+            live_monitors: addresses of the monitors whose VM is alive, although the agent is not attached to the VM.
         """
         detached_at, permanently = self._detached[uuid]
         is_alive = self._monitors.get(uuid) in live_monitors and not permanently

@@ -1,7 +1,7 @@
 """Decides whether the agent may send commands that access storage to a VM.
 
-The agent sends such commands only while the storage of the VM's images answers and no disk of the VM seems to hang. QEMU executes these
-commands in its main loop, with the big QEMU lock (BQL) held. If the storage hangs during the command, the guest stops.
+The agent sends these commands only while the storage of the VM's images answers and no disk of the VM seems to hang. QEMU executes the
+commands in its main loop, with the big QEMU lock (BQL) held. If the storage hangs during a command, the guest stops.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from agent.model.record import Vm
 _log = logging.getLogger("agent")
 
 FRESH_SECONDS = 1.0
-"""How long an answer of a file system stays valid, because many VMs are polled within a second."""
+"""How long an answer of a file system stays valid. Polls of several VMs then share one answer."""
 
 WAIT_SECONDS = SUSPECT_SECONDS + 0.1
 """Maximum time that a poll of a VM waits for its file systems."""
@@ -35,8 +35,8 @@ class StorageQueryGate:
     """Defers commands that access storage while the storage does not answer. One gate serves all VMs.
 
     Attributes:
-        schedule_collectors: schedules the given collectors of a VM now. The agent sets this after the creation of the gate.
-        is_io_suspect: returns whether a VM may have I/O that hangs. The agent sets this after the creation of the gate.
+        schedule_collectors: schedules the given collectors of a VM now. The agent sets the function after the creation of the gate.
+        is_io_suspect: returns whether a VM may have I/O that hangs. The agent sets the function after the creation of the gate.
     """
 
     def __init__(self, reader: FileSystemReader, pool_finder: ImagePoolFinder) -> None:
@@ -48,7 +48,10 @@ class StorageQueryGate:
         self._searches: dict[Vm, asyncio.Task[Mounts]] = {}
 
     async def may_query(self, vm: Vm, pid: int | None) -> bool:
-        """Return whether the agent may now send commands that access storage to the VM."""
+        """Return whether the agent may now send commands that access storage to the VM.
+
+        If not, the gate schedules the collectors that send such commands as soon as the storage answers.
+        """
         if self.is_io_suspect(vm):
             self._deferred[vm] = self._pool_finder.image_mounts_of_vm(vm) or {}
             return False

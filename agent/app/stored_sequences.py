@@ -14,9 +14,9 @@ from agent.model.persistent_entry import PersistentEntry
 from agent.model.sequences import SequenceRegistry
 
 SEQUENCE_ENTRY_PREFIX: Final = "sequence/"
-"""Prefix of the name of a source's persistent entry. The topic and the source follow. The source begins with a slash."""
+"""Prefix of the name of a source's persistent entry. The name continues with the topic and the source. The source begins with a slash."""
 SAMPLE_SEQUENCES_ENTRY_NAME: Final = "sequences"
-"""Name of the persistent entry with the sequences of samples. Only the next run uses it."""
+"""Name of the persistent entry with the sequences of samples. Only the next run uses the entry."""
 
 
 class StoredSequences:
@@ -61,7 +61,7 @@ class StoredSequences:
                     yield topic, source, value
 
     def entries_to_store(self, all_sources: bool) -> Iterable[PersistentEntry]:  # noqa: FBT001 - a callback's only argument
-        """Yield the entries to store in a transaction. The first call also deletes entries of earlier runs that are no longer valid.
+        """Yield the entries to store in a transaction. The first call also yields deletions of obsolete entries of earlier runs.
 
         Args:
             all_sources: True to yield the entries of all sources; False to yield only the entries of changed sources.

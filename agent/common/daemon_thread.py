@@ -40,7 +40,7 @@ def complete_future(future: asyncio.Future[Any], outcome: Any) -> None:
 
 
 class BlockingCallWithTimeout(Generic[T]):
-    """A blocking function with a timeout. Further calls during a run start no thread, but wait for the same result."""
+    """A blocking function with a timeout. While the function runs, further calls wait for the same result and start no thread."""
 
     def __init__(self, work: Callable[[], T], seconds: float, name: str) -> None:
         """Store the function without running it.

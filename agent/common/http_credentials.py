@@ -74,7 +74,7 @@ class HttpCredentials:
 
         Raises:
             OSError: a file cannot be read; the error names the file.
-            TimeoutError: the files' storage does not respond.
+            TimeoutError: the files could not be read within `SECRET_READ_SECONDS`.
         """
         async with asyncio.timeout(SECRET_READ_SECONDS):
             return await asyncio.to_thread(self._read_files)

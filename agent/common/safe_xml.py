@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 MAX_XML_BYTES = 1 << 20
-"""Default maximum size of a document. libvirt's XML of a running VM with a hundred disks has about 100 kB."""
+"""Default maximum size of a document in bytes. libvirt's XML of a running VM with a hundred disks has about 100 kB."""
 
 
 def parse_xml(text: str | bytes, max_bytes: int = MAX_XML_BYTES) -> "Element":

@@ -21,7 +21,7 @@ class Column:
         key: the key on the keyboard that sorts the table by this column.
         name: the column's name in the option --sort.
         width: the width in characters; 0 to fill the rest of the line.
-        value_of: returns a VM's value; None if unknown.
+        value_of: returns a VM's value; None if the value is unknown.
         format_value: formats a value.
         descending: whether the largest value comes first.
         sort_key: returns the sort key of a value; by default, the value itself.
@@ -84,7 +84,7 @@ def _fullest_filesystem(vm: OverviewVm) -> float | None:
 
 
 def is_quantile_lower_bound(latency: Mapping[str, float], name: str) -> bool:
-    """Return whether a quantile is only a lower bound, because the quantile is in the histogram's last bin, which has no upper boundary."""
+    """Return whether a quantile is only a lower bound: whether it is in the histogram's last bin, which has no upper boundary."""
     return latency[name] >= latency["last_boundary"]
 
 

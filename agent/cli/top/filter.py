@@ -1,4 +1,4 @@
-"""Filters of the VM table: words and `key:value` pairs, as on the web page. A shown VM matches every word and pair. Pure."""
+"""Filters of the VM table: words and `key:value` pairs, as on the web page. The table shows VMs that match every word and pair. Pure."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +16,14 @@ _WORD = re.compile(r'(?:[^\s"]|"[^"]*"?)+')
 def parse_filter(text: str) -> VmPredicate:
     """Parse a filter. Return a predicate of a VM and its firing alerts.
 
-    A word matches a part of the name, the UUID or the state. `state:TEXT` matches the beginning of the state. `state:stopped` matches the
-    states in which QEMU stopped the guest for an error. `alert:any`, `alert:SEVERITY` and `alert:TEXT` match firing alerts. `label:NAME`
-    and `label:NAME=VALUE` match labels that the VM manager set. `is:degraded` matches VMs with collectors that are off. `is:busy` matches
-    VMs with a migration or a job.
+    A word matches a part of the name, the UUID or the state. The pairs match as follows:
+
+    - `state:TEXT`: the beginning of the state;
+    - `state:stopped`: the states in which QEMU stopped the guest, after an error or after the guest's shutdown;
+    - `alert:any`, `alert:SEVERITY` and `alert:TEXT`: firing alerts;
+    - `label:NAME` and `label:NAME=VALUE`: labels that the VM manager set;
+    - `is:degraded`: VMs with collectors that are off;
+    - `is:busy`: VMs with a migration or a job.
     """
     tests = [_parse_word(word.replace('"', "")) for word in _WORD.findall(text.casefold())]
     return lambda vm, alerts: all(test(vm, alerts) for test in tests)

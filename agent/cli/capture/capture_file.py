@@ -55,15 +55,16 @@ class CaptureLine:
 
 
 def remove_secrets(value: Any, key: str = "") -> Any:
-    """Return a copy of a message in which `REMOVED` replaces secrets: the texts of secret keys, and secrets inside other texts.
+    """Return a copy of a message in which `REMOVED` replaces secrets: all texts below secret keys, and secrets inside other texts.
 
     Args:
         value: the message or a part of it.
-        key: the key of this part.
+        key: the key of this part, or the secret key above this part.
     """
     match value:
         case dict():
-            return {name: remove_secrets(inner, name) for name, inner in value.items()}
+            is_secret = _SECRET_KEY.search(key) is not None
+            return {name: remove_secrets(inner, key if is_secret else name) for name, inner in value.items()}
         case list():
             return [remove_secrets(inner, key) for inner in value]
         case str() if _SECRET_KEY.search(key):

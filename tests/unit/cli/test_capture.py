@@ -27,10 +27,14 @@ NAMES = (
 
 @pytest.mark.parametrize("key", NAMES.split())
 def test_values_of_secret_keys_are_removed_at_any_depth(key: str) -> None:
-    message = {"event": "X", "data": {"list": [{key: "hunter2"}, {key: ["hunter2"]}], "device": "disk0"}}
+    inner = {"value": "hunter2", "size": 7}
+    message = {"event": "X", "data": {"list": [{key: "hunter2"}, {key: ["hunter2", inner]}], "device": "disk0"}}
     assert remove_secrets(message) == {
         "event": "X",
-        "data": {"list": [{key: REMOVED}, {key: [REMOVED]}], "device": "disk0"},
+        "data": {
+            "list": [{key: REMOVED}, {key: [REMOVED, {"value": REMOVED, "size": 7}]}],
+            "device": "disk0",
+        },
     }
 
 

@@ -62,7 +62,7 @@ async def measure(names: list[str], *, short: bool) -> tuple[list[Row], list[str
     """Run parts one after the other and print the progress.
 
     Returns:
-        The figures, and the name of each part that failed. A failed part does not end the run, because a whole run takes up to an hour.
+        The figures, and the name of each part that failed. A failed part does not end the run, because a whole run takes more than an hour.
     """
     rows: list[Row] = []
     failed = []

@@ -82,7 +82,7 @@ class VmManagerChannelOpener:
 def make_channel_opener(vm: Vm, config: GuestAgentConfig, open_channel: OpenGuestChannel | None) -> ChannelOpener:
     """Return the object that opens the channel of a VM's guest agent.
 
-    A socket in the config has precedence over the manager, and the manager over the socket that QEMU reports.
+    A socket in the config has precedence over the manager. The manager has precedence over the socket that QEMU reports.
     """
     is_configured = any(matches_vm(entry.vm, vm.name, vm.uuid) for entry in config.channels)
     return (

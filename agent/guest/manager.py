@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 MAX_PID = 1 << 31
 BUG_RETRY_SECONDS = 300.0
-"""Wait before a session restarts after an internal error."""
+"""Seconds before a session restarts after an internal error."""
 
 
 class GuestAgentManager:
@@ -147,7 +147,7 @@ class GuestAgentManager:
 
 
 def _read_channel(reachability: GuestReachability, samples: Sequence[Sample]) -> None:
-    """Read the state of the channel. If there is no sample, the virtio serial port was unplugged."""
+    """Read the state of the channel. A missing sample means that the virtio serial port was unplugged."""
     unplugged: FieldValues = {"connected": False}
     values = next((sample.values for sample in samples if sample.family is GUEST_AGENT), unplugged)
     reachability.opened_by_guest = values.get("connected")
@@ -180,4 +180,4 @@ _REACHABILITY_READERS = (
 """Families whose samples change `GuestReachability`, each with the function that reads the samples."""
 
 REACHABILITY_FAMILIES = frozenset(family for family, _ in _REACHABILITY_READERS)
-"""Families that `GuestAgentManager.on_samples` uses."""
+"""Families whose samples `GuestAgentManager.on_qemu_samples` uses."""

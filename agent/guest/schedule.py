@@ -10,7 +10,7 @@ BATCH_WINDOW_SECONDS = 0.5
 """Collectors that are due within this time run together, because each wake-up of the guest agent costs CPU time of the guest."""
 
 MIN_SPACING_SECONDS = 10.0
-"""Minimum time between two runs of a collector, or the collector's interval if that is shorter.
+"""Minimum seconds between two runs of a collector. For a collector with a shorter interval, the interval is the minimum.
 
 All collectors become due when a guest opens its channel or ends a freeze. The minimum limits the number of runs that a guest can trigger.
 """

@@ -47,7 +47,7 @@ MAX_REASON_LENGTH = 200
 MAX_MISSING_COMMANDS = 32
 
 GUEST_FAMILIES: tuple[Family, ...] = tuple(family for collector in GUEST_COLLECTORS for family in collector.families)
-"""The families of all collectors. Their values are out of date after the connection to the guest agent is lost."""
+"""The families of all collectors. All values of these families are out of date after the connection to the guest agent is lost."""
 
 _STATE_BY_ERROR: tuple[tuple[type[GuestAgentError], GuestAgentState], ...] = (
     (GuestChannelDeniedError, GuestAgentState.DENIED),

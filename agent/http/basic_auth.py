@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Mapping
 
 MAX_WAITING_CHECKS = 16
-"""Maximum number of password checks that wait for the thread. The endpoint refuses further requests."""
+"""Maximum number of password checks that run or wait. The endpoint refuses a request that needs a further check."""
 MAX_CACHED_CREDENTIALS = 100
 """Maximum number of accepted credentials in the cache. The cache holds digests of the credentials."""
 _MAX_PASSWORD_BYTES = 72
@@ -21,11 +21,11 @@ _MAX_PASSWORD_BYTES = 72
 
 
 class TooManyPendingChecksError(Exception):
-    """Too many password checks wait already."""
+    """Too many password checks run or wait already."""
 
 
 class BasicAuthUsers:
-    """Users by name, with the bcrypt hashes of their passwords. The constructor computes a hash, so call it in a thread."""
+    """Users by name, with the bcrypt hashes of their passwords. The constructor computes a hash, so call the constructor in a thread."""
 
     def __init__(self, hashes: Mapping[str, str]) -> None:
         self._hashes = {user: text.encode() for user, text in hashes.items()}
@@ -43,7 +43,7 @@ class BasicAuthUsers:
         """Return whether the value of an Authorization header contains a known user and the user's password.
 
         Raises:
-            TooManyPendingChecksError: MAX_WAITING_CHECKS other checks wait already.
+            TooManyPendingChecksError: MAX_WAITING_CHECKS other checks run or wait already.
         """
         user, password = _parse_header(authorization)
         digest = hmac.digest(self._digest_key, len(user).to_bytes(4, "big") + user.encode() + password, hashlib.sha256)
@@ -67,7 +67,7 @@ class BasicAuthUsers:
 
 
 def _parse_header(authorization: str) -> tuple[str, bytes]:
-    """Return the user and the password of an Authorization header (RFC 7617); both are empty if the header is malformed."""
+    """Return the user and the password of an Authorization header (RFC 7617); both are empty without the scheme Basic and valid Base64."""
     scheme, _, encoded = authorization.partition(" ")
     try:
         plain = base64.b64decode(encoded.strip(), validate=True)

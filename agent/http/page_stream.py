@@ -125,7 +125,7 @@ class PageChangeTracker:
         self._uuid = uuid
         self._all_monitors = all_monitors
         self._parts = {name: _SentEntries() for name in ("rows", "monitors", "alerts", "pools", "families")}
-        self._wholes: dict[str, bytes] = {}  # parts that are sent whole whenever they change
+        self._wholes: dict[str, bytes] = {}  # the parts that are sent whole after each change
         self._vm: tuple[VmView, int] | None = None
         self._is_first = True
 

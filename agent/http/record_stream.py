@@ -27,7 +27,7 @@ class Subscriber:
 
     Args:
         vm: name or UUID of one VM; empty matches all.
-        types: prefixes of record types; a record matches if its type begins with one of them.
+        types: prefixes of record types; a record matches if its type begins with any prefix.
         severity: the lowest severity that matches.
     """
 
@@ -95,7 +95,7 @@ class RecordBroadcaster:
 
         Args:
             encoded: the record.
-            kind: the record's kind, such as `event`, if the caller knows the kind; empty to derive the kind.
+            kind: the record's kind, such as `event`; empty to derive the kind from the record.
         """
         for subscriber in self._subscribers:
             subscriber.offer(encoded)
@@ -119,7 +119,7 @@ class RecordBroadcaster:
         Args:
             subscriber: the receiver.
             recent: whether recent records, except samples, are delivered first.
-            after: id of the last record that the receiver has. Recent records up to this record are skipped. An unknown id skips no
+            after: id of the last record that the receiver has. This record and all earlier records are skipped. An unknown id skips no
                 record.
 
         Raises:

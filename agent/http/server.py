@@ -129,7 +129,7 @@ class HttpEndpoint:
     async def _start_servers(self, web_config: LoadedWebConfig, sockets: Sequence[socket.socket]) -> None:
         """Replace the servers, so that new connections use the TLS settings of a new web config.
 
-        Open connections stay open. The access control of the new web config applies to their next requests.
+        Open connections stay open. The access control of the new web config applies to the next requests of open connections.
         """
         loop = asyncio.get_running_loop()
         assert self._runner.server is not None

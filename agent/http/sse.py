@@ -47,8 +47,8 @@ class SseHandlers:
         """Stream records. All query parameters are optional.
 
         `vm`: name or UUID of a VM. `type`: prefixes of record types, separated by commas. `severity`: the lowest severity.
-        `recent`: send recent records first, without samples. `after`: skip recent records up to the record with this id; the header
-        `Last-Event-ID` is an alternative.
+        `recent`: send recent records first, without samples. `after`: send only the recent records after the record with this id. The
+        header `Last-Event-ID` is an alternative to `after`.
         """
         query = request.query
         try:

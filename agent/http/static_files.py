@@ -1,4 +1,4 @@
-"""Serves the page's files. Their URLs contain a digest of the content, so browsers cache the files until the agent is upgraded."""
+"""Serves the page's files. The URL of each file contains a digest of all files, so browsers cache a file until the agent is upgraded."""
 
 import hashlib
 from importlib.resources import files

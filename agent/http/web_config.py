@@ -224,7 +224,7 @@ class LoadedWebConfig:
         return cls(config, context, BasicAuthUsers(config.basic_auth_users), stats)
 
     def read_file_stats(self, path: Path) -> object:
-        """Return the current signature of the web config's files. Blocks, so call this method in a thread."""
+        """Return the current inode, modification time and size of the web config's files. Blocks, so call this method in a thread."""
         return _read_file_stats([path, *referenced_files(self.config, path.parent)])
 
 

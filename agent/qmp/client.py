@@ -1,8 +1,8 @@
 """A QMP client on asyncio: runs `QmpProtocol` on an asyncio transport.
 
-The client pauses reading only briefly, because QEMU buffers without limit for a client that does not read. The largest measured buffer
-held 57 MB. `data_received` passes on every event at once, and the receiver decides which events to keep. Reading pauses in a flood of
-events for a few turns of the event loop, so that other tasks can run.
+QEMU buffers without limit for a client that does not read: the largest buffer that was measured held 57 MB. So the client pauses reading
+only in a flood of events, and only for a few turns of the event loop. Other tasks run in these turns. `data_received` passes on every
+event at once, and the receiver decides which events to keep.
 """
 
 import asyncio
@@ -81,7 +81,7 @@ class QmpClient(asyncio.Protocol):
         self._batch: asyncio.Future[list[CommandResult]] | None = None
         self._idle: asyncio.Future[None] | None = None
         self._in_sync: asyncio.Future[None] | None = None
-        """A future that completes when replies can be assigned to commands again. None if replies can be assigned now."""
+        """A future that completes when replies can be assigned to commands again. None if no call waits for that."""
         self._probe: tuple[int, asyncio.Future[None]] | None = None
 
     @classmethod
@@ -166,7 +166,7 @@ class QmpClient(asyncio.Protocol):
             StalledError: a reply did not arrive within `deadline` seconds, or an earlier reply is still due. Call `wait_idle` next.
             NotConnectedError: the connection ended.
             ProtocolError: the peer violated the protocol.
-            CommandNotAllowedError: no command was sent, because one of them is not on the allow-list.
+            CommandNotAllowedError: no command was sent, because one of the commands is not on the allow-list.
         """
         if self.ended_future.done():
             raise self.ended_future.result()
@@ -186,8 +186,8 @@ class QmpClient(asyncio.Protocol):
         """Wait until replies can be assigned to commands again, after an unreadable message.
 
         Args:
-            until: when the wait ends, on the event loop's clock.
-            deadline: seconds that the whole call may take, for the error's text.
+            until: when the wait ends, in seconds of the event loop's clock.
+            deadline: seconds that the call of `execute` may take. The error's text contains this number.
 
         Raises:
             StalledError: replies still cannot be assigned when the wait ends.
@@ -205,7 +205,7 @@ class QmpClient(asyncio.Protocol):
             raise StalledError(f"no reply to query-status within {deadline:g} s") from None
 
     def _send_marker_or_resume(self) -> None:
-        """Send the next marker, a command with an id, if a marker is due. Complete `_in_sync` if replies can be assigned again."""
+        """Complete `_in_sync` if replies can be assigned to commands again. If not, send the next marker if a marker is due."""
         waiting = self._in_sync
         if not self._qmp.out_of_sync:
             self._in_sync = None
@@ -219,8 +219,8 @@ class QmpClient(asyncio.Protocol):
 
         Args:
             commands: the commands.
-            seconds: how long to wait for the results.
-            deadline: seconds that the whole call may take, for the error's text.
+            seconds: seconds to wait for the results.
+            deadline: seconds that the call of `execute` may take. The error's text contains this number.
 
         Raises:
             QmpError: the errors of `execute`.
@@ -236,7 +236,7 @@ class QmpClient(asyncio.Protocol):
             self._batch = None
 
     def send_if_idle(self, commands: Sequence[Command], on_results: OnResults) -> bool:
-        """Send commands in one write, without a deadline. Return False if the commands cannot be sent now; use `execute` for them.
+        """Send commands in one write, without a deadline. Return False if the commands cannot be sent now; then use `execute`.
 
         Args:
             commands: the commands.
@@ -283,8 +283,8 @@ class QmpClient(asyncio.Protocol):
     async def probe_out_of_band(self, *, deadline: float) -> bool:
         """Send an out-of-band command; return whether QEMU's monitor thread replies within `deadline` seconds.
 
-        QEMU's main loop hangs if the monitor thread replies while in-band replies are overdue. While an earlier probe is pending, wait
-        for its reply and send no other probe, because probes accumulate in a stopped QEMU.
+        A reply shows that only QEMU's main loop hangs, if in-band replies are overdue. Probes accumulate in a stopped QEMU. So the call
+        sends no probe while an earlier probe is pending, and waits for the reply to the earlier probe.
         """
         if self.ended_future.done() or not self._qmp.oob:
             return False

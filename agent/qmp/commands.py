@@ -83,15 +83,15 @@ _BOUNDARY_LISTS = ("boundaries-read", "boundaries-write", "boundaries-flush")
 """Arguments with the boundaries of histograms. The agent sets no histogram for zone appends, because few disks have zones."""
 
 MAX_HISTOGRAM_BOUNDARIES = 32
-"""Maximum number of boundaries of a histogram that the agent sets. Each boundary adds three series for each disk."""
+"""Maximum number of boundaries of a histogram that the agent sets. Each boundary adds three Prometheus series for each disk."""
 
 
 def set_histograms_command(device: str, boundaries_ns: Sequence[int]) -> Command:
     """Return the command that sets the latency histograms of a disk. The command replaces existing histograms.
 
-    Send the command only for a disk without histograms. Many versions of QEMU since 4.0 take no lock for this command. Without the lock,
-    QEMU can crash if histograms are replaced or removed while an iothread serves the disk. Setting the first histograms is safe, because
-    QEMU uses only complete histograms.
+    Send the command only for a disk without histograms. Many versions of QEMU since 4.0 take no lock for this command. These versions can
+    crash if histograms are replaced or removed while an iothread serves the disk. Setting the first histograms is safe, because QEMU uses
+    only complete histograms.
 
     Args:
         device: the device's id or QOM path, from the field `qdev` of query-blockstats.

@@ -11,8 +11,8 @@ MAX_BYTES = 1 << 20
 def drain_receive_buffer(transport: asyncio.BaseTransport) -> bytes:
     """Return the received bytes that the kernel still holds for a transport, without waiting. Call this only in `connection_lost`.
 
-    When QEMU ends, QEMU sends SHUTDOWN and closes the monitors. A command that the agent writes at that moment fails. After a failed
-    write, asyncio and uvloop stop reading, so SHUTDOWN stays in the kernel.
+    An ending QEMU sends SHUTDOWN and closes the monitors. A command that the agent writes at that moment fails. asyncio and uvloop stop
+    reading after a failed write, so SHUTDOWN stays in the kernel.
     """
     # With TLS, the bytes are encrypted, and only the transport has the keys.
     if transport.get_extra_info("ssl_object") is not None:

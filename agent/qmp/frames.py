@@ -1,8 +1,8 @@
 """Framing of the QMP byte stream: splits bytes into messages, each a JSON value or an `UnreadableMessage`. Pure.
 
 QEMU ends every message with CR LF and escapes control characters inside strings. So each line is a message. Only a monitor with
-`pretty=on` sends a message as several lines: `{`, indented lines, `}`. Both rules hold for QEMU 2.6 to 11.1. Because of these rules, the
-splitter finds the end of a damaged message, and can read the next message.
+`pretty=on` sends a message as several lines: `{`, indented lines, `}`. Both rules hold for QEMU 2.6 to 11.1. So the splitter finds the end
+of a damaged message, and can read the next message.
 """
 
 import re

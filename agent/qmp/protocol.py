@@ -1,16 +1,16 @@
 """The QMP protocol: bytes in, messages out. Pure: no socket, no clock, no asyncio.
 
-A `QmpProtocol` holds the state of one connection. `receive` takes received bytes and yields the messages that they complete. `send` and
-`probe` return bytes to write. `receive` raises only ProtocolError; any other exception is a bug. The messages do not depend on how the
-bytes are split into chunks.
+A `QmpProtocol` holds the state of one connection. `receive` takes received bytes and yields the messages that the bytes complete. `send`,
+`negotiate`, `next_sync_marker` and `next_oob_probe` return bytes to write. `receive` raises only ProtocolError; any other exception is a
+bug. The messages do not depend on how the bytes are split into chunks.
 
 Facts about QEMU 2.6 to 11.1: in-band replies arrive in the order of the commands. An out-of-band reply has the id of its request. An event
 can arrive between any two messages, and even before the greeting.
 
 An unreadable message does not end a negotiated connection. The oldest pending command fails if the message is clearly a reply. All pending
-commands fail if the message's kind is unknown. The protocol is then out of sync: it is unknown which command the next reply belongs to. A
-marker brings the protocol in sync again. A marker is a command with an id that is sent alone before the next batch of commands. The
-replies after the marker's reply belong to that batch.
+commands fail if the message's kind is unknown. The protocol is then out of sync: the agent does not know which command the next reply
+belongs to. So the agent sends a marker before the next batch of commands. A marker is a command with an id. The replies after the marker's
+reply belong to the next batch, so the protocol is in sync again.
 """
 
 from collections.abc import Iterator, Sequence
@@ -102,8 +102,8 @@ class Event(NamedTuple):
     """An event of QEMU.
 
     Attributes:
-        name: its name, such as STOP.
-        data: all of its data.
+        name: the event's name, such as STOP.
+        data: all data of the event.
         time_ns: QEMU's timestamp, in nanoseconds since the epoch by the host's clock; None if there is no valid timestamp.
     """
 
@@ -144,7 +144,7 @@ class QmpProtocol:
         state: the progress of the handshake.
         oob: whether QEMU offers out-of-band execution.
         skipped: total numbers of skipped messages. The object is replaced when a message is skipped.
-        out_of_sync: True while it is unknown which command the next reply belongs to, until the reply to the newest marker arrives.
+        out_of_sync: True while the agent does not know which command the next reply belongs to, until the newest marker's reply.
     """
 
     def __init__(self, allow: AllowList, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
@@ -160,7 +160,7 @@ class QmpProtocol:
         """Id of the pending probe; 0 if none is pending."""
         self._markers: list[int] = []  # ids of the markers without a reply
         self._marker_is_in_flight = False  # True if QEMU cannot have replied to the newest marker yet
-        self._unreadable_replies = 0  # upper bound of the number of unreadable replies since replies were last in sync
+        self._unreadable_replies = 0  # upper bound of unreadable replies since the last marker's reply
         self._requests_in_qemu = 0  # upper bound of the number of requests in QEMU, with markers, while out of sync
 
     @property
@@ -228,7 +228,7 @@ class QmpProtocol:
     def next_sync_marker(self) -> Request | None:
         """Return the bytes of a marker; None if no marker is due.
 
-        A marker is due while `out_of_sync`, but not while another marker is in flight. The marker waits for a reply while QEMU may have
+        A marker is due while `out_of_sync`. No marker is due while another marker is in flight, or while QEMU may still hold
         `MAX_COMMANDS_IN_FLIGHT` requests.
         """
         if not self.out_of_sync or self._marker_is_in_flight or self._requests_in_qemu >= MAX_COMMANDS_IN_FLIGHT:
@@ -247,7 +247,7 @@ class QmpProtocol:
         return self._probe, commands.probe_request(self._probe)
 
     def _fail_affected_commands(self, kind: UnreadableMessageKind, reason: str) -> Iterator[Reply | OobProbeReply]:
-        """Yield an error reply for each command that an unreadable message may be the reply to.
+        """Yield an error reply for each command whose reply the unreadable message may be.
 
         The unreadable message also counts as the probe's reply if a probe is pending.
 
@@ -256,8 +256,7 @@ class QmpProtocol:
             reason: why the message cannot be read.
 
         Raises:
-            ProtocolError: the peer does not speak QMP, because the message arrived during the handshake. Or no command can get a reply,
-                because too many messages were unreadable.
+            ProtocolError: the message arrived during the handshake, or no reply can be read because too many messages were unreadable.
         """
         if self.state is not HandshakeState.READY:
             raise ProtocolError(reason)
@@ -288,9 +287,8 @@ class QmpProtocol:
         # No probe and no marker is pending, so the `id` is part of the reply's value.
         if kind is UnreadableMessageKind.REPLY_WITH_ID and not self._probe:
             return UnreadableMessageKind.REPLY
-        if (
-            kind is UnreadableMessageKind.REPLY and self._probe
-        ):  # the reply to a command, or the probe's reply without its id
+        # The message is the reply to a command, or the probe's reply without an id.
+        if kind is UnreadableMessageKind.REPLY and self._probe:
             return UnreadableMessageKind.UNKNOWN
         return kind
 
@@ -378,7 +376,7 @@ class QmpProtocol:
     def _accept_marker(self, number: int) -> None:
         """Handle the reply to a marker. All replies to commands before the marker have arrived or are lost.
 
-        After the reply to the newest marker, the agent knows again which command each reply belongs to.
+        The reply to the newest marker brings the protocol in sync: the next reply belongs to the next command.
         """
         self._markers = [marker for marker in self._markers if marker > number]
         self._requests_in_qemu = len(self._markers)

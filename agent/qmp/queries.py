@@ -15,7 +15,7 @@ class QueryTrigger(StrEnum):
 
     POLLED = "at an interval"
     EVENT = "after an event"
-    """After an event that can change the result, at attach and at each resync."""
+    """After an event that can change the result; also at attach and at each resync."""
     ATTACH = "at attach"
     """At attach and at each resync."""
     BUILD = "once per build"

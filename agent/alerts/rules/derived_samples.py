@@ -39,14 +39,15 @@ BALLOON_MEMORY = Family(
 class VmRuleState:
     """Values that the alert rules of one VM keep from one poll to the next.
 
-    A level is a text that distinguishes several alerts of one subject.
+    A subject is the disk, job or other device that an alert concerns. A level is a text that distinguishes several alerts of one subject.
 
     Attributes:
-        pending: When a condition began to hold whose alert has not fired yet, in nanoseconds since the epoch; by alert, subject and level.
+        pending: Start of each condition that has not fired its alert yet, in nanoseconds since the epoch; by alert, subject and level.
         stored: The part of `pending` that is stored in the VM's persistent entry.
         previous: Value at the previous poll of each field that is compared with `INCREASES`; by alert, subject and level.
-        counters: For families whose rules compare only counters: the number of the rule set, and labels and counters of the last samples.
-        latest: The last values of each family that a derived family needs in addition to the polled samples.
+        counters: The last samples of each family whose rules compare only counters: the number of the rule set, and the labels and the
+            counters of each sample.
+        latest: The last values of each family that a derivation reads but that does not trigger the derivation.
         events: Times of the counted events in nanoseconds since the epoch, by alert and subject.
     """
 

@@ -55,7 +55,7 @@ class EventRuleEvaluator:
         self.event_names = frozenset({*self._rules, *self._resolving})
 
     def on_event(self, state: VmProcessState, event: Record, name: str, subject: str, now_ns: int) -> Iterator[Record]:
-        """Handle an event.
+        """Fire and resolve alerts after an event.
 
         Args:
             state: State of the VM's process.
@@ -95,9 +95,9 @@ class EventRuleEvaluator:
     def _count_event(
         self, state: VmProcessState, rule: EventAlertRule, subject: str, time_ns: int, limit: int, seconds: float
     ) -> int:
-        """Count an event. Return the number of such events in the last `seconds`, at most `limit`.
+        """Count an event of a rule and a subject. Return the number of these events in the last `seconds`, at most `limit`.
 
-        Return 0 if too many subjects are counted.
+        Return 0 if the events of MAX_RULE_SUBJECTS other subjects are counted already.
         """
         counted, key = state.rule_state.events, (rule.alert, subject)
         if key not in counted and len(counted) >= MAX_RULE_SUBJECTS:

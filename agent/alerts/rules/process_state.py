@@ -21,9 +21,9 @@ class GuestHealth:
 
     Attributes:
         had_agent: Whether a program in the guest has ever opened the guest agent's channel.
-        agent_lost_ns: When a poll first showed that the channel is closed again; 0 if it is open.
-        agent_unresponsive_ns: When the guest agent stopped responding; 0 if it responds or is not queried.
-        frozen_ns: When a poll first showed that the file systems are frozen; 0 if they are not.
+        agent_lost_ns: When a poll first showed that the channel is closed again; 0 while the channel is open.
+        agent_unresponsive_ns: When the guest agent stopped responding; 0 while the guest agent responds or is not queried.
+        frozen_ns: When a poll first showed that the file systems are frozen; 0 while no file system is frozen.
         clock_polls: Number of consecutive polls that showed a wrong clock.
     """
 
@@ -36,7 +36,7 @@ class GuestHealth:
 
 @dataclass(eq=False, slots=True)
 class VmProcessState:
-    """The alert engine's state of a QEMU process. The agent is attached to the process, or was until `REATTACH_SECONDS` ago.
+    """The alert engine's state of a QEMU process. The agent is attached to the process, or detached in the last `REATTACH_SECONDS`.
 
     Times whose names end in `_ns` are in nanoseconds since the epoch.
 
@@ -127,6 +127,6 @@ class VmProcessState:
         )
 
     def disk_state_to_store(self) -> dict[str, Any]:
-        """Return the state of the disks to store for the next run of the agent, by device."""
+        """Return the threshold trackers' state as JSON values, by device, for a process that replaces this process."""
         entries = dict(self.restored_disks)
         return entries | {device: tracker.state_to_store() for device, tracker in self.trackers.items()}

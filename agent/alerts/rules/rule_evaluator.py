@@ -1,4 +1,4 @@
-"""Evaluates the built-in and custom alert rules on samples and events. Applies the config's overrides. Pure: it returns records."""
+"""Evaluates the built-in and custom alert rules on samples and events. Applies the config's overrides. Pure: the result is records."""
 
 from collections.abc import Collection, Iterator, Sequence
 
@@ -32,7 +32,7 @@ class RuleEvaluator:
         self._are_overrides_applied = False
 
     def configure(self, overrides: AlertOverrides, custom: Sequence[SampleAlertRule | EventAlertRule]) -> None:
-        """Replace the overrides and the custom alerts. The next tick applies the overrides to the alerts that already fire."""
+        """Replace the overrides and the custom alerts. The next `on_tick` applies the overrides to the alerts that already fire."""
         self.overrides = self.samples.overrides = self.events.overrides = overrides
         self._store.apply_override = overrides.override_severity_or_mute
         self._custom = frozenset(rule.alert for rule in custom)
@@ -43,9 +43,9 @@ class RuleEvaluator:
     def on_samples(
         self, state: VmProcessState, families: Collection[Family], samples: Sequence[Sample], time_ns: int
     ) -> Iterator[Record]:
-        """Handle a poll of a VM process.
+        """Evaluate the rules on the samples of a poll of a VM's process.
 
-        Ignore a process that is not active, such as the destination of a migration, because the source has the same disks.
+        Ignore a process that is not active. The destination of a migration is not active, because the source has the same disks.
         """
         if state.is_active:
             yield from self.samples.on_samples(state, families, samples, time_ns)

@@ -89,9 +89,9 @@ class SampleAlertRule(AlertRule):
         where: Further comparisons of the sample's fields and labels, which all have to be true.
         hysteresis: How far the field has to be from the limit to resolve the alert, in the unit of the limit.
         resolve_at: The limit at which a firing alert is resolved; None if `hysteresis` determines that limit.
-        unless: Name of an alert that reports the same cause more precisely. While that alert fires for the VM, this alert does not fire.
-        unless_pool: Name of a pool alert that reports the same cause more precisely. While that alert fires for a pool with an image of the
-            disk, this alert does not fire.
+        unless: Name of an alert that reports the same cause more precisely. The rule fires no alert while that alert fires for the VM.
+        unless_pool: Name of a pool alert that reports the same cause more precisely. The rule fires no alert for a disk while that alert
+            fires for a pool with an image of the disk.
         distinguishing_label: The label that distinguishes the alerts of one subject; empty if each subject has at most one alert.
         copied_fields: Further fields to copy into the alert's record.
         resolved_when_false: Whether the alert is resolved by a sample for which the condition is false.
@@ -156,8 +156,8 @@ class EventMatch:
 class EventAlertRule(AlertRule):
     """An alert rule on an event. Each subject of the event has its own alert.
 
-    With a `limit`, the alert fires when that number of events has arrived within `seconds`. Without a `limit`, the alert fires `seconds`
-    after the event, unless an event in `resolved_by` arrives first.
+    A rule with a `limit` fires the alert when that number of events has arrived within `seconds`. A rule without a `limit` fires the alert
+    `seconds` after the event, unless an event in `resolved_by` arrives first.
 
     Attributes:
         match: The events.

@@ -43,9 +43,8 @@ class SampleRuleEvaluator:
         self._store = store
         self._derivations = all_sample_derivations(self.ages)
         self._rules: dict[Family, tuple[SampleAlertRule, ...]] = {}
-        self._derivations_after: dict[
-            Family, tuple[SampleDerivation, ...]
-        ] = {}  # by the family whose poll triggers the derivations
+        # By the family whose poll triggers the derivations.
+        self._derivations_after: dict[Family, tuple[SampleDerivation, ...]] = {}
         self._further_sources: frozenset[Family] = frozenset()  # families whose last values the derivations need
         # The compared fields of families whose rules compare counters only.
         self._counter_fields: dict[Family, tuple[str, ...]] = {}
@@ -76,7 +75,7 @@ class SampleRuleEvaluator:
     def on_samples(
         self, state: VmProcessState, families: Collection[Family], samples: Sequence[Sample], time_ns: int
     ) -> Iterator[Record]:
-        """Handle a poll. `samples` are all samples of these families."""
+        """Evaluate the rules after a poll. `samples` are all samples of these families."""
         for family in families:
             if family not in self.families:
                 continue

@@ -14,7 +14,7 @@ SNAPSHOT_ENTRY_PREFIX = "snapshots/"
 """Prefix of the name of a VM's persistent entry. The VM's UUID follows."""
 
 MAX_VMS = 4096
-"""Maximum number of VMs. If a VM exceeds this number, the agent forgets the VM that was polled longest ago."""
+"""Maximum number of VMs. For each further VM, the agent forgets the VM that was polled longest ago."""
 MAX_DISKS = 128
 """Maximum number of disks of a VM, because a malicious QEMU may report any number of names."""
 MAX_OVERLAYS = 64

@@ -29,7 +29,7 @@ def execute(parsed: argparse.Namespace) -> int:
 
 
 async def _exit_after(main: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine. The process exits within THREAD_EXIT_SECONDS after its end, even if a hung disk blocks a thread."""
+    """Run a coroutine. The process exits within THREAD_EXIT_SECONDS after the coroutine's end, even if a hung disk blocks a thread."""
     status = 1
     try:
         await main
